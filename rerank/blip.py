@@ -1,0 +1,137 @@
+"""BLIP as a judge of (image, caption) pairs, over transformers' BlipForImageTextRetrieval.
+
+    scorer = BlipScorer.load("Salesforce/blip-itm-base-coco")
+    scores = scorer.score(image, ["a dog runs on grass", "two cats on a sofa"])
+
+The picture goes through the vision tower once; its captions, in batches, through the text tower with cross-attention to it.
+The batch holds the image's features once (transformers broadcasts them), so that each layer's keys and values of the
+image are computed once per batch instead of once per caption. Scores equal transformers' own forward, pair by pair, to 1e-5.
+
+Shape letters: N captions, C captions of a batch, T image tokens, D width of the text tower, V width of the vision tower.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rerank.blip_checkpoint import BlipCheckpoint, load_blip
+from rerank.blip_text import MAX_TOKENS, CaptionBatch, caption_batches, clean_caption, token_ids
+
+ScoreKind = Literal["match_logit", "margin"]
+Precision = Literal["float32", "bfloat16"]
+_MATCH, _NO_MATCH = 1, 0  # columns of itm_score
+
+
+@dataclass(frozen=True)
+class BlipSettings:
+    """What of the scoring can be switched; the defaults are the original BLIP's evaluation, in float32.
+
+    Attributes:
+        enc_token: put [ENC] in place of [CLS], as the original does and transformers does not; a model whose vocabulary has
+            no [ENC] is scored without.
+        clean_captions: the original's caption cleaning.
+        score_kind: "match_logit", column 1 of itm_score, as the original ranks; "margin", column 1 minus column 0, which orders pairs
+            as the match probability does.
+        precision: "bfloat16" runs the towers under autocast; the matching head and the scores stay float32.
+        chunk_size: captions of one image that go through the text tower together; changes scores by float noise only.
+        max_tokens: longer captions are cut to this many tokens.
+    """
+
+    enc_token: bool = True
+    clean_captions: bool = True
+    score_kind: ScoreKind = "match_logit"
+    precision: Precision = "float32"
+    chunk_size: int = 64
+    max_tokens: int = MAX_TOKENS
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value that is none of the above."""
+        if self.score_kind not in ("match_logit", "margin"):
+            raise ValueError(f'score_kind: expected "match_logit" or "margin"; found {self.score_kind!r}.')
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f'precision: expected "float32" or "bfloat16"; found {self.precision!r}.')
+        if self.chunk_size < 1 or self.max_tokens < 2:
+            raise ValueError(f"chunk_size must be at least 1 and max_tokens at least 2; found {self.chunk_size} and {self.max_tokens}.")
+
+
+class BlipScorer:
+    """Scores one image against many captions (a `PairScorer`)."""
+
+    name = "blip"
+
+    def __init__(
+        self, checkpoint: BlipCheckpoint, *, device: torch.device | str | None = None, settings: BlipSettings | None = None
+    ) -> None:
+        """Moves the checkpoint's model to `device`, by default a GPU if there is one."""
+        self.settings = settings or BlipSettings()
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._checkpoint = checkpoint
+        self._model = checkpoint.model.to(self.device)
+        self._max_tokens = min(self.settings.max_tokens, checkpoint.model.config.text_config.max_position_embeddings)
+
+    @classmethod
+    def load(cls, model: str, *, device: torch.device | str | None = None, settings: BlipSettings | None = None) -> "BlipScorer":
+        """The scorer of a folder or hub id.
+
+        Raises:
+            UserError: the checkpoint is incomplete or contradicts itself (see `load_blip`).
+        """
+        return cls(load_blip(model), device=device, settings=settings)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of weights, config, processors and the settings that change scores beyond float noise."""
+        settings = {key: value for key, value in asdict(self.settings).items() if key != "chunk_size"}
+        return hashlib.sha256(f"{self.name} {sorted(settings.items())} {self._checkpoint.digest()}".encode()).hexdigest()
+
+    @property
+    def enc_token_id(self) -> int | None:
+        """The id that takes the first token's place, or None where none does."""
+        return self._checkpoint.enc_token_id if self.settings.enc_token else None
+
+    @torch.inference_mode()
+    def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
+        """One score per caption, float32 of shape (N,); higher = better match.
+
+        Captions that read alike to the model (after cleaning) are scored once and get the very same number.
+        """
+        if not captions:
+            return np.empty(0, dtype=np.float32)
+        texts = [clean_caption(caption) for caption in captions] if self.settings.clean_captions else list(captions)
+        ids = token_ids(self._checkpoint.tokenizer, texts, enc_token_id=self.enc_token_id, max_tokens=self._max_tokens)
+        distinct = {caption: place for place, caption in enumerate(dict.fromkeys(ids))}
+        scores = self._score_distinct(self._image_features(image), list(distinct))
+        return scores[[distinct[caption] for caption in ids]]
+
+    def _image_features(self, image: Image.Image) -> torch.Tensor:
+        """Features of the image's tokens, shape (1, T, V)."""
+        pixels = self._checkpoint.image_processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"].to(self.device)
+        with self._autocast():
+            return self._model.vision_model(pixel_values=pixels).last_hidden_state
+
+    def _score_distinct(self, image_1TV: torch.Tensor, ids: list[tuple[int, ...]]) -> np.ndarray:
+        scores_N = np.empty(len(ids), dtype=np.float32)
+        for batch in caption_batches(ids, self.settings.chunk_size, self._checkpoint.tokenizer.pad_token_id):
+            scores_N[batch.positions_C] = self._score_batch(image_1TV, batch).cpu().numpy()
+        return scores_N
+
+    def _score_batch(self, image_1TV: torch.Tensor, batch: CaptionBatch) -> torch.Tensor:
+        """float32 scores, shape (C,)."""
+        with self._autocast():
+            hidden_CLD = self._model.text_encoder(
+                input_ids=batch.input_ids_CL.to(self.device),
+                attention_mask=batch.attention_mask_CL.to(self.device),
+                encoder_hidden_states=image_1TV,
+            ).last_hidden_state
+        logits_C2 = self._model.itm_head(hidden_CLD[:, 0].float())
+        match_C = logits_C2[:, _MATCH]
+        return match_C if self.settings.score_kind == "match_logit" else match_C - logits_C2[:, _NO_MATCH]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16")

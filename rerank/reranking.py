@@ -1,0 +1,63 @@
+"""Reranking proper: the head of every query re-ordered by pair scores, its tail left as the first stage had it.
+
+Shape letters: Q queries, K depth of the stored head, T the top_k that is re-ordered, P positive pairs.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from eval.ranking import Ranking
+from rerank.candidates import head_pairs
+from rerank.pairs import PairScores
+
+
+def rerank(first: Ranking, scores: PairScores, top_k: int) -> Ranking:
+    """The ranking after the first `top_k` of every query are re-ordered by pair score, best first, ties in first-stage order.
+
+    `top_scores_QK` of the result holds pair scores in its first `top_k` columns and, beyond them, the first stage's scores of the
+    untouched tail: the two are on different scales and must not be compared across that border. Ranks of positives are exact:
+    one within the head takes its new place, one below it keeps its rank (re-ordering the head moves nothing else).
+
+    Raises:
+        UserError: top_k is below 1 or deeper than the stored head.
+        LookupError: a pair of a head has no score (the first five are named).
+        ValueError: a positive's rank and the stored head contradict each other.
+    """
+    pair_scores_QT = scores.lookup(*head_pairs(first, top_k))
+    order_QT = np.argsort(-pair_scores_QT, axis=1, kind="stable")
+    return replace(
+        first,
+        top_indices_QK=_reordered_head(first.top_indices_QK, order_QT),
+        top_scores_QK=_with_head(first.top_scores_QK, np.take_along_axis(pair_scores_QT, order_QT, axis=1)),
+        positive_ranks_P=_new_ranks(first, order_QT),
+    )
+
+
+def _reordered_head(values_QK: np.ndarray, order_QT: np.ndarray) -> np.ndarray:
+    return _with_head(values_QK, np.take_along_axis(values_QK[:, : order_QT.shape[1]], order_QT, axis=1))
+
+
+def _with_head(values_QK: np.ndarray, head_QT: np.ndarray) -> np.ndarray:
+    return np.concatenate([head_QT.astype(values_QK.dtype, copy=False), values_QK[:, head_QT.shape[1] :]], axis=1)
+
+
+def _new_ranks(first: Ranking, order_QT: np.ndarray) -> np.ndarray:
+    """int64, shape (P,): where each positive stands after the head of its query took the given order."""
+    top_k = order_QT.shape[1]
+    place_QT = np.empty_like(order_QT)
+    np.put_along_axis(place_QT, order_QT, np.arange(top_k)[None, :], axis=1)
+    query_P = np.repeat(np.arange(first.num_queries), np.diff(first.positive_offsets))
+    ranks_P = first.positive_ranks_P.copy()
+    inside_P = ranks_P <= top_k
+    queries, places = query_P[inside_P], ranks_P[inside_P] - 1
+    contradicting = np.flatnonzero(first.top_indices_QK[queries, places] != first.positive_indices_P[inside_P])
+    if len(contradicting):
+        query, place = queries[contradicting[0]], places[contradicting[0]]
+        raise ValueError(
+            f"The first stage's ranking ({first.direction}) contradicts itself in {len(contradicting)} places: query {query} "
+            f"is said to hold positive {first.positive_indices_P[inside_P][contradicting[0]]} at rank {place + 1}, where its head holds "
+            f"{first.top_indices_QK[query, place]}."
+        )
+    ranks_P[inside_P] = place_QT[queries, places] + 1
+    return ranks_P

@@ -1,0 +1,42 @@
+"""The protocol every cross-encoder stands behind, and the one door through which a checkpoint becomes a scorer."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rerank.blip import BlipScorer, BlipSettings
+from rerank.guard import check_matcher
+
+
+class PairScorer(Protocol):
+    """Reads an image and a caption together and says how well they match."""
+
+    @property
+    def name(self) -> str:
+        """What the stage is called after it: "blip" makes the stage "tuned+blip"."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that changes scores beyond float noise: weights, preprocessing, precision, settings."""
+
+    def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
+        """One score per caption, float32 of shape (len(captions),); higher = better match."""
+
+
+def load_scorer(model: str, *, device: torch.device | str | None = None, settings: BlipSettings | None = None) -> PairScorer:
+    """The scorer of a checkpoint, given as a folder or a hub id.
+
+    Args:
+        model: a folder in the hub's format, or a hub id, of a BlipForImageTextRetrieval.
+        device: where to score; by default a GPU if there is one.
+        settings: what can be switched; by default as the original BLIP evaluates, in float32.
+
+    Raises:
+        UserError: the checkpoint cannot judge (image, caption) pairs (a text-text reranker, a bi-encoder, a captioner, ...),
+            lacks weights, or cannot be read; the message says why and what to use instead.
+    """
+    check_matcher(model)
+    return BlipScorer.load(model, device=device, settings=settings or BlipSettings())

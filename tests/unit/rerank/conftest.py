@@ -1,0 +1,135 @@
+"""Small BLIP matchers with random weights, in the hub's own file formats, and a data set in memory."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval, BlipProcessor
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = ["a", "the", "red", "blue", "green", "dog", "cat", "circle", "square", "left", "right", "of", "above", "below", "and", "on"]
+WORDS += ["sits", "runs", "##s", "##ning", ",", "'"]
+
+
+def _write_processor(folder: Path, image_pixels: int) -> int:
+    """Writes vocab.txt, tokenizer and image processor; returns the number of tokens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(SPECIAL + WORDS) + "\n", encoding="utf-8")
+    tokenizer = BertTokenizer.from_pretrained(folder)
+    image_processor = BlipImageProcessorPil(size={"height": image_pixels, "width": image_pixels})
+    BlipProcessor(image_processor, tokenizer).save_pretrained(folder)
+    return len(tokenizer)
+
+
+def _randomise(model: BlipForImageTextRetrieval) -> None:
+    """Weights large enough that both image and caption move the score (transformers starts the vision tower at 1e-10)."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 or "bias" in name:
+                parameter.normal_(std=0.5 if "embedding" in name else 1.5 / max(parameter.shape[-1], 1) ** 0.5)
+
+
+@pytest.fixture(scope="session")
+def tiny_blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a two-layer BLIP matcher; its vocabulary is two larger than its tokenizer's, as the released one's is."""
+    folder = tmp_path_factory.mktemp("blip") / "tiny"
+    num_tokens = _write_processor(folder, image_pixels=32)
+    config = BlipConfig(
+        text_config={
+            "vocab_size": num_tokens + 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 40,
+            "bos_token_id": num_tokens,
+            "sep_token_id": 3,
+        },
+        vision_config={
+            "hidden_size": 24,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        image_text_hidden_size=16,
+    )
+    model = BlipForImageTextRetrieval(config)
+    _randomise(model)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base_blip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BlipForImageTextRetrieval]:
+    """BLIP base's towers at their released width, depth and heads, on small pictures: a folder with the processors, and the model."""
+    folder = tmp_path_factory.mktemp("blip") / "base"
+    num_tokens = _write_processor(folder, image_pixels=64)
+    config = BlipConfig(
+        text_config={"vocab_size": num_tokens + 2, "num_attention_heads": 12, "bos_token_id": num_tokens, "sep_token_id": 3},
+        vision_config={"image_size": 64, "patch_size": 16, "initializer_range": 0.02},
+    )
+    torch.manual_seed(0)
+    return folder, BlipForImageTextRetrieval(config).eval()
+
+
+@pytest.fixture
+def changed_blip(tiny_blip: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A function that copies the tiny matcher with its config or its weights changed."""
+
+    def change(config: Callable[[dict], None] | None = None, weights: Callable[[dict], None] | None = None, without: str = "") -> Path:
+        folder = tmp_path / "changed"
+        folder.mkdir()
+        for path in tiny_blip.iterdir():
+            if not without or not path.match(without):
+                (folder / path.name).write_bytes(path.read_bytes())
+        if config:
+            values = json.loads((folder / "config.json").read_text())
+            config(values)
+            (folder / "config.json").write_text(json.dumps(values))
+        if weights:
+            tensors = load_file(folder / "model.safetensors")
+            weights(tensors)
+            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    return change
+
+
+def random_image(seed: int, width: int = 45, height: int = 33) -> Image.Image:
+    """A picture of noise, not square."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="session")
+def noise() -> Callable[..., Image.Image]:
+    """A function that draws a picture of noise from a seed."""
+    return random_image
+
+
+class MemorySet:
+    """A data set in memory that counts how often each image is loaded."""
+
+    def __init__(self, num_images: int, captions: list[str]) -> None:
+        self.image_ids = [f"image-{i}" for i in range(num_images)]
+        self.caption_ids = [f"image-{i}#{i}" for i in range(len(captions))]
+        self.captions = captions
+        self.loaded: list[int] = []
+
+    def load_image(self, image: int) -> Image.Image:
+        self.loaded.append(image)
+        return random_image(image)
+
+
+@pytest.fixture(scope="session")
+def memory_set() -> Callable[[int, list[str]], MemorySet]:
+    """A function that makes a data set in memory of so many images and these captions."""
+    return MemorySet
