@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# One command from a bare machine to a tuned SigLIP: set up if needed, then train. `./launch.sh --help` says the rest.
+set -u
+
+usage() {
+    cat <<'TEXT'
+./launch.sh                                   set up, then run configs/demo.yaml: the whole job on the embedded default
+./launch.sh CONFIG.yaml [key.path=value ...]  set up, then train as CONFIG.yaml says; the same command again resumes
+./launch.sh test [pytest arguments]           set up, then ruff, mypy and every test; with arguments, pytest alone
+./launch.sh --help                            this text
+
+An active environment that satisfies pyproject.toml is used as it is; otherwise .venv is made here, once.
+
+  LAUNCH_ARGS      arguments for `accelerate launch`, for example
+                     LAUNCH_ARGS="--config_file configs/accelerate/cpu-2.yaml"   two processes on the CPU
+                     LAUNCH_ARGS="--multi_gpu --num_processes 2"                 two of the GPUs
+                   Without it: all visible GPUs, or one process. Under `srun --ntasks-per-node=1`: all nodes of the step.
+  OMP_NUM_THREADS  threads of each process; where it is unset, several processes share the cores evenly
+
+Exit codes: 0 done, 2 bad configuration or data, 3 no readable checkpoint to resume from, 4 could not write,
+5 loss or gradient not finite, 143 stopped by SIGTERM with a checkpoint written.
+TEXT
+}
+
+say() { printf 'launch.sh: %s\n' "$*" >&2; }
+
+die() { # die EXIT_CODE MESSAGE
+    local code=$1
+    shift
+    say "$*"
+    exit "$code"
+}
+
+resolve() { # prints the absolute path of file $1, as seen from the folder of the call or else from this one
+    case $1 in
+    /*) [ -f "$1" ] && printf '%s' "$1" ;;
+    *) { [ -f "$caller/$1" ] && printf '%s' "$caller/$1"; } || { [ -f "$root/$1" ] && printf '%s' "$root/$1"; } ;;
+    esac
+}
+
+run_tests() { # run_tests [PYTEST_ARGUMENT ...]
+    local failed=0 status
+    set_up test
+    if [ $# -eq 0 ]; then
+        "$python" -m ruff check . || failed=1
+        "$python" -m mypy || failed=1
+        [ "$failed" -eq 0 ] || say "ruff or mypy found faults, above: this command fails whatever the tests say"
+    fi
+    "$python" -m pytest -q "$@"
+    status=$?
+    exit $((status != 0 ? status : failed))
+}
+
+train() { # train CONFIG [KEY=VALUE ...]
+    local config
+    config=$(resolve "$1") || die 2 "expected a configuration file, 'test' or --help; there is no file $1, neither in $caller nor in $root"
+    shift
+    set_up ""
+    plan
+    if $plain; then
+        exec "$python" -m train "$config" "$@"
+    fi
+    if [ -z "${OMP_NUM_THREADS:-}" ]; then # the launcher would set 1
+        OMP_NUM_THREADS=$(($(nproc) / local_processes))
+        export OMP_NUM_THREADS=$((OMP_NUM_THREADS > 0 ? OMP_NUM_THREADS : 1))
+    fi
+    say "$num_processes process(es) on $num_machines machine(s), $OMP_NUM_THREADS thread(s) each: accelerate launch ${launch_args[*]}"
+    supervise "$python" -m accelerate.commands.launch "${launch_args[@]}" -m train "$config" "$@"
+}
+
+caller=$PWD
+root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd) && cd "$root" || exit 1
+[ -f launch/plan.sh ] || die 2 "expected the folder launch beside launch.sh, in $root. With sbatch: sbatch --wrap './launch.sh ...'"
+source launch/environment.sh
+source launch/plan.sh
+source launch/supervise.sh
+
+case ${1:-} in
+-h | --help) usage ;;
+test)
+    shift
+    run_tests "$@"
+    ;;
+-*)
+    usage >&2
+    die 2 "unknown option $1"
+    ;;
+'') train configs/demo.yaml ;;
+*) train "$@" ;;
+esac

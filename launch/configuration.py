@@ -1,0 +1,40 @@
+"""Prints what of an accelerate configuration file decides how launch.sh starts the trainers, as one line of words.
+
+    python launch/configuration.py FILE.yaml
+    NUM_PROCESSES NUM_MACHINES USE_CPU PORT DISTRIBUTED_TYPE special|plain
+
+PORT is "none" if the file names none. "plain" means that the file asks for nothing that a bare `python -m train` would not do.
+"""
+
+import sys
+from typing import Any
+
+import yaml
+
+BARE_KEYS = {"compute_environment", "distributed_type", "num_processes", "num_machines", "machine_rank", "use_cpu", "main_training_function"}
+UNSET = (None, False, {}, "no", "NO", "all", "static")
+
+
+def facts(values: dict[str, Any]) -> list[str]:
+    """The words for a file's values.
+
+    Raises ValueError or TypeError where a count is not a number.
+    """
+    special = any(key not in BARE_KEYS and value not in UNSET for key, value in values.items())
+    return [
+        str(int(values.get("num_processes", 1))),
+        str(int(values.get("num_machines", 1))),
+        "true" if values.get("use_cpu") else "false",
+        str(values.get("main_process_port", "none")),
+        str(values.get("distributed_type", "NO")),
+        "special" if special else "plain",
+    ]
+
+
+if __name__ == "__main__":
+    try:
+        with open(sys.argv[1], encoding="utf-8") as file:
+            loaded = yaml.safe_load(file)
+        print(*facts(dict(loaded)))
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        sys.exit(f"launch.sh: LAUNCH_ARGS: {sys.argv[1]} is not an accelerate configuration that can be read: {error}")

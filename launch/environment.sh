@@ -1,0 +1,82 @@
+# shellcheck shell=bash disable=SC2154
+# The Python environment: the active one if it satisfies pyproject.toml, else .venv, made and filled once.
+# Read by launch.sh, which gives `root`, `say` and `die`; set_up gives `python`.
+
+# Sets `python` if the active environment satisfies pyproject.toml with the extra $1 (may be empty); else sets `lacks` and fails.
+# Our own .venv does not count when it is the active one: it is kept up to date as if it were not.
+use_active() {
+    local candidate answer
+    if [ -n "${VIRTUAL_ENV:-}" ]; then
+        candidate=$VIRTUAL_ENV/bin/python
+    elif [ -n "${CONDA_PREFIX:-}" ]; then
+        candidate=$CONDA_PREFIX/bin/python
+    else
+        candidate=$(command -v python3 || command -v python) || return 1
+    fi
+    [ "$(dirname -- "$candidate")" -ef "$root/.venv/bin" ] && return 1
+    if answer=$("$candidate" "$root/launch/requirements.py" "$root/pyproject.toml" "$1" 2>/dev/null); then
+        python=$answer
+        say "using the active environment, $python"
+    else
+        lacks="the active environment ($candidate) is not used: it lacks ${answer:-a Python that starts}"
+        return 1
+    fi
+}
+
+stamp() { # stamp EXTRA: the file that marks a complete installation
+    printf '%s' "$root/.venv/installed${1:+-$1}"
+}
+
+fingerprint() { cat pyproject.toml constraints.txt | sha256sum; }
+
+# True if .venv holds what pyproject.toml and constraints.txt say today, with the extra $1 if that is not empty.
+is_installed() {
+    local now mark
+    now=$(fingerprint)
+    for mark in "$(stamp "$1")" "$(stamp test)"; do
+        [ -x .venv/bin/python ] && [ -f "$mark" ] && [ "$(cat "$mark")" = "$now" ] && return 0
+    done
+    return 1
+}
+
+find_python() { # prints the first interpreter that can make .venv
+    local name found=""
+    for name in python3 python3.13 python3.12 python3.11 python3.14 python; do
+        "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
+        found=$name
+        "$name" -c 'import ensurepip, venv' 2>/dev/null && command -v "$name" && return 0
+    done
+    [ -n "$found" ] && die 1 "$found has no venv module. Install it (Debian, Ubuntu: apt-get install python3-venv) and run this again."
+    die 1 "expected Python >= 3.11, found $(python3 --version 2>/dev/null || echo none). Install one and run this again."
+}
+
+install() { # install EXTRA: only a complete installation is marked as such
+    local maker
+    if ! .venv/bin/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        maker=$(find_python) || exit 1
+        "$maker" -m venv --clear .venv || die 1 "could not make $root/.venv with $maker (its message is above)"
+    fi
+    [ -n "$lacks" ] && say "$lacks"
+    say "installing into $root/.venv, once; this can take minutes"
+    rm -f -- "$(stamp "")" "$(stamp test)"
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".${1:+[$1]}" ||
+        die 1 "the installation failed (pip's message is above). It is not marked as complete: the same command tries again."
+    fingerprint >"$(stamp "$1")"
+}
+
+set_up() { # set_up EXTRA: sets `python`, installing first where that is needed
+    lacks=""
+    use_active "$1" && return
+    if ! is_installed "$1"; then
+        # The folder itself is the lock: nothing to clean up, and it is free again however this process and pip end.
+        exec 9<"$root"
+        if command -v flock >/dev/null && ! flock --nonblock 9; then
+            say "waiting for another launch.sh that is setting up"
+            flock 9
+        fi
+        is_installed "$1" || install "$1"
+        exec 9<&-
+    fi
+    python=$root/.venv/bin/python
+    say "using $root/.venv, $("$python" --version)"
+}
