@@ -11,7 +11,15 @@ from typing import Any
 
 import yaml
 
-BARE_KEYS = {"compute_environment", "distributed_type", "num_processes", "num_machines", "machine_rank", "use_cpu", "main_training_function"}
+BARE_KEYS = {
+    "compute_environment",
+    "distributed_type",
+    "num_processes",
+    "num_machines",
+    "machine_rank",
+    "use_cpu",
+    "main_training_function",
+}
 UNSET = (None, False, {}, "no", "NO", "all", "static")
 
 

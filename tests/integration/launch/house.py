@@ -16,7 +16,17 @@ ROOT = Path(__file__).parents[3]
 TOP_LEVEL = ("launch.sh", "launch", "pyproject.toml", "constraints.txt", "configs/accelerate")
 # Generous: only a launch that hangs meets it. No test says how long anything takes.
 HANG_SECONDS = 240.0
-OURS = ("LAUNCH_ARGS", "TRAIN_EXIT_FILE", "OMP_NUM_THREADS", "VIRTUAL_ENV", "CONDA_PREFIX", "RANK", "LOCAL_RANK", "WORLD_SIZE", "PYTHONPATH")
+OURS = (
+    "LAUNCH_ARGS",
+    "TRAIN_EXIT_FILE",
+    "OMP_NUM_THREADS",
+    "VIRTUAL_ENV",
+    "CONDA_PREFIX",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "PYTHONPATH",
+)
 PYTHON = str(Path(sys.prefix) / "bin" / "python") if sys.prefix != sys.base_prefix else sys.executable
 
 TRAINER = '''

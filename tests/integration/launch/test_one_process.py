@@ -36,7 +36,7 @@ def test_the_default_is_the_demo_in_the_active_environment(house: House, tmp_pat
 
 
 def test_arguments_pass_unharmed(house: House) -> None:
-    words = ["data.columns.caption=two words", "name=it's \"quoted\" $HOME *", "empty="]
+    words = ["data.columns.caption=two words", 'name=it\'s "quoted" $HOME *', "empty="]
     launch = house.start("configs/demo.yaml", *words)
     assert launch.end()[0] == 0
     assert launch.note("start")["argv"][1:] == words

@@ -121,7 +121,13 @@ def test_a_given_port_is_kept(tmp_path: Path) -> None:
     assert plan.words.count("--main_process_port") == 1 and plan.value("--main_process_port") == "29600"
 
 
-SLURM = {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "gpu[07-08,11],login2", "SLURM_JOB_ID": "31415", "SLURM_STEP_ID": "0"}
+SLURM = {
+    "SLURM_NNODES": "2",
+    "SLURM_NODEID": "1",
+    "SLURM_JOB_NODELIST": "gpu[07-08,11],login2",
+    "SLURM_JOB_ID": "31415",
+    "SLURM_STEP_ID": "0",
+}
 
 
 def test_slurm_joins_the_nodes(tmp_path: Path) -> None:
@@ -129,7 +135,9 @@ def test_slurm_joins_the_nodes(tmp_path: Path) -> None:
     assert (plan.plain, plan.num_processes, plan.num_machines) == (False, 8, 2)
     given = {option: plan.value(option) for option in ("--num_processes", "--num_machines", "--machine_rank", "--main_process_ip")}
     assert given == {"--num_processes": "8", "--num_machines": "2", "--machine_rank": "1", "--main_process_ip": "gpu07"}
-    assert plan.value("--main_process_port") == planned(tmp_path, 4, **SLURM | {"SLURM_NODEID": "0"}).value("--main_process_port") == "21415"
+    assert (
+        plan.value("--main_process_port") == planned(tmp_path, 4, **SLURM | {"SLURM_NODEID": "0"}).value("--main_process_port") == "21415"
+    )
     assert "--multi_gpu" in plan.words
 
 
