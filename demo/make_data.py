@@ -1,0 +1,34 @@
+"""Make the demo's data: demo/data/scenes.parquet and demo/data/train.qrels.
+
+python -m demo.make_data                       writes demo/data
+python -m demo.make_data --output /tmp/again   the same meaning and captions again, anywhere
+"""
+
+import argparse
+from pathlib import Path
+
+from demo.manifest import build_manifest, write_parquet
+from demo.qrels import unstated_truths
+
+DATA = Path(__file__).parent / "data"
+
+
+def main() -> None:
+    """Read the command line, build the manifest, and write both files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=DATA, help="folder to write to")
+    output: Path = parser.parse_args().output
+    output.mkdir(parents=True, exist_ok=True)
+    manifest = build_manifest()
+    write_parquet(manifest, output / "scenes.parquet")
+    lines = [f"{image_id} 0 {caption_id} 1\n" for image_id, caption_id in unstated_truths(manifest)]
+    (output / "train.qrels").write_text("".join(lines), encoding="utf-8")
+    for split in ("train", "val", "test"):
+        rows = [row for row in manifest if row.split == split]
+        num_captions, num_scenes = sum(len(row.captions) for row in rows), len({row.scene.key for row in rows})
+        print(f"{split}: {len(rows)} images of {num_scenes} scenes, {num_captions} captions")
+    print(f"true pairs of train that its captions do not state: {len(lines)}")
+
+
+if __name__ == "__main__":
+    main()
