@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor, AutoTokenizer, BlipConfig, BlipForImageTextRetrieval
+from transformers import AutoTokenizer, BlipConfig, BlipForImageTextRetrieval
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from eval.errors import UserError
 
@@ -58,7 +59,7 @@ def load_blip(model: str) -> BlipCheckpoint:
     """
     try:
         config = BlipConfig.from_pretrained(model)
-        image_processor = AutoImageProcessor.from_pretrained(model, backend="pil")
+        image_processor = BlipImageProcessorPil.from_pretrained(model)
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise _unreadable(model, "the config, image processor or tokenizer", error) from error
