@@ -38,6 +38,10 @@ resolve() { # prints the absolute path of file $1, as seen from the folder of th
     esac
 }
 
+folders() { # prints where resolve looks
+    if [ "$caller" -ef "$root" ]; then printf '%s' "$root"; else printf '%s' "$caller or $root"; fi
+}
+
 run_tests() { # run_tests [PYTEST_ARGUMENT ...]
     local failed=0 status
     set_up test
@@ -53,7 +57,7 @@ run_tests() { # run_tests [PYTEST_ARGUMENT ...]
 
 train() { # train CONFIG [KEY=VALUE ...]
     local config
-    config=$(resolve "$1") || die 2 "expected a configuration file, 'test' or --help; there is no file $1, neither in $caller nor in $root"
+    config=$(resolve "$1") || die 2 "expected a configuration file, 'test' or --help; there is no file $1 in $(folders)"
     shift
     set_up ""
     plan

@@ -18,7 +18,7 @@ use_active() {
         python=$answer
         say "using the active environment, $python"
     else
-        lacks="the active environment ($candidate) is not used: it lacks ${answer:-a Python that starts}"
+        lacks="the active environment ($candidate) is not used: it lacks ${answer:-a working Python >= 3.11}"
         return 1
     fi
 }
@@ -59,7 +59,7 @@ install() { # install EXTRA: only a complete installation is marked as such
     [ -n "$lacks" ] && say "$lacks"
     say "installing into $root/.venv, once; this can take minutes"
     rm -f -- "$(stamp "")" "$(stamp test)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".${1:+[$1]}" ||
+    .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".${1:+[$1]}" ||
         die 1 "the installation failed (pip's message is above). It is not marked as complete: the same command tries again."
     fingerprint >"$(stamp "$1")"
 }

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154
-# How many processes, and with which words accelerate is called. Read by launch.sh, which gives `root`, `python`, `die`
-# and `resolve`; plan gives `launch_args`, `num_processes`, `num_machines`, `local_processes` and `plain`
+# How many processes, and with which words accelerate is called. Read by launch.sh, which gives `root`, `python`, `die`,
+# `resolve` and `folders`; plan gives `launch_args`, `num_processes`, `num_machines`, `local_processes` and `plain`
 # (true: one process that asks nothing of accelerate, so python can take this shell's place).
 
 # Devices that torch sees. Importing torch takes seconds, so only where there is anything to see.
@@ -42,7 +42,7 @@ read_launch_args() {
         __num_machines) num_machines=$value ;;
         __main_process_port) port=$value ;;
         __config_file)
-            config_file=$(resolve "$value") || die 2 "LAUNCH_ARGS: there is no file $value, neither in $caller nor in $root"
+            config_file=$(resolve "$value") || die 2 "LAUNCH_ARGS: there is no file $value in $(folders)"
             value=$config_file
             ;;
         esac

@@ -24,9 +24,11 @@ forward() { # forward SIGNAL
     local pids
     interrupted=true
     [ "$1" = USR1 ] || stopped_by=$1
-    pids=$(trainers)
-    # shellcheck disable=SC2086  # a list of numbers
-    kill -s "$1" ${pids:-$launcher} 2>/dev/null
+    mapfile -t pids < <(trainers)
+    if [ ${#pids[@]} -eq 0 ] && [ "$1" != USR1 ] && [ -n "$launcher" ]; then # too early for trainers
+        pids=("$launcher")
+    fi
+    [ ${#pids[@]} -eq 0 ] || kill -s "$1" "${pids[@]}" 2>/dev/null
 }
 
 end_strays() { # trainers that outlived their launcher are asked to stop and, a minute later, made to
@@ -76,15 +78,16 @@ supervise() { # supervise COMMAND ...: runs it as a child and exits as the train
     trap 'rm -rf -- "$marks"' EXIT
     # Even a SIGKILL of this script then stops the launcher, and the launcher its trainers.
     setpriv --pdeathsig TERM true 2>/dev/null && tie=(setpriv --pdeathsig TERM)
-    interrupted=false stopped_by=""
-    set -m # a process group of its own: Ctrl-C reaches this script alone, which passes it on once
-    env TRAIN_EXIT_FILE="$marks/exit" "${tie[@]}" "$@" </dev/null &
-    launcher=$!
-    set +m
+    interrupted=false stopped_by="" launcher=""
     for signal in TERM INT HUP USR1; do
         # shellcheck disable=SC2064  # the name is meant as it is now
         trap "forward $signal" "$signal"
     done
+    set -m # a process group of its own: Ctrl-C reaches this script alone, which passes it on once
+    env TRAIN_EXIT_FILE="$marks/exit" "${tie[@]}" "$@" </dev/null &
+    launcher=$!
+    set +m
+    [ -z "$stopped_by" ] || kill -s "$stopped_by" "$launcher" # it came in between
     while :; do
         interrupted=false
         wait "$launcher"

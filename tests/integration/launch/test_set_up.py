@@ -128,11 +128,10 @@ def test_it_installs_once_and_again_when_what_it_rests_on_changes(machine: BareM
 
 
 def test_an_installation_that_did_not_finish_is_not_taken_as_complete(machine: BareMachine) -> None:
-    for _ in range(2):
-        launch = machine.start()
-        code, _, stderr = launch.end()
-        assert code == 1 and "the installation failed" in stderr and "launch-probe" in stderr
-        assert launch.note("start") is None
+    launch = machine.start()
+    code, _, stderr = launch.end()
+    assert code == 1 and "the installation failed" in stderr and "launch-probe" in stderr
+    assert launch.note("start") is None
     machine.supply()
     shutil.rmtree(next(machine.venv.glob("lib/python3*/site-packages/pip")))  # as if killed while .venv was being made
     assert run(machine)[0] == 0 and machine.installed_version() == "1.0"
@@ -147,7 +146,6 @@ def test_two_launches_at_once_install_once(machine: BareMachine) -> None:
     assert [end[0] for end in ends] == [0, 0], ends
     assert all(launch.note("start") for launch in launches)
     assert machine.num_builds() == 1
-    assert sum("waiting for another launch.sh" in end[2] for end in ends) == 1
 
 
 def test_an_old_python_is_refused_with_the_remedy(machine: BareMachine, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ TWO = "--config_file configs/accelerate/cpu-2.yaml"
 
 def test_exit_codes_of_jobs_that_run_at_once(house: House) -> None:
     """All at once, so that a port that two jobs shared would show, too."""
-    asked = {"exit=0": 0, "exit=2": 2, "exit=3": 3, "exit.1=4 wait=0": 4, "exit.0=5 wait=1": 5, "exit=143": 143, "exit=crash": 1}
+    asked = {"exit=0": 0, "exit=2": 2, "exit=3": 3, "exit.1=4 wait=0": 4, "exit.0=5 wait=1": 5, "exit=crash": 1}
     launches = {words: house.start("configs/demo.yaml", *words.split(), LAUNCH_ARGS=TWO) for words in asked}
     ends = {words: launch.end() for words, launch in launches.items()}
     assert {words: end[0] for words, end in ends.items()} == asked, "\n".join(end[2] for end in ends.values())
@@ -45,6 +45,20 @@ def test_a_signal_reaches_both_trainers_once_they_have_had_a_warning(house: Hous
     assert code == 128 + number, stderr
     assert launch.note(number.name, 0) and launch.note(number.name, 1)
     assert not any(is_running(pid) for trainer in trainers for pid in (trainer["pid"], trainer["ppid"]))
+
+
+def test_a_signal_before_the_trainers_exist_ends_the_launcher(house: House) -> None:
+    launch = house.start("configs/demo.yaml", "wait=yes", LAUNCH_ARGS=TWO)
+    shell = psutil.Process(launch.process.pid)
+
+    def launchers() -> list[int]:
+        return [child.pid for child in shell.children() if "accelerate.commands.launch" in child.cmdline()]
+
+    wait_for(launchers, "accelerate did not start")
+    (launcher,) = launchers()
+    launch.send(signal.SIGTERM)
+    assert launch.end()[0] == 143
+    assert not is_running(launcher)
 
 
 def test_trainers_whose_launcher_is_killed_are_stopped(house: House) -> None:

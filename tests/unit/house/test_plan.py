@@ -17,6 +17,7 @@ die() { local code=$1; shift; say "$*"; exit "$code"; }
 root=$1 caller=$2 python=$3
 cd "$root"
 resolve() { case $1 in /*) [ -f "$1" ] && printf '%s' "$1" ;; *) [ -f "$root/$1" ] && printf '%s' "$root/$1" ;; esac; }
+folders() { printf '%s' "$root"; }
 source launch/plan.sh
 count_gpus() { echo "$GPUS"; }
 plan
