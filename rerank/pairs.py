@@ -10,10 +10,10 @@ from typing import Protocol
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from eval.errors import UserError
 from eval.processes import Processes
+from eval.progress import bar
 from rerank.candidates import CandidateLists, pair_keys
 from rerank.scorer import PairScorer
 
@@ -129,13 +129,13 @@ def score_candidates(
     share = lists.share(rank, world_size)
     scores_N = np.empty(share.num_pairs, dtype=np.float32)
     start = time.perf_counter()
-    with tqdm(total=share.num_pairs, unit="pair", desc=f"rerank {scorer.name}", disable=not progress) as bar:
+    with bar(share.num_pairs, f"rerank {scorer.name}", "pair", show=progress, leave=False) as shown:
         for position in range(share.num_images):
             captions_n = share.captions_of(position)
             scores_N[share.offsets[position] : share.offsets[position + 1]] = _score_image(
                 scorer, dataset, int(share.image_indices_I[position]), captions_n
             )
-            bar.update(len(captions_n))
+            shown.update(len(captions_n))
     cost = ScoringCost(share.num_pairs, share.num_images, time.perf_counter() - start)
     return PairScores(share, scores_N, scorer.fingerprint, cost)
 

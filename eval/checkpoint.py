@@ -1,0 +1,61 @@
+"""Load a SigLIP checkpoint from a folder or the hub: every weight really there, float32, nothing unpickled, and its name by content."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, SiglipModel
+
+from eval.errors import UserError
+from eval.inputs import SiglipInputs
+
+
+def load_siglip(name: str | os.PathLike[str]) -> tuple[SiglipModel, SiglipInputs]:
+    """Load model (float32, on the CPU, in evaluation mode) and inputs of a SigLIP checkpoint.
+
+    Raises:
+        UserError: not found, of another architecture, without safetensors, or with weights missing (they would be random).
+    """
+    name = str(name)
+    config = load_siglip_config(name)
+    try:
+        loaded: Any = SiglipModel.from_pretrained(name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+    except OSError as error:
+        raise UserError(f"{name}: no weights in safetensors form ({error}). Pickled weights are not loaded: convert them first") from error
+    except RuntimeError as error:  # shapes that do not fit
+        raise UserError(f"{name}: the weights do not fit config.json ({error})") from error
+    model, info = loaded
+    if info["missing_keys"] or info.get("mismatched_keys"):
+        missing = sorted(str(key) for key in (*info["missing_keys"], *info.get("mismatched_keys", ())))
+        raise UserError(f"{name}: {len(missing)} weight(s) are missing or of another shape, e.g. {missing[:5]}; they would be random")
+    return model.eval(), SiglipInputs.load(name, config)
+
+
+def load_siglip_config(name: str) -> Any:
+    """The config of a SigLIP checkpoint.
+
+    Raises:
+        UserError: nothing of that name, or another kind of model.
+    """
+    if os.path.isdir(name) and not (Path(name) / "config.json").is_file():
+        raise UserError(f"{name}: a folder without config.json is no Hugging Face checkpoint")
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{name}: neither a checkpoint folder nor a model that can be had from the hub ({str(error).splitlines()[0]})"
+        ) from error
+    if config.model_type != "siglip":
+        raise UserError(f"{name}: expected a SigLIP checkpoint (model_type 'siglip'), found {config.model_type!r}")
+    return config
+
+
+def hash_weights(model: torch.nn.Module) -> str:
+    """SHA-256 over the names, shapes and bytes of a model's parameters, hex: the name of its weights."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,187 @@
+"""SigLIP towers to unit vectors, on a fixed grid of blocks.
+
+A block has always the same number of rows, the last one padded, and belongs to one process: so any number of processes gives the same
+bits, and so does any order (promise 7). Shape letters: N rows, B rows of a block, L tokens, D width of the embedding.
+"""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import normalize
+from torch.utils.data import DataLoader, Dataset
+from transformers import SiglipModel
+
+from eval.dataset import RetrievalSet
+from eval.errors import UserError
+from eval.images import ImageError
+from eval.inputs import SiglipInputs
+from eval.processes import Processes
+
+IMAGE_BLOCK = 32
+TEXT_BLOCK = 128
+
+
+def image_features(model: SiglipModel, pixels: torch.Tensor) -> torch.Tensor:
+    """Unit image embeddings, float32 of shape (N, D), from pixel values of shape (N, 3, H, W). Differentiable."""
+    return normalize(_at_least_float32(model.vision_model(pixel_values=pixels).pooler_output), dim=-1)
+
+
+def text_features(model: SiglipModel, token_ids_NL: torch.Tensor) -> torch.Tensor:
+    """Unit text embeddings, float32 of shape (N, D), from padded token ids. Differentiable. No mask: see eval/inputs.py."""
+    return normalize(_at_least_float32(model.text_model(input_ids=token_ids_NL).pooler_output), dim=-1)
+
+
+def _at_least_float32(features: torch.Tensor) -> torch.Tensor:
+    """Features widened from half precision: a bf16 product near 10 has steps of 0.06 (facts.md). float64 stays."""
+    return features if features.dtype == torch.float64 else features.float()
+
+
+def embed_images(
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    dataset: RetrievalSet,
+    *,
+    processes: Processes = Processes(),
+    num_workers: int = 0,
+    block: int = IMAGE_BLOCK,
+    allow_undecodable: bool = False,
+    on_progress: Callable[[int], Any] = lambda rows: None,
+) -> np.ndarray:
+    """Unit embeddings of every image of a split, float32 of shape (images, D), the same on every process.
+
+    Args:
+        allow_undecodable: a picture that cannot be decoded gets a row of zeros (for mining) instead of an error.
+
+    Raises:
+        UserError: a picture cannot be decoded (in evaluation nothing is left out), or an embedding is not finite.
+    """
+    pictures = _PixelBlocks(dataset, inputs, block, processes, allow_undecodable)
+    loader = pictures_loader(pictures, num_workers=num_workers)
+    return _embed(model, iter(loader), dataset.num_images, block, processes, image_features, on_progress, "image")
+
+
+def embed_captions(
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    captions: Sequence[str],
+    *,
+    processes: Processes = Processes(),
+    block: int = TEXT_BLOCK,
+    on_progress: Callable[[int], Any] = lambda rows: None,
+) -> np.ndarray:
+    """Unit embeddings of captions, float32 of shape (captions, D), the same on every process.
+
+    Raises:
+        UserError: an embedding is not finite.
+    """
+    starts = [number * block for number in processes.share_of(_num_blocks(len(captions), block))]
+    blocks = (_pad(inputs.token_ids(captions[start : start + block]), block) for start in starts)
+    return _embed(model, blocks, len(captions), block, processes, text_features, on_progress, "caption")
+
+
+def _embed(
+    model: SiglipModel,
+    blocks: Iterator[torch.Tensor | str],
+    num_rows: int,
+    block: int,
+    processes: Processes,
+    features: Callable[[SiglipModel, torch.Tensor], torch.Tensor],
+    on_progress: Callable[[int], Any],
+    noun: str,
+) -> np.ndarray:
+    """Run one tower over this process's blocks and bring all blocks together in order."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    own = []
+    failure = ""
+    with torch.inference_mode():
+        for number, rows in zip(processes.share_of(_num_blocks(num_rows, block)), blocks, strict=True):
+            if isinstance(rows, str):  # the message of a picture that cannot be decoded
+                failure = rows
+                break
+            count = min(block, num_rows - number * block)
+            empty = rows.reshape(len(rows), -1).isnan().all(dim=1) if rows.is_floating_point() else torch.zeros(len(rows), dtype=torch.bool)
+            vectors = features(
+                model, rows.nan_to_num_(0.0).to(device, non_blocking=True) if bool(empty.any()) else rows.to(device, non_blocking=True)
+            )
+            own.append(vectors.cpu().masked_fill(empty[:, None], 0.0)[:count].numpy())
+            on_progress(count)
+    model.train(was_training)
+    _raise_together(failure, processes)
+    embeddings_ND = np.concatenate(processes.gather_blocks(own, _num_blocks(num_rows, block)))
+    bad = np.flatnonzero(~np.isfinite(embeddings_ND).all(axis=1))
+    if len(bad):
+        raise UserError(f"{len(bad)} {noun} embedding(s) are not finite, first at index {bad[0]}: the weights or the precision are broken")
+    return embeddings_ND
+
+
+def _raise_together(failure: str, processes: Processes) -> None:
+    """Raise on every process what went wrong on one, so that none waits for another for ever."""
+    raw = np.frombuffer(failure.encode(), dtype=np.uint8)
+    for part in processes.gather(raw):
+        if len(part):
+            raise UserError(f"{part.tobytes().decode()}. Every picture must decode in evaluation; --check-images lists all that do not")
+
+
+def pictures_loader(pictures: Dataset, *, num_workers: int, **options: Any) -> Any:  # type: ignore[type-arg]
+    """A DataLoader over ready-made blocks, with workers that leave stopping to their parent.
+
+    Ctrl-C and a cluster's SIGTERM reach every process of a group; a worker that died of one would cost its parent the last
+    checkpoint. Workers end when the loader does, or when their parent is gone.
+    """
+    context = "fork" if num_workers else None
+    return DataLoader(
+        pictures,
+        batch_size=None,
+        num_workers=num_workers,
+        multiprocessing_context=context,
+        worker_init_fn=_leave_signals_to_parent,
+        **options,
+    )
+
+
+def _leave_signals_to_parent(_: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _num_blocks(num_rows: int, block: int) -> int:
+    return -(-num_rows // block)
+
+
+def _pad(rows: torch.Tensor, block: int) -> torch.Tensor:
+    """Fill the last block by repeating its first row: the towers see every row for itself, so what it is filled with does not matter."""
+    missing = block - len(rows)
+    return torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])]) if missing else rows
+
+
+class _PixelBlocks(Dataset):  # type: ignore[type-arg]
+    """The blocks of pixel values one process encodes; decoding happens in the loader's workers."""
+
+    def __init__(self, dataset: RetrievalSet, inputs: SiglipInputs, block: int, processes: Processes, allow_undecodable: bool) -> None:
+        self._dataset, self._inputs, self._block, self._allow = dataset, inputs, block, allow_undecodable
+        self._numbers = list(processes.share_of(_num_blocks(dataset.num_images, block)))
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, item: int) -> torch.Tensor | str:
+        start = self._numbers[item] * self._block
+        images = range(start, min(start + self._block, self._dataset.num_images))
+        try:
+            return _pad(torch.stack([self._pixels(image) for image in images]), self._block)
+        except ImageError as error:
+            # Raised in a worker it would arrive wrapped in a traceback; as a value it keeps its words.
+            return str(error)
+
+    def _pixels(self, image: int) -> torch.Tensor:
+        try:
+            return self._inputs.pixels(self._dataset.load_image(image))
+        except ImageError:
+            if not self._allow:
+                raise
+            return torch.full((3, self._inputs.image_size, self._inputs.image_size), torch.nan)

@@ -1,0 +1,58 @@
+"""Decode one picture safely: a damaged, huge or disguised file is an ImageError with its reason, never a crash or a wrong image."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# An explicit list, for Pillow would otherwise hand an EPS that is named .jpg to Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO")
+MAX_PIXELS = 90_000_000
+_DEFLATE_MAX_RATIO = 1032  # RFC 1951: no deflate stream grows by more
+
+
+class ImageError(Exception):
+    """A picture that cannot be decoded; the message names the file and the reason."""
+
+
+def decode_image(source: bytes | str | Path) -> Image.Image:
+    """Decode a picture to RGB, turned upright by its EXIF orientation (as transformers' own load_image does).
+
+    Args:
+        source: the encoded bytes, or a path.
+
+    Raises:
+        ImageError: not a picture of a known format, truncated, more than MAX_PIXELS pixels, or not readable at all.
+    """
+    name = f"{len(source)} embedded bytes" if isinstance(source, bytes) else str(source)
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            _refuse_absurd_size(opened, len(data))
+            opened.load()
+            # Only a picture with EXIF needs a turn; exif_transpose would copy every other one.
+            image = ImageOps.exif_transpose(opened) if opened.getexif().get(0x0112, 1) != 1 else opened
+            return _to_rgb(image)
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from None
+    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, ... on damaged files
+        raise ImageError(f"{name}: cannot be decoded as a picture ({type(error).__name__}: {error})") from error
+
+
+def _refuse_absurd_size(image: Image.Image, num_bytes: int) -> None:
+    num_pixels = image.width * image.height
+    if num_pixels > MAX_PIXELS:
+        raise ImageError(f"{image.width} x {image.height} pixels, more than the {MAX_PIXELS:,} allowed; scale it down first")
+    if image.format == "PNG" and num_pixels > num_bytes * _DEFLATE_MAX_RATIO * 8:  # at one bit a pixel, the least PNG knows
+        raise ImageError(f"{num_bytes} bytes cannot hold the {image.width} x {image.height} pixels the header claims")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        # 16-bit greys: Pillow's own conversion clips at 255 instead of scaling.
+        values_HW = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if values_HW.max(initial=0.0) > 255 else 255.0
+        image = Image.fromarray(np.clip(values_HW / top * 255.0, 0, 255).astype(np.uint8))
+    # convert() returns a copy even of an RGB picture, so that the result outlives the file.
+    return image.convert("RGB")

@@ -1,0 +1,257 @@
+"""From a manifest to rows: which picture, which captions, which split. Every fault is collected and named before anything else happens.
+
+A manifest is a .csv, .jsonl or .parquet file, a folder or glob of .parquet files, or an image folder (see eval/manifest_rows.py for how
+each is read). What comes out is the same for all: one ManifestImage per (split, picture), captions joined, in id order.
+"""
+
+import os
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eval.captions import normalise
+from eval.errors import UserError
+from eval.manifest_rows import EmbeddedImage, Row, RowSource, open_rows
+
+COLUMNS = ("image", "captions", "caption", "id", "split", "group")
+_URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.\-]*://|^data:")
+_SHOWN_PER_KIND = 20
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with a manifest: where (file and line, or row), its kind (for counting), and what it is."""
+
+    where: str
+    kind: str
+    what: str
+
+
+class ManifestError(UserError):
+    """All faults of a manifest at once."""
+
+    def __init__(self, source: str, faults: list[Fault]) -> None:
+        self.faults = faults
+        counts = Counter(fault.kind for fault in faults)
+        shown: Counter[str] = Counter()
+        lines = [f"{source}: {len(faults)} fault(s): " + ", ".join(f"{count} x {kind}" for kind, count in counts.items())]
+        for fault in faults:
+            shown[fault.kind] += 1
+            if shown[fault.kind] <= _SHOWN_PER_KIND:
+                lines.append(f"  {fault.where}: {fault.what}")
+        lines += [f"  ... and {count - _SHOWN_PER_KIND} more of: {kind}" for kind, count in counts.items() if count > _SHOWN_PER_KIND]
+        super().__init__("\n".join(lines))
+
+
+@dataclass
+class ManifestImage:
+    """One picture of one split with all its captions; `embedded` says where its bytes lie when it is not a file."""
+
+    id: str
+    split: str | None
+    path: Path | None
+    embedded: EmbeddedImage | None
+    num_bytes: int
+    group: str | None
+    captions: list[str]
+    where: str
+
+
+@dataclass
+class Manifest:
+    """A read manifest without faults."""
+
+    source: str
+    rows: RowSource
+    images: list[ManifestImage]
+
+    @property
+    def splits(self) -> list[str | None]:
+        """Names of the splits found, sorted; [None] when the manifest has no split column."""
+        return sorted({image.split for image in self.images}, key=lambda split: (split is not None, split or ""))
+
+
+def read_manifest(
+    source: str | os.PathLike[str],
+    *,
+    image_root: str | os.PathLike[str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    require_splits: Iterable[str] = (),
+) -> Manifest:
+    """Read a manifest whole and check every row.
+
+    Args:
+        source: file, folder or glob (see the module).
+        image_root: folder that image paths are relative to; default: the manifest's folder.
+        columns: our column name -> the manifest's own name for it.
+        require_splits: names of splits that must be there.
+
+    Raises:
+        ManifestError: with every fault found.
+        UserError: the source does not exist or is of no known kind.
+    """
+    mapping = _column_mapping(columns or {})
+    rows = open_rows(str(source), mapping)
+    faults = [Fault(where, "unreadable row", what) for where, what in rows.faults]
+    faults += _column_faults(rows, mapping, columns or {})
+    if faults and not rows.has_usable_columns(mapping):
+        raise ManifestError(str(source), faults)
+    joiner = _Joiner(Path(image_root) if image_root is not None else rows.folder, rows, faults)
+    for row in rows:
+        joiner.add(row)
+    manifest = Manifest(str(source), rows, sorted(joiner.finish(), key=lambda image: image.id))
+    found = manifest.splits
+    for split in dict.fromkeys(require_splits):
+        if split not in found:
+            names = ", ".join(repr(name) for name in found if name is not None) or "none: there is no column `split`"
+            faults.append(
+                Fault(
+                    str(source),
+                    "no such split",
+                    f"no row has split {split!r}; splits found: {names}. Set the split to null if there is none",
+                )
+            )
+    if not manifest.images and not faults:
+        faults.append(Fault(str(source), "empty", "the manifest has no rows"))
+    if faults:
+        raise ManifestError(str(source), faults)
+    return manifest
+
+
+def _column_mapping(columns: Mapping[str, str]) -> dict[str, str]:
+    unknown = sorted(set(columns) - set(COLUMNS))
+    if unknown:
+        raise UserError(f"data.columns: {unknown} are not columns of ours; it maps any of {list(COLUMNS)} to the manifest's own names")
+    return {name: columns.get(name, name) for name in COLUMNS}
+
+
+def _column_faults(rows: RowSource, mapping: Mapping[str, str], asked: Mapping[str, str]) -> list[Fault]:
+    where, found = rows.header_place, rows.columns
+    faults = []
+    for ours, theirs in asked.items():
+        if theirs not in found:
+            faults.append(
+                Fault(where, "unknown column", f"data.columns maps {ours} to {theirs!r}, which is not there; columns found: {found}")
+            )
+    if mapping["image"] not in found and "image" not in asked:
+        faults.append(
+            Fault(
+                where,
+                "unknown column",
+                f"no column {mapping['image']!r}; columns found: {found}. Name the right one: data.columns.image=NAME",
+            )
+        )
+    if mapping["captions"] not in found and mapping["caption"] not in found and not {"caption", "captions"} & set(asked):
+        remedy = "Name the right one: data.columns.caption=NAME (text) or data.columns.captions=NAME (list)"
+        faults.append(Fault(where, "unknown column", f"no column 'caption' or 'captions'; columns found: {found}. {remedy}"))
+    return faults
+
+
+@dataclass
+class _Joiner:
+    """Checks rows one by one and joins those of one picture."""
+
+    image_root: Path
+    rows: RowSource
+    faults: list[Fault]
+    images: dict[tuple[str | None, str], ManifestImage] = field(default_factory=dict)
+    path_of_id: dict[str, tuple[str, str]] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def add(self, row: Row) -> None:
+        """Check one row and join it; what is wrong with it goes to `faults`."""
+        captions = self._captions(row)
+        located = self._locate(row)
+        text = {name: self._text(row, name, getattr(row, name)) for name in ("id", "split", "group")}
+        if located is None:
+            return
+        key, path, num_bytes = located
+        image_id = text["id"] or key
+        known_key, known_where = self.path_of_id.setdefault(image_id, (key, row.where))
+        if known_key != key:
+            self.faults.append(Fault(row.where, "id twice", f"id {image_id!r} names {key!r} here and {known_key!r} at {known_where}"))
+            return
+        image = self.images.get((text["split"], key))
+        if image is None:
+            self.images[text["split"], key] = ManifestImage(
+                image_id, text["split"], path, row.embedded, num_bytes, text["group"], captions, row.where
+            )
+            return
+        if row.embedded is not None and image.embedded is not None and not self._same_picture(row.embedded, image.embedded):
+            self.faults.append(
+                Fault(row.where, "id twice", f"{key!r} names another picture at {image.where}; give each picture an id of its own")
+            )
+        if image.id != image_id:
+            self.faults.append(Fault(row.where, "two ids", f"image {key!r} has id {image_id!r} here and {image.id!r} at {image.where}"))
+        if image.group != text["group"]:
+            self.faults.append(
+                Fault(row.where, "two groups", f"image {key!r} has group {text['group']!r} here and {image.group!r} at {image.where}")
+            )
+        image.captions += captions
+
+    def finish(self) -> list[ManifestImage]:
+        """The joined images; those that lost every caption to faults are left out."""
+        return [image for image in self.images.values() if image.captions]
+
+    def _same_picture(self, one: EmbeddedImage, other: EmbeddedImage) -> bool:
+        return one.num_bytes == other.num_bytes and self.rows.image_bytes(one.row) == self.rows.image_bytes(other.row)
+
+    def _captions(self, row: Row) -> list[str]:
+        values: list[Any] = row.captions if isinstance(row.captions, list) else [row.captions]
+        if not values:
+            self.faults.append(Fault(row.where, "no caption", "the list of captions is empty"))
+        good = []
+        for value in values:
+            if not isinstance(value, str):
+                self.faults.append(Fault(row.where, "caption is not text", f"expected text, found {type(value).__name__}: {value!r:.80}"))
+            elif not normalise(value):
+                self.faults.append(Fault(row.where, "empty caption", f"nothing is left of {value!r:.80} without blanks and punctuation"))
+            else:
+                good.append(value)
+        return good
+
+    def _text(self, row: Row, name: str, value: object) -> str | None:
+        if value is None or value == "":
+            return None
+        if isinstance(value, (str, int)) and not isinstance(value, bool):
+            return str(value)
+        self.faults.append(Fault(row.where, f"{name} is not text", f"expected text, found {type(value).__name__}: {value!r:.80}"))
+        return None
+
+    def _locate(self, row: Row) -> tuple[str, Path | None, int] | None:
+        """(key, path, size in bytes) of a row's picture, or None after a fault."""
+        if row.embedded is not None:
+            return row.embedded.key, None, row.embedded.num_bytes
+        value = row.image
+        if not isinstance(value, str) or not value.strip():
+            self.faults.append(Fault(row.where, "no image", f"expected a path or embedded bytes, found {value!r:.80}"))
+            return None
+        if _URL.match(value):
+            self.faults.append(
+                Fault(
+                    row.where, "URL", f"{value!r:.200} is a URL; nothing is fetched from a manifest. Download the pictures and give paths"
+                )
+            )
+            return None
+        relative = posixpath.normpath(os.path.relpath(value, self.image_root) if os.path.isabs(value) else value)
+        if relative == ".." or relative.startswith("../"):
+            self.faults.append(
+                Fault(row.where, "path outside the image root", f"{value!r} lies outside {str(self.image_root)!r}; set data.image_root")
+            )
+            return None
+        path = self.image_root / relative
+        size = self._size(path, relative)
+        if size < 0:
+            self.faults.append(Fault(row.where, "missing file", f"{str(path)!r} does not exist or is no file. Is data.image_root right?"))
+            return None
+        return relative, path, size
+
+    def _size(self, path: Path, relative: str) -> int:
+        """Bytes of a file, -1 when it is not there; asked of the file system once per picture."""
+        if relative not in self.sizes:
+            self.sizes[relative] = path.stat().st_size if path.is_file() else -1
+        return self.sizes[relative]

@@ -1,0 +1,68 @@
+"""The processes of one job as evaluation sees them: who am I, how many are we, and how do arrays of uneven length come together."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Rank and number of the processes that share a job; a single one needs no communication."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @classmethod
+    def current(cls) -> "Processes":
+        """The processes of torch.distributed where it is initialised, else one."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    @property
+    def is_main(self) -> bool:
+        """True for the process that prints and writes."""
+        return self.rank == 0
+
+    def share_of(self, num_blocks: int) -> range:
+        """The blocks this process works on: every world_size-th, from its rank."""
+        return range(self.rank, num_blocks, self.world_size)
+
+    def gather(self, array: np.ndarray) -> list[np.ndarray]:
+        """The array of every process, in rank order, on every process. Arrays may differ in their first dimension only."""
+        if self.world_size == 1:
+            return [array]
+        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+        lengths = torch.zeros(self.world_size, dtype=torch.int64, device=device)
+        lengths[self.rank] = len(array)
+        dist.all_reduce(lengths)
+        longest = int(lengths.max())
+        padded = np.zeros((longest, *array.shape[1:]), dtype=array.dtype)
+        padded[: len(array)] = array
+        mine = torch.from_numpy(padded).to(device)
+        parts = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(parts, mine)
+        return [part[: int(length)].cpu().numpy() for part, length in zip(parts, lengths, strict=True)]
+
+    def gather_blocks(self, blocks: list[np.ndarray], num_blocks: int) -> list[np.ndarray]:
+        """All blocks in grid order from each process's share of them; blocks share shape but for their first dimension.
+
+        Processes without a block learn the shape from those that have one.
+        """
+        if self.world_size == 1:
+            return blocks
+        shapes: list[tuple[tuple[int, ...], str] | None] = [None] * self.world_size
+        dist.all_gather_object(shapes, (blocks[0].shape[1:], blocks[0].dtype.str) if blocks else None)
+        tail, dtype = next(shape for shape in shapes if shape is not None)
+        mine = np.concatenate(blocks) if blocks else np.zeros((0, *tail), dtype=np.dtype(dtype))
+        lengths = self.gather(np.array([len(block) for block in blocks], dtype=np.int64))
+        parts = self.gather(mine)
+        split = [np.split(part, np.cumsum(length)[:-1]) if len(length) else [] for part, length in zip(parts, lengths, strict=True)]
+        return [split[block % self.world_size][block // self.world_size] for block in range(num_blocks)]
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.world_size > 1:
+            dist.barrier()

@@ -1,0 +1,30 @@
+"""The progress bar every long loop shows: lively on a terminal, a line now and then in a log file."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+_LOG_FILE_SECONDS = 15.0
+
+
+def bar(total: int, text: str, unit: str, *, show: bool = True, leave: bool = True, initial: int = 0) -> Any:
+    """A tqdm bar on stderr.
+
+    Args:
+        show: False makes it silent, for processes other than the main one.
+        leave: whether the finished bar stays on the screen.
+    """
+    interval = 0.2 if sys.stderr.isatty() else _LOG_FILE_SECONDS
+    return tqdm(
+        total=total,
+        desc=text,
+        unit=unit,
+        initial=initial,
+        disable=not show,
+        leave=leave,
+        mininterval=interval,
+        maxinterval=max(10.0, interval),
+        smoothing=0.05,
+        dynamic_ncols=True,
+    )

@@ -1,0 +1,28 @@
+"""TREC qrels: lines `QUERY_ID 0 ITEM_ID RELEVANCE`; what says that pairs are true beyond what a manifest states."""
+
+import os
+from pathlib import Path
+
+from eval.errors import UserError
+
+
+def read_qrels(path: str | os.PathLike[str]) -> set[tuple[str, str]]:
+    """(query id, item id) of every line with relevance above 0; ids are taken as they stand, so they may not hold blanks.
+
+    Raises:
+        UserError: the file cannot be read, or a line has another form; the message names it.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as qrels ({error})") from error
+    pairs = set()
+    for number, line in enumerate(lines, 1):
+        cells = line.split()
+        if not cells:
+            continue
+        if len(cells) != 4 or not cells[3].lstrip("-").isdigit():
+            raise UserError(f"{path}:{number}: expected `QUERY_ID 0 ITEM_ID RELEVANCE`, found {line[:100]!r}")
+        if int(cells[3]) > 0:
+            pairs.add((cells[0], cells[2]))
+    return pairs

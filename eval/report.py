@@ -1,0 +1,125 @@
+"""Write a report where people and programs look for it: report.json, queries.parquet, report.html, and a table on the terminal."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from eval.evaluator import METRICS, Figures
+
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+_DIRECTION_WORDS = {"image_to_text": "image to text", "text_to_image": "text to image", "both": "both"}
+
+
+def write_report(folder: str | os.PathLike[str], figures: Figures, *, notes: list[str] | None = None) -> Path:
+    """Write the three files of a report, each committed by a rename. Returns the folder.
+
+    Args:
+        notes: sentences shown above the tables of report.html (leakage, say).
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    _replace(target / "queries.parquet", lambda path: pq.write_table(figures.queries, path))
+    record = report_record(figures)
+    _replace(target / "report.html", lambda path: path.write_text(_html(figures, notes or []), encoding="utf-8"))
+    _replace(target / "report.json", lambda path: path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8"))
+    return target
+
+
+def report_record(figures: Figures) -> dict[str, Any]:
+    """What report.json holds."""
+    return {"data": figures.data, "stages": figures.stages, "comparisons": figures.comparisons}
+
+
+def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The record of a written report.
+
+    Raises:
+        OSError, ValueError: it is not there or not whole.
+    """
+    record: dict[str, Any] = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
+    return record
+
+
+def _replace(path: Path, write: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _html(figures: Figures, notes: list[str]) -> str:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        **report_record(figures),
+        metrics=METRICS,
+        directions=_DIRECTION_WORDS,
+        notes=notes,
+        show=_show,
+        show_interval=_show_interval,
+    )
+
+
+def print_report(record: dict[str, Any], console: Console | None = None) -> None:
+    """Print the stages, and the comparisons that matter most, of a report's record as tables."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # a log file has no edge to wrap at
+    data = record["data"]
+    title = f"{data['source']} [{data['split'] or 'all rows'}]: {data['num_images']:,} images, {data['num_captions']:,} captions"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("stage", no_wrap=True)
+    table.add_column("direction", no_wrap=True)
+    for metric in METRICS:
+        table.add_column(metric.replace("_", " "), justify="right")
+    for stage, figures in record["stages"].items():
+        for direction in ("image_to_text", "text_to_image"):
+            cells = (_show(metric, figures[direction][metric]) for metric in METRICS)
+            table.add_row(escape(stage), _DIRECTION_WORDS[direction], *cells)
+    console.print(table)
+    if record["comparisons"]:
+        console.print(_comparison_table(record["comparisons"]))
+
+
+def _comparison_table(comparisons: list[dict[str, Any]]) -> Table:
+    """R@1 in every direction and the other recalls of both together; report.html and report.json have every row."""
+    title = "differences in points, with paired 95% intervals (images drawn), p corrected over all rows of report.json"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in ("stage", "against", "direction", "metric", "difference", "95% interval", "p", "wins", "losses", "verdict"):
+        table.add_column(column, justify="right" if column in ("difference", "wins", "losses", "p") else "left", no_wrap=True)
+    for row in comparisons:
+        if row["metric"] != "R@1" and row["direction"] != "both":
+            continue
+        style = {"better": "green", "worse": "red"}.get(row["verdict"])
+        cells = [
+            escape(row["stage"]),
+            escape(row["against"]),
+            _DIRECTION_WORDS[row["direction"]],
+            row["metric"],
+            f"{100 * row['delta']:+.2f}",
+        ]
+        cells += [escape(_show_interval(row["ci95"])), f"{row['p_value']:.4f}", str(row["wins"]), str(row["losses"]), row["verdict"]]
+        table.add_row(*cells, style=style)
+    return table
+
+
+def _show(metric: str, value: float) -> str:
+    """Ranks with one decimal; shares in percent with two."""
+    return f"{value:.1f}" if metric.endswith("_rank") else f"{100 * value:.2f}"
+
+
+def _show_interval(bounds: list[float]) -> str:
+    """An interval of a difference of shares, in points."""
+    return f"[{100 * bounds[0]:+.2f}, {100 * bounds[1]:+.2f}]"

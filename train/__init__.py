@@ -1,0 +1,1 @@
+"""Training: batches, loss, mining, the loop, checkpoints and export. Imports eval and rerank."""

@@ -1,0 +1,113 @@
+"""python -m train CONFIG.yaml [key.path=value ...] [--check-images]
+
+Exit codes: 0 done · 2 bad configuration or data · 3 no readable checkpoint to resume from · 4 could not write ·
+5 loss or gradient not finite · 143 stopped by SIGTERM (130: by Ctrl-C) with a checkpoint written.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+from eval.errors import UserError
+
+
+def run(arguments: list[str]) -> int:
+    """The command; returns the exit code, having said why when it is not 0."""
+    parser = argparse.ArgumentParser(prog="python -m train", description="Tune SigLIP on labelled (image, caption) pairs.")
+    parser.add_argument("config", help="YAML file, e.g. configs/demo.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace those of the file")
+    parser.add_argument(
+        "--check-images", action="store_true", help="decode every picture first, name all that fail and all equal ones, then stop"
+    )
+    asked = parser.parse_args(arguments)
+    from train.loop import Stopped
+    from train.step import NotFinite
+
+    try:
+        return _run_job(asked)
+    except UserError as error:
+        return _say(str(error), error.exit_code)
+    except NotFinite as error:
+        return _say(str(error), error.exit_code)
+    except Stopped as error:
+        return _say(str(error), error.exit_code, "stopped")
+    except KeyboardInterrupt:
+        return _say("interrupted", 130, "stopped")
+    except OSError as error:
+        traceback.print_exc()
+        return _say(f"could not write (or read): {error}. What was committed before is whole; make room and run the same command again", 4)
+
+
+def _run_job(asked: Any) -> int:
+    from transformers.utils import logging
+
+    from train.config import load_config
+    from train.final import finish, is_finished, show_finished
+    from train.job import claim_folder, load_data, prepare, start_processes
+    from train.loop import Loop
+    from train.stopping import StopSignals
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*")  # workers touch no thread of their parent's
+    config = load_config(asked.config, asked.overrides)
+    if asked.check_images:
+        from train.check import check_images
+
+        return check_images(load_data(config), config.data.num_workers)
+    with StopSignals() as signals:
+        accelerator, processes = start_processes(config)
+        lock = claim_folder(config) if processes.is_main else None
+        processes.barrier()
+        try:
+            if is_finished(config):
+                if processes.is_main:
+                    print(f"{config.run_folder} is finished:")
+                    show_finished(config)
+                return 0
+            job = prepare(config, load_data(config), accelerator, processes)
+            loop = Loop(job, signals)
+            state = loop.run()
+            finish(job, state, loop.leave_if_asked)
+            return 0
+        finally:
+            if lock is not None:
+                lock.close()
+
+
+def _say(message: str, code: int, word: str = "error") -> int:
+    """Print why on the main process and return the code."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"{word}: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def main() -> None:
+    """Run, leave the exit code where launch.sh finds it (accelerate turns every code into 1), and exit."""
+    code = 1
+    try:
+        code = run(sys.argv[1:])
+    except SystemExit as error:  # argparse
+        code = error.code if isinstance(error.code, int) else 2
+    finally:
+        prefix = os.environ.get("TRAIN_EXIT_FILE")
+        if prefix:
+            path = Path(f"{prefix}.{os.environ.get('RANK', '0')}")
+            path.write_text(f"{code}\n", encoding="utf-8")
+    _end_processes()
+    sys.exit(code)
+
+
+def _end_processes() -> None:
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""What each step trains on, as a function of (seed, step) alone: nothing about the order is ever saved, and nothing is lost on resume.
+
+The order of an epoch is a permutation of all images; a batch is a slice of it, so no image is twice in a batch; the rest that does
+not fill a batch is left out of that epoch and, the next permutation being another, comes in the next. Shape letters: B images of the whole
+batch, b of this process, H mined captions per image, m mined captions of this process, L tokens.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from eval.dataset import RetrievalSet
+from eval.images import ImageError
+from eval.inputs import SiglipInputs
+from eval.processes import Processes
+from train.negatives import Negatives
+
+# Streams of random numbers, so that none of them is ever the same as another.
+_ORDER, _CAPTION, _CROP, _REPLACEMENT = range(4)
+_MAX_REPLACEMENTS = 100
+
+
+def generator(seed: int, stream: int, *keys: int) -> np.random.Generator:
+    """A counter-based generator named by its keys (Philox through numpy's SeedSequence): the same keys, the same numbers, anywhere."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream, *keys])))
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """Which images step s trains on, of the whole batch over all processes; steps count from 1."""
+
+    num_images: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one pass over the images."""
+        return self.num_images // self.batch_size
+
+    def epoch(self, step: int) -> int:
+        """The epoch, from 0, that a step belongs to."""
+        return (step - 1) // self.steps_per_epoch
+
+    def images(self, step: int) -> np.ndarray:
+        """Image indices of a step's whole batch, int64 of shape (B,), no image twice."""
+        start = (step - 1) % self.steps_per_epoch * self.batch_size
+        return _permutation(self.num_images, self.seed, self.epoch(step))[start : start + self.batch_size]
+
+
+@lru_cache(maxsize=2)
+def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    return generator(seed, _ORDER, epoch).permutation(num_images)
+
+
+def chosen_caption(dataset: RetrievalSet, image: int, epoch: int, seed: int) -> int:
+    """The caption (its index) that speaks for an image in an epoch: each of its captions in turn, in an order of its own."""
+    start, stop = int(dataset.caption_offsets[image]), int(dataset.caption_offsets[image + 1])
+    count = stop - start
+    if count == 1:
+        return start
+    turn = generator(seed, _CAPTION, image, epoch // count).permutation(count)
+    return start + int(turn[epoch % count])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This process's share of one step.
+
+    Attributes:
+        images_b, captions_b: int64, what each row really holds (a picture that does not decode is replaced).
+        pixels_b: float32 of shape (b, 3, H, W).
+        token_ids_bL: int64, padded captions.
+        mined_rows_m: int64, the row (0 <= row < b) each mined caption belongs to.
+        mined_captions_m: int64, caption indices.
+        mined_token_ids_mL: int64.
+        undecodable: messages about pictures that were replaced.
+    """
+
+    step: int
+    images_b: torch.Tensor
+    captions_b: torch.Tensor
+    pixels_b: torch.Tensor
+    token_ids_bL: torch.Tensor
+    mined_rows_m: torch.Tensor
+    mined_captions_m: torch.Tensor
+    mined_token_ids_mL: torch.Tensor
+    undecodable: list[str]
+
+    def pin_memory(self) -> "Batch":
+        """The same with page-locked tensors, for copies to a GPU that do not wait (called by DataLoader)."""
+        pinned: dict[str, Any] = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **pinned)
+
+
+class BatchBuilder(Dataset):  # type: ignore[type-arg]
+    """Builds this process's share of any step; index = step. Runs in the loader's workers."""
+
+    def __init__(
+        self,
+        dataset: RetrievalSet,
+        inputs: SiglipInputs,
+        order: BatchOrder,
+        processes: Processes,
+        *,
+        random_crop_min_area: float = 1.0,
+        negatives: Negatives | None = None,
+    ) -> None:
+        self._dataset, self._inputs, self._order, self._processes = dataset, inputs, order, processes
+        self._min_area, self._negatives = random_crop_min_area, negatives
+
+    def __getitem__(self, step: int) -> Batch:
+        epoch = self._order.epoch(step)
+        whole_B = self._order.images(step)
+        share = len(whole_B) // self._processes.world_size
+        first = self._processes.rank * share
+        images: list[int] = []
+        pixels: list[torch.Tensor] = []
+        undecodable: list[str] = []
+        for place in range(first, first + share):
+            image, values = self._decode(whole_B, place, step, epoch, undecodable)
+            images.append(image)
+            pixels.append(values)
+        captions = [chosen_caption(self._dataset, image, epoch, self._order.seed) for image in images]
+        mined = [self._negatives.of(image) if self._negatives is not None else np.empty(0, np.int64) for image in images]
+        mined_rows = np.repeat(np.arange(share), [len(row) for row in mined])
+        mined_captions = np.concatenate(mined).astype(np.int64)
+        token_ids = self._inputs.token_ids([self._dataset.captions[caption] for caption in (*captions, *mined_captions.tolist())])
+        return Batch(
+            step,
+            torch.tensor(images),
+            torch.tensor(captions),
+            torch.stack(pixels),
+            token_ids[:share],
+            torch.from_numpy(mined_rows),
+            torch.from_numpy(mined_captions),
+            token_ids[share:],
+            undecodable,
+        )
+
+    def _decode(self, whole_B: np.ndarray, place: int, step: int, epoch: int, undecodable: list[str]) -> tuple[int, torch.Tensor]:
+        """(image, pixel values) for one place of the batch; a picture that fails is replaced by one that is not in the batch."""
+        image = int(whole_B[place])
+        draws = generator(self._order.seed, _REPLACEMENT, step, place)
+        for _ in range(_MAX_REPLACEMENTS):
+            try:
+                return image, self._pixels(image, epoch)
+            except ImageError as error:
+                undecodable.append(str(error))
+            image = int(draws.integers(self._dataset.num_images))
+            while image in whole_B and len(whole_B) < self._dataset.num_images:
+                image = int(draws.integers(self._dataset.num_images))
+        raise ImageError(f"{_MAX_REPLACEMENTS} pictures in a row do not decode, the last: {undecodable[-1]}")
+
+    def _pixels(self, image: int, epoch: int) -> torch.Tensor:
+        picture = self._dataset.load_image(image)
+        if self._min_area < 1:
+            picture = random_crop(picture, self._min_area, generator(self._order.seed, _CROP, image, epoch))
+        return self._inputs.pixels(picture)
+
+
+def random_crop(picture: Image.Image, min_area: float, draws: np.random.Generator) -> Image.Image:
+    """Cut a random rectangle of the picture's own proportions with min_area to 1 of its area."""
+    side = float(np.sqrt(draws.uniform(min_area, 1.0)))
+    width, height = max(1, round(picture.width * side)), max(1, round(picture.height * side))
+    left, top = int(draws.integers(picture.width - width + 1)), int(draws.integers(picture.height - height + 1))
+    return picture.crop((left, top, left + width, top + height))

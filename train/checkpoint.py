@@ -1,0 +1,241 @@
+"""Checkpoints that survive a kill at any moment: written aside, hashed, committed by a rename; read only if every byte is right.
+
+checkpoints/step-N/ holds weights.safetensors (what trains), optimizer.safetensors (its two moments), state.json, negatives.parquet where
+mined captions are in force, and manifest.json with the SHA-256 of each. No pickle, and no random state: order, captions, crops and dropout
+follow from (seed, step).
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from eval.errors import UserError
+from train.model import TunedModel
+
+_NAME = re.compile(r"^step-(\d+)$")
+_TEMPORARY = ".tmp-"
+
+
+class NoReadableCheckpoint(UserError):
+    """Checkpoints are there, but none can be read. Exit code 3."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run is at a step, besides weights and moments.
+
+    Attributes:
+        step: optimizer steps taken.
+        num_metrics_lines: lines of metrics.jsonl that belong to it; later ones are of a future that did not happen.
+        evaluated: whether the evaluation due at this step is among them.
+        mined_at_step: step whose weights the negatives in force were mined with; None without.
+        negatives: name of the table in force; None without.
+        best_step, best_score: the best checkpoint so far by mean R@1 on val; None before any evaluation.
+        num_replaced: pictures replaced so far because they do not decode.
+        base_sha256: weights the run started from.
+    """
+
+    step: int
+    num_metrics_lines: int
+    evaluated: bool
+    mined_at_step: int | None
+    negatives: str | None
+    best_step: int | None
+    best_score: float | None
+    num_replaced: int
+    base_sha256: str
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "State":
+        """Read back from JSON; raises TypeError or KeyError where it does not fit."""
+        return cls(**{field.name: record[field.name] for field in fields(cls)})
+
+
+class Checkpoints:
+    """The checkpoints/ folder of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, step: int) -> Path:
+        """Folder of a step's checkpoint."""
+        return self.folder / f"step-{step}"
+
+    def steps(self) -> list[int]:
+        """Steps with a committed checkpoint, ascending; it may still be damaged."""
+        if not self.folder.is_dir():
+            return []
+        matches = (_NAME.match(path.name) for path in self.folder.iterdir() if path.is_dir())
+        return sorted(int(match.group(1)) for match in matches if match)
+
+    def sweep(self) -> None:
+        """Remove what killed writers left behind."""
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if path.name.startswith(_TEMPORARY):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def save(self, state: State, tuned: TunedModel, optimizer: torch.optim.Optimizer, negatives_file: Path | None) -> None:
+        """Commit a checkpoint; one that is already there for this step, and whole, stays (it holds the same weights).
+
+        Raises:
+            OSError: it cannot be written; what was there before is untouched.
+        """
+        target = self.path(state.step)
+        if target.is_dir():
+            if not verify(target):
+                return
+            shutil.rmtree(target)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f"{_TEMPORARY}{state.step}-{os.getpid()}"
+        try:
+            temporary.mkdir()
+            save_file(_weights(tuned), temporary / "weights.safetensors")
+            save_file(_moments(tuned, optimizer), temporary / "optimizer.safetensors")
+            if negatives_file is not None:
+                shutil.copyfile(negatives_file, temporary / "negatives.parquet")
+            (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
+            _seal(temporary)
+            os.rename(temporary, target)
+            sync_folder(self.folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def prune(self, keep: int, best_step: int | None) -> None:
+        """Remove all but the newest `keep` and the best."""
+        steps = self.steps()
+        for step in steps[:-keep]:
+            if step != best_step:
+                doomed = self.folder / f"{_TEMPORARY}pruned-{step}-{os.getpid()}"
+                # Renamed first, so that a kill in the middle leaves no half of a checkpoint under its name.
+                os.rename(self.path(step), doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+    def newest(self) -> tuple[State, list[str]] | None:
+        """(state of the newest checkpoint that is whole, warnings about newer ones that are not); None when there is none at all.
+
+        Raises:
+            NoReadableCheckpoint: there are some, and none is whole.
+        """
+        warnings: list[str] = []
+        for step in reversed(self.steps()):
+            fault = verify(self.path(step))
+            if not fault:
+                try:
+                    return self.state(step), warnings
+                except (OSError, ValueError, KeyError, TypeError) as error:
+                    fault = f"state.json: {error!r}"
+            warnings.append(f"{self.path(step)} is damaged and was passed over: {fault}")
+        if warnings:
+            lines = "\n  ".join(warnings)
+            raise NoReadableCheckpoint(
+                f"no readable checkpoint to resume from:\n  {lines}\nMove {self.folder} away to start from the beginning"
+            )
+        return None
+
+    def state(self, step: int) -> State:
+        """State of a step's checkpoint."""
+        return State.from_record(json.loads((self.path(step) / "state.json").read_text(encoding="utf-8")))
+
+    def load_weights(self, step: int, tuned: TunedModel) -> None:
+        """Put a checkpoint's weights into the model.
+
+        Raises:
+            NoReadableCheckpoint: they belong to another model.
+        """
+        saved = load_file(self.path(step) / "weights.safetensors")
+        expected = dict(tuned.trainable())
+        if saved.keys() != expected.keys():
+            differing = sorted(saved.keys() ^ expected.keys())[:5]
+            raise NoReadableCheckpoint(f"{self.path(step)} holds the weights of another model; differing: {differing}")
+        with torch.no_grad():
+            for name, parameter in expected.items():
+                parameter.copy_(saved[name])
+
+    def load_optimizer(self, step: int, tuned: TunedModel, optimizer: torch.optim.Optimizer) -> None:
+        """Put a checkpoint's moments into the optimizer."""
+        if step == 0:
+            return
+        saved = load_file(self.path(step) / "optimizer.safetensors")
+        parameters = dict(tuned.trainable())
+        record = optimizer.state_dict()
+        names = [name for group in optimizer.param_groups for name in group["names"]]
+        record["state"] = {
+            index: {
+                "step": torch.tensor(float(step)),
+                "exp_avg": saved[f"exp_avg.{name}"].to(parameters[name].device),
+                "exp_avg_sq": saved[f"exp_avg_sq.{name}"].to(parameters[name].device),
+            }
+            for index, name in enumerate(names)
+        }
+        optimizer.load_state_dict(record)
+
+
+def _weights(tuned: TunedModel) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().cpu().contiguous() for name, parameter in tuned.trainable()}
+
+
+def _moments(tuned: TunedModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    moments = {}
+    for name, parameter in tuned.trainable():
+        state = optimizer.state.get(parameter, {})
+        for key in ("exp_avg", "exp_avg_sq"):
+            if key in state:
+                moments[f"{key}.{name}"] = state[key].detach().cpu().contiguous()
+    return moments
+
+
+def _seal(folder: Path) -> None:
+    """Write manifest.json with the hash of every file, and force all of it to the disk."""
+    hashes = {}
+    for path in sorted(folder.iterdir()):
+        hashes[path.name] = hash_file(path)
+        _sync_file(path)
+    manifest = folder / "manifest.json"
+    manifest.write_text(json.dumps({"sha256": hashes}, indent=1) + "\n", encoding="utf-8")
+    _sync_file(manifest)
+    sync_folder(folder)
+
+
+def verify(folder: Path) -> str:
+    """What is wrong with a sealed folder, in words; empty when every file named in its manifest is there with the right bytes."""
+    try:
+        hashes = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"]
+        for name, expected in hashes.items():
+            if hash_file(folder / name) != expected:
+                return f"{name} does not have the bytes that were written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a folder's entries to the disk, so that a rename survives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,321 @@
+"""The configuration of a job: every key with its meaning, checked all at once, unknown keys refused.
+
+python -m train.config prints the JSON schema, for editors.
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from eval.errors import UserError
+
+Tower = Literal["image", "text"]
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be run; the message names every key that is wrong."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class LoraConfig(_Section):
+    """Low-rank adapters in the towers that are not frozen; scale and bias train beside them."""
+
+    rank: Annotated[int, Field(gt=0)] = 16
+    """Rank of each adapter."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """Adapters are scaled by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before each adapter."""
+
+
+class ScratchConfig(_Section):
+    """A small SigLIP from random weights, with a tokenizer learnt from the train captions: for trials, not for the best figures."""
+
+    image_size: Annotated[int, Field(gt=0)] = 96
+    """Side of the square images are squashed to, pixels."""
+    patch_size: Annotated[int, Field(gt=0)] = 16
+    """Side of a patch, pixels; divides image_size."""
+    width: Annotated[int, Field(gt=0)] = 192
+    """Width of both towers and of the embedding; divisible by num_heads."""
+    num_layers: Annotated[int, Field(gt=0)] = 6
+    """Layers of each tower."""
+    num_heads: Annotated[int, Field(gt=0)] = 3
+    """Attention heads of each layer."""
+    vocab_size: Annotated[int, Field(ge=64)] = 4000
+    """Most word pieces the tokenizer learns from the train captions."""
+    num_tokens: Annotated[int, Field(ge=4)] = 32
+    """Tokens a caption is padded or cut to."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ScratchConfig":
+        if self.image_size % self.patch_size:
+            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
+        if self.width % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} does not divide width {self.width}")
+        return self
+
+
+class ModelConfig(_Section):
+    """What is tuned."""
+
+    base: str | None = None
+    """Checkpoint to start from: a folder, or a hub id such as google/siglip-base-patch16-224."""
+    scratch: ScratchConfig | None = None
+    """Start from random weights instead of a base."""
+    lora: LoraConfig | None = None
+    """Train adapters instead of every weight."""
+    freeze: list[Tower] = []
+    """Towers that stay as they are."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+    logit_bias: float | None = None
+    """Start the bias here, not at the checkpoint's. A smaller batch holds relatively more positives: from 32k to 512 it wants about +4."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if (self.base is None) == (self.scratch is None):
+            raise ValueError("give exactly one of base (a checkpoint) and scratch (random weights)")
+        if self.scratch is not None and (self.lora is not None or self.freeze):
+            raise ValueError("random weights cannot be frozen or left to adapters")
+        return self
+
+
+class DataConfig(_Section):
+    """The labelled pairs."""
+
+    source: str
+    """The manifest: .jsonl, .csv, .parquet, a folder or glob of .parquet files, or an image folder."""
+    image_root: str | None = None
+    """Folder that image paths are relative to; default: the manifest's."""
+    columns: dict[str, str] = {}
+    """Our column (image, caption, captions, id, split, group) -> the manifest's name for it."""
+    train_split: str | None = "train"
+    """Rows to train on; null: the manifest has no splits, train on all of it."""
+    val_split: str | None = "val"
+    """Rows to evaluate on while training; null: no evaluation, the last checkpoint is exported."""
+    test_split: str | None = "test"
+    """Rows of the final evaluation; null: it is made on val."""
+    truth: str | None = None
+    """TREC qrels of true (image, caption) pairs the manifest does not state. Never trained on: counts false negatives among the mined."""
+    num_workers: Annotated[int, Field(ge=0)] = 2
+    """Processes that decode pictures, per training process."""
+
+
+class TrainConfig(_Section):
+    """The loop."""
+
+    max_steps: Annotated[int, Field(gt=0)]
+    """Optimizer steps."""
+    batch_size: Annotated[int, Field(gt=1)]
+    """Images per step, over all processes and micro-batches."""
+    micro_batch_size: Annotated[int, Field(gt=0)] | None = None
+    """Images embedded at once on one process; null: the process's whole share of the batch."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Peak rate of both towers, unless a tower has its own."""
+    image_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak rate of the image tower."""
+    text_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak rate of the text tower."""
+    scale_bias_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak rate of logit scale and bias."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """AdamW's decay, on the matrices of linear layers and convolutions only."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's betas."""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-6
+    """AdamW's epsilon."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps of linear warm-up before the cosine; null: 4% of max_steps, but at least 50 and at most a tenth."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Gradients are scaled down to this global norm; null: never."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the towers in training; the loss and every evaluation are float32."""
+    random_crop_min_area: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Cut a random part of at least this share of each picture; 1: none. No flips: captions say left and right."""
+    eval_every_steps: Annotated[int, Field(gt=0)]
+    """Steps between evaluations on val; one more before step 1 and one at the end."""
+    checkpoint_every_steps: Annotated[int, Field(gt=0)]
+    """Steps between checkpoints; also one before step 1, one at each new best, one at the end."""
+    keep_checkpoints: Annotated[int, Field(gt=0)] = 3
+    """Newest checkpoints kept; the best is kept besides."""
+    deterministic: bool = False
+    """On a GPU, use deterministic algorithms, so that a resumed run is bit-equal (slower). On the CPU it always is."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if self.warmup_steps is not None and self.warmup_steps >= self.max_steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} leaves nothing of max_steps {self.max_steps}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas lie in [0, 1), found {self.betas}")
+        return self
+
+    @property
+    def num_warmup_steps(self) -> int:
+        """The warm-up in force."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return min(max(50, round(0.04 * self.max_steps)), self.max_steps // 10)
+
+
+class MiningConfig(_Section):
+    """Hard-negative captions from the model's own top-K."""
+
+    mine_every_steps: Annotated[int, Field(gt=0)]
+    """Steps between refreshes; the first is before step start_step + 1."""
+    start_step: Annotated[int, Field(ge=0)] = 0
+    """Train without mined captions up to this step."""
+    negatives_per_image: Annotated[int, Field(gt=0)] = 4
+    """Most mined captions per image; fewer when fewer pass the rules, never filled up."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the mined columns in the loss. Measure it: mined negatives can hurt retrieval."""
+    margin: float | None = 0.0
+    """In logits: a caption is a negative only if it scores at least this far under the image's best true caption; null: no such rule."""
+    pool_top_k: Annotated[int, Field(gt=0)] = 64
+    """How many of an image's best captions are looked at."""
+    mined_scope: Literal["own", "all"] = "own"
+    """A mined caption faces its own image only, or every image of the batch (true pairs among them are positives)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "MiningConfig":
+        if self.negatives_per_image > self.pool_top_k:
+            raise ValueError(f"negatives_per_image {self.negatives_per_image} exceeds pool_top_k {self.pool_top_k}")
+        return self
+
+
+class RerankConfig(_Section):
+    """The cross-encoder of the final evaluation."""
+
+    model: str
+    """A folder, or a hub id such as Salesforce/blip-itm-base-coco."""
+    top_k: Annotated[int, Field(gt=1)] = 32
+    """Candidates per query that are scored again."""
+
+
+class WandbConfig(_Section):
+    """Weights & Biases, beside metrics.jsonl; its failures never stop a run."""
+
+    project: str = "siglip-tuner"
+    """Project to log to."""
+    entity: str | None = None
+    """Team or user."""
+    mode: Literal["online", "offline"] = "online"
+    """offline keeps everything under runs/NAME/wandb for `wandb sync`."""
+
+
+class JobConfig(_Section):
+    """One job: everything `python -m train CONFIG.yaml` needs to know."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """The run's folder is runs/NAME."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Order, caption choice, crops and dropout follow from it."""
+    runs_folder: str = "runs"
+    """Where run folders lie."""
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    mining: MiningConfig | None = None
+    rerank: RerankConfig | None = None
+    wandb: WandbConfig | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "JobConfig":
+        if {"image", "text"} <= set(self.model.freeze) and self.model.lora is not None:
+            raise ValueError("model.freeze names both towers, so model.lora has nothing to adapt")
+        if self.data.train_split is None and (self.data.val_split or self.data.test_split):
+            raise ValueError(
+                "data.train_split is null (the manifest has no splits), so data.val_split and data.test_split must be null too"
+            )
+        if self.mining is not None and self.mining.start_step >= self.train.max_steps:
+            raise ValueError(f"mining.start_step {self.mining.start_step} lies beyond train.max_steps {self.train.max_steps}")
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this run writes."""
+        return Path(self.runs_folder) / self.name
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> JobConfig:
+    """Read a YAML file, apply `key.path=value` overrides (values are YAML) and check everything.
+
+    Raises:
+        ConfigError: with every fault: unknown keys (and the nearest known one), wrong types, values that contradict one another.
+    """
+    record = _read_yaml(Path(path))
+    for override in overrides:
+        _apply(record, override)
+    try:
+        return JobConfig.model_validate(record)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {error.error_count()} fault(s) in the configuration\n" + "\n".join(_lines(error))) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); give the path of a YAML file, e.g. configs/demo.yaml") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(record, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(record).__name__}")
+    return record
+
+
+def _apply(record: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not all(path.split(".")):
+        raise ConfigError(f"{override!r}: an override has the form key.path=value, e.g. train.max_steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
+    *parents, last = path.split(".")
+    for key in parents:
+        if record.get(key) is None:
+            record[key] = {}
+        record = record[key]
+        if not isinstance(record, dict):
+            raise ConfigError(f"{override!r}: {key} is a single value, it has no keys below it")
+    record[last] = value
+
+
+def _lines(error: ValidationError) -> list[str]:
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"]) or "(the whole)"
+        if fault["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(fault["loc"][-1]), _known_keys(fault["loc"][:-1]), n=1)
+            lines.append(f"  {key}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
+        elif fault["type"] == "missing":
+            lines.append(f"  {key}: missing")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            found = "" if fault["type"] == "value_error" else f"; found {fault['input']!r:.100}"
+            lines.append(f"  {key}: {message}{found}")
+    return lines
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    section: Any = JobConfig
+    for part in location:
+        field = section.model_fields.get(part)
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if section is None:
+            return []
+    return list(section.model_fields)
+
+
+if __name__ == "__main__":
+    print(json.dumps(JobConfig.model_json_schema(), indent=1))

@@ -1,0 +1,153 @@
+"""Export: a checkpoint of a run as plain Hugging Face weights, float32, adapters merged, with processor and model card.
+
+python -m train.export RUN_FOLDER --output DIR [--checkpoint best|last|STEP]
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import SiglipModel
+
+from eval.errors import UserError
+from train.checkpoint import Checkpoints, NoReadableCheckpoint, State, sync_folder, verify
+from train.config import JobConfig, load_config
+from train.model import TunedModel, build_model, merged_state, resolve_base
+
+
+def export_model(tuned: TunedModel, folder: Path, card: str) -> None:
+    """Write a plain SiglipModel + processor folder, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        config = tuned.siglip.config
+        with torch.device("meta"):
+            plain = SiglipModel(config)
+        plain = plain.to_empty(device="cpu").float()
+        plain.load_state_dict(merged_state(tuned), assign=True)
+        plain.config.dtype = torch.float32
+        plain.save_pretrained(temporary)
+        tuned.inputs.save(temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        if folder.exists():
+            retired = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+            os.rename(folder, retired)
+            os.rename(temporary, folder)
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            os.rename(temporary, folder)
+        sync_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def model_card(config: JobConfig, state: State, chosen_step: int, base: str) -> str:
+    """The README.md of an export, with the metadata the hub reads."""
+    how = f"LoRA (rank {config.model.lora.rank}), merged" if config.model.lora else "full fine-tuning"
+    if config.model.freeze:
+        how += f", frozen: {', '.join(config.model.freeze)}"
+    score = "" if state.best_score is None or chosen_step != state.best_step else f" (mean R@1 on val {100 * state.best_score:.2f})"
+    mining = "none"
+    if config.mining is not None:
+        mining = (
+            f"up to {config.mining.negatives_per_image} hard captions per image, refreshed every {config.mining.mine_every_steps} steps"
+        )
+    base_line = f"base_model: {config.model.base}\n" if config.model.base and not Path(config.model.base).exists() else ""
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: zero-shot-image-classification\n"
+        f"tags: [siglip, image-text-retrieval]\n{base_line}---\n\n"
+        f"# {config.name}\n\n"
+        f"A SigLIP model tuned for image-text retrieval, from `{base}` (weights {state.base_sha256[:16]}).\n\n"
+        f"- Method: {how}; sigmoid loss, batch {config.train.batch_size}, {config.train.precision}; mined negatives: {mining}.\n"
+        f"- Data: `{config.data.source}`, split `{config.data.train_split}`.\n"
+        f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n\n"
+        "```python\n"
+        "import torch\nfrom transformers import AutoProcessor, SiglipModel\n\n"
+        'model = SiglipModel.from_pretrained("THIS_FOLDER").eval()\nprocessor = AutoProcessor.from_pretrained("THIS_FOLDER")\n'
+        f"length = model.config.text_config.max_position_embeddings  # {'pad to it, and pass no attention mask'}\n"
+        'inputs = processor(text=["a caption"], images=[image], padding="max_length", max_length=length,\n'
+        '                   truncation=True, return_tensors="pt")\n'
+        "with torch.no_grad():\n"
+        '    image_embedding = model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output\n'
+        '    text_embedding = model.get_text_features(input_ids=inputs["input_ids"]).pooler_output\n'
+        "```\n\nConfiguration:\n\n```json\n" + json.dumps(config.model_dump(mode="json"), indent=1) + "\n```\n"
+    )
+
+
+def choose_step(checkpoints: Checkpoints, which: str) -> int:
+    """Step of the best, the last or a numbered checkpoint.
+
+    Raises:
+        UserError: there is no such checkpoint, or it is damaged.
+    """
+    newest = checkpoints.newest()
+    if newest is None:
+        raise NoReadableCheckpoint(f"{checkpoints.folder}: no checkpoints here; is it the folder of a run (runs/NAME)?")
+    state = newest[0]
+    if which == "last":
+        return state.step
+    if which == "best":
+        return state.step if state.best_step is None else state.best_step
+    if not which.isdigit() or int(which) not in checkpoints.steps():
+        raise UserError(f"--checkpoint is best, last or one of {checkpoints.steps()}; found {which!r}")
+    return int(which)
+
+
+def export_checkpoint(config: JobConfig, which: str, folder: Path) -> int:
+    """Export one checkpoint of a run. Returns its step.
+
+    Raises:
+        UserError: the run or the checkpoint is not there, or damaged.
+        OSError: the export cannot be written.
+    """
+    checkpoints = Checkpoints(config.run_folder / "checkpoints")
+    step = choose_step(checkpoints, which)
+    if fault := verify(checkpoints.path(step)):
+        raise NoReadableCheckpoint(f"{checkpoints.path(step)} is damaged: {fault}")
+    base = resolve_base(config, str(config.run_folder / "scratch"))
+    tuned = build_model(config.model, base)
+    newest = checkpoints.newest()
+    assert newest is not None
+    if tuned.base_sha256 != newest[0].base_sha256:
+        raise UserError(f"{base} has other weights now than when the run began; adapters and frozen towers would not fit it")
+    checkpoints.load_weights(step, tuned)
+    export_model(tuned, folder, model_card(config, newest[0], step, base))
+    return step
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.export", description="Export a checkpoint of a run as plain Hugging Face weights."
+    )
+    parser.add_argument("run_folder", type=Path, help="folder of a run, e.g. runs/demo")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--checkpoint", default="best", help="best (default), last, or a step number")
+    asked = parser.parse_args(arguments)
+    try:
+        record: Any = load_config(asked.run_folder / "config.yaml")
+        moved = record.model_copy(update={"runs_folder": str(asked.run_folder.parent), "name": asked.run_folder.name})
+        step = export_checkpoint(moved, asked.checkpoint, asked.output)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"error: could not write {asked.output}: {error}", file=sys.stderr)
+        return 4
+    print(f"step {step} exported to {asked.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

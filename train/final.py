@@ -1,0 +1,123 @@
+"""The end of a job: export the best checkpoint; measure base and tuned, alone and reranked, reading the very folder exported."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from eval.checkpoint import load_siglip
+from eval.evaluator import Stage, evaluate
+from eval.first_stage import progress_bar, retrieve
+from eval.report import print_report, read_report, report_record, write_report
+from rerank.scorer import load_scorer
+from rerank.stages import reranked_stages
+from train.checkpoint import State
+from train.config import JobConfig
+from train.export import export_checkpoint
+from train.job import Job
+
+
+def finish(job: Job, state: State, check_signal: Any) -> None:
+    """Export, evaluate, report; call on every process.
+
+    Args:
+        check_signal: called between rows, to leave when asked.
+
+    Raises:
+        UserError, OSError: the export or the report cannot be made.
+    """
+    folder = job.folder / "export"
+    if job.processes.is_main:
+        job.tuned.siglip.to("cpu")
+        step = export_checkpoint(job.config, "best", folder)
+        note = "" if step or state.best_score is None else ": no later checkpoint was better on val than the base itself"
+        job.say(f"exported the checkpoint of step {step}{note}")
+    job.processes.barrier()
+    record = None
+    if job.final_set is not None:
+        record = _measure(job, folder, check_signal)
+    if job.processes.is_main:
+        _mark_finished(job.config)
+        show_finished(job.config, record)
+
+
+def _measure(job: Job, export: Path, check_signal: Any) -> dict[str, Any]:
+    """The final report; its record."""
+    dataset = job.final_set
+    assert dataset is not None
+    rerank = job.config.rerank
+    # The reranker is loaded first: one that is refused should be refused before the embedding, not after.
+    scorer = load_scorer(rerank.model, device=job.accelerator.device) if rerank is not None else None
+    stages: list[Stage] = []
+    for name, checkpoint in (("base", job.base), ("tuned", str(export))):
+        model, inputs = load_siglip(checkpoint)
+        model.to(job.accelerator.device)
+        with progress_bar(f"{name} on {dataset.split}", dataset, job.processes) as bar:
+
+            def advance(rows: int, bar: Any = bar) -> None:
+                bar.update(rows)
+                check_signal()
+
+            stages.append(
+                retrieve(
+                    name,
+                    model,
+                    inputs,
+                    dataset,
+                    depth=rerank.top_k if rerank is not None else 10,
+                    processes=job.processes,
+                    num_workers=job.config.data.num_workers,
+                    on_progress=advance,
+                )
+            )
+    pairs = [("tuned", "base")]
+    if scorer is not None and rerank is not None:
+        twins = reranked_stages(dataset, stages, scorer, rerank.top_k, processes=job.processes)
+        base_twin, tuned_twin = (twin.name for twin in twins)
+        pairs += [(base_twin, "base"), (tuned_twin, "tuned"), (tuned_twin, base_twin)]
+        stages += twins
+    figures = evaluate(dataset, stages, pairs)
+    if job.processes.is_main:
+        notes = [f"Leakage: {leak}." for leak in job.leakages if leak.num_shared_images or leak.num_shared_captions]
+        write_report(report_folder(job.config), figures, notes=notes)
+    return report_record(figures)
+
+
+def report_folder(config: JobConfig) -> Path:
+    """Where the final report lies: eval/SPLIT."""
+    split = config.data.test_split or config.data.val_split or "none"
+    return config.run_folder / "eval" / split
+
+
+def is_finished(config: JobConfig) -> bool:
+    """True if the run ended with its final report, made with the reranker the configuration names."""
+    try:
+        record = json.loads((config.run_folder / "finished.json").read_text(encoding="utf-8"))
+        return bool(record == _finished_record(config)) and (config.run_folder / "export" / "model.safetensors").is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _finished_record(config: JobConfig) -> dict[str, Any]:
+    return {"max_steps": config.train.max_steps, "rerank": config.rerank.model_dump(mode="json") if config.rerank else None}
+
+
+def _mark_finished(config: JobConfig) -> None:
+    path = config.run_folder / "finished.json"
+    temporary = path.with_name(f".finished.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(_finished_record(config)) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def show_finished(config: JobConfig, record: dict[str, Any] | None = None) -> None:
+    """Print the figures of a finished run and where everything lies.
+
+    Raises:
+        OSError, ValueError: the report is not there.
+    """
+    final = config.data.test_split or config.data.val_split
+    if final is not None:
+        print_report(read_report(report_folder(config)) if record is None else record)
+        print(f"report   {report_folder(config)}/report.html (report.json, queries.parquet beside it)")
+    print(f"export   {config.run_folder}/export")
+    print(f"metrics  {config.run_folder}/metrics.jsonl")

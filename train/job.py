@@ -1,0 +1,259 @@
+"""Everything a job needs before its first step: processes, data, model, optimizer; each derived quantity told once."""
+
+import fcntl
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from eval.dataset import RetrievalSet, load_split
+from eval.errors import UserError
+from eval.first_stage import use_exact_float32
+from eval.leakage import Leakage, find_leakage
+from eval.manifest import Manifest, read_manifest
+from eval.processes import Processes
+from eval.qrels import read_qrels
+from rerank.stages import check_top_k
+from train.batches import BatchOrder
+from train.config import JobConfig
+from train.model import TunedModel, build_model, make_optimizer, resolve_base
+from train.scratch import write_scratch
+
+# Keys that may change between a run and its continuation, for they do not touch what is learnt.
+FREE_KEYS = ("data.num_workers", "train.keep_checkpoints", "wandb", "rerank", "runs_folder")
+
+
+@dataclass
+class Job:
+    """A configured job on this process."""
+
+    config: JobConfig
+    folder: Path
+    accelerator: Accelerator
+    processes: Processes
+    say: Callable[[str], None]
+    train_set: RetrievalSet
+    val_set: RetrievalSet | None
+    test_set: RetrievalSet | None
+    data_sha256: str
+    truth: set[tuple[str, str]] | None
+    leakages: list[Leakage]
+    base: str
+    tuned: TunedModel
+    optimizer: torch.optim.AdamW
+    order: BatchOrder
+
+    @property
+    def final_set(self) -> RetrievalSet | None:
+        """The split of the final evaluation: test, else val, else none."""
+        return self.test_set or self.val_set
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Arithmetic of the towers in training."""
+        return self.accelerator.autocast()
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of a job."""
+
+    train: RetrievalSet
+    val: RetrievalSet | None
+    test: RetrievalSet | None
+
+    def all(self) -> list[RetrievalSet]:
+        """Those that are there."""
+        return [split for split in (self.train, self.val, self.test) if split is not None]
+
+    def leakages(self) -> list[Leakage]:
+        """What val and test share with train, and test with val."""
+        found = [find_leakage(split, self.train) for split in (self.val, self.test) if split is not None]
+        return found + ([find_leakage(self.test, self.val)] if self.test is not None and self.val is not None else [])
+
+
+def load_data(config: JobConfig) -> Splits:
+    """Read the manifest and its splits.
+
+    Raises:
+        UserError: with every fault of the manifest, or a split too small for the job.
+    """
+    data = config.data
+    wanted = [split for split in (data.train_split, data.val_split, data.test_split) if split is not None]
+    manifest = read_manifest(data.source, image_root=data.image_root, columns=data.columns, require_splits=wanted)
+    splits = Splits(load_split(manifest, data.train_split), _optional(manifest, data.val_split), _optional(manifest, data.test_split))
+    if splits.train.num_images < config.train.batch_size:
+        raise UserError(
+            f"train.batch_size is {config.train.batch_size}, but split {data.train_split!r} has only {splits.train.num_images} images; "
+            "an image is never twice in a batch"
+        )
+    final = splits.test or splits.val
+    if config.rerank is not None and final is not None:
+        check_top_k(final, config.rerank.top_k)
+    return splits
+
+
+def _optional(manifest: Manifest, split: str | None) -> RetrievalSet | None:
+    return None if split is None else load_split(manifest, split)
+
+
+def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
+    """Bring up Accelerate and check that as many processes came together as were started.
+
+    Raises:
+        UserError: they did not, or the batch does not divide among them.
+    """
+    accelerator = Accelerator(mixed_precision="no" if config.train.precision == "fp32" else config.train.precision)
+    processes = Processes.current()
+    expected = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes.world_size != expected or accelerator.num_processes != expected:
+        raise UserError(
+            f"{expected} processes were started, but {processes.world_size} came together. On CPUs: "
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N (accelerate's own MULTI_CPU starts one)"
+        )
+    batch, micro = config.train.batch_size, config.train.micro_batch_size
+    if batch % processes.world_size:
+        raise UserError(
+            f"train.batch_size {batch} does not divide among {processes.world_size} processes; take a multiple of {processes.world_size}"
+        )
+    share = batch // processes.world_size
+    if micro is not None and micro < share:
+        raise UserError(
+            f"train.micro_batch_size {micro} is below this process's share of the batch, {share}: the sigmoid loss needs the whole batch "
+            "at once, and adding up the losses of micro-batches would leave out the pairs between them. Until cached micro-batches exist, "
+            "set it to null, and to save memory lower train.batch_size, use more processes, or set model.gradient_checkpointing=true"
+        )
+    use_exact_float32()
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return accelerator, processes
+
+
+def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, processes: Processes) -> Job:
+    """Build the model and the optimizer, and write config.yaml. Call on every process.
+
+    Raises:
+        UserError: the base, the truth file or an earlier run of this name stands in the way.
+        OSError: the run's folder cannot be written.
+    """
+    folder = config.run_folder
+    say = _speaker(processes)
+    truth = read_qrels(config.data.truth) if config.data.truth is not None else None
+    base = resolve_base(config, str(folder / "scratch"))
+    if config.model.scratch is not None and processes.is_main and not Path(base).is_dir():
+        write_scratch(Path(base), config.model.scratch, splits.train, config.seed)
+    processes.barrier()
+    tuned = build_model(config.model, base)
+    tuned.siglip.to(accelerator.device)
+    return Job(
+        config,
+        folder,
+        accelerator,
+        processes,
+        say,
+        splits.train,
+        splits.val,
+        splits.test,
+        splits.train.sha256(),
+        truth,
+        splits.leakages(),
+        base,
+        tuned,
+        make_optimizer(tuned, config.train),
+        BatchOrder(splits.train.num_images, config.train.batch_size, config.seed),
+    )
+
+
+def _speaker(processes: Processes) -> Callable[[str], None]:
+    """What prints a line on the main process, beside the progress bar."""
+
+    def say(text: str) -> None:
+        if processes.is_main:
+            tqdm.write(text)
+
+    return say
+
+
+def claim_folder(config: JobConfig) -> Any:
+    """Make the run's folder, lock it against a second job, and check that an earlier run of this name had the same configuration.
+
+    Returns the lock, to be kept open as long as the job runs. Main process only.
+
+    Raises:
+        UserError: another job runs here, or the configuration differs.
+        OSError: the folder cannot be written.
+    """
+    folder = config.run_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{folder} is in use by another job; wait for it, or take another name=") from None
+    record = config.model_dump(mode="json")
+    path = folder / "config.yaml"
+    if path.exists():
+        differing = _differences(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, record)
+        if differing:
+            raise UserError(
+                f"{folder} holds a run with another configuration:\n  "
+                + "\n  ".join(differing)
+                + "\nTake another name=, remove the folder, or "
+                f"start from what it learnt: model.base={folder}/export"
+            )
+    temporary = folder / f".config.{os.getpid()}.tmp"
+    temporary.write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
+    os.replace(temporary, path)
+    return lock
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Keys that differ and matter, as `key: old -> new`."""
+    flat_old, flat_new = _flat(old), _flat(new)
+    keys = [key for key in dict.fromkeys((*flat_old, *flat_new)) if flat_old.get(key) != flat_new.get(key)]
+    return [f"{key}: {flat_old.get(key)!r} -> {flat_new.get(key)!r}" for key in keys if not _is_free(key)]
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def describe(job: Job) -> list[str]:
+    """What a person should know before the first step, line by line."""
+    config, order = job.config, job.order
+    num_trained = sum(parameter.numel() for _, parameter in job.tuned.trainable())
+    num_all = sum(parameter.numel() for parameter in job.tuned.siglip.parameters())
+    share = config.train.batch_size // job.processes.world_size
+    lines = [
+        f"model     {job.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.2f} M of them train",
+        f"data      {job.train_set.num_images:,} images with {job.train_set.num_captions:,} captions to train on"
+        + "".join(f"; {split.split}: {split.num_images:,} / {split.num_captions:,}" for split in (job.val_set, job.test_set) if split),
+        f"loop      {config.train.max_steps:,} steps of {config.train.batch_size} images = "
+        f"{config.train.max_steps / order.steps_per_epoch:.1f} epochs, "
+        f"{config.train.num_warmup_steps} of them warm-up; {config.train.precision}",
+        f"machine   {job.processes.world_size} process(es) x {share} images on {job.accelerator.device}, "
+        f"{torch.get_num_threads()} thread(s) each",
+    ]
+    if job.truth is not None:
+        lines.append(f"truth     {len(job.truth):,} further true pairs, to count false negatives with")
+    lines += [
+        f"leakage   {leak}" for leak in job.leakages if leak.num_shared_images or leak.num_shared_captions or leak.num_shared_groups_images
+    ]
+    return lines

@@ -1,0 +1,281 @@
+"""The loop: mine, step, evaluate, checkpoint; what happens at a step follows from its number, so a resumed run is the straight one.
+
+Order at step s: take step s; evaluate if it is due; write a checkpoint if one is due; before step s + 1, mine if that is due.
+A checkpoint is committed before step 1.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from eval.encoder import pictures_loader
+from eval.errors import UserError
+from eval.evaluator import evaluate
+from eval.first_stage import retrieve
+from eval.progress import bar
+from eval.ranking import DIRECTIONS
+from train.batches import Batch, BatchBuilder
+from train.checkpoint import Checkpoints, State
+from train.job import Job, describe
+from train.mining import mine
+from train.negatives import Negatives, read_negatives, write_negatives
+from train.schedule import rate_factor
+from train.step import Stepper, StepResult
+from train.stopping import Stopped, StopSignals
+from train.tracking import MetricsLog, WandbMirror
+
+
+class Loop:
+    """One run of a job from where it stands to its last step."""
+
+    def __init__(self, job: Job, signals: StopSignals) -> None:
+        self.job, self.config, self.signals = job, job.config, signals
+        self.checkpoints = Checkpoints(job.folder / "checkpoints")
+        self.log = MetricsLog(job.folder)
+        self.wandb: WandbMirror | None = None
+        self.negatives: Negatives | None = None
+        self.negatives_file: Path | None = None
+        self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.autocast)
+        self.state = State(0, 0, False, None, None, None, None, 0, job.tuned.base_sha256)
+        self._bar: Any = None
+        self._batches: Iterator[Batch] | None = None
+        self._last_eval = ""
+
+    def run(self) -> State:
+        """Go on from the newest checkpoint, or start, to the last step.
+
+        Raises:
+            Stopped: a signal asked for it; a checkpoint was written.
+            NotFinite, NoReadableCheckpoint, UserError, OSError: see train/__main__.py for their exit codes.
+        """
+        self._start()
+        self.wandb = WandbMirror(self.config, self.job.say) if self.job.processes.is_main else None
+        self._bar = bar(self.config.train.max_steps, self.config.name, "step", show=self.job.processes.is_main, initial=self.state.step)
+        try:
+            self._save(sync=True)
+            while True:
+                self._evaluate_if_due()
+                if self._checkpoint_due():
+                    self._save()
+                if self.state.step == self.config.train.max_steps:
+                    return self.state
+                self._mine_if_due()
+                self._step()
+        finally:
+            self._bar.close()
+            self.log.close()
+            if self.wandb is not None:
+                self.wandb.close()
+
+    # -- start and resume ----------------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Resume from the newest whole checkpoint, or begin."""
+        job = self.job
+        if job.processes.is_main:
+            self.checkpoints.sweep()
+        job.processes.barrier()
+        found = self.checkpoints.newest()
+        if found is not None:
+            self.state, warnings = found
+            for warning in warnings:
+                job.say(f"warning: {warning}")
+            self._restore()
+        if job.processes.is_main:
+            moved = self.log.open_at(self.state.num_metrics_lines)
+            if found is not None:
+                job.say(f"resuming {self.config.name} at step {self.state.step} ({moved} later line(s) of metrics.jsonl moved away)")
+        for line in describe(job):
+            job.say(line)
+        if found is None:
+            self._write("start", {"world_size": job.processes.world_size, "leakage": [leak.as_record() for leak in job.leakages]})
+
+    def _restore(self) -> None:
+        """Weights, moments and negatives of the checkpoint the state came from."""
+        job, step = self.job, self.state.step
+        if self.state.base_sha256 != job.tuned.base_sha256:
+            raise UserError(f"{job.base} has other weights than when {job.folder} was begun; give the run another name=")
+        self.checkpoints.load_weights(step, job.tuned)
+        self.checkpoints.load_optimizer(step, job.tuned, job.optimizer)
+        if self.state.negatives is not None:
+            self.negatives_file = self.checkpoints.path(step) / "negatives.parquet"
+            self.negatives = read_negatives(self.negatives_file, self.state.negatives, job.train_set)
+
+    # -- the parts of an iteration -----------------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        """Take one step and write its line."""
+        started = time.perf_counter()
+        if self._batches is None:
+            self._batches = iter(self._loader())
+        batch = next(self._batches)
+        waited = time.perf_counter() - started
+        result = self.stepper.take(batch, stop_asked=self.signals.asked)
+        seconds = time.perf_counter() - started
+        for message in batch.undecodable:
+            tqdm.write(f"warning: replaced in step {batch.step}: {message}")
+        self.state = replace(self.state, step=batch.step, evaluated=False, num_replaced=self.state.num_replaced + result.num_replaced)
+        self._write("step", self._step_record(batch, result, seconds, waited))
+        self._bar.update(1)
+        speed = self.config.train.batch_size / seconds
+        self._bar.set_postfix_str(f"loss {result.loss:.4f}, {speed:.0f} images/s, waiting {100 * waited / seconds:.0f}%{self._last_eval}")
+        if result.stop_asked:
+            self._stop()
+
+    def _step_record(self, batch: Batch, result: StepResult, seconds: float, waited: float) -> dict[str, Any]:
+        factor = rate_factor(batch.step, self.config.train.max_steps, self.config.train.num_warmup_steps)
+        scale, bias = self.job.tuned.scale_and_bias()
+        return {
+            "epoch": self.job.order.epoch(batch.step),
+            "loss": result.loss,
+            "loss_in_batch": result.loss_in_batch,
+            "loss_mined": result.loss_mined,
+            "num_mined": result.num_mined,
+            "grad_norm": result.grad_norm,
+            "learning_rate": {group["part"]: group["peak"] * factor for group in self.job.optimizer.param_groups},
+            "logit_scale": float(scale.detach()),
+            "logit_bias": float(bias.detach()),
+            "num_replaced": result.num_replaced,
+            "seconds": seconds,
+            "images_per_second": self.config.train.batch_size / seconds,
+            "data_wait_share": waited / seconds,
+        }
+
+    def _loader(self) -> Iterable[Batch]:
+        """Batches from the next step to the one before the next mining: a worker must not look past it."""
+        stop = self.config.train.max_steps
+        if self.config.mining is not None:
+            stop = next((step for step in range(self.state.step + 1, stop) if self._mining_due_at(step)), stop)
+        builder = BatchBuilder(
+            self.job.train_set,
+            self.job.tuned.inputs,
+            self.job.order,
+            self.job.processes,
+            random_crop_min_area=self.config.train.random_crop_min_area,
+            negatives=self.negatives,
+        )
+        return pictures_loader(
+            builder,
+            num_workers=self.config.data.num_workers,
+            sampler=range(self.state.step + 1, stop + 1),
+            pin_memory=self.job.accelerator.device.type == "cuda",
+        )
+
+    def _mining_due_at(self, step: int) -> bool:
+        """Whether negatives are mined with the weights after `step` steps."""
+        mining = self.config.mining
+        return mining is not None and step >= mining.start_step and (step - mining.start_step) % mining.mine_every_steps == 0
+
+    def _mine_if_due(self) -> None:
+        """Refresh the negatives."""
+        if self.config.mining is None or not self._mining_due_at(self.state.step) or self.state.mined_at_step == self.state.step:
+            return
+        self._batches = None
+        job = self.job
+        started = time.perf_counter()
+        with self._side_bar("mining", job.train_set.num_images + job.train_set.num_captions) as progress:
+            negatives, sheet = mine(
+                job.tuned.siglip,
+                job.tuned.inputs,
+                job.train_set,
+                self.config.mining,
+                data_sha256=job.data_sha256,
+                processes=job.processes,
+                num_workers=self.config.data.num_workers,
+                truth=job.truth,
+                on_progress=progress,
+            )
+        path = job.folder / "negatives" / f"{negatives.name}.parquet"
+        if job.processes.is_main:
+            write_negatives(path, negatives, job.train_set)
+        self.negatives, self.negatives_file = negatives, path
+        self.state = replace(self.state, mined_at_step=self.state.step, negatives=negatives.name)
+        self._write("mining", sheet.as_record() | {"seconds": time.perf_counter() - started})
+        job.say(f"step {self.state.step}: {sheet}")
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluate on val and note a new best."""
+        step, val = self.state.step, self.job.val_set
+        due = step % self.config.train.eval_every_steps == 0 or step == self.config.train.max_steps
+        if val is None or not due or self.state.evaluated:
+            return
+        with self._side_bar("evaluating", val.num_images + val.num_captions) as progress:
+            stage = retrieve(
+                f"step {step}", self.job.tuned.siglip, self.job.tuned.inputs, val, processes=self.job.processes,
+                num_workers=self.config.data.num_workers, on_progress=progress,
+            )  # fmt: skip
+        record: dict[str, Any] = {"split": val.split}
+        figures = evaluate(val, [stage]).stages[stage.name]
+        record |= {direction: {key: value for key, value in figures[direction].items() if key != "ci95"} for direction in DIRECTIONS}
+        score = sum(record[direction]["R@1"] for direction in DIRECTIONS) / 2
+        record |= {"mean_R@1": score, "seconds": stage.cost["seconds"]}
+        is_best = self.state.best_score is None or score > self.state.best_score
+        self.state = replace(self.state, evaluated=True)
+        if is_best:
+            self.state = replace(self.state, best_step=step, best_score=score)
+        self._write("eval", record | {"best": is_best})
+        both = " / ".join(f"{100 * record[direction]['R@1']:.2f}" for direction in DIRECTIONS)
+        self._last_eval = f", {val.split} R@1 {both}"
+        self.job.say(f"step {step}: {val.split} R@1 image to text / text to image {both}{' (best so far)' if is_best else ''}")
+        if is_best:
+            self._save()
+
+    # -- checkpoints and the rest ------------------------------------------------------------------------------------------------------
+
+    def _checkpoint_due(self) -> bool:
+        return self.state.step % self.config.train.checkpoint_every_steps == 0 or self.state.step == self.config.train.max_steps
+
+    def _save(self, *, sync: bool = False) -> None:
+        """Commit a checkpoint of this moment (main process), then remove old ones."""
+        if self.job.processes.is_main:
+            self.log.sync()
+            self.state = replace(self.state, num_metrics_lines=self.log.num_lines)
+            self.checkpoints.save(self.state, self.job.tuned, self.job.optimizer, self.negatives_file)
+            self.checkpoints.prune(self.config.train.keep_checkpoints, self.state.best_step)
+        if sync:
+            self.job.processes.barrier()
+
+    def _stop(self) -> None:
+        """Write a checkpoint and leave."""
+        self._save()
+        raise Stopped(self.signals.exit_code, self.state.step)
+
+    def _write(self, event: str, record: dict[str, Any]) -> None:
+        if self.job.processes.is_main:
+            self.log.write(event, self.state.step, record)
+            if self.wandb is not None:
+                self.wandb.write(event, self.state.step, record)
+
+    def _side_bar(self, text: str, total: int) -> "_SideBar":
+        return _SideBar(text, total // self.job.processes.world_size, self.job.processes.is_main, self.leave_if_asked)
+
+    def leave_if_asked(self) -> None:
+        """Leave a long evaluation or mining when a signal came; its work is done again after the resume.
+
+        Raises:
+            Stopped: after writing a checkpoint of where the weights stand.
+        """
+        if self.signals.asked:
+            self._stop()
+
+
+class _SideBar:
+    """A progress bar for what happens between steps; each advance also looks for a signal."""
+
+    def __init__(self, text: str, total: int, show: bool, check: Callable[[], None]) -> None:
+        self._bar = bar(total, text, "row", show=show, leave=False)
+        self._check = check
+
+    def __enter__(self) -> Callable[[int], None]:
+        return self._advance
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def _advance(self, rows: int) -> None:
+        self._bar.update(rows)
+        self._check()

@@ -1,0 +1,58 @@
+"""python -m train.mining CONFIG.yaml [key.path=value ...]: mine with the base model of a configuration, without training.
+
+Writes runs/NAME/negatives/HASH.parquet and its sheet, HASH.json.
+"""
+
+import json
+import sys
+
+from eval.errors import UserError
+from eval.first_stage import progress_bar
+from train.config import JobConfig, load_config
+from train.job import load_data, prepare, start_processes
+from train.mining import mine
+from train.negatives import write_negatives
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if not arguments or arguments[0].startswith("-"):
+        print(__doc__, file=sys.stderr)
+        return 0 if {"-h", "--help"} & set(arguments) else 2
+    try:
+        return _mine(load_config(arguments[0], arguments[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"error: could not write: {error}", file=sys.stderr)
+        return 4
+
+
+def _mine(config: JobConfig) -> int:
+    if config.mining is None:
+        raise UserError("mining: the configuration has none (null); give at least mining.mine_every_steps")
+    accelerator, processes = start_processes(config)
+    job = prepare(config, load_data(config), accelerator, processes)
+    with progress_bar("mining", job.train_set, processes) as bar:
+        negatives, sheet = mine(
+            job.tuned.siglip,
+            job.tuned.inputs,
+            job.train_set,
+            config.mining,
+            data_sha256=job.data_sha256,
+            processes=processes,
+            num_workers=config.data.num_workers,
+            truth=job.truth,
+            on_progress=bar.update,
+        )
+    if processes.is_main:
+        path = job.folder / "negatives" / f"{negatives.name}.parquet"
+        write_negatives(path, negatives, job.train_set)
+        path.with_suffix(".json").write_text(json.dumps(sheet.as_record(), indent=1) + "\n", encoding="utf-8")
+        print(f"{sheet}\nwritten to {path}")
+    return 0

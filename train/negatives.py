@@ -1,0 +1,114 @@
+"""The table of mined negatives: which captions each image must learn to tell from its own, how it is named, written and read.
+
+A table is named by what it follows from (weights, data, rules), so a stale one is never read; it is written whole or not at all.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from eval.dataset import RetrievalSet
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Mined captions of every image of a split, CSR: those of image i are captions_N[offsets[i]:offsets[i + 1]], hardest first.
+
+    Attributes:
+        name: the hash of weights, data and rules.
+        offsets: int64, shape (images + 1,).
+        captions_N: int64, caption indices.
+        ranks_N: int64, rank of each in the image's own retrieval, from 1.
+        scores_N: float32, logits (scale * cosine + bias).
+        margins_N: float32, logit of the image's best true caption less the score.
+    """
+
+    name: str
+    offsets: np.ndarray
+    captions_N: np.ndarray
+    ranks_N: np.ndarray
+    scores_N: np.ndarray
+    margins_N: np.ndarray
+
+    def of(self, image: int) -> np.ndarray:
+        """Caption indices mined for an image, int64, possibly none."""
+        return self.captions_N[self.offsets[image] : self.offsets[image + 1]]
+
+    def __len__(self) -> int:
+        return len(self.captions_N)
+
+    @property
+    def image_N(self) -> np.ndarray:
+        """Image index of every row."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+
+def table_name(weights_sha256: str, data_sha256: str, rules: dict[str, Any]) -> str:
+    """The name of a table: 16 hex digits of SHA-256 over what it follows from."""
+    text = json.dumps([weights_sha256, data_sha256, rules], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_negatives(path: Path, negatives: Negatives, dataset: RetrievalSet) -> None:
+    """Write HASH.parquet: image_id, caption_id, rank, score, margin. Committed by a rename.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    image_ids = pa.array(list(dataset.image_ids))
+    caption_ids = pa.array([dataset.caption_id(int(caption)) for caption in negatives.captions_N], type=pa.string())
+    table = pa.table(
+        {
+            "image_id": image_ids.take(pa.array(negatives.image_N)),
+            "caption_id": caption_ids,
+            "rank": negatives.ranks_N,
+            "score": negatives.scores_N,
+            "margin": negatives.margins_N,
+        }
+    ).replace_schema_metadata({"name": negatives.name})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        pq.write_table(table, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_negatives(path: Path, name: str, dataset: RetrievalSet) -> Negatives:
+    """Read a table back.
+
+    Raises:
+        ValueError: it is another table than the one named, or does not fit the data set.
+        OSError: it cannot be read.
+    """
+    table = pq.read_table(path)
+    found = (table.schema.metadata or {}).get(b"name", b"").decode()
+    if found != name:
+        raise ValueError(f"{path}: holds table {found!r}, expected {name!r}")
+    image_index = {image: index for index, image in enumerate(dataset.image_ids)}
+    rows, captions = [], []
+    for image_id, caption_id in zip(table["image_id"].to_pylist(), table["caption_id"].to_pylist(), strict=True):
+        owner, _, place = caption_id.rpartition("#")
+        if image_id not in image_index or owner not in image_index:
+            raise ValueError(f"{path}: names {image_id!r} and {caption_id!r}, which the data does not have")
+        rows.append(image_index[image_id])
+        captions.append(int(dataset.caption_offsets[image_index[owner]]) + int(place))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(np.array(rows, dtype=np.int64), minlength=dataset.num_images))])
+    return Negatives(
+        name,
+        offsets.astype(np.int64),
+        np.array(captions, dtype=np.int64),
+        table["rank"].to_numpy(),
+        table["score"].to_numpy(),
+        table["margin"].to_numpy(),
+    )

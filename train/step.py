@@ -1,0 +1,170 @@
+"""One optimizer step: embed, loss over all processes, backward, sum of gradients, check, clip, update.
+
+Gradients live in one flat buffer that is summed over processes once, after the backward pass. Not DDP: it rebuilds its buckets after the
+first step, which changes the order of summation, so that a resumed run would differ in its last bits (facts.md).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from eval.dataset import RetrievalSet
+from eval.encoder import image_features, text_features
+from eval.processes import Processes
+from train.batches import Batch
+from train.config import JobConfig
+from train.loss import LossTerms, combine, gather_rows, own_mined_loss, pair_loss
+from train.model import TunedModel
+from train.schedule import rate_factor
+
+
+class NotFinite(Exception):
+    """Loss or gradient is not a finite number; nothing was updated. Exit code 5."""
+
+    exit_code = 5
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step says: the loss over all processes and its terms, the gradient's norm before clipping, the replaced pictures of all."""
+
+    loss: float
+    loss_in_batch: float
+    loss_mined: float
+    num_mined: int
+    grad_norm: float
+    num_replaced: int
+    stop_asked: bool
+
+
+class FlatGradients:
+    """All gradients as views of one buffer."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self.buffer = torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device)
+        self._views = []
+        start = 0
+        for parameter in parameters:
+            view = self.buffer[start : start + parameter.numel()].view_as(parameter)
+            self._views.append((parameter, view))
+            start += parameter.numel()
+
+    def zero(self) -> None:
+        """Clear the buffer and hang the views back on the parameters, in case something replaced them."""
+        self.buffer.zero_()
+        for parameter, view in self._views:
+            parameter.grad = view
+
+    def sum_over(self, processes: Processes) -> None:
+        """Add up the gradients of all processes."""
+        for parameter, view in self._views:
+            if parameter.grad is not view:  # autograd was given no place to accumulate into: bring it home
+                if parameter.grad is not None:
+                    view.copy_(parameter.grad)
+                parameter.grad = view
+        if processes.world_size > 1:
+            dist.all_reduce(self.buffer)
+
+
+class Stepper:
+    """Takes optimizer steps on a model."""
+
+    def __init__(
+        self,
+        config: JobConfig,
+        tuned: TunedModel,
+        optimizer: torch.optim.Optimizer,
+        dataset: RetrievalSet,
+        processes: Processes,
+        autocast: Any,
+    ) -> None:
+        self._config, self._tuned, self._optimizer, self._dataset = config, tuned, optimizer, dataset
+        self._processes, self._autocast = processes, autocast
+        self._device = next(tuned.siglip.parameters()).device
+        self._gradients = FlatGradients([parameter for _, parameter in tuned.trainable()])
+
+    def take(self, batch: Batch, *, stop_asked: bool = False) -> StepResult:
+        """Take one step.
+
+        Args:
+            stop_asked: whether this process was told to stop; the result says whether any was.
+
+        Raises:
+            NotFinite: on every process, before anything is updated.
+        """
+        # Dropout follows from (seed, step, rank), so no generator's state is ever saved.
+        seeds = np.random.SeedSequence([self._config.seed, batch.step, self._processes.rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(seeds[0] >> np.uint64(1)))
+        self._tuned.siglip.train()
+        self._gradients.zero()
+        terms, num_mined = self._forward(batch)
+        terms.total.backward()
+        self._gradients.sum_over(self._processes)
+        summed = self._sum(
+            [float(terms.total.detach()), float(terms.in_batch), float(terms.mined), num_mined, len(batch.undecodable), float(stop_asked)]
+        )
+        norm = float(torch.linalg.vector_norm(self._gradients.buffer, dtype=torch.float64))
+        if not np.isfinite(summed[0]) or not np.isfinite(norm):
+            raise NotFinite(self._diagnosis(batch.step, summed[0], norm))
+        limit = self._config.train.max_grad_norm
+        if limit is not None and norm > limit:
+            self._gradients.buffer.mul_(limit / norm)
+        factor = rate_factor(batch.step, self._config.train.max_steps, self._config.train.num_warmup_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        self._optimizer.step()
+        loss, in_batch, mined, total_mined, replaced, stop = summed
+        return StepResult(loss, in_batch, mined, int(total_mined), norm, int(replaced), stop > 0)
+
+    def _forward(self, batch: Batch) -> tuple[LossTerms, int]:
+        """This process's part of the loss."""
+        share = len(batch.images_b)
+        images_b, captions_b = self._gather_ids(batch.images_b), self._gather_ids(batch.captions_b)
+        token_ids = torch.cat([batch.token_ids_bL, batch.mined_token_ids_mL]).to(self._device, non_blocking=True)
+        with self._autocast():
+            images_bD = image_features(self._tuned.siglip, batch.pixels_b.to(self._device, non_blocking=True))
+            texts_D = text_features(self._tuned.siglip, token_ids)
+        captions_BD = gather_rows(texts_D[:share], [share] * self._processes.world_size)
+        hashes_B = self._dataset.caption_hash_C[captions_b]
+        positive_bB = self._is_positive(batch.images_b.numpy(), hashes_B)
+        scale, bias = self._tuned.scale_and_bias()
+        in_batch = pair_loss(images_bD, captions_BD, positive_bB, scale, bias)
+        mined = None
+        mining = self._config.mining
+        num_mined = len(batch.mined_rows_m)
+        if mining is not None and mining.mined_scope == "own":
+            mined = own_mined_loss(images_bD, texts_D[share:], batch.mined_rows_m.to(self._device), scale, bias)
+        elif mining is not None:
+            counts = [int(part[0]) for part in self._processes.gather(np.array([num_mined]))]
+            if sum(counts):
+                mined_MD = gather_rows(texts_D[share:], counts)
+                mined_M = np.concatenate(self._processes.gather(batch.mined_captions_m.numpy()))
+                positive_bM = self._is_positive(batch.images_b.numpy(), self._dataset.caption_hash_C[mined_M])
+                mined = pair_loss(images_bD, mined_MD, positive_bM, scale, bias)
+        weight = mining.weight if mining is not None else 0.0
+        return combine(in_batch, mined, weight, len(images_b)), num_mined
+
+    def _is_positive(self, images_b: np.ndarray, hashes_B: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(self._dataset.is_positive(images_b[:, None], hashes_B[None, :])).to(self._device)
+
+    def _gather_ids(self, ids_b: torch.Tensor) -> np.ndarray:
+        """Ids of the whole batch; they travel, because a process alone knows which of its pictures were replaced."""
+        return np.concatenate(self._processes.gather(ids_b.numpy()))
+
+    def _sum(self, values: list[float]) -> list[float]:
+        """Sums over processes, in float64, in rank order."""
+        parts = self._processes.gather(np.array([values], dtype=np.float64))
+        return [float(value) for value in np.concatenate(parts).sum(axis=0)]
+
+    def _diagnosis(self, step: int, loss: float, norm: float) -> str:
+        bad = [
+            name for name, parameter in self._tuned.trainable() if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
+        ]
+        weights = [name for name, parameter in self._tuned.siglip.named_parameters() if not bool(parameter.isfinite().all())]
+        text = f"step {step}: loss {loss}, gradient norm {norm}; nothing was updated. Gradients not finite in {len(bad)} tensor(s)"
+        text += f", e.g. {bad[:3]}" if bad else ""
+        text += f"; weights not finite already: {weights[:3]}" if weights else ""
+        return text + ". Try a lower train.learning_rate, train.precision=fp32, or look at the last lines of metrics.jsonl"
