@@ -1,5 +1,7 @@
 """Vocabularies: the processors of both checkpoints, made from the words of the captions and saved in the hub's own formats."""
 
+import io
+import json
 import random
 import re
 import string
@@ -29,26 +31,25 @@ def siglip_processor() -> SiglipProcessor:
     rng = random.Random(0)
     lines = [complete_caption(random_scene(rng, "past"), rng, "new").replace(",", "") for _ in range(4000)]
     lines += [" ".join(string.ascii_lowercase + string.digits)] * 20 + [" ".join(vocabulary())] * 200
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=NUM_PIECES,
+        model_type="bpe",
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        pad_piece="<pad>",
+        character_coverage=1.0,
+        num_threads=1,
+        minloglevel=2,
+    )
     with tempfile.TemporaryDirectory() as folder:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_prefix=f"{folder}/spiece",
-            vocab_size=NUM_PIECES,
-            model_type="bpe",
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=-1,
-            pad_piece="<pad>",
-            character_coverage=1.0,
-            hard_vocab_limit=False,
-            num_threads=1,
-            minloglevel=2,
-        )
+        (Path(folder) / "spiece.model").write_bytes(model.getvalue())
         tokenizer = SiglipTokenizer(f"{folder}/spiece.model", model_max_length=NUM_TEXT_TOKENS)
-        # The tokenizer remembers a path: save and load while the file is there.
-        tokenizer.save_pretrained(folder)
-        return SiglipProcessor(SiglipImageProcessorPil(size=SQUARE), SiglipTokenizer.from_pretrained(folder))
+    return SiglipProcessor(SiglipImageProcessorPil(size=SQUARE), tokenizer)
 
 
 def blip_processor() -> BlipProcessor:
@@ -66,10 +67,16 @@ def blip_text(caption: str) -> str:
 
 
 def save_processor(processor: SiglipProcessor | BlipProcessor, folder: Path) -> None:
-    """Write a processor so that both old and new readers find it, each image processor under its public name.
+    """Write a processor with every file that the hub's checkpoints have, so that old and new readers both find theirs.
 
-    ``preprocessor_config.json`` is what the hub's checkpoints hold; with torchvision its class is the fast one, without it Pillow's.
+    The image processors are saved under their public names: with torchvision they load as the fast ones, without it as Pillow's.
     """
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
-    processor.tokenizer.save_pretrained(folder)
+    if isinstance(processor, BlipProcessor):
+        numbers = processor.tokenizer.get_vocab()
+        (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in sorted(numbers, key=numbers.__getitem__)), encoding="utf-8")
+    # Where the tokenizer happened to be loaded from is no property of it.
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    kept = {name: value for name, value in settings.items() if name not in ("is_local", "local_files_only", "name_or_path")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")

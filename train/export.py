@@ -75,7 +75,7 @@ def model_card(config: JobConfig, state: State, chosen_step: int, base: str) -> 
         "```python\n"
         "import torch\nfrom transformers import AutoProcessor, SiglipModel\n\n"
         'model = SiglipModel.from_pretrained("THIS_FOLDER").eval()\nprocessor = AutoProcessor.from_pretrained("THIS_FOLDER")\n'
-        f"length = model.config.text_config.max_position_embeddings  # {'pad to it, and pass no attention mask'}\n"
+        "length = model.config.text_config.max_position_embeddings  # pad to it, and pass no attention mask\n"
         'inputs = processor(text=["a caption"], images=[image], padding="max_length", max_length=length,\n'
         '                   truncation=True, return_tensors="pt")\n'
         "with torch.no_grad():\n"

@@ -1,7 +1,7 @@
 """Small BLIP matchers with random weights, in the hub's own file formats, and a data set in memory."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,15 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["a", "the", "red", "blue", "green", "dog", "cat", "circle", "square", "left", "right", "of", "above", "below", "and", "on"]
 WORDS += ["sits", "runs", "##s", "##ning", ",", "'"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors this small are slower on several threads, and much slower on a busy machine."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 def _write_processor(folder: Path, image_pixels: int) -> int:
