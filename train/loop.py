@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from eval.encoder import pictures_loader
@@ -143,7 +144,14 @@ class Loop:
             "seconds": seconds,
             "images_per_second": self.config.train.batch_size / seconds,
             "data_wait_share": waited / seconds,
+            **self._gpu_record(),
         }
+
+    def _gpu_record(self) -> dict[str, float]:
+        """Most memory torch held on this GPU so far; nothing on a CPU."""
+        if self.job.accelerator.device.type != "cuda":
+            return {}
+        return {"peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30}
 
     def _loader(self) -> Iterable[Batch]:
         """Batches from the next step to the one before the next mining: a worker must not look past it."""

@@ -24,7 +24,7 @@ def write_scratch(folder: Path, config: ScratchConfig, dataset: RetrievalSet, se
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    tokenizer = _learn_tokenizer(temporary, config, dataset)
+    tokenizer = learn_tokenizer(temporary, config, dataset)
     tower = {
         "hidden_size": config.width,
         "intermediate_size": 4 * config.width,
@@ -47,7 +47,7 @@ def write_scratch(folder: Path, config: ScratchConfig, dataset: RetrievalSet, se
     os.rename(temporary, folder)
 
 
-def _learn_tokenizer(folder: Path, config: ScratchConfig, dataset: RetrievalSet) -> SiglipTokenizer:
+def learn_tokenizer(folder: Path, config: ScratchConfig, dataset: RetrievalSet) -> SiglipTokenizer:
     """SentencePiece unigram pieces over the captions, lower-cased and stripped of punctuation as SiglipTokenizer will do."""
     model = io.BytesIO()
     clean = SiglipTokenizer.canonicalize_text
