@@ -115,14 +115,15 @@ def table(rows: list[dict[str, Any]], asked: argparse.Namespace, num_parameters:
     text = [
         "# A base-size SigLIP in training: memory and speed",
         "",
-        f"{num_parameters / 1e6:.1f} M parameters, random weights, 224 px photographs, batch {asked.batch_size}, {asked.precision}, {asked.steps} steps, "
-        f"mining {'on' if asked.mining else 'off'}; torch {torch.__version__}, "
+        f"{num_parameters / 1e6:.1f} M parameters, random weights, 224 px photographs, batch {asked.batch_size}, {asked.precision}, "
+        f"{asked.steps} steps, mining {'on' if asked.mining else 'off'}; torch {torch.__version__}, "
         + (torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads")
         + ". Times are of a shared machine: read the ratios.",
         "",
         f"Command: `python -m benchmarks.base_size {' '.join(sys.argv[1:])}`",
         "",
-        "| arm | peak memory of the process, GiB | peak on the GPU, GiB | median step, s (least to most) | ratio to full | data wait | loss, first to last |",
+        "| arm | peak memory of the process, GiB | peak on the GPU, GiB | median step, s (least to most) | ratio to full | data wait "
+        "| loss, first to last |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -130,7 +131,8 @@ def table(rows: list[dict[str, Any]], asked: argparse.Namespace, num_parameters:
         gpu = "" if row["peak_gpu_gib"] is None else f"{row['peak_gpu_gib']:.1f}"
         text.append(
             f"| {row['arm']} | {row['peak_gib']:.1f} | {gpu} | {row['median_step_seconds']:.2f} ({low:.2f} to {high:.2f}) | "
-            f"{row['median_step_seconds'] / first:.2f} | {100 * row['data_wait_share']:.1f}% | {row['losses'][0]:.3f} to {row['losses'][1]:.3f} |"
+            f"{row['median_step_seconds'] / first:.2f} | {100 * row['data_wait_share']:.1f}% "
+            f"| {row['losses'][0]:.3f} to {row['losses'][1]:.3f} |"
         )
     return "\n".join(text) + "\n"
 
