@@ -1,5 +1,6 @@
 """A copy of the top level with a stand-in for train/, so that launch.sh runs for real and the trainer does as it is told."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -99,6 +100,16 @@ def is_running(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def children_running(pid: int, word: str) -> list[int]:
+    """Ids of a process's children that have this word in their command line."""
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if word in child.cmdline():
+                found.append(child.pid)
+    return found
 
 
 class Launch:

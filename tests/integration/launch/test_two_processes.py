@@ -7,7 +7,7 @@ import signal
 import psutil
 import pytest
 
-from tests.integration.launch.house import House, is_running, wait_for
+from tests.integration.launch.house import House, children_running, is_running, wait_for
 
 TWO = "--config_file configs/accelerate/cpu-2.yaml"
 
@@ -49,13 +49,8 @@ def test_a_signal_reaches_both_trainers_once_they_have_had_a_warning(house: Hous
 
 def test_a_signal_before_the_trainers_exist_ends_the_launcher(house: House) -> None:
     launch = house.start("configs/demo.yaml", "wait=yes", LAUNCH_ARGS=TWO)
-    shell = psutil.Process(launch.process.pid)
-
-    def launchers() -> list[int]:
-        return [child.pid for child in shell.children() if "accelerate.commands.launch" in child.cmdline()]
-
-    wait_for(launchers, "accelerate did not start")
-    (launcher,) = launchers()
+    wait_for(lambda: children_running(launch.process.pid, "accelerate.commands.launch"), "accelerate did not start")
+    (launcher,) = children_running(launch.process.pid, "accelerate.commands.launch")
     launch.send(signal.SIGTERM)
     assert launch.end()[0] == 143
     assert not is_running(launcher)
