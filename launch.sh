@@ -74,10 +74,10 @@ train() { # train CONFIG [KEY=VALUE ...]
 
 caller=$PWD
 root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd) && cd "$root" || exit 1
-[ -f launch/plan.sh ] || die 2 "expected the folder launch beside launch.sh, in $root. With sbatch: sbatch --wrap './launch.sh ...'"
-source launch/environment.sh
-source launch/plan.sh
-source launch/supervise.sh
+[ -f train/launch/plan.sh ] || die 2 "expected the folder train/launch beside launch.sh, in $root. With sbatch: sbatch --wrap './launch.sh ...'"
+source train/launch/environment.sh
+source train/launch/plan.sh
+source train/launch/supervise.sh
 
 case ${1:-} in
 -h | --help) usage ;;

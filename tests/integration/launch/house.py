@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parents[3]
-TOP_LEVEL = ("launch.sh", "launch", "pyproject.toml", "constraints.txt", "configs/accelerate")
+TOP_LEVEL = ("launch.sh", "train/launch", "pyproject.toml", "constraints.txt", "configs/accelerate")
 # Generous: only a launch that hangs meets it. No test says how long anything takes.
 HANG_SECONDS = 240.0
 OURS = (
@@ -153,7 +153,7 @@ class House:
                 shutil.copytree(ROOT / name, folder / name)
             else:
                 shutil.copy(ROOT / name, folder / name)
-        (folder / "train").mkdir()
+        (folder / "train").mkdir(exist_ok=True)
         (folder / "train" / "__init__.py").touch()
         (folder / "train" / "__main__.py").write_text(TRAINER)
         (folder / "configs" / "demo.yaml").write_text("name: demo\n")
@@ -161,7 +161,7 @@ class House:
     def start(self, *arguments: str, cwd: Path | None = None, **variables: str) -> Launch:
         """Start launch.sh with these arguments; by default the environment the tests run in is the active one."""
         notes = self.folder / f"notes-{self.num_launches}"
-        notes.mkdir()
+        notes.mkdir(exist_ok=True)
         self.num_launches += 1
         environment = clean_environment() | {"VIRTUAL_ENV": sys.prefix, "NOTES": str(notes)}
         if sys.prefix == sys.base_prefix:

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 ARROWS = {"eval": set(), "rerank": {"eval"}, "train": {"eval", "rerank"}}
-OURS = {*ARROWS, "demo", "tests", "benchmarks", "launch"}
+OURS = {*ARROWS, "demo", "tests", "benchmarks"}
 
 
 def imported_packages(source: str) -> list[tuple[int, str]]:

@@ -32,7 +32,7 @@ def test_the_wheel_holds_metadata_only(tmp_path: Path) -> None:
     source.mkdir()
     for name in ("pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for room in ("eval", "rerank", "train", "demo", "tests", "configs", "launch"):
+    for room in ("eval", "rerank", "train", "demo", "tests", "configs"):
         (source / room).mkdir()
         (source / room / "__init__.py").touch()
     (source / "stray.py").touch()

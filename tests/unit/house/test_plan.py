@@ -1,4 +1,4 @@
-"""launch/plan.sh: how many processes are started, and with which words accelerate is called, on machines this one is not."""
+"""train/launch/plan.sh: how many processes are started, and with which words accelerate is called, on machines this one is not."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ root=$1 caller=$2 python=$3
 cd "$root"
 resolve() { case $1 in /*) [ -f "$1" ] && printf '%s' "$1" ;; *) [ -f "$root/$1" ] && printf '%s' "$root/$1" ;; esac; }
 folders() { printf '%s' "$root"; }
-source launch/plan.sh
+source train/launch/plan.sh
 count_gpus() { echo "$GPUS"; }
 plan
 printf '%s\\0' "$plain" "$num_processes" "$num_machines" "${ACCELERATE_USE_CPU:-}" ${launch_args[@]+"${launch_args[@]}"}
@@ -27,7 +27,7 @@ printf '%s\\0' "$plain" "$num_processes" "$num_machines" "${ACCELERATE_USE_CPU:-
 
 @dataclass
 class Plan:
-    """What launch/plan.sh decided."""
+    """What train/launch/plan.sh decided."""
 
     plain: bool
     num_processes: int

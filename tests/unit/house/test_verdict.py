@@ -1,4 +1,4 @@
-"""launch/supervise.sh: which exit code the whole has, from the codes that the trainers left."""
+"""train/launch/supervise.sh: which exit code the whole has, from the codes that the trainers left."""
 
 import subprocess
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-SCRIPT = 'set -u; source launch/supervise.sh; marks=$1 stopped_by=$2 local_processes=$3; verdict "$4"'
+SCRIPT = 'set -u; source train/launch/supervise.sh; marks=$1 stopped_by=$2 local_processes=$3; verdict "$4"'
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ use_active() {
         candidate=$(command -v python3 || command -v python) || return 1
     fi
     [ "$(dirname -- "$candidate")" -ef "$root/.venv/bin" ] && return 1
-    if answer=$("$candidate" "$root/launch/requirements.py" "$root/pyproject.toml" "$1" 2>/dev/null); then
+    if answer=$("$candidate" "$root/train/launch/requirements.py" "$root/pyproject.toml" "$1" 2>/dev/null); then
         python=$answer
         say "using the active environment, $python"
     else

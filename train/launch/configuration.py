@@ -1,6 +1,6 @@
 """Prints what of an accelerate configuration file decides how launch.sh starts the trainers, as one line of words.
 
-    python launch/configuration.py FILE.yaml
+    python train/launch/configuration.py FILE.yaml
     NUM_PROCESSES NUM_MACHINES USE_CPU PORT DISTRIBUTED_TYPE special|plain
 
 PORT is "none" if the file names none. "plain" means that the file asks for nothing that a bare `python -m train` would not do.

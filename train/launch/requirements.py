@@ -1,6 +1,6 @@
 """Does this interpreter's environment satisfy pyproject.toml? Run by launch.sh with whatever Python is active: standard library only.
 
-    python launch/requirements.py pyproject.toml [EXTRA]
+    python train/launch/requirements.py pyproject.toml [EXTRA]
 
 Exits 0 and prints the interpreter if so; else exits 1 and prints what is missing.
 """
