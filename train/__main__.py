@@ -24,8 +24,8 @@ def run(arguments: list[str]) -> int:
         "--check-images", action="store_true", help="decode every picture first, name all that fail and all equal ones, then stop"
     )
     asked = parser.parse_args(arguments)
-    from train.loop import Stopped
     from train.step import NotFinite
+    from train.stopping import Stopped
 
     try:
         return _run_job(asked)
@@ -47,9 +47,10 @@ def _run_job(asked: Any) -> int:
 
     from train.config import load_config
     from train.final import finish, is_finished, show_finished
-    from train.job import claim_folder, load_data, prepare, start_processes
+    from train.job import load_data, prepare, start_processes
     from train.loop import Loop
-    from train.stopping import StopSignals
+    from train.run_folder import claim_folder
+    from train.stopping import Stopped, StopSignals
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -71,8 +72,13 @@ def _run_job(asked: Any) -> int:
                 return 0
             job = prepare(config, load_data(config), accelerator, processes)
             loop = Loop(job, signals)
-            state = loop.run()
-            finish(job, state, loop.leave_if_asked)
+            try:
+                finish(job, loop.run(), loop.leave_final_if_asked)
+            except RuntimeError as error:
+                # The main process was told to stop and has left, while this one, told the same, waited for it.
+                if signals.asked and not processes.is_main:
+                    raise Stopped(signals.exit_code, loop.state.step) from error
+                raise
             return 0
         finally:
             if lock is not None:

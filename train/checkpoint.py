@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from eval.errors import UserError
@@ -23,6 +24,7 @@ from train.model import TunedModel
 
 _NAME = re.compile(r"^step-(\d+)$")
 _TEMPORARY = ".tmp-"
+_RETIRED = ".retired-"
 
 
 class NoReadableCheckpoint(UserError):
@@ -44,6 +46,7 @@ class State:
         best_step, best_score: the best checkpoint so far by mean R@1 on val; None before any evaluation.
         num_replaced: pictures replaced so far because they do not decode.
         base_sha256: weights the run started from.
+        data_sha256: data it trains on.
     """
 
     step: int
@@ -55,6 +58,7 @@ class State:
     best_score: float | None
     num_replaced: int
     base_sha256: str
+    data_sha256: str
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "State":
@@ -80,23 +84,28 @@ class Checkpoints:
         return sorted(int(match.group(1)) for match in matches if match)
 
     def sweep(self) -> None:
-        """Remove what killed writers left behind."""
-        if self.folder.is_dir():
-            for path in self.folder.iterdir():
-                if path.name.startswith(_TEMPORARY):
-                    shutil.rmtree(path, ignore_errors=True)
+        """Remove what killed writers left behind; a checkpoint that was being replaced, and was not, comes back."""
+        if not self.folder.is_dir():
+            return
+        for path in list(self.folder.iterdir()):
+            name = path.name.removeprefix(_RETIRED)
+            if path.name.startswith(_RETIRED) and not (self.folder / name).exists():
+                os.rename(path, self.folder / name)
+            elif path.name.startswith((_TEMPORARY, _RETIRED)):
+                shutil.rmtree(path, ignore_errors=True)
 
     def save(self, state: State, tuned: TunedModel, optimizer: torch.optim.Optimizer, negatives_file: Path | None) -> None:
-        """Commit a checkpoint; one that is already there for this step, and whole, stays (it holds the same weights).
+        """Commit a checkpoint; one of the same step is replaced, unless it is whole and says the same.
+
+        The weights of a step are always the same, but not what is known of it: a run that was stopped before the evaluation of
+        its last step has yet to learn which checkpoint is the best.
 
         Raises:
             OSError: it cannot be written; what was there before is untouched.
         """
         target = self.path(state.step)
-        if target.is_dir():
-            if not verify(target):
-                return
-            shutil.rmtree(target)
+        if target.is_dir() and self._says(target, state):
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f"{_TEMPORARY}{state.step}-{os.getpid()}"
         try:
@@ -107,21 +116,49 @@ class Checkpoints:
                 shutil.copyfile(negatives_file, temporary / "negatives.parquet")
             (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
             _seal(temporary)
-            os.rename(temporary, target)
-            sync_folder(self.folder)
+            self._commit(temporary, target)
+        except SafetensorError as error:  # a full disk, in its own words; it is no OSError
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise OSError(f"{temporary}: {error}") from error
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+    def _says(self, target: Path, state: State) -> bool:
+        """Whether a checkpoint is whole and of the very same state."""
+        try:
+            return not verify(target) and self.state(state.step) == state
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _commit(self, temporary: Path, target: Path) -> None:
+        """Give a sealed folder its name; what had the name leaves first, and `sweep` brings it back after a kill in between."""
+        retired = self.folder / f"{_RETIRED}{target.name}"
+        if target.is_dir():
+            shutil.rmtree(retired, ignore_errors=True)
+            os.rename(target, retired)
+        os.rename(temporary, target)
+        sync_folder(self.folder)
+        shutil.rmtree(retired, ignore_errors=True)
+
+    def discard_after(self, step: int) -> None:
+        """Remove the checkpoints after a step: damaged ones that were passed over. Left there, they would count among the newest kept."""
+        for later in self.steps():
+            if later > step:
+                self._remove(later)
 
     def prune(self, keep: int, best_step: int | None) -> None:
         """Remove all but the newest `keep` and the best."""
         steps = self.steps()
         for step in steps[:-keep]:
             if step != best_step:
-                doomed = self.folder / f"{_TEMPORARY}pruned-{step}-{os.getpid()}"
-                # Renamed first, so that a kill in the middle leaves no half of a checkpoint under its name.
-                os.rename(self.path(step), doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+                self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        doomed = self.folder / f"{_TEMPORARY}pruned-{step}-{os.getpid()}"
+        # Renamed first, so that a kill in the middle leaves no half of a checkpoint under its name.
+        os.rename(self.path(step), doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
     def newest(self) -> tuple[State, list[str]] | None:
         """(state of the newest checkpoint that is whole, warnings about newer ones that are not); None when there is none at all.

@@ -1,6 +1,5 @@
 """Everything a job needs before its first step: processes, data, model, optimizer; each derived quantity told once."""
 
-import fcntl
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from tqdm import tqdm
 
@@ -25,9 +23,6 @@ from train.batches import BatchOrder
 from train.config import JobConfig
 from train.model import TunedModel, build_model, make_optimizer, resolve_base
 from train.scratch import write_scratch
-
-# Keys that may change between a run and its continuation, for they do not touch what is learnt.
-FREE_KEYS = ("data.num_workers", "train.keep_checkpoints", "wandb", "rerank", "runs_folder")
 
 
 @dataclass
@@ -150,7 +145,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     if config.model.scratch is not None and processes.is_main and not Path(base).is_dir():
         write_scratch(Path(base), config.model.scratch, splits.train, config.seed)
     processes.barrier()
-    tuned = build_model(config.model, base)
+    tuned = build_model(config.model, base, config.seed)
     tuned.siglip.to(accelerator.device)
     return Job(
         config,
@@ -179,60 +174,6 @@ def _speaker(processes: Processes) -> Callable[[str], None]:
             tqdm.write(text)
 
     return say
-
-
-def claim_folder(config: JobConfig) -> Any:
-    """Make the run's folder, lock it against a second job, and check that an earlier run of this name had the same configuration.
-
-    Returns the lock, to be kept open as long as the job runs. Main process only.
-
-    Raises:
-        UserError: another job runs here, or the configuration differs.
-        OSError: the folder cannot be written.
-    """
-    folder = config.run_folder
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{folder} is in use by another job; wait for it, or take another name=") from None
-    record = config.model_dump(mode="json")
-    path = folder / "config.yaml"
-    if path.exists():
-        differing = _differences(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, record)
-        if differing:
-            raise UserError(
-                f"{folder} holds a run with another configuration:\n  "
-                + "\n  ".join(differing)
-                + "\nTake another name=, remove the folder, or "
-                f"start from what it learnt: model.base={folder}/export"
-            )
-    temporary = folder / f".config.{os.getpid()}.tmp"
-    temporary.write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
-    os.replace(temporary, path)
-    return lock
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Keys that differ and matter, as `key: old -> new`."""
-    flat_old, flat_new = _flat(old), _flat(new)
-    keys = [key for key in dict.fromkeys((*flat_old, *flat_new)) if flat_old.get(key) != flat_new.get(key)]
-    return [f"{key}: {flat_old.get(key)!r} -> {flat_new.get(key)!r}" for key in keys if not _is_free(key)]
-
-
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
-
-
-def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        if isinstance(value, dict) and value:
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def describe(job: Job) -> list[str]:

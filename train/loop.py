@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tqdm import tqdm
@@ -17,6 +17,7 @@ from eval.encoder import pictures_loader
 from eval.errors import UserError
 from eval.evaluator import evaluate
 from eval.first_stage import retrieve
+from eval.images import ImageError
 from eval.progress import bar
 from eval.ranking import DIRECTIONS
 from train.batches import Batch, BatchBuilder
@@ -41,7 +42,7 @@ class Loop:
         self.negatives: Negatives | None = None
         self.negatives_file: Path | None = None
         self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.autocast)
-        self.state = State(0, 0, False, None, None, None, None, 0, job.tuned.base_sha256)
+        self.state = State(0, 0, False, None, None, None, None, 0, job.tuned.base_sha256, job.data_sha256)
         self._bar: Any = None
         self._batches: Iterator[Batch] | None = None
         self._last_eval = ""
@@ -86,10 +87,15 @@ class Loop:
             for warning in warnings:
                 job.say(f"warning: {warning}")
             self._restore()
+            job.processes.barrier()  # every process has chosen before anything is removed
         if job.processes.is_main:
+            if found is not None:
+                self.checkpoints.discard_after(self.state.step)
             moved = self.log.open_at(self.state.num_metrics_lines)
             if found is not None:
                 job.say(f"resuming {self.config.name} at step {self.state.step} ({moved} later line(s) of metrics.jsonl moved away)")
+                if lost := self.state.num_metrics_lines - self.log.num_lines:
+                    job.say(f"warning: metrics.jsonl lacks {lost} line(s) that were there when the checkpoint was written")
         for line in describe(job):
             job.say(line)
         if found is None:
@@ -100,6 +106,8 @@ class Loop:
         job, step = self.job, self.state.step
         if self.state.base_sha256 != job.tuned.base_sha256:
             raise UserError(f"{job.base} has other weights than when {job.folder} was begun; give the run another name=")
+        if self.state.data_sha256 != job.data_sha256:
+            raise UserError(f"{self.config.data.source} holds other data than when {job.folder} was begun; give the run another name=")
         self.checkpoints.load_weights(step, job.tuned)
         self.checkpoints.load_optimizer(step, job.tuned, job.optimizer)
         if self.state.negatives is not None:
@@ -113,7 +121,10 @@ class Loop:
         started = time.perf_counter()
         if self._batches is None:
             self._batches = iter(self._loader())
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except ImageError as error:
+            raise UserError(f"{error}. --check-images lists every picture that does not decode") from error
         waited = time.perf_counter() - started
         result = self.stepper.take(batch, stop_asked=self.signals.asked)
         seconds = time.perf_counter() - started
@@ -125,7 +136,7 @@ class Loop:
         speed = self.config.train.batch_size / seconds
         self._bar.set_postfix_str(f"loss {result.loss:.4f}, {speed:.0f} images/s, waiting {100 * waited / seconds:.0f}%{self._last_eval}")
         if result.stop_asked:
-            self._stop()
+            self._stop(together=True)
 
     def _step_record(self, batch: Batch, result: StepResult, seconds: float, waited: float) -> dict[str, Any]:
         factor = rate_factor(batch.step, self.config.train.max_steps, self.config.train.num_warmup_steps)
@@ -243,13 +254,20 @@ class Loop:
             self.log.sync()
             self.state = replace(self.state, num_metrics_lines=self.log.num_lines)
             self.checkpoints.save(self.state, self.job.tuned, self.job.optimizer, self.negatives_file)
+            if self.negatives_file is not None:  # of the newest checkpoint: an older one, which a resumed run reads, will be pruned
+                self.negatives_file = self.checkpoints.path(self.state.step) / "negatives.parquet"
             self.checkpoints.prune(self.config.train.keep_checkpoints, self.state.best_step)
         if sync:
             self.job.processes.barrier()
 
-    def _stop(self) -> None:
-        """Write a checkpoint and leave."""
-        self._save()
+    def _stop(self, *, together: bool) -> NoReturn:
+        """Write a checkpoint and leave.
+
+        Args:
+            together: every process is here; then none leaves before the checkpoint is written, for a launcher kills the others soon after
+                the first has left.
+        """
+        self._save(sync=together)
         raise Stopped(self.signals.exit_code, self.state.step)
 
     def _write(self, event: str, record: dict[str, Any]) -> None:
@@ -264,11 +282,23 @@ class Loop:
     def leave_if_asked(self) -> None:
         """Leave a long evaluation or mining when a signal came; its work is done again after the resume.
 
+        Only the main process leaves by itself. The others, waiting for its part, find it gone (train/__main__.py): were they to go first, it
+        could be left waiting for theirs, its checkpoint not written.
+
         Raises:
             Stopped: after writing a checkpoint of where the weights stand.
         """
-        if self.signals.asked:
-            self._stop()
+        if self.signals.asked and self.job.processes.is_main:
+            self._stop(together=False)
+
+    def leave_final_if_asked(self) -> None:
+        """The same after the last step, whose checkpoint is written already.
+
+        Raises:
+            Stopped: at once.
+        """
+        if self.signals.asked and self.job.processes.is_main:
+            raise Stopped(self.signals.exit_code, self.state.step)
 
 
 class _SideBar:

@@ -40,11 +40,12 @@ class TunedModel:
         return self.siglip.logit_scale.exp().squeeze(), self.siglip.logit_bias.squeeze()
 
 
-def build_model(config: ModelConfig, base: str) -> TunedModel:
+def build_model(config: ModelConfig, base: str, seed: int = 0) -> TunedModel:
     """Load the base and make ready what shall train.
 
     Args:
         base: checkpoint folder or hub id (config.base, or the folder a scratch model was written to).
+        seed: what the first weights of adapters are drawn from, the same on every process.
 
     Raises:
         UserError: the base cannot be used.
@@ -52,6 +53,7 @@ def build_model(config: ModelConfig, base: str) -> TunedModel:
     siglip, inputs = load_siglip(base)
     tuned = TunedModel(siglip, inputs, hash_weights(siglip))
     if config.lora is not None:
+        torch.manual_seed(seed)
         tuned.peft = _add_lora(siglip, config.lora, set(config.freeze))
     for tower in config.freeze:
         getattr(siglip, _TOWER_PREFIX[tower]).requires_grad_(False)

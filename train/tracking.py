@@ -1,6 +1,7 @@
 """Where a run's numbers go: metrics.jsonl always, the terminal, and Weights & Biases when asked for, never fatal."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,8 @@ class MetricsLog:
         return len(beyond)
 
     def write(self, event: str, step: int, record: dict[str, Any]) -> None:
-        """Append one line and hand it to the system."""
-        line = json.dumps({"event": event, "step": step, **record}, allow_nan=False)
+        """Append one line and hand it to the system. JSON has no NaN and no infinity: such numbers become null."""
+        line = json.dumps(_finite({"event": event, "step": step, **record}), allow_nan=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
         self.num_lines += 1
@@ -88,7 +89,7 @@ class WandbMirror:
         """Mirror the numbers of one line."""
         if self._run is None:
             return
-        numbers = {f"{event}/{key}": value for key, value in _flat(record).items() if isinstance(value, (int, float))}
+        numbers = {f"{event}/{key}": value for key, value in flatten(record, "/").items() if isinstance(value, (int, float))}
         try:
             self._run.log(numbers | {"train_step": step})
         except Exception as error:  # with its backend gone every call raises (facts.md)
@@ -109,11 +110,18 @@ class WandbMirror:
         self._warn(f"wandb is off for the rest of this run ({type(error).__name__}: {error}); metrics.jsonl has everything")
 
 
-def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def flatten(record: dict[str, Any], separator: str, prefix: str = "") -> dict[str, Any]:
+    """Nested records as one: {"a": {"b": 1}} -> {"a/b": 1} with separator "/"."""
     flat: dict[str, Any] = {}
     for key, value in record.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}/"))
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, separator, f"{prefix}{key}{separator}"))
         else:
             flat[f"{prefix}{key}"] = value
     return flat
