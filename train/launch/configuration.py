@@ -20,7 +20,7 @@ BARE_KEYS = {
     "use_cpu",
     "main_training_function",
 }
-UNSET = (None, False, {}, "no", "NO", "all", "static")
+UNSET: tuple[Any, ...] = (None, False, {}, "no", "NO", "all", "static")
 
 
 def facts(values: dict[str, Any]) -> list[str]:
