@@ -18,6 +18,7 @@ from eval.leakage import Leakage, find_leakage
 from eval.manifest import Manifest, read_manifest
 from eval.processes import Processes
 from eval.qrels import read_qrels
+from rerank.scorer import load_scorer
 from rerank.stages import check_top_k
 from train.batches import BatchOrder
 from train.config import JobConfig
@@ -135,7 +136,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     """Build the model and the optimizer, and write config.yaml. Call on every process.
 
     Raises:
-        UserError: the base, the truth file or an earlier run of this name stands in the way.
+        UserError: the base, the reranker or the truth file cannot be used.
         OSError: the run's folder cannot be written.
     """
     folder = config.run_folder
