@@ -26,8 +26,9 @@ def export_model(tuned: TunedModel, folder: Path, card: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
+    for leftover in (*folder.parent.glob(f".{folder.name}.*.tmp"), *folder.parent.glob(f".{folder.name}.*.old")):
+        shutil.rmtree(leftover, ignore_errors=True)  # of writers that were killed
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         config = tuned.siglip.config

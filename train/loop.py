@@ -282,8 +282,8 @@ class Loop:
     def leave_if_asked(self) -> None:
         """Leave a long evaluation or mining when a signal came; its work is done again after the resume.
 
-        Only the main process leaves by itself. The others, waiting for its part, find it gone (train/__main__.py): were they to go first, it
-        could be left waiting for theirs, its checkpoint not written.
+        Only the main process leaves by itself; the others, waiting for its part, find it gone (train/__main__.py). Were they to go first,
+        it could be left waiting for theirs, its checkpoint not written.
 
         Raises:
             Stopped: after writing a checkpoint of where the weights stand.
