@@ -1,0 +1,81 @@
+"""Reranked twins of several stages: named, re-ordered, and paid for once."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.errors import UserError
+from eval.evaluator import Stage
+from eval.ranking import DIRECTIONS, Direction, Ranking
+from rerank.candidates import candidate_lists
+from rerank.stages import check_top_k, reranked_stages
+
+CAPTIONS = [f"caption {c}" for c in range(6)]
+
+
+class ColourScorer:
+    """A formula of the picture and the text, counting the pairs and pictures it is given."""
+
+    name, fingerprint = "colour", "colour-1"
+
+    def __init__(self) -> None:
+        self.num_pairs = 0
+
+    def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
+        self.num_pairs += len(captions)
+        return np.array([(image.getpixel((0, 0))[0] * 31 + int(caption[-1]) * 57) % 101 for caption in captions], dtype=np.float32)
+
+
+def stage(name: str, seed: int, num_images: int) -> Stage:
+    """Random rankings, whole galleries deep, with one positive per query."""
+    rng = np.random.default_rng(seed)
+
+    def ranking(direction: Direction, num_queries: int, num_items: int) -> Ranking:
+        top_QK = np.array([rng.permutation(num_items) for _ in range(num_queries)])
+        positives_P = rng.integers(0, num_items, num_queries)
+        ranks_P = np.array([top.tolist().index(item) + 1 for top, item in zip(top_QK, positives_P, strict=True)])
+        scores_QK = np.tile(np.linspace(1, 0, num_items, dtype=np.float32), (num_queries, 1))
+        return Ranking(direction, top_QK, scores_QK, np.arange(num_queries + 1), positives_P, ranks_P)
+
+    shapes = {"image_to_text": (num_images, len(CAPTIONS)), "text_to_image": (len(CAPTIONS), num_images)}
+    rankings = {direction: ranking(direction, *shapes[direction]) for direction in DIRECTIONS}
+    return Stage(name, rankings, {"seconds": 1000.0, "pairs_scored": 0})
+
+
+@pytest.fixture
+def dataset(memory_set):
+    made = memory_set(4, CAPTIONS)
+    made.num_images, made.num_captions, made.split = 4, len(CAPTIONS), "test"
+    return made
+
+
+def test_twins_are_reranked_and_each_pair_is_scored_once(dataset) -> None:
+    stages, scorer = [stage("base", 1, 4), stage("tuned", 2, 4)], ColourScorer()
+    twins = reranked_stages(dataset, stages, scorer, 2, show_progress=False)
+    assert [twin.name for twin in twins] == ["base+colour", "tuned+colour"]
+    lists = [candidate_lists(made.rankings.values(), 2) for made in stages]
+    union = lists[0].union(lists[1])
+    assert scorer.num_pairs == union.num_pairs < lists[0].num_pairs + lists[1].num_pairs
+    for twin, first, own in zip(twins, stages, lists, strict=True):
+        assert twin.cost["pairs_scored"] + twin.cost["pairs_shared"] == own.num_pairs
+        assert twin.cost["seconds"] == pytest.approx(1000.0 + twin.cost["rerank_seconds"])
+        for direction in DIRECTIONS:
+            before, after = first.rankings[direction], twin.rankings[direction]
+            for query in range(before.num_queries):
+                head = before.top_indices_QK[query, :2].tolist()
+                pairs = [(query, item) if direction == "image_to_text" else (item, query) for item in head]
+                scores = [float(ColourScorer().score(dataset.load_image(image), [CAPTIONS[caption]])[0]) for image, caption in pairs]
+                expected = head if scores[0] >= scores[1] else head[::-1]
+                assert after.top_indices_QK[query].tolist() == expected + before.top_indices_QK[query, 2:].tolist()
+    assert twins[0].cost["pairs_shared"] == 0 and twins[1].cost["pairs_shared"] == lists[0].num_pairs + lists[1].num_pairs - union.num_pairs
+
+
+@pytest.mark.parametrize(("num_images", "top_k", "named"), [(4, 5, "4 images"), (9, 7, "6 captions")])
+def test_more_candidates_than_there_are_is_refused(dataset, num_images: int, top_k: int, named: str) -> None:
+    dataset.num_images = num_images
+    for ask in (lambda: check_top_k(dataset, top_k), lambda: reranked_stages(dataset, [stage("base", 1, 4)], ColourScorer(), top_k)):
+        with pytest.raises(UserError, match=named):
+            ask()
+    check_top_k(dataset, 4)  # as many as there are is allowed
