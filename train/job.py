@@ -147,6 +147,9 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         write_scratch(Path(base), config.model.scratch, splits.train, config.seed)
     processes.barrier()
     tuned = build_model(config.model, base, config.seed)
+    if config.rerank is not None and (splits.test or splits.val) is not None:
+        # Needed at the very end only; but one that is refused must be refused now, not after hours of training.
+        load_scorer(config.rerank.model, device="cpu")
     tuned.siglip.to(accelerator.device)
     return Job(
         config,
