@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from demo.drawing import Look, draw
+from demo.drawing import Look, Placement, draw_and_place
 from demo.phrases import Wording, complete_caption
 from demo.scenes import Scene, World, random_family, random_scene
 
@@ -20,10 +20,11 @@ LOOK_OF: dict[Wording, Look] = {"old": "plain", "new": "busy"}
 
 @dataclass(frozen=True)
 class Batch:
-    """Drawn scenes with one complete caption each."""
+    """Drawn scenes with one complete caption each, and where their things stand."""
 
     scenes: list[Scene]
     images: list[Image.Image]
+    placements: list[list[Placement]]
     captions: list[str]
 
 
@@ -35,8 +36,9 @@ def random_batch(rng: random.Random, num_images: int, wordings: tuple[Wording, .
         scenes.update((scene.key, scene) for scene in family[: num_images - len(scenes)])
     chosen = [rng.choice(wordings) for _ in scenes]
     pairs = list(zip(scenes.values(), chosen, strict=True))
-    images = [draw(scene, rng, LOOK_OF[wording]) for scene, wording in pairs]
-    return Batch(list(scenes.values()), images, [complete_caption(scene, rng, wording) for scene, wording in pairs])
+    drawings = [draw_and_place(scene, rng, LOOK_OF[wording]) for scene, wording in pairs]
+    captions = [complete_caption(scene, rng, wording) for scene, wording in pairs]
+    return Batch(list(scenes.values()), [image for image, _ in drawings], [places for _, places in drawings], captions)
 
 
 def pixels(images: list[Image.Image], mean: list[float], std: list[float]) -> torch.Tensor:

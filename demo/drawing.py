@@ -58,11 +58,17 @@ def place(scene: Scene, rng: random.Random, look: Look) -> list[Placement]:
 
 def draw(scene: Scene, rng: random.Random, look: Look) -> Image.Image:
     """Draw a scene: an RGB image of 64x64 pixels; the same state of ``rng`` gives the same picture."""
+    return draw_and_place(scene, rng, look)[0]
+
+
+def draw_and_place(scene: Scene, rng: random.Random, look: Look) -> tuple[Image.Image, list[Placement]]:
+    """Draw a scene as :func:`draw` does, and tell where each of its things stands, in the scene's order."""
     canvas = _background(rng, look)
     pen = ImageDraw.Draw(canvas)
-    for placement in place(scene, rng, look):
+    placements = place(scene, rng, look)
+    for placement in placements:
         _fill(pen, placement)
-    return canvas.resize((SIDE, SIDE), Image.Resampling.BOX)
+    return canvas.resize((SIDE, SIDE), Image.Resampling.BOX), placements
 
 
 def _shade(rgb: tuple[int, int, int], rng: random.Random, shift: int) -> tuple[int, int, int]:

@@ -1,11 +1,11 @@
 """Pre-train the demo's BLIP matcher: both looks and both wordings, scenes that the job never sees.
 
-    python -m demo.pretrain_blip --output demo/models/blip-itm --align-epochs 10 --match-epochs 30
+    python -m demo.pretrain_blip --output demo/models/blip-itm
     python -m demo.pretrain_blip --output /tmp/quick --align-epochs 1 --match-epochs 1
 
-First both towers are aligned: contrastively, and by telling the attributes of each thing. Then the matcher learns to tell true captions
-from random ones and from those of near-duplicate scenes. An epoch is 6,000 newly drawn scenes; the checkpoint is overwritten after
-every fifth.
+The image tower begins as base's. First the text tower learns to tell what captions say; then both are aligned, contrastively and by telling
+the attributes of each thing; then the matcher learns to tell true captions from random ones and from those of near-duplicate scenes. An
+epoch is 6,000 newly drawn scenes; the checkpoint is overwritten after every epoch of matching.
 """
 
 import argparse
@@ -17,24 +17,27 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import BlipConfig, BlipForImageTextRetrieval, BlipProcessor
+from transformers import BlipConfig, BlipForImageTextRetrieval, BlipProcessor, SiglipModel, SiglipProcessor
 
 from demo.batches import Batch, pixels, random_batch
 from demo.drawing import SIDE
-from demo.phrases import Wording, caption, partial_claims
+from demo.image_tower import adopt_image_tower
+from demo.pairs import BOTH, match_pairs
+from demo.phrases import complete_caption
 from demo.pretrain_siglip import parameter_groups, rate_share
 from demo.recall import mean_recall_at_1
-from demo.scenes import Scene, neighbours
-from demo.slots import SlotHead, slot_targets
-from demo.truth import Claims, full_claims, is_true
+from demo.scenes import Scene, random_scene
+from demo.slots import PATCH_ANSWERS, SCENE_ANSWERS, SlotHead, patch_targets, slot_targets
 from demo.vocabulary import NUM_MATCHER_TOKENS, blip_processor, blip_text, save_processor
 
+BASE = Path(__file__).parent / "models" / "siglip-base"
 WIDTH, MLP_WIDTH, NUM_HEADS, PATCH = 128, 256, 4, 8
 NUM_VISION_LAYERS, NUM_TEXT_LAYERS, NUM_SHARED = 4, 4, 64
-SCENES_PER_EPOCH, ALIGN_BATCH, MATCH_BATCH = 6000, 120, 60
-LEARNING_RATE, TEMPERATURE = 1e-3, 0.07
-BOTH: tuple[Wording, Wording] = ("old", "new")
-PARTIAL_SHARE, RANDOM_SHARE = 0.15, 0.4
+SCENES_PER_EPOCH, READ_BATCH, ALIGN_BATCH, MATCH_BATCH = 6000, 60, 60, 30
+NUM_HELD_OUT = 40
+LEARNING_RATE, TEMPERATURE = 7e-4, 0.07
+# Of the attributes told beside the contrastive loss, and beside the matching loss.
+SLOT_WEIGHT, KEEP_WEIGHT = 0.3, 0.03
 
 
 def new_model(num_words: int) -> BlipForImageTextRetrieval:
@@ -58,7 +61,8 @@ class Trainee(nn.Module):
         num_words = len(processor.tokenizer)
         self.blip = new_model(num_words)
         self.encode_id = num_words + 1
-        self.image_slots, self.text_slots = SlotHead(WIDTH), SlotHead(WIDTH)
+        self.image_slots, self.text_slots = SlotHead(WIDTH, SCENE_ANSWERS), SlotHead(WIDTH, SCENE_ANSWERS)
+        self.patch_slots = SlotHead(WIDTH, PATCH_ANSWERS)
 
     def image_tokens(self, batch: Batch) -> torch.Tensor:
         """Encode the drawings: float32 tokens_BPF, the class token first."""
@@ -70,17 +74,29 @@ class Trainee(nn.Module):
         cleaned = [blip_text(text) for text in captions]
         return dict(self.processor.tokenizer(cleaned, padding=True, truncation=True, max_length=NUM_MATCHER_TOKENS, return_tensors="pt"))
 
+    def text_features(self, captions: list[str]) -> torch.Tensor:
+        """Read captions without an image: float32 text_BF, that of [CLS]."""
+        words = self.words(captions)
+        return self.blip.text_encoder(input_ids=words["input_ids"], attention_mask=words["attention_mask"]).last_hidden_state[:, 0]
+
+    def read_loss(self, scenes: list[Scene], captions: list[str]) -> torch.Tensor:
+        """Cross-entropy of what complete captions say of the layout and of each thing."""
+        return self.text_slots(self.text_features(captions), slot_targets(scenes))
+
+    def look_loss(self, tokens_BPF: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Cross-entropy of what the class token tells of the scene, and each patch of the thing that covers it."""
+        of_patches = self.patch_slots(tokens_BPF[:, 1:].flatten(0, 1), patch_targets(batch.placements, PATCH))
+        return of_patches + self.image_slots(tokens_BPF[:, 0], slot_targets(batch.scenes))
+
     def align_loss(self, batch: Batch) -> torch.Tensor:
-        """Contrastive loss over the batch, and the attributes told by each tower alone."""
-        words = self.words(batch.captions)
-        image_BF = self.image_tokens(batch)[:, 0]
-        text_BF = self.blip.text_encoder(input_ids=words["input_ids"], attention_mask=words["attention_mask"]).last_hidden_state[:, 0]
-        images_BE = nn.functional.normalize(self.blip.vision_proj(image_BF), dim=-1)
+        """Contrastive loss over the batch, and what each tower alone tells."""
+        tokens_BPF, text_BF = self.image_tokens(batch), self.text_features(batch.captions)
+        images_BE = nn.functional.normalize(self.blip.vision_proj(tokens_BPF[:, 0]), dim=-1)
         texts_BE = nn.functional.normalize(self.blip.text_proj(text_BF), dim=-1)
-        logits_BB, right_B = images_BE @ texts_BE.T / TEMPERATURE, torch.arange(len(image_BF))
+        logits_BB, right_B = images_BE @ texts_BE.T / TEMPERATURE, torch.arange(len(text_BF))
         contrast = (nn.functional.cross_entropy(logits_BB, right_B) + nn.functional.cross_entropy(logits_BB.T, right_B)) / 2
-        targets_BS = slot_targets(batch.scenes)
-        return contrast + self.image_slots(image_BF, targets_BS) + self.text_slots(text_BF, targets_BS)
+        read = self.text_slots(text_BF, slot_targets(batch.scenes))
+        return contrast + SLOT_WEIGHT * (read + self.look_loss(tokens_BPF, batch))
 
     def match_logits(self, tokens_NPF: torch.Tensor, captions: list[str]) -> torch.Tensor:
         """Score N pairs with [ENC] in the place of [CLS]: float32 logits_N2, column 1 is "match"."""
@@ -96,41 +112,13 @@ class Trainee(nn.Module):
         tokens_BPF = self.image_tokens(batch)
         repeated_NPF = tokens_BPF.repeat(len(captions) // len(tokens_BPF), 1, 1)
         matching = nn.functional.cross_entropy(self.match_logits(repeated_NPF, captions), labels_N)
-        return matching + 0.25 * self.image_slots(tokens_BPF[:, 0], slot_targets(batch.scenes))
+        return matching + KEEP_WEIGHT * self.look_loss(tokens_BPF, batch)
 
-
-def said_of(scene: Scene, rng: random.Random) -> tuple[str, Claims]:
-    """Say something of a scene in either wording, at times leaving something out."""
-    claims = partial_claims(scene, rng) if rng.random() < PARTIAL_SHARE else full_claims(scene)
-    return caption(claims, rng, rng.choice(BOTH)), claims
-
-
-def near_miss(scene: Scene, rng: random.Random) -> str:
-    """Say something of a neighbour that is false of the scene."""
-    others = neighbours(scene)
-    # Order and layout are two or three of some forty steps: without this the matcher would hardly ever be asked for them.
-    steps = [other for other in others if other.layout != scene.layout or set(other.things) == set(scene.things)]
-    while True:
-        text, claims = said_of(rng.choice(steps if rng.random() < 0.35 else others), rng)
-        if not is_true(claims, scene):
-            return text
-
-
-def other_caption(batch: Batch, place: int, rng: random.Random) -> str:
-    """Say something of another scene of the batch that is false of this one."""
-    scene = batch.scenes[place]
-    text, claims = said_of(batch.scenes[(place + rng.randrange(1, len(batch.scenes))) % len(batch.scenes)], rng)
-    return near_miss(scene, rng) if is_true(claims, scene) else text
-
-
-def match_pairs(batch: Batch, rng: random.Random) -> tuple[list[str], torch.Tensor]:
-    """For each image a true caption, a near miss, and either another or another image's caption: 3 * B captions and int64 labels."""
-    true = [said_of(scene, rng)[0] for scene in batch.scenes]
-    near = [near_miss(scene, rng) for scene in batch.scenes]
-    last = [other_caption(batch, i, rng) if rng.random() < RANDOM_SHARE else near_miss(scene, rng) for i, scene in enumerate(batch.scenes)]
-    labels_N = torch.zeros(3 * len(true), dtype=torch.long)
-    labels_N[: len(true)] = 1
-    return true + near + last, labels_N
+    @torch.no_grad()
+    def begin_matching(self) -> None:
+        """Let [ENC] begin as [CLS], which has learned to gather what a caption says."""
+        embedding = self.blip.text_encoder.embeddings.word_embeddings.weight
+        embedding[self.encode_id] = embedding[self.processor.tokenizer.cls_token_id]
 
 
 @torch.no_grad()
@@ -163,13 +151,12 @@ def run_epoch(
     return total / num_steps, time.perf_counter() - began
 
 
-def pretrain(output: Path, num_align_epochs: int, num_match_epochs: int, seed: int) -> None:
-    """Align, then match, and write the checkpoint; prints a line for each epoch."""
-    torch.manual_seed(seed)
-    rng = random.Random(seed)
-    trainee = Trainee(blip_processor()).train()
-    print(f"{sum(p.numel() for p in trainee.blip.parameters()):,} parameters, [ENC] is {trainee.encode_id}", flush=True)
-    held_out = {name: random_batch(random.Random(seed + 1), 40, (name,)) for name in BOTH}
+def stages(trainee: Trainee, rng: random.Random) -> dict[str, tuple[Callable[[], torch.Tensor], int]]:
+    """The loss of one fresh batch in each stage, and the batch's number of scenes."""
+
+    def read() -> torch.Tensor:
+        scenes = [random_scene(rng, "past") for _ in range(READ_BATCH)]
+        return trainee.read_loss(scenes, [complete_caption(scene, rng, rng.choice(BOTH)) for scene in scenes])
 
     def align() -> torch.Tensor:
         return trainee.align_loss(random_batch(rng, ALIGN_BATCH, BOTH))
@@ -178,18 +165,28 @@ def pretrain(output: Path, num_align_epochs: int, num_match_epochs: int, seed: i
         batch = random_batch(rng, MATCH_BATCH, BOTH)
         return trainee.match_loss(batch, *match_pairs(batch, rng))
 
-    for stage, loss_of, num_epochs, batch_size in (
-        ("align", align, num_align_epochs, ALIGN_BATCH),
-        ("match", match, num_match_epochs, MATCH_BATCH),
-    ):
+    return {"read": (read, READ_BATCH), "align": (align, ALIGN_BATCH), "match": (match, MATCH_BATCH)}
+
+
+def pretrain(output: Path, base: Path, num_epochs: dict[str, int], seed: int) -> None:
+    """Read, align, then match, and write the checkpoint; prints a line for each epoch."""
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    trainee = Trainee(blip_processor()).train()
+    adopt_image_tower(trainee.blip, trainee.processor, SiglipModel.from_pretrained(base), SiglipProcessor.from_pretrained(base))
+    print(f"{sum(p.numel() for p in trainee.blip.parameters()):,} parameters, [ENC] is {trainee.encode_id}", flush=True)
+    held_out = {name: random_batch(random.Random(seed + 1), NUM_HELD_OUT, (name,)) for name in BOTH}
+    for stage, (loss_of, batch_size) in stages(trainee, rng).items():
+        if stage == "match":
+            trainee.begin_matching()
         num_steps = SCENES_PER_EPOCH // batch_size
         optimizer = torch.optim.AdamW(parameter_groups(trainee), lr=LEARNING_RATE, betas=(0.9, 0.98))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate_share, num_steps=num_epochs * num_steps))
-        for epoch in range(1, num_epochs + 1):
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate_share, num_steps=num_epochs[stage] * num_steps))
+        for epoch in range(1, num_epochs[stage] + 1):
             loss, seconds = run_epoch(loss_of, num_steps, optimizer, scheduler, list(trainee.parameters()))
             recalls = " ".join(f"R@1[{name}] {matching_recall(trainee, b):.3f}" for name, b in held_out.items()) if stage == "match" else ""
-            print(f"{stage} {epoch}/{num_epochs} loss {loss:.4f} {recalls} {SCENES_PER_EPOCH / seconds:.0f} images/s", flush=True)
-            if epoch % 5 == 0 or epoch == num_epochs:
+            print(f"{stage} {epoch}/{num_epochs[stage]} loss {loss:.4f} {recalls} {SCENES_PER_EPOCH / seconds:.0f} scenes/s", flush=True)
+            if stage == "match":
                 trainee.blip.save_pretrained(output)
                 save_processor(trainee.processor, output)
 
@@ -198,11 +195,14 @@ def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder to write the checkpoint to")
-    parser.add_argument("--align-epochs", type=int, default=10)
-    parser.add_argument("--match-epochs", type=int, default=30)
+    parser.add_argument("--base", type=Path, default=BASE, help="the SigLIP whose image tower it begins with")
+    parser.add_argument("--read-epochs", type=int, default=10)
+    parser.add_argument("--align-epochs", type=int, default=5)
+    parser.add_argument("--match-epochs", type=int, default=14)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    pretrain(arguments.output, arguments.align_epochs, arguments.match_epochs, arguments.seed)
+    num_epochs = {"read": arguments.read_epochs, "align": arguments.align_epochs, "match": arguments.match_epochs}
+    pretrain(arguments.output, arguments.base, num_epochs, arguments.seed)
 
 
 if __name__ == "__main__":

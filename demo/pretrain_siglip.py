@@ -22,7 +22,7 @@ from demo.recall import mean_recall_at_1
 from demo.vocabulary import NUM_TEXT_TOKENS, save_processor, siglip_processor
 
 WIDTH, NUM_LAYERS, NUM_HEADS, MLP_WIDTH, PATCH = 128, 4, 4, 256, 8
-SCENES_PER_EPOCH, BATCH_SIZE = 6000, 120
+SCENES_PER_EPOCH, BATCH_SIZE, NUM_HELD_OUT = 6000, 120, 300
 # Like a real checkpoint it has met a little of everything: three drawings in twenty have the job's look and words.
 WORDINGS: tuple[Wording, ...] = ("old",) * 17 + ("new",) * 3
 LEARNING_RATE, WEIGHT_DECAY, NUM_WARMUP_STEPS = 1e-3, 1e-2, 100
@@ -89,7 +89,7 @@ def pretrain(output: Path, num_epochs: int, seed: int) -> None:
     processor = siglip_processor()
     model = new_model(processor.tokenizer.vocab_size).train()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {processor.tokenizer.vocab_size} pieces", flush=True)
-    held_out = {name: random_batch(random.Random(seed + 1), 300, (name,)) for name in ("old", "new")}
+    held_out = {name: random_batch(random.Random(seed + 1), NUM_HELD_OUT, (name,)) for name in ("old", "new")}
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=LEARNING_RATE, betas=(0.9, 0.95))
     steps_per_epoch = SCENES_PER_EPOCH // BATCH_SIZE
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, num_epochs * steps_per_epoch))
