@@ -1,0 +1,66 @@
+"""The folder of a run: claimed by one job at a time, and continued only by the configuration that began it."""
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.errors import UserError
+from train.checkpoint import Checkpoints
+from train.config import JobConfig
+from train.tracking import flatten
+
+# Keys that may change between a run and its continuation, for they do not touch what is learnt.
+FREE_KEYS = ("data.num_workers", "train.keep_checkpoints", "wandb", "rerank", "runs_folder")
+
+
+def claim_folder(config: JobConfig) -> Any:
+    """Make the run's folder, lock it against a second job, check the configuration against that of an earlier run, and write config.yaml.
+
+    A folder without checkpoints holds nothing to protect: an attempt that failed before its first step does not stand in the way of the
+    next. Main process only. Returns the lock, to be kept open as long as the job runs.
+
+    Raises:
+        UserError: another job runs here, or the configuration differs.
+        OSError: the folder cannot be written.
+    """
+    folder = config.run_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{folder} is in use by another job; wait for it, or take another name=") from None
+    path, record = folder / "config.yaml", config.model_dump(mode="json")
+    if not Checkpoints(folder / "checkpoints").steps():
+        shutil.rmtree(folder / "scratch", ignore_errors=True)
+    elif path.exists():
+        _check_same(path, record, folder)
+    temporary = folder / f".config.{os.getpid()}.tmp"
+    temporary.write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
+    os.replace(temporary, path)
+    return lock
+
+
+def _check_same(path: Path, record: dict[str, Any], folder: Path) -> None:
+    differing = _differences(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, record)
+    if differing:
+        lines = "\n  ".join(differing)
+        raise UserError(
+            f"{folder} holds a run with another configuration:\n  {lines}\n"
+            f"Take another name=, remove the folder, or start from what it learnt: model.base={folder}/export"
+        )
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Keys that differ and matter, as `key: old -> new`."""
+    flat_old, flat_new = flatten(old, "."), flatten(new, ".")
+    keys = [key for key in dict.fromkeys((*flat_old, *flat_new)) if flat_old.get(key) != flat_new.get(key)]
+    return [f"{key}: {flat_old.get(key)!r} -> {flat_new.get(key)!r}" for key in keys if not _is_free(key)]
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
