@@ -1,6 +1,35 @@
-"""For every test: nothing is fetched from the hub and nothing is sent to a tracker, in this process and in those it starts."""
+"""For every test: nothing is fetched from the hub and nothing is sent to a tracker, in this process and in those it starts.
+
+And what the tests of train/ share: a tiny world to train in, and a nursery of commands.
+"""
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
+
+if TYPE_CHECKING:
+    from tests.nursery import Nursery
+    from tests.small_job import SmallWorld
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> "SmallWorld":
+    """Pictures, captions and a tiny base; not to be changed."""
+    from tests.small_job import SmallWorld  # heavy, and most tests need none of it
+
+    return SmallWorld.make(tmp_path_factory.mktemp("small-world"))
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Nursery]":
+    """Starts commands without the seconds that imports take."""
+    from tests.nursery import Nursery
+
+    started = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield started
+    started.close()

@@ -1,0 +1,134 @@
+"""Loss and gradients of one step on this number of processes, for test_promise_one.py: python -m ... MANIFEST BASE OUTPUT.
+
+Each case takes the first step of a job through train/step.py itself; rank 0 writes OUTPUT/CASE.npz.
+"""
+
+import contextlib
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from eval.dataset import RetrievalSet
+from eval.processes import Processes
+from tests.small_job import load
+from train.batches import BatchBuilder, BatchOrder
+from train.config import JobConfig
+from train.model import TunedModel, build_model, make_optimizer
+from train.negatives import Negatives
+from train.step import Stepper
+
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is compared: arithmetic, scope of the mined columns (None: nothing mined), LoRA, frozen towers."""
+
+    name: str
+    double: bool
+    mined_scope: str | None
+    lora: bool = False
+    freeze: tuple[str, ...] = ()
+
+
+CASES = [
+    Case("float32-none", False, None),
+    Case("float32-own", False, "own"),
+    Case("float32-all", False, "all"),
+    Case("float32-all-lora", False, "all", lora=True),
+    Case("float64-none", True, None),
+    Case("float64-own", True, "own"),
+    Case("float64-all", True, "all"),
+    Case("float64-own-lora", True, "own", lora=True),
+    Case("float64-all-text-frozen", True, "all", freeze=("text",)),
+    Case("float64-own-image-frozen", True, "own", freeze=("image",)),
+]
+
+
+def config(case: Case, manifest: str, base: str, batch_size: int) -> JobConfig:
+    """The configuration of a case; gradients are not clipped."""
+    mining = {"mine_every_steps": 1, "weight": 0.7, "mined_scope": case.mined_scope} if case.mined_scope else None
+    return JobConfig.model_validate(
+        {
+            "name": case.name,
+            "seed": SEED,
+            "model": {"base": base, "lora": {"rank": 3, "alpha": 6} if case.lora else None, "freeze": list(case.freeze)},
+            "data": {"source": manifest},
+            "train": {
+                "max_steps": 2,
+                "batch_size": batch_size,
+                "learning_rate": 1e-3,
+                "max_grad_norm": None,
+                "eval_every_steps": 1,
+                "checkpoint_every_steps": 1,
+            },
+            "mining": mining,
+        }
+    )
+
+
+def model_of(case: Case, job: JobConfig) -> TunedModel:
+    """The model of a case, adapters (if any) away from their zero."""
+    tuned = build_model(job.model, str(job.model.base), SEED)
+    if case.double:
+        tuned.siglip.double()
+    draws = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in tuned.trainable():
+            if ".lora_B." in name:
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=draws))
+    return tuned
+
+
+def negatives_of(dataset: RetrievalSet, order: BatchOrder) -> Negatives:
+    """Zero to three captions for each image of the first half of the batch, none for the second: a process of two has none.
+
+    Some are true of other images of the batch, which the scope "all" must find; none is true of its own.
+    """
+    draws = np.random.default_rng(0)
+    mined: list[list[int]] = [[] for _ in range(dataset.num_images)]
+    for image in order.images(1)[: order.batch_size // 2].tolist():
+        drawn = draws.choice(dataset.num_captions, int(draws.integers(4)), replace=False)
+        true = dataset.is_positive(np.array(image), dataset.caption_hash_C[drawn])
+        mined[image] = drawn[~true].tolist()
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in mined])]).astype(np.int64)
+    captions = np.array([caption for row in mined for caption in row], dtype=np.int64)
+    zeros = np.zeros(len(captions), np.float32)
+    return Negatives("made", offsets, captions, np.ones(len(captions), np.int64), zeros, zeros)
+
+
+def take_step(case: Case, manifest: str, base: str, processes: Processes) -> dict[str, np.ndarray]:
+    """The loss and every gradient of the first step, by name."""
+    dataset = load(Path(manifest))
+    job = config(case, manifest, base, dataset.num_images)
+    order = BatchOrder(dataset.num_images, dataset.num_images, SEED)
+    tuned = model_of(case, job)
+    stepper = Stepper(job, tuned, make_optimizer(tuned, job.train), dataset, processes, contextlib.nullcontext)
+    negatives = negatives_of(dataset, order) if case.mined_scope else None
+    result = stepper.take(BatchBuilder(dataset, tuned.inputs, order, processes, negatives=negatives)[1])
+    gradients: dict[str, Any] = {name: parameter.grad.numpy() for name, parameter in tuned.trainable() if parameter.grad is not None}
+    return gradients | {"loss": np.array([result.loss, result.loss_in_batch, result.loss_mined, result.num_mined], dtype=np.float64)}
+
+
+def main() -> None:
+    """Every case, in turn."""
+    manifest, base, output = sys.argv[1:4]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("gloo")
+    processes = Processes.current()
+    for case in CASES:
+        found = take_step(case, manifest, base, processes)
+        if processes.is_main:
+            np.savez(Path(output) / f"{case.name}.npz", **found)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Promise 1: any number of processes gives the loss and the gradients of one, which are those of the formula written out."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eval.captions import normalise
+from eval.encoder import image_features, text_features
+from eval.processes import Processes
+from tests.integration.train.gradients import CASES, SEED, Case, config, model_of, negatives_of, take_step
+from tests.nursery import Nursery
+from tests.small_job import SmallWorld, load
+from train.batches import BatchOrder, chosen_caption
+
+
+@pytest.fixture(scope="module")
+def runs(small_world: SmallWorld, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """World size -> folder with a file per case."""
+    folders = {}
+    for world_size in (1, 2, 4):
+        folders[world_size] = tmp_path_factory.mktemp(f"gradients-{world_size}")
+        arguments = [str(small_world.manifest), str(small_world.base), str(folders[world_size])]
+        if world_size == 1:
+            children = [nursery.start("tests.integration.train.gradients", arguments)]
+        else:
+            children = nursery.start_ranks("tests.integration.train.gradients", arguments, world_size)
+        assert [child.wait() for child in children] == [0] * world_size, children[0].output()
+    return folders
+
+
+def assert_equal_gradients(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float) -> None:
+    """Promise 1's measure: the norm of the difference over the global norm, of all together and of each."""
+    assert found.keys() == expected.keys()
+    names = [name for name in expected if name != "loss"]
+    square = {name: float(np.sum((found[name].astype(np.float64) - expected[name].astype(np.float64)) ** 2)) for name in names}
+    norm = np.sqrt(sum(float(np.sum(expected[name].astype(np.float64) ** 2)) for name in names))
+    assert norm > 0.1
+    assert np.sqrt(sum(square.values())) <= tolerance * norm
+    worst = max(names, key=lambda name: square[name])
+    assert np.sqrt(square[worst]) <= tolerance * norm, worst
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=tolerance)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_processes_together_are_one(runs: dict[int, Path], case: Case, world_size: int) -> None:
+    one, many = (dict(np.load(runs[world] / f"{case.name}.npz")) for world in (1, world_size))
+    assert_equal_gradients(many, one, 1e-10 if case.double else 1e-5)
+
+
+@cache
+def true_captions(manifest: Path) -> list[set[str]]:
+    """Normalised captions that are true of each image, by its group, from the manifest's words alone."""
+    dataset = load(manifest)
+    names = dataset.group_names()
+    own = [
+        {normalise(caption) for caption in dataset.captions[int(dataset.caption_offsets[i]) : int(dataset.caption_offsets[i + 1])]}
+        for i in range(dataset.num_images)
+    ]
+    return [
+        set().union(*(own[j] for j in range(len(own)) if j == i or (names[i] is not None and names[j] == names[i])))
+        for i in range(len(own))
+    ]
+
+
+def written_out(case: Case, world: SmallWorld) -> dict[str, np.ndarray]:
+    """The loss of design.md as two loops over pairs, in float64, and its gradients."""
+    dataset = load(world.manifest)
+    order = BatchOrder(dataset.num_images, dataset.num_images, SEED)
+    job = config(case, str(world.manifest), str(world.base), dataset.num_images)
+    tuned = model_of(case, job)
+    images = order.images(1).tolist()
+    captions = [chosen_caption(dataset, image, 0, SEED) for image in images]
+    negatives = negatives_of(dataset, order)
+    mined = [(row, int(caption)) for row, image in enumerate(images) for caption in negatives.of(image)] if case.mined_scope else []
+    vectors = image_features(tuned.siglip, torch.stack([tuned.inputs.pixels(dataset.load_image(image)) for image in images]))
+    texts = text_features(tuned.siglip, tuned.inputs.token_ids([dataset.captions[c] for c in captions + [c for _, c in mined]]))
+    scale, bias = tuned.siglip.logit_scale.exp(), tuned.siglip.logit_bias
+    true = true_captions(world.manifest)
+
+    def term(row: int, column: int, caption: int) -> torch.Tensor:
+        sign = 1.0 if normalise(dataset.captions[caption]) in true[images[row]] else -1.0
+        return torch.log1p(torch.exp(-sign * (scale * (vectors[row] * texts[column]).sum() + bias)))
+
+    count = len(images)
+    in_batch = sum(term(row, column, captions[column]) for row in range(count) for column in range(count))
+    pairs = [
+        (row, place, caption)
+        for place, (own, caption) in enumerate(mined)
+        for row in (range(count) if case.mined_scope == "all" else [own])
+    ]
+    of_mined = sum(term(row, count + place, caption) for row, place, caption in pairs) if pairs else torch.zeros(1)
+    loss = (in_batch + 0.7 * of_mined) / count
+    loss.backward()
+    gradients = {name: parameter.grad.numpy() for name, parameter in tuned.trainable() if parameter.grad is not None}
+    numbers = [float(value.detach()) for value in (loss, in_batch / count, of_mined / count)]
+    return gradients | {"loss": np.array([*numbers, len(mined)])}
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.name in ("float64-none", "float64-own", "float64-all")], ids=lambda case: case.name
+)
+def test_one_process_is_the_formula_written_out(runs: dict[int, Path], small_world: SmallWorld, case: Case) -> None:
+    assert_equal_gradients(dict(np.load(runs[1] / f"{case.name}.npz")), written_out(case, small_world), 1e-10)
+
+
+def test_the_batch_holds_what_the_promise_is_about(small_world: SmallWorld) -> None:
+    """Pairs that are positive across processes, by shared caption and by group; mined captions true of another image; a process without any."""
+    dataset = load(small_world.manifest)
+    order = BatchOrder(dataset.num_images, dataset.num_images, SEED)
+    images, half = order.images(1), dataset.num_images // 2
+    captions = np.array([chosen_caption(dataset, int(image), 0, SEED) for image in images])
+    positive = dataset.is_positive(images[:, None], dataset.caption_hash_C[captions][None, :])
+    across = np.argwhere(positive[:half, half:]) + [0, half]
+    same_group = [dataset.group_I[images[row]] == dataset.group_I[images[column]] for row, column in across]
+    assert any(same_group) and not all(same_group)
+    negatives = negatives_of(dataset, order)
+    counts = np.diff(negatives.offsets)[images]
+    assert counts[:half].sum() > 10 and counts[half:].sum() == 0
+    mined = dataset.is_positive(images[:, None], dataset.caption_hash_C[negatives.captions_N][None, :])
+    assert mined.any() and not dataset.is_positive(negatives.image_N, dataset.caption_hash_C[negatives.captions_N]).any()
+
+
+def test_a_step_in_this_process_is_the_one_in_another(runs: dict[int, Path], small_world: SmallWorld) -> None:
+    found = take_step(CASES[1], str(small_world.manifest), str(small_world.base), Processes())
+    assert_equal_gradients(found, dict(np.load(runs[1] / f"{CASES[1].name}.npz")), 1e-5)

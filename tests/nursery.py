@@ -1,0 +1,211 @@
+"""Starts commands in a few hundredths of a second: a process that has imported everything forks one child per command.
+
+What runs in a child is `python -m MODULE ARGUMENTS` but for the imports: its own process, with real signals, files and exit codes. A child can be
+told to be killed on reaching a line of the code that random moments would rarely hit (`Trap`).
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PRELOADED = ("train.__main__", "train.loop", "train.final", "train.export", "train.mining_command", "train.check", "eval.__main__", "peft")
+SECONDS = 240  # far more than any command takes: reached only by one that hangs
+
+
+@dataclass(frozen=True)
+class Trap:
+    """A signal the command sends itself on entering a function.
+
+    Attributes:
+        function: "module:attribute", as the caller of it looks it up, e.g. "train.loop:mine" or "os:rename".
+        nth: which call of it, from 1.
+        signal: number of the signal.
+        after: send it when the call has returned, not before it begins.
+    """
+
+    function: str
+    nth: int = 1
+    signal: int = signal.SIGKILL
+    after: bool = False
+
+
+@dataclass
+class Child:
+    """A running command."""
+
+    nursery: "Nursery"
+    pid: int
+    log: Path
+
+    def wait(self, seconds: float = SECONDS) -> int:
+        """Exit code; -N when signal N ended it."""
+        return self.nursery.ask({"wait": self.pid, "seconds": seconds}, seconds + 30)
+
+    def kill(self, number: int) -> None:
+        """Send a signal; a command that ended already is left in peace (it is a zombie until it is waited for)."""
+        os.kill(self.pid, number)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition, e.g. a line of metrics.jsonl.
+
+        Raises:
+            TimeoutError: it does not come true; with the command's output.
+        """
+        deadline = time.monotonic() + SECONDS
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError(self.output())
+            time.sleep(0.005)
+
+    def output(self) -> str:
+        """Standard output and error so far."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+
+class Nursery:
+    """The process that forks; one thread each, so that runs can be compared bit for bit."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._num_started = folder, 0
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.nursery"], cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, module: str, arguments: list[str], *, env: dict[str, str] | None = None, trap: Trap | None = None) -> Child:
+        """Start `python -m MODULE ARGUMENTS`."""
+        self._num_started += 1
+        log = self._folder / f"output-{self._num_started}.txt"
+        order = {"module": module, "arguments": arguments, "env": env or {}, "trap": trap and asdict(trap), "log": str(log)}
+        return Child(self, self.ask(order, SECONDS), log)
+
+    def start_ranks(self, module: str, arguments: list[str], num: int, *, traps: dict[int, Trap] | None = None) -> list[Child]:
+        """Start a command on several processes, with the environment that torchrun and accelerate give them."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num)}
+        common |= {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
+        return [
+            self.start(module, arguments, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, trap=(traps or {}).get(rank))
+            for rank in range(num)
+        ]
+
+    def ask(self, order: dict[str, Any], seconds: float) -> int:
+        """One order, one number back."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        if not select.select([self._process.stdout], [], [], seconds)[0]:
+            raise TimeoutError(f"the nursery does not answer {order}")
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """End the nursery and what it started."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+
+def _serve() -> None:
+    """Read orders from standard input until it ends."""
+    import importlib
+
+    for name in PRELOADED:
+        importlib.import_module(name)
+    children: set[int] = set()
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            print(_reap(order["wait"], order["seconds"]), flush=True)
+            children.discard(order["wait"])
+            continue
+        pid = os.fork()
+        if pid == 0:
+            _become(order)
+        children.add(pid)
+        print(pid, flush=True)
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _reap(pid: int, seconds: float) -> int:
+    """Exit code of a child; one that does not end in time is killed, and 999 said."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return 999
+        time.sleep(0.005)
+
+
+def _become(order: dict[str, Any]) -> None:
+    """Be the command; never returns."""
+    import runpy
+    import traceback
+
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.setpgrp()
+    os.environ.update(order["env"])
+    if order["trap"]:
+        _set(Trap(**order["trap"]))
+    sys.argv = [order["module"], *order["arguments"]]
+    sys.modules.pop(f"{order['module']}.__main__", None)
+    sys.modules.pop(order["module"] if "." in order["module"] else "", None)
+    code: Any = 0
+    try:
+        runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _set(trap: Trap) -> None:
+    """Wrap the function."""
+    import importlib
+
+    module_name, _, attribute = trap.function.partition(":")
+    owner: Any = importlib.import_module(module_name)
+    *parents, name = attribute.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    inner, calls = getattr(owner, name), 0
+
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        due = calls == trap.nth
+        if due and not trap.after:
+            os.kill(os.getpid(), trap.signal)
+        result = inner(*arguments, **named)
+        if due and trap.after:
+            os.kill(os.getpid(), trap.signal)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,144 @@
+"""train/config.py: every fault at once, in words that say the remedy; every key documented."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from train import config
+from train.config import ConfigError, JobConfig, TrainConfig, load_config
+
+ROOT = Path(__file__).parents[3]
+GOOD: dict[str, Any] = {
+    "name": "job",
+    "model": {"base": "somewhere"},
+    "data": {"source": "pairs.csv"},
+    "train": {"max_steps": 1000, "batch_size": 8, "learning_rate": 1e-4, "eval_every_steps": 5, "checkpoint_every_steps": 5},
+}
+
+
+def write(folder: Path, record: Any) -> Path:
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(record), encoding="utf-8")
+    return path
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """GOOD with `section__key=value`."""
+    record = yaml.safe_load(yaml.safe_dump(GOOD))
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        section = record
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    return record
+
+
+def refusal(folder: Path, record: Any, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(folder, record), overrides)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_a_good_one_has_the_documented_defaults(tmp_path: Path) -> None:
+    loaded = load_config(write(tmp_path, GOOD))
+    assert (loaded.seed, loaded.mining, loaded.rerank, loaded.wandb) == (0, None, None, None)
+    assert (loaded.data.train_split, loaded.data.val_split, loaded.data.test_split) == ("train", "val", "test")
+    assert loaded.train.betas == (0.9, 0.95) and loaded.train.max_grad_norm == 1.0
+    assert loaded.run_folder == Path("runs/job")
+
+
+def test_every_fault_is_named_at_once_with_the_nearest_key(tmp_path: Path) -> None:
+    record = changed(train__learning_rat=1e-4, train__batch_size="many", model__freeze=["tail"], mining__mine_every_step=3, naem="x")
+    del record["train"]["learning_rate"]
+    message = refusal(tmp_path, record)
+    for line in (
+        "train.learning_rat: unknown key; did you mean learning_rate?",
+        "train.learning_rate: missing",
+        "train.batch_size: ",
+        "found 'many'",
+        "model.freeze.0: ",
+        "mining.mine_every_step: unknown key; did you mean mine_every_steps?",
+        "mining.mine_every_steps: missing",
+        "naem: unknown key; did you mean name?",
+    ):
+        assert line in message
+    assert "7 fault(s)" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model__scratch": {}}, "exactly one of base"),
+        ({"model": {}}, "exactly one of base"),
+        ({"model": {"scratch": {}, "lora": {}}}, "random weights cannot be frozen"),
+        ({"model": {"scratch": {"image_size": 30, "patch_size": 16}}}, "does not divide image_size 30"),
+        ({"model": {"scratch": {"width": 100}}}, "num_heads 3 does not divide width 100"),
+        ({"model__freeze": ["image", "text"], "model__lora": {}}, "nothing to adapt"),
+        ({"train__warmup_steps": 1000}, "leaves nothing of max_steps"),
+        ({"train__betas": [0.9, 1.0]}, "betas lie in [0, 1)"),
+        ({"train__batch_size": 1}, "train.batch_size"),
+        ({"train__precision": "fp16"}, "train.precision"),
+        ({"data__train_split": None}, "must be null too"),
+        ({"mining": {"mine_every_steps": 5, "start_step": 1000}}, "lies beyond train.max_steps"),
+        ({"mining": {"mine_every_steps": 5, "negatives_per_image": 65}}, "exceeds pool_top_k 64"),
+        ({"name": "../elsewhere"}, "name"),
+        ({"name": ""}, "name"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_values_that_contradict_one_another_are_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    assert words in refusal(tmp_path, changed(**changes))
+
+
+def test_overrides_replace_add_and_remove(tmp_path: Path) -> None:
+    path = write(tmp_path, changed(mining__mine_every_steps=5))
+    loaded = load_config(path, ["train.learning_rate=5e-4", "model.lora.rank=4", "mining=null", "data.columns={caption: text}", "name=b"])
+    assert loaded.train.learning_rate == 5e-4 and loaded.model.lora is not None and loaded.model.lora.rank == 4
+    assert loaded.mining is None and loaded.data.columns == {"caption": "text"} and loaded.name == "b"
+
+
+@pytest.mark.parametrize("override", ["train.max_steps", "=3", "train..max_steps=3", "name.first=3", "seed=[1"])
+def test_an_override_that_cannot_be_applied_is_quoted(tmp_path: Path, override: str) -> None:
+    assert repr(override) in refusal(tmp_path, GOOD, override)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", ""])
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match="job.yaml"):
+        load_config(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_a_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None:
+    first = load_config(write(tmp_path, changed(model__lora={}, mining__mine_every_steps=5, wandb={})))
+    again = load_config(write(tmp_path, first.model_dump(mode="json")))
+    assert again == first
+
+
+def test_warm_up_is_at_least_50_steps_but_at_most_a_tenth(tmp_path: Path) -> None:
+    def warm(max_steps: int, warmup: int | None = None) -> int:
+        return TrainConfig(**{**GOOD["train"], "max_steps": max_steps, "warmup_steps": warmup}).num_warmup_steps
+
+    assert [warm(100), warm(1000), warm(10_000), warm(5), warm(100, 7), warm(100, 0)] == [10, 50, 400, 0, 7, 0]
+
+
+def test_every_key_is_documented_and_the_schema_is_printed() -> None:
+    kinds = [kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    sections = [kind for kind in kinds if kind.__module__ == "train.config" and not kind.__name__.startswith("_")]
+    undocumented = {f"{kind.__name__}.{name}" for kind in sections for name, field in kind.model_fields.items() if not field.description}
+    # The sections speak for themselves; everything else has its sentence.
+    assert undocumented == {f"JobConfig.{name}" for name in ("model", "data", "train", "mining", "rerank", "wandb")}
+    printed = subprocess.run([sys.executable, "-m", "train.config"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert json.loads(printed) == json.loads(json.dumps(JobConfig.model_json_schema()))
+    assert json.loads(printed)["additionalProperties"] is False
