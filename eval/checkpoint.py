@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, SiglipModel
 
 from eval.errors import UserError
@@ -24,6 +25,8 @@ def load_siglip(name: str | os.PathLike[str]) -> tuple[SiglipModel, SiglipInputs
         loaded: Any = SiglipModel.from_pretrained(name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     except OSError as error:
         raise UserError(f"{name}: no weights in safetensors form ({error}). Pickled weights are not loaded: convert them first") from error
+    except SafetensorError as error:
+        raise UserError(f"{name}: the weights are damaged ({error}); fetch or copy the file again") from error
     except RuntimeError as error:  # shapes that do not fit
         raise UserError(f"{name}: the weights do not fit config.json ({error})") from error
     model, info = loaded
@@ -45,7 +48,7 @@ def load_siglip_config(name: str) -> Any:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{name}: neither a checkpoint folder nor a model that can be had from the hub ({str(error).splitlines()[0]})"
+            f"{name}: neither a checkpoint folder nor a model that can be had from the hub ({str(error).partition(chr(10))[0]})"
         ) from error
     if config.model_type != "siglip":
         raise UserError(f"{name}: expected a SigLIP checkpoint (model_type 'siglip'), found {config.model_type!r}")

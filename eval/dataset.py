@@ -121,6 +121,10 @@ class RetrievalSet:
         """Group of each image as the manifest names it; empty when no image has one."""
         return self._group_names
 
+    def named_sizes(self) -> Iterator[tuple[str, int]]:
+        """(id, size in bytes) of each image."""
+        return zip(self.image_ids, self._num_bytes_I.tolist(), strict=True)
+
     def named_groups(self) -> set[str]:
         """The groups the manifest names."""
         return {name for name in self._group_names if name is not None}

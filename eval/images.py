@@ -51,8 +51,8 @@ def _refuse_absurd_size(image: Image.Image, num_bytes: int) -> None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         # 16-bit greys: Pillow's own conversion clips at 255 instead of scaling.
-        values_HW = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values_HW.max(initial=0.0) > 255 else 255.0
+        values_HW = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        top = 65535.0 if image.mode.startswith("I;16") or values_HW.max(initial=0.0) > 255 else 255.0
         image = Image.fromarray(np.clip(values_HW / top * 255.0, 0, 255).astype(np.uint8))
     # convert() returns a copy even of an RGB picture, so that the result outlives the file.
     return image.convert("RGB")

@@ -32,12 +32,21 @@ class Leakage:
 
 
 def find_leakage(split: RetrievalSet, other: RetrievalSet) -> Leakage:
-    """Count the images (by id) and the captions (by normalised text) of `split` that are in `other` too."""
-    shared_images = sorted(set(split.image_ids) & set(other.image_ids))
+    """Count the images (by id and size in bytes) and the captions (by normalised text) of `split` that are in `other` too.
+
+    The size, because embedded pictures of two files are often both called 0.jpg, and are no less two pictures for it.
+    """
+    shared_images = sorted(set(split.named_sizes()) & set(other.named_sizes()))
     shared_C = np.isin(split.caption_hash_C, other.caption_hash_C)
     examples = [split.captions[int(caption)] for caption in np.flatnonzero(shared_C)[:3]]
     groups = split.named_groups() & other.named_groups()
     in_shared_group = sum(1 for name in split.group_names() if name is not None and name in groups)
     return Leakage(
-        str(split.split), str(other.split), len(shared_images), in_shared_group, int(shared_C.sum()), shared_images[:3], examples
+        str(split.split),
+        str(other.split),
+        len(shared_images),
+        in_shared_group,
+        int(shared_C.sum()),
+        [name for name, _ in shared_images[:3]],
+        examples,
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from eval.captions import normalise
 from eval.errors import UserError
-from eval.manifest_rows import EmbeddedImage, Row, RowSource, open_rows
+from eval.manifest_rows import EmbeddedImage, Row, RowSource, is_unicode, open_rows
 
 COLUMNS = ("image", "captions", "caption", "id", "split", "group")
 _URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.\-]*://|^data:")
@@ -97,6 +97,8 @@ def read_manifest(
     mapping = _column_mapping(columns or {})
     rows = open_rows(str(source), mapping)
     faults = [Fault(where, "unreadable row", what) for where, what in rows.faults]
+    if not rows.columns and not faults:
+        raise ManifestError(str(source), [Fault(str(source), "empty", "the manifest has no rows and no column names")])
     faults += _column_faults(rows, mapping, columns or {})
     if faults and not rows.has_usable_columns(mapping):
         raise ManifestError(str(source), faults)
@@ -160,6 +162,7 @@ class _Joiner:
     faults: list[Fault]
     images: dict[tuple[str | None, str], ManifestImage] = field(default_factory=dict)
     path_of_id: dict[str, tuple[str, str]] = field(default_factory=dict)
+    id_of_path: dict[str, tuple[str, str]] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
 
     def add(self, row: Row) -> None:
@@ -175,6 +178,11 @@ class _Joiner:
         if known_key != key:
             self.faults.append(Fault(row.where, "id twice", f"id {image_id!r} names {key!r} here and {known_key!r} at {known_where}"))
             return
+        known_id, known_where = self.id_of_path.setdefault(key, (image_id, row.where))
+        if known_id != image_id:
+            what = f"image {key!r} has id {image_id!r} here and {known_id!r} at {known_where}"
+            remedy = "If the column numbers rows or captions, let the path be the id: data.columns.id=NAME_OF_THE_IMAGE_COLUMN"
+            self.faults.append(Fault(row.where, "two ids", f"{what}. {remedy}"))
         image = self.images.get((text["split"], key))
         if image is None:
             self.images[text["split"], key] = ManifestImage(
@@ -185,8 +193,6 @@ class _Joiner:
             self.faults.append(
                 Fault(row.where, "id twice", f"{key!r} names another picture at {image.where}; give each picture an id of its own")
             )
-        if image.id != image_id:
-            self.faults.append(Fault(row.where, "two ids", f"image {key!r} has id {image_id!r} here and {image.id!r} at {image.where}"))
         if image.group != text["group"]:
             self.faults.append(
                 Fault(row.where, "two groups", f"image {key!r} has group {text['group']!r} here and {image.group!r} at {image.where}")
@@ -208,6 +214,8 @@ class _Joiner:
         for value in values:
             if not isinstance(value, str):
                 self.faults.append(Fault(row.where, "caption is not text", f"expected text, found {type(value).__name__}: {value!r:.80}"))
+            elif not is_unicode(value):
+                self.faults.append(Fault(row.where, "not UTF-8 text", f"half a character (a lone surrogate) in the caption {value!r:.80}"))
             elif not normalise(value):
                 self.faults.append(Fault(row.where, "empty caption", f"nothing is left of {value!r:.80} without blanks and punctuation"))
             else:
@@ -217,7 +225,7 @@ class _Joiner:
     def _text(self, row: Row, name: str, value: object) -> str | None:
         if value is None or value == "":
             return None
-        if isinstance(value, (str, int)) and not isinstance(value, bool):
+        if isinstance(value, (str, int)) and not isinstance(value, bool) and is_unicode(str(value)):
             return str(value)
         self.faults.append(Fault(row.where, f"{name} is not text", f"expected text, found {type(value).__name__}: {value!r:.80}"))
         return None
@@ -227,7 +235,7 @@ class _Joiner:
         if row.embedded is not None:
             return row.embedded.key, None, row.embedded.num_bytes
         value = row.image
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or not value.strip() or not is_unicode(value):
             self.faults.append(Fault(row.where, "no image", f"expected a path or embedded bytes, found {value!r:.80}"))
             return None
         if _URL.match(value):
@@ -246,12 +254,16 @@ class _Joiner:
         path = self.image_root / relative
         size = self._size(path, relative)
         if size < 0:
-            self.faults.append(Fault(row.where, "missing file", f"{str(path)!r} does not exist or is no file. Is data.image_root right?"))
+            remedy = "Paths are written with / here" if "\\" in value else "Is data.image_root right?"
+            self.faults.append(Fault(row.where, "missing file", f"{str(path)!r:.300} does not exist or is no file. {remedy}"))
             return None
         return relative, path, size
 
     def _size(self, path: Path, relative: str) -> int:
         """Bytes of a file, -1 when it is not there; asked of the file system once per picture."""
         if relative not in self.sizes:
-            self.sizes[relative] = path.stat().st_size if path.is_file() else -1
+            try:
+                self.sizes[relative] = path.stat().st_size if path.is_file() else -1
+            except OSError:  # a name too long for the file system: a caption in the column of paths, say
+                self.sizes[relative] = -1
         return self.sizes[relative]

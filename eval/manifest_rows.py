@@ -4,6 +4,7 @@ Our own readers take .csv and .jsonl, because they must know line numbers and mu
 the `datasets` library takes .parquet and keeps it memory-mapped on disk, so that a set larger than memory works.
 """
 
+import ast
 import csv
 import glob
 import json
@@ -66,8 +67,15 @@ def open_rows(source: str, mapping: Mapping[str, str]) -> RowSource:
     """Open a manifest by what it is.
 
     Raises:
-        UserError: nothing is there, or it is of no known kind.
+        UserError: nothing is there, it cannot be read, or it is of no known kind.
     """
+    try:
+        return _open_rows(source, mapping)
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read as a manifest ({error})") from error
+
+
+def _open_rows(source: str, mapping: Mapping[str, str]) -> RowSource:
     path = Path(source)
     if path.is_dir():
         parquet = sorted(path.glob("*.parquet"))
@@ -126,12 +134,15 @@ def _row(where: str, record: Mapping[str, Any], mapping: Mapping[str, str], embe
 
 
 def _parse_list(text: str) -> Any:
-    """A list written as JSON in a .csv cell; anything else stays the text it is."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return value if isinstance(value, list) else text
+    """A list in a .csv cell, as JSON or as Python writes one (pandas' to_csv does); anything else stays the text it is."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list):
+            return value
+    return text
 
 
 def _read_csv(path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
@@ -148,21 +159,37 @@ def _read_csv(path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], lis
                     continue
                 if not header:
                     header = [cell.strip() for cell in cells]
+                    faults += [(f"{path}:{start}", what) for what in _header_faults(header)]
                 elif len(cells) != len(header):
                     faults.append(
                         (f"{path}:{start}", f"{len(cells)} cells where the header has {len(header)}; quote captions that hold commas")
                     )
-                elif any(_has_surrogate(cell) for cell in cells):
+                elif not is_unicode("".join(cells)):
                     faults.append((f"{path}:{start}", "not UTF-8 text; save the file as UTF-8"))
                 else:
                     records.append((start, dict(zip(header, cells, strict=True))))
         except csv.Error as error:
-            faults.append((f"{path}:{reader.line_num}", f"not valid CSV: {error}"))
+            remedy = 'close every quote, and write a quote inside a quoted cell as ""; nothing after this row was read'
+            faults.append((f"{path}:{line}", f"not valid CSV: {error} (line {reader.line_num}); {remedy}"))
     return header, records
 
 
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
+def _header_faults(header: list[str]) -> list[str]:
+    """A column named twice would silently lose one; bytes of another encoding in the header are in the rows too."""
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    faults = [f"column(s) {twice} stand twice in the header; give each a name of its own"] if twice else []
+    return faults if is_unicode("".join(header)) else ["not UTF-8 text; save the file as UTF-8"]
+
+
+def is_unicode(text: str) -> bool:
+    """False for text with half a character (a lone surrogate): it stands for bytes that were no UTF-8, and can be written nowhere."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_jsonl(path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
@@ -174,7 +201,7 @@ def _read_jsonl(path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], l
                 continue
             try:
                 record = json.loads(raw.decode("utf-8-sig" if line == 1 else "utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 faults.append((f"{path}:{line}", f"not a JSON object on one line: {error}"))
                 continue
             if not isinstance(record, dict):
@@ -188,7 +215,8 @@ def _read_jsonl(path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], l
 class FolderRows(_Rows):
     """An image folder: metadata.jsonl/.csv with `file_name` and a caption (as `datasets` has it), or PICTURE.txt beside each picture.
 
-    Subfolders named train, val, validation, valid, dev or test are splits. A sidecar .txt holds one caption a line.
+    Subfolders named train, val, validation, valid, dev or test are splits; metadata of the folder itself goes before theirs.
+    A sidecar .txt holds one caption a line. Hidden files are passed over (macOS leaves ._NAME.jpg in archives).
     """
 
     def __init__(self, folder: Path, mapping: Mapping[str, str]) -> None:
@@ -197,7 +225,8 @@ class FolderRows(_Rows):
         self.header_place = str(folder)
         self._records: list[tuple[str, dict[str, Any]]] = []
         self.columns: list[str] = []
-        parts = [folder / name for name in SPLIT_FOLDERS if (folder / name).is_dir()] or [folder]
+        described = any((folder / name).is_file() for name in METADATA_FILES)
+        parts = [folder / name for name in SPLIT_FOLDERS if (folder / name).is_dir() and not described] or [folder]
         for part in parts:
             self._read_part(part, None if part == folder else part.name)
         if not self._records and not self.faults:
@@ -215,10 +244,10 @@ class FolderRows(_Rows):
                 self._records.append((f"{file}:{line}", self._adopt(record, part, split)))
         if not files:
             self._read_sidecars(part, split)
+        if any(self._mapping["split"] in record for _, record in self._records) and self._mapping["split"] not in self.columns:
+            self.columns.append(self._mapping["split"])
         added = {"file_name": self._mapping["image"], "text": self._mapping["caption"]}
         self.columns += [ours for theirs, ours in added.items() if theirs in self.columns and ours not in self.columns]
-        if split is not None and self._mapping["split"] not in self.columns:
-            self.columns.append(self._mapping["split"])
 
     def _adopt(self, record: dict[str, Any], part: Path, split: str | None) -> dict[str, Any]:
         """Give datasets' own column names (file_name, text) their meaning here, and the folder's split."""
@@ -227,6 +256,8 @@ class FolderRows(_Rows):
         value = named.get(image, named.get("file_name"))
         if isinstance(value, str) and not os.path.isabs(value) and "://" not in value:
             value = os.path.relpath(part / value, self.folder)
+            first = value.split("/")[0]
+            split = first if split is None and first in SPLIT_FOLDERS else split
         named[image] = value
         if caption not in named and self._mapping["captions"] not in named and "text" in named:
             named[caption] = named["text"]
@@ -235,7 +266,9 @@ class FolderRows(_Rows):
         return named
 
     def _read_sidecars(self, part: Path, split: str | None) -> None:
-        pictures = sorted(path for path in part.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        pictures = sorted(
+            path for path in part.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and path.name[0] != "."
+        )
         for picture in pictures:
             sidecar = picture.with_suffix(".txt")
             where = str(sidecar)
@@ -299,8 +332,8 @@ class ArrowRows(_Rows):
                 if num_bytes is not None:
                     record[self._mapping["image"]] = paths[offset]
                     if size := num_bytes[offset]:
-                        name = record.get(self._mapping["id"]) or paths[offset]
-                        embedded = EmbeddedImage(row, str(name) if name not in (None, "") else f"row-{row + 1:07d}", size)
+                        candidates = (record.get(self._mapping["id"]), paths[offset], f"row-{row + 1:07d}")
+                        embedded = EmbeddedImage(row, next(str(name) for name in candidates if name not in (None, "")), size)
                 yield _row(self._where(row), record, self._mapping, embedded)
 
     def image_bytes(self, row: int) -> bytes:

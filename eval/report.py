@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,15 @@ def write_report(folder: str | os.PathLike[str], figures: Figures, *, notes: lis
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    _replace(target / "queries.parquet", lambda path: pq.write_table(figures.queries, path))
-    record = report_record(figures)
-    _replace(target / "report.html", lambda path: path.write_text(_html(figures, notes or []), encoding="utf-8"))
-    _replace(target / "report.json", lambda path: path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8"))
+    record = json.dumps(report_record(figures), indent=1, allow_nan=False) + "\n"
+    page = _html(figures, notes or [])
+    _replace_together(
+        {
+            target / "queries.parquet": lambda path: pq.write_table(figures.queries, path),
+            target / "report.html": lambda path: path.write_text(page, encoding="utf-8"),
+            target / "report.json": lambda path: path.write_text(record, encoding="utf-8"),
+        }
+    )
     return target
 
 
@@ -50,13 +56,17 @@ def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return record
 
 
-def _replace(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _replace_together(writers: Mapping[Path, Callable[[Path], Any]]) -> None:
+    """Write every file beside its place first, then rename all: a full disk leaves the old report whole, not half of each."""
+    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
     try:
-        write(temporary)
-        os.replace(temporary, path)
+        for path, write in writers.items():
+            write(temporaries[path])
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
 
 
 def _html(figures: Figures, notes: list[str]) -> str:
@@ -79,7 +89,7 @@ def print_report(record: dict[str, Any], console: Console | None = None) -> None
         console.width = max(console.width, 120)  # a log file has no edge to wrap at
     data = record["data"]
     title = f"{data['source']} [{data['split'] or 'all rows'}]: {data['num_images']:,} images, {data['num_captions']:,} captions"
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=escape(title), title_justify="left", header_style="bold")
     table.add_column("stage", no_wrap=True)
     table.add_column("direction", no_wrap=True)
     for metric in METRICS:

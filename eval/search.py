@@ -64,18 +64,20 @@ def search(
 
 def top_k(panel_qN: torch.Tensor, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices (int64) and scores of the `depth` best of each row, best first, equal scores by the lower index."""
-    values_qK, indices_qK = torch.topk(panel_qN, depth, dim=1)
+    num_items = panel_qN.shape[1]
+    values_qK, indices_qK = torch.topk(panel_qN, min(depth + 1, num_items), dim=1)  # one more shows where a tie crosses the K-th place
+    crossing_q = values_qK[:, -1] == values_qK[:, depth - 1] if depth < num_items else values_qK.new_zeros(len(values_qK), dtype=torch.bool)
+    values_qK, indices_qK = values_qK[:, :depth], indices_qK[:, :depth]
     # torch.topk orders equal scores as it likes. Inside the K found: sort by index, then stably by score.
     order = torch.argsort(indices_qK, dim=1)
     values_qK, indices_qK = values_qK.gather(1, order), indices_qK.gather(1, order)
     order = torch.argsort(values_qK, dim=1, descending=True, stable=True)
     values_qK, indices_qK = values_qK.gather(1, order), indices_qK.gather(1, order)
     # Across the K-th place: where more items reach the last score than there is room for, the lowest indices go in.
-    last_q = values_qK[:, -1:]
-    for row in torch.nonzero((panel_qN >= last_q).sum(dim=1) > depth).flatten().tolist():
-        above = int((values_qK[row] > last_q[row]).sum())
-        equal = torch.nonzero(panel_qN[row] == last_q[row]).flatten()
-        indices_qK[row, above:] = equal[: depth - above]
+    for row in torch.nonzero(crossing_q).flatten().tolist():
+        last = values_qK[row, -1]
+        above = int((values_qK[row] > last).sum())
+        indices_qK[row, above:] = torch.nonzero(panel_qN[row] == last).flatten()[: depth - above]
     return indices_qK, values_qK
 
 
@@ -107,20 +109,32 @@ def _panel(queries_qD: np.ndarray, gallery: torch.Tensor, num_items: int) -> tor
 
 
 def _positive_ranks(panel_qN: torch.Tensor, offsets: np.ndarray, indices_P: np.ndarray) -> np.ndarray:
-    """Rank from 1 of each positive in its query's row: one more than those strictly better, and than the equal ones of lower index."""
+    """Rank from 1 of each positive in its query's row: one more than those strictly better, and than the equal ones of lower index.
+
+    One sort a row and a binary search a positive: a caption that is true of a thousand images costs no thousand passes.
+    """
     counts = np.diff(offsets)
-    ranks_P = np.empty(len(indices_P), dtype=np.int64)
-    places_N = torch.arange(panel_qN.shape[1], device=panel_qN.device)
-    for nth in range(int(counts.max(initial=0))):
-        rows = np.flatnonzero(counts > nth)
-        at = offsets[rows] + nth
-        item = torch.from_numpy(indices_P[at]).to(panel_qN.device)[:, None]
-        part = panel_qN if len(rows) == len(panel_qN) else panel_qN[torch.from_numpy(rows).to(panel_qN.device)]
-        score = part.gather(1, item)
-        equal = part == score
-        before = (part > score).sum(dim=1)
-        tied = equal.sum(dim=1) > 1
-        if bool(tied.any()):
-            before = before + (equal & (places_N < item)).sum(dim=1)
-        ranks_P[at] = before.cpu().numpy() + 1
+    row_P = np.repeat(np.arange(len(counts)), counts)
+    column_P = np.arange(len(indices_P)) - offsets[:-1][row_P]
+    padded_qM = np.zeros((len(counts), int(counts.max(initial=0))), dtype=np.int64)
+    padded_qM[row_P, column_P] = indices_P
+    scores_qM = panel_qN.gather(1, torch.from_numpy(padded_qM).to(panel_qN.device))
+    sorted_qN = _sorted_rows(panel_qN)
+    up_to_qM = torch.searchsorted(sorted_qN, scores_qM, right=True)
+    equal_P = (up_to_qM - torch.searchsorted(sorted_qN, scores_qM)).cpu().numpy()[row_P, column_P]
+    ranks_P = panel_qN.shape[1] - up_to_qM.cpu().numpy()[row_P, column_P] + 1
+    tied_P = np.flatnonzero(equal_P > 1)
+    groups: dict[tuple[int, float], list[int]] = {}
+    for place, score in zip(tied_P, scores_qM.cpu().numpy()[row_P[tied_P], column_P[tied_P]].tolist(), strict=True):
+        groups.setdefault((int(row_P[place]), score), []).append(int(place))
+    for (row, score), places in groups.items():
+        equal = torch.nonzero(panel_qN[row] == score).flatten().cpu().numpy()
+        ranks_P[places] += np.searchsorted(equal, indices_P[places])
     return ranks_P
+
+
+def _sorted_rows(panel_qN: torch.Tensor) -> torch.Tensor:
+    """Each row's scores, ascending; on a CPU by numpy, whose sort of values is ten times torch's."""
+    if panel_qN.device.type == "cpu":
+        return torch.from_numpy(np.sort(panel_qN.numpy(), axis=1))
+    return torch.sort(panel_qN, dim=1).values
