@@ -1,7 +1,7 @@
 """Starts commands in a few hundredths of a second: a process that has imported everything forks one child per command.
 
-What runs in a child is `python -m MODULE ARGUMENTS` but for the imports: its own process, with real signals, files and exit codes. A child can be
-told to be killed on reaching a line of the code that random moments would rarely hit (`Trap`).
+What runs in a child is `python -m MODULE ARGUMENTS` but for the imports: its own process, with real signals, files and exit codes.
+A child can be told to be killed on reaching a line of the code that random moments would rarely hit (`Trap`).
 """
 
 import json

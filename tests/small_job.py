@@ -39,8 +39,8 @@ def draw(colour: str, shape: str, side: str, background: int) -> Image.Image:
 def write_pictures(folder: Path, sizes: dict[str, int] = SIZES, seed: int = 0) -> Path:
     """Draw pictures and write folder/pairs.jsonl.
 
-    Every fifth image shares a caption with others, and the first six of a split form two groups. The pictures of val and test resemble the first
-    of train, so that a few steps are enough to do better on them.
+    Every fifth image shares a caption with others, and the first six of a split form two groups. The pictures of val and test resemble
+    the first of train, so that a few steps are enough to do better on them.
     """
     (folder / "pictures").mkdir(parents=True)
     lines = []

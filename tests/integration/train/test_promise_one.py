@@ -108,7 +108,7 @@ def test_one_process_is_the_formula_written_out(runs: dict[int, Path], small_wor
 
 
 def test_the_batch_holds_what_the_promise_is_about(small_world: SmallWorld) -> None:
-    """Pairs that are positive across processes, by shared caption and by group; mined captions true of another image; a process without any."""
+    """Pairs positive across processes, by caption and by group; mined captions true of another image; a process that has none."""
     dataset = load(small_world.manifest)
     order = BatchOrder(dataset.num_images, dataset.num_images, SEED)
     images, half = order.images(1), dataset.num_images // 2
