@@ -31,8 +31,9 @@ def claim_folder(config: JobConfig) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     lock = (folder / ".lock").open("w")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        # Not flock: the loader's workers would inherit it, and hold it for seconds after a SIGKILL of their parent.
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         raise UserError(f"{folder} is in use by another job; wait for it, or take another name=") from None
     path, record = folder / "config.yaml", config.model_dump(mode="json")
     if not Checkpoints(folder / "checkpoints").steps():

@@ -1,0 +1,87 @@
+"""Told to stop: a checkpoint, the right exit code, and a run that goes on as if nothing had been."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import Run, assert_same, lines
+from tests.nursery import Nursery, Trap
+from tests.small_job import SmallWorld
+from train.checkpoint import Checkpoints
+
+PLACES = {
+    "in a step": (Trap("train.step:image_features", 4, signal.SIGTERM), 4),
+    "in the first evaluation": (Trap("train.loop:retrieve", 1, signal.SIGTERM), 0),
+    "in a later evaluation": (Trap("train.loop:retrieve", 2, signal.SIGTERM), 3),
+    "in a mining": (Trap("train.loop:mine", 2, signal.SIGTERM), 4),
+    "while a checkpoint is written": (Trap("train.checkpoint:save_file", 6, signal.SIGTERM), None),
+    "in the last step": (Trap("train.step:image_features", 9, signal.SIGTERM), None),
+    "in the last evaluation": (Trap("train.loop:retrieve", 4, signal.SIGTERM), 9),
+    "in the final measurement": (Trap("train.final:retrieve", 2, signal.SIGTERM), 9),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_sigterm(run: Run, straight: dict[int, Run], place: str) -> None:
+    trap, step = PLACES[place]
+    (child,) = run.start(trap=trap)
+    assert child.wait() == 143, child.output()
+    found = Checkpoints(run.folder / "checkpoints").newest()
+    assert found is not None and found[1] == [] and (step is None or found[0].step == step)
+    assert f"stopped after step {found[0].step}; the same command goes on from there" in child.output()
+    assert "Traceback" not in child.output()
+    again = run.finish()[0]
+    assert f"resuming job at step {found[0].step}" in again.output()
+    assert_same(run, straight[1])
+
+
+@pytest.mark.parametrize("function", ["train.loop:retrieve", "train.loop:mine", "train.final:retrieve", "train.step:image_features"])
+def test_sigterm_to_two(pair: Run, straight: dict[int, Run], function: str) -> None:
+    """Both are told at the same place; the main process writes, and neither ends before that or is left waiting."""
+    children = pair.start(traps={rank: Trap(function, 2, signal.SIGTERM) for rank in (0, 1)})
+    codes = [child.wait() for child in children]
+    assert codes == [143, 143], "".join(child.output() for child in children)
+    assert "Traceback" not in children[0].output() + children[1].output()
+    pair.finish()
+    assert_same(pair, straight[2])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_to_one_of_two_stops_both_after_the_step(pair: Run, straight: dict[int, Run], rank: int) -> None:
+    children = pair.start(traps={rank: Trap("train.step:image_features", 5, signal.SIGTERM)})
+    assert [child.wait() for child in children] == [143, 143], "".join(child.output() for child in children)
+    pair.finish()
+    assert_same(pair, straight[2])
+
+
+def test_ctrl_c(run: Run, straight: dict[int, Run]) -> None:
+    (child,) = run.start(trap=Trap("train.step:image_features", 4, signal.SIGINT))
+    assert child.wait() == 130, child.output()
+    run.finish()
+    assert_same(run, straight[1])
+
+
+def test_the_exit_code_is_left_where_the_launcher_looks(run: Run, nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
+    mark = tmp_path / "exit"
+    (child,) = run.start(env={"TRAIN_EXIT_FILE": str(mark)}, trap=Trap("train.step:image_features", 2, signal.SIGTERM))
+    assert child.wait() == 143 and (tmp_path / "exit.0").read_text() == "143\n"
+    refused = nursery.start("train", [str(run.config), "train.max_steps=no"], env={"TRAIN_EXIT_FILE": str(mark)})
+    assert refused.wait() == 2 and (tmp_path / "exit.0").read_text() == "2\n"
+    assert nursery.start("train", ["--no-such"], env={"TRAIN_EXIT_FILE": str(mark), "RANK": "0"}).wait() == 2
+    run.finish(env={"TRAIN_EXIT_FILE": str(mark)})
+    assert (tmp_path / "exit.0").read_text() == "0\n"
+
+
+def test_resumed_on_another_number_of_processes_it_trains_on_the_same(
+    nursery: Nursery, small_world: SmallWorld, tmp_path: Path, straight: dict[int, Run]
+) -> None:
+    run = Run.make(nursery, small_world, tmp_path)
+    (child,) = run.start(trap=Trap("train.step:image_features", 2, signal.SIGTERM))
+    assert child.wait() == 143
+    Run(nursery, run.config, world_size=2).finish()
+    found, expected = (
+        [(line["step"], line["loss"]) for line in lines(job.folder) if line["event"] == "step"] for job in (run, straight[1])
+    )
+    assert [step for step, _ in found] == [step for step, _ in expected] == list(range(1, 10))
+    assert found[2][1] == pytest.approx(expected[2][1], rel=1e-5)  # the first step of two processes, after two of one
