@@ -36,8 +36,9 @@ class BlipSettings:
         enc_token: put [ENC] in place of [CLS], as the original does and transformers does not; a model whose vocabulary has
             no [ENC] is scored without.
         clean_captions: the original's caption cleaning.
-        score_kind: "match_logit", column 1 of itm_score, as the original ranks; "margin", column 1 minus column 0, which orders pairs
-            as the match probability does.
+        score_kind: "match_logit", column 1 of itm_score, as the original ranks, so that figures compare with published ones; "margin",
+            column 1 minus column 0, which orders pairs as the match probability does. On the demo neither ranks better than the
+            other (paired intervals hold 0).
         precision: "bfloat16" runs the towers under autocast; the matching head and the scores stay float32.
         chunk_size: captions of one image that go through the text tower together; changes scores by float noise only.
         max_tokens: longer captions are cut to this many tokens.
