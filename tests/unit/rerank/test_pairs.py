@@ -162,9 +162,11 @@ def test_blip_scores_are_the_same_bits_at_one_two_and_three_processes(tiny_blip:
     assert np.array_equal(complete_scores(scorer, dataset, lists, processes=Processes()).scores_N, whole.scores_N)
 
 
-def test_the_bar_counts_pairs(memory_set, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_counts_pairs(memory_set, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.progress._LOG_FILE_SECONDS", 0.0)  # every update is drawn, however quick
     complete_scores(PixelScorer(), memory_set(2, CAPTIONS), lists_of([(0, 0), (1, 1), (1, 2)]), progress=True)
     shown = capsys.readouterr().err
-    assert "rerank pixel" in shown and "3/3" in shown
+    assert "rerank pixel" in shown and "pair" in shown
+    assert [part in shown for part in ("0/3", "1/3", "2/3", "3/3")] == [True, True, False, True]  # a picture at a time
     complete_scores(PixelScorer(), memory_set(2, CAPTIONS), lists_of([(0, 0)]))
     assert capsys.readouterr().err == ""
