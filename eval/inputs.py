@@ -4,9 +4,11 @@ The text tower pools the LAST position, so padding is part of the input: a short
 (facts: mteb#1424 lost 20 to 70 points to it). So the contract is not only followed but checked when a checkpoint is loaded.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,8 +70,11 @@ class SiglipInputs:
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the processor files in the hub's own format."""
+        """Write the processor files in the hub's own format; a tokenizer loaded from them returns no mask, as the released ones."""
         self.tokenizer.save_pretrained(folder)
+        # save_pretrained drops this entry (transformers 5.23), and with a mask `model(**processor(...))` gives other embeddings.
+        path = Path(folder) / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"model_input_names": ["input_ids"]}, indent=2) + "\n", "utf-8")
         self.image_processor.save_pretrained(folder)
 
     def _check(self, name: str, config: SiglipConfig) -> None:

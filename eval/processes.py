@@ -41,10 +41,14 @@ class Processes:
         longest = int(lengths.max())
         padded = np.zeros((longest, *array.shape[1:]), dtype=array.dtype)
         padded[: len(array)] = array
-        mine = torch.from_numpy(padded).to(device)
+        if not padded.size:
+            return [padded[: int(length)] for length in lengths]
+        # As bytes: gloo and nccl each refuse some types (int16, bool).
+        mine = torch.from_numpy(padded.reshape(-1).view(np.uint8)).to(device)
         parts = [torch.empty_like(mine) for _ in range(self.world_size)]
         dist.all_gather(parts, mine)
-        return [part[: int(length)].cpu().numpy() for part, length in zip(parts, lengths, strict=True)]
+        arrays = [part.cpu().numpy().view(array.dtype).reshape(padded.shape) for part in parts]
+        return [gathered[: int(length)] for gathered, length in zip(arrays, lengths, strict=True)]
 
     def gather_blocks(self, blocks: list[np.ndarray], num_blocks: int) -> list[np.ndarray]:
         """All blocks in grid order from each process's share of them; blocks share shape but for their first dimension.

@@ -11,29 +11,8 @@ import torch
 from PIL import Image
 from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel, SiglipTokenizer
 
-WORDS = [
-    "a",
-    "the",
-    "red",
-    "blue",
-    "green",
-    "dog",
-    "cat",
-    "circle",
-    "square",
-    "left",
-    "right",
-    "of",
-    "above",
-    "below",
-    "and",
-    "on",
-    "sits",
-    "runs",
-    "behind",
-    "big",
-    "small",
-]
+WORDS = ["a", "the", "red", "blue", "green", "dog", "cat", "circle", "square", "left", "right"]
+WORDS += ["of", "above", "below", "and", "on", "sits", "runs", "behind", "big", "small"]
 
 
 @pytest.fixture(autouse=True, scope="module")

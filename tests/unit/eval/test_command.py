@@ -1,0 +1,98 @@
+"""python -m eval as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from transformers import BertConfig
+
+from eval.__main__ import main
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def manifest(pictures: list[Path], sentences: list[str]) -> Path:
+    path = pictures[0].parent / "command.jsonl"
+    lines = [
+        json.dumps({"image": picture.name, "captions": sentences[n : n + 2], "split": "test" if n < 30 else "train"})
+        for n, picture in enumerate(pictures)
+    ]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "eval", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200)
+
+
+def test_measures_and_reports(manifest: Path, tiny_siglip: Path, tmp_path: Path) -> None:
+    done = run("--model", tiny_siglip, "--data", manifest, "--split", "test", "--output", tmp_path / "out", "--num-workers", 1)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(record["stages"]) == ["model"] and (record["data"]["num_images"], record["data"]["num_captions"]) == (30, 60)
+    ranks = pq.read_table(tmp_path / "out" / "queries.parquet").to_pandas().groupby("direction")["rank"]
+    for direction, recall in ranks.apply(lambda rank: (rank <= 1).mean()).items():
+        assert record["stages"]["model"][direction]["R@1"] == pytest.approx(recall, abs=1e-12)
+        assert f"{100 * recall:.2f}" in done.stdout
+    assert (tmp_path / "out" / "report.html").is_file() and "report.html" in done.stdout
+
+
+def test_column_names_are_mapped(pictures: list[Path], tiny_siglip: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.csv"
+    data.write_text("file,text\n" + "".join(f"{path.name},a dog {n}\n" for n, path in enumerate(pictures[:3])))
+    columns = ["--column", "image=file", "--column", "caption=text", "--image-root", pictures[0].parent]
+    done = run("--model", tiny_siglip, "--data", data, "--output", tmp_path / "out", "--num-workers", 0, *columns)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"--model": "no/such/folder/at/all"}, 2, "neither a checkpoint folder nor a model"),
+        ({"--data": "nowhere.csv"}, 2, "no such file or folder"),
+        ({"--split": "val"}, 2, "no row has split 'val'; splits found: 'test', 'train'"),
+        ({"--split": None}, 2, "say which"),
+        ({"--rerank": "BERT", "--top-k": 10}, 2, "BERT"),
+        ({"--rerank": "BERT", "--top-k": 31}, 2, "top_k is 31, but split 'test' has only 30 images"),
+        ({"--data": "BROKEN"}, 2, "cannot be read as parquet"),
+        ({"--output": "FILE/under"}, 4, "could not write"),
+        ({"--top-k": 0}, 2, "--top-k is at least 1"),
+        ({"--column": "image"}, 2, "--column takes OURS=THEIRS"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(
+    manifest: Path,
+    tiny_siglip: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: dict[str, object],
+    code: int,
+    message: str,
+) -> None:
+    BertConfig().save_pretrained(tmp_path / "bert-cross-encoder")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "file").write_text("a file where a folder is wanted")
+    stand_ins = {"BERT": tmp_path / "bert-cross-encoder", "BROKEN": tmp_path / "broken.parquet", "FILE/under": tmp_path / "file" / "under"}
+    asked: dict[str, object] = {"--model": tiny_siglip, "--data": manifest, "--split": "test", "--output": tmp_path / "out"}
+    asked |= {option: stand_ins.get(str(value), value) for option, value in change.items()}
+    words = [str(word) for option, value in asked.items() if value is not None for word in (option, value)]
+    monkeypatch.setattr(sys, "argv", ["eval", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    errors = capsys.readouterr().err
+    assert (ended.value.code, "Traceback" in errors) == (code, False), errors
+    assert message.replace("BERT", "bert-cross-encoder") in errors
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_exit_code_of_the_process(tiny_siglip: Path, tmp_path: Path) -> None:
+    done = run("--model", tiny_siglip, "--data", tmp_path / "nowhere.csv", "--output", tmp_path / "out")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ") and "nowhere.csv: no such file or folder" in done.stderr

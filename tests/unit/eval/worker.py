@@ -1,0 +1,59 @@
+"""One process of a job of several: embeds and searches what it is told, and writes what it found. Run by test_processes.py."""
+
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from eval.checkpoint import load_siglip
+from eval.dataset import load_split
+from eval.encoder import embed_captions, embed_images
+from eval.errors import UserError
+from eval.manifest import read_manifest
+from eval.processes import Processes
+from eval.search import search
+
+
+def main(job: dict[str, str], rank: int, world_size: int) -> None:
+    torch.set_num_threads(1)
+    folder = Path(job["folder"])
+    if world_size > 1:
+        store = f"file://{folder}/store"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
+    processes = Processes.current()
+    assert (processes.rank, processes.world_size) == (rank, world_size)
+    gathered = processes.gather(np.full((rank, 2), rank, dtype=np.int16))  # uneven: the first process brings nothing
+    assert [part.shape for part in gathered] == [(each, 2) for each in range(world_size)] and gathered[-1].dtype == np.int16
+    blocks = [np.full((number + 1, 3), number, dtype=np.float64) for number in processes.share_of(2)]
+    assert [block.tolist() for block in processes.gather_blocks(blocks, 2)] == [[[0.0] * 3], [[1.0] * 3] * 2]
+    model, inputs = load_siglip(job["model"])
+    dataset = load_split(read_manifest(job["manifest"]), None)
+    block = int(job["block"])
+    try:
+        images = embed_images(model, inputs, dataset, processes=processes, block=block)
+    except UserError as error:
+        (folder / f"{rank}.error").write_text(str(error))
+        return
+    captions = embed_captions(model, inputs, dataset.captions, processes=processes, block=block)
+    many = np.tile(captions, (5, 1))  # more than two blocks of queries
+    pairs = dataset.positives("text_to_image")
+    tiled = type(pairs)(np.concatenate([[0], np.cumsum(np.tile(pairs.counts, 5))]), np.tile(pairs.indices_P, 5))
+    found = search("text_to_image", many, images, tiled, 7, processes=processes)
+    np.savez(
+        folder / f"{rank}.npz",
+        images=images,
+        captions=captions,
+        top=found.top_indices_QK,
+        scores=found.top_scores_QK,
+        ranks=found.positive_ranks_P,
+    )
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    if dist.is_initialized():
+        dist.destroy_process_group()
