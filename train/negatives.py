@@ -74,6 +74,8 @@ def write_negatives(path: Path, negatives: Negatives, dataset: RetrievalSet) -> 
         }
     ).replace_schema_metadata({"name": negatives.name})
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)  # of a writer that was killed; after a resume it is the same table that is written again
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         pq.write_table(table, temporary)
