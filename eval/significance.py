@@ -39,13 +39,15 @@ class ImageSums:
 
     def resampled_means(self, weights_SI: np.ndarray) -> np.ndarray:
         """Mean of each metric in each resample, shape (S, M)."""
-        return (weights_SI @ self.sums_IM) / (weights_SI @ self.counts_I)[:, None]
+        chunk = max(1, _CHUNK_ELEMENTS // weights_SI.shape[1])
+        parts = (weights_SI[start : start + chunk].astype(np.float64) for start in range(0, len(weights_SI), chunk))
+        return np.concatenate([(weights @ self.sums_IM) / (weights @ self.counts_I)[:, None] for weights in parts])
 
 
 def resample_weights(num_images: int, *, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> np.ndarray:
-    """How often each image was drawn in each resample, float64 of shape (S, I); the same for one seed, so that pairs stay pairs."""
+    """How often each image was drawn in each resample, uint16 of shape (S, I); the same for one seed, so that pairs stay pairs."""
     generator = np.random.Generator(np.random.Philox(seed))
-    weights_SI = np.empty((num_resamples, num_images))
+    weights_SI = np.empty((num_resamples, num_images), dtype=np.uint16)  # as float64 100,000 images would take 1.6 GB
     for row in range(num_resamples):
         weights_SI[row] = np.bincount(generator.integers(0, num_images, num_images), minlength=num_images)
     return weights_SI
