@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer, SiglipConfig
+from transformers import AutoTokenizer, SiglipConfig, SiglipImageProcessorPil
 
 from eval.errors import UserError
 
@@ -45,7 +45,7 @@ class SiglipInputs:
         name = str(name)
         try:
             tokenizer = AutoTokenizer.from_pretrained(name)
-            image_processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+            image_processor = SiglipImageProcessorPil.from_pretrained(name)
         except (OSError, ValueError, ImportError) as error:
             raise UserError(f"{name}: no usable tokenizer and image processor beside the weights ({error})") from error
         inputs = cls(tokenizer, image_processor, config.text_config.max_position_embeddings, config.vision_config.image_size)
