@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from eval.dataset import RetrievalSet
-from eval.evaluator import METRICS, Figures, Stage, evaluate
+from eval.evaluator import METRICS, Figures, Stage, _Arm, evaluate
 from eval.manifest import ManifestImage
 from eval.metrics import RECALL_AT
 from eval.ranking import DIRECTIONS
 from eval.search import search
-from eval.significance import resample_weights
+from eval.significance import ImageSums, resample_weights
 
 
 def retrieval_set(num_images: int = 30) -> RetrievalSet:
@@ -81,6 +81,16 @@ def test_intervals_are_those_of_resampled_images(figures: Figures) -> None:
     ci95 = figures.stages["base"]["text_to_image"]["ci95"]
     for metric, values in {"median_rank": map(np.median, samples), "mean_rank": map(np.mean, samples)}.items():
         assert ci95[metric] == pytest.approx(np.quantile(list(values), [0.025, 0.975]).tolist())
+
+
+@pytest.mark.parametrize("queries_per_image", [1, 2])
+def test_every_resampled_median_is_numpys(queries_per_image: int) -> None:
+    """21 images drawn: an odd number of queries has one in the middle, an even number two."""
+    images = np.repeat(np.arange(21), queries_per_image)
+    ranks = np.random.default_rng(3).integers(1, 1000, len(images))
+    weights = resample_weights(21, num_resamples=100)
+    arm = _Arm(ranks, images, ImageSums.of(ranks[:, None].astype(float), images, 21))
+    assert arm._resampled_medians(weights).tolist() == [np.median(np.repeat(ranks, row[images])) for row in weights]
 
 
 def test_table_agrees_with_the_data_set(figures: Figures) -> None:
