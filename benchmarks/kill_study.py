@@ -29,7 +29,7 @@ def interrupt(run: Run, number: signal.Signals, moments: int, draws: random.Rand
         before = steps_taken(run.folder)
         least = min(before + draws.randint(1, 4), NUM_STEPS - 2)
         children = run.start()
-        children[0].wait_until(lambda: steps_taken(run.folder) >= least)
+        children[0].wait_until(lambda least=least: steps_taken(run.folder) >= least)
         time.sleep(draws.random() * 0.15)
         for child in children:
             child.kill(number)
