@@ -51,14 +51,17 @@ def test_after_the_fallback_the_whole_checkpoint_is_not_pruned(killed: tuple[Run
     assert_same(run, straight[1])
 
 
-def test_a_resumed_run_outlives_the_checkpoint_its_negatives_came_from(killed: tuple[Run, Checkpoints], straight: dict[int, Run]) -> None:
-    run, checkpoints = killed
+def test_a_resumed_run_outlives_the_checkpoint_its_negatives_came_from(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
+    """Resumed from step 4 with the table mined at 0; the checkpoint of 6 pushes that of 4 out, and that of 8 needs the table again."""
+    changes = {"mining__mine_every_steps": 100, "train__keep_checkpoints": 1}
+    straight, run = (Run.make(nursery, small_world, tmp_path / name, **changes) for name in ("straight", "disturbed"))
+    straight.finish()
+    (child,) = run.start(trap=Trap("train.step:image_features", 6))
+    assert child.wait() == -9
     for file in (run.folder / "negatives").iterdir():
         file.unlink()
-    shutil.rmtree(checkpoints.path(6))  # from step 4: the checkpoints of 6 and 8 follow without a mining before 8
-    child = run.nursery.start("train", [str(run.config), "train.keep_checkpoints=1"])
-    assert child.wait() == 0, child.output()
-    assert_same(run, straight[1])
+    assert "resuming job at step 4" in run.finish()[0].output()
+    assert_same(run, straight)
 
 
 def test_without_a_readable_checkpoint_it_ends_with_3(killed: tuple[Run, Checkpoints]) -> None:
