@@ -3,9 +3,9 @@
     python -m demo.pretrain_blip --output demo/models/blip-itm
     python -m demo.pretrain_blip --output /tmp/quick --align-epochs 1 --match-epochs 1
 
-The image tower begins as base's. First the text tower learns to tell what captions say; then both are aligned, contrastively and by telling
-the attributes of each thing; then the matcher learns to tell true captions from random ones and from those of near-duplicate scenes. An
-epoch is 6,000 newly drawn scenes; the checkpoint is overwritten after every epoch of matching.
+First each tower learns alone to tell what it reads or looks at; then both are aligned contrastively; then the matcher learns to tell true
+captions from random ones and from those of near-duplicate scenes. An epoch is 6,000 newly drawn scenes; the checkpoint is overwritten after
+every epoch of matching.
 """
 
 import argparse
@@ -17,12 +17,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import BlipConfig, BlipForImageTextRetrieval, BlipProcessor, SiglipModel, SiglipProcessor
+from transformers import BlipConfig, BlipForImageTextRetrieval, BlipProcessor
 
 from demo.batches import Batch, pixels, random_batch
 from demo.drawing import SIDE
-from demo.image_tower import adopt_image_tower
-from demo.pairs import BOTH, match_pairs
+from demo.pairs import BOTH, Saying, match_pairs, mismatches
 from demo.phrases import complete_caption
 from demo.pretrain_siglip import parameter_groups, rate_share
 from demo.recall import mean_recall_at_1
@@ -30,14 +29,14 @@ from demo.scenes import Scene, random_scene
 from demo.slots import PATCH_ANSWERS, SCENE_ANSWERS, SlotHead, patch_targets, slot_targets
 from demo.vocabulary import NUM_MATCHER_TOKENS, blip_processor, blip_text, save_processor
 
-BASE = Path(__file__).parent / "models" / "siglip-base"
 WIDTH, MLP_WIDTH, NUM_HEADS, PATCH = 128, 256, 4, 8
 NUM_VISION_LAYERS, NUM_TEXT_LAYERS, NUM_SHARED = 4, 4, 64
-SCENES_PER_EPOCH, READ_BATCH, ALIGN_BATCH, MATCH_BATCH = 6000, 60, 60, 30
+SCENES_PER_EPOCH, READ_BATCH, LOOK_BATCH, ALIGN_BATCH, MATCH_BATCH = 6000, 60, 32, 60, 30
 NUM_HELD_OUT = 40
-LEARNING_RATE, TEMPERATURE = 7e-4, 0.07
-# Of the attributes told beside the contrastive loss, and beside the matching loss.
-SLOT_WEIGHT, KEEP_WEIGHT = 0.3, 0.03
+LEARNING_RATES, TEMPERATURE = {"read": 7e-4, "look": 1e-3, "align": 7e-4, "match": 7e-4}, 0.07
+POSITION_SCALE = 0.5
+# Of the attributes told beside the contrastive loss; of wherein a pair differs, and of the attributes, beside the matching loss.
+SLOT_WEIGHT, DIFFER_WEIGHT, KEEP_WEIGHT = 0.3, 0.3, 0.1
 
 
 def new_model(num_words: int) -> BlipForImageTextRetrieval:
@@ -49,7 +48,21 @@ def new_model(num_words: int) -> BlipForImageTextRetrieval:
     config = BlipConfig(
         text_config=size | words | ends, vision_config=size | image, image_text_hidden_size=NUM_SHARED, projection_dim=NUM_SHARED
     )
-    return BlipForImageTextRetrieval(config)
+    model = BlipForImageTextRetrieval(config)
+    with torch.no_grad():
+        model.vision_model.embeddings.position_embedding[0, 1:] = POSITION_SCALE * grid_waves(SIDE // PATCH, WIDTH)
+    return model
+
+
+def grid_waves(per_side: int, num_features: int) -> torch.Tensor:
+    """Sines and cosines of row and column, float32 waves_NF for N = per_side ** 2 patches, row by row.
+
+    Where a small tower begins with random positions it learns colours for a long time before it learns order.
+    """
+    rates_Q = 100.0 ** -(torch.arange(num_features // 4) / (num_features // 4))
+    rows_NQ = torch.arange(per_side).repeat_interleave(per_side)[:, None] * rates_Q
+    columns_NQ = torch.arange(per_side).repeat(per_side)[:, None] * rates_Q
+    return torch.cat([columns_NQ.sin(), columns_NQ.cos(), rows_NQ.sin(), rows_NQ.cos()], dim=1)
 
 
 class Trainee(nn.Module):
@@ -63,6 +76,7 @@ class Trainee(nn.Module):
         self.encode_id = num_words + 1
         self.image_slots, self.text_slots = SlotHead(WIDTH, SCENE_ANSWERS), SlotHead(WIDTH, SCENE_ANSWERS)
         self.patch_slots = SlotHead(WIDTH, PATCH_ANSWERS)
+        self.mismatch_slots = SlotHead(WIDTH, [2] * len(SCENE_ANSWERS))
 
     def image_tokens(self, batch: Batch) -> torch.Tensor:
         """Encode the drawings: float32 tokens_BPF, the class token first."""
@@ -98,21 +112,21 @@ class Trainee(nn.Module):
         read = self.text_slots(text_BF, slot_targets(batch.scenes))
         return contrast + SLOT_WEIGHT * (read + self.look_loss(tokens_BPF, batch))
 
-    def match_logits(self, tokens_NPF: torch.Tensor, captions: list[str]) -> torch.Tensor:
-        """Score N pairs with [ENC] in the place of [CLS]: float32 logits_N2, column 1 is "match"."""
+    def judge(self, tokens_NPF: torch.Tensor, captions: list[str]) -> torch.Tensor:
+        """Read captions before N images, with [ENC] in the place of [CLS]: float32 judged_NF, that of [ENC]."""
         words = self.words(captions)
         words["input_ids"][:, 0] = self.encode_id
-        hidden = self.blip.text_encoder(
+        return self.blip.text_encoder(
             input_ids=words["input_ids"], attention_mask=words["attention_mask"], encoder_hidden_states=tokens_NPF
-        ).last_hidden_state
-        return self.blip.itm_head(hidden[:, 0])
+        ).last_hidden_state[:, 0]
 
-    def match_loss(self, batch: Batch, captions: list[str], labels_N: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy over N = n * B pairs, caption i belonging to image i modulo B; the images' attributes are kept alive."""
+    def match_loss(self, batch: Batch, sayings: list[Saying], labels_N: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of N = n * B pairs, saying i belonging to image i modulo B, of wherein each differs, and of what images show."""
         tokens_BPF = self.image_tokens(batch)
-        repeated_NPF = tokens_BPF.repeat(len(captions) // len(tokens_BPF), 1, 1)
-        matching = nn.functional.cross_entropy(self.match_logits(repeated_NPF, captions), labels_N)
-        return matching + KEEP_WEIGHT * self.look_loss(tokens_BPF, batch)
+        judged_NF = self.judge(tokens_BPF.repeat(len(sayings) // len(tokens_BPF), 1, 1), [saying.text for saying in sayings])
+        matching = nn.functional.cross_entropy(self.blip.itm_head(judged_NF), labels_N)
+        differing = self.mismatch_slots(judged_NF, mismatches(batch.scenes, sayings))
+        return matching + DIFFER_WEIGHT * differing + KEEP_WEIGHT * self.look_loss(tokens_BPF, batch)
 
     @torch.no_grad()
     def begin_matching(self) -> None:
@@ -126,7 +140,8 @@ def matching_recall(trainee: Trainee, batch: Batch) -> float:
     """Mean R@1 of both directions when every pair of the batch is scored by match less no match."""
     trainee.eval()
     tokens_BPF = trainee.image_tokens(batch)
-    rows = [trainee.match_logits(tokens_PF.expand(len(batch.captions), -1, -1), batch.captions) for tokens_PF in tokens_BPF]
+    judged = [trainee.judge(tokens_PF.expand(len(batch.captions), -1, -1), batch.captions) for tokens_PF in tokens_BPF]
+    rows = [trainee.blip.itm_head(judged_NF) for judged_NF in judged]
     trainee.train()
     return mean_recall_at_1(torch.stack([logits_N2[:, 1] - logits_N2[:, 0] for logits_N2 in rows]))
 
@@ -158,6 +173,10 @@ def stages(trainee: Trainee, rng: random.Random) -> dict[str, tuple[Callable[[],
         scenes = [random_scene(rng, "past") for _ in range(READ_BATCH)]
         return trainee.read_loss(scenes, [complete_caption(scene, rng, rng.choice(BOTH)) for scene in scenes])
 
+    def look() -> torch.Tensor:
+        batch = random_batch(rng, LOOK_BATCH, BOTH)
+        return trainee.look_loss(trainee.image_tokens(batch), batch)
+
     def align() -> torch.Tensor:
         return trainee.align_loss(random_batch(rng, ALIGN_BATCH, BOTH))
 
@@ -165,22 +184,21 @@ def stages(trainee: Trainee, rng: random.Random) -> dict[str, tuple[Callable[[],
         batch = random_batch(rng, MATCH_BATCH, BOTH)
         return trainee.match_loss(batch, *match_pairs(batch, rng))
 
-    return {"read": (read, READ_BATCH), "align": (align, ALIGN_BATCH), "match": (match, MATCH_BATCH)}
+    return {"read": (read, READ_BATCH), "look": (look, LOOK_BATCH), "align": (align, ALIGN_BATCH), "match": (match, MATCH_BATCH)}
 
 
-def pretrain(output: Path, base: Path, num_epochs: dict[str, int], seed: int) -> None:
-    """Read, align, then match, and write the checkpoint; prints a line for each epoch."""
+def pretrain(output: Path, num_epochs: dict[str, int], seed: int) -> None:
+    """Read, look, align, then match, and write the checkpoint; prints a line for each epoch."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     trainee = Trainee(blip_processor()).train()
-    adopt_image_tower(trainee.blip, trainee.processor, SiglipModel.from_pretrained(base), SiglipProcessor.from_pretrained(base))
     print(f"{sum(p.numel() for p in trainee.blip.parameters()):,} parameters, [ENC] is {trainee.encode_id}", flush=True)
     held_out = {name: random_batch(random.Random(seed + 1), NUM_HELD_OUT, (name,)) for name in BOTH}
     for stage, (loss_of, batch_size) in stages(trainee, rng).items():
         if stage == "match":
             trainee.begin_matching()
         num_steps = SCENES_PER_EPOCH // batch_size
-        optimizer = torch.optim.AdamW(parameter_groups(trainee), lr=LEARNING_RATE, betas=(0.9, 0.98))
+        optimizer = torch.optim.AdamW(parameter_groups(trainee), lr=LEARNING_RATES[stage], betas=(0.9, 0.98))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate_share, num_steps=num_epochs[stage] * num_steps))
         for epoch in range(1, num_epochs[stage] + 1):
             loss, seconds = run_epoch(loss_of, num_steps, optimizer, scheduler, list(trainee.parameters()))
@@ -195,14 +213,14 @@ def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder to write the checkpoint to")
-    parser.add_argument("--base", type=Path, default=BASE, help="the SigLIP whose image tower it begins with")
     parser.add_argument("--read-epochs", type=int, default=10)
-    parser.add_argument("--align-epochs", type=int, default=5)
+    parser.add_argument("--look-epochs", type=int, default=20)
+    parser.add_argument("--align-epochs", type=int, default=2)
     parser.add_argument("--match-epochs", type=int, default=14)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    num_epochs = {"read": arguments.read_epochs, "align": arguments.align_epochs, "match": arguments.match_epochs}
-    pretrain(arguments.output, arguments.base, num_epochs, arguments.seed)
+    num_epochs = {stage: getattr(arguments, f"{stage}_epochs") for stage in LEARNING_RATES}
+    pretrain(arguments.output, num_epochs, arguments.seed)
 
 
 if __name__ == "__main__":

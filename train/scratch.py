@@ -11,6 +11,7 @@ from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel, Sig
 
 from eval.dataset import RetrievalSet
 from eval.errors import UserError
+from eval.inputs import SiglipInputs
 from train.config import ScratchConfig
 
 
@@ -40,9 +41,8 @@ def write_scratch(folder: Path, config: ScratchConfig, dataset: RetrievalSet, se
         model.logit_scale.fill_(torch.log(torch.tensor(10.0)))
         model.logit_bias.fill_(-10.0)
     model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
     size = {"height": config.image_size, "width": config.image_size}
-    SiglipImageProcessorPil(size=size).save_pretrained(temporary)
+    SiglipInputs(tokenizer, SiglipImageProcessorPil(size=size), config.num_tokens, config.image_size).save(temporary)
     (temporary / "spiece.tmp").unlink(missing_ok=True)
     os.rename(temporary, folder)
 

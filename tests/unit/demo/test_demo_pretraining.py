@@ -9,16 +9,14 @@ import numpy as np
 import pytest
 import torch
 from transformers import BlipForImageTextRetrieval, BlipProcessor, SiglipModel, SiglipProcessor
-from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from demo import pretrain_blip, pretrain_siglip
-from demo.batches import pixels, random_batch
-from demo.image_tower import adopt_image_tower
-from demo.pairs import match_pairs
+from demo.batches import random_batch
+from demo.pairs import Saying, match_pairs, mismatches
 from demo.recall import mean_recall_at_1
 from demo.scenes import COLOURS, SHAPES, SIZES, Scene
 from demo.slots import ABSENT, PATCH_ANSWERS, SCENE_ANSWERS, SlotHead, patch_targets, slot_targets
-from demo.vocabulary import blip_processor, siglip_processor
+from demo.truth import full_claims
 from tests.unit.demo.demo_reading import DrawnScenes, read
 
 
@@ -37,14 +35,25 @@ def test_matching_pairs_are_labelled_by_truth() -> None:
     num_order_only = 0
     for _ in range(5):
         batch = random_batch(rng, 30, ("old", "new"))
-        captions, labels_N = match_pairs(batch, rng)
+        sayings, labels_N = match_pairs(batch, rng)
         drawn = DrawnScenes(batch.scenes)
-        true = [bool(drawn.where_true(read(text))[number % 30]) for number, text in enumerate(captions)]
+        readings = [read(saying.text) for saying in sayings]
+        true = [bool(drawn.where_true(reading)[number % 30]) for number, reading in enumerate(readings)]
         assert true == labels_N.bool().tolist() and labels_N.sum() == 30
-        for number, text in enumerate(captions[30:60]):
-            said, of_scene = read(text)[1], {tuple(row) for row in drawn.attributes_SPK[number] if row[0] >= 0}
-            num_order_only += set(said) == of_scene
+        for number, (_, said) in enumerate(readings[30:60]):
+            num_order_only += set(said) == {tuple(row) for row in drawn.attributes_SPK[number] if row[0] >= 0}
     assert num_order_only > 10, "some near misses must differ in order or layout alone"
+
+
+def test_mismatches_are_where_a_complete_saying_differs_and_unsaid_of_a_partial_one() -> None:
+    keys = ("row: large red circle, small blue star", "row: large red circle, small green star")
+    scenes = [Scene.from_key(key) for key in keys]
+    sayings = [Saying("", full_claims(scene), scene) for scene in (scenes[0], scenes[0], scenes[1], scenes[1])]
+    sayings += [Saying("", full_claims(scenes[0]), None)] * 2
+    differs = mismatches(scenes, sayings).tolist()
+    colour_of_second = 2 + 3 + 1
+    same, other = [0] * len(SCENE_ANSWERS), [int(question == colour_of_second) for question in range(len(SCENE_ANSWERS))]
+    assert differs == [same, other, other, same, [ABSENT] * len(SCENE_ANSWERS), [ABSENT] * len(SCENE_ANSWERS)]
 
 
 def test_sigmoid_loss_is_the_sum_over_pairs_by_hand() -> None:
@@ -93,19 +102,15 @@ def test_patches_tell_the_thing_that_covers_them() -> None:
         assert (targets_HWS[~covered_HW][:, 1:] == ABSENT).all()
 
 
-@torch.no_grad()
-def test_the_adopted_image_tower_sees_the_same_picture() -> None:
-    siglip, images = pretrain_siglip.new_model(300), SiglipImageProcessorPil()
-    trainee = pretrain_blip.Trainee(blip_processor())
-    adopt_image_tower(trainee.blip, trainee.processor, siglip, SiglipProcessor(images, siglip_processor().tokenizer))
-    drawn, words = random_batch(random.Random(3), 3, ("new",)).images, trainee.processor.image_processor
-    theirs_BPF = siglip.vision_model.embeddings(pixels(drawn, images.image_mean, images.image_std))
-    ours_BPF = trainee.blip.vision_model.embeddings(pixels(drawn, words.image_mean, words.image_std))[:, 1:]
-    torch.testing.assert_close(ours_BPF, theirs_BPF, rtol=0, atol=1e-4)
-    theirs_BPF = siglip.vision_model.encoder(inputs_embeds=theirs_BPF).last_hidden_state
-    ours_BPF = trainee.blip.vision_model.encoder(inputs_embeds=ours_BPF).last_hidden_state
-    # SigLIP's GELU is the tanh approximation, BLIP's the exact one.
-    torch.testing.assert_close(ours_BPF, theirs_BPF, rtol=0, atol=2e-2)
+def test_positions_begin_as_waves_of_row_and_column() -> None:
+    waves_NF = pretrain_blip.grid_waves(8, 128)
+    assert waves_NF.shape == (64, 128)
+    # By hand for the patch in row 2, column 5, whose number is 21.
+    assert waves_NF[21, 0].item() == pytest.approx(math.sin(5)) and waves_NF[21, 32].item() == pytest.approx(math.cos(5))
+    assert waves_NF[21, 64].item() == pytest.approx(math.sin(2)) and waves_NF[21, 96].item() == pytest.approx(math.cos(2))
+    assert waves_NF[21, 16].item() == pytest.approx(math.sin(5 / 10), rel=1e-5)
+    model = pretrain_blip.new_model(10)
+    torch.testing.assert_close(model.vision_model.embeddings.position_embedding[0, 1:], pretrain_blip.POSITION_SCALE * waves_NF)
 
 
 def test_mean_recall_counts_both_directions() -> None:
@@ -124,7 +129,7 @@ def test_a_short_run_of_each_script_writes_what_transformers_loads(tmp_path: Pat
     untrained = pretrain_siglip.new_model(300).state_dict()
     assert any(not torch.equal(trained[name], untrained[name]) for name in trained)
 
-    pretrain_blip.pretrain(tmp_path / "blip", tmp_path / "base", {"read": 1, "align": 1, "match": 1}, seed=0)
+    pretrain_blip.pretrain(tmp_path / "blip", dict.fromkeys(pretrain_blip.LEARNING_RATES, 1), seed=0)
     words = BlipProcessor.from_pretrained(tmp_path / "blip").tokenizer
     model = BlipForImageTextRetrieval.from_pretrained(tmp_path / "blip")
     assert model.config.text_config.vocab_size == len(words) + 2
