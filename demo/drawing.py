@@ -1,4 +1,4 @@
-"""Drawings: a scene at 64x64, in the plain look that base was pre-trained on or in the busier look of the job's own data."""
+"""Drawings: a scene at 64x64, in the plain look that base was mostly pre-trained on or in the busier look of the job's own data."""
 
 import math
 import random

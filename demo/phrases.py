@@ -1,4 +1,4 @@
-"""Phrases: the words for a claim. Each claim can be said in many ways, some of which the base checkpoint never read."""
+"""Phrases: the words for a claim. Each claim can be said in many ways, most of which the base checkpoint seldom read."""
 
 import random
 from typing import Literal

@@ -1,6 +1,6 @@
-"""Pre-train the demo's base SigLIP: plain drawings, plain words, scenes that the job never sees.
+"""Pre-train the demo's base SigLIP: mostly plain drawings and plain words, only scenes that the job never sees.
 
-    python -m demo.pretrain_siglip --output demo/models/siglip-base --epochs 40
+    python -m demo.pretrain_siglip --output demo/models/siglip-base --epochs 16
     python -m demo.pretrain_siglip --output /tmp/quick --epochs 1        (a minute or less on a laptop)
 
 An epoch is 6,000 newly drawn scenes. The checkpoint is overwritten after every fifth epoch and at the end.

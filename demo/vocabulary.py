@@ -79,4 +79,7 @@ def save_processor(processor: SiglipProcessor | BlipProcessor, folder: Path) -> 
     # Where the tokenizer happened to be loaded from is no property of it.
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     kept = {name: value for name, value in settings.items() if name not in ("is_local", "local_files_only", "name_or_path")}
+    if isinstance(processor, SiglipProcessor):
+        # A mask would change what the text tower pools.
+        kept["model_input_names"] = ["input_ids"]
     (folder / "tokenizer_config.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")

@@ -124,6 +124,7 @@ def test_a_short_run_of_each_script_writes_what_transformers_loads(tmp_path: Pat
         monkeypatch.setattr(script, "NUM_HELD_OUT", 6)
     pretrain_siglip.pretrain(tmp_path / "base", num_epochs=1, seed=0)
     assert SiglipProcessor.from_pretrained(tmp_path / "base").tokenizer.vocab_size
+    assert "attention_mask" not in SiglipProcessor.from_pretrained(tmp_path / "base").tokenizer("a red circle")
     trained = SiglipModel.from_pretrained(tmp_path / "base").state_dict()
     torch.manual_seed(0)
     untrained = pretrain_siglip.new_model(300).state_dict()
