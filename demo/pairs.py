@@ -59,6 +59,13 @@ def match_pairs(batch: Batch, rng: random.Random) -> tuple[list[Saying], torch.T
     return true + near + last, labels_N
 
 
+def told_targets(sayings: list[Saying]) -> torch.Tensor:
+    """What each saying tells (see ``demo.slots``): int64 targets_NS, ABSENT throughout where it leaves something out."""
+    told_NS = slot_targets([saying.scene or Scene("row", ()) for saying in sayings])
+    told_NS[[saying.scene is None for saying in sayings]] = ABSENT
+    return told_NS
+
+
 def mismatches(scenes: list[Scene], sayings: list[Saying]) -> torch.Tensor:
     """In which answers (see ``demo.slots``) a saying's scene differs from its image's: int64 targets_NS of 0, 1, or ABSENT if unsaid."""
     shown_NS = slot_targets([scenes[number % len(scenes)] for number in range(len(sayings))])

@@ -21,22 +21,23 @@ from transformers import BlipConfig, BlipForImageTextRetrieval, BlipProcessor
 
 from demo.batches import Batch, pixels, random_batch
 from demo.drawing import SIDE
-from demo.pairs import BOTH, Saying, match_pairs, mismatches
+from demo.pairs import BOTH, Saying, match_pairs, mismatches, told_targets
 from demo.phrases import complete_caption
 from demo.pretrain_siglip import parameter_groups, rate_share
 from demo.recall import mean_recall_at_1
-from demo.scenes import Scene, random_scene
+from demo.scenes import STEPS, Scene, neighbours, random_scene, step_between
 from demo.slots import PATCH_ANSWERS, SCENE_ANSWERS, SlotHead, patch_targets, slot_targets
 from demo.vocabulary import NUM_MATCHER_TOKENS, blip_processor, blip_text, save_processor
 
 WIDTH, MLP_WIDTH, NUM_HEADS, PATCH = 128, 256, 4, 8
 NUM_VISION_LAYERS, NUM_TEXT_LAYERS, NUM_SHARED = 4, 4, 64
 SCENES_PER_EPOCH, READ_BATCH, LOOK_BATCH, ALIGN_BATCH, MATCH_BATCH = 6000, 60, 32, 60, 30
-NUM_HELD_OUT = 40
+NUM_HELD_OUT, NUM_PREFERENCES = 40, 300
 LEARNING_RATES, TEMPERATURE = {"read": 7e-4, "look": 1e-3, "align": 7e-4, "match": 1e-3}, 0.07
 POSITION_SCALE = 0.5
-# Of the attributes told beside the contrastive loss; of wherein a pair differs, and of the attributes, beside the matching loss.
-SLOT_WEIGHT, DIFFER_WEIGHT, KEEP_WEIGHT = 0.3, 0.3, 0.1
+# Of the attributes told beside the contrastive loss; beside the matching loss, of wherein a pair differs, of what [ENC] tells of both,
+# and of what each tower alone still tells.
+SLOT_WEIGHT, DIFFER_WEIGHT, REPORT_WEIGHT, KEEP_WEIGHT = 0.3, 0.3, 0.2, 0.1
 
 
 def new_model(num_words: int) -> BlipForImageTextRetrieval:
@@ -78,6 +79,7 @@ class Trainee(nn.Module):
         self.image_slots, self.text_slots = SlotHead(WIDTH, SCENE_ANSWERS), SlotHead(WIDTH, SCENE_ANSWERS)
         self.patch_slots = SlotHead(WIDTH, PATCH_ANSWERS)
         self.mismatch_slots = SlotHead(WIDTH, [2] * len(SCENE_ANSWERS))
+        self.shown_slots, self.told_slots = SlotHead(WIDTH, SCENE_ANSWERS), SlotHead(WIDTH, SCENE_ANSWERS)
 
     def image_tokens(self, batch: Batch) -> torch.Tensor:
         """Encode the drawings: float32 tokens_BPF, the class token first."""
@@ -122,13 +124,19 @@ class Trainee(nn.Module):
         ).last_hidden_state[:, 0]
 
     def match_loss(self, batch: Batch, sayings: list[Saying], labels_N: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of N = n * B pairs, saying i belonging to image i modulo B, and of what differs, what is shown and what is said."""
+        """Cross-entropy of N = n * B pairs, saying i belonging to image i modulo B, and of what differs, what is shown and what is said.
+
+        A matcher that need only say yes or no learns the colours, then guesses at size, shape and layout for very long: hence [ENC] is
+        also asked to tell both sides.
+        """
         tokens_BPF = self.image_tokens(batch)
         judged_NF = self.judge(tokens_BPF.repeat(len(sayings) // len(tokens_BPF), 1, 1), [saying.text for saying in sayings])
         matching = nn.functional.cross_entropy(self.blip.itm_head(judged_NF), labels_N)
         differing = self.mismatch_slots(judged_NF, mismatches(batch.scenes, sayings))
+        shown = self.shown_slots(judged_NF, slot_targets([batch.scenes[pair % len(batch.scenes)] for pair in range(len(sayings))]))
+        told = self.told_slots(judged_NF, told_targets(sayings))
         kept = self.look_loss(tokens_BPF, batch) + self.read_loss(batch.scenes, batch.captions)
-        return matching + DIFFER_WEIGHT * differing + KEEP_WEIGHT * kept
+        return matching + DIFFER_WEIGHT * differing + REPORT_WEIGHT * (shown + told) + KEEP_WEIGHT * kept
 
     @torch.no_grad()
     def begin_matching(self) -> None:
@@ -146,6 +154,31 @@ def matching_recall(trainee: Trainee, batch: Batch) -> float:
     rows = [trainee.blip.itm_head(judged_NF) for judged_NF in judged]
     trainee.train()
     return mean_recall_at_1(torch.stack([logits_N2[:, 1] - logits_N2[:, 0] for logits_N2 in rows]))
+
+
+@torch.no_grad()
+def preferences(trainee: Trainee, rng: random.Random, num_scenes: int) -> dict[str, float]:
+    """Share of drawings whose true caption scores above a near miss's, by the step between the two scenes; 0.5 is guessing."""
+    trainee.eval()
+    batch = random_batch(rng, num_scenes, BOTH)
+    by_step = [{step_between(scene, other): other for other in _shuffled(neighbours(scene), rng)} for scene in batch.scenes]
+    tokens_BPF, shares = trainee.image_tokens(batch), {}
+    true_B = _margins(trainee, tokens_BPF, batch.captions)
+    for step in STEPS:
+        able = [place for place, others in enumerate(by_step) if step in others]  # two things that differ in size alone have no such step
+        false = [complete_caption(by_step[place][step], rng, rng.choice(BOTH)) for place in able]
+        shares[step] = float((true_B[able] > _margins(trainee, tokens_BPF[able], false)).float().mean())
+    trainee.train()
+    return shares
+
+
+def _shuffled(scenes: list[Scene], rng: random.Random) -> list[Scene]:
+    return rng.sample(scenes, len(scenes))
+
+
+def _margins(trainee: Trainee, tokens_BPF: torch.Tensor, captions: list[str]) -> torch.Tensor:
+    logits_B2 = trainee.blip.itm_head(trainee.judge(tokens_BPF, captions))
+    return logits_B2[:, 1] - logits_B2[:, 0]
 
 
 def run_epoch(
@@ -204,9 +237,11 @@ def pretrain(output: Path, num_epochs: dict[str, int], seed: int) -> None:
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate_share, num_steps=num_epochs[stage] * num_steps))
         for epoch in range(1, num_epochs[stage] + 1):
             loss, seconds = run_epoch(loss_of, num_steps, optimizer, scheduler, list(trainee.parameters()))
-            recalls = " ".join(f"R@1[{name}] {matching_recall(trainee, b):.3f}" for name, b in held_out.items()) if stage == "match" else ""
-            print(f"{stage} {epoch}/{num_epochs[stage]} loss {loss:.4f} {recalls} {SCENES_PER_EPOCH / seconds:.0f} scenes/s", flush=True)
+            print(f"{stage} {epoch}/{num_epochs[stage]} loss {loss:.4f} {SCENES_PER_EPOCH / seconds:.0f} scenes/s", flush=True)
             if stage == "match":
+                recalls = " ".join(f"R@1[{name}] {matching_recall(trainee, b):.3f}" for name, b in held_out.items())
+                preferred = preferences(trainee, random.Random(seed + 2), NUM_PREFERENCES)
+                print(f"  {recalls}  " + " ".join(f"{step} {share:.2f}" for step, share in preferred.items()), flush=True)
                 trainee.blip.save_pretrained(output)
                 save_processor(trainee.processor, output)
 

@@ -18,6 +18,7 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black
 SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
 LAYOUTS: tuple[Layout, Layout] = ("row", "column")
 KINDS: dict[str, tuple[str, ...]] = {"size": SIZES, "colour": COLOURS, "shape": SHAPES}
+STEPS = (*KINDS, "order", "layout")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def random_family(rng: random.Random, world: World, num_scenes: int) -> list[Sce
     by_step: dict[str, list[Scene]] = {}
     for other in neighbours(seed):
         if other.world == world:
-            by_step.setdefault(_step(seed, other), []).append(other)
+            by_step.setdefault(step_between(seed, other), []).append(other)
     family = [seed]
     while len(family) < num_scenes and by_step:
         step = rng.choice(sorted(by_step))
@@ -102,7 +103,8 @@ def _with(scene: Scene, changed: dict[int, Thing]) -> Scene:
     return Scene(scene.layout, tuple(changed.get(place, thing) for place, thing in enumerate(scene.things)))
 
 
-def _step(scene: Scene, other: Scene) -> str:
+def step_between(scene: Scene, other: Scene) -> str:
+    """Name the step (one of ``STEPS``) from a scene to one of its neighbours."""
     if scene.layout != other.layout:
         return "layout"
     if sorted(map(str, scene.things)) == sorted(map(str, other.things)):

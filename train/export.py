@@ -86,20 +86,16 @@ def model_card(config: JobConfig, state: State, chosen_step: int, base: str) -> 
     )
 
 
-def choose_step(checkpoints: Checkpoints, which: str) -> int:
+def choose_step(checkpoints: Checkpoints, newest: State, which: str) -> int:
     """Step of the best, the last or a numbered checkpoint.
 
     Raises:
-        UserError: there is no such checkpoint, or it is damaged.
+        UserError: there is no such checkpoint.
     """
-    newest = checkpoints.newest()
-    if newest is None:
-        raise NoReadableCheckpoint(f"{checkpoints.folder}: no checkpoints here; is it the folder of a run (runs/NAME)?")
-    state = newest[0]
     if which == "last":
-        return state.step
+        return newest.step
     if which == "best":
-        return state.step if state.best_step is None else state.best_step
+        return newest.step if newest.best_step is None else newest.best_step
     if not which.isdigit() or int(which) not in checkpoints.steps():
         raise UserError(f"--checkpoint is best, last or one of {checkpoints.steps()}; found {which!r}")
     return int(which)
@@ -113,17 +109,19 @@ def export_checkpoint(config: JobConfig, which: str, folder: Path) -> int:
         OSError: the export cannot be written.
     """
     checkpoints = Checkpoints(config.run_folder / "checkpoints")
-    step = choose_step(checkpoints, which)
-    if fault := verify(checkpoints.path(step)):
+    found = checkpoints.newest()
+    if found is None:
+        raise NoReadableCheckpoint(f"{checkpoints.folder}: no checkpoints here; is it the folder of a run (runs/NAME)?")
+    newest = found[0]
+    step = choose_step(checkpoints, newest, which)
+    if step != newest.step and (fault := verify(checkpoints.path(step))):
         raise NoReadableCheckpoint(f"{checkpoints.path(step)} is damaged: {fault}")
     base = resolve_base(config, str(config.run_folder / "scratch"))
     tuned = build_model(config.model, base)
-    newest = checkpoints.newest()
-    assert newest is not None
-    if tuned.base_sha256 != newest[0].base_sha256:
+    if tuned.base_sha256 != newest.base_sha256:
         raise UserError(f"{base} has other weights now than when the run began; adapters and frozen towers would not fit it")
     checkpoints.load_weights(step, tuned)
-    export_model(tuned, folder, model_card(config, newest[0], step, base))
+    export_model(tuned, folder, model_card(config, newest, step, base))
     return step
 
 

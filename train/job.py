@@ -133,11 +133,11 @@ def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
 
 
 def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, processes: Processes) -> Job:
-    """Build the model and the optimizer, and write config.yaml. Call on every process.
+    """Build the model and the optimizer. Call on every process.
 
     Raises:
         UserError: the base, the reranker or the truth file cannot be used.
-        OSError: the run's folder cannot be written.
+        OSError: the weights to begin from cannot be written.
     """
     folder = config.run_folder
     say = _speaker(processes)

@@ -18,9 +18,7 @@ def lists_of(pairs: list[tuple[int, int]]) -> CandidateLists:
 
 
 def pairs_of(lists: CandidateLists) -> list[tuple[int, int]]:
-    return [
-        (int(image), int(caption)) for place, image in enumerate(lists.image_indices_I) for caption in lists.captions_of(place)
-    ]
+    return [(int(image), int(caption)) for place, image in enumerate(lists.image_indices_I) for caption in lists.captions_of(place)]
 
 
 def ranking(direction: str, top_QK: np.ndarray) -> Ranking:
