@@ -1,7 +1,7 @@
 """python -m eval --model DIR_OR_HUB_ID --data MANIFEST [--split test] --output DIR [--rerank DIR_OR_HUB_ID] [--top-k 32]
 
-Measures a SigLIP checkpoint on labelled pairs, alone and with a cross-encoder reranking its top K. Exit codes: 0 done · 2 bad arguments or
-data · 4 could not write.
+Measures a SigLIP checkpoint, or several (--also), on labelled pairs, alone and with a cross-encoder reranking the top K.
+Exit codes: 0 done · 2 bad arguments or data · 4 could not write.
 """
 
 import argparse
@@ -17,7 +17,10 @@ from eval.evaluator import evaluate
 from eval.first_stage import progress_bar, retrieve, use_exact_float32
 from eval.manifest import COLUMNS, read_manifest
 from eval.processes import Processes
+from eval.qrels import read_qrels
 from eval.report import print_report, report_record, write_report
+from eval.trec import write_trec
+from eval.truth import judged_by
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -35,11 +38,25 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="folder for report.json, queries.parquet and report.html")
     parser.add_argument("--rerank", help="cross-encoder folder or hub id, e.g. Salesforce/blip-itm-base-coco")
     parser.add_argument("--top-k", type=int, default=32, help="candidates per query the reranker scores (default 32)")
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=DIR_OR_HUB_ID", help="a further checkpoint, as stage NAME")
+    parser.add_argument(
+        "--compare",
+        action="append",
+        default=[],
+        metavar="STAGE:AGAINST",
+        help="pairs to compare (default: each stage against the one before)",
+    )
+    parser.add_argument(
+        "--protocol", choices=("all", "papers"), default="all", help="papers: an image's own captions alone count, as in published tables"
+    )
+    parser.add_argument("--near-duplicates", action="store_true", help="captions in nearly the same words as a right one are right too")
+    parser.add_argument("--qrels", help="TREC qrels of further right answers, of either direction")
+    parser.add_argument("--trec", action="store_true", help="also write TREC run and qrels files, to OUTPUT/trec")
     parser.add_argument("--num-workers", type=int, default=2, help="processes that decode pictures (default 2)")
     asked = parser.parse_args(arguments)
-    bad = [pair for pair in asked.column if "=" not in pair]
-    if bad:
-        parser.error(f"--column takes OURS=THEIRS, found {bad}")
+    for option, mark, form in (("column", "=", "OURS=THEIRS"), ("also", "=", "NAME=DIR_OR_HUB_ID"), ("compare", ":", "STAGE:AGAINST")):
+        if bad := [value for value in getattr(asked, option) if mark not in value]:
+            parser.error(f"--{option} takes {form}, found {bad}")
     if asked.top_k < 1 or asked.num_workers < 0:
         parser.error("--top-k is at least 1 and --num-workers at least 0")
     return asked
@@ -56,6 +73,7 @@ def run(asked: argparse.Namespace) -> int:
     from rerank.stages import check_top_k, reranked_stages
 
     use_exact_float32()
+    pairs = [(stage, against) for stage, _, against in (text.partition(":") for text in asked.compare)]
     Path(asked.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
     manifest = read_manifest(
         asked.data,
@@ -63,24 +81,44 @@ def run(asked: argparse.Namespace) -> int:
         columns=dict(pair.split("=", 1) for pair in asked.column),
         require_splits=[asked.split] if asked.split is not None else [],
     )
-    dataset = load_split(manifest, asked.split)
+    qrels = read_qrels(asked.qrels) if asked.qrels is not None else None
+    dataset = judged_by(load_split(manifest, asked.split), protocol=asked.protocol, near_duplicates=asked.near_duplicates, qrels=qrels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scorer = None
     if asked.rerank is not None:
         check_top_k(dataset, asked.top_k)
         scorer = load_scorer(asked.rerank, device=device)
-    model, inputs = load_siglip(asked.model)
-    model.to(device)
-    with progress_bar("embedding", dataset, Processes()) as bar:
-        depth = asked.top_k if scorer is not None else 10
-        stages = [retrieve("model", model, inputs, dataset, depth=depth, num_workers=asked.num_workers, on_progress=bar.update)]
+    checkpoints = [("model", asked.model)] + [(name, path) for name, _, path in (text.partition("=") for text in asked.also)]
+    check_names([name for name, _ in checkpoints], scorer.name if scorer is not None else None, pairs)
+    stages = []
+    for name, path in checkpoints:
+        model, inputs = load_siglip(path)
+        model.to(device)
+        with progress_bar(f"embedding ({name})", dataset, Processes()) as bar:
+            depth = asked.top_k if scorer is not None else 10
+            stages.append(retrieve(name, model, inputs, dataset, depth=depth, num_workers=asked.num_workers, on_progress=bar.update))
     if scorer is not None:
         stages += reranked_stages(dataset, stages, scorer, asked.top_k)
-    figures = evaluate(dataset, stages)
+    figures = evaluate(dataset, stages, pairs or None)
     folder = write_report(asked.output, figures)
+    if asked.trec:
+        write_trec(folder / "trec", figures.queries, dataset)
     print_report(report_record(figures))
     print(f"report   {folder}/report.html (report.json, queries.parquet beside it)")
     return 0
+
+
+def check_names(names: list[str], scorer_name: str | None, pairs: list[tuple[str, str]]) -> None:
+    """Refuse a name given twice, or a pair of stages that there will not be, before the work.
+
+    Raises:
+        UserError: naming what is wrong.
+    """
+    if len(set(names)) != len(names):
+        raise UserError(f"--also: each checkpoint needs a name of its own, and --model's is 'model'; found {names}")
+    known = names + ([f"{name}+{scorer_name}" for name in names] if scorer_name is not None else [])
+    if unknown := sorted({name for pair in pairs for name in pair} - set(known)):
+        raise UserError(f"--compare: no stage is called {unknown}; there will be {known}")
 
 
 def main() -> None:

@@ -3,9 +3,11 @@
 Shape letters: I images, C captions, P positive (image, caption) pairs.
 """
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -81,7 +83,9 @@ class RetrievalSet:
         self._paths = StringColumn([str(image.path) if image.path else "" for image in ordered])
         self._embedded_rows_I = np.array([image.embedded.row if image.embedded else -1 for image in ordered], dtype=np.int64)
         self._num_bytes_I = np.array([image.num_bytes for image in ordered], dtype=np.int64)
-        self._group_hashes = _GroupHashes(self.group_I[self.caption_image_C], self.caption_hash_C, len(names))
+        self.truth: dict[str, Any] = {"protocol": "all"}
+        self._pairs: tuple[np.ndarray, np.ndarray] | None = None
+        self._group_hashes = GroupHashes(self.group_I[self.caption_image_C], self.caption_hash_C, len(names))
 
     @property
     def num_images(self) -> int:
@@ -139,7 +143,7 @@ class RetrievalSet:
 
     def positives(self, direction: str) -> PositivePairs:
         """All positive pairs, by query: captions of each image, or images of each caption."""
-        images_P, captions_P = self._positive_pairs()
+        images_P, captions_P = self.positive_pairs()
         if direction == "image_to_text":
             queries_P, items_P, num_queries = images_P, captions_P, self.num_images
         elif direction == "text_to_image":
@@ -150,18 +154,15 @@ class RetrievalSet:
         offsets = np.concatenate([[0], np.cumsum(np.bincount(queries_P, minlength=num_queries))]).astype(np.int64)
         return PositivePairs(offsets, items_P[order])
 
-    def _positive_pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """(image, caption) of every positive pair, each once: join the distinct (group, hash) with images by group and captions by hash."""
-        groups_N, hashes_N = self._group_hashes.distinct()
-        by_group, by_hash = np.argsort(self.group_I, kind="stable"), np.argsort(self.caption_hash_C, kind="stable")
-        images_NM, counts_images_N = _join(groups_N, self.group_I[by_group])
-        captions_NM, counts_captions_N = _join(hashes_N, self.caption_hash_C[by_hash])
-        pairs_N = counts_images_N * counts_captions_N
-        entry_P = np.repeat(np.arange(len(groups_N)), pairs_N)
-        within_P = np.arange(len(entry_P)) - np.repeat(np.cumsum(pairs_N) - pairs_N, pairs_N)
-        images_P = by_group[images_NM[entry_P] + within_P // counts_captions_N[entry_P]]
-        captions_P = by_hash[captions_NM[entry_P] + within_P % counts_captions_N[entry_P]]
-        return images_P.astype(np.int64), captions_P.astype(np.int64)
+    def positive_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """(image, caption) of every positive pair, each once: int64 images_P and captions_P."""
+        return self._pairs if self._pairs is not None else matching_pairs(self.group_I, self.caption_hash_C, self._group_hashes)
+
+    def with_positive_pairs(self, images_P: np.ndarray, captions_P: np.ndarray, truth: dict[str, Any]) -> "RetrievalSet":
+        """The same images and captions measured by another truth (see eval/truth.py); `is_positive`, which training asks, stays."""
+        other = copy.copy(self)
+        other._pairs, other.truth = (images_P, captions_P), truth
+        return other
 
     def sha256(self) -> str:
         """Hash of what the split says: ids, groups, captions, and the size in bytes of every picture."""
@@ -183,7 +184,21 @@ def _join(keys_N: np.ndarray, sorted_keys: np.ndarray) -> tuple[np.ndarray, np.n
     return first_N, np.searchsorted(sorted_keys, keys_N, side="right") - first_N
 
 
-class _GroupHashes:
+def matching_pairs(group_I: np.ndarray, key_C: np.ndarray, true: "GroupHashes") -> tuple[np.ndarray, np.ndarray]:
+    """(image, caption) of every pair whose (group, key) is true, each once: joins the distinct true ones with images and captions."""
+    groups_N, keys_N = true.distinct()
+    by_group, by_key = np.argsort(group_I, kind="stable"), np.argsort(key_C, kind="stable")
+    images_NM, counts_images_N = _join(groups_N, group_I[by_group])
+    captions_NM, counts_captions_N = _join(keys_N, key_C[by_key])
+    pairs_N = counts_images_N * counts_captions_N
+    entry_P = np.repeat(np.arange(len(groups_N)), pairs_N)
+    within_P = np.arange(len(entry_P)) - np.repeat(np.cumsum(pairs_N) - pairs_N, pairs_N)
+    images_P = by_group[images_NM[entry_P] + within_P // counts_captions_N[entry_P]]
+    captions_P = by_key[captions_NM[entry_P] + within_P % counts_captions_N[entry_P]]
+    return images_P.astype(np.int64), captions_P.astype(np.int64)
+
+
+class GroupHashes:
     """The set of (group, caption hash) that are true: sorted by group and hash, so that membership of many pairs is one binary search."""
 
     def __init__(self, groups: np.ndarray, hashes: np.ndarray, num_groups: int) -> None:

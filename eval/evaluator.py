@@ -1,6 +1,6 @@
 """From rankings to figures: one table with a row a query, then means, intervals and comparisons computed from that table and nothing else.
 
-Shape letters: Q queries of one direction, I images, M metrics, S resamples.
+Shape letters: S resamples, I images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from eval.arm import Arm
+from eval.comparison import compare
 from eval.dataset import RetrievalSet
-from eval.metrics import RECALL_AT, average_precision_at_r, r_precision, recall_at_k, reciprocal_rank
+from eval.errors import UserError
+from eval.metrics import average_precision_at_r, r_precision
 from eval.ranking import DIRECTIONS, Direction, Ranking
-from eval.significance import ImageSums, holm, interval, resample_weights, sign_flip_p_values, verdict
-
-RECALLS = tuple(f"R@{k}" for k in RECALL_AT)
-MEAN_METRICS = (*RECALLS, "MRR", "mAP@R", "mean_rank")
-METRICS = (*RECALLS, "median_rank", "mean_rank", "MRR", "mAP@R")
+from eval.significance import resample_weights
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,8 @@ class Figures:
     stages: dict[str, Any]
     comparisons: list[dict[str, Any]]
     queries: pa.Table
+    sections: dict[str, Any] = field(default_factory=dict)
+    """Further keys of report.json."""
 
 
 def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tuple[str, str]] | None = None) -> Figures:
@@ -45,13 +45,15 @@ def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tup
 
     Args:
         pairs: (stage, against) names; default: each stage against the one before.
+
+    Raises:
+        UserError: a stage is there twice, lacks a direction or a query, or holds what is not a number; a pair names no stage.
     """
+    check_stages(dataset, stages, pairs or ())
     table = query_table(dataset, stages)
     image_number = {name: number for number, name in enumerate(dataset.image_ids)}
     weights_SI = resample_weights(dataset.num_images)
-    measured = {
-        (stage.name, direction): _Arm.of(table, stage.name, direction, image_number) for stage in stages for direction in DIRECTIONS
-    }
+    measured = {(stage.name, direction): Arm.of(table, stage.name, direction, image_number) for stage in stages for direction in DIRECTIONS}
     figures: dict[str, Any] = {}
     for stage in stages:
         figures[stage.name] = {direction: measured[stage.name, direction].figures(weights_SI) for direction in DIRECTIONS} | {
@@ -65,8 +67,45 @@ def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tup
         "num_images": dataset.num_images,
         "num_captions": dataset.num_captions,
         "sha256": dataset.sha256(),
+        "truth": dataset.truth,
     }
     return Figures(data, figures, comparisons, table)
+
+
+def check_stages(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tuple[str, str]]) -> None:
+    """Refuse what would end in a wrong figure, every fault at once.
+
+    Raises:
+        UserError: naming the stage and up to five queries.
+    """
+    names = [stage.name for stage in stages]
+    faults = [
+        f"stage {name!r} is there {names.count(name)} times; give each its own name"
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    for stage in stages:
+        for direction in DIRECTIONS:
+            if direction not in stage.rankings:
+                faults.append(f"stage {stage.name!r} has no ranking {direction}; found: {', '.join(stage.rankings) or 'none'}")
+            elif fault := _ranking_fault(dataset, stage.rankings[direction]):
+                faults.append(f"stage {stage.name!r}, {direction}: {fault}")
+    unknown = sorted({name for pair in pairs for name in pair} - set(names))
+    if unknown:
+        faults.append(f"comparisons name the stage(s) {unknown}, which are not measured here; measured: {names}")
+    if faults:
+        raise UserError("; ".join(faults))
+
+
+def _ranking_fault(dataset: RetrievalSet, ranking: Ranking) -> str:
+    """What is wrong with a ranking, or nothing."""
+    queries = dataset.image_ids if ranking.direction == "image_to_text" else dataset.caption_ids
+    if ranking.num_queries != len(queries):
+        return f"{ranking.num_queries} queries were ranked, but the split has {len(queries)}; rank every query of the split"
+    bad_q = np.flatnonzero(np.isnan(ranking.top_scores_QK).any(axis=1))
+    if len(bad_q):
+        return f"{len(bad_q)} queries have a score that is not a number, e.g. {[queries[query] for query in bad_q[:5]]}"
+    return ""
 
 
 def query_table(dataset: RetrievalSet, stages: Sequence[Stage]) -> pa.Table:
@@ -103,88 +142,3 @@ def _stage_rows(name: str, ranking: Ranking, queries: list[str], images: list[st
             "top_scores": pa.ListArray.from_arrays(offsets, pa.array(ranking.top_scores_QK.astype(np.float32).ravel())),
         }
     )
-
-
-@dataclass(frozen=True)
-class _Arm:
-    """The per-query numbers of one stage in one direction, read back from the table."""
-
-    ranks_Q: np.ndarray
-    image_Q: np.ndarray
-    sums: ImageSums
-
-    @classmethod
-    def of(cls, table: pa.Table, stage: str, direction: Direction, image_number: Mapping[str, int]) -> "_Arm":
-        rows = table.select(["stage", "direction", "image_id", "rank", "ap_at_r"]).filter(
-            pc.and_(pc.equal(table["stage"], stage), pc.equal(table["direction"], direction))
-        )
-        ranks_Q = rows["rank"].to_numpy()
-        image_Q = np.array([image_number[name] for name in rows["image_id"].to_pylist()], dtype=np.int64)
-        columns: list[np.ndarray] = [recall_at_k(ranks_Q, k) for k in RECALL_AT]
-        columns += [reciprocal_rank(ranks_Q), rows["ap_at_r"].to_numpy(), ranks_Q.astype(np.float64)]
-        return cls(ranks_Q, image_Q, ImageSums.of(np.stack(columns, axis=1), image_Q, len(image_number)))
-
-    def figures(self, weights_SI: np.ndarray) -> dict[str, Any]:
-        """Each metric and its 95% interval."""
-        means = dict(zip(MEAN_METRICS, self.sums.means().tolist(), strict=True))
-        bounds = interval(self.sums.resampled_means(weights_SI))
-        ci95 = {metric: bounds[:, column].tolist() for column, metric in enumerate(MEAN_METRICS)}
-        means["median_rank"] = float(np.median(self.ranks_Q))
-        ci95["median_rank"] = interval(self._resampled_medians(weights_SI)[:, None])[:, 0].tolist()
-        return {metric: means[metric] for metric in METRICS} | {"ci95": {metric: ci95[metric] for metric in METRICS}}
-
-    def _resampled_medians(self, weights_SI: np.ndarray) -> np.ndarray:
-        """Median rank in each resample: the middle of the ranks when each query counts as often as its image was drawn."""
-        order = np.argsort(self.ranks_Q, kind="stable")
-        ranks, image = self.ranks_Q[order].astype(np.float64), self.image_Q[order]
-        medians = np.empty(len(weights_SI))
-        for row, weights_I in enumerate(weights_SI):
-            cumulative = np.cumsum(weights_I[image])
-            total = cumulative[-1]
-            low = np.searchsorted(cumulative, (total + 1) // 2)
-            high = np.searchsorted(cumulative, total // 2 + 1)
-            medians[row] = (ranks[low] + ranks[high]) / 2
-        return medians
-
-
-def compare(
-    measured: Mapping[tuple[str, Direction], Any], pairs: Sequence[tuple[str, str]], weights_SI: np.ndarray
-) -> list[dict[str, Any]]:
-    """Recalls of each pair of stages, per direction and for both together; paired intervals, one Holm correction over all rows."""
-    rows: list[dict[str, Any]] = []
-    p_values: list[float] = []
-    for stage, against in pairs:
-        sides = [(measured[stage, direction], measured[against, direction]) for direction in DIRECTIONS]
-        for name, chosen in (*zip(DIRECTIONS, ([side] for side in sides), strict=True), ("both", sides)):
-            for row, p in _compare_pair(chosen, weights_SI):
-                rows.append({"stage": stage, "against": against, "direction": name, **row})
-                p_values.append(p)
-    for row, p in zip(rows, holm(np.array(p_values)) if p_values else [], strict=True):
-        row["p_value"] = float(p)
-        row["verdict"] = verdict(row["delta"], float(p))
-    return rows
-
-
-def _compare_pair(sides: Sequence[tuple[_Arm, _Arm]], weights_SI: np.ndarray) -> list[tuple[dict[str, Any], float]]:
-    """(row, uncorrected p) of each recall: difference of the mean over the given directions, images drawn jointly."""
-    num = len(RECALLS)
-    delta_M = np.mean([one.sums.means()[:num] - other.sums.means()[:num] for one, other in sides], axis=0)
-    resampled_SM = np.mean(
-        [(one.sums.resampled_means(weights_SI) - other.sums.resampled_means(weights_SI))[:, :num] for one, other in sides], axis=0
-    )
-    share_IM = np.mean([(one.sums.sums_IM - other.sums.sums_IM)[:, :num] / one.sums.counts_I.sum() for one, other in sides], axis=0)
-    p_M = sign_flip_p_values(share_IM)
-    bounds_2M = interval(resampled_SM)
-    rows = []
-    for column, k in enumerate(RECALL_AT):
-        gains = [recall_at_k(one.ranks_Q, k) - recall_at_k(other.ranks_Q, k) for one, other in sides]
-        row = {
-            "metric": RECALLS[column],
-            "delta": float(delta_M[column]),
-            "ci95": bounds_2M[:, column].tolist(),
-            "p_value": 0.0,
-            "wins": int(sum((gain > 0).sum() for gain in gains)),
-            "losses": int(sum((gain < 0).sum() for gain in gains)),
-        }
-        rows.append((row, float(p_M[column])))
-    return rows

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from eval.evaluator import METRICS, Figures
+from eval.arm import METRICS
+from eval.evaluator import Figures
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _DIRECTION_WORDS = {"image_to_text": "image to text", "text_to_image": "text to image", "both": "both"}
@@ -43,7 +44,7 @@ def write_report(folder: str | os.PathLike[str], figures: Figures, *, notes: lis
 
 def report_record(figures: Figures) -> dict[str, Any]:
     """What report.json holds."""
-    return {"data": figures.data, "stages": figures.stages, "comparisons": figures.comparisons}
+    return {"data": figures.data, "stages": figures.stages, "comparisons": figures.comparisons} | figures.sections
 
 
 def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -100,10 +101,10 @@ def print_report(record: dict[str, Any], console: Console | None = None) -> None
             table.add_row(escape(stage), _DIRECTION_WORDS[direction], *cells)
     console.print(table)
     if record["comparisons"]:
-        console.print(_comparison_table(record["comparisons"]))
+        console.print(comparison_table(record["comparisons"]))
 
 
-def _comparison_table(comparisons: list[dict[str, Any]]) -> Table:
+def comparison_table(comparisons: list[dict[str, Any]]) -> Table:
     """R@1 in every direction and the other recalls of both together; report.html and report.json have every row."""
     title = "differences in points, with paired 95% intervals (images drawn), p corrected over all rows of report.json"
     table = Table(title=title, title_justify="left", header_style="bold")

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from eval.arm import METRICS, Arm
 from eval.dataset import RetrievalSet
-from eval.evaluator import METRICS, Figures, Stage, _Arm, evaluate
+from eval.evaluator import Figures, Stage, evaluate
 from eval.manifest import ManifestImage
 from eval.metrics import RECALL_AT
 from eval.ranking import DIRECTIONS
@@ -41,7 +42,7 @@ def figures() -> Figures:
 
 
 def test_shape_of_the_record(figures: Figures) -> None:
-    assert set(figures.data) == {"source", "split", "num_images", "num_captions", "sha256"}
+    assert set(figures.data) == {"source", "split", "num_images", "num_captions", "sha256", "truth"}
     assert list(figures.stages) == ["base", "tuned"]
     for record in figures.stages.values():
         assert set(record) == {"image_to_text", "text_to_image", "cost"}
@@ -67,6 +68,7 @@ def test_means_are_those_of_the_table(figures: Figures) -> None:
             expected = {f"R@{k}": (ranks <= k).mean() for k in RECALL_AT}
             expected |= {"median_rank": np.median(ranks), "mean_rank": ranks.mean(), "MRR": (1 / ranks).mean()}
             expected["mAP@R"] = np.mean([row["ap_at_r"] for row in chosen])
+            expected["R-Precision"] = np.mean([row["r_precision"] for row in chosen])
             for metric in METRICS:
                 assert record[direction][metric] == pytest.approx(expected[metric], abs=1e-12)
                 low, high = record[direction]["ci95"][metric]
@@ -89,7 +91,7 @@ def test_every_resampled_median_is_numpys(queries_per_image: int) -> None:
     images = np.repeat(np.arange(21), queries_per_image)
     ranks = np.random.default_rng(3).integers(1, 1000, len(images))
     weights = resample_weights(21, num_resamples=100)
-    arm = _Arm(ranks, images, ImageSums.of(ranks[:, None].astype(float), images, 21))
+    arm = Arm(ranks, images, ImageSums.of(ranks[:, None].astype(float), images, 21))
     assert arm._resampled_medians(weights).tolist() == [np.median(np.repeat(ranks, row[images])) for row in weights]
 
 

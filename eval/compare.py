@@ -1,0 +1,172 @@
+"""python -m eval.compare RUN_A RUN_B [--stages STAGE_A:STAGE_B] [--output DIR]
+
+Compare two finished reports query by query: is B better than A, by how much, and is it real? A run is a report's folder (report.json and
+queries.parquet), or the folder of a training run, whose only report is taken. Both must have asked the same queries. Exit codes: 0 done ·
+2 the reports cannot be compared · 4 could not write.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from eval.arm import Arm
+from eval.comparison import compare
+from eval.errors import UserError
+from eval.ranking import DIRECTIONS
+from eval.report import comparison_table, read_report
+from eval.significance import resample_weights
+
+
+def find_report(run: Path) -> Path:
+    """The folder that holds a run's report.json and queries.parquet.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    if (run / "report.json").is_file():
+        return run
+    found = sorted(path.parent for path in run.glob("eval/*/report.json"))
+    if len(found) == 1:
+        return found[0]
+    told = (
+        f"several reports: {', '.join(map(str, found))}; name one" if found else "no report.json here or in eval/*/; is the run finished?"
+    )
+    raise UserError(f"{run}: {told}")
+
+
+def read_queries(folder: Path) -> pa.Table:
+    """The table of a report.
+
+    Raises:
+        UserError: it is missing, damaged, or of another form.
+    """
+    columns = ["stage", "direction", "query_id", "image_id", "rank", "num_positives", "ap_at_r", "r_precision"]
+    try:
+        return pq.read_table(folder / "queries.parquet", columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{folder / 'queries.parquet'}: not a report's table of queries ({error}); evaluate again") from error
+
+
+def stage_pairs(names_a: Sequence[str], names_b: Sequence[str], asked: Sequence[str]) -> list[tuple[str, str]]:
+    """(stage of A, stage of B) to compare: those asked for as A:B, else every stage both have, else the only one of each.
+
+    Raises:
+        UserError: a name is not there, or nothing is common.
+    """
+    pairs = [(one, other or one) for one, _, other in (text.partition(":") for text in asked)]
+    for one, other in pairs:
+        if one not in names_a or other not in names_b:
+            raise UserError(f"--stages {one}:{other}: A has {list(names_a)}, B has {list(names_b)}")
+    pairs = pairs or [(name, name) for name in names_a if name in names_b]
+    if not pairs and len(names_a) == len(names_b) == 1:
+        pairs = [(names_a[0], names_b[0])]
+    if not pairs:
+        raise UserError(f"no stage is in both: A has {list(names_a)}, B has {list(names_b)}; say which with --stages STAGE_A:STAGE_B")
+    return pairs
+
+
+def compare_reports(folder_a: Path, folder_b: Path, asked: Sequence[str] = ()) -> dict[str, Any]:
+    """The record of a comparison: `comparisons` as in report.json, stage "B:NAME" against "A:NAME".
+
+    Raises:
+        UserError: a report cannot be read, or they asked different queries; the message names up to five.
+    """
+    table_a, table_b = read_queries(folder_a), read_queries(folder_b)
+    names_a, names_b = (pc.unique(table["stage"]).to_pylist() for table in (table_a, table_b))
+    pairs = stage_pairs(names_a, names_b, asked)
+    images: dict[str, int] = {}
+    measured = {}
+    for one, other in pairs:
+        for direction in DIRECTIONS:
+            rows_a, rows_b = _rows(table_a, one, direction, folder_a), _rows(table_b, other, direction, folder_b)
+            _check_same_queries(rows_a, rows_b)
+            for name in rows_a["image_id"].to_pylist():
+                images.setdefault(name, len(images))
+            measured[f"A:{one}", direction] = Arm.of(rows_a, one, direction, images)
+            measured[f"B:{other}", direction] = Arm.of(rows_b, other, direction, images)
+    rows = compare(measured, [(f"B:{other}", f"A:{one}") for one, other in pairs], resample_weights(len(images)))
+    return {"A": str(folder_a), "B": str(folder_b), "num_images": len(images), "comparisons": rows}
+
+
+def _rows(table: pa.Table, stage: str, direction: str, folder: Path) -> pa.Table:
+    """Rows of one arm, in order of their queries; each query once.
+
+    Raises:
+        UserError: a query is there twice, or there is none.
+    """
+    rows = table.filter(pc.and_(pc.equal(table["stage"], stage), pc.equal(table["direction"], direction))).sort_by("query_id")
+    counts = pc.value_counts(rows["query_id"]).to_pylist()
+    twice = [count["values"] for count in counts if count["counts"] > 1]
+    if twice or not counts:
+        told = f"{len(twice)} queries are there twice, e.g. {twice[:5]}" if twice else "it has no rows"
+        raise UserError(f"{folder}: stage {stage!r}, {direction}: {told}; evaluate again")
+    return rows
+
+
+def _check_same_queries(rows_a: pa.Table, rows_b: pa.Table) -> None:
+    """Refuse to compare what is not paired: other queries, or other right answers to the same ones.
+
+    Raises:
+        UserError: naming up to five.
+    """
+    ids_a, ids_b = rows_a["query_id"].to_pylist(), rows_b["query_id"].to_pylist()
+    if ids_a != ids_b:
+        only_a, only_b = sorted(set(ids_a) - set(ids_b)), sorted(set(ids_b) - set(ids_a))
+        raise UserError(
+            f"the reports asked different queries: {len(only_a)} only in A, e.g. {only_a[:5]}; {len(only_b)} only in B, e.g. {only_b[:5]}. "
+            "Evaluate both on the same manifest and split"
+        )
+    differing = pc.not_equal(rows_a["num_positives"].combine_chunks(), rows_b["num_positives"].combine_chunks())
+    if pc.any(differing).as_py():
+        names = rows_a.filter(differing)["query_id"].to_pylist()
+        raise UserError(
+            f"{len(names)} queries have another number of right answers in B than in A, e.g. {names[:5]}: the reports were judged by "
+            "different truths (groups, --protocol, --qrels or captions). Evaluate both by the same"
+        )
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m eval.compare", description="Compare two finished reports query by query.")
+    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="a report's folder, or a training run's")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="the other, asked whether it is better")
+    parser.add_argument("--stages", action="append", default=[], metavar="STAGE_A:STAGE_B", help="compare these (default: all in both)")
+    parser.add_argument("--output", type=Path, help="folder for compare.json")
+    asked = parser.parse_args(arguments)
+    try:
+        folder_a, folder_b = find_report(asked.run_a), find_report(asked.run_b)
+        record = compare_reports(folder_a, folder_b, asked.stages)
+        sources = [read_report(folder)["data"] for folder in (folder_a, folder_b)]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: a report.json cannot be read ({error}); evaluate again", file=sys.stderr)
+        return 2
+    if sources[0]["sha256"] != sources[1]["sha256"]:
+        print("note: the data differ in something (ids, groups, captions or pictures), though the queries are the same", file=sys.stderr)
+    print(f"A  {folder_a}\nB  {folder_b}")
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 120)
+    console.print(comparison_table(record["comparisons"]))
+    if asked.output is not None:
+        try:
+            asked.output.mkdir(parents=True, exist_ok=True)
+            (asked.output / "compare.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            print(f"error: could not write {asked.output}: {error}", file=sys.stderr)
+            return 4
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
