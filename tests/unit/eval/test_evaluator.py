@@ -1,10 +1,13 @@
 """Figures recomputed from the table of queries alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from eval.arm import METRICS, Arm
 from eval.dataset import RetrievalSet
+from eval.errors import UserError
 from eval.evaluator import Figures, Stage, evaluate
 from eval.manifest import ManifestImage
 from eval.metrics import RECALL_AT
@@ -136,3 +139,19 @@ def test_pairs_can_be_chosen() -> None:
     assert {(row["stage"], row["against"]) for row in evaluate(dataset, stages).comparisons} == {("b", "a"), ("c", "b")}
     assert {(row["stage"], row["against"]) for row in evaluate(dataset, stages, [("c", "a")]).comparisons} == {("c", "a")}
     assert evaluate(dataset, stages[:1]).comparisons == []
+
+
+def test_faults_of_stages_are_told_at_once() -> None:
+    dataset = retrieval_set(12)
+    whole = stage("a", dataset, 1.0)
+    half = Stage("half", {"image_to_text": whole.rankings["image_to_text"]})
+    scores = whole.rankings["text_to_image"].top_scores_QK.copy()
+    scores[3:9, 1] = np.nan
+    broken = Stage("nan", {**whole.rankings, "text_to_image": replace(whole.rankings["text_to_image"], top_scores_QK=scores)})
+    small = stage("small", retrieval_set(10), 1.0)
+    with pytest.raises(UserError) as caught:
+        evaluate(dataset, [whole, whole, half, broken, small], [("a", "z")])
+    told = str(caught.value)
+    assert "'a' is there 2 times" in told and "'half' has no ranking text_to_image" in told and "['z']" in told
+    assert "'nan', text_to_image: 6 queries have a score that is not a number, e.g. " + str(dataset.caption_ids[3:8]) in told
+    assert "'small', image_to_text: 10 queries were ranked, but the split has 12" in told

@@ -1,0 +1,96 @@
+"""Two finished reports compared later say what one report of both would have said."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from eval.compare import compare_reports, main
+from eval.dataset import RetrievalSet
+from eval.evaluator import Stage, evaluate
+from eval.manifest import ManifestImage
+from eval.report import write_report
+from eval.search import search
+from eval.truth import judged_by
+
+
+def retrieval_set(num_images: int = 40) -> RetrievalSet:
+    captions = [f"caption {n}" for n in range(2 * num_images)]
+    images = [ManifestImage(f"i{n:02d}", "test", Path("x"), None, 1, None, captions[2 * n : 2 * n + 2], "") for n in range(num_images)]
+    return RetrievalSet(images, None, source="hand", split="test")
+
+
+def stage(name: str, data: RetrievalSet, noise: float) -> Stage:
+    generator = np.random.default_rng(5)
+    images = generator.normal(size=(data.num_images, 8))
+    captions = images[data.caption_image_C] + noise * generator.normal(size=(data.num_captions, 8))
+    images, captions = (np.float32(x / np.linalg.norm(x, axis=1, keepdims=True)) for x in (images, captions))
+    there = search("image_to_text", images, captions, data.positives("image_to_text"), 10)
+    back = search("text_to_image", captions, images, data.positives("text_to_image"), 10)
+    return Stage(name, {"image_to_text": there, "text_to_image": back})
+
+
+def report(folder: Path, stages: list[Stage], data: RetrievalSet) -> Path:
+    return write_report(folder, evaluate(data, stages))
+
+
+def test_says_what_one_report_would_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = retrieval_set()
+    poor, good = stage("poor", data, 1.5), stage("good", data, 0.5)
+    together = evaluate(data, [poor, good]).comparisons
+    one = report(tmp_path / "one" / "eval" / "test", [Stage("model", poor.rankings)], data)
+    two = report(tmp_path / "two", [Stage("model", good.rankings)], data)
+    record = compare_reports(one, two)
+    assert record["num_images"] == 40
+    for ours, theirs in zip(record["comparisons"], together, strict=True):
+        assert (ours.pop("stage"), ours.pop("against")) == ("B:model", "A:model")
+        assert ours == {key: value for key, value in theirs.items() if key not in ("stage", "against")}
+    # A run's folder stands for its only report.
+    assert main([str(tmp_path / "one"), str(two), "--output", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["comparisons"][0]["verdict"] == together[0]["verdict"] == "better"
+    assert "better" in capsys.readouterr().out
+
+
+def test_stages_of_other_names_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = retrieval_set()
+    one = report(tmp_path / "one", [stage("base", data, 1.5), stage("tuned", data, 0.5)], data)
+    two = report(tmp_path / "two", [stage("model", data, 0.5)], data)
+    assert main([str(one), str(two)]) == 2
+    assert "--stages STAGE_A:STAGE_B" in capsys.readouterr().err
+    assert main([str(one), str(two), "--stages", "tuned:nobody"]) == 2
+    rows = compare_reports(one, two, ["tuned:model", "base:model"])["comparisons"]
+    assert {row["against"]: row["delta"] for row in rows if row["metric"] == "R@1" and row["direction"] == "both"}["A:tuned"] == 0.0
+
+
+def test_other_queries_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    large, small = retrieval_set(40), retrieval_set(32)
+    one = report(tmp_path / "one", [stage("model", large, 1.0)], large)
+    two = report(tmp_path / "two", [stage("model", small, 1.0)], small)
+    assert main([str(one), str(two)]) == 2
+    assert "8 only in A, e.g. ['i32', 'i33', 'i34', 'i35', 'i36']; 0 only in B" in capsys.readouterr().err
+
+
+def test_other_truths_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = retrieval_set()
+    more = judged_by(data, qrels={("i00", "i01#0")})
+    one = report(tmp_path / "one", [stage("model", data, 1.0)], data)
+    two = report(tmp_path / "two", [stage("model", more, 1.0)], more)
+    assert main([str(one), str(two)]) == 2
+    assert "1 queries have another number of right answers in B than in A, e.g. ['i00']" in capsys.readouterr().err
+
+
+def test_double_queries_damage_and_absence_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = retrieval_set()
+    one = report(tmp_path / "one", [stage("model", data, 1.0)], data)
+    two = report(tmp_path / "two", [stage("model", data, 1.0)], data)
+    table = pq.read_table(two / "queries.parquet")
+    pq.write_table(pa.concat_tables([table, table.slice(0, 3)]), two / "queries.parquet")
+    assert main([str(one), str(two)]) == 2
+    assert "3 queries are there twice, e.g. ['i00', 'i01', 'i02']" in capsys.readouterr().err
+    (two / "queries.parquet").write_bytes(b"PAR1 nothing")
+    assert main([str(one), str(two)]) == 2
+    assert main([str(one), str(tmp_path)]) == 2
+    assert "no report.json" in capsys.readouterr().err
