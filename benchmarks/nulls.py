@@ -69,7 +69,7 @@ def caption_interval(measured: dict[tuple[str, Direction], Arm], generator: np.r
 
 
 def study(num_simulations: int, num_images: int, shift: float, seed: int) -> dict[str, float]:
-    """Shares over all simulations: intervals that cover, of all rows and of the headline; simulations with any verdict; the captions' interval."""
+    """Shares over all simulations: intervals that cover (all rows; the headline), simulations with a verdict, captions' that cover."""
     truth = true_differences(shift, seed + 1)
     generator, weights_SI = np.random.default_rng(seed), resample_weights(num_images)
     covered, headline, spoken, wrong, naive = [], [], [], [], []
@@ -94,16 +94,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}")
     asked = parser.parse_args()
+    command = f"python -m benchmarks.nulls --simulations {asked.simulations} --seed {asked.seed} --write"
     lines = [
         "# Do the intervals cover, and how often is a verdict false?",
         "",
-        f"`python -m benchmarks.nulls --simulations {asked.simulations} --seed {asked.seed} --write`. Each row: {asked.simulations} simulated test sets with five captions",
-        "an image that go wrong together; nine comparisons each (R@1, R@5, R@10; each direction and both), as in report.json. Percent of",
-        "intervals that hold the true difference (95 is meant), and of simulations in which any verdict was spoken (under the null at most 5 is meant).",
+        f"`{command}`. Each row: {asked.simulations} simulated test sets with",
+        "five captions an image that go wrong together; nine comparisons each (R@1, R@5, R@10; each direction and both), as in",
+        "report.json. Percent of intervals that hold the true difference (95 is meant), and of simulations in which any verdict was",
+        "spoken (under the null at most 5 is meant).",
         "",
-        "| images | truth | all intervals | both, R@1 | any verdict | any \"worse\" | text to image R@1 if captions were drawn one by one |",
+        '| images | truth | all intervals | both, R@1 | any verdict | any "worse" | text to image R@1, captions drawn one by one |',
         "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for num_images in (100, 300, 1000):
         for truth, shift in (("null", 0.0), ("shifted", 0.15)):
             began = time.perf_counter()

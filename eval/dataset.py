@@ -54,6 +54,11 @@ class PositivePairs:
         return self.indices_P[self.offsets[query] : self.offsets[query + 1]]
 
     @property
+    def query_P(self) -> np.ndarray:
+        """The query of each pair, int64."""
+        return np.repeat(np.arange(len(self.offsets) - 1), self.counts)
+
+    @property
     def counts(self) -> np.ndarray:
         """Number of positives of each query."""
         return np.diff(self.offsets)

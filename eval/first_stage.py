@@ -13,7 +13,8 @@ from eval.evaluator import Stage
 from eval.inputs import SiglipInputs
 from eval.processes import Processes
 from eval.progress import bar
-from eval.search import search
+from eval.ranking import DIRECTIONS
+from eval.search import search_both
 
 DEFAULT_DEPTH = 32
 
@@ -47,15 +48,8 @@ def retrieve(
     caption_seconds = time.perf_counter() - started
     device = next(model.parameters()).device
     started = time.perf_counter()
-    depth = max(depth, 10)
-    rankings = {
-        "image_to_text": search(
-            "image_to_text", images_ID, captions_CD, dataset.positives("image_to_text"), depth, device=device, processes=processes
-        ),
-        "text_to_image": search(
-            "text_to_image", captions_CD, images_ID, dataset.positives("text_to_image"), depth, device=device, processes=processes
-        ),
-    }
+    to_text, to_image = (dataset.positives(direction) for direction in DIRECTIONS)
+    rankings = search_both(images_ID, captions_CD, to_text, to_image, max(depth, 10), device=device, processes=processes)
     search_seconds = time.perf_counter() - started
     cost = {
         "seconds": image_seconds + caption_seconds + search_seconds,
@@ -64,7 +58,7 @@ def retrieve(
         "search_seconds": search_seconds,
         "pairs_scored": 0,
     }
-    return Stage(name, rankings, cost)  # type: ignore[arg-type]  # a dict of both directions
+    return Stage(name, rankings, cost)
 
 
 def progress_bar(text: str, dataset: RetrievalSet, processes: Processes) -> Any:

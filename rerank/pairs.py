@@ -53,9 +53,7 @@ class ScoringCost:
 
     def then(self, later: "ScoringCost") -> "ScoringCost":
         """The cost of this scoring and a later one after it."""
-        return ScoringCost(
-            self.pairs_scored + later.pairs_scored, self.images_encoded + later.images_encoded, self.seconds + later.seconds
-        )
+        return ScoringCost(self.pairs_scored + later.pairs_scored, self.images_encoded + later.images_encoded, self.seconds + later.seconds)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def run(arguments: list[str]) -> int:
 def _run_job(asked: Any) -> int:
     from transformers.utils import logging
 
-    from train.config import load_config
+    from train.config_file import load_config
     from train.final import finish, is_finished, show_finished
     from train.job import load_data, prepare, start_processes
     from train.loop import Loop

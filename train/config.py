@@ -3,23 +3,15 @@
 python -m train.config prints the JSON schema, for editors.
 """
 
-import difflib
 import json
-import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from eval.errors import UserError
+from eval.truth import Protocol
 
 Tower = Literal["image", "text"]
-
-
-class ConfigError(UserError):
-    """A configuration that cannot be run; the message names every key that is wrong."""
 
 
 class _Section(BaseModel):
@@ -200,6 +192,29 @@ class RerankConfig(_Section):
     """Candidates per query that are scored again."""
 
 
+class EvaluationConfig(_Section):
+    """What the final report measures beside base and tuned, what it compares, and which answers count as right."""
+
+    models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], str] = {}
+    """Further checkpoints (name: folder or hub id), each measured alone and, where there is a reranker, reranked."""
+    comparisons: list[tuple[str, str]] | None = None
+    """Pairs [stage, against]; null: tuned against base, each reranked stage against its own, tuned+RERANKER against base+RERANKER."""
+    protocol: Protocol = "all"
+    """papers: an image's own captions alone are right, as in published tables."""
+    near_duplicates: bool = False
+    """Captions in nearly the same words as a right one are right too."""
+    qrels: str | None = None
+    """TREC qrels of further right answers among the final split, of either direction."""
+    trec: bool = False
+    """Also write TREC run and qrels files."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "EvaluationConfig":
+        if taken := sorted({"base", "tuned"} & set(self.models)):
+            raise ValueError(f"evaluation.models: {taken} are the names of this job's own stages")
+        return self
+
+
 class WandbConfig(_Section):
     """Weights & Biases, beside metrics.jsonl; its failures never stop a run."""
 
@@ -225,6 +240,7 @@ class JobConfig(_Section):
     train: TrainConfig
     mining: MiningConfig | None = None
     rerank: RerankConfig | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
     wandb: WandbConfig | None = None
 
     @model_validator(mode="after")
@@ -243,78 +259,6 @@ class JobConfig(_Section):
     def run_folder(self) -> Path:
         """Where this run writes."""
         return Path(self.runs_folder) / self.name
-
-
-def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> JobConfig:
-    """Read a YAML file, apply `key.path=value` overrides (values are YAML) and check everything.
-
-    Raises:
-        ConfigError: with every fault: unknown keys (and the nearest known one), wrong types, values that contradict one another.
-    """
-    record = _read_yaml(Path(path))
-    for override in overrides:
-        _apply(record, override)
-    try:
-        return JobConfig.model_validate(record)
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {error.error_count()} fault(s) in the configuration\n" + "\n".join(_lines(error))) from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); give the path of a YAML file, e.g. configs/demo.yaml") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(record, dict):
-        raise ConfigError(f"{path}: expected keys and values, found {type(record).__name__}")
-    return record
-
-
-def _apply(record: dict[str, Any], override: str) -> None:
-    path, separator, text = override.partition("=")
-    if not separator or not all(path.split(".")):
-        raise ConfigError(f"{override!r}: an override has the form key.path=value, e.g. train.max_steps=100")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
-    *parents, last = path.split(".")
-    for key in parents:
-        if record.get(key) is None:
-            record[key] = {}
-        record = record[key]
-        if not isinstance(record, dict):
-            raise ConfigError(f"{override!r}: {key} is a single value, it has no keys below it")
-    record[last] = value
-
-
-def _lines(error: ValidationError) -> list[str]:
-    lines = []
-    for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"]) or "(the whole)"
-        if fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(fault["loc"][-1]), _known_keys(fault["loc"][:-1]), n=1)
-            lines.append(f"  {key}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
-        elif fault["type"] == "missing":
-            lines.append(f"  {key}: missing")
-        else:
-            message = fault["msg"].removeprefix("Value error, ")
-            found = "" if fault["type"] == "value_error" else f"; found {fault['input']!r:.100}"
-            lines.append(f"  {key}: {message}{found}")
-    return lines
-
-
-def _known_keys(location: Sequence[int | str]) -> list[str]:
-    section: Any = JobConfig
-    for part in location:
-        field = section.model_fields.get(part)
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-        if section is None:
-            return []
-    return list(section.model_fields)
 
 
 if __name__ == "__main__":

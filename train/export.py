@@ -16,7 +16,8 @@ from transformers import SiglipModel
 
 from eval.errors import UserError
 from train.checkpoint import Checkpoints, NoReadableCheckpoint, State, sync_folder, verify
-from train.config import JobConfig, load_config
+from train.config import JobConfig
+from train.config_file import load_config
 from train.model import TunedModel, build_model, merged_state, resolve_base
 
 

@@ -1,4 +1,4 @@
-"""The end of a job: export the best checkpoint; measure base and tuned, alone and reranked, reading the very folder exported."""
+"""The end of a job: export the best checkpoint; measure base, tuned and what else is asked, reading the very folder exported."""
 
 import json
 import os
@@ -9,8 +9,10 @@ from eval.checkpoint import load_siglip
 from eval.evaluator import Stage, evaluate
 from eval.first_stage import progress_bar, retrieve
 from eval.report import print_report, read_report, report_record, write_report
+from eval.trec import write_trec
 from rerank.scorer import load_scorer
 from rerank.stages import reranked_stages
+from train.arms import checkpoints, comparisons
 from train.checkpoint import State
 from train.config import JobConfig
 from train.export import export_checkpoint
@@ -49,7 +51,7 @@ def _measure(job: Job, export: Path, check_signal: Any) -> dict[str, Any]:
     # The reranker is loaded first: one that is refused should be refused before the embedding, not after.
     scorer = load_scorer(rerank.model, device=job.accelerator.device) if rerank is not None else None
     stages: list[Stage] = []
-    for name, checkpoint in (("base", job.base), ("tuned", str(export))):
+    for name, checkpoint in checkpoints(job.config, job.base, str(export)).items():
         model, inputs = load_siglip(checkpoint)
         model.to(job.accelerator.device)
         with progress_bar(f"{name} on {dataset.split}", dataset, job.processes) as bar:
@@ -70,16 +72,15 @@ def _measure(job: Job, export: Path, check_signal: Any) -> dict[str, Any]:
                     on_progress=advance,
                 )
             )
-    pairs = [("tuned", "base")]
     if scorer is not None and rerank is not None:
-        twins = reranked_stages(dataset, stages, scorer, rerank.top_k, processes=job.processes)
-        base_twin, tuned_twin = (twin.name for twin in twins)
-        pairs += [(base_twin, "base"), (tuned_twin, "tuned"), (tuned_twin, base_twin)]
-        stages += twins
-    figures = evaluate(dataset, stages, pairs)
+        stages += reranked_stages(dataset, stages, scorer, rerank.top_k, processes=job.processes)
+    figures = evaluate(dataset, stages, comparisons(job.config, scorer.name if scorer is not None else None))
     if job.processes.is_main:
+        folder = report_folder(job.config)
         notes = [f"Leakage: {leak}." for leak in job.leakages if leak.num_shared_images or leak.num_shared_captions]
-        write_report(report_folder(job.config), figures, notes=notes)
+        write_report(folder, figures, notes=notes)
+        if job.config.evaluation.trec:
+            write_trec(folder / "trec", figures.queries, dataset)
     return report_record(figures)
 
 
@@ -90,7 +91,7 @@ def report_folder(config: JobConfig) -> Path:
 
 
 def is_finished(config: JobConfig) -> bool:
-    """True if the run ended with its final report, made with the reranker the configuration names."""
+    """True if the run ended with its final report, made as the configuration asks."""
     try:
         record = json.loads((config.run_folder / "finished.json").read_text(encoding="utf-8"))
         return bool(record == _finished_record(config)) and (config.run_folder / "export" / "model.safetensors").is_file()
@@ -99,7 +100,8 @@ def is_finished(config: JobConfig) -> bool:
 
 
 def _finished_record(config: JobConfig) -> dict[str, Any]:
-    return {"max_steps": config.train.max_steps, "rerank": config.rerank.model_dump(mode="json") if config.rerank else None}
+    measured = config.model_dump(mode="json", include={"rerank", "evaluation"})
+    return {"max_steps": config.train.max_steps} | measured
 
 
 def _mark_finished(config: JobConfig) -> None:

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from eval.checkpoint import load_siglip_config
 from eval.dataset import RetrievalSet, load_split
 from eval.errors import UserError
 from eval.first_stage import use_exact_float32
@@ -18,8 +19,10 @@ from eval.leakage import Leakage, find_leakage
 from eval.manifest import Manifest, read_manifest
 from eval.processes import Processes
 from eval.qrels import read_qrels
+from eval.truth import judged_by
 from rerank.scorer import load_scorer
 from rerank.stages import check_top_k
+from train.arms import check_comparisons
 from train.batches import BatchOrder
 from train.config import JobConfig
 from train.model import TunedModel, build_model, make_optimizer, resolve_base
@@ -28,7 +31,11 @@ from train.scratch import write_scratch
 
 @dataclass
 class Job:
-    """A configured job on this process."""
+    """A configured job on this process.
+
+    Attributes:
+        final_set: the split of the final evaluation, test or else val, with the right answers `evaluation` asks for; None without either.
+    """
 
     config: JobConfig
     folder: Path
@@ -38,6 +45,7 @@ class Job:
     train_set: RetrievalSet
     val_set: RetrievalSet | None
     test_set: RetrievalSet | None
+    final_set: RetrievalSet | None
     data_sha256: str
     truth: set[tuple[str, str]] | None
     leakages: list[Leakage]
@@ -45,11 +53,6 @@ class Job:
     tuned: TunedModel
     optimizer: torch.optim.AdamW
     order: BatchOrder
-
-    @property
-    def final_set(self) -> RetrievalSet | None:
-        """The split of the final evaluation: test, else val, else none."""
-        return self.test_set or self.val_set
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Arithmetic of the towers in training."""
@@ -147,9 +150,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         write_scratch(Path(base), config.model.scratch, splits.train, config.seed)
     processes.barrier()
     tuned = build_model(config.model, base, config.seed)
-    if config.rerank is not None and (splits.test or splits.val) is not None:
-        # Needed at the very end only; but one that is refused must be refused now, not after hours of training.
-        load_scorer(config.rerank.model, device="cpu")
+    final_set = _prepare_final(config, splits)
     tuned.siglip.to(accelerator.device)
     return Job(
         config,
@@ -160,6 +161,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         splits.train,
         splits.val,
         splits.test,
+        final_set,
         splits.train.sha256(),
         truth,
         splits.leakages(),
@@ -168,6 +170,26 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         make_optimizer(tuned, config.train),
         BatchOrder(splits.train.num_images, config.train.batch_size, config.seed),
     )
+
+
+def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
+    """The split of the final evaluation, judged as asked.
+
+    Reranker, further checkpoints, qrels and comparisons are needed at the very end only; but what is refused must be refused now, not after
+    hours of training.
+
+    Raises:
+        UserError: one of them cannot be used.
+    """
+    final, asked = splits.test or splits.val, config.evaluation
+    if final is None:
+        return None
+    scorer_name = load_scorer(config.rerank.model, device="cpu").name if config.rerank is not None else None
+    for checkpoint in asked.models.values():
+        load_siglip_config(checkpoint)
+    check_comparisons(config, scorer_name)
+    qrels = read_qrels(asked.qrels) if asked.qrels is not None else None
+    return judged_by(final, protocol=asked.protocol, near_duplicates=asked.near_duplicates, qrels=qrels)
 
 
 def _speaker(processes: Processes) -> Callable[[str], None]:

@@ -8,7 +8,8 @@ import sys
 
 from eval.errors import UserError
 from eval.first_stage import progress_bar
-from train.config import JobConfig, load_config
+from train.config import JobConfig
+from train.config_file import load_config
 from train.job import load_data, prepare, start_processes
 from train.mining import mine
 from train.negatives import write_negatives

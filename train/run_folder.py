@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from eval.errors import UserError
 from train.checkpoint import Checkpoints
@@ -14,7 +15,7 @@ from train.config import JobConfig
 from train.tracking import flatten
 
 # Keys that may change between a run and its continuation, for they do not touch what is learnt.
-FREE_KEYS = ("data.num_workers", "train.keep_checkpoints", "wandb", "rerank", "runs_folder")
+FREE_KEYS = ("data.num_workers", "train.keep_checkpoints", "wandb", "rerank", "evaluation", "runs_folder")
 
 
 def claim_folder(config: JobConfig) -> Any:
@@ -47,13 +48,21 @@ def claim_folder(config: JobConfig) -> Any:
 
 
 def _check_same(path: Path, record: dict[str, Any], folder: Path) -> None:
-    differing = _differences(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, record)
+    differing = _differences(_with_defaults(yaml.safe_load(path.read_text(encoding="utf-8")) or {}), record)
     if differing:
         lines = "\n  ".join(differing)
         raise UserError(
             f"{folder} holds a run with another configuration:\n  {lines}\n"
             f"Take another name=, remove the folder, or start from what it learnt: model.base={folder}/export"
         )
+
+
+def _with_defaults(old: dict[str, Any]) -> dict[str, Any]:
+    """An older record completed by keys that did not exist when it was written; as it stands if it no longer parses."""
+    try:
+        return JobConfig.model_validate(old).model_dump(mode="json")
+    except ValidationError:
+        return old
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

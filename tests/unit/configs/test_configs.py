@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from train.config import load_config
+from train.config_file import load_config
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 JOBS = sorted(CONFIGS.glob("*.yaml"))

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from eval.dataset import PositivePairs
 from eval.errors import UserError
 from eval.ranking import Ranking
-from eval.search import GALLERY_BLOCK, QUERY_BLOCK, search, top_k
+from eval.search import GALLERY_BLOCK, QUERY_BLOCK, search, search_both
+from eval.standing import top_k
 
 
 def pairs(rows: list[list[int]]) -> PositivePairs:
@@ -127,3 +128,39 @@ def test_a_query_without_a_right_answer_is_refused() -> None:
     vectors = np.ones((3, 2), dtype=np.float32)
     with pytest.raises(UserError, match=r"1 queries have no right answer, at index \[1\]"):
         search("image_to_text", vectors, vectors, pairs([[0], [], [2]]), 1)
+
+
+def transposed(positives: PositivePairs, num_items: int) -> PositivePairs:
+    return pairs([[query for query in range(len(positives.counts)) if item in positives.of(query)] for item in range(num_items)])
+
+
+@settings(deadline=None, max_examples=60)
+@given(tied_searches())
+def test_both_directions_at_once_equal_the_dense_loop(case: tuple[np.ndarray, np.ndarray, PositivePairs, int]) -> None:
+    images, captions, to_text, depth = case
+    told = pairs([sorted({*to_text.of(image).tolist(), *range(image, len(captions), len(images))}) for image in range(len(images))])
+    images = images[: len(captions)] if len(captions) < len(images) else images  # every caption is true of an image
+    told = PositivePairs(told.offsets[: len(images) + 1], told.indices_P[: told.offsets[len(images)]])
+    missing = set(range(len(captions))) - set(told.indices_P.tolist())
+    assert not missing
+    back = transposed(told, len(captions))
+    found = search_both(images, captions, told, back, depth)
+    assert_exact(found["image_to_text"], images, captions, told, min(depth, len(captions)))
+    assert_exact(found["text_to_image"], captions, images, back, min(depth, len(images)))
+
+
+def test_both_directions_over_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 7 x 5: ties cross them in every way; image to text is search's own, bit for bit."""
+    monkeypatch.setattr("eval.search.QUERY_BLOCK", 7)
+    monkeypatch.setattr("eval.search.GALLERY_BLOCK", 5)
+    generator = np.random.default_rng(3)
+    images = generator.integers(-1, 2, (23, 3)).astype(np.float32)
+    captions = generator.integers(-1, 2, (61, 3)).astype(np.float32)
+    told = pairs([sorted({*range(image, 61, 23), *generator.integers(0, 61, 3).tolist()}) for image in range(23)])
+    back = transposed(told, 61)
+    found = search_both(images, captions, told, back, 12)
+    assert_exact(found["image_to_text"], images, captions, told, 12)
+    assert_exact(found["text_to_image"], captions, images, back, 12)
+    alone = search("image_to_text", images, captions, told, 12)
+    assert alone.top_indices_QK.tolist() == found["image_to_text"].top_indices_QK.tolist()
+    assert alone.positive_ranks_P.tolist() == found["image_to_text"].positive_ranks_P.tolist()

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from eval import search
 from eval.checkpoint import load_siglip
 from eval.dataset import load_split
 from eval.encoder import embed_captions, embed_images
 from eval.errors import UserError
 from eval.manifest import read_manifest
 from eval.processes import Processes
-from eval.search import search
 
 
 def main(job: dict[str, str], rank: int, world_size: int) -> None:
@@ -39,10 +39,13 @@ def main(job: dict[str, str], rank: int, world_size: int) -> None:
         (folder / f"{rank}.error").write_text(str(error))
         return
     captions = embed_captions(model, inputs, dataset.captions, processes=processes, block=block)
-    many = np.tile(captions, (5, 1))  # more than two blocks of queries
-    pairs = dataset.positives("text_to_image")
-    tiled = type(pairs)(np.concatenate([[0], np.cumsum(np.tile(pairs.counts, 5))]), np.tile(pairs.indices_P, 5))
-    found = search("text_to_image", many, images, tiled, 7, processes=processes)
+    search.QUERY_BLOCK, search.GALLERY_BLOCK = 16, 32  # several blocks for each process
+    to_text, to_image = dataset.positives("image_to_text"), dataset.positives("text_to_image")
+    both = search.search_both(images, captions, to_text, to_image, 7, processes=processes)
+    alone = search.search("image_to_text", images, captions, to_text, 7, processes=processes)
+    assert np.array_equal(alone.top_indices_QK, both["image_to_text"].top_indices_QK)
+    assert np.array_equal(alone.positive_ranks_P, both["image_to_text"].positive_ranks_P)
+    found = both["text_to_image"]
     np.savez(
         folder / f"{rank}.npz",
         images=images,

@@ -1,0 +1,89 @@
+"""From a YAML file and `key.path=value` overrides to a checked configuration; every fault is named at once."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from eval.errors import UserError
+from train.config import JobConfig
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be run; the message names every key that is wrong."""
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> JobConfig:
+    """Read a YAML file, apply `key.path=value` overrides (values are YAML) and check everything.
+
+    Raises:
+        ConfigError: with every fault: unknown keys (and the nearest known one), wrong types, values that contradict one another.
+    """
+    record = _read_yaml(Path(path))
+    for override in overrides:
+        _apply(record, override)
+    try:
+        return JobConfig.model_validate(record)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {error.error_count()} fault(s) in the configuration\n" + "\n".join(_lines(error))) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); give the path of a YAML file, e.g. configs/demo.yaml") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(record, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(record).__name__}")
+    return record
+
+
+def _apply(record: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not all(path.split(".")):
+        raise ConfigError(f"{override!r}: an override has the form key.path=value, e.g. train.max_steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
+    *parents, last = path.split(".")
+    for key in parents:
+        if record.get(key) is None:
+            record[key] = {}
+        record = record[key]
+        if not isinstance(record, dict):
+            raise ConfigError(f"{override!r}: {key} is a single value, it has no keys below it")
+    record[last] = value
+
+
+def _lines(error: ValidationError) -> list[str]:
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"]) or "(the whole)"
+        if fault["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(fault["loc"][-1]), _known_keys(fault["loc"][:-1]), n=1)
+            lines.append(f"  {key}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
+        elif fault["type"] == "missing":
+            lines.append(f"  {key}: missing")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            found = "" if fault["type"] == "value_error" else f"; found {fault['input']!r:.100}"
+            lines.append(f"  {key}: {message}{found}")
+    return lines
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    section: Any = JobConfig
+    for part in location:
+        field = section.model_fields.get(part)
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if section is None:
+            return []
+    return list(section.model_fields)
