@@ -27,7 +27,7 @@ def load_siglip(name: str | os.PathLike[str]) -> tuple[SiglipModel, SiglipInputs
         raise UserError(f"{name}: no weights in safetensors form ({error}). Pickled weights are not loaded: convert them first") from error
     except SafetensorError as error:
         raise UserError(f"{name}: the weights are damaged ({error}); fetch or copy the file again") from error
-    except RuntimeError as error:  # shapes that do not fit
+    except (RuntimeError, ValueError, TypeError) as error:  # shapes that do not fit, widths that do not divide
         raise UserError(f"{name}: the weights do not fit config.json ({error})") from error
     model, info = loaded
     if info["missing_keys"] or info.get("mismatched_keys"):
@@ -46,7 +46,7 @@ def load_siglip_config(name: str) -> Any:
         raise UserError(f"{name}: a folder without config.json is no Hugging Face checkpoint")
     try:
         config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{name}: neither a checkpoint folder nor a model that can be had from the hub ({str(error).partition(chr(10))[0]})"
         ) from error

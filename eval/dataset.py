@@ -15,7 +15,7 @@ from PIL import Image
 
 from eval.captions import caption_hash
 from eval.errors import UserError
-from eval.images import decode_image
+from eval.images import ImageError, decode_image
 from eval.manifest import Manifest, ManifestImage
 
 
@@ -123,7 +123,10 @@ class RetrievalSet:
         row = int(self._embedded_rows_I[image])
         if row >= 0:
             assert self._rows is not None
-            return decode_image(self._rows.image_bytes(row))
+            try:
+                return decode_image(self._rows.image_bytes(row))
+            except ImageError as error:
+                raise ImageError(f"{self.image_place(image)}: {error}") from None
         return decode_image(self._paths[image])
 
     def group_names(self) -> list[str | None]:

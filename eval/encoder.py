@@ -4,6 +4,8 @@ A block has always the same number of rows, the last one padded, and belongs to 
 bits, and so does any order (promise 7). Shape letters: N rows, B rows of a block, L tokens, D width of the embedding.
 """
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -111,20 +113,12 @@ def _embed(
             own.append(vectors.cpu().masked_fill(empty[:, None], 0.0)[:count].numpy())
             on_progress(count)
     model.train(was_training)
-    _raise_together(failure, processes)
+    processes.raise_together(failure and f"{failure}. Every picture must decode in evaluation; --check-images lists all that do not")
     embeddings_ND = np.concatenate(processes.gather_blocks(own, _num_blocks(num_rows, block)))
     bad = np.flatnonzero(~np.isfinite(embeddings_ND).all(axis=1))
     if len(bad):
         raise UserError(f"{len(bad)} {noun} embedding(s) are not finite, first at index {bad[0]}: the weights or the precision are broken")
     return embeddings_ND
-
-
-def _raise_together(failure: str, processes: Processes) -> None:
-    """Raise on every process what went wrong on one, so that none waits for another for ever."""
-    raw = np.frombuffer(failure.encode(), dtype=np.uint8)
-    for part in processes.gather(raw):
-        if len(part):
-            raise UserError(f"{part.tobytes().decode()}. Every picture must decode in evaluation; --check-images lists all that do not")
 
 
 def pictures_loader(pictures: Dataset, *, num_workers: int, **options: Any) -> Any:  # type: ignore[type-arg]
@@ -142,6 +136,13 @@ def pictures_loader(pictures: Dataset, *, num_workers: int, **options: Any) -> A
         worker_init_fn=_leave_signals_to_parent,
         **options,
     )
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Where an error ends the program its loaders are never closed, and Python would wait for ever for workers that ignore its SIGTERM."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def _leave_signals_to_parent(_: int) -> None:

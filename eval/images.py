@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-# An explicit list, for Pillow would otherwise hand an EPS that is named .jpg to Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "MPO")
+# An explicit list, for Pillow would otherwise hand an EPS that is named .jpg to Ghostscript. (An MPO is opened as a JPEG.)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 90_000_000
 _DEFLATE_MAX_RATIO = 1032  # RFC 1951: no deflate stream grows by more
 

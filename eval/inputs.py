@@ -46,7 +46,15 @@ class SiglipInputs:
         try:
             tokenizer = AutoTokenizer.from_pretrained(name)
             image_processor = SiglipImageProcessorPil.from_pretrained(name)
-        except (OSError, ValueError, ImportError) as error:
+        except (
+            OSError,
+            ValueError,
+            ImportError,
+            RuntimeError,
+            AttributeError,
+            TypeError,
+            KeyError,
+        ) as error:  # whatever damage makes of them
             raise UserError(f"{name}: no usable tokenizer and image processor beside the weights ({error})") from error
         inputs = cls(tokenizer, image_processor, config.text_config.max_position_embeddings, config.vision_config.image_size)
         inputs._check(name, config)

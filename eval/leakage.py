@@ -19,6 +19,11 @@ class Leakage:
     example_images: list[str]
     example_captions: list[str]
 
+    @property
+    def any(self) -> bool:
+        """True if anything is shared."""
+        return bool(self.num_shared_images or self.num_shared_groups_images or self.num_shared_captions)
+
     def as_record(self) -> dict[str, object]:
         """The fields, for a line of metrics.jsonl."""
         return asdict(self)

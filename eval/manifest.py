@@ -117,6 +117,10 @@ def read_manifest(
                     f"no row has split {split!r}; splits found: {names}. Set the split to null if there is none",
                 )
             )
+    if len(found) > 1 and found[0] is None:
+        named = ", ".join(repr(name) for name in found[1:])
+        what = f"this row has no split, others have {named}; give every row one (rows of a split that no job names are left alone)"
+        faults += [Fault(image.where, "no split", what) for image in manifest.images if image.split is None]
     if not manifest.images and not faults:
         faults.append(Fault(str(source), "empty", "the manifest has no rows"))
     if faults:

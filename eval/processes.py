@@ -6,6 +6,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from eval.errors import UserError
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -65,6 +67,19 @@ class Processes:
         parts = self.gather(mine)
         split = [np.split(part, np.cumsum(length)[:-1]) if len(length) else [] for part, length in zip(parts, lengths, strict=True)]
         return [split[block % self.world_size][block // self.world_size] for block in range(num_blocks)]
+
+    def raise_together(self, failure: str) -> None:
+        """Raise on every process what went wrong on one, so that none waits for another for ever.
+
+        Args:
+            failure: what went wrong here; empty: nothing.
+
+        Raises:
+            UserError: something did, on some process.
+        """
+        for part in self.gather(np.frombuffer(failure.encode(), dtype=np.uint8)):
+            if len(part):
+                raise UserError(part.tobytes().decode())
 
     def barrier(self) -> None:
         """Wait until every process is here."""

@@ -50,7 +50,7 @@ def judged_by(
         images_P, captions_P = wider_P
     truth = {"protocol": "all", "near_duplicates": _near_duplicate_record(group_C, len(wider_P[0]) - len(stated_P[0]), near_duplicates)}
     if qrels is not None:
-        extra_P, num_unknown = _known_pairs(dataset, qrels)
+        extra_P, num_unknown = known_pairs(dataset, qrels)
         before = len(images_P)
         images_P, captions_P = _union(dataset, (images_P, captions_P), extra_P)
         digest = hashlib.sha256("\n".join(sorted(f"{query} {item}" for query, item in qrels)).encode()).hexdigest()
@@ -75,10 +75,13 @@ def _near_duplicate_record(group_C: np.ndarray, num_pairs: int, counted: bool) -
     }
 
 
-def _known_pairs(dataset: RetrievalSet, qrels: Collection[tuple[str, str]]) -> tuple[tuple[np.ndarray, np.ndarray], int]:
-    """(images, captions) of the pairs whose ids are both in the split, and the number of the others.
+def known_pairs(dataset: RetrievalSet, qrels: Collection[tuple[str, str]]) -> tuple[tuple[np.ndarray, np.ndarray], int]:
+    """(images, captions) of the pairs whose ids are both in the split, whichever stands first, and the number of the others.
 
     An id that holds blanks stands percent-encoded in a TREC file ("my%20photo.jpg").
+
+    Raises:
+        UserError: there are pairs, and none is of the split.
     """
     image_number = {name: number for number, name in enumerate(dataset.image_ids)}
     caption_number = {name: number for number, name in enumerate(dataset.caption_ids)}

@@ -23,7 +23,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--check-images", action="store_true", help="decode every picture first, name all that fail and all equal ones, then stop"
     )
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_intermixed_args(arguments)
     from train.step import NotFinite
     from train.stopping import Stopped
 
@@ -62,8 +62,12 @@ def _run_job(asked: Any) -> int:
         return check_images(load_data(config), config.data.num_workers)
     with StopSignals() as signals:
         accelerator, processes = start_processes(config)
-        lock = claim_folder(config) if processes.is_main else None
-        processes.barrier()
+        lock, refusal = None, ""
+        try:
+            lock = claim_folder(config) if processes.is_main else None
+        except UserError as error:
+            refusal = str(error)
+        processes.raise_together(refusal)
         try:
             if is_finished(config):
                 if processes.is_main:

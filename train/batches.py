@@ -114,7 +114,14 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
         self._dataset, self._inputs, self._order, self._processes = dataset, inputs, order, processes
         self._min_area, self._negatives = random_crop_min_area, negatives
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Batch | ImageError:
+        """The batch of a step, or why there is none: raised in a worker it would arrive wrapped in a traceback."""
+        try:
+            return self._build(step)
+        except ImageError as error:
+            return error
+
+    def _build(self, step: int) -> Batch:
         epoch = self._order.epoch(step)
         whole_B = self._order.images(step)
         share = len(whole_B) // self._processes.world_size

@@ -49,8 +49,10 @@ def check_images(splits: Splits, num_workers: int) -> int:
                 places[digest].append(name)
     equal = [names for names in places.values() if len(names) > 1]
     print(f"{num_checked:,} pictures checked: {len(faults)} do not decode, {len(equal)} are there more than once")
-    for line in (*faults[:_SHOWN], *(f"equal: {', '.join(names[:5])}" for names in equal[:_SHOWN])):
+    for line in (*faults, *(f"equal: {', '.join(names[:5])}" for names in equal[:_SHOWN])):
         print(f"  {line}")
+    if len(equal) > _SHOWN:
+        print(f"  ... and {len(equal) - _SHOWN} more that are there more than once")
     return 2 if faults else 0
 
 

@@ -20,13 +20,18 @@ from train.config import JobConfig
 from train.config_file import load_config
 from train.model import TunedModel, build_model, merged_state, resolve_base
 
+_EXPORTED_SUFFIXES = {".json", ".safetensors", ".md", ".model", ".txt", ".jinja"}
+
 
 def export_model(tuned: TunedModel, folder: Path, card: str) -> None:
-    """Write a plain SiglipModel + processor folder, whole or not at all.
+    """Write a plain SiglipModel + processor folder, whole or not at all; an earlier export there is replaced.
 
     Raises:
+        UserError: the folder holds something else, which would be lost.
         OSError: it cannot be written.
     """
+    folder = Path(os.path.abspath(folder))
+    _check_replaceable(folder)
     for leftover in (*folder.parent.glob(f".{folder.name}.*.tmp"), *folder.parent.glob(f".{folder.name}.*.old")):
         shutil.rmtree(leftover, ignore_errors=True)  # of writers that were killed
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -52,6 +57,13 @@ def export_model(tuned: TunedModel, folder: Path, card: str) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _check_replaceable(folder: Path) -> None:
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [folder.name] if folder.exists() else []
+    foreign = [name for name in found if Path(name).suffix not in _EXPORTED_SUFFIXES or (folder / name).is_dir()]
+    if foreign or (found and not {"config.json", "model.safetensors"} <= set(found)):
+        raise UserError(f"{folder} is there and is no earlier export (it holds {(foreign or found)[:5]}); give an empty or a new folder")
 
 
 def model_card(config: JobConfig, state: State, chosen_step: int, base: str) -> str:

@@ -75,9 +75,10 @@ def _measure(job: Job, export: Path, check_signal: Any) -> dict[str, Any]:
     if scorer is not None and rerank is not None:
         stages += reranked_stages(dataset, stages, scorer, rerank.top_k, processes=job.processes)
     figures = evaluate(dataset, stages, comparisons(job.config, scorer.name if scorer is not None else None))
+    figures.sections["leakage"] = [leak.as_record() for leak in job.leakages]
     if job.processes.is_main:
         folder = report_folder(job.config)
-        notes = [f"Leakage: {leak}." for leak in job.leakages if leak.num_shared_images or leak.num_shared_captions]
+        notes = [f"Leakage: {leak}." for leak in job.leakages if leak.any]
         write_report(folder, figures, notes=notes)
         if job.config.evaluation.trec:
             write_trec(folder / "trec", figures.queries, dataset)
@@ -94,7 +95,10 @@ def is_finished(config: JobConfig) -> bool:
     """True if the run ended with its final report, made as the configuration asks."""
     try:
         record = json.loads((config.run_folder / "finished.json").read_text(encoding="utf-8"))
-        return bool(record == _finished_record(config)) and (config.run_folder / "export" / "model.safetensors").is_file()
+        made = [config.run_folder / "export" / "model.safetensors"]
+        if config.data.test_split or config.data.val_split:
+            made.append(report_folder(config) / "report.json")
+        return bool(record == _finished_record(config)) and all(path.is_file() for path in made)
     except (OSError, ValueError):
         return False
 

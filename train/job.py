@@ -1,6 +1,7 @@
 """Everything a job needs before its first step: processes, data, model, optimizer; each derived quantity told once."""
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from eval.leakage import Leakage, find_leakage
 from eval.manifest import Manifest, read_manifest
 from eval.processes import Processes
 from eval.qrels import read_qrels
-from eval.truth import judged_by
+from eval.truth import judged_by, known_pairs
 from rerank.scorer import load_scorer
 from rerank.stages import check_top_k
 from train.arms import check_comparisons
@@ -46,6 +47,7 @@ class Job:
     val_set: RetrievalSet | None
     test_set: RetrievalSet | None
     final_set: RetrievalSet | None
+    unused_splits: dict[str, int]
     data_sha256: str
     truth: set[tuple[str, str]] | None
     leakages: list[Leakage]
@@ -66,6 +68,8 @@ class Splits:
     train: RetrievalSet
     val: RetrievalSet | None
     test: RetrievalSet | None
+    unused: dict[str, int]
+    """Images of every other split of the manifest: a misspelt split is seen here."""
 
     def all(self) -> list[RetrievalSet]:
         """Those that are there."""
@@ -86,7 +90,9 @@ def load_data(config: JobConfig) -> Splits:
     data = config.data
     wanted = [split for split in (data.train_split, data.val_split, data.test_split) if split is not None]
     manifest = read_manifest(data.source, image_root=data.image_root, columns=data.columns, require_splits=wanted)
-    splits = Splits(load_split(manifest, data.train_split), _optional(manifest, data.val_split), _optional(manifest, data.test_split))
+    unused = Counter(image.split for image in manifest.images if image.split is not None and image.split not in wanted)
+    train = load_split(manifest, data.train_split)
+    splits = Splits(train, _optional(manifest, data.val_split), _optional(manifest, data.test_split), dict(unused))
     if splits.train.num_images < config.train.batch_size:
         raise UserError(
             f"train.batch_size is {config.train.batch_size}, but split {data.train_split!r} has only {splits.train.num_images} images; "
@@ -144,7 +150,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     """
     folder = config.run_folder
     say = _speaker(processes)
-    truth = read_qrels(config.data.truth) if config.data.truth is not None else None
+    truth = _known_truth(config.data.truth, splits.train) if config.data.truth is not None else None
     base = resolve_base(config, str(folder / "scratch"))
     if config.model.scratch is not None and processes.is_main and not Path(base).is_dir():
         write_scratch(Path(base), config.model.scratch, splits.train, config.seed)
@@ -162,6 +168,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         splits.val,
         splits.test,
         final_set,
+        splits.unused,
         splits.train.sha256(),
         truth,
         splits.leakages(),
@@ -170,6 +177,12 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         make_optimizer(tuned, config.train),
         BatchOrder(splits.train.num_images, config.train.batch_size, config.seed),
     )
+
+
+def _known_truth(path: str, train_set: RetrievalSet) -> set[tuple[str, str]]:
+    """(image id, caption id) of the qrels' pairs among the train split, of whichever direction they were written."""
+    (images_P, captions_P), _ = known_pairs(train_set, read_qrels(path))
+    return {(train_set.image_ids[image], train_set.caption_id(caption)) for image, caption in zip(images_P, captions_P, strict=True)}
 
 
 def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
@@ -211,7 +224,8 @@ def describe(job: Job) -> list[str]:
     lines = [
         f"model     {job.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.2f} M of them train",
         f"data      {job.train_set.num_images:,} images with {job.train_set.num_captions:,} captions to train on"
-        + "".join(f"; {split.split}: {split.num_images:,} / {split.num_captions:,}" for split in (job.val_set, job.test_set) if split),
+        + "".join(f"; {split.split}: {split.num_images:,} / {split.num_captions:,}" for split in (job.val_set, job.test_set) if split)
+        + "".join(f"; not used: split {name!r}, {number:,} image(s)" for name, number in sorted(job.unused_splits.items())),
         f"loop      {config.train.max_steps:,} steps of {config.train.batch_size} images = "
         f"{config.train.max_steps / order.steps_per_epoch:.1f} epochs, "
         f"{config.train.num_warmup_steps} of them warm-up; {config.train.precision}",

@@ -44,7 +44,7 @@ class Loop:
         self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.autocast)
         self.state = State(0, 0, False, None, None, None, None, 0, job.tuned.base_sha256, job.data_sha256)
         self._bar: Any = None
-        self._batches: Iterator[Batch] | None = None
+        self._batches: Iterator[Batch | ImageError] | None = None
         self._last_eval = ""
 
     def run(self) -> State:
@@ -121,10 +121,9 @@ class Loop:
         started = time.perf_counter()
         if self._batches is None:
             self._batches = iter(self._loader())
-        try:
-            batch = next(self._batches)
-        except ImageError as error:
-            raise UserError(f"{error}. --check-images lists every picture that does not decode") from error
+        batch = next(self._batches)
+        if isinstance(batch, ImageError):
+            raise UserError(f"{batch}. --check-images lists every picture that does not decode")
         waited = time.perf_counter() - started
         result = self.stepper.take(batch, stop_asked=self.signals.asked)
         seconds = time.perf_counter() - started
@@ -164,7 +163,7 @@ class Loop:
             return {}
         return {"peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30}
 
-    def _loader(self) -> Iterable[Batch]:
+    def _loader(self) -> Iterable[Batch | ImageError]:
         """Batches from the next step to the one before the next mining: a worker must not look past it."""
         stop = self.config.train.max_steps
         if self.config.mining is not None:

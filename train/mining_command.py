@@ -13,6 +13,7 @@ from train.config_file import load_config
 from train.job import load_data, prepare, start_processes
 from train.mining import mine
 from train.negatives import write_negatives
+from train.run_folder import claim_folder
 
 
 def main(arguments: list[str]) -> int:
@@ -38,6 +39,7 @@ def _mine(config: JobConfig) -> int:
     if config.mining is None:
         raise UserError("mining: the configuration has none (null); give at least mining.mine_every_steps")
     accelerator, processes = start_processes(config)
+    lock = claim_folder(config) if processes.is_main else None
     job = prepare(config, load_data(config), accelerator, processes)
     with progress_bar("mining", job.train_set, processes) as bar:
         negatives, sheet = mine(
@@ -56,4 +58,6 @@ def _mine(config: JobConfig) -> int:
         write_negatives(path, negatives, job.train_set)
         path.with_suffix(".json").write_text(json.dumps(sheet.as_record(), indent=1) + "\n", encoding="utf-8")
         print(f"{sheet}\nwritten to {path}")
+    if lock is not None:
+        lock.close()
     return 0

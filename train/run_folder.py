@@ -21,8 +21,8 @@ FREE_KEYS = ("data.num_workers", "train.keep_checkpoints", "wandb", "rerank", "e
 def claim_folder(config: JobConfig) -> Any:
     """Make the run's folder, lock it against a second job, check the configuration against that of an earlier run, and write config.yaml.
 
-    A folder without checkpoints holds nothing to protect: an attempt that failed before its first step does not stand in the way of the
-    next. Main process only. Returns the lock, to be kept open as long as the job runs.
+    A folder without checkpoints or a finished report holds nothing to protect: an attempt that failed before its first step does not stand
+    in the way of the next. Main process only. Returns the lock, to be kept open as long as the job runs.
 
     Raises:
         UserError: another job runs here, or the configuration differs.
@@ -37,18 +37,27 @@ def claim_folder(config: JobConfig) -> Any:
     except (BlockingIOError, PermissionError):
         raise UserError(f"{folder} is in use by another job; wait for it, or take another name=") from None
     path, record = folder / "config.yaml", config.model_dump(mode="json")
-    if not Checkpoints(folder / "checkpoints").steps():
+    if not Checkpoints(folder / "checkpoints").steps() and not (folder / "finished.json").exists():
         shutil.rmtree(folder / "scratch", ignore_errors=True)
     elif path.exists():
         _check_same(path, record, folder)
     temporary = folder / f".config.{os.getpid()}.tmp"
-    temporary.write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        yaml.safe_dump(record, file, sort_keys=False)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
     return lock
 
 
 def _check_same(path: Path, record: dict[str, Any], folder: Path) -> None:
-    differing = _differences(_with_defaults(yaml.safe_load(path.read_text(encoding="utf-8")) or {}), record)
+    try:
+        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged ({error}): restore it, or take another name=") from None
+    if not isinstance(old, dict):
+        raise UserError(f"{path} holds no configuration: restore it, or take another name=")
+    differing = _differences(_with_defaults(old), record)
     if differing:
         lines = "\n  ".join(differing)
         raise UserError(

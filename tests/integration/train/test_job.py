@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -334,3 +335,34 @@ def test_two_processes_under_accelerate_follow_one(nursery: Nursery, small_world
     assert [line["num_mined"] for line in of(one, "step")] == [line["num_mined"] for line in of(two, "step")]
     evals = [{key: value for key, value in of(folder, "eval")[0].items() if key != "seconds"} for folder in (one, two)]
     assert evals[0] == evals[1]  # promise 7: the base, measured by one process and by two
+
+
+def test_a_worker_that_finds_no_picture_ends_the_run_with_2(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
+    """And ends it: a worker that leaves SIGTERM to its parent must not keep the parent waiting."""
+    source = write_pictures(tmp_path / "data")
+    for picture in (tmp_path / "data" / "pictures").iterdir():
+        picture.write_bytes(b"junk")
+    changes = {"data__source": str(source), "data__num_workers": 1, "data__val_split": None, "data__test_split": None, "mining": None}
+    child = nursery.start("train", [str(small_world.write_config(tmp_path, **changes))])
+    assert child.wait() == 2 and "pictures in a row do not decode" in child.output() and "Traceback" not in child.output()
+
+
+def test_a_finished_run_without_checkpoints_is_not_another_configurations(
+    nursery: Nursery, small_world: SmallWorld, tmp_path: Path
+) -> None:
+    config = small_world.write_config(tmp_path, train__max_steps=2, mining=None)
+    assert nursery.start("train", [str(config)]).wait() == 0
+    shutil.rmtree(tmp_path / "runs" / "job" / "checkpoints")
+    other = nursery.start("train", [str(config), "train.learning_rate=0.5"])
+    assert other.wait() == 2 and "train.learning_rate" in other.output()
+    same = nursery.start("train", [str(config), "--check-images", "data.num_workers=0"])  # overrides may follow the option
+    assert same.wait() == 0 and "0 do not decode" in same.output()
+    (tmp_path / "runs" / "job" / "config.yaml").write_text("[")
+    assert (damaged := nursery.start("train", [str(config)])).wait() == 2 and "config.yaml is damaged" in damaged.output()
+
+
+def test_two_processes_refuse_together(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
+    config = small_world.write_config(tmp_path, train__max_steps=2, mining=None)
+    assert nursery.start("train", [str(config)]).wait() == 0
+    children = nursery.start_ranks("train", [str(config), "train.learning_rate=0.5"], 2)
+    assert [child.wait() for child in children] == [2, 2] and not any("Traceback" in child.output() for child in children)

@@ -132,3 +132,14 @@ def test_result_outlives_its_file(tmp_path: Path) -> None:
     image = decode_image(path)
     path.unlink()
     assert np.array_equal(np.asarray(image.resize((40, 30))), np.asarray(noise()))
+
+
+def test_a_picture_of_several_frames_from_a_phone_opens_as_the_jpeg_it_is(tmp_path: Path) -> None:
+    first, second = Image.new("RGB", (8, 8), (200, 10, 10)), Image.new("RGB", (8, 8), (10, 10, 200))
+    first.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[second])
+    assert decode_image(tmp_path / "phone.jpg").getpixel((4, 4))[0] > 150  # type: ignore[index]
+
+
+def test_a_file_of_no_known_format_says_so() -> None:
+    with pytest.raises(ImageError, match="cannot identify image file"):
+        decode_image(b"junk" * 40)

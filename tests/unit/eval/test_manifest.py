@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from eval.errors import UserError
 from eval.manifest import Manifest, ManifestError, read_manifest
@@ -274,3 +275,13 @@ def test_what_is_no_manifest(root: Path, name: str) -> None:
     (root / "broken.parquet").write_bytes(b"PAR1 not")
     with pytest.raises(UserError):
         read_manifest(root / name)
+
+
+def test_a_row_without_a_split_beside_others_is_a_fault(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    rows = [{"image": "a.png", "caption": "a dog", "split": "train"}, {"image": "b.png", "caption": "a cat"}]
+    rows.append({"image": "c.png", "caption": "a hen", "split": "Train"})
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ManifestError, match=r"pairs.jsonl:2: this row has no split, others have 'Train', 'train'"):
+        read_manifest(tmp_path / "pairs.jsonl")

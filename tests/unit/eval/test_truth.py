@@ -14,7 +14,7 @@ from eval.errors import UserError
 from eval.manifest import ManifestImage
 from eval.near_duplicates import near_duplicate_key
 from eval.qrels import read_qrels
-from eval.truth import judged_by
+from eval.truth import judged_by, known_pairs
 
 CAPTIONS = ["a dog", "The dog.", "dog", "a cat", "cat is there", "a red dog", "dog red"]
 
@@ -82,6 +82,13 @@ def test_qrels_of_either_direction_add_pairs(tmp_path: Path) -> None:
     assert pairs(judged) - pairs(data) == {("my photo.jpg", "b#0"), ("b", "c#0")}
     counts = judged.truth["qrels"]
     assert (counts["num_pairs"], counts["num_added"], counts["num_not_in_split"]) == (4, 2, 1)
+
+
+def test_known_pairs_take_either_order() -> None:
+    data = dataset([(["a dog"], None), (["a cat"], None)])
+    for qrels in ({("i00", "i01#0")}, {("i01#0", "i00")}):
+        (images, captions), num_unknown = known_pairs(data, qrels)
+        assert (images.tolist(), captions.tolist(), num_unknown) == ([0], [1], 0)
 
 
 def test_qrels_of_another_set_are_refused_with_examples() -> None:

@@ -137,8 +137,8 @@ def test_what_does_not_decode_is_replaced_by_another_image_with_its_own_caption(
 
 def test_when_nothing_decodes_it_says_so_instead_of_searching_for_ever(tmp_path: Path, inputs: SiglipInputs) -> None:
     dataset = load(break_pictures(tmp_path, range(40)))
-    with pytest.raises(ImageError, match="100 pictures in a row do not decode"):
-        BatchBuilder(dataset, inputs, BatchOrder(40, 8, 5), Processes())[1]
+    told = BatchBuilder(dataset, inputs, BatchOrder(40, 8, 5), Processes())[1]
+    assert isinstance(told, ImageError) and "100 pictures in a row do not decode" in str(told)
 
 
 @given(width=st.integers(1, 40), height=st.integers(1, 40), min_area=st.floats(0.05, 1.0), seed=st.integers(0, 1000))

@@ -55,11 +55,25 @@ def test_plain_transformers_reads_what_was_trained(small_world: SmallWorld, tmp_
 
 def test_an_export_replaces_the_one_before_and_sweeps_what_killed_ones_left(small_world: SmallWorld, tmp_path: Path) -> None:
     folder = tmp_path / "export"
-    for name in ("export", ".export.99.tmp", ".export.98.old"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "old").write_text("old")
     export_model(trained(small_world), folder, "card")
-    assert [path.name for path in tmp_path.iterdir()] == ["export"] and not (folder / "old").exists()
+    (folder / "old.json").write_text("of the one before")
+    for name in (".export.99.tmp", ".export.98.old"):
+        (tmp_path / name).mkdir()
+    export_model(trained(small_world), folder, "card")
+    assert [path.name for path in tmp_path.iterdir()] == ["export"] and not (folder / "old.json").exists()
+
+
+def test_a_folder_that_is_no_export_is_left_alone(small_world: SmallWorld, tmp_path: Path) -> None:
+    tuned = trained(small_world)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("years of work")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "file").write_text("a file")
+    for name, held in (("home", "thesis.txt"), ("run", "checkpoints"), ("file", "file")):
+        with pytest.raises(UserError, match=f"no earlier export.*{held}"):
+            export_model(tuned, tmp_path / name, "card")
+    assert (tmp_path / "home" / "thesis.txt").read_text() == "years of work" and (tmp_path / "run" / "checkpoints").is_dir()
 
 
 def test_a_failed_export_leaves_the_old_one(small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
