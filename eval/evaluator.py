@@ -92,7 +92,7 @@ def _sections(
     pairs: Sequence[tuple[str, str]],
     weights_SI: np.ndarray,
 ) -> dict[str, Any]:
-    """Where it fails: bins of every step, slices of every stage, and the most instructive queries of the last reranking, or the last pair."""
+    """Where it fails: bins of every step, slices of every stage, the most instructive queries of the last reranking (or else pair)."""
     by_name = {stage.name: stage for stage in stages}
     steps = [Step(stage.name, stage.first_stage, stage.top_k) for stage in stages if stage.first_stage is not None]
     reranked = [(step.stage, step.against) for step in steps]

@@ -111,6 +111,7 @@ class _Showcase:
 def thumbnail(image: Image.Image) -> str:
     """A data: URI of a JPEG whose longer side is at most THUMBNAIL_PIXELS, encoded anew: nothing of the file itself gets into a page."""
     small = image.convert("RGB")
+    small.info.clear()  # Pillow would write the file's own comment and colour profile again, of any size
     small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=75)

@@ -59,8 +59,8 @@ def by_margin(first: Ranking) -> Slicing | None:
 def set_slicings(dataset: RetrievalSet) -> dict[Direction, list[Slicing]]:
     """The slicings that are the same for every stage.
 
-    An image that asks has the mean length of its captions, the most near-duplicates any of them has (other captions of the split in the same
-    group of eval/near_duplicates.py), and the mean, or the one word, of a column.
+    An image that asks has the mean length of its captions, the most near-duplicates any of them has (other captions of the split in the
+    same group of eval/near_duplicates.py), and the mean, or the one word, of a column.
     """
     starts, image_C = dataset.caption_offsets[:-1], dataset.caption_image_C
     num_words_C = np.array([len(normalise(caption).split()) for caption in dataset.captions])

@@ -45,7 +45,7 @@ def sweep_rows(sweep: Sweep, first: Mapping[Direction, Arm], weights_SI: np.ndar
 
 
 def curves(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """R@1 over K as a drawing: per direction its points (x, y) with the ends of its intervals, in a box of 400 x 160; K's places and y's range.
+    """R@1 over K as a drawing in a box of 400 x 160: each direction's points with the ends of their intervals, K's places, y's range.
 
     K are evenly spaced (they double); y runs from the lowest to the highest end of an interval.
     """
