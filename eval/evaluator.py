@@ -92,7 +92,7 @@ def _sections(
     pairs: Sequence[tuple[str, str]],
     weights_SI: np.ndarray,
 ) -> dict[str, Any]:
-    """Where it fails: bins of every step, slices of every stage, the most instructive queries of the last reranking (or else pair)."""
+    """Where it fails: bins of every step, slices of every stage, the most instructive queries of the step that matters most."""
     by_name = {stage.name: stage for stage in stages}
     steps = [Step(stage.name, stage.first_stage, stage.top_k) for stage in stages if stage.first_stage is not None]
     reranked = [(step.stage, step.against) for step in steps]
@@ -105,8 +105,16 @@ def _sections(
     return {
         "outcomes": outcome_rows(measured, steps),
         "slices": slice_rows(dataset, measured, firsts, weights_SI),
-        "failures": choose_failures(dataset, measured, by_name[steps[-1].stage].rankings, steps[-1]) if steps else [],
+        "failures": choose_failures(dataset, measured, by_name[shown.stage].rankings, shown) if (shown := _headline(steps, pairs)) else [],
     }
+
+
+def _headline(steps: Sequence[Step], pairs: Sequence[tuple[str, str]]) -> Step | None:
+    """The step whose queries are shown: the reranking of the first comparison's stage, or else that comparison itself."""
+    if not steps:
+        return None
+    asked = pairs[0][0] if pairs else steps[-1].stage
+    return next((step for step in steps if step.top_k is not None and asked in (step.stage, step.against)), steps[0])
 
 
 def check_stages(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tuple[str, str]]) -> None:

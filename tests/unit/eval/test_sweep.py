@@ -67,6 +67,23 @@ def test_each_step_once_and_missing_only_where_something_was_reordered(dataset: 
         assert ("missing" in row["counts"]) == (row["top_k"] is not None) == (row["stage"] == row["against"] + "+blip")
 
 
+@pytest.mark.parametrize(
+    ("names", "pairs", "shown"),
+    [
+        (["base", "tuned", "base+blip", "tuned+blip"], [("tuned", "base"), ("base+blip", "base")], ("tuned+blip", "tuned")),
+        (["base", "tuned", "base+blip", "tuned+blip"], [("base+blip", "base"), ("tuned", "base")], ("base+blip", "base")),
+        (["base", "tuned", "base+blip", "tuned+blip"], [], ("tuned+blip", "tuned")),
+        (["base", "tuned", "base+blip"], [("tuned", "base")], ("tuned", "base")),
+        (["base", "base+blip"], None, ("base+blip", "base")),
+    ],
+)
+def test_which_step_is_shown(dataset: RetrievalSet, names: list[str], pairs: list[tuple[str, str]] | None, shown: tuple[str, str]) -> None:
+    stages = {"base": first_stage(dataset), "tuned": first_stage(dataset, "tuned", 0.4)}
+    stages |= {f"{name}+blip": reranked(dataset, stage) for name, stage in stages.items()}
+    rows = evaluate(dataset, [stages[name] for name in names], pairs).sections["failures"]
+    assert {(row["stage"], row["against"]) for row in rows} == {shown}
+
+
 def test_a_first_stage_that_is_not_measured_is_refused(dataset: RetrievalSet) -> None:
     twin = reranked(dataset, first_stage(dataset))
     with pytest.raises(UserError, match=r"'base\+blip' re-orders 'base', which is not measured here"):
