@@ -15,6 +15,7 @@ from eval.dataset import load_split
 from eval.errors import UserError
 from eval.evaluator import evaluate
 from eval.first_stage import progress_bar, retrieve, use_exact_float32
+from eval.gallery import gallery
 from eval.manifest import COLUMNS, read_manifest
 from eval.processes import Processes
 from eval.qrels import read_qrels
@@ -52,6 +53,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--near-duplicates", action="store_true", help="captions in nearly the same words as a right one are right too")
     parser.add_argument("--qrels", help="TREC qrels of further right answers, of either direction")
     parser.add_argument("--trec", action="store_true", help="also write TREC run and qrels files, to OUTPUT/trec")
+    parser.add_argument("--slice-by", action="append", default=[], metavar="COLUMN", help="also show R@1 per value of a manifest column")
     parser.add_argument("--num-workers", type=int, default=2, help="processes that decode pictures (default 2)")
     asked = parser.parse_args(arguments)
     for option, mark, form in (("column", "=", "OURS=THEIRS"), ("also", "=", "NAME=DIR_OR_HUB_ID"), ("compare", ":", "STAGE:AGAINST")):
@@ -80,6 +82,7 @@ def run(asked: argparse.Namespace) -> int:
         image_root=asked.image_root,
         columns=dict(pair.split("=", 1) for pair in asked.column),
         require_splits=[asked.split] if asked.split is not None else [],
+        slice_by=asked.slice_by,
     )
     qrels = read_qrels(asked.qrels) if asked.qrels is not None else None
     dataset = judged_by(load_split(manifest, asked.split), protocol=asked.protocol, near_duplicates=asked.near_duplicates, qrels=qrels)
@@ -100,7 +103,7 @@ def run(asked: argparse.Namespace) -> int:
     if scorer is not None:
         stages += reranked_stages(dataset, stages, scorer, asked.top_k)
     figures = evaluate(dataset, stages, pairs or None)
-    folder = write_report(asked.output, figures)
+    folder = write_report(asked.output, figures, gallery=gallery(dataset, figures))
     if asked.trec:
         write_trec(folder / "trec", figures.queries, dataset)
     print_report(report_record(figures))

@@ -14,18 +14,28 @@ from eval.arm import Arm
 from eval.comparison import compare
 from eval.dataset import RetrievalSet
 from eval.errors import UserError
+from eval.failures import choose_failures
 from eval.metrics import average_precision_at_r, r_precision
+from eval.outcomes import Step, outcome_rows
 from eval.ranking import DIRECTIONS, Direction, Ranking
 from eval.significance import resample_weights
+from eval.slices import slice_rows
+from eval.sweep import Sweep, ceiling, sweep_rows
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One arm of an evaluation: a name ("base", "tuned+blip"), its ranking in both directions, and what it cost."""
+    """One arm of an evaluation: a name ("base", "tuned+blip"), its ranking in both directions, and what it cost.
+
+    A reranked one also names its first stage, how many candidates of it were re-ordered, and the best ranks had it been fewer.
+    """
 
     name: str
     rankings: Mapping[Direction, Ranking]
     cost: Mapping[str, Any] = field(default_factory=dict)
+    first_stage: str | None = None
+    top_k: int | None = None
+    sweep: Sweep = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,9 @@ def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tup
         figures[stage.name] = {direction: measured[stage.name, direction].figures(weights_SI) for direction in DIRECTIONS} | {
             "cost": dict(stage.cost)
         }
+        if stage.first_stage is not None and stage.top_k is not None:
+            first = {direction: measured[stage.first_stage, direction] for direction in DIRECTIONS}
+            figures[stage.name] |= {"ceiling": ceiling(first, stage.top_k), "k_sweep": sweep_rows(stage.sweep, first, weights_SI)}
     chosen = list(zip([s.name for s in stages[1:]], [s.name for s in stages], strict=False)) if pairs is None else list(pairs)
     comparisons = compare(measured, chosen, weights_SI)
     data = {
@@ -69,7 +82,39 @@ def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tup
         "sha256": dataset.sha256(),
         "truth": dataset.truth,
     }
-    return Figures(data, figures, comparisons, table)
+    return Figures(data, figures, comparisons, table, _sections(dataset, stages, measured, chosen, weights_SI))
+
+
+def _sections(
+    dataset: RetrievalSet,
+    stages: Sequence[Stage],
+    measured: Mapping[tuple[str, Direction], Arm],
+    pairs: Sequence[tuple[str, str]],
+    weights_SI: np.ndarray,
+) -> dict[str, Any]:
+    """Where it fails: bins of every step, slices of every stage, the most instructive queries of the step that matters most."""
+    by_name = {stage.name: stage for stage in stages}
+    steps = [Step(stage.name, stage.first_stage, stage.top_k) for stage in stages if stage.first_stage is not None]
+    reranked = [(step.stage, step.against) for step in steps]
+    steps = [Step(*pair, None) for pair in pairs if pair not in reranked] + steps
+    firsts = {
+        (stage.name, direction): by_name[stage.first_stage or stage.name].rankings[direction]
+        for stage in stages
+        for direction in DIRECTIONS
+    }
+    return {
+        "outcomes": outcome_rows(measured, steps),
+        "slices": slice_rows(dataset, measured, firsts, weights_SI),
+        "failures": choose_failures(dataset, measured, by_name[shown.stage].rankings, shown) if (shown := _headline(steps, pairs)) else [],
+    }
+
+
+def _headline(steps: Sequence[Step], pairs: Sequence[tuple[str, str]]) -> Step | None:
+    """The step whose queries are shown: the reranking of the first comparison's stage, or else that comparison itself."""
+    if not steps:
+        return None
+    asked = pairs[0][0] if pairs else steps[-1].stage
+    return next((step for step in steps if step.top_k is not None and asked in (step.stage, step.against)), steps[0])
 
 
 def check_stages(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tuple[str, str]]) -> None:
@@ -90,6 +135,8 @@ def check_stages(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence
                 faults.append(f"stage {stage.name!r} has no ranking {direction}; found: {', '.join(stage.rankings) or 'none'}")
             elif fault := _ranking_fault(dataset, stage.rankings[direction]):
                 faults.append(f"stage {stage.name!r}, {direction}: {fault}")
+        if stage.first_stage is not None and stage.first_stage not in names:
+            faults.append(f"stage {stage.name!r} re-orders {stage.first_stage!r}, which is not measured here; measured: {names}")
     unknown = sorted({name for pair in pairs for name in pair} - set(names))
     if unknown:
         faults.append(f"comparisons name the stage(s) {unknown}, which are not measured here; measured: {names}")

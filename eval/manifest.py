@@ -8,7 +8,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class ManifestImage:
     group: str | None
     captions: list[str]
     where: str
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    """Of each column asked for beyond ours, the value beside each caption."""
 
 
 @dataclass
@@ -81,6 +83,7 @@ def read_manifest(
     image_root: str | os.PathLike[str] | None = None,
     columns: Mapping[str, str] | None = None,
     require_splits: Iterable[str] = (),
+    slice_by: Sequence[str] = (),
 ) -> Manifest:
     """Read a manifest whole and check every row.
 
@@ -89,20 +92,26 @@ def read_manifest(
         image_root: folder that image paths are relative to; default: the manifest's folder.
         columns: our column name -> the manifest's own name for it.
         require_splits: names of splits that must be there.
+        slice_by: further columns to keep, by the manifest's own names: text or numbers.
 
     Raises:
         ManifestError: with every fault found.
         UserError: the source does not exist or is of no known kind.
     """
     mapping = _column_mapping(columns or {})
-    rows = open_rows(str(source), mapping)
+    rows = open_rows(str(source), mapping | {f"slice by {name}": name for name in slice_by})
     faults = [Fault(where, "unreadable row", what) for where, what in rows.faults]
     if not rows.columns and not faults:
         raise ManifestError(str(source), [Fault(str(source), "empty", "the manifest has no rows and no column names")])
     faults += _column_faults(rows, mapping, columns or {})
     if faults and not rows.has_usable_columns(mapping):
         raise ManifestError(str(source), faults)
-    joiner = _Joiner(Path(image_root) if image_root is not None else rows.folder, rows, faults)
+    faults += [
+        Fault(rows.header_place, "unknown column", f"slices by {name!r} were asked for; columns found: {rows.columns}")
+        for name in slice_by
+        if name not in rows.columns
+    ]
+    joiner = _Joiner(Path(image_root) if image_root is not None else rows.folder, rows, faults, slice_by)
     for row in rows:
         joiner.add(row)
     manifest = Manifest(str(source), rows, sorted(joiner.finish(), key=lambda image: image.id))
@@ -164,6 +173,7 @@ class _Joiner:
     image_root: Path
     rows: RowSource
     faults: list[Fault]
+    slice_by: Sequence[str] = ()
     images: dict[tuple[str | None, str], ManifestImage] = field(default_factory=dict)
     path_of_id: dict[str, tuple[str, str]] = field(default_factory=dict)
     id_of_path: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -174,6 +184,7 @@ class _Joiner:
         captions = self._captions(row)
         located = self._locate(row)
         text = {name: self._text(row, name, getattr(row, name)) for name in ("id", "split", "group")}
+        columns = {name: [self._value(row, name)] * len(captions) for name in self.slice_by}
         if located is None:
             return
         key, path, num_bytes = located
@@ -190,7 +201,7 @@ class _Joiner:
         image = self.images.get((text["split"], key))
         if image is None:
             self.images[text["split"], key] = ManifestImage(
-                image_id, text["split"], path, row.embedded, num_bytes, text["group"], captions, row.where
+                image_id, text["split"], path, row.embedded, num_bytes, text["group"], captions, row.where, columns
             )
             return
         if row.embedded is not None and image.embedded is not None and not self._same_picture(row.embedded, image.embedded):
@@ -202,6 +213,8 @@ class _Joiner:
                 Fault(row.where, "two groups", f"image {key!r} has group {text['group']!r} here and {image.group!r} at {image.where}")
             )
         image.captions += captions
+        for name, values in columns.items():
+            image.columns[name] += values
 
     def finish(self) -> list[ManifestImage]:
         """The joined images; those that lost every caption to faults are left out."""
@@ -233,6 +246,12 @@ class _Joiner:
             return str(value)
         self.faults.append(Fault(row.where, f"{name} is not text", f"expected text, found {type(value).__name__}: {value!r:.80}"))
         return None
+
+    def _value(self, row: Row, name: str) -> str | float | None:
+        value = row.record.get(name)
+        if isinstance(value, (float, bool)):
+            return value
+        return self._text(row, name, value)
 
     def _locate(self, row: Row) -> tuple[str, Path | None, int] | None:
         """(key, path, size in bytes) of a row's picture, or None after a fault."""

@@ -42,6 +42,7 @@ class Row:
     id: Any
     split: Any
     group: Any
+    record: Mapping[str, Any]
 
 
 class RowSource(Protocol):
@@ -130,7 +131,8 @@ def _row(where: str, record: Mapping[str, Any], mapping: Mapping[str, str], embe
     if isinstance(captions, str) and captions.startswith("[") and mapping["captions"] in record:
         captions = _parse_list(captions)
     image = record.get(mapping["image"])
-    return Row(where, image, embedded, captions, record.get(mapping["id"]), record.get(mapping["split"]), record.get(mapping["group"]))
+    id_, split, group = (record.get(mapping[name]) for name in ("id", "split", "group"))
+    return Row(where, image, embedded, captions, id_, split, group, record)
 
 
 def _parse_list(text: str) -> Any:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,22 @@ from rich.table import Table
 
 from eval.arm import METRICS
 from eval.evaluator import Figures
+from eval.gallery import Exhibit
+from eval.outcomes import BINS
+from eval.sweep import curves
 
-_TEMPLATE = Path(__file__).with_name("report.html.j2")
+_TEMPLATES = Path(__file__).parent
 _DIRECTION_WORDS = {"image_to_text": "image to text", "text_to_image": "text to image", "both": "both"}
 
 
-def write_report(folder: str | os.PathLike[str], figures: Figures, *, notes: list[str] | None = None) -> Path:
+def write_report(
+    folder: str | os.PathLike[str], figures: Figures, *, notes: list[str] | None = None, gallery: Sequence[Exhibit] = ()
+) -> Path:
     """Write the three files of a report, each committed by a rename. Returns the folder.
 
     Args:
         notes: sentences shown above the tables of report.html (leakage, say).
+        gallery: queries shown in report.html with their first answers.
 
     Raises:
         OSError: the folder cannot be written.
@@ -31,7 +37,7 @@ def write_report(folder: str | os.PathLike[str], figures: Figures, *, notes: lis
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     record = json.dumps(report_record(figures), indent=1, allow_nan=False) + "\n"
-    page = _html(figures, notes or [])
+    page = _html(figures, notes or [], gallery)
     _replace_together(
         {
             target / "queries.parquet": lambda path: pq.write_table(figures.queries, path),
@@ -70,14 +76,22 @@ def _replace_together(writers: Mapping[Path, Callable[[Path], Any]]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _html(figures: Figures, notes: list[str]) -> str:
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+def _html(figures: Figures, notes: list[str], gallery: Sequence[Exhibit]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
         **report_record(figures),
         metrics=METRICS,
         directions=_DIRECTION_WORDS,
         notes=notes,
+        bins=BINS,
+        curves=curves,
+        gallery=gallery,
         show=_show,
         show_interval=_show_interval,
     )
@@ -102,6 +116,16 @@ def print_report(record: dict[str, Any], console: Console | None = None) -> None
     console.print(table)
     if record["comparisons"]:
         console.print(comparison_table(record["comparisons"]))
+    for row in record.get("outcomes", []):  # a report of an earlier version has none
+        if row["top_k"] is not None:
+            console.print(outcome_line(row, record["stages"][row["stage"]]["ceiling"][row["direction"]]), soft_wrap=True)
+
+
+def outcome_line(row: dict[str, Any], ceiling: float) -> str:
+    """Bins and ceiling of one reranked stage in one direction."""
+    counts = ", ".join(f"{count:,} {name}" for name, count in row["counts"].items())
+    where = f"{escape(row['stage'])}, {_DIRECTION_WORDS[row['direction']]}"
+    return f"{where}: {counts}; ceiling (R@{row['top_k']} of {escape(row['against'])}) {100 * ceiling:.2f}"
 
 
 def comparison_table(comparisons: list[dict[str, Any]]) -> Table:

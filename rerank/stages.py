@@ -8,6 +8,7 @@ from eval.errors import UserError
 from eval.evaluator import Stage
 from eval.processes import Processes
 from eval.ranking import DIRECTIONS
+from eval.sweep import sweep_sizes
 from rerank.candidates import candidate_lists
 from rerank.pairs import PairScores, complete_scores
 from rerank.reranking import rerank
@@ -52,6 +53,7 @@ def reranked_stages(
         known = complete_scores(scorer, dataset, lists, known=known, processes=processes, progress=show_progress and processes.is_main)
         started = time.perf_counter()
         rankings = {direction: rerank(stage.rankings[direction], known, top_k) for direction in DIRECTIONS}
+        sweep = {k: {d: rerank(stage.rankings[d], known, k).best_ranks() for d in DIRECTIONS} for k in sweep_sizes(top_k)}
         scoring_seconds = known.cost.seconds - before[1] + time.perf_counter() - started
         cost = dict(stage.cost) | {
             "seconds": float(stage.cost.get("seconds", 0.0)) + scoring_seconds,
@@ -61,5 +63,5 @@ def reranked_stages(
             "images_encoded": known.cost.images_encoded - before[2],
             "top_k": top_k,
         }
-        twins.append(Stage(f"{stage.name}+{scorer.name}", rankings, cost))
+        twins.append(Stage(f"{stage.name}+{scorer.name}", rankings, cost, stage.name, top_k, sweep))
     return twins

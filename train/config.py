@@ -205,6 +205,8 @@ class EvaluationConfig(_Section):
     """Captions in nearly the same words as a right one are right too."""
     qrels: str | None = None
     """TREC qrels of further right answers among the final split, of either direction."""
+    slice_by: list[str] = []
+    """Further columns of the manifest, by its own names: R@1 is shown per value of each."""
     trec: bool = False
     """Also write TREC run and qrels files."""
 

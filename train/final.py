@@ -8,6 +8,7 @@ from typing import Any
 from eval.checkpoint import load_siglip
 from eval.evaluator import Stage, evaluate
 from eval.first_stage import progress_bar, retrieve
+from eval.gallery import gallery
 from eval.report import print_report, read_report, report_record, write_report
 from eval.trec import write_trec
 from rerank.scorer import load_scorer
@@ -79,7 +80,7 @@ def _measure(job: Job, export: Path, check_signal: Any) -> dict[str, Any]:
     if job.processes.is_main:
         folder = report_folder(job.config)
         notes = [f"Leakage: {leak}." for leak in job.leakages if leak.any]
-        write_report(folder, figures, notes=notes)
+        write_report(folder, figures, notes=notes, gallery=gallery(dataset, figures))
         if job.config.evaluation.trec:
             write_trec(folder / "trec", figures.queries, dataset)
     return report_record(figures)

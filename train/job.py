@@ -89,7 +89,9 @@ def load_data(config: JobConfig) -> Splits:
     """
     data = config.data
     wanted = [split for split in (data.train_split, data.val_split, data.test_split) if split is not None]
-    manifest = read_manifest(data.source, image_root=data.image_root, columns=data.columns, require_splits=wanted)
+    manifest = read_manifest(
+        data.source, image_root=data.image_root, columns=data.columns, require_splits=wanted, slice_by=config.evaluation.slice_by
+    )  # fmt: skip
     unused = Counter(image.split for image in manifest.images if image.split is not None and image.split not in wanted)
     train = load_split(manifest, data.train_split)
     splits = Splits(train, _optional(manifest, data.val_split), _optional(manifest, data.test_split), dict(unused))

@@ -42,7 +42,7 @@ def of(folder: Path, event: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def real(small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
     """(configuration, run folder, outcome) of the real command."""
-    config = small_world.write_config(tmp_path_factory.mktemp("real"), data__num_workers=1)
+    config = small_world.write_config(tmp_path_factory.mktemp("real"), data__num_workers=1, evaluation__slice_by=["group"])
     return config, config.parent / "runs" / "job", command("-m", "train", str(config))
 
 
@@ -53,6 +53,13 @@ def test_the_whole_job(real: tuple[Path, Path, subprocess.CompletedProcess[str]]
     assert list(report(folder / "eval" / "test")["stages"]) == ["base", "tuned"]
     comparisons = report(folder / "eval" / "test")["comparisons"]
     assert {(row["stage"], row["against"]) for row in comparisons} == {("tuned", "base")}
+    slices = [row for row in report(folder / "eval" / "test")["slices"] if row["by"] == "group" and row["stage"] == "tuned"]
+    assert {row["bin"]: row["num_queries"] for row in slices if row["direction"] == "image_to_text"} == {
+        "test-0": 3,
+        "test-1": 3,
+        "(none)": 8,
+    }
+    assert '<section class="exhibit">' in (folder / "eval" / "test" / "report.html").read_text()
     for words in ("base", "tuned", "image to text", "text to image", f"{folder}/export", "report.html"):
         assert words in done.stdout
 

@@ -46,9 +46,11 @@ def test_measures_and_reports(manifest: Path, tiny_siglip: Path, tmp_path: Path)
 def test_column_names_are_mapped(pictures: list[Path], tiny_siglip: Path, tmp_path: Path) -> None:
     data = tmp_path / "data.csv"
     data.write_text("file,text\n" + "".join(f"{path.name},a dog {n}\n" for n, path in enumerate(pictures[:3])))
-    columns = ["--column", "image=file", "--column", "caption=text", "--image-root", pictures[0].parent]
+    columns = ["--column", "image=file", "--column", "caption=text", "--slice-by", "text", "--image-root", pictures[0].parent]
     done = run("--model", tiny_siglip, "--data", data, "--output", tmp_path / "out", "--num-workers", 0, *columns)
     assert done.returncode == 0, done.stderr
+    slices = json.loads((tmp_path / "out" / "report.json").read_text())["slices"]
+    assert {row["bin"]: row["num_queries"] for row in slices if row["by"] == "text"} == {f"a dog {n}": 1 for n in range(3)}
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,7 @@ def test_column_names_are_mapped(pictures: list[Path], tiny_siglip: Path, tmp_pa
         ({"--output": "FILE/under"}, 4, "could not write"),
         ({"--top-k": 0}, 2, "--top-k is at least 1"),
         ({"--column": "image"}, 2, "--column takes OURS=THEIRS"),
+        ({"--slice-by": "colour"}, 2, "slices by 'colour' were asked for; columns found: ['image', 'captions', 'split']"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from eval.dataset import load_split
 from eval.errors import UserError
 from eval.manifest import Manifest, ManifestError, read_manifest
 
@@ -285,3 +286,31 @@ def test_a_row_without_a_split_beside_others_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(ManifestError, match=r"pairs.jsonl:2: this row has no split, others have 'Train', 'train'"):
         read_manifest(tmp_path / "pairs.jsonl")
+
+
+def test_further_columns_are_kept_beside_each_caption(root: Path) -> None:
+    records = [
+        {"image": "b.jpg", "captions": ["x", "y"], "kind": "cat", "size": 2.5, "group": "g"},
+        {"image": "a.jpg", "caption": "z", "kind": None, "size": 7, "group": None},
+        {"image": "b.jpg", "caption": "w", "kind": "dog", "group": "g"},
+    ]
+    text = jsonl(root / "m.jsonl", *records)
+    table = parquet(
+        root / "m.parquet",
+        image=[record["image"] for record in records],
+        captions=[record.get("captions", [record.get("caption")]) for record in records],
+        **{name: [record.get(name) for record in records] for name in ("kind", "size", "group")},
+    )
+    for source, seven in ((text, "7"), (table, 7.0)):
+        a, b = read_manifest(source, slice_by=["kind", "size", "group"]).images
+        assert a.columns == {"kind": [None], "size": [seven], "group": [None]}
+        assert b.columns == {"kind": ["cat", "cat", "dog"], "size": [2.5, 2.5, None], "group": ["g"] * 3}
+    dataset = load_split(read_manifest(text, slice_by=["kind"]), None)
+    assert dataset.columns == {"kind": [None, "cat", "cat", "dog"]}
+    assert read_manifest(text).images[1].columns == {}
+
+
+def test_further_columns_must_be_there_and_hold_text_or_numbers(root: Path) -> None:
+    path = jsonl(root / "m.jsonl", {"image": "a.jpg", "caption": "x", "box": [1, 2]}, {"image": "b.jpg", "caption": "y", "box": "one"})
+    assert faults(path, slice_by=["box"]) == [("m.jsonl:1", "box is not text")]
+    assert faults(path, slice_by=["kind"]) == [("m.jsonl:1", "unknown column")]

@@ -35,7 +35,7 @@ def test_files_say_what_was_measured(figures: Figures, tmp_path: Path) -> None:
     folder = write_report(tmp_path / "deep" / "eval", figures)
     assert sorted(path.name for path in folder.iterdir()) == ["queries.parquet", "report.html", "report.json"]
     record = json.loads((folder / "report.json").read_text())
-    assert list(record) == ["data", "stages", "comparisons"]
+    assert list(record) == ["data", "stages", "comparisons", "outcomes", "slices", "failures"]
     assert record == read_report(folder) == json.loads(json.dumps(report_record(figures)))
     assert pq.read_table(folder / "queries.parquet").equals(figures.queries)
 
@@ -60,7 +60,7 @@ def test_page_in_a_browser(figures: Figures, tmp_path: Path) -> None:
     done = subprocess.run(["/usr/bin/chromium", *options, page.as_uri()], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "CONSOLE" not in done.stderr
-    assert '<table id="stages">' in done.stdout and done.stdout.count("<tr>") == 1 + 4 + 1 + 9 + 1 + 2
+    assert '<table id="stages">' in done.stdout and done.stdout.count("<tr>") == 1 + 4 + 1 + 9 + 1 + 4 + 1 + 2
     assert "<title>Retrieval report" in done.stdout, "the title is ours: nothing from outside ran"
 
 

@@ -107,3 +107,17 @@ def test_what_is_refused() -> None:
         rerank(first, scores, 3)
     with pytest.raises(ValueError, match="contradicts itself"):
         rerank(replace(first, positive_ranks_P=np.array([1])), scores, 2)
+
+
+@given(searches())
+def test_fewer_candidates_by_the_same_scores(search: tuple) -> None:
+    """The scores of a deep list serve every smaller K; K = 1 is the first stage itself."""
+    first, order, scores, top_k = search
+    known = pair_scores(first, scores, candidate_lists([first], top_k))
+    for k in range(1, top_k + 1):
+        best = [
+            min(brute_force_order(order[query].tolist(), scores[query], k).index(item) for item in items) + 1
+            for query, items in enumerate(np.split(first.positive_indices_P, first.positive_offsets[1:-1]))
+        ]
+        assert rerank(first, known, k).best_ranks().tolist() == best
+    assert rerank(first, known, 1).best_ranks().tolist() == first.best_ranks().tolist()

@@ -72,6 +72,20 @@ def test_twins_are_reranked_and_each_pair_is_scored_once(dataset) -> None:
     assert twins[0].cost["pairs_shared"] == 0 and twins[1].cost["pairs_shared"] == lists[0].num_pairs + lists[1].num_pairs - union.num_pairs
 
 
+def test_sweep_comes_from_the_one_scoring(dataset) -> None:
+    """At every K what a reranking with this K alone gives; at 1 the first stage, at top_k the twin itself."""
+    first, scorer = stage("base", 1, 4), ColourScorer()
+    (twin,) = reranked_stages(dataset, [first], scorer, 4, show_progress=False)
+    assert (twin.first_stage, twin.top_k, list(twin.sweep)) == ("base", 4, [1, 2, 4])
+    assert scorer.num_pairs == candidate_lists(first.rankings.values(), 4).num_pairs
+    for k, ranks in twin.sweep.items():
+        (alone,) = reranked_stages(dataset, [first], ColourScorer(), k, show_progress=False)
+        for direction in DIRECTIONS:
+            assert ranks[direction].tolist() == alone.rankings[direction].best_ranks().tolist()
+            assert k != 1 or ranks[direction].tolist() == first.rankings[direction].best_ranks().tolist()
+            assert k != 4 or ranks[direction].tolist() == twin.rankings[direction].best_ranks().tolist()
+
+
 @pytest.mark.parametrize(("num_images", "top_k", "named"), [(4, 5, "4 images"), (9, 7, "6 captions")])
 def test_more_candidates_than_there_are_is_refused(dataset, num_images: int, top_k: int, named: str) -> None:
     dataset.num_images = num_images

@@ -1,0 +1,67 @@
+"""How much of a reranker's gain do how many candidates buy? Recalls at each K, and the ceiling no reranker of the same K can pass.
+
+Shape letters: Q queries, S resamples.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from eval.arm import RECALLS, Arm
+from eval.metrics import RECALL_AT, recall_at_k
+from eval.ranking import DIRECTIONS, Direction
+from eval.significance import ImageSums, interval
+
+Sweep = Mapping[int, Mapping[Direction, np.ndarray]]
+"""Rank of each query's best right answer, int64 (Q,), had only the first K been re-ordered; by K."""
+
+
+def sweep_sizes(top_k: int) -> list[int]:
+    """The K to look at: 1, 2, 4, ... and top_k.
+
+    >>> sweep_sizes(12)
+    [1, 2, 4, 8, 12]
+    """
+    return [2**power for power in range(top_k.bit_length()) if 2**power < top_k] + [top_k]
+
+
+def ceiling(first: Mapping[Direction, Arm], top_k: int) -> dict[Direction, float]:
+    """The first stage's R@K: R@1 of a reranker of K candidates that never errs."""
+    return {direction: float(recall_at_k(first[direction].ranks_Q, top_k).mean()) for direction in DIRECTIONS}
+
+
+def sweep_rows(sweep: Sweep, first: Mapping[Direction, Arm], weights_SI: np.ndarray) -> list[dict[str, Any]]:
+    """report.json's `k_sweep`: recalls at each K, with the 95% interval of R@1 (images drawn)."""
+    rows = []
+    for k, ranks in sweep.items():
+        for direction in DIRECTIONS:
+            found_QM = np.stack([recall_at_k(ranks[direction], cut) for cut in RECALL_AT], axis=1)
+            sums = ImageSums.of(found_QM, first[direction].image_Q, weights_SI.shape[1])
+            recalls = dict(zip(RECALLS, sums.means().tolist(), strict=True))
+            bounds = interval(sums.resampled_means(weights_SI))[:, 0].tolist()
+            rows.append({"k": k, "direction": direction, **recalls, "ci95": bounds})
+    return rows
+
+
+def curves(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """R@1 over K as a drawing in a box of 400 x 160: each direction's points with the ends of their intervals, K's places, y's range.
+
+    K are evenly spaced (they double); y runs from the lowest to the highest end of an interval.
+    """
+    sizes = sorted({row["k"] for row in rows})
+    low, high = min(row["ci95"][0] for row in rows), max(row["ci95"][1] for row in rows)
+    place = {k: round(400 * number / max(1, len(sizes) - 1), 1) for number, k in enumerate(sizes)}
+
+    def height(share: float) -> float:
+        return round(160 * (high - share) / ((high - low) or 1.0), 1)
+
+    lines = {
+        direction: [
+            {"x": place[row["k"]], "y": height(row["R@1"]), "ends": [height(end) for end in row["ci95"]]}
+            for row in rows
+            if row["direction"] == direction
+        ]
+        for direction in DIRECTIONS
+    }
+    return {"lines": lines, "places": place, "low": low, "high": high}
