@@ -270,7 +270,9 @@ class Loop:
         return {"split": val.split, **recalls, "mean_R@1": score, "seconds": stage.cost["seconds"]}
 
     def _look(self) -> list[Sighting]:
-        """What became of the watch sets."""
+        """What became of the watch sets, if there are any."""
+        if not self.job.watch_sets:
+            return []
         with self._side_bar("watching", self.watch.num_rows) as progress:
             return self.watch.look(self.state.step, self.job.tuned.siglip, self.job.tuned.inputs, progress)
 

@@ -77,6 +77,10 @@ class Recall:
             float(np.mean([sums.means()[0] for sums in own])), interval(resampled_S1)[:, 0].tolist(), float(row["delta"]), list(row["ci95"])
         )
 
+    def as_record(self) -> dict[str, Any]:
+        """Its figures, for JSON."""
+        return {"mean_R@1": self.mean, "ci95": self.ci95, "delta": self.delta, "delta_ci95": self.delta_ci95, "dropped": self.dropped}
+
     @property
     def dropped(self) -> bool:
         """True if the difference's interval lies wholly below 0."""
@@ -113,14 +117,8 @@ class Sighting:
     def as_record(self) -> dict[str, Any]:
         """A line of metrics.jsonl."""
         recall = self.recall
-        return {
-            "name": self.config.name,
-            "mean_R@1": recall.mean,
-            "delta": recall.delta,
-            "ci95": recall.delta_ci95,
-            "dropped": recall.dropped,
-            "on_drop": self.config.on_drop,
-        }
+        figures = {"mean_R@1": recall.mean, "delta": recall.delta, "ci95": recall.delta_ci95, "dropped": recall.dropped}
+        return {"name": self.config.name} | figures | {"on_drop": self.config.on_drop}
 
     def __str__(self) -> str:
         recall = self.recall
