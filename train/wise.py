@@ -78,7 +78,7 @@ class Line:
 
 
 def measure(line: Line, sets: Mapping[str, RetrievalSet], alphas: Sequence[float], num_workers: int) -> dict[str, pa.Table]:
-    """Per-query rows of each set, a stage per alpha (see `stage_name`)."""
+    """Per-query rows of each set without the retrieved ids, a stage per alpha (see `stage_name`)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tables: dict[str, list[pa.Table]] = {name: [] for name in sets}
     for alpha in alphas:
@@ -90,7 +90,7 @@ def measure(line: Line, sets: Mapping[str, RetrievalSet], alphas: Sequence[float
                     stage_name(alpha), tuned.siglip, tuned.inputs, dataset, num_workers=num_workers, on_progress=bar.update
                 )  # fmt: skip
             check_stages(dataset, [stage], ())
-            tables[name].append(query_table(dataset, [stage]))
+            tables[name].append(query_table(dataset, [stage]).drop_columns(["top_ids", "top_scores"]))
     return {name: pa.concat_tables(parts) for name, parts in tables.items()}
 
 

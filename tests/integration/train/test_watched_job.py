@@ -16,7 +16,7 @@ from tests.nursery import Nursery, Trap
 from tests.small_job import SmallWorld
 from train.__main__ import run as run_job
 from train.checkpoint import Checkpoints
-from train.config import load_config
+from train.config_file import load_config
 from train.loop import Loop
 from train.watch import Recall, Sighting, Watch
 
