@@ -1,4 +1,4 @@
-"""Make the demo's data: demo/data/scenes.parquet and demo/data/train.qrels.
+"""Make the demo's data: demo/data/scenes.parquet, demo/data/train.qrels and demo/data/watch.parquet.
 
 python -m demo.make_data                       writes demo/data
 python -m demo.make_data --output /tmp/again   the same meaning and captions again, anywhere
@@ -9,12 +9,13 @@ from pathlib import Path
 
 from demo.manifest import build_manifest, write_parquet
 from demo.qrels import unstated_truths
+from demo.watch import build_watch
 
 DATA = Path(__file__).parent / "data"
 
 
 def main() -> None:
-    """Read the command line, build the manifest, and write both files."""
+    """Read the command line, build the manifest, and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=DATA, help="folder to write to")
     output: Path = parser.parse_args().output
@@ -27,6 +28,9 @@ def main() -> None:
         rows = [row for row in manifest if row.split == split]
         num_captions, num_scenes = sum(len(row.captions) for row in rows), len({row.scene.key for row in rows})
         print(f"{split}: {len(rows)} images of {num_scenes} scenes, {num_captions} captions")
+    watch = build_watch()
+    write_parquet(watch, output / "watch.parquet")
+    print(f"watch: {len(watch)} images of as many scenes of the past world, {sum(len(row.captions) for row in watch)} captions")
     print(f"true pairs of train that its captions do not state: {len(lines)}")
 
 

@@ -42,7 +42,7 @@ def check_images(splits: Splits, num_workers: int) -> int:
         loader: Any = pictures_loader(_Pictures(dataset), num_workers=num_workers)
         for image, (digest, fault) in enumerate(_shown(loader, dataset)):
             num_checked += 1
-            name = f"[{dataset.split}] {dataset.image_ids[image]}"
+            name = f"[{dataset.split or dataset.source}] {dataset.image_ids[image]}"
             if fault:
                 faults.append(f"{name}: {fault}")
             else:
@@ -58,7 +58,7 @@ def check_images(splits: Splits, num_workers: int) -> int:
 
 def _shown(loader: Any, dataset: RetrievalSet) -> Iterator[tuple[str, str]]:
     """The loader's items under a progress bar."""
-    with bar(dataset.num_images, f"decoding {dataset.split}", "picture") as progress:
+    with bar(dataset.num_images, f"decoding {dataset.split or dataset.source}", "picture") as progress:
         for item in loader:
             yield item
             progress.update(1)

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from eval.errors import UserError
+from train.loss_scale import LossScale
 from train.model import TunedModel
 
 _NAME = re.compile(r"^step-(\d+)$")
@@ -47,6 +48,8 @@ class State:
         num_replaced: pictures replaced so far because they do not decode.
         base_sha256: weights the run started from.
         data_sha256: data it trains on.
+        stopped_by: the watch set whose drop ended the run at this step; None otherwise.
+        loss_scale: fp16's; None in the other precisions.
     """
 
     step: int
@@ -59,11 +62,20 @@ class State:
     num_replaced: int
     base_sha256: str
     data_sha256: str
+    stopped_by: str | None = None
+    loss_scale: LossScale | None = None
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "State":
-        """Read back from JSON; raises TypeError or KeyError where it does not fit."""
-        return cls(**{field.name: record[field.name] for field in fields(cls)})
+        """Read back from JSON; raises TypeError or KeyError where it does not fit. Keys with a default may be missing: of an older run."""
+        known = {field.name: record[field.name] for field in fields(cls) if field.default is MISSING or field.name in record}
+        scale = known.get("loss_scale")
+        return cls(**known | {"loss_scale": LossScale(**scale) if scale is not None else None})
+
+    @property
+    def num_updates(self) -> int:
+        """Steps at which the weights moved: all but those that fp16 skipped."""
+        return self.step - (self.loss_scale.num_skipped if self.loss_scale is not None else 0)
 
 
 class Checkpoints:
@@ -203,7 +215,8 @@ class Checkpoints:
 
     def load_optimizer(self, step: int, tuned: TunedModel, optimizer: torch.optim.Optimizer) -> None:
         """Put a checkpoint's moments into the optimizer."""
-        if step == 0:
+        num_updates = self.state(step).num_updates
+        if num_updates == 0:
             return
         saved = load_file(self.path(step) / "optimizer.safetensors")
         parameters = dict(tuned.trainable())
@@ -211,7 +224,7 @@ class Checkpoints:
         names = [name for group in optimizer.param_groups for name in group["names"]]
         record["state"] = {
             index: {
-                "step": torch.tensor(float(step)),
+                "step": torch.tensor(float(num_updates)),
                 "exp_avg": saved[f"exp_avg.{name}"].to(parameters[name].device),
                 "exp_avg_sq": saved[f"exp_avg_sq.{name}"].to(parameters[name].device),
             }

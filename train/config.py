@@ -129,8 +129,8 @@ class TrainConfig(_Section):
     """Steps of linear warm-up before the cosine; null: 4% of max_steps, but at least 50 and at most a tenth."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are scaled down to this global norm; null: never."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the towers in training; the loss and every evaluation are float32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the towers in training; the loss and every evaluation are float32. fp16 (GPUs only) scales the loss."""
     random_crop_min_area: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Cut a random part of at least this share of each picture; 1: none. No flips: captions say left and right."""
     eval_every_steps: Annotated[int, Field(gt=0)]
@@ -217,6 +217,24 @@ class EvaluationConfig(_Section):
         return self
 
 
+class WatchConfig(_Section):
+    """A set measured beside val at each evaluation: what the model knew before step 1, and should know still."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """What it is called in metrics.jsonl and in the report."""
+    source: str
+    """Its manifest, as data.source."""
+    split: str | None = None
+    """Rows to measure; null: the manifest has no splits, all of it."""
+    image_root: str | None = None
+    """Folder that image paths are relative to; default: the manifest's."""
+    columns: dict[str, str] = {}
+    """Our column -> the manifest's name for it, as data.columns."""
+    on_drop: Literal["report", "bar", "stop"] = "report"
+    """When mean R@1 is below that of step 0 by more than its paired interval: say so; and this checkpoint cannot be best (bar); and the run
+    ends, and the best so far is exported (stop)."""
+
+
 class WandbConfig(_Section):
     """Weights & Biases, beside metrics.jsonl; its failures never stop a run."""
 
@@ -243,6 +261,8 @@ class JobConfig(_Section):
     mining: MiningConfig | None = None
     rerank: RerankConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
+    watch: list[WatchConfig] = []
+    """Sets that show what is forgotten while val is learnt (docs/forgetting.md)."""
     wandb: WandbConfig | None = None
 
     @model_validator(mode="after")
@@ -255,6 +275,13 @@ class JobConfig(_Section):
             )
         if self.mining is not None and self.mining.start_step >= self.train.max_steps:
             raise ValueError(f"mining.start_step {self.mining.start_step} lies beyond train.max_steps {self.train.max_steps}")
+        names = [watch.name for watch in self.watch]
+        if len(set(names)) < len(names):
+            raise ValueError(f"watch: each set needs a name of its own, found {names}")
+        if self.data.val_split is None and any(watch.on_drop != "report" for watch in self.watch):
+            raise ValueError(
+                "watch: on_drop bar and stop speak of the best checkpoint, and without data.val_split there is none; take report"
+            )
         return self
 
     @property

@@ -81,6 +81,8 @@ def _lines(error: ValidationError) -> list[str]:
 def _known_keys(location: Sequence[int | str]) -> list[str]:
     section: Any = JobConfig
     for part in location:
+        if isinstance(part, int):  # a place in a list, whose items' kind the field has told already
+            continue
         field = section.model_fields.get(part)
         kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
         section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

@@ -8,8 +8,8 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import SiglipModel
@@ -66,17 +66,24 @@ def _check_replaceable(folder: Path) -> None:
         raise UserError(f"{folder} is there and is no earlier export (it holds {(foreign or found)[:5]}); give an empty or a new folder")
 
 
-def model_card(config: JobConfig, state: State, chosen_step: int, base: str) -> str:
-    """The README.md of an export, with the metadata the hub reads."""
+def model_card(config: JobConfig, state: State, chosen_step: int, base: str, *, weights: str = "") -> str:
+    """The README.md of an export, with the metadata the hub reads.
+
+    Args:
+        weights: a sentence on what was done with the checkpoint's weights, for its figures are then not the model's; empty: nothing.
+    """
     how = f"LoRA (rank {config.model.lora.rank}), merged" if config.model.lora else "full fine-tuning"
     if config.model.freeze:
         how += f", frozen: {', '.join(config.model.freeze)}"
-    score = "" if state.best_score is None or chosen_step != state.best_step else f" (mean R@1 on val {100 * state.best_score:.2f})"
+    score = (
+        "" if weights or state.best_score is None or chosen_step != state.best_step else f" (mean R@1 on val {100 * state.best_score:.2f})"
+    )
     mining = "none"
     if config.mining is not None:
         mining = (
             f"up to {config.mining.negatives_per_image} hard captions per image, refreshed every {config.mining.mine_every_steps} steps"
         )
+    weights_line = f"- Weights: {weights}\n" if weights else ""
     base_line = f"base_model: {config.model.base}\n" if config.model.base and not Path(config.model.base).exists() else ""
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: zero-shot-image-classification\n"
@@ -85,7 +92,7 @@ def model_card(config: JobConfig, state: State, chosen_step: int, base: str) -> 
         f"A SigLIP model tuned for image-text retrieval, from `{base}` (weights {state.base_sha256[:16]}).\n\n"
         f"- Method: {how}; sigmoid loss, batch {config.train.batch_size}, {config.train.precision}; mined negatives: {mining}.\n"
         f"- Data: `{config.data.source}`, split `{config.data.train_split}`.\n"
-        f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n\n"
+        f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n{weights_line}\n"
         "```python\n"
         "import torch\nfrom transformers import AutoProcessor, SiglipModel\n\n"
         'model = SiglipModel.from_pretrained("THIS_FOLDER").eval()\nprocessor = AutoProcessor.from_pretrained("THIS_FOLDER")\n'
@@ -114,12 +121,21 @@ def choose_step(checkpoints: Checkpoints, newest: State, which: str) -> int:
     return int(which)
 
 
-def export_checkpoint(config: JobConfig, which: str, folder: Path) -> int:
-    """Export one checkpoint of a run. Returns its step.
+@dataclass(frozen=True)
+class Chosen:
+    """A checkpoint of a run, loaded on the CPU: its model, its step, the run's newest state, and the base's name."""
+
+    tuned: TunedModel
+    step: int
+    newest: State
+    base: str
+
+
+def load_checkpoint(config: JobConfig, which: str) -> Chosen:
+    """Load the best, the last or a numbered checkpoint of a run.
 
     Raises:
         UserError: the run or the checkpoint is not there, or damaged.
-        OSError: the export cannot be written.
     """
     checkpoints = Checkpoints(config.run_folder / "checkpoints")
     found = checkpoints.newest()
@@ -134,8 +150,28 @@ def export_checkpoint(config: JobConfig, which: str, folder: Path) -> int:
     if tuned.base_sha256 != newest.base_sha256:
         raise UserError(f"{base} has other weights now than when the run began; adapters and frozen towers would not fit it")
     checkpoints.load_weights(step, tuned)
-    export_model(tuned, folder, model_card(config, newest, step, base))
-    return step
+    return Chosen(tuned, step, newest, base)
+
+
+def export_checkpoint(config: JobConfig, which: str, folder: Path) -> int:
+    """Export one checkpoint of a run. Returns its step.
+
+    Raises:
+        UserError: the run or the checkpoint is not there, or damaged.
+        OSError: the export cannot be written.
+    """
+    chosen = load_checkpoint(config, which)
+    export_model(chosen.tuned, folder, model_card(config, chosen.newest, chosen.step, chosen.base))
+    return chosen.step
+
+
+def read_run(folder: Path) -> JobConfig:
+    """The configuration of a run, wherever its folder lies now.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return load_config(folder / "config.yaml").model_copy(update={"runs_folder": str(folder.parent), "name": folder.name})
 
 
 def main(arguments: list[str]) -> int:
@@ -148,9 +184,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--checkpoint", default="best", help="best (default), last, or a step number")
     asked = parser.parse_args(arguments)
     try:
-        record: Any = load_config(asked.run_folder / "config.yaml")
-        moved = record.model_copy(update={"runs_folder": str(asked.run_folder.parent), "name": asked.run_folder.name})
-        step = export_checkpoint(moved, asked.checkpoint, asked.output)
+        step = export_checkpoint(read_run(asked.run_folder), asked.checkpoint, asked.output)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.checkpoint import load_siglip
+from eval.dataset import RetrievalSet
 from eval.evaluator import Stage, evaluate
 from eval.first_stage import progress_bar, retrieve
 from eval.gallery import gallery
@@ -18,6 +19,7 @@ from train.checkpoint import State
 from train.config import JobConfig
 from train.export import export_checkpoint
 from train.job import Job
+from train.watch import WatchSet, final_line, final_record
 
 
 def finish(job: Job, state: State, check_signal: Any) -> None:
@@ -30,32 +32,68 @@ def finish(job: Job, state: State, check_signal: Any) -> None:
         UserError, OSError: the export or the report cannot be made.
     """
     folder = job.folder / "export"
+    stopped = "" if state.stopped_by is None else f"ended at step {state.step}: the watch set {state.stopped_by!r} was forgotten"
     if job.processes.is_main:
         job.tuned.siglip.to("cpu")
         step = export_checkpoint(job.config, "best", folder)
         note = "" if step or state.best_score is None else ": no later checkpoint was better on val than the base itself"
         job.say(f"exported the checkpoint of step {step}{note}")
     job.processes.barrier()
+    watched = {watch_set.config.name: _measure_watched(job, folder, watch_set, check_signal) for watch_set in job.watch_sets}
     record = None
     if job.final_set is not None:
-        record = _measure(job, folder, check_signal)
+        record = _measure(job, folder, watched, check_signal)
     if job.processes.is_main:
-        _mark_finished(job.config)
+        _mark_finished(job.config, stopped)
         show_finished(job.config, record)
 
 
-def _measure(job: Job, export: Path, check_signal: Any) -> dict[str, Any]:
-    """The final report; its record."""
+def _measure(job: Job, export: Path, watched: dict[str, dict[str, Any]], check_signal: Any) -> dict[str, Any]:
+    """The final report; its record.
+
+    Args:
+        watched: what is to be said of each watch set.
+    """
     dataset = job.final_set
     assert dataset is not None
     rerank = job.config.rerank
     # The reranker is loaded first: one that is refused should be refused before the embedding, not after.
     scorer = load_scorer(rerank.model, device=job.accelerator.device) if rerank is not None else None
+    measured = checkpoints(job.config, job.base, str(export))
+    stages = _stages(job, measured, dataset, str(dataset.split), rerank.top_k if rerank is not None else 10, check_signal)
+    if scorer is not None and rerank is not None:
+        stages += reranked_stages(dataset, stages, scorer, rerank.top_k, processes=job.processes)
+    figures = evaluate(dataset, stages, comparisons(job.config, scorer.name if scorer is not None else None))
+    figures.sections["leakage"] = [leak.as_record() for leak in job.leakages]
+    if watched:
+        figures.sections["watch"] = list(watched.values())
+    if job.processes.is_main:
+        folder = report_folder(job.config)
+        notes = [f"Leakage: {leak}." for leak in job.leakages if leak.any]
+        notes += [f"{final_line(name, record)}." for name, record in watched.items()]
+        write_report(folder, figures, notes=notes, gallery=gallery(dataset, figures))
+        if job.config.evaluation.trec:
+            write_trec(folder / "trec", figures.queries, dataset)
+    return report_record(figures)
+
+
+def _measure_watched(job: Job, export: Path, watched: WatchSet, check_signal: Any) -> dict[str, Any]:
+    """Write a watch set's own report of base and tuned; what the final report says of it."""
+    name = watched.config.name
+    stages = _stages(job, {"base": job.base, "tuned": str(export)}, watched.dataset, name, 10, check_signal)
+    figures = evaluate(watched.dataset, stages, [("tuned", "base")])
+    if job.processes.is_main:
+        write_report(watch_folder(job.config, name), figures)
+    return final_record(watched.config, figures)
+
+
+def _stages(job: Job, measured: dict[str, str], dataset: RetrievalSet, label: str, depth: int, check_signal: Any) -> list[Stage]:
+    """Each checkpoint (name: folder or hub id) on one set."""
     stages: list[Stage] = []
-    for name, checkpoint in checkpoints(job.config, job.base, str(export)).items():
+    for name, checkpoint in measured.items():
         model, inputs = load_siglip(checkpoint)
         model.to(job.accelerator.device)
-        with progress_bar(f"{name} on {dataset.split}", dataset, job.processes) as bar:
+        with progress_bar(f"{name} on {label}", dataset, job.processes) as bar:
 
             def advance(rows: int, bar: Any = bar) -> None:
                 bar.update(rows)
@@ -67,23 +105,13 @@ def _measure(job: Job, export: Path, check_signal: Any) -> dict[str, Any]:
                     model,
                     inputs,
                     dataset,
-                    depth=rerank.top_k if rerank is not None else 10,
+                    depth=depth,
                     processes=job.processes,
                     num_workers=job.config.data.num_workers,
                     on_progress=advance,
                 )
             )
-    if scorer is not None and rerank is not None:
-        stages += reranked_stages(dataset, stages, scorer, rerank.top_k, processes=job.processes)
-    figures = evaluate(dataset, stages, comparisons(job.config, scorer.name if scorer is not None else None))
-    figures.sections["leakage"] = [leak.as_record() for leak in job.leakages]
-    if job.processes.is_main:
-        folder = report_folder(job.config)
-        notes = [f"Leakage: {leak}." for leak in job.leakages if leak.any]
-        write_report(folder, figures, notes=notes, gallery=gallery(dataset, figures))
-        if job.config.evaluation.trec:
-            write_trec(folder / "trec", figures.queries, dataset)
-    return report_record(figures)
+    return stages
 
 
 def report_folder(config: JobConfig) -> Path:
@@ -92,16 +120,27 @@ def report_folder(config: JobConfig) -> Path:
     return config.run_folder / "eval" / split
 
 
+def watch_folder(config: JobConfig, name: str) -> Path:
+    """Where a watch set's own report lies: eval/watch/NAME."""
+    return config.run_folder / "eval" / "watch" / name
+
+
 def is_finished(config: JobConfig) -> bool:
     """True if the run ended with its final report, made as the configuration asks."""
     try:
-        record = json.loads((config.run_folder / "finished.json").read_text(encoding="utf-8"))
+        record = _read_finished(config)
+        expected = _finished_record(config)
         made = [config.run_folder / "export" / "model.safetensors"]
         if config.data.test_split or config.data.val_split:
             made.append(report_folder(config) / "report.json")
-        return bool(record == _finished_record(config)) and all(path.is_file() for path in made)
-    except (OSError, ValueError):
+        return {key: record.get(key) for key in expected} == expected and all(path.is_file() for path in made)
+    except (OSError, ValueError, AttributeError):
         return False
+
+
+def _read_finished(config: JobConfig) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((config.run_folder / "finished.json").read_text(encoding="utf-8"))
+    return record
 
 
 def _finished_record(config: JobConfig) -> dict[str, Any]:
@@ -109,10 +148,11 @@ def _finished_record(config: JobConfig) -> dict[str, Any]:
     return {"max_steps": config.train.max_steps} | measured
 
 
-def _mark_finished(config: JobConfig) -> None:
+def _mark_finished(config: JobConfig, stopped: str) -> None:
+    """Write finished.json, with the words why the run ended before its last step, if it did."""
     path = config.run_folder / "finished.json"
     temporary = path.with_name(f".finished.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(_finished_record(config)) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(_finished_record(config) | {"stopped": stopped}) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -126,5 +166,9 @@ def show_finished(config: JobConfig, record: dict[str, Any] | None = None) -> No
     if final is not None:
         print_report(read_report(report_folder(config)) if record is None else record)
         print(f"report   {report_folder(config)}/report.html (report.json, queries.parquet beside it)")
+    for watched in config.watch:
+        print(final_line(watched.name, read_report(watch_folder(config, watched.name))))
+    if stopped := _read_finished(config).get("stopped"):
+        print(f"stopped  {stopped}")
     print(f"export   {config.run_folder}/export")
     print(f"metrics  {config.run_folder}/metrics.jsonl")

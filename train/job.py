@@ -4,12 +4,12 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from tqdm import tqdm
 
 from eval.checkpoint import load_siglip_config
@@ -28,6 +28,7 @@ from train.batches import BatchOrder
 from train.config import JobConfig
 from train.model import TunedModel, build_model, make_optimizer, resolve_base
 from train.scratch import write_scratch
+from train.watch import WatchSet
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Job:
     tuned: TunedModel
     optimizer: torch.optim.AdamW
     order: BatchOrder
+    watch_sets: list[WatchSet] = field(default_factory=list)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Arithmetic of the towers in training."""
@@ -70,23 +72,45 @@ class Splits:
     test: RetrievalSet | None
     unused: dict[str, int]
     """Images of every other split of the manifest: a misspelt split is seen here."""
+    watch: list[WatchSet] = field(default_factory=list)
 
     def all(self) -> list[RetrievalSet]:
         """Those that are there."""
-        return [split for split in (self.train, self.val, self.test) if split is not None]
+        return [split for split in (self.train, self.val, self.test) if split is not None] + [watched.dataset for watched in self.watch]
 
     def leakages(self) -> list[Leakage]:
-        """What val and test share with train, and test with val."""
+        """What val, test and the watch sets share with train, and test with val."""
         found = [find_leakage(split, self.train) for split in (self.val, self.test) if split is not None]
+        found += [replace(find_leakage(watched.dataset, self.train), split=f"watch set {watched.config.name}") for watched in self.watch]
         return found + ([find_leakage(self.test, self.val)] if self.test is not None and self.val is not None else [])
 
 
 def load_data(config: JobConfig) -> Splits:
-    """Read the manifest and its splits.
+    """Read the manifest and its splits, and the watch sets.
 
     Raises:
-        UserError: with every fault of the manifest, or a split too small for the job.
+        UserError: with every fault of every manifest, or a split too small for the job.
     """
+    faults: list[UserError] = []
+    sets: list[WatchSet] = []
+    for watched in config.watch:
+        try:
+            sets.append(WatchSet.load(watched))
+        except UserError as error:
+            faults.append(error)
+    try:
+        splits = replace(_load_splits(config), watch=sets)
+    except UserError as error:
+        faults.insert(0, error)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise UserError("\n".join(str(fault) for fault in faults))
+    return splits
+
+
+def _load_splits(config: JobConfig) -> Splits:
+    """Train, val and test."""
     data = config.data
     wanted = [split for split in (data.train_split, data.val_split, data.test_split) if split is not None]
     manifest = read_manifest(
@@ -114,8 +138,13 @@ def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
     """Bring up Accelerate and check that as many processes came together as were started.
 
     Raises:
-        UserError: they did not, or the batch does not divide among them.
+        UserError: they did not, or the batch does not divide among them, or the precision is not to be had here.
     """
+    if config.train.precision == "fp16" and PartialState().device.type != "cuda":
+        raise UserError(
+            f"train.precision fp16 needs a CUDA GPU, and this run is on {PartialState().device.type!r}: there autocast would compute in "
+            "float32 or without a loss scale, and not say so. Take train.precision=bf16 or fp32"
+        )
     accelerator = Accelerator(mixed_precision="no" if config.train.precision == "fp32" else config.train.precision)
     processes = Processes.current()
     expected = int(os.environ.get("WORLD_SIZE", "1"))
@@ -178,6 +207,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         tuned,
         make_optimizer(tuned, config.train),
         BatchOrder(splits.train.num_images, config.train.batch_size, config.seed),
+        splits.watch,
     )
 
 
@@ -233,6 +263,11 @@ def describe(job: Job) -> list[str]:
         f"{config.train.num_warmup_steps} of them warm-up; {config.train.precision}",
         f"machine   {job.processes.world_size} process(es) x {share} images on {job.accelerator.device}, "
         f"{torch.get_num_threads()} thread(s) each",
+    ]
+    lines += [
+        f"watch     {watched.config.name}: {watched.dataset.num_images:,} images with {watched.dataset.num_captions:,} captions; "
+        f"on a drop: {watched.config.on_drop}"
+        for watched in job.watch_sets
     ]
     if job.truth is not None:
         lines.append(f"truth     {len(job.truth):,} further true pairs, to count false negatives with")

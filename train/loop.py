@@ -5,7 +5,7 @@ A checkpoint is committed before step 1.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
+from eval.dataset import RetrievalSet
 from eval.encoder import pictures_loader
 from eval.errors import UserError
 from eval.evaluator import evaluate
@@ -26,9 +27,11 @@ from train.job import Job, describe
 from train.mining import mine
 from train.negatives import Negatives, read_negatives, write_negatives
 from train.schedule import rate_factor
+from train.side_bar import SideBar
 from train.step import Stepper, StepResult
 from train.stopping import Stopped, StopSignals
 from train.tracking import MetricsLog, WandbMirror
+from train.watch import Sighting, Watch
 
 
 class Loop:
@@ -42,13 +45,14 @@ class Loop:
         self.negatives: Negatives | None = None
         self.negatives_file: Path | None = None
         self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.autocast)
+        self.watch = Watch(job.watch_sets, job.base, job.processes, job.config.data.num_workers)
         self.state = State(0, 0, False, None, None, None, None, 0, job.tuned.base_sha256, job.data_sha256)
         self._bar: Any = None
         self._batches: Iterator[Batch | ImageError] | None = None
         self._last_eval = ""
 
     def run(self) -> State:
-        """Go on from the newest checkpoint, or start, to the last step.
+        """Go on from the newest checkpoint, or start, to the last step, or to where a watch set ends it.
 
         Raises:
             Stopped: a signal asked for it; a checkpoint was written.
@@ -63,7 +67,7 @@ class Loop:
                 self._evaluate_if_due()
                 if self._checkpoint_due():
                     self._save()
-                if self.state.step == self.config.train.max_steps:
+                if self._ends_here():
                     return self.state
                 self._mine_if_due()
                 self._step()
@@ -110,6 +114,7 @@ class Loop:
             raise UserError(f"{self.config.data.source} holds other data than when {job.folder} was begun; give the run another name=")
         self.checkpoints.load_weights(step, job.tuned)
         self.checkpoints.load_optimizer(step, job.tuned, job.optimizer)
+        self.stepper.loss_scale = self.state.loss_scale
         if self.state.negatives is not None:
             self.negatives_file = self.checkpoints.path(step) / "negatives.parquet"
             self.negatives = read_negatives(self.negatives_file, self.state.negatives, job.train_set)
@@ -130,6 +135,7 @@ class Loop:
         for message in batch.undecodable:
             tqdm.write(f"warning: replaced in step {batch.step}: {message}")
         self.state = replace(self.state, step=batch.step, evaluated=False, num_replaced=self.state.num_replaced + result.num_replaced)
+        self.state = replace(self.state, loss_scale=self.stepper.loss_scale)
         self._write("step", self._step_record(batch, result, seconds, waited))
         self._bar.update(1)
         speed = self.config.train.batch_size / seconds
@@ -155,6 +161,7 @@ class Loop:
             "images_per_second": self.config.train.batch_size / seconds,
             "data_wait_share": waited / seconds,
             **self._gpu_record(),
+            **self._scale_record(result),
         }
 
     def _gpu_record(self) -> dict[str, float]:
@@ -162,6 +169,11 @@ class Loop:
         if self.job.accelerator.device.type != "cuda":
             return {}
         return {"peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30}
+
+    def _scale_record(self, result: StepResult) -> dict[str, Any]:
+        """fp16's scale for the next step, whether this one was skipped, and how many were so far; nothing in the other precisions."""
+        scale = self.stepper.loss_scale
+        return {} if scale is None else {"loss_scale": scale.scale, "skipped": result.skipped, "num_skipped": scale.num_skipped}
 
     def _loader(self) -> Iterable[Batch | ImageError]:
         """Batches from the next step to the one before the next mining: a worker must not look past it."""
@@ -216,36 +228,60 @@ class Loop:
         job.say(f"step {self.state.step}: {sheet}")
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate on val and note a new best."""
+        """Evaluate on val and on the watch sets, and note a new best."""
         step, val = self.state.step, self.job.val_set
         due = step % self.config.train.eval_every_steps == 0 or step == self.config.train.max_steps
-        if val is None or not due or self.state.evaluated:
+        if not due or self.state.evaluated or (val is None and not self.job.watch_sets):
             return
-        with self._side_bar("evaluating", val.num_images + val.num_captions) as progress:
-            stage = retrieve(
-                f"step {step}", self.job.tuned.siglip, self.job.tuned.inputs, val, processes=self.job.processes,
-                num_workers=self.config.data.num_workers, on_progress=progress,
-            )  # fmt: skip
-        record: dict[str, Any] = {"split": val.split}
-        figures = evaluate(val, [stage]).stages[stage.name]
-        record |= {direction: {key: value for key, value in figures[direction].items() if key != "ci95"} for direction in DIRECTIONS}
-        score = sum(record[direction]["R@1"] for direction in DIRECTIONS) / 2
-        record |= {"mean_R@1": score, "seconds": stage.cost["seconds"]}
-        is_best = self.state.best_score is None or score > self.state.best_score
-        self.state = replace(self.state, evaluated=True)
+        record = self._measure_val(val) if val is not None else None
+        sightings = self._look()
+        barred = [sighting.config.name for sighting in sightings if sighting.bars]
+        score = record["mean_R@1"] if record is not None else None
+        is_best = score is not None and not barred and (self.state.best_score is None or score > self.state.best_score)
+        stopped_by = next((sighting.config.name for sighting in sightings if sighting.stops), None)
+        self.state = replace(self.state, evaluated=True, stopped_by=stopped_by)
         if is_best:
             self.state = replace(self.state, best_step=step, best_score=score)
-        self._write("eval", record | {"best": is_best})
-        both = " / ".join(f"{100 * record[direction]['R@1']:.2f}" for direction in DIRECTIONS)
-        self._last_eval = f", {val.split} R@1 {both}"
-        self.job.say(f"step {step}: {val.split} R@1 image to text / text to image {both}{' (best so far)' if is_best else ''}")
+        if record is not None:
+            self._write("eval", record | {"best": is_best})
+            both = " / ".join(f"{100 * record[direction]['R@1']:.2f}" for direction in DIRECTIONS)
+            self._last_eval = f", {record['split']} R@1 {both}"
+            best = " (best so far)" if is_best else f" (cannot be best: {', '.join(barred)} forgotten)" if barred else ""
+            self.job.say(f"step {step}: {record['split']} R@1 image to text / text to image {both}{best}")
+        for sighting in sightings:
+            self._write("watch", sighting.as_record())
+            self.job.say(f"step {step}: {sighting}")
         if is_best:
             self._save()
 
+    def _measure_val(self, val: RetrievalSet) -> dict[str, Any]:
+        """What the line of an evaluation says of val."""
+        with self._side_bar("evaluating", val.num_images + val.num_captions) as progress:
+            stage = retrieve(
+                f"step {self.state.step}", self.job.tuned.siglip, self.job.tuned.inputs, val, processes=self.job.processes,
+                num_workers=self.config.data.num_workers, on_progress=progress,
+            )  # fmt: skip
+        figures = evaluate(val, [stage]).stages[stage.name]
+        recalls: dict[str, Any] = {
+            direction: {key: value for key, value in figures[direction].items() if key != "ci95"} for direction in DIRECTIONS
+        }
+        score = sum(recalls[direction]["R@1"] for direction in DIRECTIONS) / 2
+        return {"split": val.split, **recalls, "mean_R@1": score, "seconds": stage.cost["seconds"]}
+
+    def _look(self) -> list[Sighting]:
+        """What became of the watch sets, if there are any."""
+        if not self.job.watch_sets:
+            return []
+        with self._side_bar("watching", self.watch.num_rows) as progress:
+            return self.watch.look(self.state.step, self.job.tuned.siglip, self.job.tuned.inputs, progress)
+
     # -- checkpoints and the rest ------------------------------------------------------------------------------------------------------
 
+    def _ends_here(self) -> bool:
+        return self.state.step == self.config.train.max_steps or self.state.stopped_by is not None
+
     def _checkpoint_due(self) -> bool:
-        return self.state.step % self.config.train.checkpoint_every_steps == 0 or self.state.step == self.config.train.max_steps
+        return self.state.step % self.config.train.checkpoint_every_steps == 0 or self._ends_here()
 
     def _save(self, *, sync: bool = False) -> None:
         """Commit a checkpoint of this moment (main process), then remove old ones."""
@@ -275,8 +311,8 @@ class Loop:
             if self.wandb is not None:
                 self.wandb.write(event, self.state.step, record)
 
-    def _side_bar(self, text: str, total: int) -> "_SideBar":
-        return _SideBar(text, total // self.job.processes.world_size, self.job.processes.is_main, self.leave_if_asked)
+    def _side_bar(self, text: str, total: int) -> SideBar:
+        return SideBar(text, total // self.job.processes.world_size, self.job.processes.is_main, self.leave_if_asked)
 
     def leave_if_asked(self) -> None:
         """Leave a long evaluation or mining when a signal came; its work is done again after the resume.
@@ -298,21 +334,3 @@ class Loop:
         """
         if self.signals.asked and self.job.processes.is_main:
             raise Stopped(self.signals.exit_code, self.state.step)
-
-
-class _SideBar:
-    """A progress bar for what happens between steps; each advance also looks for a signal."""
-
-    def __init__(self, text: str, total: int, show: bool, check: Callable[[], None]) -> None:
-        self._bar = bar(total, text, "row", show=show, leave=False)
-        self._check = check
-
-    def __enter__(self) -> Callable[[int], None]:
-        return self._advance
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def _advance(self, rows: int) -> None:
-        self._bar.update(rows)
-        self._check()

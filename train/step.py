@@ -17,6 +17,7 @@ from eval.processes import Processes
 from train.batches import Batch
 from train.config import JobConfig
 from train.loss import LossTerms, combine, gather_rows, own_mined_loss, pair_loss
+from train.loss_scale import LossScale
 from train.model import TunedModel
 from train.schedule import rate_factor
 
@@ -29,7 +30,8 @@ class NotFinite(Exception):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step says: the loss over all processes and its terms, the gradient's norm before clipping, the replaced pictures of all."""
+    """What a step says: the loss over all processes and its terms, the gradient's norm before clipping, the replaced pictures of all, and
+    whether nothing was updated because fp16 overflowed."""
 
     loss: float
     loss_in_batch: float
@@ -38,6 +40,7 @@ class StepResult:
     grad_norm: float
     num_replaced: int
     stop_asked: bool
+    skipped: bool = False
 
 
 class FlatGradients:
@@ -70,7 +73,11 @@ class FlatGradients:
 
 
 class Stepper:
-    """Takes optimizer steps on a model."""
+    """Takes optimizer steps on a model.
+
+    Attributes:
+        loss_scale: what fp16 multiplies the loss by at the next step; None in the other precisions.
+    """
 
     def __init__(
         self,
@@ -85,6 +92,7 @@ class Stepper:
         self._processes, self._autocast = processes, autocast
         self._device = next(tuned.siglip.parameters()).device
         self._gradients = FlatGradients([parameter for _, parameter in tuned.trainable()])
+        self.loss_scale = LossScale() if config.train.precision == "fp16" else None
 
     def take(self, batch: Batch, *, stop_asked: bool = False) -> StepResult:
         """Take one step.
@@ -93,7 +101,7 @@ class Stepper:
             stop_asked: whether this process was told to stop; the result says whether any was.
 
         Raises:
-            NotFinite: on every process, before anything is updated.
+            NotFinite: on every process, before anything is updated; in fp16 only when a smaller scale cannot help.
         """
         # Dropout follows from (seed, step, rank), so no generator's state is ever saved.
         seeds = np.random.SeedSequence([self._config.seed, batch.step, self._processes.rank]).generate_state(1, np.uint64)
@@ -101,23 +109,40 @@ class Stepper:
         self._tuned.siglip.train()
         self._gradients.zero()
         terms, num_mined = self._forward(batch)
-        terms.total.backward()
-        self._gradients.sum_over(self._processes)
+        self._backward(terms.total)
         summed = self._sum(
             [float(terms.total.detach()), float(terms.in_batch), float(terms.mined), num_mined, len(batch.undecodable), float(stop_asked)]
         )
         norm = float(torch.linalg.vector_norm(self._gradients.buffer, dtype=torch.float64))
-        if not np.isfinite(summed[0]) or not np.isfinite(norm):
+        finite = bool(np.isfinite(summed[0]) and np.isfinite(norm))
+        if self.loss_scale is not None:
+            self.loss_scale = self.loss_scale.after(overflowed=not finite)
+        if not finite and (self.loss_scale is None or self.loss_scale.is_exhausted):
             raise NotFinite(self._diagnosis(batch.step, summed[0], norm))
+        if finite:
+            self._update(batch.step, norm)
+        loss, in_batch, mined, total_mined, replaced, stop = summed
+        return StepResult(loss, in_batch, mined, int(total_mined), norm, int(replaced), stop > 0, skipped=not finite)
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        """Gradients of all processes, summed; under fp16 scaled on the way. What overflowed on one process is not finite on any."""
+        if self.loss_scale is None:
+            loss.backward()
+            self._gradients.sum_over(self._processes)
+            return
+        (loss * self.loss_scale.scale).backward()
+        self._gradients.sum_over(self._processes)
+        self._gradients.buffer.mul_(1 / self.loss_scale.scale)
+
+    def _update(self, step: int, norm: float) -> None:
+        """Clip, and let the optimizer take the step."""
         limit = self._config.train.max_grad_norm
         if limit is not None and norm > limit:
             self._gradients.buffer.mul_(limit / norm)
-        factor = rate_factor(batch.step, self._config.train.max_steps, self._config.train.num_warmup_steps)
+        factor = rate_factor(step, self._config.train.max_steps, self._config.train.num_warmup_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         self._optimizer.step()
-        loss, in_batch, mined, total_mined, replaced, stop = summed
-        return StepResult(loss, in_batch, mined, int(total_mined), norm, int(replaced), stop > 0)
 
     def _forward(self, batch: Batch) -> tuple[LossTerms, int]:
         """This process's part of the loss."""

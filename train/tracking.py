@@ -89,7 +89,8 @@ class WandbMirror:
         """Mirror the numbers of one line."""
         if self._run is None:
             return
-        numbers = {f"{event}/{key}": value for key, value in flatten(record, "/").items() if isinstance(value, (int, float))}
+        place = f"{event}/{record['name']}" if event == "watch" else event  # several sets, each its own curve
+        numbers = {f"{place}/{key}": value for key, value in flatten(record, "/").items() if isinstance(value, (int, float))}
         try:
             self._run.log(numbers | {"train_step": step})
         except Exception as error:  # with its backend gone every call raises (facts.md)

@@ -66,8 +66,9 @@ def assert_same(found: Run, straight: Run) -> None:
     assert weights[0] == weights[1]
     reports = [json.loads((run.folder / "eval" / "test" / "report.json").read_text()) for run in (found, straight)]
     for report in reports:
-        for stage in report["stages"].values():
-            stage.pop("cost")
+        for section in (report, *report.get("watch", [])):
+            for stage in section["stages"].values():
+                stage.pop("cost")
     assert reports[0] == reports[1]
     litter = [path.name for path in found.folder.rglob(".*") if path.name != ".lock"]
     assert litter == [], litter

@@ -1,0 +1,39 @@
+"""fp16's loss scale: the loss is multiplied before the backward pass, so that small gradients survive float16, and they are divided after.
+
+The rule is torch.amp.GradScaler's (Micikevicius et al. 2018, arXiv 1710.03740): halve and skip the step where a gradient overflowed, double
+after 2,000 steps without. Not GradScaler itself: it looks for overflow in each process's own gradients, while ours are one buffer, summed
+over processes before it is looked at, so that all skip alike; and its state is a number on the GPU, ours two in a checkpoint's JSON.
+"""
+
+from dataclasses import dataclass, replace
+
+GROWTH_INTERVAL_STEPS = 2_000
+SMALLEST = 1.0
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """Where the scale stands; a power of two, so that scaling rounds nothing.
+
+    Attributes:
+        scale: what the loss is multiplied by.
+        num_good_steps: steps taken since it last changed.
+        num_skipped: steps skipped so far.
+    """
+
+    scale: float = 2.0**16
+    num_good_steps: int = 0
+    num_skipped: int = 0
+
+    def after(self, *, overflowed: bool) -> "LossScale":
+        """The scale of the next step."""
+        if overflowed:
+            return LossScale(self.scale / 2, 0, self.num_skipped + 1)
+        if self.num_good_steps + 1 == GROWTH_INTERVAL_STEPS:
+            return replace(self, scale=2 * self.scale, num_good_steps=0)
+        return replace(self, num_good_steps=self.num_good_steps + 1)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """True if it was halved to where scaling cannot be what makes the gradients overflow."""
+        return self.scale < SMALLEST

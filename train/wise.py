@@ -1,0 +1,214 @@
+"""WiSE-FT: weights between base and tuned, measured on val and on the watch sets, and the best kept when asked.
+
+    python -m train.wise RUN_FOLDER --output DIR [--alphas 0,0.2,0.4,0.6,0.8,1] [--keep best|ALPHA]
+
+Writes DIR/wise.json, DIR/wise.png, DIR/wise.svg, DIR/SET.parquet (a row a query of every alpha) and, with --keep, DIR/export. Source:
+Wortsman et al. 2022, arXiv 2109.01903, equation 1, over every weight: both towers, scale and bias.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from eval.checkpoint import load_siglip
+from eval.dataset import RetrievalSet
+from eval.errors import UserError
+from eval.evaluator import check_stages, query_table
+from eval.first_stage import progress_bar, retrieve, use_exact_float32
+from eval.processes import Processes
+from train.config import JobConfig
+from train.curve import draw_curve
+from train.export import Chosen, export_model, load_checkpoint, model_card, read_run
+from train.job import load_data
+from train.model import TunedModel, merged_state
+from train.watch import Recall
+
+ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def between(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
+    """(1 - alpha) * base + alpha * tuned, weight by weight; at 0 and 1 the very bits (arithmetic would lose a zero's sign)."""
+    if base.keys() != tuned.keys():
+        raise ValueError(f"two different models; differing weights: {sorted(base.keys() ^ tuned.keys())[:5]}")
+    if alpha in (0.0, 1.0):
+        return dict(tuned if alpha else base)
+    return {name: torch.lerp(base[name], tuned[name], alpha) for name in base}
+
+
+def choose(on_val: Mapping[float, Recall], watched: Mapping[str, Mapping[float, Recall]]) -> tuple[float, str]:
+    """The alpha to keep, and why in words: the best mean R@1 on val among those at which no watch set has dropped; 1 if there is none.
+
+    Of equals the one nearer to the base.
+    """
+    qualified = [alpha for alpha in on_val if not any(recalls[alpha].dropped for recalls in watched.values())]
+    if not qualified:
+        return 1.0, "at every alpha a watch set has dropped: none qualifies, the tuned weights are kept as they are"
+    best = max(qualified, key=lambda alpha: (on_val[alpha].mean, -alpha))
+    return best, f"the best mean R@1 on val among the {len(qualified)} of {len(on_val)} alphas at which no watch set has dropped"
+
+
+@dataclass(frozen=True)
+class Line:
+    """The models between a base and a tuned one."""
+
+    base: dict[str, torch.Tensor]
+    tuned: dict[str, torch.Tensor]
+    model: TunedModel
+
+    @classmethod
+    def of(cls, chosen: Chosen) -> "Line":
+        """From the base of a run to a checkpoint of it."""
+        siglip, inputs = load_siglip(chosen.base)
+        base = {name: value.detach().clone() for name, value in siglip.state_dict().items()}
+        return cls(base, merged_state(chosen.tuned), TunedModel(siglip, inputs, chosen.newest.base_sha256))
+
+    def at(self, alpha: float) -> TunedModel:
+        """The model at an alpha; the same object at every call, with other weights."""
+        self.model.siglip.load_state_dict(between(self.base, self.tuned, alpha))
+        return self.model
+
+
+def measure(line: Line, sets: Mapping[str, RetrievalSet], alphas: Sequence[float], num_workers: int) -> dict[str, pa.Table]:
+    """Per-query rows of each set without the retrieved ids, a stage per alpha (see `stage_name`)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tables: dict[str, list[pa.Table]] = {name: [] for name in sets}
+    for alpha in alphas:
+        tuned = line.at(alpha)
+        tuned.siglip.to(device)
+        for name, dataset in sets.items():
+            with progress_bar(f"alpha {alpha:g} on {name}", dataset, Processes()) as bar:
+                stage = retrieve(
+                    stage_name(alpha), tuned.siglip, tuned.inputs, dataset, num_workers=num_workers, on_progress=bar.update
+                )  # fmt: skip
+            check_stages(dataset, [stage], ())
+            tables[name].append(query_table(dataset, [stage]).drop_columns(["top_ids", "top_scores"]))
+    return {name: pa.concat_tables(parts) for name, parts in tables.items()}
+
+
+def stage_name(alpha: float) -> str:
+    """What an alpha is called in the per-query rows."""
+    return f"alpha={alpha}"
+
+
+def run(config: JobConfig, output: Path, alphas: Sequence[float], keep: str | None) -> dict[str, Any]:
+    """Measure, draw, choose, export; what wise.json holds.
+
+    Raises:
+        UserError: the run, its data or its base cannot be used.
+        OSError: something cannot be written.
+    """
+    use_exact_float32()
+    splits = load_data(config)
+    if splits.val is None:
+        raise UserError(f"{config.run_folder}: data.val_split is null, and alphas are compared on val; the run has none to compare them on")
+    sets = {"val": splits.val} | {f"watch-{watched.config.name}": watched.dataset for watched in splits.watch}
+    chosen = load_checkpoint(config, "best")
+    line = Line.of(chosen)
+    asked = sorted({*alphas, *([] if keep in (None, "best") else [float(keep)])})  # type: ignore[arg-type]  # None was sorted out
+    tables = measure(line, sets, sorted({0.0, *asked}), config.data.num_workers)  # base is what all are compared with
+    recalls = {
+        name: {alpha: Recall.of(dataset, tables[name], stage_name(alpha), stage_name(0.0)) for alpha in asked}
+        for name, dataset in sets.items()
+    }
+    best, why = choose(recalls["val"], {name: found for name, found in recalls.items() if name != "val"})
+    kept = None if keep is None else best if keep == "best" else float(keep)
+    record = {
+        "run": str(config.run_folder),
+        "base": chosen.base,
+        "step": chosen.step,
+        "sets": {name: [{"alpha": alpha} | recall.as_record() for alpha, recall in found.items()] for name, found in recalls.items()},
+        "best": best,
+        "why": why,
+        "kept": kept,
+    }
+    _write(output, record, tables)
+    draw_curve(output / "wise", recalls, best)
+    if kept is not None:
+        _export(config, chosen, line, kept, recalls["val"].get(kept), output / "export")
+    return record
+
+
+def _write(output: Path, record: dict[str, Any], tables: Mapping[str, pa.Table]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        temporary = output / f".{name}.{os.getpid()}.tmp"
+        pq.write_table(table, temporary)
+        os.replace(temporary, output / f"{name}.parquet")
+    temporary = output / f".wise.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, output / "wise.json")
+
+
+def _export(config: JobConfig, chosen: Chosen, line: Line, alpha: float, on_val: Recall | None, folder: Path) -> None:
+    """The model at an alpha as a plain folder, whose card says so."""
+    score = f"; mean R@1 on val {100 * on_val.mean:.2f}" if on_val is not None else ""
+    weights = f"WiSE-FT (arXiv 2109.01903), alpha {alpha:g} of the way from the base to this checkpoint{score}"
+    export_model(line.at(alpha), folder, model_card(config, chosen.newest, chosen.step, chosen.base, weights=weights))
+
+
+def _alpha(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value
+
+
+def _parse(arguments: list[str]) -> Any:
+    parser = argparse.ArgumentParser(prog="python -m train.wise", description="Weights between base and tuned: measure them, keep one.")
+    parser.add_argument("run_folder", type=Path, help="folder of a run, e.g. runs/demo")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--alphas", default=",".join(f"{alpha:g}" for alpha in ALPHAS), help="0 is the base, 1 the best checkpoint")
+    parser.add_argument("--keep", help="best, or an alpha: export the model there to OUTPUT/export")
+    asked = parser.parse_args(arguments)
+    try:
+        asked.alphas = [_alpha(text) for text in asked.alphas.split(",")]
+        if asked.keep not in (None, "best"):
+            _alpha(asked.keep)
+    except ValueError:
+        parser.error(f"an alpha is a number from 0 to 1; found --alphas {asked.alphas} --keep {asked.keep}")
+    return asked
+
+
+def _show(record: dict[str, Any], output: Path) -> None:
+    for name, rows in record["sets"].items():
+        for row in rows:
+            low, high = (100 * bound for bound in row["delta_ci95"])
+            dropped = "  forgotten" if row["dropped"] and name != "val" else ""
+            figures = f"mean R@1 {100 * row['mean_R@1']:6.2f}  against base {100 * row['delta']:+6.2f} [{low:+.2f}, {high:+.2f}]"
+            print(f"{name:20} alpha {row['alpha']:<4g} {figures}{dropped}")
+    print(f"best     alpha {record['best']:g}: {record['why']}")
+    if record["kept"] is not None:
+        print(f"export   {output}/export (alpha {record['kept']:g})")
+    print(f"curve    {output}/wise.png, {output}/wise.svg (wise.json and the per-query rows beside them)")
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    asked = _parse(arguments)
+    try:
+        record = run(read_run(asked.run_folder), asked.output, asked.alphas, asked.keep)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"error: could not write {asked.output}: {error}", file=sys.stderr)
+        return 4
+    _show(record, asked.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
