@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from eval.checkpoint import load_siglip
+from eval.choices.choice_set import read_choices
+from eval.choices.report import print_choices, write_choices
 from eval.evaluator import Stage, evaluate
 from eval.first_stage import progress_bar, retrieve
 from eval.report import print_report, read_report, report_record, write_report
 from eval.trec import write_trec
-from rerank.scorer import load_scorer
+from rerank.choices import measure_choices
+from rerank.scorer import PairScorer, load_scorer
 from rerank.stages import reranked_stages
 from train.arms import checkpoints, comparisons
 from train.checkpoint import State
@@ -75,6 +78,8 @@ def _measure(job: Job, export: Path, check_signal: Any) -> dict[str, Any]:
     if scorer is not None and rerank is not None:
         stages += reranked_stages(dataset, stages, scorer, rerank.top_k, processes=job.processes)
     figures = evaluate(dataset, stages, comparisons(job.config, scorer.name if scorer is not None else None))
+    if job.config.choices:
+        figures.sections["choices"] = _measure_choices(job, export, scorer, check_signal)
     if job.processes.is_main:
         folder = report_folder(job.config)
         notes = [f"Leakage: {leak}." for leak in job.leakages if leak.num_shared_images or leak.num_shared_captions]
@@ -82,6 +87,25 @@ def _measure(job: Job, export: Path, check_signal: Any) -> dict[str, Any]:
         if job.config.evaluation.trec:
             write_trec(folder / "trec", figures.queries, dataset)
     return report_record(figures)
+
+
+def _measure_choices(job: Job, export: Path, scorer: PairScorer | None, check_signal: Any) -> list[dict[str, Any]]:
+    """The record of each choice set; written with its rows to eval/SPLIT/choices/N."""
+    records = []
+    for number, path in enumerate(job.config.choices or ()):
+        report = measure_choices(
+            read_choices(path),
+            checkpoints(job.config, job.base, str(export)),
+            scorer,
+            device=job.accelerator.device,
+            processes=job.processes,
+            num_workers=job.config.data.num_workers,
+            on_progress=lambda rows: check_signal(),
+        )
+        if job.processes.is_main:
+            write_choices(report_folder(job.config) / "choices" / str(number), report)
+        records.append(report.record)
+    return records
 
 
 def report_folder(config: JobConfig) -> Path:
@@ -101,7 +125,7 @@ def is_finished(config: JobConfig) -> bool:
 
 def _finished_record(config: JobConfig) -> dict[str, Any]:
     measured = config.model_dump(mode="json", include={"rerank", "evaluation"})
-    return {"max_steps": config.train.max_steps} | measured
+    return {"max_steps": config.train.max_steps} | measured | ({"choices": config.choices} if config.choices else {})
 
 
 def _mark_finished(config: JobConfig) -> None:
@@ -119,7 +143,10 @@ def show_finished(config: JobConfig, record: dict[str, Any] | None = None) -> No
     """
     final = config.data.test_split or config.data.val_split
     if final is not None:
-        print_report(read_report(report_folder(config)) if record is None else record)
+        record = read_report(report_folder(config)) if record is None else record
+        print_report(record)
+        for choices in record.get("choices", ()):
+            print_choices(choices)
         print(f"report   {report_folder(config)}/report.html (report.json, queries.parquet beside it)")
     print(f"export   {config.run_folder}/export")
     print(f"metrics  {config.run_folder}/metrics.jsonl")

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from eval.checkpoint import load_siglip_config
+from eval.choices.choice_set import read_choices
 from eval.dataset import RetrievalSet, load_split
 from eval.errors import UserError
 from eval.first_stage import use_exact_float32
@@ -185,6 +186,8 @@ def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
     if final is None:
         return None
     scorer_name = load_scorer(config.rerank.model, device="cpu").name if config.rerank is not None else None
+    for path in config.choices or ():
+        read_choices(path)
     for checkpoint in asked.models.values():
         load_siglip_config(checkpoint)
     check_comparisons(config, scorer_name)
