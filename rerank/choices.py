@@ -3,7 +3,7 @@
 Shape letters: N (image, caption) pairs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from eval.checkpoint import load_siglip
 from eval.choices.choice_set import ChoiceSet
 from eval.choices.cosines import cosines
 from eval.choices.report import ChoiceReport, choice_report
+from eval.errors import UserError
 from eval.processes import Processes
 from rerank.candidates import CandidateLists
 from rerank.pairs import complete_scores
@@ -45,6 +46,18 @@ def fused(cosines_N: np.ndarray, matches_N: np.ndarray) -> np.ndarray:
     return standardised(cosines_N) + standardised(matches_N)
 
 
+def stage_names(names: Sequence[str], scorer_name: str | None) -> list[str]:
+    """Every stage of a measurement: the bi-encoders `names`, the cross-encoder, and its sum with each.
+
+    Raises:
+        UserError: one name stands for two of them.
+    """
+    stages = [*names, *([scorer_name, *(f"{name}+{scorer_name}" for name in names)] if scorer_name is not None else [])]
+    if len(set(stages)) < len(stages):
+        raise UserError(f"choices: each checkpoint needs a name of its own, and not the reranker's; the stages would be {stages}")
+    return stages
+
+
 def measure_choices(
     choices: ChoiceSet,
     checkpoints: Mapping[str, str],
@@ -63,14 +76,15 @@ def measure_choices(
         checkpoints: stage name -> folder or hub id of a SigLIP checkpoint.
 
     Raises:
-        UserError: a checkpoint cannot be used, a picture does not decode, or a score is not finite.
+        UserError: a name is there twice, a checkpoint cannot be used, a picture does not decode, or a score is not finite.
     """
+    stage_names(list(checkpoints), scorer.name if scorer is not None else None)
     stages: dict[str, np.ndarray] = {}
     for name, path in checkpoints.items():
         model, inputs = load_siglip(path)
         model.to(device)  # type: ignore[arg-type]  # transformers wraps it
         stages[name] = cosines(model, inputs, choices, processes=processes, num_workers=num_workers, on_progress=on_progress)
-    names = list(stages)
+    names = list(checkpoints)
     rules = dict.fromkeys(names, "cosine")
     pairs = [(name, names[0]) for name in names[1:]]
     if scorer is not None:

@@ -42,7 +42,7 @@ def run(asked: argparse.Namespace) -> int:
         UserError, ImageError: model, data or reranker cannot be used.
         OSError: the report cannot be written.
     """
-    from rerank.choices import measure_choices
+    from rerank.choices import measure_choices, stage_names
     from rerank.scorer import load_scorer
 
     use_exact_float32()
@@ -51,9 +51,7 @@ def run(asked: argparse.Namespace) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scorer = load_scorer(asked.rerank, device=device) if asked.rerank is not None else None
     checkpoints = [("model", asked.model)] + [(name, path) for name, _, path in (text.partition("=") for text in asked.also)]
-    names = [name for name, _ in checkpoints] + ([scorer.name] if scorer is not None else [])
-    if len(set(names)) < len(names) or "" in names:
-        raise UserError(f"--also: each checkpoint needs a name of its own, beside 'model' and the reranker's; found {names}")
+    stage_names([name for name, _ in checkpoints], scorer.name if scorer is not None else None)
     report = measure_choices(choices, dict(checkpoints), scorer, device=device, num_workers=asked.num_workers)
     folder = write_choices(asked.output, report)
     print_choices(report.record)

@@ -73,7 +73,7 @@ class Sample:
         sums, against = self.sums(one), self.sums(other)
         gains_EM = self.values(one) - self.values(other)
         bounds_2M = interval(sums.resampled_means(self.weights_SU) - against.resampled_means(self.weights_SU))
-        p_M = sign_flip_p_values((sums.sums_IM - against.sums_IM) / len(self.rows_E))
+        p_M = sign_flip_p_values(sums.sums_IM - against.sums_IM)
         return [
             {
                 "metric": metric,

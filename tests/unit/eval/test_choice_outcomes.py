@@ -112,6 +112,29 @@ def test_figures_are_means_and_intervals_over_pictures(mixed: tuple[ChoiceSet, d
     assert set(record["stages"]["two"]["categories"]["size"]) == {"accuracy"}
 
 
+def test_examples_of_one_picture_are_one_witness() -> None:
+    """Two pictures with 20 examples each, all right of one and all wrong of the other: a resample holds 0, 1 or 2 of the right one."""
+    choices = made(*(choice(n, n % 2, 1) for n in range(40)))
+    scores_N = np.concatenate([[1.0, 0.0] if n % 2 else [0.0, 1.0] for n in range(40)])
+    record = choice_figures(outcome_table(choices, {"one": scores_N, "two": np.tile([1.0, 0.0], 40)}), [("two", "one")])
+    assert record["stages"]["one"]["overall"]["accuracy"]["ci95"] == [0.0, 1.0]
+    (row,) = record["comparisons"]
+    assert (row["delta"], row["ci95"], row["wins"]) == (0.5, [0.0, 1.0], 20)
+    assert row["p_value"] == 1.0, "flipping one picture leaves the difference as large"
+
+
+def test_p_values_are_corrected_over_all_rows() -> None:
+    """Six pictures won of six: flipped signs are as extreme 2 times in 64, so p is near 1/32; four rows of that make it 4/32."""
+    choices = made(*(choice(n, n, 1) for n in range(6)))
+    lost, won = np.tile([0.0, 1.0], 6), np.tile([1.0, 0.0], 6)
+    table = outcome_table(choices, {"lost": lost, "won": won})
+    (alone,) = choice_figures(table, [("won", "lost")])["comparisons"]
+    assert (alone["p_value"], alone["verdict"]) == (pytest.approx(1 / 32, abs=0.006), "better")
+    four = choice_figures(table, [("won", "lost")] * 4)["comparisons"]
+    assert [row["p_value"] for row in four] == [pytest.approx(4 * alone["p_value"])] * 4
+    assert {row["verdict"] for row in four} == {"no evidence"}
+
+
 def test_comparisons_are_paired_and_corrected_together(mixed: tuple[ChoiceSet, dict[str, np.ndarray]]) -> None:
     choices, stages = mixed
     rows = choice_figures(outcome_table(choices, stages | {"copy": stages["two"]}), [("two", "one"), ("copy", "two")])["comparisons"]

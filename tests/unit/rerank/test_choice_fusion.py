@@ -11,7 +11,7 @@ from PIL import Image
 
 from eval.choices.choice_set import ChoiceSet, Example, Picture, read_choices
 from eval.errors import UserError
-from rerank.choices import fused, match_scores, measure_choices, standardised
+from rerank.choices import fused, match_scores, measure_choices, stage_names, standardised
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "demo"
@@ -93,6 +93,15 @@ def test_stages_their_rules_and_who_is_compared(choices: ChoiceSet) -> None:
     np.testing.assert_allclose(both, (one - one.mean()) / one.std() + (other - other.mean()) / other.std(), atol=1e-9)
     alone = measure_choices(choices, {"base": base}, None).record
     assert list(alone["stages"]) == ["base"] and alone["comparisons"] == []
+
+
+def test_a_name_stands_for_one_stage(choices: ChoiceSet) -> None:
+    assert stage_names(["base", "tuned"], "blip") == ["base", "tuned", "blip", "base+blip", "tuned+blip"]
+    for names in (["base", "base"], ["base", "blip"], ["base", "base+blip"]):
+        with pytest.raises(UserError, match="a name of its own"):
+            stage_names(names, "blip")
+    with pytest.raises(UserError, match="a name of its own"):
+        measure_choices(choices, {"colour": "nowhere"}, ColourScorer())
 
 
 def test_the_demos_base_knows_colours() -> None:
