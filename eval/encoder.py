@@ -8,15 +8,15 @@ import atexit
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader, Dataset
 from transformers import SiglipModel
 
-from eval.dataset import RetrievalSet
 from eval.errors import UserError
 from eval.images import ImageError
 from eval.inputs import SiglipInputs
@@ -24,6 +24,17 @@ from eval.processes import Processes
 
 IMAGE_BLOCK = 32
 TEXT_BLOCK = 128
+
+
+class Pictures(Protocol):
+    """Pictures to embed; `eval.dataset.RetrievalSet` and `eval.choices.choice_set.ChoiceSet` hold such."""
+
+    @property
+    def num_images(self) -> int:
+        """Number of pictures."""
+
+    def load_image(self, image: int, /) -> Image.Image:
+        """One picture, RGB."""
 
 
 def image_features(model: SiglipModel, pixels: torch.Tensor) -> torch.Tensor:
@@ -44,7 +55,7 @@ def _at_least_float32(features: torch.Tensor) -> torch.Tensor:
 def embed_images(
     model: SiglipModel,
     inputs: SiglipInputs,
-    dataset: RetrievalSet,
+    dataset: Pictures,
     *,
     processes: Processes = Processes(),
     num_workers: int = 0,
@@ -163,7 +174,7 @@ def _pad(rows: torch.Tensor, block: int) -> torch.Tensor:
 class _PixelBlocks(Dataset):  # type: ignore[type-arg]
     """The blocks of pixel values one process encodes; decoding happens in the loader's workers."""
 
-    def __init__(self, dataset: RetrievalSet, inputs: SiglipInputs, block: int, processes: Processes, allow_undecodable: bool) -> None:
+    def __init__(self, dataset: Pictures, inputs: SiglipInputs, block: int, processes: Processes, allow_undecodable: bool) -> None:
         self._dataset, self._inputs, self._block, self._allow = dataset, inputs, block, allow_undecodable
         self._numbers = list(processes.share_of(_num_blocks(dataset.num_images, block)))
 

@@ -5,8 +5,6 @@ each is read). What comes out is the same for all: one ManifestImage per (split,
 """
 
 import os
-import posixpath
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +14,9 @@ from typing import Any
 from eval.captions import normalise
 from eval.errors import UserError
 from eval.manifest_rows import EmbeddedImage, Row, RowSource, is_unicode, open_rows
+from eval.picture_paths import PathFault, PicturePaths
 
 COLUMNS = ("image", "captions", "caption", "id", "split", "group")
-_URL = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.\-]*://|^data:")
 _SHOWN_PER_KIND = 20
 
 
@@ -45,6 +43,17 @@ class ManifestError(UserError):
                 lines.append(f"  {fault.where}: {fault.what}")
         lines += [f"  ... and {count - _SHOWN_PER_KIND} more of: {kind}" for kind, count in counts.items() if count > _SHOWN_PER_KIND]
         super().__init__("\n".join(lines))
+
+
+def caption_fault(where: str, value: object) -> Fault | None:
+    """What is wrong with a value that should be a caption, or nothing."""
+    if not isinstance(value, str):
+        return Fault(where, "caption is not text", f"expected text, found {type(value).__name__}: {value!r:.80}")
+    if not is_unicode(value):
+        return Fault(where, "not UTF-8 text", f"half a character (a lone surrogate) in the caption {value!r:.80}")
+    if not normalise(value):
+        return Fault(where, "empty caption", f"nothing is left of {value!r:.80} without blanks and punctuation")
+    return None
 
 
 @dataclass
@@ -111,7 +120,7 @@ def read_manifest(
         for name in slice_by
         if name not in rows.columns
     ]
-    joiner = _Joiner(Path(image_root) if image_root is not None else rows.folder, rows, faults, slice_by)
+    joiner = _Joiner(PicturePaths(Path(image_root) if image_root is not None else rows.folder), rows, faults, slice_by)
     for row in rows:
         joiner.add(row)
     manifest = Manifest(str(source), rows, sorted(joiner.finish(), key=lambda image: image.id))
@@ -170,14 +179,13 @@ def _column_faults(rows: RowSource, mapping: Mapping[str, str], asked: Mapping[s
 class _Joiner:
     """Checks rows one by one and joins those of one picture."""
 
-    image_root: Path
+    paths: PicturePaths
     rows: RowSource
     faults: list[Fault]
     slice_by: Sequence[str] = ()
     images: dict[tuple[str | None, str], ManifestImage] = field(default_factory=dict)
     path_of_id: dict[str, tuple[str, str]] = field(default_factory=dict)
     id_of_path: dict[str, tuple[str, str]] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
 
     def add(self, row: Row) -> None:
         """Check one row and join it; what is wrong with it goes to `faults`."""
@@ -229,12 +237,8 @@ class _Joiner:
             self.faults.append(Fault(row.where, "no caption", "the list of captions is empty"))
         good = []
         for value in values:
-            if not isinstance(value, str):
-                self.faults.append(Fault(row.where, "caption is not text", f"expected text, found {type(value).__name__}: {value!r:.80}"))
-            elif not is_unicode(value):
-                self.faults.append(Fault(row.where, "not UTF-8 text", f"half a character (a lone surrogate) in the caption {value!r:.80}"))
-            elif not normalise(value):
-                self.faults.append(Fault(row.where, "empty caption", f"nothing is left of {value!r:.80} without blanks and punctuation"))
+            if fault := caption_fault(row.where, value):
+                self.faults.append(fault)
             else:
                 good.append(value)
         return good
@@ -257,36 +261,8 @@ class _Joiner:
         """(key, path, size in bytes) of a row's picture, or None after a fault."""
         if row.embedded is not None:
             return row.embedded.key, None, row.embedded.num_bytes
-        value = row.image
-        if not isinstance(value, str) or not value.strip() or not is_unicode(value):
-            self.faults.append(Fault(row.where, "no image", f"expected a path or embedded bytes, found {value!r:.80}"))
+        try:
+            return self.paths.find(row.image)
+        except PathFault as fault:
+            self.faults.append(Fault(row.where, fault.kind, str(fault)))
             return None
-        if _URL.match(value):
-            self.faults.append(
-                Fault(
-                    row.where, "URL", f"{value!r:.200} is a URL; nothing is fetched from a manifest. Download the pictures and give paths"
-                )
-            )
-            return None
-        relative = posixpath.normpath(os.path.relpath(value, self.image_root) if os.path.isabs(value) else value)
-        if relative == ".." or relative.startswith("../"):
-            self.faults.append(
-                Fault(row.where, "path outside the image root", f"{value!r} lies outside {str(self.image_root)!r}; set data.image_root")
-            )
-            return None
-        path = self.image_root / relative
-        size = self._size(path, relative)
-        if size < 0:
-            remedy = "Paths are written with / here" if "\\" in value else "Is data.image_root right?"
-            self.faults.append(Fault(row.where, "missing file", f"{str(path)!r:.300} does not exist or is no file. {remedy}"))
-            return None
-        return relative, path, size
-
-    def _size(self, path: Path, relative: str) -> int:
-        """Bytes of a file, -1 when it is not there; asked of the file system once per picture."""
-        if relative not in self.sizes:
-            try:
-                self.sizes[relative] = path.stat().st_size if path.is_file() else -1
-            except OSError:  # a name too long for the file system: a caption in the column of paths, say
-                self.sizes[relative] = -1
-        return self.sizes[relative]

@@ -86,7 +86,7 @@ def _open_rows(source: str, mapping: Mapping[str, str]) -> RowSource:
             case ".csv" | ".tsv":
                 return TextRows(path, mapping, _read_csv)
             case ".jsonl" | ".ndjson":
-                return TextRows(path, mapping, _read_jsonl)
+                return TextRows(path, mapping, read_jsonl)
             case ".parquet":
                 return ArrowRows([path], mapping)
         raise UserError(f"{source}: a manifest is .jsonl, .csv, .parquet or an image folder; found a file named *{path.suffix}")
@@ -194,7 +194,8 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def _read_jsonl(path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+def read_jsonl(path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
+    """(columns, (line, record) of each row) of a .jsonl file; (place, what) of lines that are no JSON objects go to `faults`."""
     records: list[tuple[int, dict[str, Any]]] = []
     columns: dict[str, None] = {}
     with path.open("rb") as file:
@@ -240,7 +241,7 @@ class FolderRows(_Rows):
     def _read_part(self, part: Path, split: str | None) -> None:
         files = [part / name for name in METADATA_FILES if (part / name).is_file()]
         for file in files:
-            columns, records = (_read_csv if file.suffix == ".csv" else _read_jsonl)(file, self.faults)
+            columns, records = (_read_csv if file.suffix == ".csv" else read_jsonl)(file, self.faults)
             self.columns += [name for name in columns if name not in self.columns]
             for line, record in records:
                 self._records.append((f"{file}:{line}", self._adopt(record, part, split)))

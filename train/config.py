@@ -263,6 +263,8 @@ class JobConfig(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     watch: list[WatchConfig] = []
     """Sets that show what is forgotten while val is learnt (docs/forgetting.md)."""
+    choices: list[str] | None = None
+    """Choice sets (.jsonl or .parquet, see docs/choices.md) that base, tuned and evaluation.models are measured on at the end."""
     wandb: WandbConfig | None = None
 
     @model_validator(mode="after")
@@ -273,6 +275,8 @@ class JobConfig(_Section):
             raise ValueError(
                 "data.train_split is null (the manifest has no splits), so data.val_split and data.test_split must be null too"
             )
+        if self.choices and not (self.data.val_split or self.data.test_split):
+            raise ValueError("choices are part of the final report, which needs data.test_split or data.val_split")
         if self.mining is not None and self.mining.start_step >= self.train.max_steps:
             raise ValueError(f"mining.start_step {self.mining.start_step} lies beyond train.max_steps {self.train.max_steps}")
         names = [watch.name for watch in self.watch]

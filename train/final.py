@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from eval.checkpoint import load_siglip
+from eval.choices.choice_set import read_choices
+from eval.choices.report import print_choices, write_choices
 from eval.dataset import RetrievalSet
 from eval.evaluator import Stage, evaluate
 from eval.first_stage import progress_bar, retrieve
 from eval.gallery import gallery
 from eval.report import print_report, read_report, report_record, write_report
 from eval.trec import write_trec
-from rerank.scorer import load_scorer
+from rerank.choices import measure_choices
+from rerank.scorer import PairScorer, load_scorer
 from rerank.stages import reranked_stages
 from train.arms import checkpoints, comparisons
 from train.checkpoint import State
@@ -65,6 +68,8 @@ def _measure(job: Job, export: Path, watched: dict[str, dict[str, Any]], check_s
         stages += reranked_stages(dataset, stages, scorer, rerank.top_k, processes=job.processes)
     figures = evaluate(dataset, stages, comparisons(job.config, scorer.name if scorer is not None else None))
     figures.sections["leakage"] = [leak.as_record() for leak in job.leakages]
+    if job.config.choices:
+        figures.sections["choices"] = _measure_choices(job, export, scorer, check_signal)
     if watched:
         figures.sections["watch"] = list(watched.values())
     if job.processes.is_main:
@@ -114,6 +119,25 @@ def _stages(job: Job, measured: dict[str, str], dataset: RetrievalSet, label: st
     return stages
 
 
+def _measure_choices(job: Job, export: Path, scorer: PairScorer | None, check_signal: Any) -> list[dict[str, Any]]:
+    """The record of each choice set; written with its rows to eval/SPLIT/choices/N."""
+    records = []
+    for number, path in enumerate(job.config.choices or ()):
+        report = measure_choices(
+            read_choices(path),
+            checkpoints(job.config, job.base, str(export)),
+            scorer,
+            device=job.accelerator.device,
+            processes=job.processes,
+            num_workers=job.config.data.num_workers,
+            on_progress=lambda rows: check_signal(),
+        )
+        if job.processes.is_main:
+            write_choices(report_folder(job.config) / "choices" / str(number), report)
+        records.append(report.record)
+    return records
+
+
 def report_folder(config: JobConfig) -> Path:
     """Where the final report lies: eval/SPLIT."""
     split = config.data.test_split or config.data.val_split or "none"
@@ -145,7 +169,7 @@ def _read_finished(config: JobConfig) -> dict[str, Any]:
 
 def _finished_record(config: JobConfig) -> dict[str, Any]:
     measured = config.model_dump(mode="json", include={"rerank", "evaluation"})
-    return {"max_steps": config.train.max_steps} | measured
+    return {"max_steps": config.train.max_steps} | measured | ({"choices": config.choices} if config.choices else {})
 
 
 def _mark_finished(config: JobConfig, stopped: str) -> None:
@@ -164,7 +188,10 @@ def show_finished(config: JobConfig, record: dict[str, Any] | None = None) -> No
     """
     final = config.data.test_split or config.data.val_split
     if final is not None:
-        print_report(read_report(report_folder(config)) if record is None else record)
+        record = read_report(report_folder(config)) if record is None else record
+        print_report(record)
+        for choices in record.get("choices", ()):
+            print_choices(choices)
         print(f"report   {report_folder(config)}/report.html (report.json, queries.parquet beside it)")
     for watched in config.watch:
         print(final_line(watched.name, read_report(watch_folder(config, watched.name))))

@@ -13,6 +13,7 @@ from accelerate import Accelerator, PartialState
 from tqdm import tqdm
 
 from eval.checkpoint import load_siglip_config
+from eval.choices.choice_set import read_choices
 from eval.dataset import RetrievalSet, load_split
 from eval.errors import UserError
 from eval.first_stage import use_exact_float32
@@ -21,9 +22,10 @@ from eval.manifest import Manifest, read_manifest
 from eval.processes import Processes
 from eval.qrels import read_qrels
 from eval.truth import judged_by, known_pairs
+from rerank.choices import stage_names
 from rerank.scorer import load_scorer
 from rerank.stages import check_top_k
-from train.arms import check_comparisons
+from train.arms import check_comparisons, checkpoints
 from train.batches import BatchOrder
 from train.config import JobConfig
 from train.model import TunedModel, build_model, make_optimizer, resolve_base
@@ -230,6 +232,9 @@ def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
     if final is None:
         return None
     scorer_name = load_scorer(config.rerank.model, device="cpu").name if config.rerank is not None else None
+    for path in config.choices or ():
+        read_choices(path)
+        stage_names(list(checkpoints(config, "", "")), scorer_name)
     for checkpoint in asked.models.values():
         load_siglip_config(checkpoint)
     check_comparisons(config, scorer_name)

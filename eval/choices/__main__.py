@@ -1,0 +1,81 @@
+"""python -m eval.choices --model DIR_OR_HUB_ID --data CHOICES --output DIR [--rerank DIR_OR_HUB_ID] [--image-root DIR]
+
+Measures a SigLIP checkpoint, or several (--also), on a choice set, alone and with a cross-encoder. Exit codes: 0 done · 2 bad arguments
+or data · 4 could not write.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from eval.choices.choice_set import read_choices
+from eval.choices.report import print_choices, write_choices
+from eval.errors import UserError
+from eval.first_stage import use_exact_float32
+from eval.images import ImageError
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m eval.choices", description="Measure a SigLIP checkpoint on a choice set.")
+    parser.add_argument("--model", required=True, help="checkpoint folder or hub id, e.g. runs/demo/export")
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=DIR_OR_HUB_ID", help="a further checkpoint, as stage NAME")
+    parser.add_argument("--data", required=True, help="choice set: .jsonl or .parquet; see docs/choices.md")
+    parser.add_argument("--image-root", help="folder that image paths are relative to (default: the choice set's)")
+    parser.add_argument("--output", required=True, help="folder for choices.json and choices.parquet")
+    parser.add_argument("--rerank", help="cross-encoder folder or hub id, e.g. Salesforce/blip-itm-base-coco")
+    parser.add_argument("--num-workers", type=int, default=2, help="processes that decode pictures (default 2)")
+    asked = parser.parse_args(arguments)
+    if bad := [value for value in asked.also if "=" not in value]:
+        parser.error(f"--also takes NAME=DIR_OR_HUB_ID, found {bad}")
+    if asked.num_workers < 0:
+        parser.error("--num-workers is at least 0")
+    return asked
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Measure and report.
+
+    Raises:
+        UserError, ImageError: model, data or reranker cannot be used.
+        OSError: the report cannot be written.
+    """
+    from rerank.choices import measure_choices, stage_names
+    from rerank.scorer import load_scorer
+
+    use_exact_float32()
+    Path(asked.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    choices = read_choices(asked.data, image_root=asked.image_root)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scorer = load_scorer(asked.rerank, device=device) if asked.rerank is not None else None
+    checkpoints = [("model", asked.model)] + [(name, path) for name, _, path in (text.partition("=") for text in asked.also)]
+    stage_names([name for name, _ in checkpoints], scorer.name if scorer is not None else None)
+    report = measure_choices(choices, dict(checkpoints), scorer, device=device, num_workers=asked.num_workers)
+    folder = write_choices(asked.output, report)
+    print_choices(report.record)
+    print(f"report   {folder}/choices.json (choices.parquet beside it)")
+    return 0
+
+
+def main() -> None:
+    """The command."""
+    from transformers.utils import logging
+
+    asked = parse(sys.argv[1:])
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        code = run(asked)
+    except (UserError, ImageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except OSError as error:
+        print(f"error: could not write {asked.output}: {error}", file=sys.stderr)
+        code = 4
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
