@@ -46,14 +46,17 @@ class Arm:
         columns += [reciprocal_rank(ranks_Q), rows["ap_at_r"].to_numpy(), rows["r_precision"].to_numpy(), ranks_Q.astype(np.float64)]
         return cls(ranks_Q, image_Q, ImageSums.of(np.stack(columns, axis=1), image_Q, len(image_number)))
 
+    def values(self) -> dict[str, float]:
+        """Each metric."""
+        found = dict(zip(MEAN_METRICS, self.sums.means().tolist(), strict=True)) | {"median_rank": float(np.median(self.ranks_Q))}
+        return {metric: found[metric] for metric in METRICS}
+
     def figures(self, weights_SI: np.ndarray) -> dict[str, Any]:
         """Each metric and its 95% interval."""
-        means = dict(zip(MEAN_METRICS, self.sums.means().tolist(), strict=True))
         bounds = interval(self.sums.resampled_means(weights_SI))
         ci95 = {metric: bounds[:, column].tolist() for column, metric in enumerate(MEAN_METRICS)}
-        means["median_rank"] = float(np.median(self.ranks_Q))
         ci95["median_rank"] = interval(self._resampled_medians(weights_SI)[:, None])[:, 0].tolist()
-        return {metric: means[metric] for metric in METRICS} | {"ci95": {metric: ci95[metric] for metric in METRICS}}
+        return self.values() | {"ci95": {metric: ci95[metric] for metric in METRICS}}
 
     def _resampled_medians(self, weights_SI: np.ndarray) -> np.ndarray:
         """Median rank in each resample: the middle of the ranks when each query counts as often as its image was drawn."""

@@ -117,6 +117,18 @@ def _headline(steps: Sequence[Step], pairs: Sequence[tuple[str, str]]) -> Step |
     return next((step for step in steps if step.top_k is not None and asked in (step.stage, step.against)), steps[0])
 
 
+def values_of(dataset: RetrievalSet, stage: Stage) -> dict[Direction, dict[str, float]]:
+    """Each metric of one stage, without the intervals, bins and slices of a report: what an evaluation between steps needs.
+
+    Raises:
+        UserError: the stage cannot be measured.
+    """
+    check_stages(dataset, [stage], ())
+    table = query_table(dataset, [stage])
+    image_number = {name: number for number, name in enumerate(dataset.image_ids)}
+    return {direction: Arm.of(table, stage.name, direction, image_number).values() for direction in DIRECTIONS}
+
+
 def check_stages(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tuple[str, str]]) -> None:
     """Refuse what would end in a wrong figure, every fault at once.
 

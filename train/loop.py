@@ -16,7 +16,7 @@ from tqdm import tqdm
 from eval.dataset import RetrievalSet
 from eval.encoder import pictures_loader
 from eval.errors import UserError
-from eval.evaluator import evaluate
+from eval.evaluator import values_of
 from eval.first_stage import retrieve
 from eval.images import ImageError
 from eval.progress import bar
@@ -261,12 +261,14 @@ class Loop:
                 f"step {self.state.step}", self.job.tuned.siglip, self.job.tuned.inputs, val, processes=self.job.processes,
                 num_workers=self.config.data.num_workers, on_progress=progress,
             )  # fmt: skip
-        figures = evaluate(val, [stage]).stages[stage.name]
-        recalls: dict[str, Any] = {
-            direction: {key: value for key, value in figures[direction].items() if key != "ci95"} for direction in DIRECTIONS
+        values = values_of(val, stage)
+        score = sum(values[direction]["R@1"] for direction in DIRECTIONS) / 2
+        return {
+            "split": val.split,
+            **{direction: values[direction] for direction in DIRECTIONS},
+            "mean_R@1": score,
+            "seconds": stage.cost["seconds"],
         }
-        score = sum(recalls[direction]["R@1"] for direction in DIRECTIONS) / 2
-        return {"split": val.split, **recalls, "mean_R@1": score, "seconds": stage.cost["seconds"]}
 
     def _look(self) -> list[Sighting]:
         """What became of the watch sets, if there are any."""

@@ -8,7 +8,7 @@ import pytest
 from eval.arm import METRICS, Arm
 from eval.dataset import RetrievalSet
 from eval.errors import UserError
-from eval.evaluator import Figures, Stage, evaluate
+from eval.evaluator import Figures, Stage, evaluate, values_of
 from eval.manifest import ManifestImage
 from eval.metrics import RECALL_AT
 from eval.ranking import DIRECTIONS
@@ -139,6 +139,14 @@ def test_pairs_can_be_chosen() -> None:
     assert {(row["stage"], row["against"]) for row in evaluate(dataset, stages).comparisons} == {("b", "a"), ("c", "b")}
     assert {(row["stage"], row["against"]) for row in evaluate(dataset, stages, [("c", "a")]).comparisons} == {("c", "a")}
     assert evaluate(dataset, stages[:1]).comparisons == []
+
+
+def test_values_are_those_of_the_report() -> None:
+    dataset = retrieval_set()
+    base = stage("base", dataset, 2.0)
+    record = evaluate(dataset, [base]).stages["base"]
+    for direction, values in values_of(dataset, base).items():
+        assert values == {key: value for key, value in record[direction].items() if key != "ci95"}
 
 
 def test_faults_of_stages_are_told_at_once() -> None:
