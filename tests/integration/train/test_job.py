@@ -342,6 +342,8 @@ def test_two_processes_under_accelerate_follow_one(nursery: Nursery, small_world
     assert [line["num_mined"] for line in of(one, "step")] == [line["num_mined"] for line in of(two, "step")]
     evals = [{key: value for key, value in of(folder, "eval")[0].items() if key != "seconds"} for folder in (one, two)]
     assert evals[0] == evals[1]  # promise 7: the base, measured by one process and by two
+    tables = [pq.read_table(folder / "eval" / "test" / "queries.parquet", filters=[("stage", "=", "base")]) for folder in (one, two)]
+    assert tables[0].num_rows and tables[0].equals(tables[1])
 
 
 def test_a_worker_that_finds_no_picture_ends_the_run_with_2(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
