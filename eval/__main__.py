@@ -30,7 +30,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--model", required=True, help="checkpoint folder or hub id, e.g. google/siglip-base-patch16-224 or runs/demo/export"
     )
-    parser.add_argument("--data", required=True, help="manifest: .jsonl, .csv, .parquet, a folder or glob of .parquet, or an image folder")
+    parser.add_argument(
+        "--data", required=True, help="manifest: .jsonl, .csv, .parquet, a saved `datasets` folder, an image folder, or a hub id"
+    )
     parser.add_argument("--split", help="rows to measure on; needed where the manifest has splits")
     parser.add_argument("--image-root", help="folder that image paths are relative to (default: the manifest's)")
     parser.add_argument(

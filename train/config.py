@@ -85,7 +85,7 @@ class DataConfig(_Section):
     """The labelled pairs."""
 
     source: str
-    """The manifest: .jsonl, .csv, .parquet, a folder or glob of .parquet files, or an image folder."""
+    """The manifest: .jsonl, .csv, .parquet, a folder or glob of .parquet, a saved `datasets` folder, an image folder, or OWNER/NAME of the hub."""
     image_root: str | None = None
     """Folder that image paths are relative to; default: the manifest's."""
     columns: dict[str, str] = {}

@@ -37,9 +37,8 @@ def png(name: str) -> bytes:
 def table(names: str, **columns: list[Any]) -> datasets.Dataset:
     """Rows with an Image feature, embedded under the inner path NAME.png."""
     record = {"image": [{"bytes": png(name), "path": f"{name}.png"} for name in names]} | columns
-    text = {
-        name: datasets.List(datasets.Value("string")) if isinstance(v[0], list) else datasets.Value("string") for name, v in columns.items()
-    }
+    text = datasets.Value("string")
+    features = {name: datasets.List(text) if isinstance(values[0], list) else text for name, values in columns.items()}
     return datasets.Dataset.from_dict(record, features=datasets.Features({"image": datasets.Image()} | features))
 
 
