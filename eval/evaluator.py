@@ -27,8 +27,8 @@ from eval.sweep import Sweep, ceiling, sweep_rows
 class Stage:
     """One arm of an evaluation: a name ("base", "tuned+blip"), its ranking in both directions, and what it cost.
 
-    A reranked one also names its first stage, how many candidates of it were re-ordered, and the best ranks had it been fewer; a first stage
-    says how it read its inputs.
+    A reranked one also names its first stage, how many candidates of it were re-ordered, and the best ranks had it been fewer; a
+    first stage says how it read its inputs.
     """
 
     name: str

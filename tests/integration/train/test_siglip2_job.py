@@ -55,9 +55,8 @@ def test_the_whole_job(nursery: Nursery, small_world: SmallWorld, base: Path, sa
     assert steps[-1]["num_mined"] > 0 and steps[-1]["loss"] < steps[0]["loss"]
     record = json.loads((folder / "eval" / "test" / "report.json").read_text())
     assert {"base", "tuned"} < set(record["stages"]) and len(record["stages"]) == 4
-    assert {name: read["punctuation"] for name, read in record["inputs"].items()} == dict.fromkeys(
-        ("base", "tuned"), "stripped" if strip else "kept"
-    )
+    read = [record["stages"][name]["inputs"]["punctuation"] for name in ("base", "tuned")]
+    assert read == ["stripped" if strip else "kept"] * 2
     tuned, inputs = load_siglip(folder / "export")
     processor, plain = AutoProcessor.from_pretrained(folder / "export"), SiglipModel.from_pretrained(folder / "export").eval()
     captions, picture = ["A RED circle!", "the bar, blue"], Image.new("RGB", (20, 30), (9, 99, 199))

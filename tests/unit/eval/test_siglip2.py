@@ -214,8 +214,6 @@ def test_a_report_records_how_captions_were_read(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 0
-    read = json.loads((tmp_path / "report.json").read_text())["inputs"]
-    assert {name: contract["punctuation"] for name, contract in read.items()} == {
-        "model": "stripped" if strip else "kept",
-        "one": "stripped",
-    }
+    stages = json.loads((tmp_path / "report.json").read_text())["stages"]
+    read = {name: stage["inputs"]["punctuation"] for name, stage in stages.items()}
+    assert read == {"model": "stripped" if strip else "kept", "one": "stripped"}
