@@ -30,7 +30,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--model", required=True, help="checkpoint folder or hub id, e.g. google/siglip-base-patch16-224 or runs/demo/export"
     )
-    parser.add_argument("--data", required=True, help="manifest: .jsonl, .csv, .parquet, a folder or glob of .parquet, or an image folder")
+    parser.add_argument(
+        "--data", required=True, help="manifest: .jsonl, .csv, .parquet, a saved `datasets` folder, an image folder, or a hub id"
+    )
     parser.add_argument("--split", help="rows to measure on; needed where the manifest has splits")
     parser.add_argument("--image-root", help="folder that image paths are relative to (default: the manifest's)")
     parser.add_argument(
@@ -54,6 +56,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--qrels", help="TREC qrels of further right answers, of either direction")
     parser.add_argument("--trec", action="store_true", help="also write TREC run and qrels files, to OUTPUT/trec")
     parser.add_argument("--slice-by", action="append", default=[], metavar="COLUMN", help="also show R@1 per value of a manifest column")
+    parser.add_argument("--strip-punctuation", action="store_true", help="strip it for SigLIP 2 too (SigLIP's own tokenizer always does)")
     parser.add_argument("--num-workers", type=int, default=2, help="processes that decode pictures (default 2)")
     asked = parser.parse_args(arguments)
     for option, mark, form in (("column", "=", "OURS=THEIRS"), ("also", "=", "NAME=DIR_OR_HUB_ID"), ("compare", ":", "STAGE:AGAINST")):
@@ -95,7 +98,7 @@ def run(asked: argparse.Namespace) -> int:
     check_names([name for name, _ in checkpoints], scorer.name if scorer is not None else None, pairs)
     stages = []
     for name, path in checkpoints:
-        model, inputs = load_siglip(path)
+        model, inputs = load_siglip(path, strip_punctuation=asked.strip_punctuation)
         model.to(device)
         with progress_bar(f"embedding ({name})", dataset, Processes()) as bar:
             depth = asked.top_k if scorer is not None else 10

@@ -13,8 +13,11 @@ from eval.errors import UserError
 from eval.inputs import SiglipInputs
 
 
-def load_siglip(name: str | os.PathLike[str]) -> tuple[SiglipModel, SiglipInputs]:
-    """Load model (float32, on the CPU, in evaluation mode) and inputs of a SigLIP checkpoint.
+def load_siglip(name: str | os.PathLike[str], *, strip_punctuation: bool = False) -> tuple[SiglipModel, SiglipInputs]:
+    """Load model (float32, on the CPU, in evaluation mode) and inputs of a SigLIP or a fixed-resolution SigLIP 2 checkpoint.
+
+    Args:
+        strip_punctuation: see eval/tokenizer.py.
 
     Raises:
         UserError: not found, of another architecture, without safetensors, or with weights missing (they would be random).
@@ -33,7 +36,7 @@ def load_siglip(name: str | os.PathLike[str]) -> tuple[SiglipModel, SiglipInputs
     if info["missing_keys"] or info.get("mismatched_keys"):
         missing = sorted(str(key) for key in (*info["missing_keys"], *info.get("mismatched_keys", ())))
         raise UserError(f"{name}: {len(missing)} weight(s) are missing or of another shape, e.g. {missing[:5]}; they would be random")
-    return model.eval(), SiglipInputs.load(name, config)
+    return model.eval(), SiglipInputs.load(name, config, strip_punctuation=strip_punctuation)
 
 
 def load_siglip_config(name: str) -> Any:
@@ -50,6 +53,11 @@ def load_siglip_config(name: str) -> Any:
         raise UserError(
             f"{name}: neither a checkpoint folder nor a model that can be had from the hub ({str(error).partition(chr(10))[0]})"
         ) from error
+    if config.model_type == "siglip2":
+        raise UserError(
+            f"{name}: a NaFlex checkpoint of SigLIP 2 (model_type 'siglip2', pictures in their own proportions), which is not supported; "
+            "take the fixed-resolution one of its size, e.g. google/siglip2-base-patch16-224"
+        )
     if config.model_type != "siglip":
         raise UserError(f"{name}: expected a SigLIP checkpoint (model_type 'siglip'), found {config.model_type!r}")
     return config

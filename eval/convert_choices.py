@@ -16,7 +16,7 @@ from typing import Any
 from eval.choices.choice_set import read_choices
 from eval.errors import UserError
 from eval.manifest import Fault, ManifestError
-from eval.manifest_rows import read_jsonl
+from eval.text_rows import read_jsonl
 
 Item = tuple[str, Mapping[str, Any]]
 Picture = Callable[[str], str]

@@ -27,7 +27,8 @@ from eval.sweep import Sweep, ceiling, sweep_rows
 class Stage:
     """One arm of an evaluation: a name ("base", "tuned+blip"), its ranking in both directions, and what it cost.
 
-    A reranked one also names its first stage, how many candidates of it were re-ordered, and the best ranks had it been fewer.
+    A reranked one also names its first stage, how many candidates of it were re-ordered, and the best ranks had it been fewer; a
+    first stage says how it read its inputs.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Stage:
     first_stage: str | None = None
     top_k: int | None = None
     sweep: Sweep = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tup
         figures[stage.name] = {direction: measured[stage.name, direction].figures(weights_SI) for direction in DIRECTIONS} | {
             "cost": dict(stage.cost)
         }
+        if stage.inputs:
+            figures[stage.name]["inputs"] = dict(stage.inputs)
         if stage.first_stage is not None and stage.top_k is not None:
             first = {direction: measured[stage.first_stage, direction] for direction in DIRECTIONS}
             figures[stage.name] |= {"ceiling": ceiling(first, stage.top_k), "k_sweep": sweep_rows(stage.sweep, first, weights_SI)}

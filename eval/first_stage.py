@@ -58,7 +58,7 @@ def retrieve(
         "search_seconds": search_seconds,
         "pairs_scored": 0,
     }
-    return Stage(name, rankings, cost)
+    return Stage(name, rankings, cost, inputs=inputs.contract)
 
 
 def progress_bar(text: str, dataset: RetrievalSet, processes: Processes) -> Any:

@@ -4,19 +4,18 @@ The text tower pools the LAST position, so padding is part of the input: a short
 (facts: mteb#1424 lost 20 to 70 points to it). So the contract is not only followed but checked when a checkpoint is loaded.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, SiglipConfig, SiglipImageProcessorPil
+from transformers import SiglipConfig, SiglipImageProcessorPil
 
 from eval.errors import UserError
+from eval.tokenizer import load_tokenizer, save_tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,18 @@ class SiglipInputs:
     image_size: int
 
     @classmethod
-    def load(cls, name: str | os.PathLike[str], config: SiglipConfig) -> "SiglipInputs":
+    def load(cls, name: str | os.PathLike[str], config: SiglipConfig, *, strip_punctuation: bool = False) -> "SiglipInputs":
         """Load the processor files of a checkpoint and check that they keep the contract.
+
+        Args:
+            strip_punctuation: see eval/tokenizer.py.
 
         Raises:
             UserError: files are missing, or they would feed the towers something else than they were trained on.
         """
         name = str(name)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = load_tokenizer(name, strip_punctuation=strip_punctuation)
             image_processor = SiglipImageProcessorPil.from_pretrained(name)
         except (
             OSError,
@@ -77,12 +79,16 @@ class SiglipInputs:
         values = self.image_processor(images=image, return_tensors="np")["pixel_values"][0]
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
+    @property
+    def contract(self) -> dict[str, Any]:
+        """How captions and pictures are read, as reports record it."""
+        marked, plain = self.token_ids(["a dog, runs!", "a dog runs"])
+        punctuation = "stripped" if torch.equal(marked, plain) else "kept"
+        return {"num_tokens": self.num_tokens, "punctuation": punctuation, "image_size": self.image_size}
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the processor files in the hub's own format; a tokenizer loaded from them returns no mask, as the released ones."""
-        self.tokenizer.save_pretrained(folder)
-        # save_pretrained drops this entry (transformers 5.23), and with a mask `model(**processor(...))` gives other embeddings.
-        path = Path(folder) / "tokenizer_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"model_input_names": ["input_ids"]}, indent=2) + "\n", "utf-8")
+        save_tokenizer(self.tokenizer, folder)
         self.image_processor.save_pretrained(folder)
 
     def _check(self, name: str, config: SiglipConfig) -> None:
@@ -99,6 +105,11 @@ class SiglipInputs:
             or int(lower[0]) == self.tokenizer.pad_token_id
         ):
             raise UserError(f"{name}: the tokenizer does not pad on the right with its padding token; SigLIP pools the last position")
+        words = lower[lower != self.tokenizer.pad_token_id]
+        if self.tokenizer.eos_token_id not in (None, self.tokenizer.pad_token_id, int(words[-1])):
+            raise UserError(
+                f"{name}: the tokenizer does not end a caption with {self.tokenizer.eos_token!r}, as the text tower was trained"
+            )
         if len(self.tokenizer) > config.text_config.vocab_size:
             raise UserError(
                 f"{name}: the tokenizer knows {len(self.tokenizer)} tokens, the text tower {config.text_config.vocab_size}: "

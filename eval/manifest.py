@@ -1,7 +1,7 @@
 """From a manifest to rows: which picture, which captions, which split. Every fault is collected and named before anything else happens.
 
-A manifest is a .csv, .jsonl or .parquet file, a folder or glob of .parquet files, or an image folder (see eval/manifest_rows.py for how
-each is read). What comes out is the same for all: one ManifestImage per (split, picture), captions joined, in id order.
+A manifest is a file, a folder, a glob or the id of a data set on the hub (see eval/manifest_source.py for which, and who reads each). What
+comes out is the same for all: one ManifestImage per (split, picture), captions joined, in id order.
 """
 
 import os
@@ -13,7 +13,8 @@ from typing import Any
 
 from eval.captions import normalise
 from eval.errors import UserError
-from eval.manifest_rows import EmbeddedImage, Row, RowSource, is_unicode, open_rows
+from eval.manifest_rows import EmbeddedImage, Row, RowSource, is_unicode
+from eval.manifest_source import open_rows
 from eval.picture_paths import PathFault, PicturePaths
 
 COLUMNS = ("image", "captions", "caption", "id", "split", "group")
@@ -97,7 +98,7 @@ def read_manifest(
     """Read a manifest whole and check every row.
 
     Args:
-        source: file, folder or glob (see the module).
+        source: file, folder, glob or hub id (see the module).
         image_root: folder that image paths are relative to; default: the manifest's folder.
         columns: our column name -> the manifest's own name for it.
         require_splits: names of splits that must be there.

@@ -66,6 +66,7 @@ def measure_choices(
     device: torch.device | str = "cpu",
     processes: Processes = Processes(),
     num_workers: int = 0,
+    strip_punctuation: bool = False,
     on_progress: Callable[[int], Any] = lambda rows: None,
 ) -> ChoiceReport:
     """Measure bi-encoders on a choice set, and with a cross-encoder also that alone (`blip`) and its sum with each (`tuned+blip`).
@@ -74,6 +75,7 @@ def measure_choices(
 
     Args:
         checkpoints: stage name -> folder or hub id of a SigLIP checkpoint.
+        strip_punctuation: see eval/tokenizer.py.
 
     Raises:
         UserError: a name is there twice, a checkpoint cannot be used, a picture does not decode, or a score is not finite.
@@ -81,7 +83,7 @@ def measure_choices(
     stage_names(list(checkpoints), scorer.name if scorer is not None else None)
     stages: dict[str, np.ndarray] = {}
     for name, path in checkpoints.items():
-        model, inputs = load_siglip(path)
+        model, inputs = load_siglip(path, strip_punctuation=strip_punctuation)
         model.to(device)  # type: ignore[arg-type]  # transformers wraps it
         stages[name] = cosines(model, inputs, choices, processes=processes, num_workers=num_workers, on_progress=on_progress)
     names = list(checkpoints)

@@ -63,6 +63,8 @@ class ModelConfig(_Section):
     """Checkpoint to start from: a folder, or a hub id such as google/siglip-base-patch16-224."""
     scratch: ScratchConfig | None = None
     """Start from random weights instead of a base."""
+    strip_punctuation: bool = False
+    """Strip punctuation before a SigLIP 2 tokenizer, which only lower-cases; SigLIP's own always strips. An export keeps its way."""
     lora: LoraConfig | None = None
     """Train adapters instead of every weight."""
     freeze: list[Tower] = []
@@ -85,7 +87,7 @@ class DataConfig(_Section):
     """The labelled pairs."""
 
     source: str
-    """The manifest: .jsonl, .csv, .parquet, a folder or glob of .parquet files, or an image folder."""
+    """The manifest: .jsonl, .csv, .parquet, a folder or glob of .parquet, a saved `datasets` folder, an image folder, or a hub id."""
     image_root: str | None = None
     """Folder that image paths are relative to; default: the manifest's."""
     columns: dict[str, str] = {}

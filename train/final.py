@@ -96,7 +96,7 @@ def _stages(job: Job, measured: dict[str, str], dataset: RetrievalSet, label: st
     """Each checkpoint (name: folder or hub id) on one set."""
     stages: list[Stage] = []
     for name, checkpoint in measured.items():
-        model, inputs = load_siglip(checkpoint)
+        model, inputs = load_siglip(checkpoint, strip_punctuation=job.config.model.strip_punctuation)
         model.to(job.accelerator.device)
         with progress_bar(f"{name} on {label}", dataset, job.processes) as bar:
 
@@ -130,6 +130,7 @@ def _measure_choices(job: Job, export: Path, scorer: PairScorer | None, check_si
             device=job.accelerator.device,
             processes=job.processes,
             num_workers=job.config.data.num_workers,
+            strip_punctuation=job.config.model.strip_punctuation,
             on_progress=lambda rows: check_signal(),
         )
         if job.processes.is_main:

@@ -102,7 +102,7 @@ def mine(
         truth: (image id, caption id) pairs known to be true beyond the data; used to count false negatives only.
         on_progress: called with the number of rows embedded.
     """
-    name = table_name(hash_weights(model), data_sha256, rules_of(config))
+    name = table_name(hash_weights(model), data_sha256, rules_of(config) | inputs.contract)
     images_ID = embed_images(
         model, inputs, dataset, processes=processes, num_workers=num_workers, allow_undecodable=True, on_progress=on_progress
     )

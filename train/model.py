@@ -50,7 +50,7 @@ def build_model(config: ModelConfig, base: str, seed: int = 0) -> TunedModel:
     Raises:
         UserError: the base cannot be used.
     """
-    siglip, inputs = load_siglip(base)
+    siglip, inputs = load_siglip(base, strip_punctuation=config.strip_punctuation)
     tuned = TunedModel(siglip, inputs, hash_weights(siglip))
     if config.lora is not None:
         torch.manual_seed(seed)

@@ -153,9 +153,9 @@ class Watch:
         if step == 0:
             self._references = self._renamed(tables)
         elif len(self._references) < len(self._sets):
-            base, base_inputs = load_siglip(self._base)
+            base, _ = load_siglip(self._base)
             base.to(next(siglip.parameters()).device)
-            self._references = self._tables("before", base, base_inputs, on_progress)
+            self._references = self._tables("before", base, inputs, on_progress)
         return [
             Sighting(watched.config, Recall.of(watched.dataset, pa.concat_tables([reference, table]), "now", "before"))
             for watched, reference, table in zip(self._sets, self._references, tables, strict=True)

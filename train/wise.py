@@ -67,9 +67,9 @@ class Line:
     @classmethod
     def of(cls, chosen: Chosen) -> "Line":
         """From the base of a run to a checkpoint of it."""
-        siglip, inputs = load_siglip(chosen.base)
+        siglip, _ = load_siglip(chosen.base)
         base = {name: value.detach().clone() for name, value in siglip.state_dict().items()}
-        return cls(base, merged_state(chosen.tuned), TunedModel(siglip, inputs, chosen.newest.base_sha256))
+        return cls(base, merged_state(chosen.tuned), TunedModel(siglip, chosen.tuned.inputs, chosen.newest.base_sha256))
 
     def at(self, alpha: float) -> TunedModel:
         """The model at an alpha; the same object at every call, with other weights."""

@@ -26,6 +26,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--image-root", help="folder that image paths are relative to (default: the choice set's)")
     parser.add_argument("--output", required=True, help="folder for choices.json and choices.parquet")
     parser.add_argument("--rerank", help="cross-encoder folder or hub id, e.g. Salesforce/blip-itm-base-coco")
+    parser.add_argument("--strip-punctuation", action="store_true", help="strip it for SigLIP 2 too (SigLIP's own tokenizer always does)")
     parser.add_argument("--num-workers", type=int, default=2, help="processes that decode pictures (default 2)")
     asked = parser.parse_args(arguments)
     if bad := [value for value in asked.also if "=" not in value]:
@@ -52,7 +53,8 @@ def run(asked: argparse.Namespace) -> int:
     scorer = load_scorer(asked.rerank, device=device) if asked.rerank is not None else None
     checkpoints = [("model", asked.model)] + [(name, path) for name, _, path in (text.partition("=") for text in asked.also)]
     stage_names([name for name, _ in checkpoints], scorer.name if scorer is not None else None)
-    report = measure_choices(choices, dict(checkpoints), scorer, device=device, num_workers=asked.num_workers)
+    options = {"num_workers": asked.num_workers, "strip_punctuation": asked.strip_punctuation}
+    report = measure_choices(choices, dict(checkpoints), scorer, device=device, **options)
     folder = write_choices(asked.output, report)
     print_choices(report.record)
     print(f"report   {folder}/choices.json (choices.parquet beside it)")

@@ -25,8 +25,9 @@ from PIL import Image
 from eval.errors import UserError
 from eval.images import ImageError, decode_image
 from eval.manifest import Fault, ManifestError, caption_fault
-from eval.manifest_rows import is_unicode, read_jsonl
+from eval.manifest_rows import is_unicode
 from eval.picture_paths import PathFault, PicturePaths
+from eval.text_rows import read_jsonl
 
 COLUMNS = frozenset({"id", "category", "image", "box", "caption", "false_captions", "images", "captions"})
 Kind = Literal["choice", "pair"]

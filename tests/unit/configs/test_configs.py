@@ -39,7 +39,10 @@ def test_base_configurations_use_the_published_rates() -> None:
     assert lora.train.learning_rate == 5e-5
     assert lora.model.lora is not None
     assert (lora.model.lora.rank, lora.model.lora.alpha) == (16, 32)
-    for config in (full, lora):
+    two = load_config(CONFIGS / "siglip2-base.yaml")
+    assert two.model.base == "google/siglip2-base-patch16-224" and not two.model.strip_punctuation
+    assert two.train == full.train and two.mining == full.mining
+    for config in (full, lora, two):
         assert config.rerank is not None
         assert config.rerank.model == "Salesforce/blip-itm-base-coco"
         assert (config.train.betas, config.train.epsilon, config.train.weight_decay) == ((0.9, 0.95), 1e-6, 1e-4)

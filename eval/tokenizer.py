@@ -1,0 +1,60 @@
+"""A SigLIP checkpoint's tokenizer, made to read captions as the text tower was trained on them.
+
+SigLIP's own (SentencePiece) lower-cases and strips punctuation by itself. SigLIP 2 reads Gemma's pieces of lower-cased text, ended by
+<eos>; but transformers takes the tokenizer of a fixed-resolution SigLIP 2 folder for a plain Gemma one, which keeps capitals. Without lower
+case COCO R@1 fell from 52.1 / 68.9 to 48.6 / 65.0 (big_vision#166).
+"""
+
+import json
+import os
+import re
+import string
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, normalizers, processors
+from transformers import AutoTokenizer, GemmaTokenizer, Siglip2Tokenizer, SiglipTokenizer
+
+
+def load_tokenizer(name: str, *, strip_punctuation: bool = False) -> Any:
+    """The tokenizer of a checkpoint folder or hub id.
+
+    Args:
+        strip_punctuation: strip it before SigLIP 2's pieces too, as open_clip does; big_vision only lower-cases.
+
+    Raises:
+        OSError, ValueError, ImportError: there is none, or it cannot be read.
+    """
+    # The loader's workers are forked; a tokenizer with threads of its own would have to warn and give them up there.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    if isinstance(tokenizer, GemmaTokenizer | Siglip2Tokenizer):
+        backend, eos = tokenizer.backend_tokenizer, tokenizer.eos_token
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(" ", "▁")])
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, tokenizer.eos_token_id)]
+        )
+    if strip_punctuation and not isinstance(tokenizer, SiglipTokenizer):
+        backend = tokenizer.backend_tokenizer
+        backend.normalizer = normalizers.Sequence([*_without_punctuation(), *([backend.normalizer] if backend.normalizer else [])])
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Any, folder: str | os.PathLike[str]) -> None:
+    """Write a tokenizer in the hub's own format, so that plain transformers gives the same ids from it, and no mask.
+
+    Gemma's classes build lower-casing anew, or forget it, and are unknown to transformers 4; the general one reads all of tokenizer.json.
+    """
+    tokenizer.save_pretrained(folder)
+    path = Path(folder) / "tokenizer_config.json"
+    # save_pretrained drops this entry (transformers 5.23), and with a mask `model(**processor(...))` gives other embeddings.
+    record = json.loads(path.read_text("utf-8")) | {"model_input_names": ["input_ids"]}
+    if not isinstance(tokenizer, SiglipTokenizer):
+        record |= {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "right"}
+    path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+
+
+def _without_punctuation() -> list[Any]:
+    """SigLIP's canonical text but for the case: ASCII punctuation gone, blanks collapsed."""
+    marks = Regex("[" + re.escape(string.punctuation) + "]")
+    return [normalizers.Replace(marks, ""), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
