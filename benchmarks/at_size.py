@@ -153,9 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip-benchmark", type=Path, help="a checkout of CLIP_benchmark")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--large", action="store_true", help="100,000 images x 500,000 captions, ours alone (a quarter of an hour)"
-    )
+    parser.add_argument("--large", action="store_true", help="100,000 images x 500,000 captions, ours alone (a quarter of an hour)")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--arm", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, nargs=2, default=(5000, 25_010), help=argparse.SUPPRESS)

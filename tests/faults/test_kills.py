@@ -27,7 +27,7 @@ MOMENTS = {
     "checkpoint named, old ones not pruned": Trap("train.checkpoint:Checkpoints.prune", 6),
     "half pruned": Trap("train.checkpoint:Checkpoints._remove", 2, after=True),
     "in an evaluation": Trap("train.loop:retrieve", 3),
-    "evaluated, not yet said": Trap("train.loop:evaluate", 3, after=True),
+    "evaluated, not yet said": Trap("train.loop:values_of", 3, after=True),
     "before the export": Trap("train.final:export_checkpoint", 1),
     "export half written": Trap("train.export:merged_state", 1, after=True),
     "exported, not measured": Trap("train.final:export_checkpoint", 1, after=True),

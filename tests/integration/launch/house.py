@@ -112,13 +112,26 @@ def children_running(pid: int, word: str) -> list[int]:
     return found
 
 
+def _heed_every_signal() -> None:
+    """A suite that a shell runs in the background ignores SIGINT, and a shell script cannot trap what it was born ignoring."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Launch:
     """One running launch.sh."""
 
     def __init__(self, command: Sequence[str], cwd: Path, environment: dict[str, str], notes: Path) -> None:
         self.notes = notes
         self.process = subprocess.Popen(
-            command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=_heed_every_signal,  # the tests run no threads
         )
 
     def note(self, name: str, rank: int = 0) -> dict | bool | None:
