@@ -5,6 +5,7 @@ Exit codes: 0 done · 2 bad arguments or data · 4 could not write.
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="STAGE:AGAINST",
-        help="pairs to compare (default: each stage against the one before)",
+        help="pairs to compare (default: each checkpoint against the one before, each reranked stage against its own)",
     )
     parser.add_argument(
         "--protocol", choices=("all", "papers"), default="all", help="papers: an image's own captions alone count, as in published tables"
@@ -105,7 +106,7 @@ def run(asked: argparse.Namespace) -> int:
             stages.append(retrieve(name, model, inputs, dataset, depth=depth, num_workers=asked.num_workers, on_progress=bar.update))
     if scorer is not None:
         stages += reranked_stages(dataset, stages, scorer, asked.top_k)
-    figures = evaluate(dataset, stages, pairs or None)
+    figures = evaluate(dataset, stages, pairs or default_pairs([name for name, _ in checkpoints], scorer.name if scorer else None))
     folder = write_report(asked.output, figures, gallery=gallery(dataset, figures))
     if asked.trec:
         write_trec(folder / "trec", figures.queries, dataset)
@@ -114,14 +115,21 @@ def run(asked: argparse.Namespace) -> int:
     return 0
 
 
+def default_pairs(names: list[str], scorer_name: str | None) -> list[tuple[str, str]]:
+    """Each checkpoint against the one before, each reranked stage against its own first stage."""
+    pairs = list(zip(names[1:], names, strict=False))
+    return pairs + ([(f"{name}+{scorer_name}", name) for name in names] if scorer_name is not None else [])
+
+
 def check_names(names: list[str], scorer_name: str | None, pairs: list[tuple[str, str]]) -> None:
     """Refuse a name given twice, or a pair of stages that there will not be, before the work.
 
     Raises:
         UserError: naming what is wrong.
     """
-    if len(set(names)) != len(names):
-        raise UserError(f"--also: each checkpoint needs a name of its own, and --model's is 'model'; found {names}")
+    bad = [name for name in names if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)]
+    if bad or len(set(names)) != len(names):
+        raise UserError(f"--also: each checkpoint needs its own name of letters, digits and ._-, and --model's is 'model'; found {names}")
     known = names + ([f"{name}+{scorer_name}" for name in names] if scorer_name is not None else [])
     if unknown := sorted({name for pair in pairs for name in pair} - set(known)):
         raise UserError(f"--compare: no stage is called {unknown}; there will be {known}")

@@ -133,6 +133,25 @@ def _check_same_queries(rows_a: pa.Table, rows_b: pa.Table) -> None:
         )
 
 
+def _check_same_truth(one: dict[str, Any] | None, other: dict[str, Any] | None) -> None:
+    """Refuse reports judged by different truths; one that does not say (of an older version) is taken as it is.
+
+    Raises:
+        UserError: naming both.
+    """
+    if one is None or other is None:
+        return
+    rules = [
+        (truth["protocol"], truth.get("near_duplicates", {}).get("counted_as_right", False), truth.get("qrels", {}).get("sha256"))
+        for truth in (one, other)
+    ]
+    if rules[0] != rules[1]:
+        words = [
+            f"protocol {protocol}, near-duplicates {'right' if near else 'not right'}, qrels {qrels}" for protocol, near, qrels in rules
+        ]
+        raise UserError(f"the reports were judged by different truths: A by {words[0]}; B by {words[1]}. Evaluate both by the same")
+
+
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m eval.compare", description="Compare two finished reports query by query.")
@@ -143,15 +162,17 @@ def main(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     try:
         folder_a, folder_b = find_report(asked.run_a), find_report(asked.run_b)
+        told = [read_report(folder)["data"] for folder in (folder_a, folder_b)]
+        hashes = [data["sha256"] for data in told]
+        _check_same_truth(*(data.get("truth") for data in told))
         record = compare_reports(folder_a, folder_b, asked.stages)
-        sources = [read_report(folder)["data"] for folder in (folder_a, folder_b)]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: a report.json cannot be read ({error}); evaluate again", file=sys.stderr)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        print(f"error: a report.json cannot be read ({error!r}); evaluate again", file=sys.stderr)
         return 2
-    if sources[0]["sha256"] != sources[1]["sha256"]:
+    if hashes[0] != hashes[1]:
         print("note: the data differ in something (ids, groups, captions or pictures), though the queries are the same", file=sys.stderr)
     print(f"A  {folder_a}\nB  {folder_b}")
     console = Console()

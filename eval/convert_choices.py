@@ -16,6 +16,7 @@ from typing import Any
 from eval.choices.choice_set import read_choices
 from eval.errors import UserError
 from eval.manifest import Fault, ManifestError
+from eval.manifest_rows import is_unicode
 from eval.text_rows import read_jsonl
 
 Item = tuple[str, Mapping[str, Any]]
@@ -83,7 +84,7 @@ def aro(source: Path, picture: Picture, faults: list[Fault]) -> Iterator[dict[st
     for where, item in _complete(((f"{source} item {number}", item) for number, item in enumerate(items)), ARO, faults):
         yield {
             "id": f"{source.stem}-{where.rpartition(' ')[2]}",
-            "category": item.get("relation_name") or "_".join(item.get("attributes") or ()) or None,
+            "category": item.get("relation_name") or "_".join(map(str, item.get("attributes") or ())) or None,
             "image": picture(item["image_path"]),
             "box": [item[name] for name in ("bbox_x", "bbox_y", "bbox_w", "bbox_h")],
             "caption": item["true_caption"],
@@ -102,7 +103,7 @@ def _complete(items: Iterator[Item], wanted: Mapping[str, Any], faults: list[Fau
     for where, item in items:
         if not isinstance(item, dict):
             faults.append(Fault(where, "not of this layout", f"expected an object with {list(wanted)}, found {type(item).__name__}"))
-        elif wrong := [key for key, kind in wanted.items() if not isinstance(item.get(key), kind)]:
+        elif wrong := [key for key, kind in wanted.items() if not isinstance(item.get(key), kind) or not is_unicode(str(item[key]))]:
             faults.append(Fault(where, "not of this layout", f"{wrong} are missing or of another type; expected {list(wanted)}"))
         else:
             yield where, item

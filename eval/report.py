@@ -17,6 +17,7 @@ from eval.evaluator import Figures
 from eval.gallery import Exhibit
 from eval.outcomes import BINS
 from eval.sweep import curves
+from eval.truth import truth_in_words
 
 _TEMPLATES = Path(__file__).parent
 _DIRECTION_WORDS = {"image_to_text": "image to text", "text_to_image": "text to image", "both": "both"}
@@ -87,6 +88,7 @@ def _html(figures: Figures, notes: list[str], gallery: Sequence[Exhibit]) -> str
     return environment.get_template("report.html.j2").render(
         **report_record(figures),
         metrics=METRICS,
+        truth=truth_in_words(figures.data.get("truth", {})),
         directions=_DIRECTION_WORDS,
         notes=notes,
         bins=BINS,
@@ -114,6 +116,8 @@ def print_report(record: dict[str, Any], console: Console | None = None) -> None
             cells = (_show(metric, figures[direction][metric]) for metric in METRICS)
             table.add_row(escape(stage), _DIRECTION_WORDS[direction], *cells)
     console.print(table)
+    if data.get("truth", {"protocol": "all"}) != {"protocol": "all"}:
+        console.print(truth_in_words(data["truth"]), markup=False)
     if record["comparisons"]:
         console.print(comparison_table(record["comparisons"]))
     for row in record.get("outcomes", []):  # a report of an earlier version has none

@@ -39,7 +39,11 @@ def by_number(by: str, values_Q: np.ndarray) -> Slicing:
     edges = distinct[:-1] if len(distinct) <= _MOST_DISTINCT else np.quantile(values_Q, [0.25, 0.5, 0.75])
     bins, bin_Q = np.unique(np.searchsorted(edges, values_Q, side="left"), return_inverse=True)
     ranges = [(values_Q[bin_Q == number].min(), values_Q[bin_Q == number].max()) for number in range(len(bins))]
-    return Slicing(by, [f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}" for low, high in ranges], bin_Q)
+    for digits in (4, 7, 10, 17):  # as few as keep the bins apart
+        labels = [f"{low:.{digits}g}" if low == high else f"{low:.{digits}g} to {high:.{digits}g}" for low, high in ranges]
+        if len(set(labels)) == len(labels):
+            break
+    return Slicing(by, labels, bin_Q)
 
 
 def by_word(by: str, words: Sequence[str]) -> Slicing:

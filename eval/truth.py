@@ -5,7 +5,7 @@ Shape letters: P pairs, C captions.
 
 import hashlib
 from collections.abc import Collection
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import unquote
 
 import numpy as np
@@ -56,6 +56,18 @@ def judged_by(
         digest = hashlib.sha256("\n".join(sorted(f"{query} {item}" for query, item in qrels)).encode()).hexdigest()
         truth["qrels"] = {"num_pairs": len(qrels), "num_added": len(images_P) - before, "num_not_in_split": num_unknown, "sha256": digest}
     return dataset.with_positive_pairs(images_P, captions_P, truth)
+
+
+def truth_in_words(truth: dict[str, Any]) -> str:
+    """One sentence on what counts as right, from a report's `data.truth`."""
+    if truth.get("protocol") == "papers":
+        return "Right: an image's own captions alone (protocol papers)."
+    words = "Right: captions that equal one of any image of the image's group"
+    if truth.get("near_duplicates", {}).get("counted_as_right"):
+        words += ", near-duplicates of them"
+    if qrels := truth.get("qrels"):
+        words += f", and {qrels['num_added']:,} further pairs of a qrels file"
+    return f"{words}."
 
 
 def _near_duplicate_pairs(dataset: RetrievalSet, group_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -53,8 +53,8 @@ def reranked_stages(
         known = complete_scores(scorer, dataset, lists, known=known, processes=processes, progress=show_progress and processes.is_main)
         started = time.perf_counter()
         rankings = {direction: rerank(stage.rankings[direction], known, top_k) for direction in DIRECTIONS}
-        sweep = {k: {d: rerank(stage.rankings[d], known, k).best_ranks() for d in DIRECTIONS} for k in sweep_sizes(top_k)}
         scoring_seconds = known.cost.seconds - before[1] + time.perf_counter() - started
+        sweep = {k: {d: rerank(stage.rankings[d], known, k).best_ranks() for d in DIRECTIONS} for k in sweep_sizes(top_k)}
         cost = dict(stage.cost) | {
             "seconds": float(stage.cost.get("seconds", 0.0)) + scoring_seconds,
             "rerank_seconds": scoring_seconds,

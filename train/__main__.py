@@ -57,9 +57,10 @@ def _run_job(asked: Any) -> int:
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*")  # workers touch no thread of their parent's
     config = load_config(asked.config, asked.overrides)
     if asked.check_images:
+        from eval.choices.choice_set import read_choices
         from train.check import check_images
 
-        return check_images(load_data(config), config.data.num_workers)
+        return check_images(load_data(config), config.data.num_workers, [read_choices(path) for path in config.choices or ()])
     with StopSignals() as signals:
         accelerator, processes = start_processes(config)
         lock, refusal = None, ""

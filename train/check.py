@@ -2,13 +2,13 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
 
-from eval.dataset import RetrievalSet
-from eval.encoder import pictures_loader
+from eval.choices.choice_set import ChoiceSet
+from eval.encoder import Pictures, pictures_loader
 from eval.images import ImageError
 from eval.progress import bar
 from train.job import Splits
@@ -19,7 +19,7 @@ _SHOWN = 20
 class _Pictures(Dataset):  # type: ignore[type-arg]
     """(hash of the pixels, fault) of each picture of a split."""
 
-    def __init__(self, dataset: RetrievalSet) -> None:
+    def __init__(self, dataset: Pictures) -> None:
         self._dataset = dataset
 
     def __len__(self) -> int:
@@ -33,16 +33,17 @@ class _Pictures(Dataset):  # type: ignore[type-arg]
         return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest(), ""
 
 
-def check_images(splits: Splits, num_workers: int) -> int:
-    """Check every picture and print what was found. Returns 0 if all decode, else 2."""
+def check_images(splits: Splits, num_workers: int, choices: Sequence[ChoiceSet] = ()) -> int:
+    """Check every picture, those of choice sets included, and print what was found. Returns 0 if all decode, else 2."""
     faults: list[str] = []
     places: defaultdict[str, list[str]] = defaultdict(list)
     num_checked = 0
-    for dataset in splits.all():
+    named = [(dataset, dataset.split or dataset.source) for dataset in splits.all()] + [(each, each.source) for each in choices]
+    for dataset, label in named:
         loader: Any = pictures_loader(_Pictures(dataset), num_workers=num_workers)
-        for image, (digest, fault) in enumerate(_shown(loader, dataset)):
+        for image, (digest, fault) in enumerate(_shown(loader, dataset.num_images, label)):
             num_checked += 1
-            name = f"[{dataset.split or dataset.source}] {dataset.image_ids[image]}"
+            name = f"[{label}] {dataset.image_ids[image]}"
             if fault:
                 faults.append(f"{name}: {fault}")
             else:
@@ -56,9 +57,9 @@ def check_images(splits: Splits, num_workers: int) -> int:
     return 2 if faults else 0
 
 
-def _shown(loader: Any, dataset: RetrievalSet) -> Iterator[tuple[str, str]]:
+def _shown(loader: Any, num_pictures: int, label: str) -> Iterator[tuple[str, str]]:
     """The loader's items under a progress bar."""
-    with bar(dataset.num_images, f"decoding {dataset.split or dataset.source}", "picture") as progress:
+    with bar(num_pictures, f"decoding {label}", "picture") as progress:
         for item in loader:
             yield item
             progress.update(1)

@@ -31,7 +31,7 @@ def export_model(tuned: TunedModel, folder: Path, card: str) -> None:
         OSError: it cannot be written.
     """
     folder = Path(os.path.abspath(folder))
-    _check_replaceable(folder)
+    check_replaceable(folder)
     for leftover in (*folder.parent.glob(f".{folder.name}.*.tmp"), *folder.parent.glob(f".{folder.name}.*.old")):
         shutil.rmtree(leftover, ignore_errors=True)  # of writers that were killed
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
@@ -59,7 +59,12 @@ def export_model(tuned: TunedModel, folder: Path, card: str) -> None:
         raise
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
+    """Refuse a folder that an export would destroy: one that is there, is not empty, and is no earlier export.
+
+    Raises:
+        UserError: naming up to five of what it holds.
+    """
     found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [folder.name] if folder.exists() else []
     foreign = [name for name in found if Path(name).suffix not in _EXPORTED_SUFFIXES or (folder / name).is_dir()]
     if foreign or (found and not {"config.json", "model.safetensors"} <= set(found)):

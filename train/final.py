@@ -68,17 +68,20 @@ def _measure(job: Job, export: Path, watched: dict[str, dict[str, Any]], check_s
         stages += reranked_stages(dataset, stages, scorer, rerank.top_k, processes=job.processes)
     figures = evaluate(dataset, stages, comparisons(job.config, scorer.name if scorer is not None else None))
     figures.sections["leakage"] = [leak.as_record() for leak in job.leakages]
-    if job.config.choices:
-        figures.sections["choices"] = _measure_choices(job, export, scorer, check_signal)
     if watched:
         figures.sections["watch"] = list(watched.values())
+    notes = [f"Leakage: {leak}." for leak in job.leakages if leak.any]
+    notes += [f"{final_line(name, record)}." for name, record in watched.items()]
+    pictures = gallery(dataset, figures) if job.processes.is_main else []
+    folder = report_folder(job.config)
     if job.processes.is_main:
-        folder = report_folder(job.config)
-        notes = [f"Leakage: {leak}." for leak in job.leakages if leak.any]
-        notes += [f"{final_line(name, record)}." for name, record in watched.items()]
-        write_report(folder, figures, notes=notes, gallery=gallery(dataset, figures))
+        write_report(folder, figures, notes=notes, gallery=pictures)
         if job.config.evaluation.trec:
             write_trec(folder / "trec", figures.queries, dataset)
+    if job.config.choices:  # after the report is written: what fails here must not cost it
+        figures.sections["choices"] = _measure_choices(job, export, scorer, check_signal)
+        if job.processes.is_main:
+            write_report(folder, figures, notes=notes, gallery=pictures)
     return report_record(figures)
 
 
@@ -158,6 +161,7 @@ def is_finished(config: JobConfig) -> bool:
         made = [config.run_folder / "export" / "model.safetensors"]
         if config.data.test_split or config.data.val_split:
             made.append(report_folder(config) / "report.json")
+        made += [watch_folder(config, watched.name) / "report.json" for watched in config.watch]
         return {key: record.get(key) for key in expected} == expected and all(path.is_file() for path in made)
     except (OSError, ValueError, AttributeError):
         return False
@@ -170,7 +174,7 @@ def _read_finished(config: JobConfig) -> dict[str, Any]:
 
 def _finished_record(config: JobConfig) -> dict[str, Any]:
     measured = config.model_dump(mode="json", include={"rerank", "evaluation"})
-    return {"max_steps": config.train.max_steps} | measured | ({"choices": config.choices} if config.choices else {})
+    return {"max_steps": config.train.max_steps} | measured | {"choices": config.choices or None}
 
 
 def _mark_finished(config: JobConfig, stopped: str) -> None:

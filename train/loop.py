@@ -46,7 +46,8 @@ class Loop:
         self.negatives_file: Path | None = None
         self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.autocast)
         self.watch = Watch(job.watch_sets, job.base, job.processes, job.config.data.num_workers)
-        self.state = State(0, 0, False, None, None, None, None, 0, job.tuned.base_sha256, job.data_sha256)
+        start = State(0, 0, False, None, None, None, None, 0, job.tuned.base_sha256, job.data_sha256)
+        self.state = replace(start, loss_scale=self.stepper.loss_scale)
         self._bar: Any = None
         self._batches: Iterator[Batch | ImageError] | None = None
         self._last_eval = ""
@@ -114,7 +115,8 @@ class Loop:
             raise UserError(f"{self.config.data.source} holds other data than when {job.folder} was begun; give the run another name=")
         self.checkpoints.load_weights(step, job.tuned)
         self.checkpoints.load_optimizer(step, job.tuned, job.optimizer)
-        self.stepper.loss_scale = self.state.loss_scale
+        if self.state.loss_scale is not None:
+            self.stepper.loss_scale = self.state.loss_scale
         if self.state.negatives is not None:
             self.negatives_file = self.checkpoints.path(step) / "negatives.parquet"
             self.negatives = read_negatives(self.negatives_file, self.state.negatives, job.train_set)

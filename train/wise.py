@@ -27,7 +27,7 @@ from eval.first_stage import progress_bar, retrieve, use_exact_float32
 from eval.processes import Processes
 from train.config import JobConfig
 from train.curve import draw_curve
-from train.export import Chosen, export_model, load_checkpoint, model_card, read_run
+from train.export import Chosen, check_replaceable, export_model, load_checkpoint, model_card, read_run
 from train.job import load_data
 from train.model import TunedModel, merged_state
 from train.watch import Recall
@@ -107,6 +107,9 @@ def run(config: JobConfig, output: Path, alphas: Sequence[float], keep: str | No
         OSError: something cannot be written.
     """
     use_exact_float32()
+    output.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    if keep is not None:
+        check_replaceable(output / "export")
     splits = load_data(config)
     if splits.val is None:
         raise UserError(f"{config.run_folder}: data.val_split is null, and alphas are compared on val; the run has none to compare them on")

@@ -10,6 +10,7 @@ import pytest
 
 from eval.compare import compare_reports, main
 from eval.dataset import RetrievalSet
+from eval.errors import UserError
 from eval.evaluator import Stage, evaluate
 from eval.manifest import ManifestImage
 from eval.report import write_report
@@ -78,8 +79,27 @@ def test_other_truths_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFix
     more = judged_by(data, qrels={("i00", "i01#0")})
     one = report(tmp_path / "one", [stage("model", data, 1.0)], data)
     two = report(tmp_path / "two", [stage("model", more, 1.0)], more)
+    with pytest.raises(UserError, match="1 queries have another number of right answers in B than in A, e.g. .'i00'.: "):
+        compare_reports(one, two)
     assert main([str(one), str(two)]) == 2
-    assert "1 queries have another number of right answers in B than in A, e.g. ['i00']" in capsys.readouterr().err
+    assert "judged by different truths: A by protocol all" in capsys.readouterr().err
+
+
+def test_truths_that_add_as_many_answers_elsewhere_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = retrieval_set()
+    folders = []
+    for name, qrels in (("one", {("i13", "i08#0"), ("i12", "i09#0")}), ("two", {("i13", "i09#0"), ("i12", "i08#0")})):
+        judged = judged_by(data, qrels=qrels)
+        folders.append(str(report(tmp_path / name, [stage("model", judged, 1.0)], judged)))
+    assert main(folders) == 2 and "different truths" in capsys.readouterr().err
+
+
+def test_a_record_of_another_form_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = retrieval_set()
+    one = report(tmp_path / "one", [stage("model", data, 1.0)], data)
+    for text in ("[]", '{"data": {}}'):
+        (one / "report.json").write_text(text)
+        assert main([str(one), str(one)]) == 2 and "cannot be read" in capsys.readouterr().err
 
 
 def test_double_queries_damage_and_absence_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

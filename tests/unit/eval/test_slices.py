@@ -115,3 +115,8 @@ def test_columns_by_number_by_word_and_where_captions_of_one_image_differ(tmp_pa
     assert len(rows_of(figures, "number", "base", "image_to_text")) == 4
     assert [(r["bin"], r["num_queries"]) for r in rows_of(figures, "gaps", "base", "text_to_image")] == [("3", num - 1), ("(none)", 1)]
     assert {r["bin"]: r["num_queries"] for r in rows_of(figures, "of the caption", "base", "image_to_text")} == {"(several)": 16, "0th": 8}
+
+
+def test_large_numbers_keep_their_bins_apart() -> None:
+    dates = np.array([20190101, 20190102, 20190103, 20200101], dtype=np.float64)
+    assert by_number("date", dates).labels == ["20190101", "20190102", "20190103", "20200101"]

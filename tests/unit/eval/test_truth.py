@@ -14,7 +14,7 @@ from eval.errors import UserError
 from eval.manifest import ManifestImage
 from eval.near_duplicates import near_duplicate_key
 from eval.qrels import read_qrels
-from eval.truth import judged_by, known_pairs
+from eval.truth import judged_by, known_pairs, truth_in_words
 
 CAPTIONS = ["a dog", "The dog.", "dog", "a cat", "cat is there", "a red dog", "dog red"]
 
@@ -97,3 +97,11 @@ def test_qrels_of_another_set_are_refused_with_examples() -> None:
         UserError, match=r"none of the 7 pairs.*'x0' 'y0'.*'x4' 'y4'. Image ids look like 'i00' here, caption ids like 'i00#0'"
     ):
         judged_by(data, qrels={(f"x{n}", f"y{n}") for n in range(7)})
+
+
+def test_the_truth_is_said_in_words() -> None:
+    data = dataset([(["a dog"], None), (["the dog"], None)])
+    assert "own captions alone" in truth_in_words(judged_by(data, protocol="papers").truth)
+    words = truth_in_words(judged_by(data, near_duplicates=True, qrels={("i00", "i01#0")}).truth)
+    assert "near-duplicates" in words and "0 further pairs" in words
+    assert truth_in_words(data.truth) == "Right: captions that equal one of any image of the image's group."
