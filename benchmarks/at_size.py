@@ -182,8 +182,9 @@ def main() -> None:
         num_blocks = -(-100_000 // QUERY_BLOCK)
         lines = [
             f"100,000 images x 500,000 captions, both directions: {large['megabytes']:.0f} MB beyond the embeddings (1,843 MB).",
-            f"Only the first {LARGE_BLOCKS} of {num_blocks} rows of tiles were made ({large['seconds']:.0f} s, so the whole would take about",
-            f"{large['seconds'] * num_blocks / LARGE_BLOCKS / 60:.0f} minutes here); the result of every query is held from the start, so more tiles hold no more memory.",
+            f"Only the first {LARGE_BLOCKS} of {num_blocks} rows of tiles were made, in {large['seconds']:.0f} s.",
+            f"The whole would take about {large['seconds'] * num_blocks / LARGE_BLOCKS / 60:.0f} minutes here.",
+            "The result of every query is held from the start, so more tiles hold no more memory.",
         ]  # fmt: skip
     else:
         lines = side_by_side([{arm: child(arm, asked, (5000, 25_010)) for arm in ("theirs", "ours")} for _ in range(asked.repeats)])

@@ -136,7 +136,10 @@ def _positive_scores(grid: _Grid, positives: PositivePairs, processes: Processes
 
 def _check(queries_QD: np.ndarray, gallery_ND: np.ndarray, positives: PositivePairs) -> None:
     for noun, vectors in (("query", queries_QD), ("gallery", gallery_ND)):
-        bad = [number for number, vector in enumerate(vectors) if not np.isfinite(vector).all()]
+        bad = []
+        for start in range(0, len(vectors), QUERY_BLOCK):
+            finite = np.isfinite(vectors[start : start + QUERY_BLOCK]).all(axis=1)
+            bad += (np.flatnonzero(~finite) + start).tolist()
         if bad:
             raise UserError(f"{len(bad)} {noun} vector(s) are not finite, at index {bad[:5]}: they cannot be ranked")
     without = np.flatnonzero(positives.counts == 0)

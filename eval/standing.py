@@ -123,11 +123,14 @@ def _sorted_rows(tile_qn: torch.Tensor) -> torch.Tensor:
     """Each row's scores, ascending; on a CPU by numpy, whose sort of values is ten times torch's, in as many threads as torch may use."""
     if tile_qn.device.type != "cpu":
         return torch.sort(tile_qn, dim=1).values
-    sorted_qn = tile_qn.numpy().copy()
-    parts = np.array_split(sorted_qn, min(torch.get_num_threads(), max(1, len(sorted_qn) // _ROWS_PER_THREAD)))
-    if len(parts) == 1:
-        sorted_qn.sort(axis=1)
-    else:
-        with ThreadPoolExecutor(len(parts)) as threads:  # numpy sorts without holding the interpreter
-            list(threads.map(lambda part: part.sort(axis=1), parts))
+    tile, sorted_qn = tile_qn.numpy(), np.empty(tile_qn.shape, dtype=np.float32)
+    num_threads = min(torch.get_num_threads(), max(1, len(tile) // _ROWS_PER_THREAD))
+    edges = [len(tile) * part // num_threads for part in range(num_threads + 1)]
+
+    def sort(start: int, stop: int) -> None:
+        sorted_qn[start:stop] = tile[start:stop]
+        sorted_qn[start:stop].sort(axis=1)
+
+    with ThreadPoolExecutor(num_threads) as threads:  # numpy sorts without holding the interpreter
+        list(threads.map(sort, edges, edges[1:]))
     return torch.from_numpy(sorted_qn)
