@@ -19,6 +19,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """All rows; `counts` says how many each process has."""
         ctx.counts, ctx.rank = counts, dist.get_rank()
         longest = max(counts)
         padded = rows.new_zeros(longest, *rows.shape[1:])

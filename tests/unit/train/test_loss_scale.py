@@ -1,8 +1,10 @@
 """train/loss_scale.py and its use in train/step.py: torch's own rule; scaling changes no bit; an overflow skips a step."""
 
 import contextlib
+import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from eval.processes import Processes
 from tests.nursery import Nursery
 from tests.small_job import SmallWorld, load
-from train import loss_scale
+from train import job, loss_scale
+from train.__main__ import run
 from train.batches import Batch, BatchBuilder, BatchOrder
 from train.checkpoint import Checkpoints, State
 from train.config import JobConfig
@@ -138,3 +141,20 @@ def test_fp16_is_refused_on_a_cpu_with_the_reason(small_world: SmallWorld, nurse
     child = nursery.start("train", [str(config)])
     assert child.wait() == 2 and "train.precision fp16 needs a CUDA GPU" in child.output() and "bf16 or fp32" in child.output()
     assert not (tmp_path / "runs" / "job" / "checkpoints").exists()
+
+
+def test_a_run_killed_before_its_first_step_resumes_with_the_scale_it_began_with(
+    small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole loop, its device said to be a GPU's; autocast stays off."""
+    plain = job.Accelerator
+    monkeypatch.setattr(job, "PartialState", lambda: SimpleNamespace(device=SimpleNamespace(type="cuda")))
+    monkeypatch.setattr(job, "Accelerator", lambda mixed_precision: plain(mixed_precision="no", cpu=True))
+    changes = {"train__precision": "fp16", "train__max_steps": 3, "train__checkpoint_every_steps": 100, "mining": None}
+    config = small_world.write_config(tmp_path, **changes)
+    with monkeypatch.context() as trap:
+        trap.setattr("train.loop.Loop._step", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run([str(config)]) == 130
+    assert run([str(config)]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "runs" / "job" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss_scale"] for line in lines if line["event"] == "step"] == [LossScale().scale] * 3
