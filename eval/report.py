@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from eval.arm import METRICS
 from eval.evaluator import Figures
 from eval.gallery import Exhibit
 from eval.outcomes import BINS
+from eval.replacing import replace_together
 from eval.sweep import curves
 from eval.truth import truth_in_words
 
@@ -39,7 +40,7 @@ def write_report(
     target.mkdir(parents=True, exist_ok=True)
     record = json.dumps(report_record(figures), indent=1, allow_nan=False) + "\n"
     page = _html(figures, notes or [], gallery)
-    _replace_together(
+    replace_together(
         {
             target / "queries.parquet": lambda path: pq.write_table(figures.queries, path),
             target / "report.html": lambda path: path.write_text(page, encoding="utf-8"),
@@ -62,19 +63,6 @@ def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     record: dict[str, Any] = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
     return record
-
-
-def _replace_together(writers: Mapping[Path, Callable[[Path], Any]]) -> None:
-    """Write every file beside its place first, then rename all: a full disk leaves the old report whole, not half of each."""
-    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
-    try:
-        for path, write in writers.items():
-            write(temporaries[path])
-        for path, temporary in temporaries.items():
-            os.replace(temporary, path)
-    finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
 
 
 def _html(figures: Figures, notes: list[str], gallery: Sequence[Exhibit]) -> str:

@@ -43,8 +43,7 @@ def search(
     """
     _check(queries_QD, gallery_ND, positives)
     grid = _Grid(queries_QD, gallery_ND, torch.device(device))
-    standing = Standing(positives, len(gallery_ND), depth, grid.device)
-    standing.learn_scores(_positive_scores(grid, positives, processes))
+    standing = Standing(positives, _positive_scores(grid, positives, processes), len(gallery_ND), depth, grid.device)
     for rows, columns, tile_qn in grid.tiles(processes.share_of(grid.num_row_blocks)):
         standing.absorb(tile_qn, rows.start, columns.start)
     return standing.ranking(direction, processes)
@@ -71,11 +70,10 @@ def search_both(
     _check(images_ID, captions_CD, to_text)
     _check(captions_CD, images_ID, to_image)
     grid = _Grid(images_ID, captions_CD, torch.device(device))
-    images = Standing(to_text, len(captions_CD), depth, grid.device)
-    captions = Standing(to_image, len(images_ID), depth, grid.device)
     scores_P = _positive_scores(grid, to_text, processes)
-    images.learn_scores(scores_P)
-    captions.learn_scores(scores_P[np.lexsort((to_text.query_P, to_text.indices_P))])
+    by_caption_P = np.lexsort((to_text.query_P, to_text.indices_P))
+    images = Standing(to_text, scores_P, len(captions_CD), depth, grid.device)
+    captions = Standing(to_image, scores_P[by_caption_P], len(images_ID), depth, grid.device)
     for rows, columns, tile_qn in grid.tiles(processes.share_of(grid.num_row_blocks)):
         images.absorb(tile_qn, rows.start, columns.start)
         captions.absorb(tile_qn.T.contiguous(), columns.start, rows.start)

@@ -19,16 +19,13 @@ _ROWS_PER_THREAD = 64
 class Standing:
     """The running result of a search: exact however the tiles come, as long as those of a query come in the order of their items."""
 
-    def __init__(self, positives: PositivePairs, num_items: int, depth: int, device: torch.device) -> None:
+    def __init__(self, positives: PositivePairs, scores_P: np.ndarray, num_items: int, depth: int, device: torch.device) -> None:
+        """Begin; `scores_P` is the score of each positive pair, float32, as the tiles will hold it."""
         num_queries = len(positives.offsets) - 1
         self.positives, self.depth = positives, min(depth, num_items)
         self._scores_QK = torch.full((num_queries, self.depth), -torch.inf, device=device)
         self._indices_QK = torch.full((num_queries, self.depth), num_items, dtype=torch.int64, device=device)
         self._above_P = np.zeros(len(positives.indices_P), dtype=np.int64)
-        self._scores_P = np.zeros(len(positives.indices_P), dtype=np.float32)
-
-    def learn_scores(self, scores_P: np.ndarray) -> None:
-        """Take the score of each positive pair, float32, as the tiles will hold it."""
         self._scores_P = scores_P
 
     def absorb(self, tile_qn: torch.Tensor, first_query: int, first_item: int) -> None:

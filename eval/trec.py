@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from eval.dataset import RetrievalSet
 from eval.ranking import DIRECTIONS
+from eval.replacing import replace_together
 
 
 def write_trec(folder: str | os.PathLike[str], queries: pa.Table, dataset: RetrievalSet) -> list[Path]:
@@ -54,8 +55,9 @@ def _field(name: str) -> str:
 
 
 def _write(path: Path, lines: Iterator[str]) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(lines)
-    os.replace(temporary, path)
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
+
+    replace_together({path: write})
     return path

@@ -8,10 +8,10 @@ Wortsman et al. 2022, arXiv 2109.01903, equation 1, over every weight: both towe
 
 import argparse
 import json
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from eval.errors import UserError
 from eval.evaluator import check_stages, query_table
 from eval.first_stage import progress_bar, retrieve, use_exact_float32
 from eval.processes import Processes
+from eval.replacing import replace_together
 from train.config import JobConfig
 from train.curve import draw_curve
 from train.export import Chosen, check_replaceable, export_model, load_checkpoint, model_card, read_run
@@ -142,13 +143,11 @@ def run(config: JobConfig, output: Path, alphas: Sequence[float], keep: str | No
 
 def _write(output: Path, record: dict[str, Any], tables: Mapping[str, pa.Table]) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    for name, table in tables.items():
-        temporary = output / f".{name}.{os.getpid()}.tmp"
-        pq.write_table(table, temporary)
-        os.replace(temporary, output / f"{name}.parquet")
-    temporary = output / f".wise.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, output / "wise.json")
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    writers: dict[Path, Callable[[Path], Any]] = {
+        output / f"{name}.parquet": partial(pq.write_table, table) for name, table in tables.items()
+    }
+    replace_together(writers | {output / "wise.json": lambda path: path.write_text(text, encoding="utf-8")})
 
 
 def _export(config: JobConfig, chosen: Chosen, line: Line, alpha: float, on_val: Recall | None, folder: Path) -> None:

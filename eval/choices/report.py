@@ -17,6 +17,7 @@ from rich.table import Table
 from eval.choices.choice_set import ChoiceSet
 from eval.choices.figures import choice_figures
 from eval.choices.outcomes import METRICS, outcome_table
+from eval.replacing import replace_together
 
 _METRICS = [metric for names in METRICS.values() for metric in names]
 
@@ -58,14 +59,13 @@ def write_choices(folder: str | os.PathLike[str], report: ChoiceReport) -> Path:
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    temporary = target / f".choices.{os.getpid()}.tmp"
-    try:
-        pq.write_table(report.table, temporary)
-        os.replace(temporary, target / "choices.parquet")
-        temporary.write_text(json.dumps(report.record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, target / "choices.json")
-    finally:
-        temporary.unlink(missing_ok=True)
+    record = json.dumps(report.record, indent=1, allow_nan=False) + "\n"
+    replace_together(
+        {
+            target / "choices.parquet": lambda path: pq.write_table(report.table, path),
+            target / "choices.json": lambda path: path.write_text(record, encoding="utf-8"),
+        }
+    )
     return target
 
 
