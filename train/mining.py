@@ -15,10 +15,9 @@ from transformers import SiglipModel
 
 from eval.checkpoint import hash_weights
 from eval.dataset import RetrievalSet
-from eval.encoder import embed_captions, embed_images
 from eval.inputs import SiglipInputs
 from eval.processes import Processes
-from eval.search import search
+from train.candidates import find_candidates
 from train.config import MiningConfig
 from train.negatives import Negatives, table_name
 
@@ -103,30 +102,18 @@ def mine(
         on_progress: called with the number of rows embedded.
     """
     name = table_name(hash_weights(model), data_sha256, rules_of(config) | inputs.contract)
-    images_ID = embed_images(
-        model, inputs, dataset, processes=processes, num_workers=num_workers, allow_undecodable=True, on_progress=on_progress
+    found = find_candidates(
+        model,
+        inputs,
+        dataset,
+        config.pool_top_k,
+        processes=processes,
+        num_workers=num_workers,
+        on_progress=on_progress,
     )
-    captions_CD = embed_captions(model, inputs, dataset.captions, processes=processes, on_progress=on_progress)
-    positives = dataset.positives("image_to_text")
-    device = next(model.parameters()).device
-    ranking = search("image_to_text", images_ID, captions_CD, positives, config.pool_top_k, device=device, processes=processes)
-    scale, bias = float(model.logit_scale.detach().exp()), float(model.logit_bias.detach())
-    decodable_I = np.any(images_ID != 0, axis=1)
-    logits_IK = ranking.top_scores_QK * np.float32(scale) + np.float32(bias)
-    best_I = best_positive_logits(images_ID, captions_CD, positives.offsets, positives.indices_P, scale, bias)
-    return select(name, dataset, ranking.top_indices_QK, logits_IK, best_I, config, decodable_I=decodable_I, truth=truth)
-
-
-def best_positive_logits(
-    images_ID: np.ndarray, captions_CD: np.ndarray, offsets: np.ndarray, indices_P: np.ndarray, scale: float, bias: float
-) -> np.ndarray:
-    """Logit of each image's best true caption, float32 of shape (I,)."""
-    image_P = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    cosines_P = np.empty(len(indices_P), dtype=np.float32)
-    for start in range(0, len(indices_P), 65536):  # bounds the memory of the two gathered sides
-        part = slice(start, start + 65536)
-        cosines_P[part] = np.einsum("pd,pd->p", images_ID[image_P[part]], captions_CD[indices_P[part]])
-    return np.maximum.reduceat(cosines_P, offsets[:-1]) * np.float32(scale) + np.float32(bias)
+    scale, bias = np.float32(float(model.logit_scale.detach().exp())), np.float32(float(model.logit_bias.detach()))
+    logits_IK, best_I = found.cosines_IK * scale + bias, found.best_positive_I * scale + bias
+    return select(name, dataset, found.captions_IK, logits_IK, best_I, config, decodable_I=found.decodable_I, truth=truth)
 
 
 def select(
