@@ -133,9 +133,9 @@ def _face_all(sums: "_Sums", texts_nD: torch.Tensor, pairing: Pairing, needs_tex
     if pairing.processes.world_size == 1:
         sums.face(texts_nD[:own], None if gradient_nD is None else gradient_nD[:own], 0)
     else:
-        travelled = _go_round(sums, texts_nD[:own], pairing, needs_texts)
-        if gradient_nD is not None:
-            gradient_nD[:own] = travelled
+        travelled_nD = _go_round(sums, texts_nD[:own], pairing, needs_texts)
+        if gradient_nD is not None and travelled_nD is not None:
+            gradient_nD[:own] = travelled_nD
     if pairing.own_rows_m is not None:
         sums.face_own(texts_nD[own:], None if gradient_nD is None else gradient_nD[own:], pairing.own_rows_m)
     return gradient_nD
@@ -219,7 +219,8 @@ class _Sums:
         z_rc = torch.mm(scaled_rD, texts_cD.T, out=self._logits[:size].view(len(scaled_rD), len(texts_cD))).add_(self._bias)
         positive_P = self._positive_places(rows, owner, columns)
         _negate(z_rc, positive_P)
-        loss = softplus(z_rc, 1.0, _LINEAR_FROM, out=self._losses[:size].view_as(z_rc)).sum()
+        losses_rc = self._losses[:size].view_as(z_rc)
+        loss = softplus(z_rc, 1.0, _LINEAR_FROM, out=losses_rc).sum()  # type: ignore[call-arg]  # it has an out, unannounced
         g_rc = z_rc.sigmoid_()
         _negate(g_rc, positive_P)
         self.bias_gradient += weight * g_rc.sum()
