@@ -119,7 +119,7 @@ def test_the_name_follows_from_weights_data_and_rules_but_not_from_the_weight(sm
 
 
 class WordScorer:
-    """A cross-encoder that goes by the words alone: what holds `word` is a match, surely so where it is long."""
+    """A cross-encoder that goes by the words alone: what holds `word` is a match, surely so where its length is even."""
 
     def __init__(self, word: str) -> None:
         self.name, self._word = "words", word
@@ -128,7 +128,7 @@ class WordScorer:
     def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
         """Margins."""
         assert image.size == (64, 64)
-        return np.array([(9.0 if len(text) > 18 else 1.0) if self._word in text.lower() else -2.0 for text in captions], np.float32)
+        return np.array([(9.0 if len(text) % 2 == 0 else 1.0) if self._word in text.lower() else -2.0 for text in captions], np.float32)
 
 
 def test_what_each_table_is_named_after(small_world: SmallWorld) -> None:
@@ -195,7 +195,7 @@ def test_denoising_asks_the_cross_encoder(small_world: SmallWorld, mode: str) ->
     assert is_red.tolist() == (~negatives.is_negative_N).tolist() and sheet.passed_over["match"] > 0
     assert any("red" in dataset.captions[int(caption)].lower() for caption in plain.captions_N)
     assert is_red.any() == (mode == "relabel") and sheet.num_relabelled == is_red.sum()
-    assert all(len(text) > 18 for text, red in zip(texts, is_red, strict=True) if red)
+    assert all(len(text) % 2 == 0 for text, red in zip(texts, is_red, strict=True) if red)
     assert negatives.match_N is not None and negatives.match_N[~is_red] == pytest.approx(1 / (1 + np.exp(2.0)))
     assert sheet.estimated_by == "match" and sheet.estimated_share == pytest.approx(1 / (1 + np.exp(2.0)))
     assert sheet.num_judged >= sheet.num_mined + sheet.num_relabelled
