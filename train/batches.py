@@ -20,6 +20,7 @@ from eval.inputs import SiglipInputs
 from eval.processes import Processes
 from train.frozen import NOTHING_FROZEN, FrozenEmbeddings
 from train.negatives import Negatives
+from train.pool import CaptionPool
 
 # Streams of random numbers, so that none of them is ever the same as another.
 _ORDER, _CAPTION, _CROP, _REPLACEMENT = range(4)
@@ -78,7 +79,7 @@ class Batch:
         pixels_b: float32 of shape (b, 3, H, W).
         token_ids_bL: int64, padded captions.
         mined_rows_m: int64, the row (0 <= row < b) each mined caption belongs to.
-        mined_captions_m: int64, caption indices.
+        mined_captions_m: int64, indices into the pool (train/pool.py).
         mined_token_ids_mL: int64.
         undecodable: messages about pictures that were replaced.
         frozen_images_bD, frozen_texts_nD: float32, the embeddings themselves where a frozen tower's are cached (train/frozen.py), captions
@@ -116,7 +117,10 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
         random_crop_min_area: float = 1.0,
         negatives: Negatives | None = None,
         frozen: FrozenEmbeddings = NOTHING_FROZEN,
+        pool: CaptionPool | None = None,
     ) -> None:
+        """pool: what the captions of `negatives` are indices into; None: the captions of the split alone."""
+        self._pool = pool or CaptionPool(dataset)
         self._dataset, self._inputs, self._order, self._processes = dataset, inputs, order, processes
         self._min_area, self._negatives, self._frozen = random_crop_min_area, negatives, frozen
 
@@ -162,7 +166,7 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
         """Token ids of captions, or none and their embeddings where those are cached."""
         if self._frozen.captions is not None:
             return torch.empty(0, self._inputs.num_tokens, dtype=torch.int64), self._frozen.captions.of(captions_n)
-        return self._inputs.token_ids([self._dataset.captions[caption] for caption in captions_n.tolist()]), None
+        return self._inputs.token_ids([self._pool.text(caption) for caption in captions_n.tolist()]), None
 
     def _decode(self, whole_B: np.ndarray, place: int, step: int, epoch: int, undecodable: list[str]) -> tuple[int, torch.Tensor]:
         """(image, pixel values or none) for one place of the batch; a picture that fails is replaced by one that is not in the batch."""

@@ -25,6 +25,7 @@ from eval.encoder import IMAGE_BLOCK, TEXT_BLOCK, embed_captions, embed_images
 from eval.processes import Processes
 from train.config import JobConfig, Tower
 from train.model import TunedModel
+from train.pool import CaptionPool
 
 _DIGEST_BYTES = 32
 _WINDOW_BLOCKS = 64
@@ -93,8 +94,10 @@ class FrozenStore:
         folder: runs/NAME/frozen.
     """
 
-    def __init__(self, folder: Path, tuned: TunedModel, dataset: RetrievalSet, data_sha256: str, processes: Processes) -> None:
-        self.folder, self._tuned, self._dataset, self._data, self._processes = folder, tuned, dataset, data_sha256, processes
+    def __init__(self, folder: Path, tuned: TunedModel, pool: CaptionPool, data_sha256: str, processes: Processes) -> None:
+        """`pool` holds the images of the split, its captions and those that may be mined besides."""
+        self.folder, self._tuned, self._pool, self._processes = folder, tuned, pool, processes
+        self._dataset, self._data = pool.dataset, [data_sha256, pool.further.sha256]
         # One process of each machine reads and writes for all of its machine; without a launcher's word each does, the same bytes.
         self._is_keeper = os.environ.get("LOCAL_RANK", "0") == "0"
 
@@ -132,7 +135,7 @@ class FrozenStore:
         config = self._tuned.siglip.config
         if tower == "image":
             return self._dataset.num_images, int(config.vision_config.hidden_size)
-        return self._dataset.num_captions, int(self._tuned.siglip.text_model.head.out_features)
+        return len(self._pool), int(self._tuned.siglip.text_model.head.out_features)
 
     def _make(self, tower: Tower, path: Path | None, num_workers: int, on_progress: Callable[[int], Any]) -> None:
         """Embed on all processes, window by window, and write the file here if it is missing here."""
@@ -171,7 +174,7 @@ class FrozenStore:
                     allow_undecodable=True, on_progress=on_progress,
                 )  # fmt: skip
             else:
-                captions = self._dataset.captions[start:stop]
+                captions = [self._pool.text(caption) for caption in range(start, stop)]
                 yield embed_captions(model, inputs, captions, processes=self._processes, on_progress=on_progress)
 
 

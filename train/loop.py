@@ -23,15 +23,19 @@ from eval.progress import bar
 from eval.ranking import DIRECTIONS
 from train.batches import Batch, BatchBuilder
 from train.checkpoint import Checkpoints, State
+from train.denoising import load_matcher
 from train.frozen import NOTHING_FROZEN, FrozenEmbeddings, FrozenStore, cached_towers
 from train.job import Job, describe
-from train.mining import mine
+from train.mining import Refresh, mine
+from train.mining_page import write_sheet
+from train.mining_schedule import images_due, is_due
 from train.negatives import Negatives, read_negatives, write_negatives
 from train.schedule import rate_factor
 from train.side_bar import SideBar
 from train.step import Stepper, StepResult
 from train.stopping import Stopped, StopSignals
 from train.tracking import MetricsLog, WandbMirror
+from train.true_pairs import TruePairs
 from train.watch import Sighting, Watch
 
 
@@ -122,14 +126,14 @@ class Loop:
             self.stepper.loss_scale = self.state.loss_scale
         if self.state.negatives is not None:
             self.negatives_file = self.checkpoints.path(step) / "negatives.parquet"
-            self.negatives = read_negatives(self.negatives_file, self.state.negatives, job.train_set)
+            self._use(read_negatives(self.negatives_file, self.state.negatives, job.pool))
 
     def _freeze(self) -> FrozenEmbeddings:
         """Embeddings of the towers that are run once."""
         job, found = self.job, {}
-        store = FrozenStore(job.folder / "frozen", job.tuned, job.train_set, job.data_sha256, job.processes)
+        store = FrozenStore(job.folder / "frozen", job.tuned, job.pool, job.data_sha256, job.processes)
         for tower in cached_towers(self.config):
-            num_rows = job.train_set.num_images if tower == "image" else job.train_set.num_captions
+            num_rows = job.train_set.num_images if tower == "image" else len(job.pool)
             with self._side_bar(f"embedding ({tower}, once)", num_rows) as progress:
                 found[tower] = store.rows(tower, num_workers=self.config.data.num_workers, on_progress=progress)
         return FrozenEmbeddings(found.get("image"), found.get("text"))
@@ -203,6 +207,7 @@ class Loop:
             random_crop_min_area=self.config.train.random_crop_min_area,
             negatives=self.negatives,
             frozen=self.frozen,
+            pool=self.job.pool,
         )
         return pictures_loader(
             builder,
@@ -214,7 +219,7 @@ class Loop:
     def _mining_due_at(self, step: int) -> bool:
         """Whether negatives are mined with the weights after `step` steps."""
         mining = self.config.mining
-        return mining is not None and step >= mining.start_step and (step - mining.start_step) % mining.mine_every_steps == 0
+        return mining is not None and is_due(mining, self.job.order, step)
 
     def _mine_if_due(self) -> None:
         """Refresh the negatives."""
@@ -223,13 +228,17 @@ class Loop:
         self._batches = None
         job = self.job
         started = time.perf_counter()
-        with self._side_bar("mining", job.train_set.num_images + job.train_set.num_captions) as progress:
+        images_I = images_due(self.config.mining, job.order, self.state.step, self.config.train.max_steps)
+        num_images = job.train_set.num_images if images_I is None else len(images_I)
+        with self._side_bar("mining", num_images + len(job.pool)) as progress:
             negatives, sheet = mine(
                 job.tuned.siglip,
                 job.tuned.inputs,
-                job.train_set,
+                job.pool,
                 self.config.mining,
                 data_sha256=job.data_sha256,
+                refresh=Refresh(self.config.seed, self.state.step, images_I, self.negatives),
+                matcher=load_matcher(self.config, job.accelerator.device),
                 processes=job.processes,
                 num_workers=self.config.data.num_workers,
                 truth=job.truth,
@@ -237,11 +246,18 @@ class Loop:
             )
         path = job.folder / "negatives" / f"{negatives.name}.parquet"
         if job.processes.is_main:
-            write_negatives(path, negatives, job.train_set)
-        self.negatives, self.negatives_file = negatives, path
+            write_negatives(path, negatives, job.pool)
+            write_sheet(path.parent, sheet, negatives, job.pool, job.truth)
+        self._use(negatives)
+        self.negatives_file = path
         self.state = replace(self.state, mined_at_step=self.state.step, negatives=negatives.name)
         self._write("mining", sheet.as_record() | {"seconds": time.perf_counter() - started})
         job.say(f"step {self.state.step}: {sheet}")
+
+    def _use(self, negatives: Negatives) -> None:
+        """Put a table in force: its captions become columns, its relabelled pairs positives."""
+        self.negatives = negatives
+        self.stepper.true_pairs = TruePairs(self.job.pool, negatives)
 
     def _evaluate_if_due(self) -> None:
         """Evaluate on val and on the watch sets, and note a new best."""

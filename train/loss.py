@@ -53,6 +53,7 @@ class Pairing:
         positives: the true pairs of this process's images and all texts that travel.
         counts: how many texts of each process travel: its captions, as many as it has images, and with `mined_scope: all` its mined ones.
         own_rows_m: `mined_scope: own`: int64, the image row each mined caption of this process faces; None: no mined caption stays.
+        own_positive_m: bool, which of them are true of it all the same (relabelled by a cross-encoder); None: none.
         weight: of the mined columns.
         batch_size: B.
         processes: who takes part.
@@ -66,6 +67,7 @@ class Pairing:
     weight: float = 0.0
     processes: Processes = Processes()
     block: int | None = None
+    own_positive_m: torch.Tensor | None = None
 
 
 def sigmoid_loss(images_bD: torch.Tensor, texts_nD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, pairing: Pairing) -> LossTerms:
@@ -137,7 +139,7 @@ def _face_all(sums: "_Sums", texts_nD: torch.Tensor, pairing: Pairing, needs_tex
         if gradient_nD is not None and travelled_nD is not None:
             gradient_nD[:own] = travelled_nD
     if pairing.own_rows_m is not None:
-        sums.face_own(texts_nD[own:], None if gradient_nD is None else gradient_nD[own:], pairing.own_rows_m)
+        sums.face_own(texts_nD[own:], None if gradient_nD is None else gradient_nD[own:], pairing.own_rows_m, pairing.own_positive_m)
     return gradient_nD
 
 
@@ -235,15 +237,20 @@ class _Sums:
         rows_P, columns_P = self._pairing.positives.pairs(rows, owner, columns)
         return torch.from_numpy(rows_P * (columns.stop - columns.start) + columns_P).to(self._images_bD.device)
 
-    def face_own(self, mined_mD: torch.Tensor, gradient_mD: torch.Tensor | None, rows_m: torch.Tensor) -> None:
-        """Mined captions of this process, each against the image it was mined for, as a negative."""
+    def face_own(
+        self, mined_mD: torch.Tensor, gradient_mD: torch.Tensor | None, rows_m: torch.Tensor, positive_m: torch.Tensor | None
+    ) -> None:
+        """Mined captions of this process, each against the image it was mined for, as a negative but where it is said to be true."""
         weight = self._pairing.weight
         for part in _spans(0, len(mined_mD), self.block):
             rows_c, texts_cD = rows_m[part], mined_mD[part]
             images_cD = self._images_bD.index_select(0, rows_c)
             z_c = torch.einsum("cd,cd->c", images_cD, texts_cD).mul_(self._scale).add_(self._bias)
+            true_P = torch.nonzero(positive_m[part]).flatten() if positive_m is not None else rows_c[:0]
+            _negate(z_c, true_P)
             self.mined += softplus(z_c, threshold=_LINEAR_FROM).sum()
             g_c = z_c.sigmoid_().mul_(weight)
+            _negate(g_c, true_P)
             self.bias_gradient += g_c.sum()
             if self.images_gradient_bD is not None:
                 self.images_gradient_bD.index_add_(0, rows_c, g_c[:, None] * texts_cD)

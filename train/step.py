@@ -19,8 +19,9 @@ from train.loss import LossTerms, Pairing, sigmoid_loss, travelling_texts
 from train.loss_scale import LossScale
 from train.micro_batches import Towers, cached_size
 from train.model import TunedModel
-from train.positives import BatchPositives
+from train.pool import CaptionPool
 from train.schedule import rate_factor
+from train.true_pairs import TruePairs
 
 
 class NotFinite(Exception):
@@ -78,6 +79,7 @@ class Stepper:
 
     Attributes:
         loss_scale: what fp16 multiplies the loss by at the next step; None in the other precisions.
+        true_pairs: which pairs are positives, in the batch and among the mined.
     """
 
     def __init__(
@@ -89,7 +91,8 @@ class Stepper:
         processes: Processes,
         autocast: Any,
     ) -> None:
-        self._config, self._tuned, self._optimizer, self._dataset = config, tuned, optimizer, dataset
+        self._config, self._tuned, self._optimizer = config, tuned, optimizer
+        self.true_pairs = TruePairs(CaptionPool(dataset))
         self._processes, self._autocast = processes, autocast
         self._device = next(tuned.siglip.parameters()).device
         micro_batch_size = cached_size(config.train.micro_batch_size, config.train.batch_size // processes.world_size)
@@ -153,13 +156,19 @@ class Stepper:
         travelling = travelling_texts(batch.captions_b.numpy(), batch.mined_captions_m.numpy(), scope)
         texts = self._processes.gather(travelling)
         return Pairing(
-            BatchPositives.of(self._dataset, batch.images_b.numpy(), texts),
+            self.true_pairs.of_batch(batch.images_b.numpy(), texts),
             tuple(len(captions) for captions in texts),
             len(batch.images_b) * self._processes.world_size,
             batch.mined_rows_m.to(self._device) if scope == "own" else None,
             weight,
             self._processes,
+            own_positive_m=self._own_positive(batch) if scope == "own" else None,
         )
+
+    def _own_positive(self, batch: Batch) -> torch.Tensor:
+        """Which mined captions are true of the image they face: those a cross-encoder relabelled."""
+        hashes_m = self.true_pairs.hashes(batch.mined_captions_m.numpy())
+        return torch.from_numpy(self.true_pairs.contains(batch.images_b[batch.mined_rows_m].numpy(), hashes_m)).to(self._device)
 
     def _sum(self, values: list[float]) -> list[float]:
         """Sums over processes, in float64, in rank order."""

@@ -24,7 +24,7 @@ def unit(rows: int, width: int, seed: int) -> torch.Tensor:
 def truth_of(positive: torch.Tensor) -> BatchPositives:
     """Every image a group of its own, every text words of its own, true as a matrix says."""
     images, texts = np.nonzero(positive.numpy())
-    return BatchPositives(np.arange(len(positive)), [np.arange(positive.shape[1])], GroupHashes(images, texts, len(positive)))
+    return BatchPositives([np.arange(positive.shape[1])], [(np.arange(len(positive)), GroupHashes(images, texts, len(positive)))])
 
 
 class Problem:
@@ -198,7 +198,7 @@ def test_no_tensor_is_ever_larger_than_the_embeddings_or_a_block(scope: str | No
     scale, bias = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (10.0, -5.0))
     travel = 2 * num if scope == "all" else num
     words = np.arange(travel) % 7  # one image in seven is true of a text: the pairs alone would be many times what a block may hold
-    positives = BatchPositives(np.arange(num) % 7, [words], GroupHashes(np.arange(7), np.arange(7), 7))
+    positives = BatchPositives([words], [(np.arange(num) % 7, GroupHashes(np.arange(7), np.arange(7), 7))])
     rows = torch.arange(num) if scope == "own" else None
     with _LargestMade() as made:
         sigmoid_loss(images, texts, scale, bias, Pairing(positives, (travel,), num, rows, 0.5, block=block)).total.backward()

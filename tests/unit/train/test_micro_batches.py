@@ -20,8 +20,9 @@ from train.loss_scale import LossScale
 from train.micro_batches import Towers, cached_size
 from train.model import TunedModel, build_model, make_optimizer
 from train.negatives import Negatives
-from train.positives import BatchPositives
+from train.pool import CaptionPool
 from train.step import Stepper
+from train.true_pairs import TruePairs
 
 SIZE, MICRO = 14, 5  # 5 + 5 + 4 images; 14 captions and 28 mined ones are 42 texts
 
@@ -78,7 +79,14 @@ def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
 
 @pytest.mark.parametrize(
     "model",
-    [{}, {"freeze": ["image"]}, {"freeze": ["text"]}, {"gradient_checkpointing": True}, {"lora": {"rank": 2}}, {"freeze": ["image", "text"]}],
+    [
+        {},
+        {"freeze": ["image"]},
+        {"freeze": ["text"]},
+        {"gradient_checkpointing": True},
+        {"lora": {"rank": 2}},
+        {"freeze": ["image", "text"]},
+    ],
     ids=str,
 )
 def test_cached_micro_batches_are_the_plain_step(small_world: SmallWorld, model: dict[str, Any]) -> None:
@@ -107,7 +115,9 @@ def seeded(*keys: int) -> None:
 
 @pytest.mark.parametrize("model", [{"lora": {"rank": 2, "dropout": 0.3}}, {"dropout": 0.3}], ids=str)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_with_dropout_they_are_plain_autograd_over_the_same_masks(small_world: SmallWorld, model: dict[str, Any], checkpointing: bool) -> None:
+def test_with_dropout_they_are_plain_autograd_over_the_same_masks(
+    small_world: SmallWorld, model: dict[str, Any], checkpointing: bool
+) -> None:
     model = model | {"gradient_checkpointing": checkpointing}
     cached = step_gradients(small_world, MICRO, **model)
     config, tuned = make_job(small_world, None, **model)
@@ -123,7 +133,7 @@ def test_with_dropout_they_are_plain_autograd_over_the_same_masks(small_world: S
             seeded(config.seed, 1, 0, tower, number)
             embedded.append(features(tuned.siglip, rows[start : start + MICRO]))
         parts.append(torch.cat(embedded))
-    positives = BatchPositives.of(dataset, batch.images_b.numpy(), [batch.captions_b.numpy()])
+    positives = TruePairs(CaptionPool(dataset)).of_batch(batch.images_b.numpy(), [batch.captions_b.numpy()])
     pairing = Pairing(positives, (SIZE,), SIZE, batch.mined_rows_m, 0.5)
     loss = sigmoid_loss(*parts, *tuned.scale_and_bias(), pairing).total
     loss.backward()

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.small_job import SmallWorld, load
-from train.positives import BatchPositives
+from train.pool import CaptionPool
+from train.true_pairs import TruePairs
 
 
 def marked(pairs: tuple[np.ndarray, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
@@ -21,7 +22,7 @@ def test_every_block_of_every_process_is_the_matrix(small_world: SmallWorld, dat
     draws = np.random.default_rng(seed)
     images = draws.permutation(dataset.num_images)[: data.draw(st.integers(1, 20))]
     texts = [draws.integers(dataset.num_captions, size=data.draw(st.integers(0, 15))) for _ in range(2)]
-    positives = BatchPositives.of(dataset, images, texts)
+    positives = TruePairs(CaptionPool(dataset)).of_batch(images, texts)
     for owner, captions in enumerate(texts):
         expected = dataset.is_positive(images[:, None], dataset.caption_hash_C[captions][None, :])
         for first in range(0, len(images), block):
