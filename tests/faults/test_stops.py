@@ -36,7 +36,9 @@ def test_sigterm(run: Run, straight: dict[int, Run], place: str) -> None:
     assert_same(run, straight[1])
 
 
-@pytest.mark.parametrize("function", ["train.loop:retrieve", "train.loop:mine", "train.final:retrieve", "train.micro_batches:image_features"])
+@pytest.mark.parametrize(
+    "function", ["train.loop:retrieve", "train.loop:mine", "train.final:retrieve", "train.micro_batches:image_features"]
+)
 def test_sigterm_to_two(pair: Run, straight: dict[int, Run], function: str) -> None:
     """Both are told at the same place; the main process writes, and neither ends before that or is left waiting."""
     children = pair.start(traps={rank: Trap(function, 2, signal.SIGTERM) for rank in (0, 1)})
