@@ -206,7 +206,7 @@ def main() -> None:
         "",
         f"`{command}`",
         "",
-        "The demo's train split: 4 negatives per image among the image's best 64 captions; a pair is a false negative if the drawing does not",
+        "The demo's train split: 4 negatives per image among the image's best 64; a pair is a false negative if the drawing does not",
         "contradict the caption (demo/truth.py). Known positives: mined pairs that the data given to the arm states as true. The sheet's",
         "estimate: BLIP's mean match probability where it is asked, else a guess from the model's own scores (train/mining_sheet.py).",
         "",
