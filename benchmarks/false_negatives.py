@@ -2,10 +2,10 @@
 
     python -m benchmarks.false_negatives --write          # two minutes; writes results/false-negatives.md
 
-A caption is true of a drawing if it says nothing that the scene contradicts (demo/truth.py); demo/data/train.qrels holds the true pairs that
-the manifest does not state, and the manifest states the others: an image's own captions and, where groups are given, its scene's. "No rules"
-is mined without the column of groups, so that only an image's own captions are known. Every arm mines with the same model among the same
-captions. Shape letters: N rows of a table.
+A caption is true of a drawing if it says nothing that the scene contradicts (demo/truth.py). demo/data/train.qrels holds the true pairs
+that the manifest does not state; the manifest states the others: an image's own captions and, where groups are given, its scene's. "No
+rules" is mined without the column of groups, so that only an image's own captions are known. Every arm mines with the same model among the
+same captions. Shape letters: N rows of a table.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from train.pool import CaptionPool
 
 DATA, BLIP = Path("demo/data/scenes.parquet"), "demo/models/blip-itm"
 TABLE = Path(__file__).parents[1] / "results" / "false-negatives.md"
+THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9)
 RULES: dict[str, dict[str, Any]] = {
     "margin 0": {"margin": 0.0},
     "margin 1": {"margin": 1.0},
@@ -114,53 +115,82 @@ class Study:
         true_N: np.ndarray = stated_N | is_true(CaptionPool(dataset), table.image_N, table.captions_N, self.truth)
         return true_N
 
-    def relabelled(self) -> tuple[int, int]:
-        """(relabelled rows, those of them that are true) with every rule and mode relabel."""
-        mined, _ = self.mine(self.grouped, RULES["all"] | {"denoise": {"mode": "relabel"}})
+    def relabelled(self, dataset: RetrievalSet) -> tuple[int, int]:
+        """(relabelled rows, those of them that are true) with mode relabel."""
+        mined, _ = self.mine(dataset, {"denoise": {"mode": "relabel"}})
         rows_N = ~mined.negatives.is_negative_N
         return int(rows_N.sum()), int(self.is_true(mined)[rows_N].sum())
 
-    def thresholds(self, values: tuple[float, ...]) -> list[tuple[float, float, float]]:
-        """(threshold, share of false negatives caught, share of true negatives kept) among what the other rules mine."""
-        mined, _ = self.mine(self.grouped, RULES["all but denoising"])
+    def thresholds(self, dataset: RetrievalSet) -> dict[float, tuple[float, float, float]]:
+        """By threshold: shares of false negatives left, of true negatives kept, of true pairs among the matches; without other rules."""
+        mined, _ = self.mine(dataset, {})
         table, true_N = mined.negatives, self.is_true(mined)
-        chance_N = Matcher(self.scorer, CaptionPool(self.grouped)).probabilities(table.image_N, table.captions_N)
-        return [(value, float((chance_N >= value)[true_N].mean()), float((chance_N < value)[~true_N].mean())) for value in values]
+        chance_N = Matcher(self.scorer, CaptionPool(dataset)).probabilities(table.image_N, table.captions_N)
+        return {
+            value: (
+                float((chance_N < value)[true_N].mean()),
+                float((chance_N < value)[~true_N].mean()),
+                float(true_N[chance_N >= value].mean()),
+            )
+            for value in THRESHOLDS
+        }
 
 
-def lines_of(study: Study, model: str) -> list[str]:
-    """The study of one model, as Markdown."""
-    arms = {"no rules, no groups": (study.plain, {}), "group information": (study.grouped, dict[str, Any]())}
-    arms |= {f"groups, {name}": (study.grouped, keys) for name, keys in RULES.items()}
+def arms_of(study: Study) -> dict[str, tuple[RetrievalSet, dict[str, Any]]]:
+    """Every arm: the data it is given, and its rules."""
+    arms: dict[str, tuple[RetrievalSet, dict[str, Any]]] = {
+        "no rules, no groups": (study.plain, {}),
+        "no groups, BLIP denoising": (study.plain, RULES["BLIP denoising"]),
+        "group information": (study.grouped, {}),
+    }
+    return arms | {f"groups, {name}": (study.grouped, keys) for name, keys in RULES.items()}
+
+
+def arm_lines(study: Study) -> list[str]:
+    """The tables of what each arm mined, and of denoising against the same rules without it."""
     lines = [
-        f"## {model}",
-        "",
         "| rules | mined | missing | false negatives | share, % | share the sheet estimates, % | pairs BLIP judged | known positives |",
         "|---|---|---|---|---|---|---|---|",
     ]
     found = {}
-    for name, (dataset, keys) in arms.items():
+    for name, (dataset, keys) in arms_of(study).items():
         began = time.perf_counter()
         _, found[name] = study.mine(dataset, keys)
         lines.append(found[name].row(name))
         print(lines[-1], f"{time.perf_counter() - began:.0f} s", flush=True)
     lines += [
         "",
-        "Denoising against the same rules without it:",
+        "Denoising against the same rules without it, in percent:",
         "",
-        "| other rules | false negatives left, % of those without | true negatives kept, % of those without |",
+        "| other rules | false negatives left | true negatives mined |",
         "|---|---|---|",
     ]
-    pairs = {"group information": "groups, BLIP denoising", "groups, all but denoising": "groups, all"}
-    for without, with_ in pairs.items():
+    for without, with_ in (
+        ("no rules, no groups", "no groups, BLIP denoising"),
+        ("group information", "groups, BLIP denoising"),
+        ("groups, all but denoising", "groups, all"),
+    ):
         left = 100 * found[with_].false / max(1, found[without].false)
         lines.append(f"| {without} | {left:.1f} | {100 * found[with_].true_negatives / found[without].true_negatives:.1f} |")
-    lines += ["", "Of the pairs that the other rules mine, by the threshold on BLIP's match probability:", ""]
-    lines += ["| threshold | false negatives caught, % | true negatives kept, % |", "|---|---|---|"]
-    thresholds = study.thresholds((0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95))
-    lines += [f"| {value} | {100 * caught:.1f} | {100 * kept:.1f} |" for value, caught, kept in thresholds]
-    number, right = study.relabelled()
-    lines += ["", f"With `mode: relabel` (from 0.9 on) {number:,} pairs become positives; {100 * right / max(1, number):.1f}% of them are true.", ""]
+    return [*lines, ""]
+
+
+def threshold_lines(study: Study) -> list[str]:
+    """What BLIP says of the pairs that are mined without denoising, by threshold; and what relabelling would take."""
+    lines = [
+        "By the threshold on BLIP's match probability, of the pairs mined without denoising: the false negatives it leaves, the true",
+        "negatives it keeps, and how many of those it calls a match are true, in percent.",
+        "",
+        "| threshold | no groups: left | kept | true | groups: left | kept | true |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    sides = [study.thresholds(dataset) for dataset in (study.plain, study.grouped)]
+    for value in THRESHOLDS:
+        lines.append(f"| {value} | " + " | ".join(f"{100 * share:.1f}" for side in sides for share in side[value]) + " |")
+    lines.append("")
+    for name, dataset in (("no groups", study.plain), ("groups", study.grouped)):
+        number, right = study.relabelled(dataset)
+        lines += [f"`mode: relabel`, {name}: {number:,} pairs become positives, of which {100 * right / max(1, number):.1f}% are true.", ""]
     return lines
 
 
@@ -170,19 +200,20 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["demo/models/siglip-base"], help="SigLIP folders that mine")
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.name}")
     asked = parser.parse_args()
+    command = f"python -m benchmarks.false_negatives --models {' '.join(asked.models)} --write"
     lines = [
         "# How many of the mined negatives are true?",
         "",
-        f"`python -m benchmarks.false_negatives{'' if asked.models == parser.get_default('models') else ' --models ' + ' '.join(asked.models)} "
-        "--write`. The demo's train split: 4 negatives per image among",
-        "the image's best 64 captions; a pair is a false negative if the drawing does not contradict the caption (demo/truth.py). "
-        "Known positives: mined",
-        "pairs that the data given to the arm states as true. The sheet's estimate: BLIP's mean match probability where it is asked, else the model's own",
-        "mean sigmoid.",
+        f"`{command}`",
+        "",
+        "The demo's train split: 4 negatives per image among the image's best 64; a pair is a false negative if the drawing does not",
+        "contradict the caption (demo/truth.py). Known positives: mined pairs that the data given to the arm states as true. The sheet's",
+        "estimate: BLIP's mean match probability where it is asked, else a guess from the model's own scores (train/mining_sheet.py).",
         "",
     ]
     for model in asked.models:
-        lines += lines_of(Study(model), model)
+        study = Study(model)
+        lines += [f"## {model}", "", *arm_lines(study), *threshold_lines(study)]
     print("\n".join(lines))
     if asked.write:
         TABLE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
