@@ -177,6 +177,10 @@ class MiningConfig(_Section):
     """How many of an image's best captions are looked at."""
     mined_scope: Literal["own", "all"] = "own"
     """A mined caption faces its own image only, or every image of the batch (true pairs among them are positives)."""
+    index: Literal["exact", "faiss"] = "exact"
+    """How the pool is searched: exactly, or by FAISS (the extra faiss) where it is past that; its recall is measured and said."""
+    index_probes: Annotated[int, Field(gt=0)] = 32
+    """With faiss: lists looked through for each image, of about the root of the pool's size; more finds more and takes longer."""
 
     @model_validator(mode="after")
     def _check(self) -> "MiningConfig":

@@ -216,6 +216,7 @@ class Loop:
                 job.train_set,
                 self.config.mining,
                 data_sha256=job.data_sha256,
+                folder=job.folder / "negatives",
                 processes=job.processes,
                 num_workers=self.config.data.num_workers,
                 truth=job.truth,

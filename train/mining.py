@@ -7,7 +7,8 @@ table, D width.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from eval.checkpoint import hash_weights
 from eval.dataset import RetrievalSet
 from eval.inputs import SiglipInputs
 from eval.processes import Processes
+from train.approximate import Approximate
 from train.candidates import find_candidates
 from train.config import MiningConfig
 from train.negatives import Negatives, table_name
@@ -39,6 +41,7 @@ class MiningSheet:
         num_positives_mined: mined pairs that the data says are true: always 0, counted all the same.
         num_false_negatives: mined pairs that data.truth says are true; None without one.
         median_rank, median_margin: of the mined rows (margin in logits); None when nothing was mined.
+        index_recall: share of the exact candidates an approximate search found, on a sample of images; None where the search was exact.
     """
 
     name: str
@@ -55,6 +58,7 @@ class MiningSheet:
     num_false_negatives: int | None
     median_rank: float | None
     median_margin: float | None
+    index_recall: float | None = None
 
     @property
     def false_negative_share(self) -> float | None:
@@ -74,12 +78,15 @@ class MiningSheet:
         )
         if self.false_negative_share is not None:
             text += f"; false negatives by the known truth: {self.num_false_negatives:,} ({100 * self.false_negative_share:.2f}%)"
+        if self.index_recall is not None:
+            text += f"; the index finds {100 * self.index_recall:.2f}% of the exact candidates (measured on a sample)"
         return text
 
 
 def rules_of(config: MiningConfig) -> dict[str, Any]:
     """What of the configuration decides which captions are mined (the weight in the loss does not)."""
-    return config.model_dump(include={"negatives_per_image", "margin", "pool_top_k"})
+    rules = config.model_dump(include={"negatives_per_image", "margin", "pool_top_k"})
+    return rules | (Approximate(config.index_probes).rules() if config.index == "faiss" else {})
 
 
 def mine(
@@ -89,6 +96,7 @@ def mine(
     config: MiningConfig,
     *,
     data_sha256: str,
+    folder: Path | None = None,
     processes: Processes = Processes(),
     num_workers: int = 0,
     truth: set[tuple[str, str]] | None = None,
@@ -98,6 +106,7 @@ def mine(
 
     Args:
         data_sha256: dataset.sha256(), which is slow to compute again and again.
+        folder: where embeddings lie meanwhile; None: the system's temporary folder.
         truth: (image id, caption id) pairs known to be true beyond the data; used to count false negatives only.
         on_progress: called with the number of rows embedded.
     """
@@ -107,13 +116,16 @@ def mine(
         inputs,
         dataset,
         config.pool_top_k,
+        folder=folder,
+        approximate=Approximate(config.index_probes) if config.index == "faiss" else None,
         processes=processes,
         num_workers=num_workers,
         on_progress=on_progress,
     )
     scale, bias = np.float32(float(model.logit_scale.detach().exp())), np.float32(float(model.logit_bias.detach()))
     logits_IK, best_I = found.cosines_IK * scale + bias, found.best_positive_I * scale + bias
-    return select(name, dataset, found.captions_IK, logits_IK, best_I, config, decodable_I=found.decodable_I, truth=truth)
+    negatives, sheet = select(name, dataset, found.captions_IK, logits_IK, best_I, config, decodable_I=found.decodable_I, truth=truth)
+    return negatives, replace(sheet, index_recall=found.recall)
 
 
 def select(
@@ -130,20 +142,21 @@ def select(
     """Apply the rules to every image's candidates, best first, and take the first negatives_per_image that pass.
 
     Args:
-        candidates_IK: int64, caption indices, best first.
+        candidates_IK: int64, caption indices, best first; -1 at the end of a list that is short: not a candidate.
         logits_IK: float32, their logits.
         best_positive_I: float32, logit of the image's best true caption.
         decodable_I: bool; nothing is mined for images that are False.
     """
+    here_IK = (candidates_IK >= 0) & decodable_I[:, None]
     hashes_IK = dataset.caption_hash_C[candidates_IK]
     known_IK = dataset.is_positive(np.arange(len(candidates_IK))[:, None], hashes_IK)
     margins_IK = best_positive_I[:, None] - logits_IK
     close_IK = ~known_IK & (margins_IK < config.margin) if config.margin is not None else np.zeros_like(known_IK)
     same_IK = ~known_IK & ~close_IK & _repeats(hashes_IK, known_IK | close_IK)
-    passes_IK = ~(known_IK | close_IK | same_IK) & decodable_I[:, None]
+    passes_IK = ~(known_IK | close_IK | same_IK) & here_IK
     taken_IK = passes_IK & (np.cumsum(passes_IK, axis=1) <= config.negatives_per_image)
     # Candidates after an image has enough were never looked at, so they are not counted as passed over.
-    looked_IK = (np.cumsum(taken_IK, axis=1) - taken_IK < config.negatives_per_image) & decodable_I[:, None]
+    looked_IK = (np.cumsum(taken_IK, axis=1) - taken_IK < config.negatives_per_image) & here_IK
     counts_I = taken_IK.sum(axis=1)
     image_N, place_N = np.nonzero(taken_IK)
     offsets = np.concatenate([[0], np.cumsum(counts_I)]).astype(np.int64)

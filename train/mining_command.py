@@ -48,6 +48,7 @@ def _mine(config: JobConfig) -> int:
             job.train_set,
             config.mining,
             data_sha256=job.data_sha256,
+            folder=job.folder / "negatives",
             processes=processes,
             num_workers=config.data.num_workers,
             truth=job.truth,
