@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
@@ -16,11 +15,11 @@ from eval.arm import METRICS
 from eval.evaluator import Figures
 from eval.gallery import Exhibit
 from eval.outcomes import BINS
+from eval.page import render, show, show_interval
 from eval.replacing import replace_together
 from eval.sweep import curves
 from eval.truth import truth_in_words
 
-_TEMPLATES = Path(__file__).parent
 _DIRECTION_WORDS = {"image_to_text": "image to text", "text_to_image": "text to image", "both": "both"}
 
 
@@ -66,14 +65,8 @@ def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _html(figures: Figures, notes: list[str], gallery: Sequence[Exhibit]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return render(
+        "report.html.j2",
         **report_record(figures),
         metrics=METRICS,
         truth=truth_in_words(figures.data.get("truth", {})),
@@ -82,8 +75,6 @@ def _html(figures: Figures, notes: list[str], gallery: Sequence[Exhibit]) -> str
         bins=BINS,
         curves=curves,
         gallery=gallery,
-        show=_show,
-        show_interval=_show_interval,
     )
 
 
@@ -101,7 +92,7 @@ def print_report(record: dict[str, Any], console: Console | None = None) -> None
         table.add_column(metric.replace("_", " "), justify="right")
     for stage, figures in record["stages"].items():
         for direction in ("image_to_text", "text_to_image"):
-            cells = (_show(metric, figures[direction][metric]) for metric in METRICS)
+            cells = (show(metric, figures[direction][metric]) for metric in METRICS)
             table.add_row(escape(stage), _DIRECTION_WORDS[direction], *cells)
     console.print(table)
     if data.get("truth", {"protocol": "all"}) != {"protocol": "all"}:
@@ -137,16 +128,7 @@ def comparison_table(comparisons: list[dict[str, Any]]) -> Table:
             row["metric"],
             f"{100 * row['delta']:+.2f}",
         ]
-        cells += [escape(_show_interval(row["ci95"])), f"{row['p_value']:.4f}", str(row["wins"]), str(row["losses"]), row["verdict"]]
+        cells += [escape(show_interval(row["ci95"])), f"{row['p_value']:.4f}", str(row["wins"]), str(row["losses"]), row["verdict"]]
         table.add_row(*cells, style=style)
     return table
 
-
-def _show(metric: str, value: float) -> str:
-    """Ranks with one decimal; shares in percent with two."""
-    return f"{value:.1f}" if metric.endswith("_rank") else f"{100 * value:.2f}"
-
-
-def _show_interval(bounds: list[float]) -> str:
-    """An interval of a difference of shares, in points."""
-    return f"[{100 * bounds[0]:+.2f}, {100 * bounds[1]:+.2f}]"

@@ -5,7 +5,7 @@ processes finds the same ranks. Equal scores are ordered by id, which is index o
 chance, not 1. Shape letters: Q queries, N gallery items, K depth, D width, P positives; q queries and n items of one tile.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -44,8 +44,10 @@ def search(
     _check(queries_QD, gallery_ND, positives)
     grid = _Grid(queries_QD, gallery_ND, torch.device(device))
     standing = Standing(positives, _positive_scores(grid, positives, processes), len(gallery_ND), depth, grid.device)
-    for rows, columns, tile_qn in grid.tiles(processes.share_of(grid.num_row_blocks)):
-        standing.absorb(tile_qn, rows.start, columns.start)
+    for block in processes.share_of(grid.num_row_blocks):
+        for rows, columns, tile_qn in grid.row_of_tiles(block):
+            standing.absorb_rows(tile_qn, rows.start, columns.start)
+        standing.settle(block * QUERY_BLOCK)
     return standing.ranking(direction, processes)
 
 
@@ -74,9 +76,11 @@ def search_both(
     by_caption_P = np.lexsort((to_text.query_P, to_text.indices_P))
     images = Standing(to_text, scores_P, len(captions_CD), depth, grid.device)
     captions = Standing(to_image, scores_P[by_caption_P], len(images_ID), depth, grid.device)
-    for rows, columns, tile_qn in grid.tiles(processes.share_of(grid.num_row_blocks)):
-        images.absorb(tile_qn, rows.start, columns.start)
-        captions.absorb(tile_qn.T.contiguous(), columns.start, rows.start)
+    for block in processes.share_of(grid.num_row_blocks):
+        for rows, columns, tile_qn in grid.row_of_tiles(block):
+            images.absorb_rows(tile_qn, rows.start, columns.start)
+            captions.absorb_columns(tile_qn, columns.start, rows.start)
+        images.settle(block * QUERY_BLOCK)
     return {"image_to_text": images.ranking("image_to_text", processes), "text_to_image": captions.ranking("text_to_image", processes)}
 
 
@@ -94,15 +98,10 @@ class _Grid:
         self.num_row_blocks = -(-len(queries_QD) // QUERY_BLOCK)
         self.num_column_blocks = -(-len(gallery_ND) // GALLERY_BLOCK)
 
-    def tiles(self, row_blocks: range) -> Iterator[tuple[range, range, torch.Tensor]]:
-        """(queries, items, scores_qn) of every tile of some rows of blocks, left to right; the scores are overwritten by the next."""
-        for block in row_blocks:
-            yield from self.row_of_tiles(block, range(self.num_column_blocks))
-
-    def row_of_tiles(self, row_block: int, column_blocks: range | list[int]) -> Iterator[tuple[range, range, torch.Tensor]]:
-        """The same of chosen tiles of one row of blocks."""
+    def row_of_tiles(self, row_block: int, column_blocks: Sequence[int] | None = None) -> Iterator[tuple[range, range, torch.Tensor]]:
+        """(queries, items, scores_qn) of the tiles of one row, or of chosen ones, left to right; each overwrites the one before."""
         rows = _fill(self._rows, self._queries, row_block * QUERY_BLOCK)
-        for block in column_blocks:
+        for block in range(self.num_column_blocks) if column_blocks is None else column_blocks:
             columns = _fill(self._columns, self._gallery, block * GALLERY_BLOCK)
             torch.mm(self._rows, self._columns.T, out=self._tile)
             yield rows, columns, self._tile[: len(rows), : len(columns)]

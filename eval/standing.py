@@ -1,6 +1,6 @@
 """Where the queries of one direction stand while tiles of scores stream by: the best K so far, and the number above each positive.
 
-Shape letters: Q queries, K depth, P positives; q queries, n items and p positives of one tile.
+Shape letters: Q queries, K depth, P positives; q queries and n items of one tile, m positives of the query with the most, p of them all.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +9,13 @@ import numpy as np
 import torch
 
 from eval.dataset import PositivePairs
+from eval.heads import Heads, best_of, top_k
 from eval.processes import Processes
 from eval.ranking import Direction, Ranking
 
 _MERGED_AT_ONCE = 65_536
 _ROWS_PER_THREAD = 64
+_FEW_POSITIVES = 8  # up to here a comparison of the whole row for each is quicker than sorting the row once
 
 
 class Standing:
@@ -22,70 +24,126 @@ class Standing:
     def __init__(self, positives: PositivePairs, scores_P: np.ndarray, num_items: int, depth: int, device: torch.device) -> None:
         """Begin; `scores_P` is the score of each positive pair, float32, as the tiles will hold it."""
         num_queries = len(positives.offsets) - 1
-        self.positives, self.depth = positives, min(depth, num_items)
+        self.positives, self.depth, self._num_items = positives, min(depth, num_items), num_items
         self._scores_QK = torch.full((num_queries, self.depth), -torch.inf, device=device)
         self._indices_QK = torch.full((num_queries, self.depth), num_items, dtype=torch.int64, device=device)
         self._above_P = np.zeros(len(positives.indices_P), dtype=np.int64)
         self._scores_P = scores_P
+        self._open: dict[int, Heads] = {}
 
-    def absorb(self, tile_qn: torch.Tensor, first_query: int, first_item: int) -> None:
-        """Count a tile of scores in; it may be overwritten afterwards."""
-        queries = slice(first_query, first_query + len(tile_qn))
-        indices_qk, scores_qk = top_k(tile_qn, min(self.depth, tile_qn.shape[1]))
-        joined = torch.cat([self._scores_QK[queries], scores_qk], 1), torch.cat([self._indices_QK[queries], indices_qk + first_item], 1)
-        self._scores_QK[queries], self._indices_QK[queries] = _best(*joined, self.depth)
-        offsets = self.positives.offsets[first_query : queries.stop + 1]
-        span = slice(int(offsets[0]), int(offsets[-1]))
-        self._above_P[span] += _num_above(tile_qn, offsets - offsets[0], self._scores_P[span], self.positives.indices_P[span] - first_item)
+    def absorb_rows(self, tile_qn: torch.Tensor, first_query: int, first_item: int) -> None:
+        """Count in a tile whose rows are queries; it may be overwritten afterwards."""
+        if tile_qn.device.type != "cpu":
+            self._absorb_on_device(tile_qn, first_query, first_item)
+            return
+        span, offsets, own_p = self._positives_of(first_query, len(tile_qn), first_item)
+        thresholds_qm, slots_p = _thresholds(offsets, self._scores_P[span], own_p, tile_qn.shape[1])
+        above_qm = self._heads(first_query, len(tile_qn)).absorb_rows(tile_qn.numpy(), 0, first_item, thresholds_qm)
+        self._above_P[span] += _counted(above_qm, slots_p, tile_qn, offsets, self._scores_P[span], own_p)
+
+    def absorb_columns(self, tile_nq: torch.Tensor, first_query: int, first_item: int) -> None:
+        """Count in a tile whose columns are queries."""
+        if tile_nq.device.type != "cpu":
+            self._absorb_on_device(tile_nq.T.contiguous(), first_query, first_item)
+            return
+        num_items, num_queries = tile_nq.shape
+        span, offsets, own_p = self._positives_of(first_query, num_queries, first_item)
+        thresholds_qm, slots_p = _thresholds(offsets, self._scores_P[span], own_p, num_items)
+        above_mq = self._heads(first_query, num_queries).absorb_columns(
+            tile_nq.numpy(), 0, first_item, np.ascontiguousarray(thresholds_qm.T)
+        )
+        self._above_P[span] += _counted(above_mq.T, slots_p, tile_nq.T, offsets, self._scores_P[span], own_p)
+
+    def settle(self, first_query: int) -> None:
+        """No more tiles will come for the queries whose block begins here: keep their best and let go of the rest."""
+        heads = self._open.pop(first_query, None)
+        if heads is not None:
+            items_QK, scores_QK = heads.best()
+            queries = slice(first_query, first_query + len(items_QK))
+            self._scores_QK[queries] = torch.from_numpy(scores_QK)
+            self._indices_QK[queries] = torch.from_numpy(np.where(items_QK < 0, self._num_items, items_QK))
 
     def ranking(self, direction: Direction, processes: Processes) -> Ranking:
         """The result, on every process, when each has absorbed its share of the tiles."""
+        for first_query in list(self._open):
+            self.settle(first_query)
         scores_QK, indices_QK = self._scores_QK.cpu(), self._indices_QK.cpu()
         if processes.world_size > 1:
             for start in range(0, len(scores_QK), _MERGED_AT_ONCE):
                 part = slice(start, start + _MERGED_AT_ONCE)
                 scores = torch.from_numpy(np.concatenate(processes.gather(scores_QK[part].numpy()[None]), axis=2)[0])
                 indices = torch.from_numpy(np.concatenate(processes.gather(indices_QK[part].numpy()[None]), axis=2)[0])
-                scores_QK[part], indices_QK[part] = _best(scores, indices, self.depth)
+                scores_QK[part], indices_QK[part] = best_of(scores, indices, self.depth)
         above_P = np.sum(processes.gather(self._above_P[None]), axis=0)[0]
         return Ranking(direction, indices_QK.numpy(), scores_QK.numpy(), self.positives.offsets, self.positives.indices_P, above_P + 1)
 
+    def _heads(self, first_query: int, num_queries: int) -> Heads:
+        if first_query not in self._open:
+            self._open[first_query] = Heads(num_queries, self.depth)
+        return self._open[first_query]
 
-def top_k(tile_qn: torch.Tensor, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices (int64) and scores of the `depth` best of each row, best first, equal scores by the lower index."""
-    num_items = tile_qn.shape[1]
-    scores_qk, indices_qk = torch.topk(tile_qn, min(depth + 1, num_items), dim=1)  # one more shows where a tie crosses the K-th place
-    tied_q = (scores_qk[:, 1:] == scores_qk[:, :-1]).any(dim=1)
-    crossing_q = scores_qk[:, -1] == scores_qk[:, depth - 1] if depth < num_items else torch.zeros_like(tied_q)
-    scores_qk, indices_qk = scores_qk[:, :depth], indices_qk[:, :depth]
-    if tied_q.any():  # torch.topk orders equal scores as it likes
-        scores_qk, indices_qk = _in_order(scores_qk, indices_qk)
-    # Across the K-th place: where more items reach the last score than there is room for, the lowest indices go in.
-    for row in torch.nonzero(crossing_q).flatten().tolist():
-        last = scores_qk[row, -1]
-        above = int((scores_qk[row] > last).sum())
-        indices_qk[row, above:] = torch.nonzero(tile_qn[row] == last).flatten()[: depth - above]
-    return indices_qk, scores_qk
+    def _positives_of(self, first_query: int, num_queries: int, first_item: int) -> tuple[slice, np.ndarray, np.ndarray]:
+        """Where the positives of some queries lie, their offsets counted from there, and their items counted from the tile's first."""
+        offsets = self.positives.offsets[first_query : first_query + num_queries + 1]
+        span = slice(int(offsets[0]), int(offsets[-1]))
+        return span, offsets - offsets[0], self.positives.indices_P[span] - first_item
 
-
-def _best(scores_qm: torch.Tensor, indices_qm: torch.Tensor, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scores, indices) of the `depth` best of each row of candidates, by score and then by index."""
-    scores_qk, place_qk = torch.sort(scores_qm, dim=1, descending=True)
-    if (scores_qk[:, 1:] == scores_qk[:, :-1]).any():
-        scores_qk, indices_qk = _in_order(scores_qm, indices_qm)
-        return scores_qk[:, :depth], indices_qk[:, :depth]
-    return scores_qk[:, :depth], indices_qm.gather(1, place_qk[:, :depth])
+    def _absorb_on_device(self, tile_qn: torch.Tensor, first_query: int, first_item: int) -> None:
+        """The same on a GPU, whose sorting is cheap beside copies to the host."""
+        queries = slice(first_query, first_query + len(tile_qn))
+        indices_qk, scores_qk = top_k(tile_qn, min(self.depth, tile_qn.shape[1]))
+        joined = torch.cat([self._scores_QK[queries], scores_qk], 1), torch.cat([self._indices_QK[queries], indices_qk + first_item], 1)
+        self._scores_QK[queries], self._indices_QK[queries] = best_of(*joined, self.depth)
+        span, offsets, own_p = self._positives_of(first_query, len(tile_qn), first_item)
+        self._above_P[span] += num_above(tile_qn, offsets, self._scores_P[span], own_p)
 
 
-def _in_order(scores_qm: torch.Tensor, indices_qm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sort each row by index, then stably by falling score."""
-    order = torch.argsort(indices_qm, dim=1)
-    scores_qm, indices_qm = scores_qm.gather(1, order), indices_qm.gather(1, order)
-    order = torch.argsort(scores_qm, dim=1, descending=True, stable=True)
-    return scores_qm.gather(1, order), indices_qm.gather(1, order)
+def _slots(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(row_p, slot_p): the query of each positive of a tile, and its number among those of that query."""
+    row_p = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    return row_p, np.arange(int(offsets[-1])) - offsets[:-1][row_p]
 
 
-def _num_above(tile_qn: torch.Tensor, offsets: np.ndarray, scores_p: np.ndarray, own_p: np.ndarray) -> np.ndarray:
+def _thresholds(offsets: np.ndarray, scores_p: np.ndarray, own_p: np.ndarray, num_items: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """What a score must be above to stand above each positive, float32 of shape (q, m), and where in it each positive is found.
+
+    An equal score stands above a positive of higher index, so one that lies beyond the tile gets the next number below its score. None are
+    given (m = 0) where some query has more than a few.
+    """
+    counts = np.diff(offsets)
+    most = int(counts.max(initial=0))
+    row_p, slot_p = _slots(offsets)
+    if most > _FEW_POSITIVES:
+        return np.empty((len(counts), 0), dtype=np.float32), (row_p, slot_p)
+    thresholds_qm = np.full((len(counts), most), np.inf, dtype=np.float32)
+    beyond_p = own_p >= num_items
+    thresholds_qm[row_p, slot_p] = np.where(beyond_p, np.nextafter(scores_p, np.float32(-np.inf)), scores_p)
+    return thresholds_qm, (row_p, slot_p)
+
+
+def _counted(
+    above_qm: np.ndarray,
+    slots_p: tuple[np.ndarray, ...],
+    tile_qn: torch.Tensor,
+    offsets: np.ndarray,
+    scores_p: np.ndarray,
+    own_p: np.ndarray,
+) -> np.ndarray:
+    """Number above each positive: those counted by threshold, and for a positive inside the tile the equal ones before it."""
+    if not above_qm.shape[1]:
+        return num_above(tile_qn.contiguous(), offsets, scores_p, own_p)
+    above_p = above_qm[slots_p]
+    inside_p = np.flatnonzero((own_p > 0) & (own_p < tile_qn.shape[1]))
+    tile = tile_qn.numpy()
+    for start in range(0, len(inside_p), _ROWS_PER_THREAD):
+        some = inside_p[start : start + _ROWS_PER_THREAD]
+        equal = tile[slots_p[0][some]] == scores_p[some, None]
+        equal &= np.arange(tile.shape[1]) < own_p[some, None]
+        above_p[some] += np.count_nonzero(equal, axis=1)
+    return above_p
+
+
+def num_above(tile_qn: torch.Tensor, offsets: np.ndarray, scores_p: np.ndarray, own_p: np.ndarray) -> np.ndarray:
     """How many of a tile's items stand above each positive of its queries: the strictly better, and the equal ones of lower index.
 
     One sort a row and a binary search a positive: a caption that is true of a thousand images costs no thousand passes.

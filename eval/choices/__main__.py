@@ -24,7 +24,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--also", action="append", default=[], metavar="NAME=DIR_OR_HUB_ID", help="a further checkpoint, as stage NAME")
     parser.add_argument("--data", required=True, help="choice set: .jsonl or .parquet; see docs/choices.md")
     parser.add_argument("--image-root", help="folder that image paths are relative to (default: the choice set's)")
-    parser.add_argument("--output", required=True, help="folder for choices.json and choices.parquet")
+    parser.add_argument("--output", required=True, help="folder for choices.json, choices.parquet and choices.html")
     parser.add_argument("--rerank", help="cross-encoder folder or hub id, e.g. Salesforce/blip-itm-base-coco")
     parser.add_argument("--strip-punctuation", action="store_true", help="strip it for SigLIP 2 too (SigLIP's own tokenizer always does)")
     parser.add_argument("--num-workers", type=int, default=2, help="processes that decode pictures (default 2)")
@@ -57,7 +57,7 @@ def run(asked: argparse.Namespace) -> int:
     report = measure_choices(choices, dict(checkpoints), scorer, device=device, **options)
     folder = write_choices(asked.output, report)
     print_choices(report.record)
-    print(f"report   {folder}/choices.json (choices.parquet beside it)")
+    print(f"report   {folder}/choices.html (choices.json, choices.parquet beside it)")
     return 0
 
 

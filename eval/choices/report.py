@@ -1,4 +1,4 @@
-"""Write a choice set's figures where people and programs look for them: choices.json, choices.parquet, and tables on the terminal."""
+"""Write a choice set's figures where people and programs look for them: choices.json, choices.parquet, choices.html, and tables on the terminal."""
 
 import json
 import os
@@ -17,6 +17,7 @@ from rich.table import Table
 from eval.choices.choice_set import ChoiceSet
 from eval.choices.figures import choice_figures
 from eval.choices.outcomes import METRICS, outcome_table
+from eval.page import render
 from eval.replacing import replace_together
 
 _METRICS = [metric for names in METRICS.values() for metric in names]
@@ -52,7 +53,7 @@ def choice_report(
 
 
 def write_choices(folder: str | os.PathLike[str], report: ChoiceReport) -> Path:
-    """Write choices.parquet and choices.json, each committed by a rename. Returns the folder.
+    """Write choices.parquet, choices.html and choices.json, each committed by a rename. Returns the folder.
 
     Raises:
         OSError: the folder cannot be written.
@@ -60,9 +61,11 @@ def write_choices(folder: str | os.PathLike[str], report: ChoiceReport) -> Path:
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     record = json.dumps(report.record, indent=1, allow_nan=False) + "\n"
+    page = render("choices.html.j2", choices=[report.record])
     replace_together(
         {
             target / "choices.parquet": lambda path: pq.write_table(report.table, path),
+            target / "choices.html": lambda path: path.write_text(page, encoding="utf-8"),
             target / "choices.json": lambda path: path.write_text(record, encoding="utf-8"),
         }
     )

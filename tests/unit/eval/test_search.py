@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from eval.dataset import PositivePairs
 from eval.errors import UserError
+from eval.heads import top_k
 from eval.ranking import Ranking
 from eval.search import GALLERY_BLOCK, QUERY_BLOCK, search, search_both
-from eval.standing import top_k
 
 
 def pairs(rows: list[list[int]]) -> PositivePairs:
