@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from eval.dataset import PositivePairs
-from eval.heads import Heads
+from eval.heads import Heads, best_of, top_k
 from eval.processes import Processes
 from eval.search import GALLERY_BLOCK, QUERY_BLOCK
 from eval.shards import Rows
@@ -134,7 +134,9 @@ class _RowBlock:
 
     def __init__(self, vectors_qD: np.ndarray, positives: PositivePairs, num_items: int, depth: int, device: torch.device) -> None:
         self.vectors_qD = torch.from_numpy(np.array(vectors_qD)).to(device)
-        self._heads = Heads(len(vectors_qD), num_items, depth, device)
+        depth = min(depth, num_items)
+        self._heads = Heads(len(vectors_qD), depth) if device.type == "cpu" else DeviceHeads(depth)
+        self._no_thresholds = np.empty((len(vectors_qD), 0), dtype=np.float32)
         self._best_q = torch.full((len(vectors_qD),), -torch.inf, device=device)
         order = np.argsort(positives.indices_P, kind="stable")
         self._query_p = torch.from_numpy(positives.query_P[order]).to(device)
@@ -143,7 +145,10 @@ class _RowBlock:
 
     def absorb(self, tile_qn: torch.Tensor, first_item: int) -> None:
         """Count a tile in."""
-        self._heads.absorb(tile_qn, 0, first_item)
+        if isinstance(self._heads, Heads):
+            self._heads.absorb_rows(tile_qn.numpy(), 0, first_item, self._no_thresholds)
+        else:
+            self._heads.absorb(tile_qn, first_item)
         start, stop = np.searchsorted(self._sorted_items, [first_item, first_item + tile_qn.shape[1]])
         if stop > start:
             query_p = self._query_p[start:stop]
@@ -151,7 +156,29 @@ class _RowBlock:
 
     def found(self) -> Found:
         """What these queries found in all tiles."""
-        scores_qK, indices_qK = self._heads.scores_QK, self._heads.indices_QK
-        indices_qK = torch.where(scores_qK == -torch.inf, -1, indices_qK)
-        empty_q = ~self.vectors_qD.any(dim=1)
-        return Found(indices_qK.cpu().numpy(), scores_qK.cpu().numpy(), self._best_q.cpu().numpy(), empty_q.cpu().numpy())
+        indices_qK, scores_qK = self._heads.best()
+        return Found(indices_qK, scores_qK, self._best_q.cpu().numpy(), (~self.vectors_qD.any(dim=1)).cpu().numpy())
+
+
+class DeviceHeads:
+    """What `eval.heads.Heads` is on a CPU, where sorting is cheap beside copies to the host."""
+
+    def __init__(self, depth: int) -> None:
+        """`depth` is K."""
+        self._depth = depth
+        self._head: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def absorb(self, tile_qn: torch.Tensor, first_item: int) -> None:
+        """Take in a tile whose rows are all the queries; tiles come in ascending order of their items."""
+        indices_qk, scores_qk = top_k(tile_qn, min(self._depth, tile_qn.shape[1]))
+        indices_qk += first_item
+        if self._head is not None:
+            indices_qk, scores_qk = torch.cat([self._head[0], indices_qk], 1), torch.cat([self._head[1], scores_qk], 1)
+            scores_qk, indices_qk = best_of(scores_qk, indices_qk, self._depth)
+        self._head = indices_qk, scores_qk
+
+    def best(self) -> tuple[np.ndarray, np.ndarray]:
+        """(items_QK int64, scores_QK float32) on the host, best first, equal scores by the lower item; -1 where the score is -inf."""
+        assert self._head is not None, "a gallery has at least one tile"
+        indices_qK, scores_qK = self._head
+        return torch.where(scores_qK == -torch.inf, -1, indices_qK).cpu().numpy(), scores_qK.cpu().numpy()

@@ -26,6 +26,7 @@ SAMPLE = 1024
 TRAINED_ON = 64
 """Captions per list that the centroids are learnt from."""
 _POSITIVES_AT_ONCE = 8192
+_ROUNDING = 1e-6  # between faiss's sums of products and ours
 _SEED = 20110101
 
 
@@ -61,7 +62,7 @@ def approximate_search(
 ) -> Found:
     """As :func:`eval.streamed_search.stream_search`, but the items found may lack some, and a list may be short (index -1).
 
-    The same for any number of processes, but for what equal scores at the K-th place are kept. On the CPU.
+    The same bits for any number of processes. On the CPU.
 
     Raises:
         UserError: faiss is not installed.
@@ -74,17 +75,22 @@ def approximate_search(
         rows = slice(start, min(start + QUERY_BLOCK, queries.num_rows))
         count = rows.stop - start
         buffer_qD[:count], buffer_qD[count:] = queries.rows(start, rows.stop), 0
-        scores_qK, indices_qK = index.search(buffer_qD, found.indices_QK.shape[1])
-        found.indices_QK[rows], found.scores_QK[rows] = _merged(indices_qK[:count], scores_qK[:count], processes)
+        near = index.quantizer.search(buffer_qD, index.nprobe)
+        own = _own_head(index, buffer_qD[:count], (near[0][:count], near[1][:count]), found.indices_QK.shape[1])
+        indices_qm, scores_qm = (np.concatenate(processes.gather(part), axis=1) for part in own)
+        found.indices_QK[rows], found.scores_QK[rows] = _in_order(indices_qm, scores_qm, found.indices_QK.shape[1])
         found.empty_Q[rows] = ~buffer_qD[:count].any(axis=1)
         span = slice(positives.offsets[start], positives.offsets[rows.stop])
-        own = PositivePairs(positives.offsets[start : rows.stop + 1] - span.start, positives.indices_P[span])
-        found.best_positive_Q[rows] = _best_positive(buffer_qD[:count], gallery, own)
+        true = PositivePairs(positives.offsets[start : rows.stop + 1] - span.start, positives.indices_P[span])
+        found.best_positive_Q[rows] = _best_positive(buffer_qD[:count], gallery, true)
     return found
 
 
 def recall_of_sample(queries: Shards, gallery: Rows, found: Found, device: torch.device | str, processes: Processes = Processes()) -> float:
-    """Share of the exact top K that was found, over at most SAMPLE evenly spaced queries that are not rows of zeros; nan without any."""
+    """Share of the exact top K that was found, over at most SAMPLE evenly spaced queries that are not rows of zeros; nan without any.
+
+    Found is what scores as high as the exact K-th: of captions with the same text one is as good as another.
+    """
     whole_Q = np.flatnonzero(~found.empty_Q)
     sample_S = whole_Q[np.unique(np.linspace(0, len(whole_Q) - 1, min(SAMPLE, len(whole_Q))).astype(np.int64))]
     if not len(sample_S):
@@ -92,8 +98,8 @@ def recall_of_sample(queries: Shards, gallery: Rows, found: Found, device: torch
     depth = found.indices_QK.shape[1]
     nothing = PositivePairs(np.zeros(len(sample_S) + 1, dtype=np.int64), np.zeros(0, dtype=np.int64))
     exact = stream_search(Held(queries.at(sample_S)), gallery, nothing, depth, device=device, processes=processes)
-    hits = [np.isin(one, other).sum() for one, other in zip(exact.indices_QK, found.indices_QK[sample_S], strict=True)]
-    return float(np.sum(hits) / exact.indices_QK.size)
+    hits_SK = found.scores_QK[sample_S] >= exact.scores_QK[:, -1:] - _ROUNDING
+    return float(hits_SK.mean())
 
 
 def _build(gallery: Shards, processes: Processes) -> Any:
@@ -130,11 +136,26 @@ def _centroids(faiss: Any, gallery: Shards, num_lists: int, processes: Processes
     return np.ascontiguousarray(processes.gather(learnt)[0])
 
 
-def _merged(indices_qK: np.ndarray, scores_qK: np.ndarray, processes: Processes) -> tuple[np.ndarray, np.ndarray]:
-    """(indices, scores) of the best K of what every process found, best first, equal scores by the lower index."""
-    depth = indices_qK.shape[1]
-    indices_qm = np.concatenate(processes.gather(indices_qK), axis=1)
-    scores_qm = np.where(indices_qm < 0, -np.inf, np.concatenate(processes.gather(scores_qK), axis=1)).astype(np.float32)
+def _own_head(index: Any, vectors_qD: np.ndarray, near: tuple[np.ndarray, np.ndarray], depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """(indices, scores) of the best K this process has in the lists near each query, equal scores by the lower index.
+
+    Which of several equal scores FAISS keeps is its own affair, so a query is asked again, for more, until the last score is below the
+    K-th: captions with the same text are common.
+    """
+    indices_qK = np.full((len(vectors_qD), depth), -1, dtype=np.int64)
+    scores_qK = np.full((len(vectors_qD), depth), -np.inf, dtype=np.float32)
+    rows, asked_for = np.arange(len(vectors_qD)), depth + 1
+    while len(rows):
+        scores, indices = index.search_preassigned(vectors_qD[rows], asked_for, near[1][rows], near[0][rows])
+        scores = np.where(indices < 0, np.float32(-np.inf), scores)
+        settled = (indices[:, -1] < 0) | (scores[:, -1] < scores[:, depth - 1])
+        indices_qK[rows[settled]], scores_qK[rows[settled]] = _in_order(indices[settled], scores[settled], depth)
+        rows, asked_for = rows[~settled], 2 * asked_for
+    return indices_qK, scores_qK
+
+
+def _in_order(indices_qm: np.ndarray, scores_qm: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """(indices, scores) of the best K of each row, best first, equal scores by the lower index."""
     order = np.lexsort((indices_qm, -scores_qm), axis=1)[:, :depth]
     return np.take_along_axis(indices_qm, order, axis=1), np.take_along_axis(scores_qm, order, axis=1)
 

@@ -100,7 +100,7 @@ def find_candidates(
     device = next(model.parameters()).device
     with _shards(folder, [(len(images_I), IMAGE_BLOCK), (len(pool), TEXT_BLOCK)], processes) as (images, captions):
         _embed_images(model, inputs, _Chosen(dataset, images_I), images, processes, num_workers, on_progress)
-        stream_captions(model, inputs, pool, captions.append, processes=processes, on_progress=on_progress)
+        stream_captions(model, inputs, pool, captions.append, processes=processes, block=TEXT_BLOCK, on_progress=on_progress)
         captions.seal()
         if approximate is None:
             found, recall = stream_search(images, captions, positives, depth, device=device, processes=processes), None
@@ -138,7 +138,7 @@ def find_image_candidates(
     with _shards(folder, [(dataset.num_images, IMAGE_BLOCK), (len(captions_Q), TEXT_BLOCK)], processes) as (images, captions):
         _embed_images(model, inputs, dataset, images, processes, num_workers, on_progress)
         asked = _Picked(dataset.captions, captions_Q)
-        stream_captions(model, inputs, asked, captions.append, processes=processes, on_progress=on_progress)
+        stream_captions(model, inputs, asked, captions.append, processes=processes, block=TEXT_BLOCK, on_progress=on_progress)
         captions.seal()
         found = stream_search(captions, images, positives, depth, device=next(model.parameters()).device, processes=processes)
     return ImageCandidates(captions_Q, found.indices_QK, found.scores_QK, found.best_positive_Q)
@@ -175,6 +175,7 @@ def _embed_images(
         shards.append,
         processes=processes,
         num_workers=num_workers,
+        block=IMAGE_BLOCK,
         allow_undecodable=True,
         on_progress=on_progress,
     )

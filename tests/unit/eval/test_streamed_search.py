@@ -1,23 +1,25 @@
 """The search of embeddings on disk against a dense loop in float64, and against eval/search.py bit for bit."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval import streamed_search
 from eval.dataset import PositivePairs
+from eval.heads import Heads
 from eval.processes import Processes
 from eval.search import search
 from eval.shards import Held, Shards
-from eval.streamed_search import Found, stream_search
+from eval.streamed_search import DeviceHeads, Found, stream_search
 
 
-@pytest.fixture(scope="module")
+@contextmanager
 def small_grid() -> Iterator[None]:
     """Several tiles and several bands for a few rows."""
     with pytest.MonkeyPatch.context() as patch:
@@ -63,11 +65,24 @@ def tied_searches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[list[in
 
 @settings(deadline=None, max_examples=100)
 @given(case=tied_searches())
-def test_every_head_equals_a_dense_loop(small_grid: None, case: tuple[np.ndarray, np.ndarray, list[list[int]], int, int]) -> None:
+def test_every_head_equals_a_dense_loop(case: tuple[np.ndarray, np.ndarray, list[list[int]], int, int]) -> None:
     """Ties by the lower index, over tiles and bands; a row of zeros is never found, as a picture that does not decode must not be."""
     queries, gallery, rows, depth, block = case
-    with on_disk(queries, block) as one, on_disk(gallery, block + 1) as other:
+    with small_grid(), on_disk(queries, block) as one, on_disk(gallery, block + 1) as other:
         assert_by_hand(stream_search(one, other, pairs(rows), depth), queries, gallery, rows, depth)
+
+
+@pytest.mark.parametrize("depth", [1, 5, 30])
+def test_heads_of_a_device_are_those_of_the_processor(depth: int) -> None:
+    draws = np.random.default_rng(depth)
+    ours, theirs = DeviceHeads(depth), Heads(6, depth)
+    for first in (0, 16, 32):
+        tile = draws.integers(-9, 10, (6, 16)).astype(np.float32)
+        tile[:, draws.random(16) < 0.6] = -np.inf
+        ours.absorb(torch.from_numpy(tile), first)
+        theirs.absorb_rows(tile, 0, first, np.empty((6, 0), dtype=np.float32))
+    for one, other in zip(ours.best(), theirs.best(), strict=True):
+        assert one.dtype == other.dtype and one.tolist() == other.tolist()
 
 
 def unit(draws: np.random.Generator, *shape: int) -> np.ndarray:
@@ -89,13 +104,14 @@ def test_scores_are_those_of_the_evaluation_bit_for_bit() -> None:
     np.testing.assert_allclose(found.best_positive_Q, best, atol=1e-6)
 
 
-def test_a_score_depends_neither_on_its_neighbours_nor_on_its_place(small_grid: None) -> None:
+def test_a_score_depends_neither_on_its_neighbours_nor_on_its_place() -> None:
     """So what is mined for some images is what is mined for them among all."""
     draws = np.random.default_rng(1)
     queries, gallery, chosen = unit(draws, 50, 24), unit(draws, 60, 24), np.array([3, 7, 8, 30, 49])
     nothing = pairs([[]] * 50)
-    whole = stream_search(Held(queries), Held(gallery), nothing, 9)
-    part = stream_search(Held(queries[chosen]), Held(gallery), pairs([[]] * 5), 9)
+    with small_grid():
+        whole = stream_search(Held(queries), Held(gallery), nothing, 9)
+        part = stream_search(Held(queries[chosen]), Held(gallery), pairs([[]] * 5), 9)
     assert part.indices_QK.tolist() == whole.indices_QK[chosen].tolist()
     assert part.scores_QK.tobytes() == whole.scores_QK[chosen].tobytes()
 

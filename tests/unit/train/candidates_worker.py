@@ -39,7 +39,9 @@ def find_all(manifest: str, base: str, folder: Path, processes: Processes) -> di
         asked = approximate.Approximate(num_probes=3)
         records["approximate"] = candidates.find_candidates(model, inputs, dataset, 30, further=FURTHER, approximate=asked, **common)
     assert list(folder.iterdir()) == []
-    return {f"{name}.{key}": np.array(value) for name, record in records.items() for key, value in vars(record).items() if value is not None}
+    return {
+        f"{name}.{key}": np.array(value) for name, record in records.items() for key, value in vars(record).items() if value is not None
+    }
 
 
 def approximate_is_here() -> bool:

@@ -13,7 +13,6 @@ from eval.checkpoint import load_siglip
 from eval.dataset import RetrievalSet
 from eval.manifest import ManifestImage
 from tests.small_job import SmallWorld, load, write_pictures
-from train.candidates import best_positive_cosines
 from train.config import MiningConfig
 from train.mining import MiningSheet, mine, rules_of, select
 
@@ -137,17 +136,6 @@ def test_the_truth_counts_false_negatives_and_changes_nothing() -> None:
     assert negatives.captions_N.tolist() == plain.captions_N.tolist()
     assert sheet.num_false_negatives == 1 and sheet.false_negative_share == pytest.approx(1 / 6)
     assert sheet.as_record()["false_negative_share"] == sheet.false_negative_share and "false negatives" in str(sheet)
-
-
-def test_best_positive_cosines_are_the_largest_over_all_positives(small_world: SmallWorld) -> None:
-    dataset = load(small_world.manifest)
-    draws = np.random.default_rng(0)
-    images, captions = (draws.normal(size=(rows, 8)).astype(np.float32) for rows in (dataset.num_images, dataset.num_captions))
-    positives = dataset.positives("image_to_text")
-    found = best_positive_cosines(images, captions, positives.offsets, positives.indices_P)
-    for image in range(dataset.num_images):
-        true = dataset.is_positive(np.array(image), dataset.caption_hash_C)
-        assert found[image] == pytest.approx(float((captions[true] @ images[image]).max()), rel=1e-5)
 
 
 def mined_from(world: SmallWorld, dataset: RetrievalSet, **keys: object) -> tuple[object, MiningSheet]:
