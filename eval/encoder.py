@@ -52,6 +52,10 @@ def _at_least_float32(features: torch.Tensor) -> torch.Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
+Sink = Callable[[np.ndarray], Any]
+"""What takes the unit vectors of this process's blocks, one block after another in the order of its share; float32 of shape (rows, D)."""
+
+
 def embed_images(
     model: SiglipModel,
     inputs: SiglipInputs,
@@ -71,9 +75,19 @@ def embed_images(
     Raises:
         UserError: a picture cannot be decoded (in evaluation nothing is left out), or an embedding is not finite.
     """
-    pictures = _PixelBlocks(dataset, inputs, block, processes, allow_undecodable)
-    loader = pictures_loader(pictures, num_workers=num_workers)
-    return _embed(model, iter(loader), dataset.num_images, block, processes, image_features, on_progress, "image")
+    own: list[np.ndarray] = []
+    stream_images(
+        model,
+        inputs,
+        dataset,
+        own.append,
+        processes=processes,
+        num_workers=num_workers,
+        block=block,
+        allow_undecodable=allow_undecodable,
+        on_progress=on_progress,
+    )
+    return np.concatenate(processes.gather_blocks(own, num_blocks(dataset.num_images, block)))
 
 
 def embed_captions(
@@ -90,29 +104,64 @@ def embed_captions(
     Raises:
         UserError: an embedding is not finite.
     """
-    starts = [number * block for number in processes.share_of(_num_blocks(len(captions), block))]
+    own: list[np.ndarray] = []
+    stream_captions(model, inputs, captions, own.append, processes=processes, block=block, on_progress=on_progress)
+    return np.concatenate(processes.gather_blocks(own, num_blocks(len(captions), block)))
+
+
+def stream_images(
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    dataset: Pictures,
+    sink: Sink,
+    *,
+    processes: Processes = Processes(),
+    num_workers: int = 0,
+    block: int = IMAGE_BLOCK,
+    allow_undecodable: bool = False,
+    on_progress: Callable[[int], Any] = lambda rows: None,
+) -> None:
+    """Embed this process's blocks of images and give each to the sink as it comes; arguments and errors as :func:`embed_images`."""
+    pictures = _PixelBlocks(dataset, inputs, block, processes, allow_undecodable)
+    loader = pictures_loader(pictures, num_workers=num_workers)
+    _stream(model, iter(loader), dataset.num_images, block, processes, image_features, sink, on_progress, "image")
+
+
+def stream_captions(
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    captions: Sequence[str],
+    sink: Sink,
+    *,
+    processes: Processes = Processes(),
+    block: int = TEXT_BLOCK,
+    on_progress: Callable[[int], Any] = lambda rows: None,
+) -> None:
+    """Embed this process's blocks of captions and give each to the sink as it comes; arguments and errors as :func:`embed_captions`."""
+    starts = [number * block for number in processes.share_of(num_blocks(len(captions), block))]
     blocks = (_pad(inputs.token_ids(captions[start : start + block]), block) for start in starts)
-    return _embed(model, blocks, len(captions), block, processes, text_features, on_progress, "caption")
+    _stream(model, blocks, len(captions), block, processes, text_features, sink, on_progress, "caption")
 
 
-def _embed(
+def _stream(
     model: SiglipModel,
     blocks: Iterator[torch.Tensor | str],
     num_rows: int,
     block: int,
     processes: Processes,
     features: Callable[[SiglipModel, torch.Tensor], torch.Tensor],
+    sink: Sink,
     on_progress: Callable[[int], Any],
     noun: str,
-) -> np.ndarray:
-    """Run one tower over this process's blocks and bring all blocks together in order."""
+) -> None:
+    """Run one tower over this process's blocks; what fails on one process is raised on all."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    own = []
     failure = ""
+    bad: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]  # indices of rows that are not finite
     with torch.inference_mode():
-        for number, rows in zip(processes.share_of(_num_blocks(num_rows, block)), blocks, strict=True):
+        for number, rows in zip(processes.share_of(num_blocks(num_rows, block)), blocks, strict=True):
             if isinstance(rows, str):  # the message of a picture that cannot be decoded
                 failure = rows
                 break
@@ -121,15 +170,17 @@ def _embed(
             vectors = features(
                 model, rows.nan_to_num_(0.0).to(device, non_blocking=True) if bool(empty.any()) else rows.to(device, non_blocking=True)
             )
-            own.append(vectors.cpu().masked_fill(empty[:, None], 0.0)[:count].numpy())
+            found = vectors.cpu().masked_fill(empty[:, None], 0.0)[:count].numpy()
+            bad.append(number * block + np.flatnonzero(~np.isfinite(found).all(axis=1)))
+            sink(found)
             on_progress(count)
     model.train(was_training)
     processes.raise_together(failure and f"{failure}. Every picture must decode in evaluation; --check-images lists all that do not")
-    embeddings_ND = np.concatenate(processes.gather_blocks(own, _num_blocks(num_rows, block)))
-    bad = np.flatnonzero(~np.isfinite(embeddings_ND).all(axis=1))
-    if len(bad):
-        raise UserError(f"{len(bad)} {noun} embedding(s) are not finite, first at index {bad[0]}: the weights or the precision are broken")
-    return embeddings_ND
+    bad_N = np.concatenate(processes.gather(np.concatenate(bad)))
+    if len(bad_N):
+        raise UserError(
+            f"{len(bad_N)} {noun} embedding(s) are not finite, first at index {bad_N.min()}: the weights or the precision are broken"
+        )
 
 
 def pictures_loader(pictures: Dataset, *, num_workers: int, **options: Any) -> Any:  # type: ignore[type-arg]
@@ -161,7 +212,8 @@ def _leave_signals_to_parent(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _num_blocks(num_rows: int, block: int) -> int:
+def num_blocks(num_rows: int, block: int) -> int:
+    """Blocks that hold so many rows, the last one perhaps not full."""
     return -(-num_rows // block)
 
 
@@ -176,7 +228,7 @@ class _PixelBlocks(Dataset):  # type: ignore[type-arg]
 
     def __init__(self, dataset: Pictures, inputs: SiglipInputs, block: int, processes: Processes, allow_undecodable: bool) -> None:
         self._dataset, self._inputs, self._block, self._allow = dataset, inputs, block, allow_undecodable
-        self._numbers = list(processes.share_of(_num_blocks(dataset.num_images, block)))
+        self._numbers = list(processes.share_of(num_blocks(dataset.num_images, block)))
 
     def __len__(self) -> int:
         return len(self._numbers)

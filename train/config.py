@@ -235,6 +235,10 @@ class MiningConfig(_Section):
     """Of softmax, in logits: small is nearly top, large nearly random; null: 1."""
     denoise: DenoiseConfig | None = None
     """Ask a cross-encoder about what is about to be mined."""
+    index: Literal["exact", "faiss"] = "exact"
+    """How the pool is searched: exactly, or by FAISS (the extra faiss) where it is past that; its recall is measured and said."""
+    index_probes: Annotated[int, Field(gt=0)] = 32
+    """With faiss: lists looked through for each image, of about the root of the pool's size; more finds more and takes longer."""
 
     @model_validator(mode="after")
     def _check(self) -> "MiningConfig":

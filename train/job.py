@@ -25,6 +25,7 @@ from eval.truth import judged_by, known_pairs
 from rerank.choices import stage_names
 from rerank.scorer import load_scorer
 from rerank.stages import check_top_k
+from train.approximate import require_faiss
 from train.arms import check_comparisons, checkpoints
 from train.batches import BatchOrder
 from train.config import JobConfig
@@ -154,7 +155,7 @@ def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
     """Bring up Accelerate and check that as many processes came together as were started.
 
     Raises:
-        UserError: they did not, or the batch does not divide among them, or the precision is not to be had here.
+        UserError: they did not, or the batch does not divide among them, or the precision or the index is not to be had here.
     """
     if config.train.precision == "fp16" and PartialState().device.type != "cuda":
         raise UserError(
@@ -174,6 +175,8 @@ def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
         raise UserError(
             f"train.batch_size {batch} does not divide among {processes.world_size} processes; take a multiple of {processes.world_size}"
         )
+    if config.mining is not None and config.mining.index == "faiss":
+        require_faiss()
     use_exact_float32()
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -239,6 +239,7 @@ class Loop:
                 data_sha256=job.data_sha256,
                 refresh=Refresh(self.config.seed, self.state.step, images_I, self.negatives),
                 matcher=load_matcher(self.config, job.accelerator.device),
+                folder=job.folder / "negatives",
                 processes=job.processes,
                 num_workers=self.config.data.num_workers,
                 truth=job.truth,

@@ -8,7 +8,7 @@ Shape letters: I images mined for, K depth, N rows of the table.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from eval.inputs import SiglipInputs
 from eval.processes import Processes
 from rerank.scorer import PairScorer
 from train.allotment import Judge, Taking, allot, priorities
+from train.approximate import Approximate
 from train.candidates import Candidates, find_candidates
 from train.config import MiningConfig
 from train.denoising import Matcher
@@ -61,6 +62,8 @@ def rules_of(config: MiningConfig, refresh: Refresh = Refresh(), matcher: PairSc
         rules["images"] = hashlib.sha256(refresh.images_I.astype(np.int64).tobytes()).hexdigest()
     if pool is not None and len(pool) > pool.num_captions:
         rules["pool"] = pool.further.sha256
+    if config.index == "faiss":
+        rules |= Approximate(config.index_probes).rules()
     if matcher is not None and config.denoise is not None:
         rules["denoise"] = [matcher.fingerprint, config.denoise.threshold, config.denoise.relabel_at]
     return rules
@@ -80,10 +83,10 @@ def mine(
     data_sha256: str,
     refresh: Refresh = Refresh(),
     matcher: PairScorer | None = None,
+    folder: Path | None = None,
     processes: Processes = Processes(),
     num_workers: int = 0,
     truth: set[tuple[str, str]] | None = None,
-    folder: Path | None = None,
     on_progress: Callable[[int], Any] = lambda rows: None,
 ) -> tuple[Negatives, MiningSheet]:
     """Mine negatives for the images of a split among the captions of a pool; the same on every process.
@@ -91,8 +94,8 @@ def mine(
     Args:
         data_sha256: dataset.sha256(), which is slow to compute again and again.
         matcher: the cross-encoder of config.denoise; its scores are margins (train/denoising.py).
+        folder: where embeddings lie meanwhile; None: the system's temporary folder.
         truth: (image id, caption id) pairs known to be true beyond the data; used to count false negatives only.
-        folder: where embeddings may lie meanwhile.
         on_progress: called with the number of rows embedded.
 
     Raises:
@@ -110,6 +113,7 @@ def mine(
         folder=folder,
         further=pool.further.texts,
         images_I=refresh.images_I,
+        approximate=Approximate(config.index_probes) if config.index == "faiss" else None,
         processes=processes,
         num_workers=num_workers,
         on_progress=on_progress,
@@ -117,7 +121,7 @@ def mine(
     scale, bias = np.float32(float(model.logit_scale.detach().exp())), np.float32(float(model.logit_bias.detach()))
     asked = Matcher(matcher, pool, processes, on_progress) if matcher is not None else None
     mined = select(name, pool, found, scale, bias, config, refresh, asked.probabilities if asked is not None else None)
-    return mined.negatives, draw_up(mined, pool, truth, refresh.before)
+    return mined.negatives, replace(draw_up(mined, pool, truth, refresh.before), index_recall=found.recall)
 
 
 def select(

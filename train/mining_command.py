@@ -54,6 +54,7 @@ def _mine(config: JobConfig) -> int:
             data_sha256=job.data_sha256,
             refresh=refresh,
             matcher=load_matcher(config, accelerator.device),
+            folder=job.folder / "negatives",
             processes=processes,
             num_workers=config.data.num_workers,
             truth=job.truth,

@@ -56,6 +56,7 @@ class MiningSheet:
         num_false_negatives: negatives that data.truth says are true; None without one.
         num_relabelled_true: relabelled rows that data.truth says are true; None without one.
         median_rank, median_margin: of the negatives (margin in logits); None when nothing was mined.
+        index_recall: share of the exact candidates that an approximate search found, on a sample of images; None where it was exact.
         quantiles: of "positive" (the images' best true captions), "negative" and "margin", in logits, by "5%" to "95%"; empty without any.
     """
 
@@ -80,6 +81,7 @@ class MiningSheet:
     median_rank: float | None
     median_margin: float | None
     quantiles: dict[str, dict[str, float]]
+    index_recall: float | None = None
 
     @property
     def false_negative_share(self) -> float | None:
@@ -112,6 +114,8 @@ class MiningSheet:
             parts.append(f"false negatives as {by} estimates: {100 * self.estimated_share:.1f}%")
         if self.false_negative_share is not None:
             parts.append(f"false negatives by the known truth: {self.num_false_negatives:,} ({100 * self.false_negative_share:.2f}%)")
+        if self.index_recall is not None:
+            parts.append(f"the index finds {100 * self.index_recall:.2f}% of the exact candidates (measured on a sample)")
         return parts
 
     def lines(self) -> list[str]:

@@ -15,7 +15,7 @@ from eval.checkpoint import load_siglip
 from eval.dataset import RetrievalSet
 from tests.small_job import SmallWorld, load, write_pictures
 from tests.unit.train.mining_oracle import dataset_of
-from train.candidates import Candidates, best_positive_cosines
+from train.candidates import Candidates
 from train.config import MiningConfig
 from train.mining import Refresh, mine, rules_of, select
 from train.mining_sheet import Mined, MiningSheet, calibrating_shift, draw_up
@@ -55,17 +55,6 @@ def test_the_truth_counts_false_negatives_and_changes_nothing() -> None:
     assert without.num_false_negatives is None and without.false_negative_share is None
     assert sheet.num_false_negatives == 1 and sheet.false_negative_share == pytest.approx(1 / 6)
     assert sheet.as_record()["false_negative_share"] == sheet.false_negative_share and "false negatives" in str(sheet)
-
-
-def test_best_positive_cosines_are_the_largest_over_all_positives(small_world: SmallWorld) -> None:
-    dataset = load(small_world.manifest)
-    draws = np.random.default_rng(0)
-    images, captions = (draws.normal(size=(rows, 8)).astype(np.float32) for rows in (dataset.num_images, dataset.num_captions))
-    positives = dataset.positives("image_to_text")
-    found = best_positive_cosines(images, captions, positives.offsets, positives.indices_P)
-    for image in range(dataset.num_images):
-        true = dataset.is_positive(np.array(image), dataset.caption_hash_C)
-        assert found[image] == pytest.approx(float((captions[true] @ images[image]).max()), rel=1e-5)
 
 
 def mined_from(
