@@ -177,11 +177,21 @@ class MiningConfig(_Section):
     """How many of an image's best captions are looked at."""
     mined_scope: Literal["own", "all"] = "own"
     """A mined caption faces its own image only, or every image of the batch (true pairs among them are positives)."""
+    form: Literal["columns", "images", "neighbours"] = "columns"
+    """What is made of what is mined: captions as further columns; each caption's own hardest images in its batch (then negatives_per_image
+    and pool_top_k count images of a caption); or batches composed of images whose mined captions are one another's."""
 
     @model_validator(mode="after")
     def _check(self) -> "MiningConfig":
         if self.negatives_per_image > self.pool_top_k:
             raise ValueError(f"negatives_per_image {self.negatives_per_image} exceeds pool_top_k {self.pool_top_k}")
+        if self.form != "columns":
+            of_columns = [key for key in ("weight", "mined_scope") if getattr(self, key) != type(self).model_fields[key].default]
+            if of_columns:
+                raise ValueError(
+                    f"form {self.form} adds no columns to the loss, so {' and '.join(of_columns)} would do nothing: leave out, "
+                    "or take form: columns"
+                )
         return self
 
 
@@ -281,6 +291,11 @@ class JobConfig(_Section):
             raise ValueError("choices are part of the final report, which needs data.test_split or data.val_split")
         if self.mining is not None and self.mining.start_step >= self.train.max_steps:
             raise ValueError(f"mining.start_step {self.mining.start_step} lies beyond train.max_steps {self.train.max_steps}")
+        if self.mining is not None and self.mining.form == "images" and self.mining.negatives_per_image >= self.train.batch_size:
+            raise ValueError(
+                f"mining.form images: {self.mining.negatives_per_image} hard images of one caption and its own image do not fit into "
+                f"train.batch_size {self.train.batch_size}; lower mining.negatives_per_image"
+            )
         names = [watch.name for watch in self.watch]
         if len(set(names)) < len(names):
             raise ValueError(f"watch: each set needs a name of its own, found {names}")

@@ -85,8 +85,13 @@ def model_card(config: JobConfig, state: State, chosen_step: int, base: str, *, 
     )
     mining = "none"
     if config.mining is not None:
+        what = {
+            "columns": "hard captions per image",
+            "images": "hard images per caption",
+            "neighbours": "neighbours per image, in one batch",
+        }
         mining = (
-            f"up to {config.mining.negatives_per_image} hard captions per image, refreshed every {config.mining.mine_every_steps} steps"
+            f"up to {config.mining.negatives_per_image} {what[config.mining.form]}, refreshed every {config.mining.mine_every_steps} steps"
         )
     weights_line = f"- Weights: {weights}\n" if weights else ""
     base_line = f"base_model: {config.model.base}\n" if config.model.base and not Path(config.model.base).exists() else ""

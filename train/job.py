@@ -27,6 +27,7 @@ from rerank.scorer import load_scorer
 from rerank.stages import check_top_k
 from train.arms import check_comparisons, checkpoints
 from train.batches import BatchOrder
+from train.composition import describe_form, num_epochs
 from train.config import JobConfig
 from train.model import TunedModel, build_model, make_optimizer, resolve_base
 from train.scratch import write_scratch
@@ -264,10 +265,11 @@ def describe(job: Job) -> list[str]:
         + "".join(f"; {split.split}: {split.num_images:,} / {split.num_captions:,}" for split in (job.val_set, job.test_set) if split)
         + "".join(f"; not used: split {name!r}, {number:,} image(s)" for name, number in sorted(job.unused_splits.items())),
         f"loop      {config.train.max_steps:,} steps of {config.train.batch_size} images = "
-        f"{config.train.max_steps / order.steps_per_epoch:.1f} epochs, "
+        f"{num_epochs(config.mining, order, config.train.max_steps):.1f} epochs, "
         f"{config.train.num_warmup_steps} of them warm-up; {config.train.precision}",
         f"machine   {job.processes.world_size} process(es) x {share} images on {job.accelerator.device}, "
         f"{torch.get_num_threads()} thread(s) each",
+        *describe_form(config.mining, order),
     ]
     lines += [
         f"watch     {watched.config.name}: {watched.dataset.num_images:,} images with {watched.dataset.num_captions:,} captions; "

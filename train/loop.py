@@ -21,8 +21,10 @@ from eval.first_stage import retrieve
 from eval.images import ImageError
 from eval.progress import bar
 from eval.ranking import DIRECTIONS
-from train.batches import Batch, BatchBuilder
+from train.batches import Batch, BatchBuilder, Order
 from train.checkpoint import Checkpoints, State
+from train.composition import columns_in_force, order_in_force
+from train.image_mining import mine_images
 from train.job import Job, describe
 from train.mining import mine
 from train.negatives import Negatives, read_negatives, write_negatives
@@ -44,6 +46,7 @@ class Loop:
         self.wandb: WandbMirror | None = None
         self.negatives: Negatives | None = None
         self.negatives_file: Path | None = None
+        self.order: Order = order_in_force(job.config.mining, job.order, job.train_set, None, None)
         self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.autocast)
         self.watch = Watch(job.watch_sets, job.base, job.processes, job.config.data.num_workers)
         start = State(0, 0, False, None, None, None, None, 0, job.tuned.base_sha256, job.data_sha256)
@@ -120,6 +123,7 @@ class Loop:
         if self.state.negatives is not None:
             self.negatives_file = self.checkpoints.path(step) / "negatives.parquet"
             self.negatives = read_negatives(self.negatives_file, self.state.negatives, job.train_set)
+            self.order = self._order_in_force()
 
     # -- the parts of an iteration -----------------------------------------------------------------------------------------------------
 
@@ -149,11 +153,12 @@ class Loop:
         factor = rate_factor(batch.step, self.config.train.max_steps, self.config.train.num_warmup_steps)
         scale, bias = self.job.tuned.scale_and_bias()
         return {
-            "epoch": self.job.order.epoch(batch.step),
+            "epoch": self.order.epoch(batch.step),
             "loss": result.loss,
             "loss_in_batch": result.loss_in_batch,
             "loss_mined": result.loss_mined,
             "num_mined": result.num_mined,
+            **self.order.step_record(batch.step),
             "grad_norm": result.grad_norm,
             "learning_rate": {group["part"]: group["peak"] * factor for group in self.job.optimizer.param_groups},
             "logit_scale": float(scale.detach()),
@@ -185,10 +190,10 @@ class Loop:
         builder = BatchBuilder(
             self.job.train_set,
             self.job.tuned.inputs,
-            self.job.order,
+            self.order,
             self.job.processes,
             random_crop_min_area=self.config.train.random_crop_min_area,
-            negatives=self.negatives,
+            negatives=columns_in_force(self.config.mining, self.negatives),
         )
         return pictures_loader(
             builder,
@@ -210,7 +215,8 @@ class Loop:
         job = self.job
         started = time.perf_counter()
         with self._side_bar("mining", job.train_set.num_images + job.train_set.num_captions) as progress:
-            negatives, sheet = mine(
+            mine_form = mine_images if self.config.mining.form == "images" else mine
+            negatives, sheet = mine_form(
                 job.tuned.siglip,
                 job.tuned.inputs,
                 job.train_set,
@@ -226,8 +232,13 @@ class Loop:
             write_negatives(path, negatives, job.train_set)
         self.negatives, self.negatives_file = negatives, path
         self.state = replace(self.state, mined_at_step=self.state.step, negatives=negatives.name)
-        self._write("mining", sheet.as_record() | {"seconds": time.perf_counter() - started})
-        job.say(f"step {self.state.step}: {sheet}")
+        self.order = self._order_in_force()
+        composed = self.order.window_record()
+        self._write("mining", sheet.as_record() | composed | {"seconds": time.perf_counter() - started})
+        job.say(f"step {self.state.step}: {sheet}" + "".join(f"; {key}: {value:,.4g}" for key, value in composed.items()))
+
+    def _order_in_force(self) -> Order:
+        return order_in_force(self.config.mining, self.job.order, self.job.train_set, self.negatives, self.state.mined_at_step)
 
     def _evaluate_if_due(self) -> None:
         """Evaluate on val and on the watch sets, and note a new best."""

@@ -10,6 +10,7 @@ from eval.errors import UserError
 from eval.first_stage import progress_bar
 from train.config import JobConfig
 from train.config_file import load_config
+from train.image_mining import mine_images
 from train.job import load_data, prepare, start_processes
 from train.mining import mine
 from train.negatives import write_negatives
@@ -42,7 +43,8 @@ def _mine(config: JobConfig) -> int:
     lock = claim_folder(config) if processes.is_main else None
     job = prepare(config, load_data(config), accelerator, processes)
     with progress_bar("mining", job.train_set, processes) as bar:
-        negatives, sheet = mine(
+        mine_form = mine_images if config.mining.form == "images" else mine
+        negatives, sheet = mine_form(
             job.tuned.siglip,
             job.tuned.inputs,
             job.train_set,
