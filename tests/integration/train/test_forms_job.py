@@ -46,6 +46,7 @@ def test_killed_resumed_and_on_two_processes(nursery: Nursery, small_world: Smal
     for line, other in zip(composed, steps(two), strict=True):
         assert other["loss"] == pytest.approx(line["loss"], rel=1e-5)
         assert {key: other.get(key) for key in KEYS[form]} == {key: line.get(key) for key in KEYS[form]}
+    assert ("hard images per caption" if form == "images" else "in one batch") in (straight.folder / "export" / "README.md").read_text()
     sheets = [line for line in lines(straight.folder) if line["event"] == "mining"]
     assert [sheet["step"] for sheet in sheets] == [1, 5] and all(sheet["num_positives_mined"] == 0 for sheet in sheets)
     for sheet in sheets:
