@@ -19,6 +19,7 @@ from eval.images import ImageError
 from eval.inputs import SiglipInputs
 from eval.processes import Processes
 from train.negatives import Negatives
+from train.pool import CaptionPool
 
 # Streams of random numbers, so that none of them is ever the same as another.
 _ORDER, _CAPTION, _CROP, _REPLACEMENT, COMPOSITION = range(5)
@@ -62,6 +63,10 @@ class BatchOrder:
     def steps_per_epoch(self) -> int:
         """Whole batches in one pass over the images."""
         return self.num_images // self.batch_size
+
+    def num_epochs(self, step: int) -> float:
+        """Passes over the images after `step` steps."""
+        return step / self.steps_per_epoch
 
     def epoch(self, step: int) -> int:
         """The epoch, from 0, that a step belongs to."""
@@ -109,7 +114,7 @@ class Batch:
         pixels_b: float32 of shape (b, 3, H, W).
         token_ids_bL: int64, padded captions.
         mined_rows_m: int64, the row (0 <= row < b) each mined caption belongs to.
-        mined_captions_m: int64, caption indices.
+        mined_captions_m: int64, indices into the pool (train/pool.py).
         mined_token_ids_mL: int64.
         undecodable: messages about pictures that were replaced.
     """
@@ -142,7 +147,10 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
         *,
         random_crop_min_area: float = 1.0,
         negatives: Negatives | None = None,
+        pool: CaptionPool | None = None,
     ) -> None:
+        """pool: what the captions of `negatives` are indices into; None: the captions of the split alone."""
+        self._pool = pool or CaptionPool(dataset)
         self._dataset, self._inputs, self._order, self._processes = dataset, inputs, order, processes
         self._min_area, self._negatives = random_crop_min_area, negatives
 
@@ -169,7 +177,7 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
         mined = [self._negatives.of(image) if self._negatives is not None else np.empty(0, np.int64) for image in images]
         mined_rows = np.repeat(np.arange(share), [len(row) for row in mined])
         mined_captions = np.concatenate(mined).astype(np.int64)
-        token_ids = self._inputs.token_ids([self._dataset.captions[caption] for caption in (*captions, *mined_captions.tolist())])
+        token_ids = self._inputs.token_ids([self._pool.text(caption) for caption in (*captions, *mined_captions.tolist())])
         return Batch(
             step,
             torch.tensor(images),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from transformers import SiglipModel
 
-from eval.dataset import RetrievalSet
+from eval.dataset import PositivePairs, RetrievalSet
 from eval.encoder import embed_captions, embed_images
 from eval.inputs import SiglipInputs
 from eval.processes import Processes
@@ -60,17 +60,24 @@ def find_candidates(
         images_I: the images to mine for, ascending; None: all.
         on_progress: called with the number of rows embedded.
     """
-    assert images_I is None and not further, "not yet"
+    images_I = np.arange(dataset.num_images) if images_I is None else images_I
     images_ID = embed_images(
         model, inputs, dataset, processes=processes, num_workers=num_workers, allow_undecodable=True, on_progress=on_progress
     )
-    captions_CD = embed_captions(model, inputs, dataset.captions, processes=processes, on_progress=on_progress)
-    positives = dataset.positives("image_to_text")
+    images_ID = images_ID[images_I]
+    captions_CD = embed_captions(model, inputs, [*dataset.captions, *further], processes=processes, on_progress=on_progress)
+    positives = _of_images(dataset.positives("image_to_text"), images_I)
     device = next(model.parameters()).device
     ranking = search("image_to_text", images_ID, captions_CD, positives, depth, device=device, processes=processes)
     best_I = best_positive_cosines(images_ID, captions_CD, positives.offsets, positives.indices_P)
     decodable_I = np.any(images_ID != 0, axis=1)
-    return Candidates(np.arange(dataset.num_images), ranking.top_indices_QK, ranking.top_scores_QK, best_I, decodable_I)
+    return Candidates(images_I, ranking.top_indices_QK, ranking.top_scores_QK, best_I, decodable_I)
+
+
+def _of_images(positives: PositivePairs, images_I: np.ndarray) -> PositivePairs:
+    """The positives of some images alone."""
+    of_I = [positives.of(image) for image in images_I.tolist()]
+    return PositivePairs(np.concatenate([[0], np.cumsum([len(of) for of in of_I])]).astype(np.int64), np.concatenate(of_I))
 
 
 def best_positive_cosines(images_ID: np.ndarray, captions_CD: np.ndarray, offsets: np.ndarray, indices_P: np.ndarray) -> np.ndarray:

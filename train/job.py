@@ -27,10 +27,13 @@ from rerank.scorer import load_scorer
 from rerank.stages import check_top_k
 from train.arms import check_comparisons, checkpoints
 from train.batches import BatchOrder
-from train.composition import describe_form, num_epochs
+from train.composition import describe_form, turns_of
 from train.config import JobConfig
+from train.denoising import load_matcher
 from train.model import TunedModel, build_model, make_optimizer, resolve_base
+from train.pool import CaptionPool, FurtherCaptions, read_further
 from train.scratch import write_scratch
+from train.seeds import Turns
 from train.watch import WatchSet
 
 
@@ -40,6 +43,7 @@ class Job:
 
     Attributes:
         final_set: the split of the final evaluation, test or else val, with the right answers `evaluation` asks for; None without either.
+        pool: the captions that can be mined.
     """
 
     config: JobConfig
@@ -58,7 +62,8 @@ class Job:
     base: str
     tuned: TunedModel
     optimizer: torch.optim.AdamW
-    order: BatchOrder
+    order: Turns
+    pool: CaptionPool
     watch_sets: list[WatchSet] = field(default_factory=list)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -76,6 +81,8 @@ class Splits:
     unused: dict[str, int]
     """Images of every other split of the manifest: a misspelt split is seen here."""
     watch: list[WatchSet] = field(default_factory=list)
+    further: FurtherCaptions | None = None
+    """Captions without images that can be mined."""
 
     def all(self) -> list[RetrievalSet]:
         """Those that are there."""
@@ -89,20 +96,26 @@ class Splits:
 
 
 def load_data(config: JobConfig) -> Splits:
-    """Read the manifest and its splits, and the watch sets.
+    """Read the manifest and its splits, the watch sets, and the pool of further captions.
 
     Raises:
         UserError: with every fault of every manifest, or a split too small for the job.
     """
     faults: list[UserError] = []
     sets: list[WatchSet] = []
+    further: FurtherCaptions | None = None
+    if config.mining is not None and config.mining.pool is not None:
+        try:
+            further = read_further(config.mining.pool)
+        except UserError as error:
+            faults.append(error)
     for watched in config.watch:
         try:
             sets.append(WatchSet.load(watched))
         except UserError as error:
             faults.append(error)
     try:
-        splits = replace(_load_splits(config), watch=sets)
+        splits = replace(_load_splits(config), watch=sets, further=further)
     except UserError as error:
         faults.insert(0, error)
     if len(faults) == 1:
@@ -179,12 +192,14 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     """Build the model and the optimizer. Call on every process.
 
     Raises:
-        UserError: the base, the reranker or the truth file cannot be used.
+        UserError: the base, the reranker, the matcher of mining or the truth file cannot be used.
         OSError: the weights to begin from cannot be written.
     """
     folder = config.run_folder
     say = _speaker(processes)
     truth = _known_truth(config.data.truth, splits.train) if config.data.truth is not None else None
+    pool = CaptionPool(splits.train, splits.further)
+    load_matcher(config, "cpu")  # what is refused is refused now, not at the first mining
     base = resolve_base(config, str(folder / "scratch"))
     if config.model.scratch is not None and processes.is_main and not Path(base).is_dir():
         write_scratch(Path(base), config.model.scratch, splits.train, config.seed)
@@ -209,7 +224,8 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         base,
         tuned,
         make_optimizer(tuned, config.train),
-        BatchOrder(splits.train.num_images, config.train.batch_size, config.seed),
+        turns_of(config.mining, BatchOrder(splits.train.num_images, config.train.batch_size, config.seed)),
+        pool,
         splits.watch,
     )
 
@@ -265,7 +281,7 @@ def describe(job: Job) -> list[str]:
         + "".join(f"; {split.split}: {split.num_images:,} / {split.num_captions:,}" for split in (job.val_set, job.test_set) if split)
         + "".join(f"; not used: split {name!r}, {number:,} image(s)" for name, number in sorted(job.unused_splits.items())),
         f"loop      {config.train.max_steps:,} steps of {config.train.batch_size} images = "
-        f"{num_epochs(config.mining, order, config.train.max_steps):.1f} epochs, "
+        f"{order.num_epochs(config.train.max_steps):.1f} epochs, "
         f"{config.train.num_warmup_steps} of them warm-up; {config.train.precision}",
         f"machine   {job.processes.world_size} process(es) x {share} images on {job.accelerator.device}, "
         f"{torch.get_num_threads()} thread(s) each",
@@ -276,6 +292,8 @@ def describe(job: Job) -> list[str]:
         f"on a drop: {watched.config.on_drop}"
         for watched in job.watch_sets
     ]
+    if job.pool.further.texts:
+        lines.append(f"pool      {len(job.pool.further.texts):,} further captions without images, to mine among")
     if job.truth is not None:
         lines.append(f"truth     {len(job.truth):,} further true pairs, to count false negatives with")
     lines += [

@@ -24,15 +24,19 @@ from eval.ranking import DIRECTIONS
 from train.batches import Batch, BatchBuilder, Order
 from train.checkpoint import Checkpoints, State
 from train.composition import columns_in_force, order_in_force
+from train.denoising import load_matcher
 from train.image_mining import mine_images
 from train.job import Job, describe
-from train.mining import mine
+from train.mining import Refresh, mine
+from train.mining_page import write_sheet
+from train.mining_schedule import images_due, is_due
 from train.negatives import Negatives, read_negatives, write_negatives
 from train.schedule import rate_factor
 from train.side_bar import SideBar
 from train.step import Stepper, StepResult
 from train.stopping import Stopped, StopSignals
 from train.tracking import MetricsLog, WandbMirror
+from train.true_pairs import TruePairs
 from train.watch import Sighting, Watch
 
 
@@ -122,8 +126,7 @@ class Loop:
             self.stepper.loss_scale = self.state.loss_scale
         if self.state.negatives is not None:
             self.negatives_file = self.checkpoints.path(step) / "negatives.parquet"
-            self.negatives = read_negatives(self.negatives_file, self.state.negatives, job.train_set)
-            self.order = self._order_in_force()
+            self._use(read_negatives(self.negatives_file, self.state.negatives, job.pool))
 
     # -- the parts of an iteration -----------------------------------------------------------------------------------------------------
 
@@ -194,6 +197,7 @@ class Loop:
             self.job.processes,
             random_crop_min_area=self.config.train.random_crop_min_area,
             negatives=columns_in_force(self.config.mining, self.negatives),
+            pool=self.job.pool,
         )
         return pictures_loader(
             builder,
@@ -205,7 +209,7 @@ class Loop:
     def _mining_due_at(self, step: int) -> bool:
         """Whether negatives are mined with the weights after `step` steps."""
         mining = self.config.mining
-        return mining is not None and step >= mining.start_step and (step - mining.start_step) % mining.mine_every_steps == 0
+        return mining is not None and is_due(mining, self.job.order, step)
 
     def _mine_if_due(self) -> None:
         """Refresh the negatives."""
@@ -214,14 +218,18 @@ class Loop:
         self._batches = None
         job = self.job
         started = time.perf_counter()
-        with self._side_bar("mining", job.train_set.num_images + job.train_set.num_captions) as progress:
+        images_I = images_due(self.config.mining, job.order, self.state.step, self.config.train.max_steps)
+        num_images = job.train_set.num_images if images_I is None else len(images_I)
+        with self._side_bar("mining", num_images + len(job.pool)) as progress:
             mine_form = mine_images if self.config.mining.form == "images" else mine
             negatives, sheet = mine_form(
                 job.tuned.siglip,
                 job.tuned.inputs,
-                job.train_set,
+                job.pool,
                 self.config.mining,
                 data_sha256=job.data_sha256,
+                refresh=Refresh(self.config.seed, self.state.step, images_I, self.negatives),
+                matcher=load_matcher(self.config, job.accelerator.device),
                 processes=job.processes,
                 num_workers=self.config.data.num_workers,
                 truth=job.truth,
@@ -229,16 +237,20 @@ class Loop:
             )
         path = job.folder / "negatives" / f"{negatives.name}.parquet"
         if job.processes.is_main:
-            write_negatives(path, negatives, job.train_set)
-        self.negatives, self.negatives_file = negatives, path
+            write_negatives(path, negatives, job.pool)
+            write_sheet(path.parent, sheet, negatives, job.pool, job.truth)
         self.state = replace(self.state, mined_at_step=self.state.step, negatives=negatives.name)
-        self.order = self._order_in_force()
+        self._use(negatives)
+        self.negatives_file = path
         composed = self.order.window_record()
         self._write("mining", sheet.as_record() | composed | {"seconds": time.perf_counter() - started})
         job.say(f"step {self.state.step}: {sheet}" + "".join(f"; {key}: {value:,.4g}" for key, value in composed.items()))
 
-    def _order_in_force(self) -> Order:
-        return order_in_force(self.config.mining, self.job.order, self.job.train_set, self.negatives, self.state.mined_at_step)
+    def _use(self, negatives: Negatives) -> None:
+        """Put a table in force: its captions become columns, or batches are composed of it; its relabelled pairs become positives."""
+        self.negatives = negatives
+        self.order = order_in_force(self.config.mining, self.job.order, self.job.train_set, negatives, self.state.mined_at_step)
+        self.stepper.true_pairs = TruePairs(self.job.pool, negatives)
 
     def _evaluate_if_due(self) -> None:
         """Evaluate on val and on the watch sets, and note a new best."""

@@ -80,16 +80,22 @@ def pair_loss(
 
 
 def own_mined_loss(
-    images_bD: torch.Tensor, mined_mD: torch.Tensor, rows_m: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
+    images_bD: torch.Tensor,
+    mined_mD: torch.Tensor,
+    rows_m: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor,
+    positive_m: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Sum over mined captions, each facing its own image as a negative, of -log sigmoid(-(scale * cos + bias)); a scalar.
+    """Sum over mined captions, each facing its own image alone, of -log sigmoid(y (scale * cos + bias)); a scalar.
 
     Args:
         rows_m: int64, the row of images_bD each mined caption was mined for.
+        positive_m: bool, True where y = +1 (relabelled by a cross-encoder); None: y = -1 everywhere.
     """
     with torch.autocast(images_bD.device.type, enabled=False):
         logits_m = scale * (images_bD.index_select(0, rows_m) * mined_mD).sum(dim=1) + bias
-        return -logsigmoid(-logits_m).sum()
+        return -logsigmoid(-logits_m if positive_m is None else torch.where(positive_m, logits_m, -logits_m)).sum()
 
 
 def combine(in_batch: torch.Tensor, mined: torch.Tensor | None, weight: float, batch_size: int) -> LossTerms:

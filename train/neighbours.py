@@ -30,7 +30,7 @@ class Neighbours:
 
         Images of which a caption is true of the other are left out: they are a positive pair of the loss, not a hard one.
         """
-        owned_N = table.captions_N < dataset.num_captions
+        owned_N = (table.captions_N < dataset.num_captions) & table.is_negative_N  # what was relabelled is true
         one_M, other_M = table.image_N[owned_N], dataset.caption_image_C[table.captions_N[owned_N]]
         apart_M = ~(_true_of(dataset, one_M, other_M) | _true_of(dataset, other_M, one_M))
         both_M = np.stack([one_M[apart_M], other_M[apart_M]], axis=1)

@@ -38,7 +38,7 @@ class SeedOrder:
         """The epoch, from 0, whose permutation the seeds of a step come from."""
         return self._place(step)[0]
 
-    def seeds(self, step: int) -> np.ndarray:
+    def images(self, step: int) -> np.ndarray:
         """Image indices of the seeds, int64 of shape (S,), or of shape (B,) up to start_step."""
         if step <= self.start_step:
             return self.base.images(step)
@@ -67,6 +67,10 @@ class SeedOrder:
         return epoch + 1 + further, place * self.num_seeds
 
 
+Turns = BatchOrder | SeedOrder
+"""Whose turn it is at each step, whatever is mined: all images of a batch, or its seeds."""
+
+
 @dataclass(frozen=True)
 class HardImages:
     """The hardest images of every caption, CSR: those of caption c are images_N[offsets[c]:offsets[c + 1]], hardest first."""
@@ -76,10 +80,10 @@ class HardImages:
 
     @classmethod
     def of_table(cls, table: Negatives, num_captions: int) -> "HardImages":
-        """The pairs of a table by caption: the table has them by image."""
-        order_N = np.lexsort((table.ranks_N, table.captions_N))
-        counts = np.bincount(table.captions_N, minlength=num_captions)
-        return cls(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), table.image_N[order_N])
+        """The pairs of a table by caption, where the table has them by image; those that were relabelled are not hard, but true."""
+        images_N, captions_N, ranks_N = (column[table.is_negative_N] for column in (table.image_N, table.captions_N, table.ranks_N))
+        counts = np.bincount(captions_N, minlength=num_captions)
+        return cls(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), images_N[np.lexsort((ranks_N, captions_N))])
 
     def of(self, caption: int) -> np.ndarray:
         """Image indices mined for a caption, int64, possibly none."""
@@ -143,7 +147,7 @@ class HardImageOrder:
         Raises:
             ValueError: the step lies behind start_step, and nothing is mined yet.
         """
-        seeds, batch_size = self._seeds.seeds(step), self._seeds.base.batch_size
+        seeds, batch_size = self._seeds.images(step), self._seeds.base.batch_size
         if step <= self._seeds.start_step:
             return SeededBatch(seeds, len(seeds), 0)
         if self._hard is None:

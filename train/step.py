@@ -19,7 +19,9 @@ from train.config import JobConfig
 from train.loss import LossTerms, combine, gather_rows, own_mined_loss, pair_loss
 from train.loss_scale import LossScale
 from train.model import TunedModel
+from train.pool import CaptionPool
 from train.schedule import rate_factor
+from train.true_pairs import TruePairs
 
 
 class NotFinite(Exception):
@@ -77,6 +79,7 @@ class Stepper:
 
     Attributes:
         loss_scale: what fp16 multiplies the loss by at the next step; None in the other precisions.
+        true_pairs: which pairs are positives, in the batch and among the mined.
     """
 
     def __init__(
@@ -88,7 +91,8 @@ class Stepper:
         processes: Processes,
         autocast: Any,
     ) -> None:
-        self._config, self._tuned, self._optimizer, self._dataset = config, tuned, optimizer, dataset
+        self._config, self._tuned, self._optimizer = config, tuned, optimizer
+        self.true_pairs = TruePairs(CaptionPool(dataset))
         self._processes, self._autocast = processes, autocast
         self._device = next(tuned.siglip.parameters()).device
         self._gradients = FlatGradients([parameter for _, parameter in tuned.trainable()])
@@ -153,7 +157,7 @@ class Stepper:
             images_bD = image_features(self._tuned.siglip, batch.pixels_b.to(self._device, non_blocking=True))
             texts_D = text_features(self._tuned.siglip, token_ids)
         captions_BD = gather_rows(texts_D[:share], [share] * self._processes.world_size)
-        hashes_B = self._dataset.caption_hash_C[captions_b]
+        hashes_B = self.true_pairs.hashes(captions_b)
         positive_bB = self._is_positive(batch.images_b.numpy(), hashes_B)
         scale, bias = self._tuned.scale_and_bias()
         in_batch = pair_loss(images_bD, captions_BD, positive_bB, scale, bias)
@@ -161,19 +165,21 @@ class Stepper:
         mining = self._config.mining
         num_mined = len(batch.mined_rows_m)
         if mining is not None and mining.mined_scope == "own":
-            mined = own_mined_loss(images_bD, texts_D[share:], batch.mined_rows_m.to(self._device), scale, bias)
+            mined_hashes_m = self.true_pairs.hashes(batch.mined_captions_m.numpy())
+            own_m = torch.from_numpy(self.true_pairs.contains(batch.images_b[batch.mined_rows_m].numpy(), mined_hashes_m))
+            mined = own_mined_loss(images_bD, texts_D[share:], batch.mined_rows_m.to(self._device), scale, bias, own_m.to(self._device))
         elif mining is not None:
             counts = [int(part[0]) for part in self._processes.gather(np.array([num_mined]))]
             if sum(counts):
                 mined_MD = gather_rows(texts_D[share:], counts)
                 mined_M = np.concatenate(self._processes.gather(batch.mined_captions_m.numpy()))
-                positive_bM = self._is_positive(batch.images_b.numpy(), self._dataset.caption_hash_C[mined_M])
+                positive_bM = self._is_positive(batch.images_b.numpy(), self.true_pairs.hashes(mined_M))
                 mined = pair_loss(images_bD, mined_MD, positive_bM, scale, bias)
         weight = mining.weight if mining is not None else 0.0
         return combine(in_batch, mined, weight, len(images_b)), num_mined
 
     def _is_positive(self, images_b: np.ndarray, hashes_B: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(self._dataset.is_positive(images_b[:, None], hashes_B[None, :])).to(self._device)
+        return torch.from_numpy(self.true_pairs.contains(images_b[:, None], hashes_B[None, :])).to(self._device)
 
     def _gather_ids(self, ids_b: torch.Tensor) -> np.ndarray:
         """Ids of the whole batch; they travel, because a process alone knows which of its pictures were replaced."""

@@ -1,5 +1,6 @@
 """Batches composed of what was mined: a killed run goes on with the very same batches, and two processes see them too."""
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def test_killed_resumed_and_on_two_processes(nursery: Nursery, small_world: Smal
     for sheet in sheets:
         table = pq.read_table(straight.folder / "negatives" / f"{sheet['name']}.parquet")
         assert len(table) == sheet["num_mined"] > 0
-        assert table.column_names == ["image_id", "caption_id", "rank", "score", "margin"]
+        assert table.column_names == ["image_id", "caption_id", "rank", "score", "margin", "label"]
     if form == "images":
         assert composed[0]["num_seeds"] == 8 and [line["num_seeds"] for line in composed[1:]] == [2] * 7
         assert all(line["num_hard_images"] > 0 for line in composed[1:])
@@ -66,4 +67,8 @@ def test_hard_images_are_mined_by_the_command(nursery: Nursery, small_world: Sma
     run = make(nursery, small_world, tmp_path, "images")
     child = nursery.start("train.mining", [str(run.config)])
     assert child.wait() == 0, child.output()
-    assert "hard images for" in child.output() and len(list((run.folder / "negatives").glob("*.parquet"))) == 1
+    (table,) = (run.folder / "negatives").glob("*.parquet")
+    sheet = json.loads(table.with_suffix(".json").read_text())
+    assert sheet["mined_for"] == "captions" and sheet["num_mined"] == len(pq.read_table(table)) > 0
+    page = table.with_suffix(".html").read_text()
+    assert f"negatives for {sheet['num_images']} captions" in page and page.count("<figure>") == 20

@@ -1,5 +1,6 @@
 """train/composition.py: what a form makes of a table, the same at any number of processes and after a resume."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,15 +8,19 @@ import pytest
 import torch
 
 from eval.checkpoint import load_siglip
+from eval.dataset import RetrievalSet
 from eval.inputs import SiglipInputs
 from eval.processes import Processes
 from tests.small_job import SmallWorld, load
-from train.batches import BatchBuilder, BatchOrder
-from train.composition import columns_in_force, describe_form, num_epochs, order_in_force
+from train.batches import BatchBuilder, BatchOrder, Order
+from train.composition import columns_in_force, describe_form, order_in_force, turns_of
 from train.config import MiningConfig
 from train.image_mining import mine_images
-from train.mining import mine
+from train.mining import Refresh, mine
+from train.mining_schedule import images_due, is_due
 from train.negatives import Negatives, read_negatives, write_negatives
+from train.pool import CaptionPool
+from train.seeds import SeedOrder
 
 FORMS = ("images", "neighbours")
 BASE = BatchOrder(40, 8, 5)
@@ -27,6 +32,10 @@ def config_of(form: str, every: int = 7, start: int = 3) -> MiningConfig:
     )
 
 
+def in_force(form: str, dataset: RetrievalSet, table: Negatives | None, mined_at_step: int | None) -> Order:
+    return order_in_force(config_of(form), turns_of(config_of(form), BASE), dataset, table, mined_at_step)
+
+
 @pytest.fixture(scope="module")
 def inputs(small_world: SmallWorld) -> SiglipInputs:
     return load_siglip(small_world.base)[1]
@@ -36,10 +45,10 @@ def inputs(small_world: SmallWorld) -> SiglipInputs:
 def tables(small_world: SmallWorld) -> dict[str, Negatives]:
     """What the tiny base mines for each form."""
     model, inputs = load_siglip(small_world.base)
-    dataset = load(small_world.manifest)
+    pool = CaptionPool(load(small_world.manifest))
     miners = {"images": mine_images, "neighbours": mine, "columns": mine}
     return {
-        form: miner(model, inputs, dataset, config_of(form), data_sha256="made")[0]  # type: ignore[operator]
+        form: miner(model, inputs, pool, config_of(form), data_sha256="made", refresh=Refresh())[0]  # type: ignore[operator]
         for form, miner in miners.items()
     }
 
@@ -53,7 +62,7 @@ def test_any_number_of_processes_trains_on_the_same(
     for step in (4, 7, 10):
 
         def share(rank: int, world: int, step: int = step) -> list[torch.Tensor]:
-            order = order_in_force(config_of(form), BASE, dataset, tables[form], 3)
+            order = in_force(form, dataset, tables[form], 3)
             batch = BatchBuilder(dataset, inputs, order, Processes(rank, world))[step]
             return [batch.images_b, batch.captions_b, batch.pixels_b]
 
@@ -68,9 +77,9 @@ def test_a_table_that_was_read_back_composes_the_same_batches(
     small_world: SmallWorld, tables: dict[str, Negatives], form: str, tmp_path: Path
 ) -> None:
     dataset, table = load(small_world.manifest), tables[form]
-    write_negatives(tmp_path / "t.parquet", table, dataset)
-    again = read_negatives(tmp_path / "t.parquet", table.name, dataset)
-    straight, resumed = (order_in_force(config_of(form), BASE, dataset, found, 10) for found in (table, again))
+    write_negatives(tmp_path / "t.parquet", table, CaptionPool(dataset))
+    again = read_negatives(tmp_path / "t.parquet", table.name, CaptionPool(dataset))
+    straight, resumed = (in_force(form, dataset, found, 10) for found in (table, again))
     for step in (17, 13, 14):  # a resumed run begins in the middle
         assert straight.images(step).tolist() == resumed.images(step).tolist()
         assert straight.step_record(step) == resumed.step_record(step)
@@ -79,9 +88,9 @@ def test_a_table_that_was_read_back_composes_the_same_batches(
 
 def test_what_is_mined_meets_in_a_batch_more_often_than_by_chance(small_world: SmallWorld, tables: dict[str, Negatives]) -> None:
     dataset = load(small_world.manifest)
-    record = order_in_force(config_of("neighbours"), BASE, dataset, tables["neighbours"], 5).window_record()
+    record = in_force("neighbours", dataset, tables["neighbours"], 5).window_record()
     assert record["num_neighbour_pairs"] > 20 and record["share_met"] > 1.5 * record["share_met_plain"] > 0
-    images = order_in_force(config_of("images"), BASE, dataset, tables["images"], 3)
+    images = in_force("images", dataset, tables["images"], 3)
     records = [images.step_record(step) for step in range(4, 11)]
     assert all(line["num_seeds"] == 2 and line["num_hard_images"] >= 2 and sum(line.values()) == 8 for line in records)
 
@@ -89,24 +98,43 @@ def test_what_is_mined_meets_in_a_batch_more_often_than_by_chance(small_world: S
 def test_before_the_first_mining_the_order_is_the_plain_one(small_world: SmallWorld) -> None:
     dataset = load(small_world.manifest)
     for form in ("columns", *FORMS):
-        order = order_in_force(config_of(form), BASE, dataset, None, None)
+        order = in_force(form, dataset, None, None)
         assert all(np.array_equal(order.images(step), BASE.images(step)) for step in (1, 2, 3))
     assert order_in_force(None, BASE, dataset, None, None) is BASE
 
 
 def test_columns_are_columns_alone(small_world: SmallWorld, tables: dict[str, Negatives]) -> None:
     dataset, table = load(small_world.manifest), tables["columns"]
-    assert order_in_force(config_of("columns"), BASE, dataset, table, 3) is BASE
+    assert in_force("columns", dataset, table, 3) is BASE
     assert columns_in_force(config_of("columns"), table) is table
     assert columns_in_force(None, None) is None and all(columns_in_force(config_of(form), table) is None for form in FORMS)
 
 
 def test_what_is_told_before_the_first_step() -> None:
     assert describe_form(None, BASE) == describe_form(config_of("columns"), BASE) == []
-    (line,) = describe_form(config_of("images"), BASE)
+    (line,) = describe_form(config_of("images"), turns_of(config_of("images"), BASE))
     assert "2 seeds and up to 2 hard images" in line and "20 steps an epoch (each image a seed once), not 5" in line
-    assert num_epochs(config_of("images", start=5), BASE, 25) == 2.0 and num_epochs(config_of("neighbours"), BASE, 25) == 5.0
     (line,) = describe_form(config_of("neighbours", every=5), BASE)
     assert "mine less often" not in line
     (line,) = describe_form(config_of("neighbours", every=2), BASE)
     assert "40% of an epoch" in line and "mine less often" in line
+
+
+def test_epochs_and_the_images_due_are_those_of_the_seeds() -> None:
+    config = MiningConfig(mine_every_epochs=1, start_step=3, negatives_per_image=2, form="images", scope="window")
+    turns = turns_of(config, BASE)
+    assert isinstance(turns, SeedOrder) and turns_of(config_of("neighbours"), BASE) is turns_of(None, BASE) is BASE
+    assert [step for step in range(50) if is_due(config, turns, step)] == [3, 23, 43]
+    due = images_due(config, turns, 23, 30)
+    assert due is not None and due.tolist() == sorted({image for step in range(24, 31) for image in turns.images(step).tolist()})
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_was_relabelled_is_true_and_brings_nothing_together(small_world: SmallWorld, tables: dict[str, Negatives], form: str) -> None:
+    dataset, table = load(small_world.manifest), tables[form]
+    relabelled = replace(table, relabelled_N=np.ones(len(table), dtype=bool))
+    order = in_force(form, dataset, relabelled, 3)
+    if form == "images":
+        assert order.step_record(4) == {"num_seeds": 2, "num_hard_images": 0, "num_filled": 6}
+    else:
+        assert order.window_record()["num_neighbour_pairs"] == 0

@@ -27,13 +27,13 @@ def test_every_image_is_a_seed_once_per_epoch_but_the_rest(
     by_epoch: dict[int, list[int]] = {}
     steps = range(1, start + 3 * order.steps_per_epoch + 1)
     for step in steps:
-        seeds = order.seeds(step).tolist()
+        seeds = order.images(step).tolist()
         assert seeds == base.images(step).tolist() if step <= start else len(seeds) == order.num_seeds
         by_epoch.setdefault(order.epoch(step), []).extend(seeds)
         following = order.following(step, num_images).tolist()
         assert sorted(seeds + following) == list(range(num_images))
         if step > start and order.epoch(step + 1) == order.epoch(step):
-            assert order.seeds(step + 1).tolist() == following[: order.num_seeds]
+            assert order.images(step + 1).tolist() == following[: order.num_seeds]
     assert list(by_epoch) == list(range(len(by_epoch)))  # epochs come one after the other, none is skipped
     for epoch, seeds in by_epoch.items():
         assert len(seeds) == len(set(seeds))
@@ -100,7 +100,7 @@ def test_the_hard_images_of_each_seeds_caption_are_with_it(small_world: SmallWor
     assert order.step_record(2) == {"num_seeds": 8, "num_hard_images": 0, "num_filled": 0}
     for step in range(3, 60):
         batch = order.batch(step)
-        assert batch.images_B[:2].tolist() == seeds.seeds(step).tolist() and len(set(batch.images_B.tolist())) == 8
+        assert batch.images_B[:2].tolist() == seeds.images(step).tolist() and len(set(batch.images_B.tolist())) == 8
         wanted = {image for seed in batch.images_B[:2] for image in hard[chosen_caption(dataset, int(seed), order.epoch(step), 5)]}
         assert set(batch.images_B[2 : 2 + batch.num_hard_images].tolist()) == wanted - set(batch.images_B[:2].tolist())
         assert sum(order.step_record(step).values()) == 8
