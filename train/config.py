@@ -167,8 +167,9 @@ class DenoiseConfig(_Section):
     """drop: a match is passed over. relabel: a sure match becomes a positive of its image while the table is in force."""
     model: str | None = None
     """A folder, or a hub id such as Salesforce/blip-itm-base-coco; null: rerank.model."""
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Probability of a match (sigmoid of match logit less no-match logit) from which a caption is no negative."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Probability of a match (sigmoid of match logit less no-match logit) from which a caption is no negative: a negative must surely be
+    none (RocketQA, arXiv 2010.08191). results/false-negatives.md shows what other values catch and keep."""
     relabel_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Probability from which it becomes a positive, mode relabel only; null: 0.9, or threshold where that is higher. Between the two it is
     passed over."""

@@ -168,8 +168,8 @@ def select(
         negatives,
         found.images_I,
         result.outcome_QK,
+        lists,
         found.decodable_I,
-        lists.best_logit_Q,
         config.negatives_per_image,
         num_judged,
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from train.denoising import sigmoid
-from train.mining_rules import Outcome
+from train.mining_rules import Outcome, RankedLists
 from train.negatives import Negatives
 from train.pool import CaptionPool
 
@@ -50,8 +50,9 @@ class MiningSheet:
         num_before, num_survived: negatives that the table before held for these images, and how many of them are in this one too; None
             for the first.
         estimated_share: estimated share of false negatives among the mined; None when nothing was mined.
-        estimated_by: "match", the mean probability the cross-encoder gives them; or "model", the mean sigmoid of their logits: the model's
-            own belief, which is only as good as the model.
+        estimated_by: "match", the mean probability the cross-encoder gives them; "model" without one (see `calibrating_shift`): the mean of
+            sigmoid(logit + shift), where the shift makes the probabilities of all candidates add up to the number of known positives
+            among them. A crude guess: it takes captions that the data does not state for true as often as those it states.
         num_false_negatives: negatives that data.truth says are true; None without one.
         num_relabelled_true: relabelled rows that data.truth says are true; None without one.
         median_rank, median_margin: of the negatives (margin in logits); None when nothing was mined.
@@ -132,8 +133,8 @@ class Mined:
 
     Attributes:
         outcome_IK: uint8, an Outcome of each candidate.
+        lists: the candidates as the rules read them.
         readable_I: bool; False where nothing is mined because the picture does not decode.
-        best_logit_I: float32, of the image's best true caption.
         num_wanted: negatives asked for per image.
         num_judged: pairs that a cross-encoder was asked about.
     """
@@ -141,8 +142,8 @@ class Mined:
     negatives: Negatives
     images_I: np.ndarray
     outcome_IK: np.ndarray
+    lists: RankedLists
     readable_I: np.ndarray
-    best_logit_I: np.ndarray
     num_wanted: int
     num_judged: int
     mined_for: str = "images"
@@ -161,7 +162,7 @@ def draw_up(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | None,
     negative_N = table.is_negative_N
     image_n, caption_n = table.image_N[negative_N], table.captions_N[negative_N]
     num_before, num_survived = _survival(before, table, mined, len(pool))
-    estimated_share, estimated_by = _estimate(table)
+    estimated_share, estimated_by = _estimate(table, mined.lists)
     found = bool(negative_N.any())
     return MiningSheet(
         name=table.name,
@@ -207,17 +208,37 @@ def _survival(before: Negatives | None, after: Negatives, mined: Mined, num_capt
     return len(old_N), int(np.isin(old_N, codes[1]).sum())
 
 
-def _estimate(table: Negatives) -> tuple[float | None, str]:
-    by = "model" if table.match_N is None else "match"
-    chance_N = sigmoid(table.scores_N) if table.match_N is None else table.match_N
-    chance_n = chance_N[table.is_negative_N]
-    return (float(chance_n.mean(dtype=np.float64)) if len(chance_n) else None), by
+def _estimate(table: Negatives, lists: RankedLists) -> tuple[float | None, str]:
+    if not table.is_negative_N.any():
+        return None, "model" if table.match_N is None else "match"
+    if table.match_N is not None:
+        return float(table.match_N[table.is_negative_N].mean(dtype=np.float64)), "match"
+    shift = calibrating_shift(lists.logits_QK[lists.there_QK], int((lists.known_QK & lists.there_QK).sum()))
+    return (None if shift is None else float(sigmoid(table.scores_N[table.is_negative_N] + shift).mean(dtype=np.float64))), "model"
+
+
+def calibrating_shift(logits_N: np.ndarray, num_true: int) -> float | None:
+    """The shift for which sigmoid(logit + shift) of all candidates adds up to the number of them that are true.
+
+    Logits are of a loss whose pairs were mostly false; among the best of many captions another share is true, and as the log odds of the
+    share are an additive term of the logit (big_vision's bias), one number corrects it. None where no candidate is true, or all are.
+    """
+    if not 0 < num_true < len(logits_N):
+        return None
+    counts_B, edges = np.histogram(logits_N.astype(np.float64), bins=4096)
+    middles_B = (edges[1:] + edges[:-1]) / 2
+    low, high = -middles_B.max() - 60, -middles_B.min() + 60
+    for _ in range(100):
+        middle = (low + high) / 2
+        total = float((counts_B / (1 + np.exp(-np.clip(middles_B + middle, -700, 700)))).sum())
+        low, high = (middle, high) if total < num_true else (low, middle)
+    return (low + high) / 2
 
 
 def _quantiles(mined: Mined, negative_N: np.ndarray) -> dict[str, dict[str, float]]:
     table = mined.negatives
     sides = {
-        "positive": mined.best_logit_I[mined.readable_I],
+        "positive": mined.lists.best_logit_Q[mined.readable_I],
         "negative": table.scores_N[negative_N],
         "margin": table.margins_N[negative_N],
     }

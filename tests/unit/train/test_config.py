@@ -121,8 +121,8 @@ def test_every_fault_is_named_at_once_with_the_nearest_key(tmp_path: Path) -> No
         ({"mining": {"mine_every_steps": 5, "denoise": {"model": "m", "threshold": 1.0}}}, "mining.denoise.threshold"),
         ({"mining": {"mine_every_steps": 5, "denoise": {"model": "m", "relabel_threshold": 0.9}}}, "does nothing in mode drop"),
         (
-            {"mining": {"mine_every_steps": 5, "denoise": {"model": "m", "mode": "relabel", "relabel_threshold": 0.4}}},
-            "relabel_threshold 0.4 lies below threshold 0.5",
+            {"mining": {"mine_every_steps": 5, "denoise": {"model": "m", "mode": "relabel", "threshold": 0.4, "relabel_threshold": 0.3}}},
+            "relabel_threshold 0.3 lies below threshold 0.4",
         ),
         ({"name": "../elsewhere"}, "name"),
         ({"name": ""}, "name"),

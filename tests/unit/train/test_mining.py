@@ -18,7 +18,7 @@ from tests.unit.train.mining_oracle import dataset_of
 from train.candidates import Candidates, best_positive_cosines
 from train.config import MiningConfig
 from train.mining import Refresh, mine, rules_of, select
-from train.mining_sheet import Mined, MiningSheet, draw_up
+from train.mining_sheet import Mined, MiningSheet, calibrating_shift, draw_up
 from train.negatives import Negatives
 from train.pool import CaptionPool, FurtherCaptions
 
@@ -119,7 +119,7 @@ def test_the_name_follows_from_weights_data_and_rules_but_not_from_the_weight(sm
 
 
 class WordScorer:
-    """A cross-encoder that goes by the words alone: what holds `word` is a match, surely so where it is long."""
+    """A cross-encoder that goes by the words alone: what holds `word` is a match, surely so where its length is even."""
 
     def __init__(self, word: str) -> None:
         self.name, self._word = "words", word
@@ -128,7 +128,7 @@ class WordScorer:
     def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
         """Margins."""
         assert image.size == (64, 64)
-        return np.array([(9.0 if len(text) > 18 else 1.0) if self._word in text.lower() else -2.0 for text in captions], np.float32)
+        return np.array([(9.0 if len(text) % 2 == 0 else 1.0) if self._word in text.lower() else -4.0 for text in captions], np.float32)
 
 
 def test_what_each_table_is_named_after(small_world: SmallWorld) -> None:
@@ -195,9 +195,9 @@ def test_denoising_asks_the_cross_encoder(small_world: SmallWorld, mode: str) ->
     assert is_red.tolist() == (~negatives.is_negative_N).tolist() and sheet.passed_over["match"] > 0
     assert any("red" in dataset.captions[int(caption)].lower() for caption in plain.captions_N)
     assert is_red.any() == (mode == "relabel") and sheet.num_relabelled == is_red.sum()
-    assert all(len(text) > 18 for text, red in zip(texts, is_red, strict=True) if red)
-    assert negatives.match_N is not None and negatives.match_N[~is_red] == pytest.approx(1 / (1 + np.exp(2.0)))
-    assert sheet.estimated_by == "match" and sheet.estimated_share == pytest.approx(1 / (1 + np.exp(2.0)))
+    assert all(len(text) % 2 == 0 for text, red in zip(texts, is_red, strict=True) if red)
+    assert negatives.match_N is not None and negatives.match_N[~is_red] == pytest.approx(1 / (1 + np.exp(4.0)))
+    assert sheet.estimated_by == "match" and sheet.estimated_share == pytest.approx(1 / (1 + np.exp(4.0)))
     assert sheet.num_judged >= sheet.num_mined + sheet.num_relabelled
 
 
@@ -219,4 +219,12 @@ def test_the_sheets_quantiles_and_estimate() -> None:
     scores = [-1, -2, -2, -3, -1, -3]  # own captions passed over: image 0 has caption 0, image 1 caption 1, image 2 caption 2
     assert sheet.quantiles["negative"]["50%"] == np.median(scores) and sheet.quantiles["positive"]["95%"] == 0.5
     assert sheet.quantiles["margin"]["5%"] == pytest.approx(np.quantile(0.5 - np.array(scores), 0.05))
-    assert sheet.estimated_by == "model" and sheet.estimated_share == pytest.approx(np.mean([1 / (1 + np.exp(-s)) for s in scores]))
+    assert sheet.estimated_by == "model"
+    # Three of the nine candidates are known positives; the share of true ones among those mined follows from their logits.
+    all_logits = np.array([-1.0, -2.0, -3.0] * 3)
+    shifts = np.linspace(-20, 20, 400_001)
+    sums = sum(1 / (1 + np.exp(-(logit + shifts))) for logit in all_logits)
+    shift = shifts[np.abs(sums - 3).argmin()]
+    assert sheet.estimated_share == pytest.approx(np.mean([1 / (1 + np.exp(-(score + shift))) for score in scores]), abs=1e-3)
+    assert calibrating_shift(np.zeros(8, np.float32), 4) == pytest.approx(0.0, abs=1e-3)
+    assert calibrating_shift(np.zeros(8, np.float32), 0) is None and calibrating_shift(np.zeros(8, np.float32), 8) is None

@@ -120,16 +120,16 @@ def test_the_cross_encoder_is_asked_only_about_what_would_be_taken() -> None:
     found = Candidates(
         np.array([0]), np.array([[1, 2, 3, 4]]), np.array([[0.4, 0.3, 0.2, 0.1]], np.float32), np.ones(1, np.float32), np.ones(1, bool)
     )
-    config = MiningConfig.model_validate({"mine_every_steps": 1, "negatives_per_image": 2, "denoise": {}})
+    config = MiningConfig.model_validate({"mine_every_steps": 1, "negatives_per_image": 2, "denoise": {"model": "m"}})
     calls: list[list[int]] = []
 
     def judge(_: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
         calls.append(captions_N.tolist())
-        return np.where(captions_N == 1, 0.9, 0.1).astype(np.float32)
+        return np.where(captions_N == 1, 0.9, 0.05).astype(np.float32)
 
     mined = select("m", CaptionPool(dataset), found, np.float32(1), np.float32(0), config, judge=judge)
     assert calls == [[1, 2], [3]] and mined.negatives.captions_N.tolist() == [2, 3]
-    assert mined.negatives.match_N is not None and mined.negatives.match_N.tolist() == pytest.approx([0.1, 0.1])
+    assert mined.negatives.match_N is not None and mined.negatives.match_N.tolist() == pytest.approx([0.05, 0.05])
 
 
 @pytest.mark.parametrize("selection", ["random", "softmax"])
