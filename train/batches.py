@@ -7,7 +7,7 @@ batch, b of this process, H mined captions per image, m mined captions of this p
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,13 +23,33 @@ from train.negatives import Negatives
 from train.pool import CaptionPool
 
 # Streams of random numbers, so that none of them is ever the same as another.
-_ORDER, _CAPTION, _CROP, _REPLACEMENT = range(4)
+_ORDER, _CAPTION, _CROP, _REPLACEMENT, COMPOSITION = range(5)
 _MAX_REPLACEMENTS = 100
 
 
 def generator(seed: int, stream: int, *keys: int) -> np.random.Generator:
     """A counter-based generator named by its keys (Philox through numpy's SeedSequence): the same keys, the same numbers, anywhere."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream, *keys])))
+
+
+class Order(Protocol):
+    """Which images each step trains on: `BatchOrder`, or what a form of mining makes of it (train/composition.py)."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of captions, crops and replacements."""
+
+    def epoch(self, step: int, /) -> int:
+        """The epoch, from 0, that a step belongs to."""
+
+    def images(self, step: int, /) -> np.ndarray:
+        """Image indices of a step's whole batch, int64 of shape (B,), no image twice."""
+
+    def step_record(self, step: int, /) -> dict[str, Any]:
+        """What a step's line of metrics.jsonl says of how its batch was composed."""
+
+    def window_record(self) -> dict[str, Any]:
+        """What a mining's line says of the batches composed of its table."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +65,10 @@ class BatchOrder:
         """Whole batches in one pass over the images."""
         return self.num_images // self.batch_size
 
+    def num_epochs(self, step: int) -> float:
+        """Passes over the images after `step` steps."""
+        return step / self.steps_per_epoch
+
     def epoch(self, step: int) -> int:
         """The epoch, from 0, that a step belongs to."""
         return (step - 1) // self.steps_per_epoch
@@ -52,7 +76,19 @@ class BatchOrder:
     def images(self, step: int) -> np.ndarray:
         """Image indices of a step's whole batch, int64 of shape (B,), no image twice."""
         start = (step - 1) % self.steps_per_epoch * self.batch_size
-        return _permutation(self.num_images, self.seed, self.epoch(step))[start : start + self.batch_size]
+        return self.permutation(self.epoch(step))[start : start + self.batch_size]
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """All images in the order of an epoch, int64 of shape (num_images,)."""
+        return _permutation(self.num_images, self.seed, epoch)
+
+    def step_record(self, step: int) -> dict[str, Any]:
+        """Nothing: the batch is a slice of the order."""
+        return {}
+
+    def window_record(self) -> dict[str, Any]:
+        """Nothing: no batch follows from a table."""
+        return {}
 
 
 @lru_cache(maxsize=2)
@@ -111,7 +147,7 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
         self,
         dataset: RetrievalSet,
         inputs: SiglipInputs,
-        order: BatchOrder,
+        order: Order,
         processes: Processes,
         *,
         random_crop_min_area: float = 1.0,

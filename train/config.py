@@ -239,6 +239,10 @@ class MiningConfig(_Section):
     """How the pool is searched: exactly, or by FAISS (the extra faiss) where it is past that; its recall is measured and said."""
     index_probes: Annotated[int, Field(gt=0)] = 32
     """With faiss: lists looked through for each image, of about the root of the pool's size; more finds more and takes longer."""
+    form: Literal["columns", "images", "neighbours"] = "columns"
+    """What is made of what is mined: captions as further columns; each caption's own hardest images in its batch (then every key here that
+    speaks of captions of an image means images of a caption, and of a text means a group); or batches composed of images whose mined
+    captions are one another's."""
 
     @model_validator(mode="after")
     def _check(self) -> "MiningConfig":
@@ -257,6 +261,17 @@ class MiningConfig(_Section):
             )
         if self.temperature is not None and self.selection != "softmax":
             raise ValueError(f"temperature does nothing in selection {self.selection}: leave it out, or take selection: softmax")
+        if self.index == "faiss" and self.form == "images":
+            raise ValueError("form images searches the images exactly: leave out index: faiss, or take form: columns or neighbours")
+        if self.index == "exact" and self.index_probes != type(self).model_fields["index_probes"].default:
+            raise ValueError("index_probes does nothing in an exact search: leave it out, or take index: faiss")
+        if self.form != "columns":
+            of_columns = [key for key in ("weight", "mined_scope", "pool") if getattr(self, key) != type(self).model_fields[key].default]
+            if of_columns:
+                raise ValueError(
+                    f"form {self.form} adds no columns to the loss, so {' and '.join(of_columns)} would do nothing: leave out, "
+                    "or take form: columns"
+                )
         return self
 
 
@@ -356,6 +371,11 @@ class JobConfig(_Section):
             raise ValueError("choices are part of the final report, which needs data.test_split or data.val_split")
         if self.mining is not None and self.mining.start_step >= self.train.max_steps:
             raise ValueError(f"mining.start_step {self.mining.start_step} lies beyond train.max_steps {self.train.max_steps}")
+        if self.mining is not None and self.mining.form == "images" and self.mining.negatives_per_image >= self.train.batch_size:
+            raise ValueError(
+                f"mining.form images: {self.mining.negatives_per_image} hard images of one caption and its own image do not fit into "
+                f"train.batch_size {self.train.batch_size}; lower mining.negatives_per_image"
+            )
         if self.mining is not None and self.mining.denoise is not None and self.matcher_model is None:
             raise ValueError("mining.denoise needs a cross-encoder: give mining.denoise.model or rerank.model")
         names = [watch.name for watch in self.watch]

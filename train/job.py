@@ -28,6 +28,7 @@ from rerank.stages import check_top_k
 from train.approximate import require_faiss
 from train.arms import check_comparisons, checkpoints
 from train.batches import BatchOrder
+from train.composition import describe_form, turns_of
 from train.config import JobConfig
 from train.denoising import load_matcher
 from train.frozen import frozen_lines
@@ -35,6 +36,7 @@ from train.micro_batches import cached_size
 from train.model import TunedModel, build_model, make_optimizer, resolve_base
 from train.pool import CaptionPool, FurtherCaptions, read_further
 from train.scratch import write_scratch
+from train.seeds import Turns
 from train.watch import WatchSet
 
 
@@ -63,7 +65,7 @@ class Job:
     base: str
     tuned: TunedModel
     optimizer: torch.optim.AdamW
-    order: BatchOrder
+    order: Turns
     pool: CaptionPool
     watch_sets: list[WatchSet] = field(default_factory=list)
 
@@ -220,7 +222,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         base,
         tuned,
         make_optimizer(tuned, config.train),
-        BatchOrder(splits.train.num_images, config.train.batch_size, config.seed),
+        turns_of(config.mining, BatchOrder(splits.train.num_images, config.train.batch_size, config.seed)),
         pool,
         splits.watch,
     )
@@ -277,10 +279,11 @@ def describe(job: Job) -> list[str]:
         + "".join(f"; {split.split}: {split.num_images:,} / {split.num_captions:,}" for split in (job.val_set, job.test_set) if split)
         + "".join(f"; not used: split {name!r}, {number:,} image(s)" for name, number in sorted(job.unused_splits.items())),
         f"loop      {config.train.max_steps:,} steps of {config.train.batch_size} images = "
-        f"{config.train.max_steps / order.steps_per_epoch:.1f} epochs, "
+        f"{order.num_epochs(config.train.max_steps):.1f} epochs, "
         f"{config.train.num_warmup_steps} of them warm-up; {config.train.precision}",
         f"machine   {job.processes.world_size} process(es) x {share} images on {job.accelerator.device}, "
         f"{torch.get_num_threads()} thread(s) each",
+        *describe_form(config.mining, order),
     ]
     micro_batch_size = cached_size(config.train.micro_batch_size, share)
     if micro_batch_size is not None:

@@ -21,10 +21,12 @@ from eval.first_stage import retrieve
 from eval.images import ImageError
 from eval.progress import bar
 from eval.ranking import DIRECTIONS
-from train.batches import Batch, BatchBuilder
+from train.batches import Batch, BatchBuilder, Order
 from train.checkpoint import Checkpoints, State
+from train.composition import columns_in_force, order_in_force
 from train.denoising import load_matcher
 from train.frozen import NOTHING_FROZEN, FrozenEmbeddings, FrozenStore, cached_towers
+from train.image_mining import mine_images
 from train.job import Job, describe
 from train.mining import Refresh, mine
 from train.mining_page import write_sheet
@@ -50,6 +52,7 @@ class Loop:
         self.negatives: Negatives | None = None
         self.negatives_file: Path | None = None
         self.frozen = NOTHING_FROZEN
+        self.order: Order = order_in_force(job.config.mining, job.order, job.train_set, None, None)
         self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.autocast)
         self.watch = Watch(job.watch_sets, job.base, job.processes, job.config.data.num_workers)
         start = State(0, 0, False, None, None, None, None, 0, job.tuned.base_sha256, job.data_sha256)
@@ -166,11 +169,12 @@ class Loop:
         factor = rate_factor(batch.step, self.config.train.max_steps, self.config.train.num_warmup_steps)
         scale, bias = self.job.tuned.scale_and_bias()
         return {
-            "epoch": self.job.order.epoch(batch.step),
+            "epoch": self.order.epoch(batch.step),
             "loss": result.loss,
             "loss_in_batch": result.loss_in_batch,
             "loss_mined": result.loss_mined,
             "num_mined": result.num_mined,
+            **self.order.step_record(batch.step),
             "grad_norm": result.grad_norm,
             "learning_rate": {group["part"]: group["peak"] * factor for group in self.job.optimizer.param_groups},
             "logit_scale": float(scale.detach()),
@@ -202,10 +206,10 @@ class Loop:
         builder = BatchBuilder(
             self.job.train_set,
             self.job.tuned.inputs,
-            self.job.order,
+            self.order,
             self.job.processes,
             random_crop_min_area=self.config.train.random_crop_min_area,
-            negatives=self.negatives,
+            negatives=columns_in_force(self.config.mining, self.negatives),
             frozen=self.frozen,
             pool=self.job.pool,
         )
@@ -231,7 +235,8 @@ class Loop:
         images_I = images_due(self.config.mining, job.order, self.state.step, self.config.train.max_steps)
         num_images = job.train_set.num_images if images_I is None else len(images_I)
         with self._side_bar("mining", num_images + len(job.pool)) as progress:
-            negatives, sheet = mine(
+            mine_form = mine_images if self.config.mining.form == "images" else mine
+            negatives, sheet = mine_form(
                 job.tuned.siglip,
                 job.tuned.inputs,
                 job.pool,
@@ -249,15 +254,17 @@ class Loop:
         if job.processes.is_main:
             write_negatives(path, negatives, job.pool)
             write_sheet(path.parent, sheet, negatives, job.pool, job.truth)
+        self.state = replace(self.state, mined_at_step=self.state.step, negatives=negatives.name)
         self._use(negatives)
         self.negatives_file = path
-        self.state = replace(self.state, mined_at_step=self.state.step, negatives=negatives.name)
-        self._write("mining", sheet.as_record() | {"seconds": time.perf_counter() - started})
-        job.say(f"step {self.state.step}: {sheet}")
+        composed = self.order.window_record()
+        self._write("mining", sheet.as_record() | composed | {"seconds": time.perf_counter() - started})
+        job.say(f"step {self.state.step}: {sheet}" + "".join(f"; {key}: {value:,.4g}" for key, value in composed.items()))
 
     def _use(self, negatives: Negatives) -> None:
-        """Put a table in force: its captions become columns, its relabelled pairs positives."""
+        """Put a table in force: its captions become columns, or batches are composed of it; its relabelled pairs become positives."""
         self.negatives = negatives
+        self.order = order_in_force(self.config.mining, self.job.order, self.job.train_set, negatives, self.state.mined_at_step)
         self.stepper.true_pairs = TruePairs(self.job.pool, negatives)
 
     def _evaluate_if_due(self) -> None:

@@ -143,7 +143,7 @@ def select(
     lists = _lists(pool, found, scale, bias, near_duplicates=config.near_duplicates)
     denoise = config.denoise
     result = allot(
-        passed_over(lists, _bounds(config)),
+        passed_over(lists, bounds_of(config)),
         lists.there_QK,
         lists.key_QK,
         priorities(lists.logits_QK, config.selection, temperature_of(config), refresh.seed, refresh.step, found.images_I),
@@ -195,7 +195,8 @@ def _lists(pool: CaptionPool, found: Candidates, scale: np.float32, bias: np.flo
     )
 
 
-def _bounds(config: MiningConfig) -> Rules:
+def bounds_of(config: MiningConfig) -> Rules:
+    """The bounds on ranks and scores."""
     return Rules(config.rank_min, config.rank_max, config.max_score, config.margin, config.perc_pos, config.margin_pos)
 
 

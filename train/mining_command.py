@@ -10,6 +10,7 @@ from eval.first_stage import progress_bar
 from train.config import JobConfig
 from train.config_file import load_config
 from train.denoising import load_matcher
+from train.image_mining import mine_images
 from train.job import load_data, prepare, start_processes
 from train.mining import Refresh, mine
 from train.mining_page import write_sheet
@@ -46,7 +47,8 @@ def _mine(config: JobConfig) -> int:
     step = config.mining.start_step
     refresh = Refresh(config.seed, step, images_due(config.mining, job.order, step, config.train.max_steps))
     with progress_bar("mining", job.train_set, processes) as bar:
-        negatives, sheet = mine(
+        mine_form = mine_images if config.mining.form == "images" else mine
+        negatives, sheet = mine_form(
             job.tuned.siglip,
             job.tuned.inputs,
             job.pool,

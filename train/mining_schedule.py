@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from train.batches import BatchOrder
 from train.config import MiningConfig
+from train.seeds import Turns
 
 
-def refresh_every(mining: MiningConfig, order: BatchOrder) -> int:
+def refresh_every(mining: MiningConfig, order: Turns) -> int:
     """Steps between two refreshes."""
     if mining.mine_every_steps is not None:
         return mining.mine_every_steps
@@ -14,12 +14,12 @@ def refresh_every(mining: MiningConfig, order: BatchOrder) -> int:
     return mining.mine_every_epochs * order.steps_per_epoch
 
 
-def is_due(mining: MiningConfig, order: BatchOrder, step: int) -> bool:
+def is_due(mining: MiningConfig, order: Turns, step: int) -> bool:
     """Whether negatives are mined with the weights after `step` steps: at start_step, and from there at every refresh."""
     return step >= mining.start_step and (step - mining.start_step) % refresh_every(mining, order) == 0
 
 
-def images_due(mining: MiningConfig, order: BatchOrder, step: int, max_steps: int) -> np.ndarray | None:
+def images_due(mining: MiningConfig, order: Turns, step: int, max_steps: int) -> np.ndarray | None:
     """The images to mine for after `step` steps, int64, ascending: with scope window those of the steps to the next refresh; None: all.
 
     A picture that does not decode is replaced in its batch by another image, which may be of no window and then has no negatives.

@@ -23,7 +23,7 @@ _WORDS = {
     Outcome.MARGIN: "within the margin",
     Outcome.PERC_POS: "above perc_pos",
     Outcome.MARGIN_POS: "within margin_pos",
-    Outcome.SAME_TEXT: "of the same text",
+    Outcome.SAME_TEXT: "of the same text or group",
     Outcome.MATCH: "matches by the cross-encoder",
     Outcome.MAX_USES: "used max_uses times",
 }
@@ -58,6 +58,8 @@ class MiningSheet:
         median_rank, median_margin: of the negatives (margin in logits); None when nothing was mined.
         index_recall: share of the exact candidates that an approximate search found, on a sample of images; None where it was exact.
         quantiles: of "positive" (the images' best true captions), "negative" and "margin", in logits, by "5%" to "95%"; empty without any.
+        mined_for: "images"; or "captions", when images were mined for captions: then read caption for image, and image for caption.
+            A caption counts as undecodable when none of its true images decodes.
     """
 
     name: str
@@ -82,6 +84,7 @@ class MiningSheet:
     median_margin: float | None
     quantiles: dict[str, dict[str, float]]
     index_recall: float | None = None
+    mined_for: str = "images"
 
     @property
     def false_negative_share(self) -> float | None:
@@ -99,9 +102,9 @@ class MiningSheet:
         """What a terminal shows, part by part; of the rules only those that passed something over."""
         over = [f"{count:,} {RULES[rule]}" for rule, count in self.passed_over.items() if count]
         parts = [
-            f"mined {self.num_mined:,} negatives for {self.num_images:,} images (table {self.name})",
+            f"mined {self.num_mined:,} negatives for {self.num_images:,} {self.mined_for} (table {self.name})",
             f"passed over: {', '.join(over) or 'nothing'}",
-            f"{self.num_short_images:,} images fall short by {self.shortfall:,} in all",
+            f"{self.num_short_images:,} {self.mined_for} fall short by {self.shortfall:,} in all",
             f"known positives mined: {self.num_positives_mined}",
         ]
         if self.num_relabelled:
@@ -130,7 +133,7 @@ class MiningSheet:
 
 @dataclass(frozen=True)
 class Mined:
-    """What a sheet is drawn up from.
+    """What a sheet is drawn up from; when images were mined for captions, I are those captions.
 
     Attributes:
         outcome_IK: uint8, an Outcome of each candidate.
@@ -147,6 +150,7 @@ class Mined:
     readable_I: np.ndarray
     num_wanted: int
     num_judged: int
+    mined_for: str = "images"
 
 
 def draw_up(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | None, before: Negatives | None) -> MiningSheet:
@@ -161,7 +165,7 @@ def draw_up(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | None,
     short_I = mined.num_wanted - (mined.outcome_IK[readable_I] == Outcome.MINED).sum(axis=1)
     negative_N = table.is_negative_N
     image_n, caption_n = table.image_N[negative_N], table.captions_N[negative_N]
-    num_before, num_survived = _survival(before, table, mined.images_I, len(pool))
+    num_before, num_survived = _survival(before, table, mined, len(pool))
     estimated_share, estimated_by = _estimate(table, mined.lists)
     found = bool(negative_N.any())
     return MiningSheet(
@@ -188,6 +192,7 @@ def draw_up(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | None,
         median_rank=float(np.median(table.ranks_N[negative_N])) if found else None,
         median_margin=float(np.median(table.margins_N[negative_N])) if found else None,
         quantiles=_quantiles(mined, negative_N) if found else {},
+        mined_for=mined.mined_for,
     )
 
 
@@ -197,12 +202,13 @@ def is_true(pool: CaptionPool, image_N: np.ndarray, caption_N: np.ndarray, truth
     return np.array([(pool.dataset.image_ids[image], pool.caption_id(caption)) in truth for image, caption in pairs], dtype=bool)
 
 
-def _survival(before: Negatives | None, after: Negatives, images_I: np.ndarray, num_captions: int) -> tuple[int | None, int | None]:
-    """Negatives of the table before for the images mined for now, and how many of them are in both."""
+def _survival(before: Negatives | None, after: Negatives, mined: Mined, num_captions: int) -> tuple[int | None, int | None]:
+    """Negatives of the table before for the images (or captions) mined for now, and how many of them are in both."""
     if before is None:
         return None, None
     codes = [(table.image_N * num_captions + table.captions_N)[table.is_negative_N] for table in (before, after)]
-    old_N = codes[0][np.isin(codes[0] // num_captions, images_I)]
+    mined_for_N = codes[0] // num_captions if mined.mined_for == "images" else codes[0] % num_captions
+    old_N = codes[0][np.isin(mined_for_N, mined.images_I)]
     return len(old_N), int(np.isin(old_N, codes[1]).sum())
 
 

@@ -56,6 +56,13 @@ def test_a_good_one_has_the_documented_defaults(tmp_path: Path) -> None:
     assert loaded.run_folder == Path("runs/job")
 
 
+def test_a_resolved_record_of_any_form_is_a_good_one(tmp_path: Path) -> None:
+    """A run writes its configuration with every default in it, and its export reads that."""
+    for form in ("columns", "images", "neighbours"):
+        loaded = load_config(write(tmp_path, changed(mining={"mine_every_steps": 5, "form": form})))
+        assert JobConfig.model_validate(loaded.model_dump(mode="json")) == loaded
+
+
 def test_every_fault_is_named_at_once_with_the_nearest_key(tmp_path: Path) -> None:
     record = changed(train__learning_rat=1e-4, train__batch_size="many", model__freeze=["tail"], mining__mine_every_step=3, naem="x")
     del record["train"]["learning_rate"]
@@ -93,6 +100,13 @@ def test_every_fault_is_named_at_once_with_the_nearest_key(tmp_path: Path) -> No
         ({"data__train_split": None}, "must be null too"),
         ({"mining": {"mine_every_steps": 5, "start_step": 1000}}, "lies beyond train.max_steps"),
         ({"mining": {"mine_every_steps": 5, "negatives_per_image": 65}}, "exceeds pool_top_k 64"),
+        ({"mining": {"mine_every_steps": 5, "form": "images", "weight": 0.5}}, "so weight would do nothing"),
+        (
+            {"mining": {"mine_every_steps": 5, "form": "neighbours", "weight": 2.0, "mined_scope": "all"}},
+            "weight and mined_scope would do nothing",
+        ),
+        ({"mining": {"mine_every_steps": 5, "form": "neighbours", "pool": "more.txt"}}, "so pool would do nothing"),
+        ({"mining": {"mine_every_steps": 5, "form": "images", "negatives_per_image": 8}}, "do not fit into train.batch_size 8"),
         ({"mining": {}}, "exactly one of mine_every_steps and mine_every_epochs"),
         ({"mining": {"mine_every_steps": 5, "mine_every_epochs": 1}}, "exactly one of mine_every_steps and mine_every_epochs"),
         ({"mining": {"mine_every_steps": 5, "rank_max": 65}}, "rank_max 65 lies beyond pool_top_k 64"),
