@@ -1,4 +1,4 @@
-"""Write a choice set's figures where people and programs look for them: choices.json, choices.parquet, choices.html, and tables on the terminal."""
+"""Write a choice set's figures where people and programs look for them: three files, and tables on the terminal."""
 
 import json
 import os
