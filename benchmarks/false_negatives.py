@@ -24,9 +24,9 @@ from eval.qrels import read_qrels
 from rerank.blip import BlipSettings
 from rerank.scorer import PairScorer, load_scorer
 from train.candidates import Candidates, find_candidates
-from train.config import MiningConfig
 from train.denoising import Matcher
 from train.mining import select
+from train.mining_config import MiningConfig
 from train.mining_sheet import Mined, draw_up, is_true
 from train.pool import CaptionPool
 

@@ -7,7 +7,7 @@ process.
 
 from eval.dataset import RetrievalSet
 from train.batches import BatchOrder, Order
-from train.config import MiningConfig
+from train.mining_config import MiningConfig
 from train.mining_schedule import refresh_every
 from train.negatives import Negatives
 from train.neighbours import NeighbourOrder, Neighbours

@@ -18,9 +18,9 @@ from eval.processes import Processes
 from rerank.scorer import PairScorer
 from train.allotment import Judge, Taking, allot, priorities
 from train.candidates import ImageCandidates, find_image_candidates
-from train.config import MiningConfig
 from train.denoising import Matcher
 from train.mining import Refresh, bounds_of, rules_of, temperature_of
+from train.mining_config import MiningConfig
 from train.mining_rules import Outcome, RankedLists, passed_over
 from train.mining_sheet import Mined, MiningSheet, draw_up
 from train.negatives import Negatives, table_name

@@ -22,8 +22,8 @@ from rerank.scorer import PairScorer
 from train.allotment import Judge, Taking, allot, priorities
 from train.approximate import Approximate
 from train.candidates import Candidates, find_candidates
-from train.config import MiningConfig
 from train.denoising import Matcher
+from train.mining_config import MiningConfig
 from train.mining_rules import Outcome, RankedLists, Rules, passed_over
 from train.mining_sheet import Mined, MiningSheet, draw_up
 from train.negatives import Negatives, table_name

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from train.config import MiningConfig
+from train.mining_config import MiningConfig
 from train.seeds import Turns
 
 

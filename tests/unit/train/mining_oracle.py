@@ -11,7 +11,7 @@ from eval.dataset import RetrievalSet
 from eval.manifest import ManifestImage
 from eval.near_duplicates import near_duplicate_key
 from train.candidates import Candidates
-from train.config import MiningConfig
+from train.mining_config import MiningConfig
 from train.pool import CaptionPool
 
 

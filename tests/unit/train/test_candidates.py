@@ -18,8 +18,8 @@ from tests.small_job import SmallWorld, load, write_pictures
 from tests.unit.train.candidates_worker import FURTHER, SOME_CAPTIONS, SOME_IMAGES, approximate_is_here
 from train.approximate import Approximate, require_faiss
 from train.candidates import Candidates, find_candidates, find_image_candidates
-from train.config import MiningConfig
 from train.mining import mine, rules_of, select
+from train.mining_config import MiningConfig
 from train.mining_sheet import draw_up
 from train.pool import CaptionPool
 

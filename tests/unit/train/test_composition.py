@@ -14,9 +14,9 @@ from eval.processes import Processes
 from tests.small_job import SmallWorld, load
 from train.batches import BatchBuilder, BatchOrder, Order
 from train.composition import columns_in_force, describe_form, order_in_force, turns_of
-from train.config import MiningConfig
 from train.image_mining import mine_images
 from train.mining import Refresh, mine
+from train.mining_config import MiningConfig
 from train.mining_schedule import images_due, is_due
 from train.negatives import Negatives, read_negatives, write_negatives
 from train.pool import CaptionPool

@@ -11,8 +11,9 @@ import yaml
 from pydantic import BaseModel
 
 from train import config
-from train.config import DenoiseConfig, JobConfig, TrainConfig
+from train.config import JobConfig, TrainConfig
 from train.config_file import ConfigError, load_config
+from train.mining_config import DenoiseConfig
 
 ROOT = Path(__file__).parents[3]
 GOOD: dict[str, Any] = {

@@ -18,9 +18,9 @@ from eval.near_duplicates import near_duplicate_key
 from tests.small_job import SmallWorld, load, write_pictures
 from tests.unit.train.mining_oracle import dataset_of
 from train.candidates import ImageCandidates, find_image_candidates
-from train.config import MiningConfig
 from train.image_mining import mine_images, select_images
 from train.mining import Refresh, mine
+from train.mining_config import MiningConfig
 from train.mining_sheet import MiningSheet, draw_up
 from train.negatives import Negatives, read_negatives, write_negatives
 from train.pool import CaptionPool

@@ -16,8 +16,8 @@ from eval.dataset import RetrievalSet
 from tests.small_job import SmallWorld, load, write_pictures
 from tests.unit.train.mining_oracle import dataset_of
 from train.candidates import Candidates
-from train.config import MiningConfig
 from train.mining import Refresh, mine, rules_of, select
+from train.mining_config import MiningConfig
 from train.mining_sheet import Mined, MiningSheet, calibrating_shift, draw_up
 from train.negatives import Negatives
 from train.pool import CaptionPool, FurtherCaptions

@@ -9,8 +9,8 @@ import pytest
 
 from tests.small_job import SmallWorld, load, write_pictures
 from train.candidates import Candidates
-from train.config import MiningConfig
 from train.mining import select
+from train.mining_config import MiningConfig
 from train.mining_page import chosen_rows, write_sheet
 from train.mining_sheet import RULES, Mined, draw_up
 from train.pool import CaptionPool, FurtherCaptions

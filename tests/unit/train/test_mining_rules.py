@@ -9,8 +9,8 @@ from eval.captions import normalise
 from tests.unit.train.mining_oracle import Instance, dataset_of
 from train.allotment import Taking, allot, priorities
 from train.candidates import Candidates
-from train.config import MiningConfig
 from train.mining import Refresh, select
+from train.mining_config import MiningConfig
 from train.mining_rules import Outcome, RankedLists, Rules, passed_over, perc_pos_bound
 from train.mining_sheet import Mined, MiningSheet, draw_up
 from train.pool import CaptionPool, FurtherCaptions

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from train.batches import BatchOrder
-from train.config import MiningConfig
+from train.mining_config import MiningConfig
 from train.mining_schedule import images_due, is_due, refresh_every
 
 ORDER = BatchOrder(num_images=22, batch_size=4, seed=1)  # five steps an epoch, two images left out of each
