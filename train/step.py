@@ -90,7 +90,7 @@ class Stepper:
         autocast: Any,
     ) -> None:
         self._config, self._tuned, self._optimizer, self._dataset = config, tuned, optimizer, dataset
-        self._processes, self._autocast = processes, autocast
+        self._processes = processes
         self._device = next(tuned.siglip.parameters()).device
         micro_batch_size = cached_size(config.train.micro_batch_size, config.train.batch_size // processes.world_size)
         self._towers = Towers(tuned, micro_batch_size, (config.seed, processes.rank), autocast)
