@@ -112,7 +112,7 @@ class Batch:
 
     Attributes:
         images_b, captions_b: int64, what each row really holds (a picture that does not decode is replaced).
-        pixels_b: float32 of shape (b, 3, H, W).
+        pixels_b: float32 of shape (b, 3, H, W), or empty (frozen_images_bD).
         token_ids_bL: int64, padded captions.
         mined_rows_m: int64, the row (0 <= row < b) each mined caption belongs to.
         mined_captions_m: int64, indices into the pool (train/pool.py).

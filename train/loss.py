@@ -24,8 +24,9 @@ from torch.nn.functional import softplus
 from eval.processes import Processes
 from train.positives import BatchPositives
 
-BLOCK = {"cpu": 2048, "cuda": 4096}
-"""Rows and columns of a block. It decides the order of summation, so it is part of the result's last bits."""
+BLOCK = 4096
+"""Rows and columns of a block, 67 MB. It decides the order of summation, so it is part of the result's last bits."""
+_LOSSES_AT_ONCE = 1 << 22
 _LINEAR_FROM = 40.0
 """softplus(z) is z itself from here on: exp(-40) is below half a unit in the last place of 40, in float64 too."""
 
@@ -57,7 +58,7 @@ class Pairing:
         weight: of the mined columns.
         batch_size: B.
         processes: who takes part.
-        block: rows and columns of a block; None: what the device likes.
+        block: rows and columns of a block; None: BLOCK.
     """
 
     positives: BatchPositives
@@ -186,11 +187,12 @@ class _Sums:
 
     def __init__(self, images_bD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, pairing: Pairing, needs_images: bool) -> None:
         self._images_bD, self._scale, self._bias, self._pairing = images_bD, scale.detach(), bias.detach(), pairing
-        self.block = pairing.block or BLOCK.get(images_bD.device.type, BLOCK["cpu"])
+        self.block = pairing.block or BLOCK
         self.images_gradient_bD = torch.zeros_like(images_bD) if needs_images else None
         self.in_batch, self.mined, self.bias_gradient = (images_bD.new_zeros((), dtype=torch.float64) for _ in range(3))
         widest = min(self.block, max(pairing.counts))
-        self._logits, self._losses = (images_bD.new_empty(min(self.block, len(images_bD)) * widest) for _ in range(2))
+        self._logits = images_bD.new_empty(min(self.block, len(images_bD)) * widest)
+        self._losses = images_bD.new_empty(min(_LOSSES_AT_ONCE, len(self._logits)))
 
     def face(self, texts_nD: torch.Tensor, gradient_nD: torch.Tensor | None, owner: int) -> None:
         """All images of this process against texts of one process, whose gradient (before scale / B) is added to."""
@@ -221,8 +223,7 @@ class _Sums:
         z_rc = torch.mm(scaled_rD, texts_cD.T, out=self._logits[:size].view(len(scaled_rD), len(texts_cD))).add_(self._bias)
         positive_P = self._positive_places(rows, owner, columns)
         _negate(z_rc, positive_P)
-        losses_rc = self._losses[:size].view_as(z_rc)
-        loss = softplus(z_rc, 1.0, _LINEAR_FROM, out=losses_rc).sum()  # type: ignore[call-arg]  # it has an out, unannounced
+        loss = self._sum_of_softplus(z_rc.view(-1))
         g_rc = z_rc.sigmoid_()
         _negate(g_rc, positive_P)
         self.bias_gradient += weight * g_rc.sum()
@@ -231,6 +232,14 @@ class _Sums:
         if gradient_nD is not None:
             gradient_nD[columns].addmm_(g_rc.T, self._images_bD[rows], alpha=weight)
         return loss
+
+    def _sum_of_softplus(self, z: torch.Tensor) -> torch.Tensor:
+        """Sum of the losses of a block's pairs, piece by piece in one small buffer; a float64 scalar."""
+        total = z.new_zeros((), dtype=torch.float64)
+        for piece in z.split(_LOSSES_AT_ONCE):
+            losses = self._losses[: len(piece)]
+            total += softplus(piece, 1.0, _LINEAR_FROM, out=losses).sum()  # type: ignore[call-arg]  # it has an out, unannounced
+        return total
 
     def _positive_places(self, rows: slice, owner: int, columns: slice) -> torch.Tensor:
         """Flat places of the block's true pairs, each once."""

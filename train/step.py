@@ -93,7 +93,7 @@ class Stepper:
     ) -> None:
         self._config, self._tuned, self._optimizer = config, tuned, optimizer
         self.true_pairs = TruePairs(CaptionPool(dataset))
-        self._processes, self._autocast = processes, autocast
+        self._processes = processes
         self._device = next(tuned.siglip.parameters()).device
         micro_batch_size = cached_size(config.train.micro_batch_size, config.train.batch_size // processes.world_size)
         self._towers = Towers(tuned, micro_batch_size, (config.seed, processes.rank), autocast)
