@@ -1,4 +1,4 @@
-"""Mining with every rule at work: one process and two write the same bytes, and a run with it is killed and goes on as if it had not been."""
+"""Mining with every rule at work: one process and two write the same bytes, and a killed run goes on as if it had not been."""
 
 import json
 import signal
@@ -20,9 +20,9 @@ def every_rule(folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pool.txt").write_text("a purple hexagon\n\nA RED circle, at the left\nthere is a blue thing\n", encoding="utf-8")
     return {
-        "mine_every_epochs": 1, "scope": "window", "negatives_per_image": 2, "weight": 0.5, "pool_top_k": 30, "margin": -6.0, "rank_max": 29,
-        "near_duplicates": True, "perc_pos": 1.0, "margin_pos": -0.5, "max_score": 90.0, "max_uses": 9, "selection": "softmax",
-        "temperature": 3.0, "pool": str(folder / "pool.txt"),
+        "mine_every_epochs": 1, "scope": "window", "negatives_per_image": 2, "weight": 0.5, "pool": str(folder / "pool.txt"),
+        "pool_top_k": 30, "rank_max": 29, "near_duplicates": True, "max_score": 90.0, "margin": -6.0, "perc_pos": 1.0, "margin_pos": -0.5,
+        "max_uses": 9, "selection": "softmax", "temperature": 3.0,
         "denoise": {"model": BLIP, "mode": "relabel", "threshold": 0.02, "relabel_threshold": 0.03},
     }  # fmt: skip
 
