@@ -92,18 +92,33 @@ class Study:
                 self.found[id(dataset)] = find_candidates(siglip, inputs, dataset, 64)
         self.truth = read_qrels(qrels)
         self.scorer: PairScorer = load_scorer(blip, device="cpu", settings=BlipSettings(score_kind="margin"))
+        self.matcher = Matcher(self.scorer, CaptionPool(self.grouped))
+        self.known: dict[tuple[int, int], float] = {}
 
     def mine(self, dataset: RetrievalSet, keys: dict[str, Any]) -> tuple[Mined, Counts]:
         """Mine with these rules and count what is true."""
         config = MiningConfig.model_validate({"mine_every_steps": 1, "margin": None} | self._with_model(keys))
         pool = CaptionPool(dataset)
-        judge = Matcher(self.scorer, pool).probabilities if config.denoise is not None else None
+        judge = self.probabilities if config.denoise is not None else None
         mined = select("study", pool, self.found[id(dataset)], self.scale, self.bias, config, judge=judge)
         sheet = draw_up(mined, pool, None, None)
         false = int(self.is_true(mined)[mined.negatives.is_negative_N].sum())
         return mined, Counts(
             sheet.num_mined, false, sheet.num_positives_mined, sheet.shortfall, sheet.num_judged, sheet.estimated_share or 0.0
         )
+
+    def probabilities(self, images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
+        """BLIP's match probability of each pair, float32 of shape (N,); what one arm asked is not scored again for another.
+
+        Both ways of reading the data have the same images and captions, in the same order.
+        """
+        pairs = list(zip(images_N.tolist(), captions_N.tolist(), strict=True))
+        new_N = np.array([pair not in self.known for pair in pairs], dtype=bool)
+        if new_N.any():
+            scored = self.matcher.probabilities(images_N[new_N], captions_N[new_N]).tolist()
+            new = [pair for pair, is_new in zip(pairs, new_N, strict=True) if is_new]
+            self.known.update(zip(new, scored, strict=True))
+        return np.array([self.known[pair] for pair in pairs], dtype=np.float32)
 
     def _with_model(self, keys: dict[str, Any]) -> dict[str, Any]:
         return keys | ({"denoise": keys["denoise"] | {"model": BLIP}} if "denoise" in keys else {})
@@ -125,7 +140,7 @@ class Study:
         """By threshold: shares of false negatives left, of true negatives kept, of true pairs among the matches; without other rules."""
         mined, _ = self.mine(dataset, {})
         table, true_N = mined.negatives, self.is_true(mined)
-        chance_N = Matcher(self.scorer, CaptionPool(dataset)).probabilities(table.image_N, table.captions_N)
+        chance_N = self.probabilities(table.image_N, table.captions_N)
         return {
             value: (
                 float((chance_N < value)[true_N].mean()),

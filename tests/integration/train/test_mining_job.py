@@ -1,0 +1,75 @@
+"""Mining with every rule at work: one process and two write the same bytes, and a killed run goes on as if it had not been."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.faults.runs import Run, assert_same, lines
+from tests.nursery import ROOT, Nursery, Trap
+from tests.small_job import SmallWorld
+
+BLIP = str(ROOT / "demo" / "models" / "blip-itm")
+
+
+def every_rule(folder: Path) -> dict[str, Any]:
+    """A mining section that leaves little out; the pool's file is written beside."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pool.txt").write_text("a purple hexagon\n\nA RED circle, at the left\nthere is a blue thing\n", encoding="utf-8")
+    return {
+        "mine_every_epochs": 1, "scope": "window", "negatives_per_image": 2, "weight": 0.5, "pool": str(folder / "pool.txt"),
+        "pool_top_k": 30, "rank_max": 29, "near_duplicates": True, "max_score": 90.0, "margin": -6.0, "perc_pos": 1.0, "margin_pos": -0.5,
+        "max_uses": 9, "selection": "softmax", "temperature": 3.0,
+        "denoise": {"model": BLIP, "mode": "relabel", "threshold": 0.02, "relabel_threshold": 0.03},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def straight(nursery: Nursery, small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Undisturbed."""
+    folder = tmp_path_factory.mktemp("straight")
+    run = Run.make(nursery, small_world, folder, mining=every_rule(folder), train__max_steps=7, train__checkpoint_every_steps=3)
+    run.finish()
+    return run
+
+
+def test_two_processes_write_what_one_writes(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
+    mining = every_rule(tmp_path)
+    for name, world_size in (("one", 1), ("two", 2)):
+        config = small_world.write_config(tmp_path / name, mining=mining)
+        children = nursery.start_ranks("train.mining", [str(config)], world_size)
+        assert [child.wait() for child in children] == [0] * world_size, "".join(child.output() for child in children)
+    one, two = (sorted((tmp_path / name / "runs" / "job" / "negatives").iterdir()) for name in ("one", "two"))
+    assert [path.suffix for path in one] == [".html", ".json", ".parquet"]
+    assert [path.name for path in one] == [path.name for path in two]
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    sheet = json.loads(one[1].read_text())
+    table = pq.read_table(one[2])
+    assert sheet["num_relabelled"] > 0 and sheet["num_judged"] > 0 and sheet["num_positives_mined"] == 0
+    assert table["label"].to_pylist().count(1) == sheet["num_relabelled"] and "match" in table.column_names
+    assert "false negatives as the cross-encoder estimates" in children[0].output() and str(two[0].name) in children[0].output()
+
+
+def test_a_run_with_every_rule_mines_each_epoch_from_the_pool_too(straight: Run) -> None:
+    sheets = [line for line in lines(straight.folder) if line["event"] == "mining"]
+    assert [line["step"] for line in sheets] == [0, 5] and sheets[0]["num_before"] is None
+    assert sheets[1]["num_images"] == 16 and 0 < sheets[1]["num_before"] < sheets[0]["num_mined"]
+    tables = [pq.read_table(straight.folder / "negatives" / f"{sheet['name']}.parquet") for sheet in sheets]
+    assert any(name.startswith("pool#") for table in tables for name in table["caption_id"].to_pylist())
+    assert all((straight.folder / "negatives" / f"{sheet['name']}.html").is_file() for sheet in sheets)
+
+
+def test_killed_between_table_and_sheet_it_goes_on_the_same(
+    nursery: Nursery, small_world: SmallWorld, straight: Run, tmp_path: Path
+) -> None:
+    mining = every_rule(straight.config.parent)  # the same file of captions, so the same table
+    run = Run.make(nursery, small_world, tmp_path, mining=mining, train__max_steps=7, train__checkpoint_every_steps=3)
+    (child,) = run.start(trap=Trap("train.loop:write_sheet", 2))
+    assert child.wait() == -signal.SIGKILL, child.output()
+    (child,) = run.start(trap=Trap("train.step:image_features", 2))  # once more, with the second table in force
+    assert child.wait() == -signal.SIGKILL, child.output()
+    run.finish()
+    assert_same(run, straight)
