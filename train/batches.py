@@ -7,7 +7,7 @@ batch, b of this process, H mined captions per image, m mined captions of this p
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,16 +18,38 @@ from eval.dataset import RetrievalSet
 from eval.images import ImageError
 from eval.inputs import SiglipInputs
 from eval.processes import Processes
+from train.frozen import NOTHING_FROZEN, FrozenEmbeddings
 from train.negatives import Negatives
+from train.pool import CaptionPool
 
 # Streams of random numbers, so that none of them is ever the same as another.
-_ORDER, _CAPTION, _CROP, _REPLACEMENT = range(4)
+_ORDER, _CAPTION, _CROP, _REPLACEMENT, COMPOSITION = range(5)
 _MAX_REPLACEMENTS = 100
 
 
 def generator(seed: int, stream: int, *keys: int) -> np.random.Generator:
     """A counter-based generator named by its keys (Philox through numpy's SeedSequence): the same keys, the same numbers, anywhere."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream, *keys])))
+
+
+class Order(Protocol):
+    """Which images each step trains on: `BatchOrder`, or what a form of mining makes of it (train/composition.py)."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of captions, crops and replacements."""
+
+    def epoch(self, step: int, /) -> int:
+        """The epoch, from 0, that a step belongs to."""
+
+    def images(self, step: int, /) -> np.ndarray:
+        """Image indices of a step's whole batch, int64 of shape (B,), no image twice."""
+
+    def step_record(self, step: int, /) -> dict[str, Any]:
+        """What a step's line of metrics.jsonl says of how its batch was composed."""
+
+    def window_record(self) -> dict[str, Any]:
+        """What a mining's line says of the batches composed of its table."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +65,10 @@ class BatchOrder:
         """Whole batches in one pass over the images."""
         return self.num_images // self.batch_size
 
+    def num_epochs(self, step: int) -> float:
+        """Passes over the images after `step` steps."""
+        return step / self.steps_per_epoch
+
     def epoch(self, step: int) -> int:
         """The epoch, from 0, that a step belongs to."""
         return (step - 1) // self.steps_per_epoch
@@ -50,7 +76,19 @@ class BatchOrder:
     def images(self, step: int) -> np.ndarray:
         """Image indices of a step's whole batch, int64 of shape (B,), no image twice."""
         start = (step - 1) % self.steps_per_epoch * self.batch_size
-        return _permutation(self.num_images, self.seed, self.epoch(step))[start : start + self.batch_size]
+        return self.permutation(self.epoch(step))[start : start + self.batch_size]
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """All images in the order of an epoch, int64 of shape (num_images,)."""
+        return _permutation(self.num_images, self.seed, epoch)
+
+    def step_record(self, step: int) -> dict[str, Any]:
+        """Nothing: the batch is a slice of the order."""
+        return {}
+
+    def window_record(self) -> dict[str, Any]:
+        """Nothing: no batch follows from a table."""
+        return {}
 
 
 @lru_cache(maxsize=2)
@@ -77,9 +115,11 @@ class Batch:
         pixels_b: float32 of shape (b, 3, H, W).
         token_ids_bL: int64, padded captions.
         mined_rows_m: int64, the row (0 <= row < b) each mined caption belongs to.
-        mined_captions_m: int64, caption indices.
+        mined_captions_m: int64, indices into the pool (train/pool.py).
         mined_token_ids_mL: int64.
         undecodable: messages about pictures that were replaced.
+        frozen_images_bD, frozen_texts_nD: float32, the embeddings themselves where a frozen tower's are cached (train/frozen.py), captions
+            before mined captions; then there are no pixels, or no tokens.
     """
 
     step: int
@@ -91,6 +131,8 @@ class Batch:
     mined_captions_m: torch.Tensor
     mined_token_ids_mL: torch.Tensor
     undecodable: list[str]
+    frozen_images_bD: torch.Tensor | None = None
+    frozen_texts_nD: torch.Tensor | None = None
 
     def pin_memory(self) -> "Batch":
         """The same with page-locked tensors, for copies to a GPU that do not wait (called by DataLoader)."""
@@ -105,14 +147,18 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
         self,
         dataset: RetrievalSet,
         inputs: SiglipInputs,
-        order: BatchOrder,
+        order: Order,
         processes: Processes,
         *,
         random_crop_min_area: float = 1.0,
         negatives: Negatives | None = None,
+        frozen: FrozenEmbeddings = NOTHING_FROZEN,
+        pool: CaptionPool | None = None,
     ) -> None:
+        """pool: what the captions of `negatives` are indices into; None: the captions of the split alone."""
+        self._pool = pool or CaptionPool(dataset)
         self._dataset, self._inputs, self._order, self._processes = dataset, inputs, order, processes
-        self._min_area, self._negatives = random_crop_min_area, negatives
+        self._min_area, self._negatives, self._frozen = random_crop_min_area, negatives, frozen
 
     def __getitem__(self, step: int) -> Batch | ImageError:
         """The batch of a step, or why there is none: raised in a worker it would arrive wrapped in a traceback."""
@@ -137,7 +183,7 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
         mined = [self._negatives.of(image) if self._negatives is not None else np.empty(0, np.int64) for image in images]
         mined_rows = np.repeat(np.arange(share), [len(row) for row in mined])
         mined_captions = np.concatenate(mined).astype(np.int64)
-        token_ids = self._inputs.token_ids([self._dataset.captions[caption] for caption in (*captions, *mined_captions.tolist())])
+        token_ids, texts_nD = self._texts(np.concatenate([captions, mined_captions]).astype(np.int64))
         return Batch(
             step,
             torch.tensor(images),
@@ -148,10 +194,18 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
             torch.from_numpy(mined_captions),
             token_ids[share:],
             undecodable,
+            None if self._frozen.images is None else self._frozen.images.of(np.array(images)),
+            texts_nD,
         )
 
+    def _texts(self, captions_n: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Token ids of captions, or none and their embeddings where those are cached."""
+        if self._frozen.captions is not None:
+            return torch.empty(0, self._inputs.num_tokens, dtype=torch.int64), self._frozen.captions.of(captions_n)
+        return self._inputs.token_ids([self._pool.text(caption) for caption in captions_n.tolist()]), None
+
     def _decode(self, whole_B: np.ndarray, place: int, step: int, epoch: int, undecodable: list[str]) -> tuple[int, torch.Tensor]:
-        """(image, pixel values) for one place of the batch; a picture that fails is replaced by one that is not in the batch."""
+        """(image, pixel values or none) for one place of the batch; a picture that fails is replaced by one that is not in the batch."""
         image = int(whole_B[place])
         draws = generator(self._order.seed, _REPLACEMENT, step, place)
         for _ in range(_MAX_REPLACEMENTS):
@@ -165,6 +219,11 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
         raise ImageError(f"{_MAX_REPLACEMENTS} pictures in a row do not decode, the last: {undecodable[-1]}")
 
     def _pixels(self, image: int, epoch: int) -> torch.Tensor:
+        """Pixel values; none where the image's embedding is cached, and no file is opened."""
+        if self._frozen.images is not None:
+            if not self._frozen.images.is_known(image):
+                raise ImageError(f"{self._dataset.image_place(image)}: did not decode when the frozen image tower was run over the split")
+            return torch.empty(0)
         picture = self._dataset.load_image(image)
         if self._min_area < 1:
             picture = random_crop(picture, self._min_area, generator(self._order.seed, _CROP, image, epoch))

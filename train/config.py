@@ -73,6 +73,8 @@ class ModelConfig(_Section):
     """Compute activations again in the backward pass: less memory, about a third more time."""
     logit_bias: float | None = None
     """Start the bias here, not at the checkpoint's. A smaller batch holds relatively more positives: from 32k to 512 it wants about +4."""
+    cache_frozen: bool = True
+    """Run a frozen tower once over the train split and keep its embeddings in runs/NAME/frozen; false: run it at every step."""
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
@@ -112,7 +114,7 @@ class TrainConfig(_Section):
     batch_size: Annotated[int, Field(gt=1)]
     """Images per step, over all processes and micro-batches."""
     micro_batch_size: Annotated[int, Field(gt=0)] | None = None
-    """Images embedded at once on one process; null: the process's whole share of the batch."""
+    """Images (or texts) embedded at once on one process; below its share of the batch: cached micro-batches, each embedded twice."""
     learning_rate: Annotated[float, Field(gt=0)]
     """Peak rate of both towers, unless a tower has its own."""
     image_learning_rate: Annotated[float, Field(gt=0)] | None = None
@@ -160,11 +162,41 @@ class TrainConfig(_Section):
         return min(max(50, round(0.04 * self.max_steps)), self.max_steps // 10)
 
 
+class DenoiseConfig(_Section):
+    """A cross-encoder's word on what is about to be mined: what it calls a match is likely a true caption that the data does not state."""
+
+    mode: Literal["drop", "relabel"] = "drop"
+    """drop: a match is passed over. relabel: a sure match becomes a positive of its image while the table is in force."""
+    model: str | None = None
+    """A folder, or a hub id such as Salesforce/blip-itm-base-coco; null: rerank.model."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Probability of a match (sigmoid of match logit less no-match logit) from which a caption is no negative: a negative must surely be
+    none (RocketQA, arXiv 2010.08191). results/false-negatives.md shows what other values catch and keep."""
+    relabel_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Probability from which it becomes a positive, mode relabel only; null: 0.9, or threshold where that is higher. Between the two it is
+    passed over."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DenoiseConfig":
+        if self.relabel_threshold is not None and self.mode != "relabel":
+            raise ValueError("relabel_threshold does nothing in mode drop: leave it out, or take mode: relabel")
+        if self.relabel_threshold is not None and self.relabel_threshold < self.threshold:
+            raise ValueError(f"relabel_threshold {self.relabel_threshold} lies below threshold {self.threshold}")
+        return self
+
+    @property
+    def relabel_at(self) -> float | None:
+        """The probability in force from which a match is relabelled; None in mode drop."""
+        if self.mode == "drop":
+            return None
+        return self.relabel_threshold if self.relabel_threshold is not None else max(0.9, self.threshold)
+
+
 class MiningConfig(_Section):
     """Hard-negative captions from the model's own top-K."""
 
-    mine_every_steps: Annotated[int, Field(gt=0)]
-    """Steps between refreshes; the first is before step start_step + 1."""
+    mine_every_steps: Annotated[int, Field(gt=0)] | None = None
+    """Steps between refreshes; the first is before step start_step + 1. Give this or mine_every_epochs."""
     start_step: Annotated[int, Field(ge=0)] = 0
     """Train without mined captions up to this step."""
     negatives_per_image: Annotated[int, Field(gt=0)] = 4
@@ -177,15 +209,69 @@ class MiningConfig(_Section):
     """How many of an image's best captions are looked at."""
     mined_scope: Literal["own", "all"] = "own"
     """A mined caption faces its own image only, or every image of the batch (true pairs among them are positives)."""
+    mine_every_epochs: Annotated[int, Field(gt=0)] | None = None
+    """Epochs between refreshes, in place of mine_every_steps."""
+    scope: Literal["split", "window"] = "split"
+    """window: mine only for the images whose turn comes before the next refresh."""
+    pool: str | None = None
+    """Further captions without images that can be mined: .txt, one a line; .jsonl, .csv, .tsv or .parquet with a column `caption`."""
+    near_duplicates: bool = False
+    """Pass over captions in nearly the same words as a true one (the rule of evaluation.near_duplicates)."""
+    rank_min: Annotated[int, Field(gt=0)] = 1
+    """Pass over captions ranked above this, from 1, in the image's own retrieval: the very first are most often true."""
+    rank_max: Annotated[int, Field(gt=0)] | None = None
+    """Pass over captions ranked below this; null: to pool_top_k."""
+    max_score: float | None = None
+    """In logits: pass over captions that score higher; null: no such rule."""
+    perc_pos: Annotated[float, Field(gt=0, le=1)] | None = None
+    """TopK-PercPos: most share of the best true caption's cosine (published: 0.95); null: no such rule."""
+    margin_pos: float | None = None
+    """TopK-MarginPos: least cosine under the best true caption (published for text: 0.05); null: no such rule."""
+    max_uses: Annotated[int, Field(gt=0)] | None = None
+    """Most images that one caption (by its text) is mined for; its uses go to those that come first in the selection. null: any number."""
+    selection: Literal["top", "random", "softmax"] = "top"
+    """Of what passes take the best scored, any at random, or a draw with odds exp(logit / temperature)."""
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    """Of softmax, in logits: small is nearly top, large nearly random; null: 1."""
+    denoise: DenoiseConfig | None = None
+    """Ask a cross-encoder about what is about to be mined."""
     index: Literal["exact", "faiss"] = "exact"
     """How the pool is searched: exactly, or by FAISS (the extra faiss) where it is past that; its recall is measured and said."""
     index_probes: Annotated[int, Field(gt=0)] = 32
     """With faiss: lists looked through for each image, of about the root of the pool's size; more finds more and takes longer."""
+    form: Literal["columns", "images", "neighbours"] = "columns"
+    """What is made of what is mined: captions as further columns; each caption's own hardest images in its batch (then every key here that
+    speaks of captions of an image means images of a caption, and of a text means a group); or batches composed of images whose mined
+    captions are one another's."""
 
     @model_validator(mode="after")
     def _check(self) -> "MiningConfig":
+        if (self.mine_every_steps is None) == (self.mine_every_epochs is None):
+            raise ValueError("give exactly one of mine_every_steps and mine_every_epochs")
         if self.negatives_per_image > self.pool_top_k:
             raise ValueError(f"negatives_per_image {self.negatives_per_image} exceeds pool_top_k {self.pool_top_k}")
+        last = self.pool_top_k if self.rank_max is None else self.rank_max
+        if last > self.pool_top_k:
+            raise ValueError(f"rank_max {last} lies beyond pool_top_k {self.pool_top_k}: nothing deeper is looked at")
+        if self.negatives_per_image > last - self.rank_min + 1:
+            window = max(0, last - self.rank_min + 1)
+            raise ValueError(
+                f"ranks {self.rank_min} (rank_min) to {last} (rank_max or pool_top_k) are {window} captions, fewer than "
+                f"negatives_per_image {self.negatives_per_image}"
+            )
+        if self.temperature is not None and self.selection != "softmax":
+            raise ValueError(f"temperature does nothing in selection {self.selection}: leave it out, or take selection: softmax")
+        if self.index == "faiss" and self.form == "images":
+            raise ValueError("form images searches the images exactly: leave out index: faiss, or take form: columns or neighbours")
+        if self.index == "exact" and self.index_probes != type(self).model_fields["index_probes"].default:
+            raise ValueError("index_probes does nothing in an exact search: leave it out, or take index: faiss")
+        if self.form != "columns":
+            of_columns = [key for key in ("weight", "mined_scope", "pool") if getattr(self, key) != type(self).model_fields[key].default]
+            if of_columns:
+                raise ValueError(
+                    f"form {self.form} adds no columns to the loss, so {' and '.join(of_columns)} would do nothing: leave out, "
+                    "or take form: columns"
+                )
         return self
 
 
@@ -285,6 +371,13 @@ class JobConfig(_Section):
             raise ValueError("choices are part of the final report, which needs data.test_split or data.val_split")
         if self.mining is not None and self.mining.start_step >= self.train.max_steps:
             raise ValueError(f"mining.start_step {self.mining.start_step} lies beyond train.max_steps {self.train.max_steps}")
+        if self.mining is not None and self.mining.form == "images" and self.mining.negatives_per_image >= self.train.batch_size:
+            raise ValueError(
+                f"mining.form images: {self.mining.negatives_per_image} hard images of one caption and its own image do not fit into "
+                f"train.batch_size {self.train.batch_size}; lower mining.negatives_per_image"
+            )
+        if self.mining is not None and self.mining.denoise is not None and self.matcher_model is None:
+            raise ValueError("mining.denoise needs a cross-encoder: give mining.denoise.model or rerank.model")
         names = [watch.name for watch in self.watch]
         if len(set(names)) < len(names):
             raise ValueError(f"watch: each set needs a name of its own, found {names}")
@@ -293,6 +386,13 @@ class JobConfig(_Section):
                 "watch: on_drop bar and stop speak of the best checkpoint, and without data.val_split there is none; take report"
             )
         return self
+
+    @property
+    def matcher_model(self) -> str | None:
+        """The cross-encoder that mining asks; None where it asks none."""
+        if self.mining is None or self.mining.denoise is None:
+            return None
+        return self.mining.denoise.model or (self.rerank.model if self.rerank is not None else None)
 
     @property
     def run_folder(self) -> Path:

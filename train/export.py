@@ -85,9 +85,15 @@ def model_card(config: JobConfig, state: State, chosen_step: int, base: str, *, 
     )
     mining = "none"
     if config.mining is not None:
-        mining = (
-            f"up to {config.mining.negatives_per_image} hard captions per image, refreshed every {config.mining.mine_every_steps} steps"
+        what = {
+            "columns": "hard captions per image",
+            "images": "hard images per caption",
+            "neighbours": "neighbours per image, in one batch",
+        }
+        every = (
+            f"{config.mining.mine_every_steps} steps" if config.mining.mine_every_steps else f"{config.mining.mine_every_epochs} epoch(s)"
         )
+        mining = f"up to {config.mining.negatives_per_image} {what[config.mining.form]}, refreshed every {every}"
     weights_line = f"- Weights: {weights}\n" if weights else ""
     base_line = f"base_model: {config.model.base}\n" if config.model.base and not Path(config.model.base).exists() else ""
     return (

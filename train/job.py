@@ -28,9 +28,15 @@ from rerank.stages import check_top_k
 from train.approximate import require_faiss
 from train.arms import check_comparisons, checkpoints
 from train.batches import BatchOrder
+from train.composition import describe_form, turns_of
 from train.config import JobConfig
+from train.denoising import load_matcher
+from train.frozen import frozen_lines
+from train.micro_batches import cached_size
 from train.model import TunedModel, build_model, make_optimizer, resolve_base
+from train.pool import CaptionPool, FurtherCaptions, read_further
 from train.scratch import write_scratch
+from train.seeds import Turns
 from train.watch import WatchSet
 
 
@@ -40,6 +46,7 @@ class Job:
 
     Attributes:
         final_set: the split of the final evaluation, test or else val, with the right answers `evaluation` asks for; None without either.
+        pool: the captions that can be mined.
     """
 
     config: JobConfig
@@ -58,7 +65,8 @@ class Job:
     base: str
     tuned: TunedModel
     optimizer: torch.optim.AdamW
-    order: BatchOrder
+    order: Turns
+    pool: CaptionPool
     watch_sets: list[WatchSet] = field(default_factory=list)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -76,6 +84,8 @@ class Splits:
     unused: dict[str, int]
     """Images of every other split of the manifest: a misspelt split is seen here."""
     watch: list[WatchSet] = field(default_factory=list)
+    further: FurtherCaptions | None = None
+    """Captions without images that can be mined."""
 
     def all(self) -> list[RetrievalSet]:
         """Those that are there."""
@@ -89,20 +99,26 @@ class Splits:
 
 
 def load_data(config: JobConfig) -> Splits:
-    """Read the manifest and its splits, and the watch sets.
+    """Read the manifest and its splits, the watch sets, and the pool of further captions.
 
     Raises:
         UserError: with every fault of every manifest, or a split too small for the job.
     """
     faults: list[UserError] = []
     sets: list[WatchSet] = []
+    further: FurtherCaptions | None = None
+    if config.mining is not None and config.mining.pool is not None:
+        try:
+            further = read_further(config.mining.pool)
+        except UserError as error:
+            faults.append(error)
     for watched in config.watch:
         try:
             sets.append(WatchSet.load(watched))
         except UserError as error:
             faults.append(error)
     try:
-        splits = replace(_load_splits(config), watch=sets)
+        splits = replace(_load_splits(config), watch=sets, further=further)
     except UserError as error:
         faults.insert(0, error)
     if len(faults) == 1:
@@ -156,17 +172,10 @@ def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
             f"{expected} processes were started, but {processes.world_size} came together. On CPUs: "
             "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N (accelerate's own MULTI_CPU starts one)"
         )
-    batch, micro = config.train.batch_size, config.train.micro_batch_size
+    batch = config.train.batch_size
     if batch % processes.world_size:
         raise UserError(
             f"train.batch_size {batch} does not divide among {processes.world_size} processes; take a multiple of {processes.world_size}"
-        )
-    share = batch // processes.world_size
-    if micro is not None and micro < share:
-        raise UserError(
-            f"train.micro_batch_size {micro} is below this process's share of the batch, {share}: the sigmoid loss needs the whole batch "
-            "at once, and adding up the losses of micro-batches would leave out the pairs between them. Until cached micro-batches exist, "
-            "set it to null, and to save memory lower train.batch_size, use more processes, or set model.gradient_checkpointing=true"
         )
     if config.mining is not None and config.mining.index == "faiss":
         require_faiss()
@@ -181,12 +190,14 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     """Build the model and the optimizer. Call on every process.
 
     Raises:
-        UserError: the base, the reranker or the truth file cannot be used.
+        UserError: the base, the reranker, the matcher of mining or the truth file cannot be used.
         OSError: the weights to begin from cannot be written.
     """
     folder = config.run_folder
     say = _speaker(processes)
     truth = _known_truth(config.data.truth, splits.train) if config.data.truth is not None else None
+    pool = CaptionPool(splits.train, splits.further)
+    load_matcher(config, "cpu")  # what is refused is refused now, not at the first mining
     base = resolve_base(config, str(folder / "scratch"))
     if config.model.scratch is not None and processes.is_main and not Path(base).is_dir():
         write_scratch(Path(base), config.model.scratch, splits.train, config.seed)
@@ -211,7 +222,8 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         base,
         tuned,
         make_optimizer(tuned, config.train),
-        BatchOrder(splits.train.num_images, config.train.batch_size, config.seed),
+        turns_of(config.mining, BatchOrder(splits.train.num_images, config.train.batch_size, config.seed)),
+        pool,
         splits.watch,
     )
 
@@ -267,16 +279,24 @@ def describe(job: Job) -> list[str]:
         + "".join(f"; {split.split}: {split.num_images:,} / {split.num_captions:,}" for split in (job.val_set, job.test_set) if split)
         + "".join(f"; not used: split {name!r}, {number:,} image(s)" for name, number in sorted(job.unused_splits.items())),
         f"loop      {config.train.max_steps:,} steps of {config.train.batch_size} images = "
-        f"{config.train.max_steps / order.steps_per_epoch:.1f} epochs, "
+        f"{order.num_epochs(config.train.max_steps):.1f} epochs, "
         f"{config.train.num_warmup_steps} of them warm-up; {config.train.precision}",
         f"machine   {job.processes.world_size} process(es) x {share} images on {job.accelerator.device}, "
         f"{torch.get_num_threads()} thread(s) each",
+        *describe_form(config.mining, order),
     ]
+    micro_batch_size = cached_size(config.train.micro_batch_size, share)
+    if micro_batch_size is not None:
+        num = -(-share // micro_batch_size)
+        lines.append(f"memory    cached micro-batches: {share} images in {num} of {micro_batch_size}; what trains is embedded twice")
+    lines += frozen_lines(config)
     lines += [
         f"watch     {watched.config.name}: {watched.dataset.num_images:,} images with {watched.dataset.num_captions:,} captions; "
         f"on a drop: {watched.config.on_drop}"
         for watched in job.watch_sets
     ]
+    if job.pool.further.texts:
+        lines.append(f"pool      {len(job.pool.further.texts):,} further captions without images, to mine among")
     if job.truth is not None:
         lines.append(f"truth     {len(job.truth):,} further true pairs, to count false negatives with")
     lines += [

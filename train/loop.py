@@ -21,16 +21,23 @@ from eval.first_stage import retrieve
 from eval.images import ImageError
 from eval.progress import bar
 from eval.ranking import DIRECTIONS
-from train.batches import Batch, BatchBuilder
+from train.batches import Batch, BatchBuilder, Order
 from train.checkpoint import Checkpoints, State
+from train.composition import columns_in_force, order_in_force
+from train.denoising import load_matcher
+from train.frozen import NOTHING_FROZEN, FrozenEmbeddings, FrozenStore, cached_towers
+from train.image_mining import mine_images
 from train.job import Job, describe
-from train.mining import mine
+from train.mining import Refresh, mine
+from train.mining_page import write_sheet
+from train.mining_schedule import images_due, is_due
 from train.negatives import Negatives, read_negatives, write_negatives
 from train.schedule import rate_factor
 from train.side_bar import SideBar
 from train.step import Stepper, StepResult
 from train.stopping import Stopped, StopSignals
 from train.tracking import MetricsLog, WandbMirror
+from train.true_pairs import TruePairs
 from train.watch import Sighting, Watch
 
 
@@ -44,6 +51,8 @@ class Loop:
         self.wandb: WandbMirror | None = None
         self.negatives: Negatives | None = None
         self.negatives_file: Path | None = None
+        self.frozen = NOTHING_FROZEN
+        self.order: Order = order_in_force(job.config.mining, job.order, job.train_set, None, None)
         self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.autocast)
         self.watch = Watch(job.watch_sets, job.base, job.processes, job.config.data.num_workers)
         start = State(0, 0, False, None, None, None, None, 0, job.tuned.base_sha256, job.data_sha256)
@@ -64,6 +73,7 @@ class Loop:
         self._bar = bar(self.config.train.max_steps, self.config.name, "step", show=self.job.processes.is_main, initial=self.state.step)
         try:
             self._save(sync=True)
+            self.frozen = NOTHING_FROZEN if self._ends_here() else self._freeze()
             while True:
                 self._evaluate_if_due()
                 if self._checkpoint_due():
@@ -119,7 +129,17 @@ class Loop:
             self.stepper.loss_scale = self.state.loss_scale
         if self.state.negatives is not None:
             self.negatives_file = self.checkpoints.path(step) / "negatives.parquet"
-            self.negatives = read_negatives(self.negatives_file, self.state.negatives, job.train_set)
+            self._use(read_negatives(self.negatives_file, self.state.negatives, job.pool))
+
+    def _freeze(self) -> FrozenEmbeddings:
+        """Embeddings of the towers that are run once."""
+        job, found = self.job, {}
+        store = FrozenStore(job.folder / "frozen", job.tuned, job.pool, job.data_sha256, job.processes)
+        for tower in cached_towers(self.config):
+            num_rows = job.train_set.num_images if tower == "image" else len(job.pool)
+            with self._side_bar(f"embedding ({tower}, once)", num_rows) as progress:
+                found[tower] = store.rows(tower, num_workers=self.config.data.num_workers, on_progress=progress)
+        return FrozenEmbeddings(found.get("image"), found.get("text"))
 
     # -- the parts of an iteration -----------------------------------------------------------------------------------------------------
 
@@ -149,11 +169,12 @@ class Loop:
         factor = rate_factor(batch.step, self.config.train.max_steps, self.config.train.num_warmup_steps)
         scale, bias = self.job.tuned.scale_and_bias()
         return {
-            "epoch": self.job.order.epoch(batch.step),
+            "epoch": self.order.epoch(batch.step),
             "loss": result.loss,
             "loss_in_batch": result.loss_in_batch,
             "loss_mined": result.loss_mined,
             "num_mined": result.num_mined,
+            **self.order.step_record(batch.step),
             "grad_norm": result.grad_norm,
             "learning_rate": {group["part"]: group["peak"] * factor for group in self.job.optimizer.param_groups},
             "logit_scale": float(scale.detach()),
@@ -185,10 +206,12 @@ class Loop:
         builder = BatchBuilder(
             self.job.train_set,
             self.job.tuned.inputs,
-            self.job.order,
+            self.order,
             self.job.processes,
             random_crop_min_area=self.config.train.random_crop_min_area,
-            negatives=self.negatives,
+            negatives=columns_in_force(self.config.mining, self.negatives),
+            frozen=self.frozen,
+            pool=self.job.pool,
         )
         return pictures_loader(
             builder,
@@ -200,7 +223,7 @@ class Loop:
     def _mining_due_at(self, step: int) -> bool:
         """Whether negatives are mined with the weights after `step` steps."""
         mining = self.config.mining
-        return mining is not None and step >= mining.start_step and (step - mining.start_step) % mining.mine_every_steps == 0
+        return mining is not None and is_due(mining, self.job.order, step)
 
     def _mine_if_due(self) -> None:
         """Refresh the negatives."""
@@ -209,13 +232,18 @@ class Loop:
         self._batches = None
         job = self.job
         started = time.perf_counter()
-        with self._side_bar("mining", job.train_set.num_images + job.train_set.num_captions) as progress:
-            negatives, sheet = mine(
+        images_I = images_due(self.config.mining, job.order, self.state.step, self.config.train.max_steps)
+        num_images = job.train_set.num_images if images_I is None else len(images_I)
+        with self._side_bar("mining", num_images + len(job.pool)) as progress:
+            mine_form = mine_images if self.config.mining.form == "images" else mine
+            negatives, sheet = mine_form(
                 job.tuned.siglip,
                 job.tuned.inputs,
-                job.train_set,
+                job.pool,
                 self.config.mining,
                 data_sha256=job.data_sha256,
+                refresh=Refresh(self.config.seed, self.state.step, images_I, self.negatives),
+                matcher=load_matcher(self.config, job.accelerator.device),
                 folder=job.folder / "negatives",
                 processes=job.processes,
                 num_workers=self.config.data.num_workers,
@@ -224,11 +252,20 @@ class Loop:
             )
         path = job.folder / "negatives" / f"{negatives.name}.parquet"
         if job.processes.is_main:
-            write_negatives(path, negatives, job.train_set)
-        self.negatives, self.negatives_file = negatives, path
+            write_negatives(path, negatives, job.pool)
+            write_sheet(path.parent, sheet, negatives, job.pool, job.truth)
         self.state = replace(self.state, mined_at_step=self.state.step, negatives=negatives.name)
-        self._write("mining", sheet.as_record() | {"seconds": time.perf_counter() - started})
-        job.say(f"step {self.state.step}: {sheet}")
+        self._use(negatives)
+        self.negatives_file = path
+        composed = self.order.window_record()
+        self._write("mining", sheet.as_record() | composed | {"seconds": time.perf_counter() - started})
+        job.say(f"step {self.state.step}: {sheet}" + "".join(f"; {key}: {value:,.4g}" for key, value in composed.items()))
+
+    def _use(self, negatives: Negatives) -> None:
+        """Put a table in force: its captions become columns, or batches are composed of it; its relabelled pairs become positives."""
+        self.negatives = negatives
+        self.order = order_in_force(self.config.mining, self.job.order, self.job.train_set, negatives, self.state.mined_at_step)
+        self.stepper.true_pairs = TruePairs(self.job.pool, negatives)
 
     def _evaluate_if_due(self) -> None:
         """Evaluate on val and on the watch sets, and note a new best."""

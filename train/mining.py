@@ -1,13 +1,14 @@
-"""Mine hard-negative captions: what the model itself ranks highest for an image and what is known not to be true of it.
+"""Mine hard-negative captions: what the model itself ranks highest for an image and what is not known to be true of it.
 
 Mining is retrieval (eval/search), so what is mined and what is measured cannot disagree. Every caption that is passed over is counted
-by its reason; where fewer than asked for remain, the shortfall stays and is counted. Shape letters: I images, K pool, N rows of the
-table, D width.
+by its reason (train/mining_rules.py, train/allotment.py); where fewer than asked for remain, the shortfall stays and is counted.
+Shape letters: I images mined for, K depth, N rows of the table.
 `python -m train.mining CONFIG.yaml` mines only, with the base model (train/mining_command.py).
 """
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,195 +16,188 @@ import numpy as np
 from transformers import SiglipModel
 
 from eval.checkpoint import hash_weights
-from eval.dataset import RetrievalSet
 from eval.inputs import SiglipInputs
 from eval.processes import Processes
+from rerank.scorer import PairScorer
+from train.allotment import Judge, Taking, allot, priorities
 from train.approximate import Approximate
-from train.candidates import find_candidates
+from train.candidates import Candidates, find_candidates
 from train.config import MiningConfig
+from train.denoising import Matcher
+from train.mining_rules import Outcome, RankedLists, Rules, passed_over
+from train.mining_sheet import Mined, MiningSheet, draw_up
 from train.negatives import Negatives, table_name
+from train.pool import CaptionPool
+
+_RULES = (
+    "negatives_per_image", "margin", "pool_top_k", "near_duplicates", "rank_min", "rank_max", "max_score", "perc_pos", "margin_pos",
+    "max_uses", "selection",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class MiningSheet:
-    """What a mining did, in numbers a person can check.
+class Refresh:
+    """When and for whom is mined.
 
     Attributes:
-        num_images: images mined for.
-        num_mined: rows of the table.
-        num_looked_at: candidates looked at, over all images, until each had enough.
-        num_known_positives: candidates passed over because the data says they are true.
-        num_within_margin: passed over because they score too close to, or above, the image's best true caption.
-        num_same_text: passed over because the same text was already taken for the image.
-        num_short_images: images with fewer negatives than asked for.
-        shortfall: negatives missing over all images.
-        num_undecodable: images without a picture that decodes; nothing is mined for them.
-        num_positives_mined: mined pairs that the data says are true: always 0, counted all the same.
-        num_false_negatives: mined pairs that data.truth says are true; None without one.
-        median_rank, median_margin: of the mined rows (margin in logits); None when nothing was mined.
-        index_recall: share of the exact candidates an approximate search found, on a sample of images; None where the search was exact.
+        seed, step: of the run; random draws follow from them and the image.
+        images_I: int64, the images to mine for, ascending; None: all.
+        before: the table that this one takes the place of; None for the first.
     """
 
-    name: str
-    num_images: int
-    num_mined: int
-    num_looked_at: int
-    num_known_positives: int
-    num_within_margin: int
-    num_same_text: int
-    num_short_images: int
-    shortfall: int
-    num_undecodable: int
-    num_positives_mined: int
-    num_false_negatives: int | None
-    median_rank: float | None
-    median_margin: float | None
-    index_recall: float | None = None
-
-    @property
-    def false_negative_share(self) -> float | None:
-        """Share of mined pairs that are true by data.truth; None without one or without rows."""
-        return None if self.num_false_negatives is None or not self.num_mined else self.num_false_negatives / self.num_mined
-
-    def as_record(self) -> dict[str, Any]:
-        """The fields and the share, for a line of metrics.jsonl."""
-        return asdict(self) | {"false_negative_share": self.false_negative_share}
-
-    def __str__(self) -> str:
-        text = (
-            f"mined {self.num_mined:,} negatives for {self.num_images:,} images (table {self.name}); passed over: "
-            f"{self.num_known_positives:,} known positives, {self.num_within_margin:,} within the margin, "
-            f"{self.num_same_text:,} of the same text; "
-            f"{self.num_short_images:,} images fall short by {self.shortfall:,} in all; known positives mined: {self.num_positives_mined}"
-        )
-        if self.false_negative_share is not None:
-            text += f"; false negatives by the known truth: {self.num_false_negatives:,} ({100 * self.false_negative_share:.2f}%)"
-        if self.index_recall is not None:
-            text += f"; the index finds {100 * self.index_recall:.2f}% of the exact candidates (measured on a sample)"
-        return text
+    seed: int = 0
+    step: int = 0
+    images_I: np.ndarray | None = None
+    before: Negatives | None = None
 
 
-def rules_of(config: MiningConfig) -> dict[str, Any]:
-    """What of the configuration decides which captions are mined (the weight in the loss does not)."""
-    rules = config.model_dump(include={"negatives_per_image", "margin", "pool_top_k"})
-    return rules | (Approximate(config.index_probes).rules() if config.index == "faiss" else {})
+def rules_of(config: MiningConfig, refresh: Refresh = Refresh(), matcher: PairScorer | None = None, pool: CaptionPool | None = None) -> Any:
+    """What, beside weights and data, decides which captions are mined (the weight in the loss does not); goes into the table's name."""
+    rules: dict[str, Any] = config.model_dump(include=set(_RULES))
+    if config.selection == "softmax":
+        rules["temperature"] = temperature_of(config)
+    if config.selection != "top":
+        rules["draws"] = [refresh.seed, refresh.step]
+    if refresh.images_I is not None:
+        rules["images"] = hashlib.sha256(refresh.images_I.astype(np.int64).tobytes()).hexdigest()
+    if pool is not None and len(pool) > pool.num_captions:
+        rules["pool"] = pool.further.sha256
+    if config.index == "faiss":
+        rules |= Approximate(config.index_probes).rules()
+    if matcher is not None and config.denoise is not None:
+        rules["denoise"] = [matcher.fingerprint, config.denoise.threshold, config.denoise.relabel_at]
+    return rules
+
+
+def temperature_of(config: MiningConfig) -> float:
+    """The temperature in force, in logits."""
+    return 1.0 if config.temperature is None else config.temperature
 
 
 def mine(
     model: SiglipModel,
     inputs: SiglipInputs,
-    dataset: RetrievalSet,
+    pool: CaptionPool,
     config: MiningConfig,
     *,
     data_sha256: str,
+    refresh: Refresh = Refresh(),
+    matcher: PairScorer | None = None,
     folder: Path | None = None,
     processes: Processes = Processes(),
     num_workers: int = 0,
     truth: set[tuple[str, str]] | None = None,
     on_progress: Callable[[int], Any] = lambda rows: None,
 ) -> tuple[Negatives, MiningSheet]:
-    """Mine negatives for every image of a split among all its captions; the same on every process.
+    """Mine negatives for the images of a split among the captions of a pool; the same on every process.
 
     Args:
         data_sha256: dataset.sha256(), which is slow to compute again and again.
+        matcher: the cross-encoder of config.denoise; its scores are margins (train/denoising.py).
         folder: where embeddings lie meanwhile; None: the system's temporary folder.
         truth: (image id, caption id) pairs known to be true beyond the data; used to count false negatives only.
         on_progress: called with the number of rows embedded.
+
+    Raises:
+        UserError: a score of the cross-encoder is not finite.
+        ValueError: there is a matcher and no config.denoise, or the other way round.
     """
-    name = table_name(hash_weights(model), data_sha256, rules_of(config) | inputs.contract)
+    if (config.denoise is None) != (matcher is None):
+        raise ValueError("a matcher is given if and only if config.denoise asks for one")
+    name = table_name(hash_weights(model), data_sha256, rules_of(config, refresh, matcher, pool) | inputs.contract)
     found = find_candidates(
         model,
         inputs,
-        dataset,
+        pool.dataset,
         config.pool_top_k,
         folder=folder,
+        further=pool.further.texts,
+        images_I=refresh.images_I,
         approximate=Approximate(config.index_probes) if config.index == "faiss" else None,
         processes=processes,
         num_workers=num_workers,
         on_progress=on_progress,
     )
     scale, bias = np.float32(float(model.logit_scale.detach().exp())), np.float32(float(model.logit_bias.detach()))
-    logits_IK, best_I = found.cosines_IK * scale + bias, found.best_positive_I * scale + bias
-    negatives, sheet = select(name, dataset, found.captions_IK, logits_IK, best_I, config, decodable_I=found.decodable_I, truth=truth)
-    return negatives, replace(sheet, index_recall=found.recall)
+    asked = Matcher(matcher, pool, processes, on_progress) if matcher is not None else None
+    mined = select(name, pool, found, scale, bias, config, refresh, asked.probabilities if asked is not None else None)
+    return mined.negatives, replace(draw_up(mined, pool, truth, refresh.before), index_recall=found.recall)
 
 
 def select(
     name: str,
-    dataset: RetrievalSet,
-    candidates_IK: np.ndarray,
-    logits_IK: np.ndarray,
-    best_positive_I: np.ndarray,
+    pool: CaptionPool,
+    found: Candidates,
+    scale: np.float32,
+    bias: np.float32,
     config: MiningConfig,
-    *,
-    decodable_I: np.ndarray,
-    truth: set[tuple[str, str]] | None = None,
-) -> tuple[Negatives, MiningSheet]:
-    """Apply the rules to every image's candidates, best first, and take the first negatives_per_image that pass.
+    refresh: Refresh = Refresh(),
+    judge: Judge | None = None,
+) -> Mined:
+    """Apply the rules to every image's candidates and take, for each, up to negatives_per_image of those that pass.
 
     Args:
-        candidates_IK: int64, caption indices, best first; -1 at the end of a list that is short: not a candidate.
-        logits_IK: float32, their logits.
-        best_positive_I: float32, logit of the image's best true caption.
-        decodable_I: bool; nothing is mined for images that are False.
+        scale, bias: of the model's logits.
+        judge: probabilities that pairs of (image, caption of the pool) match; None: no denoising.
     """
-    here_IK = (candidates_IK >= 0) & decodable_I[:, None]
-    hashes_IK = dataset.caption_hash_C[candidates_IK]
-    known_IK = dataset.is_positive(np.arange(len(candidates_IK))[:, None], hashes_IK)
-    margins_IK = best_positive_I[:, None] - logits_IK
-    close_IK = ~known_IK & (margins_IK < config.margin) if config.margin is not None else np.zeros_like(known_IK)
-    same_IK = ~known_IK & ~close_IK & _repeats(hashes_IK, known_IK | close_IK)
-    passes_IK = ~(known_IK | close_IK | same_IK) & here_IK
-    taken_IK = passes_IK & (np.cumsum(passes_IK, axis=1) <= config.negatives_per_image)
-    # Candidates after an image has enough were never looked at, so they are not counted as passed over.
-    looked_IK = (np.cumsum(taken_IK, axis=1) - taken_IK < config.negatives_per_image) & here_IK
-    counts_I = taken_IK.sum(axis=1)
-    image_N, place_N = np.nonzero(taken_IK)
-    offsets = np.concatenate([[0], np.cumsum(counts_I)]).astype(np.int64)
+    lists = _lists(pool, found, scale, bias, near_duplicates=config.near_duplicates)
+    denoise = config.denoise
+    result = allot(
+        passed_over(lists, bounds_of(config)),
+        lists.there_QK,
+        lists.key_QK,
+        priorities(lists.logits_QK, config.selection, temperature_of(config), refresh.seed, refresh.step, found.images_I),
+        Taking(config.negatives_per_image, config.max_uses)
+        if denoise is None
+        else Taking(config.negatives_per_image, config.max_uses, denoise.threshold, denoise.relabel_at),
+        in_rank_order=config.selection == "top",
+        judge=None if judge is None else lambda rows_N, places_N: judge(found.images_I[rows_N], found.captions_IK[rows_N, places_N]),
+    )
+    relabelled_IK = result.outcome_QK == Outcome.RELABELLED
+    kept_IK = (result.outcome_QK == Outcome.MINED) | relabelled_IK
+    rows_N, places_N = np.nonzero(kept_IK)
+    counts = np.bincount(found.images_I[rows_N], minlength=pool.dataset.num_images)
     negatives = Negatives(
-        name, offsets, candidates_IK[taken_IK], (place_N + 1).astype(np.int64), logits_IK[taken_IK], margins_IK[taken_IK].astype(np.float32)
+        name,
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        found.captions_IK[kept_IK],
+        (places_N + 1).astype(np.int64),
+        lists.logits_QK[kept_IK],
+        lists.margins_QK[kept_IK],
+        None if judge is None else result.probability_QK[kept_IK],
+        relabelled_IK[kept_IK] if relabelled_IK.any() else None,
     )
-    short_I = np.where(decodable_I, config.negatives_per_image - counts_I, 0)
-    sheet = MiningSheet(
-        name=name,
-        num_images=int(decodable_I.sum()),
-        num_mined=len(negatives),
-        num_looked_at=int(looked_IK.sum()),
-        num_known_positives=int((known_IK & looked_IK).sum()),
-        num_within_margin=int((close_IK & looked_IK).sum()),
-        num_same_text=int((same_IK & looked_IK).sum()),
-        num_short_images=int((short_I > 0).sum()),
-        shortfall=int(short_I.sum()),
-        num_undecodable=int((~decodable_I).sum()),
-        num_positives_mined=int(dataset.is_positive(image_N, dataset.caption_hash_C[negatives.captions_N]).sum()),
-        num_false_negatives=_count_true(dataset, image_N, negatives.captions_N, truth),
-        median_rank=float(np.median(negatives.ranks_N)) if len(negatives) else None,
-        median_margin=float(np.median(negatives.margins_N)) if len(negatives) else None,
+    num_judged = int((~np.isnan(result.probability_QK)).sum())
+    return Mined(
+        negatives,
+        found.images_I,
+        result.outcome_QK,
+        lists,
+        found.decodable_I,
+        config.negatives_per_image,
+        num_judged,
     )
-    return negatives, sheet
 
 
-def _repeats(hashes_IK: np.ndarray, skipped_IK: np.ndarray) -> np.ndarray:
-    """True where an earlier candidate of the same image, itself not skipped, has the same text."""
-    order_IK = np.argsort(hashes_IK, axis=1, kind="stable")
-    sorted_IK = np.take_along_axis(hashes_IK, order_IK, axis=1)
-    # Equal texts pass or fail together but for their scores, so the first of a run that is not skipped is the one kept.
-    kept_IK = ~np.take_along_axis(skipped_IK, order_IK, axis=1)
-    starts_IK = np.ones_like(kept_IK)
-    starts_IK[:, 1:] = sorted_IK[:, 1:] != sorted_IK[:, :-1]
-    run_start_IK = np.maximum.accumulate(np.where(starts_IK, np.arange(hashes_IK.shape[1]), 0), axis=1)
-    before_IK = np.cumsum(kept_IK, axis=1) - kept_IK
-    repeats_sorted_IK = before_IK - np.take_along_axis(before_IK, run_start_IK, axis=1) > 0
-    repeats_IK = np.empty_like(repeats_sorted_IK)
-    np.put_along_axis(repeats_IK, order_IK, repeats_sorted_IK, axis=1)
-    return repeats_IK
+def _lists(pool: CaptionPool, found: Candidates, scale: np.float32, bias: np.float32, *, near_duplicates: bool) -> RankedLists:
+    """The candidates of every image as the rules read them."""
+    hashes_IK = pool.hash_C[found.captions_IK]
+    images_I1 = found.images_I[:, None]
+    return RankedLists(
+        there_QK=found.decodable_I[:, None] & (found.captions_IK >= 0),  # an approximate search may find fewer than K
+        known_QK=pool.dataset.is_positive(images_I1, hashes_IK),
+        near_QK=pool.is_near_duplicate(images_I1, found.captions_IK) if near_duplicates else None,
+        key_QK=hashes_IK,
+        cosines_QK=found.cosines_IK,
+        logits_QK=found.cosines_IK * scale + bias,
+        best_cosine_Q=found.best_positive_I,
+        best_logit_Q=found.best_positive_I * scale + bias,
+    )
 
 
-def _count_true(dataset: RetrievalSet, image_N: np.ndarray, caption_N: np.ndarray, truth: set[tuple[str, str]] | None) -> int | None:
-    if truth is None:
-        return None
-    pairs = zip(image_N.tolist(), caption_N.tolist(), strict=True)
-    return sum((dataset.image_ids[image], dataset.caption_id(caption)) in truth for image, caption in pairs)
+def bounds_of(config: MiningConfig) -> Rules:
+    """The bounds on ranks and scores."""
+    return Rules(config.rank_min, config.rank_max, config.max_score, config.margin, config.perc_pos, config.margin_pos)
 
 
 if __name__ == "__main__":

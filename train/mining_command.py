@@ -1,17 +1,20 @@
 """python -m train.mining CONFIG.yaml [key.path=value ...]: mine with the base model of a configuration, without training.
 
-Writes runs/NAME/negatives/HASH.parquet and its sheet, HASH.json.
+Writes runs/NAME/negatives/HASH.parquet and its sheet, HASH.json and HASH.html.
 """
 
-import json
 import sys
 
 from eval.errors import UserError
 from eval.first_stage import progress_bar
 from train.config import JobConfig
 from train.config_file import load_config
+from train.denoising import load_matcher
+from train.image_mining import mine_images
 from train.job import load_data, prepare, start_processes
-from train.mining import mine
+from train.mining import Refresh, mine
+from train.mining_page import write_sheet
+from train.mining_schedule import images_due
 from train.negatives import write_negatives
 from train.run_folder import claim_folder
 
@@ -41,13 +44,18 @@ def _mine(config: JobConfig) -> int:
     accelerator, processes = start_processes(config)
     lock = claim_folder(config) if processes.is_main else None
     job = prepare(config, load_data(config), accelerator, processes)
+    step = config.mining.start_step
+    refresh = Refresh(config.seed, step, images_due(config.mining, job.order, step, config.train.max_steps))
     with progress_bar("mining", job.train_set, processes) as bar:
-        negatives, sheet = mine(
+        mine_form = mine_images if config.mining.form == "images" else mine
+        negatives, sheet = mine_form(
             job.tuned.siglip,
             job.tuned.inputs,
-            job.train_set,
+            job.pool,
             config.mining,
             data_sha256=job.data_sha256,
+            refresh=refresh,
+            matcher=load_matcher(config, accelerator.device),
             folder=job.folder / "negatives",
             processes=processes,
             num_workers=config.data.num_workers,
@@ -56,9 +64,9 @@ def _mine(config: JobConfig) -> int:
         )
     if processes.is_main:
         path = job.folder / "negatives" / f"{negatives.name}.parquet"
-        write_negatives(path, negatives, job.train_set)
-        path.with_suffix(".json").write_text(json.dumps(sheet.as_record(), indent=1) + "\n", encoding="utf-8")
-        print(f"{sheet}\nwritten to {path}")
+        write_negatives(path, negatives, job.pool)
+        shown = write_sheet(path.parent, sheet, negatives, job.pool, job.truth)
+        print("\n".join(sheet.lines()) + f"\nwritten to {path}; with examples: {shown}")
     if lock is not None:
         lock.close()
     return 0

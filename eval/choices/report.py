@@ -1,4 +1,4 @@
-"""Write a choice set's figures where people and programs look for them: choices.json, choices.parquet, choices.html, and tables on the terminal."""
+"""A choice set measured: choices.json, choices.parquet, choices.html, tables on the terminal."""
 
 import json
 import os

@@ -1,5 +1,6 @@
 """train/negatives.py: a table comes back as it was, and never as another."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from tests.small_job import SmallWorld, load
 from train.negatives import Negatives, read_negatives, table_name, write_negatives
+from train.pool import CaptionPool, FurtherCaptions
 
 
 def made(num_images: int, num_captions: int, seed: int = 0) -> Negatives:
@@ -25,14 +27,15 @@ def test_round_trip(small_world: SmallWorld, tmp_path: Path) -> None:
     dataset = load(small_world.manifest)
     table = made(dataset.num_images, dataset.num_captions)
     path = tmp_path / "negatives" / "t.parquet"
-    write_negatives(path, table, dataset)
-    again = read_negatives(path, table.name, dataset)
+    write_negatives(path, table, CaptionPool(dataset))
+    again = read_negatives(path, table.name, CaptionPool(dataset))
     for name, value in vars(table).items():
         found = getattr(again, name)
-        assert np.array_equal(found, value) and (isinstance(value, str) or found.dtype == value.dtype), name
+        assert np.array_equal(found, value) and (not isinstance(value, np.ndarray) or found.dtype == value.dtype), name
     assert [path.name for path in path.parent.iterdir()] == ["t.parquet"]
     written = pq.read_table(path)
-    assert written.column_names == ["image_id", "caption_id", "rank", "score", "margin"]
+    assert written.column_names == ["image_id", "caption_id", "rank", "score", "margin", "label"]
+    assert set(written["label"].to_pylist()) == {-1}
     first = int(table.image_N[0])
     assert written["image_id"][0].as_py() == dataset.image_ids[first]
     assert written["caption_id"][0].as_py() == dataset.caption_id(int(table.captions_N[0]))
@@ -44,16 +47,16 @@ def test_an_empty_table(small_world: SmallWorld, tmp_path: Path) -> None:
     table = Negatives(
         "none", np.zeros(dataset.num_images + 1, np.int64), nothing, nothing, np.empty(0, np.float32), np.empty(0, np.float32)
     )
-    write_negatives(tmp_path / "t.parquet", table, dataset)
-    again = read_negatives(tmp_path / "t.parquet", "none", dataset)
+    write_negatives(tmp_path / "t.parquet", table, CaptionPool(dataset))
+    again = read_negatives(tmp_path / "t.parquet", "none", CaptionPool(dataset))
     assert len(again) == 0 and again.of(3).tolist() == [] and again.offsets.tolist() == table.offsets.tolist()
 
 
 def test_another_name_is_refused(small_world: SmallWorld, tmp_path: Path) -> None:
     dataset = load(small_world.manifest)
-    write_negatives(tmp_path / "t.parquet", made(dataset.num_images, dataset.num_captions), dataset)
+    write_negatives(tmp_path / "t.parquet", made(dataset.num_images, dataset.num_captions), CaptionPool(dataset))
     with pytest.raises(ValueError, match="holds table '0123456789abcdef', expected 'another'"):
-        read_negatives(tmp_path / "t.parquet", "another", dataset)
+        read_negatives(tmp_path / "t.parquet", "another", CaptionPool(dataset))
 
 
 @pytest.mark.parametrize(("image", "caption"), [("stranger", None), (None, "stranger#0"), (None, "#0")])
@@ -68,14 +71,14 @@ def test_a_table_of_other_data_is_refused(small_world: SmallWorld, tmp_path: Pat
     }
     pq.write_table(pa.table(rows).replace_schema_metadata({"name": "n"}), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="which the data does not have"):
-        read_negatives(tmp_path / "t.parquet", "n", dataset)
+        read_negatives(tmp_path / "t.parquet", "n", CaptionPool(dataset))
 
 
 def test_a_failed_write_leaves_the_old_table(small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = load(small_world.manifest)
     path = tmp_path / "t.parquet"
     table = made(dataset.num_images, dataset.num_captions)
-    write_negatives(path, table, dataset)
+    write_negatives(path, table, CaptionPool(dataset))
     before = path.read_bytes()
 
     def fail(_: pa.Table, target: Path) -> None:
@@ -84,7 +87,7 @@ def test_a_failed_write_leaves_the_old_table(small_world: SmallWorld, tmp_path: 
 
     monkeypatch.setattr("train.negatives.pq.write_table", fail)
     with pytest.raises(OSError, match="No space"):
-        write_negatives(path, made(dataset.num_images, dataset.num_captions, seed=1), dataset)
+        write_negatives(path, made(dataset.num_images, dataset.num_captions, seed=1), CaptionPool(dataset))
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["t.parquet"]
 
 
@@ -92,3 +95,32 @@ def test_a_name_follows_from_each_of_its_three_causes() -> None:
     names = {table_name(weights, data, {"margin": margin}) for weights in "ab" for data in "ab" for margin in (0.0, 1.0)}
     assert len(names) == 8 and all(len(name) == 16 for name in names)
     assert table_name("a", "b", {"x": 1, "y": 2}) == table_name("a", "b", {"y": 2, "x": 1})
+
+
+def test_a_table_with_labels_and_captions_of_the_pool(small_world: SmallWorld, tmp_path: Path) -> None:
+    dataset = load(small_world.manifest)
+    pool = CaptionPool(dataset, FurtherCaptions(["a fox", "an owl", "two bars"], np.array([2, 3, 7])))
+    plain = made(dataset.num_images, len(pool))
+    draws = np.random.default_rng(2)
+    captions = plain.captions_N.copy()
+    captions[:2] = dataset.num_captions + np.array([2, 0])
+    chances, relabelled = draws.random(len(plain)).astype(np.float32), draws.random(len(plain)) < 0.5
+    table = replace(plain, captions_N=captions, match_N=chances, relabelled_N=relabelled)
+    write_negatives(tmp_path / "t.parquet", table, pool)
+    written = pq.read_table(tmp_path / "t.parquet")
+    assert written["caption_id"].to_pylist()[:2] == ["pool#7", "pool#2"]
+    assert written["label"].to_pylist() == np.where(relabelled, 1, -1).tolist()
+    again = read_negatives(tmp_path / "t.parquet", table.name, pool)
+    for name, value in vars(table).items():
+        assert np.array_equal(getattr(again, name), value), name
+    with pytest.raises(ValueError, match="'pool#7', which the data does not have"):
+        read_negatives(tmp_path / "t.parquet", table.name, CaptionPool(dataset))
+
+
+def test_a_table_of_before_there_were_labels_is_all_negatives(small_world: SmallWorld, tmp_path: Path) -> None:
+    pool = CaptionPool(load(small_world.manifest))
+    table = made(pool.dataset.num_images, len(pool))
+    write_negatives(tmp_path / "t.parquet", table, pool)
+    pq.write_table(pq.read_table(tmp_path / "t.parquet").drop(["label"]), tmp_path / "old.parquet")
+    again = read_negatives(tmp_path / "old.parquet", table.name, pool)
+    assert again.relabelled_N is None and again.is_negative_N.all() and again.captions_N.tolist() == table.captions_N.tolist()

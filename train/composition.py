@@ -1,0 +1,59 @@
+"""What is made of what is mined: further columns of the loss, or batches that bring hard pairs together (`mining.form`).
+
+Which images a step trains on follows from (seed, step) and, in the forms `images` and `neighbours`, from the table in force and the step
+it was mined at. Both are part of a checkpoint, so a resumed run composes the batches of the straight one; and they are the same on every
+process.
+"""
+
+from eval.dataset import RetrievalSet
+from train.batches import BatchOrder, Order
+from train.config import MiningConfig
+from train.mining_schedule import refresh_every
+from train.negatives import Negatives
+from train.neighbours import NeighbourOrder, Neighbours
+from train.seeds import HardImageOrder, HardImages, SeedOrder, Turns
+
+
+def turns_of(mining: MiningConfig | None, base: BatchOrder) -> Turns:
+    """The images of the plain order; in the form `images` fewer a step, the seeds."""
+    if mining is not None and mining.form == "images":
+        return SeedOrder(base, mining.start_step, base.batch_size // (1 + mining.negatives_per_image))
+    return base
+
+
+def order_in_force(
+    mining: MiningConfig | None, turns: Turns, dataset: RetrievalSet, table: Negatives | None, mined_at_step: int | None
+) -> Order:
+    """The order of the steps up to the next mining.
+
+    Args:
+        table, mined_at_step: the table in force and the step whose weights it was mined with; None before the first.
+    """
+    if isinstance(turns, SeedOrder):
+        return HardImageOrder(turns, dataset, HardImages.of_table(table, dataset.num_captions) if table is not None else None)
+    if mining is not None and mining.form == "neighbours" and table is not None and mined_at_step is not None:
+        window = range(mined_at_step + 1, mined_at_step + refresh_every(mining, turns) + 1)
+        return NeighbourOrder(turns, window, Neighbours.of_table(table, dataset))
+    return turns
+
+
+def columns_in_force(mining: MiningConfig | None, table: Negatives | None) -> Negatives | None:
+    """The table whose captions are further columns of the loss, if any is."""
+    return table if mining is not None and mining.form == "columns" else None
+
+
+def describe_form(mining: MiningConfig | None, turns: Turns) -> list[str]:
+    """What a person should know of composed batches before the first step; nothing where batches are slices of the order."""
+    if mining is None or mining.form == "columns":
+        return []
+    if isinstance(turns, SeedOrder):
+        return [
+            f"batches   {turns.num_seeds} seeds and up to {mining.negatives_per_image} hard images of each one's caption a step: "
+            f"{turns.steps_per_epoch:,} steps an epoch (each image a seed once), not {turns.base.steps_per_epoch:,}"
+        ]
+    every = refresh_every(mining, turns)
+    line = f"batches   of neighbours, among the images due in the {every:,} steps from one mining to the next"
+    if every < turns.steps_per_epoch:
+        share = every / turns.steps_per_epoch
+        line += f": {100 * share:.0f}% of an epoch, and no more of an image's neighbours are due with it; mine less often to gather more"
+    return [line]

@@ -1,0 +1,101 @@
+"""Ask a cross-encoder about what is about to be mined: what it calls a match is likely a true caption that the data does not state.
+
+Denoising of mined negatives by a cross-encoder: RocketQA (Qu et al. 2021, arXiv 2010.08191). Shape letters: N pairs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from eval.processes import Processes
+from rerank.blip import BlipSettings
+from rerank.candidates import CandidateLists
+from rerank.pairs import complete_scores
+from rerank.scorer import PairScorer, load_scorer
+from train.config import JobConfig
+from train.pool import CaptionPool
+
+_LISTS_AT_ONCE = 256  # images between two looks for a signal
+
+
+def load_matcher(config: JobConfig, device: torch.device | str) -> PairScorer | None:
+    """The cross-encoder that mining.denoise asks; None where it asks none. Its score is the margin: match logit less no-match logit.
+
+    Raises:
+        UserError: it cannot judge (image, caption) pairs.
+    """
+    if config.matcher_model is None:
+        return None
+    return load_scorer(config.matcher_model, device=device, settings=BlipSettings(score_kind="margin"))
+
+
+class Matcher:
+    """Says how likely pairs of an image and a caption of the pool match; the same on every process, the work shared out."""
+
+    def __init__(
+        self,
+        scorer: PairScorer,
+        pool: CaptionPool,
+        processes: Processes = Processes(),
+        on_progress: Callable[[int], Any] = lambda pairs: None,
+    ) -> None:
+        """on_progress is called with 0 between blocks of images, to look for a signal."""
+        self._scorer, self._data, self._processes, self._on_progress = scorer, _PoolData(pool), processes, on_progress
+        self.num_judged = 0
+
+    def probabilities(self, images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
+        """Probability of a match, the sigmoid of the scorer's margin, float32 of shape (N,).
+
+        Raises:
+            UserError: a score is not finite.
+        """
+        probabilities_N = np.empty(len(images_N), dtype=np.float32)
+        distinct_I, list_N = np.unique(images_N, return_inverse=True)
+        for start in range(0, len(distinct_I), _LISTS_AT_ONCE):
+            part_n = np.flatnonzero((list_N >= start) & (list_N < start + _LISTS_AT_ONCE))
+            lists = CandidateLists.of_pairs(images_N[part_n], captions_N[part_n])
+            scores = complete_scores(self._scorer, self._data, lists, processes=self._processes)
+            probabilities_N[part_n] = sigmoid(scores.lookup(images_N[part_n], captions_N[part_n]))
+            self._on_progress(0)
+        self.num_judged += len(images_N)
+        return probabilities_N
+
+
+def sigmoid(logits_N: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-logit)), by way of float64, which does not overflow for float32's logits of any size; float32."""
+    with np.errstate(over="ignore"):
+        probabilities_N: np.ndarray = (1 / (1 + np.exp(-logits_N.astype(np.float64)))).astype(np.float32)
+    return probabilities_N
+
+
+class _PoolData:
+    """A pool as scoring reads it (rerank.pairs.ScoringData)."""
+
+    def __init__(self, pool: CaptionPool) -> None:
+        self._pool = pool
+        self.image_ids = pool.dataset.image_ids
+        self.captions: Sequence[str] = _Lazy(pool.text, len(pool))
+        self.caption_ids: Sequence[str] = _Lazy(pool.caption_id, len(pool))
+
+    def load_image(self, image: int, /) -> Image.Image:
+        """The picture of one image, RGB."""
+        return self._pool.dataset.load_image(image)
+
+
+class _Lazy(Sequence[str]):
+    """Strings that are looked up one at a time."""
+
+    def __init__(self, of: Callable[[int], str], length: int) -> None:
+        self._of, self._length = of, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # int -> str; nothing slices it
+        return self._of(int(index))
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._of(index) for index in range(self._length))

@@ -1,0 +1,43 @@
+"""Which (image, caption) pairs the loss counts as true: what the data says and, while a table is in force, what a cross-encoder relabelled.
+
+Shape letters: N pairs, C captions of the pool.
+"""
+
+import numpy as np
+
+from eval.dataset import GroupHashes
+from train.negatives import Negatives
+from train.pool import CaptionPool
+from train.positives import BatchPositives
+
+
+class TruePairs:
+    """Answers by the hash of a caption's normalised text, so that whoever asks needs only ids.
+
+    A pair relabelled for an image is true wherever that image and that text meet: in its mined column, in another's, or in the batch.
+    """
+
+    def __init__(self, pool: CaptionPool, negatives: Negatives | None = None) -> None:
+        self._dataset, self._hash_C = pool.dataset, pool.hash_C
+        self._relabelled: GroupHashes | None = None
+        if negatives is not None and negatives.relabelled_N is not None:
+            chosen_N = negatives.relabelled_N
+            hashes_N = self._hash_C[negatives.captions_N[chosen_N]]
+            self._relabelled = GroupHashes(negatives.image_N[chosen_N], hashes_N, self._dataset.num_images)
+
+    def hashes(self, captions: np.ndarray) -> np.ndarray:
+        """Hash of each caption of the pool, int64 of the same shape."""
+        hashes: np.ndarray = self._hash_C[captions]
+        return hashes
+
+    def of_batch(self, images_b: np.ndarray, texts: list[np.ndarray]) -> BatchPositives:
+        """The true pairs between image indices of this process and, of each process, pool indices of its texts."""
+        truths = [(self._dataset.group_I[images_b], self._dataset.true_hashes)]
+        if self._relabelled is not None:
+            truths.append((images_b, self._relabelled))
+        return BatchPositives([self.hashes(captions) for captions in texts], truths)
+
+    def contains(self, images: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+        """Whether each (image, caption) pair is true, bool; arguments broadcast."""
+        known = self._dataset.is_positive(images, hashes)
+        return known if self._relabelled is None else known | self._relabelled.contains(images, hashes)
