@@ -43,9 +43,15 @@ folders() { # prints where resolve looks
 }
 
 run_tests() { # run_tests [PYTEST_ARGUMENT ...]
-    local failed=0 status
+    local failed=0 status cores
     set_up test
     if [ $# -eq 0 ]; then
+        cores=$(env -u OMP_NUM_THREADS nproc) # nproc would count the threads asked for
+        if [ "$cores" -gt 1 ]; then           # a file's tests stay together, for they share fixtures; the longest files come first
+            # A worker that crashes ends the run: a new one would be dealt the same file, and crash, for ever.
+            set -- -n $((cores < 8 ? cores : 8)) --dist loadscope --no-loadscope-reorder --max-worker-restart=0
+            export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+        fi
         "$python" -m ruff check . || failed=1
         "$python" -m mypy || failed=1
         [ "$failed" -eq 0 ] || say "ruff or mypy found faults, above: this command fails whatever the tests say"

@@ -131,4 +131,3 @@ def comparison_table(comparisons: list[dict[str, Any]]) -> Table:
         cells += [escape(show_interval(row["ci95"])), f"{row['p_value']:.4f}", str(row["wins"]), str(row["losses"]), row["verdict"]]
         table.add_row(*cells, style=style)
     return table
-

@@ -112,10 +112,8 @@ def children_running(pid: int, word: str) -> list[int]:
     return found
 
 
-def _heed_every_signal() -> None:
-    """A suite that a shell runs in the background ignores SIGINT, and a shell script cannot trap what it was born ignoring."""
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+# A suite that a shell runs in the background ignores SIGINT, and a shell script cannot trap what it was born ignoring.
+HEED_EVERY_SIGNAL = ("env", "--default-signal=INT,QUIT,HUP")
 
 
 class Launch:
@@ -124,14 +122,13 @@ class Launch:
     def __init__(self, command: Sequence[str], cwd: Path, environment: dict[str, str], notes: Path) -> None:
         self.notes = notes
         self.process = subprocess.Popen(
-            command,
+            [*HEED_EVERY_SIGNAL, *command],
             cwd=cwd,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=_heed_every_signal,  # the tests run no threads
         )
 
     def note(self, name: str, rank: int = 0) -> dict | bool | None:

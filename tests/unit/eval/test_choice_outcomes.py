@@ -154,7 +154,7 @@ def test_the_report_is_printed_and_written(mixed: tuple[ChoiceSet, dict[str, np.
     choices, stages = mixed
     report = choice_report(choices, stages, [("two", "one")], {"one": "a", "two": "b"})
     write_choices(tmp_path / "out", report)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"choices.json", "choices.parquet"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"choices.html", "choices.json", "choices.parquet"}
     console = Console(file=io.StringIO(), width=60)
     print_choices(report.record, console)
     said = console.file.getvalue()  # type: ignore[attr-defined]

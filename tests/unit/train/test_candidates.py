@@ -20,6 +20,8 @@ from train.approximate import Approximate, require_faiss
 from train.candidates import Candidates, find_candidates, find_image_candidates
 from train.config import MiningConfig
 from train.mining import mine, rules_of, select
+from train.mining_sheet import draw_up
+from train.pool import CaptionPool
 
 WORKER = "tests.unit.train.candidates_worker"
 BROKEN = (2, 11)
@@ -172,9 +174,11 @@ def test_memory_does_not_grow_with_the_pool(nursery: Nursery, small_world: Small
 def test_absent_candidates_are_never_taken_nor_counted(dataset: RetrievalSet) -> None:
     candidates = np.full((40, 3), -1)
     candidates[0] = [dataset.num_captions - 1, -1, -1]
-    logits = np.where(candidates < 0, -np.inf, 0).astype(np.float32)
-    config = MiningConfig(mine_every_steps=1)
-    negatives, sheet = select("m", dataset, candidates, logits, np.ones(40, np.float32), config, decodable_I=np.ones(40, bool))
+    cosines = np.where(candidates < 0, -np.inf, 0).astype(np.float32)
+    found = Candidates(np.arange(40), candidates, cosines, np.ones(40, np.float32), np.ones(40, bool))
+    pool = CaptionPool(dataset)
+    mined = select("m", pool, found, np.float32(1), np.float32(0), MiningConfig(mine_every_steps=1))
+    negatives, sheet = mined.negatives, draw_up(mined, pool, None, None)
     assert negatives.captions_N.tolist() == [dataset.num_captions - 1] and sheet.num_looked_at == 1 and sheet.shortfall == 159
 
 
@@ -212,10 +216,12 @@ def test_the_index_is_part_of_the_name_and_its_recall_of_the_sheet(small_world: 
     model, inputs = load_siglip(small_world.base)
     configs = [
         MiningConfig.model_validate({"mine_every_steps": 1, **keys})
-        for keys in ({}, {"index_probes": 2}, {"index": "faiss"}, {"index": "faiss", "index_probes": 2})
+        for keys in ({}, {"index": "faiss"}, {"index": "faiss", "index_probes": 2})
     ]
-    assert rules_of(configs[0]) == rules_of(configs[1]) and rules_of(configs[2]) != rules_of(configs[3]) != rules_of(configs[0])
-    negatives, sheet = mine(model, inputs, dataset, configs[3], data_sha256="d")
+    assert rules_of(configs[0]) != rules_of(configs[1]) != rules_of(configs[2]) != rules_of(configs[0])
+    with pytest.raises(ValueError, match="index_probes does nothing in an exact search"):
+        MiningConfig(mine_every_steps=1, index_probes=2)
+    negatives, sheet = mine(model, inputs, CaptionPool(dataset), configs[2], data_sha256="d")
     assert 0 < sheet.as_record()["index_recall"] <= 1 and f"finds {100 * sheet.index_recall:.2f}% of the exact" in str(sheet)
     assert sheet.num_mined == len(negatives) > 0
 

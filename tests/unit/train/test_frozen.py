@@ -19,6 +19,7 @@ from train.config import JobConfig
 from train.frozen import NOTHING_FROZEN, FrozenEmbeddings, FrozenStore, cached_towers, frozen_lines, is_whole
 from train.model import TunedModel, build_model, make_optimizer
 from train.negatives import Negatives
+from train.pool import CaptionPool
 from train.step import Stepper
 
 
@@ -28,7 +29,7 @@ def make_job(world: SmallWorld, freeze: list[str], **changes: Any) -> tuple[JobC
 
 
 def store_of(folder: Path, world: SmallWorld, tuned: TunedModel, data: str = "data") -> FrozenStore:
-    return FrozenStore(folder, tuned, load(world.manifest), data, Processes())
+    return FrozenStore(folder, tuned, CaptionPool(load(world.manifest)), data, Processes())
 
 
 def both(store: FrozenStore) -> FrozenEmbeddings:
