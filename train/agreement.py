@@ -10,6 +10,8 @@ from train.checkpoint import Checkpoints, State
 from train.config import JobConfig
 from train.tracking import flatten
 
+OWN_KEYS = ("runs_folder", "data.num_workers")  # each machine may have its own disk and its own number of cores
+
 
 def check_agreement(config: JobConfig, base_sha256: str, data_sha256: str, processes: Processes) -> None:
     """Every process must have been given the same job: on several machines files of one name may differ.
@@ -24,7 +26,7 @@ def check_agreement(config: JobConfig, base_sha256: str, data_sha256: str, proce
     differing += [
         f"{key}: {main['configuration'].get(key)!r} -> {value!r}"
         for key, value in json.loads(json.dumps(own["configuration"])).items()
-        if main["configuration"].get(key) != value
+        if key not in OWN_KEYS and main["configuration"].get(key) != value
     ]
     lines = "\n  ".join(differing)
     found = f"process {processes.rank} on machine {socket.gethostname()} has another job than the main process:\n  {lines}"
