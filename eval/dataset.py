@@ -150,6 +150,11 @@ class RetrievalSet:
         """Whether each (image, caption) pair is positive, by the caption's hash; arguments broadcast. Returns bool."""
         return self._group_hashes.contains(self.group_I[images], hashes)
 
+    @property
+    def true_hashes(self) -> "GroupHashes":
+        """The (group, caption hash) that are true, which `is_positive` asks."""
+        return self._group_hashes
+
     def positives(self, direction: str) -> PositivePairs:
         """All positive pairs, by query: captions of each image, or images of each caption."""
         images_P, captions_P = self.positive_pairs()
@@ -219,6 +224,18 @@ class GroupHashes:
         if not len(self._codes):
             return self._codes, self._codes
         return self._codes // len(self._known_hashes), self._known_hashes[self._codes % len(self._known_hashes)]
+
+    def within(self, groups: np.ndarray, hashes: np.ndarray | None) -> "GroupHashes":
+        """The true pairs of some groups alone and, if given, of some hashes alone."""
+        width, groups = len(self._known_hashes), np.unique(groups)
+        first, last = np.searchsorted(self._codes, groups * width), np.searchsorted(self._codes, (groups + 1) * width)
+        counts = last - first
+        place = np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+        other = copy.copy(self)
+        other._codes = self._codes[place]
+        if hashes is not None and width:
+            other._codes = other._codes[np.isin(self._known_hashes[other._codes % width], hashes)]
+        return other
 
     def contains(self, groups: np.ndarray, hashes: np.ndarray) -> np.ndarray:
         """Whether each (group, hash) is true; arguments broadcast."""

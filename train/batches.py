@@ -18,6 +18,7 @@ from eval.dataset import RetrievalSet
 from eval.images import ImageError
 from eval.inputs import SiglipInputs
 from eval.processes import Processes
+from train.frozen import NOTHING_FROZEN, FrozenEmbeddings
 from train.negatives import Negatives
 
 # Streams of random numbers, so that none of them is ever the same as another.
@@ -80,6 +81,8 @@ class Batch:
         mined_captions_m: int64, caption indices.
         mined_token_ids_mL: int64.
         undecodable: messages about pictures that were replaced.
+        frozen_images_bD, frozen_texts_nD: float32, the embeddings themselves where a frozen tower's are cached (train/frozen.py), captions
+            before mined captions; then there are no pixels, or no tokens.
     """
 
     step: int
@@ -91,6 +94,8 @@ class Batch:
     mined_captions_m: torch.Tensor
     mined_token_ids_mL: torch.Tensor
     undecodable: list[str]
+    frozen_images_bD: torch.Tensor | None = None
+    frozen_texts_nD: torch.Tensor | None = None
 
     def pin_memory(self) -> "Batch":
         """The same with page-locked tensors, for copies to a GPU that do not wait (called by DataLoader)."""
@@ -110,9 +115,10 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
         *,
         random_crop_min_area: float = 1.0,
         negatives: Negatives | None = None,
+        frozen: FrozenEmbeddings = NOTHING_FROZEN,
     ) -> None:
         self._dataset, self._inputs, self._order, self._processes = dataset, inputs, order, processes
-        self._min_area, self._negatives = random_crop_min_area, negatives
+        self._min_area, self._negatives, self._frozen = random_crop_min_area, negatives, frozen
 
     def __getitem__(self, step: int) -> Batch | ImageError:
         """The batch of a step, or why there is none: raised in a worker it would arrive wrapped in a traceback."""
@@ -137,7 +143,7 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
         mined = [self._negatives.of(image) if self._negatives is not None else np.empty(0, np.int64) for image in images]
         mined_rows = np.repeat(np.arange(share), [len(row) for row in mined])
         mined_captions = np.concatenate(mined).astype(np.int64)
-        token_ids = self._inputs.token_ids([self._dataset.captions[caption] for caption in (*captions, *mined_captions.tolist())])
+        token_ids, texts_nD = self._texts(np.concatenate([captions, mined_captions]).astype(np.int64))
         return Batch(
             step,
             torch.tensor(images),
@@ -148,10 +154,18 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
             torch.from_numpy(mined_captions),
             token_ids[share:],
             undecodable,
+            None if self._frozen.images is None else self._frozen.images.of(np.array(images)),
+            texts_nD,
         )
 
+    def _texts(self, captions_n: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Token ids of captions, or none and their embeddings where those are cached."""
+        if self._frozen.captions is not None:
+            return torch.empty(0, self._inputs.num_tokens, dtype=torch.int64), self._frozen.captions.of(captions_n)
+        return self._inputs.token_ids([self._dataset.captions[caption] for caption in captions_n.tolist()]), None
+
     def _decode(self, whole_B: np.ndarray, place: int, step: int, epoch: int, undecodable: list[str]) -> tuple[int, torch.Tensor]:
-        """(image, pixel values) for one place of the batch; a picture that fails is replaced by one that is not in the batch."""
+        """(image, pixel values or none) for one place of the batch; a picture that fails is replaced by one that is not in the batch."""
         image = int(whole_B[place])
         draws = generator(self._order.seed, _REPLACEMENT, step, place)
         for _ in range(_MAX_REPLACEMENTS):
@@ -165,6 +179,11 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
         raise ImageError(f"{_MAX_REPLACEMENTS} pictures in a row do not decode, the last: {undecodable[-1]}")
 
     def _pixels(self, image: int, epoch: int) -> torch.Tensor:
+        """Pixel values; none where the image's embedding is cached, and no file is opened."""
+        if self._frozen.images is not None:
+            if not self._frozen.images.is_known(image):
+                raise ImageError(f"{self._dataset.image_place(image)}: did not decode when the frozen image tower was run over the split")
+            return torch.empty(0)
         picture = self._dataset.load_image(image)
         if self._min_area < 1:
             picture = random_crop(picture, self._min_area, generator(self._order.seed, _CROP, image, epoch))

@@ -73,6 +73,8 @@ class ModelConfig(_Section):
     """Compute activations again in the backward pass: less memory, about a third more time."""
     logit_bias: float | None = None
     """Start the bias here, not at the checkpoint's. A smaller batch holds relatively more positives: from 32k to 512 it wants about +4."""
+    cache_frozen: bool = True
+    """Run a frozen tower once over the train split and keep its embeddings in runs/NAME/frozen; false: run it at every step."""
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
@@ -112,7 +114,7 @@ class TrainConfig(_Section):
     batch_size: Annotated[int, Field(gt=1)]
     """Images per step, over all processes and micro-batches."""
     micro_batch_size: Annotated[int, Field(gt=0)] | None = None
-    """Images embedded at once on one process; null: the process's whole share of the batch."""
+    """Images (or texts) embedded at once on one process; below its share of the batch: cached micro-batches, each embedded twice."""
     learning_rate: Annotated[float, Field(gt=0)]
     """Peak rate of both towers, unless a tower has its own."""
     image_learning_rate: Annotated[float, Field(gt=0)] | None = None

@@ -30,6 +30,8 @@ from train.agreement import check_agreement
 from train.arms import check_comparisons, checkpoints
 from train.batches import BatchOrder
 from train.config import JobConfig
+from train.frozen import frozen_lines
+from train.micro_batches import cached_size
 from train.model import TunedModel, build_model, make_optimizer, resolve_base
 from train.scratch import write_scratch
 from train.shared_folder import SharedFolder
@@ -164,17 +166,10 @@ def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
             f"{expected} processes were started, but {processes.world_size} came together. On CPUs: "
             "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N (accelerate's own MULTI_CPU starts one)"
         )
-    batch, micro = config.train.batch_size, config.train.micro_batch_size
+    batch = config.train.batch_size
     if batch % processes.world_size:
         raise UserError(
             f"train.batch_size {batch} does not divide among {processes.world_size} processes; take a multiple of {processes.world_size}"
-        )
-    share = batch // processes.world_size
-    if micro is not None and micro < share:
-        raise UserError(
-            f"train.micro_batch_size {micro} is below this process's share of the batch, {share}: the sigmoid loss needs the whole batch "
-            "at once, and adding up the losses of micro-batches would leave out the pairs between them. Until cached micro-batches exist, "
-            "set it to null, and to save memory lower train.batch_size, use more processes, or set model.gradient_checkpointing=true"
         )
     use_exact_float32()
     if config.train.deterministic:
@@ -296,6 +291,11 @@ def describe(job: Job) -> list[str]:
         f"machine   {job.processes.world_size} process(es) x {share} images on {job.accelerator.device}, "
         f"{torch.get_num_threads()} thread(s) each",
     ]
+    micro_batch_size = cached_size(config.train.micro_batch_size, share)
+    if micro_batch_size is not None:
+        num = -(-share // micro_batch_size)
+        lines.append(f"memory    cached micro-batches: {share} images in {num} of {micro_batch_size}; what trains is embedded twice")
+    lines += frozen_lines(config)
     lines += [
         f"watch     {watched.config.name}: {watched.dataset.num_images:,} images with {watched.dataset.num_captions:,} captions; "
         f"on a drop: {watched.config.on_drop}"

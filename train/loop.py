@@ -24,6 +24,7 @@ from eval.ranking import DIRECTIONS
 from train.agreement import newest_of_main
 from train.batches import Batch, BatchBuilder
 from train.checkpoint import Checkpoints, State
+from train.frozen import NOTHING_FROZEN, FrozenEmbeddings, FrozenStore, cached_towers
 from train.job import Job, describe
 from train.mining import mine
 from train.negatives import Negatives, read_negatives, write_negatives
@@ -45,6 +46,7 @@ class Loop:
         self.wandb: WandbMirror | None = None
         self.negatives: Negatives | None = None
         self.negatives_file: Path | None = None
+        self.frozen = NOTHING_FROZEN
         self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.autocast)
         self.watch = Watch(job.watch_sets, job.base, job.processes, job.config.data.num_workers)
         start = State(0, 0, False, None, None, None, None, 0, job.tuned.base_sha256, job.data_sha256)
@@ -65,6 +67,7 @@ class Loop:
         self._bar = bar(self.config.train.max_steps, self.config.name, "step", show=self.job.processes.is_main, initial=self.state.step)
         try:
             self._save(sync=True)
+            self.frozen = NOTHING_FROZEN if self._ends_here() else self._freeze()
             while True:
                 self._evaluate_if_due()
                 if self._checkpoint_due():
@@ -122,6 +125,16 @@ class Loop:
         if self.state.negatives is not None:
             self.negatives_file = self.checkpoints.path(step) / "negatives.parquet"
             self.negatives = read_negatives(checkpoints.path(step) / "negatives.parquet", self.state.negatives, job.train_set)
+
+    def _freeze(self) -> FrozenEmbeddings:
+        """Embeddings of the towers that are run once."""
+        job, found = self.job, {}
+        store = FrozenStore(job.folder / "frozen", job.tuned, job.train_set, job.data_sha256, job.processes)
+        for tower in cached_towers(self.config):
+            num_rows = job.train_set.num_images if tower == "image" else job.train_set.num_captions
+            with self._side_bar(f"embedding ({tower}, once)", num_rows) as progress:
+                found[tower] = store.rows(tower, num_workers=self.config.data.num_workers, on_progress=progress)
+        return FrozenEmbeddings(found.get("image"), found.get("text"))
 
     # -- the parts of an iteration -----------------------------------------------------------------------------------------------------
 
@@ -191,6 +204,7 @@ class Loop:
             self.job.processes,
             random_crop_min_area=self.config.train.random_crop_min_area,
             negatives=self.negatives,
+            frozen=self.frozen,
         )
         return pictures_loader(
             builder,

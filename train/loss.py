@@ -1,52 +1,33 @@
-"""The sigmoid loss over all images and all captions of all processes, with mined captions as further columns.
+"""The sigmoid loss over all images and all texts of all processes, block by block, the gradient of each block taken as it goes.
 
 L = (1 / B) [ sum over in-batch pairs + weight * sum over mined columns ] of -log sigmoid(y (scale * cos + bias)),
 y = +1 for positives, else -1 (Zhai et al. 2023, arXiv 2303.15343; the mined columns are ours). Each process computes the rows of its own
-images; the sum over processes is the loss. Shape letters: B images of the whole batch, b of this process, M mined captions of the whole
-batch, m of this process, D width.
+images; the sum over processes is the loss. Texts go round a ring of processes, each with the gradient that has gathered on it, which is
+back home after the last hop (the ring of the paper's section 3.3, with gradients). Neither logits nor truth of more than one block ever
+exist: beyond the embeddings, their gradients and what travels, memory is O(block x D + block x block).
+
+With z = -y (scale * cos + bias): the loss of a pair is softplus(z), its derivative by the logit -y sigmoid(z) =: g. Then d/d image i is
+scale * sum_j g_ij text_j, and d/d scale is sum_ij g_ij cos_ij = sum_i image_i . (sum_j g_ij text_j), so no block is read again for it.
+
+Shape letters: B images of the whole batch, b of this process, n texts of this process (b captions, then its mined ones), m mined captions
+of this process, r rows and c columns of a block, P positives of a block, D width.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import softplus
 
+from eval.processes import Processes
+from train.positives import BatchPositives
 
-class _GatherRows(torch.autograd.Function):
-    """Rows of every process, in rank order; the gradient of a row goes home to the process that owns it, summed over all that used it."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-        """All rows; `counts` says how many each process has."""
-        ctx.counts, ctx.rank = counts, dist.get_rank()
-        longest = max(counts)
-        padded = rows.new_zeros(longest, *rows.shape[1:])
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        gradient = gradients[0].contiguous()
-        dist.all_reduce(gradient)
-        start = sum(ctx.counts[: ctx.rank])
-        return gradient[start : start + ctx.counts[ctx.rank]], None
-
-
-def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """Rows of all processes, differentiably.
-
-    Args:
-        rows: this process's, first dimension counts[rank].
-        counts: how many rows each process has; one entry means a single process, and nothing is sent.
-    """
-    if len(counts) == 1:
-        return rows
-    result: torch.Tensor = _GatherRows.apply(rows, counts)
-    return result
+BLOCK = {"cpu": 2048, "cuda": 4096}
+"""Rows and columns of a block. It decides the order of summation, so it is part of the result's last bits."""
+_LINEAR_FROM = 40.0
+"""softplus(z) is z itself from here on: exp(-40) is below half a unit in the last place of 40, in float64 too."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +35,7 @@ class LossTerms:
     """This process's part of the loss; the sum over processes is the loss.
 
     Attributes:
-        total: in_batch + weight * mined, to call backward on.
+        total: in_batch + weight * mined, to call backward on, once.
         in_batch: in-batch term, detached.
         mined: mined term before its weight, detached.
     """
@@ -64,36 +45,223 @@ class LossTerms:
     mined: torch.Tensor
 
 
-def pair_loss(
-    images_bD: torch.Tensor, captions_BD: torch.Tensor, positive_bB: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
-) -> torch.Tensor:
-    """Sum over all (image, caption) pairs of -log sigmoid(y (scale * cos + bias)); a scalar.
+@dataclass(frozen=True)
+class Pairing:
+    """What faces what, and what of it is true; plain data beside the tensors of `sigmoid_loss`.
+
+    Attributes:
+        positives: the true pairs of this process's images and all texts that travel.
+        counts: how many texts of each process travel: its captions, as many as it has images, and with `mined_scope: all` its mined ones.
+        own_rows_m: `mined_scope: own`: int64, the image row each mined caption of this process faces; None: no mined caption stays.
+        weight: of the mined columns.
+        batch_size: B.
+        processes: who takes part.
+        block: rows and columns of a block; None: what the device likes.
+    """
+
+    positives: BatchPositives
+    counts: tuple[int, ...]
+    batch_size: int
+    own_rows_m: torch.Tensor | None = None
+    weight: float = 0.0
+    processes: Processes = Processes()
+    block: int | None = None
+
+
+def sigmoid_loss(images_bD: torch.Tensor, texts_nD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, pairing: Pairing) -> LossTerms:
+    """The loss and, at the same time, its gradients, which backward only multiplies by what comes in.
 
     Args:
-        images_bD, captions_BD: unit vectors, float32 or wider (under autocast too the product is taken in their own precision).
-        positive_bB: bool, True where y = +1.
+        images_bD, texts_nD: unit vectors, float32 or float64 (products are taken in it, under autocast too); texts are the captions of the
+            images, in their order, then mined captions.
         scale, bias: scalars; scale is not its logarithm.
+
+    Raises:
+        RuntimeError: in backward, when it is called again, or asked for second derivatives.
     """
-    with torch.autocast(images_bD.device.type, enabled=False):
-        logits_bB = scale * (images_bD @ captions_BD.T) + bias
-        return -logsigmoid(torch.where(positive_bB, logits_bB, -logits_bB)).sum()
+    total, in_batch, mined = _SigmoidLoss.apply(images_bD, texts_nD, scale, bias, pairing)
+    return LossTerms(total, in_batch, mined)
 
 
-def own_mined_loss(
-    images_bD: torch.Tensor, mined_mD: torch.Tensor, rows_m: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
-) -> torch.Tensor:
-    """Sum over mined captions, each facing its own image as a negative, of -log sigmoid(-(scale * cos + bias)); a scalar.
+class _SigmoidLoss(torch.autograd.Function):
+    """Forward computes the loss and its gradients with respect to images, texts, scale and bias."""
 
-    Args:
-        rows_m: int64, the row of images_bD each mined caption was mined for.
+    @staticmethod
+    def forward(
+        ctx: Any, images_bD: torch.Tensor, texts_nD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, pairing: Pairing
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Total, in-batch and mined term."""
+        needs_images, needs_texts, *_ = ctx.needs_input_grad
+        with torch.autocast(images_bD.device.type, enabled=False):
+            sums = _Sums(images_bD, scale, bias, pairing, needs_images or not needs_texts)
+            texts_gradient_nD = _face_all(sums, texts_nD, pairing, needs_texts)
+            factor = scale / pairing.batch_size
+            if sums.images_gradient_bD is not None:
+                scale_gradient = _sum_of_products(images_bD, sums.images_gradient_bD, sums.block)
+                sums.images_gradient_bD.mul_(factor)
+            else:  # by the other side: over all processes it is the same sum
+                assert texts_gradient_nD is not None
+                scale_gradient = _sum_of_products(texts_nD, texts_gradient_nD, sums.block)
+            if texts_gradient_nD is not None:
+                texts_gradient_nD.mul_(factor)
+            ctx.gradients = (
+                sums.images_gradient_bD if needs_images else None,
+                texts_gradient_nD,
+                (scale_gradient / pairing.batch_size).to(scale.dtype),
+                (sums.bias_gradient / pairing.batch_size).to(bias.dtype),
+            )
+        in_batch, mined = (value / pairing.batch_size for value in (sums.in_batch, sums.mined))
+        total = in_batch + pairing.weight * mined
+        ctx.mark_non_differentiable(in_batch, mined)
+        return total.to(images_bD.dtype), in_batch, mined
+
+    @staticmethod
+    def backward(ctx: Any, incoming: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        """Multiply in place, so that no second copy of the gradients is ever held; hence only once."""
+        if torch.is_grad_enabled():
+            raise RuntimeError("sigmoid_loss has no second derivatives: backward was called with create_graph=True")
+        if ctx.gradients is None:
+            raise RuntimeError("sigmoid_loss: backward was called a second time; its gradients are handed out once")
+        gradients, ctx.gradients = ctx.gradients, None
+        return *(None if gradient is None else gradient.mul_(incoming.to(gradient.dtype)) for gradient in gradients), None
+
+
+def _face_all(sums: "_Sums", texts_nD: torch.Tensor, pairing: Pairing, needs_texts: bool) -> torch.Tensor | None:
+    """Let the images of this process face all texts, and return the gathered gradient of its own texts before scale / B, if it is asked."""
+    own = pairing.counts[pairing.processes.rank]
+    gradient_nD = torch.zeros_like(texts_nD) if needs_texts else None
+    if pairing.processes.world_size == 1:
+        sums.face(texts_nD[:own], None if gradient_nD is None else gradient_nD[:own], 0)
+    else:
+        travelled_nD = _go_round(sums, texts_nD[:own], pairing, needs_texts)
+        if gradient_nD is not None and travelled_nD is not None:
+            gradient_nD[:own] = travelled_nD
+    if pairing.own_rows_m is not None:
+        sums.face_own(texts_nD[own:], None if gradient_nD is None else gradient_nD[own:], pairing.own_rows_m)
+    return gradient_nD
+
+
+def _go_round(sums: "_Sums", texts_nD: torch.Tensor, pairing: Pairing, needs_texts: bool) -> torch.Tensor | None:
+    """Face the texts of every process, each as it comes by; returns the gradient of this process's own, summed in the ring's order."""
+    rank, world_size = pairing.processes.rank, pairing.processes.world_size
+    shapes = [(2 if needs_texts else 1, count, texts_nD.shape[1]) for count in pairing.counts]
+    held_2nD = texts_nD.new_zeros(shapes[rank])
+    held_2nD[0] = texts_nD
+    for hop in range(world_size):
+        owner = (rank - hop) % world_size
+        sums.face(held_2nD[0], held_2nD[1] if needs_texts else None, owner)
+        coming = shapes[(owner - 1) % world_size]
+        if hop < world_size - 1:
+            held_2nD = _pass_on(held_2nD, held_2nD.new_empty(coming), pairing.processes)
+    return _pass_on(held_2nD[1], torch.empty_like(texts_nD), pairing.processes) if needs_texts else None
+
+
+def _pass_on(sent: torch.Tensor, received: torch.Tensor, processes: Processes) -> torch.Tensor:
+    """Send to the next process and take from the one before."""
+    following, before = (processes.rank + 1) % processes.world_size, (processes.rank - 1) % processes.world_size
+    asked = [dist.P2POp(dist.isend, sent.contiguous(), following), dist.P2POp(dist.irecv, received, before)]
+    for work in dist.batch_isend_irecv(asked):
+        work.wait()
+    return received
+
+
+def _sum_of_products(one_ND: torch.Tensor, other_ND: torch.Tensor, block: int) -> torch.Tensor:
+    """Sum over all elements of one * other, added up in float64; a scalar."""
+    total = one_ND.new_zeros((), dtype=torch.float64)
+    for start in range(0, len(one_ND), block):
+        total += (one_ND[start : start + block] * other_ND[start : start + block]).sum(dtype=torch.float64)
+    return total
+
+
+class _Sums:
+    """What gathers on this process while its images face block after block of texts.
+
+    Attributes:
+        images_gradient_bD: sum of g * text, before scale / B; None where nobody asks.
+        in_batch, mined: float64 scalars, sums of the pairs' losses.
+        bias_gradient: float64 scalar, sum of g, weighted.
     """
-    with torch.autocast(images_bD.device.type, enabled=False):
-        logits_m = scale * (images_bD.index_select(0, rows_m) * mined_mD).sum(dim=1) + bias
-        return -logsigmoid(-logits_m).sum()
+
+    def __init__(self, images_bD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, pairing: Pairing, needs_images: bool) -> None:
+        self._images_bD, self._scale, self._bias, self._pairing = images_bD, scale.detach(), bias.detach(), pairing
+        self.block = pairing.block or BLOCK.get(images_bD.device.type, BLOCK["cpu"])
+        self.images_gradient_bD = torch.zeros_like(images_bD) if needs_images else None
+        self.in_batch, self.mined, self.bias_gradient = (images_bD.new_zeros((), dtype=torch.float64) for _ in range(3))
+        widest = min(self.block, max(pairing.counts))
+        self._logits, self._losses = (images_bD.new_empty(min(self.block, len(images_bD)) * widest) for _ in range(2))
+
+    def face(self, texts_nD: torch.Tensor, gradient_nD: torch.Tensor | None, owner: int) -> None:
+        """All images of this process against texts of one process, whose gradient (before scale / B) is added to."""
+        num_captions = self._pairing.batch_size // self._pairing.processes.world_size
+        in_batch, mined = _spans(0, num_captions, self.block), _spans(num_captions, len(texts_nD), self.block)
+        for rows in _spans(0, len(self._images_bD), self.block):
+            scaled_rD = self._images_bD[rows] * self._scale
+            for columns in in_batch:
+                loss = self._face_block(rows, scaled_rD, columns, texts_nD, gradient_nD, owner, 1.0)
+                self.in_batch += loss
+            for columns in mined:
+                loss = self._face_block(rows, scaled_rD, columns, texts_nD, gradient_nD, owner, self._pairing.weight)
+                self.mined += loss
+
+    def _face_block(
+        self,
+        rows: slice,
+        scaled_rD: torch.Tensor,
+        columns: slice,
+        texts_nD: torch.Tensor,
+        gradient_nD: torch.Tensor | None,
+        owner: int,
+        weight: float,
+    ) -> torch.Tensor:
+        """Loss of one block; its gradients are added where they belong."""
+        texts_cD = texts_nD[columns]
+        size = len(scaled_rD) * len(texts_cD)
+        z_rc = torch.mm(scaled_rD, texts_cD.T, out=self._logits[:size].view(len(scaled_rD), len(texts_cD))).add_(self._bias)
+        positive_P = self._positive_places(rows, owner, columns)
+        _negate(z_rc, positive_P)
+        losses_rc = self._losses[:size].view_as(z_rc)
+        loss = softplus(z_rc, 1.0, _LINEAR_FROM, out=losses_rc).sum()  # type: ignore[call-arg]  # it has an out, unannounced
+        g_rc = z_rc.sigmoid_()
+        _negate(g_rc, positive_P)
+        self.bias_gradient += weight * g_rc.sum()
+        if self.images_gradient_bD is not None:
+            self.images_gradient_bD[rows].addmm_(g_rc, texts_cD, alpha=weight)
+        if gradient_nD is not None:
+            gradient_nD[columns].addmm_(g_rc.T, self._images_bD[rows], alpha=weight)
+        return loss
+
+    def _positive_places(self, rows: slice, owner: int, columns: slice) -> torch.Tensor:
+        """Flat places of the block's true pairs, each once."""
+        rows_P, columns_P = self._pairing.positives.pairs(rows, owner, columns)
+        return torch.from_numpy(rows_P * (columns.stop - columns.start) + columns_P).to(self._images_bD.device)
+
+    def face_own(self, mined_mD: torch.Tensor, gradient_mD: torch.Tensor | None, rows_m: torch.Tensor) -> None:
+        """Mined captions of this process, each against the image it was mined for, as a negative."""
+        weight = self._pairing.weight
+        for part in _spans(0, len(mined_mD), self.block):
+            rows_c, texts_cD = rows_m[part], mined_mD[part]
+            images_cD = self._images_bD.index_select(0, rows_c)
+            z_c = torch.einsum("cd,cd->c", images_cD, texts_cD).mul_(self._scale).add_(self._bias)
+            self.mined += softplus(z_c, threshold=_LINEAR_FROM).sum()
+            g_c = z_c.sigmoid_().mul_(weight)
+            self.bias_gradient += g_c.sum()
+            if self.images_gradient_bD is not None:
+                self.images_gradient_bD.index_add_(0, rows_c, g_c[:, None] * texts_cD)
+            if gradient_mD is not None:
+                torch.mul(g_c[:, None], images_cD, out=gradient_mD[part])
 
 
-def combine(in_batch: torch.Tensor, mined: torch.Tensor | None, weight: float, batch_size: int) -> LossTerms:
-    """Put the two sums together: (in_batch + weight * mined) / B."""
-    in_batch = in_batch / batch_size
-    mined = in_batch.new_zeros(()) if mined is None else mined / batch_size
-    return LossTerms(in_batch + weight * mined, in_batch.detach(), mined.detach())
+def _negate(block_rc: torch.Tensor, places_P: torch.Tensor) -> None:
+    """Change the sign of some elements."""
+    flat = block_rc.view(-1)
+    flat[places_P] = -flat[places_P]
+
+
+def _spans(start: int, stop: int, block: int) -> list[slice]:
+    """Slices of at most `block` from start to stop."""
+    return [slice(first, min(first + block, stop)) for first in range(start, stop, block)]
+
+
+def travelling_texts(captions_b: np.ndarray, mined_m: np.ndarray, mined_scope: str | None) -> np.ndarray:
+    """Caption indices of the texts of this process that face the images of all: its captions, and its mined ones if they do."""
+    return np.concatenate([captions_b, mined_m]) if mined_scope == "all" else captions_b

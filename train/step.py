@@ -1,4 +1,4 @@
-"""One optimizer step: embed, loss over all processes, backward, sum of gradients, check, clip, update.
+"""One optimizer step: embed, loss over all processes, gradients of it, their sum over processes, check, clip, update.
 
 Gradients live in one flat buffer that is summed over processes once, after the backward pass. Not DDP: it rebuilds its buckets after the
 first step, which changes the order of summation, so that a resumed run would differ in its last bits (facts.md).
@@ -12,13 +12,14 @@ import torch
 import torch.distributed as dist
 
 from eval.dataset import RetrievalSet
-from eval.encoder import image_features, text_features
 from eval.processes import Processes
 from train.batches import Batch
 from train.config import JobConfig
-from train.loss import LossTerms, combine, gather_rows, own_mined_loss, pair_loss
+from train.loss import LossTerms, Pairing, sigmoid_loss, travelling_texts
 from train.loss_scale import LossScale
+from train.micro_batches import Towers, cached_size
 from train.model import TunedModel
+from train.positives import BatchPositives
 from train.schedule import rate_factor
 
 
@@ -91,6 +92,8 @@ class Stepper:
         self._config, self._tuned, self._optimizer, self._dataset = config, tuned, optimizer, dataset
         self._processes, self._autocast = processes, autocast
         self._device = next(tuned.siglip.parameters()).device
+        micro_batch_size = cached_size(config.train.micro_batch_size, config.train.batch_size // processes.world_size)
+        self._towers = Towers(tuned, micro_batch_size, (config.seed, processes.rank), autocast)
         self._gradients = FlatGradients([parameter for _, parameter in tuned.trainable()])
         self.loss_scale = LossScale() if config.train.precision == "fp16" else None
 
@@ -103,13 +106,10 @@ class Stepper:
         Raises:
             NotFinite: on every process, before anything is updated; in fp16 only when a smaller scale cannot help.
         """
-        # Dropout follows from (seed, step, rank), so no generator's state is ever saved.
-        seeds = np.random.SeedSequence([self._config.seed, batch.step, self._processes.rank]).generate_state(1, np.uint64)
-        torch.manual_seed(int(seeds[0] >> np.uint64(1)))
-        self._tuned.siglip.train()
+        self._towers.begin(batch.step)
         self._gradients.zero()
-        terms, num_mined = self._forward(batch)
-        self._backward(terms.total)
+        terms = self._forward_backward(batch)
+        num_mined = len(batch.mined_rows_m)
         summed = self._sum(
             [float(terms.total.detach()), float(terms.in_batch), float(terms.mined), num_mined, len(batch.undecodable), float(stop_asked)]
         )
@@ -124,15 +124,18 @@ class Stepper:
         loss, in_batch, mined, total_mined, replaced, stop = summed
         return StepResult(loss, in_batch, mined, int(total_mined), norm, int(replaced), stop > 0, skipped=not finite)
 
-    def _backward(self, loss: torch.Tensor) -> None:
-        """Gradients of all processes, summed; under fp16 scaled on the way. What overflowed on one process is not finite on any."""
-        if self.loss_scale is None:
-            loss.backward()
-            self._gradients.sum_over(self._processes)
-            return
-        (loss * self.loss_scale.scale).backward()
+    def _forward_backward(self, batch: Batch) -> LossTerms:
+        """This process's part of the loss, and the gradients of all processes summed; under fp16 scaled on the way. What overflowed on one
+        process is not finite on any."""
+        images_bD, texts_nD = self._towers.embed(batch)
+        terms = sigmoid_loss(images_bD, texts_nD, *self._tuned.scale_and_bias(), self._pairing(batch))
+        loss_scale = 1.0 if self.loss_scale is None else self.loss_scale.scale
+        (terms.total * loss_scale).backward()
+        self._towers.finish(batch, images_bD, texts_nD)
         self._gradients.sum_over(self._processes)
-        self._gradients.buffer.mul_(1 / self.loss_scale.scale)
+        if self.loss_scale is not None:
+            self._gradients.buffer.mul_(1 / loss_scale)
+        return terms
 
     def _update(self, step: int, norm: float) -> None:
         """Clip, and let the optimizer take the step."""
@@ -144,40 +147,19 @@ class Stepper:
             group["lr"] = group["peak"] * factor
         self._optimizer.step()
 
-    def _forward(self, batch: Batch) -> tuple[LossTerms, int]:
-        """This process's part of the loss."""
-        share = len(batch.images_b)
-        images_b, captions_b = self._gather_ids(batch.images_b), self._gather_ids(batch.captions_b)
-        token_ids = torch.cat([batch.token_ids_bL, batch.mined_token_ids_mL]).to(self._device, non_blocking=True)
-        with self._autocast():
-            images_bD = image_features(self._tuned.siglip, batch.pixels_b.to(self._device, non_blocking=True))
-            texts_D = text_features(self._tuned.siglip, token_ids)
-        captions_BD = gather_rows(texts_D[:share], [share] * self._processes.world_size)
-        hashes_B = self._dataset.caption_hash_C[captions_b]
-        positive_bB = self._is_positive(batch.images_b.numpy(), hashes_B)
-        scale, bias = self._tuned.scale_and_bias()
-        in_batch = pair_loss(images_bD, captions_BD, positive_bB, scale, bias)
-        mined = None
-        mining = self._config.mining
-        num_mined = len(batch.mined_rows_m)
-        if mining is not None and mining.mined_scope == "own":
-            mined = own_mined_loss(images_bD, texts_D[share:], batch.mined_rows_m.to(self._device), scale, bias)
-        elif mining is not None:
-            counts = [int(part[0]) for part in self._processes.gather(np.array([num_mined]))]
-            if sum(counts):
-                mined_MD = gather_rows(texts_D[share:], counts)
-                mined_M = np.concatenate(self._processes.gather(batch.mined_captions_m.numpy()))
-                positive_bM = self._is_positive(batch.images_b.numpy(), self._dataset.caption_hash_C[mined_M])
-                mined = pair_loss(images_bD, mined_MD, positive_bM, scale, bias)
-        weight = mining.weight if mining is not None else 0.0
-        return combine(in_batch, mined, weight, len(images_b)), num_mined
-
-    def _is_positive(self, images_b: np.ndarray, hashes_B: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(self._dataset.is_positive(images_b[:, None], hashes_B[None, :])).to(self._device)
-
-    def _gather_ids(self, ids_b: torch.Tensor) -> np.ndarray:
-        """Ids of the whole batch; they travel, because a process alone knows which of its pictures were replaced."""
-        return np.concatenate(self._processes.gather(ids_b.numpy()))
+    def _pairing(self, batch: Batch) -> Pairing:
+        """What faces what. Ids travel, for a process alone knows which of its pictures were replaced, and what was mined for its images."""
+        scope, weight = (None, 0.0) if self._config.mining is None else (self._config.mining.mined_scope, self._config.mining.weight)
+        travelling = travelling_texts(batch.captions_b.numpy(), batch.mined_captions_m.numpy(), scope)
+        texts = self._processes.gather(travelling)
+        return Pairing(
+            BatchPositives.of(self._dataset, batch.images_b.numpy(), texts),
+            tuple(len(captions) for captions in texts),
+            len(batch.images_b) * self._processes.world_size,
+            batch.mined_rows_m.to(self._device) if scope == "own" else None,
+            weight,
+            self._processes,
+        )
 
     def _sum(self, values: list[float]) -> list[float]:
         """Sums over processes, in float64, in rank order."""

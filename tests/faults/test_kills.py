@@ -18,7 +18,7 @@ MOMENTS = {
     "in the first mining": Trap("train.candidates:search", 1),
     "table written, not yet in the log": Trap("train.loop:write_negatives", 2, after=True),
     "table half committed": Trap("train.negatives:os.replace", 2),
-    "in a forward pass": Trap("train.step:image_features", 5),
+    "in a forward pass": Trap("train.micro_batches:image_features", 5),
     "after the backward pass": Trap("train.step:FlatGradients.sum_over", 6),
     "weights moved, line not written": Trap("train.step:Stepper.take", 7, after=True),
     "line written, checkpoint not": Trap("train.tracking:MetricsLog.sync", 5),
@@ -64,7 +64,7 @@ def test_killed_at_random_moments(run: Run, straight: dict[int, Run], seed: int)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_of_two_killed(pair: Run, straight: dict[int, Run], victim: int) -> None:
     """As when a machine dies: one process is gone at once, the launcher ends the other, then everything is started again."""
-    children = pair.start(traps={victim: Trap("train.step:image_features", 5)})
+    children = pair.start(traps={victim: Trap("train.micro_batches:image_features", 5)})
     assert children[victim].wait() == -signal.SIGKILL
     children[1 - victim].kill(signal.SIGKILL)
     children[1 - victim].wait()

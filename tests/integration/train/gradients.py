@@ -1,11 +1,13 @@
-"""Loss and gradients of one step on this number of processes, for test_promise_one.py: python -m ... MANIFEST BASE OUTPUT.
+"""Loss and gradients of steps on this number of processes: python -m tests.integration.train.gradients MANIFEST BASE OUTPUT [...].
 
-Each case takes the first step of a job through train/step.py itself; rank 0 writes OUTPUT/CASE.npz.
+Each case takes the first step, or the first few, of a job through train/step.py itself; rank 0 writes OUTPUT/CASE.npz. Run plainly it is
+one process; under torchrun, on one host or several, it is the processes torchrun starts. For test_promise_one.py and
+benchmarks/promise_one.py.
 """
 
+import argparse
 import contextlib
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,7 @@ CASES = [
 ]
 
 
-def config(case: Case, manifest: str, base: str, batch_size: int) -> JobConfig:
+def config(case: Case, manifest: str, base: str, batch_size: int, *, micro_batch_size: int | None = None, num_steps: int = 1) -> JobConfig:
     """The configuration of a case; gradients are not clipped."""
     mining = {"mine_every_steps": 1, "weight": 0.7, "mined_scope": case.mined_scope} if case.mined_scope else None
     return JobConfig.model_validate(
@@ -61,8 +63,9 @@ def config(case: Case, manifest: str, base: str, batch_size: int) -> JobConfig:
             "model": {"base": base, "lora": {"rank": 3, "alpha": 6} if case.lora else None, "freeze": list(case.freeze)},
             "data": {"source": manifest},
             "train": {
-                "max_steps": 2,
+                "max_steps": num_steps + 1,
                 "batch_size": batch_size,
+                "micro_batch_size": micro_batch_size,
                 "learning_rate": 1e-3,
                 "max_grad_norm": None,
                 "eval_every_steps": 1,
@@ -103,29 +106,41 @@ def negatives_of(dataset: RetrievalSet, order: BatchOrder) -> Negatives:
     return Negatives("made", offsets, captions, np.ones(len(captions), np.int64), zeros, zeros)
 
 
-def take_step(case: Case, manifest: str, base: str, processes: Processes) -> dict[str, np.ndarray]:
-    """The loss and every gradient of the first step, by name."""
+def take_steps(
+    case: Case, manifest: str, base: str, processes: Processes, *, micro_batch_size: int | None = None, num_steps: int = 1
+) -> dict[str, np.ndarray]:
+    """Every gradient of the first step, by name; "loss": its terms and the number of mined captions; "losses": one a step."""
     dataset = load(Path(manifest))
-    job = config(case, manifest, base, dataset.num_images)
+    job = config(case, manifest, base, dataset.num_images, micro_batch_size=micro_batch_size, num_steps=num_steps)
     order = BatchOrder(dataset.num_images, dataset.num_images, SEED)
     tuned = model_of(case, job)
     stepper = Stepper(job, tuned, make_optimizer(tuned, job.train), dataset, processes, contextlib.nullcontext)
     negatives = negatives_of(dataset, order) if case.mined_scope else None
-    result = stepper.take(BatchBuilder(dataset, tuned.inputs, order, processes, negatives=negatives)[1])
-    gradients: dict[str, Any] = {name: parameter.grad.numpy() for name, parameter in tuned.trainable() if parameter.grad is not None}
-    return gradients | {"loss": np.array([result.loss, result.loss_in_batch, result.loss_mined, result.num_mined], dtype=np.float64)}
+    builder = BatchBuilder(dataset, tuned.inputs, order, processes, negatives=negatives)
+    result = stepper.take(builder[1])
+    found: dict[str, Any] = {name: parameter.grad.numpy().copy() for name, parameter in tuned.trainable() if parameter.grad is not None}
+    found["loss"] = np.array([result.loss, result.loss_in_batch, result.loss_mined, result.num_mined], dtype=np.float64)
+    later = [stepper.take(builder[step]).loss for step in range(2, num_steps + 1)]
+    return found | {"losses": np.array([result.loss, *later])}
 
 
 def main() -> None:
     """Every case, in turn."""
-    manifest, base, output = sys.argv[1:4]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("manifest", "base", "output"):
+        parser.add_argument(name)
+    parser.add_argument("--micro-batch-size", type=int)
+    parser.add_argument("--num-steps", type=int, default=1)
+    asked = parser.parse_args()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("gloo")
     processes = Processes.current()
     for case in CASES:
-        found = take_step(case, manifest, base, processes)
+        found = take_steps(
+            case, asked.manifest, asked.base, processes, micro_batch_size=asked.micro_batch_size, num_steps=asked.num_steps
+        )  # fmt: skip
         if processes.is_main:
-            np.savez(Path(output) / f"{case.name}.npz", **found)
+            np.savez(Path(asked.output) / f"{case.name}.npz", **found)
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -285,7 +285,6 @@ def test_check_images_names_all_and_trains_nothing(nursery: Nursery, small_world
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"train__micro_batch_size": 4}, "the pairs between them"),
         ({"train__batch_size": 41}, "has only 40 images"),
         ({"data__val_split": "validation"}, "no row has split 'validation'"),
         ({"data__source": "nowhere.jsonl"}, "no such file"),

@@ -1,4 +1,4 @@
-"""Promise 1: any number of processes gives the loss and the gradients of one, which are those of the formula written out."""
+"""Promise 1: any number of processes, and cached micro-batches, give the loss and the gradients of one, which are the formula's own."""
 
 from functools import cache
 from pathlib import Path
@@ -10,31 +10,44 @@ import torch
 from eval.captions import normalise
 from eval.encoder import image_features, text_features
 from eval.processes import Processes
-from tests.integration.train.gradients import CASES, SEED, Case, config, model_of, negatives_of, take_step
+from tests.integration.train.gradients import CASES, SEED, Case, config, model_of, negatives_of, take_steps
 from tests.nursery import Nursery
-from tests.small_job import SmallWorld, load
+from tests.small_job import SmallWorld, load, write_pictures
 from train.batches import BatchOrder, chosen_caption
+
+Arm = tuple[int, int | None]
+"""Number of processes, and rows of a cached micro-batch."""
+PLAIN: Arm = (1, None)
+OTHERS: list[Arm] = [(2, None), (4, None), (1, 16), (2, 24)]  # 24 does not divide the 32 of a process
 
 
 @pytest.fixture(scope="module")
-def runs(small_world: SmallWorld, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """World size -> folder with a file per case."""
+def world(small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> SmallWorld:
+    """64 images to train on, all of them in one batch."""
+    return SmallWorld(write_pictures(tmp_path_factory.mktemp("wide"), {"train": 64}), small_world.base)
+
+
+@pytest.fixture(scope="module")
+def runs(world: SmallWorld, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict[Arm, Path]:
+    """Arm -> folder with a file per case."""
     folders = {}
-    for world_size in (1, 2, 4):
-        folders[world_size] = tmp_path_factory.mktemp(f"gradients-{world_size}")
-        arguments = [str(small_world.manifest), str(small_world.base), str(folders[world_size])]
+    for world_size, micro_batch_size in (PLAIN, *OTHERS):
+        folder = tmp_path_factory.mktemp("gradients")
+        arguments = [str(world.manifest), str(world.base), str(folder)]
+        arguments += [] if micro_batch_size is None else ["--micro-batch-size", str(micro_batch_size)]
         if world_size == 1:
             children = [nursery.start("tests.integration.train.gradients", arguments)]
         else:
             children = nursery.start_ranks("tests.integration.train.gradients", arguments, world_size)
         assert [child.wait() for child in children] == [0] * world_size, children[0].output()
+        folders[world_size, micro_batch_size] = folder
     return folders
 
 
 def assert_equal_gradients(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float) -> None:
     """Promise 1's measure: the norm of the difference over the global norm, of all together and of each."""
     assert found.keys() == expected.keys()
-    names = [name for name in expected if name != "loss"]
+    names = [name for name in expected if name not in ("loss", "losses")]
     square = {name: float(np.sum((found[name].astype(np.float64) - expected[name].astype(np.float64)) ** 2)) for name in names}
     norm = np.sqrt(sum(float(np.sum(expected[name].astype(np.float64) ** 2)) for name in names))
     assert norm > 0.1
@@ -44,10 +57,10 @@ def assert_equal_gradients(found: dict[str, np.ndarray], expected: dict[str, np.
     np.testing.assert_allclose(found["loss"], expected["loss"], rtol=tolerance)
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("arm", OTHERS, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_processes_together_are_one(runs: dict[int, Path], case: Case, world_size: int) -> None:
-    one, many = (dict(np.load(runs[world] / f"{case.name}.npz")) for world in (1, world_size))
+def test_processes_together_and_micro_batches_are_one(runs: dict[Arm, Path], case: Case, arm: Arm) -> None:
+    one, many = (dict(np.load(runs[name] / f"{case.name}.npz")) for name in (PLAIN, arm))
     assert_equal_gradients(many, one, 1e-10 if case.double else 1e-5)
 
 
@@ -97,19 +110,19 @@ def written_out(case: Case, world: SmallWorld) -> dict[str, np.ndarray]:
     loss.backward()
     gradients = {name: parameter.grad.numpy() for name, parameter in tuned.trainable() if parameter.grad is not None}
     numbers = [float(value.detach()) for value in (loss, in_batch / count, of_mined / count)]
-    return gradients | {"loss": np.array([*numbers, len(mined)])}
+    return gradients | {"loss": np.array([*numbers, len(mined)]), "losses": np.array(numbers[:1])}
 
 
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.name in ("float64-none", "float64-own", "float64-all")], ids=lambda case: case.name
 )
-def test_one_process_is_the_formula_written_out(runs: dict[int, Path], small_world: SmallWorld, case: Case) -> None:
-    assert_equal_gradients(dict(np.load(runs[1] / f"{case.name}.npz")), written_out(case, small_world), 1e-10)
+def test_one_process_is_the_formula_written_out(runs: dict[Arm, Path], world: SmallWorld, case: Case) -> None:
+    assert_equal_gradients(dict(np.load(runs[PLAIN] / f"{case.name}.npz")), written_out(case, world), 1e-10)
 
 
-def test_the_batch_holds_what_the_promise_is_about(small_world: SmallWorld) -> None:
+def test_the_batch_holds_what_the_promise_is_about(world: SmallWorld) -> None:
     """Pairs positive across processes, by caption and by group; mined captions true of another image; a process that has none."""
-    dataset = load(small_world.manifest)
+    dataset = load(world.manifest)
     order = BatchOrder(dataset.num_images, dataset.num_images, SEED)
     images, half = order.images(1), dataset.num_images // 2
     captions = np.array([chosen_caption(dataset, int(image), 0, SEED) for image in images])
@@ -124,6 +137,6 @@ def test_the_batch_holds_what_the_promise_is_about(small_world: SmallWorld) -> N
     assert mined.any() and not dataset.is_positive(negatives.image_N, dataset.caption_hash_C[negatives.captions_N]).any()
 
 
-def test_a_step_in_this_process_is_the_one_in_another(runs: dict[int, Path], small_world: SmallWorld) -> None:
-    found = take_step(CASES[1], str(small_world.manifest), str(small_world.base), Processes())
-    assert_equal_gradients(found, dict(np.load(runs[1] / f"{CASES[1].name}.npz")), 1e-5)
+def test_a_step_in_this_process_is_the_one_in_another(runs: dict[Arm, Path], world: SmallWorld) -> None:
+    found = take_steps(CASES[1], str(world.manifest), str(world.base), Processes())
+    assert_equal_gradients(found, dict(np.load(runs[PLAIN] / f"{CASES[1].name}.npz")), 1e-5)

@@ -1,0 +1,62 @@
+"""Promise 2 where more takes part: three processes with cached micro-batches, and a frozen tower whose embeddings are kept in a file."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.faults.runs import Run, assert_same, steps_taken
+from tests.nursery import Nursery, Trap
+from tests.small_job import SmallWorld
+
+SHORT = {"train__max_steps": 4, "train__eval_every_steps": 4}
+THREE = SHORT | {"train__batch_size": 9, "train__micro_batch_size": 2, "mining__mined_scope": "all"}
+FROZEN = SHORT | {"model__freeze": ["image"], "model__lora": {"rank": 2, "dropout": 0.2}, "train__micro_batch_size": 3}
+MOMENTS = {
+    "while embedding": Trap("train.frozen:embed_images", 1, after=True),
+    "embedded, not named": Trap("train.frozen:os.replace", 2),  # the first is of config.yaml
+    "in a step": Trap("train.micro_batches:text_features", 40),
+}
+
+
+def test_three_processes_with_micro_batches(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
+    straight, run = (Run.make(nursery, small_world, tmp_path / name, 3, **THREE) for name in ("straight", "killed"))
+    straight.finish()
+    children = run.start(traps={2: Trap("train.micro_batches:image_features", 11)})  # 2 micro-batches, embedded twice: the third step
+    assert children[2].wait() == -signal.SIGKILL
+    for child in children[:2]:
+        child.kill(signal.SIGKILL)
+        child.wait()
+    assert steps_taken(run.folder) == 2
+    run.finish()
+    assert_same(run, straight)
+
+
+@pytest.fixture(scope="module")
+def straight_frozen(nursery: Nursery, small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run.make(nursery, small_world, tmp_path_factory.mktemp("frozen"), **FROZEN)
+    run.finish()
+    return run
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_frozen_tower(nursery: Nursery, small_world: SmallWorld, tmp_path: Path, straight_frozen: Run, moment: str) -> None:
+    run = Run.make(nursery, small_world, tmp_path, **FROZEN)
+    (child,) = run.start(trap=MOMENTS[moment])
+    assert child.wait() == -signal.SIGKILL, child.output()
+    kept = list((run.folder / "frozen").glob("image-*.f32"))
+    assert len(kept) == (moment == "in a step")
+    times = [path.stat().st_mtime_ns for path in kept]
+    run.finish()
+    assert_same(run, straight_frozen)
+    assert [path.stat().st_mtime_ns for path in kept] == times  # what was whole was read, not made again
+
+
+def test_two_processes_share_one_file_of_the_same_bytes(
+    nursery: Nursery, small_world: SmallWorld, tmp_path: Path, straight_frozen: Run
+) -> None:
+    pair = Run.make(nursery, small_world, tmp_path, 2, **FROZEN)
+    children = pair.finish()
+    assert "run once over the train split" in children[0].output()
+    (one,), (two,) = (list((run.folder / "frozen").iterdir()) for run in (straight_frozen, pair))
+    assert one.name == two.name and one.read_bytes() == two.read_bytes()
