@@ -1,6 +1,6 @@
-"""How often does an interrupted run end as the straight one? Kills at random moments, one process and two, in a table.
+"""How often does an interrupted run end as the straight one? Kills at random moments, at one process and several, in a table.
 
-python -m benchmarks.kill_study [--moments 5] [--seed 0]
+python -m benchmarks.kill_study [--moments 5] [--seed 0] [--processes 1 2 3]
 
 Each row: one run of the small job of tests/small_job.py is interrupted MOMENTS times by one signal, each a random time after a random
 further step, started again by the same command each time, and let finish at last. Compared with a run nobody disturbed: every line of
@@ -46,6 +46,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Interrupt runs and compare them with a straight one.")
     parser.add_argument("--moments", type=int, default=5, help="interruptions of each run (default 5)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 3], help="numbers of processes (default 1 2 3)")
     asked = parser.parse_args()
     draws = random.Random(asked.seed)
     with tempfile.TemporaryDirectory() as name:
@@ -57,7 +58,7 @@ def main() -> int:
             flush=True,
         )
         num_bad = 0
-        for world_size in (1, 2):
+        for world_size in asked.processes:
             straight = _job(nursery, world, folder / f"straight-{world_size}", world_size)
             straight.finish()
             for number in (signal.SIGTERM, signal.SIGKILL):
@@ -70,7 +71,7 @@ def main() -> int:
 
 
 def _job(nursery: Nursery, world: SmallWorld, folder: Path, world_size: int) -> Run:
-    return Run.make(nursery, world, folder, world_size, train__max_steps=NUM_STEPS, data__num_workers=1)
+    return Run.make(nursery, world, folder, world_size, train__max_steps=NUM_STEPS, train__batch_size=12, data__num_workers=1)
 
 
 def _row(run: Run, straight: Run, number: signal.Signals, stood: list[str]) -> bool:

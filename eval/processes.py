@@ -1,12 +1,18 @@
 """The processes of one job as evaluation sees them: who am I, how many are we, and how do arrays of uneven length come together."""
 
+import json
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from eval.errors import UserError
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Processes:
         """The array of every process, in rank order, on every process. Arrays may differ in their first dimension only."""
         if self.world_size == 1:
             return [array]
-        device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+        device = self._device()
         lengths = torch.zeros(self.world_size, dtype=torch.int64, device=device)
         lengths[self.rank] = len(array)
         dist.all_reduce(lengths)
@@ -68,20 +74,65 @@ class Processes:
         split = [np.split(part, np.cumsum(length)[:-1]) if len(length) else [] for part, length in zip(parts, lengths, strict=True)]
         return [split[block % self.world_size][block // self.world_size] for block in range(num_blocks)]
 
-    def raise_together(self, failure: str) -> None:
+    def raise_together(self, failure: str, exit_code: int = UserError.exit_code) -> None:
         """Raise on every process what went wrong on one, so that none waits for another for ever.
 
         Args:
             failure: what went wrong here; empty: nothing.
+            exit_code: of the error raised.
 
         Raises:
-            UserError: something did, on some process.
+            UserError: something did, on some process; the first one's, in rank order.
         """
-        for part in self.gather(np.frombuffer(failure.encode(), dtype=np.uint8)):
+        said = f"{exit_code} {failure}" if failure else ""
+        for part in self.gather(np.frombuffer(said.encode(), dtype=np.uint8)):
             if len(part):
-                raise UserError(part.tobytes().decode())
+                code, _, message = part.tobytes().decode().partition(" ")
+                error = UserError(message)
+                error.exit_code = int(code)
+                raise error
+
+    def together(self, make: Callable[[], Made]) -> Made:
+        """What `make` gives on each process, once it has given it on all. Several machines may see different files.
+
+        Raises:
+            UserError: `make` raised one on some process; it is raised on all, with its exit code and, but for the main process, its place.
+        """
+        try:
+            made = make()
+        except UserError as error:
+            if self.world_size == 1:
+                raise
+            where = "" if self.is_main else f"on machine {socket.gethostname()} (process {self.rank}): "
+            self.raise_together(f"{where}{error}", error.exit_code)
+            raise
+        self.raise_together("")
+        return made
+
+    def from_main(self, make: Callable[[], Any]) -> Any:
+        """What `make` gives on the main process, where alone it is called, on every process; made of what JSON knows.
+
+        Raises:
+            UserError: `make` raised one; it is raised on all.
+        """
+        value = self.together(lambda: make() if self.is_main else None)
+        text = json.dumps(value).encode() if self.is_main else b""
+        return json.loads(self.gather(np.frombuffer(text, dtype=np.uint8))[0].tobytes())
+
+    def broadcast(self, array: np.ndarray) -> None:
+        """Put the main process's values into the array of every process, which has the same shape and type."""
+        if self.world_size > 1 and array.size:
+            mine = torch.from_numpy(array.reshape(-1).view(np.uint8)).to(self._device())
+            dist.broadcast(mine, 0)
+            if not self.is_main:
+                array.reshape(-1).view(np.uint8)[:] = mine.cpu().numpy()
 
     def barrier(self) -> None:
         """Wait until every process is here."""
         if self.world_size > 1:
             dist.barrier()
+
+    @staticmethod
+    def _device() -> torch.device:
+        """Where what travels between processes must lie."""
+        return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

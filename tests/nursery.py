@@ -12,10 +12,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.hosts import Host
 
 ROOT = Path(__file__).parents[1]
 PRELOADED = ("train.__main__", "train.loop", "train.final", "train.export", "train.mining_command", "train.check", "eval.__main__", "peft")
@@ -82,11 +84,20 @@ class Nursery:
             [sys.executable, "-m", "tests.nursery"], cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def start(self, module: str, arguments: list[str], *, env: dict[str, str] | None = None, trap: Trap | None = None) -> Child:
-        """Start `python -m MODULE ARGUMENTS`."""
+    def start(
+        self,
+        module: str,
+        arguments: list[str],
+        *,
+        env: dict[str, str] | None = None,
+        trap: Trap | None = None,
+        namespace: str | None = None,
+    ) -> Child:
+        """Start `python -m MODULE ARGUMENTS`; in a network namespace, if one is named."""
         self._num_started += 1
         log = self._folder / f"output-{self._num_started}.txt"
         order = {"module": module, "arguments": arguments, "env": env or {}, "trap": trap and asdict(trap), "log": str(log)}
+        order["namespace"] = namespace
         return Child(self, self.ask(order, SECONDS), log)
 
     def start_ranks(self, module: str, arguments: list[str], num: int, *, traps: dict[int, Trap] | None = None) -> list[Child]:
@@ -99,6 +110,23 @@ class Nursery:
         return [
             self.start(module, arguments, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, trap=(traps or {}).get(rank))
             for rank in range(num)
+        ]
+
+    def start_on_hosts(
+        self, module: str, arguments: list[list[str]], hosts: Sequence[Host], *, traps: dict[int, Trap] | None = None
+    ) -> list[Child]:
+        """Start a command on one process of each host, the first being the main one, with the environment that torchrun gives them."""
+        common = {"MASTER_ADDR": hosts[0].address, "MASTER_PORT": "29500", "WORLD_SIZE": str(len(hosts)), "LOCAL_WORLD_SIZE": "1"}
+        common |= {"ACCELERATE_USE_CPU": "true", "LOCAL_RANK": "0"}
+        return [
+            self.start(
+                module,
+                words,
+                env=common | host.variables() | {"RANK": str(rank)},
+                trap=(traps or {}).get(rank),
+                namespace=host.namespace,
+            )
+            for rank, (host, words) in enumerate(zip(hosts, arguments, strict=True))
         ]
 
     def ask(self, order: dict[str, Any], seconds: float) -> int:
@@ -163,6 +191,8 @@ def _become(order: dict[str, Any]) -> None:
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     os.setpgrp()
+    if order["namespace"]:
+        _enter(order["namespace"])
     os.environ.update(order["env"])
     if order["trap"]:
         _set(Trap(**order["trap"]))
@@ -180,6 +210,16 @@ def _become(order: dict[str, Any]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _enter(namespace: str) -> None:
+    """Move this process into a network namespace (os.setns came with Python 3.12)."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(f"/run/netns/{namespace}", "rb") as file:
+        if libc.setns(file.fileno(), 0x40000000):  # CLONE_NEWNET
+            raise OSError(ctypes.get_errno(), f"setns {namespace}")
 
 
 def _set(trap: Trap) -> None:

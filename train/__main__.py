@@ -25,7 +25,7 @@ def run(arguments: list[str]) -> int:
     )
     asked = parser.parse_intermixed_args(arguments)
     from train.step import NotFinite
-    from train.stopping import Stopped
+    from train.stopping import ProcessesLost, Stopped
 
     try:
         return _run_job(asked)
@@ -35,6 +35,10 @@ def run(arguments: list[str]) -> int:
         return _say(str(error), error.exit_code)
     except Stopped as error:
         return _say(str(error), error.exit_code, "stopped")
+    except ProcessesLost as error:
+        traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
     except KeyboardInterrupt:
         return _say("interrupted", 130, "stopped")
     except OSError as error:
@@ -50,7 +54,7 @@ def _run_job(asked: Any) -> int:
     from train.job import load_data, prepare, start_processes
     from train.loop import Loop
     from train.run_folder import claim_folder
-    from train.stopping import Stopped, StopSignals
+    from train.stopping import ProcessesLost, Stopped, StopSignals, is_loss_of_processes
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -63,19 +67,14 @@ def _run_job(asked: Any) -> int:
         return check_images(load_data(config), config.data.num_workers, [read_choices(path) for path in config.choices or ()])
     with StopSignals() as signals:
         accelerator, processes = start_processes(config)
-        lock, refusal = None, ""
+        lock = processes.together(lambda: claim_folder(config) if processes.is_main else None)
         try:
-            lock = claim_folder(config) if processes.is_main else None
-        except UserError as error:
-            refusal = str(error)
-        processes.raise_together(refusal)
-        try:
-            if is_finished(config):
+            if processes.from_main(lambda: is_finished(config)):
                 if processes.is_main:
                     print(f"{config.run_folder} is finished:")
                     show_finished(config)
                 return 0
-            job = prepare(config, load_data(config), accelerator, processes)
+            job = prepare(config, processes.together(lambda: load_data(config)), accelerator, processes)
             loop = Loop(job, signals)
             try:
                 finish(job, loop.run(), loop.leave_final_if_asked)
@@ -83,6 +82,8 @@ def _run_job(asked: Any) -> int:
                 # The main process was told to stop and has left, while this one, told the same, waited for it.
                 if signals.asked and not processes.is_main:
                     raise Stopped(signals.exit_code, loop.state.step) from error
+                if is_loss_of_processes(error):
+                    raise ProcessesLost(processes.rank, str(error).splitlines()[0]) from error
                 raise
             return 0
         finally:

@@ -41,11 +41,11 @@ def finish(job: Job, state: State, check_signal: Any) -> None:
         step = export_checkpoint(job.config, "best", folder)
         note = "" if step or state.best_score is None else ": no later checkpoint was better on val than the base itself"
         job.say(f"exported the checkpoint of step {step}{note}")
-    job.processes.barrier()
-    watched = {watch_set.config.name: _measure_watched(job, folder, watch_set, check_signal) for watch_set in job.watch_sets}
+    export = job.shared.bring(folder)
+    watched = {watch_set.config.name: _measure_watched(job, export, watch_set, check_signal) for watch_set in job.watch_sets}
     record = None
     if job.final_set is not None:
-        record = _measure(job, folder, watched, check_signal)
+        record = _measure(job, export, watched, check_signal)
     if job.processes.is_main:
         _mark_finished(job.config, stopped)
         show_finished(job.config, record)

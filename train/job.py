@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 from tqdm import tqdm
 
 from eval.checkpoint import load_siglip_config
@@ -25,6 +26,7 @@ from eval.truth import judged_by, known_pairs
 from rerank.choices import stage_names
 from rerank.scorer import load_scorer
 from rerank.stages import check_top_k
+from train.agreement import check_agreement
 from train.approximate import require_faiss
 from train.arms import check_comparisons, checkpoints
 from train.batches import BatchOrder
@@ -37,6 +39,7 @@ from train.model import TunedModel, build_model, make_optimizer, resolve_base
 from train.pool import CaptionPool, FurtherCaptions, read_further
 from train.scratch import write_scratch
 from train.seeds import Turns
+from train.shared_folder import SharedFolder
 from train.watch import WatchSet
 
 
@@ -47,6 +50,8 @@ class Job:
     Attributes:
         final_set: the split of the final evaluation, test or else val, with the right answers `evaluation` asks for; None without either.
         pool: the captions that can be mined.
+        base: checkpoint the job starts from, as this process reads it.
+        shared: the run's folder, for every process to read.
     """
 
     config: JobConfig
@@ -67,6 +72,7 @@ class Job:
     optimizer: torch.optim.AdamW
     order: Turns
     pool: CaptionPool
+    shared: SharedFolder
     watch_sets: list[WatchSet] = field(default_factory=list)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -159,12 +165,15 @@ def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
     Raises:
         UserError: they did not, or the batch does not divide among them, or the precision or the index is not to be had here.
     """
-    if config.train.precision == "fp16" and PartialState().device.type != "cuda":
+    # Who joins the processes first sets how long one waits for another; left alone, gloo waits half an hour and nccl ten minutes.
+    timeout = timedelta(seconds=config.train.timeout_seconds)
+    if config.train.precision == "fp16" and PartialState(timeout=timeout).device.type != "cuda":
         raise UserError(
             f"train.precision fp16 needs a CUDA GPU, and this run is on {PartialState().device.type!r}: there autocast would compute in "
             "float32 or without a loss scale, and not say so. Take train.precision=bf16 or fp32"
         )
-    accelerator = Accelerator(mixed_precision="no" if config.train.precision == "fp32" else config.train.precision)
+    precision = "no" if config.train.precision == "fp32" else config.train.precision
+    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)])
     processes = Processes.current()
     expected = int(os.environ.get("WORLD_SIZE", "1"))
     if processes.world_size != expected or accelerator.num_processes != expected:
@@ -195,15 +204,15 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     """
     folder = config.run_folder
     say = _speaker(processes)
-    truth = _known_truth(config.data.truth, splits.train) if config.data.truth is not None else None
     pool = CaptionPool(splits.train, splits.further)
-    load_matcher(config, "cpu")  # what is refused is refused now, not at the first mining
-    base = resolve_base(config, str(folder / "scratch"))
-    if config.model.scratch is not None and processes.is_main and not Path(base).is_dir():
-        write_scratch(Path(base), config.model.scratch, splits.train, config.seed)
-    processes.barrier()
-    tuned = build_model(config.model, base, config.seed)
-    final_set = _prepare_final(config, splits)
+    shared = SharedFolder(folder, processes)
+    base = _base(config, splits, processes, shared)
+    processes.together(lambda: load_matcher(config, "cpu"))  # what is refused is refused now, not at the first mining
+    truth, tuned, final_set = processes.together(
+        lambda: (_known_truth(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
+    )
+    data_sha256 = splits.train.sha256()
+    check_agreement(config, tuned.base_sha256, data_sha256, processes)
     tuned.siglip.to(accelerator.device)
     return Job(
         config,
@@ -216,7 +225,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         splits.test,
         final_set,
         splits.unused,
-        splits.train.sha256(),
+        data_sha256,
         truth,
         splits.leakages(),
         base,
@@ -224,13 +233,31 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         make_optimizer(tuned, config.train),
         turns_of(config.mining, BatchOrder(splits.train.num_images, config.train.batch_size, config.seed)),
         pool,
+        shared,
         splits.watch,
     )
 
 
-def _known_truth(path: str, train_set: RetrievalSet) -> set[tuple[str, str]]:
-    """(image id, caption id) of the qrels' pairs among the train split, of whichever direction they were written."""
-    (images_P, captions_P), _ = known_pairs(train_set, read_qrels(path))
+def _base(config: JobConfig, splits: Splits, processes: Processes, shared: SharedFolder) -> str:
+    """Where this process reads the checkpoint to start from; random weights are written first, by the main process."""
+    base = resolve_base(config, str(config.run_folder / "scratch"))
+    scratch = config.model.scratch
+    if scratch is None:
+        return base
+
+    def write() -> None:
+        if processes.is_main and not Path(base).is_dir():
+            write_scratch(Path(base), scratch, splits.train, config.seed)
+
+    processes.together(write)
+    return str(shared.bring(Path(base)))
+
+
+def _known_truth(config: JobConfig, train_set: RetrievalSet) -> set[tuple[str, str]] | None:
+    """(image id, caption id) of the qrels' pairs among the train split, of whichever direction they were written; None without qrels."""
+    if config.data.truth is None:
+        return None
+    (images_P, captions_P), _ = known_pairs(train_set, read_qrels(config.data.truth))
     return {(train_set.image_ids[image], train_set.caption_id(caption)) for image, caption in zip(images_P, captions_P, strict=True)}
 
 

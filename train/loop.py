@@ -21,6 +21,7 @@ from eval.first_stage import retrieve
 from eval.images import ImageError
 from eval.progress import bar
 from eval.ranking import DIRECTIONS
+from train.agreement import newest_of_main
 from train.batches import Batch, BatchBuilder, Order
 from train.checkpoint import Checkpoints, State
 from train.composition import columns_in_force, order_in_force
@@ -96,13 +97,14 @@ class Loop:
         if job.processes.is_main:
             self.checkpoints.sweep()
         job.processes.barrier()
-        found = self.checkpoints.newest()
+        found = newest_of_main(self.checkpoints, job.processes)
         if found is not None:
             self.state, warnings = found
             for warning in warnings:
                 job.say(f"warning: {warning}")
-            self._restore()
-            job.processes.barrier()  # every process has chosen before anything is removed
+            brought = job.shared.bring(self.checkpoints.path(self.state.step))
+            job.processes.together(lambda: self._restore(Checkpoints(brought.parent)))
+            job.shared.drop(brought)  # every process has read it before anything is removed
         if job.processes.is_main:
             if found is not None:
                 self.checkpoints.discard_after(self.state.step)
@@ -116,20 +118,20 @@ class Loop:
         if found is None:
             self._write("start", {"world_size": job.processes.world_size, "leakage": [leak.as_record() for leak in job.leakages]})
 
-    def _restore(self) -> None:
-        """Weights, moments and negatives of the checkpoint the state came from."""
+    def _restore(self, checkpoints: Checkpoints) -> None:
+        """Weights, moments and negatives of the checkpoint the state came from, which lies here."""
         job, step = self.job, self.state.step
         if self.state.base_sha256 != job.tuned.base_sha256:
             raise UserError(f"{job.base} has other weights than when {job.folder} was begun; give the run another name=")
         if self.state.data_sha256 != job.data_sha256:
             raise UserError(f"{self.config.data.source} holds other data than when {job.folder} was begun; give the run another name=")
-        self.checkpoints.load_weights(step, job.tuned)
-        self.checkpoints.load_optimizer(step, job.tuned, job.optimizer)
+        checkpoints.load_weights(step, job.tuned)
+        checkpoints.load_optimizer(step, job.tuned, job.optimizer)
         if self.state.loss_scale is not None:
             self.stepper.loss_scale = self.state.loss_scale
         if self.state.negatives is not None:
             self.negatives_file = self.checkpoints.path(step) / "negatives.parquet"
-            self._use(read_negatives(self.negatives_file, self.state.negatives, job.pool))
+            self._use(read_negatives(checkpoints.path(step) / "negatives.parquet", self.state.negatives, job.pool))
 
     def _freeze(self) -> FrozenEmbeddings:
         """Embeddings of the towers that are run once."""

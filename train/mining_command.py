@@ -42,8 +42,8 @@ def _mine(config: JobConfig) -> int:
     if config.mining is None:
         raise UserError("mining: the configuration has none (null); give at least mining.mine_every_steps")
     accelerator, processes = start_processes(config)
-    lock = claim_folder(config) if processes.is_main else None
-    job = prepare(config, load_data(config), accelerator, processes)
+    lock = processes.together(lambda: claim_folder(config) if processes.is_main else None)
+    job = prepare(config, processes.together(lambda: load_data(config)), accelerator, processes)
     step = config.mining.start_step
     refresh = Refresh(config.seed, step, images_due(config.mining, job.order, step, config.train.max_steps))
     with progress_bar("mining", job.train_set, processes) as bar:

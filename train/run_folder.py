@@ -15,7 +15,16 @@ from train.config import JobConfig
 from train.tracking import flatten
 
 # Keys that may change between a run and its continuation, for they do not touch what is learnt.
-FREE_KEYS = ("data.num_workers", "train.keep_checkpoints", "wandb", "rerank", "evaluation", "choices", "runs_folder")
+FREE_KEYS = (
+    "data.num_workers",
+    "train.keep_checkpoints",
+    "wandb",
+    "rerank",
+    "evaluation",
+    "choices",
+    "runs_folder",
+    "train.timeout_seconds",
+)
 
 
 def claim_folder(config: JobConfig) -> Any:

@@ -1,8 +1,11 @@
 """Asked to stop: SIGTERM and SIGINT set a flag, which the loop heeds at the next step on every process at once."""
 
 import signal
+import socket
 import threading
 from types import FrameType
+
+import torch.distributed as dist
 
 
 class Stopped(Exception):
@@ -11,6 +14,23 @@ class Stopped(Exception):
     def __init__(self, exit_code: int, step: int) -> None:
         super().__init__(f"stopped after step {step}; the same command goes on from there")
         self.exit_code = exit_code
+
+
+class ProcessesLost(Exception):
+    """The other processes do not answer: their machine, their launcher or the network is gone. Exit code 1, said by every process left."""
+
+    exit_code = 1
+
+    def __init__(self, rank: int, cause: str) -> None:
+        super().__init__(
+            f"process {rank} on machine {socket.gethostname()} lost the other processes ({cause}). If one of them says why it ended, "
+            "that is the reason. What was committed is whole; the same command on every machine goes on from there (docs/multi-node.md)"
+        )
+
+
+def is_loss_of_processes(error: RuntimeError) -> bool:
+    """Whether an error is torch.distributed's word for processes that are gone or do not answer in time."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 class StopSignals:
