@@ -132,10 +132,13 @@ def main() -> None:
     parser.add_argument("--form", action="append", choices=[form for form in FORMS if form != "none"], help="compare these (default: all)")
     parser.add_argument("--output", type=Path, required=True)
     asked = parser.parse_args()
+    forms = asked.form or [form for form in FORMS if form != "none"]
     with tempfile.TemporaryDirectory(prefix="mining-forms-") as folder:
-        rows = study(["none", *(asked.form or [form for form in FORMS if form != "none"])], asked.seeds, asked.steps, Path(folder))
+        rows = study(["none", *forms], asked.seeds, asked.steps, Path(folder))
     settings = "; ".join(
-        f"{form}: " + ", ".join(f"{k} {v}" for k, v in keys.items() if k != "form") for form, keys in FORMS.items() if keys
+        f"{form}: " + ", ".join(f"{k} {v}" for k, v in keys.items() if k != "form")
+        for form, keys in FORMS.items()
+        if keys and form in forms
     )
     text = [
         "# Columns, images or neighbours?",
