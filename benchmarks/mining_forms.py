@@ -95,12 +95,12 @@ def seconds_per_step(lines: list[dict[str, Any]]) -> float:
     return float(np.median(seconds[len(seconds) // 3 :]))
 
 
-def study(num_seeds: int, steps: int, folder: Path) -> list[str]:
+def study(forms: list[str], num_seeds: int, steps: int, folder: Path) -> list[str]:
     """Run everything; the rows of the table."""
-    found = {(form, seed): run(form, seed, steps, folder) for seed in range(num_seeds) for form in FORMS}
-    pooled = {form: pa.concat_tables([found[form, seed][0] for seed in range(num_seeds)]) for form in FORMS}
+    found = {(form, seed): run(form, seed, steps, folder) for seed in range(num_seeds) for form in forms}
+    pooled = {form: pa.concat_tables([found[form, seed][0] for seed in range(num_seeds)]) for form in forms}
     rows = []
-    for form in FORMS:
+    for form in forms:
         all_lines = [found[form, seed][1] for seed in range(num_seeds)]
         shown = [
             composition(sum(all_lines, [])),
@@ -129,18 +129,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--form", action="append", choices=[form for form in FORMS if form != "none"], help="compare these (default: all)")
     parser.add_argument("--output", type=Path, required=True)
     asked = parser.parse_args()
+    forms = asked.form or [form for form in FORMS if form != "none"]
     with tempfile.TemporaryDirectory(prefix="mining-forms-") as folder:
-        rows = study(asked.seeds, asked.steps, Path(folder))
+        rows = study(["none", *forms], asked.seeds, asked.steps, Path(folder))
     settings = "; ".join(
-        f"{form}: " + ", ".join(f"{k} {v}" for k, v in keys.items() if k != "form") for form, keys in FORMS.items() if keys
+        f"{form}: " + ", ".join(f"{k} {v}" for k, v in keys.items() if k != "form")
+        for form, keys in FORMS.items()
+        if keys and form in forms
     )
     text = [
         "# Columns, images or neighbours?",
         "",
-        f"`python -m benchmarks.mining_forms --steps {asked.steps} --seeds {asked.seeds} --output {asked.output}`: the demo's job, "
-        f"{asked.steps} steps of 64 images, mined at a",
+        f"`python -m benchmarks.mining_forms {' '.join(sys.argv[1:])}`: the demo's job, {asked.steps} steps of 64 images, mined at a",
         f"third and at two thirds; checkpoint chosen on val, measured on test; one thread each. {settings};",
         f"all: margin {COMMON['margin']}, pool_top_k {COMMON['pool_top_k']}.",
         "R@1: mean of both directions, in percent. Difference: against none, in points, paired 95% interval over test images, all",
