@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.faults.runs import Run, assert_same, lines, steps_taken
@@ -101,6 +102,7 @@ def test_a_cable_that_is_pulled_ends_both_in_time(hosts: Hosts, run: Run) -> Non
     slow = Trap("train.micro_batches:image_features", 3, signal.SIGSTOP)
     children = start(hosts, (run, run), "train.timeout_seconds=6", traps={1: slow})
     children[0].wait_until(lambda: steps_taken(run.folder) == 2)
+    children[1].wait_until(lambda: psutil.Process(children[1].pid).status() == psutil.STATUS_STOPPED)  # it may be behind
     hosts[1].unplug()
     children[1].kill(signal.SIGCONT)
     assert [child.wait() for child in children] == [1, 1], children[0].output()

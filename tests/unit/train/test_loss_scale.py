@@ -148,8 +148,8 @@ def test_a_run_killed_before_its_first_step_resumes_with_the_scale_it_began_with
 ) -> None:
     """The whole loop, its device said to be a GPU's; autocast stays off."""
     plain = job.Accelerator
-    monkeypatch.setattr(job, "PartialState", lambda: SimpleNamespace(device=SimpleNamespace(type="cuda")))
-    monkeypatch.setattr(job, "Accelerator", lambda mixed_precision: plain(mixed_precision="no", cpu=True))
+    monkeypatch.setattr(job, "PartialState", lambda **_: SimpleNamespace(device=SimpleNamespace(type="cuda")))
+    monkeypatch.setattr(job, "Accelerator", lambda mixed_precision, **keys: plain(mixed_precision="no", cpu=True, **keys))
     changes = {"train__precision": "fp16", "train__max_steps": 3, "train__checkpoint_every_steps": 100, "mining": None}
     config = small_world.write_config(tmp_path, **changes)
     with monkeypatch.context() as trap:
