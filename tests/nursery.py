@@ -29,7 +29,7 @@ class Trap:
     """A signal the command sends itself on entering a function.
 
     Attributes:
-        function: "module:attribute", as the caller of it looks it up, e.g. "train.loop:mine" or "os:rename".
+        function: "module:attribute", as the caller of it looks it up, e.g. "train.refreshing:mine" or "os:rename".
         nth: which call of it, from 1.
         signal: number of the signal.
         after: send it when the call has returned, not before it begins.

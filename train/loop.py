@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from tqdm import tqdm
 
 from eval.dataset import RetrievalSet
@@ -25,17 +24,14 @@ from train.agreement import newest_of_main
 from train.batches import Batch, BatchBuilder, Order
 from train.checkpoint import Checkpoints, State
 from train.composition import columns_in_force, order_in_force
-from train.denoising import load_matcher
 from train.frozen import NOTHING_FROZEN, FrozenEmbeddings, FrozenStore, cached_towers
-from train.image_mining import mine_images
 from train.job import Job, describe
-from train.mining import Refresh, mine
-from train.mining_page import write_sheet
-from train.mining_schedule import images_due, is_due
-from train.negatives import Negatives, read_negatives, write_negatives
-from train.schedule import rate_factor
+from train.mining_schedule import is_due
+from train.negatives import Negatives, read_negatives
+from train.refreshing import num_rows, refresh_negatives
 from train.side_bar import SideBar
-from train.step import Stepper, StepResult
+from train.step import Stepper
+from train.step_record import step_record
 from train.stopping import Stopped, StopSignals
 from train.tracking import MetricsLog, WandbMirror
 from train.true_pairs import TruePairs
@@ -160,45 +156,12 @@ class Loop:
             tqdm.write(f"warning: replaced in step {batch.step}: {message}")
         self.state = replace(self.state, step=batch.step, evaluated=False, num_replaced=self.state.num_replaced + result.num_replaced)
         self.state = replace(self.state, loss_scale=self.stepper.loss_scale)
-        self._write("step", self._step_record(batch, result, seconds, waited))
+        self._write("step", step_record(self.job, self.order, batch.step, result, self.stepper.loss_scale, seconds, waited))
         self._bar.update(1)
         speed = self.config.train.batch_size / seconds
         self._bar.set_postfix_str(f"loss {result.loss:.4f}, {speed:.0f} images/s, waiting {100 * waited / seconds:.0f}%{self._last_eval}")
         if result.stop_asked:
             self._stop(together=True)
-
-    def _step_record(self, batch: Batch, result: StepResult, seconds: float, waited: float) -> dict[str, Any]:
-        factor = rate_factor(batch.step, self.config.train.max_steps, self.config.train.num_warmup_steps)
-        scale, bias = self.job.tuned.scale_and_bias()
-        return {
-            "epoch": self.order.epoch(batch.step),
-            "loss": result.loss,
-            "loss_in_batch": result.loss_in_batch,
-            "loss_mined": result.loss_mined,
-            "num_mined": result.num_mined,
-            **self.order.step_record(batch.step),
-            "grad_norm": result.grad_norm,
-            "learning_rate": {group["part"]: group["peak"] * factor for group in self.job.optimizer.param_groups},
-            "logit_scale": float(scale.detach()),
-            "logit_bias": float(bias.detach()),
-            "num_replaced": result.num_replaced,
-            "seconds": seconds,
-            "images_per_second": self.config.train.batch_size / seconds,
-            "data_wait_share": waited / seconds,
-            **self._gpu_record(),
-            **self._scale_record(result),
-        }
-
-    def _gpu_record(self) -> dict[str, float]:
-        """Most memory torch held on this GPU so far; nothing on a CPU."""
-        if self.job.accelerator.device.type != "cuda":
-            return {}
-        return {"peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30}
-
-    def _scale_record(self, result: StepResult) -> dict[str, Any]:
-        """fp16's scale for the next step, whether this one was skipped, and how many were so far; nothing in the other precisions."""
-        scale = self.stepper.loss_scale
-        return {} if scale is None else {"loss_scale": scale.scale, "skipped": result.skipped, "num_skipped": scale.num_skipped}
 
     def _loader(self) -> Iterable[Batch | ImageError]:
         """Batches from the next step to the one before the next mining: a worker must not look past it."""
@@ -234,34 +197,14 @@ class Loop:
         self._batches = None
         job = self.job
         started = time.perf_counter()
-        images_I = images_due(self.config.mining, job.order, self.state.step, self.config.train.max_steps)
-        num_images = job.train_set.num_images if images_I is None else len(images_I)
-        with self._side_bar("mining", num_images + len(job.pool)) as progress:
-            mine_form = mine_images if self.config.mining.form == "images" else mine
-            negatives, sheet = mine_form(
-                job.tuned.siglip,
-                job.tuned.inputs,
-                job.pool,
-                self.config.mining,
-                data_sha256=job.data_sha256,
-                refresh=Refresh(self.config.seed, self.state.step, images_I, self.negatives),
-                matcher=load_matcher(self.config, job.accelerator.device),
-                folder=job.folder / "negatives",
-                processes=job.processes,
-                num_workers=self.config.data.num_workers,
-                truth=job.truth,
-                on_progress=progress,
-            )
-        path = job.folder / "negatives" / f"{negatives.name}.parquet"
-        if job.processes.is_main:
-            write_negatives(path, negatives, job.pool)
-            write_sheet(path.parent, sheet, negatives, job.pool, job.truth)
-        self.state = replace(self.state, mined_at_step=self.state.step, negatives=negatives.name)
-        self._use(negatives)
-        self.negatives_file = path
+        with self._side_bar("mining", num_rows(job, self.state.step)) as progress:
+            found = refresh_negatives(job, self.state.step, self.negatives, progress)
+        self.state = replace(self.state, mined_at_step=self.state.step, negatives=found.negatives.name)
+        self._use(found.negatives)
+        self.negatives_file = found.path
         composed = self.order.window_record()
-        self._write("mining", sheet.as_record() | composed | {"seconds": time.perf_counter() - started})
-        job.say(f"step {self.state.step}: {sheet}" + "".join(f"; {key}: {value:,.4g}" for key, value in composed.items()))
+        self._write("mining", found.sheet.as_record() | composed | {"seconds": time.perf_counter() - started})
+        job.say(f"step {self.state.step}: {found.sheet}" + "".join(f"; {key}: {value:,.4g}" for key, value in composed.items()))
 
     def _use(self, negatives: Negatives) -> None:
         """Put a table in force: its captions become columns, or batches are composed of it; its relabelled pairs become positives."""

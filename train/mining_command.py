@@ -6,16 +6,11 @@ Writes runs/NAME/negatives/HASH.parquet and its sheet, HASH.json and HASH.html.
 import sys
 
 from eval.errors import UserError
-from eval.first_stage import progress_bar
+from eval.progress import bar
 from train.config import JobConfig
 from train.config_file import load_config
-from train.denoising import load_matcher
-from train.image_mining import mine_images
 from train.job import load_data, prepare, start_processes
-from train.mining import Refresh, mine
-from train.mining_page import write_sheet
-from train.mining_schedule import images_due
-from train.negatives import write_negatives
+from train.refreshing import num_rows, refresh_negatives
 from train.run_folder import claim_folder
 
 
@@ -45,28 +40,10 @@ def _mine(config: JobConfig) -> int:
     lock = processes.together(lambda: claim_folder(config) if processes.is_main else None)
     job = prepare(config, processes.together(lambda: load_data(config)), accelerator, processes)
     step = config.mining.start_step
-    refresh = Refresh(config.seed, step, images_due(config.mining, job.order, step, config.train.max_steps))
-    with progress_bar("mining", job.train_set, processes) as bar:
-        mine_form = mine_images if config.mining.form == "images" else mine
-        negatives, sheet = mine_form(
-            job.tuned.siglip,
-            job.tuned.inputs,
-            job.pool,
-            config.mining,
-            data_sha256=job.data_sha256,
-            refresh=refresh,
-            matcher=load_matcher(config, accelerator.device),
-            folder=job.folder / "negatives",
-            processes=processes,
-            num_workers=config.data.num_workers,
-            truth=job.truth,
-            on_progress=bar.update,
-        )
+    with bar(num_rows(job, step) // processes.world_size, "mining", "row", show=processes.is_main, leave=False) as progress:
+        found = refresh_negatives(job, step, None, progress.update)
     if processes.is_main:
-        path = job.folder / "negatives" / f"{negatives.name}.parquet"
-        write_negatives(path, negatives, job.pool)
-        shown = write_sheet(path.parent, sheet, negatives, job.pool, job.truth)
-        print("\n".join(sheet.lines()) + f"\nwritten to {path}; with examples: {shown}")
+        print("\n".join(found.sheet.lines()) + f"\nwritten to {found.path}; with examples: {found.page}")
     if lock is not None:
         lock.close()
     return 0

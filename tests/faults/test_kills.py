@@ -16,7 +16,7 @@ MOMENTS = {
     "first checkpoint without its name": Trap("train.checkpoint:Checkpoints._commit", 1),
     "first checkpoint retired, its successor not named": Trap("train.checkpoint:os.rename", 3),
     "in the first mining": Trap("train.candidates:stream_search", 1),
-    "table written, not yet in the log": Trap("train.loop:write_negatives", 2, after=True),
+    "table written, not yet in the log": Trap("train.refreshing:write_negatives", 2, after=True),
     "table half committed": Trap("train.negatives:os.replace", 2),
     "in a forward pass": Trap("train.micro_batches:image_features", 5),
     "after the backward pass": Trap("train.step:FlatGradients.sum_over", 6),

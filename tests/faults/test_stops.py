@@ -14,7 +14,7 @@ PLACES = {
     "in a step": (Trap("train.micro_batches:image_features", 4, signal.SIGTERM), 4),
     "in the first evaluation": (Trap("train.loop:retrieve", 1, signal.SIGTERM), 0),
     "in a later evaluation": (Trap("train.loop:retrieve", 2, signal.SIGTERM), 3),
-    "in a mining": (Trap("train.loop:mine", 2, signal.SIGTERM), 4),
+    "in a mining": (Trap("train.refreshing:mine", 2, signal.SIGTERM), 4),
     "while a checkpoint is written": (Trap("train.checkpoint:save_file", 6, signal.SIGTERM), None),
     "in the last step": (Trap("train.micro_batches:image_features", 9, signal.SIGTERM), None),
     "in the last evaluation": (Trap("train.loop:retrieve", 4, signal.SIGTERM), 9),
@@ -37,7 +37,7 @@ def test_sigterm(run: Run, straight: dict[int, Run], place: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "function", ["train.loop:retrieve", "train.loop:mine", "train.final:retrieve", "train.micro_batches:image_features"]
+    "function", ["train.loop:retrieve", "train.refreshing:mine", "train.final:retrieve", "train.micro_batches:image_features"]
 )
 def test_sigterm_to_two(pair: Run, straight: dict[int, Run], function: str) -> None:
     """Both are told at the same place; the main process writes, and neither ends before that or is left waiting."""

@@ -1,0 +1,71 @@
+"""One refresh of a job's negatives: mine in the form asked for, and write the table and its sheet."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.denoising import load_matcher
+from train.image_mining import mine_images
+from train.job import Job
+from train.mining import Refresh, mine
+from train.mining_page import write_sheet
+from train.mining_schedule import images_due
+from train.mining_sheet import MiningSheet
+from train.negatives import Negatives, write_negatives
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What a refresh gave.
+
+    Attributes:
+        path: the table's file.
+        page: the sheet with examples.
+    """
+
+    negatives: Negatives
+    sheet: MiningSheet
+    path: Path
+    page: Path
+
+
+def num_rows(job: Job, step: int) -> int:
+    """Images and captions that a refresh after `step` steps embeds, over all processes."""
+    assert job.config.mining is not None
+    images_I = images_due(job.config.mining, job.order, step, job.config.train.max_steps)
+    return (job.train_set.num_images if images_I is None else len(images_I)) + len(job.pool)
+
+
+def refresh_negatives(job: Job, step: int, before: Negatives | None, on_progress: Callable[[int], Any]) -> Refreshed:
+    """Mine with the weights after `step` steps; the main process writes runs/NAME/negatives/HASH.parquet and HASH.json, HASH.html.
+
+    Args:
+        before: the table that this one takes the place of.
+        on_progress: called with the number of rows embedded on this process.
+
+    Raises:
+        UserError: an embedding or a score of the cross-encoder is not finite.
+        OSError: embeddings, table or sheet cannot be written.
+    """
+    config, mining = job.config, job.config.mining
+    assert mining is not None
+    negatives, sheet = (mine_images if mining.form == "images" else mine)(
+        job.tuned.siglip,
+        job.tuned.inputs,
+        job.pool,
+        mining,
+        data_sha256=job.data_sha256,
+        refresh=Refresh(config.seed, step, images_due(mining, job.order, step, config.train.max_steps), before),
+        matcher=load_matcher(config, job.accelerator.device),
+        folder=job.folder / "negatives",
+        processes=job.processes,
+        num_workers=config.data.num_workers,
+        truth=job.truth,
+        on_progress=on_progress,
+    )
+    path = job.folder / "negatives" / f"{negatives.name}.parquet"
+    if job.processes.is_main:
+        write_negatives(path, negatives, job.pool)
+        write_sheet(path.parent, sheet, negatives, job.pool, job.truth)
+    return Refreshed(negatives, sheet, path, path.with_suffix(".html"))
