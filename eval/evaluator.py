@@ -20,6 +20,7 @@ from eval.outcomes import Step, outcome_rows
 from eval.ranking import DIRECTIONS, Direction, Ranking
 from eval.significance import resample_weights
 from eval.slices import slice_rows
+from eval.stage_faults import RankingCheck, pair_faults
 from eval.sweep import Sweep, ceiling, sweep_rows
 
 
@@ -145,30 +146,20 @@ def check_stages(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence
         for name in dict.fromkeys(names)
         if names.count(name) > 1
     ]
+    check = RankingCheck(dataset)
+    if fault := check.data_fault():
+        faults.append(fault)
     for stage in stages:
         for direction in DIRECTIONS:
             if direction not in stage.rankings:
                 faults.append(f"stage {stage.name!r} has no ranking {direction}; found: {', '.join(stage.rankings) or 'none'}")
-            elif fault := _ranking_fault(dataset, stage.rankings[direction]):
+            elif fault := check.fault(direction, stage.rankings[direction]):
                 faults.append(f"stage {stage.name!r}, {direction}: {fault}")
         if stage.first_stage is not None and stage.first_stage not in names:
             faults.append(f"stage {stage.name!r} re-orders {stage.first_stage!r}, which is not measured here; measured: {names}")
-    unknown = sorted({name for pair in pairs for name in pair} - set(names))
-    if unknown:
-        faults.append(f"comparisons name the stage(s) {unknown}, which are not measured here; measured: {names}")
+    faults += [f"comparisons: {fault}" for fault in pair_faults(pairs, names)]
     if faults:
         raise UserError("; ".join(faults))
-
-
-def _ranking_fault(dataset: RetrievalSet, ranking: Ranking) -> str:
-    """What is wrong with a ranking, or nothing."""
-    queries = dataset.image_ids if ranking.direction == "image_to_text" else dataset.caption_ids
-    if ranking.num_queries != len(queries):
-        return f"{ranking.num_queries} queries were ranked, but the split has {len(queries)}; rank every query of the split"
-    bad_q = np.flatnonzero(np.isnan(ranking.top_scores_QK).any(axis=1))
-    if len(bad_q):
-        return f"{len(bad_q)} queries have a score that is not a number, e.g. {[queries[query] for query in bad_q[:5]]}"
-    return ""
 
 
 def query_table(dataset: RetrievalSet, stages: Sequence[Stage]) -> pa.Table:

@@ -1,12 +1,14 @@
 """The processes of one job as evaluation sees them: who am I, how many are we, and how do arrays of uneven length come together."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from eval.errors import UserError
+from eval.errors import UserError, WriteError
 
 
 @dataclass(frozen=True)
@@ -68,18 +70,37 @@ class Processes:
         split = [np.split(part, np.cumsum(length)[:-1]) if len(length) else [] for part, length in zip(parts, lengths, strict=True)]
         return [split[block % self.world_size][block // self.world_size] for block in range(num_blocks)]
 
-    def raise_together(self, failure: str) -> None:
+    def raise_together(self, failure: str, kind: type[UserError] = UserError) -> None:
         """Raise on every process what went wrong on one, so that none waits for another for ever.
 
         Args:
             failure: what went wrong here; empty: nothing.
+            kind: its class, UserError or WriteError: it decides the exit code.
 
         Raises:
-            UserError: something did, on some process.
+            UserError: something did, on some process; of several the lowest one's.
         """
-        for part in self.gather(np.frombuffer(failure.encode(), dtype=np.uint8)):
+        told = failure and f"{kind.exit_code} {failure}"
+        for part in self.gather(np.frombuffer(told.encode("utf-8", "surrogatepass"), dtype=np.uint8)):
             if len(part):
-                raise UserError(part.tobytes().decode())
+                code, _, message = part.tobytes().decode("utf-8", "surrogatepass").partition(" ")
+                raise WriteError(message) if int(code) == WriteError.exit_code else UserError(message)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Go on only if all got through what is in here, which is each process's own work: it must not wait for the others.
+
+        Raises:
+            UserError: what one of them met, on every process.
+        """
+        failure, kind = "", UserError
+        try:
+            yield
+        except UserError as error:
+            if self.world_size == 1:
+                raise
+            failure, kind = str(error), WriteError if isinstance(error, WriteError) else UserError
+        self.raise_together(failure, kind)
 
     def barrier(self) -> None:
         """Wait until every process is here."""
