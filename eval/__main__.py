@@ -1,7 +1,7 @@
 """python -m eval --model DIR_OR_HUB_ID --data MANIFEST [--split test] --output DIR [--rerank DIR_OR_HUB_ID] [--top-k 32]
 
 Measures a SigLIP checkpoint, or several (--also), on labelled pairs, alone and with a cross-encoder reranking the top K.
-Over several processes: torchrun --nproc-per-node N -m eval ... (or accelerate launch -m eval ...); the figures are the same to the last bit.
+Over several processes: torchrun --nproc-per-node N -m eval ... (or accelerate launch -m eval ...), with the same figures to the last bit.
 Exit codes: 0 done · 2 bad arguments or data · 4 could not write.
 """
 
@@ -136,9 +136,7 @@ def read_scorer(asked: argparse.Namespace, dataset: RetrievalSet, device: torch.
     return load_scorer(asked.rerank, device=device)
 
 
-def _retrieve(
-    asked: argparse.Namespace, name: str, path: str, dataset: RetrievalSet, processes: Processes, device: torch.device
-) -> Stage:
+def _retrieve(asked: argparse.Namespace, name: str, path: str, dataset: RetrievalSet, processes: Processes, device: torch.device) -> Stage:
     with processes.together(), reading():
         model, inputs = load_siglip(path, strip_punctuation=asked.strip_punctuation)
         model.to(device)  # type: ignore[arg-type]  # transformers wraps it

@@ -25,9 +25,7 @@ from eval.processes import Processes
 IMAGE_BLOCK = 32
 TEXT_BLOCK = 128
 _MOST_NAMED = 5
-_PICTURE_REMEDY = (
-    "Every picture must decode in evaluation: mend it or take its rows out (python -m train CONFIG.yaml --check-images names all that do not)"
-)
+_PICTURE_REMEDY = "Every picture must decode in evaluation: mend it, or take its rows out. train's --check-images names them all"
 
 
 class Pictures(Protocol):
@@ -189,8 +187,8 @@ def _stream(
     if len(bad_N):
         first = [names[int(row)][:80] if names else int(row) for row in np.sort(bad_N)[:_MOST_NAMED]]
         raise UserError(
-            f"{len(bad_N)} {noun} embedding(s) of {num_rows} are not finite, e.g. of {first}: the weights or the precision are broken. Take "
-            "another checkpoint, or fetch or train this one again"
+            f"{len(bad_N)} {noun} embedding(s) of {num_rows} are not finite, e.g. of {first}: the weights or the precision are broken. "
+            "Take another checkpoint, or fetch or train this one again"
         )
 
 

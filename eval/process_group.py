@@ -61,7 +61,7 @@ def launched_device() -> torch.device:
         return torch.device("cuda")
     here, num_gpus = _number("LOCAL_WORLD_SIZE", _number("LOCAL_RANK", 0) + 1), torch.cuda.device_count()
     if here > num_gpus:
-        raise UserError(f"{here} processes were started here, but there are {num_gpus} GPU(s); start one per GPU, or set ACCELERATE_USE_CPU=true")
+        raise UserError(f"{here} processes were started here, for {num_gpus} GPU(s); start one per GPU, or set ACCELERATE_USE_CPU=true")
     return torch.device("cuda", _number("LOCAL_RANK", 0))
 
 
@@ -74,4 +74,5 @@ def _number(name: str, default: int) -> int:
     try:
         return int(os.environ.get(name, default))
     except ValueError:
-        raise UserError(f"the environment's {name} is {os.environ[name]!r}; a launcher sets it to a number: unset it to run one process") from None
+        told = f"the environment's {name} is {os.environ[name]!r}, expected a number as launchers set it"
+        raise UserError(f"{told}; unset it to run one process") from None

@@ -27,5 +27,6 @@ def read_qrels(path: str | os.PathLike[str]) -> set[tuple[str, str]]:
         if int(cells[3]) > 0:
             pairs.add((cells[0], cells[2]))
     if not pairs:
-        raise UserError(f"{path}: expected pairs of relevance above 0, found none in {len(lines)} line(s). Leave the qrels out, or name another file")
+        told = f"{path}: expected pairs of relevance above 0, found none in {len(lines)} line(s)"
+        raise UserError(f"{told}. Leave the qrels out, or name another file")
     return pairs

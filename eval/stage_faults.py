@@ -5,6 +5,7 @@ Shape letters: Q queries, K depth of the stored head, P positive pairs.
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,7 @@ def _truth_fault(ranking: Ranking, queries: Sequence[str], positives: PositivePa
     return _named(wrong_Q, queries, what, "count ranks and heads from the same scores") if wrong_Q.any() else ""
 
 
-def _named(bad_Q: np.ndarray, queries: Sequence[str], what: str, remedy: str) -> str:
+def _named(bad_Q: Any, queries: Sequence[str], what: str, remedy: str) -> str:
     rows = np.flatnonzero(bad_Q)
     return f"{len(rows)} queries {what}, e.g. {[queries[row] for row in rows[:_MOST_NAMED]]}; {remedy}"
 

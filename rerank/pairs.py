@@ -145,7 +145,7 @@ def _score_image(scorer: PairScorer, dataset: ScoringData, image: int, captions_
     bad = np.flatnonzero(~np.isfinite(scores_n))
     if len(bad):
         raise UserError(
-            f"Scorer {scorer.name}: expected finite scores; found {scores_n[bad[0]]} for image {dataset.image_ids[image]!r} with caption(s) "
+            f"Scorer {scorer.name}: expected finite scores; found {scores_n[bad[0]]} for image {dataset.image_ids[image]!r} with "
             f"{[dataset.caption_ids[int(caption)] for caption in captions_n[bad[:5]]]} ({len(bad)} of this image's {len(scores_n)}). "
             "Score in float32, and check the reranker's weights."
         )
