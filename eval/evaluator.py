@@ -21,7 +21,7 @@ from eval.ranking import DIRECTIONS, Direction, Ranking
 from eval.significance import resample_weights
 from eval.slices import slice_rows
 from eval.stage_faults import RankingCheck, pair_faults
-from eval.sweep import Sweep, ceiling, sweep_rows
+from eval.sweep import Sweep, ceiling, read_sweep, sweep_column, sweep_rows
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,10 @@ def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tup
             figures[stage.name]["inputs"] = dict(stage.inputs)
         if stage.first_stage is not None and stage.top_k is not None:
             first = {direction: measured[stage.first_stage, direction] for direction in DIRECTIONS}
-            figures[stage.name] |= {"ceiling": ceiling(first, stage.top_k), "k_sweep": sweep_rows(stage.sweep, first, weights_SI)}
+            figures[stage.name] |= {
+                "ceiling": ceiling(first, stage.top_k),
+                "k_sweep": sweep_rows(read_sweep(table, stage.name), first, weights_SI),
+            }
     chosen = list(zip([s.name for s in stages[1:]], [s.name for s in stages], strict=False)) if pairs is None else list(pairs)
     comparisons = compare(measured, chosen, weights_SI)
     data = {
@@ -163,7 +166,8 @@ def check_stages(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence
 
 
 def query_table(dataset: RetrievalSet, stages: Sequence[Stage]) -> pa.Table:
-    """The rows of queries.parquet: stage, direction, query_id, image_id, rank, num_positives, ap_at_r, r_precision, top_ids, top_scores.
+    """The rows of queries.parquet: stage, direction, query_id, image_id, rank, num_positives, ap_at_r, r_precision, top_ids, top_scores,
+    rank_at_k.
 
     image_id is the query itself, or the image the querying caption belongs to: the unit that is drawn.
     """
@@ -174,7 +178,8 @@ def query_table(dataset: RetrievalSet, stages: Sequence[Stage]) -> pa.Table:
     for stage in stages:
         for direction, ranking in stage.rankings.items():
             queries, gallery = (image_ids, caption_ids) if direction == "image_to_text" else (caption_ids, image_ids)
-            parts.append(_stage_rows(stage.name, ranking, queries, image_ids if direction == "image_to_text" else own_image_ids, gallery))
+            rows = _stage_rows(stage.name, ranking, queries, image_ids if direction == "image_to_text" else own_image_ids, gallery)
+            parts.append(rows.append_column("rank_at_k", sweep_column(stage.sweep, direction, ranking.num_queries)))
     return pa.concat_tables(parts)
 
 

@@ -58,7 +58,7 @@ def test_shape_of_the_record(figures: Figures) -> None:
     assert shown == [(direction, f"R@{k}") for direction in (*DIRECTIONS, "both") for k in RECALL_AT]
     assert figures.queries.column_names == [
         *("stage", "direction", "query_id", "image_id", "rank"),
-        *("num_positives", "ap_at_r", "r_precision", "top_ids", "top_scores"),
+        *("num_positives", "ap_at_r", "r_precision", "top_ids", "top_scores", "rank_at_k"),
     ]
 
 
