@@ -1,6 +1,7 @@
 """python -m eval --model DIR_OR_HUB_ID --data MANIFEST [--split test] --output DIR [--rerank DIR_OR_HUB_ID] [--top-k 32]
 
 Measures a SigLIP checkpoint, or several (--also), on labelled pairs, alone and with a cross-encoder reranking the top K.
+Over several processes: torchrun --nproc-per-node N -m eval ... (or accelerate launch -m eval ...), with the same figures to the last bit.
 Exit codes: 0 done · 2 bad arguments or data · 4 could not write.
 """
 
@@ -8,21 +9,27 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from eval.checkpoint import load_siglip
-from eval.dataset import load_split
-from eval.errors import UserError
-from eval.evaluator import evaluate
+from eval.checkpoint import load_siglip, load_siglip_config
+from eval.dataset import RetrievalSet, load_split
+from eval.errors import UserError, reading, writing
+from eval.evaluator import Figures, Stage, evaluate
 from eval.first_stage import progress_bar, retrieve, use_exact_float32
 from eval.gallery import gallery
 from eval.manifest import COLUMNS, read_manifest
+from eval.process_group import is_main_by_rank, joined_processes
 from eval.processes import Processes
 from eval.qrels import read_qrels
 from eval.report import print_report, report_record, write_report
+from eval.stage_faults import pair_faults
 from eval.trec import write_trec
 from eval.truth import judged_by
+
+if TYPE_CHECKING:
+    from rerank.scorer import PairScorer
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -68,19 +75,41 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return asked
 
 
-def run(asked: argparse.Namespace) -> int:
-    """Measure and report.
+def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -> None:
+    """Measure and report; call on every process. What goes wrong on one is raised on all.
 
     Raises:
-        UserError: model, data or reranker cannot be used.
-        OSError: the report cannot be written.
+        UserError: model, data or reranker cannot be used, or the report cannot be written.
     """
-    from rerank.scorer import load_scorer
-    from rerank.stages import check_top_k, reranked_stages
+    from rerank.stages import reranked_stages
 
     use_exact_float32()
     pairs = [(stage, against) for stage, _, against in (text.partition(":") for text in asked.compare)]
-    Path(asked.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    checkpoints = [("model", asked.model)] + [(name, path) for name, _, path in (text.partition("=") for text in asked.also)]
+    with processes.jointly(), reading():  # all that can be refused, before the work
+        if processes.is_main:
+            with writing(asked.output):
+                Path(asked.output).mkdir(parents=True, exist_ok=True)
+        dataset = read_dataset(asked)
+        scorer = read_scorer(asked, dataset, device)
+        check_names([name for name, _ in checkpoints], scorer.name if scorer is not None else None, pairs)
+        for _, path in checkpoints:
+            load_siglip_config(path)
+    stages = [_retrieve(asked, name, path, dataset, processes, device) for name, path in checkpoints]
+    if scorer is not None:
+        stages += reranked_stages(dataset, stages, scorer, asked.top_k, processes=processes)
+    with processes.jointly(), reading():
+        if processes.is_main:
+            names = [name for name, _ in checkpoints]
+            report(asked, evaluate(dataset, stages, pairs or default_pairs(names, scorer.name if scorer is not None else None)), dataset)
+
+
+def read_dataset(asked: argparse.Namespace) -> RetrievalSet:
+    """The split, judged as asked.
+
+    Raises:
+        UserError: the data or the qrels cannot be used.
+    """
     manifest = read_manifest(
         asked.data,
         image_root=asked.image_root,
@@ -89,30 +118,47 @@ def run(asked: argparse.Namespace) -> int:
         slice_by=asked.slice_by,
     )
     qrels = read_qrels(asked.qrels) if asked.qrels is not None else None
-    dataset = judged_by(load_split(manifest, asked.split), protocol=asked.protocol, near_duplicates=asked.near_duplicates, qrels=qrels)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scorer = None
-    if asked.rerank is not None:
-        check_top_k(dataset, asked.top_k)
-        scorer = load_scorer(asked.rerank, device=device)
-    checkpoints = [("model", asked.model)] + [(name, path) for name, _, path in (text.partition("=") for text in asked.also)]
-    check_names([name for name, _ in checkpoints], scorer.name if scorer is not None else None, pairs)
-    stages = []
-    for name, path in checkpoints:
+    return judged_by(load_split(manifest, asked.split), protocol=asked.protocol, near_duplicates=asked.near_duplicates, qrels=qrels)
+
+
+def read_scorer(asked: argparse.Namespace, dataset: RetrievalSet, device: torch.device) -> "PairScorer | None":
+    """The reranker, if one is asked for.
+
+    Raises:
+        UserError: it cannot be used, or --top-k exceeds the gallery.
+    """
+    from rerank.scorer import load_scorer
+    from rerank.stages import check_top_k
+
+    if asked.rerank is None:
+        return None
+    check_top_k(dataset, asked.top_k)
+    return load_scorer(asked.rerank, device=device)
+
+
+def _retrieve(asked: argparse.Namespace, name: str, path: str, dataset: RetrievalSet, processes: Processes, device: torch.device) -> Stage:
+    with processes.jointly(), reading():
         model, inputs = load_siglip(path, strip_punctuation=asked.strip_punctuation)
-        model.to(device)
-        with progress_bar(f"embedding ({name})", dataset, Processes()) as bar:
-            depth = asked.top_k if scorer is not None else 10
-            stages.append(retrieve(name, model, inputs, dataset, depth=depth, num_workers=asked.num_workers, on_progress=bar.update))
-    if scorer is not None:
-        stages += reranked_stages(dataset, stages, scorer, asked.top_k)
-    figures = evaluate(dataset, stages, pairs or default_pairs([name for name, _ in checkpoints], scorer.name if scorer else None))
-    folder = write_report(asked.output, figures, gallery=gallery(dataset, figures))
-    if asked.trec:
-        write_trec(folder / "trec", figures.queries, dataset)
+        model.to(device)  # type: ignore[arg-type]  # transformers wraps it
+    depth = asked.top_k if asked.rerank is not None else 10
+    with progress_bar(f"embedding ({name})", dataset, processes) as bar:
+        shared: Any = {"processes": processes, "num_workers": asked.num_workers, "on_progress": bar.update}
+        return retrieve(name, model, inputs, dataset, depth=depth, **shared)
+
+
+def report(asked: argparse.Namespace, figures: Figures, dataset: RetrievalSet) -> None:
+    """Write and print.
+
+    Raises:
+        WriteError: the files cannot be written.
+    """
+    shown = gallery(dataset, figures)
+    with writing(asked.output):
+        folder = write_report(asked.output, figures, gallery=shown)
+        if asked.trec:
+            write_trec(folder / "trec", figures.queries, dataset)
     print_report(report_record(figures))
     print(f"report   {folder}/report.html (report.json, queries.parquet beside it)")
-    return 0
 
 
 def default_pairs(names: list[str], scorer_name: str | None) -> list[tuple[str, str]]:
@@ -122,7 +168,7 @@ def default_pairs(names: list[str], scorer_name: str | None) -> list[tuple[str, 
 
 
 def check_names(names: list[str], scorer_name: str | None, pairs: list[tuple[str, str]]) -> None:
-    """Refuse a name given twice, or a pair of stages that there will not be, before the work.
+    """Refuse a name given twice, or a pair of stages that cannot be compared, before the work.
 
     Raises:
         UserError: naming what is wrong.
@@ -131,8 +177,8 @@ def check_names(names: list[str], scorer_name: str | None, pairs: list[tuple[str
     if bad or len(set(names)) != len(names):
         raise UserError(f"--also: each checkpoint needs its own name of letters, digits and ._-, and --model's is 'model'; found {names}")
     known = names + ([f"{name}+{scorer_name}" for name in names] if scorer_name is not None else [])
-    if unknown := sorted({name for pair in pairs for name in pair} - set(known)):
-        raise UserError(f"--compare: no stage is called {unknown}; there will be {known}")
+    if faults := pair_faults(pairs, known):
+        raise UserError(f"--compare: {'; '.join(faults)}")
 
 
 def main() -> None:
@@ -142,14 +188,14 @@ def main() -> None:
     asked = parse(sys.argv[1:])
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    code = 0
     try:
-        code = run(asked)
+        with joined_processes() as (processes, device):
+            run(asked, processes, device)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if is_main_by_rank():
+            print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
-    except OSError as error:
-        print(f"error: could not write {asked.output}: {error}", file=sys.stderr)
-        code = 4
     sys.exit(code)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,10 @@ def load_siglip_config(name: str) -> Any:
     """
     if os.path.isdir(name) and not (Path(name) / "config.json").is_file():
         raise UserError(f"{name}: a folder without config.json is no Hugging Face checkpoint")
+    if not os.path.isdir(name) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise UserError(
+            f"{name!r}: neither a checkpoint folder nor a model of the hub: no such folder is here, and no hub id has this form"
+        )
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -19,10 +19,17 @@ from rich.console import Console
 
 from eval.arm import Arm
 from eval.comparison import compare
-from eval.errors import UserError
+from eval.errors import UserError, writing
 from eval.ranking import DIRECTIONS
 from eval.report import comparison_table, read_report
 from eval.significance import resample_weights
+
+_COLUMNS = {
+    **dict.fromkeys(("stage", "direction", "query_id", "image_id"), lambda kind: kind in (pa.string(), pa.large_string())),
+    **dict.fromkeys(("rank", "num_positives"), pa.types.is_integer),
+    **dict.fromkeys(("ap_at_r", "r_precision"), pa.types.is_floating),
+}
+"""The columns that are read, and what each must hold."""
 
 
 def find_report(run: Path) -> Path:
@@ -48,11 +55,50 @@ def read_queries(folder: Path) -> pa.Table:
     Raises:
         UserError: it is missing, damaged, or of another form.
     """
-    columns = ["stage", "direction", "query_id", "image_id", "rank", "num_positives", "ap_at_r", "r_precision"]
+    path = folder / "queries.parquet"
     try:
-        return pq.read_table(folder / "queries.parquet", columns=columns)
+        table = pq.read_table(path, columns=list(_COLUMNS))
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{folder / 'queries.parquet'}: not a report's table of queries ({error}); evaluate again") from error
+        reason = str(error).partition("\n")[0]  # a missing column is told with the whole schema
+        raise UserError(f"{path}: not a report's table of queries ({reason}); evaluate again") from error
+    if fault := _table_fault(table):
+        raise UserError(f"{path}: not a report's table of queries: {fault}; evaluate again")
+    return table
+
+
+def _table_fault(table: pa.Table) -> str:
+    """What no evaluation writes, with up to five queries, or nothing."""
+    for name, is_kind in _COLUMNS.items():
+        if not is_kind(table[name].type):
+            return f"column {name!r} holds {table[name].type}"
+    missing = [name for name in _COLUMNS if table[name].null_count]
+    if missing:
+        return f"column(s) {missing} have empty cells"
+    bad = pc.less(table["rank"], 1)
+    for name in ("ap_at_r", "r_precision"):
+        bad = pc.or_(bad, pc.invert(pc.is_finite(table[name])))
+    names = table.filter(bad)["query_id"].to_pylist()
+    return f"{len(names)} row(s) have a rank below 1 or a figure that is not a number, e.g. of queries {names[:5]}" if names else ""
+
+
+def read_data(folder: Path) -> dict[str, Any]:
+    """`data` of a report.json: what was measured, and by which truth.
+
+    Raises:
+        UserError: it is damaged, or of another version's form.
+    """
+    path = folder / "report.json"
+    try:
+        record: Any = read_report(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); evaluate again") from error
+    data = record.get("data") if isinstance(record, dict) else None
+    if not isinstance(data, dict) or not isinstance(data.get("sha256"), str):
+        raise UserError(f"{path}: cannot be read as a report: it has no data.sha256 (of another version, perhaps); evaluate again")
+    truth = data.get("truth")
+    if truth is not None and not (isinstance(truth, dict) and isinstance(truth.get("protocol"), str)):
+        raise UserError(f"{path}: cannot be read as a report: data.truth is {truth!r:.80} (of another version, perhaps); evaluate again")
+    return data
 
 
 def stage_pairs(names_a: Sequence[str], names_b: Sequence[str], asked: Sequence[str]) -> list[tuple[str, str]]:
@@ -161,17 +207,20 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, help="folder for compare.json")
     asked = parser.parse_args(arguments)
     try:
+        if asked.output is not None:
+            with writing(asked.output):
+                asked.output.mkdir(parents=True, exist_ok=True)
         folder_a, folder_b = find_report(asked.run_a), find_report(asked.run_b)
-        told = [read_report(folder)["data"] for folder in (folder_a, folder_b)]
+        told = [read_data(folder) for folder in (folder_a, folder_b)]
         hashes = [data["sha256"] for data in told]
         _check_same_truth(*(data.get("truth") for data in told))
         record = compare_reports(folder_a, folder_b, asked.stages)
+        if asked.output is not None:
+            with writing(asked.output):
+                (asked.output / "compare.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        print(f"error: a report.json cannot be read ({error!r}); evaluate again", file=sys.stderr)
-        return 2
     if hashes[0] != hashes[1]:
         print("note: the data differ in something (ids, groups, captions or pictures), though the queries are the same", file=sys.stderr)
     print(f"A  {folder_a}\nB  {folder_b}")
@@ -179,13 +228,6 @@ def main(arguments: list[str]) -> int:
     if not console.is_terminal:
         console.width = max(console.width, 120)
     console.print(comparison_table(record["comparisons"]))
-    if asked.output is not None:
-        try:
-            asked.output.mkdir(parents=True, exist_ok=True)
-            (asked.output / "compare.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            print(f"error: could not write {asked.output}: {error}", file=sys.stderr)
-            return 4
     return 0
 
 

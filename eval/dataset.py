@@ -256,7 +256,8 @@ def load_split(manifest: Manifest, split: str | None) -> RetrievalSet:
     """
     if split is None and manifest.splits != [None]:
         raise UserError(
-            f"{manifest.source} has the splits {[name for name in manifest.splits if name is not None]}: say which (--split NAME)"
+            f"{manifest.source} has the splits {[name for name in manifest.splits if name is not None]}: "
+            "say which (--split NAME; `split: NAME` in a job)"
         )
     chosen = [image for image in manifest.images if image.split == split]
     if not chosen:

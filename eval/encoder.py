@@ -24,6 +24,8 @@ from eval.processes import Processes
 
 IMAGE_BLOCK = 32
 TEXT_BLOCK = 128
+_MOST_NAMED = 5
+_PICTURE_REMEDY = "Every picture must decode in evaluation: mend it, or take its rows out. train's --check-images names them all"
 
 
 class Pictures(Protocol):
@@ -65,12 +67,14 @@ def embed_images(
     num_workers: int = 0,
     block: int = IMAGE_BLOCK,
     allow_undecodable: bool = False,
+    names: Sequence[str] = (),
     on_progress: Callable[[int], Any] = lambda rows: None,
 ) -> np.ndarray:
     """Unit embeddings of every image of a split, float32 of shape (images, D), the same on every process.
 
     Args:
         allow_undecodable: a picture that cannot be decoded gets a row of zeros (for mining) instead of an error.
+        names: of the pictures, for messages; without, they are called by their index.
 
     Raises:
         UserError: a picture cannot be decoded (in evaluation nothing is left out), or an embedding is not finite.
@@ -85,6 +89,7 @@ def embed_images(
         num_workers=num_workers,
         block=block,
         allow_undecodable=allow_undecodable,
+        names=names,
         on_progress=on_progress,
     )
     return np.concatenate(processes.gather_blocks(own, num_blocks(dataset.num_images, block)))
@@ -119,12 +124,13 @@ def stream_images(
     num_workers: int = 0,
     block: int = IMAGE_BLOCK,
     allow_undecodable: bool = False,
+    names: Sequence[str] = (),
     on_progress: Callable[[int], Any] = lambda rows: None,
 ) -> None:
     """Embed this process's blocks of images and give each to the sink as it comes; arguments and errors as :func:`embed_images`."""
     pictures = _PixelBlocks(dataset, inputs, block, processes, allow_undecodable)
     loader = pictures_loader(pictures, num_workers=num_workers)
-    _stream(model, iter(loader), dataset.num_images, block, processes, image_features, sink, on_progress, "image")
+    _stream(model, iter(loader), dataset.num_images, block, processes, image_features, sink, on_progress, "image", names)
 
 
 def stream_captions(
@@ -140,7 +146,7 @@ def stream_captions(
     """Embed this process's blocks of captions and give each to the sink as it comes; arguments and errors as :func:`embed_captions`."""
     starts = [number * block for number in processes.share_of(num_blocks(len(captions), block))]
     blocks = (_pad(inputs.token_ids(captions[start : start + block]), block) for start in starts)
-    _stream(model, blocks, len(captions), block, processes, text_features, sink, on_progress, "caption")
+    _stream(model, blocks, len(captions), block, processes, text_features, sink, on_progress, "caption", captions)
 
 
 def _stream(
@@ -153,6 +159,7 @@ def _stream(
     sink: Sink,
     on_progress: Callable[[int], Any],
     noun: str,
+    names: Sequence[str],
 ) -> None:
     """Run one tower over this process's blocks; what fails on one process is raised on all."""
     device = next(model.parameters()).device
@@ -175,11 +182,13 @@ def _stream(
             sink(found)
             on_progress(count)
     model.train(was_training)
-    processes.raise_together(failure and f"{failure}. Every picture must decode in evaluation; --check-images lists all that do not")
+    processes.raise_together(failure and f"{failure}. {_PICTURE_REMEDY}")
     bad_N = np.concatenate(processes.gather(np.concatenate(bad)))
     if len(bad_N):
+        first = [names[int(row)][:80] if names else int(row) for row in np.sort(bad_N)[:_MOST_NAMED]]
         raise UserError(
-            f"{len(bad_N)} {noun} embedding(s) are not finite, first at index {bad_N.min()}: the weights or the precision are broken"
+            f"{len(bad_N)} {noun} embedding(s) of {num_rows} are not finite, e.g. of {first}: the weights or the precision are broken. "
+            "Take another checkpoint, or fetch or train this one again"
         )
 
 
@@ -236,11 +245,16 @@ class _PixelBlocks(Dataset):  # type: ignore[type-arg]
     def __getitem__(self, item: int) -> torch.Tensor | str:
         start = self._numbers[item] * self._block
         images = range(start, min(start + self._block, self._dataset.num_images))
-        try:
-            return _pad(torch.stack([self._pixels(image) for image in images]), self._block)
-        except ImageError as error:
-            # Raised in a worker it would arrive wrapped in a traceback; as a value it keeps its words.
-            return str(error)
+        pixels, faults = [], []
+        for image in images:
+            try:
+                pixels.append(self._pixels(image))
+            except ImageError as error:
+                faults.append(str(error))
+        if faults:  # raised in a worker they would arrive wrapped in a traceback; as a value they keep their words
+            more = f"; and {len(faults) - _MOST_NAMED} more near them" if len(faults) > _MOST_NAMED else ""
+            return "; ".join(faults[:_MOST_NAMED]) + more
+        return _pad(torch.stack(pixels), self._block)
 
     def _pixels(self, image: int) -> torch.Tensor:
         try:

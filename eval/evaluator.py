@@ -20,7 +20,8 @@ from eval.outcomes import Step, outcome_rows
 from eval.ranking import DIRECTIONS, Direction, Ranking
 from eval.significance import resample_weights
 from eval.slices import slice_rows
-from eval.sweep import Sweep, ceiling, sweep_rows
+from eval.stage_faults import RankingCheck, pair_faults
+from eval.sweep import Sweep, ceiling, read_sweep, sweep_column, sweep_rows
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,10 @@ def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tup
             figures[stage.name]["inputs"] = dict(stage.inputs)
         if stage.first_stage is not None and stage.top_k is not None:
             first = {direction: measured[stage.first_stage, direction] for direction in DIRECTIONS}
-            figures[stage.name] |= {"ceiling": ceiling(first, stage.top_k), "k_sweep": sweep_rows(stage.sweep, first, weights_SI)}
+            figures[stage.name] |= {
+                "ceiling": ceiling(first, stage.top_k),
+                "k_sweep": sweep_rows(read_sweep(table, stage.name), first, weights_SI),
+            }
     chosen = list(zip([s.name for s in stages[1:]], [s.name for s in stages], strict=False)) if pairs is None else list(pairs)
     comparisons = compare(measured, chosen, weights_SI)
     data = {
@@ -145,34 +149,25 @@ def check_stages(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence
         for name in dict.fromkeys(names)
         if names.count(name) > 1
     ]
+    check = RankingCheck(dataset)
+    if fault := check.data_fault():
+        faults.append(fault)
     for stage in stages:
         for direction in DIRECTIONS:
             if direction not in stage.rankings:
                 faults.append(f"stage {stage.name!r} has no ranking {direction}; found: {', '.join(stage.rankings) or 'none'}")
-            elif fault := _ranking_fault(dataset, stage.rankings[direction]):
+            elif fault := check.fault(direction, stage.rankings[direction]):
                 faults.append(f"stage {stage.name!r}, {direction}: {fault}")
         if stage.first_stage is not None and stage.first_stage not in names:
             faults.append(f"stage {stage.name!r} re-orders {stage.first_stage!r}, which is not measured here; measured: {names}")
-    unknown = sorted({name for pair in pairs for name in pair} - set(names))
-    if unknown:
-        faults.append(f"comparisons name the stage(s) {unknown}, which are not measured here; measured: {names}")
+    faults += [f"comparisons: {fault}" for fault in pair_faults(pairs, names)]
     if faults:
         raise UserError("; ".join(faults))
 
 
-def _ranking_fault(dataset: RetrievalSet, ranking: Ranking) -> str:
-    """What is wrong with a ranking, or nothing."""
-    queries = dataset.image_ids if ranking.direction == "image_to_text" else dataset.caption_ids
-    if ranking.num_queries != len(queries):
-        return f"{ranking.num_queries} queries were ranked, but the split has {len(queries)}; rank every query of the split"
-    bad_q = np.flatnonzero(np.isnan(ranking.top_scores_QK).any(axis=1))
-    if len(bad_q):
-        return f"{len(bad_q)} queries have a score that is not a number, e.g. {[queries[query] for query in bad_q[:5]]}"
-    return ""
-
-
 def query_table(dataset: RetrievalSet, stages: Sequence[Stage]) -> pa.Table:
-    """The rows of queries.parquet: stage, direction, query_id, image_id, rank, num_positives, ap_at_r, r_precision, top_ids, top_scores.
+    """The rows of queries.parquet: stage, direction, query_id, image_id, rank, num_positives, ap_at_r, r_precision, top_ids, top_scores,
+    rank_at_k.
 
     image_id is the query itself, or the image the querying caption belongs to: the unit that is drawn.
     """
@@ -183,7 +178,8 @@ def query_table(dataset: RetrievalSet, stages: Sequence[Stage]) -> pa.Table:
     for stage in stages:
         for direction, ranking in stage.rankings.items():
             queries, gallery = (image_ids, caption_ids) if direction == "image_to_text" else (caption_ids, image_ids)
-            parts.append(_stage_rows(stage.name, ranking, queries, image_ids if direction == "image_to_text" else own_image_ids, gallery))
+            rows = _stage_rows(stage.name, ranking, queries, image_ids if direction == "image_to_text" else own_image_ids, gallery)
+            parts.append(rows.append_column("rank_at_k", sweep_column(stage.sweep, direction, ranking.num_queries)))
     return pa.concat_tables(parts)
 
 

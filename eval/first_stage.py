@@ -41,10 +41,11 @@ def retrieve(
         UserError: a picture does not decode, or something is not finite.
     """
     started = time.perf_counter()
-    images_ID = embed_images(model, inputs, dataset, processes=processes, num_workers=num_workers, on_progress=on_progress)
+    shared: Any = {"processes": processes, "on_progress": on_progress}
+    images_ID = embed_images(model, inputs, dataset, num_workers=num_workers, names=dataset.image_ids, **shared)
     image_seconds = time.perf_counter() - started
     started = time.perf_counter()
-    captions_CD = embed_captions(model, inputs, dataset.captions, processes=processes, on_progress=on_progress)
+    captions_CD = embed_captions(model, inputs, dataset.captions, **shared)
     caption_seconds = time.perf_counter() - started
     device = next(model.parameters()).device
     started = time.perf_counter()

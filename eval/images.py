@@ -4,7 +4,9 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from eval.errors import UserError
 
 # An explicit list, for Pillow would otherwise hand an EPS that is named .jpg to Ghostscript. (An MPO is opened as a JPEG.)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -12,7 +14,7 @@ MAX_PIXELS = 90_000_000
 _DEFLATE_MAX_RATIO = 1032  # RFC 1951: no deflate stream grows by more
 
 
-class ImageError(Exception):
+class ImageError(UserError):
     """A picture that cannot be decoded; the message names the file and the reason."""
 
 
@@ -36,6 +38,8 @@ def decode_image(source: bytes | str | Path) -> Image.Image:
             return _to_rgb(image)
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: cannot be decoded: no picture of a known format ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, ... on damaged files
         raise ImageError(f"{name}: cannot be decoded as a picture ({type(error).__name__}: {error})") from error
 

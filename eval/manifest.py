@@ -19,6 +19,7 @@ from eval.picture_paths import PathFault, PicturePaths
 
 COLUMNS = ("image", "captions", "caption", "id", "split", "group")
 _SHOWN_PER_KIND = 20
+_OWN_ID = "give each picture an id of its own"
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,14 @@ class ManifestError(UserError):
 
 def caption_fault(where: str, value: object) -> Fault | None:
     """What is wrong with a value that should be a caption, or nothing."""
+    if value is None:
+        return Fault(where, "no caption", "the caption is null; write one, or take the row out")
     if not isinstance(value, str):
         return Fault(where, "caption is not text", f"expected text, found {type(value).__name__}: {value!r:.80}")
     if not is_unicode(value):
         return Fault(where, "not UTF-8 text", f"half a character (a lone surrogate) in the caption {value!r:.80}")
     if not normalise(value):
-        return Fault(where, "empty caption", f"nothing is left of {value!r:.80} without blanks and punctuation")
+        return Fault(where, "empty caption", f"nothing is left of {value!r:.80} without blanks and punctuation; write words")
     return None
 
 
@@ -133,7 +136,8 @@ def read_manifest(
                 Fault(
                     str(source),
                     "no such split",
-                    f"no row has split {split!r}; splits found: {names}. Set the split to null if there is none",
+                    f"no row has split {split!r}; splits found: {names}. Name one of these; where there is none, "
+                    "leave --split out (null in a job)",
                 )
             )
     if len(found) > 1 and found[0] is None:
@@ -200,7 +204,8 @@ class _Joiner:
         image_id = text["id"] or key
         known_key, known_where = self.path_of_id.setdefault(image_id, (key, row.where))
         if known_key != key:
-            self.faults.append(Fault(row.where, "id twice", f"id {image_id!r} names {key!r} here and {known_key!r} at {known_where}"))
+            what = f"id {image_id!r} names {key!r} here and {known_key!r} at {known_where}; {_OWN_ID}"
+            self.faults.append(Fault(row.where, "id twice", what))
             return
         known_id, known_where = self.id_of_path.setdefault(key, (image_id, row.where))
         if known_id != image_id:
@@ -214,9 +219,7 @@ class _Joiner:
             )
             return
         if row.embedded is not None and image.embedded is not None and not self._same_picture(row.embedded, image.embedded):
-            self.faults.append(
-                Fault(row.where, "id twice", f"{key!r} names another picture at {image.where}; give each picture an id of its own")
-            )
+            self.faults.append(Fault(row.where, "id twice", f"{key!r} names another picture at {image.where}; {_OWN_ID}"))
         if image.group != text["group"]:
             self.faults.append(
                 Fault(row.where, "two groups", f"image {key!r} has group {text['group']!r} here and {image.group!r} at {image.where}")
@@ -235,7 +238,7 @@ class _Joiner:
     def _captions(self, row: Row) -> list[str]:
         values: list[Any] = row.captions if isinstance(row.captions, list) else [row.captions]
         if not values:
-            self.faults.append(Fault(row.where, "no caption", "the list of captions is empty"))
+            self.faults.append(Fault(row.where, "no caption", "the list of captions is empty; write one, or take the row out"))
         good = []
         for value in values:
             if fault := caption_fault(row.where, value):

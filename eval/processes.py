@@ -2,7 +2,8 @@
 
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from eval.errors import UserError
+from eval.errors import UserError, WriteError
 
 Made = TypeVar("Made")
 
@@ -84,11 +85,11 @@ class Processes:
         Raises:
             UserError: something did, on some process; the first one's, in rank order.
         """
-        said = f"{exit_code} {failure}" if failure else ""
-        for part in self.gather(np.frombuffer(said.encode(), dtype=np.uint8)):
+        told = f"{exit_code} {failure}" if failure else ""
+        for part in self.gather(np.frombuffer(told.encode("utf-8", "surrogatepass"), dtype=np.uint8)):
             if len(part):
-                code, _, message = part.tobytes().decode().partition(" ")
-                error = UserError(message)
+                code, _, message = part.tobytes().decode("utf-8", "surrogatepass").partition(" ")
+                error = WriteError(message) if int(code) == WriteError.exit_code else UserError(message)
                 error.exit_code = int(code)
                 raise error
 
@@ -108,6 +109,22 @@ class Processes:
             raise
         self.raise_together("")
         return made
+
+    @contextmanager
+    def jointly(self) -> Iterator[None]:
+        """Go on only if all got through what is in here, which is each process's own work: it must not wait for the others.
+
+        Raises:
+            UserError: what one of them met, on every process.
+        """
+        failure, code = "", UserError.exit_code
+        try:
+            yield
+        except UserError as error:
+            if self.world_size == 1:
+                raise
+            failure, code = str(error), error.exit_code
+        self.raise_together(failure, code)
 
     def from_main(self, make: Callable[[], Any]) -> Any:
         """What `make` gives on the main process, where alone it is called, on every process; made of what JSON knows.

@@ -10,7 +10,7 @@ def read_qrels(path: str | os.PathLike[str]) -> set[tuple[str, str]]:
     """(query id, item id) of every line with relevance above 0; ids are taken as they stand, so they may not hold blanks.
 
     Raises:
-        UserError: the file cannot be read, or a line has another form; the message names it.
+        UserError: the file cannot be read, a line has another form, or none has a relevance above 0; the message names it.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -22,7 +22,11 @@ def read_qrels(path: str | os.PathLike[str]) -> set[tuple[str, str]]:
         if not cells:
             continue
         if len(cells) != 4 or not cells[3].lstrip("-").isdigit():
-            raise UserError(f"{path}:{number}: expected `QUERY_ID 0 ITEM_ID RELEVANCE`, found {line[:100]!r}")
+            told = f"{path}:{number}: expected `QUERY_ID 0 ITEM_ID RELEVANCE`, found {line[:100]!r}"
+            raise UserError(f"{told}. Ids may hold no blanks: write them percent-encoded (my%20photo.jpg)")
         if int(cells[3]) > 0:
             pairs.add((cells[0], cells[2]))
+    if not pairs:
+        told = f"{path}: expected pairs of relevance above 0, found none in {len(lines)} line(s)"
+        raise UserError(f"{told}. Leave the qrels out, or name another file")
     return pairs

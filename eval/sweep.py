@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from eval.arm import RECALLS, Arm
 from eval.metrics import RECALL_AT, recall_at_k
@@ -24,6 +26,34 @@ def sweep_sizes(top_k: int) -> list[int]:
     [1, 2, 4, 8, 12]
     """
     return [2**power for power in range(top_k.bit_length()) if 2**power < top_k] + [top_k]
+
+
+_RANK_AT_K = pa.list_(pa.struct([("k", pa.int32()), ("rank", pa.int64())]))
+
+
+def sweep_column(sweep: Sweep, direction: Direction, num_queries: int) -> pa.Array:
+    """queries.parquet's `rank_at_k` for one stage: of each query (k, rank) for every K of the sweep; null for a stage without one."""
+    if not sweep:
+        return pa.nulls(num_queries, _RANK_AT_K)
+    sizes = np.tile(np.array(list(sweep), dtype=np.int32), num_queries)
+    ranks = np.stack([ranks[direction] for ranks in sweep.values()], axis=1).astype(np.int64).ravel()
+    pairs = pa.StructArray.from_arrays([pa.array(sizes), pa.array(ranks)], fields=list(_RANK_AT_K.value_type))
+    offsets = pa.array(np.arange(num_queries + 1, dtype=np.int32) * len(sweep))
+    return pa.ListArray.from_arrays(offsets, pairs, type=_RANK_AT_K)
+
+
+def read_sweep(queries: pa.Table, stage: str) -> Sweep:
+    """The sweep of one stage, read back from the rows of queries.parquet; empty for a stage without one."""
+    found: dict[int, dict[Direction, np.ndarray]] = {}
+    for direction in DIRECTIONS:
+        rows = queries.filter(pc.and_(pc.equal(queries["stage"], stage), pc.equal(queries["direction"], direction)))["rank_at_k"]
+        if rows.null_count:
+            return {}
+        pairs = rows.combine_chunks().flatten()
+        sizes, ranks = pairs.field("k").to_numpy(), pairs.field("rank").to_numpy()
+        for k in dict.fromkeys(sizes.tolist()):
+            found.setdefault(k, {})[direction] = ranks[sizes == k]
+    return found
 
 
 def ceiling(first: Mapping[Direction, Arm], top_k: int) -> dict[Direction, float]:

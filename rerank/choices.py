@@ -83,8 +83,9 @@ def measure_choices(
     stage_names(list(checkpoints), scorer.name if scorer is not None else None)
     stages: dict[str, np.ndarray] = {}
     for name, path in checkpoints.items():
-        model, inputs = load_siglip(path, strip_punctuation=strip_punctuation)
-        model.to(device)  # type: ignore[arg-type]  # transformers wraps it
+        with processes.jointly():
+            model, inputs = load_siglip(path, strip_punctuation=strip_punctuation)
+            model.to(device)  # type: ignore[arg-type]  # transformers wraps it
         stages[name] = cosines(model, inputs, choices, processes=processes, num_workers=num_workers, on_progress=on_progress)
     names = list(checkpoints)
     rules = dict.fromkeys(names, "cosine")

@@ -145,8 +145,8 @@ def _score_image(scorer: PairScorer, dataset: ScoringData, image: int, captions_
     bad = np.flatnonzero(~np.isfinite(scores_n))
     if len(bad):
         raise UserError(
-            f"Scorer {scorer.name}: expected finite scores; found {scores_n[bad[0]]} for image {dataset.image_ids[image]!r} with caption "
-            f"{dataset.caption_ids[int(captions_n[bad[0]])]!r} ({len(bad)} of this image's {len(scores_n)}). "
+            f"Scorer {scorer.name}: expected finite scores; found {scores_n[bad[0]]} for image {dataset.image_ids[image]!r} with "
+            f"{[dataset.caption_ids[int(caption)] for caption in captions_n[bad[:5]]]} ({len(bad)} of this image's {len(scores_n)}). "
             "Score in float32, and check the reranker's weights."
         )
     return scores_n
@@ -172,14 +172,15 @@ def complete_scores(
         processes: those that share the work; by default this one alone.
 
     Raises:
-        UserError: a score is not finite.
+        UserError: on every process: on some a score is not finite or a picture does not decode.
         ValueError: `known` comes from another scorer.
     """
     processes = processes or Processes()
     if known is not None and known.fingerprint != scorer.fingerprint:
         raise ValueError(f"known scores come from another scorer ({known.fingerprint}) than {scorer.name} ({scorer.fingerprint}).")
     missing = lists if known is None else lists.difference(known.lists)
-    part = score_candidates(scorer, dataset, missing, rank=processes.rank, world_size=processes.world_size, progress=progress)
+    with processes.jointly():
+        part = score_candidates(scorer, dataset, missing, rank=processes.rank, world_size=processes.world_size, progress=progress)
     scored = _gathered(part, missing, processes)
     return scored if known is None else known.joined(scored)
 

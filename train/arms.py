@@ -1,6 +1,7 @@
 """The arms of a job's final report: which checkpoints are measured, under which names, and which are compared."""
 
 from eval.errors import UserError
+from eval.stage_faults import pair_faults
 from train.config import JobConfig
 
 
@@ -22,13 +23,12 @@ def comparisons(config: JobConfig, scorer_name: str | None) -> list[tuple[str, s
 
 
 def check_comparisons(config: JobConfig, scorer_name: str | None) -> None:
-    """Refuse to compare what will not be measured.
+    """Refuse to compare what will not be measured, or a stage with itself, or two twice.
 
     Raises:
         UserError: naming the stages there will be.
     """
     names = list(checkpoints(config, "", ""))
     known = names + ([f"{name}+{scorer_name}" for name in names] if scorer_name is not None else [])
-    unknown = sorted({name for pair in comparisons(config, scorer_name) for name in pair} - set(known))
-    if unknown:
-        raise UserError(f"evaluation.comparisons: no stage is called {unknown}; there will be {known}")
+    if faults := pair_faults(comparisons(config, scorer_name), known):
+        raise UserError(f"evaluation.comparisons: {'; '.join(faults)}")

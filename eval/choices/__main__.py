@@ -1,20 +1,23 @@
 """python -m eval.choices --model DIR_OR_HUB_ID --data CHOICES --output DIR [--rerank DIR_OR_HUB_ID] [--image-root DIR]
 
-Measures a SigLIP checkpoint, or several (--also), on a choice set, alone and with a cross-encoder. Exit codes: 0 done · 2 bad arguments
-or data · 4 could not write.
+Measures a SigLIP checkpoint, or several (--also), on a choice set, alone and with a cross-encoder. Over several processes: torchrun
+--nproc-per-node N -m eval.choices ... Exit codes: 0 done · 2 bad arguments or data · 4 could not write.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from eval.checkpoint import load_siglip_config
 from eval.choices.choice_set import read_choices
 from eval.choices.report import print_choices, write_choices
-from eval.errors import UserError
+from eval.errors import UserError, reading, writing
 from eval.first_stage import use_exact_float32
-from eval.images import ImageError
+from eval.process_group import is_main_by_rank, joined_processes
+from eval.processes import Processes
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -36,29 +39,34 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return asked
 
 
-def run(asked: argparse.Namespace) -> int:
-    """Measure and report.
+def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -> None:
+    """Measure and report; call on every process. What goes wrong on one is raised on all.
 
     Raises:
-        UserError, ImageError: model, data or reranker cannot be used.
-        OSError: the report cannot be written.
+        UserError: model, data or reranker cannot be used, or the report cannot be written.
     """
     from rerank.choices import measure_choices, stage_names
     from rerank.scorer import load_scorer
 
     use_exact_float32()
-    Path(asked.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    choices = read_choices(asked.data, image_root=asked.image_root)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scorer = load_scorer(asked.rerank, device=device) if asked.rerank is not None else None
     checkpoints = [("model", asked.model)] + [(name, path) for name, _, path in (text.partition("=") for text in asked.also)]
-    stage_names([name for name, _ in checkpoints], scorer.name if scorer is not None else None)
-    options = {"num_workers": asked.num_workers, "strip_punctuation": asked.strip_punctuation}
+    with processes.jointly(), reading():  # all that can be refused, before the work
+        if processes.is_main:
+            with writing(asked.output):
+                Path(asked.output).mkdir(parents=True, exist_ok=True)
+        choices = read_choices(asked.data, image_root=asked.image_root)
+        scorer = load_scorer(asked.rerank, device=device) if asked.rerank is not None else None
+        stage_names([name for name, _ in checkpoints], scorer.name if scorer is not None else None)
+        for _, path in checkpoints:
+            load_siglip_config(path)
+    options: Any = {"num_workers": asked.num_workers, "strip_punctuation": asked.strip_punctuation, "processes": processes}
     report = measure_choices(choices, dict(checkpoints), scorer, device=device, **options)
-    folder = write_choices(asked.output, report)
-    print_choices(report.record)
-    print(f"report   {folder}/choices.html (choices.json, choices.parquet beside it)")
-    return 0
+    with processes.jointly():
+        if processes.is_main:
+            with writing(asked.output):
+                folder = write_choices(asked.output, report)
+            print_choices(report.record)
+            print(f"report   {folder}/choices.html (choices.json, choices.parquet beside it)")
 
 
 def main() -> None:
@@ -68,14 +76,14 @@ def main() -> None:
     asked = parse(sys.argv[1:])
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    code = 0
     try:
-        code = run(asked)
-    except (UserError, ImageError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except OSError as error:
-        print(f"error: could not write {asked.output}: {error}", file=sys.stderr)
-        code = 4
+        with joined_processes() as (processes, device):
+            run(asked, processes, device)
+    except UserError as error:
+        if is_main_by_rank():
+            print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
     sys.exit(code)
 
 

@@ -29,7 +29,8 @@ def cosines(
     Raises:
         UserError: a picture does not decode, or an embedding is not finite.
     """
-    images_ID = embed_images(model, inputs, choices, processes=processes, num_workers=num_workers, on_progress=on_progress)
-    captions_CD = embed_captions(model, inputs, choices.captions, processes=processes, on_progress=on_progress)
+    shared: Any = {"processes": processes, "on_progress": on_progress}
+    images_ID = embed_images(model, inputs, choices, num_workers=num_workers, names=choices.image_ids, **shared)
+    captions_CD = embed_captions(model, inputs, choices.captions, **shared)
     images_N, captions_N = choices.pairs()
     return np.einsum("nd,nd->n", images_ID[images_N].astype(np.float64), captions_CD[captions_N].astype(np.float64))

@@ -66,6 +66,23 @@ def test_column_names_are_mapped(pictures: list[Path], tiny_siglip: Path, tmp_pa
         ({"--output": "FILE/under"}, 4, "could not write"),
         ({"--top-k": 0}, 2, "--top-k is at least 1"),
         ({"--column": "image"}, 2, "--column takes OURS=THEIRS"),
+        (
+            {"--also": "other=demo/models/blip-itm"},
+            2,
+            "demo/models/blip-itm: expected a SigLIP checkpoint (model_type 'siglip'), found 'blip'",
+        ),
+        ({"--also": "other=/no/such"}, 2, "'/no/such': neither a checkpoint folder nor a model of the hub"),
+        ({"--compare": "model:base"}, 2, "--compare: no stage is called ['base']; there will be ['model']"),
+        ({"--compare": "model:model"}, 2, "--compare: ['model'] would be compared with itself"),
+        ({"--rerank": "cross-encoder/ms-marco-MiniLM-L6-v2", "--top-k": 10}, 2, "it is a text-text reranker (known by its name)"),
+        (
+            {"--qrels": "OTHER"},
+            2,
+            "none of the 1 pairs of the qrels file are of split 'test', e.g. 'img-1' 'cap-1'. Image ids look like '000.png'",
+        ),
+        ({"--qrels": "THREE"}, 2, "three.qrels:2: expected `QUERY_ID 0 ITEM_ID RELEVANCE`, found '000.png 001.png#0 1'"),
+        ({"--qrels": "EMPTY"}, 2, "empty.qrels: expected pairs of relevance above 0, found none in 1 line(s)"),
+        ({"--data": "CORRUPT"}, 2, "corrupt-4.png: cannot be decoded: no picture of a known format (JPEG"),
         ({"--slice-by": "colour"}, 2, "slices by 'colour' were asked for; columns found: ['image', 'captions', 'split']"),
     ],
 )
@@ -82,7 +99,16 @@ def test_what_cannot_be_done_is_said_in_a_line(
     BertConfig().save_pretrained(tmp_path / "bert-cross-encoder")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
     (tmp_path / "file").write_text("a file where a folder is wanted")
+    (tmp_path / "other.qrels").write_text("img-1 0 cap-1 1\n")
+    (tmp_path / "three.qrels").write_text("000.png 0 001.png#0 1\n000.png 001.png#0 1\n")
+    (tmp_path / "empty.qrels").write_text("000.png 0 001.png#0 0\n")
+    corrupt = [{"image": f"corrupt-{n}.png", "caption": f"a dog {n}", "split": "test"} for n in range(7)]
+    for row in corrupt:
+        (tmp_path / row["image"]).write_bytes(b"no picture")
+    (tmp_path / "corrupt.jsonl").write_text("\n".join(map(json.dumps, corrupt)))
     stand_ins = {"BERT": tmp_path / "bert-cross-encoder", "BROKEN": tmp_path / "broken.parquet", "FILE/under": tmp_path / "file" / "under"}
+    stand_ins |= {name.upper(): tmp_path / f"{name}.qrels" for name in ("other", "three", "empty")}
+    stand_ins["CORRUPT"] = tmp_path / "corrupt.jsonl"
     asked: dict[str, object] = {"--model": tiny_siglip, "--data": manifest, "--split": "test", "--output": tmp_path / "out"}
     asked |= {option: stand_ins.get(str(value), value) for option, value in change.items()}
     words = [str(word) for option, value in asked.items() if value is not None for word in (option, value)]

@@ -1,6 +1,7 @@
 """Two finished reports compared later say what one report of both would have said."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,59 @@ def test_a_record_of_another_form_is_told(tmp_path: Path, capsys: pytest.Capture
     for text in ("[]", '{"data": {}}'):
         (one / "report.json").write_text(text)
         assert main([str(one), str(one)]) == 2 and "cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "report.json: cannot be read (Expecting property name"),
+        ('{"data": {"sha256": "x", "truth": "all"}}', "report.json: cannot be read as a report: data.truth is 'all' (of another version"),
+        ('{"stages": {}}', "report.json: cannot be read as a report: it has no data.sha256 (of another version"),
+    ],
+)
+def test_which_report_cannot_be_read_and_why_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
+    data = retrieval_set()
+    one = report(tmp_path / "one", [stage("model", data, 1.0)], data)
+    two = report(tmp_path / "two", [stage("model", data, 1.0)], data)
+    (two / "report.json").write_text(text)
+    assert main([str(one), str(two)]) == 2
+    told = capsys.readouterr().err
+    assert f"error: {two}/{message}" in told and told.rstrip().endswith("; evaluate again")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("rank", lambda num: pa.array(["first"] * num), "column 'rank' holds string"),
+        ("rank", lambda num: pa.array([None] * num, pa.int64()), "column(s) ['rank'] have empty cells"),
+        (
+            "rank",
+            lambda num: pa.array([0] * 7 + [1] * (num - 7)),
+            "7 row(s) have a rank below 1 or a figure that is not a number, e.g. of queries",
+        ),
+        ("ap_at_r", lambda num: pa.array([np.nan] + [1.0] * (num - 1)), "1 row(s) have a rank below 1 or a figure that is not a number"),
+    ],
+)
+def test_a_table_no_evaluation_writes_is_refused(tmp_path: Path, column: str, values: Callable[[int], pa.Array], message: str) -> None:
+    data = retrieval_set()
+    one = report(tmp_path / "one", [stage("model", data, 1.0)], data)
+    table = pq.read_table(one / "queries.parquet")
+    changed = table.set_column(table.column_names.index(column), column, values(table.num_rows))
+    pq.write_table(changed, one / "queries.parquet")
+    with pytest.raises(UserError) as caught:
+        compare_reports(one, one)
+    assert f"{one / 'queries.parquet'}: not a report's table of queries: {message}" in str(caught.value)
+    pq.write_table(table.drop([column]), one / "queries.parquet")
+    with pytest.raises(UserError) as caught:
+        compare_reports(one, one)
+    assert "\n" not in str(caught.value) and column in str(caught.value)
+
+
+def test_an_output_that_cannot_be_written_is_code_4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = retrieval_set()
+    one = report(tmp_path / "one", [stage("model", data, 1.0)], data)
+    assert main([str(one), str(one), "--output", str(one / "report.json" / "under")]) == 4
+    assert f"could not write {one}/report.json/under" in capsys.readouterr().err
 
 
 def test_double_queries_damage_and_absence_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,7 +95,22 @@ def test_weights_that_are_not_finite_are_an_error(tiny_siglip: Path, pictures: l
     with torch.no_grad():
         model.vision_model.head.probe.fill_(torch.nan)
         model.text_model.head.bias.fill_(torch.nan)
-    with pytest.raises(UserError, match=r"6 image embedding\(s\) are not finite, first at index 0"):
+    with pytest.raises(UserError, match=r"6 image embedding\(s\) of 6 are not finite, e.g. of \[0, 1, 2, 3, 4\]"):
         embed_images(model, inputs, picture_set(pictures[:6]))
-    with pytest.raises(UserError, match="caption embedding"):
+    with pytest.raises(UserError, match=r"not finite, e.g. of \['a', 'b', 'c', 'd', 'e'\]: the weights or the precision are broken"):
+        embed_images(model, inputs, picture_set(pictures[:6]), names="abcdef")
+    with pytest.raises(UserError) as caught:
         embed_captions(model, inputs, sentences[:3])
+    assert f"3 caption embedding(s) of 3 are not finite, e.g. of {[text[:80] for text in sentences[:3]]}" in str(caught.value)
+
+
+def test_pictures_of_a_block_that_do_not_decode_are_named_together(tiny_siglip: Path, pictures: list[Path], tmp_path: Path) -> None:
+    model, inputs = load_siglip(tiny_siglip)
+    broken = [tmp_path / f"broken-{number}.png" for number in range(7)]
+    for path in broken:
+        path.write_bytes(b"no picture")
+    with pytest.raises(UserError) as caught:
+        embed_images(model, inputs, picture_set([*pictures[:2], *broken]))
+    told = str(caught.value)
+    assert all(f"{path}: cannot be decoded: no picture of a known format (JPEG, " in told for path in broken[:5])
+    assert "broken-5" not in told and "; and 2 more near them. Every picture must decode" in told and "0x" not in told

@@ -58,7 +58,7 @@ def test_shape_of_the_record(figures: Figures) -> None:
     assert shown == [(direction, f"R@{k}") for direction in (*DIRECTIONS, "both") for k in RECALL_AT]
     assert figures.queries.column_names == [
         *("stage", "direction", "query_id", "image_id", "rank"),
-        *("num_positives", "ap_at_r", "r_precision", "top_ids", "top_scores"),
+        *("num_positives", "ap_at_r", "r_precision", "top_ids", "top_scores", "rank_at_k"),
     ]
 
 
@@ -161,5 +161,5 @@ def test_faults_of_stages_are_told_at_once() -> None:
         evaluate(dataset, [whole, whole, half, broken, small], [("a", "z")])
     told = str(caught.value)
     assert "'a' is there 2 times" in told and "'half' has no ranking text_to_image" in told and "['z']" in told
-    assert "'nan', text_to_image: 6 queries have a score that is not a number, e.g. " + str(dataset.caption_ids[3:8]) in told
+    assert "'nan', text_to_image: 6 queries have a score that is not a finite number, e.g. " + str(dataset.caption_ids[3:8]) in told
     assert "'small', image_to_text: 10 queries were ranked, but the split has 12" in told

@@ -1,12 +1,16 @@
 """The K sweep and the ceiling in a report's record, against the stages they must agree with."""
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from eval.dataset import RetrievalSet
 from eval.errors import UserError
 from eval.evaluator import Figures, Stage, evaluate
 from eval.ranking import DIRECTIONS
+from eval.report import write_report
 from eval.sweep import curves, sweep_sizes
 from tests.unit.eval.reranked_set import TOP_K, first_stage, picture_set, reranked
 
@@ -35,6 +39,21 @@ def test_ends_of_the_sweep_are_the_two_stages(figures: Figures) -> None:
             whole = figures.stages[stage][row["direction"]]
             assert [row[f"R@{cut}"] for cut in (1, 5, 10)] == pytest.approx([whole[f"R@{cut}"] for cut in (1, 5, 10)], abs=1e-12)
             assert row["ci95"] == pytest.approx(whole["ci95"]["R@1"], abs=1e-12)
+
+
+def test_the_sweep_is_computed_from_the_written_table(figures: Figures, dataset: RetrievalSet, tmp_path: Path) -> None:
+    """Recalls at each K recounted from queries.parquet alone; and the ranks in it are those the reranking gave."""
+    rows = pq.read_table(write_report(tmp_path, figures) / "queries.parquet").to_pylist()
+    assert all(row["rank_at_k"] is None for row in rows if row["stage"] == "base")
+    expected = reranked(dataset, first_stage(dataset)).sweep
+    for direction in DIRECTIONS:
+        chosen = [row for row in rows if (row["stage"], row["direction"]) == ("base+blip", direction)]
+        assert all(row["rank_at_k"][-1] == {"k": TOP_K, "rank": row["rank"]} for row in chosen)
+        for place, k in enumerate(sweep_sizes(TOP_K)):
+            ranks = np.array([row["rank_at_k"][place]["rank"] for row in chosen])
+            assert ranks.tolist() == expected[k][direction].tolist() and {row["rank_at_k"][place]["k"] for row in chosen} == {k}
+            told = next(row for row in figures.stages["base+blip"]["k_sweep"] if (row["k"], row["direction"]) == (k, direction))
+            assert [told[f"R@{cut}"] for cut in (1, 5, 10)] == pytest.approx([(ranks <= cut).mean() for cut in (1, 5, 10)], abs=1e-12)
 
 
 def test_no_size_passes_its_ceiling_and_the_ceiling_is_counted_in_the_table(figures: Figures) -> None:

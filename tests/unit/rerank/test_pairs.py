@@ -1,7 +1,7 @@
 """Pair scores: looked up, shared out over processes, completed, and what they cost."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from rerank.candidates import CandidateLists
 from rerank.pairs import PairScores, ScoringCost, complete_scores, score_candidates
 from rerank.scorer import load_scorer
 
+NO_FAILURE = np.zeros(0, dtype=np.uint8)
 CAPTIONS = ["a dog", "the red cat", "a blue circle above a green square", "a cat sits on the dog", "the circle"]
 
 
@@ -43,12 +44,10 @@ def lists_of(pairs: Sequence[tuple[int, int]]) -> CandidateLists:
 
 
 @dataclass(frozen=True)
-class Exchange:
+class Exchange(Processes):
     """Stands in for the processes of a job: hands out what the others put in, in rank order."""
 
-    rank: int
-    world_size: int
-    others: dict[int, list[np.ndarray]]
+    others: dict[int, list[np.ndarray]] = field(default_factory=dict)
 
     def gather(self, array: np.ndarray) -> list[np.ndarray]:
         return [array if rank == self.rank else self.others[rank].pop(0) for rank in range(self.world_size)]
@@ -84,7 +83,7 @@ def test_every_number_of_processes_gives_the_same_scores(memory_set, pairs: set,
     parts = [score_candidates(PixelScorer(), dataset, lists, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert sum(part.cost.pairs_scored for part in parts) == lists.num_pairs
     for rank in range(world_size):
-        others = {r: [part.lists.keys_N, part.scores_N, np.array([1e6 + r])] for r, part in enumerate(parts)}
+        others = {r: [NO_FAILURE, part.lists.keys_N, part.scores_N, np.array([1e6 + r])] for r, part in enumerate(parts)}
         joined = complete_scores(PixelScorer(), dataset, lists, processes=Exchange(rank, world_size, others))
         assert np.array_equal(joined.scores_N, whole.scores_N) and np.array_equal(joined.lists.keys_N, lists.keys_N)
         assert (joined.cost.pairs_scored, joined.cost.images_encoded) == (lists.num_pairs, lists.num_images)
@@ -95,7 +94,7 @@ def test_every_number_of_processes_gives_the_same_scores(memory_set, pairs: set,
 
 def test_processes_that_lose_a_part_are_noticed(memory_set) -> None:
     dataset, lists = memory_set(2, CAPTIONS), lists_of([(0, 0), (1, 1)])
-    others = {1: [np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32), np.zeros(1)]}
+    others = {1: [NO_FAILURE, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32), np.zeros(1)]}
     with pytest.raises(ValueError, match="2 pairs dealt out"):
         complete_scores(PixelScorer(), dataset, lists, processes=Exchange(0, 2, others))
 
@@ -137,7 +136,7 @@ def test_a_score_that_is_not_finite_names_its_pair(memory_set, value: float) -> 
             return scores
 
     dataset = memory_set(2, CAPTIONS)
-    with pytest.raises(UserError, match=rf"found {value} for image 'image-1' with caption 'image-3#3'"):
+    with pytest.raises(UserError, match=rf"found {value} for image 'image-1' with \['image-3#3'\]"):
         complete_scores(Broken(), dataset, lists_of([(0, 0), (1, 2), (1, 3)]))
 
 

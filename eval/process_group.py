@@ -1,0 +1,78 @@
+"""`python -m eval` under torchrun or accelerate: the processes a launcher started find one another, and each takes its device."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from eval.errors import UserError
+from eval.processes import Processes
+
+# The others wait while the main process computes intervals and writes; a process that dies is the launcher's to notice, not a clock's.
+_PATIENCE = timedelta(days=1)
+
+
+@contextmanager
+def joined_processes() -> Iterator[tuple[Processes, torch.device]]:
+    """The processes of this command, together for as long as this lasts, and this one's device.
+
+    A launcher says with RANK, LOCAL_RANK, WORLD_SIZE and MASTER_ADDR who is who; without one (or of one process) nothing is set up.
+    On GPUs each process has the one its LOCAL_RANK counts (nccl); on CPUs, or where ACCELERATE_USE_CPU is true, they talk through gloo.
+
+    Raises:
+        UserError: there are fewer GPUs than processes on this machine, or the processes do not come together.
+    """
+    device = launched_device()
+    if _number("WORLD_SIZE", 1) == 1:
+        yield Processes(), device
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes did not come together ({error}). Start them with torchrun "
+            "--nproc-per-node N -m eval ..., or unset WORLD_SIZE to run one"
+        ) from error
+    try:
+        yield Processes.current(), device
+    finally:
+        dist.destroy_process_group()
+
+
+def is_main_by_rank() -> bool:
+    """True for the process that prints, also before the processes have come together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def launched_device() -> torch.device:
+    """The GPU of this process's own, or the CPU.
+
+    Raises:
+        UserError: several processes would share a GPU.
+    """
+    if not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return torch.device("cpu")
+    if _number("WORLD_SIZE", 1) == 1:
+        return torch.device("cuda")
+    here, num_gpus = _number("LOCAL_WORLD_SIZE", _number("LOCAL_RANK", 0) + 1), torch.cuda.device_count()
+    if here > num_gpus:
+        raise UserError(f"{here} processes were started here, for {num_gpus} GPU(s); start one per GPU, or set ACCELERATE_USE_CPU=true")
+    return torch.device("cuda", _number("LOCAL_RANK", 0))
+
+
+def _number(name: str, default: int) -> int:
+    """A variable of the launcher's.
+
+    Raises:
+        UserError: it is no number.
+    """
+    try:
+        return int(os.environ.get(name, default))
+    except ValueError:
+        told = f"the environment's {name} is {os.environ[name]!r}, expected a number as launchers set it"
+        raise UserError(f"{told}; unset it to run one process") from None
