@@ -12,6 +12,8 @@ class UserError(Exception):
     """
 
     exit_code = 2
+    is_shared = False
+    """True where every process of a job raises it: then the main process alone need print it."""
 
 
 class WriteError(UserError):

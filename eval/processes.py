@@ -90,7 +90,7 @@ class Processes:
             if len(part):
                 code, _, message = part.tobytes().decode("utf-8", "surrogatepass").partition(" ")
                 error = WriteError(message) if int(code) == WriteError.exit_code else UserError(message)
-                error.exit_code = int(code)
+                error.exit_code, error.is_shared = int(code), True
                 raise error
 
     def together(self, make: Callable[[], Made]) -> Made:

@@ -6,6 +6,7 @@ Exit codes: 0 done · 2 bad configuration or data · 3 no readable checkpoint to
 
 import argparse
 import os
+import socket
 import sys
 import traceback
 import warnings
@@ -30,7 +31,7 @@ def run(arguments: list[str]) -> int:
     try:
         return _run_job(asked)
     except UserError as error:
-        return _say(str(error), error.exit_code)
+        return _say(str(error), error.exit_code, is_shared=error.is_shared)
     except NotFinite as error:
         return _say(str(error), error.exit_code)
     except Stopped as error:
@@ -43,7 +44,8 @@ def run(arguments: list[str]) -> int:
         return _say("interrupted", 130, "stopped")
     except OSError as error:
         traceback.print_exc()
-        return _say(f"could not write (or read): {error}. What was committed before is whole; make room and run the same command again", 4)
+        words = f"could not write (or read): {error}. What was committed before is whole; make room and run the same command again"
+        return _say(words, 4, is_shared=False)
 
 
 def _run_job(asked: Any) -> int:
@@ -74,14 +76,15 @@ def _run_job(asked: Any) -> int:
                     print(f"{config.run_folder} is finished:")
                     show_finished(config)
                 return 0
-            job = prepare(config, processes.together(lambda: load_data(config)), accelerator, processes)
-            loop = Loop(job, signals)
+            loop: Loop | None = None
             try:
+                job = prepare(config, processes.together(lambda: load_data(config)), accelerator, processes)
+                loop = Loop(job, signals)
                 finish(job, loop.run(), loop.leave_final_if_asked)
             except RuntimeError as error:
                 # The main process was told to stop and has left, while this one, told the same, waited for it.
                 if signals.asked and not processes.is_main:
-                    raise Stopped(signals.exit_code, loop.state.step) from error
+                    raise Stopped(signals.exit_code, loop.state.step if loop is not None else 0) from error
                 if is_loss_of_processes(error):
                     raise ProcessesLost(processes.rank, str(error).splitlines()[0]) from error
                 raise
@@ -91,10 +94,13 @@ def _run_job(asked: Any) -> int:
                 lock.close()
 
 
-def _say(message: str, code: int, word: str = "error") -> int:
-    """Print why on the main process and return the code."""
-    if int(os.environ.get("RANK", "0")) == 0:
+def _say(message: str, code: int, word: str = "error", *, is_shared: bool = True) -> int:
+    """Print why and return the code: on the main process, and on another where it alone met it."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0:
         print(f"{word}: {message}", file=sys.stderr, flush=True)
+    elif not is_shared:
+        print(f"{word} on process {rank}, machine {socket.gethostname()}: {message}", file=sys.stderr, flush=True)
     return code
 
 

@@ -13,16 +13,23 @@ from train.tracking import flatten
 OWN_KEYS = ("runs_folder", "data.num_workers")  # each machine may have its own disk and its own number of cores
 
 
-def check_agreement(config: JobConfig, base_sha256: str, data_sha256: str, processes: Processes) -> None:
+def check_agreement(config: JobConfig, base_sha256: str, data_sha256: str, matcher_sha256: str | None, processes: Processes) -> None:
     """Every process must have been given the same job: on several machines files of one name may differ.
 
     Raises:
         UserError: on every process, naming what differs from the main process, and where.
     """
-    own = {"configuration": flatten(config.model_dump(mode="json"), "."), "base": base_sha256, "data": data_sha256}
+    own = {
+        "configuration": flatten(config.model_dump(mode="json"), "."),
+        "base": base_sha256,
+        "data": data_sha256,
+        "matcher": matcher_sha256,
+    }
     main = processes.from_main(lambda: own)
-    differing = [f"{config.data.source} (split {config.data.train_split})"] if main["data"] != data_sha256 else []
+    pool = f" or {config.mining.pool}" if config.mining is not None and config.mining.pool is not None else ""
+    differing = [f"{config.data.source} (split {config.data.train_split}){pool}"] if main["data"] != data_sha256 else []
     differing += [f"the weights of {config.model.base or 'model.scratch'}"] if main["base"] != base_sha256 else []
+    differing += [f"the cross-encoder of mining, {config.matcher_model}"] if main["matcher"] != matcher_sha256 else []
     differing += [
         f"{key}: {main['configuration'].get(key)!r} -> {value!r}"
         for key, value in json.loads(json.dumps(own["configuration"])).items()

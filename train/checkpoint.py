@@ -50,6 +50,7 @@ class State:
         data_sha256: data it trains on.
         stopped_by: the watch set whose drop ended the run at this step; None otherwise.
         loss_scale: fp16's; None in the other precisions.
+        matcher_sha256: the cross-encoder that mining asks; None where it asks none.
     """
 
     step: int
@@ -64,6 +65,7 @@ class State:
     data_sha256: str
     stopped_by: str | None = None
     loss_scale: LossScale | None = None
+    matcher_sha256: str | None = None
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "State":

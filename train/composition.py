@@ -22,17 +22,18 @@ def turns_of(mining: MiningConfig | None, base: BatchOrder) -> Turns:
 
 
 def order_in_force(
-    mining: MiningConfig | None, turns: Turns, dataset: RetrievalSet, table: Negatives | None, mined_at_step: int | None
+    mining: MiningConfig | None, turns: Turns, dataset: RetrievalSet, table: Negatives | None, mined_at_step: int | None, max_steps: int
 ) -> Order:
     """The order of the steps up to the next mining.
 
     Args:
         table, mined_at_step: the table in force and the step whose weights it was mined with; None before the first.
+        max_steps: of the run, which the last window does not look beyond.
     """
     if isinstance(turns, SeedOrder):
         return HardImageOrder(turns, dataset, HardImages.of_table(table, dataset.num_captions) if table is not None else None)
     if mining is not None and mining.form == "neighbours" and table is not None and mined_at_step is not None:
-        window = range(mined_at_step + 1, mined_at_step + refresh_every(mining, turns) + 1)
+        window = range(mined_at_step + 1, min(mined_at_step + refresh_every(mining, turns), max_steps) + 1)
         return NeighbourOrder(turns, window, Neighbours.of_table(table, dataset))
     return turns
 

@@ -32,6 +32,16 @@ def load_matcher(config: JobConfig, device: torch.device | str) -> PairScorer | 
     return load_scorer(config.matcher_model, device=device, settings=BlipSettings(score_kind="margin"))
 
 
+def matcher_fingerprint(config: JobConfig) -> str | None:
+    """Hash of the cross-encoder that mining.denoise asks; None where it asks none.
+
+    Raises:
+        UserError: it cannot judge (image, caption) pairs.
+    """
+    matcher = load_matcher(config, "cpu")
+    return None if matcher is None else matcher.fingerprint
+
+
 class Matcher:
     """Says how likely pairs of an image and a caption of the pool match; the same on every process, the work shared out."""
 

@@ -13,13 +13,14 @@ import numpy as np
 from transformers import SiglipModel
 
 from eval.checkpoint import hash_weights
+from eval.dataset import GroupHashes
 from eval.inputs import SiglipInputs
 from eval.processes import Processes
 from rerank.scorer import PairScorer
 from train.allotment import Judge, Taking, allot, priorities
 from train.candidates import ImageCandidates, find_image_candidates
 from train.denoising import Matcher
-from train.mining import Refresh, bounds_of, rules_of, temperature_of
+from train.mining import Refresh, bounds_of, doubtful, rules_of, temperature_of
 from train.mining_config import MiningConfig
 from train.mining_rules import Outcome, RankedLists, passed_over
 from train.mining_sheet import Mined, MiningSheet, draw_up
@@ -101,6 +102,7 @@ def select_images(
         in_rank_order=config.selection == "top",
         judge=None if judge is None else lambda rows_N, places_N: judge(found.images_QK[rows_N, places_N], found.captions_Q[rows_N]),
     )
+    _settle(result.outcome_QK, found, pool)
     return Mined(
         _table(name, pool.dataset.num_images, found, lists, result.outcome_QK, None if judge is None else result.probability_QK),
         found.captions_Q,
@@ -111,6 +113,16 @@ def select_images(
         int((~np.isnan(result.probability_QK)).sum()),
         mined_for="captions",
     )
+
+
+def _settle(outcome_QK: np.ndarray, found: ImageCandidates, pool: CaptionPool) -> None:
+    """Captions of one text are judged apart: an image that was relabelled for one of them is no negative of another."""
+    relabelled_QK, mined_QK = outcome_QK == Outcome.RELABELLED, outcome_QK == Outcome.MINED
+    if relabelled_QK.any():
+        hashes_QK = np.broadcast_to(pool.hash_C[found.captions_Q][:, None], outcome_QK.shape)
+        true = GroupHashes(found.images_QK[relabelled_QK], hashes_QK[relabelled_QK], pool.dataset.num_images)
+        both_QK = mined_QK & true.contains(found.images_QK, hashes_QK)
+        outcome_QK[both_QK] = Outcome.MATCH
 
 
 def _lists(pool: CaptionPool, found: ImageCandidates, scale: np.float32, bias: np.float32, *, near_duplicates: bool) -> RankedLists:
@@ -147,4 +159,5 @@ def _table(
         lists.margins_QK[rows_N, places_N],
         None if match_QK is None else match_QK[rows_N, places_N],
         relabelled_QK[rows_N, places_N] if relabelled_QK.any() else None,
+        doubtful(outcome_QK, found.images_QK, found.captions_Q[:, None]),
     )

@@ -32,7 +32,7 @@ from train.arms import check_comparisons, checkpoints
 from train.batches import BatchOrder
 from train.composition import describe_form, turns_of
 from train.config import JobConfig
-from train.denoising import load_matcher
+from train.denoising import matcher_fingerprint
 from train.frozen import frozen_lines
 from train.micro_batches import cached_size
 from train.model import TunedModel, build_model, make_optimizer, resolve_base
@@ -50,6 +50,8 @@ class Job:
     Attributes:
         final_set: the split of the final evaluation, test or else val, with the right answers `evaluation` asks for; None without either.
         pool: the captions that can be mined.
+        data_sha256: of the train split and of further captions that can be mined.
+        matcher_sha256: fingerprint of the cross-encoder that mining asks; None where it asks none.
         base: checkpoint the job starts from, as this process reads it.
         shared: the run's folder, for every process to read.
     """
@@ -73,6 +75,7 @@ class Job:
     order: Turns
     pool: CaptionPool
     shared: SharedFolder
+    matcher_sha256: str | None
     watch_sets: list[WatchSet] = field(default_factory=list)
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -175,8 +178,17 @@ def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
     precision = "no" if config.train.precision == "fp32" else config.train.precision
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)])
     processes = Processes.current()
+    processes.together(lambda: _check_machine(config, processes, accelerator.num_processes))
+    use_exact_float32()
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return accelerator, processes
+
+
+def _check_machine(config: JobConfig, processes: Processes, num_processes: int) -> None:
     expected = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes.world_size != expected or accelerator.num_processes != expected:
+    if processes.world_size != expected or num_processes != expected:
         raise UserError(
             f"{expected} processes were started, but {processes.world_size} came together. On CPUs: "
             "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N (accelerate's own MULTI_CPU starts one)"
@@ -188,11 +200,6 @@ def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
         )
     if config.mining is not None and config.mining.index == "faiss":
         require_faiss()
-    use_exact_float32()
-    if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    return accelerator, processes
 
 
 def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, processes: Processes) -> Job:
@@ -207,12 +214,12 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     pool = CaptionPool(splits.train, splits.further)
     shared = SharedFolder(folder, processes)
     base = _base(config, splits, processes, shared)
-    processes.together(lambda: load_matcher(config, "cpu"))  # what is refused is refused now, not at the first mining
+    matcher_sha256 = processes.together(lambda: matcher_fingerprint(config))  # what is refused is refused now, not at the first mining
     truth, tuned, final_set = processes.together(
         lambda: (_known_truth(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
     )
-    data_sha256 = splits.train.sha256()
-    check_agreement(config, tuned.base_sha256, data_sha256, processes)
+    data_sha256 = pool.data_sha256()
+    check_agreement(config, tuned.base_sha256, data_sha256, matcher_sha256, processes)
     tuned.siglip.to(accelerator.device)
     return Job(
         config,
@@ -234,6 +241,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         turns_of(config.mining, BatchOrder(splits.train.num_images, config.train.batch_size, config.seed)),
         pool,
         shared,
+        matcher_sha256,
         splits.watch,
     )
 
@@ -312,10 +320,14 @@ def describe(job: Job) -> list[str]:
         f"{torch.get_num_threads()} thread(s) each",
         *describe_form(config.mining, order),
     ]
-    micro_batch_size = cached_size(config.train.micro_batch_size, share)
+    most_mined = config.mining.most_columns if config.mining is not None else 0
+    micro_batch_size = cached_size(config.train.micro_batch_size, share, most_mined)
     if micro_batch_size is not None:
-        num = -(-share // micro_batch_size)
-        lines.append(f"memory    cached micro-batches: {share} images in {num} of {micro_batch_size}; what trains is embedded twice")
+        texts = f" and their texts, mined ones included (up to {share * (1 + most_mined)})," if most_mined else " and as many captions"
+        lines.append(
+            f"memory    cached micro-batches: {share} images{texts} {micro_batch_size} at a time; what trains and does not fit into one is "
+            "embedded twice"
+        )
     lines += frozen_lines(config)
     lines += [
         f"watch     {watched.config.name}: {watched.dataset.num_images:,} images with {watched.dataset.num_captions:,} captions; "

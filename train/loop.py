@@ -49,11 +49,12 @@ class Loop:
         self.negatives: Negatives | None = None
         self.negatives_file: Path | None = None
         self.frozen = NOTHING_FROZEN
-        self.order: Order = order_in_force(job.config.mining, job.order, job.train_set, None, None)
+        self.order: Order = order_in_force(job.config.mining, job.order, job.train_set, None, None, job.config.train.max_steps)
         self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.autocast)
+        self.stepper.true_pairs = self._true_pairs()
         self.watch = Watch(job.watch_sets, job.base, job.processes, job.config.data.num_workers)
         start = State(0, 0, False, None, None, None, None, 0, job.tuned.base_sha256, job.data_sha256)
-        self.state = replace(start, loss_scale=self.stepper.loss_scale)
+        self.state = replace(start, loss_scale=self.stepper.loss_scale, matcher_sha256=job.matcher_sha256)
         self._bar: Any = None
         self._batches: Iterator[Batch | ImageError] | None = None
         self._last_eval = ""
@@ -120,7 +121,14 @@ class Loop:
         if self.state.base_sha256 != job.tuned.base_sha256:
             raise UserError(f"{job.base} has other weights than when {job.folder} was begun; give the run another name=")
         if self.state.data_sha256 != job.data_sha256:
-            raise UserError(f"{self.config.data.source} holds other data than when {job.folder} was begun; give the run another name=")
+            raise UserError(
+                f"{self.config.data.source}{job.pool.place} holds other data than when {job.folder} was begun; give the run another name="
+            )
+        if self.state.matcher_sha256 not in (None, job.matcher_sha256):
+            raise UserError(
+                f"mining asks {self.config.matcher_model}, another cross-encoder than when {job.folder} was begun: set "
+                "mining.denoise.model to the one it began with, or give the run another name="
+            )
         checkpoints.load_weights(step, job.tuned)
         checkpoints.load_optimizer(step, job.tuned, job.optimizer)
         if self.state.loss_scale is not None:
@@ -206,11 +214,17 @@ class Loop:
         self._write("mining", found.sheet.as_record() | composed | {"seconds": time.perf_counter() - started})
         job.say(f"step {self.state.step}: {found.sheet}" + "".join(f"; {key}: {value:,.4g}" for key, value in composed.items()))
 
+    def _true_pairs(self) -> TruePairs:
+        mining = self.config.mining
+        return TruePairs(self.job.pool, self.negatives, near_duplicates=mining is not None and mining.near_duplicates)
+
     def _use(self, negatives: Negatives) -> None:
         """Put a table in force: its captions become columns, or batches are composed of it; its relabelled pairs become positives."""
         self.negatives = negatives
-        self.order = order_in_force(self.config.mining, self.job.order, self.job.train_set, negatives, self.state.mined_at_step)
-        self.stepper.true_pairs = TruePairs(self.job.pool, negatives)
+        self.order = order_in_force(
+            self.config.mining, self.job.order, self.job.train_set, negatives, self.state.mined_at_step, self.config.train.max_steps
+        )
+        self.stepper.true_pairs = self._true_pairs()
 
     def _evaluate_if_due(self) -> None:
         """Evaluate on val and on the watch sets, and note a new best."""

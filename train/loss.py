@@ -221,7 +221,8 @@ class _Sums:
         texts_cD = texts_nD[columns]
         size = len(scaled_rD) * len(texts_cD)
         z_rc = torch.mm(scaled_rD, texts_cD.T, out=self._logits[:size].view(len(scaled_rD), len(texts_cD))).add_(self._bias)
-        positive_P = self._positive_places(rows, owner, columns)
+        positive_P, left_out_P = self._places(rows, owner, columns)
+        z_rc.view(-1)[left_out_P] = -torch.inf  # no loss, and no gradient
         _negate(z_rc, positive_P)
         loss = self._sum_of_softplus(z_rc.view(-1))
         g_rc = z_rc.sigmoid_()
@@ -241,10 +242,14 @@ class _Sums:
             total += softplus(piece, 1.0, _LINEAR_FROM, out=losses).sum()  # type: ignore[call-arg]  # it has an out, unannounced
         return total
 
-    def _positive_places(self, rows: slice, owner: int, columns: slice) -> torch.Tensor:
-        """Flat places of the block's true pairs, each once."""
-        rows_P, columns_P = self._pairing.positives.pairs(rows, owner, columns)
-        return torch.from_numpy(rows_P * (columns.stop - columns.start) + columns_P).to(self._images_bD.device)
+    def _places(self, rows: slice, owner: int, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Flat places of the block's true pairs, each once, and of those that are left out, being neither true nor surely false."""
+        known, width = self._pairing.positives, columns.stop - columns.start
+        positive_P, left_out_P = (
+            rows_P * width + columns_P for rows_P, columns_P in (known.pairs(rows, owner, columns), known.left_out(rows, owner, columns))
+        )
+        left_out_P = np.setdiff1d(left_out_P, positive_P)
+        return tuple(torch.from_numpy(places).to(self._images_bD.device) for places in (positive_P, left_out_P))  # type: ignore[return-value]
 
     def face_own(
         self, mined_mD: torch.Tensor, gradient_mD: torch.Tensor | None, rows_m: torch.Tensor, positive_m: torch.Tensor | None

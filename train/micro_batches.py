@@ -78,21 +78,25 @@ class Towers:
     def _embed(self, side: _Side, step: int) -> torch.Tensor:
         if side.known is not None:
             return side.known.to(self._device, non_blocking=True)
-        if self.micro_batch_size is None:
+        if self._fits(side):
             return self._forward(side.tower, side.rows)
+        assert self.micro_batch_size is not None
         with torch.no_grad():
             parts = [self._forward(side.tower, side.rows[part]) for part in self._micro_batches(side, step, self.micro_batch_size)]
         return torch.cat(parts).requires_grad_(self._trains[side.tower])
 
     def finish(self, batch: Batch, images_bD: torch.Tensor, texts_nD: torch.Tensor) -> None:
         """The second pass of cached micro-batches: what the loss left in `.grad` of the embeddings goes on to the weights."""
-        if self.micro_batch_size is None:
-            return  # autograd went all the way already
         for side, vectors_ND in zip(_sides(batch), (images_bD, texts_nD), strict=True):
-            if vectors_ND.grad is None:
-                continue  # frozen
+            if self._fits(side) or vectors_ND.grad is None:
+                continue  # autograd went all the way already, or the tower is frozen
+            assert self.micro_batch_size is not None
             for part in self._micro_batches(side, batch.step, self.micro_batch_size):
                 self._forward(side.tower, side.rows[part]).backward(vectors_ND.grad[part])
+
+    def _fits(self, side: _Side) -> bool:
+        """Whether a side goes through its tower at once: mined captions make more texts than images."""
+        return self.micro_batch_size is None or len(side.rows) <= self.micro_batch_size
 
     def _forward(self, tower: Tower, rows: torch.Tensor) -> torch.Tensor:
         """One forward pass. An autocast of its own each time: one keeps the weights it cast, and those cast without a graph have none."""
@@ -112,6 +116,10 @@ class Towers:
         torch.manual_seed(int(drawn[0] >> np.uint64(1)))
 
 
-def cached_size(micro_batch_size: int | None, share: int) -> int | None:
-    """The micro-batch size in force for a process's share of the batch: None where the share fits into one."""
-    return micro_batch_size if micro_batch_size is not None and micro_batch_size < share else None
+def cached_size(micro_batch_size: int | None, share: int, most_mined: int) -> int | None:
+    """The micro-batch size in force for a process's share of the batch: None where its images, and its texts, fit into one.
+
+    Args:
+        most_mined: mined captions of an image, at most.
+    """
+    return micro_batch_size if micro_batch_size is not None and micro_batch_size < share * (1 + most_mined) else None

@@ -166,6 +166,7 @@ def select(
         lists.margins_QK[kept_IK],
         None if judge is None else result.probability_QK[kept_IK],
         relabelled_IK[kept_IK] if relabelled_IK.any() else None,
+        doubtful(result.outcome_QK, found.images_I[:, None], found.captions_IK),
     )
     num_judged = int((~np.isnan(result.probability_QK)).sum())
     return Mined(
@@ -193,6 +194,15 @@ def _lists(pool: CaptionPool, found: Candidates, scale: np.float32, bias: np.flo
         best_cosine_Q=found.best_positive_I,
         best_logit_Q=found.best_positive_I * scale + bias,
     )
+
+
+def doubtful(outcome_QK: np.ndarray, images_QK: np.ndarray, captions_QK: np.ndarray) -> np.ndarray | None:
+    """(image, caption) of the candidates that were called a match and left, int64 of shape (2, pairs); None without any."""
+    rows_D, places_D = np.nonzero(outcome_QK == Outcome.MATCH)
+    if not len(rows_D):
+        return None
+    images_QK, captions_QK = np.broadcast_to(images_QK, outcome_QK.shape), np.broadcast_to(captions_QK, outcome_QK.shape)
+    return np.stack([images_QK[rows_D, places_D], captions_QK[rows_D, places_D]])
 
 
 def bounds_of(config: MiningConfig) -> Rules:

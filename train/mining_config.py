@@ -89,6 +89,13 @@ class MiningConfig(Section):
     speaks of captions of an image means images of a caption, and of a text means a group); or batches composed of images whose mined
     captions are one another's."""
 
+    @property
+    def most_columns(self) -> int:
+        """Mined captions of an image in the loss, at most; relabelled ones come beside the negatives."""
+        if self.form != "columns":
+            return 0
+        return self.negatives_per_image * (2 if self.denoise is not None and self.denoise.mode == "relabel" else 1)
+
     @model_validator(mode="after")
     def _check(self) -> "MiningConfig":
         if (self.mine_every_steps is None) == (self.mine_every_epochs is None):

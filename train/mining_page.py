@@ -21,6 +21,7 @@ from train.negatives import Negatives
 from train.pool import CaptionPool
 
 NUM_EXAMPLES = 20
+NUM_RELABELLED = 5
 _STREAM = 0x70616765  # of random numbers
 _MOST_CHARACTERS, _MOST_CAPTIONS = 300, 3
 
@@ -84,6 +85,9 @@ def page(sheet: MiningSheet, negatives: Negatives, pool: CaptionPool, truth: set
         "Hardest": [_example(negatives, row, pool, truth) for row in hardest_E.tolist()],
         "At random": [_example(negatives, row, pool, truth) for row in random_E.tolist()],
     }
+    if not negatives.is_negative_N.all():
+        first_E = np.flatnonzero(~negatives.is_negative_N)[:NUM_RELABELLED]
+        groups["Relabelled as positives"] = [_example(negatives, row, pool, truth) for row in first_E.tolist()]
     return environment.get_template("mining_page.html.j2").render(
         sheet=sheet,
         source=pool.dataset.source,
@@ -94,12 +98,13 @@ def page(sheet: MiningSheet, negatives: Negatives, pool: CaptionPool, truth: set
 
 
 def chosen_rows(negatives: Negatives) -> tuple[np.ndarray, np.ndarray]:
-    """(rows of the highest scores, other rows at random), each half of NUM_EXAMPLES or what there is; int64.
+    """(negatives of the highest scores, others at random), each half of NUM_EXAMPLES or what there is; int64.
 
     The random ones follow from the table's name.
     """
     half = NUM_EXAMPLES // 2
-    order_N = np.argsort(-negatives.scores_N, kind="stable")
+    rows_n = np.flatnonzero(negatives.is_negative_N)
+    order_N = rows_n[np.argsort(-negatives.scores_N[rows_n], kind="stable")]
     hardest_E, others = order_N[:half], np.sort(order_N[half:])
     draws = generator(int(negatives.name, 16) if _is_hex(negatives.name) else 0, _STREAM)
     return hardest_E, np.sort(draws.choice(others, min(half, len(others)), replace=False))

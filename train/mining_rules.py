@@ -26,8 +26,8 @@ class Outcome(IntEnum):
     PERC_POS = 10
     MARGIN_POS = 11
     SAME_TEXT = 12
-    MATCH = 13
-    MAX_USES = 14
+    MAX_USES = 13
+    MATCH = 14
 
     @property
     def is_rule(self) -> bool:

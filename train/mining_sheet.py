@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.dataset import GroupHashes
 from train.denoising import sigmoid
 from train.mining_rules import Outcome, RankedLists
 from train.negatives import Negatives
@@ -197,9 +198,11 @@ def draw_up(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | None,
 
 
 def is_true(pool: CaptionPool, image_N: np.ndarray, caption_N: np.ndarray, truth: set[tuple[str, str]]) -> np.ndarray:
-    """Which pairs are among those known to be true, bool of shape (N,)."""
-    pairs = zip(image_N.tolist(), caption_N.tolist(), strict=True)
-    return np.array([(pool.dataset.image_ids[image], pool.caption_id(caption)) in truth for image, caption in pairs], dtype=bool)
+    """Which pairs are among those known to be true, bool of shape (N,): by the words of the caption, whichever id bears them."""
+    number = {image: index for index, image in enumerate(pool.dataset.image_ids)}
+    pairs = [(number[image], pool.index_of(caption, number)) for image, caption in truth if image in number]
+    images_P, captions_P = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return GroupHashes(images_P, pool.hash_C[captions_P], pool.dataset.num_images).contains(image_N, pool.hash_C[caption_N])
 
 
 def _survival(before: Negatives | None, after: Negatives, mined: Mined, num_captions: int) -> tuple[int | None, int | None]:
@@ -209,6 +212,8 @@ def _survival(before: Negatives | None, after: Negatives, mined: Mined, num_capt
     codes = [(table.image_N * num_captions + table.captions_N)[table.is_negative_N] for table in (before, after)]
     mined_for_N = codes[0] // num_captions if mined.mined_for == "images" else codes[0] % num_captions
     old_N = codes[0][np.isin(mined_for_N, mined.images_I)]
+    if not len(old_N):  # of another window of the epoch, say
+        return None, None
     return len(old_N), int(np.isin(old_N, codes[1]).sum())
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from train.pool import OWNER, CaptionPool
+from train.pool import CaptionPool
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Negatives:
         margins_N: float32, logit of the image's best true caption less the score.
         match_N: float32, probability that a cross-encoder gives the pair of matching; None: none was asked.
         relabelled_N: bool, True where the caption is a positive of its image while the table is in force; None: nowhere.
+        doubtful_2D: int64, (image, caption) of the pairs that a cross-encoder calls a match and nothing is made of: the loss leaves them
+            out wherever they meet, in a batch or among mined columns; None: none.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Negatives:
     margins_N: np.ndarray
     match_N: np.ndarray | None = None
     relabelled_N: np.ndarray | None = None
+    doubtful_2D: np.ndarray | None = None
 
     def of(self, image: int) -> np.ndarray:
         """Caption indices mined for an image, int64, possibly none."""
@@ -67,15 +70,12 @@ def table_name(weights_sha256: str, data_sha256: str, rules: dict[str, Any]) -> 
 
 def write_negatives(path: Path, negatives: Negatives, pool: CaptionPool) -> None:
     """Write HASH.parquet: image_id, caption_id, rank, score, margin, label (-1, or +1 where relabelled) and, where a cross-encoder was
-    asked, match. Committed by a rename.
+    asked, match; behind them, with label 0 and nothing else, the doubtful pairs. Committed by a rename.
 
     Raises:
         OSError: it cannot be written.
     """
-    image_ids = pa.array(list(pool.dataset.image_ids))
-    columns = {
-        "image_id": image_ids.take(pa.array(negatives.image_N)),
-        "caption_id": pa.array([pool.caption_id(int(caption)) for caption in negatives.captions_N], type=pa.string()),
+    columns = _pair_columns(negatives.image_N, negatives.captions_N, pool) | {
         "rank": negatives.ranks_N,
         "score": negatives.scores_N,
         "margin": negatives.margins_N,
@@ -83,7 +83,12 @@ def write_negatives(path: Path, negatives: Negatives, pool: CaptionPool) -> None
     }
     if negatives.match_N is not None:
         columns["match"] = negatives.match_N
-    table = pa.table(columns).replace_schema_metadata({"name": negatives.name})
+    table = pa.table(columns)
+    if negatives.doubtful_2D is not None:
+        pairs = _pair_columns(negatives.doubtful_2D[0], negatives.doubtful_2D[1], pool)
+        label = pa.array(np.zeros(negatives.doubtful_2D.shape[1], dtype=np.int8))
+        table = pa.concat_tables([table, pa.table(pairs | {"label": label})], promote_options="default")
+    table = table.replace_schema_metadata({"name": negatives.name})
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink(missing_ok=True)  # of a writer that was killed; after a resume it is the same table that is written again
@@ -95,6 +100,14 @@ def write_negatives(path: Path, negatives: Negatives, pool: CaptionPool) -> None
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _pair_columns(image_N: np.ndarray, caption_N: np.ndarray, pool: CaptionPool) -> dict[str, Any]:
+    image_ids = pa.array(list(pool.dataset.image_ids))
+    return {
+        "image_id": image_ids.take(pa.array(image_N)),
+        "caption_id": pa.array([pool.caption_id(int(caption)) for caption in caption_N], type=pa.string()),
+    }
 
 
 def read_negatives(path: Path, name: str, pool: CaptionPool) -> Negatives:
@@ -113,33 +126,23 @@ def read_negatives(path: Path, name: str, pool: CaptionPool) -> Negatives:
     for image_id, caption_id in zip(table["image_id"].to_pylist(), table["caption_id"].to_pylist(), strict=True):
         try:
             rows.append(image_index[image_id])
-            captions.append(_caption_index(caption_id, image_index, pool))
+            captions.append(pool.index_of(caption_id, image_index))
         except (LookupError, ValueError):
             raise ValueError(f"{path}: names {image_id!r} and {caption_id!r}, which the data does not have") from None
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(np.array(rows, dtype=np.int64), minlength=pool.dataset.num_images))])
     # A table of before there were labels has none.
-    relabelled_N = table["label"].to_numpy() > 0 if "label" in table.column_names else np.zeros(len(rows), dtype=bool)
+    label_N = table["label"].to_numpy() if "label" in table.column_names else np.full(len(rows), -1, dtype=np.int8)
+    pairs_2N, is_doubtful_N = np.array([rows, captions], dtype=np.int64).reshape(2, -1), label_N == 0
+    table, relabelled_N = table.filter(pa.array(~is_doubtful_N)), label_N[~is_doubtful_N] > 0
+    images_N, captions_N = pairs_2N[:, ~is_doubtful_N]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(images_N, minlength=pool.dataset.num_images))])
     return Negatives(
         name,
         offsets.astype(np.int64),
-        np.array(captions, dtype=np.int64),
+        captions_N,
         table["rank"].to_numpy(),
         table["score"].to_numpy(),
         table["margin"].to_numpy(),
         table["match"].to_numpy() if "match" in table.column_names else None,
         relabelled_N if relabelled_N.any() else None,
+        pairs_2N[:, is_doubtful_N] if is_doubtful_N.any() else None,
     )
-
-
-def _caption_index(caption_id: str, image_index: dict[str, int], pool: CaptionPool) -> int:
-    """The index of a caption in the pool.
-
-    Raises:
-        LookupError, ValueError: it is not there.
-    """
-    owner, _, place = caption_id.rpartition("#")
-    if owner in image_index:
-        return int(pool.dataset.caption_offsets[image_index[owner]]) + int(place)
-    if owner == OWNER:
-        return pool.index_of_line(int(place))
-    raise LookupError(caption_id)

@@ -5,7 +5,7 @@ split, F further ones, N any number.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from eval.captions import caption_hash, normalise
 from eval.dataset import GroupHashes, RetrievalSet, StringColumn
 from eval.errors import UserError
+from eval.manifest_rows import is_unicode
 from eval.near_duplicates import near_duplicate_groups
 from eval.text_rows import read_csv, read_jsonl
 
@@ -32,10 +33,12 @@ class FurtherCaptions:
     Attributes:
         texts: as they stand in the file.
         lines_F: int64, the line of each, ascending.
+        source: the file they come from.
     """
 
     texts: Sequence[str] = ()
     lines_F: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    source: str = ""
 
     @property
     def sha256(self) -> str:
@@ -65,6 +68,16 @@ class CaptionPool:
         further_F = np.array([caption_hash(text) for text in self.further.texts], dtype=np.int64)
         return np.concatenate([self.dataset.caption_hash_C, further_F])
 
+    @property
+    def place(self) -> str:
+        """ " or FILE" of further captions, to be said beside the manifest; empty without any."""
+        return f" or {self.further.source}" if len(self.further.texts) else ""
+
+    def data_sha256(self) -> str:
+        """Hash of what is trained on: the split's own, and with further captions both."""
+        split = self.dataset.sha256()
+        return split if not len(self.further.texts) else hashlib.sha256(f"{split} {self.further.sha256}".encode()).hexdigest()
+
     def text(self, index: int) -> str:
         """The words of one."""
         return self.dataset.captions[index] if index < self.num_captions else self.further.texts[index - self.num_captions]
@@ -86,13 +99,29 @@ class CaptionPool:
             raise LookupError(f"no caption on line {line} of the pool")
         return self.num_captions + place
 
+    def index_of(self, caption_id: str, image_number: Mapping[str, int]) -> int:
+        """The index of a caption by its id.
+
+        Args:
+            image_number: the index of every image of the split by its id.
+
+        Raises:
+            LookupError, ValueError: it is not there.
+        """
+        owner, _, place = caption_id.rpartition("#")
+        if owner in image_number:
+            return int(self.dataset.caption_offsets[image_number[owner]]) + int(place)
+        if owner == OWNER:
+            return self.index_of_line(int(place))
+        raise LookupError(caption_id)
+
     def is_near_duplicate(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
         """Whether a caption says in nearly the same words (eval/near_duplicates.py) what is true of the image; arguments broadcast."""
-        keys_C, true = self._near
+        keys_C, true = self.near_truth
         return true.contains(self.dataset.group_I[images], keys_C[captions])
 
     @cached_property
-    def _near(self) -> tuple[np.ndarray, GroupHashes]:
+    def near_truth(self) -> tuple[np.ndarray, GroupHashes]:
         """Near-duplicate group of every caption, and which of them are true of which group of images."""
         keys_C = near_duplicate_groups(self._texts())
         groups_C = self.dataset.group_I[self.dataset.caption_image_C]
@@ -131,12 +160,14 @@ def read_further(path: str) -> FurtherCaptions:
         raise UserError(f"mining.pool: {path}: {len(faults)} fault(s)\n{shown}{more}")
     if not texts:
         raise UserError(f"mining.pool: {path}: holds no caption")
-    return FurtherCaptions(StringColumn(texts), np.array(lines, dtype=np.int64))
+    return FurtherCaptions(StringColumn(texts), np.array(lines, dtype=np.int64), path)
 
 
 def _fault(text: Any) -> str:
     if not isinstance(text, str):
         return f"expected a caption, found {text!r:.80}"
+    if not is_unicode(text):
+        return f"expected text, found half of a character in {text!r:.80}"
     return "" if normalise(text) else f"nothing is left of {text!r:.80} without blanks and punctuation"
 
 

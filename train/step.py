@@ -17,7 +17,7 @@ from train.batches import Batch
 from train.config import JobConfig
 from train.loss import LossTerms, Pairing, sigmoid_loss, travelling_texts
 from train.loss_scale import LossScale
-from train.micro_batches import Towers, cached_size
+from train.micro_batches import Towers
 from train.model import TunedModel
 from train.pool import CaptionPool
 from train.schedule import rate_factor
@@ -95,8 +95,7 @@ class Stepper:
         self.true_pairs = TruePairs(CaptionPool(dataset))
         self._processes = processes
         self._device = next(tuned.siglip.parameters()).device
-        micro_batch_size = cached_size(config.train.micro_batch_size, config.train.batch_size // processes.world_size)
-        self._towers = Towers(tuned, micro_batch_size, (config.seed, processes.rank), autocast)
+        self._towers = Towers(tuned, config.train.micro_batch_size, (config.seed, processes.rank), autocast)
         self._gradients = FlatGradients([parameter for _, parameter in tuned.trainable()])
         self.loss_scale = LossScale() if config.train.precision == "fp16" else None
 

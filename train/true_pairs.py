@@ -17,9 +17,15 @@ class TruePairs:
     A pair relabelled for an image is true wherever that image and that text meet: in its mined column, in another's, or in the batch.
     """
 
-    def __init__(self, pool: CaptionPool, negatives: Negatives | None = None) -> None:
-        self._dataset, self._hash_C = pool.dataset, pool.hash_C
+    def __init__(self, pool: CaptionPool, negatives: Negatives | None = None, *, near_duplicates: bool = False) -> None:
+        """near_duplicates: leave out of the loss what says in nearly the same words what is true of an image."""
+        self._pool, self._dataset, self._hash_C = pool, pool.dataset, pool.hash_C
+        self._near = pool.near_truth if near_duplicates else None
         self._relabelled: GroupHashes | None = None
+        self._doubtful: GroupHashes | None = None
+        if negatives is not None and negatives.doubtful_2D is not None:
+            images_D, captions_D = negatives.doubtful_2D
+            self._doubtful = GroupHashes(images_D, self._hash_C[captions_D], self._dataset.num_images)
         if negatives is not None and negatives.relabelled_N is not None:
             chosen_N = negatives.relabelled_N
             hashes_N = self._hash_C[negatives.captions_N[chosen_N]]
@@ -35,7 +41,12 @@ class TruePairs:
         truths = [(self._dataset.group_I[images_b], self._dataset.true_hashes)]
         if self._relabelled is not None:
             truths.append((images_b, self._relabelled))
-        return BatchPositives([self.hashes(captions) for captions in texts], truths)
+        hashes = [self.hashes(captions) for captions in texts]
+        left_out = [] if self._doubtful is None else [(images_b, hashes, self._doubtful)]
+        if self._near is not None:
+            keys_C, true = self._near
+            left_out.append((self._dataset.group_I[images_b], [keys_C[captions] for captions in texts], true))
+        return BatchPositives(hashes, truths, left_out)
 
     def contains(self, images: np.ndarray, hashes: np.ndarray) -> np.ndarray:
         """Whether each (image, caption) pair is true, bool; arguments broadcast."""

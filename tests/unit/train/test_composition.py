@@ -33,7 +33,7 @@ def config_of(form: str, every: int = 7, start: int = 3) -> MiningConfig:
 
 
 def in_force(form: str, dataset: RetrievalSet, table: Negatives | None, mined_at_step: int | None) -> Order:
-    return order_in_force(config_of(form), turns_of(config_of(form), BASE), dataset, table, mined_at_step)
+    return order_in_force(config_of(form), turns_of(config_of(form), BASE), dataset, table, mined_at_step, 1000)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_before_the_first_mining_the_order_is_the_plain_one(small_world: SmallWo
     for form in ("columns", *FORMS):
         order = in_force(form, dataset, None, None)
         assert all(np.array_equal(order.images(step), BASE.images(step)) for step in (1, 2, 3))
-    assert order_in_force(None, BASE, dataset, None, None) is BASE
+    assert order_in_force(None, BASE, dataset, None, None, 1000) is BASE
 
 
 def test_columns_are_columns_alone(small_world: SmallWorld, tables: dict[str, Negatives]) -> None:

@@ -165,6 +165,8 @@ def test_no_graph_is_held_beyond_a_micro_batch(small_world: SmallWorld) -> None:
     assert max(kept) == 2 * MICRO  # attention multiplies by row and head, and there are two heads
 
 
-@pytest.mark.parametrize(("asked", "share", "found"), [(None, 8, None), (8, 8, None), (9, 8, None), (7, 8, 7), (1, 8, 1)])
-def test_micro_batches_are_cached_where_the_share_does_not_fit_into_one(asked: int | None, share: int, found: int | None) -> None:
-    assert cached_size(asked, share) == found
+@pytest.mark.parametrize(
+    ("asked", "mined", "found"), [(None, 0, None), (8, 0, None), (9, 0, None), (7, 0, 7), (1, 0, 1), (8, 1, 8), (15, 1, 15), (16, 1, None)]
+)
+def test_micro_batches_are_cached_where_a_share_of_eight_does_not_fit_into_one(asked: int | None, mined: int, found: int | None) -> None:
+    assert cached_size(asked, 8, mined) == found
