@@ -98,7 +98,7 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
     stages = [_retrieve(asked, name, path, dataset, processes, device) for name, path in checkpoints]
     if scorer is not None:
         stages += reranked_stages(dataset, stages, scorer, asked.top_k, processes=processes)
-    with processes.jointly(), reading():
+    with processes.jointly():
         if processes.is_main:
             names = [name for name, _ in checkpoints]
             report(asked, evaluate(dataset, stages, pairs or default_pairs(names, scorer.name if scorer is not None else None)), dataset)
@@ -157,8 +157,8 @@ def report(asked: argparse.Namespace, figures: Figures, dataset: RetrievalSet) -
         folder = write_report(asked.output, figures, gallery=shown)
         if asked.trec:
             write_trec(folder / "trec", figures.queries, dataset)
-    print_report(report_record(figures))
-    print(f"report   {folder}/report.html (report.json, queries.parquet beside it)")
+        print_report(report_record(figures))
+        print(f"report   {folder}/report.html (report.json, queries.parquet beside it)")
 
 
 def default_pairs(names: list[str], scorer_name: str | None) -> list[tuple[str, str]]:

@@ -65,8 +65,8 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
         if processes.is_main:
             with writing(asked.output):
                 folder = write_choices(asked.output, report)
-            print_choices(report.record)
-            print(f"report   {folder}/choices.html (choices.json, choices.parquet beside it)")
+                print_choices(report.record)
+                print(f"report   {folder}/choices.html (choices.json, choices.parquet beside it)")
 
 
 def main() -> None:

@@ -191,3 +191,10 @@ def test_the_matcher_is_mining_denoise_model_or_else_the_reranker(tmp_path: Path
 @pytest.mark.parametrize(("keys", "relabel_at"), [({}, None), ({"mode": "relabel"}, 0.9), ({"mode": "relabel", "threshold": 0.95}, 0.95)])
 def test_where_relabelling_begins(keys: dict[str, Any], relabel_at: float | None) -> None:
     assert DenoiseConfig.model_validate({"model": "m"} | keys).relabel_at == relabel_at
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf"])
+@pytest.mark.parametrize("key", ["mining.margin", "mining.max_score", "train.learning_rate"])
+def test_what_is_not_finite_is_no_number(tmp_path: Path, key: str, value: str) -> None:
+    """Every comparison with it is False: such a rule would look set and do nothing."""
+    assert "finite number" in refusal(tmp_path, changed(mining={"mine_every_steps": 1}), f"{key}={value}")

@@ -94,6 +94,13 @@ class Instance:
                 taken[row] += 1
                 uses[groups[image]] += 1
                 expected.rows.add((image, caption, place + 1, False))
+        # Judged apart, captions of one text may differ: what is relabelled for one is no negative of another.
+        sure_texts = {(image, normalise(dataset.captions[caption])) for image, caption, _, sure in expected.rows if sure}
+        for pair in list(expected.rows):
+            if not pair[3] and (pair[0], normalise(dataset.captions[pair[1]])) in sure_texts:
+                expected.rows.remove(pair)
+                expected.counts["match"] += 1
+                taken[found.captions_Q.tolist().index(pair[1])] -= 1
         expected.short = [
             config.negatives_per_image - taken[row] for row in range(len(found.captions_Q)) if found.best_positive_Q[row] != -np.inf
         ]

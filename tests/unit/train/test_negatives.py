@@ -105,11 +105,13 @@ def test_a_table_with_labels_and_captions_of_the_pool(small_world: SmallWorld, t
     captions = plain.captions_N.copy()
     captions[:2] = dataset.num_captions + np.array([2, 0])
     chances, relabelled = draws.random(len(plain)).astype(np.float32), draws.random(len(plain)) < 0.5
-    table = replace(plain, captions_N=captions, match_N=chances, relabelled_N=relabelled)
+    doubtful = np.array([[4, 0, 4], [1, len(pool) - 1, 0]])
+    table = replace(plain, captions_N=captions, match_N=chances, relabelled_N=relabelled, doubtful_2D=doubtful)
     write_negatives(tmp_path / "t.parquet", table, pool)
     written = pq.read_table(tmp_path / "t.parquet")
     assert written["caption_id"].to_pylist()[:2] == ["pool#7", "pool#2"]
-    assert written["label"].to_pylist() == np.where(relabelled, 1, -1).tolist()
+    assert written["label"].to_pylist() == [*np.where(relabelled, 1, -1).tolist(), 0, 0, 0]
+    assert written["caption_id"].to_pylist()[-2] == "pool#7" and written["rank"].to_pylist()[-3:] == [None] * 3
     again = read_negatives(tmp_path / "t.parquet", table.name, pool)
     for name, value in vars(table).items():
         assert np.array_equal(getattr(again, name), value), name

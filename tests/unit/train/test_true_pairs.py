@@ -1,6 +1,7 @@
 """train/true_pairs.py, and a step of the loss in which a cross-encoder's relabelled pairs are positives: against a plain double loop."""
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from eval.processes import Processes
 from tests.small_job import SmallWorld, load
 from train.batches import BatchBuilder, BatchOrder
 from train.config import JobConfig
+from train.loss import Pairing, sigmoid_loss
 from train.model import build_model, make_optimizer
 from train.negatives import Negatives
 from train.pool import CaptionPool, FurtherCaptions
@@ -89,3 +91,32 @@ def test_a_step_with_relabelled_pairs_and_captions_of_the_pool(small_world: Smal
     mined = sum(cost(place, caption) for place, caption in facing)
     assert result.num_mined == len(rows) >= 4
     assert (result.loss_in_batch, result.loss_mined) == pytest.approx((in_batch / 8, mined / 8), rel=1e-9)
+
+
+def test_what_may_be_true_is_neither_positive_nor_negative(small_world: SmallWorld) -> None:
+    """Doubtful pairs of a table, and near-duplicates where asked, against a plain double loop over what is left."""
+    dataset = load(small_world.manifest)
+    pool = CaptionPool(dataset)
+    draws = np.random.default_rng(0)
+    images, captions = np.arange(12), draws.permutation(dataset.num_captions)[:20]
+    doubtful_2D = np.stack([np.repeat(images, 2), draws.choice(captions, 24)])
+    table = replace(relabelled_table(pool, [(3, int(captions[0]), False)]), doubtful_2D=doubtful_2D)
+    for near in (False, True):
+        known = TruePairs(pool, table, near_duplicates=near).of_batch(images, [captions])
+        vectors = [torch.nn.functional.normalize(torch.from_numpy(draws.standard_normal((n, 6))), dim=1) for n in (12, 20)]
+        one, other = (vector.clone().requires_grad_() for vector in vectors)
+        scale, bias = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (9.0, -4.0))
+        sigmoid_loss(one, other, scale, bias, Pairing(known, (20,), 12, weight=1.0, block=5)).total.backward()
+        positive = dataset.is_positive(images[:, None], dataset.caption_hash_C[captions][None])
+        hashes = {(image, int(dataset.caption_hash_C[caption])) for image, caption in doubtful_2D.T.tolist()}
+        left_out = np.array([[(image, int(dataset.caption_hash_C[caption])) in hashes for caption in captions] for image in images])
+        if near:
+            left_out |= pool.is_near_duplicate(images[:, None], captions[None])
+        counted = torch.from_numpy(positive | ~left_out)
+        assert (~counted).any()
+        two, three = (vector.clone().requires_grad_() for vector in vectors)
+        logits = 9.0 * two @ three.T - 4.0
+        losses = -torch.nn.functional.logsigmoid(torch.where(torch.from_numpy(positive), logits, -logits))
+        (losses[counted].sum() / 12).backward()
+        torch.testing.assert_close(one.grad, two.grad)
+        torch.testing.assert_close(other.grad, three.grad)
