@@ -97,17 +97,11 @@ class Processes:
         """What `make` gives on each process, once it has given it on all. Several machines may see different files.
 
         Raises:
-            UserError: `make` raised one on some process; it is raised on all, with its exit code and, but for the main process, its place.
+            UserError: `make` raised one, or an OSError, on some process; it is raised on all, with its exit code and, but for the main
+                process, its place.
         """
-        try:
+        with self.jointly():
             made = make()
-        except UserError as error:
-            if self.world_size == 1:
-                raise
-            where = "" if self.is_main else f"on machine {socket.gethostname()} (process {self.rank}): "
-            self.raise_together(f"{where}{error}", error.exit_code)
-            raise
-        self.raise_together("")
         return made
 
     @contextmanager
@@ -115,15 +109,20 @@ class Processes:
         """Go on only if all got through what is in here, which is each process's own work: it must not wait for the others.
 
         Raises:
-            UserError: what one of them met, on every process.
+            UserError: what one of them met (an OSError too), on every process, with its exit code.
         """
         failure, code = "", UserError.exit_code
+        where = "" if self.is_main else f"on machine {socket.gethostname()} (process {self.rank}): "
         try:
             yield
         except UserError as error:
             if self.world_size == 1:
                 raise
-            failure, code = str(error), error.exit_code
+            failure, code = f"{where}{error}", error.exit_code
+        except OSError as error:
+            if self.world_size == 1:
+                raise
+            failure, code = f"{where}could not read or write: {error}", WriteError.exit_code
         self.raise_together(failure, code)
 
     def from_main(self, make: Callable[[], Any]) -> Any:

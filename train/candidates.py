@@ -147,12 +147,13 @@ def find_image_candidates(
 @contextmanager
 def _shards(folder: Path | None, sizes: list[tuple[int, int]], processes: Processes) -> Iterator[list[Shards]]:
     """Shards of so many rows in blocks of such a size, given back however this ends."""
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
     opened: list[Shards] = []
     try:
-        for num_rows, block in sizes:
-            opened.append(Shards(folder, num_rows, block, processes))
+        with processes.jointly():
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+            for num_rows, block in sizes:
+                opened.append(Shards(folder, num_rows, block, processes))
         yield opened
     finally:
         for shards in opened:

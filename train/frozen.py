@@ -22,12 +22,15 @@ from PIL import Image
 from eval.checkpoint import hash_weights
 from eval.dataset import RetrievalSet
 from eval.encoder import IMAGE_BLOCK, TEXT_BLOCK, embed_captions, embed_images
+from eval.errors import WriteError
+from eval.images import ImageError
 from eval.processes import Processes
 from train.config import JobConfig, Tower
 from train.model import TunedModel
 from train.pool import CaptionPool
 
 _DIGEST_BYTES = 32
+_ROWS_AT_ONCE = 16_384
 _WINDOW_BLOCKS = 64
 """Blocks of each process that are embedded before their rows are written: what bounds memory."""
 
@@ -45,6 +48,11 @@ class FrozenRows:
     def of(self, indices_N: np.ndarray) -> torch.Tensor:
         """Some rows, float32 of shape (indices, D)."""
         return torch.from_numpy(np.array(self.vectors_ND[indices_N]))
+
+    def unknown(self) -> list[int]:
+        """The pictures that did not decode."""
+        parts = range(0, len(self.vectors_ND), _ROWS_AT_ONCE)
+        return [start + int(row) for start in parts for row in np.flatnonzero(~self.vectors_ND[start : start + _ROWS_AT_ONCE].any(axis=1))]
 
     def is_known(self, index: int) -> bool:
         """False for a picture that did not decode."""
@@ -119,16 +127,29 @@ class FrozenStore:
 
         Raises:
             UserError: an embedding is not finite.
-            OSError: the file cannot be written.
+            WriteError: the file cannot be written.
         """
         path = self.path(tower)
-        has_whole = not self._is_keeper or is_whole(path, self._shape(tower))
+        has_whole = not self._is_keeper or (is_whole(path, self._shape(tower)) and not self._decodes_now(tower, path))
         if not all(bool(part[0]) for part in self._processes.gather(np.array([has_whole]))):
-            self._make(tower, None if has_whole else path, num_workers, on_progress)
-        self._processes.barrier()
+            with self._processes.jointly():
+                self._make(tower, None if has_whole else path, num_workers, on_progress)
         present = path.is_file()
         self._processes.raise_together("" if present else f"{path}: not there on process {self._processes.rank} after it was written")
         return FrozenRows(np.memmap(path, dtype=np.float32, mode="r", shape=self._shape(tower)))
+
+    def _decodes_now(self, tower: Tower, path: Path) -> bool:
+        """Whether a picture that did not decode when the file was made does now: its disk was away, say. Then the file is made again."""
+        if tower != "image":
+            return False
+        rows = FrozenRows(np.memmap(path, dtype=np.float32, mode="r", shape=self._shape(tower)))
+        for image in rows.unknown():
+            try:
+                self._dataset.load_image(image)
+                return True
+            except ImageError:
+                continue
+        return False
 
     def _shape(self, tower: Tower) -> tuple[int, int]:
         """Rows and width of a tower's embeddings."""
@@ -144,8 +165,17 @@ class FrozenStore:
             for _ in windows:
                 pass
             return
+        try:
+            self._write(path, tower, windows)
+        except OSError as error:  # the others embed on: this process's part must not be missing
+            for _ in windows:
+                pass
+            raise WriteError(f"{path}: could not be written ({error})") from error
+
+    def _write(self, path: Path, tower: Tower, windows: Iterator[np.ndarray]) -> None:
+        """Write rows and their hash aside, and give them their name."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in [*self.folder.glob(f".{tower}-*.{self._processes.rank}.tmp"), *self.folder.glob(f"{tower}-*.f32")]:
+        for leftover in [*self._leftovers(tower), *self.folder.glob(f"{tower}-*.f32")]:
             if leftover != path:  # of other weights or data, or of a writer that was killed
                 leftover.unlink(missing_ok=True)
         temporary = path.with_name(f".{path.name}.{self._processes.rank}.tmp")
@@ -160,6 +190,13 @@ class FrozenStore:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+
+    def _leftovers(self, tower: Tower) -> Iterator[Path]:
+        """Files of writers that are gone: of this process, or of one of a larger world."""
+        for path in self.folder.glob(f".{tower}-*.tmp"):
+            rank = path.name.split(".")[-2]
+            if rank.isdigit() and (int(rank) == self._processes.rank or int(rank) >= self._processes.world_size):
+                yield path
 
     def _embed(self, tower: Tower, num_workers: int, on_progress: Callable[[int], Any]) -> Iterator[np.ndarray]:
         """Embeddings in order, a window of whole blocks at a time; the same on every process."""

@@ -145,6 +145,11 @@ class Loop:
             num_rows = job.train_set.num_images if tower == "image" else len(job.pool)
             with self._side_bar(f"embedding ({tower}, once)", num_rows) as progress:
                 found[tower] = store.rows(tower, num_workers=self.config.data.num_workers, on_progress=progress)
+        if "image" in found and (unknown := found["image"].unknown()):
+            first = ", ".join(job.train_set.image_ids[image] for image in unknown[:5])
+            job.say(
+                f"warning: {len(unknown):,} picture(s) did not decode and are replaced in training, e.g. {first}; --check-images says why"
+            )
         return FrozenEmbeddings(found.get("image"), found.get("text"))
 
     # -- the parts of an iteration -----------------------------------------------------------------------------------------------------

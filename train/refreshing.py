@@ -65,7 +65,8 @@ def refresh_negatives(job: Job, step: int, before: Negatives | None, on_progress
         on_progress=on_progress,
     )
     path = job.folder / "negatives" / f"{negatives.name}.parquet"
-    if job.processes.is_main:
-        write_negatives(path, negatives, job.pool)
-        write_sheet(path.parent, sheet, negatives, job.pool, job.truth)
+    with job.processes.jointly():
+        if job.processes.is_main:
+            write_negatives(path, negatives, job.pool)
+            write_sheet(path.parent, sheet, negatives, job.pool, job.truth)
     return Refreshed(negatives, sheet, path, path.with_suffix(".html"))
