@@ -39,6 +39,7 @@ from train.model import TunedModel, build_model, make_optimizer, resolve_base
 from train.pool import CaptionPool, FurtherCaptions, read_further
 from train.scratch import write_scratch
 from train.seeds import Turns
+from train.sharding import check_shardable, shard
 from train.shared_folder import SharedFolder
 from train.watch import WatchSet
 
@@ -186,6 +187,7 @@ def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
         raise UserError(
             f"train.batch_size {batch} does not divide among {processes.world_size} processes; take a multiple of {processes.world_size}"
         )
+    check_shardable(config, processes)
     if config.mining is not None and config.mining.index == "faiss":
         require_faiss()
     use_exact_float32()
@@ -213,6 +215,8 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     )
     data_sha256 = splits.train.sha256()
     check_agreement(config, tuned.base_sha256, data_sha256, processes)
+    if config.train.shard:
+        shard(tuned.siglip, processes, accelerator.device)
     tuned.siglip.to(accelerator.device)
     return Job(
         config,
@@ -316,6 +320,8 @@ def describe(job: Job) -> list[str]:
     if micro_batch_size is not None:
         num = -(-share // micro_batch_size)
         lines.append(f"memory    cached micro-batches: {share} images in {num} of {micro_batch_size}; what trains is embedded twice")
+    if config.train.shard:
+        lines.append(f"memory    weights, gradients and moments in parts, one on each of {job.processes.world_size} processes")
     lines += frozen_lines(config)
     lines += [
         f"watch     {watched.config.name}: {watched.dataset.num_images:,} images with {watched.dataset.num_captions:,} captions; "

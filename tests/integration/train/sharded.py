@@ -1,0 +1,82 @@
+"""A few steps with weights in parts and with whole ones: python -m tests.integration.train.sharded MANIFEST BASE OUTPUT, under torchrun.
+
+Every process takes the same steps of the project's own twice, through train/step.py: a replica on each, then a part on each; before the
+first and after the last step the captions and images are embedded, as evaluation does. Rank 0 writes OUTPUT/CASE-{replicas,parts}.npz. For
+test_sharding.py.
+"""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+from eval.checkpoint import hash_weights
+from eval.encoder import embed_captions, embed_images
+from eval.processes import Processes
+from eval.sharded import whole
+from tests.integration.train.gradients import SEED, Case, config, model_of, negatives_of
+from tests.small_job import load
+from train.batches import BatchBuilder, BatchOrder
+from train.model import make_optimizer
+from train.sharding import shard
+from train.step import Stepper
+
+CASES = [Case("float64-all", True, "all"), Case("float32-own", False, "own")]
+NUM_STEPS = 4
+MAX_GRAD_NORM = 0.5
+"""Below the norm of every step, so that each is clipped."""
+
+
+def take_steps(case: Case, manifest: str, base: str, processes: Processes, *, sharded: bool) -> dict[str, np.ndarray]:
+    """Losses and norms of the steps, the gradients of the last, weights and moments after it, embeddings before the first and after it."""
+    dataset = load(Path(manifest))
+    job = config(case, manifest, base, dataset.num_images, num_steps=NUM_STEPS)
+    job = job.model_copy(update={"train": job.train.model_copy(update={"max_grad_norm": MAX_GRAD_NORM})})
+    order = BatchOrder(dataset.num_images, dataset.num_images, SEED)
+    tuned = model_of(case, job)
+    name = hash_weights(tuned.siglip)
+    if sharded:
+        shard(tuned.siglip, processes, torch.device("cpu"))
+    assert hash_weights(tuned.siglip) == name
+    optimizer = make_optimizer(tuned, job.train)
+    stepper = Stepper(job, tuned, optimizer, dataset, processes, contextlib.nullcontext)
+    builder = BatchBuilder(dataset, tuned.inputs, order, processes, negatives=negatives_of(dataset, order))
+
+    def embedded(when: str) -> dict[str, np.ndarray]:
+        images = embed_images(tuned.siglip, tuned.inputs, dataset, processes=processes, block=24)
+        texts = embed_captions(tuned.siglip, tuned.inputs, dataset.captions[:100], processes=processes)  # one block: one process has none
+        return {f"images {when}": images, f"texts {when}": texts}
+
+    found: dict[str, Any] = embedded("before")
+    steps = [stepper.take(builder[step]) for step in range(1, NUM_STEPS + 1)]
+    found["losses"], found["norms"] = np.array([step.loss for step in steps]), np.array([step.grad_norm for step in steps])
+    for name, parameter in tuned.trainable():
+        assert parameter.grad is not None
+        found[f"gradient {name}"] = whole(parameter.grad).numpy().copy()
+        found[f"weight {name}"] = whole(parameter.detach()).numpy().copy()
+        found[f"moment {name}"] = whole(optimizer.state[parameter]["exp_avg_sq"]).numpy().copy()
+        held = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        found[f"held {name}"] = np.concatenate([*processes.gather(np.array([held.numel()])), [parameter.numel()]])
+    return found | embedded("after")
+
+
+def main() -> None:
+    """Every case, in turn."""
+    manifest, base, output = sys.argv[1:]
+    dist.init_process_group("gloo")
+    processes = Processes.current()
+    for case in CASES:
+        for arm in ("replicas", "parts"):
+            found = take_steps(case, manifest, base, processes, sharded=arm == "parts")
+            if processes.is_main:
+                np.savez(Path(output) / f"{case.name}-{arm}.npz", **found)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
