@@ -14,5 +14,5 @@ def is_sharded(model: torch.nn.Module) -> bool:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor with the parts of all processes, of the shape it announces; one that is no part comes back as it is. Call on every process."""
+    """A tensor with the parts of all processes; one that is no part comes back as it is. Call on every process."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -32,7 +32,6 @@ def check_shardable(config: JobConfig, processes: Processes) -> None:
     asked: dict[str, Any] = {
         "model.lora": config.model.lora is not None,
         "model.freeze": bool(config.model.freeze),
-        "model.gradient_checkpointing": config.model.gradient_checkpointing,
         "train.micro_batch_size": config.train.micro_batch_size is not None,
         "train.precision=fp16": config.train.precision == "fp16",
     }

@@ -7,16 +7,23 @@ test_sharding.py.
 
 import contextlib
 import sys
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch.distributed.tensor import DTensor
 
 from eval.checkpoint import hash_weights
+from eval.dataset import RetrievalSet
 from eval.encoder import embed_captions, embed_images
+from eval.errors import UserError
+from eval.images import ImageError
 from eval.processes import Processes
 from eval.sharded import whole
 from tests.integration.train.gradients import SEED, Case, config, model_of, negatives_of
@@ -26,7 +33,9 @@ from train.model import make_optimizer
 from train.sharding import shard
 from train.step import Stepper
 
-CASES = [Case("float64-all", True, "all"), Case("float32-own", False, "own")]
+CASES = [Case("float64-all", True, "all"), Case("float32-own", False, "own"), Case("bf16-all", False, "all")]
+CHECKPOINTED = "float32-own"
+"""Where the parts' activations are computed again in the backward pass, and the replicas' are not."""
 NUM_STEPS = 4
 MAX_GRAD_NORM = 0.5
 """Below the norm of every step, so that each is clipped."""
@@ -39,12 +48,15 @@ def take_steps(case: Case, manifest: str, base: str, processes: Processes, *, sh
     job = job.model_copy(update={"train": job.train.model_copy(update={"max_grad_norm": MAX_GRAD_NORM})})
     order = BatchOrder(dataset.num_images, dataset.num_images, SEED)
     tuned = model_of(case, job)
-    name = hash_weights(tuned.siglip)
+    if sharded and case.name == CHECKPOINTED:
+        tuned.siglip.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    sha256 = hash_weights(tuned.siglip)
     if sharded:
         shard(tuned.siglip, processes, torch.device("cpu"))
-    assert hash_weights(tuned.siglip) == name
+    assert hash_weights(tuned.siglip) == sha256
     optimizer = make_optimizer(tuned, job.train)
-    stepper = Stepper(job, tuned, optimizer, dataset, processes, contextlib.nullcontext)
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16) if case.name.startswith("bf16") else contextlib.nullcontext
+    stepper = Stepper(job, tuned, optimizer, dataset, processes, autocast)
     builder = BatchBuilder(dataset, tuned.inputs, order, processes, negatives=negatives_of(dataset, order))
 
     def embedded(when: str) -> dict[str, np.ndarray]:
@@ -62,7 +74,28 @@ def take_steps(case: Case, manifest: str, base: str, processes: Processes, *, sh
         found[f"moment {name}"] = whole(optimizer.state[parameter]["exp_avg_sq"]).numpy().copy()
         held = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         found[f"held {name}"] = np.concatenate([*processes.gather(np.array([held.numel()])), [parameter.numel()]])
-    return found | embedded("after")
+    found |= embedded("after")
+    with pytest.raises(UserError, match="picture 0 is broken"):  # on every process: 64 pictures in blocks of 24, the first on rank 0
+        embed_images(tuned.siglip, tuned.inputs, FirstBroken(dataset), processes=processes, block=24)
+    return found
+
+
+@dataclass
+class FirstBroken:
+    """A split whose first picture does not decode."""
+
+    dataset: RetrievalSet
+
+    @property
+    def num_images(self) -> int:
+        """As many as the split has."""
+        return self.dataset.num_images
+
+    def load_image(self, image: int, /) -> Image.Image:
+        """One picture."""
+        if image == 0:
+            raise ImageError("picture 0 is broken")
+        return self.dataset.load_image(image)
 
 
 def main() -> None:
