@@ -71,13 +71,24 @@ def take_steps(case: Case, manifest: str, base: str, processes: Processes, *, sh
         assert parameter.grad is not None
         found[f"gradient {name}"] = whole(parameter.grad).numpy().copy()
         found[f"weight {name}"] = whole(parameter.detach()).numpy().copy()
-        found[f"moment {name}"] = whole(optimizer.state[parameter]["exp_avg_sq"]).numpy().copy()
-        held = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        found[f"held {name}"] = np.concatenate([*processes.gather(np.array([held.numel()])), [parameter.numel()]])
+        found[f"moment {name}"] = whole(moments_of(optimizer, parameter)[1]).numpy().copy()
+        held = {local(tensor).numel() for tensor in (parameter, parameter.grad, *moments_of(optimizer, parameter))}
+        assert len(held) == 1  # of gradient and moments as much as of the weight
+        found[f"held {name}"] = np.concatenate([*processes.gather(np.array([*held])), [parameter.numel()]])
     found |= embedded("after")
     with pytest.raises(UserError, match="picture 0 is broken"):  # on every process: 64 pictures in blocks of 24, the first on rank 0
         embed_images(tuned.siglip, tuned.inputs, FirstBroken(dataset), processes=processes, block=24)
     return found
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def moments_of(optimizer: torch.optim.Optimizer, parameter: torch.Tensor) -> list[torch.Tensor]:
+    """Adam's two."""
+    return [optimizer.state[parameter][key] for key in ("exp_avg", "exp_avg_sq")]
 
 
 @dataclass
