@@ -102,6 +102,15 @@ def test_a_job_in_parts_that_is_stopped_and_killed_goes_on(
     assert_same(run, straight[True])  # at two processes, where the order of a sum cannot differ
 
 
+def test_a_loss_that_is_not_finite_ends_both_with_5(small_world: SmallWorld, nursery: Nursery, tmp_path: Path) -> None:
+    """The tensors that are to blame are looked for by both together."""
+    changes = {"train__learning_rate": 1e30, "train__warmup_steps": 0, "mining": None, "data__val_split": None}
+    run = Run.make(nursery, small_world, tmp_path, 2, **changes, train__shard=True)
+    children = run.start()
+    assert [child.wait() for child in children] == [5, 5], children[0].output()
+    assert "nothing was updated" in children[0].output() and "Traceback" not in children[0].output()
+
+
 def test_one_process_has_nothing_to_share_out(small_world: SmallWorld, nursery: Nursery, tmp_path: Path) -> None:
     child = nursery.start("train", [str(small_world.write_config(tmp_path, train__shard=True))])
     assert child.wait() == 2 and "this is one; start several" in child.output() and "Traceback" not in child.output()
