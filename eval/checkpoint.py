@@ -12,6 +12,7 @@ from transformers import AutoConfig, SiglipModel
 
 from eval.errors import UserError
 from eval.inputs import SiglipInputs
+from eval.sharded import whole
 
 
 def load_siglip(name: str | os.PathLike[str], *, strip_punctuation: bool = False) -> tuple[SiglipModel, SiglipInputs]:
@@ -69,9 +70,9 @@ def load_siglip_config(name: str) -> Any:
 
 
 def hash_weights(model: torch.nn.Module) -> str:
-    """SHA-256 over the names, shapes and bytes of a model's parameters, hex: the name of its weights."""
+    """SHA-256 over the names, shapes and bytes of a model's parameters, hex: the name of its weights. Call on every process."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(whole(parameter.detach()).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -21,6 +21,7 @@ from eval.errors import UserError
 from eval.images import ImageError
 from eval.inputs import SiglipInputs
 from eval.processes import Processes
+from eval.sharded import is_sharded
 
 IMAGE_BLOCK = 32
 TEXT_BLOCK = 128
@@ -167,7 +168,8 @@ def _stream(
     model.eval()
     failure = ""
     bad: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]  # indices of rows that are not finite
-    with torch.inference_mode():
+    num_passes = 0
+    with torch.no_grad():  # not inference_mode: sharded weights that were gathered in it cannot be trained afterwards
         for number, rows in zip(processes.share_of(num_blocks(num_rows, block)), blocks, strict=True):
             if isinstance(rows, str):  # the message of a picture that cannot be decoded
                 failure = rows
@@ -177,10 +179,13 @@ def _stream(
             vectors = features(
                 model, rows.nan_to_num_(0.0).to(device, non_blocking=True) if bool(empty.any()) else rows.to(device, non_blocking=True)
             )
+            num_passes += 1
             found = vectors.cpu().masked_fill(empty[:, None], 0.0)[:count].numpy()
             bad.append(number * block + np.flatnonzero(~np.isfinite(found).all(axis=1)))
             sink(found)
             on_progress(count)
+        if is_sharded(model):
+            _take_part(model, features, num_blocks(num_blocks(num_rows, block), processes.world_size) - num_passes)
     model.train(was_training)
     processes.raise_together(failure and f"{failure}. {_PICTURE_REMEDY}")
     bad_N = np.concatenate(processes.gather(np.concatenate(bad)))
@@ -190,6 +195,16 @@ def _stream(
             f"{len(bad_N)} {noun} embedding(s) of {num_rows} are not finite, e.g. of {first}: the weights or the precision are broken. "
             "Take another checkpoint, or fetch or train this one again"
         )
+
+
+def _take_part(model: SiglipModel, features: Callable[[SiglipModel, torch.Tensor], torch.Tensor], num_passes: int) -> None:
+    """Run a tower of a sharded model over a blank row so many times, as often as the process with the most blocks runs it in all."""
+    device, vision = next(model.parameters()).device, model.config.vision_config
+    blank = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
+    if features is text_features:
+        blank = torch.zeros(1, 1, dtype=torch.int64)
+    for _ in range(num_passes):
+        features(model, blank.to(device))
 
 
 def pictures_loader(pictures: Dataset, *, num_workers: int, **options: Any) -> Any:  # type: ignore[type-arg]

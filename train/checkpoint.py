@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from eval.errors import UserError
+from eval.sharded import whole
 from train.loss_scale import LossScale
 from train.model import TunedModel
+from train.sharding import placed
 
 _NAME = re.compile(r"^step-(\d+)$")
 _TEMPORARY = ".tmp-"
@@ -108,15 +110,23 @@ class Checkpoints:
             elif path.name.startswith((_TEMPORARY, _RETIRED)):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def save(self, state: State, tuned: TunedModel, optimizer: torch.optim.Optimizer, negatives_file: Path | None) -> None:
+    def save(
+        self, state: State, tuned: TunedModel, optimizer: torch.optim.Optimizer, negatives_file: Path | None, *, writes: bool = True
+    ) -> None:
         """Commit a checkpoint; one of the same step is replaced, unless it is whole and says the same.
 
         The weights of a step are always the same, but not what is known of it: a run that was stopped before the evaluation of
         its last step has yet to learn which checkpoint is the best.
 
+        Args:
+            writes: false on all but one of the processes that share out the weights (train/sharding.py): each gives its parts, one writes.
+
         Raises:
             OSError: it cannot be written; what was there before is untouched.
         """
+        weights, moments = (_kept(named, writes) for named in (tuned.trainable(), _moments(tuned, optimizer)))
+        if not writes:
+            return
         target = self.path(state.step)
         if target.is_dir() and self._says(target, state):
             return
@@ -124,8 +134,8 @@ class Checkpoints:
         temporary = self.folder / f"{_TEMPORARY}{state.step}-{os.getpid()}"
         try:
             temporary.mkdir()
-            save_file(_weights(tuned), temporary / "weights.safetensors")
-            save_file(_moments(tuned, optimizer), temporary / "optimizer.safetensors")
+            save_file(weights, temporary / "weights.safetensors")
+            save_file(moments, temporary / "optimizer.safetensors")
             if negatives_file is not None:
                 shutil.copyfile(negatives_file, temporary / "negatives.parquet")
             (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
@@ -213,7 +223,7 @@ class Checkpoints:
             raise NoReadableCheckpoint(f"{self.path(step)} holds the weights of another model; differing: {differing}")
         with torch.no_grad():
             for name, parameter in expected.items():
-                parameter.copy_(saved[name])
+                parameter.copy_(placed(saved[name], parameter))
 
     def load_optimizer(self, step: int, tuned: TunedModel, optimizer: torch.optim.Optimizer) -> None:
         """Put a checkpoint's moments into the optimizer."""
@@ -227,26 +237,30 @@ class Checkpoints:
         record["state"] = {
             index: {
                 "step": torch.tensor(float(num_updates)),
-                "exp_avg": saved[f"exp_avg.{name}"].to(parameters[name].device),
-                "exp_avg_sq": saved[f"exp_avg_sq.{name}"].to(parameters[name].device),
+                "exp_avg": placed(saved[f"exp_avg.{name}"], parameters[name]),
+                "exp_avg_sq": placed(saved[f"exp_avg_sq.{name}"], parameters[name]),
             }
             for index, name in enumerate(names)
         }
         optimizer.load_state_dict(record)
 
 
-def _weights(tuned: TunedModel) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().cpu().contiguous() for name, parameter in tuned.trainable()}
+def _kept(named: Iterator[tuple[str, torch.Tensor]], keeps: bool) -> dict[str, torch.Tensor]:
+    """Whole tensors on the CPU, gathered one at a time by all processes where they lie in parts; nothing on a process that keeps none."""
+    kept = {}
+    for name, tensor in named:
+        gathered = whole(tensor.detach())
+        if keeps:
+            kept[name] = gathered.cpu().contiguous()
+    return kept
 
 
-def _moments(tuned: TunedModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    moments = {}
+def _moments(tuned: TunedModel, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in tuned.trainable():
         state = optimizer.state.get(parameter, {})
         for key in ("exp_avg", "exp_avg_sq"):
             if key in state:
-                moments[f"{key}.{name}"] = state[key].detach().cpu().contiguous()
-    return moments
+                yield f"{key}.{name}", state[key]
 
 
 def _seal(folder: Path) -> None:

@@ -145,6 +145,8 @@ class TrainConfig(Section):
     """On a GPU, use deterministic algorithms, so that a resumed run is bit-equal (slower). On the CPU it always is."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 1800
     """How long a process waits for the others before it takes them for lost and ends; longer than the main process ever works alone."""
+    shard: bool = False
+    """Keep weights, gradients and moments in parts, one on each process (FSDP), for a model beyond one GPU's memory."""
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

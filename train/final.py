@@ -37,7 +37,8 @@ def finish(job: Job, state: State, check_signal: Any) -> None:
     folder = job.folder / "export"
     stopped = "" if state.stopped_by is None else f"ended at step {state.step}: the watch set {state.stopped_by!r} was forgotten"
     if job.processes.is_main:
-        job.tuned.siglip.to("cpu")
+        if not job.config.train.shard:  # a part is small, and others lie where they lie
+            job.tuned.siglip.to("cpu")
         step = export_checkpoint(job.config, "best", folder)
         note = "" if step or state.best_score is None else ": no later checkpoint was better on val than the base itself"
         job.say(f"exported the checkpoint of step {step}{note}")

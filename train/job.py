@@ -39,6 +39,7 @@ from train.model import TunedModel, build_model, make_optimizer, resolve_base
 from train.pool import CaptionPool, FurtherCaptions, read_further
 from train.scratch import write_scratch
 from train.seeds import Turns
+from train.sharding import check_shardable, shard
 from train.shared_folder import SharedFolder
 from train.watch import WatchSet
 
@@ -198,6 +199,7 @@ def _check_machine(config: JobConfig, processes: Processes, num_processes: int) 
         raise UserError(
             f"train.batch_size {batch} does not divide among {processes.world_size} processes; take a multiple of {processes.world_size}"
         )
+    check_shardable(config, processes)
     if config.mining is not None and config.mining.index == "faiss":
         require_faiss()
 
@@ -220,6 +222,8 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     )
     data_sha256 = pool.data_sha256()
     check_agreement(config, tuned.base_sha256, data_sha256, matcher_sha256, processes)
+    if config.train.shard:
+        shard(tuned.siglip, processes, accelerator.device)
     tuned.siglip.to(accelerator.device)
     return Job(
         config,
@@ -328,6 +332,8 @@ def describe(job: Job) -> list[str]:
             f"memory    cached micro-batches: {share} images{texts} {micro_batch_size} at a time; what trains and does not fit into one is "
             "embedded twice"
         )
+    if config.train.shard:
+        lines.append(f"memory    weights, gradients and moments in parts, one on each of {job.processes.world_size} processes")
     lines += frozen_lines(config)
     lines += [
         f"watch     {watched.config.name}: {watched.dataset.num_images:,} images with {watched.dataset.num_captions:,} captions; "

@@ -291,10 +291,13 @@ class Loop:
 
     def _save(self, *, sync: bool = False) -> None:
         """Commit a checkpoint of this moment (main process), then remove old ones."""
-        if self.job.processes.is_main:
+        job, is_main = self.job, self.job.processes.is_main
+        if is_main:
             self.log.sync()
             self.state = replace(self.state, num_metrics_lines=self.log.num_lines)
-            self.checkpoints.save(self.state, self.job.tuned, self.job.optimizer, self.negatives_file)
+        if is_main or self.config.train.shard:
+            self.checkpoints.save(self.state, job.tuned, job.optimizer, self.negatives_file, writes=is_main)
+        if is_main:
             if self.negatives_file is not None:  # of the newest checkpoint: an older one, which a resumed run reads, will be pruned
                 self.negatives_file = self.checkpoints.path(self.state.step) / "negatives.parquet"
             self.checkpoints.prune(self.config.train.keep_checkpoints, self.state.best_step)
@@ -324,12 +327,13 @@ class Loop:
         """Leave a long evaluation or mining when a signal came; its work is done again after the resume.
 
         Only the main process leaves by itself; the others, waiting for its part, find it gone (train/__main__.py). Were they to go first,
-        it could be left waiting for theirs, its checkpoint not written.
+        it could be left waiting for theirs, its checkpoint not written. With sharded weights it could not write one alone: then all leave
+        after the next step, or at the end of the last evaluation.
 
         Raises:
             Stopped: after writing a checkpoint of where the weights stand.
         """
-        if self.signals.asked and self.job.processes.is_main:
+        if self.signals.asked and self.job.processes.is_main and not self.config.train.shard:
             self._stop(together=False)
 
     def leave_final_if_asked(self) -> None:

@@ -1,20 +1,17 @@
-"""One optimizer step: embed, loss over all processes, gradients of it, their sum over processes, check, clip, update.
-
-Gradients live in one flat buffer that is summed over processes once, after the backward pass. Not DDP: it rebuilds its buckets after the
-first step, which changes the order of summation, so that a resumed run would differ in its last bits (facts.md).
-"""
+"""One optimizer step: embed, loss over all processes, gradients of it, their sum over processes, check, clip, update."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from eval.dataset import RetrievalSet
 from eval.processes import Processes
+from eval.sharded import is_sharded, whole
 from train.batches import Batch
 from train.config import JobConfig
+from train.gradients import FlatGradients, ShardedGradients
 from train.loss import LossTerms, Pairing, sigmoid_loss, travelling_texts
 from train.loss_scale import LossScale
 from train.micro_batches import Towers
@@ -45,35 +42,6 @@ class StepResult:
     skipped: bool = False
 
 
-class FlatGradients:
-    """All gradients as views of one buffer."""
-
-    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
-        self.buffer = torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device)
-        self._views = []
-        start = 0
-        for parameter in parameters:
-            view = self.buffer[start : start + parameter.numel()].view_as(parameter)
-            self._views.append((parameter, view))
-            start += parameter.numel()
-
-    def zero(self) -> None:
-        """Clear the buffer and hang the views back on the parameters, in case something replaced them."""
-        self.buffer.zero_()
-        for parameter, view in self._views:
-            parameter.grad = view
-
-    def sum_over(self, processes: Processes) -> None:
-        """Add up the gradients of all processes."""
-        for parameter, view in self._views:
-            if parameter.grad is not view:  # autograd was given no place to accumulate into: bring it home
-                if parameter.grad is not None:
-                    view.copy_(parameter.grad)
-                parameter.grad = view
-        if processes.world_size > 1:
-            dist.all_reduce(self.buffer)
-
-
 class Stepper:
     """Takes optimizer steps on a model.
 
@@ -96,7 +64,8 @@ class Stepper:
         self._processes = processes
         self._device = next(tuned.siglip.parameters()).device
         self._towers = Towers(tuned, config.train.micro_batch_size, (config.seed, processes.rank), autocast)
-        self._gradients = FlatGradients([parameter for _, parameter in tuned.trainable()])
+        trained = [parameter for _, parameter in tuned.trainable()]
+        self._gradients = ShardedGradients(trained, processes) if is_sharded(tuned.siglip) else FlatGradients(trained)
         self.loss_scale = LossScale() if config.train.precision == "fp16" else None
 
     def take(self, batch: Batch, *, stop_asked: bool = False) -> StepResult:
@@ -115,7 +84,7 @@ class Stepper:
         summed = self._sum(
             [float(terms.total.detach()), float(terms.in_batch), float(terms.mined), num_mined, len(batch.undecodable), float(stop_asked)]
         )
-        norm = float(torch.linalg.vector_norm(self._gradients.buffer, dtype=torch.float64))
+        norm = self._gradients.norm()
         finite = bool(np.isfinite(summed[0]) and np.isfinite(norm))
         if self.loss_scale is not None:
             self.loss_scale = self.loss_scale.after(overflowed=not finite)
@@ -136,14 +105,14 @@ class Stepper:
         self._towers.finish(batch, images_bD, texts_nD)
         self._gradients.sum_over(self._processes)
         if self.loss_scale is not None:
-            self._gradients.buffer.mul_(1 / loss_scale)
+            self._gradients.scale_by(1 / loss_scale)
         return terms
 
     def _update(self, step: int, norm: float) -> None:
         """Clip, and let the optimizer take the step."""
         limit = self._config.train.max_grad_norm
         if limit is not None and norm > limit:
-            self._gradients.buffer.mul_(limit / norm)
+            self._gradients.scale_by(limit / norm)
         factor = rate_factor(step, self._config.train.max_steps, self._config.train.num_warmup_steps)
         for group in self._optimizer.param_groups:
             group["lr"] = group["peak"] * factor
@@ -175,10 +144,9 @@ class Stepper:
         return [float(value) for value in np.concatenate(parts).sum(axis=0)]
 
     def _diagnosis(self, step: int, loss: float, norm: float) -> str:
-        bad = [
-            name for name, parameter in self._tuned.trainable() if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
-        ]
-        weights = [name for name, parameter in self._tuned.siglip.named_parameters() if not bool(parameter.isfinite().all())]
+        gradients = [(name, parameter.grad) for name, parameter in self._tuned.trainable() if parameter.grad is not None]
+        bad = [name for name, gradient in gradients if not bool(whole(gradient).isfinite().all())]
+        weights = [name for name, parameter in self._tuned.siglip.named_parameters() if not bool(whole(parameter).isfinite().all())]
         text = f"step {step}: loss {loss}, gradient norm {norm}; nothing was updated. Gradients not finite in {len(bad)} tensor(s)"
         text += f", e.g. {bad[:3]}" if bad else ""
         text += f"; weights not finite already: {weights[:3]}" if weights else ""
