@@ -47,7 +47,7 @@ def ours(values: list[torch.Tensor]) -> torch.Tensor:
     """The loss of train/loss.py; every image has a caption of its own, as open_clip takes for granted. Looking the pairs up is included."""
     batch = len(values[0])
     number = np.arange(batch)
-    positives = BatchPositives(number, [number], GroupHashes(number, number, batch))
+    positives = BatchPositives([number], [(number, GroupHashes(number, number, batch))])
     return sigmoid_loss(*values, Pairing(positives, (batch,), batch, processes=Processes())).total
 
 

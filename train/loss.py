@@ -24,9 +24,10 @@ from torch.nn.functional import softplus
 from eval.processes import Processes
 from train.positives import BatchPositives
 
-BLOCK = 4096
-"""Rows and columns of a block, 67 MB. It decides the order of summation, so it is part of the result's last bits."""
-_LOSSES_AT_ONCE = 1 << 22
+BLOCK = 2048
+"""Rows and columns of a block, 17 MB. It decides the order of summation, so it is part of the result's last bits."""
+_AT_ONCE = 1 << 18
+"""Pairs of a block that all passes but the products go over together, a megabyte: what the caches of the cores hold."""
 _LINEAR_FROM = 40.0
 """softplus(z) is z itself from here on: exp(-40) is below half a unit in the last place of 40, in float64 too."""
 
@@ -192,7 +193,7 @@ class _Sums:
         self.in_batch, self.mined, self.bias_gradient = (images_bD.new_zeros((), dtype=torch.float64) for _ in range(3))
         widest = min(self.block, max(pairing.counts))
         self._logits = images_bD.new_empty(min(self.block, len(images_bD)) * widest)
-        self._losses = images_bD.new_empty(min(_LOSSES_AT_ONCE, len(self._logits)))
+        self._losses = images_bD.new_empty(min(_AT_ONCE, len(self._logits)))
 
     def face(self, texts_nD: torch.Tensor, gradient_nD: torch.Tensor | None, owner: int) -> None:
         """All images of this process against texts of one process, whose gradient (before scale / B) is added to."""
@@ -220,27 +221,33 @@ class _Sums:
         """Loss of one block; its gradients are added where they belong."""
         texts_cD = texts_nD[columns]
         size = len(scaled_rD) * len(texts_cD)
-        z_rc = torch.mm(scaled_rD, texts_cD.T, out=self._logits[:size].view(len(scaled_rD), len(texts_cD))).add_(self._bias)
+        z_rc = torch.mm(scaled_rD, texts_cD.T, out=self._logits[:size].view(len(scaled_rD), len(texts_cD)))
         positive_P, left_out_P = self._places(rows, owner, columns)
-        z_rc.view(-1)[left_out_P] = -torch.inf  # no loss, and no gradient
-        _negate(z_rc, positive_P)
-        loss = self._sum_of_softplus(z_rc.view(-1))
-        g_rc = z_rc.sigmoid_()
+        flat = z_rc.view(-1)
+        flat[left_out_P] = -torch.inf  # no loss, and no gradient
+        flat[positive_P] = -flat[positive_P] - 2 * self._bias  # the bias is added to all of them in a moment
+        loss, sum_of_sigmoids = self._pass_over(flat)
+        g_rc = z_rc
+        self.bias_gradient += weight * (sum_of_sigmoids - 2 * flat[positive_P].sum(dtype=torch.float64))
         _negate(g_rc, positive_P)
-        self.bias_gradient += weight * g_rc.sum()
         if self.images_gradient_bD is not None:
             self.images_gradient_bD[rows].addmm_(g_rc, texts_cD, alpha=weight)
         if gradient_nD is not None:
             gradient_nD[columns].addmm_(g_rc.T, self._images_bD[rows], alpha=weight)
         return loss
 
-    def _sum_of_softplus(self, z: torch.Tensor) -> torch.Tensor:
-        """Sum of the losses of a block's pairs, piece by piece in one small buffer; a float64 scalar."""
-        total = z.new_zeros((), dtype=torch.float64)
-        for piece in z.split(_LOSSES_AT_ONCE):
+    def _pass_over(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the bias and put sigmoid(z) in the place of z; returns the sums of softplus(z) and of sigmoid(z), float64 scalars.
+
+        Piece by piece: all five passes over a piece find it in the cache, and memory is read and written once.
+        """
+        loss, sigmoids = z.new_zeros((), dtype=torch.float64), z.new_zeros((), dtype=torch.float64)
+        for piece in z.split(_AT_ONCE):
             losses = self._losses[: len(piece)]
-            total += softplus(piece, 1.0, _LINEAR_FROM, out=losses).sum()  # type: ignore[call-arg]  # it has an out, unannounced
-        return total
+            softplus(piece.add_(self._bias), 1.0, _LINEAR_FROM, out=losses)  # type: ignore[call-arg]  # it has an out, unannounced
+            loss += losses.sum()
+            sigmoids += piece.sigmoid_().sum()
+        return loss, sigmoids
 
     def _places(self, rows: slice, owner: int, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Flat places of the block's true pairs, each once, and of those that are left out, being neither true nor surely false."""
