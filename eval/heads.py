@@ -11,7 +11,7 @@ import torch
 
 from eval.tile_scan import scan_columns, scan_rows
 
-_LEAST_ROOM = 32
+_LEAST_ROOM = 24
 _TURNED_AT_ONCE = 256  # queries that are columns: a copy of the whole tile would be the largest thing held
 
 

@@ -4,6 +4,7 @@ Shape letters: Q queries, K depth, P positives; q queries and n items of one til
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,8 +26,7 @@ class Standing:
         """Begin; `scores_P` is the score of each positive pair, float32, as the tiles will hold it."""
         num_queries = len(positives.offsets) - 1
         self.positives, self.depth, self._num_items = positives, min(depth, num_items), num_items
-        self._scores_QK = torch.full((num_queries, self.depth), -torch.inf, device=device)
-        self._indices_QK = torch.full((num_queries, self.depth), num_items, dtype=torch.int64, device=device)
+        self._shape, self._device = (num_queries, self.depth), device
         self._above_P = np.zeros(len(positives.indices_P), dtype=np.int64)
         self._scores_P = scores_P
         self._open: dict[int, Heads] = {}
@@ -53,6 +53,14 @@ class Standing:
             tile_nq.numpy(), 0, first_item, np.ascontiguousarray(thresholds_qm.T)
         )
         self._above_P[span] += _counted(above_mq.T, slots_p, tile_nq.T, offsets, self._scores_P[span], own_p)
+
+    @cached_property
+    def _scores_QK(self) -> torch.Tensor:
+        return torch.full(self._shape, -torch.inf, device=self._device)
+
+    @cached_property
+    def _indices_QK(self) -> torch.Tensor:
+        return torch.full(self._shape, self._num_items, dtype=torch.int64, device=self._device)
 
     def settle(self, first_query: int) -> None:
         """No more tiles will come for the queries whose block begins here: keep their best and let go of the rest."""

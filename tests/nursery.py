@@ -139,8 +139,12 @@ class Nursery:
         return int(self._process.stdout.readline())
 
     def close(self) -> None:
-        """End the nursery and what it started."""
+        """End the nursery and what it started.
+
+        By an order: the end of its input would not come as long as a process that was forked from this one meanwhile holds the pipe.
+        """
         assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"end": True}) + "\n")
         self._process.stdin.close()
         self._process.wait(60)
 
@@ -154,6 +158,8 @@ def _serve() -> None:
     children: set[int] = set()
     for line in sys.stdin:
         order = json.loads(line)
+        if "end" in order:
+            break
         if "wait" in order:
             print(_reap(order["wait"], order["seconds"]), flush=True)
             children.discard(order["wait"])
@@ -165,6 +171,7 @@ def _serve() -> None:
         print(pid, flush=True)
     for pid in children:
         os.kill(pid, signal.SIGKILL)
+    os._exit(0)  # nothing of it needs an orderly end, and what it preloaded could keep it
 
 
 def _reap(pid: int, seconds: float) -> int:
