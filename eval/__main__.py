@@ -20,7 +20,7 @@ from eval.evaluator import Figures, Stage, evaluate
 from eval.first_stage import progress_bar, retrieve, use_exact_float32
 from eval.gallery import gallery
 from eval.manifest import COLUMNS, read_manifest
-from eval.process_group import is_main_by_rank, joined_processes
+from eval.process_group import run_command
 from eval.processes import Processes
 from eval.qrels import read_qrels
 from eval.report import print_report, report_record, write_report
@@ -183,20 +183,8 @@ def check_names(names: list[str], scorer_name: str | None, pairs: list[tuple[str
 
 def main() -> None:
     """The command."""
-    from transformers.utils import logging
-
     asked = parse(sys.argv[1:])
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    code = 0
-    try:
-        with joined_processes() as (processes, device):
-            run(asked, processes, device)
-    except UserError as error:
-        if is_main_by_rank():
-            print(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
-    sys.exit(code)
+    sys.exit(run_command(lambda processes, device: run(asked, processes, device)))
 
 
 if __name__ == "__main__":

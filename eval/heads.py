@@ -108,6 +108,30 @@ class Heads:
         self._floor_Q[full_q] = self._scores_QW[full_q, self.depth - 1]
 
 
+class DeviceHeads:
+    """What `Heads` is on a CPU: there sorting is cheap beside copies to the host."""
+
+    def __init__(self, depth: int) -> None:
+        """`depth` is K."""
+        self._depth = depth
+        self._head: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def absorb(self, tile_qn: torch.Tensor, first_item: int) -> None:
+        """Take in a tile whose rows are all the queries; tiles come in ascending order of their items."""
+        indices_qk, scores_qk = top_k(tile_qn, min(self._depth, tile_qn.shape[1]))
+        indices_qk += first_item
+        if self._head is not None:
+            indices_qk, scores_qk = torch.cat([self._head[0], indices_qk], 1), torch.cat([self._head[1], scores_qk], 1)
+            scores_qk, indices_qk = best_of(scores_qk, indices_qk, self._depth)
+        self._head = indices_qk, scores_qk
+
+    def best(self) -> tuple[np.ndarray, np.ndarray]:
+        """(items_QK int64, scores_QK float32) on the host, best first, equal scores by the lower item; -1 where the score is -inf."""
+        assert self._head is not None, "a gallery has at least one tile"
+        indices_qK, scores_qK = self._head
+        return torch.where(scores_qK == -torch.inf, -1, indices_qK).cpu().numpy(), scores_qK.cpu().numpy()
+
+
 def top_k(tile_qn: torch.Tensor, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices (int64) and scores of the `depth` best of each row, best first, equal scores by the lower index."""
     num_items = tile_qn.shape[1]

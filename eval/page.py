@@ -1,4 +1,4 @@
-"""One file of HTML that opens from disk: a template of this folder filled in, every string from outside escaped."""
+"""One file of HTML that opens from disk: a template filled in, every string from outside escaped."""
 
 from pathlib import Path
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import jinja2
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, folder: Path = Path(__file__).parent, **values: Any) -> str:
     """The page; a value the template names and is not given is an error, not a blank.
 
     Args:
-        template: file in eval/, e.g. "report.html.j2".
+        template: file in the folder (eval/), e.g. "report.html.j2".
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -1,9 +1,11 @@
 """`python -m eval` under torchrun or accelerate: the processes a launcher started find one another, and each takes its device."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -42,6 +44,22 @@ def joined_processes() -> Iterator[tuple[Processes, torch.device]]:
         yield Processes.current(), device
     finally:
         dist.destroy_process_group()
+
+
+def run_command(run: Callable[[Processes, torch.device], Any]) -> int:
+    """Run the work of an evaluation command on this process; returns the exit code, and the main process prints what a person can mend."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with joined_processes() as (processes, device):
+            run(processes, device)
+    except UserError as error:
+        if is_main_by_rank():
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 def is_main_by_rank() -> bool:

@@ -43,7 +43,7 @@ def search(
     """
     _check(queries_QD, gallery_ND, positives)
     grid = _Grid(queries_QD, gallery_ND, torch.device(device))
-    standing = Standing(positives, _positive_scores(grid, positives, processes), len(gallery_ND), depth, grid.device)
+    standing = Standing(positives, _positive_scores(grid, positives, processes), len(gallery_ND), depth)
     for block in processes.share_of(grid.num_row_blocks):
         for rows, columns, tile_qn in grid.row_of_tiles(block):
             standing.absorb_rows(tile_qn, rows.start, columns.start)
@@ -74,8 +74,8 @@ def search_both(
     grid = _Grid(images_ID, captions_CD, torch.device(device))
     scores_P = _positive_scores(grid, to_text, processes)
     by_caption_P = np.lexsort((to_text.query_P, to_text.indices_P))
-    images = Standing(to_text, scores_P, len(captions_CD), depth, grid.device)
-    captions = Standing(to_image, scores_P[by_caption_P], len(images_ID), depth, grid.device)
+    images = Standing(to_text, scores_P, len(captions_CD), depth)
+    captions = Standing(to_image, scores_P[by_caption_P], len(images_ID), depth)
     for block in processes.share_of(grid.num_row_blocks):
         for rows, columns, tile_qn in grid.row_of_tiles(block):
             images.absorb_rows(tile_qn, rows.start, columns.start)

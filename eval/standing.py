@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from eval.dataset import PositivePairs
-from eval.heads import Heads, best_of, top_k
+from eval.heads import DeviceHeads, Heads, best_of
 from eval.processes import Processes
 from eval.ranking import Direction, Ranking
 
@@ -22,14 +22,14 @@ _FEW_POSITIVES = 8  # up to here a comparison of the whole row for each is quick
 class Standing:
     """The running result of a search: exact however the tiles come, as long as those of a query come in the order of their items."""
 
-    def __init__(self, positives: PositivePairs, scores_P: np.ndarray, num_items: int, depth: int, device: torch.device) -> None:
+    def __init__(self, positives: PositivePairs, scores_P: np.ndarray, num_items: int, depth: int) -> None:
         """Begin; `scores_P` is the score of each positive pair, float32, as the tiles will hold it."""
-        num_queries = len(positives.offsets) - 1
         self.positives, self.depth, self._num_items = positives, min(depth, num_items), num_items
-        self._shape, self._device = (num_queries, self.depth), device
+        self._shape = (len(positives.offsets) - 1, self.depth)
         self._above_P = np.zeros(len(positives.indices_P), dtype=np.int64)
         self._scores_P = scores_P
         self._open: dict[int, Heads] = {}
+        self._open_on_device: dict[int, DeviceHeads] = {}
 
     def absorb_rows(self, tile_qn: torch.Tensor, first_query: int, first_item: int) -> None:
         """Count in a tile whose rows are queries; it may be overwritten afterwards."""
@@ -55,35 +55,35 @@ class Standing:
         self._above_P[span] += _counted(above_mq.T, slots_p, tile_nq.T, offsets, self._scores_P[span], own_p)
 
     @cached_property
-    def _scores_QK(self) -> torch.Tensor:
-        return torch.full(self._shape, -torch.inf, device=self._device)
+    def _scores_QK(self) -> np.ndarray:
+        return np.full(self._shape, -np.inf, dtype=np.float32)
 
     @cached_property
-    def _indices_QK(self) -> torch.Tensor:
-        return torch.full(self._shape, self._num_items, dtype=torch.int64, device=self._device)
+    def _indices_QK(self) -> np.ndarray:
+        return np.full(self._shape, self._num_items, dtype=np.int64)
 
     def settle(self, first_query: int) -> None:
         """No more tiles will come for the queries whose block begins here: keep their best and let go of the rest."""
-        heads = self._open.pop(first_query, None)
+        heads = self._open.pop(first_query, None) or self._open_on_device.pop(first_query, None)
         if heads is not None:
-            items_QK, scores_QK = heads.best()
-            queries = slice(first_query, first_query + len(items_QK))
-            self._scores_QK[queries] = torch.from_numpy(scores_QK)
-            self._indices_QK[queries] = torch.from_numpy(np.where(items_QK < 0, self._num_items, items_QK))
+            items_qk, scores_qk = heads.best()
+            place = slice(first_query, first_query + len(items_qk)), slice(items_qk.shape[1])
+            self._scores_QK[place] = scores_qk
+            self._indices_QK[place] = np.where(items_qk < 0, self._num_items, items_qk)
 
     def ranking(self, direction: Direction, processes: Processes) -> Ranking:
         """The result, on every process, when each has absorbed its share of the tiles."""
-        for first_query in list(self._open):
+        for first_query in [*self._open, *self._open_on_device]:
             self.settle(first_query)
-        scores_QK, indices_QK = self._scores_QK.cpu(), self._indices_QK.cpu()
+        scores_QK, indices_QK = self._scores_QK, self._indices_QK
         if processes.world_size > 1:
             for start in range(0, len(scores_QK), _MERGED_AT_ONCE):
                 part = slice(start, start + _MERGED_AT_ONCE)
-                scores = torch.from_numpy(np.concatenate(processes.gather(scores_QK[part].numpy()[None]), axis=2)[0])
-                indices = torch.from_numpy(np.concatenate(processes.gather(indices_QK[part].numpy()[None]), axis=2)[0])
-                scores_QK[part], indices_QK[part] = best_of(scores, indices, self.depth)
+                scores = torch.from_numpy(np.concatenate(processes.gather(scores_QK[part][None]), axis=2)[0])
+                indices = torch.from_numpy(np.concatenate(processes.gather(indices_QK[part][None]), axis=2)[0])
+                scores_QK[part], indices_QK[part] = (best.numpy() for best in best_of(scores, indices, self.depth))
         above_P = np.sum(processes.gather(self._above_P[None]), axis=0)[0]
-        return Ranking(direction, indices_QK.numpy(), scores_QK.numpy(), self.positives.offsets, self.positives.indices_P, above_P + 1)
+        return Ranking(direction, indices_QK, scores_QK, self.positives.offsets, self.positives.indices_P, above_P + 1)
 
     def _heads(self, first_query: int, num_queries: int) -> Heads:
         if first_query not in self._open:
@@ -98,10 +98,7 @@ class Standing:
 
     def _absorb_on_device(self, tile_qn: torch.Tensor, first_query: int, first_item: int) -> None:
         """The same on a GPU, whose sorting is cheap beside copies to the host."""
-        queries = slice(first_query, first_query + len(tile_qn))
-        indices_qk, scores_qk = top_k(tile_qn, min(self.depth, tile_qn.shape[1]))
-        joined = torch.cat([self._scores_QK[queries], scores_qk], 1), torch.cat([self._indices_QK[queries], indices_qk + first_item], 1)
-        self._scores_QK[queries], self._indices_QK[queries] = best_of(*joined, self.depth)
+        self._open_on_device.setdefault(first_query, DeviceHeads(self.depth)).absorb(tile_qn, first_item)
         span, offsets, own_p = self._positives_of(first_query, len(tile_qn), first_item)
         self._above_P[span] += num_above(tile_qn, offsets, self._scores_P[span], own_p)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from eval.dataset import PositivePairs
-from eval.heads import Heads, best_of, top_k
+from eval.heads import DeviceHeads, Heads
 from eval.processes import Processes
 from eval.search import GALLERY_BLOCK, QUERY_BLOCK
 from eval.shards import Rows
@@ -158,27 +158,3 @@ class _RowBlock:
         """What these queries found in all tiles."""
         indices_qK, scores_qK = self._heads.best()
         return Found(indices_qK, scores_qK, self._best_q.cpu().numpy(), (~self.vectors_qD.any(dim=1)).cpu().numpy())
-
-
-class DeviceHeads:
-    """What `eval.heads.Heads` is on a CPU, where sorting is cheap beside copies to the host."""
-
-    def __init__(self, depth: int) -> None:
-        """`depth` is K."""
-        self._depth = depth
-        self._head: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    def absorb(self, tile_qn: torch.Tensor, first_item: int) -> None:
-        """Take in a tile whose rows are all the queries; tiles come in ascending order of their items."""
-        indices_qk, scores_qk = top_k(tile_qn, min(self._depth, tile_qn.shape[1]))
-        indices_qk += first_item
-        if self._head is not None:
-            indices_qk, scores_qk = torch.cat([self._head[0], indices_qk], 1), torch.cat([self._head[1], scores_qk], 1)
-            scores_qk, indices_qk = best_of(scores_qk, indices_qk, self._depth)
-        self._head = indices_qk, scores_qk
-
-    def best(self) -> tuple[np.ndarray, np.ndarray]:
-        """(items_QK int64, scores_QK float32) on the host, best first, equal scores by the lower item; -1 where the score is -inf."""
-        assert self._head is not None, "a gallery has at least one tile"
-        indices_qK, scores_qK = self._head
-        return torch.where(scores_qK == -torch.inf, -1, indices_qK).cpu().numpy(), scores_qK.cpu().numpy()

@@ -32,6 +32,11 @@ class Allotment:
     outcome_QK: np.ndarray
     probability_QK: np.ndarray
 
+    @property
+    def num_judged(self) -> int:
+        """Candidates that the judge was asked about."""
+        return int((~np.isnan(self.probability_QK)).sum())
+
 
 @dataclass(frozen=True)
 class Taking:

@@ -17,12 +17,12 @@ from eval.dataset import GroupHashes
 from eval.inputs import SiglipInputs
 from eval.processes import Processes
 from rerank.scorer import PairScorer
-from train.allotment import Judge, Taking, allot, priorities
+from train.allotment import Judge
 from train.candidates import ImageCandidates, find_image_candidates
 from train.denoising import Matcher
-from train.mining import Refresh, bounds_of, doubtful, rules_of, temperature_of
+from train.mining import Refresh, apply_rules, check_matcher, rules_of, scale_and_bias, tabulate
 from train.mining_config import MiningConfig
-from train.mining_rules import Outcome, RankedLists, passed_over
+from train.mining_rules import Outcome, RankedLists
 from train.mining_sheet import Mined, MiningSheet, draw_up
 from train.negatives import Negatives, table_name
 from train.pool import CaptionPool
@@ -50,8 +50,7 @@ def mine_images(
 
     Args, Raises: as train.mining.mine.
     """
-    if (config.denoise is None) != (matcher is None):
-        raise ValueError("a matcher is given if and only if config.denoise asks for one")
+    check_matcher(config, matcher)
     name = table_name(hash_weights(model), data_sha256, rules_of(config, refresh, matcher, pool) | {"form": "images"} | inputs.contract)
     captions_Q = np.arange(pool.dataset.num_captions)
     if refresh.images_I is not None:
@@ -67,9 +66,8 @@ def mine_images(
         num_workers=num_workers,
         on_progress=on_progress,
     )
-    scale, bias = np.float32(float(model.logit_scale.detach().exp())), np.float32(float(model.logit_bias.detach()))
-    asked = Matcher(matcher, pool, processes, on_progress) if matcher is not None else None
-    mined = select_images(name, pool, found, scale, bias, config, refresh, asked.probabilities if asked is not None else None)
+    judge = Matcher(matcher, pool, processes, on_progress).probabilities if matcher is not None else None
+    mined = select_images(name, pool, found, *scale_and_bias(model), config, refresh, judge)
     return mined.negatives, draw_up(mined, pool, truth, refresh.before)
 
 
@@ -90,27 +88,17 @@ def select_images(
         judge: probabilities that pairs of (image, caption of the pool) match; None: no denoising.
     """
     lists = _lists(pool, found, scale, bias, near_duplicates=config.near_duplicates)
-    taking = Taking(config.negatives_per_image, config.max_uses)
-    if config.denoise is not None:
-        taking = Taking(config.negatives_per_image, config.max_uses, config.denoise.threshold, config.denoise.relabel_at)
-    result = allot(
-        passed_over(lists, bounds_of(config)),
-        lists.there_QK,
-        lists.key_QK,
-        priorities(lists.logits_QK, config.selection, temperature_of(config), refresh.seed, refresh.step, found.captions_Q),
-        taking,
-        in_rank_order=config.selection == "top",
-        judge=None if judge is None else lambda rows_N, places_N: judge(found.images_QK[rows_N, places_N], found.captions_Q[rows_N]),
-    )
+    captions_QK = np.broadcast_to(found.captions_Q[:, None], found.images_QK.shape)
+    result = apply_rules(config, lists, refresh, found.captions_Q, found.images_QK, captions_QK, judge)
     _settle(result.outcome_QK, found, pool)
     return Mined(
-        _table(name, pool.dataset.num_images, found, lists, result.outcome_QK, None if judge is None else result.probability_QK),
+        tabulate(name, pool.dataset.num_images, found.images_QK, captions_QK, lists, result, judged=judge is not None),
         found.captions_Q,
         result.outcome_QK,
         lists,
         np.isfinite(found.best_positive_Q),
         config.negatives_per_image,
-        int((~np.isnan(result.probability_QK)).sum()),
+        result.num_judged,
         mined_for="captions",
     )
 
@@ -138,26 +126,4 @@ def _lists(pool: CaptionPool, found: ImageCandidates, scale: np.float32, bias: n
         logits_QK=cosines_QK * scale + bias,
         best_cosine_Q=found.best_positive_Q,
         best_logit_Q=found.best_positive_Q * scale + bias,
-    )
-
-
-def _table(
-    name: str, num_images: int, found: ImageCandidates, lists: RankedLists, outcome_QK: np.ndarray, match_QK: np.ndarray | None
-) -> Negatives:
-    """What was taken, in the order of a table: by image, then by caption."""
-    relabelled_QK = outcome_QK == Outcome.RELABELLED
-    rows_N, places_N = np.nonzero((outcome_QK == Outcome.MINED) | relabelled_QK)
-    order_N = np.lexsort((found.captions_Q[rows_N], found.images_QK[rows_N, places_N]))
-    rows_N, places_N = rows_N[order_N], places_N[order_N]
-    counts = np.bincount(found.images_QK[rows_N, places_N], minlength=num_images)
-    return Negatives(
-        name,
-        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        found.captions_Q[rows_N],
-        (places_N + 1).astype(np.int64),
-        lists.logits_QK[rows_N, places_N],
-        lists.margins_QK[rows_N, places_N],
-        None if match_QK is None else match_QK[rows_N, places_N],
-        relabelled_QK[rows_N, places_N] if relabelled_QK.any() else None,
-        doubtful(outcome_QK, found.images_QK, found.captions_Q[:, None]),
     )

@@ -19,7 +19,7 @@ from eval.checkpoint import hash_weights
 from eval.inputs import SiglipInputs
 from eval.processes import Processes
 from rerank.scorer import PairScorer
-from train.allotment import Judge, Taking, allot, priorities
+from train.allotment import Allotment, Judge, Taking, allot, priorities
 from train.approximate import Approximate
 from train.candidates import Candidates, find_candidates
 from train.denoising import Matcher
@@ -102,8 +102,7 @@ def mine(
         UserError: a score of the cross-encoder is not finite.
         ValueError: there is a matcher and no config.denoise, or the other way round.
     """
-    if (config.denoise is None) != (matcher is None):
-        raise ValueError("a matcher is given if and only if config.denoise asks for one")
+    check_matcher(config, matcher)
     name = table_name(hash_weights(model), data_sha256, rules_of(config, refresh, matcher, pool) | inputs.contract)
     found = find_candidates(
         model,
@@ -118,9 +117,8 @@ def mine(
         num_workers=num_workers,
         on_progress=on_progress,
     )
-    scale, bias = np.float32(float(model.logit_scale.detach().exp())), np.float32(float(model.logit_bias.detach()))
-    asked = Matcher(matcher, pool, processes, on_progress) if matcher is not None else None
-    mined = select(name, pool, found, scale, bias, config, refresh, asked.probabilities if asked is not None else None)
+    judge = Matcher(matcher, pool, processes, on_progress).probabilities if matcher is not None else None
+    mined = select(name, pool, found, *scale_and_bias(model), config, refresh, judge)
     return mined.negatives, replace(draw_up(mined, pool, truth, refresh.before), index_recall=found.recall)
 
 
@@ -141,42 +139,91 @@ def select(
         judge: probabilities that pairs of (image, caption of the pool) match; None: no denoising.
     """
     lists = _lists(pool, found, scale, bias, near_duplicates=config.near_duplicates)
-    denoise = config.denoise
-    result = allot(
-        passed_over(lists, bounds_of(config)),
-        lists.there_QK,
-        lists.key_QK,
-        priorities(lists.logits_QK, config.selection, temperature_of(config), refresh.seed, refresh.step, found.images_I),
-        Taking(config.negatives_per_image, config.max_uses)
-        if denoise is None
-        else Taking(config.negatives_per_image, config.max_uses, denoise.threshold, denoise.relabel_at),
-        in_rank_order=config.selection == "top",
-        judge=None if judge is None else lambda rows_N, places_N: judge(found.images_I[rows_N], found.captions_IK[rows_N, places_N]),
-    )
-    relabelled_IK = result.outcome_QK == Outcome.RELABELLED
-    kept_IK = (result.outcome_QK == Outcome.MINED) | relabelled_IK
-    rows_N, places_N = np.nonzero(kept_IK)
-    counts = np.bincount(found.images_I[rows_N], minlength=pool.dataset.num_images)
-    negatives = Negatives(
-        name,
-        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        found.captions_IK[kept_IK],
-        (places_N + 1).astype(np.int64),
-        lists.logits_QK[kept_IK],
-        lists.margins_QK[kept_IK],
-        None if judge is None else result.probability_QK[kept_IK],
-        relabelled_IK[kept_IK] if relabelled_IK.any() else None,
-        doubtful(result.outcome_QK, found.images_I[:, None], found.captions_IK),
-    )
-    num_judged = int((~np.isnan(result.probability_QK)).sum())
+    images_IK = np.broadcast_to(found.images_I[:, None], found.captions_IK.shape)
+    result = apply_rules(config, lists, refresh, found.images_I, images_IK, found.captions_IK, judge)
     return Mined(
-        negatives,
+        tabulate(name, pool.dataset.num_images, images_IK, found.captions_IK, lists, result, judged=judge is not None),
         found.images_I,
         result.outcome_QK,
         lists,
         found.decodable_I,
         config.negatives_per_image,
-        num_judged,
+        result.num_judged,
+    )
+
+
+def check_matcher(config: MiningConfig, matcher: PairScorer | None) -> None:
+    """Raises ValueError where there is a matcher and no config.denoise, or the other way round."""
+    if (config.denoise is None) != (matcher is None):
+        raise ValueError("a matcher is given if and only if config.denoise asks for one")
+
+
+def scale_and_bias(model: SiglipModel) -> tuple[np.float32, np.float32]:
+    """Of the model's logits."""
+    return np.float32(float(model.logit_scale.detach().exp())), np.float32(float(model.logit_bias.detach()))
+
+
+def apply_rules(
+    config: MiningConfig,
+    lists: RankedLists,
+    refresh: Refresh,
+    queries_Q: np.ndarray,
+    images_QK: np.ndarray,
+    captions_QK: np.ndarray,
+    judge: Judge | None,
+) -> Allotment:
+    """What becomes of every candidate, whether images ask for captions or captions for images.
+
+    Args:
+        queries_Q: int64, the images or captions mined for, which random draws are keyed by.
+        images_QK, captions_QK: int64, the pair that each candidate is.
+        judge: probabilities that pairs of (image, caption of the pool) match; None: no denoising.
+    """
+    denoise = config.denoise
+    taking = Taking(config.negatives_per_image, config.max_uses)
+    if denoise is not None:
+        taking = Taking(config.negatives_per_image, config.max_uses, denoise.threshold, denoise.relabel_at)
+    return allot(
+        passed_over(lists, bounds_of(config)),
+        lists.there_QK,
+        lists.key_QK,
+        priorities(lists.logits_QK, config.selection, temperature_of(config), refresh.seed, refresh.step, queries_Q),
+        taking,
+        in_rank_order=config.selection == "top",
+        judge=None if judge is None else lambda rows_N, places_N: judge(images_QK[rows_N, places_N], captions_QK[rows_N, places_N]),
+    )
+
+
+def tabulate(
+    name: str,
+    num_images: int,
+    images_QK: np.ndarray,
+    captions_QK: np.ndarray,
+    lists: RankedLists,
+    result: Allotment,
+    *,
+    judged: bool,
+) -> Negatives:
+    """The table of what was taken: by image, and within an image in the order of the queries and their ranks.
+
+    Args:
+        images_QK, captions_QK: int64, the pair that each candidate is.
+        judged: whether a cross-encoder was asked.
+    """
+    relabelled_QK, match_QK = result.outcome_QK == Outcome.RELABELLED, result.outcome_QK == Outcome.MATCH
+    rows_N, places_N = np.nonzero((result.outcome_QK == Outcome.MINED) | relabelled_QK)
+    order_N = np.argsort(images_QK[rows_N, places_N], kind="stable")
+    taken_N = rows_N[order_N], places_N[order_N]
+    return Negatives(
+        name,
+        np.concatenate([[0], np.cumsum(np.bincount(images_QK[taken_N], minlength=num_images))]).astype(np.int64),
+        captions_QK[taken_N],
+        (taken_N[1] + 1).astype(np.int64),
+        lists.logits_QK[taken_N],
+        lists.margins_QK[taken_N],
+        result.probability_QK[taken_N] if judged else None,
+        relabelled_QK[taken_N] if relabelled_QK.any() else None,
+        np.stack([images_QK[match_QK], captions_QK[match_QK]]) if match_QK.any() else None,
     )
 
 
@@ -194,15 +241,6 @@ def _lists(pool: CaptionPool, found: Candidates, scale: np.float32, bias: np.flo
         best_cosine_Q=found.best_positive_I,
         best_logit_Q=found.best_positive_I * scale + bias,
     )
-
-
-def doubtful(outcome_QK: np.ndarray, images_QK: np.ndarray, captions_QK: np.ndarray) -> np.ndarray | None:
-    """(image, caption) of the candidates that were called a match and left, int64 of shape (2, pairs); None without any."""
-    rows_D, places_D = np.nonzero(outcome_QK == Outcome.MATCH)
-    if not len(rows_D):
-        return None
-    images_QK, captions_QK = np.broadcast_to(images_QK, outcome_QK.shape), np.broadcast_to(captions_QK, outcome_QK.shape)
-    return np.stack([images_QK[rows_D, places_D], captions_QK[rows_D, places_D]])
 
 
 def bounds_of(config: MiningConfig) -> Rules:

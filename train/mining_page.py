@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 
 from eval.gallery import thumbnail
 from eval.images import ImageError
+from eval.page import render
 from eval.replacing import replace_together
 from train.batches import generator
 from train.mining_sheet import RULES, MiningSheet, is_true
@@ -73,22 +73,18 @@ def _writer(content: str) -> Callable[[Path], None]:
 
 def page(sheet: MiningSheet, negatives: Negatives, pool: CaptionPool, truth: set[tuple[str, str]] | None = None) -> str:
     """The page of a sheet, HTML; every caption and id in it is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     hardest_E, random_E = chosen_rows(negatives)
+    true_N = None if truth is None else is_true(pool, negatives.image_N, negatives.captions_N, truth)
     groups = {
-        "Hardest": [_example(negatives, row, pool, truth) for row in hardest_E.tolist()],
-        "At random": [_example(negatives, row, pool, truth) for row in random_E.tolist()],
+        "Hardest": [_example(negatives, row, pool, true_N) for row in hardest_E.tolist()],
+        "At random": [_example(negatives, row, pool, true_N) for row in random_E.tolist()],
     }
     if not negatives.is_negative_N.all():
         first_E = np.flatnonzero(~negatives.is_negative_N)[:NUM_RELABELLED]
-        groups["Relabelled as positives"] = [_example(negatives, row, pool, truth) for row in first_E.tolist()]
-    return environment.get_template("mining_page.html.j2").render(
+        groups["Relabelled as positives"] = [_example(negatives, row, pool, true_N) for row in first_E.tolist()]
+    return render(
+        "mining_page.html.j2",
+        Path(__file__).parent,
         sheet=sheet,
         source=pool.dataset.source,
         split=pool.dataset.split,
@@ -114,7 +110,7 @@ def _is_hex(name: str) -> bool:
     return bool(name) and all(letter in "0123456789abcdef" for letter in name)
 
 
-def _example(negatives: Negatives, row: int, pool: CaptionPool, truth: set[tuple[str, str]] | None) -> Example:
+def _example(negatives: Negatives, row: int, pool: CaptionPool, true_N: np.ndarray | None) -> Example:
     image, caption = int(np.searchsorted(negatives.offsets, row, side="right") - 1), int(negatives.captions_N[row])
     dataset = pool.dataset
     first = int(dataset.caption_offsets[image])
@@ -134,7 +130,7 @@ def _example(negatives: Negatives, row: int, pool: CaptionPool, truth: set[tuple
         margin=float(negatives.margins_N[row]),
         match=None if negatives.match_N is None else float(negatives.match_N[row]),
         is_relabelled=negatives.relabelled_N is not None and bool(negatives.relabelled_N[row]),
-        is_true=None if truth is None else bool(is_true(pool, np.array([image]), np.array([caption]), truth)[0]),
+        is_true=None if true_N is None else bool(true_N[row]),
     )
 
 

@@ -166,6 +166,7 @@ def draw_up(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | None,
     short_I = mined.num_wanted - (mined.outcome_IK[readable_I] == Outcome.MINED).sum(axis=1)
     negative_N = table.is_negative_N
     image_n, caption_n = table.image_N[negative_N], table.captions_N[negative_N]
+    true_N = None if truth is None else is_true(pool, table.image_N, table.captions_N, truth)
     num_before, num_survived = _survival(before, table, mined, len(pool))
     estimated_share, estimated_by = _estimate(table, mined.lists)
     found = bool(negative_N.any())
@@ -186,10 +187,8 @@ def draw_up(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | None,
         num_survived=num_survived,
         estimated_share=estimated_share,
         estimated_by=estimated_by,
-        num_false_negatives=None if truth is None else int(is_true(pool, image_n, caption_n, truth).sum()),
-        num_relabelled_true=None
-        if truth is None
-        else int(is_true(pool, table.image_N[~negative_N], table.captions_N[~negative_N], truth).sum()),
+        num_false_negatives=None if true_N is None else int((true_N & negative_N).sum()),
+        num_relabelled_true=None if true_N is None else int((true_N & ~negative_N).sum()),
         median_rank=float(np.median(table.ranks_N[negative_N])) if found else None,
         median_margin=float(np.median(table.margins_N[negative_N])) if found else None,
         quantiles=_quantiles(mined, negative_N) if found else {},

@@ -14,9 +14,9 @@ import torch
 from eval.checkpoint import load_siglip_config
 from eval.choices.choice_set import read_choices
 from eval.choices.report import print_choices, write_choices
-from eval.errors import UserError, reading, writing
+from eval.errors import reading, writing
 from eval.first_stage import use_exact_float32
-from eval.process_group import is_main_by_rank, joined_processes
+from eval.process_group import run_command
 from eval.processes import Processes
 
 
@@ -71,20 +71,8 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
 
 def main() -> None:
     """The command."""
-    from transformers.utils import logging
-
     asked = parse(sys.argv[1:])
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    code = 0
-    try:
-        with joined_processes() as (processes, device):
-            run(asked, processes, device)
-    except UserError as error:
-        if is_main_by_rank():
-            print(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
-    sys.exit(code)
+    sys.exit(run_command(lambda processes, device: run(asked, processes, device)))
 
 
 if __name__ == "__main__":

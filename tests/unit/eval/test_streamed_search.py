@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from eval import streamed_search
 from eval.dataset import PositivePairs
-from eval.heads import Heads
+from eval.heads import DeviceHeads, Heads
 from eval.processes import Processes
 from eval.search import search
 from eval.shards import Held, Shards
-from eval.streamed_search import DeviceHeads, Found, stream_search
+from eval.streamed_search import Found, stream_search
 
 
 @contextmanager
