@@ -14,16 +14,14 @@ import argparse
 import json
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
+from benchmarks.cost import measured
 from eval.dataset import PositivePairs
 from eval.metrics import RECALL_AT, recall_at_k
 from eval.search import search_both
@@ -75,24 +73,10 @@ def theirs(images_ID: np.ndarray, captions_CD: np.ndarray, image_C: np.ndarray, 
     return found
 
 
-def measured(work: Callable[[], dict[str, float]]) -> dict[str, Any]:
-    """Seconds, the recalls, and the most memory above what was held before, in MB, looked at every 5 ms."""
-    process, stop = psutil.Process(), threading.Event()
-    before, peak = process.memory_info().rss, 0
-
-    def watch() -> None:
-        nonlocal peak
-        while not stop.wait(0.005):
-            peak = max(peak, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    began = time.perf_counter()
-    recalls = work()
-    seconds = time.perf_counter() - began
-    stop.set()
-    watcher.join()
-    return {"seconds": seconds, "megabytes": (peak - before) / 1e6, "recalls": recalls}
+def costed(work: Callable[[], dict[str, float]]) -> dict[str, Any]:
+    """The recalls with what they cost."""
+    recalls, cost = measured(work)
+    return cost | {"recalls": recalls}
 
 
 def run_arm(arm: str, num_images: int, num_captions: int, checkout: Path | None) -> dict[str, Any]:
@@ -101,9 +85,9 @@ def run_arm(arm: str, num_images: int, num_captions: int, checkout: Path | None)
     warm = torch.ones(512, 512)
     torch.topk(warm @ warm, 3)  # what torch loads on its first call is nobody's memory
     if arm == "ours":
-        return measured(lambda: ours(*vectors))
+        return costed(lambda: ours(*vectors))
     assert checkout is not None
-    return measured(lambda: theirs(*vectors, checkout))
+    return costed(lambda: theirs(*vectors, checkout))
 
 
 def child(arm: str, asked: argparse.Namespace, size: tuple[int, int]) -> dict[str, Any]:

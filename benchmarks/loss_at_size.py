@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.at_size import measured
+from benchmarks.cost import measured
 from eval.dataset import GroupHashes
 from eval.processes import Processes
 from train.loss import Pairing, sigmoid_loss
@@ -67,21 +67,15 @@ def run_arm(arm: str, batch: int, device: str, source: Path | None) -> dict[str,
     warm = [value[:256].detach().requires_grad_() if value.ndim else value.detach().requires_grad_() for value in values]
     forward = (lambda: ours(values)) if arm == "ours" else theirs(values, source or Path())
     (ours(warm) if arm == "ours" else theirs(warm, source or Path())()).backward()  # what torch loads on its first call is nobody's memory
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
 
-    def work() -> dict[str, float]:
+    def work() -> torch.Tensor:
         loss = forward()
         loss.backward()
-        return {"loss": float(loss.detach())}
+        return loss.detach()
 
-    found = measured(work)
-    if device == "cuda":
-        found["megabytes"] = (torch.cuda.max_memory_allocated() - before) / 1e6
+    loss, cost = measured(work, device)
     norms = [float(torch.linalg.vector_norm(value.grad, dtype=torch.float64)) for value in values if value.grad is not None]
-    return {"seconds": found["seconds"], "megabytes": found["megabytes"], "numbers": [found["recalls"]["loss"], *norms]}
+    return cost | {"numbers": [float(loss), *norms]}
 
 
 def child(arm: str, asked: argparse.Namespace) -> dict[str, Any]:

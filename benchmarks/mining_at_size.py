@@ -14,16 +14,13 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
+from benchmarks.cost import measured
 from eval.dataset import PositivePairs
 from eval.encoder import IMAGE_BLOCK, TEXT_BLOCK
 from eval.processes import Processes
@@ -86,30 +83,6 @@ def faiss_flat(captions_CD: np.ndarray) -> Any:
     index = faiss.IndexFlatIP(WIDTH)
     index.add(captions_CD)
     return index
-
-
-def measured(work: Callable[[], Heads], device: str) -> tuple[Heads, dict[str, float]]:
-    """What was found; seconds, processor's seconds, and the most memory above what was held before, in MB (a CPU's: every 5 ms)."""
-    process, stop = psutil.Process(), threading.Event()
-    before, peak = process.memory_info().rss, 0
-
-    def watch() -> None:
-        nonlocal peak
-        while not stop.wait(0.005):
-            peak = max(peak, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
-    began, worked = time.perf_counter(), time.process_time()
-    found = work()
-    seconds, processor = time.perf_counter() - began, time.process_time() - worked
-    stop.set()
-    watcher.join()
-    rise = torch.cuda.max_memory_allocated() - held if device == "cuda" else peak - before
-    return found, {"seconds": seconds, "processor": processor, "megabytes": rise / 1e6}
 
 
 def run_arm(arm: str, size: tuple[int, int], device: str, output: Path) -> dict[str, float]:
