@@ -131,7 +131,8 @@ def read_manifest(
     found = manifest.splits
     for split in dict.fromkeys(require_splits):
         if split not in found:
-            names = ", ".join(repr(name) for name in found if name is not None) or "none: there is no column `split`"
+            none = "none among the rows without faults" if mapping["split"] in rows.columns else "none: there is no column `split`"
+            names = ", ".join(repr(name) for name in found if name is not None) or none
             faults.append(
                 Fault(
                     str(source),

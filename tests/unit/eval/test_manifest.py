@@ -314,3 +314,11 @@ def test_further_columns_must_be_there_and_hold_text_or_numbers(root: Path) -> N
     path = jsonl(root / "m.jsonl", {"image": "a.jpg", "caption": "x", "box": [1, 2]}, {"image": "b.jpg", "caption": "y", "box": "one"})
     assert faults(path, slice_by=["box"]) == [("m.jsonl:1", "box is not text")]
     assert faults(path, slice_by=["kind"]) == [("m.jsonl:1", "unknown column")]
+
+
+@pytest.mark.parametrize(("row", "words"), [({"split": "train"}, "none among the rows without faults"), ({}, "there is no column `split`")])
+def test_a_split_whose_every_row_has_a_fault_is_not_said_to_have_no_column(root: Path, row: dict[str, str], words: str) -> None:
+    path = jsonl(root / "m.jsonl", {"image": "absent.jpg", "caption": "x"} | row)
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path, require_splits=["train"])
+    assert words in str(caught.value) and "absent.jpg' does not exist" in str(caught.value)
