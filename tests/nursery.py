@@ -69,6 +69,10 @@ class Child:
                 raise TimeoutError(self.output())
             time.sleep(0.005)
 
+    def stopped(self) -> bool:
+        """Whether a stop signal holds it: none of its threads runs (state T, the field after the name in proc(5)'s stat)."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
     def output(self) -> str:
         """Standard output and error so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")

@@ -116,7 +116,8 @@ def test_a_base_that_changed_in_between_is_refused(nursery: Nursery, small_world
 
 def test_two_jobs_in_one_folder(run: Run, straight: dict[int, Run]) -> None:
     (first,) = run.start(trap=Trap("train.micro_batches:image_features", 3, signal=19))  # stopped, not ended: it holds the folder
-    first.wait_until(lambda: steps_taken(run.folder) == 2)
+    first.wait_until(first.stopped)
+    assert steps_taken(run.folder) == 2
     (second,) = run.start()
     assert second.wait() == 2 and "is in use by another job" in second.output()
     first.kill(18)
@@ -150,7 +151,8 @@ def test_a_full_disk_ends_with_4_and_making_room_goes_on(
     run = Run.make(nursery, small_world, small_disk / "job")
     filler = small_disk / "filler"
     (child,) = run.start(trap=Trap("train.micro_batches:image_features", 4, signal=19))
-    child.wait_until(lambda: steps_taken(run.folder) == 3)
+    child.wait_until(child.stopped)  # not before: it may still be writing the checkpoint of step 3
+    assert steps_taken(run.folder) == 3
     room = os.statvfs(small_disk)
     filler.write_bytes(b"x" * (room.f_bavail * room.f_frsize - 200_000))  # less than one checkpoint needs
     child.kill(18)

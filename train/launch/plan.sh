@@ -13,12 +13,14 @@ count_gpus() {
     fi
 }
 
+launch_words() { printf '%s' "${LAUNCH_ARGS:-}" | xargs --no-run-if-empty printf '%s\0'; }
+
 # Takes LAUNCH_ARGS apart: launch_args keeps the words (a configuration's path made absolute, --cpu taken out), and
 # num_processes, num_machines, port, use_cpu and config_file are set where they are given.
 read_launch_args() {
     local words=() index name value
-    mapfile -d '' -t words < <(printf '%s' "${LAUNCH_ARGS:-}" | xargs --no-run-if-empty printf '%s\0')
-    wait "$!" || die 2 "LAUNCH_ARGS cannot be split into words: $LAUNCH_ARGS"
+    launch_words >/dev/null || die 2 "LAUNCH_ARGS cannot be split into words: $LAUNCH_ARGS" # <(...) below gives no status
+    mapfile -d '' -t words < <(launch_words)
     for ((index = 0; index < ${#words[@]}; index++)); do
         name=${words[index]%%=*}
         case ${name//-/_} in
