@@ -16,12 +16,13 @@ from PIL import Image
 from transformers import SiglipModel
 
 from eval.dataset import PositivePairs, RetrievalSet
-from eval.encoder import IMAGE_BLOCK, TEXT_BLOCK, stream_captions, stream_images
+from eval.encoder import IMAGE_BLOCK, TEXT_BLOCK, num_blocks, stream_captions, stream_images
 from eval.inputs import SiglipInputs
 from eval.processes import Processes
 from eval.shards import Shards
 from eval.streamed_search import stream_search
 from train.approximate import Approximate, approximate_search, recall_of_sample
+from train.frozen import NOTHING_FROZEN, FrozenEmbeddings, FrozenRows
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def find_candidates(
     further: Sequence[str] = (),
     images_I: np.ndarray | None = None,
     approximate: Approximate | None = None,
+    frozen: FrozenEmbeddings = NOTHING_FROZEN,
     processes: Processes = Processes(),
     num_workers: int = 0,
     on_progress: Callable[[int], Any] = lambda rows: None,
@@ -88,6 +90,7 @@ def find_candidates(
         further: captions without images, behind those of the split in the pool.
         images_I: the images to mine for, ascending; None: all.
         approximate: search with FAISS instead of exactly.
+        frozen: embeddings that are kept already; captions' are those of the whole pool.
         on_progress: called with the number of rows embedded.
 
     Raises:
@@ -99,9 +102,14 @@ def find_candidates(
     positives = _chosen(dataset.positives("image_to_text"), images_I)
     device = next(model.parameters()).device
     with _shards(folder, [(len(images_I), IMAGE_BLOCK), (len(pool), TEXT_BLOCK)], processes) as (images, captions):
-        _embed_images(model, inputs, _Chosen(dataset, images_I), images, processes, num_workers, on_progress)
-        stream_captions(model, inputs, pool, captions.append, processes=processes, block=TEXT_BLOCK, on_progress=on_progress)
-        captions.seal()
+        if frozen.images is not None:
+            _read_kept(frozen.images, images_I, images, IMAGE_BLOCK, processes, on_progress)
+        else:
+            _embed_images(model, inputs, _Chosen(dataset, images_I), images, processes, num_workers, on_progress)
+        if frozen.captions is not None:
+            _read_kept(frozen.captions, np.arange(len(pool)), captions, TEXT_BLOCK, processes, on_progress)
+        else:
+            _embed_captions(model, inputs, pool, captions, processes, on_progress)
         if approximate is None:
             found, recall = stream_search(images, captions, positives, depth, device=device, processes=processes), None
         else:
@@ -118,6 +126,7 @@ def find_image_candidates(
     captions_Q: np.ndarray,
     *,
     folder: Path | None = None,
+    frozen: FrozenEmbeddings = NOTHING_FROZEN,
     processes: Processes = Processes(),
     num_workers: int = 0,
     on_progress: Callable[[int], Any] = lambda rows: None,
@@ -127,7 +136,7 @@ def find_image_candidates(
     Args:
         depth: K, cut to the number of images.
         captions_Q: int64, the captions to mine for, in any order: one of each image, say, or all.
-        folder, on_progress: as :func:`find_candidates` has them.
+        folder, frozen, on_progress: as :func:`find_candidates` has them.
 
     Raises:
         UserError: an embedding is not finite.
@@ -136,10 +145,14 @@ def find_image_candidates(
     captions_Q = np.asarray(captions_Q, dtype=np.int64)
     positives = _chosen(dataset.positives("text_to_image"), captions_Q)
     with _shards(folder, [(dataset.num_images, IMAGE_BLOCK), (len(captions_Q), TEXT_BLOCK)], processes) as (images, captions):
-        _embed_images(model, inputs, dataset, images, processes, num_workers, on_progress)
-        asked = _Picked(dataset.captions, captions_Q)
-        stream_captions(model, inputs, asked, captions.append, processes=processes, block=TEXT_BLOCK, on_progress=on_progress)
-        captions.seal()
+        if frozen.images is not None:
+            _read_kept(frozen.images, np.arange(dataset.num_images), images, IMAGE_BLOCK, processes, on_progress)
+        else:
+            _embed_images(model, inputs, dataset, images, processes, num_workers, on_progress)
+        if frozen.captions is not None:
+            _read_kept(frozen.captions, captions_Q, captions, TEXT_BLOCK, processes, on_progress)
+        else:
+            _embed_captions(model, inputs, _Picked(dataset.captions, captions_Q), captions, processes, on_progress)
         found = stream_search(captions, images, positives, depth, device=next(model.parameters()).device, processes=processes)
     return ImageCandidates(captions_Q, found.indices_QK, found.scores_QK, found.best_positive_Q)
 
@@ -180,6 +193,29 @@ def _embed_images(
         allow_undecodable=True,
         on_progress=on_progress,
     )
+    shards.seal()
+
+
+def _embed_captions(
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    texts: Sequence[str],
+    shards: Shards,
+    processes: Processes,
+    on_progress: Callable[[int], Any],
+) -> None:
+    stream_captions(model, inputs, texts, shards.append, processes=processes, block=TEXT_BLOCK, on_progress=on_progress)
+    shards.seal()
+
+
+def _read_kept(
+    kept: FrozenRows, indices_N: np.ndarray, shards: Shards, block: int, processes: Processes, on_progress: Callable[[int], Any]
+) -> None:
+    """What embedding would have given the shards, of a tower that is frozen: its rows, on the same grid."""
+    for number in processes.share_of(num_blocks(len(indices_N), block)):
+        rows = np.array(kept.vectors_ND[indices_N[number * block : (number + 1) * block]])
+        shards.append(rows)
+        on_progress(len(rows))
     shards.seal()
 
 

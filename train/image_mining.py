@@ -62,6 +62,7 @@ def mine_images(
         config.pool_top_k,
         captions_Q,
         folder=folder,
+        frozen=refresh.frozen,
         processes=processes,
         num_workers=num_workers,
         on_progress=on_progress,

@@ -211,7 +211,7 @@ class Loop:
         job = self.job
         started = time.perf_counter()
         with self._side_bar("mining", num_rows(job, self.state.step)) as progress:
-            found = refresh_negatives(job, self.state.step, self.negatives, progress)
+            found = refresh_negatives(job, self.state.step, self.negatives, progress, self.frozen)
         self.state = replace(self.state, mined_at_step=self.state.step, negatives=found.negatives.name)
         self._use(found.negatives)
         self.negatives_file = found.path

@@ -23,6 +23,7 @@ from train.allotment import Allotment, Judge, Taking, allot, priorities
 from train.approximate import Approximate
 from train.candidates import Candidates, find_candidates
 from train.denoising import Matcher
+from train.frozen import NOTHING_FROZEN, FrozenEmbeddings
 from train.mining_config import MiningConfig
 from train.mining_rules import Outcome, RankedLists, Rules, passed_over
 from train.mining_sheet import Mined, MiningSheet, draw_up
@@ -43,12 +44,14 @@ class Refresh:
         seed, step: of the run; random draws follow from them and the image.
         images_I: int64, the images to mine for, ascending; None: all.
         before: the table that this one takes the place of; None for the first.
+        frozen: embeddings that are kept already and need not be made again.
     """
 
     seed: int = 0
     step: int = 0
     images_I: np.ndarray | None = None
     before: Negatives | None = None
+    frozen: FrozenEmbeddings = NOTHING_FROZEN
 
 
 def rules_of(config: MiningConfig, refresh: Refresh = Refresh(), matcher: PairScorer | None = None, pool: CaptionPool | None = None) -> Any:
@@ -113,6 +116,7 @@ def mine(
         further=pool.further.texts,
         images_I=refresh.images_I,
         approximate=Approximate(config.index_probes) if config.index == "faiss" else None,
+        frozen=refresh.frozen,
         processes=processes,
         num_workers=num_workers,
         on_progress=on_progress,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from train.denoising import load_matcher
+from train.frozen import NOTHING_FROZEN, FrozenEmbeddings
 from train.image_mining import mine_images
 from train.job import Job
 from train.mining import Refresh, mine
@@ -37,12 +38,15 @@ def num_rows(job: Job, step: int) -> int:
     return (job.train_set.num_images if images_I is None else len(images_I)) + len(job.pool)
 
 
-def refresh_negatives(job: Job, step: int, before: Negatives | None, on_progress: Callable[[int], Any]) -> Refreshed:
+def refresh_negatives(
+    job: Job, step: int, before: Negatives | None, on_progress: Callable[[int], Any], frozen: FrozenEmbeddings = NOTHING_FROZEN
+) -> Refreshed:
     """Mine with the weights after `step` steps; the main process writes runs/NAME/negatives/HASH.parquet and HASH.json, HASH.html.
 
     Args:
         before: the table that this one takes the place of.
         on_progress: called with the number of rows embedded on this process.
+        frozen: what frozen towers make of the split, if it is kept: they are not run again.
 
     Raises:
         UserError: an embedding or a score of the cross-encoder is not finite.
@@ -56,7 +60,7 @@ def refresh_negatives(job: Job, step: int, before: Negatives | None, on_progress
         job.pool,
         mining,
         data_sha256=job.data_sha256,
-        refresh=Refresh(config.seed, step, images_due(mining, job.order, step, config.train.max_steps), before),
+        refresh=Refresh(config.seed, step, images_due(mining, job.order, step, config.train.max_steps), before, frozen),
         matcher=load_matcher(config, job.accelerator.device),
         folder=job.folder / "negatives",
         processes=job.processes,

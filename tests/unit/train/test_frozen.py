@@ -17,9 +17,12 @@ from tests.small_job import SmallWorld, load, write_pictures
 from train.batches import BatchBuilder, BatchOrder
 from train.config import JobConfig
 from train.frozen import NOTHING_FROZEN, FrozenEmbeddings, FrozenStore, cached_towers, frozen_lines, is_whole
+from train.image_mining import mine_images
+from train.mining import Refresh, mine
+from train.mining_config import MiningConfig
 from train.model import TunedModel, build_model, make_optimizer
 from train.negatives import Negatives
-from train.pool import CaptionPool
+from train.pool import CaptionPool, FurtherCaptions
 from train.step import Stepper
 
 
@@ -190,3 +193,30 @@ def test_a_picture_that_decodes_is_known_and_one_that_does_not_is_not(small_worl
     _, tuned = make_job(world, ["image"])
     rows = store_of(tmp_path / "frozen", world, tuned).rows("image")
     assert [image for image in range(40) if not rows.is_known(image)] == [3]
+
+
+@pytest.mark.parametrize("miner", [mine, mine_images], ids=lambda miner: miner.__name__)
+def test_mining_reads_what_is_kept_and_finds_the_same(
+    small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, miner: Any
+) -> None:
+    """Of some images and a pool, with a picture that does not decode; a frozen tower is not run again."""
+    manifest = write_pictures(tmp_path)
+    (tmp_path / "pictures" / "train-007.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    _, tuned = make_job(small_world, ["image", "text"])
+    further = FurtherCaptions(["a fox", "two green bars"], np.array([1, 2])) if miner is mine else None
+    pool = CaptionPool(load(manifest), further)
+    kept = both(FrozenStore(tmp_path / "frozen", tuned, pool, "data", Processes()))
+    config = MiningConfig.model_validate({"mine_every_steps": 1, "margin": None, "form": "columns" if miner is mine else "images"})
+
+    def mined(frozen: FrozenEmbeddings) -> Negatives:
+        refresh = Refresh(images_I=np.arange(3, 38), frozen=frozen)
+        table: Negatives = miner(tuned.siglip, tuned.inputs, pool, config, data_sha256="d", refresh=refresh)[0]
+        return table
+
+    plain = mined(NOTHING_FROZEN)
+    for tower in (tuned.siglip.vision_model, tuned.siglip.text_model):
+        monkeypatch.setattr(tower, "forward", lambda *_, **__: pytest.fail("a frozen tower was run"))
+    again = mined(kept)
+    assert len(plain) > 0 and plain.name == again.name
+    for name, value in vars(plain).items():
+        assert value is None or np.array_equal(getattr(again, name), value), name
