@@ -21,8 +21,8 @@ from eval.checkpoint import load_siglip
 from eval.dataset import RetrievalSet, load_split
 from eval.manifest import read_manifest
 from eval.qrels import read_qrels
-from rerank.blip import BlipSettings
 from rerank.scorer import PairScorer, load_scorer
+from rerank.settings import ScorerSettings
 from train.candidates import Candidates, find_candidates
 from train.denoising import Matcher
 from train.mining import select
@@ -95,7 +95,7 @@ class Study:
             with torch.no_grad():
                 self.found[id(dataset)] = find_candidates(siglip, inputs, dataset, 64)
         self.truth = read_qrels(qrels)
-        self.scorer: PairScorer = load_scorer(blip, device="cpu", settings=BlipSettings(score_kind="margin"))
+        self.scorer: PairScorer = load_scorer(blip, device="cpu", settings=ScorerSettings(score_kind="margin"))
         self.matcher = Matcher(self.scorer, CaptionPool(self.grouped))
         self.known: dict[tuple[int, int], float] = {}
 

@@ -12,9 +12,8 @@ Shape letters: N captions, C captions of a batch, T image tokens, D width of the
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,43 +21,37 @@ from PIL import Image
 
 from rerank.blip_checkpoint import BlipCheckpoint, load_blip
 from rerank.blip_text import MAX_TOKENS, CaptionBatch, caption_batches, clean_caption, token_ids
+from rerank.reads import Reads
+from rerank.settings import ScorerSettings
 
-ScoreKind = Literal["match_logit", "margin"]
-Precision = Literal["float32", "bfloat16"]
 _MATCH, _NO_MATCH = 1, 0  # columns of itm_score
 
 
 @dataclass(frozen=True)
-class BlipSettings:
-    """What of the scoring can be switched; the defaults are the original BLIP's evaluation, in float32.
+class BlipSettings(ScorerSettings):
+    """The defaults are the original BLIP's evaluation, in float32. On the demo neither score kind ranks better (paired intervals hold 0).
 
     Attributes:
         enc_token: put [ENC] in place of [CLS], as the original does and transformers does not; a model whose vocabulary has
             no [ENC] is scored without.
         clean_captions: the original's caption cleaning.
-        score_kind: "match_logit", column 1 of itm_score, as the original ranks, so that figures compare with published ones; "margin",
-            column 1 minus column 0, which orders pairs as the match probability does. On the demo neither ranks better than the
-            other (paired intervals hold 0).
-        precision: "bfloat16" runs the towers under autocast; the matching head and the scores stay float32.
-        chunk_size: captions of one image that go through the text tower together; changes scores by float noise only.
         max_tokens: longer captions are cut to this many tokens.
     """
 
     enc_token: bool = True
     clean_captions: bool = True
-    score_kind: ScoreKind = "match_logit"
-    precision: Precision = "float32"
-    chunk_size: int = 64
     max_tokens: int = MAX_TOKENS
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value that is none of the above."""
-        if self.score_kind not in ("match_logit", "margin"):
-            raise ValueError(f'score_kind: expected "match_logit" or "margin"; found {self.score_kind!r}.')
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f'precision: expected "float32" or "bfloat16"; found {self.precision!r}.')
-        if self.chunk_size < 1 or self.max_tokens < 2:
-            raise ValueError(f"chunk_size must be at least 1 and max_tokens at least 2; found {self.chunk_size} and {self.max_tokens}.")
+        super().__post_init__()
+        if self.max_tokens < 2:
+            raise ValueError(f"max_tokens: expected at least 2; found {self.max_tokens}.")
+
+    @classmethod
+    def of(cls, settings: ScorerSettings) -> "BlipSettings":
+        """These settings, with the defaults for what only BLIP has."""
+        return settings if isinstance(settings, cls) else cls(settings.score_kind, settings.precision, settings.chunk_size)
 
 
 class BlipScorer:
@@ -67,17 +60,17 @@ class BlipScorer:
     name = "blip"
 
     def __init__(
-        self, checkpoint: BlipCheckpoint, *, device: torch.device | str | None = None, settings: BlipSettings | None = None
+        self, checkpoint: BlipCheckpoint, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None
     ) -> None:
         """Moves the checkpoint's model to `device`, by default a GPU if there is one."""
-        self.settings = settings or BlipSettings()
+        self.settings = BlipSettings.of(settings or BlipSettings())
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._checkpoint = checkpoint
         self._model = checkpoint.model.to(self.device)
         self._max_tokens = min(self.settings.max_tokens, checkpoint.model.config.text_config.max_position_embeddings)
 
     @classmethod
-    def load(cls, model: str, *, device: torch.device | str | None = None, settings: BlipSettings | None = None) -> "BlipScorer":
+    def load(cls, model: str, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> "BlipScorer":
         """The scorer of a folder or hub id.
 
         Raises:
@@ -88,8 +81,14 @@ class BlipScorer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of weights, config, processors and the settings that change scores beyond float noise."""
-        settings = {key: value for key, value in asdict(self.settings).items() if key != "chunk_size"}
-        return hashlib.sha256(f"{self.name} {sorted(settings.items())} {self._checkpoint.digest()}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.name} {self.settings.identity()} {self._checkpoint.digest()}".encode()).hexdigest()
+
+    @property
+    def reads(self) -> Reads:
+        """Pictures squashed to the vision tower's square, captions cut to `max_tokens`."""
+        size = self._checkpoint.model.config.vision_config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return Reads(height, width, self._max_tokens)
 
     @property
     def enc_token_id(self) -> int | None:

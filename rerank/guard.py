@@ -28,8 +28,8 @@ _BLIP_TASKS = {
 _MATCHER = "BlipForImageTextRetrieval"
 
 
-def check_matcher(model: str) -> None:
-    """Passes if `model` (a folder or a hub id) says of itself that it is a matcher this program can run.
+def check_matcher(model: str) -> str:
+    """The kind of matcher `model` (a folder or a hub id) says of itself to be: "blip", a key of rerank/scorer.py's table.
 
     Reads names and config.json only; whether the weights are all there is checked when they are loaded.
 
@@ -44,6 +44,7 @@ def check_matcher(model: str) -> None:
     reason = _why_not(config)
     if reason:
         raise _refusal(model, reason)
+    return str(config["model_type"])
 
 
 def _refusal(model: str, reason: str) -> UserError:

@@ -1,5 +1,6 @@
 """The protocol every cross-encoder stands behind, and the one door through which a checkpoint becomes a scorer."""
 
+import importlib
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -7,8 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rerank.blip import BlipScorer, BlipSettings
 from rerank.guard import check_matcher
+from rerank.reads import Reads
+from rerank.settings import ScorerSettings
 
 
 class PairScorer(Protocol):
@@ -22,21 +24,32 @@ class PairScorer(Protocol):
     def fingerprint(self) -> str:
         """Hash of all that changes scores beyond float noise: weights, preprocessing, precision, settings."""
 
+    @property
+    def reads(self) -> Reads:
+        """What of a picture and of a caption it sees."""
+
     def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
         """One score per caption, float32 of shape (len(captions),); higher = better match."""
 
 
-def load_scorer(model: str, *, device: torch.device | str | None = None, settings: BlipSettings | None = None) -> PairScorer:
+# Kind of checkpoint (rerank/guard.py) -> module and class of its scorer; imported when asked for.
+_SCORERS = {
+    "blip": ("rerank.blip", "BlipScorer"),
+}
+
+
+def load_scorer(model: str, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> PairScorer:
     """The scorer of a checkpoint, given as a folder or a hub id.
 
     Args:
-        model: a folder in the hub's format, or a hub id, of a BlipForImageTextRetrieval.
+        model: a folder in the hub's format, or a hub id, of one of the kinds that rerank/guard.py knows.
         device: where to score; by default a GPU if there is one.
-        settings: what can be switched; by default as the original BLIP evaluates, in float32.
+        settings: what can be switched; by default as the original evaluates, in float32.
 
     Raises:
         UserError: the checkpoint cannot judge (image, caption) pairs (a text-text reranker, a bi-encoder, a captioner, ...),
             lacks weights, or cannot be read; the message says why and what to use instead.
     """
-    check_matcher(model)
-    return BlipScorer.load(model, device=device, settings=settings or BlipSettings())
+    module, scorer = _SCORERS[check_matcher(model)]
+    made: PairScorer = getattr(importlib.import_module(module), scorer).load(model, device=device, settings=settings)
+    return made

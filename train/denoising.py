@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from eval.processes import Processes
-from rerank.blip import BlipSettings
 from rerank.candidates import CandidateLists
 from rerank.pairs import complete_scores
 from rerank.scorer import PairScorer, load_scorer
+from rerank.settings import ScorerSettings
 from train.config import JobConfig
 from train.pool import CaptionPool
 
@@ -29,7 +29,7 @@ def load_matcher(config: JobConfig, device: torch.device | str) -> PairScorer | 
     """
     if config.matcher_model is None:
         return None
-    return load_scorer(config.matcher_model, device=device, settings=BlipSettings(score_kind="margin"))
+    return load_scorer(config.matcher_model, device=device, settings=ScorerSettings(score_kind="margin"))
 
 
 def matcher_fingerprint(config: JobConfig) -> str | None:
