@@ -1,13 +1,12 @@
-"""BLIP as a judge of (image, caption) pairs, over transformers' BlipForImageTextRetrieval.
+"""BLIP as a judge of (image, caption) pairs, over the weights of transformers' BlipForImageTextRetrieval.
 
     scorer = BlipScorer.load("Salesforce/blip-itm-base-coco")
     scores = scorer.score(image, ["a dog runs on grass", "two cats on a sofa"])
 
-The picture goes through the vision tower once; its captions, in batches, through the text tower with cross-attention to it.
-The batch holds the image's features once (transformers broadcasts them), so that each layer's keys and values of the
-image are computed once per batch instead of once per caption. Scores equal transformers' own forward, pair by pair, to 1e-5.
+The picture goes through the vision tower once, and once into each layer's keys and values of the cross-attention; its captions
+share them (rerank/blip_forward.py). Scores equal transformers' own forward, pair by pair, to 1e-5.
 
-Shape letters: N captions, C captions of a batch, T image tokens, D width of the text tower, V width of the vision tower.
+Shape letters: N captions, C captions computed together.
 """
 
 import hashlib
@@ -20,7 +19,8 @@ import torch
 from PIL import Image
 
 from rerank.blip_checkpoint import BlipCheckpoint, load_blip
-from rerank.blip_text import MAX_TOKENS, CaptionBatch, caption_batches, clean_caption, token_ids
+from rerank.blip_forward import BlipForward
+from rerank.blip_text import MAX_TOKENS, clean_caption, packed_captions, token_ids
 from rerank.reads import Reads
 from rerank.settings import ScorerSettings
 
@@ -66,7 +66,9 @@ class BlipScorer:
         self.settings = BlipSettings.of(settings or BlipSettings())
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._checkpoint = checkpoint
-        self._model = checkpoint.model.to(self.device)
+        half = self.settings.precision == "bfloat16"
+        self._digest = checkpoint.digest() if half else None  # of the weights as they are kept, before they are converted
+        self._forward = BlipForward(checkpoint.model.to(self.device), torch.bfloat16 if half else torch.float32)
         self._max_tokens = min(self.settings.max_tokens, checkpoint.model.config.text_config.max_position_embeddings)
 
     @classmethod
@@ -81,7 +83,7 @@ class BlipScorer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of weights, config, processors and the settings that change scores beyond float noise."""
-        return hashlib.sha256(f"{self.name} {self.settings.identity()} {self._checkpoint.digest()}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.name} {self.settings.identity()} {self._digest or self._checkpoint.digest()}".encode()).hexdigest()
 
     @property
     def reads(self) -> Reads:
@@ -106,32 +108,19 @@ class BlipScorer:
         texts = [clean_caption(caption) for caption in captions] if self.settings.clean_captions else list(captions)
         ids = token_ids(self._checkpoint.tokenizer, texts, enc_token_id=self.enc_token_id, max_tokens=self._max_tokens)
         distinct = {caption: place for place, caption in enumerate(dict.fromkeys(ids))}
-        scores = self._score_distinct(self._image_features(image), list(distinct))
+        scores = self._score_distinct(image, list(distinct))
         return scores[[distinct[caption] for caption in ids]]
 
-    def _image_features(self, image: Image.Image) -> torch.Tensor:
-        """Features of the image's tokens, shape (1, T, V)."""
-        pixels = self._checkpoint.image_processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"].to(self.device)
-        with self._autocast():
-            return self._model.vision_model(pixel_values=pixels).last_hidden_state
-
-    def _score_distinct(self, image_1TV: torch.Tensor, ids: list[tuple[int, ...]]) -> np.ndarray:
+    def _score_distinct(self, picture: Image.Image, ids: list[tuple[int, ...]]) -> np.ndarray:
+        """One score per caption, float32."""
+        pixels = self._checkpoint.image_processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"]
+        image = self._forward.image_states(pixels.to(self.device))
+        places, scores = [], []
+        for captions in packed_captions(ids, self.settings.chunk_size, self.device):
+            logits_C2 = self._forward.match_logits(image, captions)
+            match_C = logits_C2[:, _MATCH]
+            scores.append(match_C if self.settings.score_kind == "match_logit" else match_C - logits_C2[:, _NO_MATCH])
+            places.append(captions.places_C)
         scores_N = np.empty(len(ids), dtype=np.float32)
-        for batch in caption_batches(ids, self.settings.chunk_size, self._checkpoint.tokenizer.pad_token_id):
-            scores_N[batch.positions_C] = self._score_batch(image_1TV, batch).cpu().numpy()
+        scores_N[np.concatenate(places)] = torch.cat(scores).cpu().numpy()  # one wait for the device per image
         return scores_N
-
-    def _score_batch(self, image_1TV: torch.Tensor, batch: CaptionBatch) -> torch.Tensor:
-        """float32 scores, shape (C,)."""
-        with self._autocast():
-            hidden_CLD = self._model.text_encoder(
-                input_ids=batch.input_ids_CL.to(self.device),
-                attention_mask=batch.attention_mask_CL.to(self.device),
-                encoder_hidden_states=image_1TV,
-            ).last_hidden_state
-        logits_C2 = self._model.itm_head(hidden_CLD[:, 0].float())
-        match_C = logits_C2[:, _MATCH]
-        return match_C if self.settings.score_kind == "match_logit" else match_C - logits_C2[:, _NO_MATCH]
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16")

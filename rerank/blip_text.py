@@ -1,6 +1,6 @@
-"""Captions as BLIP reads them: the original's cleaning, token ids with or without [ENC], and batches that waste little padding.
+"""Captions as BLIP reads them: the original's cleaning, token ids with or without [ENC], and tokens packed without padding.
 
-Shape letters: C captions of a batch, L its longest caption in tokens.
+Shape letters: C captions packed together, P tokens of them all, L their longest in tokens.
 """
 
 import re
@@ -33,29 +33,56 @@ def token_ids(tokenizer: Any, captions: Sequence[str], *, enc_token_id: int | No
 
 
 @dataclass(frozen=True)
-class CaptionBatch:
-    """Some captions of one image, padded to the longest among them.
+class PackedCaptions:
+    """Some captions of one image, their tokens one after another without padding, and the way to a padded form and back.
 
     Attributes:
-        positions_C: int64, which of the captions these are.
-        input_ids_CL: int64.
-        attention_mask_CL: int64, 1 for tokens and 0 for padding.
+        places_C: int64 (numpy), which of the captions these are.
+        ids_P, positions_P: int64, each token and its place in its caption.
+        rows_P: int64, the caption of each token, from 0.
+        starts_C: int64, where each caption begins in the packed tokens.
+        index_CL: int64, the packed place of each token of the padded form; 0 where that is padding.
+        mask_C11L: bool, True for tokens; None where nothing is padding.
     """
 
-    positions_C: np.ndarray
-    input_ids_CL: torch.Tensor
-    attention_mask_CL: torch.Tensor
+    places_C: np.ndarray
+    ids_P: torch.Tensor
+    positions_P: torch.Tensor
+    rows_P: torch.Tensor
+    starts_C: torch.Tensor
+    index_CL: torch.Tensor
+    mask_C11L: torch.Tensor | None
+
+    @classmethod
+    def of(cls, places: Sequence[int], ids: Sequence[tuple[int, ...]], device: torch.device) -> "PackedCaptions":
+        """Pack the captions `ids`, which are the `places` of a longer list."""
+        lengths_C = np.array([len(caption) for caption in ids])
+        starts_C = np.cumsum(lengths_C) - lengths_C
+        columns_L = np.arange(lengths_C.max())
+        real_CL = columns_L < lengths_C[:, None]
+        rows_P, positions_P = np.nonzero(real_CL)
+        index_CL = np.where(real_CL, starts_C[:, None] + columns_L, 0)
+
+        def on_device(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(device, non_blocking=True)
+
+        return cls(
+            np.asarray(places),
+            on_device(np.array([token for caption in ids for token in caption])),
+            on_device(positions_P),
+            on_device(rows_P),
+            on_device(starts_C),
+            on_device(index_CL),
+            None if real_CL.all() else on_device(real_CL[:, None, None]),
+        )
 
 
-def caption_batches(ids: Sequence[tuple[int, ...]], chunk_size: int, pad_token_id: int) -> Iterator[CaptionBatch]:
-    """All captions in batches of `chunk_size`, shortest first, so that captions of like length share a batch.
+def packed_captions(ids: Sequence[tuple[int, ...]], chunk_size: int, device: torch.device) -> Iterator[PackedCaptions]:
+    """All captions, `chunk_size` at a time, shortest first, so that captions of like length come together.
 
-    The order depends on lengths and positions alone: the same captions always meet in the same batches.
+    The order depends on lengths and positions alone: the same captions always meet in the same company.
     """
-    by_length = sorted(range(len(ids)), key=lambda position: len(ids[position]))
+    by_length = sorted(range(len(ids)), key=lambda place: len(ids[place]))
     for start in range(0, len(ids), chunk_size):
-        positions = by_length[start : start + chunk_size]
-        longest = max(len(ids[position]) for position in positions)
-        rows = [list(ids[position]) + [pad_token_id] * (longest - len(ids[position])) for position in positions]
-        masks = [[1] * len(ids[position]) + [0] * (longest - len(ids[position])) for position in positions]
-        yield CaptionBatch(np.asarray(positions), torch.tensor(rows), torch.tensor(masks))
+        places = by_length[start : start + chunk_size]
+        yield PackedCaptions.of(places, [ids[place] for place in places], device)

@@ -9,8 +9,8 @@ from transformers import AutoProcessor, BlipForImageTextRetrieval
 
 from eval.errors import UserError
 from rerank.blip import BlipScorer, BlipSettings
-from rerank.blip_checkpoint import BlipCheckpoint
-from rerank.blip_text import clean_caption
+from rerank.blip_checkpoint import BlipCheckpoint, load_blip
+from rerank.blip_text import clean_caption, token_ids
 from rerank.scorer import load_scorer
 
 CAPTIONS = [
@@ -97,19 +97,21 @@ def test_captions_that_read_alike_score_the_same_bits(tiny_blip: Path, noise) ->
     assert scores[0] == scores[-2] == scores[-1]
 
 
-def test_the_vision_tower_runs_once_and_captions_run_in_chunks(tiny_blip: Path, noise) -> None:
-    scorer = BlipScorer.load(str(tiny_blip), settings=BlipSettings(chunk_size=4))
-    calls: dict[str, list[tuple[int, ...]]] = {"image": [], "text": [], "key": []}
-    model = scorer._model
-    model.vision_model.encoder.register_forward_hook(lambda module, args, output: calls["image"].append((1,)))
-    model.text_encoder.embeddings.register_forward_hook(lambda module, args, output: calls["text"].append(tuple(output.shape[:2])))
-    cross_attention = model.text_encoder.encoder.layer[0].crossattention.self
-    cross_attention.key.register_forward_hook(lambda module, args, output: calls["key"].append(tuple(output.shape[:1])))
+def test_an_image_is_computed_once_and_no_token_is_padding(tiny_blip: Path, noise) -> None:
+    checkpoint = load_blip(str(tiny_blip))
+    scorer, rows = BlipScorer(checkpoint, device="cpu", settings=BlipSettings(chunk_size=4)), {}
+    text_layers = checkpoint.model.text_encoder.encoder.layer
+    watched = {"image": checkpoint.model.vision_model.encoder.layers[0].self_attn.qkv, "keys": text_layers[0].crossattention.self.key}
+    watched |= {"inner": text_layers[0].intermediate.dense, "last": text_layers[-1].intermediate.dense}
+    for name, module in watched.items():
+        rows[name] = []
+        module.register_forward_hook(lambda module, inputs, output, name=name: rows[name].append(output.shape[:-1].numel()))
     scorer.score(noise(1), CAPTIONS)
-    assert len(calls["image"]) == 1
-    assert [rows for rows, _ in calls["text"]] == [4, 4, 1]
-    assert [length for _, length in calls["text"]] == [4, 22, 32]  # shortest first, each batch as long as its longest caption
-    assert calls["key"] == [(1,)] * 3  # keys of the image once per batch, not once per caption
+    texts = [clean_caption(caption) for caption in CAPTIONS]
+    lengths = sorted(len(ids) for ids in token_ids(checkpoint.tokenizer, texts, enc_token_id=None, max_tokens=35))
+    assert rows["image"] == rows["keys"] == [(32 // 8) ** 2 + 1]
+    assert rows["inner"] == [sum(lengths[:4]), sum(lengths[4:8]), sum(lengths[8:])]
+    assert rows["last"] == [4, 4, 1]  # of the last layer the first token alone
 
 
 def test_no_captions_no_scores(tiny_blip: Path, noise) -> None:
@@ -137,8 +139,8 @@ def test_a_half_precision_checkpoint_is_scored_in_float32(changed_blip, noise) -
         weights=lambda tensors: tensors.update({name: tensor.half() for name, tensor in tensors.items()}),
         config=lambda config: config.update(dtype="float16"),
     )
-    scorer = BlipScorer.load(str(folder))
-    assert {parameter.dtype for parameter in scorer._model.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in load_blip(str(folder)).model.parameters()} == {torch.float32}
+    assert np.isfinite(BlipScorer.load(str(folder)).score(noise(1), CAPTIONS)).all()
 
 
 def test_fingerprint_follows_what_changes_scores_and_nothing_else(tiny_blip: Path, changed_blip, noise) -> None:

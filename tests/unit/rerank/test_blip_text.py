@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerank.blip_text import caption_batches, clean_caption, token_ids
+from rerank.blip_text import clean_caption, packed_captions, token_ids
 
 
 @pytest.mark.parametrize(
@@ -48,17 +49,21 @@ def test_token_ids_begin_with_enc_and_are_cut(tiny_blip) -> None:
 
 
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=12).map(tuple), min_size=1, max_size=20), st.integers(1, 7))
-def test_batches_hold_every_caption_once_and_no_needless_padding(ids: list[tuple[int, ...]], chunk_size: int) -> None:
+def test_packed_captions_hold_every_token_once_and_find_the_way_back(ids: list[tuple[int, ...]], chunk_size: int) -> None:
     seen = []
     last_longest = 0
-    for batch in caption_batches(ids, chunk_size, pad_token_id=0):
-        lengths = batch.attention_mask_CL.sum(dim=1).tolist()
-        assert len(batch.positions_C) <= chunk_size
-        assert batch.input_ids_CL.shape == batch.attention_mask_CL.shape == (len(lengths), max(lengths))
-        assert min(lengths) >= last_longest
+    for packed in packed_captions(ids, chunk_size, torch.device("cpu")):
+        captions = [ids[place] for place in packed.places_C.tolist()]
+        lengths = [len(caption) for caption in captions]
+        assert len(captions) <= chunk_size and min(lengths) >= last_longest
         last_longest = max(lengths)
-        for position, row, length in zip(batch.positions_C.tolist(), batch.input_ids_CL.tolist(), lengths, strict=True):
-            assert tuple(row[:length]) == ids[position]
-            assert set(row[length:]) <= {0}
-        seen += batch.positions_C.tolist()
+        assert packed.ids_P.tolist() == [token for caption in captions for token in caption]
+        assert packed.positions_P.tolist() == [place for length in lengths for place in range(length)]
+        assert [packed.ids_P[start].item() for start in packed.starts_C] == [caption[0] for caption in captions]
+        padded_CL = packed.ids_P[packed.index_CL]
+        assert padded_CL[packed.rows_P, packed.positions_P].equal(packed.ids_P)
+        mask_CL = torch.ones_like(padded_CL, dtype=torch.bool) if packed.mask_C11L is None else packed.mask_C11L[:, 0, 0]
+        assert [row[real].tolist() for row, real in zip(padded_CL, mask_CL, strict=True)] == [list(caption) for caption in captions]
+        assert (packed.mask_C11L is None) == (len(set(lengths)) == 1)
+        seen += packed.places_C.tolist()
     assert np.array_equal(np.sort(seen), np.arange(len(ids)))
