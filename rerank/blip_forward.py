@@ -115,7 +115,7 @@ class BlipForward:
         return tokens_TV
 
 
-def _linear(module: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
+def _linear(module: torch.nn.Linear, rows: torch.Tensor) -> torch.Tensor:
     """The layer in the precision of its weights."""
     result: torch.Tensor = module(rows.to(module.weight.dtype))
     return result
