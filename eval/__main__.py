@@ -1,6 +1,7 @@
 """python -m eval --model DIR_OR_HUB_ID --data MANIFEST [--split test] --output DIR [--rerank DIR_OR_HUB_ID] [--top-k 32]
 
 Measures a SigLIP checkpoint, or several (--also), on labelled pairs, alone and with a cross-encoder reranking the top K.
+What a cross-encoder says is kept in OUTPUT/pair-scores (--pair-scores, --no-pair-scores).
 Over several processes: torchrun --nproc-per-node N -m eval ... (or accelerate launch -m eval ...), with the same figures to the last bit.
 Exit codes: 0 done · 2 bad arguments or data · 4 could not write.
 """

@@ -1,5 +1,6 @@
 """Killed at random in a scoring of some thousand pairs: the result is the straight one, and only what was in flight is scored twice."""
 
+import json
 import random
 import signal
 import time
@@ -8,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rerank.pair_segments import RECORD
 from tests.faults.scorings import lists, straight
-from tests.nursery import Child, Nursery
+from tests.nursery import ROOT, Child, Nursery, Trap
+from tests.small_job import SmallWorld
 
 MODULE = "tests.faults.scorings"
 
@@ -66,6 +69,24 @@ def test_ten_kills_of_one_process(nursery: Nursery, tmp_path: Path) -> None:
     assert 0 < len(lines(log)) < lists().num_images
     check_begun([*begun, [*lines(log), *lines(log)[-1:]]])
     check_result(tmp_path, 0)
+
+
+def test_a_job_told_to_stop_while_it_reranks_leaves_after_the_image_and_goes_on_from_there(
+    nursery: Nursery, small_world: SmallWorld, tmp_path: Path
+) -> None:
+    rerank = {"model": str(ROOT / "demo" / "models" / "blip-itm"), "top_k": 3}
+    config = str(small_world.write_config(tmp_path, train__max_steps=2, mining=None, rerank=rerank))
+    child = nursery.start("train", [config], trap=Trap("rerank.pairs:_score_image", 3, signal.SIGTERM))
+    assert child.wait() == 143, child.output()
+    (segment,) = (tmp_path / "runs" / "pair-scores").rglob("*.pairs")
+    kept = np.frombuffer(segment.read_bytes(), dtype=RECORD)
+    assert (kept["place"] == 0).sum() == 3
+    child = nursery.start("train", [config])
+    assert child.wait() == 0, child.output()
+    stages = json.loads((tmp_path / "runs" / "job" / "eval" / "test" / "report.json").read_text())["stages"]
+    costs = [stages[name]["cost"] for name in ("base+blip", "tuned+blip")]
+    assert 0 < max(cost["pairs_kept"] for cost in costs) <= len(kept) <= sum(cost["pairs_kept"] for cost in costs)
+    assert all(cost["pairs_kept"] + cost["pairs_scored"] == cost["pairs_needed"] for cost in costs)
 
 
 @pytest.mark.parametrize("disks", ["one disk", "a disk each"])
