@@ -1,6 +1,7 @@
 """python -m eval --model DIR_OR_HUB_ID --data MANIFEST [--split test] --output DIR [--rerank DIR_OR_HUB_ID] [--top-k 32]
 
 Measures a SigLIP checkpoint, or several (--also), on labelled pairs, alone and with a cross-encoder reranking the top K.
+What a cross-encoder says is kept in OUTPUT/pair-scores (--pair-scores, --no-pair-scores).
 Over several processes: torchrun --nproc-per-node N -m eval ... (or accelerate launch -m eval ...), with the same figures to the last bit.
 Exit codes: 0 done · 2 bad arguments or data · 4 could not write.
 """
@@ -27,6 +28,7 @@ from eval.report import print_report, report_record, write_report
 from eval.stage_faults import pair_faults
 from eval.trec import write_trec
 from eval.truth import judged_by
+from rerank.pair_store import add_pair_scores, asked_store
 
 if TYPE_CHECKING:
     from rerank.scorer import PairScorer
@@ -49,6 +51,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="folder for report.json, queries.parquet and report.html")
     parser.add_argument("--rerank", help="cross-encoder folder or hub id, e.g. Salesforce/blip-itm-base-coco")
     parser.add_argument("--top-k", type=int, default=32, help="candidates per query the reranker scores (default 32)")
+    add_pair_scores(parser)
     parser.add_argument("--also", action="append", default=[], metavar="NAME=DIR_OR_HUB_ID", help="a further checkpoint, as stage NAME")
     parser.add_argument(
         "--compare",
@@ -92,12 +95,13 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
                 Path(asked.output).mkdir(parents=True, exist_ok=True)
         dataset = read_dataset(asked)
         scorer = read_scorer(asked, dataset, device)
+        kept = asked_store(asked, processes) if scorer is not None else None
         check_names([name for name, _ in checkpoints], scorer.name if scorer is not None else None, pairs)
         for _, path in checkpoints:
             load_siglip_config(path)
     stages = [_retrieve(asked, name, path, dataset, processes, device) for name, path in checkpoints]
     if scorer is not None:
-        stages += reranked_stages(dataset, stages, scorer, asked.top_k, processes=processes)
+        stages += reranked_stages(dataset, stages, scorer, asked.top_k, kept=kept, processes=processes)
     with processes.jointly():
         if processes.is_main:
             names = [name for name, _ in checkpoints]

@@ -171,6 +171,8 @@ class RerankConfig(Section):
     """A folder, or a hub id such as Salesforce/blip-itm-base-coco."""
     top_k: Annotated[int, Field(gt=1)] = 32
     """Candidates per query that are scored again."""
+    pair_scores: str | Literal[False] | None = None
+    """Folder where its scores are kept, so that no pair is scored twice; null: RUNS_FOLDER/pair-scores, for all runs; false: nowhere."""
 
 
 class EvaluationConfig(Section):
@@ -282,6 +284,13 @@ class JobConfig(Section):
         if self.mining is None or self.mining.denoise is None:
             return None
         return self.mining.denoise.model or (self.rerank.model if self.rerank is not None else None)
+
+    @property
+    def pair_scores_folder(self) -> Path | None:
+        """Where the final evaluation's pair scores are kept; None: nowhere."""
+        if self.rerank is None or self.rerank.pair_scores is False:
+            return None
+        return Path(self.runs_folder) / "pair-scores" if self.rerank.pair_scores is None else Path(self.rerank.pair_scores)
 
     @property
     def run_folder(self) -> Path:

@@ -15,6 +15,7 @@ from eval.gallery import gallery
 from eval.report import print_report, read_report, report_record, write_report
 from eval.trec import write_trec
 from rerank.choices import measure_choices
+from rerank.pair_store import PairStore
 from rerank.scorer import PairScorer, load_scorer
 from rerank.stages import reranked_stages
 from train.arms import checkpoints, comparisons
@@ -63,10 +64,13 @@ def _measure(job: Job, export: Path, watched: dict[str, dict[str, Any]], check_s
     rerank = job.config.rerank
     # The reranker is loaded first: one that is refused should be refused before the embedding, not after.
     scorer = load_scorer(rerank.model, device=job.accelerator.device) if rerank is not None else None
+    folder_of_kept = job.config.pair_scores_folder
+    kept = None if folder_of_kept is None else job.processes.together(lambda: PairStore(folder_of_kept, job.say))
     measured = checkpoints(job.config, job.base, str(export))
     stages = _stages(job, measured, dataset, str(dataset.split), rerank.top_k if rerank is not None else 10, check_signal)
     if scorer is not None and rerank is not None:
-        stages += reranked_stages(dataset, stages, scorer, rerank.top_k, processes=job.processes)
+        shared: Any = {"kept": kept, "processes": job.processes, "on_progress": lambda pairs: check_signal()}
+        stages += reranked_stages(dataset, stages, scorer, rerank.top_k, **shared)
     figures = evaluate(dataset, stages, comparisons(job.config, scorer.name if scorer is not None else None))
     figures.sections["leakage"] = [leak.as_record() for leak in job.leakages]
     if watched:
@@ -80,7 +84,7 @@ def _measure(job: Job, export: Path, watched: dict[str, dict[str, Any]], check_s
         if job.config.evaluation.trec:
             write_trec(folder / "trec", figures.queries, dataset)
     if job.config.choices:  # after the report is written: what fails here must not cost it
-        figures.sections["choices"] = _measure_choices(job, export, scorer, check_signal)
+        figures.sections["choices"] = _measure_choices(job, export, scorer, kept, check_signal)
         if job.processes.is_main:
             write_report(folder, figures, notes=notes, gallery=pictures)
     return report_record(figures)
@@ -123,7 +127,7 @@ def _stages(job: Job, measured: dict[str, str], dataset: RetrievalSet, label: st
     return stages
 
 
-def _measure_choices(job: Job, export: Path, scorer: PairScorer | None, check_signal: Any) -> list[dict[str, Any]]:
+def _measure_choices(job: Job, export: Path, scorer: PairScorer | None, kept: PairStore | None, check_signal: Any) -> list[dict[str, Any]]:
     """The record of each choice set; written with its rows to eval/SPLIT/choices/N."""
     records = []
     for number, path in enumerate(job.config.choices or ()):
@@ -131,6 +135,7 @@ def _measure_choices(job: Job, export: Path, scorer: PairScorer | None, check_si
             read_choices(path),
             checkpoints(job.config, job.base, str(export)),
             scorer,
+            kept=kept,
             device=job.accelerator.device,
             processes=job.processes,
             num_workers=job.config.data.num_workers,
@@ -174,7 +179,7 @@ def _read_finished(config: JobConfig) -> dict[str, Any]:
 
 
 def _finished_record(config: JobConfig) -> dict[str, Any]:
-    measured = config.model_dump(mode="json", include={"rerank", "evaluation"})
+    measured = config.model_dump(mode="json", include={"rerank", "evaluation"}, exclude={"rerank": {"pair_scores"}})
     return {"max_steps": config.train.max_steps} | measured | {"choices": config.choices or None}
 
 

@@ -8,9 +8,11 @@ from PIL import Image
 
 from eval.errors import UserError
 from eval.evaluator import Stage
-from eval.ranking import DIRECTIONS, Direction, Ranking
+from eval.ranking import DIRECTIONS
 from rerank.candidates import candidate_lists
-from rerank.stages import check_top_k, reranked_stages
+from rerank.pairs import PairScores, ScoringCost
+from rerank.stages import check_top_k, reranked, reranked_stages, score_stages
+from tests.unit.rerank.stage_of_random_rankings import random_stage
 
 CAPTIONS = [f"caption {c}" for c in range(6)]
 
@@ -29,19 +31,7 @@ class ColourScorer:
 
 
 def stage(name: str, seed: int, num_images: int) -> Stage:
-    """Random rankings, whole galleries deep, with one positive per query."""
-    rng = np.random.default_rng(seed)
-
-    def ranking(direction: Direction, num_queries: int, num_items: int) -> Ranking:
-        top_QK = np.array([rng.permutation(num_items) for _ in range(num_queries)])
-        positives_P = rng.integers(0, num_items, num_queries)
-        ranks_P = np.array([top.tolist().index(item) + 1 for top, item in zip(top_QK, positives_P, strict=True)])
-        scores_QK = np.tile(np.linspace(1, 0, num_items, dtype=np.float32), (num_queries, 1))
-        return Ranking(direction, top_QK, scores_QK, np.arange(num_queries + 1), positives_P, ranks_P)
-
-    shapes = {"image_to_text": (num_images, len(CAPTIONS)), "text_to_image": (len(CAPTIONS), num_images)}
-    rankings = {direction: ranking(direction, *shapes[direction]) for direction in DIRECTIONS}
-    return Stage(name, rankings, {"seconds": 1000.0, "pairs_scored": 0})
+    return random_stage(name, seed, num_images, len(CAPTIONS))
 
 
 @pytest.fixture
@@ -59,7 +49,9 @@ def test_twins_are_reranked_and_each_pair_is_scored_once(dataset) -> None:
     union = lists[0].union(lists[1])
     assert scorer.num_pairs == union.num_pairs < lists[0].num_pairs + lists[1].num_pairs
     for twin, first, own in zip(twins, stages, lists, strict=True):
-        assert twin.cost["pairs_scored"] + twin.cost["pairs_shared"] == own.num_pairs
+        assert twin.cost["pairs_needed"] == twin.cost["pairs_scored"] == own.num_pairs
+        assert twin.cost["pairs_shared"] == lists[0].num_pairs + lists[1].num_pairs - union.num_pairs > 0
+        assert twin.cost["images_encoded"] == own.num_images
         assert twin.cost["seconds"] == pytest.approx(1000.0 + twin.cost["rerank_seconds"])
         for direction in DIRECTIONS:
             before, after = first.rankings[direction], twin.rankings[direction]
@@ -69,14 +61,44 @@ def test_twins_are_reranked_and_each_pair_is_scored_once(dataset) -> None:
                 scores = [float(ColourScorer().score(dataset.load_image(image), [CAPTIONS[caption]])[0]) for image, caption in pairs]
                 expected = head if scores[0] >= scores[1] else head[::-1]
                 assert after.top_indices_QK[query].tolist() == expected + before.top_indices_QK[query, 2:].tolist()
-    assert twins[0].cost["pairs_shared"] == 0 and twins[1].cost["pairs_shared"] == lists[0].num_pairs + lists[1].num_pairs - union.num_pairs
+
+
+def test_each_image_is_encoded_once_for_all_stages(dataset) -> None:
+    stages, heard = [stage(name, seed, 4) for name, seed in (("base", 1), ("tuned", 2), ("wise", 3))], []
+    scores = score_stages(dataset, stages, ColourScorer(), 2, show_progress=False, on_progress=heard.append)
+    union = candidate_lists([ranking for made in stages for ranking in made.rankings.values()], 2)
+    assert dataset.loaded == union.image_indices_I.tolist()
+    assert np.array_equal(scores.lists.keys_N, union.keys_N)
+    assert (scores.cost.pairs_scored, scores.cost.images_encoded) == (union.num_pairs, union.num_images)
+    assert heard == np.diff(union.offsets).tolist()
+
+
+def test_a_twin_is_charged_its_share_of_the_scoring() -> None:
+    """Half the pairs, half the seconds, whoever else needed them too; the few microseconds of re-ordering come on top."""
+    base, tuned = stage("base", 1, 4), stage("tuned", 2, 4)
+    union = candidate_lists([*base.rankings.values(), *tuned.rankings.values()], 2)
+    scores = PairScores(union, np.zeros(union.num_pairs, dtype=np.float32), "x", ScoringCost(union.num_pairs, union.num_images, 1e6))
+    for twin in reranked([base, tuned], scores, "x", 2):
+        assert twin.cost["rerank_seconds"] == pytest.approx(1e6 * twin.cost["pairs_needed"] / union.num_pairs, rel=1e-4)
+
+
+def test_what_is_raised_between_images_ends_the_scoring(dataset) -> None:
+    class Asked(Exception):
+        pass
+
+    def leave(pairs: int) -> None:
+        raise Asked
+
+    with pytest.raises(Asked):
+        reranked_stages(dataset, [stage("base", 1, 4)], ColourScorer(), 2, show_progress=False, on_progress=leave)
+    assert dataset.loaded == [0]
 
 
 def test_sweep_comes_from_the_one_scoring(dataset) -> None:
     """At every K what a reranking with this K alone gives; at 1 the first stage, at top_k the twin itself."""
     first, scorer = stage("base", 1, 4), ColourScorer()
     (twin,) = reranked_stages(dataset, [first], scorer, 4, show_progress=False)
-    assert (twin.first_stage, twin.top_k, list(twin.sweep)) == ("base", 4, [1, 2, 4])
+    assert (twin.first_stage, twin.top_k, list(twin.sweep)) == ("base", 4, [1, 2, 3, 4])
     assert scorer.num_pairs == candidate_lists(first.rankings.values(), 4).num_pairs
     for k, ranks in twin.sweep.items():
         (alone,) = reranked_stages(dataset, [first], ColourScorer(), k, show_progress=False)
