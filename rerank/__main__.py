@@ -8,7 +8,6 @@ Exit codes: 0 done · 2 bad arguments or data · 4 could not write.
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,19 @@ from typing import Any
 import torch
 
 from eval.checkpoint import hash_weights, load_siglip, load_siglip_config
-from eval.errors import UserError, WriteError, reading, writing
+from eval.errors import reading
 from eval.first_stage import use_exact_float32
 from eval.manifest import COLUMNS
 from eval.process_group import run_command
 from eval.processes import Processes
 from eval.progress import bar
 from eval.ranking import DIRECTIONS, Direction
-from eval.replacing import replace_together
 from rerank.answers.answers import Answers, reranked_answers
 from rerank.answers.collection import Collection, read_collection
 from rerank.answers.first_stage import FirstAnswers, find_first
-from rerank.answers.page import answers_page
+from rerank.answers.output import check_output, write_output
 from rerank.answers.summary import broken_lines, closing_lines, reading_lines
-from rerank.answers.table import SUFFIXES, write_answers
+from rerank.answers.table import SUFFIXES
 from rerank.pairs import PairScores
 from rerank.scorer import PairScorer, load_scorer
 from rerank.settings import ScorerSettings
@@ -99,7 +97,7 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
     directions: Sequence[Direction] = DIRECTIONS if asked.direction == "both" else (asked.direction,)
     with processes.jointly(), reading():  # all that can be refused, before the work
         if processes.is_main:
-            check_output(asked)
+            check_output(Path(asked.output), {"--images": asked.images, "--captions": asked.captions})
         load_siglip_config(asked.model)
         collection = read_asked(asked)
         scorer = read_scorer(asked, device)
@@ -116,32 +114,9 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
     answers, scores = rerank(found, scorer, processes)
     with processes.jointly():
         if processes.is_main:
-            page = write(asked, found, answers, provenance(asked, found, weights, scorer))
-            say(processes, closing_lines(found, answers, scores.cost if scores is not None else None, Path(asked.output), page))
-
-
-def check_output(asked: argparse.Namespace) -> None:
-    """Make the output's folder, and try whether there is writing in it.
-
-    Raises:
-        WriteError: there is not, or a folder has the file's name.
-        UserError: the file would take the place of one that is read.
-    """
-    output = Path(asked.output)
-    for option, source in (("--images", asked.images), ("--captions", asked.captions)):
-        if source is not None and output.exists() and Path(source).exists() and output.samefile(source):
-            raise UserError(f"--output {output} is the file that {option} names: give another name, or it would be overwritten")
-    with writing(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        for path in (output, page_path(output)):
-            if path.is_dir():
-                raise WriteError(f"could not write {path}: a folder has this name. Give another --output")
-        tempfile.TemporaryFile(dir=output.parent).close()
-
-
-def page_path(output: Path) -> Path:
-    """Where the page lies."""
-    return output.with_suffix(".html")
+            output = Path(asked.output)
+            page = write_output(output, found, answers, provenance(asked, found, weights, scorer), asked.pages)
+            say(processes, closing_lines(found, answers, scores.cost if scores is not None else None, output, page))
 
 
 def read_asked(asked: argparse.Namespace) -> Collection:
@@ -193,24 +168,6 @@ def provenance(asked: argparse.Namespace, found: FirstAnswers, weights: str, sco
         "num_captions": found.collection.num_captions,
         "num_left_out": len(found.broken),
     }
-
-
-def write(asked: argparse.Namespace, found: FirstAnswers, answers: Sequence[Answers], made_by: dict[str, Any]) -> Path | None:
-    """Write table and page, both or neither; returns the page's path, if there is one.
-
-    Raises:
-        WriteError: they cannot be written.
-    """
-    output = Path(asked.output)
-    writers: Any = {output: lambda path: write_answers(path, output.suffix.lower(), found, answers, made_by)}
-    page = page_path(output) if asked.pages else None
-    if page is not None:
-        about = {"model": asked.model, "reranker": asked.rerank, "table": output.name}
-        text = answers_page(page, found, answers, asked.pages, about)
-        writers[page] = lambda path: path.write_text(text, encoding="utf-8")
-    with writing(output):
-        replace_together(writers)
-    return page
 
 
 def say(processes: Processes, lines: Sequence[str]) -> None:

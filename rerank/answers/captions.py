@@ -1,6 +1,7 @@
 """The captions that are searched and that ask: the lines of a text file, a column of a table, or a manifest's own."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +74,13 @@ def read_captions(source: str, *, column: str | None = None, id_column: str | No
 
 
 def manifest_captions(images: Sequence[ManifestImage], source: str) -> Captions:
-    """The captions of a manifest that was read, as IMAGE#K, images in their order."""
-    entries = (_Entry(image.where, f"{image.id}#{place}", text) for image in images for place, text in enumerate(image.captions))
+    """The captions of a manifest that was read, as IMAGE#K; K goes on where an image stands in several splits."""
+    counts: Counter[str] = Counter()
+    entries = []
+    for image in images:
+        for text in image.captions:
+            entries.append(_Entry(image.where, f"{image.id}#{counts[image.id]}", text))
+            counts[image.id] += 1
     return _collected(source, entries, [])
 
 

@@ -4,7 +4,7 @@ Rows are made and written for some thousand queries at a time, so that a caption
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def _named(found: FirstAnswers, indices_N: np.ndarray, are_images: bool, column:
     return {f"{column}_id": [ids[place] for place in places_N], column: [shown[place] for place in places_N]}
 
 
-def write_answers(path: Path, suffix: str, found: FirstAnswers, answers: Sequence[Answers], provenance: dict[str, Any]) -> None:
+def write_answers(path: Path, suffix: str, found: FirstAnswers, answers: Sequence[Answers], provenance: Mapping[str, Any]) -> None:
     """Write the rows in the form that `suffix` names, one of `SUFFIXES`.
 
     Args:
@@ -91,7 +91,7 @@ def write_answers(path: Path, suffix: str, found: FirstAnswers, answers: Sequenc
             for table in made:
                 writer.write_table(table)
     else:
-        described = described.with_metadata({"siglip_tuner": json.dumps(provenance, sort_keys=True)})
+        described = described.with_metadata({"siglip_tuner": json.dumps(dict(provenance), sort_keys=True)})
         with pq.ParquetWriter(path, described) as writer:
             for table in made:
                 writer.write_table(table.cast(described))
