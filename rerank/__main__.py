@@ -106,7 +106,8 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
     say(processes, reading_lines(collection, directions, asked.top_k))
     model.to(device)  # type: ignore[arg-type]  # transformers wraps it
     weights = hash_weights(model)
-    with bar((collection.num_images + collection.num_captions) // processes.world_size, "embed", "row", show=processes.is_main, leave=False) as shown:
+    num_rows = (collection.num_images + collection.num_captions) // processes.world_size
+    with bar(num_rows, "embed", "row", show=processes.is_main, leave=False) as shown:
         options: Any = {"skip_broken": asked.skip_broken, "num_workers": asked.num_workers, "on_progress": shown.update}
         found = find_first(model, inputs, collection, directions, asked.top_k, processes=processes, **options)
     del model  # the reranker may need the room

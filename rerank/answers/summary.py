@@ -9,10 +9,7 @@ from rerank.answers.collection import Collection
 from rerank.answers.first_stage import FirstAnswers
 from rerank.pairs import ScoringCost
 
-WORDS: dict[Direction, tuple[str, str, str]] = {
-    "image_to_text": ("picture", "captions", "captions for each picture"),
-    "text_to_image": ("caption", "pictures", "pictures for each caption"),
-}
+WORDS: dict[Direction, tuple[str, str]] = {"image_to_text": ("picture", "captions"), "text_to_image": ("caption", "pictures")}
 _MOST_NAMED = 5
 
 
@@ -26,7 +23,7 @@ def reading_lines(collection: Collection, directions: Sequence[Direction], top_k
         f"captions   {collection.num_captions:,} in {captions.source}" + (f" ({'; '.join(odd)})" if odd else ""),
     ]
     for direction in directions:
-        query, answers, _ = WORDS[direction]
+        query, answers = WORDS[direction]
         if (size := collection.gallery_size(direction)) < top_k:
             lines.append(f"note       there are {size:,} {answers}, fewer than --top-k {top_k}: each {query} gets them all")
     return lines
@@ -46,9 +43,9 @@ def closing_lines(found: FirstAnswers, answers: Sequence[Answers], cost: Scoring
     """How long it took, how much changed, and where the files lie."""
     lines = []
     for one in answers:
-        query, _, title = WORDS[one.direction]
+        query, candidates = WORDS[one.direction]
         changed = f"; another first answer for {_share(one.num_changed, one.num_queries)}" if cost is not None else ""
-        lines.append(f"{title}: {one.num_queries:,} x {one.depth}{changed}")
+        lines.append(f"answers    {one.depth:,} {candidates} for each of {one.num_queries:,} {query}s{changed}")
     lines.append(f"seconds    {found.embedding_seconds:.1f} embedding, {found.search_seconds:.1f} searching" + _rate(cost))
     lines.append(f"table      {output} ({sum(one.indices_QK.size for one in answers):,} rows)")
     return lines + ([f"page       {page}"] if page is not None else [])

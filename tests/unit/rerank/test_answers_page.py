@@ -162,6 +162,6 @@ def test_page_in_a_browser_at_the_width_of_a_phone(found: FirstAnswers, answers:
     assert done.returncode == 0, done.stderr[-2000:]
     assert "CONSOLE" not in done.stderr
     title, wide, num_pictures, num_broken = re.search(r"<title>([^<]*)</title>", done.stdout).group(1).split("|")
-    assert html.unescape(title).startswith("Reranked answers: <script>"), "the title is ours: nothing from outside ran"
+    assert html.unescape(title).startswith("Answers: <script>"), "the title is ours: nothing from outside ran"
     assert int(wide) <= 360, "nothing has to be scrolled sideways"
     assert int(num_pictures) == NUM_PICTURES + 11 * 2 * NUM_SHOWN and num_broken == "0"

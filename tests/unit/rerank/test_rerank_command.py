@@ -61,8 +61,9 @@ def test_table_and_page_are_written_and_the_summary_says_what_came_of_it(alone: 
     assert f"pictures   40 in {photos} (passed over: 1 that are no pictures (1 .txt))" in said
     assert re.search(rf"captions   {num_captions} in .*captions\.txt \(1 blank; {82 - num_captions} repeated, kept once\)", said)
     assert "left out   1 pictures that do not decode\n" in said and "train-037.png: cannot be decoded" in said
-    assert f"captions for each picture: 39 x 4; another first answer for {changed['image_to_text']} of 39 (" in said
-    assert f"pictures for each caption: {num_captions} x 4; another first answer for {changed['text_to_image']} of {num_captions} (" in said
+    for direction, query, answers in (("image_to_text", "pictures", "captions"), ("text_to_image", "captions", "pictures")):
+        total = len(queries[direction])
+        assert f"answers    4 {answers} for each of {total} {query}; another first answer for {changed[direction]} of {total} (" in said
     pairs = {frozenset((row["query_id"], row["candidate_id"])) for row in rows}
     assert re.search(rf"reranking \({len(pairs)} pairs of \d+ pictures, [\d,.]+ pairs/s\)", said)
     assert f"table      {folder}/a.parquet ({len(rows)} rows)\npage       {folder}/a.html" in said
