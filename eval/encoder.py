@@ -126,12 +126,16 @@ def stream_images(
     block: int = IMAGE_BLOCK,
     allow_undecodable: bool = False,
     names: Sequence[str] = (),
+    remedy: str = _PICTURE_REMEDY,
     on_progress: Callable[[int], Any] = lambda rows: None,
 ) -> None:
-    """Embed this process's blocks of images and give each to the sink as it comes; arguments and errors as :func:`embed_images`."""
+    """Embed this process's blocks of images and give each to the sink as it comes; arguments and errors as :func:`embed_images`.
+
+    `remedy` is what a person can do about a picture that cannot be decoded.
+    """
     pictures = _PixelBlocks(dataset, inputs, block, processes, allow_undecodable)
     loader = pictures_loader(pictures, num_workers=num_workers)
-    _stream(model, iter(loader), dataset.num_images, block, processes, image_features, sink, on_progress, "image", names)
+    _stream(model, iter(loader), dataset.num_images, block, processes, image_features, sink, on_progress, "image", names, remedy)
 
 
 def stream_captions(
@@ -161,6 +165,7 @@ def _stream(
     on_progress: Callable[[int], Any],
     noun: str,
     names: Sequence[str],
+    remedy: str = "",
 ) -> None:
     """Run one tower over this process's blocks; what fails on one process is raised on all."""
     device = next(model.parameters()).device
@@ -187,7 +192,7 @@ def _stream(
         if is_sharded(model):
             _take_part(model, features, num_blocks(num_blocks(num_rows, block), processes.world_size) - num_passes)
     model.train(was_training)
-    processes.raise_together(failure and f"{failure}. {_PICTURE_REMEDY}")
+    processes.raise_together(failure and f"{failure}. {remedy}")
     bad_N = np.concatenate(processes.gather(np.concatenate(bad)))
     if len(bad_N):
         first = [names[int(row)][:80] if names else int(row) for row in np.sort(bad_N)[:_MOST_NAMED]]

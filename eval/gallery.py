@@ -108,11 +108,11 @@ class _Showcase:
         return self.pictures[image]
 
 
-def thumbnail(image: Image.Image) -> str:
-    """A data: URI of a JPEG whose longer side is at most THUMBNAIL_PIXELS, encoded anew: nothing of the file itself gets into a page."""
+def thumbnail(image: Image.Image, pixels: int = THUMBNAIL_PIXELS) -> str:
+    """A data: URI of a JPEG whose longer side is at most so many pixels, encoded anew: nothing of the file itself gets into a page."""
     small = image.convert("RGB")
     small.info.clear()  # Pillow would write the file's own comment and colour profile again, of any size
-    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    small.thumbnail((pixels, pixels))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=75)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,188 @@
+"""python -m rerank --model M --rerank B --images FOLDER --captions FILE --top-k 32 --output OUT.parquet
+
+Finds the captions of each picture and the pictures of each caption, and puts the first of them in a cross-encoder's order; nobody needs to
+know which pairs are right. Writes a table of both stages' scores and ranks, and a page with pictures beside it.
+Over several processes: torchrun --nproc-per-node N -m rerank ..., with the same table to the last byte.
+Exit codes: 0 done · 2 bad arguments or data · 4 could not write.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.checkpoint import hash_weights, load_siglip, load_siglip_config
+from eval.errors import reading
+from eval.first_stage import use_exact_float32
+from eval.manifest import COLUMNS
+from eval.process_group import run_command
+from eval.processes import Processes
+from eval.progress import bar
+from eval.ranking import DIRECTIONS, Direction
+from rerank.answers.answers import Answers, reranked_answers
+from rerank.answers.collection import Collection, read_collection
+from rerank.answers.first_stage import FirstAnswers, find_first
+from rerank.answers.output import check_output, write_output
+from rerank.answers.summary import broken_lines, closing_lines, reading_lines
+from rerank.answers.table import SUFFIXES
+from rerank.pairs import PairScores
+from rerank.scorer import PairScorer, load_scorer
+from rerank.settings import ScorerSettings
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rerank",
+        description="Captions for each picture and pictures for each caption: found by SigLIP, put in order by a cross-encoder.",
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="SigLIP checkpoint folder or hub id, e.g. google/siglip-base-patch16-224 or runs/demo/export")
+    add(
+        "--rerank",
+        help="cross-encoder folder or hub id, e.g. Salesforce/blip-itm-base-coco; without it the first stage's answers are written",
+    )
+    add(
+        "--images",
+        required=True,
+        help="folder of pictures, searched with all folders below it; or a manifest (.jsonl, .csv, .parquet, ...)",
+    )
+    add("--captions", help="one caption a line (.txt), or .csv, .jsonl, .parquet; without it the captions that --images has itself")
+    add("--output", required=True, help=f"table to write: *{', *'.join(SUFFIXES)}; the page lies beside it as .html")
+    add("--top-k", type=int, default=32, help="answers to each query, all of which the reranker scores (default 32)")
+    add("--direction", choices=(*DIRECTIONS, "both"), default="both", help="which side asks (default both)")
+    add("--pages", type=int, default=100, metavar="N", help="queries the page shows at most, 0 for no page (default 100)")
+    add("--skip-broken", action="store_true", help="leave out pictures that do not decode instead of refusing them")
+    add("--caption-column", metavar="NAME", help="column of the captions in a table (default: caption, captions or text)")
+    add("--caption-id-column", metavar="NAME", help="column of a table that names each caption (default: its line or row number)")
+    add("--split", help="of a manifest: only the pictures of this split")
+    add("--image-root", help="of a manifest: folder that image paths are relative to (default: the manifest's)")
+    add("--column", action="append", default=[], metavar="OURS=THEIRS", help=f"of a manifest: a column's name; ours: {', '.join(COLUMNS)}")
+    add("--precision", choices=("float32", "bfloat16"), help="of the reranker's towers (default float32)")
+    add("--strip-punctuation", action="store_true", help="strip it for SigLIP 2 too (SigLIP's own tokenizer always does)")
+    add("--num-workers", type=int, default=2, help="processes that decode pictures (default 2)")
+    asked = parser.parse_args(arguments)
+    if fault := argument_fault(asked):
+        parser.error(fault)
+    return asked
+
+
+def argument_fault(asked: argparse.Namespace) -> str:
+    """What the arguments alone show to be wrong; empty if nothing."""
+    if asked.top_k < 1 or asked.pages < 0 or asked.num_workers < 0:
+        return "--top-k is at least 1, --pages and --num-workers at least 0"
+    if bad := [value for value in asked.column if "=" not in value]:
+        return f"--column takes OURS=THEIRS, found {bad}"
+    if unknown := sorted({value.partition("=")[0] for value in asked.column} - set(COLUMNS)):
+        return f"--column: {unknown} are not columns of ours, which are {list(COLUMNS)}"
+    if asked.precision is not None and asked.rerank is None:
+        return "--precision is the reranker's: give --rerank too, or leave it out"
+    if asked.caption_id_column is not None and asked.captions is None:
+        return "--caption-id-column is of a table of captions: give --captions too, or leave it out"
+    if Path(asked.output).suffix.lower() not in SUFFIXES:
+        return f"--output {asked.output}: expected a name that ends in one of {', '.join(SUFFIXES)}"
+    return ""
+
+
+def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -> None:
+    """Find, rerank and write; call on every process. What goes wrong on one is raised on all.
+
+    Raises:
+        UserError: model, reranker, pictures or captions cannot be used, or the files cannot be written.
+    """
+    use_exact_float32()
+    directions: Sequence[Direction] = DIRECTIONS if asked.direction == "both" else (asked.direction,)
+    with processes.jointly(), reading():  # all that can be refused, before the work
+        if processes.is_main:
+            check_output(Path(asked.output), {"--images": asked.images, "--captions": asked.captions})
+        load_siglip_config(asked.model)
+        collection = read_asked(asked)
+        scorer = read_scorer(asked, device)
+        model, inputs = load_siglip(asked.model, strip_punctuation=asked.strip_punctuation)
+    collection.check_shared(processes)
+    say(processes, reading_lines(collection, directions, asked.top_k))
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps it
+    weights = hash_weights(model)
+    num_rows = (collection.num_images + collection.num_captions) // processes.world_size
+    with bar(num_rows, "embed", "row", show=processes.is_main, leave=False) as shown:
+        options: Any = {"skip_broken": asked.skip_broken, "num_workers": asked.num_workers, "on_progress": shown.update}
+        found = find_first(model, inputs, collection, directions, asked.top_k, processes=processes, **options)
+    del model  # the reranker may need the room
+    say(processes, broken_lines(found, collection))
+    answers, scores = rerank(found, scorer, processes)
+    with processes.jointly():
+        if processes.is_main:
+            output = Path(asked.output)
+            page = write_output(output, found, answers, provenance(asked, found, weights, scorer), asked.pages)
+            say(processes, closing_lines(found, answers, scores.cost if scores is not None else None, output, page))
+
+
+def read_asked(asked: argparse.Namespace) -> Collection:
+    """The pictures and captions asked for.
+
+    Raises:
+        UserError: they cannot be used.
+    """
+    return read_collection(
+        asked.images,
+        asked.captions,
+        image_root=asked.image_root,
+        columns=dict(pair.split("=", 1) for pair in asked.column),
+        split=asked.split,
+        caption_column=asked.caption_column,
+        caption_id_column=asked.caption_id_column,
+    )
+
+
+def read_scorer(asked: argparse.Namespace, device: torch.device) -> PairScorer | None:
+    """The reranker, if one is asked for.
+
+    Raises:
+        UserError: it cannot judge pictures with captions.
+    """
+    if asked.rerank is None:
+        return None
+    return load_scorer(asked.rerank, device=device, settings=ScorerSettings(precision=asked.precision or "float32"))
+
+
+def rerank(found: FirstAnswers, scorer: PairScorer | None, processes: Processes) -> tuple[list[Answers], PairScores | None]:
+    """The final lists, and the scores that ordered them if a reranker did."""
+    if scorer is None:
+        return [Answers.of(ranking, None) for ranking in found.rankings.values()], None
+    return reranked_answers(found, scorer, processes=processes, progress=processes.is_main)
+
+
+def provenance(asked: argparse.Namespace, found: FirstAnswers, weights: str, scorer: PairScorer | None) -> dict[str, Any]:
+    """What made the table, as a .parquet file records it."""
+    return {
+        "model": asked.model,
+        "model_weights_sha256": weights,
+        "logit_scale": found.scale,
+        "logit_bias": found.bias,
+        "rerank": asked.rerank,
+        "rerank_fingerprint": scorer.fingerprint if scorer is not None else None,
+        "top_k": asked.top_k,
+        "num_images": found.collection.num_images,
+        "num_captions": found.collection.num_captions,
+        "num_left_out": len(found.broken),
+    }
+
+
+def say(processes: Processes, lines: Sequence[str]) -> None:
+    """Print lines, on the main process."""
+    if processes.is_main:
+        for line in lines:
+            print(line, flush=True)
+
+
+def main() -> None:
+    """The command."""
+    asked = parse(sys.argv[1:])
+    sys.exit(run_command(lambda processes, device: run(asked, processes, device)))
+
+
+if __name__ == "__main__":
+    main()

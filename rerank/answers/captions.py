@@ -1,0 +1,177 @@
+"""The captions that are searched and that ask: the lines of a text file, a column of a table, or a manifest's own."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from eval.dataset import StringColumn
+from eval.errors import UserError
+from eval.manifest import COLUMNS, Fault, ManifestError, ManifestImage, caption_fault
+from eval.manifest_rows import row_of
+from eval.text_rows import read_csv, read_jsonl
+
+TEXT_SUFFIXES = (".txt", "")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_USUAL_COLUMNS = ("caption", "captions", "text")
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions in the order they were given, each text once.
+
+    Attributes:
+        source: where they were read.
+        ids: number of the line or row (from 1), the id that stands beside it, or IMAGE#K; of a row with several captions ID#K.
+        texts: without blanks at either end.
+        num_blank: empty lines or cells, which were passed over.
+        num_repeated: captions that had stood before word for word; the first is kept.
+    """
+
+    source: str
+    ids: Sequence[str]
+    texts: Sequence[str]
+    num_blank: int = 0
+    num_repeated: int = 0
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A caption as it stands there: where, and what names it."""
+
+    where: str
+    id: str
+    value: Any
+
+
+def read_captions(source: str, *, column: str | None = None, id_column: str | None = None) -> Captions:
+    """The captions of a file: one a line of a .txt; or a column of a .csv, .tsv, .jsonl or .parquet, of text or of lists of text.
+
+    Args:
+        column: of a table; by default `caption`, `captions` or `text`, whichever is there first.
+        id_column: of a table, whose values name the captions; by default line or row numbers do.
+
+    Raises:
+        ManifestError: with everything that is wrong with the file.
+        UserError: there is no such file, or it is of another kind.
+    """
+    path = Path(source)
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise UserError(f"--captions {source}: no such file. Expected a text file, one caption a line, or {', '.join(TABLE_SUFFIXES)}")
+    if suffix not in TEXT_SUFFIXES + TABLE_SUFFIXES:
+        raise UserError(f"--captions {source}: expected a .txt, one caption a line, or {', '.join(TABLE_SUFFIXES)}; found *{suffix}")
+    faults: list[Fault] = []
+    if suffix in TABLE_SUFFIXES:
+        return _collected(source, _table_entries(path, column, id_column, faults), faults)
+    if column is not None or id_column is not None:
+        raise UserError(f"--captions {source}: a text file has no columns; leave --caption-column and --caption-id-column out")
+    return _collected(source, _line_entries(path, faults), faults)
+
+
+def manifest_captions(images: Sequence[ManifestImage], source: str) -> Captions:
+    """The captions of a manifest that was read, as IMAGE#K; K goes on where an image stands in several splits."""
+    counts: Counter[str] = Counter()
+    entries = []
+    for image in images:
+        for text in image.captions:
+            entries.append(_Entry(image.where, f"{image.id}#{counts[image.id]}", text))
+            counts[image.id] += 1
+    return _collected(source, entries, [])
+
+
+def _line_entries(path: Path, faults: list[Fault]) -> Iterator[_Entry]:
+    """Lines end as any system ends them; a line separator that a caption holds (U+2028, a form feed) is not an end."""
+    lines = re.split(rb"\r\n|\r|\n", path.read_bytes())
+    for number, raw in enumerate(lines if lines[-1] else lines[:-1], 1):
+        try:
+            yield _Entry(f"{path}:{number}", str(number), raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            faults.append(Fault(f"{path}:{number}", "not UTF-8 text", f"not UTF-8 text ({error.reason}); save the file as UTF-8"))
+
+
+def _table_entries(path: Path, column: str | None, id_column: str | None, faults: list[Fault]) -> Iterator[_Entry]:
+    columns, records = _table(path, faults)
+    if faults:
+        return
+    wanted = column if column is not None else next((name for name in _USUAL_COLUMNS if name in columns), None)
+    for option, name in (("--caption-column", wanted), ("--caption-id-column", id_column)):
+        if name not in columns and not (name is None and option == "--caption-id-column"):
+            missing = f"no column {name!r}" if name is not None else f"no column of the names {', '.join(_USUAL_COLUMNS)}"
+            faults.append(Fault(str(path), "unknown column", f"{missing}; columns found: {columns}. Name the right one: {option} NAME"))
+    if faults:
+        return
+    mapping = {name: name for name in COLUMNS} | {"caption": str(wanted), "captions": str(wanted)}
+    named: dict[str, str] = {}
+    for where, number, record in records:
+        name = str(number)
+        if id_column is not None:
+            value = record.get(id_column)
+            name = "" if value is None else str(value)
+            if not name or name in named:
+                what = f"id {name!r} stands at {named[name]} too" if name else "the id is empty"
+                faults.append(Fault(where, "id missing or twice", f"{what}; give each caption an id of its own"))
+            named[name] = where
+        captions = row_of(where, record, mapping).captions  # a list in a .csv cell is taken apart
+        if isinstance(captions, list):
+            yield from (_Entry(where, f"{name}#{place}", text) for place, text in enumerate(captions))
+        else:
+            yield _Entry(where, name, captions)
+
+
+_Records = Iterable[tuple[str, int, dict[str, Any]]]
+
+
+def _table(path: Path, faults: list[Fault]) -> tuple[list[str], _Records]:
+    """(columns, (where, number, record) of each row) of a table."""
+    if path.suffix.lower() == ".parquet":
+        return _parquet(path)
+    unreadable: list[tuple[str, str]] = []
+    columns, records = (read_csv if path.suffix.lower() in (".csv", ".tsv") else read_jsonl)(path, unreadable)
+    faults += [Fault(where, "unreadable row", what) for where, what in unreadable]
+    return columns, ((f"{path}:{line}", line, record) for line, record in records)
+
+
+def _parquet(path: Path) -> tuple[list[str], _Records]:
+    try:
+        file = pq.ParquetFile(path)
+    except Exception as error:  # pyarrow's own errors, of many classes
+        raise UserError(f"--captions {path}: cannot be read as parquet ({type(error).__name__}: {error})") from error
+    return list(file.schema_arrow.names), _parquet_records(path, file)
+
+
+def _parquet_records(path: Path, file: Any) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    plain = [field.name for field in file.schema_arrow if not str(field.type).startswith(("struct", "binary", "large_binary"))]
+    number = 0
+    for batch in file.iter_batches(columns=plain):  # pictures that are embedded beside the captions are not read
+        for record in batch.to_pylist():
+            number += 1
+            yield f"{path} row {number}", number, record
+
+
+def _collected(source: str, entries: Iterable[_Entry], faults: list[Fault]) -> Captions:
+    """Captions out of entries: blank ones passed over, repeated ones kept once."""
+    ids: list[str] = []
+    texts: dict[str, None] = {}
+    num_blank = num_repeated = 0
+    for entry in entries:
+        text = entry.value.strip() if isinstance(entry.value, str) else entry.value
+        if text is None or text == "":
+            num_blank += 1
+        elif fault := caption_fault(entry.where, text):
+            faults.append(fault)
+        elif text in texts:
+            num_repeated += 1
+        else:
+            texts[text] = None
+            ids.append(entry.id)
+    if not faults and not texts:
+        found = f"{num_blank} blank lines or cells" if num_blank else "it is empty"
+        faults.append(Fault(source, "empty", f"no captions: {found}. Expected at least one"))
+    if faults:
+        raise ManifestError(source, faults)
+    return Captions(source, StringColumn(ids), StringColumn(list(texts)), num_blank, num_repeated)

@@ -1,0 +1,123 @@
+"""Pictures and captions that nobody has said belong together."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from eval.errors import UserError
+from eval.images import ImageError
+from eval.manifest import ManifestError, read_manifest
+from eval.processes import Processes
+from eval.ranking import Direction
+from rerank.answers.captions import Captions, manifest_captions, read_captions
+from rerank.answers.pictures import Pictures, is_picture_folder, read_folder, read_rows
+
+
+class Collection:
+    """What is searched: pictures in id order, captions in the order given (a `rerank.pairs.ScoringData`)."""
+
+    def __init__(self, pictures: Pictures, captions: Captions) -> None:
+        self.pictures, self.captions_read = pictures, captions
+        self.image_ids: Sequence[str] = pictures.ids
+        self.caption_ids: Sequence[str] = captions.ids
+        self.captions: Sequence[str] = captions.texts
+
+    @property
+    def num_images(self) -> int:
+        """Number of pictures."""
+        return len(self.image_ids)
+
+    @property
+    def num_captions(self) -> int:
+        """Number of captions."""
+        return len(self.captions)
+
+    def load_image(self, image: int, /) -> Image.Image:
+        """One picture, RGB.
+
+        Raises:
+            eval.images.ImageError: it cannot be decoded; the message names it.
+        """
+        return self.pictures.load_image(image)
+
+    def fault_of(self, image: int) -> str:
+        """Why a picture does not decode."""
+        try:
+            self.load_image(image)
+        except ImageError as error:
+            return str(error)
+        return f"{self.image_ids[image]}: did not decode a moment ago"
+
+    def gallery_size(self, direction: Direction) -> int:
+        """How many answers a query of a direction can have."""
+        return self.num_captions if direction == "image_to_text" else self.num_images
+
+    def without_images(self, broken: np.ndarray) -> "Collection":
+        """The same without some pictures, by index."""
+        return Collection(self.pictures.without(broken), self.captions_read)
+
+    def check_shared(self, processes: Processes) -> None:
+        """Refuse processes that found different pictures or captions; call on every process.
+
+        Raises:
+            UserError: on every process.
+        """
+        digest = hashlib.sha256()
+        for name in (*self.image_ids, "", *self.caption_ids, "", *self.captions):
+            digest.update(name.encode() + b"\0")
+        found = {part.tobytes() for part in processes.gather(np.frombuffer(digest.digest(), dtype=np.uint8))}
+        if len(found) > 1:
+            raise UserError(
+                f"the {processes.world_size} processes do not see the same pictures and captions (here {self.num_images} and "
+                f"{self.num_captions}). Copy them to every machine, or give a folder that all share"
+            )
+
+
+def read_collection(
+    images: str,
+    captions: str | None,
+    *,
+    image_root: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    split: str | None = None,
+    caption_column: str | None = None,
+    caption_id_column: str | None = None,
+) -> Collection:
+    """Pictures from a folder or manifest, and captions from a file or, where none is given, from that manifest.
+
+    Args:
+        images: a folder of pictures, or whatever `eval.manifest.read_manifest` takes.
+        captions: a file (see `read_captions`); None: the manifest's own.
+        image_root, columns, split: of a manifest.
+        caption_column, caption_id_column: of a table of captions; without `captions` the first is the manifest's column.
+
+    Raises:
+        UserError: either cannot be used, or an option does not apply; ManifestError with every fault where a file has some.
+    """
+    if captions is None:
+        own = dict(columns or {}) | ({"captions": caption_column} if caption_column is not None else {})
+        return _read_both(images, image_root, own, split)
+    if not is_picture_folder(images):
+        pictures = read_rows(images, image_root=image_root, columns=columns or {}, split=split)
+    elif image_root is None and not columns and split is None:
+        pictures = read_folder(images)
+    else:
+        raise UserError(f"--images {images} is a folder of pictures: --image-root, --column and --split are for manifests; leave them out")
+    return Collection(pictures, read_captions(captions, column=caption_column, id_column=caption_id_column))
+
+
+def _read_both(source: str, image_root: str | None, columns: Mapping[str, str], split: str | None) -> Collection:
+    try:
+        manifest = read_manifest(source, image_root=image_root, columns=columns, require_splits=[split] if split is not None else [])
+    except UserError as error:
+        if not is_picture_folder(source):
+            raise
+        told = error.faults[0].what if isinstance(error, ManifestError) else str(error)
+        raise UserError(
+            f"--images {source}: without --captions FILE each picture's own captions are read, and not every one has some ({told}). "
+            "Give --captions FILE, one caption a line"
+        ) from error
+    images = [image for image in manifest.images if split is None or image.split == split]
+    return Collection(Pictures.of_manifest(images, source, manifest.rows), manifest_captions(images, source))

@@ -1,0 +1,155 @@
+"""The first stage without ground truth: SigLIP embeds pictures and captions, and each query's best K are found.
+
+Embeddings lie on disk, each process's own (eval/shards.py), and the search streams tiles of them (eval/streamed_search.py), so that
+memory holds the answers and not the scores. No pair is right here: the search is told of none.
+
+Shape letters: I pictures, Q queries, K answers of each.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import SiglipModel
+
+from eval.dataset import PositivePairs
+from eval.encoder import IMAGE_BLOCK, TEXT_BLOCK, stream_captions, stream_images
+from eval.errors import UserError, WriteError
+from eval.inputs import SiglipInputs
+from eval.processes import Processes
+from eval.ranking import Direction, Ranking
+from eval.shards import Rows, Shards
+from eval.streamed_search import stream_search
+from rerank.answers.collection import Collection
+
+_REMEDY = "Mend it or take it away, or give --skip-broken to leave out every picture that does not decode"
+
+
+@dataclass(frozen=True)
+class FirstAnswers:
+    """What the first stage found; the same on every process.
+
+    Attributes:
+        collection: what was searched: the pictures that decode.
+        rankings: of each direction asked for; scores are cosines, and no query has a positive.
+        scale, bias: of SigLIP's loss; logit = scale * cosine + bias.
+        broken: ids of the pictures that were left out because they do not decode.
+        embedding_seconds, search_seconds: wall clock.
+    """
+
+    collection: Collection
+    rankings: dict[Direction, Ranking]
+    scale: float
+    bias: float
+    broken: list[str]
+    embedding_seconds: float
+    search_seconds: float
+
+    def logits(self, cosines: np.ndarray) -> np.ndarray:
+        """SigLIP's logits of cosines, float32 of the same shape: above 0 it says the pair matches."""
+        return np.float32(self.scale) * cosines.astype(np.float32) + np.float32(self.bias)
+
+
+def find_first(
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    collection: Collection,
+    directions: Sequence[Direction],
+    top_k: int,
+    *,
+    skip_broken: bool = False,
+    processes: Processes = Processes(),
+    num_workers: int = 0,
+    on_progress: Callable[[int], Any] = lambda rows: None,
+) -> FirstAnswers:
+    """Embed and search; call on every process.
+
+    Args:
+        top_k: K; cut to the number of captions, or of pictures.
+        skip_broken: leave out pictures that do not decode, instead of refusing them.
+        on_progress: called with each number of rows embedded on this process; pictures + captions in all.
+
+    Raises:
+        UserError: a picture does not decode, none does, or an embedding is not finite.
+        WriteError: the embeddings cannot be kept in the system's temporary folder.
+    """
+    started = time.perf_counter()
+    with _shards(collection, processes) as (images, captions):
+        shared: Any = {"processes": processes, "on_progress": on_progress}
+        decoding: Any = {"num_workers": num_workers, "allow_undecodable": skip_broken, "remedy": _REMEDY}
+        stream_images(model, inputs, collection, images.append, names=collection.image_ids, **decoding, **shared)
+        images.seal()
+        stream_captions(model, inputs, collection.captions, captions.append, **shared)
+        captions.seal()
+        broken = _blank_rows(images, processes)
+        kept = _without_broken(collection, broken)
+        vectors: dict[str, Rows] = {"images": _Kept(images, broken) if len(broken) else images, "captions": captions}
+        embedded = time.perf_counter()
+        rankings = {one: _search(one, vectors, top_k, next(model.parameters()).device, processes) for one in directions}
+    seconds = embedded - started, time.perf_counter() - embedded
+    scale, bias = float(model.logit_scale.detach().float().exp()), float(model.logit_bias.detach().float())
+    return FirstAnswers(kept, rankings, scale, bias, [collection.image_ids[image] for image in broken.tolist()], *seconds)
+
+
+@contextmanager
+def _shards(collection: Collection, processes: Processes) -> Iterator[tuple[Shards, Shards]]:
+    """Shards for pictures and captions, given back however this ends.
+
+    Raises:
+        WriteError: in place of an OSError.
+    """
+    try:
+        with ExitStack() as opened:
+            with processes.jointly():
+                images = opened.enter_context(Shards(None, collection.num_images, IMAGE_BLOCK, processes))
+                captions = opened.enter_context(Shards(None, collection.num_captions, TEXT_BLOCK, processes))
+            yield images, captions
+    except OSError as error:
+        place = tempfile.gettempdir()
+        raise WriteError(f"could not keep the embeddings in {place}: {error}. Make room there, or name another folder in TMPDIR") from error
+
+
+def _blank_rows(images: Shards, processes: Processes) -> np.ndarray:
+    """The rows of zeros, which pictures that do not decode left: int64, ascending, on every process."""
+    own = [indices[~images.read_own(span).any(axis=1)] for indices, span in images.own()]
+    return np.sort(np.concatenate(processes.gather(np.concatenate([np.empty(0, dtype=np.int64), *own]))))
+
+
+def _without_broken(collection: Collection, broken: np.ndarray) -> Collection:
+    """The pictures that decode.
+
+    Raises:
+        UserError: none does.
+    """
+    if not len(broken):
+        return collection
+    if len(broken) == collection.num_images:
+        raise UserError(f"--images {collection.pictures.source}: not one of its {len(broken)} pictures decodes; give other pictures")
+    return collection.without_images(broken)
+
+
+class _Kept:
+    """Rows without some of them, as `eval.shards.Rows`."""
+
+    def __init__(self, shards: Shards, broken: np.ndarray) -> None:
+        self._shards, self._kept = shards, np.setdiff1d(np.arange(shards.num_rows), broken)
+        self.num_rows, self.width = len(self._kept), shards.width
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """As `eval.shards.Rows` says."""
+        return self._shards.at(self._kept[start:stop])
+
+
+def _search(direction: Direction, vectors: dict[str, Rows], top_k: int, device: torch.device, processes: Processes) -> Ranking:
+    """The best of every query, as a ranking that knows no positives."""
+    sides = ("images", "captions") if direction == "image_to_text" else ("captions", "images")
+    queries, gallery = vectors[sides[0]], vectors[sides[1]]
+    nothing = np.empty(0, dtype=np.int64)
+    offsets = np.zeros(queries.num_rows + 1, dtype=np.int64)
+    found = stream_search(queries, gallery, PositivePairs(offsets, nothing), top_k, device=device, processes=processes)
+    return Ranking(direction, found.indices_QK, found.scores_QK, offsets, nothing, nothing)

@@ -1,0 +1,60 @@
+"""Where the answers go: the table, and the page beside it; both or neither, and never over what is read."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.errors import UserError, WriteError, writing
+from eval.replacing import replace_together
+from rerank.answers.answers import Answers
+from rerank.answers.first_stage import FirstAnswers
+from rerank.answers.page import answers_page
+from rerank.answers.table import write_answers
+
+
+def page_path(output: Path) -> Path:
+    """Where the page of a table lies."""
+    return output.with_suffix(".html")
+
+
+def check_output(output: Path, sources: Mapping[str, str | None]) -> None:
+    """Make the output's folder, and try whether there is writing in it.
+
+    Args:
+        sources: option -> what it names, of what is read.
+
+    Raises:
+        WriteError: there is not, or a folder has the file's name.
+        UserError: the file would take the place of one that is read.
+    """
+    for option, source in sources.items():
+        for path in (output, page_path(output)):
+            if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
+                raise UserError(f"--output {output}: {path} is what {option} names, and would be overwritten. Give another name")
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for path in (output, page_path(output)):
+            if path.is_dir():
+                raise WriteError(f"could not write {path}: a folder has this name. Give another --output")
+        tempfile.TemporaryFile(dir=output.parent).close()
+
+
+def write_output(output: Path, found: FirstAnswers, answers: Sequence[Answers], made_by: Mapping[str, Any], num_shown: int) -> Path | None:
+    """Write the table and, beside it, a page of so many queries (0: none); returns the page's path, if there is one.
+
+    Args:
+        made_by: what made the answers, for the table's metadata; "model" and "rerank" stand on the page too.
+
+    Raises:
+        WriteError: they cannot be written.
+    """
+    writers: Any = {output: lambda path: write_answers(path, output.suffix.lower(), found, answers, made_by)}
+    page = page_path(output) if num_shown else None
+    if page is not None:
+        about = {"model": made_by["model"], "reranker": made_by["rerank"], "table": output.name}
+        text = answers_page(page, found, answers, num_shown, about)
+        writers[page] = lambda path: path.write_text(text, encoding="utf-8")
+    with writing(output):
+        replace_together(writers)
+    return page

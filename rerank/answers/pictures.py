@@ -1,0 +1,208 @@
+"""The pictures that are searched and that ask: every picture under a folder, or those a manifest names.
+
+Shape letters: I pictures.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from eval.arrow_rows import is_saved_dataset
+from eval.dataset import StringColumn
+from eval.errors import UserError
+from eval.images import FORMATS, ImageError, decode_image
+from eval.manifest import COLUMNS, Fault, ManifestError, ManifestImage
+from eval.manifest_rows import Row, RowSource, is_unicode
+from eval.manifest_source import open_rows
+from eval.picture_paths import PathFault, PicturePaths
+
+SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture: its id, and its path or the row of the manifest that embeds its bytes."""
+
+    id: str
+    path: str = ""
+    embedded_row: int = -1
+
+
+@dataclass
+class PassedOver:
+    """What lay in the folder and was not taken.
+
+    Attributes:
+        num_hidden: files and folders whose name begins with a dot.
+        num_linked: links to folders, which are not followed.
+        suffixes: of files that are no pictures of a known format, how many have which ("" for none).
+    """
+
+    num_hidden: int = 0
+    num_linked: int = 0
+    suffixes: Counter[str] = field(default_factory=Counter)
+
+    def in_words(self) -> str:
+        """Such as "2 hidden, 5 that are no pictures (3 .txt, 2 without a suffix)"; empty if nothing was passed over."""
+        parts = [f"{self.num_hidden:,} hidden"] if self.num_hidden else []
+        parts += [f"{self.num_linked:,} linked folder{'s' if self.num_linked > 1 else ''}"] if self.num_linked else []
+        if self.suffixes:
+            kinds = sorted(self.suffixes.items(), key=lambda kind: (-kind[1], kind[0]))
+            named = [f"{count:,} {suffix or 'without a suffix'}" for suffix, count in kinds[:5]]
+            more = ["..."] if len(kinds) > len(named) else []
+            parts.append(f"{self.suffixes.total():,} that are no pictures ({', '.join(named + more)})")
+        return ", ".join(parts)
+
+
+class Pictures:
+    """Pictures in id order (`eval.encoder.Pictures`); none is decoded before it is asked for."""
+
+    def __init__(
+        self, pictures: Sequence[Picture], source: str, rows: RowSource | None = None, passed_over: PassedOver | None = None
+    ) -> None:
+        """`rows` holds the bytes of those that are embedded."""
+        ordered = sorted(pictures, key=lambda picture: picture.id)
+        self.source, self.passed_over = source, passed_over or PassedOver()
+        self.ids: Sequence[str] = StringColumn([picture.id for picture in ordered])
+        self._paths: Sequence[str] = StringColumn([picture.path for picture in ordered])
+        self._embedded_row_I = np.array([picture.embedded_row for picture in ordered], dtype=np.int64)
+        self._rows = rows
+
+    @property
+    def num_images(self) -> int:
+        """Number of pictures, I."""
+        return len(self.ids)
+
+    def path(self, image: int) -> str:
+        """Path of a picture; empty where it is embedded."""
+        return self._paths[image]
+
+    def load_image(self, image: int, /) -> Image.Image:
+        """One picture, RGB.
+
+        Raises:
+            ImageError: it cannot be decoded; the message names it.
+        """
+        row = int(self._embedded_row_I[image])
+        if row < 0 or self._rows is None:
+            return decode_image(self._paths[image])
+        try:
+            return decode_image(self._rows.image_bytes(row))
+        except ImageError as error:
+            raise ImageError(f"{self.source} image {self.ids[image]!r}: {error}") from None
+
+    def without(self, broken: np.ndarray) -> "Pictures":
+        """These but for some, by index; the order stays."""
+        kept = np.setdiff1d(np.arange(self.num_images), broken).tolist()
+        pictures = [Picture(self.ids[image], self._paths[image], int(self._embedded_row_I[image])) for image in kept]
+        return Pictures(pictures, self.source, self._rows, self.passed_over)
+
+    @classmethod
+    def of_manifest(cls, images: Sequence[ManifestImage], source: str, rows: RowSource) -> "Pictures":
+        """Those of a manifest that was read, each id once."""
+        found = {
+            image.id: Picture(image.id, str(image.path or ""), image.embedded.row if image.embedded is not None else -1) for image in images
+        }
+        return cls(list(found.values()), source, rows)
+
+
+def is_picture_folder(source: str) -> bool:
+    """Whether pictures are found by walking: a folder, and not one that `datasets` saved."""
+    return Path(source).is_dir() and not is_saved_dataset(Path(source))
+
+
+def read_folder(folder: str) -> Pictures:
+    """Every picture under a folder, by suffix; a picture's id is its path below the folder.
+
+    Raises:
+        UserError: there is no picture, or the name of one is not UTF-8.
+        OSError: a folder cannot be read.
+    """
+    passed_over = PassedOver()
+    ids = list(_walk(folder, passed_over))
+    if not ids:
+        looked = passed_over.in_words()
+        tables = " There are .parquet files in it: to read pictures out of those, give --images 'FOLDER/*.parquet'."
+        raise UserError(
+            f"--images {folder}: no pictures in it or below it; expected files named {', '.join(sorted(SUFFIXES))}"
+            + (f"; found {looked}." if looked else "; it is empty.")
+            + (tables if ".parquet" in passed_over.suffixes else " Give the folder that holds the pictures.")
+        )
+    if bad := [name for name in ids if not is_unicode(name)]:
+        raise UserError(f"--images {folder}: the names of {len(bad)} pictures are not UTF-8, e.g. {bad[0]!a}: rename them")
+    return Pictures([Picture(name, os.path.join(folder, name)) for name in ids], folder, passed_over=passed_over)
+
+
+def _walk(folder: str, passed_over: PassedOver) -> Iterator[str]:
+    """Paths of pictures below a folder, relative to it."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        shown = [name for name in folders if name[0] != "."]
+        linked = [name for name in shown if os.path.islink(os.path.join(parent, name))]
+        passed_over.num_hidden += len(folders) - len(shown)
+        passed_over.num_linked += len(linked)
+        folders[:] = shown
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            if name[0] == ".":
+                passed_over.num_hidden += 1
+            elif suffix in SUFFIXES:
+                yield os.path.relpath(os.path.join(parent, name), folder)
+            else:
+                passed_over.suffixes[suffix] += 1
+
+
+def read_rows(source: str, *, image_root: str | None = None, columns: Mapping[str, str], split: str | None = None) -> Pictures:
+    """The pictures of a manifest whose captions, if it has any, are not asked for.
+
+    Args:
+        source: .jsonl, .csv, .parquet, a glob of .parquet, a saved `datasets` folder or a hub id.
+        image_root: folder that paths are relative to; default: the manifest's.
+        columns: our column name -> the manifest's own (image, id, split).
+        split: only the rows of this split.
+
+    Raises:
+        ManifestError: a row names no picture that is there, or two pictures have one id; every fault at once.
+        UserError: the source cannot be read.
+    """
+    mapping = {name: columns.get(name, name) for name in COLUMNS}
+    rows = open_rows(source, mapping)
+    faults = [Fault(where, "unreadable row", what) for where, what in rows.faults]
+    for name in ("image", *(["split"] if split is not None else [])):
+        if mapping[name] not in rows.columns:
+            what = f"no column {mapping[name]!r}; columns found: {rows.columns}. Name the right one: --column {name}=NAME"
+            faults.append(Fault(rows.header_place, "unknown column", what))
+    if faults:
+        raise ManifestError(source, faults)
+    paths = PicturePaths(Path(image_root) if image_root is not None else rows.folder, "--image-root")
+    found: dict[str, tuple[str, Picture]] = {}
+    for row in rows:
+        if split is None or row.split == split:
+            _take(row, paths, found, faults)
+    if not found and not faults:
+        faults.append(Fault(source, "empty", "no rows" if split is None else f"no row has split {split!r}; leave --split out to take all"))
+    if faults:
+        raise ManifestError(source, faults)
+    return Pictures([picture for _, picture in found.values()], source, rows)
+
+
+def _take(row: Row, paths: PicturePaths, found: dict[str, tuple[str, Picture]], faults: list[Fault]) -> None:
+    """Add the picture of a row, or what is wrong with it. Rows of one picture, one per caption say, are one."""
+    try:
+        key, path, _ = paths.find(row.image) if row.embedded is None else (row.embedded.key, "", 0)
+    except PathFault as fault:
+        faults.append(Fault(row.where, fault.kind, str(fault)))
+        return
+    name = str(row.id) if row.id not in (None, "") else key
+    known_key, _ = found.setdefault(name, (key, Picture(name, str(path), row.embedded.row if row.embedded is not None else -1)))
+    if known_key != key:
+        what = f"id {name!r} names {key!r} here and {known_key!r} above; give each picture an id of its own"
+        faults.append(Fault(row.where, "id twice", what))

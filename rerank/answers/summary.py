@@ -1,0 +1,62 @@
+"""What the command says: what it read, what it left out, and what came of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from eval.ranking import Direction
+from rerank.answers.answers import Answers
+from rerank.answers.collection import Collection
+from rerank.answers.first_stage import FirstAnswers
+from rerank.pairs import ScoringCost
+
+WORDS: dict[Direction, tuple[str, str]] = {"image_to_text": ("picture", "captions"), "text_to_image": ("caption", "pictures")}
+_MOST_NAMED = 5
+
+
+def reading_lines(collection: Collection, directions: Sequence[Direction], top_k: int) -> list[str]:
+    """What was read, what was passed over, and where there are fewer answers than were asked for."""
+    captions, passed_over = collection.captions_read, collection.pictures.passed_over.in_words()
+    odd = [f"{captions.num_blank:,} blank"] if captions.num_blank else []
+    odd += [f"{captions.num_repeated:,} repeated, kept once"] if captions.num_repeated else []
+    lines = [
+        f"pictures   {collection.num_images:,} in {collection.pictures.source}" + (f" (passed over: {passed_over})" if passed_over else ""),
+        f"captions   {collection.num_captions:,} in {captions.source}" + (f" ({'; '.join(odd)})" if odd else ""),
+    ]
+    for direction in directions:
+        query, answers = WORDS[direction]
+        if (size := collection.gallery_size(direction)) < top_k:
+            lines.append(f"note       there are {size:,} {answers}, fewer than --top-k {top_k}: each {query} gets them all")
+    return lines
+
+
+def broken_lines(found: FirstAnswers, collection: Collection) -> list[str]:
+    """The pictures that were left out, the first few with the reason."""
+    if not found.broken:
+        return []
+    number = {name: image for image, name in enumerate(collection.image_ids)}
+    shown = [f"  {collection.fault_of(number[name])}" for name in found.broken[:_MOST_NAMED]]
+    more = [f"  and {len(found.broken) - _MOST_NAMED:,} more"] if len(found.broken) > _MOST_NAMED else []
+    return [f"left out   {len(found.broken):,} pictures that do not decode", *shown, *more]
+
+
+def closing_lines(found: FirstAnswers, answers: Sequence[Answers], cost: ScoringCost | None, output: Path, page: Path | None) -> list[str]:
+    """How long it took, how much changed, and where the files lie."""
+    lines = []
+    for one in answers:
+        query, candidates = WORDS[one.direction]
+        changed = f"; another first answer for {_share(one.num_changed, one.num_queries)}" if cost is not None else ""
+        lines.append(f"answers    {one.depth:,} {candidates} for each of {one.num_queries:,} {query}s{changed}")
+    lines.append(f"seconds    {found.embedding_seconds:.1f} embedding, {found.search_seconds:.1f} searching" + _rate(cost))
+    lines.append(f"table      {output} ({sum(one.indices_QK.size for one in answers):,} rows)")
+    return lines + ([f"page       {page}"] if page is not None else [])
+
+
+def _rate(cost: ScoringCost | None) -> str:
+    if cost is None:
+        return ""
+    rate = f", {cost.pairs_scored / cost.seconds:,.1f} pairs/s" if cost.seconds > 0 else ""
+    return f", {cost.seconds:.1f} reranking ({cost.pairs_scored:,} pairs of {cost.images_encoded:,} pictures{rate})"
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count:,} of {total:,} ({100 * count / total:.1f}%)"

@@ -1,0 +1,108 @@
+"""The answers as a file: one row per (direction, query, candidate), as .parquet, .csv or .jsonl.
+
+Rows are made and written for some thousand queries at a time, so that a caption that is the answer to many queries is never held for all.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from rerank.answers.answers import Answers
+from rerank.answers.first_stage import FirstAnswers
+
+SUFFIXES = (".parquet", ".csv", ".jsonl")
+QUERIES_AT_ONCE = 2048
+FIRST_COLUMNS = (
+    ("direction", pa.string()),
+    ("query_id", pa.string()),
+    ("query", pa.string()),
+    ("candidate_id", pa.string()),
+    ("candidate", pa.string()),
+    ("first_cosine", pa.float32()),
+    ("first_logit", pa.float32()),
+    ("first_rank", pa.int32()),
+)
+RERANK_COLUMNS = (("rerank_score", pa.float32()), ("rank", pa.int32()))
+
+
+def schema(*, reranked: bool) -> Any:
+    """The columns (a pyarrow schema); the last two where there is a reranker."""
+    return pa.schema(FIRST_COLUMNS + RERANK_COLUMNS if reranked else FIRST_COLUMNS)
+
+
+def tables(found: FirstAnswers, answers: Sequence[Answers]) -> Iterator[Any]:
+    """Arrow tables of the rows: direction after direction, query after query, each query's candidates best first."""
+    for one in answers:
+        for start in range(0, one.num_queries, QUERIES_AT_ONCE):
+            yield _table(found, one, range(start, min(start + QUERIES_AT_ONCE, one.num_queries)))
+
+
+def _table(found: FirstAnswers, answers: Answers, queries: range) -> Any:
+    rows = slice(queries.start, queries.stop)
+    indices_N, cosines_N = answers.indices_QK[rows].reshape(-1), answers.cosines_QK[rows].reshape(-1)
+    query_N = np.repeat(np.arange(queries.start, queries.stop), answers.depth)
+    images_ask = answers.direction == "image_to_text"
+    values: dict[str, Any] = {
+        "direction": [answers.direction] * len(indices_N),
+        **_named(found, query_N, images_ask, "query"),
+        **_named(found, indices_N, not images_ask, "candidate"),
+        "first_cosine": cosines_N,
+        "first_logit": found.logits(cosines_N),
+        "first_rank": answers.first_ranks_QK[rows].reshape(-1),
+    }
+    if answers.rerank_scores_QK is not None:
+        values["rerank_score"] = answers.rerank_scores_QK[rows].reshape(-1)
+        values["rank"] = np.tile(np.arange(1, answers.depth + 1, dtype=np.int32), len(queries))
+    return pa.table(values, schema=schema(reranked=answers.rerank_scores_QK is not None))
+
+
+def _named(found: FirstAnswers, indices_N: np.ndarray, are_images: bool, column: str) -> dict[str, list[str | None]]:
+    """Columns `X_id` and `X`: a picture's id and path (none where it is embedded), or a caption's id and text."""
+    distinct, places_N = np.unique(indices_N, return_inverse=True)
+    ids: list[str] = []
+    shown: list[str | None] = []
+    for index in distinct.tolist():
+        ids.append((found.collection.image_ids if are_images else found.collection.caption_ids)[index])
+        shown.append((found.collection.pictures.path(index) or None) if are_images else found.collection.captions[index])
+    return {f"{column}_id": [ids[place] for place in places_N], column: [shown[place] for place in places_N]}
+
+
+def write_answers(path: Path, suffix: str, found: FirstAnswers, answers: Sequence[Answers], provenance: Mapping[str, Any]) -> None:
+    """Write the rows in the form that `suffix` names, one of `SUFFIXES`.
+
+    Args:
+        provenance: what made them; stands in a .parquet file as JSON, in its schema's metadata under "siglip_tuner".
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    described = schema(reranked=answers[0].rerank_scores_QK is not None)
+    made = tables(found, answers)
+    if suffix == ".jsonl":
+        _write_jsonl(path, made)
+    elif suffix == ".csv":
+        with pyarrow.csv.CSVWriter(path, described, write_options=pyarrow.csv.WriteOptions(quoting_style="needed")) as writer:
+            for table in made:
+                writer.write_table(table)
+    else:
+        described = described.with_metadata({"siglip_tuner": json.dumps(dict(provenance), sort_keys=True)})
+        with pq.ParquetWriter(path, described) as writer:
+            for table in made:
+                writer.write_table(table.cast(described))
+
+
+def _write_jsonl(path: Path, made: Iterator[Any]) -> None:
+    """UTF-8; numbers are the shortest that read back as the same float32."""
+    with path.open("w", encoding="utf-8") as file:
+        for table in made:
+            names = [field.name for field in table.schema if field.type == pa.float32()]
+            floats = {name: [float(str(value)) for value in table[name].to_numpy()] for name in names}
+            for number, record in enumerate(table.to_pylist()):
+                record |= {name: values[number] for name, values in floats.items()}
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
