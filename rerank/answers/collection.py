@@ -42,6 +42,14 @@ class Collection:
         """
         return self.pictures.load_image(image)
 
+    def image_digest(self, image: int, /) -> bytes:
+        """SHA-256 of one picture as it is given.
+
+        Raises:
+            eval.images.ImageError: its file cannot be read.
+        """
+        return self.pictures.image_digest(image)
+
     def fault_of(self, image: int) -> str:
         """Why a picture does not decode."""
         try:

@@ -3,6 +3,7 @@
 Shape letters: I pictures.
 """
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from PIL import Image
 from eval.arrow_rows import is_saved_dataset
 from eval.dataset import StringColumn
 from eval.errors import UserError
-from eval.images import FORMATS, ImageError, decode_image
+from eval.images import FORMATS, ImageError, decode_image, file_digest
 from eval.manifest import COLUMNS, Fault, ManifestError, ManifestImage
 from eval.manifest_rows import Row, RowSource, is_unicode
 from eval.manifest_source import open_rows
@@ -95,6 +96,17 @@ class Pictures:
             return decode_image(self._rows.image_bytes(row))
         except ImageError as error:
             raise ImageError(f"{self.source} image {self.ids[image]!r}: {error}") from None
+
+    def image_digest(self, image: int) -> bytes:
+        """SHA-256 of one picture as it is given: of its file's bytes, or of the embedded ones.
+
+        Raises:
+            ImageError: its file cannot be read.
+        """
+        row = int(self._embedded_row_I[image])
+        if row < 0 or self._rows is None:
+            return file_digest(self._paths[image])
+        return hashlib.sha256(self._rows.image_bytes(row)).digest()
 
     def without(self, broken: np.ndarray) -> "Pictures":
         """These but for some, by index; the order stays."""
