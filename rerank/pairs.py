@@ -4,9 +4,9 @@ Shape letters: N pairs.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -111,7 +111,14 @@ class PairScores:
 
 
 def score_candidates(
-    scorer: PairScorer, dataset: ScoringData, lists: CandidateLists, *, rank: int = 0, world_size: int = 1, progress: bool = False
+    scorer: PairScorer,
+    dataset: ScoringData,
+    lists: CandidateLists,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: bool = False,
+    on_progress: Callable[[int], Any] = lambda pairs: None,
 ) -> PairScores:
     """Scores of this process's share of `lists`: each of its images is loaded once and scored against its whole list.
 
@@ -134,6 +141,7 @@ def score_candidates(
                 scorer, dataset, int(share.image_indices_I[position]), captions_n
             )
             shown.update(len(captions_n))
+            on_progress(len(captions_n))
     cost = ScoringCost(share.num_pairs, share.num_images, time.perf_counter() - start)
     return PairScores(share, scores_N, scorer.fingerprint, cost)
 
@@ -160,6 +168,7 @@ def complete_scores(
     known: PairScores | None = None,
     processes: Processes | None = None,
     progress: bool = False,
+    on_progress: Callable[[int], Any] = lambda pairs: None,
 ) -> PairScores:
     """Scores that cover `lists`: those `known` already has, and the missing ones scored now, over all processes.
 
@@ -170,6 +179,7 @@ def complete_scores(
     Args:
         known: scores of earlier calls with the same scorer and data set.
         processes: those that share the work; by default this one alone.
+        on_progress: called after each image of this process's with the number of its pairs; what it raises ends the scoring.
 
     Raises:
         UserError: on every process: on some a score is not finite or a picture does not decode.
@@ -180,7 +190,9 @@ def complete_scores(
         raise ValueError(f"known scores come from another scorer ({known.fingerprint}) than {scorer.name} ({scorer.fingerprint}).")
     missing = lists if known is None else lists.difference(known.lists)
     with processes.jointly():
-        part = score_candidates(scorer, dataset, missing, rank=processes.rank, world_size=processes.world_size, progress=progress)
+        part = score_candidates(
+            scorer, dataset, missing, rank=processes.rank, world_size=processes.world_size, progress=progress, on_progress=on_progress
+        )
     scored = _gathered(part, missing, processes)
     return scored if known is None else known.joined(scored)
 

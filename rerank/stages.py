@@ -1,7 +1,8 @@
-"""Reranked arms of an evaluation: for each first stage its reranked twin, all of them sharing one set of pair scores."""
+"""Reranked arms of an evaluation: for each first stage its reranked twin, all of them sharing one scoring."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from eval.dataset import RetrievalSet
 from eval.errors import UserError
@@ -9,7 +10,7 @@ from eval.evaluator import Stage
 from eval.processes import Processes
 from eval.ranking import DIRECTIONS
 from eval.sweep import sweep_sizes
-from rerank.candidates import candidate_lists
+from rerank.candidates import CandidateLists, candidate_lists
 from rerank.pairs import PairScores, complete_scores
 from rerank.reranking import rerank
 from rerank.scorer import PairScorer
@@ -26,6 +27,81 @@ def check_top_k(dataset: RetrievalSet, top_k: int) -> None:
             raise UserError(f"rerank top_k is {top_k}, but split {dataset.split!r} has only {number} {noun}; give top_k <= {number}")
 
 
+def stage_lists(stage: Stage, top_k: int) -> CandidateLists:
+    """The pairs that re-ordering the first `top_k` of every query of a stage needs, of both directions, as one list per image.
+
+    Raises:
+        UserError: top_k is deeper than what the stage kept.
+    """
+    return candidate_lists([stage.rankings[direction] for direction in DIRECTIONS], top_k)
+
+
+def score_stages(
+    dataset: RetrievalSet,
+    stages: Sequence[Stage],
+    scorer: PairScorer,
+    top_k: int,
+    *,
+    processes: Processes = Processes(),
+    show_progress: bool = True,
+    on_progress: Callable[[int], Any] = lambda pairs: None,
+) -> PairScores:
+    """The scores of every pair that some stage needs, in one scoring: each image is encoded once and each pair scored once, whoever asks.
+
+    Args:
+        on_progress: called after each image of this process's with the number of its pairs; what it raises ends the scoring.
+
+    Raises:
+        UserError: top_k exceeds the gallery, a picture does not decode, or a score is not finite.
+    """
+    check_top_k(dataset, top_k)
+    first, *others = [stage_lists(stage, top_k) for stage in stages]
+    shown = show_progress and processes.is_main
+    return complete_scores(scorer, dataset, first.union(*others), processes=processes, progress=shown, on_progress=on_progress)
+
+
+def reranked(stages: Sequence[Stage], scores: PairScores, scorer_name: str, top_k: int) -> list[Stage]:
+    """The twin `NAME+SCORER` of every stage: its top_k of both directions re-ordered by the given scores.
+
+    A twin's `cost` is what it would have taken without the others: `pairs_needed` is the number of its pairs, of which `pairs_scored` were
+    scored in this run and `pairs_shared` are needed by another stage too; `rerank_seconds` is the scoring's in proportion to its share of
+    the pairs scored, and the re-ordering's. So the stages' seconds add up to more than the clock's where they share pairs.
+
+    Raises:
+        UserError: top_k is deeper than what a stage kept.
+        LookupError: the scores lack a pair.
+    """
+    lists = [stage_lists(stage, top_k) for stage in stages]
+    twins = []
+    for number, (stage, own) in enumerate(zip(stages, lists, strict=True)):
+        started = time.perf_counter()
+        rankings = {direction: rerank(stage.rankings[direction], scores, top_k) for direction in DIRECTIONS}
+        seconds = time.perf_counter() - started
+        sweep = {k: {d: rerank(stage.rankings[d], scores, k).best_ranks() for d in DIRECTIONS} for k in sweep_sizes(top_k)}
+        cost = _cost(stage, own, lists[:number] + lists[number + 1 :], scores, seconds) | {"top_k": top_k}
+        twins.append(Stage(f"{stage.name}+{scorer_name}", rankings, cost, stage.name, top_k, sweep))
+    return twins
+
+
+def _cost(
+    stage: Stage, own: CandidateLists, others: Sequence[CandidateLists], scores: PairScores, reordering_seconds: float
+) -> dict[str, Any]:
+    """What a twin took, beside what its first stage did."""
+    scored, alone = own, own
+    for other in others:
+        alone = alone.difference(other)
+    share = scored.num_pairs / max(1, scores.cost.pairs_scored)
+    rerank_seconds = scores.cost.seconds * share + reordering_seconds
+    return dict(stage.cost) | {
+        "seconds": float(stage.cost.get("seconds", 0.0)) + rerank_seconds,
+        "rerank_seconds": rerank_seconds,
+        "pairs_needed": own.num_pairs,
+        "pairs_scored": scored.num_pairs,
+        "pairs_shared": own.num_pairs - alone.num_pairs,
+        "images_encoded": scored.num_images,
+    }
+
+
 def reranked_stages(
     dataset: RetrievalSet,
     stages: Sequence[Stage],
@@ -34,34 +110,12 @@ def reranked_stages(
     *,
     processes: Processes = Processes(),
     show_progress: bool = True,
+    on_progress: Callable[[int], Any] = lambda pairs: None,
 ) -> list[Stage]:
-    """The twin `NAME+SCORER` of every stage: its top_k of both directions re-ordered by the scorer.
-
-    Each image goes through the scorer's vision tower once per stage that brings new pairs, each pair is scored once in all. The cost of a
-    twin is its first stage's and what it needed itself; pairs another stage had paid for already are counted as `pairs_shared`.
+    """`score_stages`, then `reranked`: the twin `NAME+SCORER` of every stage.
 
     Raises:
         UserError: top_k exceeds the gallery, a picture does not decode, or a score is not finite.
     """
-    check_top_k(dataset, top_k)
-    known: PairScores | None = None
-    twins = []
-    for stage in stages:
-        lists = candidate_lists([stage.rankings[direction] for direction in DIRECTIONS], top_k)
-        shared = 0 if known is None else lists.num_pairs - lists.difference(known.lists).num_pairs
-        before = (known.cost.pairs_scored, known.cost.seconds, known.cost.images_encoded) if known is not None else (0, 0.0, 0)
-        known = complete_scores(scorer, dataset, lists, known=known, processes=processes, progress=show_progress and processes.is_main)
-        started = time.perf_counter()
-        rankings = {direction: rerank(stage.rankings[direction], known, top_k) for direction in DIRECTIONS}
-        scoring_seconds = known.cost.seconds - before[1] + time.perf_counter() - started
-        sweep = {k: {d: rerank(stage.rankings[d], known, k).best_ranks() for d in DIRECTIONS} for k in sweep_sizes(top_k)}
-        cost = dict(stage.cost) | {
-            "seconds": float(stage.cost.get("seconds", 0.0)) + scoring_seconds,
-            "rerank_seconds": scoring_seconds,
-            "pairs_scored": known.cost.pairs_scored - before[0],
-            "pairs_shared": shared,
-            "images_encoded": known.cost.images_encoded - before[2],
-            "top_k": top_k,
-        }
-        twins.append(Stage(f"{stage.name}+{scorer.name}", rankings, cost, stage.name, top_k, sweep))
-    return twins
+    options: Any = {"processes": processes, "show_progress": show_progress, "on_progress": on_progress}
+    return reranked(stages, score_stages(dataset, stages, scorer, top_k, **options), scorer.name, top_k)

@@ -66,7 +66,7 @@ def _measure(job: Job, export: Path, watched: dict[str, dict[str, Any]], check_s
     measured = checkpoints(job.config, job.base, str(export))
     stages = _stages(job, measured, dataset, str(dataset.split), rerank.top_k if rerank is not None else 10, check_signal)
     if scorer is not None and rerank is not None:
-        stages += reranked_stages(dataset, stages, scorer, rerank.top_k, processes=job.processes)
+        stages += reranked_stages(dataset, stages, scorer, rerank.top_k, processes=job.processes, on_progress=lambda pairs: check_signal())
     figures = evaluate(dataset, stages, comparisons(job.config, scorer.name if scorer is not None else None))
     figures.sections["leakage"] = [leak.as_record() for leak in job.leakages]
     if watched:

@@ -10,7 +10,8 @@ from eval.errors import UserError
 from eval.evaluator import Stage
 from eval.ranking import DIRECTIONS, Direction, Ranking
 from rerank.candidates import candidate_lists
-from rerank.stages import check_top_k, reranked_stages
+from rerank.pairs import PairScores, ScoringCost
+from rerank.stages import check_top_k, reranked, reranked_stages, score_stages
 
 CAPTIONS = [f"caption {c}" for c in range(6)]
 
@@ -59,7 +60,9 @@ def test_twins_are_reranked_and_each_pair_is_scored_once(dataset) -> None:
     union = lists[0].union(lists[1])
     assert scorer.num_pairs == union.num_pairs < lists[0].num_pairs + lists[1].num_pairs
     for twin, first, own in zip(twins, stages, lists, strict=True):
-        assert twin.cost["pairs_scored"] + twin.cost["pairs_shared"] == own.num_pairs
+        assert twin.cost["pairs_needed"] == twin.cost["pairs_scored"] == own.num_pairs
+        assert twin.cost["pairs_shared"] == lists[0].num_pairs + lists[1].num_pairs - union.num_pairs > 0
+        assert twin.cost["images_encoded"] == own.num_images
         assert twin.cost["seconds"] == pytest.approx(1000.0 + twin.cost["rerank_seconds"])
         for direction in DIRECTIONS:
             before, after = first.rankings[direction], twin.rankings[direction]
@@ -69,7 +72,37 @@ def test_twins_are_reranked_and_each_pair_is_scored_once(dataset) -> None:
                 scores = [float(ColourScorer().score(dataset.load_image(image), [CAPTIONS[caption]])[0]) for image, caption in pairs]
                 expected = head if scores[0] >= scores[1] else head[::-1]
                 assert after.top_indices_QK[query].tolist() == expected + before.top_indices_QK[query, 2:].tolist()
-    assert twins[0].cost["pairs_shared"] == 0 and twins[1].cost["pairs_shared"] == lists[0].num_pairs + lists[1].num_pairs - union.num_pairs
+
+
+def test_each_image_is_encoded_once_for_all_stages(dataset) -> None:
+    stages, heard = [stage(name, seed, 4) for name, seed in (("base", 1), ("tuned", 2), ("wise", 3))], []
+    scores = score_stages(dataset, stages, ColourScorer(), 2, show_progress=False, on_progress=heard.append)
+    union = candidate_lists([ranking for made in stages for ranking in made.rankings.values()], 2)
+    assert dataset.loaded == union.image_indices_I.tolist()
+    assert np.array_equal(scores.lists.keys_N, union.keys_N)
+    assert (scores.cost.pairs_scored, scores.cost.images_encoded) == (union.num_pairs, union.num_images)
+    assert heard == np.diff(union.offsets).tolist()
+
+
+def test_a_twin_is_charged_its_share_of_the_scoring() -> None:
+    """Half the pairs, half the seconds, whoever else needed them too; the few microseconds of re-ordering come on top."""
+    base, tuned = stage("base", 1, 4), stage("tuned", 2, 4)
+    union = candidate_lists([*base.rankings.values(), *tuned.rankings.values()], 2)
+    scores = PairScores(union, np.zeros(union.num_pairs, dtype=np.float32), "x", ScoringCost(union.num_pairs, union.num_images, 1e6))
+    for twin in reranked([base, tuned], scores, "x", 2):
+        assert twin.cost["rerank_seconds"] == pytest.approx(1e6 * twin.cost["pairs_needed"] / union.num_pairs, rel=1e-4)
+
+
+def test_what_is_raised_between_images_ends_the_scoring(dataset) -> None:
+    class Asked(Exception):
+        pass
+
+    def leave(pairs: int) -> None:
+        raise Asked
+
+    with pytest.raises(Asked):
+        reranked_stages(dataset, [stage("base", 1, 4)], ColourScorer(), 2, show_progress=False, on_progress=leave)
+    assert dataset.loaded == [0]
 
 
 def test_sweep_comes_from_the_one_scoring(dataset) -> None:
