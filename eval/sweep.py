@@ -74,12 +74,15 @@ def sweep_rows(sweep: Sweep, first: Mapping[Direction, Arm], weights_SI: np.ndar
     return rows
 
 
-def curves(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def curves(rows: list[dict[str, Any]], key: str = "k") -> dict[str, Any]:
     """R@1 over K as a drawing in a box of 400 x 160: each direction's points with the ends of their intervals, K's places, y's range.
 
-    K are evenly spaced (they double); y runs from the lowest to the highest end of an interval.
+    K are evenly spaced (they double), in the order of the rows; y runs from the lowest to the highest end of an interval.
+
+    Args:
+        key: what R@1 is drawn over, if not K.
     """
-    sizes = sorted({row["k"] for row in rows})
+    sizes = list(dict.fromkeys(row[key] for row in rows))
     low, high = min(row["ci95"][0] for row in rows), max(row["ci95"][1] for row in rows)
     place = {k: round(400 * number / max(1, len(sizes) - 1), 1) for number, k in enumerate(sizes)}
 
@@ -88,7 +91,7 @@ def curves(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
     lines = {
         direction: [
-            {"x": place[row["k"]], "y": height(row["R@1"]), "ends": [height(end) for end in row["ci95"]]}
+            {"x": place[row[key]], "y": height(row["R@1"]), "ends": [height(end) for end in row["ci95"]]}
             for row in rows
             if row["direction"] == direction
         ]
