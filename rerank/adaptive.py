@@ -1,12 +1,12 @@
 """Adaptive reranking: a candidate that trails its query's first by the margin or more is not scored, and a query left with its first
 alone keeps the first stage's order.
 
-Skipping whole queries (rank 1 beyond rank 2 by the margin) is the case where nothing else of the head is near; most of the saving comes from the
-queries that are not decided, of whose candidates only a few are in question (results/reranking-demo.md measures both). As a head
+Skipping whole queries (rank 1 beyond rank 2 by the margin) is the case where nothing else of the head is near; most of the saving comes
+from queries that are not decided, of whose candidates only a few are in question (results/reranking-demo.md measures both). As a head
 is in the order of the first stage's scores, what is left of it is its beginning: each query gets a K of its own.
 
-The margin is a difference of first-stage scores: SigLIP's cosines here, which mean the same in both directions, times exp(logit scale) a difference of
-log-odds. So one margin serves both; a margin for each saved no more on the demo, and erred more on queries it was not chosen on.
+The margin is a difference of first-stage scores: SigLIP's cosines here, which mean the same in both directions, and times exp(logit scale)
+a difference of log-odds. So one margin serves both; a margin for each saved no more on the demo, and erred more on other queries.
 
 Shape letters: Q queries, T candidates of each that would be re-ordered, N pairs.
 """
@@ -73,9 +73,10 @@ def needed_lists(rankings: Sequence[Ranking], top_k: int, margin: float) -> Cand
 
 
 def rerank_within(first: Ranking, scores: PairScores, top_k: int, margin: float) -> Ranking:
-    """The ranking after those of the first `top_k` that trail by less than `margin` are re-ordered by pair score, ties in first-stage order.
+    """The ranking after those of the first `top_k` that trail by less than `margin` are re-ordered by pair score.
 
-    `scores` need hold no others. With a margin beyond every trail the result is that of `rerank.reranking.rerank`.
+    Ties keep first-stage order; `scores` need hold no other pairs. With a margin beyond every trail the result is that of
+    `rerank.reranking.rerank`.
 
     Raises:
         UserError, LookupError, ValueError: see `depths` and `rerank.reranking.rerank`.
@@ -143,11 +144,11 @@ def saving(first: Mapping[Direction, Ranking], scores: PairScores, top_k: int, m
 
 
 def choose_margin(first: Mapping[Direction, Ranking], scores: PairScores, top_k: int, max_loss: float) -> float:
-    """The smallest margin at which, as at every larger one, the share of right answers lost is at most `max_loss`; inf: nothing can be skipped.
+    """The smallest margin at which, as at every larger one, the share of answers lost is at most `max_loss`; inf: nothing can be skipped.
 
-    Lost are those that reranking everything would have got right, without setting off against them what skipping happens to get right: R@1 falls by
-    at most as much. With the difference of the two for the limit a margin was chosen that let gains on a few hundred queries pay for losses, and on
-    other queries they did not come (docs/reranking.md).
+    Lost are those that reranking everything gets right, without setting off against them what skipping happens to get right: R@1 falls
+    by at most as much. Were the difference of the two the limit, gains on a few hundred queries would pay for losses, and on other queries
+    those gains do not come (docs/reranking.md).
 
     Args:
         max_loss: share of queries, mean of both directions; 0.001 is a tenth of a point of R@1.

@@ -1,11 +1,10 @@
-"""A time budget: how many candidates can be re-ordered in so many seconds, from what this scorer takes for these pictures and captions here.
+"""A time budget: how many candidates can be re-ordered in so many seconds, from what this scorer takes for these pictures here.
 
-The work of both directions is linear in the pictures read and the pairs judged: seconds = pictures x image_seconds + pairs x pair_seconds. Both are
-measured on a few real pictures, each against a short and a long list of real captions, after one that warms up.
+The work of both directions is linear in the pictures read and the pairs judged: seconds = pictures x image_seconds + pairs x
+pair_seconds. Both are measured on a few real pictures, each against a short and a long list of real captions, after one that warms up.
 Shape letters: T the largest K, N pairs.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,9 +62,9 @@ class Budget:
     def __str__(self) -> str:
         """One line for a person."""
         return (
-            f"{self.seconds:g} s to rerank in: measured {1000 * self.pace.image_seconds:.1f} ms a picture and "
-            f"{1000 * self.pace.pair_seconds:.2f} ms a pair; top_k {self.top_k}: {self.num_images:,} pictures and {self.num_pairs:,} pairs, "
-            f"about {self.estimated_seconds:.1f} s"
+            f"{self.seconds:g} s to rerank in; measured {1000 * self.pace.image_seconds:.1f} ms a picture and "
+            f"{1000 * self.pace.pair_seconds:.2f} ms a pair: K = {self.top_k}, {self.num_images:,} pictures and "
+            f"{self.num_pairs:,} pairs, about {self.estimated_seconds:.1f} s"
         )
 
     def record(self) -> dict[str, float]:
@@ -155,9 +154,9 @@ def pick_top_k(rankings: Sequence[Ranking], pace: Pace, seconds: float, most: in
     if most < LEAST_TOP_K or not fitting:
         least = min(LEAST_TOP_K, most)
         raise UserError(
-            f"--seconds {seconds:g} is too little to rerank in: K = {least} needs {images_T[least - 1]:,} pictures and {pairs_T[least - 1]:,} "
-            f"pairs, at {1000 * pace.image_seconds:.1f} ms a picture and {1000 * pace.pair_seconds:.2f} ms a pair about "
-            f"{estimates_T[least - 1]:.1f} s. Give more seconds and a --top-k of 2 or more, or more processes, or measure fewer images"
+            f"{seconds:g} seconds are too few to rerank in: K = {least} needs {images_T[least - 1]:,} pictures and "
+            f"{pairs_T[least - 1]:,} pairs, at {1000 * pace.image_seconds:.1f} ms a picture and {1000 * pace.pair_seconds:.2f} ms a pair "
+            f"about {estimates_T[least - 1]:.1f} s. Give more (--seconds), a --top-k of 2 or more, more processes, or fewer images"
         )
     top_k = fitting[-1]
     return Budget(seconds, top_k, int(images_T[top_k - 1]), int(pairs_T[top_k - 1]), float(estimates_T[top_k - 1]), pace)

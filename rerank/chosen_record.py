@@ -84,19 +84,20 @@ def _fusion_record(figures: Figures, dataset: RetrievalSet, chosen: Chosen, weig
 
 
 def _weight_rows(chosen: Chosen) -> list[dict[str, Any]]:
-    """Recalls by weight on the split the weight is chosen on, with the interval of R@1 (images drawn); weight null: the first stage alone."""
+    """Recalls by weight on the split the weight is chosen on, with the interval of R@1; weight null: the first stage alone."""
     assert chosen.fusion is not None
     dataset, weights_SI = chosen.dataset, resample_weights(chosen.dataset.num_images)
     image_Q = {"image_to_text": np.arange(dataset.num_images), "text_to_image": dataset.caption_image_C}
-    by_weight: dict[float | None, Mapping[Direction, np.ndarray]] = dict(chosen.fusion.ranks)
-    by_weight[None] = {d: chosen.first.rankings[d].best_ranks() for d in DIRECTIONS}
+    alone = {d: chosen.first.rankings[d].best_ranks() for d in DIRECTIONS}
+    by_weight: list[tuple[float | None, Mapping[Direction, np.ndarray]]] = [*chosen.fusion.ranks.items(), (None, alone)]
     rows = []
-    for weight, ranks in by_weight.items():
+    for weight, ranks in by_weight:
         for direction in DIRECTIONS:
             found_QM = np.stack([recall_at_k(ranks[direction], k) for k in RECALL_AT], axis=1)
             sums = ImageSums.of(found_QM, image_Q[direction], dataset.num_images)
             bounds = interval(sums.resampled_means(weights_SI))[:, 0].tolist()
-            rows.append({"weight": weight, "direction": direction} | dict(zip(RECALLS, sums.means().tolist(), strict=True)) | {"ci95": bounds})
+            recalls = dict(zip(RECALLS, sums.means().tolist(), strict=True))
+            rows.append({"weight": weight, "direction": direction, **recalls, "ci95": bounds})
     return rows
 
 

@@ -5,8 +5,8 @@
 The unit of each part is its deviation within a query, pooled over the queries of a direction: the root of the mean, over queries, of the
 variance among a query's candidates. An offset between queries orders nothing, so it has no say. Why not each query by its own
 deviation: where a query's candidates are all alike to the first stage, that would blow their last bits up to a full say, and the
-unit, with it the order, would change with K. Units and weight are constants measured on the split the weight is chosen on, so that the score of a pair
-depends on no other pair of the split that is measured, and is the same at every K.
+unit, with it the order, would change with K. Units and weight are constants of the split the weight is chosen on, so that the score of a
+pair depends on no other pair of the split that is measured, and is the same at every K.
 
 Shape letters: Q queries, T candidates of each that are re-ordered.
 """
@@ -110,13 +110,11 @@ class FusionChoice:
     ranks: Mapping[float, Mapping[Direction, np.ndarray]]
 
 
-def choose_weight(
-    first: Mapping[Direction, Ranking], scores: PairScores, top_k: int, weights: Sequence[float] = WEIGHTS
-) -> FusionChoice:
+def choose_weight(first: Mapping[Direction, Ranking], scores: PairScores, top_k: int, weights: Sequence[float] = WEIGHTS) -> FusionChoice:
     """The weight with the best mean R@1 of both directions; of equally good ones the smallest, which trusts the cross-encoder most.
 
-    One weight for both directions, for it says how far the two models are to be trusted, while the units are each direction's own. Why the smallest: the
-    cross-encoder alone is the simplest arm, and the first stage's say has to earn its place.
+    One weight for both directions, for it says how far the two models are to be trusted, while the units are each direction's own. Why the
+    smallest: the cross-encoder alone is the simplest arm, and the first stage's say has to earn its place.
 
     Raises:
         UserError, LookupError, ValueError: see `rerank.reranking.rerank`.
@@ -129,5 +127,6 @@ def choose_weight(
         weight: {d: Fusion(weight, units).rank(first[d], scores, top_k).best_ranks() for d in DIRECTIONS} for weight in sorted(set(weights))
     }
     means = {weight: np.mean([recall_at_k(ranks[weight][d], 1).mean() for d in DIRECTIONS]) for weight in ranks}
-    best = next(weight for weight, mean in means.items() if mean >= max(means.values()) - 1e-12)  # sums of the same wins may end in other bits
+    most = max(means.values()) - 1e-12  # sums of the same wins may end in other bits
+    best = next(weight for weight, mean in means.items() if mean >= most)
     return FusionChoice(Fusion(best, units), ranks)
