@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from eval.arm import RECALLS, Arm
-from eval.comparison import compare
 from eval.dataset import RetrievalSet
 from eval.evaluator import Figures
 from eval.metrics import RECALL_AT, recall_at_k
@@ -19,6 +18,7 @@ from eval.significance import ImageSums, interval, resample_weights
 from rerank.adaptive import Saving, pair_trails, saving
 from rerank.fused_stages import ADAPTIVE, FUSED, SUM, Chosen
 
+_R_AT_1 = RECALLS.index("R@1")  # an arm's sums begin with the recalls
 _CURVE_SHARES = np.linspace(0, 1, 11)
 
 
@@ -54,13 +54,12 @@ def _recalls_at_1(figures: Figures, stage: str) -> dict[str, float]:
     return each | {"both": float(np.mean(list(each.values())))}
 
 
-def _differences(arms: Mapping[tuple[str, Direction], Arm], stage: str, against: str, weights_SI: np.ndarray) -> dict[str, Any]:
-    """Difference of mean R@1 of both directions, with its paired interval."""
-    if stage == against:
-        return {"delta": 0.0, "ci95": [0.0, 0.0]}
-    rows = compare(arms, [(stage, against)], weights_SI)
-    row = next(row for row in rows if (row["direction"], row["metric"]) == ("both", "R@1"))
-    return {"delta": row["delta"], "ci95": row["ci95"]}
+def _difference(arms: Mapping[tuple[str, Direction], Arm], stage: str, against: str, weights_SI: np.ndarray) -> dict[str, Any]:
+    """Difference of mean R@1 of both directions with its paired interval, as `comparisons` has it."""
+    sides = [(arms[stage, direction].sums, arms[against, direction].sums) for direction in DIRECTIONS]
+    delta = np.mean([one.means()[_R_AT_1] - other.means()[_R_AT_1] for one, other in sides])
+    resampled_SM = np.mean([one.resampled_means(weights_SI) - other.resampled_means(weights_SI) for one, other in sides], axis=0)
+    return {"delta": float(delta), "ci95": interval(resampled_SM)[:, _R_AT_1].tolist()}
 
 
 def _fusion_record(figures: Figures, dataset: RetrievalSet, chosen: Chosen, weights_SI: np.ndarray) -> dict[str, Any]:
@@ -77,7 +76,7 @@ def _fusion_record(figures: Figures, dataset: RetrievalSet, chosen: Chosen, weig
         "units": {d: {"pair": units.pair, "first": units.first} for d, units in fusion.units.items()},
         "weights": _weight_rows(chosen),
         "measured": [
-            {"stage": stage, "weight": weight, "R@1": _recalls_at_1(figures, stage)} | _differences(arms, stage, chosen.twin, weights_SI)
+            {"stage": stage, "weight": weight, "R@1": _recalls_at_1(figures, stage)} | _difference(arms, stage, chosen.twin, weights_SI)
             for stage, weight in stages.items()
         ],
     }
@@ -105,7 +104,7 @@ def _adaptive_record(figures: Figures, dataset: RetrievalSet, chosen: Chosen, we
     """The margin, what it saves and costs where it was chosen, and where it is measured."""
     assert chosen.margin is not None
     stage = f"{chosen.twin}+{ADAPTIVE}"
-    found = _differences(_arms(figures, dataset, [stage, chosen.twin]), stage, chosen.twin, weights_SI)
+    found = _difference(_arms(figures, dataset, [stage, chosen.twin]), stage, chosen.twin, weights_SI)
     pairs, needed = (figures.stages[name]["cost"]["pairs_needed"] for name in (chosen.twin, stage))
     return {
         "stage": chosen.twin,

@@ -111,6 +111,9 @@ def test_the_report_says_what_was_chosen_saved_and_gained(splits, made, tmp_path
         assert row["R@1"]["both"] == pytest.approx(recall(made[1], row["stage"]), abs=1e-12)
         assert row["delta"] == pytest.approx(recall(made[1], row["stage"]) - recall(made[1], "base+toy"), abs=1e-12)
         assert row["ci95"][0] <= row["delta"] <= row["ci95"][1]
+    compared = {row["stage"]: row for row in record["comparisons"] if (row["direction"], row["metric"]) == ("both", "R@1")}
+    assert fusion["measured"][2]["ci95"] == pytest.approx(compared["base+toy+fused"]["ci95"], abs=1e-12), "the intervals of the comparisons"
+    assert adaptive["measured"]["ci95"] == pytest.approx([-end for end in reversed(compared["base+toy+adaptive"]["ci95"])], abs=1e-12)
     assert fusion["chosen_on"]["num_images"] == splits[1].num_images
     by_weight = {w: np.mean([r["R@1"] for r in fusion["weights"] if r["weight"] == w]) for w in {r["weight"] for r in fusion["weights"]}}
     assert by_weight[fusion["weight"]] == pytest.approx(max(share for weight, share in by_weight.items() if weight is not None))
