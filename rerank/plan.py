@@ -12,7 +12,7 @@ from rerank.adaptive import needed_lists
 from rerank.budget import Budget, measure_pace, pick_top_k
 from rerank.chosen_record import chosen_sections
 from rerank.fused_stages import ADAPTIVE, Asked, Chosen, adaptive_stage, choose_arms, chosen_stages
-from rerank.pairs import complete_scores
+from rerank.pairs import PairScores, complete_scores
 from rerank.scorer import PairScorer
 from rerank.stages import check_top_k, reranked, score_stages
 
@@ -69,16 +69,16 @@ class Plan:
             print(f"budget   {budget}", flush=True)
         top_k = self.top_k if budget is None else budget.top_k
         if self.skip_margin is not None:
-            return Reranked(self._skipping(dataset, firsts, scorer, top_k, processes), [], budget)
+            return self._skipping(dataset, firsts, scorer, top_k, budget, processes)
         scores = score_stages(dataset, firsts, scorer, top_k, processes=processes)
         stages = reranked(firsts, scores, scorer.name, top_k)
         if choose_on is None:
-            return Reranked(stages, [], budget)
+            return Reranked(stages, scores, [], budget)
         other, retrieve = choose_on
         firsts_there = retrieve(other)
         scores_there = score_stages(other, firsts_there, scorer, top_k, processes=processes)
         chosen = choose_arms(other, firsts_there, scores_there, scorer.name, top_k, self.arms)
-        return Reranked(stages + chosen_stages(chosen, [*firsts, *stages], scores), chosen, budget)
+        return Reranked(stages + chosen_stages(chosen, [*firsts, *stages], scores), scores, chosen, budget)
 
     def _budget(self, dataset: RetrievalSet, firsts: Sequence[Stage], scorer: PairScorer, processes: Processes) -> Budget | None:
         if self.seconds is None:
@@ -89,14 +89,22 @@ class Plan:
         return pick_top_k(rankings, pace, self.seconds, self.top_k, world_size=processes.world_size)
 
     def _skipping(
-        self, dataset: RetrievalSet, firsts: Sequence[Stage], scorer: PairScorer, top_k: int, processes: Processes
-    ) -> list[Stage]:
+        self,
+        dataset: RetrievalSet,
+        firsts: Sequence[Stage],
+        scorer: PairScorer,
+        top_k: int,
+        budget: Budget | None,
+        processes: Processes,
+    ) -> "Reranked":
+        """The adaptive arm alone: what it does not need is not scored."""
         assert self.skip_margin is not None
         check_top_k(dataset, top_k)
         first, *others = [needed_lists([stage.rankings[d] for d in DIRECTIONS], top_k, self.skip_margin) for stage in firsts]
         lists = first.union(*others)
         scores = complete_scores(scorer, dataset, lists, processes=processes, progress=processes.is_main)
-        return [adaptive_stage(stage, scores, f"{stage.name}+{scorer.name}", self.skip_margin, top_k) for stage in firsts]
+        arms = [adaptive_stage(stage, scores, f"{stage.name}+{scorer.name}", self.skip_margin, top_k) for stage in firsts]
+        return Reranked(arms, scores, [], budget)
 
 
 @dataclass(frozen=True)
@@ -105,11 +113,13 @@ class Reranked:
 
     Attributes:
         stages: the arms.
+        scores: of the pairs of the measured split.
         chosen: what was chosen on another split.
         budget: the K that was picked; None where none was asked for.
     """
 
     stages: list[Stage]
+    scores: PairScores
     chosen: list[Chosen] = field(default_factory=list)
     budget: Budget | None = None
 

@@ -153,7 +153,7 @@ def test_where_nothing_may_be_skipped_the_arm_is_full_reranking_and_the_report_s
     (arm,) = chosen_stages([chosen], [here, twin], scores)
     assert all(np.array_equal(arm.rankings[d].top_indices_QK, twin.rankings[d].top_indices_QK) for d in DIRECTIONS)
     figures = evaluate(measured, [here, twin, arm])
-    figures.sections.update(Reranked([arm], [chosen]).sections(figures, measured))
+    figures.sections.update(Reranked([arm], scores, [chosen]).sections(figures, measured))
     (record,) = report_record(figures)["adaptive"]
     assert (record["margin"], record["measured"]["saved"], record["measured"]["loss"]) == (None, 0, 0.0)
     assert "nothing may be skipped" in chosen_lines(report_record(figures))[0]
