@@ -5,7 +5,8 @@
 
 The export of a finished run of configs/demo.yaml is the first stage. Weight and margin are chosen on val and measured on test. Beside them
 stand the ways not taken: each query in units of its own spread, whole queries skipped or none of their pairs, and a margin chosen by what
-skipping loses less what it happens to gain. The report with its rows goes to RUN_FOLDER/eval/reranking. Shape letters: Q queries, T candidates.
+skipping loses less what it happens to gain. The report with its rows goes to RUN_FOLDER/eval/reranking.
+Shape letters: Q queries, T candidates.
 """
 
 import argparse

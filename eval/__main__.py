@@ -1,6 +1,7 @@
 """python -m eval --model DIR_OR_HUB_ID --data MANIFEST [--split test] --output DIR [--rerank DIR_OR_HUB_ID] [--top-k 32]
 
 Measures a SigLIP checkpoint, or several (--also), on labelled pairs, alone and with a cross-encoder reranking the top K.
+What a cross-encoder says is kept in OUTPUT/pair-scores (--pair-scores, --no-pair-scores).
 Over several processes: torchrun --nproc-per-node N -m eval ... (or accelerate launch -m eval ...), with the same figures to the last bit.
 Exit codes: 0 done · 2 bad arguments or data · 4 could not write.
 """
@@ -27,6 +28,7 @@ from eval.report import print_report, report_record, write_report
 from eval.stage_faults import pair_faults
 from eval.trec import write_trec
 from eval.truth import judged_by
+from rerank.pair_store import add_pair_scores, asked_store
 
 if TYPE_CHECKING:
     from rerank.plan import Plan
@@ -50,6 +52,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="folder for report.json, queries.parquet and report.html")
     parser.add_argument("--rerank", help="cross-encoder folder or hub id, e.g. Salesforce/blip-itm-base-coco")
     parser.add_argument("--top-k", type=int, default=32, help="candidates per query the reranker scores (default 32)")
+    add_pair_scores(parser)
     parser.add_argument("--score", choices=("match_logit", "margin"), default="match_logit", help="what the reranker ranks by")
     parser.add_argument("--seconds", type=float, help="rerank as many candidates, up to --top-k, as fit into so many seconds")
     parser.add_argument(
@@ -125,6 +128,7 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
         dataset, *choosing_sets = read_datasets(asked)
         plan = read_plan(asked)
         scorer = read_scorer(asked, [dataset, *choosing_sets], device)
+        kept = asked_store(asked, processes) if scorer is not None else None
         names = [name for name, _ in checkpoints]
         check_names(names, plan.names(names, scorer.name) if scorer is not None else [], pairs)
         for _, path in checkpoints:
@@ -136,7 +140,7 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
     stages, reranked = retrieved(dataset), None
     if scorer is not None:
         choose_on = (choosing_sets[0], retrieved) if choosing_sets else None
-        reranked = plan.stages(dataset, stages, scorer, choose_on=choose_on, processes=processes)
+        reranked = plan.stages(dataset, stages, scorer, choose_on=choose_on, kept=kept, processes=processes)
         stages += reranked.stages
         pairs = pairs or default_pairs(names) + plan.pairs(names, scorer.name)
     with processes.jointly():

@@ -15,7 +15,7 @@ from PIL import Image
 
 from eval.captions import caption_hash
 from eval.errors import UserError
-from eval.images import ImageError, decode_image
+from eval.images import ImageError, decode_image, file_digest
 from eval.manifest import Manifest, ManifestImage
 
 
@@ -129,6 +129,18 @@ class RetrievalSet:
             except ImageError as error:
                 raise ImageError(f"{self.image_place(image)}: {error}") from None
         return decode_image(self._paths[image])
+
+    def image_digest(self, image: int) -> bytes:
+        """SHA-256 of one picture as it is given: of its file's bytes, or of the embedded ones.
+
+        Raises:
+            eval.images.ImageError: its file cannot be read.
+        """
+        row = int(self._embedded_rows_I[image])
+        if row >= 0:
+            assert self._rows is not None
+            return hashlib.sha256(self._rows.image_bytes(row)).digest()
+        return file_digest(self._paths[image])
 
     def group_names(self) -> list[str | None]:
         """Group of each image as the manifest names it; empty when no image has one."""

@@ -1,5 +1,6 @@
 """Decode one picture safely: a damaged, huge or disguised file is an ImageError with its reason, never a crash or a wrong image."""
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -42,6 +43,19 @@ def decode_image(source: bytes | str | Path) -> Image.Image:
         raise ImageError(f"{name}: cannot be decoded: no picture of a known format ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, ... on damaged files
         raise ImageError(f"{name}: cannot be decoded as a picture ({type(error).__name__}: {error})") from error
+
+
+def file_digest(path: str | Path) -> bytes:
+    """SHA-256 of a picture's file.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error})") from error
 
 
 def _refuse_absurd_size(image: Image.Image, num_bytes: int) -> None:

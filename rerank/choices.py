@@ -16,13 +16,22 @@ from eval.choices.report import ChoiceReport, choice_report
 from eval.errors import UserError
 from eval.processes import Processes
 from rerank.candidates import CandidateLists
+from rerank.pair_store import PairStore
 from rerank.pairs import complete_scores
 from rerank.scorer import PairScorer
 
 FUSION_RULE = "z(cosine) + z(match score); z: less the mean and over the standard deviation of all pairs of this set"
 
 
-def match_scores(scorer: PairScorer, choices: ChoiceSet, *, processes: Processes = Processes(), progress: bool = False) -> np.ndarray:
+def match_scores(
+    scorer: PairScorer,
+    choices: ChoiceSet,
+    *,
+    kept: PairStore | None = None,
+    processes: Processes = Processes(),
+    progress: bool = False,
+    on_progress: Callable[[int], Any] = lambda pairs: None,
+) -> np.ndarray:
     """The cross-encoder's score of every pair of `choices.pairs()`, float64 of shape (N,); each picture encoded and each pair scored once.
 
     Raises:
@@ -30,7 +39,8 @@ def match_scores(scorer: PairScorer, choices: ChoiceSet, *, processes: Processes
         eval.images.ImageError: a picture does not decode.
     """
     images_N, captions_N = choices.pairs()
-    scores = complete_scores(scorer, choices, CandidateLists.of_pairs(images_N, captions_N), processes=processes, progress=progress)
+    options: Any = {"kept": kept, "processes": processes, "progress": progress, "on_progress": on_progress}
+    scores = complete_scores(scorer, choices, CandidateLists.of_pairs(images_N, captions_N), **options)
     return scores.lookup(images_N, captions_N).astype(np.float64)
 
 
@@ -63,6 +73,7 @@ def measure_choices(
     checkpoints: Mapping[str, str],
     scorer: PairScorer | None,
     *,
+    kept: PairStore | None = None,
     device: torch.device | str = "cpu",
     processes: Processes = Processes(),
     num_workers: int = 0,
@@ -75,7 +86,9 @@ def measure_choices(
 
     Args:
         checkpoints: stage name -> folder or hub id of a SigLIP checkpoint.
+        kept: pair scores of earlier runs, and where these are kept.
         strip_punctuation: see eval/tokenizer.py.
+        on_progress: called with each number of rows embedded, and of pairs scored, on this process; what it raises ends the measurement.
 
     Raises:
         UserError: a name is there twice, a checkpoint cannot be used, a picture does not decode, or a score is not finite.
@@ -92,7 +105,8 @@ def measure_choices(
     pairs = [(name, names[0]) for name in names[1:]]
     if scorer is not None:
         matcher = scorer.name
-        stages[matcher] = match_scores(scorer, choices, processes=processes, progress=processes.is_main)
+        options: Any = {"kept": kept, "processes": processes, "progress": processes.is_main, "on_progress": on_progress}
+        stages[matcher] = match_scores(scorer, choices, **options)
         stages |= {f"{name}+{matcher}": fused(stages[name], stages[matcher]) for name in names}
         rules |= {matcher: "match score"} | {f"{name}+{matcher}": FUSION_RULE for name in names}
         pairs += [(matcher, name) for name in names]

@@ -7,6 +7,7 @@
 They are stages as any other: evaluation knows nothing of them. Their scores are those of the one scoring of "tuned+blip".
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,7 @@ from eval.sweep import sweep_sizes
 from rerank.adaptive import choose_margin, needed_lists, rerank_within
 from rerank.fusion import Fusion, FusionChoice, choose_weight
 from rerank.pairs import PairScores
+from rerank.stages import reranking_cost
 
 SUM, FUSED, ADAPTIVE = "sum", "fused", "adaptive"
 
@@ -119,27 +121,21 @@ def _fused_stage(first: Stage, scores: PairScores, twin: Stage, ending: str, fus
 def adaptive_stage(first: Stage, scores: PairScores, twin: str, margin: float, top_k: int) -> Stage:
     """The adaptive twin `TWIN+adaptive` of a first stage; `scores` need hold the pairs of `rerank.adaptive.needed_lists` only.
 
-    Its cost is what it takes alone: the needed pairs', at what a pair of the scoring took.
+    Its cost is what it takes without other arms (see `rerank.stages.reranked`).
 
     Raises:
         UserError, LookupError: top_k or margin cannot be used, or a pair was not scored.
     """
+    started = time.perf_counter()
     rankings = {d: rerank_within(first.rankings[d], scores, top_k, margin) for d in DIRECTIONS}
+    seconds = time.perf_counter() - started
     sweep = {
         k: {d: (rerank_within(first.rankings[d], scores, k, margin) if k > 1 else first.rankings[d]).best_ranks() for d in DIRECTIONS}
         for k in sweep_sizes(top_k)
     }
     needed = needed_lists([first.rankings[d] for d in DIRECTIONS], top_k, margin)
-    seconds = scores.cost.seconds * needed.num_pairs / max(1, scores.cost.pairs_scored)
-    cost = dict(first.cost) | {
-        "seconds": float(first.cost.get("seconds", 0.0)) + seconds,
-        "rerank_seconds": seconds,
-        "pairs_needed": needed.num_pairs,
-        "pairs_scored": needed.num_pairs,
-        "images_encoded": needed.num_images,
-        "top_k": top_k,
-        "skip_margin": margin if np.isfinite(margin) else None,
-    }
+    margin_shown = margin if np.isfinite(margin) else None
+    cost = reranking_cost(first, needed, [], scores, seconds) | {"top_k": top_k, "skip_margin": margin_shown}
     return Stage(f"{twin}+{ADAPTIVE}", rankings, cost, first.name, top_k, sweep)
 
 

@@ -1,6 +1,6 @@
 """Pair scores: what a cross-encoder said of each (image, caption) pair, how the scoring is shared out, and what it cost.
 
-Shape letters: N pairs.
+Shape letters: N pairs, n pairs of one image, D distinct texts among them.
 """
 
 import time
@@ -15,7 +15,11 @@ from eval.errors import UserError
 from eval.processes import Processes
 from eval.progress import bar
 from rerank.candidates import CandidateLists, pair_keys
+from rerank.keeping import Keeping
+from rerank.pair_store import PairStore
 from rerank.scorer import PairScorer
+
+NO_PAIRS = CandidateLists.of_pairs(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
 
 class ScoringData(Protocol):
@@ -36,6 +40,9 @@ class ScoringData(Protocol):
     def load_image(self, image: int, /) -> Image.Image:
         """The picture of one image, RGB."""
 
+    def image_digest(self, image: int, /) -> bytes:
+        """SHA-256 of what one picture holds; asked only where scores are kept."""
+
 
 @dataclass(frozen=True)
 class ScoringCost:
@@ -44,7 +51,7 @@ class ScoringCost:
     Attributes:
         pairs_scored: number of (image, caption) pairs judged.
         images_encoded: number of pictures read and encoded.
-        seconds: wall-clock seconds; of the slowest process where several worked at once.
+        seconds: wall-clock seconds of the judging; of the slowest process where several worked at once.
     """
 
     pairs_scored: int
@@ -65,12 +72,14 @@ class PairScores:
         scores_N: float32, finite, beside `lists.caption_indices_N`.
         fingerprint: of the scorer that gave them; scores of different scorers are never joined.
         cost: what they took.
+        kept: those of the pairs that were not judged for this, but read from what earlier runs kept.
     """
 
     lists: CandidateLists
     scores_N: np.ndarray
     fingerprint: str
     cost: ScoringCost
+    kept: CandidateLists = NO_PAIRS
 
     def lookup(self, image_indices: np.ndarray, caption_indices: np.ndarray) -> np.ndarray:
         """Scores of the given pairs: two int64 arrays of one shape in, float32 of that shape out.
@@ -107,7 +116,7 @@ class PairScores:
         scores_N = np.empty(lists.num_pairs, dtype=np.float32)
         for part in (self, later):
             scores_N[np.searchsorted(lists.keys_N, part.lists.keys_N)] = part.scores_N
-        return PairScores(lists, scores_N, self.fingerprint, self.cost.then(later.cost))
+        return PairScores(lists, scores_N, self.fingerprint, self.cost.then(later.cost), self.kept.union(later.kept))
 
 
 def score_candidates(
@@ -118,7 +127,7 @@ def score_candidates(
     rank: int = 0,
     world_size: int = 1,
     progress: bool = False,
-    on_progress: Callable[[int], Any] = lambda pairs: None,
+    on_list: Callable[[int, np.ndarray, np.ndarray], Any] = lambda image, captions, scores: None,
 ) -> PairScores:
     """Scores of this process's share of `lists`: each of its images is loaded once and scored against its whole list.
 
@@ -126,6 +135,7 @@ def score_candidates(
 
     Args:
         progress: show a bar on stderr that counts pairs.
+        on_list: called after each image with its index, the indices of its captions and their scores; what it raises ends the scoring.
 
     Raises:
         UserError: a score is not finite; the pair is named.
@@ -136,20 +146,23 @@ def score_candidates(
     start = time.perf_counter()
     with bar(share.num_pairs, f"rerank {scorer.name}", "pair", show=progress, leave=False) as shown:
         for position in range(share.num_images):
-            captions_n = share.captions_of(position)
-            scores_N[share.offsets[position] : share.offsets[position + 1]] = _score_image(
-                scorer, dataset, int(share.image_indices_I[position]), captions_n
-            )
+            image, captions_n = int(share.image_indices_I[position]), share.captions_of(position)
+            scores_n = _score_image(scorer, dataset, image, captions_n)
+            scores_N[share.offsets[position] : share.offsets[position + 1]] = scores_n
             shown.update(len(captions_n))
-            on_progress(len(captions_n))
+            on_list(image, captions_n, scores_n)
     cost = ScoringCost(share.num_pairs, share.num_images, time.perf_counter() - start)
     return PairScores(share, scores_N, scorer.fingerprint, cost)
 
 
 def _score_image(scorer: PairScorer, dataset: ScoringData, image: int, captions_n: np.ndarray) -> np.ndarray:
-    scores_n = np.asarray(scorer.score(dataset.load_image(image), [dataset.captions[int(caption)] for caption in captions_n]))
-    if scores_n.shape != captions_n.shape:
-        raise ValueError(f"Scorer {scorer.name}: expected one score per caption, shape {captions_n.shape}; found shape {scores_n.shape}.")
+    """Captions with the same text are scored once and get the very same number, whatever the scorer."""
+    texts = [dataset.captions[int(caption)] for caption in captions_n]
+    distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    scores_D = np.asarray(scorer.score(dataset.load_image(image), list(distinct)), dtype=np.float32)
+    if scores_D.shape != (len(distinct),):
+        raise ValueError(f"Scorer {scorer.name}: expected one score per caption, shape {(len(distinct),)}; found shape {scores_D.shape}.")
+    scores_n = scores_D[[distinct[text] for text in texts]]
     bad = np.flatnonzero(~np.isfinite(scores_n))
     if len(bad):
         raise UserError(
@@ -166,33 +179,49 @@ def complete_scores(
     lists: CandidateLists,
     *,
     known: PairScores | None = None,
+    kept: PairStore | None = None,
     processes: Processes | None = None,
     progress: bool = False,
     on_progress: Callable[[int], Any] = lambda pairs: None,
 ) -> PairScores:
-    """Scores that cover `lists`: those `known` already has, and the missing ones scored now, over all processes.
+    """Scores that cover `lists`: those `known` or `kept` already has, and the missing ones scored now, over all processes.
 
-    A pair that `known` holds is not scored again, and an image that lacks nothing is not even read. Which captions meet in a
+    A pair that is known is not scored again, and an image that lacks nothing is not even decoded. Which captions meet in a
     batch may change the last bits of a score (float noise, under 1e-5); the same lists meet in the same batches, so the same calls give
     the same bits, at any number of processes. Call it on every process; every process gets the whole result.
 
     Args:
         known: scores of earlier calls with the same scorer and data set.
+        kept: scores that earlier runs kept on disk; what is scored now is kept there too, image by image, so that a run that is killed
+            loses only what was in flight and gives the same bits when it goes on.
         processes: those that share the work; by default this one alone.
         on_progress: called after each image of this process's with the number of its pairs; what it raises ends the scoring.
 
     Raises:
-        UserError: on every process: on some a score is not finite or a picture does not decode.
+        UserError: on every process: on some a score is not finite, a picture does not decode, or one was changed meanwhile.
+        WriteError: on every process: on some a score could not be kept.
         ValueError: `known` comes from another scorer.
     """
     processes = processes or Processes()
     if known is not None and known.fingerprint != scorer.fingerprint:
         raise ValueError(f"known scores come from another scorer ({known.fingerprint}) than {scorer.name} ({scorer.fingerprint}).")
     missing = lists if known is None else lists.difference(known.lists)
+    keeping = None if kept is None else Keeping(kept, scorer.fingerprint, dataset, missing, processes)
+    if keeping is not None:
+        read = PairScores(*(found := keeping.known()), scorer.fingerprint, ScoringCost(0, 0, 0.0), kept=found[0])
+        missing = missing.difference(read.lists)
+        known = read if known is None else known.joined(read)
+
+    def on_list(image: int, captions_n: np.ndarray, scores_n: np.ndarray) -> None:
+        if keeping is not None:
+            keeping.keep(image, captions_n, scores_n)
+        on_progress(len(captions_n))
+
     with processes.jointly():
-        part = score_candidates(
-            scorer, dataset, missing, rank=processes.rank, world_size=processes.world_size, progress=progress, on_progress=on_progress
-        )
+        rank, world_size = processes.rank, processes.world_size
+        part = score_candidates(scorer, dataset, missing, rank=rank, world_size=world_size, progress=progress, on_list=on_list)
+        if keeping is not None:
+            keeping.finish(part.lists, part.scores_N)
     scored = _gathered(part, missing, processes)
     return scored if known is None else known.joined(scored)
 

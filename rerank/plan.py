@@ -1,6 +1,6 @@
 """What `python -m eval --rerank` is asked to do with its first stages: which reranked arms there will be, and their making."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from rerank.adaptive import needed_lists
 from rerank.budget import Budget, measure_pace, pick_top_k
 from rerank.chosen_record import chosen_sections
 from rerank.fused_stages import ADAPTIVE, Asked, Chosen, adaptive_stage, choose_arms, chosen_stages
+from rerank.pair_store import PairStore
 from rerank.pairs import PairScores, complete_scores
 from rerank.scorer import PairScorer
 from rerank.stages import check_top_k, reranked, score_stages
@@ -54,12 +55,14 @@ class Plan:
         scorer: PairScorer,
         *,
         choose_on: tuple[RetrievalSet, Callable[[RetrievalSet], Sequence[Stage]]] | None = None,
+        kept: PairStore | None = None,
         processes: Processes = Processes(),
     ) -> "Reranked":
         """Score what is needed, and make every arm; the same on every process. The main one prints what was found of a time budget.
 
         Args:
             choose_on: the split that `arms` are chosen on, and what retrieves the first stages of a split; None: nothing is chosen.
+            kept: scores that earlier runs kept on disk; the time budget counts on none.
 
         Raises:
             UserError: top_k exceeds the gallery, the time is too little, a picture does not decode, or a score is not finite.
@@ -67,16 +70,17 @@ class Plan:
         budget = self._budget(dataset, firsts, scorer, processes)
         if budget is not None and processes.is_main:
             print(f"budget   {budget}", flush=True)
+        shared: Any = {"kept": kept, "processes": processes}
         top_k = self.top_k if budget is None else budget.top_k
         if self.skip_margin is not None:
-            return self._skipping(dataset, firsts, scorer, top_k, budget, processes)
-        scores = score_stages(dataset, firsts, scorer, top_k, processes=processes)
+            return self._skipping(dataset, firsts, scorer, top_k, budget, shared)
+        scores = score_stages(dataset, firsts, scorer, top_k, **shared)
         stages = reranked(firsts, scores, scorer.name, top_k)
         if choose_on is None:
             return Reranked(stages, scores, [], budget)
         other, retrieve = choose_on
         firsts_there = retrieve(other)
-        scores_there = score_stages(other, firsts_there, scorer, top_k, processes=processes)
+        scores_there = score_stages(other, firsts_there, scorer, top_k, **shared)
         chosen = choose_arms(other, firsts_there, scores_there, scorer.name, top_k, self.arms)
         return Reranked(stages + chosen_stages(chosen, [*firsts, *stages], scores), scores, chosen, budget)
 
@@ -95,14 +99,14 @@ class Plan:
         scorer: PairScorer,
         top_k: int,
         budget: Budget | None,
-        processes: Processes,
+        shared: Mapping[str, Any],
     ) -> "Reranked":
         """The adaptive arm alone: what it does not need is not scored."""
         assert self.skip_margin is not None
         check_top_k(dataset, top_k)
         first, *others = [needed_lists([stage.rankings[d] for d in DIRECTIONS], top_k, self.skip_margin) for stage in firsts]
         lists = first.union(*others)
-        scores = complete_scores(scorer, dataset, lists, processes=processes, progress=processes.is_main)
+        scores = complete_scores(scorer, dataset, lists, **shared, progress=shared["processes"].is_main)
         arms = [adaptive_stage(stage, scores, f"{stage.name}+{scorer.name}", self.skip_margin, top_k) for stage in firsts]
         return Reranked(arms, scores, [], budget)
 

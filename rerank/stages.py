@@ -11,6 +11,7 @@ from eval.processes import Processes
 from eval.ranking import DIRECTIONS
 from eval.sweep import sweep_sizes
 from rerank.candidates import CandidateLists, candidate_lists
+from rerank.pair_store import PairStore
 from rerank.pairs import PairScores, complete_scores
 from rerank.reranking import rerank
 from rerank.scorer import PairScorer
@@ -42,6 +43,7 @@ def score_stages(
     scorer: PairScorer,
     top_k: int,
     *,
+    kept: PairStore | None = None,
     processes: Processes = Processes(),
     show_progress: bool = True,
     on_progress: Callable[[int], Any] = lambda pairs: None,
@@ -49,23 +51,27 @@ def score_stages(
     """The scores of every pair that some stage needs, in one scoring: each image is encoded once and each pair scored once, whoever asks.
 
     Args:
+        kept: scores that earlier runs kept, and where those of this one are kept.
         on_progress: called after each image of this process's with the number of its pairs; what it raises ends the scoring.
 
     Raises:
         UserError: top_k exceeds the gallery, a picture does not decode, or a score is not finite.
+        WriteError: a score could not be kept.
     """
     check_top_k(dataset, top_k)
     first, *others = [stage_lists(stage, top_k) for stage in stages]
     shown = show_progress and processes.is_main
-    return complete_scores(scorer, dataset, first.union(*others), processes=processes, progress=shown, on_progress=on_progress)
+    options: Any = {"kept": kept, "processes": processes, "progress": shown, "on_progress": on_progress}
+    return complete_scores(scorer, dataset, first.union(*others), **options)
 
 
 def reranked(stages: Sequence[Stage], scores: PairScores, scorer_name: str, top_k: int) -> list[Stage]:
     """The twin `NAME+SCORER` of every stage: its top_k of both directions re-ordered by the given scores.
 
     A twin's `cost` is what it would have taken without the others: `pairs_needed` is the number of its pairs, of which `pairs_scored` were
-    scored in this run and `pairs_shared` are needed by another stage too; `rerank_seconds` is the scoring's in proportion to its share of
-    the pairs scored, and the re-ordering's. So the stages' seconds add up to more than the clock's where they share pairs.
+    scored in this run, `pairs_kept` read from what earlier ones kept, and `pairs_shared` are needed by another stage too; `rerank_seconds`
+    is the scoring's in proportion to its share of the pairs scored, and the re-ordering's. So the stages' seconds add up to more than the
+    clock's where they share pairs.
 
     Raises:
         UserError: top_k is deeper than what a stage kept.
@@ -78,16 +84,16 @@ def reranked(stages: Sequence[Stage], scores: PairScores, scorer_name: str, top_
         rankings = {direction: rerank(stage.rankings[direction], scores, top_k) for direction in DIRECTIONS}
         seconds = time.perf_counter() - started
         sweep = {k: {d: rerank(stage.rankings[d], scores, k).best_ranks() for d in DIRECTIONS} for k in sweep_sizes(top_k)}
-        cost = _cost(stage, own, lists[:number] + lists[number + 1 :], scores, seconds) | {"top_k": top_k}
+        cost = reranking_cost(stage, own, lists[:number] + lists[number + 1 :], scores, seconds) | {"top_k": top_k}
         twins.append(Stage(f"{stage.name}+{scorer_name}", rankings, cost, stage.name, top_k, sweep))
     return twins
 
 
-def _cost(
+def reranking_cost(
     stage: Stage, own: CandidateLists, others: Sequence[CandidateLists], scores: PairScores, reordering_seconds: float
 ) -> dict[str, Any]:
-    """What a twin took, beside what its first stage did."""
-    scored, alone = own, own
+    """What re-ordering with the pairs of `own` took, beside what the first stage did; `others`: what other stages need."""
+    scored, alone = own.difference(scores.kept), own
     for other in others:
         alone = alone.difference(other)
     share = scored.num_pairs / max(1, scores.cost.pairs_scored)
@@ -97,6 +103,7 @@ def _cost(
         "rerank_seconds": rerank_seconds,
         "pairs_needed": own.num_pairs,
         "pairs_scored": scored.num_pairs,
+        "pairs_kept": own.num_pairs - scored.num_pairs,
         "pairs_shared": own.num_pairs - alone.num_pairs,
         "images_encoded": scored.num_images,
     }
@@ -108,6 +115,7 @@ def reranked_stages(
     scorer: PairScorer,
     top_k: int,
     *,
+    kept: PairStore | None = None,
     processes: Processes = Processes(),
     show_progress: bool = True,
     on_progress: Callable[[int], Any] = lambda pairs: None,
@@ -117,5 +125,5 @@ def reranked_stages(
     Raises:
         UserError: top_k exceeds the gallery, a picture does not decode, or a score is not finite.
     """
-    options: Any = {"processes": processes, "show_progress": show_progress, "on_progress": on_progress}
+    options: Any = {"kept": kept, "processes": processes, "show_progress": show_progress, "on_progress": on_progress}
     return reranked(stages, score_stages(dataset, stages, scorer, top_k, **options), scorer.name, top_k)

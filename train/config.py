@@ -179,6 +179,8 @@ class RerankConfig(Section):
     """Also measure tuned+RERANKER+adaptive: what trails the first by a margin, chosen on data.val_split, is not scored."""
     adaptive_max_loss: Annotated[float, Field(ge=0, le=1)] = 0.001
     """Most of the right answers that the margin may lose on val, as a share of the queries: 0.001 is a tenth of a point of R@1."""
+    pair_scores: str | Literal[False] | None = None
+    """Folder where its scores are kept, so that no pair is scored twice; null: RUNS_FOLDER/pair-scores, for all runs; false: nowhere."""
 
     @property
     def chooses(self) -> bool:
@@ -300,6 +302,13 @@ class JobConfig(Section):
         if self.mining is None or self.mining.denoise is None:
             return None
         return self.mining.denoise.model or (self.rerank.model if self.rerank is not None else None)
+
+    @property
+    def pair_scores_folder(self) -> Path | None:
+        """Where the final evaluation's pair scores are kept; None: nowhere."""
+        if self.rerank is None or self.rerank.pair_scores is False:
+            return None
+        return Path(self.runs_folder) / "pair-scores" if self.rerank.pair_scores is None else Path(self.rerank.pair_scores)
 
     @property
     def run_folder(self) -> Path:

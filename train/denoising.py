@@ -12,13 +12,14 @@ from PIL import Image
 
 from eval.processes import Processes
 from rerank.candidates import CandidateLists
+from rerank.pair_store import PairStore
 from rerank.pairs import complete_scores
 from rerank.scorer import PairScorer, load_scorer
 from rerank.settings import ScorerSettings
 from train.config import JobConfig
 from train.pool import CaptionPool
 
-_LISTS_AT_ONCE = 256  # images between two looks for a signal
+_LISTS_AT_ONCE = 256  # images after which the processes meet
 
 
 def load_matcher(config: JobConfig, device: torch.device | str) -> PairScorer | None:
@@ -51,9 +52,11 @@ class Matcher:
         pool: CaptionPool,
         processes: Processes = Processes(),
         on_progress: Callable[[int], Any] = lambda pairs: None,
+        kept: PairStore | None = None,
     ) -> None:
-        """on_progress is called with 0 between blocks of images, to look for a signal."""
+        """on_progress is called with 0 between images, to look for a signal; kept: scores of earlier minings, and where these are kept."""
         self._scorer, self._data, self._processes, self._on_progress = scorer, _PoolData(pool), processes, on_progress
+        self._kept = kept
         self.num_judged = 0
 
     def probabilities(self, images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
@@ -67,9 +70,15 @@ class Matcher:
         for start in range(0, len(distinct_I), _LISTS_AT_ONCE):
             part_n = np.flatnonzero((list_N >= start) & (list_N < start + _LISTS_AT_ONCE))
             lists = CandidateLists.of_pairs(images_N[part_n], captions_N[part_n])
-            scores = complete_scores(self._scorer, self._data, lists, processes=self._processes)
+            scores = complete_scores(
+                self._scorer,
+                self._data,
+                lists,
+                kept=self._kept,
+                processes=self._processes,
+                on_progress=lambda pairs: self._on_progress(0),
+            )
             probabilities_N[part_n] = sigmoid(scores.lookup(images_N[part_n], captions_N[part_n]))
-            self._on_progress(0)
         self.num_judged += len(images_N)
         return probabilities_N
 
@@ -93,6 +102,10 @@ class _PoolData:
     def load_image(self, image: int, /) -> Image.Image:
         """The picture of one image, RGB."""
         return self._pool.dataset.load_image(image)
+
+    def image_digest(self, image: int, /) -> bytes:
+        """SHA-256 of one picture as it is given."""
+        return self._pool.dataset.image_digest(image)
 
 
 class _Lazy(Sequence[str]):

@@ -18,6 +18,7 @@ from eval.truth import judged_by
 from rerank.choices import measure_choices
 from rerank.chosen_record import chosen_sections
 from rerank.fused_stages import Chosen, choose_arms, chosen_stages
+from rerank.pair_store import PairStore
 from rerank.pairs import PairScores
 from rerank.scorer import PairScorer, load_scorer
 from rerank.settings import ScorerSettings
@@ -68,14 +69,16 @@ def _measure(job: Job, export: Path, watched: dict[str, dict[str, Any]], check_s
     rerank = job.config.rerank
     # The reranker is loaded first: one that is refused should be refused before the embedding, not after.
     scorer = _load_scorer(job)
+    folder_of_kept = job.config.pair_scores_folder
+    kept = None if folder_of_kept is None else job.processes.together(lambda: PairStore(folder_of_kept, job.say))
     measured = checkpoints(job.config, job.base, str(export))
     stages = _stages(job, measured, dataset, str(dataset.split), rerank.top_k if rerank is not None else 10, check_signal)
     chosen: list[Chosen] = []
     if scorer is not None and rerank is not None:
-        scores = _score(job, dataset, stages, scorer, check_signal)
+        scores = _score(job, dataset, stages, scorer, kept, check_signal)
         stages += reranked(stages, scores, scorer.name, rerank.top_k)
         if rerank.chooses:
-            chosen = _choose_on_val(job, export, scorer, check_signal)
+            chosen = _choose_on_val(job, export, scorer, kept, check_signal)
             stages += chosen_stages(chosen, stages, scores)
     figures = evaluate(dataset, stages, comparisons(job.config, scorer.name if scorer is not None else None))
     figures.sections.update(chosen_sections(figures, dataset, chosen))
@@ -91,7 +94,7 @@ def _measure(job: Job, export: Path, watched: dict[str, dict[str, Any]], check_s
         if job.config.evaluation.trec:
             write_trec(folder / "trec", figures.queries, dataset)
     if job.config.choices:  # after the report is written: what fails here must not cost it
-        figures.sections["choices"] = _measure_choices(job, export, scorer, check_signal)
+        figures.sections["choices"] = _measure_choices(job, export, scorer, kept, check_signal)
         if job.processes.is_main:
             write_report(folder, figures, notes=notes, gallery=pictures)
     return report_record(figures)
@@ -104,14 +107,16 @@ def _load_scorer(job: Job) -> PairScorer | None:
     return load_scorer(rerank.model, device=job.accelerator.device, settings=ScorerSettings(score_kind=rerank.score))
 
 
-def _score(job: Job, dataset: RetrievalSet, stages: list[Stage], scorer: PairScorer, check_signal: Any) -> PairScores:
+def _score(
+    job: Job, dataset: RetrievalSet, stages: list[Stage], scorer: PairScorer, kept: PairStore | None, check_signal: Any
+) -> PairScores:
     """The scores of every pair that these stages' heads hold."""
     assert job.config.rerank is not None
-    top_k = job.config.rerank.top_k
-    return score_stages(dataset, stages, scorer, top_k, processes=job.processes, on_progress=lambda pairs: check_signal())
+    shared: Any = {"kept": kept, "processes": job.processes, "on_progress": lambda pairs: check_signal()}
+    return score_stages(dataset, stages, scorer, job.config.rerank.top_k, **shared)
 
 
-def _choose_on_val(job: Job, export: Path, scorer: PairScorer, check_signal: Any) -> list[Chosen]:
+def _choose_on_val(job: Job, export: Path, scorer: PairScorer, kept: PairStore | None, check_signal: Any) -> list[Chosen]:
     """What is chosen for tuned+RERANKER: its val split retrieved and scored as the test split is.
 
     It is judged by the same rule, but for evaluation.qrels, which are of the final split.
@@ -120,7 +125,7 @@ def _choose_on_val(job: Job, export: Path, scorer: PairScorer, check_signal: Any
     assert rerank is not None and job.val_set is not None
     val_set = judged_by(job.val_set, protocol=asked.protocol, near_duplicates=asked.near_duplicates)
     stages = _stages(job, {CHOSEN_FOR: str(export)}, val_set, str(val_set.split), rerank.top_k, check_signal)
-    scores = _score(job, val_set, stages, scorer, check_signal)
+    scores = _score(job, val_set, stages, scorer, kept, check_signal)
     return choose_arms(val_set, stages, scores, scorer.name, rerank.top_k, asked_arms(job.config))
 
 
@@ -161,7 +166,7 @@ def _stages(job: Job, measured: dict[str, str], dataset: RetrievalSet, label: st
     return stages
 
 
-def _measure_choices(job: Job, export: Path, scorer: PairScorer | None, check_signal: Any) -> list[dict[str, Any]]:
+def _measure_choices(job: Job, export: Path, scorer: PairScorer | None, kept: PairStore | None, check_signal: Any) -> list[dict[str, Any]]:
     """The record of each choice set; written with its rows to eval/SPLIT/choices/N."""
     records = []
     for number, path in enumerate(job.config.choices or ()):
@@ -169,6 +174,7 @@ def _measure_choices(job: Job, export: Path, scorer: PairScorer | None, check_si
             read_choices(path),
             checkpoints(job.config, job.base, str(export)),
             scorer,
+            kept=kept,
             device=job.accelerator.device,
             processes=job.processes,
             num_workers=job.config.data.num_workers,
@@ -212,7 +218,7 @@ def _read_finished(config: JobConfig) -> dict[str, Any]:
 
 
 def _finished_record(config: JobConfig) -> dict[str, Any]:
-    measured = config.model_dump(mode="json", include={"rerank", "evaluation"})
+    measured = config.model_dump(mode="json", include={"rerank", "evaluation"}, exclude={"rerank": {"pair_scores"}})
     return {"max_steps": config.train.max_steps} | measured | {"choices": config.choices or None}
 
 

@@ -16,6 +16,7 @@ from eval.checkpoint import hash_weights
 from eval.dataset import GroupHashes
 from eval.inputs import SiglipInputs
 from eval.processes import Processes
+from rerank.pair_store import PairStore
 from rerank.scorer import PairScorer
 from train.allotment import Judge
 from train.candidates import ImageCandidates, find_image_candidates
@@ -37,6 +38,7 @@ def mine_images(
     data_sha256: str,
     refresh: Refresh,
     matcher: PairScorer | None = None,
+    kept: PairStore | None = None,
     folder: Path | None = None,
     processes: Processes = Processes(),
     num_workers: int = 0,
@@ -67,7 +69,7 @@ def mine_images(
         num_workers=num_workers,
         on_progress=on_progress,
     )
-    judge = Matcher(matcher, pool, processes, on_progress).probabilities if matcher is not None else None
+    judge = Matcher(matcher, pool, processes, on_progress, kept).probabilities if matcher is not None else None
     mined = select_images(name, pool, found, *scale_and_bias(model), config, refresh, judge)
     return mined.negatives, draw_up(mined, pool, truth, refresh.before)
 

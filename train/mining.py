@@ -18,6 +18,7 @@ from transformers import SiglipModel
 from eval.checkpoint import hash_weights
 from eval.inputs import SiglipInputs
 from eval.processes import Processes
+from rerank.pair_store import PairStore
 from rerank.scorer import PairScorer
 from train.allotment import Allotment, Judge, Taking, allot, priorities
 from train.approximate import Approximate
@@ -86,6 +87,7 @@ def mine(
     data_sha256: str,
     refresh: Refresh = Refresh(),
     matcher: PairScorer | None = None,
+    kept: PairStore | None = None,
     folder: Path | None = None,
     processes: Processes = Processes(),
     num_workers: int = 0,
@@ -97,6 +99,7 @@ def mine(
     Args:
         data_sha256: dataset.sha256(), which is slow to compute again and again.
         matcher: the cross-encoder of config.denoise; its scores are margins (train/denoising.py).
+        kept: where its scores are kept, and read from; None: it is asked about every pair.
         folder: where embeddings lie meanwhile; None: the system's temporary folder.
         truth: (image id, caption id) pairs known to be true beyond the data; used to count false negatives only.
         on_progress: called with the number of rows embedded.
@@ -121,7 +124,7 @@ def mine(
         num_workers=num_workers,
         on_progress=on_progress,
     )
-    judge = Matcher(matcher, pool, processes, on_progress).probabilities if matcher is not None else None
+    judge = Matcher(matcher, pool, processes, on_progress, kept).probabilities if matcher is not None else None
     mined = select(name, pool, found, *scale_and_bias(model), config, refresh, judge)
     return mined.negatives, replace(draw_up(mined, pool, truth, refresh.before), index_recall=found.recall)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rerank.pair_store import PairStore
 from train.denoising import load_matcher
 from train.frozen import NOTHING_FROZEN, FrozenEmbeddings
 from train.image_mining import mine_images
@@ -54,6 +55,9 @@ def refresh_negatives(
     """
     config, mining = job.config, job.config.mining
     assert mining is not None
+    # The run's own, not the runs': what other runs have scored would decide which captions meet in a batch, and so the last bits.
+    matcher = load_matcher(config, job.accelerator.device)
+    kept = None if matcher is None else job.processes.together(lambda: PairStore(job.folder / "pair-scores", job.say))
     negatives, sheet = (mine_images if mining.form == "images" else mine)(
         job.tuned.siglip,
         job.tuned.inputs,
@@ -61,7 +65,8 @@ def refresh_negatives(
         mining,
         data_sha256=job.data_sha256,
         refresh=Refresh(config.seed, step, images_due(mining, job.order, step, config.train.max_steps), before, frozen),
-        matcher=load_matcher(config, job.accelerator.device),
+        matcher=matcher,
+        kept=kept,
         folder=job.folder / "negatives",
         processes=job.processes,
         num_workers=config.data.num_workers,

@@ -18,6 +18,7 @@ from eval.errors import reading, writing
 from eval.first_stage import use_exact_float32
 from eval.process_group import run_command
 from eval.processes import Processes
+from rerank.pair_store import add_pair_scores, asked_store
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -29,6 +30,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--image-root", help="folder that image paths are relative to (default: the choice set's)")
     parser.add_argument("--output", required=True, help="folder for choices.json, choices.parquet and choices.html")
     parser.add_argument("--rerank", help="cross-encoder folder or hub id, e.g. Salesforce/blip-itm-base-coco")
+    add_pair_scores(parser)
     parser.add_argument("--strip-punctuation", action="store_true", help="strip it for SigLIP 2 too (SigLIP's own tokenizer always does)")
     parser.add_argument("--num-workers", type=int, default=2, help="processes that decode pictures (default 2)")
     asked = parser.parse_args(arguments)
@@ -56,10 +58,11 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
                 Path(asked.output).mkdir(parents=True, exist_ok=True)
         choices = read_choices(asked.data, image_root=asked.image_root)
         scorer = load_scorer(asked.rerank, device=device) if asked.rerank is not None else None
+        kept = asked_store(asked, processes) if scorer is not None else None
         stage_names([name for name, _ in checkpoints], scorer.name if scorer is not None else None)
         for _, path in checkpoints:
             load_siglip_config(path)
-    options: Any = {"num_workers": asked.num_workers, "strip_punctuation": asked.strip_punctuation, "processes": processes}
+    options: Any = {"kept": kept, "num_workers": asked.num_workers, "strip_punctuation": asked.strip_punctuation, "processes": processes}
     report = measure_choices(choices, dict(checkpoints), scorer, device=device, **options)
     with processes.jointly():
         if processes.is_main:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from eval.errors import UserError
-from eval.images import ImageError, decode_image
+from eval.images import ImageError, decode_image, file_digest
 from eval.manifest import Fault, ManifestError, caption_fault
 from eval.manifest_rows import is_unicode
 from eval.picture_paths import PathFault, PicturePaths
@@ -71,6 +71,15 @@ class Picture:
         if left >= image.width or top >= image.height or left + width <= 0 or top + height <= 0:
             raise ImageError(f"{self.id}: the box lies outside the {image.width} x {image.height} pixels of the picture")
         return image.crop((round(left), round(top), max(round(left) + 1, round(left + width)), max(round(top) + 1, round(top + height))))
+
+    def digest(self) -> bytes:
+        """SHA-256 of the picture as it is given, and of the box where there is one.
+
+        Raises:
+            ImageError: its file cannot be read.
+        """
+        whole = hashlib.sha256(self.source).digest() if isinstance(self.source, bytes) else file_digest(self.source)
+        return whole if self.box is None else hashlib.sha256(whole + repr(self.box).encode()).digest()
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,14 @@ class ChoiceSet:
             eval.images.ImageError: it cannot be decoded; the message names it.
         """
         return self.pictures[image].load()
+
+    def image_digest(self, image: int) -> bytes:
+        """SHA-256 of what one picture shows.
+
+        Raises:
+            eval.images.ImageError: its file cannot be read.
+        """
+        return self.pictures[image].digest()
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """The (image, caption) pairs to score, int64, example after example: every picture of it with every caption, picture by picture."""

@@ -1,5 +1,6 @@
 """Small BLIP matchers with random weights, in the hub's own file formats, and a data set in memory."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,6 +137,9 @@ class MemorySet:
     def load_image(self, image: int) -> Image.Image:
         self.loaded.append(image)
         return random_image(image)
+
+    def image_digest(self, image: int) -> bytes:
+        return hashlib.sha256(random_image(image).tobytes()).digest()
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,11 @@ from PIL import Image
 
 from eval.errors import UserError
 from eval.evaluator import Stage
-from eval.ranking import DIRECTIONS, Direction, Ranking
+from eval.ranking import DIRECTIONS
 from rerank.candidates import candidate_lists
 from rerank.pairs import PairScores, ScoringCost
 from rerank.stages import check_top_k, reranked, reranked_stages, score_stages
+from tests.unit.rerank.stage_of_random_rankings import random_stage
 
 CAPTIONS = [f"caption {c}" for c in range(6)]
 
@@ -30,19 +31,7 @@ class ColourScorer:
 
 
 def stage(name: str, seed: int, num_images: int) -> Stage:
-    """Random rankings, whole galleries deep, with one positive per query."""
-    rng = np.random.default_rng(seed)
-
-    def ranking(direction: Direction, num_queries: int, num_items: int) -> Ranking:
-        top_QK = np.array([rng.permutation(num_items) for _ in range(num_queries)])
-        positives_P = rng.integers(0, num_items, num_queries)
-        ranks_P = np.array([top.tolist().index(item) + 1 for top, item in zip(top_QK, positives_P, strict=True)])
-        scores_QK = np.tile(np.linspace(1, 0, num_items, dtype=np.float32), (num_queries, 1))
-        return Ranking(direction, top_QK, scores_QK, np.arange(num_queries + 1), positives_P, ranks_P)
-
-    shapes = {"image_to_text": (num_images, len(CAPTIONS)), "text_to_image": (len(CAPTIONS), num_images)}
-    rankings = {direction: ranking(direction, *shapes[direction]) for direction in DIRECTIONS}
-    return Stage(name, rankings, {"seconds": 1000.0, "pairs_scored": 0})
+    return random_stage(name, seed, num_images, len(CAPTIONS))
 
 
 @pytest.fixture

@@ -57,6 +57,16 @@ def test_a_good_one_has_the_documented_defaults(tmp_path: Path) -> None:
     assert loaded.run_folder == Path("runs/job")
 
 
+def test_where_pair_scores_are_kept(tmp_path: Path) -> None:
+    path = write(tmp_path, changed(rerank__model="blip", runs_folder="elsewhere"))
+    assert load_config(path).pair_scores_folder == Path("elsewhere/pair-scores")
+    assert load_config(path, ["rerank.pair_scores=here"]).pair_scores_folder == Path("here")
+    for word in ("false", "off"):  # YAML's off is false
+        assert load_config(path, [f"rerank.pair_scores={word}"]).pair_scores_folder is None
+    assert load_config(write(tmp_path, GOOD)).pair_scores_folder is None
+    assert "rerank.pair_scores" in refusal(tmp_path, changed(rerank__model="blip", rerank__pair_scores=True))
+
+
 def test_a_resolved_record_of_any_form_is_a_good_one(tmp_path: Path) -> None:
     """A run writes its configuration with every default in it, and its export reads that."""
     for form in ("columns", "images", "neighbours"):
