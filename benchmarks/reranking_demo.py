@@ -138,7 +138,7 @@ def offset_margin(first: Stage, scores: PairScores, top_k: int, max_loss: float)
     """The smallest margin at which, as at every larger one, lost answers less gained ones are at most `max_loss`, of 400 quantiles."""
     trails_N = pair_trails([first.rankings[direction] for direction in DIRECTIONS], top_k)
     best = float("inf")
-    for margin in np.quantile(trails_N, np.linspace(1, 0, 400), method="lower").tolist():
+    for margin in np.unique(np.quantile(trails_N, np.linspace(0, 1, 400), method="lower"))[::-1].tolist():
         if saving(first.rankings, scores, top_k, margin).loss > max_loss + 1e-9:
             return best
         best = margin

@@ -3,11 +3,15 @@
 from dataclasses import dataclass
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from eval.ranking import DIRECTIONS, Direction, Ranking
 from rerank.candidates import CandidateLists, candidate_lists
 from rerank.pairs import PairScores, ScoringCost
+
+unhurried = settings(deadline=None, max_examples=60)
+"""For tests that draw searches: enough of them, and no test says how long anything takes."""
 
 
 @dataclass(frozen=True)

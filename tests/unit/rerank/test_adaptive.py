@@ -10,7 +10,7 @@ from eval.ranking import DIRECTIONS
 from rerank.adaptive import choose_margin, depths, needed_lists, pair_trails, rerank_within, saving, trails
 from rerank.candidates import candidate_lists
 from rerank.reranking import rerank
-from tests.unit.rerank.drawn_searches import Drawn, made, ranking, searches
+from tests.unit.rerank.drawn_searches import Drawn, made, ranking, searches, unhurried
 
 INF = float("inf")
 MARGINS = st.sampled_from([0.0, 1 / 64, 2 / 64, 4 / 64, 0.3, 9.0, INF])
@@ -22,6 +22,7 @@ def depth_by_hand(head: list, margin: float) -> int:
     return number if number > 1 else 0
 
 
+@unhurried
 @given(searches(), MARGINS)
 def test_rankings_and_pairs_equal_a_loop_over_queries(drawn: Drawn, margin: float) -> None:
     rankings = list(drawn.first.values())
@@ -44,6 +45,7 @@ def test_rankings_and_pairs_equal_a_loop_over_queries(drawn: Drawn, margin: floa
     assert set(zip(lists.image_of_pair_N.tolist(), lists.caption_indices_N.tolist(), strict=True)) == needed
 
 
+@unhurried
 @given(searches())
 def test_a_margin_beyond_all_is_full_reranking_and_saves_nothing(drawn: Drawn) -> None:
     for margin in (INF, 9.0):
@@ -61,6 +63,7 @@ def test_a_margin_beyond_all_is_full_reranking_and_saves_nothing(drawn: Drawn) -
     )
 
 
+@unhurried
 @given(searches())
 def test_what_is_saved_falls_with_the_margin_and_a_shared_pair_is_saved_only_if_neither_needs_it(drawn: Drawn) -> None:
     rankings, margins = list(drawn.first.values()), [0.0, 1 / 64, 3 / 64, 5 / 64, 0.3, INF]
@@ -85,6 +88,7 @@ def lost_by_hand(drawn: Drawn, margin: float) -> float:
     return sum(shares) / 2
 
 
+@unhurried
 @given(searches(), st.sampled_from([0.0, 0.1, 0.2, 0.4, 1.0]))
 def test_the_margin_chosen_is_the_smallest_that_holds_with_all_larger_ones(drawn: Drawn, max_loss: float) -> None:
     candidates = sorted({float(t) for first in drawn.first.values() for t in trails(first, drawn.top_k).ravel()}, reverse=True)
@@ -111,6 +115,7 @@ def test_where_the_last_candidate_is_the_right_one_nothing_is_skipped() -> None:
     assert saving(drawn.first, drawn.scores(), 2, float(np.float64(np.float32(0.9)) - np.float32(0.1))).lost == 0.25
 
 
+@unhurried
 @given(searches())
 def test_a_larger_loss_saves_no_less(drawn: Drawn) -> None:
     saved = [
@@ -120,6 +125,7 @@ def test_a_larger_loss_saves_no_less(drawn: Drawn) -> None:
     assert saved == sorted(saved)
 
 
+@unhurried
 @given(searches(), MARGINS)
 def test_loss_is_the_fall_of_mean_recall(drawn: Drawn, margin: float) -> None:
     def recall(at: float) -> float:

@@ -13,9 +13,10 @@ from eval.errors import UserError
 from eval.ranking import DIRECTIONS
 from rerank.budget import Pace, fit_pace, measure_pace, pick_top_k, work_by_top_k
 from rerank.candidates import candidate_lists
-from tests.unit.rerank.drawn_searches import Drawn, made, searches
+from tests.unit.rerank.drawn_searches import Drawn, made, searches, unhurried
 
 
+@unhurried
 @given(searches(), searches())
 def test_work_is_what_the_candidate_lists_hold(one: Drawn, other: Drawn) -> None:
     top_k = min(one.top_k, other.top_k)
@@ -54,6 +55,7 @@ def test_where_two_measurements_deny_a_line_the_pairs_bear_all() -> None:
     assert fit_pace(8, 0.1, 64, 6.4) == Pace(0.0, 0.1), "a picture does not take less than nothing"
 
 
+@unhurried
 @given(searches(), st.floats(0.01, 30), st.integers(1, 3))
 def test_the_largest_k_that_fits_is_picked(drawn: Drawn, seconds: float, world_size: int) -> None:
     pace, rankings = Pace(0.5, 0.25), list(drawn.first.values())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from eval.ranking import DIRECTIONS
 from rerank.fusion import WEIGHTS, Fusion, Units, choose_weight, deviation, fused
 from rerank.reranking import rerank
-from tests.unit.rerank.drawn_searches import Drawn, made, searches
+from tests.unit.rerank.drawn_searches import Drawn, made, searches, unhurried
 
 
 def unit_by_hand(rows: list[list[float]]) -> float:
@@ -19,6 +19,7 @@ def unit_by_hand(rows: list[list[float]]) -> float:
     return fmean(fmean((x - fmean(row)) ** 2 for x in row) for row in rows) ** 0.5
 
 
+@unhurried
 @given(searches())
 def test_units_are_the_spread_within_queries(drawn: Drawn) -> None:
     for direction in DIRECTIONS:
@@ -35,6 +36,7 @@ def test_a_part_without_spread_has_no_unit_and_no_say() -> None:
     assert fused(np.array([5.0, 1.0]), np.array([0.1, 0.1]), 2.0, Units(pair=2.0, first=0.0)).tolist() == [2.5, 0.5]
 
 
+@unhurried
 @given(searches(), st.sampled_from(WEIGHTS))
 def test_ranking_equals_a_loop_over_queries(drawn: Drawn, weight: float) -> None:
     units = {d: Units.of(drawn.first[d], drawn.scores(), drawn.top_k) for d in DIRECTIONS}
@@ -57,6 +59,7 @@ def rights(drawn: Drawn, direction: str, query: int) -> set[int]:
     return set(np.flatnonzero(row).tolist())
 
 
+@unhurried
 @given(searches())
 def test_weight_0_is_the_cross_encoder_alone_and_a_vast_one_the_first_stage(drawn: Drawn) -> None:
     units = {d: Units.of(drawn.first[d], drawn.scores(), drawn.top_k) for d in DIRECTIONS}
@@ -77,6 +80,7 @@ def first_scores(drawn: Drawn, direction: str) -> np.ndarray:
     return scores
 
 
+@unhurried
 @given(searches(), st.sampled_from(WEIGHTS), st.sampled_from([0.25, 8.0]), st.sampled_from([-3.0, 5.0]))
 def test_neither_the_scale_of_a_score_nor_an_offset_has_a_say(drawn: Drawn, weight: float, scale: float, offset: float) -> None:
     """Powers of two and short fractions, which lose no bit."""
@@ -88,6 +92,7 @@ def test_neither_the_scale_of_a_score_nor_an_offset_has_a_say(drawn: Drawn, weig
         np.testing.assert_allclose(values[1], values[0] + shift, rtol=1e-5, atol=1e-4)
 
 
+@unhurried
 @given(searches())
 def test_the_weight_chosen_is_the_best_and_of_equal_ones_the_smallest(drawn: Drawn) -> None:
     chosen = choose_weight(drawn.first, drawn.scores(), drawn.top_k)
