@@ -31,6 +31,7 @@ from eval.truth import judged_by
 from rerank.pair_store import add_pair_scores, asked_store
 
 if TYPE_CHECKING:
+    from rerank.plan import Plan
     from rerank.scorer import PairScorer
 
 
@@ -52,6 +53,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rerank", help="cross-encoder folder or hub id, e.g. Salesforce/blip-itm-base-coco")
     parser.add_argument("--top-k", type=int, default=32, help="candidates per query the reranker scores (default 32)")
     add_pair_scores(parser)
+    parser.add_argument("--score", choices=("match_logit", "margin"), default="match_logit", help="what the reranker ranks by")
+    parser.add_argument("--seconds", type=float, help="rerank as many candidates, up to --top-k, as fit into so many seconds")
+    parser.add_argument(
+        "--skip-margin", type=float, metavar="X", help="do not score what trails the first of its query by X or more, in cosine"
+    )
+    parser.add_argument(
+        "--choose-on", metavar="SPLIT", help="also fuse both scores, and skip by a margin, as is best on this split of the same manifest"
+    )
+    parser.add_argument(
+        "--max-loss", type=float, default=0.001, help="with --choose-on: share of the answers the margin may lose there (default 0.001)"
+    )
     parser.add_argument("--also", action="append", default=[], metavar="NAME=DIR_OR_HUB_ID", help="a further checkpoint, as stage NAME")
     parser.add_argument(
         "--compare",
@@ -75,7 +87,29 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             parser.error(f"--{option} takes {form}, found {bad}")
     if asked.top_k < 1 or asked.num_workers < 0:
         parser.error("--top-k is at least 1 and --num-workers at least 0")
+    _check_reranking(parser, asked)
     return asked
+
+
+def _check_reranking(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
+    """Refuse options of reranking that contradict each other, or have nothing to work on."""
+    given = [name for name in ("seconds", "skip_margin", "choose_on") if getattr(asked, name) is not None]
+    if given and asked.rerank is None:
+        parser.error(f"--{given[0].replace('_', '-')} needs --rerank")
+    if given and asked.top_k < 2:
+        parser.error(f"--{given[0].replace('_', '-')} needs a --top-k of at least 2")
+    if asked.seconds is not None and not asked.seconds > 0:
+        parser.error("--seconds is above 0")
+    if asked.skip_margin is not None and not asked.skip_margin >= 0:
+        parser.error("--skip-margin is a difference of cosines, 0 or more")
+    if asked.choose_on is not None and asked.skip_margin is not None:
+        parser.error("--choose-on chooses the margin, so leave out --skip-margin")
+    if asked.choose_on is not None and asked.choose_on == asked.split:
+        parser.error(f"--choose-on {asked.choose_on} is the split that is measured, where what is chosen looks too good; give another")
+    if asked.choose_on is not None and asked.split is None:
+        parser.error("--choose-on needs --split, the one to measure on")
+    if not 0 <= asked.max_loss <= 1:
+        parser.error("--max-loss is a share from 0 to 1; 0.001 is a tenth of a point of R@1")
 
 
 def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -> None:
@@ -84,8 +118,6 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
     Raises:
         UserError: model, data or reranker cannot be used, or the report cannot be written.
     """
-    from rerank.stages import reranked_stages
-
     use_exact_float32()
     pairs = [(stage, against) for stage, _, against in (text.partition(":") for text in asked.compare)]
     checkpoints = [("model", asked.model)] + [(name, path) for name, _, path in (text.partition("=") for text in asked.also)]
@@ -93,23 +125,34 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
         if processes.is_main:
             with writing(asked.output):
                 Path(asked.output).mkdir(parents=True, exist_ok=True)
-        dataset = read_dataset(asked)
-        scorer = read_scorer(asked, dataset, device)
+        dataset, *choosing_sets = read_datasets(asked)
+        plan = read_plan(asked)
+        scorer = read_scorer(asked, [dataset, *choosing_sets], device)
         kept = asked_store(asked, processes) if scorer is not None else None
-        check_names([name for name, _ in checkpoints], scorer.name if scorer is not None else None, pairs)
+        names = [name for name, _ in checkpoints]
+        check_names(names, plan.names(names, scorer.name) if scorer is not None else [], pairs)
         for _, path in checkpoints:
             load_siglip_config(path)
-    stages = [_retrieve(asked, name, path, dataset, processes, device) for name, path in checkpoints]
+
+    def retrieved(split: RetrievalSet) -> list[Stage]:
+        return [_retrieve(asked, name, path, split, processes, device) for name, path in checkpoints]
+
+    stages, reranked = retrieved(dataset), None
     if scorer is not None:
-        stages += reranked_stages(dataset, stages, scorer, asked.top_k, kept=kept, processes=processes)
+        choose_on = (choosing_sets[0], retrieved) if choosing_sets else None
+        reranked = plan.stages(dataset, stages, scorer, choose_on=choose_on, kept=kept, processes=processes)
+        stages += reranked.stages
+        pairs = pairs or default_pairs(names) + plan.pairs(names, scorer.name)
     with processes.jointly():
         if processes.is_main:
-            names = [name for name, _ in checkpoints]
-            report(asked, evaluate(dataset, stages, pairs or default_pairs(names, scorer.name if scorer is not None else None)), dataset)
+            figures = evaluate(dataset, stages, pairs or default_pairs(names))
+            if reranked is not None:
+                figures.sections.update(reranked.sections(figures, dataset))
+            report(asked, figures, dataset)
 
 
-def read_dataset(asked: argparse.Namespace) -> RetrievalSet:
-    """The split, judged as asked.
+def read_datasets(asked: argparse.Namespace) -> list[RetrievalSet]:
+    """The split to measure on, judged as asked, and the one to choose on, if there is one: by the same rule but for the qrels.
 
     Raises:
         UserError: the data or the qrels cannot be used.
@@ -118,26 +161,39 @@ def read_dataset(asked: argparse.Namespace) -> RetrievalSet:
         asked.data,
         image_root=asked.image_root,
         columns=dict(pair.split("=", 1) for pair in asked.column),
-        require_splits=[asked.split] if asked.split is not None else [],
+        require_splits=[split for split in (asked.split, asked.choose_on) if split is not None],
         slice_by=asked.slice_by,
     )
     qrels = read_qrels(asked.qrels) if asked.qrels is not None else None
-    return judged_by(load_split(manifest, asked.split), protocol=asked.protocol, near_duplicates=asked.near_duplicates, qrels=qrels)
+    rule: Any = {"protocol": asked.protocol, "near_duplicates": asked.near_duplicates}
+    sets = [judged_by(load_split(manifest, asked.split), **rule, qrels=qrels)]
+    return sets + ([judged_by(load_split(manifest, asked.choose_on), **rule)] if asked.choose_on is not None else [])
 
 
-def read_scorer(asked: argparse.Namespace, dataset: RetrievalSet, device: torch.device) -> "PairScorer | None":
+def read_plan(asked: argparse.Namespace) -> "Plan":
+    """How to rerank, where --rerank is given."""
+    from rerank.fused_stages import Asked
+    from rerank.plan import Plan
+
+    chooses = asked.choose_on is not None
+    return Plan(asked.top_k, asked.seconds, asked.skip_margin, Asked(fusion=chooses, max_loss=asked.max_loss if chooses else None))
+
+
+def read_scorer(asked: argparse.Namespace, datasets: list[RetrievalSet], device: torch.device) -> "PairScorer | None":
     """The reranker, if one is asked for.
 
     Raises:
-        UserError: it cannot be used, or --top-k exceeds the gallery.
+        UserError: it cannot be used, or --top-k exceeds the gallery of one of the data sets.
     """
     from rerank.scorer import load_scorer
+    from rerank.settings import ScorerSettings
     from rerank.stages import check_top_k
 
     if asked.rerank is None:
         return None
-    check_top_k(dataset, asked.top_k)
-    return load_scorer(asked.rerank, device=device)
+    for dataset in datasets:
+        check_top_k(dataset, asked.top_k)
+    return load_scorer(asked.rerank, device=device, settings=ScorerSettings(score_kind=asked.score))
 
 
 def _retrieve(asked: argparse.Namespace, name: str, path: str, dataset: RetrievalSet, processes: Processes, device: torch.device) -> Stage:
@@ -145,7 +201,7 @@ def _retrieve(asked: argparse.Namespace, name: str, path: str, dataset: Retrieva
         model, inputs = load_siglip(path, strip_punctuation=asked.strip_punctuation)
         model.to(device)  # type: ignore[arg-type]  # transformers wraps it
     depth = asked.top_k if asked.rerank is not None else 10
-    with progress_bar(f"embedding ({name})", dataset, processes) as bar:
+    with progress_bar(f"embedding ({name}, {dataset.split or 'all rows'})", dataset, processes) as bar:
         shared: Any = {"processes": processes, "num_workers": asked.num_workers, "on_progress": bar.update}
         return retrieve(name, model, inputs, dataset, depth=depth, **shared)
 
@@ -165,13 +221,12 @@ def report(asked: argparse.Namespace, figures: Figures, dataset: RetrievalSet) -
         print(f"report   {folder}/report.html (report.json, queries.parquet beside it)")
 
 
-def default_pairs(names: list[str], scorer_name: str | None) -> list[tuple[str, str]]:
-    """Each checkpoint against the one before, each reranked stage against its own first stage."""
-    pairs = list(zip(names[1:], names, strict=False))
-    return pairs + ([(f"{name}+{scorer_name}", name) for name in names] if scorer_name is not None else [])
+def default_pairs(names: list[str]) -> list[tuple[str, str]]:
+    """Each checkpoint against the one before."""
+    return list(zip(names[1:], names, strict=False))
 
 
-def check_names(names: list[str], scorer_name: str | None, pairs: list[tuple[str, str]]) -> None:
+def check_names(names: list[str], reranked_names: list[str], pairs: list[tuple[str, str]]) -> None:
     """Refuse a name given twice, or a pair of stages that cannot be compared, before the work.
 
     Raises:
@@ -180,8 +235,7 @@ def check_names(names: list[str], scorer_name: str | None, pairs: list[tuple[str
     bad = [name for name in names if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)]
     if bad or len(set(names)) != len(names):
         raise UserError(f"--also: each checkpoint needs its own name of letters, digits and ._-, and --model's is 'model'; found {names}")
-    known = names + ([f"{name}+{scorer_name}" for name in names] if scorer_name is not None else [])
-    if faults := pair_faults(pairs, known):
+    if faults := pair_faults(pairs, names + reranked_names):
         raise UserError(f"--compare: {'; '.join(faults)}")
 
 

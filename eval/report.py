@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from eval.arm import METRICS
+from eval.chosen_lines import chosen_lines
 from eval.evaluator import Figures
 from eval.gallery import Exhibit
 from eval.outcomes import BINS
@@ -102,6 +103,8 @@ def print_report(record: dict[str, Any], console: Console | None = None) -> None
     for row in record.get("outcomes", []):  # a report of an earlier version has none
         if row["top_k"] is not None:
             console.print(outcome_line(row, record["stages"][row["stage"]]["ceiling"][row["direction"]]), soft_wrap=True)
+    for line in chosen_lines(record):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def outcome_line(row: dict[str, Any], ceiling: float) -> str:

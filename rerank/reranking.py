@@ -24,12 +24,25 @@ def rerank(first: Ranking, scores: PairScores, top_k: int) -> Ranking:
         LookupError: a pair of a head has no score (the first five are named).
         ValueError: a positive's rank and the stored head contradict each other.
     """
-    pair_scores_QT = scores.lookup(*head_pairs(first, top_k))
-    order_QT = np.argsort(-pair_scores_QT, axis=1, kind="stable")
+    return reordered(first, scores.lookup(*head_pairs(first, top_k)))
+
+
+def reordered(first: Ranking, scores_QT: np.ndarray) -> Ranking:
+    """The ranking after the first T of every query are put in the order of their scores, best first, ties in first-stage order.
+
+    Args:
+        scores_QT: a number for each of the first T of every query; -inf: stays behind those that have one, in first-stage order, and keeps
+            its first-stage score.
+
+    Raises:
+        ValueError: a positive's rank and the stored head contradict each other.
+    """
+    order_QT = np.argsort(-scores_QT, axis=1, kind="stable")
+    shown_QT = np.where(np.isneginf(scores_QT), first.top_scores_QK[:, : scores_QT.shape[1]], scores_QT)
     return replace(
         first,
         top_indices_QK=_reordered_head(first.top_indices_QK, order_QT),
-        top_scores_QK=_with_head(first.top_scores_QK, np.take_along_axis(pair_scores_QT, order_QT, axis=1)),
+        top_scores_QK=_with_head(first.top_scores_QK, np.take_along_axis(shown_QT, order_QT, axis=1)),
         positive_ranks_P=_new_ranks(first, order_QT),
     )
 

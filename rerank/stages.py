@@ -84,15 +84,15 @@ def reranked(stages: Sequence[Stage], scores: PairScores, scorer_name: str, top_
         seconds = time.perf_counter() - started
         ranks = {direction: best_ranks_by_size(stage.rankings[direction], scores, top_k) for direction in DIRECTIONS}
         sweep = {k: {direction: ranks[direction][k - 1] for direction in DIRECTIONS} for k in range(1, top_k + 1)}
-        cost = _cost(stage, own, lists[:number] + lists[number + 1 :], scores, seconds) | {"top_k": top_k}
+        cost = reranking_cost(stage, own, lists[:number] + lists[number + 1 :], scores, seconds) | {"top_k": top_k}
         twins.append(Stage(f"{stage.name}+{scorer_name}", rankings, cost, stage.name, top_k, sweep))
     return twins
 
 
-def _cost(
+def reranking_cost(
     stage: Stage, own: CandidateLists, others: Sequence[CandidateLists], scores: PairScores, reordering_seconds: float
 ) -> dict[str, Any]:
-    """What a twin took, beside what its first stage did."""
+    """What re-ordering with the pairs of `own` took, beside what the first stage did; `others`: what other stages need."""
     scored, alone = own.difference(scores.kept), own
     for other in others:
         alone = alone.difference(other)

@@ -2,12 +2,23 @@
 
 from eval.errors import UserError
 from eval.stage_faults import pair_faults
+from rerank.fused_stages import Asked
 from train.config import JobConfig
+
+CHOSEN_FOR = "tuned"  # whose reranked stage has arms that are chosen on val
 
 
 def checkpoints(config: JobConfig, base: str, export: str) -> dict[str, str]:
     """Name -> folder or hub id of every checkpoint the report measures: base and tuned first."""
     return {"base": base, "tuned": export, **config.evaluation.models}
+
+
+def asked_arms(config: JobConfig) -> Asked:
+    """The arms beside tuned+RERANKER that are chosen on val."""
+    rerank = config.rerank
+    if rerank is None:
+        return Asked(fusion=False, max_loss=None)
+    return Asked(fusion=rerank.fusion, max_loss=rerank.adaptive_max_loss if rerank.adaptive else None)
 
 
 def comparisons(config: JobConfig, scorer_name: str | None) -> list[tuple[str, str]]:
@@ -19,6 +30,7 @@ def comparisons(config: JobConfig, scorer_name: str | None) -> list[tuple[str, s
     if scorer_name is not None:
         pairs += [(f"{name}+{scorer_name}", name) for name in names]
         pairs.append((f"tuned+{scorer_name}", f"base+{scorer_name}"))
+        pairs += asked_arms(config).pairs(f"{CHOSEN_FOR}+{scorer_name}")
     return pairs
 
 
@@ -30,5 +42,6 @@ def check_comparisons(config: JobConfig, scorer_name: str | None) -> None:
     """
     names = list(checkpoints(config, "", ""))
     known = names + ([f"{name}+{scorer_name}" for name in names] if scorer_name is not None else [])
+    known += asked_arms(config).names(f"{CHOSEN_FOR}+{scorer_name}")
     if faults := pair_faults(comparisons(config, scorer_name), known):
         raise UserError(f"evaluation.comparisons: {'; '.join(faults)}")

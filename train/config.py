@@ -171,8 +171,21 @@ class RerankConfig(Section):
     """A folder, or a hub id such as Salesforce/blip-itm-base-coco."""
     top_k: Annotated[int, Field(gt=1)] = 32
     """Candidates per query that are scored again."""
+    score: Literal["match_logit", "margin"] = "match_logit"
+    """What ranks: the logit of "match", or that less the logit of "no match"."""
+    fusion: bool = False
+    """Also measure tuned+RERANKER+fused: both stages' scores, by a weight chosen on data.val_split (docs/reranking.md)."""
+    adaptive: bool = False
+    """Also measure tuned+RERANKER+adaptive: what trails the first by a margin, chosen on data.val_split, is not scored."""
+    adaptive_max_loss: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Most of the right answers that the margin may lose on val, as a share of the queries: 0.001 is a tenth of a point of R@1."""
     pair_scores: str | Literal[False] | None = None
     """Folder where its scores are kept, so that no pair is scored twice; null: RUNS_FOLDER/pair-scores, for all runs; false: nowhere."""
+
+    @property
+    def chooses(self) -> bool:
+        """True if something is chosen on val."""
+        return self.fusion or self.adaptive
 
 
 class EvaluationConfig(Section):
@@ -269,6 +282,11 @@ class JobConfig(Section):
             )
         if self.mining is not None and self.mining.denoise is not None and self.matcher_model is None:
             raise ValueError("mining.denoise needs a cross-encoder: give mining.denoise.model or rerank.model")
+        if self.rerank is not None and self.rerank.chooses and not (self.data.val_split and self.data.test_split):
+            raise ValueError(
+                "rerank.fusion and rerank.adaptive are chosen on data.val_split and measured on data.test_split, and need both: what is "
+                "chosen on the queries it is measured on looks better than it is"
+            )
         names = [watch.name for watch in self.watch]
         if len(set(names)) < len(names):
             raise ValueError(f"watch: each set needs a name of its own, found {names}")

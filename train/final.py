@@ -14,11 +14,16 @@ from eval.first_stage import progress_bar, retrieve
 from eval.gallery import gallery
 from eval.report import print_report, read_report, report_record, write_report
 from eval.trec import write_trec
+from eval.truth import judged_by
 from rerank.choices import measure_choices
+from rerank.chosen_record import chosen_sections
+from rerank.fused_stages import Chosen, choose_arms, chosen_stages
 from rerank.pair_store import PairStore
+from rerank.pairs import PairScores
 from rerank.scorer import PairScorer, load_scorer
-from rerank.stages import reranked_stages
-from train.arms import checkpoints, comparisons
+from rerank.settings import ScorerSettings
+from rerank.stages import reranked, score_stages
+from train.arms import CHOSEN_FOR, asked_arms, checkpoints, comparisons
 from train.checkpoint import State
 from train.config import JobConfig
 from train.export import export_checkpoint
@@ -63,15 +68,20 @@ def _measure(job: Job, export: Path, watched: dict[str, dict[str, Any]], check_s
     assert dataset is not None
     rerank = job.config.rerank
     # The reranker is loaded first: one that is refused should be refused before the embedding, not after.
-    scorer = load_scorer(rerank.model, device=job.accelerator.device) if rerank is not None else None
+    scorer = _load_scorer(job)
     folder_of_kept = job.config.pair_scores_folder
     kept = None if folder_of_kept is None else job.processes.together(lambda: PairStore(folder_of_kept, job.say))
     measured = checkpoints(job.config, job.base, str(export))
     stages = _stages(job, measured, dataset, str(dataset.split), rerank.top_k if rerank is not None else 10, check_signal)
+    chosen: list[Chosen] = []
     if scorer is not None and rerank is not None:
-        shared: Any = {"kept": kept, "processes": job.processes, "on_progress": lambda pairs: check_signal()}
-        stages += reranked_stages(dataset, stages, scorer, rerank.top_k, **shared)
+        scores = _score(job, dataset, stages, scorer, kept, check_signal)
+        stages += reranked(stages, scores, scorer.name, rerank.top_k)
+        if rerank.chooses:
+            chosen = _choose_on_val(job, export, scorer, kept, check_signal)
+            stages += chosen_stages(chosen, stages, scores)
     figures = evaluate(dataset, stages, comparisons(job.config, scorer.name if scorer is not None else None))
+    figures.sections.update(chosen_sections(figures, dataset, chosen))
     figures.sections["leakage"] = [leak.as_record() for leak in job.leakages]
     if watched:
         figures.sections["watch"] = list(watched.values())
@@ -88,6 +98,35 @@ def _measure(job: Job, export: Path, watched: dict[str, dict[str, Any]], check_s
         if job.processes.is_main:
             write_report(folder, figures, notes=notes, gallery=pictures)
     return report_record(figures)
+
+
+def _load_scorer(job: Job) -> PairScorer | None:
+    rerank = job.config.rerank
+    if rerank is None:
+        return None
+    return load_scorer(rerank.model, device=job.accelerator.device, settings=ScorerSettings(score_kind=rerank.score))
+
+
+def _score(
+    job: Job, dataset: RetrievalSet, stages: list[Stage], scorer: PairScorer, kept: PairStore | None, check_signal: Any
+) -> PairScores:
+    """The scores of every pair that these stages' heads hold."""
+    assert job.config.rerank is not None
+    shared: Any = {"kept": kept, "processes": job.processes, "on_progress": lambda pairs: check_signal()}
+    return score_stages(dataset, stages, scorer, job.config.rerank.top_k, **shared)
+
+
+def _choose_on_val(job: Job, export: Path, scorer: PairScorer, kept: PairStore | None, check_signal: Any) -> list[Chosen]:
+    """What is chosen for tuned+RERANKER: its val split retrieved and scored as the test split is.
+
+    It is judged by the same rule, but for evaluation.qrels, which are of the final split.
+    """
+    rerank, asked = job.config.rerank, job.config.evaluation
+    assert rerank is not None and job.val_set is not None
+    val_set = judged_by(job.val_set, protocol=asked.protocol, near_duplicates=asked.near_duplicates)
+    stages = _stages(job, {CHOSEN_FOR: str(export)}, val_set, str(val_set.split), rerank.top_k, check_signal)
+    scores = _score(job, val_set, stages, scorer, kept, check_signal)
+    return choose_arms(val_set, stages, scores, scorer.name, rerank.top_k, asked_arms(job.config))
 
 
 def _measure_watched(job: Job, export: Path, watched: WatchSet, check_signal: Any) -> dict[str, Any]:

@@ -156,6 +156,8 @@ def _load_splits(config: JobConfig) -> Splits:
     final = splits.test or splits.val
     if config.rerank is not None and final is not None:
         check_top_k(final, config.rerank.top_k)
+        if config.rerank.chooses and splits.val is not None:
+            check_top_k(splits.val, config.rerank.top_k)
     return splits
 
 

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from eval.errors import UserError
+from rerank.fused_stages import Asked
 from tests.small_job import SmallWorld
-from train.arms import check_comparisons, comparisons
+from train.arms import asked_arms, check_comparisons, comparisons
 from train.config import JobConfig
 
 
@@ -22,6 +23,24 @@ def test_each_step_of_the_job_by_default() -> None:
         ("tuned+blip", "base+blip"),
     ]
     check_comparisons(config(evaluation__models={"large": "x"}), "blip")
+
+
+def test_what_is_chosen_on_val_is_compared_with_what_it_was_chosen_from() -> None:
+    asked = config(rerank={"model": "x", "fusion": True, "adaptive": True, "adaptive_max_loss": 0.01})
+    assert asked_arms(asked) == Asked(fusion=True, max_loss=0.01)
+    assert comparisons(asked, "blip")[-2:] == [("tuned+blip+fused", "tuned+blip"), ("tuned+blip+adaptive", "tuned+blip")]
+    check_comparisons(asked, "blip")
+    alone = config(rerank={"model": "x", "adaptive": True}, evaluation__comparisons=[["tuned+blip+adaptive", "tuned"]])
+    assert asked_arms(alone) == Asked(fusion=False, max_loss=0.001)
+    check_comparisons(alone, "blip")
+    with pytest.raises(UserError, match=r"no stage is called \['tuned\+blip\+fused'\]"):
+        check_comparisons(config(rerank={"model": "x"}, evaluation__comparisons=[["tuned+blip+fused", "tuned"]]), "blip")
+
+
+@pytest.mark.parametrize("missing", ["val_split", "test_split"])
+def test_to_choose_needs_a_split_to_choose_on_and_one_to_measure_on(missing: str) -> None:
+    with pytest.raises(ValueError, match="chosen on data.val_split and measured on data.test_split"):
+        config(rerank={"model": "x", "fusion": True}, **{f"data__{missing}": None})
 
 
 @pytest.mark.parametrize(
