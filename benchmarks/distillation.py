@@ -1,0 +1,162 @@
+"""Does SigLIP learn from the cross-encoder? Mined captions with hard labels against the same captions with the matcher's word on them.
+
+    python -m benchmarks.distillation --steps 400 --seeds 3 --output results/distillation.md                      # 12 runs, one thread each
+    python -m benchmarks.distillation --arm 'soft={"form": "labels", "temperature": 4}' --mining '{"weight": 0.5}' --output FILE
+
+Every run is the demo's job (configs/demo.yaml: base weights, rates, batch) cut to --steps; its checkpoint is chosen on val and measured on
+test. All arms that mine do so by the same rules, from the same seeds: `hard` labels every mined caption -1, the others are mining.distil. A
+comparison takes the queries of all seeds together, images drawn jointly (eval/comparison.py), so its interval covers the draw of test
+images and not that of training runs; for those stands beside it the interval over seeds, from the seeds' own differences (Student's t).
+A gain counts where both lie above 0.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from benchmarks.mining_forms import arms, mean_recall, seconds_per_step
+from eval.comparison import compare
+from eval.ranking import Direction
+from eval.significance import resample_weights
+
+BASELINES: dict[str, dict[str, Any] | None] = {"none": None, "hard": None}
+DISTILLED: dict[str, dict[str, Any] | None] = {"labels": {"form": "labels"}, "lists": {"form": "lists"}}
+MINING: dict[str, Any] = {"negatives_per_image": 4, "weight": 1.0, "margin": None, "pool_top_k": 64}
+DIRECTIONS: tuple[Direction | str, ...] = ("image_to_text", "text_to_image", "both")
+_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # two-sided 95% quantiles, 1 to 9 degrees of freedom
+
+
+def run(
+    arm: str, section: dict[str, Any] | None, mining: dict[str, Any], seed: int, steps: int, folder: Path
+) -> tuple[pa.Table, list[Any]]:
+    """One run in a process of its own: its rows of queries.parquet and its lines of metrics.jsonl."""
+    third = max(1, steps // 4)
+    asked = None if arm == "none" else {"start_step": third, "mine_every_steps": third} | mining | {"distil": section}
+    overrides = {
+        "name": f"{arm}-{seed}", "seed": seed, "runs_folder": str(folder), "mining": asked, "watch": [], "choices": None, "rerank": None,
+        "train.max_steps": steps, "train.eval_every_steps": third, "train.checkpoint_every_steps": steps,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "train", "configs/demo.yaml", *(f"{key}={json.dumps(value)}" for key, value in overrides.items())]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{arm}, seed {seed} failed:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
+    lines = [json.loads(line) for line in (folder / f"{arm}-{seed}" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    table = pq.read_table(folder / f"{arm}-{seed}" / "eval" / "test" / "queries.parquet")
+    print(f"{arm}, seed {seed}: done", flush=True)
+    return table.filter(pc.equal(table["stage"], "tuned")), lines
+
+
+def differences(tables: dict[str, pa.Table], arm: str, against: str) -> dict[str, dict[str, Any]]:
+    """R@1 of an arm less another's, by direction, "both" their mean: the comparison's rows (eval/comparison.py)."""
+    measured, num_images = arms({name: tables[name] for name in (arm, against)})
+    rows = compare(measured, [(arm, against)], resample_weights(num_images))
+    return {row["direction"]: row for row in rows if row["metric"] == "R@1"}
+
+
+def over_seeds(deltas: list[float]) -> tuple[float, float] | None:
+    """95% interval of the mean difference over training seeds, by Student's t; None of one seed, or of more than ten."""
+    if not 2 <= len(deltas) <= len(_T_975) + 1:
+        return None
+    half = _T_975[len(deltas) - 2] * float(np.std(deltas, ddof=1)) / len(deltas) ** 0.5
+    return float(np.mean(deltas)) - half, float(np.mean(deltas)) + half
+
+
+def _interval(ends: tuple[float, float] | list[float] | None) -> str:
+    return "" if ends is None else f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f}"
+
+
+def arm_row(arm: str, pooled: pa.Table, lines: list[list[Any]]) -> str:
+    """What an arm reached, and cost."""
+    mining = [line for run_lines in lines for line in run_lines if line["event"] == "mining"]
+    mined = f"{np.mean([line['num_mined'] for line in mining]):,.0f}" if mining else ""
+    judged = f"{np.mean([line['num_judged'] for line in mining]):,.0f}" if mining else ""
+    seconds = f"{np.mean([line['seconds'] for line in mining]):.0f}" if mining else ""
+    step = np.median([seconds_per_step(run_lines) for run_lines in lines])
+    return f"| {arm} | {mean_recall({arm: pooled}, arm):.1f} | {mined} | {judged} | {seconds} | {step:.2f} |"
+
+
+def comparison_rows(arm: str, against: str, pooled: dict[str, pa.Table], by_seed: list[dict[str, pa.Table]]) -> list[str]:
+    """One line a direction."""
+    whole, each = differences(pooled, arm, against), [differences(tables, arm, against) for tables in by_seed]
+    rows = []
+    for direction in DIRECTIONS:
+        deltas, row = [one[direction]["delta"] for one in each], whole[direction]
+        rows.append(
+            f"| {arm} against {against} | {direction.replace('_', ' ')} | {100 * row['delta']:+.1f} | {_interval(row['ci95'])} "
+            f"| {row['verdict']} | {_interval(over_seeds(deltas))} | {', '.join(f'{100 * delta:+.1f}' for delta in deltas)} |"
+        )
+    return rows
+
+
+def study(distilled: dict[str, dict[str, Any] | None], mining: dict[str, Any], num_seeds: int, steps: int, folder: Path) -> list[str]:
+    """Run everything; the lines of both tables."""
+    every = BASELINES | distilled
+    found = {(arm, seed): run(arm, every[arm], mining, seed, steps, folder) for seed in range(num_seeds) for arm in every}
+    by_seed = [{arm: found[arm, seed][0] for arm in every} for seed in range(num_seeds)]
+    pooled = {arm: pa.concat_tables([tables[arm] for tables in by_seed]) for arm in every}
+    pairs = [("hard", "none"), *((arm, against) for arm in distilled for against in ("hard", "none"))]
+    return [
+        "| arm | R@1 | negatives mined | pairs scored | s a mining | s a step |",
+        "|---|---|---|---|---|---|",
+        *(arm_row(arm, pooled[arm], [found[arm, seed][1] for seed in range(num_seeds)]) for arm in every),
+        "",
+        "| comparison | direction | difference | 95% over test images | verdict | 95% over seeds | by seed |",
+        "|---|---|---|---|---|---|---|",
+        *(row for arm, against in pairs for row in comparison_rows(arm, against, pooled, by_seed)),
+    ]
+
+
+def _named_arm(text: str) -> tuple[str, dict[str, Any]]:
+    """NAME={...} of --arm."""
+    name, _, section = text.partition("=")
+    if not name or name in BASELINES or not isinstance(loaded := json.loads(section or "null"), dict):
+        raise ValueError(text)
+    return name, loaded
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--arm", action="append", type=_named_arm, help='a section mining.distil, NAME={"form": ...}; default: labels and lists'
+    )
+    parser.add_argument("--mining", type=json.loads, default={}, help=f"changes to the rules of every arm that mines, {json.dumps(MINING)}")
+    parser.add_argument("--output", type=Path, required=True)
+    asked = parser.parse_args()
+    model = json.dumps({"model": "demo/models/blip-itm"})
+    distilled = {name: json.loads(model) | (section or {}) for name, section in (asked.arm or DISTILLED.items())}
+    mining = MINING | asked.mining
+    with tempfile.TemporaryDirectory(prefix="distillation-") as folder:
+        rows = study(distilled, mining, asked.seeds, asked.steps, Path(folder))
+    words = " ".join(word if word.isprintable() and not set(word) & set('{}" ') else f"'{word}'" for word in sys.argv[1:])
+    text = [
+        "# Does SigLIP learn from the cross-encoder?",
+        "",
+        f"`python -m benchmarks.distillation {words}`: the demo's job, {asked.steps} steps of 64 images, {asked.seeds} seed(s);",
+        "mined after each quarter but the last; checkpoint chosen on val, measured on test; one thread each.",
+        f"All arms that mine: {', '.join(f'{key} {json.dumps(value)}' for key, value in mining.items())}. hard: every mined caption -1.",
+        *(f"{name}: `mining.distil: {json.dumps(section)}`." for name, section in distilled.items()),
+        'R@1: mean of both directions, all seeds, in percent. Differences in points. "Over test images": paired, all seeds together;',
+        'are corrected for all metrics and directions of one comparison, not for the comparisons. "Over seeds": of the mean over training',
+        "runs, from the seeds' own differences in the last column. A gain counts where both lie above 0.",
+        "",
+        *rows,
+    ]
+    asked.output.write_text("\n".join(text) + "\n", encoding="utf-8")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
