@@ -7,7 +7,7 @@ Every run is the demo's job (configs/demo.yaml: base weights, rates, batch) cut 
 test. All arms that mine do so by the same rules, from the same seeds: `hard` labels every mined caption -1, the others are mining.distil. A
 comparison takes the queries of all seeds together, images drawn jointly (eval/comparison.py), so its interval covers the draw of test
 images and not that of training runs; for those stands beside it the interval over seeds, from the seeds' own differences (Student's t).
-A gain counts where both lie above 0.
+A gain counts where both lie above 0. Beside FILE.md, FILE/queries.parquet keeps every query's rank in every arm and seed.
 """
 
 import argparse
@@ -33,6 +33,7 @@ BASELINES: dict[str, dict[str, Any] | None] = {"none": None, "hard": None}
 DISTILLED: dict[str, dict[str, Any] | None] = {"labels": {"form": "labels"}, "lists": {"form": "lists"}}
 MINING: dict[str, Any] = {"negatives_per_image": 4, "weight": 1.0, "margin": None, "pool_top_k": 64}
 DIRECTIONS: tuple[Direction | str, ...] = ("image_to_text", "text_to_image", "both")
+KEPT = ["stage", "direction", "query_id", "image_id", "rank", "ap_at_r", "r_precision"]
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # two-sided 95% quantiles, 1 to 9 degrees of freedom
 
 
@@ -85,9 +86,16 @@ def arm_row(arm: str, pooled: pa.Table, lines: list[list[Any]]) -> str:
     return f"| {arm} | {mean_recall({arm: pooled}, arm):.1f} | {mined} | {judged} | {seconds} | {step:.2f} |"
 
 
-def comparison_rows(arm: str, against: str, pooled: dict[str, pa.Table], by_seed: list[dict[str, pa.Table]]) -> list[str]:
-    """One line a direction."""
-    whole, each = differences(pooled, arm, against), [differences(tables, arm, against) for tables in by_seed]
+def comparison_rows(arm: str, against: str, queries: pa.Table) -> list[str]:
+    """One line a direction.
+
+    Args:
+        queries: of all arms and seeds (`study`).
+    """
+    seeds = sorted(set(queries["seed"].to_pylist()))
+    by_seed = [{name: of_arm(queries.filter(pc.equal(queries["seed"], seed)), name) for name in (arm, against)} for seed in seeds]
+    whole = differences({name: of_arm(queries, name) for name in (arm, against)}, arm, against)
+    each = [differences(tables, arm, against) for tables in by_seed]
     rows = []
     for direction in DIRECTIONS:
         deltas, row = [one[direction]["delta"] for one in each], whole[direction]
@@ -98,21 +106,39 @@ def comparison_rows(arm: str, against: str, pooled: dict[str, pa.Table], by_seed
     return rows
 
 
-def study(distilled: dict[str, dict[str, Any] | None], mining: dict[str, Any], num_seeds: int, steps: int, folder: Path) -> list[str]:
-    """Run everything; the lines of both tables."""
+def of_arm(queries: pa.Table, arm: str) -> pa.Table:
+    """The rows of one arm, as eval/arm.py reads them: every arm's stage is "tuned"."""
+    return queries.filter(pc.equal(queries["arm"], arm))
+
+
+def comparisons(queries: pa.Table) -> list[str]:
+    """The lines of the second table: hard labels against no mining, then each distilled arm against both."""
+    distilled = [arm for arm in dict.fromkeys(queries["arm"].to_pylist()) if arm not in BASELINES]
+    pairs = [("hard", "none"), *((arm, against) for arm in distilled for against in ("hard", "none"))]
+    return [row for arm, against in pairs for row in comparison_rows(arm, against, queries)]
+
+
+def study(
+    distilled: dict[str, dict[str, Any] | None], mining: dict[str, Any], num_seeds: int, steps: int, folder: Path
+) -> tuple[pa.Table, list[str]]:
+    """Run everything; per-query rows of all arms and seeds, and the lines of both tables."""
     every = BASELINES | distilled
     found = {(arm, seed): run(arm, every[arm], mining, seed, steps, folder) for seed in range(num_seeds) for arm in every}
-    by_seed = [{arm: found[arm, seed][0] for arm in every} for seed in range(num_seeds)]
-    pooled = {arm: pa.concat_tables([tables[arm] for tables in by_seed]) for arm in every}
-    pairs = [("hard", "none"), *((arm, against) for arm in distilled for against in ("hard", "none"))]
-    return [
+    parts = []
+    for (arm, seed), (table, _) in found.items():
+        kept = table.select(KEPT)
+        for name, value in (("arm", pa.array([arm] * len(kept))), ("seed", pa.array([seed] * len(kept), pa.int64()))):
+            kept = kept.append_column(name, value)
+        parts.append(kept)
+    queries = pa.concat_tables(parts)
+    return queries, [
         "| arm | R@1 | negatives mined | pairs scored | s a mining | s a step |",
         "|---|---|---|---|---|---|",
-        *(arm_row(arm, pooled[arm], [found[arm, seed][1] for seed in range(num_seeds)]) for arm in every),
+        *(arm_row(arm, of_arm(queries, arm), [found[arm, seed][1] for seed in range(num_seeds)]) for arm in every),
         "",
         "| comparison | direction | difference | 95% over test images | verdict | 95% over seeds | by seed |",
         "|---|---|---|---|---|---|---|",
-        *(row for arm, against in pairs for row in comparison_rows(arm, against, pooled, by_seed)),
+        *comparisons(queries),
     ]
 
 
@@ -139,7 +165,7 @@ def main() -> None:
     distilled = {name: json.loads(model) | (section or {}) for name, section in (asked.arm or DISTILLED.items())}
     mining = MINING | asked.mining
     with tempfile.TemporaryDirectory(prefix="distillation-") as folder:
-        rows = study(distilled, mining, asked.seeds, asked.steps, Path(folder))
+        queries, rows = study(distilled, mining, asked.seeds, asked.steps, Path(folder))
     words = " ".join(word if word.isprintable() and not set(word) & set('{}" ') else f"'{word}'" for word in sys.argv[1:])
     text = [
         "# Does SigLIP learn from the cross-encoder?",
@@ -154,6 +180,8 @@ def main() -> None:
         "",
         *rows,
     ]
+    asked.output.with_suffix("").mkdir(parents=True, exist_ok=True)
+    pq.write_table(queries, asked.output.with_suffix("") / "queries.parquet")
     asked.output.write_text("\n".join(text) + "\n", encoding="utf-8")
     print("\n".join(rows))
 

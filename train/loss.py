@@ -24,14 +24,12 @@ from torch.nn.functional import softplus
 
 from eval.processes import Processes
 from train.positives import BatchPositives
-from train.soft_labels import OwnPairs, SoftLabels, own_terms
+from train.soft_labels import LINEAR_FROM, OwnPairs, SoftLabels, own_terms
 
 BLOCK = 2048
 """Rows and columns of a block, 17 MB. It decides the order of summation, so it is part of the result's last bits."""
 _AT_ONCE = 1 << 18
 """Pairs of a block that all passes but the products go over together, a megabyte: what the caches of the cores hold."""
-_LINEAR_FROM = 40.0
-"""softplus(z) is z itself from here on: exp(-40) is below half a unit in the last place of 40, in float64 too."""
 
 
 @dataclass(frozen=True)
@@ -257,7 +255,7 @@ class _Sums:
         loss, sigmoids = z.new_zeros((), dtype=torch.float64), z.new_zeros((), dtype=torch.float64)
         for piece in z.split(_AT_ONCE):
             losses = self._losses[: len(piece)]
-            softplus(piece.add_(self._bias), 1.0, _LINEAR_FROM, out=losses)  # type: ignore[call-arg]  # it has an out, unannounced
+            softplus(piece.add_(self._bias), 1.0, LINEAR_FROM, out=losses)  # type: ignore[call-arg]  # it has an out, unannounced
             loss += losses.sum()
             sigmoids += piece.sigmoid_().sum()
         return loss, sigmoids

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import softplus
 
-_LINEAR_FROM = 40.0
+LINEAR_FROM = 40.0
 """softplus(z) is z itself from here on: exp(-40) is below half a unit in the last place of 40, in float64 too."""
 
 
@@ -101,7 +101,7 @@ def _hard(pairs: OwnPairs, z_m: torch.Tensor) -> OwnTerms:
     """-log sigmoid(z) of what is true, -log sigmoid(-z) of the rest."""
     sign_m = torch.ones_like(z_m) if pairs.positive_m is None else 1 - 2 * pairs.positive_m.to(z_m)
     turned_m = sign_m * z_m
-    return OwnTerms(softplus(turned_m, threshold=_LINEAR_FROM).sum(), turned_m.sigmoid_().mul_(sign_m))
+    return OwnTerms(softplus(turned_m, threshold=LINEAR_FROM).sum(), turned_m.sigmoid_().mul_(sign_m))
 
 
 def _labels(
@@ -111,7 +111,7 @@ def _labels(
     positive_m = torch.zeros_like(z_m) if positive_m is None else positive_m.to(z_m)
     label_m = strength * match_m + (1 - strength) * positive_m
     rest_m = strength * no_match_m + (1 - strength) * (1 - positive_m)
-    loss = (rest_m * softplus(z_m, threshold=_LINEAR_FROM) + label_m * softplus(-z_m, threshold=_LINEAR_FROM)).sum()
+    loss = (rest_m * softplus(z_m, threshold=LINEAR_FROM) + label_m * softplus(-z_m, threshold=LINEAR_FROM)).sum()
     return OwnTerms(loss, rest_m * torch.sigmoid(z_m) - label_m * torch.sigmoid(-z_m))
 
 

@@ -18,6 +18,7 @@ from train.batches import Batch, BatchBuilder, BatchOrder, chosen_caption
 from train.distillation import own_pairs
 from train.mining import mine, rules_of
 from train.mining_config import MiningConfig
+from train.mining_page import page
 from train.mining_sheet import MiningSheet
 from train.negatives import Negatives, read_negatives, write_negatives
 from train.pool import CaptionPool, FurtherCaptions
@@ -162,3 +163,6 @@ def test_the_sheet_shows_quantiles_of_the_probability(small_world: SmallWorld, p
     assert list(sheet.match_quantiles.values()) == pytest.approx(np.quantile(table.match_N, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist())
     assert sheet.lines()[-1].startswith("match") and sheet.estimated_by == "match"
     assert sheet.as_record()["match_quantiles"] == sheet.match_quantiles
+    middle = f"<td>{sheet.match_quantiles['50%']:.4f}</td>"
+    assert 'id="match"' in page(sheet, table, pool) and middle in page(sheet, table, pool)
+    assert 'id="match"' not in page(replace(sheet, match_quantiles={}), table, pool)
