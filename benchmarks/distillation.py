@@ -1,13 +1,13 @@
 """Does SigLIP learn from the cross-encoder? Mined captions with hard labels against the same captions with the matcher's word on them.
 
     python -m benchmarks.distillation --steps 400 --seeds 3 --output results/distillation.md                      # 12 runs, one thread each
-    python -m benchmarks.distillation --arm 'soft={"form": "labels", "temperature": 4}' --mining '{"weight": 0.5}' --output FILE
+    python -m benchmarks.distillation --arm 'soft={"distil": {"form": "labels", "temperature": 4}}' --mining '{"weight": 0.5}' --output FILE
 
 Every run is the demo's job (configs/demo.yaml: base weights, rates, batch) cut to --steps; its checkpoint is chosen on val and measured on
-test. All arms that mine do so by the same rules, from the same seeds: `hard` labels every mined caption -1, the others are mining.distil. A
-comparison takes the queries of all seeds together, images drawn jointly (eval/comparison.py), so its interval covers the draw of test
-images and not that of training runs; for those stands beside it the interval over seeds, from the seeds' own differences (Student's t).
-A gain counts where both lie above 0. Beside FILE.md, FILE/queries.parquet keeps every query's rank in every arm and seed.
+test. `hard` mines by --mining and labels every mined caption -1; another arm is what it changes of that section, mining.distil as a rule
+and nothing else: then it learns from captions mined by the same rules. A comparison takes the queries of all seeds together, images drawn
+jointly (eval/comparison.py), so its interval covers the draw of test images and not that of training runs; for those stands beside it the
+interval over seeds, from the seeds' own differences (Student's t). A gain counts where both lie above 0. Beside FILE.md, FILE/queries.parquet keeps every query's rank in every arm and seed.
 """
 
 import argparse
@@ -29,23 +29,22 @@ from eval.comparison import compare
 from eval.ranking import Direction
 from eval.significance import resample_weights
 
-BASELINES: dict[str, dict[str, Any] | None] = {"none": None, "hard": None}
-DISTILLED: dict[str, dict[str, Any] | None] = {"labels": {"form": "labels"}, "lists": {"form": "lists"}}
-MINING: dict[str, Any] = {"negatives_per_image": 4, "weight": 1.0, "margin": None, "pool_top_k": 64}
+BASELINES: dict[str, dict[str, Any]] = {"none": {}, "hard": {}}
+MODEL = "demo/models/blip-itm"
+DISTILLED: dict[str, dict[str, Any]] = {form: {"distil": {"form": form}} for form in ("labels", "lists")}
+MINING: dict[str, Any] = {"negatives_per_image": 4, "weight": 0.25, "margin": None, "pool_top_k": 64}
 DIRECTIONS: tuple[Direction | str, ...] = ("image_to_text", "text_to_image", "both")
 KEPT = ["stage", "direction", "query_id", "image_id", "rank", "ap_at_r", "r_precision"]
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # two-sided 95% quantiles, 1 to 9 degrees of freedom
 
 
-def run(
-    arm: str, section: dict[str, Any] | None, mining: dict[str, Any], seed: int, steps: int, folder: Path
-) -> tuple[pa.Table, list[Any]]:
+def run(arm: str, mining: dict[str, Any], seed: int, steps: int, folder: Path) -> tuple[pa.Table, list[Any]]:
     """One run in a process of its own: its rows of queries.parquet and its lines of metrics.jsonl."""
-    third = max(1, steps // 4)
-    asked = None if arm == "none" else {"start_step": third, "mine_every_steps": third} | mining | {"distil": section}
+    quarter = max(1, steps // 4)
+    asked = None if arm == "none" else {"start_step": quarter, "mine_every_steps": quarter} | mining
     overrides = {
         "name": f"{arm}-{seed}", "seed": seed, "runs_folder": str(folder), "mining": asked, "watch": [], "choices": None, "rerank": None,
-        "train.max_steps": steps, "train.eval_every_steps": third, "train.checkpoint_every_steps": steps,
+        "train.max_steps": steps, "train.eval_every_steps": quarter, "train.checkpoint_every_steps": steps,
     }  # fmt: skip
     command = [sys.executable, "-m", "train", "configs/demo.yaml", *(f"{key}={json.dumps(value)}" for key, value in overrides.items())]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
@@ -118,12 +117,13 @@ def comparisons(queries: pa.Table) -> list[str]:
     return [row for arm, against in pairs for row in comparison_rows(arm, against, queries)]
 
 
-def study(
-    distilled: dict[str, dict[str, Any] | None], mining: dict[str, Any], num_seeds: int, steps: int, folder: Path
-) -> tuple[pa.Table, list[str]]:
-    """Run everything; per-query rows of all arms and seeds, and the lines of both tables."""
-    every = BASELINES | distilled
-    found = {(arm, seed): run(arm, every[arm], mining, seed, steps, folder) for seed in range(num_seeds) for arm in every}
+def study(every: dict[str, dict[str, Any]], num_seeds: int, steps: int, folder: Path) -> tuple[pa.Table, list[str]]:
+    """Run everything; per-query rows of all arms and seeds, and the lines of both tables.
+
+    Args:
+        every: the mining section of each arm.
+    """
+    found = {(arm, seed): run(arm, every[arm], seed, steps, folder) for seed in range(num_seeds) for arm in every}
     parts = []
     for (arm, seed), (table, _) in found.items():
         kept = table.select(KEPT)
@@ -156,24 +156,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--arm", action="append", type=_named_arm, help='a section mining.distil, NAME={"form": ...}; default: labels and lists'
+        "--arm", action="append", type=_named_arm, help='what an arm changes of --mining, NAME={"distil": {...}}; default: labels and lists'
     )
     parser.add_argument("--mining", type=json.loads, default={}, help=f"changes to the rules of every arm that mines, {json.dumps(MINING)}")
     parser.add_argument("--output", type=Path, required=True)
     asked = parser.parse_args()
-    model = json.dumps({"model": "demo/models/blip-itm"})
-    distilled = {name: json.loads(model) | (section or {}) for name, section in (asked.arm or DISTILLED.items())}
+    distilled = dict(asked.arm or DISTILLED.items())
     mining = MINING | asked.mining
+    every = {name: mining | section for name, section in (BASELINES | distilled).items()}
+    for section in every.values():
+        if section.get("distil"):
+            section["distil"] = {"model": MODEL} | section["distil"]
     with tempfile.TemporaryDirectory(prefix="distillation-") as folder:
-        queries, rows = study(distilled, mining, asked.seeds, asked.steps, Path(folder))
+        queries, rows = study(every, asked.seeds, asked.steps, Path(folder))
     words = " ".join(word if word.isprintable() and not set(word) & set('{}" ') else f"'{word}'" for word in sys.argv[1:])
     text = [
         "# Does SigLIP learn from the cross-encoder?",
         "",
         f"`python -m benchmarks.distillation {words}`: the demo's job, {asked.steps} steps of 64 images, {asked.seeds} seed(s);",
         "mined after each quarter but the last; checkpoint chosen on val, measured on test; one thread each.",
-        f"All arms that mine: {', '.join(f'{key} {json.dumps(value)}' for key, value in mining.items())}. hard: every mined caption -1.",
-        *(f"{name}: `mining.distil: {json.dumps(section)}`." for name, section in distilled.items()),
+        f"hard: every mined caption -1, {', '.join(f'{key} {json.dumps(value)}' for key, value in mining.items())}. What the others change",
+        f"of that: {'; '.join(f'{name}: `{json.dumps(section)}`' for name, section in distilled.items())}.",
         'R@1: mean of both directions, all seeds, in percent. Differences in points. "Over test images": paired, all seeds together;',
         'are corrected for all metrics and directions of one comparison, not for the comparisons. "Over seeds": of the mean over training',
         "runs, from the seeds' own differences in the last column. A gain counts where both lie above 0.",
