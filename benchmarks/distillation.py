@@ -7,7 +7,8 @@ Every run is the demo's job (configs/demo.yaml: base weights, rates, batch) cut 
 test. `hard` mines by --mining and labels every mined caption -1; another arm is what it changes of that section, mining.distil as a rule
 and nothing else: then it learns from captions mined by the same rules. A comparison takes the queries of all seeds together, images drawn
 jointly (eval/comparison.py), so its interval covers the draw of test images and not that of training runs; for those stands beside it the
-interval over seeds, from the seeds' own differences (Student's t). A gain counts where both lie above 0. Beside FILE.md, FILE/queries.parquet keeps every query's rank in every arm and seed.
+interval over seeds, from the seeds' own differences (Student's t). A gain counts where both lie above 0. Beside FILE.md,
+FILE/queries.parquet keeps every query's rank in every arm and seed.
 """
 
 import argparse
