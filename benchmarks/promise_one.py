@@ -117,7 +117,8 @@ def page(arms: dict[str, Path], reference: Path) -> str:
         "# Promise 1: the same loss and gradients, however the batch is divided",
         "",
         f"`python -m benchmarks.promise_one`; {NUM_IMAGES} images in one batch, one thread each, differences from one process.",
-        'A case is its arithmetic and the scope of its mined columns ("none": none are mined), with LoRA, or with a frozen tower.',
+        'A case is its arithmetic and the scope of its mined columns ("none": none are mined), with LoRA, or with a frozen tower,',
+        'or with a distillation in one of its forms ("labels", "lists").',
         "Gradient: norm of the difference over the global norm, of all parameters together and of the worst tensor, at step 1;",
         "scale and bias are among them. Drift: the largest relative difference of a loss by step "
         f"{NUM_STEPS}, at a rate of 1e-3 (nothing is promised of it).",

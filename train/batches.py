@@ -120,6 +120,8 @@ class Batch:
         undecodable: messages about pictures that were replaced.
         frozen_images_bD, frozen_texts_nD: float32, the embeddings themselves where a frozen tower's are cached (train/frozen.py), captions
             before mined captions; then there are no pixels, or no tokens.
+        matcher_logits_m, matcher_logits_b: float32, a cross-encoder's logit of each mined caption, and of each image's own caption, with
+            its image, where it is learnt from (train/distillation.py); of an image without mined captions NaN.
     """
 
     step: int
@@ -133,6 +135,8 @@ class Batch:
     undecodable: list[str]
     frozen_images_bD: torch.Tensor | None = None
     frozen_texts_nD: torch.Tensor | None = None
+    matcher_logits_m: torch.Tensor | None = None
+    matcher_logits_b: torch.Tensor | None = None
 
     def pin_memory(self) -> "Batch":
         """The same with page-locked tensors, for copies to a GPU that do not wait (called by DataLoader)."""
@@ -196,7 +200,17 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
             undecodable,
             None if self._frozen.images is None else self._frozen.images.of(np.array(images)),
             texts_nD,
+            *self._matcher_logits(images, captions),
         )
+
+    def _matcher_logits(self, images: list[int], captions: list[int]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The cross-encoder's logits of the mined captions of these images, and of their own captions, as far as the table has them."""
+        table = self._negatives
+        if table is None or table.matcher_logits_N is None:
+            return None, None
+        mined = np.concatenate([table.matcher_logits_N[table.offsets[image] : table.offsets[image + 1]] for image in images])
+        own = None if table.own_matcher_logits_C is None else torch.from_numpy(table.own_matcher_logits_C[captions])
+        return torch.from_numpy(mined), own
 
     def _texts(self, captions_n: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Token ids of captions, or none and their embeddings where those are cached."""

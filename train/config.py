@@ -287,6 +287,14 @@ class JobConfig(Section):
                 "rerank.fusion and rerank.adaptive are chosen on data.val_split and measured on data.test_split, and need both: what is "
                 "chosen on the queries it is measured on looks better than it is"
             )
+        if self.mining is not None and self.mining.distil is not None:
+            if self.matcher_model is None:
+                raise ValueError("mining.distil needs a cross-encoder: give mining.distil.model or rerank.model")
+            if self.mining.distil.model not in (None, self.matcher_model):
+                raise ValueError(
+                    f"mining.denoise asks {self.matcher_model} and mining.distil {self.mining.distil.model}: a pair is scored once, by one "
+                    "cross-encoder; give both the same, or leave out mining.distil.model"
+                )
         names = [watch.name for watch in self.watch]
         if len(set(names)) < len(names):
             raise ValueError(f"watch: each set needs a name of its own, found {names}")
@@ -299,9 +307,10 @@ class JobConfig(Section):
     @property
     def matcher_model(self) -> str | None:
         """The cross-encoder that mining asks; None where it asks none."""
-        if self.mining is None or self.mining.denoise is None:
+        if self.mining is None or (self.mining.denoise is None and self.mining.distil is None):
             return None
-        return self.mining.denoise.model or (self.rerank.model if self.rerank is not None else None)
+        own = self.mining.denoise.model if self.mining.denoise is not None else self.mining.distil and self.mining.distil.model
+        return own or (self.rerank.model if self.rerank is not None else None)
 
     @property
     def pair_scores_folder(self) -> Path | None:

@@ -1,4 +1,4 @@
-"""Ask a cross-encoder about what is about to be mined: what it calls a match is likely a true caption that the data does not state.
+"""Ask a cross-encoder about what is mined: what it calls a match is likely a true caption that the data does not state.
 
 Denoising of mined negatives by a cross-encoder: RocketQA (Qu et al. 2021, arXiv 2010.08191). Shape letters: N pairs.
 """
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from eval.processes import Processes
-from rerank.candidates import CandidateLists
+from rerank.candidates import CandidateLists, pair_keys
 from rerank.pair_store import PairStore
 from rerank.pairs import complete_scores
 from rerank.scorer import PairScorer, load_scorer
@@ -23,7 +23,8 @@ _LISTS_AT_ONCE = 256  # images after which the processes meet
 
 
 def load_matcher(config: JobConfig, device: torch.device | str) -> PairScorer | None:
-    """The cross-encoder that mining.denoise asks; None where it asks none. Its score is the margin: match logit less no-match logit.
+    """The cross-encoder that mining.denoise and mining.distil ask; None where neither does. Its score is the margin: match logit less
+    no-match logit.
 
     Raises:
         UserError: it cannot judge (image, caption) pairs.
@@ -34,7 +35,7 @@ def load_matcher(config: JobConfig, device: torch.device | str) -> PairScorer | 
 
 
 def matcher_fingerprint(config: JobConfig) -> str | None:
-    """Hash of the cross-encoder that mining.denoise asks; None where it asks none.
+    """Hash of the cross-encoder that mining.denoise and mining.distil ask; None where neither does.
 
     Raises:
         UserError: it cannot judge (image, caption) pairs.
@@ -44,7 +45,11 @@ def matcher_fingerprint(config: JobConfig) -> str | None:
 
 
 class Matcher:
-    """Says how likely pairs of an image and a caption of the pool match; the same on every process, the work shared out."""
+    """Says how likely pairs of an image and a caption of the pool match; the same on every process, the work shared out.
+
+    Attributes:
+        num_judged: pairs scored; one that is asked about again is not scored again.
+    """
 
     def __init__(
         self,
@@ -58,6 +63,7 @@ class Matcher:
         self._scorer, self._data, self._processes, self._on_progress = scorer, _PoolData(pool), processes, on_progress
         self._kept = kept
         self.num_judged = 0
+        self._keys_N, self._logits_N = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)  # of what was scored, keys ascending
 
     def probabilities(self, images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
         """Probability of a match, the sigmoid of the scorer's margin, float32 of shape (N,).
@@ -65,7 +71,30 @@ class Matcher:
         Raises:
             UserError: a score is not finite.
         """
-        probabilities_N = np.empty(len(images_N), dtype=np.float32)
+        return sigmoid(self.logits(images_N, captions_N))
+
+    def logits(self, images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
+        """The scorer's margin of each pair, match logit less no-match logit, float32 of shape (N,).
+
+        Raises:
+            UserError: a score is not finite.
+        """
+        keys_N = pair_keys(images_N, captions_N)
+        new_N = np.flatnonzero(~np.isin(keys_N, self._keys_N))
+        if len(new_N):
+            self._keep(keys_N[new_N], self._scored(images_N[new_N], captions_N[new_N]))
+        logits_N: np.ndarray = self._logits_N[np.searchsorted(self._keys_N, keys_N)]
+        return logits_N
+
+    def _keep(self, keys_N: np.ndarray, logits_N: np.ndarray) -> None:
+        """Note what was scored; of a pair that came twice, once."""
+        self._keys_N, first_N = np.unique(np.concatenate([self._keys_N, keys_N]), return_index=True)
+        self.num_judged += len(self._keys_N) - len(self._logits_N)
+        self._logits_N = np.concatenate([self._logits_N, logits_N])[first_N]
+
+    def _scored(self, images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
+        """The scorer's margins, block by block of images."""
+        logits_N = np.empty(len(images_N), dtype=np.float32)
         distinct_I, list_N = np.unique(images_N, return_inverse=True)
         for start in range(0, len(distinct_I), _LISTS_AT_ONCE):
             part_n = np.flatnonzero((list_N >= start) & (list_N < start + _LISTS_AT_ONCE))
@@ -78,9 +107,8 @@ class Matcher:
                 processes=self._processes,
                 on_progress=lambda pairs: self._on_progress(0),
             )
-            probabilities_N[part_n] = sigmoid(scores.lookup(images_N[part_n], captions_N[part_n]))
-        self.num_judged += len(images_N)
-        return probabilities_N
+            logits_N[part_n] = scores.lookup(images_N[part_n], captions_N[part_n])
+        return logits_N
 
 
 def sigmoid(logits_N: np.ndarray) -> np.ndarray:

@@ -126,8 +126,8 @@ class Loop:
             )
         if self.state.matcher_sha256 not in (None, job.matcher_sha256):
             raise UserError(
-                f"mining asks {self.config.matcher_model}, another cross-encoder than when {job.folder} was begun: set "
-                "mining.denoise.model to the one it began with, or give the run another name="
+                f"mining asks {self.config.matcher_model}, another cross-encoder than when {job.folder} was begun: give "
+                "it the one it began with (mining.denoise.model, mining.distil.model or rerank.model), or give the run another name="
             )
         checkpoints.load_weights(step, job.tuned)
         checkpoints.load_optimizer(step, job.tuned, job.optimizer)

@@ -1,7 +1,8 @@
 """The sigmoid loss over all images and all texts of all processes, block by block, the gradient of each block taken as it goes.
 
 L = (1 / B) [ sum over in-batch pairs + weight * sum over mined columns ] of -log sigmoid(y (scale * cos + bias)),
-y = +1 for positives, else -1 (Zhai et al. 2023, arXiv 2303.15343; the mined columns are ours). Each process computes the rows of its own
+y = +1 for positives, else -1 (Zhai et al. 2023, arXiv 2303.15343; the mined columns are ours). What an image and the captions mined for it
+cost may follow a cross-encoder's word instead (train/soft_labels.py). Each process computes the rows of its own
 images; the sum over processes is the loss. Texts go round a ring of processes, each with the gradient that has gathered on it, which is
 back home after the last hop (the ring of the paper's section 3.3, with gradients). Neither logits nor truth of more than one block ever
 exist: beyond the embeddings, their gradients and what travels, memory is O(block x D + block x block).
@@ -23,13 +24,12 @@ from torch.nn.functional import softplus
 
 from eval.processes import Processes
 from train.positives import BatchPositives
+from train.soft_labels import LINEAR_FROM, OwnPairs, SoftLabels, own_terms
 
 BLOCK = 2048
 """Rows and columns of a block, 17 MB. It decides the order of summation, so it is part of the result's last bits."""
 _AT_ONCE = 1 << 18
 """Pairs of a block that all passes but the products go over together, a megabyte: what the caches of the cores hold."""
-_LINEAR_FROM = 40.0
-"""softplus(z) is z itself from here on: exp(-40) is below half a unit in the last place of 40, in float64 too."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,10 @@ class Pairing:
     Attributes:
         positives: the true pairs of this process's images and all texts that travel.
         counts: how many texts of each process travel: its captions, as many as it has images, and with `mined_scope: all` its mined ones.
-        own_rows_m: `mined_scope: own`: int64, the image row each mined caption of this process faces; None: no mined caption stays.
+        own_rows_m: int64, the image row each mined caption of this process was mined for, where that pair stands apart from the blocks:
+            with `mined_scope: own`, for there is no other, and with soft labels; None: no pair does.
         own_positive_m: bool, which of them are true of it all the same (relabelled by a cross-encoder); None: none.
+        soft: what a cross-encoder says of these pairs; None: hard labels.
         weight: of the mined columns.
         batch_size: B.
         processes: who takes part.
@@ -70,6 +72,12 @@ class Pairing:
     processes: Processes = Processes()
     block: int | None = None
     own_positive_m: torch.Tensor | None = None
+    soft: SoftLabels | None = None
+
+    @property
+    def num_captions(self) -> int:
+        """Captions of each process that are not mined, as many as it has images; they come first among its texts."""
+        return self.batch_size // self.processes.world_size
 
 
 def sigmoid_loss(images_bD: torch.Tensor, texts_nD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, pairing: Pairing) -> LossTerms:
@@ -141,7 +149,7 @@ def _face_all(sums: "_Sums", texts_nD: torch.Tensor, pairing: Pairing, needs_tex
         if gradient_nD is not None and travelled_nD is not None:
             gradient_nD[:own] = travelled_nD
     if pairing.own_rows_m is not None:
-        sums.face_own(texts_nD[own:], None if gradient_nD is None else gradient_nD[own:], pairing.own_rows_m, pairing.own_positive_m)
+        sums.face_own(texts_nD, gradient_nD, OwnPairs(pairing.own_rows_m, pairing.own_positive_m, pairing.soft))
     return gradient_nD
 
 
@@ -191,13 +199,16 @@ class _Sums:
         self.block = pairing.block or BLOCK
         self.images_gradient_bD = torch.zeros_like(images_bD) if needs_images else None
         self.in_batch, self.mined, self.bias_gradient = (images_bD.new_zeros((), dtype=torch.float64) for _ in range(3))
+        self._own_rows_m: np.ndarray | None = None
+        if pairing.own_rows_m is not None and pairing.counts[pairing.processes.rank] > pairing.num_captions:
+            self._own_rows_m = pairing.own_rows_m.cpu().numpy()
         widest = min(self.block, max(pairing.counts))
         self._logits = images_bD.new_empty(min(self.block, len(images_bD)) * widest)
         self._losses = images_bD.new_empty(min(_AT_ONCE, len(self._logits)))
 
     def face(self, texts_nD: torch.Tensor, gradient_nD: torch.Tensor | None, owner: int) -> None:
         """All images of this process against texts of one process, whose gradient (before scale / B) is added to."""
-        num_captions = self._pairing.batch_size // self._pairing.processes.world_size
+        num_captions = self._pairing.num_captions
         in_batch, mined = _spans(0, num_captions, self.block), _spans(num_captions, len(texts_nD), self.block)
         for rows in _spans(0, len(self._images_bD), self.block):
             scaled_rD = self._images_bD[rows] * self._scale
@@ -244,7 +255,7 @@ class _Sums:
         loss, sigmoids = z.new_zeros((), dtype=torch.float64), z.new_zeros((), dtype=torch.float64)
         for piece in z.split(_AT_ONCE):
             losses = self._losses[: len(piece)]
-            softplus(piece.add_(self._bias), 1.0, _LINEAR_FROM, out=losses)  # type: ignore[call-arg]  # it has an out, unannounced
+            softplus(piece.add_(self._bias), 1.0, LINEAR_FROM, out=losses)  # type: ignore[call-arg]  # it has an out, unannounced
             loss += losses.sum()
             sigmoids += piece.sigmoid_().sum()
         return loss, sigmoids
@@ -256,27 +267,46 @@ class _Sums:
             rows_P * width + columns_P for rows_P, columns_P in (known.pairs(rows, owner, columns), known.left_out(rows, owner, columns))
         )
         left_out_P = np.setdiff1d(left_out_P, positive_P)
+        if self._own_rows_m is not None and owner == self._pairing.processes.rank and columns.start >= self._pairing.num_captions:
+            apart_P = self._apart(rows, columns)
+            positive_P, left_out_P = np.setdiff1d(positive_P, apart_P), np.union1d(left_out_P, apart_P)
         return tuple(torch.from_numpy(places).to(self._images_bD.device) for places in (positive_P, left_out_P))  # type: ignore[return-value]
 
-    def face_own(
-        self, mined_mD: torch.Tensor, gradient_mD: torch.Tensor | None, rows_m: torch.Tensor, positive_m: torch.Tensor | None
-    ) -> None:
-        """Mined captions of this process, each against the image it was mined for, as a negative but where it is said to be true."""
-        weight = self._pairing.weight
-        for part in _spans(0, len(mined_mD), self.block):
-            rows_c, texts_cD = rows_m[part], mined_mD[part]
-            images_cD = self._images_bD.index_select(0, rows_c)
-            z_c = torch.einsum("cd,cd->c", images_cD, texts_cD).mul_(self._scale).add_(self._bias)
-            true_P = torch.nonzero(positive_m[part]).flatten() if positive_m is not None else rows_c[:0]
-            _negate(z_c, true_P)
-            self.mined += softplus(z_c, threshold=_LINEAR_FROM).sum()
-            g_c = z_c.sigmoid_().mul_(weight)
-            _negate(g_c, true_P)
-            self.bias_gradient += g_c.sum()
+    def _apart(self, rows: slice, columns: slice) -> np.ndarray:
+        """Flat places of a block's pairs that stand apart: a mined caption that travels meets the image it was mined for in `face_own`."""
+        assert self._own_rows_m is not None
+        first = self._pairing.num_captions
+        rows_c = self._own_rows_m[columns.start - first : columns.stop - first]
+        columns_P = np.flatnonzero((rows_c >= rows.start) & (rows_c < rows.stop))
+        return (rows_c[columns_P] - rows.start) * (columns.stop - columns.start) + columns_P
+
+    def face_own(self, texts_nD: torch.Tensor, gradient_nD: torch.Tensor | None, pairs: OwnPairs) -> None:
+        """Mined captions of this process, each against the image it was mined for; in lists, beside that image's own caption."""
+        first = self._pairing.num_captions
+        each_b = torch.arange(first, device=texts_nD.device)
+        z_b = self._own_logits(texts_nD[:first], each_b) if pairs.has_lists else None
+        terms = own_terms(pairs, self._own_logits(texts_nD[first:], pairs.rows_m), z_b)
+        self.mined += terms.loss
+        for g_n, rows_n, start in ((terms.by_mined_m, pairs.rows_m, first), (terms.by_own_b, each_b, 0)):
+            if g_n is not None:
+                self._add_own(g_n * self._pairing.weight, rows_n, texts_nD[start:], None if gradient_nD is None else gradient_nD[start:])
+
+    def _own_logits(self, texts_mD: torch.Tensor, rows_m: torch.Tensor) -> torch.Tensor:
+        """Logit of each text with the image of its row."""
+        cosines_m = texts_mD.new_empty(len(texts_mD))
+        for part in _spans(0, len(rows_m), self.block):
+            cosines_m[part] = torch.einsum("cd,cd->c", self._images_bD.index_select(0, rows_m[part]), texts_mD[part])
+        return cosines_m.mul_(self._scale).add_(self._bias)
+
+    def _add_own(self, g_m: torch.Tensor, rows_m: torch.Tensor, texts_mD: torch.Tensor, gradient_mD: torch.Tensor | None) -> None:
+        """Add the gradients of pairs, given the derivative of the weighted loss by the logit of each."""
+        self.bias_gradient += g_m.sum()
+        for part in _spans(0, len(rows_m), self.block):
+            rows_c, g_c1 = rows_m[part], g_m[part][:, None]
             if self.images_gradient_bD is not None:
-                self.images_gradient_bD.index_add_(0, rows_c, g_c[:, None] * texts_cD)
+                self.images_gradient_bD.index_add_(0, rows_c, g_c1 * texts_mD[part])
             if gradient_mD is not None:
-                torch.mul(g_c[:, None], images_cD, out=gradient_mD[part])
+                gradient_mD[part].addcmul_(g_c1, self._images_bD.index_select(0, rows_c))
 
 
 def _negate(block_rc: torch.Tensor, places_P: torch.Tensor) -> None:

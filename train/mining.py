@@ -24,6 +24,7 @@ from train.allotment import Allotment, Judge, Taking, allot, priorities
 from train.approximate import Approximate
 from train.candidates import Candidates, find_candidates
 from train.denoising import Matcher
+from train.distillation import distillation_rules, with_matcher_logits
 from train.frozen import NOTHING_FROZEN, FrozenEmbeddings
 from train.mining_config import MiningConfig
 from train.mining_rules import Outcome, RankedLists, Rules, passed_over
@@ -70,6 +71,8 @@ def rules_of(config: MiningConfig, refresh: Refresh = Refresh(), matcher: PairSc
         rules |= Approximate(config.index_probes).rules()
     if matcher is not None and config.denoise is not None:
         rules["denoise"] = [matcher.fingerprint, config.denoise.threshold, config.denoise.relabel_at]
+    if matcher is not None and config.distil is not None:
+        rules["distil"] = distillation_rules(config.distil, matcher)
     return rules
 
 
@@ -98,7 +101,7 @@ def mine(
 
     Args:
         data_sha256: dataset.sha256(), which is slow to compute again and again.
-        matcher: the cross-encoder of config.denoise; its scores are margins (train/denoising.py).
+        matcher: the cross-encoder of config.denoise and config.distil; its scores are margins (train/denoising.py).
         kept: where its scores are kept, and read from; None: it is asked about every pair.
         folder: where embeddings lie meanwhile; None: the system's temporary folder.
         truth: (image id, caption id) pairs known to be true beyond the data; used to count false negatives only.
@@ -106,7 +109,7 @@ def mine(
 
     Raises:
         UserError: a score of the cross-encoder is not finite.
-        ValueError: there is a matcher and no config.denoise, or the other way round.
+        ValueError: there is a matcher that nothing asks, or none that is asked.
     """
     check_matcher(config, matcher)
     name = table_name(hash_weights(model), data_sha256, rules_of(config, refresh, matcher, pool) | inputs.contract)
@@ -124,8 +127,12 @@ def mine(
         num_workers=num_workers,
         on_progress=on_progress,
     )
-    judge = Matcher(matcher, pool, processes, on_progress, kept).probabilities if matcher is not None else None
+    asked = Matcher(matcher, pool, processes, on_progress, kept) if matcher is not None else None
+    judge = asked.probabilities if asked is not None and config.denoise is not None else None
     mined = select(name, pool, found, *scale_and_bias(model), config, refresh, judge)
+    if asked is not None and config.distil is not None:
+        negatives = with_matcher_logits(mined.negatives, asked, pool.dataset, config.distil)
+        mined = replace(mined, negatives=negatives, num_judged=asked.num_judged)
     return mined.negatives, replace(draw_up(mined, pool, truth, refresh.before), index_recall=found.recall)
 
 
@@ -160,9 +167,9 @@ def select(
 
 
 def check_matcher(config: MiningConfig, matcher: PairScorer | None) -> None:
-    """Raises ValueError where there is a matcher and no config.denoise, or the other way round."""
-    if (config.denoise is None) != (matcher is None):
-        raise ValueError("a matcher is given if and only if config.denoise asks for one")
+    """Raises ValueError where there is a matcher and neither config.denoise nor config.distil, or the other way round."""
+    if (config.denoise is None and config.distil is None) != (matcher is None):
+        raise ValueError("a matcher is given if and only if config.denoise or config.distil asks for one")
 
 
 def scale_and_bias(model: SiglipModel) -> tuple[np.float32, np.float32]:

@@ -37,6 +37,20 @@ class DenoiseConfig(Section):
         return self.relabel_threshold if self.relabel_threshold is not None else max(0.9, self.threshold)
 
 
+class DistilConfig(Section):
+    """A cross-encoder's scores of the mined pairs, learnt in place of hard labels; it costs nothing in search."""
+
+    model: str | None = None
+    """A folder, or a hub id such as Salesforce/blip-itm-base-coco; null: that of mining.denoise, else rerank.model."""
+    form: Literal["labels", "lists"] = "labels"
+    """labels: a mined pair's label is its probability of a match, in the same sigmoid loss. lists: softmax over the image's own caption and
+    its mined ones, learnt by KL divergence: which of them is best, whatever the bias."""
+    strength: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the cross-encoder's word in the label (labels) or of the KL divergence in the loss (lists); the rest is hard labels."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divides the cross-encoder's logits: above 1 it speaks less surely than it scores."""
+
+
 class MiningConfig(Section):
     """Hard-negative captions from the model's own top-K."""
 
@@ -88,6 +102,8 @@ class MiningConfig(Section):
     """What is made of what is mined: captions as further columns; each caption's own hardest images in its batch (then every key here that
     speaks of captions of an image means images of a caption, and of a text means a group); or batches composed of images whose mined
     captions are one another's."""
+    distil: DistilConfig | None = None
+    """Learn from a cross-encoder's scores of the mined pairs; form columns only."""
 
     @property
     def most_columns(self) -> int:
@@ -123,5 +139,9 @@ class MiningConfig(Section):
                 raise ValueError(
                     f"form {self.form} adds no columns to the loss, so {' and '.join(of_columns)} would do nothing: leave out, "
                     "or take form: columns"
+                )
+            if self.distil is not None:
+                raise ValueError(
+                    f"form {self.form} adds no columns to the loss, and distil labels those alone: leave out distil, or take form: columns"
                 )
         return self

@@ -3,7 +3,7 @@
 Shape letters: I images mined for, K depth, N rows of the table.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,7 @@ class MiningSheet:
         median_rank, median_margin: of the negatives (margin in logits); None when nothing was mined.
         index_recall: share of the exact candidates that an approximate search found, on a sample of images; None where it was exact.
         quantiles: of "positive" (the images' best true captions), "negative" and "margin", in logits, by "5%" to "95%"; empty without any.
+        match_quantiles: of the probability of a match that the cross-encoder gives the negatives, by "5%" to "95%"; empty without any.
         mined_for: "images"; or "captions", when images were mined for captions: then read caption for image, and image for caption.
             A caption counts as undecodable when none of its true images decodes.
     """
@@ -86,6 +87,7 @@ class MiningSheet:
     quantiles: dict[str, dict[str, float]]
     index_recall: float | None = None
     mined_for: str = "images"
+    match_quantiles: dict[str, float] = field(default_factory=dict)
 
     @property
     def false_negative_share(self) -> float | None:
@@ -129,6 +131,8 @@ class MiningSheet:
             names = next(iter(self.quantiles.values()))
             lines.append("  ".join(["logits  ", *(f"{name:>8}" for name in names)]))
             lines += ["  ".join([f"{side:<8}", *(f"{v:8.2f}" for v in row.values())]) for side, row in self.quantiles.items()]
+        if self.match_quantiles:
+            lines.append("  ".join(["match   ", *(f"{v:8.4f}" for v in self.match_quantiles.values())]) + "  (probability)")
         return lines
 
 
@@ -193,6 +197,7 @@ def draw_up(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | None,
         median_margin=float(np.median(table.margins_N[negative_N])) if found else None,
         quantiles=_quantiles(mined, negative_N) if found else {},
         mined_for=mined.mined_for,
+        match_quantiles=_named(table.match_N[negative_N]) if found and table.match_N is not None else {},
     )
 
 
@@ -250,5 +255,9 @@ def _quantiles(mined: Mined, negative_N: np.ndarray) -> dict[str, dict[str, floa
         "negative": table.scores_N[negative_N],
         "margin": table.margins_N[negative_N],
     }
+    return {side: _named(values) for side, values in sides.items()}
+
+
+def _named(values: np.ndarray) -> dict[str, float]:
     names = [f"{100 * quantile:.0f}%" for quantile in QUANTILES]
-    return {side: dict(zip(names, np.quantile(values, QUANTILES).tolist(), strict=True)) for side, values in sides.items()}
+    return dict(zip(names, np.quantile(values, QUANTILES).tolist(), strict=True))

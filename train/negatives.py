@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 
 from train.pool import CaptionPool
 
+_DOUBTFUL, _OWN = 0, 2  # labels of rows that are not mined ones
+
 
 @dataclass(frozen=True)
 class Negatives:
@@ -32,6 +34,9 @@ class Negatives:
         relabelled_N: bool, True where the caption is a positive of its image while the table is in force; None: nowhere.
         doubtful_2D: int64, (image, caption) of the pairs that a cross-encoder calls a match and nothing is made of: the loss leaves them
             out wherever they meet, in a batch or among mined columns; None: none.
+        matcher_logits_N: float32, the cross-encoder's logit of a match less that of none, to be learnt from; None: nothing is.
+        own_matcher_logits_C: the same of each caption of the split with its own image, float32; NaN where the image has no row here; None:
+            not asked for.
     """
 
     name: str
@@ -43,6 +48,8 @@ class Negatives:
     match_N: np.ndarray | None = None
     relabelled_N: np.ndarray | None = None
     doubtful_2D: np.ndarray | None = None
+    matcher_logits_N: np.ndarray | None = None
+    own_matcher_logits_C: np.ndarray | None = None
 
     def of(self, image: int) -> np.ndarray:
         """Caption indices mined for an image, int64, possibly none."""
@@ -70,7 +77,8 @@ def table_name(weights_sha256: str, data_sha256: str, rules: dict[str, Any]) -> 
 
 def write_negatives(path: Path, negatives: Negatives, pool: CaptionPool) -> None:
     """Write HASH.parquet: image_id, caption_id, rank, score, margin, label (-1, or +1 where relabelled) and, where a cross-encoder was
-    asked, match; behind them, with label 0 and nothing else, the doubtful pairs. Committed by a rename.
+    asked, match, and where it is learnt from, matcher_logit; behind them, with label 0 and nothing else, the doubtful pairs, and with label
+    2 and matcher_logit alone, images' own captions. Committed by a rename.
 
     Raises:
         OSError: it cannot be written.
@@ -83,11 +91,18 @@ def write_negatives(path: Path, negatives: Negatives, pool: CaptionPool) -> None
     }
     if negatives.match_N is not None:
         columns["match"] = negatives.match_N
+    if negatives.matcher_logits_N is not None:
+        columns["matcher_logit"] = negatives.matcher_logits_N
     table = pa.table(columns)
     if negatives.doubtful_2D is not None:
         pairs = _pair_columns(negatives.doubtful_2D[0], negatives.doubtful_2D[1], pool)
-        label = pa.array(np.zeros(negatives.doubtful_2D.shape[1], dtype=np.int8))
+        label = pa.array(np.full(negatives.doubtful_2D.shape[1], _DOUBTFUL, dtype=np.int8))
         table = pa.concat_tables([table, pa.table(pairs | {"label": label})], promote_options="default")
+    if negatives.own_matcher_logits_C is not None:
+        caption_C = np.flatnonzero(~np.isnan(negatives.own_matcher_logits_C))
+        pairs = _pair_columns(pool.dataset.caption_image_C[caption_C], caption_C, pool)
+        pairs |= {"label": np.full(len(caption_C), _OWN, dtype=np.int8), "matcher_logit": negatives.own_matcher_logits_C[caption_C]}
+        table = pa.concat_tables([table, pa.table(pairs)], promote_options="default")
     table = table.replace_schema_metadata({"name": negatives.name})
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{path.name}.*.tmp"):
@@ -131,9 +146,14 @@ def read_negatives(path: Path, name: str, pool: CaptionPool) -> Negatives:
             raise ValueError(f"{path}: names {image_id!r} and {caption_id!r}, which the data does not have") from None
     # A table of before there were labels has none.
     label_N = table["label"].to_numpy() if "label" in table.column_names else np.full(len(rows), -1, dtype=np.int8)
-    pairs_2N, is_doubtful_N = np.array([rows, captions], dtype=np.int64).reshape(2, -1), label_N == 0
-    table, relabelled_N = table.filter(pa.array(~is_doubtful_N)), label_N[~is_doubtful_N] > 0
-    images_N, captions_N = pairs_2N[:, ~is_doubtful_N]
+    pairs_2N, is_doubtful_N, is_own_N = np.array([rows, captions], dtype=np.int64).reshape(2, -1), label_N == _DOUBTFUL, label_N == _OWN
+    own_C = None
+    if is_own_N.any():
+        own_C = np.full(pool.dataset.num_captions, np.nan, dtype=np.float32)
+        own_C[pairs_2N[1, is_own_N]] = table["matcher_logit"].to_numpy()[is_own_N]
+    is_row_N = ~(is_doubtful_N | is_own_N)
+    table, relabelled_N = table.filter(pa.array(is_row_N)), label_N[is_row_N] > 0
+    images_N, captions_N = pairs_2N[:, is_row_N]
     offsets = np.concatenate([[0], np.cumsum(np.bincount(images_N, minlength=pool.dataset.num_images))])
     return Negatives(
         name,
@@ -145,4 +165,6 @@ def read_negatives(path: Path, name: str, pool: CaptionPool) -> Negatives:
         table["match"].to_numpy() if "match" in table.column_names else None,
         relabelled_N if relabelled_N.any() else None,
         pairs_2N[:, is_doubtful_N] if is_doubtful_N.any() else None,
+        table["matcher_logit"].to_numpy() if "matcher_logit" in table.column_names else None,
+        own_C,
     )

@@ -18,6 +18,7 @@ from train.micro_batches import Towers
 from train.model import TunedModel
 from train.pool import CaptionPool
 from train.schedule import rate_factor
+from train.soft_labels import SoftLabels
 from train.true_pairs import TruePairs
 
 
@@ -123,15 +124,30 @@ class Stepper:
         scope, weight = (None, 0.0) if self._config.mining is None else (self._config.mining.mined_scope, self._config.mining.weight)
         travelling = travelling_texts(batch.captions_b.numpy(), batch.mined_captions_m.numpy(), scope)
         texts = self._processes.gather(travelling)
+        soft = self._soft_labels(batch)
+        stands_apart = scope == "own" or soft is not None
         return Pairing(
             self.true_pairs.of_batch(batch.images_b.numpy(), texts),
             tuple(len(captions) for captions in texts),
             len(batch.images_b) * self._processes.world_size,
-            batch.mined_rows_m.to(self._device) if scope == "own" else None,
+            batch.mined_rows_m.to(self._device) if stands_apart else None,
             weight,
             self._processes,
-            own_positive_m=self._own_positive(batch) if scope == "own" else None,
+            own_positive_m=self._own_positive(batch) if stands_apart else None,
+            soft=soft,
         )
+
+    def _soft_labels(self, batch: Batch) -> SoftLabels | None:
+        """What a cross-encoder said of the mined pairs, where mining.distil asks for it and a table is in force."""
+        distil = None if self._config.mining is None else self._config.mining.distil
+        if distil is None or batch.matcher_logits_m is None:
+            return None
+        mined_m, own_b = (
+            None if logits is None else logits.to(self._device) / distil.temperature
+            for logits in (batch.matcher_logits_m, batch.matcher_logits_b if distil.form == "lists" else None)
+        )
+        assert mined_m is not None
+        return SoftLabels(mined_m, distil.strength, own_b)
 
     def _own_positive(self, batch: Batch) -> torch.Tensor:
         """Which mined captions are true of the image they face: those a cross-encoder relabelled."""

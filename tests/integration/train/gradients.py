@@ -8,7 +8,7 @@ benchmarks/promise_one.py.
 import argparse
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,14 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Case:
-    """What is compared: arithmetic, scope of the mined columns (None: nothing mined), LoRA, frozen towers."""
+    """What is compared: arithmetic, scope of the mined columns (None: nothing mined), LoRA, frozen towers, form of a distillation."""
 
     name: str
     double: bool
     mined_scope: str | None
     lora: bool = False
     freeze: tuple[str, ...] = ()
+    distil: str | None = None
 
 
 CASES = [
@@ -50,12 +51,18 @@ CASES = [
     Case("float64-own-lora", True, "own", lora=True),
     Case("float64-all-text-frozen", True, "all", freeze=("text",)),
     Case("float64-own-image-frozen", True, "own", freeze=("image",)),
+    Case("float64-own-labels", True, "own", distil="labels"),
+    Case("float64-all-lists", True, "all", distil="lists"),
 ]
 
 
 def config(case: Case, manifest: str, base: str, batch_size: int, *, micro_batch_size: int | None = None, num_steps: int = 1) -> JobConfig:
     """The configuration of a case; gradients are not clipped."""
-    mining = {"mine_every_steps": 1, "weight": 0.7, "mined_scope": case.mined_scope} if case.mined_scope else None
+    mining: dict[str, Any] | None = None
+    if case.mined_scope is not None:
+        mining = {"mine_every_steps": 1, "weight": 0.7, "mined_scope": case.mined_scope}
+    if mining is not None and case.distil is not None:
+        mining["distil"] = {"model": "none is read", "form": case.distil, "strength": 0.6, "temperature": 2.0}
     return JobConfig.model_validate(
         {
             "name": case.name,
@@ -92,7 +99,8 @@ def model_of(case: Case, job: JobConfig) -> TunedModel:
 def negatives_of(dataset: RetrievalSet, order: BatchOrder) -> Negatives:
     """Zero to three captions for each image of the first half of the batch, none for the second: a process of two has none.
 
-    Some are true of other images of the batch, which the scope "all" must find; none is true of its own.
+    Some are true of other images of the batch, which the scope "all" must find; none is true of its own. A cross-encoder's logits of them,
+    and of the images' own captions, are drawn.
     """
     draws = np.random.default_rng(0)
     mined: list[list[int]] = [[] for _ in range(dataset.num_images)]
@@ -103,7 +111,9 @@ def negatives_of(dataset: RetrievalSet, order: BatchOrder) -> Negatives:
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in mined])]).astype(np.int64)
     captions = np.array([caption for row in mined for caption in row], dtype=np.int64)
     zeros = np.zeros(len(captions), np.float32)
-    return Negatives("made", offsets, captions, np.ones(len(captions), np.int64), zeros, zeros)
+    logits_N, own_C = (3 * draws.standard_normal(count).astype(np.float32) for count in (len(captions), dataset.num_captions))
+    table = Negatives("made", offsets, captions, np.ones(len(captions), np.int64), zeros, zeros)
+    return replace(table, matcher_logits_N=logits_N, own_matcher_logits_C=own_C)
 
 
 def take_steps(

@@ -5,6 +5,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -24,6 +26,7 @@ def every_rule(folder: Path) -> dict[str, Any]:
         "pool_top_k": 30, "rank_max": 29, "near_duplicates": True, "max_score": 90.0, "margin": -6.0, "perc_pos": 1.0, "margin_pos": -0.5,
         "max_uses": 9, "selection": "softmax", "temperature": 3.0,
         "denoise": {"model": BLIP, "mode": "relabel", "threshold": 0.02, "relabel_threshold": 0.03},
+        "distil": {"form": "lists", "strength": 0.7, "temperature": 2.0},
     }  # fmt: skip
 
 
@@ -50,6 +53,7 @@ def test_two_processes_write_what_one_writes(nursery: Nursery, small_world: Smal
     table = pq.read_table(one[2])
     assert sheet["num_relabelled"] > 0 and sheet["num_judged"] > 0 and sheet["num_positives_mined"] == 0
     assert table["label"].to_pylist().count(1) == sheet["num_relabelled"] and "match" in table.column_names
+    assert table.filter(pc.is_in(table["label"], pa.array([-1, 1, 2], pa.int8())))["matcher_logit"].null_count == 0
     assert "false negatives as the cross-encoder estimates" in children[0].output() and str(two[0].name) in children[0].output()
 
 

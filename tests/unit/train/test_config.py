@@ -135,6 +135,21 @@ def test_every_fault_is_named_at_once_with_the_nearest_key(tmp_path: Path) -> No
             {"mining": {"mine_every_steps": 5, "denoise": {"model": "m", "mode": "relabel", "threshold": 0.4, "relabel_threshold": 0.3}}},
             "relabel_threshold 0.3 lies below threshold 0.4",
         ),
+        ({"mining": {"mine_every_steps": 5, "distil": {}}}, "give mining.distil.model or rerank.model"),
+        ({"mining": {"mine_every_steps": 5, "distil": {"model": "m", "strength": 0}}}, "mining.distil.strength"),
+        ({"mining": {"mine_every_steps": 5, "distil": {"model": "m", "strength": 1.1}}}, "mining.distil.strength"),
+        ({"mining": {"mine_every_steps": 5, "distil": {"model": "m", "temperature": 0}}}, "mining.distil.temperature"),
+        ({"mining": {"mine_every_steps": 5, "distil": {"model": "m", "form": "columns"}}}, "mining.distil.form"),
+        ({"mining": {"mine_every_steps": 5, "distil": {"model": "m"}, "form": "images"}}, "distil labels those alone"),
+        ({"mining": {"mine_every_steps": 5, "distil": {"model": "m"}, "form": "neighbours"}}, "distil labels those alone"),
+        (
+            {"mining": {"mine_every_steps": 5, "distil": {"model": "m"}, "denoise": {"model": "n"}}},
+            "mining.denoise asks n and mining.distil m: a pair is scored once",
+        ),
+        (
+            {"mining": {"mine_every_steps": 5, "distil": {"model": "m"}, "denoise": {}}, "rerank": {"model": "n"}},
+            "mining.denoise asks n and mining.distil m: a pair is scored once",
+        ),
         ({"name": "../elsewhere"}, "name"),
         ({"name": ""}, "name"),
         ({"seed": -1}, "seed"),
@@ -196,6 +211,18 @@ def test_the_matcher_is_mining_denoise_model_or_else_the_reranker(tmp_path: Path
     own = mining | {"denoise": {"model": "other"}}
     assert load_config(write(tmp_path, changed(mining=own, rerank={"model": "blip"}))).matcher_model == "other"
     assert load_config(write(tmp_path, changed(mining={"mine_every_steps": 1}, rerank={"model": "blip"}))).matcher_model is None
+
+
+def test_distillation_asks_what_denoising_asks_or_its_own_or_the_reranker(tmp_path: Path) -> None:
+    def asked(**changes: Any) -> str | None:
+        changes["mining"] = {"mine_every_epochs": 1} | changes["mining"]
+        return load_config(write(tmp_path, changed(**changes))).matcher_model
+
+    assert asked(mining={"distil": {}}, rerank={"model": "blip"}) == "blip"
+    assert asked(mining={"distil": {"model": "own"}}, rerank={"model": "blip"}) == "own"
+    assert asked(mining={"distil": {}, "denoise": {"model": "other"}}, rerank={"model": "blip"}) == "other"
+    assert asked(mining={"distil": {"model": "other"}, "denoise": {"model": "other"}}) == "other"
+    assert asked(mining={"distil": {"model": "blip"}, "denoise": {}}, rerank={"model": "blip"}) == "blip"
 
 
 @pytest.mark.parametrize(("keys", "relabel_at"), [({}, None), ({"mode": "relabel"}, 0.9), ({"mode": "relabel", "threshold": 0.95}, 0.95)])

@@ -1,0 +1,132 @@
+"""What the pairs of each image and the captions mined for it cost: by hard labels, or by what a cross-encoder thinks of them.
+
+With z = scale * cos + bias, y the hard label (1 where a cross-encoder relabelled the pair, else 0), t the cross-encoder's logit (match less
+no match) over the temperature, and s the strength, the mined captions of an image cost
+    hard      sum_j H(y_j, sigmoid(z_j))                                 H(p, q) = -p log q - (1 - p) log (1 - q)
+    labels    sum_j H(s sigmoid(t_j) + (1 - s) y_j, sigmoid(z_j))        soft labels of the same sigmoid loss (Hinton et al. 2015,
+                                                                         arXiv 1503.02531, for two classes)
+    lists     (1 - s) hard + s KL(softmax(t) || softmax(z))              both over the image's own caption and its mined ones: which of
+                                                                         them is best, as a cross-encoder ranks them (listwise
+                                                                         distillation: RocketQAv2, Ren et al. 2021, arXiv 2110.07367)
+Derivatives by z: sigmoid(z_j) less its label; softmax(z) - softmax(t). An image without mined captions costs nothing in any of them.
+
+Shape letters: b images of this process, each with its own caption, m mined captions of this process.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import softplus
+
+LINEAR_FROM = 40.0
+"""softplus(z) is z itself from here on: exp(-40) is below half a unit in the last place of 40, in float64 too."""
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """A cross-encoder's word on the pairs that an image has to itself.
+
+    Attributes:
+        matcher_m: its logit of each mined caption with the image it was mined for, over the temperature.
+        strength: s, in (0, 1].
+        matcher_b: the same of each image's own caption, in the form `lists`; None: the form `labels`. Where nothing was mined for an
+            image it plays no part and may be anything, NaN too.
+    """
+
+    matcher_m: torch.Tensor
+    strength: float
+    matcher_b: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class OwnPairs:
+    """The pairs that images have to themselves, and what is known of them.
+
+    Attributes:
+        rows_m: int64, the row of the image that each mined caption was mined for.
+        positive_m: bool, which of them are true of it all the same; None: none.
+        soft: a cross-encoder's word; None: hard labels.
+    """
+
+    rows_m: torch.Tensor
+    positive_m: torch.Tensor | None = None
+    soft: SoftLabels | None = None
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether the image's own caption plays a part."""
+        return self.soft is not None and self.soft.matcher_b is not None
+
+
+@dataclass(frozen=True)
+class OwnTerms:
+    """What the pairs cost.
+
+    Attributes:
+        loss: scalar, their sum.
+        by_mined_m: derivative by the logit of each mined caption.
+        by_own_b: derivative by the logit of each image's own caption; None where it plays no part.
+    """
+
+    loss: torch.Tensor
+    by_mined_m: torch.Tensor
+    by_own_b: torch.Tensor | None = None
+
+
+def own_terms(pairs: OwnPairs, z_m: torch.Tensor, z_b: torch.Tensor | None) -> OwnTerms:
+    """Cost and derivatives.
+
+    Args:
+        z_m: logits of the mined captions with the images they were mined for.
+        z_b: logits of the images' own captions with them; asked for by `has_lists` only.
+    """
+    soft = pairs.soft
+    if soft is None:
+        return _hard(pairs, z_m)
+    matcher_m = soft.matcher_m.to(z_m)
+    if soft.matcher_b is None:
+        return _labels(z_m, torch.sigmoid(matcher_m), torch.sigmoid(-matcher_m), pairs.positive_m, soft.strength)
+    assert z_b is not None
+    hard, lists = _hard(pairs, z_m), _lists(pairs.rows_m, matcher_m, soft.matcher_b.to(z_m), z_m, z_b)
+    assert lists.by_own_b is not None
+    s = soft.strength
+    return OwnTerms(
+        (1 - s) * hard.loss + s * lists.loss,
+        hard.by_mined_m.mul_(1 - s).add_(lists.by_mined_m, alpha=s),
+        lists.by_own_b.mul_(s),
+    )
+
+
+def _hard(pairs: OwnPairs, z_m: torch.Tensor) -> OwnTerms:
+    """-log sigmoid(z) of what is true, -log sigmoid(-z) of the rest."""
+    sign_m = torch.ones_like(z_m) if pairs.positive_m is None else 1 - 2 * pairs.positive_m.to(z_m)
+    turned_m = sign_m * z_m
+    return OwnTerms(softplus(turned_m, threshold=LINEAR_FROM).sum(), turned_m.sigmoid_().mul_(sign_m))
+
+
+def _labels(
+    z_m: torch.Tensor, match_m: torch.Tensor, no_match_m: torch.Tensor, positive_m: torch.Tensor | None, strength: float
+) -> OwnTerms:
+    """Cross-entropy to soft labels; what the label leaves to "no match" is made apart, not as 1 - label, which would round it off."""
+    positive_m = torch.zeros_like(z_m) if positive_m is None else positive_m.to(z_m)
+    label_m = strength * match_m + (1 - strength) * positive_m
+    rest_m = strength * no_match_m + (1 - strength) * (1 - positive_m)
+    loss = (rest_m * softplus(z_m, threshold=LINEAR_FROM) + label_m * softplus(-z_m, threshold=LINEAR_FROM)).sum()
+    return OwnTerms(loss, rest_m * torch.sigmoid(z_m) - label_m * torch.sigmoid(-z_m))
+
+
+def _lists(rows_m: torch.Tensor, matcher_m: torch.Tensor, matcher_b: torch.Tensor, z_m: torch.Tensor, z_b: torch.Tensor) -> OwnTerms:
+    """KL divergence of each image's list; a list of one, where nothing was mined, costs nothing and moves nothing."""
+    is_alone_b = torch.bincount(rows_m, minlength=len(z_b)) == 0
+    teacher_m, teacher_b = _log_softmax(rows_m, matcher_m, torch.where(is_alone_b, torch.zeros_like(z_b), matcher_b))
+    student_m, student_b = _log_softmax(rows_m, z_m, z_b)
+    loss = (teacher_m.exp() * (teacher_m - student_m)).sum() + (teacher_b.exp() * (teacher_b - student_b)).sum()
+    return OwnTerms(loss, student_m.exp() - teacher_m.exp(), student_b.exp() - teacher_b.exp())
+
+
+def _log_softmax(rows_m: torch.Tensor, mined_m: torch.Tensor, own_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logarithm of the softmax over each image's own caption and its mined ones."""
+    most_b = own_b.scatter_reduce(0, rows_m, mined_m, "amax")
+    sums_b = (own_b - most_b).exp().index_add_(0, rows_m, (mined_m - most_b[rows_m]).exp())
+    norm_b = most_b + sums_b.log()
+    return mined_m - norm_b[rows_m], own_b - norm_b
