@@ -1,0 +1,125 @@
+"""BridgeTower as a judge of (image, caption) pairs, over transformers' BridgeTowerForImageAndTextRetrieval.
+
+    scorer = BridgeTowerScorer.load("BridgeTower/bridgetower-base-itm-mlm")
+    scores = scorer.score(image, ["a dog runs on grass", "two cats on a sofa"])
+
+Two towers, bridged: each of the last six layers of the vision tower and of the text tower feeds one of six fusion layers. The vision tower
+reads no text, so all its layers, and the projections of their outputs into the fusion layers, are computed once per picture. The text tower
+and the fusion layers run for every pair. Pictures are cropped to the centre square, as the processor does; captions are cut to 50 tokens,
+as in the original's pretraining (BridgeTower, config.py `max_text_len`).
+
+Shape letters: C captions of a batch, L tokens of its longest, T image tokens, D width of the fusion layers.
+"""
+
+import torch
+from PIL import Image
+from transformers import BridgeTowerConfig, BridgeTowerForImageAndTextRetrieval
+from transformers.models.bridgetower.image_processing_pil_bridgetower import BridgeTowerImageProcessorPil
+
+from rerank.aspect import within_aspect
+from rerank.checkpoint_reading import (
+    Checkpoint,
+    check_heads,
+    check_square,
+    check_vocabulary,
+    complete_weights,
+    height_and_width,
+    read_preprocessing,
+)
+from rerank.cross_encoder import CrossEncoder, additive_mask
+from rerank.kinds import KINDS
+from rerank.reads import Reads
+
+MAX_TOKENS = 50
+_HEADS = {768: 12, 1024: 16}
+_TEXT, _IMAGE = 0, 1  # rows of the table of token types
+
+
+class BridgeTowerScorer(CrossEncoder):
+    """Scores one image against many captions (a `PairScorer`)."""
+
+    name = "bridgetower"
+
+    @property
+    def reads(self) -> Reads:
+        """Pictures cropped to the vision tower's square, captions cut to 50 tokens."""
+        text = self._model.config.text_config
+        height, width = height_and_width(self._model.config.vision_config.image_size)
+        num_positions = text.max_position_embeddings - text.pad_token_id - 1  # RoBERTa's begin behind padding's
+        return Reads(height, width, min(MAX_TOKENS, num_positions))
+
+    @classmethod
+    def _read(cls, model: str) -> Checkpoint:
+        return load_bridgetower(model)
+
+    @property
+    def _num_tokens(self) -> int:
+        return int(self._model.config.text_config.vocab_size)
+
+    @property
+    def _num_layers_before(self) -> int:
+        """Layers of either tower before the first fusion layer; the last of them feeds it."""
+        return len(self._model.bridgetower.text_model.encoder.layer) - self._model.config.num_hidden_layers + 1
+
+    def _encode_image(self, image: Image.Image) -> list[torch.Tensor]:
+        """What the vision tower feeds each fusion layer, each of shape (1, T, D)."""
+        towers = self._model.bridgetower
+        tower = towers.vision_model.visual
+        hidden_T1V = tower.forward_pre(self._pixels(within_aspect(image, self._checkpoint.image_processor)))
+        outputs = []
+        for block in tower.transformer.resblocks:
+            hidden_T1V = block(hidden_T1V)
+            outputs.append(tower.forward_post(hidden_T1V))
+        num_before = self._num_layers_before
+        fed = outputs[num_before - 1 : num_before - 1 + self._model.config.num_hidden_layers]
+        image_type = towers.token_type_embeddings.weight[_IMAGE]
+        return [_projection(towers.cross_modal_image_transform, place)(output) + image_type for place, output in enumerate(fed)]
+
+    def _judge(self, encoded: list[torch.Tensor], ids_CL: torch.Tensor, mask_CL: torch.Tensor) -> torch.Tensor:
+        """First tokens of text and image after the last fusion layer, shape (C, 2, D)."""
+        towers = self._model.bridgetower
+        text_layers, mask = towers.text_model.encoder.layer, additive_mask(mask_CL)
+        num_before = self._num_layers_before
+        text_CLD = towers.text_model.embeddings(input_ids=ids_CL)
+        for layer in text_layers[:num_before]:
+            text_CLD = layer(text_CLD, mask)
+        fused_text = fused_image = None
+        for place, image_1TD in enumerate(encoded):
+            if place > 0:
+                text_CLD = text_layers[num_before + place - 1](text_CLD, mask)
+            bridged = _projection(towers.cross_modal_text_transform, place)(text_CLD) + towers.token_type_embeddings.weight[_TEXT]
+            if place == 0:
+                text, image = towers.cross_modal_text_layernorm(bridged), towers.cross_modal_image_layernorm(image_1TD)
+            else:
+                text = towers.cross_modal_text_link_tower[place - 1](bridged, fused_text, mask)
+                image = towers.cross_modal_image_link_tower[place - 1](image_1TD, fused_image, None)
+            fused_text = towers.cross_modal_text_layers[place](text, image, attention_mask=mask)[0]
+            image = image.expand(len(ids_CL), -1, -1)  # the first layer's is the picture's alone
+            fused_image = towers.cross_modal_image_layers[place](image, text, encoder_attention_mask=mask)[0]
+        return torch.stack([fused_text[:, 0], fused_image[:, 0]], dim=1)
+
+    def _logits(self, judged: torch.Tensor) -> torch.Tensor:
+        towers = self._model.bridgetower
+        pooled = [towers.cross_modal_text_pooler(judged[:, :1]), towers.cross_modal_image_pooler(judged[:, 1:])]
+        return self._model.itm_score(torch.cat(pooled, dim=-1))
+
+
+def _projection(transforms: torch.nn.Module, place: int) -> torch.nn.Module:
+    """The projection of a tower's output into fusion layer `place`: one for all, or one for each."""
+    return transforms[place] if isinstance(transforms, torch.nn.ModuleList) else transforms
+
+
+def load_bridgetower(model: str) -> Checkpoint:
+    """Reads a BridgeTowerForImageAndTextRetrieval with its processors from a folder or a hub id; safetensors only, nothing is unpickled.
+
+    Raises:
+        UserError: weights missing, of another shape or not finite; wrong number of heads; image size, vocabulary and
+            processors that contradict each other; or files that cannot be read.
+    """
+    config, image_processor, tokenizer = read_preprocessing(model, BridgeTowerConfig, BridgeTowerImageProcessorPil)
+    text = config.text_config  # the fusion layers take their heads from it too
+    check_heads(model, "text_config.", text.hidden_size, text.num_attention_heads, _HEADS, "BridgeTower")
+    check_square(model, "vision_config.", config.vision_config.image_size, image_processor)
+    check_vocabulary(model, tokenizer, text.vocab_size, lambda more: more == 0, "as many")
+    matcher = complete_weights(model, BridgeTowerForImageAndTextRetrieval, config, KINDS["bridgetower"].example)
+    return Checkpoint(matcher, image_processor, tokenizer)
