@@ -6,6 +6,7 @@ from typing import Any
 from PIL import Image
 
 _LONGER_OVER_SHORTER = 1333 / 800  # how far the longer side may exceed the processor's shorter one (ViLT's and BridgeTower's processors)
+_ROUNDED_UP = 0.5 - 1e-6  # they round to whole pixels before they round down to patches; the rest is for float noise
 
 
 def within_aspect(image: Image.Image, image_processor: Any) -> Image.Image:
@@ -17,7 +18,7 @@ def within_aspect(image: Image.Image, image_processor: Any) -> Image.Image:
     """
     longest = int(_LONGER_OVER_SHORTER * image_processor.size["shortest_edge"])
     short, long = sorted(image.size)
-    least = math.ceil(long * image_processor.size_divisor / longest)
+    least = math.ceil(long * (image_processor.size_divisor - _ROUNDED_UP) / longest)
     if short >= least:
         return image
     stretched = (image.width, least) if image.width > image.height else (least, image.height)

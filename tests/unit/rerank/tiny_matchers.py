@@ -1,4 +1,4 @@
-"""Small random BLIP-2, ViLT and BridgeTower matchers in the hub's own file formats, and their scores by plain transformers, pair by pair."""
+"""Small random BLIP-2, ViLT and BridgeTower matchers in the hub's file format, and their scores by plain transformers."""
 
 import json
 from collections.abc import Callable
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import pre_tokenizers
 from transformers import (
+    AutoTokenizer,
     BertTokenizer,
     Blip2Config,
     Blip2ForImageTextRetrieval,
@@ -67,7 +68,7 @@ def randomise(model: PreTrainedModel) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 or "bias" in name or name.endswith(("class_embedding", "beta", "scaled_factor")):
-                parameter.normal_(std=0.5 if "embedding" in name or "token" in name else 1.5 / max(parameter.shape[-1:], default=1) ** 0.5)
+                parameter.normal_(std=0.5 if "embedding" in name or "token" in name else 1.5 / max(parameter.shape[-1], 1) ** 0.5)
 
 
 def write_blip2(folder: Path, **qformer: Any) -> None:
@@ -148,3 +149,90 @@ def write_bridgetower(folder: Path, **values: Any) -> None:
     model.save_pretrained(folder)
     image_processor = BridgeTowerImageProcessorPil(size={"shortest_edge": 32}, crop_size={"shortest_edge": 32}, size_divisor=8)
     BridgeTowerProcessor(image_processor, tokenizer).save_pretrained(folder)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of matcher, as transformers has it.
+
+    Attributes:
+        kind: as rerank/kinds.py calls it.
+        write: writes a small random one into a folder; keywords change its config.
+        matcher, image_processor: transformers' classes.
+        max_tokens: what captions are cut to.
+        call: arguments of every forward.
+        output: attribute of the forward's output that holds the logits.
+        head: name of the matching head, its weights being `.weight` and `.bias`.
+        vision_tower: a module that only the picture goes through; none in ViLT.
+    """
+
+    kind: str
+    write: Callable[..., None]
+    matcher: type[PreTrainedModel]
+    image_processor: Any
+    max_tokens: int
+    call: dict[str, Any]
+    output: str
+    head: str
+    vision_tower: str
+
+
+FAMILIES = {
+    "blip-2": Family(
+        "blip-2",
+        write_blip2,
+        Blip2ForImageTextRetrieval,
+        BlipImageProcessorPil,
+        35,
+        {"use_image_text_matching_head": True},
+        "logits_per_image",
+        "itm_head",
+        "vision_model.encoder",
+    ),
+    "vilt": Family("vilt", write_vilt, ViltForImageAndTextRetrieval, ViltImageProcessorPil, 40, {}, "logits", "rank_output", ""),
+    "bridgetower": Family(
+        "bridgetower",
+        write_bridgetower,
+        BridgeTowerForImageAndTextRetrieval,
+        BridgeTowerImageProcessorPil,
+        50,
+        {},
+        "logits",
+        "itm_score.fc",
+        "bridgetower.vision_model.visual.transformer.resblocks.0",
+    ),
+}
+
+
+def plain_logits(family: Family, folder: Path, image: Image.Image, texts: list[str]) -> np.ndarray:
+    """float64 copy of transformers' logits, shape (N, 2) or (N, 1): a whole forward for each pair, padded to the full length."""
+    model = family.matcher.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    pictures = dict(family.image_processor.from_pretrained(folder)(images=image, return_tensors="pt"))
+    rows = []
+    for text in texts:
+        tokens = tokenizer([text], return_tensors="pt", padding="max_length", truncation=True, max_length=family.max_tokens)
+        if family.kind == "blip-2":
+            pictures.pop("pixel_mask", None)
+            tokens.pop("token_type_ids", None)
+        with torch.no_grad():
+            rows.append(getattr(model(**pictures, **tokens, **family.call), family.output)[0].double().numpy())
+    return np.stack(rows)
+
+
+def changed_copy(
+    source: Path, folder: Path, config: Callable[[dict], None] | None = None, weights: Callable[[dict], None] | None = None
+) -> Path:
+    """A copy of a matcher's folder with its config or its weights changed in place."""
+    folder.mkdir(parents=True)
+    for path in source.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    if config:
+        values = json.loads((folder / "config.json").read_text())
+        config(values)
+        (folder / "config.json").write_text(json.dumps(values))
+    if weights:
+        tensors = load_file(folder / "model.safetensors")
+        weights(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
