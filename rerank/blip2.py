@@ -13,6 +13,8 @@ Shape letters: C captions of a batch, L tokens of its longest, Q query tokens, T
 vision tower.
 """
 
+from typing import Any
+
 import torch
 from PIL import Image
 from transformers import Blip2Config, Blip2ForImageTextRetrieval
@@ -80,9 +82,7 @@ class Blip2Scorer(CrossEncoder):
         return self._model.itm_head(judged).mean(dim=1)
 
 
-def _qformer_layer(
-    layer: torch.nn.Module, hidden: torch.Tensor, mask: torch.Tensor | None, image_1TV: torch.Tensor, num_queries: int
-) -> torch.Tensor:
+def _qformer_layer(layer: Any, hidden: torch.Tensor, mask: torch.Tensor | None, image_1TV: torch.Tensor, num_queries: int) -> torch.Tensor:
     """One of transformers' Blip2QFormerLayer, with the picture's keys and values shared by the captions; shapes (C, Q + L, D)."""
     hidden = layer.attention(hidden, attention_mask=mask)
     queries_CQD, text_CLD = hidden[:, :num_queries], hidden[:, num_queries:]

@@ -11,6 +11,8 @@ as in the original's pretraining (BridgeTower, config.py `max_text_len`).
 Shape letters: C captions of a batch, L tokens of its longest, T image tokens, D width of the fusion layers.
 """
 
+from typing import Any
+
 import torch
 from PIL import Image
 from transformers import BridgeTowerConfig, BridgeTowerForImageAndTextRetrieval
@@ -83,20 +85,28 @@ class BridgeTowerScorer(CrossEncoder):
         text_CLD = towers.text_model.embeddings(input_ids=ids_CL)
         for layer in text_layers[:num_before]:
             text_CLD = layer(text_CLD, mask)
-        fused_text = fused_image = None
-        for place, image_1TD in enumerate(encoded):
-            if place > 0:
-                text_CLD = text_layers[num_before + place - 1](text_CLD, mask)
-            bridged = _projection(towers.cross_modal_text_transform, place)(text_CLD) + towers.token_type_embeddings.weight[_TEXT]
-            if place == 0:
-                text, image = towers.cross_modal_text_layernorm(bridged), towers.cross_modal_image_layernorm(image_1TD)
-            else:
-                text = towers.cross_modal_text_link_tower[place - 1](bridged, fused_text, mask)
-                image = towers.cross_modal_image_link_tower[place - 1](image_1TD, fused_image, None)
-            fused_text = towers.cross_modal_text_layers[place](text, image, attention_mask=mask)[0]
-            image = image.expand(len(ids_CL), -1, -1)  # the first layer's is the picture's alone
-            fused_image = towers.cross_modal_image_layers[place](image, text, encoder_attention_mask=mask)[0]
-        return torch.stack([fused_text[:, 0], fused_image[:, 0]], dim=1)
+        text = towers.cross_modal_text_layernorm(self._bridged_text(text_CLD, 0))
+        text, image = self._fused(text, towers.cross_modal_image_layernorm(encoded[0]), mask, 0)
+        for place in range(1, len(encoded)):
+            text_CLD = text_layers[num_before + place - 1](text_CLD, mask)
+            text = towers.cross_modal_text_link_tower[place - 1](self._bridged_text(text_CLD, place), text, mask)
+            image = towers.cross_modal_image_link_tower[place - 1](encoded[place], image, None)
+            text, image = self._fused(text, image, mask, place)
+        return torch.stack([text[:, 0], image[:, 0]], dim=1)
+
+    def _fused(
+        self, text_CLD: torch.Tensor, image: torch.Tensor, mask: torch.Tensor | None, place: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Text and image after fusion layer `place`, shapes (C, L, D) and (C, T, D); the first is given the image in one row, (1, T, D)."""
+        towers = self._model.bridgetower
+        fused_text_CLD = towers.cross_modal_text_layers[place](text_CLD, image, attention_mask=mask)[0]
+        image_CTD = image.expand(len(text_CLD), -1, -1)
+        return fused_text_CLD, towers.cross_modal_image_layers[place](image_CTD, text_CLD, encoder_attention_mask=mask)[0]
+
+    def _bridged_text(self, text_CLD: torch.Tensor, place: int) -> torch.Tensor:
+        """What the text tower feeds fusion layer `place`, shape (C, L, D)."""
+        towers = self._model.bridgetower
+        return _projection(towers.cross_modal_text_transform, place)(text_CLD) + towers.token_type_embeddings.weight[_TEXT]
 
     def _logits(self, judged: torch.Tensor) -> torch.Tensor:
         towers = self._model.bridgetower
@@ -119,7 +129,18 @@ def load_bridgetower(model: str) -> Checkpoint:
     config, image_processor, tokenizer = read_preprocessing(model, BridgeTowerConfig, BridgeTowerImageProcessorPil)
     text = config.text_config  # the fusion layers take their heads from it too
     check_heads(model, "text_config.", text.hidden_size, text.num_attention_heads, _HEADS, "BridgeTower")
+    _crop_to_size(image_processor, config.vision_config.image_size)
     check_square(model, "vision_config.", config.vision_config.image_size, image_processor)
     check_vocabulary(model, tokenizer, text.vocab_size, lambda more: more == 0, "as many")
     matcher = complete_weights(model, BridgeTowerForImageAndTextRetrieval, config, KINDS["bridgetower"].example)
     return Checkpoint(matcher, image_processor, tokenizer)
+
+
+def _crop_to_size(image_processor: Any, image_size: int) -> None:
+    """Crop to `size` where the files name no crop, as transformers 4 did: transformers 5 crops to 288 then, or fails at a null.
+
+    bridgetower-large and its fine-tuned descendants are of 294 pixels, without a `crop_size` or with null.
+    """
+    edge = image_processor.crop_size and image_processor.crop_size["shortest_edge"]
+    if edge != image_size and image_processor.size["shortest_edge"] == image_size:
+        image_processor.crop_size = image_processor.size

@@ -1,5 +1,6 @@
 """Scores of BLIP-2, ViLT and BridgeTower against transformers' own forwards, one pair at a time; and what is refused of each."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers import AutoTokenizer, Blip2ForImageTextRetrieval
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
 from eval.errors import UserError
@@ -162,6 +165,36 @@ def test_fingerprint_follows_what_changes_scores_and_nothing_else(
     changed = changed_copy(folders[family.kind], tmp_path / "changed", weights=lambda tensors: tensors[f"{family.head}.bias"].add_(1e-3))
     others.add(load_scorer(str(changed)).fingerprint)
     assert len(others - {fingerprint}) == 3
+
+
+def test_blip2_with_image_tokens_in_its_vocabulary_scores_the_same(folders: dict[str, Path], tmp_path: Path, noise: Noise) -> None:
+    """A config with `image_token_index`, as newer files have: transformers then wants a placeholder per query before the words."""
+    source, image = folders["blip-2"], noise(1)
+    folder = changed_copy(source, tmp_path / "tokens", config=lambda config: config.update(image_token_index=28))
+    scores_N = load_scorer(str(folder)).score(image, CAPTIONS[:2])
+    assert np.array_equal(scores_N, load_scorer(str(source)).score(image, CAPTIONS[:2]))
+    model = Blip2ForImageTextRetrieval.from_pretrained(folder, dtype=torch.float32).eval()
+    assert model.config.image_token_index == 28
+    tokenizer, processor = AutoTokenizer.from_pretrained(folder), BlipImageProcessorPil.from_pretrained(folder)
+    words = tokenizer(clean_caption(CAPTIONS[0]), return_tensors="pt", return_token_type_ids=False)
+    ids = torch.cat([torch.full((1, 6), 28), words["input_ids"]], dim=1)
+    pixels = processor(images=image, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        plain = model(pixel_values=pixels, input_ids=ids, attention_mask=torch.ones_like(ids), use_image_text_matching_head=True)
+    np.testing.assert_allclose(scores_N[0], plain.logits_per_image[0, 1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("crop", ["absent", None])
+def test_bridgetower_crops_to_size_where_its_files_name_no_crop(folders: dict[str, Path], tmp_path: Path, noise: Noise, crop: None) -> None:
+    folder = changed_copy(folders["bridgetower"], tmp_path / "no-crop")
+    for path in folder.glob("p*processor_config.json"):  # since transformers 5 within processor_config.json
+        values = json.loads(path.read_text())
+        inner = values.get("image_processor", values)
+        inner.pop("crop_size", None)
+        inner.update({} if crop == "absent" else {"crop_size": crop})
+        path.write_text(json.dumps(values))
+    scores_N = load_scorer(str(folder)).score(noise(1), CAPTIONS)
+    assert np.array_equal(scores_N, load_scorer(str(folders["bridgetower"])).score(noise(1), CAPTIONS))
 
 
 # ViLT's patches
