@@ -115,17 +115,17 @@ def _spread(scores_IC: np.ndarray, *, axis: int) -> float:
 
 
 def drawn_disc() -> Image.Image:
-    """A red disc on white, 96 x 72 pixels."""
-    picture = Image.new("RGB", (96, 72), "white")
-    ImageDraw.Draw(picture).ellipse((14, 10, 62, 58), fill=(220, 30, 30))
+    """A red disc on white, 72 x 72 pixels."""
+    picture = Image.new("RGB", (72, 72), "white")
+    ImageDraw.Draw(picture).ellipse((10, 10, 52, 52), fill=(220, 30, 30))
     return picture
 
 
 def drawn_stripes() -> Image.Image:
     """Black and yellow stripes with a dark blue corner; of the disc's size, so that reading no more than a size is found out."""
-    picture = Image.new("RGB", (96, 72), (240, 200, 20))
+    picture = Image.new("RGB", (72, 72), (240, 200, 20))
     draw = ImageDraw.Draw(picture)
     for top in range(0, 72, 16):
-        draw.rectangle((0, top, 95, top + 7), fill="black")
-    draw.rectangle((56, 40, 95, 71), fill=(10, 20, 110))
+        draw.rectangle((0, top, 71, top + 7), fill="black")
+    draw.rectangle((40, 40, 71, 71), fill=(10, 20, 110))
     return picture

@@ -45,7 +45,7 @@ def test_each_fault_is_named() -> None:
     assert "ignores the picture" in fault(lambda shade, length, company: length)
     assert "ignores the caption" in fault(lambda shade, length, company: shade)
     assert "picture and caption apart" in fault(lambda shade, length, company: 3 * shade - length)
-    assert "not finite" in fault(lambda shade, length, company: float("nan") if length > 0.5 else shade * length)
+    assert "not finite" in fault(lambda shade, length, company: float("nan") if length > 0.2 else shade * length)
     assert "not finite" in fault(lambda shade, length, company: float("inf") if len(company) == 1 else shade * length)
     assert "depend on its company" in fault(lambda shade, length, company: shade * length + 1e-3 * len(company))
     assert "depend on its company" in fault(lambda shade, length, company: shade * length - np.mean([len(c) for c in company]))
@@ -100,7 +100,7 @@ def rounded(scores_IC: np.ndarray) -> ProbeScores:
 NUMBERS = st.floats(-3, 3)
 
 
-@given(st.lists(NUMBERS, min_size=2, max_size=2), st.lists(NUMBERS, min_size=4, max_size=4), st.integers(-8, 4))
+@given(st.lists(NUMBERS, min_size=2, max_size=2), st.lists(NUMBERS, min_size=3, max_size=3), st.integers(-8, 4))
 def test_what_does_not_read_them_together_is_refused_at_any_scale(pictures: list[float], captions: list[float], exponent: int) -> None:
     """One number for the picture plus one for the caption, either of them possibly 0, is refused whatever the rounding."""
     scores_IC = np.add.outer(np.float32(pictures), np.float32(captions)) * np.float32(10.0**exponent)
@@ -110,13 +110,13 @@ def test_what_does_not_read_them_together_is_refused_at_any_scale(pictures: list
 @given(st.integers(0, 2**32 - 1), st.integers(-8, 4), st.floats(-100, 100))
 def test_what_reads_both_is_accepted_at_any_scale(seed: int, exponent: int, offset: float) -> None:
     """Random scores beside an offset a hundred times as large: differences of a thousandth and less are no noise in float32."""
-    scores_IC = (np.random.default_rng(seed).normal(size=(2, 4)) + offset) * 10.0**exponent
+    scores_IC = (np.random.default_rng(seed).normal(size=(2, 3)) + offset) * 10.0**exponent
     assert fault_of(rounded(scores_IC), "float32") is None
 
 
 def test_the_drawn_pictures_differ_in_content_and_not_in_size() -> None:
     disc, stripes = drawn_disc(), drawn_stripes()
-    assert disc.size == stripes.size and disc.width != disc.height
+    assert disc.size == stripes.size
     assert np.abs(np.asarray(disc, dtype=int) - np.asarray(stripes, dtype=int)).mean() > 50
     assert len({len(caption.split()) for caption in CAPTIONS}) == len(CAPTIONS)
     assert min(CAPTIONS, key=len) == CAPTIONS[0]
