@@ -16,12 +16,12 @@ MAX_TOKENS = 35
 _PUNCTUATION = re.compile(r'[.!"()*#:;~]')
 
 
-def clean_caption(caption: str) -> str:
-    """The caption as BLIP was trained and evaluated on it: lower case, `.!"()*#:;~` to blanks, blanks collapsed, at most 30 words.
+def clean_caption(caption: str, *, max_words: int = MAX_WORDS) -> str:
+    """The caption as BLIP was trained and evaluated on it: lower case, `.!"()*#:;~` to blanks, blanks collapsed, at most `max_words`.
 
     Source: Salesforce BLIP, data/utils.py, `pre_caption`; a rewrite, not a copy (any white space counts as a blank here).
     """
-    return " ".join(_PUNCTUATION.sub(" ", caption.lower()).split()[:MAX_WORDS])
+    return " ".join(_PUNCTUATION.sub(" ", caption.lower()).split()[:max_words])
 
 
 def token_ids(tokenizer: Any, captions: Sequence[str], *, enc_token_id: int | None, max_tokens: int) -> list[tuple[int, ...]]:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from rerank.guard import check_matcher
+from rerank.probes import check_scorer
 from rerank.reads import Reads
 from rerank.settings import ScorerSettings
 
@@ -32,9 +33,12 @@ class PairScorer(Protocol):
         """One score per caption, float32 of shape (len(captions),); higher = better match."""
 
 
-# Kind of checkpoint (rerank/guard.py) -> module and class of its scorer; imported when asked for.
+# Kind of checkpoint (rerank/kinds.py) -> module and class of its scorer; imported when asked for.
 _SCORERS = {
     "blip": ("rerank.blip", "BlipScorer"),
+    "blip-2": ("rerank.blip2", "Blip2Scorer"),
+    "vilt": ("rerank.vilt", "ViltScorer"),
+    "bridgetower": ("rerank.bridgetower", "BridgeTowerScorer"),
 }
 
 
@@ -48,8 +52,10 @@ def load_scorer(model: str, *, device: torch.device | str | None = None, setting
 
     Raises:
         UserError: the checkpoint cannot judge (image, caption) pairs (a text-text reranker, a bi-encoder, a captioner, ...),
-            lacks weights, or cannot be read; the message says why and what to use instead.
+            lacks weights, cannot be read, or ignores the picture or the caption (see rerank/probes.py); the message says why
+            and what to use instead.
     """
     module, scorer = _SCORERS[check_matcher(model)]
     made: PairScorer = getattr(importlib.import_module(module), scorer).load(model, device=device, settings=settings)
+    check_scorer(made, model, (settings or ScorerSettings()).precision)
     return made

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import transformers
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -16,7 +17,8 @@ from transformers import (
 from eval.errors import UserError
 from rerank import guard
 from rerank.guard import check_matcher
-from rerank.scorer import load_scorer
+from rerank.kinds import KINDS, expected
+from rerank.scorer import _SCORERS, load_scorer
 
 
 def tiny_bert() -> BertConfig:
@@ -46,6 +48,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         "Alibaba-NLP/gte-reranker-modernbert-base",
         "Qwen/Qwen3-Reranker-0.6B",
         "castorini/monot5-base-msmarco",
+        "gpustack/bge-reranker-v2-m3-GGUF",
+        "ibm-granite/granite-embedding-reranker-english-r2",
+        "castorini/rank_zephyr_7b_v1_full",
     ],
 )
 def test_text_rerankers_are_refused_by_name_before_any_download(no_network: None, name: str) -> None:
@@ -58,7 +63,28 @@ def test_text_rerankers_are_refused_by_name_before_any_download(no_network: None
 
 
 @pytest.mark.parametrize(
-    "name", ["Salesforce/blip-itm-base-coco", "Salesforce/blip-itm-large-flickr", "Qwen/Qwen3-VL-Reranker-2B", "jinaai/jina-reranker-m0"]
+    ("name", "reason"),
+    [
+        ("colbert-ir/colbertv2.0", "ColBERT .*word by word and never sees a picture"),
+        ("jinaai/jina-colbert-v2", "ColBERT"),
+        ("lightonai/GTE-ModernColBERT-v1", "ColBERT"),
+        ("someone/blip-itm-GGUF", "llama.cpp"),
+    ],
+)
+def test_colbert_and_gguf_are_refused_by_name_before_any_download(no_network: None, name: str, reason: str) -> None:
+    with pytest.raises(UserError, match=f"{reason}.*blip-itm-base-coco"):
+        load_scorer(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Salesforce/blip-itm-base-coco",
+        "Salesforce/blip-itm-large-flickr",
+        "Qwen/Qwen3-VL-Reranker-2B",
+        "jinaai/jina-reranker-m0",
+        "vidore/colqwen2-v1.0",
+    ],
 )
 def test_models_that_read_images_are_not_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     asked: list[str] = []
@@ -77,6 +103,23 @@ def test_a_text_cross_encoder_folder_is_refused_whatever_it_is_called(tmp_path: 
     BertForSequenceClassification(tiny_bert()).save_pretrained(folder)
     with pytest.raises(UserError, match=r"text-text reranker \(BertForSequenceClassification\).*never sees a picture"):
         load_scorer(str(folder))
+
+
+@pytest.mark.parametrize("mark", ["config.json", "modules.json", "config_sentence_transformers.json"])
+def test_a_folder_saved_by_sentence_transformers_as_a_cross_encoder_is_refused(tmp_path: Path, mark: str) -> None:
+    """Whatever class is beneath, here a language model's, as in Qwen3-Reranker: only the library's own mark tells."""
+    config = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+    marks = {
+        "config.json": config | {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity", "version": "5.1.0"}},
+        "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.cross_encoder.modules.CausalScoreHead"}],
+        "config_sentence_transformers.json": {"model_type": "CrossEncoder", "__version__": {"sentence_transformers": "5.4.0"}},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"another kind \(Qwen3ForCausalLM\)"):
+        load_scorer(str(tmp_path))
+    (tmp_path / mark).write_text(json.dumps(marks[mark]))
+    with pytest.raises(UserError, match=r"text-text reranker \(a CrossEncoder of sentence-transformers, Qwen3ForCausalLM\)"):
+        load_scorer(str(tmp_path))
 
 
 def test_a_folder_named_like_a_text_reranker_is_judged_by_what_it_holds(tiny_blip: Path, tmp_path: Path, noise) -> None:
@@ -118,8 +161,15 @@ def test_a_config_that_names_no_architecture_is_judged_by_its_weights(changed_bl
     [
         ({"model_type": "bert", "architectures": ["BertModel"]}, "sees no picture"),
         ({"model_type": "roberta", "architectures": ["RobertaForSequenceClassification"]}, "text-text reranker"),
-        ({"model_type": "blip-2", "vision_config": {}, "architectures": ["Blip2ForImageTextRetrieval"]}, "not supported .Blip2"),
-        ({"model_type": "vilt", "image_size": 384, "architectures": ["ViltForImageAndTextRetrieval"]}, "not supported"),
+        ({"model_type": "instructblip", "vision_config": {}, "architectures": ["InstructBlipModel"]}, "not supported .InstructBlip"),
+        ({"model_type": "flava", "image_config": {}, "architectures": ["FlavaModel"]}, "not supported"),
+        ({"model_type": "blip-2", "architectures": ["Blip2ForConditionalGeneration"]}, "writes captions.*Blip2ForImageTextRetrieval, such"),
+        ({"model_type": "blip-2", "architectures": ["Blip2TextModelWithProjection"]}, "embeds texts alone.*blip2-itm-vit-g"),
+        ({"model_type": "vilt", "architectures": ["ViltForQuestionAnswering"]}, "answers questions.*rank_output.*vilt-b32-finetuned-coco"),
+        ({"model_type": "vilt", "architectures": ["ViltForImagesAndTextClassification"]}, "compares two pictures"),
+        ({"model_type": "vilt", "architectures": ["ViltForTokenClassification"]}, "it is a ViltForTokenClassification, without"),
+        ({"model_type": "bridgetower", "architectures": ["BridgeTowerForContrastiveLearning"]}, "compared by cosine.*base-itm-mlm"),
+        ({"model_type": "bridgetower", "architectures": ["BridgeTowerModel"]}, "towers alone.*itm_score"),
         ({"model_type": "blip", "architectures": ["BlipForQuestionAnswering"]}, "answers questions"),
         ({}, "another kind"),
         ([], "not an object"),
@@ -137,11 +187,30 @@ def test_what_is_no_model_at_all(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="not readable JSON"):
         check_matcher(str(tmp_path))
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match="is a file\\."):
         check_matcher(str(tmp_path / "config.json"))
     for name in ("./nowhere", "/nowhere/at/all", "a/b/c", "two words"):
         with pytest.raises(UserError, match="there is no folder"):
             check_matcher(name)
+
+
+def test_what_is_beside_a_missing_config_is_named(tmp_path: Path) -> None:
+    weights = tmp_path / "reranker-q8_0.gguf"
+    weights.write_bytes(b"GGUF")
+    for model in (tmp_path, weights):
+        with pytest.raises(UserError, match=r"llama\.cpp \(GGUF\), which is not read here"):
+            check_matcher(str(model))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="PEFT adapter alone: merge it into its base"):
+        check_matcher(str(tmp_path))
+
+
+def test_every_kind_names_a_class_of_transformers_and_has_a_scorer() -> None:
+    assert set(_SCORERS) == set(KINDS)
+    for model_type, kind in KINDS.items():
+        for name in (kind.matcher, *kind.siblings):
+            assert getattr(transformers, name).config_class.model_type.startswith(model_type)
+        assert kind.example in expected()
 
 
 def test_a_hub_id_that_cannot_be_had_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,162 @@
+"""A matcher's files read from disk or the hub, and what must be true of every kind before a score can be believed."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
+
+from eval.errors import UserError
+
+_CONFIG_KEYS_WITHOUT_EFFECT = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A matcher in float32 with its two preprocessors.
+
+    Attributes:
+        model: transformers' class with the matching head, in evaluation mode, float32, on the CPU.
+        image_processor: the Pillow one, on machines with torchvision too, so that a picture becomes the same tensor everywhere.
+        tokenizer: the model's, a fast one.
+    """
+
+    model: Any
+    image_processor: Any
+    tokenizer: Any
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the weights, the parts of the config that act, the image processor and the tokenizer."""
+        config = {key: value for key, value in self.model.config.to_dict().items() if key not in _CONFIG_KEYS_WITHOUT_EFFECT}
+        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        for state in ("truncation", "padding"):  # set by the last call, not part of the tokenizer
+            tokenizer.pop(state, None)
+        parts = {"config": config, "image_processor": self.image_processor.to_dict(), "tokenizer": tokenizer}
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+class Preprocessing(NamedTuple):
+    """What of a checkpoint is read before its weights."""
+
+    config: Any
+    image_processor: Any
+    tokenizer: Any
+
+
+def read_preprocessing(model: str, config_class: Any, image_processor_class: Any) -> Preprocessing:
+    """Config, image processor and tokenizer of a folder or hub id.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    try:
+        config = config_class.from_pretrained(model)
+        image_processor = image_processor_class.from_pretrained(model)
+        return Preprocessing(config, image_processor, AutoTokenizer.from_pretrained(model))
+    except (OSError, ValueError) as error:
+        raise _unreadable(model, "the config, image processor or tokenizer", error) from error
+
+
+def complete_weights(model: str, matcher_class: Any, config: Any, example: str) -> Any:
+    """The matcher in float32 and evaluation mode, every weight of it read from safetensors; nothing is unpickled.
+
+    Args:
+        matcher_class: transformers' class with the matching head.
+        example: hub id of a complete checkpoint of that class, for the message.
+
+    Raises:
+        UserError: weights cannot be read, are missing, of another shape, or not finite.
+    """
+    try:
+        loaded: Any = matcher_class.from_pretrained(
+            model, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _unreadable(model, "the weights (model.safetensors)", error) from error
+    matcher, loading = loaded
+    missing, misshapen = sorted(loading["missing_keys"]), sorted(name for name, *_ in loading["mismatched_keys"])
+    if missing or misshapen:  # transformers fills both with random numbers
+        raise UserError(
+            f"rerank.model (--rerank): {model!r} lacks {len(missing)} weights of {matcher_class.__name__} and has {len(misshapen)} "
+            f"of another shape than its config.json says; they would be random: {_first_names(missing + misshapen)}. "
+            f"Use a checkpoint trained for image-text matching, such as {example}."
+        )
+    broken = sorted(name for name, tensor in matcher.named_parameters() if not torch.isfinite(tensor).all())
+    if broken:
+        raise UserError(f"rerank.model (--rerank): weights of {model!r} are not finite: {_first_names(broken)}. Fetch or train it again.")
+    return matcher.eval()
+
+
+def check_heads(model: str, where: str, width: int, num_heads: int, released: dict[int, int], family: str) -> None:
+    """Refuse a tower with another number of attention heads than the released ones of its width (width -> heads).
+
+    The number of heads changes no weight's shape: with a wrong one the weights load without a murmur and the scores are wrong.
+
+    Raises:
+        UserError: it has.
+    """
+    expected = released.get(width)
+    if expected is not None and num_heads != expected:
+        raise UserError(
+            f"rerank.model (--rerank): {where}num_attention_heads of {model!r}: expected {expected} (every released {family} tower "
+            f"{width} wide has {expected}); found {num_heads}, which loads the same weights and "
+            "scores wrongly. A config without the key gets transformers' default: write the number into its config.json."
+        )
+
+
+def check_square(model: str, where: str, image_size: int | list[int] | tuple[int, int], image_processor: Any) -> None:
+    """Refuse an image processor that makes pictures of another size than the vision tower takes.
+
+    Raises:
+        UserError: it does; `where` is the config's section, such as "vision_config.".
+    """
+    expected = height_and_width(image_size)
+    blank = Image.new("RGB", (expected[1] + 3, expected[0] * 2 + 1))  # neither square nor of the right size
+    found = tuple(image_processor(images=blank, return_tensors="pt")["pixel_values"].shape[-2:])
+    if found != expected:
+        raise UserError(
+            f"rerank.model (--rerank): the image processor of {model!r} makes pictures of {found[0]} x {found[1]} pixels where "
+            f"{where}image_size is {expected[0]} x {expected[1]}. Make `size` in preprocessor_config.json agree with config.json."
+        )
+
+
+def check_vocabulary(model: str, tokenizer: Any, num_model_tokens: int, is_right: Callable[[int], bool], expected: str) -> None:
+    """Refuse a tokenizer that is not the model's: where its files are missing transformers makes up one of five tokens.
+
+    Args:
+        is_right: whether the model may have this many tokens more than the tokenizer.
+        expected: the same in words.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not is_right(num_model_tokens - len(tokenizer)):
+        raise UserError(
+            f"rerank.model (--rerank): the tokenizer of {model!r} has {len(tokenizer)} tokens where the model has {num_model_tokens}; "
+            f"expected {expected}. Put the tokenizer's files (vocab.txt or tokenizer.json) of the trained model there."
+        )
+
+
+def height_and_width(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    """A config's image size as pixels (height, width); one number is a square."""
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _unreadable(model: str, what: str, error: Exception) -> UserError:
+    return UserError(
+        f"rerank.model (--rerank): {what} of {model!r} could not be read: {' '.join(str(error).split())[:400]}. Expected a folder or "
+        "hub id with config.json, model.safetensors, preprocessor_config.json and the tokenizer's files."
+    )
+
+
+def _first_names(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
