@@ -22,12 +22,13 @@ from eval.process_group import run_command
 from eval.processes import Processes
 from eval.progress import bar
 from eval.ranking import DIRECTIONS, Direction
-from rerank.answers.answers import Answers, reranked_answers
+from rerank.answers.answers import Answers, fitting_budget, reranked_answers, within_budget
 from rerank.answers.collection import Collection, read_collection
 from rerank.answers.first_stage import FirstAnswers, find_first
 from rerank.answers.output import check_output, write_output
 from rerank.answers.summary import broken_lines, closing_lines, reading_lines
 from rerank.answers.table import SUFFIXES
+from rerank.pair_store import PairStore, add_pair_scores, asked_store
 from rerank.pairs import PairScores
 from rerank.scorer import PairScorer, load_scorer
 from rerank.settings import ScorerSettings
@@ -61,6 +62,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--split", help="of a manifest: only the pictures of this split")
     add("--image-root", help="of a manifest: folder that image paths are relative to (default: the manifest's)")
     add("--column", action="append", default=[], metavar="OURS=THEIRS", help=f"of a manifest: a column's name; ours: {', '.join(COLUMNS)}")
+    add("--seconds", type=float, help="rerank as many answers to each query, up to --top-k, as fit into so many seconds")
+    add("--skip-margin", type=float, metavar="X", help="do not score what trails the first of its list by X or more, in cosine")
+    add_pair_scores(parser, "beside OUTPUT, in OUTPUT.pair-scores")
     add("--precision", choices=("float32", "bfloat16"), help="of the reranker's towers (default float32)")
     add("--strip-punctuation", action="store_true", help="strip it for SigLIP 2 too (SigLIP's own tokenizer always does)")
     add("--num-workers", type=int, default=2, help="processes that decode pictures (default 2)")
@@ -78,8 +82,13 @@ def argument_fault(asked: argparse.Namespace) -> str:
         return f"--column takes OURS=THEIRS, found {bad}"
     if unknown := sorted({value.partition("=")[0] for value in asked.column} - set(COLUMNS)):
         return f"--column: {unknown} are not columns of ours, which are {list(COLUMNS)}"
-    if asked.precision is not None and asked.rerank is None:
-        return "--precision is the reranker's: give --rerank too, or leave it out"
+    given = [name for name in ("precision", "seconds", "skip_margin", "pair_scores") if getattr(asked, name) is not None]
+    if asked.rerank is None and (given or asked.no_pair_scores):
+        return f"--{(given or ['no_pair_scores'])[0].replace('_', '-')} is about the reranker: give --rerank too, or leave it out"
+    if asked.seconds is not None and not asked.seconds > 0:
+        return "--seconds is above 0"
+    if asked.skip_margin is not None and not asked.skip_margin >= 0:
+        return "--skip-margin is a difference of cosines, 0 or more"
     if asked.caption_id_column is not None and asked.captions is None:
         return "--caption-id-column is of a table of captions: give --captions too, or leave it out"
     if Path(asked.output).suffix.lower() not in SUFFIXES:
@@ -101,6 +110,7 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
         load_siglip_config(asked.model)
         collection = read_asked(asked)
         scorer = read_scorer(asked, device)
+        kept = asked_store(asked, processes, kept_beside(asked.output)) if scorer is not None else None
         model, inputs = load_siglip(asked.model, strip_punctuation=asked.strip_punctuation)
     collection.check_shared(processes)
     say(processes, reading_lines(collection, directions, asked.top_k))
@@ -112,12 +122,16 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
         found = find_first(model, inputs, collection, directions, asked.top_k, processes=processes, **options)
     del model  # the reranker may need the room
     say(processes, broken_lines(found, collection))
-    answers, scores = rerank(found, scorer, processes)
+    if scorer is not None and asked.seconds is not None:
+        budget = fitting_budget(found, scorer, asked.seconds, processes)
+        say(processes, [f"budget     {budget}"])
+        found = within_budget(found, budget)
+    answers, scores = rerank(asked, found, scorer, kept, processes)
     with processes.jointly():
         if processes.is_main:
             output = Path(asked.output)
             page = write_output(output, found, answers, provenance(asked, found, weights, scorer), asked.pages)
-            say(processes, closing_lines(found, answers, scores.cost if scores is not None else None, output, page))
+            say(processes, closing_lines(found, answers, scores, output, page))
 
 
 def read_asked(asked: argparse.Namespace) -> Collection:
@@ -148,11 +162,19 @@ def read_scorer(asked: argparse.Namespace, device: torch.device) -> PairScorer |
     return load_scorer(asked.rerank, device=device, settings=ScorerSettings(precision=asked.precision or "float32"))
 
 
-def rerank(found: FirstAnswers, scorer: PairScorer | None, processes: Processes) -> tuple[list[Answers], PairScores | None]:
+def kept_beside(output: str) -> Path:
+    """Where a table's pair scores are kept: "OUT.pair-scores" beside "OUT.parquet"."""
+    return Path(output).with_suffix(".pair-scores")
+
+
+def rerank(
+    asked: argparse.Namespace, found: FirstAnswers, scorer: PairScorer | None, kept: PairStore | None, processes: Processes
+) -> tuple[list[Answers], PairScores | None]:
     """The final lists, and the scores that ordered them if a reranker did."""
     if scorer is None:
         return [Answers.of(ranking, None) for ranking in found.rankings.values()], None
-    return reranked_answers(found, scorer, processes=processes, progress=processes.is_main)
+    options: Any = {"skip_margin": asked.skip_margin, "kept": kept, "processes": processes, "progress": processes.is_main}
+    return reranked_answers(found, scorer, **options)
 
 
 def provenance(asked: argparse.Namespace, found: FirstAnswers, weights: str, scorer: PairScorer | None) -> dict[str, Any]:
@@ -165,6 +187,8 @@ def provenance(asked: argparse.Namespace, found: FirstAnswers, weights: str, sco
         "rerank": asked.rerank,
         "rerank_fingerprint": scorer.fingerprint if scorer is not None else None,
         "top_k": asked.top_k,
+        "seconds": asked.seconds,
+        "skip_margin": asked.skip_margin,
         "num_images": found.collection.num_images,
         "num_captions": found.collection.num_captions,
         "num_left_out": len(found.broken),

@@ -122,12 +122,12 @@ def fit_pace(num_short: int, short_seconds: float, num_long: int, long_seconds: 
 def work_by_top_k(rankings: Sequence[Ranking], top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """(pictures, pairs) that re-ordering the first 1, 2, ... `top_k` of every query of all rankings needs; int64, both of shape (T,).
 
-    Raises:
-        UserError: top_k is below 1 or deeper than one of the rankings.
+    Of a ranking that is not so deep, all there is.
     """
-    keys_N = np.concatenate([pair_keys(*head_pairs(ranking, top_k)).ravel() for ranking in rankings])
-    images_N = np.concatenate([head_pairs(ranking, top_k)[0].ravel() for ranking in rankings])
-    places_N = np.concatenate([np.broadcast_to(np.arange(top_k), (ranking.num_queries, top_k)).ravel() for ranking in rankings])
+    heads = [head_pairs(ranking, min(top_k, ranking.depth)) for ranking in rankings]
+    keys_N = np.concatenate([pair_keys(*pairs).ravel() for pairs in heads])
+    images_N = np.concatenate([images_QK.ravel() for images_QK, _ in heads])
+    places_N = np.concatenate([np.broadcast_to(np.arange(pairs[0].shape[1]), pairs[0].shape).ravel() for pairs in heads])
     return _first_asked(images_N, places_N, top_k), _first_asked(keys_N, places_N, top_k)
 
 
@@ -146,7 +146,7 @@ def pick_top_k(rankings: Sequence[Ranking], pace: Pace, seconds: float, most: in
         rankings: both directions of every stage that is reranked.
 
     Raises:
-        UserError: not even K = 2 fits, or `most` is below 2 or deeper than a ranking.
+        UserError: not even K = 2 fits, or `most` is below 2.
     """
     images_T, pairs_T = work_by_top_k(rankings, most)
     estimates_T = np.array([pace.seconds(int(i), int(n)) for i, n in zip(images_T, pairs_T, strict=True)]) / world_size

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rerank.blip_text import caption_batches, token_ids
+from rerank.blip_text import token_ids
+from rerank.caption_batches import caption_batches
 from rerank.checkpoint_reading import Checkpoint
 from rerank.reads import Reads
 from rerank.settings import ScorerSettings

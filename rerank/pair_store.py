@@ -165,24 +165,27 @@ class PairStore:
         return self._opened[fingerprint]
 
 
-def add_pair_scores(parser: argparse.ArgumentParser) -> None:
-    """Give a command the options that `asked_store` reads."""
+def add_pair_scores(parser: argparse.ArgumentParser, default: str = "OUTPUT/pair-scores") -> None:
+    """Give a command the options that `asked_store` reads; `default` says where scores are kept when nothing is said."""
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument(
         "--pair-scores",
         metavar="FOLDER",
-        help="where the reranker's scores are kept and read from, so that no pair is scored twice (default: OUTPUT/pair-scores)",
+        help=f"where the reranker's scores are kept and read from, so that no pair is scored twice (default: {default})",
     )
     choice.add_argument("--no-pair-scores", action="store_true", help="keep no scores, and score every pair")
 
 
-def asked_store(asked: argparse.Namespace, processes: Processes) -> PairStore | None:
+def asked_store(asked: argparse.Namespace, processes: Processes, default: Path | None = None) -> PairStore | None:
     """The store a command line asks for; None: it asks for none.
+
+    Args:
+        default: its folder when nothing is said; None: pair-scores in the folder that --output names.
 
     Raises:
         WriteError: its folder cannot be made.
     """
     if asked.no_pair_scores:
         return None
-    folder = Path(asked.output) / "pair-scores" if asked.pair_scores is None else Path(asked.pair_scores)
+    folder = Path(asked.pair_scores) if asked.pair_scores is not None else default or Path(asked.output) / "pair-scores"
     return PairStore(folder) if processes.is_main else PairStore(folder, say=lambda text: None)

@@ -4,15 +4,17 @@ Shape letters: Q queries, K answers of each.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from eval.processes import Processes
 from eval.ranking import Direction, Ranking
-from rerank.answers.collection import Collection
+from rerank.adaptive import depths
 from rerank.answers.first_stage import FirstAnswers
-from rerank.candidates import CandidateLists, candidate_lists, head_pairs
+from rerank.budget import Budget, measure_pace, pick_top_k
+from rerank.candidates import CandidateLists, head_pairs
+from rerank.pair_store import PairStore
 from rerank.pairs import PairScores, complete_scores
 from rerank.scorer import PairScorer
 
@@ -26,7 +28,7 @@ class Answers:
         indices_QK: int64, gallery indices, in their final order.
         cosines_QK: float32, the first stage's.
         first_ranks_QK: int32, place of each in the first stage's list, from 1.
-        rerank_scores_QK: float32, the reranker's; None where there is no reranker.
+        rerank_scores_QK: float32, the reranker's, NaN where a pair was left out; None where there is no reranker.
     """
 
     direction: Direction
@@ -36,8 +38,11 @@ class Answers:
     rerank_scores_QK: np.ndarray | None
 
     @classmethod
-    def of(cls, first: Ranking, scores: PairScores | None) -> "Answers":
+    def of(cls, first: Ranking, scores: PairScores | None, skip_margin: float | None = None) -> "Answers":
         """The first stage's list, put in the order of pair scores where there are some; equal scores keep the first stage's order.
+
+        Args:
+            skip_margin: what trails the first of its list by so much, in cosine, has no score and keeps its place; None: all have one.
 
         Raises:
             LookupError: a pair has no score.
@@ -45,8 +50,11 @@ class Answers:
         places_QK = np.broadcast_to(np.arange(1, first.depth + 1, dtype=np.int32), first.top_indices_QK.shape)
         if scores is None:
             return cls(first.direction, first.top_indices_QK, first.top_scores_QK, places_QK, None)
-        scores_QK = scores.lookup(*head_pairs(first, first.depth))
-        order_QK = np.argsort(-scores_QK, axis=1, kind="stable")
+        is_scored_QK = scored(first, skip_margin)
+        images_QK, captions_QK = head_pairs(first, first.depth)
+        scores_QK = np.full(is_scored_QK.shape, np.nan, dtype=np.float32)
+        scores_QK[is_scored_QK] = scores.lookup(images_QK[is_scored_QK], captions_QK[is_scored_QK])
+        order_QK = np.argsort(np.where(is_scored_QK, -scores_QK, np.inf), axis=1, kind="stable")
         ordered = [np.take_along_axis(each, order_QK, axis=1) for each in (first.top_indices_QK, first.top_scores_QK, places_QK, scores_QK)]
         return cls(first.direction, *ordered)
 
@@ -71,21 +79,68 @@ class Answers:
         return np.lexsort((np.arange(self.num_queries), -moved_Q, -self.first_ranks_QK[:, 0]))[:count]
 
 
-def pairs_to_score(rankings: Sequence[Ranking]) -> CandidateLists:
-    """Every pair of these lists, each once: both directions share what both ask for."""
-    first, *others = (candidate_lists([ranking], ranking.depth) for ranking in rankings)
-    return first.union(*others)
+def scored(first: Ranking, skip_margin: float | None) -> np.ndarray:
+    """Which answers are scored, bool of shape (Q, K): see `rerank.adaptive`; a list of one has nothing to put in order, but is scored where
+    everything is.
+    """
+    if skip_margin is None:
+        return np.ones(first.top_indices_QK.shape, dtype=bool)
+    if first.depth < 2:
+        return np.zeros(first.top_indices_QK.shape, dtype=bool)
+    return np.arange(first.depth)[None, :] < depths(first, first.depth, skip_margin)[:, None]
+
+
+def pairs_to_score(rankings: Sequence[Ranking], skip_margin: float | None = None) -> CandidateLists:
+    """Every pair of these lists that is scored, each once: both directions share what both ask for."""
+    images, captions = [], []
+    for ranking in rankings:
+        is_scored_QK = scored(ranking, skip_margin)
+        images_QK, captions_QK = head_pairs(ranking, ranking.depth)
+        images.append(images_QK[is_scored_QK])
+        captions.append(captions_QK[is_scored_QK])
+    return CandidateLists.of_pairs(np.concatenate(images), np.concatenate(captions))
+
+
+def within_budget(found: FirstAnswers, budget: Budget) -> FirstAnswers:
+    """The lists cut to the K that a time budget allows."""
+
+    def cut(ranking: Ranking) -> Ranking:
+        heads = {"top_indices_QK": ranking.top_indices_QK[:, : budget.top_k], "top_scores_QK": ranking.top_scores_QK[:, : budget.top_k]}
+        return replace(ranking, **heads)
+
+    return replace(found, rankings={direction: cut(ranking) for direction, ranking in found.rankings.items()})
+
+
+def fitting_budget(found: FirstAnswers, scorer: PairScorer, seconds: float, processes: Processes = Processes()) -> Budget:
+    """The K that fits into so many seconds of reranking, from what this scorer takes here; call on every process.
+
+    Raises:
+        UserError: not even two answers to each query do.
+    """
+    rankings = list(found.rankings.values())
+    pace = measure_pace(scorer, found.collection, processes)
+    return pick_top_k(rankings, pace, seconds, max(ranking.depth for ranking in rankings), world_size=processes.world_size)
 
 
 def reranked_answers(
-    found: FirstAnswers, scorer: PairScorer, *, processes: Processes = Processes(), progress: bool = False
+    found: FirstAnswers,
+    scorer: PairScorer,
+    *,
+    skip_margin: float | None = None,
+    kept: PairStore | None = None,
+    processes: Processes = Processes(),
+    progress: bool = False,
 ) -> tuple[list[Answers], PairScores]:
     """The lists of every direction in the reranker's order, and the scores that gave it; call on every process.
+
+    Args:
+        skip_margin: see `Answers.of`.
+        kept: scores of earlier runs, and where these are kept.
 
     Raises:
         UserError: a picture does not decode (it did before), or a score is not finite.
     """
     rankings = list(found.rankings.values())
-    collection: Collection = found.collection
-    scores = complete_scores(scorer, collection, pairs_to_score(rankings), processes=processes, progress=progress)
-    return [Answers.of(ranking, scores) for ranking in rankings], scores
+    lists = pairs_to_score(rankings, skip_margin)
+    scores = complete_scores(scorer, found.collection, lists, kept=kept, processes=processes, progress=progress)
+    return [Answers.of(ranking, scores, skip_margin) for ranking in rankings], scores

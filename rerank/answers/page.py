@@ -35,7 +35,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Answer:
-    """One entry of a list, with its place in both (from 1); `score` is the reranker's."""
+    """One entry of a list, with its place in both (from 1); `score` is the reranker's, None where it was not asked."""
 
     thing: Thing
     first_rank: int
@@ -100,13 +100,13 @@ class _Showcase:
         return Exhibit(self._thing(answers.direction == "image_to_text", query, QUERY_PIXELS), before, after)
 
     def _answer(self, answers: Answers, query: int, place: int) -> Answer:
-        scores_QK = answers.rerank_scores_QK
+        score = None if answers.rerank_scores_QK is None else float(answers.rerank_scores_QK[query, place])
         return Answer(
             self._thing(answers.direction == "text_to_image", int(answers.indices_QK[query, place]), ANSWER_PIXELS),
             int(answers.first_ranks_QK[query, place]),
             place + 1,
             float(answers.cosines_QK[query, place]),
-            float(scores_QK[query, place]) if scores_QK is not None else None,
+            None if score is None or np.isnan(score) else score,
         )
 
     def _thing(self, is_image: bool, index: int, pixels: int) -> Thing:

@@ -7,7 +7,7 @@ from eval.ranking import Direction
 from rerank.answers.answers import Answers
 from rerank.answers.collection import Collection
 from rerank.answers.first_stage import FirstAnswers
-from rerank.pairs import ScoringCost
+from rerank.pairs import PairScores
 
 WORDS: dict[Direction, tuple[str, str]] = {"image_to_text": ("picture", "captions"), "text_to_image": ("caption", "pictures")}
 _MOST_NAMED = 5
@@ -39,23 +39,25 @@ def broken_lines(found: FirstAnswers, collection: Collection) -> list[str]:
     return [f"left out   {len(found.broken):,} pictures that do not decode", *shown, *more]
 
 
-def closing_lines(found: FirstAnswers, answers: Sequence[Answers], cost: ScoringCost | None, output: Path, page: Path | None) -> list[str]:
+def closing_lines(found: FirstAnswers, answers: Sequence[Answers], scores: PairScores | None, output: Path, page: Path | None) -> list[str]:
     """How long it took, how much changed, and where the files lie."""
     lines = []
     for one in answers:
         query, candidates = WORDS[one.direction]
-        changed = f"; another first answer for {_share(one.num_changed, one.num_queries)}" if cost is not None else ""
+        changed = f"; another first answer for {_share(one.num_changed, one.num_queries)}" if scores is not None else ""
         lines.append(f"answers    {one.depth:,} {candidates} for each of {one.num_queries:,} {query}s{changed}")
-    lines.append(f"seconds    {found.embedding_seconds:.1f} embedding, {found.search_seconds:.1f} searching" + _rate(cost))
+    lines.append(f"seconds    {found.embedding_seconds:.1f} embedding, {found.search_seconds:.1f} searching" + _reranking(scores))
     lines.append(f"table      {output} ({sum(one.indices_QK.size for one in answers):,} rows)")
     return lines + ([f"page       {page}"] if page is not None else [])
 
 
-def _rate(cost: ScoringCost | None) -> str:
-    if cost is None:
+def _reranking(scores: PairScores | None) -> str:
+    if scores is None:
         return ""
+    cost, num_kept = scores.cost, scores.kept.num_pairs
     rate = f", {cost.pairs_scored / cost.seconds:,.1f} pairs/s" if cost.seconds > 0 else ""
-    return f", {cost.seconds:.1f} reranking ({cost.pairs_scored:,} pairs of {cost.images_encoded:,} pictures{rate})"
+    kept = f"; {num_kept:,} pairs were scored by an earlier run" if num_kept else ""
+    return f", {cost.seconds:.1f} reranking ({cost.pairs_scored:,} pairs of {cost.images_encoded:,} pictures{rate}{kept})"
 
 
 def _share(count: int, total: int) -> str:

@@ -57,7 +57,7 @@ def _table(found: FirstAnswers, answers: Answers, queries: range) -> Any:
         "first_rank": answers.first_ranks_QK[rows].reshape(-1),
     }
     if answers.rerank_scores_QK is not None:
-        values["rerank_score"] = answers.rerank_scores_QK[rows].reshape(-1)
+        values["rerank_score"] = pa.array(answers.rerank_scores_QK[rows].reshape(-1), from_pandas=True)  # NaN: null, not scored
         values["rank"] = np.tile(np.arange(1, answers.depth + 1, dtype=np.int32), len(queries))
     return pa.table(values, schema=schema(reranked=answers.rerank_scores_QK is not None))
 
@@ -102,7 +102,12 @@ def _write_jsonl(path: Path, made: Iterator[Any]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for table in made:
             names = [field.name for field in table.schema if field.type == pa.float32()]
-            floats = {name: [float(str(value)) for value in table[name].to_numpy()] for name in names}
+            floats = {name: [_shortest(value) for value in table[name].to_numpy()] for name in names}
             for number, record in enumerate(table.to_pylist()):
                 record |= {name: values[number] for name, values in floats.items()}
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def _shortest(value: np.float32) -> float | None:
+    """The shortest number that reads back as this one; None for NaN, which JSON does not know."""
+    return None if np.isnan(value) else float(str(value))
