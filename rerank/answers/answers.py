@@ -105,8 +105,8 @@ def within_budget(found: FirstAnswers, budget: Budget) -> FirstAnswers:
     """The lists cut to the K that a time budget allows."""
 
     def cut(ranking: Ranking) -> Ranking:
-        heads = {"top_indices_QK": ranking.top_indices_QK[:, : budget.top_k], "top_scores_QK": ranking.top_scores_QK[:, : budget.top_k]}
-        return replace(ranking, **heads)
+        indices_QK, scores_QK = ranking.top_indices_QK[:, : budget.top_k], ranking.top_scores_QK[:, : budget.top_k]
+        return replace(ranking, top_indices_QK=indices_QK, top_scores_QK=scores_QK)
 
     return replace(found, rankings={direction: cut(ranking) for direction, ranking in found.rankings.items()})
 
