@@ -100,6 +100,8 @@ def _why_not(config: dict[str, Any]) -> str | None:
     if model_type == "blip":
         wrong = [name for name in architectures if name != _MATCHER]
         return None if not wrong else _BLIP_TASKS.get(wrong[0], f"it is a {wrong[0]}, without an image-text matching head")
+    if model_type == "albef":  # a folder that rerank/convert.py wrote
+        return None
     if model_type in _BI_ENCODERS:
         return (
             f"it is a bi-encoder ({named}): it embeds image and caption apart, as the first stage does already; "

@@ -35,6 +35,7 @@ class PairScorer(Protocol):
 # Kind of checkpoint (rerank/guard.py) -> module and class of its scorer; imported when asked for.
 _SCORERS = {
     "blip": ("rerank.blip", "BlipScorer"),
+    "albef": ("rerank.albef", "AlbefScorer"),
 }
 
 
