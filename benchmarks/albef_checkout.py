@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import transformers.file_utils
 import transformers.modeling_utils
 import transformers.pytorch_utils
 from torch import nn
@@ -93,6 +94,8 @@ def _put_in_place() -> None:
     _module("vqaTools.vqaEval", VQAEval=None)
     _module("refTools.evaluation.refEvaluation", RefEvaluation=None)
     _module("utils")
+    documented: Any = transformers.file_utils
+    documented.add_code_sample_docstrings = lambda **options: lambda function: function
     moved: Any = transformers.modeling_utils
     for name in ("apply_chunking_to_forward", "prune_linear_layer"):
         setattr(moved, name, getattr(transformers.pytorch_utils, name))
