@@ -1,7 +1,7 @@
 """ALBEF's published code, imported from a checkout under today's transformers and without timm.
 
-The code asks for names that transformers has moved or dropped since, and for a few classes of timm. What is missing is put in their place before
-the import; the models' own computations are untouched.
+The code asks for names that transformers has moved or dropped since, and for a few classes of timm. What is missing is put in their place
+before the import; the models' own computations are untouched.
 """
 
 import importlib.util

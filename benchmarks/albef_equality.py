@@ -3,9 +3,9 @@
     git clone https://github.com/salesforce/ALBEF ../ALBEF
     python -m benchmarks.albef_equality ../ALBEF --output results/albef-equality.md
 
-None of ALBEF's code is in this repository. A few names that it imports are put in their place (benchmarks/albef_checkout.py). Both sides begin with
-a picture and captions: their side cleans, tokenises, pads to 30 tokens and runs text, vision and fusion as Retrieval.py does, a pair at a
-time; ours reads the .pth through `python -m rerank.convert`.
+None of ALBEF's code is in this repository. A few names that it imports are put in their place (benchmarks/albef_checkout.py). Both sides
+begin with a picture and captions: their side cleans, tokenises, pads to 30 tokens and runs text, vision and fusion as Retrieval.py does, a
+pair at a time; ours reads the .pth through `python -m rerank.convert`.
 """
 
 import argparse
@@ -41,7 +41,25 @@ MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 
 def write_vocabulary(path: Path, num_tokens: int = 30522) -> None:
     """A WordPiece vocabulary of letters, some words and unused entries."""
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    words = ["a", "the", "red", "blue", "circle", "square", "dog", "dogs", "cat", "runs", "run", "above", "one", "cut", "person", "it", "is"]
+    words = [
+        "a",
+        "the",
+        "red",
+        "blue",
+        "circle",
+        "square",
+        "dog",
+        "dogs",
+        "cat",
+        "runs",
+        "run",
+        "above",
+        "one",
+        "cut",
+        "person",
+        "it",
+        "is",
+    ]
     known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(letters + words), *(f"##{letter}" for letter in letters), "##s"]
     known = list(dict.fromkeys(known))
     path.write_text("\n".join(known + [f"[unused{number}]" for number in range(num_tokens - len(known))]) + "\n", encoding="utf-8")
@@ -142,8 +160,8 @@ def table(rows: list[dict[str, Any]], command: str) -> str:
     text = [
         "# Our ALBEF against its published code",
         "",
-        "The same random weights, picture and captions through the published evaluation (Retrieval.py: one pair at a time, padded to 30 tokens) and "
-        "through ours (its .pth converted, captions trimmed, states shared); float32 on the CPU; "
+        "The same random weights, picture and captions through the published evaluation (Retrieval.py: one pair at a time, padded to 30 "
+        "tokens) and through ours (its .pth converted, captions trimmed, states shared); float32 on the CPU; "
         f"torch {torch.__version__}, transformers {transformers.__version__}.",
         "",
         f"Command: `{command}`",

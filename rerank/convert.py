@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import BertTokenizer
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.utils import cached_file
 
 from eval.errors import UserError, WriteError, writing
 from rerank.albef_checkpoint import matcher_of
@@ -29,6 +30,7 @@ from rerank.pickled import read_pickled
 from rerank.scorer import load_scorer
 
 DEFAULT_TOKENIZER = "bert-base-uncased"
+_VOCABULARIES = ("tokenizer.json", "vocab.txt")
 
 
 def convert(source: str, output: Path, *, tokenizer: str | None = None, image_size: int | None = None) -> list[str]:
@@ -98,9 +100,11 @@ def _tokenizer(name: str, config: AlbefConfig) -> BertTokenizer:
     Raises:
         UserError: it cannot be had, or is another.
     """
-    if Path(name).exists() and not any((Path(name) / file).is_file() for file in ("vocab.txt", "tokenizer.json")):
+    if Path(name).exists() and not any((Path(name) / file).is_file() for file in _VOCABULARIES):
         raise UserError(f"--tokenizer {name}: expected a folder with vocab.txt or tokenizer.json")
     try:
+        if not any(cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in _VOCABULARIES):
+            raise OSError("there is no such vocabulary")  # transformers would make up a tokenizer of five tokens
         tokenizer = BertTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise UserError(
