@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from eval.errors import UserError
+from rerank.cross_encoder_files import cross_encoder_files
 
 EXPECTED = "Expected an image-text matcher: a BlipForImageTextRetrieval such as Salesforce/blip-itm-base-coco, or a folder in its format."
 
@@ -42,9 +43,14 @@ def check_matcher(model: str) -> str:
         _check_hub_name(model)
         config = _hub_config(model)
     reason = _why_not(config)
-    if reason:
-        raise _refusal(model, reason)
-    return str(config["model_type"])
+    if reason is None:
+        return str(config["model_type"])
+    library = cross_encoder_files(model)
+    if library.judges_pairs and "image" in library.modalities:
+        return "vlm"
+    if library.judges_pairs:
+        reason = _text_reranker_reason(f"a CrossEncoder that takes {', '.join(sorted(library.modalities)) or 'texts'} only")
+    raise _refusal(model, reason)
 
 
 def _refusal(model: str, reason: str) -> UserError:

@@ -36,6 +36,7 @@ class PairScorer(Protocol):
 _SCORERS = {
     "blip": ("rerank.blip", "BlipScorer"),
     "albef": ("rerank.albef", "AlbefScorer"),
+    "vlm": ("rerank.vlm", "VlmScorer"),
 }
 
 
