@@ -24,6 +24,7 @@ from rerank.albef_checkpoint import matcher_of
 from rerank.albef_config import AlbefConfig
 from rerank.albef_model import AlbefMatcher
 from rerank.albef_release import albef_release
+from rerank.guard import check_matcher
 from rerank.hub_weights import OTHER_WEIGHTS, convert_hub_folder
 from rerank.new_folder import new_folder
 from rerank.pickled import read_pickled
@@ -55,7 +56,7 @@ def convert(source: str, output: Path, *, tokenizer: str | None = None, image_si
             lines = (
                 convert_albef(Path(source), folder, tokenizer or DEFAULT_TOKENIZER, image_size)
                 if Path(source).is_file()
-                else convert_hub_folder(_hub_folder(source), folder)
+                else _convert_hub(source, folder)
             )
         except SafetensorError as error:
             raise WriteError(f"could not write {output}: {error}. Make room there, or give another --output") from error
@@ -87,6 +88,12 @@ def convert_albef(source: Path, folder: Path, tokenizer: str, image_size: int | 
     lines = [f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()) / 1e6:.1f} M parameters, {size} px"]
     lines += [f"dropped: {len(names)} of {kind} ({names[0]}, ...)" for kind, names in release.dropped.items()]
     return lines + ([f"dropped: {len(unexpected)} that ALBEF's matcher does not have: {', '.join(unexpected)}"] if unexpected else [])
+
+
+def _convert_hub(source: str, folder: Path) -> list[str]:
+    found = _hub_folder(source)
+    check_matcher(str(found))  # before any work: a converted captioner or text-text reranker would be of no use
+    return convert_hub_folder(found, folder)
 
 
 def _expected(config: AlbefConfig) -> set[str]:

@@ -257,11 +257,21 @@ def test_an_index_that_lies_is_refused(tmp_path: Path, tiny_blip: Path, capsys) 
         assert message in capsys.readouterr().err
 
 
+def named_config(architecture: str = "BlipForImageTextRetrieval", model_type: str = "blip") -> dict:
+    return {"model_type": model_type, "architectures": [architecture]}
+
+
 def test_a_folder_that_needs_no_conversion_and_a_source_that_is_nothing(tmp_path: Path, tiny_blip: Path, capsys) -> None:
     output = ["--output", str(tmp_path / "made")]
+    for name, config in (("void", None), ("text", named_config("BertForSequenceClassification", "bert")), ("bare", named_config())):
+        (tmp_path / name).mkdir()
+        if config:
+            (tmp_path / name / "config.json").write_text(json.dumps(config))
     for source, message in (
         ([str(tiny_blip)], "as safetensors already"),
-        ([str(tmp_path)], "expected pytorch_model.bin"),
+        ([str(tmp_path / "void")], "holds no config.json"),
+        ([str(tmp_path / "text")], "text-text reranker"),
+        ([str(tmp_path / "bare")], "expected pytorch_model.bin"),
         (["/no/where.pth"], "expected a .pth file, a folder"),
         ([str(tiny_blip), "--image-size", "64"], "are for ALBEF's .pth"),
     ):
