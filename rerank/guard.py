@@ -8,7 +8,8 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from eval.errors import UserError
-from rerank.kinds import KINDS, Kind, expected
+from rerank.cross_encoder_files import cross_encoder_files
+from rerank.kinds import ALBEF, KINDS, VLM, Kind, expected
 
 # Hub ids of text-text rerankers, so that they are refused before anything is downloaded. "jina-reranker-m0" and
 # "Qwen3-VL-Reranker" read images: they are not of this kind, and are told apart by their config instead.
@@ -26,7 +27,7 @@ _GGUF_REMEDY = " of llama.cpp (GGUF), which is not read here"
 
 
 def check_matcher(model: str) -> str:
-    """The kind of matcher `model` (a folder or a hub id) says of itself to be: a key of rerank/kinds.py's table.
+    """The kind of matcher `model` (a folder or a hub id) says of itself to be: one that rerank/kinds.py names.
 
     Reads names and config.json only; whether the weights are all there is checked when they are loaded, and whether they
     read both sides by rerank/probes.py.
@@ -42,9 +43,14 @@ def check_matcher(model: str) -> str:
         config = _hub_config(model)
         is_cross_encoder = _CROSS_ENCODER_KEY in config
     reason = _why_not(config, is_cross_encoder)
-    if reason:
-        raise _refusal(model, reason)
-    return str(config["model_type"])
+    if reason is None:
+        return str(config["model_type"])
+    library = cross_encoder_files(model)
+    if library.judges_pairs and "image" in library.modalities:
+        return VLM
+    if library.judges_pairs and library.modalities:
+        reason = _text_reranker_reason(f"a CrossEncoder of sentence-transformers that takes {', '.join(sorted(library.modalities))} only")
+    raise _refusal(model, reason)
 
 
 def _refusal(model: str, reason: str) -> UserError:
@@ -124,6 +130,8 @@ def _why_not(config: dict[str, Any], is_cross_encoder: bool) -> str | None:
     if kind is not None:
         wrong = [name for name in architectures if name != kind.matcher]
         return None if not wrong else f"{_why_no_matcher(kind, wrong[0])}; use a {kind.matcher}, such as {kind.example}"
+    if model_type == ALBEF:
+        return None
     if model_type in _BI_ENCODERS:
         return (
             f"it is a bi-encoder ({named}): it embeds image and caption apart, as the first stage does already; "

@@ -1,4 +1,4 @@
-"""The kinds of image-text matchers that can rerank here, by the `model_type` of their config.json.
+"""The kinds of image-text matchers that can rerank here: transformers' own by the `model_type` of their config.json, and two others.
 
 A kind more is an entry here and a line in rerank/scorer.py's table.
 """
@@ -70,6 +70,9 @@ KINDS: dict[str, Kind] = {
     ),
 }
 
+ALBEF = "albef"  # a folder that `python -m rerank.convert` wrote; transformers has no class for it
+VLM = "vlm"  # a CrossEncoder of sentence-transformers that takes images, whatever the class beneath
+
 
 def expected() -> str:
     """What a reranker must be, with an example of each kind."""
@@ -77,5 +80,6 @@ def expected() -> str:
     others = ", ".join(f"{kind.matcher} ({kind.example})" for kind in kinds[1:])
     return (
         f"Expected an image-text matcher: a {kinds[0].matcher} such as {kinds[0].example}, or one of {others}; or a folder in the format "
-        "of one of these."
+        "of one of these; or ALBEF, as python -m rerank.convert writes it; or a CrossEncoder of sentence-transformers that takes images, "
+        "such as Qwen/Qwen3-VL-Reranker-2B."
     )

@@ -39,6 +39,8 @@ _SCORERS = {
     "blip-2": ("rerank.blip2", "Blip2Scorer"),
     "vilt": ("rerank.vilt", "ViltScorer"),
     "bridgetower": ("rerank.bridgetower", "BridgeTowerScorer"),
+    "albef": ("rerank.albef", "AlbefScorer"),
+    "vlm": ("rerank.vlm", "VlmScorer"),
 }
 
 

@@ -17,7 +17,7 @@ from transformers import (
 from eval.errors import UserError
 from rerank import guard
 from rerank.guard import check_matcher
-from rerank.kinds import KINDS, expected
+from rerank.kinds import ALBEF, KINDS, VLM, expected
 from rerank.scorer import _SCORERS, load_scorer
 
 
@@ -206,7 +206,7 @@ def test_what_is_beside_a_missing_config_is_named(tmp_path: Path) -> None:
 
 
 def test_every_kind_names_a_class_of_transformers_and_has_a_scorer() -> None:
-    assert set(_SCORERS) == set(KINDS)
+    assert set(_SCORERS) == {*KINDS, ALBEF, VLM}
     for model_type, kind in KINDS.items():
         for name in (kind.matcher, *kind.siblings):
             assert getattr(transformers, name).config_class.model_type.startswith(model_type)

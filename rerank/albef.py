@@ -1,0 +1,150 @@
+"""ALBEF as a judge of (image, caption) pairs, in a module of our own (transformers has none).
+
+    scorer = AlbefScorer.load("models/albef-coco")          # python -m rerank.convert mscoco.pth --output models/albef-coco
+    scores = scorer.score(image, ["a dog runs on grass", "two cats on a sofa"])
+
+The picture goes through the vision tower once, and each fusion layer's keys and values of it are computed once for all its captions. The
+six layers that read a caption alone run once per caption, not per pair, as long as its state is kept. The score is the logit of
+"match", as ALBEF's evaluation ranks (Retrieval.py).
+
+Shape letters: N captions, C captions of a batch, L tokens of the longest among them, D width of the text tower.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
+
+from rerank.albef_checkpoint import AlbefCheckpoint, load_albef
+from rerank.albef_model import KeysValues
+from rerank.albef_text import MAX_TOKENS, clean_caption, token_ids
+from rerank.caption_batches import CaptionBatch, caption_batches
+from rerank.caption_states import CaptionStates
+from rerank.reads import Reads
+from rerank.settings import ScorerSettings
+
+_MATCH, _NO_MATCH = 1, 0  # columns of the matching head
+_PADDING_ID = 0  # masked wherever it stands, so any id would do
+
+
+@dataclass(frozen=True)
+class AlbefSettings(ScorerSettings):
+    """The defaults are the original ALBEF's evaluation, in float32.
+
+    Attributes:
+        clean_captions: the original's caption cleaning.
+        max_tokens: longer captions are cut to this many tokens.
+        sep_token: end each caption with [SEP], which the original does not.
+        caption_states_mib: MiB of caption states kept; 1,024 hold some 24,000 captions of 14 tokens at base size. Changes no score.
+    """
+
+    clean_captions: bool = True
+    max_tokens: int = MAX_TOKENS
+    sep_token: bool = False
+    caption_states_mib: int = 1024
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value that is none of the above."""
+        super().__post_init__()
+        if self.max_tokens < 3:
+            raise ValueError(f"max_tokens: expected at least 3; found {self.max_tokens}.")
+        if self.caption_states_mib < 0:
+            raise ValueError(f"caption_states_mib: expected at least 0; found {self.caption_states_mib}.")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that change scores beyond float noise."""
+        return {key: value for key, value in super().identity().items() if key != "caption_states_mib"}
+
+    @classmethod
+    def of(cls, settings: ScorerSettings) -> "AlbefSettings":
+        """These settings, with the defaults for what only ALBEF has."""
+        if isinstance(settings, cls):
+            return settings
+        return cls(**{key: value for key, value in asdict(settings).items() if key in ScorerSettings.__dataclass_fields__})
+
+
+class AlbefScorer:
+    """Scores one image against many captions (a `PairScorer`)."""
+
+    name = "albef"
+
+    def __init__(
+        self, checkpoint: AlbefCheckpoint, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None
+    ) -> None:
+        """Moves the checkpoint's model to `device`, by default a GPU if there is one."""
+        self.settings = AlbefSettings.of(settings or AlbefSettings())
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._checkpoint = checkpoint
+        self._model = checkpoint.model.to(self.device)
+        self._max_tokens = min(self.settings.max_tokens, checkpoint.model.config.text.max_position_embeddings)
+        self._states = CaptionStates(self._caption_state, self.settings.caption_states_mib * 2**20)
+
+    @classmethod
+    def load(cls, model: str, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> "AlbefScorer":
+        """The scorer of a folder or hub id.
+
+        Raises:
+            UserError: the checkpoint is incomplete or contradicts itself (see `load_albef`).
+        """
+        return cls(load_albef(model), device=device, settings=settings)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of weights, sizes, processors and the settings that change scores beyond float noise."""
+        return hashlib.sha256(f"{self.name} {self.settings.identity()} {self._checkpoint.digest()}".encode()).hexdigest()
+
+    @property
+    def reads(self) -> Reads:
+        """Pictures squashed to the vision tower's square, captions cut to `max_tokens`."""
+        size = self._model.config.vision.image_size
+        return Reads(size, size, self._max_tokens)
+
+    @torch.inference_mode()
+    def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
+        """One score per caption, float32 of shape (N,); higher = better match.
+
+        Captions that read alike to the model (after cleaning) are scored once and get the very same number.
+        """
+        if not captions:
+            return np.empty(0, dtype=np.float32)
+        texts = [clean_caption(caption) for caption in captions] if self.settings.clean_captions else list(captions)
+        ids = token_ids(self._checkpoint.tokenizer, texts, sep_token=self.settings.sep_token, max_tokens=self._max_tokens)
+        distinct = {caption: place for place, caption in enumerate(dict.fromkeys(ids))}
+        scores = self._score_distinct(self._image(image), list(distinct))
+        return scores[[distinct[caption] for caption in ids]]
+
+    def _image(self, image: Image.Image) -> list[KeysValues]:
+        """Keys and values of the image for each fusion layer."""
+        pixels_13PP = self._checkpoint.image_processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"].to(self.device)
+        with self._autocast():
+            return self._model.image_keys_values(pixels_13PP)
+
+    def _caption_state(self, ids: tuple[int, ...]) -> torch.Tensor:
+        """One caption after the layers that read it alone, float32, shape (L, D)."""
+        input_ids_1L = torch.tensor([ids], device=self.device)
+        with self._autocast():
+            return self._model.caption_states(input_ids_1L, torch.ones_like(input_ids_1L, dtype=torch.bool))[0].float()
+
+    def _score_distinct(self, image: list[KeysValues], ids: list[tuple[int, ...]]) -> np.ndarray:
+        scores_N = np.empty(len(ids), dtype=np.float32)
+        for batch in caption_batches(ids, self.settings.chunk_size, _PADDING_ID):
+            states_CLD = pad_sequence([self._states.of(ids[position]) for position in batch.positions_C], batch_first=True)
+            scores_N[batch.positions_C] = self._score_batch(states_CLD, batch, image).cpu().numpy()
+        return scores_N
+
+    def _score_batch(self, states_CLD: torch.Tensor, batch: CaptionBatch, image: list[KeysValues]) -> torch.Tensor:
+        """float32 scores, shape (C,)."""
+        with self._autocast():
+            read_CD = self._model.match_states(states_CLD, batch.attention_mask_CL.bool().to(self.device), image)
+        logits_C2 = self._model.itm_head(read_CD.float())
+        match_C = logits_C2[:, _MATCH]
+        return match_C if self.settings.score_kind == "match_logit" else match_C - logits_C2[:, _NO_MATCH]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16")
