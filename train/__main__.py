@@ -1,11 +1,13 @@
 """python -m train CONFIG.yaml [key.path=value ...] [--check-images]
 
+A file with the key `miner` describes the tuning of a reranker: what `python -m train.reranker` does with it.
+
 Exit codes: 0 done · 2 bad configuration or data · 3 no readable checkpoint to resume from · 4 could not write ·
 5 loss or gradient not finite · 143 stopped by SIGTERM (130: by Ctrl-C) with a checkpoint written.
 """
 
 import argparse
-import warnings
+from pathlib import Path
 from typing import Any
 
 from train.command import carry_out, end_with, exit_code_of
@@ -24,9 +26,13 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(asked: Any) -> int:
-    from train.config_file import load_config
+    from train.config_file import load_config, read_yaml
+    from train.quiet import quieten
+    from train.reranker import is_reranker, run_reranker
 
     quieten()
+    if is_reranker(read_yaml(Path(asked.config))):
+        return run_reranker(asked)
     config = load_config(asked.config, asked.overrides)
     if asked.check_images:
         from eval.choices.choice_set import read_choices
@@ -35,15 +41,6 @@ def _run(asked: Any) -> int:
 
         return check_images(load_data(config), config.data.num_workers, [read_choices(path) for path in config.choices or ()])
     return carry_out(_Tuning(config))
-
-
-def quieten() -> None:
-    """Let transformers and torch say only what a person should act on."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*")  # workers touch no thread of their parent's
 
 
 class _Tuning:
