@@ -20,7 +20,19 @@ from typing import Any
 from tests.hosts import Host
 
 ROOT = Path(__file__).parents[1]
-PRELOADED = ("train.__main__", "train.loop", "train.final", "train.export", "train.mining_command", "train.check", "eval.__main__", "peft")
+PRELOADED = (
+    "train.__main__",
+    "train.loop",
+    "train.final",
+    "train.export",
+    "train.mining_command",
+    "train.check",
+    "train.reranker",
+    "train.reranker_loop",
+    "train.reranker_final",
+    "eval.__main__",
+    "peft",
+)
 SECONDS = 240  # far more than any command takes: reached only by one that hangs
 
 

@@ -121,7 +121,7 @@ class TunedMatcher:
         with torch.device("meta"):
             model = BlipForImageTextRetrieval(copy.deepcopy(self.module.config))
         model = model.to_empty(device="cpu").float()
-        model.load_state_dict(plain_state(self.module), assign=True)
+        model.load_state_dict({name: value.clone() for name, value in plain_state(self.module).items()}, assign=True)
         for name, buffer in model.named_buffers():  # those that no state holds, such as the numbers of the positions
             buffer.copy_(self.module.get_buffer(name))
         return replace(self.checkpoint, model=model.eval().to(device))
