@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -85,6 +85,15 @@ class Job:
     def autocast(self) -> AbstractContextManager[Any]:
         """Arithmetic of the towers in training."""
         return self.accelerator.autocast()
+
+
+class HasData(Protocol):
+    """A job of any kind, as far as its data goes."""
+
+    train_set: RetrievalSet
+    val_set: RetrievalSet | None
+    test_set: RetrievalSet | None
+    unused_splits: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -291,7 +300,7 @@ def speaker(processes: Processes) -> Callable[[str], None]:
     return say
 
 
-def data_line(job: Any) -> str:
+def data_line(job: HasData) -> str:
     """What there is to train on, to evaluate on, and what no split of the run uses."""
     return (
         f"data      {job.train_set.num_images:,} images with {job.train_set.num_captions:,} captions to train on"
@@ -300,11 +309,9 @@ def data_line(job: Any) -> str:
     )
 
 
-def leakage_lines(job: Any) -> list[str]:
+def leakage_lines(leakages: Sequence[Leakage]) -> list[str]:
     """What the splits share, said before the first step."""
-    return [
-        f"leakage   {leak}" for leak in job.leakages if leak.num_shared_images or leak.num_shared_captions or leak.num_shared_groups_images
-    ]
+    return [f"leakage   {leak}" for leak in leakages if leak.num_shared_images or leak.num_shared_captions or leak.num_shared_groups_images]
 
 
 def describe(job: Job) -> list[str]:
@@ -343,4 +350,4 @@ def describe(job: Job) -> list[str]:
         lines.append(f"pool      {len(job.pool.further.texts):,} further captions without images, to mine among")
     if job.truth is not None:
         lines.append(f"truth     {len(job.truth):,} further true pairs, to count false negatives with")
-    return lines + leakage_lines(job)
+    return lines + leakage_lines(job.leakages)

@@ -139,4 +139,4 @@ def describe_reranker(job: RerankerJob) -> list[str]:
         f"machine   {job.processes.world_size} process(es) x {share} images on {job.accelerator.device}, "
         f"{torch.get_num_threads()} thread(s) each",
     ]
-    return lines + leakage_lines(job)
+    return lines + leakage_lines(job.leakages)

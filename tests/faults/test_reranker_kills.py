@@ -1,6 +1,7 @@
 """Promise 2 for the tuning of a reranker: killed at any moment and started again by the same command, a run is the straight one."""
 
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 
 from tests.faults.runs import Run, assert_same, lines, steps_taken
 from tests.nursery import Nursery, Trap
+from tests.small_job import TINY, load
 from tests.small_reranker_job import MatcherWorld
+from train.scratch import write_scratch
 
 # 6 steps; evaluations at 0, 3, 6; checkpoints every 2 steps and at a new best.
 MOMENTS = {
@@ -54,18 +57,17 @@ def test_stopped_and_killed_at_random_moments(tuning: Run, straight_tuning: Run)
     assert_same(tuning, straight_tuning)
 
 
-def test_another_miner_is_refused_on_resume(tuning: Run, matcher_world: MatcherWorld, tmp_path: Path) -> None:
-    from tests.small_job import TINY, load
-    from train.scratch import write_scratch
-
-    (child,) = tuning.start(trap=Trap("train.match_step:MatchStepper.take", 4))
-    child.wait()
+def test_another_miner_is_refused_on_resume(nursery: Nursery, matcher_world: MatcherWorld, tmp_path: Path) -> None:
+    """Its folder has the same name, and other weights."""
     miner = tmp_path / "miner"
+    shutil.copytree(matcher_world.base, miner)
+    run = Run.make(nursery, matcher_world, tmp_path, miner=str(miner))
+    (child,) = run.start(trap=Trap("train.match_step:MatchStepper.take", 4))
+    assert child.wait() == -signal.SIGKILL
+    shutil.rmtree(miner)
     write_scratch(miner, TINY, load(matcher_world.manifest), seed=9)
-    again = tuning.config.read_text().replace(f"miner: {matcher_world.base}", f"miner: {miner}")
-    tuning.config.write_text(again)
-    (child,) = tuning.start()
-    assert child.wait() == 2 and f"miner: '{matcher_world.base}' -> '{miner}'" in child.output()
+    (child,) = run.start()
+    assert child.wait() == 2 and f"{miner} has other weights than when" in child.output()
 
 
 def test_one_of_two_processes_killed_is_two_straight_ones(nursery: Nursery, matcher_world: MatcherWorld, tmp_path: Path) -> None:
