@@ -19,7 +19,7 @@ from transformers import SiglipModel
 from eval.errors import UserError
 from train.checkpoint import Checkpoints, NoReadableCheckpoint, State, sync_folder, verify
 from train.config import JobConfig, RunConfig
-from train.config_file import load_config
+from train.config_file import Kind, load_run_config, read_yaml
 from train.model import TunedModel, build_model, merged_state, resolve_base
 
 _EXPORTED_SUFFIXES = {".json", ".safetensors", ".md", ".model", ".txt", ".jinja"}
@@ -210,12 +210,33 @@ def export_checkpoint(config: JobConfig, which: str, folder: Path) -> int:
 
 
 def read_run(folder: Path) -> JobConfig:
-    """The configuration of a run, wherever its folder lies now.
+    """The configuration of a job's run, wherever its folder lies now; see `read_run_as`."""
+    return read_run_as(JobConfig, folder)
+
+
+def read_run_as(kind: type[Kind], folder: Path) -> Kind:
+    """The configuration of a run of this kind, wherever its folder lies now.
 
     Raises:
         UserError: it cannot be read.
     """
-    return load_config(folder / "config.yaml").model_copy(update={"runs_folder": str(folder.parent), "name": folder.name})
+    config = load_run_config(kind, folder / "config.yaml")
+    return config.model_copy(update={"runs_folder": str(folder.parent), "name": folder.name})
+
+
+def export_run(run_folder: Path, which: str, folder: Path) -> int:
+    """Export a checkpoint of a run of either kind: a tuned SigLIP, or a tuned reranker. Returns its step.
+
+    Raises:
+        UserError, OSError: as export_checkpoint.
+    """
+    from train.reranker import is_reranker
+    from train.reranker_config import RerankerConfig
+    from train.reranker_final import export_matcher
+
+    if is_reranker(read_yaml(run_folder / "config.yaml")):
+        return export_matcher(read_run_as(RerankerConfig, run_folder), which, folder)
+    return export_checkpoint(read_run(run_folder), which, folder)
 
 
 def main(arguments: list[str]) -> int:
@@ -228,7 +249,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--checkpoint", default="best", help="best (default), last, or a step number")
     asked = parser.parse_args(arguments)
     try:
-        step = export_checkpoint(read_run(asked.run_folder), asked.checkpoint, asked.output)
+        step = export_run(asked.run_folder, asked.checkpoint, asked.output)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

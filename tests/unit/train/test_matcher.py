@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from eval.errors import UserError
@@ -14,7 +15,7 @@ from tests.small_job import load
 from tests.small_reranker_job import MatcherWorld
 from train.checkpoint import Checkpoints, State
 from train.config_file import load_run_config
-from train.export import choose_step
+from train.export import main
 from train.matcher import TunedMatcher, build_matcher, make_matcher_optimizer
 from train.reranker_config import MatcherConfig, RerankerConfig
 from train.reranker_final import export_matcher
@@ -64,7 +65,8 @@ def test_an_export_is_a_plain_folder_with_the_weights_of_the_chosen_checkpoint(
     optimizer = make_matcher_optimizer(tuned, config.train)
     state = State(4, 0, True, 0, "a", 4, 0.5, 0, tuned.base_sha256, "data")
     Checkpoints(config.run_folder / "checkpoints").save(state, tuned, optimizer, None)
-    assert export_matcher(config, "best", tmp_path / "export") == 4 == choose_step(Checkpoints(tmp_path), state, "best")
+    (config.run_folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert main([str(config.run_folder), "--output", str(tmp_path / "export")]) == 0
     weights = load_file(tmp_path / "export" / "model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.float32} and not any("lora" in name for name in weights)
     assert weights.keys() == load_file(matcher_world.blip / "model.safetensors").keys()
