@@ -17,6 +17,7 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 if TYPE_CHECKING:
     from tests.nursery import Nursery
     from tests.small_job import SmallWorld
+    from tests.small_reranker_job import MatcherWorld
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +26,14 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> "SmallWorld":
     from tests.small_job import SmallWorld  # heavy, and most tests need none of it
 
     return SmallWorld.make(tmp_path_factory.mktemp("small-world"))
+
+
+@pytest.fixture(scope="session")
+def matcher_world(small_world: "SmallWorld", tmp_path_factory: pytest.TempPathFactory) -> "MatcherWorld":
+    """The same with a tiny BLIP to tune; not to be changed."""
+    from tests.small_reranker_job import MatcherWorld
+
+    return MatcherWorld.of(small_world, tmp_path_factory.mktemp("matcher-world"))
 
 
 @pytest.fixture(scope="session")

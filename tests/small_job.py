@@ -69,6 +69,18 @@ def load(manifest: Path, split: str | None = "train") -> RetrievalSet:
     return load_split(read_manifest(manifest), split)
 
 
+def changed(record: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a record with other values; `train__max_steps=3` is train.max_steps."""
+    record = copy.deepcopy(record)
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        section = record
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    return record
+
+
 @dataclass(frozen=True)
 class SmallWorld:
     """Pictures and a base that tests share and do not change."""
@@ -102,14 +114,7 @@ class SmallWorld:
             },
             "mining": {"mine_every_steps": 4, "negatives_per_image": 2, "weight": 0.5, "pool_top_k": 40},
         }
-        record = copy.deepcopy(record)
-        for key, value in changes.items():
-            *parents, last = key.split("__")
-            section = record
-            for parent in parents:
-                section = section.setdefault(parent, {})
-            section[last] = value
-        return record
+        return changed(record, changes)
 
     def write_config(self, folder: Path, **changes: Any) -> Path:
         """Write folder/job.yaml, whose run goes to folder/runs/job."""

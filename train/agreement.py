@@ -2,12 +2,13 @@
 
 import json
 import socket
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from eval.processes import Processes
 from train.checkpoint import Checkpoints, State
-from train.config import JobConfig
+from train.config import JobConfig, RunConfig
 from train.tracking import flatten
 
 OWN_KEYS = ("runs_folder", "data.num_workers")  # each machine may have its own disk and its own number of cores
@@ -19,17 +20,27 @@ def check_agreement(config: JobConfig, base_sha256: str, data_sha256: str, match
     Raises:
         UserError: on every process, naming what differs from the main process, and where.
     """
-    own = {
-        "configuration": flatten(config.model_dump(mode="json"), "."),
-        "base": base_sha256,
-        "data": data_sha256,
-        "matcher": matcher_sha256,
-    }
-    main = processes.from_main(lambda: own)
     pool = f" or {config.mining.pool}" if config.mining is not None and config.mining.pool is not None else ""
-    differing = [f"{config.data.source} (split {config.data.train_split}){pool}"] if main["data"] != data_sha256 else []
-    differing += [f"the weights of {config.model.base or 'model.scratch'}"] if main["base"] != base_sha256 else []
-    differing += [f"the cross-encoder of mining, {config.matcher_model}"] if main["matcher"] != matcher_sha256 else []
+    parts = [
+        (f"{config.data.source} (split {config.data.train_split}){pool}", data_sha256),
+        (f"the weights of {config.model.base or 'model.scratch'}", base_sha256),
+        (f"the cross-encoder of mining, {config.matcher_model}", matcher_sha256),
+    ]
+    check_same(config, parts, processes)
+
+
+def check_same(config: RunConfig, parts: Sequence[tuple[str, str | None]], processes: Processes) -> None:
+    """Every process must have the same configuration and the same parts.
+
+    Args:
+        parts: (what it is, its hash), in an order that is the same on every process.
+
+    Raises:
+        UserError: on every process, naming what differs from the main process, and where.
+    """
+    own = {"configuration": flatten(config.model_dump(mode="json"), "."), "parts": [sha256 for _, sha256 in parts]}
+    main = processes.from_main(lambda: own)
+    differing = [words for (words, sha256), expected in zip(parts, main["parts"], strict=True) if sha256 != expected]
     differing += [
         f"{key}: {main['configuration'].get(key)!r} -> {value!r}"
         for key, value in json.loads(json.dumps(own["configuration"])).items()

@@ -5,6 +5,7 @@ not fill a batch is left out of that epoch and, the next permutation being anoth
 batch, b of this process, H mined captions per image, m mined captions of this process, L tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -144,6 +145,46 @@ class Batch:
         return replace(self, **pinned)
 
 
+class PictureReader:
+    """The pictures of batches, as a model reads them: cropped by (seed, image, epoch), and replaced where they do not decode."""
+
+    def __init__(
+        self,
+        dataset: RetrievalSet,
+        pixels: Callable[[Image.Image], torch.Tensor],
+        seed: int,
+        min_area: float,
+        frozen: FrozenEmbeddings = NOTHING_FROZEN,
+    ) -> None:
+        """pixels: float32 of shape (3, H, W) of a picture; min_area: least share of it that a random crop keeps."""
+        self._dataset, self._as_pixels, self._seed, self._min_area, self._frozen = dataset, pixels, seed, min_area, frozen
+
+    def at_place(self, whole_B: np.ndarray, place: int, step: int, epoch: int, undecodable: list[str]) -> tuple[int, torch.Tensor]:
+        """(image, pixel values or none) for one place of the batch; a picture that fails is replaced by one that is not in the batch."""
+        image = int(whole_B[place])
+        draws = generator(self._seed, _REPLACEMENT, step, place)
+        for _ in range(_MAX_REPLACEMENTS):
+            try:
+                return image, self.pixels(image, epoch)
+            except ImageError as error:
+                undecodable.append(str(error))
+            image = int(draws.integers(self._dataset.num_images))
+            while image in whole_B and len(whole_B) < self._dataset.num_images:
+                image = int(draws.integers(self._dataset.num_images))
+        raise ImageError(f"{_MAX_REPLACEMENTS} pictures in a row do not decode, the last: {undecodable[-1]}")
+
+    def pixels(self, image: int, epoch: int) -> torch.Tensor:
+        """Pixel values; none where the image's embedding is cached, and no file is opened."""
+        if self._frozen.images is not None:
+            if not self._frozen.images.is_known(image):
+                raise ImageError(f"{self._dataset.image_place(image)}: did not decode when the frozen image tower was run over the split")
+            return torch.empty(0)
+        picture = self._dataset.load_image(image)
+        if self._min_area < 1:
+            picture = random_crop(picture, self._min_area, generator(self._seed, _CROP, image, epoch))
+        return self._as_pixels(picture)
+
+
 class BatchBuilder(Dataset):  # type: ignore[type-arg]
     """Builds this process's share of any step; index = step. Runs in the loader's workers."""
 
@@ -162,7 +203,8 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
         """pool: what the captions of `negatives` are indices into; None: the captions of the split alone."""
         self._pool = pool or CaptionPool(dataset)
         self._dataset, self._inputs, self._order, self._processes = dataset, inputs, order, processes
-        self._min_area, self._negatives, self._frozen = random_crop_min_area, negatives, frozen
+        self._negatives, self._frozen = negatives, frozen
+        self._pictures = PictureReader(dataset, inputs.pixels, order.seed, random_crop_min_area, frozen)
 
     def __getitem__(self, step: int) -> Batch | ImageError:
         """The batch of a step, or why there is none: raised in a worker it would arrive wrapped in a traceback."""
@@ -180,7 +222,7 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
         pixels: list[torch.Tensor] = []
         undecodable: list[str] = []
         for place in range(first, first + share):
-            image, values = self._decode(whole_B, place, step, epoch, undecodable)
+            image, values = self._pictures.at_place(whole_B, place, step, epoch, undecodable)
             images.append(image)
             pixels.append(values)
         captions = [chosen_caption(self._dataset, image, epoch, self._order.seed) for image in images]
@@ -217,31 +259,6 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
         if self._frozen.captions is not None:
             return torch.empty(0, self._inputs.num_tokens, dtype=torch.int64), self._frozen.captions.of(captions_n)
         return self._inputs.token_ids([self._pool.text(caption) for caption in captions_n.tolist()]), None
-
-    def _decode(self, whole_B: np.ndarray, place: int, step: int, epoch: int, undecodable: list[str]) -> tuple[int, torch.Tensor]:
-        """(image, pixel values or none) for one place of the batch; a picture that fails is replaced by one that is not in the batch."""
-        image = int(whole_B[place])
-        draws = generator(self._order.seed, _REPLACEMENT, step, place)
-        for _ in range(_MAX_REPLACEMENTS):
-            try:
-                return image, self._pixels(image, epoch)
-            except ImageError as error:
-                undecodable.append(str(error))
-            image = int(draws.integers(self._dataset.num_images))
-            while image in whole_B and len(whole_B) < self._dataset.num_images:
-                image = int(draws.integers(self._dataset.num_images))
-        raise ImageError(f"{_MAX_REPLACEMENTS} pictures in a row do not decode, the last: {undecodable[-1]}")
-
-    def _pixels(self, image: int, epoch: int) -> torch.Tensor:
-        """Pixel values; none where the image's embedding is cached, and no file is opened."""
-        if self._frozen.images is not None:
-            if not self._frozen.images.is_known(image):
-                raise ImageError(f"{self._dataset.image_place(image)}: did not decode when the frozen image tower was run over the split")
-            return torch.empty(0)
-        picture = self._dataset.load_image(image)
-        if self._min_area < 1:
-            picture = random_crop(picture, self._min_area, generator(self._order.seed, _CROP, image, epoch))
-        return self._inputs.pixels(picture)
 
 
 def random_crop(picture: Image.Image, min_area: float, draws: np.random.Generator) -> Image.Image:

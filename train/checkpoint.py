@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from eval.errors import UserError
 from eval.sharded import whole
 from train.loss_scale import LossScale
-from train.model import TunedModel
 from train.sharding import placed
+from train.trainee import Trainee
 
 _NAME = re.compile(r"^step-(\d+)$")
 _TEMPORARY = ".tmp-"
@@ -53,6 +53,7 @@ class State:
         stopped_by: the watch set whose drop ended the run at this step; None otherwise.
         loss_scale: fp16's; None in the other precisions.
         matcher_sha256: the cross-encoder that mining asks; None where it asks none.
+        further: what a run of another kind than tuning SigLIP keeps besides (train/reranker_loop.py); None: nothing.
     """
 
     step: int
@@ -68,6 +69,7 @@ class State:
     stopped_by: str | None = None
     loss_scale: LossScale | None = None
     matcher_sha256: str | None = None
+    further: dict[str, Any] | None = None
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "State":
@@ -111,7 +113,7 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def save(
-        self, state: State, tuned: TunedModel, optimizer: torch.optim.Optimizer, negatives_file: Path | None, *, writes: bool = True
+        self, state: State, tuned: Trainee, optimizer: torch.optim.Optimizer, negatives_file: Path | None, *, writes: bool = True
     ) -> None:
         """Commit a checkpoint; one of the same step is replaced, unless it is whole and says the same.
 
@@ -210,7 +212,7 @@ class Checkpoints:
         """State of a step's checkpoint."""
         return State.from_record(json.loads((self.path(step) / "state.json").read_text(encoding="utf-8")))
 
-    def load_weights(self, step: int, tuned: TunedModel) -> None:
+    def load_weights(self, step: int, tuned: Trainee) -> None:
         """Put a checkpoint's weights into the model.
 
         Raises:
@@ -225,7 +227,7 @@ class Checkpoints:
             for name, parameter in expected.items():
                 parameter.copy_(placed(saved[name], parameter))
 
-    def load_optimizer(self, step: int, tuned: TunedModel, optimizer: torch.optim.Optimizer) -> None:
+    def load_optimizer(self, step: int, tuned: Trainee, optimizer: torch.optim.Optimizer) -> None:
         """Put a checkpoint's moments into the optimizer."""
         num_updates = self.state(step).num_updates
         if num_updates == 0:
@@ -255,7 +257,7 @@ def _kept(named: Iterator[tuple[str, torch.Tensor]], keeps: bool) -> dict[str, t
     return kept
 
 
-def _moments(tuned: TunedModel, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+def _moments(tuned: Trainee, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in tuned.trainable():
         state = optimizer.state.get(parameter, {})
         for key in ("exp_avg", "exp_avg_sq"):

@@ -5,7 +5,7 @@ python -m train.config prints the JSON schema, for editors.
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -104,23 +104,17 @@ class DataConfig(Section):
     """Processes that decode pictures, per training process."""
 
 
-class TrainConfig(Section):
-    """The loop."""
+class LoopConfig(Section):
+    """The loop, whatever it trains."""
 
     max_steps: Annotated[int, Field(gt=0)]
     """Optimizer steps."""
     batch_size: Annotated[int, Field(gt=1)]
     """Images per step, over all processes and micro-batches."""
     micro_batch_size: Annotated[int, Field(gt=0)] | None = None
-    """Images (or texts) embedded at once on one process; below its share of the batch: cached micro-batches, each embedded twice."""
+    """Images that go through the model at once on one process; null: its whole share of the batch."""
     learning_rate: Annotated[float, Field(gt=0)]
-    """Peak rate of both towers, unless a tower has its own."""
-    image_learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak rate of the image tower."""
-    text_learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak rate of the text tower."""
-    scale_bias_learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak rate of logit scale and bias."""
+    """Peak rate of what trains."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """AdamW's decay, on the matrices of linear layers and convolutions only."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -145,11 +139,9 @@ class TrainConfig(Section):
     """On a GPU, use deterministic algorithms, so that a resumed run is bit-equal (slower). On the CPU it always is."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 1800
     """How long a process waits for the others before it takes them for lost and ends; longer than the main process ever works alone."""
-    shard: bool = False
-    """Keep weights, gradients and moments in parts, one on each process (FSDP), for a model beyond one GPU's memory."""
 
     @model_validator(mode="after")
-    def _check(self) -> "TrainConfig":
+    def _check(self) -> "LoopConfig":
         if self.warmup_steps is not None and self.warmup_steps >= self.max_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} leaves nothing of max_steps {self.max_steps}")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -162,6 +154,23 @@ class TrainConfig(Section):
         if self.warmup_steps is not None:
             return self.warmup_steps
         return min(max(50, round(0.04 * self.max_steps)), self.max_steps // 10)
+
+
+class TrainConfig(LoopConfig):
+    """The loop that tunes SigLIP."""
+
+    micro_batch_size: Annotated[int, Field(gt=0)] | None = None
+    """Images (or texts) embedded at once on one process; below its share of the batch: cached micro-batches, each embedded twice."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Peak rate of both towers, unless a tower has its own."""
+    image_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak rate of the image tower."""
+    text_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak rate of the text tower."""
+    scale_bias_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak rate of logit scale and bias."""
+    shard: bool = False
+    """Keep weights, gradients and moments in parts, one on each process (FSDP), for a model beyond one GPU's memory."""
 
 
 class RerankConfig(Section):
@@ -242,8 +251,11 @@ class WandbConfig(Section):
     """offline keeps everything under runs/NAME/wandb for `wandb sync`."""
 
 
-class JobConfig(Section):
-    """One job: everything `python -m train CONFIG.yaml` needs to know."""
+class RunConfig(Section):
+    """What every run has, whatever it trains: a name, a seed, a folder, a loop."""
+
+    free_keys: ClassVar[tuple[str, ...]] = ("data.num_workers", "train.keep_checkpoints", "train.timeout_seconds", "runs_folder", "wandb")
+    """Keys that may change between a run and its continuation, for they do not touch what is learnt."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """The run's folder is runs/NAME."""
@@ -251,8 +263,33 @@ class JobConfig(Section):
     """Order, caption choice, crops and dropout follow from it."""
     runs_folder: str = "runs"
     """Where run folders lie."""
-    model: ModelConfig
     data: DataConfig
+    """What is trained and measured on."""
+    train: LoopConfig
+    """How."""
+    wandb: WandbConfig | None = None
+    """Where the numbers go besides metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _check_run(self) -> "RunConfig":
+        if self.data.train_split is None and (self.data.val_split or self.data.test_split):
+            raise ValueError(
+                "data.train_split is null (the manifest has no splits), so data.val_split and data.test_split must be null too"
+            )
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this run writes."""
+        return Path(self.runs_folder) / self.name
+
+
+class JobConfig(RunConfig):
+    """One job: everything `python -m train CONFIG.yaml` needs to know."""
+
+    free_keys: ClassVar[tuple[str, ...]] = (*RunConfig.free_keys, "rerank", "evaluation", "choices")
+
+    model: ModelConfig
     train: TrainConfig
     mining: MiningConfig | None = None
     rerank: RerankConfig | None = None
@@ -261,16 +298,11 @@ class JobConfig(Section):
     """Sets that show what is forgotten while val is learnt (docs/forgetting.md)."""
     choices: list[str] | None = None
     """Choice sets (.jsonl or .parquet, see docs/choices.md) that base, tuned and evaluation.models are measured on at the end."""
-    wandb: WandbConfig | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "JobConfig":
         if {"image", "text"} <= set(self.model.freeze) and self.model.lora is not None:
             raise ValueError("model.freeze names both towers, so model.lora has nothing to adapt")
-        if self.data.train_split is None and (self.data.val_split or self.data.test_split):
-            raise ValueError(
-                "data.train_split is null (the manifest has no splits), so data.val_split and data.test_split must be null too"
-            )
         if self.choices and not (self.data.val_split or self.data.test_split):
             raise ValueError("choices are part of the final report, which needs data.test_split or data.val_split")
         if self.mining is not None and self.mining.start_step >= self.train.max_steps:
@@ -318,11 +350,6 @@ class JobConfig(Section):
         if self.rerank is None or self.rerank.pair_scores is False:
             return None
         return Path(self.runs_folder) / "pair-scores" if self.rerank.pair_scores is None else Path(self.rerank.pair_scores)
-
-    @property
-    def run_folder(self) -> Path:
-        """Where this run writes."""
-        return Path(self.runs_folder) / self.name
 
 
 if __name__ == "__main__":

@@ -4,13 +4,15 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from eval.errors import UserError
-from train.config import JobConfig
+from train.config import JobConfig, RunConfig
+
+Kind = TypeVar("Kind", bound=RunConfig)
 
 
 class ConfigError(UserError):
@@ -18,21 +20,34 @@ class ConfigError(UserError):
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> JobConfig:
+    """The configuration of a job; see `load_run_config`."""
+    return load_run_config(JobConfig, path, overrides)
+
+
+def load_run_config(kind: type[Kind], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Kind:
     """Read a YAML file, apply `key.path=value` overrides (values are YAML) and check everything.
+
+    Args:
+        kind: what the file describes.
 
     Raises:
         ConfigError: with every fault: unknown keys (and the nearest known one), wrong types, values that contradict one another.
     """
-    record = _read_yaml(Path(path))
+    record = read_yaml(Path(path))
     for override in overrides:
         _apply(record, override)
     try:
-        return JobConfig.model_validate(record)
+        return kind.model_validate(record)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {error.error_count()} fault(s) in the configuration\n" + "\n".join(_lines(error))) from None
+        raise ConfigError(f"{path}: {error.error_count()} fault(s) in the configuration\n" + "\n".join(_lines(error, kind))) from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
     try:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -62,12 +77,12 @@ def _apply(record: dict[str, Any], override: str) -> None:
     record[last] = value
 
 
-def _lines(error: ValidationError) -> list[str]:
+def _lines(error: ValidationError, kind: type[BaseModel]) -> list[str]:
     lines = []
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"]) or "(the whole)"
         if fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(fault["loc"][-1]), _known_keys(fault["loc"][:-1]), n=1)
+            near = difflib.get_close_matches(str(fault["loc"][-1]), _known_keys(kind, fault["loc"][:-1]), n=1)
             lines.append(f"  {key}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
         elif fault["type"] == "missing":
             lines.append(f"  {key}: missing")
@@ -78,8 +93,8 @@ def _lines(error: ValidationError) -> list[str]:
     return lines
 
 
-def _known_keys(location: Sequence[int | str]) -> list[str]:
-    section: Any = JobConfig
+def _known_keys(kind: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    section: Any = kind
     for part in location:
         if isinstance(part, int):  # a place in a list, whose items' kind the field has told already
             continue

@@ -8,16 +8,18 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import SiglipModel
 
 from eval.errors import UserError
 from train.checkpoint import Checkpoints, NoReadableCheckpoint, State, sync_folder, verify
-from train.config import JobConfig
-from train.config_file import load_config
+from train.config import JobConfig, RunConfig
+from train.config_file import Kind, load_run_config, read_yaml
 from train.model import TunedModel, build_model, merged_state, resolve_base
 
 _EXPORTED_SUFFIXES = {".json", ".safetensors", ".md", ".model", ".txt", ".jinja"}
@@ -30,6 +32,35 @@ def export_model(tuned: TunedModel, folder: Path, card: str) -> None:
         UserError: the folder holds something else, which would be lost.
         OSError: it cannot be written.
     """
+
+    def write(temporary: Path) -> None:
+        write_plain(SiglipModel, tuned.siglip.config, merged_state(tuned), temporary)
+        tuned.inputs.save(temporary)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+
+    commit_export(folder, write)
+
+
+def write_plain(kind: Any, config: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write a transformers model of this kind with these float32 weights."""
+    with torch.device("meta"):
+        plain = kind(config)
+    plain = plain.to_empty(device="cpu").float()
+    plain.load_state_dict(state, assign=True)
+    plain.config.dtype = torch.float32
+    plain.save_pretrained(folder)
+
+
+def commit_export(folder: Path, write: Callable[[Path], None]) -> None:
+    """Make an export folder, whole or not at all; an earlier export there is replaced.
+
+    Args:
+        write: fills a temporary folder.
+
+    Raises:
+        UserError: the folder holds something else, which would be lost.
+        OSError: it cannot be written.
+    """
     folder = Path(os.path.abspath(folder))
     check_replaceable(folder)
     for leftover in (*folder.parent.glob(f".{folder.name}.*.tmp"), *folder.parent.glob(f".{folder.name}.*.old")):
@@ -37,15 +68,7 @@ def export_model(tuned: TunedModel, folder: Path, card: str) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        config = tuned.siglip.config
-        with torch.device("meta"):
-            plain = SiglipModel(config)
-        plain = plain.to_empty(device="cpu").float()
-        plain.load_state_dict(merged_state(tuned), assign=True)
-        plain.config.dtype = torch.float32
-        plain.save_pretrained(temporary)
-        tuned.inputs.save(temporary)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
+        write(temporary)
         if folder.exists():
             retired = folder.with_name(f".{folder.name}.{os.getpid()}.old")
             os.rename(folder, retired)
@@ -142,8 +165,8 @@ class Chosen:
     base: str
 
 
-def load_checkpoint(config: JobConfig, which: str) -> Chosen:
-    """Load the best, the last or a numbered checkpoint of a run.
+def chosen_checkpoint(config: RunConfig, which: str) -> tuple[Checkpoints, State, int]:
+    """(checkpoints of a run, its newest state, step of the best, the last or a numbered checkpoint, which is whole).
 
     Raises:
         UserError: the run or the checkpoint is not there, or damaged.
@@ -156,6 +179,16 @@ def load_checkpoint(config: JobConfig, which: str) -> Chosen:
     step = choose_step(checkpoints, newest, which)
     if step != newest.step and (fault := verify(checkpoints.path(step))):
         raise NoReadableCheckpoint(f"{checkpoints.path(step)} is damaged: {fault}")
+    return checkpoints, newest, step
+
+
+def load_checkpoint(config: JobConfig, which: str) -> Chosen:
+    """Load the best, the last or a numbered checkpoint of a run.
+
+    Raises:
+        UserError: the run or the checkpoint is not there, or damaged.
+    """
+    checkpoints, newest, step = chosen_checkpoint(config, which)
     base = resolve_base(config, str(config.run_folder / "scratch"))
     tuned = build_model(config.model, base)
     if tuned.base_sha256 != newest.base_sha256:
@@ -177,12 +210,33 @@ def export_checkpoint(config: JobConfig, which: str, folder: Path) -> int:
 
 
 def read_run(folder: Path) -> JobConfig:
-    """The configuration of a run, wherever its folder lies now.
+    """The configuration of a job's run, wherever its folder lies now; see `read_run_as`."""
+    return read_run_as(JobConfig, folder)
+
+
+def read_run_as(kind: type[Kind], folder: Path) -> Kind:
+    """The configuration of a run of this kind, wherever its folder lies now.
 
     Raises:
         UserError: it cannot be read.
     """
-    return load_config(folder / "config.yaml").model_copy(update={"runs_folder": str(folder.parent), "name": folder.name})
+    config = load_run_config(kind, folder / "config.yaml")
+    return config.model_copy(update={"runs_folder": str(folder.parent), "name": folder.name})
+
+
+def export_run(run_folder: Path, which: str, folder: Path) -> int:
+    """Export a checkpoint of a run of either kind: a tuned SigLIP, or a tuned reranker. Returns its step.
+
+    Raises:
+        UserError, OSError: as export_checkpoint.
+    """
+    from train.reranker import is_reranker
+    from train.reranker_config import RerankerConfig
+    from train.reranker_final import export_matcher
+
+    if is_reranker(read_yaml(run_folder / "config.yaml")):
+        return export_matcher(read_run_as(RerankerConfig, run_folder), which, folder)
+    return export_checkpoint(read_run(run_folder), which, folder)
 
 
 def main(arguments: list[str]) -> int:
@@ -195,7 +249,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--checkpoint", default="best", help="best (default), last, or a step number")
     asked = parser.parse_args(arguments)
     try:
-        step = export_checkpoint(read_run(asked.run_folder), asked.checkpoint, asked.output)
+        step = export_run(asked.run_folder, asked.checkpoint, asked.output)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

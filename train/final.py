@@ -1,7 +1,5 @@
 """The end of a job: export the best checkpoint; measure base, tuned and what else is asked, reading the very folder exported."""
 
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from train.arms import CHOSEN_FOR, asked_arms, checkpoints, comparisons
 from train.checkpoint import State
 from train.config import JobConfig
 from train.export import export_checkpoint
+from train.finished import ended, mark_ended, read_ended, report_folder, show_places
 from train.job import Job
 from train.watch import WatchSet, final_line, final_record
 
@@ -187,12 +186,6 @@ def _measure_choices(job: Job, export: Path, scorer: PairScorer | None, kept: Pa
     return records
 
 
-def report_folder(config: JobConfig) -> Path:
-    """Where the final report lies: eval/SPLIT."""
-    split = config.data.test_split or config.data.val_split or "none"
-    return config.run_folder / "eval" / split
-
-
 def watch_folder(config: JobConfig, name: str) -> Path:
     """Where a watch set's own report lies: eval/watch/NAME."""
     return config.run_folder / "eval" / "watch" / name
@@ -200,21 +193,8 @@ def watch_folder(config: JobConfig, name: str) -> Path:
 
 def is_finished(config: JobConfig) -> bool:
     """True if the run ended with its final report, made as the configuration asks."""
-    try:
-        record = _read_finished(config)
-        expected = _finished_record(config)
-        made = [config.run_folder / "export" / "model.safetensors"]
-        if config.data.test_split or config.data.val_split:
-            made.append(report_folder(config) / "report.json")
-        made += [watch_folder(config, watched.name) / "report.json" for watched in config.watch]
-        return {key: record.get(key) for key in expected} == expected and all(path.is_file() for path in made)
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def _read_finished(config: JobConfig) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((config.run_folder / "finished.json").read_text(encoding="utf-8"))
-    return record
+    made = [watch_folder(config, watched.name) / "report.json" for watched in config.watch]
+    return ended(config, _finished_record(config), made)
 
 
 def _finished_record(config: JobConfig) -> dict[str, Any]:
@@ -224,10 +204,7 @@ def _finished_record(config: JobConfig) -> dict[str, Any]:
 
 def _mark_finished(config: JobConfig, stopped: str) -> None:
     """Write finished.json, with the words why the run ended before its last step, if it did."""
-    path = config.run_folder / "finished.json"
-    temporary = path.with_name(f".finished.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(_finished_record(config) | {"stopped": stopped}) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    mark_ended(config, _finished_record(config) | {"stopped": stopped})
 
 
 def show_finished(config: JobConfig, record: dict[str, Any] | None = None) -> None:
@@ -245,7 +222,6 @@ def show_finished(config: JobConfig, record: dict[str, Any] | None = None) -> No
         print(f"report   {report_folder(config)}/report.html (report.json, queries.parquet beside it)")
     for watched in config.watch:
         print(final_line(watched.name, read_report(watch_folder(config, watched.name))))
-    if stopped := _read_finished(config).get("stopped"):
+    if stopped := read_ended(config).get("stopped"):
         print(f"stopped  {stopped}")
-    print(f"export   {config.run_folder}/export")
-    print(f"metrics  {config.run_folder}/metrics.jsonl")
+    show_places(config)

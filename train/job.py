@@ -1,23 +1,20 @@
 """Everything a job needs before its first step: processes, data, model, optimizer; each derived quantity told once."""
 
-import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
+from accelerate import Accelerator
 from tqdm import tqdm
 
 from eval.checkpoint import load_siglip_config
 from eval.choices.choice_set import read_choices
 from eval.dataset import RetrievalSet, load_split
 from eval.errors import UserError
-from eval.first_stage import use_exact_float32
 from eval.leakage import Leakage, find_leakage
 from eval.manifest import Manifest, read_manifest
 from eval.processes import Processes
@@ -31,9 +28,10 @@ from train.approximate import require_faiss
 from train.arms import check_comparisons, checkpoints
 from train.batches import BatchOrder
 from train.composition import describe_form, turns_of
-from train.config import JobConfig
+from train.config import JobConfig, RunConfig
 from train.denoising import matcher_fingerprint
 from train.frozen import frozen_lines
+from train.machine import start_machine
 from train.micro_batches import cached_size
 from train.model import TunedModel, build_model, make_optimizer, resolve_base
 from train.pool import CaptionPool, FurtherCaptions, read_further
@@ -79,9 +77,23 @@ class Job:
     matcher_sha256: str | None
     watch_sets: list[WatchSet] = field(default_factory=list)
 
+    @property
+    def data_place(self) -> str:
+        """Where what is trained on comes from, in words."""
+        return f"{self.config.data.source}{self.pool.place}"
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Arithmetic of the towers in training."""
         return self.accelerator.autocast()
+
+
+class HasData(Protocol):
+    """A job of any kind, as far as its data goes."""
+
+    train_set: RetrievalSet
+    val_set: RetrievalSet | None
+    test_set: RetrievalSet | None
+    unused_splits: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -140,19 +152,7 @@ def load_data(config: JobConfig) -> Splits:
 
 def _load_splits(config: JobConfig) -> Splits:
     """Train, val and test."""
-    data = config.data
-    wanted = [split for split in (data.train_split, data.val_split, data.test_split) if split is not None]
-    manifest = read_manifest(
-        data.source, image_root=data.image_root, columns=data.columns, require_splits=wanted, slice_by=config.evaluation.slice_by
-    )  # fmt: skip
-    unused = Counter(image.split for image in manifest.images if image.split is not None and image.split not in wanted)
-    train = load_split(manifest, data.train_split)
-    splits = Splits(train, _optional(manifest, data.val_split), _optional(manifest, data.test_split), dict(unused))
-    if splits.train.num_images < config.train.batch_size:
-        raise UserError(
-            f"train.batch_size is {config.train.batch_size}, but split {data.train_split!r} has only {splits.train.num_images} images; "
-            "an image is never twice in a batch"
-        )
+    splits = load_splits(config, slice_by=config.evaluation.slice_by)
     final = splits.test or splits.val
     if config.rerank is not None and final is not None:
         check_top_k(final, config.rerank.top_k)
@@ -161,49 +161,43 @@ def _load_splits(config: JobConfig) -> Splits:
     return splits
 
 
+def load_splits(config: RunConfig, *, slice_by: Sequence[str] = ()) -> Splits:
+    """Train, val and test of any run.
+
+    Raises:
+        UserError: with every fault of the manifest, or a train split too small for the batch.
+    """
+    data = config.data
+    wanted = [split for split in (data.train_split, data.val_split, data.test_split) if split is not None]
+    manifest = read_manifest(data.source, image_root=data.image_root, columns=data.columns, require_splits=wanted, slice_by=slice_by)
+    unused = Counter(image.split for image in manifest.images if image.split is not None and image.split not in wanted)
+    train = load_split(manifest, data.train_split)
+    splits = Splits(train, _optional(manifest, data.val_split), _optional(manifest, data.test_split), dict(unused))
+    if splits.train.num_images < config.train.batch_size:
+        raise UserError(
+            f"train.batch_size is {config.train.batch_size}, but split {data.train_split!r} has only {splits.train.num_images} images; "
+            "an image is never twice in a batch"
+        )
+    return splits
+
+
 def _optional(manifest: Manifest, split: str | None) -> RetrievalSet | None:
     return None if split is None else load_split(manifest, split)
 
 
 def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
-    """Bring up Accelerate and check that as many processes came together as were started.
+    """Bring up Accelerate, and check what the machine must have for this job.
 
     Raises:
-        UserError: they did not, or the batch does not divide among them, or the precision or the index is not to be had here.
+        UserError: as train.machine.start_machine, or the index is not to be had here, or weights in parts do not go with the rest.
     """
-    # Who joins the processes first sets how long one waits for another; left alone, gloo waits half an hour and nccl ten minutes.
-    timeout = timedelta(seconds=config.train.timeout_seconds)
-    if config.train.precision == "fp16" and PartialState(timeout=timeout).device.type != "cuda":
-        raise UserError(
-            f"train.precision fp16 needs a CUDA GPU, and this run is on {PartialState().device.type!r}: there autocast would compute in "
-            "float32 or without a loss scale, and not say so. Take train.precision=bf16 or fp32"
-        )
-    precision = "no" if config.train.precision == "fp32" else config.train.precision
-    accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)])
-    processes = Processes.current()
-    processes.together(lambda: _check_machine(config, processes, accelerator.num_processes))
-    use_exact_float32()
-    if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    return accelerator, processes
 
+    def check(processes: Processes) -> None:
+        check_shardable(config, processes)
+        if config.mining is not None and config.mining.index == "faiss":
+            require_faiss()
 
-def _check_machine(config: JobConfig, processes: Processes, num_processes: int) -> None:
-    expected = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes.world_size != expected or num_processes != expected:
-        raise UserError(
-            f"{expected} processes were started, but {processes.world_size} came together. On CPUs: "
-            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N (accelerate's own MULTI_CPU starts one)"
-        )
-    batch = config.train.batch_size
-    if batch % processes.world_size:
-        raise UserError(
-            f"train.batch_size {batch} does not divide among {processes.world_size} processes; take a multiple of {processes.world_size}"
-        )
-    check_shardable(config, processes)
-    if config.mining is not None and config.mining.index == "faiss":
-        require_faiss()
+    return start_machine(config.train, check)
 
 
 def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, processes: Processes) -> Job:
@@ -214,7 +208,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         OSError: the weights to begin from cannot be written.
     """
     folder = config.run_folder
-    say = _speaker(processes)
+    say = speaker(processes)
     pool = CaptionPool(splits.train, splits.further)
     shared = SharedFolder(folder, processes)
     base = _base(config, splits, processes, shared)
@@ -298,7 +292,7 @@ def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
     return judged_by(final, protocol=asked.protocol, near_duplicates=asked.near_duplicates, qrels=qrels)
 
 
-def _speaker(processes: Processes) -> Callable[[str], None]:
+def speaker(processes: Processes) -> Callable[[str], None]:
     """What prints a line on the main process, beside the progress bar."""
 
     def say(text: str) -> None:
@@ -306,6 +300,20 @@ def _speaker(processes: Processes) -> Callable[[str], None]:
             tqdm.write(text)
 
     return say
+
+
+def data_line(job: HasData) -> str:
+    """What there is to train on, to evaluate on, and what no split of the run uses."""
+    return (
+        f"data      {job.train_set.num_images:,} images with {job.train_set.num_captions:,} captions to train on"
+        + "".join(f"; {split.split}: {split.num_images:,} / {split.num_captions:,}" for split in (job.val_set, job.test_set) if split)
+        + "".join(f"; not used: split {name!r}, {number:,} image(s)" for name, number in sorted(job.unused_splits.items()))
+    )
+
+
+def leakage_lines(leakages: Sequence[Leakage]) -> list[str]:
+    """What the splits share, said before the first step."""
+    return [f"leakage   {leak}" for leak in leakages if leak.num_shared_images or leak.num_shared_captions or leak.num_shared_groups_images]
 
 
 def describe(job: Job) -> list[str]:
@@ -316,9 +324,7 @@ def describe(job: Job) -> list[str]:
     share = config.train.batch_size // job.processes.world_size
     lines = [
         f"model     {job.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.2f} M of them train",
-        f"data      {job.train_set.num_images:,} images with {job.train_set.num_captions:,} captions to train on"
-        + "".join(f"; {split.split}: {split.num_images:,} / {split.num_captions:,}" for split in (job.val_set, job.test_set) if split)
-        + "".join(f"; not used: split {name!r}, {number:,} image(s)" for name, number in sorted(job.unused_splits.items())),
+        data_line(job),
         f"loop      {config.train.max_steps:,} steps of {config.train.batch_size} images = "
         f"{order.num_epochs(config.train.max_steps):.1f} epochs, "
         f"{config.train.num_warmup_steps} of them warm-up; {config.train.precision}",
@@ -346,7 +352,4 @@ def describe(job: Job) -> list[str]:
         lines.append(f"pool      {len(job.pool.further.texts):,} further captions without images, to mine among")
     if job.truth is not None:
         lines.append(f"truth     {len(job.truth):,} further true pairs, to count false negatives with")
-    lines += [
-        f"leakage   {leak}" for leak in job.leakages if leak.num_shared_images or leak.num_shared_captions or leak.num_shared_groups_images
-    ]
-    return lines
+    return lines + leakage_lines(job.leakages)

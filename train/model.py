@@ -10,6 +10,7 @@ from transformers import SiglipModel
 from eval.checkpoint import hash_weights, load_siglip
 from eval.inputs import SiglipInputs
 from train.config import JobConfig, LoraConfig, ModelConfig, TrainConfig
+from train.trainee import make_adamw, optimizer_groups, plain_state
 
 Part = Literal["image", "text", "scale_bias"]
 _TOWER_PREFIX = {"image": "vision_model", "text": "text_model"}
@@ -30,6 +31,11 @@ class TunedModel:
     inputs: SiglipInputs
     base_sha256: str
     peft: Any = None
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The model, by the name that every kind of model under training has."""
+        return self.siglip
 
     def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """(name, parameter) of everything that trains, in a fixed order."""
@@ -83,19 +89,7 @@ def _add_lora(siglip: SiglipModel, config: LoraConfig, frozen: set[str]) -> Any:
 
 def merged_state(tuned: TunedModel) -> dict[str, torch.Tensor]:
     """The weights as a plain SiglipModel has them, float32 on the CPU: adapters are merged, and taken out again afterwards."""
-    if tuned.peft is None:
-        return {name: value.detach().float().cpu().contiguous() for name, value in tuned.siglip.state_dict().items()}
-    # Merging and unmerging in place would leave rounding behind; so what is merged is restored from copies.
-    layers = {name: module for name, module in tuned.siglip.named_modules() if hasattr(module, "base_layer") and hasattr(module, "merge")}
-    state = {
-        name.replace(".base_layer.", "."): value.detach().float().cpu().clone()
-        for name, value in tuned.siglip.state_dict().items()
-        if ".lora_" not in name
-    }
-    for name, module in layers.items():
-        delta = module.get_delta_weight("default").detach().float().cpu()
-        state[f"{name}.weight"] += delta
-    return state
+    return plain_state(tuned.siglip)
 
 
 def part_of(name: str) -> Part:
@@ -106,45 +100,18 @@ def part_of(name: str) -> Part:
 
 
 def parameter_groups(tuned: TunedModel, config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW's groups: one per part and per decay, each with its peak rate under "peak" and its names under "names".
-
-    Weight decay falls on the matrices of linear layers and convolutions only; not on biases, norms, embeddings, the pooling probe,
-    scale and bias (the Hugging Face Trainer decays some of these: facts.md).
-    """
+    """AdamW's groups (train/trainee.py): each tower at its own rate, scale and bias at theirs."""
     rates: dict[Part, float] = {
         "image": config.image_learning_rate or config.learning_rate,
         "text": config.text_learning_rate or config.learning_rate,
         "scale_bias": config.scale_bias_learning_rate or config.learning_rate,
     }
-    embeddings = {
-        f"{prefix}.{name}"
-        for prefix, module in tuned.siglip.named_modules()
-        if isinstance(module, torch.nn.Embedding)
-        for name, _ in module.named_parameters(recurse=False)
-    }
-    groups: dict[tuple[Part, bool], dict[str, Any]] = {}
-    for name, parameter in tuned.trainable():
-        decays = parameter.ndim >= 2 and name not in embeddings and not name.endswith("probe")
-        part = part_of(name)
-        group = groups.setdefault(
-            (part, decays),
-            {"params": [], "names": [], "part": part, "peak": rates[part], "weight_decay": config.weight_decay if decays else 0.0},
-        )
-        group["params"].append(parameter)
-        group["names"].append(name)
-    return list(groups.values())
+    return optimizer_groups(tuned, part_of, rates, config.weight_decay)
 
 
 def make_optimizer(tuned: TunedModel, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over the groups; the rate of each step is set by the loop."""
-    device = next(tuned.siglip.parameters()).device
-    return torch.optim.AdamW(
-        parameter_groups(tuned, config),
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.epsilon,
-        fused=device.type == "cuda" or None,
-    )
+    return make_adamw(tuned, parameter_groups(tuned, config), config.learning_rate, config.betas, config.epsilon)
 
 
 def resolve_base(config: JobConfig, scratch_folder: str) -> str:

@@ -11,23 +11,11 @@ from pydantic import ValidationError
 
 from eval.errors import UserError
 from train.checkpoint import Checkpoints
-from train.config import JobConfig
+from train.config import RunConfig
 from train.tracking import flatten
 
-# Keys that may change between a run and its continuation, for they do not touch what is learnt.
-FREE_KEYS = (
-    "data.num_workers",
-    "train.keep_checkpoints",
-    "wandb",
-    "rerank",
-    "evaluation",
-    "choices",
-    "runs_folder",
-    "train.timeout_seconds",
-)
 
-
-def claim_folder(config: JobConfig) -> Any:
+def claim_folder(config: RunConfig) -> Any:
     """Make the run's folder, lock it against a second job, check the configuration against that of an earlier run, and write config.yaml.
 
     A folder without checkpoints or a finished report holds nothing to protect: an attempt that failed before its first step does not stand
@@ -49,7 +37,7 @@ def claim_folder(config: JobConfig) -> Any:
     if not Checkpoints(folder / "checkpoints").steps() and not (folder / "finished.json").exists():
         shutil.rmtree(folder / "scratch", ignore_errors=True)
     elif path.exists():
-        _check_same(path, record, folder)
+        _check_same(path, config)
     temporary = folder / f".config.{os.getpid()}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
         yaml.safe_dump(record, file, sort_keys=False)
@@ -59,14 +47,15 @@ def claim_folder(config: JobConfig) -> Any:
     return lock
 
 
-def _check_same(path: Path, record: dict[str, Any], folder: Path) -> None:
+def _check_same(path: Path, config: RunConfig) -> None:
     try:
         old = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({error}): restore it, or take another name=") from None
     if not isinstance(old, dict):
         raise UserError(f"{path} holds no configuration: restore it, or take another name=")
-    differing = _differences(_with_defaults(old), record)
+    folder = config.run_folder
+    differing = _differences(_with_defaults(old, type(config)), config)
     if differing:
         lines = "\n  ".join(differing)
         raise UserError(
@@ -75,20 +64,20 @@ def _check_same(path: Path, record: dict[str, Any], folder: Path) -> None:
         )
 
 
-def _with_defaults(old: dict[str, Any]) -> dict[str, Any]:
+def _with_defaults(old: dict[str, Any], kind: type[RunConfig]) -> dict[str, Any]:
     """An older record completed by keys that did not exist when it was written; as it stands if it no longer parses."""
     try:
-        return JobConfig.model_validate(old).model_dump(mode="json")
+        return kind.model_validate(old).model_dump(mode="json")
     except ValidationError:
         return old
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def _differences(old: dict[str, Any], config: RunConfig) -> list[str]:
     """Keys that differ and matter, as `key: old -> new`."""
-    flat_old, flat_new = flatten(old, "."), flatten(new, ".")
+    flat_old, flat_new = flatten(old, "."), flatten(config.model_dump(mode="json"), ".")
     keys = [key for key in dict.fromkeys((*flat_old, *flat_new)) if flat_old.get(key) != flat_new.get(key)]
-    return [f"{key}: {flat_old.get(key)!r} -> {flat_new.get(key)!r}" for key in keys if not _is_free(key)]
+    return [f"{key}: {flat_old.get(key)!r} -> {flat_new.get(key)!r}" for key in keys if not _is_free(key, config.free_keys)]
 
 
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(free + ".") for free in FREE_KEYS)
+def _is_free(key: str, free_keys: tuple[str, ...]) -> bool:
+    return any(key == free or key.startswith(free + ".") for free in free_keys)

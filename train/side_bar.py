@@ -8,8 +8,8 @@ from eval.progress import bar
 class SideBar:
     """A progress bar for what happens between steps; each advance also looks for a signal."""
 
-    def __init__(self, text: str, total: int, show: bool, check: Callable[[], None]) -> None:
-        self._bar = bar(total, text, "row", show=show, leave=False)
+    def __init__(self, text: str, total: int, show: bool, check: Callable[[], None], unit: str = "row") -> None:
+        self._bar = bar(total, text, unit, show=show, leave=False)
         self._check = check
 
     def __enter__(self) -> Callable[[int], None]:

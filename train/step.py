@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from eval.dataset import RetrievalSet
 from eval.processes import Processes
-from eval.sharded import is_sharded, whole
+from eval.sharded import is_sharded
 from train.batches import Batch
 from train.config import JobConfig
 from train.gradients import FlatGradients, ShardedGradients
@@ -17,15 +16,9 @@ from train.loss_scale import LossScale
 from train.micro_batches import Towers
 from train.model import TunedModel
 from train.pool import CaptionPool
-from train.schedule import rate_factor
 from train.soft_labels import SoftLabels
 from train.true_pairs import TruePairs
-
-
-class NotFinite(Exception):
-    """Loss or gradient is not a finite number; nothing was updated. Exit code 5."""
-
-    exit_code = 5
+from train.update import Update
 
 
 @dataclass(frozen=True)
@@ -47,7 +40,7 @@ class Stepper:
     """Takes optimizer steps on a model.
 
     Attributes:
-        loss_scale: what fp16 multiplies the loss by at the next step; None in the other precisions.
+        update: the second half of a step, with fp16's loss scale.
         true_pairs: which pairs are positives, in the batch and among the mined.
     """
 
@@ -60,14 +53,23 @@ class Stepper:
         processes: Processes,
         autocast: Any,
     ) -> None:
-        self._config, self._tuned, self._optimizer = config, tuned, optimizer
+        self._config, self._tuned = config, tuned
         self.true_pairs = TruePairs(CaptionPool(dataset))
         self._processes = processes
         self._device = next(tuned.siglip.parameters()).device
         self._towers = Towers(tuned, config.train.micro_batch_size, (config.seed, processes.rank), autocast)
         trained = [parameter for _, parameter in tuned.trainable()]
         self._gradients = ShardedGradients(trained, processes) if is_sharded(tuned.siglip) else FlatGradients(trained)
-        self.loss_scale = LossScale() if config.train.precision == "fp16" else None
+        self.update = Update(config.train, tuned, optimizer, self._gradients, processes)
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """What fp16 multiplies the loss by at the next step; None in the other precisions."""
+        return self.update.loss_scale
+
+    @loss_scale.setter
+    def loss_scale(self, scale: LossScale | None) -> None:
+        self.update.loss_scale = scale
 
     def take(self, batch: Batch, *, stop_asked: bool = False) -> StepResult:
         """Take one step.
@@ -82,42 +84,21 @@ class Stepper:
         self._gradients.zero()
         terms = self._forward_backward(batch)
         num_mined = len(batch.mined_rows_m)
-        summed = self._sum(
+        summed = self.update.sum(
             [float(terms.total.detach()), float(terms.in_batch), float(terms.mined), num_mined, len(batch.undecodable), float(stop_asked)]
         )
-        norm = self._gradients.norm()
-        finite = bool(np.isfinite(summed[0]) and np.isfinite(norm))
-        if self.loss_scale is not None:
-            self.loss_scale = self.loss_scale.after(overflowed=not finite)
-        if not finite and (self.loss_scale is None or self.loss_scale.is_exhausted):
-            raise NotFinite(self._diagnosis(batch.step, summed[0], norm))
-        if finite:
-            self._update(batch.step, norm)
+        norm, updated = self.update.apply(batch.step, summed[0])
         loss, in_batch, mined, total_mined, replaced, stop = summed
-        return StepResult(loss, in_batch, mined, int(total_mined), norm, int(replaced), stop > 0, skipped=not finite)
+        return StepResult(loss, in_batch, mined, int(total_mined), norm, int(replaced), stop > 0, skipped=not updated)
 
     def _forward_backward(self, batch: Batch) -> LossTerms:
-        """This process's part of the loss, and the gradients of all processes summed; under fp16 scaled on the way. What overflowed on one
-        process is not finite on any."""
+        """This process's part of the loss, and the gradients of all processes summed; under fp16 scaled on the way."""
         images_bD, texts_nD = self._towers.embed(batch)
         terms = sigmoid_loss(images_bD, texts_nD, *self._tuned.scale_and_bias(), self._pairing(batch))
-        loss_scale = 1.0 if self.loss_scale is None else self.loss_scale.scale
-        (terms.total * loss_scale).backward()
+        (terms.total * self.update.factor).backward()
         self._towers.finish(batch, images_bD, texts_nD)
-        self._gradients.sum_over(self._processes)
-        if self.loss_scale is not None:
-            self._gradients.scale_by(1 / loss_scale)
+        self.update.gather_gradients()
         return terms
-
-    def _update(self, step: int, norm: float) -> None:
-        """Clip, and let the optimizer take the step."""
-        limit = self._config.train.max_grad_norm
-        if limit is not None and norm > limit:
-            self._gradients.scale_by(limit / norm)
-        factor = rate_factor(step, self._config.train.max_steps, self._config.train.num_warmup_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        self._optimizer.step()
 
     def _pairing(self, batch: Batch) -> Pairing:
         """What faces what. Ids travel, for a process alone knows which of its pictures were replaced, and what was mined for its images."""
@@ -153,17 +134,3 @@ class Stepper:
         """Which mined captions are true of the image they face: those a cross-encoder relabelled."""
         hashes_m = self.true_pairs.hashes(batch.mined_captions_m.numpy())
         return torch.from_numpy(self.true_pairs.contains(batch.images_b[batch.mined_rows_m].numpy(), hashes_m)).to(self._device)
-
-    def _sum(self, values: list[float]) -> list[float]:
-        """Sums over processes, in float64, in rank order."""
-        parts = self._processes.gather(np.array([values], dtype=np.float64))
-        return [float(value) for value in np.concatenate(parts).sum(axis=0)]
-
-    def _diagnosis(self, step: int, loss: float, norm: float) -> str:
-        gradients = [(name, parameter.grad) for name, parameter in self._tuned.trainable() if parameter.grad is not None]
-        bad = [name for name, gradient in gradients if not bool(whole(gradient).isfinite().all())]
-        weights = [name for name, parameter in self._tuned.siglip.named_parameters() if not bool(whole(parameter).isfinite().all())]
-        text = f"step {step}: loss {loss}, gradient norm {norm}; nothing was updated. Gradients not finite in {len(bad)} tensor(s)"
-        text += f", e.g. {bad[:3]}" if bad else ""
-        text += f"; weights not finite already: {weights[:3]}" if weights else ""
-        return text + ". Try a lower train.learning_rate, train.precision=fp32, or look at the last lines of metrics.jsonl"

@@ -39,16 +39,16 @@ def step_record(
         "seconds": seconds,
         "images_per_second": train.batch_size / seconds,
         "data_wait_share": waited / seconds,
-        **_gpu_record(job),
-        **_scale_record(loss_scale, result),
+        **gpu_record(job.accelerator.device),
+        **scale_record(loss_scale, skipped=result.skipped),
     }
 
 
-def _gpu_record(job: Job) -> dict[str, float]:
+def gpu_record(device: torch.device) -> dict[str, float]:
     """Most memory torch held on this GPU so far; nothing on a CPU."""
-    return {"peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30} if job.accelerator.device.type == "cuda" else {}
+    return {"peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30} if device.type == "cuda" else {}
 
 
-def _scale_record(scale: LossScale | None, result: StepResult) -> dict[str, Any]:
+def scale_record(scale: LossScale | None, *, skipped: bool) -> dict[str, Any]:
     """fp16's scale, whether this step was skipped, and how many were so far; nothing in the other precisions."""
-    return {} if scale is None else {"loss_scale": scale.scale, "skipped": result.skipped, "num_skipped": scale.num_skipped}
+    return {} if scale is None else {"loss_scale": scale.scale, "skipped": skipped, "num_skipped": scale.num_skipped}

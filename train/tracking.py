@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from train.config import JobConfig
+from train.config import RunConfig
 
 
 class MetricsLog:
@@ -63,7 +63,7 @@ class MetricsLog:
 class WandbMirror:
     """Mirrors numbers to Weights & Biases. Whatever goes wrong there is said once, and the mirror switches itself off."""
 
-    def __init__(self, config: JobConfig, warn: Any) -> None:
+    def __init__(self, config: RunConfig, warn: Any) -> None:
         self._run: Any = None
         self._warn = warn
         if config.wandb is None:

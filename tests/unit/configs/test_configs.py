@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from train.config_file import load_config
+from train.config import RunConfig
+from train.config_file import load_config, load_run_config, read_yaml
+from train.reranker import is_reranker
+from train.reranker_config import RerankerConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 JOBS = sorted(CONFIGS.glob("*.yaml"))
+RERANKERS = [path for path in JOBS if is_reranker(read_yaml(path))]
 LAUNCHES = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 
 
@@ -19,9 +23,18 @@ def test_the_promised_configurations_are_there() -> None:
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.name)
 def test_a_job_loads_with_a_comment_that_says_how_to_run_it(path: Path) -> None:
-    config = load_config(path)
+    config: RunConfig = load_run_config(RerankerConfig, path) if path in RERANKERS else load_config(path)
     assert config.name == path.stem
     assert f"./launch.sh configs/{path.name}" in path.read_text(encoding="utf-8") or path.name == "demo.yaml"
+
+
+def test_the_tuning_of_the_demos_reranker_starts_from_what_the_demo_gives() -> None:
+    assert [path.name for path in RERANKERS] == ["reranker-demo.yaml"]
+    tuning, demo = load_run_config(RerankerConfig, CONFIGS / "reranker-demo.yaml"), load_config(CONFIGS / "demo.yaml")
+    assert demo.rerank is not None
+    assert tuning.miner == str(demo.run_folder / "export")
+    assert (tuning.model.base, tuning.evaluation.top_k) == (demo.rerank.model, demo.rerank.top_k)
+    assert (tuning.data.source, tuning.data.columns) == (demo.data.source, demo.data.columns)
 
 
 @pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.name)

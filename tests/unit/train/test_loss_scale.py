@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from eval.processes import Processes
 from tests.nursery import Nursery
 from tests.small_job import SmallWorld, load
-from train import job, loss_scale
+from train import loss_scale, machine
 from train.__main__ import run
 from train.batches import Batch, BatchBuilder, BatchOrder
 from train.checkpoint import Checkpoints, State
 from train.config import JobConfig
 from train.loss_scale import LossScale
 from train.model import TunedModel, build_model, make_optimizer
-from train.step import NotFinite, Stepper
+from train.step import Stepper
+from train.update import NotFinite
 
 
 @settings(deadline=None, max_examples=25)
@@ -147,9 +148,9 @@ def test_a_run_killed_before_its_first_step_resumes_with_the_scale_it_began_with
     small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole loop, its device said to be a GPU's; autocast stays off."""
-    plain = job.Accelerator
-    monkeypatch.setattr(job, "PartialState", lambda **_: SimpleNamespace(device=SimpleNamespace(type="cuda")))
-    monkeypatch.setattr(job, "Accelerator", lambda mixed_precision, **keys: plain(mixed_precision="no", cpu=True, **keys))
+    plain = machine.Accelerator
+    monkeypatch.setattr(machine, "PartialState", lambda **_: SimpleNamespace(device=SimpleNamespace(type="cuda")))
+    monkeypatch.setattr(machine, "Accelerator", lambda mixed_precision, **keys: plain(mixed_precision="no", cpu=True, **keys))
     changes = {"train__precision": "fp16", "train__max_steps": 3, "train__checkpoint_every_steps": 100, "mining": None}
     config = small_world.write_config(tmp_path, **changes)
     with monkeypatch.context() as trap:

@@ -1,0 +1,113 @@
+"""`python -m train.reranker` from a configuration to a report: what it learns, writes and says; the same command again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.faults.runs import lines
+from tests.small_reranker_job import MatcherWorld
+from train.__main__ import run as run_any
+from train.reranker import run
+from train.stopping import StopSignals
+
+
+@pytest.fixture(scope="module")
+def finished(matcher_world: MatcherWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of some steps, with its configuration beside it."""
+    folder = tmp_path_factory.mktemp("reranker")
+    config = matcher_world.write_config(folder, train__max_steps=40, train__learning_rate=3e-3, train__eval_every_steps=20)
+    assert run([str(config)]) == 0
+    return config
+
+
+def events(config: Path, event: str) -> list[dict[str, Any]]:
+    return [line for line in lines(config.parent / "runs" / "job") if line["event"] == event]
+
+
+def test_it_learns_more_than_the_ratio(finished: Path) -> None:
+    steps = events(finished, "step")
+    assert [line["step"] for line in steps] == list(range(1, 41))
+    last = steps[-8:]
+    assert sum(line["loss"] for line in last) < 0.93 * sum(line["constant_loss"] for line in last)
+    assert all(line["gap"] > 0.1 for line in last)
+    assert all(line["num_true"] == 8 and line["num_hard_caption"] + line["num_hard_image"] + line["shortfall"] == 24 for line in steps)
+
+
+def test_it_measures_val_at_step_0_and_keeps_the_best(finished: Path) -> None:
+    found = events(finished, "eval")
+    assert [line["step"] for line in found] == [0, 20, 40]
+    best = max(found, key=lambda line: (line["mean_R@1"], -line["step"]))
+    state = json.loads((finished.parent / "runs" / "job" / "checkpoints" / "step-40" / "state.json").read_text())
+    assert (state["best_step"], state["best_score"]) == (best["step"], best["mean_R@1"])
+    assert len({line["miner_mean_R@1"] for line in found}) == 1
+    assert all(line["score_std"] > 0.01 for line in found)
+
+
+def test_the_report_compares_miner_untuned_and_tuned(finished: Path) -> None:
+    report = json.loads((finished.parent / "runs" / "job" / "eval" / "test" / "report.json").read_text())
+    assert list(report["stages"]) == ["miner", "miner+blip", "miner+blip-tuned"]
+    pairs = {(row["stage"], row["against"]) for row in report["comparisons"]}
+    assert pairs == {("miner+blip", "miner"), ("miner+blip-tuned", "miner"), ("miner+blip-tuned", "miner+blip")}
+
+
+def test_the_same_command_again_prints_the_figures(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished.parent / "runs" / "job" / "metrics.jsonl").read_bytes()
+    assert run_any([str(finished)]) == 0  # python -m train knows such a file too
+    said = capsys.readouterr().out
+    assert "is finished" in said and "miner+blip-tuned" in said and "export   " in said
+    assert (finished.parent / "runs" / "job" / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_configuration_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([str(finished), "train.learning_rate=0.5"]) == 2
+    assert "train.learning_rate: 0.003 -> 0.5" in capsys.readouterr().err
+
+
+def test_a_constant_answer_is_named_once_with_its_figure(
+    matcher_world: MatcherWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A head whose answer is the share of true pairs, whatever it is shown, and a rate at which it stays."""
+    blip = tmp_path / "constant"
+    blip.mkdir()
+    for path in matcher_world.blip.iterdir():
+        (blip / path.name).write_bytes(path.read_bytes())
+    weights = load_file(blip / "model.safetensors")
+    weights["itm_head.weight"] = torch.zeros_like(weights["itm_head.weight"])
+    weights["itm_head.bias"] = torch.tensor([2 / 3, 1 / 3]).log()
+    save_file(weights, blip / "model.safetensors", metadata={"format": "pt"})
+    config = matcher_world.write_config(
+        tmp_path,
+        model={"base": str(blip), "what": "head"},
+        negatives__images_per_caption=0,
+        train__learning_rate=1e-9,
+        data__test_split=None,
+    )
+    loop = _loop(config)
+    loop.run()
+    found = events(config, "constant_answer")
+    by_loss, by_scores = ([line for line in found if line["seen_in"] == place] for place in ("loss", "scores"))
+    assert [line["step"] for line in by_loss] == [4]
+    assert by_loss[0]["loss"] == pytest.approx(0.6365, abs=1e-4) == by_loss[0]["constant_loss"]
+    assert [line["step"] for line in by_scores] == [0, 3, 6]
+    said = capsys.readouterr()
+    assert "a matcher that answers the same to every pair gets 0.6365 at 1 : 2 true to false" in said.out + said.err
+
+
+def _loop(config: Path) -> Any:
+    """The loop of a run, whose final report would refuse such a matcher at the door."""
+    from train.config_file import load_run_config
+    from train.reranker import RerankerTuning
+    from train.reranker_config import RerankerConfig
+
+    tuning = RerankerTuning(load_run_config(RerankerConfig, config))
+    tuning.config.run_folder.mkdir(parents=True)
+    return tuning.begin(*tuning.start(), StopSignals())
+
+
+def test_pictures_are_checked_when_asked(matcher_world: MatcherWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([str(matcher_world.write_config(tmp_path)), "--check-images"]) == 0
+    assert "68 pictures checked: 0 do not decode" in capsys.readouterr().out

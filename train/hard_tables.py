@@ -1,0 +1,121 @@
+"""The two tables a matcher is tuned on: hard captions of every image and hard images of every caption, mined once by the same SigLIP."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from eval.errors import UserError
+from train.frozen import NOTHING_FROZEN, FrozenEmbeddings, FrozenStore
+from train.image_mining import mine_images
+from train.mining import Refresh, mine
+from train.mining_page import write_sheet
+from train.mining_sheet import MiningSheet
+from train.negatives import Negatives, read_negatives, write_negatives
+from train.reranker_job import RerankerJob
+from train.seeds import HardImages
+
+Form = Literal["columns", "images"]
+
+
+@dataclass(frozen=True)
+class HardTables:
+    """What was mined; None where nothing of the kind is asked for."""
+
+    captions: Negatives | None
+    images: HardImages | None
+
+
+@dataclass(frozen=True)
+class MinedTable:
+    """One table and how it came about."""
+
+    form: Form
+    table: Negatives
+    sheet: MiningSheet
+
+
+def forms_of(job: RerankerJob) -> list[Form]:
+    """The tables that are asked for."""
+    negatives = job.config.negatives
+    forms: list[Form] = ["columns"] if negatives.captions_per_image else []
+    return [*forms, "images"] if negatives.images_per_caption else forms
+
+
+def num_rows(job: RerankerJob) -> int:
+    """Images and captions that are embedded."""
+    return job.train_set.num_images + len(job.pool)
+
+
+def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> list[MinedTable]:
+    """Mine, and write runs/NAME/negatives/FORM.parquet with its sheet (main process). Call on every process.
+
+    Raises:
+        UserError: an embedding is not finite.
+        OSError: something cannot be written.
+    """
+    miner, folder, forms = job.miner, job.folder / "negatives", forms_of(job)
+    miner.siglip.to(job.accelerator.device)
+    frozen = _embeddings(job, on_progress) if len(forms) > 1 else NOTHING_FROZEN
+    found = []
+    for form in forms:
+        table, sheet = (mine_images if form == "images" else mine)(
+            miner.siglip,
+            miner.inputs,
+            job.pool,
+            job.config.negatives.mining(form),
+            data_sha256=job.data_sha256,
+            refresh=Refresh(job.config.seed, frozen=frozen),
+            folder=folder,
+            processes=job.processes,
+            num_workers=job.config.data.num_workers,
+            on_progress=on_progress if frozen is NOTHING_FROZEN else lambda rows: None,
+        )
+        with job.processes.jointly():
+            if job.processes.is_main:
+                write_negatives(folder / f"{form}.parquet", table, job.pool)
+                write_sheet(folder, sheet, table, job.pool, None)
+        found.append(MinedTable(form, table, sheet))
+    miner.siglip.to("cpu")
+    return found
+
+
+def _embeddings(job: RerankerJob, on_progress: Callable[[int], Any]) -> FrozenEmbeddings:
+    """What the miner makes of the split, once for both tables."""
+    store = FrozenStore(job.folder / "frozen", job.miner, job.pool, job.data_sha256, job.processes)
+    workers = job.config.data.num_workers
+    images, captions = (store.rows(tower, num_workers=workers, on_progress=on_progress) for tower in ("image", "text"))
+    return FrozenEmbeddings(images, captions)
+
+
+def read_tables(job: RerankerJob, names: str) -> dict[Form, Negatives]:
+    """The tables that were mined when the run began. Call on every process.
+
+    Args:
+        names: what they were called then, in the order of their forms.
+
+    Raises:
+        UserError: one is missing or is not the one that was mined.
+    """
+    folder: Path = job.shared.bring(job.folder / "negatives")
+    return job.processes.together(lambda: _read(job, folder, names.split()))
+
+
+def _read(job: RerankerJob, folder: Path, names: list[str]) -> dict[Form, Negatives]:
+    found: dict[Form, Negatives] = {}
+    for form, name in zip(forms_of(job), names, strict=True):
+        path = folder / f"{form}.parquet"
+        try:
+            found[form] = read_negatives(path, name, job.pool)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: the hard negatives that this run was begun with cannot be read ({error}). Restore the file, or start again "
+                "under another name="
+            ) from error
+    return found
+
+
+def as_hard_tables(job: RerankerJob, tables: dict[Form, Negatives]) -> HardTables:
+    """The tables as batches read them."""
+    images = HardImages.of_table(tables["images"], job.train_set.num_captions) if "images" in tables else None
+    return HardTables(tables.get("columns"), images)
