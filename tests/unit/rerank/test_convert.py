@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,19 @@ def test_what_is_there_is_not_overwritten_and_what_cannot_be_written_says_so(tmp
     assert "could not write" in capsys.readouterr().err
     (tmp_path / "free").mkdir()
     assert main([source, "--output", str(tmp_path / "free"), "--tokenizer", words]) == 0
+
+
+def test_a_disk_that_fills_leaves_nothing(tmp_path: Path, words: str, capsys) -> None:
+    """A limit on the size of a file stands in for the disk: the weights no longer fit, the small files do."""
+    source = saved(tmp_path / "model.pth", files.released(files.random_tensors(), tuned=True))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        code = main([source, "--output", str(tmp_path / "made"), "--tokenizer", words])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 4 and "could not write" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*made*"))
 
 
 def test_what_a_killed_writer_left_is_swept(tmp_path: Path, words: str) -> None:
