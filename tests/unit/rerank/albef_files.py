@@ -1,5 +1,6 @@
 """A small ALBEF as it would be released: a .pth with momentum copies, queues and heads, and the folder of its tokenizer."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -89,3 +90,13 @@ def released(tensors: dict[str, torch.Tensor], *, tuned: bool) -> dict:
     model |= {"vision_proj.weight": torch.zeros(4, WIDTH), "text_proj_m.bias": torch.zeros(4), "temp": torch.tensor(0.07)}
     model |= {"image_queue": torch.zeros(4, 8), "queue_ptr": torch.zeros(1, dtype=torch.long), "idx_queue": torch.zeros(1, 8)}
     return {"model": model, "optimizer": {"state": {0: {"step": 3, "exp_avg": torch.zeros(2)}}}, "config": {"image_res": IMAGE}, "epoch": 4}
+
+
+class Trap:
+    """An object whose unpickling leaves a mark."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.mark),))
