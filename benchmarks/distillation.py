@@ -83,7 +83,13 @@ def arm_row(arm: str, pooled: pa.Table, lines: list[list[Any]]) -> str:
     judged = f"{np.mean([line['num_judged'] for line in mining]):,.0f}" if mining else ""
     seconds = f"{np.mean([line['seconds'] for line in mining]):.0f}" if mining else ""
     step = np.median([seconds_per_step(run_lines) for run_lines in lines])
-    return f"| {arm} | {mean_recall({arm: pooled}, arm):.1f} | {mined} | {judged} | {seconds} | {step:.2f} |"
+    chosen = ", ".join(str(chosen_step(run_lines)) for run_lines in lines)
+    return f"| {arm} | {mean_recall({arm: pooled}, arm):.1f} | {chosen} | {mined} | {judged} | {seconds} | {step:.2f} |"
+
+
+def chosen_step(lines: list[Any]) -> int:
+    """The step whose checkpoint was best on val, and measured on test; 0: the base itself, which no later one was better than."""
+    return max(line["step"] for line in lines if line["event"] == "eval" and line["best"])
 
 
 def comparison_rows(arm: str, against: str, queries: pa.Table) -> list[str]:
@@ -133,8 +139,8 @@ def study(every: dict[str, dict[str, Any]], num_seeds: int, steps: int, folder: 
         parts.append(kept)
     queries = pa.concat_tables(parts)
     return queries, [
-        "| arm | R@1 | negatives mined | pairs scored | s a mining | s a step |",
-        "|---|---|---|---|---|---|",
+        "| arm | R@1 | chosen steps | negatives mined | pairs scored | s a mining | s a step |",
+        "|---|---|---|---|---|---|---|",
         *(arm_row(arm, of_arm(queries, arm), [found[arm, seed][1] for seed in range(num_seeds)]) for arm in every),
         "",
         "| comparison | direction | difference | 95% over test images | verdict | 95% over seeds | by seed |",
