@@ -32,8 +32,11 @@ from eval.significance import resample_weights
 
 BASELINES: dict[str, dict[str, Any]] = {"none": {}, "hard": {}}
 MODEL = "demo/models/blip-itm"
-DISTILLED: dict[str, dict[str, Any]] = {form: {"distil": {"form": form}} for form in ("labels", "lists")}
-MINING: dict[str, Any] = {"negatives_per_image": 4, "weight": 0.25, "margin": None, "pool_top_k": 64}
+DISTILLED: dict[str, dict[str, Any]] = {
+    "labels": {"distil": {"form": "labels"}},
+    "lists": {"distil": {"form": "lists", "temperature": 3.0}},
+}
+MINING: dict[str, Any] = {"negatives_per_image": 6, "weight": 0.25, "margin": None, "pool_top_k": 64, "selection": "random"}
 DIRECTIONS: tuple[Direction | str, ...] = ("image_to_text", "text_to_image", "both")
 KEPT = ["stage", "direction", "query_id", "image_id", "rank", "ap_at_r", "r_precision"]
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # two-sided 95% quantiles, 1 to 9 degrees of freedom
