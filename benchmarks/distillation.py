@@ -32,8 +32,11 @@ from eval.significance import resample_weights
 
 BASELINES: dict[str, dict[str, Any]] = {"none": {}, "hard": {}}
 MODEL = "demo/models/blip-itm"
-DISTILLED: dict[str, dict[str, Any]] = {form: {"distil": {"form": form}} for form in ("labels", "lists")}
-MINING: dict[str, Any] = {"negatives_per_image": 4, "weight": 0.25, "margin": None, "pool_top_k": 64}
+DISTILLED: dict[str, dict[str, Any]] = {
+    "labels": {"distil": {"form": "labels"}},
+    "lists": {"distil": {"form": "lists", "temperature": 3.0}},
+}
+MINING: dict[str, Any] = {"negatives_per_image": 6, "weight": 0.25, "margin": None, "pool_top_k": 64, "selection": "random"}
 DIRECTIONS: tuple[Direction | str, ...] = ("image_to_text", "text_to_image", "both")
 KEPT = ["stage", "direction", "query_id", "image_id", "rank", "ap_at_r", "r_precision"]
 _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # two-sided 95% quantiles, 1 to 9 degrees of freedom
@@ -83,7 +86,13 @@ def arm_row(arm: str, pooled: pa.Table, lines: list[list[Any]]) -> str:
     judged = f"{np.mean([line['num_judged'] for line in mining]):,.0f}" if mining else ""
     seconds = f"{np.mean([line['seconds'] for line in mining]):.0f}" if mining else ""
     step = np.median([seconds_per_step(run_lines) for run_lines in lines])
-    return f"| {arm} | {mean_recall({arm: pooled}, arm):.1f} | {mined} | {judged} | {seconds} | {step:.2f} |"
+    chosen = ", ".join(str(chosen_step(run_lines)) for run_lines in lines)
+    return f"| {arm} | {mean_recall({arm: pooled}, arm):.1f} | {chosen} | {mined} | {judged} | {seconds} | {step:.2f} |"
+
+
+def chosen_step(lines: list[Any]) -> int:
+    """The step whose checkpoint was best on val, and measured on test; 0: the base itself, which no later one was better than."""
+    return max(line["step"] for line in lines if line["event"] == "eval" and line["best"])
 
 
 def comparison_rows(arm: str, against: str, queries: pa.Table) -> list[str]:
@@ -133,8 +142,8 @@ def study(every: dict[str, dict[str, Any]], num_seeds: int, steps: int, folder: 
         parts.append(kept)
     queries = pa.concat_tables(parts)
     return queries, [
-        "| arm | R@1 | negatives mined | pairs scored | s a mining | s a step |",
-        "|---|---|---|---|---|---|",
+        "| arm | R@1 | chosen steps | negatives mined | pairs scored | s a mining | s a step |",
+        "|---|---|---|---|---|---|---|",
         *(arm_row(arm, of_arm(queries, arm), [found[arm, seed][1] for seed in range(num_seeds)]) for arm in every),
         "",
         "| comparison | direction | difference | 95% over test images | verdict | 95% over seeds | by seed |",
