@@ -53,8 +53,6 @@ def test_the_page_quotes_the_table() -> None:
     quoted = 0
     for _, what, margin, limit, saved, fall, _, above in rows:
         words = {"fall": "fall of R@1"}.get(limit, limit)
-        quoted += any(
-            line.startswith(f"| {what} | {margin} | {words} | {saved} | {fall}") and line.endswith(f"| {above} |")
-            for line in page.splitlines()
-        )
+        start, end = f"| {what} | {margin} | {words} | {saved} | {fall}", f"| {above} |"
+        quoted += any(line.startswith(start) and line.endswith(end) for line in page.splitlines())
     assert quoted == 5
