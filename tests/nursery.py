@@ -20,17 +20,7 @@ from typing import Any
 from tests.hosts import Host
 
 ROOT = Path(__file__).parents[1]
-PRELOADED = (
-    "train.__main__",
-    "train.loop",
-    "train.final",
-    "train.export",
-    "train.mining_command",
-    "train.check",
-    "eval.__main__",
-    "rerank.__main__",
-    "peft",
-)
+PRELOADED = ("train.__main__", "train.loop", "train.final", "train.export", "train.mining_command", "train.check", "eval.__main__", "peft")
 SECONDS = 240  # far more than any command takes: reached only by one that hangs
 
 
