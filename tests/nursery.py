@@ -31,7 +31,6 @@ PRELOADED = (
     "train.reranker_loop",
     "train.reranker_final",
     "eval.__main__",
-    "rerank.__main__",
     "peft",
 )
 SECONDS = 240  # far more than any command takes: reached only by one that hangs

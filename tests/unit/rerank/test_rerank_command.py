@@ -49,7 +49,7 @@ def alone(arguments: list[str], nursery: Nursery, tmp_path_factory: pytest.TempP
 
 def test_table_and_page_are_written_and_the_summary_says_what_came_of_it(alone: tuple[Path, str], photos: Path) -> None:
     folder, said = alone
-    assert sorted(path.name for path in folder.iterdir()) == ["a.html", "a.parquet"]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.html", "a.pair-scores", "a.parquet"]
     rows = pq.read_table(folder / "a.parquet").to_pylist()
     num_captions = len(set((photos / "captions.txt").read_text().split("\n")) - {""})
     queries = {
@@ -155,7 +155,11 @@ def test_what_cannot_be_done_is_refused_before_the_work(
         (["--output", "a.xlsx"], "expected a name that ends in one of .parquet, .csv, .jsonl"),
         (["--column", "image"], "--column takes OURS=THEIRS"),
         (["--column", "picture=x"], "are not columns of ours"),
-        (["--precision", "bfloat16"], "--precision is the reranker's"),
+        (["--precision", "bfloat16"], "--precision is about the reranker"),
+        (["--seconds", "5"], "--seconds is about the reranker"),
+        (["--no-pair-scores"], "--no-pair-scores is about the reranker"),
+        (["--rerank", "b", "--seconds", "0"], "--seconds is above 0"),
+        (["--rerank", "b", "--skip-margin", "-1"], "--skip-margin is a difference of cosines"),
         (["--caption-id-column", "x"], "--caption-id-column is of a table of captions"),
     ],
 )
