@@ -60,7 +60,7 @@ class NegativesConfig(Section):
     perc_pos: Annotated[float, Field(gt=0, le=1)] | None = None
     """TopK-PercPos: most share of the best true one's cosine; null: no such rule."""
     drop_matches_at: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Ask the matcher, before it is tuned, about what is about to be mined, and pass over what it gives this probability of a match or more:
+    """Ask the matcher, before it is tuned, about what is to be mined, and pass over what it gives this probability of a match, or more:
     likely true, though the data does not say so. What it is surely wrong about is passed over with it; null: nothing is asked."""
     easy_until_step: Annotated[int, Field(ge=0)] = 0
     """Up to this step negatives are easy ones only: other captions of the batch that are not true of the image."""
