@@ -70,7 +70,7 @@ class BaseLoop(ABC):
         """Measure where the weights stand and write the lines; (score on val, what bars it from being best, what ends the run)."""
 
     @abstractmethod
-    def is_evaluated(self) -> bool:
+    def can_evaluate(self) -> bool:
         """Whether there is anything to evaluate on."""
 
     @abstractmethod
@@ -180,7 +180,7 @@ class BaseLoop(ABC):
         """Evaluate, and note a new best."""
         step, train = self.state.step, self._run.config.train
         due = step % train.eval_every_steps == 0 or step == train.max_steps
-        if not due or self.state.evaluated or not self.is_evaluated():
+        if not due or self.state.evaluated or not self.can_evaluate():
             return
         score, barred, stopped_by = self.evaluate()
         is_best = self.is_best(score, barred)

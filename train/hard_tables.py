@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eval.errors import UserError
+from rerank.scorer import PairScorer, load_scorer
+from rerank.settings import ScorerSettings
 from train.frozen import NOTHING_FROZEN, FrozenEmbeddings, FrozenStore
 from train.image_mining import mine_images
 from train.mining import Refresh, mine
@@ -57,6 +59,7 @@ def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> list[Min
     miner, folder, forms = job.miner, job.folder / "negatives", forms_of(job)
     miner.siglip.to(job.accelerator.device)
     frozen = _embeddings(job, on_progress) if len(forms) > 1 else NOTHING_FROZEN
+    matcher = _matcher(job)
     found = []
     for form in forms:
         table, sheet = (mine_images if form == "images" else mine)(
@@ -66,18 +69,27 @@ def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> list[Min
             job.config.negatives.mining(form),
             data_sha256=job.data_sha256,
             refresh=Refresh(job.config.seed, frozen=frozen),
+            matcher=matcher,
             folder=folder,
             processes=job.processes,
             num_workers=job.config.data.num_workers,
-            on_progress=on_progress if frozen is NOTHING_FROZEN else lambda rows: None,
+            truth=job.truth,
+            on_progress=on_progress if frozen is NOTHING_FROZEN else lambda rows: on_progress(0),  # to look for a signal
         )
         with job.processes.jointly():
             if job.processes.is_main:
                 write_negatives(folder / f"{form}.parquet", table, job.pool)
-                write_sheet(folder, sheet, table, job.pool, None)
+                write_sheet(folder, sheet, table, job.pool, job.truth)
         found.append(MinedTable(form, table, sheet))
     miner.siglip.to("cpu")
     return found
+
+
+def _matcher(job: RerankerJob) -> PairScorer | None:
+    """The matcher before it is tuned, if it is asked about what is mined."""
+    if job.config.negatives.drop_matches_at is None:
+        return None
+    return load_scorer(job.base, device=job.accelerator.device, settings=ScorerSettings(score_kind="margin"))
 
 
 def _embeddings(job: RerankerJob, on_progress: Callable[[int], Any]) -> FrozenEmbeddings:

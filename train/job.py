@@ -214,7 +214,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     base = _base(config, splits, processes, shared)
     matcher_sha256 = processes.together(lambda: matcher_fingerprint(config))  # what is refused is refused now, not at the first mining
     truth, tuned, final_set = processes.together(
-        lambda: (_known_truth(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
+        lambda: (known_truth(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
     )
     data_sha256 = pool.data_sha256()
     check_agreement(config, tuned.base_sha256, data_sha256, matcher_sha256, processes)
@@ -261,7 +261,7 @@ def _base(config: JobConfig, splits: Splits, processes: Processes, shared: Share
     return str(shared.bring(Path(base)))
 
 
-def _known_truth(config: JobConfig, train_set: RetrievalSet) -> set[tuple[str, str]] | None:
+def known_truth(config: RunConfig, train_set: RetrievalSet) -> set[tuple[str, str]] | None:
     """(image id, caption id) of the qrels' pairs among the train split, of whichever direction they were written; None without qrels."""
     if config.data.truth is None:
         return None

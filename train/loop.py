@@ -149,7 +149,7 @@ class Loop(BaseLoop):
         )
         self.stepper.true_pairs = self._true_pairs()
 
-    def is_evaluated(self) -> bool:
+    def can_evaluate(self) -> bool:
         """Whether there is a val split or a watch set."""
         return self.job.val_set is not None or bool(self.job.watch_sets)
 

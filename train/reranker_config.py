@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from train.config import LoopConfig, LoraConfig, RunConfig
 from train.config_section import Section
-from train.mining_config import MiningConfig
+from train.mining_config import DenoiseConfig, MiningConfig
 
 What = Literal["head", "lora", "all"]
 
@@ -59,6 +59,9 @@ class NegativesConfig(Section):
     """Pass over what ranks above this, from 1: the very first are most often true."""
     perc_pos: Annotated[float, Field(gt=0, le=1)] | None = None
     """TopK-PercPos: most share of the best true one's cosine; null: no such rule."""
+    drop_matches_at: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Ask the matcher, before it is tuned, about what is to be mined, and pass over what it gives this probability of a match, or more:
+    likely true, though the data does not say so. What it is surely wrong about is passed over with it; null: nothing is asked."""
     easy_until_step: Annotated[int, Field(ge=0)] = 0
     """Up to this step negatives are easy ones only: other captions of the batch that are not true of the image."""
     fill_with_easy: bool = False
@@ -88,6 +91,7 @@ class NegativesConfig(Section):
             near_duplicates=self.near_duplicates,
             rank_min=self.rank_min,
             perc_pos=self.perc_pos,
+            denoise=None if self.drop_matches_at is None else DenoiseConfig(threshold=self.drop_matches_at),
             form=form,
         )
 
@@ -144,8 +148,6 @@ class RerankerConfig(RunConfig):
                 f"negatives.easy_until_step {self.negatives.easy_until_step} leaves no step of train.max_steps {self.train.max_steps} to "
                 "the hard ones"
             )
-        if self.data.truth is not None:
-            raise ValueError("data.truth counts false negatives in the mining of `python -m train` only; leave it out")
         return self
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import BlipForImageTextRetrieval, BlipProcessor
 
 from eval.dataset import RetrievalSet
@@ -19,7 +18,7 @@ from rerank.stages import reranked_stages
 from train.checkpoint import State
 from train.export import chosen_checkpoint, commit_export, write_plain
 from train.finished import ended, mark_ended, report_folder, show_places
-from train.matcher import TunedMatcher, build_matcher
+from train.matcher import build_matcher
 from train.matcher_scores import NamedScorer, first_stage
 from train.reranker_config import RerankerConfig
 from train.reranker_job import RerankerJob
@@ -86,16 +85,12 @@ def export_matcher(config: RerankerConfig, which: str, folder: Path) -> int:
     checkpoints.load_weights(step, tuned)
 
     def write(temporary: Path) -> None:
-        write_plain(BlipForImageTextRetrieval, tuned.module.config, _state(tuned), temporary)
+        write_plain(BlipForImageTextRetrieval, tuned.module.config, plain_state(tuned.module), temporary)
         BlipProcessor(tuned.checkpoint.image_processor, tuned.checkpoint.tokenizer).save_pretrained(temporary)
         (temporary / "README.md").write_text(matcher_card(config, newest, step), encoding="utf-8")
 
     commit_export(folder, write)
     return step
-
-
-def _state(tuned: TunedMatcher) -> dict[str, torch.Tensor]:
-    return plain_state(tuned.module)
 
 
 def matcher_card(config: RerankerConfig, state: State, chosen_step: int) -> str:

@@ -16,7 +16,7 @@ from eval.processes import Processes
 from rerank.stages import check_top_k
 from train.agreement import check_same
 from train.batches import BatchOrder
-from train.job import Splits, data_line, leakage_lines, load_splits, speaker
+from train.job import Splits, data_line, known_truth, leakage_lines, load_splits, speaker
 from train.matcher import TunedMatcher, build_matcher, make_matcher_optimizer
 from train.model import TunedModel
 from train.pool import CaptionPool
@@ -30,6 +30,7 @@ class RerankerJob:
 
     Attributes:
         final_set: the split of the final report, test or else val; None without either.
+        truth: (image id, caption id) pairs known to be true beyond the data; counted among the mined, never trained on.
         miner: the SigLIP whose confusions are mined; on the device only while it is used.
         base: the matcher it started from, by name.
         shared: the run's folder, for every process to read.
@@ -45,6 +46,7 @@ class RerankerJob:
     test_set: RetrievalSet | None
     unused_splits: dict[str, int]
     leakages: list[Leakage]
+    truth: set[tuple[str, str]] | None
     base: str
     miner: TunedModel
     tuned: TunedMatcher
@@ -89,7 +91,9 @@ def prepare_reranker(config: RerankerConfig, splits: Splits, accelerator: Accele
         UserError: one of the two cannot be used, or processes were given different files.
     """
     pool = CaptionPool(splits.train)
-    (siglip, inputs), tuned = processes.together(lambda: (load_siglip(config.miner), build_matcher(config.model, config.seed)))
+    (siglip, inputs), tuned, truth = processes.together(
+        lambda: (load_siglip(config.miner), build_matcher(config.model, config.seed), known_truth(config, splits.train))
+    )
     miner = TunedModel(siglip, inputs, hash_weights(siglip))
     data_sha256 = pool.data_sha256()
     parts = [
@@ -110,6 +114,7 @@ def prepare_reranker(config: RerankerConfig, splits: Splits, accelerator: Accele
         splits.test,
         splits.unused,
         splits.leakages(),
+        truth,
         config.model.base,
         miner,
         tuned,
@@ -133,6 +138,7 @@ def describe_reranker(job: RerankerJob) -> list[str]:
         data_line(job),
         f"pairs     of each image its true caption and up to {negatives.captions_per_image} hard captions, "
         f"{negatives.images_per_caption} hard images; drawn from {negatives.drawn_from}"
+        + (f"; none that the matcher calls a match ({negatives.drop_matches_at:g})" if negatives.drop_matches_at is not None else "")
         + (f"; easy ones up to step {negatives.easy_until_step}" if negatives.easy_until_step else ""),
         f"loop      {config.train.max_steps:,} steps of {config.train.batch_size} images = "
         f"{order.num_epochs(config.train.max_steps):.1f} epochs, {config.train.num_warmup_steps} of them warm-up; {config.train.precision}",

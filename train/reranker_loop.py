@@ -137,7 +137,7 @@ class RerankerLoop(BaseLoop):
             self.write("constant_answer", {"seen_in": "loss", "loss": loss, "constant_loss": constant})
             self.job.say(f"warning: {loss_warning(self.running, outcome.num_true, outcome.num_false)}")
 
-    def is_evaluated(self) -> bool:
+    def can_evaluate(self) -> bool:
         """Whether there is a val split."""
         return self.job.val_set is not None
 

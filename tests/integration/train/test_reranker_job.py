@@ -1,6 +1,7 @@
 """`python -m train.reranker` from a configuration to a report: what it learns, writes and says; the same command again."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rerank.scorer import load_scorer
+from rerank.settings import ScorerSettings
 from tests.faults.runs import lines
+from tests.small_job import load
 from tests.small_reranker_job import MatcherWorld
 from train.__main__ import run as run_any
 from train.reranker import run
@@ -95,6 +99,28 @@ def test_a_constant_answer_is_named_once_with_its_figure(
     assert [line["step"] for line in by_scores] == [0, 3, 6]
     said = capsys.readouterr()
     assert "a matcher that answers the same to every pair gets 0.6365 at 1 : 2 true to false" in said.out + said.err
+
+
+def test_what_the_untuned_matcher_calls_a_match_is_not_mined(matcher_world: MatcherWorld, tmp_path: Path) -> None:
+    """By its own probabilities, asked again; and what the qrels say is true is counted among the rest."""
+    dataset = load(matcher_world.manifest)
+    qrels = tmp_path / "truth.qrels"
+    qrels.write_text("".join(f"{dataset.image_ids[image]} 0 {dataset.caption_ids[image + 5]} 1\n" for image in range(40)))
+    config = matcher_world.write_config(tmp_path, negatives__drop_matches_at=0.3, data__truth=str(qrels), negatives__images_per_caption=0)
+    loop = _loop(config)
+    loop.log.open_at(0)
+    loop.make_ready()
+    (sheet,) = events(config, "mining")
+    table = loop._tables.captions
+    scorer = load_scorer(str(matcher_world.blip), device="cpu", settings=ScorerSettings(score_kind="margin"))
+    margins = [
+        float(scorer.score(dataset.load_image(int(image)), [dataset.captions[int(caption)]])[0])
+        for image, caption in zip(table.image_N, table.captions_N, strict=True)
+    ]
+    assert len(margins) > 20 and max(margins) < math.log(0.3 / 0.7) + 1e-5
+    assert sheet["passed_over"]["match"] > 0 and sheet["num_judged"] > len(margins)
+    known = {(image, image + 5) for image in range(40)}
+    assert sheet["num_false_negatives"] == len(known & set(zip(table.image_N.tolist(), table.captions_N.tolist(), strict=True)))
 
 
 def _loop(config: Path) -> Any:

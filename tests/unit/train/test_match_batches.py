@@ -90,7 +90,7 @@ def test_the_true_caption_is_the_one_whose_turn_it_is(pool: CaptionPool, inputs:
 def test_hard_ones_come_from_the_tables_and_are_drawn_anew_in_each_epoch(pool: CaptionPool, inputs: MatchInputs) -> None:
     captions, images = tables(pool)
     seen: dict[int, set[tuple[int, ...]]] = {}
-    for step in range(1, 41):
+    for step in range(1, 26):
         batch = build(pool, inputs, step)
         for owner in range(BATCH):
             of_owner = [pair for pair, whose in zip(pairs(batch), batch.owners_N.tolist(), strict=True) if whose == owner]
@@ -100,7 +100,7 @@ def test_hard_ones_come_from_the_tables_and_are_drawn_anew_in_each_epoch(pool: C
             assert {i for i, _, kind in others if kind == PairKind.HARD_IMAGE} <= set(images.of(spoken).tolist())
             assert all(caption == spoken for _, caption, kind in others if kind == PairKind.HARD_IMAGE)
             seen.setdefault(image, set()).add(hard)
-    assert max(len(found) for found in seen.values()) > 3  # of 6 ways to draw 2 of 4
+    assert max(len(found) for found in seen.values()) > 2  # in five epochs, of 6 ways to draw 2 of 4
 
 
 @pytest.mark.parametrize("config", [{}, {"easy_until_step": 9}, {"fill_with_easy": True}], ids=str)

@@ -23,7 +23,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "beyond the pool": ({"negatives__pool_top_k": 3}, "negatives_per_image 4 exceeds pool_top_k 3"),
     "rank_min": ({"negatives__rank_min": 29}, "29"),
     "only easy": ({"negatives__easy_until_step": 6}, "leaves no step of train.max_steps 6"),
-    "truth": ({"data__truth": "a.qrels"}, "data.truth"),
+    "no probability": ({"negatives__drop_matches_at": 1.5}, "negatives.drop_matches_at"),
     "a tower's rate": ({"train__image_learning_rate": 1e-4}, "train.image_learning_rate: unknown key"),
     "misspelt": ({"negatives__fill_with_esy": True}, "did you mean fill_with_easy"),
     "no splits": ({"data__train_split": None}, "val_split and data.test_split must be null too"),
@@ -48,6 +48,9 @@ def test_overrides_and_defaults(tmp_path: Path) -> None:
 
 def test_the_rules_of_mining_are_the_ones_asked_for() -> None:
     negatives = reranker_config.NegativesConfig(drawn_from=5, margin=-1.0, near_duplicates=True, rank_min=3, perc_pos=0.9)
+    assert reranker_config.NegativesConfig().mining("columns").denoise is None
+    denoise = reranker_config.NegativesConfig(drop_matches_at=0.3).mining("images").denoise
+    assert denoise is not None and (denoise.mode, denoise.threshold) == ("drop", 0.3)
     for form in ("columns", "images"):
         mining = negatives.mining(form)
         assert (mining.negatives_per_image, mining.margin, mining.near_duplicates) == (5, -1.0, True)
