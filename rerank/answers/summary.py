@@ -55,7 +55,7 @@ def _reranking(scores: PairScores | None) -> str:
     if scores is None:
         return ""
     cost, num_kept = scores.cost, scores.kept.num_pairs
-    rate = f", {cost.pairs_scored / cost.seconds:,.1f} pairs/s" if cost.seconds > 0 else ""
+    rate = f", {cost.pairs_scored / cost.seconds:,.1f} pairs/s" if cost.pairs_scored and cost.seconds > 0 else ""
     kept = f"; {num_kept:,} pairs were scored by an earlier run" if num_kept else ""
     return f", {cost.seconds:.1f} reranking ({cost.pairs_scored:,} pairs of {cost.images_encoded:,} pictures{rate}{kept})"
 

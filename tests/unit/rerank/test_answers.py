@@ -1,5 +1,6 @@
 """The first stage and the final lists, against sorting everything and against the reranking of an evaluation."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from eval.checkpoint import load_siglip
 from eval.encoder import embed_captions, embed_images
 from eval.errors import UserError, WriteError
 from eval.ranking import DIRECTIONS, Ranking
-from rerank.answers.answers import Answers, pairs_to_score, reranked_answers
+from rerank.adaptive import rerank_within
+from rerank.answers.answers import Answers, fitting_budget, pairs_to_score, reranked_answers, within_budget
 from rerank.answers.collection import Collection, read_collection
 from rerank.answers.first_stage import FirstAnswers, find_first
 from rerank.candidates import CandidateLists
@@ -136,6 +138,35 @@ def test_the_final_order_is_that_of_an_evaluations_reranking(found: FirstAnswers
     alone = load_scorer(str(tiny_blip)).score(found.collection.load_image(3), [captions[int(c)] for c in answers[0].indices_QK[3]])
     np.testing.assert_allclose(answers[0].rerank_scores_QK[3], alone, atol=1e-5)
     assert (np.diff(alone) < 1e-5).all() and answers[0].num_changed > 0
+
+
+def test_what_trails_by_the_margin_is_not_scored_and_keeps_its_place(found: FirstAnswers, judged: tuple, tiny_blip: Path) -> None:
+    cosines_QK = found.rankings["image_to_text"].top_scores_QK
+    margin = float(np.median(cosines_QK[:, 0] - cosines_QK[:, 2]))
+    answers, scores = reranked_answers(found, load_scorer(str(tiny_blip), device="cpu"), skip_margin=margin)
+    assert 0 < scores.cost.pairs_scored < judged[1].cost.pairs_scored
+    for one, full in zip(answers, judged[0], strict=True):
+        first = found.rankings[one.direction]
+        np.testing.assert_array_equal(one.indices_QK, rerank_within(first, judged[1], TOP_K, margin).top_indices_QK)
+        is_scored_QK = np.isfinite(one.rerank_scores_QK)
+        num_scored_Q = is_scored_QK.sum(axis=1)
+        assert len(set(num_scored_Q.tolist())) > 1 and 1 not in num_scored_Q
+        for query, num in enumerate(num_scored_Q.tolist()):
+            np.testing.assert_array_equal(one.first_ranks_QK[query, num:], np.arange(num + 1, TOP_K + 1))
+            known = dict(zip(full.indices_QK[query].tolist(), full.rerank_scores_QK[query].tolist(), strict=True))
+            scored = one.indices_QK[query, :num].tolist()
+            np.testing.assert_allclose(one.rerank_scores_QK[query, :num], [known[item] for item in scored], atol=1e-5)
+
+
+def test_a_time_budget_cuts_the_lists(found: FirstAnswers, tiny_blip: Path) -> None:
+    scorer = load_scorer(str(tiny_blip), device="cpu")
+    everything = fitting_budget(found, scorer, 1e6)
+    assert everything.top_k == TOP_K
+    cut = within_budget(found, replace(everything, top_k=2))
+    for direction in DIRECTIONS:
+        np.testing.assert_array_equal(cut.rankings[direction].top_indices_QK, found.rankings[direction].top_indices_QK[:, :2])
+    with pytest.raises(UserError, match="too few to rerank in"):
+        fitting_budget(found, scorer, 1e-9)
 
 
 def test_a_pair_that_both_directions_ask_for_is_scored_once(found: FirstAnswers, judged: tuple) -> None:

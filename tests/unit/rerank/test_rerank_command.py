@@ -70,6 +70,20 @@ def test_table_and_page_are_written_and_the_summary_says_what_came_of_it(alone: 
     assert (folder / "a.html").read_text().count("<article") == 7
 
 
+def test_a_second_run_scores_only_what_is_new_within_its_time_and_margin(
+    arguments: list[str], alone: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    kept = shutil.copytree(alone[0] / "a.pair-scores", tmp_path / "kept")
+    run_here([*arguments, "--output", str(tmp_path / "b.jsonl"), "--pair-scores", str(kept), "--seconds", "9999", "--skip-margin", "0.02"])
+    said = capsys.readouterr().out
+    assert "K = 4, 39 pictures" in said and "reranking (0 pairs of 0 pictures; " in said
+    rows = [json.loads(line) for line in (tmp_path / "b.jsonl").read_text(encoding="utf-8").splitlines()]
+    scored = [row for row in rows if row["rerank_score"] is not None]
+    assert f"{len({frozenset((row['query_id'], row['candidate_id'])) for row in scored})} pairs were scored by an earlier run" in said
+    assert 0 < len(scored) < len(rows) and all(row["rank"] == row["first_rank"] for row in rows if row["rerank_score"] is None)
+    assert "not scored" in (tmp_path / "b.html").read_text()
+
+
 @pytest.mark.parametrize("num", [2, 3])
 def test_several_processes_write_the_same_bytes(
     nursery: Nursery, arguments: list[str], alone: tuple[Path, str], tmp_path: Path, num: int
