@@ -21,7 +21,7 @@ from eval.ranking import DIRECTIONS, Direction, Ranking
 from eval.significance import resample_weights
 from eval.slices import slice_rows
 from eval.stage_faults import RankingCheck, pair_faults
-from eval.sweep import Sweep, ceiling, read_sweep, sweep_column, sweep_rows
+from eval.sweep import Sweep, ceiling, r1_by_size, read_sweep, sweep_column, sweep_rows
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,11 @@ def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tup
             figures[stage.name]["inputs"] = dict(stage.inputs)
         if stage.first_stage is not None and stage.top_k is not None:
             first = {direction: measured[stage.first_stage, direction] for direction in DIRECTIONS}
+            sweep = read_sweep(table, stage.name)
             figures[stage.name] |= {
                 "ceiling": ceiling(first, stage.top_k),
-                "k_sweep": sweep_rows(read_sweep(table, stage.name), first, weights_SI),
+                "k_sweep": sweep_rows(sweep, first, weights_SI),
+                "r1_by_k": r1_by_size(sweep),
             }
     chosen = list(zip([s.name for s in stages[1:]], [s.name for s in stages], strict=False)) if pairs is None else list(pairs)
     comparisons = compare(measured, chosen, weights_SI)

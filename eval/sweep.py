@@ -50,9 +50,10 @@ def read_sweep(queries: pa.Table, stage: str) -> Sweep:
         if rows.null_count:
             return {}
         pairs = rows.combine_chunks().flatten()
-        sizes, ranks = pairs.field("k").to_numpy(), pairs.field("rank").to_numpy()
-        for k in dict.fromkeys(sizes.tolist()):
-            found.setdefault(k, {})[direction] = ranks[sizes == k]
+        num_sizes = len(pairs) // len(rows)  # every row has the same
+        ranks_QK = pairs.field("rank").to_numpy().reshape(-1, num_sizes)
+        for place, k in enumerate(pairs.field("k")[:num_sizes].to_pylist()):
+            found.setdefault(k, {})[direction] = ranks_QK[:, place]
     return found
 
 
@@ -62,11 +63,11 @@ def ceiling(first: Mapping[Direction, Arm], top_k: int) -> dict[Direction, float
 
 
 def sweep_rows(sweep: Sweep, first: Mapping[Direction, Arm], weights_SI: np.ndarray) -> list[dict[str, Any]]:
-    """report.json's `k_sweep`: recalls at each K, with the 95% interval of R@1 (images drawn)."""
+    """report.json's `k_sweep`: recalls at K = 1, 2, 4, ... and the largest, with the 95% interval of R@1 (images drawn)."""
     rows = []
-    for k, ranks in sweep.items():
+    for k in (k for k in sweep_sizes(max(sweep, default=1)) if k in sweep):
         for direction in DIRECTIONS:
-            found_QM = np.stack([recall_at_k(ranks[direction], cut) for cut in RECALL_AT], axis=1)
+            found_QM = np.stack([recall_at_k(sweep[k][direction], cut) for cut in RECALL_AT], axis=1)
             sums = ImageSums.of(found_QM, first[direction].image_Q, weights_SI.shape[1])
             recalls = dict(zip(RECALLS, sums.means().tolist(), strict=True))
             bounds = interval(sums.resampled_means(weights_SI))[:, 0].tolist()
@@ -74,16 +75,25 @@ def sweep_rows(sweep: Sweep, first: Mapping[Direction, Arm], weights_SI: np.ndar
     return rows
 
 
-def curves(rows: list[dict[str, Any]], key: str = "k") -> dict[str, Any]:
-    """R@1 over K as a drawing in a box of 400 x 160: each direction's points with the ends of their intervals, K's places, y's range.
+def r1_by_size(sweep: Sweep) -> dict[Direction, list[list[float]]]:
+    """report.json's `r1_by_k`: R@1 at each K of the sweep; [[k, R@1], ...] of each direction, K ascending."""
+    return {d: [[k, float((sweep[k][d] == 1).mean())] for k in sorted(sweep)] for d in DIRECTIONS}
 
-    K are evenly spaced (they double), in the order of the rows; y runs from the lowest to the highest end of an interval.
+
+def curves(rows: list[dict[str, Any]], by_size: Mapping[str, list[list[float]]] | None = None) -> dict[str, Any]:
+    """R@1 over K as a drawing in a box of 400 x 160: each direction's points with the ends of their intervals and the line through every K
+    that is known, K's places, y's range.
+
+    K of the rows are evenly spaced (they double), others between them by their logarithm; y covers all that is drawn.
 
     Args:
-        key: what R@1 is drawn over, if not K.
+        rows: `k_sweep`.
+        by_size: `r1_by_k`; None (an older report): the lines go through the rows.
     """
-    sizes = list(dict.fromkeys(row[key] for row in rows))
-    low, high = min(row["ci95"][0] for row in rows), max(row["ci95"][1] for row in rows)
+    by_size = by_size or {d: [[row["k"], row["R@1"]] for row in rows if row["direction"] == d] for d in DIRECTIONS}
+    sizes = sorted({row["k"] for row in rows})
+    shares = [share for row in rows for share in row["ci95"]] + [share for line in by_size.values() for _, share in line]
+    low, high = min(shares), max(shares)
     place = {k: round(400 * number / max(1, len(sizes) - 1), 1) for number, k in enumerate(sizes)}
 
     def height(share: float) -> float:
@@ -91,10 +101,23 @@ def curves(rows: list[dict[str, Any]], key: str = "k") -> dict[str, Any]:
 
     lines = {
         direction: [
-            {"x": place[row[key]], "y": height(row["R@1"]), "ends": [height(end) for end in row["ci95"]]}
+            {"x": place[row["k"]], "y": height(row["R@1"]), "ends": [height(end) for end in row["ci95"]]}
             for row in rows
             if row["direction"] == direction
         ]
         for direction in DIRECTIONS
     }
-    return {"lines": lines, "places": place, "low": low, "high": high}
+    paths = {
+        direction: [
+            {"x": round(float(np.interp(np.log(k), np.log(sizes), list(place.values()))), 1), "y": height(share)} for k, share in line
+        ]
+        for direction, line in by_size.items()
+    }
+    return {"lines": lines, "paths": paths, "places": place, "low": low, "high": high}
+
+
+def curves_over(rows: list[dict[str, Any]], key: str) -> dict[str, Any]:
+    """The same drawing over another key of the rows than K, its values evenly spaced in the order of the rows."""
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(row[key] for row in rows), 1)}
+    drawn = curves([row | {"k": numbers[row[key]]} for row in rows])
+    return drawn | {"places": {value: drawn["places"][number] for value, number in numbers.items()}}

@@ -83,8 +83,11 @@ def whole_lists(records_R: np.ndarray) -> np.ndarray:
     return np.cumsum(steps[:num]) > 0
 
 
-def read_segment(path: Path) -> Iterator[tuple[np.ndarray, int]]:
+def read_segment(path: Path, num_bytes: int) -> Iterator[tuple[np.ndarray, int]]:
     """(whole records, number of damaged ones) of part after part of a segment: some hundred thousand records, however long the file.
+
+    Args:
+        num_bytes: read so much of it, though it may be growing.
 
     Raises:
         OSError: it cannot be read.
@@ -92,8 +95,9 @@ def read_segment(path: Path) -> Iterator[tuple[np.ndarray, int]]:
     with path.open("rb") as file:
         rest = np.zeros(0, dtype=RECORD)
         while True:
-            data = file.read(_RECORDS_AT_ONCE * RECORD.itemsize)
-            at_end = len(data) < _RECORDS_AT_ONCE * RECORD.itemsize
+            wanted = min(_RECORDS_AT_ONCE * RECORD.itemsize, num_bytes - file.tell())
+            data = file.read(wanted)
+            at_end = len(data) < wanted or file.tell() == num_bytes
             num_torn = int(len(data) % RECORD.itemsize > 0)
             records_R = np.concatenate([rest, np.frombuffer(data[: len(data) // RECORD.itemsize * RECORD.itemsize], dtype=RECORD)])
             whole_R = whole_lists(records_R)

@@ -47,18 +47,17 @@ class KeptScores:
     def __init__(self, folder: Path) -> None:
         """Raises OSError when what is there cannot be read."""
         self.folder, self._segment = folder, -1
-        paths = sorted(folder.glob("*.pairs"))
-        most = sum(path.stat().st_size for path in paths) // RECORD.itemsize
+        sizes = {path: path.stat().st_size for path in sorted(folder.glob("*.pairs"))}  # what another job writes from now on is left
+        most = sum(size // RECORD.itemsize for size in sizes.values())
         high_N, low_N, scores_N = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.float32)
         self.num_damaged = num = 0
-        for path in paths:
-            for records_R, num_damaged in read_segment(path):
+        for path, size in sizes.items():
+            for records_R, num_damaged in read_segment(path, size):
                 self.num_damaged += num_damaged
-                taken = records_R[: most - num]  # what another job has written since is left for later
-                here = slice(num, num + len(taken))
-                high_N[here], low_N[here] = pair_words(taken["image"], taken["caption"]).T
-                scores_N[here] = taken["score"]
-                num += len(taken)
+                here = slice(num, num + len(records_R))
+                high_N[here], low_N[here] = pair_words(records_R["image"], records_R["caption"]).T
+                scores_N[here] = records_R["score"]
+                num += len(records_R)
         parts: list[np.ndarray] = [high_N[:num], low_N[:num], scores_N[:num]]
         del high_N, low_N, scores_N
         self._high_N, self._low_N, self._scores_N = _sorted(parts)

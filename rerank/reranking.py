@@ -47,6 +47,33 @@ def reordered(first: Ranking, scores_QT: np.ndarray) -> Ranking:
     )
 
 
+def best_ranks_by_size(first: Ranking, scores: PairScores, top_k: int) -> np.ndarray:
+    """The rank of each query's best positive had only the first 1, 2, ... `top_k` been re-ordered, int64 of shape (T, Q).
+
+    Row k - 1 equals `rerank(first, scores, k).best_ranks()`: among the first k the best positive is the one with the highest score, the
+    earlier of two, and it stands behind those of them that score higher, and earlier ones that score the same. Where none of the first k is
+    positive, the best keeps its rank.
+
+    Raises:
+        UserError, LookupError: as `rerank`.
+    """
+    scores_QT, places_T = scores.lookup(*head_pairs(first, top_k)), np.arange(top_k)
+    is_right_QT = np.zeros(scores_QT.shape, dtype=bool)
+    query_P = np.repeat(np.arange(first.num_queries), np.diff(first.positive_offsets))
+    inside_P = first.positive_ranks_P <= top_k
+    is_right_QT[query_P[inside_P], first.positive_ranks_P[inside_P] - 1] = True
+    best_QT = np.maximum.accumulate(np.where(is_right_QT, scores_QT, -np.inf), axis=1)
+    is_better_QT = is_right_QT & (scores_QT > np.pad(best_QT, ((0, 0), (1, 0)), constant_values=-np.inf)[:, :top_k])
+    place_QT = np.maximum.accumulate(np.where(is_better_QT, places_T, -1), axis=1)
+    ranks_TQ = np.tile(first.best_ranks(), (top_k, 1))
+    for k in range(1, top_k + 1):
+        best_Q1, place_Q1, head_QK = best_QT[:, k - 1 : k], place_QT[:, k - 1 : k], scores_QT[:, :k]
+        ahead_QK = (head_QK > best_Q1) | ((head_QK == best_Q1) & (places_T[:k] < place_Q1))
+        has_Q = place_Q1[:, 0] >= 0
+        ranks_TQ[k - 1, has_Q] = 1 + ahead_QK[has_Q].sum(axis=1)
+    return ranks_TQ
+
+
 def _reordered_head(values_QK: np.ndarray, order_QT: np.ndarray) -> np.ndarray:
     return _with_head(values_QK, np.take_along_axis(values_QK[:, : order_QT.shape[1]], order_QT, axis=1))
 

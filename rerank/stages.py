@@ -9,11 +9,10 @@ from eval.errors import UserError
 from eval.evaluator import Stage
 from eval.processes import Processes
 from eval.ranking import DIRECTIONS
-from eval.sweep import sweep_sizes
 from rerank.candidates import CandidateLists, candidate_lists
 from rerank.pair_store import PairStore
 from rerank.pairs import PairScores, complete_scores
-from rerank.reranking import rerank
+from rerank.reranking import best_ranks_by_size, rerank
 from rerank.scorer import PairScorer
 
 
@@ -83,7 +82,8 @@ def reranked(stages: Sequence[Stage], scores: PairScores, scorer_name: str, top_
         started = time.perf_counter()
         rankings = {direction: rerank(stage.rankings[direction], scores, top_k) for direction in DIRECTIONS}
         seconds = time.perf_counter() - started
-        sweep = {k: {d: rerank(stage.rankings[d], scores, k).best_ranks() for d in DIRECTIONS} for k in sweep_sizes(top_k)}
+        ranks = {direction: best_ranks_by_size(stage.rankings[direction], scores, top_k) for direction in DIRECTIONS}
+        sweep = {k: {direction: ranks[direction][k - 1] for direction in DIRECTIONS} for k in range(1, top_k + 1)}
         cost = reranking_cost(stage, own, lists[:number] + lists[number + 1 :], scores, seconds) | {"top_k": top_k}
         twins.append(Stage(f"{stage.name}+{scorer_name}", rankings, cost, stage.name, top_k, sweep))
     return twins

@@ -10,7 +10,6 @@ from eval.evaluator import Stage
 from eval.manifest import ManifestImage
 from eval.ranking import DIRECTIONS, Direction, Ranking
 from eval.search import search
-from eval.sweep import sweep_sizes
 from rerank.candidates import CandidateLists, candidate_lists
 from rerank.pairs import PairScores, ScoringCost
 from rerank.reranking import rerank
@@ -55,5 +54,5 @@ def reranked(dataset: RetrievalSet, first: Stage, top_k: int = TOP_K, seed: int 
     def at(k: int) -> dict[Direction, Ranking]:
         return {d: rerank(first.rankings[d], scores, k) for d in DIRECTIONS}
 
-    sweep = {k: {d: ranking.best_ranks() for d, ranking in at(k).items()} for k in sweep_sizes(top_k)}
+    sweep = {k: {d: ranking.best_ranks() for d, ranking in at(k).items()} for k in range(1, top_k + 1)}
     return Stage(f"{first.name}+blip", at(top_k), {"pairs_scored": 7, "top_k": top_k}, first.name, top_k, sweep)

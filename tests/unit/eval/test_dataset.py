@@ -1,10 +1,13 @@
 """Ids, order, and what is positive, against design.md's rule read word for word."""
 
+import hashlib
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -129,3 +132,15 @@ def test_splits_are_never_mixed(tmp_path: Path) -> None:
         load_split(manifest, None)
     with pytest.raises(UserError, match="no row has split 'val'"):
         load_split(manifest, "val")
+
+
+def test_a_picture_is_known_by_its_bytes_in_a_file_or_in_the_table(tmp_path: Path) -> None:
+    data = [bytes([number]) * 90 for number in range(3)]
+    for number, content in enumerate(data):
+        (tmp_path / f"{number}.png").write_bytes(content)
+    columns = {"caption": ["a", "b", "c"], "id": ["x", "y", "z"]}
+    pq.write_table(pa.table(columns | {"image": [f"{number}.png" for number in range(3)]}), tmp_path / "paths.parquet")
+    pq.write_table(pa.table(columns | {"image": [{"bytes": content, "path": None} for content in data]}), tmp_path / "bytes.parquet")
+    for name in ("paths.parquet", "bytes.parquet"):
+        dataset = load_split(read_manifest(str(tmp_path / name)), None)
+        assert [dataset.image_digest(image) for image in range(3)] == [hashlib.sha256(content).digest() for content in data]

@@ -11,7 +11,7 @@ from eval.errors import UserError
 from eval.evaluator import Figures, Stage, evaluate
 from eval.ranking import DIRECTIONS
 from eval.report import write_report
-from eval.sweep import curves, sweep_sizes
+from eval.sweep import curves, curves_over, sweep_sizes
 from tests.unit.eval.reranked_set import TOP_K, first_stage, picture_set, reranked
 
 
@@ -49,9 +49,14 @@ def test_the_sweep_is_computed_from_the_written_table(figures: Figures, dataset:
     for direction in DIRECTIONS:
         chosen = [row for row in rows if (row["stage"], row["direction"]) == ("base+blip", direction)]
         assert all(row["rank_at_k"][-1] == {"k": TOP_K, "rank": row["rank"]} for row in chosen)
-        for place, k in enumerate(sweep_sizes(TOP_K)):
-            ranks = np.array([row["rank_at_k"][place]["rank"] for row in chosen])
-            assert ranks.tolist() == expected[k][direction].tolist() and {row["rank_at_k"][place]["k"] for row in chosen} == {k}
+        curve = dict(figures.stages["base+blip"]["r1_by_k"][direction])
+        assert list(curve) == list(range(1, TOP_K + 1))
+        for k in range(1, TOP_K + 1):
+            ranks = np.array([row["rank_at_k"][k - 1]["rank"] for row in chosen])
+            assert ranks.tolist() == expected[k][direction].tolist() and {row["rank_at_k"][k - 1]["k"] for row in chosen} == {k}
+            assert curve[k] == pytest.approx((ranks == 1).mean(), abs=1e-12)
+            if k not in sweep_sizes(TOP_K):
+                continue
             told = next(row for row in figures.stages["base+blip"]["k_sweep"] if (row["k"], row["direction"]) == (k, direction))
             assert [told[f"R@{cut}"] for cut in (1, 5, 10)] == pytest.approx([(ranks <= cut).mean() for cut in (1, 5, 10)], abs=1e-12)
 
@@ -121,6 +126,18 @@ def test_curves_fill_the_box() -> None:
     first, last = drawn["lines"]["image_to_text"]
     assert (first["x"], first["ends"][0], last["x"], last["ends"][1]) == (0.0, 160.0, 400.0, 0.0)
     assert first["y"] == pytest.approx(160 * 0.5 / 0.6, abs=0.1)
+    assert drawn["paths"]["image_to_text"] == [{"x": point["x"], "y": point["y"]} for point in (first, last)]
+
+
+def test_the_line_goes_through_every_size_and_stays_in_the_box() -> None:
+    """K between two that have a place lies between them, by its logarithm; what passes the intervals' ends widens the range."""
+    rows = [{"k": k, "direction": direction, "R@1": 0.5, "ci95": [0.4, 0.6]} for k in (1, 2, 4, 8, 10) for direction in DIRECTIONS]
+    line = [[k, 0.9 if k == 3 else 0.5] for k in range(1, 11)]
+    drawn = curves(rows, dict.fromkeys(DIRECTIONS, line))
+    path = drawn["paths"]["text_to_image"]
+    assert [path[k - 1]["x"] for k in (1, 2, 4, 8, 10)] == [0.0, 100.0, 200.0, 300.0, 400.0]
+    assert path[2]["x"] == pytest.approx(100 + 100 * np.log2(1.5), abs=0.1) and path[2]["y"] == 0.0
+    assert drawn["high"] == 0.9 and all(0 <= point["y"] <= 160 for point in path) and path == sorted(path, key=lambda point: point["x"])
 
 
 def test_one_size_of_one_value_is_drawn(dataset: RetrievalSet) -> None:
@@ -132,3 +149,11 @@ def test_a_stage_of_other_models_says_nothing_of_missing(dataset: RetrievalSet) 
     stages = [first_stage(dataset), first_stage(dataset, "tuned", 0.4)]
     assert all("missing" not in row["counts"] for row in evaluate(dataset, stages).sections["outcomes"])
     assert evaluate(dataset, [Stage("alone", stages[0].rankings)]).sections["failures"] == []
+
+
+def test_curves_over_another_key_keep_the_order_of_the_rows() -> None:
+    rows = [{"weight": w, "direction": d, "R@1": r, "ci95": [r, r]} for w, r in ((0.0, 0.5), (8.0, 1.0), (None, 0.0)) for d in DIRECTIONS]
+    drawn = curves_over(rows, "weight")
+    assert drawn["places"] == {0.0: 0.0, 8.0: 200.0, None: 400.0} and (drawn["low"], drawn["high"]) == (0.0, 1.0)
+    for line in (drawn["lines"]["image_to_text"], drawn["paths"]["text_to_image"]):
+        assert [(point["x"], point["y"]) for point in line] == [(0.0, 80.0), (200.0, 0.0), (400.0, 160.0)]

@@ -60,6 +60,20 @@ def test_several_processes_write_what_one_writes(nursery: Nursery, arguments: li
     assert all(child.output() == "" for child in ranks[1:])
 
 
+def test_another_run_of_two_scores_nothing_that_one_has_scored(nursery: Nursery, arguments: list[str], alone: Path, tmp_path: Path) -> None:
+    kept = ["--pair-scores", str(alone / "pair-scores")]
+    ranks = nursery.start_ranks("eval", [*arguments, *kept, "--output", str(tmp_path / "report")], 2)
+    assert [child.wait() for child in ranks] == [0, 0], ranks[0].output()
+    assert pq.read_table(tmp_path / "report" / "queries.parquet").equals(pq.read_table(alone / "queries.parquet"))
+    for name in ("model+blip", "other+blip"):
+        before, after = (
+            json.loads((folder / "report.json").read_text())["stages"][name]["cost"] for folder in (alone, tmp_path / "report")
+        )
+        assert before["pairs_kept"] == after["pairs_scored"] == after["images_encoded"] == 0
+        assert before["pairs_scored"] == after["pairs_kept"] == before["pairs_needed"] > 0
+    assert not (tmp_path / "report" / "pair-scores").exists()
+
+
 def test_a_real_torchrun_does(small_world: SmallWorld, alone: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "eval"]
     asked = ["--model", small_world.base, "--data", small_world.manifest, "--split", "train", "--output", tmp_path / "report"]

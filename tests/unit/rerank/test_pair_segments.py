@@ -31,7 +31,7 @@ def some_lists(lengths: list[int]) -> list[np.ndarray]:
 
 
 def read(path: Path) -> tuple[np.ndarray, int]:
-    parts = list(read_segment(path))
+    parts = list(read_segment(path, path.stat().st_size))
     return np.concatenate([records for records, _ in parts]), sum(num for _, num in parts)
 
 
@@ -78,6 +78,14 @@ def test_a_file_cut_anywhere_gives_the_lists_before_the_cut(tmp_path: Path, part
         whole = int((ends <= cut).sum())
         assert records.tobytes() == expected_without(lists[:whole], set())
         assert (num_damaged > 0) == (cut not in (0, *ends))
+
+
+def test_of_a_file_that_grows_what_was_there_is_read(tmp_path: Path, parts_of: int) -> None:
+    lists = some_lists(LENGTHS)
+    (tmp_path / "a.pairs").write_bytes(expected_without(lists, set()))
+    parts = list(read_segment(tmp_path / "a.pairs", sum(LENGTHS[:3]) * RECORD.itemsize))
+    assert np.concatenate([records for records, _ in parts]).tobytes() == expected_without(lists, {3, 4})
+    assert sum(num for _, num in parts) == 0
 
 
 @given(st.lists(st.integers(0, 4), max_size=4), st.randoms(use_true_random=False))

@@ -1,5 +1,6 @@
 """The folder of kept scores: found again by content, shared by writers at once, and whole when the disk is full."""
 
+import argparse
 import hashlib
 import os
 import resource
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 from eval.errors import UserError, WriteError
+from eval.processes import Processes
 from rerank import pair_segments
 from rerank.pair_segments import RECORD, checksums, digest_words
-from rerank.pair_store import KeptScores, PairStore, pair_words
+from rerank.pair_store import KeptScores, PairStore, add_pair_scores, asked_store, pair_words
 
 
 def words_of(kind: str, *numbers: int) -> np.ndarray:
@@ -164,3 +166,30 @@ def test_many_scores_are_read_within_forty_bytes_a_record(tmp_path: Path, monkey
     assert len(kept) == num
     assert held <= 21 * num
     assert most <= 40 * num + 1000 * 2000
+
+
+def test_what_a_command_line_asks_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--output")
+    add_pair_scores(parser)
+
+    def asked(*words: str) -> PairStore | None:
+        return asked_store(parser.parse_args(["--output", str(tmp_path / "out"), *words]), Processes())
+
+    for words, folder in (((), "out/pair-scores"), (("--pair-scores", str(tmp_path / "other")), "other")):
+        store = asked(*words)
+        assert store is not None and store.folder == tmp_path / folder and store.folder.is_dir()
+    assert asked("--no-pair-scores") is None
+    with pytest.raises(SystemExit):
+        asked("--no-pair-scores", "--pair-scores", "x")
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_one_process_alone_says_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.pairs").write_bytes(b"not a record")
+    asked = argparse.Namespace(output="x", pair_scores=str(tmp_path), no_pair_scores=False)
+    for rank, is_said in ((1, False), (0, True)):
+        store = asked_store(asked, Processes(rank, 2))
+        assert store is not None and store.of("one").num_damaged == 1
+        assert ("damaged" in capsys.readouterr().err) == is_said

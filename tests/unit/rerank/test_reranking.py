@@ -11,7 +11,7 @@ from eval.errors import UserError
 from eval.ranking import DIRECTIONS, Ranking
 from rerank.candidates import CandidateLists, candidate_lists
 from rerank.pairs import PairScores, ScoringCost
-from rerank.reranking import rerank
+from rerank.reranking import best_ranks_by_size, rerank
 
 
 @st.composite
@@ -120,4 +120,5 @@ def test_fewer_candidates_by_the_same_scores(search: tuple) -> None:
             for query, items in enumerate(np.split(first.positive_indices_P, first.positive_offsets[1:-1]))
         ]
         assert rerank(first, known, k).best_ranks().tolist() == best
+        assert best_ranks_by_size(first, known, top_k)[k - 1].tolist() == best
     assert rerank(first, known, 1).best_ranks().tolist() == first.best_ranks().tolist()

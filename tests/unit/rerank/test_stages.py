@@ -98,7 +98,7 @@ def test_sweep_comes_from_the_one_scoring(dataset) -> None:
     """At every K what a reranking with this K alone gives; at 1 the first stage, at top_k the twin itself."""
     first, scorer = stage("base", 1, 4), ColourScorer()
     (twin,) = reranked_stages(dataset, [first], scorer, 4, show_progress=False)
-    assert (twin.first_stage, twin.top_k, list(twin.sweep)) == ("base", 4, [1, 2, 4])
+    assert (twin.first_stage, twin.top_k, list(twin.sweep)) == ("base", 4, [1, 2, 3, 4])
     assert scorer.num_pairs == candidate_lists(first.rankings.values(), 4).num_pairs
     for k, ranks in twin.sweep.items():
         (alone,) = reranked_stages(dataset, [first], ColourScorer(), k, show_progress=False)
