@@ -1,7 +1,7 @@
 """Reranking on the demo: what it gains at each K, what both scores together add, and how many pairs need not be scored.
 
-    ./launch.sh && python -m benchmarks.reranking_demo --output results/reranking-demo.md       # about two minutes
-    python -m benchmarks.reranking_demo RUN_FOLDER [--rerank MATCHER] [--top-k 16] [--max-loss 0.001]
+    ./launch.sh && python -m benchmarks.reranking_demo --output results/reranking-demo.md       # a few minutes
+    python -m benchmarks.reranking_demo RUN_FOLDER [--rerank MATCHER] [--top-k 32] [--max-loss 0.001]
 
 The export of a finished run of configs/demo.yaml is the first stage. Weight and margin are chosen on val and measured on test. Beside them
 stand the ways not taken: each query in units of its own spread, whole queries skipped or none of their pairs, and a margin chosen by what
@@ -192,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_folder", nargs="?", type=Path, default=Path("runs/demo"))
     parser.add_argument("--rerank", default="demo/models/blip-itm")
-    parser.add_argument("--top-k", type=int, default=16)
+    parser.add_argument("--top-k", type=int, default=32)
     parser.add_argument("--max-loss", type=float, default=0.001)
     parser.add_argument("--output", type=Path, help="write the page here")
     asked = parser.parse_args()

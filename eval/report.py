@@ -18,7 +18,7 @@ from eval.gallery import Exhibit
 from eval.outcomes import BINS
 from eval.page import render, show, show_interval
 from eval.replacing import replace_together
-from eval.sweep import curves
+from eval.sweep import curves, curves_over
 from eval.truth import truth_in_words
 
 _DIRECTION_WORDS = {"image_to_text": "image to text", "text_to_image": "text to image", "both": "both"}
@@ -75,6 +75,7 @@ def _html(figures: Figures, notes: list[str], gallery: Sequence[Exhibit]) -> str
         notes=notes,
         bins=BINS,
         curves=curves,
+        curves_over=curves_over,
         gallery=gallery,
     )
 

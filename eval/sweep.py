@@ -80,19 +80,18 @@ def r1_by_size(sweep: Sweep) -> dict[Direction, list[list[float]]]:
     return {d: [[k, float((sweep[k][d] == 1).mean())] for k in sorted(sweep)] for d in DIRECTIONS}
 
 
-def curves(rows: list[dict[str, Any]], by_size: Mapping[str, list[list[float]]] | None = None, key: str = "k") -> dict[str, Any]:
+def curves(rows: list[dict[str, Any]], by_size: Mapping[str, list[list[float]]] | None = None) -> dict[str, Any]:
     """R@1 over K as a drawing in a box of 400 x 160: each direction's points with the ends of their intervals and the line through every K
     that is known, K's places, y's range.
 
-    K of the rows are evenly spaced, in their order (they double), others between them by their logarithm; y covers all that is drawn.
+    K of the rows are evenly spaced (they double), others between them by their logarithm; y covers all that is drawn.
 
     Args:
         rows: `k_sweep`.
-        by_size: `r1_by_k`; None (an older report, or another key): the lines go through the rows.
-        key: what R@1 is drawn over, if not K.
+        by_size: `r1_by_k`; None (an older report): the lines go through the rows.
     """
-    sizes = list(dict.fromkeys(row[key] for row in rows))
-    by_size = by_size or {}
+    by_size = by_size or {d: [[row["k"], row["R@1"]] for row in rows if row["direction"] == d] for d in DIRECTIONS}
+    sizes = sorted({row["k"] for row in rows})
     shares = [share for row in rows for share in row["ci95"]] + [share for line in by_size.values() for _, share in line]
     low, high = min(shares), max(shares)
     place = {k: round(400 * number / max(1, len(sizes) - 1), 1) for number, k in enumerate(sizes)}
@@ -102,16 +101,23 @@ def curves(rows: list[dict[str, Any]], by_size: Mapping[str, list[list[float]]] 
 
     lines = {
         direction: [
-            {"x": place[row[key]], "y": height(row["R@1"]), "ends": [height(end) for end in row["ci95"]]}
+            {"x": place[row["k"]], "y": height(row["R@1"]), "ends": [height(end) for end in row["ci95"]]}
             for row in rows
             if row["direction"] == direction
         ]
         for direction in DIRECTIONS
     }
-    paths: dict[str, list[dict[str, Any]]] = {
-        direction: [{"x": point["x"], "y": point["y"]} for point in points] for direction, points in lines.items()
+    paths = {
+        direction: [
+            {"x": round(float(np.interp(np.log(k), np.log(sizes), list(place.values()))), 1), "y": height(share)} for k, share in line
+        ]
+        for direction, line in by_size.items()
     }
-    for direction, line in by_size.items():
-        xs = np.interp(np.log([k for k, _ in line]), np.log(sizes), list(place.values())).tolist()
-        paths[direction] = [{"x": round(x, 1), "y": height(share)} for x, (_, share) in zip(xs, line, strict=True)]
     return {"lines": lines, "paths": paths, "places": place, "low": low, "high": high}
+
+
+def curves_over(rows: list[dict[str, Any]], key: str) -> dict[str, Any]:
+    """The same drawing over another key of the rows than K, its values evenly spaced in the order of the rows."""
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(row[key] for row in rows), 1)}
+    drawn = curves([row | {"k": numbers[row[key]]} for row in rows])
+    return drawn | {"places": {value: drawn["places"][number] for value, number in numbers.items()}}

@@ -11,7 +11,7 @@ from eval.errors import UserError
 from eval.evaluator import Figures, Stage, evaluate
 from eval.ranking import DIRECTIONS
 from eval.report import write_report
-from eval.sweep import curves, sweep_sizes
+from eval.sweep import curves, curves_over, sweep_sizes
 from tests.unit.eval.reranked_set import TOP_K, first_stage, picture_set, reranked
 
 
@@ -149,3 +149,11 @@ def test_a_stage_of_other_models_says_nothing_of_missing(dataset: RetrievalSet) 
     stages = [first_stage(dataset), first_stage(dataset, "tuned", 0.4)]
     assert all("missing" not in row["counts"] for row in evaluate(dataset, stages).sections["outcomes"])
     assert evaluate(dataset, [Stage("alone", stages[0].rankings)]).sections["failures"] == []
+
+
+def test_curves_over_another_key_keep_the_order_of_the_rows() -> None:
+    rows = [{"weight": w, "direction": d, "R@1": r, "ci95": [r, r]} for w, r in ((0.0, 0.5), (8.0, 1.0), (None, 0.0)) for d in DIRECTIONS]
+    drawn = curves_over(rows, "weight")
+    assert drawn["places"] == {0.0: 0.0, 8.0: 200.0, None: 400.0} and (drawn["low"], drawn["high"]) == (0.0, 1.0)
+    for line in (drawn["lines"]["image_to_text"], drawn["paths"]["text_to_image"]):
+        assert [(point["x"], point["y"]) for point in line] == [(0.0, 80.0), (200.0, 0.0), (400.0, 160.0)]
