@@ -20,7 +20,7 @@ from eval.errors import UserError
 from eval.ranking import DIRECTIONS, Direction, Ranking
 from rerank.candidates import CandidateLists, head_pairs, pair_keys
 from rerank.pairs import PairScores
-from rerank.reranking import reordered
+from rerank.reranking import best_ranks_by_size, reordered
 
 _NOISE = 1e-9  # of a share: sums of the same wins may end in other bits
 
@@ -170,27 +170,7 @@ def choose_margin(first: Mapping[Direction, Ranking], scores: PairScores, top_k:
 
 def _losses(first: Ranking, scores: PairScores, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """Where the share of lost queries changes as the margin falls: (trails, by how much when what trails by that much is left out too)."""
-    trails_QT = trails(first, top_k)
-    lost_QT = _lost_by_depth(first, scores, top_k)
+    is_right_TQ = best_ranks_by_size(first, scores, top_k) == 1  # were the first 1, 2, ... T re-ordered
+    lost_QT = (is_right_TQ[-1] & ~is_right_TQ).T
     changes_QT = lost_QT[:, :-1].astype(np.float64) - lost_QT[:, 1:]  # leaving out place t + 1 leaves a depth of t + 1
-    return trails_QT[:, 1:].ravel(), changes_QT.ravel() / (len(DIRECTIONS) * first.num_queries)
-
-
-def _lost_by_depth(first: Ranking, scores: PairScores, top_k: int) -> np.ndarray:
-    """bool, shape (Q, T): were the first 1, 2, ... T re-ordered, would the query miss what re-ordering all T gets right?"""
-    pair_scores_QT = scores.lookup(*head_pairs(first, top_k))
-    best_QT = np.maximum.accumulate(pair_scores_QT, axis=1)
-    leads_QT = np.ones(pair_scores_QT.shape, dtype=bool)
-    leads_QT[:, 1:] = pair_scores_QT[:, 1:] > best_QT[:, :-1]  # an equal one stays behind
-    winner_QT = np.maximum.accumulate(np.where(leads_QT, np.arange(top_k), 0), axis=1)
-    right_QT = np.take_along_axis(_right(first, top_k), winner_QT, axis=1)
-    return right_QT[:, -1:] & ~right_QT
-
-
-def _right(first: Ranking, top_k: int) -> np.ndarray:
-    """bool, shape (Q, T): is the candidate a right answer?"""
-    right_QT = np.zeros((first.num_queries, top_k), dtype=bool)
-    query_P = np.repeat(np.arange(first.num_queries), np.diff(first.positive_offsets))
-    inside_P = first.positive_ranks_P <= top_k
-    right_QT[query_P[inside_P], first.positive_ranks_P[inside_P] - 1] = True
-    return right_QT
+    return trails(first, top_k)[:, 1:].ravel(), changes_QT.ravel() / (len(DIRECTIONS) * first.num_queries)
