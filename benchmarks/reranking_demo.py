@@ -167,8 +167,8 @@ def adaptive_lines(figures: Figures, chosen: Chosen, first: Stage, scores: PairS
     return [
         *lines,
         "",
-        f"Measured on test, the first row: {measured['saved']:,} of {measured['pairs']:,} pairs saved; R@1 falls by "
-        f"{100 * measured['loss']:+.2f} points, paired 95% interval {interval(measured['ci95'])}.",
+        f"Measured on test, the first row: {measured['saved']:,} of {measured['pairs']:,} pairs saved; mean R@1 falls by "
+        f"{100 * measured['loss']:+.2f} points (below 0: it rises), paired 95% interval {interval(measured['ci95'])}.",
     ]
 
 
