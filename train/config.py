@@ -191,6 +191,12 @@ class RerankConfig(Section):
     pair_scores: str | Literal[False] | None = None
     """Folder where its scores are kept, so that no pair is scored twice; null: RUNS_FOLDER/pair-scores, for all runs; false: nowhere."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "RerankConfig":
+        if not self.adaptive and self.adaptive_max_loss != type(self).model_fields["adaptive_max_loss"].default:
+            raise ValueError("adaptive_max_loss does nothing without adaptive: leave it out, or take adaptive: true")
+        return self
+
     @property
     def chooses(self) -> bool:
         """True if something is chosen on val."""

@@ -57,6 +57,12 @@ def test_a_good_one_has_the_documented_defaults(tmp_path: Path) -> None:
     assert loaded.run_folder == Path("runs/job")
 
 
+def test_a_limit_that_limits_nothing_is_refused(tmp_path: Path) -> None:
+    limit = {"model": "x", "adaptive_max_loss": 0.01}
+    assert "rerank: adaptive_max_loss does nothing without adaptive" in refusal(tmp_path, changed(rerank=limit))
+    assert load_config(write(tmp_path, changed(rerank=limit | {"adaptive": True}))).rerank is not None
+
+
 def test_where_pair_scores_are_kept(tmp_path: Path) -> None:
     path = write(tmp_path, changed(rerank__model="blip", runs_folder="elsewhere"))
     assert load_config(path).pair_scores_folder == Path("elsewhere/pair-scores")
