@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from train.config import LoopConfig, LoraConfig, RunConfig
+from train.config import LoopConfig, RunConfig
 from train.config_section import Section
 from train.mining_config import DenoiseConfig, MiningConfig
+from train.model_config import LoraConfig
 
 What = Literal["head", "lora", "all"]
 
