@@ -44,7 +44,8 @@ class EvaluationConfig(Section):
     models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], str] = {}
     """Further checkpoints (name: folder or hub id), each measured alone and, where there is a reranker, reranked."""
     comparisons: list[tuple[str, str]] | None = None
-    """Pairs [stage, against]; null: tuned against base, each reranked stage against its own, tuned+RERANKER against base+RERANKER."""
+    """Pairs [stage, against]; null: tuned against base, each reranked stage against its own, tuned+RERANKER against base+RERANKER, and
+    what is chosen on val against tuned+RERANKER."""
     protocol: Protocol = "all"
     """papers: an image's own captions alone are right, as in published tables."""
     near_duplicates: bool = False
