@@ -24,7 +24,7 @@ from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
 from eval.dataset import load_split
 from eval.manifest import read_manifest
-from train.config import ScratchConfig
+from train.model_config import ScratchConfig
 from train.scratch import learn_tokenizer
 
 PHOTOGRAPHS = Path("../shared/data/flickr8k_originals")

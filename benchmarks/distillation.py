@@ -187,9 +187,9 @@ def main() -> None:
         "mined after each quarter but the last; checkpoint chosen on val, measured on test; one thread each.",
         f"hard: every mined caption -1, {', '.join(f'{key} {json.dumps(value)}' for key, value in mining.items())}. What the others change",
         f"of that: {'; '.join(f'{name}: `{json.dumps(section)}`' for name, section in distilled.items())}.",
-        'R@1: mean of both directions, all seeds, in percent. Differences in points. "Over test images": paired, all seeds together;',
-        'are corrected for all metrics and directions of one comparison, not for the comparisons. "Over seeds": of the mean over training',
-        "runs, from the seeds' own differences in the last column. A gain counts where both lie above 0.",
+        'R@1: mean of both directions, all seeds, in percent. Differences in points. "Over test images": paired, all seeds together; its',
+        'verdicts are corrected for all metrics and directions of one comparison, not for the comparisons. "Over seeds": of the mean over',
+        "training runs, from the seeds' own differences in the last column. A gain counts where both lie above 0.",
         "",
         *rows,
     ]

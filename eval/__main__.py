@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from rerank.plan import Plan
     from rerank.scorer import PairScorer
 
+DEFAULT_MAX_LOSS = 0.001
+"""A tenth of a point of R@1."""
+
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
@@ -62,7 +65,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--choose-on", metavar="SPLIT", help="also fuse both scores, and skip by a margin, as is best on this split of the same manifest"
     )
     parser.add_argument(
-        "--max-loss", type=float, default=0.001, help="with --choose-on: share of the answers the margin may lose there (default 0.001)"
+        "--max-loss",
+        type=float,
+        help=f"with --choose-on: share of the answers the margin may lose there (default {DEFAULT_MAX_LOSS})",
     )
     parser.add_argument("--also", action="append", default=[], metavar="NAME=DIR_OR_HUB_ID", help="a further checkpoint, as stage NAME")
     parser.add_argument(
@@ -108,7 +113,9 @@ def _check_reranking(parser: argparse.ArgumentParser, asked: argparse.Namespace)
         parser.error(f"--choose-on {asked.choose_on} is the split that is measured, where what is chosen looks too good; give another")
     if asked.choose_on is not None and asked.split is None:
         parser.error("--choose-on needs --split, the one to measure on")
-    if not 0 <= asked.max_loss <= 1:
+    if asked.max_loss is not None and asked.choose_on is None:
+        parser.error("--max-loss is for the margin that --choose-on chooses; give --choose-on, or leave it out")
+    if asked.max_loss is not None and not 0 <= asked.max_loss <= 1:
         parser.error("--max-loss is a share from 0 to 1; 0.001 is a tenth of a point of R@1")
 
 
@@ -176,7 +183,8 @@ def read_plan(asked: argparse.Namespace) -> "Plan":
     from rerank.plan import Plan
 
     chooses = asked.choose_on is not None
-    return Plan(asked.top_k, asked.seconds, asked.skip_margin, Asked(fusion=chooses, max_loss=asked.max_loss if chooses else None))
+    max_loss = DEFAULT_MAX_LOSS if asked.max_loss is None else asked.max_loss
+    return Plan(asked.top_k, asked.seconds, asked.skip_margin, Asked(fusion=chooses, max_loss=max_loss if chooses else None))
 
 
 def read_scorer(asked: argparse.Namespace, datasets: list[RetrievalSet], device: torch.device) -> "PairScorer | None":

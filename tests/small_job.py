@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from eval.dataset import RetrievalSet, load_split
 from eval.manifest import read_manifest
-from train.config import ScratchConfig
+from train.model_config import ScratchConfig
 from train.scratch import write_scratch
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange")

@@ -9,78 +9,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from eval.truth import Protocol
 from train.config_section import Section
+from train.evaluation_config import EvaluationConfig, RerankConfig, WatchConfig
 from train.mining_config import MiningConfig
-
-Tower = Literal["image", "text"]
-
-
-class LoraConfig(Section):
-    """Low-rank adapters in the towers that are not frozen; scale and bias train beside them."""
-
-    rank: Annotated[int, Field(gt=0)] = 16
-    """Rank of each adapter."""
-    alpha: Annotated[float, Field(gt=0)] = 32
-    """Adapters are scaled by alpha / rank."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Dropout before each adapter."""
-
-
-class ScratchConfig(Section):
-    """A small SigLIP from random weights, with a tokenizer learnt from the train captions: for trials, not for the best figures."""
-
-    image_size: Annotated[int, Field(gt=0)] = 96
-    """Side of the square images are squashed to, pixels."""
-    patch_size: Annotated[int, Field(gt=0)] = 16
-    """Side of a patch, pixels; divides image_size."""
-    width: Annotated[int, Field(gt=0)] = 192
-    """Width of both towers and of the embedding; divisible by num_heads."""
-    num_layers: Annotated[int, Field(gt=0)] = 6
-    """Layers of each tower."""
-    num_heads: Annotated[int, Field(gt=0)] = 3
-    """Attention heads of each layer."""
-    vocab_size: Annotated[int, Field(ge=64)] = 4000
-    """Most word pieces the tokenizer learns from the train captions."""
-    num_tokens: Annotated[int, Field(ge=4)] = 32
-    """Tokens a caption is padded or cut to."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "ScratchConfig":
-        if self.image_size % self.patch_size:
-            raise ValueError(f"patch_size {self.patch_size} does not divide image_size {self.image_size}")
-        if self.width % self.num_heads:
-            raise ValueError(f"num_heads {self.num_heads} does not divide width {self.width}")
-        return self
-
-
-class ModelConfig(Section):
-    """What is tuned."""
-
-    base: str | None = None
-    """Checkpoint to start from: a folder, or a hub id such as google/siglip-base-patch16-224."""
-    scratch: ScratchConfig | None = None
-    """Start from random weights instead of a base."""
-    strip_punctuation: bool = False
-    """Strip punctuation before a SigLIP 2 tokenizer, which only lower-cases; SigLIP's own always strips. An export keeps its way."""
-    lora: LoraConfig | None = None
-    """Train adapters instead of every weight."""
-    freeze: list[Tower] = []
-    """Towers that stay as they are."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, about a third more time."""
-    logit_bias: float | None = None
-    """Start the bias here, not at the checkpoint's. A smaller batch holds relatively more positives: from 32k to 512 it wants about +4."""
-    cache_frozen: bool = True
-    """Run a frozen tower once over the train split and keep its embeddings in runs/NAME/frozen; false: run it at every step."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "ModelConfig":
-        if (self.base is None) == (self.scratch is None):
-            raise ValueError("give exactly one of base (a checkpoint) and scratch (random weights)")
-        if self.scratch is not None and (self.lora is not None or self.freeze):
-            raise ValueError("random weights cannot be frozen or left to adapters")
-        return self
+from train.model_config import ModelConfig
 
 
 class DataConfig(Section):
@@ -171,73 +103,6 @@ class TrainConfig(LoopConfig):
     """Peak rate of logit scale and bias."""
     shard: bool = False
     """Keep weights, gradients and moments in parts, one on each process (FSDP), for a model beyond one GPU's memory."""
-
-
-class RerankConfig(Section):
-    """The cross-encoder of the final evaluation."""
-
-    model: str
-    """A folder, or a hub id such as Salesforce/blip-itm-base-coco."""
-    top_k: Annotated[int, Field(gt=1)] = 32
-    """Candidates per query that are scored again."""
-    score: Literal["match_logit", "margin"] = "match_logit"
-    """What ranks: the logit of "match", or that less the logit of "no match"."""
-    fusion: bool = False
-    """Also measure tuned+RERANKER+fused: both stages' scores, by a weight chosen on data.val_split (docs/reranking.md)."""
-    adaptive: bool = False
-    """Also measure tuned+RERANKER+adaptive: what trails the first by a margin, chosen on data.val_split, is not scored."""
-    adaptive_max_loss: Annotated[float, Field(ge=0, le=1)] = 0.001
-    """Most of the right answers that the margin may lose on val, as a share of the queries: 0.001 is a tenth of a point of R@1."""
-    pair_scores: str | Literal[False] | None = None
-    """Folder where its scores are kept, so that no pair is scored twice; null: RUNS_FOLDER/pair-scores, for all runs; false: nowhere."""
-
-    @property
-    def chooses(self) -> bool:
-        """True if something is chosen on val."""
-        return self.fusion or self.adaptive
-
-
-class EvaluationConfig(Section):
-    """What the final report measures beside base and tuned, what it compares, and which answers count as right."""
-
-    models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], str] = {}
-    """Further checkpoints (name: folder or hub id), each measured alone and, where there is a reranker, reranked."""
-    comparisons: list[tuple[str, str]] | None = None
-    """Pairs [stage, against]; null: tuned against base, each reranked stage against its own, tuned+RERANKER against base+RERANKER."""
-    protocol: Protocol = "all"
-    """papers: an image's own captions alone are right, as in published tables."""
-    near_duplicates: bool = False
-    """Captions in nearly the same words as a right one are right too."""
-    qrels: str | None = None
-    """TREC qrels of further right answers among the final split, of either direction."""
-    slice_by: list[str] = []
-    """Further columns of the manifest, by its own names: R@1 is shown per value of each."""
-    trec: bool = False
-    """Also write TREC run and qrels files."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "EvaluationConfig":
-        if taken := sorted({"base", "tuned"} & set(self.models)):
-            raise ValueError(f"evaluation.models: {taken} are the names of this job's own stages")
-        return self
-
-
-class WatchConfig(Section):
-    """A set measured beside val at each evaluation: what the model knew before step 1, and should know still."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    """What it is called in metrics.jsonl and in the report."""
-    source: str
-    """Its manifest, as data.source."""
-    split: str | None = None
-    """Rows to measure; null: the manifest has no splits, all of it."""
-    image_root: str | None = None
-    """Folder that image paths are relative to; default: the manifest's."""
-    columns: dict[str, str] = {}
-    """Our column -> the manifest's name for it, as data.columns."""
-    on_drop: Literal["report", "bar", "stop"] = "report"
-    """When mean R@1 is below that of step 0 by more than its paired interval: say so; and this checkpoint cannot be best (bar); and the run
-    ends, and the best so far is exported (stop)."""
 
 
 class WandbConfig(Section):

@@ -23,7 +23,7 @@ def constant_loss(num_true: float, num_false: float) -> float:
     """Entropy, in nats, of the share of true pairs: -q ln q - (1 - q) ln (1 - q) with q = num_true / (num_true + num_false); 0 where there
     is one kind alone."""
     share = num_true / (num_true + num_false)
-    return -sum(part * math.log(part) for part in (share, 1 - share) if part > 0)
+    return sum(part * math.log(1 / part) for part in (share, 1 - share) if part > 0)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from eval.encoder import IMAGE_BLOCK, TEXT_BLOCK, embed_captions, embed_images
 from eval.errors import WriteError
 from eval.images import ImageError
 from eval.processes import Processes
-from train.config import JobConfig, Tower
+from train.config import JobConfig
 from train.model import TunedModel
+from train.model_config import Tower
 from train.pool import CaptionPool
 
 _DIGEST_BYTES = 32

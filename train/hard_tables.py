@@ -1,6 +1,6 @@
 """The two tables a matcher is tuned on: hard captions of every image and hard images of every caption, mined once by the same SigLIP."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from train.mining import Refresh, mine
 from train.mining_page import write_sheet
 from train.mining_sheet import MiningSheet
 from train.negatives import Negatives, read_negatives, write_negatives
+from train.reranker_config import NegativesConfig
 from train.reranker_job import RerankerJob
 from train.seeds import HardImages
 
@@ -83,6 +84,20 @@ def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> list[Min
         found.append(MinedTable(form, table, sheet))
     miner.siglip.to("cpu")
     return found
+
+
+def check_mined(negatives: NegativesConfig, tables: Sequence[Negatives]) -> None:
+    """Refuse to go on where nothing at all was mined and nothing takes its place: a matcher that sees true pairs alone learns to say yes.
+
+    Raises:
+        UserError: every table is empty, and `fill_with_easy` is not asked for.
+    """
+    if not any(len(table) for table in tables) and not negatives.fill_with_easy:
+        raise UserError(
+            "no hard negatives were mined: every candidate was passed over, for the reasons above, and true pairs alone teach a matcher to "
+            "call everything a match. Loosen negatives.margin, perc_pos, rank_min or drop_matches_at, raise negatives.pool_top_k, or take "
+            "negatives.fill_with_easy=true; under another name=, for this folder belongs to what was asked for"
+        )
 
 
 def _matcher(job: RerankerJob) -> PairScorer | None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from eval.dataset import GroupHashes
 from eval.images import ImageError
 from eval.processes import Processes
 from train.batches import BatchOrder, PictureReader, chosen_caption, generator
@@ -124,6 +125,10 @@ class MatchBatches(Dataset):  # type: ignore[type-arg]
         self._pool, self._dataset, self._inputs = pool, pool.dataset, inputs
         self._order, self._processes, self._config = order, processes, config
         self._hard_captions, self._hard_images = hard_captions, hard_images
+        self._doubtful: GroupHashes | None = None
+        if hard_captions is not None and hard_captions.doubtful_2D is not None:
+            images_D, captions_D = hard_captions.doubtful_2D
+            self._doubtful = GroupHashes(images_D, pool.hash_C[captions_D], pool.dataset.num_images)
         self._pictures = PictureReader(pool.dataset, inputs.pixels, order.seed, random_crop_min_area)
 
     def __getitem__(self, step: int) -> MatchBatch | ImageError:
@@ -187,11 +192,16 @@ class MatchBatches(Dataset):  # type: ignore[type-arg]
         found.pairs.append((owner, found.images.index(image), caption, PairKind.HARD_IMAGE))
 
     def _easy(self, image: int, place: int, step: int, spoken_B: np.ndarray, used: list[int], count: int) -> list[int]:
-        """Captions of other images of the whole batch that are not true of this one, in an order drawn for it; no text twice."""
+        """Captions of other images of the whole batch that are not true of this one, in an order drawn for it; no text twice.
+
+        What the matcher was asked about and called a match is as unwelcome here as among the hard ones.
+        """
         others = spoken_B[generator(self._order.seed, _EASY, step, place).permutation(len(spoken_B))]
         false = others[~self._dataset.is_positive(np.array(image), self._pool.hash_C[others])]
         if self._config.near_duplicates:
             false = false[~self._pool.is_near_duplicate(np.array(image), false)]
+        if self._doubtful is not None:
+            false = false[~self._doubtful.contains(np.full(len(false), image), self._pool.hash_C[false])]
         seen = {int(self._pool.hash_C[caption]) for caption in used}
         chosen: list[int] = []
         for caption in false.tolist():

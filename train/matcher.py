@@ -15,7 +15,7 @@ from rerank.blip import BlipSettings
 from rerank.blip_checkpoint import BlipCheckpoint, load_blip
 from rerank.blip_text import clean_caption, token_ids
 from rerank.guard import check_matcher
-from train.config import LoraConfig
+from train.model_config import LoraConfig
 from train.reranker_config import MatcherConfig, RerankerLoopConfig, What
 from train.trainee import make_adamw, optimizer_groups, plain_state
 

@@ -16,8 +16,8 @@ import torch
 
 from eval.encoder import image_features, text_features
 from train.batches import Batch
-from train.config import Tower
 from train.model import TunedModel
+from train.model_config import Tower
 
 _TOWERS: dict[Tower, int] = {"image": 0, "text": 1}
 

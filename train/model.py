@@ -9,7 +9,8 @@ from transformers import SiglipModel
 
 from eval.checkpoint import hash_weights, load_siglip
 from eval.inputs import SiglipInputs
-from train.config import JobConfig, LoraConfig, ModelConfig, TrainConfig
+from train.config import JobConfig, TrainConfig
+from train.model_config import LoraConfig, ModelConfig
 from train.trainee import make_adamw, optimizer_groups, plain_state
 
 Part = Literal["image", "text", "scale_bias"]

@@ -7,8 +7,10 @@ Several processes: LAUNCH_ARGS="..." ./launch.sh CONFIG.yaml, or accelerate laun
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from eval.errors import UserError
 from train.command import carry_out, end_with, exit_code_of
 
 MARKER = "miner"
@@ -36,11 +38,16 @@ def run_reranker(asked: Any) -> int:
     Raises:
         UserError, NotFinite, Stopped, OSError: see train/command.py.
     """
-    from train.config_file import load_run_config
+    from train.config_file import load_run_config, read_yaml
     from train.quiet import quieten
     from train.reranker_config import RerankerConfig
 
     quieten()
+    if not is_reranker(read_yaml(Path(asked.config))) and not any(text.startswith(f"{MARKER}=") for text in asked.overrides):
+        raise UserError(
+            f"{asked.config}: expected the key {MARKER!r}, the tuned SigLIP whose confusions are mined, which marks a reranker's tuning; "
+            "found none. If the file describes the tuning of SigLIP itself, take python -m train; else see configs/reranker-demo.yaml"
+        )
     config = load_run_config(RerankerConfig, asked.config, asked.overrides)
     if asked.check_images:
         from train.check import check_images

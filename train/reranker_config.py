@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from train.config import LoopConfig, LoraConfig, RunConfig
+from train.config import LoopConfig, RunConfig
 from train.config_section import Section
 from train.mining_config import DenoiseConfig, MiningConfig
+from train.model_config import LoraConfig
 
 What = Literal["head", "lora", "all"]
 
@@ -73,7 +74,11 @@ class NegativesConfig(Section):
             raise ValueError("captions_per_image and images_per_caption are both 0: there is nothing to tell a true caption from")
         if self.drawn_from < max(self.captions_per_image, self.images_per_caption):
             raise ValueError(f"drawn_from {self.drawn_from} is fewer than are to be drawn from it")
-        self.mining("columns")
+        if self.drawn_from > self.pool_top_k - self.rank_min + 1:
+            raise ValueError(
+                f"drawn_from {self.drawn_from} is more than rank_min {self.rank_min} and pool_top_k {self.pool_top_k} leave to look at; "
+                "lower drawn_from or rank_min, or raise pool_top_k"
+            )
         return self
 
     @property

@@ -14,7 +14,7 @@ from rerank.candidates import candidate_lists
 from train.base_loop import BaseLoop
 from train.checkpoint import Checkpoints, State
 from train.constant_answer import LEAST_SCORE_STD, RunningLoss, loss_warning, score_warning
-from train.hard_tables import HardTables, as_hard_tables, mine_tables, num_rows, read_tables
+from train.hard_tables import HardTables, as_hard_tables, check_mined, mine_tables, num_rows, read_tables
 from train.match_batches import MatchBatch, MatchBatches, PairKind
 from train.match_step import MatchResult, MatchStepper
 from train.matcher_scores import first_stage, mean_recall, measure_matcher
@@ -64,12 +64,14 @@ class RerankerLoop(BaseLoop):
         started = time.perf_counter()
         with self.side_bar("mining", num_rows(self.job)) as progress:
             mined = mine_tables(self.job, progress)
+        for one in mined:
+            kind = "hard captions of images" if one.form == "columns" else "hard images of captions"
+            self.job.say(f"{kind}: {one.sheet}")
+        check_mined(self.config.negatives, [one.table for one in mined])
         self._tables = as_hard_tables(self.job, {one.form: one.table for one in mined})
         self.state = replace(self.state, mined_at_step=0, negatives=" ".join(one.table.name for one in mined))
         for one in mined:
-            kind = "hard captions of images" if one.form == "columns" else "hard images of captions"
             self.write("mining", {"form": one.form} | one.sheet.as_record() | {"seconds": time.perf_counter() - started})
-            self.job.say(f"{kind}: {one.sheet}")
 
     def batches(self) -> Iterable[MatchBatch | ImageError]:
         """Batches from the next step to the last."""

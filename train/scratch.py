@@ -12,7 +12,7 @@ from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel, Sig
 from eval.dataset import RetrievalSet
 from eval.errors import UserError
 from eval.inputs import SiglipInputs
-from train.config import ScratchConfig
+from train.model_config import ScratchConfig
 
 
 def write_scratch(folder: Path, config: ScratchConfig, dataset: RetrievalSet, seed: int) -> None:

@@ -25,7 +25,7 @@ from eval.manifest import read_manifest
 from eval.processes import Processes
 from eval.ranking import DIRECTIONS
 from eval.significance import interval, resample_weights
-from train.config import WatchConfig
+from train.evaluation_config import WatchConfig
 
 
 @dataclass(frozen=True)

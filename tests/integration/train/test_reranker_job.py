@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from rerank.scorer import load_scorer
 from rerank.settings import ScorerSettings
 from tests.faults.runs import lines
-from tests.small_job import load
+from tests.small_job import SmallWorld, load
 from tests.small_reranker_job import MatcherWorld
 from train.__main__ import run as run_any
 from train.reranker import run
@@ -137,3 +137,20 @@ def _loop(config: Path) -> Any:
 def test_pictures_are_checked_when_asked(matcher_world: MatcherWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([str(matcher_world.write_config(tmp_path)), "--check-images"]) == 0
     assert "68 pictures checked: 0 do not decode" in capsys.readouterr().out
+
+
+def test_true_pairs_alone_are_nothing_to_learn_from(
+    matcher_world: MatcherWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = matcher_world.write_config(tmp_path, data__val_split=None, data__test_split=None, train__max_steps=2)
+    assert run([str(path), "negatives.margin=1000"]) == 2
+    assert "no hard negatives were mined" in capsys.readouterr().err and not events(path, "step")
+    assert run([str(path), "negatives.margin=1000", "negatives.fill_with_easy=true", "name=easy"]) == 0
+    steps = [line for line in lines(tmp_path / "runs" / "easy") if line["event"] == "step"]
+    assert [(line["num_true"], line["num_easy"] > 0) for line in steps] == [(8, True)] * 2
+
+
+def test_a_file_of_another_kind_is_named(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([str(small_world.write_config(tmp_path))]) == 2
+    said = capsys.readouterr().err
+    assert "expected the key 'miner'" in said and "take python -m train" in said

@@ -12,8 +12,9 @@ import torch
 from tests.small_job import SmallWorld
 from train import checkpoint
 from train.checkpoint import Checkpoints, NoReadableCheckpoint, State, verify
-from train.config import ModelConfig, TrainConfig
+from train.config import TrainConfig
 from train.model import TunedModel, build_model, make_optimizer
+from train.model_config import ModelConfig
 
 TRAIN = TrainConfig(max_steps=9, batch_size=8, learning_rate=1e-2, eval_every_steps=3, checkpoint_every_steps=3)
 

@@ -15,9 +15,10 @@ from eval.errors import UserError
 from tests.small_job import TINY, SmallWorld, load
 from train import export
 from train.checkpoint import State
-from train.config import JobConfig, ModelConfig, ScratchConfig
+from train.config import JobConfig
 from train.export import export_model, model_card
 from train.model import TunedModel, build_model
+from train.model_config import ModelConfig, ScratchConfig
 from train.scratch import write_scratch
 
 

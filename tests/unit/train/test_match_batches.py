@@ -1,5 +1,6 @@
 """train/match_batches.py: what faces what in a step, whatever the number of processes; a true pair is never called false."""
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -175,3 +176,19 @@ def test_when_nothing_decodes_the_error_is_handed_over(tmp_path: Path, inputs: M
     captions, images = tables(pool)
     builder = MatchBatches(pool, inputs, order, Processes(), NegativesConfig(), hard_captions=captions, hard_images=images)
     assert isinstance(builder[1], ImageError)
+
+
+def test_what_the_matcher_calls_a_match_is_no_easy_negative(pool: CaptionPool, inputs: MatchInputs) -> None:
+    table, _ = tables(pool)
+    order, config = BatchOrder(pool.dataset.num_images, BATCH, 5), NegativesConfig(captions_per_image=3, drawn_from=4, easy_until_step=9)
+
+    def easy(negatives: Negatives) -> set[tuple[int, int]]:
+        batch = MatchBatches(pool, inputs, order, Processes(), config, hard_captions=negatives, hard_images=None)[1]
+        assert isinstance(batch, MatchBatch)
+        return {(image, int(pool.hash_C[caption])) for image, caption, kind in pairs(batch) if kind == PairKind.EASY}
+
+    before = easy(table)
+    called = sorted(before)[::2]
+    captions = [int(np.flatnonzero(pool.hash_C == text)[0]) for _, text in called]
+    after = easy(replace(table, doubtful_2D=np.array([[image for image, _ in called], captions])))
+    assert called and not after & set(called) and after >= before - set(called)

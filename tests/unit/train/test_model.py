@@ -9,8 +9,9 @@ import torch
 from eval.checkpoint import hash_weights
 from eval.encoder import image_features, text_features
 from tests.small_job import SmallWorld, load
-from train.config import ModelConfig, TrainConfig
+from train.config import TrainConfig
 from train.model import TunedModel, build_model, make_optimizer, merged_state, parameter_groups, part_of
+from train.model_config import ModelConfig
 
 LORA = {"rank": 4, "alpha": 8}
 

@@ -16,7 +16,8 @@ from eval.processes import Processes
 from eval.significance import resample_weights
 from tests.small_job import SmallWorld, load
 from train.check import check_images
-from train.config import JobConfig, WatchConfig
+from train.config import JobConfig
+from train.evaluation_config import WatchConfig
 from train.job import load_data
 from train.model import build_model
 from train.watch import Recall, Sighting, Watch, WatchSet
