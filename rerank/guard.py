@@ -124,7 +124,8 @@ def _is_cross_encoder(folder: Path, config: dict[str, Any]) -> bool:
 def _why_not(config: dict[str, Any], is_cross_encoder: bool) -> str | None:
     """Why a model with this config cannot rerank here, or None if it can."""
     model_type = str(config.get("model_type", ""))
-    architectures = [str(name) for name in config.get("architectures") or []]
+    listed = config.get("architectures") or []
+    architectures = [str(name) for name in (listed if isinstance(listed, list) else [listed])]
     named = ", ".join(architectures) or f"model_type {model_type!r}"
     kind = KINDS.get(model_type)
     if kind is not None:
