@@ -35,7 +35,7 @@ def check_matcher(model: str) -> str:
     Raises:
         UserError: it is something else; the message says what, why that cannot rerank, and what to use.
     """
-    if Path(model).is_dir():
+    if model and Path(model).is_dir():  # the path of an empty name would be the working directory
         config = _folder_config(Path(model))
         is_cross_encoder = _is_cross_encoder(Path(model), config)
     else:

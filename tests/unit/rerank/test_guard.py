@@ -191,7 +191,7 @@ def test_what_is_no_model_at_all(tmp_path: Path) -> None:
         check_matcher(str(tmp_path))
     with pytest.raises(UserError, match="is a file\\."):
         check_matcher(str(tmp_path / "config.json"))
-    for name in ("./nowhere", "/nowhere/at/all", "a/b/c", "two words"):
+    for name in ("", "./nowhere", "/nowhere/at/all", "a/b/c", "two words"):
         with pytest.raises(UserError, match="there is no folder"):
             check_matcher(name)
 
