@@ -290,37 +290,3 @@ def test_a_config_that_contradicts_the_files_is_refused(
     folder = changed_copy(folders[kind], tmp_path / "contradicting", config=change)
     with pytest.raises(UserError, match=message):
         load_scorer(str(folder))
-
-
-def edited(name: str, section: str | None, **values: object) -> Callable[[Path], None]:
-    """A JSON file of a folder with values put in, of one of its sections if it has that."""
-
-    def edit(folder: Path) -> None:
-        content = json.loads((folder / name).read_text())
-        content.get(section, content).update(values)
-        (folder / name).write_text(json.dumps(content))
-
-    return edit
-
-
-@pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.parametrize(
-    "damage",
-    [
-        edited("processor_config.json", "image_processor", image_mean=[0.5]),
-        edited("processor_config.json", "image_processor", resample=99),
-        edited("processor_config.json", "image_processor", size={"height": 0, "width": 0}),
-        edited("config.json", "vision_config", patch_size=0),
-        edited("config.json", "vision_config", image_size="large"),
-        lambda folder: (folder / "tokenizer.json").write_text("{}"),
-        lambda folder: (folder / "tokenizer_config.json").write_text("[]"),
-    ],
-    ids=["mean", "resample", "size", "patch", "image size", "tokenizer", "tokenizer config"],
-)
-def test_files_that_transformers_stumbles_over_are_an_error_that_names_the_model(
-    folders: dict[str, Path], tmp_path: Path, kind: str, damage: Callable[[Path], None]
-) -> None:
-    folder = changed_copy(folders[kind], tmp_path / "damaged")
-    damage(folder)
-    with pytest.raises(UserError, match=r"rerank\.model .*of '.*damaged'( could not|: expected a shortest_edge)"):
-        load_scorer(str(folder))
