@@ -1,4 +1,4 @@
-"""Folders of matchers with a file that transformers stumbles over, each in another way: an error that names the model, never a traceback."""
+"""Folders of matchers with a file that transformers stumbles over: an error that names the model, never a traceback."""
 
 import json
 from collections.abc import Callable
