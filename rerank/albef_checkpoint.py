@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import BertTokenizer
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
@@ -17,6 +16,7 @@ from eval.checkpoint import hash_weights
 from eval.errors import UserError
 from rerank.albef_config import AlbefConfig
 from rerank.albef_model import AlbefMatcher
+from rerank.checkpoint_reading import in_words, tokenizer_content
 
 _CONFIG_NAME, _WEIGHTS_NAME = "config.json", "model.safetensors"
 
@@ -37,10 +37,8 @@ class AlbefCheckpoint:
 
     def digest(self) -> str:
         """SHA-256 (hex) of the weights, the sizes, the image processor and the tokenizer."""
-        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        for state in ("truncation", "padding"):  # set by the last call, not part of the tokenizer
-            tokenizer.pop(state, None)
-        parts = {"config": self.model.config.to_dict(), "image_processor": self.image_processor.to_dict(), "tokenizer": tokenizer}
+        processors = {"image_processor": self.image_processor.to_dict(), "tokenizer": tokenizer_content(self.tokenizer)}
+        parts = {"config": self.model.config.to_dict()} | processors
         return hashlib.sha256(f"{json.dumps(parts, sort_keys=True, default=str)} {hash_weights(self.model)}".encode()).hexdigest()
 
 
@@ -58,9 +56,11 @@ def load_albef(model: str) -> AlbefCheckpoint:
         tensors = load_file(weights_path)
         image_processor = BlipImageProcessorPil.from_pretrained(model)
         tokenizer = BertTokenizer.from_pretrained(model)
-    except (OSError, ValueError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of many classes, as the file and what is wrong with it
         raise UserError(
-            f"rerank.model (--rerank): the ALBEF matcher {model!r} could not be read: {' '.join(str(error).split())[:400]}. Expected "
+            f"rerank.model (--rerank): the ALBEF matcher {model!r} could not be read: {in_words(error)}. Expected "
             "what `python -m rerank.convert ALBEF.pth --output DIR` writes: config.json, model.safetensors, preprocessor_config.json, "
             "tokenizer.json."
         ) from error

@@ -59,8 +59,10 @@ def albef_release(content: Any, source: str, image_size: int | None = None) -> A
     if not isinstance(named, Mapping) or not (wanted := {_POSITIONS, _PATCHES}) <= named.keys():
         found = sorted(map(str, named))[:5] if isinstance(named, Mapping) else type(named).__name__
         raise UserError(f"{source}: expected ALBEF's tensors, among them {sorted(wanted)}; found {found}")
-    if strangers := sorted(str(name) for name, tensor in named.items() if not isinstance(tensor, torch.Tensor)):
-        raise UserError(f"{source}: expected tensors by name; found something else under {', '.join(strangers)}")
+    if strangers := sorted(str(name) for name, tensor in named.items() if not _is_plain(name, tensor)):
+        raise UserError(
+            f"{source}: expected tensors of numbers, dense and real, by name; found something else under {', '.join(strangers)}"
+        )
     dropped: dict[str, list[str]] = {}
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in named.items():
@@ -75,6 +77,12 @@ def albef_release(content: Any, source: str, image_size: int | None = None) -> A
         config = _resized(config, image_size)
         tensors[_POSITIONS] = interpolated(tensors[_POSITIONS], config.vision.image_size // config.vision.patch_size)
     return AlbefRelease(config, tensors, dropped)
+
+
+def _is_plain(name: Any, tensor: Any) -> bool:
+    """Whether a weight can be in it: sparse, quantised and complex tensors, which weights_only lets through, cannot."""
+    is_dense = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_quantized
+    return isinstance(name, str) and is_dense and not tensor.is_complex()
 
 
 def interpolated(positions_1TV: torch.Tensor, num_patches_a_side: int) -> torch.Tensor:
@@ -104,6 +112,8 @@ def _sizes(tensors: Mapping[str, torch.Tensor], source: str) -> AlbefConfig:
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     fusion = _numbers(shapes, r"text_encoder\.encoder\.layer\.(\d+)\.crossattention\.")
+    if not fusion:
+        raise UserError(f"{source}: no layer of its text tower looks at the image (no text_encoder.encoder.layer.N.crossattention)")
     try:
         num_patches, vision_size = shapes[_POSITIONS][1] - 1, shapes[_POSITIONS][2]
         vocab_size, text_size = shapes[_WORDS]

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from rerank.caption_batches import positions_by_length
+
 MAX_WORDS = 30
 MAX_TOKENS = 35
 _PUNCTUATION = re.compile(r'[.!"()*#:;~]')
@@ -78,11 +80,6 @@ class PackedCaptions:
 
 
 def packed_captions(ids: Sequence[tuple[int, ...]], chunk_size: int, device: torch.device) -> Iterator[PackedCaptions]:
-    """All captions, `chunk_size` at a time, shortest first, so that captions of like length come together.
-
-    The order depends on lengths and positions alone: the same captions always meet in the same company.
-    """
-    by_length = sorted(range(len(ids)), key=lambda place: len(ids[place]))
-    for start in range(0, len(ids), chunk_size):
-        places = by_length[start : start + chunk_size]
+    """All captions, packed in the company that `positions_by_length` gives them."""
+    for places in positions_by_length(ids, chunk_size):
         yield PackedCaptions.of(places, [ids[place] for place in places], device)

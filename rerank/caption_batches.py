@@ -25,14 +25,19 @@ class CaptionBatch:
     attention_mask_CL: torch.Tensor
 
 
-def caption_batches(ids: Sequence[tuple[int, ...]], chunk_size: int, pad_token_id: int) -> Iterator[CaptionBatch]:
-    """All captions in batches of `chunk_size`, shortest first, so that captions of like length share a batch.
+def positions_by_length(ids: Sequence[tuple[int, ...]], chunk_size: int) -> Iterator[list[int]]:
+    """Positions of all captions, `chunk_size` at a time, shortest first, so that captions of like length come together.
 
-    The order depends on lengths and positions alone: the same captions always meet in the same batches.
+    The order depends on lengths and positions alone: the same captions always meet in the same company.
     """
     by_length = sorted(range(len(ids)), key=lambda position: len(ids[position]))
     for start in range(0, len(ids), chunk_size):
-        positions = by_length[start : start + chunk_size]
+        yield by_length[start : start + chunk_size]
+
+
+def caption_batches(ids: Sequence[tuple[int, ...]], chunk_size: int, pad_token_id: int) -> Iterator[CaptionBatch]:
+    """All captions in batches of `chunk_size`, in the company that `positions_by_length` gives them."""
+    for positions in positions_by_length(ids, chunk_size):
         longest = max(len(ids[position]) for position in positions)
         rows = [list(ids[position]) + [pad_token_id] * (longest - len(ids[position])) for position in positions]
         masks = [[1] * len(ids[position]) + [0] * (longest - len(ids[position])) for position in positions]

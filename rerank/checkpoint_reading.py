@@ -32,16 +32,24 @@ class Checkpoint:
 
     def digest(self) -> str:
         """SHA-256 (hex) of the weights, the parts of the config that act, the image processor and the tokenizer."""
-        config = {key: value for key, value in self.model.config.to_dict().items() if key not in _CONFIG_KEYS_WITHOUT_EFFECT}
-        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        for state in ("truncation", "padding"):  # set by the last call, not part of the tokenizer
-            tokenizer.pop(state, None)
-        parts = {"config": config, "image_processor": self.image_processor.to_dict(), "tokenizer": tokenizer}
+        processors = {"image_processor": self.image_processor.to_dict(), "tokenizer": tokenizer_content(self.tokenizer)}
+        parts = {"config": config_content(self.model.config)} | processors
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def config_content(config: Any) -> dict[str, Any]:
+    """What of a config of transformers acts on a model whose class and precision are given."""
+    return {key: value for key, value in config.to_dict().items() if key not in _CONFIG_KEYS_WITHOUT_EFFECT}
+
+
+def tokenizer_content(tokenizer: Any) -> dict[str, Any]:
+    """What makes a fast tokenizer the one it is."""
+    content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {key: value for key, value in content.items() if key not in ("truncation", "padding")}  # which the last call set
 
 
 class Preprocessing(NamedTuple):
@@ -62,7 +70,7 @@ def read_preprocessing(model: str, config_class: Any, image_processor_class: Any
         config = config_class.from_pretrained(model)
         image_processor = image_processor_class.from_pretrained(model)
         return Preprocessing(config, image_processor, AutoTokenizer.from_pretrained(model))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of many classes, as the file and what is wrong with it
         raise _unreadable(model, "the config, image processor or tokenizer", error) from error
 
 
@@ -80,7 +88,7 @@ def complete_weights(model: str, matcher_class: Any, config: Any, example: str) 
         loaded: Any = matcher_class.from_pretrained(
             model, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, SafetensorError) as error:  # of sizes that cannot be, too
         raise _unreadable(model, "the weights (model.safetensors)", error) from error
     matcher, loading = loaded
     missing, misshapen = sorted(loading["missing_keys"]), sorted(name for name, *_ in loading["mismatched_keys"])
@@ -121,12 +129,39 @@ def check_square(model: str, where: str, image_size: int | list[int] | tuple[int
     """
     expected = height_and_width(image_size)
     blank = Image.new("RGB", (expected[1] + 3, expected[0] * 2 + 1))  # neither square nor of the right size
-    found = tuple(image_processor(images=blank, return_tensors="pt")["pixel_values"].shape[-2:])
+    found = _prepared_size(model, image_processor, blank)
     if found != expected:
         raise UserError(
             f"rerank.model (--rerank): the image processor of {model!r} makes pictures of {found[0]} x {found[1]} pixels where "
             f"{where}image_size is {expected[0]} x {expected[1]}. Make `size` in preprocessor_config.json agree with config.json."
         )
+
+
+def check_shorter_side(model: str, image_processor: Any) -> None:
+    """Refuse an image processor that does not bring pictures to a shorter side of its own, `size.shortest_edge`.
+
+    Raises:
+        UserError: it does not, or fails.
+    """
+    if not isinstance(image_processor.size["shortest_edge"], int):
+        raise UserError(
+            f"rerank.model (--rerank): `size` in preprocessor_config.json of {model!r}: expected a shortest_edge, in pixels; found "
+            f"{image_processor.size}. Fetch that file again."
+        )
+    _prepared_size(model, image_processor, Image.new("RGB", (35, 33)))
+
+
+def _prepared_size(model: str, image_processor: Any, picture: Image.Image) -> tuple[int, int]:
+    """Pixels (height, width) of what the image processor makes of a picture.
+
+    Raises:
+        UserError: it fails, as with a mean of two numbers.
+    """
+    try:
+        height, width = image_processor(images=picture, return_tensors="pt")["pixel_values"].shape[-2:]
+    except Exception as error:  # of many classes, as what is wrong with its settings
+        raise _unreadable(model, "the settings of the image processor (preprocessor_config.json)", error) from error
+    return int(height), int(width)
 
 
 def check_vocabulary(model: str, tokenizer: Any, num_model_tokens: int, is_right: Callable[[int], bool], expected: str) -> None:
@@ -153,9 +188,14 @@ def height_and_width(size: int | list[int] | tuple[int, int]) -> tuple[int, int]
 
 def _unreadable(model: str, what: str, error: Exception) -> UserError:
     return UserError(
-        f"rerank.model (--rerank): {what} of {model!r} could not be read: {' '.join(str(error).split())[:400]}. Expected a folder or "
+        f"rerank.model (--rerank): {what} of {model!r} could not be read or used: {in_words(error)}. Expected a folder or "
         "hub id with config.json, model.safetensors, preprocessor_config.json and the tokenizer's files."
     )
+
+
+def in_words(error: Exception) -> str:
+    """Its class too, for the text of a KeyError or a ZeroDivisionError alone says little."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
 def _first_names(names: list[str]) -> str:

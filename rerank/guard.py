@@ -35,7 +35,7 @@ def check_matcher(model: str) -> str:
     Raises:
         UserError: it is something else; the message says what, why that cannot rerank, and what to use.
     """
-    if Path(model).is_dir():
+    if model and Path(model).is_dir():  # the path of an empty name would be the working directory
         config = _folder_config(Path(model))
         is_cross_encoder = _is_cross_encoder(Path(model), config)
     else:
@@ -124,7 +124,8 @@ def _is_cross_encoder(folder: Path, config: dict[str, Any]) -> bool:
 def _why_not(config: dict[str, Any], is_cross_encoder: bool) -> str | None:
     """Why a model with this config cannot rerank here, or None if it can."""
     model_type = str(config.get("model_type", ""))
-    architectures = [str(name) for name in config.get("architectures") or []]
+    listed = config.get("architectures") or []
+    architectures = [str(name) for name in (listed if isinstance(listed, list) else [listed])]
     named = ", ".join(architectures) or f"model_type {model_type!r}"
     kind = KINDS.get(model_type)
     if kind is not None:

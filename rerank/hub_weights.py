@@ -1,6 +1,7 @@
 """A hub folder that holds its weights only as pytorch_model.bin, made into one that holds safetensors."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,11 +97,17 @@ def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _copy_rest(source: Path, target: Path) -> list[str]:
-    """Copies everything but weights and hidden files; returns the names of what was left out."""
+    """Copies everything but weights and hidden files; returns the names of what was left out.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
     left_out = []
     for path in sorted(source.iterdir()):
         if path.name.startswith(".") or any(path.match(pattern) for pattern in OTHER_WEIGHTS):
             left_out.append(path.name)
+        elif not os.access(path, os.R_OK):
+            raise UserError(f"{path}: cannot be read: a link to nothing, or no permission. Mend it or take it away")
         elif path.is_dir():
             shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns(*OTHER_WEIGHTS))
         else:

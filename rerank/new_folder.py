@@ -1,6 +1,7 @@
 """A folder that is written whole or not at all."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +21,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
     folder = Path(os.path.abspath(folder))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--output {folder}: expected a new or an empty folder; there is something there, which would be lost")
-    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of writers that were killed
-        shutil.rmtree(leftover, ignore_errors=True)
+    own_leftover = re.compile(rf"\.{re.escape(folder.name)}\.\d+\.tmp")  # and not one of "NAME.more", which may be being written
+    for leftover in folder.parent.glob(".*.tmp"):
+        if own_leftover.fullmatch(leftover.name):  # of a writer that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)

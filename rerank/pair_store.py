@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.errors import WriteError, reading
+from eval.errors import UserError, WriteError, reading
 from eval.processes import Processes
 from rerank.pair_segments import RECORD, list_records, read_segment
 
@@ -182,9 +182,12 @@ def asked_store(asked: argparse.Namespace, processes: Processes, default: Path |
         default: its folder when nothing is said; None: pair-scores in the folder that --output names.
 
     Raises:
+        UserError: the folder's name is empty, as of a shell variable that is not set: that would be the working directory.
         WriteError: its folder cannot be made.
     """
     if asked.no_pair_scores:
         return None
+    if asked.pair_scores == "":
+        raise UserError("--pair-scores: expected a folder, found an empty name. Name one, leave it out, or give --no-pair-scores")
     folder = Path(asked.pair_scores) if asked.pair_scores is not None else default or Path(asked.output) / "pair-scores"
     return PairStore(folder) if processes.is_main else PairStore(folder, say=lambda text: None)

@@ -22,7 +22,14 @@ from transformers import ViltConfig, ViltForImageAndTextRetrieval
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
 from rerank.aspect import within_aspect
-from rerank.checkpoint_reading import Checkpoint, check_heads, check_vocabulary, complete_weights, read_preprocessing
+from rerank.checkpoint_reading import (
+    Checkpoint,
+    check_heads,
+    check_shorter_side,
+    check_vocabulary,
+    complete_weights,
+    read_preprocessing,
+)
 from rerank.cross_encoder import CrossEncoder
 from rerank.kinds import KINDS
 from rerank.reads import Reads
@@ -76,10 +83,11 @@ def load_vilt(model: str) -> Checkpoint:
     """Reads a ViltForImageAndTextRetrieval with its processors from a folder or a hub id; safetensors only, nothing is unpickled.
 
     Raises:
-        UserError: weights missing, of another shape or not finite; wrong number of heads; a tokenizer of another vocabulary; or files
-            that cannot be read.
+        UserError: weights missing, of another shape or not finite; wrong number of heads; a tokenizer of another vocabulary; an image
+            processor without a shorter side; or files that cannot be read.
     """
     config, image_processor, tokenizer = read_preprocessing(model, ViltConfig, ViltImageProcessorPil)
     check_heads(model, "", config.hidden_size, config.num_attention_heads, _HEADS, "ViLT")
+    check_shorter_side(model, image_processor)
     check_vocabulary(model, tokenizer, config.vocab_size, lambda more: more == 0, "as many")
     return Checkpoint(complete_weights(model, ViltForImageAndTextRetrieval, config, KINDS["vilt"].example), image_processor, tokenizer)

@@ -12,9 +12,9 @@ from torch import nn
 
 from eval.checkpoint import hash_weights
 from eval.errors import UserError
+from rerank.checkpoint_reading import config_content, tokenizer_content
 
 _HEADS = ("score", "classifier")  # names of transformers' sequence-classification heads
-_CONFIG_KEYS_WITHOUT_EFFECT = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
 
 def load_cross_encoder(model: str, device: torch.device, dtype: torch.dtype) -> Any:
@@ -49,18 +49,14 @@ def load_cross_encoder(model: str, device: torch.device, dtype: torch.dtype) -> 
 
 def digest(encoder: Any) -> str:
     """SHA-256 (hex) of the weights, the configs that act, the processor with its chat template and tokenizer, and the saved prompts."""
-    config = {key: value for key, value in encoder.model.config.to_dict().items() if key not in _CONFIG_KEYS_WITHOUT_EFFECT}
     modules = [(type(module).__name__, module.get_config_dict()) for module in encoder if hasattr(module, "get_config_dict")]
-    tokenizer = json.loads(encoder.tokenizer.backend_tokenizer.to_str())
-    for state in ("truncation", "padding"):  # set by the last call, not part of the tokenizer
-        tokenizer.pop(state, None)
     parts = {
-        "config": config,
+        "config": config_content(encoder.model.config),
         "modules": modules,
         "prompts": (encoder.prompts, encoder.default_prompt_name),
         "processor": encoder[0].processor.to_dict(),
         "chat_template": (getattr(encoder[0].processor, "chat_template", None), encoder.tokenizer.chat_template),
-        "tokenizer": tokenizer,
+        "tokenizer": tokenizer_content(encoder.tokenizer),
         "max_tokens": encoder.max_seq_length,
     }
     return hashlib.sha256(f"{json.dumps(parts, sort_keys=True, default=str)} {hash_weights(encoder)}".encode()).hexdigest()

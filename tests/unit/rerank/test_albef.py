@@ -229,3 +229,11 @@ def test_a_config_that_contradicts_the_files_is_refused(tiny_albef: Path, tmp_pa
 def test_a_folder_without_its_files_is_refused(tiny_albef: Path, tmp_path: Path, without: str) -> None:
     with pytest.raises(UserError, match=r"could not be read|tokens, the model"):
         load_scorer(str(changed(tiny_albef, tmp_path, without=without)))
+
+
+@pytest.mark.parametrize(("name", "text"), [("tokenizer.json", "{}"), ("tokenizer_config.json", "[]"), ("preprocessor_config.json", "[]")])
+def test_files_that_transformers_stumbles_over_are_an_error(tiny_albef: Path, tmp_path: Path, name: str, text: str) -> None:
+    folder = changed(tiny_albef, tmp_path)
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match="the ALBEF matcher .*changed' could not be read"):
+        load_scorer(str(folder))

@@ -101,6 +101,21 @@ def test_files_of_other_things_are_refused(tmp_path: Path, capsys, content: obje
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda tensor: tensor.to(torch.complex64)], ids=["sparse", "complex"])
+def test_weights_that_are_no_dense_real_numbers_are_refused(tmp_path: Path, words: str, capsys, change) -> None:
+    tensors = files.random_tensors()
+    tensors["itm_head.weight"] = change(tensors["itm_head.weight"])
+    assert main([saved(tmp_path / "a.pth", {"model": tensors}), "--output", str(tmp_path / "made"), "--tokenizer", words]) == 2
+    assert "something else under itm_head.weight" in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_text_tower_that_never_looks_at_the_image_is_refused(tmp_path: Path, words: str, capsys) -> None:
+    tensors = {name: tensor for name, tensor in files.random_tensors().items() if "crossattention" not in name}
+    assert main([saved(tmp_path / "a.pth", {"model": tensors}), "--output", str(tmp_path / "made"), "--tokenizer", words]) == 2
+    assert "no layer of its text tower looks at the image" in capsys.readouterr().err
+
+
 def test_files_that_are_torn_or_no_pickle_are_refused(tmp_path: Path, capsys) -> None:
     whole = Path(saved(tmp_path / "model.pth", files.released(files.random_tensors(), tuned=True)))
     torn = tmp_path / "torn.pth"

@@ -171,6 +171,8 @@ def test_a_config_that_names_no_architecture_is_judged_by_its_weights(changed_bl
         ({"model_type": "bridgetower", "architectures": ["BridgeTowerForContrastiveLearning"]}, "compared by cosine.*base-itm-mlm"),
         ({"model_type": "bridgetower", "architectures": ["BridgeTowerModel"]}, "towers alone.*itm_score"),
         ({"model_type": "blip", "architectures": ["BlipForQuestionAnswering"]}, "answers questions"),
+        ({"model_type": "blip", "architectures": "BlipModel"}, "BlipModel has no matching head"),
+        ({"model_type": "blip", "architectures": 3}, "it is a 3, without"),
         ({}, "another kind"),
         ([], "not an object"),
     ],
@@ -189,7 +191,7 @@ def test_what_is_no_model_at_all(tmp_path: Path) -> None:
         check_matcher(str(tmp_path))
     with pytest.raises(UserError, match="is a file\\."):
         check_matcher(str(tmp_path / "config.json"))
-    for name in ("./nowhere", "/nowhere/at/all", "a/b/c", "two words"):
+    for name in ("", "./nowhere", "/nowhere/at/all", "a/b/c", "two words"):
         with pytest.raises(UserError, match="there is no folder"):
             check_matcher(name)
 

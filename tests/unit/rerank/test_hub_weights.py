@@ -47,6 +47,14 @@ def test_a_hub_folder_scores_the_same_bits_after_conversion(tmp_path: Path, tiny
     assert np.array_equal(load_scorer(str(tmp_path / "made"), device="cpu").score(noise(1), captions), expected)
 
 
+def test_a_file_beside_the_weights_that_cannot_be_read_is_no_failure_to_write(tmp_path: Path, tiny_blip: Path, capsys) -> None:
+    source = bin_folder(tiny_blip, tmp_path / "source")
+    (source / "README.md").symlink_to(tmp_path / "blob that is gone")
+    assert main([str(source), "--output", str(tmp_path / "made")]) == 2
+    assert "README.md: cannot be read: a link to nothing" in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()
+
+
 def test_tensors_that_share_memory_are_written_apart(tmp_path: Path, tiny_blip: Path) -> None:
     source = bin_folder(tiny_blip, tmp_path / "source")
     tensors = torch.load(source / "pytorch_model.bin", weights_only=True)

@@ -101,9 +101,11 @@ def test_records_out_of_place_are_not_taken(gone: list[int], random) -> None:
             records.insert(place, records[other])
     array = np.array(records, dtype=RECORD)
     taken = array[whole_lists(array)].tobytes()
+    assert gone or taken == array.tobytes()
     while taken:
-        number = next(number for number, one in enumerate(lists) if taken.startswith(one.tobytes()))
-        taken = taken[len(lists[number].tobytes()) :]
+        found = [one.tobytes() for one in lists if taken.startswith(one.tobytes())]
+        assert len(found) == 1, "what is taken is not one whole list after another"
+        taken = taken[len(found[0]) :]
 
 
 def test_the_checksum_is_the_one_described() -> None:

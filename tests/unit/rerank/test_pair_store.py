@@ -180,6 +180,8 @@ def test_what_a_command_line_asks_for(tmp_path: Path, capsys: pytest.CaptureFixt
         store = asked(*words)
         assert store is not None and store.folder == tmp_path / folder and store.folder.is_dir()
     assert asked("--no-pair-scores") is None
+    with pytest.raises(UserError, match="--pair-scores: expected a folder, found an empty name"):
+        asked("--pair-scores", "")
     with pytest.raises(SystemExit):
         asked("--no-pair-scores", "--pair-scores", "x")
     assert "not allowed with" in capsys.readouterr().err

@@ -217,7 +217,7 @@ def test_modalities_of_several_parts_count(tiny_vlm: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("modalities", "model_type", "message"),
     [
-        (["text"], "CrossEncoder", r"text-text reranker \(a CrossEncoder that takes text only\)"),
+        (["text"], "CrossEncoder", r"text-text reranker \(a CrossEncoder of sentence-transformers that takes text only\)"),
         (["text", "message"], "CrossEncoder", "text-text reranker"),
         (["text", "image"], "SentenceTransformer", "not supported"),
     ],
