@@ -37,7 +37,7 @@ def _run(asked: Any) -> int:
     if asked.check_images:
         from eval.choices.choice_set import read_choices
         from train.check import check_images
-        from train.job import load_data
+        from train.splits import load_data
 
         return check_images(load_data(config), config.data.num_workers, [read_choices(path) for path in config.choices or ()])
     return carry_out(_Tuning(config))
@@ -65,8 +65,9 @@ class _Tuning:
         show_finished(self.config)
 
     def begin(self, accelerator: Any, processes: Any, signals: Any) -> Any:
-        from train.job import load_data, prepare
+        from train.job import prepare
         from train.loop import Loop
+        from train.splits import load_data
 
         splits = processes.together(lambda: load_data(self.config))
         return Loop(prepare(self.config, splits, accelerator, processes), signals)

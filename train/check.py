@@ -11,7 +11,7 @@ from eval.choices.choice_set import ChoiceSet
 from eval.encoder import Pictures, pictures_loader
 from eval.images import ImageError
 from eval.progress import bar
-from train.job import Splits
+from train.splits import Splits
 
 _SHOWN = 20
 

@@ -1,9 +1,8 @@
 """Everything a job needs before its first step: processes, data, model, optimizer; each derived quantity told once."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,16 +12,13 @@ from tqdm import tqdm
 
 from eval.checkpoint import load_siglip_config
 from eval.choices.choice_set import read_choices
-from eval.dataset import RetrievalSet, load_split
-from eval.errors import UserError
-from eval.leakage import Leakage, find_leakage
-from eval.manifest import Manifest, read_manifest
+from eval.dataset import RetrievalSet
+from eval.leakage import Leakage
 from eval.processes import Processes
 from eval.qrels import read_qrels
 from eval.truth import judged_by, known_pairs
 from rerank.choices import stage_names
 from rerank.scorer import load_scorer
-from rerank.stages import check_top_k
 from train.agreement import check_agreement
 from train.approximate import require_faiss
 from train.arms import check_comparisons, checkpoints
@@ -34,11 +30,12 @@ from train.frozen import frozen_lines
 from train.machine import start_machine
 from train.micro_batches import cached_size
 from train.model import TunedModel, build_model, make_optimizer, resolve_base
-from train.pool import CaptionPool, FurtherCaptions, read_further
+from train.pool import CaptionPool
 from train.scratch import write_scratch
 from train.seeds import Turns
 from train.sharding import check_shardable, shard
 from train.shared_folder import SharedFolder
+from train.splits import Splits
 from train.watch import WatchSet
 
 
@@ -94,95 +91,6 @@ class HasData(Protocol):
     val_set: RetrievalSet | None
     test_set: RetrievalSet | None
     unused_splits: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The data of a job."""
-
-    train: RetrievalSet
-    val: RetrievalSet | None
-    test: RetrievalSet | None
-    unused: dict[str, int]
-    """Images of every other split of the manifest: a misspelt split is seen here."""
-    watch: list[WatchSet] = field(default_factory=list)
-    further: FurtherCaptions | None = None
-    """Captions without images that can be mined."""
-
-    def all(self) -> list[RetrievalSet]:
-        """Those that are there."""
-        return [split for split in (self.train, self.val, self.test) if split is not None] + [watched.dataset for watched in self.watch]
-
-    def leakages(self) -> list[Leakage]:
-        """What val, test and the watch sets share with train, and test with val."""
-        found = [find_leakage(split, self.train) for split in (self.val, self.test) if split is not None]
-        found += [replace(find_leakage(watched.dataset, self.train), split=f"watch set {watched.config.name}") for watched in self.watch]
-        return found + ([find_leakage(self.test, self.val)] if self.test is not None and self.val is not None else [])
-
-
-def load_data(config: JobConfig) -> Splits:
-    """Read the manifest and its splits, the watch sets, and the pool of further captions.
-
-    Raises:
-        UserError: with every fault of every manifest, or a split too small for the job.
-    """
-    faults: list[UserError] = []
-    sets: list[WatchSet] = []
-    further: FurtherCaptions | None = None
-    if config.mining is not None and config.mining.pool is not None:
-        try:
-            further = read_further(config.mining.pool)
-        except UserError as error:
-            faults.append(error)
-    for watched in config.watch:
-        try:
-            sets.append(WatchSet.load(watched))
-        except UserError as error:
-            faults.append(error)
-    try:
-        splits = replace(_load_splits(config), watch=sets, further=further)
-    except UserError as error:
-        faults.insert(0, error)
-    if len(faults) == 1:
-        raise faults[0]
-    if faults:
-        raise UserError("\n".join(str(fault) for fault in faults))
-    return splits
-
-
-def _load_splits(config: JobConfig) -> Splits:
-    """Train, val and test."""
-    splits = load_splits(config, slice_by=config.evaluation.slice_by)
-    final = splits.test or splits.val
-    if config.rerank is not None and final is not None:
-        check_top_k(final, config.rerank.top_k)
-        if config.rerank.chooses and splits.val is not None:
-            check_top_k(splits.val, config.rerank.top_k)
-    return splits
-
-
-def load_splits(config: RunConfig, *, slice_by: Sequence[str] = ()) -> Splits:
-    """Train, val and test of any run.
-
-    Raises:
-        UserError: with every fault of the manifest, or a train split too small for the batch.
-    """
-    data = config.data
-    wanted = [split for split in (data.train_split, data.val_split, data.test_split) if split is not None]
-    manifest = read_manifest(data.source, image_root=data.image_root, columns=data.columns, require_splits=wanted, slice_by=slice_by)
-    unused = Counter(image.split for image in manifest.images if image.split is not None and image.split not in wanted)
-    train = load_split(manifest, data.train_split)
-    splits = Splits(train, _optional(manifest, data.val_split), _optional(manifest, data.test_split), dict(unused))
-    if splits.train.num_images < config.train.batch_size:
-        raise UserError(
-            f"train.batch_size is {config.train.batch_size}, but split {data.train_split!r} has only {splits.train.num_images} images; "
-            "an image is never twice in a batch"
-        )
-    return splits
-
-
-def _optional(manifest: Manifest, split: str | None) -> RetrievalSet | None:
-    return None if split is None else load_split(manifest, split)
 
 
 def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:

@@ -9,9 +9,10 @@ from eval.errors import UserError
 from eval.progress import bar
 from train.config import JobConfig
 from train.config_file import load_config
-from train.job import load_data, prepare, start_processes
+from train.job import prepare, start_processes
 from train.refreshing import num_rows, refresh_negatives
 from train.run_folder import claim_folder
+from train.splits import load_data
 
 
 def main(arguments: list[str]) -> int:

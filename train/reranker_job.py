@@ -16,12 +16,13 @@ from eval.processes import Processes
 from rerank.stages import check_top_k
 from train.agreement import check_same
 from train.batches import BatchOrder
-from train.job import Splits, data_line, known_truth, leakage_lines, load_splits, speaker
+from train.job import data_line, known_truth, leakage_lines, speaker
 from train.matcher import TunedMatcher, build_matcher, make_matcher_optimizer
 from train.model import TunedModel
 from train.pool import CaptionPool
 from train.reranker_config import RerankerConfig
 from train.shared_folder import SharedFolder
+from train.splits import Splits, load_splits
 
 
 @dataclass

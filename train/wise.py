@@ -29,8 +29,8 @@ from eval.replacing import replace_together
 from train.config import JobConfig
 from train.curve import draw_curve
 from train.export import Chosen, check_replaceable, export_model, load_checkpoint, model_card, read_run
-from train.job import load_data
 from train.model import TunedModel, merged_state
+from train.splits import load_data
 from train.watch import Recall
 
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)

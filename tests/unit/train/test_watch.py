@@ -18,8 +18,8 @@ from tests.small_job import SmallWorld, load
 from train.check import check_images
 from train.config import JobConfig
 from train.evaluation_config import WatchConfig
-from train.job import load_data
 from train.model import build_model
+from train.splits import load_data
 from train.watch import Recall, Sighting, Watch, WatchSet
 
 
