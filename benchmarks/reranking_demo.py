@@ -168,7 +168,8 @@ def adaptive_lines(figures: Figures, chosen: Chosen, first: Stage, scores: PairS
         *lines,
         "",
         f"Measured on test, the first row: {measured['saved']:,} of {measured['pairs']:,} pairs saved; mean R@1 falls by "
-        f"{100 * measured['loss']:+.2f} points (below 0: it rises), paired 95% interval {interval(measured['ci95'])}.",
+        f"{100 * measured['loss']:+.2f} points (below 0: it rises), paired 95% interval {interval(measured['ci95'])}. "
+        "The margin comes from val; the rule it serves was picked by halving this test split (results/skip-rules.md).",
     ]
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 ScoreKind = Literal["match_logit", "margin"]
 Precision = Literal["float32", "bfloat16"]
+SCORING_VERSION = 1  # raised whenever code of ours changes what a scorer says beyond float noise: scores kept before are then not read
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class ScorerSettings:
     Attributes:
         score_kind: "match_logit", the logit of "match", as BLIP and ALBEF rank, so that figures compare with published ones; "margin", that
             less the logit of "no match", which orders pairs as the match probability does. The same for a scorer with one output.
-        precision: "bfloat16" runs the towers under autocast; the matching head and the scores stay float32.
+        precision: "bfloat16" runs the towers' products in it; the matching head and the scores stay float32.
         chunk_size: captions of one image that go through the text tower together; changes scores by float noise only.
     """
 
@@ -33,4 +34,5 @@ class ScorerSettings:
 
     def identity(self) -> dict[str, Any]:
         """The settings that change scores beyond float noise: part of a scorer's fingerprint."""
-        return {key: value for key, value in sorted(asdict(self).items()) if key != "chunk_size"}
+        settings = {key: value for key, value in sorted(asdict(self).items()) if key != "chunk_size"}
+        return settings | {"scoring_version": SCORING_VERSION}

@@ -27,6 +27,9 @@ from rerank.vlm_checkpoint import digest, load_cross_encoder
 _MATCH, _NO_MATCH = 1, 0  # of a classifier with two outputs
 
 
+PAIRS_AT_ONCE = 8  # each with its picture: the 64 of other kinds would not fit beside such a model on most GPUs
+
+
 @dataclass(frozen=True)
 class VlmSettings(ScorerSettings):
     """The defaults ask as these rerankers were trained: a text is the query, a picture the document.
@@ -98,7 +101,7 @@ class VlmScorer:
         logits = self._encoder.predict(
             pairs,
             prompt=self.settings.prompt,
-            batch_size=self.settings.chunk_size,
+            batch_size=min(self.settings.chunk_size, PAIRS_AT_ONCE),
             activation_fn=torch.nn.Identity(),
             show_progress_bar=False,
         )
