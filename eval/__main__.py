@@ -18,7 +18,7 @@ from eval.checkpoint import load_siglip, load_siglip_config
 from eval.dataset import RetrievalSet, load_split
 from eval.errors import UserError, reading, writing
 from eval.evaluator import Figures, Stage, evaluate
-from eval.first_stage import progress_bar, retrieve, use_exact_float32
+from eval.first_stage import Embedded, embed, find, progress_bar, use_exact_float32
 from eval.gallery import gallery
 from eval.manifest import COLUMNS, read_manifest
 from eval.process_group import run_command
@@ -28,6 +28,7 @@ from eval.report import print_report, report_record, write_report
 from eval.stage_faults import pair_faults
 from eval.trec import write_trec
 from eval.truth import judged_by
+from rerank.ensemble import mean_of_logits, parse_member
 from rerank.pair_store import add_pair_scores, asked_store
 
 if TYPE_CHECKING:
@@ -70,6 +71,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help=f"with --choose-on: share of the answers the margin may lose there (default {DEFAULT_MAX_LOSS})",
     )
     parser.add_argument("--also", action="append", default=[], metavar="NAME=DIR_OR_HUB_ID", help="a further checkpoint, as stage NAME")
+    parser.add_argument(
+        "--ensemble",
+        action="append",
+        default=[],
+        metavar="DIR_OR_HUB_ID[:WEIGHT]",
+        help="a further checkpoint, measured as stage model-2, model-3, ..., and together with --model (of weight 1) as stage ensemble",
+    )
     parser.add_argument(
         "--compare",
         action="append",
@@ -133,26 +141,29 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
             with writing(asked.output):
                 Path(asked.output).mkdir(parents=True, exist_ok=True)
         dataset, *choosing_sets = read_datasets(asked)
-        plan = read_plan(asked)
+        plan, weights = read_plan(asked), [1.0]
+        for number, (path, weight) in enumerate(map(parse_member, asked.ensemble), 2):
+            checkpoints.append((f"model-{number}", path))
+            weights.append(weight)
         scorer = read_scorer(asked, [dataset, *choosing_sets], device)
         kept = asked_store(asked, processes) if scorer is not None else None
-        names = [name for name, _ in checkpoints]
+        names = [name for name, _ in checkpoints] + (["ensemble"] if asked.ensemble else [])
         check_names(names, plan.names(names, scorer.name) if scorer is not None else [], pairs)
         for _, path in checkpoints:
             load_siglip_config(path)
 
     def retrieved(split: RetrievalSet) -> list[Stage]:
-        return [_retrieve(asked, name, path, split, processes, device) for name, path in checkpoints]
+        return retrieve_all(asked, checkpoints, weights, split, processes, device)
 
     stages, reranked = retrieved(dataset), None
     if scorer is not None:
         choose_on = (choosing_sets[0], retrieved) if choosing_sets else None
         reranked = plan.stages(dataset, stages, scorer, choose_on=choose_on, kept=kept, processes=processes)
         stages += reranked.stages
-        pairs = pairs or default_pairs(names) + plan.pairs(names, scorer.name)
+        pairs = pairs or default_pairs(names, len(asked.ensemble)) + plan.pairs(names, scorer.name)
     with processes.jointly():
         if processes.is_main:
-            figures = evaluate(dataset, stages, pairs or default_pairs(names))
+            figures = evaluate(dataset, stages, pairs or default_pairs(names, len(asked.ensemble)))
             if reranked is not None:
                 figures.sections.update(reranked.sections(figures, dataset))
             report(asked, figures, dataset)
@@ -204,14 +215,38 @@ def read_scorer(asked: argparse.Namespace, datasets: list[RetrievalSet], device:
     return load_scorer(asked.rerank, device=device, settings=ScorerSettings(score_kind=asked.score))
 
 
-def _retrieve(asked: argparse.Namespace, name: str, path: str, dataset: RetrievalSet, processes: Processes, device: torch.device) -> Stage:
+def retrieve_all(
+    asked: argparse.Namespace,
+    checkpoints: list[tuple[str, str]],
+    weights: list[float],
+    dataset: RetrievalSet,
+    processes: Processes,
+    device: torch.device,
+) -> list[Stage]:
+    """Every first stage of a split, in the order of `checkpoints`; where there are members, their ensemble last.
+
+    Args:
+        weights: of the ensemble's members: --model, and the last of `checkpoints`.
+
+    Raises:
+        UserError: a checkpoint or a picture cannot be used.
+    """
+    shared: Any = {"depth": asked.top_k if asked.rerank is not None else 10, "processes": processes}
+    stages, members = [], []
+    for number, (name, path) in enumerate(checkpoints):
+        embedded = _embed(asked, name, path, dataset, processes, device)
+        stages.append(find(name, embedded, dataset, **shared))
+        if asked.ensemble and (number == 0 or number > len(checkpoints) - len(weights)):
+            members.append(embedded)
+    return stages + ([find("ensemble", mean_of_logits(members, weights), dataset, **shared)] if members else [])
+
+
+def _embed(asked: argparse.Namespace, name: str, path: str, dataset: RetrievalSet, processes: Processes, device: torch.device) -> Embedded:
     with processes.jointly(), reading():
         model, inputs = load_siglip(path, strip_punctuation=asked.strip_punctuation)
         model.to(device)  # type: ignore[arg-type]  # transformers wraps it
-    depth = asked.top_k if asked.rerank is not None else 10
     with progress_bar(f"embedding ({name}, {dataset.split or 'all rows'})", dataset, processes) as bar:
-        shared: Any = {"processes": processes, "num_workers": asked.num_workers, "on_progress": bar.update}
-        return retrieve(name, model, inputs, dataset, depth=depth, **shared)
+        return embed(model, inputs, dataset, processes=processes, num_workers=asked.num_workers, on_progress=bar.update)
 
 
 def report(asked: argparse.Namespace, figures: Figures, dataset: RetrievalSet) -> None:
@@ -229,9 +264,16 @@ def report(asked: argparse.Namespace, figures: Figures, dataset: RetrievalSet) -
         print(f"report   {folder}/report.html (report.json, queries.parquet beside it)")
 
 
-def default_pairs(names: list[str]) -> list[tuple[str, str]]:
-    """Each checkpoint against the one before."""
-    return list(zip(names[1:], names, strict=False))
+def default_pairs(names: list[str], num_members: int = 0) -> list[tuple[str, str]]:
+    """Each checkpoint against the one before; an ensemble, the last of `names`, against each of its members.
+
+    Args:
+        num_members: how many stand before the ensemble, --model not among them; 0: there is none.
+    """
+    if not num_members:
+        return list(zip(names[1:], names, strict=False))
+    *others, ensemble = names
+    return default_pairs(others) + [(ensemble, name) for name in (names[0], *others[-num_members:])]
 
 
 def check_names(names: list[str], reranked_names: list[str], pairs: list[tuple[str, str]]) -> None:
@@ -242,7 +284,9 @@ def check_names(names: list[str], reranked_names: list[str], pairs: list[tuple[s
     """
     bad = [name for name in names if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)]
     if bad or len(set(names)) != len(names):
-        raise UserError(f"--also: each checkpoint needs its own name of letters, digits and ._-, and --model's is 'model'; found {names}")
+        raise UserError(
+            f"--also (and --ensemble, which takes the names model-2, ... and ensemble): each checkpoint needs its own name of letters, digits and ._-, and --model's is 'model'; found {names}"
+        )
     if faults := pair_faults(pairs, names + reranked_names):
         raise UserError(f"--compare: {'; '.join(faults)}")
 

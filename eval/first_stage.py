@@ -1,9 +1,11 @@
 """The first stage: a SigLIP checkpoint embeds a split and searches it in both directions."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import SiglipModel
 
@@ -17,6 +19,28 @@ from eval.ranking import DIRECTIONS
 from eval.search import search_both
 
 DEFAULT_DEPTH = 32
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A split as one model, or several together, embed it; the same on every process.
+
+    Attributes:
+        images_ID, captions_CD: float32 unit vectors.
+        scale, bias: of the sigmoid loss: logit = scale x cosine + bias.
+        image_seconds, caption_seconds: what it took.
+        device: where to search.
+        inputs: how the model reads its inputs.
+    """
+
+    images_ID: np.ndarray
+    captions_CD: np.ndarray
+    scale: float
+    bias: float
+    image_seconds: float
+    caption_seconds: float
+    device: torch.device
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def retrieve(
@@ -40,26 +64,46 @@ def retrieve(
     Raises:
         UserError: a picture does not decode, or something is not finite.
     """
+    embedded = embed(model, inputs, dataset, processes=processes, num_workers=num_workers, on_progress=on_progress)
+    return find(name, embedded, dataset, depth=depth, processes=processes)
+
+
+def embed(
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    dataset: RetrievalSet,
+    *,
+    processes: Processes = Processes(),
+    num_workers: int = 0,
+    on_progress: Callable[[int], Any] = lambda rows: None,
+) -> Embedded:
+    """Both sides of a split as unit vectors; arguments and errors as of `retrieve`."""
     started = time.perf_counter()
     shared: Any = {"processes": processes, "on_progress": on_progress}
     images_ID = embed_images(model, inputs, dataset, num_workers=num_workers, names=dataset.image_ids, **shared)
     image_seconds = time.perf_counter() - started
     started = time.perf_counter()
     captions_CD = embed_captions(model, inputs, dataset.captions, **shared)
-    caption_seconds = time.perf_counter() - started
-    device = next(model.parameters()).device
+    seconds = image_seconds, time.perf_counter() - started
+    scale, bias = float(model.logit_scale.detach().float().exp()), float(model.logit_bias.detach().float())
+    return Embedded(images_ID, captions_CD, scale, bias, *seconds, next(model.parameters()).device, inputs.contract)
+
+
+def find(name: str, embedded: Embedded, dataset: RetrievalSet, *, depth: int = DEFAULT_DEPTH, processes: Processes = Processes()) -> Stage:
+    """Search what is embedded, in both directions; arguments and errors as of `retrieve`."""
     started = time.perf_counter()
     to_text, to_image = (dataset.positives(direction) for direction in DIRECTIONS)
-    rankings = search_both(images_ID, captions_CD, to_text, to_image, max(depth, 10), device=device, processes=processes)
+    sides = embedded.images_ID, embedded.captions_CD, to_text, to_image
+    rankings = search_both(*sides, max(depth, 10), device=embedded.device, processes=processes)
     search_seconds = time.perf_counter() - started
     cost = {
-        "seconds": image_seconds + caption_seconds + search_seconds,
-        "image_seconds": image_seconds,
-        "caption_seconds": caption_seconds,
+        "seconds": embedded.image_seconds + embedded.caption_seconds + search_seconds,
+        "image_seconds": embedded.image_seconds,
+        "caption_seconds": embedded.caption_seconds,
         "search_seconds": search_seconds,
         "pairs_scored": 0,
     }
-    return Stage(name, rankings, cost, inputs=inputs.contract)
+    return Stage(name, rankings, cost, inputs=embedded.inputs)
 
 
 def progress_bar(text: str, dataset: RetrievalSet, processes: Processes) -> Any:
