@@ -285,7 +285,8 @@ def check_names(names: list[str], reranked_names: list[str], pairs: list[tuple[s
     bad = [name for name in names if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)]
     if bad or len(set(names)) != len(names):
         raise UserError(
-            f"--also (and --ensemble, which takes the names model-2, ... and ensemble): each checkpoint needs its own name of letters, digits and ._-, and --model's is 'model'; found {names}"
+            "--also: each checkpoint needs its own name of letters, digits and ._-, and --model's is 'model' (--ensemble takes model-2, "
+            f"model-3, ... and ensemble); found {names}"
         )
     if faults := pair_faults(pairs, names + reranked_names):
         raise UserError(f"--compare: {'; '.join(faults)}")

@@ -117,7 +117,7 @@ def test_the_command_measures_members_and_ensemble(small_world: SmallWorld, tmp_
 
     itself = stages_of(f"{small_world.base}:0.5")
     assert list(itself["stages"]) == ["model", "model-2", "ensemble"]
-    figures = [{key: value for key, value in stage["text_to_image"].items()} for stage in itself["stages"].values()]
+    figures = [stage["text_to_image"] for stage in itself["stages"].values()]
     assert figures[0] == figures[1] == figures[2]
     mixed = stages_of(str(other), f"{small_world.base}:2")
     assert list(mixed["stages"]) == ["model", "model-2", "model-3", "ensemble"]
