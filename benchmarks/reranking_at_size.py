@@ -222,6 +222,7 @@ def table(study: Study, rounds: int) -> list[str]:
     calls = study.calls
 
     def hours(arm: str, number: int | None = None) -> float:
+        """Of the whole set; by one round's calls alone where `number` names one."""
         total = 0.0
         for name in ARMS[arm]:
             call = calls[name]
