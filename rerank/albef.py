@@ -10,10 +10,8 @@ six layers that read a caption alone run once per caption, not per pair, as long
 Shape letters: N captions, C captions of a batch, L tokens of the longest among them, D width of the text tower.
 """
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,14 +20,14 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
 from rerank.albef_checkpoint import AlbefCheckpoint, load_albef
-from rerank.albef_model import KeysValues
 from rerank.albef_text import MAX_TOKENS, clean_caption, token_ids
-from rerank.caption_batches import CaptionBatch, caption_batches
+from rerank.caption_batches import caption_batches
 from rerank.caption_states import CaptionStates
+from rerank.cross_encoder import CrossEncoder
+from rerank.match_head import match_scores
 from rerank.reads import Reads
 from rerank.settings import ScorerSettings
 
-_MATCH, _NO_MATCH = 1, 0  # columns of the matching head
 _PADDING_ID = 0  # masked wherever it stands, so any id would do
 
 
@@ -61,43 +59,20 @@ class AlbefSettings(ScorerSettings):
         """The settings that change scores beyond float noise."""
         return {key: value for key, value in super().identity().items() if key != "caption_states_mib"}
 
-    @classmethod
-    def of(cls, settings: ScorerSettings) -> "AlbefSettings":
-        """These settings, with the defaults for what only ALBEF has."""
-        if isinstance(settings, cls):
-            return settings
-        return cls(**{key: value for key, value in asdict(settings).items() if key in ScorerSettings.__dataclass_fields__})
 
-
-class AlbefScorer:
+class AlbefScorer(CrossEncoder[AlbefSettings]):
     """Scores one image against many captions (a `PairScorer`)."""
 
     name = "albef"
+    settings_class = AlbefSettings
 
     def __init__(
         self, checkpoint: AlbefCheckpoint, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None
     ) -> None:
         """Moves the checkpoint's model to `device`, by default a GPU if there is one."""
-        self.settings = AlbefSettings.of(settings or AlbefSettings())
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._checkpoint = checkpoint
-        self._model = checkpoint.model.to(self.device)
+        super().__init__(checkpoint, device=device, settings=settings)
         self._max_tokens = min(self.settings.max_tokens, checkpoint.model.config.text.max_position_embeddings)
         self._states = CaptionStates(self._caption_state, self.settings.caption_states_mib * 2**20)
-
-    @classmethod
-    def load(cls, model: str, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> "AlbefScorer":
-        """The scorer of a folder or hub id.
-
-        Raises:
-            UserError: the checkpoint is incomplete or contradicts itself (see `load_albef`).
-        """
-        return cls(load_albef(model), device=device, settings=settings)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of weights, sizes, processors and the settings that change scores beyond float noise."""
-        return hashlib.sha256(f"{self.name} {self.settings.identity()} {self._checkpoint.digest()}".encode()).hexdigest()
 
     @property
     def reads(self) -> Reads:
@@ -105,25 +80,13 @@ class AlbefScorer:
         size = self._model.config.vision.image_size
         return Reads(size, size, self._max_tokens)
 
-    @torch.inference_mode()
-    def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
-        """One score per caption, float32 of shape (N,); higher = better match.
+    @classmethod
+    def _read(cls, model: str) -> AlbefCheckpoint:
+        return load_albef(model)
 
-        Captions that read alike to the model (after cleaning) are scored once and get the very same number.
-        """
-        if not captions:
-            return np.empty(0, dtype=np.float32)
+    def _token_ids(self, captions: Sequence[str]) -> list[tuple[int, ...]]:
         texts = [clean_caption(caption) for caption in captions] if self.settings.clean_captions else list(captions)
-        ids = token_ids(self._checkpoint.tokenizer, texts, sep_token=self.settings.sep_token, max_tokens=self._max_tokens)
-        distinct = {caption: place for place, caption in enumerate(dict.fromkeys(ids))}
-        scores = self._score_distinct(self._image(image), list(distinct))
-        return scores[[distinct[caption] for caption in ids]]
-
-    def _image(self, image: Image.Image) -> list[KeysValues]:
-        """Keys and values of the image for each fusion layer."""
-        pixels_13PP = self._checkpoint.image_processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"].to(self.device)
-        with self._autocast():
-            return self._model.image_keys_values(pixels_13PP)
+        return token_ids(self._checkpoint.tokenizer, texts, sep_token=self.settings.sep_token, max_tokens=self._max_tokens)
 
     def _caption_state(self, ids: tuple[int, ...]) -> torch.Tensor:
         """One caption after the layers that read it alone, float32, shape (L, D)."""
@@ -131,20 +94,14 @@ class AlbefScorer:
         with self._autocast():
             return self._model.caption_states(input_ids_1L, torch.ones_like(input_ids_1L, dtype=torch.bool))[0].float()
 
-    def _score_distinct(self, image: list[KeysValues], ids: list[tuple[int, ...]]) -> np.ndarray:
+    def _score_distinct(self, image: Image.Image, ids: list[tuple[int, ...]]) -> np.ndarray:
         scores_N = np.empty(len(ids), dtype=np.float32)
+        with self._autocast():
+            keys_values = self._model.image_keys_values(self._pixels(image))
         for batch in caption_batches(ids, self.settings.chunk_size, _PADDING_ID):
             states_CLD = pad_sequence([self._states.of(ids[position]) for position in batch.positions_C], batch_first=True)
-            scores_N[batch.positions_C] = self._score_batch(states_CLD, batch, image).cpu().numpy()
+            with self._autocast():
+                read_CD = self._model.match_states(states_CLD, batch.attention_mask_CL.bool().to(self.device), keys_values)
+            scores_C = match_scores(self._model.itm_head(read_CD.float()), self.settings.score_kind)
+            scores_N[batch.positions_C] = scores_C.cpu().numpy()
         return scores_N
-
-    def _score_batch(self, states_CLD: torch.Tensor, batch: CaptionBatch, image: list[KeysValues]) -> torch.Tensor:
-        """float32 scores, shape (C,)."""
-        with self._autocast():
-            read_CD = self._model.match_states(states_CLD, batch.attention_mask_CL.bool().to(self.device), image)
-        logits_C2 = self._model.itm_head(read_CD.float())
-        match_C = logits_C2[:, _MATCH]
-        return match_C if self.settings.score_kind == "match_logit" else match_C - logits_C2[:, _NO_MATCH]
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16")

@@ -31,7 +31,7 @@ from rerank.checkpoint_reading import (
     height_and_width,
     read_preprocessing,
 )
-from rerank.cross_encoder import CrossEncoder, additive_mask
+from rerank.cross_encoder import BatchedCrossEncoder, additive_mask
 from rerank.kinds import KINDS
 from rerank.reads import Reads
 
@@ -41,7 +41,7 @@ _QFORMER_HEADS = {768: 12}
 _VISION_HEADS = {1024: 16, 1408: 16}
 
 
-class Blip2Scorer(CrossEncoder):
+class Blip2Scorer(BatchedCrossEncoder):
     """Scores one image against many captions (a `PairScorer`)."""
 
     name = "blip-2"

@@ -28,7 +28,7 @@ from rerank.checkpoint_reading import (
     height_and_width,
     read_preprocessing,
 )
-from rerank.cross_encoder import CrossEncoder, additive_mask
+from rerank.cross_encoder import BatchedCrossEncoder, additive_mask
 from rerank.kinds import KINDS
 from rerank.reads import Reads
 
@@ -37,7 +37,7 @@ _HEADS = {768: 12, 1024: 16}
 _TEXT, _IMAGE = 0, 1  # rows of the table of token types
 
 
-class BridgeTowerScorer(CrossEncoder):
+class BridgeTowerScorer(BatchedCrossEncoder):
     """Scores one image against many captions (a `PairScorer`)."""
 
     name = "bridgetower"

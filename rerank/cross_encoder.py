@@ -1,7 +1,8 @@
-"""What the cross-encoders of transformers have in common: captions in batches beside one encoded picture, a head in float32.
+"""What the cross-encoders have in common: read from a folder, known by a hash, each caption that reads alike scored once.
 
-A scorer of a kind derives from `CrossEncoder` and says how its checkpoint is read, what of a picture is computed once, and
-how a batch of captions is judged beside it; it reads a picture and a caption as its original does.
+A scorer of a kind derives from `CrossEncoder` and says how its checkpoint is read, and how a picture and its captions are; or from
+`BatchedCrossEncoder`, which judges captions in batches beside one encoded picture, with a head in float32, and says what of a picture is
+computed once. Each reads a picture and a caption as its original does.
 
 Shape letters: N captions, C captions of a batch, L its longest caption in tokens, K outputs of the head, ... of the model's own.
 """
@@ -9,9 +10,8 @@ Shape letters: N captions, C captions of a batch, L its longest caption in token
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import fields
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
 import torch
@@ -19,22 +19,26 @@ from PIL import Image
 
 from rerank.blip_text import token_ids
 from rerank.caption_batches import caption_batches
-from rerank.checkpoint_reading import Checkpoint
+from rerank.match_head import match_scores
 from rerank.reads import Reads
 from rerank.settings import ScorerSettings
 
-_MATCH, _NO_MATCH = 1, 0  # columns of a head with two outputs
+Settings = TypeVar("Settings", bound=ScorerSettings)
 
 
-class CrossEncoder(ABC):
+class CrossEncoder(ABC, Generic[Settings]):
     """Scores one image against many captions (a `PairScorer`)."""
 
     name: ClassVar[str]
+    settings_class: type[Settings]
 
-    def __init__(self, checkpoint: Checkpoint, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> None:
-        """Moves the checkpoint's model to `device`, by default a GPU if there is one."""
-        asked = settings or ScorerSettings()  # of another kind's own settings only those that every kind has count
-        self.settings = ScorerSettings(**{field.name: getattr(asked, field.name) for field in fields(ScorerSettings)})
+    def __init__(self, checkpoint: Any, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> None:
+        """Moves the checkpoint's model to `device`, by default a GPU if there is one.
+
+        Args:
+            checkpoint: as `_read` gives it: a model, its image processor and tokenizer, and a `digest`.
+        """
+        self.settings: Settings = self.settings_class.of(settings or self.settings_class())
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._checkpoint = checkpoint
         self._model = checkpoint.model.to(self.device)
@@ -50,9 +54,8 @@ class CrossEncoder(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of weights, config, processors, reach and the settings that change scores beyond float noise."""
-        parts = f"{self.name} {self.settings.identity()} {self.reads} {self._checkpoint.digest()}"
-        return hashlib.sha256(parts.encode()).hexdigest()
+        """SHA-256 (hex) of weights, config, processors and the settings that change scores beyond float noise."""
+        return hashlib.sha256(f"{self.name} {self.settings.identity()} {self._checkpoint.digest()}".encode()).hexdigest()
 
     @property
     @abstractmethod
@@ -63,7 +66,7 @@ class CrossEncoder(ABC):
     def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
         """One score per caption, float32 of shape (N,); higher = better match.
 
-        Captions that read alike to the model are scored once and get the very same number.
+        Captions that read alike to the model (after cleaning) are scored once and get the very same number.
         """
         if not captions:
             return np.empty(0, dtype=np.float32)
@@ -74,8 +77,36 @@ class CrossEncoder(ABC):
 
     @classmethod
     @abstractmethod
-    def _read(cls, model: str) -> Checkpoint:
+    def _read(cls, model: str) -> Any:
         """The checkpoint in a folder or under a hub id, complete and consistent; else a UserError."""
+
+    @abstractmethod
+    def _token_ids(self, captions: Sequence[str]) -> list[tuple[int, ...]]:
+        """Each caption as the model reads it, cut to the reach."""
+
+    @abstractmethod
+    def _score_distinct(self, image: Image.Image, ids: list[tuple[int, ...]]) -> np.ndarray:
+        """One score per caption, float32; `image` is RGB."""
+
+    def _pixels(self, image: Image.Image) -> torch.Tensor:
+        """The picture as the model's image processor makes it, float32, shape (1, 3, height, width)."""
+        pixels: torch.Tensor = self._checkpoint.image_processor(images=image, return_tensors="pt")["pixel_values"]
+        return pixels.to(self.device)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16")
+
+
+class BatchedCrossEncoder(CrossEncoder[ScorerSettings]):
+    """One that judges captions in padded batches, beside what it computed of the picture once."""
+
+    settings_class = ScorerSettings
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of weights, config, processors, reach and the settings that change scores beyond float noise."""
+        parts = f"{self.name} {self.settings.identity()} {self.reads} {self._checkpoint.digest()}"
+        return hashlib.sha256(parts.encode()).hexdigest()
 
     @property
     @abstractmethod
@@ -112,23 +143,8 @@ class CrossEncoder(ABC):
         for batch in caption_batches(ids, self.settings.chunk_size, self._checkpoint.tokenizer.pad_token_id):
             with self._autocast():
                 judged = self._judge(encoded, batch.input_ids_CL.to(self.device), batch.attention_mask_CL.to(self.device))
-            scores_N[batch.positions_C] = self._score_of(self._logits(judged.float())).cpu().numpy()
+            scores_N[batch.positions_C] = match_scores(self._logits(judged.float()), self.settings.score_kind).cpu().numpy()
         return scores_N
-
-    def _score_of(self, logits_CK: torch.Tensor) -> torch.Tensor:
-        """float32 scores, shape (C,)."""
-        if logits_CK.shape[1] == 1:
-            return logits_CK[:, 0]
-        match_C = logits_CK[:, _MATCH]
-        return match_C if self.settings.score_kind == "match_logit" else match_C - logits_CK[:, _NO_MATCH]
-
-    def _pixels(self, image: Image.Image) -> torch.Tensor:
-        """The picture as the model's image processor makes it, float32, shape (1, 3, height, width)."""
-        pixels: torch.Tensor = self._checkpoint.image_processor(images=image, return_tensors="pt")["pixel_values"]
-        return pixels.to(self.device)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16")
 
 
 def additive_mask(mask_CL: torch.Tensor) -> torch.Tensor | None:

@@ -1,7 +1,7 @@
 """What of a scoring can be switched, whatever the cross-encoder."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self
 
 ScoreKind = Literal["match_logit", "margin"]
 Precision = Literal["float32", "bfloat16"]
@@ -31,6 +31,13 @@ class ScorerSettings:
             raise ValueError(f'precision: expected "float32" or "bfloat16"; found {self.precision!r}.')
         if self.chunk_size < 1:
             raise ValueError(f"chunk_size: expected at least 1; found {self.chunk_size}.")
+
+    @classmethod
+    def of(cls, settings: "ScorerSettings") -> Self:
+        """These settings if they are this scorer's own; else what every scorer knows of them, with the defaults for the rest."""
+        if type(settings) is cls:
+            return settings
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(ScorerSettings)})
 
     def identity(self) -> dict[str, Any]:
         """The settings that change scores beyond float noise: part of a scorer's fingerprint."""

@@ -30,7 +30,7 @@ from rerank.checkpoint_reading import (
     complete_weights,
     read_preprocessing,
 )
-from rerank.cross_encoder import CrossEncoder
+from rerank.cross_encoder import BatchedCrossEncoder
 from rerank.kinds import KINDS
 from rerank.reads import Reads
 
@@ -38,7 +38,7 @@ MAX_TOKENS = 40
 _HEADS = {768: 12}
 
 
-class ViltScorer(CrossEncoder):
+class ViltScorer(BatchedCrossEncoder):
     """Scores one image against many captions (a `PairScorer`); its one logit is the score, whatever `score_kind` says."""
 
     name = "vilt"

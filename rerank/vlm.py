@@ -12,7 +12,7 @@ Shape letters: N captions, D distinct ones.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,12 +20,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rerank.match_head import match_scores
 from rerank.reads import Reads
 from rerank.settings import ScorerSettings
 from rerank.vlm_checkpoint import digest, load_cross_encoder
-
-_MATCH, _NO_MATCH = 1, 0  # of a classifier with two outputs
-
 
 PAIRS_AT_ONCE = 8  # each with its picture: the 64 of other kinds would not fit beside such a model on most GPUs
 
@@ -47,13 +45,6 @@ class VlmSettings(ScorerSettings):
         super().__post_init__()
         if self.query not in ("caption", "image"):
             raise ValueError(f'query: expected "caption" or "image"; found {self.query!r}.')
-
-    @classmethod
-    def of(cls, settings: ScorerSettings) -> "VlmSettings":
-        """These settings, with the defaults for what only these rerankers have."""
-        if isinstance(settings, cls):
-            return settings
-        return cls(**{key: value for key, value in asdict(settings).items() if key in ScorerSettings.__dataclass_fields__})
 
 
 class VlmScorer:
@@ -105,11 +96,5 @@ class VlmScorer:
             activation_fn=torch.nn.Identity(),
             show_progress_bar=False,
         )
-        scores_D = self._scores(np.asarray(logits, dtype=np.float32))
-        return scores_D[[distinct[caption] for caption in captions]]
-
-    def _scores(self, logits: np.ndarray) -> np.ndarray:
-        """float32, shape (D,), from one or two logits per pair."""
-        if logits.ndim == 1:
-            return logits
-        return logits[:, _MATCH] if self.settings.score_kind == "match_logit" else logits[:, _MATCH] - logits[:, _NO_MATCH]
+        logits_DK = np.asarray(logits, dtype=np.float32).reshape(len(distinct), -1)
+        return match_scores(logits_DK, self.settings.score_kind)[[distinct[caption] for caption in captions]]
