@@ -13,8 +13,6 @@ FILE/queries.parquet keeps every query's rank in every arm and seed.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -26,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.mining_forms import arms, mean_recall, seconds_per_step
+from benchmarks.training_run import run_demo
 from eval.comparison import compare
 from eval.ranking import Direction
 from eval.significance import resample_weights
@@ -43,21 +42,10 @@ _T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # two
 
 
 def run(arm: str, mining: dict[str, Any], seed: int, steps: int, folder: Path) -> tuple[pa.Table, list[Any]]:
-    """One run in a process of its own: its rows of queries.parquet and its lines of metrics.jsonl."""
+    """One run of an arm: tuned's rows of queries.parquet and the lines of metrics.jsonl."""
     quarter = max(1, steps // 4)
     asked = None if arm == "none" else {"start_step": quarter, "mine_every_steps": quarter} | mining
-    overrides = {
-        "name": f"{arm}-{seed}", "seed": seed, "runs_folder": str(folder), "mining": asked, "watch": [], "choices": None, "rerank": None,
-        "train.max_steps": steps, "train.eval_every_steps": quarter, "train.checkpoint_every_steps": steps,
-    }  # fmt: skip
-    command = [sys.executable, "-m", "train", "configs/demo.yaml", *(f"{key}={json.dumps(value)}" for key, value in overrides.items())]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{arm}, seed {seed} failed:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
-    lines = [json.loads(line) for line in (folder / f"{arm}-{seed}" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    table = pq.read_table(folder / f"{arm}-{seed}" / "eval" / "test" / "queries.parquet")
-    print(f"{arm}, seed {seed}: done", flush=True)
-    return table.filter(pc.equal(table["stage"], "tuned")), lines
+    return run_demo(f"{arm}-{seed}", seed, steps, quarter, asked, folder)
 
 
 def differences(tables: dict[str, pa.Table], arm: str, against: str) -> dict[str, dict[str, Any]]:

@@ -8,9 +8,6 @@ covers the draw of test images, and the seeds' own differences beside it show th
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from benchmarks.training_run import run_demo
 from eval.arm import Arm
 from eval.comparison import compare
 from eval.ranking import DIRECTIONS, Direction
@@ -37,22 +33,11 @@ Measured = dict[tuple[str, Direction], Arm]
 
 
 def run(form: str, seed: int, steps: int, folder: Path) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """One run in a process of its own: its rows of queries.parquet and its lines of metrics.jsonl."""
+    """One run of a form: tuned's rows of queries.parquet and the lines of metrics.jsonl."""
     keys = FORMS[form]
     third = max(1, steps // 3)
     mining = None if keys is None else COMMON | {"start_step": third, "mine_every_steps": third} | keys
-    overrides = {
-        "name": f"{form}-{seed}", "seed": seed, "runs_folder": str(folder), "mining": mining, "rerank": None, "watch": [], "choices": None,
-        "train.max_steps": steps, "train.eval_every_steps": third, "train.checkpoint_every_steps": steps,
-    }  # fmt: skip
-    command = [sys.executable, "-m", "train", "configs/demo.yaml", *(f"{key}={json.dumps(value)}" for key, value in overrides.items())]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{form}, seed {seed} failed:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
-    lines = [json.loads(line) for line in (folder / f"{form}-{seed}" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    print(f"{form}, seed {seed}: done", flush=True)
-    table = pq.read_table(folder / f"{form}-{seed}" / "eval" / "test" / "queries.parquet")
-    return table.filter(pc.equal(table["stage"], "tuned")), lines
+    return run_demo(f"{form}-{seed}", seed, steps, third, mining, folder)
 
 
 def arms(tables: dict[str, pa.Table]) -> tuple[Measured, int]:

@@ -12,8 +12,6 @@ measured on test.
 import argparse
 import io
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from benchmarks.training_run import run_training
 
 SCENES = Path("demo/data/scenes.parquet")
 DATA: dict[str, tuple[int, int, int] | None] = {"as they are": None, "channels swapped": (2, 0, 1)}
@@ -41,24 +41,21 @@ def swapped(source: Path, target: Path, order: tuple[int, int, int]) -> None:
     pq.write_table(table.set_column(place, table.schema.field("image"), images), target)
 
 
-def run(config: str, overrides: dict[str, Any], folder: Path) -> Path:
-    """One run in a process of its own; its folder."""
-    words = [f"{key}={json.dumps(value)}" for key, value in ({"runs_folder": str(folder)} | overrides).items()]
-    done = subprocess.run([sys.executable, "-m", "train", config, *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{config} failed:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
-    return folder / overrides["name"]
-
-
 def study(name: str, source: Path, asked: argparse.Namespace, folder: Path) -> list[str]:
     """One row of the table."""
     bare = {"watch": [], "choices": None, "rerank": None, "data.truth": None, "mining": None}
     steps = {"train.max_steps": asked.siglip_steps, "train.eval_every_steps": asked.siglip_steps, "train.checkpoint_every_steps": 1000}
-    siglip = run("configs/demo.yaml", {"name": "siglip", "data.source": str(source)} | bare | steps, folder)
+    siglip = run_training("configs/demo.yaml", {"name": "siglip", "runs_folder": str(folder), "data.source": str(source)} | bare | steps)
     every = max(1, asked.steps // 2)
-    matcher = {"name": "matcher", "data.source": str(source), "miner": str(siglip / "export"), "train.max_steps": asked.steps}
+    matcher = {
+        "name": "matcher",
+        "runs_folder": str(folder),
+        "data.source": str(source),
+        "miner": str(siglip / "export"),
+        "train.max_steps": asked.steps,
+    }
     matcher |= {"train.learning_rate": asked.rate, "train.eval_every_steps": every, "train.checkpoint_every_steps": every}
-    report = json.loads((run("configs/reranker-demo.yaml", matcher, folder) / "eval" / "test" / "report.json").read_text())
+    report = json.loads((run_training("configs/reranker-demo.yaml", matcher) / "eval" / "test" / "report.json").read_text())
     means = {
         stage: sum(figures[way]["R@1"] for way in ("image_to_text", "text_to_image")) / 2 for stage, figures in report["stages"].items()
     }
