@@ -45,7 +45,7 @@ _SCORERS = {
 
 
 def load_scorer(model: str, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> PairScorer:
-    """The scorer of a checkpoint, given as a folder or a hub id.
+    """The scorer of a checkpoint, given as a folder or a hub id, probed before it is believed.
 
     Args:
         model: a folder in the hub's format, or a hub id, of one of the kinds that rerank/guard.py knows.
@@ -57,7 +57,13 @@ def load_scorer(model: str, *, device: torch.device | str | None = None, setting
             lacks weights, cannot be read, or ignores the picture or the caption (see rerank/probes.py); the message says why
             and what to use instead.
     """
+    made = read_scorer(model, device=device, settings=settings)
+    check_scorer(made, model, (settings or ScorerSettings()).precision)
+    return made
+
+
+def read_scorer(model: str, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> PairScorer:
+    """The same without the probes: for a checkpoint that this job has probed already."""
     module, scorer = _SCORERS[check_matcher(model)]
     made: PairScorer = getattr(importlib.import_module(module), scorer).load(model, device=device, settings=settings)
-    check_scorer(made, model, (settings or ScorerSettings()).precision)
     return made

@@ -14,24 +14,23 @@ from eval.processes import Processes
 from rerank.candidates import CandidateLists, pair_keys
 from rerank.pair_store import PairStore
 from rerank.pairs import complete_scores
-from rerank.scorer import PairScorer, load_scorer
+from rerank.scorer import PairScorer, load_scorer, read_scorer
 from rerank.settings import ScorerSettings
 from train.config import JobConfig
 from train.pool import CaptionPool
 
 _LISTS_AT_ONCE = 256  # images after which the processes meet
+_SETTINGS = ScorerSettings(score_kind="margin")
 
 
 def load_matcher(config: JobConfig, device: torch.device | str) -> PairScorer | None:
     """The cross-encoder that mining.denoise and mining.distil ask; None where neither does. Its score is the margin: match logit less
-    no-match logit.
+    no-match logit. It is not probed again at every mining: `matcher_fingerprint` did before the first step.
 
     Raises:
-        UserError: it cannot judge (image, caption) pairs.
+        UserError: it cannot be read.
     """
-    if config.matcher_model is None:
-        return None
-    return load_scorer(config.matcher_model, device=device, settings=ScorerSettings(score_kind="margin"))
+    return None if config.matcher_model is None else read_scorer(config.matcher_model, device=device, settings=_SETTINGS)
 
 
 def matcher_fingerprint(config: JobConfig) -> str | None:
@@ -40,8 +39,7 @@ def matcher_fingerprint(config: JobConfig) -> str | None:
     Raises:
         UserError: it cannot judge (image, caption) pairs.
     """
-    matcher = load_matcher(config, "cpu")
-    return None if matcher is None else matcher.fingerprint
+    return None if config.matcher_model is None else load_scorer(config.matcher_model, device="cpu", settings=_SETTINGS).fingerprint
 
 
 class Matcher:
