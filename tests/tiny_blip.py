@@ -11,11 +11,16 @@ WORDS = ["a", "the", "red", "blue", "green", "dog", "cat", "circle", "square", "
 WORDS += ["sits", "runs", "##s", "##ning", ",", "'"]
 
 
-def write_processor(folder: Path, image_pixels: int) -> int:
-    """Writes vocab.txt, tokenizer and image processor; returns the number of tokens."""
+def write_bert_tokenizer(folder: Path) -> BertTokenizer:
+    """A WordPiece tokenizer from a vocab.txt of a few words."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(SPECIAL + WORDS) + "\n", encoding="utf-8")
-    tokenizer = BertTokenizer.from_pretrained(folder)
+    return BertTokenizer.from_pretrained(folder)
+
+
+def write_processor(folder: Path, image_pixels: int) -> int:
+    """Writes vocab.txt, tokenizer and image processor; returns the number of tokens."""
+    tokenizer = write_bert_tokenizer(folder)
     image_processor = BlipImageProcessorPil(size={"height": image_pixels, "width": image_pixels})
     BlipProcessor(image_processor, tokenizer).save_pretrained(folder)
     return len(tokenizer)

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from eval.dataset import RetrievalSet
 from eval.evaluator import Figures, evaluate
 from eval.gallery import NUM_SHOWN, Exhibit, gallery, thumbnail
 from eval.report import write_report
+from tests.browser import needs_browser, opened
 from tests.unit.eval.reranked_set import TOP_K, first_stage, picture_set, reranked
 
 EVIL = "<script>document.title='owned'</script> {{ 7 * 7 }} \"' onerror=alert(1)"
@@ -140,17 +140,9 @@ def test_a_picture_that_does_not_decode_is_left_out(tmp_path: Path) -> None:
     assert "(no picture)" in page and "<img" not in page
 
 
-@pytest.mark.skipif(not Path("/usr/bin/chromium").exists(), reason="no browser here")
+@needs_browser
 def test_gallery_in_a_browser(evil_page: Path, tmp_path: Path) -> None:
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={tmp_path}/profile",
-        "--enable-logging=stderr",
-        "--dump-dom",
-    ]
-    done = subprocess.run(["/usr/bin/chromium", *options, evil_page.as_uri()], capture_output=True, text=True, timeout=120)
+    done = opened(evil_page, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "CONSOLE" not in done.stderr and "<title>Retrieval report" in done.stdout
     assert done.stdout.count('<section class="exhibit">') > 10 and "<script" not in done.stdout

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from eval.evaluator import Figures, Stage, evaluate
 from eval.manifest import ManifestImage
 from eval.report import print_report, read_report, report_record, write_report
 from eval.search import search
+from tests.browser import needs_browser, opened
 
 EVIL = "<script>document.title='owned'</script>"
 
@@ -46,18 +46,10 @@ def test_page_escapes_what_came_from_outside(figures: Figures, tmp_path: Path) -
     assert not re.search(r"(src|href)=", page), "the page needs nothing but itself"
 
 
-@pytest.mark.skipif(not Path("/usr/bin/chromium").exists(), reason="no browser here")
+@needs_browser
 def test_page_in_a_browser(figures: Figures, tmp_path: Path) -> None:
     page = write_report(tmp_path, figures) / "report.html"
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={tmp_path}/profile",
-        "--enable-logging=stderr",
-        "--dump-dom",
-    ]
-    done = subprocess.run(["/usr/bin/chromium", *options, page.as_uri()], capture_output=True, text=True, timeout=120)
+    done = opened(page, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "CONSOLE" not in done.stderr
     assert '<table id="stages">' in done.stdout and done.stdout.count("<tr>") == 1 + 4 + 1 + 9 + 1 + 4 + 1 + 2

@@ -1,7 +1,6 @@
 """Small BLIP matchers with random weights, in the hub's own file formats, and a data set in memory."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from tests.tiny_blip import write_processor, write_tiny_blip
+from tests.unit.rerank.tiny_matchers import changed_copy
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -50,20 +49,7 @@ def changed_blip(tiny_blip: Path, tmp_path: Path) -> Callable[..., Path]:
     """A function that copies the tiny matcher with its config or its weights changed."""
 
     def change(config: Callable[[dict], None] | None = None, weights: Callable[[dict], None] | None = None, without: str = "") -> Path:
-        folder = tmp_path / "changed"
-        folder.mkdir()
-        for path in tiny_blip.iterdir():
-            if not without or not path.match(without):
-                (folder / path.name).write_bytes(path.read_bytes())
-        if config:
-            values = json.loads((folder / "config.json").read_text())
-            config(values)
-            (folder / "config.json").write_text(json.dumps(values))
-        if weights:
-            tensors = load_file(folder / "model.safetensors")
-            weights(tensors)
-            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        return folder
+        return changed_copy(tiny_blip, tmp_path / "changed", config, weights, without)
 
     return change
 

@@ -2,7 +2,6 @@
 
 import html
 import re
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -18,8 +17,8 @@ from rerank.answers.collection import Collection
 from rerank.answers.first_stage import FirstAnswers
 from rerank.answers.page import NUM_SHOWN, _shares, answers_page, exhibits
 from rerank.answers.pictures import read_folder
+from tests.browser import needs_browser, opened
 
-CHROMIUM = Path("/usr/bin/chromium")
 EVIL = "<script>document.title='owned'</script>"
 NUM_PICTURES, DEPTH = 9, 8
 
@@ -133,18 +132,6 @@ def test_without_a_reranker_there_is_one_list(found: FirstAnswers, tmp_path: Pat
     assert "After" not in text and "match" not in text and "▲" not in text and text.count("<h4>First stage</h4>") == 20
 
 
-def chromium(tmp_path: Path, page: Path) -> subprocess.CompletedProcess:
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={tmp_path}/profile",
-        "--enable-logging=stderr",
-        "--dump-dom",
-    ]
-    return subprocess.run([str(CHROMIUM), *options, page.as_uri()], capture_output=True, text=True, timeout=120)
-
-
 MEASURE = """<!doctype html><title>waiting</title><iframe id="f" style="width:360px;height:800px" srcdoc="{page}"></iframe><script>
 const f = document.getElementById("f");
 f.onload = () => {{
@@ -154,11 +141,11 @@ f.onload = () => {{
 </script>"""
 
 
-@pytest.mark.skipif(not CHROMIUM.exists(), reason="no browser here")
+@needs_browser
 def test_page_in_a_browser_at_the_width_of_a_phone(found: FirstAnswers, answers: list[Answers], tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text(MEASURE.format(page=html.escape(page_of(found, answers, page))), encoding="utf-8")
-    done = chromium(tmp_path, page)
+    done = opened(page, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "CONSOLE" not in done.stderr
     title, wide, num_pictures, num_broken = re.search(r"<title>([^<]*)</title>", done.stdout).group(1).split("|")

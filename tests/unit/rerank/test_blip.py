@@ -12,18 +12,7 @@ from rerank.blip import BlipScorer, BlipSettings
 from rerank.blip_checkpoint import BlipCheckpoint, load_blip
 from rerank.blip_text import clean_caption, token_ids
 from rerank.scorer import load_scorer
-
-CAPTIONS = [
-    "a red circle above a blue square",
-    "A Dog runs.",
-    "the cat",
-    "a green square left of the red circle, and a dog sits on the blue square below the cat",
-    "dog",
-    " ".join(["the red dog and the blue cat"] * 9),
-    "zebra",
-    "",
-    "a red circle",
-]
+from tests.unit.rerank.tiny_matchers import CAPTIONS
 
 
 def plain_scores(folder: Path, image, captions: list[str], *, enc: bool, clean: bool = True, model=None) -> np.ndarray:

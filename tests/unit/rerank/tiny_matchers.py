@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from transformers import (
     AutoTokenizer,
-    BertTokenizer,
     Blip2Config,
     Blip2ForImageTextRetrieval,
     Blip2Processor,
@@ -30,9 +29,8 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.models.bridgetower.image_processing_pil_bridgetower import BridgeTowerImageProcessorPil
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-WORDS = ["a", "the", "red", "blue", "green", "dog", "cat", "circle", "square", "left", "right", "of", "above", "below", "and", "on"]
-WORDS += ["sits", "runs", "##s", "##ning", ",", "'"]
+from tests.tiny_blip import write_bert_tokenizer
+
 CAPTIONS = [
     "a red circle above a blue square",
     "A Dog runs.",
@@ -44,13 +42,6 @@ CAPTIONS = [
     "",
     "a red circle",
 ]
-
-
-def write_bert_tokenizer(folder: Path) -> BertTokenizer:
-    """A WordPiece tokenizer from a vocab.txt of a few words."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join(SPECIAL + WORDS) + "\n", encoding="utf-8")
-    return BertTokenizer.from_pretrained(folder)
 
 
 def write_roberta_tokenizer(folder: Path) -> RobertaTokenizer:
@@ -221,12 +212,17 @@ def plain_logits(family: Family, folder: Path, image: Image.Image, texts: list[s
 
 
 def changed_copy(
-    source: Path, folder: Path, config: Callable[[dict], None] | None = None, weights: Callable[[dict], None] | None = None
+    source: Path,
+    folder: Path,
+    config: Callable[[dict], None] | None = None,
+    weights: Callable[[dict], None] | None = None,
+    without: str = "",
 ) -> Path:
-    """A copy of a matcher's folder with its config or its weights changed in place."""
+    """A copy of a matcher's folder with its config or its weights changed in place; `without` the files of a pattern."""
     folder.mkdir(parents=True)
     for path in source.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
+        if not without or not path.match(without):
+            (folder / path.name).write_bytes(path.read_bytes())
     if config:
         values = json.loads((folder / "config.json").read_text())
         config(values)
