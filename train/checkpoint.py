@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from eval.durable import sync_file, sync_folder
 from eval.errors import UserError
 from eval.sharded import whole
 from train.loss_scale import LossScale
@@ -270,10 +271,10 @@ def _seal(folder: Path) -> None:
     hashes = {}
     for path in sorted(folder.iterdir()):
         hashes[path.name] = hash_file(path)
-        _sync_file(path)
+        sync_file(path)
     manifest = folder / "manifest.json"
     manifest.write_text(json.dumps({"sha256": hashes}, indent=1) + "\n", encoding="utf-8")
-    _sync_file(manifest)
+    sync_file(manifest)
     sync_folder(folder)
 
 
@@ -293,17 +294,3 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file, hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to the disk, so that a rename survives a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from transformers import SiglipModel
 
+from eval.durable import sync_folder
 from eval.errors import UserError
-from train.checkpoint import Checkpoints, NoReadableCheckpoint, State, sync_folder, verify
+from train.checkpoint import Checkpoints, NoReadableCheckpoint, State, verify
 from train.config import JobConfig, RunConfig
 from train.config_file import Kind, load_run_config, read_yaml
 from train.model import TunedModel, build_model, merged_state, resolve_base

@@ -4,13 +4,13 @@ Shape letters: N rows of the table, E examples.
 """
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from eval.durable import sync_file
 from eval.gallery import thumbnail
 from eval.images import ImageError
 from eval.page import render
@@ -65,8 +65,7 @@ def write_sheet(
 def _writer(content: str) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         path.write_text(content, encoding="utf-8")
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(path)
 
     return write
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eval.durable import sync_file
 from train.pool import CaptionPool
 
 _DOUBTFUL, _OWN = 0, 2  # labels of rows that are not mined ones
@@ -110,8 +111,7 @@ def write_negatives(path: Path, negatives: Negatives, pool: CaptionPool) -> None
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         pq.write_table(table, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -83,7 +83,7 @@ def test_a_killed_writers_leftovers_go_and_a_failed_write_leaves_neither(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
-        patched.setattr("train.mining_page.os.fsync", full)
+        patched.setattr("os.fsync", full)
         write_sheet(tmp_path, sheet, mined.negatives, pool)
     assert list(tmp_path.iterdir()) == []
 
