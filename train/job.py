@@ -18,6 +18,7 @@ from eval.processes import Processes
 from eval.qrels import read_qrels
 from eval.truth import judged_by, known_pairs
 from rerank.choices import stage_names
+from rerank.pair_store import PairStore
 from rerank.scorer import load_scorer
 from train.agreement import check_agreement
 from train.approximate import require_faiss
@@ -180,16 +181,19 @@ def known_truth(config: RunConfig, train_set: RetrievalSet) -> set[tuple[str, st
 def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
     """The split of the final evaluation, judged as asked.
 
-    Reranker, further checkpoints, qrels and comparisons are needed at the very end only; but what is refused must be refused now, not after
-    hours of training.
+    Reranker, the folder of its scores, further checkpoints, qrels and comparisons are needed at the very end only; but what is refused must
+    be refused now, not after hours of training.
 
     Raises:
         UserError: one of them cannot be used.
+        WriteError: the folder cannot be made.
     """
     final, asked = splits.test or splits.val, config.evaluation
     if final is None:
         return None
     scorer_name = load_scorer(config.rerank.model, device="cpu").name if config.rerank is not None else None
+    if config.pair_scores_folder is not None:
+        PairStore(config.pair_scores_folder)
     for path in config.choices or ():
         read_choices(path)
         stage_names(list(checkpoints(config, "", "")), scorer_name)

@@ -106,3 +106,12 @@ def test_kills_of_two_processes(nursery: Nursery, tmp_path: Path, disks: str) ->
     check_begun(begun)
     for rank in range(2):
         check_result(tmp_path, rank)
+
+
+def test_a_folder_of_scores_that_cannot_be_made_ends_a_job_before_its_first_step(
+    nursery: Nursery, small_world: SmallWorld, tmp_path: Path
+) -> None:
+    rerank = {"model": str(ROOT / "demo" / "models" / "blip-itm"), "top_k": 2, "pair_scores": "/proc/no"}
+    child = nursery.start("train", [str(small_world.write_config(tmp_path, rerank=rerank))])
+    assert child.wait() == 4 and "could not make the folder of kept pair scores /proc/no" in child.output()
+    assert not list(tmp_path.rglob("step-*"))
