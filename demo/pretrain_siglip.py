@@ -1,6 +1,7 @@
-"""Pre-train the demo's base SigLIP: mostly plain drawings and plain words, only scenes that the job never sees.
+"""Pre-train the demo's SigLIPs, "base" and a wider "large": mostly plain drawings and plain words, only scenes that the job never sees.
 
     python -m demo.pretrain_siglip --output demo/models/siglip-base --epochs 16
+    python -m demo.pretrain_siglip --output demo/models/siglip-large --size large --seed 1 --epochs 24
     python -m demo.pretrain_siglip --output /tmp/quick --epochs 1        (a minute or less on a laptop)
 
 An epoch is 6,000 newly drawn scenes. The checkpoint is overwritten after every fifth epoch and at the end.
@@ -10,6 +11,7 @@ import argparse
 import math
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,19 +23,38 @@ from demo.phrases import Wording
 from demo.recall import mean_recall_at_1
 from demo.vocabulary import NUM_TEXT_TOKENS, save_processor, siglip_processor
 
-WIDTH, NUM_LAYERS, NUM_HEADS, MLP_WIDTH, PATCH = 128, 4, 4, 256, 8
+PATCH = 8
 SCENES_PER_EPOCH, BATCH_SIZE, NUM_HELD_OUT = 6000, 120, 300
 # Like a real checkpoint it has met a little of everything: three drawings in twenty have the job's look and words.
 WORDINGS: tuple[Wording, ...] = ("old",) * 17 + ("new",) * 3
-LEARNING_RATE, WEIGHT_DECAY, NUM_WARMUP_STEPS = 1e-3, 1e-2, 100
+WEIGHT_DECAY, NUM_WARMUP_STEPS = 1e-2, 100
 # The scale and the bias have far to go in few steps.
 SCALE_AND_BIAS_RATE = 1e-2
 
 
-def new_model(num_pieces: int) -> SiglipModel:
-    """A SigLIP of about 1.3 M random parameters, scale log 10 and bias -10 as in arXiv 2303.15343."""
-    tower = {"hidden_size": WIDTH, "intermediate_size": MLP_WIDTH, "num_hidden_layers": NUM_LAYERS, "num_attention_heads": NUM_HEADS}
-    words = {"vocab_size": num_pieces, "max_position_embeddings": NUM_TEXT_TOKENS, "projection_size": WIDTH}
+@dataclass(frozen=True)
+class Size:
+    """How wide and deep both towers are, and the peak rate that suits them."""
+
+    width: int
+    mlp_width: int
+    num_layers: int
+    num_heads: int
+    learning_rate: float
+
+
+SIZES = {"base": Size(128, 256, 4, 4, 1e-3), "large": Size(192, 448, 4, 6, 7e-4)}
+
+
+def new_model(num_pieces: int, size: Size = SIZES["base"]) -> SiglipModel:
+    """A SigLIP of random parameters (base about 1.3 M, large 3.1 M), scale log 10 and bias -10 as in arXiv 2303.15343."""
+    tower = {
+        "hidden_size": size.width,
+        "intermediate_size": size.mlp_width,
+        "num_hidden_layers": size.num_layers,
+        "num_attention_heads": size.num_heads,
+    }
+    words = {"vocab_size": num_pieces, "max_position_embeddings": NUM_TEXT_TOKENS, "projection_size": size.width}
     ends = {"pad_token_id": 1, "bos_token_id": None, "eos_token_id": 1}
     config = SiglipConfig(text_config=tower | words | ends, vision_config=tower | {"image_size": SIDE, "patch_size": PATCH})
     model = SiglipModel(config)
@@ -82,15 +103,15 @@ def recall_on(batch: Batch, model: SiglipModel, processor: SiglipProcessor) -> f
     return mean_recall_at_1(logits_BB)
 
 
-def pretrain(output: Path, num_epochs: int, seed: int) -> None:
+def pretrain(output: Path, size: Size, num_epochs: int, seed: int) -> None:
     """Train from nothing and write the checkpoint; prints a line for each epoch."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     processor = siglip_processor()
-    model = new_model(processor.tokenizer.vocab_size).train()
+    model = new_model(processor.tokenizer.vocab_size, size).train()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {processor.tokenizer.vocab_size} pieces", flush=True)
     held_out = {name: random_batch(random.Random(seed + 1), NUM_HELD_OUT, (name,)) for name in ("old", "new")}
-    optimizer = torch.optim.AdamW(parameter_groups(model), lr=LEARNING_RATE, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=size.learning_rate, betas=(0.9, 0.95))
     steps_per_epoch = SCENES_PER_EPOCH // BATCH_SIZE
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, num_epochs * steps_per_epoch))
     for epoch in range(1, num_epochs + 1):
@@ -115,10 +136,11 @@ def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder to write the checkpoint to")
+    parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    pretrain(arguments.output, arguments.epochs, arguments.seed)
+    pretrain(arguments.output, SIZES[arguments.size], arguments.epochs, arguments.seed)
 
 
 if __name__ == "__main__":
