@@ -109,17 +109,21 @@ def expansion_table(figures: Figures, dataset: RetrievalSet, expansions: Sequenc
 
 def _ensemble_record(found: Differences, arm: EnsembleArm) -> dict[str, Any]:
     recalls = {stage: found.recalls_at_1(stage) for stage in (*arm.members, arm.stage)}
+    weights = [float(weight) for weight in arm.weights]
+    members = list(zip(arm.members, weights, strict=True))
     cost = _ensemble_cost(found, arm)
-    members = [{"stage": stage, "weight": float(weight)} for stage, weight in zip(arm.members, arm.weights, strict=True)]
+    measured = [
+        {"stage": stage, "weight": weight, "R@1": recalls[stage]} | found.verdict(arm.stage, stage, "both") for stage, weight in members
+    ]
+    itself = {"delta": None, "ci95": None, "p_value": None, "verdict": None, "in_comparisons": None}
     return {
         "stage": arm.stage,
-        "members": members,
+        "members": [{"stage": stage, "weight": weight} for stage, weight in members],
         "combination": arm.combination,
-        "weights": [float(weight) for weight in arm.weights],
+        "weights": weights,
         "chosen_on": chosen_on(arm.chosen_on) if arm.chosen_on is not None else None,
         "curve": _weight_curve(arm.choice, arm.chosen_on) if arm.choice is not None and arm.chosen_on is not None else [],
-        "measured": [member | {"R@1": recalls[member["stage"]]} | found.verdict(arm.stage, member["stage"], "both") for member in members]
-        + [{"stage": arm.stage, "weight": None, "R@1": recalls[arm.stage], "delta": None, "ci95": None, "p_value": None, "verdict": None}],
+        "measured": [*measured, {"stage": arm.stage, "weight": None, "R@1": recalls[arm.stage]} | itself],
         "better_member": max(arm.members, key=lambda stage: recalls[stage]["both"]),
         "cost": cost,
         "same_seconds": same_seconds(found, arm.stage, arm.members[0], arm.reranked, cost["extra_seconds"]) if arm.reranked else None,
@@ -186,12 +190,10 @@ def _expansion_record(found: Differences, arm: ExpansionArm) -> dict[str, Any]:
         "dropped": {reason: int(number) for reason, number in arm.dropped.items()},
     }
     if arm.pool is None:
-        off = {"num_views_used": 0, "num_looked_at": 0, "measured": {}, "moved": None, "examples": [], "advice": None}
-        return (
-            record
-            | off
-            | {"advice": "Off: no number or weight of these views was better on the split it was chosen on." if arm.choice else None}
+        advice = (
+            "No number, pooling or weight of these views did better than none where it was chosen: they are off." if arm.choice else None
         )
+        return record | {"num_views_used": 0, "num_looked_at": 0, "measured": {}, "moved": None, "examples": [], "advice": advice}
     moves, direction = _moves(found, arm, arm.pool), direction_of(arm.side)
     measured = found.verdict(arm.stage, arm.against, direction)
     return record | {

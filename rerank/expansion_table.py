@@ -132,13 +132,14 @@ class Moves:
         )
 
     def shown(self, most: int = MOST_SHOWN) -> list[int]:
-        """The queries that moved most, by how many times smaller or larger their rank became: half up and half down, where there are.
+        """The queries with views that moved most, by how many times smaller or larger their rank became: half up, half down, if there are.
 
         The largest moves first; of equal ones the lower query.
         """
-        size_Q = np.abs(np.log(self.with_Q / self.without_Q)) * (self.views_Q > 0)
-        order = np.argsort(-np.round(size_Q, 12), kind="stable")
-        up, down = (order[chosen] for chosen in ((self.with_Q < self.without_Q)[order], (self.with_Q > self.without_Q)[order]))
+        size_Q = np.round(np.log(self.with_Q / self.without_Q), 12)  # below 0: up
+        order = np.argsort(-np.abs(size_Q), kind="stable")
+        order = order[self.views_Q[order] > 0]
+        up, down = order[size_Q[order] < 0], order[size_Q[order] > 0]
         num_up = max(min(len(up), most // 2), min(len(up), most - len(down)))
         taken = {*up[:num_up].tolist(), *down[: most - num_up].tolist()}
         return [query for query in order.tolist() if query in taken]

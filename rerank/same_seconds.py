@@ -1,7 +1,7 @@
 """What the base alone would gain from the seconds an ensemble costs more, were they spent on reranking.
 
-Everything comes from the report itself: a pair's seconds from the reranked stage's cost, the pairs that the first K of every query make from
-the base's lists, the ranks at that K from the stage's sweep (queries.parquet).
+Everything comes from the report itself: the seconds of a pair from the reranked stage's cost, the pairs that the first K of every query
+make from the base's lists, the ranks at that K from the stage's sweep (queries.parquet).
 """
 
 from collections.abc import Sequence
