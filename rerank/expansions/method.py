@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from eval.dataset import RetrievalSet
 from eval.processes import Processes
@@ -20,10 +19,13 @@ class Expansion(ABC):
         most: further texts of one item, at most (views of pictures have a number of their own).
     """
 
-    name: ClassVar[str]
-    """The arm's ending in a stage's name."""
     source: str
     most: int = MOST
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The arm's ending in a stage's name."""
 
     @property
     def columns(self) -> Sequence[str]:
