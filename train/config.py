@@ -32,6 +32,9 @@ class DataConfig(Section):
     """Rows of the final evaluation; null: it is made on val."""
     truth: str | None = None
     """TREC qrels of true (image, caption) pairs the manifest does not state. Never trained on: counts false negatives among the mined."""
+    expand: list[str] = []
+    """Further true captions of the train split, each a FILE_OR_METHOD of docs/expansion.md that makes texts: a file of paraphrases,
+    column:NAME, templates, synonyms:FILE, wordnet, paraphrase:MODEL, captions:FILE, ... Val and test stay as they are."""
     num_workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode pictures, per training process."""
 

@@ -74,6 +74,7 @@ class Job:
     shared: SharedFolder
     matcher_sha256: str | None
     watch_sets: list[WatchSet] = field(default_factory=list)
+    expand_lines: list[str] = field(default_factory=list)
 
     @property
     def data_place(self) -> str:
@@ -152,6 +153,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         shared,
         matcher_sha256,
         splits.watch,
+        splits.expand_lines,
     )
 
 
@@ -237,6 +239,7 @@ def describe(job: Job) -> list[str]:
     lines = [
         f"model     {job.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.2f} M of them train",
         data_line(job),
+        *job.expand_lines,
         f"loop      {config.train.max_steps:,} steps of {config.train.batch_size} images = "
         f"{order.num_epochs(config.train.max_steps):.1f} epochs, "
         f"{config.train.num_warmup_steps} of them warm-up; {config.train.precision}",
