@@ -9,16 +9,18 @@ Exit codes: 0 done · 2 bad arguments or data · 4 could not write.
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import torch
 
-from eval.checkpoint import load_siglip, load_siglip_config
+from eval.checkpoint import load_siglip_config
 from eval.dataset import RetrievalSet, load_split
 from eval.errors import UserError, reading, writing
-from eval.evaluator import Figures, Stage, evaluate
-from eval.first_stage import Embedded, embed, find, progress_bar, use_exact_float32
+from eval.evaluator import Figures, evaluate
+from eval.first_stage import use_exact_float32
 from eval.gallery import gallery
 from eval.manifest import COLUMNS, read_manifest
 from eval.process_group import run_command
@@ -28,9 +30,13 @@ from eval.report import print_report, report_record, write_report
 from eval.stage_faults import pair_faults
 from eval.trec import write_trec
 from eval.truth import judged_by
-from rerank.ensemble import mean_of_logits, parse_member
+from rerank.combining_options import add_combining, check_combining, read_combining
+from rerank.embedded_sets import EmbeddedSets
+from rerank.expansion import kept_columns
+from rerank.expansion_table import write_expansions
+from rerank.first_stages import MINIMUM_DEPTH, FirstStages
 from rerank.pair_store import asked_store
-from rerank.reranking_options import DEFAULT_MAX_LOSS, add_reranking, check_reranking
+from rerank.reranking_options import DEFAULT_MAX_LOSS, add_reranking, check_reranking, chooses
 
 if TYPE_CHECKING:
     from rerank.plan import Plan
@@ -95,30 +101,30 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
             with writing(asked.output):
                 Path(asked.output).mkdir(parents=True, exist_ok=True)
         firsts = read_first_stages(asked, processes, device)
-        dataset, *choosing_sets = read_datasets(asked, firsts.columns)
+        dataset, *choosing_sets = read_datasets(asked, kept_columns(firsts.combining.expansions.values()))
         plan = read_plan(asked)
         scorer = read_scorer(asked, [dataset, *choosing_sets], device)
         kept = asked_store(asked, processes) if scorer is not None else None
-        names = [*firsts.checkpoints, *firsts.combining.names]
+        names = [*firsts.sets.checkpoints, *firsts.combining.names]
         check_names(names, plan.names(names, scorer.name) if scorer is not None else [], pairs)
-        for path in firsts.checkpoints.values():
+        for path in firsts.sets.checkpoints.values():
             load_siglip_config(path)
-        firsts.prepare([dataset, *choosing_sets])
+    firsts.sets.prepare([dataset, *choosing_sets])
     if choosing_sets:
         firsts.choose(choosing_sets[0], ensemble=chooses(asked, "ensemble"), expansion=chooses(asked, "expansion"))
-    stages, reranked = firsts.stages(dataset), None
+    stages, reranked = firsts.measured(dataset), None
     pairs = pairs or default_pairs(firsts) + (plan.pairs(names, scorer.name) if scorer is not None else [])
     if scorer is not None:
         choose_on = (choosing_sets[0], firsts.stages) if choosing_sets and plan.arms.any else None
         reranked = plan.stages(dataset, stages, scorer, choose_on=choose_on, kept=kept, processes=processes)
         stages += reranked.stages
-    figures = evaluate(dataset, stages, pairs)
-    if reranked is not None:
-        figures.sections.update(reranked.sections(figures, dataset))
-    figures.sections.update(firsts.sections(figures, dataset))
     with processes.jointly():
         if processes.is_main:
-            report(asked, figures, dataset)
+            figures = evaluate(dataset, stages, pairs)
+            if reranked is not None:
+                figures.sections.update(reranked.sections(figures, dataset))
+            figures.sections.update(firsts.sections(figures, dataset, scorer.name if scorer is not None else None))
+            report(asked, figures, dataset, firsts.table(figures, dataset))
 
 
 def read_first_stages(asked: argparse.Namespace, processes: Processes, device: torch.device) -> FirstStages:
@@ -134,15 +140,16 @@ def read_first_stages(asked: argparse.Namespace, processes: Processes, device: t
             "--also: each checkpoint needs its own name, and --model's is 'model' (--ensemble takes model-2, model-3, ... and ensemble); "
             f"found {[name for name, _ in others]}"
         )
-    return FirstStages(
+    sets = EmbeddedSets(
         {"model": asked.model} | dict(others) | members,
-        combining,
-        asked.top_k if asked.rerank is not None else MINIMUM_DEPTH,
+        combining.expansions,
+        combining.expanded,
         device,
         processes,
         num_workers=asked.num_workers,
         strip_punctuation=asked.strip_punctuation,
     )
+    return FirstStages(combining, sets, asked.top_k if asked.rerank is not None else MINIMUM_DEPTH)
 
 
 def read_datasets(asked: argparse.Namespace, columns: Sequence[str]) -> list[RetrievalSet]:
@@ -157,6 +164,7 @@ def read_datasets(asked: argparse.Namespace, columns: Sequence[str]) -> list[Ret
         columns=dict(pair.split("=", 1) for pair in asked.column),
         require_splits=[split for split in (asked.split, asked.choose_on) if split is not None],
         slice_by=asked.slice_by,
+        keep=columns,
     )
     qrels = read_qrels(asked.qrels) if asked.qrels is not None else None
     rule: Any = {"protocol": asked.protocol, "near_duplicates": asked.near_duplicates}
@@ -191,8 +199,11 @@ def read_scorer(asked: argparse.Namespace, datasets: list[RetrievalSet], device:
     return load_scorer(asked.rerank, device=device, settings=ScorerSettings(score_kind=asked.score))
 
 
-def report(asked: argparse.Namespace, figures: Figures, dataset: RetrievalSet) -> None:
+def report(asked: argparse.Namespace, figures: Figures, dataset: RetrievalSet, expansions: pa.Table | None) -> None:
     """Write and print.
+
+    Args:
+        expansions: what each further view did to each query.
 
     Raises:
         WriteError: the files cannot be written.
@@ -200,6 +211,8 @@ def report(asked: argparse.Namespace, figures: Figures, dataset: RetrievalSet) -
     shown = gallery(dataset, figures)
     with writing(asked.output):
         folder = write_report(asked.output, figures, gallery=shown)
+        if expansions is not None:
+            write_expansions(folder / "expansions.parquet", expansions)
         if asked.trec:
             write_trec(folder / "trec", figures.queries, dataset)
         print_report(report_record(figures))
@@ -208,7 +221,7 @@ def report(asked: argparse.Namespace, figures: Figures, dataset: RetrievalSet) -
 
 def default_pairs(firsts: FirstStages) -> list[tuple[str, str]]:
     """Each checkpoint against the one before, members of the ensemble among them; then the ensemble and what is expanded."""
-    names = list(firsts.checkpoints)
+    names = list(firsts.sets.checkpoints)
     return list(zip(names[1:], names, strict=False)) + firsts.combining.pairs
 
 

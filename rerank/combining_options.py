@@ -1,15 +1,13 @@
 """The options of `python -m eval` that speak of ensembles and expanded queries."""
 
 import argparse
-from collections.abc import Sequence
 from typing import get_args
 
+from rerank.combining import ALL_VIEWS, Combining
 from rerank.ensemble import parse_member
-from rerank.expansion import Expansion, parse_expansion
-from rerank.first_stages import ALL_VIEWS, Combining
+from rerank.expansion import read_expansions
 from rerank.reranking_options import chooses, one_of, words_of
 from rerank.views import Combination, Pool, Pooling
-
 
 
 def add_combining(parser: argparse.ArgumentParser) -> None:
@@ -19,8 +17,8 @@ def add_combining(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="DIR_OR_HUB_ID[:WEIGHT]",
-        help="a further checkpoint, measured as stage model-2, model-3, ..., and together with --model as stage ensemble; weights (that of "
-        "--model is 1) are chosen on --choose-on where none is given, and equal without it",
+        help="a further checkpoint, measured as stage model-2, model-3, ..., and together with --model as stage ensemble; weights, that of "
+        "--model being 1, are chosen on --choose-on if none is given; else those left out are 1",
     )
     parser.add_argument(
         "--combine",
@@ -40,9 +38,9 @@ def add_combining(parser: argparse.ArgumentParser) -> None:
         "--pooling",
         type=_pools,
         metavar="RULE[:NUMBER[:WEIGHT]]",
-        help=f"how the views of one item become one score: {', '.join(get_args(Pooling))} (default mean), of its first NUMBER further views "
-        "(default all), WEIGHT in [0, 1] (default 1) against the item alone; with --choose-on RULE[,RULE...], of which the best is chosen "
-        "with number and weight (default: all)",
+        help=f"how the views of one item become one score: {', '.join(get_args(Pooling))} (default mean), of its first NUMBER views "
+        "(default all), WEIGHT in [0, 1] (default 1) against the item alone; with --choose-on RULE[,RULE...], of which the best is "
+        "chosen with number and weight (default: all)",
     )
 
 
@@ -53,8 +51,6 @@ def check_combining(parser: argparse.ArgumentParser, asked: argparse.Namespace) 
     if asked.pooling is not None and not asked.expand:
         parser.error("--pooling needs --expand")
     given = [":" in member for member in asked.ensemble]
-    if any(given) and not all(given):
-        parser.error("--ensemble: give every member a weight, or none")
     if any(given) and "ensemble" in (asked.choose or ()):
         parser.error("--choose ensemble: the weights are given, so nothing is left to choose; leave them out")
     if len(asked.combine or ()) > 1 and (any(given) or not chooses(asked, "ensemble")):
@@ -65,6 +61,9 @@ def check_combining(parser: argparse.ArgumentParser, asked: argparse.Namespace) 
             parser.error("--pooling with several rules needs --choose-on, to choose one of them")
         if chooses(asked, "expansion") and len(plain) < len(asked.pooling):
             parser.error("--pooling: number and weight are chosen on --choose-on; leave them out, or leave expansion out of --choose")
+        ranks = [pool.pooling == "reciprocal-rank" for pool in asked.pooling]
+        if asked.ensemble and all(ranks) and asked.combine != ["reciprocal-rank"]:
+            parser.error("--pooling reciprocal-rank makes no score that members' scores could be combined with: --combine reciprocal-rank")
 
 
 def read_combining(asked: argparse.Namespace) -> tuple[dict[str, str], Combining]:
@@ -88,19 +87,6 @@ def read_combining(asked: argparse.Namespace) -> tuple[dict[str, str], Combining
     return checkpoints, combining
 
 
-def read_expansions(texts: Sequence[str]) -> dict[str, Expansion]:
-    """Each FILE_OR_METHOD by the ending of its stages' names; a second of a kind is called NAME-2.
-
-    Raises:
-        UserError: one cannot be used.
-    """
-    found: dict[str, Expansion] = {}
-    for expansion in map(parse_expansion, texts):
-        same = sum(name.partition("-")[0] == expansion.name for name in found)
-        found[f"{expansion.name}-{same + 1}" if same else expansion.name] = expansion
-    return found
-
-
 def _combinations(text: str) -> list[str]:
     return words_of(text, get_args(Combination))
 
@@ -115,6 +101,8 @@ def _pools(text: str) -> list[Pool]:
         except ValueError:
             number, weight = 0, 0.0
         if len(rest) > 2 or number < 1 or not 0 < weight <= 1:
-            raise argparse.ArgumentTypeError(f"expected RULE[:NUMBER[:WEIGHT]], NUMBER from 1, WEIGHT above 0 and at most 1; found {part!r}")
+            raise argparse.ArgumentTypeError(
+                f"expected RULE[:NUMBER[:WEIGHT]], NUMBER from 1, WEIGHT above 0 and at most 1; found {part!r}"
+            )
         pools.append(Pool(pooling, number, weight))  # type: ignore[arg-type]  # one of its names
     return pools

@@ -59,7 +59,9 @@ def check_reranking(parser: argparse.ArgumentParser, asked: argparse.Namespace) 
         if what in (asked.choose or ()) and not getattr(asked, option):
             parser.error(f"--choose {what} needs --{option}")
     if (chooses(asked, "fusion") or chooses(asked, "skipping")) and asked.skip_margin is not None:
-        parser.error("--choose-on chooses the margin, and fuses what is scored whole: leave out --skip-margin, or --choose ensemble,expansion")
+        parser.error(
+            "--choose-on chooses the margin, and fuses what is scored whole: leave out --skip-margin, or --choose ensemble,expansion"
+        )
     if asked.choose_on is not None and asked.choose_on == asked.split:
         parser.error(f"--choose-on {asked.choose_on} is the split that is measured, where what is chosen looks too good; give another")
     if asked.choose_on is not None and asked.split is None:

@@ -1,13 +1,16 @@
 """The arms of a job's final report: which checkpoints are measured, under which names, and which are compared."""
 
+from dataclasses import replace
+
 from eval.errors import UserError
 from eval.stage_faults import pair_faults
+from rerank.combining import Combining
 from rerank.ensemble import parse_member
 from rerank.expansion import read_expansions
-from rerank.first_stages import Combining
 from rerank.fused_stages import Asked
 from train.config import JobConfig
 
+OWN_STAGES = ("base", "tuned")
 CHOSEN_FOR = "tuned"  # whose reranked stage has arms that are chosen on val
 
 
@@ -24,13 +27,17 @@ def combining(config: JobConfig) -> Combining:
     Raises:
         UserError: a member or an expansion cannot be read.
     """
-    asked, members, weights = config.evaluation, (), None
-    if asked.ensemble is not None:
-        members = (CHOSEN_FOR, *asked.ensemble.members)
-        if not asked.ensemble.chooses:
-            weights = (1.0, *(parse_member(text)[1] for text in asked.ensemble.members.values()))
-    rules = tuple(asked.ensemble.combine) if asked.ensemble is not None else ("logits",)
-    return Combining(CHOSEN_FOR, members, weights, rules, read_expansions(asked.expand), poolings=tuple(asked.pooling))
+    asked = config.evaluation
+    expanded = Combining(CHOSEN_FOR, expansions=read_expansions(asked.expand), poolings=tuple(asked.pooling))
+    if asked.ensemble is None:
+        return expanded
+    given = (1.0, *(parse_member(text)[1] for text in asked.ensemble.members.values()))
+    return replace(
+        expanded,
+        members=(CHOSEN_FOR, *asked.ensemble.members),
+        weights=None if asked.ensemble.chooses else given,
+        combinations=tuple(asked.ensemble.combine),
+    )
 
 
 def asked_arms(config: JobConfig) -> Asked:

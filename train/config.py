@@ -189,8 +189,8 @@ class JobConfig(RunConfig):
             )
         if self.evaluation.chooses and not (self.data.val_split and self.data.test_split):
             raise ValueError(
-                "weights of evaluation.ensemble and pooling of evaluation.expand are chosen on data.val_split and measured on data.test_split, "
-                "and need both; give the ensemble's members weights, or leave both out"
+                "weights of evaluation.ensemble and pooling of evaluation.expand are chosen on data.val_split and measured on "
+                "data.test_split, and need both; give the ensemble's members weights, or leave both out"
             )
         if self.mining is not None and self.mining.distil is not None:
             if self.matcher_model is None:

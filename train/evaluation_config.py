@@ -46,16 +46,14 @@ class EnsembleConfig(Section):
     """Checkpoints that the final report measures alone and together with tuned, as stage ensemble (docs/ensembles.md)."""
 
     members: Annotated[dict[Name, str], Field(min_length=1)]
-    """Further members (name: DIR_OR_HUB_ID or DIR_OR_HUB_ID:WEIGHT, the weight of tuned being 1). Without weights they are chosen on
-    data.val_split."""
+    """Further members (name: DIR_OR_HUB_ID or DIR_OR_HUB_ID:WEIGHT, the weight of tuned being 1, and of others left out). Where none
+    is given they are chosen on data.val_split."""
     combine: Annotated[list[Combination], Field(min_length=1)] = ["logits"]
     """How scores become one: logits, standardised, probabilities, reciprocal-rank; of several the best is chosen with the weights."""
 
     @model_validator(mode="after")
     def _check(self) -> "EnsembleConfig":
         given = [":" in member for member in self.members.values()]
-        if any(given) and not all(given):
-            raise ValueError("members: give every member a weight, or none")
         if any(given) and len(self.combine) > 1:
             raise ValueError("combine: the rule is chosen with the weights, which are given; name one rule")
         return self

@@ -15,6 +15,8 @@ from eval.trec import write_trec
 from eval.truth import judged_by
 from rerank.choices import measure_choices
 from rerank.chosen_record import chosen_sections
+from rerank.embedded_sets import EmbeddedSets
+from rerank.expansion_table import write_expansions
 from rerank.first_stages import MINIMUM_DEPTH, FirstStages
 from rerank.fused_stages import Chosen, choose_arms, chosen_stages
 from rerank.pair_store import PairStore
@@ -74,7 +76,7 @@ def _measure(job: Job, export: Path, watched: dict[str, dict[str, Any]], check_s
     firsts, val_set = _first_stages(job, export, check_signal), _judged_val(job)
     if firsts.combining.chooses and val_set is not None:
         firsts.choose(val_set)
-    stages = firsts.stages(dataset)
+    stages = firsts.measured(dataset)
     chosen: list[Chosen] = []
     if scorer is not None and rerank is not None:
         scores = _score(job, dataset, stages, scorer, kept, check_signal)
@@ -84,7 +86,7 @@ def _measure(job: Job, export: Path, watched: dict[str, dict[str, Any]], check_s
             stages += chosen_stages(chosen, stages, scores)
     figures = evaluate(dataset, stages, comparisons(job.config, scorer.name if scorer is not None else None))
     figures.sections.update(chosen_sections(figures, dataset, chosen))
-    figures.sections.update(firsts.sections(figures, dataset))
+    figures.sections.update(firsts.sections(figures, dataset, scorer.name if scorer is not None else None))
     figures.sections["leakage"] = [leak.as_record() for leak in job.leakages]
     if watched:
         figures.sections["watch"] = list(watched.values())
@@ -94,6 +96,8 @@ def _measure(job: Job, export: Path, watched: dict[str, dict[str, Any]], check_s
     folder = report_folder(job.config)
     if job.processes.is_main:
         write_report(folder, figures, notes=notes, gallery=pictures)
+        if (views := firsts.table(figures, dataset)) is not None:
+            write_expansions(folder / "expansions.parquet", views)
         if job.config.evaluation.trec:
             write_trec(folder / "trec", figures.queries, dataset)
     if job.config.choices:  # after the report is written: what fails here must not cost it
@@ -121,16 +125,18 @@ def _score(
 
 def _first_stages(job: Job, export: Path, check_signal: Any) -> FirstStages:
     """What makes the first stages of the report."""
-    return FirstStages(
+    asked = combining(job.config)
+    sets = EmbeddedSets(
         checkpoints(job.config, job.base, str(export)),
-        combining(job.config),
-        job.config.rerank.top_k if job.config.rerank is not None else MINIMUM_DEPTH,
+        asked.expansions,
+        asked.expanded,
         job.accelerator.device,
         job.processes,
         num_workers=job.config.data.num_workers,
         strip_punctuation=job.config.model.strip_punctuation,
         on_rows=lambda rows: check_signal(),
     )
+    return FirstStages(asked, sets, job.config.rerank.top_k if job.config.rerank is not None else MINIMUM_DEPTH)
 
 
 def _judged_val(job: Job) -> RetrievalSet | None:
