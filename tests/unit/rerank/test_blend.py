@@ -1,25 +1,16 @@
 """Blends against whole matrices in float64: every pooling, every combination, on every side, at any size of block."""
 
-import json
-import os
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from eval.errors import UserError
 from eval.ranking import DIRECTIONS, Direction, Ranking
-from eval.search import search_both
-from rerank.blend import COMBINATIONS, Combination, Pools, rank_blend, within_query_deviation
-from rerank.blend_products import reciprocal_ranks
-from rerank.views import POOLINGS, Member, Pool, Views
-from tests.unit.rerank.blend_oracle import as_set, blended_scores, made_up, member_scores, ranks_of, unit
+from rerank.blend import COMBINATIONS, Combination, Pools, rank_blend
+from rerank.views import POOLINGS, Pool
+from tests.unit.rerank.blend_oracle import as_set, blended_scores, made_up, ranks_of
 
 ROOT = Path(__file__).parents[3]
 CPU = torch.device("cpu")
