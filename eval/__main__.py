@@ -106,7 +106,7 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
         scorer = read_scorer(asked, [dataset, *choosing_sets], device)
         kept = asked_store(asked, processes) if scorer is not None else None
         names = [*firsts.sets.checkpoints, *firsts.combining.names]
-        check_names(names, plan.names(names, scorer.name) if scorer is not None else [], pairs)
+        check_names(list(firsts.sets.checkpoints), names, plan.names(names, scorer.name) if scorer is not None else [], pairs)
         for path in firsts.sets.checkpoints.values():
             load_siglip_config(path)
     firsts.sets.prepare([dataset, *choosing_sets])
@@ -225,13 +225,13 @@ def default_pairs(firsts: FirstStages) -> list[tuple[str, str]]:
     return list(zip(names[1:], names, strict=False)) + firsts.combining.pairs
 
 
-def check_names(names: list[str], reranked_names: list[str], pairs: list[tuple[str, str]]) -> None:
+def check_names(checkpoints: list[str], names: list[str], reranked_names: list[str], pairs: list[tuple[str, str]]) -> None:
     """Refuse a name given twice, or a pair of stages that cannot be compared, before the work.
 
     Raises:
         UserError: naming what is wrong.
     """
-    bad = [name for name in names if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)]
+    bad = [name for name in checkpoints if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)]
     if bad or len(set(names)) != len(names):
         raise UserError(
             "--also: each checkpoint needs its own name of letters, digits and ._-, and --model's is 'model' (--ensemble takes model-2, "

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 import rerank.ensemble_choice
 from eval.ranking import DIRECTIONS
+from rerank.blend import COMBINATIONS, Combination
 from rerank.ensemble_choice import TriedWeights, best_weights, choose_ensemble, simplex
-from rerank.views import Combination, Member
+from rerank.views import Member
 from tests.unit.rerank.drawn_searches import unhurried
 from tests.unit.rerank.member_sets import best_ranks, caption_set, combined, member
-
-COMBINATIONS: tuple[Combination, ...] = ("logits", "standardised", "probabilities", "reciprocal-rank")
 
 
 @given(st.integers(1, 12))

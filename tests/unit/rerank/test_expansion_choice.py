@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from eval.ranking import Direction
 from rerank.expansion_choice import (
-    POOLINGS,
     WEIGHTS,
     Side,
     TriedPool,
@@ -21,7 +20,7 @@ from rerank.expansion_choice import (
     usable_poolings,
 )
 from rerank.expansion_table import ranks_of_each_view
-from rerank.views import Member, Pool, Views
+from rerank.views import POOLINGS, Member, Pool, Views
 from tests.unit.rerank.drawn_searches import unhurried
 from tests.unit.rerank.member_sets import best_ranks, caption_set, member, pooled
 
