@@ -164,12 +164,11 @@ class Moves:
         ]
 
     def _view(self, query: int, place: int) -> dict[str, Any]:
-        rank = int(self.view_ranks[place][query]) if place < len(self.view_ranks) else None
-        return {
-            "text": self.texts.of(int(self.item_Q[query]))[place],
-            "rank": rank,
-            "moved": None if rank is None else rank != int(self.without_Q[query]),
-        }
+        text = self.texts.of(int(self.item_Q[query]))[place]
+        if place >= len(self.view_ranks):
+            return {"text": text, "rank": None, "moved": None}
+        rank = int(self.view_ranks[place][query])
+        return {"text": text, "rank": rank, "moved": rank != int(self.without_Q[query])}
 
 
 def items_of(dataset: RetrievalSet, side: Side) -> np.ndarray:
