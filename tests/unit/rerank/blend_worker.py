@@ -22,13 +22,13 @@ def main(folder: Path, rank: int, world_size: int) -> None:
     if world_size > 1:
         store = f"file://{folder}/store"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
-    search.QUERY_BLOCK, search.GALLERY_BLOCK, blend_products.ROW_BYTES = 7, 16, 4 * 50 * 3
-    members = [made_up(1, 37, 91, width=48), made_up(2, 37, 91, width=24)]
+    search.QUERY_BLOCK, search.GALLERY_BLOCK, blend_products.ROW_BYTES = 7, 16, 4 * 37 * 7
+    members = [made_up(1, 19, 37, width=48), made_up(2, 19, 37, width=24)]
     found = {}
     for combination, asks, ranked in arms(2):
         pools = dict.fromkeys(DIRECTIONS, (pool(asks, 3, 0.75), pool(ranked, 2, 0.5)))
         rankings = rank_blend(
-            members, as_set(37, 91), weights=[1, 2], combination=combination, pools=pools, depth=9, processes=Processes(rank, world_size)
+            members, as_set(19, 37), weights=[1, 2], combination=combination, pools=pools, depth=9, processes=Processes(rank, world_size)
         )
         digest = hashlib.sha256()
         for direction in DIRECTIONS:
