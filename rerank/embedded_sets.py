@@ -16,7 +16,6 @@ from eval.progress import bar
 from rerank.combined_record import Held
 from rerank.expansion import CaptionExpansions, Expansion, FurtherTexts, ImageViews
 from rerank.expansion_choice import Side
-from rerank.expansion_table import ViewTexts
 from rerank.expansion_views import expanded_captions, expanded_images
 from rerank.views import Member, Views
 
@@ -85,18 +84,6 @@ class EmbeddedSets:
             case CaptionExpansions():
                 return "captions"
         return "candidates"
-
-    def texts(self, expansion: str, dataset: RetrievalSet) -> ViewTexts:
-        """What the further views say, or are called."""
-        further = self.further(expansion, dataset)
-        if isinstance(further, ImageViews):
-            return ViewTexts([view.name for view in further.views] * dataset.num_images, further.offsets)
-        return ViewTexts(further.texts, further.offsets)
-
-    def dropped(self, expansion: str, dataset: RetrievalSet) -> Mapping[str, int]:
-        """How many views were left out, by why."""
-        further = self.further(expansion, dataset)
-        return {} if isinstance(further, ImageViews) else further.dropped
 
     def read(self, name: str, dataset: RetrievalSet) -> EmbeddedSet:
         """A set as a checkpoint embeds it.

@@ -191,12 +191,10 @@ class FirstStages:
             ExpansionArm(
                 stage := f"{target}+{name}",
                 target,
-                name,
                 self.sets.side(name, dataset),
-                self.sets.texts(name, dataset),
+                self.sets.further(name, dataset),
                 self.pool(stage),
                 self.view_ranks.get(stage, []),
-                self.sets.dropped(name, dataset),
                 self.pools.get(stage),
                 self.chosen_on if stage in self.pools else None,
             )
