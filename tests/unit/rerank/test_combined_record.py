@@ -215,6 +215,13 @@ def test_the_page_shows_the_curve_the_cost_and_the_same_seconds(figures, choice,
     assert f"better member, {better}" in line and "+33.0 s against base, which would buy base+blip at K = " in line
 
 
+def test_seconds_that_buy_no_reranking_say_so(tmp_path: Path) -> None:
+    page, record = page_of(made(9.0), tmp_path, reranked="base+blip")
+    base = f"{100 * mean_recall(made(9.0)[1], 'base'):.2f}"
+    assert f"they buy no reranking by base+blip, which leaves a mean R@1 of {base}." in page
+    assert "which would buy no reranking: the ensemble is" in combined_lines(record)[0]
+
+
 def test_the_chosen_point_is_marked_in_words(figures, choice, tmp_path: Path) -> None:
     dataset, tried = choice
     page, _ = page_of(figures, tmp_path, choice=replace(tried, weights=(0.4, 0.6)), chosen_on=dataset)

@@ -248,6 +248,13 @@ def test_the_page_marks_what_moved_in_words_and_escapes_what_was_said(tmp_path: 
     assert page.count('<section class="exhibit expansion-example">') == len(found.record()["examples"])
 
 
+def test_an_image_that_asks_is_named(tmp_path: Path) -> None:
+    found = made("images")
+    page, examples = found.page(tmp_path)[0], found.record()["examples"]
+    assert all(example["text"] is None and f"<small>{example['query_id']}</small>" in page for example in examples)
+    assert "None" not in page.split("Further views of queries and images")[1]
+
+
 def test_the_table_is_written_whole(tmp_path: Path) -> None:
     found = made()
     table = expansion_table(found.figures, found.dataset, [found.arm])
