@@ -258,7 +258,7 @@ def test_probabilities_of_wide_members_where_they_rise_fastest() -> None:
     found = rank_blend(members, as_set(60, 120), combination="probabilities", depth=60)
     logits = [one.scale * (one.images.vectors_ND.astype(float) @ one.captions.vectors_ND.T.astype(float)) + one.bias for one in members]
     mean_IC = np.mean([1 / (1 + np.exp(-own)) for own in logits], axis=0)
-    assert (np.abs(mean_IC - 0.5) < 0.1).sum() > 50
+    assert (np.abs(mean_IC - 0.5) < 0.25).sum() > 20
     for direction, scores_QN in zip(DIRECTIONS, (mean_IC, mean_IC.T), strict=True):
         expected = np.take_along_axis(scores_QN, found[direction].top_indices_QK, axis=1)
         np.testing.assert_allclose(found[direction].top_scores_QK, expected, rtol=0, atol=2e-7)
