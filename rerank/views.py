@@ -25,7 +25,7 @@ Combination = Literal["logits", "standardised", "probabilities", "reciprocal-ran
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 RANK_CONSTANT = 60
 
-_AVERAGED_AT_ONCE = 4096
+_AVERAGED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)

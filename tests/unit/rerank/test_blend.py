@@ -245,3 +245,20 @@ def test_two_processes_give_the_bits_of_one(tmp_path: Path) -> None:
             process.kill()
     alone, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
     assert len(alone) == len(arms(2)) and alone == first == second
+
+
+def test_probabilities_of_wide_members_where_they_rise_fastest() -> None:
+    """At a scale of 118 the last bits of a float32 cosine are more than 1e-6 of a probability of one half."""
+    rng, members = np.random.default_rng(0), []
+    for width in (768, 1024):
+        images = unit(rng.standard_normal((60, width)))
+        captions = unit(np.repeat(images, 2, axis=0) + 2 * unit(rng.standard_normal((120, width))))
+        cosine = float(np.median((np.repeat(images, 2, axis=0) * captions).sum(axis=1)))
+        members.append(Member(Views.plain(images), Views.plain(captions), 118.0, -118.0 * cosine, CPU))
+    found = rank_blend(members, as_set(60, 120), combination="probabilities", depth=60)
+    logits = [one.scale * (one.images.vectors_ND.astype(float) @ one.captions.vectors_ND.T.astype(float)) + one.bias for one in members]
+    mean_IC = np.mean([1 / (1 + np.exp(-own)) for own in logits], axis=0)
+    assert (np.abs(mean_IC - 0.5) < 0.25).sum() > 20
+    for direction, scores_QN in zip(DIRECTIONS, (mean_IC, mean_IC.T), strict=True):
+        expected = np.take_along_axis(scores_QN, found[direction].top_indices_QK, axis=1)
+        np.testing.assert_allclose(found[direction].top_scores_QK, expected, rtol=0, atol=2e-7)
