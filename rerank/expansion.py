@@ -18,7 +18,16 @@ from rerank.expansions.templates import Templates
 from rerank.expansions.text_table import KINDS
 from rerank.expansions.wordnet import WordNet
 
-__all__ = ["CaptionExpansions", "Expansion", "FurtherTexts", "ImageCaptions", "ImageViews", "TextExpansion", "kept_columns", "parse_expansion"]
+__all__ = [
+    "CaptionExpansions",
+    "Expansion",
+    "FurtherTexts",
+    "ImageCaptions",
+    "ImageViews",
+    "TextExpansion",
+    "kept_columns",
+    "parse_expansion",
+]
 
 FORMS = f"""FILE ({", ".join(KINDS)} with columns `caption` and `expansion` or `expansions`), column:NAME, templates, templates:FILE,
 synonyms:FILE, wordnet, wordnet:DIR, paraphrase:DIR_OR_HUB_ID, crops, flips, captions:FILE, captions-column:NAME""".replace("\n", " ")

@@ -27,7 +27,9 @@ def parse_expansions(asked: Sequence[str]) -> list[TextExpansion]:
             if isinstance(expansion, TextExpansion):
                 found.append(expansion)
             else:
-                faults.append(f"{text}: expected a way to expand texts, found views of pictures; train.random_crop_min_area crops in training")
+                faults.append(
+                    f"{text}: expected a way to expand texts, found views of pictures; train.random_crop_min_area crops in training"
+                )
         except UserError as error:
             faults.append(str(error).removeprefix("--expand "))
     if faults:
