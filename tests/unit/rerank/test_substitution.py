@@ -80,14 +80,29 @@ def test_a_dictionary_of_lines_and_one_of_records(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.txt", "dog: hound\ncat\n: x\nowl: bird,\nowl: a, owl\nDOG: cur\n", ["5 fault(s)", ":2: expected `word:", ":3: expected", ":4: an empty synonym", ":5: 'owl' is given as its own", ":6: 'DOG' has an entry on line 1"]),
+        (
+            "a.txt",
+            "dog: hound\ncat\n: x\nowl: bird,\nowl: a, owl\nDOG: cur\n",
+            [
+                "5 fault(s)",
+                ":2: expected `word:",
+                ":3: expected",
+                ":4: an empty synonym",
+                ":5: 'owl' is given as its own",
+                ":6: 'DOG' has an entry on line 1",
+            ],
+        ),
         ("b.txt", "cat: !!\n", [":1: an empty synonym of 'cat'"]),
         ("c.txt", b"caf\xe9: bar\nb\xe9\n", [":1: not UTF-8", ":2: not UTF-8"]),
         ("d.txt", "# nothing\n\n", ["holds no entry"]),
-        ("e.jsonl", '{"word": "a", "synonyms": []}\n{"word": 3, "synonyms": ["b"]}\n{"word": "c", "synonyms": [null]}\nx\n', [":1: an empty", ":2: expected text", ":3: expected text", ":4: not a JSON"]),
+        (
+            "e.jsonl",
+            '{"word": "a", "synonyms": []}\n{"word": 3, "synonyms": ["b"]}\n{"word": "c", "synonyms": [null]}\nx\n',
+            [":1: an empty", ":2: expected text", ":3: expected text", ":4: not a JSON"],
+        ),
         ("f.jsonl", '{"word": "a", "synonym": "b"}\n', ["expected a column `synonyms`, found ['word', 'synonym']"]),
     ],
-)  # fmt: skip
+)
 def test_bad_lines_of_a_dictionary_are_all_named(tmp_path: Path, name: str, content: str | bytes, words: list[str]) -> None:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
