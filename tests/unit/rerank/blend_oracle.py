@@ -79,7 +79,9 @@ def member_scores(member: Member, direction: Direction, pools: Pools) -> np.ndar
     return np.array(rows)
 
 
-def blended_scores(members: Sequence[Member], direction: Direction, weights: Sequence[float], combination: str, pools: Pools) -> np.ndarray:
+def blended_scores(
+    members: Sequence[Member], direction: Direction, weights: Sequence[float], combination: str, pools: Pools
+) -> np.ndarray:
     """The blended scores, float64 (Q, N); logits and standardised scores brought to weighted means of cosines."""
     kept = [(member, weight / sum(weights)) for member, weight in zip(members, weights, strict=True) if weight]
     scores = [member_scores(member, direction, pools) for member, _ in kept]
