@@ -77,7 +77,7 @@ class WordNet(TextExpansion):
 
     def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> CaptionExpansions:
         """Each caption of a split with words replaced."""
-        said = (substitutions(caption, self.synonyms, LONGEST) for caption in dataset.captions)
+        said = (substitutions(caption, self.synonyms, LONGEST, together_first=False) for caption in dataset.captions)
         return caption_expansions(dataset, said, name=self.name, source=self.source, most=self.most)
 
     def synonyms(self, entry: Words) -> Sequence[str]:

@@ -7,11 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from demo.phrases import WORDS
 from eval.captions import normalise
 from eval.errors import UserError
 from rerank.expansion import CaptionExpansions, TextExpansion, parse_expansion
 from rerank.expansions.further_texts import caption_expansions
+from rerank.expansions.synonyms import Dictionary
 from tests.unit.rerank.expansion_set import split_of
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(
@@ -93,3 +97,20 @@ def test_the_record_and_the_line(tmp_path: Path) -> None:
     assert (record["num_items"], record["num_with"], record["num_texts"]) == (3, 1, 2)
     assert record["noted"] == {"equal to another caption of the set": 1} and record["source"] == f"synonyms:{path}"
     assert expansions.describe() == f"synonyms:{path}: 2 text(s) for 1 of 3 caption(s); noted: 1 equal to another caption of the set"
+
+
+def test_the_page_shows_the_message_of_a_bad_dictionary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "expansion.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    Path("words.txt").write_text("# words\nazure: blue\nazure blue\n\nbig: large\n\nAzure: sky blue\n")
+    with pytest.raises(UserError) as caught:
+        parse_expansion("synonyms:words.txt")
+    assert f"```\n{caught.value}\n```" in page
+
+
+def test_the_demos_dictionary_knows_every_word_that_has_a_plainer_one() -> None:
+    expansion = parse_expansion(f"synonyms:{ROOT / 'demo' / 'data' / 'synonyms.txt'}")
+    assert isinstance(expansion, Dictionary)
+    plainer = {(word,): [plain] for plain, *others in WORDS.values() for word in others}
+    relations = {("under",): ["below"], ("beneath",): ["below"], ("over",): ["above"]}
+    assert expansion.entries == plainer | relations

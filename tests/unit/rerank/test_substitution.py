@@ -22,8 +22,8 @@ ENTRIES = {
 }
 
 
-def said(caption: str) -> list[str]:
-    return list(substitutions(caption, lambda entry: ENTRIES.get(entry, ()), 2))
+def said(caption: str, *, together_first: bool = False) -> list[str]:
+    return list(substitutions(caption, lambda entry: ENTRIES.get(entry, ()), 2, together_first=together_first))
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,16 @@ def said(caption: str) -> list[str]:
 )
 def test_what_becomes_of_a_caption(caption: str, expected: list[str]) -> None:
     assert said(caption) == expected
+
+
+def test_all_words_at_once_stand_first_where_each_synonym_is_trusted() -> None:
+    assert said("a small dog", together_first=True) == [
+        "a little hound",
+        "a little dog",
+        "a small hound",
+        "a little animal",
+        "a small animal",
+    ]
 
 
 @given(st.lists(st.sampled_from(["a", "an", "small", "dog", "fire", "engine", "DOG,", "owl", "hot-dog"]), max_size=8).map(" ".join))
@@ -68,11 +78,11 @@ def test_a_dictionary_of_lines_and_one_of_records(tmp_path: Path) -> None:
     for name in ("d.txt", "d.jsonl"):
         expansions = parse_expansion(f"synonyms:{tmp_path / name}").of(split_of(["A red fire engine."], ["a blue bus"]))
         expected = [
+            "A crimson fire truck.",
             "A crimson fire engine.",
             "A red fire truck.",
-            "A crimson fire truck.",
-            "A scarlet fire engine.",
             "A scarlet fire truck.",
+            "A scarlet fire engine.",
         ]
         assert expansions.of(0) == expected and expansions.of(1) == [] and expansions.name == "synonyms"
 
