@@ -9,7 +9,7 @@ Shape letter: Q queries of one direction.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -135,5 +135,6 @@ def ranks_with(
 ) -> np.ndarray:
     """Rank of each query's best right answer, int64 (Q,), in the direction that a side's views change."""
     pools: Mapping[Direction, tuple[Pool | None, Pool | None]] = pools_at(side, pool) if pool is not None else {}
-    found = rank_blend(members, dataset, weights=weights, combination=combination, pools=pools, depth=1, processes=processes)
-    return found[direction_of(side)].best_ranks()
+    changed = [direction_of(side)]
+    asked: Any = {"combination": combination, "pools": pools, "depth": 1, "directions": changed, "processes": processes}
+    return rank_blend(members, dataset, weights=weights, **asked)[changed[0]].best_ranks()

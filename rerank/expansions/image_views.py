@@ -14,7 +14,7 @@ from eval.dataset import RetrievalSet
 
 CROP_SHARE = 0.8
 """Of a picture's width and height that a crop keeps."""
-# Where the room that is left goes: share of it to the left of the crop, and above. The centre first: what captions speak of mostly stands there.
+# Share of the room that is left which goes to the left of the crop, and above it. The centre first: there stands what captions speak of.
 _PLACES = {"centre": (0.5, 0.5), "top left": (0.0, 0.0), "top right": (1.0, 0.0), "bottom left": (0.0, 1.0), "bottom right": (1.0, 1.0)}
 
 

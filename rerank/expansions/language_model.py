@@ -65,8 +65,8 @@ class LanguageModelFiles:
             tokenizer.pad_token = tokenizer.eos_token
         if len(tokenizer) > config.get_text_config().vocab_size:
             raise UserError(
-                f"{asked}: the tokenizer of {model!r} knows {len(tokenizer)} tokens, the model {config.get_text_config().vocab_size}: these "
-                "are files of different models"
+                f"{asked}: the tokenizer of {model!r} knows {len(tokenizer)} tokens, the model {config.get_text_config().vocab_size}: "
+                "these are files of different models"
             )
         return cls(model, asked, config, tokenizer, is_seq2seq, _max_prompt_tokens(model, asked, config, is_seq2seq))
 
@@ -98,13 +98,16 @@ class LanguageModelFiles:
 
 
 def _is_seq2seq(model: str, asked: str, config: Any) -> bool:
-    seq2seq, causal = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.get(config.model_type), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    seq2seq, causal = (
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.get(config.model_type),
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type),
+    )
     kinds = {name for name in (seq2seq, causal) if name is not None}
     architectures = list(config.architectures or kinds)
     if not kinds & set(architectures):
         raise UserError(
-            f"{asked}: {model!r} is a {', '.join(architectures) or config.model_type}; expected a seq2seq model (T5, BART, ...) or a causal "
-            "language model (Llama, Qwen, ...) that writes text"
+            f"{asked}: {model!r} is a {', '.join(architectures) or config.model_type}; expected a seq2seq model (T5, BART, ...) or a "
+            "causal language model (Llama, Qwen, ...) that writes text"
         )
     return seq2seq in architectures
 
@@ -160,9 +163,9 @@ class LanguageModel:
             num_beams=number,
             num_return_sequences=number,
             do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
+            temperature=1.0,
+            top_p=1.0,
+            top_k=50,
             num_beam_groups=None,
             max_length=None,
             min_length=None,

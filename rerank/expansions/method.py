@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from eval.dataset import RetrievalSet
 from eval.processes import Processes
-from rerank.expansions.further_texts import MOST, CaptionExpansions, FurtherTexts, ImageCaptions
+from rerank.expansions.further_texts import MOST, FurtherTexts
 from rerank.expansions.image_views import ImageViews
 
 
@@ -33,7 +33,7 @@ class Expansion(ABC):
         return ()
 
     @abstractmethod
-    def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> "CaptionExpansions | ImageCaptions | ImageViews":
+    def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> FurtherTexts | ImageViews:
         """What it makes of a split; call on every process.
 
         Raises:

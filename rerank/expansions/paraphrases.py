@@ -55,8 +55,8 @@ class ParaphrasesFile(TextExpansion):
         if num_not_there == sum(self.num_rows.values()):
             example, found = dataset.captions[0], next(iter(self.by_caption))
             raise UserError(
-                f"--expand {self.source}: none of its {num_not_there} row(s) names a caption of {dataset.source} (split {dataset.split!r}); "
-                f"expected captions such as {example!r:.80}, found {found!r:.80}. Give the file of this split"
+                f"--expand {self.source}: none of its {num_not_there} row(s) names a caption of {dataset.source} (split "
+                f"{dataset.split!r}); expected captions such as {example!r:.80}, found {found!r:.80}. Give the file of this split"
             )
         said = (self.by_caption.get(key, []) for key in keys)
         noted = {NOT_THERE: num_not_there} if num_not_there else {}

@@ -67,16 +67,19 @@ def replaced(caption: str, chosen: Sequence[tuple[Match, str]]) -> str:
     return text
 
 
-def substitutions(caption: str, synonyms: Synonyms, longest: int) -> Iterator[str]:
+def substitutions(caption: str, synonyms: Synonyms, longest: int, *, together_first: bool) -> Iterator[str]:
     """The caption with words replaced, the most trusted first.
 
-    The first synonym of one word alone, word by word; then of all words at once; then the same with the second synonyms, and so on. A word
-    that has fewer synonyms keeps its last one where all are replaced.
+    With first synonyms: all words at once, and each word alone; then the same with the second ones, and so on. A word that has fewer
+    synonyms keeps its last one where all are replaced.
+
+    Args:
+        together_first: whether all at once stands before each alone. It should where each synonym is right; where some are wrong it
+            holds them all.
     """
     matches = find_entries(caption, synonyms, longest)
     for rank in range(max((len(match.synonyms) for match in matches), default=0)):
-        for match in matches:
-            if rank < len(match.synonyms):
-                yield replaced(caption, [(match, match.synonyms[rank])])
-        if len(matches) > 1:
-            yield replaced(caption, [(match, match.synonyms[min(rank, len(match.synonyms) - 1)]) for match in matches])
+        alone = [[(match, match.synonyms[rank])] for match in matches if rank < len(match.synonyms)]
+        together = [[(match, match.synonyms[min(rank, len(match.synonyms) - 1)]) for match in matches]] if len(matches) > 1 else []
+        for chosen in together + alone if together_first else alone + together:
+            yield replaced(caption, chosen)

@@ -57,7 +57,7 @@ class Dictionary(TextExpansion):
             UserError: no caption of the split holds an entry.
         """
         longest = max(map(len, self.entries))
-        said = (substitutions(caption, lambda entry: self.entries.get(entry, ()), longest) for caption in dataset.captions)
+        said = (self._said(caption, longest) for caption in dataset.captions)
         expansions = caption_expansions(dataset, said, name=self.name, source=self.source, most=self.most)
         if not len(expansions.texts):
             raise UserError(
@@ -65,6 +65,9 @@ class Dictionary(TextExpansion):
                 f"entries as a whole word, e.g. {' '.join(next(iter(self.entries)))!r} in {dataset.captions[0]!r:.80}"
             )
         return expansions
+
+    def _said(self, caption: str, longest: int) -> Iterator[str]:
+        return substitutions(caption, lambda entry: self.entries.get(entry, ()), longest, together_first=True)
 
 
 def _line_entries(source: str, path: Path, faults: TableFaults) -> Iterator[tuple[int, str, list[str]]]:

@@ -74,7 +74,9 @@ def one_of(asked: str, path: Path, columns: Iterable[str], names: tuple[str, ...
     """
     found = list(columns)
     if not (there := [name for name in names if name in found]):
-        raise UserError(f"--expand {asked}: {path}: expected a column {' or '.join(f'`{name}`' for name in names)}, found {found}; rename one")
+        raise UserError(
+            f"--expand {asked}: {path}: expected a column {' or '.join(f'`{name}`' for name in names)}, found {found}; rename one"
+        )
     return there[0]
 
 

@@ -27,15 +27,17 @@ LONGEST = 3
 """Words that an entry of WordNet has at most, here: "fire hydrant"."""
 _PARTS = ("n", "a", "v")
 _NUM_LEXICOGRAPHER_FILES = 45  # their numbers stand in data.*, their names in a file `lexnames` that Debian leaves out: nltk wants it
-# Words that carry a caption's grammar, or count: WordNet knows some of them as nouns ("a" is a vitamin, "on" an ordinal "two" a deuce).
-STOP_WORDS = frozenset(
-    """a about above across after against all along also am among an and another any are around as at away back be because been before behind
-    being below beneath beside between both but by can could did do does doing down each either else every few for from front had has have
-    having he her here hers him his how i if in inside into is it its just left like many may me more most much must my near no nor not of off
-    on one two three four five six seven eight nine ten once only onto or other our out outside over own past right same she should side so
-    some such than that the their them then there these they this those through to together too top bottom toward towards under until up upon
-    us very was we were what when where which while who whom whose why will with within without would you your""".split()
-)
+# Words that carry a caption's grammar, place or count: WordNet knows some of them as nouns ("a" is a vitamin, "two" a deuce).
+_STOP_WORDS = """
+a about above across after against all along also am among an and another any are around as at away back be because been before
+behind being below beneath beside between both but by can could did do does doing down each either else every few for from front
+had has have having he her here hers him his how i if in inside into is it its just left like many may me more most much must my
+near no nor not of off on one two three four five six seven eight nine ten once only onto or other our out outside over own past
+right same she should side so some such than that the their them then there these they this those through to together too top
+bottom toward towards under until up upon us very was we were what when where which while who whom whose why will with within
+without would you your
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,7 @@ class WordNet(TextExpansion):
 
     def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> CaptionExpansions:
         """Each caption of a split with words replaced."""
-        said = (substitutions(caption, self.synonyms, LONGEST) for caption in dataset.captions)
+        said = (substitutions(caption, self.synonyms, LONGEST, together_first=False) for caption in dataset.captions)
         return caption_expansions(dataset, said, name=self.name, source=self.source, most=self.most)
 
     def synonyms(self, entry: Words) -> Sequence[str]:
@@ -88,7 +90,7 @@ class WordNet(TextExpansion):
         return self.known[entry]
 
     def _looked_up(self, form: str) -> list[str]:
-        senses = []
+        senses: list[tuple[int, int, str, str, list[str]]] = []
         for part in _PARTS:
             for base in self.reader._morphy(form, part):  # the form itself first; morphy() would give it alone: "men" is an entry too
                 lemmas = self.reader.synsets(base, part)[0].lemmas()
