@@ -84,7 +84,7 @@ def read_ingredients(names: Sequence[str]) -> list[Ingredient]:
         raise UserError(f"a soup takes two checkpoints or more; found {len(names)}: {list(names)}")
     found = [read_ingredient(name) for name in names]
     for one, other in combinations(found, 2):
-        if (one.name, one.run is None) == (other.name, other.run is None) or _is_same_place(one, other):
+        if one.name == other.name or _is_same_place(one, other):
             raise UserError(f"{one.name} is there twice (as {other.name}): it would count double. Name each checkpoint once")
     for other in found[1:]:
         check_alike(found[0], other)
@@ -110,7 +110,9 @@ def read_ingredient(name: str) -> Ingredient:
         return _of_run(Path(folder), which)
     for step in (path, path / "step-STEP"):
         if step.parent.name == "checkpoints" and is_run(step.parents[1]):
-            raise UserError(f"{name}: a checkpoint of a run is named RUN_FOLDER@STEP; give {step.parents[1]}@{step.name.removeprefix('step-')}")
+            raise UserError(
+                f"{name}: a checkpoint of a run is named RUN_FOLDER@STEP; give {step.parents[1]}@{step.name.removeprefix('step-')}"
+            )
     config = load_siglip_config(name)
     return Ingredient(name, config, SiglipInputs.load(name, config))
 
@@ -143,12 +145,12 @@ def check_alike(one: Ingredient, other: Ingredient) -> None:
     both = f"{one.name} and {other.name}"
     if differing := _architecture_differences(one.config, other.config):
         raise UserError(
-            f"{both} are of different architectures: {'; '.join(differing[:5])}. A soup averages weights one by one: take checkpoints tuned "
-            "from one base, or put different models together with python -m eval --ensemble"
+            f"{both} are of different architectures: {'; '.join(differing[:5])}. A soup averages weights one by one: take checkpoints "
+            "tuned from one base, or put different models together with python -m eval --ensemble"
         )
     if fault := tokenizer_difference(one.inputs, other.inputs):
         raise UserError(
-            f"{both} read captions with different tokenizers: {fault}. The mean of weights that were trained on other token ids means nothing"
+            f"{both} read captions with different tokenizers: {fault}. The mean of weights trained on other token ids means nothing"
         )
     if fault := picture_difference(one.inputs, other.inputs):
         raise UserError(f"{both} read pictures in different ways: {fault}. Take checkpoints with one image processor")

@@ -3,196 +3,31 @@
     python -m train.soup CHECKPOINT CHECKPOINT... --output DIR [--greedy] [--data MANIFEST --split val]
 
 A CHECKPOINT is a folder, a hub id, RUN_FOLDER (its best checkpoint) or RUN_FOLDER@STEP. Writes DIR/soup.json, DIR/export and, where it
-measures, DIR/queries.parquet (a row a query of every ingredient and every trial). Source: Wortsman et al. 2022, arXiv 2203.05482: the uniform
-soup, and the greedy one (algorithm 1); over every weight, scale and bias included.
+measures, DIR/queries.parquet (a row a query of every ingredient and every trial). Source: Wortsman et al. 2022, arXiv 2203.05482.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from eval.checkpoint import hash_weights
 from eval.dataset import RetrievalSet, load_split
 from eval.errors import UserError
-from eval.evaluator import check_stages, query_table, values_of
-from eval.first_stage import progress_bar, retrieve, use_exact_float32
+from eval.first_stage import use_exact_float32
 from eval.manifest import COLUMNS, read_manifest
-from eval.processes import Processes
-from eval.ranking import DIRECTIONS
 from eval.replacing import replace_together
 from train.config import DataConfig
 from train.export import check_replaceable, export_model
 from train.ingredients import Ingredient, read_ingredients
-from train.model import TunedModel
-from train.soup_card import soup_card
-from train.watch import Recall
-
-State = Mapping[str, torch.Tensor]
-
-
-class RunningMean:
-    """The mean of the weights of models that pass by one at a time: one sum is held, float64.
-
-    Attributes:
-        count: models added.
-    """
-
-    def __init__(self) -> None:
-        self._sum: dict[str, torch.Tensor] = {}
-        self.count = 0
-
-    def add(self, state: State) -> None:
-        """Count a model in.
-
-        Raises:
-            ValueError: its weights have other names or shapes than those before.
-        """
-        self._sum, self.count = self._with(state), self.count + 1
-
-    def mean(self) -> dict[str, torch.Tensor]:
-        """Of those added, float32."""
-        return {name: (total / self.count).float() for name, total in self._sum.items()}
-
-    def mean_with(self, state: State) -> dict[str, torch.Tensor]:
-        """What the mean would be with one more, float32; nothing is added."""
-        return {name: (total / (self.count + 1)).float() for name, total in self._with(state).items()}
-
-    def _with(self, state: State) -> dict[str, torch.Tensor]:
-        if not self.count:
-            return {name: value.detach().double() for name, value in state.items()}
-        shapes, others = ({name: tuple(value.shape) for name, value in part.items()} for part in (self._sum, state))
-        if shapes != others:
-            differing = sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name))
-            raise ValueError(f"two different models; differing weights: {differing[:5]}")
-        return {name: total + state[name].detach().double() for name, total in self._sum.items()}
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One question of the greedy soup.
-
-    Attributes:
-        ingredient: index of the one that was tried.
-        members: of the soup before, in the order in which they came.
-        before, score: of the soup without it and with it.
-    """
-
-    ingredient: int
-    members: tuple[int, ...]
-    before: float
-    score: float
-
-    @property
-    def kept(self) -> bool:
-        """Whether it stays: it does not lower the score."""
-        return self.score >= self.before
-
-
-def greedy(alone: Sequence[float], score: Callable[[tuple[int, ...]], float]) -> tuple[tuple[int, ...], list[Trial]]:
-    """(members of the greedy soup, every trial): the best alone first, then each of the others, best first, kept if it does not lower it.
-
-    Args:
-        alone: score of each ingredient; equal ones are tried in the order given.
-        score: of the soup of some ingredients, the last of them on trial.
-    """
-    first, *others = sorted(range(len(alone)), key=lambda index: -alone[index])
-    members, best, trials = (first,), alone[first], list[Trial]()
-    for index in others:
-        trial = Trial(index, members, best, score((*members, index)))
-        trials.append(trial)
-        if trial.kept:
-            members, best = (*members, index), trial.score
-    return members, trials
-
-
-@dataclass
-class Kitchen:
-    """The ingredients, one of them in memory at a time, and what was measured of them and of their soups.
-
-    Attributes:
-        dataset: the split they are measured on; None: nothing is.
-        tables: per-query rows without the retrieved ids, by the name of a stage.
-        sha256: of the weights of each ingredient that was loaded, by index.
-    """
-
-    ingredients: Sequence[Ingredient]
-    dataset: RetrievalSet | None
-    num_workers: int
-    tables: dict[str, pa.Table] = field(default_factory=dict)
-    sha256: dict[int, str] = field(default_factory=dict)
-    _mean: RunningMean = field(default_factory=RunningMean)
-    _in_mean: tuple[int, ...] = ()
-
-    def load(self, index: int) -> TunedModel:
-        """An ingredient's model, on the CPU.
-
-        Raises:
-            UserError: it cannot be read, or has the very weights of another.
-        """
-        tuned = self.ingredients[index].load()
-        self.sha256[index] = tuned.base_sha256
-        for other, sha256 in self.sha256.items():
-            if other != index and sha256 == tuned.base_sha256:
-                names = f"{self.ingredients[other].name} and {self.ingredients[index].name}"
-                raise UserError(f"{names} have the very same weights: they would count double. Leave one out")
-        return tuned
-
-    def taste(self, index: int) -> float:
-        """Measure an ingredient alone."""
-        return self.measure(stage_name(index), self.load(index))
-
-    def score(self, members: tuple[int, ...]) -> float:
-        """Measure a soup of some ingredients, the last of them on trial."""
-        return self.measure(trial_name(members[-1]), self.cook(members))
-
-    def cook(self, members: tuple[int, ...]) -> TunedModel:
-        """The soup of some ingredients, in their order; the sum of all but the last is kept for the next."""
-        *others, last = members
-        if self._in_mean != members[: len(self._in_mean)]:
-            self._mean, self._in_mean = RunningMean(), ()
-        for index in others[len(self._in_mean) :]:
-            self._mean.add(self.load(index).siglip.state_dict())
-        self._in_mean = tuple(others)
-        tuned = self.load(last)
-        tuned.siglip.load_state_dict(self._mean.mean_with(tuned.siglip.state_dict()))
-        return TunedModel(tuned.siglip, tuned.inputs, hash_weights(tuned.siglip))
-
-    def measure(self, stage: str, tuned: TunedModel) -> float:
-        """Mean R@1 of both directions; the rows of the stage are kept."""
-        assert self.dataset is not None
-        tuned.siglip.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # transformers wraps it
-        with progress_bar(stage, self.dataset, Processes()) as bar:
-            found = retrieve(stage, tuned.siglip, tuned.inputs, self.dataset, num_workers=self.num_workers, on_progress=bar.update)
-        check_stages(self.dataset, [found], ())
-        self.tables[stage] = query_table(self.dataset, [found]).drop_columns(["top_ids", "top_scores"])
-        values = values_of(self.dataset, found)
-        return sum(values[direction]["R@1"] for direction in DIRECTIONS) / len(DIRECTIONS)
-
-    def recall(self, stage: str, against: str) -> dict[str, Any]:
-        """What was measured of a stage, with intervals, and the paired difference from another."""
-        assert self.dataset is not None
-        tables = [self.tables[name] for name in dict.fromkeys((stage, against))]
-        record = Recall.of(self.dataset, pa.concat_tables(tables), stage, against).as_record()
-        return {key: record[key] for key in ("mean_R@1", "ci95", "delta", "delta_ci95")}
-
-
-def stage_name(index: int) -> str:
-    """What an ingredient is called in the per-query rows."""
-    return f"ingredient-{index + 1}"
-
-
-def trial_name(index: int) -> str:
-    """What the soup with an ingredient on trial is called there; of the uniform soup, the soup itself."""
-    return f"with-{stage_name(index)}"
+from train.soup_arms import SOUP, SoupArms, stage_name, trial_name
+from train.soup_mean import Trial, greedy
+from train.soup_record import make_record, soup_card
 
 
 def run(names: Sequence[str], output: Path, *, is_greedy: bool, data: DataConfig | None, num_workers: int = 2) -> dict[str, Any]:
@@ -210,68 +45,19 @@ def run(names: Sequence[str], output: Path, *, is_greedy: bool, data: DataConfig
     check_output(output, ingredients)
     data = common_data(ingredients) if data is None and is_greedy else data
     output.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    kitchen = Kitchen(ingredients, None if data is None else read_split(data), num_workers)
-    alone = [kitchen.taste(index) for index in range(len(ingredients))] if kitchen.dataset is not None else []
-    members, trials, stage = tuple(range(len(ingredients))), list[Trial](), trial_name(len(ingredients) - 1)
+    arms = SoupArms(ingredients, None if data is None else read_split(data), num_workers)
+    alone = [arms.alone(index) for index in range(len(ingredients))] if arms.dataset is not None else []
+    members, trials, stage = tuple(range(len(ingredients))), list[Trial](), SOUP
     if is_greedy:
-        members, trials = greedy(alone, kitchen.score)
+        members, trials = greedy(alone, arms.score)
         stage = trial_name(members[-1]) if len(members) > 1 else stage_name(members[0])
-    soup = kitchen.cook(members)
-    if alone and stage not in kitchen.tables:
-        kitchen.measure(stage, soup)
-    record = make_record(kitchen, alone, members, trials, is_greedy=is_greedy, stage=stage, sha256=soup.base_sha256)
-    _write(output, record, kitchen.tables)
+    soup = arms.soup_of(members)
+    if alone and stage not in arms.tables:
+        arms.measure(stage, soup)
+    record = make_record(arms, alone, members, trials, is_greedy=is_greedy, stage=stage, sha256=soup.base_sha256)
+    _write(output, record, arms.tables)
     export_model(soup, output / "export", soup_card(record))
     return record
-
-
-def make_record(
-    kitchen: Kitchen,
-    alone: Sequence[float],
-    members: tuple[int, ...],
-    trials: Sequence[Trial],
-    *,
-    is_greedy: bool,
-    stage: str,
-    sha256: str,
-) -> dict[str, Any]:
-    """What soup.json holds; what is not measured is left out.
-
-    Args:
-        alone: score of each ingredient; empty: none was measured.
-        stage: the soup's in the per-query rows.
-        sha256: of the soup's weights.
-    """
-    names, dataset = [ingredient.name for ingredient in kitchen.ingredients], kitchen.dataset
-    rows: list[dict[str, Any]] = [
-        {"name": name, "weights_sha256": kitchen.sha256[index], "kept": index in members} for index, name in enumerate(names)
-    ]
-    soup: dict[str, Any] = {"members": [names[index] for index in members], "weights_sha256": sha256}
-    record: dict[str, Any] = {"kind": "greedy" if is_greedy else "uniform", "ingredients": rows, "soup": soup}
-    if dataset is not None:
-        best = max(range(len(alone)), key=lambda index: alone[index])
-        for index, row in enumerate(rows):
-            row |= {"stage": stage_name(index)} | kitchen.recall(stage_name(index), stage_name(best))
-        soup |= {"stage": stage, "against": names[best]} | kitchen.recall(stage, stage_name(best))
-        counts = {"num_images": dataset.num_images, "num_captions": dataset.num_captions}
-        record["data"] = {"source": dataset.source, "split": dataset.split, **counts, "sha256": dataset.sha256()}
-    if is_greedy:
-        record["order"] = [names[index] for index in (members[0], *(trial.ingredient for trial in trials))]
-        record["trials"] = [_trial_record(trial, names) for trial in trials]
-    return record
-
-
-def _trial_record(trial: Trial, names: Sequence[str]) -> dict[str, Any]:
-    why = "it does not lower mean R@1" if trial.kept else "it lowers mean R@1"
-    return {
-        "ingredient": names[trial.ingredient],
-        "stage": trial_name(trial.ingredient),
-        "members_before": [names[index] for index in trial.members],
-        "before": trial.before,
-        "mean_R@1": trial.score,
-        "kept": trial.kept,
-        "why": why,
-    }
 
 
 def check_output(output: Path, ingredients: Sequence[Ingredient]) -> None:
@@ -318,3 +104,79 @@ def read_split(data: DataConfig) -> RetrievalSet:
     wanted = [data.val_split] if data.val_split is not None else []
     manifest = read_manifest(data.source, image_root=data.image_root, columns=data.columns, require_splits=wanted)
     return load_split(manifest, data.val_split)
+
+
+def _write(output: Path, record: dict[str, Any], tables: Mapping[str, pa.Table]) -> None:
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    writers: dict[Path, Callable[[Path], Any]] = {output / "soup.json": lambda path: path.write_text(text, encoding="utf-8")}
+    if tables:
+        writers[output / "queries.parquet"] = partial(pq.write_table, pa.concat_tables(tables.values()))
+    else:
+        (output / "queries.parquet").unlink(missing_ok=True)  # of an earlier soup, and not of this one
+    replace_together(writers)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m train.soup", description="Average the weights of checkpoints of one architecture.")
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="folder, hub id, RUN_FOLDER (its best) or RUN_FOLDER@STEP")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write: soup.json, queries.parquet and export/")
+    parser.add_argument("--greedy", action="store_true", help="keep only those that do not lower mean R@1 on the data, the best first")
+    parser.add_argument("--data", help="manifest to measure on (default with --greedy: val of the runs, if all have the same)")
+    parser.add_argument("--split", help="rows to measure on; needed where the manifest has splits. Not the one you report")
+    parser.add_argument("--image-root", help="folder that image paths are relative to (default: the manifest's)")
+    parser.add_argument(
+        "--column", action="append", default=[], metavar="OURS=THEIRS", help=f"name of a column in the manifest; ours: {', '.join(COLUMNS)}"
+    )
+    parser.add_argument("--num-workers", type=int, default=2, help="processes that decode pictures (default 2)")
+    asked = parser.parse_args(arguments)
+    if bad := [pair for pair in asked.column if "=" not in pair]:
+        parser.error(f"--column takes OURS=THEIRS, found {bad}")
+    if asked.data is None and (asked.split or asked.image_root or asked.column):
+        parser.error("--split, --image-root and --column say how to read --data, which is not given")
+    if asked.num_workers < 0:
+        parser.error("--num-workers is at least 0")
+    return asked
+
+
+def _data(asked: argparse.Namespace) -> DataConfig | None:
+    if asked.data is None:
+        return None
+    columns = dict(pair.split("=", 1) for pair in asked.column)
+    return DataConfig(source=asked.data, image_root=asked.image_root, columns=columns, val_split=asked.split)
+
+
+def _show(record: dict[str, Any], output: Path) -> None:
+    soup = record["soup"]
+    for row in record["ingredients"] if "data" in record else ():
+        print(f"alone    mean R@1 {100 * row['mean_R@1']:6.2f}  {row['name']}")
+    for trial in record.get("trials", ()):
+        verdict = "kept" if trial["kept"] else "left out"
+        print(f"trial    mean R@1 {100 * trial['before']:6.2f} -> {100 * trial['mean_R@1']:6.2f}  with {trial['ingredient']}: {verdict}")
+    if "data" in record:
+        low, high = (100 * bound for bound in soup["delta_ci95"])
+        against = f"against {soup['against']} {100 * soup['delta']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        print(f"soup     mean R@1 {100 * soup['mean_R@1']:6.2f}  {against}")
+    print(f"export   {output}/export: the {record['kind']} soup of {len(soup['members'])} of {len(record['ingredients'])} checkpoints")
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    asked = _parse(arguments)
+    try:
+        record = run(asked.checkpoints, asked.output, is_greedy=asked.greedy, data=_data(asked), num_workers=asked.num_workers)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"error: could not write {asked.output}: {error}", file=sys.stderr)
+        return 4
+    _show(record, asked.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
