@@ -50,7 +50,7 @@ def mean_of_logits(members: Sequence[Embedded], weights: Sequence[float]) -> Emb
 
 
 def mean_of_members(scales: Sequence[float], biases: Sequence[float], weights: Sequence[float]) -> tuple[list[float], float, float]:
-    """(share of each member, scale, bias) of the weighted mean of logits, which is scale x (sum of share x cosine) + bias; shares sum to 1."""
+    """(share of each member, scale, bias) of the mean of logits, which is scale x (sum of share x cosine) + bias; shares sum to 1."""
     total = sum(weights)
     parts = [weight / total * scale for weight, scale in zip(weights, scales, strict=True)]
     scale = sum(parts)
