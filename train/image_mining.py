@@ -6,6 +6,7 @@ for, K depth, N rows of the table, P true pairs, D width.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from train.candidates import ImageCandidates, find_image_candidates
 from train.denoising import Matcher
 from train.mining import Refresh, apply_rules, check_matcher, rules_of, tabulate
 from train.mining_config import MiningConfig
-from train.mining_members import check_members, scale_and_bias
+from train.mining_members import check_members, scale_and_bias, shares_of
 from train.mining_rules import Outcome, RankedLists
 from train.mining_sheet import Mined, MiningSheet, draw_up
 from train.negatives import Negatives, table_name
@@ -74,7 +75,7 @@ def mine_images(
     )
     judge = Matcher(matcher, pool, processes, on_progress, kept).probabilities if matcher is not None else None
     mined = select_images(name, pool, found, *scale_and_bias(model, refresh.members), config, refresh, judge)
-    return mined.negatives, draw_up(mined, pool, truth, refresh.before)
+    return mined.negatives, replace(draw_up(mined, pool, truth, refresh.before), shares=shares_of(model, refresh.members))
 
 
 def select_images(

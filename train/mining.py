@@ -27,7 +27,7 @@ from train.denoising import Matcher
 from train.distillation import distillation_rules, with_matcher_logits
 from train.frozen import NOTHING_FROZEN, FrozenEmbeddings
 from train.mining_config import MiningConfig
-from train.mining_members import Member, check_members, scale_and_bias
+from train.mining_members import Member, check_members, scale_and_bias, shares_of
 from train.mining_rules import Outcome, RankedLists, Rules, passed_over
 from train.mining_sheet import Mined, MiningSheet, draw_up
 from train.negatives import Negatives, table_name
@@ -140,7 +140,8 @@ def mine(
     if asked is not None and config.distil is not None:
         negatives = with_matcher_logits(mined.negatives, asked, pool.dataset, config.distil)
         mined = replace(mined, negatives=negatives, num_judged=asked.num_judged)
-    return mined.negatives, replace(draw_up(mined, pool, truth, refresh.before), index_recall=found.recall)
+    sheet = draw_up(mined, pool, truth, refresh.before)
+    return mined.negatives, replace(sheet, index_recall=found.recall, shares=shares_of(model, refresh.members))
 
 
 def select(

@@ -127,6 +127,11 @@ def _scale_and_bias(model: SiglipModel) -> tuple[float, float]:
     return float(model.logit_scale.detach().exp()), float(model.logit_bias.detach())
 
 
+def shares_of(model: SiglipModel, members: Sequence[Member]) -> list[float] | None:
+    """Shares in the ensemble's cosines, the model's first, which add up to 1; None without members."""
+    return mean_of_all(model, members)[0] if members else None
+
+
 def mean_of_all(model: SiglipModel, members: Sequence[Member]) -> tuple[list[float], float, float]:
     """(share of the model and of each member, scale, bias)."""
     scale, bias = _scale_and_bias(model)

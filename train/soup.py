@@ -3,7 +3,7 @@
     python -m train.soup CHECKPOINT CHECKPOINT... --output DIR [--greedy] [--data MANIFEST --split val]
 
 A CHECKPOINT is a folder, a hub id, RUN_FOLDER (its best checkpoint) or RUN_FOLDER@STEP. Writes DIR/soup.json, DIR/export and, where it
-measures, DIR/queries.parquet (a row a query of every ingredient and every trial). Source: Wortsman et al. 2022, arXiv 2203.05482.
+measures, DIR/soup.parquet (a row a query of every ingredient and every trial). Source: Wortsman et al. 2022, arXiv 2203.05482.
 """
 
 import argparse
@@ -110,16 +110,16 @@ def _write(output: Path, record: dict[str, Any], tables: Mapping[str, pa.Table])
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
     writers: dict[Path, Callable[[Path], Any]] = {output / "soup.json": lambda path: path.write_text(text, encoding="utf-8")}
     if tables:
-        writers[output / "queries.parquet"] = partial(pq.write_table, pa.concat_tables(tables.values()))
+        writers[output / "soup.parquet"] = partial(pq.write_table, pa.concat_tables(tables.values()))
     else:
-        (output / "queries.parquet").unlink(missing_ok=True)  # of an earlier soup, and not of this one
+        (output / "soup.parquet").unlink(missing_ok=True)  # of an earlier soup, and not of this one
     replace_together(writers)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m train.soup", description="Average the weights of checkpoints of one architecture.")
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="folder, hub id, RUN_FOLDER (its best) or RUN_FOLDER@STEP")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write: soup.json, queries.parquet and export/")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write: soup.json, soup.parquet and export/")
     parser.add_argument("--greedy", action="store_true", help="keep only those that do not lower mean R@1 on the data, the best first")
     parser.add_argument("--data", help="manifest to measure on (default with --greedy: val of the runs, if all have the same)")
     parser.add_argument("--split", help="rows to measure on; needed where the manifest has splits. Not the one you report")

@@ -45,9 +45,11 @@ class SoupArms:
         """An ingredient's model, on the CPU.
 
         Raises:
-            UserError: it cannot be read, or has the very weights of another.
+            UserError: it cannot be read, is not finite, or has the very weights of another.
         """
         tuned = self.ingredients[index].load()
+        if broken := [name for name, value in tuned.siglip.state_dict().items() if not bool(value.isfinite().all())]:
+            raise UserError(f"{self.ingredients[index].name}: weights that are not finite, e.g. {broken[0]}; they would spoil every soup")
         self.sha256[index] = tuned.base_sha256
         for other, sha256 in self.sha256.items():
             if other != index and sha256 == tuned.base_sha256:

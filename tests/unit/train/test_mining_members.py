@@ -158,6 +158,9 @@ def test_the_table_and_its_margins_speak_of_the_ensemble(world: World, members: 
     true_IC[broken(dataset)] = False
     best = np.where(true_IC, logits[:, : dataset.num_captions], -np.inf).max(axis=1 if form == "columns" else 0)
     np.testing.assert_allclose(table.margins_N, best[images if form == "columns" else captions] - table.scores_N, atol=4e-5)
+    scales = [load_siglip(checkpoint)[0].logit_scale.exp().item() for checkpoint in (world.base, world.sibling, world.other)]
+    parts = np.array(scales) * [1.0, 0.5, 2.0]
+    assert sheet.shares == pytest.approx((parts / parts.sum()).tolist()) and "shares in the ensemble" in str(sheet)
     assert table.margins_N.min() >= 0.05 and table.scores_N.max() <= config.max_score
 
 

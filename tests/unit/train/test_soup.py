@@ -166,7 +166,7 @@ def test_the_greedy_soup_by_the_command(
     for name, value in dense_mean(kept).items():
         np.testing.assert_allclose(exported[name].numpy(), value, rtol=2**-23, atol=1e-12)
     assert mean_recall(small_world, output / "export") == best
-    rows = pq.read_table(output / "queries.parquet").to_pylist()
+    rows = pq.read_table(output / "soup.parquet").to_pylist()
     assert {row["stage"] for row in rows} == {f"{kind}ingredient-{index + 1}" for index in range(4) for kind in ("", "with-")} - {
         f"with-ingredient-{order[0] + 1}"
     }
@@ -195,7 +195,7 @@ def test_a_measured_uniform_soup_is_compared_with_its_best_ingredient(
     assert record["soup"]["mean_R@1"] == mean_recall(small_world, tmp_path / "export")
     assert record["soup"]["delta"] == pytest.approx(record["soup"]["mean_R@1"] - best["mean_R@1"])
     run([str(path) for path in siblings[:2]], tmp_path, is_greedy=False, data=None)
-    assert not (tmp_path / "queries.parquet").exists(), "rows of the earlier soup are not the new one's"
+    assert not (tmp_path / "soup.parquet").exists(), "rows of the earlier soup are not the new one's"
 
 
 def with_file(world: SmallWorld, folder: Path, change: Callable[[Path], Any]) -> Path:
@@ -255,6 +255,11 @@ def test_too_few_and_twice_are_refused(small_world: SmallWorld, siblings: list[P
     shutil.copytree(base, tmp_path / "copy")
     with pytest.raises(UserError, match="the very same weights"):
         run([base, str(tmp_path / "copy")], tmp_path / "soup", is_greedy=False, data=None)
+    broken = with_file(small_world, tmp_path / "broken", lambda folder: None)
+    weights = load_file(broken / "model.safetensors")
+    save_file(weights | {"logit_bias": weights["logit_bias"] * torch.nan}, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"broken: weights that are not finite, e\.g\. logit_bias"):
+        run([base, str(broken)], tmp_path / "soup", is_greedy=False, data=None)
     assert not (tmp_path / "soup" / "export").exists()
 
 
