@@ -118,7 +118,8 @@ class MiningSheet:
         if self.num_before is not None:
             parts.append(f"{self.num_survived:,} of {self.num_before:,} survive from the table before")
         if self.estimated_share is not None:
-            by = {"match": "the cross-encoder estimates", "model": "guessed from the model's own scores"}[self.estimated_by]
+            whose = "model's" if self.shares is None else "ensemble's"
+            by = {"match": "the cross-encoder estimates", "model": f"guessed from the {whose} own scores"}[self.estimated_by]
             parts.append(f"false negatives as {by}: {100 * self.estimated_share:.1f}%")
         if self.false_negative_share is not None:
             parts.append(f"false negatives by the known truth: {self.num_false_negatives:,} ({100 * self.false_negative_share:.2f}%)")
