@@ -31,6 +31,7 @@ from train.denoising import matcher_fingerprint
 from train.frozen import frozen_lines
 from train.machine import start_machine
 from train.micro_batches import cached_size
+from train.mining_members import members_sha256
 from train.model import TunedModel, build_model, make_optimizer, resolve_base
 from train.pool import CaptionPool
 from train.scratch import write_scratch
@@ -50,6 +51,7 @@ class Job:
         pool: the captions that can be mined.
         data_sha256: of the train split and of further captions that can be mined.
         matcher_sha256: fingerprint of the cross-encoder that mining asks; None where it asks none.
+        members_sha256: of the fixed checkpoints that mine beside the model; None where there are none.
         base: checkpoint the job starts from, as this process reads it.
         shared: the run's folder, for every process to read.
     """
@@ -74,6 +76,7 @@ class Job:
     pool: CaptionPool
     shared: SharedFolder
     matcher_sha256: str | None
+    members_sha256: str | None
     watch_sets: list[WatchSet] = field(default_factory=list)
     expand_lines: list[str] = field(default_factory=list)
 
@@ -115,7 +118,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     """Build the model and the optimizer. Call on every process.
 
     Raises:
-        UserError: the base, the reranker, the matcher of mining or the truth file cannot be used.
+        UserError: the base, the reranker, the matcher or the members of mining or the truth file cannot be used.
         OSError: the weights to begin from cannot be written.
     """
     folder = config.run_folder
@@ -124,11 +127,12 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     shared = SharedFolder(folder, processes)
     base = _base(config, splits, processes, shared)
     matcher_sha256 = processes.together(lambda: matcher_fingerprint(config))  # what is refused is refused now, not at the first mining
+    members = processes.together(lambda: members_sha256(config.mining))
     truth, tuned, final_set = processes.together(
         lambda: (known_truth(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
     )
     data_sha256 = pool.data_sha256()
-    check_agreement(config, tuned.base_sha256, data_sha256, matcher_sha256, processes)
+    check_agreement(config, tuned.base_sha256, data_sha256, matcher_sha256, members, processes)
     if config.train.shard:
         shard(tuned.siglip, processes, accelerator.device)
     tuned.siglip.to(accelerator.device)
@@ -153,6 +157,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         pool,
         shared,
         matcher_sha256,
+        members,
         splits.watch,
         splits.expand_lines,
     )
@@ -271,6 +276,10 @@ def describe(job: Job) -> list[str]:
     ]
     if job.pool.further.texts:
         lines.append(f"pool      {len(job.pool.further.texts):,} further captions without images, to mine among")
+    if config.mining is not None and config.mining.ensemble:
+        lines.append(
+            f"ensemble  {', '.join(config.mining.ensemble)}: mine too; run once, their embeddings kept in {job.folder / 'ensemble'}"
+        )
     if job.truth is not None:
         lines.append(f"truth     {len(job.truth):,} further true pairs, to count false negatives with")
     return lines + leakage_lines(job.leakages)
