@@ -10,8 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from eval.arm import Arm
+from eval.comparison import compare
 from eval.evaluator import Figures
+from eval.ranking import DIRECTIONS
 from eval.report import report_record
+from eval.significance import resample_weights
 
 WAYS = {"image_to_text": "image to text", "text_to_image": "text to image", "both": "both"}
 _UNSEEN_COLUMNS = ("top_ids", "top_scores")
@@ -104,3 +108,11 @@ def comparison(comparisons: Sequence[dict[str, Any]], stage: str, against: str, 
 def points(ends: Sequence[float]) -> str:
     """An interval in points."""
     return f"{100 * ends[0]:+.1f} to {100 * ends[1]:+.1f}"
+
+
+def comparisons_of(queries: pa.Table, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Rows as report.json's comparisons, of any pairs of stages among the rows of queries.parquet; one correction over all of them."""
+    images = {name: number for number, name in enumerate(dict.fromkeys(queries["image_id"].to_pylist()))}
+    stages = dict.fromkeys(stage for pair in pairs for stage in pair)
+    measured = {(stage, way): Arm.of(queries, stage, way, images) for stage in stages for way in DIRECTIONS}
+    return compare(measured, pairs, resample_weights(len(images)))

@@ -116,7 +116,7 @@ def page(record: Mapping[str, Any], queries: pa.Table) -> str:
         "",
         "## In the product",
         "",
-        "`--rerank` and `rerank.model` refuse such a checkpoint before anything is scored (rerank/guard.py). To the first of these it says:",
+        "`--rerank` and `rerank.model` refuse such a checkpoint before anything is scored (rerank/guard.py). What it says to the first:",
         "",
         *(f"> {reason}" for reason in study["refusals"][:1]),
         "",
