@@ -2,10 +2,12 @@
 
 A product of other shape differs in its last bits (facts.md), so the grid of tiles is fixed and their tails padded: any number of
 processes finds the same ranks. Equal scores are ordered by id, which is index order: a model that says the same of everything gets
-chance, not 1. Shape letters: Q queries, N gallery items, K depth, D width, P positives; q queries and n items of one tile.
+chance, not 1. What is ranked may be any scores that come as such tiles (`Product`), not only cosines of vectors. Shape letters:
+Q queries, N gallery items, K depth, D width, P positives; q queries and n items of one tile, p positives of one row of tiles.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +20,27 @@ from eval.standing import Standing
 
 QUERY_BLOCK = 1024
 GALLERY_BLOCK = 2048
+
+
+class Product(Protocol):
+    """The scores of every query with every gallery item, as tiles of a fixed grid.
+
+    Attributes:
+        num_queries, num_items: Q and N.
+        query_block, gallery_block: rows and columns of a tile; whatever lies beyond the edge of the scores is cut off.
+    """
+
+    num_queries: int
+    num_items: int
+    query_block: int
+    gallery_block: int
+
+    def row_of_tiles(self, row_block: int, column_blocks: Sequence[int] | None = None) -> Iterator[tuple[range, range, torch.Tensor]]:
+        """(queries, items, scores_qn) of the tiles of one row, or of chosen ones, left to right; each may overwrite the one before.
+
+        Scores are float32, and those of a tile are the same bits whichever process asks for it, and however often.
+        """
+        ...
 
 
 def search(
@@ -41,14 +64,9 @@ def search(
     Raises:
         UserError: a vector is not finite, or a query has no positive.
     """
-    _check(queries_QD, gallery_ND, positives)
-    grid = _Grid(queries_QD, gallery_ND, torch.device(device))
-    standing = Standing(positives, _positive_scores(grid, positives, processes), len(gallery_ND), depth)
-    for block in processes.share_of(grid.num_row_blocks):
-        for rows, columns, tile_qn in grid.row_of_tiles(block):
-            standing.absorb_rows(tile_qn, rows.start, columns.start)
-        standing.settle(block * QUERY_BLOCK)
-    return standing.ranking(direction, processes)
+    check_finite("query", queries_QD)
+    check_finite("gallery", gallery_ND)
+    return rank_product(direction, _Grid(queries_QD, gallery_ND, torch.device(device)), positives, depth, processes)
 
 
 def search_both(
@@ -69,40 +87,78 @@ def search_both(
     Raises:
         UserError: a vector is not finite, or a query has no positive.
     """
-    _check(images_ID, captions_CD, to_text)
-    _check(captions_CD, images_ID, to_image)
-    grid = _Grid(images_ID, captions_CD, torch.device(device))
-    scores_P = _positive_scores(grid, to_text, processes)
+    check_finite("query", images_ID)
+    check_finite("gallery", captions_CD)
+    return rank_product_both(_Grid(images_ID, captions_CD, torch.device(device)), to_text, to_image, depth, processes)
+
+
+def rank_product(
+    direction: Direction, product: Product, positives: PositivePairs, depth: int, processes: Processes = Processes()
+) -> Ranking:
+    """Rank a gallery for every query by the scores of a product, whose rows are the queries.
+
+    Raises:
+        UserError: a query has no positive.
+    """
+    _check_positives(positives)
+    scores_P = np.zeros(len(positives.indices_P), dtype=np.float32)
+    standing = Standing(positives, scores_P, product.num_items, depth)
+    whole_rows = product.num_items <= product.gallery_block  # then the one tile of a row says what its positives score
+    for block in processes.share_of(_num_row_blocks(product)):
+        own = _OfRow(product, positives, block)
+        if not whole_rows:
+            own.score(product, scores_P)
+        for rows, columns, tile_qn in product.row_of_tiles(block):
+            if whole_rows:
+                own.read(tile_qn, columns, scores_P)
+            standing.absorb_rows(tile_qn, rows.start, columns.start)
+        standing.settle(block * product.query_block)
+    return standing.ranking(direction, processes)
+
+
+def rank_product_both(
+    product: Product, to_text: PositivePairs, to_image: PositivePairs, depth: int, processes: Processes = Processes()
+) -> dict[Direction, Ranking]:
+    """Both directions from one product, whose rows are images and whose columns are captions; image to text is :func:`rank_product`'s.
+
+    Args:
+        to_text, to_image: the same true pairs, by image and by caption.
+
+    Raises:
+        UserError: a query has no positive.
+    """
+    _check_positives(to_text)
+    _check_positives(to_image)
+    scores_P = _positive_scores(product, to_text, processes)
     by_caption_P = np.lexsort((to_text.query_P, to_text.indices_P))
-    images = Standing(to_text, scores_P, len(captions_CD), depth)
-    captions = Standing(to_image, scores_P[by_caption_P], len(images_ID), depth)
-    for block in processes.share_of(grid.num_row_blocks):
-        for rows, columns, tile_qn in grid.row_of_tiles(block):
+    images = Standing(to_text, scores_P, product.num_items, depth)
+    captions = Standing(to_image, scores_P[by_caption_P], product.num_queries, depth)
+    for block in processes.share_of(_num_row_blocks(product)):
+        for rows, columns, tile_qn in product.row_of_tiles(block):
             images.absorb_rows(tile_qn, rows.start, columns.start)
             captions.absorb_columns(tile_qn, columns.start, rows.start)
-        images.settle(block * QUERY_BLOCK)
+        images.settle(block * product.query_block)
     return {"image_to_text": images.ranking("image_to_text", processes), "text_to_image": captions.ranking("text_to_image", processes)}
 
 
 class _Grid:
-    """The fixed grid of products of queries and gallery: QUERY_BLOCK x GALLERY_BLOCK each, whatever lies beyond the edge cut off."""
+    """The products of queries and gallery: QUERY_BLOCK x GALLERY_BLOCK each."""
 
     def __init__(self, queries_QD: np.ndarray, gallery_ND: np.ndarray, device: torch.device) -> None:
-        self.device = device
+        self.num_queries, self.num_items = len(queries_QD), len(gallery_ND)
+        self.query_block, self.gallery_block = QUERY_BLOCK, GALLERY_BLOCK
         self._queries, self._gallery = torch.from_numpy(queries_QD), torch.from_numpy(gallery_ND).to(device)
         # Operands are copied into buffers of their own: where an array lies in memory may change the last bits of a product too.
         width = queries_QD.shape[1]
         self._rows = torch.empty(QUERY_BLOCK, width, device=device)
         self._columns = torch.empty(GALLERY_BLOCK, width, device=device)
         self._tile = torch.empty(QUERY_BLOCK, GALLERY_BLOCK, device=device)
-        self.num_row_blocks = -(-len(queries_QD) // QUERY_BLOCK)
-        self.num_column_blocks = -(-len(gallery_ND) // GALLERY_BLOCK)
 
     def row_of_tiles(self, row_block: int, column_blocks: Sequence[int] | None = None) -> Iterator[tuple[range, range, torch.Tensor]]:
-        """(queries, items, scores_qn) of the tiles of one row, or of chosen ones, left to right; each overwrites the one before."""
-        rows = _fill(self._rows, self._queries, row_block * QUERY_BLOCK)
-        for block in range(self.num_column_blocks) if column_blocks is None else column_blocks:
-            columns = _fill(self._columns, self._gallery, block * GALLERY_BLOCK)
+        """See :class:`Product`."""
+        rows = _fill(self._rows, self._queries, row_block * self.query_block)
+        for block in range(-(-self.num_items // self.gallery_block)) if column_blocks is None else column_blocks:
+            columns = _fill(self._columns, self._gallery, block * self.gallery_block)
             torch.mm(self._rows, self._columns.T, out=self._tile)
             yield rows, columns, self._tile[: len(rows), : len(columns)]
 
@@ -115,30 +171,60 @@ def _fill(buffer: torch.Tensor, vectors: torch.Tensor, start: int) -> range:
     return range(start, start + len(block))
 
 
-def _positive_scores(grid: _Grid, positives: PositivePairs, processes: Processes) -> np.ndarray:
-    """Score of every positive pair, float32 of shape (P,), out of the very products it will be compared with: on every process."""
+def _num_row_blocks(product: Product) -> int:
+    return -(-product.num_queries // product.query_block)
+
+
+class _OfRow:
+    """The positive pairs of the queries of one row of tiles."""
+
+    def __init__(self, product: Product, positives: PositivePairs, row_block: int) -> None:
+        first = row_block * product.query_block
+        offsets = positives.offsets[first : min(first + product.query_block, product.num_queries) + 1]
+        self._row_block = row_block
+        self._span = slice(int(offsets[0]), int(offsets[-1]))
+        self._row_p = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        self._item_p = positives.indices_P[self._span]
+
+    def score(self, product: Product, scores_P: np.ndarray) -> None:
+        """Put their scores where they belong in `scores_P`, out of the very tiles they will be compared with."""
+        blocks = np.unique(self._item_p // product.gallery_block).tolist()
+        for _, columns, tile_qn in product.row_of_tiles(self._row_block, blocks):
+            self.read(tile_qn, columns, scores_P)
+
+    def read(self, tile_qn: torch.Tensor, columns: range, scores_P: np.ndarray) -> None:
+        """Do so for those that lie in one tile."""
+        here_p = (self._item_p >= columns.start) & (self._item_p < columns.stop)
+        places = torch.from_numpy(self._row_p[here_p]), torch.from_numpy(self._item_p[here_p] - columns.start)
+        scores_P[self._span][here_p] = tile_qn[places[0].to(tile_qn.device), places[1].to(tile_qn.device)].cpu().numpy()
+
+
+def _positive_scores(product: Product, positives: PositivePairs, processes: Processes) -> np.ndarray:
+    """Score of every positive pair, float32 of shape (P,), on every process."""
     scores_P = np.zeros(len(positives.indices_P), dtype=np.float32)
-    for block in processes.share_of(grid.num_row_blocks):
-        first = block * QUERY_BLOCK
-        span = slice(positives.offsets[first], positives.offsets[min(first + QUERY_BLOCK, len(positives.offsets) - 1)])
-        rows_P, columns_P = positives.query_P[span] - first, positives.indices_P[span]
-        found_P = scores_P[span]
-        blocks_P = columns_P // GALLERY_BLOCK
-        for _, columns, tile_qn in grid.row_of_tiles(block, np.unique(blocks_P).tolist()):
-            here_P = blocks_P == columns.start // GALLERY_BLOCK
-            places = torch.from_numpy(rows_P[here_P]), torch.from_numpy(columns_P[here_P] - columns.start)
-            found_P[here_P] = tile_qn[places[0].to(tile_qn.device), places[1].to(tile_qn.device)].cpu().numpy()
+    for block in processes.share_of(_num_row_blocks(product)):
+        _OfRow(product, positives, block).score(product, scores_P)
     return np.sum(processes.gather(scores_P[None]), axis=0)[0]  # each pair is a score on one process and 0 on the others
 
 
-def _check(queries_QD: np.ndarray, gallery_ND: np.ndarray, positives: PositivePairs) -> None:
-    for noun, vectors in (("query", queries_QD), ("gallery", gallery_ND)):
-        bad = []
-        for start in range(0, len(vectors), QUERY_BLOCK):
-            finite = np.isfinite(vectors[start : start + QUERY_BLOCK]).all(axis=1)
-            bad += (np.flatnonzero(~finite) + start).tolist()
-        if bad:
-            raise UserError(f"{len(bad)} {noun} vector(s) are not finite, at index {bad[:5]}: they cannot be ranked")
+def check_finite(noun: str, vectors: np.ndarray) -> None:
+    """Refuse vectors that cannot be ranked.
+
+    Args:
+        noun: what they are, for the message.
+
+    Raises:
+        UserError: a vector is not finite.
+    """
+    bad = []
+    for start in range(0, len(vectors), QUERY_BLOCK):
+        finite = np.isfinite(vectors[start : start + QUERY_BLOCK]).all(axis=1)
+        bad += (np.flatnonzero(~finite) + start).tolist()
+    if bad:
+        raise UserError(f"{len(bad)} {noun} vector(s) are not finite, at index {bad[:5]}: they cannot be ranked")
+
+
+def _check_positives(positives: PositivePairs) -> None:
     without = np.flatnonzero(positives.counts == 0)
     if len(without):
         raise UserError(f"{len(without)} queries have no right answer, at index {without[:5].tolist()}: give each image a caption")
