@@ -7,7 +7,8 @@
 3. One evaluation on test with base, tuned, large, base and large together, the soups, and base with its captions expanded by synonyms and
    by templates, each with BLIP on top; weights, rules and pools chosen on val (python -m eval, printed as it is called).
 4. Another of the same kind with tuned and tuned large for base and large.
-Writes OUTPUT.md, and OUTPUT/{base,tuned}/report.json and queries.parquet behind it. The tables' comparisons are made anew from those rows.
+5. Base and tuned with their captions expanded by the one-way dictionary (rare words to plain ones), without BLIP.
+Writes OUTPUT.md, and OUTPUT/SECTION/report.json and queries.parquet behind it. The tables' comparisons are made anew from those rows.
 """
 
 import argparse
@@ -38,20 +39,23 @@ class Arms:
 
     Attributes:
         title: of its section.
-        model, large: the checkpoints of the ensemble; stages "model", "model-2" and "ensemble".
+        model: the checkpoint that is expanded; stage "model".
+        large: its partner; stages "model-2" and "ensemble". None: there is none.
         also: further checkpoints by stage.
         shown: the names of stages on the page, by the name in the report up to its first plus sign.
         expansions: of the captions, for "model": what --expand takes, by the ending of the stage.
+        reranked: whether every arm is reranked too.
         against: what first stages are compared with beside those that `pairs` knows: (stage, against).
     """
 
     title: str
     model: str
-    large: str
+    large: str | None
     also: Mapping[str, str]
     shown: Mapping[str, str]
     expansions: Mapping[str, str] = field(default_factory=dict)
     against: Sequence[tuple[str, str]] = ()
+    reranked: bool = True
 
 
 def base_arms(tuned: str, large: str, soups: Mapping[str, str]) -> Arms:
@@ -68,15 +72,22 @@ def tuned_arms(tuned: str, large_tuned: str, soups: Mapping[str, str]) -> Arms:
     return Arms("From tuned", tuned, large_tuned, soups, shown, EXPANSIONS, against)
 
 
+def plain_arms(title: str, model: str, shown: str) -> Arms:
+    """One checkpoint and the dictionary that leads to the words that base knows."""
+    return Arms(title, model, None, {}, {"model": shown}, {"synonyms": "synonyms:demo/plain-words.txt"}, reranked=False)
+
+
 def eval_command(arms: Arms, rerank: str, top_k: int, output: Path) -> list[str]:
     """`python -m eval` for them, without the interpreter."""
-    words = ["-m", "eval", "--model", arms.model, "--ensemble", arms.large]
+    words = ["-m", "eval", "--model", arms.model, *(["--ensemble", arms.large] if arms.large is not None else [])]
     for name, checkpoint in arms.also.items():
         words += ["--also", f"{name}={checkpoint}"]
     for method in arms.expansions.values():
         words += ["--expand", method]
     words += ["--data", DATA, "--column", COLUMN, "--split", "test", "--choose-on", "val"]
-    return [*words, "--rerank", rerank, "--top-k", str(top_k), "--no-pair-scores", "--num-workers", "0", "--output", str(output)]
+    if arms.reranked:
+        words += ["--rerank", rerank, "--top-k", str(top_k), "--no-pair-scores"]
+    return [*words, "--num-workers", "0", "--output", str(output)]
 
 
 def called(words: Sequence[str]) -> None:
@@ -186,11 +197,11 @@ def page(parts: Sequence[tuple[Mapping[str, Any], pa.Table]], command: str) -> s
 
 
 def scorer_of(stages: Mapping[str, Any]) -> str:
-    """The name of the reranker: what `model` has behind its plus sign where it is reranked and nothing else."""
-    (name,) = [
+    """The name of the reranker: what `model` has behind its plus sign where it is reranked and nothing else; empty where nothing is."""
+    found = [
         stage for stage in stages if stage.startswith("model+") and stage.count("+") == 1 and "rerank_seconds" in stages[stage]["cost"]
     ]
-    return name.partition("+")[2]
+    return found[0].partition("+")[2] if found else ""
 
 
 def kept(arms: Arms, rerank: str, top_k: int, report: Path, folder: Path) -> None:
@@ -227,7 +238,12 @@ def main() -> None:
     large_tuned = tuned_run("large-0", asked.runs, **{"model.base": asked.large})
     soups = made_soups(seeds, asked.runs)
     tuned = str(asked.run_folder / "export")
-    sections = {"base": base_arms(tuned, asked.large, soups), "tuned": tuned_arms(tuned, str(large_tuned / "export"), soups)}
+    sections = {
+        "base": base_arms(tuned, asked.large, soups),
+        "tuned": tuned_arms(tuned, str(large_tuned / "export"), soups),
+        "plain-base": plain_arms("Base, rare words to plain ones", BASE, "base"),
+        "plain-tuned": plain_arms("Tuned, rare words to plain ones", tuned, "tuned"),
+    }
     for name, arms in sections.items():
         report = asked.runs / f"eval-{name}"
         called(eval_command(arms, asked.rerank, asked.top_k, report))

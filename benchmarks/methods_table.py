@@ -147,6 +147,8 @@ METHODS: tuple[Method, ...] = (
     Method("the same in the weights: a soup of three seeds, against one", "", SOUP, of_report("combining-demo/base", "soup", "tuned")),
     Method("Query expansion: synonyms, on base", YES, SYNONYMS, of_report("combining-demo/base", "model+synonyms", "model")),
     Method("the same: synonyms, on tuned", YES, SYNONYMS, of_report("combining-demo/tuned", "model+synonyms", "model")),
+    Method("the same: rare words to plain, on base", YES, SYNONYMS, of_report("combining-demo/plain-base", "model+synonyms", "model")),
+    Method("the same: rare words to plain, on tuned", YES, SYNONYMS, of_report("combining-demo/plain-tuned", "model+synonyms", "model")),
     Method("the same: templates, on base", YES, TEMPLATES, of_report("combining-demo/base", "model+templates", "model")),
     Method("the same: templates, on tuned", YES, TEMPLATES, of_report("combining-demo/tuned", "model+templates", "model")),
     Method("the same: paraphrases of your own, or by a local model", YES, PARAPHRASES, unmeasured),

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.combining_demo import base_arms, eval_command, gain_lines, in_words, kept, page, pairs_of, scorer_of, tuned_arms
+from benchmarks.combining_demo import base_arms, eval_command, gain_lines, in_words, kept, page, pairs_of, plain_arms, scorer_of, tuned_arms
 from benchmarks.demo_table import ROOT
 from benchmarks.kept_report import comparison, comparison_lines, comparisons_of, mean_recall, read_kept, recall_lines
 
@@ -88,6 +88,15 @@ def test_the_evaluation_is_called_with_every_arm(tmp_path: Path) -> None:
     assert (ROOT / "demo" / "synonyms.txt").is_file() and asked["--rerank"] == "BLIP" and asked["--split"] == "test"
 
 
+def test_a_section_of_expansion_alone(tmp_path: Path) -> None:
+    plain = plain_arms("Plain", "BASE", "base")
+    words = eval_command(plain, "BLIP", 16, tmp_path)
+    assert "--ensemble" not in words and "--rerank" not in words and "synonyms:demo/plain-words.txt" in words
+    assert (ROOT / "demo" / "plain-words.txt").is_file()
+    stages = {"model": {"cost": {}}, "model+synonyms": {"cost": {}}}
+    assert scorer_of(stages) == "" and pairs_of(list(stages), plain, scorer_of(stages)) == [("model+synonyms", "model")]
+
+
 def test_gain_stands_beside_cost() -> None:
     queries = made()
     lines = gain_lines(queries, record_of(queries)["stages"], [("ensemble", "model")], ARMS.shown)
@@ -115,5 +124,5 @@ def test_a_page_is_made_of_what_is_kept(tmp_path: Path) -> None:
 @pytest.mark.skipif(not KEPT.is_dir(), reason="results/combining-demo is not there: python -m benchmarks.combining_demo makes it")
 def test_the_committed_page_is_that_of_its_rows() -> None:
     lines = KEPT.with_suffix(".md").read_text(encoding="utf-8").splitlines()
-    made_anew = page([read_kept(KEPT / name) for name in ("base", "tuned")], "any").splitlines()
+    made_anew = page([read_kept(KEPT / name) for name in ("base", "tuned", "plain-base", "plain-tuned")], "any").splitlines()
     assert [line for line in made_anew if line.startswith(("|", "-"))] == [line for line in lines if line.startswith(("|", "-"))]

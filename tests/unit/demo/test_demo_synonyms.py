@@ -1,13 +1,19 @@
-"""The demo's dictionary: the committed file is the script's, and leads from every word to the plain one first."""
+"""The demo's dictionaries: the committed files are the script's, and lead from every rare word to the plain one."""
 
 import pytest
 
-from demo.make_synonyms import SYNONYMS, dictionary, dictionary_text
+from demo.make_synonyms import PLAIN_WORDS, SYNONYMS, dictionary, dictionary_text, plain_words
 from demo.phrases import WORDS
 
 
-def test_the_committed_file_is_the_scripts() -> None:
-    assert SYNONYMS.read_text(encoding="utf-8") == dictionary_text(), "run: python -m demo.make_synonyms"
+def test_the_committed_files_are_the_scripts() -> None:
+    for file, entries in ((SYNONYMS, dictionary()), (PLAIN_WORDS, plain_words())):
+        assert file.read_text(encoding="utf-8") == dictionary_text(entries), "run: python -m demo.make_synonyms"
+
+
+def test_plain_words_lead_one_way() -> None:
+    assert plain_words()["little"] == ("small",) and plain_words()["azure"] == ("blue",) and "small" not in plain_words()
+    assert not set(plain_words()) & {word for others in plain_words().values() for word in others}
 
 
 @pytest.mark.parametrize(("word", "others"), [("huge", ("large", "big")), ("large", ("big", "huge")), ("azure", ("blue",))])
