@@ -79,6 +79,7 @@ class RetrievalSet:
         self.image_ids: Sequence[str] = StringColumn([image.id for image in ordered])
         self.captions: Sequence[str] = StringColumn([caption for image in ordered for caption in image.captions])
         self.columns: dict[str, list[Any]] = {name: [v for image in ordered for v in image.columns[name]] for name in ordered[0].columns}
+        self.texts: dict[str, list[list[str]]] = {name: [v for image in ordered for v in image.texts[name]] for name in ordered[0].texts}
         self.caption_offsets = np.concatenate([[0], np.cumsum(counts)])  # captions of image i: offsets[i]:offsets[i + 1]
         self.caption_image_C = np.repeat(np.arange(len(ordered)), counts)
         self.caption_hash_C = np.array([caption_hash(caption) for caption in self.captions], dtype=np.int64)

@@ -13,7 +13,7 @@ from typing import Any
 
 from eval.captions import normalise
 from eval.errors import UserError
-from eval.manifest_rows import EmbeddedImage, Row, RowSource, is_unicode
+from eval.manifest_rows import EmbeddedImage, Row, RowSource, as_list, is_unicode
 from eval.manifest_source import open_rows
 from eval.picture_paths import PathFault, PicturePaths
 
@@ -74,6 +74,8 @@ class ManifestImage:
     where: str
     columns: dict[str, list[Any]] = field(default_factory=dict)
     """Of each column asked for beyond ours, the value beside each caption."""
+    texts: dict[str, list[list[str]]] = field(default_factory=dict)
+    """Of each column of texts that is kept, those beside each caption."""
 
 
 @dataclass
@@ -97,6 +99,7 @@ def read_manifest(
     columns: Mapping[str, str] | None = None,
     require_splits: Iterable[str] = (),
     slice_by: Sequence[str] = (),
+    keep: Sequence[str] = (),
 ) -> Manifest:
     """Read a manifest whole and check every row.
 
@@ -105,14 +108,16 @@ def read_manifest(
         image_root: folder that image paths are relative to; default: the manifest's folder.
         columns: our column name -> the manifest's own name for it.
         require_splits: names of splits that must be there.
-        slice_by: further columns to keep, by the manifest's own names: text or numbers.
+        slice_by: further columns to slice by, by the manifest's own names: text or numbers.
+        keep: further columns of texts, by the manifest's own names: a text, a list of texts, or nothing in each row.
 
     Raises:
         ManifestError: with every fault found.
         UserError: the source does not exist or is of no known kind.
     """
     mapping = _column_mapping(columns or {})
-    rows = open_rows(str(source), mapping | {f"slice by {name}": name for name in slice_by})
+    beyond = {f"slice by {name}": name for name in slice_by} | {f"keep {name}": name for name in keep}
+    rows = open_rows(str(source), mapping | beyond)
     faults = [Fault(where, "unreadable row", what) for where, what in rows.faults]
     if not rows.columns and not faults:
         raise ManifestError(str(source), [Fault(str(source), "empty", "the manifest has no rows and no column names")])
@@ -120,11 +125,12 @@ def read_manifest(
     if faults and not rows.has_usable_columns(mapping):
         raise ManifestError(str(source), faults)
     faults += [
-        Fault(rows.header_place, "unknown column", f"slices by {name!r} were asked for; columns found: {rows.columns}")
-        for name in slice_by
+        Fault(rows.header_place, "unknown column", f"{what} {name!r} were asked for; columns found: {rows.columns}")
+        for what, names in (("slices by", slice_by), ("texts of", keep))
+        for name in names
         if name not in rows.columns
     ]
-    joiner = _Joiner(PicturePaths(Path(image_root) if image_root is not None else rows.folder), rows, faults, slice_by)
+    joiner = _Joiner(PicturePaths(Path(image_root) if image_root is not None else rows.folder), rows, faults, slice_by, keep)
     for row in rows:
         joiner.add(row)
     manifest = Manifest(str(source), rows, sorted(joiner.finish(), key=lambda image: image.id))
@@ -189,6 +195,7 @@ class _Joiner:
     rows: RowSource
     faults: list[Fault]
     slice_by: Sequence[str] = ()
+    keep: Sequence[str] = ()
     images: dict[tuple[str | None, str], ManifestImage] = field(default_factory=dict)
     path_of_id: dict[str, tuple[str, str]] = field(default_factory=dict)
     id_of_path: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -199,6 +206,7 @@ class _Joiner:
         located = self._locate(row)
         text = {name: self._text(row, name, getattr(row, name)) for name in ("id", "split", "group")}
         columns = {name: [self._value(row, name)] * len(captions) for name in self.slice_by}
+        texts = {name: [self._texts(row, name)] * len(captions) for name in self.keep}
         if located is None:
             return
         key, path, num_bytes = located
@@ -216,7 +224,7 @@ class _Joiner:
         image = self.images.get((text["split"], key))
         if image is None:
             self.images[text["split"], key] = ManifestImage(
-                image_id, text["split"], path, row.embedded, num_bytes, text["group"], captions, row.where, columns
+                image_id, text["split"], path, row.embedded, num_bytes, text["group"], captions, row.where, columns, texts
             )
             return
         if row.embedded is not None and image.embedded is not None and not self._same_picture(row.embedded, image.embedded):
@@ -228,6 +236,8 @@ class _Joiner:
         image.captions += captions
         for name, values in columns.items():
             image.columns[name] += values
+        for name, lists in texts.items():
+            image.texts[name] += lists
 
     def finish(self) -> list[ManifestImage]:
         """The joined images; those that lost every caption to faults are left out."""
@@ -261,6 +271,16 @@ class _Joiner:
         if isinstance(value, (float, bool)):
             return value
         return self._text(row, name, value)
+
+    def _texts(self, row: Row, name: str) -> list[str]:
+        """The texts of a column of texts; one list, which the captions of the row share."""
+        good = []
+        for value in as_list(row.record.get(name)):
+            if fault := caption_fault(row.where, value):
+                self.faults.append(Fault(row.where, fault.kind, f"column {name!r}: {fault.what}"))
+            else:
+                good.append(value)
+        return good
 
     def _locate(self, row: Row) -> tuple[str, Path | None, int] | None:
         """(key, path, size in bytes) of a row's picture, or None after a fault."""

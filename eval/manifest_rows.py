@@ -88,6 +88,15 @@ def _parse_list(text: str) -> Any:
     return text
 
 
+def as_list(value: Any) -> list[Any]:
+    """What a cell of texts holds: a list, a list written into text, one text, or nothing (null and the empty cell)."""
+    if isinstance(value, str):
+        value = _parse_list(value) if value.startswith("[") else value
+    if value is None or value == "":
+        return []
+    return value if isinstance(value, list) else [value]
+
+
 def is_unicode(text: str) -> bool:
     """False for text with half a character (a lone surrogate): it stands for bytes that were no UTF-8, and can be written nowhere."""
     if text.isascii():

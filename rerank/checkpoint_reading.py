@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from eval.errors import UserError
 
+ASKED = "rerank.model (--rerank)"
 _CONFIG_KEYS_WITHOUT_EFFECT = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
 
@@ -74,12 +75,16 @@ def read_preprocessing(model: str, config_class: Any, image_processor_class: Any
         raise _unreadable(model, "the config, image processor or tokenizer", error) from error
 
 
-def complete_weights(model: str, matcher_class: Any, config: Any, example: str) -> Any:
-    """The matcher in float32 and evaluation mode, every weight of it read from safetensors; nothing is unpickled.
+def complete_weights(
+    model: str, matcher_class: Any, config: Any, example: str, *, asked: str = ASKED, purpose: str = "image-text matching"
+) -> Any:
+    """The matcher, or another model, in float32 and evaluation mode, every weight of it read from safetensors; nothing is unpickled.
 
     Args:
         matcher_class: transformers' class with the matching head.
         example: hub id of a complete checkpoint of that class, for the message.
+        asked: the key or option that named the model, for the message.
+        purpose: what a checkpoint must be trained for, for the message.
 
     Raises:
         UserError: weights cannot be read, are missing, of another shape, or not finite.
@@ -89,18 +94,18 @@ def complete_weights(model: str, matcher_class: Any, config: Any, example: str) 
             model, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except (OSError, ValueError, TypeError, LookupError, ArithmeticError, SafetensorError) as error:  # of sizes that cannot be, too
-        raise _unreadable(model, "the weights (model.safetensors)", error) from error
+        raise _unreadable(model, "the weights (model.safetensors)", error, asked) from error
     matcher, loading = loaded
     missing, misshapen = sorted(loading["missing_keys"]), sorted(name for name, *_ in loading["mismatched_keys"])
     if missing or misshapen:  # transformers fills both with random numbers
         raise UserError(
-            f"rerank.model (--rerank): {model!r} lacks {len(missing)} weights of {matcher_class.__name__} and has {len(misshapen)} "
+            f"{asked}: {model!r} lacks {len(missing)} weights of {matcher_class.__name__} and has {len(misshapen)} "
             f"of another shape than its config.json says; they would be random: {_first_names(missing + misshapen)}. "
-            f"Use a checkpoint trained for image-text matching, such as {example}."
+            f"Use a checkpoint trained for {purpose}, such as {example}."
         )
     broken = sorted(name for name, tensor in matcher.named_parameters() if not torch.isfinite(tensor).all())
     if broken:
-        raise UserError(f"rerank.model (--rerank): weights of {model!r} are not finite: {_first_names(broken)}. Fetch or train it again.")
+        raise UserError(f"{asked}: weights of {model!r} are not finite: {_first_names(broken)}. Fetch or train it again.")
     return matcher.eval()
 
 
@@ -186,9 +191,9 @@ def height_and_width(size: int | list[int] | tuple[int, int]) -> tuple[int, int]
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _unreadable(model: str, what: str, error: Exception) -> UserError:
+def _unreadable(model: str, what: str, error: Exception, asked: str = ASKED) -> UserError:
     return UserError(
-        f"rerank.model (--rerank): {what} of {model!r} could not be read or used: {in_words(error)}. Expected a folder or "
+        f"{asked}: {what} of {model!r} could not be read or used: {in_words(error)}. Expected a folder or "
         "hub id with config.json, model.safetensors, preprocessor_config.json and the tokenizer's files."
     )
 

@@ -4,8 +4,8 @@ What holds on the split they are chosen on comes from the choice itself; what is
 verdict, from the report's `comparisons` where the pair stands there. Shape letters: Q queries, I images, S resamples, T points tried.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,14 @@ from eval.evaluator import Figures
 from eval.metrics import recall_at_k
 from eval.ranking import DIRECTIONS, Direction
 from eval.significance import ImageSums, interval, resample_weights
+from rerank.blend import Combination
 from rerank.chosen_record import chosen_on
 from rerank.differences import Differences
 from rerank.ensemble_choice import EnsembleChoice
 from rerank.expansion_choice import PoolChoice, Side, direction_of
 from rerank.expansion_table import Moves, ViewTexts, items_of
 from rerank.same_seconds import same_seconds
-from rerank.views import Combination, Pool
+from rerank.views import Pool
 
 
 @dataclass(frozen=True)
@@ -63,22 +64,18 @@ class ExpansionArm:
 
     Attributes:
         stage, against: its name, and the stage without them.
-        name: of the expansion: "templates", "synonyms", ...
         texts: what the views say, of the split that is measured.
         pool: what is measured; None: off, and `stage` need not be among the report's.
         view_ranks: `rerank.expansion_table.ranks_of_each_view` on the split that is measured; empty where off.
-        dropped: number of views left out, by the reason.
         choice: what the pool was chosen from, on the split `chosen_on`; both None: it was given.
     """
 
     stage: str
     against: str
-    name: str
     side: Side
     texts: ViewTexts
     pool: Pool | None
     view_ranks: Sequence[np.ndarray] = ()
-    dropped: Mapping[str, int] = field(default_factory=dict)
     choice: PoolChoice | None = None
     chosen_on: RetrievalSet | None = None
 
@@ -174,11 +171,11 @@ def _shares(ranks: Sequence[np.ndarray], direction: Direction, dataset: Retrieva
 
 
 def _expansion_record(found: Differences, arm: ExpansionArm) -> dict[str, Any]:
-    counts = arm.texts.counts
+    counts, views = np.diff(arm.texts.offsets), arm.texts.record()
     record = {
         "stage": arm.stage,
         "against": arm.against,
-        "name": arm.name,
+        "name": arm.texts.name,
         "side": arm.side,
         "direction": direction_of(arm.side),
         "chosen_on": chosen_on(arm.chosen_on) if arm.chosen_on is not None else None,
@@ -187,7 +184,8 @@ def _expansion_record(found: Differences, arm: ExpansionArm) -> dict[str, Any]:
         "num_items": len(counts),
         "num_expanded": int((counts > 0).sum()),
         "num_views": int(counts.sum()),
-        "dropped": {reason: int(number) for reason, number in arm.dropped.items()},
+        "dropped": views.get("dropped", {}),
+        "views": views,
     }
     if arm.pool is None:
         advice = (
@@ -202,7 +200,7 @@ def _expansion_record(found: Differences, arm: ExpansionArm) -> dict[str, Any]:
         "measured": {direction: {"R@1": found.recalls_at_1(arm.stage)[direction]} | measured},
         "moved": moves.counts(),
         "examples": moves.examples(found.dataset),
-        "advice": f"It hurts: {arm.name} should stay off." if measured["verdict"] == "worse" else None,
+        "advice": f"It hurts: {arm.texts.name} should stay off." if measured["verdict"] == "worse" else None,
     }
 
 

@@ -14,8 +14,8 @@ from eval.dataset import RetrievalSet
 from eval.metrics import recall_at_k
 from eval.processes import Processes
 from eval.ranking import DIRECTIONS, Direction
-from rerank.blend import rank_blend
-from rerank.views import Combination, Member
+from rerank.blend import Combination, rank_blend
+from rerank.views import Member
 
 MOST_POINTS = 100
 EQUAL_WITHIN = 1e-12  # sums of the same wins may end in other bits
@@ -110,10 +110,8 @@ def choose_ensemble(
     tried = []
     for combination in combinations:
         for weights in simplex(len(members)):
-            if max(weights) < 1:
-                ranks = ranks_at(members, weights, combination, dataset, processes)
-            else:  # by logits, which order as the model's own cosines do; probabilities near 1 may be equal in float32
-                ranks = alone.get(weights) or ranks_at(members, weights, "logits", dataset, processes)
+            ranks = alone.get(weights) or ranks_at(members, weights, combination, dataset, processes)
+            if max(weights) == 1.0:
                 alone[weights] = ranks
             tried.append(TriedWeights(combination, weights, ranks))
     best = best_weights(tried)

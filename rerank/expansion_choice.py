@@ -17,12 +17,11 @@ from eval.dataset import RetrievalSet
 from eval.metrics import recall_at_k
 from eval.processes import Processes
 from eval.ranking import Direction
-from rerank.blend import rank_blend
+from rerank.blend import Combination, rank_blend
 from rerank.ensemble_choice import EQUAL_WITHIN
-from rerank.views import Combination, Member, Pool, Pooling, Views
+from rerank.views import POOLINGS, Member, Pool, Pooling, Views
 
 Side = Literal["captions", "images", "candidates"]
-POOLINGS: tuple[Pooling, ...] = ("mean", "max", "log-sum-exp", "reciprocal-rank")
 NUMBERS = (1, 2, 4)
 WEIGHTS = (1 / 4, 1 / 2, 3 / 4, 1.0)
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,30 +18,31 @@ import pyarrow.parquet as pq
 from eval.dataset import RetrievalSet
 from eval.processes import Processes
 from eval.replacing import replace_together
+from rerank.blend import Combination
 from rerank.expansion_choice import Side, direction_of, heard, most_views, ranks_with
-from rerank.views import Combination, Member, Pool, Views
+from rerank.views import Member, Pool, Views
 
 MOST_LOOKED_AT = 8
 MOST_SHOWN = 24
 MOST_VIEWS_SHOWN = 12
 
 
-@dataclass(frozen=True)
-class ViewTexts:
-    """What the further views of one side say.
-
-    Attributes:
-        texts: of captions, the expansions; of images, the names of crops and flips, or the additional captions.
-        offsets: int64 (N + 1,); those of item n are texts[offsets[n]:offsets[n + 1]], as in `rerank.views.Views`.
-    """
-
-    texts: Sequence[str]
-    offsets: np.ndarray
+class ViewTexts(Protocol):
+    """What the further views of one side of a split are, as rerank/expansion.py makes them."""
 
     @property
-    def counts(self) -> np.ndarray:
-        """How many each item has."""
-        return np.diff(self.offsets)
+    def name(self) -> str:
+        """Of the expansion: "templates", "synonyms", ..."""
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """int64 (N + 1,); item n has offsets[n + 1] - offsets[n] of them, as in `rerank.views.Views`."""
+
+    def of(self, item: int) -> list[str]:
+        """The further texts of a caption or of an image, or what the crops and flips of an image are called."""
+
+    def record(self) -> dict[str, Any]:
+        """What a report says of them; `dropped` in it counts what was left out, by why."""
 
 
 def ranks_of_each_view(
@@ -106,14 +107,16 @@ class Moves:
     @property
     def views_Q(self) -> np.ndarray:
         """How many views each query has a say of."""
-        return np.minimum(self.texts.counts[self.item_Q], self.number)
+        return np.minimum(np.diff(self.texts.offsets)[self.item_Q], self.number)
 
     def table(self, stage: str, query_ids: Sequence[str]) -> pa.Table:
         """The rows of expansions.parquet, a query's views in order; a number that was not looked at has null as its rank."""
         views_Q = self.views_Q
         query_R = np.repeat(np.arange(len(views_Q)), views_Q)
         place_R = np.arange(len(query_R)) - np.repeat(np.cumsum(views_Q) - views_Q, views_Q)
-        text_R = self.texts.offsets[:-1][self.item_Q[query_R]] + place_R
+        texts = [
+            text for item, num in zip(self.item_Q.tolist(), views_Q.tolist(), strict=True) if num for text in self.texts.of(item)[:num]
+        ]
         ranks_VQ = np.stack([*self.view_ranks, self.without_Q])  # the last row stands in for numbers not looked at
         unknown_R = place_R >= len(self.view_ranks)
         rank_R = ranks_VQ[np.minimum(place_R, len(self.view_ranks)), query_R]
@@ -123,7 +126,7 @@ class Moves:
                 "direction": pa.repeat(direction_of(self.side), len(query_R)),
                 "query_id": pa.array(list(query_ids), pa.string()).take(pa.array(query_R)),
                 "view": place_R + 1,
-                "text": pa.array(list(self.texts.texts), pa.string()).take(pa.array(text_R)),
+                "text": pa.array(texts, pa.string()),
                 "rank_without": self.without_Q[query_R],
                 "rank_with_all": self.with_Q[query_R],
                 "rank_with_this_view": pa.array(rank_R, mask=unknown_R),
@@ -161,9 +164,11 @@ class Moves:
         ]
 
     def _view(self, query: int, place: int) -> dict[str, Any]:
-        rank = int(self.view_ranks[place][query]) if place < len(self.view_ranks) else None
-        text = self.texts.texts[int(self.texts.offsets[self.item_Q[query]]) + place]
-        return {"text": text, "rank": rank, "moved": None if rank is None else rank != int(self.without_Q[query])}
+        text = self.texts.of(int(self.item_Q[query]))[place]
+        if place >= len(self.view_ranks):
+            return {"text": text, "rank": None, "moved": None}
+        rank = int(self.view_ranks[place][query])
+        return {"text": text, "rank": rank, "moved": rank != int(self.without_Q[query])}
 
 
 def items_of(dataset: RetrievalSet, side: Side) -> np.ndarray:

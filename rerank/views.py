@@ -21,6 +21,7 @@ import torch
 from eval.errors import UserError
 
 Pooling = Literal["mean", "max", "log-sum-exp", "reciprocal-rank"]
+Combination = Literal["logits", "standardised", "probabilities", "reciprocal-rank"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 RANK_CONSTANT = 60
 

@@ -32,6 +32,9 @@ class DataConfig(Section):
     """Rows of the final evaluation; null: it is made on val."""
     truth: str | None = None
     """TREC qrels of true (image, caption) pairs the manifest does not state. Never trained on: counts false negatives among the mined."""
+    expand: list[str] = []
+    """Further true captions of the train split, each a FILE_OR_METHOD of docs/expansion.md that makes texts: a file of paraphrases,
+    column:NAME, templates, synonyms:FILE, wordnet, paraphrase:MODEL, captions:FILE, ... Val and test stay as they are."""
     num_workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode pictures, per training process."""
 
@@ -183,6 +186,11 @@ class JobConfig(RunConfig):
             raise ValueError(
                 "rerank.fusion and rerank.adaptive are chosen on data.val_split and measured on data.test_split, and need both: what is "
                 "chosen on the queries it is measured on looks better than it is"
+            )
+        if self.evaluation.chooses and not (self.data.val_split and self.data.test_split):
+            raise ValueError(
+                "weights of evaluation.ensemble and pooling of evaluation.expand are chosen on data.val_split and measured on "
+                "data.test_split, and need both; give the ensemble's members weights, or leave both out"
             )
         if self.mining is not None and self.mining.distil is not None:
             if self.matcher_model is None:

@@ -18,11 +18,12 @@ from eval.processes import Processes
 from eval.qrels import read_qrels
 from eval.truth import judged_by, known_pairs
 from rerank.choices import stage_names
+from rerank.expansions.paraphraser import Paraphraser
 from rerank.pair_store import PairStore
 from rerank.scorer import load_scorer
 from train.agreement import check_agreement
 from train.approximate import require_faiss
-from train.arms import check_comparisons, checkpoints
+from train.arms import OWN_STAGES, check_comparisons, checkpoints, combining
 from train.batches import BatchOrder
 from train.composition import describe_form, turns_of
 from train.config import JobConfig, RunConfig
@@ -74,6 +75,7 @@ class Job:
     shared: SharedFolder
     matcher_sha256: str | None
     watch_sets: list[WatchSet] = field(default_factory=list)
+    expand_lines: list[str] = field(default_factory=list)
 
     @property
     def data_place(self) -> str:
@@ -152,6 +154,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         shared,
         matcher_sha256,
         splits.watch,
+        splits.expand_lines,
     )
 
 
@@ -197,9 +200,14 @@ def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
     for path in config.choices or ():
         read_choices(path)
         stage_names(list(checkpoints(config, "", "")), scorer_name)
-    for checkpoint in asked.models.values():
-        load_siglip_config(checkpoint)
+    for name, checkpoint in checkpoints(config, "", "").items():
+        if name not in OWN_STAGES:
+            load_siglip_config(checkpoint)
     check_comparisons(config, scorer_name)
+    for expansion in combining(config).expansions.values():
+        for split in (final, splits.val):
+            if split is not None and not isinstance(expansion, Paraphraser):  # what a model would say is not worth waiting for here
+                expansion.of(split)
     qrels = read_qrels(asked.qrels) if asked.qrels is not None else None
     return judged_by(final, protocol=asked.protocol, near_duplicates=asked.near_duplicates, qrels=qrels)
 
@@ -237,6 +245,7 @@ def describe(job: Job) -> list[str]:
     lines = [
         f"model     {job.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.2f} M of them train",
         data_line(job),
+        *job.expand_lines,
         f"loop      {config.train.max_steps:,} steps of {config.train.batch_size} images = "
         f"{order.num_epochs(config.train.max_steps):.1f} epochs, "
         f"{config.train.num_warmup_steps} of them warm-up; {config.train.precision}",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class RerankerJob:
     pool: CaptionPool
     data_sha256: str
     shared: SharedFolder
+    expand_lines: list[str] = field(default_factory=list)
 
     @property
     def final_set(self) -> RetrievalSet | None:
@@ -124,6 +125,7 @@ def prepare_reranker(config: RerankerConfig, splits: Splits, accelerator: Accele
         pool,
         data_sha256,
         SharedFolder(config.run_folder, processes),
+        splits.expand_lines,
     )
 
 
@@ -137,6 +139,7 @@ def describe_reranker(job: RerankerJob) -> list[str]:
         f"matcher   {job.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.3f} M of them train ({config.model.what})",
         f"miner     {config.miner}",
         data_line(job),
+        *job.expand_lines,
         f"pairs     of each image its true caption and up to {negatives.captions_per_image} hard captions, "
         f"{negatives.images_per_caption} hard images; drawn from {negatives.drawn_from}"
         + (f"; none that the matcher calls a match ({negatives.drop_matches_at:g})" if negatives.drop_matches_at is not None else "")

@@ -8,8 +8,10 @@ from eval.dataset import RetrievalSet, load_split
 from eval.errors import UserError
 from eval.leakage import Leakage, find_leakage
 from eval.manifest import Manifest, read_manifest
+from rerank.expansion import kept_columns, read_expansions
 from rerank.stages import check_top_k
 from train.config import JobConfig, RunConfig
+from train.expanding import expanded, parse_expansions
 from train.pool import FurtherCaptions, read_further
 from train.watch import WatchSet
 
@@ -26,6 +28,8 @@ class Splits:
     watch: list[WatchSet] = field(default_factory=list)
     further: FurtherCaptions | None = None
     """Captions without images that can be mined."""
+    expand_lines: list[str] = field(default_factory=list)
+    """What data.expand brought to train, a line for each."""
 
     def all(self) -> list[RetrievalSet]:
         """Those that are there."""
@@ -70,7 +74,8 @@ def load_data(config: JobConfig) -> Splits:
 
 def _load_splits(config: JobConfig) -> Splits:
     """Train, val and test."""
-    splits = load_splits(config, slice_by=config.evaluation.slice_by)
+    asked = config.evaluation
+    splits = load_splits(config, slice_by=asked.slice_by, keep=kept_columns(read_expansions(asked.expand).values()))
     final = splits.test or splits.val
     if config.rerank is not None and final is not None:
         check_top_k(final, config.rerank.top_k)
@@ -79,15 +84,23 @@ def _load_splits(config: JobConfig) -> Splits:
     return splits
 
 
-def load_splits(config: RunConfig, *, slice_by: Sequence[str] = ()) -> Splits:
+def load_splits(config: RunConfig, *, slice_by: Sequence[str] = (), keep: Sequence[str] = ()) -> Splits:
     """Train, val and test of any run.
 
     Raises:
         UserError: with every fault of the manifest, or a train split too small for the batch.
     """
     data = config.data
+    expansions = parse_expansions(data.expand)
     wanted = [split for split in (data.train_split, data.val_split, data.test_split) if split is not None]
-    manifest = read_manifest(data.source, image_root=data.image_root, columns=data.columns, require_splits=wanted, slice_by=slice_by)
+    manifest = read_manifest(
+        data.source,
+        image_root=data.image_root,
+        columns=data.columns,
+        require_splits=wanted,
+        slice_by=slice_by,
+        keep=list(dict.fromkeys([*kept_columns(expansions), *keep])),
+    )
     unused = Counter(image.split for image in manifest.images if image.split is not None and image.split not in wanted)
     train = load_split(manifest, data.train_split)
     splits = Splits(train, _optional(manifest, data.val_split), _optional(manifest, data.test_split), dict(unused))
@@ -96,6 +109,9 @@ def load_splits(config: RunConfig, *, slice_by: Sequence[str] = ()) -> Splits:
             f"train.batch_size is {config.train.batch_size}, but split {data.train_split!r} has only {splits.train.num_images} images; "
             "an image is never twice in a batch"
         )
+    if expansions:
+        train, lines = expanded(manifest, data.train_split, train, expansions)
+        splits = replace(splits, train=train, expand_lines=lines)
     return splits
 
 

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 import rerank.ensemble_choice
 from eval.ranking import DIRECTIONS
+from rerank.blend import COMBINATIONS, Combination, rank_blend
 from rerank.ensemble_choice import TriedWeights, best_weights, choose_ensemble, simplex
-from rerank.views import Combination, Member
+from rerank.views import Member
 from tests.unit.rerank.drawn_searches import unhurried
 from tests.unit.rerank.member_sets import best_ranks, caption_set, combined, member
-
-COMBINATIONS: tuple[Combination, ...] = ("logits", "standardised", "probabilities", "reciprocal-rank")
 
 
 @given(st.integers(1, 12))
@@ -62,11 +61,11 @@ def test_every_point_is_what_a_dense_matrix_says_and_the_best_is_taken() -> None
 def test_a_model_alone_is_searched_once_and_a_weight_of_0_is_no_member(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = caption_set(8)
     members, calls = [member(dataset, seed) for seed in (1, 2, 3)], []
-    ranked = rerank.ensemble_choice.rank_blend
+    found = rank_blend(members[:1], dataset, depth=1)
 
     def watched(asked: Sequence[Member], *arguments: Any, weights: Sequence[float], **options: Any) -> Any:
         calls.append(([next(n for n, one in enumerate(members) if one is each) for each in asked], tuple(weights)))
-        return ranked(asked, *arguments, weights=weights, **options)
+        return found
 
     monkeypatch.setattr(rerank.ensemble_choice, "rank_blend", watched)
     choice = choose_ensemble(members, dataset, ["logits", "probabilities"])

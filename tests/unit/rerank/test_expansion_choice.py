@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from eval.ranking import Direction
 from rerank.expansion_choice import (
-    POOLINGS,
     WEIGHTS,
     Side,
     TriedPool,
@@ -21,7 +20,7 @@ from rerank.expansion_choice import (
     usable_poolings,
 )
 from rerank.expansion_table import ranks_of_each_view
-from rerank.views import Member, Pool, Views
+from rerank.views import POOLINGS, Member, Pool, Views
 from tests.unit.rerank.drawn_searches import unhurried
 from tests.unit.rerank.member_sets import best_ranks, caption_set, member, pooled
 
@@ -76,8 +75,8 @@ def test_numbers_are_1_2_4_and_all() -> None:
 
 def test_a_member_of_weight_0_is_left_out() -> None:
     dataset, one = caption_set(20), one_member("captions")
-    both = choose_pool([one, one_member("captions", views=5)], [1.0, 0.0], "logits", dataset, "captions")
-    alone = choose_pool([one], None, "logits", dataset, "captions")
+    both = choose_pool([one, one_member("captions", views=5)], [1.0, 0.0], "logits", dataset, "captions", ["max"])
+    alone = choose_pool([one], None, "logits", dataset, "captions", ["max"])
     assert both.pool == alone.pool and [p.pool for p in both.tried] == [p.pool for p in alone.tried]
     assert all(np.array_equal(a.ranks_Q, b.ranks_Q) for a, b in zip(both.tried, alone.tried, strict=True))
 
