@@ -4,10 +4,10 @@
 
 1. Tunes two more seeds of the demo's job (configs/demo.yaml, seeds 1 and 2), and large once; runs that are there are used as they are.
 2. Makes the soups of the three seeds' exports: greedy, chosen on val, and uniform (python -m train.soup).
-3. One evaluation on test with base, tuned, large, base and large together, the soups, and base with its captions expanded by synonyms and
-   by templates, each with BLIP on top; weights, rules and pools chosen on val (python -m eval, printed as it is called).
+3. One evaluation on test with base, tuned, large, base and large together, the soups, and base (and the ensemble) with captions expanded by
+   synonyms, by a dictionary that leads from rare words to plain ones alone, and by templates; each with BLIP on top. Weights, rules and
+   pools are chosen on val (python -m eval, printed as it is called).
 4. Another of the same kind with tuned and tuned large for base and large.
-5. Base and tuned with their captions expanded by the one-way dictionary (rare words to plain ones), without BLIP.
 Writes OUTPUT.md, and OUTPUT/SECTION/report.json and queries.parquet behind it. The tables' comparisons are made anew from those rows.
 """
 
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,9 +27,12 @@ from benchmarks.kept_report import comparison, comparisons_of, keep_report, mean
 from benchmarks.training_run import run_training
 from eval.combined_lines import combined_lines
 from eval.report import read_report
+from rerank.views import Combination
 
 DATA, COLUMN, BASE = "demo/data/scenes.parquet", "group=scene", "demo/models/siglip-base"
-EXPANSIONS = {"synonyms": "synonyms:demo/synonyms.txt", "templates": "templates"}
+EXPANSIONS = {"synonyms": "synonyms:demo/synonyms.txt", "synonyms-2": "synonyms:demo/plain-words.txt", "templates": "templates"}
+ARM_WORDS = {"synonyms-2": "plain words"}
+CHOSEN = "ensemble,expansion"
 BARE: dict[str, Any] = {"rerank": None, "watch": [], "choices": None}
 
 
@@ -40,22 +43,20 @@ class Arms:
     Attributes:
         title: of its section.
         model: the checkpoint that is expanded; stage "model".
-        large: its partner; stages "model-2" and "ensemble". None: there is none.
+        large: its partner; stages "model-2" and "ensemble".
         also: further checkpoints by stage.
         shown: the names of stages on the page, by the name in the report up to its first plus sign.
         expansions: of the captions, for "model": what --expand takes, by the ending of the stage.
-        reranked: whether every arm is reranked too.
         against: what first stages are compared with beside those that `pairs` knows: (stage, against).
     """
 
     title: str
     model: str
-    large: str | None
+    large: str
     also: Mapping[str, str]
     shown: Mapping[str, str]
     expansions: Mapping[str, str] = field(default_factory=dict)
     against: Sequence[tuple[str, str]] = ()
-    reranked: bool = True
 
 
 def base_arms(tuned: str, large: str, soups: Mapping[str, str]) -> Arms:
@@ -72,21 +73,26 @@ def tuned_arms(tuned: str, large_tuned: str, soups: Mapping[str, str]) -> Arms:
     return Arms("From tuned", tuned, large_tuned, soups, shown, EXPANSIONS, against)
 
 
-def plain_arms(title: str, model: str, shown: str) -> Arms:
-    """One checkpoint and the dictionary that leads to the words that base knows."""
-    return Arms(title, model, None, {}, {"model": shown}, {"synonyms": "synonyms:demo/plain-words.txt"}, reranked=False)
-
-
 def eval_command(arms: Arms, rerank: str, top_k: int, output: Path) -> list[str]:
     """`python -m eval` for them, without the interpreter."""
-    words = ["-m", "eval", "--model", arms.model, *(["--ensemble", arms.large] if arms.large is not None else [])]
+    words = ["-m", "eval", "--model", arms.model, "--ensemble", arms.large]
     for name, checkpoint in arms.also.items():
         words += ["--also", f"{name}={checkpoint}"]
     for method in arms.expansions.values():
         words += ["--expand", method]
-    words += ["--data", DATA, "--column", COLUMN, "--split", "test", "--choose-on", "val"]
-    if arms.reranked:
-        words += ["--rerank", rerank, "--top-k", str(top_k), "--no-pair-scores"]
+    words += [
+        "--data",
+        DATA,
+        "--column",
+        COLUMN,
+        "--split",
+        "test",
+        "--choose-on",
+        "val",
+        "--choose",
+        CHOSEN if arms.large else "expansion",
+    ]
+    words += ["--combine", ",".join(get_args(Combination)), "--rerank", rerank, "--top-k", str(top_k), "--no-pair-scores"]
     return [*words, "--num-workers", "0", "--output", str(output)]
 
 
@@ -124,7 +130,7 @@ def pairs_of(stages: Sequence[str], arms: Arms, scorer: str) -> list[tuple[str, 
     its first stage.
     """
     firsts = [("model-2", "model"), ("ensemble", "model"), ("ensemble", "model-2"), *arms.against]
-    firsts += [(f"model+{name}", "model") for name in arms.expansions]
+    firsts += [(f"{stage}+{name}", stage) for name in arms.expansions for stage in ("model", "ensemble")]
     twins = [(f"{stage}+{scorer}", f"{against}+{scorer}") for stage, against in firsts]
     own = [(f"{stage}+{scorer}", stage) for stage in dict.fromkeys(["model", *(stage for stage, _ in firsts)])]
     return [pair for pair in (*firsts, *own, *twins) if set(pair) <= set(stages)]
@@ -133,7 +139,7 @@ def pairs_of(stages: Sequence[str], arms: Arms, scorer: str) -> list[tuple[str, 
 def in_words(stage: str, shown: Mapping[str, str]) -> str:
     """A stage's name on the page: that of its checkpoint, then what was done to it."""
     first, plus, rest = stage.partition("+")
-    return shown.get(first, first) + plus.replace("+", " + ") + rest.replace("+", " + ")
+    return " + ".join([shown.get(first, first), *(ARM_WORDS.get(part, part) for part in rest.split("+") if plus)])
 
 
 def gain_lines(queries: pa.Table, stages: Mapping[str, Any], pairs: Sequence[tuple[str, str]], shown: Mapping[str, str]) -> list[str]:
@@ -197,11 +203,11 @@ def page(parts: Sequence[tuple[Mapping[str, Any], pa.Table]], command: str) -> s
 
 
 def scorer_of(stages: Mapping[str, Any]) -> str:
-    """The name of the reranker: what `model` has behind its plus sign where it is reranked and nothing else; empty where nothing is."""
-    found = [
+    """The name of the reranker: what `model` has behind its plus sign where it is reranked and nothing else."""
+    (name,) = [
         stage for stage in stages if stage.startswith("model+") and stage.count("+") == 1 and "rerank_seconds" in stages[stage]["cost"]
     ]
-    return found[0].partition("+")[2] if found else ""
+    return name.partition("+")[2]
 
 
 def kept(arms: Arms, rerank: str, top_k: int, report: Path, folder: Path) -> None:
@@ -241,8 +247,6 @@ def main() -> None:
     sections = {
         "base": base_arms(tuned, asked.large, soups),
         "tuned": tuned_arms(tuned, str(large_tuned / "export"), soups),
-        "plain-base": plain_arms("Base, rare words to plain ones", BASE, "base"),
-        "plain-tuned": plain_arms("Tuned, rare words to plain ones", tuned, "tuned"),
     }
     for name, arms in sections.items():
         report = asked.runs / f"eval-{name}"

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.combining_demo import base_arms, eval_command, gain_lines, in_words, kept, page, pairs_of, plain_arms, scorer_of, tuned_arms
+from benchmarks.combining_demo import EXPANSIONS, base_arms, eval_command, gain_lines, in_words, kept, page, pairs_of, scorer_of, tuned_arms
 from benchmarks.demo_table import ROOT
 from benchmarks.kept_report import comparison, comparison_lines, comparisons_of, mean_recall, read_kept, recall_lines
 
@@ -81,20 +81,9 @@ def test_the_evaluation_is_called_with_every_arm(tmp_path: Path) -> None:
     asked = dict(zip(words[2::2], words[3::2], strict=False))
     assert asked["--model"] == "demo/models/siglip-base" and asked["--ensemble"] == "LARGE" and asked["--choose-on"] == "val"
     assert [word for before, word in zip(words, words[1:], strict=False) if before == "--also"] == ["tuned=TUNED", "soup=SOUP"]
-    assert [word for before, word in zip(words, words[1:], strict=False) if before == "--expand"] == [
-        "synonyms:demo/synonyms.txt",
-        "templates",
-    ]
-    assert (ROOT / "demo" / "synonyms.txt").is_file() and asked["--rerank"] == "BLIP" and asked["--split"] == "test"
-
-
-def test_a_section_of_expansion_alone(tmp_path: Path) -> None:
-    plain = plain_arms("Plain", "BASE", "base")
-    words = eval_command(plain, "BLIP", 16, tmp_path)
-    assert "--ensemble" not in words and "--rerank" not in words and "synonyms:demo/plain-words.txt" in words
+    assert [word for before, word in zip(words, words[1:], strict=False) if before == "--expand"] == list(EXPANSIONS.values())
     assert (ROOT / "demo" / "plain-words.txt").is_file()
-    stages = {"model": {"cost": {}}, "model+synonyms": {"cost": {}}}
-    assert scorer_of(stages) == "" and pairs_of(list(stages), plain, scorer_of(stages)) == [("model+synonyms", "model")]
+    assert (ROOT / "demo" / "synonyms.txt").is_file() and asked["--rerank"] == "BLIP" and asked["--split"] == "test"
 
 
 def test_gain_stands_beside_cost() -> None:
@@ -104,6 +93,7 @@ def test_gain_stands_beside_cost() -> None:
     assert cells[0] == "base & large" and cells[2] == "base" and cells[6:] == ["5.0", "2.0"]
     assert float(cells[3]) == pytest.approx(100 * (mean_recall(queries, "ensemble") - mean_recall(queries, "model")), abs=0.051)
     assert in_words("model+synonyms+blip", ARMS.shown) == "base + synonyms + blip"
+    assert in_words("ensemble+synonyms-2", ARMS.shown) == "base & large + plain words" and in_words("soup", ARMS.shown) == "soup"
     assert scorer_of(record_of(queries)["stages"]) == "blip"
 
 
@@ -124,5 +114,5 @@ def test_a_page_is_made_of_what_is_kept(tmp_path: Path) -> None:
 @pytest.mark.skipif(not KEPT.is_dir(), reason="results/combining-demo is not there: python -m benchmarks.combining_demo makes it")
 def test_the_committed_page_is_that_of_its_rows() -> None:
     lines = KEPT.with_suffix(".md").read_text(encoding="utf-8").splitlines()
-    made_anew = page([read_kept(KEPT / name) for name in ("base", "tuned", "plain-base", "plain-tuned")], "any").splitlines()
+    made_anew = page([read_kept(KEPT / name) for name in ("base", "tuned")], "any").splitlines()
     assert [line for line in made_anew if line.startswith(("|", "-"))] == [line for line in lines if line.startswith(("|", "-"))]
