@@ -5,8 +5,8 @@
 1. Tunes two more seeds of the demo's job (configs/demo.yaml, seeds 1 and 2), and large once; runs that are there are used as they are.
 2. Makes the soups of the three seeds' exports: greedy, chosen on val, and uniform (python -m train.soup).
 3. One evaluation on test with base, tuned, large, base and large together, the soups, and base (and the ensemble) with captions expanded by
-   synonyms, by a dictionary that leads from rare words to plain ones alone, and by templates; each with BLIP on top. Weights, rules and
-   pools are chosen on val (python -m eval, printed as it is called).
+   synonyms (from rare words to plain ones), by a thesaurus (both ways) and by templates; each with BLIP on top. Weights, rules and pools
+   are chosen on val (python -m eval, printed as it is called).
 4. Another of the same kind with tuned and tuned large for base and large.
 Writes OUTPUT.md, and OUTPUT/SECTION/report.json and queries.parquet behind it. The tables' comparisons are made anew from those rows.
 """
@@ -30,8 +30,8 @@ from eval.report import read_report
 from rerank.views import Combination
 
 DATA, COLUMN, BASE = "demo/data/scenes.parquet", "group=scene", "demo/models/siglip-base"
-EXPANSIONS = {"synonyms": "synonyms:demo/synonyms.txt", "synonyms-2": "synonyms:demo/plain-words.txt", "templates": "templates"}
-ARM_WORDS = {"synonyms-2": "plain words"}
+EXPANSIONS = {"synonyms": "synonyms:demo/data/synonyms.txt", "synonyms-2": "synonyms:demo/data/thesaurus.txt", "templates": "templates"}
+ARM_WORDS = {"synonyms-2": "thesaurus"}
 CHOSEN = "ensemble,expansion"
 BARE: dict[str, Any] = {"rerank": None, "watch": [], "choices": None}
 

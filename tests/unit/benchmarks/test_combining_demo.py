@@ -82,8 +82,8 @@ def test_the_evaluation_is_called_with_every_arm(tmp_path: Path) -> None:
     assert asked["--model"] == "demo/models/siglip-base" and asked["--ensemble"] == "LARGE" and asked["--choose-on"] == "val"
     assert [word for before, word in zip(words, words[1:], strict=False) if before == "--also"] == ["tuned=TUNED", "soup=SOUP"]
     assert [word for before, word in zip(words, words[1:], strict=False) if before == "--expand"] == list(EXPANSIONS.values())
-    assert (ROOT / "demo" / "plain-words.txt").is_file()
-    assert (ROOT / "demo" / "synonyms.txt").is_file() and asked["--rerank"] == "BLIP" and asked["--split"] == "test"
+    assert (ROOT / "demo" / "data" / "thesaurus.txt").is_file()
+    assert (ROOT / "demo" / "data" / "synonyms.txt").is_file() and asked["--rerank"] == "BLIP" and asked["--split"] == "test"
 
 
 def test_gain_stands_beside_cost() -> None:
@@ -93,7 +93,7 @@ def test_gain_stands_beside_cost() -> None:
     assert cells[0] == "base & large" and cells[2] == "base" and cells[6:] == ["5.0", "2.0"]
     assert float(cells[3]) == pytest.approx(100 * (mean_recall(queries, "ensemble") - mean_recall(queries, "model")), abs=0.051)
     assert in_words("model+synonyms+blip", ARMS.shown) == "base + synonyms + blip"
-    assert in_words("ensemble+synonyms-2", ARMS.shown) == "base & large + plain words" and in_words("soup", ARMS.shown) == "soup"
+    assert in_words("ensemble+synonyms-2", ARMS.shown) == "base & large + thesaurus" and in_words("soup", ARMS.shown) == "soup"
     assert scorer_of(record_of(queries)["stages"]) == "blip"
 
 
