@@ -9,16 +9,18 @@ Exit codes: 0 done · 2 bad arguments or data · 4 could not write.
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import torch
 
-from eval.checkpoint import load_siglip, load_siglip_config
+from eval.checkpoint import load_siglip_config
 from eval.dataset import RetrievalSet, load_split
 from eval.errors import UserError, reading, writing
-from eval.evaluator import Figures, Stage, evaluate
-from eval.first_stage import Embedded, embed, find, progress_bar, use_exact_float32
+from eval.evaluator import Figures, evaluate
+from eval.first_stage import use_exact_float32
 from eval.gallery import gallery
 from eval.manifest import COLUMNS, read_manifest
 from eval.process_group import run_command
@@ -28,15 +30,17 @@ from eval.report import print_report, report_record, write_report
 from eval.stage_faults import pair_faults
 from eval.trec import write_trec
 from eval.truth import judged_by
-from rerank.ensemble import mean_of_logits, parse_member
+from rerank.combining_options import add_combining, check_combining, read_combining
+from rerank.embedded_sets import EmbeddedSets
+from rerank.expansion import kept_columns
+from rerank.expansion_table import write_expansions
+from rerank.first_stages import MINIMUM_DEPTH, FirstStages
 from rerank.pair_store import asked_store
-from rerank.reranking_options import DEFAULT_MAX_LOSS, add_reranking, check_reranking
+from rerank.reranking_options import DEFAULT_MAX_LOSS, add_reranking, check_reranking, chooses
 
 if TYPE_CHECKING:
     from rerank.plan import Plan
     from rerank.scorer import PairScorer
-
-"""A tenth of a point of R@1."""
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -56,13 +60,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="folder for report.json, queries.parquet and report.html")
     add_reranking(parser)
     parser.add_argument("--also", action="append", default=[], metavar="NAME=DIR_OR_HUB_ID", help="a further checkpoint, as stage NAME")
-    parser.add_argument(
-        "--ensemble",
-        action="append",
-        default=[],
-        metavar="DIR_OR_HUB_ID[:WEIGHT]",
-        help="a further checkpoint, measured as stage model-2, model-3, ..., and together with --model (of weight 1) as stage ensemble",
-    )
+    add_combining(parser)
     parser.add_argument(
         "--compare",
         action="append",
@@ -86,6 +84,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if asked.top_k < 1 or asked.num_workers < 0:
         parser.error("--top-k is at least 1 and --num-workers at least 0")
     check_reranking(parser, asked)
+    check_combining(parser, asked)
     return asked
 
 
@@ -97,41 +96,63 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
     """
     use_exact_float32()
     pairs = [(stage, against) for stage, _, against in (text.partition(":") for text in asked.compare)]
-    checkpoints = [("model", asked.model)] + [(name, path) for name, _, path in (text.partition("=") for text in asked.also)]
     with processes.jointly(), reading():  # all that can be refused, before the work
         if processes.is_main:
             with writing(asked.output):
                 Path(asked.output).mkdir(parents=True, exist_ok=True)
-        dataset, *choosing_sets = read_datasets(asked)
-        plan, weights = read_plan(asked), [1.0]
-        for number, (path, weight) in enumerate(map(parse_member, asked.ensemble), 2):
-            checkpoints.append((f"model-{number}", path))
-            weights.append(weight)
+        firsts = read_first_stages(asked, processes, device)
+        dataset, *choosing_sets = read_datasets(asked, kept_columns(firsts.combining.expansions.values()))
+        plan = read_plan(asked)
         scorer = read_scorer(asked, [dataset, *choosing_sets], device)
         kept = asked_store(asked, processes) if scorer is not None else None
-        names = [name for name, _ in checkpoints] + (["ensemble"] if asked.ensemble else [])
-        check_names(names, plan.names(names, scorer.name) if scorer is not None else [], pairs)
-        for _, path in checkpoints:
+        names = [*firsts.sets.checkpoints, *firsts.combining.names]
+        check_names(list(firsts.sets.checkpoints), names, plan.names(names, scorer.name) if scorer is not None else [], pairs)
+        for path in firsts.sets.checkpoints.values():
             load_siglip_config(path)
-
-    def retrieved(split: RetrievalSet) -> list[Stage]:
-        return retrieve_all(asked, checkpoints, weights, split, processes, device)
-
-    stages, reranked = retrieved(dataset), None
+    firsts.sets.prepare([dataset, *choosing_sets])
+    if choosing_sets:
+        firsts.choose(choosing_sets[0], ensemble=chooses(asked, "ensemble"), expansion=chooses(asked, "expansion"))
+    stages, reranked = firsts.measured(dataset), None
+    pairs = pairs or default_pairs(firsts) + (plan.pairs(names, scorer.name) if scorer is not None else [])
     if scorer is not None:
-        choose_on = (choosing_sets[0], retrieved) if choosing_sets else None
+        choose_on = (choosing_sets[0], firsts.stages) if choosing_sets and plan.arms.any else None
         reranked = plan.stages(dataset, stages, scorer, choose_on=choose_on, kept=kept, processes=processes)
         stages += reranked.stages
-        pairs = pairs or default_pairs(names, len(asked.ensemble)) + plan.pairs(names, scorer.name)
     with processes.jointly():
         if processes.is_main:
-            figures = evaluate(dataset, stages, pairs or default_pairs(names, len(asked.ensemble)))
+            figures = evaluate(dataset, stages, pairs)
             if reranked is not None:
                 figures.sections.update(reranked.sections(figures, dataset))
-            report(asked, figures, dataset)
+            figures.sections.update(firsts.sections(figures, dataset, scorer.name if scorer is not None else None))
+            report(asked, figures, dataset, firsts.table(figures, dataset))
 
 
-def read_datasets(asked: argparse.Namespace) -> list[RetrievalSet]:
+def read_first_stages(asked: argparse.Namespace, processes: Processes, device: torch.device) -> FirstStages:
+    """What makes the first stages.
+
+    Raises:
+        UserError: a member or an expansion cannot be read.
+    """
+    members, combining = read_combining(asked)
+    others = [(name, path) for name, _, path in (text.partition("=") for text in asked.also)]
+    if len(dict(others)) < len(others) or {"model", *members} & set(dict(others)):
+        raise UserError(
+            "--also: each checkpoint needs its own name, and --model's is 'model' (--ensemble takes model-2, model-3, ... and ensemble); "
+            f"found {[name for name, _ in others]}"
+        )
+    sets = EmbeddedSets(
+        {"model": asked.model} | dict(others) | members,
+        combining.expansions,
+        combining.expanded,
+        device,
+        processes,
+        num_workers=asked.num_workers,
+        strip_punctuation=asked.strip_punctuation,
+    )
+    return FirstStages(combining, sets, asked.top_k if asked.rerank is not None else MINIMUM_DEPTH)
+
+
+def read_datasets(asked: argparse.Namespace, columns: Sequence[str]) -> list[RetrievalSet]:
     """The split to measure on, judged as asked, and the one to choose on, if there is one: by the same rule but for the qrels.
 
     Raises:
@@ -143,6 +164,7 @@ def read_datasets(asked: argparse.Namespace) -> list[RetrievalSet]:
         columns=dict(pair.split("=", 1) for pair in asked.column),
         require_splits=[split for split in (asked.split, asked.choose_on) if split is not None],
         slice_by=asked.slice_by,
+        keep=columns,
     )
     qrels = read_qrels(asked.qrels) if asked.qrels is not None else None
     rule: Any = {"protocol": asked.protocol, "near_duplicates": asked.near_duplicates}
@@ -155,9 +177,9 @@ def read_plan(asked: argparse.Namespace) -> "Plan":
     from rerank.fused_stages import Asked
     from rerank.plan import Plan
 
-    chooses = asked.choose_on is not None
     max_loss = DEFAULT_MAX_LOSS if asked.max_loss is None else asked.max_loss
-    return Plan(asked.top_k, asked.seconds, asked.skip_margin, Asked(fusion=chooses, max_loss=max_loss if chooses else None))
+    arms = Asked(fusion=chooses(asked, "fusion"), max_loss=max_loss if chooses(asked, "skipping") else None)
+    return Plan(asked.top_k, asked.seconds, asked.skip_margin, arms)
 
 
 def read_scorer(asked: argparse.Namespace, datasets: list[RetrievalSet], device: torch.device) -> "PairScorer | None":
@@ -177,42 +199,11 @@ def read_scorer(asked: argparse.Namespace, datasets: list[RetrievalSet], device:
     return load_scorer(asked.rerank, device=device, settings=ScorerSettings(score_kind=asked.score))
 
 
-def retrieve_all(
-    asked: argparse.Namespace,
-    checkpoints: list[tuple[str, str]],
-    weights: list[float],
-    dataset: RetrievalSet,
-    processes: Processes,
-    device: torch.device,
-) -> list[Stage]:
-    """Every first stage of a split, in the order of `checkpoints`; where there are members, their ensemble last.
+def report(asked: argparse.Namespace, figures: Figures, dataset: RetrievalSet, expansions: pa.Table | None) -> None:
+    """Write and print.
 
     Args:
-        weights: of the ensemble's members: --model, and the last of `checkpoints`.
-
-    Raises:
-        UserError: a checkpoint or a picture cannot be used.
-    """
-    shared: Any = {"depth": asked.top_k if asked.rerank is not None else 10, "processes": processes}
-    stages, members = [], []
-    for number, (name, path) in enumerate(checkpoints):
-        embedded = _embed(asked, name, path, dataset, processes, device)
-        stages.append(find(name, embedded, dataset, **shared))
-        if asked.ensemble and (number == 0 or number > len(checkpoints) - len(weights)):
-            members.append(embedded)
-    return stages + ([find("ensemble", mean_of_logits(members, weights), dataset, **shared)] if members else [])
-
-
-def _embed(asked: argparse.Namespace, name: str, path: str, dataset: RetrievalSet, processes: Processes, device: torch.device) -> Embedded:
-    with processes.jointly(), reading():
-        model, inputs = load_siglip(path, strip_punctuation=asked.strip_punctuation)
-        model.to(device)  # type: ignore[arg-type]  # transformers wraps it
-    with progress_bar(f"embedding ({name}, {dataset.split or 'all rows'})", dataset, processes) as bar:
-        return embed(model, inputs, dataset, processes=processes, num_workers=asked.num_workers, on_progress=bar.update)
-
-
-def report(asked: argparse.Namespace, figures: Figures, dataset: RetrievalSet) -> None:
-    """Write and print.
+        expansions: what each further view did to each query.
 
     Raises:
         WriteError: the files cannot be written.
@@ -220,31 +211,27 @@ def report(asked: argparse.Namespace, figures: Figures, dataset: RetrievalSet) -
     shown = gallery(dataset, figures)
     with writing(asked.output):
         folder = write_report(asked.output, figures, gallery=shown)
+        if expansions is not None:
+            write_expansions(folder / "expansions.parquet", expansions)
         if asked.trec:
             write_trec(folder / "trec", figures.queries, dataset)
         print_report(report_record(figures))
         print(f"report   {folder}/report.html (report.json, queries.parquet beside it)")
 
 
-def default_pairs(names: list[str], num_members: int = 0) -> list[tuple[str, str]]:
-    """Each checkpoint against the one before; an ensemble, the last of `names`, against each of its members.
-
-    Args:
-        num_members: how many stand before the ensemble, --model not among them; 0: there is none.
-    """
-    if not num_members:
-        return list(zip(names[1:], names, strict=False))
-    *others, ensemble = names
-    return default_pairs(others) + [(ensemble, name) for name in (names[0], *others[-num_members:])]
+def default_pairs(firsts: FirstStages) -> list[tuple[str, str]]:
+    """Each checkpoint against the one before, members of the ensemble among them; then the ensemble and what is expanded."""
+    names = list(firsts.sets.checkpoints)
+    return list(zip(names[1:], names, strict=False)) + firsts.combining.pairs
 
 
-def check_names(names: list[str], reranked_names: list[str], pairs: list[tuple[str, str]]) -> None:
+def check_names(checkpoints: list[str], names: list[str], reranked_names: list[str], pairs: list[tuple[str, str]]) -> None:
     """Refuse a name given twice, or a pair of stages that cannot be compared, before the work.
 
     Raises:
         UserError: naming what is wrong.
     """
-    bad = [name for name in names if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)]
+    bad = [name for name in checkpoints if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)]
     if bad or len(set(names)) != len(names):
         raise UserError(
             "--also: each checkpoint needs its own name of letters, digits and ._-, and --model's is 'model' (--ensemble takes model-2, "

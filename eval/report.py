@@ -13,6 +13,7 @@ from rich.table import Table
 
 from eval.arm import METRICS
 from eval.chosen_lines import chosen_lines
+from eval.combined_lines import COMBINATION_WORDS, SIDE_WORDS, best_points, combined_lines, pool_in_words, weight_curves
 from eval.evaluator import Figures
 from eval.gallery import Exhibit
 from eval.outcomes import BINS
@@ -76,6 +77,11 @@ def _html(figures: Figures, notes: list[str], gallery: Sequence[Exhibit]) -> str
         bins=BINS,
         curves=curves,
         curves_over=curves_over,
+        weight_curves=weight_curves,
+        best_points=best_points,
+        combination_words=COMBINATION_WORDS,
+        side_words=SIDE_WORDS,
+        pool_in_words=pool_in_words,
         gallery=gallery,
     )
 
@@ -104,7 +110,7 @@ def print_report(record: dict[str, Any], console: Console | None = None) -> None
     for row in record.get("outcomes", []):  # a report of an earlier version has none
         if row["top_k"] is not None:
             console.print(outcome_line(row, record["stages"][row["stage"]]["ceiling"][row["direction"]]), soft_wrap=True)
-    for line in chosen_lines(record):
+    for line in chosen_lines(record) + combined_lines(record):
         console.print(line, markup=False, soft_wrap=True)
 
 

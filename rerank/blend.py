@@ -15,7 +15,7 @@ Shape letters: N items, D width.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -26,9 +26,8 @@ from eval.errors import UserError
 from eval.processes import Processes
 from eval.ranking import DIRECTIONS, Direction, Ranking
 from rerank.blend_products import Asking, RankedRows, SummedTiles
-from rerank.views import Member, Pool, Views
+from rerank.views import Combination, Member, Pool, Views
 
-Combination = Literal["logits", "standardised", "probabilities", "reciprocal-rank"]
 COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
 Pools = tuple[Pool | None, Pool | None]
 
@@ -45,6 +44,7 @@ def rank_blend(
     combination: Combination = "logits",
     pools: Mapping[Direction, Pools] = {},
     depth: int,
+    directions: Sequence[Direction] = DIRECTIONS,
     processes: Processes = Processes(),
 ) -> dict[Direction, Ranking]:
     """Exact ranks of every positive and the best of every query by the blended score.
@@ -57,6 +57,7 @@ def rank_blend(
         weights: one for each member, 0 or more; only their ratios count. None: equal ones.
         pools: how views count, by direction: (of the side that asks, of the side that is ranked). A direction left out has none.
         depth: how many of the best to keep.
+        directions: those that are ranked.
 
     Raises:
         UserError: weights or members that do not fit, a vector that is not finite, a pooling where it has no meaning.
@@ -70,16 +71,21 @@ def rank_blend(
         _check_pools(direction, pools.get(direction, _NO_POOLS), len(members), combination)
     sides = _Sides()
     asking = {
-        direction: [sides.asking(member, direction, pools.get(direction, _NO_POOLS)) for member in members] for direction in DIRECTIONS
+        direction: [sides.asking(member, direction, pools.get(direction, _NO_POOLS)) for member in members] for direction in directions
     }
-    scaled = {direction: _scaled(members, shares, combination, direction) for direction in DIRECTIONS}
-    product = _product(asking["image_to_text"], scaled["image_to_text"], combination)
-    if isinstance(product, SummedTiles) and scaled["image_to_text"] == scaled["text_to_image"] and _mirrored(asking):
-        return search.rank_product_both(product, to_text, to_image, depth, processes)
-    found: dict[Direction, Ranking] = {"image_to_text": search.rank_product("image_to_text", product, to_text, depth, processes)}
-    del product  # its buffers go before those of the other direction come
-    product = _product(asking["text_to_image"], scaled["text_to_image"], combination)
-    return found | {"text_to_image": search.rank_product("text_to_image", product, to_image, depth, processes)}
+    scaled = {direction: _scaled(members, shares, combination, direction) for direction in directions}
+    if len(directions) == 2:
+        product = _product(asking["image_to_text"], scaled["image_to_text"], combination)
+        if isinstance(product, SummedTiles) and scaled["image_to_text"] == scaled["text_to_image"] and _mirrored(asking):
+            return search.rank_product_both(product, to_text, to_image, depth, processes)
+        del product  # its buffers go before those of another direction come
+    found: dict[Direction, Ranking] = {}
+    for direction in directions:
+        product = _product(asking[direction], scaled[direction], combination)
+        positives = to_text if direction == "image_to_text" else to_image
+        found[direction] = search.rank_product(direction, product, positives, depth, processes)
+        del product
+    return found
 
 
 def within_query_deviation(member: Member, direction: Direction) -> float:

@@ -12,7 +12,7 @@ import torch
 from rerank.pooled_tiles import PooledTiles
 from rerank.views import RANK_CONSTANT, Pool, Views
 
-ROW_BYTES = 8 << 20
+ROW_BYTES = 4 << 20
 """How much a block of whole rows may take as float32; several such are held: scores, their order, the sum."""
 
 
@@ -34,9 +34,9 @@ class Asking:
     bias: float
     device: torch.device
 
-    def tiles(self, pools: tuple[Pool | None, Pool | None], shape: tuple[int, int]) -> PooledTiles:
+    def tiles(self, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> PooledTiles:
         """Its pooled scores."""
-        return PooledTiles(self.queries, self.gallery, pools, self.scale, self.device, shape)
+        return PooledTiles(self.queries, self.gallery, self.pools, self.scale, self.device, shape, dtype)
 
 
 class SummedTiles:
@@ -47,8 +47,10 @@ class SummedTiles:
         self.num_queries, self.num_items = len(members[0].queries.vectors_ND), len(members[0].gallery.vectors_ND)
         self.query_block, self.gallery_block = shape
         self._members, self._weights, self._probabilities = members, weights, probabilities
-        self._tiles = [member.tiles(member.pools, shape) for member in members]
-        self._sum = torch.empty(*shape, device=members[0].device) if len(members) > 1 else None
+        # A probability changes by scale / 4 times what the cosine does: rounding to float32 before would show at 1e-6.
+        dtype = torch.float64 if probabilities else torch.float32
+        self._tiles = [member.tiles(shape, dtype) for member in members]
+        self._sum = torch.empty(*shape, device=members[0].device, dtype=dtype) if len(members) > 1 else None
 
     def row_of_tiles(self, row_block: int, column_blocks: Sequence[int] | None = None) -> Iterator[tuple[range, range, torch.Tensor]]:
         """See `eval.search.Product`."""
@@ -67,7 +69,7 @@ class SummedTiles:
             if self._probabilities:
                 tile_qn.mul_(member.scale).add_(member.bias).sigmoid_()
             self._sum.add_(tile_qn, alpha=weight)
-        return self._sum
+        return self._sum.float()
 
 
 class RankedRows:
@@ -78,7 +80,7 @@ class RankedRows:
         self.num_queries, self.num_items = len(members[0].queries.vectors_ND), len(members[0].gallery.vectors_ND)
         self.query_block, self.gallery_block = min(self.num_queries, max(1, ROW_BYTES // (4 * self.num_items))), self.num_items
         self._weights, self._column_block = weights, column_block
-        self._members = [(member.pools[0], member.tiles(member.pools, (self.query_block, column_block))) for member in members]
+        self._members = [(member.pools[0], member.tiles((self.query_block, column_block))) for member in members]
         self._row = torch.empty(self.query_block, self.num_items, device=members[0].device)
 
     def row_of_tiles(self, row_block: int, column_blocks: Sequence[int] | None = None) -> Iterator[tuple[range, range, torch.Tensor]]:
@@ -125,11 +127,12 @@ def reciprocal_ranks(scores_qN: torch.Tensor) -> torch.Tensor:
     # One whole number for score and index, so that plain sorting settles equal scores: the bits of a float32 order as the number does,
     # but for the negative ones, which are turned round. Adding 0 makes -0 the 0 it equals.
     bits_qN = (scores_qN + 0.0).view(torch.int32)
-    keys_qN = (~(bits_qN ^ ((bits_qN >> 31) & 0x7FFFFFFF))).long() << 32
-    keys_qN |= torch.arange(num_items, device=scores_qN.device)
+    keys_qN = bits_qN.bitwise_xor_((bits_qN >> 31).bitwise_and_(0x7FFFFFFF)).bitwise_not_().long()
+    keys_qN.bitwise_left_shift_(32).bitwise_or_(torch.arange(num_items, device=scores_qN.device))
     if keys_qN.device.type == "cpu":
         keys_qN.numpy().sort(axis=1)  # far quicker than torch's
     else:
         keys_qN = keys_qN.sort(dim=1).values
     by_place_N = 1 / (RANK_CONSTANT + torch.arange(1, num_items + 1, dtype=torch.float64, device=scores_qN.device))
-    return torch.empty_like(keys_qN, dtype=torch.float64).scatter_(1, keys_qN & 0xFFFFFFFF, by_place_N.expand(len(keys_qN), -1))
+    reciprocal_qN = torch.empty_like(keys_qN, dtype=torch.float64)
+    return reciprocal_qN.scatter_(1, keys_qN.bitwise_and_(0xFFFFFFFF), by_place_N.expand(len(keys_qN), -1))

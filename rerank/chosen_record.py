@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from eval.arm import RECALLS, Arm
+from eval.arm import RECALLS
 from eval.dataset import RetrievalSet
 from eval.evaluator import Figures
 from eval.metrics import RECALL_AT, recall_at_k
 from eval.ranking import DIRECTIONS, Direction
 from eval.significance import ImageSums, interval, resample_weights
 from rerank.adaptive import Saving, pair_trails, saving
+from rerank.differences import Differences
 from rerank.fused_stages import ADAPTIVE, FUSED, SUM, Chosen
 
-_R_AT_1 = RECALLS.index("R@1")  # an arm's sums begin with the recalls
 _CURVE_SHARES = np.linspace(0, 1, 11)
 
 
@@ -28,13 +28,14 @@ def chosen_sections(figures: Figures, dataset: RetrievalSet, chosen: Sequence[Ch
     Args:
         figures: of the split that is measured, `dataset`, with the chosen arms among its stages.
     """
-    weights_SI = resample_weights(dataset.num_images)
-    fusion = [_fusion_record(figures, dataset, each, weights_SI) for each in chosen if each.fusion is not None]
-    adaptive = [_adaptive_record(figures, dataset, each, weights_SI) for each in chosen if each.margin is not None]
+    found = Differences(figures, dataset)
+    fusion = [_fusion_record(found, each) for each in chosen if each.fusion is not None]
+    adaptive = [_adaptive_record(found, each) for each in chosen if each.margin is not None]
     return ({"fusion": fusion} if fusion else {}) | ({"adaptive": adaptive} if adaptive else {})
 
 
-def _chosen_on(dataset: RetrievalSet) -> dict[str, Any]:
+def chosen_on(dataset: RetrievalSet) -> dict[str, Any]:
+    """How a report names the split something was chosen on."""
     return {
         "split": dataset.split,
         "num_images": dataset.num_images,
@@ -44,39 +45,20 @@ def _chosen_on(dataset: RetrievalSet) -> dict[str, Any]:
     }
 
 
-def _arms(figures: Figures, dataset: RetrievalSet, names: Sequence[str]) -> dict[tuple[str, Direction], Arm]:
-    numbers = {name: number for number, name in enumerate(dataset.image_ids)}
-    return {(name, d): Arm.of(figures.queries, name, d, numbers) for name in names for d in DIRECTIONS}
-
-
-def _recalls_at_1(figures: Figures, stage: str) -> dict[str, float]:
-    each = {direction: float(figures.stages[stage][direction]["R@1"]) for direction in DIRECTIONS}
-    return each | {"both": float(np.mean(list(each.values())))}
-
-
-def _difference(arms: Mapping[tuple[str, Direction], Arm], stage: str, against: str, weights_SI: np.ndarray) -> dict[str, Any]:
-    """Difference of mean R@1 of both directions with its paired interval, as `comparisons` has it."""
-    sides = [(arms[stage, direction].sums, arms[against, direction].sums) for direction in DIRECTIONS]
-    delta = np.mean([one.means()[_R_AT_1] - other.means()[_R_AT_1] for one, other in sides])
-    resampled_SM = np.mean([one.resampled_means(weights_SI) - other.resampled_means(weights_SI) for one, other in sides], axis=0)
-    return {"delta": float(delta), "ci95": interval(resampled_SM)[:, _R_AT_1].tolist()}
-
-
-def _fusion_record(figures: Figures, dataset: RetrievalSet, chosen: Chosen, weights_SI: np.ndarray) -> dict[str, Any]:
+def _fusion_record(found: Differences, chosen: Chosen) -> dict[str, Any]:
     """Weights and their recalls where the weight was chosen; weights 0, 1 and the chosen one where it is measured."""
     assert chosen.fusion is not None
     fusion = chosen.fusion.fusion
     stages = {chosen.twin: 0.0, f"{chosen.twin}+{SUM}": 1.0, f"{chosen.twin}+{FUSED}": fusion.weight}
-    arms = _arms(figures, dataset, list(stages))
     return {
         "stage": chosen.twin,
         "fused": f"{chosen.twin}+{FUSED}",
-        "chosen_on": _chosen_on(chosen.dataset),
+        "chosen_on": chosen_on(chosen.dataset),
         "weight": fusion.weight,
         "units": {d: {"pair": units.pair, "first": units.first} for d, units in fusion.units.items()},
         "weights": _weight_rows(chosen),
         "measured": [
-            {"stage": stage, "weight": weight, "R@1": _recalls_at_1(figures, stage)} | _difference(arms, stage, chosen.twin, weights_SI)
+            {"stage": stage, "weight": weight, "R@1": found.recalls_at_1(stage)} | found.of_means(stage, chosen.twin)
             for stage, weight in stages.items()
         ],
     }
@@ -100,16 +82,16 @@ def _weight_rows(chosen: Chosen) -> list[dict[str, Any]]:
     return rows
 
 
-def _adaptive_record(figures: Figures, dataset: RetrievalSet, chosen: Chosen, weights_SI: np.ndarray) -> dict[str, Any]:
+def _adaptive_record(found: Differences, chosen: Chosen) -> dict[str, Any]:
     """The margin, what it saves and costs where it was chosen, and where it is measured."""
     assert chosen.margin is not None
     stage = f"{chosen.twin}+{ADAPTIVE}"
-    found = _difference(_arms(figures, dataset, [stage, chosen.twin]), stage, chosen.twin, weights_SI)
-    pairs, needed = (figures.stages[name]["cost"]["pairs_needed"] for name in (chosen.twin, stage))
+    difference = found.of_means(stage, chosen.twin)
+    pairs, needed = (found.figures.stages[name]["cost"]["pairs_needed"] for name in (chosen.twin, stage))
     return {
         "stage": chosen.twin,
         "adaptive": stage,
-        "chosen_on": _chosen_on(chosen.dataset),
+        "chosen_on": chosen_on(chosen.dataset),
         "max_loss": chosen.max_loss,
         "margin": chosen.margin if np.isfinite(chosen.margin) else None,
         "chosen": _saving_record(saving(chosen.first.rankings, chosen.scores, chosen.top_k, chosen.margin)),
@@ -118,8 +100,8 @@ def _adaptive_record(figures: Figures, dataset: RetrievalSet, chosen: Chosen, we
             "pairs": pairs,
             "saved": pairs - needed,
             "share_saved": (pairs - needed) / pairs,
-            "loss": 0.0 - found["delta"],  # and not -0.0
-            "ci95": [0.0 - end for end in reversed(found["ci95"])],
+            "loss": 0.0 - difference["delta"],  # and not -0.0
+            "ci95": [0.0 - end for end in reversed(difference["ci95"])],
         },
     }
 

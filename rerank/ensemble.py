@@ -35,20 +35,26 @@ def mean_of_logits(members: Sequence[Embedded], weights: Sequence[float]) -> Emb
     sizes = {(len(member.images_ID), len(member.captions_CD)) for member in members}
     if len(sizes) > 1:
         raise UserError(f"ensemble: the members embed different sets of (images, captions): {sorted(sizes)}")
-    total = sum(weights)
-    scales = [weight / total * member.scale for weight, member in zip(weights, members, strict=True)]
-    scale = sum(scales)
-    roots = [np.float32((part / scale) ** 0.5) for part in scales]
+    shares, scale, bias = mean_of_members([member.scale for member in members], [member.bias for member in members], weights)
+    roots = [np.float32(share**0.5) for share in shares]
     return Embedded(
         np.concatenate([root * member.images_ID for root, member in zip(roots, members, strict=True)], axis=1),
         np.concatenate([root * member.captions_CD for root, member in zip(roots, members, strict=True)], axis=1),
         scale,
-        sum(weight / total * member.bias for weight, member in zip(weights, members, strict=True)),
+        bias,
         sum(member.image_seconds for member in members),
         sum(member.caption_seconds for member in members),
         members[0].device,
-        {INPUTS_KEY: [dict(member.inputs) | {"share": part / scale} for part, member in zip(scales, members, strict=True)]},
+        {INPUTS_KEY: [dict(member.inputs) | {"share": share} for share, member in zip(shares, members, strict=True)]},
     )
+
+
+def mean_of_members(scales: Sequence[float], biases: Sequence[float], weights: Sequence[float]) -> tuple[list[float], float, float]:
+    """(share of each member, scale, bias) of the mean of logits, which is scale x (sum of share x cosine) + bias; shares sum to 1."""
+    total = sum(weights)
+    parts = [weight / total * scale for weight, scale in zip(weights, scales, strict=True)]
+    scale = sum(parts)
+    return [part / scale for part in parts], scale, sum(weight / total * bias for weight, bias in zip(weights, biases, strict=True))
 
 
 def parse_member(text: str) -> tuple[str, float]:

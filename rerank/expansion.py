@@ -3,7 +3,7 @@
 What a method makes of a split are further views of its captions or images: texts, or pictures. rerank/expansion_views.py embeds them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from eval.errors import UserError
 from rerank.expansions.further_texts import MOST, CaptionExpansions, FurtherTexts, ImageCaptions
@@ -27,6 +27,7 @@ __all__ = [
     "TextExpansion",
     "kept_columns",
     "parse_expansion",
+    "read_expansions",
 ]
 
 FORMS = f"""FILE ({", ".join(KINDS)} with columns `caption` and `expansion` or `expansions`), column:NAME, templates, templates:FILE,
@@ -61,7 +62,20 @@ def parse_expansion(text: str, *, most: int = MOST, prompt: str | None = None) -
     raise UserError(f"--expand {text}: expected one of {FORMS}")
 
 
-def kept_columns(expansions: Sequence[Expansion]) -> list[str]:
+def read_expansions(texts: Sequence[str]) -> dict[str, Expansion]:
+    """Each FILE_OR_METHOD by the ending of its stages' names; a second of a kind is called NAME-2.
+
+    Raises:
+        UserError: one cannot be used.
+    """
+    found: dict[str, Expansion] = {}
+    for expansion in map(parse_expansion, texts):
+        same = sum(name.partition("-")[0] == expansion.name for name in found)
+        found[f"{expansion.name}-{same + 1}" if same else expansion.name] = expansion
+    return found
+
+
+def kept_columns(expansions: Iterable[Expansion]) -> list[str]:
     """The columns of the manifest that they need: `eval.manifest.read_manifest(..., keep=...)`."""
     return list(dict.fromkeys(name for expansion in expansions for name in expansion.columns))
 

@@ -39,6 +39,11 @@ class Asked:
     fusion: bool
     max_loss: float | None
 
+    @property
+    def any(self) -> bool:
+        """True if something is chosen."""
+        return self.fusion or self.max_loss is not None
+
     def names(self, twin: str) -> list[str]:
         """The stages that come with a reranked stage."""
         endings = [SUM, FUSED] * self.fusion + [ADAPTIVE] * (self.max_loss is not None)

@@ -27,13 +27,14 @@ class PooledTiles:
         scale: float,
         device: torch.device,
         shape: tuple[int, int],
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """`pools` are those of the query side and of the candidate side, `shape` a tile's; only max and log-sum-exp are pooled here."""
-        self._rows = _ViewBlock(queries, pools[0], shape[0], device)
-        self._columns = _ViewBlock(gallery, pools[1], shape[1], device)
-        self._product = torch.empty(*shape, device=device)
+        self._rows = _ViewBlock(queries, pools[0], torch.zeros(shape[0], queries.vectors_ND.shape[1], device=device, dtype=dtype))
+        self._columns = _ViewBlock(gallery, pools[1], torch.zeros(shape[1], gallery.vectors_ND.shape[1], device=device, dtype=dtype))
+        self._product = torch.empty(*shape, device=device, dtype=dtype)
         self._by_row, self._by_column = (
-            _Running(pool, scale, shape, device) if pool is not None and pool.pooling in ("max", "log-sum-exp") else None for pool in pools
+            _Running(pool, scale, self._product) if pool is not None and pool.pooling in ("max", "log-sum-exp") else None for pool in pools
         )
 
     def pooled(self, first_query: int, first_item: int) -> torch.Tensor:
@@ -69,10 +70,9 @@ class PooledTiles:
 class _ViewBlock:
     """A buffer that holds one view of each item of a block of one side, and zeros where there is none."""
 
-    def __init__(self, views: Views, pool: Pool | None, size: int, device: torch.device) -> None:
-        self.buffer = torch.zeros(size, views.vectors_ND.shape[1], device=device)
-        self._device, self._views = device, views
-        self._vectors, self._further = (torch.from_numpy(array).to(device) for array in (views.vectors_ND, views.further_XD))
+    def __init__(self, views: Views, pool: Pool | None, buffer: torch.Tensor) -> None:
+        self.buffer, self._views, self._device = buffer, views, buffer.device
+        self._vectors, self._further = (torch.from_numpy(array).to(self._device) for array in (views.vectors_ND, views.further_XD))
         self._counts_N = pool.first_of(views) if pool is not None else np.zeros(len(views.vectors_ND), dtype=np.int64)
         self._loaded: tuple[int, int] | None = None
 
@@ -90,7 +90,7 @@ class _ViewBlock:
         has = np.flatnonzero(self._counts_N[start : start + size] >= view)
         self.buffer.zero_()
         places = torch.from_numpy(self._views.offsets[start + has] + view - 1)
-        self.buffer[torch.from_numpy(has).to(self._device)] = self._further[places.to(self._device)]
+        self.buffer[torch.from_numpy(has).to(self._device)] = self._further[places.to(self._device)].to(self.buffer.dtype)
 
     def most_views(self, start: int) -> int:
         """Further views of the item of a block that has the most."""
@@ -101,8 +101,8 @@ class _ViewBlock:
         return torch.from_numpy(np.flatnonzero(self.padded_counts(start) < view)).to(self._device)
 
     def counts(self, start: int) -> torch.Tensor:
-        """Number of further views of each place of a block, padding included, float32."""
-        return torch.from_numpy(self.padded_counts(start).astype(np.float32)).to(self._device)
+        """Number of further views of each place of a block, padding included."""
+        return torch.from_numpy(self.padded_counts(start)).to(self._device, self.buffer.dtype)
 
     def padded_counts(self, start: int) -> np.ndarray:
         """The same, int64."""
@@ -115,9 +115,9 @@ class _ViewBlock:
 class _Running:
     """Pooling of tiles as they come, the first being the items themselves."""
 
-    def __init__(self, pool: Pool, scale: float, shape: tuple[int, int], device: torch.device) -> None:
+    def __init__(self, pool: Pool, scale: float, like_qn: torch.Tensor) -> None:
         self._pool, self._scale = pool, scale
-        self._plain, self._pooled = torch.empty(*shape, device=device), torch.empty(*shape, device=device)
+        self._plain, self._pooled = torch.empty_like(like_qn), torch.empty_like(like_qn)
 
     def begin(self, tile_qn: torch.Tensor) -> None:
         self._plain.copy_(tile_qn)

@@ -21,10 +21,11 @@ import torch
 from eval.errors import UserError
 
 Pooling = Literal["mean", "max", "log-sum-exp", "reciprocal-rank"]
+Combination = Literal["logits", "standardised", "probabilities", "reciprocal-rank"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 RANK_CONSTANT = 60
 
-_AVERAGED_AT_ONCE = 4096
+_AVERAGED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)

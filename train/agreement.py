@@ -14,7 +14,9 @@ from train.tracking import flatten
 OWN_KEYS = ("runs_folder", "data.num_workers")  # each machine may have its own disk and its own number of cores
 
 
-def check_agreement(config: JobConfig, base_sha256: str, data_sha256: str, matcher_sha256: str | None, processes: Processes) -> None:
+def check_agreement(
+    config: JobConfig, base_sha256: str, data_sha256: str, matcher_sha256: str | None, members_sha256: str | None, processes: Processes
+) -> None:
     """Every process must have been given the same job: on several machines files of one name may differ.
 
     Raises:
@@ -25,6 +27,7 @@ def check_agreement(config: JobConfig, base_sha256: str, data_sha256: str, match
         (f"{config.data.source} (split {config.data.train_split}){pool}", data_sha256),
         (f"the weights of {config.model.base or 'model.scratch'}", base_sha256),
         (f"the cross-encoder of mining, {config.matcher_model}", matcher_sha256),
+        (f"the checkpoints of mining.ensemble, {config.mining.ensemble if config.mining is not None else []}", members_sha256),
     ]
     check_same(config, parts, processes)
 

@@ -1,16 +1,43 @@
 """The arms of a job's final report: which checkpoints are measured, under which names, and which are compared."""
 
+from dataclasses import replace
+
 from eval.errors import UserError
 from eval.stage_faults import pair_faults
+from rerank.combining import Combining
+from rerank.ensemble import parse_member
+from rerank.expansion import read_expansions
 from rerank.fused_stages import Asked
 from train.config import JobConfig
 
+OWN_STAGES = ("base", "tuned")
 CHOSEN_FOR = "tuned"  # whose reranked stage has arms that are chosen on val
 
 
 def checkpoints(config: JobConfig, base: str, export: str) -> dict[str, str]:
-    """Name -> folder or hub id of every checkpoint the report measures: base and tuned first."""
-    return {"base": base, "tuned": export, **config.evaluation.models}
+    """Name -> folder or hub id of every checkpoint the report measures: base and tuned first, members of the ensemble last."""
+    ensemble = config.evaluation.ensemble
+    members = {name: parse_member(text)[0] for name, text in ensemble.members.items()} if ensemble is not None else {}
+    return {"base": base, "tuned": export, **config.evaluation.models, **members}
+
+
+def combining(config: JobConfig) -> Combining:
+    """What is made of the checkpoints beside measuring each alone.
+
+    Raises:
+        UserError: a member or an expansion cannot be read.
+    """
+    asked = config.evaluation
+    expanded = Combining(CHOSEN_FOR, expansions=read_expansions(asked.expand), poolings=tuple(asked.pooling))
+    if asked.ensemble is None:
+        return expanded
+    given = (1.0, *(parse_member(text)[1] for text in asked.ensemble.members.values()))
+    return replace(
+        expanded,
+        members=(CHOSEN_FOR, *asked.ensemble.members),
+        weights=None if asked.ensemble.chooses else given,
+        combinations=tuple(asked.ensemble.combine),
+    )
 
 
 def asked_arms(config: JobConfig) -> Asked:
@@ -25,8 +52,9 @@ def comparisons(config: JobConfig, scorer_name: str | None) -> list[tuple[str, s
     """(stage, against) pairs: those of evaluation.comparisons, else what each step of the job gained."""
     if config.evaluation.comparisons is not None:
         return list(config.evaluation.comparisons)
-    names = list(checkpoints(config, "", ""))
-    pairs = [(name, "base") for name in names[1:]]
+    combined = combining(config)
+    names = [*checkpoints(config, "", ""), *combined.names]
+    pairs = [(name, "base") for name in checkpoints(config, "", "") if name != "base"] + combined.pairs
     if scorer_name is not None:
         pairs += [(f"{name}+{scorer_name}", name) for name in names]
         pairs.append((f"tuned+{scorer_name}", f"base+{scorer_name}"))
@@ -40,7 +68,7 @@ def check_comparisons(config: JobConfig, scorer_name: str | None) -> None:
     Raises:
         UserError: naming the stages there will be.
     """
-    names = list(checkpoints(config, "", ""))
+    names = [*checkpoints(config, "", ""), *combining(config).names]
     known = names + ([f"{name}+{scorer_name}" for name in names] if scorer_name is not None else [])
     known += asked_arms(config).names(f"{CHOSEN_FOR}+{scorer_name}")
     if faults := pair_faults(comparisons(config, scorer_name), known):

@@ -23,6 +23,7 @@ from eval.shards import Shards
 from eval.streamed_search import stream_search
 from train.approximate import Approximate, approximate_search, recall_of_sample
 from train.frozen import NOTHING_FROZEN, FrozenEmbeddings, FrozenRows
+from train.mining_members import Beside, Member, mean_of_all
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def find_candidates(
     images_I: np.ndarray | None = None,
     approximate: Approximate | None = None,
     frozen: FrozenEmbeddings = NOTHING_FROZEN,
+    members: Sequence[Member] = (),
     processes: Processes = Processes(),
     num_workers: int = 0,
     on_progress: Callable[[int], Any] = lambda rows: None,
@@ -91,6 +93,7 @@ def find_candidates(
         images_I: the images to mine for, ascending; None: all.
         approximate: search with FAISS instead of exactly.
         frozen: embeddings that are kept already; captions' are those of the whole pool.
+        members: fixed checkpoints beside the model: all cosines are then those of the ensemble (train/mining_members.py).
         on_progress: called with the number of rows embedded.
 
     Raises:
@@ -102,14 +105,16 @@ def find_candidates(
     positives = _chosen(dataset.positives("image_to_text"), images_I)
     device = next(model.parameters()).device
     with _shards(folder, [(len(images_I), IMAGE_BLOCK), (len(pool), TEXT_BLOCK)], processes) as (images, captions):
+        captions_N = np.arange(len(pool))
+        image_sink, caption_sink = _sinks((images, images_I), (captions, captions_N), model, members, processes)
         if frozen.images is not None:
-            _read_kept(frozen.images, images_I, images, IMAGE_BLOCK, processes, on_progress)
+            _read_kept(frozen.images, images_I, image_sink, IMAGE_BLOCK, processes, on_progress)
         else:
-            _embed_images(model, inputs, _Chosen(dataset, images_I), images, processes, num_workers, on_progress)
+            _embed_images(model, inputs, _Chosen(dataset, images_I), image_sink, processes, num_workers, on_progress)
         if frozen.captions is not None:
-            _read_kept(frozen.captions, np.arange(len(pool)), captions, TEXT_BLOCK, processes, on_progress)
+            _read_kept(frozen.captions, captions_N, caption_sink, TEXT_BLOCK, processes, on_progress)
         else:
-            _embed_captions(model, inputs, pool, captions, processes, on_progress)
+            _embed_captions(model, inputs, pool, caption_sink, processes, on_progress)
         if approximate is None:
             found, recall = stream_search(images, captions, positives, depth, device=device, processes=processes), None
         else:
@@ -127,6 +132,7 @@ def find_image_candidates(
     *,
     folder: Path | None = None,
     frozen: FrozenEmbeddings = NOTHING_FROZEN,
+    members: Sequence[Member] = (),
     processes: Processes = Processes(),
     num_workers: int = 0,
     on_progress: Callable[[int], Any] = lambda rows: None,
@@ -136,7 +142,7 @@ def find_image_candidates(
     Args:
         depth: K, cut to the number of images.
         captions_Q: int64, the captions to mine for, in any order: one of each image, say, or all.
-        folder, frozen, on_progress: as :func:`find_candidates` has them.
+        folder, frozen, members, on_progress: as :func:`find_candidates` has them.
 
     Raises:
         UserError: an embedding is not finite.
@@ -145,14 +151,16 @@ def find_image_candidates(
     captions_Q = np.asarray(captions_Q, dtype=np.int64)
     positives = _chosen(dataset.positives("text_to_image"), captions_Q)
     with _shards(folder, [(dataset.num_images, IMAGE_BLOCK), (len(captions_Q), TEXT_BLOCK)], processes) as (images, captions):
+        images_I = np.arange(dataset.num_images)
+        image_sink, caption_sink = _sinks((images, images_I), (captions, captions_Q), model, members, processes)
         if frozen.images is not None:
-            _read_kept(frozen.images, np.arange(dataset.num_images), images, IMAGE_BLOCK, processes, on_progress)
+            _read_kept(frozen.images, images_I, image_sink, IMAGE_BLOCK, processes, on_progress)
         else:
-            _embed_images(model, inputs, dataset, images, processes, num_workers, on_progress)
+            _embed_images(model, inputs, dataset, image_sink, processes, num_workers, on_progress)
         if frozen.captions is not None:
-            _read_kept(frozen.captions, captions_Q, captions, TEXT_BLOCK, processes, on_progress)
+            _read_kept(frozen.captions, captions_Q, caption_sink, TEXT_BLOCK, processes, on_progress)
         else:
-            _embed_captions(model, inputs, _Picked(dataset.captions, captions_Q), captions, processes, on_progress)
+            _embed_captions(model, inputs, _Picked(dataset.captions, captions_Q), caption_sink, processes, on_progress)
         found = stream_search(captions, images, positives, depth, device=next(model.parameters()).device, processes=processes)
     return ImageCandidates(captions_Q, found.indices_QK, found.scores_QK, found.best_positive_Q)
 
@@ -173,11 +181,32 @@ def _shards(folder: Path | None, sizes: list[tuple[int, int]], processes: Proces
             shards.close()
 
 
+def _sinks(
+    images: tuple[Shards, np.ndarray],
+    captions: tuple[Shards, np.ndarray],
+    model: SiglipModel,
+    members: Sequence[Member],
+    processes: Processes,
+) -> tuple[Shards | Beside, Shards | Beside]:
+    """What takes the model's vectors of images and of captions: the shards themselves, or, with members, theirs beside them.
+
+    Args:
+        images, captions: the shards, and which image of the split or caption of the pool each of their rows is.
+    """
+    if not members:
+        return images[0], captions[0]
+    shares, _, _ = mean_of_all(model, members)
+    return (
+        Beside(images[0], shares, [member.images for member in members], images[1], IMAGE_BLOCK, processes),
+        Beside(captions[0], shares, [member.captions for member in members], captions[1], TEXT_BLOCK, processes),
+    )
+
+
 def _embed_images(
     model: SiglipModel,
     inputs: SiglipInputs,
     pictures: "RetrievalSet | _Chosen",
-    shards: Shards,
+    shards: Shards | Beside,
     processes: Processes,
     num_workers: int,
     on_progress: Callable[[int], Any],
@@ -200,7 +229,7 @@ def _embed_captions(
     model: SiglipModel,
     inputs: SiglipInputs,
     texts: Sequence[str],
-    shards: Shards,
+    shards: Shards | Beside,
     processes: Processes,
     on_progress: Callable[[int], Any],
 ) -> None:
@@ -209,7 +238,7 @@ def _embed_captions(
 
 
 def _read_kept(
-    kept: FrozenRows, indices_N: np.ndarray, shards: Shards, block: int, processes: Processes, on_progress: Callable[[int], Any]
+    kept: FrozenRows, indices_N: np.ndarray, shards: Shards | Beside, block: int, processes: Processes, on_progress: Callable[[int], Any]
 ) -> None:
     """What embedding would have given the shards, of a tower that is frozen: its rows, on the same grid."""
     for number in processes.share_of(num_blocks(len(indices_N), block)):

@@ -54,6 +54,7 @@ class State:
         stopped_by: the watch set whose drop ended the run at this step; None otherwise.
         loss_scale: fp16's; None in the other precisions.
         matcher_sha256: the cross-encoder that mining asks; None where it asks none.
+        members_sha256: the fixed checkpoints that mine beside the model; None where there are none.
         further: what a run of another kind than tuning SigLIP keeps besides (train/reranker_loop.py); None: nothing.
     """
 
@@ -71,6 +72,7 @@ class State:
     loss_scale: LossScale | None = None
     matcher_sha256: str | None = None
     further: dict[str, Any] | None = None
+    members_sha256: str | None = None
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "State":

@@ -187,6 +187,11 @@ class JobConfig(RunConfig):
                 "rerank.fusion and rerank.adaptive are chosen on data.val_split and measured on data.test_split, and need both: what is "
                 "chosen on the queries it is measured on looks better than it is"
             )
+        if self.evaluation.chooses and not (self.data.val_split and self.data.test_split):
+            raise ValueError(
+                "weights of evaluation.ensemble and pooling of evaluation.expand are chosen on data.val_split and measured on "
+                "data.test_split, and need both; give the ensemble's members weights, or leave both out"
+            )
         if self.mining is not None and self.mining.distil is not None:
             if self.matcher_model is None:
                 raise ValueError("mining.distil needs a cross-encoder: give mining.distil.model or rerank.model")

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from eval.truth import Protocol
+from rerank.views import POOLINGS, Combination, Pooling
 from train.config_section import Section
 
 
@@ -38,14 +39,46 @@ class RerankConfig(Section):
         return self.fusion or self.adaptive
 
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class EnsembleConfig(Section):
+    """Checkpoints that the final report measures alone and together with tuned, as stage ensemble (docs/ensembles.md)."""
+
+    members: Annotated[dict[Name, str], Field(min_length=1)]
+    """Further members (name: DIR_OR_HUB_ID or DIR_OR_HUB_ID:WEIGHT, the weight of tuned being 1, and of others left out). Where none
+    is given they are chosen on data.val_split."""
+    combine: Annotated[list[Combination], Field(min_length=1)] = ["logits"]
+    """How scores become one: logits, standardised, probabilities, reciprocal-rank; of several the best is chosen with the weights."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "EnsembleConfig":
+        given = [":" in member for member in self.members.values()]
+        if any(given) and len(self.combine) > 1:
+            raise ValueError("combine: the rule is chosen with the weights, which are given; name one rule")
+        return self
+
+    @property
+    def chooses(self) -> bool:
+        """True if weights are chosen on val."""
+        return not any(":" in member for member in self.members.values())
+
+
 class EvaluationConfig(Section):
     """What the final report measures beside base and tuned, what it compares, and which answers count as right."""
 
-    models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], str] = {}
+    models: dict[Name, str] = {}
     """Further checkpoints (name: folder or hub id), each measured alone and, where there is a reranker, reranked."""
     comparisons: list[tuple[str, str]] | None = None
     """Pairs [stage, against]; null: tuned against base, each reranked stage against its own, tuned+RERANKER against base+RERANKER, and
     what is chosen on val against tuned+RERANKER."""
+    ensemble: EnsembleConfig | None = None
+    """tuned together with further checkpoints."""
+    expand: list[str] = []
+    """FILE_OR_METHOD, each a further arm tuned+NAME (and ensemble+NAME): more views of what asks, such as synonyms:FILE, templates, crops
+    (docs/expansion.md). Their number, weight and pooling are chosen on data.val_split."""
+    pooling: Annotated[list[Pooling], Field(min_length=1)] = list(POOLINGS)
+    """How views may be pooled: mean, max, log-sum-exp, reciprocal-rank; the best is chosen."""
     protocol: Protocol = "all"
     """papers: an image's own captions alone are right, as in published tables."""
     near_duplicates: bool = False
@@ -59,15 +92,25 @@ class EvaluationConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "EvaluationConfig":
-        if taken := sorted({"base", "tuned"} & set(self.models)):
-            raise ValueError(f"evaluation.models: {taken} are the names of this job's own stages")
+        members = set(self.ensemble.members) if self.ensemble is not None else set()
+        if taken := sorted({"base", "tuned", "ensemble"} & ({*self.models} | members)):
+            raise ValueError(f"evaluation.models and evaluation.ensemble: {taken} are the names of this job's own stages")
+        if twice := sorted(members & set(self.models)):
+            raise ValueError(f"evaluation.models and evaluation.ensemble both name {twice}; a member is measured alone already")
+        if self.pooling != list(POOLINGS) and not self.expand:
+            raise ValueError("evaluation.pooling does nothing without evaluation.expand")
         return self
+
+    @property
+    def chooses(self) -> bool:
+        """True if something is chosen on val."""
+        return bool(self.expand) or (self.ensemble is not None and self.ensemble.chooses)
 
 
 class WatchConfig(Section):
     """A set measured beside val at each evaluation: what the model knew before step 1, and should know still."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Name
     """What it is called in metrics.jsonl and in the report."""
     source: str
     """Its manifest, as data.source."""

@@ -15,13 +15,16 @@ from eval.trec import write_trec
 from eval.truth import judged_by
 from rerank.choices import measure_choices
 from rerank.chosen_record import chosen_sections
+from rerank.embedded_sets import EmbeddedSets
+from rerank.expansion_table import write_expansions
+from rerank.first_stages import MINIMUM_DEPTH, FirstStages
 from rerank.fused_stages import Chosen, choose_arms, chosen_stages
 from rerank.pair_store import PairStore
 from rerank.pairs import PairScores
 from rerank.scorer import PairScorer, load_scorer
 from rerank.settings import ScorerSettings
 from rerank.stages import reranked, score_stages
-from train.arms import CHOSEN_FOR, asked_arms, checkpoints, comparisons
+from train.arms import CHOSEN_FOR, asked_arms, checkpoints, combining, comparisons
 from train.checkpoint import State
 from train.config import JobConfig
 from train.export import export_checkpoint
@@ -70,17 +73,20 @@ def _measure(job: Job, export: Path, watched: dict[str, dict[str, Any]], check_s
     scorer = _load_scorer(job)
     folder_of_kept = job.config.pair_scores_folder
     kept = None if folder_of_kept is None else job.processes.together(lambda: PairStore(folder_of_kept, job.say))
-    measured = checkpoints(job.config, job.base, str(export))
-    stages = _stages(job, measured, dataset, str(dataset.split), rerank.top_k if rerank is not None else 10, check_signal)
+    firsts, val_set = _first_stages(job, export, check_signal), _judged_val(job)
+    if firsts.combining.chooses and val_set is not None:
+        firsts.choose(val_set)
+    stages = firsts.measured(dataset)
     chosen: list[Chosen] = []
     if scorer is not None and rerank is not None:
         scores = _score(job, dataset, stages, scorer, kept, check_signal)
         stages += reranked(stages, scores, scorer.name, rerank.top_k)
-        if rerank.chooses:
-            chosen = _choose_on_val(job, export, scorer, kept, check_signal)
+        if rerank.chooses and val_set is not None:
+            chosen = _choose_on_val(job, firsts, val_set, scorer, kept, check_signal)
             stages += chosen_stages(chosen, stages, scores)
     figures = evaluate(dataset, stages, comparisons(job.config, scorer.name if scorer is not None else None))
     figures.sections.update(chosen_sections(figures, dataset, chosen))
+    figures.sections.update(firsts.sections(figures, dataset, scorer.name if scorer is not None else None))
     figures.sections["leakage"] = [leak.as_record() for leak in job.leakages]
     if watched:
         figures.sections["watch"] = list(watched.values())
@@ -90,6 +96,8 @@ def _measure(job: Job, export: Path, watched: dict[str, dict[str, Any]], check_s
     folder = report_folder(job.config)
     if job.processes.is_main:
         write_report(folder, figures, notes=notes, gallery=pictures)
+        if (views := firsts.table(figures, dataset)) is not None:
+            write_expansions(folder / "expansions.parquet", views)
         if job.config.evaluation.trec:
             write_trec(folder / "trec", figures.queries, dataset)
     if job.config.choices:  # after the report is written: what fails here must not cost it
@@ -115,30 +123,51 @@ def _score(
     return score_stages(dataset, stages, scorer, job.config.rerank.top_k, **shared)
 
 
-def _choose_on_val(job: Job, export: Path, scorer: PairScorer, kept: PairStore | None, check_signal: Any) -> list[Chosen]:
-    """What is chosen for tuned+RERANKER: its val split retrieved and scored as the test split is.
+def _first_stages(job: Job, export: Path, check_signal: Any) -> FirstStages:
+    """What makes the first stages of the report."""
+    asked = combining(job.config)
+    sets = EmbeddedSets(
+        checkpoints(job.config, job.base, str(export)),
+        asked.expansions,
+        asked.expanded,
+        job.accelerator.device,
+        job.processes,
+        num_workers=job.config.data.num_workers,
+        strip_punctuation=job.config.model.strip_punctuation,
+        on_rows=lambda rows: check_signal(),
+    )
+    return FirstStages(asked, sets, job.config.rerank.top_k if job.config.rerank is not None else MINIMUM_DEPTH)
 
-    It is judged by the same rule, but for evaluation.qrels, which are of the final split.
-    """
-    rerank, asked = job.config.rerank, job.config.evaluation
-    assert rerank is not None and job.val_set is not None
-    val_set = judged_by(job.val_set, protocol=asked.protocol, near_duplicates=asked.near_duplicates)
-    stages = _stages(job, {CHOSEN_FOR: str(export)}, val_set, str(val_set.split), rerank.top_k, check_signal)
+
+def _judged_val(job: Job) -> RetrievalSet | None:
+    """The val split judged by the same rule as the final one, but for evaluation.qrels, which are of that."""
+    asked = job.config.evaluation
+    if job.val_set is None:
+        return None
+    return judged_by(job.val_set, protocol=asked.protocol, near_duplicates=asked.near_duplicates)
+
+
+def _choose_on_val(
+    job: Job, firsts: FirstStages, val_set: RetrievalSet, scorer: PairScorer, kept: PairStore | None, check_signal: Any
+) -> list[Chosen]:
+    """What is chosen for tuned+RERANKER: its val split retrieved and scored as the test split is."""
+    assert job.config.rerank is not None
+    stages = [firsts.plain(CHOSEN_FOR, val_set)]
     scores = _score(job, val_set, stages, scorer, kept, check_signal)
-    return choose_arms(val_set, stages, scores, scorer.name, rerank.top_k, asked_arms(job.config))
+    return choose_arms(val_set, stages, scores, scorer.name, job.config.rerank.top_k, asked_arms(job.config))
 
 
 def _measure_watched(job: Job, export: Path, watched: WatchSet, check_signal: Any) -> dict[str, Any]:
     """Write a watch set's own report of base and tuned; what the final report says of it."""
     name = watched.config.name
-    stages = _stages(job, {"base": job.base, "tuned": str(export)}, watched.dataset, name, 10, check_signal)
+    stages = _watched_stages(job, {"base": job.base, "tuned": str(export)}, watched.dataset, name, check_signal)
     figures = evaluate(watched.dataset, stages, [("tuned", "base")])
     if job.processes.is_main:
         write_report(watch_folder(job.config, name), figures)
     return final_record(watched.config, figures)
 
 
-def _stages(job: Job, measured: dict[str, str], dataset: RetrievalSet, label: str, depth: int, check_signal: Any) -> list[Stage]:
+def _watched_stages(job: Job, measured: dict[str, str], dataset: RetrievalSet, label: str, check_signal: Any) -> list[Stage]:
     """Each checkpoint (name: folder or hub id) on one set."""
     stages: list[Stage] = []
     for name, checkpoint in measured.items():
@@ -156,7 +185,7 @@ def _stages(job: Job, measured: dict[str, str], dataset: RetrievalSet, label: st
                     model,
                     inputs,
                     dataset,
-                    depth=depth,
+                    depth=MINIMUM_DEPTH,
                     processes=job.processes,
                     num_workers=job.config.data.num_workers,
                     on_progress=advance,

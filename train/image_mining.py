@@ -6,6 +6,7 @@ for, K depth, N rows of the table, P true pairs, D width.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from rerank.scorer import PairScorer
 from train.allotment import Judge
 from train.candidates import ImageCandidates, find_image_candidates
 from train.denoising import Matcher
-from train.mining import Refresh, apply_rules, check_matcher, rules_of, scale_and_bias, tabulate
+from train.mining import Refresh, apply_rules, check_matcher, rules_of, tabulate
 from train.mining_config import MiningConfig
+from train.mining_members import check_members, scale_and_bias, shares_of
 from train.mining_rules import Outcome, RankedLists
 from train.mining_sheet import Mined, MiningSheet, draw_up
 from train.negatives import Negatives, table_name
@@ -53,6 +55,7 @@ def mine_images(
     Args, Raises: as train.mining.mine.
     """
     check_matcher(config, matcher)
+    check_members(config, refresh.members)
     name = table_name(hash_weights(model), data_sha256, rules_of(config, refresh, matcher, pool) | {"form": "images"} | inputs.contract)
     captions_Q = np.arange(pool.dataset.num_captions)
     if refresh.images_I is not None:
@@ -65,13 +68,14 @@ def mine_images(
         captions_Q,
         folder=folder,
         frozen=refresh.frozen,
+        members=refresh.members,
         processes=processes,
         num_workers=num_workers,
         on_progress=on_progress,
     )
     judge = Matcher(matcher, pool, processes, on_progress, kept).probabilities if matcher is not None else None
-    mined = select_images(name, pool, found, *scale_and_bias(model), config, refresh, judge)
-    return mined.negatives, draw_up(mined, pool, truth, refresh.before)
+    mined = select_images(name, pool, found, *scale_and_bias(model, refresh.members), config, refresh, judge)
+    return mined.negatives, replace(draw_up(mined, pool, truth, refresh.before), shares=shares_of(model, refresh.members))
 
 
 def select_images(
@@ -87,7 +91,7 @@ def select_images(
     """Apply the rules to every caption's candidates and take, for each, up to negatives_per_image of those that pass.
 
     Args:
-        scale, bias: of the model's logits.
+        scale, bias: of the logits, the model's or the ensemble's.
         judge: probabilities that pairs of (image, caption of the pool) match; None: no denoising.
     """
     lists = _lists(pool, found, scale, bias, near_duplicates=config.near_duplicates)

@@ -18,11 +18,12 @@ from eval.processes import Processes
 from eval.qrels import read_qrels
 from eval.truth import judged_by, known_pairs
 from rerank.choices import stage_names
+from rerank.expansions.paraphraser import Paraphraser
 from rerank.pair_store import PairStore
 from rerank.scorer import load_scorer
 from train.agreement import check_agreement
 from train.approximate import require_faiss
-from train.arms import check_comparisons, checkpoints
+from train.arms import OWN_STAGES, check_comparisons, checkpoints, combining
 from train.batches import BatchOrder
 from train.composition import describe_form, turns_of
 from train.config import JobConfig, RunConfig
@@ -30,6 +31,7 @@ from train.denoising import matcher_fingerprint
 from train.frozen import frozen_lines
 from train.machine import start_machine
 from train.micro_batches import cached_size
+from train.mining_members import members_sha256
 from train.model import TunedModel, build_model, make_optimizer, resolve_base
 from train.pool import CaptionPool
 from train.scratch import write_scratch
@@ -49,6 +51,7 @@ class Job:
         pool: the captions that can be mined.
         data_sha256: of the train split and of further captions that can be mined.
         matcher_sha256: fingerprint of the cross-encoder that mining asks; None where it asks none.
+        members_sha256: of the fixed checkpoints that mine beside the model; None where there are none.
         base: checkpoint the job starts from, as this process reads it.
         shared: the run's folder, for every process to read.
     """
@@ -73,6 +76,7 @@ class Job:
     pool: CaptionPool
     shared: SharedFolder
     matcher_sha256: str | None
+    members_sha256: str | None
     watch_sets: list[WatchSet] = field(default_factory=list)
     expand_lines: list[str] = field(default_factory=list)
 
@@ -114,7 +118,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     """Build the model and the optimizer. Call on every process.
 
     Raises:
-        UserError: the base, the reranker, the matcher of mining or the truth file cannot be used.
+        UserError: the base, the reranker, the matcher or the members of mining or the truth file cannot be used.
         OSError: the weights to begin from cannot be written.
     """
     folder = config.run_folder
@@ -123,11 +127,12 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     shared = SharedFolder(folder, processes)
     base = _base(config, splits, processes, shared)
     matcher_sha256 = processes.together(lambda: matcher_fingerprint(config))  # what is refused is refused now, not at the first mining
+    members = processes.together(lambda: members_sha256(config.mining))
     truth, tuned, final_set = processes.together(
         lambda: (known_truth(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
     )
     data_sha256 = pool.data_sha256()
-    check_agreement(config, tuned.base_sha256, data_sha256, matcher_sha256, processes)
+    check_agreement(config, tuned.base_sha256, data_sha256, matcher_sha256, members, processes)
     if config.train.shard:
         shard(tuned.siglip, processes, accelerator.device)
     tuned.siglip.to(accelerator.device)
@@ -152,6 +157,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         pool,
         shared,
         matcher_sha256,
+        members,
         splits.watch,
         splits.expand_lines,
     )
@@ -199,9 +205,14 @@ def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
     for path in config.choices or ():
         read_choices(path)
         stage_names(list(checkpoints(config, "", "")), scorer_name)
-    for checkpoint in asked.models.values():
-        load_siglip_config(checkpoint)
+    for name, checkpoint in checkpoints(config, "", "").items():
+        if name not in OWN_STAGES:
+            load_siglip_config(checkpoint)
     check_comparisons(config, scorer_name)
+    for expansion in combining(config).expansions.values():
+        for split in (final, splits.val):
+            if split is not None and not isinstance(expansion, Paraphraser):  # what a model would say is not worth waiting for here
+                expansion.of(split)
     qrels = read_qrels(asked.qrels) if asked.qrels is not None else None
     return judged_by(final, protocol=asked.protocol, near_duplicates=asked.near_duplicates, qrels=qrels)
 
@@ -265,6 +276,10 @@ def describe(job: Job) -> list[str]:
     ]
     if job.pool.further.texts:
         lines.append(f"pool      {len(job.pool.further.texts):,} further captions without images, to mine among")
+    if config.mining is not None and config.mining.ensemble:
+        lines.append(
+            f"ensemble  {', '.join(config.mining.ensemble)}: mine too; run once, their embeddings kept in {job.folder / 'ensemble'}"
+        )
     if job.truth is not None:
         lines.append(f"truth     {len(job.truth):,} further true pairs, to count false negatives with")
     return lines + leakage_lines(job.leakages)

@@ -18,9 +18,10 @@ from train.checkpoint import Checkpoints, State
 from train.composition import columns_in_force, order_in_force
 from train.frozen import NOTHING_FROZEN, FrozenEmbeddings, FrozenStore, cached_towers
 from train.job import Job, describe
+from train.mining_members import Member
 from train.mining_schedule import is_due
 from train.negatives import Negatives, read_negatives
-from train.refreshing import num_rows, refresh_negatives
+from train.refreshing import members_of, num_rows, refresh_negatives
 from train.step import Stepper, StepResult
 from train.step_record import step_record
 from train.stopping import StopSignals
@@ -35,12 +36,14 @@ class Loop(BaseLoop):
         self.job, self.config = job, job.config
         self.negatives: Negatives | None = None
         self.frozen = NOTHING_FROZEN
+        self.members: tuple[Member, ...] = ()
         self.order: Order = order_in_force(job.config.mining, job.order, job.train_set, None, None, job.config.train.max_steps)
         self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.autocast)
         self.stepper.true_pairs = self._true_pairs()
         self.watch = Watch(job.watch_sets, job.base, job.processes, job.config.data.num_workers)
         start = State(0, 0, False, None, None, None, None, 0, job.tuned.base_sha256, job.data_sha256)
-        super().__init__(job, signals, replace(start, loss_scale=self.stepper.loss_scale, matcher_sha256=job.matcher_sha256))
+        start = replace(start, matcher_sha256=job.matcher_sha256, members_sha256=job.members_sha256)
+        super().__init__(job, signals, replace(start, loss_scale=self.stepper.loss_scale))
 
     @property
     def in_parts(self) -> bool:
@@ -52,8 +55,9 @@ class Loop(BaseLoop):
         return describe(self.job)
 
     def make_ready(self) -> None:
-        """Run the towers that are run once."""
+        """Run the towers that are run once, those of the fixed checkpoints that mine among them."""
         self.frozen = self._freeze()
+        self.members = members_of(self.job, self.side_bar)
 
     def restore_further(self, checkpoints: Checkpoints) -> None:
         """Loss scale and negatives of the checkpoint the state came from, which lies here."""
@@ -62,6 +66,11 @@ class Loop(BaseLoop):
             raise UserError(
                 f"mining asks {self.config.matcher_model}, another cross-encoder than when {job.folder} was begun: give "
                 "it the one it began with (mining.denoise.model, mining.distil.model or rerank.model), or give the run another name="
+            )
+        if self.state.members_sha256 not in (None, job.members_sha256):
+            raise UserError(
+                f"mining.ensemble: a checkpoint it names has other weights, or reads otherwise, than when {job.folder} was begun: give it "
+                "the one it began with, or give the run another name="
             )
         if self.state.loss_scale is not None:
             self.stepper.loss_scale = self.state.loss_scale
@@ -129,7 +138,7 @@ class Loop(BaseLoop):
         job = self.job
         started = time.perf_counter()
         with self.side_bar("mining", num_rows(job, self.state.step)) as progress:
-            found = refresh_negatives(job, self.state.step, self.negatives, progress, self.frozen)
+            found = refresh_negatives(job, self.state.step, self.negatives, progress, self.frozen, self.members)
         self.state = replace(self.state, mined_at_step=self.state.step, negatives=found.negatives.name)
         self._use(found.negatives)
         self.attachment = found.path

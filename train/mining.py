@@ -27,6 +27,7 @@ from train.denoising import Matcher
 from train.distillation import distillation_rules, with_matcher_logits
 from train.frozen import NOTHING_FROZEN, FrozenEmbeddings
 from train.mining_config import MiningConfig
+from train.mining_members import Member, check_members, scale_and_bias, shares_of
 from train.mining_rules import Outcome, RankedLists, Rules, passed_over
 from train.mining_sheet import Mined, MiningSheet, draw_up
 from train.negatives import Negatives, table_name
@@ -47,6 +48,7 @@ class Refresh:
         images_I: int64, the images to mine for, ascending; None: all.
         before: the table that this one takes the place of; None for the first.
         frozen: embeddings that are kept already and need not be made again.
+        members: the fixed checkpoints of config.ensemble.
     """
 
     seed: int = 0
@@ -54,6 +56,7 @@ class Refresh:
     images_I: np.ndarray | None = None
     before: Negatives | None = None
     frozen: FrozenEmbeddings = NOTHING_FROZEN
+    members: tuple[Member, ...] = ()
 
 
 def rules_of(config: MiningConfig, refresh: Refresh = Refresh(), matcher: PairScorer | None = None, pool: CaptionPool | None = None) -> Any:
@@ -67,6 +70,8 @@ def rules_of(config: MiningConfig, refresh: Refresh = Refresh(), matcher: PairSc
         rules["images"] = hashlib.sha256(refresh.images_I.astype(np.int64).tobytes()).hexdigest()
     if pool is not None and len(pool) > pool.num_captions:
         rules["pool"] = pool.further.sha256
+    if refresh.members:
+        rules["ensemble"] = [[member.sha256, member.weight] for member in refresh.members]
     if config.index == "faiss":
         rules |= Approximate(config.index_probes).rules()
     if matcher is not None and config.denoise is not None:
@@ -109,9 +114,10 @@ def mine(
 
     Raises:
         UserError: a score of the cross-encoder is not finite.
-        ValueError: there is a matcher that nothing asks, or none that is asked.
+        ValueError: there is a matcher that nothing asks, or none that is asked; or other members than config.ensemble names.
     """
     check_matcher(config, matcher)
+    check_members(config, refresh.members)
     name = table_name(hash_weights(model), data_sha256, rules_of(config, refresh, matcher, pool) | inputs.contract)
     found = find_candidates(
         model,
@@ -123,17 +129,19 @@ def mine(
         images_I=refresh.images_I,
         approximate=Approximate(config.index_probes) if config.index == "faiss" else None,
         frozen=refresh.frozen,
+        members=refresh.members,
         processes=processes,
         num_workers=num_workers,
         on_progress=on_progress,
     )
     asked = Matcher(matcher, pool, processes, on_progress, kept) if matcher is not None else None
     judge = asked.probabilities if asked is not None and config.denoise is not None else None
-    mined = select(name, pool, found, *scale_and_bias(model), config, refresh, judge)
+    mined = select(name, pool, found, *scale_and_bias(model, refresh.members), config, refresh, judge)
     if asked is not None and config.distil is not None:
         negatives = with_matcher_logits(mined.negatives, asked, pool.dataset, config.distil)
         mined = replace(mined, negatives=negatives, num_judged=asked.num_judged)
-    return mined.negatives, replace(draw_up(mined, pool, truth, refresh.before), index_recall=found.recall)
+    sheet = draw_up(mined, pool, truth, refresh.before)
+    return mined.negatives, replace(sheet, index_recall=found.recall, shares=shares_of(model, refresh.members))
 
 
 def select(
@@ -149,7 +157,7 @@ def select(
     """Apply the rules to every image's candidates and take, for each, up to negatives_per_image of those that pass.
 
     Args:
-        scale, bias: of the model's logits.
+        scale, bias: of the logits, the model's or the ensemble's.
         judge: probabilities that pairs of (image, caption of the pool) match; None: no denoising.
     """
     lists = _lists(pool, found, scale, bias, near_duplicates=config.near_duplicates)
@@ -170,11 +178,6 @@ def check_matcher(config: MiningConfig, matcher: PairScorer | None) -> None:
     """Raises ValueError where there is a matcher and neither config.denoise nor config.distil, or the other way round."""
     if (config.denoise is None and config.distil is None) != (matcher is None):
         raise ValueError("a matcher is given if and only if config.denoise or config.distil asks for one")
-
-
-def scale_and_bias(model: SiglipModel) -> tuple[np.float32, np.float32]:
-    """Of the model's logits."""
-    return np.float32(float(model.logit_scale.detach().exp())), np.float32(float(model.logit_bias.detach()))
 
 
 def apply_rules(

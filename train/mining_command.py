@@ -4,13 +4,16 @@ Writes runs/NAME/negatives/HASH.parquet and its sheet, HASH.json and HASH.html.
 """
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from eval.errors import UserError
 from eval.progress import bar
 from train.config import JobConfig
 from train.config_file import load_config
 from train.job import prepare, start_processes
-from train.refreshing import num_rows, refresh_negatives
+from train.refreshing import members_of, num_rows, refresh_negatives
 from train.run_folder import claim_folder
 from train.splits import load_data
 
@@ -41,8 +44,15 @@ def _mine(config: JobConfig) -> int:
     lock = processes.together(lambda: claim_folder(config) if processes.is_main else None)
     job = prepare(config, processes.together(lambda: load_data(config)), accelerator, processes)
     step = config.mining.start_step
-    with bar(num_rows(job, step) // processes.world_size, "mining", "row", show=processes.is_main, leave=False) as progress:
-        found = refresh_negatives(job, step, None, progress.update)
+
+    @contextmanager
+    def shown(text: str, num_rows: int) -> Iterator[Callable[[int], Any]]:
+        with bar(num_rows // processes.world_size, text, "row", show=processes.is_main, leave=False) as progress:
+            yield progress.update
+
+    members = members_of(job, shown)
+    with shown("mining", num_rows(job, step)) as on_progress:
+        found = refresh_negatives(job, step, None, on_progress, members=members)
     if processes.is_main:
         print("\n".join(found.sheet.lines()) + f"\nwritten to {found.path}; with examples: {found.page}")
     if lock is not None:

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from eval.errors import UserError
 from train.config_section import Section
 
 
@@ -102,6 +103,9 @@ class MiningConfig(Section):
     """What is made of what is mined: captions as further columns; each caption's own hardest images in its batch (then every key here that
     speaks of captions of an image means images of a caption, and of a text means a group); or batches composed of images whose mined
     captions are one another's."""
+    ensemble: list[str] = []
+    """Further fixed checkpoints that mine, DIR_OR_HUB_ID[:WEIGHT] each: candidates are found by the weighted mean of their logits and of
+    those of the model under training, whose weight is 1; every key here that speaks of logits or cosines then means the ensemble's."""
     distil: DistilConfig | None = None
     """Learn from a cross-encoder's scores of the mined pairs; form columns only."""
 
@@ -111,6 +115,26 @@ class MiningConfig(Section):
         if self.form != "columns":
             return 0
         return self.negatives_per_image * (2 if self.denoise is not None and self.denoise.mode == "relabel" else 1)
+
+    @property
+    def members(self) -> list[tuple[str, float]]:
+        """(checkpoint, weight) of each of ensemble's."""
+        from rerank.ensemble import parse_member  # heavy, and most configurations have none
+
+        return [parse_member(text) for text in self.ensemble]
+
+    @field_validator("ensemble")
+    @classmethod
+    def _check_ensemble(cls, ensemble: list[str]) -> list[str]:
+        from rerank.ensemble import parse_member
+
+        try:
+            names = [parse_member(text)[0] for text in ensemble]
+        except UserError as error:
+            raise ValueError(str(error).removeprefix("--ensemble ")) from None
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]} is there twice; give it once, with a larger weight: {twice[0]}:2")
+        return ensemble
 
     @model_validator(mode="after")
     def _check(self) -> "MiningConfig":

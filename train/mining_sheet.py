@@ -58,6 +58,7 @@ class MiningSheet:
         num_relabelled_true: relabelled rows that data.truth says are true; None without one.
         median_rank, median_margin: of the negatives (margin in logits); None when nothing was mined.
         index_recall: share of the exact candidates that an approximate search found, on a sample of images; None where it was exact.
+        shares: of the model under training and of each of mining.ensemble's in the cosines, adding up to 1; None without an ensemble.
         quantiles: of "positive" (the images' best true captions), "negative" and "margin", in logits, by "5%" to "95%"; empty without any.
         match_quantiles: of the probability of a match that the cross-encoder gives the negatives, by "5%" to "95%"; empty without any.
         mined_for: "images"; or "captions", when images were mined for captions: then read caption for image, and image for caption.
@@ -86,6 +87,7 @@ class MiningSheet:
     median_margin: float | None
     quantiles: dict[str, dict[str, float]]
     index_recall: float | None = None
+    shares: list[float] | None = None
     mined_for: str = "images"
     match_quantiles: dict[str, float] = field(default_factory=dict)
 
@@ -116,10 +118,15 @@ class MiningSheet:
         if self.num_before is not None:
             parts.append(f"{self.num_survived:,} of {self.num_before:,} survive from the table before")
         if self.estimated_share is not None:
-            by = {"match": "the cross-encoder estimates", "model": "guessed from the model's own scores"}[self.estimated_by]
+            whose = "model's" if self.shares is None else "ensemble's"
+            by = {"match": "the cross-encoder estimates", "model": f"guessed from the {whose} own scores"}[self.estimated_by]
             parts.append(f"false negatives as {by}: {100 * self.estimated_share:.1f}%")
         if self.false_negative_share is not None:
             parts.append(f"false negatives by the known truth: {self.num_false_negatives:,} ({100 * self.false_negative_share:.2f}%)")
+        if self.shares is not None:
+            parts.append(
+                f"shares in the ensemble: {' / '.join(f'{share:.2f}' for share in self.shares)} (the first: the model under training)"
+            )
         if self.index_recall is not None:
             parts.append(f"the index finds {100 * self.index_recall:.2f}% of the exact candidates (measured on a sample)")
         return parts

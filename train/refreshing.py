@@ -1,6 +1,7 @@
 """One refresh of a job's negatives: mine in the form asked for, and write the table and its sheet."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from train.frozen import NOTHING_FROZEN, FrozenEmbeddings
 from train.image_mining import mine_images
 from train.job import Job
 from train.mining import Refresh, mine
+from train.mining_members import Member, load_members
 from train.mining_page import write_sheet
 from train.mining_schedule import images_due
 from train.mining_sheet import MiningSheet
@@ -39,8 +41,20 @@ def num_rows(job: Job, step: int) -> int:
     return (job.train_set.num_images if images_I is None else len(images_I)) + len(job.pool)
 
 
+def members_of(job: Job, bar: Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]) -> tuple[Member, ...]:
+    """The fixed checkpoints that mine, embedded once in a run; arguments and errors as train.mining_members.load_members."""
+    config, device = job.config, job.accelerator.device
+    shared: Any = {"num_workers": config.data.num_workers, "bar": bar}
+    return load_members(config.mining, job.folder / "ensemble", job.pool, job.data_sha256, device, job.processes, **shared)
+
+
 def refresh_negatives(
-    job: Job, step: int, before: Negatives | None, on_progress: Callable[[int], Any], frozen: FrozenEmbeddings = NOTHING_FROZEN
+    job: Job,
+    step: int,
+    before: Negatives | None,
+    on_progress: Callable[[int], Any],
+    frozen: FrozenEmbeddings = NOTHING_FROZEN,
+    members: tuple[Member, ...] = (),
 ) -> Refreshed:
     """Mine with the weights after `step` steps; the main process writes runs/NAME/negatives/HASH.parquet and HASH.json, HASH.html.
 
@@ -48,6 +62,7 @@ def refresh_negatives(
         before: the table that this one takes the place of.
         on_progress: called with the number of rows embedded on this process.
         frozen: what frozen towers make of the split, if it is kept: they are not run again.
+        members: `members_of` the job.
 
     Raises:
         UserError: an embedding or a score of the cross-encoder is not finite.
@@ -64,7 +79,7 @@ def refresh_negatives(
         job.pool,
         mining,
         data_sha256=job.data_sha256,
-        refresh=Refresh(config.seed, step, images_due(mining, job.order, step, config.train.max_steps), before, frozen),
+        refresh=Refresh(config.seed, step, images_due(mining, job.order, step, config.train.max_steps), before, frozen, members),
         matcher=matcher,
         kept=kept,
         folder=job.folder / "negatives",

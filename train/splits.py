@@ -8,7 +8,7 @@ from eval.dataset import RetrievalSet, load_split
 from eval.errors import UserError
 from eval.leakage import Leakage, find_leakage
 from eval.manifest import Manifest, read_manifest
-from rerank.expansion import kept_columns
+from rerank.expansion import kept_columns, read_expansions
 from rerank.stages import check_top_k
 from train.config import JobConfig, RunConfig
 from train.expanding import expanded, parse_expansions
@@ -74,7 +74,8 @@ def load_data(config: JobConfig) -> Splits:
 
 def _load_splits(config: JobConfig) -> Splits:
     """Train, val and test."""
-    splits = load_splits(config, slice_by=config.evaluation.slice_by)
+    asked = config.evaluation
+    splits = load_splits(config, slice_by=asked.slice_by, keep=kept_columns(read_expansions(asked.expand).values()))
     final = splits.test or splits.val
     if config.rerank is not None and final is not None:
         check_top_k(final, config.rerank.top_k)
@@ -83,7 +84,7 @@ def _load_splits(config: JobConfig) -> Splits:
     return splits
 
 
-def load_splits(config: RunConfig, *, slice_by: Sequence[str] = ()) -> Splits:
+def load_splits(config: RunConfig, *, slice_by: Sequence[str] = (), keep: Sequence[str] = ()) -> Splits:
     """Train, val and test of any run.
 
     Raises:
@@ -98,7 +99,7 @@ def load_splits(config: RunConfig, *, slice_by: Sequence[str] = ()) -> Splits:
         columns=data.columns,
         require_splits=wanted,
         slice_by=slice_by,
-        keep=kept_columns(expansions),
+        keep=list(dict.fromkeys([*kept_columns(expansions), *keep])),
     )
     unused = Counter(image.split for image in manifest.images if image.split is not None and image.split not in wanted)
     train = load_split(manifest, data.train_split)

@@ -25,8 +25,9 @@ from demo.recall import mean_recall_at_1
 from demo.vocabulary import NUM_TEXT_TOKENS, blip_processor, blip_text, siglip_processor
 
 MODELS = Path(DATA).parent / "models"
-BASE, MATCHER = MODELS / "siglip-base", MODELS / "blip-itm"
+BASE, LARGE, MATCHER = MODELS / "siglip-base", MODELS / "siglip-large", MODELS / "blip-itm"
 MEGABYTE = 1_000_000
+needs_large = pytest.mark.skipif(not LARGE.is_dir(), reason="demo/models/siglip-large is not there: demo/pretrain_siglip.py --size large")
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,7 @@ def pictures(rows: list[dict]) -> list[Image.Image]:
 
 def test_sizes_are_within_the_budget() -> None:
     sizes = {folder: sum(path.stat().st_size for path in folder.iterdir()) for folder in (BASE, MATCHER)}
+    assert sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file()) <= 24 * MEGABYTE
     assert sizes[BASE] <= 5.6 * MEGABYTE and sizes[MATCHER] <= 9 * MEGABYTE
     assert {path.name for path in BASE.iterdir()} >= {"config.json", "model.safetensors", "preprocessor_config.json", "spiece.model"}
     assert {path.name for path in MATCHER.iterdir()} >= {"config.json", "model.safetensors", "preprocessor_config.json", "vocab.txt"}
@@ -61,6 +63,28 @@ def test_base_loads_with_plain_transformers() -> None:
     assert 1 < model.logit_scale.exp().item() < 200 and model.logit_bias.item() < 0
 
 
+@needs_large
+def test_large_loads_with_plain_transformers_and_is_wider_than_base() -> None:
+    large, base = (SiglipModel.from_pretrained(folder) for folder in (LARGE, BASE))
+    assert {parameter.dtype for parameter in large.parameters()} == {torch.float32}
+    for tower in ("text_config", "vision_config"):
+        assert getattr(large.config, tower).hidden_size > getattr(base.config, tower).hidden_size
+    assert large.config.text_config.projection_size > base.config.text_config.projection_size  # the vectors' widths differ too
+    assert large.config.vision_config.image_size == 64 and large.config.text_config.max_position_embeddings == NUM_TEXT_TOKENS
+    assert SiglipProcessor.from_pretrained(LARGE).tokenizer.get_vocab() == siglip_processor().tokenizer.get_vocab()
+    assert 1 < large.logit_scale.exp().item() < 200 and large.logit_bias.item() < 0
+
+
+@torch.no_grad()
+@needs_large
+def test_large_finds_more_than_chance(few: list[dict]) -> None:
+    large, processor = SiglipModel.from_pretrained(LARGE).eval(), SiglipProcessor.from_pretrained(LARGE)
+    captions = [row["captions"][0] for row in few]
+    inputs = processor(images=pictures(few), text=captions, padding="max_length", return_tensors="pt")
+    logits = large(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"]).logits_per_image
+    assert mean_recall_at_1(logits) > 3 / len(few)
+
+
 def test_matcher_loads_with_plain_transformers_and_has_the_two_ids_of_the_released_one() -> None:
     model, report = BlipForImageTextRetrieval.from_pretrained(MATCHER, output_loading_info=True)
     processor = BlipProcessor.from_pretrained(MATCHER)
@@ -74,7 +98,7 @@ def test_matcher_loads_with_plain_transformers_and_has_the_two_ids_of_the_releas
     assert processor.image_processor.size == {"height": 64, "width": 64}
 
 
-@pytest.mark.parametrize("folder", [BASE, MATCHER])
+@pytest.mark.parametrize("folder", [BASE, pytest.param(LARGE, marks=needs_large), MATCHER])
 def test_image_processors_are_named_so_that_any_installation_loads_them(folder: Path) -> None:
     named = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))["image_processor_type"]
     # The public name: resolved to the torchvision class or to Pillow's, whichever can run.
@@ -98,7 +122,7 @@ def test_vocabularies_made_anew_are_the_committed_ones() -> None:
     assert blip_processor().tokenizer.get_vocab() == matcher.get_vocab()
 
 
-@pytest.mark.parametrize("folder", [BASE, MATCHER])
+@pytest.mark.parametrize("folder", [BASE, pytest.param(LARGE, marks=needs_large), MATCHER])
 def test_the_scripts_scale_pixels_as_the_saved_processors_do(few: list[dict], folder: Path) -> None:
     images = AutoProcessor.from_pretrained(folder).image_processor
     expected_BCHW = images(images=pictures(few[:4]), return_tensors="pt")["pixel_values"]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,8 @@ import torch
 
 from eval.dataset import PositivePairs
 from eval.ranking import Direction
-from rerank.views import Member, Pool, Views
-
-Pools = tuple[Pool | None, Pool | None]
+from rerank.blend import COMBINATIONS, Combination, Pools
+from rerank.views import POOLINGS, Member, Pool, Views
 
 
 def ranks_of(scores: Sequence[float]) -> list[int]:
@@ -62,6 +62,8 @@ def member_scores(member: Member, direction: Direction, pools: Pools) -> np.ndar
     """Pooled cosines of one member, float64 (Q, N)."""
     queries, gallery = (member.images, member.captions) if direction == "image_to_text" else (member.captions, member.images)
     asks, ranked = pools
+    if all(len(views_of(queries, query, asks)) == 1 for query in range(len(queries.vectors_ND))):
+        asks = None  # nothing to pool: cosines, not ranks
     rows = []
     for query in range(len(queries.vectors_ND)):
         views = views_of(queries, query, asks)
@@ -79,27 +81,29 @@ def member_scores(member: Member, direction: Direction, pools: Pools) -> np.ndar
     return np.array(rows)
 
 
-def blended_scores(
-    members: Sequence[Member], direction: Direction, weights: Sequence[float], combination: str, pools: Pools
-) -> np.ndarray:
+def blended_scores(members: Sequence[Member], direction: Direction, weights: Sequence[float], combination: str, pools: Pools) -> np.ndarray:
     """The blended scores, float64 (Q, N); logits and standardised scores brought to weighted means of cosines."""
     kept = [(member, weight / sum(weights)) for member, weight in zip(members, weights, strict=True) if weight]
     scores = [member_scores(member, direction, pools) for member, _ in kept]
     if len(kept) == 1:
         return scores[0]
-    if combination == "logits":
-        total = sum(weight * member.scale for member, weight in kept)
+    parts = np.array([weight for _, weight in kept])
+    if combination == "reciprocal-rank":
+        found = np.array([[[1 / (60 + rank) for rank in ranks_of(row.tolist())] for row in own.astype(np.float32)] for own in scores])
+    elif combination == "probabilities":
+        logits = [member.scale * own + member.bias for (member, _), own in zip(kept, scores, strict=True)]
+        found = np.array([1 / (1 + np.exp(-own)) for own in logits])
+    elif combination == "logits":
+        logits = [member.scale * own + member.bias for (member, _), own in zip(kept, scores, strict=True)]
         bias = sum(weight * member.bias for member, weight in kept)
-        logits = sum(weight * (member.scale * own + member.bias) for (member, weight), own in zip(kept, scores, strict=True))
-        return (logits - bias) / total
-    if combination == "standardised":
-        units = [math.sqrt(member_scores(member, direction, (None, None)).var(axis=1).mean()) for member, _ in kept]
-        total = sum(weight / unit for (_, weight), unit in zip(kept, units, strict=True))
-        return sum(weight * own / unit for (_, weight), own, unit in zip(kept, scores, units, strict=True)) / total
-    if combination == "probabilities":
-        return sum(weight / (1 + np.exp(-(member.scale * own + member.bias))) for (member, weight), own in zip(kept, scores, strict=True))
-    places = [[[1 / (60 + rank) for rank in ranks_of(row.tolist())] for row in own.astype(np.float32)] for own in scores]
-    return sum(weight * np.array(own) for (_, weight), own in zip(kept, places, strict=True))
+        found = (np.array(logits) - bias) / sum(weight * member.scale for member, weight in kept)
+    else:
+        units = np.array([math.sqrt(member_scores(member, direction, (None, None)).var(axis=1).mean()) for member, _ in kept])
+        says = units > 1e-9  # a member that says the same of everything has no say
+        if says.any():
+            parts = np.where(says, parts / np.where(says, units, 1), 0)
+        parts, found = parts / parts.sum(), np.array(scores)
+    return np.einsum("m,mqn->qn", parts, found)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -143,3 +147,17 @@ class Owned:
 def as_set(num_images: int, num_captions: int) -> Any:
     """What `rank_blend` takes for a data set."""
     return Owned(num_images, num_captions)
+
+
+def arms(members: int) -> list[tuple[Combination, str | None, str | None]]:
+    """Every (combination, pooling of the side that asks, pooling of the side that is ranked) that has a meaning."""
+    ways: list[str | None] = [None, *POOLINGS]
+    return [
+        (combination, asks, ranked)
+        for combination, asks, ranked in product(COMBINATIONS if members > 1 else COMBINATIONS[:1], ways, ways)
+        if ranked != "reciprocal-rank" and (asks != "reciprocal-rank" or members == 1 or combination == "reciprocal-rank")
+    ]
+
+
+def pool(pooling: str | None, number: int, weight: float) -> Pool | None:
+    return None if pooling is None else Pool(pooling, number, weight)  # type: ignore[arg-type]

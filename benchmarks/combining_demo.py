@@ -1,0 +1,261 @@
+"""Two models, several weights, other words: what does each add on the demo, alone and with BLIP on top?
+
+    python -m benchmarks.combining_demo runs/demo --output results/combining-demo          # some fifteen minutes on two cores
+
+1. Tunes two more seeds of the demo's job (configs/demo.yaml, seeds 1 and 2), and large once; runs that are there are used as they are.
+2. Makes the soups of the three seeds' exports: greedy, chosen on val, and uniform (python -m train.soup).
+3. One evaluation on test with base, tuned, large, base and large together, the soups, and base (and the ensemble) with captions expanded by
+   synonyms (from rare words to plain ones), by a thesaurus (both ways) and by templates; each with BLIP on top. Weights, rules and pools
+   are chosen on val (python -m eval, printed as it is called).
+4. Another of the same kind with tuned and tuned large for base and large.
+Writes OUTPUT.md, and OUTPUT/SECTION/report.json and queries.parquet behind it. The tables' comparisons are made anew from those rows.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from benchmarks.kept_report import comparison, comparisons_of, keep_report, mean_recall, points, read_kept, recall_lines
+from benchmarks.training_run import run_training
+from eval.combined_lines import combined_lines
+from eval.report import read_report
+from rerank.views import Combination
+
+DATA, COLUMN, BASE = "demo/data/scenes.parquet", "group=scene", "demo/models/siglip-base"
+EXPANSIONS = {"synonyms": "synonyms:demo/data/synonyms.txt", "synonyms-2": "synonyms:demo/data/thesaurus.txt", "templates": "templates"}
+ARM_WORDS = {"synonyms-2": "thesaurus"}
+CHOSEN = "ensemble,expansion"
+BARE: dict[str, Any] = {"rerank": None, "watch": [], "choices": None}
+
+
+@dataclass(frozen=True)
+class Arms:
+    """What one evaluation measures.
+
+    Attributes:
+        title: of its section.
+        model: the checkpoint that is expanded; stage "model".
+        large: its partner; stages "model-2" and "ensemble".
+        also: further checkpoints by stage.
+        shown: the names of stages on the page, by the name in the report up to its first plus sign.
+        expansions: of the captions, for "model": what --expand takes, by the ending of the stage.
+        against: what first stages are compared with beside those that `pairs` knows: (stage, against).
+    """
+
+    title: str
+    model: str
+    large: str
+    also: Mapping[str, str]
+    shown: Mapping[str, str]
+    expansions: Mapping[str, str] = field(default_factory=dict)
+    against: Sequence[tuple[str, str]] = ()
+
+
+def base_arms(tuned: str, large: str, soups: Mapping[str, str]) -> Arms:
+    """Base and all that is made of it."""
+    against = [("tuned", "model"), *((soup, "tuned") for soup in soups)]
+    shown = {"model": "base", "model-2": "large", "ensemble": "base & large"}
+    return Arms("From base", BASE, large, {"tuned": tuned, **soups}, shown, EXPANSIONS, against)
+
+
+def tuned_arms(tuned: str, large_tuned: str, soups: Mapping[str, str]) -> Arms:
+    """The same from tuned checkpoints."""
+    against = [(soup, "model") for soup in soups] + [("ensemble", soup) for soup in soups]
+    shown = {"model": "tuned", "model-2": "large, tuned", "ensemble": "tuned & large, tuned"}
+    return Arms("From tuned", tuned, large_tuned, soups, shown, EXPANSIONS, against)
+
+
+def eval_command(arms: Arms, rerank: str, top_k: int, output: Path) -> list[str]:
+    """`python -m eval` for them, without the interpreter."""
+    words = ["-m", "eval", "--model", arms.model, "--ensemble", arms.large]
+    for name, checkpoint in arms.also.items():
+        words += ["--also", f"{name}={checkpoint}"]
+    for method in arms.expansions.values():
+        words += ["--expand", method]
+    words += [
+        "--data",
+        DATA,
+        "--column",
+        COLUMN,
+        "--split",
+        "test",
+        "--choose-on",
+        "val",
+        "--choose",
+        CHOSEN if arms.large else "expansion",
+    ]
+    words += ["--combine", ",".join(get_args(Combination)), "--rerank", rerank, "--top-k", str(top_k), "--no-pair-scores"]
+    return [*words, "--num-workers", "0", "--output", str(output)]
+
+
+def called(words: Sequence[str]) -> None:
+    """Run a command of this project and let it speak.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    print("python " + " ".join(words), flush=True)
+    if code := subprocess.run([sys.executable, *words], check=False).returncode:
+        raise SystemExit(f"python {' '.join(words)} ended with {code}")
+
+
+def tuned_run(name: str, folder: Path, **overrides: Any) -> Path:
+    """The demo's job without what comes after SigLIP; used as it is where it is finished."""
+    if (folder / name / "finished.json").is_file():
+        return folder / name
+    return run_training("configs/demo.yaml", {"name": name, "runs_folder": str(folder)} | BARE | overrides)
+
+
+def made_soups(runs: Sequence[Path], folder: Path) -> dict[str, str]:
+    """The exports of the greedy and the uniform soup of some runs, by stage."""
+    ingredients = [str(run / "export") for run in runs]
+    measured = ["--data", DATA, "--column", COLUMN, "--split", "val"]
+    called(["-m", "train.soup", *ingredients, "--output", str(folder / "soup"), "--greedy", *measured])
+    called(["-m", "train.soup", *ingredients, "--output", str(folder / "soup-uniform"), *measured])
+    return {name: str(folder / name / "export") for name in ("soup", "soup-uniform")}
+
+
+def pairs_of(stages: Sequence[str], arms: Arms, scorer: str) -> list[tuple[str, str]]:
+    """What is compared, of the stages that a report has: (stage, against).
+
+    The ensemble against each member; expanded against not; what the arms name; and of each such pair the reranked twins; each twin against
+    its first stage.
+    """
+    firsts = [("model-2", "model"), ("ensemble", "model"), ("ensemble", "model-2"), *arms.against]
+    firsts += [(f"{stage}+{name}", stage) for name in arms.expansions for stage in ("model", "ensemble")]
+    twins = [(f"{stage}+{scorer}", f"{against}+{scorer}") for stage, against in firsts]
+    own = [(f"{stage}+{scorer}", stage) for stage in dict.fromkeys(["model", *(stage for stage, _ in firsts)])]
+    return [pair for pair in (*firsts, *own, *twins) if set(pair) <= set(stages)]
+
+
+def in_words(stage: str, shown: Mapping[str, str]) -> str:
+    """A stage's name on the page: that of its checkpoint, then what was done to it."""
+    first, plus, rest = stage.partition("+")
+    return " + ".join([shown.get(first, first), *(ARM_WORDS.get(part, part) for part in rest.split("+") if plus)])
+
+
+def gain_lines(queries: pa.Table, stages: Mapping[str, Any], pairs: Sequence[tuple[str, str]], shown: Mapping[str, str]) -> list[str]:
+    """Gain beside cost: mean R@1 of both directions, the difference with its interval, and the seconds that both arms took.
+
+    Args:
+        stages: of report.json.
+    """
+    rows = comparisons_of(queries, pairs)
+    lines = [
+        "| arm | mean R@1 | against | gain, points | paired 95% interval | verdict | seconds | seconds of the other |",
+        "|---" * 8 + "|",
+    ]
+    for stage, against in pairs:
+        row = comparison(rows, stage, against)
+        cells = [in_words(stage, shown), f"{100 * mean_recall(queries, stage):.1f}", in_words(against, shown), f"{100 * row['delta']:+.1f}"]
+        cells += [points(row["ci95"]), row["verdict"], *(f"{stages[name]['cost']['seconds']:.1f}" for name in (stage, against))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def section(record: Mapping[str, Any], queries: pa.Table) -> list[str]:
+    """One evaluation on the page, from what is kept of it: the keys of report.json, and `study` (title, shown, pairs, command)."""
+    study = record["study"]
+    shown, pairs = study["shown"], [tuple(pair) for pair in study["pairs"]]
+    named = dict.fromkeys(stage for pair in pairs for stage in reversed(pair))
+    order = [stage for stage in record["stages"] if stage in named]
+    table = recall_lines(queries, order)
+    rows = [line.replace(f"| {stage} |", f"| {in_words(stage, shown)} |", 1) for stage, line in zip(order, table[2:], strict=True)]
+    return [
+        f"## {study['title']}",
+        "",
+        f"`{study['command']}`",
+        "",
+        *table[:2],
+        *rows,
+        "",
+        *gain_lines(queries, record["stages"], pairs, shown),
+        "",
+        "Chosen on val; and what the ensemble's further seconds would buy as reranking of its first member (names as in the report):",
+        "",
+        *(f"- {line}" for line in combined_lines(dict(record))),
+        "",
+    ]
+
+
+def page(parts: Sequence[tuple[Mapping[str, Any], pa.Table]], command: str) -> str:
+    """The whole page."""
+    data = parts[0][0]["data"]
+    return "\n".join(
+        [
+            "# Ensembles, soups and expanded queries on the demo",
+            "",
+            f"`{command}`. Measured on test ({data['num_images']} images, {data['num_captions']} captions); what is",
+            "chosen is chosen on val. Recalls in percent, differences in points of mean R@1 of both directions. Intervals: images drawn;",
+            "verdicts are corrected over all pairs, metrics and ways of a section. Seconds: of the whole arm, in one run; read ratios.",
+            "",
+            *(line for record, queries in parts for line in section(record, queries)),
+        ]
+    )
+
+
+def scorer_of(stages: Mapping[str, Any]) -> str:
+    """The name of the reranker: what `model` has behind its plus sign where it is reranked and nothing else."""
+    (name,) = [
+        stage for stage in stages if stage.startswith("model+") and stage.count("+") == 1 and "rerank_seconds" in stages[stage]["cost"]
+    ]
+    return name.partition("+")[2]
+
+
+def kept(arms: Arms, rerank: str, top_k: int, report: Path, folder: Path) -> None:
+    """Keep what the page needs of a report that `eval_command` wrote."""
+    record, queries = read_report(report), pq.read_table(report / "queries.parquet")
+    scorer = next(
+        name.rpartition("+")[2]
+        for name in record["stages"]
+        if name.startswith("model+") and "rerank_seconds" in record["stages"][name]["cost"]
+    )
+    pairs = pairs_of(list(record["stages"]), arms, scorer)
+    named = {stage for pair in pairs for stage in pair}
+    record["study"] = {
+        "title": arms.title,
+        "shown": dict(arms.shown),
+        "pairs": pairs,
+        "command": "python " + " ".join(eval_command(arms, rerank, top_k, report)),
+    }
+    record["stages"] = {stage: figures for stage, figures in record["stages"].items() if stage in named}
+    keep_report(record, queries.filter(pc.is_in(queries["stage"], pa.array(sorted(named)))), folder)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_folder", type=Path, help="the demo's run: tuned, seed 0")
+    parser.add_argument("--large", default="demo/models/siglip-large")
+    parser.add_argument("--rerank", default="demo/models/blip-itm")
+    parser.add_argument("--top-k", type=int, default=16)
+    parser.add_argument("--runs", type=Path, default=Path("runs/combining"), help="folder of the further runs, soups and reports")
+    parser.add_argument("--output", type=Path, required=True)
+    asked = parser.parse_args()
+    seeds = [asked.run_folder, *(tuned_run(f"demo-{seed}", asked.runs, seed=seed) for seed in (1, 2))]
+    large_tuned = tuned_run("large-0", asked.runs, **{"model.base": asked.large})
+    soups = made_soups(seeds, asked.runs)
+    tuned = str(asked.run_folder / "export")
+    sections = {
+        "base": base_arms(tuned, asked.large, soups),
+        "tuned": tuned_arms(tuned, str(large_tuned / "export"), soups),
+    }
+    for name, arms in sections.items():
+        report = asked.runs / f"eval-{name}"
+        called(eval_command(arms, asked.rerank, asked.top_k, report))
+        kept(arms, asked.rerank, asked.top_k, report, asked.output / name)
+    text = page([read_kept(asked.output / name) for name in sections], "python -m benchmarks.combining_demo " + " ".join(sys.argv[1:]))
+    asked.output.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

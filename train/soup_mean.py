@@ -1,0 +1,87 @@
+"""The mean of several models' weights, and whose: the uniform soup's are all, the greedy soup's those that do not lower its score.
+
+Source: Wortsman et al. 2022, arXiv 2203.05482, section 2 and algorithm 1.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+State = Mapping[str, torch.Tensor]
+
+
+class RunningMean:
+    """The mean of the weights of models that pass by one at a time: one sum is held, float64.
+
+    Attributes:
+        count: models added.
+    """
+
+    def __init__(self) -> None:
+        self._sum: dict[str, torch.Tensor] = {}
+        self.count = 0
+
+    def add(self, state: State) -> None:
+        """Count a model in.
+
+        Raises:
+            ValueError: its weights have other names or shapes than those before.
+        """
+        self._sum, self.count = self._with(state), self.count + 1
+
+    def mean(self) -> dict[str, torch.Tensor]:
+        """Of those added, float32."""
+        return {name: (total / self.count).float() for name, total in self._sum.items()}
+
+    def mean_with(self, state: State) -> dict[str, torch.Tensor]:
+        """What the mean would be with one more, float32; nothing is added."""
+        return {name: (total / (self.count + 1)).float() for name, total in self._with(state).items()}
+
+    def _with(self, state: State) -> dict[str, torch.Tensor]:
+        if not self.count:
+            return {name: value.detach().double() for name, value in state.items()}
+        shapes, others = ({name: tuple(value.shape) for name, value in part.items()} for part in (self._sum, state))
+        if shapes != others:
+            differing = sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name))
+            raise ValueError(f"two different models; differing weights: {differing[:5]}")
+        return {name: total + state[name].detach().double() for name, total in self._sum.items()}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One question of the greedy soup.
+
+    Attributes:
+        ingredient: index of the one that was tried.
+        members: of the soup before, in the order in which they came.
+        before, score: of the soup without it and with it.
+    """
+
+    ingredient: int
+    members: tuple[int, ...]
+    before: float
+    score: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether it stays: it does not lower the score."""
+        return self.score >= self.before
+
+
+def greedy(alone: Sequence[float], score: Callable[[tuple[int, ...]], float]) -> tuple[tuple[int, ...], list[Trial]]:
+    """(members of the greedy soup, every trial): the best alone first, then each of the others, best first, kept if it does not lower it.
+
+    Args:
+        alone: score of each ingredient; equal ones are tried in the order given.
+        score: of the soup of some ingredients, the last of them on trial.
+    """
+    first, *others = sorted(range(len(alone)), key=lambda index: -alone[index])
+    members: tuple[int, ...] = (first,)
+    best, trials = alone[first], list[Trial]()
+    for index in others:
+        trial = Trial(index, members, best, score((*members, index)))
+        trials.append(trial)
+        if trial.kept:
+            members, best = (*members, index), trial.score
+    return members, trials
