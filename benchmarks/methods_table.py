@@ -140,6 +140,8 @@ METHODS: tuple[Method, ...] = (
     Method("Text-text reranker: base's own text tower, on base", NO, REFUSED, of_report("text-text", "base+tower", "base")),
     Method("the same: a text cross-encoder of the demo's own, on base", NO, REFUSED, of_report("text-text", "base+cross", "base")),
     Method("the same: a released sentence encoder (MiniLM), on base", NO, REFUSED, of_report("text-text", "base+minilm", "base")),
+    Method("the same: a text model that never errs, on base", NO, REFUSED, of_report("text-text", "base+truth", "base")),
+    Method("the same: a text model that never errs, on tuned", NO, REFUSED, of_report("text-text", "tuned+truth", "tuned")),
     Method("the same: the text cross-encoder, on tuned", NO, REFUSED, of_report("text-text", "tuned+cross", "tuned")),
     Method("Ensembling: base and large, against base", YES, ENSEMBLE, of_report("combining-demo/base", "ensemble", "model")),
     Method("the same against large alone", YES, ENSEMBLE, of_report("combining-demo/base", "ensemble", "model-2")),

@@ -1,6 +1,6 @@
 """A small text cross-encoder of the demo's own: two captions in, one number out, higher where both are said of one scene.
 
-    python -m benchmarks.text_cross_encoder --output runs/text-cross-encoder           # some five minutes on one core
+    python -m benchmarks.text_cross_encoder --output runs/text-cross-encoder           # some ten minutes on one core
 
 It stands for the released ones (cross-encoder/ms-marco-MiniLM-L-6-v2 and its like), which a machine without a network cannot read: a BERT
 from random weights in their own format (one label, both texts in one sequence), with the words of the demo's matcher. It learns from

@@ -5,7 +5,8 @@
 A picture has no words of its own, so a text-text reranker needs a stand-in for it: here the first caption that the first stage retrieves
 for the picture. The score of (picture, caption) is what the text model says of (stand-in, caption). Text models: `tower`, the first stage's
 own text tower, by the cosine of both vectors; and each --model, a folder or a hub id (benchmarks/text_models.py). What each is worth at its
-own task, telling captions of one scene from others, is measured on val.
+own task, telling captions of one scene from others, is measured on val. And `truth`, no model: it knows which captions are of one scene, so
+what it reaches is what stand-ins are worth at most.
 The product itself refuses such a reranker at the door (rerank/guard.py); so this study has its own scoring.
 Writes OUTPUT.md, and OUTPUT/report.json and queries.parquet behind its tables.
 Shape letters: N pairs, I images.
@@ -52,6 +53,16 @@ def text_scores(stage: Stage, dataset: RetrievalSet, score: PairsToScores) -> Pa
     stand_ins = [dataset.captions[caption] for caption in first_I[lists.image_of_pair_N]]
     scores_N = score(stand_ins, [dataset.captions[caption] for caption in lists.caption_indices_N])
     return PairScores(lists, scores_N, "text-text", ScoringCost(lists.num_pairs, 0, time.perf_counter() - began))
+
+
+def truth_of(dataset: RetrievalSet) -> PairsToScores:
+    """A text model that never errs: 1 where both captions are said of one group of the data, else 0."""
+    groups: dict[str, set[int]] = {}
+    for text, group in zip(dataset.captions, dataset.group_I[dataset.caption_image_C].tolist(), strict=True):
+        groups.setdefault(text, set()).add(group)
+    return lambda first, second: np.array(
+        [bool(groups[one] & groups[two]) for one, two in zip(first, second, strict=True)], dtype=np.float32
+    )
 
 
 def share_right(stage: Stage) -> float:
@@ -146,9 +157,9 @@ def main() -> None:
         tower = cosines_of(partial(embed_captions, siglip, inputs))
         stages.append(first)
         right[name], told[f"{name}'s tower"] = share_right(first), share_told_apart(tower, val)
-        for text, score in {"tower": tower, **others}.items():
+        for text, score in {"tower": tower, **others, "truth": truth_of(dataset)}.items():
             stages += reranked([first], text_scores(first, dataset, score), text, TOP_K)
-    models = ["tower", *others]
+    models = ["tower", *others, "truth"]
     figures = evaluate(dataset, stages, [(f"{first}+{text}", first) for first in right for text in models])
     words = " ".join(f"'{word}'" if " " in word else word for word in sys.argv[1:] if word not in asked.note and word != "--note")
     figures.sections["text_text"] = {

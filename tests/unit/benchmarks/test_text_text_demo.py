@@ -8,7 +8,7 @@ from benchmarks.demo_table import ROOT
 from benchmarks.kept_report import read_kept
 from benchmarks.text_cross_encoder import CaptionPairs, cross_logits, nearest_in_words, new_cross_encoder, share_told_apart
 from benchmarks.text_models import cosines_of, logits_of, mean_states
-from benchmarks.text_text_demo import page, text_scores, why_refused
+from benchmarks.text_text_demo import page, text_scores, truth_of, why_refused
 from eval.dataset import RetrievalSet
 from eval.evaluator import Stage
 from eval.ranking import DIRECTIONS, Ranking
@@ -67,6 +67,18 @@ def test_a_picture_stands_as_the_first_caption_retrieved_for_it(monkeypatch: pyt
     found = text_scores(Stage("base", rankings), Three(), score)
     assert asked == [("two", "zero"), ("two", "one"), ("two", "two"), ("zero", "zero"), ("zero", "one"), ("zero", "two")]
     assert found.lookup(np.array([0, 1]), np.array([2, 1])).tolist() == [2.0, 4.0] and found.cost.pairs_scored == 6
+
+
+def test_the_truth_knows_captions_of_one_group() -> None:
+    class Five(RetrievalSet):
+        def __init__(self) -> None:
+            self.captions, self.group_I, self.caption_image_C = TEXTS, np.array([7, 7, 9]), np.array([0, 1, 2, 2, 2])  # type: ignore[assignment]
+
+    assert truth_of(Five())(["a red star", "a red star", "a blue box"], ["a crimson star", "a red box", "a red box"]).tolist() == [
+        1.0,
+        0.0,
+        1.0,
+    ]
 
 
 def test_cosines_are_the_dense_ones() -> None:
