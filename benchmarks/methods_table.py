@@ -70,8 +70,10 @@ def of_report(folder: str, stage: str, against: str) -> Callable[[Path], Measure
         record, queries = read_kept(results / folder)
         if stage not in record["stages"]:
             return None
-        pairs = [tuple(pair) for pair in record["study"]["pairs"]] if "study" in record else None
-        rows = record["comparisons"] if pairs is None else comparisons_of(queries, pairs)
+        rows = record["comparisons"]
+        for pairs in record.get("study", {}).get("questions", {}).values():  # a verdict is that of the study's own table
+            if [stage, against] in pairs:
+                rows = comparisons_of(queries, [(one, other) for one, other in pairs])
         return Measured(comparison(rows, stage, against), seconds(record["stages"], stage, against), source_of(results, folder))
 
     return measure

@@ -39,7 +39,7 @@ def reports(folder: Path) -> None:
     row = {"stage": "arm", "against": "base", "direction": "both", "metric": "R@1", "delta": 0.6, "ci95": [0.3, 0.9], "verdict": "better"}
     stages = {"base": {"cost": {"seconds": 2.0}}, "arm": {"cost": {"seconds": 5.0}}}
     keep_report({"data": {}, "stages": stages, "comparisons": [row]}, pa.Table.from_pylist(rows), folder / "plain")
-    study = {"pairs": [["arm", "base"]]}
+    study = {"questions": {"Which?": [["arm", "base"]]}}
     keep_report({"data": {}, "stages": stages, "comparisons": [], "study": study}, pa.Table.from_pylist(rows), folder / "studied" / "base")
     (folder / "studied.md").write_text("a page")
 
