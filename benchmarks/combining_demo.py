@@ -19,19 +19,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmarks.kept_report import comparison, comparisons_of, keep_report, mean_recall, points, read_kept, recall_lines
+from benchmarks.kept_report import WAYS, comparison, comparisons_of, keep_report, points, ranks_of, read_kept, recall_lines
 from benchmarks.training_run import run_training
 from eval.combined_lines import combined_lines
+from eval.ranking import DIRECTIONS
 from eval.report import read_report
 from rerank.views import Combination
 
 DATA, COLUMN, BASE = "demo/data/scenes.parquet", "group=scene", "demo/models/siglip-base"
 EXPANSIONS = {"synonyms": "synonyms:demo/data/synonyms.txt", "synonyms-2": "synonyms:demo/data/thesaurus.txt", "templates": "templates"}
 ARM_WORDS = {"synonyms-2": "thesaurus"}
+WORDS_QUESTION = "Other words: text to image, the direction that they change"
 CHOSEN = "ensemble,expansion"
 BARE: dict[str, Any] = {"rerank": None, "watch": [], "choices": None}
 
@@ -136,7 +139,7 @@ def questions_of(stages: Sequence[str], arms: Arms, scorer: str) -> dict[str, li
     named = dict.fromkeys(["model", *(stage for stage, _ in checkpoints)])
     asked = {
         "Several checkpoints": checkpoints,
-        "Other words": expanded,
+        WORDS_QUESTION: expanded,
         "BLIP on top": [(f"{stage}+{scorer}", stage) for stage in named],
         "All with BLIP on top": [(f"{stage}+{scorer}", f"{against}+{scorer}") for stage, against in (*checkpoints, *expanded)],
     }
@@ -149,20 +152,24 @@ def in_words(stage: str, shown: Mapping[str, str]) -> str:
     return " + ".join([shown.get(first, first), *(ARM_WORDS.get(part, part) for part in rest.split("+") if plus)])
 
 
-def gain_lines(queries: pa.Table, stages: Mapping[str, Any], pairs: Sequence[tuple[str, str]], shown: Mapping[str, str]) -> list[str]:
-    """Gain beside cost: mean R@1 of both directions, the difference with its interval, and the seconds that both arms took.
+def gain_lines(
+    queries: pa.Table, stages: Mapping[str, Any], pairs: Sequence[tuple[str, str]], shown: Mapping[str, str], way: str = "both"
+) -> list[str]:
+    """Gain beside cost: R@1 of a direction or the mean of both, the difference with its interval, and the seconds that both arms took.
 
     Args:
         stages: of report.json.
     """
-    rows = comparisons_of(queries, pairs)
+    rows, directions = comparisons_of(queries, pairs), DIRECTIONS if way == "both" else (way,)
     lines = [
-        "| arm | mean R@1 | against | gain, points | paired 95% interval | verdict | seconds | seconds of the other |",
+        f"| arm | R@1, {'mean of both' if way == 'both' else WAYS[way]} | against | gain, points | paired 95% interval | verdict "
+        "| seconds | seconds of the other |",
         "|---" * 8 + "|",
     ]
     for stage, against in pairs:
-        row = comparison(rows, stage, against)
-        cells = [in_words(stage, shown), f"{100 * mean_recall(queries, stage):.1f}", in_words(against, shown), f"{100 * row['delta']:+.1f}"]
+        row = comparison(rows, stage, against, way)
+        recall = np.mean([np.mean(ranks_of(queries, stage, direction) == 1) for direction in directions])
+        cells = [in_words(stage, shown), f"{100 * recall:.1f}", in_words(against, shown), f"{100 * row['delta']:+.1f}"]
         cells += [points(row["ci95"]), row["verdict"], *(f"{stages[name]['cost']['seconds']:.1f}" for name in (stage, against))]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -171,7 +178,8 @@ def gain_lines(queries: pa.Table, stages: Mapping[str, Any], pairs: Sequence[tup
 def question_lines(question: str, pairs: Sequence[Sequence[str]], record: Mapping[str, Any], queries: pa.Table) -> list[str]:
     """One question's table under its own heading."""
     listed = [(stage, against) for stage, against in pairs]
-    return [f"### {question}", "", *gain_lines(queries, record["stages"], listed, record["study"]["shown"]), ""]
+    way = "text_to_image" if question == WORDS_QUESTION else "both"
+    return [f"### {question}", "", *gain_lines(queries, record["stages"], listed, record["study"]["shown"], way), ""]
 
 
 def section(record: Mapping[str, Any], queries: pa.Table) -> list[str]:

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.combining_demo import (
     EXPANSIONS,
+    WORDS_QUESTION,
     base_arms,
     eval_command,
     gain_lines,
@@ -88,7 +89,7 @@ def test_what_is_compared_of_what_is_there() -> None:
         ("tuned", "model"),
         ("soup", "tuned"),
     ]
-    assert found["Other words"] == [("model+synonyms", "model")]
+    assert found[WORDS_QUESTION] == [("model+synonyms", "model")]
     assert ("ensemble+blip", "ensemble") in found["BLIP on top"] and ("model+blip", "model") in found["BLIP on top"]
     assert {("ensemble+blip", "model+blip"), ("soup+blip", "tuned+blip"), ("model+synonyms+blip", "model+blip")} < set(
         found["All with BLIP on top"]
@@ -114,6 +115,9 @@ def test_gain_stands_beside_cost() -> None:
     cells = lines[2].strip("| ").split(" | ")
     assert cells[0] == "base & large" and cells[2] == "base" and cells[6:] == ["5.0", "2.0"]
     assert float(cells[3]) == pytest.approx(100 * (mean_recall(queries, "ensemble") - mean_recall(queries, "model")), abs=0.051)
+    (line,) = gain_lines(queries, record_of(queries)["stages"], [("model+synonyms", "model")], ARMS.shown, "text_to_image")[2:]
+    shares = [share(queries, stage, "text_to_image") for stage in ("model+synonyms", "model")]
+    assert [float(line.split(" | ")[column]) for column in (1, 3)] == pytest.approx([shares[0], shares[0] - shares[1]], abs=0.051)
     assert in_words("model+synonyms+blip", ARMS.shown) == "base + synonyms + blip"
     assert in_words("ensemble+synonyms-2", ARMS.shown) == "base & large + thesaurus" and in_words("soup", ARMS.shown) == "soup"
     assert scorer_of(record_of(queries)["stages"]) == "blip"

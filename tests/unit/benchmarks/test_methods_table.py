@@ -29,16 +29,30 @@ def test_links_lead_somewhere() -> None:
 
 def reports(folder: Path) -> None:
     """One query of each direction an image; the arm is right on all ten, the base on images 0 to 3, "worse" on none."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for stage in ("base", "arm", "worse"):
         for image in range(10):
             for direction in ("image_to_text", "text_to_image"):
                 rank = 1 if stage == "arm" or (stage == "base" and image < 4) else 2
-                row = {"stage": stage, "direction": direction, "query_id": f"{image}", "image_id": f"{image}", "rank": rank}
+                row: dict[str, object] = {
+                    "stage": stage,
+                    "direction": direction,
+                    "query_id": f"{image}",
+                    "image_id": f"{image}",
+                    "rank": rank,
+                }
                 rows.append(row | {"ap_at_r": 0.0, "r_precision": 0.0})
-    row = {"stage": "arm", "against": "base", "direction": "both", "metric": "R@1", "delta": 0.6, "ci95": [0.3, 0.9], "verdict": "better"}
+    compared = {
+        "stage": "arm",
+        "against": "base",
+        "direction": "both",
+        "metric": "R@1",
+        "delta": 0.6,
+        "ci95": [0.3, 0.9],
+        "verdict": "better",
+    }
     stages = {"base": {"cost": {"seconds": 2.0}}, "arm": {"cost": {"seconds": 5.0}}}
-    keep_report({"data": {}, "stages": stages, "comparisons": [row]}, pa.Table.from_pylist(rows), folder / "plain")
+    keep_report({"data": {}, "stages": stages, "comparisons": [compared]}, pa.Table.from_pylist(rows), folder / "plain")
     study = {"questions": {"Which?": [["arm", "base"]]}}
     keep_report({"data": {}, "stages": stages, "comparisons": [], "study": study}, pa.Table.from_pylist(rows), folder / "studied" / "base")
     (folder / "studied.md").write_text("a page")
