@@ -21,6 +21,10 @@ from eval.standing import Standing
 QUERY_BLOCK = 1024
 GALLERY_BLOCK = 2048
 
+_TILES_KEPT = 2  # right answers of neighbouring queries lie together, mostly in a tile or two, which then are not made a second time
+
+Tile = tuple[range, range, torch.Tensor]
+
 
 class Product(Protocol):
     """The scores of every query with every gallery item, as tiles of a fixed grid.
@@ -35,7 +39,7 @@ class Product(Protocol):
     query_block: int
     gallery_block: int
 
-    def row_of_tiles(self, row_block: int, column_blocks: Sequence[int] | None = None) -> Iterator[tuple[range, range, torch.Tensor]]:
+    def row_of_tiles(self, row_block: int, column_blocks: Sequence[int] | None = None) -> Iterator[Tile]:
         """(queries, items, scores_qn) of the tiles of one row, or of chosen ones, left to right; each may overwrite the one before.
 
         Scores are float32, and those of a tile are the same bits whichever process asks for it, and however often.
@@ -106,9 +110,8 @@ def rank_product(
     whole_rows = product.num_items <= product.gallery_block  # then the one tile of a row says what its positives score
     for block in processes.share_of(_num_row_blocks(product)):
         own = _OfRow(product, positives, block)
-        if not whole_rows:
-            own.score(product, scores_P)
-        for rows, columns, tile_qn in product.row_of_tiles(block):
+        kept = {} if whole_rows else own.score(product, scores_P, _TILES_KEPT)
+        for rows, columns, tile_qn in _row_of_tiles(product, block, kept):
             if whole_rows:
                 own.read(tile_qn, columns, scores_P)
             standing.absorb_rows(tile_qn, rows.start, columns.start)
@@ -154,7 +157,7 @@ class _Grid:
         self._columns = torch.empty(GALLERY_BLOCK, width, device=device)
         self._tile = torch.empty(QUERY_BLOCK, GALLERY_BLOCK, device=device)
 
-    def row_of_tiles(self, row_block: int, column_blocks: Sequence[int] | None = None) -> Iterator[tuple[range, range, torch.Tensor]]:
+    def row_of_tiles(self, row_block: int, column_blocks: Sequence[int] | None = None) -> Iterator[Tile]:
         """See :class:`Product`."""
         rows = _fill(self._rows, self._queries, row_block * self.query_block)
         for block in range(-(-self.num_items // self.gallery_block)) if column_blocks is None else column_blocks:
@@ -175,6 +178,15 @@ def _num_row_blocks(product: Product) -> int:
     return -(-product.num_queries // product.query_block)
 
 
+def _row_of_tiles(product: Product, row_block: int, kept: dict[int, Tile]) -> Iterator[Tile]:
+    """The tiles of one row, left to right, those that are kept (by block of columns) taken from there."""
+    for block in range(-(-product.num_items // product.gallery_block)):
+        if block in kept:
+            yield kept.pop(block)
+        else:
+            yield from product.row_of_tiles(row_block, [block])
+
+
 class _OfRow:
     """The positive pairs of the queries of one row of tiles."""
 
@@ -186,11 +198,15 @@ class _OfRow:
         self._row_p = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         self._item_p = positives.indices_P[self._span]
 
-    def score(self, product: Product, scores_P: np.ndarray) -> None:
-        """Put their scores where they belong in `scores_P`, out of the very tiles they will be compared with."""
+    def score(self, product: Product, scores_P: np.ndarray, num_kept: int) -> dict[int, Tile]:
+        """Put their scores where they belong in `scores_P`, out of the very tiles they will be compared with; the first of these tiles."""
         blocks = np.unique(self._item_p // product.gallery_block).tolist()
-        for _, columns, tile_qn in product.row_of_tiles(self._row_block, blocks):
+        kept: dict[int, Tile] = {}
+        for rows, columns, tile_qn in product.row_of_tiles(self._row_block, blocks):
             self.read(tile_qn, columns, scores_P)
+            if len(kept) < num_kept:
+                kept[columns.start // product.gallery_block] = rows, columns, tile_qn.clone()
+        return kept
 
     def read(self, tile_qn: torch.Tensor, columns: range, scores_P: np.ndarray) -> None:
         """Do so for those that lie in one tile."""
@@ -203,7 +219,7 @@ def _positive_scores(product: Product, positives: PositivePairs, processes: Proc
     """Score of every positive pair, float32 of shape (P,), on every process."""
     scores_P = np.zeros(len(positives.indices_P), dtype=np.float32)
     for block in processes.share_of(_num_row_blocks(product)):
-        _OfRow(product, positives, block).score(product, scores_P)
+        _OfRow(product, positives, block).score(product, scores_P, num_kept=0)
     return np.sum(processes.gather(scores_P[None]), axis=0)[0]  # each pair is a score on one process and 0 on the others
 
 

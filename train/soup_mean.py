@@ -28,24 +28,34 @@ class RunningMean:
         Raises:
             ValueError: its weights have other names or shapes than those before.
         """
-        self._sum, self.count = self._with(state), self.count + 1
+        if not self.count:
+            self._sum = {name: value.detach().to(torch.float64, copy=True) for name, value in state.items()}
+        else:
+            self._check(state)
+            for name, total in self._sum.items():
+                total += state[name].detach()
+        self.count += 1
 
     def mean(self) -> dict[str, torch.Tensor]:
         """Of those added, float32."""
         return {name: (total / self.count).float() for name, total in self._sum.items()}
 
     def mean_with(self, state: State) -> dict[str, torch.Tensor]:
-        """What the mean would be with one more, float32; nothing is added."""
-        return {name: (total / (self.count + 1)).float() for name, total in self._with(state).items()}
+        """What the mean would be with one more, float32; nothing is added.
 
-    def _with(self, state: State) -> dict[str, torch.Tensor]:
+        Raises:
+            ValueError: as `add`.
+        """
         if not self.count:
-            return {name: value.detach().double() for name, value in state.items()}
+            return {name: value.detach().float() for name, value in state.items()}
+        self._check(state)
+        return {name: ((total + state[name].detach()) / (self.count + 1)).float() for name, total in self._sum.items()}
+
+    def _check(self, state: State) -> None:
         shapes, others = ({name: tuple(value.shape) for name, value in part.items()} for part in (self._sum, state))
         if shapes != others:
             differing = sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name))
             raise ValueError(f"two different models; differing weights: {differing[:5]}")
-        return {name: total + state[name].detach().double() for name, total in self._sum.items()}
 
 
 @dataclass(frozen=True)

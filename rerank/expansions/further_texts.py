@@ -104,11 +104,22 @@ class ImageCaptions(FurtherTexts):
 
 
 def caption_expansions(
-    dataset: RetrievalSet, said: Iterable[Iterable[str]], *, name: str, source: str, most: int, noted: dict[str, int] | None = None
+    dataset: RetrievalSet,
+    said: Iterable[Iterable[str]],
+    *,
+    name: str,
+    source: str,
+    most: int,
+    noted: dict[str, int] | None = None,
+    cut: bool = False,
 ) -> CaptionExpansions:
-    """What is kept of what was said for each caption of a split, in its order."""
+    """What is kept of what was said for each caption of a split, in its order.
+
+    Args:
+        cut: ask no further for a caption that has enough, so that what lies beyond is not counted: for what can be made without end.
+    """
     originals = ([caption] for caption in dataset.captions)
-    texts, offsets, dropped, found = _kept(dataset, originals, said, most)
+    texts, offsets, dropped, found = _kept(dataset, originals, said, most, cut)
     return CaptionExpansions(texts, offsets, name, source, dropped, (noted or {}) | found)
 
 
@@ -116,7 +127,7 @@ def image_captions(
     dataset: RetrievalSet, said: Iterable[Iterable[str]], *, name: str, source: str, most: int, noted: dict[str, int] | None = None
 ) -> ImageCaptions:
     """What is kept of what was said for each image of a split, in its order."""
-    texts, offsets, dropped, found = _kept(dataset, captions_of_images(dataset), said, most)
+    texts, offsets, dropped, found = _kept(dataset, captions_of_images(dataset), said, most, cut=False)
     return ImageCaptions(texts, offsets, name, source, dropped, (noted or {}) | found)
 
 
@@ -127,7 +138,7 @@ def captions_of_images(dataset: RetrievalSet) -> Iterator[list[str]]:
 
 
 def _kept(
-    dataset: RetrievalSet, originals: Iterable[list[str]], said: Iterable[Iterable[str]], most: int
+    dataset: RetrievalSet, originals: Iterable[list[str]], said: Iterable[Iterable[str]], most: int, cut: bool
 ) -> tuple[Sequence[str], np.ndarray, dict[str, int], dict[str, int]]:
     """(texts, offsets, dropped, noted): of each item the first `most` texts that say something, and something new."""
     in_set = {normalise(caption) for caption in dataset.captions}
@@ -146,5 +157,7 @@ def _kept(
             seen.add(key)
             texts.append(text)
             num_others += key in in_set
+            if cut and len(seen) == most:
+                break
         ends.append(len(texts))
     return StringColumn(texts), np.array(ends, dtype=np.int64), dict(dropped), {OTHERS: num_others} if num_others else {}

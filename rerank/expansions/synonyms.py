@@ -58,7 +58,7 @@ class Dictionary(TextExpansion):
         """
         longest = max(map(len, self.entries))
         said = (self._said(caption, longest) for caption in dataset.captions)
-        expansions = caption_expansions(dataset, said, name=self.name, source=self.source, most=self.most)
+        expansions = caption_expansions(dataset, said, name=self.name, source=self.source, most=self.most, cut=True)
         if not len(expansions.texts):
             raise UserError(
                 f"--expand {self.source}: no caption of {dataset.source} (split {dataset.split!r}) holds any of its {len(self.entries)} "

@@ -78,7 +78,7 @@ class WordNet(TextExpansion):
     def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> CaptionExpansions:
         """Each caption of a split with words replaced."""
         said = (substitutions(caption, self.synonyms, LONGEST, together_first=False) for caption in dataset.captions)
-        return caption_expansions(dataset, said, name=self.name, source=self.source, most=self.most)
+        return caption_expansions(dataset, said, name=self.name, source=self.source, most=self.most, cut=True)
 
     def synonyms(self, entry: Words) -> Sequence[str]:
         """Other lemmas of the commonest sense, names with capitals (Canis familiaris) left out.

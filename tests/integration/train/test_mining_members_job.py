@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.faults.runs import Run, assert_same, lines
 from tests.nursery import Nursery, Trap
 from tests.small_job import TINY, SmallWorld, load
+from tests.unit.train.candidates_worker import approximate_is_here
 from train.scratch import write_scratch
 
 
@@ -30,10 +31,14 @@ def section(other: Path, **keys: Any) -> dict[str, Any]:
     return {"mine_every_steps": 2, "negatives_per_image": 2, "pool_top_k": 30, "margin": None, "ensemble": [f"{other}:1.5"]} | keys
 
 
-@pytest.mark.parametrize("form", ["columns", "images"])
-def test_two_processes_write_what_one_writes(nursery: Nursery, small_world: SmallWorld, other: Path, tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize("keys", [{}, {"form": "images"}, {"index": "faiss", "index_probes": 3}], ids=["columns", "images", "faiss"])
+def test_two_processes_write_what_one_writes(
+    nursery: Nursery, small_world: SmallWorld, other: Path, tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    if "index" in keys and not approximate_is_here():
+        pytest.skip("faiss is not installed")
     for name, world_size, ensemble in (("one", 1, [f"{other}:1.5"]), ("two", 2, [f"{other}:1.5"]), ("none", 1, [])):
-        config = small_world.write_config(tmp_path / name, mining=section(other, form=form, ensemble=ensemble))
+        config = small_world.write_config(tmp_path / name, mining=section(other, ensemble=ensemble, **keys))
         children = nursery.start_ranks("train.mining", [str(config)], world_size)
         assert [child.wait() for child in children] == [0] * world_size, "".join(child.output() for child in children)
     one, two, none = (sorted((tmp_path / name / "runs" / "job" / "negatives").iterdir()) for name in ("one", "two", "none"))

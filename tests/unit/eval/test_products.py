@@ -75,11 +75,11 @@ def test_tiles_of_any_size_give_the_order_of_the_matrix(
     assert_ranked(both["text_to_image"], scores.T, back, depth)
 
 
-def test_a_tile_that_is_a_whole_row_is_made_once() -> None:
-    """What it costs to score its right answers: nothing, where other tiles are made a second time."""
+def test_how_many_tiles_are_made() -> None:
+    """A tile that is a whole row scores its right answers itself; of others two are kept, and what is beyond them is made again."""
     scores = np.arange(42, dtype=np.float32).reshape(6, 7) % 5
-    positives = pairs([[row] for row in range(6)])
-    for gallery_block, num_made in ((7, 3), (9, 3), (4, 3 * 2 + 3)):
+    near, far = pairs([[row] for row in range(6)]), pairs([[0, 2, 4, 6]] * 6)
+    for positives, gallery_block, num_made in ((near, 7, 3), (near, 9, 3), (near, 4, 3 * 2), (near, 2, 3 * 4), (far, 2, 3 * (4 + 2))):
         product = Matrix(scores, 2, gallery_block)
         assert_ranked(rank_product("text_to_image", product, positives, 7), scores, positives, 7)
         assert product.num_made == num_made

@@ -68,6 +68,8 @@ TEXTS = st.lists(st.sampled_from(["a dog", "A DOG!", "a cat", "", "?!", "one", "
 def test_what_is_kept_is_new_and_every_text_is_kept_or_counted(said: list[list[str]], most: int) -> None:
     dataset = split_of(["a dog"], ["a cat", "an owl"])
     kept = caption_expansions(dataset, said, name="x", source="y", most=most)
+    cut = caption_expansions(dataset, map(iter, said), name="x", source="y", most=most, cut=True)
+    assert cut.sha256() == kept.sha256() and "beyond the most" not in cut.dropped
     for caption, texts in enumerate(said):
         expected: dict[str, str] = {}
         for text in texts:
