@@ -1,4 +1,4 @@
-"""`python -m eval` with an ensemble and expanded queries: mismatched members, what is chosen on val, what is refused; two processes as one."""
+"""`python -m eval` with an ensemble and expanded queries: mismatched members, choices on val, refusals, two processes as one."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,8 @@ def other(small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("other") / "wider"
     write_scratch(folder, WIDER, load(small_world.manifest), seed=2)
     tensors = load_file(folder / "model.safetensors")
-    tensors["logit_scale"], tensors["logit_bias"] = torch.full_like(tensors["logit_scale"], 3.5), torch.full_like(tensors["logit_bias"], -7.0)
+    for name, value in (("logit_scale", 3.5), ("logit_bias", -7.0)):
+        tensors[name] = torch.full_like(tensors[name], value)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -48,8 +49,8 @@ def synonyms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def asked(small_world: SmallWorld, other: Path, synonyms: Path) -> list[str]:
     """Everything chosen on val."""
-    models = ["--model", str(small_world.base), "--ensemble", str(other), "--combine", "logits,standardised,probabilities,reciprocal-rank"]
-    expansions = ["--expand", f"synonyms:{synonyms}", "--expand", "flips", "--choose-on", "val"]
+    models = ["--model", str(small_world.base), "--ensemble", str(other), "--combine", "standardised,reciprocal-rank"]
+    expansions = ["--expand", f"synonyms:{synonyms}", "--expand", "flips", "--pooling", "mean,max", "--choose-on", "val"]
     return [*models, *expansions, "--data", str(small_world.manifest), "--split", "test", "--num-workers", "0"]
 
 
@@ -92,16 +93,15 @@ def test_all_arms_stand_in_one_report(chosen: Path) -> None:
 
 def test_the_ensemble_is_what_was_best_on_val_and_equals_dense_scores(chosen: Path, small_world: SmallWorld, other: Path) -> None:
     (ensemble,) = report(chosen)["ensemble"]
-    best = max(point["R@1"]["both"] for point in ensemble["curve"])
-    taken = [point for point in ensemble["curve"] if point["weights"] == ensemble["weights"] and point["combination"] == ensemble["combination"]]
-    assert len(taken) == 1 and taken[0]["R@1"]["both"] == pytest.approx(best, abs=1e-12)
+    points = {(point["combination"], *point["weights"]): point["R@1"]["both"] for point in ensemble["curve"]}
+    assert len(points) == len(ensemble["curve"]) == 2 * 21
+    assert points[ensemble["combination"], *ensemble["weights"]] == pytest.approx(max(points.values()), abs=1e-12)
     members = [plain_member(checkpoint, small_world.manifest, "test") for checkpoint in (small_world.base, other)]
     dataset = load(small_world.manifest, "test")
     heard = [(member, weight) for member, weight in zip(members, ensemble["weights"], strict=True) if weight > 0]
     for direction in DIRECTIONS:
-        scores = blended_scores(
-            [member for member, _ in heard], direction, (None, None), [weight for _, weight in heard], ensemble["combination"]
-        )
+        members, weights = [member for member, _ in heard], [weight for _, weight in heard]
+        scores = blended_scores(members, direction, weights, ensemble["combination"], (None, None))
         positives = dataset.positives(direction)
         expected = [min(np.array(ranks_of(row))[positives.of(query)]) for query, row in enumerate(scores)]
         near = [np.diff(np.sort(np.asarray(row))).min() < 1e-6 for row in scores]
