@@ -15,23 +15,26 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmarks.kept_report import comparison, comparisons_of, keep_report, mean_recall, points, read_kept, recall_lines
+from benchmarks.kept_report import WAYS, comparison, comparisons_of, keep_report, points, ranks_of, read_kept, recall_lines
 from benchmarks.training_run import run_training
 from eval.combined_lines import combined_lines
+from eval.ranking import DIRECTIONS
 from eval.report import read_report
 from rerank.views import Combination
 
 DATA, COLUMN, BASE = "demo/data/scenes.parquet", "group=scene", "demo/models/siglip-base"
 EXPANSIONS = {"synonyms": "synonyms:demo/data/synonyms.txt", "synonyms-2": "synonyms:demo/data/thesaurus.txt", "templates": "templates"}
 ARM_WORDS = {"synonyms-2": "thesaurus"}
+WORDS_QUESTION = "Other words: text to image, the direction that they change"
 CHOSEN = "ensemble,expansion"
 BARE: dict[str, Any] = {"rerank": None, "watch": [], "choices": None}
 
@@ -47,7 +50,8 @@ class Arms:
         also: further checkpoints by stage.
         shown: the names of stages on the page, by the name in the report up to its first plus sign.
         expansions: of the captions, for "model": what --expand takes, by the ending of the stage.
-        against: what first stages are compared with beside those that `pairs` knows: (stage, against).
+        combine: the rules of which val chooses one, with its weights.
+        against: what first stages are compared with beside those that `questions_of` knows: (stage, against).
     """
 
     title: str
@@ -57,6 +61,7 @@ class Arms:
     shown: Mapping[str, str]
     expansions: Mapping[str, str] = field(default_factory=dict)
     against: Sequence[tuple[str, str]] = ()
+    combine: str = ",".join(get_args(Combination))
 
 
 def base_arms(tuned: str, large: str, soups: Mapping[str, str]) -> Arms:
@@ -92,7 +97,7 @@ def eval_command(arms: Arms, rerank: str, top_k: int, output: Path) -> list[str]
         "--choose",
         CHOSEN if arms.large else "expansion",
     ]
-    words += ["--combine", ",".join(get_args(Combination)), "--rerank", rerank, "--top-k", str(top_k), "--no-pair-scores"]
+    words += ["--combine", arms.combine, "--rerank", rerank, "--top-k", str(top_k), "--no-pair-scores"]
     return [*words, "--num-workers", "0", "--output", str(output)]
 
 
@@ -123,17 +128,22 @@ def made_soups(runs: Sequence[Path], folder: Path) -> dict[str, str]:
     return {name: str(folder / name / "export") for name in ("soup", "soup-uniform")}
 
 
-def pairs_of(stages: Sequence[str], arms: Arms, scorer: str) -> list[tuple[str, str]]:
-    """What is compared, of the stages that a report has: (stage, against).
+def questions_of(stages: Sequence[str], arms: Arms, scorer: str) -> dict[str, list[tuple[str, str]]]:
+    """What is compared, of the stages that a report has: (stage, against), by the question that a table answers.
 
-    The ensemble against each member; expanded against not; what the arms name; and of each such pair the reranked twins; each twin against
-    its first stage.
+    Checkpoints against each other as the arms name them, and the ensemble against each member; expanded against not; reranked against not,
+    for checkpoints and the ensemble; and the pairs of the first two again, reranked.
     """
-    firsts = [("model-2", "model"), ("ensemble", "model"), ("ensemble", "model-2"), *arms.against]
-    firsts += [(f"{stage}+{name}", stage) for name in arms.expansions for stage in ("model", "ensemble")]
-    twins = [(f"{stage}+{scorer}", f"{against}+{scorer}") for stage, against in firsts]
-    own = [(f"{stage}+{scorer}", stage) for stage in dict.fromkeys(["model", *(stage for stage, _ in firsts)])]
-    return [pair for pair in (*firsts, *own, *twins) if set(pair) <= set(stages)]
+    checkpoints = [("model-2", "model"), ("ensemble", "model"), ("ensemble", "model-2"), *arms.against]
+    expanded = [(f"{stage}+{name}", stage) for name in arms.expansions for stage in ("model", "ensemble")]
+    named = dict.fromkeys(["model", *(stage for stage, _ in checkpoints)])
+    asked = {
+        "Several checkpoints": checkpoints,
+        WORDS_QUESTION: expanded,
+        "BLIP on top": [(f"{stage}+{scorer}", stage) for stage in named],
+        "All with BLIP on top": [(f"{stage}+{scorer}", f"{against}+{scorer}") for stage, against in (*checkpoints, *expanded)],
+    }
+    return {question: [pair for pair in pairs if set(pair) <= set(stages)] for question, pairs in asked.items()}
 
 
 def in_words(stage: str, shown: Mapping[str, str]) -> str:
@@ -142,30 +152,41 @@ def in_words(stage: str, shown: Mapping[str, str]) -> str:
     return " + ".join([shown.get(first, first), *(ARM_WORDS.get(part, part) for part in rest.split("+") if plus)])
 
 
-def gain_lines(queries: pa.Table, stages: Mapping[str, Any], pairs: Sequence[tuple[str, str]], shown: Mapping[str, str]) -> list[str]:
-    """Gain beside cost: mean R@1 of both directions, the difference with its interval, and the seconds that both arms took.
+def gain_lines(
+    queries: pa.Table, stages: Mapping[str, Any], pairs: Sequence[tuple[str, str]], shown: Mapping[str, str], way: str = "both"
+) -> list[str]:
+    """Gain beside cost: R@1 of a direction or the mean of both, the difference with its interval, and the seconds that both arms took.
 
     Args:
         stages: of report.json.
     """
-    rows = comparisons_of(queries, pairs)
+    rows, directions = comparisons_of(queries, pairs), DIRECTIONS if way == "both" else (way,)
     lines = [
-        "| arm | mean R@1 | against | gain, points | paired 95% interval | verdict | seconds | seconds of the other |",
+        f"| arm | R@1, {'mean of both' if way == 'both' else WAYS[way]} | against | gain, points | paired 95% interval | verdict "
+        "| seconds | seconds of the other |",
         "|---" * 8 + "|",
     ]
     for stage, against in pairs:
-        row = comparison(rows, stage, against)
-        cells = [in_words(stage, shown), f"{100 * mean_recall(queries, stage):.1f}", in_words(against, shown), f"{100 * row['delta']:+.1f}"]
+        row = comparison(rows, stage, against, way)
+        recall = np.mean([np.mean(ranks_of(queries, stage, direction) == 1) for direction in directions])
+        cells = [in_words(stage, shown), f"{100 * recall:.1f}", in_words(against, shown), f"{100 * row['delta']:+.1f}"]
         cells += [points(row["ci95"]), row["verdict"], *(f"{stages[name]['cost']['seconds']:.1f}" for name in (stage, against))]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
+def question_lines(question: str, pairs: Sequence[Sequence[str]], record: Mapping[str, Any], queries: pa.Table) -> list[str]:
+    """One question's table under its own heading."""
+    listed = [(stage, against) for stage, against in pairs]
+    way = "text_to_image" if question == WORDS_QUESTION else "both"
+    return [f"### {question}", "", *gain_lines(queries, record["stages"], listed, record["study"]["shown"], way), ""]
+
+
 def section(record: Mapping[str, Any], queries: pa.Table) -> list[str]:
     """One evaluation on the page, from what is kept of it: the keys of report.json, and `study` (title, shown, pairs, command)."""
     study = record["study"]
-    shown, pairs = study["shown"], [tuple(pair) for pair in study["pairs"]]
-    named = dict.fromkeys(stage for pair in pairs for stage in reversed(pair))
+    shown = study["shown"]
+    named = {stage for pairs in study["questions"].values() for pair in pairs for stage in pair}
     order = [stage for stage in record["stages"] if stage in named]
     table = recall_lines(queries, order)
     rows = [line.replace(f"| {stage} |", f"| {in_words(stage, shown)} |", 1) for stage, line in zip(order, table[2:], strict=True)]
@@ -177,8 +198,7 @@ def section(record: Mapping[str, Any], queries: pa.Table) -> list[str]:
         *table[:2],
         *rows,
         "",
-        *gain_lines(queries, record["stages"], pairs, shown),
-        "",
+        *(line for question, pairs in study["questions"].items() for line in question_lines(question, pairs, record, queries)),
         "Chosen on val; and what the ensemble's further seconds would buy as reranking of its first member (names as in the report):",
         "",
         *(f"- {line}" for line in combined_lines(dict(record))),
@@ -195,7 +215,7 @@ def page(parts: Sequence[tuple[Mapping[str, Any], pa.Table]], command: str) -> s
             "",
             f"`{command}`. Measured on test ({data['num_images']} images, {data['num_captions']} captions); what is",
             "chosen is chosen on val. Recalls in percent, differences in points of mean R@1 of both directions. Intervals: images drawn;",
-            "verdicts are corrected over all pairs, metrics and ways of a section. Seconds: of the whole arm, in one run; read ratios.",
+            "verdicts are corrected over all pairs, metrics and directions of a table. Seconds: of the whole arm, in one run; read ratios.",
             "",
             *(line for record, queries in parts for line in section(record, queries)),
         ]
@@ -213,17 +233,12 @@ def scorer_of(stages: Mapping[str, Any]) -> str:
 def kept(arms: Arms, rerank: str, top_k: int, report: Path, folder: Path) -> None:
     """Keep what the page needs of a report that `eval_command` wrote."""
     record, queries = read_report(report), pq.read_table(report / "queries.parquet")
-    scorer = next(
-        name.rpartition("+")[2]
-        for name in record["stages"]
-        if name.startswith("model+") and "rerank_seconds" in record["stages"][name]["cost"]
-    )
-    pairs = pairs_of(list(record["stages"]), arms, scorer)
-    named = {stage for pair in pairs for stage in pair}
+    questions = questions_of(list(record["stages"]), arms, scorer_of(record["stages"]))
+    named = {stage for pairs in questions.values() for pair in pairs for stage in pair}
     record["study"] = {
         "title": arms.title,
         "shown": dict(arms.shown),
-        "pairs": pairs,
+        "questions": questions,
         "command": "python " + " ".join(eval_command(arms, rerank, top_k, report)),
     }
     record["stages"] = {stage: figures for stage, figures in record["stages"].items() if stage in named}
@@ -237,6 +252,7 @@ def main() -> None:
     parser.add_argument("--large", default="demo/models/siglip-large")
     parser.add_argument("--rerank", default="demo/models/blip-itm")
     parser.add_argument("--top-k", type=int, default=16)
+    parser.add_argument("--combine", default=Arms.combine, help="rules of which val chooses one for the ensembles (default: all)")
     parser.add_argument("--runs", type=Path, default=Path("runs/combining"), help="folder of the further runs, soups and reports")
     parser.add_argument("--output", type=Path, required=True)
     asked = parser.parse_args()
@@ -248,7 +264,7 @@ def main() -> None:
         "base": base_arms(tuned, asked.large, soups),
         "tuned": tuned_arms(tuned, str(large_tuned / "export"), soups),
     }
-    for name, arms in sections.items():
+    for name, arms in ((name, replace(arms, combine=asked.combine)) for name, arms in sections.items()):
         report = asked.runs / f"eval-{name}"
         called(eval_command(arms, asked.rerank, asked.top_k, report))
         kept(arms, asked.rerank, asked.top_k, report, asked.output / name)

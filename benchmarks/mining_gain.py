@@ -29,10 +29,11 @@ CONFIG = Path("configs/demo.yaml")
 ARMS = ("none", "mined")
 
 
-def mining_section() -> dict[str, Any]:
-    """What configs/demo.yaml says of mining."""
+def mining_section(steps: int) -> dict[str, Any]:
+    """What configs/demo.yaml says of mining, its times scaled to a job of so many steps: after each quarter."""
     section: dict[str, Any] = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["mining"]
-    return section
+    quarter = max(1, steps // 4)
+    return section | {"start_step": quarter, "mine_every_steps": quarter}
 
 
 def rows_of(table: pa.Table, arm: str, seed: int) -> pa.Table:
@@ -57,7 +58,9 @@ def study(num_seeds: int, steps: int, folder: Path) -> tuple[pa.Table, list[dict
     parts, records = [], []
     for seed in range(num_seeds):
         for arm in ARMS:
-            table, lines = run_demo(f"{arm}-{seed}", seed, steps, 100, mining_section() if arm == "mined" else None, folder)
+            table, lines = run_demo(
+                f"{arm}-{seed}", seed, steps, max(1, steps // 4), mining_section(steps) if arm == "mined" else None, folder
+            )
             parts.append(rows_of(table, arm, seed))
             records.append(run_record(arm, seed, lines))
     return pa.concat_tables(parts), records
@@ -125,7 +128,7 @@ def main() -> None:
     asked = parser.parse_args()
     queries, records = study(asked.seeds, asked.steps, asked.runs)
     command = "python -m benchmarks.mining_gain " + " ".join(sys.argv[1:])
-    record = {"command": command, "steps": asked.steps, "mining": mining_section(), "runs": records}
+    record = {"command": command, "steps": asked.steps, "mining": mining_section(asked.steps), "runs": records}
     asked.output.mkdir(parents=True, exist_ok=True)
     pq.write_table(queries, asked.output / "queries.parquet")
     (asked.output / "runs.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

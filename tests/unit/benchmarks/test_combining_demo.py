@@ -7,7 +7,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.combining_demo import EXPANSIONS, base_arms, eval_command, gain_lines, in_words, kept, page, pairs_of, scorer_of, tuned_arms
+from benchmarks.combining_demo import (
+    EXPANSIONS,
+    WORDS_QUESTION,
+    base_arms,
+    eval_command,
+    gain_lines,
+    in_words,
+    kept,
+    page,
+    questions_of,
+    scorer_of,
+    tuned_arms,
+)
 from benchmarks.demo_table import ROOT
 from benchmarks.kept_report import comparison, comparison_lines, comparisons_of, mean_recall, read_kept, recall_lines
 
@@ -69,11 +81,22 @@ def test_differences_are_those_counted_by_hand() -> None:
 
 def test_what_is_compared_of_what_is_there() -> None:
     """synonyms was measured; templates val switched off."""
-    pairs = pairs_of(list(record_of(made())["stages"]), ARMS, "blip")
-    assert ("ensemble", "model-2") in pairs and ("soup", "tuned") in pairs and ("model+synonyms", "model") in pairs
-    assert ("ensemble+blip", "model+blip") in pairs and ("model+blip", "model") in pairs and ("soup+blip", "tuned+blip") in pairs
-    assert not any("templates" in stage for pair in pairs for stage in pair) and len(set(pairs)) == len(pairs)
-    assert ("ensemble", "soup") in pairs_of(["model", "model-2", "ensemble", "soup"], tuned_arms("T", "L", {"soup": "S"}), "blip")
+    found = questions_of(list(record_of(made())["stages"]), ARMS, "blip")
+    assert found["Several checkpoints"] == [
+        ("model-2", "model"),
+        ("ensemble", "model"),
+        ("ensemble", "model-2"),
+        ("tuned", "model"),
+        ("soup", "tuned"),
+    ]
+    assert found[WORDS_QUESTION] == [("model+synonyms", "model")]
+    assert ("ensemble+blip", "ensemble") in found["BLIP on top"] and ("model+blip", "model") in found["BLIP on top"]
+    assert {("ensemble+blip", "model+blip"), ("soup+blip", "tuned+blip"), ("model+synonyms+blip", "model+blip")} < set(
+        found["All with BLIP on top"]
+    )
+    assert not any("templates" in stage for pairs in found.values() for pair in pairs for stage in pair)
+    tuned = questions_of(["model", "model-2", "ensemble", "soup"], tuned_arms("T", "L", {"soup": "S"}), "blip")
+    assert ("ensemble", "soup") in tuned["Several checkpoints"] and tuned["BLIP on top"] == []
 
 
 def test_the_evaluation_is_called_with_every_arm(tmp_path: Path) -> None:
@@ -92,6 +115,9 @@ def test_gain_stands_beside_cost() -> None:
     cells = lines[2].strip("| ").split(" | ")
     assert cells[0] == "base & large" and cells[2] == "base" and cells[6:] == ["5.0", "2.0"]
     assert float(cells[3]) == pytest.approx(100 * (mean_recall(queries, "ensemble") - mean_recall(queries, "model")), abs=0.051)
+    (line,) = gain_lines(queries, record_of(queries)["stages"], [("model+synonyms", "model")], ARMS.shown, "text_to_image")[2:]
+    shares = [share(queries, stage, "text_to_image") for stage in ("model+synonyms", "model")]
+    assert [float(line.split(" | ")[column]) for column in (1, 3)] == pytest.approx([shares[0], shares[0] - shares[1]], abs=0.051)
     assert in_words("model+synonyms+blip", ARMS.shown) == "base + synonyms + blip"
     assert in_words("ensemble+synonyms-2", ARMS.shown) == "base & large + thesaurus" and in_words("soup", ARMS.shown) == "soup"
     assert scorer_of(record_of(queries)["stages"]) == "blip"
@@ -108,7 +134,13 @@ def test_a_page_is_made_of_what_is_kept(tmp_path: Path) -> None:
     record, rows = read_kept(tmp_path / "kept")
     assert "top_ids" not in rows.column_names and "failures" not in record and len(rows) == len(queries)
     text = page([(record, rows)], "COMMAND")
-    assert "| base & large |" in text and "| base + synonyms + blip |" in text and "--ensemble LARGE" in text and "model-2 |" not in text
+    assert (
+        "| base & large |" in text
+        and "| base + synonyms + blip |" in text
+        and "### Other words" in text
+        and "--ensemble LARGE" in text
+        and "model-2 |" not in text
+    )
 
 
 @pytest.mark.skipif(not KEPT.is_dir(), reason="results/combining-demo is not there: python -m benchmarks.combining_demo makes it")

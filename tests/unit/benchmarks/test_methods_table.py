@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.demo_table import ROOT
 from benchmarks.kept_report import keep_report
-from benchmarks.methods_table import END, METHODS, PAGE, START, Method, methods_table, of_report, page_with, unmeasured
+from benchmarks.methods_table import END, METHODS, PAGE, START, Method, methods_table, of_ensemble, of_report, page_with, unmeasured
 
 
 def test_the_page_holds_the_table_of_the_committed_results() -> None:
@@ -28,18 +28,32 @@ def test_links_lead_somewhere() -> None:
 
 
 def reports(folder: Path) -> None:
-    """One query of each direction an image; the arm is right on all ten, the base on images 0 to 3."""
-    rows = []
-    for stage in ("base", "arm"):
+    """One query of each direction an image; the arm is right on all ten, the base on images 0 to 3, "worse" on none."""
+    rows: list[dict[str, object]] = []
+    for stage in ("base", "arm", "worse"):
         for image in range(10):
             for direction in ("image_to_text", "text_to_image"):
-                rank = 1 if stage == "arm" or image < 4 else 2
-                row = {"stage": stage, "direction": direction, "query_id": f"{image}", "image_id": f"{image}", "rank": rank}
+                rank = 1 if stage == "arm" or (stage == "base" and image < 4) else 2
+                row: dict[str, object] = {
+                    "stage": stage,
+                    "direction": direction,
+                    "query_id": f"{image}",
+                    "image_id": f"{image}",
+                    "rank": rank,
+                }
                 rows.append(row | {"ap_at_r": 0.0, "r_precision": 0.0})
-    row = {"stage": "arm", "against": "base", "direction": "both", "metric": "R@1", "delta": 0.6, "ci95": [0.3, 0.9], "verdict": "better"}
+    compared = {
+        "stage": "arm",
+        "against": "base",
+        "direction": "both",
+        "metric": "R@1",
+        "delta": 0.6,
+        "ci95": [0.3, 0.9],
+        "verdict": "better",
+    }
     stages = {"base": {"cost": {"seconds": 2.0}}, "arm": {"cost": {"seconds": 5.0}}}
-    keep_report({"data": {}, "stages": stages, "comparisons": [row]}, pa.Table.from_pylist(rows), folder / "plain")
-    study = {"pairs": [["arm", "base"]]}
+    keep_report({"data": {}, "stages": stages, "comparisons": [compared]}, pa.Table.from_pylist(rows), folder / "plain")
+    study = {"questions": {"Which?": [["arm", "base"]]}}
     keep_report({"data": {}, "stages": stages, "comparisons": [], "study": study}, pa.Table.from_pylist(rows), folder / "studied" / "base")
     (folder / "studied.md").write_text("a page")
 
@@ -62,6 +76,18 @@ def test_a_row_says_gain_interval_verdict_and_cost(tmp_path: Path) -> None:
         "[results/studied.md](../results/studied.md) |"
     )
     assert [line.split(" | ")[2] for line in lines[2:]] == ["not measured"] * 3
+
+
+def test_an_ensemble_stands_against_its_better_member_beside_the_same_seconds_of_reranking(tmp_path: Path) -> None:
+    reports(tmp_path)
+    measure = of_ensemble("studied/base", "arm", ("worse", "base"))
+    assert (found := measure(tmp_path)) is not None and found.row["against"] == "base" and found.cost == "5.0 s for 2.0 s (2.5 times)"
+    path = tmp_path / "studied" / "base" / "report.json"
+    record = json.loads(path.read_text()) | {"ensemble": [{"stage": "arm", "same_seconds": {"k": 4, "R@1": {"both": 0.7}}}]}
+    path.write_text(json.dumps(record))
+    assert (found := measure(tmp_path)) is not None
+    assert found.cost.endswith("its further seconds as reranking (K = 4): mean R@1 70.0 for 100.0")
+    assert of_ensemble("absent", "arm", ("base", "base"))(tmp_path) is None
 
 
 def test_a_page_without_marks_is_refused() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from benchmarks.demo_table import ROOT
 from benchmarks.distillation import KEPT as COLUMNS
@@ -55,9 +56,14 @@ def test_what_a_run_took() -> None:
     assert share_of_time([record, run_record("none", 1, LINES[:1] + LINES[3:])]) == 6.0
 
 
+def test_a_whole_job_mines_as_the_demo_does() -> None:
+    assert mining_section(400) == yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text(encoding="utf-8"))["mining"]
+    assert mining_section(8)["start_step"] == mining_section(8)["mine_every_steps"] == 2
+
+
 def test_a_page_from_rows_and_the_demos_own_rules() -> None:
     records = [run_record(arm, seed, LINES) for arm, seed in ODDS]
-    text = page(made(), {"command": "C", "steps": 400, "mining": mining_section(), "runs": records})
+    text = page(made(), {"command": "C", "steps": 400, "mining": mining_section(400), "runs": records})
     assert "negatives_per_image 1, weight 0.25" in text and "| mined against none | both |" in text and text.count("\n| 1 | ") == 1
 
 

@@ -27,7 +27,6 @@ from demo.vocabulary import NUM_TEXT_TOKENS, blip_processor, blip_text, siglip_p
 MODELS = Path(DATA).parent / "models"
 BASE, LARGE, MATCHER = MODELS / "siglip-base", MODELS / "siglip-large", MODELS / "blip-itm"
 MEGABYTE = 1_000_000
-needs_large = pytest.mark.skipif(not LARGE.is_dir(), reason="demo/models/siglip-large is not there: demo/pretrain_siglip.py --size large")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,6 @@ def test_base_loads_with_plain_transformers() -> None:
     assert 1 < model.logit_scale.exp().item() < 200 and model.logit_bias.item() < 0
 
 
-@needs_large
 def test_large_loads_with_plain_transformers_and_is_wider_than_base() -> None:
     large, base = (SiglipModel.from_pretrained(folder) for folder in (LARGE, BASE))
     assert {parameter.dtype for parameter in large.parameters()} == {torch.float32}
@@ -76,7 +74,6 @@ def test_large_loads_with_plain_transformers_and_is_wider_than_base() -> None:
 
 
 @torch.no_grad()
-@needs_large
 def test_large_finds_more_than_chance(few: list[dict]) -> None:
     large, processor = SiglipModel.from_pretrained(LARGE).eval(), SiglipProcessor.from_pretrained(LARGE)
     captions = [row["captions"][0] for row in few]
@@ -98,7 +95,7 @@ def test_matcher_loads_with_plain_transformers_and_has_the_two_ids_of_the_releas
     assert processor.image_processor.size == {"height": 64, "width": 64}
 
 
-@pytest.mark.parametrize("folder", [BASE, pytest.param(LARGE, marks=needs_large), MATCHER])
+@pytest.mark.parametrize("folder", [BASE, LARGE, MATCHER])
 def test_image_processors_are_named_so_that_any_installation_loads_them(folder: Path) -> None:
     named = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))["image_processor_type"]
     # The public name: resolved to the torchvision class or to Pillow's, whichever can run.
@@ -122,7 +119,7 @@ def test_vocabularies_made_anew_are_the_committed_ones() -> None:
     assert blip_processor().tokenizer.get_vocab() == matcher.get_vocab()
 
 
-@pytest.mark.parametrize("folder", [BASE, pytest.param(LARGE, marks=needs_large), MATCHER])
+@pytest.mark.parametrize("folder", [BASE, LARGE, MATCHER])
 def test_the_scripts_scale_pixels_as_the_saved_processors_do(few: list[dict], folder: Path) -> None:
     images = AutoProcessor.from_pretrained(folder).image_processor
     expected_BCHW = images(images=pictures(few[:4]), return_tensors="pt")["pixel_values"]
