@@ -134,14 +134,24 @@ def read_manifest(
     for row in rows:
         joiner.add(row)
     manifest = Manifest(str(source), rows, sorted(joiner.finish(), key=lambda image: image.id))
-    found = manifest.splits
-    for split in dict.fromkeys(require_splits):
+    faults += _split_faults(manifest, mapping["split"], require_splits)
+    if not manifest.images and not faults:
+        faults.append(Fault(str(source), "empty", "the manifest has no rows"))
+    if faults:
+        raise ManifestError(str(source), faults)
+    return manifest
+
+
+def _split_faults(manifest: Manifest, column: str, required: Iterable[str]) -> list[Fault]:
+    """A split that must be there and is not; rows without a split where others have one."""
+    found, faults = manifest.splits, list[Fault]()
+    for split in dict.fromkeys(required):
         if split not in found:
-            none = "none among the rows without faults" if mapping["split"] in rows.columns else "none: there is no column `split`"
+            none = "none among the rows without faults" if column in manifest.rows.columns else "none: there is no column `split`"
             names = ", ".join(repr(name) for name in found if name is not None) or none
             faults.append(
                 Fault(
-                    str(source),
+                    manifest.source,
                     "no such split",
                     f"no row has split {split!r}; splits found: {names}. Name one of these; where there is none, "
                     "leave --split out (null in a job)",
@@ -151,11 +161,7 @@ def read_manifest(
         named = ", ".join(repr(name) for name in found[1:])
         what = f"this row has no split, others have {named}; give every row one (rows of a split that no job names are left alone)"
         faults += [Fault(image.where, "no split", what) for image in manifest.images if image.split is None]
-    if not manifest.images and not faults:
-        faults.append(Fault(str(source), "empty", "the manifest has no rows"))
-    if faults:
-        raise ManifestError(str(source), faults)
-    return manifest
+    return faults
 
 
 def _column_mapping(columns: Mapping[str, str]) -> dict[str, str]:
