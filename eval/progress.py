@@ -8,10 +8,11 @@ from tqdm import tqdm
 _LOG_FILE_SECONDS = 15.0
 
 
-def bar(total: int, text: str, unit: str, *, show: bool = True, leave: bool = True, initial: int = 0) -> Any:
+def bar(total: int | None, text: str, unit: str, *, show: bool = True, leave: bool = True, initial: int = 0) -> Any:
     """A tqdm bar on stderr.
 
     Args:
+        total: None: not known.
         show: False makes it silent, for processes other than the main one.
         leave: whether the finished bar stays on the screen.
     """

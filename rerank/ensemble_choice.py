@@ -5,8 +5,9 @@ changes, so each is searched once. Shape letter: Q queries of one direction.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -93,12 +94,20 @@ class EnsembleChoice:
 
 
 def choose_ensemble(
-    members: Sequence[Member], dataset: RetrievalSet, combinations: Sequence[Combination], processes: Processes = Processes()
+    members: Sequence[Member],
+    dataset: RetrievalSet,
+    combinations: Sequence[Combination],
+    processes: Processes = Processes(),
+    *,
+    on_tried: Callable[[int], Any] = lambda points: None,
 ) -> EnsembleChoice:
     """The combination and weights with the best mean R@1 of both directions; call on every process, each returns the same.
 
     Of equally good points the one with fewest members, then the nearest to equal weights, then of the combination given first, then with
     more weight on the earlier members. Why: a further model must earn its cost, and a weight far from equal its place.
+
+    Args:
+        on_tried: called with 1 after each point, of a simplex for each combination.
 
     Raises:
         ValueError: no member or no combination is given, or one is given twice.
@@ -114,6 +123,7 @@ def choose_ensemble(
             if max(weights) == 1.0:
                 alone[weights] = ranks
             tried.append(TriedWeights(combination, weights, ranks))
+            on_tried(1)
     best = best_weights(tried)
     return EnsembleChoice(best.weights, best.combination, tried)
 

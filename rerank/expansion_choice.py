@@ -7,7 +7,7 @@
 Shape letter: Q queries of one direction.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,6 +86,8 @@ def choose_pool(
     side: Side,
     poolings: Sequence[Pooling] = POOLINGS,
     processes: Processes = Processes(),
+    *,
+    on_tried: Callable[[int], Any] = lambda points: None,
 ) -> PoolChoice:
     """The pooling, number and weight of further views with the best R@1 of the direction they change; call on every process.
 
@@ -96,6 +98,7 @@ def choose_pool(
     Args:
         members: with further views on that side; without any, off is all that is tried.
         weights: of the members, of sum 1; None: equal. A member of weight 0 is left out.
+        on_tried: called with 1 after each point.
 
     Raises:
         UserError: see `rerank.blend.rank_blend`.
@@ -105,7 +108,10 @@ def choose_pool(
     most = most_views(members, side)
     numbers = sorted({number for number in (*NUMBERS, most) if 0 < number <= most})
     pools = [Pool(pooling, number, weight) for pooling in poolings if pooling in usable for number in numbers for weight in WEIGHTS]
-    tried = [TriedPool(pool, ranks_with(members, weights, combination, dataset, side, pool, processes)) for pool in (None, *pools)]
+    tried = []
+    for pool in (None, *pools):
+        tried.append(TriedPool(pool, ranks_with(members, weights, combination, dataset, side, pool, processes)))
+        on_tried(1)
     return PoolChoice(side, best_pool(tried), tried)
 
 

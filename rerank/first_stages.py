@@ -9,6 +9,8 @@ another set, before anything is measured.
 """
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +21,13 @@ from eval.dataset import RetrievalSet
 from eval.evaluator import Figures, Stage
 from eval.first_stage import find
 from eval.processes import Processes
+from eval.progress import bar
 from rerank.blend import rank_blend
 from rerank.combined_record import EnsembleArm, ExpansionArm, combined_sections, expansion_table
 from rerank.combining import ENSEMBLE, Combining
 from rerank.embedded_sets import EmbeddedSets
 from rerank.ensemble import INPUTS_KEY
-from rerank.ensemble_choice import EnsembleChoice, choose_ensemble
+from rerank.ensemble_choice import EnsembleChoice, choose_ensemble, simplex
 from rerank.expansion_choice import PoolChoice, choose_pool, pools_at
 from rerank.expansion_table import ranks_of_each_view
 from rerank.views import Combination, Pool
@@ -71,7 +74,9 @@ class FirstStages:
         self.chosen_on = dataset
         if ensemble and asked.members and asked.weights is None:
             members = [self.sets.member(name, dataset) for name in asked.members]
-            self.ensemble = choose_ensemble(members, dataset, asked.combinations, self.processes)
+            total = len(asked.combinations) * len(simplex(len(members)))
+            with self._trying(f"choosing weights on {dataset.split}", total) as tried:
+                self.ensemble = choose_ensemble(members, dataset, asked.combinations, self.processes, on_tried=tried)
         for name in asked.expansions if expansion else ():
             for target in asked.targets:
                 self.pools[f"{target}+{name}"] = self._chosen_pool(target, name, dataset)
@@ -80,7 +85,19 @@ class FirstStages:
         names, weights, combination = self.composition(target)
         members = [self.sets.member(name, dataset, expansion) for name in names]
         side = self.sets.side(expansion, dataset)
-        return choose_pool(members, weights, combination, dataset, side, self.combining.poolings, self.processes)
+        with self._trying(f"choosing how {target}+{expansion} pools on {dataset.split}", None) as tried:
+            return choose_pool(members, weights, combination, dataset, side, self.combining.poolings, self.processes, on_tried=tried)
+
+    @contextmanager
+    def _trying(self, text: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """A bar over the points of a choice; between two of them a signal is heeded."""
+        with bar(total, text, "point", show=self.processes.is_main, leave=False) as shown:
+
+            def tried(points: int) -> None:
+                shown.update(points)
+                self.sets.on_rows(0)
+
+            yield tried
 
     def measured(self, dataset: RetrievalSet) -> list[Stage]:
         """:meth:`stages` of the set that is reported on, and what each further view does there, for :meth:`sections`.
