@@ -82,7 +82,7 @@ def test_a_file_of_another_split_is_refused(tmp_path: Path) -> None:
         ("d.csv", "caption,expansion\nx,\n,y\n", ["d.csv:2: empty expansion", "d.csv:3: empty caption"]),
         ("e.csv", "caption,text\nx,y\n", ["expected a column `expansion` or `expansions`, found ['caption', 'text']"]),
         ("f.csv", "words,expansion\nx,y\n", ["expected a column `caption`, found ['words', 'expansion']"]),
-        ("g.jsonl", "", ["expected a column `caption`, found []"]),
+        ("g.jsonl", "", ["is empty; write rows with `caption`"]),
         ("h.csv", "caption,expansion\n", ["holds no rows"]),
         ("i.parquet", "no parquet", ["cannot be read"]),
     ],
