@@ -15,6 +15,7 @@ COMBINATION_WORDS = {
 }
 POOLING_WORDS = {"mean": "mean vector", "max": "maximum", "log-sum-exp": "log-sum-exp", "reciprocal-rank": "reciprocal ranks"}
 SIDE_WORDS = {"captions": "text queries", "images": "image queries", "candidates": "images that are searched"}
+_ALL_VIEWS = 2**31 - 1  # what rerank/combining.py says for every view there is
 _MOST_POINTS = 20
 _AXIS_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -65,10 +66,12 @@ def pool_in_words(pool: dict[str, Any] | None) -> str:
 
     >>> pool_in_words({"pooling": "mean", "number": 4, "weight": 0.5})
     'mean vector of up to 4 views at weight 0.5'
+    >>> pool_in_words({"pooling": "max", "number": 2**31 - 1, "weight": 1.0})
+    'maximum of all views at weight 1'
     """
     if pool is None:
         return "off"
-    views = "1 view" if pool["number"] == 1 else f"up to {pool['number']} views"
+    views = "1 view" if pool["number"] == 1 else "all views" if pool["number"] >= _ALL_VIEWS else f"up to {pool['number']} views"
     return f"{POOLING_WORDS[pool['pooling']]} of {views} at weight {pool['weight']:g}"
 
 

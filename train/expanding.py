@@ -71,13 +71,25 @@ def expanded(
 
 
 def _of_images(dataset: RetrievalSet, further: FurtherTexts) -> Iterator[list[tuple[int, str]]]:
-    """Of each image what is said of it: (place among its own captions, text), caption after caption."""
+    """Of each image what is said of it: (place among its own captions, text), caption after caption.
+
+    What is said of a caption is said of every image that has it: else it could be mined as a negative of the others.
+    """
+    by_hash = {} if isinstance(further, ImageCaptions) else _by_hash(dataset, further)
     for image in range(dataset.num_images):
         if isinstance(further, ImageCaptions):
             yield [(0, text) for text in further.of(image)]
             continue
         start, end = int(dataset.caption_offsets[image]), int(dataset.caption_offsets[image + 1])
-        yield [(caption - start, text) for caption in range(start, end) for text in further.of(caption)]
+        yield [(caption - start, text) for caption in range(start, end) for text in by_hash[int(dataset.caption_hash_C[caption])]]
+
+
+def _by_hash(dataset: RetrievalSet, further: FurtherTexts) -> dict[int, list[str]]:
+    """What is said of any caption of a normalised text, by its hash: the same is true wherever that text is."""
+    found: dict[int, list[str]] = {}
+    for caption, key in enumerate(dataset.caption_hash_C.tolist()):
+        found.setdefault(key, []).extend(further.of(caption))
+    return {key: list(dict.fromkeys(texts)) for key, texts in found.items()}
 
 
 def _with_captions(image: ManifestImage, further: list[tuple[int, str]]) -> ManifestImage:

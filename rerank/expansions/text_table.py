@@ -105,13 +105,15 @@ def read_further_texts(
     path = existing_file(asked, file)
     faults = TableFaults(asked, path)
     columns, records = read_table(asked, path, faults)
+    if not {key_column, *names} & set(columns):
+        faults.raise_any()  # bytes of another encoding, say: what the columns are called is then no help
     if not columns:
-        faults.raise_any()
+        raise UserError(f"--expand {asked}: {path} is empty; write rows with `{key_column}` and `{names[0]}`, or leave it out")
     one_of(asked, path, columns, (key_column,))
     column = one_of(asked, path, columns, names)
     found = []
     for line, record in records:
-        key, texts = record.get(key_column), as_list(record.get(column))
+        key, texts = record.get(key_column), [text for name in names for text in as_list(record.get(name))]
         whats = [key_fault(key)] + [text_fault(text, column.removesuffix("s")) for text in texts]
         if not texts:
             whats.append(f"empty {column.removesuffix('s')}: write one, or take the row out")

@@ -82,7 +82,7 @@ def test_a_file_of_another_split_is_refused(tmp_path: Path) -> None:
         ("d.csv", "caption,expansion\nx,\n,y\n", ["d.csv:2: empty expansion", "d.csv:3: empty caption"]),
         ("e.csv", "caption,text\nx,y\n", ["expected a column `expansion` or `expansions`, found ['caption', 'text']"]),
         ("f.csv", "words,expansion\nx,y\n", ["expected a column `caption`, found ['words', 'expansion']"]),
-        ("g.jsonl", "", ["expected a column `caption`, found []"]),
+        ("g.jsonl", "", ["is empty; write rows with `caption`"]),
         ("h.csv", "caption,expansion\n", ["holds no rows"]),
         ("i.parquet", "no parquet", ["cannot be read"]),
     ],
@@ -159,3 +159,24 @@ def test_a_column_that_is_not_there_or_empty_or_no_texts_is_refused(tmp_path: Pa
         read_manifest(path, keep=["size", "bad"])
     assert [fault.kind for fault in caught.value.faults] == ["caption is not text", "empty caption"]
     assert "column 'size': expected text, found int" in str(caught.value)
+
+
+def test_both_columns_count_and_a_row_needs_one_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "said.jsonl"
+    rows = [{"caption": "an owl", "expansion": "one", "expansions": ["two"]}, {"caption": "a dog runs", "expansions": ["three"]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [parse_expansion(str(path)).of(SPLIT).of(caption) for caption in (2, 0)] == [["one", "two"], ["three"]]
+    path.write_text(path.read_text() + json.dumps({"caption": "an owl"}) + "\n")
+    with pytest.raises(UserError, match=r"said.jsonl:3: empty expansion"):
+        parse_expansion(str(path))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_an_empty_file_and_one_of_another_encoding_are_called_that(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"said.{kind}"
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="is empty"):
+        parse_expansion(str(path))
+    path.write_bytes("caption,expansion\nan owl,a bird\n".encode("utf-16"))
+    with pytest.raises(UserError, match=f"said.{kind}:1: .*{'UTF-8' if kind == 'csv' else 'utf-8'}"):
+        parse_expansion(str(path))

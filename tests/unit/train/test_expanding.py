@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from eval.captions import caption_hash, normalise
+from eval.dataset import load_split
 from eval.errors import UserError
+from eval.manifest import read_manifest
 from tests.small_job import SmallWorld, load
 from tests.small_reranker_job import MatcherWorld
 from train.batches import chosen_caption
 from train.config import JobConfig
+from train.expanding import expanded, parse_expansions
 from train.pool import CaptionPool
 from train.reranker_config import RerankerConfig
 from train.reranker_job import load_reranker_data
@@ -112,7 +116,9 @@ def test_columns_beside_the_captions_stay_beside_them(small_world: SmallWorld, t
     for image in range(train.num_images):
         start, end = int(train.caption_offsets[image]), int(train.caption_offsets[image + 1])
         assert len(set(train.columns["kind"][start:end])) == 1
-        assert train.captions[end - 1] == train.columns["kind"][start].replace("kind", "saying")
+        assert (
+            train.columns["kind"][start].replace("kind", "saying") in train.captions[start:end]
+        )  # and those of images it shares a caption with
 
 
 def test_a_reranker_learns_from_them_too(matcher_world: MatcherWorld, tmp_path: Path) -> None:
@@ -139,3 +145,18 @@ def test_what_cannot_be_used_is_refused(small_world: SmallWorld, tmp_path: Path,
 def test_an_expansion_that_says_nothing_of_train_is_refused(small_world: SmallWorld, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^data.expand: synonyms:.*no caption of .* holds any of its 1 entries"):
         splits_of(small_world, tmp_path, dictionary(tmp_path, "walrus: sea cow\n"))
+
+
+def test_what_is_said_of_a_caption_is_true_of_every_image_that_has_it(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 8))
+    rows = [("a", "A red bus!", ["a crimson bus"]), ("b", "a red bus", []), ("c", "a blue bus", [])]
+    for name, _, _ in rows:
+        picture.save(tmp_path / f"{name}.png")
+    manifest = tmp_path / "pairs.jsonl"
+    lines = [{"image": f"{name}.png", "id": name, "captions": [caption], "said": said} for name, caption, said in rows]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read = read_manifest(manifest, keep=["said"])
+    train, told = expanded(read, None, load_split(read, None), parse_expansions(["column:said"]))
+    crimson = np.full(3, caption_hash("a crimson bus"))
+    assert train.is_positive(np.arange(3), crimson).tolist() == [True, True, False]
+    assert told == ["expand    2 further captions for 2 images by column:said"]
