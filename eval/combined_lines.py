@@ -15,7 +15,6 @@ COMBINATION_WORDS = {
 }
 POOLING_WORDS = {"mean": "mean vector", "max": "maximum", "log-sum-exp": "log-sum-exp", "reciprocal-rank": "reciprocal ranks"}
 SIDE_WORDS = {"captions": "text queries", "images": "image queries", "candidates": "images that are searched"}
-_ALL_VIEWS = 2**31 - 1  # what rerank/combining.py says for every view there is
 _MOST_POINTS = 20
 _AXIS_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -23,10 +22,12 @@ _AXIS_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 def ensemble_line(record: dict[str, Any]) -> str:
     """One sentence on an ensemble: what it is, against the better of its members, and what it costs."""
     better = next(row for row in record["measured"] if row["stage"] == record["better_member"])
+    heard = [member for member in record["members"] if member["weight"] > 0]
     shares = " + ".join(f"{member['weight']:.3g} {member['stage']}" for member in record["members"])
+    what = f"{COMBINATION_WORDS[record['combination']]}, {shares}" if len(heard) > 1 else f"{heard[0]['stage']} alone"
     origin = f"chosen on {split_in_words(record)}" if record["chosen_on"] else "as given"
     line = (
-        f"{record['stage']}: {COMBINATION_WORDS[record['combination']]}, {shares}, {origin}; against the better member, {better['stage']}, "
+        f"{record['stage']}: {what}, {origin}; against the better member, {better['stage']}, "
         f"{100 * better['delta']:+.2f} points of mean R@1 {show_interval(better['ci95'])}: {better['verdict']}; "
         f"{record['cost']['extra_seconds']:+.1f} s against {record['cost']['base']['stage']}"
     )
@@ -66,12 +67,12 @@ def pool_in_words(pool: dict[str, Any] | None) -> str:
 
     >>> pool_in_words({"pooling": "mean", "number": 4, "weight": 0.5})
     'mean vector of up to 4 views at weight 0.5'
-    >>> pool_in_words({"pooling": "max", "number": 2**31 - 1, "weight": 1.0})
+    >>> pool_in_words({"pooling": "max", "number": None, "weight": 1.0})
     'maximum of all views at weight 1'
     """
     if pool is None:
         return "off"
-    views = "1 view" if pool["number"] == 1 else "all views" if pool["number"] >= _ALL_VIEWS else f"up to {pool['number']} views"
+    views = "all views" if pool["number"] is None else "1 view" if pool["number"] == 1 else f"up to {pool['number']} views"
     return f"{POOLING_WORDS[pool['pooling']]} of {views} at weight {pool['weight']:g}"
 
 

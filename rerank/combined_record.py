@@ -18,6 +18,7 @@ from eval.ranking import DIRECTIONS, Direction
 from eval.significance import ImageSums, interval, resample_weights
 from rerank.blend import Combination
 from rerank.chosen_record import chosen_on
+from rerank.combining import ALL_VIEWS
 from rerank.differences import Differences
 from rerank.ensemble_choice import EnsembleChoice
 from rerank.expansion_choice import PoolChoice, Side, direction_of
@@ -172,10 +173,12 @@ def _shares(ranks: Sequence[np.ndarray], direction: Direction, dataset: Retrieva
 
 def _expansion_record(found: Differences, arm: ExpansionArm) -> dict[str, Any]:
     counts, views = np.diff(arm.texts.offsets), arm.texts.record()
+    before, _, ending = arm.stage.rpartition("+")
+    name = ending if before == arm.against else arm.texts.name  # a second expansion of a kind is called NAME-2
     record = {
         "stage": arm.stage,
         "against": arm.against,
-        "name": arm.texts.name,
+        "name": name,
         "side": arm.side,
         "direction": direction_of(arm.side),
         "chosen_on": chosen_on(arm.chosen_on) if arm.chosen_on is not None else None,
@@ -200,7 +203,7 @@ def _expansion_record(found: Differences, arm: ExpansionArm) -> dict[str, Any]:
         "measured": {direction: {"R@1": found.recalls_at_1(arm.stage)[direction]} | measured},
         "moved": moves.counts(),
         "examples": moves.examples(found.dataset),
-        "advice": f"It hurts: {arm.texts.name} should stay off." if measured["verdict"] == "worse" else None,
+        "advice": f"It hurts: {name} should stay off." if measured["verdict"] == "worse" else None,
     }
 
 
@@ -211,7 +214,10 @@ def _moves(found: Differences, arm: ExpansionArm, pool: Pool) -> Moves:
 
 
 def _pool_record(pool: Pool | None) -> dict[str, Any] | None:
-    return {"pooling": pool.pooling, "number": pool.number, "weight": pool.weight} if pool is not None else None
+    """number null: all views."""
+    if pool is None:
+        return None
+    return {"pooling": pool.pooling, "number": pool.number if pool.number < ALL_VIEWS else None, "weight": pool.weight}
 
 
 def _pool_curve(choice: PoolChoice, dataset: RetrievalSet) -> list[dict[str, Any]]:

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from eval.errors import UserError
 from rerank.expansion import Expansion
+from rerank.expansions.image_captions import CaptionsColumn, CaptionsFile
 from rerank.views import POOLINGS, Combination, Pool, Pooling
 
 ENSEMBLE = "ensemble"
@@ -22,6 +24,9 @@ class Combining:
         expansions: what queries are expanded by, each an arm of its own, by the ending of its stages' names.
         pool: how views are pooled where nothing is chosen: one.
         poolings: what is tried where it is chosen.
+
+    Raises:
+        UserError: pooling by ranks alone where it has no meaning.
     """
 
     lead: str = "model"
@@ -32,6 +37,21 @@ class Combining:
     pool: Pool = Pool("mean", ALL_VIEWS, 1.0)
     poolings: tuple[Pooling, ...] = POOLINGS
 
+    def __post_init__(self) -> None:
+        if set(self.poolings) != {"reciprocal-rank"} or not self.expansions:
+            return
+        candidates = [name for name, one in self.expansions.items() if isinstance(one, (CaptionsFile, CaptionsColumn))]
+        if candidates:
+            raise UserError(
+                f"pooling reciprocal-rank: the views of {', '.join(candidates)} are of images that are searched, and only what asks ranks "
+                "a gallery; pool by mean, max or log-sum-exp"
+            )
+        if self.members and "reciprocal-rank" not in self.combinations:
+            raise UserError(
+                f"pooling reciprocal-rank leaves ranks, which cannot be combined with members' scores by {', '.join(self.combinations)}: "
+                "combine by reciprocal-rank too, or pool by mean, max or log-sum-exp"
+            )
+
     @property
     def targets(self) -> list[str]:
         """The stages whose queries are expanded."""
@@ -39,8 +59,8 @@ class Combining:
 
     @property
     def expanded(self) -> list[str]:
-        """The checkpoints whose sets are expanded."""
-        return list(dict.fromkeys([self.lead, *self.members]))
+        """The checkpoints whose sets are expanded, and combined: their vectors are needed more than once."""
+        return list(dict.fromkeys([self.lead, *self.members])) if self.expansions or self.members else []
 
     @property
     def names(self) -> list[str]:

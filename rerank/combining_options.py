@@ -6,7 +6,7 @@ from typing import get_args
 from rerank.combining import ALL_VIEWS, Combining
 from rerank.ensemble import parse_member
 from rerank.expansion import read_expansions
-from rerank.reranking_options import chooses, one_of, words_of
+from rerank.reranking_options import CHOICES, chooses, one_of, words_of
 from rerank.views import Combination, Pool, Pooling
 
 
@@ -55,6 +55,8 @@ def check_combining(parser: argparse.ArgumentParser, asked: argparse.Namespace) 
         parser.error("--choose ensemble: the weights are given, so nothing is left to choose; leave them out")
     if len(asked.combine or ()) > 1 and (any(given) or not chooses(asked, "ensemble")):
         parser.error("--combine with several rules: one is chosen with the weights on --choose-on; give that and no weights, or one rule")
+    if asked.choose_on is not None and any(given) and not any(chooses(asked, what) for what in CHOICES if what != "ensemble"):
+        parser.error("--choose-on: the weights of --ensemble are given, so nothing is left to choose; leave them out, or --choose-on")
     if asked.pooling is not None:
         plain = [pool for pool in asked.pooling if pool == Pool(pool.pooling, ALL_VIEWS, 1.0)]
         if not chooses(asked, "expansion") and len(asked.pooling) > 1:

@@ -38,12 +38,12 @@ class EmbeddedSet:
 
 @dataclass
 class EmbeddedSets:
-    """Embeds sets, each with each checkpoint once; call on every process, with the same arguments in the same order.
+    """Embeds sets with several checkpoints; call on every process, with the same arguments in the same order.
 
     Attributes:
         checkpoints: folder or hub id of each by name, in the order of the report.
         expansions: by the ending of their stages' names.
-        expanded: the checkpoints whose sets are expanded.
+        expanded: the checkpoints whose sets are expanded or combined: they embed each set once, and what they made of it is kept.
         on_rows: called with each number of rows embedded on this process; what it raises ends the work.
     """
 
@@ -57,6 +57,7 @@ class EmbeddedSets:
     on_rows: Callable[[int], Any] = lambda rows: None
     _known: list[RetrievalSet] = field(default_factory=list)
     _further: dict[tuple[int, str], FurtherTexts | ImageViews] = field(default_factory=dict)
+    _making_seconds: dict[tuple[int, str], float] = field(default_factory=dict)
     _read: dict[tuple[int, str], EmbeddedSet] = field(default_factory=dict)
 
     def prepare(self, datasets: Sequence[RetrievalSet]) -> None:
@@ -73,7 +74,9 @@ class EmbeddedSets:
         """What an expansion makes of a set, in words or pictures."""
         key = self._number(dataset), expansion
         if key not in self._further:
+            started = time.perf_counter()
             self._further[key] = self.expansions[expansion].of(dataset, self.processes)
+            self._making_seconds[key] = time.perf_counter() - started
         return self._further[key]
 
     def side(self, expansion: str, dataset: RetrievalSet) -> Side:
@@ -86,11 +89,13 @@ class EmbeddedSets:
         return "candidates"
 
     def read(self, name: str, dataset: RetrievalSet) -> EmbeddedSet:
-        """A set as a checkpoint embeds it.
+        """A set as a checkpoint embeds it: kept for the next time where the checkpoint is among `expanded`, embedded anew where it is not.
 
         Raises:
             UserError: the checkpoint, a picture or an expansion cannot be used.
         """
+        if name not in self.expanded:  # asked for once: what it embeds should not lie there while others rerank
+            return self._embed(name, dataset)
         key = self._number(dataset), name
         if key not in self._read:
             self._read[key] = self._embed(name, dataset)
@@ -114,11 +119,15 @@ class EmbeddedSets:
         return Held(sum(one.weight_bytes for one in read), vector_bytes)
 
     def cost(self, names: Sequence[str], dataset: RetrievalSet, expansion: str | None, search_seconds: float) -> dict[str, Any]:
-        """What a stage took: every member embeds every picture and caption, and the further views of one expansion."""
+        """What a stage took: every member embeds every picture and caption, and all further views of one expansion, which are made once.
+
+        `making_seconds` is what making them took: next to nothing for a dictionary, much for a language model.
+        """
         read = [self.read(name, dataset) for name in names]
         seconds = {
             "image_seconds": sum(one.embedded.image_seconds for one in read),
             "caption_seconds": sum(one.embedded.caption_seconds for one in read),
+            "making_seconds": self._making_seconds[self._number(dataset), expansion] if expansion is not None else 0.0,
             "view_seconds": sum(one.view_seconds[expansion] for one in read) if expansion is not None else 0.0,
             "search_seconds": search_seconds,
         }

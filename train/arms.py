@@ -17,7 +17,7 @@ CHOSEN_FOR = "tuned"  # whose reranked stage has arms that are chosen on val
 def checkpoints(config: JobConfig, base: str, export: str) -> dict[str, str]:
     """Name -> folder or hub id of every checkpoint the report measures: base and tuned first, members of the ensemble last."""
     ensemble = config.evaluation.ensemble
-    members = {name: parse_member(text)[0] for name, text in ensemble.members.items()} if ensemble is not None else {}
+    members = {name: _member(text)[0] for name, text in ensemble.members.items()} if ensemble is not None else {}
     return {"base": base, "tuned": export, **config.evaluation.models, **members}
 
 
@@ -28,16 +28,27 @@ def combining(config: JobConfig) -> Combining:
         UserError: a member or an expansion cannot be read.
     """
     asked = config.evaluation
-    expanded = Combining(CHOSEN_FOR, expansions=read_expansions(asked.expand), poolings=tuple(asked.pooling))
+    try:
+        expansions = read_expansions(asked.expand)
+    except UserError as error:
+        raise UserError(f"evaluation.expand: {str(error).removeprefix('--expand ')}") from error
+    expanded = Combining(CHOSEN_FOR, expansions=expansions, poolings=tuple(asked.pooling))
     if asked.ensemble is None:
         return expanded
-    given = (1.0, *(parse_member(text)[1] for text in asked.ensemble.members.values()))
+    given = (1.0, *(_member(text)[1] for text in asked.ensemble.members.values()))
     return replace(
         expanded,
         members=(CHOSEN_FOR, *asked.ensemble.members),
         weights=None if asked.ensemble.chooses else given,
         combinations=tuple(asked.ensemble.combine),
     )
+
+
+def _member(text: str) -> tuple[str, float]:
+    try:
+        return parse_member(text)
+    except UserError as error:
+        raise UserError(f"evaluation.ensemble: {str(error).removeprefix('--ensemble ')}") from error
 
 
 def asked_arms(config: JobConfig) -> Asked:

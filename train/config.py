@@ -38,6 +38,11 @@ class DataConfig(Section):
     num_workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode pictures, per training process."""
 
+    @property
+    def has_two_to_choose(self) -> bool:
+        """True if there is one split to choose on and another to measure on."""
+        return None not in (self.val_split, self.test_split) and self.val_split != self.test_split
+
 
 class LoopConfig(Section):
     """The loop, whatever it trains."""
@@ -182,15 +187,15 @@ class JobConfig(RunConfig):
             )
         if self.mining is not None and self.mining.denoise is not None and self.matcher_model is None:
             raise ValueError("mining.denoise needs a cross-encoder: give mining.denoise.model or rerank.model")
-        if self.rerank is not None and self.rerank.chooses and not (self.data.val_split and self.data.test_split):
+        if self.rerank is not None and self.rerank.chooses and not self.data.has_two_to_choose:
             raise ValueError(
-                "rerank.fusion and rerank.adaptive are chosen on data.val_split and measured on data.test_split, and need both: what is "
-                "chosen on the queries it is measured on looks better than it is"
+                "rerank.fusion and rerank.adaptive are chosen on data.val_split and measured on data.test_split, and need both, and two: "
+                "what is chosen on the queries it is measured on looks better than it is"
             )
-        if self.evaluation.chooses and not (self.data.val_split and self.data.test_split):
+        if self.evaluation.chooses and not self.data.has_two_to_choose:
             raise ValueError(
                 "weights of evaluation.ensemble and pooling of evaluation.expand are chosen on data.val_split and measured on "
-                "data.test_split, and need both; give the ensemble's members weights, or leave both out"
+                "data.test_split, and need both, and two; give the ensemble's members weights, or leave both out"
             )
         if self.mining is not None and self.mining.distil is not None:
             if self.matcher_model is None:

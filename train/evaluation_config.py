@@ -56,6 +56,8 @@ class EnsembleConfig(Section):
         given = [":" in member for member in self.members.values()]
         if any(given) and len(self.combine) > 1:
             raise ValueError("combine: the rule is chosen with the weights, which are given; name one rule")
+        if len(set(self.combine)) < len(self.combine):
+            raise ValueError(f"combine names a rule twice: {self.combine}; name each once")
         return self
 
     @property
@@ -99,6 +101,8 @@ class EvaluationConfig(Section):
             raise ValueError(f"evaluation.models and evaluation.ensemble both name {twice}; a member is measured alone already")
         if self.pooling != list(POOLINGS) and not self.expand:
             raise ValueError("evaluation.pooling does nothing without evaluation.expand")
+        if len(set(self.pooling)) < len(self.pooling):
+            raise ValueError(f"evaluation.pooling names a rule twice: {self.pooling}; name each once")
         return self
 
     @property

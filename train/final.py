@@ -125,7 +125,7 @@ def _score(
 
 def _first_stages(job: Job, export: Path, check_signal: Any) -> FirstStages:
     """What makes the first stages of the report."""
-    asked = combining(job.config)
+    asked = job.processes.together(lambda: combining(job.config))  # files that it reads may be gone since the start, on some machine
     sets = EmbeddedSets(
         checkpoints(job.config, job.base, str(export)),
         asked.expansions,

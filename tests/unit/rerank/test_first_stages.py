@@ -150,6 +150,7 @@ def test_given_weights_and_pools_choose_nothing(small_world: SmallWorld, other: 
         (["--ensemble", "x", "--combine", "logits,probabilities"], "one is chosen with the weights on --choose-on"),
         (["--ensemble", "x:1", "--combine", "logits,probabilities", "--choose-on", "val"], "one is chosen with the weights"),
         (["--ensemble", "x:1", "--choose-on", "val", "--choose", "ensemble"], "the weights are given"),
+        (["--ensemble", "x:1", "--choose-on", "val"], "the weights of --ensemble are given, so nothing is left to choose"),
         (["--pooling", "max"], "--pooling needs --expand"),
         (["--expand", "flips", "--pooling", "max,mean"], "--pooling with several rules needs --choose-on"),
         (["--expand", "flips", "--pooling", "max:2", "--choose-on", "val"], "number and weight are chosen"),
@@ -175,6 +176,35 @@ def test_what_cannot_be_expanded_is_refused_before_anything_is_embedded(small_wo
     with pytest.raises(UserError, match="column"):
         run(parse([*common, "--expand", "column:paraphrases"]), Processes(), torch.device("cpu"))
     assert not (tmp_path / "out" / "report.json").exists()
+
+
+@pytest.mark.parametrize("on", [[], ["--choose-on", "val"]], ids=["given", "chosen"])
+def test_ranks_of_images_that_are_searched_are_refused_and_not_called_off(small_world: SmallWorld, tmp_path: Path, on: list[str]) -> None:
+    ids = [json.loads(line)["image"] for line in small_world.manifest.read_text(encoding="utf-8").splitlines()]
+    (tmp_path / "more.jsonl").write_text(
+        "".join(json.dumps({"image": name, "caption": "a thing"}) + "\n" for name in ids), encoding="utf-8"
+    )
+    common = ["--model", str(small_world.base), "--data", str(small_world.manifest), "--split", "test", "--output", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="pooling reciprocal-rank: the views of captions are of images that are searched"):
+        run(
+            parse([*common, "--expand", f"captions:{tmp_path / 'more.jsonl'}", "--pooling", "reciprocal-rank", *on]),
+            Processes(),
+            torch.device("cpu"),
+        )
+
+
+def test_two_of_a_kind_are_told_apart_and_all_views_are_called_so(
+    small_world: SmallWorld, synonyms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--model", str(small_world.base), "--data", str(small_world.manifest), "--split", "test", "--num-workers", "0"]
+    twice = ["--expand", f"synonyms:{synonyms}", "--expand", f"synonyms:{synonyms}"]
+    run(parse([*common, *twice, "--output", str(tmp_path / "out")]), Processes(), torch.device("cpu"))
+    found = report(tmp_path / "out")["expansion"]
+    assert [(one["name"], one["stage"]) for one in found] == [("synonyms", "model+synonyms"), ("synonyms-2", "model+synonyms-2")]
+    assert [one["pool"]["number"] for one in found] == [None, None]
+    assert "mean vector of all views at weight 1, as given" in capsys.readouterr().out
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "of all views at weight 1" in page and "2147483647" not in page
 
 
 def test_two_processes_write_what_one_writes(nursery: Nursery, asked: list[str], chosen: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from eval.errors import UserError
 from rerank.fused_stages import Asked
 from tests.small_job import SmallWorld
-from train.arms import asked_arms, check_comparisons, comparisons
+from train.arms import asked_arms, check_comparisons, combining, comparisons
 from train.config import JobConfig
 
 
@@ -35,6 +35,27 @@ def test_what_is_chosen_on_val_is_compared_with_what_it_was_chosen_from() -> Non
     check_comparisons(alone, "blip")
     with pytest.raises(UserError, match=r"no stage is called \['tuned\+blip\+fused'\]"):
         check_comparisons(config(rerank={"model": "x"}, evaluation__comparisons=[["tuned+blip+fused", "tuned"]]), "blip")
+
+
+@pytest.mark.parametrize("asked", [{"rerank": {"model": "x", "fusion": True}}, {"evaluation": {"expand": ["templates"]}}])
+def test_what_is_chosen_is_not_measured_on_the_split_it_was_chosen_on(asked: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="and need both, and two"):
+        config(data__val_split="test", data__test_split="test", **asked)
+
+
+def test_a_rule_stands_once() -> None:
+    ensemble = {"members": {"large": "x"}, "combine": ["logits", "logits"]}
+    with pytest.raises(ValueError, match="combine names a rule twice"):
+        config(evaluation={"ensemble": ensemble})
+    with pytest.raises(ValueError, match=r"evaluation\.pooling names a rule twice"):
+        config(evaluation={"expand": ["templates"], "pooling": ["max", "max"]})
+
+
+def test_what_cannot_be_read_is_named_by_its_key() -> None:
+    with pytest.raises(UserError, match=r"^evaluation\.ensemble: x:y: expected DIR_OR_HUB_ID"):
+        combining(config(evaluation={"ensemble": {"members": {"large": "x:y"}}}))
+    with pytest.raises(UserError, match=r"^evaluation\.expand: synonyms:nowhere\.txt: there is no file"):
+        combining(config(evaluation={"expand": ["synonyms:nowhere.txt"]}))
 
 
 @pytest.mark.parametrize("missing", ["val_split", "test_split"])
