@@ -53,11 +53,19 @@ def members_sha256(config: MiningConfig | None) -> str | None:
     """Hash of all fixed checkpoints that mine, with their weights in the mean; None where there are none.
 
     Raises:
-        UserError: one cannot be read.
+        UserError: one cannot be read, or two are the same model.
     """
     if config is None or not config.members:
         return None
     told = [[_fingerprint(_load(checkpoint)), weight] for checkpoint, weight in config.members]
+    first: dict[str, str] = {}
+    for (checkpoint, _), (fingerprint, _) in zip(config.members, told, strict=True):
+        if fingerprint in first:
+            raise UserError(
+                f"mining.ensemble: {first[fingerprint]} and {checkpoint} are the same model and would count double; name it once, with a "
+                "weight (DIR:2)"
+            )
+        first[fingerprint] = checkpoint
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 

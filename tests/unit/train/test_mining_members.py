@@ -221,3 +221,9 @@ def test_what_cannot_be_used_is_refused_with_its_key(world: World, small_world: 
             load_config(path)
     with pytest.raises(UserError, match=r"mining\.ensemble: .*nowhere"):
         members_sha256(world.config(ensemble=[str(tmp_path / "nowhere")]))
+
+
+def test_the_same_model_under_two_names_is_refused(world: World, tmp_path: Path) -> None:
+    copied = shutil.copytree(world.other, tmp_path / "copy")
+    with pytest.raises(UserError, match=r"copy are the same model and would count double; name it once"):
+        members_sha256(world.config(ensemble=[str(world.other), f"{copied}:2"]))
