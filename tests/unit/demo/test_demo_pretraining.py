@@ -123,7 +123,7 @@ def test_a_short_run_of_each_script_writes_what_transformers_loads(tmp_path: Pat
         monkeypatch.setattr(script, "SCENES_PER_EPOCH", batch_size)
         monkeypatch.setattr(script, "NUM_HELD_OUT", 6)
     monkeypatch.setattr(pretrain_blip, "NUM_PREFERENCES", 20)
-    pretrain_siglip.pretrain(tmp_path / "base", num_epochs=1, seed=0)
+    pretrain_siglip.pretrain(tmp_path / "base", pretrain_siglip.SIZES["base"], num_epochs=1, seed=0)
     assert SiglipProcessor.from_pretrained(tmp_path / "base").tokenizer.vocab_size
     assert "attention_mask" not in SiglipProcessor.from_pretrained(tmp_path / "base").tokenizer("a red circle")
     trained = SiglipModel.from_pretrained(tmp_path / "base").state_dict()
