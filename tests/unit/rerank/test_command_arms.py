@@ -80,7 +80,7 @@ def test_the_kind_of_score_is_the_scorers(tiny_blip: Path, noise) -> None:
         (["--rerank", "b", "--choose-on", "test", "--split", "test"], "is the split that is measured"),
         (["--rerank", "b", "--choose-on", "val"], "--choose-on needs --split"),
         (["--rerank", "b", "--choose-on", "val", "--split", "test", "--max-loss", "2"], "--max-loss is a share from 0 to 1"),
-        (["--rerank", "b", "--max-loss", "0.01"], "give --choose-on .and skipping in --choose., or leave it out"),
+        (["--rerank", "b", "--max-loss", "0.01"], "give --choose-on (and skipping in --choose), or leave it out"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
