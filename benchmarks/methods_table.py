@@ -152,8 +152,9 @@ REFUSED = "refused by `--rerank`; [reranking](reranking.md)"
 ENSEMBLE = "`--ensemble DIR2[:weight]`, `evaluation.ensemble`; [ensembles](ensembles.md)"
 SYNONYMS = "`--expand synonyms:FILE`, `evaluation.expand`; [expansion](expansion.md)"
 TEMPLATES = "`--expand templates`, `evaluation.expand`; [expansion](expansion.md)"
-PARAPHRASES = "`--expand FILE`, `--expand paraphrase:DIR`; [expansion](expansion.md)"
-CAPTIONS = "`--expand captions:FILE`; [expansion](expansion.md)"
+PARAPHRASES = "`--expand FILE`, `--expand column:NAME`; [expansion](expansion.md)"
+MODEL = "`--expand paraphrase:DIR`; [expansion](expansion.md)"
+CAPTIONS = "`--expand captions:FILE`, `captions-column:NAME`; [expansion](expansion.md)"
 SOUP = "`python -m train.soup RUN RUN ... --output DIR --greedy`; [ensembles](ensembles.md)"
 MEMBERS = ("model", "model-2")
 YES, NO = "yes", "no, may hurt"
@@ -175,8 +176,11 @@ METHODS: tuple[Method, ...] = (
     Method("the same: a thesaurus, both ways, on tuned", YES, SYNONYMS, of_report("combining-demo/tuned", "model+synonyms-2", "model")),
     Method("the same: templates, on base", YES, TEMPLATES, of_report("combining-demo/base", "model+templates", "model")),
     Method("the same: templates, on tuned", YES, TEMPLATES, of_report("combining-demo/tuned", "model+templates", "model")),
-    Method("the same: paraphrases of your own, or by a local model", YES, PARAPHRASES, unmeasured),
-    Method("the same: additional captions of an image", YES, CAPTIONS, unmeasured),
+    Method("the same: a paraphrase of one's own, on base", YES, PARAPHRASES, of_report("own-words/base", "model+paraphrases", "model")),
+    Method("the same: a paraphrase of one's own, on tuned", YES, PARAPHRASES, of_report("own-words/tuned", "model+paraphrases", "model")),
+    Method("the same: an additional caption of each image, on base", YES, CAPTIONS, of_report("own-words/base", "model+captions", "model")),
+    Method("the same: an additional caption of each image, on tuned", YES, CAPTIONS, of_report("own-words/tuned", "model+captions", "model")),
+    Method("the same: paraphrases by a local model", YES, MODEL, unmeasured),
     Method("Fine-tuning on labelled pairs", YES, "`./launch.sh CONFIG.yaml`; [training](training.md)", tuning),
     Method("Hard-negative mining, while tuning", YES, "`mining:` in the configuration; [mining](mining.md)", mining),
 )  # fmt: skip
