@@ -57,7 +57,7 @@ def members_sha256(config: MiningConfig | None) -> str | None:
     """
     if config is None or not config.members:
         return None
-    told = [[_fingerprint(_load(checkpoint)), weight] for checkpoint, weight in config.members]
+    told = [(_fingerprint(_load(checkpoint)), weight) for checkpoint, weight in config.members]
     first: dict[str, str] = {}
     for (checkpoint, _), (fingerprint, _) in zip(config.members, told, strict=True):
         if fingerprint in first:
