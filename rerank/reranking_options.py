@@ -46,7 +46,7 @@ def check_reranking(parser: argparse.ArgumentParser, asked: argparse.Namespace) 
         parser.error("--choose-on needs --rerank, --ensemble or --expand: there is nothing to choose")
     if given and asked.rerank is None:
         parser.error(f"--{given[0].replace('_', '-')} needs --rerank")
-    given += ["choose_on"] * (asked.choose_on is not None and asked.rerank is not None)
+    given += ["choose_on"] * (chooses(asked, "fusion") or chooses(asked, "skipping"))
     if given and asked.top_k < 2:
         parser.error(f"--{given[0].replace('_', '-')} needs a --top-k of at least 2")
     if asked.seconds is not None and not asked.seconds > 0:

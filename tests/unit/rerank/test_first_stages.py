@@ -219,3 +219,8 @@ def test_two_processes_write_what_one_writes(nursery: Nursery, asked: list[str],
 
 def without_seconds(section: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in section.items() if key not in ("cost", "same_seconds")}
+
+
+def test_a_choice_that_is_not_of_the_reranker_needs_no_second_candidate() -> None:
+    words = ["--ensemble", "x", "--rerank", "b", "--top-k", "1", "--choose-on", "val", "--choose", "ensemble"]
+    assert parse(["--model", "m", "--data", "d", "--split", "test", "--output", "o", *words]).top_k == 1
