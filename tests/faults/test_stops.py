@@ -18,7 +18,7 @@ PLACES = {
     "while a checkpoint is written": (Trap("train.checkpoint:save_file", 6, signal.SIGTERM), None),
     "in the last step": (Trap("train.micro_batches:image_features", 9, signal.SIGTERM), None),
     "in the last evaluation": (Trap("train.loop:retrieve", 4, signal.SIGTERM), 9),
-    "in the final measurement": (Trap("train.final:retrieve", 2, signal.SIGTERM), 9),
+    "in the final measurement": (Trap("rerank.embedded_sets:embed", 2, signal.SIGTERM), 9),
 }
 
 
@@ -37,7 +37,7 @@ def test_sigterm(run: Run, straight: dict[int, Run], place: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "function", ["train.loop:retrieve", "train.refreshing:mine", "train.final:retrieve", "train.micro_batches:image_features"]
+    "function", ["train.loop:retrieve", "train.refreshing:mine", "rerank.embedded_sets:embed", "train.micro_batches:image_features"]
 )
 def test_sigterm_to_two(pair: Run, straight: dict[int, Run], function: str) -> None:
     """Both are told at the same place; the main process writes, and neither ends before that or is left waiting."""
