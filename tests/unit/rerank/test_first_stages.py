@@ -18,6 +18,7 @@ from eval.processes import Processes
 from eval.ranking import DIRECTIONS
 from rerank.views import Member, Views
 from tests.nursery import Nursery
+from tests.siglip2 import write_siglip2
 from tests.small_job import SmallWorld, load
 from tests.unit.rerank.blend_oracle import blended_scores, ranks_of
 from train.model_config import ScratchConfig
@@ -129,6 +130,25 @@ def test_what_each_view_did_is_kept_for_every_query(chosen: Path) -> None:
         assert one["moved"]["up"] == sum(after[name] < before[name] for name in before)
     page = (chosen / "report.html").read_text(encoding="utf-8")
     assert all(f"{stage}" in page for stage in on)
+
+
+def test_three_members_one_of_them_a_siglip_2(small_world: SmallWorld, other: Path, tmp_path: Path) -> None:
+    """Gemma's tokenizer beside SentencePiece: each reads captions in its own way, and the mean equals the dense one."""
+    dataset = load(small_world.manifest, "test")
+    second = write_siglip2(tmp_path / "siglip2", dataset.captions)
+    command = ["--model", str(small_world.base), "--ensemble", f"{second}:2", "--ensemble", str(other), "--combine", "probabilities"]
+    data = ["--data", str(small_world.manifest), "--split", "test", "--num-workers", "0", "--output", str(tmp_path / "out")]
+    run(parse([*command, *data]), Processes(), torch.device("cpu"))
+    assert report(tmp_path / "out")["ensemble"][0]["weights"] == pytest.approx([0.25, 0.5, 0.25])
+    members = [plain_member(checkpoint, small_world.manifest, "test") for checkpoint in (small_world.base, second, other)]
+    scores_QN = np.asarray(blended_scores(members, "text_to_image", [0.25, 0.5, 0.25], "probabilities", (None, None)))
+    positives, close = dataset.positives("text_to_image"), 0
+    for query, rank in enumerate(ranks(tmp_path / "out", "ensemble", "text_to_image")):
+        if np.diff(np.sort(scores_QN[query])).min() < 1e-6:
+            close += 1
+            continue
+        assert rank == min(np.array(ranks_of(scores_QN[query].tolist()))[positives.of(query)])
+    assert close < len(scores_QN) / 2, "most queries must tell"
 
 
 def test_given_weights_and_pools_choose_nothing(small_world: SmallWorld, other: Path, tmp_path: Path) -> None:
