@@ -112,10 +112,12 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
     firsts.sets.prepare([dataset, *choosing_sets])
     if choosing_sets:
         firsts.choose(choosing_sets[0], ensemble=chooses(asked, "ensemble"), expansion=chooses(asked, "expansion"))
+        if not plan.arms.any:
+            firsts.sets.forget(choosing_sets[0])
     stages, reranked = firsts.measured(dataset), None
     pairs = pairs or default_pairs(firsts) + (plan.pairs(names, scorer.name) if scorer is not None else [])
     if scorer is not None:
-        choose_on = (choosing_sets[0], firsts.stages) if choosing_sets and plan.arms.any else None
+        choose_on = (choosing_sets[0], firsts.stages) if plan.arms.any else None
         reranked = plan.stages(dataset, stages, scorer, choose_on=choose_on, kept=kept, processes=processes)
         stages += reranked.stages
     with processes.jointly():

@@ -133,6 +133,11 @@ class EmbeddedSets:
         }
         return {"seconds": sum(seconds.values()), **seconds, "pairs_scored": 0}
 
+    def forget(self, dataset: RetrievalSet) -> None:
+        """Let go of a set's vectors, of which nothing more is to be made; asked again, they are embedded again."""
+        number = self._number(dataset)
+        self._read = {key: read for key, read in self._read.items() if key[0] != number}
+
     def _number(self, dataset: RetrievalSet) -> int:
         for number, known in enumerate(self._known):
             if known is dataset:

@@ -76,6 +76,8 @@ def _measure(job: Job, export: Path, watched: dict[str, dict[str, Any]], check_s
     firsts, val_set = _first_stages(job, export, check_signal), _judged_val(job)
     if firsts.combining.chooses and val_set is not None:
         firsts.choose(val_set)
+        if rerank is None or not rerank.chooses:
+            firsts.sets.forget(val_set)
     stages = firsts.measured(dataset)
     chosen: list[Chosen] = []
     if scorer is not None and rerank is not None:

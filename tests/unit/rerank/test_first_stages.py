@@ -1,6 +1,8 @@
 """`python -m eval` with an ensemble and expanded queries: mismatched members, choices on val, refusals, two processes as one."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from eval.encoder import embed_captions, embed_images
 from eval.errors import UserError
 from eval.processes import Processes
 from eval.ranking import DIRECTIONS
+from rerank.embedded_sets import EmbeddedSets
 from rerank.views import Member, Views
 from tests.nursery import Nursery
 from tests.siglip2 import write_siglip2
@@ -244,3 +247,20 @@ def without_seconds(section: dict[str, Any]) -> dict[str, Any]:
 def test_a_choice_that_is_not_of_the_reranker_needs_no_second_candidate() -> None:
     words = ["--ensemble", "x", "--rerank", "b", "--top-k", "1", "--choose-on", "val", "--choose", "ensemble"]
     assert parse(["--model", "m", "--data", "d", "--split", "test", "--output", "o", *words]).top_k == 1
+
+
+def test_a_set_that_is_forgotten_is_let_go_of_and_embedded_anew_if_asked(small_world: SmallWorld) -> None:
+    rows: list[int] = []
+    sets = EmbeddedSets({"model": str(small_world.base)}, {}, ["model"], torch.device("cpu"), on_rows=rows.append)
+    val, test = load(small_world.manifest, "val"), load(small_world.manifest, "test")
+    first, other = sets.read("model", val), sets.read("model", test)
+    num_rows = sum(rows)
+    assert sets.read("model", val) is first and sum(rows) == num_rows
+    held = weakref.ref(first)
+    images_ID = first.embedded.images_ID.copy()
+    sets.forget(val)
+    del first
+    gc.collect()
+    assert held() is None and sets.read("model", test) is other and sum(rows) == num_rows
+    np.testing.assert_array_equal(sets.read("model", val).embedded.images_ID, images_ID)
+    assert sum(rows) > num_rows

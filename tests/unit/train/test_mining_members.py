@@ -92,7 +92,7 @@ def logits(world: World) -> np.ndarray:
     return total
 
 
-def head_of(logits_N: np.ndarray, indices_K: np.ndarray, found_K: np.ndarray, allowed: np.ndarray) -> None:
+def assert_head(logits_N: np.ndarray, indices_K: np.ndarray, found_K: np.ndarray, allowed: np.ndarray) -> None:
     """A head is right: falling, each logit its item's own, and nothing left out is better than the last."""
     assert (np.diff(found_K) <= 0).all() and np.isin(indices_K, allowed).all() and len(set(indices_K.tolist())) == len(indices_K)
     np.testing.assert_allclose(found_K, logits_N[indices_K], atol=2e-5)
@@ -114,7 +114,7 @@ def test_captions_are_the_head_of_the_mean_of_logits(
     assert np.flatnonzero(~found.decodable_I).tolist() == np.flatnonzero(found.images_I == broken(dataset)).tolist() != []
     for row, image in enumerate(found.images_I):
         if found.decodable_I[row]:
-            head_of(logits[image], found.captions_IK[row], found.cosines_IK[row] * scale + bias, np.arange(len(world.pool)))
+            assert_head(logits[image], found.captions_IK[row], found.cosines_IK[row] * scale + bias, np.arange(len(world.pool)))
             true = np.flatnonzero(dataset.is_positive(np.array(image), dataset.caption_hash_C))
             assert found.best_positive_I[row] * scale + bias == pytest.approx(logits[image, true].max(), abs=2e-5)
     alone = find_candidates(model, inputs, dataset, 20, further=FURTHER.texts, images_I=some)
@@ -128,7 +128,7 @@ def test_images_are_the_head_the_other_way_round(world: World, members: tuple[Me
     scale, bias = scale_and_bias(model, members)
     there = np.setdiff1d(np.arange(dataset.num_images), [broken(dataset)])
     for row, caption in enumerate(captions):
-        head_of(logits[:, caption], found.images_QK[row], found.cosines_QK[row] * scale + bias, there)
+        assert_head(logits[:, caption], found.images_QK[row], found.cosines_QK[row] * scale + bias, there)
 
 
 @pytest.mark.skipif(not approximate_is_here(), reason="faiss is not installed")
