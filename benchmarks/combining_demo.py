@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ from benchmarks.training_run import run_training
 from eval.combined_lines import combined_lines
 from eval.ranking import DIRECTIONS
 from eval.report import read_report
-from rerank.views import Combination
+from rerank.views import COMBINATIONS
 
 DATA, COLUMN, BASE = "demo/data/scenes.parquet", "group=scene", "demo/models/siglip-base"
 EXPANSIONS = {"synonyms": "synonyms:demo/data/synonyms.txt", "synonyms-2": "synonyms:demo/data/thesaurus.txt", "templates": "templates"}
@@ -61,7 +61,7 @@ class Arms:
     shown: Mapping[str, str]
     expansions: Mapping[str, str] = field(default_factory=dict)
     against: Sequence[tuple[str, str]] = ()
-    combine: str = ",".join(get_args(Combination))
+    combine: str = ",".join(COMBINATIONS)
 
 
 def base_arms(tuned: str, large: str, soups: Mapping[str, str]) -> Arms:

@@ -15,7 +15,6 @@ Shape letters: N items, D width.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
 
 import numpy as np
 import torch
@@ -26,9 +25,8 @@ from eval.errors import UserError
 from eval.processes import Processes
 from eval.ranking import DIRECTIONS, Direction, Ranking
 from rerank.blend_products import Asking, RankedRows, SummedTiles
-from rerank.views import Combination, Member, Pool, Views
+from rerank.views import COMBINATIONS, Combination, Member, Pool, Views
 
-COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
 Pools = tuple[Pool | None, Pool | None]
 
 _NO_POOLS: Pools = (None, None)

@@ -1,13 +1,12 @@
 """The options of `python -m eval` that speak of ensembles and expanded queries."""
 
 import argparse
-from typing import get_args
 
 from rerank.combining import ALL_VIEWS, Combining
 from rerank.ensemble import parse_member
 from rerank.expansion import read_expansions
 from rerank.reranking_options import CHOICES, chooses, one_of, words_of
-from rerank.views import Combination, Pool, Pooling
+from rerank.views import COMBINATIONS, POOLINGS, Pool
 
 
 def add_combining(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +23,7 @@ def add_combining(parser: argparse.ArgumentParser) -> None:
         "--combine",
         type=_combinations,
         metavar="RULE[,RULE...]",
-        help=f"how members' scores become one: {', '.join(get_args(Combination))} (default logits); several: the best on --choose-on",
+        help=f"how members' scores become one: {', '.join(COMBINATIONS)} (default logits); several: the best on --choose-on",
     )
     parser.add_argument(
         "--expand",
@@ -38,7 +37,7 @@ def add_combining(parser: argparse.ArgumentParser) -> None:
         "--pooling",
         type=_pools,
         metavar="RULE[:NUMBER[:WEIGHT]]",
-        help=f"how the views of one item become one score: {', '.join(get_args(Pooling))} (default mean), of its first NUMBER views "
+        help=f"how the views of one item become one score: {', '.join(POOLINGS)} (default mean), of its first NUMBER views "
         "(default all), WEIGHT in [0, 1] (default 1) against the item alone; with --choose-on RULE[,RULE...], of which the best is "
         "chosen with number and weight (default: all)",
     )
@@ -90,14 +89,14 @@ def read_combining(asked: argparse.Namespace) -> tuple[dict[str, str], Combining
 
 
 def _combinations(text: str) -> list[str]:
-    return words_of(text, get_args(Combination))
+    return words_of(text, COMBINATIONS)
 
 
 def _pools(text: str) -> list[Pool]:
     pools = []
     for part in text.split(","):
         rule, *rest = part.strip().split(":")
-        pooling = one_of(rule, get_args(Pooling))
+        pooling = one_of(rule, POOLINGS)
         try:
             number, weight = int(rest[0]) if rest else ALL_VIEWS, float(rest[1]) if len(rest) > 1 else 1.0
         except ValueError:

@@ -3,7 +3,7 @@
 Shape letters: N items of a side (captions, or images), X further views, D width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,19 +62,3 @@ def expanded_images(
     """
     shared: Any = {"processes": processes, "num_workers": num_workers, "on_progress": on_progress}
     return Views(vectors_ND, embed_images(model, inputs, views, names=views.names, **shared), views.offsets)
-
-
-def joined(parts: Sequence[Views]) -> Views:
-    """Several expansions of one side as one: of each item the views of the first, then those of the second, and so on.
-
-    Raises:
-        ValueError: they are of different items.
-    """
-    first = parts[0]
-    if any(not np.array_equal(part.vectors_ND, first.vectors_ND) for part in parts[1:]):
-        raise ValueError("these views are of different items")
-    item_X = np.concatenate([np.repeat(np.arange(len(part.vectors_ND)), np.diff(part.offsets)) for part in parts])
-    further_XD = np.concatenate([part.further_XD for part in parts])
-    order = np.argsort(item_X, kind="stable")
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(item_X, minlength=len(first.vectors_ND)))]).astype(np.int64)
-    return Views(first.vectors_ND, further_XD[order], offsets)

@@ -22,6 +22,7 @@ from eval.errors import UserError
 
 Pooling = Literal["mean", "max", "log-sum-exp", "reciprocal-rank"]
 Combination = Literal["logits", "standardised", "probabilities", "reciprocal-rank"]
+COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 RANK_CONSTANT = 60
 

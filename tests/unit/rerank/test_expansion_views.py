@@ -12,8 +12,7 @@ from eval.encoder import embed_captions, embed_images
 from eval.images import ImageError
 from eval.manifest import read_manifest
 from rerank.expansion import CaptionExpansions, ImageViews, parse_expansion
-from rerank.expansion_views import expanded_captions, expanded_images, joined
-from rerank.views import Views
+from rerank.expansion_views import expanded_captions, expanded_images
 from tests.small_job import SmallWorld
 from tests.unit.rerank.expansion_set import split_of
 
@@ -108,18 +107,3 @@ def test_texts_are_embedded_item_by_item_and_one_said_often_once(small_world: Sm
         assert np.array_equal(views.further_XD[number], embed_captions(model, inputs, [text])[0])
     nothing = expanded_captions(model, inputs, CaptionExpansions([], np.zeros(4, dtype=np.int64), "x", "y"), own_CD)
     assert nothing.further_XD.shape == (0, own_CD.shape[1]) and nothing.offsets.tolist() == [0, 0, 0, 0]
-
-
-def test_several_expansions_of_a_side_stand_one_behind_the_other() -> None:
-    own_ND = np.eye(3, dtype=np.float32)
-
-    def views(numbers: list[list[int]]) -> Views:
-        flat = [number for each in numbers for number in each]
-        return Views(
-            own_ND, np.array([[number] * 3 for number in flat], dtype=np.float32).reshape(-1, 3), np.cumsum([0, *map(len, numbers)])
-        )
-
-    both = joined([views([[1, 2], [], [3]]), views([[4], [5], []]), views([[], [6], [7]])])
-    assert both.offsets.tolist() == [0, 3, 5, 7] and both.further_XD[:, 0].tolist() == [1, 2, 4, 5, 6, 3, 7]
-    with pytest.raises(ValueError, match="different items"):
-        joined([views([[], [], []]), Views.plain(own_ND[::-1].copy())])
