@@ -49,7 +49,8 @@ def base_size_matcher(captions: list[str], folder: Path) -> BlipCheckpoint:
     torch.manual_seed(0)
     model = BlipForImageTextRetrieval(BlipConfig(text_config=text, vision_config=vision)).eval()
     processor = BlipImageProcessorPil(size={"height": 384, "width": 384})
-    return BlipCheckpoint(model, processor, BertTokenizer.from_pretrained(folder), model.config.text_config.vocab_size - 1)
+    tokenizer = BertTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return BlipCheckpoint(model, processor, tokenizer, model.config.text_config.vocab_size - 1)
 
 
 @dataclass

@@ -43,11 +43,11 @@ def load_text_model(name: str) -> PairsToScores:
     Raises:
         UserError: the classifier has more than one label.
     """
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    if not (AutoConfig.from_pretrained(name).architectures or [""])[0].endswith("ForSequenceClassification"):
-        encoder = AutoModel.from_pretrained(name, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    if not (AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or [""])[0].endswith("ForSequenceClassification"):
+        encoder = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False).eval()
         return cosines_of(lambda texts: mean_states(encoder, tokenizer, texts))
-    classifier = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32).eval()
+    classifier = AutoModelForSequenceClassification.from_pretrained(name, dtype=torch.float32, trust_remote_code=False).eval()
     if classifier.config.num_labels != 1:
         raise UserError(f"{name}: expected a cross-encoder of one label; found {classifier.config.num_labels}. Give one that scores pairs")
     return logits_of(classifier, tokenizer)

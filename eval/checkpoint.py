@@ -1,4 +1,4 @@
-"""Load a SigLIP checkpoint from a folder or the hub: every weight really there, float32, nothing unpickled, and its name by content."""
+"""Load a SigLIP checkpoint from a folder or the hub: every weight really there, float32, and its name by content."""
 
 import hashlib
 import os
@@ -13,6 +13,7 @@ from transformers import AutoConfig, SiglipModel
 from eval.errors import UserError
 from eval.inputs import SiglipInputs
 from eval.sharded import whole
+from eval.weights import load_weights
 
 
 def load_siglip(name: str | os.PathLike[str], *, strip_punctuation: bool = False) -> tuple[SiglipModel, SiglipInputs]:
@@ -22,19 +23,19 @@ def load_siglip(name: str | os.PathLike[str], *, strip_punctuation: bool = False
         strip_punctuation: see eval/tokenizer.py.
 
     Raises:
-        UserError: not found, of another architecture, without safetensors, or with weights missing (they would be random).
+        UserError: not found, of another architecture, without weights in safetensors or a pytorch_model.bin of tensors alone, or with
+            weights missing (they would be random).
     """
     name = str(name)
     config = load_siglip_config(name)
     try:
-        loaded: Any = SiglipModel.from_pretrained(name, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+        model, info = load_weights(SiglipModel, name, config)
     except OSError as error:
-        raise UserError(f"{name}: no weights in safetensors form ({error}). Pickled weights are not loaded: convert them first") from error
+        raise UserError(f"{name}: no weights in model.safetensors or pytorch_model.bin, whole or in shards ({error})") from error
     except SafetensorError as error:
         raise UserError(f"{name}: the weights are damaged ({error}); fetch or copy the file again") from error
     except (RuntimeError, ValueError, TypeError) as error:  # shapes that do not fit, widths that do not divide
         raise UserError(f"{name}: the weights do not fit config.json ({error})") from error
-    model, info = loaded
     if info["missing_keys"] or info.get("mismatched_keys"):
         missing = sorted(str(key) for key in (*info["missing_keys"], *info.get("mismatched_keys", ())))
         raise UserError(f"{name}: {len(missing)} weight(s) are missing or of another shape, e.g. {missing[:5]}; they would be random")
@@ -54,7 +55,7 @@ def load_siglip_config(name: str) -> Any:
             f"{name!r}: neither a checkpoint folder nor a model of the hub: no such folder is here, and no hub id has this form"
         )
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{name}: neither a checkpoint folder nor a model that can be had from the hub ({str(error).partition(chr(10))[0]})"

@@ -43,7 +43,7 @@ def read_hub_dataset(hub_id: HubId, mapping: Mapping[str, str]) -> ArrowRows:
     if not offline:
         _ask_the_hub(hub_id)
     try:
-        loaded = datasets.load_dataset(hub_id.name, hub_id.config)
+        loaded = datasets.load_dataset(hub_id.name, hub_id.config, trust_remote_code=False)
     except Exception as error:  # of many libraries
         if offline and isinstance(error, ConnectionError):
             raise _missing(hub_id, "HF_HUB_OFFLINE is set and no copy of such a data set was fetched before") from error

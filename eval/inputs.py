@@ -47,7 +47,7 @@ class SiglipInputs:
         name = str(name)
         try:
             tokenizer = load_tokenizer(name, strip_punctuation=strip_punctuation)
-            image_processor = SiglipImageProcessorPil.from_pretrained(name)
+            image_processor = SiglipImageProcessorPil.from_pretrained(name, trust_remote_code=False)
         except (
             OSError,
             ValueError,

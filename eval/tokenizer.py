@@ -27,7 +27,7 @@ def load_tokenizer(name: str, *, strip_punctuation: bool = False) -> Any:
     """
     # The loader's workers are forked; a tokenizer with threads of its own would have to warn and give them up there.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if isinstance(tokenizer, GemmaTokenizer | Siglip2Tokenizer):
         backend, eos = tokenizer.backend_tokenizer, tokenizer.eos_token
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(" ", "▁")])

@@ -54,8 +54,8 @@ def load_albef(model: str) -> AlbefCheckpoint:
         with open(config_path, encoding="utf-8") as file:
             config = AlbefConfig.from_dict(json.load(file), config_path)
         tensors = load_file(weights_path)
-        image_processor = BlipImageProcessorPil.from_pretrained(model)
-        tokenizer = BertTokenizer.from_pretrained(model)
+        image_processor = BlipImageProcessorPil.from_pretrained(model, trust_remote_code=False)
+        tokenizer = BertTokenizer.from_pretrained(model, trust_remote_code=False)
     except UserError:
         raise
     except Exception as error:  # of many classes, as the file and what is wrong with it

@@ -93,7 +93,7 @@ def _qformer_layer(layer: Any, hidden: torch.Tensor, mask: torch.Tensor | None, 
 
 
 def load_blip2(model: str) -> Checkpoint:
-    """Reads a Blip2ForImageTextRetrieval with its processors from a folder or a hub id; safetensors only, nothing is unpickled.
+    """Reads a Blip2ForImageTextRetrieval with its processors from a folder or a hub id.
 
     Raises:
         UserError: weights missing, of another shape or not finite; a Q-Former that reads no text; wrong number of heads; image size,

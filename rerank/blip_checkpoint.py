@@ -27,7 +27,7 @@ class BlipCheckpoint(Checkpoint):
 
 
 def load_blip(model: str) -> BlipCheckpoint:
-    """Reads a BlipForImageTextRetrieval with its processors from a folder or a hub id; safetensors only, nothing is unpickled.
+    """Reads a BlipForImageTextRetrieval with its processors from a folder or a hub id.
 
     Raises:
         UserError: weights missing, of another shape or not finite; wrong number of heads; image size, vocabulary and

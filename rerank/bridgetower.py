@@ -120,7 +120,7 @@ def _projection(transforms: torch.nn.Module, place: int) -> torch.nn.Module:
 
 
 def load_bridgetower(model: str) -> Checkpoint:
-    """Reads a BridgeTowerForImageAndTextRetrieval with its processors from a folder or a hub id; safetensors only, nothing is unpickled.
+    """Reads a BridgeTowerForImageAndTextRetrieval with its processors from a folder or a hub id.
 
     Raises:
         UserError: weights missing, of another shape or not finite; wrong number of heads; image size, vocabulary and

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from eval.errors import UserError
+from eval.weights import load_weights
 
 ASKED = "rerank.model (--rerank)"
 _CONFIG_KEYS_WITHOUT_EFFECT = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
@@ -68,9 +69,9 @@ def read_preprocessing(model: str, config_class: Any, image_processor_class: Any
         UserError: one of them cannot be read.
     """
     try:
-        config = config_class.from_pretrained(model)
-        image_processor = image_processor_class.from_pretrained(model)
-        return Preprocessing(config, image_processor, AutoTokenizer.from_pretrained(model))
+        config = config_class.from_pretrained(model, trust_remote_code=False)
+        image_processor = image_processor_class.from_pretrained(model, trust_remote_code=False)
+        return Preprocessing(config, image_processor, AutoTokenizer.from_pretrained(model, trust_remote_code=False))
     except Exception as error:  # of many classes, as the file and what is wrong with it
         raise _unreadable(model, "the config, image processor or tokenizer", error) from error
 
@@ -78,7 +79,7 @@ def read_preprocessing(model: str, config_class: Any, image_processor_class: Any
 def complete_weights(
     model: str, matcher_class: Any, config: Any, example: str, *, asked: str = ASKED, purpose: str = "image-text matching"
 ) -> Any:
-    """The matcher, or another model, in float32 and evaluation mode, every weight of it read from safetensors; nothing is unpickled.
+    """The matcher, or another model, in float32 and evaluation mode, every weight of it read from the files (eval/weights.py).
 
     Args:
         matcher_class: transformers' class with the matching head.
@@ -90,12 +91,9 @@ def complete_weights(
         UserError: weights cannot be read, are missing, of another shape, or not finite.
     """
     try:
-        loaded: Any = matcher_class.from_pretrained(
-            model, config=config, dtype=torch.float32, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
-        )
+        matcher, loading = load_weights(matcher_class, model, config, ignore_mismatched_sizes=True)
     except (OSError, ValueError, TypeError, LookupError, ArithmeticError, SafetensorError) as error:  # of sizes that cannot be, too
         raise _unreadable(model, "the weights (model.safetensors)", error, asked) from error
-    matcher, loading = loaded
     missing, misshapen = sorted(loading["missing_keys"]), sorted(name for name, *_ in loading["mismatched_keys"])
     if missing or misshapen:  # transformers fills both with random numbers
         raise UserError(

@@ -20,6 +20,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.utils import cached_file
 
 from eval.errors import UserError, WriteError, writing
+from eval.pickled import read_pickled
 from rerank.albef_checkpoint import matcher_of
 from rerank.albef_config import AlbefConfig
 from rerank.albef_model import AlbefMatcher
@@ -27,7 +28,6 @@ from rerank.albef_release import albef_release
 from rerank.guard import check_matcher
 from rerank.hub_weights import OTHER_WEIGHTS, convert_hub_folder
 from rerank.new_folder import new_folder
-from rerank.pickled import read_pickled
 from rerank.scorer import load_scorer
 
 DEFAULT_TOKENIZER = "bert-base-uncased"
@@ -112,7 +112,7 @@ def _tokenizer(name: str, config: AlbefConfig) -> BertTokenizer:
     try:
         if not any(cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in _VOCABULARIES):
             raise OSError("there is no such vocabulary")  # transformers would make up a tokenizer of five tokens
-        tokenizer = BertTokenizer.from_pretrained(name)
+        tokenizer = BertTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"--tokenizer {name}: could not be had from the hub ({str(error).splitlines()[0][:200]}). ALBEF's file holds no vocabulary: "

@@ -80,7 +80,7 @@ class ViltScorer(BatchedCrossEncoder):
 
 
 def load_vilt(model: str) -> Checkpoint:
-    """Reads a ViltForImageAndTextRetrieval with its processors from a folder or a hub id; safetensors only, nothing is unpickled.
+    """Reads a ViltForImageAndTextRetrieval with its processors from a folder or a hub id.
 
     Raises:
         UserError: weights missing, of another shape or not finite; wrong number of heads; a tokenizer of another vocabulary; an image

@@ -78,7 +78,9 @@ def _check_inputs_and_outputs(model: str, encoder: Any) -> None:
 
 def _check_weights(model: str, encoder: Any) -> None:
     """Every weight came from the file: what is missing there transformers fills with random numbers."""
-    skeleton: Any = type(encoder.model).from_pretrained(model, device_map="meta", use_safetensors=True, output_loading_info=True)
+    skeleton: Any = type(encoder.model).from_pretrained(
+        model, device_map="meta", use_safetensors=True, output_loading_info=True, trust_remote_code=False
+    )
     missing = sorted(map(str, (*skeleton[1]["missing_keys"], *(name for name, *_ in skeleton[1]["mismatched_keys"]))))
     if missing:
         raise UserError(

@@ -86,7 +86,7 @@ class LanguageModelFiles:
         return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
 
     def load(self, device: torch.device) -> "LanguageModel":
-        """With its weights, float32, all read from safetensors.
+        """With its weights, float32, all read from the files.
 
         Raises:
             UserError: they cannot be read, are missing, or not finite.

@@ -1,0 +1,129 @@
+"""Weights in torch's pickled form, read without running anything that a pickle may hold, and written as safetensors."""
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch.serialization import get_unsafe_globals_in_checkpoint
+
+from eval.errors import UserError, reading
+
+PICKLED_WHOLE, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+SAFE_WHOLE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def read_pickled(path: Path) -> Any:
+    """What a .pth, .pt or .bin holds: tensors, numbers, texts, and containers of them.
+
+    Read with `weights_only`, and never without: a pickle with anything else in it could run any command as it is opened. The tensors
+    of a file in torch's present form stay on disk until they are used.
+
+    Raises:
+        UserError: the file holds another object, which is named; or it is not there, is torn, or is of another form.
+    """
+    is_zip = path.is_file() and zipfile.is_zipfile(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        objects = _objects(path, str(error), is_zip)
+        if objects:
+            raise UserError(
+                f"{path} was not read: it holds {', '.join(objects)}, and expected were tensors, numbers and texts alone. Unpickling "
+                "another object can run any command, so there is no switch for it. Ask the file's maker for the weights alone, or "
+                'where you trust it load it in a sandbox and save those: torch.save({"model": content["model"]}, NEW_FILE)'
+            ) from error
+        raise UserError(f"{path} is no file of torch.save: {_first_line(error)}") from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, AssertionError) as error:
+        raise UserError(f"{path} could not be read: {_first_line(error)}. Fetch or copy the file again") from error
+
+
+def write_as_safetensors(weights: Path, target: Path) -> int:
+    """Writes the tensors of pytorch_model.bin, or of the shards beside pytorch_model.bin.index.json, into the folder `target`.
+
+    Returns:
+        The number of tensors.
+
+    Raises:
+        UserError: the file holds anything but tensors by name, cannot be read, or contradicts its index.
+        OSError, safetensors.SafetensorError: a file cannot be written.
+    """
+    if weights.name == PICKLED_INDEX:
+        return _write_shards(weights, target)
+    tensors = _tensors(weights)
+    _save(weights, tensors, target / SAFE_WHOLE)
+    return len(tensors)
+
+
+def _write_shards(index_path: Path, target: Path) -> int:
+    """One shard in memory at a time; returns the number of tensors."""
+    index = read_pickled_index(index_path)
+    shards = sorted(set(index.values()))
+    weight_map: dict[str, str] = {}
+    total_size = 0
+    for number, shard in enumerate(shards, start=1):
+        path = index_path.with_name(shard)
+        tensors = _tensors(path)
+        expected = {name for name, place in index.items() if place == shard}
+        if tensors.keys() != expected:
+            raise UserError(
+                f"{path} holds other tensors than {PICKLED_INDEX} says: lacking are {sorted(expected - tensors.keys())}, "
+                f"and not listed {sorted(tensors.keys() - expected)}. Fetch the folder again"
+            )
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _save(path, tensors, target / name)
+        weight_map |= dict.fromkeys(tensors, name)
+        total_size += sum(tensor.nbytes for tensor in tensors.values())
+    content = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+    (target / SAFE_INDEX).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return len(weight_map)
+
+
+def read_pickled_index(path: Path) -> dict[str, str]:
+    """Tensor name -> file name, of a pytorch_model.bin.index.json.
+
+    Raises:
+        UserError: it is not readable, or names a file outside the folder.
+    """
+    with reading():
+        text = path.read_text(encoding="utf-8")
+    try:
+        index = json.loads(text)["weight_map"]
+        places = {str(name): str(place) for name, place in index.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: expected an object with a weight_map ({type(error).__name__}: {error})") from error
+    if strangers := sorted({place for place in places.values() if Path(place).name != place or not place.endswith(".bin")}):
+        raise UserError(f"{path}: expected names of .bin files beside it; found {', '.join(strangers)}")
+    return places
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    content: Any = read_pickled(path)
+    if not isinstance(content, Mapping) or not content or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
+        raise UserError(f"{path}: expected tensors by name; found something else")
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _save(source: Path, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Each tensor in memory of its own, as safetensors wants them: tied ones are written twice."""
+    if odd := sorted(name for name, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_quantized):
+        raise UserError(f"{source}: expected dense tensors alone; {', '.join(odd[:5])} are sparse or quantized")
+    save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def _objects(path: Path, message: str, is_zip: bool) -> list[str]:
+    """Names of what the pickle would have called; found by reading its opcodes, or else in torch's message."""
+    named = re.findall(r"(?:GLOBAL |Unsupported class |builtin )([\w.]+)", message)
+    try:
+        return sorted(get_unsafe_globals_in_checkpoint(path)) or named if is_zip else named
+    except (ValueError, RuntimeError, pickle.UnpicklingError):
+        return named
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
