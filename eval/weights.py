@@ -152,6 +152,6 @@ def _sha256(path: Path) -> str:
 def _generation_config(name: str) -> GenerationConfig:
     """As from_pretrained of the folder itself would find it."""
     try:
-        return GenerationConfig.from_pretrained(name, trust_remote_code=False)
+        return GenerationConfig.from_pretrained(name)
     except OSError:
-        return GenerationConfig.from_pretrained(name, config_file_name="config.json", _from_model_config=True, trust_remote_code=False)
+        return GenerationConfig.from_pretrained(name, config_file_name="config.json", _from_model_config=True)

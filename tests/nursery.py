@@ -108,12 +108,13 @@ class Nursery:
         env: dict[str, str] | None = None,
         trap: Trap | None = None,
         namespace: str | None = None,
+        stdin: Path = Path(os.devnull),
     ) -> Child:
-        """Start `python -m MODULE ARGUMENTS`; in a network namespace, if one is named."""
+        """Start `python -m MODULE ARGUMENTS`; in a network namespace, if one is named; with a file as its standard input."""
         self._num_started += 1
         log = self._folder / f"output-{self._num_started}.txt"
         order = {"module": module, "arguments": arguments, "env": env or {}, "trap": trap and asdict(trap), "log": str(log)}
-        order["namespace"] = namespace
+        order |= {"namespace": namespace, "stdin": str(stdin)}
         return Child(self, self.ask(order, SECONDS), log)
 
     def start_ranks(self, module: str, arguments: list[str], num: int, *, traps: dict[int, Trap] | None = None) -> list[Child]:
@@ -210,8 +211,8 @@ def _become(order: dict[str, Any]) -> None:
     import traceback
 
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    null = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((null, 0), (log, 1), (log, 2)):
+    stdin = os.open(order["stdin"], os.O_RDONLY)
+    for source, target in ((stdin, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     os.setpgrp()
     if order["namespace"]:

@@ -84,8 +84,7 @@ def other_shape(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def only_pickled(folder: Path) -> None:
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+def no_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
@@ -115,7 +114,7 @@ def no_tokenizer(folder: Path) -> None:
         (small_vocabulary, "files of different models"),
         (lose_weights, "missing or of another shape.*vision_model.head.probe"),
         (other_shape, "do not fit|another shape"),
-        (only_pickled, "no weights in safetensors form"),
+        (no_weights, "no weights in model.safetensors or pytorch_model.bin"),
         (cut_weights, "damaged"),
         (other_kind, "expected a SigLIP checkpoint.*'bert'"),
         (no_config, "without config.json"),

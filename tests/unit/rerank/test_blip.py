@@ -245,7 +245,7 @@ def test_a_folder_without_its_files_is_refused(changed_blip, without: str) -> No
         load_scorer(str(changed_blip(without=without)))
 
 
-def test_a_torn_weights_file_and_a_pickle_are_refused(changed_blip) -> None:
+def test_a_torn_weights_file_and_an_empty_pickle_are_refused(changed_blip) -> None:
     folder = changed_blip()
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -253,5 +253,5 @@ def test_a_torn_weights_file_and_a_pickle_are_refused(changed_blip) -> None:
         load_scorer(str(folder))
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match="safetensors"):
+    with pytest.raises(UserError, match=r"pytorch_model\.bin: expected tensors by name"):
         load_scorer(str(folder))

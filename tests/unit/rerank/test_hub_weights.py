@@ -10,25 +10,8 @@ from safetensors.torch import load_file
 
 from rerank.convert import main
 from rerank.scorer import load_scorer
+from tests.bin_checkpoints import bin_folder, in_hub_cache
 from tests.unit.rerank.albef_files import Trap
-
-
-def bin_folder(folder: Path, place: Path, shards: int = 0) -> Path:
-    """The same checkpoint with its weights only as pytorch_model.bin, in one file or in shards."""
-    place.mkdir()
-    for path in folder.iterdir():
-        if path.suffix != ".safetensors":
-            (place / path.name).write_bytes(path.read_bytes())
-    tensors = load_file(folder / "model.safetensors")
-    if not shards:
-        torch.save(tensors, place / "pytorch_model.bin")
-        return place
-    names = sorted(tensors)
-    weight_map = {name: f"pytorch_model-{number % shards + 1:05d}-of-{shards:05d}.bin" for number, name in enumerate(names)}
-    for shard in set(weight_map.values()):
-        torch.save({name: tensors[name] for name in names if weight_map[name] == shard}, place / shard)
-    (place / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return place
 
 
 @pytest.mark.parametrize("shards", [0, 3])
@@ -112,11 +95,7 @@ def test_a_hub_id_is_converted_from_the_hubs_files(tmp_path: Path, tiny_blip: Pa
     """Offline, from a cache laid out as huggingface_hub lays it out."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    repository = tmp_path / "cache" / "models--someone--itm"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0" * 40)
-    (repository / "snapshots").mkdir()
-    bin_folder(tiny_blip, repository / "snapshots" / ("0" * 40))
+    in_hub_cache(tmp_path / "cache", "someone/itm", tiny_blip)
     assert main(["nobody/nothing", "--output", str(tmp_path / "made")]) == 2
     assert "could not be had" in capsys.readouterr().err
     assert main(["someone/itm", "--output", str(tmp_path / "made")]) == 0
