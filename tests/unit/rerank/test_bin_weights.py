@@ -55,7 +55,7 @@ def test_the_same_bits_and_the_same_fingerprint(tiny_blip: Path, tmp_path: Path,
 
 
 def test_shards_give_the_same_weights_and_scores(tiny_blip: Path, tmp_path: Path, noise) -> None:
-    """Equal but for rounding: shards lie in memory as one file does not, and that moves sums of float32; shards of safetensors do the same."""
+    """Equal but for rounding: shards lie otherwise in memory, which moves sums of float32; with shards of safetensors too."""
     expected = load_scorer(str(tiny_blip), device="cpu")
     scorer = load_scorer(str(bin_folder(tiny_blip, tmp_path / "bin", shards=3)), device="cpu")
     assert scorer.fingerprint == expected.fingerprint
