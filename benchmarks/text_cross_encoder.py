@@ -22,6 +22,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 from benchmarks.text_models import PairsToScores, logits_of
 from demo.vocabulary import blip_processor
 from eval.dataset import RetrievalSet, load_split
+from eval.file_modes import apply_umask
 from eval.manifest import read_manifest
 
 DATA, COLUMNS = "demo/data/scenes.parquet", {"group": "scene"}
@@ -160,6 +161,7 @@ def main() -> None:
     shares = share_told_apart(logits_of(model, tokenizer), held_out)
     model.save_pretrained(asked.output)
     tokenizer.save_pretrained(asked.output)
+    apply_umask(asked.output)
     told = ", ".join(f"{100 * share:.1f}% against a {name} one" for name, share in shares.items())
     print(f"{time.perf_counter() - began:.0f} s, loss {loss:.3f}; on val the caption of the same scene scores higher: {told}")
 

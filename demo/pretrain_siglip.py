@@ -22,6 +22,7 @@ from demo.drawing import SIDE
 from demo.phrases import Wording
 from demo.recall import mean_recall_at_1
 from demo.vocabulary import NUM_TEXT_TOKENS, save_processor, siglip_processor
+from eval.file_modes import apply_umask
 
 PATCH = 8
 SCENES_PER_EPOCH, BATCH_SIZE, NUM_HELD_OUT = 6000, 120, 300
@@ -130,6 +131,7 @@ def pretrain(output: Path, size: Size, num_epochs: int, seed: int) -> None:
         if epoch % 5 == 0 or epoch == num_epochs:
             model.save_pretrained(output)
             save_processor(processor, output)
+            apply_umask(output)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from demo.drawing import SIDE
 from demo.phrases import complete_caption, vocabulary
 from demo.scenes import random_scene
+from eval.tokenizer import rewrite_tokenizer_config
 
 # The longest caption takes 22 tokens and the end token.
 NUM_TEXT_TOKENS = 24
@@ -83,3 +84,4 @@ def save_processor(processor: SiglipProcessor | BlipProcessor, folder: Path) -> 
         # A mask would change what the text tower pools.
         kept["model_input_names"] = ["input_ids"]
     (folder / "tokenizer_config.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    rewrite_tokenizer_config(folder)

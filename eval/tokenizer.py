@@ -46,11 +46,27 @@ def save_tokenizer(tokenizer: Any, folder: str | os.PathLike[str]) -> None:
     Gemma's classes build lower-casing anew, or forget it, and are unknown to transformers 4; the general one reads all of tokenizer.json.
     """
     tokenizer.save_pretrained(folder)
-    path = Path(folder) / "tokenizer_config.json"
     # save_pretrained drops this entry (transformers 5.23), and with a mask `model(**processor(...))` gives other embeddings.
-    record = json.loads(path.read_text("utf-8")) | {"model_input_names": ["input_ids"]}
+    changes: dict[str, Any] = {"model_input_names": ["input_ids"]}
     if not isinstance(tokenizer, SiglipTokenizer):
-        record |= {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "right"}
+        changes |= {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "right"}
+    rewrite_tokenizer_config(folder, **changes)
+
+
+def rewrite_tokenizer_config(folder: str | os.PathLike[str], **changes: Any) -> None:
+    """Rewrite the tokenizer_config.json that transformers 5 wrote to a folder, with these entries, so that transformers 4 reads it too.
+
+    Transformers 4 expects names in "extra_special_tokens", {"image_token": "<image>"}, and fails on the list that transformers 5 writes
+    there, even an empty one. Tokens without names are its "additional_special_tokens", which transformers 5 reads as well.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    path = Path(folder) / "tokenizer_config.json"
+    record = json.loads(path.read_text("utf-8")) | changes
+    extra = record.pop("extra_special_tokens", None)
+    if extra:
+        record["extra_special_tokens" if isinstance(extra, dict) else "additional_special_tokens"] = extra
     path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
 
 

@@ -21,6 +21,7 @@ from transformers.utils import cached_file
 
 from eval.errors import UserError, WriteError, writing
 from eval.pickled import read_pickled
+from eval.tokenizer import rewrite_tokenizer_config
 from rerank.albef_checkpoint import matcher_of
 from rerank.albef_config import AlbefConfig
 from rerank.albef_model import AlbefMatcher
@@ -85,6 +86,7 @@ def convert_albef(source: Path, folder: Path, tokenizer: str, image_size: int | 
     size = release.config.vision.image_size
     BlipImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)
     words.save_pretrained(folder)
+    rewrite_tokenizer_config(folder)
     lines = [f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()) / 1e6:.1f} M parameters, {size} px"]
     lines += [f"dropped: {len(names)} of {kind} ({names[0]}, ...)" for kind, names in release.dropped.items()]
     return lines + ([f"dropped: {len(unexpected)} that ALBEF's matcher does not have: {', '.join(unexpected)}"] if unexpected else [])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from eval.durable import sync_file, sync_folder
 from eval.errors import UserError
+from eval.file_modes import apply_umask
 
 
 @contextmanager
@@ -30,6 +31,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        apply_umask(temporary)
         for path in temporary.rglob("*"):
             if path.is_file():
                 sync_file(path)

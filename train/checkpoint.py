@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from eval.durable import sync_file, sync_folder
 from eval.errors import UserError
+from eval.file_modes import apply_umask
 from eval.sharded import whole
 from train.loss_scale import LossScale
 from train.sharding import placed
@@ -271,6 +272,7 @@ def _moments(tuned: Trainee, optimizer: torch.optim.Optimizer) -> Iterator[tuple
 def _seal(folder: Path) -> None:
     """Write manifest.json with the hash of every file, and force all of it to the disk."""
     hashes = {}
+    apply_umask(folder)
     for path in sorted(folder.iterdir()):
         hashes[path.name] = hash_file(path)
         sync_file(path)

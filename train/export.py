@@ -18,10 +18,12 @@ from transformers import SiglipModel
 
 from eval.durable import sync_folder
 from eval.errors import UserError
+from eval.file_modes import apply_umask
 from train.checkpoint import Checkpoints, NoReadableCheckpoint, State, verify
 from train.config import JobConfig, RunConfig
 from train.config_file import Kind, load_run_config, read_yaml
 from train.model import TunedModel, build_model, merged_state, resolve_base
+from train.sentence_encoder import write_sentence_encoder
 
 _EXPORTED_SUFFIXES = {".json", ".safetensors", ".md", ".model", ".txt", ".jinja"}
 
@@ -37,6 +39,7 @@ def export_model(tuned: TunedModel, folder: Path, card: str) -> None:
     def write(temporary: Path) -> None:
         write_plain(SiglipModel, tuned.siglip.config, merged_state(tuned), temporary)
         tuned.inputs.save(temporary)
+        write_sentence_encoder(temporary, tuned.siglip.config.text_config.max_position_embeddings)
         (temporary / "README.md").write_text(card, encoding="utf-8")
 
     commit_export(folder, write)
@@ -70,6 +73,7 @@ def commit_export(folder: Path, write: Callable[[Path], None]) -> None:
     try:
         temporary.mkdir(parents=True)
         write(temporary)
+        apply_umask(temporary)
         if folder.exists():
             retired = folder.with_name(f".{folder.name}.{os.getpid()}.old")
             os.rename(folder, retired)

@@ -13,6 +13,7 @@ from eval.evaluator import evaluate
 from eval.first_stage import progress_bar
 from eval.gallery import gallery
 from eval.report import print_report, read_report, report_record, write_report
+from eval.tokenizer import rewrite_tokenizer_config
 from rerank.scorer import load_scorer
 from rerank.stages import reranked_stages
 from train.checkpoint import State
@@ -87,6 +88,7 @@ def export_matcher(config: RerankerConfig, which: str, folder: Path) -> int:
     def write(temporary: Path) -> None:
         write_plain(BlipForImageTextRetrieval, tuned.module.config, plain_state(tuned.module), temporary)
         BlipProcessor(tuned.checkpoint.image_processor, tuned.checkpoint.tokenizer).save_pretrained(temporary)
+        rewrite_tokenizer_config(temporary)
         (temporary / "README.md").write_text(matcher_card(config, newest, step), encoding="utf-8")
 
     commit_export(folder, write)

@@ -11,6 +11,7 @@ from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel, Sig
 
 from eval.dataset import RetrievalSet
 from eval.errors import UserError
+from eval.file_modes import apply_umask
 from eval.inputs import SiglipInputs
 from train.model_config import ScratchConfig
 
@@ -44,6 +45,7 @@ def write_scratch(folder: Path, config: ScratchConfig, dataset: RetrievalSet, se
     size = {"height": config.image_size, "width": config.image_size}
     SiglipInputs(tokenizer, SiglipImageProcessorPil(size=size), config.num_tokens, config.image_size).save(temporary)
     (temporary / "spiece.tmp").unlink(missing_ok=True)
+    apply_umask(temporary)
     os.rename(temporary, folder)
 
 

@@ -15,6 +15,7 @@ import pytest
 from eval.captions import normalise
 from tests.faults.runs import lines, said
 from tests.nursery import ROOT, Child, Nursery
+from tests.shared_files import modes
 from tests.small_job import SmallWorld, load, write_pictures
 
 
@@ -62,6 +63,11 @@ def test_the_whole_job(real: tuple[Path, Path, subprocess.CompletedProcess[str]]
     assert '<section class="exhibit">' in (folder / "eval" / "test" / "report.html").read_text()
     for words in ("base", "tuned", "image to text", "text to image", f"{folder}/export", "report.html"):
         assert words in done.stdout
+
+
+def test_every_file_of_a_run_has_the_mode_of_a_new_one(real: tuple[Path, Path, Any], tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    assert modes(real[1]) == modes(tmp_path)
 
 
 def test_metrics_are_whole_and_in_order(real: tuple[Path, Path, subprocess.CompletedProcess[str]]) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from rerank.scorer import load_scorer
 from rerank.settings import ScorerSettings
 from tests.faults.runs import lines
+from tests.shared_files import modes
 from tests.small_job import SmallWorld, load
 from tests.small_reranker_job import MatcherWorld
 from train.__main__ import run as run_any
@@ -30,6 +31,11 @@ def finished(matcher_world: MatcherWorld, tmp_path_factory: pytest.TempPathFacto
 
 def events(config: Path, event: str) -> list[dict[str, Any]]:
     return [line for line in lines(config.parent / "runs" / "job") if line["event"] == event]
+
+
+def test_every_file_of_the_run_has_the_mode_of_a_new_one(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    assert modes(finished.parent / "runs") == modes(tmp_path)
 
 
 def test_it_learns_more_than_the_ratio(finished: Path) -> None:

@@ -13,6 +13,7 @@ from eval.dataset import RetrievalSet
 from eval.ranking import DIRECTIONS
 from tests.faults.runs import Run, assert_same, lines
 from tests.nursery import Nursery, Trap
+from tests.shared_files import SENTENCE_TRANSFORMERS_FILES
 from tests.small_job import SmallWorld
 from train.__main__ import run as run_job
 from train.checkpoint import Checkpoints
@@ -180,6 +181,7 @@ def test_what_lies_between_is_kept_with_a_card_that_says_so(nursery: Nursery, le
     assert record["kept"] == record["best"] in (0.25, 0.5)
     card = (tmp_path / "export" / "README.md").read_text()
     assert f"alpha {record['kept']:g}" in card and "WiSE-FT" in card
+    assert {path.name for path in (tmp_path / "export").iterdir()} >= SENTENCE_TRANSFORMERS_FILES
     own = next(row for row in record["sets"]["val"] if row["alpha"] == record["kept"])
     assert card.count("mean R@1 on val") == 1 and f"mean R@1 on val {100 * own['mean_R@1']:.2f}" in card
     found = {path.name for path in tmp_path.iterdir()}

@@ -27,6 +27,7 @@ from eval.dataset import RetrievalSet
 from eval.encoder import embed_captions, embed_images
 from eval.errors import UserError
 from eval.manifest import ManifestImage
+from eval.tokenizer import rewrite_tokenizer_config, save_tokenizer
 from tests.siglip2 import IMAGE_SIZE, NUM_TOKENS, write_siglip2
 
 CAPTIONS = ["A DOG, runs!", "the Red circle - on a 'square'", "dog " * 40, "unknown \u72ac", "", "  two  blanks ", "A" * 90, "dog. " * 3]
@@ -135,6 +136,33 @@ def test_what_is_saved_gives_plain_transformers_the_same(
     further = tmp_path / "further"
     inputs_again.save(further)
     assert (further / "tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ([], {}),
+        (None, {}),
+        ({}, {}),
+        (["<left>", "<right>"], {"additional_special_tokens": ["<left>", "<right>"]}),
+        ({"image_token": "<image>"}, {"extra_special_tokens": {"image_token": "<image>"}}),
+    ],
+)
+def test_special_tokens_are_written_as_transformers_4_reads_them(tmp_path: Path, extra: object, expected: dict[str, object]) -> None:
+    """Transformers 4.57 asks "extra_special_tokens" for its keys: a list there, even an empty one, and no tokenizer loads."""
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "extra_special_tokens": extra}))
+    rewrite_tokenizer_config(tmp_path, padding_side="right")
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"eos_token": "</s>", "padding_side": "right"} | expected
+
+
+def test_additional_tokens_come_back(siglip2: Path, tiny_siglip: Path, tmp_path: Path) -> None:
+    for folder in (siglip2, tiny_siglip):
+        tokenizer = load_siglip(folder)[1].tokenizer
+        tokenizer.add_special_tokens({"extra_special_tokens": ["<left>", "<right>"]})
+        save_tokenizer(tokenizer, tmp_path / folder.name)
+        again = AutoTokenizer.from_pretrained(tmp_path / folder.name)
+        assert again.extra_special_tokens == ["<left>", "<right>"]
+        assert again("a <left> dog").input_ids == tokenizer("a <left> dog").input_ids
 
 
 def test_stripped_captions_are_the_ones_siglip_itself_would_read(siglip2: Path, tiny_siglip: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`python -m rerank.convert`: ALBEF's .pth and hub folders that hold only a .bin; nothing but tensors is ever unpickled."""
 
+import json
 import resource
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from rerank.albef_release import interpolated
 from rerank.convert import main
 from rerank.scorer import load_scorer
+from tests.shared_files import modes, umask
 from tests.unit.rerank import albef_files as files
 
 
@@ -41,6 +43,15 @@ def test_a_release_becomes_a_folder_with_its_own_weights(tmp_path: Path, words: 
     assert "read back as albef, which reads pictures at 32 x 32 pixels" in printed
     assert not list(tmp_path.glob(".made*"))
     assert np.isfinite(load_scorer(str(tmp_path / "made"), device="cpu").score(noise(1), ["a dog", "a cat"])).all()
+
+
+@pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o027, 0o640)])
+def test_its_files_are_as_open_as_the_umask_says(tmp_path: Path, words: str, mask: int, expected: int) -> None:
+    source = saved(tmp_path / "model.pth", files.released(files.random_tensors(), tuned=True))
+    with umask(mask):
+        assert main([source, "--output", str(tmp_path / "made"), "--tokenizer", words]) == 0
+    assert modes(tmp_path / "made") == {expected}
+    assert "extra_special_tokens" not in json.loads((tmp_path / "made" / "tokenizer_config.json").read_text())
 
 
 def test_another_picture_size_interpolates_the_positions(tmp_path: Path, words: str) -> None:

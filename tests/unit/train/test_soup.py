@@ -21,6 +21,7 @@ from eval.errors import UserError
 from eval.evaluator import values_of
 from eval.first_stage import retrieve
 from eval.ranking import DIRECTIONS
+from tests.shared_files import SENTENCE_TRANSFORMERS_FILES
 from tests.small_job import TINY, SmallWorld, load
 from train.config import DataConfig, JobConfig
 from train.ingredients import Ingredient, check_alike, picture_difference, read_ingredient, read_ingredients, tokenizer_difference
@@ -113,6 +114,7 @@ def test_the_uniform_soup_is_plain_transformers_weights(small_world: SmallWorld,
     record = run([str(path) for path in siblings], tmp_path / "soup", is_greedy=False, data=None)
     assert record["kind"] == "uniform" and "data" not in record and all(row["kept"] for row in record["ingredients"])
     assert {path.name for path in (tmp_path / "soup").iterdir()} == {"soup.json", "export"}
+    assert {path.name for path in (tmp_path / "soup" / "export").iterdir()} >= SENTENCE_TRANSFORMERS_FILES
     plain = SiglipModel.from_pretrained(tmp_path / "soup" / "export").eval()
     expected = dense_mean(siblings)
     assert plain.state_dict().keys() == expected.keys() and {"logit_scale", "logit_bias"} <= expected.keys()
