@@ -22,6 +22,7 @@ from train.checkpoint import Checkpoints, NoReadableCheckpoint, State, verify
 from train.config import JobConfig, RunConfig
 from train.config_file import Kind, load_run_config, read_yaml
 from train.model import TunedModel, build_model, merged_state, resolve_base
+from train.run_paths import found_from_here
 
 _EXPORTED_SUFFIXES = {".json", ".safetensors", ".md", ".model", ".txt", ".jinja"}
 
@@ -216,12 +217,12 @@ def read_run(folder: Path) -> JobConfig:
 
 
 def read_run_as(kind: type[Kind], folder: Path) -> Kind:
-    """The configuration of a run of this kind, wherever its folder lies now.
+    """The configuration of a run of this kind, wherever its folder lies now and from whichever folder it is read.
 
     Raises:
         UserError: it cannot be read.
     """
-    config = load_run_config(kind, folder / "config.yaml")
+    config = found_from_here(load_run_config(kind, folder / "config.yaml"), folder)
     return config.model_copy(update={"runs_folder": str(folder.parent), "name": folder.name})
 
 
