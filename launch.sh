@@ -6,8 +6,25 @@ usage() {
     cat <<'TEXT'
 ./launch.sh                                   set up, then run configs/demo.yaml: the whole job on the embedded default
 ./launch.sh CONFIG.yaml [key.path=value ...]  set up, then train as CONFIG.yaml says; the same command again resumes
+./launch.sh COMMAND ...                       set up, then a command; `./launch.sh COMMAND --help` says what it takes
 ./launch.sh test [pytest arguments]           set up, then ruff, mypy and every test; with arguments, pytest alone
 ./launch.sh --help                            this text
+
+  train CONFIG.yaml [key.path=value ...]      the same as without the word
+  mine CONFIG.yaml [key.path=value ...]       mine hard negatives once, without training
+  eval                                        measure checkpoints on labelled pairs, alone and reranked
+  compare RUN_A RUN_B                         compare two finished reports query by query
+  choices                                     measure checkpoints on a choice set
+  rerank                                      rerank your own pictures and captions, without labels
+  export RUN_FOLDER                           a checkpoint of a run as plain Hugging Face weights
+  soup CHECKPOINT CHECKPOINT ...              average the weights of checkpoints
+  wise RUN_FOLDER                             weights between base and tuned
+  reranker CONFIG.yaml [key.path=value ...]   tune the reranker
+  convert                                     a reranker published as a pickle, as a folder of safetensors
+  python [ARGUMENT ...]                       the environment's Python, for which this folder's packages can be imported
+
+Relative paths on the command line are as seen from the folder of the call; those inside a configuration, and its key.path=value, as
+seen from the folder of launch.sh.
 
 An active environment that satisfies pyproject.toml is used as it is; otherwise .venv is made here, once.
 
@@ -18,7 +35,7 @@ An active environment that satisfies pyproject.toml is used as it is; otherwise 
   OMP_NUM_THREADS  threads of each process; where it is unset, several processes share the cores evenly
 
 Exit codes: 0 done, 2 bad configuration or data, 3 no readable checkpoint to resume from, 4 could not write,
-5 loss or gradient not finite, 143 stopped by SIGTERM with a checkpoint written.
+5 loss or gradient not finite, 130 stopped by Ctrl-C, 143 stopped by SIGTERM, with a checkpoint written.
 TEXT
 }
 
@@ -61,26 +78,27 @@ run_tests() { # run_tests [PYTEST_ARGUMENT ...]
     exit $((status != 0 ? status : failed))
 }
 
-train() { # train CONFIG [KEY=VALUE ...]
-    local config
-    config=$(resolve "$1") || die 2 "expected a configuration file, 'test' or --help; there is no file $1 in $(folders)"
-    shift
+train() { # train COMMAND CONFIG [KEY=VALUE ...]
+    local config module=${modules[$1]}
+    config=$(resolve "$2") || die 2 "expected a configuration file after $1; there is no file $2 in $(folders)"
+    shift 2
     set_up ""
     plan
     if $plain; then
-        exec "$python" -m train "$config" "$@"
+        exec "$python" -m "$module" "$config" "$@"
     fi
     if [ -z "${OMP_NUM_THREADS:-}" ]; then # the launcher would set 1
         OMP_NUM_THREADS=$(($(nproc) / local_processes))
         export OMP_NUM_THREADS=$((OMP_NUM_THREADS > 0 ? OMP_NUM_THREADS : 1))
     fi
     say "$num_processes process(es) on $num_machines machine(s), $OMP_NUM_THREADS thread(s) each: accelerate launch ${launch_args[*]}"
-    supervise "$python" -m accelerate.commands.launch "${launch_args[@]}" -m train "$config" "$@"
+    supervise "$python" -m accelerate.commands.launch "${launch_args[@]}" -m "$module" "$config" "$@"
 }
 
 caller=$PWD
 root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd) && cd "$root" || exit 1
 [ -f train/launch/plan.sh ] || die 2 "expected the folder train/launch beside launch.sh, in $root. With sbatch: sbatch --wrap './launch.sh ...'"
+source train/launch/commands.sh
 source train/launch/environment.sh
 source train/launch/plan.sh
 source train/launch/supervise.sh
@@ -95,6 +113,23 @@ test)
     usage >&2
     die 2 "unknown option $1"
     ;;
-'') train configs/demo.yaml ;;
-*) train "$@" ;;
+train | reranker | mine)
+    if [ $# -eq 1 ] || asks_for_help "$@"; then
+        run_module "$@"
+    fi
+    case $1 in
+    mine) mine "${@:2}" ;;
+    *) train "$@" ;;
+    esac
+    ;;
+python) in_environment "${@:2}" ;;
+'') train train configs/demo.yaml ;;
+*)
+    [ -z "${modules[$1]:-}" ] || run_module "$@"
+    if ! resolve "$1" >/dev/null; then
+        near=$(nearest "$1")
+        die 2 "expected a command, a configuration file or --help; there is no command and no file $1 in $(folders)${near:+; did you mean $near?}"
+    fi
+    train train "$@"
+    ;;
 esac

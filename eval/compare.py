@@ -21,7 +21,7 @@ from eval.arm import Arm
 from eval.comparison import compare
 from eval.errors import UserError, writing
 from eval.ranking import DIRECTIONS
-from eval.report import comparison_table, read_report
+from eval.report import print_comparisons, read_report
 from eval.significance import resample_weights
 
 _COLUMNS = {
@@ -224,10 +224,8 @@ def main(arguments: list[str]) -> int:
     if hashes[0] != hashes[1]:
         print("note: the data differ in something (ids, groups, captions or pictures), though the queries are the same", file=sys.stderr)
     print(f"A  {folder_a}\nB  {folder_b}")
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 120)
-    console.print(comparison_table(record["comparisons"]))
+    whole = "--output DIR writes all" if asked.output is None else "all are in compare.json"
+    print_comparisons(record["comparisons"], Console(), whole=whole)
     return 0
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from eval.arm import METRICS
 from eval.chosen_lines import chosen_lines
 from eval.combined_lines import COMBINATION_WORDS, SIDE_WORDS, best_points, combined_lines, pool_in_words, weight_curves
+from eval.console_table import Column, print_table
 from eval.evaluator import Figures
 from eval.gallery import Exhibit
 from eval.outcomes import BINS
@@ -23,6 +23,9 @@ from eval.sweep import curves, curves_over
 from eval.truth import truth_in_words
 
 _DIRECTION_WORDS = {"image_to_text": "image to text", "text_to_image": "text to image", "both": "both"}
+_LEFT_OUT = {"R-Precision": 1, "mAP@R": 2, "mean_rank": 3, "MRR": 4, "median_rank": 5}
+"""In which order the terminal's table does without a metric where it is narrow."""
+_WHOLE = "all are in report.json"
 
 
 def write_report(
@@ -89,24 +92,20 @@ def _html(figures: Figures, notes: list[str], gallery: Sequence[Exhibit]) -> str
 def print_report(record: dict[str, Any], console: Console | None = None) -> None:
     """Print the stages, and the comparisons that matter most, of a report's record as tables."""
     console = console or Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 120)  # a log file has no edge to wrap at
     data = record["data"]
     title = f"{data['source']} [{data['split'] or 'all rows'}]: {data['num_images']:,} images, {data['num_captions']:,} captions"
-    table = Table(title=escape(title), title_justify="left", header_style="bold")
-    table.add_column("stage", no_wrap=True)
-    table.add_column("direction", no_wrap=True)
-    for metric in METRICS:
-        table.add_column(metric.replace("_", " "), justify="right")
-    for stage, figures in record["stages"].items():
-        for direction in ("image_to_text", "text_to_image"):
-            cells = (show(metric, figures[direction][metric]) for metric in METRICS)
-            table.add_row(escape(stage), _DIRECTION_WORDS[direction], *cells)
-    console.print(table)
+    columns = [Column("stage", is_name=True), Column("direction", is_name=True)]
+    columns += [Column(metric.replace("_", " "), is_right=True, left_out=_LEFT_OUT.get(metric)) for metric in METRICS]
+    rows = [
+        [stage, _DIRECTION_WORDS[direction], *(show(metric, figures[direction][metric]) for metric in METRICS)]
+        for stage, figures in record["stages"].items()
+        for direction in ("image_to_text", "text_to_image")
+    ]
+    print_table(console, title, columns, rows, whole=_WHOLE)
     if data.get("truth", {"protocol": "all"}) != {"protocol": "all"}:
         console.print(truth_in_words(data["truth"]), markup=False)
     if record["comparisons"]:
-        console.print(comparison_table(record["comparisons"]))
+        print_comparisons(record["comparisons"], console, whole=_WHOLE)
     for row in record.get("outcomes", []):  # a report of an earlier version has none
         if row["top_k"] is not None:
             console.print(outcome_line(row, record["stages"][row["stage"]]["ceiling"][row["direction"]]), soft_wrap=True)
@@ -121,23 +120,30 @@ def outcome_line(row: dict[str, Any], ceiling: float) -> str:
     return f"{where}: {counts}; ceiling (R@{row['top_k']} of {escape(row['against'])}) {100 * ceiling:.2f}"
 
 
-def comparison_table(comparisons: list[dict[str, Any]]) -> Table:
-    """R@1 in every direction and the other recalls of both together; report.html and report.json have every row."""
-    title = "differences in points, with paired 95% intervals (images drawn), p corrected over all rows of report.json"
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for column in ("stage", "against", "direction", "metric", "difference", "95% interval", "p", "wins", "losses", "verdict"):
-        table.add_column(column, justify="right" if column in ("difference", "wins", "losses", "p") else "left", no_wrap=True)
-    for row in comparisons:
-        if row["metric"] != "R@1" and row["direction"] != "both":
-            continue
-        style = {"better": "green", "worse": "red"}.get(row["verdict"])
-        cells = [
-            escape(row["stage"]),
-            escape(row["against"]),
-            _DIRECTION_WORDS[row["direction"]],
-            row["metric"],
-            f"{100 * row['delta']:+.2f}",
+def print_comparisons(comparisons: list[dict[str, Any]], console: Console, *, whole: str) -> None:
+    """Print R@1 in every direction and the other recalls of both together; report.html and report.json have every row.
+
+    Args:
+        whole: where every column can be read, in words.
+    """
+    shown = [row for row in comparisons if row["metric"] == "R@1" or row["direction"] == "both"]
+    columns = [
+        *(Column(header, is_name=True) for header in ("stage", "against", "direction")),
+        Column("metric"),
+        Column("difference", is_right=True),
+        Column("95% interval", left_out=4),
+        Column("p", is_right=True, left_out=3),
+        Column("wins", is_right=True, left_out=2),
+        Column("losses", is_right=True, left_out=1),
+        Column("verdict"),
+    ]
+    rows = [
+        [
+            *(row["stage"], row["against"], _DIRECTION_WORDS[row["direction"]], row["metric"], f"{100 * row['delta']:+.2f}"),
+            *(show_interval(row["ci95"]), f"{row['p_value']:.4f}", str(row["wins"]), str(row["losses"]), row["verdict"]),
         ]
-        cells += [escape(show_interval(row["ci95"])), f"{row['p_value']:.4f}", str(row["wins"]), str(row["losses"]), row["verdict"]]
-        table.add_row(*cells, style=style)
-    return table
+        for row in shown
+    ]
+    title = "differences in points, with paired 95% intervals (images drawn), p corrected over all rows of report.json"
+    styles = [{"better": "green", "worse": "red"}.get(row["verdict"]) for row in shown]
+    print_table(console, title, columns, rows, whole=whole, styles=styles)

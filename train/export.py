@@ -24,6 +24,7 @@ from train.config import JobConfig, RunConfig
 from train.config_file import Kind, load_run_config, read_yaml
 from train.model import TunedModel, build_model, merged_state, resolve_base
 from train.sentence_encoder import write_sentence_encoder
+from train.run_paths import found_from_here
 
 _EXPORTED_SUFFIXES = {".json", ".safetensors", ".md", ".model", ".txt", ".jinja"}
 
@@ -220,12 +221,12 @@ def read_run(folder: Path) -> JobConfig:
 
 
 def read_run_as(kind: type[Kind], folder: Path) -> Kind:
-    """The configuration of a run of this kind, wherever its folder lies now.
+    """The configuration of a run of this kind, wherever its folder lies now and from whichever folder it is read.
 
     Raises:
         UserError: it cannot be read.
     """
-    config = load_run_config(kind, folder / "config.yaml")
+    config = found_from_here(load_run_config(kind, folder / "config.yaml"), folder)
     return config.model_copy(update={"runs_folder": str(folder.parent), "name": folder.name})
 
 

@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from eval.choices.choice_set import ChoiceSet
 from eval.choices.figures import choice_figures
 from eval.choices.outcomes import METRICS, outcome_table
+from eval.console_table import Column, print_table
 from eval.page import render
 from eval.replacing import replace_together
 
 _METRICS = [metric for names in METRICS.values() for metric in names]
+_WHOLE = "all are in choices.json"
 
 
 @dataclass(frozen=True)
@@ -75,63 +75,65 @@ def write_choices(folder: str | os.PathLike[str], report: ChoiceReport) -> Path:
 def print_choices(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the figures, those of each category, and the comparisons of a record as tables."""
     console = console or Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 120)  # a log file has no edge to wrap at
-    console.print(_overall_table(record))
+    _print_overall(record, console)
     if next(iter(record["stages"].values()))["categories"]:
-        console.print(_category_table(record))
+        _print_categories(record, console)
     if record["comparisons"]:
-        console.print(_comparison_table(record["comparisons"]))
+        _print_comparisons(record["comparisons"], console)
 
 
-def _overall_table(record: Mapping[str, Any]) -> Table:
+def _print_overall(record: Mapping[str, Any], console: Console) -> None:
     data = record["data"]
-    table = _table(
-        f"{data['source']}: {data['num_examples']:,} examples, {data['num_images']:,} images",
-        ["metric", "stage"],
-        ["percent", "95% interval", "chance", "examples"],
-    )
+    columns = [
+        *(Column(header, is_name=True) for header in ("metric", "stage")),
+        Column("percent", is_right=True),
+        Column("95% interval", is_right=True, left_out=3),
+        Column("chance", is_right=True, left_out=2),
+        Column("examples", is_right=True, left_out=1),
+    ]
+    rows = []
     for metric in _METRICS:
         for stage, figures in record["stages"].items():
             if figure := figures["overall"].get(metric):
                 low, high = (f"{100 * bound:.1f}" for bound in figure["ci95"])
-                cells = [
-                    metric.replace("_", " "),
-                    stage,
-                    f"{100 * figure['value']:.1f}",
-                    f"[{low}, {high}]",
-                    f"{100 * figure['chance']:.1f}",
-                ]
-                table.add_row(*map(escape, cells), str(figure["num_examples"]))
-    return table
+                told = [metric.replace("_", " "), stage, f"{100 * figure['value']:.1f}", f"[{low}, {high}]"]
+                rows.append([*told, f"{100 * figure['chance']:.1f}", str(figure["num_examples"])])
+    title = f"{data['source']}: {data['num_examples']:,} examples, {data['num_images']:,} images"
+    print_table(console, title, columns, rows, whole=_WHOLE)
 
 
-def _category_table(record: Mapping[str, Any]) -> Table:
+def _print_categories(record: Mapping[str, Any], console: Console) -> None:
+    columns = [
+        *(Column(header, is_name=True) for header in ("category", "metric")),
+        Column("examples", is_right=True, left_out=1),
+        Column("chance", is_right=True, left_out=2),
+        *(Column(stage, is_right=True) for stage in record["stages"]),
+    ]
     stages = [figures["categories"] for figures in record["stages"].values()]
-    table = _table("by category, in percent", ["category", "metric"], ["examples", "chance", *record["stages"]])
+    rows = []
     for category, figures in stages[0].items():
         for metric, figure in figures.items():
             values = [f"{100 * stage[category][metric]['value']:.1f}" for stage in stages]
-            told = [category, metric.replace("_", " "), str(figure["num_examples"]), f"{100 * figure['chance']:.1f}", *values]
-            table.add_row(*map(escape, told))
-    return table
+            rows.append([category, metric.replace("_", " "), str(figure["num_examples"]), f"{100 * figure['chance']:.1f}", *values])
+    print_table(console, "by category, in percent", columns, rows, whole=_WHOLE)
 
 
-def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
-    table = Table(title=escape(title), title_justify="left", header_style="bold")
-    for column in words:
-        table.add_column(escape(column), no_wrap=True)
-    for column in numbers:
-        table.add_column(escape(column), justify="right", no_wrap=True)
-    return table
-
-
-def _comparison_table(comparisons: Sequence[Mapping[str, Any]]) -> Table:
-    title = "differences in points, paired 95% intervals (images drawn), p corrected over all rows"
-    table = _table(title, ["stage", "against", "metric"], ["difference", "95% interval", "p", "wins", "losses", "verdict"])
+def _print_comparisons(comparisons: Sequence[Mapping[str, Any]], console: Console) -> None:
+    columns = [
+        *(Column(header, is_name=True) for header in ("stage", "against", "metric")),
+        Column("difference", is_right=True),
+        Column("95% interval", is_right=True, left_out=4),
+        Column("p", is_right=True, left_out=3),
+        Column("wins", is_right=True, left_out=2),
+        Column("losses", is_right=True, left_out=1),
+        Column("verdict", is_right=True),
+    ]
+    rows = []
     for row in comparisons:
         low, high = row["ci95"]
-        cells = [escape(row["stage"]), escape(row["against"]), row["metric"].replace("_", " "), f"{100 * row['delta']:+.2f}"]
-        cells += [escape(f"[{100 * low:+.2f}, {100 * high:+.2f}]"), f"{row['p_value']:.4f}", str(row["wins"]), str(row["losses"])]
-        table.add_row(*cells, row["verdict"], style={"better": "green", "worse": "red"}.get(row["verdict"]))
-    return table
+        told = [row["stage"], row["against"], row["metric"].replace("_", " "), f"{100 * row['delta']:+.2f}"]
+        told += [f"[{100 * low:+.2f}, {100 * high:+.2f}]", f"{row['p_value']:.4f}", str(row["wins"]), str(row["losses"])]
+        rows.append([*told, row["verdict"]])
+    styles = [{"better": "green", "worse": "red"}.get(row["verdict"]) for row in comparisons]
+    title = "differences in points, paired 95% intervals (images drawn), p corrected over all rows"
+    print_table(console, title, columns, rows, whole=_WHOLE, styles=styles)

@@ -23,7 +23,7 @@ def written(small_world, tiny_blip: Path, tmp_path_factory: pytest.TempPathFacto
     for path in sorted((small_world.manifest.parent / "pictures").glob("test-*.png"))[:6]:
         (folder / "photos" / path.name).write_bytes(path.read_bytes())
     (folder / "captions.txt").write_text("a red circle\na blue square\na green bar\nan orange circle\n")
-    command = re.search(r"^python -m rerank (.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL).group(1).replace("\\\n", " ").split()
+    command = re.search(r"^\./launch\.sh rerank (.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL).group(1).replace("\\\n", " ").split()
     here = {"google/siglip-base-patch16-224": str(small_world.base), "Salesforce/blip-itm-base-coco": str(tiny_blip)}
     here |= {name: str(folder / name) for name in ("photos/", "captions.txt", "answers.parquet")}
     assert set(here) <= set(command)
