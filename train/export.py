@@ -23,8 +23,8 @@ from train.checkpoint import Checkpoints, NoReadableCheckpoint, State, verify
 from train.config import JobConfig, RunConfig
 from train.config_file import Kind, load_run_config, read_yaml
 from train.model import TunedModel, build_model, merged_state, resolve_base
-from train.sentence_encoder import write_sentence_encoder
 from train.run_paths import found_from_here
+from train.sentence_encoder import write_sentence_encoder
 
 _EXPORTED_SUFFIXES = {".json", ".safetensors", ".md", ".model", ".txt", ".jinja"}
 
