@@ -23,8 +23,8 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.albef_checkout import import_albef
-from rerank.albef import AlbefScorer, AlbefSettings
-from rerank.convert import convert
+from rerank.convert.__main__ import convert
+from rerank.scorers.albef.scorer import AlbefScorer, AlbefSettings
 
 CAPTIONS = [
     "A red circle, above a blue square.",

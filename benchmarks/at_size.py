@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from benchmarks.cost import measured
-from eval.dataset import PositivePairs
-from eval.metrics import RECALL_AT, recall_at_k
-from eval.search import search_both
+from eval.dataset.retrieval_set import PositivePairs
+from eval.metrics.metrics import RECALL_AT, recall_at_k
+from eval.search.exact import search_both
 
 WIDTH, NOISE, DEPTH = 768, 8.0, 10
 
@@ -48,7 +48,7 @@ def _unit(vectors_ND: np.ndarray) -> np.ndarray:
 
 
 def ours(images_ID: np.ndarray, captions_CD: np.ndarray, image_C: np.ndarray) -> dict[str, float]:
-    """Recalls of both directions by eval/search.py."""
+    """Recalls of both directions by eval/search/exact.py."""
     to_text = PositivePairs(np.searchsorted(image_C, np.arange(len(images_ID) + 1)), np.arange(len(captions_CD)))
     to_image = PositivePairs(np.arange(len(captions_CD) + 1), image_C)
     rankings = search_both(images_ID, captions_CD, to_text, to_image, DEPTH)

@@ -22,10 +22,10 @@ import torch
 import yaml
 from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
-from eval.dataset import load_split
-from eval.manifest import read_manifest
-from train.model_config import ScratchConfig
-from train.scratch import learn_tokenizer
+from eval.dataset.retrieval_set import load_split
+from eval.manifest.manifest import read_manifest
+from train.config.model import ScratchConfig
+from train.model.random_init import learn_tokenizer
 
 PHOTOGRAPHS = Path("../shared/data/flickr8k_originals")
 ARMS: dict[str, dict[str, Any]] = {

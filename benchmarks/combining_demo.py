@@ -26,10 +26,10 @@ import pyarrow.parquet as pq
 
 from benchmarks.kept_report import WAYS, comparison, comparisons_of, keep_report, points, ranks_of, read_kept, recall_lines
 from benchmarks.training_run import run_training
-from eval.combined_lines import combined_lines
-from eval.ranking import DIRECTIONS
-from eval.report import read_report
-from rerank.views import COMBINATIONS
+from eval.report.report import read_report
+from eval.report.sentences import combined_lines
+from eval.search.ranking import DIRECTIONS
+from rerank.combine.views import COMBINATIONS
 
 DATA, COLUMN, BASE = "demo/data/scenes.parquet", "group=scene", "demo/models/siglip-base"
 EXPANSIONS = {"synonyms": "synonyms:demo/data/synonyms.txt", "synonyms-2": "synonyms:demo/data/thesaurus.txt", "templates": "templates"}

@@ -6,8 +6,8 @@
 Every run is the demo's job (configs/demo.yaml: base weights, rates, batch) cut to --steps; its checkpoint is chosen on val and measured on
 test. `hard` mines by --mining and labels every mined caption -1; another arm is what it changes of that section, mining.distil as a rule
 and nothing else: then it learns from captions mined by the same rules. A comparison takes the queries of all seeds together, images drawn
-jointly (eval/comparison.py), so its interval covers the draw of test images and not that of training runs; for those stands beside it the
-interval over seeds, from the seeds' own differences (Student's t). A gain counts where both lie above 0. Beside FILE.md,
+jointly (eval/metrics/comparison.py), so its interval covers the draw of test images and not that of training runs; for those stands beside
+it the interval over seeds, from the seeds' own differences (Student's t). A gain counts where both lie above 0. Beside FILE.md,
 FILE/queries.parquet keeps every query's rank in every arm and seed.
 """
 
@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 
 from benchmarks.mining_forms import arms, mean_recall, seconds_per_step
 from benchmarks.training_run import run_demo
-from eval.comparison import compare
-from eval.ranking import Direction
-from eval.significance import resample_weights
+from eval.metrics.comparison import compare
+from eval.metrics.significance import resample_weights
+from eval.search.ranking import Direction
 
 BASELINES: dict[str, dict[str, Any]] = {"none": {}, "hard": {}}
 MODEL = "demo/models/blip-itm"
@@ -49,7 +49,7 @@ def run(arm: str, mining: dict[str, Any], seed: int, steps: int, folder: Path) -
 
 
 def differences(tables: dict[str, pa.Table], arm: str, against: str) -> dict[str, dict[str, Any]]:
-    """R@1 of an arm less another's, by direction, "both" their mean: the comparison's rows (eval/comparison.py)."""
+    """R@1 of an arm less another's, by direction, "both" their mean: the comparison's rows (eval/metrics/comparison.py)."""
     measured, num_images = arms({name: tables[name] for name in (arm, against)})
     rows = compare(measured, [(arm, against)], resample_weights(num_images))
     return {row["direction"]: row for row in rows if row["metric"] == "R@1"}
@@ -104,7 +104,7 @@ def comparison_rows(arm: str, against: str, queries: pa.Table) -> list[str]:
 
 
 def of_arm(queries: pa.Table, arm: str) -> pa.Table:
-    """The rows of one arm, as eval/arm.py reads them: every arm's stage is "tuned"."""
+    """The rows of one arm, as eval/metrics/stage_metrics.py reads them: every arm's stage is "tuned"."""
     return queries.filter(pc.equal(queries["arm"], arm))
 
 

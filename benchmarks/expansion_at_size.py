@@ -24,10 +24,10 @@ import numpy as np
 import torch
 
 from benchmarks.cost import measured
-from eval.dataset import PositivePairs
-from eval.ranking import DIRECTIONS, Direction, Ranking
-from rerank.blend import Combination, rank_blend
-from rerank.views import Member, Pool, Pooling, Views
+from eval.dataset.retrieval_set import PositivePairs
+from eval.search.ranking import DIRECTIONS, Direction, Ranking
+from rerank.combine.combine import Combination, rank_blend
+from rerank.combine.views import Member, Pool, Pooling, Views
 
 WIDTHS, NUM_EXPANSIONS, DEPTH, NOISE = (768, 1024), 5, 10, 8.0
 WEIGHT, WEIGHTS = 0.5, (0.4, 0.6)
@@ -80,7 +80,7 @@ class MadeUp:
         self.num_images, self.num_captions = num_images, num_captions
 
     def positives(self, direction: Direction) -> PositivePairs:
-        """As `eval.dataset.RetrievalSet` gives them."""
+        """As `eval.dataset.retrieval_set.RetrievalSet` gives them."""
         if direction == "text_to_image":
             return PositivePairs(np.arange(self.num_captions + 1), self.image_C)
         return PositivePairs(np.searchsorted(self.image_C, np.arange(self.num_images + 1)), np.arange(self.num_captions))

@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.checkpoint import load_siglip
-from eval.dataset import RetrievalSet, load_split
-from eval.manifest import read_manifest
-from eval.qrels import read_qrels
-from rerank.scorer import PairScorer, load_scorer
-from rerank.settings import ScorerSettings
-from train.candidates import Candidates, find_candidates
-from train.denoising import Matcher
-from train.mining import select
-from train.mining_config import MiningConfig
-from train.mining_sheet import Mined, draw_up, is_true
-from train.pool import CaptionPool
+from eval.dataset.qrels import read_qrels
+from eval.dataset.retrieval_set import RetrievalSet, load_split
+from eval.encoder.checkpoint import load_siglip
+from eval.manifest.manifest import read_manifest
+from rerank.scorers.load import load_scorer
+from rerank.scorers.scorer import PairScorer, ScorerSettings
+from train.config.mining import MiningConfig
+from train.data.caption_pool import CaptionPool
+from train.mining.candidates import Candidates, find_candidates
+from train.mining.captions import select
+from train.mining.cross_encoder import Matcher
+from train.mining.report import Mined, draw_up, is_true
 
 DATA, BLIP = Path("demo/data/scenes.parquet"), "demo/models/blip-itm"
 SHORT = (
@@ -227,7 +227,7 @@ def main() -> None:
         "",
         "The demo's train split: 4 negatives per image among the image's best 64; a pair is a false negative if the drawing does not",
         "contradict the caption (demo/truth.py). Known positives: mined pairs that the data given to the arm states as true. The sheet's",
-        "estimate: BLIP's mean match probability where it is asked, else a guess from the model's own scores (train/mining_sheet.py).",
+        "estimate: BLIP's mean match probability where it is asked, else a guess from the model's own scores (train/mining/report.py).",
         f"runs/short/export is the base after `python -m train configs/demo.yaml {SHORT}`.",
         "",
     ]

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from eval.arm import Arm
-from eval.comparison import compare
-from eval.evaluator import Figures
-from eval.ranking import DIRECTIONS
-from eval.report import report_record
-from eval.significance import resample_weights
+from eval.metrics.comparison import compare
+from eval.metrics.evaluate import Figures
+from eval.metrics.significance import resample_weights
+from eval.metrics.stage_metrics import Arm
+from eval.report.report import report_record
+from eval.search.ranking import DIRECTIONS
 
 WAYS = {"image_to_text": "image to text", "text_to_image": "text to image", "both": "both"}
 _UNSEEN_COLUMNS = ("top_ids", "top_scores")

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from benchmarks.cost import measured
-from eval.dataset import GroupHashes
+from eval.dataset.retrieval_set import GroupHashes
 from eval.processes import Processes
-from train.loss import Pairing, sigmoid_loss
-from train.positives import BatchPositives
+from train.loss.positives import BatchPositives
+from train.loss.sigmoid import Pairing, sigmoid_loss
 
 WIDTH = 768
 SCALE, BIAS = 112.0, -12.7  # about SigLIP's own
@@ -44,7 +44,8 @@ def leaves(batch: int, device: str) -> list[torch.Tensor]:
 
 
 def ours(values: list[torch.Tensor]) -> torch.Tensor:
-    """The loss of train/loss.py; every image has a caption of its own, as open_clip takes for granted. Looking the pairs up is included."""
+    """The loss of train/loss/sigmoid.py; every image has a caption of its own, as open_clip takes for granted. Looking the pairs up is
+    included."""
     batch = len(values[0])
     number = np.arange(batch)
     positives = BatchPositives([number], [(number, GroupHashes(number, number, batch))])

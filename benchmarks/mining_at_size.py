@@ -5,8 +5,8 @@
 
 On a CPU 100,000 captions x 10,000 images; on a GPU 1,000,000 x 100,000, without FAISS, whose GPU build is another package. Random unit
 vectors, D = 768, the best 64 of every image. Each arm runs in a process of its own, in turn, and reports its seconds, its processor's
-seconds and how far its memory rose above the embeddings. Ours reads them from disk (eval/shards.py), as a mining does, so it is charged for
-the reading and for every row it holds; the others have them in memory, or on the GPU, before the clock starts.
+seconds and how far its memory rose above the embeddings. Ours reads them from disk (eval/encoder/embedding_files.py), as a mining does, so
+it is charged for the reading and for every row it holds; the others have them in memory, or on the GPU, before the clock starts.
 """
 
 import argparse
@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from benchmarks.cost import measured
-from eval.dataset import PositivePairs
-from eval.encoder import IMAGE_BLOCK, TEXT_BLOCK
+from eval.dataset.retrieval_set import PositivePairs
+from eval.encoder.embedding_files import Shards
+from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK
 from eval.processes import Processes
-from eval.shards import Shards
-from eval.streamed_search import stream_search
+from eval.search.streamed import stream_search
 
 WIDTH, DEPTH = 768, 64
 SIZES = {"cpu": (10_000, 100_000), "cuda": (100_000, 1_000_000)}

@@ -3,8 +3,8 @@
     python -m benchmarks.mining_forms --steps 150 --seeds 3 --output results/mining-forms.md         # 12 short runs, one thread each
 
 Every run is the demo's job (configs/demo.yaml: base weights, rates, batch) cut to --steps, its checkpoint chosen on val and measured on
-test. A row compares one form with no mining: queries of all seeds together, images drawn jointly (eval/comparison.py), so the interval
-covers the draw of test images, and the seeds' own differences beside it show the draw of training runs.
+test. A row compares one form with no mining: queries of all seeds together, images drawn jointly (eval/metrics/comparison.py), so the
+interval covers the draw of test images, and the seeds' own differences beside it show the draw of training runs.
 """
 
 import argparse
@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.training_run import run_demo
-from eval.arm import Arm
-from eval.comparison import compare
-from eval.ranking import DIRECTIONS, Direction
-from eval.significance import resample_weights
+from eval.metrics.comparison import compare
+from eval.metrics.significance import resample_weights
+from eval.metrics.stage_metrics import Arm
+from eval.search.ranking import DIRECTIONS, Direction
 
 FORMS: dict[str, dict[str, Any] | None] = {
     "none": None,

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.arm import Arm
-from eval.comparison import compare
-from eval.metrics import RECALL_AT, recall_at_k
-from eval.ranking import DIRECTIONS, Direction
-from eval.significance import ImageSums, interval, resample_weights
+from eval.metrics.comparison import compare
+from eval.metrics.metrics import RECALL_AT, recall_at_k
+from eval.metrics.significance import ImageSums, interval, resample_weights
+from eval.metrics.stage_metrics import Arm
+from eval.search.ranking import DIRECTIONS, Direction
 
 CAPTIONS_PER_IMAGE = 5
 TABLE = Path(__file__).parents[1] / "results" / "nulls.md"

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.kept_report import comparison_lines, keep_report, read_kept, recall_lines
-from eval.combined_lines import combined_lines
-from eval.report import read_report
+from eval.report.report import read_report
+from eval.report.sentences import combined_lines
 
 SCENES = Path("demo/data/scenes.parquet")
 BASE = "demo/models/siglip-base"

@@ -22,7 +22,7 @@ import numpy as np
 
 from tests.integration.train.gradients import CASES
 from tests.small_job import TINY, load, write_pictures
-from train.scratch import write_scratch
+from train.model.random_init import write_scratch
 
 NUM_IMAGES, NUM_STEPS = 64, 20
 

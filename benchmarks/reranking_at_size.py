@@ -27,13 +27,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from eval.dataset import RetrievalSet, load_split
-from eval.first_stage import use_exact_float32
-from eval.manifest import read_manifest
-from rerank.blip import BlipScorer, BlipSettings
-from rerank.blip_checkpoint import BlipCheckpoint
-from rerank.blip_text import clean_caption
-from rerank.candidates import CandidateLists
+from eval.dataset.retrieval_set import RetrievalSet, load_split
+from eval.manifest.manifest import read_manifest
+from eval.process_group import use_exact_float32
+from rerank.scorers.blip.checkpoint import BlipCheckpoint
+from rerank.scorers.blip.scorer import BlipScorer, BlipSettings
+from rerank.scorers.blip.text import clean_caption
+from rerank.scoring.candidates import CandidateLists
 
 MATCH = 1
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

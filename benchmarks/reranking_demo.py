@@ -16,22 +16,23 @@ from typing import Any
 
 import numpy as np
 
-from eval.checkpoint import load_siglip
-from eval.dataset import RetrievalSet, load_split
-from eval.evaluator import Figures, Stage, evaluate
-from eval.first_stage import retrieve
-from eval.manifest import read_manifest
-from eval.metrics import recall_at_k
-from eval.ranking import DIRECTIONS
-from eval.report import write_report
-from rerank.adaptive import pair_trails, rerank_within, saving, trails
-from rerank.candidates import CandidateLists, candidate_lists, head_pairs
-from rerank.fused_stages import Asked, Chosen
-from rerank.fusion import WEIGHTS
-from rerank.pairs import PairScores
-from rerank.plan import Plan
-from rerank.reranking import reordered
-from rerank.scorer import load_scorer
+from eval.dataset.retrieval_set import RetrievalSet, load_split
+from eval.encoder.checkpoint import load_siglip
+from eval.manifest.manifest import read_manifest
+from eval.metrics.evaluate import Figures, evaluate
+from eval.metrics.metrics import recall_at_k
+from eval.report.report import write_report
+from eval.search.ranking import DIRECTIONS
+from eval.search.retrieve import retrieve
+from eval.search.stage import Stage
+from rerank.reorder.fusion import WEIGHTS
+from rerank.reorder.plan import Plan
+from rerank.reorder.reorder import reordered
+from rerank.reorder.skipping import pair_trails, rerank_within, saving, trails
+from rerank.reorder.tuned_stages import Asked, Chosen
+from rerank.scorers.load import load_scorer
+from rerank.scoring.candidates import CandidateLists, candidate_lists, head_pairs
+from rerank.scoring.pair_scores import PairScores
 
 DATA, COLUMNS = "demo/data/scenes.parquet", {"group": "scene"}
 

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from eval.dataset import RetrievalSet, load_split
-from eval.manifest import read_manifest
-from eval.ranking import DIRECTIONS, Direction
+from eval.dataset.retrieval_set import RetrievalSet, load_split
+from eval.manifest.manifest import read_manifest
+from eval.search.ranking import DIRECTIONS, Direction
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "results" / "skip-rules.md"

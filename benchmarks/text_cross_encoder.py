@@ -21,9 +21,9 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from benchmarks.text_models import PairsToScores, logits_of
 from demo.vocabulary import blip_processor
-from eval.dataset import RetrievalSet, load_split
-from eval.file_modes import apply_umask
-from eval.manifest import read_manifest
+from eval.atomic import apply_umask
+from eval.dataset.retrieval_set import RetrievalSet, load_split
+from eval.manifest.manifest import read_manifest
 
 DATA, COLUMNS = "demo/data/scenes.parquet", {"group": "scene"}
 NUM_NEAR, BATCH_SIZE, RATE, MAX_TOKENS = 8, 64, 1e-3, 64

@@ -7,7 +7,7 @@ for the picture. The score of (picture, caption) is what the text model says of 
 own text tower, by the cosine of both vectors; and each --model, a folder or a hub id (benchmarks/text_models.py). What each is worth at its
 own task, telling captions of one scene from others, is measured on val. And `truth`, no model: it knows which captions are of one scene, so
 what it reaches is what stand-ins are worth at most.
-The product itself refuses such a reranker at the door (rerank/guard.py); so this study has its own scoring.
+The product itself refuses such a reranker at the door (rerank/scorers/supported.py); so this study has its own scoring.
 Writes OUTPUT.md, and OUTPUT/report.json and queries.parquet behind its tables.
 Shape letters: N pairs, I images.
 """
@@ -26,17 +26,19 @@ import pyarrow as pa
 from benchmarks.kept_report import comparison_lines, keep_figures, read_kept, recall_lines
 from benchmarks.text_cross_encoder import CaptionPairs, share_told_apart
 from benchmarks.text_models import PairsToScores, cosines_of, load_text_model
-from eval.checkpoint import load_siglip
-from eval.dataset import RetrievalSet, load_split
-from eval.encoder import embed_captions
+from eval.dataset.retrieval_set import RetrievalSet, load_split
+from eval.encoder.checkpoint import load_siglip
+from eval.encoder.encoder import embed_captions
 from eval.errors import UserError
-from eval.evaluator import Stage, evaluate
-from eval.first_stage import retrieve, use_exact_float32
-from eval.manifest import read_manifest
-from rerank.candidates import CandidateLists
-from rerank.guard import check_matcher
-from rerank.pairs import PairScores, ScoringCost
-from rerank.stages import reranked, stage_lists
+from eval.manifest.manifest import read_manifest
+from eval.metrics.evaluate import evaluate
+from eval.process_group import use_exact_float32
+from eval.search.retrieve import retrieve
+from eval.search.stage import Stage
+from rerank.reorder.stages import reranked, stage_lists
+from rerank.scorers.supported import check_matcher
+from rerank.scoring.candidates import CandidateLists
+from rerank.scoring.pair_scores import PairScores, ScoringCost
 
 DATA, COLUMNS, TOP_K = "demo/data/scenes.parquet", {"group": "scene"}, 16
 BASE = "demo/models/siglip-base"
@@ -83,7 +85,7 @@ def why_refused(models: Sequence[str]) -> list[str]:
         except UserError as error:
             found.append(str(error))
         else:
-            raise ValueError(f"{model}: rerank/guard.py takes it for an image-text matcher")
+            raise ValueError(f"{model}: rerank/scorers/supported.py takes it for an image-text matcher")
     return found
 
 
@@ -127,7 +129,8 @@ def page(record: Mapping[str, Any], queries: pa.Table) -> str:
         "",
         "## In the product",
         "",
-        "`--rerank` and `rerank.model` refuse such a checkpoint before anything is scored (rerank/guard.py). What it says to the first:",
+        "`--rerank` and `rerank.model` refuse such a checkpoint before anything is scored "
+        "(rerank/scorers/supported.py). What it says to the first:",
         "",
         *(f"> {reason}" for reason in study["refusals"][:1]),
         "",

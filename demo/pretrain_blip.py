@@ -28,7 +28,7 @@ from demo.recall import mean_recall_at_1
 from demo.scenes import STEPS, Scene, neighbours, random_scene, step_between
 from demo.slots import PATCH_ANSWERS, SCENE_ANSWERS, SlotHead, patch_targets, slot_targets
 from demo.vocabulary import NUM_MATCHER_TOKENS, blip_processor, blip_text, save_processor
-from eval.file_modes import apply_umask
+from eval.atomic import apply_umask
 
 WIDTH, MLP_WIDTH, NUM_HEADS, PATCH = 128, 256, 4, 8
 NUM_VISION_LAYERS, NUM_TEXT_LAYERS, NUM_SHARED = 4, 4, 64

@@ -22,7 +22,7 @@ from demo.drawing import SIDE
 from demo.phrases import Wording
 from demo.recall import mean_recall_at_1
 from demo.vocabulary import NUM_TEXT_TOKENS, save_processor, siglip_processor
-from eval.file_modes import apply_umask
+from eval.atomic import apply_umask
 
 PATCH = 8
 SCENES_PER_EPOCH, BATCH_SIZE, NUM_HELD_OUT = 6000, 120, 300

@@ -16,7 +16,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from demo.drawing import SIDE
 from demo.phrases import complete_caption, vocabulary
 from demo.scenes import random_scene
-from eval.tokenizer import rewrite_tokenizer_config
+from eval.encoder.tokenizer import rewrite_tokenizer_config
 
 # The longest caption takes 22 tokens and the end token.
 NUM_TEXT_TOKENS = 24

@@ -16,31 +16,38 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import torch
 
-from eval.checkpoint import load_siglip_config
-from eval.dataset import RetrievalSet, load_split
+from eval.command import run_command
+from eval.dataset.qrels import read_qrels
+from eval.dataset.retrieval_set import RetrievalSet, load_split
+from eval.dataset.truth import judged_by
+from eval.encoder.checkpoint import load_siglip_config
 from eval.errors import UserError, reading, writing
-from eval.evaluator import Figures, evaluate
-from eval.first_stage import use_exact_float32
-from eval.gallery import gallery
-from eval.manifest import COLUMNS, read_manifest
-from eval.process_group import run_command
+from eval.manifest.manifest import COLUMNS, read_manifest
+from eval.metrics.checks import pair_faults
+from eval.metrics.evaluate import Figures, evaluate
+from eval.process_group import use_exact_float32
 from eval.processes import Processes
-from eval.qrels import read_qrels
-from eval.report import print_report, report_record, write_report
-from eval.stage_faults import pair_faults
-from eval.trec import write_trec
-from eval.truth import judged_by
-from rerank.combining_options import add_combining, check_combining, read_combining
-from rerank.embedded_sets import EmbeddedSets
-from rerank.expansion import kept_columns
-from rerank.expansion_table import write_expansions
-from rerank.first_stages import MINIMUM_DEPTH, FirstStages
-from rerank.pair_store import asked_store
-from rerank.reranking_options import DEFAULT_MAX_LOSS, add_reranking, check_reranking, chooses
+from eval.report.gallery import gallery
+from eval.report.report import print_report, report_record, write_report
+from eval.report.trec import write_trec
+from rerank.combine.embedded_sets import EmbeddedSets
+from rerank.combine.expansion_effects import write_expansions
+from rerank.combine.first_stages import MINIMUM_DEPTH, FirstStages
+from rerank.expansions.parse import kept_columns
+from rerank.options import (
+    DEFAULT_MAX_LOSS,
+    add_combining,
+    add_reranking,
+    asked_store,
+    check_combining,
+    check_reranking,
+    chooses,
+    read_combining,
+)
 
 if TYPE_CHECKING:
-    from rerank.plan import Plan
-    from rerank.scorer import PairScorer
+    from rerank.reorder.plan import Plan
+    from rerank.scorers.scorer import PairScorer
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -176,8 +183,8 @@ def read_datasets(asked: argparse.Namespace, columns: Sequence[str]) -> list[Ret
 
 def read_plan(asked: argparse.Namespace) -> "Plan":
     """How to rerank, where --rerank is given."""
-    from rerank.fused_stages import Asked
-    from rerank.plan import Plan
+    from rerank.reorder.plan import Plan
+    from rerank.reorder.tuned_stages import Asked
 
     max_loss = DEFAULT_MAX_LOSS if asked.max_loss is None else asked.max_loss
     arms = Asked(fusion=chooses(asked, "fusion"), max_loss=max_loss if chooses(asked, "skipping") else None)
@@ -190,9 +197,9 @@ def read_scorer(asked: argparse.Namespace, datasets: list[RetrievalSet], device:
     Raises:
         UserError: it cannot be used, or --top-k exceeds the gallery of one of the data sets.
     """
-    from rerank.scorer import load_scorer
-    from rerank.settings import ScorerSettings
-    from rerank.stages import check_top_k
+    from rerank.reorder.stages import check_top_k
+    from rerank.scorers.load import load_scorer
+    from rerank.scorers.scorer import ScorerSettings
 
     if asked.rerank is None:
         return None

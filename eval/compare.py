@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from eval.arm import Arm
-from eval.comparison import compare
 from eval.errors import UserError, writing
-from eval.ranking import DIRECTIONS
-from eval.report import print_comparisons, read_report
-from eval.significance import resample_weights
+from eval.metrics.comparison import compare
+from eval.metrics.significance import resample_weights
+from eval.metrics.stage_metrics import Arm
+from eval.report.report import print_comparisons, read_report
+from eval.search.ranking import DIRECTIONS
 
 _COLUMNS = {
     **dict.fromkeys(("stage", "direction", "query_id", "image_id"), lambda kind: kind in (pa.string(), pa.large_string())),

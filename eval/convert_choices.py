@@ -15,9 +15,9 @@ from typing import Any
 
 from eval.choices.choice_set import read_choices
 from eval.errors import UserError
-from eval.manifest import Fault, ManifestError
-from eval.manifest_rows import is_unicode
-from eval.text_rows import read_jsonl
+from eval.manifest.manifest import Fault, ManifestError
+from eval.manifest.rows import is_unicode
+from eval.manifest.text import read_jsonl
 
 Item = tuple[str, Mapping[str, Any]]
 Picture = Callable[[str], str]

@@ -1,11 +1,9 @@
 """`python -m eval` under torchrun or accelerate: the processes a launcher started find one another, and each takes its device."""
 
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -46,27 +44,6 @@ def joined_processes() -> Iterator[tuple[Processes, torch.device]]:
         dist.destroy_process_group()
 
 
-def run_command(run: Callable[[Processes, torch.device], Any]) -> int:
-    """Run the work of an evaluation command on this process; returns the exit code, and the main process prints what a person can mend."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with joined_processes() as (processes, device):
-            run(processes, device)
-    except UserError as error:
-        if is_main_by_rank():
-            print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-def is_main_by_rank() -> bool:
-    """True for the process that prints, also before the processes have come together."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def launched_device() -> torch.device:
     """The GPU of this process's own, or the CPU.
 
@@ -94,3 +71,9 @@ def _number(name: str, default: int) -> int:
     except ValueError:
         told = f"the environment's {name} is {os.environ[name]!r}, expected a number as launchers set it"
         raise UserError(f"{told}; unset it to run one process") from None
+
+
+def use_exact_float32() -> None:
+    """Turn TF32 off, so that float32 means float32 on a GPU too (cuDNN uses TF32 by default)."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False

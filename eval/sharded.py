@@ -1,4 +1,4 @@
-"""A model whose weights lie in parts on several processes (train/sharding.py), as evaluation sees it.
+"""A model whose weights lie in parts on several processes (train/optim/fsdp.py), as evaluation sees it.
 
 Each process runs its own rows, but at every forward pass of a tower all of them give their parts: as many passes on each, or one waits for
 ever.

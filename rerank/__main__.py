@@ -14,24 +14,25 @@ from typing import Any
 
 import torch
 
-from eval.checkpoint import hash_weights, load_siglip, load_siglip_config
+from eval.command import run_command
+from eval.encoder.checkpoint import hash_weights, load_siglip, load_siglip_config
 from eval.errors import reading
-from eval.first_stage import use_exact_float32
-from eval.manifest import COLUMNS
-from eval.process_group import run_command
+from eval.manifest.manifest import COLUMNS
+from eval.process_group import use_exact_float32
 from eval.processes import Processes
 from eval.progress import bar
-from eval.ranking import DIRECTIONS, Direction
+from eval.search.ranking import DIRECTIONS, Direction
 from rerank.answers.answers import Answers, fitting_budget, reranked_answers, within_budget
 from rerank.answers.collection import Collection, read_collection
 from rerank.answers.first_stage import FirstAnswers, find_first
 from rerank.answers.output import check_output, write_output
 from rerank.answers.summary import broken_lines, closing_lines, reading_lines
 from rerank.answers.table import SUFFIXES
-from rerank.pair_store import PairStore, add_pair_scores, asked_store
-from rerank.pairs import PairScores
-from rerank.scorer import PairScorer, load_scorer
-from rerank.settings import ScorerSettings
+from rerank.options import add_pair_scores, asked_store
+from rerank.scorers.load import load_scorer
+from rerank.scorers.scorer import PairScorer, ScorerSettings
+from rerank.scoring.pair_scores import PairScores
+from rerank.scoring.score_cache import PairStore
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

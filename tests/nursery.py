@@ -22,14 +22,14 @@ from tests.hosts import Host
 ROOT = Path(__file__).parents[1]
 PRELOADED = (
     "train.__main__",
-    "train.loop",
-    "train.final",
+    "train.siglip.loop",
+    "train.siglip.finish",
     "train.export",
-    "train.mining_command",
-    "train.check",
+    "train.mining.__main__",
+    "train.data.check_images",
     "train.reranker",
-    "train.reranker_loop",
-    "train.reranker_final",
+    "train.reranker.loop",
+    "train.reranker.finish",
     "eval.__main__",
     "peft",
 )
@@ -41,7 +41,7 @@ class Trap:
     """A signal the command sends itself on entering a function.
 
     Attributes:
-        function: "module:attribute", as the caller of it looks it up, e.g. "train.refreshing:mine" or "os:rename".
+        function: "module:attribute", as the caller of it looks it up, e.g. "train.siglip.mining:mine" or "os:rename".
         nth: which call of it, from 1.
         signal: number of the signal.
         after: send it when the call has returned, not before it begins.

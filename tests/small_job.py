@@ -13,10 +13,10 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw
 
-from eval.dataset import RetrievalSet, load_split
-from eval.manifest import read_manifest
-from train.model_config import ScratchConfig
-from train.scratch import write_scratch
+from eval.dataset.retrieval_set import RetrievalSet, load_split
+from eval.manifest.manifest import read_manifest
+from train.config.model import ScratchConfig
+from train.model.random_init import write_scratch
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "white", "purple", "orange")
 SHAPES = ("circle", "square", "bar")

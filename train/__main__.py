@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from train.command import carry_out, end_with, exit_code_of
+from train.engine.command import carry_out, end_with, exit_code_of
 
 
 def run(arguments: list[str]) -> int:
@@ -26,9 +26,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(asked: Any) -> int:
-    from train.config_file import load_config, read_yaml
-    from train.quiet import quieten
-    from train.reranker import is_reranker, run_reranker
+    from train.config.load import load_config, read_yaml
+    from train.config.reranker import is_reranker
+    from train.engine.command import quieten
+    from train.reranker.__main__ import run_reranker
 
     quieten()
     if is_reranker(read_yaml(Path(asked.config))):
@@ -36,44 +37,44 @@ def _run(asked: Any) -> int:
     config = load_config(asked.config, asked.overrides)
     if asked.check_images:
         from eval.choices.choice_set import read_choices
-        from train.check import check_images
-        from train.splits import load_data
+        from train.data.check_images import check_images
+        from train.data.splits import load_data
 
         return check_images(load_data(config), config.data.num_workers, [read_choices(path) for path in config.choices or ()])
     return carry_out(_Tuning(config))
 
 
 class _Tuning:
-    """The tuning of SigLIP (a `train.command.Kind`)."""
+    """The tuning of SigLIP (a `train.engine.command.Kind`)."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
 
     def start(self) -> Any:
-        from train.job import start_processes
+        from train.siglip.setup import start_processes
 
         return start_processes(self.config)
 
     def is_finished(self) -> bool:
-        from train.final import is_finished
+        from train.siglip.finish import is_finished
 
         return is_finished(self.config)
 
     def show_finished(self) -> None:
-        from train.final import show_finished
+        from train.siglip.finish import show_finished
 
         show_finished(self.config)
 
     def begin(self, accelerator: Any, processes: Any, signals: Any) -> Any:
-        from train.job import prepare
-        from train.loop import Loop
-        from train.splits import load_data
+        from train.data.splits import load_data
+        from train.siglip.loop import Loop
+        from train.siglip.setup import prepare
 
         splits = processes.together(lambda: load_data(self.config))
         return Loop(prepare(self.config, splits, accelerator, processes), signals)
 
     def finish(self, loop: Any, state: Any) -> None:
-        from train.final import finish
+        from train.siglip.finish import finish
 
         finish(loop.job, state, loop.leave_final_if_asked)
 

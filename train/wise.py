@@ -8,6 +8,7 @@ Wortsman et al. 2022, arXiv 2109.01903, equation 1, over every weight: both towe
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,20 +19,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
-from eval.checkpoint import load_siglip
-from eval.dataset import RetrievalSet
+from eval.atomic import replace_together
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.encoder.checkpoint import load_siglip
 from eval.errors import UserError
-from eval.evaluator import check_stages, query_table
-from eval.first_stage import progress_bar, retrieve, use_exact_float32
+from eval.metrics.evaluate import check_stages, query_table
+from eval.process_group import use_exact_float32
 from eval.processes import Processes
-from eval.replacing import replace_together
-from train.config import JobConfig
-from train.curve import draw_curve
-from train.export import Chosen, check_replaceable, export_model, load_checkpoint, model_card, read_run
-from train.model import TunedModel, merged_state
-from train.splits import load_data
-from train.watch import Recall
+from eval.search.retrieve import progress_bar, retrieve
+from train.config.job import JobConfig
+from train.config.load import read_run
+from train.data.splits import load_data
+from train.engine.export_folder import check_replaceable
+from train.model.siglip import TunedModel, merged_state
+from train.siglip.export import Chosen, export_model, load_checkpoint, model_card
+from train.siglip.watch import Recall
 
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -214,3 +219,27 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
+
+
+def draw_curve(path: Path, recalls: Mapping[str, Mapping[float, Recall]], best: float) -> None:
+    """Write PATH.png and PATH.svg, each committed by a rename; filled circles: no drop, crosses: below the base by more than the interval.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    with rc_context({"svg.hashsalt": "wise"}):  # the same figures give the same file
+        figure = Figure(figsize=(6, 4), layout="constrained")  # without pyplot: no display is looked for
+        axes = figure.add_subplot(xlabel="alpha (0: base, 1: tuned)", ylabel="mean R@1, %")
+        for number, (name, found) in enumerate(recalls.items()):
+            alphas, colour = list(found), f"C{number}"
+            axes.plot(alphas, [100 * found[alpha].mean for alpha in alphas], color=colour, label=name)
+            low, high = ([100 * found[alpha].ci95[side] for alpha in alphas] for side in (0, 1))
+            axes.fill_between(alphas, low, high, color=colour, alpha=0.15, linewidth=0)
+            for alpha in alphas:
+                axes.plot(alpha, 100 * found[alpha].mean, color=colour, marker="x" if found[alpha].dropped else "o")
+        axes.axvline(best, color="grey", linestyle=":", label=f"chosen: {best:g}")
+        axes.legend()
+        for kind in ("png", "svg"):
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.{kind}")
+            figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
+            os.replace(temporary, path.with_suffix(f".{kind}"))

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from eval.checkpoint import load_siglip_config
 from eval.choices.choice_set import read_choices
 from eval.choices.report import print_choices, write_choices
+from eval.command import run_command
+from eval.encoder.checkpoint import load_siglip_config
 from eval.errors import reading, writing
-from eval.first_stage import use_exact_float32
-from eval.process_group import run_command
+from eval.process_group import use_exact_float32
 from eval.processes import Processes
-from rerank.pair_store import add_pair_scores, asked_store
+from rerank.options import add_pair_scores, asked_store
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -47,8 +47,8 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
     Raises:
         UserError: model, data or reranker cannot be used, or the report cannot be written.
     """
-    from rerank.choices import measure_choices, stage_names
-    from rerank.scorer import load_scorer
+    from rerank.reorder.choices import measure_choices, stage_names
+    from rerank.scorers.load import load_scorer
 
     use_exact_float32()
     checkpoints = [("model", asked.model)] + [(name, path) for name, _, path in (text.partition("=") for text in asked.also)]

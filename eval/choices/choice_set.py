@@ -22,12 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from eval.dataset.images import ImageError, decode_image, file_digest
 from eval.errors import UserError
-from eval.images import ImageError, decode_image, file_digest
-from eval.manifest import Fault, ManifestError, caption_fault
-from eval.manifest_rows import is_unicode
-from eval.picture_paths import PathFault, PicturePaths
-from eval.text_rows import read_jsonl
+from eval.manifest.manifest import Fault, ManifestError, caption_fault
+from eval.manifest.paths import PathFault, PicturePaths
+from eval.manifest.rows import is_unicode
+from eval.manifest.text import read_jsonl
 
 COLUMNS = frozenset({"id", "category", "image", "box", "caption", "false_captions", "images", "captions"})
 Kind = Literal["choice", "pair"]
@@ -131,7 +131,7 @@ class ChoiceSet:
         """Decode one picture to RGB.
 
         Raises:
-            eval.images.ImageError: it cannot be decoded; the message names it.
+            eval.dataset.images.ImageError: it cannot be decoded; the message names it.
         """
         return self.pictures[image].load()
 
@@ -139,7 +139,7 @@ class ChoiceSet:
         """SHA-256 of what one picture shows.
 
         Raises:
-            eval.images.ImageError: its file cannot be read.
+            eval.dataset.images.ImageError: its file cannot be read.
         """
         return self.pictures[image].digest()
 

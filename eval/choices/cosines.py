@@ -10,8 +10,8 @@ import numpy as np
 from transformers import SiglipModel
 
 from eval.choices.choice_set import ChoiceSet
-from eval.encoder import embed_captions, embed_images
-from eval.inputs import SiglipInputs
+from eval.encoder.encoder import embed_captions, embed_images
+from eval.encoder.inputs import SiglipInputs
 from eval.processes import Processes
 
 

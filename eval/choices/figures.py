@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from eval.choices.choice_set import Kind
 from eval.choices.outcomes import METRICS
 from eval.errors import UserError
-from eval.significance import ImageSums, holm, interval, resample_weights, sign_flip_p_values, verdict
+from eval.metrics.significance import ImageSums, holm, interval, resample_weights, sign_flip_p_values, verdict
 
 
 @dataclass(frozen=True)

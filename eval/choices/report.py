@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from eval.atomic import replace_together
 from eval.choices.choice_set import ChoiceSet
 from eval.choices.figures import choice_figures
 from eval.choices.outcomes import METRICS, outcome_table
-from eval.console_table import Column, print_table
-from eval.page import render
-from eval.replacing import replace_together
+from eval.report.console_table import Column, print_table
+from eval.report.render import render
 
 _METRICS = [metric for names in METRICS.values() for metric in names]
 _WHOLE = "all are in choices.json"

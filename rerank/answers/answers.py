@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from eval.processes import Processes
-from eval.ranking import Direction, Ranking
-from rerank.adaptive import depths
+from eval.search.ranking import Direction, Ranking
 from rerank.answers.first_stage import FirstAnswers
-from rerank.budget import Budget, measure_pace, pick_top_k
-from rerank.candidates import CandidateLists, head_pairs
-from rerank.pair_store import PairStore
-from rerank.pairs import PairScores, complete_scores
-from rerank.scorer import PairScorer
+from rerank.reorder.skipping import depths
+from rerank.scorers.scorer import PairScorer
+from rerank.scoring.candidates import CandidateLists, head_pairs
+from rerank.scoring.pair_scores import PairScores, complete_scores
+from rerank.scoring.score_cache import PairStore
+from rerank.scoring.time_budget import Budget, measure_pace, pick_top_k
 
 
 @dataclass(frozen=True)

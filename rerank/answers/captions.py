@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from eval.dataset import StringColumn
+from eval.dataset.retrieval_set import StringColumn
 from eval.errors import UserError
-from eval.manifest import COLUMNS, Fault, ManifestError, ManifestImage, caption_fault
-from eval.manifest_rows import row_of
-from eval.text_rows import read_csv, read_jsonl
+from eval.manifest.manifest import COLUMNS, Fault, ManifestError, ManifestImage, caption_fault
+from eval.manifest.rows import row_of
+from eval.manifest.text import read_csv, read_jsonl
 
 TEXT_SUFFIXES = (".txt", "")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")

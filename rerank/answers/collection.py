@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from eval.dataset.images import ImageError
 from eval.errors import UserError
-from eval.images import ImageError
-from eval.manifest import ManifestError, read_manifest
+from eval.manifest.manifest import ManifestError, read_manifest
 from eval.processes import Processes
-from eval.ranking import Direction
+from eval.search.ranking import Direction
 from rerank.answers.captions import Captions, manifest_captions, read_captions
 from rerank.answers.pictures import Pictures, is_picture_folder, read_folder, read_rows
 
 
 class Collection:
-    """What is searched: pictures in id order, captions in the order given (a `rerank.pairs.ScoringData`)."""
+    """What is searched: pictures in id order, captions in the order given (a `rerank.scoring.pair_scores.ScoringData`)."""
 
     def __init__(self, pictures: Pictures, captions: Captions) -> None:
         self.pictures, self.captions_read = pictures, captions
@@ -38,7 +38,7 @@ class Collection:
         """One picture, RGB.
 
         Raises:
-            eval.images.ImageError: it cannot be decoded; the message names it.
+            eval.dataset.images.ImageError: it cannot be decoded; the message names it.
         """
         return self.pictures.load_image(image)
 
@@ -46,7 +46,7 @@ class Collection:
         """SHA-256 of one picture as it is given.
 
         Raises:
-            eval.images.ImageError: its file cannot be read.
+            eval.dataset.images.ImageError: its file cannot be read.
         """
         return self.pictures.image_digest(image)
 
@@ -96,7 +96,7 @@ def read_collection(
     """Pictures from a folder or manifest, and captions from a file or, where none is given, from that manifest.
 
     Args:
-        images: a folder of pictures, or whatever `eval.manifest.read_manifest` takes.
+        images: a folder of pictures, or whatever `eval.manifest.manifest.read_manifest` takes.
         captions: a file (see `read_captions`); None: the manifest's own.
         image_root, columns, split: of a manifest.
         caption_column, caption_id_column: of a table of captions; without `captions` the first is the manifest's column.

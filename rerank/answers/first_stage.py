@@ -1,7 +1,7 @@
 """The first stage without ground truth: SigLIP embeds pictures and captions, and each query's best K are found.
 
-Embeddings lie on disk, each process's own (eval/shards.py), and the search streams tiles of them (eval/streamed_search.py), so that
-memory holds the answers and not the scores. No pair is right here: the search is told of none.
+Embeddings lie on disk, each process's own (eval/encoder/embedding_files.py), and the search streams tiles of them
+(eval/search/streamed.py), so that memory holds the answers and not the scores. No pair is right here: the search is told of none.
 
 Shape letters: I pictures, Q queries, K answers of each.
 """
@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from transformers import SiglipModel
 
-from eval.dataset import PositivePairs
-from eval.encoder import IMAGE_BLOCK, TEXT_BLOCK, stream_captions, stream_images
+from eval.dataset.retrieval_set import PositivePairs
+from eval.encoder.embedding_files import Rows, Shards
+from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, stream_captions, stream_images
+from eval.encoder.inputs import SiglipInputs
 from eval.errors import UserError, WriteError
-from eval.inputs import SiglipInputs
 from eval.processes import Processes
-from eval.ranking import Direction, Ranking
-from eval.shards import Rows, Shards
-from eval.streamed_search import stream_search
+from eval.search.ranking import Direction, Ranking
+from eval.search.streamed import stream_search
 from rerank.answers.collection import Collection
 
 _REMEDY = "Mend it or take it away, or give --skip-broken to leave out every picture that does not decode"
@@ -134,14 +134,14 @@ def _without_broken(collection: Collection, broken: np.ndarray) -> Collection:
 
 
 class _Kept:
-    """Rows without some of them, as `eval.shards.Rows`."""
+    """Rows without some of them, as `eval.encoder.embedding_files.Rows`."""
 
     def __init__(self, shards: Shards, broken: np.ndarray) -> None:
         self._shards, self._kept = shards, np.setdiff1d(np.arange(shards.num_rows), broken)
         self.num_rows, self.width = len(self._kept), shards.width
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """As `eval.shards.Rows` says."""
+        """As `eval.encoder.embedding_files.Rows` says."""
         return self._shards.at(self._kept[start:stop])
 
 

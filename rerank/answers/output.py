@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.atomic import replace_together
 from eval.errors import UserError, WriteError, writing
-from eval.replacing import replace_together
 from rerank.answers.answers import Answers
 from rerank.answers.first_stage import FirstAnswers
 from rerank.answers.page import answers_page

@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 import numpy as np
 
-from eval.gallery import thumbnail
-from eval.images import ImageError
-from eval.page import render
+from eval.dataset.images import ImageError
+from eval.report.gallery import thumbnail
+from eval.report.render import render
 from rerank.answers.answers import Answers
 from rerank.answers.first_stage import FirstAnswers
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from eval.arrow_rows import is_saved_dataset
-from eval.dataset import StringColumn
+from eval.dataset.images import FORMATS, ImageError, decode_image, file_digest
+from eval.dataset.retrieval_set import StringColumn
 from eval.errors import UserError
-from eval.images import FORMATS, ImageError, decode_image, file_digest
-from eval.manifest import COLUMNS, Fault, ManifestError, ManifestImage
-from eval.manifest_rows import Row, RowSource, is_unicode
-from eval.manifest_source import open_rows
-from eval.picture_paths import PathFault, PicturePaths
+from eval.manifest.arrow import is_saved_dataset
+from eval.manifest.manifest import COLUMNS, Fault, ManifestError, ManifestImage
+from eval.manifest.paths import PathFault, PicturePaths
+from eval.manifest.rows import Row, RowSource, is_unicode
+from eval.manifest.source import open_rows
 
 SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS)
 
@@ -61,7 +61,7 @@ class PassedOver:
 
 
 class Pictures:
-    """Pictures in id order (`eval.encoder.Pictures`); none is decoded before it is asked for."""
+    """Pictures in id order (`eval.encoder.encoder.Pictures`); none is decoded before it is asked for."""
 
     def __init__(
         self, pictures: Sequence[Picture], source: str, rows: RowSource | None = None, passed_over: PassedOver | None = None

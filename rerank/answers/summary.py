@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.ranking import Direction
+from eval.search.ranking import Direction
 from rerank.answers.answers import Answers
 from rerank.answers.collection import Collection
 from rerank.answers.first_stage import FirstAnswers
-from rerank.pairs import PairScores
+from rerank.scoring.pair_scores import PairScores
 
 WORDS: dict[Direction, tuple[str, str]] = {"image_to_text": ("picture", "captions"), "text_to_image": ("caption", "pictures")}
 _MOST_NAMED = 5

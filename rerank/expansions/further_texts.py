@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from eval.captions import normalise
-from eval.dataset import RetrievalSet, StringColumn
+from eval.dataset.retrieval_set import RetrievalSet, StringColumn
 
 MOST = 8
 """Further texts of one item, unless asked otherwise."""

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from eval.dataset import RetrievalSet
+from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
 from eval.processes import Processes
+from rerank.expansions.base import TextExpansion
 from rerank.expansions.further_texts import MOST, ImageCaptions, image_captions
-from rerank.expansions.method import TextExpansion
 from rerank.expansions.paraphrases import kept_texts
-from rerank.expansions.text_table import read_further_texts
+from rerank.expansions.text_file import read_further_texts
 
 NAME = "captions"
 NOT_THERE = "rows whose image is not in the split"

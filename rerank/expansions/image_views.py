@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from eval.dataset import RetrievalSet
+from eval.dataset.retrieval_set import RetrievalSet
 
 CROP_SHARE = 0.8
 """Of a picture's width and height that a crop keeps."""
@@ -53,7 +53,8 @@ VIEWS = {
 
 @dataclass
 class ImageViews:
-    """Further views of a split's pictures as pictures of their own (`eval.encoder.Pictures`): view v of image i is number i x V + v."""
+    """Further views of a split's pictures as pictures of their own (`eval.encoder.encoder.Pictures`): view v of image i is number i x V +
+    v."""
 
     dataset: RetrievalSet
     name: str
@@ -84,7 +85,7 @@ class ImageViews:
         """One view, RGB; a picture whose views follow one another is decoded once.
 
         Raises:
-            eval.images.ImageError: the picture cannot be decoded.
+            eval.dataset.images.ImageError: the picture cannot be decoded.
         """
         number, view = divmod(image, len(self.views))
         if self._last is None or self._last[0] != number:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from eval.errors import UserError
-from rerank.checkpoint_reading import complete_weights, in_words
+from rerank.scorers.checkpoint import complete_weights, in_words
 
 SEQ2SEQ_PROMPT = "paraphrase: {}"
 CAUSAL_PROMPT = "Caption: {}\nThe same caption in other words:"

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from eval.captions import normalise
-from eval.dataset import RetrievalSet
+from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
 from eval.processes import Processes
+from rerank.expansions.base import TextExpansion
 from rerank.expansions.further_texts import MOST, CaptionExpansions, caption_expansions
-from rerank.expansions.method import TextExpansion
-from rerank.expansions.text_table import read_further_texts, text_fault
+from rerank.expansions.text_file import read_further_texts, text_fault
 
 NAME = "paraphrases"
 NOT_THERE = "rows whose caption is not in the split"

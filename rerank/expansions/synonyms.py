@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from eval.dataset import RetrievalSet
+from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
-from eval.manifest_rows import as_list, is_unicode
+from eval.manifest.rows import as_list, is_unicode
 from eval.processes import Processes
+from rerank.expansions.base import TextExpansion
 from rerank.expansions.further_texts import MOST, CaptionExpansions, caption_expansions
-from rerank.expansions.method import TextExpansion
 from rerank.expansions.substitution import Words, substitutions, words_of
-from rerank.expansions.text_table import TableFaults, existing_file, one_of, read_table
+from rerank.expansions.text_file import TableFaults, existing_file, one_of, read_table
 
 _FORM = "word: synonym, synonym"
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from eval.captions import normalise
-from eval.dataset import RetrievalSet
+from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
-from eval.manifest_rows import is_unicode
+from eval.manifest.rows import is_unicode
 from eval.processes import Processes
+from rerank.expansions.base import TextExpansion
 from rerank.expansions.further_texts import MOST, CaptionExpansions, caption_expansions
-from rerank.expansions.method import TextExpansion
-from rerank.expansions.text_table import TableFaults, existing_file
+from rerank.expansions.text_file import TableFaults, existing_file
 
 BUILT_IN = (
     "a photo of {}",

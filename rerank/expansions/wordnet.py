@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from eval.dataset import RetrievalSet
+from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
 from eval.processes import Processes
+from rerank.expansions.base import TextExpansion
 from rerank.expansions.further_texts import MOST, CaptionExpansions, caption_expansions
-from rerank.expansions.method import TextExpansion
 from rerank.expansions.substitution import Words, substitutions
 
 FILES = ("cntlist.rev", *(f"{kind}.{part}" for kind in ("index", "data") for part in ("noun", "verb", "adj", "adv")))

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from eval.process_group import joined_processes
-from rerank.candidates import CandidateLists
-from rerank.pair_store import PairStore
-from rerank.pairs import PairScores, complete_scores
+from rerank.scoring.candidates import CandidateLists
+from rerank.scoring.pair_scores import PairScores, complete_scores
+from rerank.scoring.score_cache import PairStore
 
 NUM_IMAGES, NUM_CAPTIONS = 70, 90
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rerank.pair_segments import RECORD
+from rerank.scoring.cache_file import RECORD
 from tests.faults.scorings import lists, straight
 from tests.nursery import ROOT, Child, Nursery, Trap
 from tests.small_job import SmallWorld
@@ -76,7 +76,7 @@ def test_a_job_told_to_stop_while_it_reranks_leaves_after_the_image_and_goes_on_
 ) -> None:
     rerank = {"model": str(ROOT / "demo" / "models" / "blip-itm"), "top_k": 3}
     config = str(small_world.write_config(tmp_path, train__max_steps=2, mining=None, rerank=rerank))
-    child = nursery.start("train", [config], trap=Trap("rerank.pairs:_score_image", 3, signal.SIGTERM))
+    child = nursery.start("train", [config], trap=Trap("rerank.scoring.pair_scores:_score_image", 3, signal.SIGTERM))
     assert child.wait() == 143, child.output()
     (segment,) = (tmp_path / "runs" / "pair-scores").rglob("*.pairs")
     kept = np.frombuffer(segment.read_bytes(), dtype=RECORD)

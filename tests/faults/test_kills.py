@@ -12,27 +12,27 @@ from tests.nursery import Trap
 # Each phase of a run, and in particular each moment between two writes that belong together. The job: 9 steps; evaluations at 0, 3, 6, 9;
 # minings at 0, 4, 8; checkpoints every 2 steps and at a new best.
 MOMENTS = {
-    "before the first checkpoint": Trap("train.checkpoint:save_file", 1),
-    "first checkpoint without its name": Trap("train.checkpoint:Checkpoints._commit", 1),
-    "first checkpoint retired, its successor not named": Trap("train.checkpoint:os.rename", 3),
-    "in the first mining": Trap("train.candidates:stream_search", 1),
-    "table written, not yet in the log": Trap("train.refreshing:write_negatives", 2, after=True),
-    "table half committed": Trap("train.negatives:os.replace", 2),
-    "in a forward pass": Trap("train.micro_batches:image_features", 5),
-    "after the backward pass": Trap("train.step:FlatGradients.sum_over", 6),
-    "weights moved, line not written": Trap("train.step:Stepper.take", 7, after=True),
-    "line written, checkpoint not": Trap("train.tracking:MetricsLog.sync", 5),
-    "between weights and moments": Trap("train.checkpoint:save_file", 8),
-    "checkpoint sealed, not named": Trap("train.checkpoint:Checkpoints._commit", 4),
-    "checkpoint named, old ones not pruned": Trap("train.checkpoint:Checkpoints.prune", 6),
-    "half pruned": Trap("train.checkpoint:Checkpoints._remove", 2, after=True),
-    "in an evaluation": Trap("train.loop:retrieve", 3),
-    "evaluated, not yet said": Trap("train.loop:values_of", 3, after=True),
-    "before the export": Trap("train.final:export_checkpoint", 1),
+    "before the first checkpoint": Trap("train.engine.checkpoint:save_file", 1),
+    "first checkpoint without its name": Trap("train.engine.checkpoint:Checkpoints._commit", 1),
+    "first checkpoint retired, its successor not named": Trap("train.engine.checkpoint:os.rename", 3),
+    "in the first mining": Trap("train.mining.candidates:stream_search", 1),
+    "table written, not yet in the log": Trap("train.siglip.mining:write_negatives", 2, after=True),
+    "table half committed": Trap("train.data.negatives:os.replace", 2),
+    "in a forward pass": Trap("train.model.grad_cache:image_features", 5),
+    "after the backward pass": Trap("train.siglip.step:FlatGradients.sum_over", 6),
+    "weights moved, line not written": Trap("train.siglip.step:Stepper.take", 7, after=True),
+    "line written, checkpoint not": Trap("train.engine.metrics_log:MetricsLog.sync", 5),
+    "between weights and moments": Trap("train.engine.checkpoint:save_file", 8),
+    "checkpoint sealed, not named": Trap("train.engine.checkpoint:Checkpoints._commit", 4),
+    "checkpoint named, old ones not pruned": Trap("train.engine.checkpoint:Checkpoints.prune", 6),
+    "half pruned": Trap("train.engine.checkpoint:Checkpoints._remove", 2, after=True),
+    "in an evaluation": Trap("train.siglip.loop:retrieve", 3),
+    "evaluated, not yet said": Trap("train.siglip.loop:values_of", 3, after=True),
+    "before the export": Trap("train.siglip.finish:export_checkpoint", 1),
     "export half written": Trap("train.export:merged_state", 1, after=True),
-    "exported, not measured": Trap("train.final:export_checkpoint", 1, after=True),
-    "measured, not reported": Trap("train.final:write_report", 1),
-    "reported, not marked as finished": Trap("train.final:_mark_finished", 1),
+    "exported, not measured": Trap("train.siglip.finish:export_checkpoint", 1, after=True),
+    "measured, not reported": Trap("train.siglip.finish:write_report", 1),
+    "reported, not marked as finished": Trap("train.siglip.finish:_mark_finished", 1),
 }
 
 
@@ -64,7 +64,7 @@ def test_killed_at_random_moments(run: Run, straight: dict[int, Run], seed: int)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_of_two_killed(pair: Run, straight: dict[int, Run], victim: int) -> None:
     """As when a machine dies: one process is gone at once, the launcher ends the other, then everything is started again."""
-    children = pair.start(traps={victim: Trap("train.micro_batches:image_features", 5)})
+    children = pair.start(traps={victim: Trap("train.model.grad_cache:image_features", 5)})
     assert children[victim].wait() == -signal.SIGKILL
     children[1 - victim].kill(signal.SIGKILL)
     children[1 - victim].wait()

@@ -13,16 +13,16 @@ SHORT = {"train__max_steps": 4, "train__eval_every_steps": 4}
 THREE = SHORT | {"train__batch_size": 9, "train__micro_batch_size": 2, "mining__mined_scope": "all"}
 FROZEN = SHORT | {"model__freeze": ["image"], "model__lora": {"rank": 2, "dropout": 0.2}, "train__micro_batch_size": 3}
 MOMENTS = {
-    "while embedding": Trap("train.frozen:embed_images", 1, after=True),
-    "embedded, not named": Trap("train.frozen:os.replace", 2),  # the first is of config.yaml
-    "in a step": Trap("train.micro_batches:text_features", 40),
+    "while embedding": Trap("train.model.frozen_tower:embed_images", 1, after=True),
+    "embedded, not named": Trap("train.model.frozen_tower:os.replace", 2),  # the first is of config.yaml
+    "in a step": Trap("train.model.grad_cache:text_features", 40),
 }
 
 
 def test_three_processes_with_micro_batches(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
     straight, run = (Run.make(nursery, small_world, tmp_path / name, 3, **THREE) for name in ("straight", "killed"))
     straight.finish()
-    children = run.start(traps={2: Trap("train.micro_batches:image_features", 11)})  # 2 micro-batches, embedded twice: the third step
+    children = run.start(traps={2: Trap("train.model.grad_cache:image_features", 11)})  # 2 micro-batches, embedded twice: the third step
     assert children[2].wait() == -signal.SIGKILL
     for child in children[:2]:
         child.kill(signal.SIGKILL)

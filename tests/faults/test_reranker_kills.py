@@ -12,15 +12,15 @@ from tests.faults.runs import Run, assert_same, lines, steps_taken
 from tests.nursery import Nursery, Trap
 from tests.small_job import TINY, load
 from tests.small_reranker_job import MatcherWorld
-from train.scratch import write_scratch
+from train.model.random_init import write_scratch
 
 # 6 steps; evaluations at 0, 3, 6; checkpoints every 2 steps and at a new best.
 MOMENTS = {
-    "in the mining": Trap("train.hard_tables:write_negatives", 2),
-    "mined, not yet evaluated": Trap("train.hard_tables:write_sheet", 2, after=True),
-    "weights moved, line not written": Trap("train.match_step:MatchStepper.take", 5, after=True),
-    "in an evaluation": Trap("train.reranker_loop:measure_matcher", 2),
-    "exported, not measured": Trap("train.reranker_final:export_matcher", 1, after=True),
+    "in the mining": Trap("train.reranker.negatives:write_negatives", 2),
+    "mined, not yet evaluated": Trap("train.reranker.negatives:write_sheet", 2, after=True),
+    "weights moved, line not written": Trap("train.reranker.step:MatchStepper.take", 5, after=True),
+    "in an evaluation": Trap("train.reranker.loop:measure_matcher", 2),
+    "exported, not measured": Trap("train.reranker.finish:export_matcher", 1, after=True),
 }
 
 
@@ -62,7 +62,7 @@ def test_another_miner_is_refused_on_resume(nursery: Nursery, matcher_world: Mat
     miner = tmp_path / "miner"
     shutil.copytree(matcher_world.base, miner)
     run = Run.make(nursery, matcher_world, tmp_path, miner=str(miner))
-    (child,) = run.start(trap=Trap("train.match_step:MatchStepper.take", 4))
+    (child,) = run.start(trap=Trap("train.reranker.step:MatchStepper.take", 4))
     assert child.wait() == -signal.SIGKILL
     shutil.rmtree(miner)
     write_scratch(miner, TINY, load(matcher_world.manifest), seed=9)
@@ -73,7 +73,7 @@ def test_another_miner_is_refused_on_resume(nursery: Nursery, matcher_world: Mat
 def test_one_of_two_processes_killed_is_two_straight_ones(nursery: Nursery, matcher_world: MatcherWorld, tmp_path: Path) -> None:
     pair, straight = (Run.make(nursery, matcher_world, tmp_path / name, world_size=2) for name in ("disturbed", "straight"))
     straight.finish()
-    children = pair.start(traps={1: Trap("train.match_step:MatchStepper.take", 4)})
+    children = pair.start(traps={1: Trap("train.reranker.step:MatchStepper.take", 4)})
     assert children[1].wait() == -signal.SIGKILL
     children[0].kill(signal.SIGKILL)
     children[0].wait()

@@ -8,17 +8,17 @@ import pytest
 from tests.faults.runs import Run, assert_same, lines
 from tests.nursery import Nursery, Trap
 from tests.small_job import SmallWorld
-from train.checkpoint import Checkpoints
+from train.engine.checkpoint import Checkpoints
 
 PLACES = {
-    "in a step": (Trap("train.micro_batches:image_features", 4, signal.SIGTERM), 4),
-    "in the first evaluation": (Trap("train.loop:retrieve", 1, signal.SIGTERM), 0),
-    "in a later evaluation": (Trap("train.loop:retrieve", 2, signal.SIGTERM), 3),
-    "in a mining": (Trap("train.refreshing:mine", 2, signal.SIGTERM), 4),
-    "while a checkpoint is written": (Trap("train.checkpoint:save_file", 6, signal.SIGTERM), None),
-    "in the last step": (Trap("train.micro_batches:image_features", 9, signal.SIGTERM), None),
-    "in the last evaluation": (Trap("train.loop:retrieve", 4, signal.SIGTERM), 9),
-    "in the final measurement": (Trap("rerank.embedded_sets:embed", 2, signal.SIGTERM), 9),
+    "in a step": (Trap("train.model.grad_cache:image_features", 4, signal.SIGTERM), 4),
+    "in the first evaluation": (Trap("train.siglip.loop:retrieve", 1, signal.SIGTERM), 0),
+    "in a later evaluation": (Trap("train.siglip.loop:retrieve", 2, signal.SIGTERM), 3),
+    "in a mining": (Trap("train.siglip.mining:mine", 2, signal.SIGTERM), 4),
+    "while a checkpoint is written": (Trap("train.engine.checkpoint:save_file", 6, signal.SIGTERM), None),
+    "in the last step": (Trap("train.model.grad_cache:image_features", 9, signal.SIGTERM), None),
+    "in the last evaluation": (Trap("train.siglip.loop:retrieve", 4, signal.SIGTERM), 9),
+    "in the final measurement": (Trap("rerank.combine.embedded_sets:embed", 2, signal.SIGTERM), 9),
 }
 
 
@@ -37,7 +37,13 @@ def test_sigterm(run: Run, straight: dict[int, Run], place: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "function", ["train.loop:retrieve", "train.refreshing:mine", "rerank.embedded_sets:embed", "train.micro_batches:image_features"]
+    "function",
+    [
+        "train.siglip.loop:retrieve",
+        "train.siglip.mining:mine",
+        "rerank.combine.embedded_sets:embed",
+        "train.model.grad_cache:image_features",
+    ],
 )
 def test_sigterm_to_two(pair: Run, straight: dict[int, Run], function: str) -> None:
     """Both are told at the same place; the main process writes, and neither ends before that or is left waiting."""
@@ -51,14 +57,14 @@ def test_sigterm_to_two(pair: Run, straight: dict[int, Run], function: str) -> N
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_sigterm_to_one_of_two_stops_both_after_the_step(pair: Run, straight: dict[int, Run], rank: int) -> None:
-    children = pair.start(traps={rank: Trap("train.micro_batches:image_features", 5, signal.SIGTERM)})
+    children = pair.start(traps={rank: Trap("train.model.grad_cache:image_features", 5, signal.SIGTERM)})
     assert [child.wait() for child in children] == [143, 143], "".join(child.output() for child in children)
     pair.finish()
     assert_same(pair, straight[2])
 
 
 def test_ctrl_c(run: Run, straight: dict[int, Run]) -> None:
-    (child,) = run.start(trap=Trap("train.micro_batches:image_features", 4, signal.SIGINT))
+    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 4, signal.SIGINT))
     assert child.wait() == 130, child.output()
     run.finish()
     assert_same(run, straight[1])
@@ -66,7 +72,7 @@ def test_ctrl_c(run: Run, straight: dict[int, Run]) -> None:
 
 def test_the_exit_code_is_left_where_the_launcher_looks(run: Run, nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
     mark = tmp_path / "exit"
-    (child,) = run.start(env={"TRAIN_EXIT_FILE": str(mark)}, trap=Trap("train.micro_batches:image_features", 2, signal.SIGTERM))
+    (child,) = run.start(env={"TRAIN_EXIT_FILE": str(mark)}, trap=Trap("train.model.grad_cache:image_features", 2, signal.SIGTERM))
     assert child.wait() == 143 and (tmp_path / "exit.0").read_text() == "143\n"
     refused = nursery.start("train", [str(run.config), "train.max_steps=no"], env={"TRAIN_EXIT_FILE": str(mark)})
     assert refused.wait() == 2 and (tmp_path / "exit.0").read_text() == "2\n"
@@ -79,7 +85,7 @@ def test_resumed_on_another_number_of_processes_it_trains_on_the_same(
     nursery: Nursery, small_world: SmallWorld, tmp_path: Path, straight: dict[int, Run]
 ) -> None:
     run = Run.make(nursery, small_world, tmp_path)
-    (child,) = run.start(trap=Trap("train.micro_batches:image_features", 2, signal.SIGTERM))
+    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 2, signal.SIGTERM))
     assert child.wait() == 143
     Run(nursery, run.config, world_size=2).finish()
     found, expected = (

@@ -9,14 +9,15 @@ import pytest
 import torch
 from ir_measures import AP, RR, Rprec, Success
 
-from eval.checkpoint import load_siglip
-from eval.dataset import RetrievalSet, load_split
-from eval.encoder import embed_captions, embed_images
-from eval.evaluator import Stage, evaluate
-from eval.manifest import Manifest, read_manifest
-from eval.metrics import RECALL_AT
-from eval.ranking import DIRECTIONS, Direction
-from eval.search import search_both
+from eval.dataset.retrieval_set import RetrievalSet, load_split
+from eval.encoder.checkpoint import load_siglip
+from eval.encoder.encoder import embed_captions, embed_images
+from eval.manifest.manifest import Manifest, read_manifest
+from eval.metrics.evaluate import evaluate
+from eval.metrics.metrics import RECALL_AT
+from eval.search.exact import search_both
+from eval.search.ranking import DIRECTIONS, Direction
+from eval.search.stage import Stage
 
 ROOT = Path(__file__).parents[2]
 PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "flickr8k"

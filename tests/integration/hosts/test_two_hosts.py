@@ -87,7 +87,7 @@ def test_launched_stopped_on_one_machine_and_resumed(hosts: Hosts, run: Run, one
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_machine_that_dies_ends_the_other_which_says_so(hosts: Hosts, run: Run, other: Run, one_host: Run, victim: int) -> None:
     """Killed in a step. The disks are not shared: only the main process's machine has the run, and yet both go on from its checkpoint."""
-    children = start(hosts, (run, other), traps={victim: Trap("train.micro_batches:image_features", 4)})
+    children = start(hosts, (run, other), traps={victim: Trap("train.model.grad_cache:image_features", 4)})
     assert children[victim].wait() == -signal.SIGKILL
     assert children[1 - victim].wait() == 1
     assert f"process {1 - victim} on machine" in children[1 - victim].output()
@@ -99,7 +99,7 @@ def test_a_machine_that_dies_ends_the_other_which_says_so(hosts: Hosts, run: Run
 
 def test_a_cable_that_is_pulled_ends_both_in_time(hosts: Hosts, run: Run) -> None:
     """No packet says that the other is gone: the time-out does. Without one of ours gloo would wait for half an hour."""
-    slow = Trap("train.micro_batches:image_features", 3, signal.SIGSTOP)
+    slow = Trap("train.model.grad_cache:image_features", 3, signal.SIGSTOP)
     children = start(hosts, (run, run), "train.timeout_seconds=6", traps={1: slow})
     children[0].wait_until(lambda: steps_taken(run.folder) == 2)
     children[1].wait_until(lambda: psutil.Process(children[1].pid).status() == psutil.STATUS_STOPPED)  # it may be behind

@@ -74,7 +74,7 @@ def test_paths_are_as_seen_from_the_folder_of_the_call(project: Project, tmp_pat
     assert (here / "out" / "deep" / "report.json").is_file() and "out/deep/report.html" in stdout
     code, stdout, stderr = project.start("compare", "out/deep", "out/deep", cwd=here).end()
     assert code == 0 and "no evidence" in stdout, stderr
-    (here / "own script.py").write_text("import sys, os, eval.metrics\nprint(os.getcwd(), sys.argv[1:])\nsys.exit(7)\n")
+    (here / "own script.py").write_text("import sys, os, eval.metrics.metrics\nprint(os.getcwd(), sys.argv[1:])\nsys.exit(7)\n")
     (here / "eval.py").unlink()
     code, stdout, _ = project.start("python", "own script.py", "two words", cwd=here).end()
     assert (code, stdout) == (7, f"{here} ['two words']\n")

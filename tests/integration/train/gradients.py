@@ -1,7 +1,7 @@
 """Loss and gradients of steps on this number of processes: python -m tests.integration.train.gradients MANIFEST BASE OUTPUT [...].
 
-Each case takes the first step, or the first few, of a job through train/step.py itself; rank 0 writes OUTPUT/CASE.npz. Run plainly it is
-one process; under torchrun, on one host or several, it is the processes torchrun starts. For test_promise_one.py and
+Each case takes the first step, or the first few, of a job through train/siglip/step.py itself; rank 0 writes OUTPUT/CASE.npz. Run plainly
+it is one process; under torchrun, on one host or several, it is the processes torchrun starts. For test_promise_one.py and
 benchmarks/promise_one.py.
 """
 
@@ -16,14 +16,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from eval.dataset import RetrievalSet
+from eval.dataset.retrieval_set import RetrievalSet
 from eval.processes import Processes
 from tests.small_job import load
-from train.batches import BatchBuilder, BatchOrder
-from train.config import JobConfig
-from train.model import TunedModel, build_model, make_optimizer
-from train.negatives import Negatives
-from train.step import Stepper
+from train.config.job import JobConfig
+from train.data.batches import BatchBuilder
+from train.data.negatives import Negatives
+from train.data.order import BatchOrder
+from train.model.siglip import TunedModel, build_model, make_optimizer
+from train.siglip.step import Stepper
 
 SEED = 7
 

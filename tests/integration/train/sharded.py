@@ -1,6 +1,7 @@
 """A few steps with weights in parts and with whole ones: python -m tests.integration.train.sharded MANIFEST BASE OUTPUT, under torchrun.
 
-Every process takes the same steps of the project's own twice, through train/step.py: a replica on each, then a part on each; before the
+Every process takes the same steps of the project's own twice, through train/siglip/step.py: a replica on each, then a part on each; before
+the
 first and after the last step the captions and images are embedded, as evaluation does. Rank 0 writes OUTPUT/CASE-{replicas,parts}.npz. For
 test_sharding.py.
 """
@@ -19,19 +20,20 @@ import torch.distributed as dist
 from PIL import Image
 from torch.distributed.tensor import DTensor
 
-from eval.checkpoint import hash_weights
-from eval.dataset import RetrievalSet
-from eval.encoder import embed_captions, embed_images
+from eval.dataset.images import ImageError
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.encoder.checkpoint import hash_weights
+from eval.encoder.encoder import embed_captions, embed_images
 from eval.errors import UserError
-from eval.images import ImageError
 from eval.processes import Processes
 from eval.sharded import whole
 from tests.integration.train.gradients import SEED, Case, config, model_of, negatives_of
 from tests.small_job import load
-from train.batches import BatchBuilder, BatchOrder
-from train.model import make_optimizer
-from train.sharding import shard
-from train.step import Stepper
+from train.data.batches import BatchBuilder
+from train.data.order import BatchOrder
+from train.model.siglip import make_optimizer
+from train.optim.fsdp import shard
+from train.siglip.step import Stepper
 
 CASES = [Case("float64-all", True, "all"), Case("float32-own", False, "own"), Case("bf16-all", False, "all")]
 CHECKPOINTED = "float32-own"

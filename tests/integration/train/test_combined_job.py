@@ -9,9 +9,9 @@ import pytest
 
 from tests.nursery import Nursery
 from tests.small_job import SmallWorld, load
-from train.config import JobConfig
-from train.model_config import ScratchConfig
-from train.scratch import write_scratch
+from train.config.job import JobConfig
+from train.config.model import ScratchConfig
+from train.model.random_init import write_scratch
 
 OTHER = ScratchConfig(image_size=24, patch_size=8, width=48, num_layers=1, num_heads=2, vocab_size=80, num_tokens=16)
 

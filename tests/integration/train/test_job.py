@@ -217,7 +217,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_learn_and_export_what_they_trained(nursery: Nursery, small_world: SmallWorld, tmp_path: Path, variant: str) -> None:
-    from eval.checkpoint import load_siglip
+    from eval.encoder.checkpoint import load_siglip
 
     # The last weights are exported, not the base's; every step sees the same images, so that losses can be compared.
     changes = VARIANTS[variant] | {"data__val_split": None, "train__batch_size": 40}

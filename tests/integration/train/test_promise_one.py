@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from eval.captions import normalise
-from eval.encoder import image_features, text_features
+from eval.encoder.encoder import image_features, text_features
 from eval.processes import Processes
 from tests.integration.train.gradients import CASES, SEED, Case, config, model_of, negatives_of, take_steps
 from tests.nursery import Nursery
 from tests.small_job import SmallWorld, load, write_pictures
-from train.batches import BatchOrder, chosen_caption
+from train.data.order import BatchOrder, chosen_caption
 
 Arm = tuple[int, int | None]
 """Number of processes, and rows of a cached micro-batch."""

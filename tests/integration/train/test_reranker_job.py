@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rerank.scorer import load_scorer
-from rerank.settings import ScorerSettings
+from rerank.scorers.load import load_scorer
+from rerank.scorers.scorer import ScorerSettings
 from tests.faults.runs import lines
 from tests.shared_files import modes
 from tests.small_job import SmallWorld, load
 from tests.small_reranker_job import MatcherWorld
 from train.__main__ import run as run_any
-from train.reranker import run
-from train.stopping import StopSignals
+from train.engine.signals import StopSignals
+from train.reranker.__main__ import run
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +131,9 @@ def test_what_the_untuned_matcher_calls_a_match_is_not_mined(matcher_world: Matc
 
 def _loop(config: Path) -> Any:
     """The loop of a run, whose final report would refuse such a matcher at the door."""
-    from train.config_file import load_run_config
-    from train.reranker import RerankerTuning
-    from train.reranker_config import RerankerConfig
+    from train.config.load import load_run_config
+    from train.config.reranker import RerankerConfig
+    from train.reranker.__main__ import RerankerTuning
 
     tuning = RerankerTuning(load_run_config(RerankerConfig, config))
     tuning.config.run_folder.mkdir(parents=True)

@@ -89,10 +89,10 @@ def test_a_job_in_parts_that_is_stopped_and_killed_goes_on(
 ) -> None:
     """Told to stop in the middle of an evaluation, where nobody can leave alone; then one killed in the middle of a step."""
     run = Run.make(nursery, small_world, tmp_path, 2, **CHANGES, train__shard=True)
-    stopped = run.start(traps={0: Trap("train.loop:retrieve", 2, signal.SIGTERM)})
+    stopped = run.start(traps={0: Trap("train.siglip.loop:retrieve", 2, signal.SIGTERM)})
     assert [child.wait() for child in stopped] == [143, 143], stopped[0].output()
     assert (run.folder / "checkpoints" / "step-4").is_dir() and len(of(run, "step")) == 4
-    killed = run.start(traps={1: Trap("train.gradients:ShardedGradients.norm", 2)})
+    killed = run.start(traps={1: Trap("train.optim.gradients:ShardedGradients.norm", 2)})
     assert killed[1].wait() == -signal.SIGKILL
     killed[0].kill(signal.SIGKILL)  # as a launcher would
     killed[0].wait()

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, SiglipModel
 
-from eval.checkpoint import load_siglip
+from eval.encoder.checkpoint import load_siglip
 from tests.faults.runs import lines
 from tests.nursery import ROOT, Nursery
 from tests.siglip2 import NUM_TOKENS, write_siglip2

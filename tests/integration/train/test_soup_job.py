@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from tests.faults.runs import Run, lines
 from tests.nursery import Nursery
 from tests.small_job import SmallWorld
-from train.export import export_checkpoint, read_run
+from train.config.load import read_run
+from train.siglip.export import export_checkpoint
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}], ids=["full", "lora"])

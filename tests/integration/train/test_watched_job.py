@@ -9,17 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-from eval.dataset import RetrievalSet
-from eval.ranking import DIRECTIONS
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.search.ranking import DIRECTIONS
 from tests.faults.runs import Run, assert_same, lines
 from tests.nursery import Nursery, Trap
 from tests.shared_files import SENTENCE_TRANSFORMERS_FILES
 from tests.small_job import SmallWorld
 from train.__main__ import run as run_job
-from train.checkpoint import Checkpoints
-from train.config_file import load_config
-from train.loop import Loop
-from train.watch import Recall, Sighting, Watch
+from train.config.load import load_config
+from train.engine.checkpoint import Checkpoints
+from train.siglip.loop import Loop
+from train.siglip.watch import Recall, Sighting, Watch
 
 RATE = 0.3  # ruins what the base knew within three steps
 
@@ -85,14 +85,14 @@ def test_the_final_report_says_what_became_of_the_set(stopped: dict[int, Run]) -
 @pytest.mark.parametrize(
     ("world_size", "trap"),
     [
-        (1, Trap("train.watch:retrieve", 2)),
-        (1, Trap("train.loop:Watch.look", 2, after=True)),
-        (1, Trap("train.tracking:MetricsLog.write", 9, after=True)),
-        (1, Trap("train.checkpoint:Checkpoints._commit", 4)),
-        (1, Trap("train.final:export_checkpoint", 1)),
-        (1, Trap("train.final:write_report", 1, after=True)),
-        (1, Trap("train.final:_mark_finished", 1)),
-        (2, Trap("train.loop:Watch.look", 2, after=True)),
+        (1, Trap("train.siglip.watch:retrieve", 2)),
+        (1, Trap("train.siglip.loop:Watch.look", 2, after=True)),
+        (1, Trap("train.engine.metrics_log:MetricsLog.write", 9, after=True)),
+        (1, Trap("train.engine.checkpoint:Checkpoints._commit", 4)),
+        (1, Trap("train.siglip.finish:export_checkpoint", 1)),
+        (1, Trap("train.siglip.finish:write_report", 1, after=True)),
+        (1, Trap("train.siglip.finish:_mark_finished", 1)),
+        (2, Trap("train.siglip.loop:Watch.look", 2, after=True)),
     ],
     ids=lambda value: value.function if isinstance(value, Trap) else str(value),
 )

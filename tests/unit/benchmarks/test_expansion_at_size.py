@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.expansion_at_size import ARMS, Bounds, MadeUp, Reference, largest_difference, run_arm, table
-from eval.ranking import Ranking
-from rerank.blend import rank_blend
+from eval.search.ranking import Ranking
+from rerank.combine.combine import rank_blend
 
 SIZE = (30, 151)
 

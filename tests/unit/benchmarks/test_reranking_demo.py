@@ -8,14 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.reranking_demo import offset_margin, page, per_query_recall, whole_query_margin, whole_query_saving
-from eval.evaluator import Stage, evaluate
-from eval.ranking import DIRECTIONS
-from rerank.adaptive import saving
-from rerank.fused_stages import Asked
-from rerank.plan import Plan
+from eval.metrics.evaluate import evaluate
+from eval.search.ranking import DIRECTIONS
+from eval.search.stage import Stage
+from rerank.reorder.plan import Plan
+from rerank.reorder.skipping import saving
+from rerank.reorder.tuned_stages import Asked
 from tests.unit.eval.reranked_set import first_stage, picture_set
-from tests.unit.rerank.drawn_searches import Drawn, searches, unhurried
-from tests.unit.rerank.test_plan import Toy
+from tests.unit.rerank.combine.drawn_searches import Drawn, searches, unhurried
+from tests.unit.rerank.reorder.test_plan import Toy
 
 
 @unhurried

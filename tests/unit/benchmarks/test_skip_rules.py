@@ -1,4 +1,5 @@
-"""benchmarks/skip_rules.py against rerank/adaptive.py: the same pairs and the same answers; and the page quotes the committed table."""
+"""benchmarks/skip_rules.py against rerank/reorder/skipping.py: the same pairs and the same answers; and the page quotes the committed
+table."""
 
 from pathlib import Path
 
@@ -6,10 +7,10 @@ import numpy as np
 from hypothesis import given
 
 from benchmarks.skip_rules import Heads, choose, saved_shares
-from eval.ranking import DIRECTIONS
-from rerank.adaptive import needed_lists, rerank_within, trails
-from rerank.candidates import candidate_lists
-from tests.unit.rerank.drawn_searches import Drawn, searches, unhurried
+from eval.search.ranking import DIRECTIONS
+from rerank.reorder.skipping import needed_lists, rerank_within, trails
+from rerank.scoring.candidates import candidate_lists
+from tests.unit.rerank.combine.drawn_searches import Drawn, searches, unhurried
 
 ROOT = Path(__file__).parents[3]
 

@@ -9,9 +9,9 @@ from benchmarks.kept_report import read_kept
 from benchmarks.text_cross_encoder import CaptionPairs, cross_logits, nearest_in_words, new_cross_encoder, share_told_apart
 from benchmarks.text_models import cosines_of, logits_of, mean_states
 from benchmarks.text_text_demo import page, text_scores, truth_of, why_refused
-from eval.dataset import RetrievalSet
-from eval.evaluator import Stage
-from eval.ranking import DIRECTIONS, Ranking
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.search.ranking import DIRECTIONS, Ranking
+from eval.search.stage import Stage
 
 KEPT = ROOT / "results" / "text-text"
 TEXTS = ["a red star", "a crimson star", "a blue box", "an azure box", "a red box"]

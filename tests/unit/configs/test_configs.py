@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from train.config import RunConfig
-from train.config_file import load_config, load_run_config, read_yaml
-from train.reranker import is_reranker
-from train.reranker_config import RerankerConfig
+from train.config.load import load_config, load_run_config, read_yaml
+from train.config.reranker import RerankerConfig, is_reranker
+from train.config.run import RunConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 JOBS = sorted(CONFIGS.glob("*.yaml"))

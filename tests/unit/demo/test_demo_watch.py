@@ -11,8 +11,8 @@ from demo.manifest import normalised
 from demo.phrases import TEMPLATES, WORDS
 from demo.scenes import Scene
 from demo.watch import build_watch
-from eval.dataset import load_split
-from eval.manifest import read_manifest
+from eval.dataset.retrieval_set import load_split
+from eval.manifest.manifest import read_manifest
 
 ROWS = pq.read_table(DATA / "watch.parquet").to_pylist()
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from eval.dataset import RetrievalSet
-from eval.evaluator import Stage
-from eval.manifest import ManifestImage
-from eval.ranking import DIRECTIONS, Direction, Ranking
-from eval.search import search
-from rerank.candidates import CandidateLists, candidate_lists
-from rerank.pairs import PairScores, ScoringCost
-from rerank.reranking import rerank
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.manifest.manifest import ManifestImage
+from eval.search.exact import search
+from eval.search.ranking import DIRECTIONS, Direction, Ranking
+from eval.search.stage import Stage
+from rerank.reorder.reorder import rerank
+from rerank.scoring.candidates import CandidateLists, candidate_lists
+from rerank.scoring.pair_scores import PairScores, ScoringCost
 
 TOP_K = 6
 

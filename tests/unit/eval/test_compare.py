@@ -10,13 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from eval.compare import compare_reports, main
-from eval.dataset import RetrievalSet
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.dataset.truth import judged_by
 from eval.errors import UserError
-from eval.evaluator import Stage, evaluate
-from eval.manifest import ManifestImage
-from eval.report import write_report
-from eval.search import search
-from eval.truth import judged_by
+from eval.manifest.manifest import ManifestImage
+from eval.metrics.evaluate import evaluate
+from eval.report.report import write_report
+from eval.search.exact import search
+from eval.search.stage import Stage
 
 
 def retrieval_set(num_images: int = 40) -> RetrievalSet:

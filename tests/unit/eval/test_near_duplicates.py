@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.near_duplicates import near_duplicate_groups, near_duplicate_key
+from eval.captions import near_duplicate_groups, near_duplicate_key
 
 
 @pytest.mark.parametrize(

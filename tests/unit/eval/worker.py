@@ -9,13 +9,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from eval import search
-from eval.checkpoint import load_siglip
-from eval.dataset import load_split
-from eval.encoder import embed_captions, embed_images
+from eval.dataset.retrieval_set import load_split
+from eval.encoder.checkpoint import load_siglip
+from eval.encoder.encoder import embed_captions, embed_images
 from eval.errors import UserError
-from eval.manifest import read_manifest
+from eval.manifest.manifest import read_manifest
 from eval.processes import Processes
+from eval.search import exact as search
 
 
 def main(job: dict[str, str], rank: int, world_size: int) -> None:

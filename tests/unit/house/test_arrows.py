@@ -54,11 +54,11 @@ def test_relative_imports_stay_in_their_room(room: str) -> None:
 @pytest.mark.parametrize(
     ("room", "source", "wrong"),
     [
-        ("eval", "from rerank.blip import Blip", ["rerank"]),
-        ("eval", "def late():\n    import train.loop", ["train"]),
-        ("eval", "import eval.metrics, numpy", []),
-        ("rerank", "from eval.search import rank", []),
-        ("rerank", "import importlib\nimportlib.import_module('train.loss')", ["train"]),
+        ("eval", "from rerank.scorers.blip.scorer import Blip", ["rerank"]),
+        ("eval", "def late():\n    import train.siglip.loop", ["train"]),
+        ("eval", "import eval.metrics.metrics, numpy", []),
+        ("rerank", "from eval.search.exact import rank", []),
+        ("rerank", "import importlib\nimportlib.import_module('train.loss.sigmoid')", ["train"]),
         ("train", "from demo import scenes", ["demo"]),
         ("train", "from rerank import fusion\nfrom eval import metrics", []),
     ],

@@ -57,7 +57,7 @@ def test_every_loader_is_told_to_run_no_code(room: str) -> None:
         ("type(model).from_pretrained(name, trust_remote_code=True)", 1),
         ("datasets.load_dataset(name, trust_remote_code=trusted)", 1),
         ("from sentence_transformers import CrossEncoder\nCrossEncoder(name)", 1),
-        ("from rerank.cross_encoder import CrossEncoder\nCrossEncoder(name)", 0),
+        ("from rerank.scorers.base import CrossEncoder\nCrossEncoder(name)", 0),
         ("AutoConfig.from_pretrained(name, trust_remote_code=False)", 0),
         ("GenerationConfig.from_pretrained(name)", 0),
     ],

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
 from tests.tiny_blip import write_processor, write_tiny_blip
-from tests.unit.rerank.tiny_matchers import changed_copy
+from tests.unit.rerank.scorers.tiny_cross_encoders import changed_copy
 
 
 @pytest.fixture(autouse=True, scope="module")

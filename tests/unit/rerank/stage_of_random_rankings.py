@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from eval.evaluator import Stage
-from eval.ranking import DIRECTIONS, Direction, Ranking
+from eval.search.ranking import DIRECTIONS, Direction, Ranking
+from eval.search.stage import Stage
 
 
 def random_stage(name: str, seed: int, num_images: int, num_captions: int) -> Stage:

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from train.curve import draw_curve
-from train.watch import Recall
-from train.wise import between, choose
+from train.siglip.watch import Recall
+from train.wise import between, choose, draw_curve
 
 NUMBERS = st.floats(-1e4, 1e4, width=32)
 

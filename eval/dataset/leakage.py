@@ -1,0 +1,57 @@
+"""What two splits share: images and captions that stand in both, counted and shown, never hidden."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from eval.dataset.retrieval_set import RetrievalSet
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """Images and captions of one split that another also holds."""
+
+    split: str
+    other: str
+    num_shared_images: int
+    num_shared_groups_images: int
+    num_shared_captions: int
+    example_images: list[str]
+    example_captions: list[str]
+
+    @property
+    def any(self) -> bool:
+        """True if anything is shared."""
+        return bool(self.num_shared_images or self.num_shared_groups_images or self.num_shared_captions)
+
+    def as_record(self) -> dict[str, object]:
+        """The fields, for a line of metrics.jsonl."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        text = f"{self.split} and {self.other} share {self.num_shared_images} image(s) and {self.num_shared_captions} caption(s)"
+        if self.num_shared_groups_images:
+            text += f"; {self.num_shared_groups_images} image(s) of {self.split} have a group that {self.other} has too"
+        examples = [repr(example) for example in (*self.example_images, *self.example_captions)]
+        return text + (f", e.g. {', '.join(examples[:4])}" if examples else "")
+
+
+def find_leakage(split: RetrievalSet, other: RetrievalSet) -> Leakage:
+    """Count the images (by id and size in bytes) and the captions (by normalised text) of `split` that are in `other` too.
+
+    The size, because embedded pictures of two files are often both called 0.jpg, and are no less two pictures for it.
+    """
+    shared_images = sorted(set(split.named_sizes()) & set(other.named_sizes()))
+    shared_C = np.isin(split.caption_hash_C, other.caption_hash_C)
+    examples = [split.captions[int(caption)] for caption in np.flatnonzero(shared_C)[:3]]
+    groups = split.named_groups() & other.named_groups()
+    in_shared_group = sum(1 for name in split.group_names() if name is not None and name in groups)
+    return Leakage(
+        str(split.split),
+        str(other.split),
+        len(shared_images),
+        in_shared_group,
+        int(shared_C.sum()),
+        [name for name, _ in shared_images[:3]],
+        examples,
+    )

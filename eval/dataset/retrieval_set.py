@@ -1,0 +1,278 @@
+"""One split, ready for retrieval: its images and captions in id order, and which belongs to which.
+
+Shape letters: I images, C captions, P positive (image, caption) pairs.
+"""
+
+import copy
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from eval.captions import caption_hash
+from eval.dataset.images import ImageError, decode_image, file_digest
+from eval.errors import UserError
+from eval.manifest.manifest import Manifest, ManifestImage
+
+
+class StringColumn(Sequence[str]):
+    """Many strings in one Arrow buffer.
+
+    A Python list of a million strings is copied page by page into every data-loading process, since counting a reference
+    writes to it; Arrow's buffer is shared.
+    """
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._array = pa.array(strings, type=pa.large_string())
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # int -> str, slice -> list[str]
+        if isinstance(index, slice):
+            return self._array[index].to_pylist()
+        return self._array[int(index)].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self._array), 4096):
+            yield from self._array[start : start + 4096].to_pylist()
+
+
+@dataclass(frozen=True)
+class PositivePairs:
+    """For every query the gallery items that are right for it: those of query q are indices_P[offsets[q]:offsets[q + 1]], ascending."""
+
+    offsets: np.ndarray
+    indices_P: np.ndarray
+
+    def of(self, query: int) -> np.ndarray:
+        """Gallery indices that are positive for a query, int64, ascending."""
+        return self.indices_P[self.offsets[query] : self.offsets[query + 1]]
+
+    @property
+    def query_P(self) -> np.ndarray:
+        """The query of each pair, int64."""
+        return np.repeat(np.arange(len(self.offsets) - 1), self.counts)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Number of positives of each query."""
+        return np.diff(self.offsets)
+
+
+class RetrievalSet:
+    """The images and captions of one split, both in id order.
+
+    Images are sorted by id; captions by image, then by their place in it, so index order is id order. An (image, caption) pair is
+    positive if and only if the normalised caption equals one of any image of the image's group (design.md).
+    """
+
+    def __init__(self, images: Sequence[ManifestImage], manifest: Manifest | None, *, source: str, split: str | None) -> None:
+        self.source, self.split = source, split
+        self._rows = manifest.rows if manifest is not None else None
+        ordered = sorted(images, key=lambda image: image.id)
+        counts = np.array([len(image.captions) for image in ordered], dtype=np.int64)
+        self.image_ids: Sequence[str] = StringColumn([image.id for image in ordered])
+        self.captions: Sequence[str] = StringColumn([caption for image in ordered for caption in image.captions])
+        self.columns: dict[str, list[Any]] = {name: [v for image in ordered for v in image.columns[name]] for name in ordered[0].columns}
+        self.texts: dict[str, list[list[str]]] = {name: [v for image in ordered for v in image.texts[name]] for name in ordered[0].texts}
+        self.caption_offsets = np.concatenate([[0], np.cumsum(counts)])  # captions of image i: offsets[i]:offsets[i + 1]
+        self.caption_image_C = np.repeat(np.arange(len(ordered)), counts)
+        self.caption_hash_C = np.array([caption_hash(caption) for caption in self.captions], dtype=np.int64)
+        # An image without a group is a group of its own; its name cannot meet a given one, which is a str.
+        names: dict[object, int] = {}
+        self.group_I = np.array([names.setdefault(_group_key(image, i), len(names)) for i, image in enumerate(ordered)], dtype=np.int64)
+        self._group_names = [image.group for image in ordered] if any(image.group is not None for image in ordered) else []
+        self._paths = StringColumn([str(image.path) if image.path else "" for image in ordered])
+        self._embedded_rows_I = np.array([image.embedded.row if image.embedded else -1 for image in ordered], dtype=np.int64)
+        self._num_bytes_I = np.array([image.num_bytes for image in ordered], dtype=np.int64)
+        self.truth: dict[str, Any] = {"protocol": "all"}
+        self._pairs: tuple[np.ndarray, np.ndarray] | None = None
+        self._group_hashes = GroupHashes(self.group_I[self.caption_image_C], self.caption_hash_C, len(names))
+
+    @property
+    def num_images(self) -> int:
+        """Number of images, I."""
+        return len(self.image_ids)
+
+    @property
+    def num_captions(self) -> int:
+        """Number of captions, C."""
+        return len(self.captions)
+
+    @property
+    def caption_ids(self) -> Sequence[str]:
+        """`IMAGE_ID#K` of every caption, in order."""
+        places_C = np.arange(self.num_captions) - self.caption_offsets[self.caption_image_C]
+        ids = list(self.image_ids)
+        return [f"{ids[image]}#{place}" for image, place in zip(self.caption_image_C, places_C, strict=True)]
+
+    def caption_id(self, caption: int) -> str:
+        """`IMAGE_ID#K` of one caption."""
+        image = self.caption_image_C[caption]
+        return f"{self.image_ids[image]}#{caption - self.caption_offsets[image]}"
+
+    def load_image(self, image: int) -> Image.Image:
+        """Decode one image to RGB.
+
+        Raises:
+            eval.dataset.images.ImageError: it cannot be decoded; the message names it.
+        """
+        row = int(self._embedded_rows_I[image])
+        if row >= 0:
+            assert self._rows is not None
+            try:
+                return decode_image(self._rows.image_bytes(row))
+            except ImageError as error:
+                raise ImageError(f"{self.image_place(image)}: {error}") from None
+        return decode_image(self._paths[image])
+
+    def image_digest(self, image: int) -> bytes:
+        """SHA-256 of one picture as it is given: of its file's bytes, or of the embedded ones.
+
+        Raises:
+            eval.dataset.images.ImageError: its file cannot be read.
+        """
+        row = int(self._embedded_rows_I[image])
+        if row >= 0:
+            assert self._rows is not None
+            return hashlib.sha256(self._rows.image_bytes(row)).digest()
+        return file_digest(self._paths[image])
+
+    def group_names(self) -> list[str | None]:
+        """Group of each image as the manifest names it; empty when no image has one."""
+        return self._group_names
+
+    def named_sizes(self) -> Iterator[tuple[str, int]]:
+        """(id, size in bytes) of each image."""
+        return zip(self.image_ids, self._num_bytes_I.tolist(), strict=True)
+
+    def named_groups(self) -> set[str]:
+        """The groups the manifest names."""
+        return {name for name in self._group_names if name is not None}
+
+    def image_place(self, image: int) -> str:
+        """Where an image lies, for messages: its path, or its id where it is embedded."""
+        return self._paths[image] or f"{self.source} image {self.image_ids[image]!r} (embedded)"
+
+    def is_positive(self, images: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+        """Whether each (image, caption) pair is positive, by the caption's hash; arguments broadcast. Returns bool."""
+        return self._group_hashes.contains(self.group_I[images], hashes)
+
+    @property
+    def true_hashes(self) -> "GroupHashes":
+        """The (group, caption hash) that are true, which `is_positive` asks."""
+        return self._group_hashes
+
+    def positives(self, direction: str) -> PositivePairs:
+        """All positive pairs, by query: captions of each image, or images of each caption."""
+        images_P, captions_P = self.positive_pairs()
+        if direction == "image_to_text":
+            queries_P, items_P, num_queries = images_P, captions_P, self.num_images
+        elif direction == "text_to_image":
+            queries_P, items_P, num_queries = captions_P, images_P, self.num_captions
+        else:
+            raise ValueError(f"direction is 'image_to_text' or 'text_to_image', not {direction!r}")
+        order = np.lexsort((items_P, queries_P))
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(queries_P, minlength=num_queries))]).astype(np.int64)
+        return PositivePairs(offsets, items_P[order])
+
+    def positive_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """(image, caption) of every positive pair, each once: int64 images_P and captions_P."""
+        return self._pairs if self._pairs is not None else matching_pairs(self.group_I, self.caption_hash_C, self._group_hashes)
+
+    def with_positive_pairs(self, images_P: np.ndarray, captions_P: np.ndarray, truth: dict[str, Any]) -> "RetrievalSet":
+        """The same images and captions measured by another truth (see eval/dataset/truth.py); `is_positive`, which training asks, stays."""
+        other = copy.copy(self)
+        other._pairs, other.truth = (images_P, captions_P), truth
+        return other
+
+    def sha256(self) -> str:
+        """Hash of what the split says: ids, groups, captions, and the size in bytes of every picture."""
+        digest = hashlib.sha256()
+        for text in (*self.image_ids, *self.captions):
+            digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        for array in (self.caption_offsets, self.group_I, self._num_bytes_I):
+            digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
+        return digest.hexdigest()
+
+
+def _group_key(image: ManifestImage, index: int) -> object:
+    return image.group if image.group is not None else index
+
+
+def _join(keys_N: np.ndarray, sorted_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(first place, count) of each key in a sorted array."""
+    first_N = np.searchsorted(sorted_keys, keys_N, side="left")
+    return first_N, np.searchsorted(sorted_keys, keys_N, side="right") - first_N
+
+
+def matching_pairs(group_I: np.ndarray, key_C: np.ndarray, true: "GroupHashes") -> tuple[np.ndarray, np.ndarray]:
+    """(image, caption) of every pair whose (group, key) is true, each once: joins the distinct true ones with images and captions."""
+    groups_N, keys_N = true.distinct()
+    by_group, by_key = np.argsort(group_I, kind="stable"), np.argsort(key_C, kind="stable")
+    images_NM, counts_images_N = _join(groups_N, group_I[by_group])
+    captions_NM, counts_captions_N = _join(keys_N, key_C[by_key])
+    pairs_N = counts_images_N * counts_captions_N
+    entry_P = np.repeat(np.arange(len(groups_N)), pairs_N)
+    within_P = np.arange(len(entry_P)) - np.repeat(np.cumsum(pairs_N) - pairs_N, pairs_N)
+    images_P = by_group[images_NM[entry_P] + within_P // counts_captions_N[entry_P]]
+    captions_P = by_key[captions_NM[entry_P] + within_P % counts_captions_N[entry_P]]
+    return images_P.astype(np.int64), captions_P.astype(np.int64)
+
+
+class GroupHashes:
+    """The set of (group, caption hash) that are true: sorted by group and hash, so that membership of many pairs is one binary search."""
+
+    def __init__(self, groups: np.ndarray, hashes: np.ndarray, num_groups: int) -> None:
+        self._known_hashes = np.unique(hashes)
+        self._codes = np.unique(groups * len(self._known_hashes) + np.searchsorted(self._known_hashes, hashes))
+
+    def distinct(self) -> tuple[np.ndarray, np.ndarray]:
+        """Group and hash of every true pair, each once."""
+        if not len(self._codes):
+            return self._codes, self._codes
+        return self._codes // len(self._known_hashes), self._known_hashes[self._codes % len(self._known_hashes)]
+
+    def within(self, groups: np.ndarray, hashes: np.ndarray | None) -> "GroupHashes":
+        """The true pairs of some groups alone and, if given, of some hashes alone."""
+        width, groups = len(self._known_hashes), np.unique(groups)
+        first, last = np.searchsorted(self._codes, groups * width), np.searchsorted(self._codes, (groups + 1) * width)
+        counts = last - first
+        place = np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+        other = copy.copy(self)
+        other._codes = self._codes[place]
+        if hashes is not None and width:
+            other._codes = other._codes[np.isin(self._known_hashes[other._codes % width], hashes)]
+        return other
+
+    def contains(self, groups: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+        """Whether each (group, hash) is true; arguments broadcast."""
+        groups, hashes = np.broadcast_arrays(groups, hashes)
+        if not len(self._codes):
+            return np.zeros(groups.shape, dtype=bool)
+        place = np.minimum(np.searchsorted(self._known_hashes, hashes), len(self._known_hashes) - 1)
+        code = groups * len(self._known_hashes) + place
+        found = np.minimum(np.searchsorted(self._codes, code), len(self._codes) - 1)
+        return (self._known_hashes[place] == hashes) & (self._codes[found] == code)
+
+
+def load_split(manifest: Manifest, split: str | None) -> RetrievalSet:
+    """The images and captions of one split; `None` takes every row of a manifest without splits.
+
+    Raises:
+        UserError: the split is not there, or rows of several splits would be mixed.
+    """
+    if split is None and manifest.splits != [None]:
+        raise UserError(
+            f"{manifest.source} has the splits {[name for name in manifest.splits if name is not None]}: "
+            "say which (--split NAME; `split: NAME` in a job)"
+        )
+    chosen = [image for image in manifest.images if image.split == split]
+    if not chosen:
+        raise UserError(f"{manifest.source}: no row has split {split!r}; splits found: {manifest.splits}")
+    return RetrievalSet(chosen, manifest, source=manifest.source, split=split)

@@ -1,0 +1,127 @@
+"""Which (image, caption) pairs count as right answers: design.md's rule by default, and the others a person can ask for, each recorded.
+
+Shape letters: P pairs, C captions.
+"""
+
+import hashlib
+from collections.abc import Collection
+from typing import Any, Literal
+from urllib.parse import unquote
+
+import numpy as np
+
+from eval.captions import RULE, near_duplicate_groups
+from eval.dataset.retrieval_set import GroupHashes, RetrievalSet, matching_pairs
+from eval.errors import UserError
+
+Protocol = Literal["all", "papers"]
+
+
+def judged_by(
+    dataset: RetrievalSet,
+    *,
+    protocol: Protocol = "all",
+    near_duplicates: bool = False,
+    qrels: Collection[tuple[str, str]] | None = None,
+) -> RetrievalSet:
+    """The data set with its right answers chosen, and counted in `truth`.
+
+    Args:
+        protocol: "all": the caption equals one of any image of the image's group (design.md); "papers": an image's own captions alone,
+            as in published tables.
+        near_duplicates: captions of one near-duplicate group count as one caption.
+        qrels: further true (query id, item id) pairs, of either direction, taken both ways (ECCV Caption, arXiv 2204.03359; CxC,
+            arXiv 2004.15020).
+
+    Raises:
+        UserError: none of the qrels' ids are in the split, or further answers are asked of protocol "papers".
+    """
+    if protocol == "papers":
+        if near_duplicates or qrels is not None:
+            raise UserError(
+                "protocol 'papers' counts an image's own captions alone; leave out near_duplicates and qrels, or take protocol 'all'"
+            )
+        captions_C = np.arange(dataset.num_captions)
+        return dataset.with_positive_pairs(dataset.caption_image_C, captions_C, {"protocol": "papers"})
+    group_C = near_duplicate_groups(dataset.captions)
+    wider_P = _near_duplicate_pairs(dataset, group_C)
+    images_P, captions_P = stated_P = dataset.positive_pairs()
+    if near_duplicates:
+        images_P, captions_P = wider_P
+    truth = {"protocol": "all", "near_duplicates": _near_duplicate_record(group_C, len(wider_P[0]) - len(stated_P[0]), near_duplicates)}
+    if qrels is not None:
+        extra_P, num_unknown = known_pairs(dataset, qrels)
+        before = len(images_P)
+        images_P, captions_P = _union(dataset, (images_P, captions_P), extra_P)
+        digest = hashlib.sha256("\n".join(sorted(f"{query} {item}" for query, item in qrels)).encode()).hexdigest()
+        truth["qrels"] = {"num_pairs": len(qrels), "num_added": len(images_P) - before, "num_not_in_split": num_unknown, "sha256": digest}
+    return dataset.with_positive_pairs(images_P, captions_P, truth)
+
+
+def truth_in_words(truth: dict[str, Any]) -> str:
+    """One sentence on what counts as right, from a report's `data.truth`."""
+    if truth.get("protocol") == "papers":
+        return "Right: an image's own captions alone (protocol papers)."
+    words = "Right: captions that equal one of any image of the image's group"
+    if truth.get("near_duplicates", {}).get("counted_as_right"):
+        words += ", near-duplicates of them"
+    if qrels := truth.get("qrels"):
+        words += f", and {qrels['num_added']:,} further pairs of a qrels file"
+    return f"{words}."
+
+
+def _near_duplicate_pairs(dataset: RetrievalSet, group_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every pair that is positive when near-duplicates are one caption."""
+    images_of_C = dataset.group_I[dataset.caption_image_C]
+    return matching_pairs(dataset.group_I, group_C, GroupHashes(images_of_C, group_C, int(dataset.group_I.max()) + 1))
+
+
+def _near_duplicate_record(group_C: np.ndarray, num_pairs: int, counted: bool) -> dict[str, object]:
+    sizes = np.bincount(group_C)
+    return {
+        "rule": RULE,
+        "num_groups": int((sizes > 1).sum()),
+        "num_captions": int(sizes[sizes > 1].sum()),
+        "num_pairs_beyond_the_stated": num_pairs,
+        "counted_as_right": counted,
+    }
+
+
+def known_pairs(dataset: RetrievalSet, qrels: Collection[tuple[str, str]]) -> tuple[tuple[np.ndarray, np.ndarray], int]:
+    """(images, captions) of the pairs whose ids are both in the split, whichever stands first, and the number of the others.
+
+    An id that holds blanks stands percent-encoded in a TREC file ("my%20photo.jpg").
+
+    Raises:
+        UserError: there are pairs, and none is of the split.
+    """
+    image_number = {name: number for number, name in enumerate(dataset.image_ids)}
+    caption_number = {name: number for number, name in enumerate(dataset.caption_ids)}
+    pairs = []
+    for query, item in qrels:
+        for image, caption in ((query, item), (item, query)):
+            found = (_find(image_number, image), _find(caption_number, caption))
+            if None not in found:
+                pairs.append(found)
+                break
+    if qrels and not pairs:
+        examples = ", ".join(f"{query!r} {item!r}" for query, item in sorted(qrels)[:5])
+        raise UserError(
+            f"none of the {len(qrels)} pairs of the qrels file are of split {dataset.split!r}, e.g. {examples}. Image ids look like "
+            f"{dataset.image_ids[0]!r} here, caption ids like {dataset.caption_id(0)!r}"
+        )
+    known_P2 = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return (known_P2[:, 0], known_P2[:, 1]), len(qrels) - len(pairs)
+
+
+def _find(numbers: dict[str, int], name: str) -> int | None:
+    return numbers.get(name, numbers.get(unquote(name)))
+
+
+def _union(
+    dataset: RetrievalSet, one_P: tuple[np.ndarray, np.ndarray], other_P: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of either, each once."""
+    codes = [images_P * dataset.num_captions + captions_P for images_P, captions_P in (one_P, other_P)]
+    union_P = np.union1d(*codes)
+    return union_P // dataset.num_captions, union_P % dataset.num_captions

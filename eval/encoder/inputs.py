@@ -1,0 +1,122 @@
+"""A SigLIP checkpoint's own contract for its inputs: text padded to the text tower's length without a mask, images squashed to its square.
+
+The text tower pools the LAST position, so padding is part of the input: a shorter padding, a mask, or upper case gives another embedding
+(facts: mteb#1424 lost 20 to 70 points to it). So the contract is not only followed but checked when a checkpoint is loaded.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import SiglipConfig, SiglipImageProcessorPil
+
+from eval.encoder.tokenizer import load_tokenizer, save_tokenizer
+from eval.errors import UserError
+
+
+@dataclass(frozen=True)
+class SiglipInputs:
+    """Turns captions and pictures into the tensors a SigLIP checkpoint was trained on.
+
+    Attributes:
+        tokenizer: the checkpoint's own.
+        image_processor: the checkpoint's own, its Pillow form, so that figures do not depend on whether torchvision is installed.
+        num_tokens: length every caption is padded or cut to: the text tower's max_position_embeddings (64 in the released ones).
+        image_size: side of the square, pixels.
+    """
+
+    tokenizer: Any
+    image_processor: Any
+    num_tokens: int
+    image_size: int
+
+    @classmethod
+    def load(cls, name: str | os.PathLike[str], config: SiglipConfig, *, strip_punctuation: bool = False) -> "SiglipInputs":
+        """Load the processor files of a checkpoint and check that they keep the contract.
+
+        Args:
+            strip_punctuation: see eval/encoder/tokenizer.py.
+
+        Raises:
+            UserError: files are missing, or they would feed the towers something else than they were trained on.
+        """
+        name = str(name)
+        try:
+            tokenizer = load_tokenizer(name, strip_punctuation=strip_punctuation)
+            image_processor = SiglipImageProcessorPil.from_pretrained(name, trust_remote_code=False)
+        except (
+            OSError,
+            ValueError,
+            ImportError,
+            RuntimeError,
+            AttributeError,
+            TypeError,
+            KeyError,
+        ) as error:  # whatever damage makes of them
+            raise UserError(f"{name}: no usable tokenizer and image processor beside the weights ({error})") from error
+        inputs = cls(tokenizer, image_processor, config.text_config.max_position_embeddings, config.vision_config.image_size)
+        inputs._check(name, config)
+        return inputs
+
+    def token_ids(self, captions: Sequence[str]) -> torch.Tensor:
+        """Token ids of captions, int64 of shape (captions, num_tokens), padded on the right and cut where too long."""
+        encoded = self.tokenizer(
+            list(captions),
+            padding="max_length",
+            max_length=self.num_tokens,
+            truncation=True,
+            padding_side="right",
+            return_attention_mask=False,
+        )
+        return torch.tensor(encoded["input_ids"], dtype=torch.int64)
+
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """Pixel values of one RGB picture, float32 of shape (3, image_size, image_size)."""
+        values = self.image_processor(images=image, return_tensors="np")["pixel_values"][0]
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+    @property
+    def contract(self) -> dict[str, Any]:
+        """How captions and pictures are read, as reports record it."""
+        marked, plain = self.token_ids(["a dog, runs!", "a dog runs"])
+        punctuation = "stripped" if torch.equal(marked, plain) else "kept"
+        return {"num_tokens": self.num_tokens, "punctuation": punctuation, "image_size": self.image_size}
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the processor files in the hub's own format; a tokenizer loaded from them returns no mask, as the released ones."""
+        save_tokenizer(self.tokenizer, folder)
+        self.image_processor.save_pretrained(folder)
+
+    def _check(self, name: str, config: SiglipConfig) -> None:
+        upper, lower = self.token_ids(["A Dog RUNS", "a dog runs"])
+        if len(lower) != self.num_tokens:
+            raise UserError(f"{name}: captions come out {len(lower)} tokens long; the text tower wants {self.num_tokens}")
+        if not torch.equal(upper, lower):
+            raise UserError(
+                f"{name}: the tokenizer keeps capitals; SigLIP was trained on lower case (do_lower_case in tokenizer_config.json)"
+            )
+        if (
+            self.tokenizer.pad_token_id is None
+            or int(lower[-1]) != self.tokenizer.pad_token_id
+            or int(lower[0]) == self.tokenizer.pad_token_id
+        ):
+            raise UserError(f"{name}: the tokenizer does not pad on the right with its padding token; SigLIP pools the last position")
+        words = lower[lower != self.tokenizer.pad_token_id]
+        if self.tokenizer.eos_token_id not in (None, self.tokenizer.pad_token_id, int(words[-1])):
+            raise UserError(
+                f"{name}: the tokenizer does not end a caption with {self.tokenizer.eos_token!r}, as the text tower was trained"
+            )
+        if len(self.tokenizer) > config.text_config.vocab_size:
+            raise UserError(
+                f"{name}: the tokenizer knows {len(self.tokenizer)} tokens, the text tower {config.text_config.vocab_size}: "
+                "these are files of different models"
+            )
+        wide = self.pixels(Image.new("RGB", (3 * self.image_size, self.image_size), (255, 0, 0)))
+        if tuple(wide.shape) != (3, self.image_size, self.image_size):
+            raise UserError(
+                f"{name}: images come out {tuple(wide.shape)}; the vision tower wants (3, {self.image_size}, {self.image_size})"
+            )

@@ -1,0 +1,157 @@
+"""A model with the weights of a folder or hub id: its safetensors, or a safetensors copy of its pytorch_model.bin, made once.
+
+The copy is in the hub's cache for assets (HF_ASSETS_CACHE), under the SHA-256 of what it was made from: the same weights share one copy,
+and changed weights get another.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import WeakFileLock
+from safetensors import SafetensorError
+from transformers import GenerationConfig
+from transformers.utils import cached_file
+
+from eval.atomic import sync_file, sync_folder
+from eval.encoder.pickled import PICKLED_INDEX, PICKLED_WHOLE, SAFE_INDEX, SAFE_WHOLE, read_pickled_index, write_as_safetensors
+from eval.errors import UserError, WriteError
+
+
+def load_weights(model_class: Any, name: str, config: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """The model, float32, and what transformers says of the loading (missing_keys, mismatched_keys).
+
+    Args:
+        model_class: a class of transformers with from_pretrained.
+        name: folder or hub id.
+        options: further ones of from_pretrained.
+
+    Raises:
+        UserError: a pytorch_model.bin holds anything but tensors, or the copy of it is damaged.
+        WriteError: the copy cannot be written.
+        OSError, SafetensorError, RuntimeError, ValueError, TypeError: from transformers, as what is wrong with the files.
+    """
+    options |= {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    pickled = _pickled_weights(name)
+    if pickled is None:
+        return model_class.from_pretrained(name, config=config, trust_remote_code=False, **options)
+    copy = _safetensors_copy(name, pickled)
+    options["generation_config"] = _generation_config(name)  # the copy is of the weights alone
+    try:
+        model, loading = model_class.from_pretrained(str(copy), config=config, trust_remote_code=False, **options)
+    except SafetensorError as error:
+        raise UserError(
+            f"{name}: the safetensors copy of its {pickled.name} in {copy} is damaged ({error}); remove that folder, and it is made again"
+        ) from error
+    model.name_or_path = model.config.name_or_path = name
+    return model, loading
+
+
+def _pickled_weights(name: str) -> Path | None:
+    """pytorch_model.bin, or the index of its shards, where there are no safetensors; None where there are, or there is neither."""
+    try:
+        if _file(name, SAFE_WHOLE) or _file(name, SAFE_INDEX):
+            return None
+        return _file(name, PICKLED_WHOLE) or _file(name, PICKLED_INDEX)
+    except (OSError, ValueError):  # no such repository, say: loading the model says so
+        return None
+
+
+def _file(name: str, file: str) -> Path | None:
+    """A file of a folder, or of a hub id, fetched or from the hub's cache; None where there is no such file."""
+    found = cached_file(name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+    return None if found is None else Path(found)
+
+
+def _safetensors_copy(name: str, weights: Path) -> Path:
+    """A folder with the safetensors of a pytorch_model.bin or of an index's shards; made by one process at a time, whole or not at all.
+
+    Raises:
+        UserError: the weights are not tensors alone, or a file cannot be read.
+        WriteError: the copy cannot be written.
+    """
+    root = Path(constants.HF_ASSETS_CACHE) / "siglip-tuner" / "safetensors"
+    copy = root / _content_name(name, weights)
+    if _is_whole(copy):
+        return copy
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(root / f".{copy.name}.lock"):
+            if not _is_whole(copy):
+                _write_copy(weights, copy)
+                print(f"no safetensors in {name}: {weights.name} was read with weights_only=True into {copy}", file=sys.stderr, flush=True)
+    except (OSError, SafetensorError) as error:
+        raise WriteError(
+            f"{name}: could not write the safetensors copy of its {weights.name} to {copy} ({error}). Make room there, or set "
+            "HF_ASSETS_CACHE to another folder"
+        ) from error
+    return copy
+
+
+def _is_whole(copy: Path) -> bool:
+    return (copy / SAFE_WHOLE).is_file() or (copy / SAFE_INDEX).is_file()
+
+
+def _write_copy(weights: Path, copy: Path) -> None:
+    """Writes beside `copy` and renames; a process that a lock cannot hold back (another machine's, perhaps) may have been faster."""
+    for leftover in copy.parent.glob(f".{copy.name}.*.tmp"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.mkdir()
+        write_as_safetensors(weights, temporary)
+        for path in temporary.iterdir():
+            path.chmod(temporary.stat().st_mode & 0o666)  # safetensors leaves files that their owner alone may read
+            sync_file(path)
+        try:
+            os.rename(temporary, copy)
+        except OSError:
+            if not _is_whole(copy):
+                raise
+        sync_folder(copy.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _content_name(name: str, weights: Path) -> str:
+    """SHA-256 (hex) of the weights: of the file's bytes, or of the index's and every shard's.
+
+    Raises:
+        UserError: a shard is not there, or a file cannot be read.
+    """
+    try:
+        if weights.name != PICKLED_INDEX:
+            return _sha256(weights)
+        shards = {}
+        for shard in sorted(set(read_pickled_index(weights).values())):
+            path = _file(name, shard)
+            if path is None or path.parent != weights.parent:
+                raise UserError(f"{name}: {weights.name} names {shard}, which is not there. Fetch or copy it again")
+            shards[shard] = _sha256(path)
+        return hashlib.sha256(f"{_sha256(weights)} {sorted(shards.items())}".encode()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{name}: {weights.name} could not be read: {error}") from error
+
+
+def _sha256(path: Path) -> str:
+    """Of a file's bytes, hex; the hub's cache keeps large files under just that name, which spares reading them."""
+    stored = path.resolve()
+    if stored.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", stored.name):
+        return stored.name
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _generation_config(name: str) -> GenerationConfig:
+    """As from_pretrained of the folder itself would find it."""
+    try:
+        return GenerationConfig.from_pretrained(name)
+    except OSError:
+        return GenerationConfig.from_pretrained(name, config_file_name="config.json", _from_model_config=True)

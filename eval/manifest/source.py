@@ -1,0 +1,54 @@
+"""The doors of a manifest: what a source is (a file, a folder, a glob, the id of a data set on the hub) decides who reads it."""
+
+import glob
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from eval.errors import UserError
+from eval.manifest.arrow import is_saved_dataset, read_parquet, read_saved_dataset
+from eval.manifest.hub import HubId, read_hub_dataset
+from eval.manifest.image_folder import FolderRows
+from eval.manifest.rows import RowSource
+from eval.manifest.text import TextRows, read_csv, read_jsonl
+
+KINDS = ".jsonl, .csv, .parquet, a folder or glob of .parquet, a saved `datasets` folder, an image folder, or a hub id OWNER/NAME[:CONFIG]"
+
+
+def open_rows(source: str, mapping: Mapping[str, str]) -> RowSource:
+    """Open a manifest by what it is.
+
+    Raises:
+        UserError: nothing is there, it cannot be read, or it is of no known kind.
+    """
+    try:
+        return _open_rows(source, mapping)
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read as a manifest ({error})") from error
+
+
+def _open_rows(source: str, mapping: Mapping[str, str]) -> RowSource:
+    path = Path(source)
+    if path.is_dir():
+        return _open_folder(path, mapping)
+    if path.is_file():
+        match path.suffix.lower():
+            case ".csv" | ".tsv":
+                return TextRows(path, mapping, read_csv)
+            case ".jsonl" | ".ndjson":
+                return TextRows(path, mapping, read_jsonl)
+            case ".parquet":
+                return read_parquet([path], mapping)
+        raise UserError(f"{source}: a manifest is {KINDS}; found a file named *{path.suffix}")
+    if matches := sorted(Path(match) for match in glob.glob(source) if match.endswith(".parquet")):
+        return read_parquet(matches, mapping)
+    if hub_id := HubId.parse(source):
+        return read_hub_dataset(hub_id, mapping)
+    raise UserError(f"{source}: no such file or folder (data.source, or --data); paths are relative to {os.getcwd()}")
+
+
+def _open_folder(folder: Path, mapping: Mapping[str, str]) -> RowSource:
+    if is_saved_dataset(folder):
+        return read_saved_dataset(folder, mapping)
+    parquet = sorted(folder.glob("*.parquet"))
+    return read_parquet(parquet, mapping) if parquet else FolderRows(folder, mapping)

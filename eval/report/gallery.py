@@ -1,0 +1,118 @@
+"""The chosen queries as people see them: picture or caption, and the first answers before and after, right ones marked."""
+
+import base64
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from eval.dataset.images import ImageError
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.metrics.evaluate import Figures
+from eval.search.ranking import DIRECTIONS
+
+NUM_SHOWN = 5
+THUMBNAIL_PIXELS = 96
+_MOST_CHARACTERS = 300
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image or a caption, as a query or an answer; `picture` is a data: URI, or nothing where there is none or it does not decode."""
+
+    id: str
+    text: str = ""
+    picture: str = ""
+    score: float | None = None
+    is_right: bool = False
+    was_reranked: bool = False
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One row of report.json's `failures` with what it is about."""
+
+    failure: dict[str, Any]
+    query: Item
+    before: list[Item]
+    after: list[Item]
+
+
+def gallery(dataset: RetrievalSet, figures: Figures) -> list[Exhibit]:
+    """The exhibits of figures.sections["failures"], in their order."""
+    show = _Showcase(dataset)
+    exhibits = []
+    for failure, before, after in zip(figures.sections["failures"], _rows(figures, "against"), _rows(figures, "stage"), strict=True):
+        exhibits.append(
+            Exhibit(
+                failure,
+                show.query(failure["direction"], failure["query_id"]),
+                show.answers(before, 0),
+                show.answers(after, failure["top_k"] or 0),
+            )
+        )
+    return exhibits
+
+
+def _rows(figures: Figures, side: str) -> list[dict[str, Any]]:
+    """Of each failure the row of queries.parquet on one side."""
+    failures, table = figures.sections["failures"], figures.queries
+    wanted = pa.array([failure["query_id"] for failure in failures], type=pa.string())
+    few = table.filter(pc.is_in(table["query_id"], value_set=wanted)).select(["stage", "direction", "query_id", "top_ids", "top_scores"])
+    found = {(row["stage"], row["direction"], row["query_id"]): row for row in few.to_pylist()}
+    return [found[failure[side], failure["direction"], failure["query_id"]] for failure in failures]
+
+
+@dataclass
+class _Showcase:
+    """Makes items; remembers each picture."""
+
+    dataset: RetrievalSet
+    pictures: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.image_number = {name: number for number, name in enumerate(self.dataset.image_ids)}
+        self.caption_number = {name: number for number, name in enumerate(self.dataset.caption_ids)}
+        self.positives = {direction: self.dataset.positives(direction) for direction in DIRECTIONS}
+
+    def query(self, direction: str, name: str) -> Item:
+        """The query itself."""
+        return self._item(direction != "image_to_text", name)
+
+    def answers(self, row: dict[str, Any], top_k: int) -> list[Item]:
+        """The first answers of a row of queries.parquet, of which `top_k` were scored by a reranker."""
+        captions_ask = row["direction"] == "text_to_image"
+        query_number, answer_number = (self.caption_number, self.image_number) if captions_ask else (self.image_number, self.caption_number)
+        right = set(self.positives[row["direction"]].of(query_number[row["query_id"]]).tolist())
+        heads = zip(row["top_ids"][:NUM_SHOWN], row["top_scores"], strict=False)
+        return [
+            self._item(not captions_ask, name, score, answer_number[name] in right, place < top_k)
+            for place, (name, score) in enumerate(heads)
+        ]
+
+    def _item(self, is_caption: bool, name: str, *marks: Any) -> Item:
+        if not is_caption:
+            return Item(name, "", self._picture(self.image_number[name]), *marks)
+        text = self.dataset.captions[self.caption_number[name]]
+        return Item(name, text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + " …", "", *marks)
+
+    def _picture(self, image: int) -> str:
+        if image not in self.pictures:
+            try:
+                self.pictures[image] = thumbnail(self.dataset.load_image(image))
+            except ImageError:  # a report of figures already measured must not fail for a picture of it
+                self.pictures[image] = ""
+        return self.pictures[image]
+
+
+def thumbnail(image: Image.Image, pixels: int = THUMBNAIL_PIXELS) -> str:
+    """A data: URI of a JPEG whose longer side is at most so many pixels, encoded anew: nothing of the file itself gets into a page."""
+    small = image.convert("RGB")
+    small.info.clear()  # Pillow would write the file's own comment and colour profile again, of any size
+    small.thumbnail((pixels, pixels))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=75)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

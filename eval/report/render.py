@@ -1,0 +1,34 @@
+"""One file of HTML that opens from disk: a template filled in, every string from outside escaped."""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(template: str, folder: Path = TEMPLATES, **values: Any) -> str:
+    """The page; a value the template names and is not given is an error, not a blank.
+
+    Args:
+        template: file in the folder, e.g. "report.html.j2".
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values, show=show, show_interval=show_interval)
+
+
+def show(metric: str, value: float) -> str:
+    """Ranks with one decimal; shares in percent with two."""
+    return f"{value:.1f}" if metric.endswith("_rank") else f"{100 * value:.2f}"
+
+
+def show_interval(bounds: list[float]) -> str:
+    """An interval of a difference of shares, in points."""
+    return f"[{100 * bounds[0]:+.2f}, {100 * bounds[1]:+.2f}]"

@@ -1,0 +1,148 @@
+"""Write a report where people and programs look for it: report.json, queries.parquet, report.html, and a table on the terminal."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.markup import escape
+
+from eval.atomic import replace_together
+from eval.dataset.truth import truth_in_words
+from eval.metrics.evaluate import Figures
+from eval.metrics.k_sweep import curves, curves_over
+from eval.metrics.outcomes import BINS
+from eval.metrics.stage_metrics import METRICS
+from eval.report.console_table import Column, print_table
+from eval.report.gallery import Exhibit
+from eval.report.render import render, show, show_interval
+from eval.report.sentences import COMBINATION_WORDS, SIDE_WORDS, best_points, chosen_lines, combined_lines, pool_in_words, weight_curves
+
+_DIRECTION_WORDS = {"image_to_text": "image to text", "text_to_image": "text to image", "both": "both"}
+_LEFT_OUT = {"R-Precision": 1, "mAP@R": 2, "mean_rank": 3, "MRR": 4, "median_rank": 5}
+"""In which order the terminal's table does without a metric where it is narrow."""
+_WHOLE = "all are in report.json"
+
+
+def write_report(
+    folder: str | os.PathLike[str], figures: Figures, *, notes: list[str] | None = None, gallery: Sequence[Exhibit] = ()
+) -> Path:
+    """Write the three files of a report, each committed by a rename. Returns the folder.
+
+    Args:
+        notes: sentences shown above the tables of report.html (leakage, say).
+        gallery: queries shown in report.html with their first answers.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    record = json.dumps(report_record(figures), indent=1, allow_nan=False) + "\n"
+    page = _html(figures, notes or [], gallery)
+    replace_together(
+        {
+            target / "queries.parquet": lambda path: pq.write_table(figures.queries, path),
+            target / "report.html": lambda path: path.write_text(page, encoding="utf-8"),
+            target / "report.json": lambda path: path.write_text(record, encoding="utf-8"),
+        }
+    )
+    return target
+
+
+def report_record(figures: Figures) -> dict[str, Any]:
+    """What report.json holds."""
+    return {"data": figures.data, "stages": figures.stages, "comparisons": figures.comparisons} | figures.sections
+
+
+def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The record of a written report.
+
+    Raises:
+        OSError, ValueError: it is not there or not whole.
+    """
+    record: dict[str, Any] = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
+    return record
+
+
+def _html(figures: Figures, notes: list[str], gallery: Sequence[Exhibit]) -> str:
+    return render(
+        "report.html.j2",
+        **report_record(figures),
+        metrics=METRICS,
+        truth=truth_in_words(figures.data.get("truth", {})),
+        directions=_DIRECTION_WORDS,
+        notes=notes,
+        bins=BINS,
+        curves=curves,
+        curves_over=curves_over,
+        weight_curves=weight_curves,
+        best_points=best_points,
+        combination_words=COMBINATION_WORDS,
+        side_words=SIDE_WORDS,
+        pool_in_words=pool_in_words,
+        gallery=gallery,
+    )
+
+
+def print_report(record: dict[str, Any], console: Console | None = None) -> None:
+    """Print the stages, and the comparisons that matter most, of a report's record as tables."""
+    console = console or Console()
+    data = record["data"]
+    title = f"{data['source']} [{data['split'] or 'all rows'}]: {data['num_images']:,} images, {data['num_captions']:,} captions"
+    columns = [Column("stage", is_name=True), Column("direction", is_name=True)]
+    columns += [Column(metric.replace("_", " "), is_right=True, left_out=_LEFT_OUT.get(metric)) for metric in METRICS]
+    rows = [
+        [stage, _DIRECTION_WORDS[direction], *(show(metric, figures[direction][metric]) for metric in METRICS)]
+        for stage, figures in record["stages"].items()
+        for direction in ("image_to_text", "text_to_image")
+    ]
+    print_table(console, title, columns, rows, whole=_WHOLE)
+    if data.get("truth", {"protocol": "all"}) != {"protocol": "all"}:
+        console.print(truth_in_words(data["truth"]), markup=False)
+    if record["comparisons"]:
+        print_comparisons(record["comparisons"], console, whole=_WHOLE)
+    for row in record.get("outcomes", []):  # a report of an earlier version has none
+        if row["top_k"] is not None:
+            console.print(outcome_line(row, record["stages"][row["stage"]]["ceiling"][row["direction"]]), soft_wrap=True)
+    for line in chosen_lines(record) + combined_lines(record):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def outcome_line(row: dict[str, Any], ceiling: float) -> str:
+    """Bins and ceiling of one reranked stage in one direction."""
+    counts = ", ".join(f"{count:,} {name}" for name, count in row["counts"].items())
+    where = f"{escape(row['stage'])}, {_DIRECTION_WORDS[row['direction']]}"
+    return f"{where}: {counts}; ceiling (R@{row['top_k']} of {escape(row['against'])}) {100 * ceiling:.2f}"
+
+
+def print_comparisons(comparisons: list[dict[str, Any]], console: Console, *, whole: str) -> None:
+    """Print R@1 in every direction and the other recalls of both together; report.html and report.json have every row.
+
+    Args:
+        whole: where every column can be read, in words.
+    """
+    shown = [row for row in comparisons if row["metric"] == "R@1" or row["direction"] == "both"]
+    columns = [
+        *(Column(header, is_name=True) for header in ("stage", "against", "direction")),
+        Column("metric"),
+        Column("difference", is_right=True),
+        Column("95% interval", left_out=4),
+        Column("p", is_right=True, left_out=3),
+        Column("wins", is_right=True, left_out=2),
+        Column("losses", is_right=True, left_out=1),
+        Column("verdict"),
+    ]
+    rows = [
+        [
+            *(row["stage"], row["against"], _DIRECTION_WORDS[row["direction"]], row["metric"], f"{100 * row['delta']:+.2f}"),
+            *(show_interval(row["ci95"]), f"{row['p_value']:.4f}", str(row["wins"]), str(row["losses"]), row["verdict"]),
+        ]
+        for row in shown
+    ]
+    title = "differences in points, with paired 95% intervals (images drawn), p corrected over all rows of report.json"
+    styles = [{"better": "green", "worse": "red"}.get(row["verdict"]) for row in shown]
+    print_table(console, title, columns, rows, whole=whole, styles=styles)

@@ -1,0 +1,246 @@
+"""Exact search: for every query its top K and the exact rank of each of its positives, tile by tile, never the whole matrix.
+
+A product of other shape differs in its last bits (facts.md), so the grid of tiles is fixed and their tails padded: any number of
+processes finds the same ranks. Equal scores are ordered by id, which is index order: a model that says the same of everything gets
+chance, not 1. What is ranked may be any scores that come as such tiles (`Product`), not only cosines of vectors. Shape letters:
+Q queries, N gallery items, K depth, D width, P positives; q queries and n items of one tile, p positives of one row of tiles.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from eval.dataset.retrieval_set import PositivePairs
+from eval.errors import UserError
+from eval.processes import Processes
+from eval.search.ranking import Direction, Ranking
+from eval.search.ranks import Standing
+
+QUERY_BLOCK = 1024
+GALLERY_BLOCK = 2048
+
+_TILES_KEPT = 2  # right answers of neighbouring queries lie together, mostly in a tile or two, which then are not made a second time
+
+Tile = tuple[range, range, torch.Tensor]
+
+
+class Product(Protocol):
+    """The scores of every query with every gallery item, as tiles of a fixed grid.
+
+    Attributes:
+        num_queries, num_items: Q and N.
+        query_block, gallery_block: rows and columns of a tile; whatever lies beyond the edge of the scores is cut off.
+    """
+
+    num_queries: int
+    num_items: int
+    query_block: int
+    gallery_block: int
+
+    def row_of_tiles(self, row_block: int, column_blocks: Sequence[int] | None = None) -> Iterator[Tile]:
+        """(queries, items, scores_qn) of the tiles of one row, or of chosen ones, left to right; each may overwrite the one before.
+
+        Scores are float32, and those of a tile are the same bits whichever process asks for it, and however often.
+        """
+        ...
+
+
+def search(
+    direction: Direction,
+    queries_QD: np.ndarray,
+    gallery_ND: np.ndarray,
+    positives: PositivePairs,
+    depth: int,
+    *,
+    device: torch.device | str = "cpu",
+    processes: Processes = Processes(),
+) -> Ranking:
+    """Rank a gallery for every query by the dot product of unit vectors (cosine), float32.
+
+    Args:
+        direction: names the result; the queries are its first noun.
+        queries_QD, gallery_ND: float32 unit vectors.
+        positives: the gallery items right for each query; every query needs at least one.
+        depth: K, how many of the best to keep; cut to the gallery's size.
+
+    Raises:
+        UserError: a vector is not finite, or a query has no positive.
+    """
+    check_finite("query", queries_QD)
+    check_finite("gallery", gallery_ND)
+    return rank_product(direction, _Grid(queries_QD, gallery_ND, torch.device(device)), positives, depth, processes)
+
+
+def search_both(
+    images_ID: np.ndarray,
+    captions_CD: np.ndarray,
+    to_text: PositivePairs,
+    to_image: PositivePairs,
+    depth: int,
+    *,
+    device: torch.device | str = "cpu",
+    processes: Processes = Processes(),
+) -> dict[Direction, Ranking]:
+    """Both directions of :func:`search` from one product; image to text equals it bit for bit.
+
+    Args:
+        to_text, to_image: the same true pairs, by image and by caption.
+
+    Raises:
+        UserError: a vector is not finite, or a query has no positive.
+    """
+    check_finite("query", images_ID)
+    check_finite("gallery", captions_CD)
+    return rank_product_both(_Grid(images_ID, captions_CD, torch.device(device)), to_text, to_image, depth, processes)
+
+
+def rank_product(
+    direction: Direction, product: Product, positives: PositivePairs, depth: int, processes: Processes = Processes()
+) -> Ranking:
+    """Rank a gallery for every query by the scores of a product, whose rows are the queries.
+
+    Raises:
+        UserError: a query has no positive.
+    """
+    _check_positives(positives)
+    scores_P = np.zeros(len(positives.indices_P), dtype=np.float32)
+    standing = Standing(positives, scores_P, product.num_items, depth)
+    whole_rows = product.num_items <= product.gallery_block  # then the one tile of a row says what its positives score
+    for block in processes.share_of(_num_row_blocks(product)):
+        own = _OfRow(product, positives, block)
+        kept = {} if whole_rows else own.score(product, scores_P, _TILES_KEPT)
+        for rows, columns, tile_qn in _row_of_tiles(product, block, kept):
+            if whole_rows:
+                own.read(tile_qn, columns, scores_P)
+            standing.absorb_rows(tile_qn, rows.start, columns.start)
+        standing.settle(block * product.query_block)
+    return standing.ranking(direction, processes)
+
+
+def rank_product_both(
+    product: Product, to_text: PositivePairs, to_image: PositivePairs, depth: int, processes: Processes = Processes()
+) -> dict[Direction, Ranking]:
+    """Both directions from one product, whose rows are images and whose columns are captions; image to text is :func:`rank_product`'s.
+
+    Args:
+        to_text, to_image: the same true pairs, by image and by caption.
+
+    Raises:
+        UserError: a query has no positive.
+    """
+    _check_positives(to_text)
+    _check_positives(to_image)
+    scores_P = _positive_scores(product, to_text, processes)
+    by_caption_P = np.lexsort((to_text.query_P, to_text.indices_P))
+    images = Standing(to_text, scores_P, product.num_items, depth)
+    captions = Standing(to_image, scores_P[by_caption_P], product.num_queries, depth)
+    for block in processes.share_of(_num_row_blocks(product)):
+        for rows, columns, tile_qn in product.row_of_tiles(block):
+            images.absorb_rows(tile_qn, rows.start, columns.start)
+            captions.absorb_columns(tile_qn, columns.start, rows.start)
+        images.settle(block * product.query_block)
+    return {"image_to_text": images.ranking("image_to_text", processes), "text_to_image": captions.ranking("text_to_image", processes)}
+
+
+class _Grid:
+    """The products of queries and gallery: QUERY_BLOCK x GALLERY_BLOCK each."""
+
+    def __init__(self, queries_QD: np.ndarray, gallery_ND: np.ndarray, device: torch.device) -> None:
+        self.num_queries, self.num_items = len(queries_QD), len(gallery_ND)
+        self.query_block, self.gallery_block = QUERY_BLOCK, GALLERY_BLOCK
+        self._queries, self._gallery = torch.from_numpy(queries_QD), torch.from_numpy(gallery_ND).to(device)
+        # Operands are copied into buffers of their own: where an array lies in memory may change the last bits of a product too.
+        width = queries_QD.shape[1]
+        self._rows = torch.empty(QUERY_BLOCK, width, device=device)
+        self._columns = torch.empty(GALLERY_BLOCK, width, device=device)
+        self._tile = torch.empty(QUERY_BLOCK, GALLERY_BLOCK, device=device)
+
+    def row_of_tiles(self, row_block: int, column_blocks: Sequence[int] | None = None) -> Iterator[Tile]:
+        """See :class:`Product`."""
+        rows = _fill(self._rows, self._queries, row_block * self.query_block)
+        for block in range(-(-self.num_items // self.gallery_block)) if column_blocks is None else column_blocks:
+            columns = _fill(self._columns, self._gallery, block * self.gallery_block)
+            torch.mm(self._rows, self._columns.T, out=self._tile)
+            yield rows, columns, self._tile[: len(rows), : len(columns)]
+
+
+def _fill(buffer: torch.Tensor, vectors: torch.Tensor, start: int) -> range:
+    """Put a block of vectors, and zeros behind its end, into a buffer; which vectors it holds."""
+    block = vectors[start : start + len(buffer)]
+    buffer[: len(block)] = block
+    buffer[len(block) :] = 0
+    return range(start, start + len(block))
+
+
+def _num_row_blocks(product: Product) -> int:
+    return -(-product.num_queries // product.query_block)
+
+
+def _row_of_tiles(product: Product, row_block: int, kept: dict[int, Tile]) -> Iterator[Tile]:
+    """The tiles of one row, left to right, those that are kept (by block of columns) taken from there."""
+    for block in range(-(-product.num_items // product.gallery_block)):
+        if block in kept:
+            yield kept.pop(block)
+        else:
+            yield from product.row_of_tiles(row_block, [block])
+
+
+class _OfRow:
+    """The positive pairs of the queries of one row of tiles."""
+
+    def __init__(self, product: Product, positives: PositivePairs, row_block: int) -> None:
+        first = row_block * product.query_block
+        offsets = positives.offsets[first : min(first + product.query_block, product.num_queries) + 1]
+        self._row_block = row_block
+        self._span = slice(int(offsets[0]), int(offsets[-1]))
+        self._row_p = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        self._item_p = positives.indices_P[self._span]
+
+    def score(self, product: Product, scores_P: np.ndarray, num_kept: int) -> dict[int, Tile]:
+        """Put their scores where they belong in `scores_P`, out of the very tiles they will be compared with; the first of these tiles."""
+        blocks = np.unique(self._item_p // product.gallery_block).tolist()
+        kept: dict[int, Tile] = {}
+        for rows, columns, tile_qn in product.row_of_tiles(self._row_block, blocks):
+            self.read(tile_qn, columns, scores_P)
+            if len(kept) < num_kept:
+                kept[columns.start // product.gallery_block] = rows, columns, tile_qn.clone()
+        return kept
+
+    def read(self, tile_qn: torch.Tensor, columns: range, scores_P: np.ndarray) -> None:
+        """Do so for those that lie in one tile."""
+        here_p = (self._item_p >= columns.start) & (self._item_p < columns.stop)
+        places = torch.from_numpy(self._row_p[here_p]), torch.from_numpy(self._item_p[here_p] - columns.start)
+        scores_P[self._span][here_p] = tile_qn[places[0].to(tile_qn.device), places[1].to(tile_qn.device)].cpu().numpy()
+
+
+def _positive_scores(product: Product, positives: PositivePairs, processes: Processes) -> np.ndarray:
+    """Score of every positive pair, float32 of shape (P,), on every process."""
+    scores_P = np.zeros(len(positives.indices_P), dtype=np.float32)
+    for block in processes.share_of(_num_row_blocks(product)):
+        _OfRow(product, positives, block).score(product, scores_P, num_kept=0)
+    return np.sum(processes.gather(scores_P[None]), axis=0)[0]  # each pair is a score on one process and 0 on the others
+
+
+def check_finite(noun: str, vectors: np.ndarray) -> None:
+    """Refuse vectors that cannot be ranked.
+
+    Args:
+        noun: what they are, for the message.
+
+    Raises:
+        UserError: a vector is not finite.
+    """
+    bad = []
+    for start in range(0, len(vectors), QUERY_BLOCK):
+        finite = np.isfinite(vectors[start : start + QUERY_BLOCK]).all(axis=1)
+        bad += (np.flatnonzero(~finite) + start).tolist()
+    if bad:
+        raise UserError(f"{len(bad)} {noun} vector(s) are not finite, at index {bad[:5]}: they cannot be ranked")
+
+
+def _check_positives(positives: PositivePairs) -> None:
+    without = np.flatnonzero(positives.counts == 0)
+    if len(without):
+        raise UserError(f"{len(without)} queries have no right answer, at index {without[:5].tolist()}: give each image a caption")

@@ -1,0 +1,196 @@
+"""Where the queries of one direction stand while tiles of scores stream by: the best K so far, and the number above each positive.
+
+Shape letters: Q queries, K depth, P positives; q queries and n items of one tile, m positives of the query with the most, p of them all.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from eval.dataset.retrieval_set import PositivePairs
+from eval.processes import Processes
+from eval.search.ranking import Direction, Ranking
+from eval.search.top_k import DeviceHeads, Heads, best_of
+
+_MERGED_AT_ONCE = 65_536
+_ROWS_PER_THREAD = 64
+_FEW_POSITIVES = 8  # up to here a comparison of the whole row for each is quicker than sorting the row once
+
+
+class Standing:
+    """The running result of a search: exact however the tiles come, as long as those of a query come in the order of their items."""
+
+    def __init__(self, positives: PositivePairs, scores_P: np.ndarray, num_items: int, depth: int) -> None:
+        """Begin; `scores_P` is the score of each positive pair, float32, as the tiles will hold it."""
+        self.positives, self.depth, self._num_items = positives, min(depth, num_items), num_items
+        self._shape = (len(positives.offsets) - 1, self.depth)
+        self._above_P = np.zeros(len(positives.indices_P), dtype=np.int64)
+        self._scores_P = scores_P
+        self._open: dict[int, Heads] = {}
+        self._open_on_device: dict[int, DeviceHeads] = {}
+
+    def absorb_rows(self, tile_qn: torch.Tensor, first_query: int, first_item: int) -> None:
+        """Count in a tile whose rows are queries; it may be overwritten afterwards."""
+        if tile_qn.device.type != "cpu":
+            self._absorb_on_device(tile_qn, first_query, first_item)
+            return
+        span, offsets, own_p = self._positives_of(first_query, len(tile_qn), first_item)
+        thresholds_qm, slots_p = _thresholds(offsets, self._scores_P[span], own_p, tile_qn.shape[1])
+        above_qm = self._heads(first_query, len(tile_qn)).absorb_rows(tile_qn.numpy(), 0, first_item, thresholds_qm)
+        self._above_P[span] += _counted(above_qm, slots_p, tile_qn, offsets, self._scores_P[span], own_p)
+
+    def absorb_columns(self, tile_nq: torch.Tensor, first_query: int, first_item: int) -> None:
+        """Count in a tile whose columns are queries."""
+        if tile_nq.device.type != "cpu":
+            self._absorb_on_device(tile_nq.T.contiguous(), first_query, first_item)
+            return
+        num_items, num_queries = tile_nq.shape
+        span, offsets, own_p = self._positives_of(first_query, num_queries, first_item)
+        thresholds_qm, slots_p = _thresholds(offsets, self._scores_P[span], own_p, num_items)
+        above_mq = self._heads(first_query, num_queries).absorb_columns(
+            tile_nq.numpy(), 0, first_item, np.ascontiguousarray(thresholds_qm.T)
+        )
+        self._above_P[span] += _counted(above_mq.T, slots_p, tile_nq.T, offsets, self._scores_P[span], own_p)
+
+    @cached_property
+    def _scores_QK(self) -> np.ndarray:
+        return np.full(self._shape, -np.inf, dtype=np.float32)
+
+    @cached_property
+    def _indices_QK(self) -> np.ndarray:
+        return np.full(self._shape, self._num_items, dtype=np.int64)
+
+    def settle(self, first_query: int) -> None:
+        """No more tiles will come for the queries whose block begins here: keep their best and let go of the rest."""
+        heads = self._open.pop(first_query, None) or self._open_on_device.pop(first_query, None)
+        if heads is not None:
+            items_qk, scores_qk = heads.best()
+            place = slice(first_query, first_query + len(items_qk)), slice(items_qk.shape[1])
+            self._scores_QK[place] = scores_qk
+            self._indices_QK[place] = np.where(items_qk < 0, self._num_items, items_qk)
+
+    def ranking(self, direction: Direction, processes: Processes) -> Ranking:
+        """The result, on every process, when each has absorbed its share of the tiles."""
+        for first_query in [*self._open, *self._open_on_device]:
+            self.settle(first_query)
+        scores_QK, indices_QK = self._scores_QK, self._indices_QK
+        if processes.world_size > 1:
+            for start in range(0, len(scores_QK), _MERGED_AT_ONCE):
+                part = slice(start, start + _MERGED_AT_ONCE)
+                scores = torch.from_numpy(np.concatenate(processes.gather(scores_QK[part][None]), axis=2)[0])
+                indices = torch.from_numpy(np.concatenate(processes.gather(indices_QK[part][None]), axis=2)[0])
+                scores_QK[part], indices_QK[part] = (best.numpy() for best in best_of(scores, indices, self.depth))
+        above_P = np.sum(processes.gather(self._above_P[None]), axis=0)[0]
+        return Ranking(direction, indices_QK, scores_QK, self.positives.offsets, self.positives.indices_P, above_P + 1)
+
+    def _heads(self, first_query: int, num_queries: int) -> Heads:
+        if first_query not in self._open:
+            self._open[first_query] = Heads(num_queries, self.depth)
+        return self._open[first_query]
+
+    def _positives_of(self, first_query: int, num_queries: int, first_item: int) -> tuple[slice, np.ndarray, np.ndarray]:
+        """Where the positives of some queries lie, their offsets counted from there, and their items counted from the tile's first."""
+        offsets = self.positives.offsets[first_query : first_query + num_queries + 1]
+        span = slice(int(offsets[0]), int(offsets[-1]))
+        return span, offsets - offsets[0], self.positives.indices_P[span] - first_item
+
+    def _absorb_on_device(self, tile_qn: torch.Tensor, first_query: int, first_item: int) -> None:
+        """The same on a GPU, whose sorting is cheap beside copies to the host."""
+        self._open_on_device.setdefault(first_query, DeviceHeads(self.depth)).absorb(tile_qn, first_item)
+        span, offsets, own_p = self._positives_of(first_query, len(tile_qn), first_item)
+        self._above_P[span] += num_above(tile_qn, offsets, self._scores_P[span], own_p)
+
+
+def _slots(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(row_p, slot_p): the query of each positive of a tile, and its number among those of that query."""
+    row_p = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    return row_p, np.arange(int(offsets[-1])) - offsets[:-1][row_p]
+
+
+def _thresholds(offsets: np.ndarray, scores_p: np.ndarray, own_p: np.ndarray, num_items: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """What a score must be above to stand above each positive, float32 of shape (q, m), and where in it each positive is found.
+
+    An equal score stands above a positive of higher index, so one that lies beyond the tile gets the next number below its score. None are
+    given (m = 0) where some query has more than a few.
+    """
+    counts = np.diff(offsets)
+    most = int(counts.max(initial=0))
+    row_p, slot_p = _slots(offsets)
+    if most > _FEW_POSITIVES:
+        return np.empty((len(counts), 0), dtype=np.float32), (row_p, slot_p)
+    thresholds_qm = np.full((len(counts), most), np.inf, dtype=np.float32)
+    beyond_p = own_p >= num_items
+    thresholds_qm[row_p, slot_p] = np.where(beyond_p, np.nextafter(scores_p, np.float32(-np.inf)), scores_p)
+    return thresholds_qm, (row_p, slot_p)
+
+
+def _counted(
+    above_qm: np.ndarray,
+    slots_p: tuple[np.ndarray, ...],
+    tile_qn: torch.Tensor,
+    offsets: np.ndarray,
+    scores_p: np.ndarray,
+    own_p: np.ndarray,
+) -> np.ndarray:
+    """Number above each positive: those counted by threshold, and for a positive inside the tile the equal ones before it."""
+    if not above_qm.shape[1]:
+        return num_above(tile_qn.contiguous(), offsets, scores_p, own_p)
+    above_p = above_qm[slots_p]
+    inside_p = np.flatnonzero((own_p > 0) & (own_p < tile_qn.shape[1]))
+    tile = tile_qn.numpy()
+    for start in range(0, len(inside_p), _ROWS_PER_THREAD):
+        some = inside_p[start : start + _ROWS_PER_THREAD]
+        equal = tile[slots_p[0][some]] == scores_p[some, None]
+        equal &= np.arange(tile.shape[1]) < own_p[some, None]
+        above_p[some] += np.count_nonzero(equal, axis=1)
+    return above_p
+
+
+def num_above(tile_qn: torch.Tensor, offsets: np.ndarray, scores_p: np.ndarray, own_p: np.ndarray) -> np.ndarray:
+    """How many of a tile's items stand above each positive of its queries: the strictly better, and the equal ones of lower index.
+
+    One sort a row and a binary search a positive: a caption that is true of a thousand images costs no thousand passes.
+
+    Args:
+        offsets: positives of row r at offsets[r]:offsets[r + 1].
+        own_p: index of each positive counted from the tile's first item: below 0 or beyond the tile where it lies in another.
+    """
+    counts = np.diff(offsets)
+    row_p = np.repeat(np.arange(len(counts)), counts)
+    place_p = np.arange(len(scores_p)) - offsets[:-1][row_p]
+    scores_qm = np.zeros((len(counts), int(counts.max(initial=0))), dtype=np.float32)
+    scores_qm[row_p, place_p] = scores_p
+    wanted = torch.from_numpy(scores_qm).to(tile_qn.device)
+    sorted_qn = _sorted_rows(tile_qn)
+    up_to_p = torch.searchsorted(sorted_qn, wanted, right=True).cpu().numpy()[row_p, place_p]
+    equal_p = up_to_p - torch.searchsorted(sorted_qn, wanted).cpu().numpy()[row_p, place_p]
+    num_items = tile_qn.shape[1]
+    above_p = num_items - up_to_p
+    above_p[own_p >= num_items] += equal_p[own_p >= num_items]
+    inside_p = np.flatnonzero((own_p > 0) & (own_p < num_items) & (equal_p > 1))
+    groups: dict[tuple[int, float], list[int]] = {}
+    for place in inside_p.tolist():
+        groups.setdefault((int(row_p[place]), float(scores_p[place])), []).append(place)
+    for (row, score), places in groups.items():
+        equal = torch.nonzero(tile_qn[row] == score).flatten().cpu().numpy()
+        above_p[places] += np.searchsorted(equal, own_p[places])
+    return above_p
+
+
+def _sorted_rows(tile_qn: torch.Tensor) -> torch.Tensor:
+    """Each row's scores, ascending; on a CPU by numpy, whose sort of values is ten times torch's, in as many threads as torch may use."""
+    if tile_qn.device.type != "cpu":
+        return torch.sort(tile_qn, dim=1).values
+    tile, sorted_qn = tile_qn.numpy(), np.empty(tile_qn.shape, dtype=np.float32)
+    num_threads = min(torch.get_num_threads(), max(1, len(tile) // _ROWS_PER_THREAD))
+    edges = [len(tile) * part // num_threads for part in range(num_threads + 1)]
+
+    def sort(start: int, stop: int) -> None:
+        sorted_qn[start:stop] = tile[start:stop]
+        sorted_qn[start:stop].sort(axis=1)
+
+    with ThreadPoolExecutor(num_threads) as threads:  # numpy sorts without holding the interpreter
+        list(threads.map(sort, edges, edges[1:]))
+    return torch.from_numpy(sorted_qn)

@@ -1,0 +1,112 @@
+"""The first stage: a SigLIP checkpoint embeds a split and searches it in both directions."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import SiglipModel
+
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.encoder.encoder import embed_captions, embed_images
+from eval.encoder.inputs import SiglipInputs
+from eval.processes import Processes
+from eval.progress import bar
+from eval.search.exact import search_both
+from eval.search.ranking import DIRECTIONS
+from eval.search.stage import Stage
+
+DEFAULT_DEPTH = 32
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A split as one model, or several together, embed it; the same on every process.
+
+    Attributes:
+        images_ID, captions_CD: float32 unit vectors.
+        scale, bias: of the sigmoid loss: logit = scale x cosine + bias.
+        image_seconds, caption_seconds: what it took.
+        device: where to search.
+        inputs: how the model reads its inputs.
+    """
+
+    images_ID: np.ndarray
+    captions_CD: np.ndarray
+    scale: float
+    bias: float
+    image_seconds: float
+    caption_seconds: float
+    device: torch.device
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def retrieve(
+    name: str,
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    dataset: RetrievalSet,
+    *,
+    depth: int = DEFAULT_DEPTH,
+    processes: Processes = Processes(),
+    num_workers: int = 0,
+    on_progress: Callable[[int], Any] = lambda rows: None,
+) -> Stage:
+    """Embed and search a split in both directions; the same on every process.
+
+    Args:
+        name: the stage's name in the report.
+        depth: how many of the best to keep for each query (at least 10 are kept, for the report).
+        on_progress: called with each number of rows embedded on this process; images + captions in all.
+
+    Raises:
+        UserError: a picture does not decode, or something is not finite.
+    """
+    embedded = embed(model, inputs, dataset, processes=processes, num_workers=num_workers, on_progress=on_progress)
+    return find(name, embedded, dataset, depth=depth, processes=processes)
+
+
+def embed(
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    dataset: RetrievalSet,
+    *,
+    processes: Processes = Processes(),
+    num_workers: int = 0,
+    on_progress: Callable[[int], Any] = lambda rows: None,
+) -> Embedded:
+    """Both sides of a split as unit vectors; arguments and errors as of `retrieve`."""
+    started = time.perf_counter()
+    shared: Any = {"processes": processes, "on_progress": on_progress}
+    images_ID = embed_images(model, inputs, dataset, num_workers=num_workers, names=dataset.image_ids, **shared)
+    image_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    captions_CD = embed_captions(model, inputs, dataset.captions, **shared)
+    seconds = image_seconds, time.perf_counter() - started
+    scale, bias = float(model.logit_scale.detach().float().exp()), float(model.logit_bias.detach().float())
+    return Embedded(images_ID, captions_CD, scale, bias, *seconds, next(model.parameters()).device, inputs.contract)
+
+
+def find(name: str, embedded: Embedded, dataset: RetrievalSet, *, depth: int = DEFAULT_DEPTH, processes: Processes = Processes()) -> Stage:
+    """Search what is embedded, in both directions; arguments and errors as of `retrieve`."""
+    started = time.perf_counter()
+    to_text, to_image = (dataset.positives(direction) for direction in DIRECTIONS)
+    sides = embedded.images_ID, embedded.captions_CD, to_text, to_image
+    rankings = search_both(*sides, max(depth, 10), device=embedded.device, processes=processes)
+    search_seconds = time.perf_counter() - started
+    cost = {
+        "seconds": embedded.image_seconds + embedded.caption_seconds + search_seconds,
+        "image_seconds": embedded.image_seconds,
+        "caption_seconds": embedded.caption_seconds,
+        "search_seconds": search_seconds,
+        "pairs_scored": 0,
+    }
+    return Stage(name, rankings, cost, inputs=embedded.inputs)
+
+
+def progress_bar(text: str, dataset: RetrievalSet, processes: Processes) -> Any:
+    """A bar over this process's share of a split's images and captions, shown by the main process; its `update` is an on_progress."""
+    total = (dataset.num_images + dataset.num_captions) // processes.world_size
+    return bar(total, text, "row", show=processes.is_main, leave=False)

@@ -1,0 +1,161 @@
+"""Exact search of embeddings too many to hold: tiles of eval/search/exact.py's own grid, with only the best K of every query kept.
+
+A process takes whole rows of tiles, so several give the bits of one (promise 7), and the scores are those of eval/search/exact.py bit for
+bit.
+Several rows of tiles are worked on at once, so the gallery passes by once for ROW_BLOCKS_AT_ONCE * QUERY_BLOCK queries of each process;
+that bounds the memory beside the result, whatever the number of queries and of items. Shape letters: Q queries, N gallery items, K depth,
+D width, P positives; q queries and n items of one tile, p positives in it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from eval.dataset.retrieval_set import PositivePairs
+from eval.encoder.embedding_files import Rows
+from eval.processes import Processes
+from eval.search.exact import GALLERY_BLOCK, QUERY_BLOCK
+from eval.search.top_k import DeviceHeads, Heads
+
+ROW_BLOCKS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Found:
+    """The head of every query's retrieval; the same on every process.
+
+    Attributes:
+        indices_QK: int64, gallery indices, best first, equal scores by the lower; -1 where the gallery has no further item.
+        scores_QK: float32; -inf where the index is -1.
+        best_positive_Q: float32, the best score of a positive; -inf for a query without one.
+        empty_Q: bool; True where the query is a row of zeros (a picture that does not decode).
+    """
+
+    indices_QK: np.ndarray
+    scores_QK: np.ndarray
+    best_positive_Q: np.ndarray
+    empty_Q: np.ndarray
+
+    @classmethod
+    def blank(cls, num_queries: int, depth: int) -> "Found":
+        """Nothing found yet."""
+        shape = (num_queries, depth)
+        scores_QK, best_Q = np.full(shape, -np.inf, dtype=np.float32), np.full(num_queries, -np.inf, dtype=np.float32)
+        return cls(np.full(shape, -1, dtype=np.int64), scores_QK, best_Q, np.zeros(num_queries, dtype=bool))
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The four, in the order above."""
+        return self.indices_QK, self.scores_QK, self.best_positive_Q, self.empty_Q
+
+
+def stream_search(
+    queries: Rows,
+    gallery: Rows,
+    positives: PositivePairs,
+    depth: int,
+    *,
+    device: torch.device | str = "cpu",
+    processes: Processes = Processes(),
+) -> Found:
+    """Rank a gallery for every query by the dot product of unit vectors (cosine), float32; call on every process.
+
+    Args:
+        positives: gallery items right for each query; their best score is reported, nothing is left out for it.
+        depth: K, cut to the gallery's size.
+
+    A gallery item that is a row of zeros (a picture that does not decode) is never found.
+    """
+    found = Found.blank(queries.num_rows, min(depth, gallery.num_rows))
+    device = torch.device(device)
+    num_row_blocks = -(-queries.num_rows // QUERY_BLOCK)
+    tiles = _Tiles(gallery, device)
+    at_once = ROW_BLOCKS_AT_ONCE * processes.world_size
+    for first in range(0, num_row_blocks, at_once):
+        band = range(first, min(first + at_once, num_row_blocks))
+        rows_read = [_row_block(queries, block, positives, gallery.num_rows, depth, device, processes) for block in band]
+        own = [block for block in rows_read if block is not None]
+        tiles.pass_by(own)
+        parts = list(zip(*(block.found().arrays() for block in own), strict=True)) or [()] * 4
+        rows = slice(band.start * QUERY_BLOCK, band.stop * QUERY_BLOCK)
+        for target, blocks in zip(found.arrays(), parts, strict=True):
+            target[rows] = np.concatenate(processes.gather_blocks(list(blocks), len(band)))
+    return found
+
+
+class _Tiles:
+    """Products of rows of queries with the gallery, one block of the gallery after the other, in buffers that never move.
+
+    Where an operand lies in memory may change the last bits of a product, and so does its shape: hence copies, padded with zeros.
+    """
+
+    def __init__(self, gallery: Rows, device: torch.device) -> None:
+        self._gallery = gallery
+        self._rows = torch.zeros(QUERY_BLOCK, gallery.width, device=device)
+        self._columns = torch.zeros(GALLERY_BLOCK, gallery.width, device=device)
+        self._tile = torch.empty(QUERY_BLOCK, GALLERY_BLOCK, device=device)
+
+    def pass_by(self, row_blocks: "list[_RowBlock]") -> None:
+        """Let every row of queries absorb the whole gallery."""
+        for first_item, num_items, empty in self._gallery_blocks():
+            for block in row_blocks:
+                self._rows[: len(block.vectors_qD)] = block.vectors_qD
+                self._rows[len(block.vectors_qD) :] = 0
+                torch.mm(self._rows, self._columns.T, out=self._tile)
+                tile_qn = self._tile[: len(block.vectors_qD), :num_items]
+                if len(empty):
+                    tile_qn[:, empty] = -torch.inf
+                block.absorb(tile_qn, first_item)
+
+    def _gallery_blocks(self) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """(first item, number of items, places of rows of zeros) of each block of the gallery, which lies in `_columns` meanwhile."""
+        for start in range(0, self._gallery.num_rows, GALLERY_BLOCK):
+            count = min(GALLERY_BLOCK, self._gallery.num_rows - start)
+            self._columns[:count] = torch.from_numpy(self._gallery.rows(start, start + count))
+            self._columns[count:] = 0
+            yield start, count, torch.nonzero(~self._columns[:count].any(dim=1)).flatten()
+
+
+def _row_block(
+    queries: Rows, block: int, positives: PositivePairs, num_items: int, depth: int, device: torch.device, processes: Processes
+) -> "_RowBlock | None":
+    """A row of the grid, read by all processes together, on the one whose it is."""
+    first, stop = block * QUERY_BLOCK, min((block + 1) * QUERY_BLOCK, queries.num_rows)
+    vectors_qD = queries.rows(first, stop)
+    if block % processes.world_size != processes.rank:
+        return None
+    offsets = positives.offsets[first : stop + 1]
+    own = PositivePairs(offsets - offsets[0], positives.indices_P[offsets[0] : offsets[-1]])
+    return _RowBlock(vectors_qD, own, num_items, depth, device)
+
+
+class _RowBlock:
+    """The queries of one row of the grid and where they stand."""
+
+    def __init__(self, vectors_qD: np.ndarray, positives: PositivePairs, num_items: int, depth: int, device: torch.device) -> None:
+        self.vectors_qD = torch.from_numpy(np.array(vectors_qD)).to(device)
+        depth = min(depth, num_items)
+        self._heads = Heads(len(vectors_qD), depth) if device.type == "cpu" else DeviceHeads(depth)
+        self._no_thresholds = np.empty((len(vectors_qD), 0), dtype=np.float32)
+        self._best_q = torch.full((len(vectors_qD),), -torch.inf, device=device)
+        order = np.argsort(positives.indices_P, kind="stable")
+        self._query_p = torch.from_numpy(positives.query_P[order]).to(device)
+        self._item_p = torch.from_numpy(positives.indices_P[order]).to(device)
+        self._sorted_items = positives.indices_P[order]
+
+    def absorb(self, tile_qn: torch.Tensor, first_item: int) -> None:
+        """Count a tile in."""
+        if isinstance(self._heads, Heads):
+            self._heads.absorb_rows(tile_qn.numpy(), 0, first_item, self._no_thresholds)
+        else:
+            self._heads.absorb(tile_qn, first_item)
+        start, stop = np.searchsorted(self._sorted_items, [first_item, first_item + tile_qn.shape[1]])
+        if stop > start:
+            query_p = self._query_p[start:stop]
+            self._best_q.scatter_reduce_(0, query_p, tile_qn[query_p, self._item_p[start:stop] - first_item], "amax")
+
+    def found(self) -> Found:
+        """What these queries found in all tiles."""
+        indices_qK, scores_qK = self._heads.best()
+        return Found(indices_qK, scores_qK, self._best_q.cpu().numpy(), (~self.vectors_qD.any(dim=1)).cpu().numpy())

@@ -1,0 +1,64 @@
+"""Further views embedded: what rerank/expansions/parse.py found, as the vectors that rerank/combine/combine.py searches with.
+
+Shape letters: N items of a side (captions, or images), X further views, D width.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from transformers import SiglipModel
+
+from eval.encoder.encoder import embed_captions, embed_images
+from eval.encoder.inputs import SiglipInputs
+from eval.processes import Processes
+from rerank.combine.views import Views
+from rerank.expansions.further_texts import FurtherTexts
+from rerank.expansions.image_views import ImageViews
+
+
+def expanded_captions(
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    expansions: FurtherTexts,
+    vectors_ND: np.ndarray,
+    *,
+    processes: Processes = Processes(),
+    on_progress: Callable[[int], Any] = lambda rows: None,
+) -> Views:
+    """A side with further texts as views: captions with expansions, or images with additional captions.
+
+    Args:
+        vectors_ND: of the items themselves, float32 unit vectors.
+
+    Raises:
+        UserError: an embedding is not finite.
+    """
+    texts = list(dict.fromkeys(expansions.texts))  # one expansion of many captions is embedded once
+    if not texts:
+        return Views.plain(vectors_ND)
+    place = {text: number for number, text in enumerate(texts)}
+    vectors_TD = embed_captions(model, inputs, texts, processes=processes, on_progress=on_progress)
+    return Views(vectors_ND, vectors_TD[[place[text] for text in expansions.texts]], expansions.offsets)
+
+
+def expanded_images(
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    views: ImageViews,
+    vectors_ND: np.ndarray,
+    *,
+    processes: Processes = Processes(),
+    num_workers: int = 0,
+    on_progress: Callable[[int], Any] = lambda rows: None,
+) -> Views:
+    """Images with crops or flips as views.
+
+    Args:
+        vectors_ND: of the images themselves, float32 unit vectors.
+
+    Raises:
+        UserError: a picture cannot be decoded, or an embedding is not finite.
+    """
+    shared: Any = {"processes": processes, "num_workers": num_workers, "on_progress": on_progress}
+    return Views(vectors_ND, embed_images(model, inputs, views, names=views.names, **shared), views.offsets)

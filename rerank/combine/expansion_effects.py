@@ -1,0 +1,193 @@
+"""What each further view does to each query: the rows of expansions.parquet, and the queries a report shows.
+
+A view moves a query's rank if the rank is another when this view alone joins the original, at the pooling and weight that are measured. Of
+captions and images that ask, a query's views are its own; of candidates, those of the image a caption belongs to.
+Shape letters: Q queries of one direction, N items of the side with views, V view numbers, R rows.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from eval.atomic import replace_together
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.processes import Processes
+from rerank.combine.combine import Combination
+from rerank.combine.pooling import Side, direction_of, heard, most_views, ranks_with
+from rerank.combine.views import Member, Pool, Views
+
+MOST_LOOKED_AT = 8
+MOST_SHOWN = 24
+MOST_VIEWS_SHOWN = 12
+
+
+class ViewTexts(Protocol):
+    """What the further views of one side of a split are, as rerank/expansions/parse.py makes them."""
+
+    @property
+    def name(self) -> str:
+        """Of the expansion: "templates", "synonyms", ..."""
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """int64 (N + 1,); item n has offsets[n + 1] - offsets[n] of them, as in `rerank.combine.views.Views`."""
+
+    def of(self, item: int) -> list[str]:
+        """The further texts of a caption or of an image, or what the crops and flips of an image are called."""
+
+    def record(self) -> dict[str, Any]:
+        """What a report says of them; `dropped` in it counts what was left out, by why."""
+
+
+def ranks_of_each_view(
+    members: Sequence[Member],
+    weights: Sequence[float] | None,
+    combination: Combination,
+    dataset: RetrievalSet,
+    side: Side,
+    pool: Pool,
+    processes: Processes = Processes(),
+) -> list[np.ndarray]:
+    """Rank of each query's best right answer when view number 1, 2, ... alone joins the original; int64 (Q,) each.
+
+    One search for each number, of at most the first 8 that the pool uses; call on every process. An item without the view stays plain.
+
+    Args:
+        members, weights, combination, side: as of `rerank.combine.pooling.choose_pool`.
+        pool: what is measured.
+    """
+    members, weights = heard(members, weights)
+    alone = replace(pool, number=1)
+    looked_at = range(min(pool.number, most_views(members, side), MOST_LOOKED_AT))
+    return [
+        ranks_with([_only(member, side, place) for member in members], weights, combination, dataset, side, alone, processes)
+        for place in looked_at
+    ]
+
+
+def _only(member: Member, side: Side, place: int) -> Member:
+    """A member whose items have one further view, that of a place, or none."""
+    views = member.captions if side == "captions" else member.images
+    has_N = np.diff(views.offsets) > place
+    offsets = np.concatenate([[0], np.cumsum(has_N)]).astype(np.int64)
+    one = Views(views.vectors_ND, views.further_XD[views.offsets[:-1][has_N] + place], offsets)
+    return replace(member, captions=one) if side == "captions" else replace(member, images=one)
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What views did to the queries of one direction.
+
+    Attributes:
+        item_Q: the item whose views are a query's.
+        without_Q, with_Q: int64, rank of the best right answer without views and with all that are used.
+        view_ranks: `ranks_of_each_view`.
+        number: how many views of an item are used at most.
+    """
+
+    side: Side
+    texts: ViewTexts
+    item_Q: np.ndarray
+    without_Q: np.ndarray
+    with_Q: np.ndarray
+    view_ranks: Sequence[np.ndarray]
+    number: int
+
+    def counts(self) -> dict[str, int]:
+        """Number of queries whose best right answer rose, fell or stayed."""
+        up, down = int((self.with_Q < self.without_Q).sum()), int((self.with_Q > self.without_Q).sum())
+        return {"up": up, "down": down, "same": len(self.with_Q) - up - down}
+
+    @property
+    def views_Q(self) -> np.ndarray:
+        """How many views each query has a say of."""
+        return np.minimum(np.diff(self.texts.offsets)[self.item_Q], self.number)
+
+    def table(self, stage: str, query_ids: Sequence[str]) -> pa.Table:
+        """The rows of expansions.parquet, a query's views in order; a number that was not looked at has null as its rank."""
+        views_Q = self.views_Q
+        query_R = np.repeat(np.arange(len(views_Q)), views_Q)
+        place_R = np.arange(len(query_R)) - np.repeat(np.cumsum(views_Q) - views_Q, views_Q)
+        texts = [
+            text for item, num in zip(self.item_Q.tolist(), views_Q.tolist(), strict=True) if num for text in self.texts.of(item)[:num]
+        ]
+        ranks_VQ = np.stack([*self.view_ranks, self.without_Q])  # the last row stands in for numbers not looked at
+        unknown_R = place_R >= len(self.view_ranks)
+        rank_R = ranks_VQ[np.minimum(place_R, len(self.view_ranks)), query_R]
+        return pa.table(
+            {
+                "stage": pa.repeat(stage, len(query_R)),
+                "direction": pa.repeat(direction_of(self.side), len(query_R)),
+                "query_id": pa.array(list(query_ids), pa.string()).take(pa.array(query_R)),
+                "view": place_R + 1,
+                "text": pa.array(texts, pa.string()),
+                "rank_without": self.without_Q[query_R],
+                "rank_with_all": self.with_Q[query_R],
+                "rank_with_this_view": pa.array(rank_R, mask=unknown_R),
+                "moved": pa.array(rank_R != self.without_Q[query_R], mask=unknown_R),
+            }
+        )
+
+    def shown(self, most: int = MOST_SHOWN) -> list[int]:
+        """The queries with views that moved most, by how many times smaller or larger their rank became: half up, half down, if there are.
+
+        The largest moves first; of equal ones the lower query.
+        """
+        size_Q = np.round(np.log(self.with_Q / self.without_Q), 12)  # below 0: up
+        order = np.argsort(-np.abs(size_Q), kind="stable")
+        order = order[self.views_Q[order] > 0]
+        up, down = order[size_Q[order] < 0], order[size_Q[order] > 0]
+        num_up = max(min(len(up), most // 2), min(len(up), most - len(down)))
+        taken = {*up[:num_up].tolist(), *down[: most - num_up].tolist()}
+        return [query for query in order.tolist() if query in taken]
+
+    def examples(self, dataset: RetrievalSet) -> list[dict[str, Any]]:
+        """report.json's `examples`: the queries of `shown`, each with its views and what each of them does alone."""
+        asks_text = direction_of(self.side) == "text_to_image"
+        ids = dataset.caption_ids if asks_text else dataset.image_ids
+        return [
+            {
+                "query_id": ids[query],
+                "text": dataset.captions[query] if asks_text else None,
+                "rank_before": int(self.without_Q[query]),
+                "rank_after": int(self.with_Q[query]),
+                "num_views": int(self.views_Q[query]),
+                "views": [self._view(query, place) for place in range(min(int(self.views_Q[query]), MOST_VIEWS_SHOWN))],
+            }
+            for query in self.shown()
+        ]
+
+    def _view(self, query: int, place: int) -> dict[str, Any]:
+        text = self.texts.of(int(self.item_Q[query]))[place]
+        if place >= len(self.view_ranks):
+            return {"text": text, "rank": None, "moved": None}
+        rank = int(self.view_ranks[place][query])
+        return {"text": text, "rank": rank, "moved": rank != int(self.without_Q[query])}
+
+
+def items_of(dataset: RetrievalSet, side: Side) -> np.ndarray:
+    """The item of the side with views that a query's views are of, int64 (Q,)."""
+    match side:
+        case "captions":
+            return np.arange(dataset.num_captions)
+        case "images":
+            return np.arange(dataset.num_images)
+        case "candidates":
+            return dataset.caption_image_C
+
+
+def write_expansions(path: str | os.PathLike[str], table: pa.Table) -> Path:
+    """Write expansions.parquet, committed by a rename; its folder is there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    target = Path(path)
+    replace_together({target: lambda temporary: pq.write_table(table, temporary)})
+    return target

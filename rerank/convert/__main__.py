@@ -1,0 +1,166 @@
+"""A matcher that was published as a pickle, made into a folder of safetensors that `--rerank` reads.
+
+python -m rerank.convert ALBEF.pth --output DIR [--tokenizer DIR_OR_HUB_ID] [--image-size 384]
+python -m rerank.convert FOLDER_OR_HUB_ID --output DIR
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers import BertTokenizer
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.utils import cached_file
+
+from eval.atomic import new_folder
+from eval.encoder.pickled import read_pickled
+from eval.encoder.tokenizer import rewrite_tokenizer_config
+from eval.errors import UserError, WriteError, writing
+from rerank.convert.hub_weights import OTHER_WEIGHTS, convert_hub_folder
+from rerank.scorers.albef.checkpoint import matcher_of
+from rerank.scorers.albef.model import AlbefConfig, AlbefMatcher
+from rerank.scorers.albef.release import albef_release
+from rerank.scorers.load import load_scorer
+from rerank.scorers.supported import check_matcher
+
+DEFAULT_TOKENIZER = "bert-base-uncased"
+_VOCABULARIES = ("tokenizer.json", "vocab.txt")
+
+
+def convert(source: str, output: Path, *, tokenizer: str | None = None, image_size: int | None = None) -> list[str]:
+    """Write the folder, and read it back as a scorer before it takes its name.
+
+    Args:
+        source: ALBEF's .pth; or a folder, or a hub id, in the hub's format.
+        tokenizer: ALBEF only: whose vocabulary it was trained with; by default bert-base-uncased.
+        image_size: ALBEF only: pixels of a side; by default the file's own.
+
+    Returns:
+        What was done, a line each.
+
+    Raises:
+        UserError: the source cannot be read without unpickling objects, is no matcher, or lacks weights; or the output is taken.
+        WriteError: the output cannot be written.
+    """
+    if not Path(source).is_file() and (tokenizer, image_size) != (None, None):
+        raise UserError(f"--tokenizer and --image-size are for ALBEF's .pth; {source} is no file, and a hub folder has its own")
+    with writing(output), new_folder(output) as folder:
+        try:
+            lines = (
+                convert_albef(Path(source), folder, tokenizer or DEFAULT_TOKENIZER, image_size)
+                if Path(source).is_file()
+                else _convert_hub(source, folder)
+            )
+        except SafetensorError as error:
+            raise WriteError(f"could not write {output}: {error}. Make room there, or give another --output") from error
+        try:
+            scorer = load_scorer(str(folder), device="cpu")
+        except UserError as error:
+            raise UserError(f"{source}: what it holds cannot rerank. {str(error).replace(str(folder), source)}") from error
+    return [*lines, f"{output}: read back as {scorer.name}, which reads {scorer.reads}"]
+
+
+def convert_albef(source: Path, folder: Path, tokenizer: str, image_size: int | None = None) -> list[str]:
+    """Write ALBEF's .pth into `folder`; returns what was kept and dropped, a line each.
+
+    Raises:
+        UserError: the file holds objects, is no ALBEF, lacks weights, or the tokenizer is not to be had or another.
+        OSError, SafetensorError: a file cannot be written.
+    """
+    release = albef_release(read_pickled(source), str(source), image_size)
+    words = _tokenizer(tokenizer, release.config)
+    expected = _expected(release.config)
+    unexpected = sorted(release.tensors.keys() - expected)
+    tensors = {name: tensor.float().contiguous() for name, tensor in release.tensors.items() if name in expected}
+    matcher_of(release.config, tensors, str(source))  # names all that is missing or misshapen
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(release.config.to_dict(), indent=2), encoding="utf-8")
+    size = release.config.vision.image_size
+    BlipImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)
+    words.save_pretrained(folder)
+    rewrite_tokenizer_config(folder)
+    lines = [f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()) / 1e6:.1f} M parameters, {size} px"]
+    lines += [f"dropped: {len(names)} of {kind} ({names[0]}, ...)" for kind, names in release.dropped.items()]
+    return lines + ([f"dropped: {len(unexpected)} that ALBEF's matcher does not have: {', '.join(unexpected)}"] if unexpected else [])
+
+
+def _convert_hub(source: str, folder: Path) -> list[str]:
+    found = _hub_folder(source)
+    check_matcher(str(found))  # before any work: a converted captioner or text-text reranker would be of no use
+    return convert_hub_folder(found, folder)
+
+
+def _expected(config: AlbefConfig) -> set[str]:
+    with torch.device("meta"):
+        return {name for name, _ in AlbefMatcher(config).named_parameters()}
+
+
+def _tokenizer(name: str, config: AlbefConfig) -> BertTokenizer:
+    """The tokenizer whose vocabulary the text tower has.
+
+    Raises:
+        UserError: it cannot be had, or is another.
+    """
+    if Path(name).exists() and not any((Path(name) / file).is_file() for file in _VOCABULARIES):
+        raise UserError(f"--tokenizer {name}: expected a folder with vocab.txt or tokenizer.json")
+    try:
+        if not any(cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in _VOCABULARIES):
+            raise OSError("there is no such vocabulary")  # transformers would make up a tokenizer of five tokens
+        tokenizer = BertTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--tokenizer {name}: could not be had from the hub ({str(error).splitlines()[0][:200]}). ALBEF's file holds no vocabulary: "
+            "on a machine without the hub give --tokenizer FOLDER with bert-base-uncased's vocab.txt or tokenizer.json"
+        ) from error
+    if len(tokenizer) != config.text.vocab_size:
+        raise UserError(
+            f"--tokenizer {name}: it has {len(tokenizer)} tokens, and the text tower has {config.text.vocab_size}; ALBEF was trained with "
+            f"{DEFAULT_TOKENIZER}"
+        )
+    return tokenizer
+
+
+def _hub_folder(source: str) -> Path:
+    """The folder, or the hub's files under that id.
+
+    Raises:
+        UserError: there is neither.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
+        raise UserError(f"{source}: expected a .pth file, a folder in the hub's format, or a hub id; there is no such file or folder")
+    others = [pattern for pattern in OTHER_WEIGHTS if pattern not in ("*.bin", "*.bin.index.json")]
+    try:
+        return Path(snapshot_download(source, ignore_patterns=others))
+    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{source}: no such folder here, and the hub's files of that id could not be had ({first})") from error
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m rerank.convert", description="Write a pickled matcher as a folder of safetensors.")
+    parser.add_argument("source", help="ALBEF's .pth; or a folder or hub id in the hub's format that holds only a pytorch_model.bin")
+    parser.add_argument("--output", required=True, type=Path, help="folder to write; new or empty")
+    parser.add_argument("--tokenizer", help=f"ALBEF only: folder or hub id of its tokenizer (default: {DEFAULT_TOKENIZER})")
+    parser.add_argument("--image-size", type=int, help="ALBEF only: pixels of a side; other than the file's: interpolated positions")
+    asked = parser.parse_args(arguments)
+    try:
+        for line in convert(asked.source, asked.output, tokenizer=asked.tokenizer, image_size=asked.image_size):
+            print(line)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,114 @@
+"""Choice sets judged by a bi-encoder, by a cross-encoder, and by both together.
+
+Shape letters: N (image, caption) pairs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from eval.choices.choice_set import ChoiceSet
+from eval.choices.cosines import cosines
+from eval.choices.report import ChoiceReport, choice_report
+from eval.encoder.checkpoint import load_siglip
+from eval.errors import UserError
+from eval.processes import Processes
+from rerank.scorers.scorer import PairScorer
+from rerank.scoring.candidates import CandidateLists
+from rerank.scoring.pair_scores import complete_scores
+from rerank.scoring.score_cache import PairStore
+
+FUSION_RULE = "z(cosine) + z(match score); z: less the mean and over the standard deviation of all pairs of this set"
+
+
+def match_scores(
+    scorer: PairScorer,
+    choices: ChoiceSet,
+    *,
+    kept: PairStore | None = None,
+    processes: Processes = Processes(),
+    progress: bool = False,
+    on_progress: Callable[[int], Any] = lambda pairs: None,
+) -> np.ndarray:
+    """The cross-encoder's score of every pair of `choices.pairs()`, float64 of shape (N,); each picture encoded and each pair scored once.
+
+    Raises:
+        UserError: a score is not finite.
+        eval.dataset.images.ImageError: a picture does not decode.
+    """
+    images_N, captions_N = choices.pairs()
+    options: Any = {"kept": kept, "processes": processes, "progress": progress, "on_progress": on_progress}
+    scores = complete_scores(scorer, choices, CandidateLists.of_pairs(images_N, captions_N), **options)
+    return scores.lookup(images_N, captions_N).astype(np.float64)
+
+
+def standardised(scores_N: np.ndarray) -> np.ndarray:
+    """Scores with mean 0 and deviation 1 over the set; equal scores all become 0."""
+    centred_N = scores_N - scores_N.mean()
+    deviation = scores_N.std()
+    return centred_N / deviation if deviation > 0 and np.ptp(scores_N) > 0 else np.zeros_like(scores_N)
+
+
+def fused(cosines_N: np.ndarray, matches_N: np.ndarray) -> np.ndarray:
+    """FUSION_RULE. Cosines spread over hundredths and match logits over tens: added as they are, the matcher would decide alone."""
+    return standardised(cosines_N) + standardised(matches_N)
+
+
+def stage_names(names: Sequence[str], scorer_name: str | None) -> list[str]:
+    """Every stage of a measurement: the bi-encoders `names`, the cross-encoder, and its sum with each.
+
+    Raises:
+        UserError: one name stands for two of them.
+    """
+    stages = [*names, *([scorer_name, *(f"{name}+{scorer_name}" for name in names)] if scorer_name is not None else [])]
+    if len(set(stages)) < len(stages):
+        raise UserError(f"choices: each checkpoint needs a name of its own, and not the reranker's; the stages would be {stages}")
+    return stages
+
+
+def measure_choices(
+    choices: ChoiceSet,
+    checkpoints: Mapping[str, str],
+    scorer: PairScorer | None,
+    *,
+    kept: PairStore | None = None,
+    device: torch.device | str = "cpu",
+    processes: Processes = Processes(),
+    num_workers: int = 0,
+    strip_punctuation: bool = False,
+    on_progress: Callable[[int], Any] = lambda rows: None,
+) -> ChoiceReport:
+    """Measure bi-encoders on a choice set, and with a cross-encoder also that alone (`blip`) and its sum with each (`tuned+blip`).
+
+    Every checkpoint is compared with the first, the cross-encoder with each, and each sum with both its parts. Call on every process.
+
+    Args:
+        checkpoints: stage name -> folder or hub id of a SigLIP checkpoint.
+        kept: pair scores of earlier runs, and where these are kept.
+        strip_punctuation: see eval/encoder/tokenizer.py.
+        on_progress: called with each number of rows embedded, and of pairs scored, on this process; what it raises ends the measurement.
+
+    Raises:
+        UserError: a name is there twice, a checkpoint cannot be used, a picture does not decode, or a score is not finite.
+    """
+    stage_names(list(checkpoints), scorer.name if scorer is not None else None)
+    stages: dict[str, np.ndarray] = {}
+    for name, path in checkpoints.items():
+        with processes.jointly():
+            model, inputs = load_siglip(path, strip_punctuation=strip_punctuation)
+            model.to(device)  # type: ignore[arg-type]  # transformers wraps it
+        stages[name] = cosines(model, inputs, choices, processes=processes, num_workers=num_workers, on_progress=on_progress)
+    names = list(checkpoints)
+    rules = dict.fromkeys(names, "cosine")
+    pairs = [(name, names[0]) for name in names[1:]]
+    if scorer is not None:
+        matcher = scorer.name
+        options: Any = {"kept": kept, "processes": processes, "progress": processes.is_main, "on_progress": on_progress}
+        stages[matcher] = match_scores(scorer, choices, **options)
+        stages |= {f"{name}+{matcher}": fused(stages[name], stages[matcher]) for name in names}
+        rules |= {matcher: "match score"} | {f"{name}+{matcher}": FUSION_RULE for name in names}
+        pairs += [(matcher, name) for name in names]
+        pairs += [(f"{name}+{matcher}", part) for name in names for part in (name, matcher)]
+    return choice_report(choices, stages, pairs, rules)

@@ -1,0 +1,115 @@
+"""An ALBEF matcher read from a folder that `python -m rerank.convert` wrote, and what must be true of it before a score is believed."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import BertTokenizer
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.utils import cached_file
+
+from eval.encoder.checkpoint import hash_weights
+from eval.errors import UserError
+from rerank.scorers.albef.model import AlbefConfig, AlbefMatcher
+from rerank.scorers.checkpoint import in_words, tokenizer_content
+
+_CONFIG_NAME, _WEIGHTS_NAME = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class AlbefCheckpoint:
+    """An ALBEF matcher in float32 with its two preprocessors.
+
+    Attributes:
+        model: in evaluation mode, float32, on the CPU.
+        image_processor: the Pillow one of BLIP, whose pictures are prepared as ALBEF's: squashed bicubically, CLIP's mean and deviation.
+        tokenizer: WordPiece of bert-base-uncased.
+    """
+
+    model: AlbefMatcher
+    image_processor: Any
+    tokenizer: Any
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the weights, the sizes, the image processor and the tokenizer."""
+        processors = {"image_processor": self.image_processor.to_dict(), "tokenizer": tokenizer_content(self.tokenizer)}
+        parts = {"config": self.model.config.to_dict()} | processors
+        return hashlib.sha256(f"{json.dumps(parts, sort_keys=True, default=str)} {hash_weights(self.model)}".encode()).hexdigest()
+
+
+def load_albef(model: str) -> AlbefCheckpoint:
+    """Reads an ALBEF matcher with its processors from a folder or a hub id; safetensors only, nothing is unpickled.
+
+    Raises:
+        UserError: weights missing, left over, of another shape or not finite; vocabulary or picture size that contradict
+            the sizes; or files that cannot be read.
+    """
+    try:
+        config_path, weights_path = (str(cached_file(model, name)) for name in (_CONFIG_NAME, _WEIGHTS_NAME))
+        with open(config_path, encoding="utf-8") as file:
+            config = AlbefConfig.from_dict(json.load(file), config_path)
+        tensors = load_file(weights_path)
+        image_processor = BlipImageProcessorPil.from_pretrained(model, trust_remote_code=False)
+        tokenizer = BertTokenizer.from_pretrained(model, trust_remote_code=False)
+    except UserError:
+        raise
+    except Exception as error:  # of many classes, as the file and what is wrong with it
+        raise UserError(
+            f"rerank.model (--rerank): the ALBEF matcher {model!r} could not be read: {in_words(error)}. Expected "
+            "what `python -m rerank.convert ALBEF.pth --output DIR` writes: config.json, model.safetensors, preprocessor_config.json, "
+            "tokenizer.json."
+        ) from error
+    _check_vocabulary(model, config, tokenizer)
+    _check_pictures(model, config, image_processor)
+    return AlbefCheckpoint(matcher_of(config, tensors, model), image_processor, tokenizer)
+
+
+def matcher_of(config: AlbefConfig, tensors: Mapping[str, torch.Tensor], source: str) -> AlbefMatcher:
+    """The matcher with these sizes and weights, float32, in evaluation mode.
+
+    Raises:
+        UserError: weights are missing, left over, of another shape, or not finite; every one of them is named.
+    """
+    with torch.device("meta"):
+        matcher = AlbefMatcher(config)
+    expected = {name: tuple(parameter.shape) for name, parameter in matcher.named_parameters()}
+    shared = expected.keys() & tensors.keys()
+    faults = {
+        "missing": sorted(expected.keys() - tensors.keys()),
+        "left over": sorted(tensors.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)} for {expected[name]}"
+            for name in sorted(shared)
+            if tuple(tensors[name].shape) != expected[name]
+        ],
+        "not finite": sorted(name for name in shared if not torch.isfinite(tensors[name]).all()),
+    }
+    if any(faults.values()):
+        listed = "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in faults.items() if names)
+        raise UserError(
+            f"{source}: the weights are not those of an ALBEF matcher: {listed}. Use a checkpoint trained for image-text matching: "
+            "ALBEF.pth, or the one tuned for retrieval on COCO or Flickr30k"
+        )
+    matcher.load_state_dict({name: tensors[name].float() for name in expected}, assign=True)
+    return matcher.eval().requires_grad_(False)
+
+
+def _check_vocabulary(model: str, config: AlbefConfig, tokenizer: Any) -> None:
+    if len(tokenizer) != config.text.vocab_size:  # where its files are missing transformers makes up a tokenizer of five tokens
+        raise UserError(
+            f"rerank.model (--rerank): the tokenizer of {model!r} has {len(tokenizer)} tokens, the model {config.text.vocab_size}. "
+            "Put the files of bert-base-uncased's tokenizer there (vocab.txt or tokenizer.json)."
+        )
+
+
+def _check_pictures(model: str, config: AlbefConfig, image_processor: Any) -> None:
+    size, expected = image_processor.size, config.vision.image_size
+    if (size["height"], size["width"]) != (expected, expected):
+        raise UserError(
+            f"rerank.model (--rerank): preprocessor_config.json of {model!r} makes pictures of {size['height']} x {size['width']} pixels "
+            f"where vision_config.image_size is {expected}. Make the two agree."
+        )

@@ -1,0 +1,323 @@
+"""ALBEF's matcher: a vision tower, a text tower whose later layers look at the image, and a matching head.
+
+The text tower is one BERT in two halves. Its first `fusion_layer` layers read the caption alone, so their result holds for any
+image; the rest also attend to the image, whose keys and values hold for any caption. Both are functions of their own here. Parameter
+names are the released files'. Source: arXiv 2107.07651, section 3.1; Salesforce ALBEF, models/; a rewrite, not a copy.
+
+Shape letters: C captions, L tokens of the longest, D width of the text tower, P pixels of a side, T image tokens (the first is the class
+token), V width of the vision tower, H heads, W width of a head, Q tokens that ask.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from eval.errors import UserError
+
+MODEL_TYPE = "albef"
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A ViT; the released one is B/16 at 256 pixels (pre-trained) or 384 (tuned for retrieval)."""
+
+    image_size: int
+    patch_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    layer_norm_eps: float = 1e-6
+
+    @property
+    def num_tokens(self) -> int:
+        """Patches of a picture, and the class token."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A BERT whose layers from `fusion_layer` on, counted from 0, attend to the image too; released: BERT base, fusion_layer 6."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    fusion_layer: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+
+
+@dataclass(frozen=True)
+class AlbefConfig:
+    """Both towers' sizes."""
+
+    vision: VisionConfig
+    text: TextConfig
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for sizes that no model can have."""
+        for name, tower in (("vision_config", self.vision), ("text_config", self.text)):
+            if wrong := [f"{field.name} {getattr(tower, field.name)!r}" for field in fields(tower) if not getattr(tower, field.name) > 0]:
+                raise ValueError(f"{name}: expected numbers above 0; found {', '.join(wrong)}")
+            if tower.hidden_size % tower.num_attention_heads:
+                raise ValueError(f"{name}: {tower.hidden_size} wide does not divide into {tower.num_attention_heads} heads")
+        if self.vision.image_size % self.vision.patch_size:
+            raise ValueError(f"vision_config: image_size {self.vision.image_size} is no multiple of patch_size {self.vision.patch_size}")
+        if self.text.fusion_layer >= self.text.num_hidden_layers:
+            raise ValueError(f"text_config: fusion_layer {self.text.fusion_layer} is not below num_hidden_layers")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As config.json holds it."""
+        return {
+            "model_type": MODEL_TYPE,
+            "architectures": ["AlbefMatcher"],
+            "vision_config": asdict(self.vision),
+            "text_config": asdict(self.text),
+        }
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any], where: str) -> "AlbefConfig":
+        """The sizes in a config.json, which lies at `where`.
+
+        Raises:
+            UserError: a size is missing, not a number, or contradicts another.
+        """
+        try:
+            towers = {key: _numbers(kind, config[key]) for key, kind in (("vision_config", VisionConfig), ("text_config", TextConfig))}
+            return cls(VisionConfig(**towers["vision_config"]), TextConfig(**towers["text_config"]))
+        except KeyError as error:
+            raise UserError(
+                f"{where}: expected the sizes of an ALBEF matcher; {error} is missing. Convert the released file again"
+            ) from error
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: these are not the sizes of an ALBEF matcher: {error}. Convert the released file again") from error
+
+
+def _numbers(kind: type[VisionConfig] | type[TextConfig], section: Any) -> dict[str, Any]:
+    """The fields of a tower, each a number of its type."""
+    if not isinstance(section, Mapping):
+        raise TypeError(f"expected an object, found {section!r}")
+    for field in fields(kind):
+        value = section.get(field.name, 0)
+        if isinstance(value, bool) or not isinstance(value, int if field.type is int else (int, float)):
+            raise TypeError(f"{field.name}: expected a number, found {value!r}")
+    return dict(section)
+
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+
+
+def _heads(x_BLD: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Shape (B, H, L, W) from (B, L, D)."""
+    return x_BLD.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def _joined(x_BHLW: torch.Tensor) -> torch.Tensor:
+    """Shape (B, L, D) from (B, H, L, W)."""
+    return x_BHLW.transpose(1, 2).flatten(2)
+
+
+class _PatchEmbedding(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size)
+
+
+class _VisionAttention(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x_BTV: torch.Tensor) -> torch.Tensor:
+        query, key, value = (_heads(part, self.num_heads) for part in self.qkv(x_BTV).chunk(3, dim=-1))
+        return self.proj(_joined(F.scaled_dot_product_attention(query, key, value)))
+
+
+class _VisionMlp(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x_BTV: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(x_BTV)))
+
+
+class _VisionBlock(nn.Module):
+    """A pre-norm block of ViT."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attn = _VisionAttention(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = _VisionMlp(config)
+
+    def forward(self, x_BTV: torch.Tensor) -> torch.Tensor:
+        x_BTV = x_BTV + self.attn(self.norm1(x_BTV))
+        return x_BTV + self.mlp(self.norm2(x_BTV))
+
+
+class VisionTower(nn.Module):
+    """ViT with a class token; every token of its last layer, normalised, is what the captions look at."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        """Untrained weights."""
+        super().__init__()
+        self.patch_embed = _PatchEmbedding(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, config.hidden_size))
+        self.blocks = nn.ModuleList([_VisionBlock(config) for _ in range(config.num_hidden_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, pixels_B3PP: torch.Tensor) -> torch.Tensor:
+        """Features of the image's tokens, shape (B, T, V)."""
+        patches_BTV = self.patch_embed.proj(pixels_B3PP).flatten(2).transpose(1, 2)
+        x_BTV = torch.cat([self.cls_token.expand(len(patches_BTV), -1, -1), patches_BTV], dim=1) + self.pos_embed
+        for block in self.blocks:
+            x_BTV = block(x_BTV)
+        return self.norm(x_BTV)
+
+
+class _Projections(nn.Module):
+    """Queries of one width, keys and values of another."""
+
+    def __init__(self, config: TextConfig, source_size: int) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(source_size, config.hidden_size)
+        self.value = nn.Linear(source_size, config.hidden_size)
+
+    def keys_values(self, source_BLD: torch.Tensor) -> KeysValues:
+        return _heads(self.key(source_BLD), self.num_heads), _heads(self.value(source_BLD), self.num_heads)
+
+    def forward(self, x_BQD: torch.Tensor, keys_values: KeysValues, mask_B11L: torch.Tensor | None) -> torch.Tensor:
+        query_BHQW = _heads(self.query(x_BQD), self.num_heads)
+        return _joined(F.scaled_dot_product_attention(query_BHQW, *keys_values, attn_mask=mask_B11L))
+
+
+class _Residual(nn.Module):
+    """A linear map, the input added, a norm after it (BERT is post-norm)."""
+
+    def __init__(self, config: TextConfig, in_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(in_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x_BLD: torch.Tensor, before_BLD: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.dense(x_BLD) + before_BLD)
+
+
+class _TextAttention(nn.Module):
+    def __init__(self, config: TextConfig, source_size: int) -> None:
+        super().__init__()
+        self.self = _Projections(config, source_size)
+        self.output = _Residual(config, config.hidden_size)
+
+    def forward(self, x_BQD: torch.Tensor, keys_values: KeysValues, mask_B11L: torch.Tensor | None = None) -> torch.Tensor:
+        return self.output(self.self(x_BQD, keys_values, mask_B11L), x_BQD)
+
+
+class _Intermediate(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+
+
+class _TextLayer(nn.Module):
+    """A layer of BERT, with attention to the image between its two halves if it is a fusion layer."""
+
+    def __init__(self, config: TextConfig, image_size: int | None) -> None:
+        super().__init__()
+        self.attention = _TextAttention(config, config.hidden_size)
+        if image_size is not None:
+            self.crossattention = _TextAttention(config, image_size)
+        self.intermediate = _Intermediate(config)
+        self.output = _Residual(config, config.intermediate_size)
+
+    def forward(
+        self, x_CLD: torch.Tensor, mask_C11L: torch.Tensor, image: KeysValues | None = None, *, num_asking: int | None = None
+    ) -> torch.Tensor:
+        """The layer's output for the first `num_asking` tokens of each caption (all of them by default), shape (C, Q, D)."""
+        x_CQD = self.attention(x_CLD[:, :num_asking], self.attention.self.keys_values(x_CLD), mask_C11L)
+        if image is not None:
+            # All tokens of all captions ask the one image: one row of C * Q queries, so that its keys and values need no copies.
+            x_CQD = self.crossattention(x_CQD.flatten(0, 1)[None], image)[0].unflatten(0, x_CQD.shape[:2])
+        return self.output(F.gelu(self.intermediate.dense(x_CQD)), x_CQD)
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, input_ids_CL: torch.Tensor) -> torch.Tensor:
+        positions_LD = self.position_embeddings.weight[: input_ids_CL.shape[1]]
+        return self.LayerNorm(self.word_embeddings(input_ids_CL) + self.token_type_embeddings.weight[0] + positions_LD)
+
+
+class _TextEncoder(nn.Module):
+    def __init__(self, config: TextConfig, image_size: int) -> None:
+        super().__init__()
+        layers = range(config.num_hidden_layers)
+        self.layer = nn.ModuleList([_TextLayer(config, image_size if number >= config.fusion_layer else None) for number in layers])
+
+
+class _TextTower(nn.Module):
+    def __init__(self, config: TextConfig, image_size: int) -> None:
+        super().__init__()
+        self.embeddings = _Embeddings(config)
+        self.encoder = _TextEncoder(config, image_size)
+
+
+class AlbefMatcher(nn.Module):
+    """The parts of ALBEF that judge a pair; its contrastive heads, momentum copies and queues are not here."""
+
+    def __init__(self, config: AlbefConfig) -> None:
+        """Untrained weights."""
+        super().__init__()
+        self.config = config
+        self.visual_encoder = VisionTower(config.vision)
+        self.text_encoder = _TextTower(config.text, config.vision.hidden_size)
+        self.itm_head = nn.Linear(config.text.hidden_size, 2)
+
+    @property
+    def _layers(self) -> tuple[list[Any], list[Any]]:
+        """The layers that read the caption alone, and those that look at the image."""
+        layers = list(self.text_encoder.encoder.layer)
+        return layers[: self.config.text.fusion_layer], layers[self.config.text.fusion_layer :]
+
+    def image_keys_values(self, pixels_13PP: torch.Tensor) -> list[KeysValues]:
+        """What the captions look at: for each fusion layer keys and values of one image, each of shape (1, H, T, W)."""
+        image_1TV = self.visual_encoder(pixels_13PP)
+        return [layer.crossattention.self.keys_values(image_1TV) for layer in self._layers[1]]
+
+    def caption_states(self, input_ids_CL: torch.Tensor, mask_CL: torch.Tensor) -> torch.Tensor:
+        """The captions after the layers that read them alone, shape (C, L, D); true in `mask_CL` for tokens, false for padding."""
+        x_CLD = self.text_encoder.embeddings(input_ids_CL)
+        for layer in self._layers[0]:
+            x_CLD = layer(x_CLD, mask_CL[:, None, None, :])
+        return x_CLD
+
+    def match_states(self, states_CLD: torch.Tensor, mask_CL: torch.Tensor, image: list[KeysValues]) -> torch.Tensor:
+        """What the matching head reads: the first token of each caption after the fusion layers, shape (C, D).
+
+        The last layer works on that token alone, for nothing reads the others.
+        """
+        *layers, last = zip(self._layers[1], image, strict=True)
+        for layer, keys_values in layers:
+            states_CLD = layer(states_CLD, mask_CL[:, None, None, :], keys_values)
+        return last[0](states_CLD, mask_CL[:, None, None, :], last[1], num_asking=1)[:, 0]

@@ -1,0 +1,231 @@
+"""What the cross-encoders have in common: read from a folder, known by a hash, each caption that reads alike scored once.
+
+A scorer of a kind derives from `CrossEncoder` and says how its checkpoint is read, and how a picture and its captions are; or from
+`BatchedCrossEncoder`, which judges captions in batches beside one encoded picture, with a head in float32, and says what of a picture is
+computed once. Each reads a picture and a caption as its original does.
+
+Shape letters: N captions, C captions of a batch, L its longest caption in tokens, K outputs of the head, ... of the model's own.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rerank.scorers.scorer import Reads, ScorerSettings, match_scores
+
+Settings = TypeVar("Settings", bound=ScorerSettings)
+
+
+class CrossEncoder(ABC, Generic[Settings]):
+    """Scores one image against many captions (a `PairScorer`)."""
+
+    name: ClassVar[str]
+    settings_class: type[Settings]
+
+    def __init__(self, checkpoint: Any, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> None:
+        """Moves the checkpoint's model to `device`, by default a GPU if there is one.
+
+        Args:
+            checkpoint: as `_read` gives it: a model, its image processor and tokenizer, and a `digest`.
+        """
+        self.settings: Settings = self.settings_class.of(settings or self.settings_class())
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._checkpoint = checkpoint
+        self._model = checkpoint.model.to(self.device)
+
+    @classmethod
+    def load(cls, model: str, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> Self:
+        """The scorer of a folder or hub id.
+
+        Raises:
+            UserError: the checkpoint is incomplete or contradicts itself.
+        """
+        return cls(cls._read(model), device=device, settings=settings)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of weights, config, processors and the settings that change scores beyond float noise."""
+        return hashlib.sha256(f"{self.name} {self.settings.identity()} {self._checkpoint.digest()}".encode()).hexdigest()
+
+    @property
+    @abstractmethod
+    def reads(self) -> Reads:
+        """What of a picture and of a caption it sees."""
+
+    @torch.inference_mode()
+    def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
+        """One score per caption, float32 of shape (N,); higher = better match.
+
+        Captions that read alike to the model (after cleaning) are scored once and get the very same number.
+        """
+        if not captions:
+            return np.empty(0, dtype=np.float32)
+        ids = self._token_ids(captions)
+        distinct = {caption: place for place, caption in enumerate(dict.fromkeys(ids))}
+        scores = self._score_distinct(image.convert("RGB"), list(distinct))
+        return scores[[distinct[caption] for caption in ids]]
+
+    @classmethod
+    @abstractmethod
+    def _read(cls, model: str) -> Any:
+        """The checkpoint in a folder or under a hub id, complete and consistent; else a UserError."""
+
+    @abstractmethod
+    def _token_ids(self, captions: Sequence[str]) -> list[tuple[int, ...]]:
+        """Each caption as the model reads it, cut to the reach."""
+
+    @abstractmethod
+    def _score_distinct(self, image: Image.Image, ids: list[tuple[int, ...]]) -> np.ndarray:
+        """One score per caption, float32; `image` is RGB."""
+
+    def _pixels(self, image: Image.Image) -> torch.Tensor:
+        """The picture as the model's image processor makes it, float32, shape (1, 3, height, width)."""
+        pixels: torch.Tensor = self._checkpoint.image_processor(images=image, return_tensors="pt")["pixel_values"]
+        return pixels.to(self.device)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16")
+
+
+class BatchedCrossEncoder(CrossEncoder[ScorerSettings]):
+    """One that judges captions in padded batches, beside what it computed of the picture once."""
+
+    settings_class = ScorerSettings
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of weights, config, processors, reach and the settings that change scores beyond float noise."""
+        parts = f"{self.name} {self.settings.identity()} {self.reads} {self._checkpoint.digest()}"
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+    @property
+    @abstractmethod
+    def _num_tokens(self) -> int:
+        """Rows of the model's table of words."""
+
+    @abstractmethod
+    def _encode_image(self, image: Image.Image) -> Any:
+        """All that depends on the picture alone (RGB), computed once for all its captions."""
+
+    @abstractmethod
+    def _judge(self, encoded: Any, ids_CL: torch.Tensor, mask_CL: torch.Tensor) -> torch.Tensor:
+        """What the matching head reads of each pair, shape (C, ...)."""
+
+    @abstractmethod
+    def _logits(self, judged: torch.Tensor) -> torch.Tensor:
+        """The matching head's outputs, shape (C, K), K 1 or 2; given float32, outside autocast."""
+
+    def _cleaned(self, caption: str) -> str:
+        """The caption as the original cleans it before the tokenizer; most leave it alone."""
+        return caption
+
+    def _token_ids(self, captions: Sequence[str]) -> list[tuple[int, ...]]:
+        """Token ids, cut to the reach; a token the model has no row for (one added for generation, "<image>") reads as unknown."""
+        tokenizer = self._checkpoint.tokenizer
+        texts = [self._cleaned(caption) for caption in captions]
+        ids = token_ids(tokenizer, texts, enc_token_id=None, max_tokens=self.reads.max_tokens)
+        return [tuple(token if token < self._num_tokens else tokenizer.unk_token_id for token in caption) for caption in ids]
+
+    def _score_distinct(self, image: Image.Image, ids: list[tuple[int, ...]]) -> np.ndarray:
+        scores_N = np.empty(len(ids), dtype=np.float32)
+        with self._autocast():
+            encoded = self._encode_image(image)
+        for batch in caption_batches(ids, self.settings.chunk_size, self._checkpoint.tokenizer.pad_token_id):
+            with self._autocast():
+                judged = self._judge(encoded, batch.input_ids_CL.to(self.device), batch.attention_mask_CL.to(self.device))
+            scores_N[batch.positions_C] = match_scores(self._logits(judged.float()), self.settings.score_kind).cpu().numpy()
+        return scores_N
+
+
+def additive_mask(mask_CL: torch.Tensor) -> torch.Tensor | None:
+    """What is added to attention logits so that padding is not attended to, float32 of shape (C, 1, 1, L); None where there is none.
+
+    Args:
+        mask_CL: 1 for tokens and 0 for padding; every row has a token, so that no softmax is over nothing.
+    """
+    if bool(mask_CL.all()):
+        return None
+    return torch.zeros(mask_CL.shape, device=mask_CL.device).masked_fill(mask_CL == 0, float("-inf"))[:, None, None, :]
+
+
+def token_ids(tokenizer: Any, captions: Sequence[str], *, enc_token_id: int | None, max_tokens: int) -> list[tuple[int, ...]]:
+    """Token ids of each caption, cut to `max_tokens`, the first one replaced by `enc_token_id` unless that is None."""
+    encoded = tokenizer(list(captions), truncation=True, max_length=max_tokens, padding=False, return_token_type_ids=False)["input_ids"]
+    if enc_token_id is None:
+        return [tuple(ids) for ids in encoded]
+    return [(enc_token_id, *ids[1:]) for ids in encoded]
+
+
+@dataclass(frozen=True)
+class CaptionBatch:
+    """Some captions of one image, padded to the longest among them.
+
+    Attributes:
+        positions_C: int64, which of the captions these are.
+        input_ids_CL: int64.
+        attention_mask_CL: int64, 1 for tokens and 0 for padding.
+    """
+
+    positions_C: np.ndarray
+    input_ids_CL: torch.Tensor
+    attention_mask_CL: torch.Tensor
+
+
+def positions_by_length(ids: Sequence[tuple[int, ...]], chunk_size: int) -> Iterator[list[int]]:
+    """Positions of all captions, `chunk_size` at a time, shortest first, so that captions of like length come together.
+
+    The order depends on lengths and positions alone: the same captions always meet in the same company.
+    """
+    by_length = sorted(range(len(ids)), key=lambda position: len(ids[position]))
+    for start in range(0, len(ids), chunk_size):
+        yield by_length[start : start + chunk_size]
+
+
+def caption_batches(ids: Sequence[tuple[int, ...]], chunk_size: int, pad_token_id: int) -> Iterator[CaptionBatch]:
+    """All captions in batches of `chunk_size`, in the company that `positions_by_length` gives them."""
+    for positions in positions_by_length(ids, chunk_size):
+        longest = max(len(ids[position]) for position in positions)
+        rows = [list(ids[position]) + [pad_token_id] * (longest - len(ids[position])) for position in positions]
+        masks = [[1] * len(ids[position]) + [0] * (longest - len(ids[position])) for position in positions]
+        yield CaptionBatch(np.asarray(positions), torch.tensor(rows), torch.tensor(masks))
+
+
+class CaptionStates:
+    """The states of the captions that were asked for last, up to so many bytes; what was pushed out is computed again.
+
+    Each caption is computed by itself, so that its state is the same bits whatever else was asked for before or with it:
+    a scoring that is shared out over processes, or taken up again, gives the same scores.
+    """
+
+    def __init__(self, encode: Callable[[tuple[int, ...]], torch.Tensor], max_bytes: int) -> None:
+        """Keeps nothing yet.
+
+        Args:
+            encode: token ids of one caption to its state, shape (L, D).
+            max_bytes: of the states that are kept; one larger than that is not kept at all.
+        """
+        self._encode = encode
+        self._max_bytes = max_bytes
+        self._states: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
+        self.num_bytes = 0
+
+    def of(self, ids: tuple[int, ...]) -> torch.Tensor:
+        """The state of a caption, shape (L, D)."""
+        state_LD = self._states.get(ids)
+        if state_LD is not None:
+            self._states.move_to_end(ids)
+            return state_LD
+        state_LD = self._encode(ids)
+        self._states[ids] = state_LD
+        self.num_bytes += state_LD.nbytes
+        while self.num_bytes > self._max_bytes:
+            self.num_bytes -= self._states.popitem(last=False)[1].nbytes
+        return state_LD

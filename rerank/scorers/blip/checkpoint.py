@@ -1,0 +1,61 @@
+"""A BLIP matcher read from disk or the hub, and everything that must be true of it before a score can be believed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import BlipConfig, BlipForImageTextRetrieval
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+from eval.errors import UserError
+from rerank.scorers.checkpoint import Checkpoint, check_heads, check_square, check_vocabulary, complete_weights, read_preprocessing
+
+# Attention heads of the released BLIP towers by width. transformers defaults to 8 for text (#22625).
+_TEXT_HEADS = {768: 12}
+_VISION_HEADS = {768: 12, 1024: 16}
+_EXAMPLE = "Salesforce/blip-itm-base-coco"
+
+
+@dataclass(frozen=True)
+class BlipCheckpoint(Checkpoint):
+    """A BLIP matcher (BlipForImageTextRetrieval) in float32 with its two preprocessors.
+
+    Attributes:
+        enc_token_id: id of [ENC], which the original BLIP puts in place of [CLS] when it matches; None if the vocabulary has none.
+    """
+
+    enc_token_id: int | None
+
+
+def load_blip(model: str) -> BlipCheckpoint:
+    """Reads a BlipForImageTextRetrieval with its processors from a folder or a hub id.
+
+    Raises:
+        UserError: weights missing, of another shape or not finite; wrong number of heads; image size, vocabulary and
+            processors that contradict each other; or files that cannot be read.
+    """
+    config, image_processor, tokenizer = read_preprocessing(model, BlipConfig, BlipImageProcessorPil)
+    _check_towers(model, config)
+    check_square(model, "vision_config.", config.vision_config.image_size, image_processor)
+    enc_token_id = _enc_token_id(model, config, tokenizer)
+    return BlipCheckpoint(complete_weights(model, BlipForImageTextRetrieval, config, _EXAMPLE), image_processor, tokenizer, enc_token_id)
+
+
+def _check_towers(model: str, config: Any) -> None:
+    text, vision = config.text_config, config.vision_config
+    check_heads(model, "text_config.", text.hidden_size, text.num_attention_heads, _TEXT_HEADS, "BLIP")
+    check_heads(model, "vision_config.", vision.hidden_size, vision.num_attention_heads, _VISION_HEADS, "BLIP")
+    if not text.is_decoder:
+        raise UserError(
+            f"rerank.model (--rerank): text_config.is_decoder of {model!r}: expected true (it is what gives the text tower its "
+            "cross-attention to the image); found false. Set it in config.json."
+        )
+
+
+def _enc_token_id(model: str, config: Any, tokenizer: Any) -> int | None:
+    """Id of [ENC]: the tokenizer's own, or the last of the model's where it has two more than the tokenizer ([DEC], [ENC])."""
+    num_model_tokens = config.text_config.vocab_size
+    check_vocabulary(model, tokenizer, num_model_tokens, lambda more: more in (0, 1, 2), "as many, or two fewer ([DEC] and [ENC])")
+    own = tokenizer.get_vocab().get("[ENC]")
+    if own is not None:
+        return int(own)
+    return num_model_tokens - 1 if num_model_tokens == len(tokenizer) + 2 else None

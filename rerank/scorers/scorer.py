@@ -1,0 +1,107 @@
+"""What of a scoring can be switched, whatever the cross-encoder."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Protocol, Self, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+ScoreKind = Literal["match_logit", "margin"]
+Precision = Literal["float32", "bfloat16"]
+SCORING_VERSION = 1  # raised whenever code of ours changes what a scorer says beyond float noise: scores kept before are then not read
+
+
+@dataclass(frozen=True)
+class ScorerSettings:
+    """What every scorer knows to switch; a scorer that has more derives its own.
+
+    Attributes:
+        score_kind: "match_logit", the logit of "match", as BLIP and ALBEF rank, so that figures compare with published ones; "margin", that
+            less the logit of "no match", which orders pairs as the match probability does. The same for a scorer with one output.
+        precision: "bfloat16" runs the towers' products in it; the matching head and the scores stay float32.
+        chunk_size: captions of one image that go through the text tower together; changes scores by float noise only.
+    """
+
+    score_kind: ScoreKind = "match_logit"
+    precision: Precision = "float32"
+    chunk_size: int = 64
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value that is none of the above."""
+        if self.score_kind not in ("match_logit", "margin"):
+            raise ValueError(f'score_kind: expected "match_logit" or "margin"; found {self.score_kind!r}.')
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f'precision: expected "float32" or "bfloat16"; found {self.precision!r}.')
+        if self.chunk_size < 1:
+            raise ValueError(f"chunk_size: expected at least 1; found {self.chunk_size}.")
+
+    @classmethod
+    def of(cls, settings: "ScorerSettings") -> Self:
+        """These settings if they are this scorer's own; else what every scorer knows of them, with the defaults for the rest."""
+        if type(settings) is cls:
+            return settings
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(ScorerSettings)})
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that change scores beyond float noise: part of a scorer's fingerprint."""
+        settings = {key: value for key, value in sorted(asdict(self).items()) if key != "chunk_size"}
+        return settings | {"scoring_version": SCORING_VERSION}
+
+
+Logits = TypeVar("Logits", torch.Tensor, np.ndarray)
+
+
+MATCH, NO_MATCH = 1, 0  # columns of a head with two outputs
+
+
+def match_scores(logits_CK: Logits, kind: ScoreKind) -> Logits:
+    """Scores, shape (C,), of a head's outputs, shape (C, K): of one output that output, of two what `kind` says (see `ScorerSettings`)."""
+    if logits_CK.shape[1] == 1:
+        return logits_CK[:, 0]
+    match_C = logits_CK[:, MATCH]
+    return match_C if kind == "match_logit" else match_C - logits_CK[:, NO_MATCH]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The most a scorer sees of a pair; what is beyond is lost to it.
+
+    Attributes:
+        image_height, image_width: pixels that pictures are brought to; 0 where they keep their own size.
+        max_tokens: tokens that captions are cut to, special ones included.
+        keeps_aspect: pictures keep their aspect ratio; the height and width above are of a square one, and say the shorter side of any.
+    """
+
+    image_height: int
+    image_width: int
+    max_tokens: int
+    keeps_aspect: bool = False
+
+    def __str__(self) -> str:
+        """In words: "pictures at 384 x 384 pixels, captions of up to 35 tokens"."""
+        if self.keeps_aspect:
+            pictures = f"with a shorter side of {self.image_height} pixels"
+        else:
+            pictures = f"at {self.image_height} x {self.image_width} pixels" if self.image_height else "at their own size"
+        return f"pictures {pictures}, captions of up to {self.max_tokens} tokens"
+
+
+class PairScorer(Protocol):
+    """Reads an image and a caption together and says how well they match."""
+
+    @property
+    def name(self) -> str:
+        """What the stage is called after it: "blip" makes the stage "tuned+blip"."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that changes scores beyond float noise: weights, preprocessing, precision, settings."""
+
+    @property
+    def reads(self) -> Reads:
+        """What of a picture and of a caption it sees."""
+
+    def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
+        """One score per caption, float32 of shape (len(captions),); higher = better match."""

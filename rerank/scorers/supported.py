@@ -1,0 +1,245 @@
+"""The guard at the door: which checkpoints can judge an (image, caption) pair, and why the others are refused."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from eval.errors import UserError
+from rerank.scorers.vlm.files import cross_encoder_files
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A family of models of which one class judges pairs.
+
+    Attributes:
+        matcher: transformers' class with the matching head, as `architectures` of a config.json names it.
+        example: hub id of a checkpoint of that class.
+        siblings: other classes of the family, and why each cannot judge a pair.
+    """
+
+    matcher: str
+    example: str
+    siblings: Mapping[str, str] = field(default_factory=dict)
+
+
+_CAPTIONS = "it writes captions and holds no image-text matching head (itm_head)"
+
+
+_ANSWERS = "it answers questions and holds no image-text matching head"
+
+
+_NO_HEAD = "it is the towers alone, without an image-text matching head"
+
+
+_FILLS = "it fills in masked words and holds no image-text matching head"
+
+
+KINDS: dict[str, Kind] = {
+    "blip": Kind(
+        "BlipForImageTextRetrieval",
+        "Salesforce/blip-itm-base-coco",
+        {
+            "BlipModel": "BlipModel has no matching head, and its logits_per_image go through projections whose weights are in no "
+            "released checkpoint: they would be random (transformers#28034)",
+            "BlipForConditionalGeneration": _CAPTIONS,
+            "BlipForQuestionAnswering": f"{_ANSWERS} (itm_head)",
+        },
+    ),
+    "blip-2": Kind(
+        "Blip2ForImageTextRetrieval",
+        "Salesforce/blip2-itm-vit-g",
+        {
+            "Blip2ForConditionalGeneration": _CAPTIONS,
+            "Blip2Model": f"{_NO_HEAD} (itm_head)",
+            "Blip2VisionModelWithProjection": "it embeds images alone",
+            "Blip2TextModelWithProjection": "it embeds texts alone",
+        },
+    ),
+    "vilt": Kind(
+        "ViltForImageAndTextRetrieval",
+        "dandelin/vilt-b32-finetuned-coco",
+        {
+            "ViltForQuestionAnswering": f"{_ANSWERS} (rank_output)",
+            "ViltForMaskedLM": f"{_FILLS} (rank_output)",
+            "ViltModel": f"{_NO_HEAD} (rank_output)",
+            "ViltForImagesAndTextClassification": "it compares two pictures (NLVR2) and holds no image-text matching head (rank_output)",
+        },
+    ),
+    "bridgetower": Kind(
+        "BridgeTowerForImageAndTextRetrieval",
+        "BridgeTower/bridgetower-base-itm-mlm",
+        {
+            "BridgeTowerForMaskedLM": f"{_FILLS} (itm_score)",
+            "BridgeTowerModel": f"{_NO_HEAD} (itm_score)",
+            "BridgeTowerForContrastiveLearning": "it embeds image and caption to be compared by cosine and holds no image-text matching "
+            "head (itm_score)",
+        },
+    ),
+}
+
+
+ALBEF = "albef"  # a folder that `python -m rerank.convert` wrote; transformers has no class for it
+
+
+VLM = "vlm"  # a CrossEncoder of sentence-transformers that takes images, whatever the class beneath
+
+
+def expected() -> str:
+    """What a reranker must be, with an example of each kind."""
+    kinds = list(KINDS.values())
+    others = ", ".join(f"{kind.matcher} ({kind.example})" for kind in kinds[1:])
+    return (
+        f"Expected an image-text matcher: a {kinds[0].matcher} such as {kinds[0].example}, or one of {others}; or a folder in the format "
+        "of one of these; or ALBEF, as python -m rerank.convert writes it; or a CrossEncoder of sentence-transformers that takes images, "
+        "such as Qwen/Qwen3-VL-Reranker-2B."
+    )
+
+
+# Hub ids of text-text rerankers, so that they are refused before anything is downloaded. "jina-reranker-m0" and
+# "Qwen3-VL-Reranker" read images: they are not of this kind, and are told apart by their config instead.
+_TEXT_RERANKER_NAMES = re.compile(
+    r"^cross-encoder/|ms-?marco|bge-(?:m3-)?reranker|mxbai-rerank|jina-reranker-(?:v\d|tiny|turbo)|gte-(?:multilingual-)?reranker"
+    r"|qwen3-reranker|monot5|rankt5|rankllama|zerank|nv-rerankqa|bce-reranker|electra-base-.*cross|granite-embedding-reranker"
+    r"|rank_?(?:zephyr|vicuna)|trecdl22-crossencoder",
+    re.IGNORECASE,
+)
+_COLBERT_NAMES = re.compile(r"colbert", re.IGNORECASE)  # not ColPali, ColQwen and their like, which embed pictures of pages
+_GGUF_NAMES = re.compile(r"[-_.](?:gguf|ggml)$", re.IGNORECASE)
+_BI_ENCODERS = {"siglip", "siglip2", "clip", "openai-clip", "align", "altclip", "chinese_clip", "clipseg", "vision-text-dual-encoder"}
+_CROSS_ENCODER_KEY = "sentence_transformers"  # what its CrossEncoder, and no other, writes into config.json
+_GGUF_REMEDY = " of llama.cpp (GGUF), which is not read here"
+
+
+def check_matcher(model: str) -> str:
+    """The kind of matcher `model` (a folder or a hub id) says of itself to be: one that rerank/scorers/supported.py names.
+
+    Reads names and config.json only; whether the weights are all there is checked when they are loaded, and whether they
+    read both sides by rerank/scorers/probes.py.
+
+    Raises:
+        UserError: it is something else; the message says what, why that cannot rerank, and what to use.
+    """
+    if model and Path(model).is_dir():  # the path of an empty name would be the working directory
+        config = _folder_config(Path(model))
+        is_cross_encoder = _is_cross_encoder(Path(model), config)
+    else:
+        _check_hub_name(model)
+        config = _hub_config(model)
+        is_cross_encoder = _CROSS_ENCODER_KEY in config
+    reason = _why_not(config, is_cross_encoder)
+    if reason is None:
+        return str(config["model_type"])
+    library = cross_encoder_files(model)
+    if library.judges_pairs and "image" in library.modalities:
+        return VLM
+    if library.judges_pairs and library.modalities:
+        reason = _text_reranker_reason(f"a CrossEncoder of sentence-transformers that takes {', '.join(sorted(library.modalities))} only")
+    raise _refusal(model, reason)
+
+
+def _refusal(model: str, reason: str) -> UserError:
+    return UserError(f"rerank.model (--rerank): {model!r} cannot rerank images and captions: {reason}. {expected()}")
+
+
+def _text_reranker_reason(found: str) -> str:
+    return (
+        f"it is a text-text reranker ({found}): it reads two texts and never sees a picture, so it cannot know whether a caption fits one, "
+        "and given an image's path it would score the path's letters"
+    )
+
+
+def _check_hub_name(model: str) -> None:
+    if Path(model).is_file():
+        raise UserError(f"rerank.model (--rerank): {model!r} is a file{_GGUF_REMEDY if _is_gguf(Path(model)) else ''}. {expected()}")
+    if _TEXT_RERANKER_NAMES.search(model):
+        raise _refusal(model, _text_reranker_reason("known by its name"))
+    if _COLBERT_NAMES.search(model):
+        raise _refusal(model, "it is a ColBERT (known by its name): it compares two texts word by word and never sees a picture")
+    if _GGUF_NAMES.search(model):
+        raise UserError(f"rerank.model (--rerank): {model!r} is by its name a file{_GGUF_REMEDY}. {expected()}")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith("."):
+        raise UserError(f"rerank.model (--rerank): there is no folder {model!r}, and it is not a hub id either. {expected()}")
+
+
+def _hub_config(model: str) -> dict[str, Any]:
+    try:
+        config, _ = PretrainedConfig.get_config_dict(model)
+    except OSError as error:
+        raise UserError(
+            f"rerank.model (--rerank): there is no folder {model!r} here, and no config.json could be had from the hub under that id "
+            f"({str(error).splitlines()[0]}). Check the name and the connection. {expected()}"
+        ) from error
+    return dict(config)
+
+
+def _folder_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        found = sorted(folder.iterdir())
+        remedy = "; it holds a file" + _GGUF_REMEDY if any(map(_is_gguf, found)) else ""
+        if (folder / "adapter_config.json").is_file():
+            remedy = "; it is a PEFT adapter alone: merge it into its base (merge_and_unload) and save the whole"
+        names = [entry.name for entry in found[:8]]
+        raise UserError(f"rerank.model (--rerank): the folder {str(folder)!r} holds no config.json (found: {names}){remedy}. {expected()}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"rerank.model (--rerank): {path} is not readable JSON ({error}). {expected()}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"rerank.model (--rerank): {path} holds a {type(config).__name__}, not an object. {expected()}")
+    return config
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
+
+
+def _is_cross_encoder(folder: Path, config: dict[str, Any]) -> bool:
+    """Whether sentence-transformers saved the folder as a CrossEncoder, whatever the class beneath."""
+    if _CROSS_ENCODER_KEY in config:
+        return True
+    marks = ""
+    for name in ("modules.json", "config_sentence_transformers.json"):
+        if (folder / name).is_file():
+            marks += (folder / name).read_text(encoding="utf-8", errors="replace")
+    return "cross_encoder" in marks or "CrossEncoder" in marks
+
+
+def _why_not(config: dict[str, Any], is_cross_encoder: bool) -> str | None:
+    """Why a model with this config cannot rerank here, or None if it can."""
+    model_type = str(config.get("model_type", ""))
+    listed = config.get("architectures") or []
+    architectures = [str(name) for name in (listed if isinstance(listed, list) else [listed])]
+    named = ", ".join(architectures) or f"model_type {model_type!r}"
+    kind = KINDS.get(model_type)
+    if kind is not None:
+        wrong = [name for name in architectures if name != kind.matcher]
+        return None if not wrong else f"{_why_no_matcher(kind, wrong[0])}; use a {kind.matcher}, such as {kind.example}"
+    if model_type == ALBEF:
+        return None
+    if model_type in _BI_ENCODERS:
+        return (
+            f"it is a bi-encoder ({named}): it embeds image and caption apart, as the first stage does already; "
+            "to evaluate it as a first stage hand it to --model"
+        )
+    if not _sees_images(config):
+        if is_cross_encoder:
+            return _text_reranker_reason(f"a CrossEncoder of sentence-transformers, {named}")
+        is_classifier = any(name.endswith("ForSequenceClassification") for name in architectures)
+        return _text_reranker_reason(named) if is_classifier else f"it is a model of another kind ({named}) that sees no picture"
+    return f"it is of a kind that is not supported ({named})"
+
+
+def _why_no_matcher(kind: Kind, architecture: str) -> str:
+    return kind.siblings.get(architecture, f"it is a {architecture}, without an image-text matching head")
+
+
+def _sees_images(config: dict[str, Any]) -> bool:
+    """Whether a config speaks of pictures anywhere: a vision tower, or an image's or patch's size."""
+    return any(key.startswith(("vision", "image_", "patch_")) or key in ("num_image_tokens", "visual_config") for key in config)

@@ -1,0 +1,98 @@
+"""Vision-language rerankers as judges of (image, caption) pairs: sentence-transformers CrossEncoders that take images.
+
+    scorer = VlmScorer.load("Qwen/Qwen3-VL-Reranker-2B")          # pip install -e '.[rerank-vlm]'
+    scores = scorer.score(image, ["a dog runs on grass", "two cats on a sofa"])
+
+The score is the raw logit: of a generative reranker the logit of "yes" less that of "no" at the end of its prompt, of a classifier its
+output. The probability that the library shows by default is a sigmoid of it, which ties at 1. The chat template and the prompt are
+the model's own. Every pair goes through the whole model: nothing is shared between the captions of an image.
+
+Shape letters: N captions, D distinct ones.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rerank.scorers.scorer import Reads, ScorerSettings, match_scores
+from rerank.scorers.vlm.checkpoint import digest, load_cross_encoder
+
+PAIRS_AT_ONCE = 8  # each with its picture: the 64 of other kinds would not fit beside such a model on most GPUs
+
+
+@dataclass(frozen=True)
+class VlmSettings(ScorerSettings):
+    """The defaults ask as these rerankers were trained: a text is the query, a picture the document.
+
+    Attributes:
+        query: which of the two is the query; the other is the document.
+        prompt: the instruction, in place of the model's own; None: the model's own.
+    """
+
+    query: Literal["caption", "image"] = "caption"
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value that is none of the above."""
+        super().__post_init__()
+        if self.query not in ("caption", "image"):
+            raise ValueError(f'query: expected "caption" or "image"; found {self.query!r}.')
+
+
+class VlmScorer:
+    """Scores one image against many captions (a `PairScorer`)."""
+
+    name = "vlm"
+
+    def __init__(self, encoder: Any, *, settings: ScorerSettings | None = None) -> None:
+        """Takes a CrossEncoder as `load_cross_encoder` gives it."""
+        self.settings = VlmSettings.of(settings or VlmSettings())
+        self._encoder = encoder
+
+    @classmethod
+    def load(cls, model: str, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> "VlmScorer":
+        """The scorer of a folder or hub id.
+
+        Raises:
+            UserError: sentence-transformers is missing, or the checkpoint cannot judge pairs (see `load_cross_encoder`).
+        """
+        settings = settings or VlmSettings()
+        dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(load_cross_encoder(model, place, dtype), settings=settings)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of weights, configs, processor, prompts and the settings that change scores beyond float noise."""
+        return hashlib.sha256(f"{self.name} {self.settings.identity()} {digest(self._encoder)}".encode()).hexdigest()
+
+    @property
+    def reads(self) -> Reads:
+        """Pictures as the model's processor takes them, captions as far as its context goes, prompt and picture included."""
+        text = self._encoder.model.config.get_text_config()
+        positions = int(getattr(text, "max_position_embeddings", None) or 2**31)
+        return Reads(0, 0, min(int(self._encoder.max_seq_length or positions), positions))
+
+    @torch.inference_mode()
+    def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
+        """One score per caption, float32 of shape (N,); higher = better match. Equal captions are scored once."""
+        if not captions:
+            return np.empty(0, dtype=np.float32)
+        distinct = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
+        picture = image.convert("RGB")
+        pairs = [(caption, picture) if self.settings.query == "caption" else (picture, caption) for caption in distinct]
+        logits = self._encoder.predict(
+            pairs,
+            prompt=self.settings.prompt,
+            batch_size=min(self.settings.chunk_size, PAIRS_AT_ONCE),
+            activation_fn=torch.nn.Identity(),
+            show_progress_bar=False,
+        )
+        logits_DK = np.asarray(logits, dtype=np.float32).reshape(len(distinct), -1)
+        return match_scores(logits_DK, self.settings.score_kind)[[distinct[caption] for caption in captions]]

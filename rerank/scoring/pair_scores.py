@@ -1,0 +1,237 @@
+"""Pair scores: what a cross-encoder said of each (image, caption) pair, how the scoring is shared out, and what it cost.
+
+Shape letters: N pairs, n pairs of one image, D distinct texts among them.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from eval.errors import UserError
+from eval.processes import Processes
+from eval.progress import bar
+from rerank.scorers.scorer import PairScorer
+from rerank.scoring.cached_scoring import Keeping
+from rerank.scoring.candidates import CandidateLists, pair_keys
+from rerank.scoring.score_cache import PairStore
+
+NO_PAIRS = CandidateLists.of_pairs(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+
+
+class ScoringData(Protocol):
+    """What scoring reads of a data set; `eval.dataset.retrieval_set.RetrievalSet` is one."""
+
+    @property
+    def image_ids(self) -> Sequence[str]:
+        """Name of each image."""
+
+    @property
+    def caption_ids(self) -> Sequence[str]:
+        """Name of each caption."""
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """Text of each caption."""
+
+    def load_image(self, image: int, /) -> Image.Image:
+        """The picture of one image, RGB."""
+
+    def image_digest(self, image: int, /) -> bytes:
+        """SHA-256 of what one picture holds; asked only where scores are kept."""
+
+
+@dataclass(frozen=True)
+class ScoringCost:
+    """What a scoring took.
+
+    Attributes:
+        pairs_scored: number of (image, caption) pairs judged.
+        images_encoded: number of pictures read and encoded.
+        seconds: wall-clock seconds of the judging; of the slowest process where several worked at once.
+    """
+
+    pairs_scored: int
+    images_encoded: int
+    seconds: float
+
+    def then(self, later: "ScoringCost") -> "ScoringCost":
+        """The cost of this scoring and a later one after it."""
+        return ScoringCost(self.pairs_scored + later.pairs_scored, self.images_encoded + later.images_encoded, self.seconds + later.seconds)
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """The scores of the pairs of `lists`, higher = better match.
+
+    Attributes:
+        lists: the pairs, as one list per image.
+        scores_N: float32, finite, beside `lists.caption_indices_N`.
+        fingerprint: of the scorer that gave them; scores of different scorers are never joined.
+        cost: what they took.
+        kept: those of the pairs that were not judged for this, but read from what earlier runs kept.
+    """
+
+    lists: CandidateLists
+    scores_N: np.ndarray
+    fingerprint: str
+    cost: ScoringCost
+    kept: CandidateLists = NO_PAIRS
+
+    def lookup(self, image_indices: np.ndarray, caption_indices: np.ndarray) -> np.ndarray:
+        """Scores of the given pairs: two int64 arrays of one shape in, float32 of that shape out.
+
+        Raises:
+            LookupError: a pair was never scored; up to five are named.
+        """
+        keys = pair_keys(image_indices, caption_indices)
+        known_N = self.lists.keys_N
+        places = np.searchsorted(known_N, keys)
+        found = np.zeros(keys.shape, dtype=bool)
+        inside = places < len(known_N)
+        found[inside] = known_N[places[inside]] == keys[inside]
+        if not found.all():
+            missing = list(zip(np.asarray(image_indices)[~found].tolist(), np.asarray(caption_indices)[~found].tolist(), strict=True))
+            raise LookupError(
+                f"{len(missing)} pairs have no score, among them (image, caption) {missing[:5]}. "
+                "Score them first: complete_scores(...) with candidate lists that hold them."
+            )
+        return self.scores_N[places]
+
+    def joined(self, later: "PairScores") -> "PairScores":
+        """These scores and later ones of the same scorer, which share no pair with them.
+
+        Raises:
+            ValueError: different scorers, or a pair in both.
+        """
+        if self.fingerprint != later.fingerprint:
+            raise ValueError(f"Scores of two scorers cannot be joined: {self.fingerprint} and {later.fingerprint}.")
+        lists = self.lists.union(later.lists)
+        num_twice = self.lists.num_pairs + later.lists.num_pairs - lists.num_pairs
+        if num_twice:
+            raise ValueError(f"{num_twice} pairs were scored twice.")
+        scores_N = np.empty(lists.num_pairs, dtype=np.float32)
+        for part in (self, later):
+            scores_N[np.searchsorted(lists.keys_N, part.lists.keys_N)] = part.scores_N
+        return PairScores(lists, scores_N, self.fingerprint, self.cost.then(later.cost), self.kept.union(later.kept))
+
+
+def score_candidates(
+    scorer: PairScorer,
+    dataset: ScoringData,
+    lists: CandidateLists,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: bool = False,
+    on_list: Callable[[int, np.ndarray, np.ndarray], Any] = lambda image, captions, scores: None,
+) -> PairScores:
+    """Scores of this process's share of `lists`: each of its images is loaded once and scored against its whole list.
+
+    An image's list is never split over processes, so its scores are the same bits at any number of processes.
+
+    Args:
+        progress: show a bar on stderr that counts pairs.
+        on_list: called after each image with its index, the indices of its captions and their scores; what it raises ends the scoring.
+
+    Raises:
+        UserError: a score is not finite; the pair is named.
+        ValueError: the scorer returned something other than one score per caption.
+    """
+    share = lists.share(rank, world_size)
+    scores_N = np.empty(share.num_pairs, dtype=np.float32)
+    start = time.perf_counter()
+    with bar(share.num_pairs, f"rerank {scorer.name}", "pair", show=progress, leave=False) as shown:
+        for position in range(share.num_images):
+            image, captions_n = int(share.image_indices_I[position]), share.captions_of(position)
+            scores_n = _score_image(scorer, dataset, image, captions_n)
+            scores_N[share.offsets[position] : share.offsets[position + 1]] = scores_n
+            shown.update(len(captions_n))
+            on_list(image, captions_n, scores_n)
+    cost = ScoringCost(share.num_pairs, share.num_images, time.perf_counter() - start)
+    return PairScores(share, scores_N, scorer.fingerprint, cost)
+
+
+def _score_image(scorer: PairScorer, dataset: ScoringData, image: int, captions_n: np.ndarray) -> np.ndarray:
+    """Captions with the same text are scored once and get the very same number, whatever the scorer."""
+    texts = [dataset.captions[int(caption)] for caption in captions_n]
+    distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    scores_D = np.asarray(scorer.score(dataset.load_image(image), list(distinct)), dtype=np.float32)
+    if scores_D.shape != (len(distinct),):
+        raise ValueError(f"Scorer {scorer.name}: expected one score per caption, shape {(len(distinct),)}; found shape {scores_D.shape}.")
+    scores_n = scores_D[[distinct[text] for text in texts]]
+    bad = np.flatnonzero(~np.isfinite(scores_n))
+    if len(bad):
+        raise UserError(
+            f"Scorer {scorer.name}: expected finite scores; found {scores_n[bad[0]]} for image {dataset.image_ids[image]!r} with "
+            f"{[dataset.caption_ids[int(caption)] for caption in captions_n[bad[:5]]]} ({len(bad)} of this image's {len(scores_n)}). "
+            "Score in float32, and check the reranker's weights."
+        )
+    return scores_n
+
+
+def complete_scores(
+    scorer: PairScorer,
+    dataset: ScoringData,
+    lists: CandidateLists,
+    *,
+    known: PairScores | None = None,
+    kept: PairStore | None = None,
+    processes: Processes | None = None,
+    progress: bool = False,
+    on_progress: Callable[[int], Any] = lambda pairs: None,
+) -> PairScores:
+    """Scores that cover `lists`: those `known` or `kept` already has, and the missing ones scored now, over all processes.
+
+    A pair that is known is not scored again, and an image that lacks nothing is not even decoded. Which captions meet in a
+    batch may change the last bits of a score (float noise, under 1e-5); the same lists meet in the same batches, so the same calls give
+    the same bits, at any number of processes. Call it on every process; every process gets the whole result.
+
+    Args:
+        known: scores of earlier calls with the same scorer and data set.
+        kept: scores that earlier runs kept on disk; what is scored now is kept there too, image by image, so that a run that is killed
+            loses only what was in flight and gives the same bits when it goes on.
+        processes: those that share the work; by default this one alone.
+        on_progress: called after each image of this process's with the number of its pairs; what it raises ends the scoring.
+
+    Raises:
+        UserError: on every process: on some a score is not finite, a picture does not decode, or one was changed meanwhile.
+        WriteError: on every process: on some a score could not be kept.
+        ValueError: `known` comes from another scorer.
+    """
+    processes = processes or Processes()
+    if known is not None and known.fingerprint != scorer.fingerprint:
+        raise ValueError(f"known scores come from another scorer ({known.fingerprint}) than {scorer.name} ({scorer.fingerprint}).")
+    missing = lists if known is None else lists.difference(known.lists)
+    keeping = None if kept is None else Keeping(kept, scorer.fingerprint, dataset, missing, processes)
+    if keeping is not None:
+        read = PairScores(*(found := keeping.known()), scorer.fingerprint, ScoringCost(0, 0, 0.0), kept=found[0])
+        missing = missing.difference(read.lists)
+        known = read if known is None else known.joined(read)
+
+    def on_list(image: int, captions_n: np.ndarray, scores_n: np.ndarray) -> None:
+        if keeping is not None:
+            keeping.keep(image, captions_n, scores_n)
+        on_progress(len(captions_n))
+
+    with processes.jointly():
+        rank, world_size = processes.rank, processes.world_size
+        part = score_candidates(scorer, dataset, missing, rank=rank, world_size=world_size, progress=progress, on_list=on_list)
+        if keeping is not None:
+            keeping.finish(part.lists, part.scores_N)
+    scored = _gathered(part, missing, processes)
+    return scored if known is None else known.joined(scored)
+
+
+def _gathered(part: PairScores, lists: CandidateLists, processes: Processes) -> PairScores:
+    """The scores of all of `lists` from the part of each process."""
+    keys_N = np.concatenate(processes.gather(part.lists.keys_N))
+    scores_N = np.concatenate(processes.gather(part.scores_N))
+    order_N = np.argsort(keys_N)
+    if not np.array_equal(keys_N[order_N], lists.keys_N):
+        raise ValueError(f"Expected the {lists.num_pairs} pairs dealt out; the processes together gave {len(keys_N)}, or others.")
+    seconds = max(float(one[0]) for one in processes.gather(np.array([part.cost.seconds])))
+    return PairScores(lists, scores_N[order_N], part.fingerprint, ScoringCost(lists.num_pairs, lists.num_images, seconds))

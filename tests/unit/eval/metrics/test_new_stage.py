@@ -1,0 +1,146 @@
+"""An arm nobody foresaw, defined here alone, the mean of two models' scores: evaluation treats it as any other, without a change there."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.metrics.evaluate import Figures, evaluate
+from eval.metrics.metrics import RECALL_AT
+from eval.report.gallery import gallery
+from eval.report.report import write_report
+from eval.search.ranking import DIRECTIONS, Direction, Ranking
+from eval.search.stage import Stage
+from tests.unit.eval.reranked_set import picture_set
+
+DEPTH = 8
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def scores_of(dataset: RetrievalSet, seed: int) -> np.ndarray:
+    """Cosines of one noisy model, float64 (images, captions); each model errs in its own way."""
+    place = np.random.default_rng(0).normal(size=(dataset.num_images, 6))
+    own = np.random.default_rng(seed)
+    images = unit(place + 0.7 * own.normal(size=place.shape))
+    return images @ unit(place[dataset.caption_image_C] + 0.7 * own.normal(size=(dataset.num_captions, 6))).T
+
+
+def ranked(dataset: RetrievalSet, scores: np.ndarray, direction: Direction) -> Ranking:
+    """A ranking by whole sorted rows of a score matrix, equal scores by index."""
+    rows = scores if direction == "image_to_text" else scores.T
+    order = np.argsort(-rows, axis=1, kind="stable")
+    places = np.argsort(order, axis=1) + 1
+    positives = dataset.positives(direction)
+    ranks = places[positives.query_P, positives.indices_P]
+    head = order[:, :DEPTH]
+    return Ranking(direction, head, np.take_along_axis(rows, head, 1), positives.offsets, positives.indices_P, ranks)
+
+
+def arm(dataset: RetrievalSet, name: str, scores: np.ndarray) -> Stage:
+    return Stage(name, {direction: ranked(dataset, scores, direction) for direction in DIRECTIONS}, {"seconds": 0.0})
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> RetrievalSet:
+    return picture_set(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def matrices(dataset: RetrievalSet) -> dict[str, np.ndarray]:
+    one, other = scores_of(dataset, 1), scores_of(dataset, 2)
+    return {"one": one, "other": other, "ensemble": (one + other) / 2}
+
+
+@pytest.fixture(scope="module")
+def figures(dataset: RetrievalSet, matrices: dict[str, np.ndarray]) -> Figures:
+    stages = [arm(dataset, name, scores) for name, scores in matrices.items()]
+    return evaluate(dataset, stages, [("ensemble", "one"), ("ensemble", "other")])
+
+
+def first_right(dataset: RetrievalSet, scores: np.ndarray, direction: Direction) -> list[int]:
+    """Rank of the best right answer by counting: those above it, and equal ones before it."""
+    rows = scores if direction == "image_to_text" else scores.T
+    found = []
+    for query, row in enumerate(rows):
+        right = dataset.positives(direction).of(query)
+        found.append(min(1 + int((row > row[item]).sum()) + int((row[:item] == row[item]).sum()) for item in right))
+    return found
+
+
+def test_its_rows_and_means_are_those_of_its_scores(figures: Figures, dataset: RetrievalSet, matrices: dict[str, np.ndarray]) -> None:
+    rows = figures.queries.to_pylist()
+    for direction in DIRECTIONS:
+        ranks = first_right(dataset, matrices["ensemble"], direction)
+        own = [row for row in rows if (row["stage"], row["direction"]) == ("ensemble", direction)]
+        assert [row["rank"] for row in own] == ranks and all(len(row["top_ids"]) == DEPTH for row in own)
+        for k in RECALL_AT:
+            assert figures.stages["ensemble"][direction][f"R@{k}"] == pytest.approx(np.mean(np.array(ranks) <= k), abs=1e-12)
+
+
+def test_it_is_compared_and_falls_in_bins(figures: Figures, dataset: RetrievalSet, matrices: dict[str, np.ndarray]) -> None:
+    assert {(row["stage"], row["against"]) for row in figures.comparisons} == {("ensemble", "one"), ("ensemble", "other")}
+    for row in figures.sections["outcomes"]:
+        before, after = (np.array(first_right(dataset, matrices[name], row["direction"])) for name in (row["against"], row["stage"]))
+        right, was = after == 1, before == 1
+        expected = {"right in both": right & was, "fixed": right & ~was, "broken": ~right & was, "wrong in both": ~right & ~was}
+        assert row["stage"] == "ensemble" and row["counts"] == {name: int(chosen.sum()) for name, chosen in expected.items()}
+        compared = next(
+            c for c in figures.comparisons if (c["against"], c["direction"], c["metric"]) == (row["against"], row["direction"], "R@1")
+        )
+        assert (compared["wins"], compared["losses"]) == (row["counts"]["fixed"], row["counts"]["broken"])
+
+
+def test_it_is_sliced_by_its_own_margin(figures: Figures, dataset: RetrievalSet, matrices: dict[str, np.ndarray]) -> None:
+    kinds = {(row["by"], row["direction"]) for row in figures.sections["slices"] if row["stage"] == "one"}
+    assert {(row["by"], row["direction"]) for row in figures.sections["slices"] if row["stage"] == "ensemble"} == kinds
+    ordered = np.sort(matrices["ensemble"], axis=1)
+    margins, right = ordered[:, -1] - ordered[:, -2], np.array(first_right(dataset, matrices["ensemble"], "image_to_text")) == 1
+    edges = np.quantile(margins, [0.25, 0.5, 0.75])
+    shown = [
+        row
+        for row in figures.sections["slices"]
+        if (row["stage"], row["direction"], row["by"]) == ("ensemble", "image_to_text", "first-stage margin")
+    ]
+    bins = np.searchsorted(edges, margins)
+    assert [row["num_queries"] for row in shown] == np.bincount(bins).tolist()
+    assert [row["R@1"] for row in shown] == pytest.approx([right[bins == number].mean() for number in range(4)])
+
+
+def test_it_stands_in_the_report_and_its_gallery(figures: Figures, dataset: RetrievalSet, tmp_path: Path) -> None:
+    shown = gallery(dataset, figures)
+    assert shown and all((exhibit.failure["stage"], exhibit.failure["against"]) == ("ensemble", "one") for exhibit in shown)
+    folder = write_report(tmp_path / "report", figures, gallery=shown)
+    assert list(json.loads((folder / "report.json").read_text())["stages"]) == ["one", "other", "ensemble"]
+    assert (folder / "report.html").read_text().count("ensemble") > 10
+    assert set(pq.read_table(folder / "queries.parquet")["stage"].to_pylist()) == {"one", "other", "ensemble"}
+
+
+def test_it_can_re_order_another_without_saying_how_few_candidates_would_do(
+    dataset: RetrievalSet, matrices: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    """The ensemble's word on the first three of each query: bins, ceiling and report, but no K sweep."""
+    first = arm(dataset, "one", matrices["one"])
+    second = Stage("one+mean", {d: head_by(first.rankings[d], matrices["ensemble"], 3) for d in DIRECTIONS}, {}, "one", 3)
+    figures = evaluate(dataset, [first, second])
+    assert figures.stages["one+mean"]["k_sweep"] == [] and set(figures.stages["one+mean"]["ceiling"]) == set(DIRECTIONS)
+    assert all("missing" in row["counts"] for row in figures.sections["outcomes"])
+    write_report(tmp_path / "report", figures, gallery=gallery(dataset, figures))
+
+
+def head_by(first: Ranking, scores: np.ndarray, top_k: int) -> Ranking:
+    """The first `top_k` of each query in the order of other scores, the rest as it was."""
+    rows = scores if first.direction == "image_to_text" else scores.T
+    head = first.top_indices_QK[:, :top_k]
+    order = np.argsort(-np.take_along_axis(rows, head, 1), axis=1, kind="stable")
+    indices = np.concatenate([np.take_along_axis(head, order, 1), first.top_indices_QK[:, top_k:]], axis=1)
+    ranks = first.positive_ranks_P.copy()
+    query = np.repeat(np.arange(first.num_queries), np.diff(first.positive_offsets))
+    for place in np.flatnonzero(ranks <= DEPTH):
+        ranks[place] = 1 + int(np.flatnonzero(indices[query[place]] == first.positive_indices_P[place])[0])
+    return Ranking(first.direction, indices, first.top_scores_QK, first.positive_offsets, first.positive_indices_P, ranks)

@@ -1,0 +1,148 @@
+"""The gallery of a report: what it shows, that it is one bounded file, and that nothing from outside becomes markup."""
+
+import base64
+import io
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.metrics.evaluate import Figures, evaluate
+from eval.report.gallery import NUM_SHOWN, Exhibit, gallery, thumbnail
+from eval.report.report import write_report
+from tests.browser import needs_browser, opened
+from tests.unit.eval.reranked_set import TOP_K, first_stage, picture_set, reranked
+
+EVIL = "<script>document.title='owned'</script> {{ 7 * 7 }} \"' onerror=alert(1)"
+
+
+def measured(dataset: RetrievalSet) -> Figures:
+    first = first_stage(dataset)
+    return evaluate(dataset, [first, reranked(dataset, first)])
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> RetrievalSet:
+    return picture_set(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def figures(dataset: RetrievalSet) -> Figures:
+    return measured(dataset)
+
+
+@pytest.fixture(scope="module")
+def exhibits(dataset: RetrievalSet, figures: Figures) -> list[Exhibit]:
+    return gallery(dataset, figures)
+
+
+def decoded(uri: str) -> Image.Image:
+    kind, _, data = uri.partition(",")
+    assert kind == "data:image/jpeg;base64"
+    return Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+
+
+def test_answers_are_those_of_the_table_and_right_ones_are_marked(dataset: RetrievalSet, figures: Figures, exhibits: list[Exhibit]) -> None:
+    assert len(exhibits) == len(figures.sections["failures"]) > 10
+    table = {(row["stage"], row["direction"], row["query_id"]): row for row in figures.queries.to_pylist()}
+    captions = dict(zip(dataset.caption_ids, dataset.captions, strict=True))
+    for one in exhibits:
+        for items, stage, rank in ((one.before, "base", "rank_before"), (one.after, "base+blip", "rank_after")):
+            row = table[stage, one.failure["direction"], one.query.id]
+            assert [(item.id, item.score) for item in items] == list(zip(row["top_ids"], row["top_scores"], strict=True))[:NUM_SHOWN]
+            own = [item.id.split("#")[0] == row["image_id"] for item in items]  # no two captions here are equal
+            assert [item.is_right for item in items] == own
+            assert [place for place, right in enumerate(own, 1) if right][:1] == [one.failure[rank]] * (one.failure[rank] <= NUM_SHOWN)
+            for item in (one.query, *items):
+                assert item.text == captions.get(item.id, "") and bool(item.picture) == (not item.text)
+        assert not any(item.was_reranked for item in one.before) and all(item.was_reranked for item in one.after)
+
+
+def test_answers_below_the_candidates_are_told_apart(dataset: RetrievalSet) -> None:
+    first = first_stage(dataset)
+    shown = gallery(dataset, evaluate(dataset, [first, reranked(dataset, first, top_k=2)]))
+    assert all([item.was_reranked for item in one.after] == [True, True, False, False, False] for one in shown)
+
+
+def test_pictures_are_small_and_encoded_anew(exhibits: list[Exhibit]) -> None:
+    pictures = {item.picture for one in exhibits for item in (one.query, *one.before, *one.after) if item.picture}
+    assert {decoded(uri).size for uri in pictures} == {(48, 96)}
+    noted = Image.new("RGB", (300, 10))
+    noted.info |= {"comment": b"a secret of the file", "icc_profile": b"a secret" * 9999, "exif": b"Exif\0\0a secret", "xmp": b"a secret"}
+    assert decoded(thumbnail(noted)).size == (96, 3) and b"secret" not in base64.b64decode(thumbnail(noted).split(",")[1])
+
+
+def test_page_is_bounded_even_for_pictures_of_noise(tmp_path: Path) -> None:
+    dataset = picture_set(tmp_path, num_images=60, side=192)
+    figures = measured(dataset)
+    shown = gallery(dataset, figures)
+    assert len(shown) == 24
+    assert (write_report(tmp_path / "out", figures, gallery=shown) / "report.html").stat().st_size < 3_000_000
+
+
+class Reader(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def evil_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Captions and ids that would be markup, a script or a template."""
+    folder = tmp_path_factory.mktemp("evil")
+    made = picture_set(folder)
+    made.captions = [f"{EVIL} {number}" for number in range(made.num_captions)]
+    made.image_ids = [f"{EVIL}{name}" for name in made.image_ids]
+    figures = measured(made)
+    return write_report(folder / "out", figures, gallery=gallery(made, figures)) / "report.html"
+
+
+def test_everything_from_outside_stays_text(evil_page: Path) -> None:
+    page = Reader(evil_page.read_text(encoding="utf-8"))
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "a"}
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert page.text.count(EVIL) > 50
+    sources = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert sources and all(
+        str(one["src"]).startswith("data:image/jpeg;base64,") and str(one["alt"]).startswith("image ") for one in sources
+    )
+    assert "owned" not in str(page.tags[:8])
+
+
+def test_right_answers_are_told_in_words_too(figures: Figures, exhibits: list[Exhibit], tmp_path: Path) -> None:
+    page = (write_report(tmp_path, figures, gallery=exhibits) / "report.html").read_text(encoding="utf-8")
+    num_right = sum(item.is_right for one in exhibits for item in (*one.before, *one.after))
+    assert page.count("✓ right") == num_right == page.count('<li class="right">')
+    assert page.count('<section class="exhibit">') == len(exhibits)
+    assert f"first {TOP_K} re-ordered" in page and page.count("<svg") == 1 and page.count("<polyline") == 2
+
+
+def test_a_picture_that_does_not_decode_is_left_out(tmp_path: Path) -> None:
+    made = picture_set(tmp_path)
+    figures = measured(made)
+    for path in tmp_path.glob("*.png"):
+        path.write_bytes(b"\x89PNG and no more")
+    shown = gallery(made, figures)
+    assert not any(item.picture for one in shown for item in (one.query, *one.before, *one.after))
+    page = (write_report(tmp_path / "out", figures, gallery=shown) / "report.html").read_text(encoding="utf-8")
+    assert "(no picture)" in page and "<img" not in page
+
+
+@needs_browser
+def test_gallery_in_a_browser(evil_page: Path, tmp_path: Path) -> None:
+    done = opened(evil_page, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "CONSOLE" not in done.stderr and "<title>Retrieval report" in done.stdout
+    assert done.stdout.count('<section class="exhibit">') > 10 and "<script" not in done.stdout

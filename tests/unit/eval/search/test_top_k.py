@@ -1,0 +1,71 @@
+"""The running heads and the scan of a tile, against sorting everything; scores are few whole numbers, so that ties are everywhere."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eval.search.tile_scan import scan_columns, scan_rows
+from eval.search.top_k import Heads
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (64, 8), (65, 16), (130, 2048), (64, 2041), (200, 1024)])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_a_scan_finds_what_a_plain_comparison_finds(shape: tuple[int, int], share: float) -> None:
+    draws = np.random.default_rng(shape[0] * 7 + shape[1])
+    tile = draws.random(shape, dtype=np.float32)
+    floor_q, floor_n = (np.full(size, 1 - share, dtype=np.float32) for size in shape)
+    thresholds_qm = draws.random((shape[0], 3), dtype=np.float32)
+    thresholds_qm[:, 2] = -1.0  # every score is above: no counter may overflow
+    rows, columns, above_qm = scan_rows(tile, floor_q, thresholds_qm)
+    expected = np.nonzero(tile > floor_q[:, None])
+    assert np.array_equal(rows, expected[0]) and np.array_equal(columns, expected[1])
+    assert np.array_equal(above_qm, (tile[:, :, None] > thresholds_qm[:, None]).sum(axis=1))
+    thresholds_mn = np.stack([draws.random(shape[1], dtype=np.float32), np.full(shape[1], -1.0, dtype=np.float32)])
+    columns, rows, above_mn = scan_columns(tile, floor_n, thresholds_mn)
+    expected = np.nonzero(floor_n[:, None] < tile.T)
+    assert np.array_equal(columns, expected[0]) and np.array_equal(rows, expected[1])
+    assert np.array_equal(above_mn, (tile[None] > thresholds_mn[:, None]).sum(axis=1))
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 40), st.integers(1, 300), st.integers(1, 4), st.sampled_from([2, 9, 1000]))
+def test_heads_are_the_first_of_the_whole_order(
+    seed: int, num_queries: int, depth: int, num_items: int, num_tiles: int, values: int
+) -> None:
+    draws = np.random.default_rng(seed)
+    scores_QN = draws.integers(0, values, (num_queries, num_items)).astype(np.float32)
+    edges = sorted({0, num_items, *draws.integers(0, num_items + 1, num_tiles).tolist()})
+    by_rows, by_columns = Heads(num_queries, depth), Heads(num_queries, depth)
+    for start, stop in zip(edges, edges[1:], strict=False):
+        part = np.ascontiguousarray(scores_QN[:, start:stop])
+        by_rows.absorb_rows(part, 0, start, np.empty((num_queries, 0), np.float32))
+        by_columns.absorb_columns(np.ascontiguousarray(part.T), 0, start, np.empty((0, num_queries), np.float32))
+    for heads in (by_rows, by_columns):
+        items_QK, found_QK = heads.best()
+        for query, row in enumerate(scores_QN):
+            order = sorted(range(num_items), key=lambda item, row=row: (-row[item], item))[:depth]
+            assert items_QK[query].tolist() == order + [-1] * (depth - len(order))
+            assert found_QK[query, : len(order)].tolist() == row[order].tolist()
+            assert np.isneginf(found_QK[query, len(order) :]).all()
+
+
+def test_a_query_whose_best_come_last_and_all_at_once() -> None:
+    scores = np.sort(np.random.default_rng(0).random((2, 5000), dtype=np.float32), axis=1)
+    heads = Heads(2, 10)
+    for start in range(0, 5000, 500):
+        heads.absorb_rows(np.ascontiguousarray(scores[:, start : start + 500]), 0, start, np.empty((2, 0), np.float32))
+    assert heads.best()[0].tolist() == [list(range(4999, 4989, -1))] * 2
+
+
+def test_some_queries_of_a_block_at_a_time() -> None:
+    scores = np.random.default_rng(1).random((600, 900), dtype=np.float32)
+    heads = Heads(600, 5)
+    for first in (0, 256, 512):
+        for start in (0, 400):
+            tile = np.ascontiguousarray(scores[first : first + 256, start : start + (400 if not start else 500)].T)
+            heads.absorb_columns(tile, first, start, np.empty((0, tile.shape[1]), np.float32))
+    expected = torch.topk(torch.from_numpy(scores), 5, dim=1)
+    items, found = heads.best()
+    assert np.array_equal(items, expected.indices.numpy()) and np.array_equal(found, expected.values.numpy())

@@ -1,0 +1,262 @@
+"""Scorings that go on from what is kept: whatever was kept, damaged or edited in between, the scores are the straight ones."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from eval.choices.choice_set import Picture
+from eval.dataset.retrieval_set import RetrievalSet, load_split
+from eval.errors import UserError, WriteError
+from eval.manifest.manifest import read_manifest
+from rerank.scorers.load import load_scorer
+from rerank.scorers.scorer import ScorerSettings
+from rerank.scoring.candidates import CandidateLists
+from rerank.scoring.pair_scores import PairScores, complete_scores
+from rerank.scoring.score_cache import PairStore
+from tests.unit.rerank.stage_of_random_rankings import random_stage
+
+CAPTIONS = [f"caption {number}" for number in range(6)]
+NUM_IMAGES = 5
+
+
+class FormulaScorer:
+    """A formula of a pixel and the text that also depends, in its last bits, on how many captions it is given at once, as BLIP's may."""
+
+    name = "formula"
+
+    def __init__(self, fingerprint: str = "formula-1") -> None:
+        self.fingerprint, self.asked = fingerprint, []
+
+    def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
+        pixel = image.getpixel((0, 0))[0]
+        self.asked += [(pixel, caption) for caption in captions]
+        scores = np.array([pixel + sum(map(ord, caption)) / 7 for caption in captions], dtype=np.float32)
+        return scores + np.float32(2**-10) * len(captions)
+
+
+@dataclass
+class Colours:
+    """A data set in memory: picture i is of colour i + 1."""
+
+    captions: list[str] = field(default_factory=lambda: list(CAPTIONS))
+    colours: list[int] = field(default_factory=lambda: list(range(1, NUM_IMAGES + 1)))
+
+    @property
+    def image_ids(self) -> list[str]:
+        return [f"image {i}" for i in range(len(self.colours))]
+
+    @property
+    def caption_ids(self) -> list[str]:
+        return self.captions
+
+    def load_image(self, image: int) -> Image.Image:
+        return Image.new("RGB", (2, 2), (self.colours[image], 0, 0))
+
+    def image_digest(self, image: int) -> bytes:
+        return hashlib.sha256(self.load_image(image).tobytes()).digest()
+
+
+def lists_of(pairs: Sequence[tuple[int, int]]) -> CandidateLists:
+    array = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return CandidateLists.of_pairs(array[:, 0], array[:, 1])
+
+
+def straight(lists: CandidateLists, dataset: Colours | RetrievalSet | None = None) -> PairScores:
+    return complete_scores(FormulaScorer(), dataset or Colours(), lists)
+
+
+some_lists = st.sets(st.tuples(st.integers(0, NUM_IMAGES - 1), st.integers(0, len(CAPTIONS) - 1)), min_size=1).map(sorted)
+damages = st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from(["flip", "cut", "zeros", "gone"])), max_size=3)
+
+
+def damage(folder: Path, where: int, how: str) -> None:
+    """Do something bad to one of the segments that hold something."""
+    paths = sorted(path for path in folder.rglob("*.pairs") if path.stat().st_size)
+    if not paths:
+        return
+    path = paths[where % len(paths)]
+    data = path.read_bytes()
+    place = where % len(data)
+    if how == "gone":
+        path.unlink()
+    else:
+        tail = {"cut": b"", "zeros": bytes(len(data) - place), "flip": bytes([data[place] ^ 4]) + data[place + 1 :]}[how]
+        path.write_bytes(data[:place] + tail)
+
+
+@settings(deadline=None)
+@given(steps=st.lists(st.tuples(some_lists, damages), min_size=1, max_size=5), last=some_lists)
+def test_any_history_gives_the_straight_scores_but_for_what_was_asked_in_other_lists(tmp_path_factory, steps: list, last: list) -> None:
+    """Runs of any lists, with damage between them; every score is the formula's, and no pair is scored that was known."""
+    folder, known, was_damaged = tmp_path_factory.mktemp("kept"), lists_of([]), False
+    for pairs, bad in [*steps, (last, []), (last, [])]:
+        scorer, lists = FormulaScorer(), lists_of(pairs)
+        scores = complete_scores(scorer, Colours(), lists, kept=PairStore(folder, say=lambda text: None))
+        assert np.array_equal(scores.lists.keys_N, lists.keys_N)
+        np.testing.assert_allclose(scores.scores_N, straight(lists).scores_N, atol=2**-10 * len(CAPTIONS))
+        scored = lists.difference(scores.kept)
+        asked = zip(scored.image_of_pair_N, scored.caption_indices_N, strict=True)
+        assert scorer.asked == [(image + 1, CAPTIONS[caption]) for image, caption in asked]
+        assert (scores.cost.pairs_scored, scores.cost.images_encoded) == (scored.num_pairs, scored.num_images)
+        assert was_damaged or np.array_equal(scored.keys_N, lists.difference(known).keys_N)
+        known, was_damaged = known.union(lists), was_damaged or bool(bad)
+        for where, how in bad:
+            damage(folder, where, how)
+    assert scorer.asked == []
+
+
+@settings(deadline=None)
+@given(pairs=some_lists, rounds=st.lists(damages, min_size=1, max_size=4))
+def test_the_same_lists_give_the_same_bits_whatever_was_lost_in_between(tmp_path_factory, pairs: list, rounds: list) -> None:
+    """An image's list is known whole or not at all: it is never scored in two batches."""
+    folder, lists = tmp_path_factory.mktemp("kept"), lists_of(pairs)
+    for bad in rounds:
+        scores = complete_scores(FormulaScorer(), Colours(), lists, kept=PairStore(folder, say=lambda text: None))
+        assert np.array_equal(scores.scores_N, straight(lists).scores_N)
+        for where, how in bad:
+            damage(folder, where, how)
+
+
+def test_what_ends_a_scoring_between_images_costs_no_image_that_was_done(tmp_path: Path) -> None:
+    class Asked(Exception):
+        pass
+
+    lists = lists_of([(i, c) for i in range(NUM_IMAGES) for c in range(i + 1)])
+    heard: list[int] = []
+
+    def leave(pairs: int) -> None:
+        heard.append(pairs)
+        if len(heard) == 3:
+            raise Asked
+
+    with pytest.raises(Asked):
+        complete_scores(FormulaScorer(), Colours(), lists, kept=PairStore(tmp_path), on_progress=leave)
+    assert heard == [1, 2, 3]
+    after = FormulaScorer()
+    scores = complete_scores(after, Colours(), lists, kept=PairStore(tmp_path))
+    assert np.array_equal(scores.scores_N, straight(lists).scores_N)
+    assert {pixel for pixel, _ in after.asked} == {4, 5} and len(after.asked) == 9 and scores.kept.num_pairs == 6
+
+
+def test_a_larger_k_and_another_first_stage_score_only_what_is_new(tmp_path: Path) -> None:
+    from rerank.reorder.stages import reranked_stages, stage_lists
+
+    dataset, base, tuned = (
+        Colours(),
+        random_stage("base", 1, NUM_IMAGES, len(CAPTIONS)),
+        random_stage("tuned", 2, NUM_IMAGES, len(CAPTIONS)),
+    )
+    dataset.num_images, dataset.num_captions, dataset.split = NUM_IMAGES, len(CAPTIONS), "test"
+    known, asked = lists_of([]), 0
+    for stages, top_k in (([base], 2), ([base], 3), ([base, tuned], 3), ([tuned], 2)):
+        scorer = FormulaScorer()
+        twins = reranked_stages(dataset, stages, scorer, top_k, kept=PairStore(tmp_path), show_progress=False)
+        own = [stage_lists(stage, top_k) for stage in stages]
+        for twin, lists in zip(twins, own, strict=True):
+            new = lists.difference(known)
+            assert (twin.cost["pairs_needed"], twin.cost["pairs_scored"]) == (lists.num_pairs, new.num_pairs)
+            assert twin.cost["pairs_kept"] == lists.num_pairs - new.num_pairs and twin.cost["images_encoded"] == new.num_images
+        union = known.union(*own)
+        assert len(scorer.asked) == union.num_pairs - known.num_pairs
+        known, asked = union, asked + len(scorer.asked)
+    assert asked == known.num_pairs and scorer.asked == []
+
+
+def test_captions_with_the_same_text_are_scored_once_and_alike(tmp_path: Path) -> None:
+    dataset, lists = Colours(captions=["a dog", "a cat", "a dog"]), lists_of([(0, 0), (0, 1), (0, 2)])
+    for kept in (PairStore(tmp_path), PairStore(tmp_path), None):
+        scores = complete_scores(scorer := FormulaScorer(), dataset, lists, kept=kept)
+        assert scores.scores_N[0] == scores.scores_N[2]
+        assert np.array_equal(scores.scores_N, straight(lists, dataset).scores_N)
+        assert scorer.asked in ([(1, "a dog"), (1, "a cat")], [])
+
+
+def test_another_fingerprint_knows_nothing(tmp_path: Path) -> None:
+    lists = lists_of([(0, 0), (1, 1)])
+    for fingerprint in ("formula-1", "formula-2"):
+        complete_scores(scorer := FormulaScorer(fingerprint), Colours(), lists, kept=PairStore(tmp_path))
+        assert len(scorer.asked) == 2
+
+
+def test_other_settings_of_blip_keep_scores_of_their_own(tiny_blip: Path, memory_set, tmp_path: Path) -> None:
+    dataset, lists = memory_set(2, ["a dog", "the red cat"]), lists_of([(0, 0), (0, 1), (1, 1)])
+    for kind in ("match_logit", "margin"):
+        scorer = load_scorer(str(tiny_blip), device="cpu", settings=ScorerSettings(score_kind=kind))
+        alone = complete_scores(scorer, dataset, lists)
+        for num_kept in (0, 3):
+            scores = complete_scores(scorer, dataset, lists, kept=PairStore(tmp_path))
+            assert scores.kept.num_pairs == num_kept and np.array_equal(scores.scores_N, alone.scores_N)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def draw(path: Path, colour: int) -> None:
+    Image.new("RGB", (4, 4), (colour, 0, 0)).save(path)
+
+
+def split_of(folder: Path, captions: list[str], names: Sequence[str] = ("0.png", "1.png")) -> RetrievalSet:
+    rows = [f'{{"image": "{name}", "caption": "{caption}"}}' for name, caption in zip(names, captions, strict=True)]
+    (folder / "pairs.jsonl").write_text("\n".join(rows))
+    return load_split(read_manifest(str(folder / "pairs.jsonl")), None)
+
+
+def test_what_is_edited_is_scored_again_and_what_is_renamed_is_not(tmp_path: Path) -> None:
+    """By content: an edited picture or caption is a new one, the old one back again is known, and names do not matter."""
+    every = lists_of([(0, 0), (0, 1), (1, 0), (1, 1)])
+
+    def asked(captions: list[str], names: Sequence[str] = ("0.png", "1.png")) -> list:
+        dataset, scorer = split_of(tmp_path, captions, names), FormulaScorer()
+        scores = complete_scores(scorer, dataset, every, kept=PairStore(tmp_path / "kept"))
+        np.testing.assert_allclose(scores.scores_N, straight(every, dataset).scores_N, atol=2**-8)
+        return scorer.asked
+
+    draw(tmp_path / "0.png", 10), draw(tmp_path / "1.png", 11)
+    assert len(asked(["a", "b"])) == 4
+    assert asked(["a", "b"]) == []
+    draw(tmp_path / "1.png", 12)
+    assert asked(["a", "b"]) == [(12, "a"), (12, "b")]
+    assert asked(["a", "B"]) == [(10, "B"), (12, "B")]
+    draw(tmp_path / "1.png", 11)
+    assert asked(["a", "b"]) == []
+    (tmp_path / "0.png").rename(tmp_path / "z.png")
+    assert asked(["b", "a"], ["1.png", "z.png"]) == []
+
+
+def test_a_picture_that_changes_while_it_is_scored_is_refused(tmp_path: Path) -> None:
+    draw(tmp_path / "0.png", 10), draw(tmp_path / "1.png", 11)
+    dataset, lists = split_of(tmp_path, ["a", "b"]), lists_of([(0, 0), (1, 0)])
+
+    class Editor(FormulaScorer):
+        def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
+            draw(tmp_path / "1.png", 13)
+            return super().score(image, captions)
+
+    with pytest.raises(UserError, match=r"image '1.png': its file was changed while it was scored"):
+        complete_scores(Editor(), dataset, lists, kept=PairStore(tmp_path / "kept"))
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(UserError, match=r"1\.png: cannot be read"):
+        complete_scores(FormulaScorer(), dataset, lists, kept=PairStore(tmp_path / "kept"))
+
+
+def test_the_part_of_a_picture_is_part_of_what_a_choice_shows(tmp_path: Path) -> None:
+    draw(tmp_path / "0.png", 10)
+    data = (tmp_path / "0.png").read_bytes()
+    digests = {
+        Picture(key, source, len(data), box).digest()
+        for key, source in (("a", tmp_path / "0.png"), ("b", data))
+        for box in (None, (0.0, 0.0, 2.0, 2.0), (0.0, 0.0, 2.0, 3.0))
+    }
+    assert len(digests) == 3 and hashlib.sha256(data).digest() in digests
+
+
+def test_a_store_that_cannot_be_written_ends_the_scoring(tmp_path: Path) -> None:
+    store = PairStore(tmp_path)
+    (tmp_path / "formula-1").write_text("a file where a folder is wanted")
+    with pytest.raises(WriteError, match="could not keep pair scores"):
+        complete_scores(FormulaScorer(), Colours(), lists_of([(0, 0)]), kept=store)

@@ -1,0 +1,198 @@
+"""train/engine/checkpoint.py: what is committed is whole, what is not whole is not read, and nothing good is lost to a failure."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.small_job import SmallWorld
+from train.config.job import TrainConfig
+from train.config.model import ModelConfig
+from train.engine import checkpoint
+from train.engine.checkpoint import Checkpoints, NoReadableCheckpoint, State, verify
+from train.model.siglip import TunedModel, build_model, make_optimizer
+
+TRAIN = TrainConfig(max_steps=9, batch_size=8, learning_rate=1e-2, eval_every_steps=3, checkpoint_every_steps=3)
+
+
+def state(step: int, **changes: object) -> State:
+    whole = State(step, 10 * step, True, None, None, 0, 0.25, 0, "base", "data")
+    return replace(whole, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def tuned(small_world: SmallWorld) -> TunedModel:
+    return build_model(ModelConfig(base=str(small_world.base), freeze=["image", "text"]), str(small_world.base))
+
+
+@pytest.fixture
+def optimizer(tuned: TunedModel) -> torch.optim.Optimizer:
+    return make_optimizer(tuned, TRAIN)
+
+
+def train_a_step(tuned: TunedModel, optimizer: torch.optim.Optimizer, gradient: float) -> None:
+    for number, (_, parameter) in enumerate(tuned.trainable()):
+        parameter.grad = torch.full_like(parameter, gradient + number)
+    optimizer.step()
+
+
+@pytest.fixture
+def saved(tmp_path: Path, tuned: TunedModel, optimizer: torch.optim.Optimizer) -> Checkpoints:
+    """Checkpoints of steps 0, 3 and 6."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    for step in (0, 3, 6):
+        for _ in range(3 if step else 0):
+            train_a_step(tuned, optimizer, 1.0)
+        checkpoints.save(state(step), tuned, optimizer, None)
+    return checkpoints
+
+
+def test_weights_and_moments_come_back_bit_for_bit(
+    saved: Checkpoints, small_world: SmallWorld, tuned: TunedModel, optimizer: torch.optim.Optimizer
+) -> None:
+    fresh = build_model(ModelConfig(base=str(small_world.base), freeze=["image", "text"]), str(small_world.base))
+    other = make_optimizer(fresh, TRAIN)
+    saved.load_weights(6, fresh)
+    saved.load_optimizer(6, fresh, other)
+    for gradient in (0.5, -2.0):  # the same steps from here lead to the same bits only if every moment and the step count are there
+        train_a_step(tuned, optimizer, gradient)
+        train_a_step(fresh, other, gradient)
+        assert all(torch.equal(one, two) for (_, one), (_, two) in zip(tuned.trainable(), fresh.trainable(), strict=True))
+    assert saved.state(6) == state(6)
+
+
+def test_every_kind_of_damage_is_seen(saved: Checkpoints) -> None:
+    folder = saved.path(6)
+    assert verify(folder) == ""
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["manifest.json", "optimizer.safetensors", "state.json", "weights.safetensors"]
+    for name in names:
+        path = folder / name
+        whole = path.read_bytes()
+        for place in range(0, len(whole), max(1, len(whole) // 40)):
+            for bit in (1, 128):
+                path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+                assert verify(folder) != "", (name, place, bit)
+        for length in (0, 1, len(whole) // 2, len(whole) - 2):
+            path.write_bytes(whole[:length])
+            assert verify(folder) != "", (name, length)
+        path.unlink()
+        assert verify(folder) != "", name
+        path.write_bytes(whole)
+    assert verify(folder) == ""
+
+
+def test_the_newest_whole_one_is_taken_with_a_warning(saved: Checkpoints) -> None:
+    assert saved.newest() == (state(6), [])
+    (saved.path(6) / "weights.safetensors").write_bytes(b"")
+    found = saved.newest()
+    assert found is not None and found[0] == state(3) and len(found[1]) == 1 and "step-6 is damaged and was passed over" in found[1][0]
+
+
+def test_when_none_is_whole_nothing_is_guessed(saved: Checkpoints, tmp_path: Path) -> None:
+    for step in (0, 3, 6):
+        (saved.path(step) / "state.json").unlink()
+    with pytest.raises(NoReadableCheckpoint, match="step-6(.|\n)*step-3(.|\n)*step-0(.|\n)*Move .* away") as caught:
+        saved.newest()
+    assert caught.value.exit_code == 3
+    assert Checkpoints(tmp_path / "nothing").newest() is None
+
+
+def test_a_state_of_another_version_counts_as_damaged(saved: Checkpoints) -> None:
+    folder = saved.path(6)
+    record = json.loads((folder / "state.json").read_text())
+    del record["best_step"]
+    (folder / "state.json").write_text(json.dumps(record))
+    checkpoint._seal(folder)
+    assert verify(folder).startswith("manifest.json")  # sealed with its own old manifest inside
+    (folder / "manifest.json").unlink()
+    checkpoint._seal(folder)
+    assert verify(folder) == ""
+    found = saved.newest()
+    assert found is not None and found[0].step == 3
+
+
+def test_prune_keeps_the_newest_and_the_best(saved: Checkpoints) -> None:
+    saved.prune(1, best_step=0)
+    assert saved.steps() == [0, 6]
+    saved.prune(1, best_step=None)
+    assert saved.steps() == [6]
+
+
+def test_damaged_checkpoints_do_not_push_out_the_whole_one(saved: Checkpoints) -> None:
+    (saved.path(6) / "weights.safetensors").write_bytes(b"")
+    found = saved.newest()
+    assert found is not None
+    saved.discard_after(found[0].step)
+    saved.prune(1, best_step=None)
+    assert saved.steps() == [3] and verify(saved.path(3)) == ""
+
+
+def test_the_same_state_is_not_written_twice(saved: Checkpoints, tuned: TunedModel, optimizer: torch.optim.Optimizer) -> None:
+    before = (saved.path(6) / "manifest.json").stat().st_ino
+    saved.save(state(6), tuned, optimizer, None)
+    assert (saved.path(6) / "manifest.json").stat().st_ino == before
+
+
+def test_what_was_learnt_since_is_written(saved: Checkpoints, tuned: TunedModel, optimizer: torch.optim.Optimizer) -> None:
+    """A run stopped before the evaluation of its last step learns afterwards that this step is the best one."""
+    saved.save(state(6, best_step=6, best_score=0.5), tuned, optimizer, None)
+    found = saved.newest()
+    assert found is not None and found[0].best_step == 6
+    assert sorted(path.name for path in saved.folder.iterdir()) == ["step-0", "step-3", "step-6"]
+
+
+def test_a_damaged_one_of_the_same_step_is_replaced(saved: Checkpoints, tuned: TunedModel, optimizer: torch.optim.Optimizer) -> None:
+    (saved.path(6) / "optimizer.safetensors").write_bytes(b"")
+    saved.save(state(6), tuned, optimizer, None)
+    assert verify(saved.path(6)) == "" and saved.steps() == [0, 3, 6]
+
+
+@pytest.mark.parametrize("failing", ["save_file", "_seal", "sync_folder"])
+def test_a_write_that_fails_leaves_the_old_ones_and_no_litter(
+    saved: Checkpoints, tuned: TunedModel, optimizer: torch.optim.Optimizer, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, failing, fail)
+    with pytest.raises(OSError, match="No space"):
+        saved.save(state(9), tuned, optimizer, None)
+    assert [path for path in saved.folder.iterdir() if not path.name.startswith("step-")] == []
+    assert all(verify(saved.path(step)) == "" for step in (0, 3, 6))
+
+
+def test_a_folder_that_cannot_be_written_is_an_os_error(tmp_path: Path, tuned: TunedModel, optimizer: torch.optim.Optimizer) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    with pytest.raises(OSError):
+        Checkpoints(tmp_path / "checkpoints").save(state(0), tuned, optimizer, None)
+
+
+def test_sweep_removes_leftovers_and_brings_back_what_was_being_replaced(saved: Checkpoints) -> None:
+    shutil.copytree(saved.path(3), saved.folder / ".tmp-9-123")
+    shutil.copytree(saved.path(3), saved.folder / ".retired-step-3")
+    os.rename(saved.path(6), saved.folder / ".retired-step-6")
+    saved.sweep()
+    assert sorted(path.name for path in saved.folder.iterdir()) == ["step-0", "step-3", "step-6"]
+    assert verify(saved.path(6)) == ""
+
+
+def test_negatives_travel_with_the_checkpoint(
+    saved: Checkpoints, tuned: TunedModel, optimizer: torch.optim.Optimizer, tmp_path: Path
+) -> None:
+    table = tmp_path / "abc.parquet"
+    table.write_bytes(b"a table")
+    saved.save(state(9, negatives="abc"), tuned, optimizer, table)
+    assert (saved.path(9) / "negatives.parquet").read_bytes() == b"a table"
+    (saved.path(9) / "negatives.parquet").write_bytes(b"another")
+    assert "negatives.parquet" in verify(saved.path(9))
+
+
+def test_weights_of_another_model_are_refused(saved: Checkpoints, small_world: SmallWorld) -> None:
+    full = build_model(ModelConfig(base=str(small_world.base)), str(small_world.base))
+    with pytest.raises(NoReadableCheckpoint, match="weights of another model"):
+        saved.load_weights(6, full)

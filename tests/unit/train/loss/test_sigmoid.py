@@ -1,0 +1,206 @@
+"""train/loss/sigmoid.py against a double loop in plain Python floats, and its gradients against autograd through the formula written
+out."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from eval.dataset.retrieval_set import GroupHashes
+from train.loss.positives import BatchPositives
+from train.loss.sigmoid import LossTerms, Pairing, sigmoid_loss
+
+
+def unit(rows: int, width: int, seed: int) -> torch.Tensor:
+    vectors = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.nn.functional.normalize(vectors, dim=1)
+
+
+def truth_of(positive: torch.Tensor) -> BatchPositives:
+    """Every image a group of its own, every text words of its own, true as a matrix says."""
+    images, texts = np.nonzero(positive.numpy())
+    return BatchPositives([np.arange(positive.shape[1])], [(np.arange(len(positive)), GroupHashes(images, texts, len(positive)))])
+
+
+class Problem:
+    """A small batch: b images, b captions, then mined captions that face all images or their own."""
+
+    def __init__(self, num: int, num_mined: int, scope: str | None, seed: int, *, scale: float = 9.0, bias: float = -4.0) -> None:
+        draws = torch.Generator().manual_seed(seed)
+        self.scope, self.num, self.weight = scope, num, 0.7
+        self.images, self.texts = unit(num, 5, seed), unit(num + num_mined, 5, seed + 1)
+        self.scale, self.bias = torch.tensor(scale, dtype=torch.float64), torch.tensor(bias, dtype=torch.float64)
+        self.positive = (torch.rand(num, num + num_mined, generator=draws) < 0.2) | torch.eye(num, num + num_mined).bool()
+        self.rows = torch.randint(num, (num_mined,), generator=draws)
+
+    def pairing(self, block: int | None) -> Pairing:
+        travel = len(self.texts) if self.scope == "all" else self.num
+        positives = truth_of(self.positive[:, :travel])
+        return Pairing(positives, (travel,), self.num, self.rows if self.scope == "own" else None, self.weight, block=block)
+
+    def leaves(self, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+        return [value.to(dtype).clone().requires_grad_() for value in (self.images, self.texts, self.scale, self.bias)]
+
+    def sign(self, row: int, column: int) -> float:
+        return 1.0 if self.positive[row, column] and not (self.scope == "own" and column >= self.num) else -1.0
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """Every pair of the loss: all images with all captions, and what the scope says of mined ones."""
+        mined = range(self.num, len(self.texts))
+        of_mined = [(row, column) for row in range(self.num) for column in mined if self.scope == "all"]
+        of_mined += [(int(self.rows[column - self.num]), column) for column in mined if self.scope == "own"]
+        return [(row, column) for row in range(self.num) for column in range(self.num)] + of_mined
+
+
+def minus_log_sigmoid(x: float) -> float:
+    return math.log1p(math.exp(-x)) if x > 0 else -x + math.log1p(math.exp(x))
+
+
+def looped(problem: Problem) -> tuple[float, float]:
+    """In-batch and mined term by a double loop over Python floats."""
+    terms = [0.0, 0.0]
+    images, texts = problem.images.tolist(), problem.texts.tolist()
+    for row, column in problem.pairs():
+        logit = float(problem.scale) * sum(a * b for a, b in zip(images[row], texts[column], strict=True)) + float(problem.bias)
+        terms[column >= problem.num] += minus_log_sigmoid(problem.sign(row, column) * logit)
+    return terms[0] / problem.num, terms[1] / problem.num
+
+
+def looped_gradients(problem: Problem) -> list[torch.Tensor]:
+    """Gradients of the formula, pair by pair in float64, derived by hand: d/d logit = -y sigmoid(-y logit)."""
+    images, texts = torch.zeros_like(problem.images), torch.zeros_like(problem.texts)
+    scale = bias = 0.0
+    for row, column in problem.pairs():
+        cosine = float(problem.images[row] @ problem.texts[column])
+        sign = problem.sign(row, column)
+        by_logit = -sign / (1 + math.exp(sign * (float(problem.scale) * cosine + float(problem.bias)))) / problem.num
+        by_logit *= problem.weight if column >= problem.num else 1.0
+        images[row] += by_logit * problem.scale * problem.texts[column]
+        texts[column] += by_logit * problem.scale * problem.images[row]
+        scale, bias = scale + by_logit * cosine, bias + by_logit
+    return [images, texts, *torch.tensor([scale, bias], dtype=torch.float64)]
+
+
+def gradients(leaves: list[torch.Tensor], terms: LossTerms, factor: float = 1.0) -> list[torch.Tensor]:
+    (factor * terms.total).backward()
+    return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+
+def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float) -> None:
+    assert len(found) == len(expected)
+    norm = math.sqrt(sum(float((value**2).sum()) for value in expected))
+    for one, other in zip(found, expected, strict=True):
+        assert float(torch.linalg.vector_norm(one.double() - other)) <= tolerance * norm
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num=st.integers(1, 9),
+    num_mined=st.integers(0, 7),
+    scope=st.sampled_from([None, "own", "all"]),
+    block=st.integers(1, 10),
+    seed=st.integers(0, 99),
+    scale=st.sampled_from([0.0, 1.0, 10.0, 117.0]),
+    bias=st.sampled_from([0.0, -12.9, 40.0]),
+)
+def test_loss_and_gradients_are_the_double_loop_in_blocks_of_any_size(
+    num: int, num_mined: int, scope: str | None, block: int, seed: int, scale: float, bias: float
+) -> None:
+    problem = Problem(num, num_mined if scope else 0, scope, seed, scale=scale, bias=bias)
+    leaves = problem.leaves()
+    terms = sigmoid_loss(*leaves, problem.pairing(block))
+    in_batch, mined = looped(problem)
+    assert (float(terms.in_batch), float(terms.mined)) == pytest.approx((in_batch, mined), rel=1e-11)
+    assert float(terms.total.detach()) == pytest.approx(in_batch + 0.7 * mined, rel=1e-11)
+    assert_close(gradients(leaves, terms), looped_gradients(problem), 1e-10)
+
+
+def test_float32_is_float64_to_1e_5() -> None:
+    problem = Problem(40, 30, "all", 3, scale=110.0, bias=-12.0)
+    leaves = problem.leaves(torch.float32)
+    terms = sigmoid_loss(*leaves, problem.pairing(16))
+    assert terms.total.dtype == torch.float32
+    in_batch, mined = looped(problem)
+    assert float(terms.total.detach()) == pytest.approx(in_batch + 0.7 * mined, rel=1e-5)
+    assert_close(gradients(leaves, terms), looped_gradients(problem), 1e-5)
+
+
+def test_what_comes_in_multiplies_every_gradient() -> None:
+    problem = Problem(6, 5, "own", 1)
+    leaves = problem.leaves()
+    found = gradients(leaves, sigmoid_loss(*leaves, problem.pairing(4)), factor=65536.0)
+    assert_close(found, [65536.0 * value for value in looped_gradients(problem)], 1e-10)
+
+
+@pytest.mark.parametrize("frozen", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize("scope", ["own", "all"])
+def test_a_side_that_does_not_train_leaves_the_other_gradients_as_they_are(scope: str, frozen: tuple[int, ...]) -> None:
+    problem = Problem(6, 5, scope, 2)
+    leaves = problem.leaves()
+    for place in frozen:
+        leaves[place].requires_grad_(False)
+    found = gradients(leaves, sigmoid_loss(*leaves, problem.pairing(4)))
+    assert_close(found, [value for place, value in enumerate(looped_gradients(problem)) if place not in frozen], 1e-10)
+
+
+@pytest.mark.parametrize("bias", [-300.0, 300.0])
+def test_logits_far_out_keep_their_loss_and_gradient(bias: float) -> None:
+    problem = Problem(5, 3, "all", 4, scale=100.0, bias=bias)
+    leaves = problem.leaves(torch.float32)
+    terms = sigmoid_loss(*leaves, problem.pairing(2))
+    assert float(terms.total.detach()) == pytest.approx(looped(problem)[0] + 0.7 * looped(problem)[1], rel=1e-5)
+    assert_close(gradients(leaves, terms), looped_gradients(problem), 1e-5)
+
+
+def test_under_autocast_the_product_stays_float32() -> None:
+    problem = Problem(8, 6, "own", 0, scale=100.0, bias=-10.0)
+    plain_leaves, cast_leaves = problem.leaves(torch.float32), problem.leaves(torch.float32)
+    plain = sigmoid_loss(*plain_leaves, problem.pairing(4))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = sigmoid_loss(*cast_leaves, problem.pairing(4))
+    assert torch.equal(cast.total, plain.total)
+    for one, other in zip(gradients(cast_leaves, cast), gradients(plain_leaves, plain), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_second_derivatives_and_a_second_backward_are_refused() -> None:
+    problem = Problem(4, 0, None, 0)
+    leaves = problem.leaves()
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(sigmoid_loss(*leaves, problem.pairing(None)).total, leaves[:1], create_graph=True)
+    total = sigmoid_loss(*leaves, problem.pairing(None)).total
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="handed out once"):
+        total.backward()
+
+
+class _LargestMade(TorchDispatchMode):
+    """Notes the most elements that any tensor made by any operation has."""
+
+    num_elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        sizes = [leaf.untyped_storage().nbytes() // leaf.element_size() for leaf in tree_leaves(made) if isinstance(leaf, torch.Tensor)]
+        self.num_elements = max([self.num_elements, *sizes])
+        return made
+
+
+@pytest.mark.parametrize("scope", [None, "own", "all"])
+def test_no_tensor_is_ever_larger_than_the_embeddings_or_a_block(scope: str | None) -> None:
+    num, block, width = 600, 32, 8
+    images, texts = unit(num, width, 0).requires_grad_(), unit(2 * num, width, 1).requires_grad_()
+    scale, bias = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (10.0, -5.0))
+    travel = 2 * num if scope == "all" else num
+    words = np.arange(travel) % 7  # one image in seven is true of a text: the pairs alone would be many times what a block may hold
+    positives = BatchPositives([words], [(np.arange(num) % 7, GroupHashes(np.arange(7), np.arange(7), 7))])
+    rows = torch.arange(num) if scope == "own" else None
+    with _LargestMade() as made:
+        sigmoid_loss(images, texts, scale, bias, Pairing(positives, (travel,), num, rows, 0.5, block=block)).total.backward()
+    assert made.num_elements == texts.numel() < num * num / 30

@@ -1,0 +1,90 @@
+"""One process of a mining of candidates, for test_candidates.py: python -m ... MANIFEST BASE OUTPUT [memory].
+
+On a small grid, so that a few dozen rows are several blocks, tiles and bands for each of up to three processes.
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from eval.dataset.retrieval_set import PositivePairs
+from eval.encoder.checkpoint import load_siglip
+from eval.encoder.embedding_files import Held, Shards
+from eval.processes import Processes
+from eval.search import streamed as streamed_search
+from tests.small_job import load
+from train.mining import candidates
+from train.mining import faiss_index as approximate
+
+FURTHER = [f"a {colour} {thing} number {number}" for number in range(4) for colour in ("red", "grey") for thing in ("dog", "circle", "cat")]
+SOME_IMAGES = np.array([0, 3, 4, 11, 17, 18, 19, 33, 38])
+SOME_CAPTIONS = np.array([70, 3, 4, 5, 30, 31, 1, 44])
+
+
+def find_all(manifest: str, base: str, folder: Path, processes: Processes) -> dict[str, np.ndarray]:
+    """Candidates of every kind, by name."""
+    model, inputs = load_siglip(base)
+    dataset = load(Path(manifest))
+    common = {"folder": folder, "processes": processes}
+    whole = candidates.find_candidates(model, inputs, dataset, 30, further=FURTHER, **common)
+    some = candidates.find_candidates(model, inputs, dataset, 30, further=FURTHER, images_I=SOME_IMAGES, **common)
+    images = candidates.find_image_candidates(model, inputs, dataset, 25, np.arange(dataset.num_captions), **common)
+    few = candidates.find_image_candidates(model, inputs, dataset, 25, SOME_CAPTIONS, **common)
+    records = {"whole": whole, "some": some, "images": images, "few": few}
+    if approximate_is_here():
+        asked = approximate.Approximate(num_probes=3)
+        records["approximate"] = candidates.find_candidates(model, inputs, dataset, 30, further=FURTHER, approximate=asked, **common)
+    assert list(folder.iterdir()) == []
+    return {
+        f"{name}.{key}": np.array(value) for name, record in records.items() for key, value in vars(record).items() if value is not None
+    }
+
+
+def approximate_is_here() -> bool:
+    """Whether faiss is installed."""
+    try:
+        import faiss  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def growth_of_memory() -> dict[str, int]:
+    """By how many bytes the most memory ever held rises with a pool of 50 MB and with a thousand queries; the small search comes first."""
+    draws = np.random.default_rng(0)
+    queries = Held(draws.standard_normal((100, 64), dtype=np.float32))
+    nothing = PositivePairs(np.zeros(101, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    peaks = []
+    for num_rows in (4096, 200_000):
+        with Shards(None, num_rows, 128, Processes()) as pool:
+            for start in range(0, num_rows, 128):
+                pool.append(draws.standard_normal((min(128, num_rows - start), 64), dtype=np.float32))
+            pool.seal()
+            streamed_search.stream_search(queries, pool, nothing, 10)
+        peaks.append(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return {"bytes": 200_000 * 64 * 4, "growth": peaks[1] - peaks[0]}
+
+
+def main() -> None:
+    """Each process writes OUTPUT/RANK.npz; embeddings lie in OUTPUT/negatives meanwhile."""
+    manifest, base, output, *memory = sys.argv[1:]
+    torch.set_num_threads(1)
+    if memory:
+        (Path(output) / "memory.json").write_text(json.dumps(growth_of_memory()), encoding="utf-8")
+        return
+    dist.init_process_group("gloo")
+    streamed_search.QUERY_BLOCK, streamed_search.GALLERY_BLOCK, streamed_search.ROW_BLOCKS_AT_ONCE = 8, 20, 1
+    candidates.IMAGE_BLOCK, candidates.TEXT_BLOCK = 6, 14
+    approximate.QUERY_BLOCK, approximate.TEXT_BLOCK, approximate.SAMPLE = 8, 14, 20
+    found = find_all(manifest, base, Path(output) / "negatives", Processes.current())
+    np.savez(Path(output) / f"{dist.get_rank()}.npz", **found)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

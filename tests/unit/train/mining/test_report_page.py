@@ -1,0 +1,97 @@
+"""train/mining/report_page.py: a page with the sheet's numbers and twenty pairs, in which a caption is words and never markup."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.small_job import SmallWorld, load, write_pictures
+from train.config.mining import MiningConfig
+from train.data.caption_pool import CaptionPool, FurtherCaptions
+from train.mining.candidates import Candidates
+from train.mining.captions import select
+from train.mining.report import RULES, Mined, draw_up
+from train.mining.report_page import chosen_rows, write_sheet
+
+NASTY = "<script>alert(1)</script> & \"quotes\" 'too' {{ 7 * 7 }}"
+
+
+def mined_among(pool: CaptionPool) -> Mined:
+    """Three negatives for every image, the pool's last caption first in each list."""
+    count = pool.dataset.num_images
+    draws = np.random.default_rng(0)
+    captions = np.stack([np.concatenate([[len(pool) - 1], draws.permutation(len(pool) - 1)[:30]]) for _ in range(count)])
+    cosines = -np.sort(-draws.normal(size=captions.shape).astype(np.float32), axis=1)
+    found = Candidates(np.arange(count), captions, cosines, np.full(count, 9, np.float32), np.ones(count, bool))
+    config = MiningConfig(mine_every_steps=1, negatives_per_image=3)
+    return select("0123abcd", pool, found, np.float32(1), np.float32(0), config)
+
+
+def test_the_page_escapes_captions_and_shows_twenty_pairs_with_pictures(small_world: SmallWorld, tmp_path: Path) -> None:
+    pool = CaptionPool(load(small_world.manifest), FurtherCaptions([NASTY], np.array([1])))
+    mined = mined_among(pool)
+    truth = {(pool.dataset.image_ids[0], "pool#1")}
+    before = replace(mined.negatives, captions_N=mined.negatives.captions_N[::-1])
+    sheet = draw_up(mined, pool, truth, before)
+    path = write_sheet(tmp_path, sheet, mined.negatives, pool, truth)
+    page = path.read_text(encoding="utf-8")
+    assert path.name == "0123abcd.html" and json.loads((tmp_path / "0123abcd.json").read_text()) == sheet.as_record()
+    assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt; &amp;" in page and "{{ 7 * 7 }}" in page
+    assert page.count("<figure>") == page.count('src="data:image/jpeg;base64,') == 20 and "http" not in page
+    assert all(words in page for words in RULES.values()) and "By the known truth" in page and "of the table before" in page
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["0123abcd.html", "0123abcd.json"]
+
+
+def test_rows_of_a_page_are_the_hardest_and_others_at_random(small_world: SmallWorld) -> None:
+    table = mined_among(CaptionPool(load(small_world.manifest))).negatives
+    hardest, random = chosen_rows(table)
+    assert sorted(table.scores_N[hardest], reverse=True) == sorted(table.scores_N, reverse=True)[:10]
+    assert len(set(hardest) | set(random)) == 20
+    again, other = chosen_rows(table)[1], chosen_rows(replace(table, name="ff"))[1]
+    assert again.tolist() == random.tolist() != other.tolist()
+
+
+def test_a_page_of_nothing_and_of_pictures_that_do_not_decode(small_world: SmallWorld, tmp_path: Path) -> None:
+    manifest = write_pictures(tmp_path / "data")
+    for picture in (tmp_path / "data" / "pictures").glob("train-*.png"):
+        picture.write_bytes(b"no picture")
+    pool = CaptionPool(load(manifest))
+    mined = mined_among(pool)
+    page = write_sheet(tmp_path, draw_up(mined, pool, None, None), mined.negatives, pool).read_text()
+    assert page.count("no picture</span>") == 20
+    nothing = replace(
+        mined, negatives=replace(mined.negatives, offsets=np.zeros_like(mined.negatives.offsets), captions_N=np.empty(0, int))
+    )
+    empty = {name: getattr(mined.negatives, name)[:0] for name in ("ranks_N", "scores_N", "margins_N")}
+    nothing = replace(nothing, negatives=replace(nothing.negatives, **empty), outcome_IK=np.zeros_like(mined.outcome_IK))
+    sheet = draw_up(nothing, pool, None, None)
+    assert (sheet.num_mined, sheet.estimated_share, sheet.quantiles) == (0, None, {})
+    assert "<figure>" not in write_sheet(tmp_path, sheet, nothing.negatives, pool).read_text()
+
+
+def test_a_killed_writers_leftovers_go_and_a_failed_write_leaves_neither(
+    small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = CaptionPool(load(small_world.manifest))
+    mined = mined_among(pool)
+    sheet = draw_up(mined, pool, None, None)
+    (tmp_path / ".0123abcd.html.99.tmp").write_text("half")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr("os.fsync", full)
+        write_sheet(tmp_path, sheet, mined.negatives, pool)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_sheet_for_a_terminal(small_world: SmallWorld) -> None:
+    pool = CaptionPool(load(small_world.manifest))
+    mined = mined_among(pool)
+    lines = draw_up(mined, pool, None, None).lines()
+    assert lines[0].startswith("mined 120 negatives for 40 images (table 0123abcd)")
+    assert [line.split()[0] for line in lines[-4:]] == ["logits", "positive", "negative", "margin"]
+    assert all(len(line) < 160 for line in lines[1:])

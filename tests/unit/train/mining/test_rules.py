@@ -1,0 +1,182 @@
+"""train/mining/rules.py, train/mining/selection.py and train/mining/refresh.py's select against brute force, over all combinations of
+rules."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.captions import normalise
+from tests.unit.train.mining.mining_oracle import Instance, dataset_of
+from train.config.mining import MiningConfig
+from train.data.caption_pool import CaptionPool, FurtherCaptions
+from train.mining.candidates import Candidates
+from train.mining.captions import select
+from train.mining.refresh import Refresh
+from train.mining.report import Mined, MiningSheet, draw_up
+from train.mining.rules import Outcome, RankedLists, Rules, passed_over, perc_pos_bound
+from train.mining.selection import Taking, allot, priorities
+
+WORDS = ["a dog", "A dog.", "the dog", "a cat", "the CAT", "cat", "a bird", "two birds", "an owl", "owl", "a fox", "there is a fox"]
+NUM_INSTANCES = 1000
+
+
+def a_config(draws: np.random.Generator, depth: int) -> MiningConfig:
+    """Each rule on or off with its own coin."""
+    per_image = int(draws.integers(1, 1 + min(depth, 4)))
+    rank_max = int(draws.integers(per_image, depth + 1)) if draws.random() < 0.4 else None
+    last = depth if rank_max is None else rank_max
+    keys: dict[str, Any] = {
+        "mine_every_steps": 1,
+        "negatives_per_image": per_image,
+        "pool_top_k": depth,
+        "rank_max": rank_max,
+        "rank_min": int(draws.integers(1, last - per_image + 2)) if draws.random() < 0.4 else 1,
+        "near_duplicates": bool(draws.random() < 0.5),
+        "selection": str(draws.choice(["top", "random", "softmax"])),
+    }
+    for key, values in {
+        "margin": [0.0, 0.5, 2.0, -1.0],
+        "max_score": [0.0, 1.0, -2.0],
+        "perc_pos": [0.95, 0.5, 1.0],
+        "margin_pos": [0.0, 0.25, 0.05],
+        "max_uses": [1, 2, 3],
+    }.items():
+        keys[key] = draws.choice(values).item() if draws.random() < 0.35 else None
+    if draws.random() < 0.5:
+        mode = str(draws.choice(["drop", "relabel"]))
+        keys["denoise"] = {"mode": mode, "threshold": 0.5, "relabel_threshold": 0.75 if mode == "relabel" else None}
+    return MiningConfig.model_validate(keys)
+
+
+def an_instance(seed: int) -> Instance:
+    """Coarse cosines, so that ties and exact bounds happen; captions of the pool that are true, or nearly; images left out."""
+    draws = np.random.default_rng(seed)
+    images = [
+        ([str(word) for word in draws.choice(WORDS, int(draws.integers(1, 4)))], draws.choice([None, "g", "h"]))
+        for _ in range(draws.integers(1, 8))
+    ]
+    further = [str(word) for word in draws.choice(WORDS, int(draws.integers(0, 4)))]
+    pool = CaptionPool(dataset_of(images), FurtherCaptions(further, np.arange(2, 2 + 2 * len(further), 2)))
+    chosen = np.flatnonzero(draws.random(len(images)) < 0.9) if draws.random() < 0.5 else np.arange(len(images))
+    depth = int(draws.integers(1, len(pool) + 1))
+    captions = np.array([draws.permutation(len(pool))[:depth] for _ in chosen], dtype=np.int64).reshape(len(chosen), depth)
+    cosines = -np.sort(-draws.integers(-4, 5, captions.shape), axis=1).astype(np.float32) / 8
+    if draws.random() < 0.2:  # an approximate search that found fewer
+        captions[:, -1], cosines[:, -1] = -1, -np.inf
+    best = draws.integers(-4, 5, len(chosen)).astype(np.float32) / 8
+    found = Candidates(chosen, captions, cosines, best, draws.random(len(chosen)) < 0.8)
+    config, scale, bias = a_config(draws, depth), np.float32(4), np.float32(-0.5)
+    temperature = 1.0 if config.temperature is None else config.temperature
+    with np.errstate(invalid="ignore"):
+        priority = priorities(cosines * scale + bias, config.selection, temperature, seed, 3, chosen)
+    # Equal texts are one caption to a cross-encoder too.
+    chance_of = {normalise(word): number for number, word in enumerate(WORDS)}
+    match_IT = draws.integers(0, 9, (len(images), len(WORDS))).astype(np.float32) / 8
+    match = np.stack([match_IT[:, chance_of[normalise(pool.text(caption))]] for caption in range(len(pool))], axis=1)
+    return Instance(pool, found, scale, bias, config, priority, match)
+
+
+def mined_from(instance: Instance, seed: int) -> tuple[Mined, MiningSheet, list[tuple[int, int]]]:
+    asked: list[tuple[int, int]] = []
+
+    def judge(images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
+        asked.extend(zip(images_N.tolist(), captions_N.tolist(), strict=True))
+        probabilities_N: np.ndarray = instance.match[images_N, captions_N]
+        return probabilities_N
+
+    refresh = Refresh(seed=seed, step=3)
+    chosen_judge = judge if instance.config.denoise is not None else None
+    mined = select("made", instance.pool, instance.found, instance.scale, instance.bias, instance.config, refresh, chosen_judge)
+    return mined, draw_up(mined, instance.pool, None, None), asked
+
+
+def test_a_thousand_instances_are_brute_force_and_no_positive_is_mined() -> None:
+    totals = dict.fromkeys([outcome.name.lower() for outcome in Outcome], 0)
+    for seed in range(NUM_INSTANCES):
+        instance = an_instance(seed)
+        mined, sheet, asked = mined_from(instance, seed)
+        expected, table, found = instance.solve(), mined.negatives, instance.found
+        kept = sorted(expected.rows | expected.relabelled)
+        assert table.image_N.tolist() == [found.images_I[row] for row, _ in kept], seed
+        assert table.captions_N.tolist() == [found.captions_IK[row, place] for row, place in kept], seed
+        assert table.ranks_N.tolist() == [place + 1 for _, place in kept], seed
+        assert table.is_negative_N.tolist() == [pair in expected.rows for pair in kept], seed
+        for image, caption in zip(table.image_N.tolist(), table.captions_N.tolist(), strict=True):  # promise 3
+            assert normalise(instance.pool.text(caption)) not in {normalise(text) for text in instance.texts_true_of(image)}, seed
+        counts = {"mined": sheet.num_mined, "relabelled": sheet.num_relabelled, "not_drawn": sheet.num_not_drawn} | sheet.passed_over
+        assert counts == {name: expected.counts[name] for name in counts}, (seed, instance.config)
+        assert sheet.num_looked_at == sum(counts.values()) and sheet.num_positives_mined == 0
+        per_image = [sum(row == other for other, _ in expected.rows) for row in range(len(found.images_I))]
+        missing = [instance.config.negatives_per_image - n for n, ok in zip(per_image, found.decodable_I, strict=True) if ok]
+        assert (sheet.shortfall, sheet.num_short_images) == (sum(missing), sum(count > 0 for count in missing))
+        assert len(asked) == len(set(asked)) == sheet.num_judged
+        for name, count in counts.items():
+            totals[name] += count
+    rare = {name: count for name, count in totals.items() if count < 20}
+    assert rare == {"not_looked_at": 0}, f"the instances do not try every rule: {rare}"
+
+
+def test_the_cross_encoder_is_asked_only_about_what_would_be_taken() -> None:
+    dataset = dataset_of([([text], None) for text in ("a dog", "a cat", "an owl", "a fox", "a bird")])
+    found = Candidates(
+        np.array([0]), np.array([[1, 2, 3, 4]]), np.array([[0.4, 0.3, 0.2, 0.1]], np.float32), np.ones(1, np.float32), np.ones(1, bool)
+    )
+    config = MiningConfig.model_validate({"mine_every_steps": 1, "negatives_per_image": 2, "denoise": {"model": "m"}})
+    calls: list[list[int]] = []
+
+    def judge(_: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
+        calls.append(captions_N.tolist())
+        return np.where(captions_N == 1, 0.9, 0.05).astype(np.float32)
+
+    mined = select("m", CaptionPool(dataset), found, np.float32(1), np.float32(0), config, judge=judge)
+    assert calls == [[1, 2], [3]] and mined.negatives.captions_N.tolist() == [2, 3]
+    assert mined.negatives.match_N is not None and mined.negatives.match_N.tolist() == pytest.approx([0.05, 0.05])
+
+
+@pytest.mark.parametrize("selection", ["random", "softmax"])
+def test_draws_follow_from_seed_step_and_query_alone(selection: Any) -> None:
+    logits = np.random.default_rng(0).normal(size=(6, 9)).astype(np.float32)
+    whole = priorities(logits, selection, 2.0, 7, 40, np.arange(6))
+    part = priorities(logits[[1, 4]], selection, 2.0, 7, 40, np.array([1, 4]))
+    assert np.array_equal(part, whole[[1, 4]])
+    for seed, step in ((8, 40), (7, 41)):
+        assert not (priorities(logits, selection, 2.0, seed, step, np.arange(6)) == whole).any()
+
+
+def test_softmax_draws_with_the_odds_it_states() -> None:
+    """The first of three, 20,000 times, against exp(logit / temperature): a chi-square with two degrees of freedom, far in its bulk."""
+    logits, times, temperature = np.array([2.0, 0.0, -1.0], np.float32), 20_000, 2.0
+    first = priorities(np.tile(logits, (times, 1)), "softmax", temperature, 1, 2, np.arange(times)).argmax(axis=1)
+    odds = np.exp(logits / temperature)
+    wanted = times * odds / odds.sum()
+    assert ((np.bincount(first, minlength=3) - wanted) ** 2 / wanted).sum() < 13.8  # one in a thousand would lie above
+
+
+@pytest.mark.parametrize(("best", "share", "bound"), [(0.2, 0.95, 0.19), (0.0, 0.95, 0.0), (-0.2, 0.95, -0.21), (-0.2, 1.0, -0.2)])
+def test_perc_pos_never_lets_through_what_outscores_the_truth(best: float, share: float, bound: float) -> None:
+    found = perc_pos_bound(np.array([best], np.float32), share)
+    assert found.dtype == np.float32 and found[0] == pytest.approx(bound) and found[0] <= np.float32(best)
+
+
+def test_the_rules_do_not_care_about_direction() -> None:
+    """Captions ask for images: the key is an image's group, and only the best of a group is left."""
+    there = np.ones((1, 4), bool)
+    there[0, 0] = False  # does not decode
+    cosines = np.array([[0.5, 0.4, 0.3, 0.2]], np.float32)
+    lists = RankedLists(there, np.zeros((1, 4), bool), None, np.array([[7, 7, 8, 7]]), cosines, cosines, np.ones(1), np.ones(1))
+    verdict = passed_over(lists, Rules())
+    assert verdict.tolist() == [[0, 0, 0, Outcome.SAME_TEXT]]
+    priority = priorities(cosines, "top", 1.0, 0, 0, np.zeros(1, np.int64))
+    outcome = allot(verdict, there, lists.key_QK, priority, Taking(2), in_rank_order=True).outcome_QK
+    assert outcome.tolist() == [[Outcome.NOT_LOOKED_AT, Outcome.MINED, Outcome.MINED, Outcome.NOT_LOOKED_AT]]
+
+
+def test_uses_of_one_caption_go_to_the_images_that_score_it_highest() -> None:
+    dataset = dataset_of([([f"caption {number}"], None) for number in range(5)])
+    captions = np.array([[4, 3]] * 3)
+    cosines = np.array([[0.5, 0.1], [0.7, 0.1], [0.6, 0.2]], np.float32)
+    found = Candidates(np.arange(3), captions, cosines, np.ones(3, np.float32), np.ones(3, bool))
+    config = MiningConfig(mine_every_steps=1, negatives_per_image=1, max_uses=1, margin=None)
+    mined = select("m", CaptionPool(dataset), found, np.float32(1), np.float32(0), config)
+    assert [mined.negatives.of(image).tolist() for image in range(3)] == [[], [4], [3]]

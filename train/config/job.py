@@ -1,0 +1,101 @@
+"""New."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field, model_validator
+
+from train.config.evaluation import EvaluationConfig, RerankConfig, WatchConfig
+from train.config.mining import MiningConfig
+from train.config.model import ModelConfig
+from train.config.run import LoopConfig, RunConfig
+
+
+class TrainConfig(LoopConfig):
+    """The loop that tunes SigLIP."""
+
+    micro_batch_size: Annotated[int, Field(gt=0)] | None = None
+    """Images (or texts) embedded at once on one process; below its share of the batch: cached micro-batches, each embedded twice."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Peak rate of both towers, unless a tower has its own."""
+    image_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak rate of the image tower."""
+    text_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak rate of the text tower."""
+    scale_bias_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak rate of logit scale and bias."""
+    shard: bool = False
+    """Keep weights, gradients and moments in parts, one on each process (FSDP), for a model beyond one GPU's memory."""
+
+
+class JobConfig(RunConfig):
+    """One job: everything `python -m train CONFIG.yaml` needs to know."""
+
+    free_keys: ClassVar[tuple[str, ...]] = (*RunConfig.free_keys, "rerank", "evaluation", "choices")
+
+    model: ModelConfig
+    train: TrainConfig
+    mining: MiningConfig | None = None
+    rerank: RerankConfig | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+    watch: list[WatchConfig] = []
+    """Sets that show what is forgotten while val is learnt (docs/forgetting.md)."""
+    choices: list[str] | None = None
+    """Choice sets (.jsonl or .parquet, see docs/choices.md) that base, tuned and evaluation.models are measured on at the end."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "JobConfig":
+        if {"image", "text"} <= set(self.model.freeze) and self.model.lora is not None:
+            raise ValueError("model.freeze names both towers, so model.lora has nothing to adapt")
+        if self.choices and not (self.data.val_split or self.data.test_split):
+            raise ValueError("choices are part of the final report, which needs data.test_split or data.val_split")
+        if self.mining is not None and self.mining.start_step >= self.train.max_steps:
+            raise ValueError(f"mining.start_step {self.mining.start_step} lies beyond train.max_steps {self.train.max_steps}")
+        if self.mining is not None and self.mining.form == "images" and self.mining.negatives_per_image >= self.train.batch_size:
+            raise ValueError(
+                f"mining.form images: {self.mining.negatives_per_image} hard images of one caption and its own image do not fit into "
+                f"train.batch_size {self.train.batch_size}; lower mining.negatives_per_image"
+            )
+        if self.mining is not None and self.mining.denoise is not None and self.matcher_model is None:
+            raise ValueError("mining.denoise needs a cross-encoder: give mining.denoise.model or rerank.model")
+        if self.rerank is not None and self.rerank.chooses and not self.data.has_two_to_choose:
+            raise ValueError(
+                "rerank.fusion and rerank.adaptive are chosen on data.val_split and measured on data.test_split, and need both, and two: "
+                "what is chosen on the queries it is measured on looks better than it is"
+            )
+        if self.evaluation.chooses and not self.data.has_two_to_choose:
+            raise ValueError(
+                "weights of evaluation.ensemble and pooling of evaluation.expand are chosen on data.val_split and measured on "
+                "data.test_split, and need both, and two; give the ensemble's members weights, or leave both out"
+            )
+        if self.mining is not None and self.mining.distil is not None:
+            if self.matcher_model is None:
+                raise ValueError("mining.distil needs a cross-encoder: give mining.distil.model or rerank.model")
+            if self.mining.distil.model not in (None, self.matcher_model):
+                raise ValueError(
+                    f"mining.denoise asks {self.matcher_model} and mining.distil {self.mining.distil.model}: a pair is scored once, by one "
+                    "cross-encoder; give both the same, or leave out mining.distil.model"
+                )
+        names = [watch.name for watch in self.watch]
+        if len(set(names)) < len(names):
+            raise ValueError(f"watch: each set needs a name of its own, found {names}")
+        if self.data.val_split is None and any(watch.on_drop != "report" for watch in self.watch):
+            raise ValueError(
+                "watch: on_drop bar and stop speak of the best checkpoint, and without data.val_split there is none; take report"
+            )
+        return self
+
+    @property
+    def matcher_model(self) -> str | None:
+        """The cross-encoder that mining asks; None where it asks none."""
+        if self.mining is None or (self.mining.denoise is None and self.mining.distil is None):
+            return None
+        own = self.mining.denoise.model if self.mining.denoise is not None else self.mining.distil and self.mining.distil.model
+        return own or (self.rerank.model if self.rerank is not None else None)
+
+    @property
+    def pair_scores_folder(self) -> Path | None:
+        """Where the final evaluation's pair scores are kept; None: nowhere."""
+        if self.rerank is None or self.rerank.pair_scores is False:
+            return None
+        return Path(self.runs_folder) / "pair-scores" if self.rerank.pair_scores is None else Path(self.rerank.pair_scores)

@@ -1,0 +1,123 @@
+"""From a YAML file and `key.path=value` overrides to a checked configuration; every fault is named at once."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from eval.errors import UserError
+from train.config.job import JobConfig
+from train.config.run import RunConfig
+from train.config.run_paths import found_from_here
+
+Kind = TypeVar("Kind", bound=RunConfig)
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be run; the message names every key that is wrong."""
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> JobConfig:
+    """The configuration of a job; see `load_run_config`."""
+    return load_run_config(JobConfig, path, overrides)
+
+
+def load_run_config(kind: type[Kind], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Kind:
+    """Read a YAML file, apply `key.path=value` overrides (values are YAML) and check everything.
+
+    Args:
+        kind: what the file describes.
+
+    Raises:
+        ConfigError: with every fault: unknown keys (and the nearest known one), wrong types, values that contradict one another.
+    """
+    record = read_yaml(Path(path))
+    for override in overrides:
+        _apply(record, override)
+    try:
+        return kind.model_validate(record)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {error.error_count()} fault(s) in the configuration\n" + "\n".join(_lines(error, kind))) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); give the path of a YAML file, e.g. configs/demo.yaml") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(record, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(record).__name__}")
+    return record
+
+
+def _apply(record: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not all(path.split(".")):
+        raise ConfigError(f"{override!r}: an override has the form key.path=value, e.g. train.max_steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
+    *parents, last = path.split(".")
+    for key in parents:
+        if record.get(key) is None:
+            record[key] = {}
+        record = record[key]
+        if not isinstance(record, dict):
+            raise ConfigError(f"{override!r}: {key} is a single value, it has no keys below it")
+    record[last] = value
+
+
+def _lines(error: ValidationError, kind: type[BaseModel]) -> list[str]:
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"]) or "(the whole)"
+        if fault["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(fault["loc"][-1]), _known_keys(kind, fault["loc"][:-1]), n=1)
+            lines.append(f"  {key}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
+        elif fault["type"] == "missing":
+            lines.append(f"  {key}: missing")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            found = "" if fault["type"] == "value_error" else f"; found {fault['input']!r:.100}"
+            lines.append(f"  {key}: {message}{found}")
+    return lines
+
+
+def _known_keys(kind: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    section: Any = kind
+    for part in location:
+        if isinstance(part, int):  # a place in a list, whose items' kind the field has told already
+            continue
+        field = section.model_fields.get(part)
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+        if section is None:
+            return []
+    return list(section.model_fields)
+
+
+def read_run(folder: Path) -> JobConfig:
+    """The configuration of a job's run, wherever its folder lies now; see `read_run_as`."""
+    return read_run_as(JobConfig, folder)
+
+
+def read_run_as(kind: type[Kind], folder: Path) -> Kind:
+    """The configuration of a run of this kind, wherever its folder lies now and from whichever folder it is read.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    config = found_from_here(load_run_config(kind, folder / "config.yaml"), folder)
+    return config.model_copy(update={"runs_folder": str(folder.parent), "name": folder.name})

@@ -1,0 +1,165 @@
+"""The configuration of a reranker's tuning (`python -m train.reranker`): every key with its meaning, unknown keys refused.
+
+python -m train.config.reranker prints the JSON schema, for editors.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from train.config.mining import DenoiseConfig, MiningConfig
+from train.config.model import LoraConfig
+from train.config.run import LoopConfig, RunConfig
+from train.config.section import Section
+
+What = Literal["head", "lora", "all"]
+
+
+class MatcherConfig(Section):
+    """What is tuned."""
+
+    base: str
+    """The matcher to start from, a BlipForImageTextRetrieval: a folder, or a hub id such as Salesforce/blip-itm-base-coco."""
+    what: What = "all"
+    """head: the matching head alone. lora: the head, and adapters in the text tower's attention, to the words and to the image. all: both
+    towers and the head."""
+    lora: LoraConfig | None = None
+    """Of what: lora; null there: rank 16, alpha 32."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "MatcherConfig":
+        if self.lora is not None and self.what != "lora":
+            raise ValueError(f"lora does nothing with what: {self.what}; leave it out, or take what: lora")
+        return self
+
+    @property
+    def adapters(self) -> LoraConfig | None:
+        """The adapters in force."""
+        return (self.lora or LoraConfig()) if self.what == "lora" else None
+
+
+class NegativesConfig(Section):
+    """What an image's true caption is told from. Hard ones are the miner's own confusions, mined once by the rules of docs/mining.md;
+    what the data says is true is never among them."""
+
+    captions_per_image: Annotated[int, Field(ge=0)] = 2
+    """Hard captions that face an image, at most."""
+    images_per_caption: Annotated[int, Field(ge=0)] = 0
+    """Hard images that its true caption faces, at most. Each is one more picture through the image tower."""
+    drawn_from: Annotated[int, Field(gt=0)] = 8
+    """So many of the hardest are mined; those that are faced are drawn from them, anew in each epoch."""
+    pool_top_k: Annotated[int, Field(gt=0)] = 64
+    """How many of the miner's best are looked at."""
+    margin: float | None = None
+    """In the miner's logits: take only what scores at least this far under the best true one; null: no such rule, for what scores above the
+    truth is what a reranker is for."""
+    near_duplicates: bool = False
+    """Pass over captions in nearly the same words as a true one."""
+    rank_min: Annotated[int, Field(gt=0)] = 1
+    """Pass over what ranks above this, from 1: the very first are most often true."""
+    perc_pos: Annotated[float, Field(gt=0, le=1)] | None = None
+    """TopK-PercPos: most share of the best true one's cosine; null: no such rule."""
+    drop_matches_at: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Ask the matcher, before it is tuned, about what is to be mined, and pass over what it gives this probability of a match, or more:
+    likely true, though the data does not say so. What it is surely wrong about is passed over with it; null: nothing is asked."""
+    easy_until_step: Annotated[int, Field(ge=0)] = 0
+    """Up to this step negatives are easy ones only: other captions of the batch that are not true of the image."""
+    fill_with_easy: bool = False
+    """Where fewer hard ones were mined than asked for, take easy captions in their place; false: the shortfall stays. Counted apart."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "NegativesConfig":
+        if self.num_wanted == 0:
+            raise ValueError("captions_per_image and images_per_caption are both 0: there is nothing to tell a true caption from")
+        if self.drawn_from < max(self.captions_per_image, self.images_per_caption):
+            raise ValueError(f"drawn_from {self.drawn_from} is fewer than are to be drawn from it")
+        if self.drawn_from > self.pool_top_k - self.rank_min + 1:
+            raise ValueError(
+                f"drawn_from {self.drawn_from} is more than rank_min {self.rank_min} and pool_top_k {self.pool_top_k} leave to look at; "
+                "lower drawn_from or rank_min, or raise pool_top_k"
+            )
+        return self
+
+    @property
+    def num_wanted(self) -> int:
+        """Negatives of an image, of both kinds."""
+        return self.captions_per_image + self.images_per_caption
+
+    def mining(self, form: Literal["columns", "images"]) -> MiningConfig:
+        """These rules as mining reads them: captions for images (columns), or images for captions."""
+        return MiningConfig(
+            mine_every_steps=1,
+            negatives_per_image=self.drawn_from,
+            pool_top_k=self.pool_top_k,
+            margin=self.margin,
+            near_duplicates=self.near_duplicates,
+            rank_min=self.rank_min,
+            perc_pos=self.perc_pos,
+            denoise=None if self.drop_matches_at is None else DenoiseConfig(threshold=self.drop_matches_at),
+            form=form,
+        )
+
+
+class RerankerLoopConfig(LoopConfig):
+    """The loop that tunes the matcher."""
+
+    micro_batch_size: Annotated[int, Field(gt=0)] | None = None
+    """Images whose pairs go through the model at once on one process; below its share of the batch the gradients add up to the same."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Peak rate of what trains, unless the head has its own."""
+    head_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak rate of the matching head; null: learning_rate."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_shard(cls, record: Any) -> Any:
+        if isinstance(record, dict) and "shard" in record:
+            raise ValueError("shard: a matcher is not kept in parts; leave it out, and lower micro_batch_size where memory is short")
+        return record
+
+
+class MatchEvaluationConfig(Section):
+    """What is reranked on val, and at the end on test."""
+
+    top_k: Annotated[int, Field(gt=1)] = 16
+    """The miner's best of each query that are re-ordered, in both directions."""
+
+
+class ConstantAnswerConfig(Section):
+    """When the matcher is said to answer the same whatever it is shown."""
+
+    within: Annotated[float, Field(gt=0, lt=1)] = 0.03
+    """The running mean of the loss lies this near (as a share) to what a constant answer gets."""
+    over_steps: Annotated[int, Field(gt=0)] = 50
+    """Steps that the running mean looks back over, and that pass before anything is said."""
+
+
+class RerankerConfig(RunConfig):
+    """One tuning of a reranker: everything `python -m train.reranker CONFIG.yaml` needs to know."""
+
+    model: MatcherConfig
+    miner: str
+    """The tuned SigLIP whose confusions are mined, and whose top-K is reranked: a folder such as runs/demo/export, or a hub id."""
+    negatives: NegativesConfig = NegativesConfig()
+    train: RerankerLoopConfig
+    evaluation: MatchEvaluationConfig = MatchEvaluationConfig()
+    constant_answer: ConstantAnswerConfig = ConstantAnswerConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "RerankerConfig":
+        if self.negatives.easy_until_step >= self.train.max_steps:
+            raise ValueError(
+                f"negatives.easy_until_step {self.negatives.easy_until_step} leaves no step of train.max_steps {self.train.max_steps} to "
+                "the hard ones"
+            )
+        return self
+
+
+
+MARKER = "miner"
+
+
+def is_reranker(record: Mapping[str, Any]) -> bool:
+    """Whether the keys and values of a file describe the tuning of a reranker."""
+    return MARKER in record

@@ -1,0 +1,189 @@
+"""What each step trains on, as a function of (seed, step) alone: nothing about the order is ever saved, and nothing is lost on resume.
+
+The order of an epoch is a permutation of all images; a batch is a slice of it, so no image is twice in a batch; the rest that does
+not fill a batch is left out of that epoch and, the next permutation being another, comes in the next. Shape letters: B images of the whole
+batch, b of this process, H mined captions per image, m mined captions of this process, L tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from eval.dataset.images import ImageError
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.encoder.inputs import SiglipInputs
+from eval.processes import Processes
+from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
+from train.data.caption_pool import CaptionPool
+from train.data.negatives import Negatives
+from train.data.order import Order, chosen_caption
+from train.data.random_streams import _CROP, _REPLACEMENT, generator
+
+_MAX_REPLACEMENTS = 100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This process's share of one step.
+
+    Attributes:
+        images_b, captions_b: int64, what each row really holds (a picture that does not decode is replaced).
+        pixels_b: float32 of shape (b, 3, H, W), or empty (frozen_images_bD).
+        token_ids_bL: int64, padded captions.
+        mined_rows_m: int64, the row (0 <= row < b) each mined caption belongs to.
+        mined_captions_m: int64, indices into the pool (train/data/caption_pool.py).
+        mined_token_ids_mL: int64.
+        undecodable: messages about pictures that were replaced.
+        frozen_images_bD, frozen_texts_nD: float32, the embeddings themselves where a frozen tower's are cached
+        (train/model/frozen_tower.py), captions before mined captions; then there are no pixels, or no tokens.
+        matcher_logits_m, matcher_logits_b: float32, a cross-encoder's logit of each mined caption, and of each image's own caption, with
+            its image, where it is learnt from (train/mining/cross_encoder.py); of an image without mined captions NaN.
+    """
+
+    step: int
+    images_b: torch.Tensor
+    captions_b: torch.Tensor
+    pixels_b: torch.Tensor
+    token_ids_bL: torch.Tensor
+    mined_rows_m: torch.Tensor
+    mined_captions_m: torch.Tensor
+    mined_token_ids_mL: torch.Tensor
+    undecodable: list[str]
+    frozen_images_bD: torch.Tensor | None = None
+    frozen_texts_nD: torch.Tensor | None = None
+    matcher_logits_m: torch.Tensor | None = None
+    matcher_logits_b: torch.Tensor | None = None
+
+    def pin_memory(self) -> "Batch":
+        """The same with page-locked tensors, for copies to a GPU that do not wait (called by DataLoader)."""
+        pinned: dict[str, Any] = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **pinned)
+
+
+class PictureReader:
+    """The pictures of batches, as a model reads them: cropped by (seed, image, epoch), and replaced where they do not decode."""
+
+    def __init__(
+        self,
+        dataset: RetrievalSet,
+        pixels: Callable[[Image.Image], torch.Tensor],
+        seed: int,
+        min_area: float,
+        frozen: FrozenEmbeddings = NOTHING_FROZEN,
+    ) -> None:
+        """pixels: float32 of shape (3, H, W) of a picture; min_area: least share of it that a random crop keeps."""
+        self._dataset, self._as_pixels, self._seed, self._min_area, self._frozen = dataset, pixels, seed, min_area, frozen
+
+    def at_place(self, whole_B: np.ndarray, place: int, step: int, epoch: int, undecodable: list[str]) -> tuple[int, torch.Tensor]:
+        """(image, pixel values or none) for one place of the batch; a picture that fails is replaced by one that is not in the batch."""
+        image = int(whole_B[place])
+        draws = generator(self._seed, _REPLACEMENT, step, place)
+        for _ in range(_MAX_REPLACEMENTS):
+            try:
+                return image, self.pixels(image, epoch)
+            except ImageError as error:
+                undecodable.append(str(error))
+            image = int(draws.integers(self._dataset.num_images))
+            while image in whole_B and len(whole_B) < self._dataset.num_images:
+                image = int(draws.integers(self._dataset.num_images))
+        raise ImageError(f"{_MAX_REPLACEMENTS} pictures in a row do not decode, the last: {undecodable[-1]}")
+
+    def pixels(self, image: int, epoch: int) -> torch.Tensor:
+        """Pixel values; none where the image's embedding is cached, and no file is opened."""
+        if self._frozen.images is not None:
+            if not self._frozen.images.is_known(image):
+                raise ImageError(f"{self._dataset.image_place(image)}: did not decode when the frozen image tower was run over the split")
+            return torch.empty(0)
+        picture = self._dataset.load_image(image)
+        if self._min_area < 1:
+            picture = random_crop(picture, self._min_area, generator(self._seed, _CROP, image, epoch))
+        return self._as_pixels(picture)
+
+
+class BatchBuilder(Dataset):  # type: ignore[type-arg]
+    """Builds this process's share of any step; index = step. Runs in the loader's workers."""
+
+    def __init__(
+        self,
+        dataset: RetrievalSet,
+        inputs: SiglipInputs,
+        order: Order,
+        processes: Processes,
+        *,
+        random_crop_min_area: float = 1.0,
+        negatives: Negatives | None = None,
+        frozen: FrozenEmbeddings = NOTHING_FROZEN,
+        pool: CaptionPool | None = None,
+    ) -> None:
+        """pool: what the captions of `negatives` are indices into; None: the captions of the split alone."""
+        self._pool = pool or CaptionPool(dataset)
+        self._dataset, self._inputs, self._order, self._processes = dataset, inputs, order, processes
+        self._negatives, self._frozen = negatives, frozen
+        self._pictures = PictureReader(dataset, inputs.pixels, order.seed, random_crop_min_area, frozen)
+
+    def __getitem__(self, step: int) -> Batch | ImageError:
+        """The batch of a step, or why there is none: raised in a worker it would arrive wrapped in a traceback."""
+        try:
+            return self._build(step)
+        except ImageError as error:
+            return error
+
+    def _build(self, step: int) -> Batch:
+        epoch = self._order.epoch(step)
+        whole_B = self._order.images(step)
+        share = len(whole_B) // self._processes.world_size
+        first = self._processes.rank * share
+        images: list[int] = []
+        pixels: list[torch.Tensor] = []
+        undecodable: list[str] = []
+        for place in range(first, first + share):
+            image, values = self._pictures.at_place(whole_B, place, step, epoch, undecodable)
+            images.append(image)
+            pixels.append(values)
+        captions = [chosen_caption(self._dataset, image, epoch, self._order.seed) for image in images]
+        mined = [self._negatives.of(image) if self._negatives is not None else np.empty(0, np.int64) for image in images]
+        mined_rows = np.repeat(np.arange(share), [len(row) for row in mined])
+        mined_captions = np.concatenate(mined).astype(np.int64)
+        token_ids, texts_nD = self._texts(np.concatenate([captions, mined_captions]).astype(np.int64))
+        return Batch(
+            step,
+            torch.tensor(images),
+            torch.tensor(captions),
+            torch.stack(pixels),
+            token_ids[:share],
+            torch.from_numpy(mined_rows),
+            torch.from_numpy(mined_captions),
+            token_ids[share:],
+            undecodable,
+            None if self._frozen.images is None else self._frozen.images.of(np.array(images)),
+            texts_nD,
+            *self._matcher_logits(images, captions),
+        )
+
+    def _matcher_logits(self, images: list[int], captions: list[int]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The cross-encoder's logits of the mined captions of these images, and of their own captions, as far as the table has them."""
+        table = self._negatives
+        if table is None or table.matcher_logits_N is None:
+            return None, None
+        mined = np.concatenate([table.matcher_logits_N[table.offsets[image] : table.offsets[image + 1]] for image in images])
+        own = None if table.own_matcher_logits_C is None else torch.from_numpy(table.own_matcher_logits_C[captions])
+        return torch.from_numpy(mined), own
+
+    def _texts(self, captions_n: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Token ids of captions, or none and their embeddings where those are cached."""
+        if self._frozen.captions is not None:
+            return torch.empty(0, self._inputs.num_tokens, dtype=torch.int64), self._frozen.captions.of(captions_n)
+        return self._inputs.token_ids([self._pool.text(caption) for caption in captions_n.tolist()]), None
+
+
+def random_crop(picture: Image.Image, min_area: float, draws: np.random.Generator) -> Image.Image:
+    """Cut a random rectangle of the picture's own proportions with min_area to 1 of its area."""
+    side = float(np.sqrt(draws.uniform(min_area, 1.0)))
+    width, height = max(1, round(picture.width * side)), max(1, round(picture.height * side))
+    left, top = int(draws.integers(picture.width - width + 1)), int(draws.integers(picture.height - height + 1))
+    return picture.crop((left, top, left + width, top + height))

@@ -1,0 +1,66 @@
+"""--check-images: decode every picture of a manifest, name all that fail, and find equal pictures under different names."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from eval.choices.choice_set import ChoiceSet
+from eval.dataset.images import ImageError
+from eval.encoder.encoder import Pictures
+from eval.encoder.loader import pictures_loader
+from eval.progress import bar
+from train.data.splits import Splits
+
+_SHOWN = 20
+
+
+class _Pictures(Dataset):  # type: ignore[type-arg]
+    """(hash of the pixels, fault) of each picture of a split."""
+
+    def __init__(self, dataset: Pictures) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return self._dataset.num_images
+
+    def __getitem__(self, image: int) -> tuple[str, str]:
+        try:
+            picture = self._dataset.load_image(image)
+        except ImageError as error:
+            return "", str(error)
+        return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest(), ""
+
+
+def check_images(splits: Splits, num_workers: int, choices: Sequence[ChoiceSet] = ()) -> int:
+    """Check every picture, those of choice sets included, and print what was found. Returns 0 if all decode, else 2."""
+    faults: list[str] = []
+    places: defaultdict[str, list[str]] = defaultdict(list)
+    num_checked = 0
+    named = [(dataset, dataset.split or dataset.source) for dataset in splits.all()] + [(each, each.source) for each in choices]
+    for dataset, label in named:
+        loader: Any = pictures_loader(_Pictures(dataset), num_workers=num_workers)
+        for image, (digest, fault) in enumerate(_shown(loader, dataset.num_images, label)):
+            num_checked += 1
+            name = f"[{label}] {dataset.image_ids[image]}"
+            if fault:
+                faults.append(f"{name}: {fault}")
+            else:
+                places[digest].append(name)
+    equal = [names for names in places.values() if len(names) > 1]
+    print(f"{num_checked:,} pictures checked: {len(faults)} do not decode, {len(equal)} are there more than once")
+    for line in (*faults, *(f"equal: {', '.join(names[:5])}" for names in equal[:_SHOWN])):
+        print(f"  {line}")
+    if len(equal) > _SHOWN:
+        print(f"  ... and {len(equal) - _SHOWN} more that are there more than once")
+    return 2 if faults else 0
+
+
+def _shown(loader: Any, num_pictures: int, label: str) -> Iterator[tuple[str, str]]:
+    """The loader's items under a progress bar."""
+    with bar(num_pictures, f"decoding {label}", "picture") as progress:
+        for item in loader:
+            yield item
+            progress.update(1)

@@ -1,0 +1,162 @@
+"""Batches of neighbours: the images due before the next mining, dealt out so that images which the model confuses meet in one batch.
+
+Two images are neighbours if a caption of the one was mined for the other. The images of a window of steps are those of the plain order;
+which step each comes in is chosen here, greedily: a batch grows by the image with the most neighbours in it. (Sachidananda et al. 2022,
+arXiv 2210.12874, order whole epochs by a graph of hard pairs too, by minimising its bandwidth.) Shape letters: I images, N images due,
+B images of a batch, M mined pairs, E directed links.
+"""
+
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Any
+
+import numpy as np
+
+from eval.dataset.retrieval_set import RetrievalSet
+from train.data.negatives import Negatives
+from train.data.order import BatchOrder
+from train.data.random_streams import COMPOSITION, generator
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Who is whose neighbour, CSR and mutual: those of image i are images_E[offsets[i]:offsets[i + 1]], ascending."""
+
+    offsets: np.ndarray
+    images_E: np.ndarray
+
+    @classmethod
+    def of_table(cls, table: Negatives, dataset: RetrievalSet) -> "Neighbours":
+        """Each image and the owners of the captions mined for it, both ways; a caption that has no image has no owner.
+
+        Images of which a caption is true of the other are left out: they are a positive pair of the loss, not a hard one.
+        """
+        owned_N = (table.captions_N < dataset.num_captions) & table.is_negative_N  # what was relabelled is true
+        one_M, other_M = table.image_N[owned_N], dataset.caption_image_C[table.captions_N[owned_N]]
+        apart_M = ~(_true_of(dataset, one_M, other_M) | _true_of(dataset, other_M, one_M))
+        both_M = np.stack([one_M[apart_M], other_M[apart_M]], axis=1)
+        links_E2 = np.unique(np.concatenate([both_M, both_M[:, ::-1]]), axis=0)
+        counts = np.bincount(links_E2[:, 0], minlength=dataset.num_images)
+        return cls(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), links_E2[:, 1])
+
+    def of(self, image: int) -> np.ndarray:
+        """The neighbours of an image, int64, ascending."""
+        return self.images_E[self.offsets[image] : self.offsets[image + 1]]
+
+    def num_met(self, images_B: np.ndarray) -> int:
+        """Directed links within a batch."""
+        is_there_I = np.zeros(len(self.offsets) - 1, dtype=bool)
+        is_there_I[images_B] = True
+        return sum(int(is_there_I[self.of(image)].sum()) for image in images_B.tolist())
+
+
+def _true_of(dataset: RetrievalSet, image_M: np.ndarray, owner_M: np.ndarray) -> np.ndarray:
+    """Whether any caption of the owner is true of the image, bool of shape (M,)."""
+    counts_M = np.diff(dataset.caption_offsets)[owner_M]
+    pair_K = np.repeat(np.arange(len(owner_M)), counts_M)
+    within_K = np.arange(len(pair_K)) - np.repeat(np.cumsum(counts_M) - counts_M, counts_M)
+    caption_K = dataset.caption_offsets[owner_M[pair_K]] + within_K
+    true_K = dataset.is_positive(image_M[pair_K], dataset.caption_hash_C[caption_K])
+    return np.bincount(pair_K[true_K], minlength=len(owner_M)) > 0
+
+
+def gather_neighbours(due_N: np.ndarray, neighbours: Neighbours, batch_size: int) -> np.ndarray:
+    """Deal the images due out into batches, int64 of shape (N / B, B), each image once.
+
+    A batch grows by the image with the most neighbours in it, of equals the one due first; where it has no neighbour left, by the image
+    due first of all.
+
+    Args:
+        due_N: distinct image indices in the order in which they are due; N is a multiple of B.
+    """
+    place_I = np.full(len(neighbours.offsets) - 1, -1)
+    place_I[due_N] = np.arange(len(due_N))
+    is_dealt = bytearray(len(due_N))
+    dealt: list[int] = []
+    first = 0
+    for _ in range(len(due_N) // batch_size):
+        num_links: dict[int, int] = {}
+        heap: list[tuple[int, int]] = []
+        for _ in range(batch_size):
+            place = _most_linked(heap, num_links)
+            if place is None:
+                while is_dealt[first]:
+                    first += 1
+                place = first
+            is_dealt[place] = 1
+            num_links.pop(place, None)
+            dealt.append(place)
+            for other in place_I[neighbours.of(int(due_N[place]))].tolist():
+                if other >= 0 and not is_dealt[other]:
+                    num_links[other] = num_links.get(other, 0) + 1
+                    heappush(heap, (-num_links[other], other))
+    return due_N[np.array(dealt, dtype=np.int64)].reshape(-1, batch_size)
+
+
+def _most_linked(heap: list[tuple[int, int]], num_links: dict[int, int]) -> int | None:
+    """The place with the most links; entries of the heap that later ones have overtaken are dropped."""
+    while heap:
+        negative_count, place = heappop(heap)
+        if num_links.get(place) == -negative_count:
+            return place
+    return None
+
+
+class NeighbourOrder:
+    """The order of the steps of one window, composed of neighbours; steps count from 1.
+
+    The window is cut where epochs end, so that an image comes once per epoch as ever. Which of the batches comes at which step of its
+    part is drawn, for the first hold the most neighbours. All follows from (seed, window, table).
+
+    Args:
+        window: the steps from the mining to the next.
+    """
+
+    def __init__(self, base: BatchOrder, window: range, neighbours: Neighbours) -> None:
+        self._base, self._window, self._neighbours = base, window, neighbours
+        self._composed: tuple[range, np.ndarray] | None = None  # the part of the window asked for last
+
+    @property
+    def seed(self) -> int:
+        """Seed of captions, crops and replacements."""
+        return self._base.seed
+
+    def epoch(self, step: int) -> int:
+        """The epoch, from 0, that a step belongs to."""
+        return self._base.epoch(step)
+
+    def part(self, step: int) -> range:
+        """The steps of the window that lie in the epoch of a step.
+
+        Raises:
+            ValueError: the step is not of the window.
+        """
+        if step not in self._window:
+            raise ValueError(f"step {step} is not of steps {self._window.start} to {self._window.stop - 1}, which this table composes")
+        first = self._base.epoch(step) * self._base.steps_per_epoch + 1
+        return range(max(first, self._window.start), min(first + self._base.steps_per_epoch, self._window.stop))
+
+    def images(self, step: int) -> np.ndarray:
+        """Image indices of a step's whole batch, int64 of shape (B,), no image twice."""
+        part = self.part(step)
+        if self._composed is None or self._composed[0] != part:
+            due_N = np.concatenate([self._base.images(due) for due in part])
+            batches_KB = gather_neighbours(due_N, self._neighbours, self._base.batch_size)
+            turns_K = generator(self.seed, COMPOSITION, part.start).permutation(len(part))
+            self._composed = part, batches_KB[turns_K]
+        return self._composed[1][step - part.start]
+
+    def step_record(self, step: int) -> dict[str, Any]:
+        """How many of its neighbours an image of the batch meets, in the mean."""
+        images_B = self.images(step)
+        return {"neighbours_per_image": self._neighbours.num_met(images_B) / len(images_B)}
+
+    def window_record(self) -> dict[str, Any]:
+        """Of the window's first pass: share of all pairs of neighbours that meet, and that would in the plain order."""
+        part = self.part(self._window.start)
+        num_links = max(1, len(self._neighbours.images_E))
+        return {
+            "num_neighbour_pairs": len(self._neighbours.images_E) // 2,
+            "share_met": sum(self._neighbours.num_met(self.images(step)) for step in part) / num_links,
+            "share_met_plain": sum(self._neighbours.num_met(self._base.images(step)) for step in part) / num_links,
+        }

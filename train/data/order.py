@@ -1,0 +1,84 @@
+"""New."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+
+from eval.dataset.retrieval_set import RetrievalSet
+from train.data.random_streams import _CAPTION, _ORDER, generator
+
+
+class Order(Protocol):
+    """Which images each step trains on: `BatchOrder`, or what a form of mining makes of it (train/data/mined_order.py)."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of captions, crops and replacements."""
+
+    def epoch(self, step: int, /) -> int:
+        """The epoch, from 0, that a step belongs to."""
+
+    def images(self, step: int, /) -> np.ndarray:
+        """Image indices of a step's whole batch, int64 of shape (B,), no image twice."""
+
+    def step_record(self, step: int, /) -> dict[str, Any]:
+        """What a step's line of metrics.jsonl says of how its batch was composed."""
+
+    def window_record(self) -> dict[str, Any]:
+        """What a mining's line says of the batches composed of its table."""
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """Which images step s trains on, of the whole batch over all processes; steps count from 1."""
+
+    num_images: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one pass over the images."""
+        return self.num_images // self.batch_size
+
+    def num_epochs(self, step: int) -> float:
+        """Passes over the images after `step` steps."""
+        return step / self.steps_per_epoch
+
+    def epoch(self, step: int) -> int:
+        """The epoch, from 0, that a step belongs to."""
+        return (step - 1) // self.steps_per_epoch
+
+    def images(self, step: int) -> np.ndarray:
+        """Image indices of a step's whole batch, int64 of shape (B,), no image twice."""
+        start = (step - 1) % self.steps_per_epoch * self.batch_size
+        return self.permutation(self.epoch(step))[start : start + self.batch_size]
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """All images in the order of an epoch, int64 of shape (num_images,)."""
+        return _permutation(self.num_images, self.seed, epoch)
+
+    def step_record(self, step: int) -> dict[str, Any]:
+        """Nothing: the batch is a slice of the order."""
+        return {}
+
+    def window_record(self) -> dict[str, Any]:
+        """Nothing: no batch follows from a table."""
+        return {}
+
+
+@lru_cache(maxsize=2)
+def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
+    return generator(seed, _ORDER, epoch).permutation(num_images)
+
+
+def chosen_caption(dataset: RetrievalSet, image: int, epoch: int, seed: int) -> int:
+    """The caption (its index) that speaks for an image in an epoch: each of its captions in turn, in an order of its own."""
+    start, stop = int(dataset.caption_offsets[image]), int(dataset.caption_offsets[image + 1])
+    count = stop - start
+    if count == 1:
+        return start
+    turn = generator(seed, _CAPTION, image, epoch // count).permutation(count)
+    return start + int(turn[epoch % count])

@@ -1,0 +1,316 @@
+"""Checkpoints that survive a kill at any moment: written aside, hashed, committed by a rename; read only if every byte is right.
+
+checkpoints/step-N/ holds weights.safetensors (what trains), optimizer.safetensors (its two moments), state.json, negatives.parquet where
+mined captions are in force, and manifest.json with the SHA-256 of each. No pickle, and no random state: order, captions, crops and dropout
+follow from (seed, step).
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from eval.atomic import apply_umask, sync_file, sync_folder
+from eval.errors import UserError
+from eval.processes import Processes
+from eval.sharded import whole
+from train.optim.fsdp import placed
+from train.optim.loss_scale import LossScale
+from train.optim.optimizer import Trainee
+
+_NAME = re.compile(r"^step-(\d+)$")
+_TEMPORARY = ".tmp-"
+_RETIRED = ".retired-"
+
+
+class NoReadableCheckpoint(UserError):
+    """Checkpoints are there, but none can be read. Exit code 3."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run is at a step, besides weights and moments.
+
+    Attributes:
+        step: optimizer steps taken.
+        num_metrics_lines: lines of metrics.jsonl that belong to it; later ones are of a future that did not happen.
+        evaluated: whether the evaluation due at this step is among them.
+        mined_at_step: step whose weights the negatives in force were mined with; None without.
+        negatives: name of the table in force; None without.
+        best_step, best_score: the best checkpoint so far by mean R@1 on val; None before any evaluation.
+        num_replaced: pictures replaced so far because they do not decode.
+        base_sha256: weights the run started from.
+        data_sha256: data it trains on.
+        stopped_by: the watch set whose drop ended the run at this step; None otherwise.
+        loss_scale: fp16's; None in the other precisions.
+        matcher_sha256: the cross-encoder that mining asks; None where it asks none.
+        members_sha256: the fixed checkpoints that mine beside the model; None where there are none.
+        further: what a run of another kind than tuning SigLIP keeps besides (train/reranker/loop.py); None: nothing.
+    """
+
+    step: int
+    num_metrics_lines: int
+    evaluated: bool
+    mined_at_step: int | None
+    negatives: str | None
+    best_step: int | None
+    best_score: float | None
+    num_replaced: int
+    base_sha256: str
+    data_sha256: str
+    stopped_by: str | None = None
+    loss_scale: LossScale | None = None
+    matcher_sha256: str | None = None
+    further: dict[str, Any] | None = None
+    members_sha256: str | None = None
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "State":
+        """Read back from JSON; raises TypeError or KeyError where it does not fit. Keys with a default may be missing: of an older run."""
+        known = {field.name: record[field.name] for field in fields(cls) if field.default is MISSING or field.name in record}
+        scale = known.get("loss_scale")
+        return cls(**known | {"loss_scale": LossScale(**scale) if scale is not None else None})
+
+    @property
+    def num_updates(self) -> int:
+        """Steps at which the weights moved: all but those that fp16 skipped."""
+        return self.step - (self.loss_scale.num_skipped if self.loss_scale is not None else 0)
+
+
+class Checkpoints:
+    """The checkpoints/ folder of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, step: int) -> Path:
+        """Folder of a step's checkpoint."""
+        return self.folder / f"step-{step}"
+
+    def steps(self) -> list[int]:
+        """Steps with a committed checkpoint, ascending; it may still be damaged."""
+        if not self.folder.is_dir():
+            return []
+        matches = (_NAME.match(path.name) for path in self.folder.iterdir() if path.is_dir())
+        return sorted(int(match.group(1)) for match in matches if match)
+
+    def sweep(self) -> None:
+        """Remove what killed writers left behind; a checkpoint that was being replaced, and was not, comes back."""
+        if not self.folder.is_dir():
+            return
+        for path in list(self.folder.iterdir()):
+            name = path.name.removeprefix(_RETIRED)
+            if path.name.startswith(_RETIRED) and not (self.folder / name).exists():
+                os.rename(path, self.folder / name)
+            elif path.name.startswith((_TEMPORARY, _RETIRED)):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def save(
+        self, state: State, tuned: Trainee, optimizer: torch.optim.Optimizer, negatives_file: Path | None, *, writes: bool = True
+    ) -> None:
+        """Commit a checkpoint; one of the same step is replaced, unless it is whole and says the same.
+
+        The weights of a step are always the same, but not what is known of it: a run that was stopped before the evaluation of
+        its last step has yet to learn which checkpoint is the best.
+
+        Args:
+            writes: false on all but one of the processes that share out the weights (train/optim/fsdp.py): each gives its parts, one
+            writes.
+
+        Raises:
+            OSError: it cannot be written; what was there before is untouched.
+        """
+        weights, moments = (_kept(named, writes) for named in (tuned.trainable(), _moments(tuned, optimizer)))
+        if not writes:
+            return
+        target = self.path(state.step)
+        if target.is_dir() and self._says(target, state):
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f"{_TEMPORARY}{state.step}-{os.getpid()}"
+        try:
+            temporary.mkdir()
+            save_file(weights, temporary / "weights.safetensors")
+            save_file(moments, temporary / "optimizer.safetensors")
+            if negatives_file is not None:
+                shutil.copyfile(negatives_file, temporary / "negatives.parquet")
+            (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
+            _seal(temporary)
+            self._commit(temporary, target)
+        except SafetensorError as error:  # a full disk, in its own words; it is no OSError
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise OSError(f"{temporary}: {error}") from error
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def _says(self, target: Path, state: State) -> bool:
+        """Whether a checkpoint is whole and of the very same state."""
+        try:
+            return not verify(target) and self.state(state.step) == state
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _commit(self, temporary: Path, target: Path) -> None:
+        """Give a sealed folder its name; what had the name leaves first, and `sweep` brings it back after a kill in between."""
+        retired = self.folder / f"{_RETIRED}{target.name}"
+        if target.is_dir():
+            shutil.rmtree(retired, ignore_errors=True)
+            os.rename(target, retired)
+        os.rename(temporary, target)
+        sync_folder(self.folder)
+        shutil.rmtree(retired, ignore_errors=True)
+
+    def discard_after(self, step: int) -> None:
+        """Remove the checkpoints after a step: damaged ones that were passed over. Left there, they would count among the newest kept."""
+        for later in self.steps():
+            if later > step:
+                self._remove(later)
+
+    def prune(self, keep: int, best_step: int | None) -> None:
+        """Remove all but the newest `keep` and the best."""
+        steps = self.steps()
+        for step in steps[:-keep]:
+            if step != best_step:
+                self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        doomed = self.folder / f"{_TEMPORARY}pruned-{step}-{os.getpid()}"
+        # Renamed first, so that a kill in the middle leaves no half of a checkpoint under its name.
+        os.rename(self.path(step), doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def newest(self) -> tuple[State, list[str]] | None:
+        """(state of the newest checkpoint that is whole, warnings about newer ones that are not); None when there is none at all.
+
+        Raises:
+            NoReadableCheckpoint: there are some, and none is whole.
+        """
+        warnings: list[str] = []
+        for step in reversed(self.steps()):
+            fault = verify(self.path(step))
+            if not fault:
+                try:
+                    return self.state(step), warnings
+                except (OSError, ValueError, KeyError, TypeError) as error:
+                    fault = f"state.json: {error!r}"
+            warnings.append(f"{self.path(step)} is damaged and was passed over: {fault}")
+        if warnings:
+            lines = "\n  ".join(warnings)
+            raise NoReadableCheckpoint(
+                f"no readable checkpoint to resume from:\n  {lines}\nMove {self.folder} away to start from the beginning"
+            )
+        return None
+
+    def state(self, step: int) -> State:
+        """State of a step's checkpoint."""
+        return State.from_record(json.loads((self.path(step) / "state.json").read_text(encoding="utf-8")))
+
+    def load_weights(self, step: int, tuned: Trainee) -> None:
+        """Put a checkpoint's weights into the model.
+
+        Raises:
+            NoReadableCheckpoint: they belong to another model.
+        """
+        saved = load_file(self.path(step) / "weights.safetensors")
+        expected = dict(tuned.trainable())
+        if saved.keys() != expected.keys():
+            differing = sorted(saved.keys() ^ expected.keys())[:5]
+            raise NoReadableCheckpoint(f"{self.path(step)} holds the weights of another model; differing: {differing}")
+        with torch.no_grad():
+            for name, parameter in expected.items():
+                parameter.copy_(placed(saved[name], parameter))
+
+    def load_optimizer(self, step: int, tuned: Trainee, optimizer: torch.optim.Optimizer) -> None:
+        """Put a checkpoint's moments into the optimizer."""
+        num_updates = self.state(step).num_updates
+        if num_updates == 0:
+            return
+        saved = load_file(self.path(step) / "optimizer.safetensors")
+        parameters = dict(tuned.trainable())
+        record = optimizer.state_dict()
+        names = [name for group in optimizer.param_groups for name in group["names"]]
+        record["state"] = {
+            index: {
+                "step": torch.tensor(float(num_updates)),
+                "exp_avg": placed(saved[f"exp_avg.{name}"], parameters[name]),
+                "exp_avg_sq": placed(saved[f"exp_avg_sq.{name}"], parameters[name]),
+            }
+            for index, name in enumerate(names)
+        }
+        optimizer.load_state_dict(record)
+
+
+def _kept(named: Iterator[tuple[str, torch.Tensor]], keeps: bool) -> dict[str, torch.Tensor]:
+    """Whole tensors on the CPU, gathered one at a time by all processes where they lie in parts; nothing on a process that keeps none."""
+    kept = {}
+    for name, tensor in named:
+        gathered = whole(tensor.detach())
+        if keeps:
+            kept[name] = gathered.cpu().contiguous()
+    return kept
+
+
+def _moments(tuned: Trainee, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, parameter in tuned.trainable():
+        state = optimizer.state.get(parameter, {})
+        for key in ("exp_avg", "exp_avg_sq"):
+            if key in state:
+                yield f"{key}.{name}", state[key]
+
+
+def _seal(folder: Path) -> None:
+    """Write manifest.json with the hash of every file, and force all of it to the disk."""
+    hashes = {}
+    apply_umask(folder)
+    for path in sorted(folder.iterdir()):
+        hashes[path.name] = hash_file(path)
+        sync_file(path)
+    manifest = folder / "manifest.json"
+    manifest.write_text(json.dumps({"sha256": hashes}, indent=1) + "\n", encoding="utf-8")
+    sync_file(manifest)
+    sync_folder(folder)
+
+
+def verify(folder: Path) -> str:
+    """What is wrong with a sealed folder, in words; empty when every file named in its manifest is there with the right bytes."""
+    try:
+        hashes = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"]
+        for name, expected in hashes.items():
+            if hash_file(folder / name) != expected:
+                return f"{name} does not have the bytes that were written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def newest_of_main(checkpoints: Checkpoints, processes: Processes) -> tuple[State, list[str]] | None:
+    """Checkpoints.newest() of the main process, on every process: another machine may see an older listing of the folder, or none.
+
+    Raises:
+        NoReadableCheckpoint: on every process; see Checkpoints.newest.
+    """
+
+    def newest() -> tuple[dict[str, Any], list[str]] | None:
+        found = checkpoints.newest()
+        return None if found is None else (asdict(found[0]), found[1])
+
+    found = processes.from_main(newest)
+    return None if found is None else (State.from_record(found[0]), found[1])

@@ -1,0 +1,118 @@
+"""New."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.atomic import apply_umask, sync_folder
+from eval.errors import UserError
+from train.config.run import RunConfig
+from train.engine.checkpoint import Checkpoints, NoReadableCheckpoint, State, verify
+
+_EXPORTED_SUFFIXES = {".json", ".safetensors", ".md", ".model", ".txt", ".jinja"}
+
+
+def write_plain(kind: Any, config: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write a transformers model of this kind with these float32 weights."""
+    with torch.device("meta"):
+        plain = kind(config)
+    plain = plain.to_empty(device="cpu").float()
+    plain.load_state_dict(state, assign=True)
+    plain.config.dtype = torch.float32
+    plain.save_pretrained(folder)
+
+
+def commit_export(folder: Path, write: Callable[[Path], None]) -> None:
+    """Make an export folder, whole or not at all; an earlier export there is replaced.
+
+    Args:
+        write: fills a temporary folder.
+
+    Raises:
+        UserError: the folder holds something else, which would be lost.
+        OSError: it cannot be written.
+    """
+    folder = Path(os.path.abspath(folder))
+    check_replaceable(folder)
+    for leftover in (*folder.parent.glob(f".{folder.name}.*.tmp"), *folder.parent.glob(f".{folder.name}.*.old")):
+        shutil.rmtree(leftover, ignore_errors=True)  # of writers that were killed
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        apply_umask(temporary)
+        if folder.exists():
+            retired = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+            os.rename(folder, retired)
+            os.rename(temporary, folder)
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            os.rename(temporary, folder)
+        sync_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse a folder that an export would destroy: one that is there, is not empty, and is no earlier export.
+
+    Raises:
+        UserError: naming up to five of what it holds.
+    """
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [folder.name] if folder.exists() else []
+    foreign = [name for name in found if Path(name).suffix not in _EXPORTED_SUFFIXES or (folder / name).is_dir()]
+    if foreign or (found and not {"config.json", "model.safetensors"} <= set(found)):
+        raise UserError(f"{folder} is there and is no earlier export (it holds {(foreign or found)[:5]}); give an empty or a new folder")
+
+
+def choose_step(checkpoints: Checkpoints, newest: State, which: str) -> int:
+    """Step of the best, the last or a numbered checkpoint.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    if which == "last":
+        return newest.step
+    if which == "best":
+        return newest.step if newest.best_step is None else newest.best_step
+    if not which.isdigit() or int(which) not in checkpoints.steps():
+        raise UserError(f"--checkpoint is best, last or one of {checkpoints.steps()}; found {which!r}")
+    return int(which)
+
+
+def chosen_checkpoint(config: RunConfig, which: str) -> tuple[Checkpoints, State, int]:
+    """(checkpoints of a run, its newest state, step of the best, the last or a numbered checkpoint, which is whole).
+
+    Raises:
+        UserError: the run or the checkpoint is not there, or damaged.
+    """
+    checkpoints = Checkpoints(config.run_folder / "checkpoints")
+    found = checkpoints.newest()
+    if found is None:
+        raise NoReadableCheckpoint(f"{checkpoints.folder}: no checkpoints here; is it the folder of a run (runs/NAME)?")
+    newest = found[0]
+    step = choose_step(checkpoints, newest, which)
+    if step != newest.step and (fault := verify(checkpoints.path(step))):
+        raise NoReadableCheckpoint(f"{checkpoints.path(step)} is damaged: {fault}")
+    return checkpoints, newest, step
+
+
+def plain_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights as a model without adapters has them, float32 on the CPU, merged in copies; the model itself is left as it is."""
+    layers = {name: layer for name, layer in module.named_modules() if hasattr(layer, "base_layer") and hasattr(layer, "merge")}
+    if not layers:
+        return {name: value.detach().float().cpu().contiguous() for name, value in module.state_dict().items()}
+    # Merging and unmerging in place would leave rounding behind; so what is merged is made from copies.
+    state = {
+        name.replace(".base_layer.", "."): value.detach().float().cpu().clone()
+        for name, value in module.state_dict().items()
+        if ".lora_" not in name
+    }
+    for name, layer in layers.items():
+        state[f"{name}.weight"] += layer.get_delta_weight("default").detach().float().cpu()
+    return state

@@ -1,0 +1,277 @@
+"""The loop that every run goes through: step, evaluate, checkpoint, resume; a kind of run says what a step and an evaluation are.
+
+Order at step s: take step s; evaluate if it is due; write a checkpoint if one is due; before step s + 1, what the kind of run does between
+steps. What happens at a step follows from its number, so a resumed run is the straight one. A checkpoint is committed before step 1.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+from eval.dataset.images import ImageError
+from eval.errors import UserError
+from eval.progress import bar
+from train.engine.checkpoint import Checkpoints, State, newest_of_main
+from train.engine.metrics_log import MetricsLog, WandbMirror
+from train.engine.run import RunJob, StepOutcome
+from train.engine.signals import Stopped, StopSignals
+
+
+class SideBar:
+    """A progress bar for what happens between steps; each advance also looks for a signal."""
+
+    def __init__(self, text: str, total: int, show: bool, check: Callable[[], None], unit: str = "row") -> None:
+        self._bar = bar(total, text, unit, show=show, leave=False)
+        self._check = check
+
+    def __enter__(self) -> Callable[[int], None]:
+        return self._advance
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def _advance(self, rows: int) -> None:
+        self._bar.update(rows)
+        self._check()
+
+
+class BaseLoop(ABC):
+    """One run from where it stands to its last step."""
+
+    def __init__(self, job: RunJob, signals: StopSignals, state: State) -> None:
+        """state: of the run before its first step."""
+        self._run, self.signals, self.state = job, signals, state
+        self.checkpoints = Checkpoints(job.folder / "checkpoints")
+        self.log = MetricsLog(job.folder)
+        self.wandb: WandbMirror | None = None
+        self.attachment: Path | None = None
+        """A table that belongs into each checkpoint, beside weights and moments."""
+        self._bar: Any = None
+        self._batches: Iterator[Any] | None = None
+        self._last_eval = ""
+
+    # -- what a kind of run says -----------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def describe(self) -> list[str]:
+        """What a person should know before the first step, line by line."""
+
+    @abstractmethod
+    def make_ready(self) -> None:
+        """What is done once, at every start, when weights and moments are there; not called when no step is left."""
+
+    @abstractmethod
+    def restore_further(self, checkpoints: Checkpoints) -> None:
+        """Take up what a checkpoint holds beside weights and moments, or refuse it (raises UserError)."""
+
+    @abstractmethod
+    def batches(self) -> Iterable[Any]:
+        """Batches from the next step on, each with `step` and `undecodable`, or an ImageError in the place of one."""
+
+    @abstractmethod
+    def take(self, batch: Any, stop_asked: bool) -> StepOutcome:
+        """Take one step; raises NotFinite."""
+
+    @abstractmethod
+    def record_step(self, step: int, outcome: Any, seconds: float, waited: float) -> None:
+        """Write the line of a step."""
+
+    @abstractmethod
+    def evaluate(self) -> tuple[float | None, list[str], str | None]:
+        """Measure where the weights stand and write the lines; (score on val, what bars it from being best, what ends the run)."""
+
+    @abstractmethod
+    def can_evaluate(self) -> bool:
+        """Whether there is anything to evaluate on."""
+
+    @abstractmethod
+    def between(self) -> None:
+        """What is due before the next step."""
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether every process holds a part of the weights."""
+        return False
+
+    # -- the run -------------------------------------------------------------------------------------------------------------------
+
+    def run(self) -> State:
+        """Go on from the newest checkpoint, or start, to the last step, or to where the kind of run ends it.
+
+        Raises:
+            Stopped: a signal asked for it; a checkpoint was written.
+            NotFinite, NoReadableCheckpoint, UserError, OSError: see train/engine/command.py for their exit codes.
+        """
+        job, max_steps = self._run, self._run.config.train.max_steps
+        self._start()
+        self.wandb = WandbMirror(job.config, job.say) if job.processes.is_main else None
+        self._bar = bar(max_steps, job.config.name, "step", show=job.processes.is_main, initial=self.state.step)
+        try:
+            self.save(sync=True)
+            if not self._ends_here():
+                self.make_ready()
+            while True:
+                self._evaluate_if_due()
+                if self._checkpoint_due():
+                    self.save()
+                if self._ends_here():
+                    return self.state
+                self.between()
+                self._step()
+        finally:
+            self._bar.close()
+            self.log.close()
+            if self.wandb is not None:
+                self.wandb.close()
+
+    def _start(self) -> None:
+        """Resume from the newest whole checkpoint, or begin."""
+        job = self._run
+        if job.processes.is_main:
+            self.checkpoints.sweep()
+        job.processes.barrier()
+        found = newest_of_main(self.checkpoints, job.processes)
+        if found is not None:
+            self.state, warnings = found
+            for warning in warnings:
+                job.say(f"warning: {warning}")
+            brought = job.shared.bring(self.checkpoints.path(self.state.step))
+            job.processes.together(lambda: self._restore(Checkpoints(brought.parent)))
+            job.shared.drop(brought)  # every process has read it before anything is removed
+        if job.processes.is_main:
+            if found is not None:
+                self.checkpoints.discard_after(self.state.step)
+            moved = self.log.open_at(self.state.num_metrics_lines)
+            if found is not None:
+                job.say(f"resuming {job.config.name} at step {self.state.step} ({moved} later line(s) of metrics.jsonl moved away)")
+                if lost := self.state.num_metrics_lines - self.log.num_lines:
+                    job.say(f"warning: metrics.jsonl lacks {lost} line(s) that were there when the checkpoint was written")
+        for line in self.describe():
+            job.say(line)
+        if found is None:
+            self.write("start", {"world_size": job.processes.world_size, "leakage": [leak.as_record() for leak in job.leakages]})
+
+    def _restore(self, checkpoints: Checkpoints) -> None:
+        """Weights, moments and the rest of the checkpoint the state came from, which lies here."""
+        job, step = self._run, self.state.step
+        if self.state.base_sha256 != job.tuned.base_sha256:
+            raise UserError(f"{job.base} has other weights than when {job.folder} was begun; give the run another name=")
+        if self.state.data_sha256 != job.data_sha256:
+            raise UserError(f"{job.data_place} holds other data than when {job.folder} was begun; give the run another name=")
+        self.restore_further(checkpoints)
+        checkpoints.load_weights(step, job.tuned)
+        checkpoints.load_optimizer(step, job.tuned, job.optimizer)
+
+    def _step(self) -> None:
+        """Take one step and write its line."""
+        started = time.perf_counter()
+        if self._batches is None:
+            self._batches = iter(self.batches())
+        batch = next(self._batches)
+        if isinstance(batch, ImageError):
+            raise UserError(f"{batch}. --check-images lists every picture that does not decode")
+        waited = time.perf_counter() - started
+        outcome = self.take(batch, self.signals.asked)
+        seconds = time.perf_counter() - started
+        for message in batch.undecodable:
+            tqdm.write(f"warning: replaced in step {batch.step}: {message}")
+        self.state = replace(self.state, step=batch.step, evaluated=False, num_replaced=self.state.num_replaced + outcome.num_replaced)
+        self.record_step(batch.step, outcome, seconds, waited)
+        self._bar.update(1)
+        speed = self._run.config.train.batch_size / seconds
+        self._bar.set_postfix_str(f"loss {outcome.loss:.4f}, {speed:.0f} images/s, waiting {100 * waited / seconds:.0f}%{self._last_eval}")
+        if outcome.stop_asked:
+            self._stop(together=True)
+
+    def forget_batches(self) -> None:
+        """Drop batches that were made ahead: they follow from what has just changed."""
+        self._batches = None
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluate, and note a new best."""
+        step, train = self.state.step, self._run.config.train
+        due = step % train.eval_every_steps == 0 or step == train.max_steps
+        if not due or self.state.evaluated or not self.can_evaluate():
+            return
+        score, barred, stopped_by = self.evaluate()
+        is_best = self.is_best(score, barred)
+        self.state = replace(self.state, evaluated=True, stopped_by=stopped_by)
+        if is_best:
+            self.state = replace(self.state, best_step=step, best_score=score)
+            self.save()
+
+    def is_best(self, score: float | None, barred: list[str]) -> bool:
+        """Whether a score is the best so far."""
+        return score is not None and not barred and (self.state.best_score is None or score > self.state.best_score)
+
+    # -- checkpoints and the rest ------------------------------------------------------------------------------------------------------
+
+    def _ends_here(self) -> bool:
+        return self.state.step == self._run.config.train.max_steps or self.state.stopped_by is not None
+
+    def _checkpoint_due(self) -> bool:
+        return self.state.step % self._run.config.train.checkpoint_every_steps == 0 or self._ends_here()
+
+    def save(self, *, sync: bool = False) -> None:
+        """Commit a checkpoint of this moment (main process), then remove old ones."""
+        job, is_main = self._run, self._run.processes.is_main
+        if is_main:
+            self.log.sync()
+            self.state = replace(self.state, num_metrics_lines=self.log.num_lines)
+        if is_main or self.in_parts:
+            self.checkpoints.save(self.state, job.tuned, job.optimizer, self.attachment, writes=is_main)
+        if is_main:
+            if self.attachment is not None:  # of the newest checkpoint: an older one, which a resumed run reads, will be pruned
+                self.attachment = self.checkpoints.path(self.state.step) / "negatives.parquet"
+            self.checkpoints.prune(job.config.train.keep_checkpoints, self.state.best_step)
+        if sync:
+            job.processes.barrier()
+
+    def _stop(self, *, together: bool) -> NoReturn:
+        """Write a checkpoint and leave.
+
+        Args:
+            together: every process is here; then none leaves before the checkpoint is written, for a launcher kills the others soon after
+                the first has left.
+        """
+        self.save(sync=together)
+        raise Stopped(self.signals.exit_code, self.state.step)
+
+    def write(self, event: str, record: dict[str, Any]) -> None:
+        """A line of metrics.jsonl, and its mirror (main process)."""
+        if self._run.processes.is_main:
+            self.log.write(event, self.state.step, record)
+            if self.wandb is not None:
+                self.wandb.write(event, self.state.step, record)
+
+    def side_bar(self, text: str, total: int, unit: str = "row") -> SideBar:
+        """A bar for what happens between steps; whenever it advances, a signal is heeded."""
+        return SideBar(text, total // self._run.processes.world_size, self._run.processes.is_main, self.leave_if_asked, unit)
+
+    def leave_if_asked(self) -> None:
+        """Leave a long evaluation or mining when a signal came; its work is done again after the resume.
+
+        Only the main process leaves by itself; the others, waiting for its part, find it gone (train/engine/command.py). Were they to go
+        first,
+        it could be left waiting for theirs, its checkpoint not written. With sharded weights it could not write one alone: then all leave
+        after the next step, or at the end of the last evaluation.
+
+        Raises:
+            Stopped: after writing a checkpoint of where the weights stand.
+        """
+        if self.signals.asked and self._run.processes.is_main and not self.in_parts:
+            self._stop(together=False)
+
+    def leave_final_if_asked(self) -> None:
+        """The same after the last step, whose checkpoint is written already.
+
+        Raises:
+            Stopped: at once.
+        """
+        if self.signals.asked and self._run.processes.is_main:
+            raise Stopped(self.signals.exit_code, self.state.step)

@@ -1,0 +1,65 @@
+"""Which (image, text) pairs of a batch are true, looked up block by block: never a matrix, and no list longer than a block has pairs.
+
+Every image carries all true captions of its group, so a text drawn, or mined, on another process is known for what it is. Shape letters:
+b images of this process, P true pairs.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from eval.dataset.retrieval_set import GroupHashes, matching_pairs
+
+
+class BatchPositives:
+    """The true pairs between images of this process and texts of any.
+
+    Args:
+        hashes: for each process, int64 hashes of the texts it sends round.
+        truths: (key_b, true): the key of each image of this process, int64 (its group, say), and which hashes are true of which key. A pair
+            is true by one of them at most.
+        left_out: the same with hashes of their own, of pairs that may be true: neither positive nor negative, unless they are positive.
+    """
+
+    def __init__(
+        self,
+        hashes: list[np.ndarray],
+        truths: Sequence[tuple[np.ndarray, GroupHashes]],
+        left_out: Sequence[tuple[np.ndarray, list[np.ndarray], GroupHashes]] = (),
+    ) -> None:
+        self._truths = [_Known(key_b, hashes, true) for key_b, true in truths]
+        self._left_out = [_Known(*entry) for entry in left_out]
+
+    def pairs(self, rows: slice, owner: int, columns: slice) -> tuple[np.ndarray, np.ndarray]:
+        """(row, column) of every true pair of a block, int64, counted from the block's corner, each once.
+
+        Args:
+            owner: the process whose texts the columns are.
+        """
+        return _union([known.pairs(rows, owner, columns) for known in self._truths])
+
+    def left_out(self, rows: slice, owner: int, columns: slice) -> tuple[np.ndarray, np.ndarray]:
+        """The same of the pairs that may be true; those that are true, and repetitions, may be among them."""
+        return _union([known.pairs(rows, owner, columns) for known in self._left_out])
+
+
+def _union(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    none = np.empty(0, dtype=np.int64)
+    return np.concatenate([none, *(rows_P for rows_P, _ in found)]), np.concatenate([none, *(columns_P for _, columns_P in found)])
+
+
+class _Known:
+    """Which hashes belong to which keys, for the images and texts of a batch."""
+
+    def __init__(self, key_b: np.ndarray, hashes: list[np.ndarray], known: GroupHashes) -> None:
+        self._key_b, self._hashes = key_b, hashes
+        self._known = known.within(key_b, np.concatenate(hashes))
+        self._of_rows = lru_cache(maxsize=None)(self._restrict)
+
+    def pairs(self, rows: slice, owner: int, columns: slice) -> tuple[np.ndarray, np.ndarray]:
+        """(row, column) counted from the block's corner, each once."""
+        return matching_pairs(self._key_b[rows], self._hashes[owner][columns], self._of_rows(rows.start, rows.stop))
+
+    def _restrict(self, start: int, stop: int) -> GroupHashes:
+        return self._known.within(self._key_b[start:stop], None)

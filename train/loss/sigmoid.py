@@ -1,0 +1,325 @@
+"""The sigmoid loss over all images and all texts of all processes, block by block, the gradient of each block taken as it goes.
+
+L = (1 / B) [ sum over in-batch pairs + weight * sum over mined columns ] of -log sigmoid(y (scale * cos + bias)),
+y = +1 for positives, else -1 (Zhai et al. 2023, arXiv 2303.15343; the mined columns are ours). What an image and the captions mined for it
+cost may follow a cross-encoder's word instead (train/loss/distillation.py). Each process computes the rows of its own
+images; the sum over processes is the loss. Texts go round a ring of processes, each with the gradient that has gathered on it, which is
+back home after the last hop (the ring of the paper's section 3.3, with gradients). Neither logits nor truth of more than one block ever
+exist: beyond the embeddings, their gradients and what travels, memory is O(block x D + block x block).
+
+With z = -y (scale * cos + bias): the loss of a pair is softplus(z), its derivative by the logit -y sigmoid(z) =: g. Then d/d image i is
+scale * sum_j g_ij text_j, and d/d scale is sum_ij g_ij cos_ij = sum_i image_i . (sum_j g_ij text_j), so no block is read again for it.
+
+Shape letters: B images of the whole batch, b of this process, n texts of this process (b captions, then its mined ones), m mined captions
+of this process, r rows and c columns of a block, P positives of a block, D width.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.functional import softplus
+
+from eval.processes import Processes
+from train.loss.distillation import LINEAR_FROM, OwnPairs, SoftLabels, own_terms
+from train.loss.positives import BatchPositives
+
+BLOCK = 2048
+"""Rows and columns of a block, 17 MB. It decides the order of summation, so it is part of the result's last bits."""
+_AT_ONCE = 1 << 18
+"""Pairs of a block that all passes but the products go over together, a megabyte: what the caches of the cores hold."""
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """This process's part of the loss; the sum over processes is the loss.
+
+    Attributes:
+        total: in_batch + weight * mined, to call backward on, once.
+        in_batch: in-batch term, detached.
+        mined: mined term before its weight, detached.
+    """
+
+    total: torch.Tensor
+    in_batch: torch.Tensor
+    mined: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What faces what, and what of it is true; plain data beside the tensors of `sigmoid_loss`.
+
+    Attributes:
+        positives: the true pairs of this process's images and all texts that travel.
+        counts: how many texts of each process travel: its captions, as many as it has images, and with `mined_scope: all` its mined ones.
+        own_rows_m: int64, the image row each mined caption of this process was mined for, where that pair stands apart from the blocks:
+            with `mined_scope: own`, for there is no other, and with soft labels; None: no pair does.
+        own_positive_m: bool, which of them are true of it all the same (relabelled by a cross-encoder); None: none.
+        soft: what a cross-encoder says of these pairs; None: hard labels.
+        weight: of the mined columns.
+        batch_size: B.
+        processes: who takes part.
+        block: rows and columns of a block; None: BLOCK.
+    """
+
+    positives: BatchPositives
+    counts: tuple[int, ...]
+    batch_size: int
+    own_rows_m: torch.Tensor | None = None
+    weight: float = 0.0
+    processes: Processes = Processes()
+    block: int | None = None
+    own_positive_m: torch.Tensor | None = None
+    soft: SoftLabels | None = None
+
+    @property
+    def num_captions(self) -> int:
+        """Captions of each process that are not mined, as many as it has images; they come first among its texts."""
+        return self.batch_size // self.processes.world_size
+
+
+def sigmoid_loss(images_bD: torch.Tensor, texts_nD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, pairing: Pairing) -> LossTerms:
+    """The loss and, at the same time, its gradients, which backward only multiplies by what comes in.
+
+    Args:
+        images_bD, texts_nD: unit vectors, float32 or float64 (products are taken in it, under autocast too); texts are the captions of the
+            images, in their order, then mined captions.
+        scale, bias: scalars; scale is not its logarithm.
+
+    Raises:
+        RuntimeError: in backward, when it is called again, or asked for second derivatives.
+    """
+    total, in_batch, mined = _SigmoidLoss.apply(images_bD, texts_nD, scale, bias, pairing)
+    return LossTerms(total, in_batch, mined)
+
+
+class _SigmoidLoss(torch.autograd.Function):
+    """Forward computes the loss and its gradients with respect to images, texts, scale and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, images_bD: torch.Tensor, texts_nD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, pairing: Pairing
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Total, in-batch and mined term."""
+        needs_images, needs_texts, *_ = ctx.needs_input_grad
+        with torch.autocast(images_bD.device.type, enabled=False):
+            sums = _Sums(images_bD, scale, bias, pairing, needs_images or not needs_texts)
+            texts_gradient_nD = _face_all(sums, texts_nD, pairing, needs_texts)
+            factor = scale / pairing.batch_size
+            if sums.images_gradient_bD is not None:
+                scale_gradient = _sum_of_products(images_bD, sums.images_gradient_bD, sums.block)
+                sums.images_gradient_bD.mul_(factor)
+            else:  # by the other side: over all processes it is the same sum
+                assert texts_gradient_nD is not None
+                scale_gradient = _sum_of_products(texts_nD, texts_gradient_nD, sums.block)
+            if texts_gradient_nD is not None:
+                texts_gradient_nD.mul_(factor)
+            ctx.gradients = (
+                sums.images_gradient_bD if needs_images else None,
+                texts_gradient_nD,
+                (scale_gradient / pairing.batch_size).to(scale.dtype),
+                (sums.bias_gradient / pairing.batch_size).to(bias.dtype),
+            )
+        in_batch, mined = (value / pairing.batch_size for value in (sums.in_batch, sums.mined))
+        total = in_batch + pairing.weight * mined
+        ctx.mark_non_differentiable(in_batch, mined)
+        return total.to(images_bD.dtype), in_batch, mined
+
+    @staticmethod
+    def backward(ctx: Any, incoming: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        """Multiply in place, so that no second copy of the gradients is ever held; hence only once."""
+        if torch.is_grad_enabled():
+            raise RuntimeError("sigmoid_loss has no second derivatives: backward was called with create_graph=True")
+        if ctx.gradients is None:
+            raise RuntimeError("sigmoid_loss: backward was called a second time; its gradients are handed out once")
+        gradients, ctx.gradients = ctx.gradients, None
+        return *(None if gradient is None else gradient.mul_(incoming.to(gradient.dtype)) for gradient in gradients), None
+
+
+def _face_all(sums: "_Sums", texts_nD: torch.Tensor, pairing: Pairing, needs_texts: bool) -> torch.Tensor | None:
+    """Let the images of this process face all texts, and return the gathered gradient of its own texts before scale / B, if it is asked."""
+    own = pairing.counts[pairing.processes.rank]
+    gradient_nD = torch.zeros_like(texts_nD) if needs_texts else None
+    if pairing.processes.world_size == 1:
+        sums.face(texts_nD[:own], None if gradient_nD is None else gradient_nD[:own], 0)
+    else:
+        travelled_nD = _go_round(sums, texts_nD[:own], pairing, needs_texts)
+        if gradient_nD is not None and travelled_nD is not None:
+            gradient_nD[:own] = travelled_nD
+    if pairing.own_rows_m is not None:
+        sums.face_own(texts_nD, gradient_nD, OwnPairs(pairing.own_rows_m, pairing.own_positive_m, pairing.soft))
+    return gradient_nD
+
+
+def _go_round(sums: "_Sums", texts_nD: torch.Tensor, pairing: Pairing, needs_texts: bool) -> torch.Tensor | None:
+    """Face the texts of every process, each as it comes by; returns the gradient of this process's own, summed in the ring's order."""
+    rank, world_size = pairing.processes.rank, pairing.processes.world_size
+    shapes = [(2 if needs_texts else 1, count, texts_nD.shape[1]) for count in pairing.counts]
+    held_2nD = texts_nD.new_zeros(shapes[rank])
+    held_2nD[0] = texts_nD
+    for hop in range(world_size):
+        owner = (rank - hop) % world_size
+        sums.face(held_2nD[0], held_2nD[1] if needs_texts else None, owner)
+        coming = shapes[(owner - 1) % world_size]
+        if hop < world_size - 1:
+            held_2nD = _pass_on(held_2nD, held_2nD.new_empty(coming), pairing.processes)
+    return _pass_on(held_2nD[1], torch.empty_like(texts_nD), pairing.processes) if needs_texts else None
+
+
+def _pass_on(sent: torch.Tensor, received: torch.Tensor, processes: Processes) -> torch.Tensor:
+    """Send to the next process and take from the one before."""
+    following, before = (processes.rank + 1) % processes.world_size, (processes.rank - 1) % processes.world_size
+    asked = [dist.P2POp(dist.isend, sent.contiguous(), following), dist.P2POp(dist.irecv, received, before)]
+    for work in dist.batch_isend_irecv(asked):
+        work.wait()
+    return received
+
+
+def _sum_of_products(one_ND: torch.Tensor, other_ND: torch.Tensor, block: int) -> torch.Tensor:
+    """Sum over all elements of one * other, added up in float64; a scalar."""
+    total = one_ND.new_zeros((), dtype=torch.float64)
+    for start in range(0, len(one_ND), block):
+        total += (one_ND[start : start + block] * other_ND[start : start + block]).sum(dtype=torch.float64)
+    return total
+
+
+class _Sums:
+    """What gathers on this process while its images face block after block of texts.
+
+    Attributes:
+        images_gradient_bD: sum of g * text, before scale / B; None where nobody asks.
+        in_batch, mined: float64 scalars, sums of the pairs' losses.
+        bias_gradient: float64 scalar, sum of g, weighted.
+    """
+
+    def __init__(self, images_bD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, pairing: Pairing, needs_images: bool) -> None:
+        self._images_bD, self._scale, self._bias, self._pairing = images_bD, scale.detach(), bias.detach(), pairing
+        self.block = pairing.block or BLOCK
+        self.images_gradient_bD = torch.zeros_like(images_bD) if needs_images else None
+        self.in_batch, self.mined, self.bias_gradient = (images_bD.new_zeros((), dtype=torch.float64) for _ in range(3))
+        self._own_rows_m: np.ndarray | None = None
+        if pairing.own_rows_m is not None and pairing.counts[pairing.processes.rank] > pairing.num_captions:
+            self._own_rows_m = pairing.own_rows_m.cpu().numpy()
+        widest = min(self.block, max(pairing.counts))
+        self._logits = images_bD.new_empty(min(self.block, len(images_bD)) * widest)
+        self._losses = images_bD.new_empty(min(_AT_ONCE, len(self._logits)))
+
+    def face(self, texts_nD: torch.Tensor, gradient_nD: torch.Tensor | None, owner: int) -> None:
+        """All images of this process against texts of one process, whose gradient (before scale / B) is added to."""
+        num_captions = self._pairing.num_captions
+        in_batch, mined = _spans(0, num_captions, self.block), _spans(num_captions, len(texts_nD), self.block)
+        for rows in _spans(0, len(self._images_bD), self.block):
+            scaled_rD = self._images_bD[rows] * self._scale
+            for columns in in_batch:
+                loss = self._face_block(rows, scaled_rD, columns, texts_nD, gradient_nD, owner, 1.0)
+                self.in_batch += loss
+            for columns in mined:
+                loss = self._face_block(rows, scaled_rD, columns, texts_nD, gradient_nD, owner, self._pairing.weight)
+                self.mined += loss
+
+    def _face_block(
+        self,
+        rows: slice,
+        scaled_rD: torch.Tensor,
+        columns: slice,
+        texts_nD: torch.Tensor,
+        gradient_nD: torch.Tensor | None,
+        owner: int,
+        weight: float,
+    ) -> torch.Tensor:
+        """Loss of one block; its gradients are added where they belong."""
+        texts_cD = texts_nD[columns]
+        size = len(scaled_rD) * len(texts_cD)
+        z_rc = torch.mm(scaled_rD, texts_cD.T, out=self._logits[:size].view(len(scaled_rD), len(texts_cD)))
+        positive_P, left_out_P = self._places(rows, owner, columns)
+        flat = z_rc.view(-1)
+        flat[left_out_P] = -torch.inf  # no loss, and no gradient
+        flat[positive_P] = -flat[positive_P] - 2 * self._bias  # the bias is added to all of them in a moment
+        loss, sum_of_sigmoids = self._pass_over(flat)
+        g_rc = z_rc
+        self.bias_gradient += weight * (sum_of_sigmoids - 2 * flat[positive_P].sum(dtype=torch.float64))
+        _negate(g_rc, positive_P)
+        if self.images_gradient_bD is not None:
+            self.images_gradient_bD[rows].addmm_(g_rc, texts_cD, alpha=weight)
+        if gradient_nD is not None:
+            gradient_nD[columns].addmm_(g_rc.T, self._images_bD[rows], alpha=weight)
+        return loss
+
+    def _pass_over(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the bias and put sigmoid(z) in the place of z; returns the sums of softplus(z) and of sigmoid(z), float64 scalars.
+
+        Piece by piece: all five passes over a piece find it in the cache, and memory is read and written once.
+        """
+        loss, sigmoids = z.new_zeros((), dtype=torch.float64), z.new_zeros((), dtype=torch.float64)
+        for piece in z.split(_AT_ONCE):
+            losses = self._losses[: len(piece)]
+            softplus(piece.add_(self._bias), 1.0, LINEAR_FROM, out=losses)  # type: ignore[call-arg]  # it has an out, unannounced
+            loss += losses.sum()
+            sigmoids += piece.sigmoid_().sum()
+        return loss, sigmoids
+
+    def _places(self, rows: slice, owner: int, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Flat places of the block's true pairs, each once, and of those that are left out, being neither true nor surely false."""
+        known, width = self._pairing.positives, columns.stop - columns.start
+        positive_P, left_out_P = (
+            rows_P * width + columns_P for rows_P, columns_P in (known.pairs(rows, owner, columns), known.left_out(rows, owner, columns))
+        )
+        left_out_P = np.setdiff1d(left_out_P, positive_P)
+        if self._own_rows_m is not None and owner == self._pairing.processes.rank and columns.start >= self._pairing.num_captions:
+            apart_P = self._apart(rows, columns)
+            positive_P, left_out_P = np.setdiff1d(positive_P, apart_P), np.union1d(left_out_P, apart_P)
+        return tuple(torch.from_numpy(places).to(self._images_bD.device) for places in (positive_P, left_out_P))  # type: ignore[return-value]
+
+    def _apart(self, rows: slice, columns: slice) -> np.ndarray:
+        """Flat places of a block's pairs that stand apart: a mined caption that travels meets the image it was mined for in `face_own`."""
+        assert self._own_rows_m is not None
+        first = self._pairing.num_captions
+        rows_c = self._own_rows_m[columns.start - first : columns.stop - first]
+        columns_P = np.flatnonzero((rows_c >= rows.start) & (rows_c < rows.stop))
+        return (rows_c[columns_P] - rows.start) * (columns.stop - columns.start) + columns_P
+
+    def face_own(self, texts_nD: torch.Tensor, gradient_nD: torch.Tensor | None, pairs: OwnPairs) -> None:
+        """Mined captions of this process, each against the image it was mined for; in lists, beside that image's own caption."""
+        first = self._pairing.num_captions
+        each_b = torch.arange(first, device=texts_nD.device)
+        z_b = self._own_logits(texts_nD[:first], each_b) if pairs.has_lists else None
+        terms = own_terms(pairs, self._own_logits(texts_nD[first:], pairs.rows_m), z_b)
+        self.mined += terms.loss
+        for g_n, rows_n, start in ((terms.by_mined_m, pairs.rows_m, first), (terms.by_own_b, each_b, 0)):
+            if g_n is not None:
+                self._add_own(g_n * self._pairing.weight, rows_n, texts_nD[start:], None if gradient_nD is None else gradient_nD[start:])
+
+    def _own_logits(self, texts_mD: torch.Tensor, rows_m: torch.Tensor) -> torch.Tensor:
+        """Logit of each text with the image of its row."""
+        cosines_m = texts_mD.new_empty(len(texts_mD))
+        for part in _spans(0, len(rows_m), self.block):
+            cosines_m[part] = torch.einsum("cd,cd->c", self._images_bD.index_select(0, rows_m[part]), texts_mD[part])
+        return cosines_m.mul_(self._scale).add_(self._bias)
+
+    def _add_own(self, g_m: torch.Tensor, rows_m: torch.Tensor, texts_mD: torch.Tensor, gradient_mD: torch.Tensor | None) -> None:
+        """Add the gradients of pairs, given the derivative of the weighted loss by the logit of each."""
+        self.bias_gradient += g_m.sum()
+        for part in _spans(0, len(rows_m), self.block):
+            rows_c, g_c1 = rows_m[part], g_m[part][:, None]
+            if self.images_gradient_bD is not None:
+                self.images_gradient_bD.index_add_(0, rows_c, g_c1 * texts_mD[part])
+            if gradient_mD is not None:
+                gradient_mD[part].addcmul_(g_c1, self._images_bD.index_select(0, rows_c))
+
+
+def _negate(block_rc: torch.Tensor, places_P: torch.Tensor) -> None:
+    """Change the sign of some elements."""
+    flat = block_rc.view(-1)
+    flat[places_P] = -flat[places_P]
+
+
+def _spans(start: int, stop: int, block: int) -> list[slice]:
+    """Slices of at most `block` from start to stop."""
+    return [slice(first, min(first + block, stop)) for first in range(start, stop, block)]
+
+
+def travelling_texts(captions_b: np.ndarray, mined_m: np.ndarray, mined_scope: str | None) -> np.ndarray:
+    """Caption indices of the texts of this process that face the images of all: its captions, and its mined ones if they do."""
+    return np.concatenate([captions_b, mined_m]) if mined_scope == "all" else captions_b

@@ -1,0 +1,64 @@
+"""python -m train.mining CONFIG.yaml [key.path=value ...]: mine with the base model of a configuration, without training.
+
+Writes runs/NAME/negatives/HASH.parquet and its sheet, HASH.json and HASH.html.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from eval.errors import UserError
+from eval.progress import bar
+from train.config.job import JobConfig
+from train.config.load import load_config
+from train.data.splits import load_data
+from train.engine.folder import claim_folder
+from train.siglip.mining import members_of, num_rows, refresh_negatives
+from train.siglip.setup import prepare, start_processes
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if not arguments or arguments[0].startswith("-"):
+        print(__doc__, file=sys.stderr)
+        return 0 if {"-h", "--help"} & set(arguments) else 2
+    try:
+        return _mine(load_config(arguments[0], arguments[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"error: could not write: {error}", file=sys.stderr)
+        return 4
+
+
+def _mine(config: JobConfig) -> int:
+    if config.mining is None:
+        raise UserError("mining: the configuration has none (null); give at least mining.mine_every_steps")
+    accelerator, processes = start_processes(config)
+    lock = processes.together(lambda: claim_folder(config) if processes.is_main else None)
+    job = prepare(config, processes.together(lambda: load_data(config)), accelerator, processes)
+    step = config.mining.start_step
+
+    @contextmanager
+    def shown(text: str, num_rows: int) -> Iterator[Callable[[int], Any]]:
+        with bar(num_rows // processes.world_size, text, "row", show=processes.is_main, leave=False) as progress:
+            yield progress.update
+
+    members = members_of(job, shown)
+    with shown("mining", num_rows(job, step)) as on_progress:
+        found = refresh_negatives(job, step, None, on_progress, members=members)
+    if processes.is_main:
+        print("\n".join(found.sheet.lines()) + f"\nwritten to {found.path}; with examples: {found.page}")
+    if lock is not None:
+        lock.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,302 @@
+"""What the model itself ranks highest for each image that is to be mined for: the material the rules of mining choose from.
+
+The pool is every caption of the split and, behind them, further captions that have no image. The other way round, the images of the
+split for each caption. Embeddings go to disk as they are made (eval/encoder/embedding_files.py) and pass by in blocks
+(eval/search/streamed.py), so memory does not grow with the pool. Shape letters: I images mined for, Q captions mined for, K depth.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import SiglipModel
+
+from eval.dataset.retrieval_set import PositivePairs, RetrievalSet
+from eval.encoder.embedding_files import Shards
+from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, num_blocks, stream_captions, stream_images
+from eval.encoder.inputs import SiglipInputs
+from eval.processes import Processes
+from eval.search.streamed import stream_search
+from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings, FrozenRows
+from train.mining.ensemble import Beside, Member, mean_of_all
+from train.mining.faiss_index import Approximate, approximate_search, recall_of_sample
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The head of each image's own retrieval over the pool; the same on every process.
+
+    Attributes:
+        images_I: int64, the images mined for, ascending.
+        captions_IK: int64, indices into the pool, best first: below num_captions a caption of the split, from there on one of the further.
+            -1: no candidate. An exact search fills every place (K is cut to the pool); an approximate one may find fewer: -1 at the end.
+        cosines_IK: float32, their cosines; -inf where there is none.
+        best_positive_I: float32, cosine of the image's best true caption.
+        decodable_I: bool; False where the image's picture does not decode.
+        recall: share of the exact candidates that an approximate search found, measured on a sample; None where the search was exact.
+    """
+
+    images_I: np.ndarray
+    captions_IK: np.ndarray
+    cosines_IK: np.ndarray
+    best_positive_I: np.ndarray
+    decodable_I: np.ndarray
+    recall: float | None = None
+
+
+@dataclass(frozen=True)
+class ImageCandidates:
+    """The head of each caption's own retrieval over the images of the split; the same on every process.
+
+    Attributes:
+        captions_Q: int64, the captions mined for, as they were given.
+        images_QK: int64, best first; pictures that do not decode are never among them. -1: none, where fewer than K decode.
+        cosines_QK: float32, their cosines; -inf where there is none.
+        best_positive_Q: float32, cosine of the caption's best true image; -inf where none of them decodes.
+    """
+
+    captions_Q: np.ndarray
+    images_QK: np.ndarray
+    cosines_QK: np.ndarray
+    best_positive_Q: np.ndarray
+
+
+def find_candidates(
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    dataset: RetrievalSet,
+    depth: int,
+    *,
+    folder: Path | None = None,
+    further: Sequence[str] = (),
+    images_I: np.ndarray | None = None,
+    approximate: Approximate | None = None,
+    frozen: FrozenEmbeddings = NOTHING_FROZEN,
+    members: Sequence[Member] = (),
+    processes: Processes = Processes(),
+    num_workers: int = 0,
+    on_progress: Callable[[int], Any] = lambda rows: None,
+) -> Candidates:
+    """Embed and search.
+
+    Only the images asked for are embedded, on a grid of blocks over themselves: on a CPU their cosines are those of a search for all images
+    to the last bit, as a row depends neither on its block-mates nor on its place among them.
+
+    Args:
+        depth: K, cut to the size of the pool.
+        folder: where embeddings lie meanwhile, each process's own on its own machine's disk; made if need be; None: the temporary folder.
+        further: captions without images, behind those of the split in the pool.
+        images_I: the images to mine for, ascending; None: all.
+        approximate: search with FAISS instead of exactly.
+        frozen: embeddings that are kept already; captions' are those of the whole pool.
+        members: fixed checkpoints beside the model: all cosines are then those of the ensemble (train/mining/ensemble.py).
+        on_progress: called with the number of rows embedded.
+
+    Raises:
+        UserError: an embedding is not finite.
+        OSError: the embeddings cannot be written.
+    """
+    images_I = np.arange(dataset.num_images) if images_I is None else np.asarray(images_I, dtype=np.int64)
+    pool = _Joined(dataset.captions, further)
+    positives = _chosen(dataset.positives("image_to_text"), images_I)
+    device = next(model.parameters()).device
+    with _shards(folder, [(len(images_I), IMAGE_BLOCK), (len(pool), TEXT_BLOCK)], processes) as (images, captions):
+        captions_N = np.arange(len(pool))
+        image_sink, caption_sink = _sinks((images, images_I), (captions, captions_N), model, members, processes)
+        if frozen.images is not None:
+            _read_kept(frozen.images, images_I, image_sink, IMAGE_BLOCK, processes, on_progress)
+        else:
+            _embed_images(model, inputs, _Chosen(dataset, images_I), image_sink, processes, num_workers, on_progress)
+        if frozen.captions is not None:
+            _read_kept(frozen.captions, captions_N, caption_sink, TEXT_BLOCK, processes, on_progress)
+        else:
+            _embed_captions(model, inputs, pool, caption_sink, processes, on_progress)
+        if approximate is None:
+            found, recall = stream_search(images, captions, positives, depth, device=device, processes=processes), None
+        else:
+            found = approximate_search(images, captions, positives, depth, approximate, processes)
+            recall = recall_of_sample(images, captions, found, device, processes)
+    return Candidates(images_I, found.indices_QK, found.scores_QK, found.best_positive_Q, ~found.empty_Q, recall)
+
+
+def find_image_candidates(
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    dataset: RetrievalSet,
+    depth: int,
+    captions_Q: np.ndarray,
+    *,
+    folder: Path | None = None,
+    frozen: FrozenEmbeddings = NOTHING_FROZEN,
+    members: Sequence[Member] = (),
+    processes: Processes = Processes(),
+    num_workers: int = 0,
+    on_progress: Callable[[int], Any] = lambda rows: None,
+) -> ImageCandidates:
+    """The same the other way round: for each caption given, its own best images, searched exactly.
+
+    Args:
+        depth: K, cut to the number of images.
+        captions_Q: int64, the captions to mine for, in any order: one of each image, say, or all.
+        folder, frozen, members, on_progress: as :func:`find_candidates` has them.
+
+    Raises:
+        UserError: an embedding is not finite.
+        OSError: the embeddings cannot be written.
+    """
+    captions_Q = np.asarray(captions_Q, dtype=np.int64)
+    positives = _chosen(dataset.positives("text_to_image"), captions_Q)
+    with _shards(folder, [(dataset.num_images, IMAGE_BLOCK), (len(captions_Q), TEXT_BLOCK)], processes) as (images, captions):
+        images_I = np.arange(dataset.num_images)
+        image_sink, caption_sink = _sinks((images, images_I), (captions, captions_Q), model, members, processes)
+        if frozen.images is not None:
+            _read_kept(frozen.images, images_I, image_sink, IMAGE_BLOCK, processes, on_progress)
+        else:
+            _embed_images(model, inputs, dataset, image_sink, processes, num_workers, on_progress)
+        if frozen.captions is not None:
+            _read_kept(frozen.captions, captions_Q, caption_sink, TEXT_BLOCK, processes, on_progress)
+        else:
+            _embed_captions(model, inputs, _Picked(dataset.captions, captions_Q), caption_sink, processes, on_progress)
+        found = stream_search(captions, images, positives, depth, device=next(model.parameters()).device, processes=processes)
+    return ImageCandidates(captions_Q, found.indices_QK, found.scores_QK, found.best_positive_Q)
+
+
+@contextmanager
+def _shards(folder: Path | None, sizes: list[tuple[int, int]], processes: Processes) -> Iterator[list[Shards]]:
+    """Shards of so many rows in blocks of such a size, given back however this ends."""
+    opened: list[Shards] = []
+    try:
+        with processes.jointly():
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+            for num_rows, block in sizes:
+                opened.append(Shards(folder, num_rows, block, processes))
+        yield opened
+    finally:
+        for shards in opened:
+            shards.close()
+
+
+def _sinks(
+    images: tuple[Shards, np.ndarray],
+    captions: tuple[Shards, np.ndarray],
+    model: SiglipModel,
+    members: Sequence[Member],
+    processes: Processes,
+) -> tuple[Shards | Beside, Shards | Beside]:
+    """What takes the model's vectors of images and of captions: the shards themselves, or, with members, theirs beside them.
+
+    Args:
+        images, captions: the shards, and which image of the split or caption of the pool each of their rows is.
+    """
+    if not members:
+        return images[0], captions[0]
+    shares, _, _ = mean_of_all(model, members)
+    return (
+        Beside(images[0], shares, [member.images for member in members], images[1], IMAGE_BLOCK, processes),
+        Beside(captions[0], shares, [member.captions for member in members], captions[1], TEXT_BLOCK, processes),
+    )
+
+
+def _embed_images(
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    pictures: "RetrievalSet | _Chosen",
+    shards: Shards | Beside,
+    processes: Processes,
+    num_workers: int,
+    on_progress: Callable[[int], Any],
+) -> None:
+    stream_images(
+        model,
+        inputs,
+        pictures,
+        shards.append,
+        processes=processes,
+        num_workers=num_workers,
+        block=IMAGE_BLOCK,
+        allow_undecodable=True,
+        on_progress=on_progress,
+    )
+    shards.seal()
+
+
+def _embed_captions(
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    texts: Sequence[str],
+    shards: Shards | Beside,
+    processes: Processes,
+    on_progress: Callable[[int], Any],
+) -> None:
+    stream_captions(model, inputs, texts, shards.append, processes=processes, block=TEXT_BLOCK, on_progress=on_progress)
+    shards.seal()
+
+
+def _read_kept(
+    kept: FrozenRows, indices_N: np.ndarray, shards: Shards | Beside, block: int, processes: Processes, on_progress: Callable[[int], Any]
+) -> None:
+    """What embedding would have given the shards, of a tower that is frozen: its rows, on the same grid."""
+    for number in processes.share_of(num_blocks(len(indices_N), block)):
+        rows = np.array(kept.vectors_ND[indices_N[number * block : (number + 1) * block]])
+        shards.append(rows)
+        on_progress(len(rows))
+    shards.seal()
+
+
+def _chosen(positives: PositivePairs, queries_Q: np.ndarray) -> PositivePairs:
+    """The positives of some queries, in their order."""
+    counts = positives.counts[queries_Q]
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    places_P = np.repeat(positives.offsets[queries_Q] - offsets[:-1], counts) + np.arange(offsets[-1])
+    return PositivePairs(offsets, positives.indices_P[places_P])
+
+
+class _Chosen:
+    """Some pictures of a split, as `eval.encoder.encoder.Pictures`."""
+
+    def __init__(self, dataset: RetrievalSet, images_I: np.ndarray) -> None:
+        self._dataset, self._images_I = dataset, images_I
+
+    @property
+    def num_images(self) -> int:
+        return len(self._images_I)
+
+    def load_image(self, image: int, /) -> Image.Image:
+        return self._dataset.load_image(int(self._images_I[image]))
+
+
+class _Joined(Sequence[str]):
+    """One sequence of captions behind another, sliced without joining them."""
+
+    def __init__(self, first: Sequence[str], second: Sequence[str]) -> None:
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # slice -> list[str]; int -> str
+        if not isinstance(index, slice):
+            return self[index : index + 1][0]
+        start, stop, _ = index.indices(len(self))
+        border = len(self._first)
+        return [*self._first[min(start, border) : min(stop, border)], *self._second[max(start - border, 0) : max(stop - border, 0)]]
+
+
+class _Picked(Sequence[str]):
+    """Some captions, by their indices."""
+
+    def __init__(self, captions: Sequence[str], indices_Q: np.ndarray) -> None:
+        self._captions, self._indices_Q = captions, indices_Q
+
+    def __len__(self) -> int:
+        return len(self._indices_Q)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # slice -> list[str]; int -> str
+        if isinstance(index, slice):
+            return [self._captions[int(caption)] for caption in self._indices_Q[index]]
+        return self._captions[int(self._indices_Q[index])]

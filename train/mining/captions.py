@@ -1,0 +1,130 @@
+"""New."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import SiglipModel
+
+from eval.encoder.checkpoint import hash_weights
+from eval.encoder.inputs import SiglipInputs
+from eval.processes import Processes
+from rerank.scorers.scorer import PairScorer
+from rerank.scoring.score_cache import PairStore
+from train.config.mining import MiningConfig
+from train.data.caption_pool import CaptionPool
+from train.data.negatives import Negatives, table_name
+from train.mining.candidates import Candidates, find_candidates
+from train.mining.cross_encoder import Matcher, with_matcher_logits
+from train.mining.ensemble import check_members, scale_and_bias, shares_of
+from train.mining.faiss_index import Approximate
+from train.mining.refresh import Refresh, apply_rules, check_matcher, rules_of, tabulate
+from train.mining.report import Mined, MiningSheet, draw_up
+from train.mining.rules import RankedLists
+from train.mining.selection import Judge
+
+
+def mine(
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    pool: CaptionPool,
+    config: MiningConfig,
+    *,
+    data_sha256: str,
+    refresh: Refresh = Refresh(),
+    matcher: PairScorer | None = None,
+    kept: PairStore | None = None,
+    folder: Path | None = None,
+    processes: Processes = Processes(),
+    num_workers: int = 0,
+    truth: set[tuple[str, str]] | None = None,
+    on_progress: Callable[[int], Any] = lambda rows: None,
+) -> tuple[Negatives, MiningSheet]:
+    """Mine negatives for the images of a split among the captions of a pool; the same on every process.
+
+    Args:
+        data_sha256: dataset.sha256(), which is slow to compute again and again.
+        matcher: the cross-encoder of config.denoise and config.distil; its scores are margins (train/mining/cross_encoder.py).
+        kept: where its scores are kept, and read from; None: it is asked about every pair.
+        folder: where embeddings lie meanwhile; None: the system's temporary folder.
+        truth: (image id, caption id) pairs known to be true beyond the data; used to count false negatives only.
+        on_progress: called with the number of rows embedded.
+
+    Raises:
+        UserError: a score of the cross-encoder is not finite.
+        ValueError: there is a matcher that nothing asks, or none that is asked; or other members than config.ensemble names.
+    """
+    check_matcher(config, matcher)
+    check_members(config, refresh.members)
+    name = table_name(hash_weights(model), data_sha256, rules_of(config, refresh, matcher, pool) | inputs.contract)
+    found = find_candidates(
+        model,
+        inputs,
+        pool.dataset,
+        config.pool_top_k,
+        folder=folder,
+        further=pool.further.texts,
+        images_I=refresh.images_I,
+        approximate=Approximate(config.index_probes) if config.index == "faiss" else None,
+        frozen=refresh.frozen,
+        members=refresh.members,
+        processes=processes,
+        num_workers=num_workers,
+        on_progress=on_progress,
+    )
+    asked = Matcher(matcher, pool, processes, on_progress, kept) if matcher is not None else None
+    judge = asked.probabilities if asked is not None and config.denoise is not None else None
+    mined = select(name, pool, found, *scale_and_bias(model, refresh.members), config, refresh, judge)
+    if asked is not None and config.distil is not None:
+        negatives = with_matcher_logits(mined.negatives, asked, pool.dataset, config.distil)
+        mined = replace(mined, negatives=negatives, num_judged=asked.num_judged)
+    sheet = draw_up(mined, pool, truth, refresh.before)
+    return mined.negatives, replace(sheet, index_recall=found.recall, shares=shares_of(model, refresh.members))
+
+
+def select(
+    name: str,
+    pool: CaptionPool,
+    found: Candidates,
+    scale: np.float32,
+    bias: np.float32,
+    config: MiningConfig,
+    refresh: Refresh = Refresh(),
+    judge: Judge | None = None,
+) -> Mined:
+    """Apply the rules to every image's candidates and take, for each, up to negatives_per_image of those that pass.
+
+    Args:
+        scale, bias: of the logits, the model's or the ensemble's.
+        judge: probabilities that pairs of (image, caption of the pool) match; None: no denoising.
+    """
+    lists = _lists(pool, found, scale, bias, near_duplicates=config.near_duplicates)
+    images_IK = np.broadcast_to(found.images_I[:, None], found.captions_IK.shape)
+    result = apply_rules(config, lists, refresh, found.images_I, images_IK, found.captions_IK, judge)
+    return Mined(
+        tabulate(name, pool.dataset.num_images, images_IK, found.captions_IK, lists, result, judged=judge is not None),
+        found.images_I,
+        result.outcome_QK,
+        lists,
+        found.decodable_I,
+        config.negatives_per_image,
+        result.num_judged,
+    )
+
+
+def _lists(pool: CaptionPool, found: Candidates, scale: np.float32, bias: np.float32, *, near_duplicates: bool) -> RankedLists:
+    """The candidates of every image as the rules read them."""
+    hashes_IK = pool.hash_C[found.captions_IK]
+    images_I1 = found.images_I[:, None]
+    return RankedLists(
+        there_QK=found.decodable_I[:, None] & (found.captions_IK >= 0),  # an approximate search may find fewer than K
+        known_QK=pool.dataset.is_positive(images_I1, hashes_IK),
+        near_QK=pool.is_near_duplicate(images_I1, found.captions_IK) if near_duplicates else None,
+        key_QK=hashes_IK,
+        cosines_QK=found.cosines_IK,
+        logits_QK=found.cosines_IK * scale + bias,
+        best_cosine_Q=found.best_positive_I,
+        best_logit_Q=found.best_positive_I * scale + bias,
+    )

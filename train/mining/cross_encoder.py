@@ -1,0 +1,185 @@
+"""Ask a cross-encoder about what is mined: what it calls a match is likely a true caption that the data does not state.
+
+Denoising of mined negatives by a cross-encoder: RocketQA (Qu et al. 2021, arXiv 2010.08191). Shape letters: N pairs.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.processes import Processes
+from rerank.scorers.load import load_scorer, read_scorer
+from rerank.scorers.scorer import PairScorer, ScorerSettings
+from rerank.scoring.candidates import CandidateLists, pair_keys
+from rerank.scoring.pair_scores import complete_scores
+from rerank.scoring.score_cache import PairStore
+from train.config.job import JobConfig
+from train.config.mining import DistilConfig
+from train.data.caption_pool import CaptionPool
+from train.data.negatives import Negatives
+
+_LISTS_AT_ONCE = 256  # images after which the processes meet
+_SETTINGS = ScorerSettings(score_kind="margin")
+
+
+def load_matcher(config: JobConfig, device: torch.device | str) -> PairScorer | None:
+    """The cross-encoder that mining.denoise and mining.distil ask; None where neither does. Its score is the margin: match logit less
+    no-match logit. It is not probed again at every mining: `matcher_fingerprint` did before the first step.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return None if config.matcher_model is None else read_scorer(config.matcher_model, device=device, settings=_SETTINGS)
+
+
+def matcher_fingerprint(config: JobConfig) -> str | None:
+    """Hash of the cross-encoder that mining.denoise and mining.distil ask; None where neither does.
+
+    Raises:
+        UserError: it cannot judge (image, caption) pairs.
+    """
+    return None if config.matcher_model is None else load_scorer(config.matcher_model, device="cpu", settings=_SETTINGS).fingerprint
+
+
+class Matcher:
+    """Says how likely pairs of an image and a caption of the pool match; the same on every process, the work shared out.
+
+    Attributes:
+        num_judged: pairs scored; one that is asked about again is not scored again.
+    """
+
+    def __init__(
+        self,
+        scorer: PairScorer,
+        pool: CaptionPool,
+        processes: Processes = Processes(),
+        on_progress: Callable[[int], Any] = lambda pairs: None,
+        kept: PairStore | None = None,
+    ) -> None:
+        """on_progress is called with 0 between images, to look for a signal; kept: scores of earlier minings, and where these are kept."""
+        self._scorer, self._data, self._processes, self._on_progress = scorer, _PoolData(pool), processes, on_progress
+        self._kept = kept
+        self.num_judged = 0
+        self._keys_N, self._logits_N = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)  # of what was scored, keys ascending
+
+    def probabilities(self, images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
+        """Probability of a match, the sigmoid of the scorer's margin, float32 of shape (N,).
+
+        Raises:
+            UserError: a score is not finite.
+        """
+        return sigmoid(self.logits(images_N, captions_N))
+
+    def logits(self, images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
+        """The scorer's margin of each pair, match logit less no-match logit, float32 of shape (N,).
+
+        Raises:
+            UserError: a score is not finite.
+        """
+        keys_N = pair_keys(images_N, captions_N)
+        new_N = np.flatnonzero(~np.isin(keys_N, self._keys_N))
+        if len(new_N):
+            self._keep(keys_N[new_N], self._scored(images_N[new_N], captions_N[new_N]))
+        logits_N: np.ndarray = self._logits_N[np.searchsorted(self._keys_N, keys_N)]
+        return logits_N
+
+    def _keep(self, keys_N: np.ndarray, logits_N: np.ndarray) -> None:
+        """Note what was scored; of a pair that came twice, once."""
+        self._keys_N, first_N = np.unique(np.concatenate([self._keys_N, keys_N]), return_index=True)
+        self.num_judged += len(self._keys_N) - len(self._logits_N)
+        self._logits_N = np.concatenate([self._logits_N, logits_N])[first_N]
+
+    def _scored(self, images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
+        """The scorer's margins, block by block of images."""
+        logits_N = np.empty(len(images_N), dtype=np.float32)
+        distinct_I, list_N = np.unique(images_N, return_inverse=True)
+        for start in range(0, len(distinct_I), _LISTS_AT_ONCE):
+            part_n = np.flatnonzero((list_N >= start) & (list_N < start + _LISTS_AT_ONCE))
+            lists = CandidateLists.of_pairs(images_N[part_n], captions_N[part_n])
+            scores = complete_scores(
+                self._scorer,
+                self._data,
+                lists,
+                kept=self._kept,
+                processes=self._processes,
+                on_progress=lambda pairs: self._on_progress(0),
+            )
+            logits_N[part_n] = scores.lookup(images_N[part_n], captions_N[part_n])
+        return logits_N
+
+
+def sigmoid(logits_N: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-logit)), by way of float64, which does not overflow for float32's logits of any size; float32."""
+    with np.errstate(over="ignore"):
+        probabilities_N: np.ndarray = (1 / (1 + np.exp(-logits_N.astype(np.float64)))).astype(np.float32)
+    return probabilities_N
+
+
+class _PoolData:
+    """A pool as scoring reads it (rerank.scoring.pair_scores.ScoringData)."""
+
+    def __init__(self, pool: CaptionPool) -> None:
+        self._pool = pool
+        self.image_ids = pool.dataset.image_ids
+        self.captions: Sequence[str] = _Lazy(pool.text, len(pool))
+        self.caption_ids: Sequence[str] = _Lazy(pool.caption_id, len(pool))
+
+    def load_image(self, image: int, /) -> Image.Image:
+        """The picture of one image, RGB."""
+        return self._pool.dataset.load_image(image)
+
+    def image_digest(self, image: int, /) -> bytes:
+        """SHA-256 of one picture as it is given."""
+        return self._pool.dataset.image_digest(image)
+
+
+class _Lazy(Sequence[str]):
+    """Strings that are looked up one at a time."""
+
+    def __init__(self, of: Callable[[int], str], length: int) -> None:
+        self._of, self._length = of, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # int -> str; nothing slices it
+        return self._of(int(index))
+
+    def __iter__(self) -> Iterator[str]:
+        return (self._of(index) for index in range(self._length))
+
+
+def distillation_rules(config: DistilConfig, scorer: PairScorer) -> list[Any]:
+    """What of a distillation decides what stands in the table, for its name."""
+    return [scorer.fingerprint, config.form]
+
+
+def with_matcher_logits(negatives: Negatives, matcher: Matcher, dataset: RetrievalSet, config: DistilConfig) -> Negatives:
+    """The table with the cross-encoder's logit of every row; in the form `lists`, of the own captions of every image that has one, too.
+
+    A pair that denoising asked about is not scored again.
+
+    Raises:
+        UserError: a score is not finite.
+    """
+    images_N, captions_N = negatives.image_N, negatives.captions_N
+    own_2P = own_pairs(dataset, np.unique(images_N)) if config.form == "lists" else np.empty((2, 0), dtype=np.int64)
+    logits = matcher.logits(np.concatenate([images_N, own_2P[0]]), np.concatenate([captions_N, own_2P[1]]))
+    logits_N, logits_P = logits[: len(images_N)], logits[len(images_N) :]
+    own_C: np.ndarray | None = None
+    if config.form == "lists":
+        own_C = np.full(dataset.num_captions, np.nan, dtype=np.float32)
+        own_C[own_2P[1]] = logits_P
+    return replace(negatives, match_N=sigmoid(logits_N), matcher_logits_N=logits_N, own_matcher_logits_C=own_C)
+
+
+def own_pairs(dataset: RetrievalSet, images: np.ndarray) -> np.ndarray:
+    """(image, caption) of every caption that stands under one of these images, int64 of shape (2, P), by image."""
+    counts = np.diff(dataset.caption_offsets)[images]
+    starts = np.repeat(dataset.caption_offsets[images] - (np.cumsum(counts) - counts), counts)
+    return np.stack([np.repeat(images, counts), starts + np.arange(int(counts.sum()))]).astype(np.int64)

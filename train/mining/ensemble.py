@@ -1,0 +1,185 @@
+"""Fixed checkpoints that mine beside the model under training: candidates are ranked by the mean of all their logits.
+
+Of a fixed checkpoint each picture and each caption is embedded once in a run, with its own tokenizer and image processor, and kept
+(train/model/frozen_tower.py). A search takes the members' vectors side by side, each times the square root of its share
+(rerank/combine/ensemble.py): so it
+is one exact search as ever, and only the shares are new at each refresh, for the scale of the model under training moves. Shape letters:
+N rows embedded, B rows of a block, D the width of the model under training, E the sum of all members' widths.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import SiglipModel
+
+from eval.encoder.checkpoint import hash_weights, load_siglip
+from eval.encoder.embedding_files import Shards
+from eval.encoder.encoder import num_blocks
+from eval.errors import UserError
+from eval.processes import Processes
+from rerank.combine.ensemble import mean_of_members
+from train.config.mining import MiningConfig
+from train.data.cached_embeddings import FrozenRows
+from train.data.caption_pool import CaptionPool
+from train.model.frozen_tower import FrozenStore
+from train.model.siglip import TunedModel
+
+
+@dataclass(frozen=True)
+class Member:
+    """A fixed checkpoint and what it makes of the train split and the pool.
+
+    Attributes:
+        sha256: of its weights and of how it reads.
+        weight: of its logits in the mean; that of the model under training is 1.
+        scale, bias: of its logits.
+        images, captions: its embeddings, of every image of the split and of every caption of the pool.
+    """
+
+    sha256: str
+    weight: float
+    scale: float
+    bias: float
+    images: FrozenRows
+    captions: FrozenRows
+
+
+def members_sha256(config: MiningConfig | None) -> str | None:
+    """Hash of all fixed checkpoints that mine, with their weights in the mean; None where there are none.
+
+    Raises:
+        UserError: one cannot be read, or two are the same model.
+    """
+    if config is None or not config.members:
+        return None
+    told = [(_fingerprint(_load(checkpoint)), weight) for checkpoint, weight in config.members]
+    first: dict[str, str] = {}
+    for (checkpoint, _), (fingerprint, _) in zip(config.members, told, strict=True):
+        if fingerprint in first:
+            raise UserError(
+                f"mining.ensemble: {first[fingerprint]} and {checkpoint} are the same model and would count double; name it once, with a "
+                "weight (DIR:2)"
+            )
+        first[fingerprint] = checkpoint
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def load_members(
+    config: MiningConfig | None,
+    folder: Path,
+    pool: CaptionPool,
+    data_sha256: str,
+    device: torch.device,
+    processes: Processes,
+    *,
+    num_workers: int = 0,
+    bar: Callable[[str, int], AbstractContextManager[Callable[[int], Any]]],
+) -> tuple[Member, ...]:
+    """The fixed checkpoints that mine, each embedded first where its embeddings are not kept yet. Call on every process.
+
+    Args:
+        folder: of their embeddings, runs/NAME/ensemble; a folder in it for each.
+        bar: shows the progress of so many rows; what it gives is called with the number of rows embedded.
+
+    Raises:
+        UserError: one cannot be read, or an embedding is not finite.
+        WriteError: the embeddings cannot be written.
+    """
+    members = []
+    for number, (checkpoint, weight) in enumerate(config.members if config is not None else (), 1):
+        tuned = processes.together(lambda checkpoint=checkpoint: _load(checkpoint))  # type: ignore[misc]  # mypy: of a default argument
+        tuned.siglip.to(device)
+        store = FrozenStore(folder / str(number), tuned, pool, data_sha256, processes)
+        with bar(f"embedding ({Path(checkpoint).name}, once)", pool.dataset.num_images + len(pool)) as on_progress:
+            images = store.rows("image", num_workers=num_workers, on_progress=on_progress)
+            captions = store.rows("text", on_progress=on_progress)
+        members.append(Member(_fingerprint(tuned), weight, *_scale_and_bias(tuned.siglip), images, captions))
+    return tuple(members)
+
+
+def _load(checkpoint: str) -> TunedModel:
+    try:
+        siglip, inputs = load_siglip(checkpoint)
+    except UserError as error:
+        raise UserError(f"mining.ensemble: {error}") from error
+    return TunedModel(siglip, inputs, hash_weights(siglip))
+
+
+def _fingerprint(tuned: TunedModel) -> str:
+    """Hash of weights and of how inputs are read; a tokenizer has no short name, so its words stand for it."""
+    inputs = tuned.inputs
+    read = [inputs.contract, inputs.image_processor.to_dict(), sorted(inputs.tokenizer.get_vocab().items())]
+    return hashlib.sha256(json.dumps([tuned.base_sha256, read], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def check_members(config: MiningConfig, members: Sequence[Member]) -> None:
+    """Raises ValueError where config.ensemble names other members than there are."""
+    if [weight for _, weight in config.members] != [member.weight for member in members]:
+        raise ValueError(f"members are given if and only if config.ensemble asks for them; found {len(members)} of {len(config.members)}")
+
+
+def scale_and_bias(model: SiglipModel, members: Sequence[Member] = ()) -> tuple[np.float32, np.float32]:
+    """Of the model's logits; with members of the mean of all logits, whose cosine is that of the vectors side by side."""
+    scale, bias = _scale_and_bias(model)
+    if members:
+        _, scale, bias = mean_of_all(model, members)
+    return np.float32(scale), np.float32(bias)
+
+
+def _scale_and_bias(model: SiglipModel) -> tuple[float, float]:
+    return float(model.logit_scale.detach().exp()), float(model.logit_bias.detach())
+
+
+def shares_of(model: SiglipModel, members: Sequence[Member]) -> list[float] | None:
+    """Shares in the ensemble's cosines, the model's first, which add up to 1; None without members."""
+    return mean_of_all(model, members)[0] if members else None
+
+
+def mean_of_all(model: SiglipModel, members: Sequence[Member]) -> tuple[list[float], float, float]:
+    """(share of the model and of each member, scale, bias)."""
+    scale, bias = _scale_and_bias(model)
+    scales, biases = [scale, *(member.scale for member in members)], [bias, *(member.bias for member in members)]
+    return mean_of_members(scales, biases, [1.0, *(member.weight for member in members)])
+
+
+class Beside:
+    """Shards that take the vectors of the model under training, block by block, and keep those of all members side by side, E wide.
+
+    A picture that does not decode, for the model or for a member, is a row of zeros altogether, as without members.
+    """
+
+    def __init__(
+        self, shards: Shards, shares: Sequence[float], kept: Sequence[FrozenRows], indices_N: np.ndarray, block: int, processes: Processes
+    ) -> None:
+        """`shares`: of the model, and of each member; `indices_N`: which row of a member's belongs to each row of the shards."""
+        self._shards, self._kept, self._indices_N, self._block = shards, kept, indices_N, block
+        self._roots = [np.float32(share**0.5) for share in shares]
+        self._numbers = iter(processes.share_of(num_blocks(len(indices_N), block)))
+
+    def append(self, vectors_BD: np.ndarray) -> None:
+        """Take the next block of this process's share.
+
+        Raises:
+            OSError: as eval.encoder.embedding_files.Shards.append.
+        """
+        number = next(self._numbers)
+        rows_B = self._indices_N[number * self._block : (number + 1) * self._block]
+        parts = [vectors_BD, *(kept.vectors_ND[rows_B] for kept in self._kept)]
+        joined_BE = np.concatenate([root * part for root, part in zip(self._roots, parts, strict=True)], axis=1)
+        joined_BE[~np.all([part.any(axis=1) for part in parts], axis=0)] = 0
+        self._shards.append(joined_BE)
+
+    def seal(self) -> None:
+        """End the writing, on all processes together.
+
+        Raises:
+            OSError: as eval.encoder.embedding_files.Shards.seal.
+        """
+        self._shards.seal()

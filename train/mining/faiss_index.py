@@ -1,0 +1,171 @@
+"""Approximate search with FAISS, for caption pools past exact search: only the lists nearest to an image are looked through.
+
+An inverted file (IndexIVFFlat, inner product; Jegou et al., "Product quantization for nearest neighbor search", 2011, section IV, without
+the quantization): captions lie in lists by their nearest centroid, and an image looks at `num_probes` lists. All processes share the
+centroids, and each holds the captions it embedded itself; so together they look at the very lists one process would. How many of the exact
+candidates are found is not assumed but measured, on a sample. The vectors are held in memory here: about 4 D bytes a caption, over all
+processes.
+Shape letters: Q queries, q queries of a block, K depth, D width, S sample, P positives.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from eval.dataset.retrieval_set import PositivePairs
+from eval.encoder.embedding_files import Held, Rows, Shards
+from eval.encoder.encoder import TEXT_BLOCK
+from eval.errors import UserError
+from eval.processes import Processes
+from eval.search.exact import QUERY_BLOCK
+from eval.search.streamed import Found, stream_search
+
+SAMPLE = 1024
+TRAINED_ON = 64
+"""Captions per list that the centroids are learnt from."""
+_POSITIVES_AT_ONCE = 8192
+_ROUNDING = 1e-6  # between faiss's sums of products and ours
+_SEED = 20110101
+
+
+@dataclass(frozen=True)
+class Approximate:
+    """How to search: `num_probes` lists are looked through for each query; more finds more and takes longer."""
+
+    num_probes: int
+
+    def rules(self) -> dict[str, Any]:
+        """What of it decides which captions are found, the library's version included."""
+        return {"index": "faiss", "index_probes": self.num_probes, "faiss": require_faiss().__version__}
+
+
+def require_faiss() -> Any:
+    """The module faiss.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise UserError(
+            f"mining.index faiss needs the package faiss-cpu, which is not to be had here ({error}). Install the extra with "
+            "pip install -c constraints.txt -e '.[faiss]', or take mining.index=exact"
+        ) from None
+    return faiss
+
+
+def approximate_search(
+    queries: Rows, gallery: Shards, positives: PositivePairs, depth: int, asked: Approximate, processes: Processes = Processes()
+) -> Found:
+    """As :func:`eval.search.streamed.stream_search`, but the items found may lack some, and a list may be short (index -1).
+
+    The same bits for any number of processes. On the CPU.
+
+    Raises:
+        UserError: faiss is not installed.
+    """
+    index = _build(gallery, processes)
+    index.nprobe = min(asked.num_probes, index.nlist)
+    found = Found.blank(queries.num_rows, min(depth, gallery.num_rows))
+    buffer_qD = np.zeros((QUERY_BLOCK, gallery.width), dtype=np.float32)
+    for start in range(0, queries.num_rows, QUERY_BLOCK):
+        rows = slice(start, min(start + QUERY_BLOCK, queries.num_rows))
+        count = rows.stop - start
+        buffer_qD[:count], buffer_qD[count:] = queries.rows(start, rows.stop), 0
+        near = index.quantizer.search(buffer_qD, index.nprobe)
+        own = _own_head(index, buffer_qD[:count], (near[0][:count], near[1][:count]), found.indices_QK.shape[1])
+        indices_qm, scores_qm = (np.concatenate(processes.gather(part), axis=1) for part in own)
+        found.indices_QK[rows], found.scores_QK[rows] = _in_order(indices_qm, scores_qm, found.indices_QK.shape[1])
+        found.empty_Q[rows] = ~buffer_qD[:count].any(axis=1)
+        span = slice(positives.offsets[start], positives.offsets[rows.stop])
+        true = PositivePairs(positives.offsets[start : rows.stop + 1] - span.start, positives.indices_P[span])
+        found.best_positive_Q[rows] = _best_positive(buffer_qD[:count], gallery, true)
+    return found
+
+
+def recall_of_sample(queries: Shards, gallery: Rows, found: Found, device: torch.device | str, processes: Processes = Processes()) -> float:
+    """Share of the exact top K that was found, over at most SAMPLE evenly spaced queries that are not rows of zeros; nan without any.
+
+    Found is what scores as high as the exact K-th: of captions with the same text one is as good as another.
+    """
+    whole_Q = np.flatnonzero(~found.empty_Q)
+    sample_S = whole_Q[np.unique(np.linspace(0, len(whole_Q) - 1, min(SAMPLE, len(whole_Q))).astype(np.int64))]
+    if not len(sample_S):
+        return float("nan")
+    depth = found.indices_QK.shape[1]
+    nothing = PositivePairs(np.zeros(len(sample_S) + 1, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    exact = stream_search(Held(queries.at(sample_S)), gallery, nothing, depth, device=device, processes=processes)
+    hits_SK = found.scores_QK[sample_S] >= exact.scores_QK[:, -1:] - _ROUNDING
+    return float(hits_SK.mean())
+
+
+def _build(gallery: Shards, processes: Processes) -> Any:
+    """The index of this process's own captions, over centroids that all share."""
+    faiss = require_faiss()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    num_lists = max(1, round(gallery.num_rows**0.5))
+    quantizer = faiss.IndexFlatIP(gallery.width)
+    quantizer.add(_centroids(faiss, gallery, num_lists, processes))
+    index = faiss.IndexIVFFlat(quantizer, gallery.width, num_lists, faiss.METRIC_INNER_PRODUCT)  # keeps the quantizer alive
+    index.train(np.zeros((1, gallery.width), dtype=np.float32))  # the centroids are there: nothing is learnt
+    buffer_BD = np.zeros((TEXT_BLOCK, gallery.width), dtype=np.float32)
+    for indices, span in gallery.own():
+        vectors = np.array(gallery.read_own(span))
+        lists = np.empty(len(vectors), dtype=np.int64)
+        for start in range(0, len(vectors), TEXT_BLOCK):  # blocks of one shape: which list is nearest must not depend on the processes
+            part = vectors[start : start + TEXT_BLOCK]
+            buffer_BD[: len(part)], buffer_BD[len(part) :] = part, 0
+            lists[start : start + len(part)] = quantizer.search(buffer_BD, 1)[1][: len(part), 0]
+        index.add_core(len(vectors), faiss.swig_ptr(vectors), faiss.swig_ptr(indices), faiss.swig_ptr(lists))
+    return index
+
+
+def _centroids(faiss: Any, gallery: Shards, num_lists: int, processes: Processes) -> np.ndarray:
+    """Centroids by spherical k-means, float32 of shape (num_lists, D): learnt by the main process from evenly spaced captions."""
+    number = min(gallery.num_rows, TRAINED_ON * num_lists)
+    sample_SD = gallery.at(np.linspace(0, gallery.num_rows - 1, number).astype(np.int64))
+    learnt = np.empty((0, gallery.width), dtype=np.float32)
+    if processes.is_main:
+        options = {"niter": 10, "seed": _SEED, "spherical": True, "min_points_per_centroid": 1}
+        kmeans = faiss.Kmeans(gallery.width, num_lists, **options)
+        kmeans.train(sample_SD)
+        learnt = kmeans.centroids
+    return np.ascontiguousarray(processes.gather(learnt)[0])
+
+
+def _own_head(index: Any, vectors_qD: np.ndarray, near: tuple[np.ndarray, np.ndarray], depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """(indices, scores) of the best K this process has in the lists near each query, equal scores by the lower index.
+
+    Which of several equal scores FAISS keeps is its own affair, so a query is asked again, for more, until the last score is below the
+    K-th: captions with the same text are common.
+    """
+    indices_qK = np.full((len(vectors_qD), depth), -1, dtype=np.int64)
+    scores_qK = np.full((len(vectors_qD), depth), -np.inf, dtype=np.float32)
+    rows, asked_for = np.arange(len(vectors_qD)), depth + 1
+    while len(rows):
+        scores, indices = index.search_preassigned(vectors_qD[rows], asked_for, near[1][rows], near[0][rows])
+        scores = np.where(indices < 0, np.float32(-np.inf), scores)
+        settled = (indices[:, -1] < 0) | (scores[:, -1] < scores[:, depth - 1])
+        indices_qK[rows[settled]], scores_qK[rows[settled]] = _in_order(indices[settled], scores[settled], depth)
+        rows, asked_for = rows[~settled], 2 * asked_for
+    return indices_qK, scores_qK
+
+
+def _in_order(indices_qm: np.ndarray, scores_qm: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """(indices, scores) of the best K of each row, best first, equal scores by the lower index."""
+    order = np.lexsort((indices_qm, -scores_qm), axis=1)[:, :depth]
+    return np.take_along_axis(indices_qm, order, axis=1), np.take_along_axis(scores_qm, order, axis=1)
+
+
+def _best_positive(vectors_qD: np.ndarray, gallery: Shards, positives: PositivePairs) -> np.ndarray:
+    """Cosine of each query's best positive, float32 of shape (q,); -inf without one."""
+    best_q = np.full(len(vectors_qD), -np.inf, dtype=np.float32)
+    for start in range(0, len(positives.indices_P), _POSITIVES_AT_ONCE):
+        part = slice(start, start + _POSITIVES_AT_ONCE)
+        queries_P = positives.query_P[part]
+        cosines_P = np.einsum("pd,pd->p", vectors_qD[queries_P], gallery.at(positives.indices_P[part]))
+        np.maximum.at(best_q, queries_P, cosines_P)
+    return best_q

@@ -1,0 +1,137 @@
+"""Mine hard-negative images: for every caption what the model itself ranks highest and what is not known to be right for it.
+
+The other direction of train/mining/refresh.py, by the same rules (train/mining/rules.py, train/mining/selection.py) turned round: a group
+of images
+(pictures of one scene, say, which share their captions) stands where a caption's text stood. Shape letters: I images, Q captions mined
+for, K depth, N rows of the table, P true pairs, D width.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import SiglipModel
+
+from eval.dataset.retrieval_set import GroupHashes
+from eval.encoder.checkpoint import hash_weights
+from eval.encoder.inputs import SiglipInputs
+from eval.processes import Processes
+from rerank.scorers.scorer import PairScorer
+from rerank.scoring.score_cache import PairStore
+from train.config.mining import MiningConfig
+from train.data.caption_pool import CaptionPool
+from train.data.negatives import Negatives, table_name
+from train.mining.candidates import ImageCandidates, find_image_candidates
+from train.mining.cross_encoder import Matcher
+from train.mining.ensemble import check_members, scale_and_bias, shares_of
+from train.mining.refresh import Refresh, apply_rules, check_matcher, rules_of, tabulate
+from train.mining.report import Mined, MiningSheet, draw_up
+from train.mining.rules import Outcome, RankedLists
+from train.mining.selection import Judge
+
+
+def mine_images(
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    pool: CaptionPool,
+    config: MiningConfig,
+    *,
+    data_sha256: str,
+    refresh: Refresh,
+    matcher: PairScorer | None = None,
+    kept: PairStore | None = None,
+    folder: Path | None = None,
+    processes: Processes = Processes(),
+    num_workers: int = 0,
+    truth: set[tuple[str, str]] | None = None,
+    on_progress: Callable[[int], Any] = lambda rows: None,
+) -> tuple[Negatives, MiningSheet]:
+    """Mine hard images for the captions of a split, or of refresh.images_I, among all its images; the same on every process.
+
+    The table holds pairs of an image and a caption as ever, by image: here the image was mined for the caption, the rank is the image's
+    among all images for that caption, and the margin is taken from the caption's best true image.
+
+    Args, Raises: as train.mining.captions.mine.
+    """
+    check_matcher(config, matcher)
+    check_members(config, refresh.members)
+    name = table_name(hash_weights(model), data_sha256, rules_of(config, refresh, matcher, pool) | {"form": "images"} | inputs.contract)
+    captions_Q = np.arange(pool.dataset.num_captions)
+    if refresh.images_I is not None:
+        captions_Q = captions_Q[np.isin(pool.dataset.caption_image_C, refresh.images_I)]
+    found = find_image_candidates(
+        model,
+        inputs,
+        pool.dataset,
+        config.pool_top_k,
+        captions_Q,
+        folder=folder,
+        frozen=refresh.frozen,
+        members=refresh.members,
+        processes=processes,
+        num_workers=num_workers,
+        on_progress=on_progress,
+    )
+    judge = Matcher(matcher, pool, processes, on_progress, kept).probabilities if matcher is not None else None
+    mined = select_images(name, pool, found, *scale_and_bias(model, refresh.members), config, refresh, judge)
+    return mined.negatives, replace(draw_up(mined, pool, truth, refresh.before), shares=shares_of(model, refresh.members))
+
+
+def select_images(
+    name: str,
+    pool: CaptionPool,
+    found: ImageCandidates,
+    scale: np.float32,
+    bias: np.float32,
+    config: MiningConfig,
+    refresh: Refresh,
+    judge: Judge | None = None,
+) -> Mined:
+    """Apply the rules to every caption's candidates and take, for each, up to negatives_per_image of those that pass.
+
+    Args:
+        scale, bias: of the logits, the model's or the ensemble's.
+        judge: probabilities that pairs of (image, caption of the pool) match; None: no denoising.
+    """
+    lists = _lists(pool, found, scale, bias, near_duplicates=config.near_duplicates)
+    captions_QK = np.broadcast_to(found.captions_Q[:, None], found.images_QK.shape)
+    result = apply_rules(config, lists, refresh, found.captions_Q, found.images_QK, captions_QK, judge)
+    _settle(result.outcome_QK, found, pool)
+    return Mined(
+        tabulate(name, pool.dataset.num_images, found.images_QK, captions_QK, lists, result, judged=judge is not None),
+        found.captions_Q,
+        result.outcome_QK,
+        lists,
+        np.isfinite(found.best_positive_Q),
+        config.negatives_per_image,
+        result.num_judged,
+        mined_for="captions",
+    )
+
+
+def _settle(outcome_QK: np.ndarray, found: ImageCandidates, pool: CaptionPool) -> None:
+    """Captions of one text are judged apart: an image that was relabelled for one of them is no negative of another."""
+    relabelled_QK, mined_QK = outcome_QK == Outcome.RELABELLED, outcome_QK == Outcome.MINED
+    if relabelled_QK.any():
+        hashes_QK = np.broadcast_to(pool.hash_C[found.captions_Q][:, None], outcome_QK.shape)
+        true = GroupHashes(found.images_QK[relabelled_QK], hashes_QK[relabelled_QK], pool.dataset.num_images)
+        both_QK = mined_QK & true.contains(found.images_QK, hashes_QK)
+        outcome_QK[both_QK] = Outcome.MATCH
+
+
+def _lists(pool: CaptionPool, found: ImageCandidates, scale: np.float32, bias: np.float32, *, near_duplicates: bool) -> RankedLists:
+    """The candidates of every caption as the rules read them; a caption none of whose true images decodes has none."""
+    images_QK, captions_Q1 = np.maximum(found.images_QK, 0), found.captions_Q[:, None]
+    cosines_QK = np.where(found.images_QK >= 0, found.cosines_QK, np.float32(0))  # where there is none, any number does
+    return RankedLists(
+        there_QK=(found.images_QK >= 0) & np.isfinite(found.best_positive_Q)[:, None],
+        known_QK=pool.dataset.is_positive(images_QK, pool.hash_C[captions_Q1]),
+        near_QK=pool.is_near_duplicate(images_QK, captions_Q1) if near_duplicates else None,
+        key_QK=pool.dataset.group_I[images_QK],
+        cosines_QK=cosines_QK,
+        logits_QK=cosines_QK * scale + bias,
+        best_cosine_Q=found.best_positive_Q,
+        best_logit_Q=found.best_positive_Q * scale + bias,
+    )

@@ -1,0 +1,151 @@
+"""Mine hard-negative captions: what the model itself ranks highest for an image and what is not known to be true of it.
+
+Mining is retrieval (eval/search), so what is mined and what is measured cannot disagree. Every caption that is passed over is counted
+by its reason (train/mining/rules.py, train/mining/selection.py); where fewer than asked for remain, the shortfall stays and is counted.
+Shape letters: I images mined for, K depth, N rows of the table.
+`python -m train.mining CONFIG.yaml` mines only, with the base model (train/mining/__main__.py).
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rerank.scorers.scorer import PairScorer
+from train.config.mining import MiningConfig
+from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
+from train.data.caption_pool import CaptionPool
+from train.data.negatives import Negatives
+from train.mining.cross_encoder import distillation_rules
+from train.mining.ensemble import Member
+from train.mining.faiss_index import Approximate
+from train.mining.rules import Outcome, RankedLists, Rules, passed_over
+from train.mining.selection import Allotment, Judge, Taking, allot, priorities
+
+_RULES = (
+    "negatives_per_image", "margin", "pool_top_k", "near_duplicates", "rank_min", "rank_max", "max_score", "perc_pos", "margin_pos",
+    "max_uses", "selection",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """When and for whom is mined.
+
+    Attributes:
+        seed, step: of the run; random draws follow from them and the image.
+        images_I: int64, the images to mine for, ascending; None: all.
+        before: the table that this one takes the place of; None for the first.
+        frozen: embeddings that are kept already and need not be made again.
+        members: the fixed checkpoints of config.ensemble.
+    """
+
+    seed: int = 0
+    step: int = 0
+    images_I: np.ndarray | None = None
+    before: Negatives | None = None
+    frozen: FrozenEmbeddings = NOTHING_FROZEN
+    members: tuple[Member, ...] = ()
+
+
+def rules_of(config: MiningConfig, refresh: Refresh = Refresh(), matcher: PairScorer | None = None, pool: CaptionPool | None = None) -> Any:
+    """What, beside weights and data, decides which captions are mined (the weight in the loss does not); goes into the table's name."""
+    rules: dict[str, Any] = config.model_dump(include=set(_RULES))
+    if config.selection == "softmax":
+        rules["temperature"] = temperature_of(config)
+    if config.selection != "top":
+        rules["draws"] = [refresh.seed, refresh.step]
+    if refresh.images_I is not None:
+        rules["images"] = hashlib.sha256(refresh.images_I.astype(np.int64).tobytes()).hexdigest()
+    if pool is not None and len(pool) > pool.num_captions:
+        rules["pool"] = pool.further.sha256
+    if refresh.members:
+        rules["ensemble"] = [[member.sha256, member.weight] for member in refresh.members]
+    if config.index == "faiss":
+        rules |= Approximate(config.index_probes).rules()
+    if matcher is not None and config.denoise is not None:
+        rules["denoise"] = [matcher.fingerprint, config.denoise.threshold, config.denoise.relabel_at]
+    if matcher is not None and config.distil is not None:
+        rules["distil"] = distillation_rules(config.distil, matcher)
+    return rules
+
+
+def temperature_of(config: MiningConfig) -> float:
+    """The temperature in force, in logits."""
+    return 1.0 if config.temperature is None else config.temperature
+
+
+def check_matcher(config: MiningConfig, matcher: PairScorer | None) -> None:
+    """Raises ValueError where there is a matcher and neither config.denoise nor config.distil, or the other way round."""
+    if (config.denoise is None and config.distil is None) != (matcher is None):
+        raise ValueError("a matcher is given if and only if config.denoise or config.distil asks for one")
+
+
+def apply_rules(
+    config: MiningConfig,
+    lists: RankedLists,
+    refresh: Refresh,
+    queries_Q: np.ndarray,
+    images_QK: np.ndarray,
+    captions_QK: np.ndarray,
+    judge: Judge | None,
+) -> Allotment:
+    """What becomes of every candidate, whether images ask for captions or captions for images.
+
+    Args:
+        queries_Q: int64, the images or captions mined for, which random draws are keyed by.
+        images_QK, captions_QK: int64, the pair that each candidate is.
+        judge: probabilities that pairs of (image, caption of the pool) match; None: no denoising.
+    """
+    denoise = config.denoise
+    taking = Taking(config.negatives_per_image, config.max_uses)
+    if denoise is not None:
+        taking = Taking(config.negatives_per_image, config.max_uses, denoise.threshold, denoise.relabel_at)
+    return allot(
+        passed_over(lists, bounds_of(config)),
+        lists.there_QK,
+        lists.key_QK,
+        priorities(lists.logits_QK, config.selection, temperature_of(config), refresh.seed, refresh.step, queries_Q),
+        taking,
+        in_rank_order=config.selection == "top",
+        judge=None if judge is None else lambda rows_N, places_N: judge(images_QK[rows_N, places_N], captions_QK[rows_N, places_N]),
+    )
+
+
+def tabulate(
+    name: str,
+    num_images: int,
+    images_QK: np.ndarray,
+    captions_QK: np.ndarray,
+    lists: RankedLists,
+    result: Allotment,
+    *,
+    judged: bool,
+) -> Negatives:
+    """The table of what was taken: by image, and within an image in the order of the queries and their ranks.
+
+    Args:
+        images_QK, captions_QK: int64, the pair that each candidate is.
+        judged: whether a cross-encoder was asked.
+    """
+    relabelled_QK, match_QK = result.outcome_QK == Outcome.RELABELLED, result.outcome_QK == Outcome.MATCH
+    rows_N, places_N = np.nonzero((result.outcome_QK == Outcome.MINED) | relabelled_QK)
+    order_N = np.argsort(images_QK[rows_N, places_N], kind="stable")
+    taken_N = rows_N[order_N], places_N[order_N]
+    return Negatives(
+        name,
+        np.concatenate([[0], np.cumsum(np.bincount(images_QK[taken_N], minlength=num_images))]).astype(np.int64),
+        captions_QK[taken_N],
+        (taken_N[1] + 1).astype(np.int64),
+        lists.logits_QK[taken_N],
+        lists.margins_QK[taken_N],
+        result.probability_QK[taken_N] if judged else None,
+        relabelled_QK[taken_N] if relabelled_QK.any() else None,
+        np.stack([images_QK[match_QK], captions_QK[match_QK]]) if match_QK.any() else None,
+    )
+
+
+def bounds_of(config: MiningConfig) -> Rules:
+    """The bounds on ranks and scores."""
+    return Rules(config.rank_min, config.rank_max, config.max_score, config.margin, config.perc_pos, config.margin_pos)

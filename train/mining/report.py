@@ -1,0 +1,270 @@
+"""The sheet of a mining: what was mined and what was passed over and why, in numbers a person can check.
+
+Shape letters: I images mined for, K depth, N rows of the table.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from eval.dataset.retrieval_set import GroupHashes
+from train.data.caption_pool import CaptionPool
+from train.data.negatives import Negatives
+from train.mining.cross_encoder import sigmoid
+from train.mining.rules import Outcome, RankedLists
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_WORDS = {
+    Outcome.KNOWN_POSITIVE: "known positives",
+    Outcome.NEAR_DUPLICATE: "near-duplicates of one",
+    Outcome.RANK_MIN: "above rank_min",
+    Outcome.RANK_MAX: "below rank_max",
+    Outcome.MAX_SCORE: "above max_score",
+    Outcome.MARGIN: "within the margin",
+    Outcome.PERC_POS: "above perc_pos",
+    Outcome.MARGIN_POS: "within margin_pos",
+    Outcome.SAME_TEXT: "of the same text or group",
+    Outcome.MATCH: "matches by the cross-encoder",
+    Outcome.MAX_USES: "used max_uses times",
+}
+RULES = {outcome.name.lower(): _WORDS[outcome] for outcome in Outcome if outcome.is_rule}
+"""Each rule's name in the sheet's `passed_over`, and what it says in words."""
+
+
+@dataclass(frozen=True)
+class MiningSheet:
+    """What a mining did.
+
+    Attributes:
+        num_images: images mined for.
+        num_mined: rows of the table that are negatives.
+        num_looked_at: candidates looked at, over all images: mined, relabelled, not drawn or passed over.
+        passed_over: candidates by the name of the rule that passed them over (`RULES`), each counted once, by the first rule that holds.
+        num_not_drawn: candidates that passed every rule and were left by a random selection.
+        num_relabelled: rows of the table that are positives, by the cross-encoder's word.
+        num_judged: pairs that the cross-encoder was asked about.
+        num_short_images: images with fewer negatives than asked for.
+        shortfall: negatives missing over all images.
+        num_undecodable: images without a picture that decodes; nothing is mined for them.
+        num_positives_mined: negatives that the data says are true: always 0, counted all the same.
+        num_before, num_survived: negatives that the table before held for these images, and how many of them are in this one too; None
+            for the first.
+        estimated_share: estimated share of false negatives among the mined; None when nothing was mined.
+        estimated_by: "match", the mean probability the cross-encoder gives them; "model" without one (see `calibrating_shift`): the mean of
+            sigmoid(logit + shift), where the shift makes the probabilities of all candidates add up to the number of known positives
+            among them. A crude guess: it takes captions that the data does not state for true as often as those it states.
+        num_false_negatives: negatives that data.truth says are true; None without one.
+        num_relabelled_true: relabelled rows that data.truth says are true; None without one.
+        median_rank, median_margin: of the negatives (margin in logits); None when nothing was mined.
+        index_recall: share of the exact candidates that an approximate search found, on a sample of images; None where it was exact.
+        shares: of the model under training and of each of mining.ensemble's in the cosines, adding up to 1; None without an ensemble.
+        quantiles: of "positive" (the images' best true captions), "negative" and "margin", in logits, by "5%" to "95%"; empty without any.
+        match_quantiles: of the probability of a match that the cross-encoder gives the negatives, by "5%" to "95%"; empty without any.
+        mined_for: "images"; or "captions", when images were mined for captions: then read caption for image, and image for caption.
+            A caption counts as undecodable when none of its true images decodes.
+    """
+
+    name: str
+    num_images: int
+    num_mined: int
+    num_looked_at: int
+    passed_over: dict[str, int]
+    num_not_drawn: int
+    num_relabelled: int
+    num_judged: int
+    num_short_images: int
+    shortfall: int
+    num_undecodable: int
+    num_positives_mined: int
+    num_before: int | None
+    num_survived: int | None
+    estimated_share: float | None
+    estimated_by: str
+    num_false_negatives: int | None
+    num_relabelled_true: int | None
+    median_rank: float | None
+    median_margin: float | None
+    quantiles: dict[str, dict[str, float]]
+    index_recall: float | None = None
+    shares: list[float] | None = None
+    mined_for: str = "images"
+    match_quantiles: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def false_negative_share(self) -> float | None:
+        """Share of mined pairs that are true by data.truth; None without one or without rows."""
+        return None if self.num_false_negatives is None or not self.num_mined else self.num_false_negatives / self.num_mined
+
+    def as_record(self) -> dict[str, Any]:
+        """The fields and the share, for a line of metrics.jsonl."""
+        return asdict(self) | {"false_negative_share": self.false_negative_share}
+
+    def __str__(self) -> str:
+        return "; ".join(self._sentences())
+
+    def _sentences(self) -> list[str]:
+        """What a terminal shows, part by part; of the rules only those that passed something over."""
+        over = [f"{count:,} {RULES[rule]}" for rule, count in self.passed_over.items() if count]
+        parts = [
+            f"mined {self.num_mined:,} negatives for {self.num_images:,} {self.mined_for} (table {self.name})",
+            f"passed over: {', '.join(over) or 'nothing'}",
+            f"{self.num_short_images:,} {self.mined_for} fall short by {self.shortfall:,} in all",
+            f"known positives mined: {self.num_positives_mined}",
+        ]
+        if self.num_relabelled:
+            right = f", {self.num_relabelled_true:,} of them true" if self.num_relabelled_true is not None else ""
+            parts.append(f"relabelled as positives: {self.num_relabelled:,}{right}")
+        if self.num_before is not None:
+            parts.append(f"{self.num_survived:,} of {self.num_before:,} survive from the table before")
+        if self.estimated_share is not None:
+            whose = "model's" if self.shares is None else "ensemble's"
+            by = {"match": "the cross-encoder estimates", "model": f"guessed from the {whose} own scores"}[self.estimated_by]
+            parts.append(f"false negatives as {by}: {100 * self.estimated_share:.1f}%")
+        if self.false_negative_share is not None:
+            parts.append(f"false negatives by the known truth: {self.num_false_negatives:,} ({100 * self.false_negative_share:.2f}%)")
+        if self.shares is not None:
+            parts.append(
+                f"shares in the ensemble: {' / '.join(f'{share:.2f}' for share in self.shares)} (the first: the model under training)"
+            )
+        if self.index_recall is not None:
+            parts.append(f"the index finds {100 * self.index_recall:.2f}% of the exact candidates (measured on a sample)")
+        return parts
+
+    def lines(self) -> list[str]:
+        """The sheet for a terminal, a fact a line, with the quantiles as a table."""
+        lines = self._sentences()
+        if self.quantiles:
+            names = next(iter(self.quantiles.values()))
+            lines.append("  ".join(["logits  ", *(f"{name:>8}" for name in names)]))
+            lines += ["  ".join([f"{side:<8}", *(f"{v:8.2f}" for v in row.values())]) for side, row in self.quantiles.items()]
+        if self.match_quantiles:
+            lines.append("  ".join(["match   ", *(f"{v:8.4f}" for v in self.match_quantiles.values())]) + "  (probability)")
+        return lines
+
+
+@dataclass(frozen=True)
+class Mined:
+    """What a sheet is drawn up from; when images were mined for captions, I are those captions.
+
+    Attributes:
+        outcome_IK: uint8, an Outcome of each candidate.
+        lists: the candidates as the rules read them.
+        readable_I: bool; False where nothing is mined because the picture does not decode.
+        num_wanted: negatives asked for per image.
+        num_judged: pairs that a cross-encoder was asked about.
+    """
+
+    negatives: Negatives
+    images_I: np.ndarray
+    outcome_IK: np.ndarray
+    lists: RankedLists
+    readable_I: np.ndarray
+    num_wanted: int
+    num_judged: int
+    mined_for: str = "images"
+
+
+def draw_up(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | None, before: Negatives | None) -> MiningSheet:
+    """The sheet of a mining.
+
+    Args:
+        truth: (image id, caption id) pairs known to be true beyond the data.
+        before: the table that this one takes the place of.
+    """
+    table, readable_I = mined.negatives, mined.readable_I
+    counts = np.bincount(mined.outcome_IK[readable_I].ravel(), minlength=len(Outcome)).tolist()
+    short_I = mined.num_wanted - (mined.outcome_IK[readable_I] == Outcome.MINED).sum(axis=1)
+    negative_N = table.is_negative_N
+    image_n, caption_n = table.image_N[negative_N], table.captions_N[negative_N]
+    true_N = None if truth is None else is_true(pool, table.image_N, table.captions_N, truth)
+    num_before, num_survived = _survival(before, table, mined, len(pool))
+    estimated_share, estimated_by = _estimate(table, mined.lists)
+    found = bool(negative_N.any())
+    return MiningSheet(
+        name=table.name,
+        num_images=int(readable_I.sum()),
+        num_mined=len(image_n),
+        num_looked_at=sum(counts[1:]),
+        passed_over={outcome.name.lower(): counts[outcome] for outcome in Outcome if outcome.is_rule},
+        num_not_drawn=counts[Outcome.NOT_DRAWN],
+        num_relabelled=counts[Outcome.RELABELLED],
+        num_judged=mined.num_judged,
+        num_short_images=int((short_I > 0).sum()),
+        shortfall=int(short_I.sum()),
+        num_undecodable=int((~readable_I).sum()),
+        num_positives_mined=int(pool.dataset.is_positive(image_n, pool.hash_C[caption_n]).sum()),
+        num_before=num_before,
+        num_survived=num_survived,
+        estimated_share=estimated_share,
+        estimated_by=estimated_by,
+        num_false_negatives=None if true_N is None else int((true_N & negative_N).sum()),
+        num_relabelled_true=None if true_N is None else int((true_N & ~negative_N).sum()),
+        median_rank=float(np.median(table.ranks_N[negative_N])) if found else None,
+        median_margin=float(np.median(table.margins_N[negative_N])) if found else None,
+        quantiles=_quantiles(mined, negative_N) if found else {},
+        mined_for=mined.mined_for,
+        match_quantiles=_named(table.match_N[negative_N]) if found and table.match_N is not None else {},
+    )
+
+
+def is_true(pool: CaptionPool, image_N: np.ndarray, caption_N: np.ndarray, truth: set[tuple[str, str]]) -> np.ndarray:
+    """Which pairs are among those known to be true, bool of shape (N,): by the words of the caption, whichever id bears them."""
+    number = {image: index for index, image in enumerate(pool.dataset.image_ids)}
+    pairs = [(number[image], pool.index_of(caption, number)) for image, caption in truth if image in number]
+    images_P, captions_P = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    return GroupHashes(images_P, pool.hash_C[captions_P], pool.dataset.num_images).contains(image_N, pool.hash_C[caption_N])
+
+
+def _survival(before: Negatives | None, after: Negatives, mined: Mined, num_captions: int) -> tuple[int | None, int | None]:
+    """Negatives of the table before for the images (or captions) mined for now, and how many of them are in both."""
+    if before is None:
+        return None, None
+    codes = [(table.image_N * num_captions + table.captions_N)[table.is_negative_N] for table in (before, after)]
+    mined_for_N = codes[0] // num_captions if mined.mined_for == "images" else codes[0] % num_captions
+    old_N = codes[0][np.isin(mined_for_N, mined.images_I)]
+    if not len(old_N):  # of another window of the epoch, say
+        return None, None
+    return len(old_N), int(np.isin(old_N, codes[1]).sum())
+
+
+def _estimate(table: Negatives, lists: RankedLists) -> tuple[float | None, str]:
+    if not table.is_negative_N.any():
+        return None, "model" if table.match_N is None else "match"
+    if table.match_N is not None:
+        return float(table.match_N[table.is_negative_N].mean(dtype=np.float64)), "match"
+    shift = calibrating_shift(lists.logits_QK[lists.there_QK], int((lists.known_QK & lists.there_QK).sum()))
+    return (None if shift is None else float(sigmoid(table.scores_N[table.is_negative_N] + shift).mean(dtype=np.float64))), "model"
+
+
+def calibrating_shift(logits_N: np.ndarray, num_true: int) -> float | None:
+    """The shift for which sigmoid(logit + shift) of all candidates adds up to the number of them that are true.
+
+    Logits are of a loss whose pairs were mostly false; among the best of many captions another share is true, and as the log odds of the
+    share are an additive term of the logit (big_vision's bias), one number corrects it. None where no candidate is true, or all are.
+    """
+    if not 0 < num_true < len(logits_N):
+        return None
+    counts_B, edges = np.histogram(logits_N.astype(np.float64), bins=4096)
+    middles_B = (edges[1:] + edges[:-1]) / 2
+    low, high = -middles_B.max() - 60, -middles_B.min() + 60
+    for _ in range(100):
+        middle = (low + high) / 2
+        total = float((counts_B / (1 + np.exp(-np.clip(middles_B + middle, -700, 700)))).sum())
+        low, high = (middle, high) if total < num_true else (low, middle)
+    return (low + high) / 2
+
+
+def _quantiles(mined: Mined, negative_N: np.ndarray) -> dict[str, dict[str, float]]:
+    table = mined.negatives
+    sides = {
+        "positive": mined.lists.best_logit_Q[mined.readable_I],
+        "negative": table.scores_N[negative_N],
+        "margin": table.margins_N[negative_N],
+    }
+    return {side: _named(values) for side, values in sides.items()}
+
+
+def _named(values: np.ndarray) -> dict[str, float]:
+    names = [f"{100 * quantile:.0f}%" for quantile in QUANTILES]
+    return dict(zip(names, np.quantile(values, QUANTILES).tolist(), strict=True))

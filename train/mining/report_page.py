@@ -1,0 +1,136 @@
+"""The sheet of a mining as one HTML file: its numbers, and twenty of the mined pairs with their pictures.
+
+Shape letters: N rows of the table, E examples.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from eval.atomic import replace_together, sync_file
+from eval.dataset.images import ImageError
+from eval.report.gallery import thumbnail
+from eval.report.render import render
+from train.data.caption_pool import CaptionPool
+from train.data.negatives import Negatives
+from train.data.random_streams import generator
+from train.mining.report import RULES, MiningSheet, is_true
+
+NUM_EXAMPLES = 20
+NUM_RELABELLED = 5
+_STREAM = 0x70616765  # of random numbers
+_MOST_CHARACTERS, _MOST_CAPTIONS = 300, 3
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of the table as people see it; `picture` is a data: URI, or nothing where it does not decode."""
+
+    image_id: str
+    picture: str
+    true_captions: list[str]
+    caption: str
+    caption_id: str
+    rank: int
+    score: float
+    margin: float
+    match: float | None
+    is_relabelled: bool
+    is_true: bool | None
+
+
+def write_sheet(
+    folder: Path, sheet: MiningSheet, negatives: Negatives, pool: CaptionPool, truth: set[tuple[str, str]] | None = None
+) -> Path:
+    """Write HASH.json and HASH.html into a folder, both or neither. Returns the path of the page.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    record = json.dumps(sheet.as_record(), indent=1) + "\n"
+    text = page(sheet, negatives, pool, truth)
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = {folder / f"{sheet.name}.json": record, folder / f"{sheet.name}.html": text}
+    for target in targets:
+        for leftover in folder.glob(f".{target.name}.*.tmp"):
+            leftover.unlink(missing_ok=True)  # of a writer that was killed
+    replace_together({target: _writer(content) for target, content in targets.items()})
+    return folder / f"{sheet.name}.html"
+
+
+def _writer(content: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_text(content, encoding="utf-8")
+        sync_file(path)
+
+    return write
+
+
+def page(sheet: MiningSheet, negatives: Negatives, pool: CaptionPool, truth: set[tuple[str, str]] | None = None) -> str:
+    """The page of a sheet, HTML; every caption and id in it is escaped."""
+    hardest_E, random_E = chosen_rows(negatives)
+    true_N = None if truth is None else is_true(pool, negatives.image_N, negatives.captions_N, truth)
+    groups = {
+        "Hardest": [_example(negatives, row, pool, true_N) for row in hardest_E.tolist()],
+        "At random": [_example(negatives, row, pool, true_N) for row in random_E.tolist()],
+    }
+    if not negatives.is_negative_N.all():
+        first_E = np.flatnonzero(~negatives.is_negative_N)[:NUM_RELABELLED]
+        groups["Relabelled as positives"] = [_example(negatives, row, pool, true_N) for row in first_E.tolist()]
+    return render(
+        "report_page.html.j2",
+        Path(__file__).parent,
+        sheet=sheet,
+        source=pool.dataset.source,
+        split=pool.dataset.split,
+        rules=[(RULES[rule], rule, count) for rule, count in sheet.passed_over.items()],
+        groups=groups,
+    )
+
+
+def chosen_rows(negatives: Negatives) -> tuple[np.ndarray, np.ndarray]:
+    """(negatives of the highest scores, others at random), each half of NUM_EXAMPLES or what there is; int64.
+
+    The random ones follow from the table's name.
+    """
+    half = NUM_EXAMPLES // 2
+    rows_n = np.flatnonzero(negatives.is_negative_N)
+    order_N = rows_n[np.argsort(-negatives.scores_N[rows_n], kind="stable")]
+    hardest_E, others = order_N[:half], np.sort(order_N[half:])
+    draws = generator(int(negatives.name, 16) if _is_hex(negatives.name) else 0, _STREAM)
+    return hardest_E, np.sort(draws.choice(others, min(half, len(others)), replace=False))
+
+
+def _is_hex(name: str) -> bool:
+    return bool(name) and all(letter in "0123456789abcdef" for letter in name)
+
+
+def _example(negatives: Negatives, row: int, pool: CaptionPool, true_N: np.ndarray | None) -> Example:
+    image, caption = int(np.searchsorted(negatives.offsets, row, side="right") - 1), int(negatives.captions_N[row])
+    dataset = pool.dataset
+    first = int(dataset.caption_offsets[image])
+    own = dataset.captions[first : min(first + _MOST_CAPTIONS, int(dataset.caption_offsets[image + 1]))]
+    try:
+        picture = thumbnail(dataset.load_image(image))
+    except ImageError:  # a sheet of what was mined already must not fail for a picture of it
+        picture = ""
+    return Example(
+        image_id=dataset.image_ids[image],
+        picture=picture,
+        true_captions=[_shortened(text) for text in own],
+        caption=_shortened(pool.text(caption)),
+        caption_id=pool.caption_id(caption),
+        rank=int(negatives.ranks_N[row]),
+        score=float(negatives.scores_N[row]),
+        margin=float(negatives.margins_N[row]),
+        match=None if negatives.match_N is None else float(negatives.match_N[row]),
+        is_relabelled=negatives.relabelled_N is not None and bool(negatives.relabelled_N[row]),
+        is_true=None if true_N is None else bool(true_N[row]),
+    )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + " …"

@@ -1,0 +1,206 @@
+"""Embeddings of a frozen tower: made once over the train split, kept in a file of the run, never made again while the weights stand.
+
+A file is named by what it follows from (the tower's weights, the data, how inputs are read), ends in the SHA-256 of its rows and is
+committed by a rename: a stale or torn one is never read. The rows are those of eval/encoder/encoder.py: float32, without dropout, on its
+fixed grid
+of blocks, so any number of processes makes the same bits, and a resumed run reads the ones it began with. Machines that share no disk each
+write their own file. Shape letters: N rows, D width.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from eval.dataset.images import ImageError
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.encoder.checkpoint import hash_weights
+from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, embed_captions, embed_images
+from eval.errors import WriteError
+from eval.processes import Processes
+from train.config.job import JobConfig
+from train.config.model import Tower
+from train.data.cached_embeddings import FrozenRows
+from train.data.caption_pool import CaptionPool
+from train.model.siglip import TunedModel
+
+_DIGEST_BYTES = 32
+_WINDOW_BLOCKS = 64
+"""Blocks of each process that are embedded before their rows are written: what bounds memory."""
+
+
+def cached_towers(config: JobConfig) -> list[Tower]:
+    """The towers that are frozen and whose inputs are the same in every epoch."""
+    return [tower for tower in config.model.freeze if config.model.cache_frozen and not _changes(config, tower)]
+
+
+def _changes(config: JobConfig, tower: Tower) -> bool:
+    return tower == "image" and config.train.random_crop_min_area < 1
+
+
+def frozen_lines(config: JobConfig) -> list[str]:
+    """What a person should know of each frozen tower before the first step."""
+    cached = cached_towers(config)
+    lines = []
+    for tower in config.model.freeze:
+        if tower in cached:
+            how = f"run once over the train split, its embeddings kept in {config.run_folder / 'frozen'}"
+        elif _changes(config, tower):
+            area = config.train.random_crop_min_area
+            how = f"run at every step, for with train.random_crop_min_area {area:g} no picture is the same twice; 1 would let it run once"
+        else:
+            how = "run at every step, as model.cache_frozen is false"
+        lines.append(f"frozen    {tower} tower: {how}")
+    return lines
+
+
+class FrozenStore:
+    """The files of a run's frozen towers.
+
+    Attributes:
+        folder: runs/NAME/frozen.
+    """
+
+    def __init__(self, folder: Path, tuned: TunedModel, pool: CaptionPool, data_sha256: str, processes: Processes) -> None:
+        """`pool` holds the images of the split, its captions and those that may be mined besides."""
+        self.folder, self._tuned, self._pool, self._processes = folder, tuned, pool, processes
+        self._dataset, self._data = pool.dataset, [data_sha256, pool.further.sha256]
+        # One process of each machine reads and writes for all of its machine; without a launcher's word each does, the same bytes.
+        self._is_keeper = os.environ.get("LOCAL_RANK", "0") == "0"
+
+    def path(self, tower: Tower) -> Path:
+        """Where the embeddings of a tower lie."""
+        inputs, siglip = self._tuned.inputs, self._tuned.siglip
+        if tower == "image":
+            weights, read = hash_weights(siglip.vision_model), [inputs.image_processor.to_dict(), IMAGE_BLOCK]
+        else:  # a tokenizer has no short name for what it does: some of what it makes stands for it
+            weights, read = hash_weights(siglip.text_model), [inputs.token_ids(self._dataset.captions[:256]).tolist(), TEXT_BLOCK]
+        text = json.dumps([weights, self._data, inputs.contract, read], sort_keys=True, default=str)
+        return self.folder / f"{tower}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.f32"
+
+    def rows(self, tower: Tower, *, num_workers: int = 0, on_progress: Callable[[int], Any] = lambda rows: None) -> FrozenRows:
+        """The embeddings of a tower, made first where a machine has no whole file of them. Call on every process.
+
+        Args:
+            on_progress: called with the number of rows embedded.
+
+        Raises:
+            UserError: an embedding is not finite.
+            WriteError: the file cannot be written.
+        """
+        path = self.path(tower)
+        has_whole = not self._is_keeper or (is_whole(path, self._shape(tower)) and not self._decodes_now(tower, path))
+        if not all(bool(part[0]) for part in self._processes.gather(np.array([has_whole]))):
+            with self._processes.jointly():
+                self._make(tower, None if has_whole else path, num_workers, on_progress)
+        present = path.is_file()
+        self._processes.raise_together("" if present else f"{path}: not there on process {self._processes.rank} after it was written")
+        return FrozenRows(np.memmap(path, dtype=np.float32, mode="r", shape=self._shape(tower)))
+
+    def _decodes_now(self, tower: Tower, path: Path) -> bool:
+        """Whether a picture that did not decode when the file was made does now: its disk was away, say. Then the file is made again."""
+        if tower != "image":
+            return False
+        rows = FrozenRows(np.memmap(path, dtype=np.float32, mode="r", shape=self._shape(tower)))
+        for image in rows.unknown():
+            try:
+                self._dataset.load_image(image)
+                return True
+            except ImageError:
+                continue
+        return False
+
+    def _shape(self, tower: Tower) -> tuple[int, int]:
+        """Rows and width of a tower's embeddings."""
+        config = self._tuned.siglip.config
+        if tower == "image":
+            return self._dataset.num_images, int(config.vision_config.hidden_size)
+        return len(self._pool), int(self._tuned.siglip.text_model.head.out_features)
+
+    def _make(self, tower: Tower, path: Path | None, num_workers: int, on_progress: Callable[[int], Any]) -> None:
+        """Embed on all processes, window by window, and write the file here if it is missing here."""
+        windows = self._embed(tower, num_workers, on_progress)
+        if path is None:
+            for _ in windows:
+                pass
+            return
+        try:
+            self._write(path, tower, windows)
+        except OSError as error:  # the others embed on: this process's part must not be missing
+            for _ in windows:
+                pass
+            raise WriteError(f"{path}: could not be written ({error})") from error
+
+    def _write(self, path: Path, tower: Tower, windows: Iterator[np.ndarray]) -> None:
+        """Write rows and their hash aside, and give them their name."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in [*self._leftovers(tower), *self.folder.glob(f"{tower}-*.f32")]:
+            if leftover != path:  # of other weights or data, or of a writer that was killed
+                leftover.unlink(missing_ok=True)
+        temporary = path.with_name(f".{path.name}.{self._processes.rank}.tmp")
+        with ExitStack() as stack:
+            stack.callback(temporary.unlink, missing_ok=True)
+            with temporary.open("wb") as file:
+                digest = hashlib.sha256()
+                for vectors_ND in windows:
+                    digest.update(vectors_ND.data)
+                    file.write(vectors_ND.data)
+                file.write(digest.digest())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+
+    def _leftovers(self, tower: Tower) -> Iterator[Path]:
+        """Files of writers that are gone: of this process, or of one of a larger world."""
+        for path in self.folder.glob(f".{tower}-*.tmp"):
+            rank = path.name.split(".")[-2]
+            if rank.isdigit() and (int(rank) == self._processes.rank or int(rank) >= self._processes.world_size):
+                yield path
+
+    def _embed(self, tower: Tower, num_workers: int, on_progress: Callable[[int], Any]) -> Iterator[np.ndarray]:
+        """Embeddings in order, a window of whole blocks at a time; the same on every process."""
+        num_rows = self._shape(tower)[0]
+        step = (IMAGE_BLOCK if tower == "image" else TEXT_BLOCK) * _WINDOW_BLOCKS * self._processes.world_size
+        model, inputs = self._tuned.siglip, self._tuned.inputs
+        for start in range(0, num_rows, step):
+            stop = min(start + step, num_rows)
+            if tower == "image":
+                yield embed_images(
+                    model, inputs, _Window(self._dataset, start, stop - start), processes=self._processes, num_workers=num_workers,
+                    allow_undecodable=True, on_progress=on_progress,
+                )  # fmt: skip
+            else:
+                captions = [self._pool.text(caption) for caption in range(start, stop)]
+                yield embed_captions(model, inputs, captions, processes=self._processes, on_progress=on_progress)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Consecutive images of a split, as Pictures to embed."""
+
+    dataset: RetrievalSet
+    start: int
+    num_images: int
+
+    def load_image(self, image: int, /) -> Image.Image:
+        """One picture, RGB."""
+        return self.dataset.load_image(self.start + image)
+
+
+def is_whole(path: Path, shape_ND: tuple[int, int]) -> bool:
+    """Whether a file of embeddings is there, of this size, and ends in the SHA-256 of its rows."""
+    size = 4 * shape_ND[0] * shape_ND[1]
+    if not path.is_file() or path.stat().st_size != size + _DIGEST_BYTES:
+        return False
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while left := size - file.tell():
+            digest.update(file.read(min(left, 1 << 24)))
+        return file.read() == digest.digest()

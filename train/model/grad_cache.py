@@ -1,0 +1,125 @@
+"""The towers over one process's share of a batch: at once, or in cached micro-batches for a batch larger than memory.
+
+The sigmoid loss needs every embedding of the batch, not every activation. Cached (GradCache: Gao et al. 2021, arXiv 2101.06983): each
+micro-batch is embedded without a graph; the loss gives the gradient of every embedding; then each micro-batch is embedded again, with a
+graph, and that gradient is sent back through it. Activations of one micro-batch of one tower are all that is ever held, for one more
+forward pass of what trains. Shape letters: b images of this process, n texts (captions, then mined), D width.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from eval.encoder.encoder import image_features, text_features
+from train.config.model import Tower
+from train.data.batches import Batch
+from train.model.siglip import TunedModel
+
+_TOWERS: dict[Tower, int] = {"image": 0, "text": 1}
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What one tower embeds in a step.
+
+    Attributes:
+        rows: pixel values or token ids, on the CPU.
+        known: the embeddings themselves where the tower is frozen and they are cached; then there are no rows.
+    """
+
+    tower: Tower
+    rows: torch.Tensor
+    known: torch.Tensor | None
+
+
+def _sides(batch: Batch) -> tuple[_Side, _Side]:
+    """Images and texts of a batch; captions come before mined captions."""
+    token_ids_nL = torch.cat([batch.token_ids_bL, batch.mined_token_ids_mL])
+    return _Side("image", batch.pixels_b, batch.frozen_images_bD), _Side("text", token_ids_nL, batch.frozen_texts_nD)
+
+
+class Towers:
+    """Both towers of a model under training, as the loss asks for them.
+
+    Attributes:
+        micro_batch_size: rows of one forward pass of a tower; None: all at once.
+    """
+
+    def __init__(
+        self, tuned: TunedModel, micro_batch_size: int | None, seeds: tuple[int, int], autocast: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        """Args:
+        seeds: the job's seed and this process's rank: with the step, what dropout follows from.
+        autocast: arithmetic of the towers.
+        """
+        self._siglip, self._autocast, self._seeds = tuned.siglip, autocast, seeds
+        self.micro_batch_size = micro_batch_size
+        self._device = next(tuned.siglip.parameters()).device
+        parts = {"image": tuned.siglip.vision_model, "text": tuned.siglip.text_model}
+        self._trains = {tower: any(p.requires_grad for p in part.parameters()) for tower, part in parts.items()}
+        self._frozen = [part for tower, part in parts.items() if not self._trains[tower]]
+
+    def begin(self, step: int) -> None:
+        """Make ready for a step. Dropout follows from (seed, step, rank): no generator's state is saved. A frozen tower drops nothing."""
+        self._seed(step)
+        self._siglip.train()
+        for part in self._frozen:
+            part.eval()
+
+    def embed(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Unit vectors of the batch's images (b, D) and texts (n, D), to call the loss on; `finish` must follow its backward pass."""
+        image, text = (self._embed(side, batch.step) for side in _sides(batch))
+        return image, text
+
+    def _embed(self, side: _Side, step: int) -> torch.Tensor:
+        if side.known is not None:
+            return side.known.to(self._device, non_blocking=True)
+        if self._fits(side):
+            return self._forward(side.tower, side.rows)
+        assert self.micro_batch_size is not None
+        with torch.no_grad():
+            parts = [self._forward(side.tower, side.rows[part]) for part in self._micro_batches(side, step, self.micro_batch_size)]
+        return torch.cat(parts).requires_grad_(self._trains[side.tower])
+
+    def finish(self, batch: Batch, images_bD: torch.Tensor, texts_nD: torch.Tensor) -> None:
+        """The second pass of cached micro-batches: what the loss left in `.grad` of the embeddings goes on to the weights."""
+        for side, vectors_ND in zip(_sides(batch), (images_bD, texts_nD), strict=True):
+            if self._fits(side) or vectors_ND.grad is None:
+                continue  # autograd went all the way already, or the tower is frozen
+            assert self.micro_batch_size is not None
+            for part in self._micro_batches(side, batch.step, self.micro_batch_size):
+                self._forward(side.tower, side.rows[part]).backward(vectors_ND.grad[part])
+
+    def _fits(self, side: _Side) -> bool:
+        """Whether a side goes through its tower at once: mined captions make more texts than images."""
+        return self.micro_batch_size is None or len(side.rows) <= self.micro_batch_size
+
+    def _forward(self, tower: Tower, rows: torch.Tensor) -> torch.Tensor:
+        """One forward pass. An autocast of its own each time: one keeps the weights it cast, and those cast without a graph have none."""
+        features = image_features if tower == "image" else text_features
+        with self._autocast():
+            return features(self._siglip, rows.to(self._device, non_blocking=True))
+
+    def _micro_batches(self, side: _Side, step: int, size: int) -> Iterator[slice]:
+        """The micro-batches of a side; before each, dropout is seeded from its number, so that both passes drop the same."""
+        for number, start in enumerate(range(0, len(side.rows), size), 1):
+            self._seed(step, _TOWERS[side.tower], number)
+            yield slice(start, start + size)
+
+    def _seed(self, step: int, *micro_batch: int) -> None:
+        seed, rank = self._seeds
+        drawn = np.random.SeedSequence([seed, step, rank, *micro_batch]).generate_state(1, np.uint64)
+        torch.manual_seed(int(drawn[0] >> np.uint64(1)))
+
+
+def cached_size(micro_batch_size: int | None, share: int, most_mined: int) -> int | None:
+    """The micro-batch size in force for a process's share of the batch: None where its images, and its texts, fit into one.
+
+    Args:
+        most_mined: mined captions of an image, at most.
+    """
+    return micro_batch_size if micro_batch_size is not None and micro_batch_size < share * (1 + most_mined) else None

@@ -1,0 +1,121 @@
+"""The model that is tuned: towers frozen or not, LoRA or full, and the parameter groups the optimizer sees."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import SiglipModel
+
+from eval.encoder.checkpoint import hash_weights, load_siglip
+from eval.encoder.inputs import SiglipInputs
+from train.config.job import JobConfig, TrainConfig
+from train.config.model import LoraConfig, ModelConfig
+from train.engine.export_folder import plain_state
+from train.optim.optimizer import make_adamw, optimizer_groups
+
+Part = Literal["image", "text", "scale_bias"]
+_TOWER_PREFIX = {"image": "vision_model", "text": "text_model"}
+
+
+@dataclass
+class TunedModel:
+    """A SigLIP model under training.
+
+    Attributes:
+        siglip: the model itself, adapters (if any) inside it; what is run.
+        inputs: its tokenizer and image processor.
+        base_sha256: hash of the weights it started from.
+        peft: the wrapper that can merge the adapters, or None.
+    """
+
+    siglip: SiglipModel
+    inputs: SiglipInputs
+    base_sha256: str
+    peft: Any = None
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The model, by the name that every kind of model under training has."""
+        return self.siglip
+
+    def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """(name, parameter) of everything that trains, in a fixed order."""
+        return ((name, parameter) for name, parameter in self.siglip.named_parameters() if parameter.requires_grad)
+
+    def scale_and_bias(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logit scale (not its logarithm) and bias, scalars with gradients."""
+        return self.siglip.logit_scale.exp().squeeze(), self.siglip.logit_bias.squeeze()
+
+
+def build_model(config: ModelConfig, base: str, seed: int = 0) -> TunedModel:
+    """Load the base and make ready what shall train.
+
+    Args:
+        base: checkpoint folder or hub id (config.base, or the folder a scratch model was written to).
+        seed: what the first weights of adapters are drawn from, the same on every process.
+
+    Raises:
+        UserError: the base cannot be used.
+    """
+    siglip, inputs = load_siglip(base, strip_punctuation=config.strip_punctuation)
+    tuned = TunedModel(siglip, inputs, hash_weights(siglip))
+    if config.lora is not None:
+        torch.manual_seed(seed)
+        tuned.peft = _add_lora(siglip, config.lora, set(config.freeze))
+    for tower in config.freeze:
+        getattr(siglip, _TOWER_PREFIX[tower]).requires_grad_(False)
+    # peft freezes everything it does not adapt, and its modules_to_save does nothing for bare parameters (facts.md).
+    siglip.logit_scale.requires_grad_(True)
+    siglip.logit_bias.requires_grad_(True)
+    if config.logit_bias is not None:
+        with torch.no_grad():
+            siglip.logit_bias.fill_(config.logit_bias)
+    if config.gradient_checkpointing:
+        siglip.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return tuned
+
+
+def _add_lora(siglip: SiglipModel, config: LoraConfig, frozen: set[str]) -> Any:
+    """Adapters in every projection of the encoders' layers, of towers that are not frozen. Never in the vision head's
+    nn.MultiheadAttention, whose adapters would get no gradient (facts.md)."""
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
+
+    towers = "|".join(prefix for tower, prefix in _TOWER_PREFIX.items() if tower not in frozen)
+    target = rf"({towers})\.encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
+    return get_peft_model(
+        siglip, PeftLoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=target, bias="none")
+    )
+
+
+def merged_state(tuned: TunedModel) -> dict[str, torch.Tensor]:
+    """The weights as a plain SiglipModel has them, float32 on the CPU: adapters are merged, and taken out again afterwards."""
+    return plain_state(tuned.siglip)
+
+
+def part_of(name: str) -> Part:
+    """Which part of the model a parameter belongs to, by its name."""
+    if name in ("logit_scale", "logit_bias"):
+        return "scale_bias"
+    return "image" if name.startswith("vision_model.") else "text"
+
+
+def parameter_groups(tuned: TunedModel, config: TrainConfig) -> list[dict[str, Any]]:
+    """AdamW's groups (train/optim/optimizer.py): each tower at its own rate, scale and bias at theirs."""
+    rates: dict[Part, float] = {
+        "image": config.image_learning_rate or config.learning_rate,
+        "text": config.text_learning_rate or config.learning_rate,
+        "scale_bias": config.scale_bias_learning_rate or config.learning_rate,
+    }
+    return optimizer_groups(tuned, part_of, rates, config.weight_decay)
+
+
+def make_optimizer(tuned: TunedModel, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the groups; the rate of each step is set by the loop."""
+    return make_adamw(tuned, parameter_groups(tuned, config), config.learning_rate, config.betas, config.epsilon)
+
+
+def resolve_base(config: JobConfig, scratch_folder: str) -> str:
+    """Name of the checkpoint a job starts from."""
+    return config.model.base if config.model.base is not None else scratch_folder

@@ -1,0 +1,60 @@
+"""What checkpoints and the loop know of a model under training, whichever it is: SigLIP (train/model/siglip.py), BLIP
+(train/reranker/model.py)."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+
+# Parameters of several dimensions that are no matrices of a layer: SigLIP's pooling probe, BLIP's class token and positions.
+_BARE = ("probe", "class_embedding", "vision_model.embeddings.position_embedding")
+
+
+class Trainee(Protocol):
+    """A model under training."""
+
+    @property
+    def base_sha256(self) -> str:
+        """Hash of the weights it started from."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The model itself, adapters (if any) inside it; what is run."""
+
+    def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """(name, parameter) of everything that trains, in a fixed order."""
+
+
+def optimizer_groups(trainee: Trainee, part_of: Any, rates: dict[Any, float], weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups: one per part and per decay, each with its peak rate under "peak" and its names under "names".
+
+    Weight decay falls on the matrices of linear layers and convolutions only; not on biases, norms, embeddings, pooling probes and other
+    bare vectors (the Hugging Face Trainer decays some of these: facts.md).
+
+    Args:
+        part_of: the part of the model that a parameter belongs to, by its name.
+        rates: the peak rate of each part.
+    """
+    embeddings = {
+        f"{prefix}.{name}"
+        for prefix, module in trainee.module.named_modules()
+        if isinstance(module, torch.nn.Embedding)
+        for name, _ in module.named_parameters(recurse=False)
+    }
+    groups: dict[tuple[Any, bool], dict[str, Any]] = {}
+    for name, parameter in trainee.trainable():
+        decays = parameter.ndim >= 2 and name not in embeddings and not name.endswith(_BARE)
+        part = part_of(name)
+        group = groups.setdefault(
+            (part, decays),
+            {"params": [], "names": [], "part": part, "peak": rates[part], "weight_decay": weight_decay if decays else 0.0},
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def make_adamw(trainee: Trainee, groups: list[dict[str, Any]], rate: float, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
+    """AdamW over the groups; the rate of each step is set by the step itself (train/optim/update.py)."""
+    device = next(trainee.module.parameters()).device
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=eps, fused=device.type == "cuda" or None)

@@ -1,0 +1,232 @@
+"""The pairs of each step as a function of (seed, step) and the tables mined before the first: true ones, hard ones, easy ones.
+
+Shape letters: B images of the whole batch, b of this process, p pictures (its images and, behind them, hard images), N pairs, L tokens.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from eval.dataset.images import ImageError
+from eval.dataset.retrieval_set import GroupHashes
+from eval.processes import Processes
+from train.config.reranker import NegativesConfig
+from train.data.batches import PictureReader
+from train.data.caption_pool import CaptionPool
+from train.data.hard_image_order import HardImages
+from train.data.negatives import Negatives
+from train.data.order import BatchOrder, chosen_caption
+from train.data.random_streams import generator
+from train.reranker.model import MatchInputs
+
+# Streams of random numbers besides those of train/data/batches.py.
+_HARD_CAPTION, _HARD_IMAGE, _EASY = range(100, 103)
+
+
+class PairKind(IntEnum):
+    """Where a pair comes from."""
+
+    TRUE = 0
+    HARD_CAPTION = 1
+    HARD_IMAGE = 2
+    EASY = 3
+
+
+@dataclass(frozen=True)
+class MatchBatch:
+    """This process's share of one step.
+
+    Attributes:
+        images_p: int64, what each picture is; the first b are the images of the step.
+        pixels_p: float32 of shape (p, 3, H, W).
+        owners_N: int64, the image of the step (0 <= owner < b) that each pair belongs to, ascending.
+        pictures_N: int64, the picture of each pair.
+        captions_N: int64, its caption, an index into the split.
+        kinds_N: int64, a PairKind.
+        token_ids_NL, mask_NL: int64.
+        shortfall: negatives that are missing: fewer were mined, and nothing filled their place.
+        undecodable: messages about pictures that were replaced or, hard images, left out.
+    """
+
+    step: int
+    images_p: torch.Tensor
+    pixels_p: torch.Tensor
+    owners_N: torch.Tensor
+    pictures_N: torch.Tensor
+    captions_N: torch.Tensor
+    kinds_N: torch.Tensor
+    token_ids_NL: torch.Tensor
+    mask_NL: torch.Tensor
+    shortfall: int
+    undecodable: list[str]
+
+    @property
+    def labels_N(self) -> torch.Tensor:
+        """int64: 1 for a true pair."""
+        return (self.kinds_N == PairKind.TRUE).long()
+
+    def parts(self, num_images: int | None) -> Iterator["MatchBatch"]:
+        """The pairs of so many images at a time, each part with the pictures it needs; None: all at once."""
+        num_owners = int(self.owners_N[-1]) + 1
+        size = num_images or num_owners
+        for start in range(0, num_owners, size):
+            chosen_N = (self.owners_N >= start) & (self.owners_N < start + size)
+            used, places_N = self.pictures_N[chosen_N].unique(return_inverse=True)
+            mask_NL = self.mask_NL[chosen_N]
+            longest = int(mask_NL.sum(dim=1).max())
+            pairs: dict[str, Any] = {name: getattr(self, name)[chosen_N] for name in ("owners_N", "captions_N", "kinds_N")}
+            yield replace(
+                self,
+                images_p=self.images_p[used],
+                pixels_p=self.pixels_p[used],
+                pictures_N=places_N,
+                token_ids_NL=self.token_ids_NL[chosen_N][:, :longest],
+                mask_NL=mask_NL[:, :longest],
+                **pairs,
+            )
+
+    def pin_memory(self) -> "MatchBatch":
+        """The same with page-locked tensors, for copies to a GPU that do not wait (called by DataLoader)."""
+        pinned: dict[str, Any] = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **pinned)
+
+
+@dataclass
+class _Collected:
+    """What of a batch is found so far."""
+
+    images: list[int]
+    pixels: list[torch.Tensor]
+    pairs: list[tuple[int, int, int, int]]
+    """(owner, picture, caption, kind)."""
+    undecodable: list[str]
+    shortfall: int = 0
+
+
+class MatchBatches(Dataset):  # type: ignore[type-arg]
+    """Builds this process's share of any step; index = step. Runs in the loader's workers."""
+
+    def __init__(
+        self,
+        pool: CaptionPool,
+        inputs: MatchInputs,
+        order: BatchOrder,
+        processes: Processes,
+        config: NegativesConfig,
+        *,
+        hard_captions: Negatives | None,
+        hard_images: HardImages | None,
+        random_crop_min_area: float = 1.0,
+    ) -> None:
+        """hard_captions, hard_images: the tables; None where none are asked for."""
+        self._pool, self._dataset, self._inputs = pool, pool.dataset, inputs
+        self._order, self._processes, self._config = order, processes, config
+        self._hard_captions, self._hard_images = hard_captions, hard_images
+        self._doubtful: GroupHashes | None = None
+        if hard_captions is not None and hard_captions.doubtful_2D is not None:
+            images_D, captions_D = hard_captions.doubtful_2D
+            self._doubtful = GroupHashes(images_D, pool.hash_C[captions_D], pool.dataset.num_images)
+        self._pictures = PictureReader(pool.dataset, inputs.pixels, order.seed, random_crop_min_area)
+
+    def __getitem__(self, step: int) -> MatchBatch | ImageError:
+        """The batch of a step, or why there is none: raised in a worker it would arrive wrapped in a traceback."""
+        try:
+            return self._build(step)
+        except ImageError as error:
+            return error
+
+    def _build(self, step: int) -> MatchBatch:
+        epoch = self._order.epoch(step)
+        whole_B = self._order.images(step)
+        spoken_B = np.array([chosen_caption(self._dataset, int(image), epoch, self._order.seed) for image in whole_B])
+        share = len(whole_B) // self._processes.world_size
+        first = self._processes.rank * share
+        found = _Collected([], [], [], [])
+        for place in range(first, first + share):
+            image, values = self._pictures.at_place(whole_B, place, step, epoch, found.undecodable)
+            found.images.append(image)
+            found.pixels.append(values)
+        for owner, image in enumerate(list(found.images)):
+            self._pair_up(owner, image, step, epoch, first + owner, spoken_B, found)
+        return self._tensors(step, found)
+
+    def _pair_up(self, owner: int, image: int, step: int, epoch: int, place: int, spoken_B: np.ndarray, found: _Collected) -> None:
+        """The pairs of one image."""
+        config = self._config
+        caption = chosen_caption(self._dataset, image, epoch, self._order.seed)
+        found.pairs.append((owner, owner, caption, PairKind.TRUE))
+        before = len(found.pairs)
+        used: list[int] = []
+        if step > config.easy_until_step:
+            if self._hard_captions is not None:
+                mined = self._hard_captions.of(image)
+                used = self._drawn(mined, config.captions_per_image, _HARD_CAPTION, image, epoch)
+                found.pairs += [(owner, owner, other, PairKind.HARD_CAPTION) for other in used]
+            if self._hard_images is not None:
+                images = self._hard_images.of(caption)
+                for other in self._drawn(images, config.images_per_caption, _HARD_IMAGE, caption, epoch):
+                    self._add_hard_image(owner, other, caption, epoch, found)
+        missing = config.num_wanted - (len(found.pairs) - before)
+        if missing and (config.fill_with_easy or step <= config.easy_until_step):
+            easy = self._easy(image, place, step, spoken_B, used, missing)
+            found.pairs += [(owner, owner, other, PairKind.EASY) for other in easy]
+            missing -= len(easy)
+        found.shortfall += missing
+
+    def _drawn(self, mined_N: np.ndarray, count: int, stream: int, key: int, epoch: int) -> list[int]:
+        """Up to `count` of what was mined, drawn anew in each epoch."""
+        order_N = generator(self._order.seed, stream, key, epoch).permutation(len(mined_N))
+        return [int(mined) for mined in mined_N[order_N[:count]]]
+
+    def _add_hard_image(self, owner: int, image: int, caption: int, epoch: int, found: _Collected) -> None:
+        if image not in found.images:
+            try:
+                found.pixels.append(self._pictures.pixels(image, epoch))
+            except ImageError as error:
+                found.undecodable.append(f"{error} (a hard image: left out)")
+                return
+            found.images.append(image)
+        found.pairs.append((owner, found.images.index(image), caption, PairKind.HARD_IMAGE))
+
+    def _easy(self, image: int, place: int, step: int, spoken_B: np.ndarray, used: list[int], count: int) -> list[int]:
+        """Captions of other images of the whole batch that are not true of this one, in an order drawn for it; no text twice.
+
+        What the matcher was asked about and called a match is as unwelcome here as among the hard ones.
+        """
+        others = spoken_B[generator(self._order.seed, _EASY, step, place).permutation(len(spoken_B))]
+        false = others[~self._dataset.is_positive(np.array(image), self._pool.hash_C[others])]
+        if self._config.near_duplicates:
+            false = false[~self._pool.is_near_duplicate(np.array(image), false)]
+        if self._doubtful is not None:
+            false = false[~self._doubtful.contains(np.full(len(false), image), self._pool.hash_C[false])]
+        seen = {int(self._pool.hash_C[caption]) for caption in used}
+        chosen: list[int] = []
+        for caption in false.tolist():
+            key = int(self._pool.hash_C[caption])
+            if key not in seen and len(chosen) < count:
+                seen.add(key)
+                chosen.append(caption)
+        return chosen
+
+    def _tensors(self, step: int, found: _Collected) -> MatchBatch:
+        owners, pictures, captions, kinds = (torch.tensor(column) for column in zip(*found.pairs, strict=True))
+        ids = self._inputs.token_ids([self._dataset.captions[caption] for caption in captions.tolist()])
+        longest = max(len(row) for row in ids)
+        return MatchBatch(
+            step,
+            torch.tensor(found.images),
+            torch.stack(found.pixels),
+            owners,
+            pictures,
+            captions,
+            kinds,
+            torch.tensor([[*row, *[self._inputs.pad_token_id] * (longest - len(row))] for row in ids]),
+            torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids]),
+            found.shortfall,
+            found.undecodable,
+        )

@@ -1,0 +1,115 @@
+"""The miner's top-K reranked by a matcher: on val between steps, on test at the end."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.metrics.evaluate import values_of
+from eval.processes import Processes
+from eval.search.ranking import DIRECTIONS
+from eval.search.retrieve import retrieve
+from eval.search.stage import Stage
+from rerank.reorder.stages import reranked_stages
+from rerank.scorers.blip.scorer import BlipScorer
+from rerank.scorers.scorer import PairScorer, Reads
+from train.reranker.job import RerankerJob
+
+
+class NamedScorer:
+    """A scorer under another name, which tells how far it is and what it said (a `PairScorer`).
+
+    Attributes:
+        said: scores of this process, one array for each image.
+    """
+
+    def __init__(self, scorer: PairScorer, name: str, on_scored: Callable[[int], Any] = lambda pairs: None) -> None:
+        """on_scored: called with each number of pairs scored."""
+        self._scorer, self._name, self._on_scored = scorer, name, on_scored
+        self.said: list[np.ndarray] = []
+
+    @property
+    def name(self) -> str:
+        """What the stage is called after it."""
+        return self._name
+
+    @property
+    def fingerprint(self) -> str:
+        """The scorer's own."""
+        return self._scorer.fingerprint
+
+    @property
+    def reads(self) -> Reads:
+        """The scorer's own."""
+        return self._scorer.reads
+
+    def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
+        """The scorer's own scores."""
+        scores_N = self._scorer.score(image, captions)
+        self.said.append(scores_N)
+        self._on_scored(len(captions))
+        return scores_N
+
+
+def first_stage(job: RerankerJob, dataset: RetrievalSet, on_progress: Callable[[int], Any]) -> Stage:
+    """The miner's own retrieval of a split, kept deep enough to be reranked. Call on every process."""
+    job.miner.siglip.to(job.accelerator.device)
+    stage = retrieve(
+        "miner",
+        job.miner.siglip,
+        job.miner.inputs,
+        dataset,
+        depth=job.config.evaluation.top_k,
+        processes=job.processes,
+        num_workers=job.config.data.num_workers,
+        on_progress=on_progress,
+    )
+    job.miner.siglip.to("cpu")
+    return stage
+
+
+def mean_recall(values: Any) -> float:
+    """Mean R@1 of both directions."""
+    return float(sum(values[direction]["R@1"] for direction in DIRECTIONS) / 2)
+
+
+@dataclass(frozen=True)
+class MatcherFigures:
+    """What a matcher makes of the miner's top-K.
+
+    Attributes:
+        values: each metric of each direction.
+        score: mean R@1 of both.
+        score_std: standard deviation of the match logits of all pairs scored.
+        seconds: of the scoring.
+    """
+
+    values: dict[Any, dict[str, float]]
+    score: float
+    score_std: float
+    seconds: float
+
+
+def measure_matcher(job: RerankerJob, dataset: RetrievalSet, stage: Stage, on_scored: Callable[[int], Any]) -> MatcherFigures:
+    """Rerank a first stage with the matcher as it stands, in float32 as at the end. Call on every process.
+
+    Args:
+        on_scored: called with each number of pairs scored on this process.
+    """
+    device = job.accelerator.device
+    scorer = NamedScorer(BlipScorer(job.tuned.plain(device), device=device, settings=job.tuned.inputs.settings), "blip", on_scored)
+    top_k = job.config.evaluation.top_k
+    (twin,) = reranked_stages(dataset, [stage], scorer, top_k, processes=job.processes, show_progress=False)
+    values = values_of(dataset, replace(twin, first_stage=None, top_k=None, sweep={}))
+    return MatcherFigures(values, mean_recall(values), score_std(scorer.said, job.processes), twin.cost["rerank_seconds"])
+
+
+def score_std(said: Sequence[np.ndarray], processes: Processes) -> float:
+    """Standard deviation of all scores of all processes, from sums in float64."""
+    scores_N = np.concatenate([np.empty(0), *said]).astype(np.float64)
+    num, total = np.concatenate(processes.gather(np.array([[len(scores_N), scores_N.sum()]]))).sum(axis=0)
+    squares = np.concatenate(processes.gather(np.array([np.square(scores_N - total / num).sum()]))).sum()
+    return float(np.sqrt(squares / num))

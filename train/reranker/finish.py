@@ -1,0 +1,138 @@
+"""The end of a reranker's tuning: export the best matcher; measure the miner alone, with the untuned and with the tuned matcher."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import BlipForImageTextRetrieval, BlipProcessor
+
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.encoder.tokenizer import rewrite_tokenizer_config
+from eval.errors import UserError
+from eval.metrics.evaluate import evaluate
+from eval.report.gallery import gallery
+from eval.report.report import print_report, read_report, report_record, write_report
+from eval.search.retrieve import progress_bar
+from rerank.reorder.stages import reranked_stages
+from rerank.scorers.load import load_scorer
+from train.config.reranker import RerankerConfig
+from train.engine.checkpoint import State
+from train.engine.export_folder import chosen_checkpoint, commit_export, plain_state, write_plain
+from train.engine.folder import ended, mark_ended, report_folder, show_places
+from train.reranker.evaluation import NamedScorer, first_stage
+from train.reranker.job import RerankerJob
+from train.reranker.model import build_matcher
+
+COMPARISONS = [("miner+blip", "miner"), ("miner+blip-tuned", "miner"), ("miner+blip-tuned", "miner+blip")]
+
+
+def finish_reranker(job: RerankerJob, state: State, check_signal: Callable[[], None]) -> None:
+    """Export, evaluate, report; call on every process.
+
+    Args:
+        check_signal: called between rows and pairs, to leave when asked.
+
+    Raises:
+        UserError, OSError: the export or the report cannot be made.
+    """
+    folder = job.folder / "export"
+    if job.processes.is_main:
+        job.tuned.module.to("cpu")
+        step = export_matcher(job.config, "best", folder)
+        note = "" if step or state.best_score is None else ": no later checkpoint was better on val than the matcher it started from"
+        job.say(f"exported the checkpoint of step {step}{note}")
+    export = job.shared.bring(folder)
+    record = _measure(job, job.final_set, export, check_signal) if job.final_set is not None else None
+    if job.processes.is_main:
+        mark_ended(job.config, _expected(job.config))
+        show_reranker(job.config, record)
+
+
+def _measure(job: RerankerJob, dataset: RetrievalSet, export: Path, check_signal: Callable[[], None]) -> dict[str, Any]:
+    """The final report; its record."""
+    device = job.accelerator.device
+    with progress_bar(f"miner on {dataset.split}", dataset, job.processes) as bar:
+
+        def advance(rows: int) -> None:
+            bar.update(rows)
+            check_signal()
+
+        stages = [first_stage(job, dataset, advance)]
+    for name, model in (("blip", job.base), ("blip-tuned", str(export))):
+        scorer = NamedScorer(load_scorer(model, device=device), name, lambda pairs: check_signal())
+        stages += reranked_stages(dataset, stages[:1], scorer, job.config.evaluation.top_k, processes=job.processes)
+    figures = evaluate(dataset, stages, COMPARISONS)
+    figures.sections["leakage"] = [leak.as_record() for leak in job.leakages]
+    notes = [f"Leakage: {leak}." for leak in job.leakages if leak.any]
+    pictures = gallery(dataset, figures) if job.processes.is_main else []
+    if job.processes.is_main:
+        write_report(report_folder(job.config), figures, notes=notes, gallery=pictures)
+    return report_record(figures)
+
+
+def export_matcher(config: RerankerConfig, which: str, folder: Path) -> int:
+    """Export the best, the last or a numbered checkpoint of a run as a plain matcher: float32, adapters merged. Returns its step.
+
+    Raises:
+        UserError: the run or the checkpoint is not there, or damaged; or the base has changed.
+        OSError: the export cannot be written.
+    """
+    checkpoints, newest, step = chosen_checkpoint(config, which)
+    tuned = build_matcher(config.model, config.seed)
+    if tuned.base_sha256 != newest.base_sha256:
+        raise UserError(f"{config.model.base} has other weights now than when the run began; what did not train would not fit")
+    checkpoints.load_weights(step, tuned)
+
+    def write(temporary: Path) -> None:
+        write_plain(BlipForImageTextRetrieval, tuned.module.config, plain_state(tuned.module), temporary)
+        BlipProcessor(tuned.checkpoint.image_processor, tuned.checkpoint.tokenizer).save_pretrained(temporary)
+        rewrite_tokenizer_config(temporary)
+        (temporary / "README.md").write_text(matcher_card(config, newest, step), encoding="utf-8")
+
+    commit_export(folder, write)
+    return step
+
+
+def matcher_card(config: RerankerConfig, state: State, chosen_step: int) -> str:
+    """The README.md of an export, with the metadata the hub reads."""
+    how = {"head": "the matching head alone", "lora": "the head, and LoRA in the text tower's attention, merged", "all": "every weight"}
+    score = "" if state.best_score is None or chosen_step != state.best_step else f" (mean R@1 on val {100 * state.best_score:.2f})"
+    base_line = f"base_model: {config.model.base}\n" if not Path(config.model.base).exists() else ""
+    negatives = config.negatives
+    return (
+        f"---\nlibrary_name: transformers\npipeline_tag: text-ranking\ntags: [blip, image-text-matching, reranker]\n{base_line}---\n\n"
+        f"# {config.name}\n\n"
+        "A BLIP matcher tuned to rerank the top of an image-text search, "
+        f"from `{config.model.base}` (weights {state.base_sha256[:16]}).\n\n"
+        f"- Method: {how[config.model.what]}; cross-entropy of match against no match, batch {config.train.batch_size} images, "
+        f"{config.train.precision}; of each image up to {negatives.captions_per_image} hard captions and {negatives.images_per_caption} "
+        f"hard images, mined by `{config.miner}`.\n"
+        f"- Data: `{config.data.source}`, split `{config.data.train_split}`.\n"
+        f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n"
+        '- Captions are read lower-cased, without `.!"()*#:;~`, at most 30 words and 35 tokens, with [ENC] in the place of [CLS], as the '
+        "original BLIP reads them; transformers' own processor leaves [CLS] there. Column 1 of `itm_score` is the match.\n\n"
+        "```\npython -m eval --model SIGLIP --data PAIRS --output OUT --rerank THIS_FOLDER\n```\n\n"
+        "Configuration:\n\n```json\n" + json.dumps(config.model_dump(mode="json"), indent=1) + "\n```\n"
+    )
+
+
+def is_reranker_finished(config: RerankerConfig) -> bool:
+    """True if the run ended with its final report."""
+    return ended(config, _expected(config))
+
+
+def _expected(config: RerankerConfig) -> dict[str, Any]:
+    return {"max_steps": config.train.max_steps, "top_k": config.evaluation.top_k}
+
+
+def show_reranker(config: RerankerConfig, record: dict[str, Any] | None = None) -> None:
+    """Print the figures of a finished run and where everything lies.
+
+    Raises:
+        OSError, ValueError: the report is not there.
+    """
+    if config.data.test_split or config.data.val_split:
+        print_report(read_report(report_folder(config)) if record is None else record)
+        print(f"report   {report_folder(config)}/report.html (report.json, queries.parquet beside it)")
+    show_places(config)

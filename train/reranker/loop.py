@@ -1,0 +1,187 @@
+"""The loop that tunes a reranker: what a step and an evaluation are. When each is due, checkpoints and resume: train/engine/loop.py."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from eval.dataset.images import ImageError
+from eval.encoder.loader import pictures_loader
+from eval.errors import UserError
+from eval.metrics.evaluate import values_of
+from eval.search.ranking import DIRECTIONS
+from eval.search.stage import Stage
+from rerank.scoring.candidates import candidate_lists
+from train.engine.checkpoint import Checkpoints, State
+from train.engine.loop import BaseLoop
+from train.engine.metrics_log import gpu_record, scale_record
+from train.engine.signals import StopSignals
+from train.optim.update import rate_factor
+from train.reranker.batches import MatchBatch, MatchBatches, PairKind
+from train.reranker.collapse import LEAST_SCORE_STD, RunningLoss, loss_warning, score_warning
+from train.reranker.evaluation import first_stage, mean_recall, measure_matcher
+from train.reranker.job import RerankerJob, describe_reranker
+from train.reranker.negatives import HardTables, as_hard_tables, check_mined, mine_tables, num_rows, read_tables
+from train.reranker.step import MatchResult, MatchStepper
+
+
+class RerankerLoop(BaseLoop):
+    """One run of a tuning from where it stands to its last step."""
+
+    def __init__(self, job: RerankerJob, signals: StopSignals) -> None:
+        self.job, self.config = job, job.config
+        self.stepper = MatchStepper(job.config.train, job.config.seed, job.tuned, job.optimizer, job.processes, job.autocast)
+        self.running, self._was_named = RunningLoss(), False
+        self._tables = HardTables(None, None)
+        self._val_stage: Stage | None = None
+        self._miner_values: Any = None
+        start = State(0, 0, False, None, None, None, None, 0, job.tuned.base_sha256, job.data_sha256)
+        further = {"miner_sha256": job.miner.base_sha256, "running": self.running.as_record()}
+        super().__init__(job, signals, replace(start, loss_scale=self.stepper.update.loss_scale, further=further))
+
+    def describe(self) -> list[str]:
+        """See train.reranker.job.describe_reranker."""
+        return describe_reranker(self.job)
+
+    def restore_further(self, checkpoints: Checkpoints) -> None:
+        """Loss scale and running loss of a checkpoint; refuse another miner than the run was begun with."""
+        further = self.state.further or {}
+        if further.get("miner_sha256") != self.job.miner.base_sha256:
+            raise UserError(
+                f"{self.config.miner} has other weights than when {self.job.folder} was begun; give the run another name=, or bring the "
+                "miner it began with back"
+            )
+        self.running = RunningLoss(**further["running"])
+        if self.state.loss_scale is not None:
+            self.stepper.update.loss_scale = self.state.loss_scale
+
+    def make_ready(self) -> None:
+        """Mine the hard negatives, or read those that were mined when the run began."""
+        if self.config.negatives.near_duplicates:
+            _ = self.job.pool.near_truth  # once here, not once in every worker
+        if self.state.negatives is not None:
+            self._tables = as_hard_tables(self.job, read_tables(self.job, self.state.negatives))
+            return
+        started = time.perf_counter()
+        with self.side_bar("mining", num_rows(self.job)) as progress:
+            mined = mine_tables(self.job, progress)
+        for one in mined:
+            kind = "hard captions of images" if one.form == "columns" else "hard images of captions"
+            self.job.say(f"{kind}: {one.sheet}")
+        check_mined(self.config.negatives, [one.table for one in mined])
+        self._tables = as_hard_tables(self.job, {one.form: one.table for one in mined})
+        self.state = replace(self.state, mined_at_step=0, negatives=" ".join(one.table.name for one in mined))
+        for one in mined:
+            self.write("mining", {"form": one.form} | one.sheet.as_record() | {"seconds": time.perf_counter() - started})
+
+    def batches(self) -> Iterable[MatchBatch | ImageError]:
+        """Batches from the next step to the last."""
+        job = self.job
+        builder = MatchBatches(
+            job.pool,
+            job.tuned.inputs,
+            job.order,
+            job.processes,
+            self.config.negatives,
+            hard_captions=self._tables.captions,
+            hard_images=self._tables.images,
+            random_crop_min_area=self.config.train.random_crop_min_area,
+        )
+        return pictures_loader(
+            builder,
+            num_workers=self.config.data.num_workers,
+            sampler=range(self.state.step + 1, self.config.train.max_steps + 1),
+            pin_memory=job.accelerator.device.type == "cuda",
+        )
+
+    def take(self, batch: MatchBatch, stop_asked: bool) -> MatchResult:
+        """Take one step, and follow the running loss."""
+        result = self.stepper.take(batch, stop_asked=stop_asked)
+        self._was_named = self.running.named
+        if not result.skipped:
+            self.running = self.running.after(result.loss, result.constant_loss, self.config.constant_answer)
+        further = (self.state.further or {}) | {"running": self.running.as_record()}
+        self.state = replace(self.state, loss_scale=self.stepper.update.loss_scale, further=further)
+        return result
+
+    def record_step(self, step: int, outcome: MatchResult, seconds: float, waited: float) -> None:
+        """Write the line of a step, and name a constant answer."""
+        train, job = self.config.train, self.job
+        factor = rate_factor(step, train.max_steps, train.num_warmup_steps)
+        record = {
+            "epoch": job.order.epoch(step),
+            "loss": outcome.loss,
+            "constant_loss": outcome.constant_loss,
+            "gap": outcome.gap,
+            **{f"num_{kind.name.lower()}": count for kind, count in outcome.num_pairs.items()},
+            "shortfall": outcome.shortfall,
+            "grad_norm": outcome.grad_norm,
+            "learning_rate": {group["part"]: group["peak"] * factor for group in job.optimizer.param_groups},
+            "num_replaced": outcome.num_replaced,
+            "seconds": seconds,
+            "images_per_second": train.batch_size / seconds,
+            "data_wait_share": waited / seconds,
+            **gpu_record(job.accelerator.device),
+            **scale_record(self.stepper.update.loss_scale, skipped=outcome.skipped),
+        }
+        self.write("step", record)
+        if step == 1:
+            job.say(
+                f"before the first update the loss is {outcome.loss:.4f}; a matcher that answers the same to every pair gets "
+                f"{outcome.constant_loss:.4f} at {outcome.num_true} true to {outcome.num_false} false pairs"
+                + (f" ({outcome.num_pairs[PairKind.EASY]} of them easy)" if outcome.num_pairs[PairKind.EASY] else "")
+            )
+        self._name_constant_loss(outcome)
+
+    def _name_constant_loss(self, outcome: MatchResult) -> None:
+        """Say so once when the running loss comes to be a constant answer's, and again only after it has left it."""
+        if self.running.named and not self._was_named:
+            loss, constant = self.running.means
+            self.write("constant_answer", {"seen_in": "loss", "loss": loss, "constant_loss": constant})
+            self.job.say(f"warning: {loss_warning(self.running, outcome.num_true, outcome.num_false)}")
+
+    def can_evaluate(self) -> bool:
+        """Whether there is a val split."""
+        return self.job.val_set is not None
+
+    def evaluate(self) -> tuple[float | None, list[str], str | None]:
+        """Rerank the miner's top-K of val with the matcher as it stands, and write the line."""
+        job, val, step = self.job, self.job.val_set, self.state.step
+        assert val is not None
+        stage = self._retrieved()
+        pairs = candidate_lists([stage.rankings[direction] for direction in DIRECTIONS], self.config.evaluation.top_k).num_pairs
+        with self.side_bar("evaluating", pairs, "pair") as progress:
+            found = measure_matcher(job, val, stage, progress)
+        is_best = self.is_best(found.score, [])
+        record: dict[str, Any] = {
+            "split": val.split,
+            **{direction: found.values[direction] for direction in DIRECTIONS},
+            "mean_R@1": found.score,
+            "miner_mean_R@1": mean_recall(self._miner_values),
+            "score_std": found.score_std,
+            "seconds": found.seconds,
+            "best": is_best,
+        }
+        self.write("eval", record)
+        both = " / ".join(f"{100 * found.values[direction]['R@1']:.2f}" for direction in DIRECTIONS)
+        alone = " / ".join(f"{100 * self._miner_values[direction]['R@1']:.2f}" for direction in DIRECTIONS)
+        self._last_eval = f", {val.split} R@1 {both}"
+        best = " (best so far)" if is_best else ""
+        job.say(f"step {step}: {val.split} R@1 image to text / text to image {both} (the miner alone {alone}){best}")
+        if found.score_std < LEAST_SCORE_STD:
+            self.write("constant_answer", {"seen_in": "scores", "score_std": found.score_std})
+            job.say(f"warning: {score_warning(found.score_std, str(val.split))}")
+        return found.score, [], None
+
+    def _retrieved(self) -> Stage:
+        """The miner's retrieval of val: made once."""
+        val = self.job.val_set
+        assert val is not None
+        if self._val_stage is None:
+            with self.side_bar("retrieving val", val.num_images + val.num_captions) as progress:
+                self._val_stage = first_stage(self.job, val, progress)
+            self._miner_values = values_of(val, self._val_stage)
+        return self._val_stage
+
+    def between(self) -> None:
+        """Nothing: the miner does not change, so what it mines does not either."""

@@ -1,0 +1,184 @@
+"""The BLIP matcher under training: what of it trains, how it judges pairs, and what a plain one of the same weights is."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from transformers import BlipForImageTextRetrieval
+
+from eval.errors import UserError
+from rerank.scorers.base import token_ids
+from rerank.scorers.blip.checkpoint import BlipCheckpoint, load_blip
+from rerank.scorers.blip.scorer import BlipSettings
+from rerank.scorers.blip.text import clean_caption
+from rerank.scorers.supported import check_matcher
+from train.config.model import LoraConfig
+from train.config.reranker import MatcherConfig, RerankerLoopConfig, What
+from train.engine.export_folder import plain_state
+from train.optim.optimizer import make_adamw, optimizer_groups
+
+Part = Literal["image", "text", "head"]
+_LORA_TARGET = r"text_encoder\.encoder\.layer\.\d+\.(attention|crossattention)\.(self\.(query|key|value)|output\.dense)"
+
+
+@dataclass(frozen=True)
+class MatchInputs:
+    """Pictures and captions as the scorer of rerank/scorers/blip/scorer.py reads them: what is trained on is what is scored.
+
+    Attributes:
+        checkpoint: whose processors are used.
+        settings: the scorer's.
+    """
+
+    checkpoint: BlipCheckpoint
+    settings: BlipSettings
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills a row of tokens up."""
+        return int(self.checkpoint.tokenizer.pad_token_id)
+
+    def pixels(self, picture: Image.Image) -> torch.Tensor:
+        """Pixel values of one picture, float32 of shape (3, H, W)."""
+        values: torch.Tensor = self.checkpoint.image_processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        return values
+
+    def token_ids(self, captions: list[str]) -> list[tuple[int, ...]]:
+        """Token ids of each caption, cleaned, with [ENC] in the first place, cut to the settings' length."""
+        most = min(self.settings.max_tokens, self.checkpoint.model.config.text_config.max_position_embeddings)
+        texts = [clean_caption(caption) for caption in captions] if self.settings.clean_captions else captions
+        enc_token_id = self.checkpoint.enc_token_id if self.settings.enc_token else None
+        return token_ids(self.checkpoint.tokenizer, texts, enc_token_id=enc_token_id, max_tokens=most)
+
+
+@dataclass
+class TunedMatcher:
+    """A BLIP matcher under training (a `train.optim.optimizer.Trainee`).
+
+    Attributes:
+        checkpoint: model and processors; adapters (if any) are inside the model.
+        base_sha256: of the checkpoint it started from, processors and all.
+        what: what of it trains.
+        inputs: how it reads.
+    """
+
+    checkpoint: BlipCheckpoint
+    base_sha256: str
+    what: What
+    inputs: MatchInputs
+
+    @property
+    def module(self) -> BlipForImageTextRetrieval:
+        """The model itself; what is run."""
+        model: BlipForImageTextRetrieval = self.checkpoint.model
+        return model
+
+    def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """(name, parameter) of everything that trains, in a fixed order."""
+        return ((name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad)
+
+    def begin(self) -> None:
+        """Make ready for a step: dropout in what trains, and in nothing else."""
+        self.module.train()
+        if self.what != "all":
+            self.module.vision_model.eval()
+        if self.what == "head":
+            self.module.text_encoder.eval()
+
+    def judge(
+        self,
+        pixels_p: torch.Tensor,
+        pictures_N: torch.Tensor,
+        token_ids_NL: torch.Tensor,
+        mask_NL: torch.Tensor,
+        autocast: Any = nullcontext,
+    ) -> torch.Tensor:
+        """Logits of (no match, match), float32 of shape (N, 2), as the scorer computes them; each picture goes through its tower once.
+
+        Args:
+            pixels_p: float32 of shape (p, 3, H, W).
+            pictures_N: int64, which of them each pair is of.
+            token_ids_NL, mask_NL: int64.
+            autocast: arithmetic of the towers.
+        """
+        with autocast():
+            with self._graph(self.what == "all"):
+                image_pTV = self.module.vision_model(pixel_values=pixels_p).last_hidden_state
+            with self._graph(self.what != "head"):
+                hidden_NLD = self.module.text_encoder(
+                    input_ids=token_ids_NL, attention_mask=mask_NL, encoder_hidden_states=image_pTV[pictures_N]
+                ).last_hidden_state
+        logits_N2: torch.Tensor = self.module.itm_head(at_least_float32(hidden_NLD[:, 0]))
+        return logits_N2
+
+    def _graph(self, trains: bool) -> AbstractContextManager[Any]:
+        return nullcontext() if trains else torch.no_grad()
+
+    def plain(self, device: torch.device | str = "cpu") -> BlipCheckpoint:
+        """A checkpoint of a model of its own with the weights as they stand, adapters merged: what would be exported."""
+        with torch.device("meta"):
+            model = BlipForImageTextRetrieval(copy.deepcopy(self.module.config))
+        model = model.to_empty(device="cpu").float()
+        model.load_state_dict({name: value.clone() for name, value in plain_state(self.module).items()}, assign=True)
+        for name, buffer in model.named_buffers():  # those that no state holds, such as the numbers of the positions
+            buffer.copy_(self.module.get_buffer(name))
+        return replace(self.checkpoint, model=model.eval().to(device))
+
+
+def at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    """Widened from half precision; float64 stays."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def build_matcher(config: MatcherConfig, seed: int) -> TunedMatcher:
+    """Load the base and make ready what shall train.
+
+    Args:
+        seed: what the first weights of adapters are drawn from, the same on every process.
+
+    Raises:
+        UserError: the base is no BLIP matcher, or an incomplete one.
+    """
+    kind = check_matcher(config.base)
+    if kind != "blip":
+        raise UserError(f"model.base: expected a BLIP matcher (BlipForImageTextRetrieval); found {config.base!r}, of kind {kind!r}")
+    checkpoint = load_blip(config.base)
+    tuned = TunedMatcher(checkpoint, checkpoint.digest(), config.what, MatchInputs(checkpoint, BlipSettings()))
+    model: Any = checkpoint.model
+    # The projections of BLIP's contrastive loss have no part in matching: left to the optimizer they would only decay.
+    model.requires_grad_(config.what == "all")
+    model.vision_proj.requires_grad_(False)
+    model.text_proj.requires_grad_(False)
+    if config.adapters is not None:
+        torch.manual_seed(seed)
+        _add_lora(model, config.adapters)
+    model.itm_head.requires_grad_(True)
+    return tuned
+
+
+def _add_lora(model: Any, config: LoraConfig) -> None:
+    """Adapters in the text tower's attention: to the words, and to the image."""
+    from peft import LoraConfig as PeftLoraConfig
+    from peft import get_peft_model
+
+    get_peft_model(
+        model, PeftLoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=_LORA_TARGET, bias="none")
+    )
+
+
+def part_of(name: str) -> Part:
+    """Which part of the model a parameter belongs to, by its name."""
+    if name.startswith("itm_head."):
+        return "head"
+    return "image" if name.startswith("vision_model.") else "text"
+
+
+def make_matcher_optimizer(tuned: TunedMatcher, config: RerankerLoopConfig) -> torch.optim.AdamW:
+    """AdamW over towers and head; the rate of each step is set by the step itself."""
+    rates = {"image": config.learning_rate, "text": config.learning_rate, "head": config.head_learning_rate or config.learning_rate}
+    groups = optimizer_groups(tuned, part_of, rates, config.weight_decay)
+    return make_adamw(tuned, groups, config.learning_rate, config.betas, config.epsilon)

@@ -1,0 +1,150 @@
+"""The two tables a matcher is tuned on: hard captions of every image and hard images of every caption, mined once by the same SigLIP."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from eval.errors import UserError
+from rerank.scorers.load import load_scorer
+from rerank.scorers.scorer import PairScorer, ScorerSettings
+from train.config.reranker import NegativesConfig
+from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
+from train.data.hard_image_order import HardImages
+from train.data.negatives import Negatives, read_negatives, write_negatives
+from train.mining.captions import mine
+from train.mining.images import mine_images
+from train.mining.refresh import Refresh
+from train.mining.report import MiningSheet
+from train.mining.report_page import write_sheet
+from train.model.frozen_tower import FrozenStore
+from train.reranker.job import RerankerJob
+
+Form = Literal["columns", "images"]
+
+
+@dataclass(frozen=True)
+class HardTables:
+    """What was mined; None where nothing of the kind is asked for."""
+
+    captions: Negatives | None
+    images: HardImages | None
+
+
+@dataclass(frozen=True)
+class MinedTable:
+    """One table and how it came about."""
+
+    form: Form
+    table: Negatives
+    sheet: MiningSheet
+
+
+def forms_of(job: RerankerJob) -> list[Form]:
+    """The tables that are asked for."""
+    negatives = job.config.negatives
+    forms: list[Form] = ["columns"] if negatives.captions_per_image else []
+    return [*forms, "images"] if negatives.images_per_caption else forms
+
+
+def num_rows(job: RerankerJob) -> int:
+    """Images and captions that are embedded."""
+    return job.train_set.num_images + len(job.pool)
+
+
+def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> list[MinedTable]:
+    """Mine, and write runs/NAME/negatives/FORM.parquet with its sheet (main process). Call on every process.
+
+    Raises:
+        UserError: an embedding is not finite.
+        OSError: something cannot be written.
+    """
+    miner, folder, forms = job.miner, job.folder / "negatives", forms_of(job)
+    miner.siglip.to(job.accelerator.device)
+    frozen = _embeddings(job, on_progress) if len(forms) > 1 else NOTHING_FROZEN
+    matcher = _matcher(job)
+    found = []
+    for form in forms:
+        table, sheet = (mine_images if form == "images" else mine)(
+            miner.siglip,
+            miner.inputs,
+            job.pool,
+            job.config.negatives.mining(form),
+            data_sha256=job.data_sha256,
+            refresh=Refresh(job.config.seed, frozen=frozen),
+            matcher=matcher,
+            folder=folder,
+            processes=job.processes,
+            num_workers=job.config.data.num_workers,
+            truth=job.truth,
+            on_progress=on_progress if frozen is NOTHING_FROZEN else lambda rows: on_progress(0),  # to look for a signal
+        )
+        with job.processes.jointly():
+            if job.processes.is_main:
+                write_negatives(folder / f"{form}.parquet", table, job.pool)
+                write_sheet(folder, sheet, table, job.pool, job.truth)
+        found.append(MinedTable(form, table, sheet))
+    miner.siglip.to("cpu")
+    return found
+
+
+def check_mined(negatives: NegativesConfig, tables: Sequence[Negatives]) -> None:
+    """Refuse to go on where nothing at all was mined and nothing takes its place: a matcher that sees true pairs alone learns to say yes.
+
+    Raises:
+        UserError: every table is empty, and `fill_with_easy` is not asked for.
+    """
+    if not any(len(table) for table in tables) and not negatives.fill_with_easy:
+        raise UserError(
+            "no hard negatives were mined: every candidate was passed over, for the reasons above, and true pairs alone teach a matcher to "
+            "call everything a match. Loosen negatives.margin, perc_pos, rank_min or drop_matches_at, raise negatives.pool_top_k, or take "
+            "negatives.fill_with_easy=true; under another name=, for this folder belongs to what was asked for"
+        )
+
+
+def _matcher(job: RerankerJob) -> PairScorer | None:
+    """The matcher before it is tuned, if it is asked about what is mined."""
+    if job.config.negatives.drop_matches_at is None:
+        return None
+    return load_scorer(job.base, device=job.accelerator.device, settings=ScorerSettings(score_kind="margin"))
+
+
+def _embeddings(job: RerankerJob, on_progress: Callable[[int], Any]) -> FrozenEmbeddings:
+    """What the miner makes of the split, once for both tables."""
+    store = FrozenStore(job.folder / "frozen", job.miner, job.pool, job.data_sha256, job.processes)
+    workers = job.config.data.num_workers
+    images, captions = (store.rows(tower, num_workers=workers, on_progress=on_progress) for tower in ("image", "text"))
+    return FrozenEmbeddings(images, captions)
+
+
+def read_tables(job: RerankerJob, names: str) -> dict[Form, Negatives]:
+    """The tables that were mined when the run began. Call on every process.
+
+    Args:
+        names: what they were called then, in the order of their forms.
+
+    Raises:
+        UserError: one is missing or is not the one that was mined.
+    """
+    folder: Path = job.shared.bring(job.folder / "negatives")
+    return job.processes.together(lambda: _read(job, folder, names.split()))
+
+
+def _read(job: RerankerJob, folder: Path, names: list[str]) -> dict[Form, Negatives]:
+    found: dict[Form, Negatives] = {}
+    for form, name in zip(forms_of(job), names, strict=True):
+        path = folder / f"{form}.parquet"
+        try:
+            found[form] = read_negatives(path, name, job.pool)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: the hard negatives that this run was begun with cannot be read ({error}). Restore the file, or start again "
+                "under another name="
+            ) from error
+    return found
+
+
+def as_hard_tables(job: RerankerJob, tables: dict[Form, Negatives]) -> HardTables:
+    """The tables as batches read them."""
+    images = HardImages.of_table(tables["images"], job.train_set.num_captions) if "images" in tables else None
+    return HardTables(tables.get("columns"), images)

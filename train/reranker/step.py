@@ -1,0 +1,134 @@
+"""One optimizer step of the matcher: judge every pair, cross-entropy over the pairs of all processes, then the update of
+train/optim/update.py.
+
+The loss is the mean over all pairs of the whole batch, whichever process or micro-batch holds them, so any number of processes and any size
+of micro-batches give the same gradients. Source of the loss: image-text matching of ALBEF (arXiv 2107.07651) and BLIP (2201.12086).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from eval.processes import Processes
+from train.config.reranker import RerankerLoopConfig
+from train.optim.gradients import FlatGradients
+from train.optim.update import Update
+from train.reranker.batches import MatchBatch, PairKind
+from train.reranker.collapse import constant_loss
+from train.reranker.model import TunedMatcher
+
+
+@dataclass(frozen=True)
+class MatchResult:
+    """What a step says, over all processes.
+
+    Attributes:
+        loss: cross-entropy, mean over the pairs.
+        num_pairs: by kind.
+        shortfall: negatives that are missing.
+        gap: mean of match logit less no-match logit over true pairs, less that over false ones; 0: nothing is told apart.
+        grad_norm: before clipping.
+        num_replaced: pictures that did not decode.
+        skipped: nothing was updated, for fp16 overflowed.
+    """
+
+    loss: float
+    num_pairs: dict[PairKind, int]
+    shortfall: int
+    gap: float
+    grad_norm: float
+    num_replaced: int
+    stop_asked: bool
+    skipped: bool = False
+
+    @property
+    def num_true(self) -> int:
+        """True pairs."""
+        return self.num_pairs[PairKind.TRUE]
+
+    @property
+    def num_false(self) -> int:
+        """False pairs."""
+        return sum(self.num_pairs.values()) - self.num_true
+
+    @property
+    def constant_loss(self) -> float:
+        """What a matcher that answers the same to every pair gets at this ratio."""
+        return constant_loss(self.num_true, self.num_false)
+
+
+class MatchStepper:
+    """Takes optimizer steps on a matcher.
+
+    Attributes:
+        update: the second half of a step, with fp16's loss scale.
+    """
+
+    def __init__(
+        self,
+        config: RerankerLoopConfig,
+        seed: int,
+        tuned: TunedMatcher,
+        optimizer: torch.optim.Optimizer,
+        processes: Processes,
+        autocast: Any,
+    ) -> None:
+        """autocast: arithmetic of the towers."""
+        self._tuned, self._processes, self._autocast = tuned, processes, autocast
+        self._seed, self._micro_batch_size = seed, config.micro_batch_size
+        self._device = next(tuned.module.parameters()).device
+        self._gradients = FlatGradients([parameter for _, parameter in tuned.trainable()])
+        self.update = Update(config, tuned, optimizer, self._gradients, processes)
+
+    def take(self, batch: MatchBatch, *, stop_asked: bool = False) -> MatchResult:
+        """Take one step.
+
+        Args:
+            stop_asked: whether this process was told to stop; the result says whether any was.
+
+        Raises:
+            NotFinite: on every process, before anything is updated; in fp16 only when a smaller scale cannot help.
+        """
+        self._tuned.begin()
+        self._gradients.zero()
+        num_pairs = int(self.update.sum([float(len(batch.kinds_N))])[0])
+        loss, true_margins, false_margins = self._forward_backward(batch, num_pairs)
+        self.update.gather_gradients()
+        kinds = [float((batch.kinds_N == kind).sum()) for kind in PairKind]
+        own = [loss, true_margins, false_margins, batch.shortfall, len(batch.undecodable), float(stop_asked), *kinds]
+        loss, true_margins, false_margins, shortfall, replaced, stop, *counts = self.update.sum(own)
+        norm, updated = self.update.apply(batch.step, loss)
+        of_kinds = {kind: int(count) for kind, count in zip(PairKind, counts, strict=True)}
+        num_false = num_pairs - of_kinds[PairKind.TRUE]
+        gap = true_margins / of_kinds[PairKind.TRUE] - (false_margins / num_false if num_false else 0.0)
+        return MatchResult(loss, of_kinds, int(shortfall), gap, norm, int(replaced), stop > 0, skipped=not updated)
+
+    def _forward_backward(self, batch: MatchBatch, num_pairs: int) -> tuple[float, float, float]:
+        """This process's part of the loss, and the sums of its margins over true and over false pairs; gradients stay in their buffer.
+
+        Args:
+            num_pairs: of all processes.
+        """
+        loss = true_margins = false_margins = 0.0
+        for number, part in enumerate(batch.parts(self._micro_batch_size)):
+            self._seed_dropout(batch.step, number)
+            pixels_p, pictures_N, token_ids_NL, mask_NL = (
+                values.to(self._device, non_blocking=True) for values in (part.pixels_p, part.pictures_N, part.token_ids_NL, part.mask_NL)
+            )
+            logits_N2 = self._tuned.judge(pixels_p, pictures_N, token_ids_NL, mask_NL, self._autocast)
+            labels_N = part.labels_N.to(self._device)
+            part_loss = cross_entropy(logits_N2, labels_N, reduction="sum") / num_pairs
+            (part_loss * self.update.factor).backward()
+            margins_N = (logits_N2[:, 1] - logits_N2[:, 0]).detach().double()
+            loss += float(part_loss.detach())
+            true_margins += float(margins_N[labels_N == 1].sum())
+            false_margins += float(margins_N[labels_N == 0].sum())
+        return loss, true_margins, false_margins
+
+    def _seed_dropout(self, step: int, micro_batch: int) -> None:
+        """Dropout follows from (seed, step, rank, micro-batch): no generator's state is saved."""
+        drawn = np.random.SeedSequence([self._seed, step, self._processes.rank, micro_batch]).generate_state(1, np.uint64)
+        torch.manual_seed(int(drawn[0] >> np.uint64(1)))

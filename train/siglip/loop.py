@@ -1,0 +1,206 @@
+"""The loop that tunes SigLIP: what a step, a mining and an evaluation are. When each is due, checkpoints and resume:
+train/engine/loop.py."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from eval.dataset.images import ImageError
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.encoder.loader import pictures_loader
+from eval.errors import UserError
+from eval.metrics.evaluate import values_of
+from eval.search.ranking import DIRECTIONS
+from eval.search.retrieve import retrieve
+from train.data.batches import Batch, BatchBuilder
+from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
+from train.data.mined_order import columns_in_force, is_due, order_in_force
+from train.data.negatives import Negatives, read_negatives
+from train.data.order import Order
+from train.data.positives import TruePairs
+from train.engine.checkpoint import Checkpoints, State
+from train.engine.loop import BaseLoop
+from train.engine.signals import StopSignals
+from train.mining.ensemble import Member
+from train.model.frozen_tower import FrozenStore, cached_towers
+from train.siglip.job import Job, describe
+from train.siglip.mining import members_of, num_rows, refresh_negatives
+from train.siglip.step import Stepper, StepResult, step_record
+from train.siglip.watch import Sighting, Watch
+
+
+class Loop(BaseLoop):
+    """One run of a job from where it stands to its last step."""
+
+    def __init__(self, job: Job, signals: StopSignals) -> None:
+        self.job, self.config = job, job.config
+        self.negatives: Negatives | None = None
+        self.frozen = NOTHING_FROZEN
+        self.members: tuple[Member, ...] = ()
+        self.order: Order = order_in_force(job.config.mining, job.order, job.train_set, None, None, job.config.train.max_steps)
+        self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.autocast)
+        self.stepper.true_pairs = self._true_pairs()
+        self.watch = Watch(job.watch_sets, job.base, job.processes, job.config.data.num_workers)
+        start = State(0, 0, False, None, None, None, None, 0, job.tuned.base_sha256, job.data_sha256)
+        start = replace(start, matcher_sha256=job.matcher_sha256, members_sha256=job.members_sha256)
+        super().__init__(job, signals, replace(start, loss_scale=self.stepper.loss_scale))
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether weights are shared out over the processes."""
+        return self.config.train.shard
+
+    def describe(self) -> list[str]:
+        """See train.siglip.job.describe."""
+        return describe(self.job)
+
+    def make_ready(self) -> None:
+        """Run the towers that are run once, those of the fixed checkpoints that mine among them."""
+        self.frozen = self._freeze()
+        self.members = members_of(self.job, self.side_bar)
+
+    def restore_further(self, checkpoints: Checkpoints) -> None:
+        """Loss scale and negatives of the checkpoint the state came from, which lies here."""
+        job, step = self.job, self.state.step
+        if self.state.matcher_sha256 not in (None, job.matcher_sha256):
+            raise UserError(
+                f"mining asks {self.config.matcher_model}, another cross-encoder than when {job.folder} was begun: give "
+                "it the one it began with (mining.denoise.model, mining.distil.model or rerank.model), or give the run another name="
+            )
+        if self.state.members_sha256 not in (None, job.members_sha256):
+            raise UserError(
+                f"mining.ensemble: a checkpoint it names has other weights, or reads otherwise, than when {job.folder} was begun: give it "
+                "the one it began with, or give the run another name="
+            )
+        if self.state.loss_scale is not None:
+            self.stepper.loss_scale = self.state.loss_scale
+        if self.state.negatives is not None:
+            self.attachment = self.checkpoints.path(step) / "negatives.parquet"
+            self._use(read_negatives(checkpoints.path(step) / "negatives.parquet", self.state.negatives, job.pool))
+
+    def _freeze(self) -> FrozenEmbeddings:
+        """Embeddings of the towers that are run once."""
+        job, found = self.job, {}
+        store = FrozenStore(job.folder / "frozen", job.tuned, job.pool, job.data_sha256, job.processes)
+        for tower in cached_towers(self.config):
+            num_rows = job.train_set.num_images if tower == "image" else len(job.pool)
+            with self.side_bar(f"embedding ({tower}, once)", num_rows) as progress:
+                found[tower] = store.rows(tower, num_workers=self.config.data.num_workers, on_progress=progress)
+        if "image" in found and (unknown := found["image"].unknown()):
+            first = ", ".join(job.train_set.image_ids[image] for image in unknown[:5])
+            job.say(
+                f"warning: {len(unknown):,} picture(s) did not decode and are replaced in training, e.g. {first}; --check-images says why"
+            )
+        return FrozenEmbeddings(found.get("image"), found.get("text"))
+
+    def take(self, batch: Batch, stop_asked: bool) -> StepResult:
+        """Take one step."""
+        result = self.stepper.take(batch, stop_asked=stop_asked)
+        self.state = replace(self.state, loss_scale=self.stepper.loss_scale)
+        return result
+
+    def record_step(self, step: int, outcome: StepResult, seconds: float, waited: float) -> None:
+        """Write the line of a step."""
+        self.write("step", step_record(self.job, self.order, step, outcome, self.stepper.loss_scale, seconds, waited))
+
+    def batches(self) -> Iterable[Batch | ImageError]:
+        """Batches from the next step to the one before the next mining: a worker must not look past it."""
+        stop = self.config.train.max_steps
+        if self.config.mining is not None:
+            stop = next((step for step in range(self.state.step + 1, stop) if self._mining_due_at(step)), stop)
+        builder = BatchBuilder(
+            self.job.train_set,
+            self.job.tuned.inputs,
+            self.order,
+            self.job.processes,
+            random_crop_min_area=self.config.train.random_crop_min_area,
+            negatives=columns_in_force(self.config.mining, self.negatives),
+            frozen=self.frozen,
+            pool=self.job.pool,
+        )
+        return pictures_loader(
+            builder,
+            num_workers=self.config.data.num_workers,
+            sampler=range(self.state.step + 1, stop + 1),
+            pin_memory=self.job.accelerator.device.type == "cuda",
+        )
+
+    def _mining_due_at(self, step: int) -> bool:
+        """Whether negatives are mined with the weights after `step` steps."""
+        mining = self.config.mining
+        return mining is not None and is_due(mining, self.job.order, step)
+
+    def between(self) -> None:
+        """Refresh the negatives, if that is due."""
+        if self.config.mining is None or not self._mining_due_at(self.state.step) or self.state.mined_at_step == self.state.step:
+            return
+        self.forget_batches()
+        job = self.job
+        started = time.perf_counter()
+        with self.side_bar("mining", num_rows(job, self.state.step)) as progress:
+            found = refresh_negatives(job, self.state.step, self.negatives, progress, self.frozen, self.members)
+        self.state = replace(self.state, mined_at_step=self.state.step, negatives=found.negatives.name)
+        self._use(found.negatives)
+        self.attachment = found.path
+        composed = self.order.window_record()
+        self.write("mining", found.sheet.as_record() | composed | {"seconds": time.perf_counter() - started})
+        job.say(f"step {self.state.step}: {found.sheet}" + "".join(f"; {key}: {value:,.4g}" for key, value in composed.items()))
+
+    def _true_pairs(self) -> TruePairs:
+        mining = self.config.mining
+        return TruePairs(self.job.pool, self.negatives, near_duplicates=mining is not None and mining.near_duplicates)
+
+    def _use(self, negatives: Negatives) -> None:
+        """Put a table in force: its captions become columns, or batches are composed of it; its relabelled pairs become positives."""
+        self.negatives = negatives
+        self.order = order_in_force(
+            self.config.mining, self.job.order, self.job.train_set, negatives, self.state.mined_at_step, self.config.train.max_steps
+        )
+        self.stepper.true_pairs = self._true_pairs()
+
+    def can_evaluate(self) -> bool:
+        """Whether there is a val split or a watch set."""
+        return self.job.val_set is not None or bool(self.job.watch_sets)
+
+    def evaluate(self) -> tuple[float | None, list[str], str | None]:
+        """Measure val and the watch sets: (score, watch sets that bar it from being best, the one that ends the run)."""
+        step, val = self.state.step, self.job.val_set
+        record = self._measure_val(val) if val is not None else None
+        sightings = self._look()
+        barred = [sighting.config.name for sighting in sightings if sighting.bars]
+        score = record["mean_R@1"] if record is not None else None
+        if record is not None:
+            is_best = self.is_best(score, barred)
+            self.write("eval", record | {"best": is_best})
+            both = " / ".join(f"{100 * record[direction]['R@1']:.2f}" for direction in DIRECTIONS)
+            self._last_eval = f", {record['split']} R@1 {both}"
+            best = " (best so far)" if is_best else f" (cannot be best: {', '.join(barred)} forgotten)" if barred else ""
+            self.job.say(f"step {step}: {record['split']} R@1 image to text / text to image {both}{best}")
+        for sighting in sightings:
+            self.write("watch", sighting.as_record())
+            self.job.say(f"step {step}: {sighting}")
+        return score, barred, next((sighting.config.name for sighting in sightings if sighting.stops), None)
+
+    def _measure_val(self, val: RetrievalSet) -> dict[str, Any]:
+        """What the line of an evaluation says of val."""
+        with self.side_bar("evaluating", val.num_images + val.num_captions) as progress:
+            stage = retrieve(
+                f"step {self.state.step}", self.job.tuned.siglip, self.job.tuned.inputs, val, processes=self.job.processes,
+                num_workers=self.config.data.num_workers, on_progress=progress,
+            )  # fmt: skip
+        values = values_of(val, stage)
+        score = sum(values[direction]["R@1"] for direction in DIRECTIONS) / 2
+        return {
+            "split": val.split,
+            **{direction: values[direction] for direction in DIRECTIONS},
+            "mean_R@1": score,
+            "seconds": stage.cost["seconds"],
+        }
+
+    def _look(self) -> list[Sighting]:
+        """What became of the watch sets, if there are any."""
+        if not self.job.watch_sets:
+            return []
+        with self.side_bar("watching", self.watch.num_rows) as progress:
+            return self.watch.look(self.state.step, self.job.tuned.siglip, self.job.tuned.inputs, progress)

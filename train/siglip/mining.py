@@ -1,0 +1,97 @@
+"""One refresh of a job's negatives: mine in the form asked for, and write the table and its sheet."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rerank.scoring.score_cache import PairStore
+from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
+from train.data.mined_order import images_due
+from train.data.negatives import Negatives, write_negatives
+from train.mining.captions import mine
+from train.mining.cross_encoder import load_matcher
+from train.mining.ensemble import Member, load_members
+from train.mining.images import mine_images
+from train.mining.refresh import Refresh
+from train.mining.report import MiningSheet
+from train.mining.report_page import write_sheet
+from train.siglip.job import Job
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """What a refresh gave.
+
+    Attributes:
+        path: the table's file.
+        page: the sheet with examples.
+    """
+
+    negatives: Negatives
+    sheet: MiningSheet
+    path: Path
+    page: Path
+
+
+def num_rows(job: Job, step: int) -> int:
+    """Images and captions that a refresh after `step` steps embeds, over all processes."""
+    assert job.config.mining is not None
+    images_I = images_due(job.config.mining, job.order, step, job.config.train.max_steps)
+    return (job.train_set.num_images if images_I is None else len(images_I)) + len(job.pool)
+
+
+def members_of(job: Job, bar: Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]) -> tuple[Member, ...]:
+    """The fixed checkpoints that mine, embedded once in a run; arguments and errors as train.mining.ensemble.load_members."""
+    config, device = job.config, job.accelerator.device
+    shared: Any = {"num_workers": config.data.num_workers, "bar": bar}
+    return load_members(config.mining, job.folder / "ensemble", job.pool, job.data_sha256, device, job.processes, **shared)
+
+
+def refresh_negatives(
+    job: Job,
+    step: int,
+    before: Negatives | None,
+    on_progress: Callable[[int], Any],
+    frozen: FrozenEmbeddings = NOTHING_FROZEN,
+    members: tuple[Member, ...] = (),
+) -> Refreshed:
+    """Mine with the weights after `step` steps; the main process writes runs/NAME/negatives/HASH.parquet and HASH.json, HASH.html.
+
+    Args:
+        before: the table that this one takes the place of.
+        on_progress: called with the number of rows embedded on this process.
+        frozen: what frozen towers make of the split, if it is kept: they are not run again.
+        members: `members_of` the job.
+
+    Raises:
+        UserError: an embedding or a score of the cross-encoder is not finite.
+        OSError: embeddings, table or sheet cannot be written.
+    """
+    config, mining = job.config, job.config.mining
+    assert mining is not None
+    # The run's own, not the runs': what other runs have scored would decide which captions meet in a batch, and so the last bits.
+    matcher = load_matcher(config, job.accelerator.device)
+    kept = None if matcher is None else job.processes.together(lambda: PairStore(job.folder / "pair-scores", job.say))
+    negatives, sheet = (mine_images if mining.form == "images" else mine)(
+        job.tuned.siglip,
+        job.tuned.inputs,
+        job.pool,
+        mining,
+        data_sha256=job.data_sha256,
+        refresh=Refresh(config.seed, step, images_due(mining, job.order, step, config.train.max_steps), before, frozen, members),
+        matcher=matcher,
+        kept=kept,
+        folder=job.folder / "negatives",
+        processes=job.processes,
+        num_workers=config.data.num_workers,
+        truth=job.truth,
+        on_progress=on_progress,
+    )
+    path = job.folder / "negatives" / f"{negatives.name}.parquet"
+    with job.processes.jointly():
+        if job.processes.is_main:
+            write_negatives(path, negatives, job.pool)
+            write_sheet(path.parent, sheet, negatives, job.pool, job.truth)
+    return Refreshed(negatives, sheet, path, path.with_suffix(".html"))

@@ -1,0 +1,160 @@
+"""New."""
+
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from eval.choices.choice_set import read_choices
+from eval.dataset.qrels import read_qrels
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.dataset.truth import judged_by
+from eval.encoder.checkpoint import load_siglip_config
+from eval.processes import Processes
+from rerank.expansions.generated import Paraphraser
+from rerank.reorder.choices import stage_names
+from rerank.scorers.load import load_scorer
+from rerank.scoring.score_cache import PairStore
+from train.config.job import JobConfig
+from train.data.caption_pool import CaptionPool
+from train.data.mined_order import turns_of
+from train.data.order import BatchOrder
+from train.data.splits import Splits, known_truth
+from train.engine.distributed import SharedFolder, check_same, start_machine
+from train.engine.summary import speaker
+from train.mining.cross_encoder import matcher_fingerprint
+from train.mining.ensemble import members_sha256
+from train.mining.faiss_index import require_faiss
+from train.model.random_init import write_scratch
+from train.model.siglip import build_model, make_optimizer, resolve_base
+from train.optim.fsdp import check_shardable, shard
+from train.siglip.job import Job
+from train.siglip.stages import OWN_STAGES, check_comparisons, checkpoints, combining
+
+
+def check_agreement(
+    config: JobConfig, base_sha256: str, data_sha256: str, matcher_sha256: str | None, members_sha256: str | None, processes: Processes
+) -> None:
+    """Every process must have been given the same job: on several machines files of one name may differ.
+
+    Raises:
+        UserError: on every process, naming what differs from the main process, and where.
+    """
+    pool = f" or {config.mining.pool}" if config.mining is not None and config.mining.pool is not None else ""
+    parts = [
+        (f"{config.data.source} (split {config.data.train_split}){pool}", data_sha256),
+        (f"the weights of {config.model.base or 'model.scratch'}", base_sha256),
+        (f"the cross-encoder of mining, {config.matcher_model}", matcher_sha256),
+        (f"the checkpoints of mining.ensemble, {config.mining.ensemble if config.mining is not None else []}", members_sha256),
+    ]
+    check_same(config, parts, processes)
+
+
+def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
+    """Bring up Accelerate, and check what the machine must have for this job.
+
+    Raises:
+        UserError: as train.engine.distributed.start_machine, or the index is not to be had here, or weights in parts do not go with the
+        rest.
+    """
+
+    def check(processes: Processes) -> None:
+        check_shardable(config, processes)
+        if config.mining is not None and config.mining.index == "faiss":
+            require_faiss()
+
+    return start_machine(config.train, check)
+
+
+def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, processes: Processes) -> Job:
+    """Build the model and the optimizer. Call on every process.
+
+    Raises:
+        UserError: the base, the reranker, the matcher or the members of mining or the truth file cannot be used.
+        OSError: the weights to begin from cannot be written.
+    """
+    folder = config.run_folder
+    say = speaker(processes)
+    pool = CaptionPool(splits.train, splits.further)
+    shared = SharedFolder(folder, processes)
+    base = _base(config, splits, processes, shared)
+    matcher_sha256 = processes.together(lambda: matcher_fingerprint(config))  # what is refused is refused now, not at the first mining
+    members = processes.together(lambda: members_sha256(config.mining))
+    truth, tuned, final_set = processes.together(
+        lambda: (known_truth(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
+    )
+    data_sha256 = pool.data_sha256()
+    check_agreement(config, tuned.base_sha256, data_sha256, matcher_sha256, members, processes)
+    if config.train.shard:
+        shard(tuned.siglip, processes, accelerator.device)
+    tuned.siglip.to(accelerator.device)
+    return Job(
+        config,
+        folder,
+        accelerator,
+        processes,
+        say,
+        splits.train,
+        splits.val,
+        splits.test,
+        final_set,
+        splits.unused,
+        data_sha256,
+        truth,
+        splits.leakages(),
+        base,
+        tuned,
+        make_optimizer(tuned, config.train),
+        turns_of(config.mining, BatchOrder(splits.train.num_images, config.train.batch_size, config.seed)),
+        pool,
+        shared,
+        matcher_sha256,
+        members,
+        splits.watch,
+        splits.expand_lines,
+    )
+
+
+def _base(config: JobConfig, splits: Splits, processes: Processes, shared: SharedFolder) -> str:
+    """Where this process reads the checkpoint to start from; random weights are written first, by the main process."""
+    base = resolve_base(config, str(config.run_folder / "scratch"))
+    scratch = config.model.scratch
+    if scratch is None:
+        return base
+
+    def write() -> None:
+        if processes.is_main and not Path(base).is_dir():
+            write_scratch(Path(base), scratch, splits.train, config.seed)
+
+    processes.together(write)
+    return str(shared.bring(Path(base)))
+
+
+def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
+    """The split of the final evaluation, judged as asked.
+
+    Reranker, the folder of its scores, further checkpoints, qrels and comparisons are needed at the very end only; but what is refused must
+    be refused now, not after hours of training.
+
+    Raises:
+        UserError: one of them cannot be used.
+        WriteError: the folder cannot be made.
+    """
+    final, asked = splits.test or splits.val, config.evaluation
+    if final is None:
+        return None
+    scorer_name = load_scorer(config.rerank.model, device="cpu").name if config.rerank is not None else None
+    if config.pair_scores_folder is not None:
+        PairStore(config.pair_scores_folder)
+    for path in config.choices or ():
+        read_choices(path)
+        stage_names(list(checkpoints(config, "", "")), scorer_name)
+    for name, checkpoint in checkpoints(config, "", "").items():
+        if name not in OWN_STAGES:
+            load_siglip_config(checkpoint)
+    check_comparisons(config, scorer_name)
+    for expansion in combining(config).expansions.values():
+        for split in (final, splits.val):
+            if split is not None and not isinstance(expansion, Paraphraser):  # what a model would say is not worth waiting for here
+                expansion.of(split)
+    qrels = read_qrels(asked.qrels) if asked.qrels is not None else None
+    return judged_by(final, protocol=asked.protocol, near_duplicates=asked.near_duplicates, qrels=qrels)

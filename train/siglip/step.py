@@ -1,0 +1,172 @@
+"""One optimizer step: embed, loss over all processes, gradients of it, their sum over processes, check, clip, update."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.processes import Processes
+from eval.sharded import is_sharded
+from train.config.job import JobConfig
+from train.data.batches import Batch
+from train.data.caption_pool import CaptionPool
+from train.data.order import Order
+from train.data.positives import TruePairs
+from train.engine.metrics_log import gpu_record, scale_record
+from train.loss.distillation import SoftLabels
+from train.loss.sigmoid import LossTerms, Pairing, sigmoid_loss, travelling_texts
+from train.model.grad_cache import Towers
+from train.model.siglip import TunedModel
+from train.optim.gradients import FlatGradients, ShardedGradients
+from train.optim.loss_scale import LossScale
+from train.optim.update import Update, rate_factor
+from train.siglip.job import Job
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step says: the loss over all processes and its terms, the gradient's norm before clipping, the replaced pictures of all, and
+    whether nothing was updated because fp16 overflowed."""
+
+    loss: float
+    loss_in_batch: float
+    loss_mined: float
+    num_mined: int
+    grad_norm: float
+    num_replaced: int
+    stop_asked: bool
+    skipped: bool = False
+
+
+class Stepper:
+    """Takes optimizer steps on a model.
+
+    Attributes:
+        update: the second half of a step, with fp16's loss scale.
+        true_pairs: which pairs are positives, in the batch and among the mined.
+    """
+
+    def __init__(
+        self,
+        config: JobConfig,
+        tuned: TunedModel,
+        optimizer: torch.optim.Optimizer,
+        dataset: RetrievalSet,
+        processes: Processes,
+        autocast: Any,
+    ) -> None:
+        self._config, self._tuned = config, tuned
+        self.true_pairs = TruePairs(CaptionPool(dataset))
+        self._processes = processes
+        self._device = next(tuned.siglip.parameters()).device
+        self._towers = Towers(tuned, config.train.micro_batch_size, (config.seed, processes.rank), autocast)
+        trained = [parameter for _, parameter in tuned.trainable()]
+        self._gradients = ShardedGradients(trained, processes) if is_sharded(tuned.siglip) else FlatGradients(trained)
+        self.update = Update(config.train, tuned, optimizer, self._gradients, processes)
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """What fp16 multiplies the loss by at the next step; None in the other precisions."""
+        return self.update.loss_scale
+
+    @loss_scale.setter
+    def loss_scale(self, scale: LossScale | None) -> None:
+        self.update.loss_scale = scale
+
+    def take(self, batch: Batch, *, stop_asked: bool = False) -> StepResult:
+        """Take one step.
+
+        Args:
+            stop_asked: whether this process was told to stop; the result says whether any was.
+
+        Raises:
+            NotFinite: on every process, before anything is updated; in fp16 only when a smaller scale cannot help.
+        """
+        self._towers.begin(batch.step)
+        self._gradients.zero()
+        terms = self._forward_backward(batch)
+        num_mined = len(batch.mined_rows_m)
+        summed = self.update.sum(
+            [float(terms.total.detach()), float(terms.in_batch), float(terms.mined), num_mined, len(batch.undecodable), float(stop_asked)]
+        )
+        norm, updated = self.update.apply(batch.step, summed[0])
+        loss, in_batch, mined, total_mined, replaced, stop = summed
+        return StepResult(loss, in_batch, mined, int(total_mined), norm, int(replaced), stop > 0, skipped=not updated)
+
+    def _forward_backward(self, batch: Batch) -> LossTerms:
+        """This process's part of the loss, and the gradients of all processes summed; under fp16 scaled on the way."""
+        images_bD, texts_nD = self._towers.embed(batch)
+        terms = sigmoid_loss(images_bD, texts_nD, *self._tuned.scale_and_bias(), self._pairing(batch))
+        (terms.total * self.update.factor).backward()
+        self._towers.finish(batch, images_bD, texts_nD)
+        self.update.gather_gradients()
+        return terms
+
+    def _pairing(self, batch: Batch) -> Pairing:
+        """What faces what. Ids travel, for a process alone knows which of its pictures were replaced, and what was mined for its images."""
+        scope, weight = (None, 0.0) if self._config.mining is None else (self._config.mining.mined_scope, self._config.mining.weight)
+        travelling = travelling_texts(batch.captions_b.numpy(), batch.mined_captions_m.numpy(), scope)
+        texts = self._processes.gather(travelling)
+        soft = self._soft_labels(batch)
+        stands_apart = scope == "own" or soft is not None
+        return Pairing(
+            self.true_pairs.of_batch(batch.images_b.numpy(), texts),
+            tuple(len(captions) for captions in texts),
+            len(batch.images_b) * self._processes.world_size,
+            batch.mined_rows_m.to(self._device) if stands_apart else None,
+            weight,
+            self._processes,
+            own_positive_m=self._own_positive(batch) if stands_apart else None,
+            soft=soft,
+        )
+
+    def _soft_labels(self, batch: Batch) -> SoftLabels | None:
+        """What a cross-encoder said of the mined pairs, where mining.distil asks for it and a table is in force."""
+        distil = None if self._config.mining is None else self._config.mining.distil
+        if distil is None or batch.matcher_logits_m is None:
+            return None
+        mined_m, own_b = (
+            None if logits is None else logits.to(self._device) / distil.temperature
+            for logits in (batch.matcher_logits_m, batch.matcher_logits_b if distil.form == "lists" else None)
+        )
+        assert mined_m is not None
+        return SoftLabels(mined_m, distil.strength, own_b)
+
+    def _own_positive(self, batch: Batch) -> torch.Tensor:
+        """Which mined captions are true of the image they face: those a cross-encoder relabelled."""
+        hashes_m = self.true_pairs.hashes(batch.mined_captions_m.numpy())
+        return torch.from_numpy(self.true_pairs.contains(batch.images_b[batch.mined_rows_m].numpy(), hashes_m)).to(self._device)
+
+
+def step_record(
+    job: Job, order: Order, step: int, result: StepResult, loss_scale: LossScale | None, seconds: float, waited: float
+) -> dict[str, Any]:
+    """The line of a step.
+
+    Args:
+        order: the order in force.
+        loss_scale: fp16's for the next step.
+        seconds, waited: of the whole step, and of it for the batch.
+    """
+    train = job.config.train
+    factor = rate_factor(step, train.max_steps, train.num_warmup_steps)
+    scale, bias = job.tuned.scale_and_bias()
+    return {
+        "epoch": order.epoch(step),
+        "loss": result.loss,
+        "loss_in_batch": result.loss_in_batch,
+        "loss_mined": result.loss_mined,
+        "num_mined": result.num_mined,
+        **order.step_record(step),
+        "grad_norm": result.grad_norm,
+        "learning_rate": {group["part"]: group["peak"] * factor for group in job.optimizer.param_groups},
+        "logit_scale": float(scale.detach()),
+        "logit_bias": float(bias.detach()),
+        "num_replaced": result.num_replaced,
+        "seconds": seconds,
+        "images_per_second": train.batch_size / seconds,
+        "data_wait_share": waited / seconds,
+        **gpu_record(job.accelerator.device),
+        **scale_record(loss_scale, skipped=result.skipped),
+    }

@@ -1,0 +1,174 @@
+"""Watch sets: what the model knew before step 1, measured again beside val, and whether it was forgotten.
+
+A set has dropped if the paired 95% interval (images drawn) of mean R@1 of both directions against step 0 lies wholly below 0. The figures
+are eval/'s own, from the same per-query rows. What step 0 answered is not stored: a resumed run measures the base again, which gives the
+same bits, since adapters begin at zero and scale and bias move no rank. Shape letters: S resamples, I images.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from transformers import SiglipModel
+
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.encoder.checkpoint import load_siglip
+from eval.encoder.inputs import SiglipInputs
+from eval.metrics.comparison import compare
+from eval.metrics.evaluate import Figures, check_stages, query_table
+from eval.metrics.significance import interval, resample_weights
+from eval.metrics.stage_metrics import Arm
+from eval.processes import Processes
+from eval.search.ranking import DIRECTIONS
+from eval.search.retrieve import retrieve
+from train.config.evaluation import WatchConfig
+from train.data.splits import WatchSet
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Mean R@1 of both directions of a set, and how far it is from a reference's.
+
+    Attributes:
+        mean, ci95: the value and its interval.
+        delta, delta_ci95: the paired difference, as eval/metrics/comparison.py computes it.
+    """
+
+    mean: float
+    ci95: list[float]
+    delta: float
+    delta_ci95: list[float]
+
+    @classmethod
+    def of(cls, dataset: RetrievalSet, table: pa.Table, stage: str, against: str) -> "Recall":
+        """Compare two stages of a table of query_table's."""
+        numbers = {name: number for number, name in enumerate(dataset.image_ids)}
+        arms = {(name, direction): Arm.of(table, name, direction, numbers) for name in (stage, against) for direction in DIRECTIONS}
+        weights_SI = resample_weights(dataset.num_images)
+        own = [arms[stage, direction].sums for direction in DIRECTIONS]
+        resampled_S1 = np.mean([sums.resampled_means(weights_SI)[:, :1] for sums in own], axis=0)
+        row = r1_of_both(compare(arms, [(stage, against)], weights_SI))
+        return cls(
+            float(np.mean([sums.means()[0] for sums in own])), interval(resampled_S1)[:, 0].tolist(), float(row["delta"]), list(row["ci95"])
+        )
+
+    def as_record(self) -> dict[str, Any]:
+        """Its figures, for JSON."""
+        return {"mean_R@1": self.mean, "ci95": self.ci95, "delta": self.delta, "delta_ci95": self.delta_ci95, "dropped": self.dropped}
+
+    @property
+    def dropped(self) -> bool:
+        """True if the difference's interval lies wholly below 0."""
+        return is_below(self.delta_ci95)
+
+
+def r1_of_both(comparisons: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The row of a comparison of two stages that decides: R@1, both directions."""
+    return next(row for row in comparisons if row["direction"] == "both" and row["metric"] == "R@1")
+
+
+def is_below(ci95: Sequence[float]) -> bool:
+    """True if an interval lies wholly below 0."""
+    return ci95[1] < 0
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What an evaluation found on one watch set."""
+
+    config: WatchConfig
+    recall: Recall
+
+    @property
+    def bars(self) -> bool:
+        """True if the checkpoint cannot become the best."""
+        return self.recall.dropped and self.config.on_drop in ("bar", "stop")
+
+    @property
+    def stops(self) -> bool:
+        """True if the run ends here."""
+        return self.recall.dropped and self.config.on_drop == "stop"
+
+    def as_record(self) -> dict[str, Any]:
+        """A line of metrics.jsonl."""
+        recall = self.recall
+        figures = {"mean_R@1": recall.mean, "delta": recall.delta, "ci95": recall.delta_ci95, "dropped": recall.dropped}
+        return {"name": self.config.name} | figures | {"on_drop": self.config.on_drop}
+
+    def __str__(self) -> str:
+        recall = self.recall
+        low, high = (100 * bound for bound in recall.delta_ci95)
+        text = (
+            f"watch {self.config.name}: mean R@1 {100 * recall.mean:.2f}, {100 * recall.delta:+.2f} since step 0 [{low:+.2f}, {high:+.2f}]"
+        )
+        if not recall.dropped:
+            return text
+        return text + ": forgotten" + {"report": "", "bar": "; not to be best", "stop": "; the run ends here"}[self.config.on_drop]
+
+
+class Watch:
+    """The watch sets of a run."""
+
+    def __init__(self, sets: Sequence[WatchSet], base: str, processes: Processes, num_workers: int) -> None:
+        self._sets, self._base, self._processes, self._num_workers = sets, base, processes, num_workers
+        self._references: list[pa.Table] = []
+
+    @property
+    def num_rows(self) -> int:
+        """Images and captions of all sets."""
+        return sum(watched.dataset.num_images + watched.dataset.num_captions for watched in self._sets)
+
+    def look(self, step: int, siglip: SiglipModel, inputs: SiglipInputs, on_progress: Callable[[int], Any]) -> list[Sighting]:
+        """Measure every set and compare it with step 0; call on every process.
+
+        Raises:
+            UserError: a picture does not decode, or the base is not there any more.
+        """
+        tables = self._tables("now", siglip, inputs, on_progress)
+        if step == 0:
+            self._references = self._renamed(tables)
+        elif len(self._references) < len(self._sets):
+            base, _ = load_siglip(self._base)
+            base.to(next(siglip.parameters()).device)
+            self._references = self._tables("before", base, inputs, on_progress)
+        return [
+            Sighting(watched.config, Recall.of(watched.dataset, pa.concat_tables([reference, table]), "now", "before"))
+            for watched, reference, table in zip(self._sets, self._references, tables, strict=True)
+        ]
+
+    def _tables(self, name: str, siglip: SiglipModel, inputs: SiglipInputs, on_progress: Callable[[int], Any]) -> list[pa.Table]:
+        tables = []
+        for watched in self._sets:
+            stage = retrieve(
+                name, siglip, inputs, watched.dataset, processes=self._processes, num_workers=self._num_workers, on_progress=on_progress
+            )
+            check_stages(watched.dataset, [stage], ())
+            tables.append(query_table(watched.dataset, [stage]))
+        return tables
+
+    @staticmethod
+    def _renamed(tables: list[pa.Table]) -> list[pa.Table]:
+        return [table.set_column(0, "stage", pa.array(["before"] * len(table))) for table in tables]
+
+
+def final_record(config: WatchConfig, figures: Figures) -> dict[str, Any]:
+    """What the final report says of one watch set, from the figures of "base" and "tuned"."""
+    return {
+        "name": config.name,
+        "on_drop": config.on_drop,
+        "data": figures.data,
+        "stages": figures.stages,
+        "comparisons": figures.comparisons,
+        "dropped": is_below(r1_of_both(figures.comparisons)["ci95"]),
+    }
+
+
+def final_line(name: str, record: Mapping[str, Any]) -> str:
+    """The report of a watch set, or what the final report says of it, in a line."""
+    row = r1_of_both(record["comparisons"])
+    base, tuned = (np.mean([record["stages"][stage][direction]["R@1"] for direction in DIRECTIONS]) for stage in ("base", "tuned"))
+    low, high = row["ci95"]
+    text = f"watch {name}: mean R@1 {100 * base:.2f} -> {100 * tuned:.2f}, {100 * row['delta']:+.2f}"
+    return text + f" [{100 * low:+.2f}, {100 * high:+.2f}]" + (": forgotten" if is_below(row["ci95"]) else ": no drop")

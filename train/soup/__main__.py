@@ -1,0 +1,183 @@
+"""A soup: the mean of the weights of several checkpoints of one architecture, exported as one model with the cost of one.
+
+    python -m train.soup CHECKPOINT CHECKPOINT... --output DIR [--greedy] [--data MANIFEST --split val]
+
+A CHECKPOINT is a folder, a hub id, RUN_FOLDER (its best checkpoint) or RUN_FOLDER@STEP. Writes DIR/soup.json, DIR/export and, where it
+measures, DIR/soup.parquet (a row a query of every ingredient and every trial). Source: Wortsman et al. 2022, arXiv 2203.05482.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from eval.atomic import replace_together
+from eval.dataset.retrieval_set import RetrievalSet, load_split
+from eval.errors import UserError
+from eval.manifest.manifest import COLUMNS, read_manifest
+from eval.process_group import use_exact_float32
+from train.config.run import DataConfig
+from train.engine.export_folder import check_replaceable
+from train.siglip.export import export_model
+from train.soup.average import Trial, greedy
+from train.soup.evaluation import SOUP, SoupArms, stage_name, trial_name
+from train.soup.ingredients import Ingredient, read_ingredients
+from train.soup.record import make_record, soup_card
+
+
+def run(names: Sequence[str], output: Path, *, is_greedy: bool, data: DataConfig | None, num_workers: int = 2) -> dict[str, Any]:
+    """Measure, choose, average, export; what soup.json holds.
+
+    Args:
+        data: the split `val_split` of this; None: that of the ingredients' runs for a greedy soup, and no measuring for a uniform one.
+
+    Raises:
+        UserError: ingredients, data or output cannot be used.
+        OSError: something cannot be written.
+    """
+    use_exact_float32()
+    ingredients = read_ingredients(names)
+    check_output(output, ingredients)
+    data = common_data(ingredients) if data is None and is_greedy else data
+    output.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    arms = SoupArms(ingredients, None if data is None else read_split(data), num_workers)
+    alone = [arms.alone(index) for index in range(len(ingredients))] if arms.dataset is not None else []
+    members, trials, stage = tuple(range(len(ingredients))), list[Trial](), SOUP
+    if is_greedy:
+        members, trials = greedy(alone, arms.score)
+        stage = trial_name(members[-1]) if len(members) > 1 else stage_name(members[0])
+    soup = arms.soup_of(members)
+    if alone and stage not in arms.tables:
+        arms.measure(stage, soup)
+    record = make_record(arms, alone, members, trials, is_greedy=is_greedy, stage=stage, sha256=soup.base_sha256)
+    _write(output, record, arms.tables)
+    export_model(soup, output / "export", soup_card(record))
+    return record
+
+
+def check_output(output: Path, ingredients: Sequence[Ingredient]) -> None:
+    """Refuse an output folder whose contents a soup would destroy.
+
+    Raises:
+        UserError: it is a run or a checkpoint, holds another's export, or an ingredient lies where the export goes.
+    """
+    if found := [name for name in ("config.yaml", "config.json", "checkpoints") if (output / name).exists()]:
+        raise UserError(f"{output} holds {found[0]}: it is a run or a checkpoint, not a folder for a soup; give --output a new folder")
+    export = output / "export"
+    check_replaceable(export)
+    if taken := [ingredient.name for ingredient in ingredients if ingredient.folder == export.resolve()]:
+        raise UserError(f"{taken[0]} lies where the soup would be written ({export}); give --output another folder")
+    if export.is_dir() and any(export.iterdir()) and not (output / "soup.json").is_file():
+        raise UserError(f"{export} is there, and {output / 'soup.json'} is not: it is no earlier soup; give --output a new folder")
+
+
+def common_data(ingredients: Sequence[Ingredient]) -> DataConfig:
+    """The data of the runs that all ingredients come from.
+
+    Raises:
+        UserError: some come from no run, or from runs with other data or without val.
+    """
+    remedy = "name the data to choose on: --data MANIFEST --split val"
+    if outside := [ingredient.name for ingredient in ingredients if ingredient.run is None]:
+        raise UserError(f"--greedy chooses on val, and {outside[0]} is no run that says what its val is; {remedy}")
+    asked = [ingredient.run[0].data for ingredient in ingredients if ingredient.run is not None]
+    keys = ("source", "image_root", "columns", "val_split")
+    for ingredient, data in zip(ingredients, asked, strict=True):
+        if differing := [key for key in keys if getattr(data, key) != getattr(asked[0], key)]:
+            raise UserError(f"{ingredients[0].name} and {ingredient.name} have other data (data.{differing[0]}); {remedy}")
+    if asked[0].val_split is None:
+        raise UserError(f"{ingredients[0].name}: data.val_split is null; {remedy}")
+    return asked[0]
+
+
+def read_split(data: DataConfig) -> RetrievalSet:
+    """The split to measure on, `val_split`.
+
+    Raises:
+        UserError: with every fault of the manifest.
+    """
+    wanted = [data.val_split] if data.val_split is not None else []
+    manifest = read_manifest(data.source, image_root=data.image_root, columns=data.columns, require_splits=wanted)
+    return load_split(manifest, data.val_split)
+
+
+def _write(output: Path, record: dict[str, Any], tables: Mapping[str, pa.Table]) -> None:
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    writers: dict[Path, Callable[[Path], Any]] = {output / "soup.json": lambda path: path.write_text(text, encoding="utf-8")}
+    if tables:
+        writers[output / "soup.parquet"] = partial(pq.write_table, pa.concat_tables(tables.values()))
+    else:
+        (output / "soup.parquet").unlink(missing_ok=True)  # of an earlier soup, and not of this one
+    replace_together(writers)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m train.soup", description="Average the weights of checkpoints of one architecture.")
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="folder, hub id, RUN_FOLDER (its best) or RUN_FOLDER@STEP")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write: soup.json, soup.parquet and export/")
+    parser.add_argument("--greedy", action="store_true", help="keep only those that do not lower mean R@1 on the data, the best first")
+    parser.add_argument("--data", help="manifest to measure on (default with --greedy: val of the runs, if all have the same)")
+    parser.add_argument("--split", help="rows to measure on; needed where the manifest has splits. Not the one you report")
+    parser.add_argument("--image-root", help="folder that image paths are relative to (default: the manifest's)")
+    parser.add_argument(
+        "--column", action="append", default=[], metavar="OURS=THEIRS", help=f"name of a column in the manifest; ours: {', '.join(COLUMNS)}"
+    )
+    parser.add_argument("--num-workers", type=int, default=2, help="processes that decode pictures (default 2)")
+    asked = parser.parse_args(arguments)
+    if bad := [pair for pair in asked.column if "=" not in pair]:
+        parser.error(f"--column takes OURS=THEIRS, found {bad}")
+    if asked.data is None and (asked.split or asked.image_root or asked.column):
+        parser.error("--split, --image-root and --column say how to read --data, which is not given")
+    if asked.num_workers < 0:
+        parser.error("--num-workers is at least 0")
+    return asked
+
+
+def _data(asked: argparse.Namespace) -> DataConfig | None:
+    if asked.data is None:
+        return None
+    columns = dict(pair.split("=", 1) for pair in asked.column)
+    return DataConfig(source=asked.data, image_root=asked.image_root, columns=columns, val_split=asked.split)
+
+
+def _show(record: dict[str, Any], output: Path) -> None:
+    soup = record["soup"]
+    for row in record["ingredients"] if "data" in record else ():
+        print(f"alone    mean R@1 {100 * row['mean_R@1']:6.2f}  {row['name']}")
+    for trial in record.get("trials", ()):
+        verdict = "kept" if trial["kept"] else "left out"
+        print(f"trial    mean R@1 {100 * trial['before']:6.2f} -> {100 * trial['mean_R@1']:6.2f}  with {trial['ingredient']}: {verdict}")
+    if "data" in record:
+        low, high = (100 * bound for bound in soup["delta_ci95"])
+        against = f"against {soup['against']} {100 * soup['delta']:+.2f} [{low:+.2f}, {high:+.2f}]"
+        print(f"soup     mean R@1 {100 * soup['mean_R@1']:6.2f}  {against}")
+    print(f"export   {output}/export: the {record['kind']} soup of {len(soup['members'])} of {len(record['ingredients'])} checkpoints")
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    asked = _parse(arguments)
+    try:
+        record = run(asked.checkpoints, asked.output, is_greedy=asked.greedy, data=_data(asked), num_workers=asked.num_workers)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"error: could not write {asked.output}: {error}", file=sys.stderr)
+        return 4
+    _show(record, asked.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

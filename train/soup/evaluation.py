@@ -1,0 +1,106 @@
+"""The arms of a soup: every ingredient alone and the soups of some of them, one model in memory at a time, each measured on one split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.encoder.checkpoint import hash_weights
+from eval.errors import UserError
+from eval.metrics.evaluate import check_stages, query_table, values_of
+from eval.processes import Processes
+from eval.search.ranking import DIRECTIONS
+from eval.search.retrieve import progress_bar, retrieve
+from train.model.siglip import TunedModel
+from train.siglip.watch import Recall
+from train.soup.average import RunningMean
+from train.soup.ingredients import Ingredient
+
+SOUP = "soup"
+"""What the uniform soup is called in the per-query rows."""
+
+
+@dataclass
+class SoupArms:
+    """The ingredients, one of them in memory at a time, and what was measured of them and of their soups.
+
+    Attributes:
+        dataset: the split they are measured on; None: nothing is.
+        tables: per-query rows without the retrieved ids, by the name of a stage.
+        sha256: of the weights of each ingredient that was loaded, by index.
+    """
+
+    ingredients: Sequence[Ingredient]
+    dataset: RetrievalSet | None
+    num_workers: int
+    tables: dict[str, pa.Table] = field(default_factory=dict)
+    sha256: dict[int, str] = field(default_factory=dict)
+    _mean: RunningMean = field(default_factory=RunningMean)
+    _in_mean: tuple[int, ...] = ()
+
+    def load(self, index: int) -> TunedModel:
+        """An ingredient's model, on the CPU.
+
+        Raises:
+            UserError: it cannot be read, is not finite, or has the very weights of another.
+        """
+        tuned = self.ingredients[index].load()
+        if broken := [name for name, value in tuned.siglip.state_dict().items() if not bool(value.isfinite().all())]:
+            raise UserError(f"{self.ingredients[index].name}: weights that are not finite, e.g. {broken[0]}; they would spoil every soup")
+        self.sha256[index] = tuned.base_sha256
+        for other, sha256 in self.sha256.items():
+            if other != index and sha256 == tuned.base_sha256:
+                names = f"{self.ingredients[other].name} and {self.ingredients[index].name}"
+                raise UserError(f"{names} have the very same weights: they would count double. Leave one out")
+        return tuned
+
+    def alone(self, index: int) -> float:
+        """Measure an ingredient alone."""
+        return self.measure(stage_name(index), self.load(index))
+
+    def score(self, members: tuple[int, ...]) -> float:
+        """Measure a soup of some ingredients, the last of them on trial."""
+        return self.measure(trial_name(members[-1]), self.soup_of(members))
+
+    def soup_of(self, members: tuple[int, ...]) -> TunedModel:
+        """The soup of some ingredients, in their order; the sum of all but the last is kept for the next."""
+        *others, last = members
+        if self._in_mean != tuple(others[: len(self._in_mean)]):
+            self._mean, self._in_mean = RunningMean(), ()
+        for index in others[len(self._in_mean) :]:
+            self._mean.add(self.load(index).siglip.state_dict())
+        self._in_mean = tuple(others)
+        tuned = self.load(last)
+        tuned.siglip.load_state_dict(self._mean.mean_with(tuned.siglip.state_dict()))
+        return TunedModel(tuned.siglip, tuned.inputs, hash_weights(tuned.siglip))
+
+    def measure(self, stage: str, tuned: TunedModel) -> float:
+        """Mean R@1 of both directions; the rows of the stage are kept."""
+        assert self.dataset is not None
+        tuned.siglip.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # transformers wraps it
+        with progress_bar(stage, self.dataset, Processes()) as bar:
+            found = retrieve(stage, tuned.siglip, tuned.inputs, self.dataset, num_workers=self.num_workers, on_progress=bar.update)
+        check_stages(self.dataset, [found], ())
+        self.tables[stage] = query_table(self.dataset, [found]).drop_columns(["top_ids", "top_scores"])
+        values = values_of(self.dataset, found)
+        return sum(values[direction]["R@1"] for direction in DIRECTIONS) / len(DIRECTIONS)
+
+    def recall(self, stage: str, against: str) -> dict[str, Any]:
+        """What was measured of a stage, with intervals, and the paired difference from another."""
+        assert self.dataset is not None
+        tables = [self.tables[name] for name in dict.fromkeys((stage, against))]
+        record = Recall.of(self.dataset, pa.concat_tables(tables), stage, against).as_record()
+        return {key: record[key] for key in ("mean_R@1", "ci95", "delta", "delta_ci95")}
+
+
+def stage_name(index: int) -> str:
+    """What an ingredient is called in the per-query rows."""
+    return f"ingredient-{index + 1}"
+
+
+def trial_name(index: int) -> str:
+    """What the soup with an ingredient on trial is called there."""
+    return f"with-{stage_name(index)}"
