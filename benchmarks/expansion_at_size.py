@@ -26,7 +26,7 @@ import torch
 from benchmarks.cost import measured
 from eval.dataset.retrieval_set import PositivePairs
 from eval.search.ranking import DIRECTIONS, Direction, Ranking
-from rerank.combine.combine import Combination, rank_blend
+from rerank.combine.combine import Combination, rank_ensemble
 from rerank.combine.views import Member, Pool, Pooling, Views
 
 WIDTHS, NUM_EXPANSIONS, DEPTH, NOISE = (768, 1024), 5, 10, 8.0
@@ -36,7 +36,7 @@ NEAR = 1e-6
 
 
 @dataclass(frozen=True)
-class Arm:
+class StageMetrics:
     """What is measured.
 
     Attributes:
@@ -50,7 +50,7 @@ class Arm:
     pooling: Pooling | None = None
 
     def pools(self) -> dict[Direction, tuple[Pool | None, Pool | None]]:
-        """As `rank_blend` takes them."""
+        """As `rank_ensemble` takes them."""
         return {} if self.pooling is None else {"text_to_image": (Pool(self.pooling, NUM_EXPANSIONS, WEIGHT), None)}
 
     def weights(self) -> list[float]:
@@ -58,17 +58,17 @@ class Arm:
         return list(WEIGHTS) if self.num_members > 1 else [1.0]
 
 
-ARMS: Mapping[str, Arm] = {
-    "plain": Arm(),
-    "expansions, mean": Arm(pooling="mean"),
-    "expansions, max": Arm(pooling="max"),
-    "expansions, log-sum-exp": Arm(pooling="log-sum-exp"),
-    "expansions, reciprocal-rank": Arm(pooling="reciprocal-rank"),
-    "two members, logits": Arm(2, "logits"),
-    "two members, standardised": Arm(2, "standardised"),
-    "two members, probabilities": Arm(2, "probabilities"),
-    "two members, reciprocal-rank": Arm(2, "reciprocal-rank"),
-    "two members, probabilities; expansions, max": Arm(2, "probabilities", "max"),
+ARMS: Mapping[str, StageMetrics] = {
+    "plain": StageMetrics(),
+    "expansions, mean": StageMetrics(pooling="mean"),
+    "expansions, max": StageMetrics(pooling="max"),
+    "expansions, log-sum-exp": StageMetrics(pooling="log-sum-exp"),
+    "expansions, reciprocal-rank": StageMetrics(pooling="reciprocal-rank"),
+    "two members, logits": StageMetrics(2, "logits"),
+    "two members, standardised": StageMetrics(2, "standardised"),
+    "two members, probabilities": StageMetrics(2, "probabilities"),
+    "two members, reciprocal-rank": StageMetrics(2, "reciprocal-rank"),
+    "two members, probabilities; expansions, max": StageMetrics(2, "probabilities", "max"),
 }
 
 
@@ -140,7 +140,7 @@ class Bounds:
 class Reference:
     """Whole rows of some queries in float64."""
 
-    def __init__(self, arm: Arm, members: Sequence[Member], direction: Direction, queries_q: np.ndarray) -> None:
+    def __init__(self, arm: StageMetrics, members: Sequence[Member], direction: Direction, queries_q: np.ndarray) -> None:
         self._arm, self._members, self._queries_q = arm, members, queries_q
         self._forth = direction == "image_to_text"
 
@@ -223,7 +223,7 @@ def run_arm(name: str, size: tuple[int, int], *, check: bool) -> dict[str, Any]:
     torch.topk(warm @ warm, 3)  # what torch loads on its first call is nobody's memory
 
     def work() -> dict[Direction, Ranking]:
-        return rank_blend(
+        return rank_ensemble(
             members,
             dataset,  # type: ignore[arg-type]  # of a set only its true pairs are asked for
             weights=arm.weights(),

@@ -27,8 +27,8 @@ from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
 from train.mining.candidates import Candidates, find_candidates
 from train.mining.captions import select
-from train.mining.cross_encoder import Matcher
-from train.mining.report import Mined, draw_up, is_true
+from train.mining.cross_encoder import MiningCrossEncoder
+from train.mining.report import Mined, is_true, summarize
 
 DATA, BLIP = Path("demo/data/scenes.parquet"), "demo/models/blip-itm"
 SHORT = (
@@ -96,7 +96,7 @@ class Study:
                 self.found[id(dataset)] = find_candidates(siglip, inputs, dataset, 64)
         self.truth = read_qrels(qrels)
         self.scorer: PairScorer = load_scorer(blip, device="cpu", settings=ScorerSettings(score_kind="margin"))
-        self.matcher = Matcher(self.scorer, CaptionPool(self.grouped))
+        self.matcher = MiningCrossEncoder(self.scorer, CaptionPool(self.grouped))
         self.known: dict[tuple[int, int], float] = {}
 
     def mine(self, dataset: RetrievalSet, keys: dict[str, Any]) -> tuple[Mined, Counts]:
@@ -105,7 +105,7 @@ class Study:
         pool = CaptionPool(dataset)
         judge = self.probabilities if config.denoise is not None else None
         mined = select("study", pool, self.found[id(dataset)], self.scale, self.bias, config, judge=judge)
-        sheet = draw_up(mined, pool, None, None)
+        sheet = summarize(mined, pool, None, None)
         false = int(self.is_true(mined)[mined.negatives.is_negative_N].sum())
         return mined, Counts(
             sheet.num_mined, false, sheet.num_positives_mined, sheet.shortfall, sheet.num_judged, sheet.estimated_share or 0.0

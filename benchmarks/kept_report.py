@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from eval.metrics.comparison import compare
 from eval.metrics.evaluate import Figures
 from eval.metrics.significance import resample_weights
-from eval.metrics.stage_metrics import Arm
+from eval.metrics.stage_metrics import StageMetrics
 from eval.report.report import report_record
 from eval.search.ranking import DIRECTIONS
 
@@ -114,5 +114,5 @@ def comparisons_of(queries: pa.Table, pairs: Sequence[tuple[str, str]]) -> list[
     """Rows as report.json's comparisons, of any pairs of stages among the rows of queries.parquet; one correction over all of them."""
     images = {name: number for number, name in enumerate(dict.fromkeys(queries["image_id"].to_pylist()))}
     stages = dict.fromkeys(stage for pair in pairs for stage in pair)
-    measured = {(stage, way): Arm.of(queries, stage, way, images) for stage in stages for way in DIRECTIONS}
+    measured = {(stage, way): StageMetrics.of(queries, stage, way, images) for stage in stages for way in DIRECTIONS}
     return compare(measured, pairs, resample_weights(len(images)))

@@ -30,7 +30,7 @@ from eval.search.streamed import stream_search
 WIDTH, DEPTH = 768, 64
 SIZES = {"cpu": (10_000, 100_000), "cuda": (100_000, 1_000_000)}
 ARMS = {"cpu": ("faiss", "plain", "ours"), "cuda": ("plain", "ours")}
-Heads = tuple[np.ndarray, np.ndarray]
+TopK = tuple[np.ndarray, np.ndarray]
 
 
 def blocks(seed: int, num_rows: int, block: int) -> Any:
@@ -58,7 +58,7 @@ def in_memory(seed: int, num_rows: int, block: int) -> np.ndarray:
     return vectors_ND
 
 
-def plain(images_ID: np.ndarray, captions: torch.Tensor, device: str) -> Heads:
+def plain(images_ID: np.ndarray, captions: torch.Tensor, device: str) -> TopK:
     """Blocks of images against blocks of captions, torch.topk of each, and of what those left."""
     images = torch.from_numpy(images_ID)
     found_scores, found_indices = [], []
@@ -95,7 +95,7 @@ def run_arm(arm: str, size: tuple[int, int], device: str, output: Path) -> dict[
         nothing = PositivePairs(np.zeros(num_images + 1, dtype=np.int64), np.zeros(0, dtype=np.int64))
         with on_disk(0, num_images, IMAGE_BLOCK, output) as images, on_disk(1, num_captions, TEXT_BLOCK, output) as captions:
 
-            def search() -> Heads:
+            def search() -> TopK:
                 result = stream_search(images, captions, nothing, DEPTH, device=device)
                 return result.indices_QK, result.scores_QK
 

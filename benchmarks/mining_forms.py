@@ -19,7 +19,7 @@ import pyarrow as pa
 from benchmarks.training_run import run_demo
 from eval.metrics.comparison import compare
 from eval.metrics.significance import resample_weights
-from eval.metrics.stage_metrics import Arm
+from eval.metrics.stage_metrics import StageMetrics
 from eval.search.ranking import DIRECTIONS, Direction
 
 FORMS: dict[str, dict[str, Any] | None] = {
@@ -29,7 +29,7 @@ FORMS: dict[str, dict[str, Any] | None] = {
     "neighbours": {"form": "neighbours", "negatives_per_image": 4},
 }
 COMMON = {"margin": -3.0, "pool_top_k": 64}
-Measured = dict[tuple[str, Direction], Arm]
+Measured = dict[tuple[str, Direction], StageMetrics]
 
 
 def run(form: str, seed: int, steps: int, folder: Path) -> tuple[pa.Table, list[dict[str, Any]]]:
@@ -46,7 +46,7 @@ def arms(tables: dict[str, pa.Table]) -> tuple[Measured, int]:
     for name in next(iter(tables.values()))["image_id"].to_pylist():
         images.setdefault(name, len(images))
     return {
-        (form, direction): Arm.of(table, "tuned", direction, images) for form, table in tables.items() for direction in DIRECTIONS
+        (form, direction): StageMetrics.of(table, "tuned", direction, images) for form, table in tables.items() for direction in DIRECTIONS
     }, len(images)
 
 

@@ -17,28 +17,28 @@ import numpy as np
 from eval.metrics.comparison import compare
 from eval.metrics.metrics import RECALL_AT, recall_at_k
 from eval.metrics.significance import ImageSums, interval, resample_weights
-from eval.metrics.stage_metrics import Arm
+from eval.metrics.stage_metrics import StageMetrics
 from eval.search.ranking import DIRECTIONS, Direction
 
 CAPTIONS_PER_IMAGE = 5
 TABLE = Path(__file__).parents[1] / "results" / "nulls.md"
 
 
-def arm(latent_Q: np.ndarray, image_Q: np.ndarray, num_images: int) -> Arm:
+def arm(latent_Q: np.ndarray, image_Q: np.ndarray, num_images: int) -> StageMetrics:
     """An arm whose rank for a query is a growing function of how badly it did: about a third of the ranks are 1."""
     ranks_Q = 1 + np.floor(np.exp(np.clip(latent_Q + 0.5, -20, 12))).astype(np.int64)
     columns = [recall_at_k(ranks_Q, k) for k in RECALL_AT]
-    return Arm(ranks_Q, image_Q, ImageSums.of(np.stack(columns, axis=1), image_Q, num_images))
+    return StageMetrics(ranks_Q, image_Q, ImageSums.of(np.stack(columns, axis=1), image_Q, num_images))
 
 
-def simulate(num_images: int, shift: float, generator: np.random.Generator) -> dict[tuple[str, Direction], Arm]:
+def simulate(num_images: int, shift: float, generator: np.random.Generator) -> dict[tuple[str, Direction], StageMetrics]:
     """Arms "a" and "b" in both directions on a freshly drawn test set; b does better by `shift`."""
     difficulty_I = generator.normal(scale=1.5, size=num_images)
     image_of: dict[Direction, np.ndarray] = {
         "image_to_text": np.arange(num_images),
         "text_to_image": np.repeat(np.arange(num_images), CAPTIONS_PER_IMAGE),
     }
-    measured: dict[tuple[str, Direction], Arm] = {}
+    measured: dict[tuple[str, Direction], StageMetrics] = {}
     for name, gain in (("a", 0.0), ("b", shift)):
         luck_I = generator.normal(scale=0.8, size=num_images)
         for direction, image_Q in image_of.items():
@@ -59,7 +59,7 @@ def true_differences(shift: float, seed: int) -> dict[tuple[str, str], float]:
     return total
 
 
-def caption_interval(measured: dict[tuple[str, Direction], Arm], generator: np.random.Generator) -> np.ndarray:
+def caption_interval(measured: dict[tuple[str, Direction], StageMetrics], generator: np.random.Generator) -> np.ndarray:
     """What a bootstrap over single captions would say of text-to-image R@1."""
     one, other = (measured[name, "text_to_image"].ranks_Q <= 1 for name in ("b", "a"))
     gain_Q = one.astype(np.float64) - other

@@ -28,7 +28,7 @@ NUM_IMAGES, NUM_STEPS = 64, 20
 
 
 @dataclass(frozen=True)
-class Arm:
+class StageMetrics:
     """A world: its name, processes and rows of a cached micro-batch (None: the share at once)."""
 
     name: str
@@ -36,12 +36,12 @@ class Arm:
     micro_batch_size: int | None = None
 
 
-REFERENCE = Arm("1 process", 1)
+REFERENCE = StageMetrics("1 process", 1)
 ARMS = [
-    Arm("2 processes", 2),
-    Arm("4 processes", 4),
-    Arm("cached micro-batches of 16", 1, 16),
-    Arm("2 processes, cached micro-batches of 16", 2, 16),
+    StageMetrics("2 processes", 2),
+    StageMetrics("4 processes", 4),
+    StageMetrics("cached micro-batches of 16", 1, 16),
+    StageMetrics("2 processes, cached micro-batches of 16", 2, 16),
 ]
 
 
@@ -51,7 +51,7 @@ def prepare(folder: Path) -> None:
     write_scratch(folder / "base", TINY, load(manifest), seed=1)
 
 
-def run(arm: Arm, work: Path) -> Path:
+def run(arm: StageMetrics, work: Path) -> Path:
     """Run an arm's world and return the folder of its files."""
     output = work / arm.name.replace(" ", "-").replace(",", "")
     output.mkdir(exist_ok=True)

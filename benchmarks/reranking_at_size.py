@@ -54,7 +54,7 @@ def base_size_matcher(captions: list[str], folder: Path) -> BlipCheckpoint:
 
 
 @dataclass
-class Heads:
+class TopK:
     """What a first stage of middling quality asks for: the top K of each query, and both directions turned into one list per image."""
 
     captions_IK: np.ndarray
@@ -62,7 +62,7 @@ class Heads:
     lists: CandidateLists
 
     @classmethod
-    def made_up(cls, dataset: RetrievalSet, top_k: int) -> "Heads":
+    def made_up(cls, dataset: RetrievalSet, top_k: int) -> "TopK":
         """From unit vectors: an image's is random, a caption's is its image's with noise of twice its length."""
         generator = np.random.default_rng(0)
         images_ID = generator.standard_normal((dataset.num_images, 64))
@@ -83,7 +83,7 @@ class Ways:
     dataset: RetrievalSet
     checkpoint: BlipCheckpoint
     scorer: BlipScorer
-    heads: Heads
+    heads: TopK
     device: torch.device
     precision: str
 
@@ -264,7 +264,7 @@ def main() -> None:
     dataset = load_split(read_manifest(asked.data, require_splits=[asked.split]), asked.split)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         checkpoint = base_size_matcher(list(dataset.captions), Path(folder))
-        heads = Heads.made_up(dataset, asked.top_k)
+        heads = TopK.made_up(dataset, asked.top_k)
         settings = BlipSettings(precision=asked.precision, chunk_size=asked.chunk_size)
         scorer = BlipScorer(checkpoint, device=device, settings=settings)
         if asked.precision != "float32":  # the others cast for themselves, from weights of their own
@@ -280,7 +280,7 @@ def main() -> None:
     write(asked, study, heads)
 
 
-def write(asked: argparse.Namespace, study: Study, heads: Heads) -> None:
+def write(asked: argparse.Namespace, study: Study, heads: TopK) -> None:
     """The table as a file, and printed."""
     dataset, lists = study.ways.dataset, heads.lists
     where = torch.cuda.get_device_name() if asked.device == "cuda" else f"{torch.get_num_threads()} CPU threads of a shared machine"

@@ -25,7 +25,7 @@ NUM_MARGINS, NUM_HALVINGS, LIMIT = 50, 200, 0.001
 
 
 @dataclass(frozen=True)
-class Heads:
+class TopK:
     """The candidates of one direction, in first-stage order.
 
     Attributes:
@@ -43,7 +43,7 @@ class Heads:
     image_Q: np.ndarray
 
     @classmethod
-    def read(cls, dataset: RetrievalSet, stage: str, direction: Direction) -> "Heads":
+    def read(cls, dataset: RetrievalSet, stage: str, direction: Direction) -> "TopK":
         """Those of `stage` and `stage`+blip in the committed rows."""
         images, captions = list(dataset.image_ids), list(dataset.caption_ids)
         queries, gallery = (images, captions) if direction == "image_to_text" else (captions, images)
@@ -64,9 +64,9 @@ class Heads:
         image_Q = np.arange(len(images)) if direction == "image_to_text" else dataset.caption_image_C
         return cls(np.array(items), trails_QT, match_QT, right_QT, image_Q)
 
-    def whole(self) -> "Heads":
+    def whole(self) -> "TopK":
         """The same, where a query is skipped whole or not at all: every candidate counts as trailing like the second."""
-        return Heads(
+        return TopK(
             self.items_QT, np.broadcast_to(self.trails_QT[:, :1], self.trails_QT.shape), self.match_QT, self.right_QT, self.image_Q
         )
 
@@ -80,7 +80,7 @@ class Heads:
         return found[-1] - np.stack(found[:-1])
 
 
-def saved_shares(heads: tuple[Heads, Heads], margins_M: np.ndarray) -> np.ndarray:
+def saved_shares(heads: tuple[TopK, TopK], margins_M: np.ndarray) -> np.ndarray:
     """Share of the pairs of both directions that neither needs, shape (M, M): by the margin of images that ask, and of captions that do."""
     first_needed: dict[tuple[int, int], list[int]] = {}
     for side, head in enumerate(heads):
@@ -106,7 +106,7 @@ def choose(limited_MM: np.ndarray, saved_MM: np.ndarray, one_margin: bool) -> tu
     return int(row), int(column)
 
 
-def study(heads: tuple[Heads, Heads], one_margin: bool, offset: bool, seed: int = 0) -> dict[str, float]:
+def study(heads: tuple[TopK, TopK], one_margin: bool, offset: bool, seed: int = 0) -> dict[str, float]:
     """Over halvings: mean of pairs saved, mean and deviation of the fall of R@1 on the other half, share of halvings above the limit."""
     trails = np.concatenate([head.trails_QT[:, 1:].ravel() for head in heads])
     margins_M = np.append(np.unique(np.quantile(trails, np.linspace(0, 1, NUM_MARGINS))), np.inf)
@@ -147,7 +147,7 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|",
     ]
     for stage in ("base", "tuned"):
-        heads = (Heads.read(dataset, stage, DIRECTIONS[0]), Heads.read(dataset, stage, DIRECTIONS[1]))
+        heads = (TopK.read(dataset, stage, DIRECTIONS[0]), TopK.read(dataset, stage, DIRECTIONS[1]))
         wholes = (heads[0].whole(), heads[1].whole())
         for what, judged in (("candidates", heads), ("whole queries", wholes)):
             for one_margin in (True, False):

@@ -36,7 +36,7 @@ from eval.process_group import use_exact_float32
 from eval.search.retrieve import retrieve
 from eval.search.stage import Stage
 from rerank.reorder.stages import reranked, stage_lists
-from rerank.scorers.supported import check_matcher
+from rerank.scorers.supported import check_cross_encoder
 from rerank.scoring.candidates import CandidateLists
 from rerank.scoring.pair_scores import PairScores, ScoringCost
 
@@ -81,7 +81,7 @@ def why_refused(models: Sequence[str]) -> list[str]:
     found = []
     for model in models:
         try:
-            check_matcher(model)
+            check_cross_encoder(model)
         except UserError as error:
             found.append(str(error))
         else:

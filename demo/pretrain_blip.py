@@ -68,7 +68,7 @@ def grid_waves(per_side: int, num_features: int) -> torch.Tensor:
     return torch.cat([columns_NQ.sin(), columns_NQ.cos(), rows_NQ.sin(), rows_NQ.cos()], dim=1)
 
 
-class Trainee(nn.Module):
+class Trainable(nn.Module):
     """The matcher together with what only training needs: the heads that tell attributes."""
 
     def __init__(self, processor: BlipProcessor) -> None:
@@ -147,7 +147,7 @@ class Trainee(nn.Module):
 
 
 @torch.no_grad()
-def matching_recall(trainee: Trainee, batch: Batch) -> float:
+def matching_recall(trainee: Trainable, batch: Batch) -> float:
     """Mean R@1 of both directions when every pair of the batch is scored by match less no match."""
     trainee.eval()
     tokens_BPF = trainee.image_tokens(batch)
@@ -158,7 +158,7 @@ def matching_recall(trainee: Trainee, batch: Batch) -> float:
 
 
 @torch.no_grad()
-def preferences(trainee: Trainee, rng: random.Random, num_scenes: int) -> dict[str, float]:
+def preferences(trainee: Trainable, rng: random.Random, num_scenes: int) -> dict[str, float]:
     """Share of drawings whose true caption scores above a near miss's, by the step between the two scenes; 0.5 is guessing."""
     trainee.eval()
     batch = random_batch(rng, num_scenes, BOTH)
@@ -177,7 +177,7 @@ def _shuffled(scenes: list[Scene], rng: random.Random) -> list[Scene]:
     return rng.sample(scenes, len(scenes))
 
 
-def _margins(trainee: Trainee, tokens_BPF: torch.Tensor, captions: list[str]) -> torch.Tensor:
+def _margins(trainee: Trainable, tokens_BPF: torch.Tensor, captions: list[str]) -> torch.Tensor:
     logits_B2 = trainee.blip.itm_head(trainee.judge(tokens_BPF, captions))
     return logits_B2[:, 1] - logits_B2[:, 0]
 
@@ -202,7 +202,7 @@ def run_epoch(
     return total / num_steps, time.perf_counter() - began
 
 
-def stages(trainee: Trainee, rng: random.Random) -> dict[str, tuple[Callable[[], torch.Tensor], int]]:
+def stages(trainee: Trainable, rng: random.Random) -> dict[str, tuple[Callable[[], torch.Tensor], int]]:
     """The loss of one fresh batch in each stage, and the batch's number of scenes."""
 
     def read() -> torch.Tensor:
@@ -227,7 +227,7 @@ def pretrain(output: Path, num_epochs: dict[str, int], seed: int) -> None:
     """Read, look, align, then match, and write the checkpoint; prints a line for each epoch."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    trainee = Trainee(blip_processor()).train()
+    trainee = Trainable(blip_processor()).train()
     print(f"{sum(p.numel() for p in trainee.blip.parameters()):,} parameters, [ENC] is {trainee.encode_id}", flush=True)
     held_out = {name: random_batch(random.Random(seed + 1), NUM_HELD_OUT, (name,)) for name in BOTH}
     for stage, (loss_of, batch_size) in stages(trainee, rng).items():

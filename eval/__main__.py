@@ -19,7 +19,7 @@ import torch
 from eval.command import run_command
 from eval.dataset.qrels import read_qrels
 from eval.dataset.retrieval_set import RetrievalSet, load_split
-from eval.dataset.truth import judged_by
+from eval.dataset.truth import with_ground_truth
 from eval.encoder.checkpoint import load_siglip_config
 from eval.errors import UserError, reading, writing
 from eval.manifest.manifest import COLUMNS, read_manifest
@@ -177,8 +177,8 @@ def read_datasets(asked: argparse.Namespace, columns: Sequence[str]) -> list[Ret
     )
     qrels = read_qrels(asked.qrels) if asked.qrels is not None else None
     rule: Any = {"protocol": asked.protocol, "near_duplicates": asked.near_duplicates}
-    sets = [judged_by(load_split(manifest, asked.split), **rule, qrels=qrels)]
-    return sets + ([judged_by(load_split(manifest, asked.choose_on), **rule)] if asked.choose_on is not None else [])
+    sets = [with_ground_truth(load_split(manifest, asked.split), **rule, qrels=qrels)]
+    return sets + ([with_ground_truth(load_split(manifest, asked.choose_on), **rule)] if asked.choose_on is not None else [])
 
 
 def read_plan(asked: argparse.Namespace) -> "Plan":

@@ -20,7 +20,7 @@ from rich.console import Console
 from eval.errors import UserError, writing
 from eval.metrics.comparison import compare
 from eval.metrics.significance import resample_weights
-from eval.metrics.stage_metrics import Arm
+from eval.metrics.stage_metrics import StageMetrics
 from eval.report.report import print_comparisons, read_report
 from eval.search.ranking import DIRECTIONS
 
@@ -136,8 +136,8 @@ def compare_reports(folder_a: Path, folder_b: Path, asked: Sequence[str] = ()) -
             _check_same_queries(rows_a, rows_b)
             for name in rows_a["image_id"].to_pylist():
                 images.setdefault(name, len(images))
-            measured[f"A:{one}", direction] = Arm.of(rows_a, one, direction, images)
-            measured[f"B:{other}", direction] = Arm.of(rows_b, other, direction, images)
+            measured[f"A:{one}", direction] = StageMetrics.of(rows_a, one, direction, images)
+            measured[f"B:{other}", direction] = StageMetrics.of(rows_b, other, direction, images)
     rows = compare(measured, [(f"B:{other}", f"A:{one}") for one, other in pairs], resample_weights(len(images)))
     return {"A": str(folder_a), "B": str(folder_b), "num_images": len(images), "comparisons": rows}
 

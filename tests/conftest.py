@@ -17,7 +17,7 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 if TYPE_CHECKING:
     from tests.nursery import Nursery
     from tests.small_job import SmallWorld
-    from tests.small_reranker_job import MatcherWorld
+    from tests.small_reranker_job import RerankerWorld
 
 
 @pytest.fixture(scope="session")
@@ -29,11 +29,11 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> "SmallWorld":
 
 
 @pytest.fixture(scope="session")
-def matcher_world(small_world: "SmallWorld", tmp_path_factory: pytest.TempPathFactory) -> "MatcherWorld":
+def matcher_world(small_world: "SmallWorld", tmp_path_factory: pytest.TempPathFactory) -> "RerankerWorld":
     """The same with a tiny BLIP to tune; not to be changed."""
-    from tests.small_reranker_job import MatcherWorld
+    from tests.small_reranker_job import RerankerWorld
 
-    return MatcherWorld.of(small_world, tmp_path_factory.mktemp("matcher-world"))
+    return RerankerWorld.of(small_world, tmp_path_factory.mktemp("matcher-world"))
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,13 @@ from tests.tiny_blip import write_tiny_blip
 
 
 @dataclass(frozen=True)
-class MatcherWorld(SmallWorld):
+class RerankerWorld(SmallWorld):
     """What tests share and do not change."""
 
     blip: Path
 
     @classmethod
-    def of(cls, world: SmallWorld, folder: Path) -> "MatcherWorld":
+    def of(cls, world: SmallWorld, folder: Path) -> "RerankerWorld":
         """Write the BLIP."""
         write_tiny_blip(folder / "blip")
         return cls(world.manifest, world.base, folder / "blip")

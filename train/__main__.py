@@ -28,10 +28,10 @@ def run(arguments: list[str]) -> int:
 def _run(asked: Any) -> int:
     from train.config.load import load_config, read_yaml
     from train.config.reranker import is_reranker
-    from train.engine.command import quieten
+    from train.engine.command import silence
     from train.reranker.__main__ import run_reranker
 
-    quieten()
+    silence()
     if is_reranker(read_yaml(Path(asked.config))):
         return run_reranker(asked)
     config = load_config(asked.config, asked.overrides)

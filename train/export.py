@@ -19,10 +19,10 @@ def export_run(run_folder: Path, which: str, folder: Path) -> int:
         UserError, OSError: as export_checkpoint.
     """
     from train.config.reranker import RerankerConfig, is_reranker
-    from train.reranker.finish import export_matcher
+    from train.reranker.finish import export_cross_encoder
 
     if is_reranker(read_yaml(run_folder / "config.yaml")):
-        return export_matcher(read_run_as(RerankerConfig, run_folder), which, folder)
+        return export_cross_encoder(read_run_as(RerankerConfig, run_folder), which, folder)
     return export_checkpoint(read_run(run_folder), which, folder)
 
 

@@ -17,7 +17,7 @@ from eval.errors import UserError
 Protocol = Literal["all", "papers"]
 
 
-def judged_by(
+def with_ground_truth(
     dataset: RetrievalSet,
     *,
     protocol: Protocol = "all",

@@ -10,12 +10,12 @@ import numpy as np
 
 from eval.metrics.metrics import RECALL_AT, recall_at_k
 from eval.metrics.significance import holm, interval, sign_flip_p_values, verdict
-from eval.metrics.stage_metrics import RECALLS, Arm
+from eval.metrics.stage_metrics import RECALLS, StageMetrics
 from eval.search.ranking import DIRECTIONS, Direction
 
 
 def compare(
-    measured: Mapping[tuple[str, Direction], Arm], pairs: Sequence[tuple[str, str]], weights_SI: np.ndarray
+    measured: Mapping[tuple[str, Direction], StageMetrics], pairs: Sequence[tuple[str, str]], weights_SI: np.ndarray
 ) -> list[dict[str, Any]]:
     """Recalls of each pair of stages, per direction and for both together; paired intervals, one Holm correction over all rows."""
     rows: list[dict[str, Any]] = []
@@ -32,7 +32,7 @@ def compare(
     return rows
 
 
-def _compare_pair(sides: Sequence[tuple[Arm, Arm]], weights_SI: np.ndarray) -> list[tuple[dict[str, Any], float]]:
+def _compare_pair(sides: Sequence[tuple[StageMetrics, StageMetrics]], weights_SI: np.ndarray) -> list[tuple[dict[str, Any], float]]:
     """(row, uncorrected p) of each recall: difference of the mean over the given directions, images drawn jointly."""
     num = len(RECALLS)
     delta_M = np.mean([one.sums.means()[:num] - other.sums.means()[:num] for one, other in sides], axis=0)

@@ -13,7 +13,7 @@ from eval.metrics.comparison import compare
 from eval.metrics.evaluate import Figures
 from eval.metrics.metrics import recall_at_k
 from eval.metrics.significance import ImageSums, interval, resample_weights
-from eval.metrics.stage_metrics import RECALLS, Arm
+from eval.metrics.stage_metrics import RECALLS, StageMetrics
 from eval.search.ranking import DIRECTIONS, Direction
 
 _R_AT_1 = RECALLS.index("R@1")  # an arm's sums begin with the recalls
@@ -28,14 +28,14 @@ class Differences:
         self.figures, self.dataset = figures, dataset
         self.weights_SI = resample_weights(dataset.num_images)
         self._number = {name: number for number, name in enumerate(dataset.image_ids)}
-        self._arms: dict[tuple[str, Direction], Arm] = {}
+        self._arms: dict[tuple[str, Direction], StageMetrics] = {}
         self._compared = {(r["stage"], r["against"], r["direction"]): r for r in figures.comparisons if r["metric"] == "R@1"}
         self._own: dict[tuple[str, str, str], dict[str, Any]] = {}
 
-    def arm(self, stage: str, direction: Direction) -> Arm:
+    def arm(self, stage: str, direction: Direction) -> StageMetrics:
         """A stage's per-query numbers; queries in the order of the data set."""
         if (stage, direction) not in self._arms:
-            self._arms[stage, direction] = Arm.of(self.figures.queries, stage, direction, self._number)
+            self._arms[stage, direction] = StageMetrics.of(self.figures.queries, stage, direction, self._number)
         return self._arms[stage, direction]
 
     def recalls_at_1(self, stage: str) -> dict[str, float]:

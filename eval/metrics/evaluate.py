@@ -20,7 +20,7 @@ from eval.metrics.metrics import average_precision_at_r, r_precision
 from eval.metrics.outcomes import Step, outcome_rows
 from eval.metrics.significance import resample_weights
 from eval.metrics.slices import slice_rows
-from eval.metrics.stage_metrics import Arm
+from eval.metrics.stage_metrics import StageMetrics
 from eval.search.ranking import DIRECTIONS, Direction, Ranking
 from eval.search.stage import Stage
 
@@ -50,7 +50,9 @@ def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tup
     table = query_table(dataset, stages)
     image_number = {name: number for number, name in enumerate(dataset.image_ids)}
     weights_SI = resample_weights(dataset.num_images)
-    measured = {(stage.name, direction): Arm.of(table, stage.name, direction, image_number) for stage in stages for direction in DIRECTIONS}
+    measured = {
+        (stage.name, direction): StageMetrics.of(table, stage.name, direction, image_number) for stage in stages for direction in DIRECTIONS
+    }
     figures: dict[str, Any] = {}
     for stage in stages:
         figures[stage.name] = {direction: measured[stage.name, direction].figures(weights_SI) for direction in DIRECTIONS} | {
@@ -82,7 +84,7 @@ def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tup
 def _sections(
     dataset: RetrievalSet,
     stages: Sequence[Stage],
-    measured: Mapping[tuple[str, Direction], Arm],
+    measured: Mapping[tuple[str, Direction], StageMetrics],
     pairs: Sequence[tuple[str, str]],
     weights_SI: np.ndarray,
 ) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def values_of(dataset: RetrievalSet, stage: Stage) -> dict[Direction, dict[str, 
     check_stages(dataset, [stage], ())
     table = query_table(dataset, [stage])
     image_number = {name: number for number, name in enumerate(dataset.image_ids)}
-    return {direction: Arm.of(table, stage.name, direction, image_number).values() for direction in DIRECTIONS}
+    return {direction: StageMetrics.of(table, stage.name, direction, image_number).values() for direction in DIRECTIONS}
 
 
 def check_stages(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tuple[str, str]]) -> None:

@@ -13,7 +13,7 @@ from eval.captions import near_duplicate_groups
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.metrics import outcomes
 from eval.metrics.outcomes import BINS, Step, outcome_bins
-from eval.metrics.stage_metrics import Arm
+from eval.metrics.stage_metrics import StageMetrics
 from eval.search.ranking import DIRECTIONS, Direction, Ranking
 
 MOST_SHOWN = 24
@@ -61,7 +61,7 @@ class _Side:
 
 def choose_failures(
     dataset: RetrievalSet,
-    measured: Mapping[tuple[str, Direction], Arm],
+    measured: Mapping[tuple[str, Direction], StageMetrics],
     rankings: Mapping[Direction, Ranking],
     step: Step,
     most: int = MOST_SHOWN,

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from eval.metrics.metrics import RECALL_AT, recall_at_k
 from eval.metrics.significance import ImageSums, interval
-from eval.metrics.stage_metrics import RECALLS, Arm
+from eval.metrics.stage_metrics import RECALLS, StageMetrics
 from eval.search.ranking import DIRECTIONS, Direction
 from eval.search.stage import Sweep
 
@@ -57,12 +57,12 @@ def read_sweep(queries: pa.Table, stage: str) -> Sweep:
     return found
 
 
-def ceiling(first: Mapping[Direction, Arm], top_k: int) -> dict[Direction, float]:
+def ceiling(first: Mapping[Direction, StageMetrics], top_k: int) -> dict[Direction, float]:
     """The first stage's R@K: R@1 of a reranker of K candidates that never errs."""
     return {direction: float(recall_at_k(first[direction].ranks_Q, top_k).mean()) for direction in DIRECTIONS}
 
 
-def sweep_rows(sweep: Sweep, first: Mapping[Direction, Arm], weights_SI: np.ndarray) -> list[dict[str, Any]]:
+def sweep_rows(sweep: Sweep, first: Mapping[Direction, StageMetrics], weights_SI: np.ndarray) -> list[dict[str, Any]]:
     """report.json's `k_sweep`: recalls at K = 1, 2, 4, ... and the largest, with the 95% interval of R@1 (images drawn)."""
     rows = []
     for k in (k for k in sweep_sizes(max(sweep, default=1)) if k in sweep):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.metrics.stage_metrics import Arm
+from eval.metrics.stage_metrics import StageMetrics
 from eval.search.ranking import DIRECTIONS, Direction
 
 BINS = ("right in both", "fixed", "broken", "missing", "wrong in both")
@@ -45,7 +45,7 @@ def outcome_bins(before_Q: np.ndarray, after_Q: np.ndarray, top_k: int | None) -
     )
 
 
-def outcome_rows(measured: Mapping[tuple[str, Direction], Arm], steps: Sequence[Step]) -> list[dict[str, Any]]:
+def outcome_rows(measured: Mapping[tuple[str, Direction], StageMetrics], steps: Sequence[Step]) -> list[dict[str, Any]]:
     """report.json's `outcomes`: the number of queries in each bin, per step and direction."""
     rows = []
     for step in steps:

@@ -14,7 +14,7 @@ from eval.captions import near_duplicate_groups, normalise
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.metrics.metrics import recall_at_k
 from eval.metrics.significance import LEVEL, ImageSums
-from eval.metrics.stage_metrics import Arm
+from eval.metrics.stage_metrics import StageMetrics
 from eval.search.ranking import DIRECTIONS, Direction, Ranking
 
 MARGIN = "first-stage margin"
@@ -103,7 +103,7 @@ def _by_column(name: str, values_C: Sequence[Any], starts: np.ndarray) -> tuple[
 
 def slice_rows(
     dataset: RetrievalSet,
-    measured: Mapping[tuple[str, Direction], Arm],
+    measured: Mapping[tuple[str, Direction], StageMetrics],
     first: Mapping[tuple[str, Direction], Ranking],
     weights_SI: np.ndarray,
 ) -> list[dict[str, Any]]:
@@ -123,7 +123,7 @@ def slice_rows(
     return sorted(rows, key=lambda row: (order[row["by"]], DIRECTIONS.index(row["direction"])))
 
 
-def _bin_figures(arm: Arm, slicings: Sequence[Slicing], weights_SI: np.ndarray) -> list[dict[str, Any]]:
+def _bin_figures(arm: StageMetrics, slicings: Sequence[Slicing], weights_SI: np.ndarray) -> list[dict[str, Any]]:
     """Figures of each bin of each slicing, in order; a resample that draws no image of a bin says nothing of it."""
     inside_QB = np.concatenate([slicing.bin_Q[:, None] == np.arange(len(slicing.labels)) for slicing in slicings], axis=1)
     found_QB = inside_QB * recall_at_k(arm.ranks_Q, 1)[:, None]

@@ -21,7 +21,7 @@ METRICS = (*RECALLS, "median_rank", "mean_rank", "MRR", "mAP@R", "R-Precision")
 
 
 @dataclass(frozen=True)
-class Arm:
+class StageMetrics:
     """The per-query numbers of one stage in one direction, read back from the table.
 
     Attributes:
@@ -35,7 +35,7 @@ class Arm:
     sums: ImageSums
 
     @classmethod
-    def of(cls, table: pa.Table, stage: str, direction: Direction, image_number: Mapping[str, int]) -> "Arm":
+    def of(cls, table: pa.Table, stage: str, direction: Direction, image_number: Mapping[str, int]) -> "StageMetrics":
         """Read one arm from the rows of queries.parquet; `image_number` numbers the images that are drawn."""
         rows = table.select(["stage", "direction", "image_id", "rank", "ap_at_r", "r_precision"]).filter(
             pc.and_(pc.equal(table["stage"], stage), pc.equal(table["direction"], direction))

@@ -16,7 +16,7 @@ from eval.dataset.retrieval_set import PositivePairs
 from eval.errors import UserError
 from eval.processes import Processes
 from eval.search.ranking import Direction, Ranking
-from eval.search.ranks import Standing
+from eval.search.ranks import RankAccumulator
 
 QUERY_BLOCK = 1024
 GALLERY_BLOCK = 2048
@@ -106,7 +106,7 @@ def rank_product(
     """
     _check_positives(positives)
     scores_P = np.zeros(len(positives.indices_P), dtype=np.float32)
-    standing = Standing(positives, scores_P, product.num_items, depth)
+    standing = RankAccumulator(positives, scores_P, product.num_items, depth)
     whole_rows = product.num_items <= product.gallery_block  # then the one tile of a row says what its positives score
     for block in processes.share_of(_num_row_blocks(product)):
         own = _OfRow(product, positives, block)
@@ -114,8 +114,8 @@ def rank_product(
         for rows, columns, tile_qn in _row_of_tiles(product, block, kept):
             if whole_rows:
                 own.read(tile_qn, columns, scores_P)
-            standing.absorb_rows(tile_qn, rows.start, columns.start)
-        standing.settle(block * product.query_block)
+            standing.update_rows(tile_qn, rows.start, columns.start)
+        standing.finalize(block * product.query_block)
     return standing.ranking(direction, processes)
 
 
@@ -134,13 +134,13 @@ def rank_product_both(
     _check_positives(to_image)
     scores_P = _positive_scores(product, to_text, processes)
     by_caption_P = np.lexsort((to_text.query_P, to_text.indices_P))
-    images = Standing(to_text, scores_P, product.num_items, depth)
-    captions = Standing(to_image, scores_P[by_caption_P], product.num_queries, depth)
+    images = RankAccumulator(to_text, scores_P, product.num_items, depth)
+    captions = RankAccumulator(to_image, scores_P[by_caption_P], product.num_queries, depth)
     for block in processes.share_of(_num_row_blocks(product)):
         for rows, columns, tile_qn in product.row_of_tiles(block):
-            images.absorb_rows(tile_qn, rows.start, columns.start)
-            captions.absorb_columns(tile_qn, columns.start, rows.start)
-        images.settle(block * product.query_block)
+            images.update_rows(tile_qn, rows.start, columns.start)
+            captions.update_columns(tile_qn, columns.start, rows.start)
+        images.finalize(block * product.query_block)
     return {"image_to_text": images.ranking("image_to_text", processes), "text_to_image": captions.ranking("text_to_image", processes)}
 
 

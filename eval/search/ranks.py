@@ -12,14 +12,14 @@ import torch
 from eval.dataset.retrieval_set import PositivePairs
 from eval.processes import Processes
 from eval.search.ranking import Direction, Ranking
-from eval.search.top_k import DeviceHeads, Heads, best_of
+from eval.search.top_k import DeviceTopK, TopK, best_of
 
 _MERGED_AT_ONCE = 65_536
 _ROWS_PER_THREAD = 64
 _FEW_POSITIVES = 8  # up to here a comparison of the whole row for each is quicker than sorting the row once
 
 
-class Standing:
+class RankAccumulator:
     """The running result of a search: exact however the tiles come, as long as those of a query come in the order of their items."""
 
     def __init__(self, positives: PositivePairs, scores_P: np.ndarray, num_items: int, depth: int) -> None:
@@ -28,28 +28,28 @@ class Standing:
         self._shape = (len(positives.offsets) - 1, self.depth)
         self._above_P = np.zeros(len(positives.indices_P), dtype=np.int64)
         self._scores_P = scores_P
-        self._open: dict[int, Heads] = {}
-        self._open_on_device: dict[int, DeviceHeads] = {}
+        self._open: dict[int, TopK] = {}
+        self._open_on_device: dict[int, DeviceTopK] = {}
 
-    def absorb_rows(self, tile_qn: torch.Tensor, first_query: int, first_item: int) -> None:
+    def update_rows(self, tile_qn: torch.Tensor, first_query: int, first_item: int) -> None:
         """Count in a tile whose rows are queries; it may be overwritten afterwards."""
         if tile_qn.device.type != "cpu":
-            self._absorb_on_device(tile_qn, first_query, first_item)
+            self._update_on_device(tile_qn, first_query, first_item)
             return
         span, offsets, own_p = self._positives_of(first_query, len(tile_qn), first_item)
         thresholds_qm, slots_p = _thresholds(offsets, self._scores_P[span], own_p, tile_qn.shape[1])
-        above_qm = self._heads(first_query, len(tile_qn)).absorb_rows(tile_qn.numpy(), 0, first_item, thresholds_qm)
+        above_qm = self._heads(first_query, len(tile_qn)).update_rows(tile_qn.numpy(), 0, first_item, thresholds_qm)
         self._above_P[span] += _counted(above_qm, slots_p, tile_qn, offsets, self._scores_P[span], own_p)
 
-    def absorb_columns(self, tile_nq: torch.Tensor, first_query: int, first_item: int) -> None:
+    def update_columns(self, tile_nq: torch.Tensor, first_query: int, first_item: int) -> None:
         """Count in a tile whose columns are queries."""
         if tile_nq.device.type != "cpu":
-            self._absorb_on_device(tile_nq.T.contiguous(), first_query, first_item)
+            self._update_on_device(tile_nq.T.contiguous(), first_query, first_item)
             return
         num_items, num_queries = tile_nq.shape
         span, offsets, own_p = self._positives_of(first_query, num_queries, first_item)
         thresholds_qm, slots_p = _thresholds(offsets, self._scores_P[span], own_p, num_items)
-        above_mq = self._heads(first_query, num_queries).absorb_columns(
+        above_mq = self._heads(first_query, num_queries).update_columns(
             tile_nq.numpy(), 0, first_item, np.ascontiguousarray(thresholds_qm.T)
         )
         self._above_P[span] += _counted(above_mq.T, slots_p, tile_nq.T, offsets, self._scores_P[span], own_p)
@@ -62,7 +62,7 @@ class Standing:
     def _indices_QK(self) -> np.ndarray:
         return np.full(self._shape, self._num_items, dtype=np.int64)
 
-    def settle(self, first_query: int) -> None:
+    def finalize(self, first_query: int) -> None:
         """No more tiles will come for the queries whose block begins here: keep their best and let go of the rest."""
         heads = self._open.pop(first_query, None) or self._open_on_device.pop(first_query, None)
         if heads is not None:
@@ -74,7 +74,7 @@ class Standing:
     def ranking(self, direction: Direction, processes: Processes) -> Ranking:
         """The result, on every process, when each has absorbed its share of the tiles."""
         for first_query in [*self._open, *self._open_on_device]:
-            self.settle(first_query)
+            self.finalize(first_query)
         scores_QK, indices_QK = self._scores_QK, self._indices_QK
         if processes.world_size > 1:
             for start in range(0, len(scores_QK), _MERGED_AT_ONCE):
@@ -85,9 +85,9 @@ class Standing:
         above_P = np.sum(processes.gather(self._above_P[None]), axis=0)[0]
         return Ranking(direction, indices_QK, scores_QK, self.positives.offsets, self.positives.indices_P, above_P + 1)
 
-    def _heads(self, first_query: int, num_queries: int) -> Heads:
+    def _heads(self, first_query: int, num_queries: int) -> TopK:
         if first_query not in self._open:
-            self._open[first_query] = Heads(num_queries, self.depth)
+            self._open[first_query] = TopK(num_queries, self.depth)
         return self._open[first_query]
 
     def _positives_of(self, first_query: int, num_queries: int, first_item: int) -> tuple[slice, np.ndarray, np.ndarray]:
@@ -96,9 +96,9 @@ class Standing:
         span = slice(int(offsets[0]), int(offsets[-1]))
         return span, offsets - offsets[0], self.positives.indices_P[span] - first_item
 
-    def _absorb_on_device(self, tile_qn: torch.Tensor, first_query: int, first_item: int) -> None:
+    def _update_on_device(self, tile_qn: torch.Tensor, first_query: int, first_item: int) -> None:
         """The same on a GPU, whose sorting is cheap beside copies to the host."""
-        self._open_on_device.setdefault(first_query, DeviceHeads(self.depth)).absorb(tile_qn, first_item)
+        self._open_on_device.setdefault(first_query, DeviceTopK(self.depth)).update(tile_qn, first_item)
         span, offsets, own_p = self._positives_of(first_query, len(tile_qn), first_item)
         self._above_P[span] += num_above(tile_qn, offsets, self._scores_P[span], own_p)
 

@@ -17,7 +17,7 @@ from eval.dataset.retrieval_set import PositivePairs
 from eval.encoder.embedding_files import Rows
 from eval.processes import Processes
 from eval.search.exact import GALLERY_BLOCK, QUERY_BLOCK
-from eval.search.top_k import DeviceHeads, Heads
+from eval.search.top_k import DeviceTopK, TopK
 
 ROW_BLOCKS_AT_ONCE = 32
 
@@ -97,7 +97,7 @@ class _Tiles:
         self._tile = torch.empty(QUERY_BLOCK, GALLERY_BLOCK, device=device)
 
     def pass_by(self, row_blocks: "list[_RowBlock]") -> None:
-        """Let every row of queries absorb the whole gallery."""
+        """Let every row of queries update the whole gallery."""
         for first_item, num_items, empty in self._gallery_blocks():
             for block in row_blocks:
                 self._rows[: len(block.vectors_qD)] = block.vectors_qD
@@ -106,7 +106,7 @@ class _Tiles:
                 tile_qn = self._tile[: len(block.vectors_qD), :num_items]
                 if len(empty):
                     tile_qn[:, empty] = -torch.inf
-                block.absorb(tile_qn, first_item)
+                block.update(tile_qn, first_item)
 
     def _gallery_blocks(self) -> Iterator[tuple[int, int, torch.Tensor]]:
         """(first item, number of items, places of rows of zeros) of each block of the gallery, which lies in `_columns` meanwhile."""
@@ -136,7 +136,7 @@ class _RowBlock:
     def __init__(self, vectors_qD: np.ndarray, positives: PositivePairs, num_items: int, depth: int, device: torch.device) -> None:
         self.vectors_qD = torch.from_numpy(np.array(vectors_qD)).to(device)
         depth = min(depth, num_items)
-        self._heads = Heads(len(vectors_qD), depth) if device.type == "cpu" else DeviceHeads(depth)
+        self._heads = TopK(len(vectors_qD), depth) if device.type == "cpu" else DeviceTopK(depth)
         self._no_thresholds = np.empty((len(vectors_qD), 0), dtype=np.float32)
         self._best_q = torch.full((len(vectors_qD),), -torch.inf, device=device)
         order = np.argsort(positives.indices_P, kind="stable")
@@ -144,12 +144,12 @@ class _RowBlock:
         self._item_p = torch.from_numpy(positives.indices_P[order]).to(device)
         self._sorted_items = positives.indices_P[order]
 
-    def absorb(self, tile_qn: torch.Tensor, first_item: int) -> None:
+    def update(self, tile_qn: torch.Tensor, first_item: int) -> None:
         """Count a tile in."""
-        if isinstance(self._heads, Heads):
-            self._heads.absorb_rows(tile_qn.numpy(), 0, first_item, self._no_thresholds)
+        if isinstance(self._heads, TopK):
+            self._heads.update_rows(tile_qn.numpy(), 0, first_item, self._no_thresholds)
         else:
-            self._heads.absorb(tile_qn, first_item)
+            self._heads.update(tile_qn, first_item)
         start, stop = np.searchsorted(self._sorted_items, [first_item, first_item + tile_qn.shape[1]])
         if stop > start:
             query_p = self._query_p[start:stop]

@@ -15,7 +15,7 @@ _LEAST_ROOM = 24
 _TURNED_AT_ONCE = 256  # queries that are columns: a copy of the whole tile would be the largest thing held
 
 
-class Heads:
+class TopK:
     """The running heads of a block of queries; tiles of a query must come in ascending order of their items."""
 
     def __init__(self, num_queries: int, depth: int) -> None:
@@ -26,7 +26,7 @@ class Heads:
         self._held_Q = np.zeros(num_queries, dtype=np.int64)
         self._floor_Q = np.full(num_queries, -np.inf, dtype=np.float32)
 
-    def absorb_rows(self, tile_qn: np.ndarray, first_query: int, first_item: int, thresholds_qm: np.ndarray) -> np.ndarray:
+    def update_rows(self, tile_qn: np.ndarray, first_query: int, first_item: int, thresholds_qm: np.ndarray) -> np.ndarray:
         """Take in a tile whose rows are queries; returns how many of its scores are above each threshold, int64 of shape (q, m)."""
         queries = slice(first_query, first_query + len(tile_qn))
         if np.isneginf(self._floor_Q[queries]).any():
@@ -38,7 +38,7 @@ class Heads:
         self._take(tile_qn, rows_s, columns_s, first_query, first_item)
         return above_qm
 
-    def absorb_columns(self, tile_nq: np.ndarray, first_query: int, first_item: int, thresholds_mq: np.ndarray) -> np.ndarray:
+    def update_columns(self, tile_nq: np.ndarray, first_query: int, first_item: int, thresholds_mq: np.ndarray) -> np.ndarray:
         """Take in a tile whose columns are queries; returns the counts above the thresholds, int64 of shape (m, q)."""
         queries = slice(first_query, first_query + tile_nq.shape[1])
         if np.isneginf(self._floor_Q[queries]).any():
@@ -108,15 +108,15 @@ class Heads:
         self._floor_Q[full_q] = self._scores_QW[full_q, self.depth - 1]
 
 
-class DeviceHeads:
-    """What `Heads` is on a CPU: there sorting is cheap beside copies to the host."""
+class DeviceTopK:
+    """What `TopK` is on a CPU: there sorting is cheap beside copies to the host."""
 
     def __init__(self, depth: int) -> None:
         """`depth` is K."""
         self._depth = depth
         self._head: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def absorb(self, tile_qn: torch.Tensor, first_item: int) -> None:
+    def update(self, tile_qn: torch.Tensor, first_item: int) -> None:
         """Take in a tile whose rows are all the queries; tiles come in ascending order of their items."""
         indices_qk, scores_qk = top_k(tile_qn, min(self._depth, tile_qn.shape[1]))
         indices_qk += first_item

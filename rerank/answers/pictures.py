@@ -35,7 +35,7 @@ class Picture:
 
 
 @dataclass
-class PassedOver:
+class SkippedFile:
     """What lay in the folder and was not taken.
 
     Attributes:
@@ -64,11 +64,11 @@ class Pictures:
     """Pictures in id order (`eval.encoder.encoder.Pictures`); none is decoded before it is asked for."""
 
     def __init__(
-        self, pictures: Sequence[Picture], source: str, rows: RowSource | None = None, passed_over: PassedOver | None = None
+        self, pictures: Sequence[Picture], source: str, rows: RowSource | None = None, skipped: SkippedFile | None = None
     ) -> None:
         """`rows` holds the bytes of those that are embedded."""
         ordered = sorted(pictures, key=lambda picture: picture.id)
-        self.source, self.passed_over = source, passed_over or PassedOver()
+        self.source, self.skipped = source, skipped or SkippedFile()
         self.ids: Sequence[str] = StringColumn([picture.id for picture in ordered])
         self._paths: Sequence[str] = StringColumn([picture.path for picture in ordered])
         self._embedded_row_I = np.array([picture.embedded_row for picture in ordered], dtype=np.int64)
@@ -112,7 +112,7 @@ class Pictures:
         """These but for some, by index; the order stays."""
         kept = np.setdiff1d(np.arange(self.num_images), broken).tolist()
         pictures = [Picture(self.ids[image], self._paths[image], int(self._embedded_row_I[image])) for image in kept]
-        return Pictures(pictures, self.source, self._rows, self.passed_over)
+        return Pictures(pictures, self.source, self._rows, self.skipped)
 
     @classmethod
     def of_manifest(cls, images: Sequence[ManifestImage], source: str, rows: RowSource) -> "Pictures":
@@ -135,22 +135,22 @@ def read_folder(folder: str) -> Pictures:
         UserError: there is no picture, or the name of one is not UTF-8.
         OSError: a folder cannot be read.
     """
-    passed_over = PassedOver()
-    ids = list(_walk(folder, passed_over))
+    skipped = SkippedFile()
+    ids = list(_walk(folder, skipped))
     if not ids:
-        looked = passed_over.in_words()
+        looked = skipped.in_words()
         tables = " There are .parquet files in it: to read pictures out of those, give --images 'FOLDER/*.parquet'."
         raise UserError(
             f"--images {folder}: no pictures in it or below it; expected files named {', '.join(sorted(SUFFIXES))}"
             + (f"; found {looked}." if looked else "; it is empty.")
-            + (tables if ".parquet" in passed_over.suffixes else " Give the folder that holds the pictures.")
+            + (tables if ".parquet" in skipped.suffixes else " Give the folder that holds the pictures.")
         )
     if bad := [name for name in ids if not is_unicode(name)]:
         raise UserError(f"--images {folder}: the names of {len(bad)} pictures are not UTF-8, e.g. {bad[0]!a}: rename them")
-    return Pictures([Picture(name, os.path.join(folder, name)) for name in ids], folder, passed_over=passed_over)
+    return Pictures([Picture(name, os.path.join(folder, name)) for name in ids], folder, skipped=skipped)
 
 
-def _walk(folder: str, passed_over: PassedOver) -> Iterator[str]:
+def _walk(folder: str, skipped: SkippedFile) -> Iterator[str]:
     """Paths of pictures below a folder, relative to it."""
 
     def refuse(error: OSError) -> None:
@@ -159,17 +159,17 @@ def _walk(folder: str, passed_over: PassedOver) -> Iterator[str]:
     for parent, folders, files in os.walk(folder, onerror=refuse):
         shown = [name for name in folders if name[0] != "."]
         linked = [name for name in shown if os.path.islink(os.path.join(parent, name))]
-        passed_over.num_hidden += len(folders) - len(shown)
-        passed_over.num_linked += len(linked)
+        skipped.num_hidden += len(folders) - len(shown)
+        skipped.num_linked += len(linked)
         folders[:] = shown
         for name in files:
             suffix = os.path.splitext(name)[1].lower()
             if name[0] == ".":
-                passed_over.num_hidden += 1
+                skipped.num_hidden += 1
             elif suffix in SUFFIXES:
                 yield os.path.relpath(os.path.join(parent, name), folder)
             else:
-                passed_over.suffixes[suffix] += 1
+                skipped.suffixes[suffix] += 1
 
 
 def read_rows(source: str, *, image_root: str | None = None, columns: Mapping[str, str], split: str | None = None) -> Pictures:

@@ -15,11 +15,11 @@ _MOST_NAMED = 5
 
 def reading_lines(collection: Collection, directions: Sequence[Direction], top_k: int) -> list[str]:
     """What was read, what was passed over, and where there are fewer answers than were asked for."""
-    captions, passed_over = collection.captions_read, collection.pictures.passed_over.in_words()
+    captions, skipped = collection.captions_read, collection.pictures.skipped.in_words()
     odd = [f"{captions.num_blank:,} blank"] if captions.num_blank else []
     odd += [f"{captions.num_repeated:,} repeated, kept once"] if captions.num_repeated else []
     lines = [
-        f"pictures   {collection.num_images:,} in {collection.pictures.source}" + (f" (passed over: {passed_over})" if passed_over else ""),
+        f"pictures   {collection.num_images:,} in {collection.pictures.source}" + (f" (skipped: {skipped})" if skipped else ""),
         f"captions   {collection.num_captions:,} in {captions.source}" + (f" ({'; '.join(odd)})" if odd else ""),
     ]
     for direction in directions:

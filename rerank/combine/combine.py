@@ -34,7 +34,7 @@ _LEAST_UNIT = 1e-9  # below the last bit of a cosine in float32: there a member 
 _MULTIPLIED_AT_ONCE = 1024
 
 
-def rank_blend(
+def rank_ensemble(
     members: Sequence[Member],
     dataset: RetrievalSet,
     *,

@@ -15,7 +15,7 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.metrics.metrics import recall_at_k
 from eval.processes import Processes
 from eval.search.ranking import DIRECTIONS, Direction
-from rerank.combine.combine import Combination, rank_blend
+from rerank.combine.combine import Combination, rank_ensemble
 from rerank.combine.views import Member
 
 MOST_POINTS = 100
@@ -111,7 +111,7 @@ def choose_ensemble(
 
     Raises:
         ValueError: no member or no combination is given, or one is given twice.
-        UserError: see `rerank.combine.combine.rank_blend`.
+        UserError: see `rerank.combine.combine.rank_ensemble`.
     """
     if not combinations or len(set(combinations)) < len(combinations):
         raise ValueError(f"combinations: expected one or more, each once; found {list(combinations)}")
@@ -141,7 +141,7 @@ def ranks_at(
 ) -> dict[Direction, np.ndarray]:
     """Rank of each query's best right answer by the members that have a weight above 0."""
     heard = [place for place, weight in enumerate(weights) if weight > 0]
-    found = rank_blend(
+    found = rank_ensemble(
         [members[place] for place in heard],
         dataset,
         weights=[weights[place] for place in heard],

@@ -23,13 +23,13 @@ from eval.processes import Processes
 from eval.progress import bar
 from eval.search.retrieve import find
 from eval.search.stage import Stage
-from rerank.combine.combine import rank_blend
+from rerank.combine.combine import rank_ensemble
 from rerank.combine.embedded_sets import EmbeddedSets
 from rerank.combine.ensemble import INPUTS_KEY
 from rerank.combine.ensemble_weights import EnsembleChoice, choose_ensemble, simplex
 from rerank.combine.expansion_effects import ranks_of_each_view
 from rerank.combine.pooling import PoolChoice, choose_pool, pools_at
-from rerank.combine.record import EnsembleArm, ExpansionArm, combined_sections, expansion_table
+from rerank.combine.record import EnsembleStage, ExpandedStage, combined_sections, expansion_table
 from rerank.combine.spec import ENSEMBLE, Combining
 from rerank.combine.views import Combination, Pool
 
@@ -158,7 +158,7 @@ class FirstStages:
         used = expansion if pool is not None else None
         members = [self.sets.member(name, dataset, used) for name in heard]
         started = time.perf_counter()
-        rankings = rank_blend(
+        rankings = rank_ensemble(
             members,
             dataset,
             weights=list(heard.values()),
@@ -184,14 +184,14 @@ class FirstStages:
         """What expansions.parquet holds; None where no expansion is in use."""
         return expansion_table(figures, dataset, self._expansions(dataset))
 
-    def _ensembles(self, figures: Figures, dataset: RetrievalSet, scorer_name: str | None) -> list[EnsembleArm]:
+    def _ensembles(self, figures: Figures, dataset: RetrievalSet, scorer_name: str | None) -> list[EnsembleStage]:
         if not self.combining.members:
             return []
         names, weights, combination = self.composition(ENSEMBLE)
         heard = [name for name, weight in zip(names, weights, strict=True) if weight > 0]
         reranked = f"{names[0]}+{scorer_name}"
         return [
-            EnsembleArm(
+            EnsembleStage(
                 ENSEMBLE,
                 names,
                 weights,
@@ -204,9 +204,9 @@ class FirstStages:
             )
         ]
 
-    def _expansions(self, dataset: RetrievalSet) -> list[ExpansionArm]:
+    def _expansions(self, dataset: RetrievalSet) -> list[ExpandedStage]:
         return [
-            ExpansionArm(
+            ExpandedStage(
                 stage := f"{target}+{name}",
                 target,
                 self.sets.side(name, dataset),

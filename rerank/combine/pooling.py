@@ -17,7 +17,7 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.metrics.metrics import recall_at_k
 from eval.processes import Processes
 from eval.search.ranking import Direction
-from rerank.combine.combine import Combination, rank_blend
+from rerank.combine.combine import Combination, rank_ensemble
 from rerank.combine.ensemble_weights import EQUAL_WITHIN
 from rerank.combine.views import POOLINGS, Member, Pool, Pooling, Views
 
@@ -32,7 +32,7 @@ def direction_of(side: Side) -> Direction:
 
 
 def pools_at(side: Side, pool: Pool | None) -> dict[Direction, tuple[Pool | None, Pool | None]]:
-    """What `rerank.combine.combine.rank_blend` takes as `pools`, with a pool at one side alone."""
+    """What `rerank.combine.combine.rank_ensemble` takes as `pools`, with a pool at one side alone."""
     return {direction_of(side): (None, pool) if side == "candidates" else (pool, None)}
 
 
@@ -101,7 +101,7 @@ def choose_pool(
         on_tried: called with 1 after each point.
 
     Raises:
-        UserError: see `rerank.combine.combine.rank_blend`.
+        UserError: see `rerank.combine.combine.rank_ensemble`.
     """
     members, weights = heard(members, weights)
     usable = usable_poolings(side, len(members), combination)
@@ -143,4 +143,4 @@ def ranks_with(
     pools: Mapping[Direction, tuple[Pool | None, Pool | None]] = pools_at(side, pool) if pool is not None else {}
     changed = [direction_of(side)]
     asked: Any = {"combination": combination, "pools": pools, "depth": 1, "directions": changed, "processes": processes}
-    return rank_blend(members, dataset, weights=weights, **asked)[changed[0]].best_ranks()
+    return rank_ensemble(members, dataset, weights=weights, **asked)[changed[0]].best_ranks()

@@ -36,7 +36,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class EnsembleArm:
+class EnsembleStage:
     """An ensemble among the stages of a report.
 
     Attributes:
@@ -60,7 +60,7 @@ class EnsembleArm:
 
 
 @dataclass(frozen=True)
-class ExpansionArm:
+class ExpandedStage:
     """A stage with further views of one side's items.
 
     Attributes:
@@ -82,7 +82,7 @@ class ExpansionArm:
 
 
 def combined_sections(
-    figures: Figures, dataset: RetrievalSet, ensembles: Sequence[EnsembleArm], expansions: Sequence[ExpansionArm]
+    figures: Figures, dataset: RetrievalSet, ensembles: Sequence[EnsembleStage], expansions: Sequence[ExpandedStage]
 ) -> dict[str, Any]:
     """Further sections of a report: `ensemble` and `expansion`, an entry for each arm; absent where there is none.
 
@@ -95,7 +95,7 @@ def combined_sections(
     return ({"ensemble": ensemble} if ensemble else {}) | ({"expansion": expansion} if expansion else {})
 
 
-def expansion_table(figures: Figures, dataset: RetrievalSet, expansions: Sequence[ExpansionArm]) -> pa.Table | None:
+def expansion_table(figures: Figures, dataset: RetrievalSet, expansions: Sequence[ExpandedStage]) -> pa.Table | None:
     """expansions.parquet: a row for each view of each query of every arm that is on; None where none is."""
     found, parts = Differences(figures, dataset), []
     for arm in expansions:
@@ -105,7 +105,7 @@ def expansion_table(figures: Figures, dataset: RetrievalSet, expansions: Sequenc
     return pa.concat_tables(parts) if parts else None
 
 
-def _ensemble_record(found: Differences, arm: EnsembleArm) -> dict[str, Any]:
+def _ensemble_record(found: Differences, arm: EnsembleStage) -> dict[str, Any]:
     recalls = {stage: found.recalls_at_1(stage) for stage in (*arm.members, arm.stage)}
     weights = [float(weight) for weight in arm.weights]
     members = list(zip(arm.members, weights, strict=True))
@@ -128,7 +128,7 @@ def _ensemble_record(found: Differences, arm: EnsembleArm) -> dict[str, Any]:
     }
 
 
-def _ensemble_cost(found: Differences, arm: EnsembleArm) -> dict[str, Any]:
+def _ensemble_cost(found: Differences, arm: EnsembleStage) -> dict[str, Any]:
     base = arm.members[0]
     sides = {"ensemble": _cost(found, arm.stage, arm.held), "base": _cost(found, base, arm.base_held) | {"stage": base}}
     return sides | {"extra_seconds": sides["ensemble"]["seconds"] - sides["base"]["seconds"]}
@@ -171,7 +171,7 @@ def _shares(ranks: Sequence[np.ndarray], direction: Direction, dataset: Retrieva
     return sums.means(), sums.resampled_means(resample_weights(dataset.num_images))
 
 
-def _expansion_record(found: Differences, arm: ExpansionArm) -> dict[str, Any]:
+def _expansion_record(found: Differences, arm: ExpandedStage) -> dict[str, Any]:
     counts, views = np.diff(arm.texts.offsets), arm.texts.record()
     before, _, ending = arm.stage.rpartition("+")
     name = ending if before == arm.against else arm.texts.name  # a second expansion of a kind is called NAME-2
@@ -207,7 +207,7 @@ def _expansion_record(found: Differences, arm: ExpansionArm) -> dict[str, Any]:
     }
 
 
-def _moves(found: Differences, arm: ExpansionArm, pool: Pool) -> Moves:
+def _moves(found: Differences, arm: ExpandedStage, pool: Pool) -> Moves:
     direction = direction_of(arm.side)
     before_Q, after_Q = (found.arm(stage, direction).ranks_Q for stage in (arm.against, arm.stage))
     return Moves(arm.side, arm.texts, items_of(found.dataset, arm.side), before_Q, after_Q, arm.view_ranks, pool.number)

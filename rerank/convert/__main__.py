@@ -25,10 +25,10 @@ from eval.encoder.tokenizer import rewrite_tokenizer_config
 from eval.errors import UserError, WriteError, writing
 from rerank.convert.hub_weights import OTHER_WEIGHTS, convert_hub_folder
 from rerank.scorers.albef.checkpoint import matcher_of
-from rerank.scorers.albef.model import AlbefConfig, AlbefMatcher
+from rerank.scorers.albef.model import AlbefConfig, AlbefCrossEncoder
 from rerank.scorers.albef.release import albef_release
 from rerank.scorers.load import load_scorer
-from rerank.scorers.supported import check_matcher
+from rerank.scorers.supported import check_cross_encoder
 
 DEFAULT_TOKENIZER = "bert-base-uncased"
 _VOCABULARIES = ("tokenizer.json", "vocab.txt")
@@ -93,13 +93,13 @@ def convert_albef(source: Path, folder: Path, tokenizer: str, image_size: int | 
 
 def _convert_hub(source: str, folder: Path) -> list[str]:
     found = _hub_folder(source)
-    check_matcher(str(found))  # before any work: a converted captioner or text-text reranker would be of no use
+    check_cross_encoder(str(found))  # before any work: a converted captioner or text-text reranker would be of no use
     return convert_hub_folder(found, folder)
 
 
 def _expected(config: AlbefConfig) -> set[str]:
     with torch.device("meta"):
-        return {name for name, _ in AlbefMatcher(config).named_parameters()}
+        return {name for name, _ in AlbefCrossEncoder(config).named_parameters()}
 
 
 def _tokenizer(name: str, config: AlbefConfig) -> BertTokenizer:

@@ -12,7 +12,7 @@ from eval.search.stage import Stage
 from rerank.reorder.record import chosen_sections
 from rerank.reorder.skipping import needed_lists
 from rerank.reorder.stages import check_top_k, reranked, score_stages
-from rerank.reorder.tuned_stages import ADAPTIVE, Asked, Chosen, adaptive_stage, choose_arms, chosen_stages
+from rerank.reorder.tuned_stages import ADAPTIVE, Asked, Chosen, adaptive_stage, choose_stages, chosen_stages
 from rerank.scorers.scorer import PairScorer
 from rerank.scoring.pair_scores import PairScores, complete_scores
 from rerank.scoring.score_cache import PairStore
@@ -82,7 +82,7 @@ class Plan:
         other, retrieve = choose_on
         firsts_there = retrieve(other)
         scores_there = score_stages(other, firsts_there, scorer, top_k, **shared)
-        chosen = choose_arms(other, firsts_there, scores_there, scorer.name, top_k, self.arms)
+        chosen = choose_stages(other, firsts_there, scores_there, scorer.name, top_k, self.arms)
         return Reranked(stages + chosen_stages(chosen, [*firsts, *stages], scores), scores, chosen, budget)
 
     def _budget(self, dataset: RetrievalSet, firsts: Sequence[Stage], scorer: PairScorer, processes: Processes) -> Budget | None:

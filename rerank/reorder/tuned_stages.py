@@ -144,7 +144,7 @@ def adaptive_stage(first: Stage, scores: PairScores, twin: str, margin: float, t
     return Stage(f"{twin}+{ADAPTIVE}", rankings, cost, first.name, top_k, sweep)
 
 
-def choose_arms(
+def choose_stages(
     dataset: RetrievalSet, firsts: Sequence[Stage], scores: PairScores, scorer_name: str, top_k: int, asked: Asked
 ) -> list[Chosen]:
     """What is chosen for each first stage, on one split.

@@ -78,12 +78,12 @@ def read_preprocessing(model: str, config_class: Any, image_processor_class: Any
 
 
 def complete_weights(
-    model: str, matcher_class: Any, config: Any, example: str, *, asked: str = ASKED, purpose: str = "image-text matching"
+    model: str, cross_encoder_class: Any, config: Any, example: str, *, asked: str = ASKED, purpose: str = "image-text matching"
 ) -> Any:
     """The matcher, or another model, in float32 and evaluation mode, every weight of it read from the files (eval/encoder/weights.py).
 
     Args:
-        matcher_class: transformers' class with the matching head.
+        cross_encoder_class: transformers' class with the matching head.
         example: hub id of a complete checkpoint of that class, for the message.
         asked: the key or option that named the model, for the message.
         purpose: what a checkpoint must be trained for, for the message.
@@ -92,13 +92,13 @@ def complete_weights(
         UserError: weights cannot be read, are missing, of another shape, or not finite.
     """
     try:
-        matcher, loading = load_weights(matcher_class, model, config, ignore_mismatched_sizes=True)
+        matcher, loading = load_weights(cross_encoder_class, model, config, ignore_mismatched_sizes=True)
     except (OSError, ValueError, TypeError, LookupError, ArithmeticError, SafetensorError) as error:  # of sizes that cannot be, too
         raise _unreadable(model, "the weights (model.safetensors)", error, asked) from error
     missing, misshapen = sorted(loading["missing_keys"]), sorted(name for name, *_ in loading["mismatched_keys"])
     if missing or misshapen:  # transformers fills both with random numbers
         raise UserError(
-            f"{asked}: {model!r} lacks {len(missing)} weights of {matcher_class.__name__} and has {len(misshapen)} "
+            f"{asked}: {model!r} lacks {len(missing)} weights of {cross_encoder_class.__name__} and has {len(misshapen)} "
             f"of another shape than its config.json says; they would be random: {_first_names(missing + misshapen)}. "
             f"Use a checkpoint trained for {purpose}, such as {example}."
         )

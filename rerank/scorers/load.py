@@ -6,7 +6,7 @@ import torch
 
 from rerank.scorers.probes import check_scorer
 from rerank.scorers.scorer import PairScorer, ScorerSettings
-from rerank.scorers.supported import check_matcher
+from rerank.scorers.supported import check_cross_encoder
 
 # Kind of checkpoint (rerank/scorers/supported.py) -> module and class of its scorer; imported when asked for.
 _SCORERS = {
@@ -39,6 +39,6 @@ def load_scorer(model: str, *, device: torch.device | str | None = None, setting
 
 def read_scorer(model: str, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> PairScorer:
     """The same without the probes: for a checkpoint that this job has probed already."""
-    module, scorer = _SCORERS[check_matcher(model)]
+    module, scorer = _SCORERS[check_cross_encoder(model)]
     made: PairScorer = getattr(importlib.import_module(module), scorer).load(model, device=device, settings=settings)
     return made

@@ -116,7 +116,7 @@ _CROSS_ENCODER_KEY = "sentence_transformers"  # what its CrossEncoder, and no ot
 _GGUF_REMEDY = " of llama.cpp (GGUF), which is not read here"
 
 
-def check_matcher(model: str) -> str:
+def check_cross_encoder(model: str) -> str:
     """The kind of matcher `model` (a folder or a hub id) says of itself to be: one that rerank/scorers/supported.py names.
 
     Reads names and config.json only; whether the weights are all there is checked when they are loaded, and whether they

@@ -11,28 +11,28 @@ import pytest
 from tests.faults.runs import Run, assert_same, lines, steps_taken
 from tests.nursery import Nursery, Trap
 from tests.small_job import TINY, load
-from tests.small_reranker_job import MatcherWorld
+from tests.small_reranker_job import RerankerWorld
 from train.model.random_init import write_scratch
 
 # 6 steps; evaluations at 0, 3, 6; checkpoints every 2 steps and at a new best.
 MOMENTS = {
     "in the mining": Trap("train.reranker.negatives:write_negatives", 2),
-    "mined, not yet evaluated": Trap("train.reranker.negatives:write_sheet", 2, after=True),
+    "mined, not yet evaluated": Trap("train.reranker.negatives:write_mining_report", 2, after=True),
     "weights moved, line not written": Trap("train.reranker.step:MatchStepper.take", 5, after=True),
-    "in an evaluation": Trap("train.reranker.loop:measure_matcher", 2),
-    "exported, not measured": Trap("train.reranker.finish:export_matcher", 1, after=True),
+    "in an evaluation": Trap("train.reranker.loop:measure_cross_encoder", 2),
+    "exported, not measured": Trap("train.reranker.finish:export_cross_encoder", 1, after=True),
 }
 
 
 @pytest.fixture(scope="module")
-def straight_tuning(nursery: Nursery, matcher_world: MatcherWorld, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def straight_tuning(nursery: Nursery, matcher_world: RerankerWorld, tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run.make(nursery, matcher_world, tmp_path_factory.mktemp("straight-reranker"))
     run.finish()
     return run
 
 
 @pytest.fixture
-def tuning(nursery: Nursery, matcher_world: MatcherWorld, tmp_path: Path) -> Run:
+def tuning(nursery: Nursery, matcher_world: RerankerWorld, tmp_path: Path) -> Run:
     return Run.make(nursery, matcher_world, tmp_path, data__num_workers=1)
 
 
@@ -57,7 +57,7 @@ def test_stopped_and_killed_at_random_moments(tuning: Run, straight_tuning: Run)
     assert_same(tuning, straight_tuning)
 
 
-def test_another_miner_is_refused_on_resume(nursery: Nursery, matcher_world: MatcherWorld, tmp_path: Path) -> None:
+def test_another_miner_is_refused_on_resume(nursery: Nursery, matcher_world: RerankerWorld, tmp_path: Path) -> None:
     """Its folder has the same name, and other weights."""
     miner = tmp_path / "miner"
     shutil.copytree(matcher_world.base, miner)
@@ -70,7 +70,7 @@ def test_another_miner_is_refused_on_resume(nursery: Nursery, matcher_world: Mat
     assert child.wait() == 2 and f"{miner} has other weights than when" in child.output()
 
 
-def test_one_of_two_processes_killed_is_two_straight_ones(nursery: Nursery, matcher_world: MatcherWorld, tmp_path: Path) -> None:
+def test_one_of_two_processes_killed_is_two_straight_ones(nursery: Nursery, matcher_world: RerankerWorld, tmp_path: Path) -> None:
     pair, straight = (Run.make(nursery, matcher_world, tmp_path / name, world_size=2) for name in ("disturbed", "straight"))
     straight.finish()
     children = pair.start(traps={1: Trap("train.reranker.step:MatchStepper.take", 4)})

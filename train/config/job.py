@@ -31,7 +31,7 @@ class TrainConfig(LoopConfig):
 class JobConfig(RunConfig):
     """One job: everything `python -m train CONFIG.yaml` needs to know."""
 
-    free_keys: ClassVar[tuple[str, ...]] = (*RunConfig.free_keys, "rerank", "evaluation", "choices")
+    mutable_keys: ClassVar[tuple[str, ...]] = (*RunConfig.mutable_keys, "rerank", "evaluation", "choices")
 
     model: ModelConfig
     train: TrainConfig
@@ -56,7 +56,7 @@ class JobConfig(RunConfig):
                 f"mining.form images: {self.mining.negatives_per_image} hard images of one caption and its own image do not fit into "
                 f"train.batch_size {self.train.batch_size}; lower mining.negatives_per_image"
             )
-        if self.mining is not None and self.mining.denoise is not None and self.matcher_model is None:
+        if self.mining is not None and self.mining.denoise is not None and self.cross_encoder_model is None:
             raise ValueError("mining.denoise needs a cross-encoder: give mining.denoise.model or rerank.model")
         if self.rerank is not None and self.rerank.chooses and not self.data.has_two_to_choose:
             raise ValueError(
@@ -69,12 +69,12 @@ class JobConfig(RunConfig):
                 "data.test_split, and need both, and two; give the ensemble's members weights, or leave both out"
             )
         if self.mining is not None and self.mining.distil is not None:
-            if self.matcher_model is None:
+            if self.cross_encoder_model is None:
                 raise ValueError("mining.distil needs a cross-encoder: give mining.distil.model or rerank.model")
-            if self.mining.distil.model not in (None, self.matcher_model):
+            if self.mining.distil.model not in (None, self.cross_encoder_model):
                 raise ValueError(
-                    f"mining.denoise asks {self.matcher_model} and mining.distil {self.mining.distil.model}: a pair is scored once, by one "
-                    "cross-encoder; give both the same, or leave out mining.distil.model"
+                    f"mining.denoise asks {self.cross_encoder_model} and mining.distil {self.mining.distil.model}: a pair is scored once, "
+                    "by one cross-encoder; give both the same, or leave out mining.distil.model"
                 )
         names = [watch.name for watch in self.watch]
         if len(set(names)) < len(names):
@@ -86,7 +86,7 @@ class JobConfig(RunConfig):
         return self
 
     @property
-    def matcher_model(self) -> str | None:
+    def cross_encoder_model(self) -> str | None:
         """The cross-encoder that mining asks; None where it asks none."""
         if self.mining is None or (self.mining.denoise is None and self.mining.distil is None):
             return None

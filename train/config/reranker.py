@@ -16,7 +16,7 @@ from train.config.section import Section
 What = Literal["head", "lora", "all"]
 
 
-class MatcherConfig(Section):
+class CrossEncoderConfig(Section):
     """What is tuned."""
 
     base: str
@@ -28,7 +28,7 @@ class MatcherConfig(Section):
     """Of what: lora; null there: rank 16, alpha 32."""
 
     @model_validator(mode="after")
-    def _check(self) -> "MatcherConfig":
+    def _check(self) -> "CrossEncoderConfig":
         if self.lora is not None and self.what != "lora":
             raise ValueError(f"lora does nothing with what: {self.what}; leave it out, or take what: lora")
         return self
@@ -138,7 +138,7 @@ class ConstantAnswerConfig(Section):
 class RerankerConfig(RunConfig):
     """One tuning of a reranker: everything `python -m train.reranker CONFIG.yaml` needs to know."""
 
-    model: MatcherConfig
+    model: CrossEncoderConfig
     miner: str
     """The tuned SigLIP whose confusions are mined, and whose top-K is reranked: a folder such as runs/demo/export, or a hub id."""
     negatives: NegativesConfig = NegativesConfig()

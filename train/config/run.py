@@ -106,7 +106,13 @@ class WandbConfig(Section):
 class RunConfig(Section):
     """What every run has, whatever it trains: a name, a seed, a folder, a loop."""
 
-    free_keys: ClassVar[tuple[str, ...]] = ("data.num_workers", "train.keep_checkpoints", "train.timeout_seconds", "runs_folder", "wandb")
+    mutable_keys: ClassVar[tuple[str, ...]] = (
+        "data.num_workers",
+        "train.keep_checkpoints",
+        "train.timeout_seconds",
+        "runs_folder",
+        "wandb",
+    )
     """Keys that may change between a run and its continuation, for they do not touch what is learnt."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]

@@ -17,7 +17,7 @@ from train.data.order import BatchOrder, chosen_caption
 
 
 @dataclass(frozen=True)
-class SeedOrder:
+class AnchorOrder:
     """Which images are the seeds of a step: whole batches up to start_step, then num_seeds a step, from where the order then stands."""
 
     base: BatchOrder
@@ -67,7 +67,7 @@ class SeedOrder:
         return epoch + 1 + further, place * self.num_seeds
 
 
-Turns = BatchOrder | SeedOrder
+Turns = BatchOrder | AnchorOrder
 """Whose turn it is at each step, whatever is mined: all images of a batch, or its seeds."""
 
 
@@ -91,7 +91,7 @@ class HardImages:
 
 
 @dataclass(frozen=True)
-class SeededBatch:
+class AnchoredBatch:
     """A batch in three parts: seeds, then hard images that were not among them already, then what filled it up."""
 
     images_B: np.ndarray
@@ -104,7 +104,7 @@ class SeededBatch:
         return len(self.images_B) - self.num_seeds - self.num_hard_images
 
 
-def compose_seeded(seeds_S: np.ndarray, hard: list[np.ndarray], following: np.ndarray, batch_size: int) -> SeededBatch:
+def compose_anchored(seeds_S: np.ndarray, hard: list[np.ndarray], following: np.ndarray, batch_size: int) -> AnchoredBatch:
     """Seeds, their hard images in the order of the seeds, and the next images of the order until the batch is full; no image twice.
 
     Args:
@@ -119,7 +119,7 @@ def compose_seeded(seeds_S: np.ndarray, hard: list[np.ndarray], following: np.nd
         if len(images) == batch_size:
             break
         images.setdefault(image)
-    return SeededBatch(np.fromiter(images, np.int64, len(images)), len(seeds_S), num_hard)
+    return AnchoredBatch(np.fromiter(images, np.int64, len(images)), len(seeds_S), num_hard)
 
 
 class HardImageOrder:
@@ -129,7 +129,7 @@ class HardImageOrder:
         hard: None before the first mining.
     """
 
-    def __init__(self, seeds: SeedOrder, dataset: RetrievalSet, hard: HardImages | None) -> None:
+    def __init__(self, seeds: AnchorOrder, dataset: RetrievalSet, hard: HardImages | None) -> None:
         self._seeds, self._dataset, self._hard = seeds, dataset, hard
 
     @property
@@ -141,7 +141,7 @@ class HardImageOrder:
         """The epoch, from 0, whose permutation the seeds of a step come from."""
         return self._seeds.epoch(step)
 
-    def batch(self, step: int) -> SeededBatch:
+    def batch(self, step: int) -> AnchoredBatch:
         """A step's whole batch with its parts.
 
         Raises:
@@ -149,12 +149,12 @@ class HardImageOrder:
         """
         seeds, batch_size = self._seeds.images(step), self._seeds.base.batch_size
         if step <= self._seeds.start_step:
-            return SeededBatch(seeds, len(seeds), 0)
+            return AnchoredBatch(seeds, len(seeds), 0)
         if self._hard is None:
             raise ValueError(f"step {step} wants hard images, and none are mined yet")
         captions = [chosen_caption(self._dataset, int(image), self.epoch(step), self.seed) for image in seeds]
         hard = [self._hard.of(caption) for caption in captions]
-        return compose_seeded(seeds, hard, self._seeds.following(step, 2 * batch_size), batch_size)
+        return compose_anchored(seeds, hard, self._seeds.following(step, 2 * batch_size), batch_size)
 
     def images(self, step: int) -> np.ndarray:
         """Image indices of a step's whole batch, int64 of shape (B,), no image twice."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from eval.dataset.retrieval_set import RetrievalSet
 from train.config.mining import MiningConfig
-from train.data.hard_image_order import HardImageOrder, HardImages, SeedOrder, Turns
+from train.data.hard_image_order import AnchorOrder, HardImageOrder, HardImages, Turns
 from train.data.negatives import Negatives
 from train.data.neighbour_order import NeighbourOrder, Neighbours
 from train.data.order import BatchOrder, Order
@@ -18,7 +18,7 @@ from train.data.order import BatchOrder, Order
 def turns_of(mining: MiningConfig | None, base: BatchOrder) -> Turns:
     """The images of the plain order; in the form `images` fewer a step, the seeds."""
     if mining is not None and mining.form == "images":
-        return SeedOrder(base, mining.start_step, base.batch_size // (1 + mining.negatives_per_image))
+        return AnchorOrder(base, mining.start_step, base.batch_size // (1 + mining.negatives_per_image))
     return base
 
 
@@ -31,7 +31,7 @@ def order_in_force(
         table, mined_at_step: the table in force and the step whose weights it was mined with; None before the first.
         max_steps: of the run, which the last window does not look beyond.
     """
-    if isinstance(turns, SeedOrder):
+    if isinstance(turns, AnchorOrder):
         return HardImageOrder(turns, dataset, HardImages.of_table(table, dataset.num_captions) if table is not None else None)
     if mining is not None and mining.form == "neighbours" and table is not None and mined_at_step is not None:
         window = range(mined_at_step + 1, min(mined_at_step + refresh_every(mining, turns), max_steps) + 1)
@@ -48,7 +48,7 @@ def describe_form(mining: MiningConfig | None, turns: Turns) -> list[str]:
     """What a person should know of composed batches before the first step; nothing where batches are slices of the order."""
     if mining is None or mining.form == "columns":
         return []
-    if isinstance(turns, SeedOrder):
+    if isinstance(turns, AnchorOrder):
         return [
             f"batches   {turns.num_seeds} seeds and up to {mining.negatives_per_image} hard images of each one's caption a step: "
             f"{turns.steps_per_epoch:,} steps an epoch (each image a seed once), not {turns.base.steps_per_epoch:,}"

@@ -28,14 +28,14 @@ def known_truth(config: RunConfig, train_set: RetrievalSet) -> set[tuple[str, st
 
 
 @dataclass(frozen=True)
-class WatchSet:
+class RetentionSet:
     """One watch set, read."""
 
     config: WatchConfig
     dataset: RetrievalSet
 
     @classmethod
-    def load(cls, config: WatchConfig) -> "WatchSet":
+    def load(cls, config: WatchConfig) -> "RetentionSet":
         """Read its manifest.
 
         Raises:
@@ -58,7 +58,7 @@ class Splits:
     test: RetrievalSet | None
     unused: dict[str, int]
     """Images of every other split of the manifest: a misspelt split is seen here."""
-    watch: list[WatchSet] = field(default_factory=list)
+    watch: list[RetentionSet] = field(default_factory=list)
     further: FurtherCaptions | None = None
     """Captions without images that can be mined."""
     expand_lines: list[str] = field(default_factory=list)
@@ -82,7 +82,7 @@ def load_data(config: JobConfig) -> Splits:
         UserError: with every fault of every manifest, or a split too small for the job.
     """
     faults: list[UserError] = []
-    sets: list[WatchSet] = []
+    sets: list[RetentionSet] = []
     further: FurtherCaptions | None = None
     if config.mining is not None and config.mining.pool is not None:
         try:
@@ -91,7 +91,7 @@ def load_data(config: JobConfig) -> Splits:
             faults.append(error)
     for watched in config.watch:
         try:
-            sets.append(WatchSet.load(watched))
+            sets.append(RetentionSet.load(watched))
         except UserError as error:
             faults.append(error)
     try:

@@ -25,7 +25,7 @@ from eval.processes import Processes
 from eval.sharded import whole
 from train.optim.fsdp import placed
 from train.optim.loss_scale import LossScale
-from train.optim.optimizer import Trainee
+from train.optim.optimizer import Trainable
 
 _NAME = re.compile(r"^step-(\d+)$")
 _TEMPORARY = ".tmp-"
@@ -117,7 +117,7 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def save(
-        self, state: State, tuned: Trainee, optimizer: torch.optim.Optimizer, negatives_file: Path | None, *, writes: bool = True
+        self, state: State, tuned: Trainable, optimizer: torch.optim.Optimizer, negatives_file: Path | None, *, writes: bool = True
     ) -> None:
         """Commit a checkpoint; one of the same step is replaced, unless it is whole and says the same.
 
@@ -217,7 +217,7 @@ class Checkpoints:
         """State of a step's checkpoint."""
         return State.from_record(json.loads((self.path(step) / "state.json").read_text(encoding="utf-8")))
 
-    def load_weights(self, step: int, tuned: Trainee) -> None:
+    def load_weights(self, step: int, tuned: Trainable) -> None:
         """Put a checkpoint's weights into the model.
 
         Raises:
@@ -232,7 +232,7 @@ class Checkpoints:
             for name, parameter in expected.items():
                 parameter.copy_(placed(saved[name], parameter))
 
-    def load_optimizer(self, step: int, tuned: Trainee, optimizer: torch.optim.Optimizer) -> None:
+    def load_optimizer(self, step: int, tuned: Trainable, optimizer: torch.optim.Optimizer) -> None:
         """Put a checkpoint's moments into the optimizer."""
         num_updates = self.state(step).num_updates
         if num_updates == 0:
@@ -262,7 +262,7 @@ def _kept(named: Iterator[tuple[str, torch.Tensor]], keeps: bool) -> dict[str, t
     return kept
 
 
-def _moments(tuned: Trainee, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+def _moments(tuned: Trainable, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in tuned.trainable():
         state = optimizer.state.get(parameter, {})
         for key in ("exp_avg", "exp_avg_sq"):

@@ -126,7 +126,7 @@ def _end_processes() -> None:
         dist.destroy_process_group()
 
 
-def quieten() -> None:
+def silence() -> None:
     """Silence transformers' notices and bars, and Python's word on forking beside threads."""
     from transformers.utils import logging
 

@@ -23,7 +23,7 @@ from train.config.run import LoopConfig, RunConfig
 from train.engine.metrics_log import flatten
 
 
-def start_machine(train: LoopConfig, check: Callable[[Processes], Any]) -> tuple[Accelerator, Processes]:
+def start_distributed(train: LoopConfig, check: Callable[[Processes], Any]) -> tuple[Accelerator, Processes]:
     """Bring up Accelerate and check that as many processes came together as were started.
 
     Args:

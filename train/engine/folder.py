@@ -78,11 +78,11 @@ def _differences(old: dict[str, Any], config: RunConfig) -> list[str]:
     """Keys that differ and matter, as `key: old -> new`."""
     flat_old, flat_new = flatten(old, "."), flatten(config.model_dump(mode="json"), ".")
     keys = [key for key in dict.fromkeys((*flat_old, *flat_new)) if flat_old.get(key) != flat_new.get(key)]
-    return [f"{key}: {flat_old.get(key)!r} -> {flat_new.get(key)!r}" for key in keys if not _is_free(key, config.free_keys)]
+    return [f"{key}: {flat_old.get(key)!r} -> {flat_new.get(key)!r}" for key in keys if not _is_free(key, config.mutable_keys)]
 
 
-def _is_free(key: str, free_keys: tuple[str, ...]) -> bool:
-    return any(key == free or key.startswith(free + ".") for free in free_keys)
+def _is_free(key: str, mutable_keys: tuple[str, ...]) -> bool:
+    return any(key == free or key.startswith(free + ".") for free in mutable_keys)
 
 
 def report_folder(config: RunConfig) -> Path:

@@ -62,11 +62,11 @@ class BaseLoop(ABC):
         """What a person should know before the first step, line by line."""
 
     @abstractmethod
-    def make_ready(self) -> None:
+    def setup(self) -> None:
         """What is done once, at every start, when weights and moments are there; not called when no step is left."""
 
     @abstractmethod
-    def restore_further(self, checkpoints: Checkpoints) -> None:
+    def restore_extra(self, checkpoints: Checkpoints) -> None:
         """Take up what a checkpoint holds beside weights and moments, or refuse it (raises UserError)."""
 
     @abstractmethod
@@ -94,7 +94,7 @@ class BaseLoop(ABC):
         """What is due before the next step."""
 
     @property
-    def in_parts(self) -> bool:
+    def is_sharded(self) -> bool:
         """Whether every process holds a part of the weights."""
         return False
 
@@ -114,7 +114,7 @@ class BaseLoop(ABC):
         try:
             self.save(sync=True)
             if not self._ends_here():
-                self.make_ready()
+                self.setup()
             while True:
                 self._evaluate_if_due()
                 if self._checkpoint_due():
@@ -163,7 +163,7 @@ class BaseLoop(ABC):
             raise UserError(f"{job.base} has other weights than when {job.folder} was begun; give the run another name=")
         if self.state.data_sha256 != job.data_sha256:
             raise UserError(f"{job.data_place} holds other data than when {job.folder} was begun; give the run another name=")
-        self.restore_further(checkpoints)
+        self.restore_extra(checkpoints)
         checkpoints.load_weights(step, job.tuned)
         checkpoints.load_optimizer(step, job.tuned, job.optimizer)
 
@@ -223,7 +223,7 @@ class BaseLoop(ABC):
         if is_main:
             self.log.sync()
             self.state = replace(self.state, num_metrics_lines=self.log.num_lines)
-        if is_main or self.in_parts:
+        if is_main or self.is_sharded:
             self.checkpoints.save(self.state, job.tuned, job.optimizer, self.attachment, writes=is_main)
         if is_main:
             if self.attachment is not None:  # of the newest checkpoint: an older one, which a resumed run reads, will be pruned
@@ -264,7 +264,7 @@ class BaseLoop(ABC):
         Raises:
             Stopped: after writing a checkpoint of where the weights stand.
         """
-        if self.signals.asked and self._run.processes.is_main and not self.in_parts:
+        if self.signals.asked and self._run.processes.is_main and not self.is_sharded:
             self._stop(together=False)
 
     def leave_final_if_asked(self) -> None:

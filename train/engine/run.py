@@ -11,7 +11,7 @@ from eval.dataset.leakage import Leakage
 from eval.processes import Processes
 from train.config.run import RunConfig
 from train.engine.distributed import SharedFolder
-from train.optim.optimizer import Trainee
+from train.optim.optimizer import Trainable
 
 
 class RunJob(Protocol):
@@ -38,7 +38,7 @@ class RunJob(Protocol):
         """Prints a line on the main process."""
 
     @property
-    def tuned(self) -> Trainee:
+    def tuned(self) -> Trainable:
         """The model under training."""
 
     @property

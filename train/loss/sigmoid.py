@@ -320,6 +320,6 @@ def _spans(start: int, stop: int, block: int) -> list[slice]:
     return [slice(first, min(first + block, stop)) for first in range(start, stop, block)]
 
 
-def travelling_texts(captions_b: np.ndarray, mined_m: np.ndarray, mined_scope: str | None) -> np.ndarray:
+def gathered_texts(captions_b: np.ndarray, mined_m: np.ndarray, mined_scope: str | None) -> np.ndarray:
     """Caption indices of the texts of this process that face the images of all: its captions, and its mined ones if they do."""
     return np.concatenate([captions_b, mined_m]) if mined_scope == "all" else captions_b

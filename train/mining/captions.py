@@ -17,11 +17,11 @@ from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives, table_name
 from train.mining.candidates import Candidates, find_candidates
-from train.mining.cross_encoder import Matcher, with_matcher_logits
+from train.mining.cross_encoder import MiningCrossEncoder, with_cross_encoder_logits
 from train.mining.ensemble import check_members, scale_and_bias, shares_of
 from train.mining.faiss_index import Approximate
-from train.mining.refresh import Refresh, apply_rules, check_matcher, rules_of, tabulate
-from train.mining.report import Mined, MiningSheet, draw_up
+from train.mining.refresh import Refresh, apply_rules, check_cross_encoder, rules_of, tabulate
+from train.mining.report import Mined, MiningReport, summarize
 from train.mining.rules import RankedLists
 from train.mining.selection import Judge
 
@@ -41,7 +41,7 @@ def mine(
     num_workers: int = 0,
     truth: set[tuple[str, str]] | None = None,
     on_progress: Callable[[int], Any] = lambda rows: None,
-) -> tuple[Negatives, MiningSheet]:
+) -> tuple[Negatives, MiningReport]:
     """Mine negatives for the images of a split among the captions of a pool; the same on every process.
 
     Args:
@@ -56,7 +56,7 @@ def mine(
         UserError: a score of the cross-encoder is not finite.
         ValueError: there is a matcher that nothing asks, or none that is asked; or other members than config.ensemble names.
     """
-    check_matcher(config, matcher)
+    check_cross_encoder(config, matcher)
     check_members(config, refresh.members)
     name = table_name(hash_weights(model), data_sha256, rules_of(config, refresh, matcher, pool) | inputs.contract)
     found = find_candidates(
@@ -74,13 +74,13 @@ def mine(
         num_workers=num_workers,
         on_progress=on_progress,
     )
-    asked = Matcher(matcher, pool, processes, on_progress, kept) if matcher is not None else None
+    asked = MiningCrossEncoder(matcher, pool, processes, on_progress, kept) if matcher is not None else None
     judge = asked.probabilities if asked is not None and config.denoise is not None else None
     mined = select(name, pool, found, *scale_and_bias(model, refresh.members), config, refresh, judge)
     if asked is not None and config.distil is not None:
-        negatives = with_matcher_logits(mined.negatives, asked, pool.dataset, config.distil)
+        negatives = with_cross_encoder_logits(mined.negatives, asked, pool.dataset, config.distil)
         mined = replace(mined, negatives=negatives, num_judged=asked.num_judged)
-    sheet = draw_up(mined, pool, truth, refresh.before)
+    sheet = summarize(mined, pool, truth, refresh.before)
     return mined.negatives, replace(sheet, index_recall=found.recall, shares=shares_of(model, refresh.members))
 
 

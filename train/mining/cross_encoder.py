@@ -27,26 +27,27 @@ _LISTS_AT_ONCE = 256  # images after which the processes meet
 _SETTINGS = ScorerSettings(score_kind="margin")
 
 
-def load_matcher(config: JobConfig, device: torch.device | str) -> PairScorer | None:
+def load_mining_cross_encoder(config: JobConfig, device: torch.device | str) -> PairScorer | None:
     """The cross-encoder that mining.denoise and mining.distil ask; None where neither does. Its score is the margin: match logit less
-    no-match logit. It is not probed again at every mining: `matcher_fingerprint` did before the first step.
+    no-match logit. It is not probed again at every mining: `cross_encoder_fingerprint` did before the first step.
 
     Raises:
         UserError: it cannot be read.
     """
-    return None if config.matcher_model is None else read_scorer(config.matcher_model, device=device, settings=_SETTINGS)
+    return None if config.cross_encoder_model is None else read_scorer(config.cross_encoder_model, device=device, settings=_SETTINGS)
 
 
-def matcher_fingerprint(config: JobConfig) -> str | None:
+def cross_encoder_fingerprint(config: JobConfig) -> str | None:
     """Hash of the cross-encoder that mining.denoise and mining.distil ask; None where neither does.
 
     Raises:
         UserError: it cannot judge (image, caption) pairs.
     """
-    return None if config.matcher_model is None else load_scorer(config.matcher_model, device="cpu", settings=_SETTINGS).fingerprint
+    model = config.cross_encoder_model
+    return None if model is None else load_scorer(model, device="cpu", settings=_SETTINGS).fingerprint
 
 
-class Matcher:
+class MiningCrossEncoder:
     """Says how likely pairs of an image and a caption of the pool match; the same on every process, the work shared out.
 
     Attributes:
@@ -159,7 +160,7 @@ def distillation_rules(config: DistilConfig, scorer: PairScorer) -> list[Any]:
     return [scorer.fingerprint, config.form]
 
 
-def with_matcher_logits(negatives: Negatives, matcher: Matcher, dataset: RetrievalSet, config: DistilConfig) -> Negatives:
+def with_cross_encoder_logits(negatives: Negatives, matcher: MiningCrossEncoder, dataset: RetrievalSet, config: DistilConfig) -> Negatives:
     """The table with the cross-encoder's logit of every row; in the form `lists`, of the own captions of every image that has one, too.
 
     A pair that denoising asked about is not scored again.

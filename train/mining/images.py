@@ -24,10 +24,10 @@ from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives, table_name
 from train.mining.candidates import ImageCandidates, find_image_candidates
-from train.mining.cross_encoder import Matcher
+from train.mining.cross_encoder import MiningCrossEncoder
 from train.mining.ensemble import check_members, scale_and_bias, shares_of
-from train.mining.refresh import Refresh, apply_rules, check_matcher, rules_of, tabulate
-from train.mining.report import Mined, MiningSheet, draw_up
+from train.mining.refresh import Refresh, apply_rules, check_cross_encoder, rules_of, tabulate
+from train.mining.report import Mined, MiningReport, summarize
 from train.mining.rules import Outcome, RankedLists
 from train.mining.selection import Judge
 
@@ -47,7 +47,7 @@ def mine_images(
     num_workers: int = 0,
     truth: set[tuple[str, str]] | None = None,
     on_progress: Callable[[int], Any] = lambda rows: None,
-) -> tuple[Negatives, MiningSheet]:
+) -> tuple[Negatives, MiningReport]:
     """Mine hard images for the captions of a split, or of refresh.images_I, among all its images; the same on every process.
 
     The table holds pairs of an image and a caption as ever, by image: here the image was mined for the caption, the rank is the image's
@@ -55,7 +55,7 @@ def mine_images(
 
     Args, Raises: as train.mining.captions.mine.
     """
-    check_matcher(config, matcher)
+    check_cross_encoder(config, matcher)
     check_members(config, refresh.members)
     name = table_name(hash_weights(model), data_sha256, rules_of(config, refresh, matcher, pool) | {"form": "images"} | inputs.contract)
     captions_Q = np.arange(pool.dataset.num_captions)
@@ -74,9 +74,9 @@ def mine_images(
         num_workers=num_workers,
         on_progress=on_progress,
     )
-    judge = Matcher(matcher, pool, processes, on_progress, kept).probabilities if matcher is not None else None
+    judge = MiningCrossEncoder(matcher, pool, processes, on_progress, kept).probabilities if matcher is not None else None
     mined = select_images(name, pool, found, *scale_and_bias(model, refresh.members), config, refresh, judge)
-    return mined.negatives, replace(draw_up(mined, pool, truth, refresh.before), shares=shares_of(model, refresh.members))
+    return mined.negatives, replace(summarize(mined, pool, truth, refresh.before), shares=shares_of(model, refresh.members))
 
 
 def select_images(
@@ -98,7 +98,7 @@ def select_images(
     lists = _lists(pool, found, scale, bias, near_duplicates=config.near_duplicates)
     captions_QK = np.broadcast_to(found.captions_Q[:, None], found.images_QK.shape)
     result = apply_rules(config, lists, refresh, found.captions_Q, found.images_QK, captions_QK, judge)
-    _settle(result.outcome_QK, found, pool)
+    _finalize(result.outcome_QK, found, pool)
     return Mined(
         tabulate(name, pool.dataset.num_images, found.images_QK, captions_QK, lists, result, judged=judge is not None),
         found.captions_Q,
@@ -111,7 +111,7 @@ def select_images(
     )
 
 
-def _settle(outcome_QK: np.ndarray, found: ImageCandidates, pool: CaptionPool) -> None:
+def _finalize(outcome_QK: np.ndarray, found: ImageCandidates, pool: CaptionPool) -> None:
     """Captions of one text are judged apart: an image that was relabelled for one of them is no negative of another."""
     relabelled_QK, mined_QK = outcome_QK == Outcome.RELABELLED, outcome_QK == Outcome.MINED
     if relabelled_QK.any():

@@ -20,8 +20,8 @@ from train.data.negatives import Negatives
 from train.mining.cross_encoder import distillation_rules
 from train.mining.ensemble import Member
 from train.mining.faiss_index import Approximate
-from train.mining.rules import Outcome, RankedLists, Rules, passed_over
-from train.mining.selection import Allotment, Judge, Taking, allot, priorities
+from train.mining.rules import Outcome, RankedLists, Rules, filtered_out
+from train.mining.selection import Judge, SelectionOutcome, SelectionRule, priorities, select_negatives
 
 _RULES = (
     "negatives_per_image", "margin", "pool_top_k", "near_duplicates", "rank_min", "rank_max", "max_score", "perc_pos", "margin_pos",
@@ -76,7 +76,7 @@ def temperature_of(config: MiningConfig) -> float:
     return 1.0 if config.temperature is None else config.temperature
 
 
-def check_matcher(config: MiningConfig, matcher: PairScorer | None) -> None:
+def check_cross_encoder(config: MiningConfig, matcher: PairScorer | None) -> None:
     """Raises ValueError where there is a matcher and neither config.denoise nor config.distil, or the other way round."""
     if (config.denoise is None and config.distil is None) != (matcher is None):
         raise ValueError("a matcher is given if and only if config.denoise or config.distil asks for one")
@@ -90,7 +90,7 @@ def apply_rules(
     images_QK: np.ndarray,
     captions_QK: np.ndarray,
     judge: Judge | None,
-) -> Allotment:
+) -> SelectionOutcome:
     """What becomes of every candidate, whether images ask for captions or captions for images.
 
     Args:
@@ -99,11 +99,11 @@ def apply_rules(
         judge: probabilities that pairs of (image, caption of the pool) match; None: no denoising.
     """
     denoise = config.denoise
-    taking = Taking(config.negatives_per_image, config.max_uses)
+    taking = SelectionRule(config.negatives_per_image, config.max_uses)
     if denoise is not None:
-        taking = Taking(config.negatives_per_image, config.max_uses, denoise.threshold, denoise.relabel_at)
-    return allot(
-        passed_over(lists, bounds_of(config)),
+        taking = SelectionRule(config.negatives_per_image, config.max_uses, denoise.threshold, denoise.relabel_at)
+    return select_negatives(
+        filtered_out(lists, bounds_of(config)),
         lists.there_QK,
         lists.key_QK,
         priorities(lists.logits_QK, config.selection, temperature_of(config), refresh.seed, refresh.step, queries_Q),
@@ -119,7 +119,7 @@ def tabulate(
     images_QK: np.ndarray,
     captions_QK: np.ndarray,
     lists: RankedLists,
-    result: Allotment,
+    result: SelectionOutcome,
     *,
     judged: bool,
 ) -> Negatives:

@@ -29,18 +29,18 @@ _WORDS = {
     Outcome.MAX_USES: "used max_uses times",
 }
 RULES = {outcome.name.lower(): _WORDS[outcome] for outcome in Outcome if outcome.is_rule}
-"""Each rule's name in the sheet's `passed_over`, and what it says in words."""
+"""Each rule's name in the sheet's `filtered_out`, and what it says in words."""
 
 
 @dataclass(frozen=True)
-class MiningSheet:
+class MiningReport:
     """What a mining did.
 
     Attributes:
         num_images: images mined for.
         num_mined: rows of the table that are negatives.
         num_looked_at: candidates looked at, over all images: mined, relabelled, not drawn or passed over.
-        passed_over: candidates by the name of the rule that passed them over (`RULES`), each counted once, by the first rule that holds.
+        filtered_out: candidates by the name of the rule that passed them over (`RULES`), each counted once, by the first rule that holds.
         num_not_drawn: candidates that passed every rule and were left by a random selection.
         num_relabelled: rows of the table that are positives, by the cross-encoder's word.
         num_judged: pairs that the cross-encoder was asked about.
@@ -69,7 +69,7 @@ class MiningSheet:
     num_images: int
     num_mined: int
     num_looked_at: int
-    passed_over: dict[str, int]
+    filtered_out: dict[str, int]
     num_not_drawn: int
     num_relabelled: int
     num_judged: int
@@ -105,7 +105,7 @@ class MiningSheet:
 
     def _sentences(self) -> list[str]:
         """What a terminal shows, part by part; of the rules only those that passed something over."""
-        over = [f"{count:,} {RULES[rule]}" for rule, count in self.passed_over.items() if count]
+        over = [f"{count:,} {RULES[rule]}" for rule, count in self.filtered_out.items() if count]
         parts = [
             f"mined {self.num_mined:,} negatives for {self.num_images:,} {self.mined_for} (table {self.name})",
             f"passed over: {', '.join(over) or 'nothing'}",
@@ -165,7 +165,7 @@ class Mined:
     mined_for: str = "images"
 
 
-def draw_up(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | None, before: Negatives | None) -> MiningSheet:
+def summarize(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | None, before: Negatives | None) -> MiningReport:
     """The sheet of a mining.
 
     Args:
@@ -181,12 +181,12 @@ def draw_up(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | None,
     num_before, num_survived = _survival(before, table, mined, len(pool))
     estimated_share, estimated_by = _estimate(table, mined.lists)
     found = bool(negative_N.any())
-    return MiningSheet(
+    return MiningReport(
         name=table.name,
         num_images=int(readable_I.sum()),
         num_mined=len(image_n),
         num_looked_at=sum(counts[1:]),
-        passed_over={outcome.name.lower(): counts[outcome] for outcome in Outcome if outcome.is_rule},
+        filtered_out={outcome.name.lower(): counts[outcome] for outcome in Outcome if outcome.is_rule},
         num_not_drawn=counts[Outcome.NOT_DRAWN],
         num_relabelled=counts[Outcome.RELABELLED],
         num_judged=mined.num_judged,

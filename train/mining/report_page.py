@@ -17,7 +17,7 @@ from eval.report.render import render
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
 from train.data.random_streams import generator
-from train.mining.report import RULES, MiningSheet, is_true
+from train.mining.report import RULES, MiningReport, is_true
 
 NUM_EXAMPLES = 20
 NUM_RELABELLED = 5
@@ -42,8 +42,8 @@ class Example:
     is_true: bool | None
 
 
-def write_sheet(
-    folder: Path, sheet: MiningSheet, negatives: Negatives, pool: CaptionPool, truth: set[tuple[str, str]] | None = None
+def write_mining_report(
+    folder: Path, sheet: MiningReport, negatives: Negatives, pool: CaptionPool, truth: set[tuple[str, str]] | None = None
 ) -> Path:
     """Write HASH.json and HASH.html into a folder, both or neither. Returns the path of the page.
 
@@ -69,7 +69,7 @@ def _writer(content: str) -> Callable[[Path], None]:
     return write
 
 
-def page(sheet: MiningSheet, negatives: Negatives, pool: CaptionPool, truth: set[tuple[str, str]] | None = None) -> str:
+def page(sheet: MiningReport, negatives: Negatives, pool: CaptionPool, truth: set[tuple[str, str]] | None = None) -> str:
     """The page of a sheet, HTML; every caption and id in it is escaped."""
     hardest_E, random_E = chosen_rows(negatives)
     true_N = None if truth is None else is_true(pool, negatives.image_N, negatives.captions_N, truth)
@@ -86,7 +86,7 @@ def page(sheet: MiningSheet, negatives: Negatives, pool: CaptionPool, truth: set
         sheet=sheet,
         source=pool.dataset.source,
         split=pool.dataset.split,
-        rules=[(RULES[rule], rule, count) for rule, count in sheet.passed_over.items()],
+        rules=[(RULES[rule], rule, count) for rule, count in sheet.filtered_out.items()],
         groups=groups,
     )
 

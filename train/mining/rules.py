@@ -85,7 +85,7 @@ class RankedLists:
         return margins_QK
 
 
-def passed_over(lists: RankedLists, rules: Rules) -> np.ndarray:
+def filtered_out(lists: RankedLists, rules: Rules) -> np.ndarray:
     """The rule that passes each candidate over, as Outcome, or NOT_LOOKED_AT where none does; uint8 of shape (Q, K)."""
     verdict_QK = np.full(lists.there_QK.shape, Outcome.NOT_LOOKED_AT, dtype=np.uint8)
     for rule, hit_QK in _hits(lists, rules):

@@ -21,7 +21,7 @@ _STREAM = 0x6D696E65  # of random numbers; apart from those of train/data/batche
 
 
 @dataclass(frozen=True)
-class Allotment:
+class SelectionOutcome:
     """What became of every candidate.
 
     Attributes:
@@ -39,7 +39,7 @@ class Allotment:
 
 
 @dataclass(frozen=True)
-class Taking:
+class SelectionRule:
     """How many are taken of each, and in which order.
 
     Attributes:
@@ -77,16 +77,16 @@ def priorities(logits_QK: np.ndarray, selection: Selection, temperature: float, 
     return priority_QK
 
 
-def allot(
+def select_negatives(
     verdict_QK: np.ndarray,
     there_QK: np.ndarray,
     key_QK: np.ndarray,
     priority_QK: np.ndarray,
-    taking: Taking,
+    taking: SelectionRule,
     *,
     in_rank_order: bool,
     judge: Judge | None = None,
-) -> Allotment:
+) -> SelectionOutcome:
     """Go through all candidates that no rule passes over, of all queries together, in the order of their priority, and take each whose
     query has not enough, whose key has not been used too often, and which the judge does not call a match.
 
@@ -94,7 +94,7 @@ def allot(
     been asked about all.
 
     Args:
-        verdict_QK: of `passed_over`.
+        verdict_QK: of `filtered_out`.
         in_rank_order: priority falls with rank ("top"): then candidates behind the last one taken were not looked at.
     """
     open_QK = (verdict_QK == Outcome.NOT_LOOKED_AT) & there_QK
@@ -120,7 +120,7 @@ def allot(
         outcome_QK[~reached_QK] = Outcome.NOT_LOOKED_AT
     else:
         outcome_QK[open_QK & ~reached_QK] = Outcome.NOT_DRAWN
-    return Allotment(outcome_QK, probability_QK)
+    return SelectionOutcome(outcome_QK, probability_QK)
 
 
 def _turns(priority_QK: np.ndarray) -> np.ndarray:
@@ -139,7 +139,7 @@ def _first(wanted_QK: np.ndarray, turn_QK: np.ndarray, count: int) -> np.ndarray
     return first_QK
 
 
-def _take(left_QK: np.ndarray, turn_QK: np.ndarray, key_QK: np.ndarray, priority_QK: np.ndarray, taking: Taking) -> np.ndarray:
+def _take(left_QK: np.ndarray, turn_QK: np.ndarray, key_QK: np.ndarray, priority_QK: np.ndarray, taking: SelectionRule) -> np.ndarray:
     """What is taken of those left, every query's share and every key's uses kept; bool of shape (Q, K).
 
     Queries propose their first, keys keep the best proposals, and who was refused proposes the next (Gale and Shapley 1962): as both

@@ -10,7 +10,7 @@ import torch
 _BARE = ("probe", "class_embedding", "vision_model.embeddings.position_embedding")
 
 
-class Trainee(Protocol):
+class Trainable(Protocol):
     """A model under training."""
 
     @property
@@ -25,7 +25,7 @@ class Trainee(Protocol):
         """(name, parameter) of everything that trains, in a fixed order."""
 
 
-def optimizer_groups(trainee: Trainee, part_of: Any, rates: dict[Any, float], weight_decay: float) -> list[dict[str, Any]]:
+def optimizer_groups(trainee: Trainable, part_of: Any, rates: dict[Any, float], weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's groups: one per part and per decay, each with its peak rate under "peak" and its names under "names".
 
     Weight decay falls on the matrices of linear layers and convolutions only; not on biases, norms, embeddings, pooling probes and other
@@ -54,7 +54,7 @@ def optimizer_groups(trainee: Trainee, part_of: Any, rates: dict[Any, float], we
     return list(groups.values())
 
 
-def make_adamw(trainee: Trainee, groups: list[dict[str, Any]], rate: float, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
+def make_adamw(trainee: Trainable, groups: list[dict[str, Any]], rate: float, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
     """AdamW over the groups; the rate of each step is set by the step itself (train/optim/update.py)."""
     device = next(trainee.module.parameters()).device
     return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=eps, fused=device.type == "cuda" or None)

@@ -10,7 +10,7 @@ from eval.sharded import whole
 from train.config.run import LoopConfig
 from train.optim.gradients import FlatGradients, ShardedGradients
 from train.optim.loss_scale import LossScale
-from train.optim.optimizer import Trainee
+from train.optim.optimizer import Trainable
 
 
 class NotFinite(Exception):
@@ -29,7 +29,7 @@ class Update:
     def __init__(
         self,
         config: LoopConfig,
-        trainee: Trainee,
+        trainee: Trainable,
         optimizer: torch.optim.Optimizer,
         gradients: FlatGradients | ShardedGradients,
         processes: Processes,

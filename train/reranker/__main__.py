@@ -34,9 +34,9 @@ def run_reranker(asked: Any) -> int:
     """
     from train.config.load import load_run_config, read_yaml
     from train.config.reranker import RerankerConfig
-    from train.engine.command import quieten
+    from train.engine.command import silence
 
-    quieten()
+    silence()
     if not is_reranker(read_yaml(Path(asked.config))) and not any(text.startswith(f"{MARKER}=") for text in asked.overrides):
         raise UserError(
             f"{asked.config}: expected the key {MARKER!r}, the tuned SigLIP whose confusions are mined, which marks a reranker's tuning; "
@@ -59,9 +59,9 @@ class RerankerTuning:
 
     def start(self) -> Any:
         """Accelerator and processes."""
-        from train.engine.distributed import start_machine
+        from train.engine.distributed import start_distributed
 
-        return start_machine(self.config.train, lambda processes: None)
+        return start_distributed(self.config.train, lambda processes: None)
 
     def is_finished(self) -> bool:
         """Whether the run is through."""

@@ -77,7 +77,7 @@ def mean_recall(values: Any) -> float:
 
 
 @dataclass(frozen=True)
-class MatcherFigures:
+class RerankerFigures:
     """What a matcher makes of the miner's top-K.
 
     Attributes:
@@ -93,7 +93,7 @@ class MatcherFigures:
     seconds: float
 
 
-def measure_matcher(job: RerankerJob, dataset: RetrievalSet, stage: Stage, on_scored: Callable[[int], Any]) -> MatcherFigures:
+def measure_cross_encoder(job: RerankerJob, dataset: RetrievalSet, stage: Stage, on_scored: Callable[[int], Any]) -> RerankerFigures:
     """Rerank a first stage with the matcher as it stands, in float32 as at the end. Call on every process.
 
     Args:
@@ -104,7 +104,7 @@ def measure_matcher(job: RerankerJob, dataset: RetrievalSet, stage: Stage, on_sc
     top_k = job.config.evaluation.top_k
     (twin,) = reranked_stages(dataset, [stage], scorer, top_k, processes=job.processes, show_progress=False)
     values = values_of(dataset, replace(twin, first_stage=None, top_k=None, sweep={}))
-    return MatcherFigures(values, mean_recall(values), score_std(scorer.said, job.processes), twin.cost["rerank_seconds"])
+    return RerankerFigures(values, mean_recall(values), score_std(scorer.said, job.processes), twin.cost["rerank_seconds"])
 
 
 def score_std(said: Sequence[np.ndarray], processes: Processes) -> float:

@@ -22,7 +22,7 @@ from train.engine.export_folder import chosen_checkpoint, commit_export, plain_s
 from train.engine.folder import ended, mark_ended, report_folder, show_places
 from train.reranker.evaluation import NamedScorer, first_stage
 from train.reranker.job import RerankerJob
-from train.reranker.model import build_matcher
+from train.reranker.model import build_cross_encoder
 
 COMPARISONS = [("miner+blip", "miner"), ("miner+blip-tuned", "miner"), ("miner+blip-tuned", "miner+blip")]
 
@@ -39,7 +39,7 @@ def finish_reranker(job: RerankerJob, state: State, check_signal: Callable[[], N
     folder = job.folder / "export"
     if job.processes.is_main:
         job.tuned.module.to("cpu")
-        step = export_matcher(job.config, "best", folder)
+        step = export_cross_encoder(job.config, "best", folder)
         note = "" if step or state.best_score is None else ": no later checkpoint was better on val than the matcher it started from"
         job.say(f"exported the checkpoint of step {step}{note}")
     export = job.shared.bring(folder)
@@ -71,7 +71,7 @@ def _measure(job: RerankerJob, dataset: RetrievalSet, export: Path, check_signal
     return report_record(figures)
 
 
-def export_matcher(config: RerankerConfig, which: str, folder: Path) -> int:
+def export_cross_encoder(config: RerankerConfig, which: str, folder: Path) -> int:
     """Export the best, the last or a numbered checkpoint of a run as a plain matcher: float32, adapters merged. Returns its step.
 
     Raises:
@@ -79,7 +79,7 @@ def export_matcher(config: RerankerConfig, which: str, folder: Path) -> int:
         OSError: the export cannot be written.
     """
     checkpoints, newest, step = chosen_checkpoint(config, which)
-    tuned = build_matcher(config.model, config.seed)
+    tuned = build_cross_encoder(config.model, config.seed)
     if tuned.base_sha256 != newest.base_sha256:
         raise UserError(f"{config.model.base} has other weights now than when the run began; what did not train would not fit")
     checkpoints.load_weights(step, tuned)
@@ -88,13 +88,13 @@ def export_matcher(config: RerankerConfig, which: str, folder: Path) -> int:
         write_plain(BlipForImageTextRetrieval, tuned.module.config, plain_state(tuned.module), temporary)
         BlipProcessor(tuned.checkpoint.image_processor, tuned.checkpoint.tokenizer).save_pretrained(temporary)
         rewrite_tokenizer_config(temporary)
-        (temporary / "README.md").write_text(matcher_card(config, newest, step), encoding="utf-8")
+        (temporary / "README.md").write_text(cross_encoder_card(config, newest, step), encoding="utf-8")
 
     commit_export(folder, write)
     return step
 
 
-def matcher_card(config: RerankerConfig, state: State, chosen_step: int) -> str:
+def cross_encoder_card(config: RerankerConfig, state: State, chosen_step: int) -> str:
     """The README.md of an export, with the metadata the hub reads."""
     how = {"head": "the matching head alone", "lora": "the head, and LoRA in the text tower's attention, merged", "all": "every weight"}
     score = "" if state.best_score is None or chosen_step != state.best_step else f" (mean R@1 on val {100 * state.best_score:.2f})"

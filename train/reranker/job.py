@@ -21,7 +21,7 @@ from train.data.splits import Splits, known_truth, load_splits
 from train.engine.distributed import SharedFolder, check_same
 from train.engine.summary import data_line, leakage_lines, speaker
 from train.model.siglip import TunedModel
-from train.reranker.model import TunedMatcher, build_matcher, make_matcher_optimizer
+from train.reranker.model import TunedCrossEncoder, build_cross_encoder, make_cross_encoder_optimizer
 
 
 @dataclass
@@ -49,7 +49,7 @@ class RerankerJob:
     truth: set[tuple[str, str]] | None
     base: str
     miner: TunedModel
-    tuned: TunedMatcher
+    tuned: TunedCrossEncoder
     optimizer: torch.optim.AdamW
     order: BatchOrder
     pool: CaptionPool
@@ -93,7 +93,7 @@ def prepare_reranker(config: RerankerConfig, splits: Splits, accelerator: Accele
     """
     pool = CaptionPool(splits.train)
     (siglip, inputs), tuned, truth = processes.together(
-        lambda: (load_siglip(config.miner), build_matcher(config.model, config.seed), known_truth(config, splits.train))
+        lambda: (load_siglip(config.miner), build_cross_encoder(config.model, config.seed), known_truth(config, splits.train))
     )
     miner = TunedModel(siglip, inputs, hash_weights(siglip))
     data_sha256 = pool.data_sha256()
@@ -119,7 +119,7 @@ def prepare_reranker(config: RerankerConfig, splits: Splits, accelerator: Accele
         config.model.base,
         miner,
         tuned,
-        make_matcher_optimizer(tuned, config.train),
+        make_cross_encoder_optimizer(tuned, config.train),
         BatchOrder(splits.train.num_images, config.train.batch_size, config.seed),
         pool,
         data_sha256,

@@ -19,7 +19,7 @@ from train.engine.signals import StopSignals
 from train.optim.update import rate_factor
 from train.reranker.batches import MatchBatch, MatchBatches, PairKind
 from train.reranker.collapse import LEAST_SCORE_STD, RunningLoss, loss_warning, score_warning
-from train.reranker.evaluation import first_stage, mean_recall, measure_matcher
+from train.reranker.evaluation import first_stage, mean_recall, measure_cross_encoder
 from train.reranker.job import RerankerJob, describe_reranker
 from train.reranker.negatives import HardTables, as_hard_tables, check_mined, mine_tables, num_rows, read_tables
 from train.reranker.step import MatchResult, MatchStepper
@@ -43,7 +43,7 @@ class RerankerLoop(BaseLoop):
         """See train.reranker.job.describe_reranker."""
         return describe_reranker(self.job)
 
-    def restore_further(self, checkpoints: Checkpoints) -> None:
+    def restore_extra(self, checkpoints: Checkpoints) -> None:
         """Loss scale and running loss of a checkpoint; refuse another miner than the run was begun with."""
         further = self.state.further or {}
         if further.get("miner_sha256") != self.job.miner.base_sha256:
@@ -55,7 +55,7 @@ class RerankerLoop(BaseLoop):
         if self.state.loss_scale is not None:
             self.stepper.update.loss_scale = self.state.loss_scale
 
-    def make_ready(self) -> None:
+    def setup(self) -> None:
         """Mine the hard negatives, or read those that were mined when the run began."""
         if self.config.negatives.near_duplicates:
             _ = self.job.pool.near_truth  # once here, not once in every worker
@@ -151,7 +151,7 @@ class RerankerLoop(BaseLoop):
         stage = self._retrieved()
         pairs = candidate_lists([stage.rankings[direction] for direction in DIRECTIONS], self.config.evaluation.top_k).num_pairs
         with self.side_bar("evaluating", pairs, "pair") as progress:
-            found = measure_matcher(job, val, stage, progress)
+            found = measure_cross_encoder(job, val, stage, progress)
         is_best = self.is_best(found.score, [])
         record: dict[str, Any] = {
             "split": val.split,

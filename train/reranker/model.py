@@ -15,9 +15,9 @@ from rerank.scorers.base import token_ids
 from rerank.scorers.blip.checkpoint import BlipCheckpoint, load_blip
 from rerank.scorers.blip.scorer import BlipSettings
 from rerank.scorers.blip.text import clean_caption
-from rerank.scorers.supported import check_matcher
+from rerank.scorers.supported import check_cross_encoder
 from train.config.model import LoraConfig
-from train.config.reranker import MatcherConfig, RerankerLoopConfig, What
+from train.config.reranker import CrossEncoderConfig, RerankerLoopConfig, What
 from train.engine.export_folder import plain_state
 from train.optim.optimizer import make_adamw, optimizer_groups
 
@@ -56,8 +56,8 @@ class MatchInputs:
 
 
 @dataclass
-class TunedMatcher:
-    """A BLIP matcher under training (a `train.optim.optimizer.Trainee`).
+class TunedCrossEncoder:
+    """A BLIP matcher under training (a `train.optim.optimizer.Trainable`).
 
     Attributes:
         checkpoint: model and processors; adapters (if any) are inside the model.
@@ -134,7 +134,7 @@ def at_least_float32(values: torch.Tensor) -> torch.Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def build_matcher(config: MatcherConfig, seed: int) -> TunedMatcher:
+def build_cross_encoder(config: CrossEncoderConfig, seed: int) -> TunedCrossEncoder:
     """Load the base and make ready what shall train.
 
     Args:
@@ -143,11 +143,11 @@ def build_matcher(config: MatcherConfig, seed: int) -> TunedMatcher:
     Raises:
         UserError: the base is no BLIP matcher, or an incomplete one.
     """
-    kind = check_matcher(config.base)
+    kind = check_cross_encoder(config.base)
     if kind != "blip":
         raise UserError(f"model.base: expected a BLIP matcher (BlipForImageTextRetrieval); found {config.base!r}, of kind {kind!r}")
     checkpoint = load_blip(config.base)
-    tuned = TunedMatcher(checkpoint, checkpoint.digest(), config.what, MatchInputs(checkpoint, BlipSettings()))
+    tuned = TunedCrossEncoder(checkpoint, checkpoint.digest(), config.what, MatchInputs(checkpoint, BlipSettings()))
     model: Any = checkpoint.model
     # The projections of BLIP's contrastive loss have no part in matching: left to the optimizer they would only decay.
     model.requires_grad_(config.what == "all")
@@ -177,7 +177,7 @@ def part_of(name: str) -> Part:
     return "image" if name.startswith("vision_model.") else "text"
 
 
-def make_matcher_optimizer(tuned: TunedMatcher, config: RerankerLoopConfig) -> torch.optim.AdamW:
+def make_cross_encoder_optimizer(tuned: TunedCrossEncoder, config: RerankerLoopConfig) -> torch.optim.AdamW:
     """AdamW over towers and head; the rate of each step is set by the step itself."""
     rates = {"image": config.learning_rate, "text": config.learning_rate, "head": config.head_learning_rate or config.learning_rate}
     groups = optimizer_groups(tuned, part_of, rates, config.weight_decay)

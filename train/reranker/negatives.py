@@ -15,8 +15,8 @@ from train.data.negatives import Negatives, read_negatives, write_negatives
 from train.mining.captions import mine
 from train.mining.images import mine_images
 from train.mining.refresh import Refresh
-from train.mining.report import MiningSheet
-from train.mining.report_page import write_sheet
+from train.mining.report import MiningReport
+from train.mining.report_page import write_mining_report
 from train.model.frozen_tower import FrozenStore
 from train.reranker.job import RerankerJob
 
@@ -37,7 +37,7 @@ class MinedTable:
 
     form: Form
     table: Negatives
-    sheet: MiningSheet
+    sheet: MiningReport
 
 
 def forms_of(job: RerankerJob) -> list[Form]:
@@ -82,7 +82,7 @@ def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> list[Min
         with job.processes.jointly():
             if job.processes.is_main:
                 write_negatives(folder / f"{form}.parquet", table, job.pool)
-                write_sheet(folder, sheet, table, job.pool, job.truth)
+                write_mining_report(folder, sheet, table, job.pool, job.truth)
         found.append(MinedTable(form, table, sheet))
     miner.siglip.to("cpu")
     return found

@@ -18,7 +18,7 @@ from train.optim.gradients import FlatGradients
 from train.optim.update import Update
 from train.reranker.batches import MatchBatch, PairKind
 from train.reranker.collapse import constant_loss
-from train.reranker.model import TunedMatcher
+from train.reranker.model import TunedCrossEncoder
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class MatchStepper:
         self,
         config: RerankerLoopConfig,
         seed: int,
-        tuned: TunedMatcher,
+        tuned: TunedCrossEncoder,
         optimizer: torch.optim.Optimizer,
         processes: Processes,
         autocast: Any,

@@ -6,7 +6,7 @@ from typing import Any
 from eval.choices.choice_set import read_choices
 from eval.choices.report import print_choices, write_choices
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.dataset.truth import judged_by
+from eval.dataset.truth import with_ground_truth
 from eval.encoder.checkpoint import load_siglip
 from eval.metrics.evaluate import evaluate
 from eval.report.gallery import gallery
@@ -20,18 +20,18 @@ from rerank.combine.first_stages import MINIMUM_DEPTH, FirstStages
 from rerank.reorder.choices import measure_choices
 from rerank.reorder.record import chosen_sections
 from rerank.reorder.stages import reranked, score_stages
-from rerank.reorder.tuned_stages import Chosen, choose_arms, chosen_stages
+from rerank.reorder.tuned_stages import Chosen, choose_stages, chosen_stages
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import PairScorer, ScorerSettings
 from rerank.scoring.pair_scores import PairScores
 from rerank.scoring.score_cache import PairStore
 from train.config.job import JobConfig
-from train.data.splits import WatchSet
+from train.data.splits import RetentionSet
 from train.engine.checkpoint import State
 from train.engine.folder import ended, mark_ended, read_ended, report_folder, show_places
 from train.siglip.export import export_checkpoint
 from train.siglip.job import Job
-from train.siglip.stages import CHOSEN_FOR, asked_arms, checkpoints, combining, comparisons
+from train.siglip.stages import CHOSEN_FOR, checkpoints, chosen_stages_asked, combining, comparisons
 from train.siglip.watch import final_line, final_record
 
 
@@ -148,7 +148,7 @@ def _judged_val(job: Job) -> RetrievalSet | None:
     asked = job.config.evaluation
     if job.val_set is None:
         return None
-    return judged_by(job.val_set, protocol=asked.protocol, near_duplicates=asked.near_duplicates)
+    return with_ground_truth(job.val_set, protocol=asked.protocol, near_duplicates=asked.near_duplicates)
 
 
 def _choose_on_val(
@@ -158,10 +158,10 @@ def _choose_on_val(
     assert job.config.rerank is not None
     stages = [firsts.plain(CHOSEN_FOR, val_set)]
     scores = _score(job, val_set, stages, scorer, kept, check_signal)
-    return choose_arms(val_set, stages, scores, scorer.name, job.config.rerank.top_k, asked_arms(job.config))
+    return choose_stages(val_set, stages, scores, scorer.name, job.config.rerank.top_k, chosen_stages_asked(job.config))
 
 
-def _measure_watched(job: Job, export: Path, watched: WatchSet, check_signal: Any) -> dict[str, Any]:
+def _measure_watched(job: Job, export: Path, watched: RetentionSet, check_signal: Any) -> dict[str, Any]:
     """Write a watch set's own report of base and tuned; what the final report says of it."""
     name = watched.config.name
     stages = _watched_stages(job, {"base": job.base, "tuned": str(export)}, watched.dataset, name, check_signal)

@@ -16,7 +16,7 @@ from train.config.job import JobConfig
 from train.data.caption_pool import CaptionPool
 from train.data.hard_image_order import Turns
 from train.data.mined_order import describe_form
-from train.data.splits import WatchSet
+from train.data.splits import RetentionSet
 from train.engine.distributed import SharedFolder
 from train.engine.summary import data_line, leakage_lines
 from train.model.frozen_tower import frozen_lines
@@ -59,7 +59,7 @@ class Job:
     shared: SharedFolder
     matcher_sha256: str | None
     members_sha256: str | None
-    watch_sets: list[WatchSet] = field(default_factory=list)
+    watch_sets: list[RetentionSet] = field(default_factory=list)
     expand_lines: list[str] = field(default_factory=list)
 
     @property

@@ -27,7 +27,7 @@ from train.model.frozen_tower import FrozenStore, cached_towers
 from train.siglip.job import Job, describe
 from train.siglip.mining import members_of, num_rows, refresh_negatives
 from train.siglip.step import Stepper, StepResult, step_record
-from train.siglip.watch import Sighting, Watch
+from train.siglip.watch import RetentionResult, Watch
 
 
 class Loop(BaseLoop):
@@ -47,7 +47,7 @@ class Loop(BaseLoop):
         super().__init__(job, signals, replace(start, loss_scale=self.stepper.loss_scale))
 
     @property
-    def in_parts(self) -> bool:
+    def is_sharded(self) -> bool:
         """Whether weights are shared out over the processes."""
         return self.config.train.shard
 
@@ -55,17 +55,17 @@ class Loop(BaseLoop):
         """See train.siglip.job.describe."""
         return describe(self.job)
 
-    def make_ready(self) -> None:
+    def setup(self) -> None:
         """Run the towers that are run once, those of the fixed checkpoints that mine among them."""
         self.frozen = self._freeze()
         self.members = members_of(self.job, self.side_bar)
 
-    def restore_further(self, checkpoints: Checkpoints) -> None:
+    def restore_extra(self, checkpoints: Checkpoints) -> None:
         """Loss scale and negatives of the checkpoint the state came from, which lies here."""
         job, step = self.job, self.state.step
         if self.state.matcher_sha256 not in (None, job.matcher_sha256):
             raise UserError(
-                f"mining asks {self.config.matcher_model}, another cross-encoder than when {job.folder} was begun: give "
+                f"mining asks {self.config.cross_encoder_model}, another cross-encoder than when {job.folder} was begun: give "
                 "it the one it began with (mining.denoise.model, mining.distil.model or rerank.model), or give the run another name="
             )
         if self.state.members_sha256 not in (None, job.members_sha256):
@@ -198,7 +198,7 @@ class Loop(BaseLoop):
             "seconds": stage.cost["seconds"],
         }
 
-    def _look(self) -> list[Sighting]:
+    def _look(self) -> list[RetentionResult]:
         """What became of the watch sets, if there are any."""
         if not self.job.watch_sets:
             return []

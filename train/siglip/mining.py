@@ -11,12 +11,12 @@ from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.mined_order import images_due
 from train.data.negatives import Negatives, write_negatives
 from train.mining.captions import mine
-from train.mining.cross_encoder import load_matcher
+from train.mining.cross_encoder import load_mining_cross_encoder
 from train.mining.ensemble import Member, load_members
 from train.mining.images import mine_images
 from train.mining.refresh import Refresh
-from train.mining.report import MiningSheet
-from train.mining.report_page import write_sheet
+from train.mining.report import MiningReport
+from train.mining.report_page import write_mining_report
 from train.siglip.job import Job
 
 
@@ -30,7 +30,7 @@ class Refreshed:
     """
 
     negatives: Negatives
-    sheet: MiningSheet
+    sheet: MiningReport
     path: Path
     page: Path
 
@@ -72,7 +72,7 @@ def refresh_negatives(
     config, mining = job.config, job.config.mining
     assert mining is not None
     # The run's own, not the runs': what other runs have scored would decide which captions meet in a batch, and so the last bits.
-    matcher = load_matcher(config, job.accelerator.device)
+    matcher = load_mining_cross_encoder(config, job.accelerator.device)
     kept = None if matcher is None else job.processes.together(lambda: PairStore(job.folder / "pair-scores", job.say))
     negatives, sheet = (mine_images if mining.form == "images" else mine)(
         job.tuned.siglip,
@@ -93,5 +93,5 @@ def refresh_negatives(
     with job.processes.jointly():
         if job.processes.is_main:
             write_negatives(path, negatives, job.pool)
-            write_sheet(path.parent, sheet, negatives, job.pool, job.truth)
+            write_mining_report(path.parent, sheet, negatives, job.pool, job.truth)
     return Refreshed(negatives, sheet, path, path.with_suffix(".html"))

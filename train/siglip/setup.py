@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from eval.choices.choice_set import read_choices
 from eval.dataset.qrels import read_qrels
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.dataset.truth import judged_by
+from eval.dataset.truth import with_ground_truth
 from eval.encoder.checkpoint import load_siglip_config
 from eval.processes import Processes
 from rerank.expansions.generated import Paraphraser
@@ -19,9 +19,9 @@ from train.data.caption_pool import CaptionPool
 from train.data.mined_order import turns_of
 from train.data.order import BatchOrder
 from train.data.splits import Splits, known_truth
-from train.engine.distributed import SharedFolder, check_same, start_machine
+from train.engine.distributed import SharedFolder, check_same, start_distributed
 from train.engine.summary import speaker
-from train.mining.cross_encoder import matcher_fingerprint
+from train.mining.cross_encoder import cross_encoder_fingerprint
 from train.mining.ensemble import members_sha256
 from train.mining.faiss_index import require_faiss
 from train.model.random_init import write_scratch
@@ -31,7 +31,7 @@ from train.siglip.job import Job
 from train.siglip.stages import OWN_STAGES, check_comparisons, checkpoints, combining
 
 
-def check_agreement(
+def check_rank_consistency(
     config: JobConfig, base_sha256: str, data_sha256: str, matcher_sha256: str | None, members_sha256: str | None, processes: Processes
 ) -> None:
     """Every process must have been given the same job: on several machines files of one name may differ.
@@ -43,7 +43,7 @@ def check_agreement(
     parts = [
         (f"{config.data.source} (split {config.data.train_split}){pool}", data_sha256),
         (f"the weights of {config.model.base or 'model.scratch'}", base_sha256),
-        (f"the cross-encoder of mining, {config.matcher_model}", matcher_sha256),
+        (f"the cross-encoder of mining, {config.cross_encoder_model}", matcher_sha256),
         (f"the checkpoints of mining.ensemble, {config.mining.ensemble if config.mining is not None else []}", members_sha256),
     ]
     check_same(config, parts, processes)
@@ -53,7 +53,7 @@ def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
     """Bring up Accelerate, and check what the machine must have for this job.
 
     Raises:
-        UserError: as train.engine.distributed.start_machine, or the index is not to be had here, or weights in parts do not go with the
+        UserError: as train.engine.distributed.start_distributed, or the index is not to be had here, or weights in parts do not go with the
         rest.
     """
 
@@ -62,7 +62,7 @@ def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
         if config.mining is not None and config.mining.index == "faiss":
             require_faiss()
 
-    return start_machine(config.train, check)
+    return start_distributed(config.train, check)
 
 
 def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, processes: Processes) -> Job:
@@ -77,13 +77,13 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     pool = CaptionPool(splits.train, splits.further)
     shared = SharedFolder(folder, processes)
     base = _base(config, splits, processes, shared)
-    matcher_sha256 = processes.together(lambda: matcher_fingerprint(config))  # what is refused is refused now, not at the first mining
+    matcher_sha256 = processes.together(lambda: cross_encoder_fingerprint(config))  # refused now, not at the first mining
     members = processes.together(lambda: members_sha256(config.mining))
     truth, tuned, final_set = processes.together(
         lambda: (known_truth(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
     )
     data_sha256 = pool.data_sha256()
-    check_agreement(config, tuned.base_sha256, data_sha256, matcher_sha256, members, processes)
+    check_rank_consistency(config, tuned.base_sha256, data_sha256, matcher_sha256, members, processes)
     if config.train.shard:
         shard(tuned.siglip, processes, accelerator.device)
     tuned.siglip.to(accelerator.device)
@@ -157,4 +157,4 @@ def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
             if split is not None and not isinstance(expansion, Paraphraser):  # what a model would say is not worth waiting for here
                 expansion.of(split)
     qrels = read_qrels(asked.qrels) if asked.qrels is not None else None
-    return judged_by(final, protocol=asked.protocol, near_duplicates=asked.near_duplicates, qrels=qrels)
+    return with_ground_truth(final, protocol=asked.protocol, near_duplicates=asked.near_duplicates, qrels=qrels)

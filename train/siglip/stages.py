@@ -51,7 +51,7 @@ def _member(text: str) -> tuple[str, float]:
         raise UserError(f"evaluation.ensemble: {str(error).removeprefix('--ensemble ')}") from error
 
 
-def asked_arms(config: JobConfig) -> Asked:
+def chosen_stages_asked(config: JobConfig) -> Asked:
     """The arms beside tuned+RERANKER that are chosen on val."""
     rerank = config.rerank
     if rerank is None:
@@ -69,7 +69,7 @@ def comparisons(config: JobConfig, scorer_name: str | None) -> list[tuple[str, s
     if scorer_name is not None:
         pairs += [(f"{name}+{scorer_name}", name) for name in names]
         pairs.append((f"tuned+{scorer_name}", f"base+{scorer_name}"))
-        pairs += asked_arms(config).pairs(f"{CHOSEN_FOR}+{scorer_name}")
+        pairs += chosen_stages_asked(config).pairs(f"{CHOSEN_FOR}+{scorer_name}")
     return pairs
 
 
@@ -81,6 +81,6 @@ def check_comparisons(config: JobConfig, scorer_name: str | None) -> None:
     """
     names = [*checkpoints(config, "", ""), *combining(config).names]
     known = names + ([f"{name}+{scorer_name}" for name in names] if scorer_name is not None else [])
-    known += asked_arms(config).names(f"{CHOSEN_FOR}+{scorer_name}")
+    known += chosen_stages_asked(config).names(f"{CHOSEN_FOR}+{scorer_name}")
     if faults := pair_faults(comparisons(config, scorer_name), known):
         raise UserError(f"evaluation.comparisons: {'; '.join(faults)}")

@@ -15,7 +15,7 @@ from train.data.order import Order
 from train.data.positives import TruePairs
 from train.engine.metrics_log import gpu_record, scale_record
 from train.loss.distillation import SoftLabels
-from train.loss.sigmoid import LossTerms, Pairing, sigmoid_loss, travelling_texts
+from train.loss.sigmoid import LossTerms, Pairing, gathered_texts, sigmoid_loss
 from train.model.grad_cache import Towers
 from train.model.siglip import TunedModel
 from train.optim.gradients import FlatGradients, ShardedGradients
@@ -106,7 +106,7 @@ class Stepper:
     def _pairing(self, batch: Batch) -> Pairing:
         """What faces what. Ids travel, for a process alone knows which of its pictures were replaced, and what was mined for its images."""
         scope, weight = (None, 0.0) if self._config.mining is None else (self._config.mining.mined_scope, self._config.mining.weight)
-        travelling = travelling_texts(batch.captions_b.numpy(), batch.mined_captions_m.numpy(), scope)
+        travelling = gathered_texts(batch.captions_b.numpy(), batch.mined_captions_m.numpy(), scope)
         texts = self._processes.gather(travelling)
         soft = self._soft_labels(batch)
         stands_apart = scope == "own" or soft is not None

@@ -19,12 +19,12 @@ from eval.encoder.inputs import SiglipInputs
 from eval.metrics.comparison import compare
 from eval.metrics.evaluate import Figures, check_stages, query_table
 from eval.metrics.significance import interval, resample_weights
-from eval.metrics.stage_metrics import Arm
+from eval.metrics.stage_metrics import StageMetrics
 from eval.processes import Processes
 from eval.search.ranking import DIRECTIONS
 from eval.search.retrieve import retrieve
 from train.config.evaluation import WatchConfig
-from train.data.splits import WatchSet
+from train.data.splits import RetentionSet
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,13 @@ class Recall:
     def of(cls, dataset: RetrievalSet, table: pa.Table, stage: str, against: str) -> "Recall":
         """Compare two stages of a table of query_table's."""
         numbers = {name: number for number, name in enumerate(dataset.image_ids)}
-        arms = {(name, direction): Arm.of(table, name, direction, numbers) for name in (stage, against) for direction in DIRECTIONS}
+        measured = {
+            (name, direction): StageMetrics.of(table, name, direction, numbers) for name in (stage, against) for direction in DIRECTIONS
+        }
         weights_SI = resample_weights(dataset.num_images)
-        own = [arms[stage, direction].sums for direction in DIRECTIONS]
+        own = [measured[stage, direction].sums for direction in DIRECTIONS]
         resampled_S1 = np.mean([sums.resampled_means(weights_SI)[:, :1] for sums in own], axis=0)
-        row = r1_of_both(compare(arms, [(stage, against)], weights_SI))
+        row = r1_of_both(compare(measured, [(stage, against)], weights_SI))
         return cls(
             float(np.mean([sums.means()[0] for sums in own])), interval(resampled_S1)[:, 0].tolist(), float(row["delta"]), list(row["ci95"])
         )
@@ -75,7 +77,7 @@ def is_below(ci95: Sequence[float]) -> bool:
 
 
 @dataclass(frozen=True)
-class Sighting:
+class RetentionResult:
     """What an evaluation found on one watch set."""
 
     config: WatchConfig
@@ -111,7 +113,7 @@ class Sighting:
 class Watch:
     """The watch sets of a run."""
 
-    def __init__(self, sets: Sequence[WatchSet], base: str, processes: Processes, num_workers: int) -> None:
+    def __init__(self, sets: Sequence[RetentionSet], base: str, processes: Processes, num_workers: int) -> None:
         self._sets, self._base, self._processes, self._num_workers = sets, base, processes, num_workers
         self._references: list[pa.Table] = []
 
@@ -120,7 +122,7 @@ class Watch:
         """Images and captions of all sets."""
         return sum(watched.dataset.num_images + watched.dataset.num_captions for watched in self._sets)
 
-    def look(self, step: int, siglip: SiglipModel, inputs: SiglipInputs, on_progress: Callable[[int], Any]) -> list[Sighting]:
+    def look(self, step: int, siglip: SiglipModel, inputs: SiglipInputs, on_progress: Callable[[int], Any]) -> list[RetentionResult]:
         """Measure every set and compare it with step 0; call on every process.
 
         Raises:
@@ -134,7 +136,7 @@ class Watch:
             base.to(next(siglip.parameters()).device)
             self._references = self._tables("before", base, inputs, on_progress)
         return [
-            Sighting(watched.config, Recall.of(watched.dataset, pa.concat_tables([reference, table]), "now", "before"))
+            RetentionResult(watched.config, Recall.of(watched.dataset, pa.concat_tables([reference, table]), "now", "before"))
             for watched, reference, table in zip(self._sets, self._references, tables, strict=True)
         ]
 

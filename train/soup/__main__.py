@@ -26,7 +26,7 @@ from train.config.run import DataConfig
 from train.engine.export_folder import check_replaceable
 from train.siglip.export import export_model
 from train.soup.average import Trial, greedy
-from train.soup.evaluation import SOUP, SoupArms, stage_name, trial_name
+from train.soup.evaluation import SOUP, SoupStages, stage_name, trial_name
 from train.soup.ingredients import Ingredient, read_ingredients
 from train.soup.record import make_record, soup_card
 
@@ -46,7 +46,7 @@ def run(names: Sequence[str], output: Path, *, is_greedy: bool, data: DataConfig
     check_output(output, ingredients)
     data = common_data(ingredients) if data is None and is_greedy else data
     output.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    arms = SoupArms(ingredients, None if data is None else read_split(data), num_workers)
+    arms = SoupStages(ingredients, None if data is None else read_split(data), num_workers)
     alone = [arms.alone(index) for index in range(len(ingredients))] if arms.dataset is not None else []
     members, trials, stage = tuple(range(len(ingredients))), list[Trial](), SOUP
     if is_greedy:

@@ -24,7 +24,7 @@ SOUP = "soup"
 
 
 @dataclass
-class SoupArms:
+class SoupStages:
     """The ingredients, one of them in memory at a time, and what was measured of them and of their soups.
 
     Attributes:

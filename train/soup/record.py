@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from train.soup.average import Trial
-from train.soup.evaluation import SoupArms, stage_name, trial_name
+from train.soup.evaluation import SoupStages, stage_name, trial_name
 
 
 def make_record(
-    arms: SoupArms,
+    arms: SoupStages,
     alone: Sequence[float],
     members: tuple[int, ...],
     trials: Sequence[Trial],

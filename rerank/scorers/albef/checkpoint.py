@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 
 from eval.encoder.checkpoint import hash_weights
 from eval.errors import UserError
-from rerank.scorers.albef.model import AlbefConfig, AlbefMatcher
+from rerank.scorers.albef.model import AlbefConfig, AlbefCrossEncoder
 from rerank.scorers.checkpoint import in_words, tokenizer_content
 
 _CONFIG_NAME, _WEIGHTS_NAME = "config.json", "model.safetensors"
@@ -30,7 +30,7 @@ class AlbefCheckpoint:
         tokenizer: WordPiece of bert-base-uncased.
     """
 
-    model: AlbefMatcher
+    model: AlbefCrossEncoder
     image_processor: Any
     tokenizer: Any
 
@@ -68,14 +68,14 @@ def load_albef(model: str) -> AlbefCheckpoint:
     return AlbefCheckpoint(matcher_of(config, tensors, model), image_processor, tokenizer)
 
 
-def matcher_of(config: AlbefConfig, tensors: Mapping[str, torch.Tensor], source: str) -> AlbefMatcher:
+def matcher_of(config: AlbefConfig, tensors: Mapping[str, torch.Tensor], source: str) -> AlbefCrossEncoder:
     """The matcher with these sizes and weights, float32, in evaluation mode.
 
     Raises:
         UserError: weights are missing, left over, of another shape, or not finite; every one of them is named.
     """
     with torch.device("meta"):
-        matcher = AlbefMatcher(config)
+        matcher = AlbefCrossEncoder(config)
     expected = {name: tuple(parameter.shape) for name, parameter in matcher.named_parameters()}
     shared = expected.keys() & tensors.keys()
     faults = {

@@ -77,7 +77,7 @@ class AlbefConfig:
         """As config.json holds it."""
         return {
             "model_type": MODEL_TYPE,
-            "architectures": ["AlbefMatcher"],
+            "architectures": ["AlbefCrossEncoder"],
             "vision_config": asdict(self.vision),
             "text_config": asdict(self.text),
         }
@@ -283,7 +283,7 @@ class _TextTower(nn.Module):
         self.encoder = _TextEncoder(config, image_size)
 
 
-class AlbefMatcher(nn.Module):
+class AlbefCrossEncoder(nn.Module):
     """The parts of ALBEF that judge a pair; its contrastive heads, momentum copies and queues are not here."""
 
     def __init__(self, config: AlbefConfig) -> None:

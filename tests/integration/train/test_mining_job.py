@@ -71,7 +71,7 @@ def test_killed_between_table_and_sheet_it_goes_on_the_same(
 ) -> None:
     mining = every_rule(straight.config.parent)  # the same file of captions, so the same table
     run = Run.make(nursery, small_world, tmp_path, mining=mining, train__max_steps=7, train__checkpoint_every_steps=3)
-    (child,) = run.start(trap=Trap("train.siglip.mining:write_sheet", 2))
+    (child,) = run.start(trap=Trap("train.siglip.mining:write_mining_report", 2))
     assert child.wait() == -signal.SIGKILL, child.output()
     (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 2))  # once more, with the second table in force
     assert child.wait() == -signal.SIGKILL, child.output()

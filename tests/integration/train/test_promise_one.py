@@ -15,10 +15,10 @@ from tests.nursery import Nursery
 from tests.small_job import SmallWorld, load, write_pictures
 from train.data.order import BatchOrder, chosen_caption
 
-Arm = tuple[int, int | None]
+StageMetrics = tuple[int, int | None]
 """Number of processes, and rows of a cached micro-batch."""
-PLAIN: Arm = (1, None)
-OTHERS: list[Arm] = [(2, None), (4, None), (1, 16), (2, 24)]  # 24 does not divide the 32 of a process
+PLAIN: StageMetrics = (1, None)
+OTHERS: list[StageMetrics] = [(2, None), (4, None), (1, 16), (2, 24)]  # 24 does not divide the 32 of a process
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,8 @@ def world(small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def runs(world: SmallWorld, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict[Arm, Path]:
-    """Arm -> folder with a file per case."""
+def runs(world: SmallWorld, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict[StageMetrics, Path]:
+    """StageMetrics -> folder with a file per case."""
     folders = {}
     for world_size, micro_batch_size in (PLAIN, *OTHERS):
         folder = tmp_path_factory.mktemp("gradients")
@@ -59,7 +59,7 @@ def assert_equal_gradients(found: dict[str, np.ndarray], expected: dict[str, np.
 
 @pytest.mark.parametrize("arm", OTHERS, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_processes_together_and_micro_batches_are_one(runs: dict[Arm, Path], case: Case, arm: Arm) -> None:
+def test_processes_together_and_micro_batches_are_one(runs: dict[StageMetrics, Path], case: Case, arm: StageMetrics) -> None:
     one, many = (dict(np.load(runs[name] / f"{case.name}.npz")) for name in (PLAIN, arm))
     assert_equal_gradients(many, one, 1e-10 if case.double else 1e-5)
 
@@ -139,7 +139,7 @@ def written_out(case: Case, world: SmallWorld) -> dict[str, np.ndarray]:
     [case for case in CASES if case.name in ("float64-none", "float64-own", "float64-all", "float64-own-labels", "float64-all-lists")],
     ids=lambda case: case.name,
 )
-def test_one_process_is_the_formula_written_out(runs: dict[Arm, Path], world: SmallWorld, case: Case) -> None:
+def test_one_process_is_the_formula_written_out(runs: dict[StageMetrics, Path], world: SmallWorld, case: Case) -> None:
     assert_equal_gradients(dict(np.load(runs[PLAIN] / f"{case.name}.npz")), written_out(case, world), 1e-10)
 
 
@@ -160,6 +160,6 @@ def test_the_batch_holds_what_the_promise_is_about(world: SmallWorld) -> None:
     assert mined.any() and not dataset.is_positive(negatives.image_N, dataset.caption_hash_C[negatives.captions_N]).any()
 
 
-def test_a_step_in_this_process_is_the_one_in_another(runs: dict[Arm, Path], world: SmallWorld) -> None:
+def test_a_step_in_this_process_is_the_one_in_another(runs: dict[StageMetrics, Path], world: SmallWorld) -> None:
     found = take_steps(CASES[1], str(world.manifest), str(world.base), Processes())
     assert_equal_gradients(found, dict(np.load(runs[PLAIN] / f"{CASES[1].name}.npz")), 1e-5)

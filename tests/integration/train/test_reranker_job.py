@@ -14,14 +14,14 @@ from rerank.scorers.scorer import ScorerSettings
 from tests.faults.runs import lines
 from tests.shared_files import modes
 from tests.small_job import SmallWorld, load
-from tests.small_reranker_job import MatcherWorld
+from tests.small_reranker_job import RerankerWorld
 from train.__main__ import run as run_any
 from train.engine.signals import StopSignals
 from train.reranker.__main__ import run
 
 
 @pytest.fixture(scope="module")
-def finished(matcher_world: MatcherWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(matcher_world: RerankerWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of some steps, with its configuration beside it."""
     folder = tmp_path_factory.mktemp("reranker")
     config = matcher_world.write_config(folder, train__max_steps=40, train__learning_rate=3e-3, train__eval_every_steps=20)
@@ -78,7 +78,7 @@ def test_another_configuration_is_refused(finished: Path, capsys: pytest.Capture
 
 
 def test_a_constant_answer_is_named_once_with_its_figure(
-    matcher_world: MatcherWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    matcher_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A head whose answer is the share of true pairs, whatever it is shown, and a rate at which it stays."""
     blip = tmp_path / "constant"
@@ -107,7 +107,7 @@ def test_a_constant_answer_is_named_once_with_its_figure(
     assert "a matcher that answers the same to every pair gets 0.6365 at 1 : 2 true to false" in said.out + said.err
 
 
-def test_what_the_untuned_matcher_calls_a_match_is_not_mined(matcher_world: MatcherWorld, tmp_path: Path) -> None:
+def test_what_the_untuned_matcher_calls_a_match_is_not_mined(matcher_world: RerankerWorld, tmp_path: Path) -> None:
     """By its own probabilities, asked again; and what the qrels say is true is counted among the rest."""
     dataset = load(matcher_world.manifest)
     qrels = tmp_path / "truth.qrels"
@@ -115,7 +115,7 @@ def test_what_the_untuned_matcher_calls_a_match_is_not_mined(matcher_world: Matc
     config = matcher_world.write_config(tmp_path, negatives__drop_matches_at=0.3, data__truth=str(qrels), negatives__images_per_caption=0)
     loop = _loop(config)
     loop.log.open_at(0)
-    loop.make_ready()
+    loop.setup()
     (sheet,) = events(config, "mining")
     table = loop._tables.captions
     scorer = load_scorer(str(matcher_world.blip), device="cpu", settings=ScorerSettings(score_kind="margin"))
@@ -124,7 +124,7 @@ def test_what_the_untuned_matcher_calls_a_match_is_not_mined(matcher_world: Matc
         for image, caption in zip(table.image_N, table.captions_N, strict=True)
     ]
     assert len(margins) > 20 and max(margins) < math.log(0.3 / 0.7) + 1e-5
-    assert sheet["passed_over"]["match"] > 0 and sheet["num_judged"] > len(margins)
+    assert sheet["filtered_out"]["match"] > 0 and sheet["num_judged"] > len(margins)
     known = {(image, image + 5) for image in range(40)}
     assert sheet["num_false_negatives"] == len(known & set(zip(table.image_N.tolist(), table.captions_N.tolist(), strict=True)))
 
@@ -140,13 +140,13 @@ def _loop(config: Path) -> Any:
     return tuning.begin(*tuning.start(), StopSignals())
 
 
-def test_pictures_are_checked_when_asked(matcher_world: MatcherWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_are_checked_when_asked(matcher_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([str(matcher_world.write_config(tmp_path)), "--check-images"]) == 0
     assert "68 pictures checked: 0 do not decode" in capsys.readouterr().out
 
 
 def test_true_pairs_alone_are_nothing_to_learn_from(
-    matcher_world: MatcherWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    matcher_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = matcher_world.write_config(tmp_path, data__val_split=None, data__test_split=None, train__max_steps=2)
     assert run([str(path), "negatives.margin=1000"]) == 2

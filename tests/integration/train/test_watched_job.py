@@ -19,7 +19,7 @@ from train.__main__ import run as run_job
 from train.config.load import load_config
 from train.engine.checkpoint import Checkpoints
 from train.siglip.loop import Loop
-from train.siglip.watch import Recall, Sighting, Watch
+from train.siglip.watch import Recall, RetentionResult, Watch
 
 RATE = 0.3  # ruins what the base knew within three steps
 
@@ -115,9 +115,9 @@ def test_what_forgot_is_best_only_under_report(
     watch = [{"name": "old", "source": str(small_world.manifest), "split": "train", "on_drop": on_drop}]
     config = small_world.write_config(tmp_path, watch=watch, mining=None)
 
-    def look(watch: Watch, step: int, *_: Any) -> list[Sighting]:
+    def look(watch: Watch, step: int, *_: Any) -> list[RetentionResult]:
         high = -0.1 if step in (3, 6) else 0.1
-        return [Sighting(load_config(config).watch[0], Recall(0.5, [0.4, 0.6], -0.2, [-0.3, high]))]
+        return [RetentionResult(load_config(config).watch[0], Recall(0.5, [0.4, 0.6], -0.2, [-0.3, high]))]
 
     def measure(loop: Loop, val: RetrievalSet) -> dict[str, Any]:
         score = {0: 0.1, 3: 0.4, 6: 0.2, 9: 0.3}[loop.state.step]

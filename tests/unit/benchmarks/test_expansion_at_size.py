@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.expansion_at_size import ARMS, Bounds, MadeUp, Reference, largest_difference, run_arm, table
 from eval.search.ranking import Ranking
-from rerank.combine.combine import rank_blend
+from rerank.combine.combine import rank_ensemble
 
 SIZE = (30, 151)
 
@@ -20,7 +20,7 @@ def test_every_arm_equals_its_reference(name: str) -> None:
 def ranked() -> tuple[Ranking, Bounds, np.ndarray]:
     dataset, queries = MadeUp(*SIZE), np.arange(9)
     member = dataset.member(0, expanded=True)
-    found = rank_blend([member], dataset, pools=ARMS["expansions, max"].pools(), depth=5)["text_to_image"]  # type: ignore[arg-type]
+    found = rank_ensemble([member], dataset, pools=ARMS["expansions, max"].pools(), depth=5)["text_to_image"]  # type: ignore[arg-type]
     return found, Reference(ARMS["expansions, max"], [member], "text_to_image", queries).bounds(), queries
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from hypothesis import given
 
-from benchmarks.skip_rules import Heads, choose, saved_shares
+from benchmarks.skip_rules import TopK, choose, saved_shares
 from eval.search.ranking import DIRECTIONS
 from rerank.reorder.skipping import needed_lists, rerank_within, trails
 from rerank.scoring.candidates import candidate_lists
@@ -15,12 +15,12 @@ from tests.unit.rerank.combine.drawn_searches import Drawn, searches, unhurried
 ROOT = Path(__file__).parents[3]
 
 
-def heads_of(drawn: Drawn) -> tuple[Heads, Heads]:
+def heads_of(drawn: Drawn) -> tuple[TopK, TopK]:
     made = []
     for direction in DIRECTIONS:
         first, rows = drawn.first[direction], [drawn.head(direction, query) for query in range(drawn.first[direction].num_queries)]
         items, match, right = (np.array([[one[column] for one in row] for row in rows]) for column in (0, 2, 3))
-        made.append(Heads(items, trails(first, drawn.top_k), match, right, np.arange(len(rows))))
+        made.append(TopK(items, trails(first, drawn.top_k), match, right, np.arange(len(rows))))
     return made[0], made[1]
 
 

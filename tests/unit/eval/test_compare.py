@@ -11,7 +11,7 @@ import pytest
 
 from eval.compare import compare_reports, main
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.dataset.truth import judged_by
+from eval.dataset.truth import with_ground_truth
 from eval.errors import UserError
 from eval.manifest.manifest import ManifestImage
 from eval.metrics.evaluate import evaluate
@@ -78,7 +78,7 @@ def test_other_queries_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_other_truths_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = retrieval_set()
-    more = judged_by(data, qrels={("i00", "i01#0")})
+    more = with_ground_truth(data, qrels={("i00", "i01#0")})
     one = report(tmp_path / "one", [stage("model", data, 1.0)], data)
     two = report(tmp_path / "two", [stage("model", more, 1.0)], more)
     with pytest.raises(UserError, match="1 queries have another number of right answers in B than in A, e.g. .'i00'.: "):
@@ -91,7 +91,7 @@ def test_truths_that_add_as_many_answers_elsewhere_are_told_apart(tmp_path: Path
     data = retrieval_set()
     folders = []
     for name, qrels in (("one", {("i13", "i08#0"), ("i12", "i09#0")}), ("two", {("i13", "i09#0"), ("i12", "i08#0")})):
-        judged = judged_by(data, qrels=qrels)
+        judged = with_ground_truth(data, qrels=qrels)
         folders.append(str(report(tmp_path / name, [stage("model", judged, 1.0)], judged)))
     assert main(folders) == 2 and "different truths" in capsys.readouterr().err
 

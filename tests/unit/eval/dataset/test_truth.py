@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from eval.captions import near_duplicate_key, normalise
 from eval.dataset.qrels import read_qrels
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.dataset.truth import judged_by, known_pairs, truth_in_words
+from eval.dataset.truth import known_pairs, truth_in_words, with_ground_truth
 from eval.errors import UserError
 from eval.manifest.manifest import ManifestImage
 
@@ -51,23 +51,23 @@ def test_equal_to_a_double_loop(rows: list[tuple[list[str], str | None]], near: 
         told = {same(text) for j, (texts, other) in enumerate(rows) for text in texts if j == i or (group is not None and other == group)}
         assert own
         expected |= {(f"i{i:02d}", data.caption_id(c)) for c in range(data.num_captions) if same(data.captions[c]) in told}
-    judged = judged_by(data, near_duplicates=near)
+    judged = with_ground_truth(data, near_duplicates=near)
     assert pairs(judged) == expected
     beyond = judged.truth["near_duplicates"]["num_pairs_beyond_the_stated"]
-    assert beyond == len(pairs(judged_by(data, near_duplicates=True))) - len(pairs(data))
+    assert beyond == len(pairs(with_ground_truth(data, near_duplicates=True))) - len(pairs(data))
 
 
 def test_papers_count_an_images_own_captions_alone() -> None:
     data = dataset([(["a dog", "a cat"], "g"), (["a dog"], "g")])
-    assert pairs(judged_by(data, protocol="papers")) == {("i00", "i00#0"), ("i00", "i00#1"), ("i01", "i01#0")}
+    assert pairs(with_ground_truth(data, protocol="papers")) == {("i00", "i00#0"), ("i00", "i00#1"), ("i01", "i01#0")}
     assert len(pairs(data)) == 6
     with pytest.raises(UserError, match="leave out"):
-        judged_by(data, protocol="papers", near_duplicates=True)
+        with_ground_truth(data, protocol="papers", near_duplicates=True)
 
 
 def test_training_still_asks_the_stated_truth() -> None:
     data = dataset([(["a dog"], None), (["the dog"], None)])
-    judged = judged_by(data, near_duplicates=True)
+    judged = with_ground_truth(data, near_duplicates=True)
     assert len(pairs(judged)) == 4 and judged.truth["near_duplicates"]["num_groups"] == 1
     assert judged.is_positive(np.array([0]), data.caption_hash_C[1:]).tolist() == [False]
 
@@ -77,7 +77,7 @@ def test_qrels_of_either_direction_add_pairs(tmp_path: Path) -> None:
     data = RetrievalSet(images, None, source="hand", split="test")
     file = tmp_path / "more.qrels"
     file.write_text(f"{quote('my photo.jpg')} 0 b#0 1\nc#0 0 b 1\nb 0 c#0 2\nc 0 my%20photo.jpg#0 0\nelsewhere 0 b#0 1\n")
-    judged = judged_by(data, qrels=read_qrels(file))
+    judged = with_ground_truth(data, qrels=read_qrels(file))
     assert pairs(judged) - pairs(data) == {("my photo.jpg", "b#0"), ("b", "c#0")}
     counts = judged.truth["qrels"]
     assert (counts["num_pairs"], counts["num_added"], counts["num_not_in_split"]) == (4, 2, 1)
@@ -95,12 +95,12 @@ def test_qrels_of_another_set_are_refused_with_examples() -> None:
     with pytest.raises(
         UserError, match=r"none of the 7 pairs.*'x0' 'y0'.*'x4' 'y4'. Image ids look like 'i00' here, caption ids like 'i00#0'"
     ):
-        judged_by(data, qrels={(f"x{n}", f"y{n}") for n in range(7)})
+        with_ground_truth(data, qrels={(f"x{n}", f"y{n}") for n in range(7)})
 
 
 def test_the_truth_is_said_in_words() -> None:
     data = dataset([(["a dog"], None), (["the dog"], None)])
-    assert "own captions alone" in truth_in_words(judged_by(data, protocol="papers").truth)
-    words = truth_in_words(judged_by(data, near_duplicates=True, qrels={("i00", "i01#0")}).truth)
+    assert "own captions alone" in truth_in_words(with_ground_truth(data, protocol="papers").truth)
+    words = truth_in_words(with_ground_truth(data, near_duplicates=True, qrels={("i00", "i01#0")}).truth)
     assert "near-duplicates" in words and "0 further pairs" in words
     assert truth_in_words(data.truth) == "Right: captions that equal one of any image of the image's group."

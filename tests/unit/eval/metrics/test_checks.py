@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.dataset.truth import judged_by
+from eval.dataset.truth import with_ground_truth
 from eval.errors import UserError
 from eval.manifest.manifest import ManifestImage
 from eval.metrics.checks import pair_faults
@@ -82,10 +82,10 @@ def test_ranks_must_agree_with_the_head() -> None:
 
 def test_every_stage_must_be_judged_by_the_truth_of_the_split() -> None:
     dataset = retrieval_set()
-    wider = judged_by(dataset, qrels={("i0", "i1#0"), ("i4", "i5#0")})
+    wider = with_ground_truth(dataset, qrels={("i0", "i1#0"), ("i4", "i5#0")})
     told = refusal(dataset, stage(dataset), stage(wider, "wider"))
     assert "stage 'wider', image_to_text: 2 queries were ranked by other right answers than the split's, e.g. ['i0', 'i4']; judge" in told
-    elsewhere = judged_by(dataset, qrels={("i0", "i2#0"), ("i4", "i5#0")})  # as many right answers of each query, but others
+    elsewhere = with_ground_truth(dataset, qrels={("i0", "i2#0"), ("i4", "i5#0")})  # as many right answers of each query, but others
     assert "1 queries were ranked by other right answers than the split's, e.g. ['i0']" in refusal(wider, stage(elsewhere))
     evaluate(wider, [stage(wider)])
 

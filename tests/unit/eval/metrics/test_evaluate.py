@@ -11,7 +11,7 @@ from eval.manifest.manifest import ManifestImage
 from eval.metrics.evaluate import Figures, evaluate, values_of
 from eval.metrics.metrics import RECALL_AT
 from eval.metrics.significance import ImageSums, resample_weights
-from eval.metrics.stage_metrics import METRICS, Arm
+from eval.metrics.stage_metrics import METRICS, StageMetrics
 from eval.search.exact import search
 from eval.search.ranking import DIRECTIONS
 from eval.search.stage import Stage
@@ -95,7 +95,7 @@ def test_every_resampled_median_is_numpys(queries_per_image: int) -> None:
     images = np.repeat(np.arange(21), queries_per_image)
     ranks = np.random.default_rng(3).integers(1, 1000, len(images))
     weights = resample_weights(21, num_resamples=100)
-    arm = Arm(ranks, images, ImageSums.of(ranks[:, None].astype(float), images, 21))
+    arm = StageMetrics(ranks, images, ImageSums.of(ranks[:, None].astype(float), images, 21))
     assert arm._resampled_medians(weights).tolist() == [np.median(np.repeat(ranks, row[images])) for row in weights]
 
 

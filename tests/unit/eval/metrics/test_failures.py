@@ -10,7 +10,7 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.manifest.manifest import ManifestImage
 from eval.metrics.failures import MOST_SHOWN, choose_failures
 from eval.metrics.outcomes import Step
-from eval.metrics.stage_metrics import Arm
+from eval.metrics.stage_metrics import StageMetrics
 from eval.search.ranking import DIRECTIONS, Direction, Ranking
 
 NUM = 60
@@ -35,8 +35,8 @@ def choose(
     return choose_failures(dataset, measured, rankings, Step("b", "a", top_k), most)
 
 
-def arm_of(ranks_Q: np.ndarray) -> Arm:
-    return Arm(ranks_Q, np.arange(len(ranks_Q)), None)  # type: ignore[arg-type]
+def arm_of(ranks_Q: np.ndarray) -> StageMetrics:
+    return StageMetrics(ranks_Q, np.arange(len(ranks_Q)), None)  # type: ignore[arg-type]
 
 
 def said(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from eval.processes import Processes
 from eval.search import streamed as streamed_search
 from eval.search.exact import search
 from eval.search.streamed import Found, stream_search
-from eval.search.top_k import DeviceHeads, Heads
+from eval.search.top_k import DeviceTopK, TopK
 
 
 @contextmanager
@@ -75,12 +75,12 @@ def test_every_head_equals_a_dense_loop(case: tuple[np.ndarray, np.ndarray, list
 @pytest.mark.parametrize("depth", [1, 5, 30])
 def test_heads_of_a_device_are_those_of_the_processor(depth: int) -> None:
     draws = np.random.default_rng(depth)
-    ours, theirs = DeviceHeads(depth), Heads(6, depth)
+    ours, theirs = DeviceTopK(depth), TopK(6, depth)
     for first in (0, 16, 32):
         tile = draws.integers(-9, 10, (6, 16)).astype(np.float32)
         tile[:, draws.random(16) < 0.6] = -np.inf
-        ours.absorb(torch.from_numpy(tile), first)
-        theirs.absorb_rows(tile, 0, first, np.empty((6, 0), dtype=np.float32))
+        ours.update(torch.from_numpy(tile), first)
+        theirs.update_rows(tile, 0, first, np.empty((6, 0), dtype=np.float32))
     for one, other in zip(ours.best(), theirs.best(), strict=True):
         assert one.dtype == other.dtype and one.tolist() == other.tolist()
 

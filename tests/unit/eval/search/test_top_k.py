@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.search.tile_scan import scan_columns, scan_rows
-from eval.search.top_k import Heads
+from eval.search.top_k import TopK
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (64, 8), (65, 16), (130, 2048), (64, 2041), (200, 1024)])
@@ -37,11 +37,11 @@ def test_heads_are_the_first_of_the_whole_order(
     draws = np.random.default_rng(seed)
     scores_QN = draws.integers(0, values, (num_queries, num_items)).astype(np.float32)
     edges = sorted({0, num_items, *draws.integers(0, num_items + 1, num_tiles).tolist()})
-    by_rows, by_columns = Heads(num_queries, depth), Heads(num_queries, depth)
+    by_rows, by_columns = TopK(num_queries, depth), TopK(num_queries, depth)
     for start, stop in zip(edges, edges[1:], strict=False):
         part = np.ascontiguousarray(scores_QN[:, start:stop])
-        by_rows.absorb_rows(part, 0, start, np.empty((num_queries, 0), np.float32))
-        by_columns.absorb_columns(np.ascontiguousarray(part.T), 0, start, np.empty((0, num_queries), np.float32))
+        by_rows.update_rows(part, 0, start, np.empty((num_queries, 0), np.float32))
+        by_columns.update_columns(np.ascontiguousarray(part.T), 0, start, np.empty((0, num_queries), np.float32))
     for heads in (by_rows, by_columns):
         items_QK, found_QK = heads.best()
         for query, row in enumerate(scores_QN):
@@ -53,19 +53,19 @@ def test_heads_are_the_first_of_the_whole_order(
 
 def test_a_query_whose_best_come_last_and_all_at_once() -> None:
     scores = np.sort(np.random.default_rng(0).random((2, 5000), dtype=np.float32), axis=1)
-    heads = Heads(2, 10)
+    heads = TopK(2, 10)
     for start in range(0, 5000, 500):
-        heads.absorb_rows(np.ascontiguousarray(scores[:, start : start + 500]), 0, start, np.empty((2, 0), np.float32))
+        heads.update_rows(np.ascontiguousarray(scores[:, start : start + 500]), 0, start, np.empty((2, 0), np.float32))
     assert heads.best()[0].tolist() == [list(range(4999, 4989, -1))] * 2
 
 
 def test_some_queries_of_a_block_at_a_time() -> None:
     scores = np.random.default_rng(1).random((600, 900), dtype=np.float32)
-    heads = Heads(600, 5)
+    heads = TopK(600, 5)
     for first in (0, 256, 512):
         for start in (0, 400):
             tile = np.ascontiguousarray(scores[first : first + 256, start : start + (400 if not start else 500)].T)
-            heads.absorb_columns(tile, first, start, np.empty((0, tile.shape[1]), np.float32))
+            heads.update_columns(tile, first, start, np.empty((0, tile.shape[1]), np.float32))
     expected = torch.topk(torch.from_numpy(scores), 5, dim=1)
     items, found = heads.best()
     assert np.array_equal(items, expected.indices.numpy()) and np.array_equal(found, expected.values.numpy())

@@ -42,7 +42,7 @@ def test_a_folder_is_searched_with_all_below_it_and_the_rest_is_counted(folder: 
     found = read_folder(str(folder))
     assert list(found.ids) == ["A.JPG", "a b#?.jpeg", "b.png", "deep/b.png", "deep/er/c.webp", "linked.png"]
     assert [found.path(image) for image in range(6)] == [str(folder / name) for name in found.ids]
-    assert found.passed_over.in_words() == ("3 hidden, 1 linked folder, 4 that are no pictures (2 .txt, 1 without a suffix, 1 .heic)")
+    assert found.skipped.in_words() == ("3 hidden, 1 linked folder, 4 that are no pictures (2 .txt, 1 without a suffix, 1 .heic)")
     assert [found.load_image(image).getpixel((0, 0))[0] for image in (2, 3)] == [0, 30]
 
 
@@ -83,7 +83,7 @@ def test_what_does_not_decode_is_named(tmp_path: Path) -> None:
 def test_some_are_taken_out_and_the_rest_stay_in_order(folder: Path) -> None:
     found = read_folder(str(folder)).without(np.array([0, 3]))
     assert list(found.ids) == ["a b#?.jpeg", "b.png", "deep/er/c.webp", "linked.png"]
-    assert found.load_image(2).getpixel((0, 0))[0] in range(18, 23) and found.passed_over.num_hidden == 3
+    assert found.load_image(2).getpixel((0, 0))[0] in range(18, 23) and found.skipped.num_hidden == 3
 
 
 def test_rows_of_a_manifest_without_captions(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_table_and_page_are_written_and_the_summary_says_what_came_of_it(alone: 
     assert len(queries["image_to_text"]) == 39 and len(queries["text_to_image"]) == num_captions
     assert len(rows) == 4 * (39 + num_captions) and not any("train-037" in row["candidate_id"] for row in rows)
     changed = {one: sum(row["rank"] == 1 and row["first_rank"] != 1 for row in rows if row["direction"] == one) for one in queries}
-    assert f"pictures   40 in {photos} (passed over: 1 that are no pictures (1 .txt))" in said
+    assert f"pictures   40 in {photos} (skipped: 1 that are no pictures (1 .txt))" in said
     assert re.search(rf"captions   {num_captions} in .*captions\.txt \(1 blank; {82 - num_captions} repeated, kept once\)", said)
     assert "left out   1 pictures that do not decode\n" in said and "train-037.png: cannot be decoded" in said
     for direction, query, answers in (("image_to_text", "pictures", "captions"), ("text_to_image", "captions", "pictures")):

@@ -145,7 +145,7 @@ class Owned:
 
 
 def as_set(num_images: int, num_captions: int) -> Any:
-    """What `rank_blend` takes for a data set."""
+    """What `rank_ensemble` takes for a data set."""
     return Owned(num_images, num_captions)
 
 

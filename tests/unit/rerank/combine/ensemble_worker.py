@@ -13,7 +13,7 @@ from eval.processes import Processes
 from eval.search import exact as search
 from eval.search.ranking import DIRECTIONS
 from rerank.combine import combined_tiles as blend_products
-from rerank.combine.combine import rank_blend
+from rerank.combine.combine import rank_ensemble
 from tests.unit.rerank.combine.ensemble_oracle import arms, as_set, made_up, pool
 
 
@@ -27,7 +27,7 @@ def main(folder: Path, rank: int, world_size: int) -> None:
     found = {}
     for combination, asks, ranked in arms(2):
         pools = dict.fromkeys(DIRECTIONS, (pool(asks, 3, 0.75), pool(ranked, 2, 0.5)))
-        rankings = rank_blend(
+        rankings = rank_ensemble(
             members, as_set(19, 37), weights=[1, 2], combination=combination, pools=pools, depth=9, processes=Processes(rank, world_size)
         )
         digest = hashlib.sha256()

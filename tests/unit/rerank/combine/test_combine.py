@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from eval.errors import UserError
 from eval.search.exact import search_both
 from eval.search.ranking import DIRECTIONS, Direction, Ranking
-from rerank.combine.combine import COMBINATIONS, Combination, Pools, rank_blend, within_query_deviation
+from rerank.combine.combine import COMBINATIONS, Combination, Pools, rank_ensemble, within_query_deviation
 from rerank.combine.combined_tiles import reciprocal_ranks
 from rerank.combine.views import POOLINGS, Member, Pool, Views
 from tests.unit.rerank.combine.ensemble_oracle import arms, as_set, blended_scores, made_up, member_scores, pool, ranks_of, unit
@@ -52,7 +52,7 @@ def test_two_members(monkeypatch: pytest.MonkeyPatch, combination: Combination, 
     small_blocks(monkeypatch, 3, 5, 4 * 13 * 2)
     members = [made_up(1, 7, 13, width=6), made_up(2, 7, 13, width=9)]
     pools: dict[Direction, Pools] = dict.fromkeys(DIRECTIONS, (pool(asks, 2, 0.75), pool(ranked, 3, 0.5)))
-    found = rank_blend(members, as_set(7, 13), weights=[1.0, 3.0], combination=combination, pools=pools, depth=9)
+    found = rank_ensemble(members, as_set(7, 13), weights=[1.0, 3.0], combination=combination, pools=pools, depth=9)
     for direction in DIRECTIONS:
         near = 1e-9 if combination == "reciprocal-rank" else NEAR
         assert_ranks_as(found[direction], blended_scores(members, direction, [1.0, 3.0], combination, pools[direction]), near)
@@ -67,7 +67,7 @@ def test_one_member(monkeypatch: pytest.MonkeyPatch, asks: str | None, ranked: s
         "image_to_text": (pool(asks, 1, 1.0), pool(ranked, 2, 0.25)),
         "text_to_image": (pool(asks, 3, 0.5), pool(ranked, 9, 1.0)),
     }
-    found = rank_blend([member], as_set(9, 17), pools=pools, depth=17)
+    found = rank_ensemble([member], as_set(9, 17), pools=pools, depth=17)
     for direction in DIRECTIONS:
         near = 1e-9 if asks == "reciprocal-rank" else NEAR
         assert_ranks_as(found[direction], blended_scores([member], direction, [1.0], "logits", pools[direction]), near)
@@ -94,7 +94,7 @@ def test_any_size_any_block_any_mixture(monkeypatch: pytest.MonkeyPatch, data: s
     pools: dict[Direction, Pools] = {direction: draw(drawn_pools()) for direction in draw(st.sets(st.sampled_from(DIRECTIONS)))}
     if len(members) > 1 and any(asks and asks.pooling == "reciprocal-rank" for asks, _ in pools.values()):
         combination = "reciprocal-rank"
-    found = rank_blend(members, as_set(*sizes), weights=weights, combination=combination, pools=pools, depth=draw(st.integers(1, 12)))
+    found = rank_ensemble(members, as_set(*sizes), weights=weights, combination=combination, pools=pools, depth=draw(st.integers(1, 12)))
     for direction in DIRECTIONS:
         expected_QN = blended_scores(members, direction, weights, combination, pools.get(direction, (None, None)))
         assert_ranks_as(found[direction], expected_QN, 1e-9 if "reciprocal" in combination else NEAR)
@@ -113,13 +113,13 @@ def test_a_plain_member_is_searched_as_ever(monkeypatch: pytest.MonkeyPatch, com
     to_text, to_image = (dataset.positives(direction) for direction in DIRECTIONS)
     plain = search_both(member.images.vectors_ND, member.captions.vectors_ND, to_text, to_image, 10)
     nothing: Pools = (Pool("reciprocal-rank", 3, 0.0), Pool("max", 0, 1.0))
-    assert same(plain, rank_blend([member], dataset, combination=combination, depth=10))
+    assert same(plain, rank_ensemble([member], dataset, combination=combination, depth=10))
     pools: dict[Direction, Pools] = dict.fromkeys(DIRECTIONS, nothing)
     assert same(
-        plain, rank_blend([member, made_up(5, 19, 31)], dataset, weights=[7.0, 0.0], combination=combination, pools=pools, depth=10)
+        plain, rank_ensemble([member, made_up(5, 19, 31)], dataset, weights=[7.0, 0.0], combination=combination, pools=pools, depth=10)
     )
     bare = Member(Views.plain(member.images.vectors_ND), Views.plain(member.captions.vectors_ND), 10.0, 0.0, CPU)
-    assert same(plain, rank_blend([bare], dataset, pools={"text_to_image": (Pool("max", 5, 1.0), None)}, depth=10))
+    assert same(plain, rank_ensemble([bare], dataset, pools={"text_to_image": (Pool("max", 5, 1.0), None)}, depth=10))
 
 
 @pytest.mark.parametrize("pooling", [way for way in POOLINGS if way != "reciprocal-rank"])
@@ -128,9 +128,9 @@ def test_both_directions_of_one_product_are_those_of_two(monkeypatch: pytest.Mon
     small_blocks(monkeypatch, 4, 6, 100)
     members, dataset, used = [made_up(6, 11, 23), made_up(7, 11, 23)], as_set(11, 23), pool(pooling, 3, 0.75)
     ways: dict[Direction, Pools] = {"image_to_text": (None, used), "text_to_image": (used, None)}
-    together = rank_blend(members, dataset, pools=ways, depth=11)
+    together = rank_ensemble(members, dataset, pools=ways, depth=11)
     for direction in DIRECTIONS:
-        alone = rank_blend(members, dataset, pools={direction: ways[direction]}, depth=11)[direction]
+        alone = rank_ensemble(members, dataset, pools={direction: ways[direction]}, depth=11)[direction]
         np.testing.assert_allclose(alone.top_scores_QK, together[direction].top_scores_QK, rtol=0, atol=1e-6)
         assert_ranks_as(together[direction], blended_scores(members, direction, [1, 1], "logits", ways[direction]))
 
@@ -145,7 +145,7 @@ def test_equal_scores_are_ordered_by_index(
     twice = Views(ones, np.full((12, 4), 0.5, dtype=np.float32), np.arange(7) * 2)
     members = [Member(twice, twice, scale, -1.0, CPU) for scale in (10.0, 30.0)]
     pools: dict[Direction, Pools] = dict.fromkeys(DIRECTIONS, (pool(asks, 2, 0.3), pool(ranked, 1, 0.6)))
-    found = rank_blend(members, as_set(6, 6), weights=[0.3, 0.7], combination=combination, pools=pools, depth=6)
+    found = rank_ensemble(members, as_set(6, 6), weights=[0.3, 0.7], combination=combination, pools=pools, depth=6)
     for direction in DIRECTIONS:
         assert found[direction].top_indices_QK.tolist() == [list(range(6))] * 6
         assert found[direction].positive_ranks_P.tolist() == (found[direction].positive_indices_P + 1).tolist()
@@ -170,7 +170,7 @@ def test_equal_fused_ranks_stay_equal() -> None:
     asks = [Views.plain(unit(np.array([row, row]))) for row in ([2.0, 1.0], [1.0, 2.0])]
     members = [Member(one, captions, 10.0, 0.0, CPU) for captions in asks]
     for these in (members, members[::-1]):
-        found = rank_blend(these, as_set(2, 2), combination="reciprocal-rank", depth=2)["text_to_image"]
+        found = rank_ensemble(these, as_set(2, 2), combination="reciprocal-rank", depth=2)["text_to_image"]
         assert found.top_indices_QK.tolist() == [[0, 1], [0, 1]]
         assert found.top_scores_QK[0, 0] == found.top_scores_QK[0, 1] == np.float32((1 / 61 + 1 / 62) / 2)
 
@@ -187,7 +187,7 @@ def test_a_member_that_says_the_same_of_everything_has_no_say() -> None:
     constant = Views.plain(unit(np.full((8, 3), 0.3)))
     member, other = made_up(9, 8, 8), Member(constant, constant, 10.0, 0.0, CPU)
     assert within_query_deviation(other, "image_to_text") == 0.0
-    found = rank_blend([member, other], as_set(8, 8), combination="standardised", depth=8)
+    found = rank_ensemble([member, other], as_set(8, 8), combination="standardised", depth=8)
     for direction in DIRECTIONS:
         assert_ranks_as(found[direction], member_scores(member, direction, (None, None)))
 
@@ -211,7 +211,7 @@ def swapped(member: Member, **views: Views) -> Member:
 def test_what_has_no_meaning_is_refused(change: dict, message: str) -> None:
     arguments = {"weights": [1.0, 1.0], "depth": 3} | change
     with pytest.raises(UserError, match=message):
-        rank_blend([made_up(1, 4, 6), made_up(2, 4, 6)], as_set(4, 6), **arguments)
+        rank_ensemble([made_up(1, 4, 6), made_up(2, 4, 6)], as_set(4, 6), **arguments)
 
 
 def test_members_that_do_not_fit_are_refused() -> None:
@@ -225,9 +225,9 @@ def test_members_that_do_not_fit_are_refused() -> None:
         (swapped(good, captions=Views(good.captions.vectors_ND, broken, good.captions.offsets)), "1 further caption vector.*not finite"),
     ]:
         with pytest.raises(UserError, match=message):
-            rank_blend([good, bad], as_set(4, 6), depth=3)
+            rank_ensemble([good, bad], as_set(4, 6), depth=3)
     with pytest.raises(UserError, match="one member or more"):
-        rank_blend([], as_set(4, 6), depth=3)
+        rank_ensemble([], as_set(4, 6), depth=3)
 
 
 def test_two_processes_give_the_bits_of_one(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_probabilities_of_wide_members_where_they_rise_fastest() -> None:
         captions = unit(np.repeat(images, 2, axis=0) + 2 * unit(rng.standard_normal((120, width))))
         cosine = float(np.median((np.repeat(images, 2, axis=0) * captions).sum(axis=1)))
         members.append(Member(Views.plain(images), Views.plain(captions), 118.0, -118.0 * cosine, CPU))
-    found = rank_blend(members, as_set(60, 120), combination="probabilities", depth=60)
+    found = rank_ensemble(members, as_set(60, 120), combination="probabilities", depth=60)
     logits = [one.scale * (one.images.vectors_ND.astype(float) @ one.captions.vectors_ND.T.astype(float)) + one.bias for one in members]
     mean_IC = np.mean([1 / (1 + np.exp(-own)) for own in logits], axis=0)
     assert (np.abs(mean_IC - 0.5) < 0.25).sum() > 20

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import rerank.combine.ensemble_weights
 from eval.search.ranking import DIRECTIONS
-from rerank.combine.combine import COMBINATIONS, Combination, rank_blend
+from rerank.combine.combine import COMBINATIONS, Combination, rank_ensemble
 from rerank.combine.ensemble_weights import TriedWeights, best_weights, choose_ensemble, simplex
 from rerank.combine.views import Member
 from tests.unit.rerank.combine.drawn_searches import unhurried
@@ -61,13 +61,13 @@ def test_every_point_is_what_a_dense_matrix_says_and_the_best_is_taken() -> None
 def test_a_model_alone_is_searched_once_and_a_weight_of_0_is_no_member(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = caption_set(8)
     members, calls = [member(dataset, seed) for seed in (1, 2, 3)], []
-    found = rank_blend(members[:1], dataset, depth=1)
+    found = rank_ensemble(members[:1], dataset, depth=1)
 
     def watched(asked: Sequence[Member], *arguments: Any, weights: Sequence[float], **options: Any) -> Any:
         calls.append(([next(n for n, one in enumerate(members) if one is each) for each in asked], tuple(weights)))
         return found
 
-    monkeypatch.setattr(rerank.combine.ensemble_weights, "rank_blend", watched)
+    monkeypatch.setattr(rerank.combine.ensemble_weights, "rank_ensemble", watched)
     choice = choose_ensemble(members, dataset, ["logits", "probabilities"])
     assert all(min(weights) > 0 and sum(weights) == pytest.approx(1) for _, weights in calls)
     inner = sum(min(weights) > 0 for weights in simplex(3))

@@ -15,10 +15,10 @@ from eval.metrics.evaluate import Figures, evaluate
 from eval.report.report import report_record, write_report
 from eval.report.sentences import combined_lines
 from eval.search.stage import Stage
-from rerank.combine.combine import rank_blend
+from rerank.combine.combine import rank_ensemble
 from rerank.combine.expansion_effects import Moves, items_of, ranks_of_each_view, write_expansions
 from rerank.combine.pooling import Side, choose_pool, direction_of, pools_at
-from rerank.combine.record import ExpansionArm, combined_sections, expansion_table
+from rerank.combine.record import ExpandedStage, combined_sections, expansion_table
 from rerank.combine.views import Member, Pool, Views
 from tests.unit.rerank.combine.member_sets import caption_set, member
 
@@ -54,7 +54,7 @@ class Made:
 
     dataset: RetrievalSet
     figures: Figures
-    arm: ExpansionArm
+    arm: ExpandedStage
 
     def record(self) -> dict[str, Any]:
         (record,) = combined_sections(self.figures, self.dataset, [], [self.arm])["expansion"]
@@ -88,13 +88,13 @@ def made(
     one = member(dataset, 1, noise, views=4, view_noise=view_noise, side="captions" if side == "captions" else "images")
     plain = Member(Views.plain(one.images.vectors_ND), Views.plain(one.captions.vectors_ND), one.scale, one.bias, one.device)
     stages = [
-        Stage("base", rank_blend([plain], dataset, depth=10)),
-        Stage("base+synonyms", rank_blend([one], dataset, pools=pools_at(side, pool), depth=10)),
+        Stage("base", rank_ensemble([plain], dataset, depth=10)),
+        Stage("base+synonyms", rank_ensemble([one], dataset, pools=pools_at(side, pool), depth=10)),
     ]
     alone = ranks_of_each_view([one], None, "logits", dataset, side, pool)
     texts = said_of(one.captions if side == "captions" else one.images, text)
     figures = evaluate(dataset, stages, [("base+synonyms", "base")] if compared else [])
-    return Made(dataset, figures, ExpansionArm("base+synonyms", "base", side, texts, pool, alone))
+    return Made(dataset, figures, ExpandedStage("base+synonyms", "base", side, texts, pool, alone))
 
 
 def test_moves_by_hand() -> None:

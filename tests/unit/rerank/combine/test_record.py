@@ -15,10 +15,10 @@ from eval.report.report import report_record, write_report
 from eval.report.sentences import combined_lines
 from eval.search.ranking import DIRECTIONS
 from eval.search.stage import Stage
-from rerank.combine.combine import rank_blend
+from rerank.combine.combine import rank_ensemble
 from rerank.combine.ensemble_weights import EnsembleChoice, choose_ensemble
 from rerank.combine.equal_cost import num_pairs
-from rerank.combine.record import EnsembleArm, Held, combined_sections
+from rerank.combine.record import EnsembleStage, Held, combined_sections
 from rerank.scoring.candidates import candidate_lists
 from tests.unit.eval.reranked_set import TOP_K, reranked
 from tests.unit.rerank.combine.member_sets import caption_set, member
@@ -29,7 +29,7 @@ COMPARED = [("ensemble", "large"), ("base+blip", "base")]
 
 def stage(name: str, dataset: RetrievalSet, seeds: list[int], weights: list[float]) -> Stage:
     members = [member(dataset, seed) for seed in seeds]
-    found = rank_blend(members, dataset, weights=weights, combination="logits", depth=10)
+    found = rank_ensemble(members, dataset, weights=weights, combination="logits", depth=10)
     return Stage(name, found, {"seconds": SECONDS[name], "image_seconds": SECONDS[name] / 2, "pairs_scored": 0})
 
 
@@ -60,8 +60,8 @@ def choice() -> tuple[RetrievalSet, EnsembleChoice]:
     return other, choose_ensemble([member(other, 1), member(other, 2)], other, ["logits", "probabilities"])
 
 
-def arm(**others: Any) -> EnsembleArm:
-    return EnsembleArm("ensemble", ["base", "large"], [0.4, 0.6], "logits", Held(400, 96), Held(100, 32), **others)
+def arm(**others: Any) -> EnsembleStage:
+    return EnsembleStage("ensemble", ["base", "large"], [0.4, 0.6], "logits", Held(400, 96), Held(100, 32), **others)
 
 
 def record_of(figures: tuple[RetrievalSet, Figures], **others: Any) -> dict[str, Any]:
@@ -235,7 +235,8 @@ def test_three_members_are_a_table_of_the_twenty_best(figures, tmp_path: Path) -
     dataset, measured = figures
     other = caption_set(12, "val")
     choice = choose_ensemble([member(other, seed) for seed in (1, 2, 3)], other, ["logits"])
-    three = EnsembleArm("ensemble", ["base", "large", "base+blip"], [0.2, 0.5, 0.3], "logits", Held(1, 1), Held(1, 1), None, choice, other)
+    members = ["base", "large", "base+blip"]
+    three = EnsembleStage("ensemble", members, [0.2, 0.5, 0.3], "logits", Held(1, 1), Held(1, 1), None, choice, other)
     sections = combined_sections(measured, dataset, [three], [])
     page = (write_report(tmp_path, replace(measured, sections=sections)) / "report.html").read_text()
     rows = [line for line in page.splitlines() if '<tr class="point' in line]

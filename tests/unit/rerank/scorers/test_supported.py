@@ -17,7 +17,7 @@ from transformers import (
 from eval.errors import UserError
 from rerank.scorers import supported as guard
 from rerank.scorers.load import _SCORERS, load_scorer
-from rerank.scorers.supported import ALBEF, KINDS, VLM, check_matcher, expected
+from rerank.scorers.supported import ALBEF, KINDS, VLM, check_cross_encoder, expected
 
 
 def tiny_bert() -> BertConfig:
@@ -93,7 +93,7 @@ def test_models_that_read_images_are_not_refused_by_name(monkeypatch: pytest.Mon
         return {"model_type": "blip", "architectures": ["BlipForImageTextRetrieval"]}, {}
 
     monkeypatch.setattr(guard.PretrainedConfig, "get_config_dict", answer)
-    check_matcher(name)
+    check_cross_encoder(name)
     assert asked == [name]
 
 
@@ -150,7 +150,7 @@ def test_blip_model_is_refused_with_its_reason(changed_blip) -> None:
 
 def test_a_config_that_names_no_architecture_is_judged_by_its_weights(changed_blip) -> None:
     folder = changed_blip(config=lambda config: config.pop("architectures"), weights=lambda tensors: tensors.pop("itm_head.weight"))
-    check_matcher(str(folder))
+    check_cross_encoder(str(folder))
     with pytest.raises(UserError, match=r"itm_head\.weight"):
         load_scorer(str(folder))
 
@@ -179,20 +179,20 @@ def test_a_config_that_names_no_architecture_is_judged_by_its_weights(changed_bl
 def test_configs_of_other_kinds(tmp_path: Path, config: object, message: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=message):
-        check_matcher(str(tmp_path))
+        check_cross_encoder(str(tmp_path))
 
 
 def test_what_is_no_model_at_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no config.json"):
-        check_matcher(str(tmp_path))
+        check_cross_encoder(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="not readable JSON"):
-        check_matcher(str(tmp_path))
+        check_cross_encoder(str(tmp_path))
     with pytest.raises(UserError, match="is a file\\."):
-        check_matcher(str(tmp_path / "config.json"))
+        check_cross_encoder(str(tmp_path / "config.json"))
     for name in ("", "./nowhere", "/nowhere/at/all", "a/b/c", "two words"):
         with pytest.raises(UserError, match="there is no folder"):
-            check_matcher(name)
+            check_cross_encoder(name)
 
 
 def test_what_is_beside_a_missing_config_is_named(tmp_path: Path) -> None:
@@ -200,10 +200,10 @@ def test_what_is_beside_a_missing_config_is_named(tmp_path: Path) -> None:
     weights.write_bytes(b"GGUF")
     for model in (tmp_path, weights):
         with pytest.raises(UserError, match=r"llama\.cpp \(GGUF\), which is not read here"):
-            check_matcher(str(model))
+            check_cross_encoder(str(model))
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="PEFT adapter alone: merge it into its base"):
-        check_matcher(str(tmp_path))
+        check_cross_encoder(str(tmp_path))
 
 
 def test_every_kind_names_a_class_of_transformers_and_has_a_scorer() -> None:
@@ -220,4 +220,4 @@ def test_a_hub_id_that_cannot_be_had_says_so(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(guard.PretrainedConfig, "get_config_dict", fail)
     with pytest.raises(UserError, match=r"'someone/blip-itm'.*\(no connection\)"):
-        check_matcher("someone/blip-itm")
+        check_cross_encoder("someone/blip-itm")

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from tests.small_reranker_job import MatcherWorld
+from tests.small_reranker_job import RerankerWorld
 from train.config import reranker as reranker_config
 from train.config.load import ConfigError, load_run_config
 from train.config.reranker import RerankerConfig, is_reranker
 
-WORLD = MatcherWorld(Path("pairs.jsonl"), Path("siglip"), Path("blip"))
+WORLD = RerankerWorld(Path("pairs.jsonl"), Path("siglip"), Path("blip"))
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "shard": ({"train__shard": True}, "shard: a matcher is not kept in parts"),

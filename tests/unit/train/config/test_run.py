@@ -219,16 +219,16 @@ def test_every_key_is_documented_and_the_schema_is_printed() -> None:
 
 def test_the_matcher_is_mining_denoise_model_or_else_the_reranker(tmp_path: Path) -> None:
     mining = {"mine_every_epochs": 1, "denoise": {"mode": "relabel"}}
-    assert load_config(write(tmp_path, changed(mining=mining, rerank={"model": "blip"}))).matcher_model == "blip"
+    assert load_config(write(tmp_path, changed(mining=mining, rerank={"model": "blip"}))).cross_encoder_model == "blip"
     own = mining | {"denoise": {"model": "other"}}
-    assert load_config(write(tmp_path, changed(mining=own, rerank={"model": "blip"}))).matcher_model == "other"
-    assert load_config(write(tmp_path, changed(mining={"mine_every_steps": 1}, rerank={"model": "blip"}))).matcher_model is None
+    assert load_config(write(tmp_path, changed(mining=own, rerank={"model": "blip"}))).cross_encoder_model == "other"
+    assert load_config(write(tmp_path, changed(mining={"mine_every_steps": 1}, rerank={"model": "blip"}))).cross_encoder_model is None
 
 
 def test_distillation_asks_what_denoising_asks_or_its_own_or_the_reranker(tmp_path: Path) -> None:
     def asked(**changes: Any) -> str | None:
         changes["mining"] = {"mine_every_epochs": 1} | changes["mining"]
-        return load_config(write(tmp_path, changed(**changes))).matcher_model
+        return load_config(write(tmp_path, changed(**changes))).cross_encoder_model
 
     assert asked(mining={"distil": {}}, rerank={"model": "blip"}) == "blip"
     assert asked(mining={"distil": {"model": "own"}}, rerank={"model": "blip"}) == "own"

@@ -13,7 +13,7 @@ from eval.dataset.retrieval_set import load_split
 from eval.errors import UserError
 from eval.manifest.manifest import read_manifest
 from tests.small_job import SmallWorld, load
-from tests.small_reranker_job import MatcherWorld
+from tests.small_reranker_job import RerankerWorld
 from train.config.job import JobConfig
 from train.config.reranker import RerankerConfig
 from train.data.caption_pool import CaptionPool
@@ -121,7 +121,7 @@ def test_columns_beside_the_captions_stay_beside_them(small_world: SmallWorld, t
         )  # and those of images it shares a caption with
 
 
-def test_a_reranker_learns_from_them_too(matcher_world: MatcherWorld, tmp_path: Path) -> None:
+def test_a_reranker_learns_from_them_too(matcher_world: RerankerWorld, tmp_path: Path) -> None:
     config = RerankerConfig.model_validate(matcher_world.record(tmp_path, data__expand=[dictionary(tmp_path)]))
     splits = load_reranker_data(config)
     assert splits.train.num_captions > load(matcher_world.manifest).num_captions and len(splits.expand_lines) == 1

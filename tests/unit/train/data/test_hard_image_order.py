@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.small_job import SmallWorld, load
-from train.data.hard_image_order import HardImageOrder, HardImages, SeedOrder, compose_seeded
+from train.data.hard_image_order import AnchorOrder, HardImageOrder, HardImages, compose_anchored
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder, chosen_caption
 
@@ -24,7 +24,7 @@ def test_every_image_is_a_seed_once_per_epoch_but_the_rest(
     num_images: int, batch_size: int, per_caption: int, start: int, seed: int
 ) -> None:
     base = BatchOrder(num_images, min(batch_size, num_images), seed)
-    order = SeedOrder(base, start, max(1, base.batch_size // (1 + per_caption)))
+    order = AnchorOrder(base, start, max(1, base.batch_size // (1 + per_caption)))
     by_epoch: dict[int, list[int]] = {}
     steps = range(1, start + 3 * order.steps_per_epoch + 1)
     for step in steps:
@@ -46,7 +46,7 @@ def test_every_image_is_a_seed_once_per_epoch_but_the_rest(
 
 
 def test_epochs_are_counted_in_seeds() -> None:
-    order = SeedOrder(BatchOrder(40, 8, 0), 10, 2)
+    order = AnchorOrder(BatchOrder(40, 8, 0), 10, 2)
     assert (order.num_epochs(5), order.num_epochs(10), order.num_epochs(30)) == (1.0, 2.0, 3.0)
 
 
@@ -70,7 +70,7 @@ def test_seeds_then_their_hard_images_then_the_next_of_the_order(made: tuple[np.
         expected += [image for image in row.tolist() if image not in expected]
     num_hard = len(expected) - len(seeds)
     expected += [image for image in following.tolist() if image not in expected][: batch_size - len(expected)]
-    batch = compose_seeded(seeds, hard, following, batch_size)
+    batch = compose_anchored(seeds, hard, following, batch_size)
     assert batch.images_B.tolist() == expected and batch.images_B.dtype == np.int64
     assert len(set(expected)) == batch_size
     assert (batch.num_seeds, batch.num_hard_images, batch.num_filled) == (len(seeds), num_hard, batch_size - len(seeds) - num_hard)
@@ -95,7 +95,7 @@ def test_a_table_by_caption_is_the_table_by_image() -> None:
 def test_the_hard_images_of_each_seeds_caption_are_with_it(small_world: SmallWorld) -> None:
     dataset = load(small_world.manifest)
     table, hard = mined(dataset.num_images, dataset.num_captions, 3)
-    seeds = SeedOrder(BatchOrder(dataset.num_images, 8, 5), 2, 2)
+    seeds = AnchorOrder(BatchOrder(dataset.num_images, 8, 5), 2, 2)
     order = HardImageOrder(seeds, dataset, HardImages.of_table(table, dataset.num_captions))
     assert order.images(2).tolist() == seeds.base.images(2).tolist()
     assert order.step_record(2) == {"num_seeds": 8, "num_hard_images": 0, "num_filled": 0}
@@ -112,14 +112,14 @@ def test_where_nothing_was_mined_a_batch_is_the_next_images_of_the_order(small_w
     dataset = load(small_world.manifest)
     base = BatchOrder(dataset.num_images, 8, 5)
     nothing = HardImages(np.zeros(dataset.num_captions + 1, np.int64), np.empty(0, np.int64))
-    order = HardImageOrder(SeedOrder(base, 0, 2), dataset, nothing)
+    order = HardImageOrder(AnchorOrder(base, 0, 2), dataset, nothing)
     assert order.images(3).tolist() == base.permutation(0)[4:12].tolist()
     assert order.images(20).tolist() == [*base.permutation(0)[38:40], *base.permutation(0)[:6]]  # at its end the order begins again
 
 
 def test_without_a_table_no_step_behind_start_step_has_a_batch(small_world: SmallWorld) -> None:
     dataset = load(small_world.manifest)
-    order = HardImageOrder(SeedOrder(BatchOrder(dataset.num_images, 8, 5), 2, 2), dataset, None)
+    order = HardImageOrder(AnchorOrder(BatchOrder(dataset.num_images, 8, 5), 2, 2), dataset, None)
     assert len(order.images(2)) == 8
     with pytest.raises(ValueError, match="step 3 wants hard images"):
         order.images(3)

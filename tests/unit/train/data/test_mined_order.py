@@ -15,7 +15,7 @@ from tests.small_job import SmallWorld, load
 from train.config.mining import MiningConfig
 from train.data.batches import BatchBuilder
 from train.data.caption_pool import CaptionPool
-from train.data.hard_image_order import SeedOrder
+from train.data.hard_image_order import AnchorOrder
 from train.data.mined_order import columns_in_force, describe_form, images_due, is_due, order_in_force, turns_of
 from train.data.negatives import Negatives, read_negatives, write_negatives
 from train.data.order import BatchOrder, Order
@@ -124,7 +124,7 @@ def test_what_is_told_before_the_first_step() -> None:
 def test_epochs_and_the_images_due_are_those_of_the_seeds() -> None:
     config = MiningConfig(mine_every_epochs=1, start_step=3, negatives_per_image=2, form="images", scope="window")
     turns = turns_of(config, BASE)
-    assert isinstance(turns, SeedOrder) and turns_of(config_of("neighbours"), BASE) is turns_of(None, BASE) is BASE
+    assert isinstance(turns, AnchorOrder) and turns_of(config_of("neighbours"), BASE) is turns_of(None, BASE) is BASE
     assert [step for step in range(50) if is_due(config, turns, step)] == [3, 23, 43]
     due = images_due(config, turns, 23, 30)
     assert due is not None and due.tolist() == sorted({image for step in range(24, 31) for image in turns.images(step).tolist()})

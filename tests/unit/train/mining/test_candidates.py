@@ -22,7 +22,7 @@ from train.mining.candidates import Candidates, find_candidates, find_image_cand
 from train.mining.captions import mine, select
 from train.mining.faiss_index import Approximate, require_faiss
 from train.mining.refresh import rules_of
-from train.mining.report import draw_up
+from train.mining.report import summarize
 
 WORKER = "tests.unit.train.mining.candidates_worker"
 BROKEN = (2, 11)
@@ -179,7 +179,7 @@ def test_absent_candidates_are_never_taken_nor_counted(dataset: RetrievalSet) ->
     found = Candidates(np.arange(40), candidates, cosines, np.ones(40, np.float32), np.ones(40, bool))
     pool = CaptionPool(dataset)
     mined = select("m", pool, found, np.float32(1), np.float32(0), MiningConfig(mine_every_steps=1))
-    negatives, sheet = mined.negatives, draw_up(mined, pool, None, None)
+    negatives, sheet = mined.negatives, summarize(mined, pool, None, None)
     assert negatives.captions_N.tolist() == [dataset.num_captions - 1] and sheet.num_looked_at == 1 and sheet.shortfall == 159
 
 

@@ -23,7 +23,7 @@ from train.data.order import BatchOrder, chosen_caption
 from train.mining.captions import mine
 from train.mining.cross_encoder import own_pairs
 from train.mining.refresh import rules_of
-from train.mining.report import MiningSheet
+from train.mining.report import MiningReport
 from train.mining.report_page import page
 
 
@@ -47,7 +47,7 @@ class CountingScorer:
 
 def mined(
     world: SmallWorld, pool: CaptionPool, distil: dict[str, Any], scorer: CountingScorer, **keys: Any
-) -> tuple[Negatives, MiningSheet]:
+) -> tuple[Negatives, MiningReport]:
     model, inputs = load_siglip(world.base)
     config = MiningConfig.model_validate({"mine_every_steps": 1, "negatives_per_image": 3, "margin": None, "distil": distil, **keys})
     return mine(model, inputs, pool, config, data_sha256=pool.dataset.sha256(), matcher=scorer)

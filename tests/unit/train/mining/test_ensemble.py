@@ -150,7 +150,7 @@ def test_the_table_and_its_margins_speak_of_the_ensemble(world: World, members: 
     )
     pool = world.pool if form == "columns" else CaptionPool(dataset)
     table, sheet = miner(model, inputs, pool, config, data_sha256="d", refresh=Refresh(members=members))
-    assert len(table) > 20 and sheet.num_positives_mined == 0 and sheet.passed_over["max_score"] > 0 < sheet.passed_over["margin"]
+    assert len(table) > 20 and sheet.num_positives_mined == 0 and sheet.filtered_out["max_score"] > 0 < sheet.filtered_out["margin"]
     images, captions = table.image_N, table.captions_N
     np.testing.assert_allclose(table.scores_N, logits[images, captions], atol=2e-5)
     of_split = captions[captions < dataset.num_captions]

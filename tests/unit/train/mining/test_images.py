@@ -23,7 +23,7 @@ from train.mining.candidates import ImageCandidates, find_image_candidates
 from train.mining.captions import mine
 from train.mining.images import mine_images, select_images
 from train.mining.refresh import Refresh
-from train.mining.report import MiningSheet, draw_up
+from train.mining.report import MiningReport, summarize
 
 TEXTS = ["a dog", "A dog.", "the dog", "a cat", "two birds", "an owl", "a fox"]
 
@@ -165,15 +165,15 @@ def test_select_is_brute_force(made: Instance) -> None:
         assert table.match_N.tolist() == made.match[table.image_N, table.captions_N].tolist()
     if not len(made.found.captions_Q):
         return
-    sheet = draw_up(mined, pool, None, None)
-    assert {rule: count for rule, count in sheet.passed_over.items() if count} == dict(expected.counts)
+    sheet = summarize(mined, pool, None, None)
+    assert {rule: count for rule, count in sheet.filtered_out.items() if count} == dict(expected.counts)
     assert sheet.num_positives_mined == 0 and sheet.mined_for == "captions"
     assert sheet.num_mined + sheet.num_relabelled == len(rows)
     assert (sheet.shortfall, sheet.num_short_images) == (sum(expected.short), sum(count > 0 for count in expected.short))
     assert (sheet.num_images, sheet.num_undecodable) == (len(expected.short), len(made.found.captions_Q) - len(expected.short))
 
 
-def mined_from(world: SmallWorld, dataset: RetrievalSet, refresh: Refresh | None = None, **keys: Any) -> tuple[Negatives, MiningSheet]:
+def mined_from(world: SmallWorld, dataset: RetrievalSet, refresh: Refresh | None = None, **keys: Any) -> tuple[Negatives, MiningReport]:
     refresh = refresh or Refresh()
     model, inputs = load_siglip(world.base)
     config = MiningConfig.model_validate({"mine_every_steps": 1, "form": "images", **keys})

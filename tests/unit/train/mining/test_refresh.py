@@ -21,7 +21,7 @@ from train.data.negatives import Negatives
 from train.mining.candidates import Candidates
 from train.mining.captions import mine, select
 from train.mining.refresh import Refresh, rules_of
-from train.mining.report import Mined, MiningSheet, calibrating_shift, draw_up
+from train.mining.report import Mined, MiningReport, calibrating_shift, summarize
 
 
 def chosen(dataset: RetrievalSet, logits: list[float], best: float, **keys: object) -> Mined:
@@ -45,14 +45,14 @@ def three() -> RetrievalSet:
 def test_a_caption_exactly_at_the_margin_is_taken() -> None:
     mined = chosen(three(), [2.0, 1.0, 0.5], 2.0, margin=1.0)
     assert mined.negatives.of(0).tolist() == [2]
-    assert draw_up(mined, CaptionPool(three()), None, None).passed_over["margin"] == 2
+    assert summarize(mined, CaptionPool(three()), None, None).filtered_out["margin"] == 2
 
 
 def test_the_truth_counts_false_negatives_and_changes_nothing() -> None:
     dataset = three()
     mined, pool = chosen(dataset, [0.0, 0.0, 0.0], 1.0), CaptionPool(dataset)
-    without = draw_up(mined, pool, None, None)
-    sheet = draw_up(mined, pool, {("i000", "i001#0"), ("i002", "i002#0")}, None)
+    without = summarize(mined, pool, None, None)
+    sheet = summarize(mined, pool, {("i000", "i001#0"), ("i002", "i002#0")}, None)
     assert without.num_false_negatives is None and without.false_negative_share is None
     assert sheet.num_false_negatives == 1 and sheet.false_negative_share == pytest.approx(1 / 6)
     assert sheet.as_record()["false_negative_share"] == sheet.false_negative_share and "false negatives" in str(sheet)
@@ -60,7 +60,7 @@ def test_the_truth_counts_false_negatives_and_changes_nothing() -> None:
 
 def mined_from(
     world: SmallWorld, dataset: RetrievalSet, pool: CaptionPool | None = None, options: dict[str, Any] | None = None, **keys: object
-) -> tuple[Negatives, MiningSheet]:
+) -> tuple[Negatives, MiningReport]:
     model, inputs = load_siglip(world.base)
     config = MiningConfig.model_validate({"mine_every_steps": 1, **keys})
     return mine(model, inputs, pool or CaptionPool(dataset), config, data_sha256=dataset.sha256(), **(options or {}))
@@ -163,7 +163,7 @@ def test_captions_of_the_pool_are_mined_and_none_that_is_true(small_world: Small
     pool = CaptionPool(dataset, FurtherCaptions(texts, np.arange(1, 6)))
     keys: dict[str, Any] = {"margin": None, "negatives_per_image": 30, "near_duplicates": True}
     negatives, sheet = mined_from(small_world, dataset, pool, **keys)
-    assert sheet.num_positives_mined == 0 and sheet.passed_over["known_positive"] > 0 and sheet.passed_over["near_duplicate"] > 0
+    assert sheet.num_positives_mined == 0 and sheet.filtered_out["known_positive"] > 0 and sheet.filtered_out["near_duplicate"] > 0
     assert (negatives.captions_N >= dataset.num_captions).any()
     for image in range(3):
         taken = {normalise(pool.text(int(caption))) for caption in negatives.of(image)}
@@ -182,7 +182,7 @@ def test_denoising_asks_the_cross_encoder(small_world: SmallWorld, mode: str) ->
     negatives, sheet = mined_from(small_world, dataset, options={"matcher": matcher}, margin=None, max_uses=9, denoise={"mode": mode})
     texts = [dataset.captions[int(caption)] for caption in negatives.captions_N]
     is_red = np.array(["red" in text.lower() for text in texts])
-    assert is_red.tolist() == (~negatives.is_negative_N).tolist() and sheet.passed_over["match"] > 0
+    assert is_red.tolist() == (~negatives.is_negative_N).tolist() and sheet.filtered_out["match"] > 0
     assert any("red" in dataset.captions[int(caption)].lower() for caption in plain.captions_N)
     assert is_red.any() == (mode == "relabel") and sheet.num_relabelled == is_red.sum()
     assert all(len(text) % 2 == 0 for text, red in zip(texts, is_red, strict=True) if red)
@@ -195,17 +195,17 @@ def test_the_sheet_says_what_survived_since_the_last_refresh() -> None:
     dataset = three()
     mined = chosen(dataset, [0.0, 0.0, 0.0], 1.0, negatives_per_image=1)  # 1 for images 0 and 2, 2 for image 1
     before = replace(mined.negatives, captions_N=np.array([1, 0, 1]), relabelled_N=np.array([False, False, True]))
-    sheet = draw_up(mined, CaptionPool(dataset), None, before)
+    sheet = summarize(mined, CaptionPool(dataset), None, before)
     assert (sheet.num_before, sheet.num_survived) == (2, 1) and "1 of 2 survive" in str(sheet)
     of_one = replace(mined, images_I=np.array([1]))
-    assert draw_up(of_one, CaptionPool(dataset), None, before).num_before == 1
-    first = draw_up(mined, CaptionPool(dataset), None, None)
+    assert summarize(of_one, CaptionPool(dataset), None, before).num_before == 1
+    first = summarize(mined, CaptionPool(dataset), None, None)
     assert (first.num_before, first.num_survived) == (None, None)
 
 
 def test_the_sheets_quantiles_and_estimate() -> None:
     mined = chosen(three(), [-1.0, -2.0, -3.0], 0.5, negatives_per_image=2)
-    sheet = draw_up(mined, CaptionPool(three()), None, None)
+    sheet = summarize(mined, CaptionPool(three()), None, None)
     scores = [-1, -2, -2, -3, -1, -3]  # own captions passed over: image 0 has caption 0, image 1 caption 1, image 2 caption 2
     assert sheet.quantiles["negative"]["50%"] == np.median(scores) and sheet.quantiles["positive"]["95%"] == 0.5
     assert sheet.quantiles["margin"]["5%"] == pytest.approx(np.quantile(0.5 - np.array(scores), 0.05))

@@ -12,8 +12,8 @@ from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool, FurtherCaptions
 from train.mining.candidates import Candidates
 from train.mining.captions import select
-from train.mining.report import RULES, Mined, draw_up
-from train.mining.report_page import chosen_rows, write_sheet
+from train.mining.report import RULES, Mined, summarize
+from train.mining.report_page import chosen_rows, write_mining_report
 
 NASTY = "<script>alert(1)</script> & \"quotes\" 'too' {{ 7 * 7 }}"
 
@@ -34,8 +34,8 @@ def test_the_page_escapes_captions_and_shows_twenty_pairs_with_pictures(small_wo
     mined = mined_among(pool)
     truth = {(pool.dataset.image_ids[0], "pool#1")}
     before = replace(mined.negatives, captions_N=mined.negatives.captions_N[::-1])
-    sheet = draw_up(mined, pool, truth, before)
-    path = write_sheet(tmp_path, sheet, mined.negatives, pool, truth)
+    sheet = summarize(mined, pool, truth, before)
+    path = write_mining_report(tmp_path, sheet, mined.negatives, pool, truth)
     page = path.read_text(encoding="utf-8")
     assert path.name == "0123abcd.html" and json.loads((tmp_path / "0123abcd.json").read_text()) == sheet.as_record()
     assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt; &amp;" in page and "{{ 7 * 7 }}" in page
@@ -59,16 +59,16 @@ def test_a_page_of_nothing_and_of_pictures_that_do_not_decode(small_world: Small
         picture.write_bytes(b"no picture")
     pool = CaptionPool(load(manifest))
     mined = mined_among(pool)
-    page = write_sheet(tmp_path, draw_up(mined, pool, None, None), mined.negatives, pool).read_text()
+    page = write_mining_report(tmp_path, summarize(mined, pool, None, None), mined.negatives, pool).read_text()
     assert page.count("no picture</span>") == 20
     nothing = replace(
         mined, negatives=replace(mined.negatives, offsets=np.zeros_like(mined.negatives.offsets), captions_N=np.empty(0, int))
     )
     empty = {name: getattr(mined.negatives, name)[:0] for name in ("ranks_N", "scores_N", "margins_N")}
     nothing = replace(nothing, negatives=replace(nothing.negatives, **empty), outcome_IK=np.zeros_like(mined.outcome_IK))
-    sheet = draw_up(nothing, pool, None, None)
+    sheet = summarize(nothing, pool, None, None)
     assert (sheet.num_mined, sheet.estimated_share, sheet.quantiles) == (0, None, {})
-    assert "<figure>" not in write_sheet(tmp_path, sheet, nothing.negatives, pool).read_text()
+    assert "<figure>" not in write_mining_report(tmp_path, sheet, nothing.negatives, pool).read_text()
 
 
 def test_a_killed_writers_leftovers_go_and_a_failed_write_leaves_neither(
@@ -76,7 +76,7 @@ def test_a_killed_writers_leftovers_go_and_a_failed_write_leaves_neither(
 ) -> None:
     pool = CaptionPool(load(small_world.manifest))
     mined = mined_among(pool)
-    sheet = draw_up(mined, pool, None, None)
+    sheet = summarize(mined, pool, None, None)
     (tmp_path / ".0123abcd.html.99.tmp").write_text("half")
 
     def full(_: int) -> None:
@@ -84,14 +84,14 @@ def test_a_killed_writers_leftovers_go_and_a_failed_write_leaves_neither(
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
         patched.setattr("os.fsync", full)
-        write_sheet(tmp_path, sheet, mined.negatives, pool)
+        write_mining_report(tmp_path, sheet, mined.negatives, pool)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_sheet_for_a_terminal(small_world: SmallWorld) -> None:
     pool = CaptionPool(load(small_world.manifest))
     mined = mined_among(pool)
-    lines = draw_up(mined, pool, None, None).lines()
+    lines = summarize(mined, pool, None, None).lines()
     assert lines[0].startswith("mined 120 negatives for 40 images (table 0123abcd)")
     assert [line.split()[0] for line in lines[-4:]] == ["logits", "positive", "negative", "margin"]
     assert all(len(line) < 160 for line in lines[1:])

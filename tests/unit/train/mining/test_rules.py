@@ -13,9 +13,9 @@ from train.data.caption_pool import CaptionPool, FurtherCaptions
 from train.mining.candidates import Candidates
 from train.mining.captions import select
 from train.mining.refresh import Refresh
-from train.mining.report import Mined, MiningSheet, draw_up
-from train.mining.rules import Outcome, RankedLists, Rules, passed_over, perc_pos_bound
-from train.mining.selection import Taking, allot, priorities
+from train.mining.report import Mined, MiningReport, summarize
+from train.mining.rules import Outcome, RankedLists, Rules, filtered_out, perc_pos_bound
+from train.mining.selection import SelectionRule, priorities, select_negatives
 
 WORDS = ["a dog", "A dog.", "the dog", "a cat", "the CAT", "cat", "a bird", "two birds", "an owl", "owl", "a fox", "there is a fox"]
 NUM_INSTANCES = 1000
@@ -77,7 +77,7 @@ def an_instance(seed: int) -> Instance:
     return Instance(pool, found, scale, bias, config, priority, match)
 
 
-def mined_from(instance: Instance, seed: int) -> tuple[Mined, MiningSheet, list[tuple[int, int]]]:
+def mined_from(instance: Instance, seed: int) -> tuple[Mined, MiningReport, list[tuple[int, int]]]:
     asked: list[tuple[int, int]] = []
 
     def judge(images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
@@ -88,7 +88,7 @@ def mined_from(instance: Instance, seed: int) -> tuple[Mined, MiningSheet, list[
     refresh = Refresh(seed=seed, step=3)
     chosen_judge = judge if instance.config.denoise is not None else None
     mined = select("made", instance.pool, instance.found, instance.scale, instance.bias, instance.config, refresh, chosen_judge)
-    return mined, draw_up(mined, instance.pool, None, None), asked
+    return mined, summarize(mined, instance.pool, None, None), asked
 
 
 def test_a_thousand_instances_are_brute_force_and_no_positive_is_mined() -> None:
@@ -104,7 +104,7 @@ def test_a_thousand_instances_are_brute_force_and_no_positive_is_mined() -> None
         assert table.is_negative_N.tolist() == [pair in expected.rows for pair in kept], seed
         for image, caption in zip(table.image_N.tolist(), table.captions_N.tolist(), strict=True):  # promise 3
             assert normalise(instance.pool.text(caption)) not in {normalise(text) for text in instance.texts_true_of(image)}, seed
-        counts = {"mined": sheet.num_mined, "relabelled": sheet.num_relabelled, "not_drawn": sheet.num_not_drawn} | sheet.passed_over
+        counts = {"mined": sheet.num_mined, "relabelled": sheet.num_relabelled, "not_drawn": sheet.num_not_drawn} | sheet.filtered_out
         assert counts == {name: expected.counts[name] for name in counts}, (seed, instance.config)
         assert sheet.num_looked_at == sum(counts.values()) and sheet.num_positives_mined == 0
         per_image = [sum(row == other for other, _ in expected.rows) for row in range(len(found.images_I))]
@@ -165,10 +165,10 @@ def test_the_rules_do_not_care_about_direction() -> None:
     there[0, 0] = False  # does not decode
     cosines = np.array([[0.5, 0.4, 0.3, 0.2]], np.float32)
     lists = RankedLists(there, np.zeros((1, 4), bool), None, np.array([[7, 7, 8, 7]]), cosines, cosines, np.ones(1), np.ones(1))
-    verdict = passed_over(lists, Rules())
+    verdict = filtered_out(lists, Rules())
     assert verdict.tolist() == [[0, 0, 0, Outcome.SAME_TEXT]]
     priority = priorities(cosines, "top", 1.0, 0, 0, np.zeros(1, np.int64))
-    outcome = allot(verdict, there, lists.key_QK, priority, Taking(2), in_rank_order=True).outcome_QK
+    outcome = select_negatives(verdict, there, lists.key_QK, priority, SelectionRule(2), in_rank_order=True).outcome_QK
     assert outcome.tolist() == [[Outcome.NOT_LOOKED_AT, Outcome.MINED, Outcome.MINED, Outcome.NOT_LOOKED_AT]]
 
 

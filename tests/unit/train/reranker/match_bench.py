@@ -9,13 +9,13 @@ import torch
 
 from eval.processes import Processes
 from tests.small_job import load
-from train.config.reranker import MatcherConfig, NegativesConfig, RerankerLoopConfig
+from train.config.reranker import CrossEncoderConfig, NegativesConfig, RerankerLoopConfig
 from train.data.caption_pool import CaptionPool
 from train.data.hard_image_order import HardImages
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder
 from train.reranker.batches import MatchBatch, MatchBatches
-from train.reranker.model import TunedMatcher, build_matcher, make_matcher_optimizer
+from train.reranker.model import TunedCrossEncoder, build_cross_encoder, make_cross_encoder_optimizer
 from train.reranker.step import MatchResult, MatchStepper
 
 BATCH = 8
@@ -38,7 +38,7 @@ def uneven_table(pool: CaptionPool) -> Negatives:
 class Bench:
     """A matcher and the first batch of this process."""
 
-    tuned: TunedMatcher
+    tuned: TunedCrossEncoder
     loop: RerankerLoopConfig
     batch: MatchBatch
     processes: Processes
@@ -56,8 +56,8 @@ class Bench:
         dropout: float = 0.0,
         **model: Any,
     ) -> "Bench":
-        """model: of MatcherConfig."""
-        tuned = build_matcher(MatcherConfig(base=blip, **model), 3)
+        """model: of CrossEncoderConfig."""
+        tuned = build_cross_encoder(CrossEncoderConfig(base=blip, **model), 3)
         draws = torch.Generator().manual_seed(3)
         for name, value in tuned.module.named_parameters():
             if ".lora_B." in name:
@@ -86,7 +86,7 @@ class Bench:
 
     def step(self, autocast: Any) -> MatchResult:
         """Take the step."""
-        optimizer = make_matcher_optimizer(self.tuned, self.loop)
+        optimizer = make_cross_encoder_optimizer(self.tuned, self.loop)
         self.stepper = MatchStepper(self.loop, 3, self.tuned, optimizer, self.processes, autocast)
         return self.stepper.take(self.batch)
 

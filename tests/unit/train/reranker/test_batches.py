@@ -11,26 +11,26 @@ import torch
 from eval.dataset.images import ImageError
 from eval.processes import Processes
 from tests.small_job import load
-from tests.small_reranker_job import MatcherWorld
-from train.config.reranker import MatcherConfig, NegativesConfig
+from tests.small_reranker_job import RerankerWorld
+from train.config.reranker import CrossEncoderConfig, NegativesConfig
 from train.data.caption_pool import CaptionPool
 from train.data.hard_image_order import HardImages
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder, chosen_caption
 from train.reranker.batches import MatchBatch, MatchBatches, PairKind
-from train.reranker.model import MatchInputs, build_matcher
+from train.reranker.model import MatchInputs, build_cross_encoder
 
 BATCH = 8
 
 
 @pytest.fixture(scope="module")
-def pool(matcher_world: MatcherWorld) -> CaptionPool:
+def pool(matcher_world: RerankerWorld) -> CaptionPool:
     return CaptionPool(load(matcher_world.manifest))
 
 
 @pytest.fixture(scope="module")
-def inputs(matcher_world: MatcherWorld) -> MatchInputs:
-    return build_matcher(MatcherConfig(base=str(matcher_world.blip)), 0).inputs
+def inputs(matcher_world: RerankerWorld) -> MatchInputs:
+    return build_cross_encoder(CrossEncoderConfig(base=str(matcher_world.blip)), 0).inputs
 
 
 @lru_cache

@@ -12,20 +12,20 @@ from eval.errors import UserError
 from rerank.scorers.blip.scorer import BlipScorer
 from rerank.scorers.load import load_scorer
 from tests.small_job import load
-from tests.small_reranker_job import MatcherWorld
+from tests.small_reranker_job import RerankerWorld
 from train.config.load import load_run_config
-from train.config.reranker import MatcherConfig, RerankerConfig
+from train.config.reranker import CrossEncoderConfig, RerankerConfig
 from train.engine.checkpoint import Checkpoints, State
 from train.export import main
-from train.reranker.finish import export_matcher
-from train.reranker.model import TunedMatcher, build_matcher, make_matcher_optimizer
+from train.reranker.finish import export_cross_encoder
+from train.reranker.model import TunedCrossEncoder, build_cross_encoder, make_cross_encoder_optimizer
 
 CAPTIONS = ["a red circle on the left", "the blue square", "a dog runs"]
 
 
-def shaken(world: MatcherWorld, **model: object) -> TunedMatcher:
+def shaken(world: RerankerWorld, **model: object) -> TunedCrossEncoder:
     """A matcher whose trained weights are no longer the base's."""
-    tuned = build_matcher(MatcherConfig.model_validate({"base": str(world.blip), **model}), 0)
+    tuned = build_cross_encoder(CrossEncoderConfig.model_validate({"base": str(world.blip), **model}), 0)
     draws = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for _, value in tuned.trainable():
@@ -34,7 +34,7 @@ def shaken(world: MatcherWorld, **model: object) -> TunedMatcher:
     return tuned
 
 
-def logits(tuned: TunedMatcher, world: MatcherWorld) -> np.ndarray:
+def logits(tuned: TunedCrossEncoder, world: RerankerWorld) -> np.ndarray:
     """Match logits of the model under training itself, adapters in place."""
     ids = [torch.tensor([row]) for row in tuned.inputs.token_ids(CAPTIONS)]
     pixels = tuned.inputs.pixels(load(world.manifest).load_image(0))[None]
@@ -43,7 +43,7 @@ def logits(tuned: TunedMatcher, world: MatcherWorld) -> np.ndarray:
 
 
 @pytest.mark.parametrize("model", [{"what": "head"}, {"what": "lora", "lora": {"rank": 3}}, {"what": "all"}], ids=str)
-def test_the_plain_one_scores_as_the_one_under_training_and_shares_nothing_with_it(matcher_world: MatcherWorld, model: dict) -> None:
+def test_the_plain_one_scores_as_the_one_under_training_and_shares_nothing_with_it(matcher_world: RerankerWorld, model: dict) -> None:
     tuned = shaken(matcher_world, **model)
     plain = tuned.plain()
     picture = load(matcher_world.manifest).load_image(0)
@@ -58,11 +58,11 @@ def test_the_plain_one_scores_as_the_one_under_training_and_shares_nothing_with_
 
 @pytest.mark.parametrize("what", ["lora", "all"])
 def test_an_export_is_a_plain_folder_with_the_weights_of_the_chosen_checkpoint(
-    matcher_world: MatcherWorld, tmp_path: Path, what: str
+    matcher_world: RerankerWorld, tmp_path: Path, what: str
 ) -> None:
     config = load_run_config(RerankerConfig, matcher_world.write_config(tmp_path, model__what=what))
     tuned = shaken(matcher_world, what=what)
-    optimizer = make_matcher_optimizer(tuned, config.train)
+    optimizer = make_cross_encoder_optimizer(tuned, config.train)
     state = State(4, 0, True, 0, "a", 4, 0.5, 0, tuned.base_sha256, "data")
     Checkpoints(config.run_folder / "checkpoints").save(state, tuned, optimizer, None)
     (config.run_folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
@@ -77,24 +77,24 @@ def test_an_export_is_a_plain_folder_with_the_weights_of_the_chosen_checkpoint(
     assert "step 4 of 6 (mean R@1 on val 50.00)" in card and "pipeline_tag: text-ranking" in card
 
 
-def test_another_base_is_refused(matcher_world: MatcherWorld, tmp_path: Path) -> None:
+def test_another_base_is_refused(matcher_world: RerankerWorld, tmp_path: Path) -> None:
     config = load_run_config(RerankerConfig, matcher_world.write_config(tmp_path))
-    tuned = build_matcher(config.model, 0)
+    tuned = build_cross_encoder(config.model, 0)
     state = State(0, 0, True, 0, "a", None, None, 0, "other", "data")
-    Checkpoints(config.run_folder / "checkpoints").save(state, tuned, make_matcher_optimizer(tuned, config.train), None)
+    Checkpoints(config.run_folder / "checkpoints").save(state, tuned, make_cross_encoder_optimizer(tuned, config.train), None)
     with pytest.raises(UserError, match="other weights now"):
-        export_matcher(config, "last", tmp_path / "export")
+        export_cross_encoder(config, "last", tmp_path / "export")
 
 
-def test_what_is_no_matcher_is_refused(matcher_world: MatcherWorld) -> None:
+def test_what_is_no_matcher_is_refused(matcher_world: RerankerWorld) -> None:
     with pytest.raises(UserError):
-        build_matcher(MatcherConfig(base=str(matcher_world.base)), 0)
+        build_cross_encoder(CrossEncoderConfig(base=str(matcher_world.base)), 0)
 
 
-def test_the_head_can_have_a_rate_of_its_own_and_only_matrices_decay(matcher_world: MatcherWorld, tmp_path: Path) -> None:
+def test_the_head_can_have_a_rate_of_its_own_and_only_matrices_decay(matcher_world: RerankerWorld, tmp_path: Path) -> None:
     config = load_run_config(RerankerConfig, matcher_world.write_config(tmp_path, train__head_learning_rate=0.5))
-    tuned = build_matcher(config.model, 0)
-    groups = make_matcher_optimizer(tuned, config.train).param_groups
+    tuned = build_cross_encoder(config.model, 0)
+    groups = make_cross_encoder_optimizer(tuned, config.train).param_groups
     assert {group["part"]: group["peak"] for group in groups} == {"image": 1e-3, "text": 1e-3, "head": 0.5}
     decayed = {name for group in groups if group["weight_decay"] for name in group["names"]}
     assert "itm_head.weight" in decayed and "vision_model.embeddings.patch_embedding.weight" in decayed

@@ -13,7 +13,7 @@ from transformers import BlipForImageTextRetrieval
 from rerank.scorers.load import load_scorer
 from tests.nursery import Nursery
 from tests.small_job import load
-from tests.small_reranker_job import MatcherWorld
+from tests.small_reranker_job import RerankerWorld
 from tests.unit.train.reranker.match_bench import BATCH, Bench
 from train.optim.update import NotFinite
 from train.reranker.batches import PairKind
@@ -21,7 +21,7 @@ from train.reranker.batches import PairKind
 WAYS = [{"what": "head"}, {"what": "lora", "lora": {"rank": 2}}, {"what": "all"}]
 
 
-def bench(world: MatcherWorld, **options: Any) -> Bench:
+def bench(world: RerankerWorld, **options: Any) -> Bench:
     return Bench.make(world.manifest, str(world.blip), **options)
 
 
@@ -33,7 +33,7 @@ def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], 
         assert np.abs(found[name] - value).max() <= tolerance * largest, name
 
 
-def test_loss_and_gradients_are_those_of_transformers_own_forward_pair_by_pair(matcher_world: MatcherWorld) -> None:
+def test_loss_and_gradients_are_those_of_transformers_own_forward_pair_by_pair(matcher_world: RerankerWorld) -> None:
     made = bench(matcher_world)
     result = made.step(contextlib.nullcontext)
     plain = BlipForImageTextRetrieval.from_pretrained(matcher_world.blip).double().train()
@@ -54,14 +54,14 @@ def test_loss_and_gradients_are_those_of_transformers_own_forward_pair_by_pair(m
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: str(way["what"]))
 @pytest.mark.parametrize("micro_batch_size", [1, 3])
-def test_micro_batches_change_nothing(matcher_world: MatcherWorld, way: dict[str, Any], micro_batch_size: int) -> None:
+def test_micro_batches_change_nothing(matcher_world: RerankerWorld, way: dict[str, Any], micro_batch_size: int) -> None:
     whole, parts = bench(matcher_world, **way), bench(matcher_world, micro_batch_size=micro_batch_size, **way)
     first, second = whole.step(contextlib.nullcontext), parts.step(contextlib.nullcontext)
     assert second.loss == pytest.approx(first.loss, abs=1e-6) and second.gap == pytest.approx(first.gap, abs=1e-5)
     assert_equal(parts.gradients(), whole.gradients(), 1e-5)
 
 
-def test_two_processes_are_one(matcher_world: MatcherWorld, nursery: Nursery, tmp_path: Path) -> None:
+def test_two_processes_are_one(matcher_world: RerankerWorld, nursery: Nursery, tmp_path: Path) -> None:
     arguments = [str(matcher_world.manifest), str(matcher_world.blip), str(tmp_path / "two")]
     children = nursery.start_ranks("tests.unit.train.reranker.match_worker", arguments, 2)
     assert [child.wait() for child in children] == [0, 0], "".join(child.output() for child in children)
@@ -75,7 +75,7 @@ def test_two_processes_are_one(matcher_world: MatcherWorld, nursery: Nursery, tm
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: str(way["what"]))
-def test_everything_that_trains_gets_a_gradient_and_moves_and_nothing_else_does(matcher_world: MatcherWorld, way: dict[str, Any]) -> None:
+def test_everything_that_trains_gets_a_gradient_and_moves_and_nothing_else_does(matcher_world: RerankerWorld, way: dict[str, Any]) -> None:
     made = bench(matcher_world, **way)
     before = {name: value.detach().clone() for name, value in made.tuned.module.named_parameters()}
     made.step(contextlib.nullcontext)
@@ -89,7 +89,7 @@ def test_everything_that_trains_gets_a_gradient_and_moves_and_nothing_else_does(
         assert {name.split(".")[4] for name in trained if "lora" in name} == {"attention", "crossattention"}
 
 
-def test_training_judges_as_the_scorer_scores(matcher_world: MatcherWorld) -> None:
+def test_training_judges_as_the_scorer_scores(matcher_world: RerankerWorld) -> None:
     made, dataset = bench(matcher_world), load(matcher_world.manifest)
     scorer, batch = load_scorer(str(matcher_world.blip), device="cpu"), made.batch
     made.tuned.module.eval()
@@ -104,7 +104,7 @@ def test_training_judges_as_the_scorer_scores(matcher_world: MatcherWorld) -> No
     assert np.std(expected) > 0.01
 
 
-def test_dropout_follows_from_seed_and_step(matcher_world: MatcherWorld) -> None:
+def test_dropout_follows_from_seed_and_step(matcher_world: RerankerWorld) -> None:
     losses = []
     for _ in range(2):
         torch.manual_seed(len(losses))  # what a generator held before is of no account
@@ -112,19 +112,19 @@ def test_dropout_follows_from_seed_and_step(matcher_world: MatcherWorld) -> None
     assert losses[0] == losses[1] != bench(matcher_world).step(contextlib.nullcontext).loss
 
 
-def test_a_frozen_tower_drops_nothing(matcher_world: MatcherWorld) -> None:
+def test_a_frozen_tower_drops_nothing(matcher_world: RerankerWorld) -> None:
     losses = [bench(matcher_world, dropout=dropout, what="head").step(contextlib.nullcontext).loss for dropout in (0.0, 0.3)]
     assert losses[0] == losses[1]
 
 
-def test_fp16s_scale_is_taken_out_of_the_gradients(matcher_world: MatcherWorld) -> None:
+def test_fp16s_scale_is_taken_out_of_the_gradients(matcher_world: RerankerWorld) -> None:
     scaled, plain = bench(matcher_world, precision="fp16"), bench(matcher_world)
     for made in (scaled, plain):
         made.step(contextlib.nullcontext)
     assert_equal(scaled.gradients(), plain.gradients(), 1e-5)
 
 
-def test_under_bf16_the_loss_is_near_and_the_head_stays_float32(matcher_world: MatcherWorld) -> None:
+def test_under_bf16_the_loss_is_near_and_the_head_stays_float32(matcher_world: RerankerWorld) -> None:
     half, plain = bench(matcher_world), bench(matcher_world)
     losses = [
         made.step(autocast).loss
@@ -133,7 +133,7 @@ def test_under_bf16_the_loss_is_near_and_the_head_stays_float32(matcher_world: M
     assert losses[0] == pytest.approx(losses[1], rel=0.05) and losses[0] != losses[1]
 
 
-def test_what_is_not_finite_updates_nothing(matcher_world: MatcherWorld) -> None:
+def test_what_is_not_finite_updates_nothing(matcher_world: RerankerWorld) -> None:
     made = bench(matcher_world)
     made.batch.pixels_p[0, 0, 0, 0] = float("nan")
     before = made.tuned.module.itm_head.weight.detach().clone()
@@ -142,7 +142,7 @@ def test_what_is_not_finite_updates_nothing(matcher_world: MatcherWorld) -> None
     assert torch.equal(made.tuned.module.itm_head.weight, before)
 
 
-def test_the_kinds_of_pairs_are_counted(matcher_world: MatcherWorld) -> None:
+def test_the_kinds_of_pairs_are_counted(matcher_world: RerankerWorld) -> None:
     made = bench(matcher_world)
     result = made.step(contextlib.nullcontext)
     assert result.num_pairs == {kind: int((made.batch.kinds_N == kind).sum()) for kind in PairKind}

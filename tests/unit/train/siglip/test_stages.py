@@ -9,7 +9,7 @@ from eval.errors import UserError
 from rerank.reorder.tuned_stages import Asked
 from tests.small_job import SmallWorld
 from train.config.job import JobConfig
-from train.siglip.stages import asked_arms, check_comparisons, combining, comparisons
+from train.siglip.stages import check_comparisons, chosen_stages_asked, combining, comparisons
 
 
 def config(**changes: Any) -> JobConfig:
@@ -27,11 +27,11 @@ def test_each_step_of_the_job_by_default() -> None:
 
 def test_what_is_chosen_on_val_is_compared_with_what_it_was_chosen_from() -> None:
     asked = config(rerank={"model": "x", "fusion": True, "adaptive": True, "adaptive_max_loss": 0.01})
-    assert asked_arms(asked) == Asked(fusion=True, max_loss=0.01)
+    assert chosen_stages_asked(asked) == Asked(fusion=True, max_loss=0.01)
     assert comparisons(asked, "blip")[-2:] == [("tuned+blip+fused", "tuned+blip"), ("tuned+blip+adaptive", "tuned+blip")]
     check_comparisons(asked, "blip")
     alone = config(rerank={"model": "x", "adaptive": True}, evaluation__comparisons=[["tuned+blip+adaptive", "tuned"]])
-    assert asked_arms(alone) == Asked(fusion=False, max_loss=0.001)
+    assert chosen_stages_asked(alone) == Asked(fusion=False, max_loss=0.001)
     check_comparisons(alone, "blip")
     with pytest.raises(UserError, match=r"no stage is called \['tuned\+blip\+fused'\]"):
         check_comparisons(config(rerank={"model": "x"}, evaluation__comparisons=[["tuned+blip+fused", "tuned"]]), "blip")

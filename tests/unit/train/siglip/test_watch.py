@@ -19,9 +19,9 @@ from tests.small_job import SmallWorld, load
 from train.config.evaluation import WatchConfig
 from train.config.job import JobConfig
 from train.data.check_images import check_images
-from train.data.splits import WatchSet, load_data
+from train.data.splits import RetentionSet, load_data
 from train.model.siglip import build_model
-from train.siglip.watch import Recall, Sighting, Watch
+from train.siglip.watch import Recall, RetentionResult, Watch
 
 
 def watch_config(world: SmallWorld, **changes: Any) -> WatchConfig:
@@ -91,7 +91,7 @@ def test_the_figures_are_the_evaluators_own(small_world: SmallWorld) -> None:
 @pytest.mark.parametrize(("high", "dropped"), [(-1e-9, True), (0.0, False), (0.1, False)])
 def test_a_drop_is_an_interval_wholly_below_zero(small_world: SmallWorld, high: float, dropped: bool) -> None:
     recall = Recall(0.5, [0.4, 0.6], -0.1, [-0.2, high])
-    said = {drop: Sighting(watch_config(small_world, on_drop=drop), recall) for drop in ("report", "bar", "stop")}
+    said = {drop: RetentionResult(watch_config(small_world, on_drop=drop), recall) for drop in ("report", "bar", "stop")}
     assert {drop: (sighting.bars, sighting.stops) for drop, sighting in said.items()} == {
         "report": (False, False),
         "bar": (dropped, False),
@@ -104,7 +104,7 @@ def test_a_drop_is_an_interval_wholly_below_zero(small_world: SmallWorld, high: 
 def test_step_0_measured_again_after_a_resume_is_step_0_bit_for_bit(small_world: SmallWorld, lora: Any) -> None:
     model = JobConfig.model_validate(small_world.record(Path("x"), model__lora=lora, model__logit_bias=-3.0)).model
     tuned = build_model(model, str(small_world.base))
-    sets = [WatchSet.load(watch_config(small_world)), WatchSet.load(watch_config(small_world, name="other", split="train"))]
+    sets = [RetentionSet.load(watch_config(small_world)), RetentionSet.load(watch_config(small_world, name="other", split="train"))]
     straight, resumed = (Watch(sets, str(small_world.base), Processes(), 0) for _ in range(2))
     first = straight.look(0, tuned.siglip, tuned.inputs, lambda rows: None)
     assert [(sighting.recall.delta, sighting.recall.delta_ci95) for sighting in first] == [(0.0, [0.0, 0.0])] * 2

@@ -13,7 +13,7 @@ from rerank.convert.__main__ import convert
 from rerank.scorers.albef.scorer import AlbefScorer, AlbefSettings, clean_caption
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
-from rerank.scorers.supported import check_matcher
+from rerank.scorers.supported import check_cross_encoder
 from tests.unit.rerank.scorers.albef import albef_files as files
 from tests.unit.rerank.scorers.albef.albef_oracle import oracle_logits
 
@@ -147,7 +147,7 @@ def test_fingerprint_follows_what_changes_scores_and_nothing_else(tiny_albef: Pa
 
 
 def test_it_says_what_it_reads_and_its_kind(tiny_albef: Path) -> None:
-    assert check_matcher(str(tiny_albef)) == "albef"
+    assert check_cross_encoder(str(tiny_albef)) == "albef"
     scorer = load_scorer(str(tiny_albef), device="cpu")
     assert (scorer.name, str(scorer.reads)) == ("albef", "pictures at 32 x 32 pixels, captions of up to 30 tokens")
 

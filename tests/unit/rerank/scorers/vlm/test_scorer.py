@@ -24,7 +24,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from eval.errors import UserError
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
-from rerank.scorers.supported import check_matcher
+from rerank.scorers.supported import check_cross_encoder
 from rerank.scorers.vlm.scorer import VlmScorer, VlmSettings
 
 WORDS = ["<pad>", "<unk>", "<image>", "yes", "no", "query", "document", "system", ":", "a", "red", "dog", "cat", "judge", "well"]
@@ -205,13 +205,13 @@ def test_without_the_library_the_message_says_how_to_have_it(tiny_vlm: Path) -> 
 
 
 def test_the_guard_accepts_one_that_takes_images(tiny_vlm: Path) -> None:
-    assert check_matcher(str(tiny_vlm)) == "vlm"
+    assert check_cross_encoder(str(tiny_vlm)) == "vlm"
 
 
 def test_modalities_of_several_parts_count(tiny_vlm: Path, tmp_path: Path) -> None:
     folder = copied(tiny_vlm, tmp_path / "changed")
     write_library_files(folder, ["text", "image,text"])
-    assert check_matcher(str(folder)) == "vlm"
+    assert check_cross_encoder(str(folder)) == "vlm"
 
 
 @pytest.mark.parametrize(
@@ -228,21 +228,21 @@ def test_the_guard_refuses_other_files_of_the_library(
     folder = copied(tiny_vlm, tmp_path / "changed")
     write_library_files(folder, modalities, model_type)
     with pytest.raises(UserError, match=message):
-        check_matcher(str(folder))
+        check_cross_encoder(str(folder))
 
 
 def test_a_vlm_without_the_librarys_files_and_a_text_cross_encoder_are_refused(tiny_vlm: Path, tmp_path: Path) -> None:
     folder = copied(tiny_vlm, tmp_path / "plain")
     (folder / "config_sentence_transformers.json").unlink()
     with pytest.raises(UserError, match=r"not supported \(LlavaForConditionalGeneration\)"):
-        check_matcher(str(folder))
+        check_cross_encoder(str(folder))
     text = tmp_path / "text"
     BertForSequenceClassification(
         BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=1)
     ).save_pretrained(text)
     write_library_files(text, ["text"])
     with pytest.raises(UserError, match="text-text reranker"):
-        check_matcher(str(text))
+        check_cross_encoder(str(text))
 
 
 def test_settings_out_of_range_are_refused() -> None:
