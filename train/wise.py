@@ -217,10 +217,6 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
-
-
 def draw_curve(path: Path, recalls: Mapping[str, Mapping[float, Recall]], best: float) -> None:
     """Write PATH.png and PATH.svg, each committed by a rename; filled circles: no drop, crosses: below the base by more than the interval.
 
@@ -243,3 +239,7 @@ def draw_curve(path: Path, recalls: Mapping[str, Mapping[float, Recall]], best: 
             temporary = path.with_name(f".{path.name}.{os.getpid()}.{kind}")
             figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
             os.replace(temporary, path.with_suffix(f".{kind}"))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -29,7 +29,7 @@ MOMENTS = {
     "in an evaluation": Trap("train.siglip.loop:retrieve", 3),
     "evaluated, not yet said": Trap("train.siglip.loop:values_of", 3, after=True),
     "before the export": Trap("train.siglip.finish:export_checkpoint", 1),
-    "export half written": Trap("train.export:merged_state", 1, after=True),
+    "export half written": Trap("train.siglip.export:merged_state", 1, after=True),
     "exported, not measured": Trap("train.siglip.finish:export_checkpoint", 1, after=True),
     "measured, not reported": Trap("train.siglip.finish:write_report", 1),
     "reported, not marked as finished": Trap("train.siglip.finish:_mark_finished", 1),
