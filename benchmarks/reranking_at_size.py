@@ -1,7 +1,7 @@
 """BLIP at base size, both directions of a set with five captions an image: ours beside the calls of two other ways of doing it.
 
-    OMP_NUM_THREADS=2 python -m benchmarks.reranking_at_size --rounds 5 --output results/reranking-at-size.md
-    python -m benchmarks.reranking_at_size --device cuda --precision bfloat16 --top-k 128 --output results/reranking-at-size-cuda.md
+    OMP_NUM_THREADS=2 python -m benchmarks.reranking_at_size --data FLICKR8K --rounds 5 --output results/reranking-at-size.md
+    python -m benchmarks.reranking_at_size --data FLICKR8K --device cuda --precision bfloat16 --top-k 128 --output OUTPUT.md
 
 BLIP base at 384 pixels with random weights (their values change no time), real photographs and captions, and first-stage lists from
 made-up embeddings. The document's way: image to text one forward per image with its K captions, which transformers broadcasts; text to
@@ -250,7 +250,7 @@ def table(study: Study, rounds: int) -> list[str]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", default="../shared/data/flickr8k", help="manifest with five captions an image")
+    parser.add_argument("--data", required=True, help="manifest with five captions an image, e.g. Flickr8k")
     parser.add_argument("--split", default="val")
     parser.add_argument("--top-k", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
@@ -290,7 +290,7 @@ def write(asked: argparse.Namespace, study: Study, heads: TopK) -> None:
     text = [
         "# Reranking at size",
         "",
-        f"`python -m benchmarks.reranking_at_size --top-k {asked.top_k} --rounds {asked.rounds} --device {asked.device} "
+        f"`python -m benchmarks.reranking_at_size --data FLICKR8K --top-k {asked.top_k} --rounds {asked.rounds} --device {asked.device} "
         f"--precision {asked.precision} --chunk-size {asked.chunk_size}` (torch {torch.__version__}, {where})",
         "",
         f"BLIP base at 384 pixels, random weights, {asked.precision}; "

@@ -1,8 +1,8 @@
 """The two-hosts arm of promise 1: the gradient job on two machines, which are network namespaces joined by gloo over virtual ethernet.
 
-python -m benchmarks.promise_one --prepare FOLDER
+python -m benchmarks.batch_division --prepare FOLDER
 python -m benchmarks.two_hosts FOLDER PATH                                        root and ip of iproute2 are needed
-python -m benchmarks.promise_one --work FOLDER --further "two hosts=PATH" --output results/promise-one.md
+python -m benchmarks.batch_division --work FOLDER --further "two hosts=PATH" --output results/batch-division.md
 """
 
 import os
@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.promise_one import NUM_STEPS
+from benchmarks.batch_division import NUM_STEPS
 from tests.hosts import two_hosts, why_not
 
 

@@ -23,6 +23,7 @@ from demo.phrases import Wording
 from demo.recall import mean_recall_at_1
 from demo.vocabulary import NUM_TEXT_TOKENS, save_processor, siglip_processor
 from eval.atomic import apply_umask
+from train.loss.reference import pairwise_sigmoid_loss
 
 PATCH = 8
 SCENES_PER_EPOCH, BATCH_SIZE, NUM_HELD_OUT = 6000, 120, 300
@@ -72,12 +73,6 @@ def inputs(batch: Batch, processor: SiglipProcessor) -> dict[str, torch.Tensor]:
     return {"input_ids": words.input_ids, "pixel_values": pixels(batch.images, images.image_mean, images.image_std)}
 
 
-def sigmoid_loss(logits_BB: torch.Tensor) -> torch.Tensor:
-    """Sum of -log sigmoid(y * logit) over all pairs, y = 1 on the diagonal and else -1, over B (arXiv 2303.15343, algorithm 1)."""
-    signs_BB = 2 * torch.eye(len(logits_BB)) - 1
-    return -torch.nn.functional.logsigmoid(signs_BB * logits_BB).sum() / len(logits_BB)
-
-
 def parameter_groups(model: torch.nn.Module) -> list[dict]:
     """Decay matrices only; scale and bias at their own rate."""
     named = dict(model.named_parameters())
@@ -115,10 +110,11 @@ def pretrain(output: Path, size: Size, num_epochs: int, seed: int) -> None:
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=size.learning_rate, betas=(0.9, 0.95))
     steps_per_epoch = SCENES_PER_EPOCH // BATCH_SIZE
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_share(step, num_epochs * steps_per_epoch))
+    labels_BB = 2 * torch.eye(BATCH_SIZE) - 1
     for epoch in range(1, num_epochs + 1):
         began, total = time.perf_counter(), 0.0
         for _ in range(steps_per_epoch):
-            loss = sigmoid_loss(model(**inputs(random_batch(rng, BATCH_SIZE, WORDINGS), processor)).logits_per_image)
+            loss = pairwise_sigmoid_loss(model(**inputs(random_batch(rng, BATCH_SIZE, WORDINGS), processor)).logits_per_image, labels_BB)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -12,7 +12,7 @@ _STRIP_ASCII = str.maketrans("", "", string.punctuation)
 
 
 def normalise(caption: str) -> str:
-    """Normalised caption of design.md: NFKC, lower case, punctuation stripped, blanks collapsed.
+    """Normalised caption (docs/data.md): NFKC, lower case, punctuation stripped, blanks collapsed.
 
     >>> normalise("A  Dog, running .")
     'a dog running'

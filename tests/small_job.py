@@ -117,7 +117,7 @@ class SmallWorld:
         return changed(record, changes)
 
     def write_config(self, folder: Path, **changes: Any) -> Path:
-        """Write folder/job.yaml, whose run goes to folder/runs/job."""
+        """Write a configuration into a folder; its run goes to runs/job there."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "job.yaml"
         path.write_text(yaml.safe_dump(self.record(folder / "runs", **changes)), encoding="utf-8")

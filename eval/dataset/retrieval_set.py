@@ -68,7 +68,7 @@ class RetrievalSet:
     """The images and captions of one split, both in id order.
 
     Images are sorted by id; captions by image, then by their place in it, so index order is id order. An (image, caption) pair is
-    positive if and only if the normalised caption equals one of any image of the image's group (design.md).
+    positive if and only if the normalised caption equals one of any image of the image's group (docs/data.md).
     """
 
     def __init__(self, images: Sequence[ManifestImage], manifest: Manifest | None, *, source: str, split: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Which (image, caption) pairs count as right answers: design.md's rule by default, and the others a person can ask for, each recorded.
+"""Which (image, caption) pairs are relevant: the rule of docs/data.md by default, and the others a person can ask for, each recorded.
 
 Shape letters: P pairs, C captions.
 """
@@ -27,7 +27,7 @@ def with_ground_truth(
     """The data set with its right answers chosen, and counted in `truth`.
 
     Args:
-        protocol: "all": the caption equals one of any image of the image's group (design.md); "papers": an image's own captions alone,
+        protocol: "all": the caption equals one of any image of the image's group (docs/data.md); "papers": an image's own captions alone,
             as in published tables.
         near_duplicates: captions of one near-duplicate group count as one caption.
         qrels: further true (query id, item id) pairs, of either direction, taken both ways (ECCV Caption, arXiv 2204.03359; CxC,

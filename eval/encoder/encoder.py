@@ -1,7 +1,7 @@
 """SigLIP towers to unit vectors, on a fixed grid of blocks.
 
 A block has always the same number of rows, the last one padded, and belongs to one process: so any number of processes gives the same
-bits, and so does any order (promise 7). Shape letters: N rows, B rows of a block, L tokens, D width of the embedding.
+bits, and so does any order (docs/numerics.md). Shape letters: N rows, B rows of a block, L tokens, D width of the embedding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +49,7 @@ def text_features(model: SiglipModel, token_ids_NL: torch.Tensor) -> torch.Tenso
 
 
 def _at_least_float32(features: torch.Tensor) -> torch.Tensor:
-    """Features widened from half precision: a bf16 product near 10 has steps of 0.06 (facts.md). float64 stays."""
+    """Features widened from half precision: a bf16 product near 10 has steps of 0.06 (docs/numerics.md). float64 stays."""
     return features if features.dtype == torch.float64 else features.float()
 
 

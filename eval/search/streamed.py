@@ -1,6 +1,6 @@
 """Exact search of embeddings too many to hold: tiles of eval/search/exact.py's own grid, with only the best K of every query kept.
 
-A process takes whole rows of tiles, so several give the bits of one (promise 7), and the scores are those of eval/search/exact.py bit for
+A process takes whole rows of tiles, so several give the bits of one, and the scores are those of eval/search/exact.py bit for
 bit.
 Several rows of tiles are worked on at once, so the gallery passes by once for ROW_BLOCKS_AT_ONCE * QUERY_BLOCK queries of each process;
 that bounds the memory beside the result, whatever the number of queries and of items. Shape letters: Q queries, N gallery items, K depth,

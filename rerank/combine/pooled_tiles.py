@@ -1,7 +1,7 @@
 """Tiles of one model's scores in which the views of queries and of gallery items are pooled.
 
 For view number v a block of rows (or columns) holds the v-th view of each item that has one; the others' scores are masked. Products are
-made in buffers of one shape that never move, since the shape of an operand and where it lies change last bits (facts.md). What is held
+made in buffers of one shape that never move, since shape and place of an operand change last bits (docs/numerics.md). What is held
 does not grow with the number of views: pooling runs.
 
 Shape letters: N items, D width; q queries and n items of one tile.

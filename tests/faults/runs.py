@@ -60,7 +60,7 @@ class Run:
 
 
 def assert_same(found: Run, straight: Run) -> None:
-    """Promise 2: every loss as text, every figure, and the exported weights byte for byte."""
+    """Exact resume: every loss as text, every figure, and the exported weights byte for byte."""
     assert said(found.folder) == said(straight.folder)
     weights = [(run.folder / "export" / "model.safetensors").read_bytes() for run in (found, straight)]
     assert weights[0] == weights[1]

@@ -1,4 +1,4 @@
-"""Promise 2: killed at any moment and started again by the same command, a run is the straight one."""
+"""Exact resume (docs/guarantees.md): killed at any moment and started again by the same command, a run is the straight one."""
 
 import random
 import signal

@@ -1,4 +1,4 @@
-"""Promise 2 where more takes part: three processes with cached micro-batches, and a frozen tower whose embeddings are kept in a file."""
+"""Exact resume (docs/guarantees.md) with three processes and cached micro-batches, and with a frozen tower's cached embeddings."""
 
 import signal
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Promise 2 for the tuning of a reranker: killed at any moment and started again by the same command, a run is the straight one."""
+"""Exact resume (docs/guarantees.md) of a reranker's tuning: killed and started again by the same command, a run is the straight one."""
 
 import random
 import shutil

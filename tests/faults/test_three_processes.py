@@ -1,4 +1,4 @@
-"""Promise 2 at three processes, where the order of a sum first can differ: at two, a + b is b + a; DDP at three was not bit-equal."""
+"""Exact resume (docs/guarantees.md) on three processes, the first number at which the order of a sum can differ (docs/numerics.md)."""
 
 import random
 import signal

@@ -1,14 +1,13 @@
-"""What the pairs of each image and the captions mined for it cost: by hard labels, or by what a cross-encoder thinks of them.
+"""Loss of each image with the captions mined for it: by hard labels, or distilled from a cross-encoder (the teacher).
 
-With z = scale * cos + bias, y the hard label (1 where a cross-encoder relabelled the pair, else 0), t the cross-encoder's logit (match less
-no match) over the temperature, and s the strength, the mined captions of an image cost
+With z = scale * cos + bias, y the hard label (1 where a cross-encoder relabelled the pair, else 0), t the teacher logit (match less no
+match) over the temperature, and s the strength, the loss of the mined captions of an image is
     hard      sum_j H(y_j, sigmoid(z_j))                                 H(p, q) = -p log q - (1 - p) log (1 - q)
     labels    sum_j H(s sigmoid(t_j) + (1 - s) y_j, sigmoid(z_j))        soft labels of the same sigmoid loss (Hinton et al. 2015,
                                                                          arXiv 1503.02531, for two classes)
-    lists     (1 - s) hard + s KL(softmax(t) || softmax(z))              both over the image's own caption and its mined ones: which of
-                                                                         them is best, as a cross-encoder ranks them (listwise
+    lists     (1 - s) hard + s KL(softmax(t) || softmax(z))              both over the image's own caption and its mined ones (listwise
                                                                          distillation: RocketQAv2, Ren et al. 2021, arXiv 2110.07367)
-Derivatives by z: sigmoid(z_j) less its label; softmax(z) - softmax(t). An image without mined captions costs nothing in any of them.
+Derivatives by z: sigmoid(z_j) less its label; softmax(z) - softmax(t). An image without mined captions adds 0 in each form.
 
 Shape letters: b images of this process, each with its own caption, m mined captions of this process.
 """
@@ -24,28 +23,28 @@ LINEAR_FROM = 40.0
 
 @dataclass(frozen=True)
 class SoftLabels:
-    """A cross-encoder's word on the pairs that an image has to itself.
+    """Teacher logits of the images with the captions mined for them.
 
     Attributes:
-        matcher_m: its logit of each mined caption with the image it was mined for, over the temperature.
+        teacher_m: of each mined caption with the image it was mined for, over the temperature.
         strength: s, in (0, 1].
-        matcher_b: the same of each image's own caption, in the form `lists`; None: the form `labels`. Where nothing was mined for an
-            image it plays no part and may be anything, NaN too.
+        teacher_b: of each image's own caption, in the form `lists`; None: the form `labels`. Not read where nothing was mined for an
+            image, and may be NaN there.
     """
 
-    matcher_m: torch.Tensor
+    teacher_m: torch.Tensor
     strength: float
-    matcher_b: torch.Tensor | None = None
+    teacher_b: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class OwnPairs:
-    """The pairs that images have to themselves, and what is known of them.
+    """The pairs of an image and the captions mined for it.
 
     Attributes:
         rows_m: int64, the row of the image that each mined caption was mined for.
-        positive_m: bool, which of them are true of it all the same; None: none.
-        soft: a cross-encoder's word; None: hard labels.
+        positive_m: bool, which of them are positive all the same; None: none.
+        soft: teacher logits; None: hard labels.
     """
 
     rows_m: torch.Tensor
@@ -54,18 +53,18 @@ class OwnPairs:
 
     @property
     def has_lists(self) -> bool:
-        """Whether the image's own caption plays a part."""
-        return self.soft is not None and self.soft.matcher_b is not None
+        """Whether the image's own caption is in the loss."""
+        return self.soft is not None and self.soft.teacher_b is not None
 
 
 @dataclass(frozen=True)
 class OwnTerms:
-    """What the pairs cost.
+    """Loss of these pairs and its derivatives.
 
     Attributes:
-        loss: scalar, their sum.
+        loss: scalar, the sum over pairs.
         by_mined_m: derivative by the logit of each mined caption.
-        by_own_b: derivative by the logit of each image's own caption; None where it plays no part.
+        by_own_b: derivative by the logit of each image's own caption; None where it is not in the loss.
     """
 
     loss: torch.Tensor
@@ -74,20 +73,20 @@ class OwnTerms:
 
 
 def own_terms(pairs: OwnPairs, z_m: torch.Tensor, z_b: torch.Tensor | None) -> OwnTerms:
-    """Cost and derivatives.
+    """Loss and derivatives.
 
     Args:
         z_m: logits of the mined captions with the images they were mined for.
-        z_b: logits of the images' own captions with them; asked for by `has_lists` only.
+        z_b: logits of the images' own captions with them; needed with `has_lists` only.
     """
     soft = pairs.soft
     if soft is None:
         return _hard(pairs, z_m)
-    matcher_m = soft.matcher_m.to(z_m)
-    if soft.matcher_b is None:
-        return _labels(z_m, torch.sigmoid(matcher_m), torch.sigmoid(-matcher_m), pairs.positive_m, soft.strength)
+    teacher_m = soft.teacher_m.to(z_m)
+    if soft.teacher_b is None:
+        return _labels(z_m, torch.sigmoid(teacher_m), torch.sigmoid(-teacher_m), pairs.positive_m, soft.strength)
     assert z_b is not None
-    hard, lists = _hard(pairs, z_m), _lists(pairs.rows_m, matcher_m, soft.matcher_b.to(z_m), z_m, z_b)
+    hard, lists = _hard(pairs, z_m), _lists(pairs.rows_m, teacher_m, soft.teacher_b.to(z_m), z_m, z_b)
     assert lists.by_own_b is not None
     s = soft.strength
     return OwnTerms(
@@ -98,7 +97,7 @@ def own_terms(pairs: OwnPairs, z_m: torch.Tensor, z_b: torch.Tensor | None) -> O
 
 
 def _hard(pairs: OwnPairs, z_m: torch.Tensor) -> OwnTerms:
-    """-log sigmoid(z) of what is true, -log sigmoid(-z) of the rest."""
+    """-log sigmoid(z) of positives, -log sigmoid(-z) of negatives."""
     sign_m = torch.ones_like(z_m) if pairs.positive_m is None else 1 - 2 * pairs.positive_m.to(z_m)
     turned_m = sign_m * z_m
     return OwnTerms(softplus(turned_m, threshold=LINEAR_FROM).sum(), turned_m.sigmoid_().mul_(sign_m))
@@ -107,7 +106,7 @@ def _hard(pairs: OwnPairs, z_m: torch.Tensor) -> OwnTerms:
 def _labels(
     z_m: torch.Tensor, match_m: torch.Tensor, no_match_m: torch.Tensor, positive_m: torch.Tensor | None, strength: float
 ) -> OwnTerms:
-    """Cross-entropy to soft labels; what the label leaves to "no match" is made apart, not as 1 - label, which would round it off."""
+    """Cross-entropy to soft labels; the share of "no match" is computed by itself, since 1 - label would round it off."""
     positive_m = torch.zeros_like(z_m) if positive_m is None else positive_m.to(z_m)
     label_m = strength * match_m + (1 - strength) * positive_m
     rest_m = strength * no_match_m + (1 - strength) * (1 - positive_m)
@@ -115,10 +114,10 @@ def _labels(
     return OwnTerms(loss, rest_m * torch.sigmoid(z_m) - label_m * torch.sigmoid(-z_m))
 
 
-def _lists(rows_m: torch.Tensor, matcher_m: torch.Tensor, matcher_b: torch.Tensor, z_m: torch.Tensor, z_b: torch.Tensor) -> OwnTerms:
-    """KL divergence of each image's list; a list of one, where nothing was mined, costs nothing and moves nothing."""
+def _lists(rows_m: torch.Tensor, teacher_m: torch.Tensor, teacher_b: torch.Tensor, z_m: torch.Tensor, z_b: torch.Tensor) -> OwnTerms:
+    """KL divergence of each image's list; a list of one, where nothing was mined, has loss and gradient 0."""
     is_alone_b = torch.bincount(rows_m, minlength=len(z_b)) == 0
-    teacher_m, teacher_b = _log_softmax(rows_m, matcher_m, torch.where(is_alone_b, torch.zeros_like(z_b), matcher_b))
+    teacher_m, teacher_b = _log_softmax(rows_m, teacher_m, torch.where(is_alone_b, torch.zeros_like(z_b), teacher_b))
     student_m, student_b = _log_softmax(rows_m, z_m, z_b)
     loss = (teacher_m.exp() * (teacher_m - student_m)).sum() + (teacher_b.exp() * (teacher_b - student_b)).sum()
     return OwnTerms(loss, student_m.exp() - teacher_m.exp(), student_b.exp() - teacher_b.exp())

@@ -1,7 +1,7 @@
-"""Which (image, text) pairs of a batch are true, looked up block by block: never a matrix, and no list longer than a block has pairs.
+"""Which (image, text) pairs of a batch are positive, looked up block by block: never a matrix, no list longer than a block has pairs.
 
-Every image carries all true captions of its group, so a text drawn, or mined, on another process is known for what it is. Shape letters:
-b images of this process, P true pairs.
+Every image carries the hashes of all captions of its group, so a positive is recognised whichever process its text comes from. Shape
+letters: b images of this process, P positive pairs.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from eval.dataset.retrieval_set import GroupHashes, matching_pairs
 
 
 class BatchPositives:
-    """The true pairs between images of this process and texts of any.
+    """The positive pairs between images of this process and texts of all.
 
     Args:
-        hashes: for each process, int64 hashes of the texts it sends round.
+        hashes: for each process, int64 hashes of its gathered texts.
         truths: (key_b, true): the key of each image of this process, int64 (its group, say), and which hashes are true of which key. A pair
-            is true by one of them at most.
-        left_out: the same with hashes of their own, of pairs that may be true: neither positive nor negative, unless they are positive.
+            is positive by one of them at most.
+        left_out: the same with hashes of their own, of pairs that may be positive: they are left out of the loss, unless they are positive.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class BatchPositives:
         self._left_out = [_Known(*entry) for entry in left_out]
 
     def pairs(self, rows: slice, owner: int, columns: slice) -> tuple[np.ndarray, np.ndarray]:
-        """(row, column) of every true pair of a block, int64, counted from the block's corner, each once.
+        """(row, column) of every positive pair of a block, int64, counted from the block's corner, each once.
 
         Args:
             owner: the process whose texts the columns are.
@@ -40,7 +40,7 @@ class BatchPositives:
         return _union([known.pairs(rows, owner, columns) for known in self._truths])
 
     def left_out(self, rows: slice, owner: int, columns: slice) -> tuple[np.ndarray, np.ndarray]:
-        """The same of the pairs that may be true; those that are true, and repetitions, may be among them."""
+        """The same of the pairs left out of the loss; positive pairs, and repetitions, may be among them."""
         return _union([known.pairs(rows, owner, columns) for known in self._left_out])
 
 

@@ -1,11 +1,11 @@
-"""The sigmoid loss over all images and all texts of all processes, block by block, the gradient of each block taken as it goes.
+"""The sigmoid loss of train/loss/reference.py, over all images and texts of all processes, block by block, with its gradients.
 
 L = (1 / B) [ sum over in-batch pairs + weight * sum over mined columns ] of -log sigmoid(y (scale * cos + bias)),
-y = +1 for positives, else -1 (Zhai et al. 2023, arXiv 2303.15343; the mined columns are ours). What an image and the captions mined for it
-cost may follow a cross-encoder's word instead (train/loss/distillation.py). Each process computes the rows of its own
-images; the sum over processes is the loss. Texts go round a ring of processes, each with the gradient that has gathered on it, which is
-back home after the last hop (the ring of the paper's section 3.3, with gradients). Neither logits nor truth of more than one block ever
-exist: beyond the embeddings, their gradients and what travels, memory is O(block x D + block x block).
+y = +1 for positives, else -1 (Zhai et al. 2023, arXiv 2303.15343; the mined columns are ours). The captions mined for an image may be
+distilled from a cross-encoder instead (train/loss/distillation.py). Each process computes the rows of its own images; the sum over
+processes is the loss. Texts pass along a ring of processes, each with its gradient so far, which is complete after the last step
+(the paper's section 3.3, with gradients). Logits and labels exist for one block at a time: beyond the embeddings, their gradients and
+the texts of one other process, memory is O(block x D + block x block).
 
 With z = -y (scale * cos + bias): the loss of a pair is softplus(z), its derivative by the logit -y sigmoid(z) =: g. Then d/d image i is
 scale * sum_j g_ij text_j, and d/d scale is sum_ij g_ij cos_ij = sum_i image_i . (sum_j g_ij text_j), so no block is read again for it.
@@ -28,8 +28,8 @@ from train.loss.positives import BatchPositives
 
 BLOCK = 2048
 """Rows and columns of a block, 17 MB. It decides the order of summation, so it is part of the result's last bits."""
-_AT_ONCE = 1 << 18
-"""Pairs of a block that all passes but the products go over together, a megabyte: what the caches of the cores hold."""
+_PIECE = 1 << 18
+"""Logits that the elementwise passes take together, a megabyte: what the caches of the cores hold."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,18 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class Pairing:
-    """What faces what, and what of it is true; plain data beside the tensors of `sigmoid_loss`.
+    """Which pairs of images and texts are in the loss, and which of them are positive.
 
     Attributes:
-        positives: the true pairs of this process's images and all texts that travel.
-        counts: how many texts of each process travel: its captions, as many as it has images, and with `mined_scope: all` its mined ones.
-        own_rows_m: int64, the image row each mined caption of this process was mined for, where that pair stands apart from the blocks:
-            with `mined_scope: own`, for there is no other, and with soft labels; None: no pair does.
-        own_positive_m: bool, which of them are true of it all the same (relabelled by a cross-encoder); None: none.
-        soft: what a cross-encoder says of these pairs; None: hard labels.
+        positives: the positive pairs of this process's images and all gathered texts.
+        counts: gathered texts of each process: its captions, as many as its images, and with `mined_scope: all` its mined ones.
+        own_rows_m: int64, the image row that each mined caption of this process was mined for, where that pair is computed outside the
+            blocks: with `mined_scope: own`, and with soft labels; None: no pair is.
+        own_positive_m: bool, which of them are positive all the same (relabelled by a cross-encoder); None: none.
+        soft: teacher logits of these pairs; None: hard labels.
         weight: of the mined columns.
         batch_size: B.
-        processes: who takes part.
+        processes: the processes that share the batch.
         block: rows and columns of a block; None: BLOCK.
     """
 
@@ -81,7 +81,7 @@ class Pairing:
 
 
 def sigmoid_loss(images_bD: torch.Tensor, texts_nD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, pairing: Pairing) -> LossTerms:
-    """The loss and, at the same time, its gradients, which backward only multiplies by what comes in.
+    """The loss and, at the same time, its gradients; backward only multiplies them by the incoming gradient.
 
     Args:
         images_bD, texts_nD: unit vectors, float32 or float64 (products are taken in it, under autocast too); texts are the captions of the
@@ -105,13 +105,13 @@ class _SigmoidLoss(torch.autograd.Function):
         """Total, in-batch and mined term."""
         needs_images, needs_texts, *_ = ctx.needs_input_grad
         with torch.autocast(images_bD.device.type, enabled=False):
-            sums = _Sums(images_bD, scale, bias, pairing, needs_images or not needs_texts)
-            texts_gradient_nD = _face_all(sums, texts_nD, pairing, needs_texts)
+            sums = _Accumulators(images_bD, scale, bias, pairing, needs_images or not needs_texts)
+            texts_gradient_nD = _add_all_texts(sums, texts_nD, pairing, needs_texts)
             factor = scale / pairing.batch_size
             if sums.images_gradient_bD is not None:
                 scale_gradient = _sum_of_products(images_bD, sums.images_gradient_bD, sums.block)
                 sums.images_gradient_bD.mul_(factor)
-            else:  # by the other side: over all processes it is the same sum
+            else:  # from the texts' gradients: over all processes it is the same sum
                 assert texts_gradient_nD is not None
                 scale_gradient = _sum_of_products(texts_nD, texts_gradient_nD, sums.block)
             if texts_gradient_nD is not None:
@@ -138,41 +138,41 @@ class _SigmoidLoss(torch.autograd.Function):
         return *(None if gradient is None else gradient.mul_(incoming.to(gradient.dtype)) for gradient in gradients), None
 
 
-def _face_all(sums: "_Sums", texts_nD: torch.Tensor, pairing: Pairing, needs_texts: bool) -> torch.Tensor | None:
-    """Let the images of this process face all texts, and return the gathered gradient of its own texts before scale / B, if it is asked."""
+def _add_all_texts(sums: "_Accumulators", texts_nD: torch.Tensor, pairing: Pairing, needs_texts: bool) -> torch.Tensor | None:
+    """Add the texts of all processes; returns the gradient of this process's own before scale / B, if it is needed."""
     own = pairing.counts[pairing.processes.rank]
     gradient_nD = torch.zeros_like(texts_nD) if needs_texts else None
     if pairing.processes.world_size == 1:
-        sums.face(texts_nD[:own], None if gradient_nD is None else gradient_nD[:own], 0)
+        sums.add_texts(texts_nD[:own], None if gradient_nD is None else gradient_nD[:own], 0)
     else:
-        travelled_nD = _go_round(sums, texts_nD[:own], pairing, needs_texts)
-        if gradient_nD is not None and travelled_nD is not None:
-            gradient_nD[:own] = travelled_nD
+        summed_nD = _ring_exchange(sums, texts_nD[:own], pairing, needs_texts)
+        if gradient_nD is not None and summed_nD is not None:
+            gradient_nD[:own] = summed_nD
     if pairing.own_rows_m is not None:
-        sums.face_own(texts_nD, gradient_nD, OwnPairs(pairing.own_rows_m, pairing.own_positive_m, pairing.soft))
+        sums.add_own_pairs(texts_nD, gradient_nD, OwnPairs(pairing.own_rows_m, pairing.own_positive_m, pairing.soft))
     return gradient_nD
 
 
-def _go_round(sums: "_Sums", texts_nD: torch.Tensor, pairing: Pairing, needs_texts: bool) -> torch.Tensor | None:
-    """Face the texts of every process, each as it comes by; returns the gradient of this process's own, summed in the ring's order."""
+def _ring_exchange(sums: "_Accumulators", texts_nD: torch.Tensor, pairing: Pairing, needs_texts: bool) -> torch.Tensor | None:
+    """Add the texts of every process as they arrive; returns the gradient of this process's own, summed in the ring's order."""
     rank, world_size = pairing.processes.rank, pairing.processes.world_size
     shapes = [(2 if needs_texts else 1, count, texts_nD.shape[1]) for count in pairing.counts]
-    held_2nD = texts_nD.new_zeros(shapes[rank])
-    held_2nD[0] = texts_nD
+    current_2nD = texts_nD.new_zeros(shapes[rank])
+    current_2nD[0] = texts_nD
     for hop in range(world_size):
         owner = (rank - hop) % world_size
-        sums.face(held_2nD[0], held_2nD[1] if needs_texts else None, owner)
-        coming = shapes[(owner - 1) % world_size]
+        sums.add_texts(current_2nD[0], current_2nD[1] if needs_texts else None, owner)
         if hop < world_size - 1:
-            held_2nD = _pass_on(held_2nD, held_2nD.new_empty(coming), pairing.processes)
-    return _pass_on(held_2nD[1], torch.empty_like(texts_nD), pairing.processes) if needs_texts else None
+            next_shape = shapes[(owner - 1) % world_size]
+            current_2nD = _send_and_receive(current_2nD, current_2nD.new_empty(next_shape), pairing.processes)
+    return _send_and_receive(current_2nD[1], torch.empty_like(texts_nD), pairing.processes) if needs_texts else None
 
 
-def _pass_on(sent: torch.Tensor, received: torch.Tensor, processes: Processes) -> torch.Tensor:
-    """Send to the next process and take from the one before."""
-    following, before = (processes.rank + 1) % processes.world_size, (processes.rank - 1) % processes.world_size
-    asked = [dist.P2POp(dist.isend, sent.contiguous(), following), dist.P2POp(dist.irecv, received, before)]
-    for work in dist.batch_isend_irecv(asked):
+def _send_and_receive(sent: torch.Tensor, received: torch.Tensor, processes: Processes) -> torch.Tensor:
+    """Send to the next process and receive from the previous one."""
+    following, previous = (processes.rank + 1) % processes.world_size, (processes.rank - 1) % processes.world_size
+    operations = [dist.P2POp(dist.isend, sent.contiguous(), following), dist.P2POp(dist.irecv, received, previous)]
+    for work in dist.batch_isend_irecv(operations):
         work.wait()
     return received
 
@@ -185,11 +185,11 @@ def _sum_of_products(one_ND: torch.Tensor, other_ND: torch.Tensor, block: int) -
     return total
 
 
-class _Sums:
-    """What gathers on this process while its images face block after block of texts.
+class _Accumulators:
+    """The sums of this process over the blocks of its images and all texts.
 
     Attributes:
-        images_gradient_bD: sum of g * text, before scale / B; None where nobody asks.
+        images_gradient_bD: sum of g * text, before scale / B; None where it is not needed.
         in_batch, mined: float64 scalars, sums of the pairs' losses.
         bias_gradient: float64 scalar, sum of g, weighted.
     """
@@ -204,22 +204,22 @@ class _Sums:
             self._own_rows_m = pairing.own_rows_m.cpu().numpy()
         widest = min(self.block, max(pairing.counts))
         self._logits = images_bD.new_empty(min(self.block, len(images_bD)) * widest)
-        self._losses = images_bD.new_empty(min(_AT_ONCE, len(self._logits)))
+        self._losses = images_bD.new_empty(min(_PIECE, len(self._logits)))
 
-    def face(self, texts_nD: torch.Tensor, gradient_nD: torch.Tensor | None, owner: int) -> None:
-        """All images of this process against texts of one process, whose gradient (before scale / B) is added to."""
+    def add_texts(self, texts_nD: torch.Tensor, gradient_nD: torch.Tensor | None, owner: int) -> None:
+        """Add all images of this process against the texts of one process; the texts' gradient (before scale / B) is added to in place."""
         num_captions = self._pairing.num_captions
         in_batch, mined = _spans(0, num_captions, self.block), _spans(num_captions, len(texts_nD), self.block)
         for rows in _spans(0, len(self._images_bD), self.block):
             scaled_rD = self._images_bD[rows] * self._scale
             for columns in in_batch:
-                loss = self._face_block(rows, scaled_rD, columns, texts_nD, gradient_nD, owner, 1.0)
+                loss = self._add_block(rows, scaled_rD, columns, texts_nD, gradient_nD, owner, 1.0)
                 self.in_batch += loss
             for columns in mined:
-                loss = self._face_block(rows, scaled_rD, columns, texts_nD, gradient_nD, owner, self._pairing.weight)
+                loss = self._add_block(rows, scaled_rD, columns, texts_nD, gradient_nD, owner, self._pairing.weight)
                 self.mined += loss
 
-    def _face_block(
+    def _add_block(
         self,
         rows: slice,
         scaled_rD: torch.Tensor,
@@ -229,15 +229,15 @@ class _Sums:
         owner: int,
         weight: float,
     ) -> torch.Tensor:
-        """Loss of one block; its gradients are added where they belong."""
+        """Loss of one block; its gradients are added to both sides."""
         texts_cD = texts_nD[columns]
         size = len(scaled_rD) * len(texts_cD)
         z_rc = torch.mm(scaled_rD, texts_cD.T, out=self._logits[:size].view(len(scaled_rD), len(texts_cD)))
-        positive_P, left_out_P = self._places(rows, owner, columns)
+        positive_P, left_out_P = self._positions(rows, owner, columns)
         flat = z_rc.view(-1)
         flat[left_out_P] = -torch.inf  # no loss, and no gradient
-        flat[positive_P] = -flat[positive_P] - 2 * self._bias  # the bias is added to all of them in a moment
-        loss, sum_of_sigmoids = self._pass_over(flat)
+        flat[positive_P] = -flat[positive_P] - 2 * self._bias  # the bias is added to all logits below
+        loss, sum_of_sigmoids = self._softplus_and_sigmoid(flat)
         g_rc = z_rc
         self.bias_gradient += weight * (sum_of_sigmoids - 2 * flat[positive_P].sum(dtype=torch.float64))
         _negate(g_rc, positive_P)
@@ -247,41 +247,41 @@ class _Sums:
             gradient_nD[columns].addmm_(g_rc.T, self._images_bD[rows], alpha=weight)
         return loss
 
-    def _pass_over(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add the bias and put sigmoid(z) in the place of z; returns the sums of softplus(z) and of sigmoid(z), float64 scalars.
+    def _softplus_and_sigmoid(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the bias and replace z by sigmoid(z); returns the sums of softplus(z) and of sigmoid(z), float64 scalars.
 
-        Piece by piece: all five passes over a piece find it in the cache, and memory is read and written once.
+        In pieces that fit the cache: all five passes find a piece there, and memory is read and written once.
         """
         loss, sigmoids = z.new_zeros((), dtype=torch.float64), z.new_zeros((), dtype=torch.float64)
-        for piece in z.split(_AT_ONCE):
+        for piece in z.split(_PIECE):
             losses = self._losses[: len(piece)]
-            softplus(piece.add_(self._bias), 1.0, LINEAR_FROM, out=losses)  # type: ignore[call-arg]  # it has an out, unannounced
+            softplus(piece.add_(self._bias), 1.0, LINEAR_FROM, out=losses)  # type: ignore[call-arg]  # out= exists, the stub lacks it
             loss += losses.sum()
             sigmoids += piece.sigmoid_().sum()
         return loss, sigmoids
 
-    def _places(self, rows: slice, owner: int, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Flat places of the block's true pairs, each once, and of those that are left out, being neither true nor surely false."""
+    def _positions(self, rows: slice, owner: int, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Flat positions of the block's positive pairs, each once, and of the pairs left out of the loss."""
         known, width = self._pairing.positives, columns.stop - columns.start
         positive_P, left_out_P = (
             rows_P * width + columns_P for rows_P, columns_P in (known.pairs(rows, owner, columns), known.left_out(rows, owner, columns))
         )
         left_out_P = np.setdiff1d(left_out_P, positive_P)
         if self._own_rows_m is not None and owner == self._pairing.processes.rank and columns.start >= self._pairing.num_captions:
-            apart_P = self._apart(rows, columns)
-            positive_P, left_out_P = np.setdiff1d(positive_P, apart_P), np.union1d(left_out_P, apart_P)
-        return tuple(torch.from_numpy(places).to(self._images_bD.device) for places in (positive_P, left_out_P))  # type: ignore[return-value]
+            own_P = self._own_positions(rows, columns)
+            positive_P, left_out_P = np.setdiff1d(positive_P, own_P), np.union1d(left_out_P, own_P)
+        return tuple(torch.from_numpy(positions).to(self._images_bD.device) for positions in (positive_P, left_out_P))  # type: ignore[return-value]
 
-    def _apart(self, rows: slice, columns: slice) -> np.ndarray:
-        """Flat places of a block's pairs that stand apart: a mined caption that travels meets the image it was mined for in `face_own`."""
+    def _own_positions(self, rows: slice, columns: slice) -> np.ndarray:
+        """Flat positions of a block's pairs of a mined caption and the image it was mined for; `add_own_pairs` computes these."""
         assert self._own_rows_m is not None
         first = self._pairing.num_captions
         rows_c = self._own_rows_m[columns.start - first : columns.stop - first]
         columns_P = np.flatnonzero((rows_c >= rows.start) & (rows_c < rows.stop))
         return (rows_c[columns_P] - rows.start) * (columns.stop - columns.start) + columns_P
 
-    def face_own(self, texts_nD: torch.Tensor, gradient_nD: torch.Tensor | None, pairs: OwnPairs) -> None:
-        """Mined captions of this process, each against the image it was mined for; in lists, beside that image's own caption."""
+    def add_own_pairs(self, texts_nD: torch.Tensor, gradient_nD: torch.Tensor | None, pairs: OwnPairs) -> None:
+        """Add the mined captions of this process, each with the image it was mined for; in lists, with that image's own caption too."""
         first = self._pairing.num_captions
         each_b = torch.arange(first, device=texts_nD.device)
         z_b = self._own_logits(texts_nD[:first], each_b) if pairs.has_lists else None
@@ -309,10 +309,10 @@ class _Sums:
                 gradient_mD[part].addcmul_(g_c1, self._images_bD.index_select(0, rows_c))
 
 
-def _negate(block_rc: torch.Tensor, places_P: torch.Tensor) -> None:
-    """Change the sign of some elements."""
+def _negate(block_rc: torch.Tensor, positions_P: torch.Tensor) -> None:
+    """Change the sign of the elements at flat positions, in place."""
     flat = block_rc.view(-1)
-    flat[places_P] = -flat[places_P]
+    flat[positions_P] = -flat[positions_P]
 
 
 def _spans(start: int, stop: int, block: int) -> list[slice]:
@@ -321,5 +321,5 @@ def _spans(start: int, stop: int, block: int) -> list[slice]:
 
 
 def gathered_texts(captions_b: np.ndarray, mined_m: np.ndarray, mined_scope: str | None) -> np.ndarray:
-    """Caption indices of the texts of this process that face the images of all: its captions, and its mined ones if they do."""
+    """Caption indices of this process's texts that meet the images of all: its captions, and its mined ones with `mined_scope: all`."""
     return np.concatenate([captions_b, mined_m]) if mined_scope == "all" else captions_b

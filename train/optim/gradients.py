@@ -1,7 +1,7 @@
 """The gradients of a step: summed over processes, measured, scaled; whole on every process, or of each weight a part.
 
 Whole, they live in one flat buffer that is summed over processes once, after the backward pass. Not DDP: it rebuilds its buckets after the
-first step, which changes the order of summation, so that a resumed run would differ in its last bits (facts.md).
+first step, which changes the order of summation, so that a resumed run would differ in its last bits (docs/numerics.md).
 """
 
 import numpy as np

@@ -29,7 +29,7 @@ def optimizer_groups(trainee: Trainable, part_of: Any, rates: dict[Any, float], 
     """AdamW's groups: one per part and per decay, each with its peak rate under "peak" and its names under "names".
 
     Weight decay falls on the matrices of linear layers and convolutions only; not on biases, norms, embeddings, pooling probes and other
-    bare vectors (the Hugging Face Trainer decays some of these: facts.md).
+    bare vectors (the Hugging Face Trainer decays some of these: docs/numerics.md).
 
     Args:
         part_of: the part of the model that a parameter belongs to, by its name.

@@ -1,8 +1,8 @@
 """Loss and gradients of steps on this number of processes: python -m tests.integration.train.gradients MANIFEST BASE OUTPUT [...].
 
 Each case takes the first step, or the first few, of a job through train/siglip/step.py itself; rank 0 writes OUTPUT/CASE.npz. Run plainly
-it is one process; under torchrun, on one host or several, it is the processes torchrun starts. For test_promise_one.py and
-benchmarks/promise_one.py.
+it is one process; under torchrun, on one host or several, it is the processes torchrun starts. For test_batch_division.py and
+benchmarks/batch_division.py.
 """
 
 import argparse

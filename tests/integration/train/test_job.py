@@ -346,7 +346,7 @@ def test_two_processes_under_accelerate_follow_one(nursery: Nursery, small_world
     assert [line["name"] for line in of(one, "mining")][0] == [line["name"] for line in of(two, "mining")][0]
     assert [line["num_mined"] for line in of(one, "step")] == [line["num_mined"] for line in of(two, "step")]
     evals = [{key: value for key, value in of(folder, "eval")[0].items() if key != "seconds"} for folder in (one, two)]
-    assert evals[0] == evals[1]  # promise 7: the base, measured by one process and by two
+    assert evals[0] == evals[1]  # the base, measured by one process and by two (docs/guarantees.md)
     tables = [pq.read_table(folder / "eval" / "test" / "queries.parquet", filters=[("stage", "=", "base")]) for folder in (one, two)]
     assert tables[0].num_rows and tables[0].equals(tables[1])
 

@@ -36,7 +36,7 @@ def test_parts_take_the_steps_of_replicas(steps: Path, case: Case) -> None:
     for kind in ("losses", "norms", "gradient ", "weight ", "moment ", "images ", "texts "):
         names = [name for name in replicas if name.startswith(kind)]
         norm = np.sqrt(sum(np.sum(replicas[name] ** 2) for name in names))
-        for name in names:  # by the norm of all of a kind, as promise 1 measures: the bias of a key has a gradient of 0, but for rounding
+        for name in names:  # by the norm of all of a kind: the bias of a key has a gradient of 0, but for rounding (docs/numerics.md)
             assert np.linalg.norm(parts[name] - replicas[name]) <= tolerance * norm, name
     assert np.abs(replicas["images after"] - replicas["images before"]).max() > 1e-3
 

@@ -56,12 +56,6 @@ def test_mismatches_are_where_a_complete_saying_differs_and_unsaid_of_a_partial_
     assert differs == [same, other, other, same, [ABSENT] * len(SCENE_ANSWERS), [ABSENT] * len(SCENE_ANSWERS)]
 
 
-def test_sigmoid_loss_is_the_sum_over_pairs_by_hand() -> None:
-    logits_BB = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
-    by_hand = [math.log1p(math.exp(-value)) for value in (2.0, 1.0, -0.5, 3.0)]
-    assert pretrain_siglip.sigmoid_loss(logits_BB).item() == pytest.approx(sum(by_hand) / 2, rel=1e-6)
-
-
 def test_base_starts_at_the_scale_and_bias_of_the_paper_and_decays_matrices_only() -> None:
     model = pretrain_siglip.new_model(100)
     assert model.logit_scale.item() == pytest.approx(math.log(10)) and model.logit_bias.item() == -10

@@ -1,4 +1,4 @@
-"""Metrics against ir-measures, and the two it has no name for against a loop over the ranking."""
+"""Metrics against ir-measures, and mAP@R, which it lacks, against a loop over the ranking."""
 
 import ir_measures
 import numpy as np
@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ir_measures import RR, Rprec, Success
 
-from eval.metrics.metrics import RECALL_AT, average_precision_at_r, r_precision, recall_at_k, reciprocal_rank
+from eval.metrics.metrics import (
+    RECALL_AT,
+    average_precision_at_r,
+    positive_ranks,
+    r_precision,
+    recall_at_k,
+    reciprocal_rank,
+    retrieval_metrics,
+)
 
 NUM_ITEMS = 30
 
@@ -48,6 +56,32 @@ def test_map_at_r_equals_a_walk_down_the_list(rows: list[list[int]]) -> None:
                 total += seen / place
         expected.append(total / len(row))
     assert average_precision_at_r(*flat(rows)).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 999), st.integers(1, 6), st.integers(1, 12))
+def test_a_score_matrix_with_ties_equals_ir_measures(seed: int, num_queries: int, num_items: int) -> None:
+    """Ours orders equal scores by index; theirs is given the order made by a sort of (-score, index), as scores without ties."""
+    draws = np.random.default_rng(seed)
+    scores = draws.integers(0, 4, (num_queries, num_items)).astype(np.float32)
+    relevant = draws.random((num_queries, num_items)) < 0.3
+    relevant[np.arange(num_queries), draws.integers(num_items, size=num_queries)] = True
+    orders = [sorted(range(num_items), key=lambda item, row=row: (-row[item], item)) for row in scores]
+    qrels = [ir_measures.Qrel(f"q{q}", f"d{item}", 1) for q, item in np.argwhere(relevant)]
+    run = [ir_measures.ScoredDoc(f"q{q}", f"d{item}", -rank) for q, order in enumerate(orders) for rank, item in enumerate(order)]
+    theirs = ir_measures.calc_aggregate([RR, Rprec, *(Success @ k for k in RECALL_AT)], qrels, run)
+    found = retrieval_metrics(scores, relevant)
+    expected = {"MRR": theirs[RR], "R-Precision": theirs[Rprec]} | {f"R@{k}": theirs[Success @ k] for k in RECALL_AT}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    ranks = [[order.index(item) + 1 for item in np.flatnonzero(row)] for order, row in zip(orders, relevant, strict=True)]
+    assert [positive_ranks(scores, relevant)[k].tolist() for k in (0, 1)] == [values.tolist() for values in flat(ranks)]
+    best = [min(row) for row in ranks]
+    assert (found["mean_rank"], found["median_rank"]) == pytest.approx((np.mean(best), np.median(best)))
+
+
+def test_a_model_that_scores_all_alike_gets_chance() -> None:
+    found = retrieval_metrics(np.zeros((4, 4)), np.eye(4, dtype=bool))
+    assert (found["R@1"], found["mean_rank"], found["MRR"]) == (0.25, 2.5, (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
 
 
 def test_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""One process of a job of one or two: ranks every blend and writes a digest of each. Run by test_blend.py."""
+"""One process of a job of one or two: ranks every ensemble and writes a digest of each. Run by test_combine.py."""
 
 import hashlib
 import json

@@ -18,6 +18,7 @@ from train.data.caption_pool import CaptionPool, FurtherCaptions
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder
 from train.data.positives import TruePairs
+from train.loss.reference import pairwise_sigmoid_loss
 from train.loss.sigmoid import Pairing, sigmoid_loss
 from train.model.siglip import build_model, make_optimizer
 from train.siglip.step import Stepper
@@ -117,8 +118,7 @@ def test_what_may_be_true_is_neither_positive_nor_negative(small_world: SmallWor
         counted = torch.from_numpy(positive | ~left_out)
         assert (~counted).any()
         two, three = (vector.clone().requires_grad_() for vector in vectors)
-        logits = 9.0 * two @ three.T - 4.0
-        losses = -torch.nn.functional.logsigmoid(torch.where(torch.from_numpy(positive), logits, -logits))
-        (losses[counted].sum() / 12).backward()
+        labels = torch.where(torch.from_numpy(positive), 1, torch.where(counted, -1, 0))
+        pairwise_sigmoid_loss(9.0 * two @ three.T - 4.0, labels).backward()
         torch.testing.assert_close(one.grad, two.grad)
         torch.testing.assert_close(other.grad, three.grad)

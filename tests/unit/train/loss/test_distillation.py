@@ -1,5 +1,4 @@
-"""train/loss/distillation.py, through the loss: against double loops over Python floats, against differences, in one process and in
-blocks."""
+"""train/loss/distillation.py, through the loss: against the reference loss and Python floats, and against finite differences."""
 
 import math
 from dataclasses import replace
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.train.loss.test_sigmoid import Problem, assert_close, gradients
 from train.loss.distillation import OwnPairs, SoftLabels, own_terms
+from train.loss.reference import pairwise_sigmoid_loss
 from train.loss.sigmoid import Pairing, sigmoid_loss
 
 FORMS = ["labels", "lists"]
@@ -18,23 +18,27 @@ SCOPES = ["own", "all"]
 
 
 class Distilled(Problem):
-    """A batch whose mined captions a cross-encoder has spoken of; some are relabelled."""
+    """A batch with teacher logits for its mined captions; some are relabelled."""
 
     def __init__(self, num: int, num_mined: int, scope: str, form: str, strength: float, seed: int, *, bias: float = -4.0) -> None:
         super().__init__(num, num_mined, scope, seed, bias=bias)
         draws = torch.Generator().manual_seed(seed + 50)
         self.form, self.strength = form, strength
         self.rows = self.rows.sort().values
-        self.matcher_m, self.matcher_b = (3 * torch.randn(count, generator=draws, dtype=torch.float64) for count in (num_mined, num))
-        self.matcher_b[[row for row in range(num) if row not in self.rows.tolist()]] = torch.nan
+        self.teacher_m, self.teacher_b = (3 * torch.randn(count, generator=draws, dtype=torch.float64) for count in (num_mined, num))
+        self.teacher_b[[row for row in range(num) if row not in self.rows.tolist()]] = torch.nan
         self.relabelled = torch.rand(num_mined, generator=draws) < 0.3
 
     def pairing(self, block: int | None) -> Pairing:
-        soft = SoftLabels(self.matcher_m, self.strength, self.matcher_b if self.form == "lists" else None)
+        soft = SoftLabels(self.teacher_m, self.strength, self.teacher_b if self.form == "lists" else None)
         return replace(super().pairing(block), own_rows_m=self.rows, own_positive_m=self.relabelled, soft=soft)
 
-    def own(self, row: int, column: int) -> bool:
-        return column >= self.num and int(self.rows[column - self.num]) == row
+    def labels_of_others(self) -> torch.Tensor:
+        """The labels with 0 for each mined caption and the image it was mined for: those pairs follow the teacher."""
+        labels = torch.where(self.positive, 1, -1)
+        own = torch.arange(self.num)[:, None] == self.rows[None]
+        labels[:, self.num :] = torch.where(own, 0, labels[:, self.num :] if self.scope == "all" else 0)
+        return labels
 
 
 def log_sigmoid(x: float) -> float:
@@ -51,55 +55,46 @@ def log_softmax(values: list[float]) -> list[float]:
     return [value - norm for value in values]
 
 
-def own_cost(problem: Distilled, row: int, logits: list[float], own: float) -> float:
-    """Of one image and the captions mined for it, whose logits these are."""
+def own_loss(problem: Distilled, row: int, logits: list[float], own: float) -> float:
+    """Loss of one image and the captions mined for it, given their logits."""
     places = [place for place in range(len(problem.rows)) if int(problem.rows[place]) == row]
     hard = [float(problem.relabelled[place]) for place in places]
-    teacher, s = [float(problem.matcher_m[place]) for place in places], problem.strength
+    teacher, s = [float(problem.teacher_m[place]) for place in places], problem.strength
     if problem.form == "labels":
         labels = [s / (1 + math.exp(-t)) + (1 - s) * y for t, y in zip(teacher, hard, strict=True)]
         return sum(cross_entropy(label, z) for label, z in zip(labels, logits, strict=True))
-    cost = (1 - s) * sum(cross_entropy(label, z) for label, z in zip(hard, logits, strict=True))
+    loss = (1 - s) * sum(cross_entropy(label, z) for label, z in zip(hard, logits, strict=True))
     if not places:
-        return cost
-    log_p, log_q = log_softmax([float(problem.matcher_b[row]), *teacher]), log_softmax([own, *logits])
-    return cost + s * sum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True))
+        return loss
+    log_p, log_q = log_softmax([float(problem.teacher_b[row]), *teacher]), log_softmax([own, *logits])
+    return loss + s * sum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True))
 
 
-def written_out(problem: Distilled) -> tuple[float, float]:
-    """In-batch and mined term."""
-    images, texts = problem.images.tolist(), problem.texts.tolist()
-
-    def z(row: int, column: int) -> float:
-        cosine = sum(a * b for a, b in zip(images[row], texts[column], strict=True))
-        return float(problem.scale) * cosine + float(problem.bias)
-
-    rows, captions = range(problem.num), range(problem.num)
-    in_batch = sum(cross_entropy(float(problem.positive[row, column]), z(row, column)) for row in rows for column in captions)
-    mined = 0.0
-    for row in rows:
-        own = [z(row, column) for column in range(problem.num, len(texts)) if problem.own(row, column)]
-        mined += own_cost(problem, row, own, z(row, row))
-        for column in range(problem.num, len(texts)):
-            if problem.scope == "all" and not problem.own(row, column):
-                mined += cross_entropy(float(problem.positive[row, column]), z(row, column))
-    return in_batch / problem.num, mined / problem.num
+def formula(problem: Distilled) -> tuple[float, float]:
+    """In-batch and mined term: the reference loss, with each image's own mined captions by the teacher."""
+    logits, labels, num = problem.logits(*problem.leaves()).detach(), problem.labels_of_others(), problem.num
+    in_batch, others = (float(pairwise_sigmoid_loss(logits[:, part], labels[:, part])) for part in (slice(num), slice(num, None)))
+    own = 0.0
+    for row in range(num):
+        mined = logits[row, num:][problem.rows == row].tolist()
+        own += own_loss(problem, row, mined, float(logits[row, row]))
+    return in_batch, others + own / num
 
 
 def differences(problem: Distilled, step: float = 1e-5) -> list[torch.Tensor]:
-    """Gradient of the loss written out, by central differences of every number that goes in."""
+    """Gradient of the formula, by central differences of every input."""
     found = []
     for name in ("images", "texts", "scale", "bias"):
         values = getattr(problem, name)
         flat, gradient = values.view(-1), torch.zeros_like(values)
         for place in range(len(flat)):
             ends = []
-            kept = float(flat[place])
+            value = float(flat[place])
             for sign in (1, -1):
-                flat[place] = kept + sign * step
-                in_batch, mined = written_out(problem)
+                flat[place] = value + sign * step
+                in_batch, mined = formula(problem)
                 ends.append(in_batch + problem.weight * mined)
-            flat[place] = kept
+            flat[place] = value
             gradient.view(-1)[place] = (ends[0] - ends[1]) / (2 * step)
         found.append(gradient)
     return found
@@ -116,12 +111,12 @@ def differences(problem: Distilled, step: float = 1e-5) -> list[torch.Tensor]:
     bias=st.sampled_from([-12.9, 0.0, 40.0]),
     seed=st.integers(0, 99),
 )
-def test_the_loss_is_the_formula_written_out_in_blocks_of_any_size(
+def test_the_loss_is_the_formula_in_blocks_of_any_size(
     num: int, num_mined: int, scope: str, form: str, strength: float, block: int, bias: float, seed: int
 ) -> None:
     problem = Distilled(num, num_mined, scope, form, strength, seed, bias=bias)
     terms = sigmoid_loss(*problem.leaves(), problem.pairing(block))
-    in_batch, mined = written_out(problem)
+    in_batch, mined = formula(problem)
     assert float(terms.in_batch) == pytest.approx(in_batch, rel=1e-11)
     assert float(terms.mined) == pytest.approx(mined, rel=1e-9, abs=1e-12)
     assert float(terms.total.detach()) == pytest.approx(in_batch + 0.7 * mined, rel=1e-10)
@@ -155,9 +150,9 @@ def test_a_side_that_does_not_train_leaves_the_other_gradients_as_they_are(form:
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_a_matcher_that_only_repeats_the_hard_labels_changes_nothing(scope: str) -> None:
+def test_a_teacher_that_repeats_the_hard_labels_changes_nothing(scope: str) -> None:
     problem = Distilled(5, 7, scope, "labels", 1.0, 8)
-    problem.matcher_m = torch.where(problem.relabelled, 800.0, -800.0).double()
+    problem.teacher_m = torch.where(problem.relabelled, 800.0, -800.0).double()
     soft, hard = problem.leaves(), problem.leaves()
     pairing = problem.pairing(3)
     found, expected = sigmoid_loss(*soft, pairing), sigmoid_loss(*hard, replace(pairing, soft=None))
@@ -165,7 +160,7 @@ def test_a_matcher_that_only_repeats_the_hard_labels_changes_nothing(scope: str)
     assert_close(gradients(soft, found), gradients(hard, expected), 1e-14)
 
 
-def test_labels_are_at_rest_where_student_and_matcher_agree_and_lists_up_to_a_shift() -> None:
+def test_gradients_are_zero_where_student_and_teacher_agree_for_lists_up_to_a_shift() -> None:
     rows, agreed_m, own_b = torch.tensor([0, 0, 2]), torch.tensor([1.5, -3.0, 0.2]).double(), torch.tensor([4.0, 1.0, -1.0]).double()
     labels = own_terms(OwnPairs(rows, None, SoftLabels(agreed_m, 1.0)), agreed_m.clone(), None)
     assert float(labels.by_mined_m.abs().max()) < 1e-15
@@ -181,11 +176,11 @@ def test_labels_are_at_rest_where_student_and_matcher_agree_and_lists_up_to_a_sh
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("logit", [-90.0, 90.0])
-def test_logits_far_out_are_finite_and_keep_their_digits(form: str, logit: float) -> None:
+def test_large_logits_are_finite_and_keep_their_digits(form: str, logit: float) -> None:
     def terms(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        z_m, matcher_m = torch.tensor([logit, -logit]).to(dtype), torch.tensor([12.0, 12.0]).to(dtype)
+        z_m, teacher_m = torch.tensor([logit, -logit]).to(dtype), torch.tensor([12.0, 12.0]).to(dtype)
         own_b = torch.tensor([logit / 3]).to(dtype) if form == "lists" else None
-        found = own_terms(OwnPairs(torch.tensor([0, 0]), None, SoftLabels(matcher_m, 0.9, own_b)), z_m, own_b)
+        found = own_terms(OwnPairs(torch.tensor([0, 0]), None, SoftLabels(teacher_m, 0.9, own_b)), z_m, own_b)
         return found.loss, found.by_mined_m
 
     for single, double in zip(terms(torch.float32), terms(torch.float64), strict=True):

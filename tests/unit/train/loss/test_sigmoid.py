@@ -1,5 +1,4 @@
-"""train/loss/sigmoid.py against a double loop in plain Python floats, and its gradients against autograd through the formula written
-out."""
+"""train/loss/sigmoid.py against train/loss/reference.py; the reference itself against a double loop in plain Python floats."""
 
 import math
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from eval.dataset.retrieval_set import GroupHashes
 from train.loss.positives import BatchPositives
+from train.loss.reference import loss_with_mined_columns, pairwise_sigmoid_loss
 from train.loss.sigmoid import LossTerms, Pairing, sigmoid_loss
 
 
@@ -22,14 +22,14 @@ def unit(rows: int, width: int, seed: int) -> torch.Tensor:
     return torch.nn.functional.normalize(vectors, dim=1)
 
 
-def truth_of(positive: torch.Tensor) -> BatchPositives:
-    """Every image a group of its own, every text words of its own, true as a matrix says."""
+def positives_of(positive: torch.Tensor) -> BatchPositives:
+    """Every image a group of its own, every text a hash of its own, positive where a matrix says so."""
     images, texts = np.nonzero(positive.numpy())
     return BatchPositives([np.arange(positive.shape[1])], [(np.arange(len(positive)), GroupHashes(images, texts, len(positive)))])
 
 
 class Problem:
-    """A small batch: b images, b captions, then mined captions that face all images or their own."""
+    """A small batch: B images, B captions, then mined captions that meet all images or their own."""
 
     def __init__(self, num: int, num_mined: int, scope: str | None, seed: int, *, scale: float = 9.0, bias: float = -4.0) -> None:
         draws = torch.Generator().manual_seed(seed)
@@ -40,12 +40,33 @@ class Problem:
         self.rows = torch.randint(num, (num_mined,), generator=draws)
 
     def pairing(self, block: int | None) -> Pairing:
-        travel = len(self.texts) if self.scope == "all" else self.num
-        positives = truth_of(self.positive[:, :travel])
-        return Pairing(positives, (travel,), self.num, self.rows if self.scope == "own" else None, self.weight, block=block)
+        num_gathered = len(self.texts) if self.scope == "all" else self.num
+        positives = positives_of(self.positive[:, :num_gathered])
+        return Pairing(positives, (num_gathered,), self.num, self.rows if self.scope == "own" else None, self.weight, block=block)
 
     def leaves(self, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
         return [value.to(dtype).clone().requires_grad_() for value in (self.images, self.texts, self.scale, self.bias)]
+
+    def logits(self, images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return scale * images @ texts.T + bias
+
+    def labels(self) -> torch.Tensor:
+        """1, -1, or 0 for a mined caption and an image it does not meet."""
+        labels = torch.where(self.positive, 1, -1)
+        if self.scope == "own":
+            own = torch.arange(self.num)[:, None] == self.rows[None]
+            labels[:, self.num :] = torch.where(own, -1, 0)
+        return labels
+
+    def reference(self) -> tuple[float, float, list[torch.Tensor]]:
+        """In-batch and mined term, and the gradients of the loss, of train/loss/reference.py in float64."""
+        leaves, labels = self.leaves(), self.labels()
+        logits = self.logits(*leaves)
+        loss_with_mined_columns(logits, labels, self.weight).backward()
+        in_batch, mined = (
+            float(pairwise_sigmoid_loss(logits.detach()[:, part], labels[:, part])) for part in (slice(self.num), slice(self.num, None))
+        )
+        return in_batch, mined, [leaf.grad for leaf in leaves if leaf.grad is not None]
 
     def sign(self, row: int, column: int) -> float:
         return 1.0 if self.positive[row, column] and not (self.scope == "own" and column >= self.num) else -1.0
@@ -109,16 +130,46 @@ def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor], tolera
     scale=st.sampled_from([0.0, 1.0, 10.0, 117.0]),
     bias=st.sampled_from([0.0, -12.9, 40.0]),
 )
-def test_loss_and_gradients_are_the_double_loop_in_blocks_of_any_size(
+def test_loss_and_gradients_are_the_reference_in_blocks_of_any_size(
     num: int, num_mined: int, scope: str | None, block: int, seed: int, scale: float, bias: float
 ) -> None:
     problem = Problem(num, num_mined if scope else 0, scope, seed, scale=scale, bias=bias)
     leaves = problem.leaves()
     terms = sigmoid_loss(*leaves, problem.pairing(block))
-    in_batch, mined = looped(problem)
+    in_batch, mined, expected = problem.reference()
     assert (float(terms.in_batch), float(terms.mined)) == pytest.approx((in_batch, mined), rel=1e-11)
     assert float(terms.total.detach()) == pytest.approx(in_batch + 0.7 * mined, rel=1e-11)
-    assert_close(gradients(leaves, terms), looped_gradients(problem), 1e-10)
+    assert_close(gradients(leaves, terms), expected, 1e-10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num=st.integers(1, 9),
+    num_mined=st.integers(0, 7),
+    scope=st.sampled_from([None, "own", "all"]),
+    seed=st.integers(0, 99),
+    scale=st.sampled_from([0.0, 1.0, 10.0, 117.0]),
+    bias=st.sampled_from([0.0, -12.9, 40.0]),
+)
+def test_the_reference_is_the_double_loop(num: int, num_mined: int, scope: str | None, seed: int, scale: float, bias: float) -> None:
+    problem = Problem(num, num_mined if scope else 0, scope, seed, scale=scale, bias=bias)
+    in_batch, mined, found = problem.reference()
+    assert (in_batch, mined) == pytest.approx(looped(problem), rel=1e-11)
+    assert_close(found, looped_gradients(problem), 1e-10)
+
+
+def test_the_reference_by_hand() -> None:
+    """One image of logits 2 (its caption) and -1 (mined): log(1 + e^-2) + 0.5 log(1 + e^-1)."""
+    logits = torch.tensor([[2.0, -1.0]], dtype=torch.float64)
+    found = loss_with_mined_columns(logits, torch.tensor([[1, -1]]), 0.5)
+    assert float(found) == pytest.approx(0.126928011042972 + 0.5 * 0.313261687518223, abs=1e-14)
+    assert float(loss_with_mined_columns(logits, torch.tensor([[1, 0]]), 0.5)) == pytest.approx(0.126928011042972, abs=1e-14)
+
+
+def test_the_reference_is_the_sum_over_pairs_over_the_batch() -> None:
+    logits_BB = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
+    by_hand = [math.log1p(math.exp(-value)) for value in (2.0, 1.0, -0.5, 3.0)]
+    assert pairwise_sigmoid_loss(logits_BB, 2 * torch.eye(2) - 1).item() == pytest.approx(sum(by_hand) / 2, rel=1e-6)
 
 
 def test_float32_is_float64_to_1e_5() -> None:
@@ -126,16 +177,16 @@ def test_float32_is_float64_to_1e_5() -> None:
     leaves = problem.leaves(torch.float32)
     terms = sigmoid_loss(*leaves, problem.pairing(16))
     assert terms.total.dtype == torch.float32
-    in_batch, mined = looped(problem)
+    in_batch, mined, expected = problem.reference()
     assert float(terms.total.detach()) == pytest.approx(in_batch + 0.7 * mined, rel=1e-5)
-    assert_close(gradients(leaves, terms), looped_gradients(problem), 1e-5)
+    assert_close(gradients(leaves, terms), expected, 1e-5)
 
 
-def test_what_comes_in_multiplies_every_gradient() -> None:
+def test_the_incoming_gradient_multiplies_every_gradient() -> None:
     problem = Problem(6, 5, "own", 1)
     leaves = problem.leaves()
     found = gradients(leaves, sigmoid_loss(*leaves, problem.pairing(4)), factor=65536.0)
-    assert_close(found, [65536.0 * value for value in looped_gradients(problem)], 1e-10)
+    assert_close(found, [65536.0 * value for value in problem.reference()[2]], 1e-10)
 
 
 @pytest.mark.parametrize("frozen", [(0,), (1,), (0, 1)])
@@ -146,16 +197,17 @@ def test_a_side_that_does_not_train_leaves_the_other_gradients_as_they_are(scope
     for place in frozen:
         leaves[place].requires_grad_(False)
     found = gradients(leaves, sigmoid_loss(*leaves, problem.pairing(4)))
-    assert_close(found, [value for place, value in enumerate(looped_gradients(problem)) if place not in frozen], 1e-10)
+    assert_close(found, [value for place, value in enumerate(problem.reference()[2]) if place not in frozen], 1e-10)
 
 
 @pytest.mark.parametrize("bias", [-300.0, 300.0])
-def test_logits_far_out_keep_their_loss_and_gradient(bias: float) -> None:
+def test_large_logits_keep_their_loss_and_gradient(bias: float) -> None:
     problem = Problem(5, 3, "all", 4, scale=100.0, bias=bias)
     leaves = problem.leaves(torch.float32)
     terms = sigmoid_loss(*leaves, problem.pairing(2))
-    assert float(terms.total.detach()) == pytest.approx(looped(problem)[0] + 0.7 * looped(problem)[1], rel=1e-5)
-    assert_close(gradients(leaves, terms), looped_gradients(problem), 1e-5)
+    in_batch, mined, expected = problem.reference()
+    assert float(terms.total.detach()) == pytest.approx(in_batch + 0.7 * mined, rel=1e-5)
+    assert_close(gradients(leaves, terms), expected, 1e-5)
 
 
 def test_under_autocast_the_product_stays_float32() -> None:
@@ -197,10 +249,10 @@ def test_no_tensor_is_ever_larger_than_the_embeddings_or_a_block(scope: str | No
     num, block, width = 600, 32, 8
     images, texts = unit(num, width, 0).requires_grad_(), unit(2 * num, width, 1).requires_grad_()
     scale, bias = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (10.0, -5.0))
-    travel = 2 * num if scope == "all" else num
-    words = np.arange(travel) % 7  # one image in seven is true of a text: the pairs alone would be many times what a block may hold
+    num_gathered = 2 * num if scope == "all" else num
+    words = np.arange(num_gathered) % 7  # a text is positive for one image in seven: the pairs alone would be many times a block
     positives = BatchPositives([words], [(np.arange(num) % 7, GroupHashes(np.arange(7), np.arange(7), 7))])
     rows = torch.arange(num) if scope == "own" else None
     with _LargestMade() as made:
-        sigmoid_loss(images, texts, scale, bias, Pairing(positives, (travel,), num, rows, 0.5, block=block)).total.backward()
+        sigmoid_loss(images, texts, scale, bias, Pairing(positives, (num_gathered,), num, rows, 0.5, block=block)).total.backward()
     assert made.num_elements == texts.numel() < num * num / 30

@@ -1,4 +1,4 @@
-"""train/mining/refresh.py on a real model: what it ranks, what is taken of it, and what its name says. The rules: test_mining_rules.py."""
+"""train/mining/refresh.py on a real model: what it ranks, what is taken of it, and what its name says. The rules: test_rules.py."""
 
 import hashlib
 from collections.abc import Sequence

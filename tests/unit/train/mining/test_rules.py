@@ -102,7 +102,7 @@ def test_a_thousand_instances_are_brute_force_and_no_positive_is_mined() -> None
         assert table.captions_N.tolist() == [found.captions_IK[row, place] for row, place in kept], seed
         assert table.ranks_N.tolist() == [place + 1 for _, place in kept], seed
         assert table.is_negative_N.tolist() == [pair in expected.rows for pair in kept], seed
-        for image, caption in zip(table.image_N.tolist(), table.captions_N.tolist(), strict=True):  # promise 3
+        for image, caption in zip(table.image_N.tolist(), table.captions_N.tolist(), strict=True):  # none is positive
             assert normalise(instance.pool.text(caption)) not in {normalise(text) for text in instance.texts_true_of(image)}, seed
         counts = {"mined": sheet.num_mined, "relabelled": sheet.num_relabelled, "not_drawn": sheet.num_not_drawn} | sheet.filtered_out
         assert counts == {name: expected.counts[name] for name in counts}, (seed, instance.config)

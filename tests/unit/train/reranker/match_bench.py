@@ -1,4 +1,4 @@
-"""A matcher, a batch of its pairs and a step over them, for test_match_step.py and its worker."""
+"""A matcher, a batch of its pairs and a step over them, for test_step.py and its worker."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One step of a matcher on several processes, for test_match_step.py: python -m ... MANIFEST BLIP OUTPUT writes OUTPUT.npz."""
+"""One step of a matcher on several processes, for test_step.py: python -m ... MANIFEST BLIP OUTPUT writes OUTPUT.npz."""
 
 import contextlib
 import sys

@@ -1,8 +1,8 @@
 """Promise 1 as a table: arms against one process, on the same 64 images in one batch.
 
-python -m benchmarks.promise_one --output results/promise-one.md
-python -m benchmarks.promise_one --prepare FOLDER            the data and the base alone, for an arm that another command runs
-python -m benchmarks.promise_one --work FOLDER --further "two hosts=PATH" --output results/promise-one.md
+python -m benchmarks.batch_division --output results/batch-division.md
+python -m benchmarks.batch_division --prepare FOLDER            the data and the base alone, for an arm that another command runs
+python -m benchmarks.batch_division --work FOLDER --further "two hosts=PATH" --output results/batch-division.md
 
 An arm is a world of processes that takes the first 20 steps of each case and writes its first gradients and all its losses to files:
     torchrun [--nnodes 2 --node-rank R ...] --nproc-per-node N -m tests.integration.train.gradients \\
@@ -116,7 +116,7 @@ def page(arms: dict[str, Path], reference: Path) -> str:
     lines = [
         "# Promise 1: the same loss and gradients, however the batch is divided",
         "",
-        f"`python -m benchmarks.promise_one`; {NUM_IMAGES} images in one batch, one thread each, differences from one process.",
+        f"`python -m benchmarks.batch_division`; {NUM_IMAGES} images in one batch, one thread each, differences from one process.",
         'A case is its arithmetic and the scope of its mined columns ("none": none are mined), with LoRA, or with a frozen tower,',
         'or with a distillation in one of its forms ("labels", "lists").',
         "Gradient: norm of the difference over the global norm, of all parameters together and of the worst tensor, at step 1;",

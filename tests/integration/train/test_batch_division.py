@@ -1,4 +1,4 @@
-"""Promise 1: any number of processes, and cached micro-batches, give the loss and the gradients of one, which are the formula's own."""
+"""Any number of processes, and cached micro-batches, give the loss and gradients of one, which are the reference's (docs/guarantees.md)."""
 
 from functools import cache
 from pathlib import Path
@@ -14,11 +14,12 @@ from tests.integration.train.gradients import CASES, SEED, Case, config, model_o
 from tests.nursery import Nursery
 from tests.small_job import SmallWorld, load, write_pictures
 from train.data.order import BatchOrder, chosen_caption
+from train.loss.reference import pairwise_sigmoid_loss
 
-StageMetrics = tuple[int, int | None]
+Division = tuple[int, int | None]
 """Number of processes, and rows of a cached micro-batch."""
-PLAIN: StageMetrics = (1, None)
-OTHERS: list[StageMetrics] = [(2, None), (4, None), (1, 16), (2, 24)]  # 24 does not divide the 32 of a process
+PLAIN: Division = (1, None)
+OTHERS: list[Division] = [(2, None), (4, None), (1, 16), (2, 24)]  # 24 does not divide the 32 of a process
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,8 @@ def world(small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def runs(world: SmallWorld, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict[StageMetrics, Path]:
-    """StageMetrics -> folder with a file per case."""
+def runs(world: SmallWorld, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict[Division, Path]:
+    """Division -> folder with a file per case."""
     folders = {}
     for world_size, micro_batch_size in (PLAIN, *OTHERS):
         folder = tmp_path_factory.mktemp("gradients")
@@ -45,7 +46,7 @@ def runs(world: SmallWorld, nursery: Nursery, tmp_path_factory: pytest.TempPathF
 
 
 def assert_equal_gradients(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], tolerance: float) -> None:
-    """Promise 1's measure: the norm of the difference over the global norm, of all together and of each."""
+    """The norm of the difference over the global norm, of all tensors together and of each."""
     assert found.keys() == expected.keys()
     names = [name for name in expected if name not in ("loss", "losses")]
     square = {name: float(np.sum((found[name].astype(np.float64) - expected[name].astype(np.float64)) ** 2)) for name in names}
@@ -57,10 +58,10 @@ def assert_equal_gradients(found: dict[str, np.ndarray], expected: dict[str, np.
     np.testing.assert_allclose(found["loss"], expected["loss"], rtol=tolerance)
 
 
-@pytest.mark.parametrize("arm", OTHERS, ids=str)
+@pytest.mark.parametrize("division", OTHERS, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_processes_together_and_micro_batches_are_one(runs: dict[StageMetrics, Path], case: Case, arm: StageMetrics) -> None:
-    one, many = (dict(np.load(runs[name] / f"{case.name}.npz")) for name in (PLAIN, arm))
+def test_processes_together_and_micro_batches_are_one(runs: dict[Division, Path], case: Case, division: Division) -> None:
+    one, many = (dict(np.load(runs[name] / f"{case.name}.npz")) for name in (PLAIN, division))
     assert_equal_gradients(many, one, 1e-10 if case.double else 1e-5)
 
 
@@ -79,8 +80,8 @@ def true_captions(manifest: Path) -> list[set[str]]:
     ]
 
 
-def written_out(case: Case, world: SmallWorld) -> dict[str, np.ndarray]:
-    """The loss of design.md as two loops over pairs, in float64, and its gradients."""
+def reference(case: Case, world: SmallWorld) -> dict[str, np.ndarray]:
+    """The loss of train/loss/reference.py on the whole matrix, in float64, and its gradients."""
     dataset = load(world.manifest)
     order = BatchOrder(dataset.num_images, dataset.num_images, SEED)
     job = config(case, str(world.manifest), str(world.base), dataset.num_images)
@@ -96,18 +97,22 @@ def written_out(case: Case, world: SmallWorld) -> dict[str, np.ndarray]:
     scale, bias = tuned.siglip.logit_scale.exp(), tuned.siglip.logit_bias
     true = true_captions(world.manifest)
 
-    def logit(row: int, column: int) -> torch.Tensor:
-        return scale * (vectors[row] * texts[column]).sum() + bias
-
-    def term(row: int, column: int, caption: int) -> torch.Tensor:
-        sign = 1.0 if normalise(dataset.captions[caption]) in true[images[row]] else -1.0
-        return torch.log1p(torch.exp(-sign * logit(row, column)))
+    logits = scale * vectors @ texts.T + bias
+    of_texts = captions + [caption for _, caption in mined]
+    labels = torch.tensor([[1 if normalise(dataset.captions[c]) in true[image] else -1 for c in of_texts] for image in images])
+    count = len(images)
+    for place, (own, _) in enumerate(mined, count):
+        is_own = torch.arange(count) == own
+        if case.mined_scope == "own":
+            labels[~is_own, place] = 0
+        if case.distil is not None:
+            labels[is_own, place] = 0
 
     def distilled(row: int, strength: float = 0.6, temperature: float = 2.0) -> torch.Tensor:
-        """What an image and the captions mined for it cost, by the words of docs/mining.md; none of these is relabelled."""
+        """Loss of an image and the captions mined for it, by the words of docs/mining.md; none of these is relabelled."""
         image = images[row]
         places = [place for place, (own, _) in enumerate(mined) if own == row]
-        z = torch.cat([logit(row, column).view(1) for column in [row, *(count + place for place in places)]])
+        z = logits[row, [row, *(count + place for place in places)]]
         teacher = torch.tensor([own_C[captions[row]], *logits_N[negatives.offsets[image] : negatives.offsets[image + 1]]]) / temperature
         hard = torch.log1p(torch.exp(z[1:])).sum()
         if case.distil == "lists":
@@ -116,21 +121,13 @@ def written_out(case: Case, world: SmallWorld) -> dict[str, np.ndarray]:
         label = strength * teacher[1:].double().sigmoid()
         return torch.nn.functional.binary_cross_entropy_with_logits(z[1:], label, reduction="sum")
 
-    count = len(images)
-    in_batch = sum(term(row, column, captions[column]) for row in range(count) for column in range(count))
-    pairs = [
-        (row, place, caption)
-        for place, (own, caption) in enumerate(mined)
-        for row in (range(count) if case.mined_scope == "all" else [own])
-        if case.distil is None or row != own
-    ]
-    of_mined = sum((term(row, count + place, caption) for row, place, caption in pairs), start=torch.zeros((), dtype=torch.float64))
+    in_batch, of_mined = (pairwise_sigmoid_loss(logits[:, part], labels[:, part]) for part in (slice(count), slice(count, None)))
     if case.distil is not None:
-        of_mined = of_mined + sum(distilled(row) for row in {own for own, _ in mined})
-    loss = (in_batch + 0.7 * of_mined) / count
+        of_mined = of_mined + sum(distilled(row) for row in {own for own, _ in mined}) / count
+    loss = in_batch + 0.7 * of_mined
     loss.backward()
     gradients = {name: parameter.grad.numpy() for name, parameter in tuned.trainable() if parameter.grad is not None}
-    numbers = [float(value.detach()) for value in (loss, in_batch / count, of_mined / count)]
+    numbers = [float(value.detach()) for value in (loss, in_batch, of_mined)]
     return gradients | {"loss": np.array([*numbers, len(mined)]), "losses": np.array(numbers[:1])}
 
 
@@ -139,11 +136,11 @@ def written_out(case: Case, world: SmallWorld) -> dict[str, np.ndarray]:
     [case for case in CASES if case.name in ("float64-none", "float64-own", "float64-all", "float64-own-labels", "float64-all-lists")],
     ids=lambda case: case.name,
 )
-def test_one_process_is_the_formula_written_out(runs: dict[StageMetrics, Path], world: SmallWorld, case: Case) -> None:
-    assert_equal_gradients(dict(np.load(runs[PLAIN] / f"{case.name}.npz")), written_out(case, world), 1e-10)
+def test_one_process_is_the_reference(runs: dict[Division, Path], world: SmallWorld, case: Case) -> None:
+    assert_equal_gradients(dict(np.load(runs[PLAIN] / f"{case.name}.npz")), reference(case, world), 1e-10)
 
 
-def test_the_batch_holds_what_the_promise_is_about(world: SmallWorld) -> None:
+def test_the_batch_holds_the_hard_cases(world: SmallWorld) -> None:
     """Pairs positive across processes, by caption and by group; mined captions true of another image; a process that has none."""
     dataset = load(world.manifest)
     order = BatchOrder(dataset.num_images, dataset.num_images, SEED)
@@ -160,6 +157,6 @@ def test_the_batch_holds_what_the_promise_is_about(world: SmallWorld) -> None:
     assert mined.any() and not dataset.is_positive(negatives.image_N, dataset.caption_hash_C[negatives.captions_N]).any()
 
 
-def test_a_step_in_this_process_is_the_one_in_another(runs: dict[StageMetrics, Path], world: SmallWorld) -> None:
+def test_a_step_in_this_process_is_the_one_in_another(runs: dict[Division, Path], world: SmallWorld) -> None:
     found = take_steps(CASES[1], str(world.manifest), str(world.base), Processes())
     assert_equal_gradients(found, dict(np.load(runs[PLAIN] / f"{CASES[1].name}.npz")), 1e-5)
