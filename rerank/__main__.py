@@ -32,7 +32,7 @@ from rerank.options import add_pair_scores, asked_store
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import PairScorer, ScorerSettings
 from rerank.scoring.pair_scores import PairScores
-from rerank.scoring.score_cache import PairStore
+from rerank.scoring.score_cache import ScoreCache
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -169,7 +169,7 @@ def kept_beside(output: str) -> Path:
 
 
 def rerank(
-    asked: argparse.Namespace, found: FirstAnswers, scorer: PairScorer | None, kept: PairStore | None, processes: Processes
+    asked: argparse.Namespace, found: FirstAnswers, scorer: PairScorer | None, kept: ScoreCache | None, processes: Processes
 ) -> tuple[list[Answers], PairScores | None]:
     """The final lists, and the scores that ordered them if a reranker did."""
     if scorer is None:

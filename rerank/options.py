@@ -10,7 +10,7 @@ from rerank.combine.ensemble import parse_member
 from rerank.combine.spec import ALL_VIEWS, Combining
 from rerank.combine.views import COMBINATIONS, POOLINGS, Pool
 from rerank.expansions.parse import read_expansions
-from rerank.scoring.score_cache import PairStore
+from rerank.scoring.score_cache import ScoreCache
 
 DEFAULT_MAX_LOSS = 0.001
 CHOICES = ("ensemble", "expansion", "fusion", "skipping")
@@ -208,7 +208,7 @@ def add_pair_scores(parser: argparse.ArgumentParser, default: str = "OUTPUT/pair
     choice.add_argument("--no-pair-scores", action="store_true", help="keep no scores, and score every pair")
 
 
-def asked_store(asked: argparse.Namespace, processes: Processes, default: Path | None = None) -> PairStore | None:
+def asked_store(asked: argparse.Namespace, processes: Processes, default: Path | None = None) -> ScoreCache | None:
     """The store a command line asks for; None: it asks for none.
 
     Args:
@@ -223,4 +223,4 @@ def asked_store(asked: argparse.Namespace, processes: Processes, default: Path |
     if asked.pair_scores == "":
         raise UserError("--pair-scores: expected a folder, found an empty name. Name one, leave it out, or give --no-pair-scores")
     folder = Path(asked.pair_scores) if asked.pair_scores is not None else default or Path(asked.output) / "pair-scores"
-    return PairStore(folder) if processes.is_main else PairStore(folder, say=lambda text: None)
+    return ScoreCache(folder) if processes.is_main else ScoreCache(folder, log=lambda text: None)

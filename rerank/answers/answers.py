@@ -15,7 +15,7 @@ from rerank.reorder.skipping import depths
 from rerank.scorers.scorer import PairScorer
 from rerank.scoring.candidates import CandidateLists, head_pairs
 from rerank.scoring.pair_scores import PairScores, complete_scores
-from rerank.scoring.score_cache import PairStore
+from rerank.scoring.score_cache import ScoreCache
 from rerank.scoring.time_budget import Budget, measure_pace, pick_top_k
 
 
@@ -127,7 +127,7 @@ def reranked_answers(
     scorer: PairScorer,
     *,
     skip_margin: float | None = None,
-    kept: PairStore | None = None,
+    kept: ScoreCache | None = None,
     processes: Processes = Processes(),
     progress: bool = False,
 ) -> tuple[list[Answers], PairScores]:
@@ -142,5 +142,5 @@ def reranked_answers(
     """
     rankings = list(found.rankings.values())
     lists = pairs_to_score(rankings, skip_margin)
-    scores = complete_scores(scorer, found.collection, lists, kept=kept, processes=processes, progress=progress)
+    scores = complete_scores(scorer, found.collection, lists, cache=kept, processes=processes, progress=progress)
     return [Answers.of(ranking, scores, skip_margin) for ranking in rankings], scores

@@ -18,7 +18,7 @@ from eval.processes import Processes
 from rerank.scorers.scorer import PairScorer
 from rerank.scoring.candidates import CandidateLists
 from rerank.scoring.pair_scores import complete_scores
-from rerank.scoring.score_cache import PairStore
+from rerank.scoring.score_cache import ScoreCache
 
 FUSION_RULE = "z(cosine) + z(match score); z: less the mean and over the standard deviation of all pairs of this set"
 
@@ -27,7 +27,7 @@ def match_scores(
     scorer: PairScorer,
     choices: ChoiceSet,
     *,
-    kept: PairStore | None = None,
+    kept: ScoreCache | None = None,
     processes: Processes = Processes(),
     progress: bool = False,
     on_progress: Callable[[int], Any] = lambda pairs: None,
@@ -39,7 +39,7 @@ def match_scores(
         eval.dataset.images.ImageError: a picture does not decode.
     """
     images_N, captions_N = choices.pairs()
-    options: Any = {"kept": kept, "processes": processes, "progress": progress, "on_progress": on_progress}
+    options: Any = {"cache": kept, "processes": processes, "progress": progress, "on_progress": on_progress}
     scores = complete_scores(scorer, choices, CandidateLists.of_pairs(images_N, captions_N), **options)
     return scores.lookup(images_N, captions_N).astype(np.float64)
 
@@ -73,7 +73,7 @@ def measure_choices(
     checkpoints: Mapping[str, str],
     scorer: PairScorer | None,
     *,
-    kept: PairStore | None = None,
+    kept: ScoreCache | None = None,
     device: torch.device | str = "cpu",
     processes: Processes = Processes(),
     num_workers: int = 0,

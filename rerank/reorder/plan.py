@@ -15,7 +15,7 @@ from rerank.reorder.stages import check_top_k, reranked, score_stages
 from rerank.reorder.tuned_stages import ADAPTIVE, Asked, Chosen, adaptive_stage, choose_stages, chosen_stages
 from rerank.scorers.scorer import PairScorer
 from rerank.scoring.pair_scores import PairScores, complete_scores
-from rerank.scoring.score_cache import PairStore
+from rerank.scoring.score_cache import ScoreCache
 from rerank.scoring.time_budget import Budget, measure_pace, pick_top_k
 
 
@@ -56,7 +56,7 @@ class Plan:
         scorer: PairScorer,
         *,
         choose_on: tuple[RetrievalSet, Callable[[RetrievalSet], Sequence[Stage]]] | None = None,
-        kept: PairStore | None = None,
+        kept: ScoreCache | None = None,
         processes: Processes = Processes(),
     ) -> "Reranked":
         """Score what is needed, and make every arm; the same on every process. The main one prints what was found of a time budget.

@@ -13,7 +13,7 @@ from rerank.reorder.reorder import best_ranks_by_size, rerank
 from rerank.scorers.scorer import PairScorer
 from rerank.scoring.candidates import CandidateLists, candidate_lists
 from rerank.scoring.pair_scores import PairScores, complete_scores
-from rerank.scoring.score_cache import PairStore
+from rerank.scoring.score_cache import ScoreCache
 
 
 def check_top_k(dataset: RetrievalSet, top_k: int) -> None:
@@ -42,7 +42,7 @@ def score_stages(
     scorer: PairScorer,
     top_k: int,
     *,
-    kept: PairStore | None = None,
+    kept: ScoreCache | None = None,
     processes: Processes = Processes(),
     show_progress: bool = True,
     on_progress: Callable[[int], Any] = lambda pairs: None,
@@ -60,7 +60,7 @@ def score_stages(
     check_top_k(dataset, top_k)
     first, *others = [stage_lists(stage, top_k) for stage in stages]
     shown = show_progress and processes.is_main
-    options: Any = {"kept": kept, "processes": processes, "progress": shown, "on_progress": on_progress}
+    options: Any = {"cache": kept, "processes": processes, "progress": shown, "on_progress": on_progress}
     return complete_scores(scorer, dataset, first.union(*others), **options)
 
 
@@ -93,7 +93,7 @@ def reranking_cost(
     stage: Stage, own: CandidateLists, others: Sequence[CandidateLists], scores: PairScores, reordering_seconds: float
 ) -> dict[str, Any]:
     """What re-ordering with the pairs of `own` took, beside what the first stage did; `others`: what other stages need."""
-    scored, alone = own.difference(scores.kept), own
+    scored, alone = own.difference(scores.cached), own
     for other in others:
         alone = alone.difference(other)
     share = scored.num_pairs / max(1, scores.cost.pairs_scored)
@@ -115,7 +115,7 @@ def reranked_stages(
     scorer: PairScorer,
     top_k: int,
     *,
-    kept: PairStore | None = None,
+    kept: ScoreCache | None = None,
     processes: Processes = Processes(),
     show_progress: bool = True,
     on_progress: Callable[[int], Any] = lambda pairs: None,

@@ -1,4 +1,4 @@
-"""Pair scores: what a cross-encoder said of each (image, caption) pair, how the scoring is shared out, and what it cost.
+"""Pair scores: the cross-encoder score of each (image, caption) pair, how the scoring is divided over processes, and its cost.
 
 Shape letters: N pairs, n pairs of one image, D distinct texts among them.
 """
@@ -15,15 +15,15 @@ from eval.errors import UserError
 from eval.processes import Processes
 from eval.progress import bar
 from rerank.scorers.scorer import PairScorer
-from rerank.scoring.cached_scoring import Keeping
+from rerank.scoring.cached_scoring import CachedScoring
 from rerank.scoring.candidates import CandidateLists, pair_keys
-from rerank.scoring.score_cache import PairStore
+from rerank.scoring.score_cache import ScoreCache
 
 NO_PAIRS = CandidateLists.of_pairs(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
 
 class ScoringData(Protocol):
-    """What scoring reads of a data set; `eval.dataset.retrieval_set.RetrievalSet` is one."""
+    """What scoring needs of a data set; `eval.dataset.retrieval_set.RetrievalSet` is one."""
 
     @property
     def image_ids(self) -> Sequence[str]:
@@ -38,20 +38,20 @@ class ScoringData(Protocol):
         """Text of each caption."""
 
     def load_image(self, image: int, /) -> Image.Image:
-        """The picture of one image, RGB."""
+        """One image, RGB."""
 
     def image_digest(self, image: int, /) -> bytes:
-        """SHA-256 of what one picture holds; asked only where scores are kept."""
+        """SHA-256 of one image's content; called only where there is a score cache."""
 
 
 @dataclass(frozen=True)
 class ScoringCost:
-    """What a scoring took.
+    """The cost of a scoring.
 
     Attributes:
-        pairs_scored: number of (image, caption) pairs judged.
-        images_encoded: number of pictures read and encoded.
-        seconds: wall-clock seconds of the judging; of the slowest process where several worked at once.
+        pairs_scored: number of (image, caption) pairs scored.
+        images_encoded: number of images read and encoded.
+        seconds: wall-clock seconds of the scoring; of the slowest process where several worked at once.
     """
 
     pairs_scored: int
@@ -70,16 +70,16 @@ class PairScores:
     Attributes:
         lists: the pairs, as one list per image.
         scores_N: float32, finite, beside `lists.caption_indices_N`.
-        fingerprint: of the scorer that gave them; scores of different scorers are never joined.
-        cost: what they took.
-        kept: those of the pairs that were not judged for this, but read from what earlier runs kept.
+        fingerprint: of the cross-encoder; scores of different ones are never joined.
+        cost: of scoring them.
+        cached: the pairs that were not scored now but read from the score cache.
     """
 
     lists: CandidateLists
     scores_N: np.ndarray
     fingerprint: str
     cost: ScoringCost
-    kept: CandidateLists = NO_PAIRS
+    cached: CandidateLists = NO_PAIRS
 
     def lookup(self, image_indices: np.ndarray, caption_indices: np.ndarray) -> np.ndarray:
         """Scores of the given pairs: two int64 arrays of one shape in, float32 of that shape out.
@@ -116,7 +116,7 @@ class PairScores:
         scores_N = np.empty(lists.num_pairs, dtype=np.float32)
         for part in (self, later):
             scores_N[np.searchsorted(lists.keys_N, part.lists.keys_N)] = part.scores_N
-        return PairScores(lists, scores_N, self.fingerprint, self.cost.then(later.cost), self.kept.union(later.kept))
+        return PairScores(lists, scores_N, self.fingerprint, self.cost.then(later.cost), self.cached.union(later.cached))
 
 
 def score_candidates(
@@ -179,49 +179,48 @@ def complete_scores(
     lists: CandidateLists,
     *,
     known: PairScores | None = None,
-    kept: PairStore | None = None,
+    cache: ScoreCache | None = None,
     processes: Processes | None = None,
     progress: bool = False,
     on_progress: Callable[[int], Any] = lambda pairs: None,
 ) -> PairScores:
-    """Scores that cover `lists`: those `known` or `kept` already has, and the missing ones scored now, over all processes.
+    """Scores that cover `lists`: those that `known` or `cache` has, and the missing ones scored now, over all processes.
 
-    A pair that is known is not scored again, and an image that lacks nothing is not even decoded. Which captions meet in a
-    batch may change the last bits of a score (float noise, under 1e-5); the same lists meet in the same batches, so the same calls give
-    the same bits, at any number of processes. Call it on every process; every process gets the whole result.
+    A pair that is known is not scored again, and an image without a missing pair is not decoded. Which captions are in one batch may
+    change the last bits of a score (float noise, under 1e-5); the same lists make the same batches, so the same calls give the same
+    bits, at any number of processes. Call it on every process; every process gets the whole result.
 
     Args:
         known: scores of earlier calls with the same scorer and data set.
-        kept: scores that earlier runs kept on disk; what is scored now is kept there too, image by image, so that a run that is killed
-            loses only what was in flight and gives the same bits when it goes on.
+        cache: scores of earlier runs on disk. Each image's scores are added as soon as they are there, so that a run that is killed loses
+            only the image it was at and gives the same bits when it goes on.
         processes: those that share the work; by default this one alone.
         on_progress: called after each image of this process's with the number of its pairs; what it raises ends the scoring.
 
     Raises:
         UserError: on every process: on some a score is not finite, a picture does not decode, or one was changed meanwhile.
-        WriteError: on every process: on some a score could not be kept.
+        WriteError: on every process: on some a score could not be cached.
         ValueError: `known` comes from another scorer.
     """
     processes = processes or Processes()
     if known is not None and known.fingerprint != scorer.fingerprint:
         raise ValueError(f"known scores come from another scorer ({known.fingerprint}) than {scorer.name} ({scorer.fingerprint}).")
     missing = lists if known is None else lists.difference(known.lists)
-    keeping = None if kept is None else Keeping(kept, scorer.fingerprint, dataset, missing, processes)
-    if keeping is not None:
-        read = PairScores(*(found := keeping.known()), scorer.fingerprint, ScoringCost(0, 0, 0.0), kept=found[0])
+    cached = None if cache is None else CachedScoring(cache, scorer.fingerprint, dataset, missing, processes)
+    if cached is not None:
+        read_lists, read_N = cached.known()
+        read = PairScores(read_lists, read_N, scorer.fingerprint, ScoringCost(0, 0, 0.0), cached=read_lists)
         missing = missing.difference(read.lists)
         known = read if known is None else known.joined(read)
 
     def on_list(image: int, captions_n: np.ndarray, scores_n: np.ndarray) -> None:
-        if keeping is not None:
-            keeping.keep(image, captions_n, scores_n)
+        if cached is not None:
+            cached.write(image, captions_n, scores_n)
         on_progress(len(captions_n))
 
     with processes.jointly():
         rank, world_size = processes.rank, processes.world_size
         part = score_candidates(scorer, dataset, missing, rank=rank, world_size=world_size, progress=progress, on_list=on_list)
-        if keeping is not None:
-            keeping.finish(part.lists, part.scores_N)
     scored = _gathered(part, missing, processes)
     return scored if known is None else known.joined(scored)
 

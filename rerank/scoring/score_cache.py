@@ -1,163 +1,255 @@
-"""Pair scores kept on disk: what a scorer once said of a picture and a caption is not asked again, by this run or by another.
+"""Score cache: cross-encoder scores on disk, so that no run scores an (image, caption) pair that this or an earlier run has scored.
 
-FOLDER/FINGERPRINT/TOKEN.pairs: a folder for each scorer with its settings (see `PairScorer.fingerprint`), a segment for each process that
-scored something (rerank/scoring/cache_file.py). A pair is known by what its picture and its caption hold, not by their names: an edited
-picture
-is another picture. A segment is written by the one process that made it and never changed by another, so any number of processes and jobs
-may use a folder at once; a file or the whole folder may be deleted whenever no job runs.
+FOLDER/FINGERPRINT/1.sqlite is the database of one cross-encoder and its settings (see `PairScorer.fingerprint`). A row is an image's list:
 
-Segments are not merged. A run that scores nothing new writes none, one that does writes one per process, and a thousand of them are read
-in a fraction of the time that importing torch takes (docs/reranking.md has the figure). Merging would have to delete what another job,
-perhaps on another machine, is reading or writing.
+    image     the first 16 bytes of the SHA-256 of the image's content
+    captions  of each caption the first 16 bytes of the SHA-256 of its text
+    scores    of each caption its score, little-endian float32: the very bits that the cross-encoder gave
+    checksum  of the three
 
-Shape letters: N pairs, R records.
+Names do not matter: an edited image is another image. One transaction writes one row, so a kill leaves a list whole or absent. Half a list
+must not be used: the rest would be scored in another batch, and its last bits could differ from those of an undisturbed run.
+
+The journal is SQLite's rollback journal, not a write-ahead log. A write-ahead log needs memory that all processes share, so it does not
+work where several machines use one network disk; the rollback journal needs only file locks. `synchronous = FULL`: what is committed
+outlives a power cut. A process waits for another one's lock for _LOCK_SECONDS at most. No connection stays open between calls, so none is
+carried into a forked process.
+
+SQLite has no checksums of its own. A list whose checksum is wrong is skipped and counted. A file that SQLite finds damaged is named and not
+used at all; 2.sqlite takes its place. (To rename the damaged file would race with other processes that find the same.)
+
+Shape letters: M captions of one image that have a score.
 """
 
+import hashlib
 import os
-import secrets
+import sqlite3
 import sys
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eval.errors import WriteError, reading
-from rerank.scoring.cache_file import RECORD, list_records, read_segment
+from eval.errors import UserError, WriteError
 
-_REMEDY = "Or name another folder, or keep none: --pair-scores FOLDER, --no-pair-scores; in a job rerank.pair_scores: FOLDER, or false."
-_MIX = np.uint64(0x9E3779B97F4A7C15)  # odd: picture and caption with the same content do not trade places
+DIGEST = np.dtype("S16")  # numpy drops zero bytes at the end of one element; as every element has 16 bytes, comparisons stay exact
+_SCORE = np.dtype("<f4")
+_LOCK_SECONDS = 60.0
+_IMAGES_AT_ONCE = 1000  # read under one lock: then others get their turn to write
+_SCHEMA = [
+    b"CREATE TABLE lists (image BLOB NOT NULL, captions BLOB NOT NULL, scores BLOB NOT NULL, checksum BLOB NOT NULL)",
+    b"CREATE INDEX lists_by_image ON lists (image)",
+]
+_OUTSIDE_ERRORS = frozenset(  # they come from outside the file: a lock, the disk, a permission
+    [
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_READONLY,
+    ]
+)
+_OTHER_FOLDER = (
+    "name another folder, on a disk with file locks, or use no cache: --pair-scores FOLDER, --no-pair-scores; in a job rerank.pair_scores: "
+    "FOLDER, or false"
+)
+_DELETE = "Delete it when no job uses it; its scores are then computed again"
 
 
-def pair_words(image_N2: np.ndarray, caption_N2: np.ndarray) -> np.ndarray:
-    """128 bits that stand for a pair, uint64 of shape (N, 2), from the digest words of its picture and of its caption."""
-    words_N2: np.ndarray = np.asarray(image_N2) * _MIX + np.asarray(caption_N2)
-    return words_N2
+def digest(content: bytes) -> bytes:
+    """What a content is known by: the first 16 bytes of its SHA-256."""
+    return hashlib.sha256(content).digest()[: DIGEST.itemsize]
 
 
-class KeptScores:
-    """The kept scores of one scorer, as they stood when they were read and with what this process added: 20 bytes of memory each.
+class ScoreDatabase:
+    """The cached scores of one cross-encoder.
 
     Attributes:
-        num_damaged: records passed over because they, or others of their list, were damaged or cut short.
+        path: the database file; it is made when something is first written.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Raises OSError when what is there cannot be read."""
-        self.folder, self._segment = folder, -1
-        sizes = {path: path.stat().st_size for path in sorted(folder.glob("*.pairs"))}  # what another job writes from now on is left
-        most = sum(size // RECORD.itemsize for size in sizes.values())
-        high_N, low_N, scores_N = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.float32)
-        self.num_damaged = num = 0
-        for path, size in sizes.items():
-            for records_R, num_damaged in read_segment(path, size):
-                self.num_damaged += num_damaged
-                here = slice(num, num + len(records_R))
-                high_N[here], low_N[here] = pair_words(records_R["image"], records_R["caption"]).T
-                scores_N[here] = records_R["score"]
-                num += len(records_R)
-        parts: list[np.ndarray] = [high_N[:num], low_N[:num], scores_N[:num]]
-        del high_N, low_N, scores_N
-        self._high_N, self._low_N, self._scores_N = _sorted(parts)
-
-    def __len__(self) -> int:
-        return len(self._scores_N)
-
-    def find(self, words_N2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(is it known, its score) of each pair, bool and float32 of shape (N,); the score of an unknown one is 0."""
-        found_N, scores_N = np.zeros(len(words_N2), dtype=bool), np.zeros(len(words_N2), dtype=np.float32)
-        if len(self._scores_N):
-            # Two pairs that share 64 bits and not 128 lie side by side; that the second is not found costs one more scoring.
-            places_N = np.minimum(np.searchsorted(self._high_N, words_N2[:, 0]), len(self._high_N) - 1)
-            found_N = (self._high_N[places_N] == words_N2[:, 0]) & (self._low_N[places_N] == words_N2[:, 1])
-            scores_N[found_N] = self._scores_N[places_N[found_N]]
-        return found_N, scores_N
-
-    def append(self, image_2: np.ndarray, caption_N2: np.ndarray, scores_N: np.ndarray) -> None:
-        """Write one image's list behind what this process wrote: a kill from now on does not lose it.
+    def __init__(self, folder: Path, log: Callable[[str], Any]) -> None:
+        """Checks the whole file, as SQLite's integrity_check does.
 
         Raises:
-            WriteError: there is no room; what was written before stays whole.
+            UserError: it cannot be read.
         """
-        data = list_records(image_2, caption_N2, scores_N).tobytes()
+        number = max((int(path.stem) for path in folder.glob("*.sqlite") if path.stem.isdecimal()), default=1)
+        while damage := _damage(folder / f"{number}.sqlite"):
+            log(f"{damage}. Until then {folder / f'{number + 1}.sqlite'} is used in its place")
+            number += 1
+        self.path, self._log = folder / f"{number}.sqlite", log
+        if any(folder.glob("*.pairs")):
+            log(f"score cache: {folder}/*.pairs are of a former format and are not read. Delete them when no job uses them")
+
+    def read(self, images: Sequence[bytes]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(digests of captions, their scores) of each image, by its digest: DIGEST and float32, both of shape (M,); first written, first.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        num_damaged = 0
+        for start in range(0, len(images), _IMAGES_AT_ONCE):
+            block = images[start : start + _IMAGES_AT_ONCE]
+            for image, rows in zip(block, self._rows(block), strict=True):
+                sound = [row for row in rows if _is_whole(image, *row)]
+                num_damaged += len(rows) - len(sound)
+                yield (
+                    np.frombuffer(b"".join(captions for captions, _, _ in sound), dtype=DIGEST),
+                    np.frombuffer(b"".join(scores for _, scores, _ in sound), dtype=_SCORE),
+                )
+        if num_damaged:
+            self._log(f"score cache: {num_damaged} lists in {self.path} are damaged; they are skipped, and scored again. {_DELETE}")
+
+    def _rows(self, images: Sequence[bytes]) -> list[list[tuple[bytes, bytes, bytes]]]:
+        """(captions, scores, checksum) of each row of each image."""
+        if not self.path.exists():
+            return [[] for _ in images]
+        select = "SELECT captions, scores, checksum FROM lists WHERE image = ? ORDER BY rowid"
+        with _reading(self.path), closing(_connect(self.path, "rw")) as connection:
+            connection.execute("BEGIN")
+            has_table = bool(_schema(connection))
+            return [connection.execute(select, (image,)).fetchall() if has_table else [] for image in images]
+
+    def write(self, image: bytes, captions_M: np.ndarray, scores_M: np.ndarray) -> None:
+        """Write one image's list: neither a kill nor a power cut loses it from now on.
+
+        Args:
+            image: its digest.
+            captions_M: of DIGEST.
+
+        Raises:
+            WriteError: it cannot be written; what was written before stays whole.
+            ValueError: a score is not finite.
+        """
+        if not np.isfinite(scores_M).all():
+            raise ValueError("only finite scores are cached")
+        captions, scores = captions_M.tobytes(), scores_M.astype(_SCORE).tobytes()
         try:
-            if self._segment < 0:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                path = self.folder / f"{secrets.token_hex(8)}.pairs"
-                self._segment = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
-                weakref.finalize(self, os.close, self._segment)
-            before = os.fstat(self._segment).st_size
-            num_written = os.write(self._segment, data)
-            if num_written < len(data):  # a nearly full disk
-                os.ftruncate(self._segment, before)
-                raise OSError(f"{num_written} of {len(data)} bytes could be written")
-        except OSError as error:
-            raise WriteError(
-                f"could not keep pair scores in {self.folder}: {error}. What was kept before is whole, and the same command goes on from "
-                f"there. Make room. {_REMEDY}"
-            ) from error
-
-    def add(self, words_N2: np.ndarray, scores_N: np.ndarray) -> None:
-        """Know these pairs too from now on; a pair that is known keeps its score."""
-        parts = ((self._high_N, words_N2[:, 0]), (self._low_N, words_N2[:, 1]), (self._scores_N, scores_N))
-        self._high_N, self._low_N, self._scores_N = _sorted([np.concatenate(both) for both in parts])
-
-    def sync(self) -> None:
-        """See that what was written outlives a power cut.
-
-        Raises:
-            WriteError: it cannot be done.
-        """
-        if self._segment >= 0:
-            try:
-                os.fsync(self._segment)
-            except OSError as error:
-                raise WriteError(f"could not keep pair scores in {self.folder}: {error}. Look at the disk") from error
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(_connect(self.path, "rwc")) as connection:
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("BEGIN IMMEDIATE")
+                for statement in [] if _schema(connection) else _SCHEMA:
+                    connection.execute(statement.decode())
+                connection.execute("INSERT INTO lists VALUES (?, ?, ?, ?)", (image, captions, scores, _checksum(image, captions, scores)))
+                connection.execute("COMMIT")
+        except (OSError, sqlite3.Error, UnicodeError) as error:
+            goes_on = f"What was written before is whole, and the same command goes on from there. Make room, or {_OTHER_FOLDER}"
+            remedy = f"It is damaged. {_DELETE}" if _is_damage(error) else goes_on
+            raise WriteError(f"score cache: could not write {self.path}: {_reason(error)}. {remedy}") from error
 
 
-def _sorted(parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(high, low, score) of each distinct pair, by the first 64 bits; of a pair that is there twice the first.
+class ScoreCache:
+    """A folder of cached scores, of any number of cross-encoders; each process of a job has its own object for it."""
 
-    Where the parts are sorted runs this is one pass (a stable sort merges them). `parts` is emptied, so that each is let go in its turn.
-    """
-    order_N = np.argsort(parts[0], kind="stable")
-    high_N, low_N, scores_N = (parts.pop(0)[order_N] for _ in range(3))
-    del order_N
-    is_new_N = np.ones(len(high_N), dtype=bool)
-    is_new_N[1:] = (high_N[1:] != high_N[:-1]) | (low_N[1:] != low_N[:-1])
-    return (high_N, low_N, scores_N) if is_new_N.all() else (high_N[is_new_N], low_N[is_new_N], scores_N[is_new_N])
-
-
-class PairStore:
-    """A folder of kept pair scores, of any number of scorers; each process of a job has its own object for it."""
-
-    def __init__(self, folder: str | os.PathLike[str], say: Callable[[str], Any] = lambda text: print(text, file=sys.stderr)) -> None:
+    def __init__(self, folder: str | os.PathLike[str], log: Callable[[str], Any] = lambda text: print(text, file=sys.stderr)) -> None:
         """Makes the folder, so that one that cannot be written is noticed before the work.
 
         Raises:
             WriteError: it cannot be made.
         """
-        self.folder, self._say = Path(folder), say
-        self._opened: dict[str, KeptScores] = {}
+        self.folder, self._log = Path(folder), log
+        self._databases: dict[str, ScoreDatabase] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise WriteError(f"could not make the folder of kept pair scores {self.folder}: {error}. {_REMEDY}") from error
+            raise WriteError(f"could not make the score cache {self.folder}: {error}. Mend that, or {_OTHER_FOLDER}") from error
 
-    def of(self, fingerprint: str) -> KeptScores:
-        """The kept scores of one scorer, read when they are first asked for.
+    def database(self, fingerprint: str) -> ScoreDatabase:
+        """The cached scores of one cross-encoder, checked when they are first asked for.
 
         Raises:
             UserError: they cannot be read.
         """
-        if fingerprint not in self._opened:
-            with reading():
-                kept = KeptScores(self.folder / fingerprint)
-            if kept.num_damaged:
-                self._say(
-                    f"pair scores: {kept.num_damaged} records in {kept.folder} are damaged or cut short (a kill, a full disk, or a job "
-                    f"that is writing now); they are passed over, and {len(kept)} scores are taken"
-                )
-            self._opened[fingerprint] = kept
-        return self._opened[fingerprint]
+        if fingerprint not in self._databases:
+            self._databases[fingerprint] = ScoreDatabase(self.folder / fingerprint, self._log)
+        return self._databases[fingerprint]
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    """A connection whose transactions begin only where the code says so; without permission to write, SQLite opens "rw" for reading."""
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(uri, uri=True, timeout=_LOCK_SECONDS, isolation_level=None)
+    connection.text_factory = bytes  # damage may make a blob a text, and that no UTF-8
+    return connection
+
+
+def _schema(connection: sqlite3.Connection) -> list[bytes]:
+    """What the file holds; nothing where the process that made it was killed at once."""
+    return [sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master ORDER BY rowid")]
+
+
+class _DamagedError(UserError):
+    """A file that is no database of ours, or not any more."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"score cache: {path} is damaged ({what}). {_DELETE}")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what goes wrong into an error that says what to do.
+
+    Raises:
+        _DamagedError: the file is damaged.
+        UserError: something else is wrong: the disk, a permission, a lock that is not released.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.Error, UnicodeError) as error:
+        if _is_damage(error):
+            raise _DamagedError(path, _reason(error)) from error
+        raise UserError(f"score cache: could not read {path}: {_reason(error)}. Mend that, or {_OTHER_FOLDER}") from error
+
+
+def _damage(path: Path) -> _DamagedError | None:
+    """What is wrong with a database, if anything is; a file that is not there is not damaged.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        with _reading(path):
+            with path.open("rb") as file:
+                header = file.read(20)
+            if header and not (header.startswith(b"SQLite format 3\0") and header.endswith(b"\1\1")):  # 1, 1: a rollback journal
+                return _DamagedError(path, "not an SQLite database with a rollback journal")
+            with closing(_connect(path, "rw")) as connection:
+                connection.execute("BEGIN")
+                faults = [found.decode("ascii", "replace") for (found,) in connection.execute("PRAGMA integrity_check(1)")]
+                if faults != ["ok"]:
+                    return _DamagedError(path, " ".join(faults[0].split()))
+                return None if _schema(connection) in ([], _SCHEMA) else _DamagedError(path, "not the tables of a score cache")
+    except _DamagedError as error:
+        return error
+
+
+def _is_damage(error: Exception) -> bool:
+    """False for errors that come from outside the file. UnicodeError: sqlite3 could not decode SQLite's message, which quotes the file."""
+    if isinstance(error, OSError):
+        return False
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF not in _OUTSIDE_ERRORS
+
+
+def _reason(error: Exception) -> str:
+    """An error in words; SQLite's name for it says more than its text."""
+    name = getattr(error, "sqlite_errorname", "")
+    waited = f", another process kept its lock for {_LOCK_SECONDS:g} s" if name.startswith("SQLITE_BUSY") else ""
+    return f"{error}{name and f' ({name}{waited})'}"
+
+
+def _is_whole(image: bytes, captions: Any, scores: Any, checksum: Any) -> bool:
+    """Whether a row is what was written."""
+    return isinstance(captions, bytes) and isinstance(scores, bytes) and checksum == _checksum(image, captions, scores)
+
+
+def _checksum(image: bytes, captions: bytes, scores: bytes) -> bytes:
+    return hashlib.blake2b(image + captions + scores, digest_size=16).digest()

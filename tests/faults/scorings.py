@@ -1,6 +1,6 @@
-"""python -m tests.faults.scorings STORE LOG OUTPUT: one scoring of some thousand pairs that keeps its scores, to be killed.
+"""python -m tests.faults.scorings CACHE LOG OUTPUT: one scoring of some thousand pairs with a score cache, to be killed.
 
-{rank} in STORE and LOG becomes the process's rank. The log gets a line for every picture before its captions are judged.
+{rank} in CACHE and LOG becomes the process's rank. The log gets a line for every image before its captions are scored.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ from PIL import Image
 from eval.process_group import joined_processes
 from rerank.scoring.candidates import CandidateLists
 from rerank.scoring.pair_scores import PairScores, complete_scores
-from rerank.scoring.score_cache import PairStore
+from rerank.scoring.score_cache import ScoreCache
 
 NUM_IMAGES, NUM_CAPTIONS = 70, 90
 
 
 class LoggingScorer:
-    """A formula of picture and text that depends, in its last bits, on which captions it is given at once, as a network's may."""
+    """A formula of image and text that depends, in its last bits, on which captions it is given at once, as a network's may."""
 
     name, fingerprint = "formula", "formula-1"
 
@@ -40,13 +40,13 @@ class LoggingScorer:
 
 
 class Numbers:
-    """Picture i is of colour i, caption c is c letters long."""
+    """Image i is of colour i, caption c is c letters long."""
 
     captions = caption_ids = ["x" * number for number in range(1, NUM_CAPTIONS + 1)]
     image_ids = [str(number) for number in range(NUM_IMAGES)]
 
     def load_image(self, image: int) -> Image.Image:
-        """A picture of one colour."""
+        """An image of one colour."""
         return Image.new("RGB", (1, 1), (image, 0, 0))
 
     def image_digest(self, image: int) -> bytes:
@@ -61,14 +61,14 @@ def lists() -> CandidateLists:
 
 
 def straight() -> PairScores:
-    """What an undisturbed scoring says, nothing kept."""
+    """The scores of an undisturbed scoring without a cache."""
     return complete_scores(LoggingScorer(), Numbers(), lists())
 
 
 if __name__ == "__main__":
-    store, log, output = sys.argv[1:]
+    cache, log, output = sys.argv[1:]
     with joined_processes() as (processes, _):
         here = {"rank": processes.rank}
         scorer = LoggingScorer(Path(log.format(**here)), seconds=0.002)
-        scores = complete_scores(scorer, Numbers(), lists(), kept=PairStore(store.format(**here)), processes=processes)
+        scores = complete_scores(scorer, Numbers(), lists(), cache=ScoreCache(cache.format(**here)), processes=processes)
         np.savez(Path(output) / f"{os.environ.get('RANK', '0')}.npz", keys_N=scores.lists.keys_N, scores_N=scores.scores_N)

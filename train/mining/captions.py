@@ -12,7 +12,7 @@ from eval.encoder.checkpoint import hash_weights
 from eval.encoder.inputs import SiglipInputs
 from eval.processes import Processes
 from rerank.scorers.scorer import PairScorer
-from rerank.scoring.score_cache import PairStore
+from rerank.scoring.score_cache import ScoreCache
 from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives, table_name
@@ -35,7 +35,7 @@ def mine(
     data_sha256: str,
     refresh: Refresh = Refresh(),
     matcher: PairScorer | None = None,
-    kept: PairStore | None = None,
+    kept: ScoreCache | None = None,
     folder: Path | None = None,
     processes: Processes = Processes(),
     num_workers: int = 0,

@@ -17,7 +17,7 @@ from rerank.scorers.load import load_scorer, read_scorer
 from rerank.scorers.scorer import PairScorer, ScorerSettings
 from rerank.scoring.candidates import CandidateLists, pair_keys
 from rerank.scoring.pair_scores import complete_scores
-from rerank.scoring.score_cache import PairStore
+from rerank.scoring.score_cache import ScoreCache
 from train.config.job import JobConfig
 from train.config.mining import DistilConfig
 from train.data.caption_pool import CaptionPool
@@ -60,7 +60,7 @@ class MiningCrossEncoder:
         pool: CaptionPool,
         processes: Processes = Processes(),
         on_progress: Callable[[int], Any] = lambda pairs: None,
-        kept: PairStore | None = None,
+        kept: ScoreCache | None = None,
     ) -> None:
         """on_progress is called with 0 between images, to look for a signal; kept: scores of earlier minings, and where these are kept."""
         self._scorer, self._data, self._processes, self._on_progress = scorer, _PoolData(pool), processes, on_progress
@@ -106,7 +106,7 @@ class MiningCrossEncoder:
                 self._scorer,
                 self._data,
                 lists,
-                kept=self._kept,
+                cache=self._kept,
                 processes=self._processes,
                 on_progress=lambda pairs: self._on_progress(0),
             )

@@ -24,7 +24,7 @@ from rerank.reorder.tuned_stages import Chosen, choose_stages, chosen_stages
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import PairScorer, ScorerSettings
 from rerank.scoring.pair_scores import PairScores
-from rerank.scoring.score_cache import PairStore
+from rerank.scoring.score_cache import ScoreCache
 from train.config.job import JobConfig
 from train.data.splits import RetentionSet
 from train.engine.checkpoint import State
@@ -74,7 +74,7 @@ def _measure(job: Job, export: Path, watched: dict[str, dict[str, Any]], check_s
     # The reranker is loaded first: one that is refused should be refused before the embedding, not after.
     scorer = _load_scorer(job)
     folder_of_kept = job.config.pair_scores_folder
-    kept = None if folder_of_kept is None else job.processes.together(lambda: PairStore(folder_of_kept, job.say))
+    kept = None if folder_of_kept is None else job.processes.together(lambda: ScoreCache(folder_of_kept, job.say))
     firsts, val_set = _first_stages(job, export, check_signal), _judged_val(job)
     if firsts.combining.chooses and val_set is not None:
         firsts.choose(val_set)
@@ -119,7 +119,7 @@ def _load_scorer(job: Job) -> PairScorer | None:
 
 
 def _score(
-    job: Job, dataset: RetrievalSet, stages: list[Stage], scorer: PairScorer, kept: PairStore | None, check_signal: Any
+    job: Job, dataset: RetrievalSet, stages: list[Stage], scorer: PairScorer, kept: ScoreCache | None, check_signal: Any
 ) -> PairScores:
     """The scores of every pair that these stages' heads hold."""
     assert job.config.rerank is not None
@@ -152,7 +152,7 @@ def _judged_val(job: Job) -> RetrievalSet | None:
 
 
 def _choose_on_val(
-    job: Job, firsts: FirstStages, val_set: RetrievalSet, scorer: PairScorer, kept: PairStore | None, check_signal: Any
+    job: Job, firsts: FirstStages, val_set: RetrievalSet, scorer: PairScorer, kept: ScoreCache | None, check_signal: Any
 ) -> list[Chosen]:
     """What is chosen for tuned+RERANKER: its val split retrieved and scored as the test split is."""
     assert job.config.rerank is not None
@@ -198,7 +198,7 @@ def _watched_stages(job: Job, measured: dict[str, str], dataset: RetrievalSet, l
     return stages
 
 
-def _measure_choices(job: Job, export: Path, scorer: PairScorer | None, kept: PairStore | None, check_signal: Any) -> list[dict[str, Any]]:
+def _measure_choices(job: Job, export: Path, scorer: PairScorer | None, kept: ScoreCache | None, check_signal: Any) -> list[dict[str, Any]]:
     """The record of each choice set; written with its rows to eval/SPLIT/choices/N."""
     records = []
     for number, path in enumerate(job.config.choices or ()):

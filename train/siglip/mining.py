@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rerank.scoring.score_cache import PairStore
+from rerank.scoring.score_cache import ScoreCache
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.mined_order import images_due
 from train.data.negatives import Negatives, write_negatives
@@ -73,7 +73,7 @@ def refresh_negatives(
     assert mining is not None
     # The run's own, not the runs': what other runs have scored would decide which captions meet in a batch, and so the last bits.
     matcher = load_mining_cross_encoder(config, job.accelerator.device)
-    kept = None if matcher is None else job.processes.together(lambda: PairStore(job.folder / "pair-scores", job.say))
+    kept = None if matcher is None else job.processes.together(lambda: ScoreCache(job.folder / "pair-scores", job.say))
     negatives, sheet = (mine_images if mining.form == "images" else mine)(
         job.tuned.siglip,
         job.tuned.inputs,

@@ -13,7 +13,7 @@ from eval.processes import Processes
 from rerank.expansions.generated import Paraphraser
 from rerank.reorder.choices import stage_names
 from rerank.scorers.load import load_scorer
-from rerank.scoring.score_cache import PairStore
+from rerank.scoring.score_cache import ScoreCache
 from train.config.job import JobConfig
 from train.data.caption_pool import CaptionPool
 from train.data.mined_order import turns_of
@@ -144,7 +144,7 @@ def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
         return None
     scorer_name = load_scorer(config.rerank.model, device="cpu").name if config.rerank is not None else None
     if config.pair_scores_folder is not None:
-        PairStore(config.pair_scores_folder)
+        ScoreCache(config.pair_scores_folder)
     for path in config.choices or ():
         read_choices(path)
         stage_names(list(checkpoints(config, "", "")), scorer_name)

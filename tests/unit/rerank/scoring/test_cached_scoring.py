@@ -1,4 +1,4 @@
-"""Scorings that go on from what is kept: whatever was kept, damaged or edited in between, the scores are the straight ones."""
+"""Scorings with a score cache: whatever was cached, damaged or edited in between, the scores are those of an undisturbed scoring."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
 from rerank.scoring.candidates import CandidateLists
 from rerank.scoring.pair_scores import PairScores, complete_scores
-from rerank.scoring.score_cache import PairStore
+from rerank.scoring.score_cache import ScoreCache
 from tests.unit.rerank.stage_of_random_rankings import random_stage
 
 CAPTIONS = [f"caption {number}" for number in range(6)]
@@ -77,8 +77,8 @@ damages = st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from(["flip", "cu
 
 
 def damage(folder: Path, where: int, how: str) -> None:
-    """Do something bad to one of the segments that hold something."""
-    paths = sorted(path for path in folder.rglob("*.pairs") if path.stat().st_size)
+    """Damage one of the databases that hold something."""
+    paths = sorted(path for path in folder.rglob("*.sqlite") if path.stat().st_size)
     if not paths:
         return
     path = paths[where % len(paths)]
@@ -95,13 +95,13 @@ def damage(folder: Path, where: int, how: str) -> None:
 @given(steps=st.lists(st.tuples(some_lists, damages), min_size=1, max_size=5), last=some_lists)
 def test_any_history_gives_the_straight_scores_but_for_what_was_asked_in_other_lists(tmp_path_factory, steps: list, last: list) -> None:
     """Runs of any lists, with damage between them; every score is the formula's, and no pair is scored that was known."""
-    folder, known, was_damaged = tmp_path_factory.mktemp("kept"), lists_of([]), False
+    folder, known, was_damaged = tmp_path_factory.mktemp("cache"), lists_of([]), False
     for pairs, bad in [*steps, (last, []), (last, [])]:
         scorer, lists = FormulaScorer(), lists_of(pairs)
-        scores = complete_scores(scorer, Colours(), lists, kept=PairStore(folder, say=lambda text: None))
+        scores = complete_scores(scorer, Colours(), lists, cache=ScoreCache(folder, log=lambda text: None))
         assert np.array_equal(scores.lists.keys_N, lists.keys_N)
         np.testing.assert_allclose(scores.scores_N, straight(lists).scores_N, atol=2**-10 * len(CAPTIONS))
-        scored = lists.difference(scores.kept)
+        scored = lists.difference(scores.cached)
         asked = zip(scored.image_of_pair_N, scored.caption_indices_N, strict=True)
         assert scorer.asked == [(image + 1, CAPTIONS[caption]) for image, caption in asked]
         assert (scores.cost.pairs_scored, scores.cost.images_encoded) == (scored.num_pairs, scored.num_images)
@@ -116,9 +116,9 @@ def test_any_history_gives_the_straight_scores_but_for_what_was_asked_in_other_l
 @given(pairs=some_lists, rounds=st.lists(damages, min_size=1, max_size=4))
 def test_the_same_lists_give_the_same_bits_whatever_was_lost_in_between(tmp_path_factory, pairs: list, rounds: list) -> None:
     """An image's list is known whole or not at all: it is never scored in two batches."""
-    folder, lists = tmp_path_factory.mktemp("kept"), lists_of(pairs)
+    folder, lists = tmp_path_factory.mktemp("cache"), lists_of(pairs)
     for bad in rounds:
-        scores = complete_scores(FormulaScorer(), Colours(), lists, kept=PairStore(folder, say=lambda text: None))
+        scores = complete_scores(FormulaScorer(), Colours(), lists, cache=ScoreCache(folder, log=lambda text: None))
         assert np.array_equal(scores.scores_N, straight(lists).scores_N)
         for where, how in bad:
             damage(folder, where, how)
@@ -137,12 +137,12 @@ def test_what_ends_a_scoring_between_images_costs_no_image_that_was_done(tmp_pat
             raise Asked
 
     with pytest.raises(Asked):
-        complete_scores(FormulaScorer(), Colours(), lists, kept=PairStore(tmp_path), on_progress=leave)
+        complete_scores(FormulaScorer(), Colours(), lists, cache=ScoreCache(tmp_path), on_progress=leave)
     assert heard == [1, 2, 3]
     after = FormulaScorer()
-    scores = complete_scores(after, Colours(), lists, kept=PairStore(tmp_path))
+    scores = complete_scores(after, Colours(), lists, cache=ScoreCache(tmp_path))
     assert np.array_equal(scores.scores_N, straight(lists).scores_N)
-    assert {pixel for pixel, _ in after.asked} == {4, 5} and len(after.asked) == 9 and scores.kept.num_pairs == 6
+    assert {pixel for pixel, _ in after.asked} == {4, 5} and len(after.asked) == 9 and scores.cached.num_pairs == 6
 
 
 def test_a_larger_k_and_another_first_stage_score_only_what_is_new(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_larger_k_and_another_first_stage_score_only_what_is_new(tmp_path: Pat
     known, asked = lists_of([]), 0
     for stages, top_k in (([base], 2), ([base], 3), ([base, tuned], 3), ([tuned], 2)):
         scorer = FormulaScorer()
-        twins = reranked_stages(dataset, stages, scorer, top_k, kept=PairStore(tmp_path), show_progress=False)
+        twins = reranked_stages(dataset, stages, scorer, top_k, kept=ScoreCache(tmp_path), show_progress=False)
         own = [stage_lists(stage, top_k) for stage in stages]
         for twin, lists in zip(twins, own, strict=True):
             new = lists.difference(known)
@@ -171,8 +171,8 @@ def test_a_larger_k_and_another_first_stage_score_only_what_is_new(tmp_path: Pat
 
 def test_captions_with_the_same_text_are_scored_once_and_alike(tmp_path: Path) -> None:
     dataset, lists = Colours(captions=["a dog", "a cat", "a dog"]), lists_of([(0, 0), (0, 1), (0, 2)])
-    for kept in (PairStore(tmp_path), PairStore(tmp_path), None):
-        scores = complete_scores(scorer := FormulaScorer(), dataset, lists, kept=kept)
+    for cache in (ScoreCache(tmp_path), ScoreCache(tmp_path), None):
+        scores = complete_scores(scorer := FormulaScorer(), dataset, lists, cache=cache)
         assert scores.scores_N[0] == scores.scores_N[2]
         assert np.array_equal(scores.scores_N, straight(lists, dataset).scores_N)
         assert scorer.asked in ([(1, "a dog"), (1, "a cat")], [])
@@ -181,18 +181,18 @@ def test_captions_with_the_same_text_are_scored_once_and_alike(tmp_path: Path) -
 def test_another_fingerprint_knows_nothing(tmp_path: Path) -> None:
     lists = lists_of([(0, 0), (1, 1)])
     for fingerprint in ("formula-1", "formula-2"):
-        complete_scores(scorer := FormulaScorer(fingerprint), Colours(), lists, kept=PairStore(tmp_path))
+        complete_scores(scorer := FormulaScorer(fingerprint), Colours(), lists, cache=ScoreCache(tmp_path))
         assert len(scorer.asked) == 2
 
 
-def test_other_settings_of_blip_keep_scores_of_their_own(tiny_blip: Path, memory_set, tmp_path: Path) -> None:
+def test_other_settings_of_blip_have_scores_of_their_own(tiny_blip: Path, memory_set, tmp_path: Path) -> None:
     dataset, lists = memory_set(2, ["a dog", "the red cat"]), lists_of([(0, 0), (0, 1), (1, 1)])
     for kind in ("match_logit", "margin"):
         scorer = load_scorer(str(tiny_blip), device="cpu", settings=ScorerSettings(score_kind=kind))
         alone = complete_scores(scorer, dataset, lists)
-        for num_kept in (0, 3):
-            scores = complete_scores(scorer, dataset, lists, kept=PairStore(tmp_path))
-            assert scores.kept.num_pairs == num_kept and np.array_equal(scores.scores_N, alone.scores_N)
+        for num_cached in (0, 3):
+            scores = complete_scores(scorer, dataset, lists, cache=ScoreCache(tmp_path))
+            assert scores.cached.num_pairs == num_cached and np.array_equal(scores.scores_N, alone.scores_N)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -212,7 +212,7 @@ def test_what_is_edited_is_scored_again_and_what_is_renamed_is_not(tmp_path: Pat
 
     def asked(captions: list[str], names: Sequence[str] = ("0.png", "1.png")) -> list:
         dataset, scorer = split_of(tmp_path, captions, names), FormulaScorer()
-        scores = complete_scores(scorer, dataset, every, kept=PairStore(tmp_path / "kept"))
+        scores = complete_scores(scorer, dataset, every, cache=ScoreCache(tmp_path / "cache"))
         np.testing.assert_allclose(scores.scores_N, straight(every, dataset).scores_N, atol=2**-8)
         return scorer.asked
 
@@ -238,10 +238,10 @@ def test_a_picture_that_changes_while_it_is_scored_is_refused(tmp_path: Path) ->
             return super().score(image, captions)
 
     with pytest.raises(UserError, match=r"image '1.png': its file was changed while it was scored"):
-        complete_scores(Editor(), dataset, lists, kept=PairStore(tmp_path / "kept"))
+        complete_scores(Editor(), dataset, lists, cache=ScoreCache(tmp_path / "cache"))
     (tmp_path / "1.png").unlink()
     with pytest.raises(UserError, match=r"1\.png: cannot be read"):
-        complete_scores(FormulaScorer(), dataset, lists, kept=PairStore(tmp_path / "kept"))
+        complete_scores(FormulaScorer(), dataset, lists, cache=ScoreCache(tmp_path / "cache"))
 
 
 def test_the_part_of_a_picture_is_part_of_what_a_choice_shows(tmp_path: Path) -> None:
@@ -255,8 +255,8 @@ def test_the_part_of_a_picture_is_part_of_what_a_choice_shows(tmp_path: Path) ->
     assert len(digests) == 3 and hashlib.sha256(data).digest() in digests
 
 
-def test_a_store_that_cannot_be_written_ends_the_scoring(tmp_path: Path) -> None:
-    store = PairStore(tmp_path)
+def test_a_cache_that_cannot_be_written_ends_the_scoring(tmp_path: Path) -> None:
+    cache = ScoreCache(tmp_path)
     (tmp_path / "formula-1").write_text("a file where a folder is wanted")
-    with pytest.raises(WriteError, match="could not keep pair scores"):
-        complete_scores(FormulaScorer(), Colours(), lists_of([(0, 0)]), kept=store)
+    with pytest.raises(WriteError, match="score cache: could not write .*formula-1"):
+        complete_scores(FormulaScorer(), Colours(), lists_of([(0, 0)]), cache=cache)
