@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.processes import Processes
-from rerank.expansions.further_texts import MOST, FurtherTexts
+from rerank.expansions.additional_texts import MOST, AdditionalTexts
 from rerank.expansions.image_views import ImageViews
 
 
@@ -33,7 +33,7 @@ class Expansion(ABC):
         return ()
 
     @abstractmethod
-    def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> FurtherTexts | ImageViews:
+    def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> AdditionalTexts | ImageViews:
         """What it makes of a split; call on every process.
 
         Raises:
@@ -46,5 +46,5 @@ class TextExpansion(Expansion):
     """One whose further views are texts."""
 
     @abstractmethod
-    def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> FurtherTexts:
+    def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> AdditionalTexts:
         """As of `Expansion`."""

@@ -13,8 +13,8 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.encoder import num_blocks
 from eval.errors import UserError
 from eval.processes import Processes
+from rerank.expansions.additional_texts import MOST, CaptionExpansions, caption_expansions
 from rerank.expansions.base import TextExpansion
-from rerank.expansions.further_texts import MOST, CaptionExpansions, caption_expansions
 from rerank.expansions.language_model import LanguageModel, LanguageModelFiles
 
 BLOCK = 8

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
 from eval.processes import Processes
+from rerank.expansions.additional_texts import MOST, ImageCaptions, image_captions
 from rerank.expansions.base import TextExpansion
-from rerank.expansions.further_texts import MOST, ImageCaptions, image_captions
 from rerank.expansions.paraphrases import kept_texts
 from rerank.expansions.text_file import read_further_texts
 

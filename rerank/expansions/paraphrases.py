@@ -9,8 +9,8 @@ from eval.captions import normalise
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
 from eval.processes import Processes
+from rerank.expansions.additional_texts import MOST, CaptionExpansions, caption_expansions
 from rerank.expansions.base import TextExpansion
-from rerank.expansions.further_texts import MOST, CaptionExpansions, caption_expansions
 from rerank.expansions.text_file import read_further_texts, text_fault
 
 NAME = "paraphrases"

@@ -7,9 +7,9 @@ them.
 from collections.abc import Callable, Iterable, Sequence
 
 from eval.errors import UserError
+from rerank.expansions.additional_texts import MOST, AdditionalTexts, CaptionExpansions, ImageCaptions
 from rerank.expansions.base import Expansion, TextExpansion
 from rerank.expansions.crops_and_flips import ImageViewing
-from rerank.expansions.further_texts import MOST, CaptionExpansions, FurtherTexts, ImageCaptions
 from rerank.expansions.generated import Paraphraser
 from rerank.expansions.image_captions import CaptionsColumn, CaptionsFile
 from rerank.expansions.image_views import ImageViews
@@ -22,7 +22,7 @@ from rerank.expansions.wordnet import WordNet
 __all__ = [
     "CaptionExpansions",
     "Expansion",
-    "FurtherTexts",
+    "AdditionalTexts",
     "ImageCaptions",
     "ImageViews",
     "TextExpansion",

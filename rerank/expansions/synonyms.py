@@ -9,8 +9,8 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
 from eval.manifest.rows import as_list, is_unicode
 from eval.processes import Processes
+from rerank.expansions.additional_texts import MOST, CaptionExpansions, caption_expansions
 from rerank.expansions.base import TextExpansion
-from rerank.expansions.further_texts import MOST, CaptionExpansions, caption_expansions
 from rerank.expansions.substitution import Words, substitutions, words_of
 from rerank.expansions.text_file import TableFaults, existing_file, one_of, read_table
 

@@ -13,8 +13,8 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
 from eval.manifest.rows import is_unicode
 from eval.processes import Processes
+from rerank.expansions.additional_texts import MOST, CaptionExpansions, caption_expansions
 from rerank.expansions.base import TextExpansion
-from rerank.expansions.further_texts import MOST, CaptionExpansions, caption_expansions
 from rerank.expansions.text_file import TableFaults, existing_file
 
 BUILT_IN = (

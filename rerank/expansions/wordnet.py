@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
 from eval.processes import Processes
+from rerank.expansions.additional_texts import MOST, CaptionExpansions, caption_expansions
 from rerank.expansions.base import TextExpansion
-from rerank.expansions.further_texts import MOST, CaptionExpansions, caption_expansions
 from rerank.expansions.substitution import Words, substitutions
 
 FILES = ("cntlist.rev", *(f"{kind}.{part}" for kind in ("index", "data") for part in ("noun", "verb", "adj", "adv")))

@@ -89,8 +89,8 @@ def test_image_views_are_embedded_as_the_pictures_they_are(small_world: SmallWor
         ImageOps.mirror(numbered.load_image(number)).save(tmp_path / f"mirrored-{number}.png")
     (tmp_path / "n.jsonl").write_text("".join(f'{{"image": "mirrored-{number}.png", "caption": "c"}}\n' for number in range(2)))
     expected = embed_images(model, inputs, load_split(read_manifest(tmp_path / "n.jsonl"), None))
-    assert np.array_equal(views.further_XD, expected) and views.vectors_ND is own_ID and views.offsets.tolist() == [0, 1, 2]
-    assert np.array_equal(expanded_images(model, inputs, views_of(numbered, "flips"), own_ID, num_workers=2).further_XD, expected)
+    assert np.array_equal(views.additional_XD, expected) and views.vectors_ND is own_ID and views.offsets.tolist() == [0, 1, 2]
+    assert np.array_equal(expanded_images(model, inputs, views_of(numbered, "flips"), own_ID, num_workers=2).additional_XD, expected)
 
 
 def test_texts_are_embedded_item_by_item_and_one_said_often_once(small_world: SmallWorld, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +104,6 @@ def test_texts_are_embedded_item_by_item_and_one_said_often_once(small_world: Sm
     assert sum(embedded) == 3
     assert views.offsets.tolist() == [0, 2, 4, 4] and views.vectors_ND is own_CD
     for number, text in enumerate(texts):
-        assert np.array_equal(views.further_XD[number], embed_captions(model, inputs, [text])[0])
+        assert np.array_equal(views.additional_XD[number], embed_captions(model, inputs, [text])[0])
     nothing = expanded_captions(model, inputs, CaptionExpansions([], np.zeros(4, dtype=np.int64), "x", "y"), own_CD)
-    assert nothing.further_XD.shape == (0, own_CD.shape[1]) and nothing.offsets.tolist() == [0, 0, 0, 0]
+    assert nothing.additional_XD.shape == (0, own_CD.shape[1]) and nothing.offsets.tolist() == [0, 0, 0, 0]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from demo.phrases import WORDS
 from eval.captions import normalise
 from eval.errors import UserError
-from rerank.expansions.further_texts import caption_expansions
+from rerank.expansions.additional_texts import caption_expansions
 from rerank.expansions.parse import CaptionExpansions, TextExpansion, parse_expansion
 from rerank.expansions.synonyms import Dictionary
 from tests.unit.rerank.combine.expansion_set import split_of

@@ -21,7 +21,7 @@ OTHERS = "equal to another caption of the set"
 
 
 @dataclass(frozen=True)
-class FurtherTexts:
+class AdditionalTexts:
     """Further texts, item by item.
 
     Attributes:
@@ -89,12 +89,12 @@ class FurtherTexts:
 
 
 @dataclass(frozen=True)
-class CaptionExpansions(FurtherTexts):
+class CaptionExpansions(AdditionalTexts):
     """Further texts that ask for what a caption asks for: items are the captions of a split."""
 
 
 @dataclass(frozen=True)
-class ImageCaptions(FurtherTexts):
+class ImageCaptions(AdditionalTexts):
     """Further captions that say what an image shows: items are the images of a split."""
 
     @property
