@@ -66,7 +66,6 @@ ARMS: Mapping[str, StageMetrics] = {
     "expansions, reciprocal-rank": StageMetrics(pooling="reciprocal-rank"),
     "two members, logits": StageMetrics(2, "logits"),
     "two members, reciprocal-rank": StageMetrics(2, "reciprocal-rank"),
-    "two members, logits; expansions, max": StageMetrics(2, "logits", "max"),
 }
 
 

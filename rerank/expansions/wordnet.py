@@ -26,7 +26,7 @@ DEBIAN = "/usr/share/wordnet"
 LONGEST = 3
 """Words that an entry of WordNet has at most, here: "fire hydrant"."""
 _PARTS = ("n", "a", "v")
-_NUM_LEXICOGRAPHER_FILES = 45  # their numbers stand in data.*, their names in a file `lexnames` that Debian leaves out: nltk wants it
+_NUM_LEXICOGRAPHER_FILES = 45  # data.* has their numbers; their names are in `lexnames`, which nltk needs and Debian leaves out
 # Words that carry a caption's grammar, place or count: WordNet knows some of them as nouns ("a" is a vitamin, "two" a deuce).
 _STOP_WORDS = """
 a about above across after against all along also am among an and another any are around as at away back be because been before

@@ -59,7 +59,7 @@ def test_one_expansion_a_row_in_the_order_of_the_file_and_at_most_eight(tmp_path
 
 def test_a_file_of_another_split_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl", [{"caption": "a fish", "expansion": "it swims"}])
-    with pytest.raises(UserError, match="the `caption` of none of its 1 row.* is in made.*expected one such as 'A dog runs.', found 'a fish'"):
+    with pytest.raises(UserError, match="`caption` of none of its 1 row.* is in made.*such as 'A dog runs.', found 'a fish'"):
         parse_expansion(str(path)).of(SPLIT)
 
 
