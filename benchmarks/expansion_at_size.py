@@ -26,8 +26,8 @@ import torch
 from benchmarks.cost import measured
 from eval.dataset.retrieval_set import PositivePairs
 from eval.search.ranking import DIRECTIONS, Direction, Ranking
-from rerank.combine.combine import Combination, rank_ensemble
-from rerank.combine.views import Member, Pool, Pooling, Views
+from rerank.combine.combine import rank_ensemble
+from rerank.combine.views import Combination, EnsembleMember, Pool, Pooling, Views
 
 WIDTHS, NUM_EXPANSIONS, DEPTH, NOISE = (768, 1024), 5, 10, 8.0
 WEIGHT, WEIGHTS = 0.5, (0.4, 0.6)
@@ -65,10 +65,7 @@ ARMS: Mapping[str, StageMetrics] = {
     "expansions, log-sum-exp": StageMetrics(pooling="log-sum-exp"),
     "expansions, reciprocal-rank": StageMetrics(pooling="reciprocal-rank"),
     "two members, logits": StageMetrics(2, "logits"),
-    "two members, standardised": StageMetrics(2, "standardised"),
-    "two members, probabilities": StageMetrics(2, "probabilities"),
     "two members, reciprocal-rank": StageMetrics(2, "reciprocal-rank"),
-    "two members, probabilities; expansions, max": StageMetrics(2, "probabilities", "max"),
 }
 
 
@@ -85,7 +82,7 @@ class MadeUp:
             return PositivePairs(np.arange(self.num_captions + 1), self.image_C)
         return PositivePairs(np.searchsorted(self.image_C, np.arange(self.num_images + 1)), np.arange(self.num_captions))
 
-    def member(self, number: int, *, expanded: bool) -> Member:
+    def member(self, number: int, *, expanded: bool) -> EnsembleMember:
         """A model of this split, without expansions where they are not asked for."""
         generator, width = np.random.default_rng(number), WIDTHS[number]
         images_ID = _unit(generator.standard_normal((self.num_images, width), dtype=np.float32))
@@ -95,7 +92,7 @@ class MadeUp:
             owner_X = np.repeat(np.arange(self.num_captions), NUM_EXPANSIONS)
             offsets = np.arange(self.num_captions + 1) * NUM_EXPANSIONS
             views = Views(captions_CD, _near(generator, captions_CD, owner_X, 1.0), offsets)
-        return Member(Views.plain(images_ID), views, 100.0 + 15 * number, -10.0 - 2 * number, torch.device("cpu"))
+        return EnsembleMember(Views.plain(images_ID), views, 100.0 + 15 * number, -10.0 - 2 * number, torch.device("cpu"))
 
 
 def _near(generator: np.random.Generator, centres_ND: np.ndarray, owner_M: np.ndarray, noise: float) -> np.ndarray:
@@ -140,38 +137,30 @@ class Bounds:
 class Reference:
     """Whole rows of some queries in float64."""
 
-    def __init__(self, arm: StageMetrics, members: Sequence[Member], direction: Direction, queries_q: np.ndarray) -> None:
+    def __init__(self, arm: StageMetrics, members: Sequence[EnsembleMember], direction: Direction, queries_q: np.ndarray) -> None:
         self._arm, self._members, self._queries_q = arm, members, queries_q
         self._forth = direction == "image_to_text"
 
     def bounds(self) -> Bounds:
-        """Of the blended scores."""
+        """Of the combined scores."""
         arm, members, weights = self._arm, self._members, self._arm.weights()
         scores = [self._pooled(member) for member in members]
         if arm.num_members == 1:
             return scores[0]
         if arm.combination == "reciprocal-rank":
             scores = [Bounds.reciprocal_ranks(own.low_qN) for own in scores]
-        elif arm.combination == "probabilities":
-            logits = [member.scale * own.low_qN + member.bias for member, own in zip(members, scores, strict=True)]
-            scores = [Bounds(probability, probability) for probability in (1 / (1 + np.exp(-own)) for own in logits)]
-        elif arm.combination == "logits":
-            weights = [weight * member.scale for weight, member in zip(weights, members, strict=True)]
         else:
-            weights = [weight / self._unit(member) for weight, member in zip(weights, members, strict=True)]
+            weights = [weight * member.scale for weight, member in zip(weights, members, strict=True)]
         return Bounds.weighted([(weight / sum(weights), own) for weight, own in zip(weights, scores, strict=True)])
 
-    def _sides(self, member: Member) -> tuple[Views, Views]:
-        return (member.images, member.captions) if self._forth else (member.captions, member.images)
-
-    def _pooled(self, member: Member) -> Bounds:
-        queries, gallery = self._sides(member)
+    def _pooled(self, member: EnsembleMember) -> Bounds:
+        queries, gallery = (member.images, member.captions) if self._forth else (member.captions, member.images)
         items_DN = gallery.vectors_ND.T.astype(np.float64)
         plain_qN = queries.vectors_ND[self._queries_q].astype(np.float64) @ items_DN
         pooling = None if self._forth else self._arm.pooling
         if pooling is None:
             return Bounds(plain_qN, plain_qN)
-        further_qvD = queries.further_XD.reshape(len(queries.vectors_ND), NUM_EXPANSIONS, -1)[self._queries_q].astype(np.float64)
+        further_qvD = queries.additional_XD.reshape(len(queries.vectors_ND), NUM_EXPANSIONS, -1)[self._queries_q].astype(np.float64)
         if pooling == "mean":
             own_qD = queries.vectors_ND[self._queries_q].astype(np.float64)
             mixed_qD = (1 - WEIGHT) * own_qD + WEIGHT * (own_qD + further_qvD.sum(axis=1)) / (1 + NUM_EXPANSIONS)
@@ -186,14 +175,6 @@ class Reference:
             best_qN += np.log(np.mean([np.exp(member.scale * (scores_qN - best_qN)) for scores_qN in by_view], axis=0)) / member.scale
         pooled_qN = (1 - WEIGHT) * plain_qN + WEIGHT * best_qN
         return Bounds(pooled_qN, pooled_qN)
-
-    def _unit(self, member: Member) -> float:
-        """Deviation within a query, of the scores of all queries, some hundreds at a time."""
-        queries, gallery = self._sides(member)
-        items_DN, sum_of_variances = gallery.vectors_ND.T.astype(np.float64), 0.0
-        for start in range(0, len(queries.vectors_ND), 500):
-            sum_of_variances += float((queries.vectors_ND[start : start + 500].astype(np.float64) @ items_DN).var(axis=1).sum())
-        return float((sum_of_variances / len(queries.vectors_ND)) ** 0.5)
 
 
 def largest_difference(found: Ranking, bounds: Bounds, queries_q: np.ndarray) -> float:

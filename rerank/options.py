@@ -8,7 +8,7 @@ from eval.errors import UserError
 from eval.processes import Processes
 from rerank.combine.ensemble import parse_member
 from rerank.combine.spec import ALL_VIEWS, Combining
-from rerank.combine.views import COMBINATIONS, POOLINGS, Pool
+from rerank.combine.views import COMBINATIONS, POOLINGS, Pool, combination_fault
 from rerank.expansions.parse import read_expansions
 from rerank.scoring.score_cache import ScoreCache
 
@@ -177,7 +177,10 @@ def read_combining(asked: argparse.Namespace) -> tuple[dict[str, str], Combining
 
 
 def _combinations(text: str) -> list[str]:
-    return words_of(text, COMBINATIONS)
+    rules = [rule.strip() for rule in text.split(",")]
+    for fault in filter(None, map(combination_fault, rules)):
+        raise argparse.ArgumentTypeError(fault)
+    return list(dict.fromkeys(rules))
 
 
 def _pools(text: str) -> list[Pool]:

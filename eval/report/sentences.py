@@ -40,8 +40,6 @@ def split_in_words(record: dict[str, Any]) -> str:
 
 COMBINATION_WORDS = {
     "logits": "mean of logits",
-    "standardised": "mean of standardised scores",
-    "probabilities": "mean of probabilities",
     "reciprocal-rank": "reciprocal ranks",
 }
 

@@ -16,8 +16,8 @@ from eval.search.retrieve import Embedded, embed, progress_bar
 from rerank.combine.expanded_views import expanded_captions, expanded_images
 from rerank.combine.pooling import Side
 from rerank.combine.record import Held
-from rerank.combine.views import Member, Views
-from rerank.expansions.parse import CaptionExpansions, Expansion, FurtherTexts, ImageViews
+from rerank.combine.views import EnsembleMember, Views
+from rerank.expansions.parse import AdditionalTexts, CaptionExpansions, Expansion, ImageViews
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class EmbeddedSets:
     strip_punctuation: bool = False
     on_rows: Callable[[int], Any] = lambda rows: None
     _known: list[RetrievalSet] = field(default_factory=list)
-    _further: dict[tuple[int, str], FurtherTexts | ImageViews] = field(default_factory=dict)
+    _further: dict[tuple[int, str], AdditionalTexts | ImageViews] = field(default_factory=dict)
     _making_seconds: dict[tuple[int, str], float] = field(default_factory=dict)
     _read: dict[tuple[int, str], EmbeddedSet] = field(default_factory=dict)
 
@@ -70,7 +70,7 @@ class EmbeddedSets:
             for name in self.expansions:
                 self.further(name, dataset)
 
-    def further(self, expansion: str, dataset: RetrievalSet) -> FurtherTexts | ImageViews:
+    def further(self, expansion: str, dataset: RetrievalSet) -> AdditionalTexts | ImageViews:
         """What an expansion makes of a set, in words or pictures."""
         key = self._number(dataset), expansion
         if key not in self._further:
@@ -101,7 +101,7 @@ class EmbeddedSets:
             self._read[key] = self._embed(name, dataset)
         return self._read[key]
 
-    def member(self, name: str, dataset: RetrievalSet, expansion: str | None = None) -> Member:
+    def member(self, name: str, dataset: RetrievalSet, expansion: str | None = None) -> EnsembleMember:
         """A checkpoint as a member, with one expansion's further views or none; errors as of :meth:`read`."""
         read = self.read(name, dataset)
         embedded = read.embedded
@@ -110,7 +110,7 @@ class EmbeddedSets:
             captions = read.views[expansion]
         elif expansion is not None:
             images = read.views[expansion]
-        return Member(images, captions, embedded.scale, embedded.bias, embedded.device)
+        return EnsembleMember(images, captions, embedded.scale, embedded.bias, embedded.device)
 
     def held(self, names: Sequence[str], dataset: RetrievalSet) -> Held:
         """What some checkpoints and their vectors of a set take in memory."""

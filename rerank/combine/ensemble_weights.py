@@ -1,7 +1,7 @@
 """The weights of an ensemble and the rule that combines its members, chosen on another split than the one that is measured.
 
-Every combination is tried at every point of a grid on the simplex of weights. A corner of it is one model alone, which no combination
-changes, so each is searched once. Shape letter: Q queries of one direction.
+Every combination is tried at every point of a grid on the simplex of weights. A corner of it is one model alone, whose ranks do not
+depend on the combination, so each is searched once. Shape letter: Q queries of one direction.
 """
 
 import math
@@ -15,8 +15,8 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.metrics.metrics import recall_at_k
 from eval.processes import Processes
 from eval.search.ranking import DIRECTIONS, Direction
-from rerank.combine.combine import Combination, rank_ensemble
-from rerank.combine.views import Member
+from rerank.combine.combine import active_members, rank_ensemble
+from rerank.combine.views import Combination, EnsembleMember
 
 MOST_POINTS = 100
 EQUAL_WITHIN = 1e-12  # sums of the same wins may end in other bits
@@ -61,7 +61,7 @@ class TriedWeights:
 
     Attributes:
         weights: one for each member; of sum 1.
-        ranks: rank of each query's best right answer, int64 (Q,), by direction.
+        ranks: rank of each query's best relevant item, int64 (Q,), by direction.
     """
 
     combination: Combination
@@ -75,12 +75,12 @@ class TriedWeights:
 
     @property
     def num_members(self) -> int:
-        """How many have a say."""
+        """How many have a weight above 0."""
         return sum(weight > 0 for weight in self.weights)
 
     @property
     def distance(self) -> float:
-        """From equal weights, squared; rounded, so that the same numbers in another order are as far."""
+        """Squared distance from equal weights; rounded, so that the same weights in another order have the same one."""
         return round(sum((weight - 1 / len(self.weights)) ** 2 for weight in self.weights), 12)
 
 
@@ -94,7 +94,7 @@ class EnsembleChoice:
 
 
 def choose_ensemble(
-    members: Sequence[Member],
+    members: Sequence[EnsembleMember],
     dataset: RetrievalSet,
     combinations: Sequence[Combination],
     processes: Processes = Processes(),
@@ -103,8 +103,8 @@ def choose_ensemble(
 ) -> EnsembleChoice:
     """The combination and weights with the best mean R@1 of both directions; call on every process, each returns the same.
 
-    Of equally good points the one with fewest members, then the nearest to equal weights, then of the combination given first, then with
-    more weight on the earlier members. Why: a further model must earn its cost, and a weight far from equal its place.
+    Of equally good points the one with fewest active members, then the nearest to equal weights, then of the combination given first, then
+    with more weight on the earlier members. Why: a model that gains nothing is a cost, and weights far from equal are more likely chance.
 
     Args:
         on_tried: called with 1 after each point, of a simplex for each combination.
@@ -137,16 +137,9 @@ def best_weights(tried: Sequence[TriedWeights]) -> TriedWeights:
 
 
 def ranks_at(
-    members: Sequence[Member], weights: Sequence[float], combination: Combination, dataset: RetrievalSet, processes: Processes
+    members: Sequence[EnsembleMember], weights: Sequence[float], combination: Combination, dataset: RetrievalSet, processes: Processes
 ) -> dict[Direction, np.ndarray]:
-    """Rank of each query's best right answer by the members that have a weight above 0."""
-    heard = [place for place, weight in enumerate(weights) if weight > 0]
-    found = rank_ensemble(
-        [members[place] for place in heard],
-        dataset,
-        weights=[weights[place] for place in heard],
-        combination=combination,
-        depth=1,
-        processes=processes,
-    )
+    """Rank of each query's best relevant item by the active members."""
+    members, weights = active_members(members, weights)
+    found = rank_ensemble(members, dataset, weights=weights, combination=combination, depth=1, processes=processes)
     return {direction: found[direction].best_ranks() for direction in DIRECTIONS}

@@ -1,6 +1,6 @@
-"""Further views embedded: what rerank/expansions/parse.py found, as the vectors that rerank/combine/combine.py searches with.
+"""Additional views as vectors: the texts and pictures of rerank/expansions, embedded for rerank/combine/combine.py.
 
-Shape letters: N items of a side (captions, or images), X further views, D width.
+Shape letters: N items of a side (captions, or images), X additional views, T different texts, D width.
 """
 
 from collections.abc import Callable
@@ -13,20 +13,20 @@ from eval.encoder.encoder import embed_captions, embed_images
 from eval.encoder.inputs import SiglipInputs
 from eval.processes import Processes
 from rerank.combine.views import Views
-from rerank.expansions.further_texts import FurtherTexts
+from rerank.expansions.additional_texts import AdditionalTexts
 from rerank.expansions.image_views import ImageViews
 
 
 def expanded_captions(
     model: SiglipModel,
     inputs: SiglipInputs,
-    expansions: FurtherTexts,
+    expansions: AdditionalTexts,
     vectors_ND: np.ndarray,
     *,
     processes: Processes = Processes(),
     on_progress: Callable[[int], Any] = lambda rows: None,
 ) -> Views:
-    """A side with further texts as views: captions with expansions, or images with additional captions.
+    """A side with additional texts as views: captions with expansions, or images with additional captions.
 
     Args:
         vectors_ND: of the items themselves, float32 unit vectors.
@@ -60,5 +60,5 @@ def expanded_images(
     Raises:
         UserError: a picture cannot be decoded, or an embedding is not finite.
     """
-    shared: Any = {"processes": processes, "num_workers": num_workers, "on_progress": on_progress}
-    return Views(vectors_ND, embed_images(model, inputs, views, names=views.names, **shared), views.offsets)
+    views_XD = embed_images(model, inputs, views, names=views.names, processes=processes, num_workers=num_workers, on_progress=on_progress)
+    return Views(vectors_ND, views_XD, views.offsets)

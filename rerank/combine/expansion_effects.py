@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from eval.atomic import replace_together
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.processes import Processes
-from rerank.combine.combine import Combination
-from rerank.combine.pooling import Side, direction_of, heard, most_views, ranks_with
-from rerank.combine.views import Member, Pool, Views
+from rerank.combine.combine import active_members
+from rerank.combine.pooling import Side, direction_of, most_views, ranks_with
+from rerank.combine.views import Combination, EnsembleMember, Pool, Views
 
 MOST_LOOKED_AT = 8
 MOST_SHOWN = 24
@@ -46,7 +46,7 @@ class ViewTexts(Protocol):
 
 
 def ranks_of_each_view(
-    members: Sequence[Member],
+    members: Sequence[EnsembleMember],
     weights: Sequence[float] | None,
     combination: Combination,
     dataset: RetrievalSet,
@@ -62,7 +62,7 @@ def ranks_of_each_view(
         members, weights, combination, side: as of `rerank.combine.pooling.choose_pool`.
         pool: what is measured.
     """
-    members, weights = heard(members, weights)
+    members, weights = active_members(members, weights)
     alone = replace(pool, number=1)
     looked_at = range(min(pool.number, most_views(members, side), MOST_LOOKED_AT))
     return [
@@ -71,12 +71,12 @@ def ranks_of_each_view(
     ]
 
 
-def _only(member: Member, side: Side, place: int) -> Member:
+def _only(member: EnsembleMember, side: Side, place: int) -> EnsembleMember:
     """A member whose items have one further view, that of a place, or none."""
     views = member.captions if side == "captions" else member.images
     has_N = np.diff(views.offsets) > place
     offsets = np.concatenate([[0], np.cumsum(has_N)]).astype(np.int64)
-    one = Views(views.vectors_ND, views.further_XD[views.offsets[:-1][has_N] + place], offsets)
+    one = Views(views.vectors_ND, views.additional_XD[views.offsets[:-1][has_N] + place], offsets)
     return replace(member, captions=one) if side == "captions" else replace(member, images=one)
 
 

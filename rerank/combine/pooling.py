@@ -1,13 +1,13 @@
-"""How the further views of one side become one score, chosen on another split than the one that is measured.
+"""How the additional views of one side become one score, chosen on another split than the one that is measured.
 
     captions     expanded text queries: text to image changes
     images       expanded image queries (crops, flips): image to text changes
-    candidates   further views of the images that a text query searches (additional captions): text to image changes
+    candidates   additional captions of the images that a text query searches: text to image changes
 
 Shape letter: Q queries of one direction.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,9 +17,9 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.metrics.metrics import recall_at_k
 from eval.processes import Processes
 from eval.search.ranking import Direction
-from rerank.combine.combine import Combination, rank_ensemble
+from rerank.combine.combine import Pools, active_members, rank_ensemble
 from rerank.combine.ensemble_weights import EQUAL_WITHIN
-from rerank.combine.views import POOLINGS, Member, Pool, Pooling, Views
+from rerank.combine.views import POOLINGS, Combination, EnsembleMember, Pool, Pooling
 
 Side = Literal["captions", "images", "candidates"]
 NUMBERS = (1, 2, 4)
@@ -31,24 +31,21 @@ def direction_of(side: Side) -> Direction:
     return "image_to_text" if side == "images" else "text_to_image"
 
 
-def pools_at(side: Side, pool: Pool | None) -> dict[Direction, tuple[Pool | None, Pool | None]]:
-    """What `rerank.combine.combine.rank_ensemble` takes as `pools`, with a pool at one side alone."""
+def pools_at(side: Side, pool: Pool | None) -> dict[Direction, Pools]:
+    """The `pools` of `rerank.combine.combine.rank_ensemble`, with a pool on one side only."""
     return {direction_of(side): (None, pool) if side == "candidates" else (pool, None)}
 
 
 def usable_poolings(side: Side, num_members: int, combination: Combination) -> list[Pooling]:
-    """The poolings that have a meaning there: ranks fuse only where the side with views asks, and with ranks of other members only."""
+    """The poolings that can be used: reciprocal-rank pools views of queries only, and combines with the ranks of other members only."""
     fuses = side != "candidates" and (num_members == 1 or combination == "reciprocal-rank")
     return [pooling for pooling in POOLINGS if pooling != "reciprocal-rank" or fuses]
 
 
-def most_views(members: Sequence[Member], side: Side) -> int:
-    """How many further views the item with the most has."""
-    return max(int(np.diff(_views_of(member, side).offsets).max(initial=0)) for member in members)
-
-
-def _views_of(member: Member, side: Side) -> Views:
-    return member.captions if side == "captions" else member.images
+def most_views(members: Sequence[EnsembleMember], side: Side) -> int:
+    """How many additional views the item with the most has."""
+    views = [member.captions if side == "captions" else member.images for member in members]
+    return max(int(np.diff(one.offsets).max(initial=0)) for one in views)
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,8 @@ class TriedPool:
     """One point of a choice.
 
     Attributes:
-        pool: None: the further views have no say.
-        ranks_Q: rank of each query's best right answer, int64, in the direction that changes.
+        pool: None: without the additional views.
+        ranks_Q: rank of each query's best relevant item, int64, in the direction that changes.
     """
 
     pool: Pool | None
@@ -79,7 +76,7 @@ class PoolChoice:
 
 
 def choose_pool(
-    members: Sequence[Member],
+    members: Sequence[EnsembleMember],
     weights: Sequence[float] | None,
     combination: Combination,
     dataset: RetrievalSet,
@@ -89,21 +86,21 @@ def choose_pool(
     *,
     on_tried: Callable[[int], Any] = lambda points: None,
 ) -> PoolChoice:
-    """The pooling, number and weight of further views with the best R@1 of the direction they change; call on every process.
+    """The pooling, number and weight of additional views with the best R@1 of the direction they change; call on every process.
 
     Tried are "off" once, and each pooling with the first 1, 2, 4 and all views at weight 1/4, 1/2, 3/4 and 1; of poolings only those that
-    mean something here (see `usable_poolings`). Of equally good points off, then the smallest weight, then the fewest views, then the
-    pooling given first: views cost an embedding each, and must earn their say.
+    can be used here (see `usable_poolings`). Of equally good points off, then the smallest weight, then the fewest views, then the pooling
+    given first, for each view costs an embedding.
 
     Args:
-        members: with further views on that side; without any, off is all that is tried.
-        weights: of the members, of sum 1; None: equal. A member of weight 0 is left out.
+        members: with additional views on that side; without any, off is all that is tried.
+        weights: of the members; None: equal. A member of weight 0 is left out.
         on_tried: called with 1 after each point.
 
     Raises:
         UserError: see `rerank.combine.combine.rank_ensemble`.
     """
-    members, weights = heard(members, weights)
+    members, weights = active_members(members, weights)
     usable = usable_poolings(side, len(members), combination)
     most = most_views(members, side)
     numbers = sorted({number for number in (*NUMBERS, most) if 0 < number <= most})
@@ -123,15 +120,8 @@ def best_pool(tried: Sequence[TriedPool]) -> Pool | None:
     return min(equal, key=lambda pool: (pool.weight, pool.number, order[pool.pooling]) if pool else (0.0, 0, 0))
 
 
-def heard(members: Sequence[Member], weights: Sequence[float] | None) -> tuple[list[Member], list[float]]:
-    """The members whose weight is above 0, and their weights."""
-    weights = [1 / len(members)] * len(members) if weights is None else weights
-    pairs = [(member, weight) for member, weight in zip(members, weights, strict=True) if weight > 0]
-    return [member for member, _ in pairs], [weight for _, weight in pairs]
-
-
 def ranks_with(
-    members: Sequence[Member],
+    members: Sequence[EnsembleMember],
     weights: Sequence[float],
     combination: Combination,
     dataset: RetrievalSet,
@@ -139,8 +129,16 @@ def ranks_with(
     pool: Pool | None,
     processes: Processes,
 ) -> np.ndarray:
-    """Rank of each query's best right answer, int64 (Q,), in the direction that a side's views change."""
-    pools: Mapping[Direction, tuple[Pool | None, Pool | None]] = pools_at(side, pool) if pool is not None else {}
-    changed = [direction_of(side)]
-    asked: Any = {"combination": combination, "pools": pools, "depth": 1, "directions": changed, "processes": processes}
-    return rank_ensemble(members, dataset, weights=weights, **asked)[changed[0]].best_ranks()
+    """Rank of each query's best relevant item, int64 (Q,), in the direction that a side's views change."""
+    direction = direction_of(side)
+    found = rank_ensemble(
+        members,
+        dataset,
+        weights=weights,
+        combination=combination,
+        pools=pools_at(side, pool),
+        depth=1,
+        directions=[direction],
+        processes=processes,
+    )
+    return found[direction].best_ranks()

@@ -1,1 +1,1 @@
-"""Where further views of captions and pictures come from: the user's own, templates, dictionaries, models, crops and flips."""
+"""Additional views of captions and images: the user's own texts, templates, dictionaries, language models, crops and flips."""

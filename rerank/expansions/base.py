@@ -1,12 +1,13 @@
-"""What every way of expanding has: the words it was asked for by, a name, and what it makes of a split."""
+"""The base classes of all ways of expanding: how it was asked for, its name, and the views it makes of a split."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.dataset.retrieval_set import RetrievalSet
+from eval.errors import UserError
 from eval.processes import Processes
-from rerank.expansions.further_texts import MOST, FurtherTexts
+from rerank.expansions.additional_texts import AdditionalTexts
 from rerank.expansions.image_views import ImageViews
 
 
@@ -16,16 +17,14 @@ class Expansion(ABC):
 
     Attributes:
         source: FILE_OR_METHOD as it was asked for.
-        most: further texts of one item, at most (views of pictures have a number of their own).
     """
 
     source: str
-    most: int = MOST
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """The arm's ending in a stage's name."""
+        """The ending of its stages' names."""
 
     @property
     def columns(self) -> Sequence[str]:
@@ -33,18 +32,44 @@ class Expansion(ABC):
         return ()
 
     @abstractmethod
-    def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> FurtherTexts | ImageViews:
-        """What it makes of a split; call on every process.
+    def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> AdditionalTexts | ImageViews:
+        """The additional views of a split; call on every process.
 
         Raises:
-            UserError: it has nothing to say of this split, or a model cannot be used.
+            UserError: it has no view of this split, or a model cannot be used.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextExpansion(Expansion):
-    """One whose further views are texts."""
+    """An expansion whose views are texts."""
 
     @abstractmethod
-    def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> FurtherTexts:
+    def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> AdditionalTexts:
         """As of `Expansion`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnExpansion(TextExpansion):
+    """An expansion whose texts are in a column of the manifest."""
+
+    column: str
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The column."""
+        return (self.column,)
+
+    def texts_of_captions(self, dataset: RetrievalSet) -> list[list[str]]:
+        """The texts in the row of each caption; captions of one row share one list.
+
+        Raises:
+            UserError: the manifest was read without the column, or it is empty in all rows of the split.
+        """
+        texts_C = dataset.texts.get(self.column)
+        asked, column = f"--expand {self.source}", self.column
+        if texts_C is None:
+            raise UserError(f"{asked}: the manifest was read without its column {column!r}; read_manifest(..., keep=[{column!r}])")
+        if not any(texts_C):
+            raise UserError(f"{asked}: column {column!r} of {dataset.source} is empty in every row of split {dataset.split!r}")
+        return texts_C

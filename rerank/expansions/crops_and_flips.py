@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.processes import Processes
 from rerank.expansions.base import Expansion
-from rerank.expansions.image_views import VIEWS, ImageViews
+from rerank.expansions.image_views import ImageViews
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageViewing(Expansion):
-    """`source` names the views; `most` of them, the most trusted first."""
+class CropsOrFlips(Expansion):
+    """`source` names the views, "crops" or "flips"."""
 
     @property
     def name(self) -> str:
@@ -18,5 +18,5 @@ class ImageViewing(Expansion):
         return self.source
 
     def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> ImageViews:
-        """The views of a split's pictures; nothing is decoded yet."""
-        return ImageViews(dataset, self.source, VIEWS[self.source][: self.most], self.source)
+        """The views of a split's images; nothing is decoded yet."""
+        return ImageViews(dataset, self.source)

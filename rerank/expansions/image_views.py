@@ -1,10 +1,11 @@
-"""Crops and flips: further views of a split's pictures, cut when they are embedded.
+"""Crops and flips: additional views of a split's images, made when they are embedded.
 
 Shape letters: I images, V views of an image.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,54 +14,49 @@ from PIL import Image, ImageOps
 from eval.dataset.retrieval_set import RetrievalSet
 
 CROP_SHARE = 0.8
-"""Of a picture's width and height that a crop keeps."""
-# Share of the room that is left which goes to the left of the crop, and above it. The centre first: there stands what captions speak of.
+"""Width and height of a crop, as a share of the image's."""
+# Share of the remaining width that is left of the crop, and of the remaining height above it. The centre first: captions speak of it.
 _PLACES = {"centre": (0.5, 0.5), "top left": (0.0, 0.0), "top right": (1.0, 0.0), "bottom left": (0.0, 1.0), "bottom right": (1.0, 1.0)}
 
 
 @dataclass(frozen=True)
-class View:
-    """One way to look at a picture: what it is called, and the picture it makes."""
+class ImageView:
+    """A view's name, and the function that makes it of an image; data-loading processes may have to pickle it."""
 
     name: str
-    of: Callable[[Image.Image], Image.Image]
+    transform: Callable[[Image.Image], Image.Image]
 
 
-def crop(picture: Image.Image, left: float, above: float) -> Image.Image:
-    """The part of a picture that is CROP_SHARE as wide and high, at least a pixel; `left` and `above` say where, in [0, 1]."""
-    width, height = (max(1, round(CROP_SHARE * side)) for side in picture.size)
-    x, y = round(left * (picture.width - width)), round(above * (picture.height - height))
-    return picture.crop((x, y, x + width, y + height))
+def crop(image: Image.Image, *, left: float, above: float) -> Image.Image:
+    """The part of an image that is CROP_SHARE as wide and high, at least a pixel; `left` and `above` say where, in [0, 1]."""
+    width, height = (max(1, round(CROP_SHARE * side)) for side in image.size)
+    x, y = round(left * (image.width - width)), round(above * (image.height - height))
+    return image.crop((x, y, x + width, y + height))
 
 
-@dataclass(frozen=True)
-class _Crop:
-    """A crop at one place; a class, for data-loading processes may have to pickle it."""
-
-    left: float
-    above: float
-
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        return crop(picture, self.left, self.above)
-
-
-VIEWS = {
-    "crops": tuple(View(f"crop {place}", _Crop(*shares)) for place, shares in _PLACES.items()),
-    "flips": (View("mirrored", ImageOps.mirror),),
+VIEWS: dict[str, Sequence[ImageView]] = {
+    "crops": [ImageView(f"crop {place}", partial(crop, left=left, above=above)) for place, (left, above) in _PLACES.items()],
+    "flips": [ImageView("mirrored", ImageOps.mirror)],
 }
 """Name of the method -> its views, the most trusted first."""
 
 
 @dataclass
 class ImageViews:
-    """Further views of a split's pictures as pictures of their own (`eval.encoder.encoder.Pictures`): view v of image i is number i x V +
-    v."""
+    """Additional views of a split's images as images of their own (`eval.encoder.encoder.Pictures`): view v of image i is number i x V + v.
+
+    Attributes:
+        name: the method, a key of VIEWS.
+    """
 
     dataset: RetrievalSet
     name: str
-    views: Sequence[View]
-    source: str = ""
     _last: tuple[int, Image.Image] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def views(self) -> Sequence[ImageView]:
+        """The views of each image."""
+        return VIEWS[self.name]
 
     @property
     def num_images(self) -> int:
@@ -78,32 +74,27 @@ class ImageViews:
         return [f"{image} ({view.name})" for image in self.dataset.image_ids for view in self.views]
 
     def of(self, item: int) -> list[str]:
-        """What the views of an image are called."""
+        """The names of the views of an image."""
         return [view.name for view in self.views]
 
     def load_image(self, image: int, /) -> Image.Image:
-        """One view, RGB; a picture whose views follow one another is decoded once.
+        """One view, RGB; an image whose views follow one another is decoded once.
 
         Raises:
-            eval.dataset.images.ImageError: the picture cannot be decoded.
+            eval.dataset.images.ImageError: the image cannot be decoded.
         """
         number, view = divmod(image, len(self.views))
         if self._last is None or self._last[0] != number:
             self._last = number, self.dataset.load_image(number)
-        return self.views[view].of(self._last[1])
+        return self.views[view].transform(self._last[1])
 
     def record(self) -> dict[str, Any]:
-        """What a report says of them."""
+        """What report.json says of them."""
         return {
             "name": self.name,
-            "source": self.source,
+            "source": self.name,
             "num_items": self.dataset.num_images,
             "num_with": self.dataset.num_images,
             "num_views": self.num_images,
-            "views": [view.name for view in self.views],
+            "views": self.of(0),
         }
-
-    def describe(self) -> str:
-        """The same in a line."""
-        what = ", ".join(view.name for view in self.views)
-        return f"{self.source}: {len(self.views)} view(s) of each of {self.dataset.num_images:,} image(s): {what}"

@@ -1,4 +1,4 @@
-"""A language model that writes texts again: a seq2seq or causal model of transformers, asked with beams, the same each time.
+"""A language model that writes texts in other words: a seq2seq or causal model of transformers, by beam search, the same each time.
 
 Shape letters: B captions of a block, L tokens, R texts of a caption.
 """
@@ -25,12 +25,12 @@ _LEAST_PROMPT_TOKENS = 16
 
 @dataclass(frozen=True)
 class LanguageModelFiles:
-    """What of a language model is read before its weights.
+    """The files of a language model that are read before its weights.
 
     Attributes:
         model: its folder or hub id.
         asked: how it was asked for, for messages.
-        is_seq2seq: whether it reads the prompt with an encoder, or goes on where the prompt ends.
+        is_seq2seq: whether it is an encoder-decoder, or a causal model that continues the prompt.
         max_prompt_tokens: how long a prompt may be.
     """
 
@@ -54,32 +54,32 @@ class LanguageModelFiles:
             tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         except UserError:
             raise
-        except Exception as error:  # of many classes, as the file and what is wrong with it
+        except Exception as error:  # its class depends on the file and the damage
             raise UserError(
                 f"{asked}: the config or tokenizer of {model!r} could not be read: {in_words(error)}. Expected a folder or hub id with "
                 "config.json, model.safetensors and the tokenizer's files"
             ) from error
         if tokenizer.pad_token is None and tokenizer.eos_token is None:
-            raise UserError(f"{asked}: the tokenizer of {model!r} knows no end of a text (eos_token) and no padding; say one in its files")
+            raise UserError(f"{asked}: the tokenizer of {model!r} has neither eos_token nor pad_token; name one in its files")
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         if len(tokenizer) > config.get_text_config().vocab_size:
             raise UserError(
-                f"{asked}: the tokenizer of {model!r} knows {len(tokenizer)} tokens, the model {config.get_text_config().vocab_size}: "
+                f"{asked}: the tokenizer of {model!r} has {len(tokenizer)} tokens, the model {config.get_text_config().vocab_size}: "
                 "these are files of different models"
             )
         return cls(model, asked, config, tokenizer, is_seq2seq, _max_prompt_tokens(model, asked, config, is_seq2seq))
 
     @property
-    def default_prompt(self) -> str:
-        """The prompt that suits such a model."""
+    def prompt(self) -> str:
+        """The prompt for such a model, with {} where the caption goes."""
         if self.is_seq2seq:
             return SEQ2SEQ_PROMPT
         return CHAT_PROMPT if self.tokenizer.chat_template else CAUSAL_PROMPT
 
-    def prompted(self, prompt: str, caption: str) -> str:
-        """What the model is given: the prompt with the caption, within the model's own chat template where it has one."""
-        text = prompt.replace("{}", caption)
+    def prompted(self, caption: str) -> str:
+        """The model's input: the prompt with the caption, within the model's own chat template where it has one."""
+        text = self.prompt.replace("{}", caption)
         if self.is_seq2seq or not self.tokenizer.chat_template:
             return text
         turns = [{"role": "user", "content": text}]
@@ -91,9 +91,9 @@ class LanguageModelFiles:
         Raises:
             UserError: they cannot be read, are missing, or not finite.
         """
-        kind = AutoModelForSeq2SeqLM if self.is_seq2seq else AutoModelForCausalLM
+        model_class = AutoModelForSeq2SeqLM if self.is_seq2seq else AutoModelForCausalLM
         purpose, example = ("paraphrasing", "humarin/chatgpt_paraphraser_on_T5_base") if self.is_seq2seq else ("chat", "Qwen/Qwen3-0.6B")
-        model = complete_weights(self.model, kind, self.config, example, asked=self.asked, purpose=purpose)
+        model = complete_weights(self.model, model_class, self.config, example, asked=self.asked, purpose=purpose)
         return LanguageModel(self, model.to(device))
 
 
@@ -102,9 +102,9 @@ def _is_seq2seq(model: str, asked: str, config: Any) -> bool:
         MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.get(config.model_type),
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type),
     )
-    kinds = {name for name in (seq2seq, causal) if name is not None}
-    architectures = list(config.architectures or kinds)
-    if not kinds & set(architectures):
+    known = {name for name in (seq2seq, causal) if name is not None}
+    architectures = list(config.architectures or known)
+    if not known & set(architectures):
         raise UserError(
             f"{asked}: {model!r} is a {', '.join(architectures) or config.model_type}; expected a seq2seq model (T5, BART, ...) or a "
             "causal language model (Llama, Qwen, ...) that writes text"
@@ -113,7 +113,7 @@ def _is_seq2seq(model: str, asked: str, config: Any) -> bool:
 
 
 def _max_prompt_tokens(model: str, asked: str, config: Any, is_seq2seq: bool) -> int:
-    """Models with a table of positions hold prompt and answer in it; a seq2seq model each in one of its own."""
+    """A causal model's position table holds prompt and answer; a seq2seq model has a table for each."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return MAX_PROMPT_TOKENS
@@ -133,9 +133,9 @@ class LanguageModel:
     model: Any
 
     def write_again(self, prompts: Sequence[str], number: int) -> list[list[str]]:
-        """So many texts for each prompt, the most probable first, as they come: by beam search, nothing drawn.
+        """`number` texts for each prompt, the most probable first, not cleaned: by beam search, without sampling.
 
-        The prompts make one batch, padded to the longest: in other company the same prompt may get another answer.
+        The prompts make one batch, padded to the longest: in another batch the same prompt may get another answer.
         """
         tokenizer, is_seq2seq = self.files.tokenizer, self.files.is_seq2seq
         encoded_BL = tokenizer(
@@ -157,7 +157,7 @@ class LanguageModel:
         return [texts[start : start + number] for start in range(0, len(texts), number)]
 
     def _beams(self, number: int) -> Any:
-        """The checkpoint's own settings but for what would draw, and for how many and how long."""
+        """The checkpoint's own settings but for sampling, the number of texts and their length."""
         settings = copy.deepcopy(self.model.generation_config)
         settings.update(
             num_beams=number,

@@ -1,7 +1,7 @@
 """Words of a caption replaced by synonyms: which words, and in which order.
 
 Whole words only, in any case; a word is letters and digits with the hyphens and apostrophes inside it ("t-shirt", "dog's"). An entry of
-several words stands before a shorter one. The article "a" or "an" in front follows the new word.
+several words is taken before a shorter one. The article "a" or "an" in front follows the new word.
 """
 
 import re
@@ -14,7 +14,7 @@ _VOWELS = frozenset("aeiou")
 
 Words = tuple[str, ...]
 Synonyms = Callable[[Words], Sequence[str]]
-"""The synonyms of an entry, lower-case words in a row, the most trusted first; empty: it has none."""
+"""The synonyms of an entry (its words in lower case), the most trusted first; empty: it has none."""
 
 
 def words_of(text: str) -> Words:
@@ -24,7 +24,7 @@ def words_of(text: str) -> Words:
 
 @dataclass(frozen=True)
 class Match:
-    """An entry found in a caption: its places (start, end), each of them, and what may stand there instead."""
+    """An entry found in a caption: all its places (start, end), and its synonyms."""
 
     places: list[tuple[int, int]]
     synonyms: Sequence[str]
@@ -74,8 +74,8 @@ def substitutions(caption: str, synonyms: Synonyms, longest: int, *, together_fi
     synonyms keeps its last one where all are replaced.
 
     Args:
-        together_first: whether all at once stands before each alone. It should where each synonym is right; where some are wrong it
-            holds them all.
+        together_first: whether all at once comes before each alone: where each synonym is right. Where some are wrong, all at once has
+            them all.
     """
     matches = find_entries(caption, synonyms, longest)
     for rank in range(max((len(match.synonyms) for match in matches), default=0)):

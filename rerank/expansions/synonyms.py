@@ -2,42 +2,40 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
 from eval.manifest.rows import as_list, is_unicode
 from eval.processes import Processes
+from rerank.expansions.additional_texts import CaptionExpansions, caption_expansions
 from rerank.expansions.base import TextExpansion
-from rerank.expansions.further_texts import MOST, CaptionExpansions, caption_expansions
 from rerank.expansions.substitution import Words, substitutions, words_of
-from rerank.expansions.text_file import TableFaults, existing_file, one_of, read_table
+from rerank.expansions.text_file import TableFaults, existing_file, one_of, read_table, read_text
 
 _FORM = "word: synonym, synonym"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dictionary(TextExpansion):
-    """A dictionary: entry -> its synonyms, the most trusted first. One way: the synonyms are no entries."""
+    """A dictionary: entry -> its synonyms, the most trusted first. One way: a synonym is no entry."""
 
     name: ClassVar[str] = "synonyms"
     entries: Mapping[Words, Sequence[str]]
 
     @classmethod
-    def read(cls, path: str, *, most: int = MOST) -> "Dictionary":
+    def read(cls, path: str) -> "Dictionary":
         """Read one whole: .jsonl, or any other file as lines, where `#` begins a comment and empty lines are left out.
 
         Raises:
             UserError: it is not there or no text, holds nothing, or with every bad line.
         """
         source = f"synonyms:{path}"
-        file = existing_file(source, path)
         faults = TableFaults(source, path)
-        reader = _jsonl_entries if file.suffix.lower() == ".jsonl" else _line_entries
+        reader = _jsonl_entries if path.lower().endswith(".jsonl") else _line_entries
         entries: dict[Words, Sequence[str]] = {}
         lines: dict[Words, int] = {}
-        for line, word, synonyms in reader(source, file, faults):
+        for line, word, synonyms in reader(source, path, faults):
             what = _fault(word, synonyms)
             if not what and words_of(word) in lines:
                 what = f"{word!r} has an entry on line {lines[words_of(word)]} already; write its synonyms there"
@@ -48,7 +46,7 @@ class Dictionary(TextExpansion):
         faults.raise_any()
         if not entries:
             raise UserError(f"--expand {source}: {path} holds no entry; write one a line: {_FORM}")
-        return cls(source=source, most=most, entries=entries)
+        return cls(source=source, entries=entries)
 
     def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> CaptionExpansions:
         """Each caption of a split with words replaced.
@@ -57,8 +55,8 @@ class Dictionary(TextExpansion):
             UserError: no caption of the split holds an entry.
         """
         longest = max(map(len, self.entries))
-        said = (self._said(caption, longest) for caption in dataset.captions)
-        expansions = caption_expansions(dataset, said, name=self.name, source=self.source, most=self.most, cut=True)
+        proposed = (substitutions(caption, self._synonyms, longest, together_first=True) for caption in dataset.captions)
+        expansions = caption_expansions(dataset, proposed, name=self.name, source=self.source, cut=True)
         if not len(expansions.texts):
             raise UserError(
                 f"--expand {self.source}: no caption of {dataset.source} (split {dataset.split!r}) holds any of its {len(self.entries)} "
@@ -66,17 +64,13 @@ class Dictionary(TextExpansion):
             )
         return expansions
 
-    def _said(self, caption: str, longest: int) -> Iterator[str]:
-        return substitutions(caption, lambda entry: self.entries.get(entry, ()), longest, together_first=True)
+    def _synonyms(self, entry: Words) -> Sequence[str]:
+        return self.entries.get(entry, ())
 
 
-def _line_entries(source: str, path: Path, faults: TableFaults) -> Iterator[tuple[int, str, list[str]]]:
+def _line_entries(source: str, path: str, faults: TableFaults) -> Iterator[tuple[int, str, list[str]]]:
     """(line, word, synonyms) of each line that has the form of one."""
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise UserError(f"--expand {source}: {path} cannot be read ({error})") from error
-    for number, raw in enumerate(text.split("\n"), 1):
+    for number, raw in enumerate(read_text(source, path).split("\n"), 1):
         line = raw.split("#")[0].strip()
         if not line:
             continue
@@ -89,12 +83,12 @@ def _line_entries(source: str, path: Path, faults: TableFaults) -> Iterator[tupl
             faults.add(number, "not UTF-8 text; save the file as UTF-8")
 
 
-def _jsonl_entries(source: str, path: Path, faults: TableFaults) -> Iterator[tuple[int, Any, list[Any]]]:
+def _jsonl_entries(source: str, path: str, faults: TableFaults) -> Iterator[tuple[int, Any, list[Any]]]:
     """(line, word, synonyms) of each record."""
-    columns, records = read_table(source, path, faults)
-    if columns:
-        one_of(source, path, columns, ("word",))
-        one_of(source, path, columns, ("synonyms",))
+    file = existing_file(source, path)
+    columns, records = read_table(source, file, faults)
+    for column in ("word", "synonyms") if columns else ():
+        one_of(source, file, columns, (column,))
     for line, record in records:
         yield line, record.get("word"), as_list(record.get("synonyms"))
 

@@ -1,4 +1,4 @@
-"""Prompt templates: the caption within words that say a picture is meant.
+"""Prompt templates: the caption within words that say it describes a picture.
 
 Prompts of this kind raised zero-shot accuracy of models trained on captions (Radford et al. 2021, section 3.1.4); those here are our own.
 """
@@ -13,9 +13,9 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
 from eval.manifest.rows import is_unicode
 from eval.processes import Processes
+from rerank.expansions.additional_texts import CaptionExpansions, caption_expansions
 from rerank.expansions.base import TextExpansion
-from rerank.expansions.further_texts import MOST, CaptionExpansions, caption_expansions
-from rerank.expansions.text_file import TableFaults, existing_file
+from rerank.expansions.text_file import TableFaults, read_text
 
 BUILT_IN = (
     "a photo of {}",
@@ -32,26 +32,21 @@ _FIRST_WORD = re.compile(r"[A-Z][a-z]*(?![\w.'’-])")
 
 @dataclass(frozen=True, kw_only=True)
 class Templates(TextExpansion):
-    """Templates with one {} each, where the caption stands, the most trusted first."""
+    """Templates with one {} each, where the caption goes, the most trusted first."""
 
     name: ClassVar[str] = "templates"
     templates: Sequence[str] = BUILT_IN
 
     @classmethod
-    def read(cls, path: str, *, most: int = MOST) -> "Templates":
+    def read(cls, path: str) -> "Templates":
         """A file of templates, one a line; empty lines are left out.
 
         Raises:
             UserError: it is not there or no text, or with every line that is no template.
         """
         source = f"templates:{path}"
-        file, templates = existing_file(source, path), []
-        faults = TableFaults(source, path)
-        try:
-            lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-        except OSError as error:
-            raise UserError(f"--expand {source}: cannot be read ({error})") from error
-        for number, line in enumerate(lines, 1):
+        faults, templates = TableFaults(source, path), []
+        for number, line in enumerate(read_text(source, path).splitlines(), 1):
             if not line.strip():
                 continue
             if what := _fault(line):
@@ -60,19 +55,19 @@ class Templates(TextExpansion):
         faults.raise_any()
         if not templates:
             raise UserError(f"--expand {source}: {path} holds no template; write one a line, such as {BUILT_IN[0]!r}")
-        return cls(source=source, most=most, templates=tuple(templates))
+        return cls(source=source, templates=tuple(templates))
 
     def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> CaptionExpansions:
         """Each caption of a split in each template."""
-        return caption_expansions(dataset, map(self._filled, dataset.captions), name=self.name, source=self.source, most=self.most)
+        return caption_expansions(dataset, map(self._filled, dataset.captions), name=self.name, source=self.source)
 
     def _filled(self, caption: str) -> Iterator[str]:
         for template in self.templates:
-            yield template.replace("{}", within(caption) if not template.startswith("{}") else within(caption, start=True))
+            yield template.replace("{}", within(caption, start=template.startswith("{}")))
 
 
 def within(caption: str, *, start: bool = False) -> str:
-    """A caption as it stands within a sentence: no single full stop at its end, and, but at the start of one, no capital at its own.
+    """A caption as part of a sentence: no single full stop at its end, and, but at the start of one, no capital at its own.
 
     The capital stays where the first word holds more capitals, digits, dots or hyphens (NASA, U.S., T-shirt) or is "I".
 
@@ -92,4 +87,4 @@ def _fault(line: str) -> str:
         return "not UTF-8 text; save the file as UTF-8"
     if line.count("{}") != 1:
         return f"expected exactly one {{}}, where the caption goes; found {line.count('{}')} in {line.strip()!r:.80}"
-    return "" if normalise(line.replace("{}", " ")) else f"expected words beside the {{}}; found {line.strip()!r:.80}"
+    return "" if normalise(line.replace("{}", " ")) else f"expected words next to the {{}}; found {line.strip()!r:.80}"

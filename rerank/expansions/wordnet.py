@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
 from eval.processes import Processes
+from rerank.expansions.additional_texts import CaptionExpansions, caption_expansions
 from rerank.expansions.base import TextExpansion
-from rerank.expansions.further_texts import MOST, CaptionExpansions, caption_expansions
 from rerank.expansions.substitution import Words, substitutions
 
 FILES = ("cntlist.rev", *(f"{kind}.{part}" for kind in ("index", "data") for part in ("noun", "verb", "adj", "adv")))
@@ -26,7 +26,7 @@ DEBIAN = "/usr/share/wordnet"
 LONGEST = 3
 """Words that an entry of WordNet has at most, here: "fire hydrant"."""
 _PARTS = ("n", "a", "v")
-_NUM_LEXICOGRAPHER_FILES = 45  # their numbers stand in data.*, their names in a file `lexnames` that Debian leaves out: nltk wants it
+_NUM_LEXICOGRAPHER_FILES = 45  # data.* has their numbers; their names are in `lexnames`, which nltk needs and Debian leaves out
 # Words that carry a caption's grammar, place or count: WordNet knows some of them as nouns ("a" is a vitamin, "two" a deuce).
 _STOP_WORDS = """
 a about above across after against all along also am among an and another any are around as at away back be because been before
@@ -54,7 +54,7 @@ class WordNet(TextExpansion):
     known: dict[Words, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, folder: str | None = None, *, most: int = MOST) -> "WordNet":
+    def read(cls, folder: str | None = None) -> "WordNet":
         """Open the data in a folder; without one, the first found of $WNSEARCHDIR, /usr/share/wordnet and nltk's own places.
 
         Raises:
@@ -70,15 +70,15 @@ class WordNet(TextExpansion):
                 f"{', ...' if len(missing) > 4 else ''}. Debian has them: apt-get install wordnet-base"
             )
         try:
-            return cls(source=source, most=most, reader=_open(place))
+            return cls(source=source, reader=_open(place))
         except Exception as error:  # nltk's own, ValueError, AssertionError, StopIteration, ... as the damage
             what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UserError(f"--expand {source}: WordNet's files in {place} cannot be read ({what}). Install them again") from error
 
     def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> CaptionExpansions:
         """Each caption of a split with words replaced."""
-        said = (substitutions(caption, self.synonyms, LONGEST, together_first=False) for caption in dataset.captions)
-        return caption_expansions(dataset, said, name=self.name, source=self.source, most=self.most, cut=True)
+        proposed = (substitutions(caption, self.synonyms, LONGEST, together_first=False) for caption in dataset.captions)
+        return caption_expansions(dataset, proposed, name=self.name, source=self.source, cut=True)
 
     def synonyms(self, entry: Words) -> Sequence[str]:
         """Other lemmas of the commonest sense, names with capitals (Canis familiaris) left out.

@@ -1,11 +1,11 @@
 """The sections `rerank`, `evaluation` and `watch` of a configuration: what is measured, at the end and meanwhile."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from eval.dataset.truth import Protocol
-from rerank.combine.views import POOLINGS, Combination, Pooling
+from rerank.combine.views import POOLINGS, REMOVED_COMBINATIONS, Combination, Pooling, combination_fault
 from train.config.section import Section
 
 
@@ -49,7 +49,15 @@ class EnsembleConfig(Section):
     """Further members (name: DIR_OR_HUB_ID or DIR_OR_HUB_ID:WEIGHT, the weight of tuned being 1, and of others left out). Where none
     is given they are chosen on data.val_split."""
     combine: Annotated[list[Combination], Field(min_length=1)] = ["logits"]
-    """How scores become one: logits, standardised, probabilities, reciprocal-rank; of several the best is chosen with the weights."""
+    """How scores become one: logits, reciprocal-rank; of several the best is chosen with the weights."""
+
+    @field_validator("combine", mode="before")
+    @classmethod
+    def _no_removed_rule(cls, rules: Any) -> Any:
+        for rule in rules if isinstance(rules, list) else ():
+            if rule in REMOVED_COMBINATIONS:
+                raise ValueError(combination_fault(rule))
+        return rules
 
     @model_validator(mode="after")
     def _check(self) -> "EnsembleConfig":

@@ -11,7 +11,7 @@ from eval.captions import normalise
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
 from eval.manifest.manifest import Manifest, ManifestImage
-from rerank.expansions.parse import Expansion, FurtherTexts, ImageCaptions, TextExpansion, parse_expansion
+from rerank.expansions.parse import AdditionalTexts, Expansion, ImageCaptions, TextExpansion, parse_expansion
 
 
 def parse_expansions(asked: Sequence[str]) -> list[TextExpansion]:
@@ -70,7 +70,7 @@ def expanded(
     return RetrievalSet(images, manifest, source=manifest.source, split=split), lines
 
 
-def _of_images(dataset: RetrievalSet, further: FurtherTexts) -> Iterator[list[tuple[int, str]]]:
+def _of_images(dataset: RetrievalSet, further: AdditionalTexts) -> Iterator[list[tuple[int, str]]]:
     """Of each image what is said of it: (place among its own captions, text), caption after caption.
 
     What is said of a caption is said of every image that has it: else it could be mined as a negative of the others.
@@ -84,7 +84,7 @@ def _of_images(dataset: RetrievalSet, further: FurtherTexts) -> Iterator[list[tu
         yield [(caption - start, text) for caption in range(start, end) for text in by_hash[int(dataset.caption_hash_C[caption])]]
 
 
-def _by_hash(dataset: RetrievalSet, further: FurtherTexts) -> dict[int, list[str]]:
+def _by_hash(dataset: RetrievalSet, further: AdditionalTexts) -> dict[int, list[str]]:
     """What is said of any caption of a normalised text, by its hash: the same is true wherever that text is."""
     found: dict[int, list[str]] = {}
     for caption, key in enumerate(dataset.caption_hash_C.tolist()):

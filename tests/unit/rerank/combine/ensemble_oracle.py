@@ -1,4 +1,4 @@
-"""Blended scores as whole matrices in float64, by plain loops over pairs and views: what rerank/combine/combine.py is held against."""
+"""Combined scores as whole matrices in float64, by plain loops over pairs and views: what rerank/combine/combine.py is held against."""
 
 import math
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ import torch
 
 from eval.dataset.retrieval_set import PositivePairs
 from eval.search.ranking import Direction
-from rerank.combine.combine import COMBINATIONS, Combination, Pools
-from rerank.combine.views import POOLINGS, Member, Pool, Views
+from rerank.combine.combine import Pools
+from rerank.combine.views import COMBINATIONS, POOLINGS, Combination, EnsembleMember, Pool, Views
 
 
 def ranks_of(scores: Sequence[float]) -> list[int]:
@@ -22,10 +22,10 @@ def ranks_of(scores: Sequence[float]) -> list[int]:
 
 
 def views_of(side: Views, item: int, pool: Pool | None) -> list[np.ndarray]:
-    """View 0 and the further ones that count, float64."""
+    """View 0 and the additional ones that count, float64."""
     number = 0 if pool is None or pool.weight == 0 else pool.number
-    further = side.further_XD[side.offsets[item] : side.offsets[item + 1]][:number]
-    return [side.vectors_ND[item].astype(np.float64), *further.astype(np.float64)]
+    additional = side.additional_XD[side.offsets[item] : side.offsets[item + 1]][:number]
+    return [side.vectors_ND[item].astype(np.float64), *additional.astype(np.float64)]
 
 
 def averaged(views: list[np.ndarray], weight: float) -> np.ndarray:
@@ -58,7 +58,7 @@ def with_gallery(view: np.ndarray, gallery: Views, pool: Pool | None, scale: flo
     return found
 
 
-def member_scores(member: Member, direction: Direction, pools: Pools) -> np.ndarray:
+def member_scores(member: EnsembleMember, direction: Direction, pools: Pools) -> np.ndarray:
     """Pooled cosines of one member, float64 (Q, N)."""
     queries, gallery = (member.images, member.captions) if direction == "image_to_text" else (member.captions, member.images)
     asks, ranked = pools
@@ -81,8 +81,10 @@ def member_scores(member: Member, direction: Direction, pools: Pools) -> np.ndar
     return np.array(rows)
 
 
-def blended_scores(members: Sequence[Member], direction: Direction, weights: Sequence[float], combination: str, pools: Pools) -> np.ndarray:
-    """The blended scores, float64 (Q, N); logits and standardised scores brought to weighted means of cosines."""
+def ensemble_scores(
+    members: Sequence[EnsembleMember], direction: Direction, weights: Sequence[float], combination: str, pools: Pools
+) -> np.ndarray:
+    """The combined scores, float64 (Q, N); those of logits as weighted means of cosines."""
     kept = [(member, weight / sum(weights)) for member, weight in zip(members, weights, strict=True) if weight]
     scores = [member_scores(member, direction, pools) for member, _ in kept]
     if len(kept) == 1:
@@ -90,19 +92,10 @@ def blended_scores(members: Sequence[Member], direction: Direction, weights: Seq
     parts = np.array([weight for _, weight in kept])
     if combination == "reciprocal-rank":
         found = np.array([[[1 / (60 + rank) for rank in ranks_of(row.tolist())] for row in own.astype(np.float32)] for own in scores])
-    elif combination == "probabilities":
-        logits = [member.scale * own + member.bias for (member, _), own in zip(kept, scores, strict=True)]
-        found = np.array([1 / (1 + np.exp(-own)) for own in logits])
-    elif combination == "logits":
+    else:
         logits = [member.scale * own + member.bias for (member, _), own in zip(kept, scores, strict=True)]
         bias = sum(weight * member.bias for member, weight in kept)
         found = (np.array(logits) - bias) / sum(weight * member.scale for member, weight in kept)
-    else:
-        units = np.array([math.sqrt(member_scores(member, direction, (None, None)).var(axis=1).mean()) for member, _ in kept])
-        says = units > 1e-9  # a member that says the same of everything has no say
-        if says.any():
-            parts = np.where(says, parts / np.where(says, units, 1), 0)
-        parts, found = parts / parts.sum(), np.array(scores)
     return np.einsum("m,mqn->qn", parts, found)
 
 
@@ -111,20 +104,20 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def side(generator: np.random.Generator, num: int, width: int, most: int) -> Views:
-    """Unit vectors with 0 to `most` further views each, near the item."""
+    """Unit vectors with 0 to `most` additional views each, near the item."""
     own = unit(generator.standard_normal((num, width)))
     counts = generator.integers(0, most + 1, num)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    further = unit(np.repeat(own, counts, axis=0) + 0.7 * generator.standard_normal((int(offsets[-1]), width)))
-    return Views(own, further.reshape(-1, width), offsets)
+    additional = unit(np.repeat(own, counts, axis=0) + 0.7 * generator.standard_normal((int(offsets[-1]), width)))
+    return Views(own, additional.reshape(-1, width), offsets)
 
 
-def made_up(seed: int, num_images: int, num_captions: int, width: int = 6, most: int = 3) -> Member:
+def made_up(seed: int, num_images: int, num_captions: int, width: int = 6, most: int = 3) -> EnsembleMember:
     """A member of random vectors."""
     generator = np.random.default_rng(seed)
     scale = float(generator.uniform(5, 120))
     images, captions = side(generator, num_images, width, most), side(generator, num_captions, width, most)
-    return Member(images, captions, scale, float(generator.uniform(-12, 0)), torch.device("cpu"))
+    return EnsembleMember(images, captions, scale, float(generator.uniform(-12, 0)), torch.device("cpu"))
 
 
 class Owned:
@@ -149,8 +142,8 @@ def as_set(num_images: int, num_captions: int) -> Any:
     return Owned(num_images, num_captions)
 
 
-def arms(members: int) -> list[tuple[Combination, str | None, str | None]]:
-    """Every (combination, pooling of the side that asks, pooling of the side that is ranked) that has a meaning."""
+def mixtures(members: int) -> list[tuple[Combination, str | None, str | None]]:
+    """Every (combination, pooling of the queries, pooling of the gallery) that has a meaning."""
     ways: list[str | None] = [None, *POOLINGS]
     return [
         (combination, asks, ranked)

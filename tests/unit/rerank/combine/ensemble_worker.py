@@ -12,9 +12,9 @@ import torch.distributed as dist
 from eval.processes import Processes
 from eval.search import exact as search
 from eval.search.ranking import DIRECTIONS
-from rerank.combine import combined_tiles as blend_products
+from rerank.combine import combined_tiles
 from rerank.combine.combine import rank_ensemble
-from tests.unit.rerank.combine.ensemble_oracle import arms, as_set, made_up, pool
+from tests.unit.rerank.combine.ensemble_oracle import as_set, made_up, mixtures, pool
 
 
 def main(folder: Path, rank: int, world_size: int) -> None:
@@ -22,10 +22,10 @@ def main(folder: Path, rank: int, world_size: int) -> None:
     if world_size > 1:
         store = f"file://{folder}/store"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=60))
-    search.QUERY_BLOCK, search.GALLERY_BLOCK, blend_products.ROW_BYTES = 7, 16, 4 * 37 * 7
+    search.QUERY_BLOCK, search.GALLERY_BLOCK, combined_tiles.ROW_BYTES = 7, 16, 4 * 37 * 7
     members = [made_up(1, 19, 37, width=48), made_up(2, 19, 37, width=24)]
     found = {}
-    for combination, asks, ranked in arms(2):
+    for combination, asks, ranked in mixtures(2):
         pools = dict.fromkeys(DIRECTIONS, (pool(asks, 3, 0.75), pool(ranked, 2, 0.5)))
         rankings = rank_ensemble(
             members, as_set(19, 37), weights=[1, 2], combination=combination, pools=pools, depth=9, processes=Processes(rank, world_size)

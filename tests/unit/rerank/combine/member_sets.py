@@ -8,7 +8,7 @@ import torch
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.manifest.manifest import ManifestImage
 from eval.search.ranking import DIRECTIONS, Direction
-from rerank.combine.views import Member, Pool, Views
+from rerank.combine.views import EnsembleMember, Pool, Views
 
 Scores = Mapping[Direction, np.ndarray]
 
@@ -27,15 +27,17 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def true_vectors(dataset: RetrievalSet, seed: int = 0) -> np.ndarray:
-    """What each image is, before anyone looks at it: float64, 8 wide."""
+    """The vector of each image without noise: float64, 8 wide."""
     return np.random.default_rng(seed).normal(size=(dataset.num_images, 8))
 
 
-def member(dataset: RetrievalSet, seed: int, noise: float = 0.9, views: int = 0, view_noise: float = 0.9, side: str = "captions") -> Member:
+def member(
+    dataset: RetrievalSet, seed: int, noise: float = 0.9, views: int = 0, view_noise: float = 0.9, side: str = "captions"
+) -> EnsembleMember:
     """A model that sees images and captions through noise of its own.
 
     Args:
-        views: the item n of the side has n modulo (views + 1) further views, each seen through noise of its own.
+        views: the item n of the side has n modulo (views + 1) additional views, each seen through noise of its own.
     """
     rng, truth = np.random.default_rng(seed), true_vectors(dataset)
     images, captions = truth, truth[dataset.caption_image_C]
@@ -43,16 +45,16 @@ def member(dataset: RetrievalSet, seed: int, noise: float = 0.9, views: int = 0,
     items = captions if side == "captions" else images
     counts = np.arange(len(items)) % (views + 1)
     of_view = np.repeat(np.arange(len(items)), counts)
-    further = unit(items[of_view] + view_noise * rng.normal(size=(len(of_view), 8))) if len(of_view) else np.zeros((0, 8), np.float32)
+    additional = unit(items[of_view] + view_noise * rng.normal(size=(len(of_view), 8))) if len(of_view) else np.zeros((0, 8), np.float32)
     offsets = np.append(0, np.cumsum(counts)).astype(np.int64)
     plain = [Views.plain(vectors) for vectors in seen]
-    with_views = Views(seen[side == "captions"], further, offsets)
+    with_views = Views(seen[side == "captions"], additional, offsets)
     made = (plain[0], with_views) if side == "captions" else (with_views, plain[1])
-    return Member(*made, scale=20.0 + seed, bias=-5.0, device=torch.device("cpu"))
+    return EnsembleMember(*made, scale=20.0 + seed, bias=-5.0, device=torch.device("cpu"))
 
 
 def best_ranks(dataset: RetrievalSet, scores: np.ndarray, direction: Direction) -> np.ndarray:
-    """Rank of each query's best right answer, one query at a time, equal scores by index; `scores` by query and item."""
+    """Rank of each query's best relevant item, one query at a time, equal scores by index; `scores` by query and item."""
     positives, ranks = dataset.positives(direction), []
     for query, row in enumerate(scores):
         order = sorted(range(len(row)), key=lambda item: (-row[item], item))
@@ -60,29 +62,20 @@ def best_ranks(dataset: RetrievalSet, scores: np.ndarray, direction: Direction) 
     return np.array(ranks)
 
 
-def cosines(one: Member) -> Scores:
+def cosines(one: EnsembleMember) -> Scores:
     """Plain cosines of every query with every item, float64."""
     cosines_IC = one.images.vectors_ND.astype(np.float64) @ one.captions.vectors_ND.T.astype(np.float64)
     return {"image_to_text": cosines_IC, "text_to_image": cosines_IC.T}
 
 
-def combined(members: Sequence[Member], weights: Sequence[float], combination: str) -> Scores:
+def combined(members: Sequence[EnsembleMember], weights: Sequence[float], combination: str) -> Scores:
     """The combined score of every query with every item, as rerank/combine/views.py states it."""
     found: dict[Direction, np.ndarray] = {}
     for direction in DIRECTIONS:
         parts = []
         for one, weight in zip(members, weights, strict=True):
             plain = cosines(one)[direction]
-            logits = one.scale * plain + one.bias
-            match combination:
-                case "logits":
-                    part = logits
-                case "probabilities":
-                    part = 1 / (1 + np.exp(-logits))
-                case "standardised":
-                    part = plain / np.sqrt(np.mean(np.var(plain, axis=1)))
-                case _:
-                    part = 1 / (60 + ranks_of(plain))
+            part = one.scale * plain + one.bias if combination == "logits" else 1 / (60 + ranks_of(plain))
             parts.append(weight * part)
         found[direction] = np.sum(parts, axis=0)
     return found
@@ -97,12 +90,12 @@ def pooled(asks: Views, others_ND: np.ndarray, pool: Pool | None, scale: float, 
     """Score of every item that asks with every other, one item at a time.
 
     Args:
-        only: the number (from 0) of the one further view that may join; None: the first `pool.number`.
+        only: the number (from 0) of the one additional view that may join; None: the first `pool.number`.
     """
     rows = []
     for item, vector in enumerate(asks.vectors_ND.astype(np.float64)):
-        further = asks.further_XD[asks.offsets[item] : asks.offsets[item + 1]].astype(np.float64)
-        used = further[: pool.number if pool else 0] if only is None else further[only : only + 1]
+        additional = asks.additional_XD[asks.offsets[item] : asks.offsets[item + 1]].astype(np.float64)
+        used = additional[: pool.number if pool else 0] if only is None else additional[only : only + 1]
         views = np.concatenate([vector[None], used])
         s = views @ others_ND.T.astype(np.float64)
         if pool is None or not len(used):

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import rerank.combine.ensemble_weights
 from eval.search.ranking import DIRECTIONS
-from rerank.combine.combine import COMBINATIONS, Combination, rank_ensemble
+from rerank.combine.combine import rank_ensemble
 from rerank.combine.ensemble_weights import TriedWeights, best_weights, choose_ensemble, simplex
-from rerank.combine.views import Member
+from rerank.combine.views import COMBINATIONS, Combination, EnsembleMember
 from tests.unit.rerank.combine.drawn_searches import unhurried
 from tests.unit.rerank.combine.member_sets import best_ranks, caption_set, combined, member
 
@@ -63,12 +63,12 @@ def test_a_model_alone_is_searched_once_and_a_weight_of_0_is_no_member(monkeypat
     members, calls = [member(dataset, seed) for seed in (1, 2, 3)], []
     found = rank_ensemble(members[:1], dataset, depth=1)
 
-    def watched(asked: Sequence[Member], *arguments: Any, weights: Sequence[float], **options: Any) -> Any:
+    def watched(asked: Sequence[EnsembleMember], *arguments: Any, weights: Sequence[float], **options: Any) -> Any:
         calls.append(([next(n for n, one in enumerate(members) if one is each) for each in asked], tuple(weights)))
         return found
 
     monkeypatch.setattr(rerank.combine.ensemble_weights, "rank_ensemble", watched)
-    choice = choose_ensemble(members, dataset, ["logits", "probabilities"])
+    choice = choose_ensemble(members, dataset, ["logits", "reciprocal-rank"])
     assert all(min(weights) > 0 and sum(weights) == pytest.approx(1) for _, weights in calls)
     inner = sum(min(weights) > 0 for weights in simplex(3))
     assert Counter(len(places) for places, _ in calls) == {1: 3, 2: 2 * 3 * 9, 3: 2 * inner}
@@ -79,8 +79,8 @@ def test_a_model_alone_is_searched_once_and_a_weight_of_0_is_no_member(monkeypat
 
 def test_of_two_equal_models_the_first_alone_is_taken() -> None:
     dataset = caption_set(10)
-    choice = choose_ensemble([member(dataset, 1), member(dataset, 1)], dataset, ["probabilities", "logits"])
-    assert (choice.weights, choice.combination) == ((1.0, 0.0), "probabilities")
+    choice = choose_ensemble([member(dataset, 1), member(dataset, 1)], dataset, ["reciprocal-rank", "logits"])
+    assert (choice.weights, choice.combination) == ((1.0, 0.0), "reciprocal-rank")
 
 
 @pytest.mark.parametrize("combinations", [[], ["logits", "logits"]])
@@ -102,7 +102,7 @@ def tried_points(draw: st.DrawFn) -> list[TriedWeights]:
     queries = {"image_to_text": draw(st.integers(1, 3)), "text_to_image": draw(st.integers(1, 3))}
     return [
         TriedWeights(combination, weights, {d: ranks(queries[d]) for d in DIRECTIONS})
-        for combination in ("standardised", "logits")
+        for combination in ("reciprocal-rank", "logits")
         for weights in simplex(3)
     ]
 
@@ -124,6 +124,6 @@ def test_of_equally_good_points_fewest_members_then_nearest_to_equal_then_the_fi
     rivals = [point for point in rivals if sum(weight > 0 for weight in point.weights) == fewest]
     nearest = min(map(far, rivals))
     rivals = [point for point in rivals if far(point) == nearest]
-    combination = "standardised" if any(point.combination == "standardised" for point in rivals) else "logits"
+    combination = "reciprocal-rank" if any(point.combination == "reciprocal-rank" for point in rivals) else "logits"
     rivals = [point for point in rivals if point.combination == combination]
     assert best is max(rivals, key=lambda point: point.weights), "and then more weight on the earlier members"

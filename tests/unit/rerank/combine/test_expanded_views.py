@@ -1,4 +1,4 @@
-"""Crops and flips as pictures, and further views as vectors: every view embedded as if it were alone."""
+"""Crops and flips as images, and additional views as vectors: every view embedded as if it were alone."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from tests.small_job import SmallWorld
 from tests.unit.rerank.combine.expansion_set import split_of
 
 
-def views_of(dataset: RetrievalSet, method: str, most: int = 8) -> ImageViews:
-    views = parse_expansion(method, most=most).of(dataset)
+def views_of(dataset: RetrievalSet, method: str) -> ImageViews:
+    views = parse_expansion(method).of(dataset)
     assert isinstance(views, ImageViews)
     return views
 
@@ -46,7 +46,6 @@ def test_crops_are_the_centre_and_the_corners(numbered: RetrievalSet) -> None:
     assert corners[:5] == [(1, 2), (0, 0), (2, 0), (0, 4), (2, 4)]
     assert corners[5:] == [(2, 0), (0, 0), (3, 0), (0, 1), (3, 1)]
     assert views.names[5] == "1.png (crop centre)" and views.of(0)[1] == "crop top left"
-    assert views_of(numbered, "crops", most=2).offsets.tolist() == [0, 2, 4]
 
 
 def test_flips_are_mirrored(numbered: RetrievalSet) -> None:
@@ -59,7 +58,7 @@ def test_flips_are_mirrored(numbered: RetrievalSet) -> None:
 def test_a_picture_of_one_pixel_has_views_too() -> None:
     one = Image.new("RGB", (1, 1), (1, 2, 3))
     crops = parse_expansion("crops").of(split_of(["x"]))
-    assert isinstance(crops, ImageViews) and [view.of(one).size for view in crops.views] == [(1, 1)] * 5
+    assert isinstance(crops, ImageViews) and [view.transform(one).size for view in crops.views] == [(1, 1)] * 5
 
 
 def test_a_picture_is_decoded_once_for_its_views_and_only_when_asked(numbered: RetrievalSet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,8 +88,8 @@ def test_image_views_are_embedded_as_the_pictures_they_are(small_world: SmallWor
         ImageOps.mirror(numbered.load_image(number)).save(tmp_path / f"mirrored-{number}.png")
     (tmp_path / "n.jsonl").write_text("".join(f'{{"image": "mirrored-{number}.png", "caption": "c"}}\n' for number in range(2)))
     expected = embed_images(model, inputs, load_split(read_manifest(tmp_path / "n.jsonl"), None))
-    assert np.array_equal(views.further_XD, expected) and views.vectors_ND is own_ID and views.offsets.tolist() == [0, 1, 2]
-    assert np.array_equal(expanded_images(model, inputs, views_of(numbered, "flips"), own_ID, num_workers=2).further_XD, expected)
+    assert np.array_equal(views.additional_XD, expected) and views.vectors_ND is own_ID and views.offsets.tolist() == [0, 1, 2]
+    assert np.array_equal(expanded_images(model, inputs, views_of(numbered, "flips"), own_ID, num_workers=2).additional_XD, expected)
 
 
 def test_texts_are_embedded_item_by_item_and_one_said_often_once(small_world: SmallWorld, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +103,6 @@ def test_texts_are_embedded_item_by_item_and_one_said_often_once(small_world: Sm
     assert sum(embedded) == 3
     assert views.offsets.tolist() == [0, 2, 4, 4] and views.vectors_ND is own_CD
     for number, text in enumerate(texts):
-        assert np.array_equal(views.further_XD[number], embed_captions(model, inputs, [text])[0])
+        assert np.array_equal(views.additional_XD[number], embed_captions(model, inputs, [text])[0])
     nothing = expanded_captions(model, inputs, CaptionExpansions([], np.zeros(4, dtype=np.int64), "x", "y"), own_CD)
-    assert nothing.further_XD.shape == (0, own_CD.shape[1]) and nothing.offsets.tolist() == [0, 0, 0, 0]
+    assert nothing.additional_XD.shape == (0, own_CD.shape[1]) and nothing.offsets.tolist() == [0, 0, 0, 0]

@@ -19,7 +19,7 @@ from rerank.combine.combine import rank_ensemble
 from rerank.combine.expansion_effects import Moves, items_of, ranks_of_each_view, write_expansions
 from rerank.combine.pooling import Side, choose_pool, direction_of, pools_at
 from rerank.combine.record import ExpandedStage, combined_sections, expansion_table
-from rerank.combine.views import Member, Pool, Views
+from rerank.combine.views import EnsembleMember, Pool, Views
 from tests.unit.rerank.combine.member_sets import caption_set, member
 
 EVIL = "<script>document.title='owned'</script>"
@@ -86,7 +86,7 @@ def made(
 ) -> Made:
     dataset = caption_set(24, "test", text)
     one = member(dataset, 1, noise, views=4, view_noise=view_noise, side="captions" if side == "captions" else "images")
-    plain = Member(Views.plain(one.images.vectors_ND), Views.plain(one.captions.vectors_ND), one.scale, one.bias, one.device)
+    plain = EnsembleMember(Views.plain(one.images.vectors_ND), Views.plain(one.captions.vectors_ND), one.scale, one.bias, one.device)
     stages = [
         Stage("base", rank_ensemble([plain], dataset, depth=10)),
         Stage("base+synonyms", rank_ensemble([one], dataset, pools=pools_at(side, pool), depth=10)),

@@ -19,11 +19,11 @@ from eval.errors import UserError
 from eval.processes import Processes
 from eval.search.ranking import DIRECTIONS
 from rerank.combine.embedded_sets import EmbeddedSets
-from rerank.combine.views import Member, Views
+from rerank.combine.views import EnsembleMember, Views
 from tests.nursery import Nursery
 from tests.siglip2 import write_siglip2
 from tests.small_job import SmallWorld, load
-from tests.unit.rerank.combine.ensemble_oracle import blended_scores, ranks_of
+from tests.unit.rerank.combine.ensemble_oracle import ensemble_scores, ranks_of
 from train.config.model import ScratchConfig
 from train.model.random_init import write_scratch
 
@@ -53,7 +53,7 @@ def synonyms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def asked(small_world: SmallWorld, other: Path, synonyms: Path) -> list[str]:
     """Everything chosen on val."""
-    models = ["--model", str(small_world.base), "--ensemble", str(other), "--combine", "standardised,reciprocal-rank"]
+    models = ["--model", str(small_world.base), "--ensemble", str(other), "--combine", "logits,reciprocal-rank"]
     expansions = ["--expand", f"synonyms:{synonyms}", "--expand", "flips", "--pooling", "mean,max", "--choose-on", "val"]
     return [*models, *expansions, "--data", str(small_world.manifest), "--split", "test", "--num-workers", "0"]
 
@@ -74,12 +74,12 @@ def ranks(folder: Path, stage: str, direction: str) -> list[int]:
     return [row["rank"] for row in rows if row["stage"] == stage and row["direction"] == direction]
 
 
-def plain_member(checkpoint: Path, manifest: Path, split: str) -> Member:
+def plain_member(checkpoint: Path, manifest: Path, split: str) -> EnsembleMember:
     model, inputs = load_siglip(str(checkpoint))
     dataset = load(manifest, split)
     images, captions = embed_images(model, inputs, dataset), embed_captions(model, inputs, dataset.captions)
     scale, bias = float(model.logit_scale.detach().exp()), float(model.logit_bias.detach())
-    return Member(Views.plain(images), Views.plain(captions), scale, bias, torch.device("cpu"))
+    return EnsembleMember(Views.plain(images), Views.plain(captions), scale, bias, torch.device("cpu"))
 
 
 def test_all_arms_stand_in_one_report(chosen: Path) -> None:
@@ -105,7 +105,7 @@ def test_the_ensemble_is_what_was_best_on_val_and_equals_dense_scores(chosen: Pa
     heard = [(member, weight) for member, weight in zip(members, ensemble["weights"], strict=True) if weight > 0]
     for direction in DIRECTIONS:
         members, weights = [member for member, _ in heard], [weight for _, weight in heard]
-        scores = blended_scores(members, direction, weights, ensemble["combination"], (None, None))
+        scores = ensemble_scores(members, direction, weights, ensemble["combination"], (None, None))
         positives = dataset.positives(direction)
         expected = [min(np.array(ranks_of(row))[positives.of(query)]) for query, row in enumerate(scores)]
         near = [np.diff(np.sort(np.asarray(row))).min() < 1e-6 for row in scores]
@@ -139,12 +139,12 @@ def test_three_members_one_of_them_a_siglip_2(small_world: SmallWorld, other: Pa
     """Gemma's tokenizer beside SentencePiece: each reads captions in its own way, and the mean equals the dense one."""
     dataset = load(small_world.manifest, "test")
     second = write_siglip2(tmp_path / "siglip2", dataset.captions)
-    command = ["--model", str(small_world.base), "--ensemble", f"{second}:2", "--ensemble", str(other), "--combine", "probabilities"]
+    command = ["--model", str(small_world.base), "--ensemble", f"{second}:2", "--ensemble", str(other), "--combine", "logits"]
     data = ["--data", str(small_world.manifest), "--split", "test", "--num-workers", "0", "--output", str(tmp_path / "out")]
     run(parse([*command, *data]), Processes(), torch.device("cpu"))
     assert report(tmp_path / "out")["ensemble"][0]["weights"] == pytest.approx([0.25, 0.5, 0.25])
     members = [plain_member(checkpoint, small_world.manifest, "test") for checkpoint in (small_world.base, second, other)]
-    scores_QN = np.asarray(blended_scores(members, "text_to_image", [0.25, 0.5, 0.25], "probabilities", (None, None)))
+    scores_QN = np.asarray(ensemble_scores(members, "text_to_image", [0.25, 0.5, 0.25], "logits", (None, None)))
     positives, close = dataset.positives("text_to_image"), 0
     for query, rank in enumerate(ranks(tmp_path / "out", "ensemble", "text_to_image")):
         if np.diff(np.sort(scores_QN[query])).min() < 1e-6:
@@ -169,9 +169,11 @@ def test_given_weights_and_pools_choose_nothing(small_world: SmallWorld, other: 
     ("words", "message"),
     [
         (["--combine", "logits"], "--combine needs --ensemble"),
-        (["--ensemble", "x", "--combine", "mean"], "expected logits, standardised, probabilities, reciprocal-rank; found 'mean'"),
-        (["--ensemble", "x", "--combine", "logits,probabilities"], "one is chosen with the weights on --choose-on"),
-        (["--ensemble", "x:1", "--combine", "logits,probabilities", "--choose-on", "val"], "one is chosen with the weights"),
+        (["--ensemble", "x", "--combine", "mean"], "expected one of logits, reciprocal-rank; found 'mean'"),
+        (["--ensemble", "x", "--combine", "logits,standardised"], "found 'standardised', which was removed"),
+        (["--ensemble", "x", "--combine", "probabilities"], "found 'probabilities', which was removed"),
+        (["--ensemble", "x", "--combine", "logits,reciprocal-rank"], "one is chosen with the weights on --choose-on"),
+        (["--ensemble", "x:1", "--combine", "logits,reciprocal-rank", "--choose-on", "val"], "one is chosen with the weights"),
         (["--ensemble", "x:1", "--choose-on", "val", "--choose", "ensemble"], "the weights are given"),
         (["--ensemble", "x:1", "--choose-on", "val"], "the weights of --ensemble are given, so nothing is left to choose"),
         (["--pooling", "max"], "--pooling needs --expand"),

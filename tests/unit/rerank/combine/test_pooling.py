@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from eval.search.ranking import Direction
 from rerank.combine.expansion_effects import ranks_of_each_view
 from rerank.combine.pooling import WEIGHTS, Side, TriedPool, best_pool, choose_pool, direction_of, most_views, pools_at, usable_poolings
-from rerank.combine.views import POOLINGS, Member, Pool, Views
+from rerank.combine.views import POOLINGS, EnsembleMember, Pool, Views
 from tests.unit.rerank.combine.drawn_searches import unhurried
 from tests.unit.rerank.combine.member_sets import best_ranks, caption_set, member, pooled
 
 SIDES: tuple[Side, ...] = ("captions", "images", "candidates")
 
 
-def one_member(side: Side, views: int = 3, view_noise: float = 0.9) -> Member:
+def one_member(side: Side, views: int = 3, view_noise: float = 0.9) -> EnsembleMember:
     return member(caption_set(20), 1, views=views, view_noise=view_noise, side="captions" if side == "captions" else "images")
 
 
-def expected_ranks(one: Member, side: Side, pool: Pool | None, only: int | None = None) -> np.ndarray:
+def expected_ranks(one: EnsembleMember, side: Side, pool: Pool | None, only: int | None = None) -> np.ndarray:
     """By a dense matrix."""
     dataset = caption_set(20)
     asks, others = (one.captions, one.images) if side == "captions" else (one.images, one.captions)
@@ -50,7 +50,9 @@ def test_views_that_are_the_item_itself_stay_off() -> None:
     views = one.captions
     counts = np.diff(views.offsets)
     same = Views(views.vectors_ND, np.repeat(views.vectors_ND, counts, axis=0), views.offsets)
-    choice = choose_pool([Member(one.images, same, one.scale, one.bias, one.device)], None, "logits", caption_set(20), "captions", ["max"])
+    choice = choose_pool(
+        [EnsembleMember(one.images, same, one.scale, one.bias, one.device)], None, "logits", caption_set(20), "captions", ["max"]
+    )
     assert choice.pool is None and len(choice.tried) == 1 + 3 * 4
 
 

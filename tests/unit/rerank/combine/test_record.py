@@ -57,7 +57,7 @@ def figures() -> tuple[RetrievalSet, Figures]:
 @pytest.fixture(scope="module")
 def choice() -> tuple[RetrievalSet, EnsembleChoice]:
     other = caption_set(12, "val")
-    return other, choose_ensemble([member(other, 1), member(other, 2)], other, ["logits", "probabilities"])
+    return other, choose_ensemble([member(other, 1), member(other, 2)], other, ["logits", "reciprocal-rank"])
 
 
 def arm(**others: Any) -> EnsembleStage:

@@ -65,4 +65,4 @@ def test_pools_out_of_range_are_refused() -> None:
 def test_offsets_that_do_not_fit_are_refused(offsets: list[int]) -> None:
     views = three()
     with pytest.raises(ValueError, match="offsets"):
-        Views(views.vectors_ND, views.further_XD, np.array(offsets))
+        Views(views.vectors_ND, views.additional_XD, np.array(offsets))

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from eval.captions import normalise
 from eval.errors import UserError
 from eval.processes import Processes
+from rerank.expansions.additional_texts import MOST
 from rerank.expansions.generated import BLOCK, Paraphraser, cleaned
 from rerank.expansions.language_model import CAUSAL_PROMPT, CHAT_PROMPT, MAX_NEW_TOKENS, SEQ2SEQ_PROMPT, LanguageModelFiles
 from rerank.expansions.parse import parse_expansion
@@ -32,23 +33,23 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_what_is_kept_is_clean_new_and_the_same_each_time(models: dict[str, Path], kind: str) -> None:
-    paraphraser = parse_expansion(f"paraphrase:{models[kind]}", most=3)
+    paraphraser = parse_expansion(f"paraphrase:{models[kind]}")
     expansions = paraphraser.of(SPLIT)
     assert expansions.texts and expansions.name == "paraphrases"
     torch.manual_seed(17)  # nothing is drawn
-    again = parse_expansion(f"paraphrase:{models[kind]}", most=3).of(SPLIT)
+    again = parse_expansion(f"paraphrase:{models[kind]}").of(SPLIT)
     assert again.sha256() == expansions.sha256()
     for caption in range(SPLIT.num_captions):
         keys = [normalise(text) for text in expansions.of(caption)]
-        assert len(set(keys)) == len(keys) <= 3 and normalise(SPLIT.captions[caption]) not in keys
+        assert len(set(keys)) == len(keys) <= MOST and normalise(SPLIT.captions[caption]) not in keys
     assert not any(mark in text for text in expansions.texts for mark in ("<pad>", "</s>", "\n"))
     assert expansions.of(0) == expansions.of(SPLIT.num_captions - 1)
-    assert len(expansions.texts) + sum(expansions.dropped.values()) == 3 * SPLIT.num_captions
+    assert len(expansions.texts) + sum(expansions.dropped.values()) == MOST * SPLIT.num_captions
 
 
 def test_the_answers_are_those_of_plain_beam_search(models: dict[str, Path]) -> None:
     files = LanguageModelFiles.read(str(models["llama"]), "--expand x")
-    prompts = [files.prompted(CAUSAL_PROMPT, caption) for caption in ("a red dog runs", "the cat")]
+    prompts = [files.prompted(caption) for caption in ("a red dog runs", "the cat")]
     answers = files.load(torch.device("cpu")).write_again(prompts, 2)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(models["llama"]), AutoTokenizer.from_pretrained(models["llama"])
     for prompt, answer in zip(prompts, answers, strict=True):  # one at a time: no padding
@@ -62,21 +63,13 @@ def test_the_answers_are_those_of_plain_beam_search(models: dict[str, Path]) -> 
 def test_prompts(models: dict[str, Path], tmp_path: Path) -> None:
     t5, llama = (parse_expansion(f"paraphrase:{models[kind]}") for kind in ("t5", "llama"))
     assert isinstance(t5, Paraphraser) and isinstance(llama, Paraphraser)
-    assert (t5.prompt, llama.prompt) == (SEQ2SEQ_PROMPT, CAUSAL_PROMPT)
-    assert llama.files.prompted("say {} again", "a dog") == "say a dog again"
+    assert (t5.files.prompt, llama.files.prompt) == (SEQ2SEQ_PROMPT, CAUSAL_PROMPT)
+    assert llama.files.prompted("a dog") == "Caption: a dog\nThe same caption in other words:"
     shutil.copytree(models["llama"], tmp_path / "chat")
     (tmp_path / "chat" / "chat_template.jinja").write_text(TEMPLATE)
     chat = parse_expansion(f"paraphrase:{tmp_path / 'chat'}")
-    assert isinstance(chat, Paraphraser) and chat.prompt == CHAT_PROMPT
-    assert chat.files.prompted("words {}", "a dog") == "the words a dog . same "
-    asked = parse_expansion(f"paraphrase:{models['t5']}", most=2, prompt="the same in other words : {}")
-    assert asked.of(SPLIT).sha256() != parse_expansion(f"paraphrase:{models['t5']}", most=2).of(SPLIT).sha256()
-
-
-@pytest.mark.parametrize("prompt", ["say it again", "{} and {}", ""])
-def test_a_prompt_without_one_place_for_the_caption_is_refused(models: dict[str, Path], prompt: str) -> None:
-    with pytest.raises(UserError, match="expected a prompt with exactly one {}"):
-        parse_expansion(f"paraphrase:{models['t5']}", prompt=prompt)
+    assert isinstance(chat, Paraphraser) and chat.files.prompt == CHAT_PROMPT
+    assert chat.files.prompted("a dog") == f"the {CHAT_PROMPT.format('a dog')} . same "
 
 
 class Both:
@@ -99,7 +92,7 @@ class Both:
 
 
 def test_two_processes_say_what_one_says(models: dict[str, Path]) -> None:
-    paraphraser = parse_expansion(f"paraphrase:{models['t5']}", most=2)
+    paraphraser = parse_expansion(f"paraphrase:{models['t5']}")
     assert isinstance(paraphraser, Paraphraser)
     captions = list(dict.fromkeys(SPLIT.captions))
     assert len(captions) > BLOCK  # more than a block
