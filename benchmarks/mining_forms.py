@@ -19,7 +19,7 @@ import pyarrow as pa
 from benchmarks.training_run import run_demo
 from eval.metrics.comparison import compare
 from eval.metrics.significance import resample_weights
-from eval.metrics.stage_metrics import StageMetrics
+from eval.metrics.stage_metrics import StageMetrics, mean_recall_at_1
 from eval.search.ranking import DIRECTIONS, Direction
 
 FORMS: dict[str, dict[str, Any] | None] = {
@@ -60,7 +60,7 @@ def difference(tables: dict[str, pa.Table], form: str) -> dict[str, Any]:
 def mean_recall(tables: dict[str, pa.Table], form: str) -> float:
     """Mean R@1 of both directions, over all seeds, in percent."""
     measured, _ = arms({form: tables[form]})
-    return 100 * float(np.mean([measured[form, direction].values()["R@1"] for direction in DIRECTIONS]))
+    return 100 * mean_recall_at_1({direction: measured[form, direction].values() for direction in DIRECTIONS})
 
 
 def composition(lines: list[dict[str, Any]]) -> str:

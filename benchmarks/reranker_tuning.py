@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from benchmarks.training_run import run_training
+from eval.metrics.stage_metrics import mean_recall_at_1
 
 SCENES = Path("demo/data/scenes.parquet")
 DATA: dict[str, tuple[int, int, int] | None] = {"as they are": None, "channels swapped": (2, 0, 1)}
@@ -56,9 +57,7 @@ def study(name: str, source: Path, asked: argparse.Namespace, folder: Path) -> l
     }
     matcher |= {"train.learning_rate": asked.rate, "train.eval_every_steps": every, "train.checkpoint_every_steps": every}
     report = json.loads((run_training("configs/reranker-demo.yaml", matcher) / "eval" / "test" / "report.json").read_text())
-    means = {
-        stage: sum(figures[way]["R@1"] for way in ("image_to_text", "text_to_image")) / 2 for stage, figures in report["stages"].items()
-    }
+    means = {stage: mean_recall_at_1(figures) for stage, figures in report["stages"].items()}
     (row,) = [
         row
         for row in report["comparisons"]

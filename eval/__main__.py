@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import torch
 
-from eval.command import run_command
+from eval.command import run_evaluation
 from eval.dataset.qrels import read_qrels
 from eval.dataset.retrieval_set import RetrievalSet, load_split
 from eval.dataset.truth import with_ground_truth
@@ -253,7 +253,7 @@ def check_names(checkpoints: list[str], names: list[str], reranked_names: list[s
 def main() -> None:
     """The command."""
     asked = parse(sys.argv[1:])
-    sys.exit(run_command(lambda processes, device: run(asked, processes, device)))
+    sys.exit(run_evaluation(lambda processes, device: run(asked, processes, device)))
 
 
 if __name__ == "__main__":

@@ -1,27 +1,84 @@
-"""Files that are replaced whole or not at all."""
+"""Files and folders that are replaced whole or not at all: written aside, forced to the disk, committed by a rename.
+
+What is being written to NAME is called .NAME.ID.tmp, and a folder that is being replaced .NAME.ID.old.
+"""
 
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from eval.errors import UserError
+from eval.errors import UserError, naming
+
+Content = str | bytes | Callable[[Path], Any]
+"""What a file is to hold, or a function that writes it to a path."""
+_ASIDE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]+\.(?P<what>tmp|old)")
 
 
-def replace_together(writers: Mapping[Path, Callable[[Path], Any]]) -> None:
-    """Write every file beside its place first, then rename all: a full disk leaves the old report whole, not half of each."""
-    temporaries = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
-    try:
-        for path, write in writers.items():
-            write(temporaries[path])
+def replace_files(contents: Mapping[Path, Content]) -> None:
+    """Write every file aside, then rename all: a full disk leaves the old report whole, not half of each.
+
+    Raises:
+        OSError: one cannot be written; it names the file.
+    """
+    with ExitStack() as stack:
+        temporaries = {path: stack.enter_context(_file_aside(path)) for path in contents}
+        for path, content in contents.items():
+            with naming(path):
+                _write(temporaries[path], content)
         for path, temporary in temporaries.items():
             os.replace(temporary, path)
+        for folder in {path.parent for path in contents}:
+            sync_folder(folder)
+
+
+@contextmanager
+def replaced_file(path: Path, writer: str) -> Iterator[Path]:
+    """A file to write to; on the way out it takes the name `path`, and after an error nothing of it is left.
+
+    Args:
+        writer: id of this writer among those that write the same file at the same time, hexadecimal. Leftovers are not swept.
+
+    Raises:
+        OSError: it cannot be written; it names the file.
+    """
+    temporary = _aside(path, "tmp", writer)
+    try:
+        with naming(path):
+            yield temporary
+            sync_file(temporary)
+            os.replace(temporary, path)
+            sync_folder(path.parent)
     finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _file_aside(path: Path) -> Iterator[Path]:
+    sweep(path.parent, path.name)
+    temporary = _aside(path, "tmp")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: Content) -> None:
+    if isinstance(content, str):
+        path.write_text(content, encoding="utf-8")
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content(path)
+    sync_file(path)
+
+
+def _aside(path: Path, what: str, writer: str | None = None) -> Path:
+    return path.with_name(f".{path.name}.{writer or uuid4().hex}.{what}")
 
 
 def sync_file(path: Path) -> None:
@@ -30,7 +87,11 @@ def sync_file(path: Path) -> None:
     Raises:
         OSError: it cannot be done.
     """
-    _sync(path)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
@@ -39,15 +100,7 @@ def sync_folder(folder: Path) -> None:
     Raises:
         OSError: it cannot be done.
     """
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_file(folder)
 
 
 def apply_umask(folder: Path) -> None:
@@ -73,28 +126,101 @@ def apply_umask(folder: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` to write into; on the way out it takes that name, and after an error nothing of it is left.
+    """`replaced_folder`, but refuses to replace anything.
 
     Raises:
         UserError: there is a file of that name, or a folder that is not empty.
         OSError: it cannot be written.
     """
-    folder = Path(os.path.abspath(folder))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--output {folder}: expected a new or an empty folder; there is something there, which would be lost")
-    own_leftover = re.compile(rf"\.{re.escape(folder.name)}\.\d+\.tmp")  # and not one of "NAME.more", which may be being written
-    for leftover in folder.parent.glob(".*.tmp"):
-        if own_leftover.fullmatch(leftover.name):  # of a writer that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    with replaced_folder(folder) as temporary:
         yield temporary
-        apply_umask(temporary)
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                sync_file(path)
-        os.rename(temporary, folder)
-        sync_folder(folder.parent)
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into; on the way out it takes the name `folder`, and after an error nothing of it is left.
+
+    Raises:
+        OSError: it cannot be written; it names a file.
+    """
+    with folder_aside(folder) as temporary:
+        yield temporary
+        commit_folder(temporary, folder)
+
+
+@contextmanager
+def folder_aside(folder: Path) -> Iterator[Path]:
+    """A folder next to `folder` to write into and to commit in here; on the way out nothing of it is left.
+
+    Raises:
+        OSError: it cannot be written; it names a file.
+    """
+    folder = Path(os.path.abspath(folder))
+    sweep(folder.parent, folder.name)
+    temporary = _aside(folder, "tmp")
+    try:
+        with naming(folder):
+            temporary.mkdir(parents=True)
+            yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
+
+
+def commit_folder(temporary: Path, folder: Path, *, replaces: bool = True) -> None:
+    """Force a folder that is written to the disk, and give it its name; `sweep` mends what a kill in here leaves.
+
+    Args:
+        replaces: whether a folder that has the name leaves first.
+
+    Raises:
+        OSError: it cannot be done, or there is a folder that is not to be replaced.
+    """
+    folder = Path(os.path.abspath(folder))
+    apply_umask(temporary)
+    for path in (*temporary.rglob("*"), temporary):
+        if path.is_dir() or path.is_file():
+            sync_file(path)
+    retired = _aside(folder, "old")
+    if replaces and folder.is_dir():
+        os.rename(folder, retired)
+    os.rename(temporary, folder)
+    sync_folder(folder.parent)
+    remove(retired)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder: renamed first, so that a kill in the middle leaves no half of it under its name.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    doomed = _aside(folder, "tmp")
+    os.rename(folder, doomed)
+    remove(doomed)
+
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what killed writers left in a folder; what was being replaced, and was not, comes back.
+
+    Args:
+        name: only what was to be called so.
+    """
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        found = _ASIDE.fullmatch(path.name)
+        if found is None or name not in (None, found["name"]):
+            continue
+        if found["what"] == "old" and not (folder / found["name"]).exists():
+            os.rename(path, folder / found["name"])
+        else:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)

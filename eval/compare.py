@@ -1,8 +1,8 @@
 """python -m eval.compare RUN_A RUN_B [--stages STAGE_A:STAGE_B] [--output DIR]
 
-Compare two finished reports query by query: is B better than A, by how much, and is it real? A run is a report's folder (report.json and
-queries.parquet), or the folder of a training run, whose only report is taken. Both must have asked the same queries. Exit codes: 0 done ·
-2 the reports cannot be compared · 4 could not write.
+Compare two finished reports query by query: is B better than A, by how much, and is the difference significant? A run is a report's
+folder (report.json and queries.parquet), or the folder of a training run, whose only report is taken. Both must have asked the same
+queries. Exit codes: 0 done · 2 the reports cannot be compared · 4 could not write.
 """
 
 import argparse
@@ -17,6 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from eval.atomic import replace_files
+from eval.command import run_command
 from eval.errors import UserError, writing
 from eval.metrics.comparison import compare
 from eval.metrics.significance import resample_weights
@@ -43,10 +45,10 @@ def find_report(run: Path) -> Path:
     found = sorted(path.parent for path in run.glob("eval/*/report.json"))
     if len(found) == 1:
         return found[0]
-    told = (
+    reason = (
         f"several reports: {', '.join(map(str, found))}; name one" if found else "no report.json here or in eval/*/; is the run finished?"
     )
-    raise UserError(f"{run}: {told}")
+    raise UserError(f"{run}: {reason}")
 
 
 def read_queries(folder: Path) -> pa.Table:
@@ -82,7 +84,7 @@ def _table_fault(table: pa.Table) -> str:
 
 
 def read_data(folder: Path) -> dict[str, Any]:
-    """`data` of a report.json: what was measured, and by which truth.
+    """`data` of a report.json: what was measured, and with which ground truth.
 
     Raises:
         UserError: it is damaged, or of another version's form.
@@ -143,7 +145,7 @@ def compare_reports(folder_a: Path, folder_b: Path, asked: Sequence[str] = ()) -
 
 
 def _rows(table: pa.Table, stage: str, direction: str, folder: Path) -> pa.Table:
-    """Rows of one arm, in order of their queries; each query once.
+    """Rows of one stage in one direction, in order of their queries; each query once.
 
     Raises:
         UserError: a query is there twice, or there is none.
@@ -158,7 +160,7 @@ def _rows(table: pa.Table, stage: str, direction: str, folder: Path) -> pa.Table
 
 
 def _check_same_queries(rows_a: pa.Table, rows_b: pa.Table) -> None:
-    """Refuse to compare what is not paired: other queries, or other right answers to the same ones.
+    """Refuse to compare what is not paired: other queries, or other relevant items of the same ones.
 
     Raises:
         UserError: naming up to five.
@@ -174,13 +176,13 @@ def _check_same_queries(rows_a: pa.Table, rows_b: pa.Table) -> None:
     if pc.any(differing).as_py():
         names = rows_a.filter(differing)["query_id"].to_pylist()
         raise UserError(
-            f"{len(names)} queries have another number of right answers in B than in A, e.g. {names[:5]}: the reports were judged by "
-            "different truths (groups, --protocol, --qrels or captions). Evaluate both by the same"
+            f"{len(names)} queries have another number of relevant items in B than in A, e.g. {names[:5]}: the reports have "
+            "different ground truths (groups, --protocol, --qrels or captions). Evaluate both with the same"
         )
 
 
-def _check_same_truth(one: dict[str, Any] | None, other: dict[str, Any] | None) -> None:
-    """Refuse reports judged by different truths; one that does not say (of an older version) is taken as it is.
+def _check_same_ground_truth(one: dict[str, Any] | None, other: dict[str, Any] | None) -> None:
+    """Refuse reports with different ground truths; one that does not say (of an older version) is taken as it is.
 
     Raises:
         UserError: naming both.
@@ -193,9 +195,9 @@ def _check_same_truth(one: dict[str, Any] | None, other: dict[str, Any] | None) 
     ]
     if rules[0] != rules[1]:
         words = [
-            f"protocol {protocol}, near-duplicates {'right' if near else 'not right'}, qrels {qrels}" for protocol, near, qrels in rules
+            f"protocol {protocol}, near-duplicates {'' if near else 'not '}relevant, qrels {qrels}" for protocol, near, qrels in rules
         ]
-        raise UserError(f"the reports were judged by different truths: A by {words[0]}; B by {words[1]}. Evaluate both by the same")
+        raise UserError(f"the reports have different ground truths: A: {words[0]}; B: {words[1]}. Evaluate both with the same")
 
 
 def main(arguments: list[str]) -> int:
@@ -206,27 +208,30 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--stages", action="append", default=[], metavar="STAGE_A:STAGE_B", help="compare these (default: all in both)")
     parser.add_argument("--output", type=Path, help="folder for compare.json")
     asked = parser.parse_args(arguments)
-    try:
-        if asked.output is not None:
-            with writing(asked.output):
-                asked.output.mkdir(parents=True, exist_ok=True)
-        folder_a, folder_b = find_report(asked.run_a), find_report(asked.run_b)
-        told = [read_data(folder) for folder in (folder_a, folder_b)]
-        hashes = [data["sha256"] for data in told]
-        _check_same_truth(*(data.get("truth") for data in told))
-        record = compare_reports(folder_a, folder_b, asked.stages)
-        if asked.output is not None:
-            with writing(asked.output):
-                (asked.output / "compare.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    if hashes[0] != hashes[1]:
-        print("note: the data differ in something (ids, groups, captions or pictures), though the queries are the same", file=sys.stderr)
-    print(f"A  {folder_a}\nB  {folder_b}")
+    return run_command(lambda: run(asked), loads_models=False)
+
+
+def run(asked: argparse.Namespace) -> None:
+    """Compare, write and print.
+
+    Raises:
+        UserError: the reports cannot be compared, or compare.json cannot be written.
+    """
+    if asked.output is not None:
+        with writing(asked.output):
+            asked.output.mkdir(parents=True, exist_ok=True)
+    folders = find_report(asked.run_a), find_report(asked.run_b)
+    data_a, data_b = (read_data(folder) for folder in folders)
+    _check_same_ground_truth(data_a.get("truth"), data_b.get("truth"))
+    record = compare_reports(*folders, asked.stages)
+    if asked.output is not None:
+        with writing(asked.output):
+            replace_files({asked.output / "compare.json": json.dumps(record, indent=1) + "\n"})
+    if data_a["sha256"] != data_b["sha256"]:
+        print("note: the data differ in something (ids, groups, captions or images), though the queries are the same", file=sys.stderr)
+    print(f"A  {folders[0]}\nB  {folders[1]}")
     whole = "--output DIR writes all" if asked.output is None else "all are in compare.json"
     print_comparisons(record["comparisons"], Console(), whole=whole)
-    return 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from eval.atomic import replace_files
 from eval.choices.choice_set import read_choices
+from eval.command import run_command
 from eval.errors import UserError
 from eval.manifest.manifest import Fault, ManifestError
 from eval.manifest.rows import is_unicode
@@ -136,7 +138,7 @@ def convert(layout: str, source: Path, images: Path, output: Path) -> int:
         raise UserError(f"{source}: cannot be read ({error})") from error
     if faults:
         raise ManifestError(str(source), faults)
-    output.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    replace_files({output: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)})
     return len(read_choices(output).examples)
 
 
@@ -148,16 +150,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--images", required=True, type=Path, help="folder of its pictures")
     parser.add_argument("--output", required=True, type=Path, help="choice set to write, .jsonl, in or above a folder of the pictures")
     asked = parser.parse_args(arguments)
-    try:
-        num_rows = convert(asked.layout, asked.source, asked.images, asked.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: could not write {asked.output}: {error}", file=sys.stderr)
-        return 4
+    return run_command(lambda: run(asked), loads_models=False)
+
+
+def run(asked: argparse.Namespace) -> None:
+    """Convert, and print how many examples there are; raises as `convert`."""
+    num_rows = convert(asked.layout, asked.source, asked.images, asked.output)
     print(f"{asked.output}: {num_rows:,} examples")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,19 +1,31 @@
-"""The errors a person can mend, each with the exit code of the command that meets it."""
+"""The errors that end a command with one line and an exit code, and what a failed read or write becomes."""
 
+import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from safetensors import SafetensorError
 
-class UserError(Exception):
-    """Bad configuration, data or argument; the message says what was expected, what was found, where, and what to do.
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors quotes the operating system
 
-    Commands print the message without a traceback and exit with `exit_code`.
-    """
+
+class CommandError(Exception):
+    """An error that `eval.command.run_command` prints in one line, without a traceback, and turns into an exit code."""
+
+    exit_code = 1
+    label = "error"
+    """The first word of the line."""
+    is_shared = False
+    """True where every process of a job raises it: then only the main process prints it."""
+    shows_traceback = False
+
+
+class UserError(CommandError):
+    """Bad configuration, data or argument; the message says what was expected, what was found, where, and what to do."""
 
     exit_code = 2
-    is_shared = False
-    """True where every process of a job raises it: then the main process alone need print it."""
 
 
 class WriteError(UserError):
@@ -22,9 +34,47 @@ class WriteError(UserError):
     exit_code = 4
 
 
+class Interrupted(CommandError):
+    """Ctrl-C."""
+
+    exit_code = 130
+    label = "stopped"
+    is_shared = True
+
+
+def as_os_error(error: OSError | SafetensorError, path: str | os.PathLike[str] | None = None) -> OSError | None:
+    """The OSError behind an error; None: there is none, the file is damaged, say.
+
+    Args:
+        error: safetensors raises errors of its own for a full disk.
+        path: what it names if it names no file.
+    """
+    named = () if path is None else (str(path),)
+    if isinstance(error, OSError):
+        return error if error.filename is not None else OSError(error.errno or errno.EIO, error.strerror or str(error), *named)
+    found = _OS_ERROR.search(str(error))
+    return None if found is None else OSError(int(found[1]), os.strerror(int(found[1])), *named)
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Make every failed read or write in here an OSError that names a file: `path` where it names none.
+
+    Raises:
+        OSError: in place of one without a file name, or of a SafetensorError of the disk.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        found = as_os_error(error, path)
+        if found is None or found is error:
+            raise
+        raise found from error
+
+
 @contextmanager
 def reading() -> Iterator[None]:
-    """What goes wrong with a file in here, goes wrong in reading.
+    """Make every OSError in here an error of reading.
 
     Raises:
         UserError: in place of an OSError.
@@ -37,12 +87,13 @@ def reading() -> Iterator[None]:
 
 @contextmanager
 def writing(place: str | os.PathLike[str]) -> Iterator[None]:
-    """What goes wrong in here, goes wrong in writing `place`.
+    """Make every OSError in here an error of writing `place`.
 
     Raises:
-        WriteError: in place of an OSError.
+        WriteError: in place of an OSError, or of a SafetensorError of the disk.
     """
     try:
-        yield
+        with naming(place):
+            yield
     except OSError as error:
         raise WriteError(f"could not write {place}: {error}. Make room there, or give another --output") from error

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from eval.command import run_command
+from eval.command import run_evaluation
 from eval.encoder.checkpoint import hash_weights, load_siglip, load_siglip_config
 from eval.errors import reading
 from eval.manifest.manifest import COLUMNS
@@ -203,11 +203,11 @@ def say(processes: Processes, lines: Sequence[str]) -> None:
             print(line, flush=True)
 
 
-def main() -> None:
-    """The command."""
-    asked = parse(sys.argv[1:])
-    sys.exit(run_command(lambda processes, device: run(asked, processes, device)))
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code."""
+    asked = parse(arguments)
+    return run_evaluation(lambda processes, device: run(asked, processes, device))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

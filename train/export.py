@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from eval.errors import UserError
+from eval.command import run_command
 from train.config.load import read_run, read_run_as, read_yaml
 from train.siglip.export import export_checkpoint
 
@@ -35,16 +35,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--checkpoint", default="best", help="best (default), last, or a step number")
     asked = parser.parse_args(arguments)
-    try:
-        step = export_run(asked.run_folder, asked.checkpoint, asked.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: could not write {asked.output}: {error}", file=sys.stderr)
-        return 4
+    return run_command(lambda: run(asked))
+
+
+def run(asked: argparse.Namespace) -> None:
+    """Export, and print which step it was; raises as `export_run`."""
+    step = export_run(asked.run_folder, asked.checkpoint, asked.output)
     print(f"step {step} exported to {asked.output}")
-    return 0
 
 
 if __name__ == "__main__":

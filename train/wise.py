@@ -1,4 +1,4 @@
-"""WiSE-FT: weights between base and tuned, measured on val and on the watch sets, and the best kept when asked.
+"""WiSE-FT: weights between base and tuned, measured on val and on the retention sets; the best are exported on request.
 
     python -m train.wise RUN_FOLDER --output DIR [--alphas 0,0.2,0.4,0.6,0.8,1] [--keep best|ALPHA]
 
@@ -8,9 +8,8 @@ Wortsman et al. 2022, arXiv 2109.01903, equation 1, over every weight: both towe
 
 import argparse
 import json
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,14 +21,15 @@ import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from eval.atomic import replace_together
+from eval.atomic import Content, replace_files
+from eval.command import run_command
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_siglip
 from eval.errors import UserError
-from eval.metrics.evaluate import check_stages, query_table
+from eval.metrics.measurement import measure_checkpoint
 from eval.process_group import use_exact_float32
 from eval.processes import Processes
-from eval.search.retrieve import progress_bar, retrieve
+from eval.search.retrieve import progress_bar
 from train.config.job import JobConfig
 from train.config.load import read_run
 from train.data.splits import load_data
@@ -51,19 +51,19 @@ def between(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor],
 
 
 def choose(on_val: Mapping[float, Recall], watched: Mapping[str, Mapping[float, Recall]]) -> tuple[float, str]:
-    """The alpha to keep, and why in words: the best mean R@1 on val among those at which no watch set has dropped; 1 if there is none.
+    """(alpha, the reason): the best mean R@1 on val among those at which no retention set has dropped; 1 if there is none.
 
     Of equals the one nearer to the base.
     """
     qualified = [alpha for alpha in on_val if not any(recalls[alpha].dropped for recalls in watched.values())]
     if not qualified:
-        return 1.0, "at every alpha a watch set has dropped: none qualifies, the tuned weights are kept as they are"
+        return 1.0, "at every alpha a retention set has dropped: none qualifies, so it is that of the tuned weights"
     best = max(qualified, key=lambda alpha: (on_val[alpha].mean, -alpha))
-    return best, f"the best mean R@1 on val among the {len(qualified)} of {len(on_val)} alphas at which no watch set has dropped"
+    return best, f"the best mean R@1 on val among the {len(qualified)} of {len(on_val)} alphas at which no retention set has dropped"
 
 
 @dataclass(frozen=True)
-class Line:
+class Interpolation:
     """The models between a base and a tuned one."""
 
     base: dict[str, torch.Tensor]
@@ -71,7 +71,7 @@ class Line:
     model: TunedModel
 
     @classmethod
-    def of(cls, chosen: Chosen) -> "Line":
+    def of(cls, chosen: Chosen) -> "Interpolation":
         """From the base of a run to a checkpoint of it."""
         siglip, _ = load_siglip(chosen.base)
         base = {name: value.detach().clone() for name, value in siglip.state_dict().items()}
@@ -83,25 +83,24 @@ class Line:
         return self.model
 
 
-def measure(line: Line, sets: Mapping[str, RetrievalSet], alphas: Sequence[float], num_workers: int) -> dict[str, pa.Table]:
-    """Per-query rows of each set without the retrieved ids, a stage per alpha (see `stage_name`)."""
+def measure(models: Interpolation, sets: Mapping[str, RetrievalSet], alphas: Sequence[float], num_workers: int) -> dict[str, pa.Table]:
+    """Per-query rows of each set, a stage per alpha (see `stage_name`)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tables: dict[str, list[pa.Table]] = {name: [] for name in sets}
     for alpha in alphas:
-        tuned = line.at(alpha)
+        tuned = models.at(alpha)
         tuned.siglip.to(device)
         for name, dataset in sets.items():
             with progress_bar(f"alpha {alpha:g} on {name}", dataset, Processes()) as bar:
-                stage = retrieve(
+                rows = measure_checkpoint(
                     stage_name(alpha), tuned.siglip, tuned.inputs, dataset, num_workers=num_workers, on_progress=bar.update
-                )  # fmt: skip
-            check_stages(dataset, [stage], ())
-            tables[name].append(query_table(dataset, [stage]).drop_columns(["top_ids", "top_scores"]))
+                )
+            tables[name].append(rows)
     return {name: pa.concat_tables(parts) for name, parts in tables.items()}
 
 
 def stage_name(alpha: float) -> str:
-    """What an alpha is called in the per-query rows."""
+    """The name of an alpha in the per-query rows."""
     return f"alpha={alpha}"
 
 
@@ -121,9 +120,9 @@ def run(config: JobConfig, output: Path, alphas: Sequence[float], keep: str | No
         raise UserError(f"{config.run_folder}: data.val_split is null, and alphas are compared on val; the run has none to compare them on")
     sets = {"val": splits.val} | {f"watch-{watched.config.name}": watched.dataset for watched in splits.watch}
     chosen = load_checkpoint(config, "best")
-    line = Line.of(chosen)
+    models = Interpolation.of(chosen)
     asked = sorted({*alphas, *([] if keep in (None, "best") else [float(keep)])})  # type: ignore[arg-type]  # None was sorted out
-    tables = measure(line, sets, sorted({0.0, *asked}), config.data.num_workers)  # base is what all are compared with
+    tables = measure(models, sets, sorted({0.0, *asked}), config.data.num_workers)  # base is what all are compared with
     recalls = {
         name: {alpha: Recall.of(dataset, tables[name], stage_name(alpha), stage_name(0.0)) for alpha in asked}
         for name, dataset in sets.items()
@@ -142,24 +141,21 @@ def run(config: JobConfig, output: Path, alphas: Sequence[float], keep: str | No
     _write(output, record, tables)
     draw_curve(output / "wise", recalls, best)
     if kept is not None:
-        _export(config, chosen, line, kept, recalls["val"].get(kept), output / "export")
+        _export(config, chosen, models, kept, recalls["val"].get(kept), output / "export")
     return record
 
 
 def _write(output: Path, record: dict[str, Any], tables: Mapping[str, pa.Table]) -> None:
-    output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    writers: dict[Path, Callable[[Path], Any]] = {
-        output / f"{name}.parquet": partial(pq.write_table, table) for name, table in tables.items()
-    }
-    replace_together(writers | {output / "wise.json": lambda path: path.write_text(text, encoding="utf-8")})
+    files: dict[Path, Content] = {output / f"{name}.parquet": partial(pq.write_table, table) for name, table in tables.items()}
+    replace_files(files | {output / "wise.json": text})
 
 
-def _export(config: JobConfig, chosen: Chosen, line: Line, alpha: float, on_val: Recall | None, folder: Path) -> None:
-    """The model at an alpha as a plain folder, whose card says so."""
+def _export(config: JobConfig, chosen: Chosen, models: Interpolation, alpha: float, on_val: Recall | None, folder: Path) -> None:
+    """Export the model at an alpha as a plain folder, whose card says so."""
     score = f"; mean R@1 on val {100 * on_val.mean:.2f}" if on_val is not None else ""
     weights = f"WiSE-FT (arXiv 2109.01903), alpha {alpha:g} of the way from the base to this checkpoint{score}"
-    export_model(line.at(alpha), folder, model_card(config, chosen.newest, chosen.step, chosen.base, weights=weights))
+    export_model(models.at(alpha), folder, model_card(config, chosen.newest, chosen.step, chosen.base, weights=weights))
 
 
 def _alpha(text: str) -> float:
@@ -195,30 +191,17 @@ def _show(record: dict[str, Any], output: Path) -> None:
     print(f"best     alpha {record['best']:g}: {record['why']}")
     if record["kept"] is not None:
         print(f"export   {output}/export (alpha {record['kept']:g})")
-    print(f"curve    {output}/wise.png, {output}/wise.svg (wise.json and the per-query rows beside them)")
+    print(f"curve    {output}/wise.png, {output}/wise.svg (with wise.json and the per-query rows)")
 
 
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     asked = _parse(arguments)
-    try:
-        record = run(read_run(asked.run_folder), asked.output, asked.alphas, asked.keep)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: could not write {asked.output}: {error}", file=sys.stderr)
-        return 4
-    _show(record, asked.output)
-    return 0
+    return run_command(lambda: _show(run(read_run(asked.run_folder), asked.output, asked.alphas, asked.keep), asked.output))
 
 
 def draw_curve(path: Path, recalls: Mapping[str, Mapping[float, Recall]], best: float) -> None:
-    """Write PATH.png and PATH.svg, each committed by a rename; filled circles: no drop, crosses: below the base by more than the interval.
+    """Write PATH.png and PATH.svg, each committed by a rename; circles: no drop, crosses: an interval below the base.
 
     Raises:
         OSError: they cannot be written.
@@ -235,10 +218,9 @@ def draw_curve(path: Path, recalls: Mapping[str, Mapping[float, Recall]], best: 
                 axes.plot(alpha, 100 * found[alpha].mean, color=colour, marker="x" if found[alpha].dropped else "o")
         axes.axvline(best, color="grey", linestyle=":", label=f"chosen: {best:g}")
         axes.legend()
-        for kind in ("png", "svg"):
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.{kind}")
-            figure.savefig(temporary, format=kind, metadata={"Date": None} if kind == "svg" else None)
-            os.replace(temporary, path.with_suffix(f".{kind}"))
+        png = partial(figure.savefig, format="png")
+        svg = partial(figure.savefig, format="svg", metadata={"Date": None})
+        replace_files({path.with_suffix(".png"): png, path.with_suffix(".svg"): svg})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 
 from eval.choices.choice_set import read_choices
 from eval.choices.report import print_choices, write_choices
-from eval.command import run_command
+from eval.command import run_evaluation
 from eval.encoder.checkpoint import load_siglip_config
 from eval.errors import reading, writing
 from eval.process_group import use_exact_float32
@@ -72,11 +72,11 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
                 print(f"report   {folder}/choices.html (choices.json, choices.parquet beside it)")
 
 
-def main() -> None:
-    """The command."""
-    asked = parse(sys.argv[1:])
-    sys.exit(run_command(lambda processes, device: run(asked, processes, device)))
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code."""
+    asked = parse(arguments)
+    return run_evaluation(lambda processes, device: run(asked, processes, device))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from eval.atomic import replace_together
+from eval.atomic import replace_files
 from eval.choices.choice_set import ChoiceSet
 from eval.choices.figures import choice_figures
 from eval.choices.outcomes import METRICS, outcome_table
@@ -62,13 +63,8 @@ def write_choices(folder: str | os.PathLike[str], report: ChoiceReport) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     record = json.dumps(report.record, indent=1, allow_nan=False) + "\n"
     page = render("choices.html.j2", choices=[report.record])
-    replace_together(
-        {
-            target / "choices.parquet": lambda path: pq.write_table(report.table, path),
-            target / "choices.html": lambda path: path.write_text(page, encoding="utf-8"),
-            target / "choices.json": lambda path: path.write_text(record, encoding="utf-8"),
-        }
-    )
+    table = partial(pq.write_table, report.table)
+    replace_files({target / "choices.parquet": table, target / "choices.html": page, target / "choices.json": record})
     return target
 
 

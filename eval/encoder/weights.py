@@ -5,11 +5,8 @@ and changed weights get another.
 """
 
 import hashlib
-import os
 import re
-import shutil
 import sys
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig
 from transformers.utils import cached_file
 
-from eval.atomic import sync_file, sync_folder
+from eval.atomic import commit_folder, folder_aside
 from eval.encoder.pickled import PICKLED_INDEX, PICKLED_WHOLE, SAFE_INDEX, SAFE_WHOLE, read_pickled_index, write_as_safetensors
 from eval.errors import UserError, WriteError
 
@@ -87,7 +84,7 @@ def _safetensors_copy(name: str, weights: Path) -> Path:
             if not _is_whole(copy):
                 _write_copy(weights, copy)
                 print(f"no safetensors in {name}: {weights.name} was read with weights_only=True into {copy}", file=sys.stderr, flush=True)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise WriteError(
             f"{name}: could not write the safetensors copy of its {weights.name} to {copy} ({error}). Make room there, or set "
             "HF_ASSETS_CACHE to another folder"
@@ -100,24 +97,14 @@ def _is_whole(copy: Path) -> bool:
 
 
 def _write_copy(weights: Path, copy: Path) -> None:
-    """Writes beside `copy` and renames; a process that a lock cannot hold back (another machine's, perhaps) may have been faster."""
-    for leftover in copy.parent.glob(f".{copy.name}.*.tmp"):  # of a process that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.mkdir()
+    """Write the copy; a process that a lock cannot hold back (another machine's, perhaps) may have been faster."""
+    with folder_aside(copy) as temporary:
         write_as_safetensors(weights, temporary)
-        for path in temporary.iterdir():
-            path.chmod(temporary.stat().st_mode & 0o666)  # safetensors leaves files that their owner alone may read
-            sync_file(path)
         try:
-            os.rename(temporary, copy)
+            commit_folder(temporary, copy, replaces=False)
         except OSError:
             if not _is_whole(copy):
                 raise
-        sync_folder(copy.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _content_name(name: str, weights: Path) -> str:

@@ -13,11 +13,20 @@ import pyarrow.compute as pc
 
 from eval.metrics.metrics import RECALL_AT, recall_at_k, reciprocal_rank
 from eval.metrics.significance import ImageSums, interval
-from eval.search.ranking import Direction
+from eval.search.ranking import DIRECTIONS, Direction
 
 RECALLS = tuple(f"R@{k}" for k in RECALL_AT)
 MEAN_METRICS = (*RECALLS, "MRR", "mAP@R", "R-Precision", "mean_rank")
 METRICS = (*RECALLS, "median_rank", "mean_rank", "MRR", "mAP@R", "R-Precision")
+
+
+def mean_recall_at_1(values: Mapping[Direction, Mapping[str, Any]]) -> float:
+    """Mean R@1 of both directions, by which checkpoints are chosen.
+
+    Args:
+        values: of each direction each metric, by name.
+    """
+    return float(sum(values[direction]["R@1"] for direction in DIRECTIONS) / len(DIRECTIONS))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
 
-from eval.atomic import replace_together
+from eval.atomic import replace_files
 from eval.dataset.truth import truth_in_words
 from eval.metrics.evaluate import Figures
 from eval.metrics.k_sweep import curves, curves_over
@@ -43,13 +44,8 @@ def write_report(
     target.mkdir(parents=True, exist_ok=True)
     record = json.dumps(report_record(figures), indent=1, allow_nan=False) + "\n"
     page = _html(figures, notes or [], gallery)
-    replace_together(
-        {
-            target / "queries.parquet": lambda path: pq.write_table(figures.queries, path),
-            target / "report.html": lambda path: path.write_text(page, encoding="utf-8"),
-            target / "report.json": lambda path: path.write_text(record, encoding="utf-8"),
-        }
-    )
+    queries = partial(pq.write_table, figures.queries)
+    replace_files({target / "queries.parquet": queries, target / "report.html": page, target / "report.json": record})
     return target
 
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from eval.atomic import replace_together
+from eval.atomic import replace_files
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.search.ranking import DIRECTIONS
 
@@ -59,5 +59,5 @@ def _write(path: Path, lines: Iterator[str]) -> Path:
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines(lines)
 
-    replace_together({path: write})
+    replace_files({path: write})
     return path

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.atomic import replace_together
+from eval.atomic import replace_files
 from eval.errors import UserError, WriteError, writing
 from rerank.answers.answers import Answers
 from rerank.answers.first_stage import FirstAnswers
@@ -53,8 +53,7 @@ def write_output(output: Path, found: FirstAnswers, answers: Sequence[Answers], 
     page = page_path(output) if num_shown else None
     if page is not None:
         about = {"model": made_by["model"], "reranker": made_by["rerank"], "table": output.name}
-        text = answers_page(page, found, answers, num_shown, about)
-        writers[page] = lambda path: path.write_text(text, encoding="utf-8")
+        writers[page] = answers_page(page, found, answers, num_shown, about)
     with writing(output):
-        replace_together(writers)
+        replace_files(writers)
     return page

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eval.atomic import replace_together
+from eval.atomic import replace_files
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.processes import Processes
 from rerank.combine.combine import active_members
@@ -189,5 +189,5 @@ def write_expansions(path: str | os.PathLike[str], table: pa.Table) -> Path:
         OSError: it cannot be written.
     """
     target = Path(path)
-    replace_together({target: lambda temporary: pq.write_table(table, temporary)})
+    replace_files({target: lambda temporary: pq.write_table(table, temporary)})
     return target

@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import BertTokenizer
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.utils import cached_file
 
 from eval.atomic import new_folder
+from eval.command import run_command
 from eval.encoder.pickled import read_pickled
 from eval.encoder.tokenizer import rewrite_tokenizer_config
-from eval.errors import UserError, WriteError, writing
+from eval.errors import UserError, writing
 from rerank.convert.hub_weights import OTHER_WEIGHTS, convert_hub_folder
 from rerank.scorers.albef.checkpoint import matcher_of
 from rerank.scorers.albef.model import AlbefConfig, AlbefCrossEncoder
@@ -52,14 +52,10 @@ def convert(source: str, output: Path, *, tokenizer: str | None = None, image_si
     if not Path(source).is_file() and (tokenizer, image_size) != (None, None):
         raise UserError(f"--tokenizer and --image-size are for ALBEF's .pth; {source} is no file, and a hub folder has its own")
     with writing(output), new_folder(output) as folder:
-        try:
-            lines = (
-                convert_albef(Path(source), folder, tokenizer or DEFAULT_TOKENIZER, image_size)
-                if Path(source).is_file()
-                else _convert_hub(source, folder)
-            )
-        except SafetensorError as error:
-            raise WriteError(f"could not write {output}: {error}. Make room there, or give another --output") from error
+        if Path(source).is_file():
+            lines = convert_albef(Path(source), folder, tokenizer or DEFAULT_TOKENIZER, image_size)
+        else:
+            lines = _convert_hub(source, folder)
         try:
             scorer = load_scorer(str(folder), device="cpu")
         except UserError as error:
@@ -153,13 +149,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tokenizer", help=f"ALBEF only: folder or hub id of its tokenizer (default: {DEFAULT_TOKENIZER})")
     parser.add_argument("--image-size", type=int, help="ALBEF only: pixels of a side; other than the file's: interpolated positions")
     asked = parser.parse_args(arguments)
-    try:
-        for line in convert(asked.source, asked.output, tokenizer=asked.tokenizer, image_size=asked.image_size):
-            print(line)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_command(lambda: run(asked))
+
+
+def run(asked: argparse.Namespace) -> None:
+    """Convert, and print what was done; raises as `convert`."""
+    for line in convert(asked.source, asked.output, tokenizer=asked.tokenizer, image_size=asked.image_size):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ A table is named by what it follows from (weights, data, rules), so a stale one 
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eval.atomic import sync_file
+from eval.atomic import replace_files
 from train.data.caption_pool import CaptionPool
 
 _DOUBTFUL, _OWN = 0, 2  # labels of rows that are not mined ones
@@ -106,15 +106,7 @@ def write_negatives(path: Path, negatives: Negatives, pool: CaptionPool) -> None
         table = pa.concat_tables([table, pa.table(pairs)], promote_options="default")
     table = table.replace_schema_metadata({"name": negatives.name})
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)  # of a writer that was killed; after a resume it is the same table that is written again
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        pq.write_table(table, temporary)
-        sync_file(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_files({path: partial(pq.write_table, table)})
 
 
 def _pair_columns(image_N: np.ndarray, caption_N: np.ndarray, pool: CaptionPool) -> dict[str, Any]:

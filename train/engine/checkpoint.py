@@ -7,7 +7,6 @@ follow from (seed, step).
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from eval.atomic import apply_umask, sync_file, sync_folder
+from eval.atomic import commit_folder, folder_aside, remove_folder, sweep
 from eval.errors import UserError
 from eval.processes import Processes
 from eval.sharded import whole
@@ -28,8 +26,6 @@ from train.optim.loss_scale import LossScale
 from train.optim.optimizer import Trainable
 
 _NAME = re.compile(r"^step-(\d+)$")
-_TEMPORARY = ".tmp-"
-_RETIRED = ".retired-"
 
 
 class NoReadableCheckpoint(UserError):
@@ -107,14 +103,7 @@ class Checkpoints:
 
     def sweep(self) -> None:
         """Remove what killed writers left behind; a checkpoint that was being replaced, and was not, comes back."""
-        if not self.folder.is_dir():
-            return
-        for path in list(self.folder.iterdir()):
-            name = path.name.removeprefix(_RETIRED)
-            if path.name.startswith(_RETIRED) and not (self.folder / name).exists():
-                os.rename(path, self.folder / name)
-            elif path.name.startswith((_TEMPORARY, _RETIRED)):
-                shutil.rmtree(path, ignore_errors=True)
+        sweep(self.folder)
 
     def save(
         self, state: State, tuned: Trainable, optimizer: torch.optim.Optimizer, negatives_file: Path | None, *, writes: bool = True
@@ -137,10 +126,7 @@ class Checkpoints:
         target = self.path(state.step)
         if target.is_dir() and self._says(target, state):
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f"{_TEMPORARY}{state.step}-{os.getpid()}"
-        try:
-            temporary.mkdir()
+        with folder_aside(target) as temporary:
             save_file(weights, temporary / "weights.safetensors")
             save_file(moments, temporary / "optimizer.safetensors")
             if negatives_file is not None:
@@ -148,12 +134,6 @@ class Checkpoints:
             (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
             _seal(temporary)
             self._commit(temporary, target)
-        except SafetensorError as error:  # a full disk, in its own words; it is no OSError
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise OSError(f"{temporary}: {error}") from error
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
 
     def _says(self, target: Path, state: State) -> bool:
         """Whether a checkpoint is whole and of the very same state."""
@@ -164,32 +144,20 @@ class Checkpoints:
 
     def _commit(self, temporary: Path, target: Path) -> None:
         """Give a sealed folder its name; what had the name leaves first, and `sweep` brings it back after a kill in between."""
-        retired = self.folder / f"{_RETIRED}{target.name}"
-        if target.is_dir():
-            shutil.rmtree(retired, ignore_errors=True)
-            os.rename(target, retired)
-        os.rename(temporary, target)
-        sync_folder(self.folder)
-        shutil.rmtree(retired, ignore_errors=True)
+        commit_folder(temporary, target)
 
     def discard_after(self, step: int) -> None:
         """Remove the checkpoints after a step: damaged ones that were passed over. Left there, they would count among the newest kept."""
         for later in self.steps():
             if later > step:
-                self._remove(later)
+                remove_folder(self.path(later))
 
     def prune(self, keep: int, best_step: int | None) -> None:
         """Remove all but the newest `keep` and the best."""
         steps = self.steps()
         for step in steps[:-keep]:
             if step != best_step:
-                self._remove(step)
-
-    def _remove(self, step: int) -> None:
-        doomed = self.folder / f"{_TEMPORARY}pruned-{step}-{os.getpid()}"
-        # Renamed first, so that a kill in the middle leaves no half of a checkpoint under its name.
-        os.rename(self.path(step), doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+                remove_folder(self.path(step))
 
     def newest(self) -> tuple[State, list[str]] | None:
         """(state of the newest checkpoint that is whole, warnings about newer ones that are not); None when there is none at all.
@@ -271,16 +239,9 @@ def _moments(tuned: Trainable, optimizer: torch.optim.Optimizer) -> Iterator[tup
 
 
 def _seal(folder: Path) -> None:
-    """Write manifest.json with the hash of every file, and force all of it to the disk."""
-    hashes = {}
-    apply_umask(folder)
-    for path in sorted(folder.iterdir()):
-        hashes[path.name] = hash_file(path)
-        sync_file(path)
-    manifest = folder / "manifest.json"
-    manifest.write_text(json.dumps({"sha256": hashes}, indent=1) + "\n", encoding="utf-8")
-    sync_file(manifest)
-    sync_folder(folder)
+    """Write manifest.json with the hash of every file."""
+    hashes = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
+    (folder / "manifest.json").write_text(json.dumps({"sha256": hashes}, indent=1) + "\n", encoding="utf-8")
 
 
 def verify(folder: Path) -> str:

@@ -1,60 +1,67 @@
-"""A command that carries out a run: claim the folder, go through the loop, finish; every end has its exit code and its words."""
+"""A command that carries out a run: claim the folder, go through the loop, finish, and leave the exit code for the launcher."""
 
+import argparse
 import os
-import socket
 import sys
-import traceback
-import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-from eval.errors import UserError
+from typing import Any
 
 
-class Kind(Protocol):
-    """What a kind of run adds: how it starts, what it goes through, how it ends."""
+@dataclass(frozen=True, kw_only=True)
+class RunKind:
+    """What a kind of run does at each stage, given its configuration, a `train.config.run.RunConfig`.
 
-    @property
-    def config(self) -> Any:
-        """The configuration, a `train.config.run.RunConfig`."""
+    Attributes:
+        start: accelerator and processes.
+        is_finished: whether the run has ended with all that it was to make.
+        show_finished: prints the figures of a finished run.
+        begin: reads data, model and optimizer; the loop, a `train.engine.loop.BaseLoop`. Given accelerator, processes, signals too.
+        finish: exports, evaluates and reports. Given the job, the last state, and what is to be called between rows.
+    """
 
-    def start(self) -> tuple[Any, Any]:
-        """Accelerator and processes."""
-
-    def is_finished(self) -> bool:
-        """Whether the run is through."""
-
-    def show_finished(self) -> None:
-        """Print the figures of a run that is."""
-
-    def begin(self, accelerator: Any, processes: Any, signals: Any) -> Any:
-        """Data, model and optimizer are read; the loop, a `train.engine.loop.BaseLoop`."""
-
-    def finish(self, loop: Any, state: Any) -> None:
-        """Export, evaluate, report."""
+    start: Callable[[Any], tuple[Any, Any]]
+    is_finished: Callable[[Any], bool]
+    show_finished: Callable[[Any], None]
+    begin: Callable[[Any, Any, Any, Any], Any]
+    finish: Callable[[Any, Any, Callable[[], None]], None]
 
 
-def carry_out(kind: Kind) -> int:
-    """Go through a run, from where it stands to its end; returns 0. Call on every process."""
+def run_parser(module: str, description: str, example: str) -> argparse.ArgumentParser:
+    """The parser of a command that takes a configuration and values that replace some of it; parse with `parse_intermixed_args`."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("config", help=f"YAML file, e.g. configs/{example}")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace those of the file")
+    return parser
+
+
+def carry_out(make_kind: Callable[[], RunKind], config: Any) -> None:
+    """Go through a run, from the step it has reached to its end. Call on every process.
+
+    Args:
+        make_kind: imports what the run needs; a signal that comes meanwhile stops the run as a later one would.
+
+    Raises:
+        CommandError, OSError: the run cannot go on.
+    """
     from train.engine.folder import claim_folder
-    from train.engine.loop import BaseLoop
     from train.engine.signals import ProcessesLost, Stopped, StopSignals, is_loss_of_processes
 
-    config = kind.config
     with StopSignals() as signals:
-        accelerator, processes = kind.start()
+        kind = make_kind()
+        accelerator, processes = kind.start(config)
         lock = processes.together(lambda: claim_folder(config) if processes.is_main else None)
         try:
-            if processes.from_main(kind.is_finished):
+            if processes.from_main(lambda: kind.is_finished(config)):
                 if processes.is_main:
                     print(f"{config.run_folder} is finished:")
-                    kind.show_finished()
-                return 0
-            loop: BaseLoop | None = None
+                    kind.show_finished(config)
+                return
+            loop: Any = None  # a train.engine.loop.BaseLoop
             try:
-                loop = kind.begin(accelerator, processes, signals)
-                kind.finish(loop, loop.run())
+                loop = kind.begin(config, accelerator, processes, signals)
+                kind.finish(loop.job, loop.run(), loop.leave_final_if_asked)
             except RuntimeError as error:
                 # The main process was told to stop and has left, while this one, told the same, waited for it.
                 if signals.asked and not processes.is_main:
@@ -62,45 +69,9 @@ def carry_out(kind: Kind) -> int:
                 if is_loss_of_processes(error):
                     raise ProcessesLost(processes.rank, str(error).splitlines()[0]) from error
                 raise
-            return 0
         finally:
             if lock is not None:
                 lock.close()
-
-
-def exit_code_of(action: Callable[[], int]) -> int:
-    """The exit code of an action, having said why when it is not 0."""
-    from train.engine.signals import ProcessesLost, Stopped
-    from train.optim.update import NotFinite
-
-    try:
-        return action()
-    except UserError as error:
-        return _say(str(error), error.exit_code, is_shared=error.is_shared)
-    except NotFinite as error:
-        return _say(str(error), error.exit_code)
-    except Stopped as error:
-        return _say(str(error), error.exit_code, "stopped")
-    except ProcessesLost as error:
-        traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return _say("interrupted", 130, "stopped")
-    except OSError as error:
-        traceback.print_exc()
-        words = f"could not write (or read): {error}. What was committed before is whole; make room and run the same command again"
-        return _say(words, 4, is_shared=False)
-
-
-def _say(message: str, code: int, word: str = "error", *, is_shared: bool = True) -> int:
-    """Print why and return the code: on the main process, and on another where it alone met it."""
-    rank = int(os.environ.get("RANK", "0"))
-    if rank == 0:
-        print(f"{word}: {message}", file=sys.stderr, flush=True)
-    elif not is_shared:
-        print(f"{word} on process {rank}, machine {socket.gethostname()}: {message}", file=sys.stderr, flush=True)
-    return code
 
 
 def end_with(run: Callable[[list[str]], int]) -> None:
@@ -124,12 +95,3 @@ def _end_processes() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def silence() -> None:
-    """Silence transformers' notices and bars, and Python's word on forking beside threads."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*")  # workers touch no thread of their parent's

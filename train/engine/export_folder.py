@@ -1,14 +1,13 @@
 """New."""
 
-import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from eval.atomic import apply_umask, sync_folder
+from eval.atomic import replaced_folder
 from eval.errors import UserError
 from train.config.run import RunConfig
 from train.engine.checkpoint import Checkpoints, NoReadableCheckpoint, State, verify
@@ -26,36 +25,17 @@ def write_plain(kind: Any, config: Any, state: dict[str, torch.Tensor], folder: 
     plain.save_pretrained(folder)
 
 
-def commit_export(folder: Path, write: Callable[[Path], None]) -> None:
-    """Make an export folder, whole or not at all; an earlier export there is replaced.
-
-    Args:
-        write: fills a temporary folder.
+@contextmanager
+def replaced_export(folder: Path) -> Iterator[Path]:
+    """A folder to write an export into; on the way out it takes the name `folder`, where only an earlier export is replaced.
 
     Raises:
         UserError: the folder holds something else, which would be lost.
-        OSError: it cannot be written.
+        OSError: it cannot be written; it names a file.
     """
-    folder = Path(os.path.abspath(folder))
     check_replaceable(folder)
-    for leftover in (*folder.parent.glob(f".{folder.name}.*.tmp"), *folder.parent.glob(f".{folder.name}.*.old")):
-        shutil.rmtree(leftover, ignore_errors=True)  # of writers that were killed
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        write(temporary)
-        apply_umask(temporary)
-        if folder.exists():
-            retired = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-            os.rename(folder, retired)
-            os.rename(temporary, folder)
-            shutil.rmtree(retired, ignore_errors=True)
-        else:
-            os.rename(temporary, folder)
-        sync_folder(folder.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with replaced_folder(folder) as temporary:
+        yield temporary
 
 
 def check_replaceable(folder: Path) -> None:

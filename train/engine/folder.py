@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from eval.atomic import replace_files
 from eval.errors import UserError
 from train.config.run import RunConfig
 from train.engine.checkpoint import Checkpoints
@@ -40,12 +40,7 @@ def claim_folder(config: RunConfig) -> Any:
         shutil.rmtree(folder / "scratch", ignore_errors=True)
     elif path.exists():
         _check_same(path, config)
-    temporary = folder / f".config.{os.getpid()}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        yaml.safe_dump(record, file, sort_keys=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace_files({path: yaml.safe_dump(record, sort_keys=False)})
     return lock
 
 
@@ -116,10 +111,7 @@ def read_ended(config: RunConfig) -> dict[str, Any]:
 
 def mark_ended(config: RunConfig, record: Mapping[str, Any]) -> None:
     """Write finished.json, committed by a rename."""
-    path = config.run_folder / "finished.json"
-    temporary = path.with_name(f".finished.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    replace_files({config.run_folder / "finished.json": json.dumps(record) + "\n"})
 
 
 def show_places(config: RunConfig) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from eval.atomic import replace_files
 from train.config.run import RunConfig
 from train.optim.loss_scale import LossScale
 
@@ -38,9 +39,7 @@ class MetricsLog:
                     file.flush()
                     os.fsync(file.fileno())
             if kept != raw.splitlines(keepends=True):
-                temporary = self._path.with_name(f".metrics.{os.getpid()}.tmp")
-                temporary.write_bytes(b"".join(kept))
-                os.replace(temporary, self._path)
+                replace_files({self._path: b"".join(kept)})
         self._file = self._path.open("ab")
         self.num_lines = len(kept)
         return len(beyond)

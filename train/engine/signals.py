@@ -7,19 +7,24 @@ from types import FrameType
 
 import torch.distributed as dist
 
+from eval.errors import CommandError
 
-class Stopped(Exception):
+
+class Stopped(CommandError):
     """The run was told to stop and has written a checkpoint; carries the exit code (143 for SIGTERM, 130 for SIGINT)."""
+
+    label = "stopped"
+    is_shared = True
 
     def __init__(self, exit_code: int, step: int) -> None:
         super().__init__(f"stopped after step {step}; the same command goes on from there")
         self.exit_code = exit_code
 
 
-class ProcessesLost(Exception):
+class ProcessesLost(CommandError):
     """The other processes do not answer: their machine, their launcher or the network is gone. Exit code 1, said by every process left."""
 
-    exit_code = 1
+    shows_traceback = True
 
     def __init__(self, rank: int, cause: str) -> None:
         super().__init__(

@@ -1,6 +1,6 @@
 """python -m train.mining CONFIG.yaml [key.path=value ...]: mine with the base model of a configuration, without training.
 
-Writes runs/NAME/negatives/HASH.parquet and its sheet, HASH.json and HASH.html.
+Writes runs/NAME/negatives/HASH.parquet and its mining report, HASH.json and HASH.html.
 """
 
 import sys
@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from eval.command import run_command
 from eval.errors import UserError
 from eval.progress import bar
 from train.config.job import JobConfig
 from train.config.load import load_config
 from train.data.splits import load_data
+from train.engine.command import run_parser
 from train.engine.folder import claim_folder
 from train.siglip.mining import members_of, num_rows, refresh_negatives
 from train.siglip.setup import prepare, start_processes
@@ -20,24 +22,18 @@ from train.siglip.setup import prepare, start_processes
 
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    if not arguments or arguments[0].startswith("-"):
-        print(__doc__, file=sys.stderr)
-        return 0 if {"-h", "--help"} & set(arguments) else 2
-    try:
-        return _mine(load_config(arguments[0], arguments[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: could not write: {error}", file=sys.stderr)
-        return 4
+    parser = run_parser("train.mining", "Mine hard negatives with the base model of a configuration, without training.", "demo.yaml")
+    asked = parser.parse_intermixed_args(arguments)
+    return run_command(lambda: mine(load_config(asked.config, asked.overrides)))
 
 
-def _mine(config: JobConfig) -> int:
+def mine(config: JobConfig) -> None:
+    """Mine once and print the mining report.
+
+    Raises:
+        UserError: configuration or data cannot be used.
+        OSError: something cannot be written.
+    """
     if config.mining is None:
         raise UserError("mining: the configuration has none (null); give at least mining.mine_every_steps")
     accelerator, processes = start_processes(config)
@@ -57,7 +53,6 @@ def _mine(config: JobConfig) -> int:
         print("\n".join(found.sheet.lines()) + f"\nwritten to {found.path}; with examples: {found.page}")
     if lock is not None:
         lock.close()
-    return 0
 
 
 if __name__ == "__main__":

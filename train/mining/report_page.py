@@ -4,13 +4,12 @@ Shape letters: N rows of the table, E examples.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from eval.atomic import replace_together, sync_file
+from eval.atomic import replace_files
 from eval.dataset.images import ImageError
 from eval.report.gallery import thumbnail
 from eval.report.render import render
@@ -51,22 +50,11 @@ def write_mining_report(
         OSError: they cannot be written.
     """
     record = json.dumps(sheet.as_record(), indent=1) + "\n"
+    target = folder / f"{sheet.name}.html"
     text = page(sheet, negatives, pool, truth)
     folder.mkdir(parents=True, exist_ok=True)
-    targets = {folder / f"{sheet.name}.json": record, folder / f"{sheet.name}.html": text}
-    for target in targets:
-        for leftover in folder.glob(f".{target.name}.*.tmp"):
-            leftover.unlink(missing_ok=True)  # of a writer that was killed
-    replace_together({target: _writer(content) for target, content in targets.items()})
-    return folder / f"{sheet.name}.html"
-
-
-def _writer(content: str) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        path.write_text(content, encoding="utf-8")
-        sync_file(path)
-
-    return write
+    replace_files({target.with_suffix(".json"): record, target: text})
+    return target
 
 
 def page(sheet: MiningReport, negatives: Negatives, pool: CaptionPool, truth: set[tuple[str, str]] | None = None) -> str:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from eval.atomic import replaced_file
 from eval.dataset.images import ImageError
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import hash_weights
@@ -144,18 +144,12 @@ class FrozenStore:
         for leftover in [*self._leftovers(tower), *self.folder.glob(f"{tower}-*.f32")]:
             if leftover != path:  # of other weights or data, or of a writer that was killed
                 leftover.unlink(missing_ok=True)
-        temporary = path.with_name(f".{path.name}.{self._processes.rank}.tmp")
-        with ExitStack() as stack:
-            stack.callback(temporary.unlink, missing_ok=True)
-            with temporary.open("wb") as file:
-                digest = hashlib.sha256()
-                for vectors_ND in windows:
-                    digest.update(vectors_ND.data)
-                    file.write(vectors_ND.data)
-                file.write(digest.digest())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+        with replaced_file(path, str(self._processes.rank)) as temporary, temporary.open("wb") as file:
+            digest = hashlib.sha256()
+            for vectors_ND in windows:
+                digest.update(vectors_ND.data)
+                file.write(vectors_ND.data)
+            file.write(digest.digest())
 
     def _leftovers(self, tower: Tower) -> Iterator[Path]:
         """Files of writers that are gone: of this process, or of one of a larger world."""

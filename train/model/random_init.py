@@ -1,15 +1,13 @@
 """A small SigLIP from random weights, written in the hub's own format, with a tokenizer learnt from the train captions."""
 
 import io
-import os
-import shutil
 from pathlib import Path
 
 import sentencepiece
 import torch
 from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel, SiglipTokenizer
 
-from eval.atomic import apply_umask
+from eval.atomic import replaced_folder
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.inputs import SiglipInputs
 from eval.errors import UserError
@@ -23,9 +21,11 @@ def write_scratch(folder: Path, config: ScratchConfig, dataset: RetrievalSet, se
         UserError: the captions are too few for a tokenizer.
         OSError: the folder cannot be written.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    with replaced_folder(folder) as temporary:
+        _write(temporary, config, dataset, seed)
+
+
+def _write(temporary: Path, config: ScratchConfig, dataset: RetrievalSet, seed: int) -> None:
     tokenizer = learn_tokenizer(temporary, config, dataset)
     tower = {
         "hidden_size": config.width,
@@ -45,8 +45,6 @@ def write_scratch(folder: Path, config: ScratchConfig, dataset: RetrievalSet, se
     size = {"height": config.image_size, "width": config.image_size}
     SiglipInputs(tokenizer, SiglipImageProcessorPil(size=size), config.num_tokens, config.image_size).save(temporary)
     (temporary / "spiece.tmp").unlink(missing_ok=True)
-    apply_umask(temporary)
-    os.rename(temporary, folder)
 
 
 def learn_tokenizer(folder: Path, config: ScratchConfig, dataset: RetrievalSet) -> SiglipTokenizer:

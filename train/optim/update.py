@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 
+from eval.errors import CommandError
 from eval.processes import Processes
 from eval.sharded import whole
 from train.config.run import LoopConfig
@@ -13,10 +14,11 @@ from train.optim.loss_scale import LossScale
 from train.optim.optimizer import Trainable
 
 
-class NotFinite(Exception):
+class NotFinite(CommandError):
     """Loss or gradient is not a finite number; nothing was updated. Exit code 5."""
 
     exit_code = 5
+    is_shared = True
 
 
 class Update:

@@ -9,8 +9,8 @@ from PIL import Image
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.metrics.evaluate import values_of
+from eval.metrics.stage_metrics import mean_recall_at_1
 from eval.processes import Processes
-from eval.search.ranking import DIRECTIONS
 from eval.search.retrieve import retrieve
 from eval.search.stage import Stage
 from rerank.reorder.stages import reranked_stages
@@ -71,11 +71,6 @@ def first_stage(job: RerankerJob, dataset: RetrievalSet, on_progress: Callable[[
     return stage
 
 
-def mean_recall(values: Any) -> float:
-    """Mean R@1 of both directions."""
-    return float(sum(values[direction]["R@1"] for direction in DIRECTIONS) / 2)
-
-
 @dataclass(frozen=True)
 class RerankerFigures:
     """What a matcher makes of the miner's top-K.
@@ -104,7 +99,7 @@ def measure_cross_encoder(job: RerankerJob, dataset: RetrievalSet, stage: Stage,
     top_k = job.config.evaluation.top_k
     (twin,) = reranked_stages(dataset, [stage], scorer, top_k, processes=job.processes, show_progress=False)
     values = values_of(dataset, replace(twin, first_stage=None, top_k=None, sweep={}))
-    return RerankerFigures(values, mean_recall(values), score_std(scorer.said, job.processes), twin.cost["rerank_seconds"])
+    return RerankerFigures(values, mean_recall_at_1(values), score_std(scorer.said, job.processes), twin.cost["rerank_seconds"])
 
 
 def score_std(said: Sequence[np.ndarray], processes: Processes) -> float:

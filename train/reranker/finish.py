@@ -18,7 +18,7 @@ from rerank.reorder.stages import reranked_stages
 from rerank.scorers.load import load_scorer
 from train.config.reranker import RerankerConfig
 from train.engine.checkpoint import State
-from train.engine.export_folder import chosen_checkpoint, commit_export, plain_state, write_plain
+from train.engine.export_folder import chosen_checkpoint, plain_state, replaced_export, write_plain
 from train.engine.folder import ended, mark_ended, report_folder, show_places
 from train.reranker.evaluation import NamedScorer, first_stage
 from train.reranker.job import RerankerJob
@@ -83,14 +83,11 @@ def export_cross_encoder(config: RerankerConfig, which: str, folder: Path) -> in
     if tuned.base_sha256 != newest.base_sha256:
         raise UserError(f"{config.model.base} has other weights now than when the run began; what did not train would not fit")
     checkpoints.load_weights(step, tuned)
-
-    def write(temporary: Path) -> None:
+    with replaced_export(folder) as temporary:
         write_plain(BlipForImageTextRetrieval, tuned.module.config, plain_state(tuned.module), temporary)
         BlipProcessor(tuned.checkpoint.image_processor, tuned.checkpoint.tokenizer).save_pretrained(temporary)
         rewrite_tokenizer_config(temporary)
         (temporary / "README.md").write_text(cross_encoder_card(config, newest, step), encoding="utf-8")
-
-    commit_export(folder, write)
     return step
 
 

@@ -9,6 +9,7 @@ from eval.dataset.images import ImageError
 from eval.encoder.loader import pictures_loader
 from eval.errors import UserError
 from eval.metrics.evaluate import values_of
+from eval.metrics.stage_metrics import mean_recall_at_1
 from eval.search.ranking import DIRECTIONS
 from eval.search.stage import Stage
 from rerank.scoring.candidates import candidate_lists
@@ -19,7 +20,7 @@ from train.engine.signals import StopSignals
 from train.optim.update import rate_factor
 from train.reranker.batches import MatchBatch, MatchBatches, PairKind
 from train.reranker.collapse import LEAST_SCORE_STD, RunningLoss, loss_warning, score_warning
-from train.reranker.evaluation import first_stage, mean_recall, measure_cross_encoder
+from train.reranker.evaluation import first_stage, measure_cross_encoder
 from train.reranker.job import RerankerJob, describe_reranker
 from train.reranker.negatives import HardTables, as_hard_tables, check_mined, mine_tables, num_rows, read_tables
 from train.reranker.step import MatchResult, MatchStepper
@@ -157,7 +158,7 @@ class RerankerLoop(BaseLoop):
             "split": val.split,
             **{direction: found.values[direction] for direction in DIRECTIONS},
             "mean_R@1": found.score,
-            "miner_mean_R@1": mean_recall(self._miner_values),
+            "miner_mean_R@1": mean_recall_at_1(self._miner_values),
             "score_std": found.score_std,
             "seconds": found.seconds,
             "best": is_best,

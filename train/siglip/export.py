@@ -9,7 +9,7 @@ from transformers import SiglipModel
 from eval.errors import UserError
 from train.config.job import JobConfig
 from train.engine.checkpoint import State
-from train.engine.export_folder import chosen_checkpoint, commit_export, write_plain
+from train.engine.export_folder import chosen_checkpoint, replaced_export, write_plain
 from train.model.siglip import TunedModel, build_model, merged_state, resolve_base
 from train.siglip.sentence_encoder import write_sentence_encoder
 
@@ -21,14 +21,11 @@ def export_model(tuned: TunedModel, folder: Path, card: str) -> None:
         UserError: the folder holds something else, which would be lost.
         OSError: it cannot be written.
     """
-
-    def write(temporary: Path) -> None:
+    with replaced_export(folder) as temporary:
         write_plain(SiglipModel, tuned.siglip.config, merged_state(tuned), temporary)
         tuned.inputs.save(temporary)
         write_sentence_encoder(temporary, tuned.siglip.config.text_config.max_position_embeddings)
         (temporary / "README.md").write_text(card, encoding="utf-8")
-
-    commit_export(folder, write)
 
 
 def model_card(config: JobConfig, state: State, chosen_step: int, base: str, *, weights: str = "") -> str:

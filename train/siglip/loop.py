@@ -11,6 +11,7 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.loader import pictures_loader
 from eval.errors import UserError
 from eval.metrics.evaluate import values_of
+from eval.metrics.stage_metrics import mean_recall_at_1
 from eval.search.ranking import DIRECTIONS
 from eval.search.retrieve import retrieve
 from train.data.batches import Batch, BatchBuilder
@@ -190,11 +191,10 @@ class Loop(BaseLoop):
                 num_workers=self.config.data.num_workers, on_progress=progress,
             )  # fmt: skip
         values = values_of(val, stage)
-        score = sum(values[direction]["R@1"] for direction in DIRECTIONS) / 2
         return {
             "split": val.split,
             **{direction: values[direction] for direction in DIRECTIONS},
-            "mean_R@1": score,
+            "mean_R@1": mean_recall_at_1(values),
             "seconds": stage.cost["seconds"],
         }
 

@@ -17,12 +17,12 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_siglip
 from eval.encoder.inputs import SiglipInputs
 from eval.metrics.comparison import compare
-from eval.metrics.evaluate import Figures, check_stages, query_table
+from eval.metrics.evaluate import Figures
+from eval.metrics.measurement import measure_checkpoint
 from eval.metrics.significance import interval, resample_weights
-from eval.metrics.stage_metrics import StageMetrics
+from eval.metrics.stage_metrics import StageMetrics, mean_recall_at_1
 from eval.processes import Processes
 from eval.search.ranking import DIRECTIONS
-from eval.search.retrieve import retrieve
 from train.config.evaluation import WatchConfig
 from train.data.splits import RetentionSet
 
@@ -52,9 +52,8 @@ class Recall:
         own = [measured[stage, direction].sums for direction in DIRECTIONS]
         resampled_S1 = np.mean([sums.resampled_means(weights_SI)[:, :1] for sums in own], axis=0)
         row = r1_of_both(compare(measured, [(stage, against)], weights_SI))
-        return cls(
-            float(np.mean([sums.means()[0] for sums in own])), interval(resampled_S1)[:, 0].tolist(), float(row["delta"]), list(row["ci95"])
-        )
+        mean = mean_recall_at_1({direction: measured[stage, direction].values() for direction in DIRECTIONS})
+        return cls(mean, interval(resampled_S1)[:, 0].tolist(), float(row["delta"]), list(row["ci95"]))
 
     def as_record(self) -> dict[str, Any]:
         """Its figures, for JSON."""
@@ -141,14 +140,12 @@ class Watch:
         ]
 
     def _tables(self, name: str, siglip: SiglipModel, inputs: SiglipInputs, on_progress: Callable[[int], Any]) -> list[pa.Table]:
-        tables = []
-        for watched in self._sets:
-            stage = retrieve(
+        return [
+            measure_checkpoint(
                 name, siglip, inputs, watched.dataset, processes=self._processes, num_workers=self._num_workers, on_progress=on_progress
             )
-            check_stages(watched.dataset, [stage], ())
-            tables.append(query_table(watched.dataset, [stage]))
-        return tables
+            for watched in self._sets
+        ]
 
     @staticmethod
     def _renamed(tables: list[pa.Table]) -> list[pa.Table]:
@@ -170,7 +167,7 @@ def final_record(config: WatchConfig, figures: Figures) -> dict[str, Any]:
 def final_line(name: str, record: Mapping[str, Any]) -> str:
     """The report of a watch set, or what the final report says of it, in a line."""
     row = r1_of_both(record["comparisons"])
-    base, tuned = (np.mean([record["stages"][stage][direction]["R@1"] for direction in DIRECTIONS]) for stage in ("base", "tuned"))
+    base, tuned = (mean_recall_at_1(record["stages"][stage]) for stage in ("base", "tuned"))
     low, high = row["ci95"]
     text = f"watch {name}: mean R@1 {100 * base:.2f} -> {100 * tuned:.2f}, {100 * row['delta']:+.2f}"
     return text + f" [{100 * low:+.2f}, {100 * high:+.2f}]" + (": forgotten" if is_below(row["ci95"]) else ": no drop")

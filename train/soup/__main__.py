@@ -9,7 +9,7 @@ measures, DIR/soup.parquet (a row a query of every ingredient and every trial). 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eval.atomic import replace_together
+from eval.atomic import Content, replace_files
+from eval.command import run_command
 from eval.dataset.retrieval_set import RetrievalSet, load_split
 from eval.errors import UserError
 from eval.manifest.manifest import COLUMNS, read_manifest
@@ -46,17 +47,17 @@ def run(names: Sequence[str], output: Path, *, is_greedy: bool, data: DataConfig
     check_output(output, ingredients)
     data = common_data(ingredients) if data is None and is_greedy else data
     output.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    arms = SoupStages(ingredients, None if data is None else read_split(data), num_workers)
-    alone = [arms.alone(index) for index in range(len(ingredients))] if arms.dataset is not None else []
+    stages = SoupStages(ingredients, None if data is None else read_split(data), num_workers)
+    alone = [stages.alone(index) for index in range(len(ingredients))] if stages.dataset is not None else []
     members, trials, stage = tuple(range(len(ingredients))), list[Trial](), SOUP
     if is_greedy:
-        members, trials = greedy(alone, arms.score)
+        members, trials = greedy(alone, stages.score)
         stage = trial_name(members[-1]) if len(members) > 1 else stage_name(members[0])
-    soup = arms.soup_of(members)
-    if alone and stage not in arms.tables:
-        arms.measure(stage, soup)
-    record = make_record(arms, alone, members, trials, is_greedy=is_greedy, stage=stage, sha256=soup.base_sha256)
-    _write(output, record, arms.tables)
+    soup = stages.soup_of(members)
+    if alone and stage not in stages.tables:
+        stages.measure(stage, soup)
+    record = make_record(stages, alone, members, trials, is_greedy=is_greedy, stage=stage, sha256=soup.base_sha256)
+    _write(output, record, stages.tables)
     export_model(soup, output / "export", soup_card(record))
     return record
 
@@ -109,12 +110,12 @@ def read_split(data: DataConfig) -> RetrievalSet:
 
 def _write(output: Path, record: dict[str, Any], tables: Mapping[str, pa.Table]) -> None:
     text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    writers: dict[Path, Callable[[Path], Any]] = {output / "soup.json": lambda path: path.write_text(text, encoding="utf-8")}
+    files: dict[Path, Content] = {output / "soup.json": text}
     if tables:
-        writers[output / "soup.parquet"] = partial(pq.write_table, pa.concat_tables(tables.values()))
+        files[output / "soup.parquet"] = partial(pq.write_table, pa.concat_tables(tables.values()))
     else:
         (output / "soup.parquet").unlink(missing_ok=True)  # of an earlier soup, and not of this one
-    replace_together(writers)
+    replace_files(files)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -162,21 +163,13 @@ def _show(record: dict[str, Any], output: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     asked = _parse(arguments)
-    try:
-        record = run(asked.checkpoints, asked.output, is_greedy=asked.greedy, data=_data(asked), num_workers=asked.num_workers)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"error: could not write {asked.output}: {error}", file=sys.stderr)
-        return 4
+    return run_command(lambda: _make(asked))
+
+
+def _make(asked: argparse.Namespace) -> None:
+    record = run(asked.checkpoints, asked.output, is_greedy=asked.greedy, data=_data(asked), num_workers=asked.num_workers)
     _show(record, asked.output)
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The mean of several models' weights, and whose: the uniform soup's are all, the greedy soup's those that do not lower its score.
+"""The mean of several models' weights: of all in a uniform soup, of those that do not lower its score in a greedy one.
 
 Source: Wortsman et al. 2022, arXiv 2203.05482, section 2 and algorithm 1.
 """
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-State = Mapping[str, torch.Tensor]
+StateDict = Mapping[str, torch.Tensor]
 
 
 class RunningMean:
-    """The mean of the weights of models that pass by one at a time: one sum is held, float64.
+    """The mean of the weights of models that are added one at a time; one float64 sum is in memory.
 
     Attributes:
         count: models added.
@@ -22,8 +22,8 @@ class RunningMean:
         self._sum: dict[str, torch.Tensor] = {}
         self.count = 0
 
-    def add(self, state: State) -> None:
-        """Count a model in.
+    def add(self, state: StateDict) -> None:
+        """Add a model.
 
         Raises:
             ValueError: its weights have other names or shapes than those before.
@@ -37,11 +37,11 @@ class RunningMean:
         self.count += 1
 
     def mean(self) -> dict[str, torch.Tensor]:
-        """Of those added, float32."""
+        """The mean of those added, float32."""
         return {name: (total / self.count).float() for name, total in self._sum.items()}
 
-    def mean_with(self, state: State) -> dict[str, torch.Tensor]:
-        """What the mean would be with one more, float32; nothing is added.
+    def mean_with(self, state: StateDict) -> dict[str, torch.Tensor]:
+        """The mean with one more model, which is not added, float32.
 
         Raises:
             ValueError: as `add`.
@@ -51,7 +51,7 @@ class RunningMean:
         self._check(state)
         return {name: ((total + state[name].detach()) / (self.count + 1)).float() for name, total in self._sum.items()}
 
-    def _check(self, state: State) -> None:
+    def _check(self, state: StateDict) -> None:
         shapes, others = ({name: tuple(value.shape) for name, value in part.items()} for part in (self._sum, state))
         if shapes != others:
             differing = sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name))
@@ -60,7 +60,7 @@ class RunningMean:
 
 @dataclass(frozen=True)
 class Trial:
-    """One question of the greedy soup.
+    """One step of the greedy algorithm: one ingredient tried.
 
     Attributes:
         ingredient: index of the one that was tried.
@@ -75,7 +75,7 @@ class Trial:
 
     @property
     def kept(self) -> bool:
-        """Whether it stays: it does not lower the score."""
+        """Whether it stays in the soup: it does not lower the score."""
         return self.score >= self.before
 
 

@@ -11,8 +11,8 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import hash_weights
 from eval.errors import UserError
 from eval.metrics.evaluate import check_stages, query_table, values_of
+from eval.metrics.stage_metrics import mean_recall_at_1
 from eval.processes import Processes
-from eval.search.ranking import DIRECTIONS
 from eval.search.retrieve import progress_bar, retrieve
 from train.model.siglip import TunedModel
 from train.siglip.watch import Recall
@@ -85,8 +85,7 @@ class SoupStages:
             found = retrieve(stage, tuned.siglip, tuned.inputs, self.dataset, num_workers=self.num_workers, on_progress=bar.update)
         check_stages(self.dataset, [found], ())
         self.tables[stage] = query_table(self.dataset, [found]).drop_columns(["top_ids", "top_scores"])
-        values = values_of(self.dataset, found)
-        return sum(values[direction]["R@1"] for direction in DIRECTIONS) / len(DIRECTIONS)
+        return mean_recall_at_1(values_of(self.dataset, found))
 
     def recall(self, stage: str, against: str) -> dict[str, Any]:
         """What was measured of a stage, with intervals, and the paired difference from another."""

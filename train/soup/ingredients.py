@@ -1,4 +1,4 @@
-"""What a soup of weights is made of: SigLIP checkpoints of one architecture that read captions and pictures in one and the same way."""
+"""The ingredients of a soup: SigLIP checkpoints of one architecture that read captions and images in the same way."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,7 +129,7 @@ def _of_run(folder: Path, which: str) -> Ingredient:
     run = read_run(folder)
     steps = chosen_checkpoint(run, "best")[0].steps()
     if which not in ("best", "last") and (not which.isdigit() or int(which) not in steps):
-        raise UserError(f"{folder}@{which}: after @ stands best, last or one of the steps {steps}")
+        raise UserError(f"{folder}@{which}: expected after @ best, last or one of the steps {steps}")
     step = chosen_checkpoint(run, which)[2]
     base = resolve_base(run, str(run.run_folder / "scratch"))
     config = load_siglip_config(base)
@@ -138,7 +138,7 @@ def _of_run(folder: Path, which: str) -> Ingredient:
 
 
 def check_alike(one: Ingredient, other: Ingredient) -> None:
-    """Refuse two checkpoints whose weights do not stand for the same things, place by place.
+    """Refuse two checkpoints whose weights do not mean the same, one by one.
 
     Raises:
         UserError: naming what differs: fields of config.json, the tokenizer, or the image processor.

@@ -8,7 +8,7 @@ from train.soup.evaluation import SoupStages, stage_name, trial_name
 
 
 def make_record(
-    arms: SoupStages,
+    stages: SoupStages,
     alone: Sequence[float],
     members: tuple[int, ...],
     trials: Sequence[Trial],
@@ -24,17 +24,17 @@ def make_record(
         stage: the soup's in the per-query rows.
         sha256: of the soup's weights.
     """
-    names, dataset = [ingredient.name for ingredient in arms.ingredients], arms.dataset
+    names, dataset = [ingredient.name for ingredient in stages.ingredients], stages.dataset
     rows: list[dict[str, Any]] = [
-        {"name": name, "weights_sha256": arms.sha256[index], "kept": index in members} for index, name in enumerate(names)
+        {"name": name, "weights_sha256": stages.sha256[index], "kept": index in members} for index, name in enumerate(names)
     ]
     soup: dict[str, Any] = {"members": [names[index] for index in members], "weights_sha256": sha256}
     record: dict[str, Any] = {"kind": "greedy" if is_greedy else "uniform", "ingredients": rows, "soup": soup}
     if dataset is not None:
         best = max(range(len(alone)), key=lambda index: alone[index])
         for index, row in enumerate(rows):
-            row |= {"stage": stage_name(index)} | arms.recall(stage_name(index), stage_name(best))
-        soup |= {"stage": stage, "against": names[best]} | arms.recall(stage, stage_name(best))
+            row |= {"stage": stage_name(index)} | stages.recall(stage_name(index), stage_name(best))
+        soup |= {"stage": stage, "against": names[best]} | stages.recall(stage, stage_name(best))
         counts = {"num_images": dataset.num_images, "num_captions": dataset.num_captions}
         record["data"] = {"source": dataset.source, "split": dataset.split, **counts, "sha256": dataset.sha256()}
     if is_greedy:

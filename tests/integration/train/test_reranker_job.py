@@ -133,11 +133,11 @@ def _loop(config: Path) -> Any:
     """The loop of a run, whose final report would refuse such a matcher at the door."""
     from train.config.load import load_run_config
     from train.config.reranker import RerankerConfig
-    from train.reranker.__main__ import RerankerTuning
+    from train.reranker.__main__ import reranker_tuning
 
-    tuning = RerankerTuning(load_run_config(RerankerConfig, config))
-    tuning.config.run_folder.mkdir(parents=True)
-    return tuning.begin(*tuning.start(), StopSignals())
+    tuning, read = reranker_tuning(), load_run_config(RerankerConfig, config)
+    read.run_folder.mkdir(parents=True)
+    return tuning.begin(read, *tuning.start(read), StopSignals())
 
 
 def test_pictures_are_checked_when_asked(matcher_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

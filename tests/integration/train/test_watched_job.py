@@ -85,7 +85,7 @@ def test_the_final_report_says_what_became_of_the_set(stopped: dict[int, Run]) -
 @pytest.mark.parametrize(
     ("world_size", "trap"),
     [
-        (1, Trap("train.siglip.watch:retrieve", 2)),
+        (1, Trap("train.siglip.watch:measure_checkpoint", 2)),
         (1, Trap("train.siglip.loop:Watch.look", 2, after=True)),
         (1, Trap("train.engine.metrics_log:MetricsLog.write", 9, after=True)),
         (1, Trap("train.engine.checkpoint:Checkpoints._commit", 4)),

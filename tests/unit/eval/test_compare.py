@@ -76,24 +76,24 @@ def test_other_queries_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "8 only in A, e.g. ['i32', 'i33', 'i34', 'i35', 'i36']; 0 only in B" in capsys.readouterr().err
 
 
-def test_other_truths_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_ground_truths_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = retrieval_set()
     more = with_ground_truth(data, qrels={("i00", "i01#0")})
     one = report(tmp_path / "one", [stage("model", data, 1.0)], data)
     two = report(tmp_path / "two", [stage("model", more, 1.0)], more)
-    with pytest.raises(UserError, match="1 queries have another number of right answers in B than in A, e.g. .'i00'.: "):
+    with pytest.raises(UserError, match="1 queries have another number of relevant items in B than in A, e.g. .'i00'.: "):
         compare_reports(one, two)
     assert main([str(one), str(two)]) == 2
-    assert "judged by different truths: A by protocol all" in capsys.readouterr().err
+    assert "different ground truths: A: protocol all" in capsys.readouterr().err
 
 
-def test_truths_that_add_as_many_answers_elsewhere_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ground_truths_that_add_as_many_items_elsewhere_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = retrieval_set()
     folders = []
     for name, qrels in (("one", {("i13", "i08#0"), ("i12", "i09#0")}), ("two", {("i13", "i09#0"), ("i12", "i08#0")})):
         judged = with_ground_truth(data, qrels=qrels)
         folders.append(str(report(tmp_path / name, [stage("model", judged, 1.0)], judged)))
-    assert main(folders) == 2 and "different truths" in capsys.readouterr().err
+    assert main(folders) == 2 and "different ground truths" in capsys.readouterr().err
 
 
 def test_a_record_of_another_form_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,6 @@
 """python -m eval.choices as a user runs it."""
 
 import json
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -22,12 +21,12 @@ def choices(pictures: list[Path], sentences: list[str], tmp_path: Path) -> Path:
     return path
 
 
-def run(monkeypatch: pytest.MonkeyPatch, arguments: list[object]) -> int:
-    monkeypatch.setattr(sys, "argv", ["eval.choices", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
+def run(arguments: list[object]) -> int:
+    try:
+        return main([str(word) for word in arguments])
+    except SystemExit as ended:  # argparse
+        assert isinstance(ended.code, int)
+        return ended.code
 
 
 def test_measures_alone_and_with_a_reranker(
@@ -35,12 +34,11 @@ def test_measures_alone_and_with_a_reranker(
     pictures: list[Path],
     tiny_siglip: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     asked = ["--model", tiny_siglip, "--also", f"demo={MODELS / 'siglip-base'}", "--data", choices, "--image-root", pictures[0].parent]
     asked += ["--rerank", MODELS / "blip-itm", "--output", tmp_path / "out", "--num-workers", 0]
-    assert run(monkeypatch, asked) == 0
+    assert run(asked) == 0
     record = json.loads((tmp_path / "out" / "choices.json").read_text())
     assert list(record["stages"]) == ["model", "demo", "blip", "model+blip", "demo+blip"]
     assert (record["data"]["num_examples"], record["data"]["num_images"]) == (11, 8)
@@ -71,7 +69,6 @@ def test_what_cannot_be_done_is_said_in_a_line(
     pictures: list[Path],
     tiny_siglip: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     change: dict[str, object],
     code: int,
@@ -80,7 +77,7 @@ def test_what_cannot_be_done_is_said_in_a_line(
     (tmp_path / "file").write_text("a file where a folder is wanted")
     asked: dict[str, object] = {"--model": tiny_siglip, "--data": choices, "--image-root": pictures[0].parent, "--output": tmp_path / "out"}
     asked |= {option: tmp_path / "file" / "under" if value == "FILE/under" else value for option, value in change.items()}
-    assert run(monkeypatch, [word for option, value in asked.items() for word in (option, value)]) == code
+    assert run([word for option, value in asked.items() for word in (option, value)]) == code
     errors = capsys.readouterr().err
     assert message in errors and "Traceback" not in errors
     assert not (tmp_path / "out" / "choices.json").exists()

@@ -152,14 +152,14 @@ def test_a_damaged_one_of_the_same_step_is_replaced(saved: Checkpoints, tuned: T
     assert verify(saved.path(6)) == "" and saved.steps() == [0, 3, 6]
 
 
-@pytest.mark.parametrize("failing", ["save_file", "_seal", "sync_folder"])
+@pytest.mark.parametrize("failing", ["train.engine.checkpoint.save_file", "train.engine.checkpoint._seal", "eval.atomic.sync_folder"])
 def test_a_write_that_fails_leaves_the_old_ones_and_no_litter(
     saved: Checkpoints, tuned: TunedModel, optimizer: torch.optim.Optimizer, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, failing, fail)
+    monkeypatch.setattr(failing, fail)
     with pytest.raises(OSError, match="No space"):
         saved.save(state(9), tuned, optimizer, None)
     assert [path for path in saved.folder.iterdir() if not path.name.startswith("step-")] == []
@@ -173,9 +173,9 @@ def test_a_folder_that_cannot_be_written_is_an_os_error(tmp_path: Path, tuned: T
 
 
 def test_sweep_removes_leftovers_and_brings_back_what_was_being_replaced(saved: Checkpoints) -> None:
-    shutil.copytree(saved.path(3), saved.folder / ".tmp-9-123")
-    shutil.copytree(saved.path(3), saved.folder / ".retired-step-3")
-    os.rename(saved.path(6), saved.folder / ".retired-step-6")
+    shutil.copytree(saved.path(3), saved.folder / ".step-9.123.tmp")
+    shutil.copytree(saved.path(3), saved.folder / ".step-3.124.old")
+    os.rename(saved.path(6), saved.folder / ".step-6.125.old")
     saved.sweep()
     assert sorted(path.name for path in saved.folder.iterdir()) == ["step-0", "step-3", "step-6"]
     assert verify(saved.path(6)) == ""

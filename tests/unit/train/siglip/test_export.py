@@ -84,7 +84,7 @@ def test_a_failed_export_leaves_the_old_one(small_world: SmallWorld, tmp_path: P
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("train.engine.export_folder.os.rename", fail)
+    monkeypatch.setattr("os.rename", fail)
     with pytest.raises(OSError, match="No space"):
         export_model(trained(small_world, lora={"rank": 2}), tmp_path / "export", "card")
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
