@@ -1,5 +1,4 @@
-"""Which files a reader meets from launch.sh to the end of the first optimizer step: the shell files it sources, and every Python file of ours
-with a function that runs.
+"""Which files a reader meets from launch.sh to the end of the first optimizer step.
 
     python benchmarks/reading_path.py [CONFIG.yaml [key.path=value ...]]
 
@@ -75,7 +74,7 @@ def _in_import(frame: FrameType | None) -> bool:
 def main() -> None:
     """The command."""
     sys.path.insert(0, str(ROOT))
-    found = {name: 0 for name in shell_files()} | python_files(sys.argv[1:] or list(DEFAULT))
+    found = dict.fromkeys(shell_files(), 0) | python_files(sys.argv[1:] or list(DEFAULT))
     total = 0
     for name, count in found.items():
         lines = len((ROOT / name).read_text(encoding="utf-8").splitlines())

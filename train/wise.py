@@ -26,6 +26,7 @@ from eval.atomic import replace_together
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_siglip
 from eval.errors import UserError
+from eval.execution import Execution
 from eval.metrics.evaluate import check_stages, query_table
 from eval.process_group import use_exact_float32
 from eval.processes import Processes
@@ -92,9 +93,8 @@ def measure(line: Line, sets: Mapping[str, RetrievalSet], alphas: Sequence[float
         tuned.siglip.to(device)
         for name, dataset in sets.items():
             with progress_bar(f"alpha {alpha:g} on {name}", dataset, Processes()) as bar:
-                stage = retrieve(
-                    stage_name(alpha), tuned.siglip, tuned.inputs, dataset, num_workers=num_workers, on_progress=bar.update
-                )  # fmt: skip
+                execution = Execution(device=device, num_workers=num_workers, on_progress=bar.update)
+                stage = retrieve(stage_name(alpha), tuned.siglip, tuned.inputs, dataset, execution=execution)
             check_stages(dataset, [stage], ())
             tables[name].append(query_table(dataset, [stage]).drop_columns(["top_ids", "top_scores"]))
     return {name: pa.concat_tables(parts) for name, parts in tables.items()}

@@ -53,8 +53,8 @@ VIEWS = {
 
 @dataclass
 class ImageViews:
-    """Further views of a split's pictures as pictures of their own (`eval.encoder.encoder.Pictures`): view v of image i is number i x V +
-    v."""
+    """Further views of a split's pictures as pictures of their own (`eval.encoder.encoder.ImageSource`): view v of
+    image i is number i x V + v."""
 
     dataset: RetrievalSet
     name: str

@@ -83,7 +83,7 @@ class MatchStepper:
         self._gradients = FlatGradients([parameter for _, parameter in tuned.trainable()])
         self.update = Update(config, tuned, optimizer, self._gradients, processes)
 
-    def take(self, batch: MatchBatch, *, stop_asked: bool = False) -> MatchResult:
+    def train_step(self, batch: MatchBatch, *, stop_asked: bool = False) -> MatchResult:
         """Take one step.
 
         Args:

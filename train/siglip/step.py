@@ -74,7 +74,7 @@ class Stepper:
     def loss_scale(self, scale: LossScale | None) -> None:
         self.update.loss_scale = scale
 
-    def take(self, batch: Batch, *, stop_asked: bool = False) -> StepResult:
+    def train_step(self, batch: Batch, *, stop_asked: bool = False) -> StepResult:
         """Take one step.
 
         Args:
