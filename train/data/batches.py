@@ -21,8 +21,7 @@ from eval.processes import Processes
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
-from train.data.order import Order, chosen_caption
-from train.data.random_streams import _CROP, _REPLACEMENT, generator
+from train.data.order import _CROP, _REPLACEMENT, Order, chosen_caption, generator
 
 _MAX_REPLACEMENTS = 100
 

@@ -38,8 +38,7 @@ class Kind(Protocol):
 def carry_out(kind: Kind) -> int:
     """Go through a run, from where it stands to its end; returns 0. Call on every process."""
     from train.engine.folder import claim_folder
-    from train.engine.loop import BaseLoop
-    from train.engine.signals import ProcessesLost, Stopped, StopSignals, is_loss_of_processes
+    from train.engine.loop import BaseLoop, ProcessesLost, Stopped, StopSignals, is_loss_of_processes
 
     config = kind.config
     with StopSignals() as signals:
@@ -70,7 +69,7 @@ def carry_out(kind: Kind) -> int:
 
 def exit_code_of(action: Callable[[], int]) -> int:
     """The exit code of an action, having said why when it is not 0."""
-    from train.engine.signals import ProcessesLost, Stopped
+    from train.engine.loop import ProcessesLost, Stopped
     from train.optim.update import NotFinite
 
     try:

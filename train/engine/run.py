@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -85,10 +84,6 @@ class Run:
     def data_place(self) -> str:
         """Where what is trained on comes from, in words."""
         return f"{self.config.data.source}{self.pool.place}"
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Arithmetic of the towers in training."""
-        return self.accelerator.autocast()
 
     def execution(self, on_progress: Callable[[int], Any] = no_progress) -> Execution:
         """How this run embeds, searches and mines."""

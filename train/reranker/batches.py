@@ -20,8 +20,7 @@ from train.data.batches import PictureReader
 from train.data.caption_pool import CaptionPool
 from train.data.hard_image_order import HardImages
 from train.data.negatives import Negatives
-from train.data.order import BatchOrder, chosen_caption
-from train.data.random_streams import generator
+from train.data.order import BatchOrder, chosen_caption, generator
 from train.reranker.model import MatchInputs
 
 # Streams of random numbers besides those of train/data/batches.py.

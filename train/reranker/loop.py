@@ -13,9 +13,8 @@ from eval.search.ranking import DIRECTIONS
 from eval.search.stage import Stage
 from rerank.scoring.candidates import candidate_lists
 from train.engine.checkpoint import Checkpoints, State
-from train.engine.loop import BaseLoop
+from train.engine.loop import BaseLoop, StopSignals
 from train.engine.metrics_log import gpu_record, scale_record
-from train.engine.signals import StopSignals
 from train.optim.update import rate_factor
 from train.reranker.batches import HardTables, MatchBatch, MatchBatches, PairKind
 from train.reranker.collapse import LEAST_SCORE_STD, RunningLoss, loss_warning, score_warning
@@ -30,7 +29,7 @@ class RerankerLoop(BaseLoop):
 
     def __init__(self, job: RerankerJob, signals: StopSignals) -> None:
         self.job, self.config = job, job.config
-        self.stepper = MatchStepper(job.config.train, job.config.seed, job.tuned, job.optimizer, job.processes, job.autocast)
+        self.stepper = MatchStepper(job.config.train, job.config.seed, job.tuned, job.optimizer, job.processes, job.accelerator.autocast)
         self.running, self._was_named = RunningLoss(), False
         self._tables = HardTables(None, None)
         self._val_stage: Stage | None = None

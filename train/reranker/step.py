@@ -14,8 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from eval.processes import Processes
 from train.config.reranker import RerankerLoopConfig
-from train.optim.gradients import FlatGradients
-from train.optim.update import Update
+from train.optim.update import FlatGradients, Update
 from train.reranker.batches import MatchBatch, PairKind
 from train.reranker.collapse import constant_loss
 from train.reranker.model import TunedCrossEncoder

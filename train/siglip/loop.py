@@ -20,8 +20,7 @@ from train.data.negatives import Negatives, read_negatives
 from train.data.order import Order
 from train.data.positives import TruePairs
 from train.engine.checkpoint import Checkpoints, State
-from train.engine.loop import BaseLoop
-from train.engine.signals import StopSignals
+from train.engine.loop import BaseLoop, StopSignals
 from train.mining.ensemble import Member
 from train.model.frozen_tower import FrozenStore, cached_towers
 from train.siglip.job import Job, describe
@@ -36,10 +35,11 @@ class Loop(BaseLoop):
     def __init__(self, job: Job, signals: StopSignals) -> None:
         self.job, self.config = job, job.config
         self.negatives: Negatives | None = None
+        self.columns: Negatives | None = None
         self.frozen = NOTHING_FROZEN
         self.members: tuple[Member, ...] = ()
         self.order: Order = order_in_force(job.config.mining, job.order, job.train_set, None, None, job.config.train.max_steps)
-        self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.autocast)
+        self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.accelerator.autocast)
         self.stepper.true_pairs = self._true_pairs()
         self.watch = Watch(job.splits.watch, job.base, job.processes, job.config.data.num_workers)
         start = State(
@@ -120,7 +120,7 @@ class Loop(BaseLoop):
             self.order,
             self.job.processes,
             random_crop_min_area=self.config.train.random_crop_min_area,
-            negatives=columns_in_force(self.config.mining, self.negatives),
+            negatives=self.columns,
             frozen=self.frozen,
         )
         return block_loader(
@@ -157,7 +157,7 @@ class Loop(BaseLoop):
 
     def _use(self, negatives: Negatives) -> None:
         """Put a table in force: its captions become columns, or batches are composed of it; its relabelled pairs become positives."""
-        self.negatives = negatives
+        self.negatives, self.columns = negatives, columns_in_force(self.config.mining, negatives)
         self.order = order_in_force(
             self.config.mining, self.job.order, self.job.train_set, negatives, self.state.mined_at_step, self.config.train.max_steps
         )

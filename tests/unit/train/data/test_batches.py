@@ -17,8 +17,7 @@ from tests.small_job import SmallWorld, load, write_pictures
 from train.data.batches import Batch, BatchBuilder, random_crop
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
-from train.data.order import BatchOrder, chosen_caption
-from train.data.random_streams import generator
+from train.data.order import BatchOrder, chosen_caption, generator
 
 
 @pytest.fixture(scope="module")

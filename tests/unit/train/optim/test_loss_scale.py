@@ -17,6 +17,7 @@ from tests.small_job import SmallWorld, load
 from train.__main__ import run
 from train.config.job import JobConfig
 from train.data.batches import Batch, BatchBuilder
+from train.data.caption_pool import CaptionPool
 from train.data.order import BatchOrder
 from train.engine import distributed as machine
 from train.engine.checkpoint import Checkpoints, State
@@ -56,7 +57,7 @@ class Bench:
         self.tuned: TunedModel = build_model(self.config.model, str(world.base))
         self.optimizer = make_optimizer(self.tuned, self.config.train)
         order = BatchOrder(self.dataset.num_images, self.config.train.batch_size, self.config.seed)
-        self._batches = BatchBuilder(self.dataset, self.tuned.inputs, order, Processes())
+        self._batches = BatchBuilder(CaptionPool(self.dataset), self.tuned.inputs, order, Processes())
         self.stepper = Stepper(self.config, self.tuned, self.optimizer, self.dataset, Processes(), contextlib.nullcontext)
 
     def batch(self, step: int) -> Batch:
