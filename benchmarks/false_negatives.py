@@ -28,6 +28,7 @@ from train.data.caption_pool import CaptionPool
 from train.mining.candidates import Candidates, find_candidates
 from train.mining.captions import select
 from train.mining.cross_encoder import MiningCrossEncoder
+from train.mining.ensemble import Retriever
 from train.mining.report import Mined, is_true, summarize
 
 DATA, BLIP = Path("demo/data/scenes.parquet"), "demo/models/blip-itm"
@@ -93,7 +94,7 @@ class Study:
         self.found: dict[int, Candidates] = {}
         for dataset in (self.grouped, self.plain):
             with torch.no_grad():
-                self.found[id(dataset)] = find_candidates(siglip, inputs, dataset, 64)
+                self.found[id(dataset)] = find_candidates(Retriever(siglip, inputs), CaptionPool(dataset), 64)
         self.truth = read_qrels(qrels)
         self.scorer: PairScorer = load_scorer(blip, device="cpu", settings=ScorerSettings(score_kind="margin"))
         self.matcher = MiningCrossEncoder(self.scorer, CaptionPool(self.grouped))

@@ -24,6 +24,7 @@ from benchmarks.cost import measured
 from eval.dataset.retrieval_set import PositivePairs
 from eval.encoder.embedding_files import Shards
 from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK
+from eval.execution import Execution
 from eval.processes import Processes
 from eval.search.streamed import stream_search
 
@@ -96,7 +97,7 @@ def run_arm(arm: str, size: tuple[int, int], device: str, output: Path) -> dict[
         with on_disk(0, num_images, IMAGE_BLOCK, output) as images, on_disk(1, num_captions, TEXT_BLOCK, output) as captions:
 
             def search() -> TopK:
-                result = stream_search(images, captions, nothing, DEPTH, device=device)
+                result = stream_search(images, captions, nothing, DEPTH, execution=Execution(device=device))
                 return result.indices_QK, result.scores_QK
 
             found, cost = measured(search, device)

@@ -17,6 +17,7 @@ import torch
 from eval.command import run_evaluation
 from eval.encoder.checkpoint import hash_weights, load_siglip, load_siglip_config
 from eval.errors import reading
+from eval.execution import Execution
 from eval.manifest.manifest import COLUMNS
 from eval.process_group import use_exact_float32
 from eval.processes import Processes
@@ -119,8 +120,8 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
     weights = hash_weights(model)
     num_rows = (collection.num_images + collection.num_captions) // processes.world_size
     with bar(num_rows, "embed", "row", show=processes.is_main, leave=False) as shown:
-        options: Any = {"skip_broken": asked.skip_broken, "num_workers": asked.num_workers, "on_progress": shown.update}
-        found = find_first(model, inputs, collection, directions, asked.top_k, processes=processes, **options)
+        execution = Execution(processes=processes, device=device, num_workers=asked.num_workers, on_progress=shown.update)
+        found = find_first(model, inputs, collection, directions, asked.top_k, skip_broken=asked.skip_broken, execution=execution)
     del model  # the reranker may need the room
     say(processes, broken_lines(found, collection))
     if scorer is not None and asked.seconds is not None:

@@ -26,6 +26,7 @@ from eval.command import run_command
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_siglip
 from eval.errors import UserError
+from eval.execution import Execution
 from eval.metrics.measurement import measure_checkpoint
 from eval.process_group import use_exact_float32
 from eval.processes import Processes
@@ -92,10 +93,8 @@ def measure(models: Interpolation, sets: Mapping[str, RetrievalSet], alphas: Seq
         tuned.siglip.to(device)
         for name, dataset in sets.items():
             with progress_bar(f"alpha {alpha:g} on {name}", dataset, Processes()) as bar:
-                rows = measure_checkpoint(
-                    stage_name(alpha), tuned.siglip, tuned.inputs, dataset, num_workers=num_workers, on_progress=bar.update
-                )
-            tables[name].append(rows)
+                execution = Execution(device=device, num_workers=num_workers, on_progress=bar.update)
+                tables[name].append(measure_checkpoint(stage_name(alpha), tuned.siglip, tuned.inputs, dataset, execution=execution))
     return {name: pa.concat_tables(parts) for name, parts in tables.items()}
 
 

@@ -7,7 +7,6 @@ Measures a SigLIP checkpoint, or several (--also), on a choice set, alone and wi
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,6 +15,7 @@ from eval.choices.report import print_choices, write_choices
 from eval.command import run_evaluation
 from eval.encoder.checkpoint import load_siglip_config
 from eval.errors import reading, writing
+from eval.execution import Execution
 from eval.process_group import use_exact_float32
 from eval.processes import Processes
 from rerank.options import add_pair_scores, asked_store
@@ -62,8 +62,8 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
         stage_names([name for name, _ in checkpoints], scorer.name if scorer is not None else None)
         for _, path in checkpoints:
             load_siglip_config(path)
-    options: Any = {"kept": kept, "num_workers": asked.num_workers, "strip_punctuation": asked.strip_punctuation, "processes": processes}
-    report = measure_choices(choices, dict(checkpoints), scorer, device=device, **options)
+    execution = Execution(processes=processes, device=device, num_workers=asked.num_workers)
+    report = measure_choices(choices, dict(checkpoints), scorer, kept=kept, strip_punctuation=asked.strip_punctuation, execution=execution)
     with processes.jointly():
         if processes.is_main:
             with writing(asked.output):

@@ -3,16 +3,13 @@
 Shape letters: N pairs, I images, C captions, D width of the embedding.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 from transformers import SiglipModel
 
 from eval.choices.choice_set import ChoiceSet
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.encoder.inputs import SiglipInputs
-from eval.processes import Processes
+from eval.execution import ONE_PROCESS, Execution
 
 
 def cosines(
@@ -20,17 +17,14 @@ def cosines(
     inputs: SiglipInputs,
     choices: ChoiceSet,
     *,
-    processes: Processes = Processes(),
-    num_workers: int = 0,
-    on_progress: Callable[[int], Any] = lambda rows: None,
+    execution: Execution = ONE_PROCESS,
 ) -> np.ndarray:
     """Cosine of every pair of `choices.pairs()`, float64 of shape (N,). Scale and bias of the logits change no order, so they stay away.
 
     Raises:
         UserError: a picture does not decode, or an embedding is not finite.
     """
-    shared: Any = {"processes": processes, "on_progress": on_progress}
-    images_ID = embed_images(model, inputs, choices, num_workers=num_workers, names=choices.image_ids, **shared)
-    captions_CD = embed_captions(model, inputs, choices.captions, **shared)
+    images_ID = embed_images(model, inputs, choices, names=choices.image_ids, execution=execution)
+    captions_CD = embed_captions(model, inputs, choices.captions, execution=execution)
     images_N, captions_N = choices.pairs()
     return np.einsum("nd,nd->n", images_ID[images_N].astype(np.float64), captions_CD[captions_N].astype(np.float64))

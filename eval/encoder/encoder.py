@@ -4,38 +4,41 @@ A block has always the same number of rows, the last one padded, and belongs to 
 bits, and so does any order (docs/numerics.md). Shape letters: N rows, B rows of a block, L tokens, D width of the embedding.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import atexit
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import normalize
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import SiglipModel
 
 from eval.dataset.images import ImageError
 from eval.encoder.inputs import SiglipInputs
-from eval.encoder.loader import pictures_loader
 from eval.errors import UserError
+from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
 from eval.sharded import is_sharded
 
 IMAGE_BLOCK = 32
 TEXT_BLOCK = 128
 _MOST_NAMED = 5
-_PICTURE_REMEDY = "Every picture must decode in evaluation: mend it, or take its rows out. train's --check-images names them all"
+IMAGE_REMEDY = "Every picture must decode in evaluation: mend it, or take its rows out. train's --check-images names them all"
 
 
-class Pictures(Protocol):
-    """Pictures to embed; `eval.dataset.retrieval_set.RetrievalSet` and `eval.choices.choice_set.ChoiceSet` hold such."""
+class ImageSource(Protocol):
+    """Images to embed: an `eval.dataset.retrieval_set.RetrievalSet` or an `eval.choices.choice_set.ChoiceSet`, for example."""
 
     @property
     def num_images(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
 
     def load_image(self, image: int, /) -> Image.Image:
-        """One picture, RGB."""
+        """One image, RGB."""
 
 
 def image_features(model: SiglipModel, pixels: torch.Tensor) -> torch.Tensor:
@@ -53,6 +56,8 @@ def _at_least_float32(features: torch.Tensor) -> torch.Tensor:
     return features if features.dtype == torch.float64 else features.float()
 
 
+Features = Callable[[SiglipModel, torch.Tensor], torch.Tensor]
+"""A tower: `image_features` or `text_features`."""
 Sink = Callable[[np.ndarray], Any]
 """What takes the unit vectors of this process's blocks, one block after another in the order of its share; float32 of shape (rows, D)."""
 
@@ -60,38 +65,27 @@ Sink = Callable[[np.ndarray], Any]
 def embed_images(
     model: SiglipModel,
     inputs: SiglipInputs,
-    dataset: Pictures,
+    dataset: ImageSource,
     *,
-    processes: Processes = Processes(),
-    num_workers: int = 0,
+    execution: Execution = ONE_PROCESS,
     block: int = IMAGE_BLOCK,
     allow_undecodable: bool = False,
     names: Sequence[str] = (),
-    on_progress: Callable[[int], Any] = lambda rows: None,
 ) -> np.ndarray:
     """Unit embeddings of every image of a split, float32 of shape (images, D), the same on every process.
 
     Args:
-        allow_undecodable: a picture that cannot be decoded gets a row of zeros (for mining) instead of an error.
-        names: of the pictures, for messages; without, they are called by their index.
+        execution: its device is not asked: the model runs where it is.
+        allow_undecodable: an image that cannot be decoded gets a row of zeros (for mining) instead of an error.
+        names: of the images, for messages; without, they are called by their index.
 
     Raises:
-        UserError: a picture cannot be decoded (in evaluation nothing is left out), or an embedding is not finite.
+        UserError: an image cannot be decoded (in evaluation nothing is left out), or an embedding is not finite.
     """
     own: list[np.ndarray] = []
-    stream_images(
-        model,
-        inputs,
-        dataset,
-        own.append,
-        processes=processes,
-        num_workers=num_workers,
-        block=block,
-        allow_undecodable=allow_undecodable,
-        names=names,
-        on_progress=on_progress,
-    )
-    return np.concatenate(processes.gather_blocks(own, num_blocks(dataset.num_images, block)))
+    remedy = None if allow_undecodable else IMAGE_REMEDY
+    stream_images(model, inputs, dataset, own.append, execution=execution, block=block, names=names, remedy=remedy)
+    return np.concatenate(execution.processes.gather_blocks(own, num_blocks(dataset.num_images, block)))
 
 
 def embed_captions(
@@ -99,9 +93,8 @@ def embed_captions(
     inputs: SiglipInputs,
     captions: Sequence[str],
     *,
-    processes: Processes = Processes(),
+    execution: Execution = ONE_PROCESS,
     block: int = TEXT_BLOCK,
-    on_progress: Callable[[int], Any] = lambda rows: None,
 ) -> np.ndarray:
     """Unit embeddings of captions, float32 of shape (captions, D), the same on every process.
 
@@ -109,31 +102,28 @@ def embed_captions(
         UserError: an embedding is not finite.
     """
     own: list[np.ndarray] = []
-    stream_captions(model, inputs, captions, own.append, processes=processes, block=block, on_progress=on_progress)
-    return np.concatenate(processes.gather_blocks(own, num_blocks(len(captions), block)))
+    stream_captions(model, inputs, captions, own.append, execution=execution, block=block)
+    return np.concatenate(execution.processes.gather_blocks(own, num_blocks(len(captions), block)))
 
 
 def stream_images(
     model: SiglipModel,
     inputs: SiglipInputs,
-    dataset: Pictures,
+    dataset: ImageSource,
     sink: Sink,
     *,
-    processes: Processes = Processes(),
-    num_workers: int = 0,
+    execution: Execution = ONE_PROCESS,
     block: int = IMAGE_BLOCK,
-    allow_undecodable: bool = False,
     names: Sequence[str] = (),
-    remedy: str = _PICTURE_REMEDY,
-    on_progress: Callable[[int], Any] = lambda rows: None,
+    remedy: str | None = IMAGE_REMEDY,
 ) -> None:
     """Embed this process's blocks of images and give each to the sink as it comes; arguments and errors as :func:`embed_images`.
 
-    `remedy` is what a person can do about a picture that cannot be decoded.
+    Args:
+        remedy: what a person can do about an image that cannot be decoded, for the error; None: no error, it gets a row of zeros.
     """
-    pictures = _PixelBlocks(dataset, inputs, block, processes, allow_undecodable)
-    loader = pictures_loader(pictures, num_workers=num_workers)
-    _stream(model, iter(loader), dataset.num_images, block, processes, image_features, sink, on_progress, "image", names, remedy)
+    loader = block_loader(_PixelBlocks(dataset, inputs, block, execution.processes, remedy), num_workers=execution.num_workers)
+    _stream(model, image_features, iter(loader), dataset.num_images, block, sink, names, execution)
 
 
 def stream_captions(
@@ -142,31 +132,31 @@ def stream_captions(
     captions: Sequence[str],
     sink: Sink,
     *,
-    processes: Processes = Processes(),
+    execution: Execution = ONE_PROCESS,
     block: int = TEXT_BLOCK,
-    on_progress: Callable[[int], Any] = lambda rows: None,
 ) -> None:
     """Embed this process's blocks of captions and give each to the sink as it comes; arguments and errors as :func:`embed_captions`."""
-    starts = [number * block for number in processes.share_of(num_blocks(len(captions), block))]
+    starts = [number * block for number in execution.processes.share_of(num_blocks(len(captions), block))]
     blocks = (_pad(inputs.token_ids(captions[start : start + block]), block) for start in starts)
-    _stream(model, blocks, len(captions), block, processes, text_features, sink, on_progress, "caption", captions)
+    _stream(model, text_features, blocks, len(captions), block, sink, captions, execution)
 
 
 def _stream(
     model: SiglipModel,
+    features: Features,
     blocks: Iterator[torch.Tensor | str],
     num_rows: int,
     block: int,
-    processes: Processes,
-    features: Callable[[SiglipModel, torch.Tensor], torch.Tensor],
     sink: Sink,
-    on_progress: Callable[[int], Any],
-    noun: str,
     names: Sequence[str],
-    remedy: str = "",
+    execution: Execution,
 ) -> None:
-    """Run one tower over this process's blocks; what fails on one process is raised on all."""
-    device = next(model.parameters()).device
+    """Run one tower over this process's blocks; what fails on one process is raised on all.
+
+    Args:
+        blocks: rows of the tower's input, or why there are none: an image that cannot be decoded.
+    """
+    device, processes = next(model.parameters()).device, execution.processes
     was_training = model.training
     model.eval()
     failure = ""
@@ -174,7 +164,7 @@ def _stream(
     num_passes = 0
     with torch.no_grad():  # not inference_mode: sharded weights that were gathered in it cannot be trained afterwards
         for number, rows in zip(processes.share_of(num_blocks(num_rows, block)), blocks, strict=True):
-            if isinstance(rows, str):  # the message of a picture that cannot be decoded
+            if isinstance(rows, str):
                 failure = rows
                 break
             count = min(block, num_rows - number * block)
@@ -186,21 +176,22 @@ def _stream(
             found = vectors.cpu().masked_fill(empty[:, None], 0.0)[:count].numpy()
             bad.append(number * block + np.flatnonzero(~np.isfinite(found).all(axis=1)))
             sink(found)
-            on_progress(count)
+            execution.on_progress(count)
         if is_sharded(model):
             _take_part(model, features, num_blocks(num_blocks(num_rows, block), processes.world_size) - num_passes)
     model.train(was_training)
-    processes.raise_together(failure and f"{failure}. {remedy}")
+    processes.raise_together(failure)
     bad_N = np.concatenate(processes.gather(np.concatenate(bad)))
     if len(bad_N):
         first = [names[int(row)][:80] if names else int(row) for row in np.sort(bad_N)[:_MOST_NAMED]]
+        noun = "image" if features is image_features else "caption"
         raise UserError(
             f"{len(bad_N)} {noun} embedding(s) of {num_rows} are not finite, e.g. of {first}: the weights or the precision are broken. "
             "Take another checkpoint, or fetch or train this one again"
         )
 
 
-def _take_part(model: SiglipModel, features: Callable[[SiglipModel, torch.Tensor], torch.Tensor], num_passes: int) -> None:
+def _take_part(model: SiglipModel, features: Features, num_passes: int) -> None:
     """Run a tower of a sharded model over a blank row so many times, as often as the process with the most blocks runs it in all."""
     device, vision = next(model.parameters()).device, model.config.vision_config
     blank = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
@@ -224,8 +215,9 @@ def _pad(rows: torch.Tensor, block: int) -> torch.Tensor:
 class _PixelBlocks(Dataset):  # type: ignore[type-arg]
     """The blocks of pixel values one process encodes; decoding happens in the loader's workers."""
 
-    def __init__(self, dataset: Pictures, inputs: SiglipInputs, block: int, processes: Processes, allow_undecodable: bool) -> None:
-        self._dataset, self._inputs, self._block, self._allow = dataset, inputs, block, allow_undecodable
+    def __init__(self, dataset: ImageSource, inputs: SiglipInputs, block: int, processes: Processes, remedy: str | None) -> None:
+        """remedy: see :func:`stream_images`."""
+        self._dataset, self._inputs, self._block, self._remedy = dataset, inputs, block, remedy
         self._numbers = list(processes.share_of(num_blocks(dataset.num_images, block)))
 
     def __len__(self) -> int:
@@ -242,13 +234,45 @@ class _PixelBlocks(Dataset):  # type: ignore[type-arg]
                 faults.append(str(error))
         if faults:  # raised in a worker they would arrive wrapped in a traceback; as a value they keep their words
             more = f"; and {len(faults) - _MOST_NAMED} more near them" if len(faults) > _MOST_NAMED else ""
-            return "; ".join(faults[:_MOST_NAMED]) + more
+            return f"{'; '.join(faults[:_MOST_NAMED])}{more}. {self._remedy}"
         return _pad(torch.stack(pixels), self._block)
 
     def _pixels(self, image: int) -> torch.Tensor:
         try:
             return self._inputs.pixels(self._dataset.load_image(image))
         except ImageError:
-            if not self._allow:
+            if self._remedy is not None:
                 raise
             return torch.full((3, self._inputs.image_size, self._inputs.image_size), torch.nan)
+
+
+def block_loader(  # type: ignore[type-arg]
+    blocks: Dataset, *, num_workers: int, sampler: Iterable[int] | None = None, pin_memory: bool = False
+) -> Any:
+    """A DataLoader over ready-made blocks, with workers that leave stopping to their parent.
+
+    Ctrl-C and a cluster's SIGTERM reach every process of a group; a worker that died of one would cost its parent the last
+    checkpoint. Workers end when the loader does, or when their parent is gone.
+    """
+    context = "fork" if num_workers else None
+    return DataLoader(
+        blocks,
+        batch_size=None,
+        num_workers=num_workers,
+        multiprocessing_context=context,
+        worker_init_fn=_leave_signals_to_parent,
+        sampler=sampler,
+        pin_memory=pin_memory,
+    )
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Where an error ends the program its loaders are never closed, and Python would wait for ever for workers that ignore its SIGTERM."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
+
+
+def _leave_signals_to_parent(_: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -14,6 +14,7 @@ import torch
 
 from eval.dataset.retrieval_set import PositivePairs
 from eval.errors import UserError
+from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
 from eval.search.ranking import Direction, Ranking
 from eval.search.ranks import RankAccumulator
@@ -54,8 +55,7 @@ def search(
     positives: PositivePairs,
     depth: int,
     *,
-    device: torch.device | str = "cpu",
-    processes: Processes = Processes(),
+    execution: Execution = ONE_PROCESS,
 ) -> Ranking:
     """Rank a gallery for every query by the dot product of unit vectors (cosine), float32.
 
@@ -70,7 +70,7 @@ def search(
     """
     check_finite("query", queries_QD)
     check_finite("gallery", gallery_ND)
-    return rank_product(direction, _Grid(queries_QD, gallery_ND, torch.device(device)), positives, depth, processes)
+    return rank_product(direction, _Grid(queries_QD, gallery_ND, execution.device), positives, depth, execution.processes)
 
 
 def search_both(
@@ -80,8 +80,7 @@ def search_both(
     to_image: PositivePairs,
     depth: int,
     *,
-    device: torch.device | str = "cpu",
-    processes: Processes = Processes(),
+    execution: Execution = ONE_PROCESS,
 ) -> dict[Direction, Ranking]:
     """Both directions of :func:`search` from one product; image to text equals it bit for bit.
 
@@ -93,7 +92,7 @@ def search_both(
     """
     check_finite("query", images_ID)
     check_finite("gallery", captions_CD)
-    return rank_product_both(_Grid(images_ID, captions_CD, torch.device(device)), to_text, to_image, depth, processes)
+    return rank_product_both(_Grid(images_ID, captions_CD, execution.device), to_text, to_image, depth, execution.processes)
 
 
 def rank_product(

@@ -1,7 +1,7 @@
 """The first stage: a SigLIP checkpoint embeds a split and searches it in both directions."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from transformers import SiglipModel
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.encoder.inputs import SiglipInputs
+from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
 from eval.progress import bar
 from eval.search.exact import search_both
@@ -50,22 +51,20 @@ def retrieve(
     dataset: RetrievalSet,
     *,
     depth: int = DEFAULT_DEPTH,
-    processes: Processes = Processes(),
-    num_workers: int = 0,
-    on_progress: Callable[[int], Any] = lambda rows: None,
+    execution: Execution = ONE_PROCESS,
 ) -> Stage:
     """Embed and search a split in both directions; the same on every process.
 
     Args:
         name: the stage's name in the report.
         depth: how many of the best to keep for each query (at least 10 are kept, for the report).
-        on_progress: called with each number of rows embedded on this process; images + captions in all.
+        execution: where to search is where the model is, whatever its device; progress is told of images + captions in all.
 
     Raises:
         UserError: a picture does not decode, or something is not finite.
     """
-    embedded = embed(model, inputs, dataset, processes=processes, num_workers=num_workers, on_progress=on_progress)
-    return find(name, embedded, dataset, depth=depth, processes=processes)
+    embedded = embed(model, inputs, dataset, execution=execution)
+    return find(name, embedded, dataset, depth=depth, processes=execution.processes)
 
 
 def embed(
@@ -73,17 +72,14 @@ def embed(
     inputs: SiglipInputs,
     dataset: RetrievalSet,
     *,
-    processes: Processes = Processes(),
-    num_workers: int = 0,
-    on_progress: Callable[[int], Any] = lambda rows: None,
+    execution: Execution = ONE_PROCESS,
 ) -> Embedded:
     """Both sides of a split as unit vectors; arguments and errors as of `retrieve`."""
     started = time.perf_counter()
-    shared: Any = {"processes": processes, "on_progress": on_progress}
-    images_ID = embed_images(model, inputs, dataset, num_workers=num_workers, names=dataset.image_ids, **shared)
+    images_ID = embed_images(model, inputs, dataset, names=dataset.image_ids, execution=execution)
     image_seconds = time.perf_counter() - started
     started = time.perf_counter()
-    captions_CD = embed_captions(model, inputs, dataset.captions, **shared)
+    captions_CD = embed_captions(model, inputs, dataset.captions, execution=execution)
     seconds = image_seconds, time.perf_counter() - started
     scale, bias = float(model.logit_scale.detach().float().exp()), float(model.logit_bias.detach().float())
     return Embedded(images_ID, captions_CD, scale, bias, *seconds, next(model.parameters()).device, inputs.contract)
@@ -94,7 +90,7 @@ def find(name: str, embedded: Embedded, dataset: RetrievalSet, *, depth: int = D
     started = time.perf_counter()
     to_text, to_image = (dataset.positives(direction) for direction in DIRECTIONS)
     sides = embedded.images_ID, embedded.captions_CD, to_text, to_image
-    rankings = search_both(*sides, max(depth, 10), device=embedded.device, processes=processes)
+    rankings = search_both(*sides, max(depth, 10), execution=Execution(processes=processes, device=embedded.device))
     search_seconds = time.perf_counter() - started
     cost = {
         "seconds": embedded.image_seconds + embedded.caption_seconds + search_seconds,

@@ -15,7 +15,7 @@ import torch
 
 from eval.dataset.retrieval_set import PositivePairs
 from eval.encoder.embedding_files import Rows
-from eval.processes import Processes
+from eval.execution import ONE_PROCESS, Execution
 from eval.search.exact import GALLERY_BLOCK, QUERY_BLOCK
 from eval.search.top_k import DeviceTopK, TopK
 
@@ -56,8 +56,7 @@ def stream_search(
     positives: PositivePairs,
     depth: int,
     *,
-    device: torch.device | str = "cpu",
-    processes: Processes = Processes(),
+    execution: Execution = ONE_PROCESS,
 ) -> Found:
     """Rank a gallery for every query by the dot product of unit vectors (cosine), float32; call on every process.
 
@@ -68,13 +67,13 @@ def stream_search(
     A gallery item that is a row of zeros (a picture that does not decode) is never found.
     """
     found = Found.blank(queries.num_rows, min(depth, gallery.num_rows))
-    device = torch.device(device)
+    processes = execution.processes
     num_row_blocks = -(-queries.num_rows // QUERY_BLOCK)
-    tiles = _Tiles(gallery, device)
+    tiles = _Tiles(gallery, execution.device)
     at_once = ROW_BLOCKS_AT_ONCE * processes.world_size
     for first in range(0, num_row_blocks, at_once):
         band = range(first, min(first + at_once, num_row_blocks))
-        rows_read = [_row_block(queries, block, positives, gallery.num_rows, depth, device, processes) for block in band]
+        rows_read = [_row_block(queries, block, positives, gallery.num_rows, depth, execution) for block in band]
         own = [block for block in rows_read if block is not None]
         tiles.pass_by(own)
         parts = list(zip(*(block.found().arrays() for block in own), strict=True)) or [()] * 4
@@ -117,17 +116,15 @@ class _Tiles:
             yield start, count, torch.nonzero(~self._columns[:count].any(dim=1)).flatten()
 
 
-def _row_block(
-    queries: Rows, block: int, positives: PositivePairs, num_items: int, depth: int, device: torch.device, processes: Processes
-) -> "_RowBlock | None":
+def _row_block(queries: Rows, block: int, positives: PositivePairs, num_items: int, depth: int, execution: Execution) -> "_RowBlock | None":
     """A row of the grid, read by all processes together, on the one whose it is."""
     first, stop = block * QUERY_BLOCK, min((block + 1) * QUERY_BLOCK, queries.num_rows)
     vectors_qD = queries.rows(first, stop)
-    if block % processes.world_size != processes.rank:
+    if block % execution.processes.world_size != execution.processes.rank:
         return None
     offsets = positives.offsets[first : stop + 1]
     own = PositivePairs(offsets - offsets[0], positives.indices_P[offsets[0] : offsets[-1]])
-    return _RowBlock(vectors_qD, own, num_items, depth, device)
+    return _RowBlock(vectors_qD, own, num_items, depth, execution.device)
 
 
 class _RowBlock:

@@ -8,13 +8,11 @@ Shape letters: I pictures, Q queries, K answers of each.
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from transformers import SiglipModel
 
 from eval.dataset.retrieval_set import PositivePairs
@@ -22,6 +20,7 @@ from eval.encoder.embedding_files import Rows, Shards
 from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, stream_captions, stream_images
 from eval.encoder.inputs import SiglipInputs
 from eval.errors import UserError, WriteError
+from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
 from eval.search.ranking import Direction, Ranking
 from eval.search.streamed import stream_search
@@ -63,34 +62,31 @@ def find_first(
     top_k: int,
     *,
     skip_broken: bool = False,
-    processes: Processes = Processes(),
-    num_workers: int = 0,
-    on_progress: Callable[[int], Any] = lambda rows: None,
+    execution: Execution = ONE_PROCESS,
 ) -> FirstAnswers:
     """Embed and search; call on every process.
 
     Args:
         top_k: K; cut to the number of captions, or of pictures.
         skip_broken: leave out pictures that do not decode, instead of refusing them.
-        on_progress: called with each number of rows embedded on this process; pictures + captions in all.
+        execution: its device is the model's; progress is told of pictures + captions in all.
 
     Raises:
         UserError: a picture does not decode, none does, or an embedding is not finite.
         WriteError: the embeddings cannot be kept in the system's temporary folder.
     """
-    started = time.perf_counter()
+    started, processes = time.perf_counter(), execution.processes
     with _shards(collection, processes) as (images, captions):
-        shared: Any = {"processes": processes, "on_progress": on_progress}
-        decoding: Any = {"num_workers": num_workers, "allow_undecodable": skip_broken, "remedy": _REMEDY}
-        stream_images(model, inputs, collection, images.append, names=collection.image_ids, **decoding, **shared)
+        remedy = None if skip_broken else _REMEDY
+        stream_images(model, inputs, collection, images.append, names=collection.image_ids, remedy=remedy, execution=execution)
         images.seal()
-        stream_captions(model, inputs, collection.captions, captions.append, **shared)
+        stream_captions(model, inputs, collection.captions, captions.append, execution=execution)
         captions.seal()
         broken = _blank_rows(images, processes)
         kept = _without_broken(collection, broken)
         vectors: dict[str, Rows] = {"images": _Kept(images, broken) if len(broken) else images, "captions": captions}
         embedded = time.perf_counter()
-        rankings = {one: _search(one, vectors, top_k, next(model.parameters()).device, processes) for one in directions}
+        rankings = {one: _search(one, vectors, top_k, execution) for one in directions}
     seconds = embedded - started, time.perf_counter() - embedded
     scale, bias = float(model.logit_scale.detach().float().exp()), float(model.logit_bias.detach().float())
     return FirstAnswers(kept, rankings, scale, bias, [collection.image_ids[image] for image in broken.tolist()], *seconds)
@@ -145,11 +141,11 @@ class _Kept:
         return self._shards.at(self._kept[start:stop])
 
 
-def _search(direction: Direction, vectors: dict[str, Rows], top_k: int, device: torch.device, processes: Processes) -> Ranking:
+def _search(direction: Direction, vectors: dict[str, Rows], top_k: int, execution: Execution) -> Ranking:
     """The best of every query, as a ranking that knows no positives."""
     sides = ("images", "captions") if direction == "image_to_text" else ("captions", "images")
     queries, gallery = vectors[sides[0]], vectors[sides[1]]
     nothing = np.empty(0, dtype=np.int64)
     offsets = np.zeros(queries.num_rows + 1, dtype=np.int64)
-    found = stream_search(queries, gallery, PositivePairs(offsets, nothing), top_k, device=device, processes=processes)
+    found = stream_search(queries, gallery, PositivePairs(offsets, nothing), top_k, execution=execution)
     return Ranking(direction, found.indices_QK, found.scores_QK, offsets, nothing, nothing)

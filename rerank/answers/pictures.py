@@ -61,7 +61,7 @@ class SkippedFile:
 
 
 class Pictures:
-    """Pictures in id order (`eval.encoder.encoder.Pictures`); none is decoded before it is asked for."""
+    """Pictures in id order (`eval.encoder.encoder.ImageSource`); none is decoded before it is asked for."""
 
     def __init__(
         self, pictures: Sequence[Picture], source: str, rows: RowSource | None = None, skipped: SkippedFile | None = None

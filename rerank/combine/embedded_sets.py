@@ -10,6 +10,7 @@ import torch
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_siglip
 from eval.errors import reading
+from eval.execution import Execution
 from eval.processes import Processes
 from eval.progress import bar
 from eval.search.retrieve import Embedded, embed, progress_bar
@@ -149,9 +150,8 @@ class EmbeddedSets:
         with self.processes.jointly(), reading():
             model, inputs = load_siglip(self.checkpoints[name], strip_punctuation=self.strip_punctuation)
             model.to(self.device)  # type: ignore[arg-type]  # transformers wraps it
-        workers: Any = {"processes": self.processes, "num_workers": self.num_workers}
         with progress_bar(f"embedding ({name}, {dataset.split or 'all rows'})", dataset, self.processes) as shown:
-            embedded = embed(model, inputs, dataset, **workers, on_progress=self._advance(shown))
+            embedded = embed(model, inputs, dataset, execution=self._execution(shown))
         views: dict[str, Views] = {}
         seconds: dict[str, float] = {}
         for expansion in self.expansions if name in self.expanded else ():
@@ -160,17 +160,17 @@ class EmbeddedSets:
             started = time.perf_counter()
             with bar(total // self.processes.world_size, f"{name}, {expansion}", "row", show=self.processes.is_main, leave=False) as shown:
                 if isinstance(further, ImageViews):
-                    made = expanded_images(model, inputs, further, embedded.images_ID, **workers, on_progress=self._advance(shown))
+                    made = expanded_images(model, inputs, further, embedded.images_ID, execution=self._execution(shown))
                 else:
                     vectors_ND = embedded.captions_CD if isinstance(further, CaptionExpansions) else embedded.images_ID
-                    made = expanded_captions(model, inputs, further, vectors_ND, processes=self.processes, on_progress=self._advance(shown))
+                    made = expanded_captions(model, inputs, further, vectors_ND, execution=self._execution(shown))
             views[expansion], seconds[expansion] = made, time.perf_counter() - started
         weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         return EmbeddedSet(embedded, views, seconds, weight_bytes)
 
-    def _advance(self, shown: Any) -> Callable[[int], None]:
+    def _execution(self, shown: Any) -> Execution:
         def advance(rows: int) -> None:
             shown.update(rows)
             self.on_rows(rows)
 
-        return advance
+        return Execution(processes=self.processes, device=self.device, num_workers=self.num_workers, on_progress=advance)

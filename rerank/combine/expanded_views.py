@@ -3,15 +3,12 @@
 Shape letters: N items of a side (captions, or images), X additional views, T different texts, D width.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 from transformers import SiglipModel
 
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.encoder.inputs import SiglipInputs
-from eval.processes import Processes
+from eval.execution import ONE_PROCESS, Execution
 from rerank.combine.views import Views
 from rerank.expansions.additional_texts import AdditionalTexts
 from rerank.expansions.image_views import ImageViews
@@ -23,8 +20,7 @@ def expanded_captions(
     expansions: AdditionalTexts,
     vectors_ND: np.ndarray,
     *,
-    processes: Processes = Processes(),
-    on_progress: Callable[[int], Any] = lambda rows: None,
+    execution: Execution = ONE_PROCESS,
 ) -> Views:
     """A side with additional texts as views: captions with expansions, or images with additional captions.
 
@@ -38,7 +34,7 @@ def expanded_captions(
     if not texts:
         return Views.plain(vectors_ND)
     place = {text: number for number, text in enumerate(texts)}
-    vectors_TD = embed_captions(model, inputs, texts, processes=processes, on_progress=on_progress)
+    vectors_TD = embed_captions(model, inputs, texts, execution=execution)
     return Views(vectors_ND, vectors_TD[[place[text] for text in expansions.texts]], expansions.offsets)
 
 
@@ -48,9 +44,7 @@ def expanded_images(
     views: ImageViews,
     vectors_ND: np.ndarray,
     *,
-    processes: Processes = Processes(),
-    num_workers: int = 0,
-    on_progress: Callable[[int], Any] = lambda rows: None,
+    execution: Execution = ONE_PROCESS,
 ) -> Views:
     """Images with crops or flips as views.
 
@@ -60,5 +54,4 @@ def expanded_images(
     Raises:
         UserError: a picture cannot be decoded, or an embedding is not finite.
     """
-    views_XD = embed_images(model, inputs, views, names=views.names, processes=processes, num_workers=num_workers, on_progress=on_progress)
-    return Views(vectors_ND, views_XD, views.offsets)
+    return Views(vectors_ND, embed_images(model, inputs, views, names=views.names, execution=execution), views.offsets)

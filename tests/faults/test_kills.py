@@ -20,7 +20,7 @@ MOMENTS = {
     "table half committed": Trap("train.data.negatives:os.replace", 2),
     "in a forward pass": Trap("train.model.grad_cache:image_features", 5),
     "after the backward pass": Trap("train.siglip.step:FlatGradients.sum_over", 6),
-    "weights moved, line not written": Trap("train.siglip.step:Stepper.take", 7, after=True),
+    "weights moved, line not written": Trap("train.siglip.step:Stepper.train_step", 7, after=True),
     "line written, checkpoint not": Trap("train.engine.metrics_log:MetricsLog.sync", 5),
     "between weights and moments": Trap("train.engine.checkpoint:save_file", 8),
     "checkpoint sealed, not named": Trap("train.engine.checkpoint:Checkpoints._commit", 4),

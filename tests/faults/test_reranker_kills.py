@@ -18,7 +18,7 @@ from train.model.random_init import write_scratch
 MOMENTS = {
     "in the mining": Trap("train.reranker.negatives:write_negatives", 2),
     "mined, not yet evaluated": Trap("train.reranker.negatives:write_mining_report", 2, after=True),
-    "weights moved, line not written": Trap("train.reranker.step:MatchStepper.take", 5, after=True),
+    "weights moved, line not written": Trap("train.reranker.step:MatchStepper.train_step", 5, after=True),
     "in an evaluation": Trap("train.reranker.loop:measure_cross_encoder", 2),
     "exported, not measured": Trap("train.reranker.finish:export_cross_encoder", 1, after=True),
 }
@@ -62,7 +62,7 @@ def test_another_miner_is_refused_on_resume(nursery: Nursery, matcher_world: Rer
     miner = tmp_path / "miner"
     shutil.copytree(matcher_world.base, miner)
     run = Run.make(nursery, matcher_world, tmp_path, miner=str(miner))
-    (child,) = run.start(trap=Trap("train.reranker.step:MatchStepper.take", 4))
+    (child,) = run.start(trap=Trap("train.reranker.step:MatchStepper.train_step", 4))
     assert child.wait() == -signal.SIGKILL
     shutil.rmtree(miner)
     write_scratch(miner, TINY, load(matcher_world.manifest), seed=9)
@@ -73,7 +73,7 @@ def test_another_miner_is_refused_on_resume(nursery: Nursery, matcher_world: Rer
 def test_one_of_two_processes_killed_is_two_straight_ones(nursery: Nursery, matcher_world: RerankerWorld, tmp_path: Path) -> None:
     pair, straight = (Run.make(nursery, matcher_world, tmp_path / name, world_size=2) for name in ("disturbed", "straight"))
     straight.finish()
-    children = pair.start(traps={1: Trap("train.reranker.step:MatchStepper.take", 4)})
+    children = pair.start(traps={1: Trap("train.reranker.step:MatchStepper.train_step", 4)})
     assert children[1].wait() == -signal.SIGKILL
     children[0].kill(signal.SIGKILL)
     children[0].wait()

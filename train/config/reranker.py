@@ -156,7 +156,6 @@ class RerankerConfig(RunConfig):
         return self
 
 
-
 MARKER = "miner"
 
 

@@ -21,8 +21,7 @@ from eval.processes import Processes
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
-from train.data.order import Order, chosen_caption
-from train.data.random_streams import _CROP, _REPLACEMENT, generator
+from train.data.order import _CROP, _REPLACEMENT, Order, chosen_caption, generator
 
 _MAX_REPLACEMENTS = 100
 
@@ -110,7 +109,7 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
 
     def __init__(
         self,
-        dataset: RetrievalSet,
+        pool: CaptionPool,
         inputs: SiglipInputs,
         order: Order,
         processes: Processes,
@@ -118,13 +117,12 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
         random_crop_min_area: float = 1.0,
         negatives: Negatives | None = None,
         frozen: FrozenEmbeddings = NOTHING_FROZEN,
-        pool: CaptionPool | None = None,
     ) -> None:
-        """pool: what the captions of `negatives` are indices into; None: the captions of the split alone."""
-        self._pool = pool or CaptionPool(dataset)
-        self._dataset, self._inputs, self._order, self._processes = dataset, inputs, order, processes
+        """pool: the split, and what the captions of `negatives` are indices into."""
+        self._pool, self._dataset = pool, pool.dataset
+        self._inputs, self._order, self._processes = inputs, order, processes
         self._negatives, self._frozen = negatives, frozen
-        self._pictures = PictureReader(dataset, inputs.pixels, order.seed, random_crop_min_area, frozen)
+        self._pictures = PictureReader(pool.dataset, inputs.pixels, order.seed, random_crop_min_area, frozen)
 
     def __getitem__(self, step: int) -> Batch | ImageError:
         """The batch of a step, or why there is none: raised in a worker it would arrive wrapped in a traceback."""

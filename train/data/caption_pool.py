@@ -72,6 +72,7 @@ class CaptionPool:
         """ " or FILE" of further captions, to be said beside the manifest; empty without any."""
         return f" or {self.further.source}" if len(self.further.texts) else ""
 
+    @cached_property
     def data_sha256(self) -> str:
         """Hash of what is trained on: the split's own, and with further captions both."""
         split = self.dataset.sha256()

@@ -9,8 +9,7 @@ from torch.utils.data import Dataset
 
 from eval.choices.choice_set import ChoiceSet
 from eval.dataset.images import ImageError
-from eval.encoder.encoder import Pictures
-from eval.encoder.loader import pictures_loader
+from eval.encoder.encoder import ImageSource, block_loader
 from eval.progress import bar
 from train.data.splits import Splits
 
@@ -20,7 +19,7 @@ _SHOWN = 20
 class _Pictures(Dataset):  # type: ignore[type-arg]
     """(hash of the pixels, fault) of each picture of a split."""
 
-    def __init__(self, dataset: Pictures) -> None:
+    def __init__(self, dataset: ImageSource) -> None:
         self._dataset = dataset
 
     def __len__(self) -> int:
@@ -41,7 +40,7 @@ def check_images(splits: Splits, num_workers: int, choices: Sequence[ChoiceSet] 
     num_checked = 0
     named = [(dataset, dataset.split or dataset.source) for dataset in splits.all()] + [(each, each.source) for each in choices]
     for dataset, label in named:
-        loader: Any = pictures_loader(_Pictures(dataset), num_workers=num_workers)
+        loader: Any = block_loader(_Pictures(dataset), num_workers=num_workers)
         for image, (digest, fault) in enumerate(_shown(loader, dataset.num_images, label)):
             num_checked += 1
             name = f"[{label}] {dataset.image_ids[image]}"

@@ -14,8 +14,7 @@ import numpy as np
 
 from eval.dataset.retrieval_set import RetrievalSet
 from train.data.negatives import Negatives
-from train.data.order import BatchOrder
-from train.data.random_streams import COMPOSITION, generator
+from train.data.order import COMPOSITION, BatchOrder, generator
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""New."""
+"""Which images, and which caption of each, a step trains on: functions of (seed, step) alone."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -7,7 +7,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from eval.dataset.retrieval_set import RetrievalSet
-from train.data.random_streams import _CAPTION, _ORDER, generator
+
+# Streams of random numbers, so that none of them is ever the same as another.
+_ORDER, _CAPTION, _CROP, _REPLACEMENT, COMPOSITION = range(5)
+
+
+def generator(seed: int, stream: int, *keys: int) -> np.random.Generator:
+    """A counter-based generator named by its keys (Philox through numpy's SeedSequence): the same keys, the same numbers, anywhere."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream, *keys])))
 
 
 class Order(Protocol):

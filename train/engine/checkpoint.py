@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from train.optim.loss_scale import LossScale
 from train.optim.optimizer import Trainable
 
 _NAME = re.compile(r"^step-(\d+)$")
+_LATER_KEYS = {"stopped_by", "loss_scale", "matcher_sha256", "further", "members_sha256"}
+"""Of state.json, which the first checkpoints did not have."""
 
 
 class NoReadableCheckpoint(UserError):
@@ -34,9 +36,9 @@ class NoReadableCheckpoint(UserError):
     exit_code = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class State:
-    """What a run is at a step, besides weights and moments.
+    """What a run is at a step, next to weights and optimizer state.
 
     Attributes:
         step: optimizer steps taken.
@@ -51,18 +53,18 @@ class State:
         stopped_by: the watch set whose drop ended the run at this step; None otherwise.
         loss_scale: fp16's; None in the other precisions.
         matcher_sha256: the cross-encoder that mining asks; None where it asks none.
-        members_sha256: the fixed checkpoints that mine beside the model; None where there are none.
+        members_sha256: the fixed checkpoints that mine with the model; None where there are none.
         further: what a run of another kind than tuning SigLIP keeps besides (train/reranker/loop.py); None: nothing.
     """
 
-    step: int
-    num_metrics_lines: int
-    evaluated: bool
-    mined_at_step: int | None
-    negatives: str | None
-    best_step: int | None
-    best_score: float | None
-    num_replaced: int
+    step: int = 0
+    num_metrics_lines: int = 0
+    evaluated: bool = False
+    mined_at_step: int | None = None
+    negatives: str | None = None
+    best_step: int | None = None
+    best_score: float | None = None
+    num_replaced: int = 0
     base_sha256: str
     data_sha256: str
     stopped_by: str | None = None
@@ -73,8 +75,8 @@ class State:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "State":
-        """Read back from JSON; raises TypeError or KeyError where it does not fit. Keys with a default may be missing: of an older run."""
-        known = {field.name: record[field.name] for field in fields(cls) if field.default is MISSING or field.name in record}
+        """Read back from JSON; raises TypeError or KeyError where it does not fit. Later keys may be missing: of an older run."""
+        known = {field.name: record[field.name] for field in fields(cls) if field.name not in _LATER_KEYS or field.name in record}
         scale = known.get("loss_scale")
         return cls(**known | {"loss_scale": LossScale(**scale) if scale is not None else None})
 
@@ -120,7 +122,7 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written; what was there before is untouched.
         """
-        weights, moments = (_kept(named, writes) for named in (tuned.trainable(), _moments(tuned, optimizer)))
+        weights, optimizer_state = (_kept(named, writes) for named in (tuned.trainable(), _optimizer_state(tuned, optimizer)))
         if not writes:
             return
         target = self.path(state.step)
@@ -128,7 +130,7 @@ class Checkpoints:
             return
         with folder_aside(target) as temporary:
             save_file(weights, temporary / "weights.safetensors")
-            save_file(moments, temporary / "optimizer.safetensors")
+            save_file(optimizer_state, temporary / "optimizer.safetensors")
             if negatives_file is not None:
                 shutil.copyfile(negatives_file, temporary / "negatives.parquet")
             (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
@@ -230,7 +232,7 @@ def _kept(named: Iterator[tuple[str, torch.Tensor]], keeps: bool) -> dict[str, t
     return kept
 
 
-def _moments(tuned: Trainable, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+def _optimizer_state(tuned: Trainable, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in tuned.trainable():
         state = optimizer.state.get(parameter, {})
         for key in ("exp_avg", "exp_avg_sq"):

@@ -46,7 +46,7 @@ def carry_out(make_kind: Callable[[], RunKind], config: Any) -> None:
         CommandError, OSError: the run cannot go on.
     """
     from train.engine.folder import claim_folder
-    from train.engine.signals import ProcessesLost, Stopped, StopSignals, is_loss_of_processes
+    from train.engine.loop import ProcessesLost, Stopped, StopSignals, is_loss_of_processes
 
     with StopSignals() as signals:
         kind = make_kind()

@@ -1,25 +1,92 @@
-"""The loop that every run goes through: step, evaluate, checkpoint, resume; a kind of run says what a step and an evaluation are.
+"""The loop that every run goes through: step, evaluate, checkpoint, resume; its subclasses define what a step and an evaluation are.
 
-Order at step s: take step s; evaluate if it is due; write a checkpoint if one is due; before step s + 1, what the kind of run does between
-steps. What happens at a step follows from its number, so a resumed run is the straight one. A checkpoint is committed before step 1.
+Order at step s: train step s; evaluate if it is due; write a checkpoint if one is due; before step s + 1, what the run does between steps.
+What happens at a step follows from its number, so a resumed run is the straight one. A checkpoint is committed before step 1.
+SIGTERM and SIGINT set a flag, which every process heeds at the next step.
 """
 
+import signal
+import socket
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
+import torch.distributed as dist
 from tqdm import tqdm
 
 from eval.dataset.images import ImageError
-from eval.errors import UserError
+from eval.errors import CommandError, UserError
 from eval.progress import bar
 from train.engine.checkpoint import Checkpoints, State, newest_of_main
 from train.engine.metrics_log import MetricsLog, WandbMirror
-from train.engine.run import RunJob, StepOutcome
-from train.engine.signals import Stopped, StopSignals
+from train.engine.run import Run, StepOutcome
+
+
+class Stopped(CommandError):
+    """The run was told to stop and has written a checkpoint; carries the exit code (143 for SIGTERM, 130 for SIGINT)."""
+
+    label = "stopped"
+    is_shared = True
+
+    def __init__(self, exit_code: int, step: int) -> None:
+        super().__init__(f"stopped after step {step}; the same command goes on from there")
+        self.exit_code = exit_code
+
+
+class ProcessesLost(CommandError):
+    """The other processes do not answer: their machine, their launcher or the network is gone. Exit code 1, said by every process left."""
+
+    shows_traceback = True
+
+    def __init__(self, rank: int, cause: str) -> None:
+        super().__init__(
+            f"process {rank} on machine {socket.gethostname()} lost the other processes ({cause}). If one of them says why it ended, "
+            "that is the reason. What was committed is whole; the same command on every machine goes on from there (docs/multi-node.md)"
+        )
+
+
+def is_loss_of_processes(error: RuntimeError) -> bool:
+    """Whether an error is torch.distributed's word for processes that are gone or do not answer in time."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+class StopSignals:
+    """Catches the signals while it is entered. A second SIGINT interrupts at once, as Python does by itself."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        # Handlers can be set in the main thread alone; elsewhere (a test that runs a job in a thread) there is nothing to catch.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    @property
+    def asked(self) -> bool:
+        """True once a signal came."""
+        return self.received is not None
+
+    @property
+    def exit_code(self) -> int:
+        """What the shell calls an end by this signal; a process that stops because another was asked says 143."""
+        return 128 + (self.received or signal.SIGTERM)
 
 
 class SideBar:
@@ -41,21 +108,21 @@ class SideBar:
 
 
 class BaseLoop(ABC):
-    """One run from where it stands to its last step."""
+    """One run from its current step to its last."""
 
-    def __init__(self, job: RunJob, signals: StopSignals, state: State) -> None:
+    def __init__(self, job: Run, signals: StopSignals, state: State) -> None:
         """state: of the run before its first step."""
         self._run, self.signals, self.state = job, signals, state
         self.checkpoints = Checkpoints(job.folder / "checkpoints")
-        self.log = MetricsLog(job.folder)
+        self.metrics = MetricsLog(job.folder)
         self.wandb: WandbMirror | None = None
-        self.attachment: Path | None = None
-        """A table that belongs into each checkpoint, beside weights and moments."""
+        self.extra_file: Path | None = None
+        """A file that each checkpoint holds, next to weights and optimizer state."""
         self._bar: Any = None
         self._batches: Iterator[Any] | None = None
         self._last_eval = ""
 
-    # -- what a kind of run says -----------------------------------------------------------------------------------------------------------
+    # -- what each kind of run defines -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def describe(self) -> list[str]:
@@ -63,18 +130,18 @@ class BaseLoop(ABC):
 
     @abstractmethod
     def setup(self) -> None:
-        """What is done once, at every start, when weights and moments are there; not called when no step is left."""
+        """What is done once, at every start, when weights and optimizer state are there; not called when no step is left."""
 
     @abstractmethod
     def restore_extra(self, checkpoints: Checkpoints) -> None:
-        """Take up what a checkpoint holds beside weights and moments, or refuse it (raises UserError)."""
+        """Restore what a checkpoint holds next to weights and optimizer state, or refuse it (raises UserError)."""
 
     @abstractmethod
     def batches(self) -> Iterable[Any]:
         """Batches from the next step on, each with `step` and `undecodable`, or an ImageError in the place of one."""
 
     @abstractmethod
-    def take(self, batch: Any, stop_asked: bool) -> StepOutcome:
+    def train_step(self, batch: Any, stop_asked: bool) -> StepOutcome:
         """Take one step; raises NotFinite."""
 
     @abstractmethod
@@ -83,14 +150,14 @@ class BaseLoop(ABC):
 
     @abstractmethod
     def evaluate(self) -> tuple[float | None, list[str], str | None]:
-        """Measure where the weights stand and write the lines; (score on val, what bars it from being best, what ends the run)."""
+        """Measure the current weights and write the lines; (score on val, what bars it from being best, what ends the run)."""
 
     @abstractmethod
     def can_evaluate(self) -> bool:
         """Whether there is anything to evaluate on."""
 
     @abstractmethod
-    def between(self) -> None:
+    def before_step(self) -> None:
         """What is due before the next step."""
 
     @property
@@ -101,7 +168,7 @@ class BaseLoop(ABC):
     # -- the run -------------------------------------------------------------------------------------------------------------------
 
     def run(self) -> State:
-        """Go on from the newest checkpoint, or start, to the last step, or to where the kind of run ends it.
+        """Go on from the newest checkpoint, or start, to the last step, or to where the run is ended early.
 
         Raises:
             Stopped: a signal asked for it; a checkpoint was written.
@@ -109,7 +176,7 @@ class BaseLoop(ABC):
         """
         job, max_steps = self._run, self._run.config.train.max_steps
         self._start()
-        self.wandb = WandbMirror(job.config, job.say) if job.processes.is_main else None
+        self.wandb = WandbMirror(job.config, job.log) if job.processes.is_main else None
         self._bar = bar(max_steps, job.config.name, "step", show=job.processes.is_main, initial=self.state.step)
         try:
             self.save(sync=True)
@@ -121,11 +188,11 @@ class BaseLoop(ABC):
                     self.save()
                 if self._ends_here():
                     return self.state
-                self.between()
+                self.before_step()
                 self._step()
         finally:
             self._bar.close()
-            self.log.close()
+            self.metrics.close()
             if self.wandb is not None:
                 self.wandb.close()
 
@@ -139,25 +206,25 @@ class BaseLoop(ABC):
         if found is not None:
             self.state, warnings = found
             for warning in warnings:
-                job.say(f"warning: {warning}")
+                job.log(f"warning: {warning}")
             brought = job.shared.bring(self.checkpoints.path(self.state.step))
             job.processes.together(lambda: self._restore(Checkpoints(brought.parent)))
             job.shared.drop(brought)  # every process has read it before anything is removed
         if job.processes.is_main:
             if found is not None:
                 self.checkpoints.discard_after(self.state.step)
-            moved = self.log.open_at(self.state.num_metrics_lines)
+            moved = self.metrics.open_at(self.state.num_metrics_lines)
             if found is not None:
-                job.say(f"resuming {job.config.name} at step {self.state.step} ({moved} later line(s) of metrics.jsonl moved away)")
-                if lost := self.state.num_metrics_lines - self.log.num_lines:
-                    job.say(f"warning: metrics.jsonl lacks {lost} line(s) that were there when the checkpoint was written")
+                job.log(f"resuming {job.config.name} at step {self.state.step} ({moved} later line(s) of metrics.jsonl moved away)")
+                if lost := self.state.num_metrics_lines - self.metrics.num_lines:
+                    job.log(f"warning: metrics.jsonl lacks {lost} line(s) that were there when the checkpoint was written")
         for line in self.describe():
-            job.say(line)
+            job.log(line)
         if found is None:
             self.write("start", {"world_size": job.processes.world_size, "leakage": [leak.as_record() for leak in job.leakages]})
 
     def _restore(self, checkpoints: Checkpoints) -> None:
-        """Weights, moments and the rest of the checkpoint the state came from, which lies here."""
+        """Restore weights, optimizer state and the rest from the checkpoint the state came from."""
         job, step = self._run, self.state.step
         if self.state.base_sha256 != job.tuned.base_sha256:
             raise UserError(f"{job.base} has other weights than when {job.folder} was begun; give the run another name=")
@@ -176,7 +243,7 @@ class BaseLoop(ABC):
         if isinstance(batch, ImageError):
             raise UserError(f"{batch}. --check-images lists every picture that does not decode")
         waited = time.perf_counter() - started
-        outcome = self.take(batch, self.signals.asked)
+        outcome = self.train_step(batch, self.signals.asked)
         seconds = time.perf_counter() - started
         for message in batch.undecodable:
             tqdm.write(f"warning: replaced in step {batch.step}: {message}")
@@ -221,13 +288,13 @@ class BaseLoop(ABC):
         """Commit a checkpoint of this moment (main process), then remove old ones."""
         job, is_main = self._run, self._run.processes.is_main
         if is_main:
-            self.log.sync()
-            self.state = replace(self.state, num_metrics_lines=self.log.num_lines)
+            self.metrics.sync()
+            self.state = replace(self.state, num_metrics_lines=self.metrics.num_lines)
         if is_main or self.is_sharded:
-            self.checkpoints.save(self.state, job.tuned, job.optimizer, self.attachment, writes=is_main)
+            self.checkpoints.save(self.state, job.tuned, job.optimizer, self.extra_file, writes=is_main)
         if is_main:
-            if self.attachment is not None:  # of the newest checkpoint: an older one, which a resumed run reads, will be pruned
-                self.attachment = self.checkpoints.path(self.state.step) / "negatives.parquet"
+            if self.extra_file is not None:  # of the newest checkpoint: an older one, which a resumed run reads, will be pruned
+                self.extra_file = self.checkpoints.path(self.state.step) / "negatives.parquet"
             self.checkpoints.prune(job.config.train.keep_checkpoints, self.state.best_step)
         if sync:
             job.processes.barrier()
@@ -245,7 +312,7 @@ class BaseLoop(ABC):
     def write(self, event: str, record: dict[str, Any]) -> None:
         """A line of metrics.jsonl, and its mirror (main process)."""
         if self._run.processes.is_main:
-            self.log.write(event, self.state.step, record)
+            self.metrics.write(event, self.state.step, record)
             if self.wandb is not None:
                 self.wandb.write(event, self.state.step, record)
 
@@ -257,12 +324,11 @@ class BaseLoop(ABC):
         """Leave a long evaluation or mining when a signal came; its work is done again after the resume.
 
         Only the main process leaves by itself; the others, waiting for its part, find it gone (train/engine/command.py). Were they to go
-        first,
-        it could be left waiting for theirs, its checkpoint not written. With sharded weights it could not write one alone: then all leave
-        after the next step, or at the end of the last evaluation.
+        first, it could be left waiting for theirs, its checkpoint not written. With sharded weights it could not write one alone: then all
+        leave after the next step, or at the end of the last evaluation.
 
         Raises:
-            Stopped: after writing a checkpoint of where the weights stand.
+            Stopped: after writing a checkpoint of the current weights.
         """
         if self.signals.asked and self._run.processes.is_main and not self.is_sharded:
             self._stop(together=False)

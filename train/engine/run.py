@@ -1,69 +1,116 @@
-"""What the loop knows of the run it goes through, whichever kind of run it is."""
+"""What a run is, whatever it trains: the base of SigLIP's job (train/siglip/job.py) and of the reranker's (train/reranker/job.py)."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Protocol
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from accelerate import Accelerator
+from tqdm import tqdm
 
-from eval.dataset.leakage import Leakage
-from eval.processes import Processes
-from train.config.run import RunConfig
-from train.engine.distributed import SharedFolder
-from train.optim.optimizer import Trainable
+from eval.execution import Execution, no_progress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from accelerate import Accelerator
+
+    from eval.dataset.leakage import Leakage
+    from eval.dataset.retrieval_set import RetrievalSet
+    from eval.processes import Processes
+    from train.config.run import RunConfig
+    from train.data.caption_pool import CaptionPool
+    from train.data.splits import Splits
+    from train.engine.distributed import SharedFolder
+    from train.optim.optimizer import Trainable
 
 
-class RunJob(Protocol):
-    """What the loop asks of a job, of whatever kind: `train.siglip.job.Job`, `train.reranker.job.RerankerJob`."""
+@dataclass(kw_only=True)
+class Run:
+    """A configured run on this process: all that is there before its first step.
 
-    @property
-    def config(self) -> RunConfig:
-        """What is asked for."""
+    Attributes:
+        config: what is asked for.
+        accelerator: device and precision.
+        processes: those that share the run.
+        splits: the data.
+        pool: the train split and the captions that can be mined.
+        truth: (image id, caption id) pairs known to be true beyond the data; counted among the mined, never trained on.
+        base: the checkpoint the run starts from, as this process reads it.
+        tuned: the model under training.
+        optimizer: what updates it.
+        shared: the run's folder, for every process to read.
+    """
+
+    config: RunConfig
+    accelerator: Accelerator
+    processes: Processes
+    splits: Splits
+    pool: CaptionPool
+    truth: set[tuple[str, str]] | None
+    base: str
+    tuned: Trainable
+    optimizer: torch.optim.AdamW
+    shared: SharedFolder
 
     @property
     def folder(self) -> Path:
         """runs/NAME."""
+        return self.config.run_folder
 
     @property
-    def accelerator(self) -> Accelerator:
-        """Device and precision."""
+    def train_set(self) -> RetrievalSet:
+        """The split that is trained on."""
+        return self.splits.train
 
     @property
-    def processes(self) -> Processes:
-        """Those that share the run."""
+    def val_set(self) -> RetrievalSet | None:
+        """The split that is evaluated on while training."""
+        return self.splits.val
 
-    @property
-    def say(self) -> Callable[[str], None]:
-        """Prints a line on the main process."""
-
-    @property
-    def tuned(self) -> Trainable:
-        """The model under training."""
-
-    @property
-    def optimizer(self) -> torch.optim.AdamW:
-        """What updates it."""
-
-    @property
-    def base(self) -> str:
-        """The checkpoint it started from, by name."""
+    @cached_property
+    def leakages(self) -> list[Leakage]:
+        """What the splits share."""
+        return self.splits.leakages()
 
     @property
     def data_sha256(self) -> str:
-        """What is trained on."""
+        """Hash of the train split and of the additional captions that can be mined."""
+        return self.pool.data_sha256
 
     @property
     def data_place(self) -> str:
-        """Where that comes from, in words."""
+        """Where what is trained on comes from, in words."""
+        return f"{self.config.data.source}{self.pool.place}"
 
-    @property
-    def leakages(self) -> list[Leakage]:
-        """What the splits share."""
+    def execution(self, on_progress: Callable[[int], Any] = no_progress) -> Execution:
+        """How this run embeds, searches and mines."""
+        num_workers = self.config.data.num_workers
+        return Execution(processes=self.processes, device=self.accelerator.device, num_workers=num_workers, on_progress=on_progress)
 
-    @property
-    def shared(self) -> SharedFolder:
-        """The run's folder, for every process to read."""
+    def log(self, text: str) -> None:
+        """Print a line on the main process, next to the progress bar."""
+        if self.processes.is_main:
+            tqdm.write(text)
+
+    def data_line(self) -> str:
+        """What there is to train on, to evaluate on, and what no split of the run uses."""
+        splits = self.splits
+        return (
+            f"data      {splits.train.num_images:,} images with {splits.train.num_captions:,} captions to train on"
+            + "".join(f"; {split.split}: {split.num_images:,} / {split.num_captions:,}" for split in (splits.val, splits.test) if split)
+            + "".join(f"; not used: split {name!r}, {number:,} image(s)" for name, number in sorted(splits.unused.items()))
+        )
+
+    def leakage_lines(self) -> list[str]:
+        """What the splits share, told before the first step."""
+        return [
+            f"leakage   {leak}"
+            for leak in self.leakages
+            if leak.num_shared_images or leak.num_shared_captions or leak.num_shared_groups_images
+        ]
 
 
 class StepOutcome(Protocol):
@@ -75,7 +122,7 @@ class StepOutcome(Protocol):
 
     @property
     def num_replaced(self) -> int:
-        """Pictures replaced because they do not decode, of all processes."""
+        """Images replaced because they do not decode, of all processes."""
 
     @property
     def stop_asked(self) -> bool:

@@ -5,24 +5,23 @@ split for each caption. Embeddings go to disk as they are made (eval/encoder/emb
 (eval/search/streamed.py), so memory does not grow with the pool. Shape letters: I images mined for, Q captions mined for, K depth.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import SiglipModel
 
 from eval.dataset.retrieval_set import PositivePairs, RetrievalSet
 from eval.encoder.embedding_files import Shards
 from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, num_blocks, stream_captions, stream_images
-from eval.encoder.inputs import SiglipInputs
+from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
 from eval.search.streamed import stream_search
-from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings, FrozenRows
-from train.mining.ensemble import Beside, Member, mean_of_all
+from train.data.cached_embeddings import FrozenRows
+from train.data.caption_pool import CaptionPool
+from train.mining.ensemble import Beside, Retriever, mean_of_all
 from train.mining.faiss_index import Approximate, approximate_search, recall_of_sample
 
 
@@ -66,20 +65,14 @@ class ImageCandidates:
 
 
 def find_candidates(
-    model: SiglipModel,
-    inputs: SiglipInputs,
-    dataset: RetrievalSet,
+    retriever: Retriever,
+    pool: CaptionPool,
     depth: int,
     *,
     folder: Path | None = None,
-    further: Sequence[str] = (),
     images_I: np.ndarray | None = None,
     approximate: Approximate | None = None,
-    frozen: FrozenEmbeddings = NOTHING_FROZEN,
-    members: Sequence[Member] = (),
-    processes: Processes = Processes(),
-    num_workers: int = 0,
-    on_progress: Callable[[int], Any] = lambda rows: None,
+    execution: Execution = ONE_PROCESS,
 ) -> Candidates:
     """Embed and search.
 
@@ -89,79 +82,59 @@ def find_candidates(
     Args:
         depth: K, cut to the size of the pool.
         folder: where embeddings lie meanwhile, each process's own on its own machine's disk; made if need be; None: the temporary folder.
-        further: captions without images, behind those of the split in the pool.
         images_I: the images to mine for, ascending; None: all.
         approximate: search with FAISS instead of exactly.
-        frozen: embeddings that are kept already; captions' are those of the whole pool.
-        members: fixed checkpoints beside the model: all cosines are then those of the ensemble (train/mining/ensemble.py).
-        on_progress: called with the number of rows embedded.
+        execution: the search runs on its device; progress is told of rows embedded.
 
     Raises:
         UserError: an embedding is not finite.
         OSError: the embeddings cannot be written.
     """
+    dataset, processes = pool.dataset, execution.processes
     images_I = np.arange(dataset.num_images) if images_I is None else np.asarray(images_I, dtype=np.int64)
-    pool = _Joined(dataset.captions, further)
+    texts = _Joined(dataset.captions, pool.further.texts)
     positives = _chosen(dataset.positives("image_to_text"), images_I)
-    device = next(model.parameters()).device
-    with _shards(folder, [(len(images_I), IMAGE_BLOCK), (len(pool), TEXT_BLOCK)], processes) as (images, captions):
-        captions_N = np.arange(len(pool))
-        image_sink, caption_sink = _sinks((images, images_I), (captions, captions_N), model, members, processes)
-        if frozen.images is not None:
-            _read_kept(frozen.images, images_I, image_sink, IMAGE_BLOCK, processes, on_progress)
-        else:
-            _embed_images(model, inputs, _Chosen(dataset, images_I), image_sink, processes, num_workers, on_progress)
-        if frozen.captions is not None:
-            _read_kept(frozen.captions, captions_N, caption_sink, TEXT_BLOCK, processes, on_progress)
-        else:
-            _embed_captions(model, inputs, pool, caption_sink, processes, on_progress)
+    with _shards(folder, [(len(images_I), IMAGE_BLOCK), (len(texts), TEXT_BLOCK)], processes) as (images, captions):
+        captions_N = np.arange(len(texts))
+        sinks = _sinks((images, images_I), (captions, captions_N), retriever, processes)
+        _fill_images(retriever, _Chosen(dataset, images_I), images_I, sinks[0], execution)
+        _fill_captions(retriever, texts, captions_N, sinks[1], execution)
         if approximate is None:
-            found, recall = stream_search(images, captions, positives, depth, device=device, processes=processes), None
+            found, recall = stream_search(images, captions, positives, depth, execution=execution), None
         else:
             found = approximate_search(images, captions, positives, depth, approximate, processes)
-            recall = recall_of_sample(images, captions, found, device, processes)
+            recall = recall_of_sample(images, captions, found, execution)
     return Candidates(images_I, found.indices_QK, found.scores_QK, found.best_positive_Q, ~found.empty_Q, recall)
 
 
 def find_image_candidates(
-    model: SiglipModel,
-    inputs: SiglipInputs,
+    retriever: Retriever,
     dataset: RetrievalSet,
     depth: int,
     captions_Q: np.ndarray,
     *,
     folder: Path | None = None,
-    frozen: FrozenEmbeddings = NOTHING_FROZEN,
-    members: Sequence[Member] = (),
-    processes: Processes = Processes(),
-    num_workers: int = 0,
-    on_progress: Callable[[int], Any] = lambda rows: None,
+    execution: Execution = ONE_PROCESS,
 ) -> ImageCandidates:
     """The same the other way round: for each caption given, its own best images, searched exactly.
 
     Args:
         depth: K, cut to the number of images.
         captions_Q: int64, the captions to mine for, in any order: one of each image, say, or all.
-        folder, frozen, members, on_progress: as :func:`find_candidates` has them.
+        folder, execution: as :func:`find_candidates` has them.
 
     Raises:
         UserError: an embedding is not finite.
         OSError: the embeddings cannot be written.
     """
-    captions_Q = np.asarray(captions_Q, dtype=np.int64)
+    captions_Q, processes = np.asarray(captions_Q, dtype=np.int64), execution.processes
     positives = _chosen(dataset.positives("text_to_image"), captions_Q)
     with _shards(folder, [(dataset.num_images, IMAGE_BLOCK), (len(captions_Q), TEXT_BLOCK)], processes) as (images, captions):
         images_I = np.arange(dataset.num_images)
-        image_sink, caption_sink = _sinks((images, images_I), (captions, captions_Q), model, members, processes)
-        if frozen.images is not None:
-            _read_kept(frozen.images, images_I, image_sink, IMAGE_BLOCK, processes, on_progress)
-        else:
-            _embed_images(model, inputs, dataset, image_sink, processes, num_workers, on_progress)
-        if frozen.captions is not None:
-            _read_kept(frozen.captions, captions_Q, caption_sink, TEXT_BLOCK, processes, on_progress)
-        else:
-            _embed_captions(model, inputs, _Picked(dataset.captions, captions_Q), caption_sink, processes, on_progress)
-        found = stream_search(captions, images, positives, depth, device=next(model.parameters()).device, processes=processes)
+        sinks = _sinks((images, images_I), (captions, captions_Q), retriever, processes)
+        _fill_images(retriever, dataset, images_I, sinks[0], execution)
+        _fill_captions(retriever, _Picked(dataset.captions, captions_Q), captions_Q, sinks[1], execution)
+        found = stream_search(captions, images, positives, depth, execution=execution)
     return ImageCandidates(captions_Q, found.indices_QK, found.scores_QK, found.best_positive_Q)
 
 
@@ -182,70 +155,52 @@ def _shards(folder: Path | None, sizes: list[tuple[int, int]], processes: Proces
 
 
 def _sinks(
-    images: tuple[Shards, np.ndarray],
-    captions: tuple[Shards, np.ndarray],
-    model: SiglipModel,
-    members: Sequence[Member],
-    processes: Processes,
+    images: tuple[Shards, np.ndarray], captions: tuple[Shards, np.ndarray], retriever: Retriever, processes: Processes
 ) -> tuple[Shards | Beside, Shards | Beside]:
-    """What takes the model's vectors of images and of captions: the shards themselves, or, with members, theirs beside them.
+    """What takes the model's vectors of images and of captions: the shards themselves, or, with members, theirs next to them.
 
     Args:
         images, captions: the shards, and which image of the split or caption of the pool each of their rows is.
     """
+    members = retriever.members
     if not members:
         return images[0], captions[0]
-    shares, _, _ = mean_of_all(model, members)
+    shares, _, _ = mean_of_all(retriever.model, members)
     return (
         Beside(images[0], shares, [member.images for member in members], images[1], IMAGE_BLOCK, processes),
         Beside(captions[0], shares, [member.captions for member in members], captions[1], TEXT_BLOCK, processes),
     )
 
 
-def _embed_images(
-    model: SiglipModel,
-    inputs: SiglipInputs,
-    pictures: "RetrievalSet | _Chosen",
-    shards: Shards | Beside,
-    processes: Processes,
-    num_workers: int,
-    on_progress: Callable[[int], Any],
+def _fill_images(
+    retriever: Retriever, images: "RetrievalSet | _Chosen", images_I: np.ndarray, shards: Shards | Beside, execution: Execution
 ) -> None:
-    stream_images(
-        model,
-        inputs,
-        pictures,
-        shards.append,
-        processes=processes,
-        num_workers=num_workers,
-        block=IMAGE_BLOCK,
-        allow_undecodable=True,
-        on_progress=on_progress,
-    )
+    """Put the vectors of these images, of index images_I in the split, into the shards."""
+    if retriever.frozen.images is not None:
+        _read_kept(retriever.frozen.images, images_I, shards, IMAGE_BLOCK, execution)
+    else:
+        sink, block = shards.append, IMAGE_BLOCK
+        stream_images(retriever.model, retriever.inputs, images, sink, block=block, remedy=None, execution=execution)
     shards.seal()
 
 
-def _embed_captions(
-    model: SiglipModel,
-    inputs: SiglipInputs,
-    texts: Sequence[str],
-    shards: Shards | Beside,
-    processes: Processes,
-    on_progress: Callable[[int], Any],
+def _fill_captions(
+    retriever: Retriever, texts: Sequence[str], captions_N: np.ndarray, shards: Shards | Beside, execution: Execution
 ) -> None:
-    stream_captions(model, inputs, texts, shards.append, processes=processes, block=TEXT_BLOCK, on_progress=on_progress)
+    """Put the vectors of these captions, of index captions_N in the pool, into the shards."""
+    if retriever.frozen.captions is not None:
+        _read_kept(retriever.frozen.captions, captions_N, shards, TEXT_BLOCK, execution)
+    else:
+        stream_captions(retriever.model, retriever.inputs, texts, shards.append, block=TEXT_BLOCK, execution=execution)
     shards.seal()
 
 
-def _read_kept(
-    kept: FrozenRows, indices_N: np.ndarray, shards: Shards | Beside, block: int, processes: Processes, on_progress: Callable[[int], Any]
-) -> None:
+def _read_kept(kept: FrozenRows, indices_N: np.ndarray, shards: Shards | Beside, block: int, execution: Execution) -> None:
     """What embedding would have given the shards, of a tower that is frozen: its rows, on the same grid."""
-    for number in processes.share_of(num_blocks(len(indices_N), block)):
+    for number in execution.processes.share_of(num_blocks(len(indices_N), block)):
         rows = np.array(kept.vectors_ND[indices_N[number * block : (number + 1) * block]])
         shards.append(rows)
-        on_progress(len(rows))
-    shards.seal()
+        execution.on_progress(len(rows))
 
 
 def _chosen(positives: PositivePairs, queries_Q: np.ndarray) -> PositivePairs:
@@ -257,7 +212,7 @@ def _chosen(positives: PositivePairs, queries_Q: np.ndarray) -> PositivePairs:
 
 
 class _Chosen:
-    """Some pictures of a split, as `eval.encoder.encoder.Pictures`."""
+    """Some pictures of a split, as `eval.encoder.encoder.ImageSource`."""
 
     def __init__(self, dataset: RetrievalSet, images_I: np.ndarray) -> None:
         self._dataset, self._images_I = dataset, images_I

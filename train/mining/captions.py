@@ -1,87 +1,64 @@
 """New."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from transformers import SiglipModel
 
-from eval.encoder.checkpoint import hash_weights
-from eval.encoder.inputs import SiglipInputs
-from eval.processes import Processes
-from rerank.scorers.scorer import PairScorer
-from rerank.scoring.score_cache import ScoreCache
+from eval.execution import ONE_PROCESS, Execution
 from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
-from train.data.negatives import Negatives, table_name
+from train.data.negatives import Negatives
 from train.mining.candidates import Candidates, find_candidates
 from train.mining.cross_encoder import MiningCrossEncoder, with_cross_encoder_logits
-from train.mining.ensemble import check_members, scale_and_bias, shares_of
+from train.mining.ensemble import Retriever, scale_and_bias, shares_of
 from train.mining.faiss_index import Approximate
-from train.mining.refresh import Refresh, apply_rules, check_cross_encoder, rules_of, tabulate
+from train.mining.refresh import Refresh, apply_rules, table_name_of, tabulate
 from train.mining.report import Mined, MiningReport, summarize
 from train.mining.rules import RankedLists
 from train.mining.selection import Judge
 
 
 def mine(
-    model: SiglipModel,
-    inputs: SiglipInputs,
+    retriever: Retriever,
     pool: CaptionPool,
     config: MiningConfig,
     *,
-    data_sha256: str,
     refresh: Refresh = Refresh(),
-    matcher: PairScorer | None = None,
-    kept: ScoreCache | None = None,
+    cross_encoder: MiningCrossEncoder | None = None,
     folder: Path | None = None,
-    processes: Processes = Processes(),
-    num_workers: int = 0,
     truth: set[tuple[str, str]] | None = None,
-    on_progress: Callable[[int], Any] = lambda rows: None,
+    execution: Execution = ONE_PROCESS,
 ) -> tuple[Negatives, MiningReport]:
     """Mine negatives for the images of a split among the captions of a pool; the same on every process.
 
     Args:
-        data_sha256: dataset.sha256(), which is slow to compute again and again.
-        matcher: the cross-encoder of config.denoise and config.distil; its scores are margins (train/mining/cross_encoder.py).
-        kept: where its scores are kept, and read from; None: it is asked about every pair.
+        cross_encoder: of config.denoise and config.distil; its scores are margins (train/mining/cross_encoder.py).
         folder: where embeddings lie meanwhile; None: the system's temporary folder.
         truth: (image id, caption id) pairs known to be true beyond the data; used to count false negatives only.
-        on_progress: called with the number of rows embedded.
+        execution: searches run on its device; progress is told of rows embedded.
 
     Raises:
         UserError: a score of the cross-encoder is not finite.
-        ValueError: there is a matcher that nothing asks, or none that is asked; or other members than config.ensemble names.
+        ValueError: there is a cross-encoder that nothing asks, or none that is asked; or other members than config.ensemble names.
     """
-    check_cross_encoder(config, matcher)
-    check_members(config, refresh.members)
-    name = table_name(hash_weights(model), data_sha256, rules_of(config, refresh, matcher, pool) | inputs.contract)
+    name = table_name_of(retriever, pool, config, refresh, cross_encoder)
     found = find_candidates(
-        model,
-        inputs,
-        pool.dataset,
+        retriever,
+        pool,
         config.pool_top_k,
         folder=folder,
-        further=pool.further.texts,
         images_I=refresh.images_I,
         approximate=Approximate(config.index_probes) if config.index == "faiss" else None,
-        frozen=refresh.frozen,
-        members=refresh.members,
-        processes=processes,
-        num_workers=num_workers,
-        on_progress=on_progress,
+        execution=execution,
     )
-    asked = MiningCrossEncoder(matcher, pool, processes, on_progress, kept) if matcher is not None else None
-    judge = asked.probabilities if asked is not None and config.denoise is not None else None
-    mined = select(name, pool, found, *scale_and_bias(model, refresh.members), config, refresh, judge)
-    if asked is not None and config.distil is not None:
-        negatives = with_cross_encoder_logits(mined.negatives, asked, pool.dataset, config.distil)
-        mined = replace(mined, negatives=negatives, num_judged=asked.num_judged)
+    judge = cross_encoder.probabilities if cross_encoder is not None and config.denoise is not None else None
+    mined = select(name, pool, found, *scale_and_bias(retriever.model, retriever.members), config, refresh, judge)
+    if cross_encoder is not None and config.distil is not None:
+        negatives = with_cross_encoder_logits(mined.negatives, cross_encoder, pool.dataset, config.distil)
+        mined = replace(mined, negatives=negatives, num_judged=cross_encoder.num_judged)
     sheet = summarize(mined, pool, truth, refresh.before)
-    return mined.negatives, replace(sheet, index_recall=found.recall, shares=shares_of(model, refresh.members))
+    return mined.negatives, replace(sheet, index_recall=found.recall, shares=shares_of(retriever.model, retriever.members))
 
 
 def select(

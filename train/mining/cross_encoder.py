@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.processes import Processes
+from eval.execution import ONE_PROCESS, Execution
 from rerank.scorers.load import load_scorer, read_scorer
 from rerank.scorers.scorer import PairScorer, ScorerSettings
 from rerank.scoring.candidates import CandidateLists, pair_keys
@@ -51,6 +51,7 @@ class MiningCrossEncoder:
     """Says how likely pairs of an image and a caption of the pool match; the same on every process, the work shared out.
 
     Attributes:
+        scorer: the cross-encoder.
         num_judged: pairs scored; one that is asked about again is not scored again.
     """
 
@@ -58,13 +59,12 @@ class MiningCrossEncoder:
         self,
         scorer: PairScorer,
         pool: CaptionPool,
-        processes: Processes = Processes(),
-        on_progress: Callable[[int], Any] = lambda pairs: None,
+        *,
         kept: ScoreCache | None = None,
+        execution: Execution = ONE_PROCESS,
     ) -> None:
-        """on_progress is called with 0 between images, to look for a signal; kept: scores of earlier minings, and where these are kept."""
-        self._scorer, self._data, self._processes, self._on_progress = scorer, _PoolData(pool), processes, on_progress
-        self._kept = kept
+        """kept: scores of earlier minings, and where these are kept; on_progress is called with 0 between images, to look for a signal."""
+        self.scorer, self._data, self._kept, self._execution = scorer, _PoolData(pool), kept, execution
         self.num_judged = 0
         self._keys_N, self._logits_N = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)  # of what was scored, keys ascending
 
@@ -103,12 +103,12 @@ class MiningCrossEncoder:
             part_n = np.flatnonzero((list_N >= start) & (list_N < start + _LISTS_AT_ONCE))
             lists = CandidateLists.of_pairs(images_N[part_n], captions_N[part_n])
             scores = complete_scores(
-                self._scorer,
+                self.scorer,
                 self._data,
                 lists,
                 cache=self._kept,
-                processes=self._processes,
-                on_progress=lambda pairs: self._on_progress(0),
+                processes=self._execution.processes,
+                on_progress=lambda pairs: self._execution.on_progress(0),
             )
             logits_N[part_n] = scores.lookup(images_N[part_n], captions_N[part_n])
         return logits_N

@@ -11,22 +11,23 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import SiglipModel
 
 from eval.encoder.checkpoint import hash_weights, load_siglip
 from eval.encoder.embedding_files import Shards
 from eval.encoder.encoder import num_blocks
+from eval.encoder.inputs import SiglipInputs
 from eval.errors import UserError
+from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
 from rerank.combine.ensemble import mean_of_members
 from train.config.mining import MiningConfig
-from train.data.cached_embeddings import FrozenRows
+from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings, FrozenRows
 from train.data.caption_pool import CaptionPool
 from train.model.frozen_tower import FrozenStore
 from train.model.siglip import TunedModel
@@ -49,6 +50,21 @@ class Member:
     bias: float
     images: FrozenRows
     captions: FrozenRows
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """What ranks the candidates: a model, what is known of it already, and the fixed checkpoints that rank with it.
+
+    Attributes:
+        frozen: its embeddings that are cached and need not be made again; captions' are those of the whole pool.
+        members: fixed checkpoints: all cosines are then those of the ensemble.
+    """
+
+    model: SiglipModel
+    inputs: SiglipInputs
+    frozen: FrozenEmbeddings = NOTHING_FROZEN
+    members: Sequence[Member] = ()
 
 
 def members_sha256(config: MiningConfig | None) -> str | None:
@@ -75,12 +91,9 @@ def load_members(
     config: MiningConfig | None,
     folder: Path,
     pool: CaptionPool,
-    data_sha256: str,
-    device: torch.device,
-    processes: Processes,
     *,
-    num_workers: int = 0,
     bar: Callable[[str, int], AbstractContextManager[Callable[[int], Any]]],
+    execution: Execution = ONE_PROCESS,
 ) -> tuple[Member, ...]:
     """The fixed checkpoints that mine, each embedded first where its embeddings are not kept yet. Call on every process.
 
@@ -94,12 +107,12 @@ def load_members(
     """
     members = []
     for number, (checkpoint, weight) in enumerate(config.members if config is not None else (), 1):
-        tuned = processes.together(lambda checkpoint=checkpoint: _load(checkpoint))  # type: ignore[misc]  # mypy: of a default argument
-        tuned.siglip.to(device)
-        store = FrozenStore(folder / str(number), tuned, pool, data_sha256, processes)
+        tuned = execution.processes.together(lambda checkpoint=checkpoint: _load(checkpoint))  # type: ignore[misc]  # mypy: of a default argument
+        tuned.siglip.to(execution.device)  # type: ignore[arg-type]  # transformers wraps it
+        store = FrozenStore(folder / str(number), tuned, pool, execution.processes)
         with bar(f"embedding ({Path(checkpoint).name}, once)", pool.dataset.num_images + len(pool)) as on_progress:
-            images = store.rows("image", num_workers=num_workers, on_progress=on_progress)
-            captions = store.rows("text", on_progress=on_progress)
+            told = replace(execution, on_progress=on_progress)
+            images, captions = store.rows("image", told), store.rows("text", told)
         members.append(Member(_fingerprint(tuned), weight, *_scale_and_bias(tuned.siglip), images, captions))
     return tuple(members)
 

@@ -18,6 +18,7 @@ from eval.dataset.retrieval_set import PositivePairs
 from eval.encoder.embedding_files import Held, Rows, Shards
 from eval.encoder.encoder import TEXT_BLOCK
 from eval.errors import UserError
+from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
 from eval.search.exact import QUERY_BLOCK
 from eval.search.streamed import Found, stream_search
@@ -86,7 +87,7 @@ def approximate_search(
     return found
 
 
-def recall_of_sample(queries: Shards, gallery: Rows, found: Found, device: torch.device | str, processes: Processes = Processes()) -> float:
+def recall_of_sample(queries: Shards, gallery: Rows, found: Found, execution: Execution = ONE_PROCESS) -> float:
     """Share of the exact top K that was found, over at most SAMPLE evenly spaced queries that are not rows of zeros; nan without any.
 
     Found is what scores as high as the exact K-th: of captions with the same text one is as good as another.
@@ -97,7 +98,7 @@ def recall_of_sample(queries: Shards, gallery: Rows, found: Found, device: torch
         return float("nan")
     depth = found.indices_QK.shape[1]
     nothing = PositivePairs(np.zeros(len(sample_S) + 1, dtype=np.int64), np.zeros(0, dtype=np.int64))
-    exact = stream_search(Held(queries.at(sample_S)), gallery, nothing, depth, device=device, processes=processes)
+    exact = stream_search(Held(queries.at(sample_S)), gallery, nothing, depth, execution=execution)
     hits_SK = found.scores_QK[sample_S] >= exact.scores_QK[:, -1:] - _ROUNDING
     return float(hits_SK.mean())
 

@@ -6,47 +6,35 @@ of images
 for, K depth, N rows of the table, P true pairs, D width.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from transformers import SiglipModel
 
 from eval.dataset.retrieval_set import GroupHashes
-from eval.encoder.checkpoint import hash_weights
-from eval.encoder.inputs import SiglipInputs
-from eval.processes import Processes
-from rerank.scorers.scorer import PairScorer
-from rerank.scoring.score_cache import ScoreCache
+from eval.execution import ONE_PROCESS, Execution
 from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
-from train.data.negatives import Negatives, table_name
+from train.data.negatives import Negatives
 from train.mining.candidates import ImageCandidates, find_image_candidates
 from train.mining.cross_encoder import MiningCrossEncoder
-from train.mining.ensemble import check_members, scale_and_bias, shares_of
-from train.mining.refresh import Refresh, apply_rules, check_cross_encoder, rules_of, tabulate
+from train.mining.ensemble import Retriever, scale_and_bias, shares_of
+from train.mining.refresh import Refresh, apply_rules, table_name_of, tabulate
 from train.mining.report import Mined, MiningReport, summarize
 from train.mining.rules import Outcome, RankedLists
 from train.mining.selection import Judge
 
 
 def mine_images(
-    model: SiglipModel,
-    inputs: SiglipInputs,
+    retriever: Retriever,
     pool: CaptionPool,
     config: MiningConfig,
     *,
-    data_sha256: str,
-    refresh: Refresh,
-    matcher: PairScorer | None = None,
-    kept: ScoreCache | None = None,
+    refresh: Refresh = Refresh(),
+    cross_encoder: MiningCrossEncoder | None = None,
     folder: Path | None = None,
-    processes: Processes = Processes(),
-    num_workers: int = 0,
     truth: set[tuple[str, str]] | None = None,
-    on_progress: Callable[[int], Any] = lambda rows: None,
+    execution: Execution = ONE_PROCESS,
 ) -> tuple[Negatives, MiningReport]:
     """Mine hard images for the captions of a split, or of refresh.images_I, among all its images; the same on every process.
 
@@ -55,28 +43,14 @@ def mine_images(
 
     Args, Raises: as train.mining.captions.mine.
     """
-    check_cross_encoder(config, matcher)
-    check_members(config, refresh.members)
-    name = table_name(hash_weights(model), data_sha256, rules_of(config, refresh, matcher, pool) | {"form": "images"} | inputs.contract)
+    name = table_name_of(retriever, pool, config, refresh, cross_encoder, form="images")
     captions_Q = np.arange(pool.dataset.num_captions)
     if refresh.images_I is not None:
         captions_Q = captions_Q[np.isin(pool.dataset.caption_image_C, refresh.images_I)]
-    found = find_image_candidates(
-        model,
-        inputs,
-        pool.dataset,
-        config.pool_top_k,
-        captions_Q,
-        folder=folder,
-        frozen=refresh.frozen,
-        members=refresh.members,
-        processes=processes,
-        num_workers=num_workers,
-        on_progress=on_progress,
-    )
-    judge = MiningCrossEncoder(matcher, pool, processes, on_progress, kept).probabilities if matcher is not None else None
-    mined = select_images(name, pool, found, *scale_and_bias(model, refresh.members), config, refresh, judge)
-    return mined.negatives, replace(summarize(mined, pool, truth, refresh.before), shares=shares_of(model, refresh.members))
+    found = find_image_candidates(retriever, pool.dataset, config.pool_top_k, captions_Q, folder=folder, execution=execution)
+    judge = cross_encoder.probabilities if cross_encoder is not None else None
+    mined = select_images(name, pool, found, *scale_and_bias(retriever.model, retriever.members), config, refresh, judge)
+    return mined.negatives, replace(summarize(mined, pool, truth, refresh.before), shares=shares_of(retriever.model, retriever.members))
 
 
 def select_images(

@@ -7,18 +7,19 @@ Shape letters: I images mined for, K depth, N rows of the table.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from eval.encoder.checkpoint import hash_weights
 from rerank.scorers.scorer import PairScorer
 from train.config.mining import MiningConfig
-from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.caption_pool import CaptionPool
-from train.data.negatives import Negatives
-from train.mining.cross_encoder import distillation_rules
-from train.mining.ensemble import Member
+from train.data.negatives import Negatives, table_name
+from train.mining.cross_encoder import MiningCrossEncoder, distillation_rules
+from train.mining.ensemble import Member, Retriever, check_members
 from train.mining.faiss_index import Approximate
 from train.mining.rules import Outcome, RankedLists, Rules, filtered_out
 from train.mining.selection import Judge, SelectionOutcome, SelectionRule, priorities, select_negatives
@@ -37,19 +38,21 @@ class Refresh:
         seed, step: of the run; random draws follow from them and the image.
         images_I: int64, the images to mine for, ascending; None: all.
         before: the table that this one takes the place of; None for the first.
-        frozen: embeddings that are kept already and need not be made again.
-        members: the fixed checkpoints of config.ensemble.
     """
 
     seed: int = 0
     step: int = 0
     images_I: np.ndarray | None = None
     before: Negatives | None = None
-    frozen: FrozenEmbeddings = NOTHING_FROZEN
-    members: tuple[Member, ...] = ()
 
 
-def rules_of(config: MiningConfig, refresh: Refresh = Refresh(), matcher: PairScorer | None = None, pool: CaptionPool | None = None) -> Any:
+def rules_of(
+    config: MiningConfig,
+    refresh: Refresh = Refresh(),
+    matcher: PairScorer | None = None,
+    pool: CaptionPool | None = None,
+    members: Sequence[Member] = (),
+) -> dict[str, Any]:
     """What, beside weights and data, decides which captions are mined (the weight in the loss does not); goes into the table's name."""
     rules: dict[str, Any] = config.model_dump(include=set(_RULES))
     if config.selection == "softmax":
@@ -60,8 +63,8 @@ def rules_of(config: MiningConfig, refresh: Refresh = Refresh(), matcher: PairSc
         rules["images"] = hashlib.sha256(refresh.images_I.astype(np.int64).tobytes()).hexdigest()
     if pool is not None and len(pool) > pool.num_captions:
         rules["pool"] = pool.further.sha256
-    if refresh.members:
-        rules["ensemble"] = [[member.sha256, member.weight] for member in refresh.members]
+    if members:
+        rules["ensemble"] = [[member.sha256, member.weight] for member in members]
     if config.index == "faiss":
         rules |= Approximate(config.index_probes).rules()
     if matcher is not None and config.denoise is not None:
@@ -76,10 +79,27 @@ def temperature_of(config: MiningConfig) -> float:
     return 1.0 if config.temperature is None else config.temperature
 
 
-def check_cross_encoder(config: MiningConfig, matcher: PairScorer | None) -> None:
-    """Raises ValueError where there is a matcher and neither config.denoise nor config.distil, or the other way round."""
-    if (config.denoise is None and config.distil is None) != (matcher is None):
-        raise ValueError("a matcher is given if and only if config.denoise or config.distil asks for one")
+def table_name_of(
+    retriever: Retriever,
+    pool: CaptionPool,
+    config: MiningConfig,
+    refresh: Refresh,
+    cross_encoder: MiningCrossEncoder | None,
+    *,
+    form: str | None = None,
+) -> str:
+    """The name of a table to be mined: a hash of all that decides what will be in it.
+
+    Raises:
+        ValueError: a cross-encoder is given and neither config.denoise nor config.distil asks for one, or the other way round; or there are
+            other members than config.ensemble names.
+    """
+    if (config.denoise is None and config.distil is None) != (cross_encoder is None):
+        raise ValueError("a cross-encoder is given if and only if config.denoise or config.distil asks for one")
+    check_members(config, retriever.members)
+    rules = rules_of(config, refresh, cross_encoder.scorer if cross_encoder is not None else None, pool, retriever.members)
+    rules |= ({} if form is None else {"form": form}) | retriever.inputs.contract
+    return table_name(hash_weights(retriever.model), pool.data_sha256, rules)
 
 
 def apply_rules(

@@ -15,7 +15,7 @@ from eval.report.gallery import thumbnail
 from eval.report.render import render
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
-from train.data.random_streams import generator
+from train.data.order import generator
 from train.mining.report import RULES, MiningReport, is_true
 
 NUM_EXAMPLES = 20

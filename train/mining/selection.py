@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from train.data.random_streams import generator
+from train.data.order import generator
 from train.mining.rules import Outcome
 
 Selection = Literal["top", "random", "softmax"]

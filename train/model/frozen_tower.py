@@ -10,10 +10,9 @@ write their own file. Shape letters: N rows, D width.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,6 +23,7 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import hash_weights
 from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, embed_captions, embed_images
 from eval.errors import WriteError
+from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
 from train.config.job import JobConfig
 from train.config.model import Tower
@@ -68,10 +68,10 @@ class FrozenStore:
         folder: runs/NAME/frozen.
     """
 
-    def __init__(self, folder: Path, tuned: TunedModel, pool: CaptionPool, data_sha256: str, processes: Processes) -> None:
+    def __init__(self, folder: Path, tuned: TunedModel, pool: CaptionPool, processes: Processes) -> None:
         """`pool` holds the images of the split, its captions and those that may be mined besides."""
         self.folder, self._tuned, self._pool, self._processes = folder, tuned, pool, processes
-        self._dataset, self._data = pool.dataset, [data_sha256, pool.further.sha256]
+        self._dataset, self._data = pool.dataset, [pool.data_sha256, pool.further.sha256]
         # One process of each machine reads and writes for all of its machine; without a launcher's word each does, the same bytes.
         self._is_keeper = os.environ.get("LOCAL_RANK", "0") == "0"
 
@@ -85,11 +85,11 @@ class FrozenStore:
         text = json.dumps([weights, self._data, inputs.contract, read], sort_keys=True, default=str)
         return self.folder / f"{tower}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.f32"
 
-    def rows(self, tower: Tower, *, num_workers: int = 0, on_progress: Callable[[int], Any] = lambda rows: None) -> FrozenRows:
+    def rows(self, tower: Tower, execution: Execution = ONE_PROCESS) -> FrozenRows:
         """The embeddings of a tower, made first where a machine has no whole file of them. Call on every process.
 
         Args:
-            on_progress: called with the number of rows embedded.
+            execution: its processes are those of the store.
 
         Raises:
             UserError: an embedding is not finite.
@@ -99,7 +99,7 @@ class FrozenStore:
         has_whole = not self._is_keeper or (is_whole(path, self._shape(tower)) and not self._decodes_now(tower, path))
         if not all(bool(part[0]) for part in self._processes.gather(np.array([has_whole]))):
             with self._processes.jointly():
-                self._make(tower, None if has_whole else path, num_workers, on_progress)
+                self._make(tower, None if has_whole else path, replace(execution, processes=self._processes))
         present = path.is_file()
         self._processes.raise_together("" if present else f"{path}: not there on process {self._processes.rank} after it was written")
         return FrozenRows(np.memmap(path, dtype=np.float32, mode="r", shape=self._shape(tower)))
@@ -124,9 +124,9 @@ class FrozenStore:
             return self._dataset.num_images, int(config.vision_config.hidden_size)
         return len(self._pool), int(self._tuned.siglip.text_model.head.out_features)
 
-    def _make(self, tower: Tower, path: Path | None, num_workers: int, on_progress: Callable[[int], Any]) -> None:
+    def _make(self, tower: Tower, path: Path | None, execution: Execution) -> None:
         """Embed on all processes, window by window, and write the file here if it is missing here."""
-        windows = self._embed(tower, num_workers, on_progress)
+        windows = self._embed(tower, execution)
         if path is None:
             for _ in windows:
                 pass
@@ -158,7 +158,7 @@ class FrozenStore:
             if rank.isdigit() and (int(rank) == self._processes.rank or int(rank) >= self._processes.world_size):
                 yield path
 
-    def _embed(self, tower: Tower, num_workers: int, on_progress: Callable[[int], Any]) -> Iterator[np.ndarray]:
+    def _embed(self, tower: Tower, execution: Execution) -> Iterator[np.ndarray]:
         """Embeddings in order, a window of whole blocks at a time; the same on every process."""
         num_rows = self._shape(tower)[0]
         step = (IMAGE_BLOCK if tower == "image" else TEXT_BLOCK) * _WINDOW_BLOCKS * self._processes.world_size
@@ -166,18 +166,16 @@ class FrozenStore:
         for start in range(0, num_rows, step):
             stop = min(start + step, num_rows)
             if tower == "image":
-                yield embed_images(
-                    model, inputs, _Window(self._dataset, start, stop - start), processes=self._processes, num_workers=num_workers,
-                    allow_undecodable=True, on_progress=on_progress,
-                )  # fmt: skip
+                window = _Window(self._dataset, start, stop - start)
+                yield embed_images(model, inputs, window, allow_undecodable=True, execution=execution)
             else:
                 captions = [self._pool.text(caption) for caption in range(start, stop)]
-                yield embed_captions(model, inputs, captions, processes=self._processes, on_progress=on_progress)
+                yield embed_captions(model, inputs, captions, execution=execution)
 
 
 @dataclass(frozen=True)
 class _Window:
-    """Consecutive images of a split, as Pictures to embed."""
+    """Consecutive images of a split, as an `eval.encoder.encoder.ImageSource`."""
 
     dataset: RetrievalSet
     start: int

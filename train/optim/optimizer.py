@@ -25,7 +25,7 @@ class Trainable(Protocol):
         """(name, parameter) of everything that trains, in a fixed order."""
 
 
-def optimizer_groups(trainee: Trainable, part_of: Any, rates: dict[Any, float], weight_decay: float) -> list[dict[str, Any]]:
+def optimizer_groups(tuned: Trainable, part_of: Any, rates: dict[Any, float], weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's groups: one per part and per decay, each with its peak rate under "peak" and its names under "names".
 
     Weight decay falls on the matrices of linear layers and convolutions only; not on biases, norms, embeddings, pooling probes and other
@@ -37,12 +37,12 @@ def optimizer_groups(trainee: Trainable, part_of: Any, rates: dict[Any, float], 
     """
     embeddings = {
         f"{prefix}.{name}"
-        for prefix, module in trainee.module.named_modules()
+        for prefix, module in tuned.module.named_modules()
         if isinstance(module, torch.nn.Embedding)
         for name, _ in module.named_parameters(recurse=False)
     }
     groups: dict[tuple[Any, bool], dict[str, Any]] = {}
-    for name, parameter in trainee.trainable():
+    for name, parameter in tuned.trainable():
         decays = parameter.ndim >= 2 and name not in embeddings and not name.endswith(_BARE)
         part = part_of(name)
         group = groups.setdefault(
@@ -54,7 +54,7 @@ def optimizer_groups(trainee: Trainable, part_of: Any, rates: dict[Any, float], 
     return list(groups.values())
 
 
-def make_adamw(trainee: Trainable, groups: list[dict[str, Any]], rate: float, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
+def make_adamw(tuned: Trainable, groups: list[dict[str, Any]], rate: float, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
     """AdamW over the groups; the rate of each step is set by the step itself (train/optim/update.py)."""
-    device = next(trainee.module.parameters()).device
+    device = next(tuned.module.parameters()).device
     return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=eps, fused=device.type == "cuda" or None)

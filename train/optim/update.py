@@ -1,15 +1,20 @@
-"""The second half of an optimizer step, whatever is trained: sum over processes, check, clip, update."""
+"""The second half of an optimizer step, whatever is trained: sum gradients over processes, check, clip, update.
+
+Gradients that are whole on every process lie in one flat buffer, which is summed over processes once, after the backward pass. Not DDP: it
+rebuilds its buckets after the first step, which changes the order of summation, so that a resumed run would differ in its last bits.
+"""
 
 import math
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from eval.errors import CommandError
 from eval.processes import Processes
 from eval.sharded import whole
 from train.config.run import LoopConfig
-from train.optim.gradients import FlatGradients, ShardedGradients
 from train.optim.loss_scale import LossScale
 from train.optim.optimizer import Trainable
 
@@ -19,6 +24,79 @@ class NotFinite(CommandError):
 
     exit_code = 5
     is_shared = True
+
+
+class FlatGradients:
+    """All gradients as views of one buffer."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self.buffer = torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device)
+        self._views = []
+        start = 0
+        for parameter in parameters:
+            view = self.buffer[start : start + parameter.numel()].view_as(parameter)
+            self._views.append((parameter, view))
+            start += parameter.numel()
+
+    def zero(self) -> None:
+        """Clear the buffer and hang the views back on the parameters, in case something replaced them."""
+        self.buffer.zero_()
+        for parameter, view in self._views:
+            parameter.grad = view
+
+    def sum_over(self, processes: Processes) -> None:
+        """Add up the gradients of all processes."""
+        for parameter, view in self._views:
+            if parameter.grad is not view:  # autograd was given no place to accumulate into: bring it home
+                if parameter.grad is not None:
+                    view.copy_(parameter.grad)
+                parameter.grad = view
+        if processes.world_size > 1:
+            dist.all_reduce(self.buffer)
+
+    def norm(self) -> float:
+        """The global norm, added up in float64."""
+        return float(torch.linalg.vector_norm(self.buffer, dtype=torch.float64))
+
+    def scale_by(self, factor: float) -> None:
+        """Multiply every gradient."""
+        self.buffer.mul_(factor)
+
+
+class ShardedGradients:
+    """Of each sharded weight this process's part of the gradient, as the backward pass left it, summed already (train/optim/fsdp.py); of
+    what is whole on every process, a flat buffer."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter], processes: Processes) -> None:
+        self._sharded = [parameter for parameter in parameters if isinstance(parameter, DTensor)]
+        self._whole = FlatGradients([parameter for parameter in parameters if not isinstance(parameter, DTensor)])
+        self._processes = processes
+
+    def zero(self) -> None:
+        """Drop the parts and clear the buffer."""
+        for parameter in self._sharded:
+            parameter.grad = None
+        self._whole.zero()
+
+    def sum_over(self, processes: Processes) -> None:
+        """Add up what is whole; the parts were added up in the backward pass."""
+        self._whole.sum_over(processes)
+
+    def norm(self) -> float:
+        """The global norm, added up in float64, in rank order; the same on every process, and called on every one."""
+        own = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in self._parts()]
+        square = float(torch.stack(own).square().sum()) if own else 0.0
+        squares = np.concatenate(self._processes.gather(np.array([square])))
+        return float(np.sqrt(squares.sum() + self._whole.norm() ** 2))
+
+    def scale_by(self, factor: float) -> None:
+        """Multiply every gradient."""
+        for part in self._parts():
+            part.mul_(factor)
+        self._whole.scale_by(factor)
+
+    def _parts(self) -> list[torch.Tensor]:
+        return [parameter.grad.to_local() for parameter in self._sharded if isinstance(parameter.grad, DTensor)]
 
 
 class Update:
@@ -31,12 +109,12 @@ class Update:
     def __init__(
         self,
         config: LoopConfig,
-        trainee: Trainable,
+        tuned: Trainable,
         optimizer: torch.optim.Optimizer,
         gradients: FlatGradients | ShardedGradients,
         processes: Processes,
     ) -> None:
-        self._config, self._trainee, self._optimizer = config, trainee, optimizer
+        self._config, self._tuned, self._optimizer = config, tuned, optimizer
         self._gradients, self._processes = gradients, processes
         self.loss_scale = LossScale() if config.precision == "fp16" else None
 
@@ -72,11 +150,11 @@ class Update:
         if not finite and (self.loss_scale is None or self.loss_scale.is_exhausted):
             raise NotFinite(self._diagnosis(step, loss, norm))
         if finite:
-            self._take(step, norm)
+            self._update_weights(step, norm)
         return norm, finite
 
-    def _take(self, step: int, norm: float) -> None:
-        """Clip, and let the optimizer take the step."""
+    def _update_weights(self, step: int, norm: float) -> None:
+        """Clip, and take the optimizer's step."""
         limit = self._config.max_grad_norm
         if limit is not None and norm > limit:
             self._gradients.scale_by(limit / norm)
@@ -86,9 +164,9 @@ class Update:
         self._optimizer.step()
 
     def _diagnosis(self, step: int, loss: float, norm: float) -> str:
-        gradients = [(name, parameter.grad) for name, parameter in self._trainee.trainable() if parameter.grad is not None]
+        gradients = [(name, parameter.grad) for name, parameter in self._tuned.trainable() if parameter.grad is not None]
         bad = [name for name, gradient in gradients if not bool(whole(gradient).isfinite().all())]
-        weights = [name for name, parameter in self._trainee.module.named_parameters() if not bool(whole(parameter).isfinite().all())]
+        weights = [name for name, parameter in self._tuned.module.named_parameters() if not bool(whole(parameter).isfinite().all())]
         text = f"step {step}: loss {loss}, gradient norm {norm}; nothing was updated. Gradients not finite in {len(bad)} tensor(s)"
         text += f", e.g. {bad[:3]}" if bad else ""
         text += f"; weights not finite already: {weights[:3]}" if weights else ""

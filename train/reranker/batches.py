@@ -20,8 +20,7 @@ from train.data.batches import PictureReader
 from train.data.caption_pool import CaptionPool
 from train.data.hard_image_order import HardImages
 from train.data.negatives import Negatives
-from train.data.order import BatchOrder, chosen_caption
-from train.data.random_streams import generator
+from train.data.order import BatchOrder, chosen_caption, generator
 from train.reranker.model import MatchInputs
 
 # Streams of random numbers besides those of train/data/batches.py.
@@ -96,6 +95,14 @@ class MatchBatch:
         return replace(self, **pinned)
 
 
+@dataclass(frozen=True)
+class HardTables:
+    """What was mined; None where nothing of the kind is asked for."""
+
+    captions: Negatives | None
+    images: HardImages | None
+
+
 @dataclass
 class _Collected:
     """What of a batch is found so far."""
@@ -118,18 +125,16 @@ class MatchBatches(Dataset):  # type: ignore[type-arg]
         order: BatchOrder,
         processes: Processes,
         config: NegativesConfig,
+        tables: HardTables,
         *,
-        hard_captions: Negatives | None,
-        hard_images: HardImages | None,
         random_crop_min_area: float = 1.0,
     ) -> None:
-        """hard_captions, hard_images: the tables; None where none are asked for."""
         self._pool, self._dataset, self._inputs = pool, pool.dataset, inputs
         self._order, self._processes, self._config = order, processes, config
-        self._hard_captions, self._hard_images = hard_captions, hard_images
+        self._hard_captions, self._hard_images = tables.captions, tables.images
         self._doubtful: GroupHashes | None = None
-        if hard_captions is not None and hard_captions.doubtful_2D is not None:
-            images_D, captions_D = hard_captions.doubtful_2D
+        if tables.captions is not None and tables.captions.doubtful_2D is not None:
+            images_D, captions_D = tables.captions.doubtful_2D
             self._doubtful = GroupHashes(images_D, pool.hash_C[captions_D], pool.dataset.num_images)
         self._pictures = PictureReader(pool.dataset, inputs.pixels, order.seed, random_crop_min_area)
 

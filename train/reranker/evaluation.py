@@ -56,18 +56,10 @@ class NamedScorer:
 
 def first_stage(job: RerankerJob, dataset: RetrievalSet, on_progress: Callable[[int], Any]) -> Stage:
     """The miner's own retrieval of a split, kept deep enough to be reranked. Call on every process."""
-    job.miner.siglip.to(job.accelerator.device)
-    stage = retrieve(
-        "miner",
-        job.miner.siglip,
-        job.miner.inputs,
-        dataset,
-        depth=job.config.evaluation.top_k,
-        processes=job.processes,
-        num_workers=job.config.data.num_workers,
-        on_progress=on_progress,
-    )
-    job.miner.siglip.to("cpu")
+    model, inputs = job.retriever.siglip, job.retriever.inputs
+    model.to(job.accelerator.device)  # type: ignore[arg-type]  # transformers wraps it
+    stage = retrieve("miner", model, inputs, dataset, depth=job.config.evaluation.top_k, execution=job.execution(on_progress))
+    model.to("cpu")  # type: ignore[arg-type]
     return stage
 
 

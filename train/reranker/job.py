@@ -1,15 +1,10 @@
-"""Everything the tuning of a reranker needs before its first step: data, miner, matcher, optimizer."""
+"""Everything the tuning of a reranker needs before its first step: data, retriever, cross-encoder, optimizer."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 
-from eval.dataset.leakage import Leakage
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import hash_weights, load_siglip
 from eval.processes import Processes
@@ -19,64 +14,36 @@ from train.data.caption_pool import CaptionPool
 from train.data.order import BatchOrder
 from train.data.splits import Splits, known_truth, load_splits
 from train.engine.distributed import SharedFolder, check_same
-from train.engine.summary import data_line, leakage_lines, speaker
+from train.engine.run import Run
 from train.model.siglip import TunedModel
 from train.reranker.model import TunedCrossEncoder, build_cross_encoder, make_cross_encoder_optimizer
 
 
-@dataclass
-class RerankerJob:
-    """A configured tuning on this process.
+@dataclass(kw_only=True)
+class RerankerJob(Run):
+    """A configured tuning of a reranker on this process.
 
     Attributes:
-        final_set: the split of the final report, test or else val; None without either.
-        truth: (image id, caption id) pairs known to be true beyond the data; counted among the mined, never trained on.
-        miner: the SigLIP whose confusions are mined; on the device only while it is used.
-        base: the matcher it started from, by name.
-        shared: the run's folder, for every process to read.
+        retriever: the SigLIP whose confusions are mined; on the device only while it is used.
+        order: the images of each step.
     """
 
     config: RerankerConfig
-    folder: Path
-    accelerator: Accelerator
-    processes: Processes
-    say: Callable[[str], None]
-    train_set: RetrievalSet
-    val_set: RetrievalSet | None
-    test_set: RetrievalSet | None
-    unused_splits: dict[str, int]
-    leakages: list[Leakage]
-    truth: set[tuple[str, str]] | None
-    base: str
-    miner: TunedModel
     tuned: TunedCrossEncoder
-    optimizer: torch.optim.AdamW
+    retriever: TunedModel
     order: BatchOrder
-    pool: CaptionPool
-    data_sha256: str
-    shared: SharedFolder
-    expand_lines: list[str] = field(default_factory=list)
 
     @property
     def final_set(self) -> RetrievalSet | None:
-        """The split of the final report."""
-        return self.test_set or self.val_set
-
-    @property
-    def data_place(self) -> str:
-        """Where what is trained on comes from, in words."""
-        return self.config.data.source
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Arithmetic of the towers in training."""
-        return self.accelerator.autocast()
+        """The split of the final report, test or else val; None without either."""
+        return self.splits.test or self.splits.val
 
 
 def load_reranker_data(config: RerankerConfig) -> Splits:
     """Read the manifest and its splits.
 
     Raises:
-        UserError: with every fault, or a split with fewer images or captions than are re-ordered.
+        UserError: with every fault, or a split with fewer images or captions than are reranked.
     """
     splits = load_splits(config)
     for split in (splits.val, splits.test):
@@ -86,7 +53,7 @@ def load_reranker_data(config: RerankerConfig) -> Splits:
 
 
 def prepare_reranker(config: RerankerConfig, splits: Splits, accelerator: Accelerator, processes: Processes) -> RerankerJob:
-    """Load the miner and the matcher, and make the optimizer. Call on every process.
+    """Load the retriever and the cross-encoder, and make the optimizer. Call on every process.
 
     Raises:
         UserError: one of the two cannot be used, or processes were given different files.
@@ -95,36 +62,27 @@ def prepare_reranker(config: RerankerConfig, splits: Splits, accelerator: Accele
     (siglip, inputs), tuned, truth = processes.together(
         lambda: (load_siglip(config.miner), build_cross_encoder(config.model, config.seed), known_truth(config, splits.train))
     )
-    miner = TunedModel(siglip, inputs, hash_weights(siglip))
-    data_sha256 = pool.data_sha256()
+    retriever = TunedModel(siglip, inputs, hash_weights(siglip))
     parts = [
-        (f"{config.data.source} (split {config.data.train_split})", data_sha256),
-        (f"the matcher {config.model.base}", tuned.base_sha256),
-        (f"the miner {config.miner}", miner.base_sha256),
+        (f"{config.data.source} (split {config.data.train_split})", pool.data_sha256),
+        (f"the cross-encoder {config.model.base}", tuned.base_sha256),
+        (f"the miner {config.miner}", retriever.base_sha256),
     ]
     check_same(config, parts, processes)
     tuned.module.to(accelerator.device)
     return RerankerJob(
-        config,
-        config.run_folder,
-        accelerator,
-        processes,
-        speaker(processes),
-        splits.train,
-        splits.val,
-        splits.test,
-        splits.unused,
-        splits.leakages(),
-        truth,
-        config.model.base,
-        miner,
-        tuned,
-        make_cross_encoder_optimizer(tuned, config.train),
-        BatchOrder(splits.train.num_images, config.train.batch_size, config.seed),
-        pool,
-        data_sha256,
-        SharedFolder(config.run_folder, processes),
-        splits.expand_lines,
+        config=config,
+        accelerator=accelerator,
+        processes=processes,
+        splits=splits,
+        pool=pool,
+        truth=truth,
+        base=config.model.base,
+        tuned=tuned,
+        optimizer=make_cross_encoder_optimizer(tuned, config.train),
+        shared=SharedFolder(config.run_folder, processes),
+        retriever=retriever,
+        order=BatchOrder(splits.train.num_images, config.train.batch_size, config.seed),
     )
 
 
@@ -137,8 +95,8 @@ def describe_reranker(job: RerankerJob) -> list[str]:
     lines = [
         f"matcher   {job.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.3f} M of them train ({config.model.what})",
         f"miner     {config.miner}",
-        data_line(job),
-        *job.expand_lines,
+        job.data_line(),
+        *job.splits.expand_lines,
         f"pairs     of each image its true caption and up to {negatives.captions_per_image} hard captions, "
         f"{negatives.images_per_caption} hard images; drawn from {negatives.drawn_from}"
         + (f"; none that the matcher calls a match ({negatives.drop_matches_at:g})" if negatives.drop_matches_at is not None else "")
@@ -148,4 +106,4 @@ def describe_reranker(job: RerankerJob) -> list[str]:
         f"machine   {job.processes.world_size} process(es) x {share} images on {job.accelerator.device}, "
         f"{torch.get_num_threads()} thread(s) each",
     ]
-    return lines + leakage_lines(job.leakages)
+    return lines + job.leakage_lines()

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from eval.dataset.images import ImageError
-from eval.encoder.loader import pictures_loader
+from eval.encoder.encoder import block_loader
 from eval.errors import UserError
 from eval.metrics.evaluate import values_of
 from eval.metrics.stage_metrics import mean_recall_at_1
@@ -14,15 +14,14 @@ from eval.search.ranking import DIRECTIONS
 from eval.search.stage import Stage
 from rerank.scoring.candidates import candidate_lists
 from train.engine.checkpoint import Checkpoints, State
-from train.engine.loop import BaseLoop
+from train.engine.loop import BaseLoop, StopSignals
 from train.engine.metrics_log import gpu_record, scale_record
-from train.engine.signals import StopSignals
 from train.optim.update import rate_factor
-from train.reranker.batches import MatchBatch, MatchBatches, PairKind
+from train.reranker.batches import HardTables, MatchBatch, MatchBatches, PairKind
 from train.reranker.collapse import LEAST_SCORE_STD, RunningLoss, loss_warning, score_warning
 from train.reranker.evaluation import first_stage, measure_cross_encoder
 from train.reranker.job import RerankerJob, describe_reranker
-from train.reranker.negatives import HardTables, as_hard_tables, check_mined, mine_tables, num_rows, read_tables
+from train.reranker.negatives import as_hard_tables, check_mined, mine_tables, num_rows, read_tables
 from train.reranker.step import MatchResult, MatchStepper
 
 
@@ -31,14 +30,18 @@ class RerankerLoop(BaseLoop):
 
     def __init__(self, job: RerankerJob, signals: StopSignals) -> None:
         self.job, self.config = job, job.config
-        self.stepper = MatchStepper(job.config.train, job.config.seed, job.tuned, job.optimizer, job.processes, job.autocast)
+        self.stepper = MatchStepper(job.config.train, job.config.seed, job.tuned, job.optimizer, job.processes, job.accelerator.autocast)
         self.running, self._was_named = RunningLoss(), False
         self._tables = HardTables(None, None)
         self._val_stage: Stage | None = None
         self._miner_values: Any = None
-        start = State(0, 0, False, None, None, None, None, 0, job.tuned.base_sha256, job.data_sha256)
-        further = {"miner_sha256": job.miner.base_sha256, "running": self.running.as_record()}
-        super().__init__(job, signals, replace(start, loss_scale=self.stepper.update.loss_scale, further=further))
+        start = State(
+            base_sha256=job.tuned.base_sha256,
+            data_sha256=job.data_sha256,
+            loss_scale=self.stepper.update.loss_scale,
+            further={"miner_sha256": job.retriever.base_sha256, "running": self.running.as_record()},
+        )
+        super().__init__(job, signals, start)
 
     def describe(self) -> list[str]:
         """See train.reranker.job.describe_reranker."""
@@ -47,7 +50,7 @@ class RerankerLoop(BaseLoop):
     def restore_extra(self, checkpoints: Checkpoints) -> None:
         """Loss scale and running loss of a checkpoint; refuse another miner than the run was begun with."""
         further = self.state.further or {}
-        if further.get("miner_sha256") != self.job.miner.base_sha256:
+        if further.get("miner_sha256") != self.job.retriever.base_sha256:
             raise UserError(
                 f"{self.config.miner} has other weights than when {self.job.folder} was begun; give the run another name=, or bring the "
                 "miner it began with back"
@@ -68,7 +71,7 @@ class RerankerLoop(BaseLoop):
             mined = mine_tables(self.job, progress)
         for one in mined:
             kind = "hard captions of images" if one.form == "columns" else "hard images of captions"
-            self.job.say(f"{kind}: {one.sheet}")
+            self.job.log(f"{kind}: {one.sheet}")
         check_mined(self.config.negatives, [one.table for one in mined])
         self._tables = as_hard_tables(self.job, {one.form: one.table for one in mined})
         self.state = replace(self.state, mined_at_step=0, negatives=" ".join(one.table.name for one in mined))
@@ -84,20 +87,19 @@ class RerankerLoop(BaseLoop):
             job.order,
             job.processes,
             self.config.negatives,
-            hard_captions=self._tables.captions,
-            hard_images=self._tables.images,
+            self._tables,
             random_crop_min_area=self.config.train.random_crop_min_area,
         )
-        return pictures_loader(
+        return block_loader(
             builder,
             num_workers=self.config.data.num_workers,
             sampler=range(self.state.step + 1, self.config.train.max_steps + 1),
             pin_memory=job.accelerator.device.type == "cuda",
         )
 
-    def take(self, batch: MatchBatch, stop_asked: bool) -> MatchResult:
+    def train_step(self, batch: MatchBatch, stop_asked: bool) -> MatchResult:
         """Take one step, and follow the running loss."""
-        result = self.stepper.take(batch, stop_asked=stop_asked)
+        result = self.stepper.train_step(batch, stop_asked=stop_asked)
         self._was_named = self.running.named
         if not result.skipped:
             self.running = self.running.after(result.loss, result.constant_loss, self.config.constant_answer)
@@ -127,7 +129,7 @@ class RerankerLoop(BaseLoop):
         }
         self.write("step", record)
         if step == 1:
-            job.say(
+            job.log(
                 f"before the first update the loss is {outcome.loss:.4f}; a matcher that answers the same to every pair gets "
                 f"{outcome.constant_loss:.4f} at {outcome.num_true} true to {outcome.num_false} false pairs"
                 + (f" ({outcome.num_pairs[PairKind.EASY]} of them easy)" if outcome.num_pairs[PairKind.EASY] else "")
@@ -139,7 +141,7 @@ class RerankerLoop(BaseLoop):
         if self.running.named and not self._was_named:
             loss, constant = self.running.means
             self.write("constant_answer", {"seen_in": "loss", "loss": loss, "constant_loss": constant})
-            self.job.say(f"warning: {loss_warning(self.running, outcome.num_true, outcome.num_false)}")
+            self.job.log(f"warning: {loss_warning(self.running, outcome.num_true, outcome.num_false)}")
 
     def can_evaluate(self) -> bool:
         """Whether there is a val split."""
@@ -168,10 +170,10 @@ class RerankerLoop(BaseLoop):
         alone = " / ".join(f"{100 * self._miner_values[direction]['R@1']:.2f}" for direction in DIRECTIONS)
         self._last_eval = f", {val.split} R@1 {both}"
         best = " (best so far)" if is_best else ""
-        job.say(f"step {step}: {val.split} R@1 image to text / text to image {both} (the miner alone {alone}){best}")
+        job.log(f"step {step}: {val.split} R@1 image to text / text to image {both} (the miner alone {alone}){best}")
         if found.score_std < LEAST_SCORE_STD:
             self.write("constant_answer", {"seen_in": "scores", "score_std": found.score_std})
-            job.say(f"warning: {score_warning(found.score_std, str(val.split))}")
+            job.log(f"warning: {score_warning(found.score_std, str(val.split))}")
         return found.score, [], None
 
     def _retrieved(self) -> Stage:
@@ -184,5 +186,5 @@ class RerankerLoop(BaseLoop):
             self._miner_values = values_of(val, self._val_stage)
         return self._val_stage
 
-    def between(self) -> None:
+    def before_step(self) -> None:
         """Nothing: the miner does not change, so what it mines does not either."""

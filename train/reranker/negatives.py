@@ -13,22 +13,17 @@ from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.hard_image_order import HardImages
 from train.data.negatives import Negatives, read_negatives, write_negatives
 from train.mining.captions import mine
+from train.mining.cross_encoder import MiningCrossEncoder
+from train.mining.ensemble import Retriever
 from train.mining.images import mine_images
 from train.mining.refresh import Refresh
 from train.mining.report import MiningReport
 from train.mining.report_page import write_mining_report
 from train.model.frozen_tower import FrozenStore
+from train.reranker.batches import HardTables
 from train.reranker.job import RerankerJob
 
 Form = Literal["columns", "images"]
-
-
-@dataclass(frozen=True)
-class HardTables:
-    """What was mined; None where nothing of the kind is asked for."""
-
-    captions: Negatives | None
-    images: HardImages | None
 
 
 @dataclass(frozen=True)
@@ -59,32 +54,30 @@ def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> list[Min
         UserError: an embedding is not finite.
         OSError: something cannot be written.
     """
-    miner, folder, forms = job.miner, job.folder / "negatives", forms_of(job)
-    miner.siglip.to(job.accelerator.device)
+    model, inputs = job.retriever.siglip, job.retriever.inputs
+    folder, forms = job.folder / "negatives", forms_of(job)
+    model.to(job.accelerator.device)  # type: ignore[arg-type]  # transformers wraps it
     frozen = _embeddings(job, on_progress) if len(forms) > 1 else NOTHING_FROZEN
-    matcher = _matcher(job)
+    execution = job.execution(on_progress if frozen is NOTHING_FROZEN else lambda rows: on_progress(0))  # 0: to look for a signal
+    scorer = _scorer(job)
     found = []
     for form in forms:
         table, sheet = (mine_images if form == "images" else mine)(
-            miner.siglip,
-            miner.inputs,
+            Retriever(model, inputs, frozen),
             job.pool,
             job.config.negatives.mining(form),
-            data_sha256=job.data_sha256,
-            refresh=Refresh(job.config.seed, frozen=frozen),
-            matcher=matcher,
+            refresh=Refresh(job.config.seed),
+            cross_encoder=None if scorer is None else MiningCrossEncoder(scorer, job.pool, execution=execution),
             folder=folder,
-            processes=job.processes,
-            num_workers=job.config.data.num_workers,
             truth=job.truth,
-            on_progress=on_progress if frozen is NOTHING_FROZEN else lambda rows: on_progress(0),  # to look for a signal
+            execution=execution,
         )
         with job.processes.jointly():
             if job.processes.is_main:
                 write_negatives(folder / f"{form}.parquet", table, job.pool)
                 write_mining_report(folder, sheet, table, job.pool, job.truth)
         found.append(MinedTable(form, table, sheet))
-    miner.siglip.to("cpu")
+    model.to("cpu")  # type: ignore[arg-type]
     return found
 
 
@@ -102,7 +95,7 @@ def check_mined(negatives: NegativesConfig, tables: Sequence[Negatives]) -> None
         )
 
 
-def _matcher(job: RerankerJob) -> PairScorer | None:
+def _scorer(job: RerankerJob) -> PairScorer | None:
     """The matcher before it is tuned, if it is asked about what is mined."""
     if job.config.negatives.drop_matches_at is None:
         return None
@@ -111,9 +104,8 @@ def _matcher(job: RerankerJob) -> PairScorer | None:
 
 def _embeddings(job: RerankerJob, on_progress: Callable[[int], Any]) -> FrozenEmbeddings:
     """What the miner makes of the split, once for both tables."""
-    store = FrozenStore(job.folder / "frozen", job.miner, job.pool, job.data_sha256, job.processes)
-    workers = job.config.data.num_workers
-    images, captions = (store.rows(tower, num_workers=workers, on_progress=on_progress) for tower in ("image", "text"))
+    store = FrozenStore(job.folder / "frozen", job.retriever, job.pool, job.processes)
+    images, captions = (store.rows(tower, job.execution(on_progress)) for tower in ("image", "text"))
     return FrozenEmbeddings(images, captions)
 
 

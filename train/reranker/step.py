@@ -14,8 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from eval.processes import Processes
 from train.config.reranker import RerankerLoopConfig
-from train.optim.gradients import FlatGradients
-from train.optim.update import Update
+from train.optim.update import FlatGradients, Update
 from train.reranker.batches import MatchBatch, PairKind
 from train.reranker.collapse import constant_loss
 from train.reranker.model import TunedCrossEncoder
@@ -83,7 +82,7 @@ class MatchStepper:
         self._gradients = FlatGradients([parameter for _, parameter in tuned.trainable()])
         self.update = Update(config, tuned, optimizer, self._gradients, processes)
 
-    def take(self, batch: MatchBatch, *, stop_asked: bool = False) -> MatchResult:
+    def train_step(self, batch: MatchBatch, *, stop_asked: bool = False) -> MatchResult:
         """Take one step.
 
         Args:

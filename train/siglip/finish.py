@@ -51,9 +51,9 @@ def finish(job: Job, state: State, check_signal: Any) -> None:
             job.tuned.siglip.to("cpu")
         step = export_checkpoint(job.config, "best", folder)
         note = "" if step or state.best_score is None else ": no later checkpoint was better on val than the base itself"
-        job.say(f"exported the checkpoint of step {step}{note}")
+        job.log(f"exported the checkpoint of step {step}{note}")
     export = job.shared.bring(folder)
-    watched = {watch_set.config.name: _measure_watched(job, export, watch_set, check_signal) for watch_set in job.watch_sets}
+    watched = {watch_set.config.name: _measure_watched(job, export, watch_set, check_signal) for watch_set in job.splits.watch}
     record = None
     if job.final_set is not None:
         record = _measure(job, export, watched, check_signal)
@@ -74,7 +74,7 @@ def _measure(job: Job, export: Path, watched: dict[str, dict[str, Any]], check_s
     # The reranker is loaded first: one that is refused should be refused before the embedding, not after.
     scorer = _load_scorer(job)
     folder_of_kept = job.config.pair_scores_folder
-    kept = None if folder_of_kept is None else job.processes.together(lambda: ScoreCache(folder_of_kept, job.say))
+    kept = None if folder_of_kept is None else job.processes.together(lambda: ScoreCache(folder_of_kept, job.log))
     firsts, val_set = _first_stages(job, export, check_signal), _judged_val(job)
     if firsts.combining.chooses and val_set is not None:
         firsts.choose(val_set)
@@ -123,8 +123,8 @@ def _score(
 ) -> PairScores:
     """The scores of every pair that these stages' heads hold."""
     assert job.config.rerank is not None
-    shared: Any = {"kept": kept, "processes": job.processes, "on_progress": lambda pairs: check_signal()}
-    return score_stages(dataset, stages, scorer, job.config.rerank.top_k, **shared)
+    top_k = job.config.rerank.top_k
+    return score_stages(dataset, stages, scorer, top_k, kept=kept, processes=job.processes, on_progress=lambda pairs: check_signal())
 
 
 def _first_stages(job: Job, export: Path, check_signal: Any) -> FirstStages:
@@ -183,18 +183,7 @@ def _watched_stages(job: Job, measured: dict[str, str], dataset: RetrievalSet, l
                 bar.update(rows)
                 check_signal()
 
-            stages.append(
-                retrieve(
-                    name,
-                    model,
-                    inputs,
-                    dataset,
-                    depth=MINIMUM_DEPTH,
-                    processes=job.processes,
-                    num_workers=job.config.data.num_workers,
-                    on_progress=advance,
-                )
-            )
+            stages.append(retrieve(name, model, inputs, dataset, depth=MINIMUM_DEPTH, execution=job.execution(advance)))
     return stages
 
 
@@ -207,11 +196,8 @@ def _measure_choices(job: Job, export: Path, scorer: PairScorer | None, kept: Sc
             checkpoints(job.config, job.base, str(export)),
             scorer,
             kept=kept,
-            device=job.accelerator.device,
-            processes=job.processes,
-            num_workers=job.config.data.num_workers,
             strip_punctuation=job.config.model.strip_punctuation,
-            on_progress=lambda rows: check_signal(),
+            execution=job.execution(lambda rows: check_signal()),
         )
         if job.processes.is_main:
             write_choices(report_folder(job.config) / "choices" / str(number), report)

@@ -1,75 +1,41 @@
-"""Everything a job needs before its first step: processes, data, model, optimizer; each derived quantity told once."""
+"""What the tuning of SigLIP needs before its first step, and what a person is told of it."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
 
-from eval.dataset.leakage import Leakage
-from eval.dataset.retrieval_set import RetrievalSet
-from eval.processes import Processes
-from train.config.job import JobConfig
-from train.data.caption_pool import CaptionPool
-from train.data.hard_image_order import Turns
 from train.data.mined_order import describe_form
-from train.data.splits import RetentionSet
-from train.engine.distributed import SharedFolder
-from train.engine.summary import data_line, leakage_lines
+from train.engine.run import Run
 from train.model.frozen_tower import frozen_lines
 from train.model.grad_cache import cached_size
-from train.model.siglip import TunedModel
+
+if TYPE_CHECKING:
+    from eval.dataset.retrieval_set import RetrievalSet
+    from train.config.job import JobConfig
+    from train.data.hard_image_order import Turns
+    from train.model.siglip import TunedModel
 
 
-@dataclass
-class Job:
-    """A configured job on this process.
+@dataclass(kw_only=True)
+class Job(Run):
+    """A configured tuning of SigLIP on this process.
 
     Attributes:
-        final_set: the split of the final evaluation, test or else val, with the right answers `evaluation` asks for; None without either.
-        pool: the captions that can be mined.
-        data_sha256: of the train split and of further captions that can be mined.
+        final_set: the split of the final evaluation, test or else val, with the relevant items `evaluation` asks for; None without either.
+        order: the images of each step, before any mining.
         matcher_sha256: fingerprint of the cross-encoder that mining asks; None where it asks none.
-        members_sha256: of the fixed checkpoints that mine beside the model; None where there are none.
-        base: checkpoint the job starts from, as this process reads it.
-        shared: the run's folder, for every process to read.
+        members_sha256: of the fixed checkpoints that mine with the model; None where there are none.
     """
 
     config: JobConfig
-    folder: Path
-    accelerator: Accelerator
-    processes: Processes
-    say: Callable[[str], None]
-    train_set: RetrievalSet
-    val_set: RetrievalSet | None
-    test_set: RetrievalSet | None
-    final_set: RetrievalSet | None
-    unused_splits: dict[str, int]
-    data_sha256: str
-    truth: set[tuple[str, str]] | None
-    leakages: list[Leakage]
-    base: str
     tuned: TunedModel
-    optimizer: torch.optim.AdamW
+    final_set: RetrievalSet | None
     order: Turns
-    pool: CaptionPool
-    shared: SharedFolder
     matcher_sha256: str | None
     members_sha256: str | None
-    watch_sets: list[RetentionSet] = field(default_factory=list)
-    expand_lines: list[str] = field(default_factory=list)
-
-    @property
-    def data_place(self) -> str:
-        """Where what is trained on comes from, in words."""
-        return f"{self.config.data.source}{self.pool.place}"
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Arithmetic of the towers in training."""
-        return self.accelerator.autocast()
 
 
 def describe(job: Job) -> list[str]:
@@ -80,8 +46,8 @@ def describe(job: Job) -> list[str]:
     share = config.train.batch_size // job.processes.world_size
     lines = [
         f"model     {job.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.2f} M of them train",
-        data_line(job),
-        *job.expand_lines,
+        job.data_line(),
+        *job.splits.expand_lines,
         f"loop      {config.train.max_steps:,} steps of {config.train.batch_size} images = "
         f"{order.num_epochs(config.train.max_steps):.1f} epochs, "
         f"{config.train.num_warmup_steps} of them warm-up; {config.train.precision}",
@@ -98,12 +64,12 @@ def describe(job: Job) -> list[str]:
             "embedded twice"
         )
     if config.train.shard:
-        lines.append(f"memory    weights, gradients and moments in parts, one on each of {job.processes.world_size} processes")
+        lines.append(f"memory    weights, gradients and optimizer state in parts, one on each of {job.processes.world_size} processes")
     lines += frozen_lines(config)
     lines += [
         f"watch     {watched.config.name}: {watched.dataset.num_images:,} images with {watched.dataset.num_captions:,} captions; "
         f"on a drop: {watched.config.on_drop}"
-        for watched in job.watch_sets
+        for watched in job.splits.watch
     ]
     if job.pool.further.texts:
         lines.append(f"pool      {len(job.pool.further.texts):,} further captions without images, to mine among")
@@ -113,4 +79,4 @@ def describe(job: Job) -> list[str]:
         )
     if job.truth is not None:
         lines.append(f"truth     {len(job.truth):,} further true pairs, to count false negatives with")
-    return lines + leakage_lines(job.leakages)
+    return lines + job.leakage_lines()

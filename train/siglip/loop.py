@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.dataset.images import ImageError
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.encoder.loader import pictures_loader
+from eval.encoder.encoder import block_loader
 from eval.errors import UserError
 from eval.metrics.evaluate import values_of
 from eval.metrics.stage_metrics import mean_recall_at_1
@@ -21,8 +21,7 @@ from train.data.negatives import Negatives, read_negatives
 from train.data.order import Order
 from train.data.positives import TruePairs
 from train.engine.checkpoint import Checkpoints, State
-from train.engine.loop import BaseLoop
-from train.engine.signals import StopSignals
+from train.engine.loop import BaseLoop, StopSignals
 from train.mining.ensemble import Member
 from train.model.frozen_tower import FrozenStore, cached_towers
 from train.siglip.job import Job, describe
@@ -37,15 +36,21 @@ class Loop(BaseLoop):
     def __init__(self, job: Job, signals: StopSignals) -> None:
         self.job, self.config = job, job.config
         self.negatives: Negatives | None = None
+        self.columns: Negatives | None = None
         self.frozen = NOTHING_FROZEN
         self.members: tuple[Member, ...] = ()
         self.order: Order = order_in_force(job.config.mining, job.order, job.train_set, None, None, job.config.train.max_steps)
-        self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.autocast)
+        self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.accelerator.autocast)
         self.stepper.true_pairs = self._true_pairs()
-        self.watch = Watch(job.watch_sets, job.base, job.processes, job.config.data.num_workers)
-        start = State(0, 0, False, None, None, None, None, 0, job.tuned.base_sha256, job.data_sha256)
-        start = replace(start, matcher_sha256=job.matcher_sha256, members_sha256=job.members_sha256)
-        super().__init__(job, signals, replace(start, loss_scale=self.stepper.loss_scale))
+        self.watch = Watch(job.splits.watch, job.base, job.processes, job.config.data.num_workers)
+        start = State(
+            base_sha256=job.tuned.base_sha256,
+            data_sha256=job.data_sha256,
+            loss_scale=self.stepper.loss_scale,
+            matcher_sha256=job.matcher_sha256,
+            members_sha256=job.members_sha256,
+        )
+        super().__init__(job, signals, start)
 
     @property
     def is_sharded(self) -> bool:
@@ -77,27 +82,27 @@ class Loop(BaseLoop):
         if self.state.loss_scale is not None:
             self.stepper.loss_scale = self.state.loss_scale
         if self.state.negatives is not None:
-            self.attachment = self.checkpoints.path(step) / "negatives.parquet"
+            self.extra_file = self.checkpoints.path(step) / "negatives.parquet"
             self._use(read_negatives(checkpoints.path(step) / "negatives.parquet", self.state.negatives, job.pool))
 
     def _freeze(self) -> FrozenEmbeddings:
         """Embeddings of the towers that are run once."""
         job, found = self.job, {}
-        store = FrozenStore(job.folder / "frozen", job.tuned, job.pool, job.data_sha256, job.processes)
+        store = FrozenStore(job.folder / "frozen", job.tuned, job.pool, job.processes)
         for tower in cached_towers(self.config):
             num_rows = job.train_set.num_images if tower == "image" else len(job.pool)
             with self.side_bar(f"embedding ({tower}, once)", num_rows) as progress:
-                found[tower] = store.rows(tower, num_workers=self.config.data.num_workers, on_progress=progress)
+                found[tower] = store.rows(tower, job.execution(progress))
         if "image" in found and (unknown := found["image"].unknown()):
             first = ", ".join(job.train_set.image_ids[image] for image in unknown[:5])
-            job.say(
+            job.log(
                 f"warning: {len(unknown):,} picture(s) did not decode and are replaced in training, e.g. {first}; --check-images says why"
             )
         return FrozenEmbeddings(found.get("image"), found.get("text"))
 
-    def take(self, batch: Batch, stop_asked: bool) -> StepResult:
+    def train_step(self, batch: Batch, stop_asked: bool) -> StepResult:
         """Take one step."""
-        result = self.stepper.take(batch, stop_asked=stop_asked)
+        result = self.stepper.train_step(batch, stop_asked=stop_asked)
         self.state = replace(self.state, loss_scale=self.stepper.loss_scale)
         return result
 
@@ -111,16 +116,15 @@ class Loop(BaseLoop):
         if self.config.mining is not None:
             stop = next((step for step in range(self.state.step + 1, stop) if self._mining_due_at(step)), stop)
         builder = BatchBuilder(
-            self.job.train_set,
+            self.job.pool,
             self.job.tuned.inputs,
             self.order,
             self.job.processes,
             random_crop_min_area=self.config.train.random_crop_min_area,
-            negatives=columns_in_force(self.config.mining, self.negatives),
+            negatives=self.columns,
             frozen=self.frozen,
-            pool=self.job.pool,
         )
-        return pictures_loader(
+        return block_loader(
             builder,
             num_workers=self.config.data.num_workers,
             sampler=range(self.state.step + 1, stop + 1),
@@ -132,7 +136,7 @@ class Loop(BaseLoop):
         mining = self.config.mining
         return mining is not None and is_due(mining, self.job.order, step)
 
-    def between(self) -> None:
+    def before_step(self) -> None:
         """Refresh the negatives, if that is due."""
         if self.config.mining is None or not self._mining_due_at(self.state.step) or self.state.mined_at_step == self.state.step:
             return
@@ -143,10 +147,10 @@ class Loop(BaseLoop):
             found = refresh_negatives(job, self.state.step, self.negatives, progress, self.frozen, self.members)
         self.state = replace(self.state, mined_at_step=self.state.step, negatives=found.negatives.name)
         self._use(found.negatives)
-        self.attachment = found.path
+        self.extra_file = found.path
         composed = self.order.window_record()
         self.write("mining", found.sheet.as_record() | composed | {"seconds": time.perf_counter() - started})
-        job.say(f"step {self.state.step}: {found.sheet}" + "".join(f"; {key}: {value:,.4g}" for key, value in composed.items()))
+        job.log(f"step {self.state.step}: {found.sheet}" + "".join(f"; {key}: {value:,.4g}" for key, value in composed.items()))
 
     def _true_pairs(self) -> TruePairs:
         mining = self.config.mining
@@ -154,7 +158,7 @@ class Loop(BaseLoop):
 
     def _use(self, negatives: Negatives) -> None:
         """Put a table in force: its captions become columns, or batches are composed of it; its relabelled pairs become positives."""
-        self.negatives = negatives
+        self.negatives, self.columns = negatives, columns_in_force(self.config.mining, negatives)
         self.order = order_in_force(
             self.config.mining, self.job.order, self.job.train_set, negatives, self.state.mined_at_step, self.config.train.max_steps
         )
@@ -162,14 +166,14 @@ class Loop(BaseLoop):
 
     def can_evaluate(self) -> bool:
         """Whether there is a val split or a watch set."""
-        return self.job.val_set is not None or bool(self.job.watch_sets)
+        return self.job.val_set is not None or bool(self.job.splits.watch)
 
     def evaluate(self) -> tuple[float | None, list[str], str | None]:
         """Measure val and the watch sets: (score, watch sets that bar it from being best, the one that ends the run)."""
         step, val = self.state.step, self.job.val_set
         record = self._measure_val(val) if val is not None else None
-        sightings = self._look()
-        barred = [sighting.config.name for sighting in sightings if sighting.bars]
+        results = self._evaluate_retention()
+        barred = [result.config.name for result in results if result.bars]
         score = record["mean_R@1"] if record is not None else None
         if record is not None:
             is_best = self.is_best(score, barred)
@@ -177,19 +181,18 @@ class Loop(BaseLoop):
             both = " / ".join(f"{100 * record[direction]['R@1']:.2f}" for direction in DIRECTIONS)
             self._last_eval = f", {record['split']} R@1 {both}"
             best = " (best so far)" if is_best else f" (cannot be best: {', '.join(barred)} forgotten)" if barred else ""
-            self.job.say(f"step {step}: {record['split']} R@1 image to text / text to image {both}{best}")
-        for sighting in sightings:
-            self.write("watch", sighting.as_record())
-            self.job.say(f"step {step}: {sighting}")
-        return score, barred, next((sighting.config.name for sighting in sightings if sighting.stops), None)
+            self.job.log(f"step {step}: {record['split']} R@1 image to text / text to image {both}{best}")
+        for result in results:
+            self.write("watch", result.as_record())
+            self.job.log(f"step {step}: {result}")
+        return score, barred, next((result.config.name for result in results if result.stops), None)
 
     def _measure_val(self, val: RetrievalSet) -> dict[str, Any]:
         """What the line of an evaluation says of val."""
         with self.side_bar("evaluating", val.num_images + val.num_captions) as progress:
             stage = retrieve(
-                f"step {self.state.step}", self.job.tuned.siglip, self.job.tuned.inputs, val, processes=self.job.processes,
-                num_workers=self.config.data.num_workers, on_progress=progress,
-            )  # fmt: skip
+                f"step {self.state.step}", self.job.tuned.siglip, self.job.tuned.inputs, val, execution=self.job.execution(progress)
+            )
         values = values_of(val, stage)
         return {
             "split": val.split,
@@ -198,9 +201,9 @@ class Loop(BaseLoop):
             "seconds": stage.cost["seconds"],
         }
 
-    def _look(self) -> list[RetentionResult]:
+    def _evaluate_retention(self) -> list[RetentionResult]:
         """What became of the watch sets, if there are any."""
-        if not self.job.watch_sets:
+        if not self.job.splits.watch:
             return []
         with self.side_bar("watching", self.watch.num_rows) as progress:
-            return self.watch.look(self.state.step, self.job.tuned.siglip, self.job.tuned.inputs, progress)
+            return self.watch.evaluate(self.state.step, self.job.tuned.siglip, self.job.tuned.inputs, progress)

@@ -11,8 +11,8 @@ from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.mined_order import images_due
 from train.data.negatives import Negatives, write_negatives
 from train.mining.captions import mine
-from train.mining.cross_encoder import load_mining_cross_encoder
-from train.mining.ensemble import Member, load_members
+from train.mining.cross_encoder import MiningCrossEncoder, load_mining_cross_encoder
+from train.mining.ensemble import Member, Retriever, load_members
 from train.mining.images import mine_images
 from train.mining.refresh import Refresh
 from train.mining.report import MiningReport
@@ -44,9 +44,7 @@ def num_rows(job: Job, step: int) -> int:
 
 def members_of(job: Job, bar: Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]) -> tuple[Member, ...]:
     """The fixed checkpoints that mine, embedded once in a run; arguments and errors as train.mining.ensemble.load_members."""
-    config, device = job.config, job.accelerator.device
-    shared: Any = {"num_workers": config.data.num_workers, "bar": bar}
-    return load_members(config.mining, job.folder / "ensemble", job.pool, job.data_sha256, device, job.processes, **shared)
+    return load_members(job.config.mining, job.folder / "ensemble", job.pool, bar=bar, execution=job.execution())
 
 
 def refresh_negatives(
@@ -72,22 +70,20 @@ def refresh_negatives(
     config, mining = job.config, job.config.mining
     assert mining is not None
     # The run's own, not the runs': what other runs have scored would decide which captions meet in a batch, and so the last bits.
-    matcher = load_mining_cross_encoder(config, job.accelerator.device)
-    kept = None if matcher is None else job.processes.together(lambda: ScoreCache(job.folder / "pair-scores", job.say))
+    scorer = load_mining_cross_encoder(config, job.accelerator.device)
+    execution, cross_encoder = job.execution(on_progress), None
+    if scorer is not None:
+        cached = job.processes.together(lambda: ScoreCache(job.folder / "pair-scores", job.log))
+        cross_encoder = MiningCrossEncoder(scorer, job.pool, kept=cached, execution=execution)
     negatives, sheet = (mine_images if mining.form == "images" else mine)(
-        job.tuned.siglip,
-        job.tuned.inputs,
+        Retriever(job.tuned.siglip, job.tuned.inputs, frozen, members),
         job.pool,
         mining,
-        data_sha256=job.data_sha256,
-        refresh=Refresh(config.seed, step, images_due(mining, job.order, step, config.train.max_steps), before, frozen, members),
-        matcher=matcher,
-        kept=kept,
+        refresh=Refresh(config.seed, step, images_due(mining, job.order, step, config.train.max_steps), before),
+        cross_encoder=cross_encoder,
         folder=job.folder / "negatives",
-        processes=job.processes,
-        num_workers=config.data.num_workers,
         truth=job.truth,
-        on_progress=on_progress,
+        execution=execution,
     )
     path = job.folder / "negatives" / f"{negatives.name}.parquet"
     with job.processes.jointly():

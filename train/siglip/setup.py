@@ -20,7 +20,6 @@ from train.data.mined_order import turns_of
 from train.data.order import BatchOrder
 from train.data.splits import Splits, known_truth
 from train.engine.distributed import SharedFolder, check_same, start_distributed
-from train.engine.summary import speaker
 from train.mining.cross_encoder import cross_encoder_fingerprint
 from train.mining.ensemble import members_sha256
 from train.mining.faiss_index import require_faiss
@@ -72,45 +71,33 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         UserError: the base, the reranker, the matcher or the members of mining or the truth file cannot be used.
         OSError: the weights to begin from cannot be written.
     """
-    folder = config.run_folder
-    say = speaker(processes)
     pool = CaptionPool(splits.train, splits.further)
-    shared = SharedFolder(folder, processes)
+    shared = SharedFolder(config.run_folder, processes)
     base = _base(config, splits, processes, shared)
     matcher_sha256 = processes.together(lambda: cross_encoder_fingerprint(config))  # refused now, not at the first mining
     members = processes.together(lambda: members_sha256(config.mining))
     truth, tuned, final_set = processes.together(
         lambda: (known_truth(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
     )
-    data_sha256 = pool.data_sha256()
-    check_rank_consistency(config, tuned.base_sha256, data_sha256, matcher_sha256, members, processes)
+    check_rank_consistency(config, tuned.base_sha256, pool.data_sha256, matcher_sha256, members, processes)
     if config.train.shard:
         shard(tuned.siglip, processes, accelerator.device)
     tuned.siglip.to(accelerator.device)
     return Job(
-        config,
-        folder,
-        accelerator,
-        processes,
-        say,
-        splits.train,
-        splits.val,
-        splits.test,
-        final_set,
-        splits.unused,
-        data_sha256,
-        truth,
-        splits.leakages(),
-        base,
-        tuned,
-        make_optimizer(tuned, config.train),
-        turns_of(config.mining, BatchOrder(splits.train.num_images, config.train.batch_size, config.seed)),
-        pool,
-        shared,
-        matcher_sha256,
-        members,
-        splits.watch,
-        splits.expand_lines,
+        config=config,
+        accelerator=accelerator,
+        processes=processes,
+        splits=splits,
+        pool=pool,
+        truth=truth,
+        base=base,
+        tuned=tuned,
+        optimizer=make_optimizer(tuned, config.train),
+        shared=shared,
+        final_set=final_set,
+        order=turns_of(config.mining, BatchOrder(splits.train.num_images, config.train.batch_size, config.seed)),
+        matcher_sha256=matcher_sha256,
+        members_sha256=members,
     )
 
 

@@ -18,9 +18,8 @@ from train.loss.distillation import SoftLabels
 from train.loss.sigmoid import LossTerms, Pairing, gathered_texts, sigmoid_loss
 from train.model.grad_cache import Towers
 from train.model.siglip import TunedModel
-from train.optim.gradients import FlatGradients, ShardedGradients
 from train.optim.loss_scale import LossScale
-from train.optim.update import Update, rate_factor
+from train.optim.update import FlatGradients, ShardedGradients, Update, rate_factor
 from train.siglip.job import Job
 
 
@@ -74,7 +73,7 @@ class Stepper:
     def loss_scale(self, scale: LossScale | None) -> None:
         self.update.loss_scale = scale
 
-    def take(self, batch: Batch, *, stop_asked: bool = False) -> StepResult:
+    def train_step(self, batch: Batch, *, stop_asked: bool = False) -> StepResult:
         """Take one step.
 
         Args:

@@ -16,6 +16,7 @@ from transformers import SiglipModel
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_siglip
 from eval.encoder.inputs import SiglipInputs
+from eval.execution import Execution
 from eval.metrics.comparison import compare
 from eval.metrics.evaluate import Figures
 from eval.metrics.measurement import measure_checkpoint
@@ -121,7 +122,7 @@ class Watch:
         """Images and captions of all sets."""
         return sum(watched.dataset.num_images + watched.dataset.num_captions for watched in self._sets)
 
-    def look(self, step: int, siglip: SiglipModel, inputs: SiglipInputs, on_progress: Callable[[int], Any]) -> list[RetentionResult]:
+    def evaluate(self, step: int, siglip: SiglipModel, inputs: SiglipInputs, on_progress: Callable[[int], Any]) -> list[RetentionResult]:
         """Measure every set and compare it with step 0; call on every process.
 
         Raises:
@@ -140,12 +141,8 @@ class Watch:
         ]
 
     def _tables(self, name: str, siglip: SiglipModel, inputs: SiglipInputs, on_progress: Callable[[int], Any]) -> list[pa.Table]:
-        return [
-            measure_checkpoint(
-                name, siglip, inputs, watched.dataset, processes=self._processes, num_workers=self._num_workers, on_progress=on_progress
-            )
-            for watched in self._sets
-        ]
+        execution = Execution(processes=self._processes, num_workers=self._num_workers, on_progress=on_progress)
+        return [measure_checkpoint(name, siglip, inputs, watched.dataset, execution=execution) for watched in self._sets]
 
     @staticmethod
     def _renamed(tables: list[pa.Table]) -> list[pa.Table]:

@@ -10,6 +10,7 @@ import torch
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import hash_weights
 from eval.errors import UserError
+from eval.execution import Execution
 from eval.metrics.evaluate import check_stages, query_table, values_of
 from eval.metrics.stage_metrics import mean_recall_at_1
 from eval.processes import Processes
@@ -82,7 +83,8 @@ class SoupStages:
         assert self.dataset is not None
         tuned.siglip.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # transformers wraps it
         with progress_bar(stage, self.dataset, Processes()) as bar:
-            found = retrieve(stage, tuned.siglip, tuned.inputs, self.dataset, num_workers=self.num_workers, on_progress=bar.update)
+            execution = Execution(num_workers=self.num_workers, on_progress=bar.update)
+            found = retrieve(stage, tuned.siglip, tuned.inputs, self.dataset, execution=execution)
         check_stages(self.dataset, [found], ())
         self.tables[stage] = query_table(self.dataset, [found]).drop_columns(["top_ids", "top_scores"])
         return mean_recall_at_1(values_of(self.dataset, found))

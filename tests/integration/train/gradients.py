@@ -21,6 +21,7 @@ from eval.processes import Processes
 from tests.small_job import load
 from train.config.job import JobConfig
 from train.data.batches import BatchBuilder
+from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder
 from train.model.siglip import TunedModel, build_model, make_optimizer
@@ -127,11 +128,11 @@ def take_steps(
     tuned = model_of(case, job)
     stepper = Stepper(job, tuned, make_optimizer(tuned, job.train), dataset, processes, contextlib.nullcontext)
     negatives = negatives_of(dataset, order) if case.mined_scope else None
-    builder = BatchBuilder(dataset, tuned.inputs, order, processes, negatives=negatives)
-    result = stepper.take(builder[1])
+    builder = BatchBuilder(CaptionPool(dataset), tuned.inputs, order, processes, negatives=negatives)
+    result = stepper.train_step(builder[1])
     found: dict[str, Any] = {name: parameter.grad.numpy().copy() for name, parameter in tuned.trainable() if parameter.grad is not None}
     found["loss"] = np.array([result.loss, result.loss_in_batch, result.loss_mined, result.num_mined], dtype=np.float64)
-    later = [stepper.take(builder[step]).loss for step in range(2, num_steps + 1)]
+    later = [stepper.train_step(builder[step]).loss for step in range(2, num_steps + 1)]
     return found | {"losses": np.array([result.loss, *later])}
 
 

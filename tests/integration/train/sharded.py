@@ -25,11 +25,13 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import hash_weights
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.errors import UserError
+from eval.execution import Execution
 from eval.processes import Processes
 from eval.sharded import whole
 from tests.integration.train.gradients import SEED, Case, config, model_of, negatives_of
 from tests.small_job import load
 from train.data.batches import BatchBuilder
+from train.data.caption_pool import CaptionPool
 from train.data.order import BatchOrder
 from train.model.siglip import make_optimizer
 from train.optim.fsdp import shard
@@ -59,15 +61,17 @@ def take_steps(case: Case, manifest: str, base: str, processes: Processes, *, sh
     optimizer = make_optimizer(tuned, job.train)
     autocast = partial(torch.autocast, "cpu", torch.bfloat16) if case.name.startswith("bf16") else contextlib.nullcontext
     stepper = Stepper(job, tuned, optimizer, dataset, processes, autocast)
-    builder = BatchBuilder(dataset, tuned.inputs, order, processes, negatives=negatives_of(dataset, order))
+    builder = BatchBuilder(CaptionPool(dataset), tuned.inputs, order, processes, negatives=negatives_of(dataset, order))
+
+    execution = Execution(processes=processes)
 
     def embedded(when: str) -> dict[str, np.ndarray]:
-        images = embed_images(tuned.siglip, tuned.inputs, dataset, processes=processes, block=24)
-        texts = embed_captions(tuned.siglip, tuned.inputs, dataset.captions[:100], processes=processes)  # one block: one process has none
+        images = embed_images(tuned.siglip, tuned.inputs, dataset, execution=execution, block=24)
+        texts = embed_captions(tuned.siglip, tuned.inputs, dataset.captions[:100], execution=execution)  # one block: one process has none
         return {f"images {when}": images, f"texts {when}": texts}
 
     found: dict[str, Any] = embedded("before")
-    steps = [stepper.take(builder[step]) for step in range(1, NUM_STEPS + 1)]
+    steps = [stepper.train_step(builder[step]) for step in range(1, NUM_STEPS + 1)]
     found["losses"], found["norms"] = np.array([step.loss for step in steps]), np.array([step.grad_norm for step in steps])
     for name, parameter in tuned.trainable():
         assert parameter.grad is not None
@@ -79,7 +83,7 @@ def take_steps(case: Case, manifest: str, base: str, processes: Processes, *, sh
         found[f"held {name}"] = np.concatenate([*processes.gather(np.array([*held])), [parameter.numel()]])
     found |= embedded("after")
     with pytest.raises(UserError, match="picture 0 is broken"):  # on every process: 64 pictures in blocks of 24, the first on rank 0
-        embed_images(tuned.siglip, tuned.inputs, FirstBroken(dataset), processes=processes, block=24)
+        embed_images(tuned.siglip, tuned.inputs, FirstBroken(dataset), execution=Execution(processes=processes), block=24)
     return found
 
 

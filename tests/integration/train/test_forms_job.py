@@ -33,7 +33,7 @@ def test_killed_resumed_and_on_two_processes(nursery: Nursery, small_world: Smal
     killed = make(nursery, small_world, tmp_path / "killed", form, num_workers=1)  # a worker composes for itself
     straight.finish()
     # Steps 2 to 5 are of the first table, and the newest checkpoint is that of step 3: step 4 comes from a table that was read back.
-    (child,) = killed.start(trap=Trap("train.siglip.step:Stepper.take", 5))
+    (child,) = killed.start(trap=Trap("train.siglip.step:Stepper.train_step", 5))
     assert child.wait() == -signal.SIGKILL, child.output()
     killed.finish()
     assert said(killed.folder) == said(straight.folder)

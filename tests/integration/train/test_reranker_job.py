@@ -16,7 +16,7 @@ from tests.shared_files import modes
 from tests.small_job import SmallWorld, load
 from tests.small_reranker_job import RerankerWorld
 from train.__main__ import run as run_any
-from train.engine.signals import StopSignals
+from train.engine.loop import StopSignals
 from train.reranker.__main__ import run
 
 

@@ -13,6 +13,7 @@ from eval.dataset.retrieval_set import load_split
 from eval.encoder.checkpoint import load_siglip
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.errors import UserError
+from eval.execution import Execution
 from eval.manifest.manifest import read_manifest
 from eval.processes import Processes
 from eval.search import exact as search
@@ -32,17 +33,17 @@ def main(job: dict[str, str], rank: int, world_size: int) -> None:
     assert [block.tolist() for block in processes.gather_blocks(blocks, 2)] == [[[0.0] * 3], [[1.0] * 3] * 2]
     model, inputs = load_siglip(job["model"])
     dataset = load_split(read_manifest(job["manifest"]), None)
-    block = int(job["block"])
+    block, execution = int(job["block"]), Execution(processes=processes)
     try:
-        images = embed_images(model, inputs, dataset, processes=processes, block=block)
+        images = embed_images(model, inputs, dataset, execution=execution, block=block)
     except UserError as error:
         (folder / f"{rank}.error").write_text(str(error))
         return
-    captions = embed_captions(model, inputs, dataset.captions, processes=processes, block=block)
+    captions = embed_captions(model, inputs, dataset.captions, execution=execution, block=block)
     search.QUERY_BLOCK, search.GALLERY_BLOCK = 16, 32  # several blocks for each process
     to_text, to_image = dataset.positives("image_to_text"), dataset.positives("text_to_image")
-    both = search.search_both(images, captions, to_text, to_image, 7, processes=processes)
-    alone = search.search("image_to_text", images, captions, to_text, 7, processes=processes)
+    both = search.search_both(images, captions, to_text, to_image, 7, execution=execution)
+    alone = search.search("image_to_text", images, captions, to_text, 7, execution=execution)
     assert np.array_equal(alone.top_indices_QK, both["image_to_text"].top_indices_QK)
     assert np.array_equal(alone.positive_ranks_P, both["image_to_text"].positive_ranks_P)
     found = both["text_to_image"]

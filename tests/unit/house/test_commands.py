@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from eval.errors import UserError
 from train.engine.checkpoint import NoReadableCheckpoint
-from train.engine.signals import ProcessesLost, Stopped
+from train.engine.loop import ProcessesLost, Stopped
 from train.optim.update import NotFinite
 
 ROOT = Path(__file__).parents[3]

@@ -12,6 +12,7 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_siglip
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.errors import UserError
+from eval.execution import Execution
 from eval.manifest.manifest import ManifestImage
 
 
@@ -55,7 +56,7 @@ def test_any_number_of_workers_gives_the_same_bits(tiny_siglip: Path, pictures: 
     dataset = picture_set(pictures)
     expected = embed_images(model, inputs, dataset, block=16)
     seen: list[int] = []
-    found = embed_images(model, inputs, dataset, block=16, num_workers=num_workers, on_progress=seen.append)
+    found = embed_images(model, inputs, dataset, block=16, execution=Execution(num_workers=num_workers, on_progress=seen.append))
     assert found.tobytes() == expected.tobytes() and seen == [16, 16, 8]
 
 
@@ -84,8 +85,8 @@ def test_undecodable_picture_is_named_or_becomes_zeros(tiny_siglip: Path, pictur
     broken.write_bytes(pictures[0].read_bytes()[:100])
     dataset = picture_set([*pictures[:4], broken, *pictures[4:6]])
     with pytest.raises(UserError, match=r"broken\.png: cannot be decoded"):
-        embed_images(model, inputs, dataset, block=3, num_workers=num_workers)
-    found = embed_images(model, inputs, dataset, block=3, num_workers=num_workers, allow_undecodable=True)
+        embed_images(model, inputs, dataset, block=3, execution=Execution(num_workers=num_workers))
+    found = embed_images(model, inputs, dataset, block=3, execution=Execution(num_workers=num_workers), allow_undecodable=True)
     assert not found[4].any()
     np.testing.assert_allclose(np.delete(found, 4, axis=0), embed_images(model, inputs, picture_set(pictures[:6])), atol=1e-5)
 

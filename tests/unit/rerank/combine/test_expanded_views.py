@@ -10,6 +10,7 @@ from eval.dataset.images import ImageError
 from eval.dataset.retrieval_set import RetrievalSet, load_split
 from eval.encoder.checkpoint import load_siglip
 from eval.encoder.encoder import embed_captions, embed_images
+from eval.execution import Execution
 from eval.manifest.manifest import read_manifest
 from rerank.combine.expanded_views import expanded_captions, expanded_images
 from rerank.expansions.parse import CaptionExpansions, ImageViews, parse_expansion
@@ -89,7 +90,8 @@ def test_image_views_are_embedded_as_the_pictures_they_are(small_world: SmallWor
     (tmp_path / "n.jsonl").write_text("".join(f'{{"image": "mirrored-{number}.png", "caption": "c"}}\n' for number in range(2)))
     expected = embed_images(model, inputs, load_split(read_manifest(tmp_path / "n.jsonl"), None))
     assert np.array_equal(views.additional_XD, expected) and views.vectors_ND is own_ID and views.offsets.tolist() == [0, 1, 2]
-    assert np.array_equal(expanded_images(model, inputs, views_of(numbered, "flips"), own_ID, num_workers=2).additional_XD, expected)
+    again = expanded_images(model, inputs, views_of(numbered, "flips"), own_ID, execution=Execution(num_workers=2))
+    assert np.array_equal(again.additional_XD, expected)
 
 
 def test_texts_are_embedded_item_by_item_and_one_said_often_once(small_world: SmallWorld, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +100,7 @@ def test_texts_are_embedded_item_by_item_and_one_said_often_once(small_world: Sm
     texts = ["one red thing", "a bar", "one blue thing", "a bar"]
     embedded: list[int] = []
     views = expanded_captions(
-        model, inputs, CaptionExpansions(texts, np.array([0, 2, 4, 4]), "x", "y"), own_CD, on_progress=embedded.append
+        model, inputs, CaptionExpansions(texts, np.array([0, 2, 4, 4]), "x", "y"), own_CD, execution=Execution(on_progress=embedded.append)
     )
     assert sum(embedded) == 3
     assert views.offsets.tolist() == [0, 2, 4, 4] and views.vectors_ND is own_CD

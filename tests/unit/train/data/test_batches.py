@@ -15,9 +15,9 @@ from eval.encoder.inputs import SiglipInputs
 from eval.processes import Processes
 from tests.small_job import SmallWorld, load, write_pictures
 from train.data.batches import Batch, BatchBuilder, random_crop
+from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
-from train.data.order import BatchOrder, chosen_caption
-from train.data.random_streams import generator
+from train.data.order import BatchOrder, chosen_caption, generator
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,9 @@ def test_any_number_of_processes_trains_on_the_same(small_world: SmallWorld, inp
     order, negatives = BatchOrder(dataset.num_images, 8, 5), fake_negatives(dataset.num_images, dataset.num_captions)
 
     def share(rank: int, world: int, step: int) -> Batch:
-        return BatchBuilder(dataset, inputs, order, Processes(rank, world), random_crop_min_area=0.5, negatives=negatives)[step]
+        return BatchBuilder(CaptionPool(dataset), inputs, order, Processes(rank, world), random_crop_min_area=0.5, negatives=negatives)[
+            step
+        ]
 
     for step in (1, 6, 14):
         whole = share(0, 1, step)
@@ -100,7 +102,7 @@ def test_any_number_of_processes_trains_on_the_same(small_world: SmallWorld, inp
 def test_each_row_has_its_own_caption_and_its_own_mined_captions(small_world: SmallWorld, inputs: SiglipInputs) -> None:
     dataset = load(small_world.manifest)
     negatives = fake_negatives(dataset.num_images, dataset.num_captions)
-    batch = BatchBuilder(dataset, inputs, BatchOrder(40, 8, 5), Processes(), negatives=negatives)[3]
+    batch = BatchBuilder(CaptionPool(dataset), inputs, BatchOrder(40, 8, 5), Processes(), negatives=negatives)[3]
     assert dataset.caption_image_C[batch.captions_b.numpy()].tolist() == batch.images_b.tolist()
     assert torch.equal(batch.token_ids_bL, inputs.token_ids([dataset.captions[int(c)] for c in batch.captions_b]))
     assert torch.equal(batch.mined_token_ids_mL, inputs.token_ids([dataset.captions[int(c)] for c in batch.mined_captions_m]))
@@ -121,7 +123,7 @@ def break_pictures(folder: Path, numbers: range) -> Path:
 def test_what_does_not_decode_is_replaced_by_another_image_with_its_own_caption(tmp_path: Path, inputs: SiglipInputs) -> None:
     dataset = load(break_pictures(tmp_path, range(10)))
     order = BatchOrder(dataset.num_images, 8, 5)
-    builder = BatchBuilder(dataset, inputs, order, Processes())
+    builder = BatchBuilder(CaptionPool(dataset), inputs, order, Processes())
     num_replaced = 0
     for step in range(1, order.steps_per_epoch + 1):
         batch, due = builder[step], order.images(step)
@@ -131,7 +133,7 @@ def test_what_does_not_decode_is_replaced_by_another_image_with_its_own_caption(
         assert not set(held[broken].tolist()) & set(due.tolist())
         assert dataset.caption_image_C[batch.captions_b.numpy()].tolist() == held.tolist()
         assert len(batch.undecodable) >= broken.sum() and all("train-00" in message for message in batch.undecodable)
-        halves = [BatchBuilder(dataset, inputs, order, Processes(rank, 2))[step].images_b for rank in (0, 1)]
+        halves = [BatchBuilder(CaptionPool(dataset), inputs, order, Processes(rank, 2))[step].images_b for rank in (0, 1)]
         assert torch.cat(halves).tolist() == held.tolist()
         num_replaced += int(broken.sum())
     assert num_replaced == 10
@@ -139,7 +141,7 @@ def test_what_does_not_decode_is_replaced_by_another_image_with_its_own_caption(
 
 def test_when_nothing_decodes_it_says_so_instead_of_searching_for_ever(tmp_path: Path, inputs: SiglipInputs) -> None:
     dataset = load(break_pictures(tmp_path, range(40)))
-    told = BatchBuilder(dataset, inputs, BatchOrder(40, 8, 5), Processes())[1]
+    told = BatchBuilder(CaptionPool(dataset), inputs, BatchOrder(40, 8, 5), Processes())[1]
     assert isinstance(told, ImageError) and "100 pictures in a row do not decode" in str(told)
 
 
@@ -155,7 +157,7 @@ def test_a_crop_lies_inside_and_keeps_its_share(width: int, height: int, min_are
 
 def test_crops_change_with_the_epoch_and_not_with_the_step_of_asking(small_world: SmallWorld, inputs: SiglipInputs) -> None:
     dataset = load(small_world.manifest)
-    builder = BatchBuilder(dataset, inputs, BatchOrder(40, 40, 5), Processes(), random_crop_min_area=0.3)
+    builder = BatchBuilder(CaptionPool(dataset), inputs, BatchOrder(40, 40, 5), Processes(), random_crop_min_area=0.3)
     first, again, later = builder[1], builder[1], builder[2]
     assert torch.equal(first.pixels_b, again.pixels_b)
     rows = [later.images_b.tolist().index(image) for image in first.images_b.tolist()]

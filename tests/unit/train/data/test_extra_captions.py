@@ -74,7 +74,7 @@ def test_they_are_true_of_the_image_and_of_its_group(small_world: SmallWorld, tm
 
 def test_the_hash_of_the_data_knows_them(small_world: SmallWorld, tmp_path: Path) -> None:
     hashes = {
-        CaptionPool(splits_of(small_world, tmp_path, *asked).train).data_sha256()
+        CaptionPool(splits_of(small_world, tmp_path, *asked).train).data_sha256
         for asked in ([], [dictionary(tmp_path)], [dictionary(tmp_path), "templates"])
     }
     assert len(hashes) == 3

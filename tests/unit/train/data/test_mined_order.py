@@ -20,8 +20,8 @@ from train.data.mined_order import columns_in_force, describe_form, images_due, 
 from train.data.negatives import Negatives, read_negatives, write_negatives
 from train.data.order import BatchOrder, Order
 from train.mining.captions import mine
+from train.mining.ensemble import Retriever
 from train.mining.images import mine_images
-from train.mining.refresh import Refresh
 
 FORMS = ("images", "neighbours")
 BASE = BatchOrder(40, 8, 5)
@@ -49,7 +49,7 @@ def tables(small_world: SmallWorld) -> dict[str, Negatives]:
     pool = CaptionPool(load(small_world.manifest))
     miners = {"images": mine_images, "neighbours": mine, "columns": mine}
     return {
-        form: miner(model, inputs, pool, config_of(form), data_sha256="made", refresh=Refresh())[0]  # type: ignore[operator]
+        form: miner(Retriever(model, inputs), pool, config_of(form))[0]  # type: ignore[operator]
         for form, miner in miners.items()
     }
 
@@ -64,7 +64,7 @@ def test_any_number_of_processes_trains_on_the_same(
 
         def share(rank: int, world: int, step: int = step) -> list[torch.Tensor]:
             order = in_force(form, dataset, tables[form], 3)
-            batch = BatchBuilder(dataset, inputs, order, Processes(rank, world))[step]
+            batch = BatchBuilder(CaptionPool(dataset), inputs, order, Processes(rank, world))[step]
             return [batch.images_b, batch.captions_b, batch.pixels_b]
 
         whole, parts = share(0, 1), [share(rank, world_size) for rank in range(world_size)]

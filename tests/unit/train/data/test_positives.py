@@ -73,13 +73,13 @@ def test_a_step_with_relabelled_pairs_and_captions_of_the_pool(small_world: Smal
     table = relabelled_table(pool, rows)
     stepper = Stepper(config, tuned, make_optimizer(tuned, config.train), dataset, Processes(), contextlib.nullcontext)
     stepper.true_pairs = TruePairs(pool, table)
-    batch = BatchBuilder(dataset, tuned.inputs, order, Processes(), negatives=table, pool=pool)[1]
+    batch = BatchBuilder(pool, tuned.inputs, order, Processes(), negatives=table)[1]
     assert not isinstance(batch, Exception)
     with torch.no_grad():
         images = image_features(tuned.siglip, batch.pixels_b.double())
         texts = text_features(tuned.siglip, tuned.inputs.token_ids([pool.text(c) for c in range(len(pool))]))
         scale, bias = (float(value) for value in tuned.scale_and_bias())
-    result = stepper.take(batch)
+    result = stepper.train_step(batch)
     relabelled = {(image, int(pool.hash_C[caption])) for image, caption, sure in rows if sure}
 
     def cost(place: int, caption: int) -> float:

@@ -20,7 +20,9 @@ TRAIN = TrainConfig(max_steps=9, batch_size=8, learning_rate=1e-2, eval_every_st
 
 
 def state(step: int, **changes: object) -> State:
-    whole = State(step, 10 * step, True, None, None, 0, 0.25, 0, "base", "data")
+    whole = State(
+        step=step, num_metrics_lines=10 * step, evaluated=True, best_step=0, best_score=0.25, base_sha256="base", data_sha256="data"
+    )
     return replace(whole, **changes)  # type: ignore[arg-type]
 
 

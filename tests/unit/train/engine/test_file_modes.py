@@ -25,7 +25,7 @@ def test_every_file_gets_what_the_umask_leaves(small_world: SmallWorld, tmp_path
         export_model(tuned, tmp_path / "export", "card")  # in the place of the one before
         write_scratch(tmp_path / "scratch", TINY, load(small_world.manifest), 0)
         make_soup([str(tmp_path / "scratch"), str(tmp_path / "export")], tmp_path / "soup", is_greedy=False, data=None)
-        state = State(0, 0, True, None, None, None, None, 0, "base", "data")
+        state = State(evaluated=True, base_sha256="base", data_sha256="data")
         Checkpoints(tmp_path / "checkpoints").save(state, tuned, make_optimizer(tuned, TRAIN), None)
     for name in ("export", "soup", "checkpoints", "scratch"):
         assert modes(tmp_path / name) == {expected}, name

@@ -7,6 +7,7 @@ import json
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +16,14 @@ import torch.distributed as dist
 from eval.dataset.retrieval_set import PositivePairs
 from eval.encoder.checkpoint import load_siglip
 from eval.encoder.embedding_files import Held, Shards
+from eval.execution import Execution
 from eval.processes import Processes
 from eval.search import streamed as streamed_search
 from tests.small_job import load
+from train.data.caption_pool import CaptionPool, FurtherCaptions
 from train.mining import candidates
 from train.mining import faiss_index as approximate
+from train.mining.ensemble import Retriever
 
 FURTHER = [f"a {colour} {thing} number {number}" for number in range(4) for colour in ("red", "grey") for thing in ("dog", "circle", "cat")]
 SOME_IMAGES = np.array([0, 3, 4, 11, 17, 18, 19, 33, 38])
@@ -30,15 +34,16 @@ def find_all(manifest: str, base: str, folder: Path, processes: Processes) -> di
     """Candidates of every kind, by name."""
     model, inputs = load_siglip(base)
     dataset = load(Path(manifest))
-    common = {"folder": folder, "processes": processes}
-    whole = candidates.find_candidates(model, inputs, dataset, 30, further=FURTHER, **common)
-    some = candidates.find_candidates(model, inputs, dataset, 30, further=FURTHER, images_I=SOME_IMAGES, **common)
-    images = candidates.find_image_candidates(model, inputs, dataset, 25, np.arange(dataset.num_captions), **common)
-    few = candidates.find_image_candidates(model, inputs, dataset, 25, SOME_CAPTIONS, **common)
+    common: Any = {"folder": folder, "execution": Execution(processes=processes)}
+    retriever, pool = Retriever(model, inputs), CaptionPool(dataset, FurtherCaptions(FURTHER, np.arange(len(FURTHER))))
+    whole = candidates.find_candidates(retriever, pool, 30, **common)
+    some = candidates.find_candidates(retriever, pool, 30, images_I=SOME_IMAGES, **common)
+    images = candidates.find_image_candidates(retriever, dataset, 25, np.arange(dataset.num_captions), **common)
+    few = candidates.find_image_candidates(retriever, dataset, 25, SOME_CAPTIONS, **common)
     records = {"whole": whole, "some": some, "images": images, "few": few}
     if approximate_is_here():
         asked = approximate.Approximate(num_probes=3)
-        records["approximate"] = candidates.find_candidates(model, inputs, dataset, 30, further=FURTHER, approximate=asked, **common)
+        records["approximate"] = candidates.find_candidates(retriever, pool, 30, approximate=asked, **common)
     assert list(folder.iterdir()) == []
     return {
         f"{name}.{key}": np.array(value) for name, record in records.items() for key, value in vars(record).items() if value is not None

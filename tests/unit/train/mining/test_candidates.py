@@ -13,6 +13,7 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_siglip
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.errors import UserError
+from eval.execution import Execution
 from tests.nursery import Nursery, Trap
 from tests.small_job import SmallWorld, load, write_pictures
 from tests.unit.train.mining.candidates_worker import FURTHER, SOME_CAPTIONS, SOME_IMAGES, approximate_is_here
@@ -20,6 +21,7 @@ from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
 from train.mining.candidates import Candidates, find_candidates, find_image_candidates
 from train.mining.captions import mine, select
+from train.mining.ensemble import Retriever
 from train.mining.faiss_index import Approximate, require_faiss
 from train.mining.refresh import rules_of
 from train.mining.report import summarize
@@ -123,9 +125,9 @@ def test_images_of_captions_are_the_head_the_other_way_round(
 def test_a_pool_smaller_than_k_and_pictures_fewer_than_k(small_world: SmallWorld, dataset: RetrievalSet) -> None:
     model, inputs = load_siglip(small_world.base)
     some = np.array([1, 2])
-    found = find_candidates(model, inputs, dataset, 999, images_I=some)
+    found = find_candidates(Retriever(model, inputs), CaptionPool(dataset), 999, images_I=some)
     assert [sorted(row) for row in found.captions_IK.tolist()] == [list(range(dataset.num_captions))] * 2
-    images = find_image_candidates(model, inputs, dataset, 999, some).images_QK
+    images = find_image_candidates(Retriever(model, inputs), dataset, 999, some).images_QK
     assert images.shape == (2, 40) and (images[:, -2:] == -1).all() and (images[:, :-2] >= 0).all()
 
 
@@ -150,9 +152,9 @@ def test_the_disk_is_given_back_after_success_and_after_failure(
         with torch.no_grad():
             model.text_model.head.bias.fill_(torch.nan)
         with pytest.raises(UserError, match="caption embedding"):
-            find_candidates(model, inputs, dataset, 5, folder=folder, on_progress=look)
+            find_candidates(Retriever(model, inputs), CaptionPool(dataset), 5, folder=folder, execution=Execution(on_progress=look))
     else:
-        find_candidates(model, inputs, dataset, 5, folder=folder, on_progress=look)
+        find_candidates(Retriever(model, inputs), CaptionPool(dataset), 5, folder=folder, execution=Execution(on_progress=look))
     assert seen and all(entry == (2, []) for entry in seen), "one file for images and one for captions, and no name"
     assert open_without_a_name(folder) == 0 and list(folder.iterdir()) == []
 
@@ -200,11 +202,11 @@ def test_an_index_that_looks_everywhere_finds_everything_and_one_that_does_not_s
         assert (row[count:] == -1).all() and np.isneginf(scores[count:]).all() and len(set(row[:count].tolist())) == count
     np.testing.assert_allclose(alone["approximate.best_positive_I"], alone["whole.best_positive_I"], atol=1e-6)
     model, inputs = load_siglip(small_world.base)
-    exact = find_candidates(model, inputs, dataset, 12)
-    everywhere = find_candidates(model, inputs, dataset, 12, approximate=Approximate(999))
+    exact = find_candidates(Retriever(model, inputs), CaptionPool(dataset), 12)
+    everywhere = find_candidates(Retriever(model, inputs), CaptionPool(dataset), 12, approximate=Approximate(999))
     assert everywhere.recall == 1 and exact.recall is None
     np.testing.assert_allclose(everywhere.cosines_IK, exact.cosines_IK, atol=1e-6)
-    again = find_candidates(model, inputs, dataset, 12, approximate=Approximate(999))
+    again = find_candidates(Retriever(model, inputs), CaptionPool(dataset), 12, approximate=Approximate(999))
     assert all(np.asarray(getattr(again, name)).tobytes() == np.asarray(getattr(everywhere, name)).tobytes() for name in fields())
 
 
@@ -222,7 +224,7 @@ def test_the_index_is_part_of_the_name_and_its_recall_of_the_sheet(small_world: 
     assert rules_of(configs[0]) != rules_of(configs[1]) != rules_of(configs[2]) != rules_of(configs[0])
     with pytest.raises(ValueError, match="index_probes does nothing in an exact search"):
         MiningConfig(mine_every_steps=1, index_probes=2)
-    negatives, sheet = mine(model, inputs, CaptionPool(dataset), configs[2], data_sha256="d")
+    negatives, sheet = mine(Retriever(model, inputs), CaptionPool(dataset), configs[2])
     assert 0 < sheet.as_record()["index_recall"] <= 1 and f"finds {100 * sheet.index_recall:.2f}% of the exact" in str(sheet)
     assert sheet.num_mined == len(negatives) > 0
 

@@ -21,7 +21,8 @@ from train.data.caption_pool import CaptionPool, FurtherCaptions
 from train.data.negatives import Negatives, read_negatives, write_negatives
 from train.data.order import BatchOrder, chosen_caption
 from train.mining.captions import mine
-from train.mining.cross_encoder import own_pairs
+from train.mining.cross_encoder import MiningCrossEncoder, own_pairs
+from train.mining.ensemble import Retriever
 from train.mining.refresh import rules_of
 from train.mining.report import MiningReport
 from train.mining.report_page import page
@@ -50,7 +51,7 @@ def mined(
 ) -> tuple[Negatives, MiningReport]:
     model, inputs = load_siglip(world.base)
     config = MiningConfig.model_validate({"mine_every_steps": 1, "negatives_per_image": 3, "margin": None, "distil": distil, **keys})
-    return mine(model, inputs, pool, config, data_sha256=pool.dataset.sha256(), matcher=scorer)
+    return mine(Retriever(model, inputs), pool, config, cross_encoder=MiningCrossEncoder(scorer, pool))
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_what_a_table_is_named_after_and_what_is_the_losss(small_world: SmallWor
     assert len(set(names)) == 3
     model, inputs = load_siglip(small_world.base)
     with pytest.raises(ValueError, match="if and only if config.denoise or config.distil"):
-        mine(model, inputs, pool, MiningConfig.model_validate({"mine_every_steps": 1, "distil": {}}), data_sha256="")
+        mine(Retriever(model, inputs), pool, MiningConfig.model_validate({"mine_every_steps": 1, "distil": {}}))
 
 
 @pytest.mark.parametrize("form", ["labels", "lists"])
@@ -133,7 +134,7 @@ def test_the_table_comes_back_as_it_was(small_world: SmallWorld, pool: CaptionPo
 
 
 def batch_of(dataset: RetrievalSet, table: Negatives | None, inputs: Any, rank: int = 0) -> Batch:
-    made = BatchBuilder(dataset, inputs, BatchOrder(dataset.num_images, 8, 3), Processes(rank, 2), negatives=table)[2]
+    made = BatchBuilder(CaptionPool(dataset), inputs, BatchOrder(dataset.num_images, 8, 3), Processes(rank, 2), negatives=table)[2]
     assert isinstance(made, Batch)
     return made
 

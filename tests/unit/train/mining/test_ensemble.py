@@ -16,7 +16,6 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_siglip
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.errors import UserError
-from eval.processes import Processes
 from tests.small_job import TINY, SmallWorld, load, write_pictures
 from tests.unit.train.mining.candidates_worker import approximate_is_here
 from train.config.load import ConfigError, load_config
@@ -24,10 +23,10 @@ from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool, FurtherCaptions
 from train.mining.candidates import find_candidates, find_image_candidates
 from train.mining.captions import mine
-from train.mining.ensemble import Member, load_members, members_sha256, scale_and_bias
+from train.mining.ensemble import Member, Retriever, load_members, members_sha256, scale_and_bias
 from train.mining.faiss_index import Approximate
 from train.mining.images import mine_images
-from train.mining.refresh import Refresh, rules_of
+from train.mining.refresh import rules_of
 from train.model.random_init import write_scratch
 
 FURTHER = FurtherCaptions(["a red fox", "two green bars", "the black square at the top of it"], np.array([1, 2, 5]))
@@ -73,7 +72,7 @@ def members_of(
     config: MiningConfig, folder: Path, pool: CaptionPool, on_progress: Callable[[int], Any] = lambda rows: None
 ) -> tuple[Member, ...]:
     asked: Any = {"bar": lambda text, num_rows: nullcontext(on_progress)}
-    return load_members(config, folder, pool, "data", torch.device("cpu"), Processes(), **asked)
+    return load_members(config, folder, pool, **asked)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +109,7 @@ def test_captions_are_the_head_of_the_mean_of_logits(
     world: World, members: tuple[Member, ...], logits: np.ndarray, some: np.ndarray | None
 ) -> None:
     (model, inputs), dataset = load_siglip(world.base), world.pool.dataset
-    found = find_candidates(model, inputs, dataset, 20, further=FURTHER.texts, images_I=some, members=members)
+    found = find_candidates(Retriever(model, inputs, members=members), world.pool, 20, images_I=some)
     scale, bias = scale_and_bias(model, members)
     assert np.flatnonzero(~found.decodable_I).tolist() == np.flatnonzero(found.images_I == broken(dataset)).tolist() != []
     for row, image in enumerate(found.images_I):
@@ -118,14 +117,14 @@ def test_captions_are_the_head_of_the_mean_of_logits(
             assert_head(logits[image], found.captions_IK[row], found.cosines_IK[row] * scale + bias, np.arange(len(world.pool)))
             true = np.flatnonzero(dataset.is_positive(np.array(image), dataset.caption_hash_C))
             assert found.best_positive_I[row] * scale + bias == pytest.approx(logits[image, true].max(), abs=2e-5)
-    alone = find_candidates(model, inputs, dataset, 20, further=FURTHER.texts, images_I=some)
+    alone = find_candidates(Retriever(model, inputs), world.pool, 20, images_I=some)
     assert (alone.captions_IK != found.captions_IK).any(), "the members must matter, or nothing is tried"
 
 
 def test_images_are_the_head_the_other_way_round(world: World, members: tuple[Member, ...], logits: np.ndarray) -> None:
     (model, inputs), dataset = load_siglip(world.base), world.pool.dataset
     captions = np.array([40, 3, 4, 5, 30, 31, 1])
-    found = find_image_candidates(model, inputs, dataset, 12, captions, members=members)
+    found = find_image_candidates(Retriever(model, inputs, members=members), dataset, 12, captions)
     scale, bias = scale_and_bias(model, members)
     there = np.setdiff1d(np.arange(dataset.num_images), [broken(dataset)])
     for row, caption in enumerate(captions):
@@ -135,8 +134,9 @@ def test_images_are_the_head_the_other_way_round(world: World, members: tuple[Me
 @pytest.mark.skipif(not approximate_is_here(), reason="faiss is not installed")
 def test_an_index_that_looks_everywhere_finds_the_same(world: World, members: tuple[Member, ...]) -> None:
     model, inputs = load_siglip(world.base)
-    exact = find_candidates(model, inputs, world.pool.dataset, 12, members=members)
-    found = find_candidates(model, inputs, world.pool.dataset, 12, members=members, approximate=Approximate(999))
+    retriever, pool = Retriever(model, inputs, members=members), CaptionPool(world.pool.dataset)
+    exact = find_candidates(retriever, pool, 12)
+    found = find_candidates(retriever, pool, 12, approximate=Approximate(999))
     assert found.recall == 1
     np.testing.assert_allclose(found.cosines_IK, exact.cosines_IK, atol=1e-6)
 
@@ -149,7 +149,7 @@ def test_the_table_and_its_margins_speak_of_the_ensemble(world: World, members: 
         mine if form == "columns" else mine_images,
     )
     pool = world.pool if form == "columns" else CaptionPool(dataset)
-    table, sheet = miner(model, inputs, pool, config, data_sha256="d", refresh=Refresh(members=members))
+    table, sheet = miner(Retriever(model, inputs, members=members), pool, config)
     assert len(table) > 20 and sheet.num_positives_mined == 0 and sheet.filtered_out["max_score"] > 0 < sheet.filtered_out["margin"]
     images, captions = table.image_N, table.captions_N
     np.testing.assert_allclose(table.scores_N, logits[images, captions], atol=2e-5)
@@ -170,8 +170,9 @@ def test_the_scale_of_the_model_under_training_moves_the_shares(world: World, me
     model, inputs = load_siglip(world.base)
     with torch.no_grad():
         model.logit_scale.fill_(16.0)
-    found = find_candidates(model, inputs, world.pool.dataset, 6, members=members)
-    alone = find_candidates(model, inputs, world.pool.dataset, 6)
+    pool = CaptionPool(world.pool.dataset)
+    found = find_candidates(Retriever(model, inputs, members=members), pool, 6)
+    alone = find_candidates(Retriever(model, inputs), pool, 6)
     np.testing.assert_allclose(found.cosines_IK, alone.cosines_IK, atol=2e-3)
 
 
@@ -196,13 +197,13 @@ def test_the_name_of_a_table_follows_from_members_weights_and_order(world: World
     config = world.config()
     heavier = replace(members[0], weight=0.75)
     asked = [(), members, members[:1], members[::-1], (heavier, members[1]), (replace(members[0], sha256="f" * 64), members[1])]
-    rules = [rules_of(config, Refresh(members=tuple(some))) for some in asked]
+    rules = [rules_of(config, members=some) for some in asked]
     assert len({str(row) for row in rules}) == len(asked) and "ensemble" not in rules[0]
     model, inputs = load_siglip(world.base)
     with pytest.raises(ValueError, match="found 0 of 2"):
-        mine(model, inputs, world.pool, config, data_sha256="d")
+        mine(Retriever(model, inputs), world.pool, config)
     with pytest.raises(ValueError, match="found 2 of 0"):
-        mine_images(model, inputs, world.pool, world.config(ensemble=[]), data_sha256="d", refresh=Refresh(members=members))
+        mine_images(Retriever(model, inputs, members=members), world.pool, world.config(ensemble=[]))
     shutil.copytree(world.sibling, tmp_path / "copy")
     names = [[f"{world.sibling}:0.5"], [str(world.sibling)], [f"{tmp_path / 'copy'}:0.5"]]
     told = [members_sha256(world.config(ensemble=some)) for some in names]

@@ -21,6 +21,7 @@ from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives, read_negatives, write_negatives
 from train.mining.candidates import ImageCandidates, find_image_candidates
 from train.mining.captions import mine
+from train.mining.ensemble import Retriever
 from train.mining.images import mine_images, select_images
 from train.mining.refresh import Refresh
 from train.mining.report import MiningReport, summarize
@@ -177,7 +178,7 @@ def mined_from(world: SmallWorld, dataset: RetrievalSet, refresh: Refresh | None
     refresh = refresh or Refresh()
     model, inputs = load_siglip(world.base)
     config = MiningConfig.model_validate({"mine_every_steps": 1, "form": "images", **keys})
-    return mine_images(model, inputs, CaptionPool(dataset), config, data_sha256=dataset.sha256(), refresh=refresh)
+    return mine_images(Retriever(model, inputs), CaptionPool(dataset), config, refresh=refresh)
 
 
 def test_mining_is_the_captions_own_retrieval(small_world: SmallWorld, tmp_path: Path) -> None:
@@ -228,7 +229,7 @@ def test_pictures_that_do_not_decode_are_never_mined(small_world: SmallWorld, tm
     assert set(table.captions_N.tolist()) == set(np.flatnonzero(true_elsewhere).tolist())
     assert (sheet.num_images, sheet.num_undecodable) == (sum(true_elsewhere), dataset.num_captions - sum(true_elsewhere))
     model, inputs = load_siglip(small_world.base)
-    found = find_image_candidates(model, inputs, dataset, 39, np.arange(dataset.num_captions))
+    found = find_image_candidates(Retriever(model, inputs), dataset, 39, np.arange(dataset.num_captions))
     assert np.isfinite(found.best_positive_Q).tolist() == true_elsewhere
     assert (found.images_QK[:, :38] >= 0).all() and (found.images_QK[:, 38] == -1).all()  # 40 images, of which 38 decode
     assert np.isneginf(found.cosines_QK[:, 38]).all() and (np.diff(found.cosines_QK[:, :38], axis=1) <= 0).all()
@@ -238,7 +239,7 @@ def test_the_name_is_not_that_of_the_table_of_captions(small_world: SmallWorld) 
     dataset = load(small_world.manifest)
     model, inputs = load_siglip(small_world.base)
     names = [
-        mine(model, inputs, CaptionPool(dataset), MiningConfig(mine_every_steps=1, form=form), data_sha256=dataset.sha256())[0].name
+        mine(Retriever(model, inputs), CaptionPool(dataset), MiningConfig(mine_every_steps=1, form=form))[0].name
         for form in ("columns", "neighbours")
     ]
     assert names[0] == names[1]  # the same table, used otherwise

@@ -20,6 +20,8 @@ from train.data.caption_pool import CaptionPool, FurtherCaptions
 from train.data.negatives import Negatives
 from train.mining.candidates import Candidates
 from train.mining.captions import mine, select
+from train.mining.cross_encoder import MiningCrossEncoder
+from train.mining.ensemble import Retriever
 from train.mining.refresh import Refresh, rules_of
 from train.mining.report import Mined, MiningReport, calibrating_shift, summarize
 
@@ -63,14 +65,14 @@ def mined_from(
 ) -> tuple[Negatives, MiningReport]:
     model, inputs = load_siglip(world.base)
     config = MiningConfig.model_validate({"mine_every_steps": 1, **keys})
-    return mine(model, inputs, pool or CaptionPool(dataset), config, data_sha256=dataset.sha256(), **(options or {}))
+    return mine(Retriever(model, inputs), pool or CaptionPool(dataset), config, **(options or {}))
 
 
 def test_mining_is_the_models_own_retrieval(small_world: SmallWorld) -> None:
     dataset = load(small_world.manifest)
     model, inputs = load_siglip(small_world.base)
     config = MiningConfig(mine_every_steps=1, negatives_per_image=3, margin=None)
-    negatives, sheet = mine(model, inputs, CaptionPool(dataset), config, data_sha256=dataset.sha256())
+    negatives, sheet = mine(Retriever(model, inputs), CaptionPool(dataset), config)
     assert sheet.num_mined == 3 * dataset.num_images and sheet.shortfall == 0
     from eval.encoder.encoder import embed_captions, embed_images
 
@@ -179,7 +181,14 @@ def test_denoising_asks_the_cross_encoder(small_world: SmallWorld, mode: str) ->
     with pytest.raises(ValueError, match="if and only if"):
         mined_from(small_world, dataset, denoise={"mode": mode})
     matcher = WordScorer("red")
-    negatives, sheet = mined_from(small_world, dataset, options={"matcher": matcher}, margin=None, max_uses=9, denoise={"mode": mode})
+    negatives, sheet = mined_from(
+        small_world,
+        dataset,
+        options={"cross_encoder": MiningCrossEncoder(matcher, CaptionPool(dataset))},
+        margin=None,
+        max_uses=9,
+        denoise={"mode": mode},
+    )
     texts = [dataset.captions[int(caption)] for caption in negatives.captions_N]
     is_red = np.array(["red" in text.lower() for text in texts])
     assert is_red.tolist() == (~negatives.is_negative_N).tolist() and sheet.filtered_out["match"] > 0

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from eval.encoder.encoder import embed_captions, embed_images
+from eval.execution import Execution
 from eval.processes import Processes
 from tests.small_job import SmallWorld, load, write_pictures
 from train.config.job import JobConfig
@@ -22,6 +23,7 @@ from train.data.caption_pool import CaptionPool, FurtherCaptions
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder
 from train.mining.captions import mine
+from train.mining.ensemble import Retriever
 from train.mining.images import mine_images
 from train.mining.refresh import Refresh
 from train.model.frozen_tower import FrozenStore, cached_towers, frozen_lines, is_whole
@@ -35,7 +37,9 @@ def make_job(world: SmallWorld, freeze: list[str], **changes: Any) -> tuple[JobC
 
 
 def store_of(folder: Path, world: SmallWorld, tuned: TunedModel, data: str = "data") -> FrozenStore:
-    return FrozenStore(folder, tuned, CaptionPool(load(world.manifest)), data, Processes())
+    pool = CaptionPool(load(world.manifest))
+    pool.data_sha256 = data
+    return FrozenStore(folder, tuned, pool, Processes())
 
 
 def both(store: FrozenStore) -> FrozenEmbeddings:
@@ -71,8 +75,8 @@ def test_losses_and_gradients_are_those_of_the_tower_run_at_every_step(small_wor
         images, captions = (store.rows(tower) if tower in freeze and is_cached else None for tower in ("image", "text"))
         stepper = Stepper(config, tuned, make_optimizer(tuned, config.train), dataset, Processes(), contextlib.nullcontext)
         frozen = FrozenEmbeddings(images, captions)
-        builder = BatchBuilder(dataset, tuned.inputs, BatchOrder(40, 8, 3), Processes(), negatives=negatives, frozen=frozen)
-        losses = [stepper.take(builder[step]).loss for step in (1, 2, 3)]
+        builder = BatchBuilder(CaptionPool(dataset), tuned.inputs, BatchOrder(40, 8, 3), Processes(), negatives=negatives, frozen=frozen)
+        losses = [stepper.train_step(builder[step]).loss for step in (1, 2, 3)]
         gradient = torch.cat([value.grad.reshape(-1) for _, value in tuned.trainable() if value.grad is not None])
         results[is_cached] = (losses, gradient)
     assert results[True][0] == pytest.approx(results[False][0], rel=1e-5)
@@ -87,9 +91,9 @@ def test_pictures_and_captions_are_not_even_read(small_world: SmallWorld, tmp_pa
     _, tuned = make_job(world, ["image", "text"])
     dataset, frozen = load(world.manifest), both(store_of(tmp_path / "frozen", world, tuned))
     order = BatchOrder(40, 8, 3)
-    plain = BatchBuilder(dataset, tuned.inputs, order, Processes())[2]
+    plain = BatchBuilder(CaptionPool(dataset), tuned.inputs, order, Processes())[2]
     shutil.rmtree(folder / "pictures")
-    cached = BatchBuilder(dataset, tuned.inputs, order, Processes(), frozen=frozen)[2]
+    cached = BatchBuilder(CaptionPool(dataset), tuned.inputs, order, Processes(), frozen=frozen)[2]
     assert cached.images_b.tolist() == plain.images_b.tolist() and cached.captions_b.tolist() == plain.captions_b.tolist()
     assert cached.pixels_b.numel() == 0 and cached.token_ids_bL.numel() == 0 and cached.undecodable == []
     assert cached.frozen_images_bD is not None and cached.frozen_images_bD.shape == (8, 32)
@@ -105,7 +109,8 @@ def test_what_did_not_decode_is_replaced_as_without_the_file(small_world: SmallW
     order = BatchOrder(40, 8, 5)
     num_replaced = 0
     for step in range(1, 6):
-        plain, cached = (BatchBuilder(dataset, tuned.inputs, order, Processes(), frozen=one)[step] for one in (NOTHING_FROZEN, frozen))
+        pool = CaptionPool(dataset)
+        plain, cached = (BatchBuilder(pool, tuned.inputs, order, Processes(), frozen=one)[step] for one in (NOTHING_FROZEN, frozen))
         assert cached.images_b.tolist() == plain.images_b.tolist() and cached.captions_b.tolist() == plain.captions_b.tolist()
         assert len(cached.undecodable) == len(plain.undecodable)
         assert all("train-00" in message for message in cached.undecodable)
@@ -157,13 +162,13 @@ def _blank(path: Path) -> None:
 def test_a_torn_file_is_made_again_and_a_whole_one_is_not(small_world: SmallWorld, tmp_path: Path, damage: Any) -> None:
     _, tuned = make_job(small_world, ["image"])
     store, made = store_of(tmp_path, small_world, tuned), []
-    whole = np.array(store.rows("image", on_progress=made.append).vectors_ND)
+    whole = np.array(store.rows("image", Execution(on_progress=made.append)).vectors_ND)
     assert sum(made) == 40 and is_whole(store.path("image"), (40, 32)) and not is_whole(store.path("image"), (39, 32))
-    store.rows("image", on_progress=made.append)
+    store.rows("image", Execution(on_progress=made.append))
     assert sum(made) == 40
     damage(store.path("image"))
     assert not is_whole(store.path("image"), (40, 32))
-    np.testing.assert_array_equal(store.rows("image", on_progress=made.append).vectors_ND, whole)
+    np.testing.assert_array_equal(store.rows("image", Execution(on_progress=made.append)).vectors_ND, whole)
     assert sum(made) == 80 and [path.suffix for path in tmp_path.iterdir()] == [".f32"]
 
 
@@ -174,7 +179,7 @@ def test_a_run_stopped_while_embedding_leaves_nothing_that_is_read(small_world: 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store_of(tmp_path, small_world, tuned).rows("text", on_progress=stop)
+        store_of(tmp_path, small_world, tuned).rows("text", Execution(on_progress=stop))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -208,12 +213,12 @@ def test_mining_reads_what_is_kept_and_finds_the_same(
     _, tuned = make_job(small_world, ["image", "text"])
     further = FurtherCaptions(["a fox", "two green bars"], np.array([1, 2])) if miner is mine else None
     pool = CaptionPool(load(manifest), further)
-    kept = both(FrozenStore(tmp_path / "frozen", tuned, pool, "data", Processes()))
+    kept = both(FrozenStore(tmp_path / "frozen", tuned, pool, Processes()))
     config = MiningConfig.model_validate({"mine_every_steps": 1, "margin": None, "form": "columns" if miner is mine else "images"})
 
     def mined(frozen: FrozenEmbeddings) -> Negatives:
-        refresh = Refresh(images_I=np.arange(3, 38), frozen=frozen)
-        table: Negatives = miner(tuned.siglip, tuned.inputs, pool, config, data_sha256="d", refresh=refresh)[0]
+        refresh = Refresh(images_I=np.arange(3, 38))
+        table: Negatives = miner(Retriever(tuned.siglip, tuned.inputs, frozen), pool, config, refresh=refresh)[0]
         return table
 
     plain = mined(NOTHING_FROZEN)

@@ -50,7 +50,7 @@ def first_batch(world: SmallWorld, tuned: TunedModel) -> Batch:
     dataset = load(world.manifest)
     captions = np.array([(int(dataset.caption_offsets[i]) + 40 + k) % dataset.num_captions for i in range(40) for k in (0, 1)])
     negatives = Negatives("made", np.arange(41) * 2, captions, np.ones(80, np.int64), *(np.zeros(80, np.float32),) * 2)
-    return BatchBuilder(dataset, tuned.inputs, BatchOrder(40, SIZE, 3), Processes(), negatives=negatives)[1]
+    return BatchBuilder(CaptionPool(dataset), tuned.inputs, BatchOrder(40, SIZE, 3), Processes(), negatives=negatives)[1]
 
 
 def step_gradients(
@@ -67,7 +67,7 @@ def step_gradients(
         tuned.siglip.double()
     stepper = Stepper(config, tuned, make_optimizer(tuned, config.train), load(world.manifest), Processes(), autocast)
     stepper.loss_scale = None if loss_scale is None else LossScale(scale=loss_scale)
-    result = stepper.take(first_batch(world, tuned))
+    result = stepper.train_step(first_batch(world, tuned))
     gradients = {name: value.grad.double() for name, value in tuned.trainable() if value.grad is not None}
     assert len(gradients) == len(list(tuned.trainable())) and result.num_mined == 2 * SIZE
     return gradients | {"loss": torch.tensor(result.loss, dtype=torch.float64)}

@@ -13,6 +13,7 @@ from eval.processes import Processes
 from tests.small_job import load
 from train.config.job import JobConfig
 from train.data.batches import BatchBuilder
+from train.data.caption_pool import CaptionPool
 from train.data.order import BatchOrder
 from train.model.siglip import build_model, make_optimizer
 from train.siglip.step import Stepper
@@ -28,13 +29,13 @@ def main() -> None:
     job = JobConfig.model_validate(record | {"train": train | {"eval_every_steps": 1, "checkpoint_every_steps": 1}})
     tuned = build_model(job.model, base)
     stepper = Stepper(job, tuned, make_optimizer(tuned, job.train), dataset, processes, contextlib.nullcontext)
-    batches = BatchBuilder(dataset, tuned.inputs, BatchOrder(dataset.num_images, 8, 0), processes)
+    batches = BatchBuilder(CaptionPool(dataset), tuned.inputs, BatchOrder(dataset.num_images, 8, 0), processes)
     said = []
     for step in (1, 2):
         hook = None
         if step == 1 and processes.rank == processes.world_size - 1:
             hook = tuned.siglip.logit_bias.register_hook(lambda gradient: gradient + math.inf)
-        skipped = stepper.take(batches[step]).skipped
+        skipped = stepper.train_step(batches[step]).skipped
         if hook is not None:
             hook.remove()
         assert stepper.loss_scale is not None

@@ -17,6 +17,7 @@ from tests.small_job import SmallWorld, load
 from train.__main__ import run
 from train.config.job import JobConfig
 from train.data.batches import Batch, BatchBuilder
+from train.data.caption_pool import CaptionPool
 from train.data.order import BatchOrder
 from train.engine import distributed as machine
 from train.engine.checkpoint import Checkpoints, State
@@ -56,7 +57,7 @@ class Bench:
         self.tuned: TunedModel = build_model(self.config.model, str(world.base))
         self.optimizer = make_optimizer(self.tuned, self.config.train)
         order = BatchOrder(self.dataset.num_images, self.config.train.batch_size, self.config.seed)
-        self._batches = BatchBuilder(self.dataset, self.tuned.inputs, order, Processes())
+        self._batches = BatchBuilder(CaptionPool(self.dataset), self.tuned.inputs, order, Processes())
         self.stepper = Stepper(self.config, self.tuned, self.optimizer, self.dataset, Processes(), contextlib.nullcontext)
 
     def batch(self, step: int) -> Batch:
@@ -74,7 +75,7 @@ def test_scaling_by_a_power_of_two_changes_no_bit_of_loss_norm_or_weights(small_
     plain, scaled = Bench(small_world, "fp32"), Bench(small_world, "fp16")
     assert plain.stepper.loss_scale is None and scaled.stepper.loss_scale == LossScale(65536.0)
     for step in (1, 2, 3):
-        assert plain.stepper.take(plain.batch(step)) == scaled.stepper.take(scaled.batch(step))
+        assert plain.stepper.train_step(plain.batch(step)) == scaled.stepper.train_step(scaled.batch(step))
     assert same(plain.weights(), scaled.weights())
     assert scaled.stepper.loss_scale == LossScale(65536.0, 3, 0)
 
@@ -85,12 +86,12 @@ def test_what_overflows_is_skipped_and_counted_until_the_scale_is_small_enough(s
     before, step = bench.weights(), 0
     while True:
         step += 1
-        result = bench.stepper.take(bench.batch(step))
+        result = bench.stepper.train_step(bench.batch(step))
         if not result.skipped:
             break
         assert math.isfinite(result.loss) and same(before, bench.weights()) and not bench.optimizer.state
     assert step > 2 and bench.stepper.loss_scale == LossScale(2.0 ** (127 - (step - 1)), 1, step - 1)
-    assert result == plain.stepper.take(plain.batch(step)) and same(bench.weights(), plain.weights())
+    assert result == plain.stepper.train_step(plain.batch(step)) and same(bench.weights(), plain.weights())
 
 
 def test_weights_that_are_not_numbers_end_the_run_in_fp16_too(small_world: SmallWorld) -> None:
@@ -98,20 +99,20 @@ def test_weights_that_are_not_numbers_end_the_run_in_fp16_too(small_world: Small
     with torch.no_grad():
         next(bench.tuned.siglip.parameters())[...] = math.nan
     bench.stepper.loss_scale = LossScale(2.0)
-    assert bench.stepper.take(bench.batch(1)).skipped
+    assert bench.stepper.train_step(bench.batch(1)).skipped
     with pytest.raises(NotFinite, match="weights not finite already"):
-        bench.stepper.take(bench.batch(2))
+        bench.stepper.train_step(bench.batch(2))
 
 
 def test_a_resumed_run_goes_on_with_scale_moments_and_the_number_of_updates(small_world: SmallWorld, tmp_path: Path) -> None:
     """Steps 1 and 2 are skipped: AdamW's own count is two behind the step's when the checkpoint is written."""
     bench, again = Bench(small_world, "fp16"), Bench(small_world, "fp16")
     bench.stepper.loss_scale = LossScale(2.0**127)
-    results = [bench.stepper.take(bench.batch(step)) for step in range(1, 11)]
+    results = [bench.stepper.train_step(bench.batch(step)) for step in range(1, 11)]
     num_skipped = sum(result.skipped for result in results)
     assert 2 <= num_skipped <= 8
     checkpoints = Checkpoints(tmp_path)
-    state = State(10, 0, False, None, None, None, None, 0, "base", "data", loss_scale=bench.stepper.loss_scale)
+    state = State(step=10, base_sha256="base", data_sha256="data", loss_scale=bench.stepper.loss_scale)
     checkpoints.save(state, bench.tuned, bench.optimizer, None)
     found = checkpoints.newest()
     assert found is not None and found[0] == state and state.num_updates == 10 - num_skipped
@@ -119,13 +120,13 @@ def test_a_resumed_run_goes_on_with_scale_moments_and_the_number_of_updates(smal
     checkpoints.load_optimizer(10, again.tuned, again.optimizer)
     again.stepper.loss_scale = found[0].loss_scale
     for step in (11, 12):
-        assert bench.stepper.take(bench.batch(step)) == again.stepper.take(again.batch(step))
+        assert bench.stepper.train_step(bench.batch(step)) == again.stepper.train_step(again.batch(step))
     assert same(bench.weights(), again.weights()) and again.stepper.loss_scale == bench.stepper.loss_scale
 
 
 def test_a_checkpoint_in_which_every_step_was_skipped_is_read(small_world: SmallWorld, tmp_path: Path) -> None:
     bench = Bench(small_world, "fp16")
-    state = State(1, 0, False, None, None, None, None, 0, "base", "data", loss_scale=LossScale(2.0**15, 0, 1))
+    state = State(step=1, base_sha256="base", data_sha256="data", loss_scale=LossScale(2.0**15, 0, 1))
     Checkpoints(tmp_path).save(state, bench.tuned, bench.optimizer, None)
     Checkpoints(tmp_path).load_optimizer(1, bench.tuned, bench.optimizer)
     assert not bench.optimizer.state

@@ -14,7 +14,7 @@ from train.data.caption_pool import CaptionPool
 from train.data.hard_image_order import HardImages
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder
-from train.reranker.batches import MatchBatch, MatchBatches
+from train.reranker.batches import HardTables, MatchBatch, MatchBatches
 from train.reranker.model import TunedCrossEncoder, build_cross_encoder, make_cross_encoder_optimizer
 from train.reranker.step import MatchResult, MatchStepper
 
@@ -70,7 +70,7 @@ class Bench:
         table = uneven_table(pool)
         images = HardImages.of_table(table, pool.dataset.num_captions)
         negatives = NegativesConfig(captions_per_image=3, images_per_caption=1)
-        batch = MatchBatches(pool, tuned.inputs, order, processes, negatives, hard_captions=table, hard_images=images)[1]
+        batch = MatchBatches(pool, tuned.inputs, order, processes, negatives, HardTables(table, images))[1]
         assert isinstance(batch, MatchBatch)
         loop = RerankerLoopConfig(
             max_steps=9,
@@ -88,7 +88,7 @@ class Bench:
         """Take the step."""
         optimizer = make_cross_encoder_optimizer(self.tuned, self.loop)
         self.stepper = MatchStepper(self.loop, 3, self.tuned, optimizer, self.processes, autocast)
-        return self.stepper.take(self.batch)
+        return self.stepper.train_step(self.batch)
 
     def gradients(self) -> dict[str, np.ndarray]:
         """Of the step, by parameter."""

@@ -17,7 +17,7 @@ from train.data.caption_pool import CaptionPool
 from train.data.hard_image_order import HardImages
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder, chosen_caption
-from train.reranker.batches import MatchBatch, MatchBatches, PairKind
+from train.reranker.batches import HardTables, MatchBatch, MatchBatches, PairKind
 from train.reranker.model import MatchInputs, build_cross_encoder
 
 BATCH = 8
@@ -53,7 +53,7 @@ def build(pool: CaptionPool, inputs: MatchInputs, step: int, *, rank: int = 0, w
     captions, images = tables(pool, every=every)
     order = BatchOrder(pool.dataset.num_images, BATCH, 5)
     negatives = NegativesConfig(**{"captions_per_image": 2, "images_per_caption": 1, "drawn_from": 4} | config)
-    builder = MatchBatches(pool, inputs, order, Processes(rank, world), negatives, hard_captions=captions, hard_images=images)
+    builder = MatchBatches(pool, inputs, order, Processes(rank, world), negatives, HardTables(captions, images))
     batch = builder[step]
     assert isinstance(batch, MatchBatch)
     return batch
@@ -174,7 +174,7 @@ def test_when_nothing_decodes_the_error_is_handed_over(tmp_path: Path, inputs: M
     pool = CaptionPool(load(manifest))
     order = BatchOrder(pool.dataset.num_images, BATCH, 5)
     captions, images = tables(pool)
-    builder = MatchBatches(pool, inputs, order, Processes(), NegativesConfig(), hard_captions=captions, hard_images=images)
+    builder = MatchBatches(pool, inputs, order, Processes(), NegativesConfig(), HardTables(captions, images))
     assert isinstance(builder[1], ImageError)
 
 
@@ -183,7 +183,7 @@ def test_what_the_matcher_calls_a_match_is_no_easy_negative(pool: CaptionPool, i
     order, config = BatchOrder(pool.dataset.num_images, BATCH, 5), NegativesConfig(captions_per_image=3, drawn_from=4, easy_until_step=9)
 
     def easy(negatives: Negatives) -> set[tuple[int, int]]:
-        batch = MatchBatches(pool, inputs, order, Processes(), config, hard_captions=negatives, hard_images=None)[1]
+        batch = MatchBatches(pool, inputs, order, Processes(), config, HardTables(negatives, None))[1]
         assert isinstance(batch, MatchBatch)
         return {(image, int(pool.hash_C[caption])) for image, caption, kind in pairs(batch) if kind == PairKind.EASY}
 

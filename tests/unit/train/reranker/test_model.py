@@ -63,7 +63,10 @@ def test_an_export_is_a_plain_folder_with_the_weights_of_the_chosen_checkpoint(
     config = load_run_config(RerankerConfig, matcher_world.write_config(tmp_path, model__what=what))
     tuned = shaken(matcher_world, what=what)
     optimizer = make_cross_encoder_optimizer(tuned, config.train)
-    state = State(4, 0, True, 0, "a", 4, 0.5, 0, tuned.base_sha256, "data")
+    state = State(
+        step=4, evaluated=True, mined_at_step=0, negatives="a", best_step=4, best_score=0.5,
+        base_sha256=tuned.base_sha256, data_sha256="data",
+    )  # fmt: skip
     Checkpoints(config.run_folder / "checkpoints").save(state, tuned, optimizer, None)
     (config.run_folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert main([str(config.run_folder), "--output", str(tmp_path / "export")]) == 0
@@ -80,7 +83,7 @@ def test_an_export_is_a_plain_folder_with_the_weights_of_the_chosen_checkpoint(
 def test_another_base_is_refused(matcher_world: RerankerWorld, tmp_path: Path) -> None:
     config = load_run_config(RerankerConfig, matcher_world.write_config(tmp_path))
     tuned = build_cross_encoder(config.model, 0)
-    state = State(0, 0, True, 0, "a", None, None, 0, "other", "data")
+    state = State(evaluated=True, mined_at_step=0, negatives="a", base_sha256="other", data_sha256="data")
     Checkpoints(config.run_folder / "checkpoints").save(state, tuned, make_cross_encoder_optimizer(tuned, config.train), None)
     with pytest.raises(UserError, match="other weights now"):
         export_cross_encoder(config, "last", tmp_path / "export")
