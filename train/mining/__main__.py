@@ -1,6 +1,6 @@
 """python -m train.mining CONFIG.yaml [key.path=value ...]: mine with the base model of a configuration, without training.
 
-Writes runs/NAME/negatives/HASH.parquet and its sheet, HASH.json and HASH.html.
+Writes runs/NAME/negatives/HASH.parquet and its mining report, HASH.json and HASH.html.
 """
 
 import sys
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
 def _mine(config: JobConfig) -> int:
     if config.mining is None:
-        raise UserError("mining: the configuration has none (null); give at least mining.mine_every_steps")
+        raise UserError("mining: expected a mining section, found null; give at least mining.mine_every_steps")
     accelerator, processes = start_processes(config)
     lock = processes.together(lambda: claim_folder(config) if processes.is_main else None)
     job = prepare(config, processes.together(lambda: load_data(config)), accelerator, processes)

@@ -1,8 +1,8 @@
-"""What the model itself ranks highest for each image that is to be mined for: the material the rules of mining choose from.
+"""Candidate negatives: the top K captions that the model retrieves for each image, or the top K images for each caption.
 
-The pool is every caption of the split and, behind them, further captions that have no image. The other way round, the images of the
-split for each caption. Embeddings go to disk as they are made (eval/encoder/embedding_files.py) and pass by in blocks
-(eval/search/streamed.py), so memory does not grow with the pool. Shape letters: I images mined for, Q captions mined for, K depth.
+The gallery of an image is the pool: every caption of the split, followed by additional captions that have no image. The gallery of a
+caption is every image of the split. Embeddings are written to disk as they are made (eval/encoder/embedding_files.py) and searched in
+blocks (eval/search/streamed.py), so memory does not grow with the pool. Shape letters: I images mined for, Q captions mined for, K depth.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,22 +22,22 @@ from eval.encoder.inputs import SiglipInputs
 from eval.processes import Processes
 from eval.search.streamed import stream_search
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings, FrozenRows
-from train.mining.ensemble import Beside, Member, mean_of_all
+from train.mining.ensemble import ConcatenatedShards, MiningMember, ensemble_weights
 from train.mining.faiss_index import Approximate, approximate_search, recall_of_sample
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The head of each image's own retrieval over the pool; the same on every process.
+    """The top K captions of the pool for each image; the same on every process.
 
     Attributes:
         images_I: int64, the images mined for, ascending.
-        captions_IK: int64, indices into the pool, best first: below num_captions a caption of the split, from there on one of the further.
-            -1: no candidate. An exact search fills every place (K is cut to the pool); an approximate one may find fewer: -1 at the end.
-        cosines_IK: float32, their cosines; -inf where there is none.
-        best_positive_I: float32, cosine of the image's best true caption.
-        decodable_I: bool; False where the image's picture does not decode.
-        recall: share of the exact candidates that an approximate search found, measured on a sample; None where the search was exact.
+        captions_IK: int64, indices into the pool, best first: below num_captions a caption of the split, else an additional one. -1: no
+            candidate. An exact search fills every place (K is cut to the pool); an approximate one may find fewer and ends in -1.
+        cosines_IK: float32, their cosines; -inf where there is no candidate.
+        best_positive_I: float32, cosine of the image's best positive caption.
+        decodable_I: bool; False where the image does not decode.
+        recall: recall of an approximate search against the exact one, measured on a sample; None where the search was exact.
     """
 
     images_I: np.ndarray
@@ -50,13 +50,13 @@ class Candidates:
 
 @dataclass(frozen=True)
 class ImageCandidates:
-    """The head of each caption's own retrieval over the images of the split; the same on every process.
+    """The top K images of the split for each caption; the same on every process.
 
     Attributes:
-        captions_Q: int64, the captions mined for, as they were given.
-        images_QK: int64, best first; pictures that do not decode are never among them. -1: none, where fewer than K decode.
-        cosines_QK: float32, their cosines; -inf where there is none.
-        best_positive_Q: float32, cosine of the caption's best true image; -inf where none of them decodes.
+        captions_Q: int64, the captions mined for, in the order given.
+        images_QK: int64, best first; images that do not decode are left out. -1: no candidate, where fewer than K decode.
+        cosines_QK: float32, their cosines; -inf where there is no candidate.
+        best_positive_Q: float32, cosine of the caption's best positive image; -inf where none of them decodes.
     """
 
     captions_Q: np.ndarray
@@ -76,24 +76,24 @@ def find_candidates(
     images_I: np.ndarray | None = None,
     approximate: Approximate | None = None,
     frozen: FrozenEmbeddings = NOTHING_FROZEN,
-    members: Sequence[Member] = (),
+    members: Sequence[MiningMember] = (),
     processes: Processes = Processes(),
     num_workers: int = 0,
     on_progress: Callable[[int], Any] = lambda rows: None,
 ) -> Candidates:
-    """Embed and search.
+    """Embed the images and the pool, and search the pool for each image.
 
-    Only the images asked for are embedded, on a grid of blocks over themselves: on a CPU their cosines are those of a search for all images
-    to the last bit, as a row depends neither on its block-mates nor on its place among them.
+    Only `images_I` are embedded. On a CPU their cosines equal those of a search for all images bit for bit, as an embedding depends
+    neither on the other rows of its block nor on its place among them.
 
     Args:
         depth: K, cut to the size of the pool.
-        folder: where embeddings lie meanwhile, each process's own on its own machine's disk; made if need be; None: the temporary folder.
-        further: captions without images, behind those of the split in the pool.
+        folder: for the embeddings of each process, on its own machine's disk; created if missing; None: the temporary folder.
+        further: captions without images, which follow those of the split in the pool.
         images_I: the images to mine for, ascending; None: all.
         approximate: search with FAISS instead of exactly.
-        frozen: embeddings that are kept already; captions' are those of the whole pool.
-        members: fixed checkpoints beside the model: all cosines are then those of the ensemble (train/mining/ensemble.py).
+        frozen: embeddings that are cached already; those of captions cover the whole pool.
+        members: fixed checkpoints of an ensemble with the model: cosines are then the ensemble's (train/mining/ensemble.py).
         on_progress: called with the number of rows embedded.
 
     Raises:
@@ -101,18 +101,18 @@ def find_candidates(
         OSError: the embeddings cannot be written.
     """
     images_I = np.arange(dataset.num_images) if images_I is None else np.asarray(images_I, dtype=np.int64)
-    pool = _Joined(dataset.captions, further)
-    positives = _chosen(dataset.positives("image_to_text"), images_I)
+    pool = _ConcatenatedCaptions(dataset.captions, further)
+    positives = _positives_of(dataset.positives("image_to_text"), images_I)
     device = next(model.parameters()).device
     with _shards(folder, [(len(images_I), IMAGE_BLOCK), (len(pool), TEXT_BLOCK)], processes) as (images, captions):
         captions_N = np.arange(len(pool))
         image_sink, caption_sink = _sinks((images, images_I), (captions, captions_N), model, members, processes)
         if frozen.images is not None:
-            _read_kept(frozen.images, images_I, image_sink, IMAGE_BLOCK, processes, on_progress)
+            _read_cached(frozen.images, images_I, image_sink, IMAGE_BLOCK, processes, on_progress)
         else:
-            _embed_images(model, inputs, _Chosen(dataset, images_I), image_sink, processes, num_workers, on_progress)
+            _embed_images(model, inputs, _ImageSubset(dataset, images_I), image_sink, processes, num_workers, on_progress)
         if frozen.captions is not None:
-            _read_kept(frozen.captions, captions_N, caption_sink, TEXT_BLOCK, processes, on_progress)
+            _read_cached(frozen.captions, captions_N, caption_sink, TEXT_BLOCK, processes, on_progress)
         else:
             _embed_captions(model, inputs, pool, caption_sink, processes, on_progress)
         if approximate is None:
@@ -132,16 +132,16 @@ def find_image_candidates(
     *,
     folder: Path | None = None,
     frozen: FrozenEmbeddings = NOTHING_FROZEN,
-    members: Sequence[Member] = (),
+    members: Sequence[MiningMember] = (),
     processes: Processes = Processes(),
     num_workers: int = 0,
     on_progress: Callable[[int], Any] = lambda rows: None,
 ) -> ImageCandidates:
-    """The same the other way round: for each caption given, its own best images, searched exactly.
+    """Embed the captions and all images, and search the images for each caption, exactly.
 
     Args:
         depth: K, cut to the number of images.
-        captions_Q: int64, the captions to mine for, in any order: one of each image, say, or all.
+        captions_Q: int64, the captions to mine for, in any order.
         folder, frozen, members, on_progress: as :func:`find_candidates` has them.
 
     Raises:
@@ -149,25 +149,25 @@ def find_image_candidates(
         OSError: the embeddings cannot be written.
     """
     captions_Q = np.asarray(captions_Q, dtype=np.int64)
-    positives = _chosen(dataset.positives("text_to_image"), captions_Q)
+    positives = _positives_of(dataset.positives("text_to_image"), captions_Q)
     with _shards(folder, [(dataset.num_images, IMAGE_BLOCK), (len(captions_Q), TEXT_BLOCK)], processes) as (images, captions):
         images_I = np.arange(dataset.num_images)
         image_sink, caption_sink = _sinks((images, images_I), (captions, captions_Q), model, members, processes)
         if frozen.images is not None:
-            _read_kept(frozen.images, images_I, image_sink, IMAGE_BLOCK, processes, on_progress)
+            _read_cached(frozen.images, images_I, image_sink, IMAGE_BLOCK, processes, on_progress)
         else:
             _embed_images(model, inputs, dataset, image_sink, processes, num_workers, on_progress)
         if frozen.captions is not None:
-            _read_kept(frozen.captions, captions_Q, caption_sink, TEXT_BLOCK, processes, on_progress)
+            _read_cached(frozen.captions, captions_Q, caption_sink, TEXT_BLOCK, processes, on_progress)
         else:
-            _embed_captions(model, inputs, _Picked(dataset.captions, captions_Q), caption_sink, processes, on_progress)
+            _embed_captions(model, inputs, _CaptionSubset(dataset.captions, captions_Q), caption_sink, processes, on_progress)
         found = stream_search(captions, images, positives, depth, device=next(model.parameters()).device, processes=processes)
     return ImageCandidates(captions_Q, found.indices_QK, found.scores_QK, found.best_positive_Q)
 
 
 @contextmanager
 def _shards(folder: Path | None, sizes: list[tuple[int, int]], processes: Processes) -> Iterator[list[Shards]]:
-    """Shards of so many rows in blocks of such a size, given back however this ends."""
+    """Open shards for (rows, rows of a block) each, and close them at the end."""
     opened: list[Shards] = []
     try:
         with processes.jointly():
@@ -185,28 +185,28 @@ def _sinks(
     images: tuple[Shards, np.ndarray],
     captions: tuple[Shards, np.ndarray],
     model: SiglipModel,
-    members: Sequence[Member],
+    members: Sequence[MiningMember],
     processes: Processes,
-) -> tuple[Shards | Beside, Shards | Beside]:
-    """What takes the model's vectors of images and of captions: the shards themselves, or, with members, theirs beside them.
+) -> tuple[Shards | ConcatenatedShards, Shards | ConcatenatedShards]:
+    """Where the model's image and caption embeddings go: the shards themselves, or, with members, shards of concatenated embeddings.
 
     Args:
-        images, captions: the shards, and which image of the split or caption of the pool each of their rows is.
+        images, captions: the shards, and the index of the image or caption that each of their rows holds.
     """
     if not members:
         return images[0], captions[0]
-    shares, _, _ = mean_of_all(model, members)
+    shares, _, _ = ensemble_weights(model, members)
     return (
-        Beside(images[0], shares, [member.images for member in members], images[1], IMAGE_BLOCK, processes),
-        Beside(captions[0], shares, [member.captions for member in members], captions[1], TEXT_BLOCK, processes),
+        ConcatenatedShards(images[0], shares, [member.images for member in members], images[1], IMAGE_BLOCK, processes),
+        ConcatenatedShards(captions[0], shares, [member.captions for member in members], captions[1], TEXT_BLOCK, processes),
     )
 
 
 def _embed_images(
     model: SiglipModel,
     inputs: SiglipInputs,
-    pictures: "RetrievalSet | _Chosen",
-    shards: Shards | Beside,
+    pictures: "RetrievalSet | _ImageSubset",
+    shards: Shards | ConcatenatedShards,
     processes: Processes,
     num_workers: int,
     on_progress: Callable[[int], Any],
@@ -229,7 +229,7 @@ def _embed_captions(
     model: SiglipModel,
     inputs: SiglipInputs,
     texts: Sequence[str],
-    shards: Shards | Beside,
+    shards: Shards | ConcatenatedShards,
     processes: Processes,
     on_progress: Callable[[int], Any],
 ) -> None:
@@ -237,18 +237,23 @@ def _embed_captions(
     shards.seal()
 
 
-def _read_kept(
-    kept: FrozenRows, indices_N: np.ndarray, shards: Shards | Beside, block: int, processes: Processes, on_progress: Callable[[int], Any]
+def _read_cached(
+    cached: FrozenRows,
+    indices_N: np.ndarray,
+    shards: Shards | ConcatenatedShards,
+    block: int,
+    processes: Processes,
+    on_progress: Callable[[int], Any],
 ) -> None:
-    """What embedding would have given the shards, of a tower that is frozen: its rows, on the same grid."""
+    """Copy the cached embeddings of a frozen tower to the shards, on the same grid of blocks."""
     for number in processes.share_of(num_blocks(len(indices_N), block)):
-        rows = np.array(kept.vectors_ND[indices_N[number * block : (number + 1) * block]])
+        rows = np.array(cached.vectors_ND[indices_N[number * block : (number + 1) * block]])
         shards.append(rows)
         on_progress(len(rows))
     shards.seal()
 
 
-def _chosen(positives: PositivePairs, queries_Q: np.ndarray) -> PositivePairs:
+def _positives_of(positives: PositivePairs, queries_Q: np.ndarray) -> PositivePairs:
     """The positives of some queries, in their order."""
     counts = positives.counts[queries_Q]
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -256,8 +261,8 @@ def _chosen(positives: PositivePairs, queries_Q: np.ndarray) -> PositivePairs:
     return PositivePairs(offsets, positives.indices_P[places_P])
 
 
-class _Chosen:
-    """Some pictures of a split, as `eval.encoder.encoder.Pictures`."""
+class _ImageSubset:
+    """Some images of a split, as `eval.encoder.encoder.Pictures`."""
 
     def __init__(self, dataset: RetrievalSet, images_I: np.ndarray) -> None:
         self._dataset, self._images_I = dataset, images_I
@@ -270,8 +275,8 @@ class _Chosen:
         return self._dataset.load_image(int(self._images_I[image]))
 
 
-class _Joined(Sequence[str]):
-    """One sequence of captions behind another, sliced without joining them."""
+class _ConcatenatedCaptions(Sequence[str]):
+    """Two sequences of captions as one, without a copy."""
 
     def __init__(self, first: Sequence[str], second: Sequence[str]) -> None:
         self._first, self._second = first, second
@@ -287,7 +292,7 @@ class _Joined(Sequence[str]):
         return [*self._first[min(start, border) : min(stop, border)], *self._second[max(start - border, 0) : max(stop - border, 0)]]
 
 
-class _Picked(Sequence[str]):
+class _CaptionSubset(Sequence[str]):
     """Some captions, by their indices."""
 
     def __init__(self, captions: Sequence[str], indices_Q: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""New."""
+"""Mine hard-negative captions: what the model ranks highest for an image and is not known to be a positive of it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,12 +18,12 @@ from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives, table_name
 from train.mining.candidates import Candidates, find_candidates
 from train.mining.cross_encoder import MiningCrossEncoder, with_cross_encoder_logits
-from train.mining.ensemble import check_members, scale_and_bias, shares_of
+from train.mining.ensemble import check_members, ensemble_shares, scale_and_bias
 from train.mining.faiss_index import Approximate
 from train.mining.refresh import Refresh, apply_rules, check_cross_encoder, rules_of, tabulate
 from train.mining.report import Mined, MiningReport, summarize
 from train.mining.rules import RankedLists
-from train.mining.selection import Judge
+from train.mining.selection import PairProbability
 
 
 def mine(
@@ -45,16 +45,16 @@ def mine(
     """Mine negatives for the images of a split among the captions of a pool; the same on every process.
 
     Args:
-        data_sha256: dataset.sha256(), which is slow to compute again and again.
+        data_sha256: dataset.sha256(), which is slow to compute.
         matcher: the cross-encoder of config.denoise and config.distil; its scores are margins (train/mining/cross_encoder.py).
-        kept: where its scores are kept, and read from; None: it is asked about every pair.
+        kept: its score cache; None: every pair is scored anew.
         folder: where embeddings lie meanwhile; None: the system's temporary folder.
-        truth: (image id, caption id) pairs known to be true beyond the data; used to count false negatives only.
+        truth: (image id, caption id) positives of data.truth beyond the data's own; used to count false negatives only.
         on_progress: called with the number of rows embedded.
 
     Raises:
         UserError: a score of the cross-encoder is not finite.
-        ValueError: there is a matcher that nothing asks, or none that is asked; or other members than config.ensemble names.
+        ValueError: a cross-encoder is given that config does not ask for, or the other way round; or other members than config.ensemble.
     """
     check_cross_encoder(config, matcher)
     check_members(config, refresh.members)
@@ -74,14 +74,14 @@ def mine(
         num_workers=num_workers,
         on_progress=on_progress,
     )
-    asked = MiningCrossEncoder(matcher, pool, processes, on_progress, kept) if matcher is not None else None
-    judge = asked.probabilities if asked is not None and config.denoise is not None else None
+    cross_encoder = MiningCrossEncoder(matcher, pool, processes, on_progress, kept) if matcher is not None else None
+    judge = cross_encoder.probabilities if cross_encoder is not None and config.denoise is not None else None
     mined = select(name, pool, found, *scale_and_bias(model, refresh.members), config, refresh, judge)
-    if asked is not None and config.distil is not None:
-        negatives = with_cross_encoder_logits(mined.negatives, asked, pool.dataset, config.distil)
-        mined = replace(mined, negatives=negatives, num_judged=asked.num_judged)
-    sheet = summarize(mined, pool, truth, refresh.before)
-    return mined.negatives, replace(sheet, index_recall=found.recall, shares=shares_of(model, refresh.members))
+    if cross_encoder is not None and config.distil is not None:
+        negatives = with_cross_encoder_logits(mined.negatives, cross_encoder, pool.dataset, config.distil)
+        mined = replace(mined, negatives=negatives, num_judged=cross_encoder.num_judged)
+    report = summarize(mined, pool, truth, refresh.before)
+    return mined.negatives, replace(report, index_recall=found.recall, shares=ensemble_shares(model, refresh.members))
 
 
 def select(
@@ -92,13 +92,13 @@ def select(
     bias: np.float32,
     config: MiningConfig,
     refresh: Refresh = Refresh(),
-    judge: Judge | None = None,
+    judge: PairProbability | None = None,
 ) -> Mined:
-    """Apply the rules to every image's candidates and take, for each, up to negatives_per_image of those that pass.
+    """Apply the rules to every image's candidates and select, for each image, up to negatives_per_image of those that pass.
 
     Args:
         scale, bias: of the logits, the model's or the ensemble's.
-        judge: probabilities that pairs of (image, caption of the pool) match; None: no denoising.
+        judge: probability that each pair (image, caption of the pool) matches; None: no denoising.
     """
     lists = _lists(pool, found, scale, bias, near_duplicates=config.near_duplicates)
     images_IK = np.broadcast_to(found.images_I[:, None], found.captions_IK.shape)
@@ -115,7 +115,7 @@ def select(
 
 
 def _lists(pool: CaptionPool, found: Candidates, scale: np.float32, bias: np.float32, *, near_duplicates: bool) -> RankedLists:
-    """The candidates of every image as the rules read them."""
+    """The candidates of every image, as the rules take them."""
     hashes_IK = pool.hash_C[found.captions_IK]
     images_I1 = found.images_I[:, None]
     return RankedLists(
