@@ -1,9 +1,9 @@
-"""New."""
+"""Random generators named by (seed, stream, keys), so that no generator state is saved in a checkpoint."""
 
 import numpy as np
 
-# Streams of random numbers, so that none of them is ever the same as another.
-_ORDER, _CAPTION, _CROP, _REPLACEMENT, COMPOSITION = range(5)
+# Numbers of the streams: no two of them share random numbers.
+ORDER, CAPTION, CROP, REPLACEMENT, COMPOSITION = range(5)
 
 
 def generator(seed: int, stream: int, *keys: int) -> np.random.Generator:

@@ -65,7 +65,7 @@ def mine(
         pool.dataset,
         config.pool_top_k,
         folder=folder,
-        further=pool.further.texts,
+        further=pool.additional.texts,
         images_I=refresh.images_I,
         approximate=Approximate(config.index_probes) if config.index == "faiss" else None,
         frozen=refresh.frozen,

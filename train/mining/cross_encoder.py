@@ -178,7 +178,7 @@ def with_cross_encoder_logits(
     if config.form == "lists":
         own_C = np.full(dataset.num_captions, np.nan, dtype=np.float32)
         own_C[own_2P[1]] = logits_P
-    return replace(negatives, match_N=sigmoid(logits_N), matcher_logits_N=logits_N, own_matcher_logits_C=own_C)
+    return replace(negatives, match_N=sigmoid(logits_N), teacher_logits_N=logits_N, own_teacher_logits_C=own_C)
 
 
 def own_pairs(dataset: RetrievalSet, images: np.ndarray) -> np.ndarray:

@@ -60,7 +60,7 @@ def rules_of(
     if refresh.images_I is not None:
         rules["images"] = hashlib.sha256(refresh.images_I.astype(np.int64).tobytes()).hexdigest()
     if pool is not None and len(pool) > pool.num_captions:
-        rules["pool"] = pool.further.sha256
+        rules["pool"] = pool.additional.sha256
     if refresh.members:
         rules["ensemble"] = [[member.sha256, member.weight] for member in refresh.members]
     if config.index == "faiss":

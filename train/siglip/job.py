@@ -14,7 +14,7 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.processes import Processes
 from train.config.job import JobConfig
 from train.data.caption_pool import CaptionPool
-from train.data.hard_image_order import Turns
+from train.data.hard_image_order import EpochOrder
 from train.data.mined_order import describe_form
 from train.data.splits import RetentionSet
 from train.engine.distributed import SharedFolder
@@ -54,7 +54,7 @@ class Job:
     base: str
     tuned: TunedModel
     optimizer: torch.optim.AdamW
-    order: Turns
+    order: EpochOrder
     pool: CaptionPool
     shared: SharedFolder
     matcher_sha256: str | None
@@ -105,8 +105,8 @@ def describe(job: Job) -> list[str]:
         f"on a drop: {watched.config.on_drop}"
         for watched in job.watch_sets
     ]
-    if job.pool.further.texts:
-        lines.append(f"pool      {len(job.pool.further.texts):,} further captions without images, to mine among")
+    if job.pool.additional.texts:
+        lines.append(f"pool      {len(job.pool.additional.texts):,} further captions without images, to mine among")
     if config.mining is not None and config.mining.ensemble:
         lines.append(
             f"ensemble  {', '.join(config.mining.ensemble)}: mine too; run once, their embeddings kept in {job.folder / 'ensemble'}"

@@ -16,9 +16,9 @@ from rerank.scorers.load import load_scorer
 from rerank.scoring.score_cache import PairStore
 from train.config.job import JobConfig
 from train.data.caption_pool import CaptionPool
-from train.data.mined_order import turns_of
+from train.data.mined_order import epoch_order
 from train.data.order import BatchOrder
-from train.data.splits import Splits, known_truth
+from train.data.splits import Splits, ground_truth_pairs
 from train.engine.distributed import SharedFolder, check_same, start_distributed
 from train.engine.summary import speaker
 from train.mining.cross_encoder import cross_encoder_fingerprint
@@ -74,13 +74,13 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     """
     folder = config.run_folder
     say = speaker(processes)
-    pool = CaptionPool(splits.train, splits.further)
+    pool = CaptionPool(splits.train, splits.additional)
     shared = SharedFolder(folder, processes)
     base = _base(config, splits, processes, shared)
     matcher_sha256 = processes.together(lambda: cross_encoder_fingerprint(config))  # refused now, not at the first mining
     members = processes.together(lambda: members_sha256(config.mining))
     truth, tuned, final_set = processes.together(
-        lambda: (known_truth(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
+        lambda: (ground_truth_pairs(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
     )
     data_sha256 = pool.data_sha256()
     check_rank_consistency(config, tuned.base_sha256, data_sha256, matcher_sha256, members, processes)
@@ -104,7 +104,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         base,
         tuned,
         make_optimizer(tuned, config.train),
-        turns_of(config.mining, BatchOrder(splits.train.num_images, config.train.batch_size, config.seed)),
+        epoch_order(config.mining, BatchOrder(splits.train.num_images, config.train.batch_size, config.seed)),
         pool,
         shared,
         matcher_sha256,

@@ -21,7 +21,7 @@ from tests.small_job import TINY, SmallWorld, load, write_pictures
 from tests.unit.train.mining.candidates_worker import approximate_is_here
 from train.config.load import ConfigError, load_config
 from train.config.mining import MiningConfig
-from train.data.caption_pool import CaptionPool, FurtherCaptions
+from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.mining.candidates import find_candidates, find_image_candidates
 from train.mining.captions import mine
 from train.mining.ensemble import MiningMember, load_members, members_sha256, scale_and_bias
@@ -30,7 +30,7 @@ from train.mining.images import mine_images
 from train.mining.refresh import Refresh, rules_of
 from train.model.random_init import write_scratch
 
-FURTHER = FurtherCaptions(["a red fox", "two green bars", "the black square at the top of it"], np.array([1, 2, 5]))
+FURTHER = AdditionalCaptions(["a red fox", "two green bars", "the black square at the top of it"], np.array([1, 2, 5]))
 BROKEN = 7
 
 

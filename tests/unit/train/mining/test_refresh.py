@@ -16,7 +16,7 @@ from eval.encoder.checkpoint import load_siglip
 from tests.small_job import SmallWorld, load, write_pictures
 from tests.unit.train.mining.mining_oracle import dataset_of
 from train.config.mining import MiningConfig
-from train.data.caption_pool import CaptionPool, FurtherCaptions
+from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.data.negatives import Negatives
 from train.mining.candidates import Candidates
 from train.mining.captions import mine, select
@@ -123,8 +123,8 @@ class WordScorer:
 
 def test_what_each_table_is_named_after(small_world: SmallWorld) -> None:
     config = MiningConfig(mine_every_steps=1)
-    pool = CaptionPool(load(small_world.manifest), FurtherCaptions(["a fox"], np.array([1])))
-    other = CaptionPool(pool.dataset, FurtherCaptions(["a fox"], np.array([2])))
+    pool = CaptionPool(load(small_world.manifest), AdditionalCaptions(["a fox"], np.array([1])))
+    other = CaptionPool(pool.dataset, AdditionalCaptions(["a fox"], np.array([2])))
     random, softmax = (MiningConfig(mine_every_steps=1, selection=how) for how in ("random", "softmax"))
     denoise: list[dict[str, Any]] = [{}, {"threshold": 0.4}, {"mode": "relabel"}, {"mode": "relabel", "relabel_threshold": 0.8}]
     asking = [MiningConfig.model_validate({"mine_every_steps": 1, "denoise": keys}) for keys in denoise]
@@ -160,7 +160,7 @@ def test_captions_of_the_pool_are_mined_and_none_that_is_true(small_world: Small
     dataset = load(small_world.manifest)
     own = [dataset.captions[int(dataset.caption_offsets[image])] for image in range(3)]
     texts = [own[0].upper(), f"there is {own[1].removeprefix('a ')}", "a red circle at the left", "bar", own[2] + " ."]
-    pool = CaptionPool(dataset, FurtherCaptions(texts, np.arange(1, 6)))
+    pool = CaptionPool(dataset, AdditionalCaptions(texts, np.arange(1, 6)))
     keys: dict[str, Any] = {"margin": None, "negatives_per_image": 30, "near_duplicates": True}
     negatives, report = mined_from(small_world, dataset, pool, **keys)
     assert report.num_positives_mined == 0 and report.filtered_out["known_positive"] > 0 and report.filtered_out["near_duplicate"] > 0

@@ -9,7 +9,7 @@ import pytest
 
 from tests.small_job import SmallWorld, load, write_pictures
 from train.config.mining import MiningConfig
-from train.data.caption_pool import CaptionPool, FurtherCaptions
+from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.mining.candidates import Candidates
 from train.mining.captions import select
 from train.mining.report import RULES, Mined, summarize
@@ -30,7 +30,7 @@ def mined_among(pool: CaptionPool) -> Mined:
 
 
 def test_the_page_escapes_captions_and_shows_twenty_pairs_with_pictures(small_world: SmallWorld, tmp_path: Path) -> None:
-    pool = CaptionPool(load(small_world.manifest), FurtherCaptions([NASTY], np.array([1])))
+    pool = CaptionPool(load(small_world.manifest), AdditionalCaptions([NASTY], np.array([1])))
     mined = mined_among(pool)
     truth = {(pool.dataset.image_ids[0], "pool#1")}
     before = replace(mined.negatives, captions_N=mined.negatives.captions_N[::-1])

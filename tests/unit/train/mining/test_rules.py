@@ -9,7 +9,7 @@ import pytest
 from eval.captions import normalise
 from tests.unit.train.mining.mining_oracle import Instance, dataset_of
 from train.config.mining import MiningConfig
-from train.data.caption_pool import CaptionPool, FurtherCaptions
+from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.mining.candidates import Candidates
 from train.mining.captions import select
 from train.mining.refresh import Refresh
@@ -57,7 +57,7 @@ def an_instance(seed: int) -> Instance:
         for _ in range(draws.integers(1, 8))
     ]
     further = [str(word) for word in draws.choice(WORDS, int(draws.integers(0, 4)))]
-    pool = CaptionPool(dataset_of(images), FurtherCaptions(further, np.arange(2, 2 + 2 * len(further), 2)))
+    pool = CaptionPool(dataset_of(images), AdditionalCaptions(further, np.arange(2, 2 + 2 * len(further), 2)))
     chosen = np.flatnonzero(draws.random(len(images)) < 0.9) if draws.random() < 0.5 else np.arange(len(images))
     depth = int(draws.integers(1, len(pool) + 1))
     captions = np.array([draws.permutation(len(pool))[:depth] for _ in chosen], dtype=np.int64).reshape(len(chosen), depth)
