@@ -1,8 +1,8 @@
 """Tiles of one model's scores in which the views of queries and of gallery items are pooled.
 
 For view number v a block of rows (or columns) contains the v-th view of each item that has one; the scores of the others are masked.
-Products are made in buffers of one shape that never move, since the shape of an operand and its address change last bits (docs/numerics.md). Pooling is
-incremental, so memory does not grow with the number of views.
+Products are made in buffers of one shape that never move, since the shape of an operand and its address change
+last bits (docs/numerics.md). Pooling is incremental, so memory does not grow with the number of views.
 
 Shape letters: N items, D width; q queries and n items of one tile.
 """

@@ -24,7 +24,7 @@ from eval.encoder.pickled import read_pickled
 from eval.encoder.tokenizer import rewrite_tokenizer_config
 from eval.errors import UserError, writing
 from rerank.convert.hub_weights import OTHER_WEIGHTS, convert_hub_folder
-from rerank.scorers.albef.checkpoint import matcher_of
+from rerank.scorers.albef.checkpoint import build_albef
 from rerank.scorers.albef.model import AlbefConfig, AlbefCrossEncoder
 from rerank.scorers.albef.release import albef_release
 from rerank.scorers.load import load_scorer
@@ -75,7 +75,7 @@ def convert_albef(source: Path, folder: Path, tokenizer: str, image_size: int | 
     expected = _expected(release.config)
     unexpected = sorted(release.tensors.keys() - expected)
     tensors = {name: tensor.float().contiguous() for name, tensor in release.tensors.items() if name in expected}
-    matcher_of(release.config, tensors, str(source))  # names all that is missing or misshapen
+    build_albef(release.config, tensors, str(source))  # names all that is missing or misshapen
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(release.config.to_dict(), indent=2), encoding="utf-8")
     size = release.config.vision.image_size

@@ -1,10 +1,9 @@
-"""What the cross-encoders have in common: read from a folder, known by a hash, each caption that reads alike scored once.
+"""The base classes of the cross-encoders: loading, fingerprint, batches of captions; captions of the same token ids are scored once.
 
-A scorer of a kind derives from `CrossEncoder` and says how its checkpoint is read, and how a picture and its captions are; or from
-`BatchedCrossEncoder`, which judges captions in batches beside one encoded picture, with a head in float32, and says what of a picture is
-computed once. Each reads a picture and a caption as its original does.
+A scorer derives from `CrossEncoder` and implements how its checkpoint, images and captions are read; or from `BatchedCrossEncoder`, which
+encodes an image once and scores its captions in batches, with a head in float32. Each prepares images and captions as its original does.
 
-Shape letters: N captions, C captions of a batch, L its longest caption in tokens, K outputs of the head, ... of the model's own.
+Shape letters: N captions, C captions of a batch, L its longest caption in tokens, K outputs of the head, ... dimensions of the model.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rerank.scorers.scorer import Reads, ScorerSettings, match_scores
+from rerank.scorers.scorer import InputLimits, ScorerSettings, match_scores
 
 Settings = TypeVar("Settings", bound=ScorerSettings)
 
@@ -57,14 +56,14 @@ class CrossEncoder(ABC, Generic[Settings]):
 
     @property
     @abstractmethod
-    def reads(self) -> Reads:
-        """What of a picture and of a caption it sees."""
+    def reads(self) -> InputLimits:
+        """How much of an image and of a caption it reads."""
 
     @torch.inference_mode()
     def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
         """One score per caption, float32 of shape (N,); higher = better match.
 
-        Captions that read alike to the model (after cleaning) are scored once and get the very same number.
+        Captions of the same token ids (after cleaning) are scored once and get the same score.
         """
         if not captions:
             return np.empty(0, dtype=np.float32)
@@ -80,14 +79,14 @@ class CrossEncoder(ABC, Generic[Settings]):
 
     @abstractmethod
     def _token_ids(self, captions: Sequence[str]) -> list[tuple[int, ...]]:
-        """Each caption as the model reads it, cut to the reach."""
+        """Token ids of each caption, cut to `reads.max_tokens`."""
 
     @abstractmethod
     def _score_distinct(self, image: Image.Image, ids: list[tuple[int, ...]]) -> np.ndarray:
         """One score per caption, float32; `image` is RGB."""
 
     def _pixels(self, image: Image.Image) -> torch.Tensor:
-        """The picture as the model's image processor makes it, float32, shape (1, 3, height, width)."""
+        """The pixel values of an image by the model's image processor, float32, shape (1, 3, height, width)."""
         pixels: torch.Tensor = self._checkpoint.image_processor(images=image, return_tensors="pt")["pixel_values"]
         return pixels.to(self.device)
 
@@ -96,39 +95,39 @@ class CrossEncoder(ABC, Generic[Settings]):
 
 
 class BatchedCrossEncoder(CrossEncoder[ScorerSettings]):
-    """One that judges captions in padded batches, beside what it computed of the picture once."""
+    """A cross-encoder that encodes an image once and scores its captions in padded batches."""
 
     settings_class = ScorerSettings
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of weights, config, processors, reach and the settings that change scores beyond float noise."""
+        """SHA-256 (hex) of weights, config, processors, input limits and the settings that change scores beyond float noise."""
         parts = f"{self.name} {self.settings.identity()} {self.reads} {self._checkpoint.digest()}"
         return hashlib.sha256(parts.encode()).hexdigest()
 
     @property
     @abstractmethod
     def _num_tokens(self) -> int:
-        """Rows of the model's table of words."""
+        """Rows of the model's token embedding."""
 
     @abstractmethod
     def _encode_image(self, image: Image.Image) -> Any:
-        """All that depends on the picture alone (RGB), computed once for all its captions."""
+        """All that depends on the image alone (RGB), computed once for all its captions."""
 
     @abstractmethod
-    def _judge(self, encoded: Any, ids_CL: torch.Tensor, mask_CL: torch.Tensor) -> torch.Tensor:
-        """What the matching head reads of each pair, shape (C, ...)."""
+    def _match_states(self, encoded: Any, ids_CL: torch.Tensor, mask_CL: torch.Tensor) -> torch.Tensor:
+        """The states of each pair that the matching head reads, shape (C, ...)."""
 
     @abstractmethod
-    def _logits(self, judged: torch.Tensor) -> torch.Tensor:
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
         """The matching head's outputs, shape (C, K), K 1 or 2; given float32, outside autocast."""
 
     def _cleaned(self, caption: str) -> str:
-        """The caption as the original cleans it before the tokenizer; most leave it alone."""
+        """The caption as the original cleans it before the tokenizer; by default unchanged."""
         return caption
 
     def _token_ids(self, captions: Sequence[str]) -> list[tuple[int, ...]]:
-        """Token ids, cut to the reach; a token the model has no row for (one added for generation, "<image>") reads as unknown."""
+        """Token ids, cut to `reads.max_tokens`; a token without a row in the model ("<image>", added for generation) becomes unknown."""
         tokenizer = self._checkpoint.tokenizer
         texts = [self._cleaned(caption) for caption in captions]
         ids = token_ids(tokenizer, texts, enc_token_id=None, max_tokens=self.reads.max_tokens)
@@ -140,16 +139,16 @@ class BatchedCrossEncoder(CrossEncoder[ScorerSettings]):
             encoded = self._encode_image(image)
         for batch in caption_batches(ids, self.settings.chunk_size, self._checkpoint.tokenizer.pad_token_id):
             with self._autocast():
-                judged = self._judge(encoded, batch.input_ids_CL.to(self.device), batch.attention_mask_CL.to(self.device))
-            scores_N[batch.positions_C] = match_scores(self._logits(judged.float()), self.settings.score_kind).cpu().numpy()
+                states = self._match_states(encoded, batch.input_ids_CL.to(self.device), batch.attention_mask_CL.to(self.device))
+            scores_N[batch.positions_C] = match_scores(self._logits(states.float()), self.settings.score_kind).cpu().numpy()
         return scores_N
 
 
 def additive_mask(mask_CL: torch.Tensor) -> torch.Tensor | None:
-    """What is added to attention logits so that padding is not attended to, float32 of shape (C, 1, 1, L); None where there is none.
+    """The mask to add to attention logits so that padding is not attended to, float32 of shape (C, 1, 1, L); None without padding.
 
     Args:
-        mask_CL: 1 for tokens and 0 for padding; every row has a token, so that no softmax is over nothing.
+        mask_CL: 1 for tokens and 0 for padding; every row has a token.
     """
     if bool(mask_CL.all()):
         return None
@@ -180,9 +179,9 @@ class CaptionBatch:
 
 
 def positions_by_length(ids: Sequence[tuple[int, ...]], chunk_size: int) -> Iterator[list[int]]:
-    """Positions of all captions, `chunk_size` at a time, shortest first, so that captions of like length come together.
+    """Positions of all captions, `chunk_size` at a time, shortest first, so that captions of similar length share a batch.
 
-    The order depends on lengths and positions alone: the same captions always meet in the same company.
+    The order depends on lengths and positions alone: the same captions always give the same batches.
     """
     by_length = sorted(range(len(ids)), key=lambda position: len(ids[position]))
     for start in range(0, len(ids), chunk_size):
@@ -190,7 +189,7 @@ def positions_by_length(ids: Sequence[tuple[int, ...]], chunk_size: int) -> Iter
 
 
 def caption_batches(ids: Sequence[tuple[int, ...]], chunk_size: int, pad_token_id: int) -> Iterator[CaptionBatch]:
-    """All captions in batches of `chunk_size`, in the company that `positions_by_length` gives them."""
+    """All captions in batches of `chunk_size`, grouped by `positions_by_length`."""
     for positions in positions_by_length(ids, chunk_size):
         longest = max(len(ids[position]) for position in positions)
         rows = [list(ids[position]) + [pad_token_id] * (longest - len(ids[position])) for position in positions]
@@ -199,18 +198,18 @@ def caption_batches(ids: Sequence[tuple[int, ...]], chunk_size: int, pad_token_i
 
 
 class CaptionStates:
-    """The states of the captions that were asked for last, up to so many bytes; what was pushed out is computed again.
+    """A cache of caption states, least recently used first out, limited in bytes.
 
-    Each caption is computed by itself, so that its state is the same bits whatever else was asked for before or with it:
-    a scoring that is shared out over processes, or taken up again, gives the same scores.
+    Each caption is encoded by itself, so its state is the same bits whatever else is encoded: a scoring that is divided among processes,
+    or resumed, gives the same scores.
     """
 
     def __init__(self, encode: Callable[[tuple[int, ...]], torch.Tensor], max_bytes: int) -> None:
-        """Keeps nothing yet.
+        """An empty cache.
 
         Args:
             encode: token ids of one caption to its state, shape (L, D).
-            max_bytes: of the states that are kept; one larger than that is not kept at all.
+            max_bytes: of the cached states; a larger one is not cached.
         """
         self._encode = encode
         self._max_bytes = max_bytes

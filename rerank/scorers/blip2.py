@@ -1,13 +1,13 @@
-"""BLIP-2 as a judge of (image, caption) pairs, over transformers' Blip2ForImageTextRetrieval and its matching head.
+"""BLIP-2 as a cross-encoder of (image, caption) pairs: transformers' Blip2ForImageTextRetrieval and its matching head.
 
     scorer = Blip2Scorer.load("Salesforce/blip2-itm-vit-g")
     scores = scorer.score(image, ["a dog runs on grass", "two cats on a sofa"])
 
-The picture goes through the vision tower once. In the Q-Former queries and caption attend to each other from the first layer
-on, so nothing behind the vision tower is the picture's alone but the keys and values of cross-attention. The queries of all
-captions of a batch ask the picture as one long row of queries: there is no mask among them there, so the answers are
-the same, and keys and values are computed once per batch. Captions are read as the original evaluates (LAVIS, blip2.py
-`compute_sim_matrix` and blip_processors.py): cleaned, 50 words, 35 tokens.
+An image goes through the vision tower once. In the Q-Former queries and caption attend to each other from the first layer on, so beyond
+the vision tower only the keys and values of cross-attention depend on the image alone. The queries of all captions of a batch attend to
+the image as one sequence: cross-attention has no mask among them, so the result is the same, and keys and values are computed once per
+batch. Captions are prepared as in the original's evaluation (LAVIS, blip2.py `compute_sim_matrix` and blip_processors.py): cleaned, 50
+words, 35 tokens.
 
 Shape letters: C captions of a batch, L tokens of its longest, Q query tokens, T image tokens, D width of the Q-Former, V of the
 vision tower.
@@ -32,8 +32,8 @@ from rerank.scorers.checkpoint import (
     height_and_width,
     read_preprocessing,
 )
-from rerank.scorers.scorer import Reads
-from rerank.scorers.supported import KINDS
+from rerank.scorers.scorer import InputLimits
+from rerank.scorers.supported import CROSS_ENCODER_KINDS
 
 MAX_WORDS = 50
 MAX_TOKENS = 35
@@ -47,11 +47,11 @@ class Blip2Scorer(BatchedCrossEncoder):
     name = "blip-2"
 
     @property
-    def reads(self) -> Reads:
-        """Pictures squashed to the vision tower's square, captions cut to 35 tokens."""
+    def reads(self) -> InputLimits:
+        """Images resized to the vision tower's square, captions cut to 35 tokens."""
         config = self._model.config
         height, width = height_and_width(config.vision_config.image_size)
-        return Reads(height, width, min(MAX_TOKENS, config.qformer_config.max_position_embeddings))
+        return InputLimits(height, width, min(MAX_TOKENS, config.qformer_config.max_position_embeddings))
 
     @classmethod
     def _read(cls, model: str) -> Checkpoint:
@@ -68,7 +68,7 @@ class Blip2Scorer(BatchedCrossEncoder):
         """Features of the image's tokens, shape (1, T, V)."""
         return self._model.vision_model(pixel_values=self._pixels(image)).last_hidden_state
 
-    def _judge(self, encoded: torch.Tensor, ids_CL: torch.Tensor, mask_CL: torch.Tensor) -> torch.Tensor:
+    def _match_states(self, encoded: torch.Tensor, ids_CL: torch.Tensor, mask_CL: torch.Tensor) -> torch.Tensor:
         """The query tokens after the Q-Former, shape (C, Q, D)."""
         queries_CQD = self._model.query_tokens.expand(len(ids_CL), -1, -1)
         embedded = self._model.embeddings(input_ids=ids_CL, query_embeds=queries_CQD)
@@ -78,17 +78,17 @@ class Blip2Scorer(BatchedCrossEncoder):
             hidden = _qformer_layer(layer, hidden, mask, encoded, queries_CQD.shape[1])
         return hidden[:, : queries_CQD.shape[1]]
 
-    def _logits(self, judged: torch.Tensor) -> torch.Tensor:
-        return self._model.itm_head(judged).mean(dim=1)
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
+        return self._model.itm_head(states).mean(dim=1)
 
 
 def _qformer_layer(layer: Any, hidden: torch.Tensor, mask: torch.Tensor | None, image_1TV: torch.Tensor, num_queries: int) -> torch.Tensor:
-    """One of transformers' Blip2QFormerLayer, with the picture's keys and values shared by the captions; shapes (C, Q + L, D)."""
+    """One of transformers' Blip2QFormerLayer, with the image's keys and values shared by the captions; shapes (C, Q + L, D)."""
     hidden = layer.attention(hidden, attention_mask=mask)
     queries_CQD, text_CLD = hidden[:, :num_queries], hidden[:, num_queries:]
     if layer.has_cross_attention:
-        asked = queries_CQD.reshape(1, -1, queries_CQD.shape[-1])
-        queries_CQD = layer.crossattention(asked, encoder_hidden_states=image_1TV).reshape(queries_CQD.shape)
+        flat = queries_CQD.reshape(1, -1, queries_CQD.shape[-1])
+        queries_CQD = layer.crossattention(flat, encoder_hidden_states=image_1TV).reshape(queries_CQD.shape)
     return torch.cat([layer.feed_forward_chunk_query(queries_CQD), layer.feed_forward_chunk(text_CLD)], dim=1)
 
 
@@ -105,11 +105,11 @@ def load_blip2(model: str) -> Checkpoint:
     check_heads(model, "vision_config.", vision.hidden_size, vision.num_attention_heads, _VISION_HEADS, "BLIP-2")
     if not qformer.use_qformer_text_input:
         raise UserError(
-            f"rerank.model (--rerank): qformer_config.use_qformer_text_input of {model!r}: expected true (the Q-Former of a matcher reads "
-            f"the caption); found false, as in BLIP-2's captioners. Use {KINDS['blip-2'].example}."
+            f"rerank.model (--rerank): qformer_config.use_qformer_text_input of {model!r}: expected true (the Q-Former of a cross-encoder "
+            f"reads the caption); found false, as in BLIP-2's captioners. Use {CROSS_ENCODER_KINDS['blip-2'].example}."
         )
     check_square(model, "vision_config.", vision.image_size, image_processor)
     # One more where the processor has added "<image>", which is for generation, to the tokenizer; one less where [DEC] is missing.
     check_vocabulary(model, tokenizer, qformer.vocab_size, lambda more: abs(more) <= 1, "as many, give or take one ([DEC], <image>)")
-    matcher = complete_weights(model, Blip2ForImageTextRetrieval, config, KINDS["blip-2"].example)
-    return Checkpoint(matcher, image_processor, tokenizer)
+    loaded = complete_weights(model, Blip2ForImageTextRetrieval, config, CROSS_ENCODER_KINDS["blip-2"].example)
+    return Checkpoint(loaded, image_processor, tokenizer)

@@ -1,11 +1,11 @@
-"""BridgeTower as a judge of (image, caption) pairs, over transformers' BridgeTowerForImageAndTextRetrieval.
+"""BridgeTower as a cross-encoder of (image, caption) pairs: transformers' BridgeTowerForImageAndTextRetrieval.
 
     scorer = BridgeTowerScorer.load("BridgeTower/bridgetower-base-itm-mlm")
     scores = scorer.score(image, ["a dog runs on grass", "two cats on a sofa"])
 
-Two towers, bridged: each of the last six layers of the vision tower and of the text tower feeds one of six fusion layers. The vision tower
-reads no text, so all its layers, and the projections of their outputs into the fusion layers, are computed once per picture. The text tower
-and the fusion layers run for every pair. Pictures are cropped to the centre square, as the processor does; captions are cut to 50 tokens,
+Each of the last six layers of the vision tower and of the text tower feeds one of six fusion layers. The vision tower reads no text, so
+all its layers, and the projections of their outputs into the fusion layers, are computed once per image. The text tower and the fusion
+layers run for every pair. Images are cropped to the centre square, as the processor does; captions are cut to 50 tokens,
 as in the original's pretraining (BridgeTower, config.py `max_text_len`).
 
 Shape letters: C captions of a batch, L tokens of its longest, T image tokens, D width of the fusion layers.
@@ -29,8 +29,8 @@ from rerank.scorers.checkpoint import (
     read_preprocessing,
     within_aspect,
 )
-from rerank.scorers.scorer import Reads
-from rerank.scorers.supported import KINDS
+from rerank.scorers.scorer import InputLimits
+from rerank.scorers.supported import CROSS_ENCODER_KINDS
 
 MAX_TOKENS = 50
 _HEADS = {768: 12, 1024: 16}
@@ -43,12 +43,12 @@ class BridgeTowerScorer(BatchedCrossEncoder):
     name = "bridgetower"
 
     @property
-    def reads(self) -> Reads:
-        """Pictures cropped to the vision tower's square, captions cut to 50 tokens."""
+    def reads(self) -> InputLimits:
+        """Images cropped to the vision tower's square, captions cut to 50 tokens."""
         text = self._model.config.text_config
         height, width = height_and_width(self._model.config.vision_config.image_size)
-        num_positions = text.max_position_embeddings - text.pad_token_id - 1  # RoBERTa's begin behind padding's
-        return Reads(height, width, min(MAX_TOKENS, num_positions))
+        num_positions = text.max_position_embeddings - text.pad_token_id - 1  # RoBERTa's positions begin after that of padding
+        return InputLimits(height, width, min(MAX_TOKENS, num_positions))
 
     @classmethod
     def _read(cls, model: str) -> Checkpoint:
@@ -77,7 +77,7 @@ class BridgeTowerScorer(BatchedCrossEncoder):
         image_type = towers.token_type_embeddings.weight[_IMAGE]
         return [_projection(towers.cross_modal_image_transform, place)(output) + image_type for place, output in enumerate(fed)]
 
-    def _judge(self, encoded: list[torch.Tensor], ids_CL: torch.Tensor, mask_CL: torch.Tensor) -> torch.Tensor:
+    def _match_states(self, encoded: list[torch.Tensor], ids_CL: torch.Tensor, mask_CL: torch.Tensor) -> torch.Tensor:
         """First tokens of text and image after the last fusion layer, shape (C, 2, D)."""
         towers = self._model.bridgetower
         text_layers, mask = towers.text_model.encoder.layer, additive_mask(mask_CL)
@@ -108,9 +108,9 @@ class BridgeTowerScorer(BatchedCrossEncoder):
         towers = self._model.bridgetower
         return _projection(towers.cross_modal_text_transform, place)(text_CLD) + towers.token_type_embeddings.weight[_TEXT]
 
-    def _logits(self, judged: torch.Tensor) -> torch.Tensor:
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
         towers = self._model.bridgetower
-        pooled = [towers.cross_modal_text_pooler(judged[:, :1]), towers.cross_modal_image_pooler(judged[:, 1:])]
+        pooled = [towers.cross_modal_text_pooler(states[:, :1]), towers.cross_modal_image_pooler(states[:, 1:])]
         return self._model.itm_score(torch.cat(pooled, dim=-1))
 
 
@@ -132,14 +132,14 @@ def load_bridgetower(model: str) -> Checkpoint:
     _crop_to_size(image_processor, config.vision_config.image_size)
     check_square(model, "vision_config.", config.vision_config.image_size, image_processor)
     check_vocabulary(model, tokenizer, text.vocab_size, lambda more: more == 0, "as many")
-    matcher = complete_weights(model, BridgeTowerForImageAndTextRetrieval, config, KINDS["bridgetower"].example)
-    return Checkpoint(matcher, image_processor, tokenizer)
+    loaded = complete_weights(model, BridgeTowerForImageAndTextRetrieval, config, CROSS_ENCODER_KINDS["bridgetower"].example)
+    return Checkpoint(loaded, image_processor, tokenizer)
 
 
 def _crop_to_size(image_processor: Any, image_size: int) -> None:
-    """Crop to `size` where the files name no crop, as transformers 4 did: transformers 5 crops to 288 then, or fails at a null.
+    """Crop to `size` where the files name no crop, as transformers 4 did: transformers 5 crops to 288 then, or fails at null.
 
-    bridgetower-large and its fine-tuned descendants are of 294 pixels, without a `crop_size` or with null.
+    bridgetower-large and its fine-tuned versions take 294 pixels, without a `crop_size` or with null.
     """
     edge = image_processor.crop_size and image_processor.crop_size["shortest_edge"]
     if edge != image_size and image_processor.size["shortest_edge"] == image_size:

@@ -1,4 +1,4 @@
-"""A matcher's files read from disk or the hub, and what must be true of every kind before a score can be believed."""
+"""Read a cross-encoder's files from disk or the hub, and the checks that every kind must pass."""
 
 import hashlib
 import json
@@ -21,11 +21,11 @@ _CONFIG_KEYS_WITHOUT_EFFECT = {"_name_or_path", "architectures", "dtype", "torch
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A matcher in float32 with its two preprocessors.
+    """A cross-encoder in float32 with its two preprocessors.
 
     Attributes:
         model: transformers' class with the matching head, in evaluation mode, float32, on the CPU.
-        image_processor: the Pillow one, on machines with torchvision too, so that a picture becomes the same tensor everywhere.
+        image_processor: the Pillow one, with torchvision installed or not, so that an image gives the same tensor everywhere.
         tokenizer: the model's, a fast one.
     """
 
@@ -34,7 +34,7 @@ class Checkpoint:
     tokenizer: Any
 
     def digest(self) -> str:
-        """SHA-256 (hex) of the weights, the parts of the config that act, the image processor and the tokenizer."""
+        """SHA-256 (hex) of the weights, the parts of the config that change scores, the image processor and the tokenizer."""
         processors = {"image_processor": self.image_processor.to_dict(), "tokenizer": tokenizer_content(self.tokenizer)}
         parts = {"config": config_content(self.model.config)} | processors
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
@@ -45,18 +45,18 @@ class Checkpoint:
 
 
 def config_content(config: Any) -> dict[str, Any]:
-    """What of a config of transformers acts on a model whose class and precision are given."""
+    """The parts of a transformers config that change a model whose class and precision are given."""
     return {key: value for key, value in config.to_dict().items() if key not in _CONFIG_KEYS_WITHOUT_EFFECT}
 
 
 def tokenizer_content(tokenizer: Any) -> dict[str, Any]:
-    """What makes a fast tokenizer the one it is."""
+    """The content of a fast tokenizer, without its last call's truncation and padding."""
     content: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
-    return {key: value for key, value in content.items() if key not in ("truncation", "padding")}  # which the last call set
+    return {key: value for key, value in content.items() if key not in ("truncation", "padding")}
 
 
 class Preprocessing(NamedTuple):
-    """What of a checkpoint is read before its weights."""
+    """The parts of a checkpoint that are read before its weights."""
 
     config: Any
     image_processor: Any
@@ -73,14 +73,14 @@ def read_preprocessing(model: str, config_class: Any, image_processor_class: Any
         config = config_class.from_pretrained(model, trust_remote_code=False)
         image_processor = image_processor_class.from_pretrained(model, trust_remote_code=False)
         return Preprocessing(config, image_processor, AutoTokenizer.from_pretrained(model, trust_remote_code=False))
-    except Exception as error:  # of many classes, as the file and what is wrong with it
+    except Exception as error:  # of many classes, by the file and its damage
         raise _unreadable(model, "the config, image processor or tokenizer", error) from error
 
 
 def complete_weights(
     model: str, cross_encoder_class: Any, config: Any, example: str, *, asked: str = ASKED, purpose: str = "image-text matching"
 ) -> Any:
-    """The matcher, or another model, in float32 and evaluation mode, every weight of it read from the files (eval/encoder/weights.py).
+    """The model in float32 and evaluation mode, every weight read from the files (eval/encoder/weights.py).
 
     Args:
         cross_encoder_class: transformers' class with the matching head.
@@ -92,8 +92,8 @@ def complete_weights(
         UserError: weights cannot be read, are missing, of another shape, or not finite.
     """
     try:
-        matcher, loading = load_weights(cross_encoder_class, model, config, ignore_mismatched_sizes=True)
-    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, SafetensorError) as error:  # of sizes that cannot be, too
+        loaded, loading = load_weights(cross_encoder_class, model, config, ignore_mismatched_sizes=True)
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, SafetensorError) as error:  # also for impossible sizes
         raise _unreadable(model, "the weights (model.safetensors)", error, asked) from error
     missing, misshapen = sorted(loading["missing_keys"]), sorted(name for name, *_ in loading["mismatched_keys"])
     if missing or misshapen:  # transformers fills both with random numbers
@@ -102,19 +102,19 @@ def complete_weights(
             f"of another shape than its config.json says; they would be random: {_first_names(missing + misshapen)}. "
             f"Use a checkpoint trained for {purpose}, such as {example}."
         )
-    broken = sorted(name for name, tensor in matcher.named_parameters() if not torch.isfinite(tensor).all())
+    broken = sorted(name for name, tensor in loaded.named_parameters() if not torch.isfinite(tensor).all())
     if broken:
         raise UserError(f"{asked}: weights of {model!r} are not finite: {_first_names(broken)}. Fetch or train it again.")
-    return matcher.eval()
+    return loaded.eval()
 
 
 def check_heads(model: str, where: str, width: int, num_heads: int, released: dict[int, int], family: str) -> None:
     """Refuse a tower with another number of attention heads than the released ones of its width (width -> heads).
 
-    The number of heads changes no weight's shape: with a wrong one the weights load without a murmur and the scores are wrong.
+    The number of heads changes no weight's shape: with a wrong one the weights load without an error and the scores are wrong.
 
     Raises:
-        UserError: it has.
+        UserError: the number differs.
     """
     expected = released.get(width)
     if expected is not None and num_heads != expected:
@@ -126,10 +126,10 @@ def check_heads(model: str, where: str, width: int, num_heads: int, released: di
 
 
 def check_square(model: str, where: str, image_size: int | list[int] | tuple[int, int], image_processor: Any) -> None:
-    """Refuse an image processor that makes pictures of another size than the vision tower takes.
+    """Refuse an image processor whose output size is not that of the vision tower.
 
     Raises:
-        UserError: it does; `where` is the config's section, such as "vision_config.".
+        UserError: the sizes differ; `where` is the config's section, such as "vision_config.".
     """
     expected = height_and_width(image_size)
     blank = Image.new("RGB", (expected[1] + 3, expected[0] * 2 + 1))  # neither square nor of the right size
@@ -142,10 +142,10 @@ def check_square(model: str, where: str, image_size: int | list[int] | tuple[int
 
 
 def check_shorter_side(model: str, image_processor: Any) -> None:
-    """Refuse an image processor that does not bring pictures to a shorter side of its own, `size.shortest_edge`.
+    """Refuse an image processor without a shorter side to resize to, `size.shortest_edge`.
 
     Raises:
-        UserError: it does not, or fails.
+        UserError: it has none, or fails.
     """
     if not isinstance(image_processor.size["shortest_edge"], int):
         raise UserError(
@@ -156,27 +156,27 @@ def check_shorter_side(model: str, image_processor: Any) -> None:
 
 
 def _prepared_size(model: str, image_processor: Any, picture: Image.Image) -> tuple[int, int]:
-    """Pixels (height, width) of what the image processor makes of a picture.
+    """Pixels (height, width) of the image processor's output for an image.
 
     Raises:
         UserError: it fails, as with a mean of two numbers.
     """
     try:
         height, width = image_processor(images=picture, return_tensors="pt")["pixel_values"].shape[-2:]
-    except Exception as error:  # of many classes, as what is wrong with its settings
+    except Exception as error:  # of many classes, by the fault in its settings
         raise _unreadable(model, "the settings of the image processor (preprocessor_config.json)", error) from error
     return int(height), int(width)
 
 
 def check_vocabulary(model: str, tokenizer: Any, num_model_tokens: int, is_right: Callable[[int], bool], expected: str) -> None:
-    """Refuse a tokenizer that is not the model's: where its files are missing transformers makes up one of five tokens.
+    """Refuse a tokenizer that is not the model's: without its files transformers creates one of five tokens.
 
     Args:
         is_right: whether the model may have this many tokens more than the tokenizer.
         expected: the same in words.
 
     Raises:
-        UserError: it is not.
+        UserError: the sizes do not agree.
     """
     if not is_right(num_model_tokens - len(tokenizer)):
         raise UserError(
@@ -198,7 +198,7 @@ def _unreadable(model: str, what: str, error: Exception, asked: str = ASKED) -> 
 
 
 def in_words(error: Exception) -> str:
-    """Its class too, for the text of a KeyError or a ZeroDivisionError alone says little."""
+    """An error with its class, as the text of a KeyError or a ZeroDivisionError alone says little."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
@@ -209,15 +209,15 @@ def _first_names(names: list[str]) -> str:
 _LONGER_OVER_SHORTER = 1333 / 800  # how far the longer side may exceed the processor's shorter one (ViLT's and BridgeTower's processors)
 
 
-_ROUNDED_UP = 0.5 - 1e-6  # they round to whole pixels before they round down to patches; the rest is for float noise
+_ROUNDED_UP = 0.5 - 1e-6  # they round to whole pixels before they round down to patches; 1e-6 for float noise
 
 
 def within_aspect(image: Image.Image, image_processor: Any) -> Image.Image:
-    """The picture, its short side stretched if the processor would round it down to nothing.
+    """The image, its short side stretched if the processor would round it down to 0.
 
     ViLT's and BridgeTower's processors shrink a picture until its longer side is at most 1333/800 of `size.shortest_edge`, then round
-    both sides down to multiples of `size_divisor`. Beyond a ratio of about 20 at 384 pixels nothing is left of the short side and
-    transformers raises. Any other picture is returned as it is, so its score is transformers' own.
+    both sides down to multiples of `size_divisor`. Beyond a ratio of about 20 at 384 pixels the short side becomes 0 and transformers
+    raises. Any other image is returned unchanged, so its score equals that of transformers.
     """
     longest = int(_LONGER_OVER_SHORTER * image_processor.size["shortest_edge"])
     short, long = sorted(image.size)

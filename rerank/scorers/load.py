@@ -1,4 +1,4 @@
-"""The protocol every cross-encoder stands behind, and the one door through which a checkpoint becomes a scorer."""
+"""Load a cross-encoder checkpoint as a `PairScorer`: check its kind, read it, probe it."""
 
 import importlib
 
@@ -20,25 +20,25 @@ _SCORERS = {
 
 
 def load_scorer(model: str, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> PairScorer:
-    """The scorer of a checkpoint, given as a folder or a hub id, probed before it is believed.
+    """The scorer of a checkpoint, given as a folder or a hub id, probed before use.
 
     Args:
         model: a folder in the hub's format, or a hub id, of one of the kinds that rerank/scorers/supported.py knows.
         device: where to score; by default a GPU if there is one.
-        settings: what can be switched; by default as the original evaluates, in float32.
+        settings: by default those of the original's evaluation, in float32.
 
     Raises:
-        UserError: the checkpoint cannot judge (image, caption) pairs (a text-text reranker, a bi-encoder, a captioner, ...),
-            lacks weights, cannot be read, or ignores the picture or the caption (see rerank/scorers/probes.py); the message says why
-            and what to use instead.
+        UserError: the checkpoint cannot score (image, caption) pairs (a text-text reranker, a bi-encoder, a captioner, ...), lacks
+            weights, cannot be read, or ignores the image or the caption (see rerank/scorers/probes.py); the message says why and what
+            to use instead.
     """
-    made = read_scorer(model, device=device, settings=settings)
-    check_scorer(made, model, (settings or ScorerSettings()).precision)
-    return made
+    loaded = read_scorer(model, device=device, settings=settings)
+    check_scorer(loaded, model, (settings or ScorerSettings()).precision)
+    return loaded
 
 
 def read_scorer(model: str, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> PairScorer:
-    """The same without the probes: for a checkpoint that this job has probed already."""
+    """`load_scorer` without the probes, for a checkpoint that this job has probed already."""
     module, scorer = _SCORERS[check_cross_encoder(model)]
-    made: PairScorer = getattr(importlib.import_module(module), scorer).load(model, device=device, settings=settings)
-    return made
+    loaded: PairScorer = getattr(importlib.import_module(module), scorer).load(model, device=device, settings=settings)
+    return loaded

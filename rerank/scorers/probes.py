@@ -1,16 +1,16 @@
-"""Probes of a scorer before it is believed: does it read the picture, does it read the caption, does it read them together?
+"""Probes of a cross-encoder before use: do its scores depend on the image, on the caption, and on the two together?
 
 A checkpoint can be complete and finite and yet rank at random: its head or its cross-attention is zero, or its code lets the
-captions of a batch see each other. Three calls of `score` on two drawn pictures and three captions show it, whatever the kind.
+captions of a batch attend to each other. Three calls of `score` on two synthetic images and three captions show it, for any kind.
 
-What counts as a difference. Scores of a real matcher may lie close together on such drawn pictures, and their scale is the head's
-own (weights of 1e-5 are as good as weights of 1), so no fixed number divides signal from noise. Float noise is measured instead:
-the same pair scored in another batch, with other padding, differs by what the order of summation does. A difference counts when it
-is more than four times that, and more than four units in the last place of the largest score (what any score is rounded to, should
-the measured noise happen to be 0). In float32 that is a relative 1e-6 or so. What truly ignores a side computes the same sums in the
-same order, and differs by exactly 0 or by the rounding of one addition.
+What counts as a difference. The scores of a trained cross-encoder may be close together on such images, and their scale is that of its
+head (weights of 1e-5 are as good as weights of 1), so no fixed threshold separates signal from noise. Float noise is measured instead:
+the same pair scored in another batch, with other padding, differs by the order of summation. A difference counts when it is more than
+four times that, and more than four units in the last place of the largest score (in case the measured noise happens to be 0). In float32
+that is a relative 1e-6 or so. A model that ignores one side computes the same sums in the same order, and its scores differ by exactly 0
+or by the rounding of one addition.
 
-Shape letters: I pictures, C captions.
+Shape letters: I images, C captions.
 """
 
 from dataclasses import dataclass
@@ -25,27 +25,27 @@ from rerank.scorers.scorer import Precision
 if TYPE_CHECKING:
     from rerank.scorers.scorer import PairScorer
 
-# Of unlike words, and of unlike lengths, so that they differ even to a vocabulary that knows none of the words.
+# Of different words and different lengths, so that they differ even for a vocabulary with none of the words.
 CAPTIONS = (
     "a red circle",
     "two dogs run on the grass below a blue sky",
     "a green square left of a blue circle",
 )
-# What the same pair may differ by in another batch, relative to the largest score where that is over 1. Float noise of base-size
+# How much the score of a pair may change in another batch, relative to the largest score where that is over 1. Float noise of base-size
 # towers (BLIP, ViLT, BridgeTower, random weights) was up to 3e-6 in float32; bfloat16 rounds 2^15 times as coarsely where it rounds, which
 # is in some of the steps.
 MOST_MOVED: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 5e-2}
 _TIMES_NOISE = 4.0
-_ALONE = 0  # the caption, the shortest, that is scored again by itself: without the padding it has among the others
+_ALONE = 0  # the shortest caption, which is scored again by itself, without padding
 
 
 @dataclass(frozen=True)
 class ProbeScores:
-    """What the probes saw.
+    """The scores of the probes.
 
     Attributes:
-        scores_IC: float64, every probe picture with every probe caption, one call per picture.
-        alone: float64, the first picture with the shortest caption alone, scored after the others.
+        scores_IC: float64, every probe image with every probe caption, one call per image.
+        alone: float64, the first image with the shortest caption alone, scored after the others.
     """
 
     scores_IC: np.ndarray
@@ -53,15 +53,15 @@ class ProbeScores:
 
 
 def check_scorer(scorer: "PairScorer", model: str, precision: Precision = "float32") -> None:
-    """Refuse a scorer that cannot rank: three calls of `score`, two pictures and three captions.
+    """Refuse a scorer that cannot rank: three calls of `score`, two images and three captions.
 
     Args:
-        model: what was asked for, for the message.
-        precision: what the scorer runs in.
+        model: folder or hub id, for the message.
+        precision: of the scorer.
 
     Raises:
-        UserError: its scores are not finite, depend on their batch, are constant, or ignore the picture, the caption, or how the two go
-            together.
+        UserError: its scores are not finite, depend on their batch, are constant, or ignore the image, the caption, or their
+            combination.
     """
     fault = fault_of(probe(scorer), precision)
     if fault is not None:
@@ -72,7 +72,7 @@ def check_scorer(scorer: "PairScorer", model: str, precision: Precision = "float
 
 
 def probe(scorer: "PairScorer") -> ProbeScores:
-    """Scores of the drawn pictures with the captions, and one of them again in a batch of its own."""
+    """Scores of the synthetic images with the captions, and one of them again in a batch of its own."""
     pictures = [drawn_disc(), drawn_stripes()]
     scores_IC = np.stack([np.asarray(scorer.score(picture, CAPTIONS), dtype=np.float64) for picture in pictures])
     alone = np.asarray(scorer.score(pictures[0], [CAPTIONS[_ALONE]]), dtype=np.float64)
@@ -81,17 +81,17 @@ def probe(scorer: "PairScorer") -> ProbeScores:
     return ProbeScores(scores_IC, float(alone[0]))
 
 
-def fault_of(seen: ProbeScores, precision: Precision) -> str | None:
-    """Why a scorer with these scores cannot rank, or None if nothing speaks against it."""
-    scores_IC = seen.scores_IC
-    if not (np.isfinite(scores_IC).all() and np.isfinite(seen.alone)):
+def fault_of(probed: ProbeScores, precision: Precision) -> str | None:
+    """Why a scorer with these scores cannot rank; None if it can."""
+    scores_IC = probed.scores_IC
+    if not (np.isfinite(scores_IC).all() and np.isfinite(probed.alone)):
         return "its scores are not finite (NaN or infinity)"
     largest = float(np.abs(scores_IC).max())
-    moved = abs(seen.alone - float(scores_IC[0, _ALONE]))
+    moved = abs(probed.alone - float(scores_IC[0, _ALONE]))
     if moved > MOST_MOVED[precision] * max(1.0, largest):
         return (
-            f"the same picture and caption score {seen.alone:.6g} alone and {scores_IC[0, _ALONE]:.6g} in a batch with other captions; a "
-            "score must not depend on its company (padding that is attended to, batch statistics, dropout or a state kept between calls)"
+            f"the same picture and caption score {probed.alone:.6g} alone and {scores_IC[0, _ALONE]:.6g} in a batch with other captions; a "
+            "score must not depend on its batch (padding that is attended to, batch statistics, dropout or a state kept between calls)"
         )
     noise = _TIMES_NOISE * max(moved, float(np.spacing(np.float32(largest))))
     by_picture, by_caption = _spread(scores_IC, axis=0), _spread(scores_IC, axis=1)
@@ -122,7 +122,7 @@ def drawn_disc() -> Image.Image:
 
 
 def drawn_stripes() -> Image.Image:
-    """Black and yellow stripes with a dark blue corner; of the disc's size, so that reading no more than a size is found out."""
+    """Black and yellow stripes with a dark blue corner; of the same size as the disc, so that a model that reads only sizes is detected."""
     picture = Image.new("RGB", (72, 72), (240, 200, 20))
     draw = ImageDraw.Draw(picture)
     for top in range(0, 72, 16):

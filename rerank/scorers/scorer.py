@@ -1,4 +1,4 @@
-"""What of a scoring can be switched, whatever the cross-encoder."""
+"""The protocol of every cross-encoder, `PairScorer`, and the settings that all of them have."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -10,17 +10,17 @@ from PIL import Image
 
 ScoreKind = Literal["match_logit", "margin"]
 Precision = Literal["float32", "bfloat16"]
-SCORING_VERSION = 1  # raised whenever code of ours changes what a scorer says beyond float noise: scores kept before are then not read
+SCORING_VERSION = 1  # raised whenever our code changes scores beyond float noise: scores cached before are then not read
 
 
 @dataclass(frozen=True)
 class ScorerSettings:
-    """What every scorer knows to switch; a scorer that has more derives its own.
+    """The settings of every scorer; a scorer with more settings derives its own class.
 
     Attributes:
-        score_kind: "match_logit", the logit of "match", as BLIP and ALBEF rank, so that figures compare with published ones; "margin", that
-            less the logit of "no match", which orders pairs as the match probability does. The same for a scorer with one output.
-        precision: "bfloat16" runs the towers' products in it; the matching head and the scores stay float32.
+        score_kind: "match_logit", the logit of "match", as BLIP and ALBEF rank in published results; "margin", that less the logit of "no
+            match", which orders pairs as the match probability does. Both are the same for a scorer with one output.
+        precision: "bfloat16" runs the towers in it; the matching head and the scores stay float32.
         chunk_size: captions of one image that go through the text tower together; changes scores by float noise only.
     """
 
@@ -39,7 +39,7 @@ class ScorerSettings:
 
     @classmethod
     def of(cls, settings: "ScorerSettings") -> Self:
-        """These settings if they are this scorer's own; else what every scorer knows of them, with the defaults for the rest."""
+        """These settings if they are of this class; else the shared ones of them, with the defaults for the rest."""
         if type(settings) is cls:
             return settings
         return cls(**{field.name: getattr(settings, field.name) for field in fields(ScorerSettings)})
@@ -57,7 +57,7 @@ MATCH, NO_MATCH = 1, 0  # columns of a head with two outputs
 
 
 def match_scores(logits_CK: Logits, kind: ScoreKind) -> Logits:
-    """Scores, shape (C,), of a head's outputs, shape (C, K): of one output that output, of two what `kind` says (see `ScorerSettings`)."""
+    """Scores, shape (C,), from a head's outputs, shape (C, K): the one output, or of two what `kind` says (see `ScorerSettings`)."""
     if logits_CK.shape[1] == 1:
         return logits_CK[:, 0]
     match_C = logits_CK[:, MATCH]
@@ -65,13 +65,13 @@ def match_scores(logits_CK: Logits, kind: ScoreKind) -> Logits:
 
 
 @dataclass(frozen=True)
-class Reads:
-    """The most a scorer sees of a pair; what is beyond is lost to it.
+class InputLimits:
+    """How much of an image and of a caption a scorer reads.
 
     Attributes:
-        image_height, image_width: pixels that pictures are brought to; 0 where they keep their own size.
+        image_height, image_width: pixels that images are resized to; 0 where they keep their own size.
         max_tokens: tokens that captions are cut to, special ones included.
-        keeps_aspect: pictures keep their aspect ratio; the height and width above are of a square one, and say the shorter side of any.
+        keeps_aspect: images keep their aspect ratio; height and width are then those of a square image, the shorter side of any other.
     """
 
     image_height: int
@@ -89,19 +89,19 @@ class Reads:
 
 
 class PairScorer(Protocol):
-    """Reads an image and a caption together and says how well they match."""
+    """A cross-encoder: reads an image and a caption together and scores how well they match."""
 
     @property
     def name(self) -> str:
-        """What the stage is called after it: "blip" makes the stage "tuned+blip"."""
+        """Its part of a stage's name: "blip" gives the stage "tuned+blip"."""
 
     @property
     def fingerprint(self) -> str:
         """Hash of all that changes scores beyond float noise: weights, preprocessing, precision, settings."""
 
     @property
-    def reads(self) -> Reads:
-        """What of a picture and of a caption it sees."""
+    def reads(self) -> InputLimits:
+        """How much of an image and of a caption it reads."""
 
     def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
         """One score per caption, float32 of shape (len(captions),); higher = better match."""

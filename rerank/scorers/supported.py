@@ -1,4 +1,4 @@
-"""The guard at the door: which checkpoints can judge an (image, caption) pair, and why the others are refused."""
+"""Which checkpoints are cross-encoders that score (image, caption) pairs, and why others are refused."""
 
 import json
 import re
@@ -14,16 +14,16 @@ from rerank.scorers.vlm.files import cross_encoder_files
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A family of models of which one class judges pairs.
+class CrossEncoderKind:
+    """A family of models, one class of which scores pairs.
 
     Attributes:
-        matcher: transformers' class with the matching head, as `architectures` of a config.json names it.
+        architecture: transformers' class with the matching head, as `architectures` of a config.json names it.
         example: hub id of a checkpoint of that class.
-        siblings: other classes of the family, and why each cannot judge a pair.
+        siblings: other classes of the family, and why each cannot score a pair.
     """
 
-    matcher: str
+    architecture: str
     example: str
     siblings: Mapping[str, str] = field(default_factory=dict)
 
@@ -40,8 +40,8 @@ _NO_HEAD = "it is the towers alone, without an image-text matching head"
 _FILLS = "it fills in masked words and holds no image-text matching head"
 
 
-KINDS: dict[str, Kind] = {
-    "blip": Kind(
+CROSS_ENCODER_KINDS: dict[str, CrossEncoderKind] = {
+    "blip": CrossEncoderKind(
         "BlipForImageTextRetrieval",
         "Salesforce/blip-itm-base-coco",
         {
@@ -51,7 +51,7 @@ KINDS: dict[str, Kind] = {
             "BlipForQuestionAnswering": f"{_ANSWERS} (itm_head)",
         },
     ),
-    "blip-2": Kind(
+    "blip-2": CrossEncoderKind(
         "Blip2ForImageTextRetrieval",
         "Salesforce/blip2-itm-vit-g",
         {
@@ -61,7 +61,7 @@ KINDS: dict[str, Kind] = {
             "Blip2TextModelWithProjection": "it embeds texts alone",
         },
     ),
-    "vilt": Kind(
+    "vilt": CrossEncoderKind(
         "ViltForImageAndTextRetrieval",
         "dandelin/vilt-b32-finetuned-coco",
         {
@@ -71,7 +71,7 @@ KINDS: dict[str, Kind] = {
             "ViltForImagesAndTextClassification": "it compares two pictures (NLVR2) and holds no image-text matching head (rank_output)",
         },
     ),
-    "bridgetower": Kind(
+    "bridgetower": CrossEncoderKind(
         "BridgeTowerForImageAndTextRetrieval",
         "BridgeTower/bridgetower-base-itm-mlm",
         {
@@ -87,22 +87,22 @@ KINDS: dict[str, Kind] = {
 ALBEF = "albef"  # a folder that `python -m rerank.convert` wrote; transformers has no class for it
 
 
-VLM = "vlm"  # a CrossEncoder of sentence-transformers that takes images, whatever the class beneath
+VLM = "vlm"  # a CrossEncoder of sentence-transformers that takes images, whatever its model class
 
 
 def expected() -> str:
-    """What a reranker must be, with an example of each kind."""
-    kinds = list(KINDS.values())
-    others = ", ".join(f"{kind.matcher} ({kind.example})" for kind in kinds[1:])
+    """The supported cross-encoders in words, with an example of each kind."""
+    kinds = list(CROSS_ENCODER_KINDS.values())
+    others = ", ".join(f"{kind.architecture} ({kind.example})" for kind in kinds[1:])
     return (
-        f"Expected an image-text matcher: a {kinds[0].matcher} such as {kinds[0].example}, or one of {others}; or a folder in the format "
-        "of one of these; or ALBEF, as python -m rerank.convert writes it; or a CrossEncoder of sentence-transformers that takes images, "
-        "such as Qwen/Qwen3-VL-Reranker-2B."
+        f"Expected an image-text cross-encoder: a {kinds[0].architecture} such as {kinds[0].example}, or one of {others}; or a folder "
+        "in the format of one of these; or ALBEF, as python -m rerank.convert writes it; or a CrossEncoder of sentence-transformers that "
+        "takes images, such as Qwen/Qwen3-VL-Reranker-2B."
     )
 
 
-# Hub ids of text-text rerankers, so that they are refused before anything is downloaded. "jina-reranker-m0" and
-# "Qwen3-VL-Reranker" read images: they are not of this kind, and are told apart by their config instead.
+# Hub ids of text-text rerankers, refused before anything is downloaded. "jina-reranker-m0" and "Qwen3-VL-Reranker" read images: they
+# do not match here, and their config decides.
 _TEXT_RERANKER_NAMES = re.compile(
     r"^cross-encoder/|ms-?marco|bge-(?:m3-)?reranker|mxbai-rerank|jina-reranker-(?:v\d|tiny|turbo)|gte-(?:multilingual-)?reranker"
     r"|qwen3-reranker|monot5|rankt5|rankllama|zerank|nv-rerankqa|bce-reranker|electra-base-.*cross|granite-embedding-reranker"
@@ -117,13 +117,12 @@ _GGUF_REMEDY = " of llama.cpp (GGUF), which is not read here"
 
 
 def check_cross_encoder(model: str) -> str:
-    """The kind of matcher `model` (a folder or a hub id) says of itself to be: one that rerank/scorers/supported.py names.
+    """The kind of cross-encoder of a folder or hub id, by its config.json: a key of `CROSS_ENCODER_KINDS`, or ALBEF or VLM.
 
-    Reads names and config.json only; whether the weights are all there is checked when they are loaded, and whether they
-    read both sides by rerank/scorers/probes.py.
+    Loading checks that all weights are there; rerank/scorers/probes.py checks that scores depend on image and caption.
 
     Raises:
-        UserError: it is something else; the message says what, why that cannot rerank, and what to use.
+        UserError: it is another model; the message names it, why it cannot rerank, and what to use instead.
     """
     if model and Path(model).is_dir():  # the path of an empty name would be the working directory
         config = _folder_config(Path(model))
@@ -136,9 +135,9 @@ def check_cross_encoder(model: str) -> str:
     if reason is None:
         return str(config["model_type"])
     library = cross_encoder_files(model)
-    if library.judges_pairs and "image" in library.modalities:
+    if library.scores_pairs and "image" in library.modalities:
         return VLM
-    if library.judges_pairs and library.modalities:
+    if library.scores_pairs and library.modalities:
         reason = _text_reranker_reason(f"a CrossEncoder of sentence-transformers that takes {', '.join(sorted(library.modalities))} only")
     raise _refusal(model, reason)
 
@@ -201,7 +200,7 @@ def _is_gguf(path: Path) -> bool:
 
 
 def _is_cross_encoder(folder: Path, config: dict[str, Any]) -> bool:
-    """Whether sentence-transformers saved the folder as a CrossEncoder, whatever the class beneath."""
+    """Whether sentence-transformers saved the folder as a CrossEncoder, whatever its model class."""
     if _CROSS_ENCODER_KEY in config:
         return True
     marks = ""
@@ -217,10 +216,10 @@ def _why_not(config: dict[str, Any], is_cross_encoder: bool) -> str | None:
     listed = config.get("architectures") or []
     architectures = [str(name) for name in (listed if isinstance(listed, list) else [listed])]
     named = ", ".join(architectures) or f"model_type {model_type!r}"
-    kind = KINDS.get(model_type)
+    kind = CROSS_ENCODER_KINDS.get(model_type)
     if kind is not None:
-        wrong = [name for name in architectures if name != kind.matcher]
-        return None if not wrong else f"{_why_no_matcher(kind, wrong[0])}; use a {kind.matcher}, such as {kind.example}"
+        wrong = [name for name in architectures if name != kind.architecture]
+        return None if not wrong else f"{_why_no_head(kind, wrong[0])}; use a {kind.architecture}, such as {kind.example}"
     if model_type == ALBEF:
         return None
     if model_type in _BI_ENCODERS:
@@ -236,10 +235,10 @@ def _why_not(config: dict[str, Any], is_cross_encoder: bool) -> str | None:
     return f"it is of a kind that is not supported ({named})"
 
 
-def _why_no_matcher(kind: Kind, architecture: str) -> str:
+def _why_no_head(kind: CrossEncoderKind, architecture: str) -> str:
     return kind.siblings.get(architecture, f"it is a {architecture}, without an image-text matching head")
 
 
 def _sees_images(config: dict[str, Any]) -> bool:
-    """Whether a config speaks of pictures anywhere: a vision tower, or an image's or patch's size."""
+    """Whether a config has a key of a vision tower, or of an image's or patch's size."""
     return any(key.startswith(("vision", "image_", "patch_")) or key in ("num_image_tokens", "visual_config") for key in config)

@@ -1,14 +1,14 @@
-"""ViLT as a judge of (image, caption) pairs, over transformers' ViltForImageAndTextRetrieval.
+"""ViLT as a cross-encoder of (image, caption) pairs: transformers' ViltForImageAndTextRetrieval.
 
     scorer = ViltScorer.load("dandelin/vilt-b32-finetuned-coco")
     scores = scorer.score(image, ["a dog runs on grass", "two cats on a sofa"])
 
-ViLT has one tower, which reads words and patches together: only the embedding of the patches is the picture's alone, and is
-computed once. A picture keeps its aspect ratio; its shorter side becomes 384 pixels. Captions are cut to 40 tokens, as in the
-original (ViLT, config.py `max_text_len`).
+ViLT has one tower, which reads words and patches together: only the patch embedding depends on the image alone, and is computed once.
+An image keeps its aspect ratio; its shorter side becomes 384 pixels. Captions are cut to 40 tokens, as in the original (ViLT, config.py
+`max_text_len`).
 
-transformers draws an image's patches with torch.multinomial: with `max_image_length` -1, as in the released matchers, all of them in
-random order, which changes scores by float noise and moves torch's random state; with a positive one (in pretraining, 200) so many of them
+transformers draws an image's patches with torch.multinomial: with `max_image_length` -1, as in the released checkpoints, all of them
+in random order, which changes scores by float noise and advances torch's random state; with a positive one (in pretraining, 200) that many
 at random, which changes scores from call to call. Here all patches are read, in order: scores are the same at every call, and equal
 transformers' where it drops none.
 
@@ -31,8 +31,8 @@ from rerank.scorers.checkpoint import (
     read_preprocessing,
     within_aspect,
 )
-from rerank.scorers.scorer import Reads
-from rerank.scorers.supported import KINDS
+from rerank.scorers.scorer import InputLimits
+from rerank.scorers.supported import CROSS_ENCODER_KINDS
 
 MAX_TOKENS = 40
 _HEADS = {768: 12}
@@ -44,10 +44,10 @@ class ViltScorer(BatchedCrossEncoder):
     name = "vilt"
 
     @property
-    def reads(self) -> Reads:
-        """Pictures of the processor's shorter side, captions cut to 40 tokens."""
+    def reads(self) -> InputLimits:
+        """Images resized to the processor's shorter side, captions cut to 40 tokens."""
         side = self._checkpoint.image_processor.size["shortest_edge"]
-        return Reads(side, side, min(MAX_TOKENS, self._model.config.max_position_embeddings), keeps_aspect=True)
+        return InputLimits(side, side, min(MAX_TOKENS, self._model.config.max_position_embeddings), keeps_aspect=True)
 
     @classmethod
     def _read(cls, model: str) -> Checkpoint:
@@ -58,7 +58,7 @@ class ViltScorer(BatchedCrossEncoder):
         return int(self._model.config.vocab_size)
 
     def _encode_image(self, image: Image.Image) -> torch.Tensor:
-        """Embedded patches of the whole picture in reading order, [CLS] before them, shape (1, 1 + P, D)."""
+        """Embedded patches of the whole image in reading order, [CLS] before them, shape (1, 1 + P, D)."""
         embeddings = self._model.vilt.embeddings
         patches_1Dhw = embeddings.patch_embeddings(self._pixels(within_aspect(image, self._checkpoint.image_processor)))
         side = self._model.config.image_size // self._model.config.patch_size
@@ -67,7 +67,7 @@ class ViltScorer(BatchedCrossEncoder):
         patches_1PD = (patches_1Dhw + positions_1Dhw).flatten(2).transpose(1, 2)
         return torch.cat([embeddings.cls_token + embeddings.position_embeddings[:, :1], patches_1PD], dim=1)
 
-    def _judge(self, encoded: torch.Tensor, ids_CL: torch.Tensor, mask_CL: torch.Tensor) -> torch.Tensor:
+    def _match_states(self, encoded: torch.Tensor, ids_CL: torch.Tensor, mask_CL: torch.Tensor) -> torch.Tensor:
         """The first token after the tower, shape (C, 1, D)."""
         patches_CPD = encoded.expand(len(ids_CL), -1, -1)
         hidden = self._model.vilt(
@@ -75,8 +75,8 @@ class ViltScorer(BatchedCrossEncoder):
         ).last_hidden_state
         return hidden[:, :1]
 
-    def _logits(self, judged: torch.Tensor) -> torch.Tensor:
-        return self._model.rank_output(self._model.vilt.pooler(judged))  # the pooler anew: here it is in float32
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
+        return self._model.rank_output(self._model.vilt.pooler(states))  # the pooler again: here in float32
 
 
 def load_vilt(model: str) -> Checkpoint:
@@ -90,4 +90,6 @@ def load_vilt(model: str) -> Checkpoint:
     check_heads(model, "", config.hidden_size, config.num_attention_heads, _HEADS, "ViLT")
     check_shorter_side(model, image_processor)
     check_vocabulary(model, tokenizer, config.vocab_size, lambda more: more == 0, "as many")
-    return Checkpoint(complete_weights(model, ViltForImageAndTextRetrieval, config, KINDS["vilt"].example), image_processor, tokenizer)
+    return Checkpoint(
+        complete_weights(model, ViltForImageAndTextRetrieval, config, CROSS_ENCODER_KINDS["vilt"].example), image_processor, tokenizer
+    )

@@ -1,8 +1,8 @@
-"""What each step trains on, as a function of (seed, step) alone: nothing about the order is ever saved, and nothing is lost on resume.
+"""The batch of each step, a function of (seed, step): no state of the order is saved in a checkpoint, and a resume loses nothing.
 
-The order of an epoch is a permutation of all images; a batch is a slice of it, so no image is twice in a batch; the rest that does
-not fill a batch is left out of that epoch and, the next permutation being another, comes in the next. Shape letters: B images of the whole
-batch, b of this process, H mined captions per image, m mined captions of this process, L tokens.
+The order of an epoch is a permutation of all images, and a batch is a slice of it, so no image is twice in a batch. Images that do not
+fill a last batch are left out of that epoch. Shape letters: B images of the whole batch, b images and m mined captions of this process,
+n captions, L tokens, D width.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from eval.processes import Processes
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
-from train.data.order import _CROP, _REPLACEMENT, Order, chosen_caption, generator
+from train.data.order import CROP, REPLACEMENT, Order, chosen_caption, generator
 
 _MAX_REPLACEMENTS = 100
 
@@ -31,17 +31,17 @@ class Batch:
     """This process's share of one step.
 
     Attributes:
-        images_b, captions_b: int64, what each row really holds (a picture that does not decode is replaced).
+        images_b, captions_b: int64, image and caption of each row (an image that does not decode is replaced).
         pixels_b: float32 of shape (b, 3, H, W), or empty (frozen_images_bD).
         token_ids_bL: int64, padded captions.
-        mined_rows_m: int64, the row (0 <= row < b) each mined caption belongs to.
+        mined_rows_m: int64, the row (0 <= row < b) of each mined caption's image.
         mined_captions_m: int64, indices into the pool (train/data/caption_pool.py).
         mined_token_ids_mL: int64.
-        undecodable: messages about pictures that were replaced.
-        frozen_images_bD, frozen_texts_nD: float32, the embeddings themselves where a frozen tower's are cached
-        (train/model/frozen_tower.py), captions before mined captions; then there are no pixels, or no tokens.
-        matcher_logits_m, matcher_logits_b: float32, a cross-encoder's logit of each mined caption, and of each image's own caption, with
-            its image, where it is learnt from (train/mining/cross_encoder.py); of an image without mined captions NaN.
+        undecodable: messages about images that were replaced.
+        frozen_images_bD, frozen_texts_nD: float32, cached embeddings of a frozen tower (train/model/frozen_tower.py), captions before
+            mined captions; pixels or tokens are then empty.
+        teacher_logits_m, teacher_logits_b: float32, the cross-encoder's logits of each mined caption and of each image's own caption, for
+            distillation (train/mining/cross_encoder.py); NaN for an image without mined captions.
     """
 
     step: int
@@ -55,17 +55,17 @@ class Batch:
     undecodable: list[str]
     frozen_images_bD: torch.Tensor | None = None
     frozen_texts_nD: torch.Tensor | None = None
-    matcher_logits_m: torch.Tensor | None = None
-    matcher_logits_b: torch.Tensor | None = None
+    teacher_logits_m: torch.Tensor | None = None
+    teacher_logits_b: torch.Tensor | None = None
 
     def pin_memory(self) -> "Batch":
-        """The same with page-locked tensors, for copies to a GPU that do not wait (called by DataLoader)."""
+        """The same with page-locked tensors, for asynchronous copies to a GPU (called by DataLoader)."""
         pinned: dict[str, Any] = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         return replace(self, **pinned)
 
 
 class PictureReader:
-    """The pictures of batches, as a model reads them: cropped by (seed, image, epoch), and replaced where they do not decode."""
+    """Reads the images of batches: random crops by (seed, image, epoch), and a replacement for an image that does not decode."""
 
     def __init__(
         self,
@@ -75,13 +75,13 @@ class PictureReader:
         min_area: float,
         frozen: FrozenEmbeddings = NOTHING_FROZEN,
     ) -> None:
-        """pixels: float32 of shape (3, H, W) of a picture; min_area: least share of it that a random crop keeps."""
+        """pixels: an image to float32 of shape (3, H, W); min_area: smallest share of the image's area in a random crop."""
         self._dataset, self._as_pixels, self._seed, self._min_area, self._frozen = dataset, pixels, seed, min_area, frozen
 
     def at_place(self, whole_B: np.ndarray, place: int, step: int, epoch: int, undecodable: list[str]) -> tuple[int, torch.Tensor]:
-        """(image, pixel values or none) for one place of the batch; a picture that fails is replaced by one that is not in the batch."""
+        """(image, pixel values) for one place of the batch; an image that does not decode is replaced by one that is not in the batch."""
         image = int(whole_B[place])
-        draws = generator(self._seed, _REPLACEMENT, step, place)
+        draws = generator(self._seed, REPLACEMENT, step, place)
         for _ in range(_MAX_REPLACEMENTS):
             try:
                 return image, self.pixels(image, epoch)
@@ -93,19 +93,19 @@ class PictureReader:
         raise ImageError(f"{_MAX_REPLACEMENTS} pictures in a row do not decode, the last: {undecodable[-1]}")
 
     def pixels(self, image: int, epoch: int) -> torch.Tensor:
-        """Pixel values; none where the image's embedding is cached, and no file is opened."""
+        """Pixel values; empty where the image's embedding is cached: no file is opened then."""
         if self._frozen.images is not None:
             if not self._frozen.images.is_known(image):
                 raise ImageError(f"{self._dataset.image_place(image)}: did not decode when the frozen image tower was run over the split")
             return torch.empty(0)
         picture = self._dataset.load_image(image)
         if self._min_area < 1:
-            picture = random_crop(picture, self._min_area, generator(self._seed, _CROP, image, epoch))
+            picture = random_crop(picture, self._min_area, generator(self._seed, CROP, image, epoch))
         return self._as_pixels(picture)
 
 
 class BatchBuilder(Dataset):  # type: ignore[type-arg]
-    """Builds this process's share of any step; index = step. Runs in the loader's workers."""
+    """Builds this process's share of the batch of any step (the index). Runs in the loader's workers."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
         self._pictures = PictureReader(pool.dataset, inputs.pixels, order.seed, random_crop_min_area, frozen)
 
     def __getitem__(self, step: int) -> Batch | ImageError:
-        """The batch of a step, or why there is none: raised in a worker it would arrive wrapped in a traceback."""
+        """The batch of a step, or the error: an error raised in a worker would arrive wrapped in a traceback."""
         try:
             return self._build(step)
         except ImageError as error:
@@ -160,27 +160,27 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
             undecodable,
             None if self._frozen.images is None else self._frozen.images.of(np.array(images)),
             texts_nD,
-            *self._matcher_logits(images, captions),
+            *self._teacher_logits(images, captions),
         )
 
-    def _matcher_logits(self, images: list[int], captions: list[int]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """The cross-encoder's logits of the mined captions of these images, and of their own captions, as far as the table has them."""
+    def _teacher_logits(self, images: list[int], captions: list[int]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The teacher logits of these images' mined captions and of their own captions; None where the table has none."""
         table = self._negatives
-        if table is None or table.matcher_logits_N is None:
+        if table is None or table.teacher_logits_N is None:
             return None, None
-        mined = np.concatenate([table.matcher_logits_N[table.offsets[image] : table.offsets[image + 1]] for image in images])
-        own = None if table.own_matcher_logits_C is None else torch.from_numpy(table.own_matcher_logits_C[captions])
+        mined = np.concatenate([table.teacher_logits_N[table.offsets[image] : table.offsets[image + 1]] for image in images])
+        own = None if table.own_teacher_logits_C is None else torch.from_numpy(table.own_teacher_logits_C[captions])
         return torch.from_numpy(mined), own
 
     def _texts(self, captions_n: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Token ids of captions, or none and their embeddings where those are cached."""
+        """(token ids, None) of captions; (empty, embeddings) where those are cached."""
         if self._frozen.captions is not None:
             return torch.empty(0, self._inputs.num_tokens, dtype=torch.int64), self._frozen.captions.of(captions_n)
         return self._inputs.token_ids([self._pool.text(caption) for caption in captions_n.tolist()]), None
 
 
 def random_crop(picture: Image.Image, min_area: float, draws: np.random.Generator) -> Image.Image:
-    """Cut a random rectangle of the picture's own proportions with min_area to 1 of its area."""
+    """Crop a random rectangle of the image's aspect ratio, min_area to 1 of its area."""
     side = float(np.sqrt(draws.uniform(min_area, 1.0)))
     width, height = max(1, round(picture.width * side)), max(1, round(picture.height * side))
     left, top = int(draws.integers(picture.width - width + 1)), int(draws.integers(picture.height - height + 1))

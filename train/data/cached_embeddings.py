@@ -1,4 +1,4 @@
-"""New."""
+"""Cached embeddings of frozen towers, as batches and mining read them."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class FrozenRows:
     """The embeddings of a frozen tower, memory-mapped.
 
     Attributes:
-        vectors_ND: float32; a row of zeros stands for a picture that did not decode.
+        vectors_ND: float32; a row of zeros marks an image that did not decode.
     """
 
     vectors_ND: np.ndarray
@@ -23,18 +23,18 @@ class FrozenRows:
         return torch.from_numpy(np.array(self.vectors_ND[indices_N]))
 
     def unknown(self) -> list[int]:
-        """The pictures that did not decode."""
+        """Indices of the images that did not decode."""
         parts = range(0, len(self.vectors_ND), _ROWS_AT_ONCE)
         return [start + int(row) for start in parts for row in np.flatnonzero(~self.vectors_ND[start : start + _ROWS_AT_ONCE].any(axis=1))]
 
     def is_known(self, index: int) -> bool:
-        """False for a picture that did not decode."""
+        """False for an image that did not decode."""
         return bool(self.vectors_ND[index].any())
 
 
 @dataclass(frozen=True)
 class FrozenEmbeddings:
-    """What need not be embedded in training: images or captions of the train split, by index; None: embedded at every step."""
+    """Cached embeddings of the train split, by index: of images, of captions; None: that tower runs at every step."""
 
     images: FrozenRows | None = None
     captions: FrozenRows | None = None

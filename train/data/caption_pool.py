@@ -1,7 +1,7 @@
-"""The captions that can be mined: those of the split and, behind them, further captions that have no image.
+"""The captions that can be mined: those of the split, followed by additional captions that have no image.
 
-A further caption is named `pool#LINE` after the line (of a .parquet file, the row, from 1) it stands on. Shape letters: C captions of the
-split, F further ones, N any number.
+The id of an additional caption is `pool#LINE`, its line in the file (in a .parquet file its row, from 1). Shape letters: C captions of the
+split, A additional ones.
 """
 
 import hashlib
@@ -21,81 +21,81 @@ from eval.errors import UserError
 from eval.manifest.rows import is_unicode
 from eval.manifest.text import read_csv, read_jsonl
 
-OWNER = "pool"  # stands where the image's id does in a caption's id
+OWNER = "pool"  # in place of the image's id in the id of an additional caption
 _MOST_FAULTS = 20
 
 
 @dataclass(frozen=True)
-class FurtherCaptions:
+class AdditionalCaptions:
     """Captions without images.
 
     Attributes:
-        texts: as they stand in the file.
-        lines_F: int64, the line of each, ascending.
+        texts: as in the file.
+        lines_A: int64, the line of each, ascending.
         source: the file they come from.
     """
 
     texts: Sequence[str] = ()
-    lines_F: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    lines_A: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     source: str = ""
 
     @property
     def sha256(self) -> str:
-        """Hash of what the file says."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.lines_F, dtype=np.int64).tobytes())
+        """Hash of the lines and their captions."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.lines_A, dtype=np.int64).tobytes())
         for text in self.texts:
             digest.update(text.encode("utf-8") + b"\0")
         return digest.hexdigest()
 
 
 class CaptionPool:
-    """Every caption that can be mined, by index: below `num_captions` of the split, from there on further ones."""
+    """Every caption that can be mined, by index: below `num_captions` those of the split, then the additional ones."""
 
-    def __init__(self, dataset: RetrievalSet, further: FurtherCaptions | None = None) -> None:
-        """Raises UserError when an image of the split has the name that further captions are known by."""
-        self.dataset, self.further = dataset, further or FurtherCaptions()
+    def __init__(self, dataset: RetrievalSet, additional: AdditionalCaptions | None = None) -> None:
+        """Raises UserError when the id of an image of the split is that of the additional captions."""
+        self.dataset, self.additional = dataset, additional or AdditionalCaptions()
         self.num_captions = dataset.num_captions
-        if len(self.further.texts) and OWNER in set(dataset.image_ids):
+        if len(self.additional.texts) and OWNER in set(dataset.image_ids):
             raise UserError(f"mining.pool: an image of the data has the id {OWNER!r}, which names the pool's captions; rename the image")
 
     def __len__(self) -> int:
-        return self.num_captions + len(self.further.texts)
+        return self.num_captions + len(self.additional.texts)
 
     @cached_property
     def hash_C(self) -> np.ndarray:
-        """Hash of the normalised text of each, int64 of shape (C + F,)."""
-        further_F = np.array([caption_hash(text) for text in self.further.texts], dtype=np.int64)
-        return np.concatenate([self.dataset.caption_hash_C, further_F])
+        """Hash of the normalised text of each caption, int64 of shape (C + A,)."""
+        hash_A = np.array([caption_hash(text) for text in self.additional.texts], dtype=np.int64)
+        return np.concatenate([self.dataset.caption_hash_C, hash_A])
 
     @property
     def place(self) -> str:
-        """ " or FILE" of further captions, to be said beside the manifest; empty without any."""
-        return f" or {self.further.source}" if len(self.further.texts) else ""
+        """ " or FILE" with the file of the additional captions, for messages after the manifest; empty without any."""
+        return f" or {self.additional.source}" if len(self.additional.texts) else ""
 
     @cached_property
     def data_sha256(self) -> str:
-        """Hash of what is trained on: the split's own, and with further captions both."""
+        """Hash of the training data: that of the split, combined with that of the additional captions if there are any."""
         split = self.dataset.sha256()
-        return split if not len(self.further.texts) else hashlib.sha256(f"{split} {self.further.sha256}".encode()).hexdigest()
+        return split if not len(self.additional.texts) else hashlib.sha256(f"{split} {self.additional.sha256}".encode()).hexdigest()
 
     def text(self, index: int) -> str:
-        """The words of one."""
-        return self.dataset.captions[index] if index < self.num_captions else self.further.texts[index - self.num_captions]
+        """The text of one caption."""
+        return self.dataset.captions[index] if index < self.num_captions else self.additional.texts[index - self.num_captions]
 
     def caption_id(self, index: int) -> str:
-        """`IMAGE_ID#K`, or `pool#LINE`."""
+        """The id of one caption: `IMAGE_ID#K`, or `pool#LINE`."""
         if index < self.num_captions:
             return self.dataset.caption_id(index)
-        return f"{OWNER}#{self.further.lines_F[index - self.num_captions]}"
+        return f"{OWNER}#{self.additional.lines_A[index - self.num_captions]}"
 
     def index_of_line(self, line: int) -> int:
-        """The index of the further caption of a line.
+        """The index of the additional caption of a line.
 
         Raises:
-            LookupError: none stands there.
+            LookupError: that line holds none.
         """
-        place = int(np.searchsorted(self.further.lines_F, line))
-        if place == len(self.further.lines_F) or self.further.lines_F[place] != line:
+        place = int(np.searchsorted(self.additional.lines_A, line))
+        if place == len(self.additional.lines_A) or self.additional.lines_A[place] != line:
             raise LookupError(f"no caption on line {line} of the pool")
         return self.num_captions + place
 
@@ -106,7 +106,7 @@ class CaptionPool:
             image_number: the index of every image of the split by its id.
 
         Raises:
-            LookupError, ValueError: it is not there.
+            LookupError, ValueError: there is none with this id.
         """
         owner, _, place = caption_id.rpartition("#")
         if owner in image_number:
@@ -116,27 +116,27 @@ class CaptionPool:
         raise LookupError(caption_id)
 
     def is_near_duplicate(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
-        """Whether a caption says in nearly the same words (eval/captions.py) what is true of the image; arguments broadcast."""
-        keys_C, true = self.near_truth
-        return true.contains(self.dataset.group_I[images], keys_C[captions])
+        """Whether each caption is a near-duplicate (eval/captions.py) of a positive of the image; arguments broadcast."""
+        keys_C, positives = self.near_duplicate_positives
+        return positives.contains(self.dataset.group_I[images], keys_C[captions])
 
     @cached_property
-    def near_truth(self) -> tuple[np.ndarray, GroupHashes]:
-        """Near-duplicate group of every caption, and which of them are true of which group of images."""
+    def near_duplicate_positives(self) -> tuple[np.ndarray, GroupHashes]:
+        """(near-duplicate group of every caption, positive pairs of image group and near-duplicate group)."""
         keys_C = near_duplicate_groups(self._texts())
         groups_C = self.dataset.group_I[self.dataset.caption_image_C]
         return keys_C, GroupHashes(groups_C, keys_C[: self.num_captions], int(self.dataset.group_I.max()) + 1)
 
     def _texts(self) -> Iterator[str]:
         yield from self.dataset.captions
-        yield from self.further.texts
+        yield from self.additional.texts
 
 
-def read_further(path: str) -> FurtherCaptions:
+def read_additional_captions(path: str) -> AdditionalCaptions:
     """Captions from a file: .txt, one a line (empty lines left out); .jsonl, .csv, .tsv or .parquet with a column `caption`.
 
     Raises:
-        UserError: it cannot be read, has no such column, or rows without words; each with its line.
+        UserError: it cannot be read, has no such column, or rows without text; every fault with its line.
     """
     source, faults = Path(path), list[tuple[str, str]]()
     readers = {".txt": _text_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows}
@@ -160,7 +160,7 @@ def read_further(path: str) -> FurtherCaptions:
         raise UserError(f"mining.pool: {path}: {len(faults)} fault(s)\n{shown}{more}")
     if not texts:
         raise UserError(f"mining.pool: {path}: holds no caption")
-    return FurtherCaptions(StringColumn(texts), np.array(lines, dtype=np.int64), path)
+    return AdditionalCaptions(StringColumn(texts), np.array(lines, dtype=np.int64), path)
 
 
 def _fault(text: Any) -> str:

@@ -1,4 +1,4 @@
-"""--check-images: decode every picture of a manifest, name all that fail, and find equal pictures under different names."""
+"""--check-images: decode every image of a manifest, name all that fail, and find equal images under different ids."""
 
 import hashlib
 from collections import defaultdict
@@ -16,8 +16,8 @@ from train.data.splits import Splits
 _SHOWN = 20
 
 
-class _Pictures(Dataset):  # type: ignore[type-arg]
-    """(hash of the pixels, fault) of each picture of a split."""
+class _PixelHashes(Dataset):  # type: ignore[type-arg]
+    """(hash of the pixels, fault) of each image of a split."""
 
     def __init__(self, dataset: ImageSource) -> None:
         self._dataset = dataset
@@ -34,13 +34,13 @@ class _Pictures(Dataset):  # type: ignore[type-arg]
 
 
 def check_images(splits: Splits, num_workers: int, choices: Sequence[ChoiceSet] = ()) -> int:
-    """Check every picture, those of choice sets included, and print what was found. Returns 0 if all decode, else 2."""
+    """Check every image, those of choice sets included, and print the result. Returns 0 if all decode, else 2."""
     faults: list[str] = []
     places: defaultdict[str, list[str]] = defaultdict(list)
     num_checked = 0
     named = [(dataset, dataset.split or dataset.source) for dataset in splits.all()] + [(each, each.source) for each in choices]
     for dataset, label in named:
-        loader: Any = block_loader(_Pictures(dataset), num_workers=num_workers)
+        loader: Any = block_loader(_PixelHashes(dataset), num_workers=num_workers)
         for image, (digest, fault) in enumerate(_shown(loader, dataset.num_images, label)):
             num_checked += 1
             name = f"[{label}] {dataset.image_ids[image]}"

@@ -1,7 +1,7 @@
-"""Expansions as further true captions of the train split (data.expand): positives wherever a true caption is one.
+"""Expansions as additional positive captions of the train split (data.expand).
 
-A further caption stands behind an image's own, so the ids of those stay. It is in the hashes, so it is never mined for its image, is +1 in
-the loss, and is drawn in its turn (`train.data.order.chosen_caption`); val and test stay as they are.
+Additional captions follow an image's own, so the ids of those do not change. They are positives like any other: never mined for their
+image, +1 in the loss, and the epochs cycle through them too (`train.data.order.chosen_caption`). Val and test are unchanged.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,10 +15,10 @@ from rerank.expansions.parse import AdditionalTexts, Expansion, ImageCaptions, T
 
 
 def parse_expansions(asked: Sequence[str]) -> list[TextExpansion]:
-    """The ways of expanding that data.expand names, their files read.
+    """The expansions that data.expand names, their files read.
 
     Raises:
-        UserError: one is none, is no way to expand texts, or its files cannot be used; with every fault of all of them.
+        UserError: one is unknown, expands images, or its files cannot be used; with every fault of all of them.
     """
     found, faults = [], []
     for text in asked:
@@ -28,7 +28,7 @@ def parse_expansions(asked: Sequence[str]) -> list[TextExpansion]:
                 found.append(expansion)
             else:
                 faults.append(
-                    f"{text}: expected a way to expand texts, found views of pictures; train.random_crop_min_area crops in training"
+                    f"{text}: expected an expansion of texts, found views of images; for crops in training set train.random_crop_min_area"
                 )
         except UserError as error:
             faults.append(str(error).removeprefix("--expand "))
@@ -40,63 +40,63 @@ def parse_expansions(asked: Sequence[str]) -> list[TextExpansion]:
 def expanded(
     manifest: Manifest, split: str | None, dataset: RetrievalSet, expansions: Sequence[TextExpansion]
 ) -> tuple[RetrievalSet, list[str]]:
-    """The split with its further captions, and a line for each expansion that says how many it brought.
+    """The split with its additional captions, and a line for each expansion with the number it added.
 
     Args:
-        dataset: the split as the manifest has it; what was said once is not said again by a later expansion.
+        dataset: the split as in the manifest; a caption that an earlier expansion added is not added again.
 
     Raises:
-        UserError: an expansion has nothing to say of the split, or a model cannot be used.
+        UserError: an expansion adds nothing to the split, or a model cannot be used.
     """
     images = sorted((image for image in manifest.images if image.split == split), key=lambda image: image.id)
     lines = []
     known = [{normalise(caption) for caption in image.captions} for image in images]
     for expansion in expansions:
         try:
-            further = expansion.of(dataset)
+            texts = expansion.of(dataset)
         except UserError as error:
             raise UserError(f"data.expand: {str(error).removeprefix('--expand ')}") from error
         num_captions, num_images = 0, 0
-        for number, said in enumerate(_of_images(dataset, further)):
+        for number, added in enumerate(_of_images(dataset, texts)):
             fresh: dict[str, tuple[int, str]] = {}
-            for place, text in said:
+            for place, text in added:
                 if normalise(text) not in known[number]:
                     fresh.setdefault(normalise(text), (place, text))
             images[number] = _with_captions(images[number], list(fresh.values()))
             known[number] |= fresh.keys()
             num_captions += len(fresh)
             num_images += bool(fresh)
-        lines.append(f"expand    {num_captions:,} further captions for {num_images:,} images by {expansion.source}")
+        lines.append(f"expand    {num_captions:,} additional captions for {num_images:,} images by {expansion.source}")
     return RetrievalSet(images, manifest, source=manifest.source, split=split), lines
 
 
-def _of_images(dataset: RetrievalSet, further: AdditionalTexts) -> Iterator[list[tuple[int, str]]]:
-    """Of each image what is said of it: (place among its own captions, text), caption after caption.
+def _of_images(dataset: RetrievalSet, expansions: AdditionalTexts) -> Iterator[list[tuple[int, str]]]:
+    """The additional captions of each image as (place among its own captions, text), caption after caption.
 
-    What is said of a caption is said of every image that has it: else it could be mined as a negative of the others.
+    The expansions of a caption go to every image that has this caption: else they could be mined as negatives of the others.
     """
-    by_hash = {} if isinstance(further, ImageCaptions) else _by_hash(dataset, further)
+    by_hash = {} if isinstance(expansions, ImageCaptions) else _by_hash(dataset, expansions)
     for image in range(dataset.num_images):
-        if isinstance(further, ImageCaptions):
-            yield [(0, text) for text in further.of(image)]
+        if isinstance(expansions, ImageCaptions):
+            yield [(0, text) for text in expansions.of(image)]
             continue
         start, end = int(dataset.caption_offsets[image]), int(dataset.caption_offsets[image + 1])
         yield [(caption - start, text) for caption in range(start, end) for text in by_hash[int(dataset.caption_hash_C[caption])]]
 
 
-def _by_hash(dataset: RetrievalSet, further: AdditionalTexts) -> dict[int, list[str]]:
-    """What is said of any caption of a normalised text, by its hash: the same is true wherever that text is."""
+def _by_hash(dataset: RetrievalSet, expansions: AdditionalTexts) -> dict[int, list[str]]:
+    """The expansions of all captions of one normalised text, by its hash."""
     found: dict[int, list[str]] = {}
     for caption, key in enumerate(dataset.caption_hash_C.tolist()):
-        found.setdefault(key, []).extend(further.of(caption))
+        found.setdefault(key, []).extend(expansions.of(caption))
     return {key: list(dict.fromkeys(texts)) for key, texts in found.items()}
 
 
-def _with_captions(image: ManifestImage, further: list[tuple[int, str]]) -> ManifestImage:
-    """The image with captions behind its own; in a further column each has the value of the caption it was made of."""
+def _with_captions(image: ManifestImage, added: list[tuple[int, str]]) -> ManifestImage:
+    """The image with more captions after its own; in other columns each has the value of the caption it was made from."""
     return replace(
         image,
-        captions=[*image.captions, *(text for _, text in further)],
-        columns={name: [*values, *(values[place] for place, _ in further)] for name, values in image.columns.items()},
-        texts={name: [*lists, *([] for _ in further)] for name, lists in image.texts.items()},
+        captions=[*image.captions, *(text for _, text in added)],
+        columns={name: [*values, *(values[place] for place, _ in added)] for name, values in image.columns.items()},
+        texts={name: [*lists, *([] for _ in added)] for name, lists in image.texts.items()},
     )

@@ -1,9 +1,9 @@
-"""Batches of seeds and their hard images: images whose turn it is, and beside them the images the model takes for their captions.
+"""Batches of anchors and their hard images: the next images of the order, and the images that the model retrieves for their captions.
 
-A step of B images begins with S = B // (1 + H) seeds, the next images of the order, and brings for the caption each seed speaks with up
-to H of that caption's own hardest images. Every image is a seed once per epoch, whatever is mined, so the seeds of a step follow from
-(seed, step) alone. Places that nothing was mined for go to the images whose turn as seeds comes next, never to random ones, and are
-counted. Shape letters: B images of the whole batch, S seeds, N rows of the table.
+A step of B images begins with A = B // (1 + H) anchors, the next images of the order, and adds up to H hard images for each anchor's
+caption. Every image is an anchor once per epoch, whatever is mined, so the anchors of a step follow from (random seed, step) alone. Places
+that nothing was mined for are filled with the images that are anchors next, never at random, and are counted. Shape letters: B images of
+the whole batch, A anchors, H hard images of an anchor, N rows of the table.
 """
 
 from dataclasses import dataclass
@@ -18,57 +18,57 @@ from train.data.order import BatchOrder, chosen_caption
 
 @dataclass(frozen=True)
 class AnchorOrder:
-    """Which images are the seeds of a step: whole batches up to start_step, then num_seeds a step, from where the order then stands."""
+    """The anchors of each step: whole batches up to start_step, then num_anchors a step, continuing the same order."""
 
     base: BatchOrder
     start_step: int
-    num_seeds: int
+    num_anchors: int
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of one pass over the images as seeds."""
-        return self.base.num_images // self.num_seeds
+        """Steps of one pass over the images as anchors."""
+        return self.base.num_images // self.num_anchors
 
     def num_epochs(self, step: int) -> float:
-        """Passes over the images as seeds, after `step` steps."""
+        """Passes over the images as anchors, after `step` steps."""
         before = min(step, self.start_step)
         return before / self.base.steps_per_epoch + (step - before) / self.steps_per_epoch
 
     def epoch(self, step: int) -> int:
-        """The epoch, from 0, whose permutation the seeds of a step come from."""
+        """The epoch, from 0, whose permutation the anchors of a step come from."""
         return self._place(step)[0]
 
     def images(self, step: int) -> np.ndarray:
-        """Image indices of the seeds, int64 of shape (S,), or of shape (B,) up to start_step."""
+        """Image indices of the anchors, int64 of shape (A,), or of shape (B,) up to start_step."""
         if step <= self.start_step:
             return self.base.images(step)
         epoch, start = self._place(step)
-        return self.base.permutation(epoch)[start : start + self.num_seeds]
+        return self.base.permutation(epoch)[start : start + self.num_anchors]
 
     def following(self, step: int, count: int) -> np.ndarray:
-        """The images whose turn comes behind a step's seeds, at most `count`: to the end of the epoch's order, then from its start."""
+        """The next `count` images of the order after a step's anchors, or fewer: to the end of the epoch's order, then from its start."""
         epoch, start = self._place(step)
-        num_seeds = self.base.batch_size if step <= self.start_step else self.num_seeds
-        places = start + num_seeds + np.arange(min(count, self.base.num_images - num_seeds))
+        num_anchors = self.base.batch_size if step <= self.start_step else self.num_anchors
+        places = start + num_anchors + np.arange(min(count, self.base.num_images - num_anchors))
         return self.base.permutation(epoch)[places % self.base.num_images]
 
     def _place(self, step: int) -> tuple[int, int]:
-        """(epoch, place of the first seed in its permutation)."""
+        """(epoch, place of the first anchor in its permutation)."""
         base = self.base
         if step <= self.start_step:
             return base.epoch(step), (step - 1) % base.steps_per_epoch * base.batch_size
         epoch, num_begun = divmod(self.start_step, base.steps_per_epoch)
         first = num_begun * base.batch_size
-        num_left = (base.num_images - first) // self.num_seeds  # steps until the epoch that was under way at start_step is through
+        num_left = (base.num_images - first) // self.num_anchors  # steps left of the epoch that start_step is in
         number = step - self.start_step - 1
         if number < num_left:
-            return epoch, first + number * self.num_seeds
-        further, place = divmod(number - num_left, self.steps_per_epoch)
-        return epoch + 1 + further, place * self.num_seeds
+            return epoch, first + number * self.num_anchors
+        num_more, place = divmod(number - num_left, self.steps_per_epoch)
+        return epoch + 1 + num_more, place * self.num_anchors
 
 
-Turns = BatchOrder | AnchorOrder
-"""Whose turn it is at each step, whatever is mined: all images of a batch, or its seeds."""
+EpochOrder = BatchOrder | AnchorOrder
+"""The images of each step that follow from the epoch's order, whatever is mined: the whole batch, or its anchors."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class HardImages:
 
     @classmethod
     def of_table(cls, table: Negatives, num_captions: int) -> "HardImages":
-        """The pairs of a table by caption, where the table has them by image; those that were relabelled are not hard, but true."""
+        """The negatives of a table, sorted by caption instead of by image."""
         images_N, captions_N, ranks_N = (column[table.is_negative_N] for column in (table.image_N, table.captions_N, table.ranks_N))
         counts = np.bincount(captions_N, minlength=num_captions)
         return cls(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), images_N[np.lexsort((ranks_N, captions_N))])
@@ -92,79 +92,79 @@ class HardImages:
 
 @dataclass(frozen=True)
 class AnchoredBatch:
-    """A batch in three parts: seeds, then hard images that were not among them already, then what filled it up."""
+    """A batch in three parts: anchors, hard images that are not in it already, and the images that fill the rest."""
 
     images_B: np.ndarray
-    num_seeds: int
+    num_anchors: int
     num_hard_images: int
 
     @property
     def num_filled(self) -> int:
         """Places that nothing was mined for, or whose hard image was in the batch already."""
-        return len(self.images_B) - self.num_seeds - self.num_hard_images
+        return len(self.images_B) - self.num_anchors - self.num_hard_images
 
 
-def compose_anchored(seeds_S: np.ndarray, hard: list[np.ndarray], following: np.ndarray, batch_size: int) -> AnchoredBatch:
-    """Seeds, their hard images in the order of the seeds, and the next images of the order until the batch is full; no image twice.
+def compose_anchored(anchors_A: np.ndarray, hard: list[np.ndarray], following: np.ndarray, batch_size: int) -> AnchoredBatch:
+    """Anchors, their hard images in the order of the anchors, and the next images of the order until the batch is full; no image twice.
 
     Args:
-        hard: for each seed the hardest images of its caption, together no more than there is room for.
-        following: other images in the order in which their turn comes; twice the batch is always enough.
+        hard: for each anchor the hardest images of its caption, together at most what the batch has room for.
+        following: the next images of the order; twice the batch is always enough.
     """
-    images = dict.fromkeys(seeds_S.tolist())  # a set that keeps its order
+    images = dict.fromkeys(anchors_A.tolist())  # a set that keeps its order
     for row in hard:
         images.update(dict.fromkeys(row.tolist()))
-    num_hard = len(images) - len(seeds_S)
+    num_hard = len(images) - len(anchors_A)
     for image in following.tolist():
         if len(images) == batch_size:
             break
         images.setdefault(image)
-    return AnchoredBatch(np.fromiter(images, np.int64, len(images)), len(seeds_S), num_hard)
+    return AnchoredBatch(np.fromiter(images, np.int64, len(images)), len(anchors_A), num_hard)
 
 
 class HardImageOrder:
-    """The order of steps whose batches hold seeds and their hard images.
+    """The order of steps whose batches hold anchors and their hard images.
 
     Args:
         hard: None before the first mining.
     """
 
-    def __init__(self, seeds: AnchorOrder, dataset: RetrievalSet, hard: HardImages | None) -> None:
-        self._seeds, self._dataset, self._hard = seeds, dataset, hard
+    def __init__(self, anchors: AnchorOrder, dataset: RetrievalSet, hard: HardImages | None) -> None:
+        self._anchors, self._dataset, self._hard = anchors, dataset, hard
 
     @property
     def seed(self) -> int:
         """Seed of captions, crops and replacements."""
-        return self._seeds.base.seed
+        return self._anchors.base.seed
 
     def epoch(self, step: int) -> int:
-        """The epoch, from 0, whose permutation the seeds of a step come from."""
-        return self._seeds.epoch(step)
+        """The epoch, from 0, whose permutation the anchors of a step come from."""
+        return self._anchors.epoch(step)
 
     def batch(self, step: int) -> AnchoredBatch:
         """A step's whole batch with its parts.
 
         Raises:
-            ValueError: the step lies behind start_step, and nothing is mined yet.
+            ValueError: the step is after start_step, and nothing is mined yet.
         """
-        seeds, batch_size = self._seeds.images(step), self._seeds.base.batch_size
-        if step <= self._seeds.start_step:
-            return AnchoredBatch(seeds, len(seeds), 0)
+        anchors, batch_size = self._anchors.images(step), self._anchors.base.batch_size
+        if step <= self._anchors.start_step:
+            return AnchoredBatch(anchors, len(anchors), 0)
         if self._hard is None:
-            raise ValueError(f"step {step} wants hard images, and none are mined yet")
-        captions = [chosen_caption(self._dataset, int(image), self.epoch(step), self.seed) for image in seeds]
+            raise ValueError(f"step {step} needs hard images, and none are mined yet")
+        captions = [chosen_caption(self._dataset, int(image), self.epoch(step), self.seed) for image in anchors]
         hard = [self._hard.of(caption) for caption in captions]
-        return compose_anchored(seeds, hard, self._seeds.following(step, 2 * batch_size), batch_size)
+        return compose_anchored(anchors, hard, self._anchors.following(step, 2 * batch_size), batch_size)
 
     def images(self, step: int) -> np.ndarray:
         """Image indices of a step's whole batch, int64 of shape (B,), no image twice."""
         return self.batch(step).images_B
 
     def step_record(self, step: int) -> dict[str, Any]:
-        """Rows that are there as seeds, as hard images, and because nothing was mined for their place."""
+        """Numbers of anchors, of hard images, and of images that fill the batch."""
         batch = self.batch(step)
-        return {"num_seeds": batch.num_seeds, "num_hard_images": batch.num_hard_images, "num_filled": batch.num_filled}
+        return {"num_seeds": batch.num_anchors, "num_hard_images": batch.num_hard_images, "num_filled": batch.num_filled}
 
     def window_record(self) -> dict[str, Any]:
-        """Seeds a step, and steps until each image was a seed once."""
-        return {"num_seeds": self._seeds.num_seeds, "steps_per_epoch": self._seeds.steps_per_epoch}
+        """Anchors a step, and steps until each image was an anchor once."""
+        return {"num_seeds": self._anchors.num_anchors, "steps_per_epoch": self._anchors.steps_per_epoch}

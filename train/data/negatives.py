@@ -1,6 +1,6 @@
-"""The table of mined negatives: which captions each image must learn to tell from its own, how it is named, written and read.
+"""The table of mined negatives: the hard-negative captions of each image; its name, and how it is written and read.
 
-A table is named by what it follows from (weights, data, rules), so a stale one is never read; it is written whole or not at all.
+The name of a table is a hash of weights, data and rules, so a stale one is never read. It is written whole or not at all.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from eval.atomic import replace_files
 from train.data.caption_pool import CaptionPool
 
-_DOUBTFUL, _OWN = 0, 2  # labels of rows that are not mined ones
+_DOUBTFUL, _OWN = 0, 2  # labels of rows that were not mined
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,16 @@ class Negatives:
         name: the hash of weights, data and rules.
         offsets: int64, shape (images + 1,).
         captions_N: int64, indices into the pool (train/data/caption_pool.py).
-        ranks_N: int64, rank of each in the image's own retrieval, from 1.
+        ranks_N: int64, rank of each in the image's retrieved list, from 1.
         scores_N: float32, logits (scale * cosine + bias).
-        margins_N: float32, logit of the image's best true caption less the score.
-        match_N: float32, probability that a cross-encoder gives the pair of matching; None: none was asked.
-        relabelled_N: bool, True where the caption is a positive of its image while the table is in force; None: nowhere.
-        doubtful_2D: int64, (image, caption) of the pairs that a cross-encoder calls a match and nothing is made of: the loss leaves them
+        margins_N: float32, logit of the image's best positive caption less the score.
+        match_N: float32, match probability of the cross-encoder; None without one.
+        relabelled_N: bool, True where the caption is a positive of its image as long as this table is used; None: nowhere.
+        doubtful_2D: int64, (image, caption) of the pairs that match by the cross-encoder and are not relabelled: the loss leaves them
             out wherever they meet, in a batch or among mined columns; None: none.
-        matcher_logits_N: float32, the cross-encoder's logit of a match less that of none, to be learnt from; None: nothing is.
-        own_matcher_logits_C: the same of each caption of the split with its own image, float32; NaN where the image has no row here; None:
-            not asked for.
+        teacher_logits_N: float32, the cross-encoder's match logit less its no-match logit, for distillation; None without it.
+        own_teacher_logits_C: float32, the same of each caption of the split with its own image; NaN where the image has no row here;
+            None: not needed.
     """
 
     name: str
@@ -49,8 +49,8 @@ class Negatives:
     match_N: np.ndarray | None = None
     relabelled_N: np.ndarray | None = None
     doubtful_2D: np.ndarray | None = None
-    matcher_logits_N: np.ndarray | None = None
-    own_matcher_logits_C: np.ndarray | None = None
+    teacher_logits_N: np.ndarray | None = None
+    own_teacher_logits_C: np.ndarray | None = None
 
     def of(self, image: int) -> np.ndarray:
         """Caption indices mined for an image, int64, possibly none."""
@@ -61,25 +61,25 @@ class Negatives:
 
     @property
     def image_N(self) -> np.ndarray:
-        """Image index of every row."""
+        """Image index of every row, int64."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
     @property
     def is_negative_N(self) -> np.ndarray:
-        """bool; False for the relabelled."""
+        """False for relabelled rows, bool of shape (N,)."""
         return np.ones(len(self), dtype=bool) if self.relabelled_N is None else ~self.relabelled_N
 
 
 def table_name(weights_sha256: str, data_sha256: str, rules: dict[str, Any]) -> str:
-    """The name of a table: 16 hex digits of SHA-256 over what it follows from."""
+    """The name of a table: 16 hex digits of SHA-256 over weights, data and rules."""
     text = json.dumps([weights_sha256, data_sha256, rules], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_negatives(path: Path, negatives: Negatives, pool: CaptionPool) -> None:
-    """Write HASH.parquet: image_id, caption_id, rank, score, margin, label (-1, or +1 where relabelled) and, where a cross-encoder was
-    asked, match, and where it is learnt from, matcher_logit; behind them, with label 0 and nothing else, the doubtful pairs, and with label
-    2 and matcher_logit alone, images' own captions. Committed by a rename.
+    """Write HASH.parquet: image_id, caption_id, rank, score, margin, label (-1, or +1 where relabelled), match with a cross-encoder, and
+    matcher_logit for distillation. After these rows come the doubtful pairs with label 0 alone, and images' own captions with label 2 and
+    matcher_logit alone. Committed by a rename.
 
     Raises:
         OSError: it cannot be written.
@@ -92,17 +92,17 @@ def write_negatives(path: Path, negatives: Negatives, pool: CaptionPool) -> None
     }
     if negatives.match_N is not None:
         columns["match"] = negatives.match_N
-    if negatives.matcher_logits_N is not None:
-        columns["matcher_logit"] = negatives.matcher_logits_N
+    if negatives.teacher_logits_N is not None:
+        columns["matcher_logit"] = negatives.teacher_logits_N
     table = pa.table(columns)
     if negatives.doubtful_2D is not None:
         pairs = _pair_columns(negatives.doubtful_2D[0], negatives.doubtful_2D[1], pool)
         label = pa.array(np.full(negatives.doubtful_2D.shape[1], _DOUBTFUL, dtype=np.int8))
         table = pa.concat_tables([table, pa.table(pairs | {"label": label})], promote_options="default")
-    if negatives.own_matcher_logits_C is not None:
-        caption_C = np.flatnonzero(~np.isnan(negatives.own_matcher_logits_C))
+    if negatives.own_teacher_logits_C is not None:
+        caption_C = np.flatnonzero(~np.isnan(negatives.own_teacher_logits_C))
         pairs = _pair_columns(pool.dataset.caption_image_C[caption_C], caption_C, pool)
-        pairs |= {"label": np.full(len(caption_C), _OWN, dtype=np.int8), "matcher_logit": negatives.own_matcher_logits_C[caption_C]}
+        pairs |= {"label": np.full(len(caption_C), _OWN, dtype=np.int8), "matcher_logit": negatives.own_teacher_logits_C[caption_C]}
         table = pa.concat_tables([table, pa.table(pairs)], promote_options="default")
     table = table.replace_schema_metadata({"name": negatives.name})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def read_negatives(path: Path, name: str, pool: CaptionPool) -> Negatives:
     table = pq.read_table(path)
     found = (table.schema.metadata or {}).get(b"name", b"").decode()
     if found != name:
-        raise ValueError(f"{path}: holds table {found!r}, expected {name!r}")
+        raise ValueError(f"{path}: expected table {name!r}, found {found!r}")
     image_index = {image: index for index, image in enumerate(pool.dataset.image_ids)}
     rows, captions = [], []
     for image_id, caption_id in zip(table["image_id"].to_pylist(), table["caption_id"].to_pylist(), strict=True):
@@ -136,7 +136,7 @@ def read_negatives(path: Path, name: str, pool: CaptionPool) -> Negatives:
             captions.append(pool.index_of(caption_id, image_index))
         except (LookupError, ValueError):
             raise ValueError(f"{path}: names {image_id!r} and {caption_id!r}, which the data does not have") from None
-    # A table of before there were labels has none.
+    # Tables of earlier versions have no labels.
     label_N = table["label"].to_numpy() if "label" in table.column_names else np.full(len(rows), -1, dtype=np.int8)
     pairs_2N, is_doubtful_N, is_own_N = np.array([rows, captions], dtype=np.int64).reshape(2, -1), label_N == _DOUBTFUL, label_N == _OWN
     own_C = None

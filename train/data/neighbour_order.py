@@ -1,9 +1,9 @@
-"""Batches of neighbours: the images due before the next mining, dealt out so that images which the model confuses meet in one batch.
+"""Batches of neighbours: the images of the steps up to the next mining, grouped so that images which the model confuses share a batch.
 
-Two images are neighbours if a caption of the one was mined for the other. The images of a window of steps are those of the plain order;
-which step each comes in is chosen here, greedily: a batch grows by the image with the most neighbours in it. (Sachidananda et al. 2022,
-arXiv 2210.12874, order whole epochs by a graph of hard pairs too, by minimising its bandwidth.) Shape letters: I images, N images due,
-B images of a batch, M mined pairs, E directed links.
+Two images are neighbours if a caption of the one was mined for the other. A window of steps has the images of the plain order; they are
+assigned to its steps greedily: a batch grows by the image with the most neighbours in it. (Sachidananda et al. 2022, arXiv 2210.12874,
+order whole epochs by minimising the bandwidth of a graph of hard pairs.) Shape letters: I images, N images of the window, B images of a
+batch, M mined pairs, E directed edges, K batches.
 """
 
 from dataclasses import dataclass
@@ -19,18 +19,18 @@ from train.data.order import COMPOSITION, BatchOrder, generator
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Who is whose neighbour, CSR and mutual: those of image i are images_E[offsets[i]:offsets[i + 1]], ascending."""
+    """The neighbours of each image, symmetric, CSR: those of image i are images_E[offsets[i]:offsets[i + 1]], ascending."""
 
     offsets: np.ndarray
     images_E: np.ndarray
 
     @classmethod
     def of_table(cls, table: Negatives, dataset: RetrievalSet) -> "Neighbours":
-        """Each image and the owners of the captions mined for it, both ways; a caption that has no image has no owner.
+        """Edges between each image and the images of the captions mined for it; additional captions have no image.
 
-        Images of which a caption is true of the other are left out: they are a positive pair of the loss, not a hard one.
+        Two images are no neighbours if a caption of one is a positive of the other.
         """
-        owned_N = (table.captions_N < dataset.num_captions) & table.is_negative_N  # what was relabelled is true
+        owned_N = (table.captions_N < dataset.num_captions) & table.is_negative_N  # relabelled rows are positives
         one_M, other_M = table.image_N[owned_N], dataset.caption_image_C[table.captions_N[owned_N]]
         apart_M = ~(_true_of(dataset, one_M, other_M) | _true_of(dataset, other_M, one_M))
         both_M = np.stack([one_M[apart_M], other_M[apart_M]], axis=1)
@@ -43,14 +43,14 @@ class Neighbours:
         return self.images_E[self.offsets[image] : self.offsets[image + 1]]
 
     def num_met(self, images_B: np.ndarray) -> int:
-        """Directed links within a batch."""
+        """Directed edges within a batch."""
         is_there_I = np.zeros(len(self.offsets) - 1, dtype=bool)
         is_there_I[images_B] = True
         return sum(int(is_there_I[self.of(image)].sum()) for image in images_B.tolist())
 
 
 def _true_of(dataset: RetrievalSet, image_M: np.ndarray, owner_M: np.ndarray) -> np.ndarray:
-    """Whether any caption of the owner is true of the image, bool of shape (M,)."""
+    """Whether any caption of the owner is a positive of the image, bool of shape (M,)."""
     counts_M = np.diff(dataset.caption_offsets)[owner_M]
     pair_K = np.repeat(np.arange(len(owner_M)), counts_M)
     within_K = np.arange(len(pair_K)) - np.repeat(np.cumsum(counts_M) - counts_M, counts_M)
@@ -60,18 +60,18 @@ def _true_of(dataset: RetrievalSet, image_M: np.ndarray, owner_M: np.ndarray) ->
 
 
 def gather_neighbours(due_N: np.ndarray, neighbours: Neighbours, batch_size: int) -> np.ndarray:
-    """Deal the images due out into batches, int64 of shape (N / B, B), each image once.
+    """Group the images of a window into batches, int64 of shape (N / B, B), each image once.
 
-    A batch grows by the image with the most neighbours in it, of equals the one due first; where it has no neighbour left, by the image
-    due first of all.
+    A batch grows by the image with the most neighbours in it, of equals the first in the plain order; where none is left, by the first
+    image of the plain order that is not assigned yet.
 
     Args:
-        due_N: distinct image indices in the order in which they are due; N is a multiple of B.
+        due_N: distinct image indices in the plain order; N is a multiple of B.
     """
     place_I = np.full(len(neighbours.offsets) - 1, -1)
     place_I[due_N] = np.arange(len(due_N))
-    is_dealt = bytearray(len(due_N))
-    dealt: list[int] = []
+    is_assigned = bytearray(len(due_N))
+    assigned: list[int] = []
     first = 0
     for _ in range(len(due_N) // batch_size):
         num_links: dict[int, int] = {}
@@ -79,21 +79,21 @@ def gather_neighbours(due_N: np.ndarray, neighbours: Neighbours, batch_size: int
         for _ in range(batch_size):
             place = _most_linked(heap, num_links)
             if place is None:
-                while is_dealt[first]:
+                while is_assigned[first]:
                     first += 1
                 place = first
-            is_dealt[place] = 1
+            is_assigned[place] = 1
             num_links.pop(place, None)
-            dealt.append(place)
+            assigned.append(place)
             for other in place_I[neighbours.of(int(due_N[place]))].tolist():
-                if other >= 0 and not is_dealt[other]:
+                if other >= 0 and not is_assigned[other]:
                     num_links[other] = num_links.get(other, 0) + 1
                     heappush(heap, (-num_links[other], other))
-    return due_N[np.array(dealt, dtype=np.int64)].reshape(-1, batch_size)
+    return due_N[np.array(assigned, dtype=np.int64)].reshape(-1, batch_size)
 
 
 def _most_linked(heap: list[tuple[int, int]], num_links: dict[int, int]) -> int | None:
-    """The place with the most links; entries of the heap that later ones have overtaken are dropped."""
+    """The place with the most edges into the batch; outdated entries of the heap are dropped."""
     while heap:
         negative_count, place = heappop(heap)
         if num_links.get(place) == -negative_count:
@@ -102,18 +102,18 @@ def _most_linked(heap: list[tuple[int, int]], num_links: dict[int, int]) -> int 
 
 
 class NeighbourOrder:
-    """The order of the steps of one window, composed of neighbours; steps count from 1.
+    """The order of the steps of one window, whose batches are composed of neighbours; steps count from 1.
 
-    The window is cut where epochs end, so that an image comes once per epoch as ever. Which of the batches comes at which step of its
-    part is drawn, for the first hold the most neighbours. All follows from (seed, window, table).
+    The window is cut where epochs end, so that each image comes once per epoch. The batches of a part are shuffled, as the first ones hold
+    the most neighbours. The order follows from (seed, window, table).
 
     Args:
-        window: the steps from the mining to the next.
+        window: the steps from one mining to the next.
     """
 
     def __init__(self, base: BatchOrder, window: range, neighbours: Neighbours) -> None:
         self._base, self._window, self._neighbours = base, window, neighbours
-        self._composed: tuple[range, np.ndarray] | None = None  # the part of the window asked for last
+        self._composed: tuple[range, np.ndarray] | None = None  # the part of the window composed last
 
     @property
     def seed(self) -> int:
@@ -131,7 +131,7 @@ class NeighbourOrder:
             ValueError: the step is not of the window.
         """
         if step not in self._window:
-            raise ValueError(f"step {step} is not of steps {self._window.start} to {self._window.stop - 1}, which this table composes")
+            raise ValueError(f"step {step}: this table composes steps {self._window.start} to {self._window.stop - 1} only")
         first = self._base.epoch(step) * self._base.steps_per_epoch + 1
         return range(max(first, self._window.start), min(first + self._base.steps_per_epoch, self._window.stop))
 
@@ -141,17 +141,17 @@ class NeighbourOrder:
         if self._composed is None or self._composed[0] != part:
             due_N = np.concatenate([self._base.images(due) for due in part])
             batches_KB = gather_neighbours(due_N, self._neighbours, self._base.batch_size)
-            turns_K = generator(self.seed, COMPOSITION, part.start).permutation(len(part))
-            self._composed = part, batches_KB[turns_K]
+            shuffled_K = generator(self.seed, COMPOSITION, part.start).permutation(len(part))
+            self._composed = part, batches_KB[shuffled_K]
         return self._composed[1][step - part.start]
 
     def step_record(self, step: int) -> dict[str, Any]:
-        """How many of its neighbours an image of the batch meets, in the mean."""
+        """Mean number of neighbours of an image that are in its batch."""
         images_B = self.images(step)
         return {"neighbours_per_image": self._neighbours.num_met(images_B) / len(images_B)}
 
     def window_record(self) -> dict[str, Any]:
-        """Of the window's first pass: share of all pairs of neighbours that meet, and that would in the plain order."""
+        """Of the window's first part: number of neighbour pairs, and the share that meets in a batch, here and in the plain order."""
         part = self.part(self._window.start)
         num_links = max(1, len(self._neighbours.images_E))
         return {

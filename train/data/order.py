@@ -9,7 +9,7 @@ import numpy as np
 from eval.dataset.retrieval_set import RetrievalSet
 
 # Streams of random numbers, so that none of them is ever the same as another.
-_ORDER, _CAPTION, _CROP, _REPLACEMENT, COMPOSITION = range(5)
+ORDER, CAPTION, CROP, REPLACEMENT, COMPOSITION = range(5)
 
 
 def generator(seed: int, stream: int, *keys: int) -> np.random.Generator:
@@ -18,7 +18,7 @@ def generator(seed: int, stream: int, *keys: int) -> np.random.Generator:
 
 
 class Order(Protocol):
-    """Which images each step trains on: `BatchOrder`, or what a form of mining makes of it (train/data/mined_order.py)."""
+    """Which images each step trains on: `BatchOrder`, or an order composed from mined pairs (train/data/mined_order.py)."""
 
     @property
     def seed(self) -> int:
@@ -31,10 +31,10 @@ class Order(Protocol):
         """Image indices of a step's whole batch, int64 of shape (B,), no image twice."""
 
     def step_record(self, step: int, /) -> dict[str, Any]:
-        """What a step's line of metrics.jsonl says of how its batch was composed."""
+        """Fields of a step's line of metrics.jsonl on how its batch was composed."""
 
     def window_record(self) -> dict[str, Any]:
-        """What a mining's line says of the batches composed of its table."""
+        """Fields of a mining's line on the batches composed from its table."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ class BatchOrder:
 
 @lru_cache(maxsize=2)
 def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    return generator(seed, _ORDER, epoch).permutation(num_images)
+    return generator(seed, ORDER, epoch).permutation(num_images)
 
 
 def chosen_caption(dataset: RetrievalSet, image: int, epoch: int, seed: int) -> int:
-    """The caption (its index) that speaks for an image in an epoch: each of its captions in turn, in an order of its own."""
+    """The index of the caption used for an image in an epoch: epochs cycle through its captions in a random order."""
     start, stop = int(dataset.caption_offsets[image]), int(dataset.caption_offsets[image + 1])
     count = stop - start
     if count == 1:
         return start
-    turn = generator(seed, _CAPTION, image, epoch // count).permutation(count)
-    return start + int(turn[epoch % count])
+    order = generator(seed, CAPTION, image, epoch // count).permutation(count)
+    return start + int(order[epoch % count])

@@ -1,6 +1,6 @@
-"""Which (image, caption) pairs the loss counts as true: what the data says and, while a table is in force, what a cross-encoder relabelled.
+"""The positive (image, caption) pairs of the loss: those of the data, and those relabelled by a cross-encoder in the current table.
 
-Shape letters: N pairs, C captions of the pool.
+Shape letters: N rows of the table, C captions of the pool, D doubtful pairs, b images of this process.
 """
 
 import numpy as np
@@ -12,15 +12,15 @@ from train.loss.positives import BatchPositives
 
 
 class TruePairs:
-    """Answers by the hash of a caption's normalised text, so that whoever asks needs only ids.
+    """Looks up positive pairs by the hash of the caption's normalised text.
 
-    A pair relabelled for an image is true wherever that image and that text meet: in its mined column, in another's, or in the batch.
+    A relabelled pair is positive wherever that image and that text meet: in its mined column, in another's, or in the batch.
     """
 
     def __init__(self, pool: CaptionPool, negatives: Negatives | None = None, *, near_duplicates: bool = False) -> None:
-        """near_duplicates: leave out of the loss what says in nearly the same words what is true of an image."""
+        """near_duplicates: leave near-duplicates of an image's positives out of the loss."""
         self._pool, self._dataset, self._hash_C = pool, pool.dataset, pool.hash_C
-        self._near = pool.near_truth if near_duplicates else None
+        self._near = pool.near_duplicate_positives if near_duplicates else None
         self._relabelled: GroupHashes | None = None
         self._doubtful: GroupHashes | None = None
         if negatives is not None and negatives.doubtful_2D is not None:
@@ -37,7 +37,7 @@ class TruePairs:
         return hashes
 
     def of_batch(self, images_b: np.ndarray, texts: list[np.ndarray]) -> BatchPositives:
-        """The true pairs between image indices of this process and, of each process, pool indices of its texts."""
+        """The positive pairs between this process's images and the texts of each process, given as pool indices."""
         truths = [(self._dataset.group_I[images_b], self._dataset.true_hashes)]
         if self._relabelled is not None:
             truths.append((images_b, self._relabelled))
@@ -49,6 +49,6 @@ class TruePairs:
         return BatchPositives(hashes, truths, left_out)
 
     def contains(self, images: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-        """Whether each (image, caption) pair is true, bool; arguments broadcast."""
+        """Whether each (image, caption) pair is positive, bool; arguments broadcast."""
         known = self._dataset.is_positive(images, hashes)
         return known if self._relabelled is None else known | self._relabelled.contains(images, hashes)

@@ -1,4 +1,4 @@
-"""The data of a run: its splits, its watch sets and further captions, read once, every fault of all of them told together."""
+"""The data of a run: splits, retention sets (`watch`) and additional captions, read once; all faults are reported together."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from rerank.reorder.stages import check_top_k
 from train.config.evaluation import WatchConfig
 from train.config.job import JobConfig
 from train.config.run import RunConfig
-from train.data.caption_pool import FurtherCaptions, read_further
+from train.data.caption_pool import AdditionalCaptions, read_additional_captions
 from train.data.extra_captions import expanded, parse_expansions
 
 
-def known_truth(config: RunConfig, train_set: RetrievalSet) -> set[tuple[str, str]] | None:
-    """(image id, caption id) of the qrels' pairs among the train split, of whichever direction they were written; None without qrels."""
+def ground_truth_pairs(config: RunConfig, train_set: RetrievalSet) -> set[tuple[str, str]] | None:
+    """(image id, caption id) of the qrels' pairs in the train split, in either direction of the file; None without qrels."""
     if config.data.truth is None:
         return None
     (images_P, captions_P), _ = known_pairs(train_set, read_qrels(config.data.truth))
@@ -29,7 +29,7 @@ def known_truth(config: RunConfig, train_set: RetrievalSet) -> set[tuple[str, st
 
 @dataclass(frozen=True)
 class RetentionSet:
-    """One watch set, read."""
+    """One retention set (`watch`), read."""
 
     config: WatchConfig
     dataset: RetrievalSet
@@ -46,7 +46,7 @@ class RetentionSet:
             manifest = read_manifest(config.source, image_root=config.image_root, columns=config.columns, require_splits=wanted)
             return cls(config, load_split(manifest, config.split))
         except UserError as error:
-            raise UserError(f"watch set {config.name!r} (its keys stand under watch, not under data): {error}") from error
+            raise UserError(f"watch set {config.name!r} (its keys are under watch, not under data): {error}") from error
 
 
 @dataclass(frozen=True)
@@ -57,36 +57,36 @@ class Splits:
     val: RetrievalSet | None
     test: RetrievalSet | None
     unused: dict[str, int]
-    """Images of every other split of the manifest: a misspelt split is seen here."""
+    """Number of images of every other split of the manifest; shows a misspelt split."""
     watch: list[RetentionSet] = field(default_factory=list)
-    further: FurtherCaptions | None = None
+    additional: AdditionalCaptions | None = None
     """Captions without images that can be mined."""
     expand_lines: list[str] = field(default_factory=list)
-    """What data.expand brought to train, a line for each."""
+    """What data.expand added to train, one line for each expansion."""
 
     def all(self) -> list[RetrievalSet]:
-        """Those that are there."""
+        """All splits and retention sets."""
         return [split for split in (self.train, self.val, self.test) if split is not None] + [watched.dataset for watched in self.watch]
 
     def leakages(self) -> list[Leakage]:
-        """What val, test and the watch sets share with train, and test with val."""
+        """What val, test and the retention sets share with train, and test with val."""
         found = [find_leakage(split, self.train) for split in (self.val, self.test) if split is not None]
         found += [replace(find_leakage(watched.dataset, self.train), split=f"watch set {watched.config.name}") for watched in self.watch]
         return found + ([find_leakage(self.test, self.val)] if self.test is not None and self.val is not None else [])
 
 
 def load_data(config: JobConfig) -> Splits:
-    """Read the manifest and its splits, the watch sets, and the pool of further captions.
+    """Read the manifest and its splits, the retention sets, and the additional captions of mining.pool.
 
     Raises:
         UserError: with every fault of every manifest, or a split too small for the job.
     """
     faults: list[UserError] = []
     sets: list[RetentionSet] = []
-    further: FurtherCaptions | None = None
+    additional: AdditionalCaptions | None = None
     if config.mining is not None and config.mining.pool is not None:
         try:
-            further = read_further(config.mining.pool)
+            additional = read_additional_captions(config.mining.pool)
         except UserError as error:
             faults.append(error)
     for watched in config.watch:
@@ -95,7 +95,7 @@ def load_data(config: JobConfig) -> Splits:
         except UserError as error:
             faults.append(error)
     try:
-        splits = replace(_load_splits(config), watch=sets, further=further)
+        splits = replace(_load_splits(config), watch=sets, additional=additional)
     except UserError as error:
         faults.insert(0, error)
     if len(faults) == 1:

@@ -35,7 +35,7 @@ def mine(config: JobConfig) -> None:
         OSError: something cannot be written.
     """
     if config.mining is None:
-        raise UserError("mining: the configuration has none (null); give at least mining.mine_every_steps")
+        raise UserError("mining: expected a mining section, found null; give at least mining.mine_every_steps")
     accelerator, processes = start_processes(config)
     lock = processes.together(lambda: claim_folder(config) if processes.is_main else None)
     job = prepare(config, processes.together(lambda: load_data(config)), accelerator, processes)

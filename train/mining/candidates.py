@@ -1,8 +1,8 @@
-"""What the model itself ranks highest for each image that is to be mined for: the material the rules of mining choose from.
+"""Candidate negatives: the top K captions that the model retrieves for each image, or the top K images for each caption.
 
-The pool is every caption of the split and, behind them, further captions that have no image. The other way round, the images of the
-split for each caption. Embeddings go to disk as they are made (eval/encoder/embedding_files.py) and pass by in blocks
-(eval/search/streamed.py), so memory does not grow with the pool. Shape letters: I images mined for, Q captions mined for, K depth.
+The gallery of an image is the pool: every caption of the split, followed by additional captions that have no image. The gallery of a
+caption is every image of the split. Embeddings are written to disk as they are made (eval/encoder/embedding_files.py) and searched in
+blocks (eval/search/streamed.py), so memory does not grow with the pool. Shape letters: I images mined for, Q captions mined for, K depth.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,22 +21,22 @@ from eval.processes import Processes
 from eval.search.streamed import stream_search
 from train.data.cached_embeddings import FrozenRows
 from train.data.caption_pool import CaptionPool
-from train.mining.ensemble import Beside, Retriever, mean_of_all
+from train.mining.ensemble import ConcatenatedShards, Retriever, ensemble_weights
 from train.mining.faiss_index import Approximate, approximate_search, recall_of_sample
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The head of each image's own retrieval over the pool; the same on every process.
+    """The top K captions of the pool for each image; the same on every process.
 
     Attributes:
         images_I: int64, the images mined for, ascending.
-        captions_IK: int64, indices into the pool, best first: below num_captions a caption of the split, from there on one of the further.
-            -1: no candidate. An exact search fills every place (K is cut to the pool); an approximate one may find fewer: -1 at the end.
-        cosines_IK: float32, their cosines; -inf where there is none.
-        best_positive_I: float32, cosine of the image's best true caption.
-        decodable_I: bool; False where the image's picture does not decode.
-        recall: share of the exact candidates that an approximate search found, measured on a sample; None where the search was exact.
+        captions_IK: int64, indices into the pool, best first: below num_captions a caption of the split, else an additional one. -1: no
+            candidate. An exact search fills every place (K is cut to the pool); an approximate one may find fewer and ends in -1.
+        cosines_IK: float32, their cosines; -inf where there is no candidate.
+        best_positive_I: float32, cosine of the image's best positive caption.
+        decodable_I: bool; False where the image does not decode.
+        recall: recall of an approximate search against the exact one, measured on a sample; None where the search was exact.
     """
 
     images_I: np.ndarray
@@ -49,13 +49,13 @@ class Candidates:
 
 @dataclass(frozen=True)
 class ImageCandidates:
-    """The head of each caption's own retrieval over the images of the split; the same on every process.
+    """The top K images of the split for each caption; the same on every process.
 
     Attributes:
-        captions_Q: int64, the captions mined for, as they were given.
-        images_QK: int64, best first; pictures that do not decode are never among them. -1: none, where fewer than K decode.
-        cosines_QK: float32, their cosines; -inf where there is none.
-        best_positive_Q: float32, cosine of the caption's best true image; -inf where none of them decodes.
+        captions_Q: int64, the captions mined for, in the order given.
+        images_QK: int64, best first; images that do not decode are left out. -1: no candidate, where fewer than K decode.
+        cosines_QK: float32, their cosines; -inf where there is no candidate.
+        best_positive_Q: float32, cosine of the caption's best positive image; -inf where none of them decodes.
     """
 
     captions_Q: np.ndarray
@@ -74,10 +74,10 @@ def find_candidates(
     approximate: Approximate | None = None,
     execution: Execution = ONE_PROCESS,
 ) -> Candidates:
-    """Embed and search.
+    """Embed the images and the pool, and search the pool for each image.
 
-    Only the images asked for are embedded, on a grid of blocks over themselves: on a CPU their cosines are those of a search for all images
-    to the last bit, as a row depends neither on its block-mates nor on its place among them.
+    Only `images_I` are embedded. On a CPU their cosines equal those of a search for all images bit for bit, as an embedding depends
+    neither on the other rows of its block nor on its place among them.
 
     Args:
         depth: K, cut to the size of the pool.
@@ -92,13 +92,13 @@ def find_candidates(
     """
     dataset, processes = pool.dataset, execution.processes
     images_I = np.arange(dataset.num_images) if images_I is None else np.asarray(images_I, dtype=np.int64)
-    texts = _Joined(dataset.captions, pool.further.texts)
-    positives = _chosen(dataset.positives("image_to_text"), images_I)
+    texts = _ConcatenatedCaptions(dataset.captions, pool.additional.texts)
+    positives = _positives_of(dataset.positives("image_to_text"), images_I)
     with _shards(folder, [(len(images_I), IMAGE_BLOCK), (len(texts), TEXT_BLOCK)], processes) as (images, captions):
         captions_N = np.arange(len(texts))
         sinks = _sinks((images, images_I), (captions, captions_N), retriever, processes)
-        _fill_images(retriever, _Chosen(dataset, images_I), images_I, sinks[0], execution)
-        _fill_captions(retriever, texts, captions_N, sinks[1], execution)
+        _embed_images(retriever, _ImageSubset(dataset, images_I), images_I, sinks[0], execution)
+        _embed_captions(retriever, texts, captions_N, sinks[1], execution)
         if approximate is None:
             found, recall = stream_search(images, captions, positives, depth, execution=execution), None
         else:
@@ -116,7 +116,7 @@ def find_image_candidates(
     folder: Path | None = None,
     execution: Execution = ONE_PROCESS,
 ) -> ImageCandidates:
-    """The same the other way round: for each caption given, its own best images, searched exactly.
+    """Embed the captions and all images, and search the images for each caption, exactly.
 
     Args:
         depth: K, cut to the number of images.
@@ -128,19 +128,19 @@ def find_image_candidates(
         OSError: the embeddings cannot be written.
     """
     captions_Q, processes = np.asarray(captions_Q, dtype=np.int64), execution.processes
-    positives = _chosen(dataset.positives("text_to_image"), captions_Q)
+    positives = _positives_of(dataset.positives("text_to_image"), captions_Q)
     with _shards(folder, [(dataset.num_images, IMAGE_BLOCK), (len(captions_Q), TEXT_BLOCK)], processes) as (images, captions):
         images_I = np.arange(dataset.num_images)
         sinks = _sinks((images, images_I), (captions, captions_Q), retriever, processes)
-        _fill_images(retriever, dataset, images_I, sinks[0], execution)
-        _fill_captions(retriever, _Picked(dataset.captions, captions_Q), captions_Q, sinks[1], execution)
+        _embed_images(retriever, dataset, images_I, sinks[0], execution)
+        _embed_captions(retriever, _CaptionSubset(dataset.captions, captions_Q), captions_Q, sinks[1], execution)
         found = stream_search(captions, images, positives, depth, execution=execution)
     return ImageCandidates(captions_Q, found.indices_QK, found.scores_QK, found.best_positive_Q)
 
 
 @contextmanager
 def _shards(folder: Path | None, sizes: list[tuple[int, int]], processes: Processes) -> Iterator[list[Shards]]:
-    """Shards of so many rows in blocks of such a size, given back however this ends."""
+    """Open shards for (rows, rows of a block) each, and close them at the end."""
     opened: list[Shards] = []
     try:
         with processes.jointly():
@@ -156,24 +156,28 @@ def _shards(folder: Path | None, sizes: list[tuple[int, int]], processes: Proces
 
 def _sinks(
     images: tuple[Shards, np.ndarray], captions: tuple[Shards, np.ndarray], retriever: Retriever, processes: Processes
-) -> tuple[Shards | Beside, Shards | Beside]:
+) -> tuple[Shards | ConcatenatedShards, Shards | ConcatenatedShards]:
     """What takes the model's vectors of images and of captions: the shards themselves, or, with members, theirs next to them.
 
     Args:
-        images, captions: the shards, and which image of the split or caption of the pool each of their rows is.
+        images, captions: the shards, and the index of the image or caption that each of their rows holds.
     """
     members = retriever.members
     if not members:
         return images[0], captions[0]
-    shares, _, _ = mean_of_all(retriever.model, members)
+    shares, _, _ = ensemble_weights(retriever.model, members)
     return (
-        Beside(images[0], shares, [member.images for member in members], images[1], IMAGE_BLOCK, processes),
-        Beside(captions[0], shares, [member.captions for member in members], captions[1], TEXT_BLOCK, processes),
+        ConcatenatedShards(images[0], shares, [member.images for member in members], images[1], IMAGE_BLOCK, processes),
+        ConcatenatedShards(captions[0], shares, [member.captions for member in members], captions[1], TEXT_BLOCK, processes),
     )
 
 
-def _fill_images(
-    retriever: Retriever, images: "RetrievalSet | _Chosen", images_I: np.ndarray, shards: Shards | Beside, execution: Execution
+def _embed_images(
+    retriever: Retriever,
+    images: "RetrievalSet | _ImageSubset",
+    images_I: np.ndarray,
+    shards: Shards | ConcatenatedShards,
+    execution: Execution,
 ) -> None:
     """Put the vectors of these images, of index images_I in the split, into the shards."""
     if retriever.frozen.images is not None:
@@ -184,8 +188,8 @@ def _fill_images(
     shards.seal()
 
 
-def _fill_captions(
-    retriever: Retriever, texts: Sequence[str], captions_N: np.ndarray, shards: Shards | Beside, execution: Execution
+def _embed_captions(
+    retriever: Retriever, texts: Sequence[str], captions_N: np.ndarray, shards: Shards | ConcatenatedShards, execution: Execution
 ) -> None:
     """Put the vectors of these captions, of index captions_N in the pool, into the shards."""
     if retriever.frozen.captions is not None:
@@ -195,7 +199,7 @@ def _fill_captions(
     shards.seal()
 
 
-def _read_kept(kept: FrozenRows, indices_N: np.ndarray, shards: Shards | Beside, block: int, execution: Execution) -> None:
+def _read_kept(kept: FrozenRows, indices_N: np.ndarray, shards: Shards | ConcatenatedShards, block: int, execution: Execution) -> None:
     """What embedding would have given the shards, of a tower that is frozen: its rows, on the same grid."""
     for number in execution.processes.share_of(num_blocks(len(indices_N), block)):
         rows = np.array(kept.vectors_ND[indices_N[number * block : (number + 1) * block]])
@@ -203,7 +207,7 @@ def _read_kept(kept: FrozenRows, indices_N: np.ndarray, shards: Shards | Beside,
         execution.on_progress(len(rows))
 
 
-def _chosen(positives: PositivePairs, queries_Q: np.ndarray) -> PositivePairs:
+def _positives_of(positives: PositivePairs, queries_Q: np.ndarray) -> PositivePairs:
     """The positives of some queries, in their order."""
     counts = positives.counts[queries_Q]
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -211,7 +215,7 @@ def _chosen(positives: PositivePairs, queries_Q: np.ndarray) -> PositivePairs:
     return PositivePairs(offsets, positives.indices_P[places_P])
 
 
-class _Chosen:
+class _ImageSubset:
     """Some pictures of a split, as `eval.encoder.encoder.ImageSource`."""
 
     def __init__(self, dataset: RetrievalSet, images_I: np.ndarray) -> None:
@@ -225,8 +229,8 @@ class _Chosen:
         return self._dataset.load_image(int(self._images_I[image]))
 
 
-class _Joined(Sequence[str]):
-    """One sequence of captions behind another, sliced without joining them."""
+class _ConcatenatedCaptions(Sequence[str]):
+    """Two sequences of captions as one, without a copy."""
 
     def __init__(self, first: Sequence[str], second: Sequence[str]) -> None:
         self._first, self._second = first, second
@@ -242,7 +246,7 @@ class _Joined(Sequence[str]):
         return [*self._first[min(start, border) : min(stop, border)], *self._second[max(start - border, 0) : max(stop - border, 0)]]
 
 
-class _Picked(Sequence[str]):
+class _CaptionSubset(Sequence[str]):
     """Some captions, by their indices."""
 
     def __init__(self, captions: Sequence[str], indices_Q: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""New."""
+"""Mine hard-negative captions: what the model ranks highest for an image and is not known to be a positive of it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +11,12 @@ from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
 from train.mining.candidates import Candidates, find_candidates
 from train.mining.cross_encoder import MiningCrossEncoder, with_cross_encoder_logits
-from train.mining.ensemble import Retriever, scale_and_bias, shares_of
+from train.mining.ensemble import Retriever, ensemble_shares, scale_and_bias
 from train.mining.faiss_index import Approximate
 from train.mining.refresh import Refresh, apply_rules, table_name_of, tabulate
 from train.mining.report import Mined, MiningReport, summarize
 from train.mining.rules import RankedLists
-from train.mining.selection import Judge
+from train.mining.selection import PairProbability
 
 
 def mine(
@@ -58,7 +58,7 @@ def mine(
         negatives = with_cross_encoder_logits(mined.negatives, cross_encoder, pool.dataset, config.distil)
         mined = replace(mined, negatives=negatives, num_judged=cross_encoder.num_judged)
     sheet = summarize(mined, pool, truth, refresh.before)
-    return mined.negatives, replace(sheet, index_recall=found.recall, shares=shares_of(retriever.model, retriever.members))
+    return mined.negatives, replace(sheet, index_recall=found.recall, shares=ensemble_shares(retriever.model, retriever.members))
 
 
 def select(
@@ -69,13 +69,13 @@ def select(
     bias: np.float32,
     config: MiningConfig,
     refresh: Refresh = Refresh(),
-    judge: Judge | None = None,
+    judge: PairProbability | None = None,
 ) -> Mined:
-    """Apply the rules to every image's candidates and take, for each, up to negatives_per_image of those that pass.
+    """Apply the rules to every image's candidates and select, for each image, up to negatives_per_image of those that pass.
 
     Args:
         scale, bias: of the logits, the model's or the ensemble's.
-        judge: probabilities that pairs of (image, caption of the pool) match; None: no denoising.
+        judge: probability that each pair (image, caption of the pool) matches; None: no denoising.
     """
     lists = _lists(pool, found, scale, bias, near_duplicates=config.near_duplicates)
     images_IK = np.broadcast_to(found.images_I[:, None], found.captions_IK.shape)
@@ -92,7 +92,7 @@ def select(
 
 
 def _lists(pool: CaptionPool, found: Candidates, scale: np.float32, bias: np.float32, *, near_duplicates: bool) -> RankedLists:
-    """The candidates of every image as the rules read them."""
+    """The candidates of every image, as the rules take them."""
     hashes_IK = pool.hash_C[found.captions_IK]
     images_I1 = found.images_I[:, None]
     return RankedLists(

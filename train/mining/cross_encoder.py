@@ -1,4 +1,4 @@
-"""Ask a cross-encoder about what is mined: what it calls a match is likely a true caption that the data does not state.
+"""A cross-encoder scores mined pairs: a high score means a likely false negative, a true caption that the data does not state.
 
 Denoising of mined negatives by a cross-encoder: RocketQA (Qu et al. 2021, arXiv 2010.08191). Shape letters: N pairs.
 """
@@ -23,13 +23,13 @@ from train.config.mining import DistilConfig
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
 
-_LISTS_AT_ONCE = 256  # images after which the processes meet
+_LISTS_AT_ONCE = 256  # images between two synchronisations of the processes
 _SETTINGS = ScorerSettings(score_kind="margin")
 
 
 def load_mining_cross_encoder(config: JobConfig, device: torch.device | str) -> PairScorer | None:
-    """The cross-encoder that mining.denoise and mining.distil ask; None where neither does. Its score is the margin: match logit less
-    no-match logit. It is not probed again at every mining: `cross_encoder_fingerprint` did before the first step.
+    """The cross-encoder of mining.denoise and mining.distil; None where neither is set. Its score is the margin: match logit less no-match
+    logit. It is not probed at every mining: `cross_encoder_fingerprint` did so before the first step.
 
     Raises:
         UserError: it cannot be read.
@@ -38,17 +38,17 @@ def load_mining_cross_encoder(config: JobConfig, device: torch.device | str) -> 
 
 
 def cross_encoder_fingerprint(config: JobConfig) -> str | None:
-    """Hash of the cross-encoder that mining.denoise and mining.distil ask; None where neither does.
+    """Hash of the cross-encoder of mining.denoise and mining.distil; None where neither is set.
 
     Raises:
-        UserError: it cannot judge (image, caption) pairs.
+        UserError: it cannot score (image, caption) pairs.
     """
     model = config.cross_encoder_model
     return None if model is None else load_scorer(model, device="cpu", settings=_SETTINGS).fingerprint
 
 
 class MiningCrossEncoder:
-    """Says how likely pairs of an image and a caption of the pool match; the same on every process, the work shared out.
+    """Scores pairs of an image and a caption of the pool; the work is divided among the processes, and each gets every score.
 
     Attributes:
         scorer: the cross-encoder.
@@ -66,7 +66,7 @@ class MiningCrossEncoder:
         """kept: scores of earlier minings, and where these are kept; on_progress is called with 0 between images, to look for a signal."""
         self.scorer, self._data, self._kept, self._execution = scorer, _PoolData(pool), kept, execution
         self.num_judged = 0
-        self._keys_N, self._logits_N = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)  # of what was scored, keys ascending
+        self._keys_N, self._logits_N = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)  # of the scored pairs, keys ascending
 
     def probabilities(self, images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
         """Probability of a match, the sigmoid of the scorer's margin, float32 of shape (N,).
@@ -85,18 +85,18 @@ class MiningCrossEncoder:
         keys_N = pair_keys(images_N, captions_N)
         new_N = np.flatnonzero(~np.isin(keys_N, self._keys_N))
         if len(new_N):
-            self._keep(keys_N[new_N], self._scored(images_N[new_N], captions_N[new_N]))
+            self._store(keys_N[new_N], self._scored(images_N[new_N], captions_N[new_N]))
         logits_N: np.ndarray = self._logits_N[np.searchsorted(self._keys_N, keys_N)]
         return logits_N
 
-    def _keep(self, keys_N: np.ndarray, logits_N: np.ndarray) -> None:
-        """Note what was scored; of a pair that came twice, once."""
+    def _store(self, keys_N: np.ndarray, logits_N: np.ndarray) -> None:
+        """Store new scores; a pair that came twice is stored once."""
         self._keys_N, first_N = np.unique(np.concatenate([self._keys_N, keys_N]), return_index=True)
         self.num_judged += len(self._keys_N) - len(self._logits_N)
         self._logits_N = np.concatenate([self._logits_N, logits_N])[first_N]
 
     def _scored(self, images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
-        """The scorer's margins, block by block of images."""
+        """The margins of pairs, block by block of images."""
         logits_N = np.empty(len(images_N), dtype=np.float32)
         distinct_I, list_N = np.unique(images_N, return_inverse=True)
         for start in range(0, len(distinct_I), _LISTS_AT_ONCE):
@@ -115,7 +115,7 @@ class MiningCrossEncoder:
 
 
 def sigmoid(logits_N: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-logit)), by way of float64, which does not overflow for float32's logits of any size; float32."""
+    """1 / (1 + exp(-logit)), computed in float64, which float32 logits cannot overflow; float32."""
     with np.errstate(over="ignore"):
         probabilities_N: np.ndarray = (1 / (1 + np.exp(-logits_N.astype(np.float64)))).astype(np.float32)
     return probabilities_N
@@ -131,11 +131,11 @@ class _PoolData:
         self.caption_ids: Sequence[str] = _Lazy(pool.caption_id, len(pool))
 
     def load_image(self, image: int, /) -> Image.Image:
-        """The picture of one image, RGB."""
+        """One image, RGB."""
         return self._pool.dataset.load_image(image)
 
     def image_digest(self, image: int, /) -> bytes:
-        """SHA-256 of one picture as it is given."""
+        """SHA-256 of one image as it is given."""
         return self._pool.dataset.image_digest(image)
 
 
@@ -156,31 +156,33 @@ class _Lazy(Sequence[str]):
 
 
 def distillation_rules(config: DistilConfig, scorer: PairScorer) -> list[Any]:
-    """What of a distillation decides what stands in the table, for its name."""
+    """What of a distillation decides the content of the table, for its name."""
     return [scorer.fingerprint, config.form]
 
 
-def with_cross_encoder_logits(negatives: Negatives, matcher: MiningCrossEncoder, dataset: RetrievalSet, config: DistilConfig) -> Negatives:
-    """The table with the cross-encoder's logit of every row; in the form `lists`, of the own captions of every image that has one, too.
+def with_cross_encoder_logits(
+    negatives: Negatives, cross_encoder: MiningCrossEncoder, dataset: RetrievalSet, config: DistilConfig
+) -> Negatives:
+    """The table with teacher logits: the cross-encoder's logit of every row and, in the form `lists`, of the own captions of its images.
 
-    A pair that denoising asked about is not scored again.
+    A pair that denoising scored is not scored again.
 
     Raises:
         UserError: a score is not finite.
     """
     images_N, captions_N = negatives.image_N, negatives.captions_N
     own_2P = own_pairs(dataset, np.unique(images_N)) if config.form == "lists" else np.empty((2, 0), dtype=np.int64)
-    logits = matcher.logits(np.concatenate([images_N, own_2P[0]]), np.concatenate([captions_N, own_2P[1]]))
+    logits = cross_encoder.logits(np.concatenate([images_N, own_2P[0]]), np.concatenate([captions_N, own_2P[1]]))
     logits_N, logits_P = logits[: len(images_N)], logits[len(images_N) :]
     own_C: np.ndarray | None = None
     if config.form == "lists":
         own_C = np.full(dataset.num_captions, np.nan, dtype=np.float32)
         own_C[own_2P[1]] = logits_P
-    return replace(negatives, match_N=sigmoid(logits_N), matcher_logits_N=logits_N, own_matcher_logits_C=own_C)
+    return replace(negatives, match_N=sigmoid(logits_N), teacher_logits_N=logits_N, own_teacher_logits_C=own_C)
 
 
 def own_pairs(dataset: RetrievalSet, images: np.ndarray) -> np.ndarray:
-    """(image, caption) of every caption that stands under one of these images, int64 of shape (2, P), by image."""
+    """(image, caption) of every own caption of these images, int64 of shape (2, P), by image."""
     counts = np.diff(dataset.caption_offsets)[images]
     starts = np.repeat(dataset.caption_offsets[images] - (np.cumsum(counts) - counts), counts)
     return np.stack([np.repeat(images, counts), starts + np.arange(int(counts.sum()))]).astype(np.int64)

@@ -1,9 +1,8 @@
-"""Fixed checkpoints that mine beside the model under training: candidates are ranked by the mean of all their logits.
+"""Mining with an ensemble of the model under training and fixed checkpoints: candidates are ranked by the mean of all logits.
 
-Of a fixed checkpoint each picture and each caption is embedded once in a run, with its own tokenizer and image processor, and kept
-(train/model/frozen_tower.py). A search takes the members' vectors side by side, each times the square root of its share
-(rerank/combine/ensemble.py): so it
-is one exact search as ever, and only the shares are new at each refresh, for the scale of the model under training moves. Shape letters:
+A fixed checkpoint embeds each image and each caption once in a run, with its own tokenizer and image processor; the embeddings are cached
+(train/model/frozen_tower.py). The search runs once over concatenated embeddings, each member's times the square root of its share
+(rerank/combine/ensemble.py). The shares change at each refresh, as the logit scale of the model under training does. Shape letters:
 N rows embedded, B rows of a block, D the width of the model under training, E the sum of all members' widths.
 """
 
@@ -34,12 +33,12 @@ from train.model.siglip import TunedModel
 
 
 @dataclass(frozen=True)
-class Member:
-    """A fixed checkpoint and what it makes of the train split and the pool.
+class MiningMember:
+    """A fixed checkpoint of the ensemble, with its cached embeddings.
 
     Attributes:
-        sha256: of its weights and of how it reads.
-        weight: of its logits in the mean; that of the model under training is 1.
+        sha256: of its weights, tokenizer and image processor.
+        weight: of its logits in the mean; the model under training has 1.
         scale, bias: of its logits.
         images, captions: its embeddings, of every image of the split and of every caption of the pool.
     """
@@ -64,27 +63,27 @@ class Retriever:
     model: SiglipModel
     inputs: SiglipInputs
     frozen: FrozenEmbeddings = NOTHING_FROZEN
-    members: Sequence[Member] = ()
+    members: Sequence[MiningMember] = ()
 
 
 def members_sha256(config: MiningConfig | None) -> str | None:
-    """Hash of all fixed checkpoints that mine, with their weights in the mean; None where there are none.
+    """Hash of the ensemble's fixed checkpoints, with their weights in the mean; None where there are none.
 
     Raises:
         UserError: one cannot be read, or two are the same model.
     """
     if config is None or not config.members:
         return None
-    told = [(_fingerprint(_load(checkpoint)), weight) for checkpoint, weight in config.members]
+    hashed = [(_fingerprint(_load(checkpoint)), weight) for checkpoint, weight in config.members]
     first: dict[str, str] = {}
-    for (checkpoint, _), (fingerprint, _) in zip(config.members, told, strict=True):
+    for (checkpoint, _), (fingerprint, _) in zip(config.members, hashed, strict=True):
         if fingerprint in first:
             raise UserError(
-                f"mining.ensemble: {first[fingerprint]} and {checkpoint} are the same model and would count double; name it once, with a "
+                f"mining.ensemble: {first[fingerprint]} and {checkpoint} are the same model and would count twice; name it once, with a "
                 "weight (DIR:2)"
             )
         first[fingerprint] = checkpoint
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(hashed).encode()).hexdigest()
 
 
 def load_members(
@@ -94,12 +93,12 @@ def load_members(
     *,
     bar: Callable[[str, int], AbstractContextManager[Callable[[int], Any]]],
     execution: Execution = ONE_PROCESS,
-) -> tuple[Member, ...]:
+) -> tuple[MiningMember, ...]:
     """The fixed checkpoints that mine, each embedded first where its embeddings are not kept yet. Call on every process.
 
     Args:
-        folder: of their embeddings, runs/NAME/ensemble; a folder in it for each.
-        bar: shows the progress of so many rows; what it gives is called with the number of rows embedded.
+        folder: of their embeddings, runs/NAME/ensemble; one subfolder for each.
+        bar: (text, rows) to a progress bar, which is called with the number of rows embedded.
 
     Raises:
         UserError: one cannot be read, or an embedding is not finite.
@@ -113,7 +112,7 @@ def load_members(
         with bar(f"embedding ({Path(checkpoint).name}, once)", pool.dataset.num_images + len(pool)) as on_progress:
             told = replace(execution, on_progress=on_progress)
             images, captions = store.rows("image", told), store.rows("text", told)
-        members.append(Member(_fingerprint(tuned), weight, *_scale_and_bias(tuned.siglip), images, captions))
+        members.append(MiningMember(_fingerprint(tuned), weight, *_scale_and_bias(tuned.siglip), images, captions))
     return tuple(members)
 
 
@@ -126,23 +125,23 @@ def _load(checkpoint: str) -> TunedModel:
 
 
 def _fingerprint(tuned: TunedModel) -> str:
-    """Hash of weights and of how inputs are read; a tokenizer has no short name, so its words stand for it."""
+    """Hash of weights, image processor and tokenizer, the latter by its vocabulary."""
     inputs = tuned.inputs
     read = [inputs.contract, inputs.image_processor.to_dict(), sorted(inputs.tokenizer.get_vocab().items())]
     return hashlib.sha256(json.dumps([tuned.base_sha256, read], sort_keys=True, default=str).encode()).hexdigest()
 
 
-def check_members(config: MiningConfig, members: Sequence[Member]) -> None:
-    """Raises ValueError where config.ensemble names other members than there are."""
+def check_members(config: MiningConfig, members: Sequence[MiningMember]) -> None:
+    """Raises ValueError where the members are not those of config.ensemble."""
     if [weight for _, weight in config.members] != [member.weight for member in members]:
-        raise ValueError(f"members are given if and only if config.ensemble asks for them; found {len(members)} of {len(config.members)}")
+        raise ValueError(f"expected the {len(config.members)} members of config.ensemble; found {len(members)}, or other weights")
 
 
-def scale_and_bias(model: SiglipModel, members: Sequence[Member] = ()) -> tuple[np.float32, np.float32]:
-    """Of the model's logits; with members of the mean of all logits, whose cosine is that of the vectors side by side."""
+def scale_and_bias(model: SiglipModel, members: Sequence[MiningMember] = ()) -> tuple[np.float32, np.float32]:
+    """Scale and bias of the model's logits; with members, of the ensemble's, whose cosine is that of the concatenated embeddings."""
     scale, bias = _scale_and_bias(model)
     if members:
-        _, scale, bias = mean_of_all(model, members)
+        _, scale, bias = ensemble_weights(model, members)
     return np.float32(scale), np.float32(bias)
 
 
@@ -150,41 +149,41 @@ def _scale_and_bias(model: SiglipModel) -> tuple[float, float]:
     return float(model.logit_scale.detach().exp()), float(model.logit_bias.detach())
 
 
-def shares_of(model: SiglipModel, members: Sequence[Member]) -> list[float] | None:
-    """Shares in the ensemble's cosines, the model's first, which add up to 1; None without members."""
-    return mean_of_all(model, members)[0] if members else None
+def ensemble_shares(model: SiglipModel, members: Sequence[MiningMember]) -> list[float] | None:
+    """Share of each member in the ensemble's cosine, the model's first; they add up to 1. None without members."""
+    return ensemble_weights(model, members)[0] if members else None
 
 
-def mean_of_all(model: SiglipModel, members: Sequence[Member]) -> tuple[list[float], float, float]:
-    """(share of the model and of each member, scale, bias)."""
+def ensemble_weights(model: SiglipModel, members: Sequence[MiningMember]) -> tuple[list[float], float, float]:
+    """(shares of the model and of each member, scale, bias) of the ensemble."""
     scale, bias = _scale_and_bias(model)
     scales, biases = [scale, *(member.scale for member in members)], [bias, *(member.bias for member in members)]
     return mean_of_members(scales, biases, [1.0, *(member.weight for member in members)])
 
 
-class Beside:
-    """Shards that take the vectors of the model under training, block by block, and keep those of all members side by side, E wide.
+class ConcatenatedShards:
+    """Shards of concatenated embeddings, E wide: takes those of the model under training block by block and adds the members'.
 
-    A picture that does not decode, for the model or for a member, is a row of zeros altogether, as without members.
+    An image that does not decode, for the model or for a member, is a row of zeros.
     """
 
     def __init__(
-        self, shards: Shards, shares: Sequence[float], kept: Sequence[FrozenRows], indices_N: np.ndarray, block: int, processes: Processes
+        self, shards: Shards, shares: Sequence[float], cached: Sequence[FrozenRows], indices_N: np.ndarray, block: int, processes: Processes
     ) -> None:
-        """`shares`: of the model, and of each member; `indices_N`: which row of a member's belongs to each row of the shards."""
-        self._shards, self._kept, self._indices_N, self._block = shards, kept, indices_N, block
+        """`shares`: of the model, and of each member; `indices_N`: the row of the members' cached embeddings for each row of the shards."""
+        self._shards, self._cached, self._indices_N, self._block = shards, cached, indices_N, block
         self._roots = [np.float32(share**0.5) for share in shares]
         self._numbers = iter(processes.share_of(num_blocks(len(indices_N), block)))
 
     def append(self, vectors_BD: np.ndarray) -> None:
-        """Take the next block of this process's share.
+        """Write the next block of this process's share.
 
         Raises:
             OSError: as eval.encoder.embedding_files.Shards.append.
         """
         number = next(self._numbers)
         rows_B = self._indices_N[number * self._block : (number + 1) * self._block]
-        parts = [vectors_BD, *(kept.vectors_ND[rows_B] for kept in self._kept)]
+        parts = [vectors_BD, *(cached.vectors_ND[rows_B] for cached in self._cached)]
         joined_BE = np.concatenate([root * part for root, part in zip(self._roots, parts, strict=True)], axis=1)
         joined_BE[~np.all([part.any(axis=1) for part in parts], axis=0)] = 0
         self._shards.append(joined_BE)

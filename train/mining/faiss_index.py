@@ -1,10 +1,9 @@
-"""Approximate search with FAISS, for caption pools past exact search: only the lists nearest to an image are looked through.
+"""Approximate search with FAISS, for caption pools too large for exact search: only the inverted lists nearest to an image are searched.
 
 An inverted file (IndexIVFFlat, inner product; Jegou et al., "Product quantization for nearest neighbor search", 2011, section IV, without
-the quantization): captions lie in lists by their nearest centroid, and an image looks at `num_probes` lists. All processes share the
-centroids, and each holds the captions it embedded itself; so together they look at the very lists one process would. How many of the exact
-candidates are found is not assumed but measured, on a sample. The vectors are held in memory here: about 4 D bytes a caption, over all
-processes.
+the quantization): each caption is in the list of its nearest centroid, and a query searches `num_probes` lists. All processes share the
+centroids, and each indexes the captions it embedded, so together they search the lists that one process would. Recall against the exact
+search is measured on a sample. The index is in memory: about 4 D bytes a caption, over all processes.
 Shape letters: Q queries, q queries of a block, K depth, D width, S sample, P positives.
 """
 
@@ -25,7 +24,7 @@ from eval.search.streamed import Found, stream_search
 
 SAMPLE = 1024
 TRAINED_ON = 64
-"""Captions per list that the centroids are learnt from."""
+"""Captions per list for k-means."""
 _POSITIVES_AT_ONCE = 8192
 _ROUNDING = 1e-6  # between faiss's sums of products and ours
 _SEED = 20110101
@@ -33,12 +32,12 @@ _SEED = 20110101
 
 @dataclass(frozen=True)
 class Approximate:
-    """How to search: `num_probes` lists are looked through for each query; more finds more and takes longer."""
+    """Settings of the search: each query searches `num_probes` lists; more lists raise recall and cost time."""
 
     num_probes: int
 
     def rules(self) -> dict[str, Any]:
-        """What of it decides which captions are found, the library's version included."""
+        """What decides which captions are found, the library's version included; part of the table's name."""
         return {"index": "faiss", "index_probes": self.num_probes, "faiss": require_faiss().__version__}
 
 
@@ -52,16 +51,16 @@ def require_faiss() -> Any:
         import faiss
     except ImportError as error:
         raise UserError(
-            f"mining.index faiss needs the package faiss-cpu, which is not to be had here ({error}). Install the extra with "
-            "pip install -c constraints.txt -e '.[faiss]', or take mining.index=exact"
+            f"mining.index faiss needs the package faiss-cpu, which cannot be imported here ({error}). Install the extra with "
+            "pip install -c constraints.txt -e '.[faiss]', or set mining.index=exact"
         ) from None
     return faiss
 
 
 def approximate_search(
-    queries: Rows, gallery: Shards, positives: PositivePairs, depth: int, asked: Approximate, processes: Processes = Processes()
+    queries: Rows, gallery: Shards, positives: PositivePairs, depth: int, settings: Approximate, processes: Processes = Processes()
 ) -> Found:
-    """As :func:`eval.search.streamed.stream_search`, but the items found may lack some, and a list may be short (index -1).
+    """As :func:`eval.search.streamed.stream_search`, but items may be missed, and a list may be shorter than K (index -1).
 
     The same bits for any number of processes. On the CPU.
 
@@ -69,7 +68,7 @@ def approximate_search(
         UserError: faiss is not installed.
     """
     index = _build(gallery, processes)
-    index.nprobe = min(asked.num_probes, index.nlist)
+    index.nprobe = min(settings.num_probes, index.nlist)
     found = Found.blank(queries.num_rows, min(depth, gallery.num_rows))
     buffer_qD = np.zeros((QUERY_BLOCK, gallery.width), dtype=np.float32)
     for start in range(0, queries.num_rows, QUERY_BLOCK):
@@ -77,7 +76,7 @@ def approximate_search(
         count = rows.stop - start
         buffer_qD[:count], buffer_qD[count:] = queries.rows(start, rows.stop), 0
         near = index.quantizer.search(buffer_qD, index.nprobe)
-        own = _own_head(index, buffer_qD[:count], (near[0][:count], near[1][:count]), found.indices_QK.shape[1])
+        own = _own_top_k(index, buffer_qD[:count], (near[0][:count], near[1][:count]), found.indices_QK.shape[1])
         indices_qm, scores_qm = (np.concatenate(processes.gather(part), axis=1) for part in own)
         found.indices_QK[rows], found.scores_QK[rows] = _in_order(indices_qm, scores_qm, found.indices_QK.shape[1])
         found.empty_Q[rows] = ~buffer_qD[:count].any(axis=1)
@@ -90,7 +89,7 @@ def approximate_search(
 def recall_of_sample(queries: Shards, gallery: Rows, found: Found, execution: Execution = ONE_PROCESS) -> float:
     """Share of the exact top K that was found, over at most SAMPLE evenly spaced queries that are not rows of zeros; nan without any.
 
-    Found is what scores as high as the exact K-th: of captions with the same text one is as good as another.
+    An item counts as found if it scores at least as high as the exact K-th: captions with the same text are interchangeable.
     """
     whole_Q = np.flatnonzero(~found.empty_Q)
     sample_S = whole_Q[np.unique(np.linspace(0, len(whole_Q) - 1, min(SAMPLE, len(whole_Q))).astype(np.int64))]
@@ -104,19 +103,19 @@ def recall_of_sample(queries: Shards, gallery: Rows, found: Found, execution: Ex
 
 
 def _build(gallery: Shards, processes: Processes) -> Any:
-    """The index of this process's own captions, over centroids that all share."""
+    """The index of this process's own captions, over the shared centroids."""
     faiss = require_faiss()
     faiss.omp_set_num_threads(torch.get_num_threads())
     num_lists = max(1, round(gallery.num_rows**0.5))
     quantizer = faiss.IndexFlatIP(gallery.width)
     quantizer.add(_centroids(faiss, gallery, num_lists, processes))
     index = faiss.IndexIVFFlat(quantizer, gallery.width, num_lists, faiss.METRIC_INNER_PRODUCT)  # keeps the quantizer alive
-    index.train(np.zeros((1, gallery.width), dtype=np.float32))  # the centroids are there: nothing is learnt
+    index.train(np.zeros((1, gallery.width), dtype=np.float32))  # the centroids are given: nothing is trained
     buffer_BD = np.zeros((TEXT_BLOCK, gallery.width), dtype=np.float32)
     for indices, span in gallery.own():
         vectors = np.array(gallery.read_own(span))
         lists = np.empty(len(vectors), dtype=np.int64)
-        for start in range(0, len(vectors), TEXT_BLOCK):  # blocks of one shape: which list is nearest must not depend on the processes
+        for start in range(0, len(vectors), TEXT_BLOCK):  # blocks of one shape: the nearest list must not depend on the number of processes
             part = vectors[start : start + TEXT_BLOCK]
             buffer_BD[: len(part)], buffer_BD[len(part) :] = part, 0
             lists[start : start + len(part)] = quantizer.search(buffer_BD, 1)[1][: len(part), 0]
@@ -125,33 +124,33 @@ def _build(gallery: Shards, processes: Processes) -> Any:
 
 
 def _centroids(faiss: Any, gallery: Shards, num_lists: int, processes: Processes) -> np.ndarray:
-    """Centroids by spherical k-means, float32 of shape (num_lists, D): learnt by the main process from evenly spaced captions."""
+    """Centroids by spherical k-means, float32 of shape (num_lists, D): trained by the main process on evenly spaced captions."""
     number = min(gallery.num_rows, TRAINED_ON * num_lists)
     sample_SD = gallery.at(np.linspace(0, gallery.num_rows - 1, number).astype(np.int64))
-    learnt = np.empty((0, gallery.width), dtype=np.float32)
+    centroids = np.empty((0, gallery.width), dtype=np.float32)
     if processes.is_main:
         options = {"niter": 10, "seed": _SEED, "spherical": True, "min_points_per_centroid": 1}
         kmeans = faiss.Kmeans(gallery.width, num_lists, **options)
         kmeans.train(sample_SD)
-        learnt = kmeans.centroids
-    return np.ascontiguousarray(processes.gather(learnt)[0])
+        centroids = kmeans.centroids
+    return np.ascontiguousarray(processes.gather(centroids)[0])
 
 
-def _own_head(index: Any, vectors_qD: np.ndarray, near: tuple[np.ndarray, np.ndarray], depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """(indices, scores) of the best K this process has in the lists near each query, equal scores by the lower index.
+def _own_top_k(index: Any, vectors_qD: np.ndarray, near: tuple[np.ndarray, np.ndarray], depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """(indices, scores) of this process's best K in the lists near each query, equal scores by the lower index.
 
-    Which of several equal scores FAISS keeps is its own affair, so a query is asked again, for more, until the last score is below the
-    K-th: captions with the same text are common.
+    FAISS keeps an unspecified one of several equal scores, and captions with the same text are common. So a query is repeated with a larger
+    K until the last score is below the K-th.
     """
     indices_qK = np.full((len(vectors_qD), depth), -1, dtype=np.int64)
     scores_qK = np.full((len(vectors_qD), depth), -np.inf, dtype=np.float32)
-    rows, asked_for = np.arange(len(vectors_qD)), depth + 1
+    rows, num_wanted = np.arange(len(vectors_qD)), depth + 1
     while len(rows):
-        scores, indices = index.search_preassigned(vectors_qD[rows], asked_for, near[1][rows], near[0][rows])
+        scores, indices = index.search_preassigned(vectors_qD[rows], num_wanted, near[1][rows], near[0][rows])
         scores = np.where(indices < 0, np.float32(-np.inf), scores)
-        settled = (indices[:, -1] < 0) | (scores[:, -1] < scores[:, depth - 1])
-        indices_qK[rows[settled]], scores_qK[rows[settled]] = _in_order(indices[settled], scores[settled], depth)
-        rows, asked_for = rows[~settled], 2 * asked_for
+        final = (indices[:, -1] < 0) | (scores[:, -1] < scores[:, depth - 1])
+        indices_qK[rows[final]], scores_qK[rows[final]] = _in_order(indices[final], scores[final], depth)
+        rows, num_wanted = rows[~final], 2 * num_wanted
     return indices_qK, scores_qK
 
 

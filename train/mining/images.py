@@ -1,9 +1,7 @@
-"""Mine hard-negative images: for every caption what the model itself ranks highest and what is not known to be right for it.
+"""Mine hard-negative images: what the model ranks highest for a caption and is not known to be a positive of it.
 
-The other direction of train/mining/refresh.py, by the same rules (train/mining/rules.py, train/mining/selection.py) turned round: a group
-of images
-(pictures of one scene, say, which share their captions) stands where a caption's text stood. Shape letters: I images, Q captions mined
-for, K depth, N rows of the table, P true pairs, D width.
+The other direction of train/mining/captions.py, by the same rules (train/mining/rules.py, train/mining/selection.py). Where those compare
+captions by text, images are compared by group. Shape letters: Q captions mined for, K depth.
 """
 
 from dataclasses import replace
@@ -18,11 +16,11 @@ from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
 from train.mining.candidates import ImageCandidates, find_image_candidates
 from train.mining.cross_encoder import MiningCrossEncoder
-from train.mining.ensemble import Retriever, scale_and_bias, shares_of
+from train.mining.ensemble import Retriever, ensemble_shares, scale_and_bias
 from train.mining.refresh import Refresh, apply_rules, table_name_of, tabulate
 from train.mining.report import Mined, MiningReport, summarize
 from train.mining.rules import Outcome, RankedLists
-from train.mining.selection import Judge
+from train.mining.selection import PairProbability
 
 
 def mine_images(
@@ -38,8 +36,8 @@ def mine_images(
 ) -> tuple[Negatives, MiningReport]:
     """Mine hard images for the captions of a split, or of refresh.images_I, among all its images; the same on every process.
 
-    The table holds pairs of an image and a caption as ever, by image: here the image was mined for the caption, the rank is the image's
-    among all images for that caption, and the margin is taken from the caption's best true image.
+    The table holds (image, caption) pairs ordered by image. Here the image was mined for the caption: the rank is the image's among all
+    images for that caption, and the margin is to the caption's best positive image.
 
     Args, Raises: as train.mining.captions.mine.
     """
@@ -50,7 +48,8 @@ def mine_images(
     found = find_image_candidates(retriever, pool.dataset, config.pool_top_k, captions_Q, folder=folder, execution=execution)
     judge = cross_encoder.probabilities if cross_encoder is not None else None
     mined = select_images(name, pool, found, *scale_and_bias(retriever.model, retriever.members), config, refresh, judge)
-    return mined.negatives, replace(summarize(mined, pool, truth, refresh.before), shares=shares_of(retriever.model, retriever.members))
+    report = summarize(mined, pool, truth, refresh.before)
+    return mined.negatives, replace(report, shares=ensemble_shares(retriever.model, retriever.members))
 
 
 def select_images(
@@ -61,18 +60,18 @@ def select_images(
     bias: np.float32,
     config: MiningConfig,
     refresh: Refresh,
-    judge: Judge | None = None,
+    judge: PairProbability | None = None,
 ) -> Mined:
-    """Apply the rules to every caption's candidates and take, for each, up to negatives_per_image of those that pass.
+    """Apply the rules to every caption's candidates and select, for each caption, up to negatives_per_image of those that pass.
 
     Args:
         scale, bias: of the logits, the model's or the ensemble's.
-        judge: probabilities that pairs of (image, caption of the pool) match; None: no denoising.
+        judge: probability that each pair (image, caption of the pool) matches; None: no denoising.
     """
     lists = _lists(pool, found, scale, bias, near_duplicates=config.near_duplicates)
     captions_QK = np.broadcast_to(found.captions_Q[:, None], found.images_QK.shape)
     result = apply_rules(config, lists, refresh, found.captions_Q, found.images_QK, captions_QK, judge)
-    _finalize(result.outcome_QK, found, pool)
+    _drop_relabelled(result.outcome_QK, found, pool)
     return Mined(
         tabulate(name, pool.dataset.num_images, found.images_QK, captions_QK, lists, result, judged=judge is not None),
         found.captions_Q,
@@ -85,20 +84,20 @@ def select_images(
     )
 
 
-def _finalize(outcome_QK: np.ndarray, found: ImageCandidates, pool: CaptionPool) -> None:
-    """Captions of one text are judged apart: an image that was relabelled for one of them is no negative of another."""
+def _drop_relabelled(outcome_QK: np.ndarray, found: ImageCandidates, pool: CaptionPool) -> None:
+    """Captions of one text are mined separately: an image that was relabelled for one of them is no negative of another."""
     relabelled_QK, mined_QK = outcome_QK == Outcome.RELABELLED, outcome_QK == Outcome.MINED
     if relabelled_QK.any():
         hashes_QK = np.broadcast_to(pool.hash_C[found.captions_Q][:, None], outcome_QK.shape)
-        true = GroupHashes(found.images_QK[relabelled_QK], hashes_QK[relabelled_QK], pool.dataset.num_images)
-        both_QK = mined_QK & true.contains(found.images_QK, hashes_QK)
+        relabelled = GroupHashes(found.images_QK[relabelled_QK], hashes_QK[relabelled_QK], pool.dataset.num_images)
+        both_QK = mined_QK & relabelled.contains(found.images_QK, hashes_QK)
         outcome_QK[both_QK] = Outcome.MATCH
 
 
 def _lists(pool: CaptionPool, found: ImageCandidates, scale: np.float32, bias: np.float32, *, near_duplicates: bool) -> RankedLists:
-    """The candidates of every caption as the rules read them; a caption none of whose true images decodes has none."""
+    """The candidates of every caption, as the rules take them; none for a caption without a positive image that decodes."""
     images_QK, captions_Q1 = np.maximum(found.images_QK, 0), found.captions_Q[:, None]
-    cosines_QK = np.where(found.images_QK >= 0, found.cosines_QK, np.float32(0))  # where there is none, any number does
+    cosines_QK = np.where(found.images_QK >= 0, found.cosines_QK, np.float32(0))  # any number where there is no candidate
     return RankedLists(
         there_QK=(found.images_QK >= 0) & np.isfinite(found.best_positive_Q)[:, None],
         known_QK=pool.dataset.is_positive(images_QK, pool.hash_C[captions_Q1]),

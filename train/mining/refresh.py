@@ -1,9 +1,8 @@
-"""Mine hard-negative captions: what the model itself ranks highest for an image and what is not known to be true of it.
+"""What mining captions (train/mining/captions.py) and mining images (train/mining/images.py) share: the rules, and the table of the result.
 
-Mining is retrieval (eval/search), so what is mined and what is measured cannot disagree. Every caption that is passed over is counted
-by its reason (train/mining/rules.py, train/mining/selection.py); where fewer than asked for remain, the shortfall stays and is counted.
-Shape letters: I images mined for, K depth, N rows of the table.
-`python -m train.mining CONFIG.yaml` mines only, with the base model (train/mining/__main__.py).
+Mining is retrieval (eval/search), so what is mined and what is measured cannot disagree. Every candidate that is filtered out is counted
+by its rule (train/mining/rules.py, train/mining/selection.py). Where fewer negatives remain than asked for, the shortfall is counted, never
+filled. Shape letters: Q queries (images or captions mined for), K depth, N rows of the table.
 """
 
 import hashlib
@@ -19,10 +18,10 @@ from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives, table_name
 from train.mining.cross_encoder import MiningCrossEncoder, distillation_rules
-from train.mining.ensemble import Member, Retriever, check_members
+from train.mining.ensemble import MiningMember, Retriever, check_members
 from train.mining.faiss_index import Approximate
 from train.mining.rules import Outcome, RankedLists, Rules, filtered_out
-from train.mining.selection import Judge, SelectionOutcome, SelectionRule, priorities, select_negatives
+from train.mining.selection import PairProbability, SelectionOutcome, SelectionRule, priorities, select_negatives
 
 _RULES = (
     "negatives_per_image", "margin", "pool_top_k", "near_duplicates", "rank_min", "rank_max", "max_score", "perc_pos", "margin_pos",
@@ -32,10 +31,10 @@ _RULES = (
 
 @dataclass(frozen=True)
 class Refresh:
-    """When and for whom is mined.
+    """One refresh of the negatives: at which step, for which images, and with what is cached.
 
     Attributes:
-        seed, step: of the run; random draws follow from them and the image.
+        seed, step: of the run; random numbers are keyed by them and the query.
         images_I: int64, the images to mine for, ascending; None: all.
         before: the table that this one takes the place of; None for the first.
     """
@@ -49,11 +48,11 @@ class Refresh:
 def rules_of(
     config: MiningConfig,
     refresh: Refresh = Refresh(),
-    matcher: PairScorer | None = None,
+    cross_encoder: PairScorer | None = None,
     pool: CaptionPool | None = None,
-    members: Sequence[Member] = (),
+    members: Sequence[MiningMember] = (),
 ) -> dict[str, Any]:
-    """What, beside weights and data, decides which captions are mined (the weight in the loss does not); goes into the table's name."""
+    """What decides which captions are mined, besides weights and data (the weight in the loss does not); part of the table's name."""
     rules: dict[str, Any] = config.model_dump(include=set(_RULES))
     if config.selection == "softmax":
         rules["temperature"] = temperature_of(config)
@@ -62,15 +61,15 @@ def rules_of(
     if refresh.images_I is not None:
         rules["images"] = hashlib.sha256(refresh.images_I.astype(np.int64).tobytes()).hexdigest()
     if pool is not None and len(pool) > pool.num_captions:
-        rules["pool"] = pool.further.sha256
+        rules["pool"] = pool.additional.sha256
     if members:
         rules["ensemble"] = [[member.sha256, member.weight] for member in members]
     if config.index == "faiss":
         rules |= Approximate(config.index_probes).rules()
-    if matcher is not None and config.denoise is not None:
-        rules["denoise"] = [matcher.fingerprint, config.denoise.threshold, config.denoise.relabel_at]
-    if matcher is not None and config.distil is not None:
-        rules["distil"] = distillation_rules(config.distil, matcher)
+    if cross_encoder is not None and config.denoise is not None:
+        rules["denoise"] = [cross_encoder.fingerprint, config.denoise.threshold, config.denoise.relabel_at]
+    if cross_encoder is not None and config.distil is not None:
+        rules["distil"] = distillation_rules(config.distil, cross_encoder)
     return rules
 
 
@@ -109,27 +108,28 @@ def apply_rules(
     queries_Q: np.ndarray,
     images_QK: np.ndarray,
     captions_QK: np.ndarray,
-    judge: Judge | None,
+    judge: PairProbability | None,
 ) -> SelectionOutcome:
-    """What becomes of every candidate, whether images ask for captions or captions for images.
+    """Filter and select every query's candidates; queries are images or captions.
 
     Args:
-        queries_Q: int64, the images or captions mined for, which random draws are keyed by.
-        images_QK, captions_QK: int64, the pair that each candidate is.
-        judge: probabilities that pairs of (image, caption of the pool) match; None: no denoising.
+        queries_Q: int64, the images or captions mined for, by which random numbers are keyed.
+        images_QK, captions_QK: int64, the pair of each candidate.
+        judge: probability that each pair (image, caption of the pool) matches; None: no denoising.
     """
     denoise = config.denoise
-    taking = SelectionRule(config.negatives_per_image, config.max_uses)
+    probability = None if judge is None else lambda rows_N, places_N: judge(images_QK[rows_N, places_N], captions_QK[rows_N, places_N])
+    rule = SelectionRule(config.negatives_per_image, config.max_uses)
     if denoise is not None:
-        taking = SelectionRule(config.negatives_per_image, config.max_uses, denoise.threshold, denoise.relabel_at)
+        rule = SelectionRule(config.negatives_per_image, config.max_uses, denoise.threshold, denoise.relabel_at)
     return select_negatives(
         filtered_out(lists, bounds_of(config)),
         lists.there_QK,
         lists.key_QK,
         priorities(lists.logits_QK, config.selection, temperature_of(config), refresh.seed, refresh.step, queries_Q),
-        taking,
+        rule,
         in_rank_order=config.selection == "top",
-        judge=None if judge is None else lambda rows_N, places_N: judge(images_QK[rows_N, places_N], captions_QK[rows_N, places_N]),
+        match_probability=probability,
     )
 
 
@@ -143,25 +143,25 @@ def tabulate(
     *,
     judged: bool,
 ) -> Negatives:
-    """The table of what was taken: by image, and within an image in the order of the queries and their ranks.
+    """The table of the selected candidates: by image, and within an image in the order of the queries and their ranks.
 
     Args:
-        images_QK, captions_QK: int64, the pair that each candidate is.
-        judged: whether a cross-encoder was asked.
+        images_QK, captions_QK: int64, the pair of each candidate.
+        judged: whether a cross-encoder scored them.
     """
     relabelled_QK, match_QK = result.outcome_QK == Outcome.RELABELLED, result.outcome_QK == Outcome.MATCH
     rows_N, places_N = np.nonzero((result.outcome_QK == Outcome.MINED) | relabelled_QK)
     order_N = np.argsort(images_QK[rows_N, places_N], kind="stable")
-    taken_N = rows_N[order_N], places_N[order_N]
+    selected_N = rows_N[order_N], places_N[order_N]
     return Negatives(
         name,
-        np.concatenate([[0], np.cumsum(np.bincount(images_QK[taken_N], minlength=num_images))]).astype(np.int64),
-        captions_QK[taken_N],
-        (taken_N[1] + 1).astype(np.int64),
-        lists.logits_QK[taken_N],
-        lists.margins_QK[taken_N],
-        result.probability_QK[taken_N] if judged else None,
-        relabelled_QK[taken_N] if relabelled_QK.any() else None,
+        np.concatenate([[0], np.cumsum(np.bincount(images_QK[selected_N], minlength=num_images))]).astype(np.int64),
+        captions_QK[selected_N],
+        (selected_N[1] + 1).astype(np.int64),
+        lists.logits_QK[selected_N],
+        lists.margins_QK[selected_N],
+        result.probability_QK[selected_N] if judged else None,
+        relabelled_QK[selected_N] if relabelled_QK.any() else None,
         np.stack([images_QK[match_QK], captions_QK[match_QK]]) if match_QK.any() else None,
     )
 

@@ -1,6 +1,6 @@
-"""The sheet of a mining: what was mined and what was passed over and why, in numbers a person can check.
+"""The mining report: how many negatives were mined, and how many candidates each rule filtered out.
 
-Shape letters: I images mined for, K depth, N rows of the table.
+Shape letters: I images mined for, K depth, N rows of the table, B bins of a histogram.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -29,40 +29,40 @@ _WORDS = {
     Outcome.MAX_USES: "used max_uses times",
 }
 RULES = {outcome.name.lower(): _WORDS[outcome] for outcome in Outcome if outcome.is_rule}
-"""Each rule's name in the sheet's `filtered_out`, and what it says in words."""
+"""Each rule's name in `MiningReport.filtered_out`, and the same in words."""
 
 
 @dataclass(frozen=True)
 class MiningReport:
-    """What a mining did.
+    """The figures of one mining.
 
     Attributes:
         num_images: images mined for.
         num_mined: rows of the table that are negatives.
-        num_looked_at: candidates looked at, over all images: mined, relabelled, not drawn or passed over.
-        filtered_out: candidates by the name of the rule that passed them over (`RULES`), each counted once, by the first rule that holds.
-        num_not_drawn: candidates that passed every rule and were left by a random selection.
-        num_relabelled: rows of the table that are positives, by the cross-encoder's word.
-        num_judged: pairs that the cross-encoder was asked about.
+        num_looked_at: candidates considered, over all images: mined, relabelled, not drawn or filtered out.
+        filtered_out: candidates by the rule that filtered them out (`RULES`), each counted once, by the first rule that holds.
+        num_not_drawn: candidates that passed every rule and were not drawn by a random selection.
+        num_relabelled: rows of the table that are positives by the cross-encoder's score.
+        num_judged: pairs that the cross-encoder scored.
         num_short_images: images with fewer negatives than asked for.
         shortfall: negatives missing over all images.
-        num_undecodable: images without a picture that decodes; nothing is mined for them.
-        num_positives_mined: negatives that the data says are true: always 0, counted all the same.
-        num_before, num_survived: negatives that the table before held for these images, and how many of them are in this one too; None
-            for the first.
+        num_undecodable: images that do not decode; nothing is mined for them.
+        num_positives_mined: negatives that are positives of the data: always 0, counted as a check.
+        num_before, num_survived: negatives that the previous table held for these images, and how many of them are in this one too; None
+            for the first table.
         estimated_share: estimated share of false negatives among the mined; None when nothing was mined.
-        estimated_by: "match", the mean probability the cross-encoder gives them; "model" without one (see `calibrating_shift`): the mean of
-            sigmoid(logit + shift), where the shift makes the probabilities of all candidates add up to the number of known positives
-            among them. A crude guess: it takes captions that the data does not state for true as often as those it states.
-        num_false_negatives: negatives that data.truth says are true; None without one.
-        num_relabelled_true: relabelled rows that data.truth says are true; None without one.
+        estimated_by: "match": the mean match probability of the cross-encoder. "model", without one: the mean of sigmoid(logit + shift),
+            where the shift makes the probabilities of all candidates add up to the number of known positives among them (see
+            `calibrating_shift`). A rough estimate: it assumes that unlabelled captions are true as often as labelled ones of that score.
+        num_false_negatives: negatives that are positives of data.truth; None without it.
+        num_relabelled_true: relabelled rows that are positives of data.truth; None without it.
         median_rank, median_margin: of the negatives (margin in logits); None when nothing was mined.
-        index_recall: share of the exact candidates that an approximate search found, on a sample of images; None where it was exact.
-        shares: of the model under training and of each of mining.ensemble's in the cosines, adding up to 1; None without an ensemble.
-        quantiles: of "positive" (the images' best true captions), "negative" and "margin", in logits, by "5%" to "95%"; empty without any.
-        match_quantiles: of the probability of a match that the cross-encoder gives the negatives, by "5%" to "95%"; empty without any.
-        mined_for: "images"; or "captions", when images were mined for captions: then read caption for image, and image for caption.
-            A caption counts as undecodable when none of its true images decodes.
+        index_recall: recall of an approximate search against the exact one, on a sample of images; None where it was exact.
+        shares: of the model under training and of each member of mining.ensemble in the cosines, adding up to 1; None without an ensemble.
+        quantiles: of "positive" (each image's best positive), "negative" and "margin", in logits, by "5%" to "95%"; empty without any.
+        match_quantiles: of the cross-encoder's match probability of the negatives, by "5%" to "95%"; empty without any.
+        mined_for: "images"; or "captions", when images were mined for captions: the other fields then count captions in place of
+            images, and a caption counts as undecodable when none of its positive images decodes.
     """
 
     name: str
@@ -93,22 +93,22 @@ class MiningReport:
 
     @property
     def false_negative_share(self) -> float | None:
-        """Share of mined pairs that are true by data.truth; None without one or without rows."""
+        """Share of mined pairs that are positives of data.truth; None without it or without rows."""
         return None if self.num_false_negatives is None or not self.num_mined else self.num_false_negatives / self.num_mined
 
     def as_record(self) -> dict[str, Any]:
-        """The fields and the share, for a line of metrics.jsonl."""
+        """The fields and the false-negative share, for a line of metrics.jsonl."""
         return asdict(self) | {"false_negative_share": self.false_negative_share}
 
     def __str__(self) -> str:
         return "; ".join(self._sentences())
 
     def _sentences(self) -> list[str]:
-        """What a terminal shows, part by part; of the rules only those that passed something over."""
-        over = [f"{count:,} {RULES[rule]}" for rule, count in self.filtered_out.items() if count]
+        """What a terminal shows, part by part; only the rules that filtered something out."""
+        filtered = [f"{count:,} {RULES[rule]}" for rule, count in self.filtered_out.items() if count]
         parts = [
             f"mined {self.num_mined:,} negatives for {self.num_images:,} {self.mined_for} (table {self.name})",
-            f"passed over: {', '.join(over) or 'nothing'}",
+            f"filtered out: {', '.join(filtered) or 'nothing'}",
             f"{self.num_short_images:,} {self.mined_for} fall short by {self.shortfall:,} in all",
             f"known positives mined: {self.num_positives_mined}",
         ]
@@ -116,23 +116,23 @@ class MiningReport:
             right = f", {self.num_relabelled_true:,} of them true" if self.num_relabelled_true is not None else ""
             parts.append(f"relabelled as positives: {self.num_relabelled:,}{right}")
         if self.num_before is not None:
-            parts.append(f"{self.num_survived:,} of {self.num_before:,} survive from the table before")
+            parts.append(f"{self.num_survived:,} of {self.num_before:,} negatives of the previous table are mined again")
         if self.estimated_share is not None:
             whose = "model's" if self.shares is None else "ensemble's"
-            by = {"match": "the cross-encoder estimates", "model": f"guessed from the {whose} own scores"}[self.estimated_by]
-            parts.append(f"false negatives as {by}: {100 * self.estimated_share:.1f}%")
+            by = {"match": "estimated by the cross-encoder", "model": f"estimated from the {whose} own scores"}[self.estimated_by]
+            parts.append(f"false negatives {by}: {100 * self.estimated_share:.1f}%")
         if self.false_negative_share is not None:
-            parts.append(f"false negatives by the known truth: {self.num_false_negatives:,} ({100 * self.false_negative_share:.2f}%)")
+            parts.append(f"false negatives by data.truth: {self.num_false_negatives:,} ({100 * self.false_negative_share:.2f}%)")
         if self.shares is not None:
             parts.append(
                 f"shares in the ensemble: {' / '.join(f'{share:.2f}' for share in self.shares)} (the first: the model under training)"
             )
         if self.index_recall is not None:
-            parts.append(f"the index finds {100 * self.index_recall:.2f}% of the exact candidates (measured on a sample)")
+            parts.append(f"recall of the index: {100 * self.index_recall:.2f}% of the exact candidates (measured on a sample)")
         return parts
 
     def lines(self) -> list[str]:
-        """The sheet for a terminal, a fact a line, with the quantiles as a table."""
+        """The report for a terminal, one fact a line, with the quantiles as a table."""
         lines = self._sentences()
         if self.quantiles:
             names = next(iter(self.quantiles.values()))
@@ -145,14 +145,14 @@ class MiningReport:
 
 @dataclass(frozen=True)
 class Mined:
-    """What a sheet is drawn up from; when images were mined for captions, I are those captions.
+    """The result of a mining, which the report summarizes; when images were mined for captions, I are those captions.
 
     Attributes:
         outcome_IK: uint8, an Outcome of each candidate.
-        lists: the candidates as the rules read them.
-        readable_I: bool; False where nothing is mined because the picture does not decode.
+        lists: the candidates, as the rules take them.
+        readable_I: bool; False where nothing is mined because the image does not decode.
         num_wanted: negatives asked for per image.
-        num_judged: pairs that a cross-encoder was asked about.
+        num_judged: pairs that a cross-encoder scored.
     """
 
     negatives: Negatives
@@ -166,11 +166,11 @@ class Mined:
 
 
 def summarize(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | None, before: Negatives | None) -> MiningReport:
-    """The sheet of a mining.
+    """The report of a mining.
 
     Args:
-        truth: (image id, caption id) pairs known to be true beyond the data.
-        before: the table that this one takes the place of.
+        truth: (image id, caption id) positives of data.truth, beyond the data's own.
+        before: the table that this one replaces.
     """
     table, readable_I = mined.negatives, mined.readable_I
     counts = np.bincount(mined.outcome_IK[readable_I].ravel(), minlength=len(Outcome)).tolist()
@@ -209,7 +209,7 @@ def summarize(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | Non
 
 
 def is_true(pool: CaptionPool, image_N: np.ndarray, caption_N: np.ndarray, truth: set[tuple[str, str]]) -> np.ndarray:
-    """Which pairs are among those known to be true, bool of shape (N,): by the words of the caption, whichever id bears them."""
+    """Which pairs are positives of data.truth, bool of shape (N,); captions are compared by text, not by id."""
     number = {image: index for index, image in enumerate(pool.dataset.image_ids)}
     pairs = [(number[image], pool.index_of(caption, number)) for image, caption in truth if image in number]
     images_P, captions_P = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
@@ -217,13 +217,13 @@ def is_true(pool: CaptionPool, image_N: np.ndarray, caption_N: np.ndarray, truth
 
 
 def _survival(before: Negatives | None, after: Negatives, mined: Mined, num_captions: int) -> tuple[int | None, int | None]:
-    """Negatives of the table before for the images (or captions) mined for now, and how many of them are in both."""
+    """Negatives of the previous table for the images (or captions) mined for now, and how many of them are in both."""
     if before is None:
         return None, None
     codes = [(table.image_N * num_captions + table.captions_N)[table.is_negative_N] for table in (before, after)]
     mined_for_N = codes[0] // num_captions if mined.mined_for == "images" else codes[0] % num_captions
     old_N = codes[0][np.isin(mined_for_N, mined.images_I)]
-    if not len(old_N):  # of another window of the epoch, say
+    if not len(old_N):  # the previous table was of another window of the epoch
         return None, None
     return len(old_N), int(np.isin(old_N, codes[1]).sum())
 
@@ -240,8 +240,8 @@ def _estimate(table: Negatives, lists: RankedLists) -> tuple[float | None, str]:
 def calibrating_shift(logits_N: np.ndarray, num_true: int) -> float | None:
     """The shift for which sigmoid(logit + shift) of all candidates adds up to the number of them that are true.
 
-    Logits are of a loss whose pairs were mostly false; among the best of many captions another share is true, and as the log odds of the
-    share are an additive term of the logit (big_vision's bias), one number corrects it. None where no candidate is true, or all are.
+    The logits are calibrated to the loss, most of whose pairs are negatives; among top-ranked candidates the share of positives is another.
+    The log odds of that share are an additive term of the logit, so one number corrects it. None where no candidate is true, or all are.
     """
     if not 0 < num_true < len(logits_N):
         return None

@@ -1,4 +1,4 @@
-"""The sheet of a mining as one HTML file: its numbers, and twenty of the mined pairs with their pictures.
+"""The mining report as one HTML file: its figures, and twenty of the mined pairs with their images.
 
 Shape letters: N rows of the table, E examples.
 """
@@ -25,8 +25,8 @@ _MOST_CHARACTERS, _MOST_CAPTIONS = 300, 3
 
 
 @dataclass(frozen=True)
-class Example:
-    """One row of the table as people see it; `picture` is a data: URI, or nothing where it does not decode."""
+class MinedPair:
+    """One row of the table, as the page shows it; `picture` is a data: URI, "" where the image does not decode."""
 
     image_id: str
     picture: str
@@ -42,24 +42,24 @@ class Example:
 
 
 def write_mining_report(
-    folder: Path, sheet: MiningReport, negatives: Negatives, pool: CaptionPool, truth: set[tuple[str, str]] | None = None
+    folder: Path, report: MiningReport, negatives: Negatives, pool: CaptionPool, truth: set[tuple[str, str]] | None = None
 ) -> Path:
     """Write HASH.json and HASH.html into a folder, both or neither. Returns the path of the page.
 
     Raises:
         OSError: they cannot be written.
     """
-    record = json.dumps(sheet.as_record(), indent=1) + "\n"
-    target = folder / f"{sheet.name}.html"
-    text = page(sheet, negatives, pool, truth)
+    record = json.dumps(report.as_record(), indent=1) + "\n"
+    target = folder / f"{report.name}.html"
+    text = page(report, negatives, pool, truth)
     folder.mkdir(parents=True, exist_ok=True)
     replace_files({target.with_suffix(".json"): record, target: text})
     return target
 
 
-def page(sheet: MiningReport, negatives: Negatives, pool: CaptionPool, truth: set[tuple[str, str]] | None = None) -> str:
-    """The page of a sheet, HTML; every caption and id in it is escaped."""
-    hardest_E, random_E = chosen_rows(negatives)
+def page(report: MiningReport, negatives: Negatives, pool: CaptionPool, truth: set[tuple[str, str]] | None = None) -> str:
+    """The HTML page of a report; every caption and id in it is escaped."""
+    hardest_E, random_E = example_rows(negatives)
     true_N = None if truth is None else is_true(pool, negatives.image_N, negatives.captions_N, truth)
     groups = {
         "Hardest": [_example(negatives, row, pool, true_N) for row in hardest_E.tolist()],
@@ -71,18 +71,18 @@ def page(sheet: MiningReport, negatives: Negatives, pool: CaptionPool, truth: se
     return render(
         "report_page.html.j2",
         Path(__file__).parent,
-        sheet=sheet,
+        report=report,
         source=pool.dataset.source,
         split=pool.dataset.split,
-        rules=[(RULES[rule], rule, count) for rule, count in sheet.filtered_out.items()],
+        rules=[(RULES[rule], rule, count) for rule, count in report.filtered_out.items()],
         groups=groups,
     )
 
 
-def chosen_rows(negatives: Negatives) -> tuple[np.ndarray, np.ndarray]:
-    """(negatives of the highest scores, others at random), each half of NUM_EXAMPLES or what there is; int64.
+def example_rows(negatives: Negatives) -> tuple[np.ndarray, np.ndarray]:
+    """(rows of the highest scores, other rows at random) among the negatives, int64; each at most half of NUM_EXAMPLES.
 
-    The random ones follow from the table's name.
+    The random generator is seeded by the table's name.
     """
     half = NUM_EXAMPLES // 2
     rows_n = np.flatnonzero(negatives.is_negative_N)
@@ -96,16 +96,16 @@ def _is_hex(name: str) -> bool:
     return bool(name) and all(letter in "0123456789abcdef" for letter in name)
 
 
-def _example(negatives: Negatives, row: int, pool: CaptionPool, true_N: np.ndarray | None) -> Example:
+def _example(negatives: Negatives, row: int, pool: CaptionPool, true_N: np.ndarray | None) -> MinedPair:
     image, caption = int(np.searchsorted(negatives.offsets, row, side="right") - 1), int(negatives.captions_N[row])
     dataset = pool.dataset
     first = int(dataset.caption_offsets[image])
     own = dataset.captions[first : min(first + _MOST_CAPTIONS, int(dataset.caption_offsets[image + 1]))]
     try:
         picture = thumbnail(dataset.load_image(image))
-    except ImageError:  # a sheet of what was mined already must not fail for a picture of it
+    except ImageError:  # a missing image must not fail the report of a finished mining
         picture = ""
-    return Example(
+    return MinedPair(
         image_id=dataset.image_ids[image],
         picture=picture,
         true_captions=[_shortened(text) for text in own],

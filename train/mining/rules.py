@@ -1,8 +1,7 @@
-"""The rules of mining that look at one query's candidates alone: which are passed over, each by the first rule that says so.
+"""The rules of mining that read one query's candidates alone: each candidate is filtered out by the first rule that holds.
 
-They do not care about direction: a query is an image and its candidates captions, or a caption and its candidates images. What a rule of
-its own decides over all queries together, or by asking a cross-encoder, stands in train/mining/selection.py. Shape letters: Q queries, K
-depth.
+They serve both directions: a query is an image and its candidates captions, or a caption and its candidates images. Rules over all queries
+together, or by a cross-encoder's score, are in train/mining/selection.py. Shape letters: Q queries, K depth.
 """
 
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 
 
 class Outcome(IntEnum):
-    """What became of a candidate. The names from KNOWN_POSITIVE on are the rules, in the order in which they are asked."""
+    """The outcome of a candidate. The names from KNOWN_POSITIVE on are the rules, in the order in which they are applied."""
 
     NOT_LOOKED_AT = 0
     MINED = 1
@@ -32,7 +31,7 @@ class Outcome(IntEnum):
 
     @property
     def is_rule(self) -> bool:
-        """Whether it says that a rule passed the candidate over."""
+        """Whether a rule filtered the candidate out."""
         return self >= Outcome.KNOWN_POSITIVE
 
 
@@ -41,11 +40,11 @@ class Rules:
     """Bounds on a candidate's rank and score; None: no such rule.
 
     Attributes:
-        rank_min, rank_max: the window of ranks, from 1, both ends in it.
-        max_score: most logit.
-        margin: least logits under the query's best positive; negative: so many above it are still taken.
-        perc_pos: most share of the best positive's cosine (TopK-PercPos of NV-Retriever, arXiv 2407.15831).
-        margin_pos: least cosine under the best positive's (TopK-MarginPos, the same).
+        rank_min, rank_max: the window of ranks, from 1, both ends included.
+        max_score: largest logit allowed.
+        margin: smallest distance below the logit of the query's best positive; a negative margin allows logits above it.
+        perc_pos: largest share of the best positive's cosine allowed (TopK-PercPos of NV-Retriever, arXiv 2407.15831).
+        margin_pos: smallest distance below the best positive's cosine (TopK-MarginPos, same paper).
     """
 
     rank_min: int = 1
@@ -58,13 +57,13 @@ class Rules:
 
 @dataclass(frozen=True)
 class RankedLists:
-    """The head of every query's own retrieval, best first, with what the data knows of each candidate.
+    """The top K candidates of every query, best first, with the labels of each.
 
     Attributes:
-        there_QK: bool; False: no candidate at all (its picture does not decode, say), never looked at.
-        known_QK: bool; the data says it is true.
-        near_QK: bool; it says in nearly the same words what is true; None: not asked.
-        key_QK: int64; equal keys are one candidate twice (the hash of a caption's normalised text, an image's group).
+        there_QK: bool; False where there is no candidate (an image that does not decode, or a list shorter than K).
+        known_QK: bool; a positive of the data.
+        near_QK: bool; a near-duplicate of a positive; None: that rule is off.
+        key_QK: int64; equal keys count as one candidate (the hash of a caption's normalised text, an image's group).
         cosines_QK, logits_QK: float32.
         best_cosine_Q, best_logit_Q: float32, of the query's best positive.
     """
@@ -86,13 +85,13 @@ class RankedLists:
 
 
 def filtered_out(lists: RankedLists, rules: Rules) -> np.ndarray:
-    """The rule that passes each candidate over, as Outcome, or NOT_LOOKED_AT where none does; uint8 of shape (Q, K)."""
-    verdict_QK = np.full(lists.there_QK.shape, Outcome.NOT_LOOKED_AT, dtype=np.uint8)
+    """The rule that filters each candidate out, as Outcome, or NOT_LOOKED_AT where none does; uint8 of shape (Q, K)."""
+    outcome_QK = np.full(lists.there_QK.shape, Outcome.NOT_LOOKED_AT, dtype=np.uint8)
     for rule, hit_QK in _hits(lists, rules):
-        verdict_QK[hit_QK & (verdict_QK == Outcome.NOT_LOOKED_AT) & lists.there_QK] = rule
-    open_QK = (verdict_QK == Outcome.NOT_LOOKED_AT) & lists.there_QK
-    verdict_QK[open_QK & repeats(lists.key_QK, open_QK)] = Outcome.SAME_TEXT
-    return verdict_QK
+        outcome_QK[hit_QK & (outcome_QK == Outcome.NOT_LOOKED_AT) & lists.there_QK] = rule
+    open_QK = (outcome_QK == Outcome.NOT_LOOKED_AT) & lists.there_QK
+    outcome_QK[open_QK & repeats(lists.key_QK, open_QK)] = Outcome.SAME_TEXT
+    return outcome_QK
 
 
 def _hits(lists: RankedLists, rules: Rules) -> list[tuple[Outcome, np.ndarray]]:
@@ -116,17 +115,17 @@ def _hits(lists: RankedLists, rules: Rules) -> list[tuple[Outcome, np.ndarray]]:
 
 
 def perc_pos_bound(best_cosine_Q: np.ndarray, share: float) -> np.ndarray:
-    """Most cosine a negative may have under TopK-PercPos, float32 of shape (Q,): share * positive where that is above 0.
+    """The largest cosine of a negative under TopK-PercPos, float32 of shape (Q,): share * positive for a positive cosine above 0.
 
-    Below 0 the published product would lie above the positive (0.95 * -0.2 = -0.19) and let through what outscores the truth; there the
-    bound lies as far below the positive as it would for its mirror image: positive - (1 - share) * |positive|.
+    Below 0 the published product would exceed the positive's cosine (0.95 * -0.2 = -0.19) and let through what outscores it. There the
+    bound is positive - (1 - share) * |positive|, as far below the positive as for a cosine of the opposite sign.
     """
     bound_Q: np.ndarray = best_cosine_Q - np.float32(1 - share) * np.abs(best_cosine_Q)
     return bound_Q
 
 
 def repeats(key_QK: np.ndarray, counted_QK: np.ndarray) -> np.ndarray:
-    """True where an earlier candidate of the same query that counts has the same key; bool of shape (Q, K)."""
+    """True where an earlier candidate of the same query, among those counted, has the same key; bool of shape (Q, K)."""
     order_QK = np.argsort(key_QK, axis=1, kind="stable")
     sorted_QK = np.take_along_axis(key_QK, order_QK, axis=1)
     counted_sorted_QK = np.take_along_axis(counted_QK, order_QK, axis=1)

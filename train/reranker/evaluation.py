@@ -15,7 +15,7 @@ from eval.search.retrieve import retrieve
 from eval.search.stage import Stage
 from rerank.reorder.stages import reranked_stages
 from rerank.scorers.blip.scorer import BlipScorer
-from rerank.scorers.scorer import PairScorer, Reads
+from rerank.scorers.scorer import InputLimits, PairScorer
 from train.reranker.job import RerankerJob
 
 
@@ -42,7 +42,7 @@ class NamedScorer:
         return self._scorer.fingerprint
 
     @property
-    def reads(self) -> Reads:
+    def reads(self) -> InputLimits:
         """The scorer's own."""
         return self._scorer.reads
 

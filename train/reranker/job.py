@@ -12,7 +12,7 @@ from rerank.reorder.stages import check_top_k
 from train.config.reranker import RerankerConfig
 from train.data.caption_pool import CaptionPool
 from train.data.order import BatchOrder
-from train.data.splits import Splits, known_truth, load_splits
+from train.data.splits import Splits, ground_truth_pairs, load_splits
 from train.engine.distributed import SharedFolder, check_same
 from train.engine.run import Run
 from train.model.siglip import TunedModel
@@ -60,7 +60,7 @@ def prepare_reranker(config: RerankerConfig, splits: Splits, accelerator: Accele
     """
     pool = CaptionPool(splits.train)
     (siglip, inputs), tuned, truth = processes.together(
-        lambda: (load_siglip(config.miner), build_cross_encoder(config.model, config.seed), known_truth(config, splits.train))
+        lambda: (load_siglip(config.miner), build_cross_encoder(config.model, config.seed), ground_truth_pairs(config, splits.train))
     )
     retriever = TunedModel(siglip, inputs, hash_weights(siglip))
     parts = [

@@ -62,7 +62,7 @@ class RerankerLoop(BaseLoop):
     def setup(self) -> None:
         """Mine the hard negatives, or read those that were mined when the run began."""
         if self.config.negatives.near_duplicates:
-            _ = self.job.pool.near_truth  # once here, not once in every worker
+            _ = self.job.pool.near_duplicate_positives  # once here, not once in every worker
         if self.state.negatives is not None:
             self._tables = as_hard_tables(self.job, read_tables(self.job, self.state.negatives))
             return

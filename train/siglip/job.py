@@ -15,7 +15,7 @@ from train.model.grad_cache import cached_size
 if TYPE_CHECKING:
     from eval.dataset.retrieval_set import RetrievalSet
     from train.config.job import JobConfig
-    from train.data.hard_image_order import Turns
+    from train.data.hard_image_order import EpochOrder
     from train.model.siglip import TunedModel
 
 
@@ -33,7 +33,7 @@ class Job(Run):
     config: JobConfig
     tuned: TunedModel
     final_set: RetrievalSet | None
-    order: Turns
+    order: EpochOrder
     matcher_sha256: str | None
     members_sha256: str | None
 
@@ -71,8 +71,8 @@ def describe(job: Job) -> list[str]:
         f"on a drop: {watched.config.on_drop}"
         for watched in job.splits.watch
     ]
-    if job.pool.further.texts:
-        lines.append(f"pool      {len(job.pool.further.texts):,} further captions without images, to mine among")
+    if job.pool.additional.texts:
+        lines.append(f"pool      {len(job.pool.additional.texts):,} further captions without images, to mine among")
     if config.mining is not None and config.mining.ensemble:
         lines.append(
             f"ensemble  {', '.join(config.mining.ensemble)}: mine too; run once, their embeddings kept in {job.folder / 'ensemble'}"

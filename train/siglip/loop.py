@@ -22,7 +22,7 @@ from train.data.order import Order
 from train.data.positives import TruePairs
 from train.engine.checkpoint import Checkpoints, State
 from train.engine.loop import BaseLoop, StopSignals
-from train.mining.ensemble import Member
+from train.mining.ensemble import MiningMember
 from train.model.frozen_tower import FrozenStore, cached_towers
 from train.siglip.job import Job, describe
 from train.siglip.mining import members_of, num_rows, refresh_negatives
@@ -38,7 +38,7 @@ class Loop(BaseLoop):
         self.negatives: Negatives | None = None
         self.columns: Negatives | None = None
         self.frozen = NOTHING_FROZEN
-        self.members: tuple[Member, ...] = ()
+        self.members: tuple[MiningMember, ...] = ()
         self.order: Order = order_in_force(job.config.mining, job.order, job.train_set, None, None, job.config.train.max_steps)
         self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.accelerator.autocast)
         self.stepper.true_pairs = self._true_pairs()

@@ -12,7 +12,7 @@ from train.data.mined_order import images_due
 from train.data.negatives import Negatives, write_negatives
 from train.mining.captions import mine
 from train.mining.cross_encoder import MiningCrossEncoder, load_mining_cross_encoder
-from train.mining.ensemble import Member, Retriever, load_members
+from train.mining.ensemble import MiningMember, Retriever, load_members
 from train.mining.images import mine_images
 from train.mining.refresh import Refresh
 from train.mining.report import MiningReport
@@ -42,7 +42,7 @@ def num_rows(job: Job, step: int) -> int:
     return (job.train_set.num_images if images_I is None else len(images_I)) + len(job.pool)
 
 
-def members_of(job: Job, bar: Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]) -> tuple[Member, ...]:
+def members_of(job: Job, bar: Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]) -> tuple[MiningMember, ...]:
     """The fixed checkpoints that mine, embedded once in a run; arguments and errors as train.mining.ensemble.load_members."""
     return load_members(job.config.mining, job.folder / "ensemble", job.pool, bar=bar, execution=job.execution())
 
@@ -53,7 +53,7 @@ def refresh_negatives(
     before: Negatives | None,
     on_progress: Callable[[int], Any],
     frozen: FrozenEmbeddings = NOTHING_FROZEN,
-    members: tuple[Member, ...] = (),
+    members: tuple[MiningMember, ...] = (),
 ) -> Refreshed:
     """Mine with the weights after `step` steps; the main process writes runs/NAME/negatives/HASH.parquet and HASH.json, HASH.html.
 

@@ -16,9 +16,9 @@ from rerank.scorers.load import load_scorer
 from rerank.scoring.score_cache import ScoreCache
 from train.config.job import JobConfig
 from train.data.caption_pool import CaptionPool
-from train.data.mined_order import turns_of
+from train.data.mined_order import epoch_order
 from train.data.order import BatchOrder
-from train.data.splits import Splits, known_truth
+from train.data.splits import Splits, ground_truth_pairs
 from train.engine.distributed import SharedFolder, check_same, start_distributed
 from train.mining.cross_encoder import cross_encoder_fingerprint
 from train.mining.ensemble import members_sha256
@@ -71,13 +71,13 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         UserError: the base, the reranker, the matcher or the members of mining or the truth file cannot be used.
         OSError: the weights to begin from cannot be written.
     """
-    pool = CaptionPool(splits.train, splits.further)
+    pool = CaptionPool(splits.train, splits.additional)
     shared = SharedFolder(config.run_folder, processes)
     base = _base(config, splits, processes, shared)
     matcher_sha256 = processes.together(lambda: cross_encoder_fingerprint(config))  # refused now, not at the first mining
     members = processes.together(lambda: members_sha256(config.mining))
     truth, tuned, final_set = processes.together(
-        lambda: (known_truth(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
+        lambda: (ground_truth_pairs(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
     )
     check_rank_consistency(config, tuned.base_sha256, pool.data_sha256, matcher_sha256, members, processes)
     if config.train.shard:
@@ -95,7 +95,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         optimizer=make_optimizer(tuned, config.train),
         shared=shared,
         final_set=final_set,
-        order=turns_of(config.mining, BatchOrder(splits.train.num_images, config.train.batch_size, config.seed)),
+        order=epoch_order(config.mining, BatchOrder(splits.train.num_images, config.train.batch_size, config.seed)),
         matcher_sha256=matcher_sha256,
         members_sha256=members,
     )

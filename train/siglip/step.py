@@ -123,11 +123,11 @@ class Stepper:
     def _soft_labels(self, batch: Batch) -> SoftLabels | None:
         """What a cross-encoder said of the mined pairs, where mining.distil asks for it and a table is in force."""
         distil = None if self._config.mining is None else self._config.mining.distil
-        if distil is None or batch.matcher_logits_m is None:
+        if distil is None or batch.teacher_logits_m is None:
             return None
         mined_m, own_b = (
             None if logits is None else logits.to(self._device) / distil.temperature
-            for logits in (batch.matcher_logits_m, batch.matcher_logits_b if distil.form == "lists" else None)
+            for logits in (batch.teacher_logits_m, batch.teacher_logits_b if distil.form == "lists" else None)
         )
         assert mined_m is not None
         return SoftLabels(mined_m, distil.strength, own_b)

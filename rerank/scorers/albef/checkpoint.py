@@ -1,4 +1,4 @@
-"""An ALBEF matcher read from a folder that `python -m rerank.convert` wrote, and what must be true of it before a score is believed."""
+"""Read an ALBEF cross-encoder from a folder that `python -m rerank.convert` wrote, and check it."""
 
 import hashlib
 import json
@@ -22,11 +22,11 @@ _CONFIG_NAME, _WEIGHTS_NAME = "config.json", "model.safetensors"
 
 @dataclass(frozen=True)
 class AlbefCheckpoint:
-    """An ALBEF matcher in float32 with its two preprocessors.
+    """An ALBEF cross-encoder in float32 with its two preprocessors.
 
     Attributes:
         model: in evaluation mode, float32, on the CPU.
-        image_processor: the Pillow one of BLIP, whose pictures are prepared as ALBEF's: squashed bicubically, CLIP's mean and deviation.
+        image_processor: the Pillow one of BLIP, which prepares images as ALBEF does: resized bicubically, CLIP's mean and deviation.
         tokenizer: WordPiece of bert-base-uncased.
     """
 
@@ -42,7 +42,7 @@ class AlbefCheckpoint:
 
 
 def load_albef(model: str) -> AlbefCheckpoint:
-    """Reads an ALBEF matcher with its processors from a folder or a hub id; safetensors only, nothing is unpickled.
+    """Reads an ALBEF cross-encoder with its processors from a folder or a hub id; safetensors only, nothing is unpickled.
 
     Raises:
         UserError: weights missing, left over, of another shape or not finite; vocabulary or picture size that contradict
@@ -57,26 +57,26 @@ def load_albef(model: str) -> AlbefCheckpoint:
         tokenizer = BertTokenizer.from_pretrained(model, trust_remote_code=False)
     except UserError:
         raise
-    except Exception as error:  # of many classes, as the file and what is wrong with it
+    except Exception as error:  # of many classes, by the file and its damage
         raise UserError(
-            f"rerank.model (--rerank): the ALBEF matcher {model!r} could not be read: {in_words(error)}. Expected "
+            f"rerank.model (--rerank): the ALBEF cross-encoder {model!r} could not be read: {in_words(error)}. Expected "
             "what `python -m rerank.convert ALBEF.pth --output DIR` writes: config.json, model.safetensors, preprocessor_config.json, "
             "tokenizer.json."
         ) from error
     _check_vocabulary(model, config, tokenizer)
     _check_pictures(model, config, image_processor)
-    return AlbefCheckpoint(matcher_of(config, tensors, model), image_processor, tokenizer)
+    return AlbefCheckpoint(build_albef(config, tensors, model), image_processor, tokenizer)
 
 
-def matcher_of(config: AlbefConfig, tensors: Mapping[str, torch.Tensor], source: str) -> AlbefCrossEncoder:
-    """The matcher with these sizes and weights, float32, in evaluation mode.
+def build_albef(config: AlbefConfig, tensors: Mapping[str, torch.Tensor], source: str) -> AlbefCrossEncoder:
+    """The cross-encoder with these sizes and weights, float32, in evaluation mode.
 
     Raises:
         UserError: weights are missing, left over, of another shape, or not finite; every one of them is named.
     """
     with torch.device("meta"):
-        matcher = AlbefCrossEncoder(config)
-    expected = {name: tuple(parameter.shape) for name, parameter in matcher.named_parameters()}
+        model = AlbefCrossEncoder(config)
+    expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     shared = expected.keys() & tensors.keys()
     faults = {
         "missing": sorted(expected.keys() - tensors.keys()),
@@ -91,15 +91,15 @@ def matcher_of(config: AlbefConfig, tensors: Mapping[str, torch.Tensor], source:
     if any(faults.values()):
         listed = "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in faults.items() if names)
         raise UserError(
-            f"{source}: the weights are not those of an ALBEF matcher: {listed}. Use a checkpoint trained for image-text matching: "
+            f"{source}: the weights are not those of an ALBEF cross-encoder: {listed}. Use a checkpoint trained for image-text matching: "
             "ALBEF.pth, or the one tuned for retrieval on COCO or Flickr30k"
         )
-    matcher.load_state_dict({name: tensors[name].float() for name in expected}, assign=True)
-    return matcher.eval().requires_grad_(False)
+    model.load_state_dict({name: tensors[name].float() for name in expected}, assign=True)
+    return model.eval().requires_grad_(False)
 
 
 def _check_vocabulary(model: str, config: AlbefConfig, tokenizer: Any) -> None:
-    if len(tokenizer) != config.text.vocab_size:  # where its files are missing transformers makes up a tokenizer of five tokens
+    if len(tokenizer) != config.text.vocab_size:  # without its files transformers creates a tokenizer of five tokens
         raise UserError(
             f"rerank.model (--rerank): the tokenizer of {model!r} has {len(tokenizer)} tokens, the model {config.text.vocab_size}. "
             "Put the files of bert-base-uncased's tokenizer there (vocab.txt or tokenizer.json)."

@@ -1,11 +1,11 @@
-"""ALBEF's matcher: a vision tower, a text tower whose later layers look at the image, and a matching head.
+"""ALBEF's cross-encoder: a vision tower, a text tower whose later layers attend to the image, and a matching head.
 
 The text tower is one BERT in two halves. Its first `fusion_layer` layers read the caption alone, so their result holds for any
-image; the rest also attend to the image, whose keys and values hold for any caption. Both are functions of their own here. Parameter
-names are the released files'. Source: arXiv 2107.07651, section 3.1; Salesforce ALBEF, models/; a rewrite, not a copy.
+image; the others also attend to the image, whose keys and values hold for any caption. Both halves are functions of their own here.
+Parameter names are those of the released files. Source: arXiv 2107.07651, section 3.1; Salesforce ALBEF, models/; a rewrite, not a copy.
 
 Shape letters: C captions, L tokens of the longest, D width of the text tower, P pixels of a side, T image tokens (the first is the class
-token), V width of the vision tower, H heads, W width of a head, Q tokens that ask.
+token), V width of the vision tower, H heads, W width of a head, Q query tokens.
 """
 
 from collections.abc import Mapping
@@ -84,7 +84,7 @@ class AlbefConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any], where: str) -> "AlbefConfig":
-        """The sizes in a config.json, which lies at `where`.
+        """The sizes in a config.json; `where` is its path, for messages.
 
         Raises:
             UserError: a size is missing, not a number, or contradicts another.
@@ -94,10 +94,12 @@ class AlbefConfig:
             return cls(VisionConfig(**towers["vision_config"]), TextConfig(**towers["text_config"]))
         except KeyError as error:
             raise UserError(
-                f"{where}: expected the sizes of an ALBEF matcher; {error} is missing. Convert the released file again"
+                f"{where}: expected the sizes of an ALBEF cross-encoder; {error} is missing. Convert the released file again"
             ) from error
         except (TypeError, ValueError) as error:
-            raise UserError(f"{where}: these are not the sizes of an ALBEF matcher: {error}. Convert the released file again") from error
+            raise UserError(
+                f"{where}: these are not the sizes of an ALBEF cross-encoder: {error}. Convert the released file again"
+            ) from error
 
 
 def _numbers(kind: type[VisionConfig] | type[TextConfig], section: Any) -> dict[str, Any]:
@@ -168,7 +170,7 @@ class _VisionBlock(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """ViT with a class token; every token of its last layer, normalised, is what the captions look at."""
+    """ViT with a class token; the captions attend to every token of its last layer, normalised."""
 
     def __init__(self, config: VisionConfig) -> None:
         """Untrained weights."""
@@ -246,12 +248,12 @@ class _TextLayer(nn.Module):
         self.output = _Residual(config, config.intermediate_size)
 
     def forward(
-        self, x_CLD: torch.Tensor, mask_C11L: torch.Tensor, image: KeysValues | None = None, *, num_asking: int | None = None
+        self, x_CLD: torch.Tensor, mask_C11L: torch.Tensor, image: KeysValues | None = None, *, num_queries: int | None = None
     ) -> torch.Tensor:
-        """The layer's output for the first `num_asking` tokens of each caption (all of them by default), shape (C, Q, D)."""
-        x_CQD = self.attention(x_CLD[:, :num_asking], self.attention.self.keys_values(x_CLD), mask_C11L)
+        """The layer's output for the first `num_queries` tokens of each caption (all of them by default), shape (C, Q, D)."""
+        x_CQD = self.attention(x_CLD[:, :num_queries], self.attention.self.keys_values(x_CLD), mask_C11L)
         if image is not None:
-            # All tokens of all captions ask the one image: one row of C * Q queries, so that its keys and values need no copies.
+            # All tokens of all captions attend to one image: one row of C * Q queries, so that its keys and values need no copies.
             x_CQD = self.crossattention(x_CQD.flatten(0, 1)[None], image)[0].unflatten(0, x_CQD.shape[:2])
         return self.output(F.gelu(self.intermediate.dense(x_CQD)), x_CQD)
 
@@ -284,7 +286,7 @@ class _TextTower(nn.Module):
 
 
 class AlbefCrossEncoder(nn.Module):
-    """The parts of ALBEF that judge a pair; its contrastive heads, momentum copies and queues are not here."""
+    """The parts of ALBEF that score a pair; its contrastive heads, momentum copies and queues are left out."""
 
     def __init__(self, config: AlbefConfig) -> None:
         """Untrained weights."""
@@ -296,12 +298,12 @@ class AlbefCrossEncoder(nn.Module):
 
     @property
     def _layers(self) -> tuple[list[Any], list[Any]]:
-        """The layers that read the caption alone, and those that look at the image."""
+        """The layers that read the caption alone, and those that attend to the image."""
         layers = list(self.text_encoder.encoder.layer)
         return layers[: self.config.text.fusion_layer], layers[self.config.text.fusion_layer :]
 
     def image_keys_values(self, pixels_13PP: torch.Tensor) -> list[KeysValues]:
-        """What the captions look at: for each fusion layer keys and values of one image, each of shape (1, H, T, W)."""
+        """For each fusion layer the keys and values of one image, each of shape (1, H, T, W)."""
         image_1TV = self.visual_encoder(pixels_13PP)
         return [layer.crossattention.self.keys_values(image_1TV) for layer in self._layers[1]]
 
@@ -315,9 +317,9 @@ class AlbefCrossEncoder(nn.Module):
     def match_states(self, states_CLD: torch.Tensor, mask_CL: torch.Tensor, image: list[KeysValues]) -> torch.Tensor:
         """What the matching head reads: the first token of each caption after the fusion layers, shape (C, D).
 
-        The last layer works on that token alone, for nothing reads the others.
+        The last layer computes that token alone, as nothing reads the others.
         """
         *layers, last = zip(self._layers[1], image, strict=True)
         for layer, keys_values in layers:
             states_CLD = layer(states_CLD, mask_CL[:, None, None, :], keys_values)
-        return last[0](states_CLD, mask_CL[:, None, None, :], last[1], num_asking=1)[:, 0]
+        return last[0](states_CLD, mask_CL[:, None, None, :], last[1], num_queries=1)[:, 0]

@@ -1,4 +1,4 @@
-"""ALBEF's released .pth: which of its tensors judge pairs, which do not, and the sizes that follow from their shapes.
+"""ALBEF's released .pth: the tensors of the cross-encoder, the others, and the sizes that follow from their shapes.
 
 Shape letters: T image tokens (the first is the class token), V width of the vision tower.
 """
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from eval.errors import UserError
 from rerank.scorers.albef.model import AlbefConfig, TextConfig, VisionConfig
 
-_HEAD_WIDTH = 64  # of ViT-B and BERT base; no tensor tells it
+_HEAD_WIDTH = 64  # of ViT-B and BERT base; it does not follow from any tensor's shape
 _POSITIONS = "visual_encoder.pos_embed"
 _PATCHES = "visual_encoder.patch_embed.proj.weight"
 _WORDS = "text_encoder.embeddings.word_embeddings.weight"
 
-# What a release holds beside the matcher.
+# What a release holds besides the cross-encoder.
 _NOT_NEEDED = {
     "momentum copies": re.compile(r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\."),
     "queues of the momentum copies": re.compile(r"(image_queue|text_queue|idx_queue|queue_ptr|ptr_queue)$"),
@@ -31,12 +31,12 @@ _NOT_NEEDED = {
 
 @dataclass(frozen=True)
 class AlbefRelease:
-    """What was read of a .pth.
+    """The content of a .pth.
 
     Attributes:
         config: sizes, from the tensors' shapes.
-        tensors: the matcher's and any that are not known here, by the names of rerank/scorers/albef/model.py.
-        dropped: what was left out, by its kind: the names.
+        tensors: those of the cross-encoder and any that are not known here, by the names of rerank/scorers/albef/model.py.
+        dropped: names of the tensors left out, by kind.
     """
 
     config: AlbefConfig
@@ -45,7 +45,7 @@ class AlbefRelease:
 
 
 def albef_release(content: Any, source: str, image_size: int | None = None) -> AlbefRelease:
-    """The matcher in what a .pth holds: {"model": tensors by name, ...}, or the tensors by name.
+    """The cross-encoder in a .pth's content: {"model": tensors by name, ...}, or the tensors by name.
 
     Args:
         content: what the file held.
@@ -53,7 +53,7 @@ def albef_release(content: Any, source: str, image_size: int | None = None) -> A
         image_size: pixels of a side; where they differ from the file's, the position embeddings are interpolated.
 
     Raises:
-        UserError: no ALBEF, one without image-text matching's layers, or a size that cannot be.
+        UserError: it is no ALBEF, lacks the layers of image-text matching, or the size is impossible.
     """
     named = content.get("model", content) if isinstance(content, Mapping) else {}
     if not isinstance(named, Mapping) or not (wanted := {_POSITIONS, _PATCHES}) <= named.keys():
@@ -80,7 +80,7 @@ def albef_release(content: Any, source: str, image_size: int | None = None) -> A
 
 
 def _is_plain(name: Any, tensor: Any) -> bool:
-    """Whether a weight can be in it: sparse, quantised and complex tensors, which weights_only lets through, cannot."""
+    """Whether a tensor is dense and real: weights_only also lets sparse, quantised and complex ones through."""
     is_dense = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided and not tensor.is_quantized
     return isinstance(name, str) and is_dense and not tensor.is_complex()
 
@@ -105,15 +105,15 @@ def _resized(config: AlbefConfig, image_size: int) -> AlbefConfig:
 
 
 def _sizes(tensors: Mapping[str, torch.Tensor], source: str) -> AlbefConfig:
-    """The sizes that the shapes tell.
+    """The sizes that follow from the shapes.
 
     Raises:
-        UserError: tensors that tell them are missing, or tell of another model.
+        UserError: tensors are missing, or belong to another model.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     fusion = _numbers(shapes, r"text_encoder\.encoder\.layer\.(\d+)\.crossattention\.")
     if not fusion:
-        raise UserError(f"{source}: no layer of its text tower looks at the image (no text_encoder.encoder.layer.N.crossattention)")
+        raise UserError(f"{source}: no layer of its text tower attends to the image (no text_encoder.encoder.layer.N.crossattention)")
     try:
         num_patches, vision_size = shapes[_POSITIONS][1] - 1, shapes[_POSITIONS][2]
         vocab_size, text_size = shapes[_WORDS]
@@ -137,7 +137,7 @@ def _sizes(tensors: Mapping[str, torch.Tensor], source: str) -> AlbefConfig:
         )
         if text.fusion_layer == 0:
             raise UserError(
-                f"{source}: every layer of its text tower looks at the image: this is no ALBEF but a BLIP in its original form. "
+                f"{source}: every layer of its text tower attends to the image: this is no ALBEF but a BLIP in its original form. "
                 "The hub has it ready to use: Salesforce/blip-itm-base-coco and its like"
             )
         if num_patches != round(num_patches**0.5) ** 2:

@@ -1,10 +1,10 @@
-"""ALBEF as a judge of (image, caption) pairs, in a module of our own (transformers has none).
+"""ALBEF as a cross-encoder of (image, caption) pairs, in a module of our own (transformers has none).
 
     scorer = AlbefScorer.load("models/albef-coco")          # python -m rerank.convert mscoco.pth --output models/albef-coco
     scores = scorer.score(image, ["a dog runs on grass", "two cats on a sofa"])
 
-The picture goes through the vision tower once, and each fusion layer's keys and values of it are computed once for all its captions. The
-six layers that read a caption alone run once per caption, not per pair, as long as its state is kept. The score is the logit of
+An image goes through the vision tower once, and each fusion layer's keys and values of it are computed once for all its captions. The six
+layers that read a caption alone run once per caption, not per pair, as long as its state is cached. The score is the logit of
 "match", as ALBEF's evaluation ranks (Retrieval.py).
 
 Shape letters: N captions, C captions of a batch, L tokens of the longest among them, D width of the text tower.
@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rerank.scorers.albef.checkpoint import AlbefCheckpoint, load_albef
 from rerank.scorers.base import CaptionStates, CrossEncoder, caption_batches
-from rerank.scorers.scorer import Reads, ScorerSettings, match_scores
+from rerank.scorers.scorer import InputLimits, ScorerSettings, match_scores
 
 MAX_WORDS = 30
 
@@ -36,7 +36,7 @@ _DROPPED = re.compile(r"[,.'!?\"()*#:;~]")
 def clean_caption(caption: str) -> str:
     """The caption as ALBEF was trained and evaluated on it: lower case, `,.'!?"()*#:;~` dropped, `-` and `/` to blanks, at most 30 words.
 
-    BLIP's cleaning is another one: it puts blanks in the place of punctuation, and keeps commas, apostrophes and hyphens.
+    BLIP cleans differently: it replaces punctuation by blanks, and keeps commas, apostrophes and hyphens.
     Source: Salesforce ALBEF, dataset/utils.py, `pre_caption`; a rewrite, not a copy (any white space counts as a blank here).
     """
     words = _DROPPED.sub("", caption.lower()).replace("-", " ").replace("/", " ").replace("<person>", "person").split()
@@ -44,9 +44,9 @@ def clean_caption(caption: str) -> str:
 
 
 def token_ids(tokenizer: Any, captions: Sequence[str], *, sep_token: bool, max_tokens: int) -> list[tuple[int, ...]]:
-    """Token ids of each caption, at most `max_tokens` with [CLS], and with [SEP] where asked for.
+    """Token ids of each caption, at most `max_tokens` with [CLS], and with [SEP] if `sep_token`.
 
-    The tokenizer that ALBEF brings along ends a single text without [SEP], as the text tower was trained (Salesforce ALBEF,
+    ALBEF's own tokenizer ends a single text without [SEP], as the text tower was trained (Salesforce ALBEF,
     models/tokenization_bert.py, `build_inputs_with_special_tokens`); transformers' BertTokenizer always adds one.
     """
     last = [tokenizer.sep_token_id] if sep_token else []
@@ -55,7 +55,7 @@ def token_ids(tokenizer: Any, captions: Sequence[str], *, sep_token: bool, max_t
     return [(tokenizer.cls_token_id, *ids[:num_words], *last) for ids in encoded]
 
 
-_PADDING_ID = 0  # masked wherever it stands, so any id would do
+_PADDING_ID = 0  # always masked, so any id would do
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class AlbefSettings(ScorerSettings):
         clean_captions: the original's caption cleaning.
         max_tokens: longer captions are cut to this many tokens.
         sep_token: end each caption with [SEP], which the original does not.
-        caption_states_mib: MiB of caption states kept; 1,024 hold some 24,000 captions of 14 tokens at base size. Changes no score.
+        caption_states_mib: MiB of cached caption states; 1,024 hold some 24,000 captions of 14 tokens at base size. Changes no score.
     """
 
     clean_captions: bool = True
@@ -102,10 +102,10 @@ class AlbefScorer(CrossEncoder[AlbefSettings]):
         self._states = CaptionStates(self._caption_state, self.settings.caption_states_mib * 2**20)
 
     @property
-    def reads(self) -> Reads:
-        """Pictures squashed to the vision tower's square, captions cut to `max_tokens`."""
+    def reads(self) -> InputLimits:
+        """Images resized to the vision tower's square, captions cut to `max_tokens`."""
         size = self._model.config.vision.image_size
-        return Reads(size, size, self._max_tokens)
+        return InputLimits(size, size, self._max_tokens)
 
     @classmethod
     def _read(cls, model: str) -> AlbefCheckpoint:

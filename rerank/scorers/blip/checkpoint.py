@@ -1,4 +1,4 @@
-"""A BLIP matcher read from disk or the hub, and everything that must be true of it before a score can be believed."""
+"""Read a BLIP cross-encoder from disk or the hub, and check it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ _EXAMPLE = "Salesforce/blip-itm-base-coco"
 
 @dataclass(frozen=True)
 class BlipCheckpoint(Checkpoint):
-    """A BLIP matcher (BlipForImageTextRetrieval) in float32 with its two preprocessors.
+    """A BLIP cross-encoder (BlipForImageTextRetrieval) in float32 with its two preprocessors.
 
     Attributes:
         enc_token_id: id of [ENC], which the original BLIP puts in place of [CLS] when it matches; None if the vocabulary has none.

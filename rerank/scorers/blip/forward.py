@@ -1,9 +1,9 @@
 """BLIP's matching forward over the weights of transformers' BlipForImageTextRetrieval, arranged for one image and many captions.
 
-What differs from transformers' own forward, which it equals to float noise: the image's keys and values of every cross-attention
-are computed once and shared by its captions; captions lie packed, one after another without padding, so that every linear layer and
-the attention to the image see real tokens alone; the last layer computes only the first token, the one the matching head reads; and
-attention is torch's scaled_dot_product_attention, which the class refuses.
+It equals transformers' own forward to float noise. The differences: the image's keys and values of every cross-attention are computed
+once and shared by its captions; captions are packed, one after another without padding, so that linear layers and the attention to the
+image process real tokens alone; the last layer computes only the first token, which the matching head reads; and attention is torch's
+scaled_dot_product_attention, which transformers' class does not support.
 
 Shape letters: C captions, P tokens of all captions together, L the longest caption in tokens, T image tokens, H heads, E width of a
 head, D = H x E width of the text tower, V width of the vision tower.
@@ -26,13 +26,13 @@ class ImageStates:
 
 
 class BlipForward:
-    """The two towers and the head of one BLIP matcher; call it under inference_mode.
+    """The two towers and the head of one BLIP cross-encoder; call it under inference_mode.
 
     In bfloat16 the linear layers' weights are converted, once; embeddings, layer norms, the residual stream and the head stay float32.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype = torch.float32) -> None:
-        """model: a BlipForImageTextRetrieval in evaluation mode; its linear layers but the head are brought to `dtype`, in place."""
+        """model: a BlipForImageTextRetrieval in evaluation mode; its linear layers except the head are converted to `dtype`, in place."""
         self._vision, self._text, self._head = model.vision_model, model.text_encoder, model.itm_head
         self._num_vision_heads = model.config.vision_config.num_attention_heads
         self._num_text_heads = model.config.text_config.num_attention_heads
@@ -71,7 +71,7 @@ class BlipForward:
         *,
         first_only: bool,
     ) -> torch.Tensor:
-        """(P, D) in and out; (C, D) out where only the first token of each caption is wanted."""
+        """(P, D) in and out; (C, D) out if `first_only`, the first token of each caption."""
         attended = self._self_attention(layer.attention.self, hidden_PD, captions, first_only=first_only)
         rows = _add_and_norm(layer.attention.output, attended, hidden_PD[captions.starts_C] if first_only else hidden_PD)
         queries = self._heads(_linear(layer.crossattention.self.query, rows))
@@ -81,7 +81,7 @@ class BlipForward:
         return _add_and_norm(layer.output, inner, rows)
 
     def _self_attention(self, attention: Any, hidden_PD: torch.Tensor, captions: PackedCaptions, *, first_only: bool) -> torch.Tensor:
-        """Each caption's tokens over one another: padded for the attention alone, which is a hundredth of the work."""
+        """Self-attention within each caption, on padded tokens: it is about a hundredth of the work."""
         keys, values = (self._padded(_linear(part, hidden_PD), captions) for part in (attention.key, attention.value))
         if first_only:
             first_CD = _linear(attention.query, hidden_PD[captions.starts_C])

@@ -1,10 +1,10 @@
-"""BLIP as a judge of (image, caption) pairs, over the weights of transformers' BlipForImageTextRetrieval.
+"""BLIP as a cross-encoder of (image, caption) pairs, with the weights of transformers' BlipForImageTextRetrieval.
 
     scorer = BlipScorer.load("Salesforce/blip-itm-base-coco")
     scores = scorer.score(image, ["a dog runs on grass", "two cats on a sofa"])
 
-The picture goes through the vision tower once, and once into each layer's keys and values of the cross-attention; its captions
-share them (rerank/scorers/blip/forward.py). Scores equal transformers' own forward, pair by pair, to 1e-5.
+An image goes through the vision tower once, and once into the keys and values of each layer's cross-attention; its captions share
+them (rerank/scorers/blip/forward.py). Scores equal transformers' own forward, pair by pair, to 1e-5.
 
 Shape letters: N captions, C captions computed together.
 """
@@ -20,16 +20,16 @@ from rerank.scorers.base import CrossEncoder, token_ids
 from rerank.scorers.blip.checkpoint import BlipCheckpoint, load_blip
 from rerank.scorers.blip.forward import BlipForward
 from rerank.scorers.blip.text import MAX_TOKENS, clean_caption, packed_captions
-from rerank.scorers.scorer import Reads, ScorerSettings, match_scores
+from rerank.scorers.scorer import InputLimits, ScorerSettings, match_scores
 
 
 @dataclass(frozen=True)
 class BlipSettings(ScorerSettings):
-    """The defaults are the original BLIP's evaluation, in float32. On the demo neither score kind ranks better (paired intervals hold 0).
+    """The defaults are the original BLIP's evaluation, in float32. On the demo both score kinds rank equally (paired intervals include 0).
 
     Attributes:
-        enc_token: put [ENC] in place of [CLS], as the original does and transformers does not; a model whose vocabulary has
-            no [ENC] is scored without.
+        enc_token: put [ENC] in place of [CLS], as the original does and transformers does not; without effect where the
+            vocabulary has no [ENC].
         clean_captions: the original's caption cleaning.
         max_tokens: longer captions are cut to this many tokens.
     """
@@ -58,20 +58,20 @@ class BlipScorer(CrossEncoder[BlipSettings]):
         super().__init__(checkpoint, device=device, settings=settings)
         half = self.settings.precision == "bfloat16"
         if half:
-            _ = self.fingerprint  # is kept: of the weights as they were read, before they are converted
+            _ = self.fingerprint  # cached: the hash of the weights as read, before they are converted
         self._forward = BlipForward(self._model, torch.bfloat16 if half else torch.float32)
         self._max_tokens = min(self.settings.max_tokens, checkpoint.model.config.text_config.max_position_embeddings)
 
     @property
-    def reads(self) -> Reads:
-        """Pictures squashed to the vision tower's square, captions cut to `max_tokens`."""
+    def reads(self) -> InputLimits:
+        """Images resized to the vision tower's square, captions cut to `max_tokens`."""
         size = self._checkpoint.model.config.vision_config.image_size
         height, width = (size, size) if isinstance(size, int) else size
-        return Reads(height, width, self._max_tokens)
+        return InputLimits(height, width, self._max_tokens)
 
     @property
     def enc_token_id(self) -> int | None:
-        """The id that takes the first token's place, or None where none does."""
+        """The id that replaces the first token; None: it is not replaced."""
         return self._checkpoint.enc_token_id if self.settings.enc_token else None
 
     @classmethod
@@ -89,5 +89,5 @@ class BlipScorer(CrossEncoder[BlipSettings]):
             scores.append(match_scores(self._forward.match_logits(states, captions), self.settings.score_kind))
             places.append(captions.places_C)
         scores_N = np.empty(len(ids), dtype=np.float32)
-        scores_N[np.concatenate(places)] = torch.cat(scores).cpu().numpy()  # one wait for the device per image
+        scores_N[np.concatenate(places)] = torch.cat(scores).cpu().numpy()  # one synchronisation with the device per image
         return scores_N

@@ -27,7 +27,7 @@ def clean_caption(caption: str, *, max_words: int = MAX_WORDS) -> str:
 
 @dataclass(frozen=True)
 class PackedCaptions:
-    """Some captions of one image, their tokens one after another without padding, and the way to a padded form and back.
+    """Some captions of one image, their tokens one after another without padding, and the indices to pad and unpad them.
 
     Attributes:
         places_C: int64 (numpy), which of the captions these are.
@@ -71,6 +71,6 @@ class PackedCaptions:
 
 
 def packed_captions(ids: Sequence[tuple[int, ...]], chunk_size: int, device: torch.device) -> Iterator[PackedCaptions]:
-    """All captions, packed in the company that `positions_by_length` gives them."""
+    """All captions, packed in the groups of `positions_by_length`."""
     for places in positions_by_length(ids, chunk_size):
         yield PackedCaptions.of(places, [ids[place] for place in places], device)

@@ -1,4 +1,4 @@
-"""A sentence-transformers CrossEncoder that takes images, read from disk or the hub, and what must be true of it."""
+"""Read a sentence-transformers CrossEncoder that takes images from disk or the hub, and check it."""
 
 import hashlib
 import importlib.util
@@ -21,11 +21,11 @@ def load_cross_encoder(model: str, device: torch.device, dtype: torch.dtype) -> 
     """The CrossEncoder of a folder or hub id; safetensors only, nothing is unpickled, no code of the model's own is run.
 
     Args:
-        dtype: of the weights; the head that makes the score computes in float32 all the same.
+        dtype: of the weights; the head computes in float32 in any case.
 
     Raises:
         UserError: sentence-transformers is not installed, the files cannot be read, weights are missing or not finite, it takes no
-            images, or it gives other than one or two numbers per pair.
+            images, or it does not give one or two numbers per pair.
     """
     if importlib.util.find_spec("sentence_transformers") is None:
         raise UserError(
@@ -48,7 +48,7 @@ def load_cross_encoder(model: str, device: torch.device, dtype: torch.dtype) -> 
 
 
 def digest(encoder: Any) -> str:
-    """SHA-256 (hex) of the weights, the configs that act, the processor with its chat template and tokenizer, and the saved prompts."""
+    """SHA-256 (hex) of the weights, the configs that change scores, the processor, chat template, tokenizer and saved prompts."""
     modules = [(type(module).__name__, module.get_config_dict()) for module in encoder if hasattr(module, "get_config_dict")]
     parts = {
         "config": config_content(encoder.model.config),
@@ -77,7 +77,7 @@ def _check_inputs_and_outputs(model: str, encoder: Any) -> None:
 
 
 def _check_weights(model: str, encoder: Any) -> None:
-    """Every weight came from the file: what is missing there transformers fills with random numbers."""
+    """Refuse missing weights, which transformers fills with random numbers, and weights that are not finite."""
     skeleton: Any = type(encoder.model).from_pretrained(
         model, device_map="meta", use_safetensors=True, output_loading_info=True, trust_remote_code=False
     )
@@ -93,7 +93,7 @@ def _check_weights(model: str, encoder: Any) -> None:
 
 
 def _compute_head_in_float32(model: str, network: Any) -> None:
-    """The last linear map in float32 whatever the weights' precision: logits in bfloat16 would tie by the hundred."""
+    """The last linear map in float32 whatever the weights' precision: logits in bfloat16 would have many ties."""
     head = network.get_output_embeddings() or next((found for name in _HEADS if (found := getattr(network, name, None)) is not None), None)
     linears = [module for module in head.modules() if isinstance(module, nn.Linear)] if head is not None else []
     if not linears:

@@ -1,4 +1,4 @@
-"""What the files of a sentence-transformers model say of it, read without the library: is it a CrossEncoder, and does it take images?"""
+"""Read from the files of a sentence-transformers model, without the library, whether it is a CrossEncoder and takes images."""
 
 import json
 from dataclasses import dataclass
@@ -10,24 +10,24 @@ from transformers.utils import cached_file
 
 @dataclass(frozen=True)
 class CrossEncoderFiles:
-    """What was found.
+    """Kind and inputs of a sentence-transformers model.
 
     Attributes:
-        model_type: "CrossEncoder" judges pairs, "SentenceTransformer" and others embed; empty where the files are missing.
-        modalities: what it takes, e.g. {"text", "image", "message"}; empty where the files do not say.
+        model_type: "CrossEncoder" scores pairs, "SentenceTransformer" and others embed; empty where the files are missing.
+        modalities: its inputs, e.g. {"text", "image", "message"}; empty where the files do not say.
     """
 
     model_type: str
     modalities: frozenset[str]
 
     @property
-    def judges_pairs(self) -> bool:
+    def scores_pairs(self) -> bool:
         """Whether the library would score two inputs together."""
         return self.model_type == "CrossEncoder"
 
 
 def cross_encoder_files(model: str) -> CrossEncoderFiles:
-    """The files of a folder or a hub id; sentence-transformers writes both since 5.4."""
+    """Read both files of a folder or a hub id; sentence-transformers writes them since 5.4."""
     saved, transformer = (_json(model, name) for name in ("config_sentence_transformers.json", "sentence_bert_config.json"))
     modalities = transformer.get("modality_config")
     # A modality of several parts, such as ("image", "text"), is written as one key.

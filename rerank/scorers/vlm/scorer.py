@@ -1,11 +1,11 @@
-"""Vision-language rerankers as judges of (image, caption) pairs: sentence-transformers CrossEncoders that take images.
+"""Vision-language models as cross-encoders of (image, caption) pairs: sentence-transformers CrossEncoders that take images.
 
     scorer = VlmScorer.load("Qwen/Qwen3-VL-Reranker-2B")          # pip install -e '.[rerank-vlm]'
     scores = scorer.score(image, ["a dog runs on grass", "two cats on a sofa"])
 
-The score is the raw logit: of a generative reranker the logit of "yes" less that of "no" at the end of its prompt, of a classifier its
-output. The probability that the library shows by default is a sigmoid of it, which ties at 1. The chat template and the prompt are
-the model's own. Every pair goes through the whole model: nothing is shared between the captions of an image.
+The score is the raw logit: for a generative reranker the logit of "yes" less that of "no" at the end of its prompt, for a classifier its
+output. The library's default probability is its sigmoid, which saturates at 1. The chat template and the prompt are the model's own.
+Every pair goes through the whole model: the captions of an image share no computation.
 
 Shape letters: N captions, D distinct ones.
 """
@@ -20,19 +20,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rerank.scorers.scorer import Reads, ScorerSettings, match_scores
+from rerank.scorers.scorer import InputLimits, ScorerSettings, match_scores
 from rerank.scorers.vlm.checkpoint import digest, load_cross_encoder
 
-PAIRS_AT_ONCE = 8  # each with its picture: the 64 of other kinds would not fit beside such a model on most GPUs
+PAIRS_AT_ONCE = 8  # each with its image: the 64 of other kinds would not fit next to such a model on most GPUs
 
 
 @dataclass(frozen=True)
 class VlmSettings(ScorerSettings):
-    """The defaults ask as these rerankers were trained: a text is the query, a picture the document.
+    """The defaults are those of these rerankers' training: the text is the query, the image the document.
 
     Attributes:
-        query: which of the two is the query; the other is the document.
-        prompt: the instruction, in place of the model's own; None: the model's own.
+        query: which side is the query; the other is the document.
+        prompt: the instruction, in place of the model's own; None: the model's.
     """
 
     query: Literal["caption", "image"] = "caption"
@@ -60,7 +60,7 @@ class VlmScorer:
         """The scorer of a folder or hub id.
 
         Raises:
-            UserError: sentence-transformers is missing, or the checkpoint cannot judge pairs (see `load_cross_encoder`).
+            UserError: sentence-transformers is missing, or the checkpoint cannot score pairs (see `load_cross_encoder`).
         """
         settings = settings or VlmSettings()
         dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
@@ -73,11 +73,11 @@ class VlmScorer:
         return hashlib.sha256(f"{self.name} {self.settings.identity()} {digest(self._encoder)}".encode()).hexdigest()
 
     @property
-    def reads(self) -> Reads:
-        """Pictures as the model's processor takes them, captions as far as its context goes, prompt and picture included."""
+    def reads(self) -> InputLimits:
+        """Images as the model's processor takes them, captions up to the context length, which prompt and image share."""
         text = self._encoder.model.config.get_text_config()
         positions = int(getattr(text, "max_position_embeddings", None) or 2**31)
-        return Reads(0, 0, min(int(self._encoder.max_seq_length or positions), positions))
+        return InputLimits(0, 0, min(int(self._encoder.max_seq_length or positions), positions))
 
     @torch.inference_mode()
     def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:

@@ -115,7 +115,7 @@ def negatives_of(dataset: RetrievalSet, order: BatchOrder) -> Negatives:
     zeros = np.zeros(len(captions), np.float32)
     logits_N, own_C = (3 * draws.standard_normal(count).astype(np.float32) for count in (len(captions), dataset.num_captions))
     table = Negatives("made", offsets, captions, np.ones(len(captions), np.int64), zeros, zeros)
-    return replace(table, matcher_logits_N=logits_N, own_matcher_logits_C=own_C)
+    return replace(table, teacher_logits_N=logits_N, own_teacher_logits_C=own_C)
 
 
 def take_steps(

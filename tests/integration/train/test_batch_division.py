@@ -89,7 +89,7 @@ def reference(case: Case, world: SmallWorld) -> dict[str, np.ndarray]:
     images = order.images(1).tolist()
     captions = [chosen_caption(dataset, image, 0, SEED) for image in images]
     negatives = negatives_of(dataset, order)
-    logits_N, own_C = negatives.matcher_logits_N, negatives.own_matcher_logits_C
+    logits_N, own_C = negatives.teacher_logits_N, negatives.own_teacher_logits_C
     assert logits_N is not None and own_C is not None
     mined = [(row, int(caption)) for row, image in enumerate(images) for caption in negatives.of(image)] if case.mined_scope else []
     vectors = image_features(tuned.siglip, torch.stack([tuned.inputs.pixels(dataset.load_image(image)) for image in images]))

@@ -35,7 +35,7 @@ def test_it_is_said_before_the_first_step(finished: tuple[Path, str], small_worl
             if SYNONYMS.keys() & set(normalise(caption).split())
         }
     )
-    assert line.startswith(f"expand    {num_further} further captions for {plain.num_images} images by synonyms:")
+    assert line.startswith(f"expand    {num_further} additional captions for {plain.num_images} images by synonyms:")
     assert f"{plain.num_images} images with {plain.num_captions + num_further} captions to train on" in output
 
 

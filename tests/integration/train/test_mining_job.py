@@ -54,7 +54,7 @@ def test_two_processes_write_what_one_writes(nursery: Nursery, small_world: Smal
     assert sheet["num_relabelled"] > 0 and sheet["num_judged"] > 0 and sheet["num_positives_mined"] == 0
     assert table["label"].to_pylist().count(1) == sheet["num_relabelled"] and "match" in table.column_names
     assert table.filter(pc.is_in(table["label"], pa.array([-1, 1, 2], pa.int8())))["matcher_logit"].null_count == 0
-    assert "false negatives as the cross-encoder estimates" in children[0].output() and str(two[0].name) in children[0].output()
+    assert "false negatives estimated by the cross-encoder" in children[0].output() and str(two[0].name) in children[0].output()
 
 
 def test_a_run_with_every_rule_mines_each_epoch_from_the_pool_too(straight: Run) -> None:

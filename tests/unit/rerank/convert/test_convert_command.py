@@ -124,7 +124,7 @@ def test_weights_that_are_no_dense_real_numbers_are_refused(tmp_path: Path, word
 def test_a_text_tower_that_never_looks_at_the_image_is_refused(tmp_path: Path, words: str, capsys) -> None:
     tensors = {name: tensor for name, tensor in files.random_tensors().items() if "crossattention" not in name}
     assert main([saved(tmp_path / "a.pth", {"model": tensors}), "--output", str(tmp_path / "made"), "--tokenizer", words]) == 2
-    assert "no layer of its text tower looks at the image" in capsys.readouterr().err
+    assert "no layer of its text tower attends to the image" in capsys.readouterr().err
 
 
 def test_files_that_are_torn_or_no_pickle_are_refused(tmp_path: Path, capsys) -> None:

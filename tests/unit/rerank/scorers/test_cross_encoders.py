@@ -19,8 +19,8 @@ from rerank.scorers.blip.text import clean_caption
 from rerank.scorers.blip2 import Blip2Scorer
 from rerank.scorers.checkpoint import within_aspect
 from rerank.scorers.load import load_scorer
-from rerank.scorers.scorer import Reads, ScorerSettings
-from rerank.scorers.supported import KINDS
+from rerank.scorers.scorer import InputLimits, ScorerSettings
+from rerank.scorers.supported import CROSS_ENCODER_KINDS
 from rerank.scorers.vilt import ViltScorer
 from tests.unit.rerank.scorers.tiny_cross_encoders import CAPTIONS, FAMILIES, Family, changed_copy, plain_logits, write_blip2, write_vilt
 
@@ -30,8 +30,8 @@ TWO_LOGITS = [FAMILIES["blip-2"], FAMILIES["bridgetower"]]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A small random matcher of every kind."""
-    base = tmp_path_factory.mktemp("matchers")
+    """A small random cross-encoder of every kind."""
+    base = tmp_path_factory.mktemp("cross-encoders")
     for kind, family in FAMILIES.items():
         family.write(base / kind)
     return {kind: base / kind for kind in FAMILIES}
@@ -144,7 +144,11 @@ def test_a_word_the_model_has_no_row_for_reads_as_unknown(folders: dict[str, Pat
 
 def test_reach(folders: dict[str, Path], tmp_path: Path) -> None:
     reads = {kind: load_scorer(str(folder)).reads for kind, folder in folders.items()}
-    assert reads == {"blip-2": Reads(32, 32, 35), "vilt": Reads(32, 32, 40, keeps_aspect=True), "bridgetower": Reads(32, 32, 50)}
+    assert reads == {
+        "blip-2": InputLimits(32, 32, 35),
+        "vilt": InputLimits(32, 32, 40, keeps_aspect=True),
+        "bridgetower": InputLimits(32, 32, 50),
+    }
     assert str(reads["vilt"]) == "pictures with a shorter side of 32 pixels, captions of up to 40 tokens"
     write_blip2(tmp_path / "short", max_position_embeddings=20)
     assert load_scorer(str(tmp_path / "short")).reads.max_tokens == 20
@@ -245,7 +249,9 @@ def test_only_pictures_that_would_vanish_are_stretched(width: int, height: int) 
 def test_missing_head_is_refused_by_name(family: Family, folders: dict[str, Path], tmp_path: Path) -> None:
     name = f"{family.head}.weight"
     folder = changed_copy(folders[family.kind], tmp_path / "headless", weights=lambda tensors: tensors.pop(name))
-    with pytest.raises(UserError, match=rf"lacks 1 weights of {family.matcher.__name__}.*{name}.*{KINDS[family.kind].example}"):
+    with pytest.raises(
+        UserError, match=rf"lacks 1 weights of {family.model_class.__name__}.*{name}.*{CROSS_ENCODER_KINDS[family.kind].example}"
+    ):
         load_scorer(str(folder))
 
 

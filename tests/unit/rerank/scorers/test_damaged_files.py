@@ -1,4 +1,4 @@
-"""Folders of matchers with a file that transformers stumbles over: an error that names the model, never a traceback."""
+"""Folders of cross-encoders with a damaged file: an error that names the model, never a traceback."""
 
 import json
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from tests.unit.rerank.scorers.tiny_cross_encoders import FAMILIES, changed_copy
 
 
 @pytest.fixture(scope="module")
-def matchers(tmp_path_factory: pytest.TempPathFactory, tiny_blip: Path) -> dict[str, Path]:
-    """A small random matcher of every kind of transformers."""
+def cross_encoders(tmp_path_factory: pytest.TempPathFactory, tiny_blip: Path) -> dict[str, Path]:
+    """A small random cross-encoder of every kind of transformers."""
     base = tmp_path_factory.mktemp("whole")
     for kind, family in FAMILIES.items():
         family.write(base / kind)
@@ -46,9 +46,9 @@ def edited(name: str, section: str | None, **values: object) -> Callable[[Path],
     ids=["mean", "resample", "size", "patch", "image size", "tokenizer", "tokenizer config"],
 )
 def test_files_that_transformers_stumbles_over_are_an_error_that_names_the_model(
-    matchers: dict[str, Path], tmp_path: Path, kind: str, damage: Callable[[Path], None]
+    cross_encoders: dict[str, Path], tmp_path: Path, kind: str, damage: Callable[[Path], None]
 ) -> None:
-    folder = changed_copy(matchers[kind], tmp_path / "damaged")
+    folder = changed_copy(cross_encoders[kind], tmp_path / "damaged")
     damage(folder)
     with pytest.raises(UserError, match=r"rerank\.model .*of '.*damaged'( could not|: expected a shortest_edge)"):
         load_scorer(str(folder))

@@ -1,4 +1,4 @@
-"""Scorers that are complete and finite and yet cannot rank are found out before they are believed; those that can are not."""
+"""Scorers that are complete and finite and yet cannot rank are refused by the probes; those that can rank pass."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,16 +13,16 @@ from PIL import Image
 from eval.errors import UserError
 from rerank.scorers.load import load_scorer
 from rerank.scorers.probes import CAPTIONS, ProbeScores, check_scorer, drawn_disc, drawn_stripes, fault_of
-from rerank.scorers.scorer import Precision, Reads, ScorerSettings
+from rerank.scorers.scorer import InputLimits, Precision, ScorerSettings
 from tests.unit.rerank.scorers.tiny_cross_encoders import FAMILIES, changed_copy
 
 DEMO_BLIP = Path(__file__).parents[4] / "demo" / "models" / "blip-itm"
 
 
 class Formula:
-    """A scorer whose score is a formula of the picture's mean colour and the caption's length and company."""
+    """A scorer whose score is a formula of the picture's mean colour and the caption's length and batch."""
 
-    name, fingerprint, reads = "formula", "formula", Reads(8, 8, 8)
+    name, fingerprint, reads = "formula", "formula", InputLimits(8, 8, 8)
 
     def __init__(self, formula: Callable[[float, float, Sequence[str]], float]) -> None:
         self._formula = formula
@@ -40,30 +40,30 @@ def fault(formula: Callable[[float, float, Sequence[str]], float], precision: Pr
 
 
 def test_each_fault_is_named() -> None:
-    assert "constant (0.25)" in fault(lambda shade, length, company: 0.25)
-    assert "ignores the picture" in fault(lambda shade, length, company: length)
-    assert "ignores the caption" in fault(lambda shade, length, company: shade)
-    assert "picture and caption apart" in fault(lambda shade, length, company: 3 * shade - length)
-    assert "not finite" in fault(lambda shade, length, company: float("nan") if length > 0.2 else shade * length)
-    assert "not finite" in fault(lambda shade, length, company: float("inf") if len(company) == 1 else shade * length)
-    assert "depend on its company" in fault(lambda shade, length, company: shade * length + 1e-3 * len(company))
-    assert "depend on its company" in fault(lambda shade, length, company: shade * length - np.mean([len(c) for c in company]))
+    assert "constant (0.25)" in fault(lambda shade, length, batch: 0.25)
+    assert "ignores the picture" in fault(lambda shade, length, batch: length)
+    assert "ignores the caption" in fault(lambda shade, length, batch: shade)
+    assert "picture and caption apart" in fault(lambda shade, length, batch: 3 * shade - length)
+    assert "not finite" in fault(lambda shade, length, batch: float("nan") if length > 0.2 else shade * length)
+    assert "not finite" in fault(lambda shade, length, batch: float("inf") if len(batch) == 1 else shade * length)
+    assert "depend on its batch" in fault(lambda shade, length, batch: shade * length + 1e-3 * len(batch))
+    assert "depend on its batch" in fault(lambda shade, length, batch: shade * length - np.mean([len(c) for c in batch]))
 
 
-def test_a_scorer_that_reads_both_is_believed() -> None:
-    check_scorer(Formula(lambda shade, length, company: shade * length), "some/model")
-    check_scorer(Formula(lambda shade, length, company: 1e-9 * shade * length), "some/model")  # a head's scale is its own
-    check_scorer(Formula(lambda shade, length, company: 100 + shade * length), "some/model")
+def test_a_scorer_that_reads_both_passes() -> None:
+    check_scorer(Formula(lambda shade, length, batch: shade * length), "some/model")
+    check_scorer(Formula(lambda shade, length, batch: 1e-9 * shade * length), "some/model")  # a head's scale is its own
+    check_scorer(Formula(lambda shade, length, batch: 100 + shade * length), "some/model")
 
 
-def test_bfloat16_may_move_further_with_its_company_but_not_anywhere() -> None:
+def test_bfloat16_may_change_more_with_its_batch_but_not_anywhere() -> None:
     def noisy(by: float) -> Formula:
-        return Formula(lambda shade, length, company: shade * length * (1 + (by if len(company) == 1 else 0)))
+        return Formula(lambda shade, length, batch: shade * length * (1 + (by if len(batch) == 1 else 0)))
 
     check_scorer(noisy(0.01), "some/model", "bfloat16")
-    with pytest.raises(UserError, match="company"):
+    with pytest.raises(UserError, match="depend on its batch"):
         check_scorer(noisy(0.01), "some/model", "float32")
-    with pytest.raises(UserError, match="company"):
+    with pytest.raises(UserError, match="depend on its batch"):
         check_scorer(noisy(2.0), "some/model", "bfloat16")
 
 
@@ -87,7 +87,7 @@ def test_a_wrong_number_of_scores_is_our_own_fault() -> None:
             return super().score(image, captions)[:1]
 
     with pytest.raises(ValueError, match="one score per caption"):
-        check_scorer(Short(lambda shade, length, company: shade * length), "some/model")
+        check_scorer(Short(lambda shade, length, batch: shade * length), "some/model")
 
 
 def rounded(scores_IC: np.ndarray) -> ProbeScores:
@@ -108,7 +108,7 @@ def test_what_does_not_read_them_together_is_refused_at_any_scale(pictures: list
 
 @given(st.integers(0, 2**32 - 1), st.integers(-8, 4), st.floats(-100, 100))
 def test_what_reads_both_is_accepted_at_any_scale(seed: int, exponent: int, offset: float) -> None:
-    """Random scores beside an offset a hundred times as large: differences of a thousandth and less are no noise in float32."""
+    """Random scores plus an offset a hundred times as large: differences of a thousandth and less are above float32's noise."""
     scores_IC = (np.random.default_rng(seed).normal(size=(2, 3)) + offset) * 10.0**exponent
     assert fault_of(rounded(scores_IC), "float32") is None
 
@@ -121,7 +121,7 @@ def test_the_drawn_pictures_differ_in_content_and_not_in_size() -> None:
     assert min(CAPTIONS, key=len) == CAPTIONS[0]
 
 
-# Checkpoints on disk, through the one door
+# Checkpoints on disk, through load_scorer
 
 
 def zeroed(*names: str) -> Callable[[dict[str, torch.Tensor]], None]:
@@ -138,8 +138,8 @@ def zeroed(*names: str) -> Callable[[dict[str, torch.Tensor]], None]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory, tiny_blip: Path) -> dict[str, Path]:
-    """A small random matcher of every kind."""
-    base = tmp_path_factory.mktemp("matchers")
+    """A small random cross-encoder of every kind."""
+    base = tmp_path_factory.mktemp("cross-encoders")
     for kind, family in FAMILIES.items():
         family.write(base / kind)
     return {"blip": tiny_blip} | {kind: base / kind for kind in FAMILIES}
@@ -173,7 +173,7 @@ def test_a_complete_checkpoint_that_ignores_a_side_is_refused(
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", ["blip", *FAMILIES])
-def test_heads_of_a_hundred_thousandth_are_believed(folders: dict[str, Path], tmp_path: Path, kind: str, precision: Precision) -> None:
+def test_heads_of_a_hundred_thousandth_pass(folders: dict[str, Path], tmp_path: Path, kind: str, precision: Precision) -> None:
     """Tiny weights make tiny scores, which order pairs as well as any."""
     head = FAMILIES[kind].head if kind in FAMILIES else "itm_head"
 
@@ -187,5 +187,5 @@ def test_heads_of_a_hundred_thousandth_are_believed(folders: dict[str, Path], tm
 
 @pytest.mark.skipif(not (DEMO_BLIP / "model.safetensors").exists(), reason="demo/models/blip-itm is not here")
 @pytest.mark.parametrize("settings", [ScorerSettings(), ScorerSettings(precision="bfloat16"), ScorerSettings(score_kind="margin")])
-def test_the_demo_matcher_is_believed(settings: ScorerSettings) -> None:
+def test_the_demo_cross_encoder_passes(settings: ScorerSettings) -> None:
     assert load_scorer(str(DEMO_BLIP), device="cpu", settings=settings).name == "blip"

@@ -1,4 +1,4 @@
-"""What is refused before a score is believed: the wrong kind of model, named or handed over as a folder."""
+"""Models that are no cross-encoder are refused before any weight is read, given by name or as a folder."""
 
 import json
 from pathlib import Path
@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from eval.errors import UserError
-from rerank.scorers import supported as guard
+from rerank.scorers import supported as supported
 from rerank.scorers.load import _SCORERS, load_scorer
-from rerank.scorers.supported import ALBEF, KINDS, VLM, check_cross_encoder, expected
+from rerank.scorers.supported import ALBEF, CROSS_ENCODER_KINDS, VLM, check_cross_encoder, expected
 
 
 def tiny_bert() -> BertConfig:
@@ -29,7 +29,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr(guard.PretrainedConfig, "get_config_dict", refuse)
+    monkeypatch.setattr(supported.PretrainedConfig, "get_config_dict", refuse)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_models_that_read_images_are_not_refused_by_name(monkeypatch: pytest.Mon
         asked.append(model)
         return {"model_type": "blip", "architectures": ["BlipForImageTextRetrieval"]}, {}
 
-    monkeypatch.setattr(guard.PretrainedConfig, "get_config_dict", answer)
+    monkeypatch.setattr(supported.PretrainedConfig, "get_config_dict", answer)
     check_cross_encoder(name)
     assert asked == [name]
 
@@ -121,7 +121,7 @@ def test_a_folder_saved_by_sentence_transformers_as_a_cross_encoder_is_refused(t
         load_scorer(str(tmp_path))
 
 
-def test_a_folder_named_like_a_text_reranker_is_judged_by_what_it_holds(tiny_blip: Path, tmp_path: Path, noise) -> None:
+def test_a_folder_named_like_a_text_reranker_is_recognised_by_its_config(tiny_blip: Path, tmp_path: Path, noise) -> None:
     folder = tmp_path / "ms-marco-MiniLM"
     folder.symlink_to(tiny_blip)
     assert load_scorer(str(folder)).score(noise(0), ["a dog"]).shape == (1,)
@@ -148,7 +148,7 @@ def test_blip_model_is_refused_with_its_reason(changed_blip) -> None:
         load_scorer(str(changed_blip(config=lambda config: config.update(architectures=["BlipModel"]))))
 
 
-def test_a_config_that_names_no_architecture_is_judged_by_its_weights(changed_blip) -> None:
+def test_a_config_that_names_no_architecture_is_recognised_by_its_weights(changed_blip) -> None:
     folder = changed_blip(config=lambda config: config.pop("architectures"), weights=lambda tensors: tensors.pop("itm_head.weight"))
     check_cross_encoder(str(folder))
     with pytest.raises(UserError, match=r"itm_head\.weight"):
@@ -195,7 +195,7 @@ def test_what_is_no_model_at_all(tmp_path: Path) -> None:
             check_cross_encoder(name)
 
 
-def test_what_is_beside_a_missing_config_is_named(tmp_path: Path) -> None:
+def test_files_next_to_a_missing_config_is_named(tmp_path: Path) -> None:
     weights = tmp_path / "reranker-q8_0.gguf"
     weights.write_bytes(b"GGUF")
     for model in (tmp_path, weights):
@@ -207,9 +207,9 @@ def test_what_is_beside_a_missing_config_is_named(tmp_path: Path) -> None:
 
 
 def test_every_kind_names_a_class_of_transformers_and_has_a_scorer() -> None:
-    assert set(_SCORERS) == {*KINDS, ALBEF, VLM}
-    for model_type, kind in KINDS.items():
-        for name in (kind.matcher, *kind.siblings):
+    assert set(_SCORERS) == {*CROSS_ENCODER_KINDS, ALBEF, VLM}
+    for model_type, kind in CROSS_ENCODER_KINDS.items():
+        for name in (kind.architecture, *kind.siblings):
             assert getattr(transformers, name).config_class.model_type.startswith(model_type)
         assert kind.example in expected()
 
@@ -218,6 +218,6 @@ def test_a_hub_id_that_cannot_be_had_says_so(monkeypatch: pytest.MonkeyPatch) ->
     def fail(model: str) -> tuple[dict, dict]:
         raise OSError("no connection\nat all")
 
-    monkeypatch.setattr(guard.PretrainedConfig, "get_config_dict", fail)
+    monkeypatch.setattr(supported.PretrainedConfig, "get_config_dict", fail)
     with pytest.raises(UserError, match=r"'someone/blip-itm'.*\(no connection\)"):
         check_cross_encoder("someone/blip-itm")

@@ -1,4 +1,4 @@
-"""The guard as the command shows it: exit code 2, one message with the remedy, nothing computed and no traceback."""
+"""Refused checkpoints as the command shows them: exit code 2, one message with the remedy, nothing computed and no traceback."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Small random BLIP-2, ViLT and BridgeTower matchers in the hub's file format, and their scores by plain transformers."""
+"""Small random BLIP-2, ViLT and BridgeTower cross-encoders in the hub's file format, and their scores by plain transformers."""
 
 import json
 from collections.abc import Callable
@@ -63,7 +63,7 @@ def randomise(model: PreTrainedModel) -> None:
 
 
 def write_blip2(folder: Path, **qformer: Any) -> None:
-    """A BLIP-2 matcher of two layers, the first with cross-attention."""
+    """A BLIP-2 cross-encoder of two layers, the first with cross-attention."""
     tokenizer = write_bert_tokenizer(folder)
     config = Blip2Config(
         vision_config={
@@ -95,7 +95,7 @@ def write_blip2(folder: Path, **qformer: Any) -> None:
 
 
 def write_vilt(folder: Path, **values: Any) -> None:
-    """A ViLT matcher of two layers on patches of 8 pixels."""
+    """A ViLT cross-encoder of two layers on patches of 8 pixels."""
     tokenizer = write_bert_tokenizer(folder)
     config = ViltConfig(
         **{
@@ -116,7 +116,7 @@ def write_vilt(folder: Path, **values: Any) -> None:
 
 
 def write_bridgetower(folder: Path, **values: Any) -> None:
-    """A BridgeTower matcher of four layers in each tower, the last two bridged; 64 wide, as one head of its vision tower is."""
+    """A BridgeTower cross-encoder of four layers in each tower, the last two bridged; 64 wide, as one head of its vision tower is."""
     tokenizer = write_roberta_tokenizer(folder)
     config = BridgeTowerConfig(
         **{
@@ -144,12 +144,12 @@ def write_bridgetower(folder: Path, **values: Any) -> None:
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of matcher, as transformers has it.
+    """One kind of cross-encoder, as transformers has it.
 
     Attributes:
         kind: as rerank/scorers/supported.py calls it.
         write: writes a small random one into a folder; keywords change its config.
-        matcher, image_processor: transformers' classes.
+        model_class, image_processor: transformers' classes.
         max_tokens: what captions are cut to.
         call: arguments of every forward.
         output: attribute of the forward's output that holds the logits.
@@ -159,7 +159,7 @@ class Family:
 
     kind: str
     write: Callable[..., None]
-    matcher: type[PreTrainedModel]
+    model_class: type[PreTrainedModel]
     image_processor: Any
     max_tokens: int
     call: dict[str, Any]
@@ -197,7 +197,7 @@ FAMILIES = {
 
 def plain_logits(family: Family, folder: Path, image: Image.Image, texts: list[str]) -> np.ndarray:
     """float64 copy of transformers' logits, shape (N, 2) or (N, 1): a whole forward for each pair, padded to the full length."""
-    model = family.matcher.from_pretrained(folder, dtype=torch.float32).eval()
+    model = family.model_class.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     pictures = dict(family.image_processor.from_pretrained(folder)(images=image, return_tensors="pt"))
     rows = []
@@ -218,7 +218,7 @@ def changed_copy(
     weights: Callable[[dict], None] | None = None,
     without: str = "",
 ) -> Path:
-    """A copy of a matcher's folder with its config or its weights changed in place; `without` the files of a pattern."""
+    """A copy of a cross-encoder's folder with its config or its weights changed in place; `without` the files of a pattern."""
     folder.mkdir(parents=True)
     for path in source.iterdir():
         if not without or not path.match(without):

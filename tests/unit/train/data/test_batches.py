@@ -1,4 +1,4 @@
-"""train/data/batches.py: what a step trains on follows from (seed, step), whatever the number of processes."""
+"""train/data/batches.py: the batch of a step follows from (seed, step), whatever the number of processes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -43,11 +43,11 @@ def test_orders_differ_between_epochs_and_seeds_and_leave_out_other_images() -> 
     order = BatchOrder(50, 8, seed=1)
     epochs = [np.concatenate([order.images(epoch * 6 + step) for step in range(1, 7)]).tolist() for epoch in range(20)]
     assert len({tuple(epoch) for epoch in epochs}) == 20
-    assert set().union(*epochs) == set(range(50))  # whatever one epoch left out came in another
+    assert set().union(*epochs) == set(range(50))  # images that one epoch leaves out come in another
     assert BatchOrder(50, 8, seed=2).images(1).tolist() != order.images(1).tolist()
 
 
-def test_streams_of_random_numbers_are_not_one_another() -> None:
+def test_streams_of_random_numbers_differ() -> None:
     draws = {
         tuple(generator(*keys).integers(2**32, size=4).tolist()) for keys in [(0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 1, 1), (0, 0, 0, 1)]
     }
@@ -57,7 +57,7 @@ def test_streams_of_random_numbers_are_not_one_another() -> None:
 
 @settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1), image=st.integers(0, 39))
-def test_captions_of_an_image_take_turns(small_world: SmallWorld, seed: int, image: int) -> None:
+def test_epochs_cycle_through_the_captions_of_an_image(small_world: SmallWorld, seed: int, image: int) -> None:
     dataset = load(small_world.manifest)
     own = list(range(dataset.caption_offsets[image], dataset.caption_offsets[image + 1]))
     for cycle in range(3):
@@ -66,7 +66,7 @@ def test_captions_of_an_image_take_turns(small_world: SmallWorld, seed: int, ima
 
 
 def fake_negatives(num_images: int, num_captions: int) -> Negatives:
-    """Up to three mined captions an image, of which nothing is true but their number."""
+    """Up to three mined captions an image, of which only the number matters."""
     draws = np.random.default_rng(0)
     counts = draws.integers(0, 4, num_images)
     total = int(counts.sum())
@@ -113,7 +113,7 @@ def test_each_row_has_its_own_caption_and_its_own_mined_captions(small_world: Sm
 
 
 def break_pictures(folder: Path, numbers: range) -> Path:
-    """A world of its own in which some train pictures are damaged."""
+    """A data set of its own, some of whose train images are damaged."""
     manifest = write_pictures(folder)
     for number in numbers:
         (folder / "pictures" / f"train-{number:03d}.png").write_bytes(b"not a picture at all")
@@ -139,7 +139,7 @@ def test_what_does_not_decode_is_replaced_by_another_image_with_its_own_caption(
     assert num_replaced == 10
 
 
-def test_when_nothing_decodes_it_says_so_instead_of_searching_for_ever(tmp_path: Path, inputs: SiglipInputs) -> None:
+def test_when_nothing_decodes_the_search_for_a_replacement_ends(tmp_path: Path, inputs: SiglipInputs) -> None:
     dataset = load(break_pictures(tmp_path, range(40)))
     told = BatchBuilder(CaptionPool(dataset), inputs, BatchOrder(40, 8, 5), Processes())[1]
     assert isinstance(told, ImageError) and "100 pictures in a row do not decode" in str(told)
@@ -155,7 +155,7 @@ def test_a_crop_lies_inside_and_keeps_its_share(width: int, height: int, min_are
         assert crop.tobytes() == picture.tobytes()
 
 
-def test_crops_change_with_the_epoch_and_not_with_the_step_of_asking(small_world: SmallWorld, inputs: SiglipInputs) -> None:
+def test_crops_change_with_the_epoch_and_not_with_the_step(small_world: SmallWorld, inputs: SiglipInputs) -> None:
     dataset = load(small_world.manifest)
     builder = BatchBuilder(CaptionPool(dataset), inputs, BatchOrder(40, 40, 5), Processes(), random_crop_min_area=0.3)
     first, again, later = builder[1], builder[1], builder[2]

@@ -1,4 +1,4 @@
-"""train/data/caption_pool.py: further captions come in with their lines, and every fault of their file is named."""
+"""train/data/caption_pool.py: additional captions are read with their lines, and every fault of their file is named."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 
 from eval.errors import UserError
 from tests.unit.train.mining.mining_oracle import dataset_of
-from train.data.caption_pool import CaptionPool, FurtherCaptions, read_further
+from train.data.caption_pool import AdditionalCaptions, CaptionPool, read_additional_captions
 
 TEXTS = ["a fox, running", "Ünï cödé", "an owl"]
 
@@ -35,8 +35,8 @@ def write(folder: Path, kind: str) -> Path:
     ("kind", "lines"), [("txt", [1, 3, 4]), ("jsonl", [1, 3, 4]), ("csv", [2, 3, 4]), ("tsv", [2, 3, 4]), ("parquet", [1, 2, 3])]
 )
 def test_every_kind_of_file(tmp_path: Path, kind: str, lines: list[int]) -> None:
-    further = read_further(str(write(tmp_path, kind)))
-    assert list(further.texts) == TEXTS and further.lines_F.tolist() == lines
+    additional = read_additional_captions(str(write(tmp_path, kind)))
+    assert list(additional.texts) == TEXTS and additional.lines_A.tolist() == lines
 
 
 FAULTY = {
@@ -56,22 +56,22 @@ def test_faults_are_named_with_their_line(tmp_path: Path, name: str) -> None:
     content, words = FAULTY[name]
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError) as caught:
-        read_further(str(tmp_path / name))
+        read_additional_captions(str(tmp_path / name))
     assert words in str(caught.value) and str(caught.value).startswith("mining.pool: ")
 
 
 def test_all_faults_at_once_and_a_missing_file(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text(FAULTY["b.jsonl"][0])
     with pytest.raises(UserError, match=r"3 fault\(s\)") as caught:
-        read_further(str(tmp_path / "b.jsonl"))
+        read_additional_captions(str(tmp_path / "b.jsonl"))
     assert all(f"b.jsonl:{line}: " in str(caught.value) for line in (2, 3, 4))
     with pytest.raises(UserError, match="cannot be read"):
-        read_further(str(tmp_path / "absent.txt"))
+        read_additional_captions(str(tmp_path / "absent.txt"))
 
 
-def test_a_pool_is_the_split_and_what_lies_behind() -> None:
+def test_a_pool_is_the_split_and_the_additional_captions() -> None:
     dataset = dataset_of([(["a dog", "two dogs"], "g"), (["a cat"], "g"), (["an owl"], None)])
-    pool = CaptionPool(dataset, FurtherCaptions(["The CAT.", "there is a dog", "a newt"], np.array([2, 3, 9])))
+    pool = CaptionPool(dataset, AdditionalCaptions(["The CAT.", "there is a dog", "a newt"], np.array([2, 3, 9])))
     assert len(pool) == 7 and [pool.text(index) for index in (0, 3, 4, 6)] == ["a dog", "an owl", "The CAT.", "a newt"]
     assert [pool.caption_id(index) for index in (1, 3, 4, 6)] == ["i000#1", "i002#0", "pool#2", "pool#9"]
     assert [pool.index_of_line(line) for line in (2, 3, 9)] == [4, 5, 6]
@@ -83,15 +83,15 @@ def test_a_pool_is_the_split_and_what_lies_behind() -> None:
     assert pool.hash_C[:4].tolist() == dataset.caption_hash_C.tolist() and len(set(pool.hash_C.tolist())) == 7
 
 
-def test_an_image_may_not_take_the_pools_name() -> None:
+def test_an_image_may_not_have_the_pools_id() -> None:
     dataset = dataset_of([(["a dog"], None)])
     dataset.image_ids = ["pool"]
-    assert CaptionPool(dataset).caption_id(0) == "pool#0"  # without further captions it is a name as any other
+    assert CaptionPool(dataset).caption_id(0) == "pool#0"  # without additional captions it is an id like any other
     with pytest.raises(UserError, match="rename the image"):
-        CaptionPool(dataset, FurtherCaptions(["a fox"], np.array([1])))
+        CaptionPool(dataset, AdditionalCaptions(["a fox"], np.array([1])))
 
 
-def test_a_hash_of_all_that_the_file_says() -> None:
-    one, two = (FurtherCaptions(["a", "bc"], np.array(lines)) for lines in ([1, 2], [1, 3]))
-    other = FurtherCaptions(["ab", "c"], np.array([1, 2]))
+def test_the_hash_covers_lines_and_captions() -> None:
+    one, two = (AdditionalCaptions(["a", "bc"], np.array(lines)) for lines in ([1, 2], [1, 3]))
+    other = AdditionalCaptions(["ab", "c"], np.array([1, 2]))
     assert len({one.sha256, two.sha256, other.sha256}) == 3

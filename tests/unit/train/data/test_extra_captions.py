@@ -1,4 +1,4 @@
-"""data.expand: further true captions stand behind an image's own, are positives everywhere, and are refused early when they are wrong."""
+"""data.expand: additional positive captions follow an image's own, are positives everywhere, and are refused early when unusable."""
 
 import json
 from pathlib import Path
@@ -38,9 +38,9 @@ def own_captions(dataset: Any, image: int) -> list[str]:
     return list(dataset.captions[int(dataset.caption_offsets[image]) : int(dataset.caption_offsets[image + 1])])
 
 
-def test_further_captions_stand_behind_an_images_own(small_world: SmallWorld, tmp_path: Path) -> None:
+def test_additional_captions_follow_an_images_own(small_world: SmallWorld, tmp_path: Path) -> None:
     plain, splits = load(small_world.manifest), splits_of(small_world, tmp_path, dictionary(tmp_path))
-    num_further, num_images = 0, 0
+    num_added, num_images = 0, 0
     for image in range(plain.num_images):
         own, both = own_captions(plain, image), own_captions(splits.train, image)
         assert both[: len(own)] == own
@@ -52,9 +52,11 @@ def test_further_captions_stand_behind_an_images_own(small_world: SmallWorld, tm
             if word in caption
         )
         assert [normalise(caption) for caption in both[len(own) :]] == list(expected)
-        num_further, num_images = num_further + len(expected), num_images + bool(expected)
+        num_added, num_images = num_added + len(expected), num_images + bool(expected)
     assert num_images > 10
-    assert splits.expand_lines == [f"expand    {num_further:,} further captions for {num_images:,} images by synonyms:{tmp_path / 'd.txt'}"]
+    assert splits.expand_lines == [
+        f"expand    {num_added:,} additional captions for {num_images:,} images by synonyms:{tmp_path / 'd.txt'}"
+    ]
     assert list(splits.train.image_ids) == list(plain.image_ids) and np.array_equal(splits.train.group_I, plain.group_I)
     assert splits.train.sha256() != plain.sha256()
     for split, name in ((splits.val, "val"), (splits.test, "test")):
@@ -69,10 +71,10 @@ def test_they_are_true_of_the_image_and_of_its_group(small_world: SmallWorld, tm
             mates = np.flatnonzero(train.group_I == train.group_I[image])
             assert train.is_positive(mates, np.full(len(mates), caption_hash(caption))).all()
     drawn = {chosen_caption(train, 0, epoch, seed=3) for epoch in range(len(own_captions(train, 0)))}
-    assert drawn == set(range(int(train.caption_offsets[0]), int(train.caption_offsets[1])))  # each in its turn
+    assert drawn == set(range(int(train.caption_offsets[0]), int(train.caption_offsets[1])))  # the epochs cycle through all of them
 
 
-def test_the_hash_of_the_data_knows_them(small_world: SmallWorld, tmp_path: Path) -> None:
+def test_the_hash_of_the_data_covers_them(small_world: SmallWorld, tmp_path: Path) -> None:
     hashes = {
         CaptionPool(splits_of(small_world, tmp_path, *asked).train).data_sha256
         for asked in ([], [dictionary(tmp_path)], [dictionary(tmp_path), "templates"])
@@ -94,7 +96,7 @@ def test_leakage_counts_them(tmp_path: Path) -> None:
     assert (without.num_shared_captions, found.num_shared_captions, found.example_captions) == (0, 1, ["a red disc"])
 
 
-def test_what_is_said_twice_is_there_once(small_world: SmallWorld, tmp_path: Path) -> None:
+def test_a_repeated_expansion_is_added_once(small_world: SmallWorld, tmp_path: Path) -> None:
     ids = list(load(small_world.manifest).image_ids)
     own = own_captions(load(small_world.manifest), 1)
     (tmp_path / "c.jsonl").write_text(json.dumps({"image": ids[1], "captions": ["Something new.", own[0].upper(), "something NEW"]}) + "\n")
@@ -104,7 +106,7 @@ def test_what_is_said_twice_is_there_once(small_world: SmallWorld, tmp_path: Pat
     assert [line.split()[1] for line in splits.expand_lines] == ["1", "0"]
 
 
-def test_columns_beside_the_captions_stay_beside_them(small_world: SmallWorld, tmp_path: Path) -> None:
+def test_other_columns_stay_aligned_with_the_captions(small_world: SmallWorld, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in small_world.manifest.read_text().splitlines()]
     for number, row in enumerate(rows):
         row |= {"said": [f"saying {number}"], "kind": f"kind {number}"}
@@ -118,7 +120,7 @@ def test_columns_beside_the_captions_stay_beside_them(small_world: SmallWorld, t
         assert len(set(train.columns["kind"][start:end])) == 1
         assert (
             train.columns["kind"][start].replace("kind", "saying") in train.captions[start:end]
-        )  # and those of images it shares a caption with
+        )  # and those of images that share a caption with it
 
 
 def test_a_reranker_learns_from_them_too(matcher_world: RerankerWorld, tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_a_reranker_learns_from_them_too(matcher_world: RerankerWorld, tmp_path:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (["crops"], "crops: expected a way to expand texts, found views of pictures"),
+        (["crops"], "crops: expected an expansion of texts, found views of images"),
         (["synonyms:nowhere.txt", "nonsense"], "data.expand: nonsense: expected one of"),
         (["column:said"], "texts of 'said' were asked for"),
     ],
@@ -142,12 +144,12 @@ def test_what_cannot_be_used_is_refused(small_world: SmallWorld, tmp_path: Path,
     assert "nowhere.txt" in str(caught.value) or len(asked) == 1  # both are named at once
 
 
-def test_an_expansion_that_says_nothing_of_train_is_refused(small_world: SmallWorld, tmp_path: Path) -> None:
+def test_an_expansion_that_adds_nothing_to_train_is_refused(small_world: SmallWorld, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^data.expand: synonyms:.*no caption of .* holds any of its 1 entries"):
         splits_of(small_world, tmp_path, dictionary(tmp_path, "walrus: sea cow\n"))
 
 
-def test_what_is_said_of_a_caption_is_true_of_every_image_that_has_it(tmp_path: Path) -> None:
+def test_the_expansions_of_a_caption_go_to_every_image_that_has_it(tmp_path: Path) -> None:
     picture = Image.new("RGB", (8, 8))
     rows = [("a", "A red bus!", ["a crimson bus"]), ("b", "a red bus", []), ("c", "a blue bus", [])]
     for name, _, _ in rows:
@@ -159,4 +161,4 @@ def test_what_is_said_of_a_caption_is_true_of_every_image_that_has_it(tmp_path: 
     train, told = expanded(read, None, load_split(read, None), parse_expansions(["column:said"]))
     crimson = np.full(3, caption_hash("a crimson bus"))
     assert train.is_positive(np.arange(3), crimson).tolist() == [True, True, False]
-    assert told == ["expand    2 further captions for 2 images by column:said"]
+    assert told == ["expand    2 additional captions for 2 images by column:said"]

@@ -1,4 +1,4 @@
-"""train/data/mined_order.py: what a form makes of a table, the same at any number of processes and after a resume."""
+"""train/data/mined_order.py: how each form uses a table, the same at any number of processes and after a resume."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from train.config.mining import MiningConfig
 from train.data.batches import BatchBuilder
 from train.data.caption_pool import CaptionPool
 from train.data.hard_image_order import AnchorOrder
-from train.data.mined_order import columns_in_force, describe_form, images_due, is_due, order_in_force, turns_of
+from train.data.mined_order import columns_in_force, describe_form, epoch_order, images_due, is_due, order_in_force
 from train.data.negatives import Negatives, read_negatives, write_negatives
 from train.data.order import BatchOrder, Order
 from train.mining.captions import mine
@@ -34,7 +34,7 @@ def config_of(form: str, every: int = 7, start: int = 3) -> MiningConfig:
 
 
 def in_force(form: str, dataset: RetrievalSet, table: Negatives | None, mined_at_step: int | None) -> Order:
-    return order_in_force(config_of(form), turns_of(config_of(form), BASE), dataset, table, mined_at_step, 1000)
+    return order_in_force(config_of(form), epoch_order(config_of(form), BASE), dataset, table, mined_at_step, 1000)
 
 
 @pytest.fixture(scope="module")
@@ -111,27 +111,27 @@ def test_columns_are_columns_alone(small_world: SmallWorld, tables: dict[str, Ne
     assert columns_in_force(None, None) is None and all(columns_in_force(config_of(form), table) is None for form in FORMS)
 
 
-def test_what_is_told_before_the_first_step() -> None:
+def test_the_lines_before_the_first_step() -> None:
     assert describe_form(None, BASE) == describe_form(config_of("columns"), BASE) == []
-    (line,) = describe_form(config_of("images"), turns_of(config_of("images"), BASE))
-    assert "2 seeds and up to 2 hard images" in line and "20 steps an epoch (each image a seed once), not 5" in line
+    (line,) = describe_form(config_of("images"), epoch_order(config_of("images"), BASE))
+    assert "2 anchors and up to 2 hard images" in line and "20 steps an epoch (each image an anchor once), not 5" in line
     (line,) = describe_form(config_of("neighbours", every=5), BASE)
     assert "mine less often" not in line
     (line,) = describe_form(config_of("neighbours", every=2), BASE)
     assert "40% of an epoch" in line and "mine less often" in line
 
 
-def test_epochs_and_the_images_due_are_those_of_the_seeds() -> None:
+def test_epochs_and_the_images_due_are_those_of_the_anchors() -> None:
     config = MiningConfig(mine_every_epochs=1, start_step=3, negatives_per_image=2, form="images", scope="window")
-    turns = turns_of(config, BASE)
-    assert isinstance(turns, AnchorOrder) and turns_of(config_of("neighbours"), BASE) is turns_of(None, BASE) is BASE
-    assert [step for step in range(50) if is_due(config, turns, step)] == [3, 23, 43]
-    due = images_due(config, turns, 23, 30)
-    assert due is not None and due.tolist() == sorted({image for step in range(24, 31) for image in turns.images(step).tolist()})
+    order = epoch_order(config, BASE)
+    assert isinstance(order, AnchorOrder) and epoch_order(config_of("neighbours"), BASE) is epoch_order(None, BASE) is BASE
+    assert [step for step in range(50) if is_due(config, order, step)] == [3, 23, 43]
+    due = images_due(config, order, 23, 30)
+    assert due is not None and due.tolist() == sorted({image for step in range(24, 31) for image in order.images(step).tolist()})
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_was_relabelled_is_true_and_brings_nothing_together(small_world: SmallWorld, tables: dict[str, Negatives], form: str) -> None:
+def test_relabelled_pairs_are_positives_and_compose_nothing(small_world: SmallWorld, tables: dict[str, Negatives], form: str) -> None:
     dataset, table = load(small_world.manifest), tables[form]
     relabelled = replace(table, relabelled_N=np.ones(len(table), dtype=bool))
     order = in_force(form, dataset, relabelled, 3)

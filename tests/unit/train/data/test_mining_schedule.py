@@ -1,4 +1,4 @@
-"""train/data/mined_order.py: when is mined, and for which images."""
+"""train/data/mined_order.py: when and for which images negatives are mined."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""train/data/negatives.py: a table comes back as it was, and never as another."""
+"""train/data/negatives.py: a table is read back unchanged, and never taken for another."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.small_job import SmallWorld, load
-from train.data.caption_pool import CaptionPool, FurtherCaptions
+from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.data.negatives import Negatives, read_negatives, table_name, write_negatives
 
 
@@ -55,7 +55,7 @@ def test_an_empty_table(small_world: SmallWorld, tmp_path: Path) -> None:
 def test_another_name_is_refused(small_world: SmallWorld, tmp_path: Path) -> None:
     dataset = load(small_world.manifest)
     write_negatives(tmp_path / "t.parquet", made(dataset.num_images, dataset.num_captions), CaptionPool(dataset))
-    with pytest.raises(ValueError, match="holds table '0123456789abcdef', expected 'another'"):
+    with pytest.raises(ValueError, match="expected table 'another', found '0123456789abcdef'"):
         read_negatives(tmp_path / "t.parquet", "another", CaptionPool(dataset))
 
 
@@ -91,7 +91,7 @@ def test_a_failed_write_leaves_the_old_table(small_world: SmallWorld, tmp_path: 
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["t.parquet"]
 
 
-def test_a_name_follows_from_each_of_its_three_causes() -> None:
+def test_a_name_follows_from_weights_data_and_rules() -> None:
     names = {table_name(weights, data, {"margin": margin}) for weights in "ab" for data in "ab" for margin in (0.0, 1.0)}
     assert len(names) == 8 and all(len(name) == 16 for name in names)
     assert table_name("a", "b", {"x": 1, "y": 2}) == table_name("a", "b", {"y": 2, "x": 1})
@@ -99,7 +99,7 @@ def test_a_name_follows_from_each_of_its_three_causes() -> None:
 
 def test_a_table_with_labels_and_captions_of_the_pool(small_world: SmallWorld, tmp_path: Path) -> None:
     dataset = load(small_world.manifest)
-    pool = CaptionPool(dataset, FurtherCaptions(["a fox", "an owl", "two bars"], np.array([2, 3, 7])))
+    pool = CaptionPool(dataset, AdditionalCaptions(["a fox", "an owl", "two bars"], np.array([2, 3, 7])))
     plain = made(dataset.num_images, len(pool))
     draws = np.random.default_rng(2)
     captions = plain.captions_N.copy()
@@ -119,7 +119,7 @@ def test_a_table_with_labels_and_captions_of_the_pool(small_world: SmallWorld, t
         read_negatives(tmp_path / "t.parquet", table.name, CaptionPool(dataset))
 
 
-def test_a_table_of_before_there_were_labels_is_all_negatives(small_world: SmallWorld, tmp_path: Path) -> None:
+def test_a_table_without_labels_is_all_negatives(small_world: SmallWorld, tmp_path: Path) -> None:
     pool = CaptionPool(load(small_world.manifest))
     table = made(pool.dataset.num_images, len(pool))
     write_negatives(tmp_path / "t.parquet", table, pool)

@@ -1,4 +1,4 @@
-"""train/data/neighbour_order.py: neighbours meet, and still every image comes once per epoch, whoever asks and in whatever order."""
+"""train/data/neighbour_order.py: neighbours share batches, and every image comes once per epoch, for any process and order of steps."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ TEXTS = ["a dog", "A dog.", "a cat", "the CAT", "two birds", "an owl", "a fox"]
 
 
 def dataset_of(images: list[tuple[list[str], str | None]]) -> RetrievalSet:
-    """A split without pictures."""
+    """A split without images on disk."""
     rows = [
         ManifestImage(f"i{number:03d}", None, Path("none"), None, 0, group, list(words), "made")
         for number, (words, group) in enumerate(images)
@@ -27,7 +27,7 @@ def dataset_of(images: list[tuple[list[str], str | None]]) -> RetrievalSet:
 
 
 def table_of(pairs: list[tuple[int, int]], num_images: int) -> Negatives:
-    """A table of (image, caption) pairs, of which nothing else matters here."""
+    """A table of (image, caption) pairs, other columns are made up."""
     pairs = sorted(pairs)
     counts = np.bincount([image for image, _ in pairs], minlength=num_images)
     zeros = np.zeros(len(pairs), np.float32)
@@ -99,9 +99,7 @@ def test_a_batch_grows_by_the_image_with_the_most_neighbours_in_it(made: tuple[n
 
 @settings(max_examples=100, deadline=None)
 @given(made=graphs(), seed=st.integers(0, 99), every=st.integers(1, 9), start=st.integers(0, 5))
-def test_windows_deal_out_the_images_of_the_plain_order(
-    made: tuple[np.ndarray, Neighbours, int], seed: int, every: int, start: int
-) -> None:
+def test_windows_have_the_images_of_the_plain_order(made: tuple[np.ndarray, Neighbours, int], seed: int, every: int, start: int) -> None:
     _, neighbours, batch_size = made
     base = BatchOrder(len(neighbours.offsets) - 1, batch_size, seed)
     for begin in range(start, start + 4 * every, every):
@@ -130,8 +128,8 @@ def test_neighbours_meet_and_in_the_plain_order_they_do_not() -> None:
     assert all(order.step_record(step) == {"neighbours_per_image": 3.0} for step in range(11, 21))
 
 
-def test_which_step_a_batch_comes_at_is_drawn_anew_in_each_window() -> None:
-    """As they are composed, the first batches hold the most neighbours; they must not always come first."""
+def test_batches_are_shuffled_anew_in_each_window() -> None:
+    """The batches composed first hold the most neighbours; they must not always come first."""
     neighbours = linked({(one, other) for one in range(8) for other in range(one)}, 40)
     places = set()
     for start in range(0, 100, 5):
@@ -141,8 +139,8 @@ def test_which_step_a_batch_comes_at_is_drawn_anew_in_each_window() -> None:
     assert places == set(range(5))
 
 
-def test_no_worker_looks_past_the_window() -> None:
+def test_a_step_past_the_window_is_refused() -> None:
     order = NeighbourOrder(BatchOrder(40, 8, seed=1), range(5, 9), linked(set(), 40))
     for step in (4, 9):
-        with pytest.raises(ValueError, match=f"step {step} is not of steps 5 to 8"):
+        with pytest.raises(ValueError, match=f"step {step}: this table composes steps 5 to 8 only"):
             order.images(step)

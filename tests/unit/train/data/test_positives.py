@@ -14,7 +14,7 @@ from eval.processes import Processes
 from tests.small_job import SmallWorld, load
 from train.config.job import JobConfig
 from train.data.batches import BatchBuilder
-from train.data.caption_pool import CaptionPool, FurtherCaptions
+from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder
 from train.data.positives import TruePairs
@@ -35,7 +35,7 @@ def relabelled_table(pool: CaptionPool, pairs: list[tuple[int, int, bool]]) -> N
 
 def test_a_relabelled_pair_is_true_by_its_text_for_its_image_alone(small_world: SmallWorld) -> None:
     dataset = load(small_world.manifest)
-    pool = CaptionPool(dataset, FurtherCaptions(["a fox", "The FOX"], np.array([1, 2])))
+    pool = CaptionPool(dataset, AdditionalCaptions(["a fox", "The FOX"], np.array([1, 2])))
     fox, the_fox = len(pool) - 2, len(pool) - 1
     stranger = next(
         c for c in range(dataset.num_captions) if not dataset.is_positive(np.array([3, 4]), dataset.caption_hash_C[[c, c]]).any()
@@ -64,7 +64,7 @@ def test_a_step_with_relabelled_pairs_and_captions_of_the_pool(small_world: Smal
     config = JobConfig.model_validate(record)
     tuned = build_model(config.model, str(small_world.base), 0)
     tuned.siglip.double()
-    order, pool = BatchOrder(dataset.num_images, 8, 0), CaptionPool(dataset, FurtherCaptions(["a fox", "two owls"], np.array([1, 2])))
+    order, pool = BatchOrder(dataset.num_images, 8, 0), CaptionPool(dataset, AdditionalCaptions(["a fox", "two owls"], np.array([1, 2])))
     batch_images = np.sort(order.images(1)).tolist()
     first_own = [int(dataset.caption_offsets[image]) for image in batch_images]
     rows = [(batch_images[0], len(pool) - 2, True), (batch_images[0], len(pool) - 1, False), (batch_images[1], first_own[5], True)]
@@ -96,8 +96,8 @@ def test_a_step_with_relabelled_pairs_and_captions_of_the_pool(small_world: Smal
     assert (result.loss_in_batch, result.loss_mined) == pytest.approx((in_batch / 8, mined / 8), rel=1e-9)
 
 
-def test_what_may_be_true_is_neither_positive_nor_negative(small_world: SmallWorld) -> None:
-    """Doubtful pairs of a table, and near-duplicates where asked, against a plain double loop over what is left."""
+def test_a_doubtful_pair_is_neither_positive_nor_negative(small_world: SmallWorld) -> None:
+    """Doubtful pairs of a table, and near-duplicates where enabled, against a plain double loop over the other pairs."""
     dataset = load(small_world.manifest)
     pool = CaptionPool(dataset)
     draws = np.random.default_rng(0)

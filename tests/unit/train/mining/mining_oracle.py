@@ -1,4 +1,4 @@
-"""What mining should take, one candidate at a time, from the words of the captions: written without train/mining/rules.py."""
+"""What mining should select, one candidate at a time, by the text of the captions: written without train/mining/rules.py."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class Expected:
     Attributes:
         rows: (image, place) of the negatives.
         relabelled: (image, place) of the positives.
-        counts: candidates by what became of them.
+        counts: number of candidates by outcome.
     """
 
     rows: set[tuple[int, int]] = field(default_factory=set)
@@ -62,7 +62,7 @@ class Instance:
         return [dataset.captions[c] for j in mates for c in range(int(dataset.caption_offsets[j]), int(dataset.caption_offsets[j + 1]))]
 
     def rule_of(self, row: int, place: int) -> str | None:
-        """The first rule that passes a candidate over by itself."""
+        """The first rule that filters a candidate out by itself."""
         config, found = self.config, self.found
         text = self.pool.text(int(found.captions_IK[row, place]))
         true = self.texts_true_of(int(found.images_I[row]))
@@ -89,7 +89,7 @@ class Instance:
         """All rules, one candidate after another."""
         found = self.found
         candidates: list[tuple[float, int, int]] = []
-        over: dict[tuple[int, int], str] = {}
+        filtered: dict[tuple[int, int], str] = {}
         for row in range(len(found.images_I)):
             texts: set[str] = set()
             for place in range(found.captions_IK.shape[1]):
@@ -103,18 +103,18 @@ class Instance:
                     texts.add(text)
                     candidates.append((-float(self.priority_IK[row, place]), row, place))
                 else:
-                    over[row, place] = rule
-        return self._take(sorted(candidates), over)
+                    filtered[row, place] = rule
+        return self._select(sorted(candidates), filtered)
 
-    def _take(self, candidates: list[tuple[float, int, int]], over: dict[tuple[int, int], str]) -> Expected:
+    def _select(self, candidates: list[tuple[float, int, int]], filtered: dict[tuple[int, int], str]) -> Expected:
         config, found = self.config, self.found
-        taken: Counter[int] = Counter()
+        selected: Counter[int] = Counter()
         relabelled: Counter[int] = Counter()
         uses: Counter[str] = Counter()
         last: dict[int, int] = {}
         expected = Expected()
         for _, row, place in candidates:
-            if taken[row] == config.negatives_per_image:
+            if selected[row] == config.negatives_per_image:
                 if config.selection != "top":
                     expected.counts["not_drawn"] += 1
                 continue
@@ -132,13 +132,13 @@ class Instance:
                 else:
                     expected.counts["match"] += 1
             else:
-                taken[row] += 1
+                selected[row] += 1
                 uses[text] += 1
                 last[row] = place
                 expected.rows.add((row, place))
                 expected.counts["mined"] += 1
-        for (row, place), rule in over.items():
-            full = taken[row] == config.negatives_per_image
+        for (row, place), rule in filtered.items():
+            full = selected[row] == config.negatives_per_image
             if config.selection != "top" or not full or place < last[row]:
                 expected.counts[rule] += 1
         return expected

@@ -1,4 +1,4 @@
-"""train/mining/candidates.py against a dense product of embeddings, one process against several, and what lies on the disk meanwhile."""
+"""train/mining/candidates.py against a dense product of embeddings, one process against several, and the files on the disk meanwhile."""
 
 import json
 import os
@@ -33,7 +33,7 @@ needs_faiss = pytest.mark.skipif(not approximate_is_here(), reason="faiss is not
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small job's data, two of its pictures broken."""
+    """The small job's data, two of its images broken."""
     folder = tmp_path_factory.mktemp("broken")
     path = write_pictures(folder)
     for number in BROKEN:
@@ -79,7 +79,7 @@ def test_several_processes_find_byte_for_byte_what_one_finds(
 
 
 def head_of(cosines_N: np.ndarray, indices_K: np.ndarray, found_K: np.ndarray, allowed: np.ndarray) -> None:
-    """A head is right: falling, each score its item's own, and nothing left out is better than the last."""
+    """Scores fall, each is its item's own, and no item left out scores above the last."""
     assert (np.diff(found_K) <= 0).all() and np.isin(indices_K, allowed).all() and len(set(indices_K.tolist())) == len(indices_K)
     np.testing.assert_allclose(found_K, cosines_N[indices_K], atol=1e-5)
     rest = np.setdiff1d(allowed, indices_K)
@@ -88,8 +88,8 @@ def head_of(cosines_N: np.ndarray, indices_K: np.ndarray, found_K: np.ndarray, a
     assert (indices_K[tied] < indices_K[tied + 1]).all()
 
 
-def test_candidates_are_the_head_of_the_dense_product(alone: dict[str, np.ndarray], dataset: RetrievalSet, cosines: np.ndarray) -> None:
-    """Over the split and the further captions alike; equal texts stand in the order of the pool."""
+def test_candidates_are_the_top_k_of_the_dense_product(alone: dict[str, np.ndarray], dataset: RetrievalSet, cosines: np.ndarray) -> None:
+    """Over the split and the additional captions; equal texts are in the order of the pool."""
     captions = alone["whole.captions_IK"]
     assert captions.shape == (40, 30) and (captions >= dataset.num_captions).any() and (captions < dataset.num_captions).any()
     decodable = alone["whole.decodable_I"]
@@ -102,13 +102,13 @@ def test_candidates_are_the_head_of_the_dense_product(alone: dict[str, np.ndarra
 
 
 def test_mining_some_images_finds_what_mining_all_finds_for_them(alone: dict[str, np.ndarray]) -> None:
-    """To the last bit: a row of the grid depends neither on its neighbours nor on its place."""
+    """Bit for bit: a row depends neither on the other rows of its block nor on its place."""
     assert alone["some.images_I"].tolist() == SOME_IMAGES.tolist()
     for name in ("captions_IK", "cosines_IK", "best_positive_I", "decodable_I"):
         assert alone[f"some.{name}"].tobytes() == alone[f"whole.{name}"][SOME_IMAGES].tobytes(), name
 
 
-def test_images_of_captions_are_the_head_the_other_way_round(
+def test_images_of_captions_are_the_top_k_of_the_other_direction(
     alone: dict[str, np.ndarray], dataset: RetrievalSet, cosines: np.ndarray
 ) -> None:
     there = np.flatnonzero(alone["whole.decodable_I"])
@@ -160,7 +160,7 @@ def test_the_disk_is_given_back_after_success_and_after_failure(
 
 
 def test_a_killed_process_leaves_nothing(nursery: Nursery, manifest: Path, small_world: SmallWorld, tmp_path: Path) -> None:
-    """Its embeddings have no name: there is nothing to sweep, and nothing that could be taken for a result."""
+    """Its embeddings have no name: there is nothing to clean up, and nothing that could be read as a result."""
     trap = Trap("train.mining.candidates:stream_search", 1)
     (child,) = nursery.start_ranks(WORKER, [str(manifest), str(small_world.base), str(tmp_path)], 1, traps={0: trap})
     assert child.wait() == -signal.SIGKILL, child.output()
@@ -174,22 +174,22 @@ def test_memory_does_not_grow_with_the_pool(nursery: Nursery, small_world: Small
     assert found["growth"] < found["bytes"] / 4, found
 
 
-def test_absent_candidates_are_never_taken_nor_counted(dataset: RetrievalSet) -> None:
+def test_absent_candidates_are_never_selected_nor_counted(dataset: RetrievalSet) -> None:
     candidates = np.full((40, 3), -1)
     candidates[0] = [dataset.num_captions - 1, -1, -1]
     cosines = np.where(candidates < 0, -np.inf, 0).astype(np.float32)
     found = Candidates(np.arange(40), candidates, cosines, np.ones(40, np.float32), np.ones(40, bool))
     pool = CaptionPool(dataset)
     mined = select("m", pool, found, np.float32(1), np.float32(0), MiningConfig(mine_every_steps=1))
-    negatives, sheet = mined.negatives, summarize(mined, pool, None, None)
-    assert negatives.captions_N.tolist() == [dataset.num_captions - 1] and sheet.num_looked_at == 1 and sheet.shortfall == 159
+    negatives, report = mined.negatives, summarize(mined, pool, None, None)
+    assert negatives.captions_N.tolist() == [dataset.num_captions - 1] and report.num_looked_at == 1 and report.shortfall == 159
 
 
 @needs_faiss
-def test_an_index_that_looks_everywhere_finds_everything_and_one_that_does_not_says_so(
+def test_an_index_that_searches_every_list_finds_everything_and_another_reports_its_recall(
     alone: dict[str, np.ndarray], small_world: SmallWorld, dataset: RetrievalSet, cosines: np.ndarray
 ) -> None:
-    """The small index has ten lists or so; its recall is counted again here from the dense product."""
+    """The small index has about ten lists; its recall is recomputed from the dense product."""
     found = alone["approximate.captions_IK"]
     sampled = np.flatnonzero(alone["whole.decodable_I"])
     sampled = sampled[np.unique(np.linspace(0, len(sampled) - 1, 20).astype(int))]
@@ -215,7 +215,7 @@ def fields() -> list[str]:
 
 
 @needs_faiss
-def test_the_index_is_part_of_the_name_and_its_recall_of_the_sheet(small_world: SmallWorld, dataset: RetrievalSet) -> None:
+def test_the_index_is_part_of_the_name_and_its_recall_of_the_report(small_world: SmallWorld, dataset: RetrievalSet) -> None:
     model, inputs = load_siglip(small_world.base)
     configs = [
         MiningConfig.model_validate({"mine_every_steps": 1, **keys})
@@ -224,9 +224,10 @@ def test_the_index_is_part_of_the_name_and_its_recall_of_the_sheet(small_world: 
     assert rules_of(configs[0]) != rules_of(configs[1]) != rules_of(configs[2]) != rules_of(configs[0])
     with pytest.raises(ValueError, match="index_probes does nothing in an exact search"):
         MiningConfig(mine_every_steps=1, index_probes=2)
-    negatives, sheet = mine(Retriever(model, inputs), CaptionPool(dataset), configs[2])
-    assert 0 < sheet.as_record()["index_recall"] <= 1 and f"finds {100 * sheet.index_recall:.2f}% of the exact" in str(sheet)
-    assert sheet.num_mined == len(negatives) > 0
+    negatives, report = mine(Retriever(model, inputs), CaptionPool(dataset), configs[2])
+    assert 0 < report.as_record()["index_recall"] <= 1
+    assert f"recall of the index: {100 * report.index_recall:.2f}% of the exact" in str(report)
+    assert report.num_mined == len(negatives) > 0
 
 
 def test_without_faiss_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,5 @@
-"""train/mining/cross_encoder.py: what a cross-encoder says of a table's pairs, each asked about once, kept in the table and handed to the
-step."""
+"""train/mining/cross_encoder.py: teacher logits of a table's pairs: each pair is scored once, stored in the table and passed to
+the step."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from eval.processes import Processes
 from tests.small_job import SmallWorld, load, write_pictures
 from train.config.mining import MiningConfig
 from train.data.batches import Batch, BatchBuilder
-from train.data.caption_pool import CaptionPool, FurtherCaptions
+from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.data.negatives import Negatives, read_negatives, write_negatives
 from train.data.order import BatchOrder, chosen_caption
 from train.mining.captions import mine
@@ -29,12 +29,12 @@ from train.mining.report_page import page
 
 
 def margin_of(image: Image.Image, text: str) -> float:
-    """What the scorer below says: of the picture's background and the words, so that no two pairs need be alike."""
+    """The score of the scorer below, from the image's background and the caption's letters, so that pairs differ."""
     return (image.getpixel((0, 0))[0] * 7 + 13 * len(text) + sum(map(ord, text))) % 41 / 4 - 5  # type: ignore[index,operator]
 
 
 class CountingScorer:
-    """A cross-encoder that goes by `margin_of` and counts how often it is asked about what."""
+    """A cross-encoder that returns `margin_of` and counts how often it scores each pair."""
 
     def __init__(self, fingerprint: str = "ab") -> None:
         self.name, self.fingerprint = "counting", fingerprint
@@ -56,31 +56,31 @@ def mined(
 
 @pytest.fixture(scope="module")
 def pool(small_world: SmallWorld) -> CaptionPool:
-    return CaptionPool(load(small_world.manifest), FurtherCaptions(["a fox", "a red thing"], np.array([4, 9])))
+    return CaptionPool(load(small_world.manifest), AdditionalCaptions(["a fox", "a red thing"], np.array([4, 9])))
 
 
 @pytest.mark.parametrize("denoise", [None, {"threshold": 0.6}, {"mode": "relabel", "threshold": 0.6, "relabel_threshold": 0.9}], ids=str)
 @pytest.mark.parametrize("form", ["labels", "lists"])
-def test_every_row_has_the_matchers_logit_and_no_pair_is_asked_about_twice(
+def test_every_row_has_the_teachers_logit_and_no_pair_is_scored_twice(
     small_world: SmallWorld, pool: CaptionPool, form: str, denoise: dict[str, Any] | None
 ) -> None:
     scorer, dataset = CountingScorer(), pool.dataset
-    table, sheet = mined(small_world, pool, {"form": form}, scorer, denoise=denoise)
-    assert table.matcher_logits_N is not None and table.match_N is not None and len(table) >= 3 * dataset.num_images
+    table, report = mined(small_world, pool, {"form": form}, scorer, denoise=denoise)
+    assert table.teacher_logits_N is not None and table.match_N is not None and len(table) >= 3 * dataset.num_images
     pictures = [dataset.load_image(image) for image in range(dataset.num_images)]
     expected_N = [margin_of(pictures[i], pool.text(c)) for i, c in zip(table.image_N.tolist(), table.captions_N.tolist(), strict=True)]
-    assert table.matcher_logits_N.tolist() == expected_N
-    assert table.match_N == pytest.approx(1 / (1 + np.exp(-table.matcher_logits_N)), rel=1e-6)
-    if denoise is not None:  # what it calls a match was passed over, or relabelled
+    assert table.teacher_logits_N.tolist() == expected_N
+    assert table.match_N == pytest.approx(1 / (1 + np.exp(-table.teacher_logits_N)), rel=1e-6)
+    if denoise is not None:  # what scores as a match was filtered out or relabelled
         assert (table.match_N[table.is_negative_N] < 0.6).all()
     if form == "labels":
-        assert table.own_matcher_logits_C is None
+        assert table.own_teacher_logits_C is None
     else:
-        assert table.own_matcher_logits_C is not None
+        assert table.own_teacher_logits_C is not None
         owner = dataset.caption_image_C
         expected_C = [margin_of(pictures[owner[c]], dataset.captions[c]) for c in range(dataset.num_captions)]
-        assert table.own_matcher_logits_C.tolist() == expected_C
-    assert set(scorer.asked.values()) == {1} and sheet.num_judged == scorer.asked.total()
+        assert table.own_teacher_logits_C.tolist() == expected_C
+    assert set(scorer.asked.values()) == {1} and report.num_judged == scorer.asked.total()
 
 
 def test_only_own_captions_of_images_with_mined_ones_are_scored(small_world: SmallWorld, tmp_path: Path) -> None:
@@ -89,8 +89,8 @@ def test_only_own_captions_of_images_with_mined_ones_are_scored(small_world: Sma
     dataset = load(manifest)
     table, _ = mined(small_world, CaptionPool(dataset), {"form": "lists"}, CountingScorer())
     broken = list(dataset.image_ids).index("pictures/train-002.png")
-    assert table.own_matcher_logits_C is not None
-    assert np.flatnonzero(np.isnan(table.own_matcher_logits_C)).tolist() == np.flatnonzero(dataset.caption_image_C == broken).tolist()
+    assert table.own_teacher_logits_C is not None
+    assert np.flatnonzero(np.isnan(table.own_teacher_logits_C)).tolist() == np.flatnonzero(dataset.caption_image_C == broken).tolist()
 
 
 def test_own_pairs_are_every_caption_under_each_image(small_world: SmallWorld) -> None:
@@ -101,9 +101,9 @@ def test_own_pairs_are_every_caption_under_each_image(small_world: SmallWorld) -
     assert own_pairs(dataset, images[:0]).shape == (2, 0)
 
 
-def test_what_a_table_is_named_after_and_what_is_the_losss(small_world: SmallWorld) -> None:
+def test_what_a_table_is_named_after_and_what_belongs_to_the_loss(small_world: SmallWorld) -> None:
     def rules(distil: dict[str, Any] | None, scorer: CountingScorer | None = None) -> Any:
-        return rules_of(MiningConfig.model_validate({"mine_every_steps": 1, "distil": distil}), matcher=scorer)
+        return rules_of(MiningConfig.model_validate({"mine_every_steps": 1, "distil": distil}), cross_encoder=scorer)
 
     one, other = CountingScorer("ab"), CountingScorer("cd")
     named = [rules(None), rules({}, one), rules({}, other), rules({"form": "lists"}, one)]
@@ -126,11 +126,11 @@ def test_the_table_comes_back_as_it_was(small_world: SmallWorld, pool: CaptionPo
     for name, value in vars(table).items():
         found = getattr(again, name)
         assert np.array_equal(found, value) and (not isinstance(value, np.ndarray) or found.dtype == value.dtype), name
-    if table.own_matcher_logits_C is not None:  # an image without mined captions has none of its own either
-        table.own_matcher_logits_C[:5] = np.nan
+    if table.own_teacher_logits_C is not None:  # an image without mined captions has none of its own either
+        table.own_teacher_logits_C[:5] = np.nan
         write_negatives(tmp_path / "u.parquet", table, pool)
-        found = read_negatives(tmp_path / "u.parquet", table.name, pool).own_matcher_logits_C
-        assert np.array_equal(found, table.own_matcher_logits_C, equal_nan=True)
+        found = read_negatives(tmp_path / "u.parquet", table.name, pool).own_teacher_logits_C
+        assert np.array_equal(found, table.own_teacher_logits_C, equal_nan=True)
 
 
 def batch_of(dataset: RetrievalSet, table: Negatives | None, inputs: Any, rank: int = 0) -> Batch:
@@ -145,7 +145,7 @@ def test_a_batch_holds_the_logits_of_its_own_pairs(small_world: SmallWorld) -> N
     pictures = [dataset.load_image(image) for image in range(dataset.num_images)]
     for rank in (0, 1):
         batch = batch_of(dataset, table, inputs, rank)
-        assert batch.matcher_logits_m is not None and batch.matcher_logits_b is not None
+        assert batch.teacher_logits_m is not None and batch.teacher_logits_b is not None
         images, captions = batch.images_b.tolist(), batch.captions_b.tolist()
         assert captions == [chosen_caption(dataset, image, 0, 3) for image in images]
         own = [margin_of(pictures[i], dataset.captions[c]) for i, c in zip(images, captions, strict=True)]
@@ -153,20 +153,20 @@ def test_a_batch_holds_the_logits_of_its_own_pairs(small_world: SmallWorld) -> N
             margin_of(pictures[images[row]], dataset.captions[c])
             for row, c in zip(batch.mined_rows_m.tolist(), batch.mined_captions_m.tolist(), strict=True)
         ]
-        assert batch.matcher_logits_b.tolist() == own and batch.matcher_logits_m.tolist() == of_mined
-    labels = batch_of(dataset, replace(table, own_matcher_logits_C=None), inputs)
-    assert labels.matcher_logits_m is not None and labels.matcher_logits_b is None
-    for plain in (None, replace(table, matcher_logits_N=None)):
-        assert batch_of(dataset, plain, inputs).matcher_logits_m is None
+        assert batch.teacher_logits_b.tolist() == own and batch.teacher_logits_m.tolist() == of_mined
+    labels = batch_of(dataset, replace(table, own_teacher_logits_C=None), inputs)
+    assert labels.teacher_logits_m is not None and labels.teacher_logits_b is None
+    for plain in (None, replace(table, teacher_logits_N=None)):
+        assert batch_of(dataset, plain, inputs).teacher_logits_m is None
 
 
-def test_the_sheet_shows_quantiles_of_the_probability(small_world: SmallWorld, pool: CaptionPool) -> None:
-    table, sheet = mined(small_world, pool, {}, CountingScorer())
+def test_the_report_shows_quantiles_of_the_probability(small_world: SmallWorld, pool: CaptionPool) -> None:
+    table, report = mined(small_world, pool, {}, CountingScorer())
     assert table.match_N is not None
-    assert list(sheet.match_quantiles) == ["5%", "25%", "50%", "75%", "95%"]
-    assert list(sheet.match_quantiles.values()) == pytest.approx(np.quantile(table.match_N, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist())
-    assert sheet.lines()[-1].startswith("match") and sheet.estimated_by == "match"
-    assert sheet.as_record()["match_quantiles"] == sheet.match_quantiles
-    middle = f"<td>{sheet.match_quantiles['50%']:.4f}</td>"
-    assert 'id="match"' in page(sheet, table, pool) and middle in page(sheet, table, pool)
-    assert 'id="match"' not in page(replace(sheet, match_quantiles={}), table, pool)
+    assert list(report.match_quantiles) == ["5%", "25%", "50%", "75%", "95%"]
+    assert list(report.match_quantiles.values()) == pytest.approx(np.quantile(table.match_N, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist())
+    assert report.lines()[-1].startswith("match") and report.estimated_by == "match"
+    assert report.as_record()["match_quantiles"] == report.match_quantiles
+    middle = f"<td>{report.match_quantiles['50%']:.4f}</td>"
+    assert 'id="match"' in page(report, table, pool) and middle in page(report, table, pool)
+    assert 'id="match"' not in page(replace(report, match_quantiles={}), table, pool)

@@ -1,4 +1,4 @@
-"""train/mining/ensemble.py: candidates of an ensemble against a dense float64 mean of logits; what is kept, named and refused."""
+"""train/mining/ensemble.py: candidates of an ensemble against a dense float64 mean of logits; what is cached, named and refused."""
 
 import shutil
 from collections.abc import Callable
@@ -20,22 +20,22 @@ from tests.small_job import TINY, SmallWorld, load, write_pictures
 from tests.unit.train.mining.candidates_worker import approximate_is_here
 from train.config.load import ConfigError, load_config
 from train.config.mining import MiningConfig
-from train.data.caption_pool import CaptionPool, FurtherCaptions
+from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.mining.candidates import find_candidates, find_image_candidates
 from train.mining.captions import mine
-from train.mining.ensemble import Member, Retriever, load_members, members_sha256, scale_and_bias
+from train.mining.ensemble import MiningMember, Retriever, load_members, members_sha256, scale_and_bias
 from train.mining.faiss_index import Approximate
 from train.mining.images import mine_images
 from train.mining.refresh import rules_of
 from train.model.random_init import write_scratch
 
-FURTHER = FurtherCaptions(["a red fox", "two green bars", "the black square at the top of it"], np.array([1, 2, 5]))
+FURTHER = AdditionalCaptions(["a red fox", "two green bars", "the black square at the top of it"], np.array([1, 2, 5]))
 BROKEN = 7
 
 
 @dataclass(frozen=True)
 class World:
-    """A base to be trained, and fixed checkpoints: a sibling, and one of another width, picture size, tokenizer and caption length."""
+    """A base to be trained, and two fixed checkpoints: one of the same sizes, one of another width, image size, tokenizer and length."""
 
     base: Path
     sibling: Path
@@ -70,13 +70,13 @@ def move(folder: Path, size: float) -> None:
 
 def members_of(
     config: MiningConfig, folder: Path, pool: CaptionPool, on_progress: Callable[[int], Any] = lambda rows: None
-) -> tuple[Member, ...]:
+) -> tuple[MiningMember, ...]:
     asked: Any = {"bar": lambda text, num_rows: nullcontext(on_progress)}
     return load_members(config, folder, pool, **asked)
 
 
 @pytest.fixture(scope="module")
-def members(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Member, ...]:
+def members(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[MiningMember, ...]:
     return members_of(world.config(), tmp_path_factory.mktemp("kept"), world.pool)
 
 
@@ -93,7 +93,7 @@ def logits(world: World) -> np.ndarray:
 
 
 def assert_head(logits_N: np.ndarray, indices_K: np.ndarray, found_K: np.ndarray, allowed: np.ndarray) -> None:
-    """A head is right: falling, each logit its item's own, and nothing left out is better than the last."""
+    """Logits fall, each is its item's own, and no item left out has a higher one than the last."""
     assert (np.diff(found_K) <= 0).all() and np.isin(indices_K, allowed).all() and len(set(indices_K.tolist())) == len(indices_K)
     np.testing.assert_allclose(found_K, logits_N[indices_K], atol=2e-5)
     rest = np.setdiff1d(allowed, indices_K)
@@ -105,8 +105,8 @@ def broken(dataset: RetrievalSet) -> int:
 
 
 @pytest.mark.parametrize("some", [None, np.array([0, 3, 7, 17, 38])], ids=["all", "some"])
-def test_captions_are_the_head_of_the_mean_of_logits(
-    world: World, members: tuple[Member, ...], logits: np.ndarray, some: np.ndarray | None
+def test_captions_are_the_top_k_of_the_mean_of_logits(
+    world: World, members: tuple[MiningMember, ...], logits: np.ndarray, some: np.ndarray | None
 ) -> None:
     (model, inputs), dataset = load_siglip(world.base), world.pool.dataset
     found = find_candidates(Retriever(model, inputs, members=members), world.pool, 20, images_I=some)
@@ -121,7 +121,7 @@ def test_captions_are_the_head_of_the_mean_of_logits(
     assert (alone.captions_IK != found.captions_IK).any(), "the members must matter, or nothing is tried"
 
 
-def test_images_are_the_head_the_other_way_round(world: World, members: tuple[Member, ...], logits: np.ndarray) -> None:
+def test_images_are_the_top_k_of_the_other_direction(world: World, members: tuple[MiningMember, ...], logits: np.ndarray) -> None:
     (model, inputs), dataset = load_siglip(world.base), world.pool.dataset
     captions = np.array([40, 3, 4, 5, 30, 31, 1])
     found = find_image_candidates(Retriever(model, inputs, members=members), dataset, 12, captions)
@@ -132,7 +132,7 @@ def test_images_are_the_head_the_other_way_round(world: World, members: tuple[Me
 
 
 @pytest.mark.skipif(not approximate_is_here(), reason="faiss is not installed")
-def test_an_index_that_looks_everywhere_finds_the_same(world: World, members: tuple[Member, ...]) -> None:
+def test_an_index_that_searches_every_list_finds_the_same(world: World, members: tuple[MiningMember, ...]) -> None:
     model, inputs = load_siglip(world.base)
     retriever, pool = Retriever(model, inputs, members=members), CaptionPool(world.pool.dataset)
     exact = find_candidates(retriever, pool, 12)
@@ -142,15 +142,17 @@ def test_an_index_that_looks_everywhere_finds_the_same(world: World, members: tu
 
 
 @pytest.mark.parametrize("form", ["columns", "images"])
-def test_the_table_and_its_margins_speak_of_the_ensemble(world: World, members: tuple[Member, ...], logits: np.ndarray, form: str) -> None:
+def test_the_table_and_its_margins_are_those_of_the_ensemble(
+    world: World, members: tuple[MiningMember, ...], logits: np.ndarray, form: str
+) -> None:
     (model, inputs), dataset = load_siglip(world.base), world.pool.dataset
     config, miner = (
         world.config(form=form, margin=0.05, max_score=float(np.quantile(logits, 0.9))),
         mine if form == "columns" else mine_images,
     )
     pool = world.pool if form == "columns" else CaptionPool(dataset)
-    table, sheet = miner(Retriever(model, inputs, members=members), pool, config)
-    assert len(table) > 20 and sheet.num_positives_mined == 0 and sheet.filtered_out["max_score"] > 0 < sheet.filtered_out["margin"]
+    table, report = miner(Retriever(model, inputs, members=members), pool, config)
+    assert len(table) > 20 and report.num_positives_mined == 0 and report.filtered_out["max_score"] > 0 < report.filtered_out["margin"]
     images, captions = table.image_N, table.captions_N
     np.testing.assert_allclose(table.scores_N, logits[images, captions], atol=2e-5)
     of_split = captions[captions < dataset.num_captions]
@@ -161,12 +163,12 @@ def test_the_table_and_its_margins_speak_of_the_ensemble(world: World, members: 
     np.testing.assert_allclose(table.margins_N, best[images if form == "columns" else captions] - table.scores_N, atol=4e-5)
     scales = [load_siglip(checkpoint)[0].logit_scale.exp().item() for checkpoint in (world.base, world.sibling, world.other)]
     parts = np.array(scales) * [1.0, 0.5, 2.0]
-    assert sheet.shares == pytest.approx((parts / parts.sum()).tolist()) and "shares in the ensemble" in str(sheet)
+    assert report.shares == pytest.approx((parts / parts.sum()).tolist()) and "shares in the ensemble" in str(report)
     assert table.margins_N.min() >= 0.05 and table.scores_N.max() <= config.max_score
 
 
-def test_the_scale_of_the_model_under_training_moves_the_shares(world: World, members: tuple[Member, ...]) -> None:
-    """At a scale that drowns the members its own candidates are left."""
+def test_the_scale_of_the_model_under_training_moves_the_shares(world: World, members: tuple[MiningMember, ...]) -> None:
+    """At a large enough scale its own candidates are left."""
     model, inputs = load_siglip(world.base)
     with torch.no_grad():
         model.logit_scale.fill_(16.0)
@@ -193,16 +195,18 @@ def test_members_are_embedded_once_and_again_where_their_weights_changed(world: 
     assert len(list((tmp_path / "kept").rglob("*.f32"))) == 4, "a stale file goes"
 
 
-def test_the_name_of_a_table_follows_from_members_weights_and_order(world: World, members: tuple[Member, ...], tmp_path: Path) -> None:
+def test_the_name_of_a_table_follows_from_members_weights_and_order(
+    world: World, members: tuple[MiningMember, ...], tmp_path: Path
+) -> None:
     config = world.config()
     heavier = replace(members[0], weight=0.75)
     asked = [(), members, members[:1], members[::-1], (heavier, members[1]), (replace(members[0], sha256="f" * 64), members[1])]
     rules = [rules_of(config, members=some) for some in asked]
     assert len({str(row) for row in rules}) == len(asked) and "ensemble" not in rules[0]
     model, inputs = load_siglip(world.base)
-    with pytest.raises(ValueError, match="found 0 of 2"):
+    with pytest.raises(ValueError, match="expected the 2 members of config.ensemble; found 0"):
         mine(Retriever(model, inputs), world.pool, config)
-    with pytest.raises(ValueError, match="found 2 of 0"):
+    with pytest.raises(ValueError, match="expected the 0 members of config.ensemble; found 2"):
         mine_images(Retriever(model, inputs, members=members), world.pool, world.config(ensemble=[]))
     shutil.copytree(world.sibling, tmp_path / "copy")
     names = [[f"{world.sibling}:0.5"], [str(world.sibling)], [f"{tmp_path / 'copy'}:0.5"]]
@@ -210,7 +214,7 @@ def test_the_name_of_a_table_follows_from_members_weights_and_order(world: World
     assert told[0] == told[2] != told[1] and members_sha256(world.config(ensemble=[])) is members_sha256(None) is None
     config_file = tmp_path / "copy" / "tokenizer_config.json"
     shutil.copy(world.other / "spiece.model", tmp_path / "copy" / "spiece.model")
-    assert config_file.is_file() and members_sha256(world.config(ensemble=names[2])) != told[0], "it reads otherwise now"
+    assert config_file.is_file() and members_sha256(world.config(ensemble=names[2])) != told[0], "another tokenizer is another hash"
 
 
 def test_what_cannot_be_used_is_refused_with_its_key(world: World, small_world: SmallWorld, tmp_path: Path) -> None:
@@ -227,5 +231,5 @@ def test_what_cannot_be_used_is_refused_with_its_key(world: World, small_world: 
 
 def test_the_same_model_under_two_names_is_refused(world: World, tmp_path: Path) -> None:
     copied = shutil.copytree(world.other, tmp_path / "copy")
-    with pytest.raises(UserError, match=r"copy are the same model and would count double; name it once"):
+    with pytest.raises(UserError, match=r"copy are the same model and would count twice; name it once"):
         members_sha256(world.config(ensemble=[str(world.other), f"{copied}:2"]))

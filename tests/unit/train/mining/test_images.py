@@ -1,4 +1,4 @@
-"""train/mining/images.py against brute force: which images are taken for a caption, what is passed over, and why."""
+"""train/mining/images.py against brute force: which images are selected for a caption, and which rule filters out the others."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ class Instance:
     match: np.ndarray
 
     def rule_of(self, row: int, place: int) -> str | None:
-        """The first rule that passes a candidate over by itself, by the words of the captions."""
+        """The first rule that filters a candidate out by itself, by the text of the captions."""
         config, found, dataset = self.config, self.found, self.dataset
         groups = dataset.group_names() or [None] * dataset.num_images
         image, text = int(found.images_QK[row, place]), dataset.captions[int(found.captions_Q[row])]
@@ -95,7 +95,7 @@ class Instance:
                 taken[row] += 1
                 uses[groups[image]] += 1
                 expected.rows.add((image, caption, place + 1, False))
-        # Judged apart, captions of one text may differ: what is relabelled for one is no negative of another.
+        # Mined separately, captions of one text may differ: what is relabelled for one is no negative of another.
         sure_texts = {(image, normalise(dataset.captions[caption])) for image, caption, _, sure in expected.rows if sure}
         for pair in list(expected.rows):
             if not pair[3] and (pair[0], normalise(dataset.captions[pair[1]])) in sure_texts:
@@ -110,7 +110,7 @@ class Instance:
 
 @dataclass
 class Expected:
-    """What brute force finds: (image, caption, rank, whether relabelled); candidates passed over by rule; what each caption lacks."""
+    """What brute force finds: (image, caption, rank, whether relabelled); candidates filtered out, by rule; what each caption lacks."""
 
     rows: set[tuple[int, int, int, bool]] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
@@ -151,8 +151,8 @@ def instances(draw: st.DrawFn) -> Instance:
 @given(instances())
 def test_select_is_brute_force(made: Instance) -> None:
     pool, one, zero = CaptionPool(made.dataset), np.float32(1), np.float32(0)
-    judge = None if made.config.denoise is None else lambda images_N, captions_N: made.match[images_N, captions_N]
-    mined = select_images("made", pool, made.found, one, zero, made.config, Refresh(), judge)
+    probability = None if made.config.denoise is None else lambda images_N, captions_N: made.match[images_N, captions_N]
+    mined = select_images("made", pool, made.found, one, zero, made.config, Refresh(), probability)
     expected, table = made.solve(), mined.negatives
     columns = (table.image_N, table.captions_N, table.ranks_N, ~table.is_negative_N)
     rows = list(zip(*(column.tolist() for column in columns), strict=True))
@@ -166,12 +166,12 @@ def test_select_is_brute_force(made: Instance) -> None:
         assert table.match_N.tolist() == made.match[table.image_N, table.captions_N].tolist()
     if not len(made.found.captions_Q):
         return
-    sheet = summarize(mined, pool, None, None)
-    assert {rule: count for rule, count in sheet.filtered_out.items() if count} == dict(expected.counts)
-    assert sheet.num_positives_mined == 0 and sheet.mined_for == "captions"
-    assert sheet.num_mined + sheet.num_relabelled == len(rows)
-    assert (sheet.shortfall, sheet.num_short_images) == (sum(expected.short), sum(count > 0 for count in expected.short))
-    assert (sheet.num_images, sheet.num_undecodable) == (len(expected.short), len(made.found.captions_Q) - len(expected.short))
+    report = summarize(mined, pool, None, None)
+    assert {rule: count for rule, count in report.filtered_out.items() if count} == dict(expected.counts)
+    assert report.num_positives_mined == 0 and report.mined_for == "captions"
+    assert report.num_mined + report.num_relabelled == len(rows)
+    assert (report.shortfall, report.num_short_images) == (sum(expected.short), sum(count > 0 for count in expected.short))
+    assert (report.num_images, report.num_undecodable) == (len(expected.short), len(made.found.captions_Q) - len(expected.short))
 
 
 def mined_from(world: SmallWorld, dataset: RetrievalSet, refresh: Refresh | None = None, **keys: Any) -> tuple[Negatives, MiningReport]:
@@ -181,12 +181,12 @@ def mined_from(world: SmallWorld, dataset: RetrievalSet, refresh: Refresh | None
     return mine_images(Retriever(model, inputs), CaptionPool(dataset), config, refresh=refresh)
 
 
-def test_mining_is_the_captions_own_retrieval(small_world: SmallWorld, tmp_path: Path) -> None:
+def test_mining_is_retrieval_by_the_model(small_world: SmallWorld, tmp_path: Path) -> None:
     dataset = load(small_world.manifest)
     model, inputs = load_siglip(small_world.base)
-    table, sheet = mined_from(small_world, dataset, negatives_per_image=3, margin=None)
-    assert sheet.num_mined == 3 * dataset.num_captions and sheet.shortfall == 0
-    assert str(sheet).startswith(f"mined {len(table)} negatives for {dataset.num_captions} captions (table {table.name})")
+    table, report = mined_from(small_world, dataset, negatives_per_image=3, margin=None)
+    assert report.num_mined == 3 * dataset.num_captions and report.shortfall == 0
+    assert str(report).startswith(f"mined {len(table)} negatives for {dataset.num_captions} captions (table {table.name})")
     logits_CI = embed_captions(model, inputs, dataset.captions) @ embed_images(model, inputs, dataset).T
     logits_CI = logits_CI * float(model.logit_scale.detach().exp()) + float(model.logit_bias.detach())
     for caption in range(dataset.num_captions):
@@ -207,12 +207,12 @@ def test_only_the_captions_of_the_images_due_are_mined_for(small_world: SmallWor
     dataset = load(small_world.manifest)
     whole, _ = mined_from(small_world, dataset, margin=None)
     due = np.array([2, 9, 30])
-    part, sheet = mined_from(small_world, dataset, Refresh(images_I=due, before=whole), margin=None, scope="window")
+    part, report = mined_from(small_world, dataset, Refresh(images_I=due, before=whole), margin=None, scope="window")
     wanted = np.isin(dataset.caption_image_C[whole.captions_N], due)
     for name in ("image_N", "captions_N", "ranks_N", "scores_N", "margins_N"):
         assert getattr(part, name).tolist() == getattr(whole, name)[wanted].tolist()
-    assert sheet.num_survived == sheet.num_before == len(part) and part.name != whole.name
-    assert sheet.num_images == int(np.isin(dataset.caption_image_C, due).sum())
+    assert report.num_survived == report.num_before == len(part) and part.name != whole.name
+    assert report.num_images == int(np.isin(dataset.caption_image_C, due).sum())
 
 
 def test_pictures_that_do_not_decode_are_never_mined(small_world: SmallWorld, tmp_path: Path) -> None:
@@ -220,14 +220,14 @@ def test_pictures_that_do_not_decode_are_never_mined(small_world: SmallWorld, tm
     for number in (8, 11):
         (tmp_path / "pictures" / f"train-{number:03d}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     dataset = load(manifest)
-    table, sheet = mined_from(small_world, dataset, margin=None, negatives_per_image=37, pool_top_k=40)
+    table, report = mined_from(small_world, dataset, margin=None, negatives_per_image=37, pool_top_k=40)
     broken = [list(dataset.image_ids).index(f"pictures/train-{number:03d}.png") for number in (8, 11)]
     true_elsewhere = [
         bool(np.delete(dataset.is_positive(np.arange(dataset.num_images), key), broken).any()) for key in dataset.caption_hash_C
     ]
     assert not all(true_elsewhere) and not np.isin(table.image_N, broken).any()
     assert set(table.captions_N.tolist()) == set(np.flatnonzero(true_elsewhere).tolist())
-    assert (sheet.num_images, sheet.num_undecodable) == (sum(true_elsewhere), dataset.num_captions - sum(true_elsewhere))
+    assert (report.num_images, report.num_undecodable) == (sum(true_elsewhere), dataset.num_captions - sum(true_elsewhere))
     model, inputs = load_siglip(small_world.base)
     found = find_image_candidates(Retriever(model, inputs), dataset, 39, np.arange(dataset.num_captions))
     assert np.isfinite(found.best_positive_Q).tolist() == true_elsewhere
@@ -246,6 +246,6 @@ def test_the_name_is_not_that_of_the_table_of_captions(small_world: SmallWorld) 
     assert len({names[0], mined_from(small_world, dataset)[0].name, mined_from(small_world, dataset, margin=2.0)[0].name}) == 3
 
 
-def test_a_cross_encoder_that_nobody_asked_for_is_refused(small_world: SmallWorld) -> None:
+def test_a_cross_encoder_that_the_configuration_does_not_ask_for_is_refused(small_world: SmallWorld) -> None:
     with pytest.raises(ValueError, match="if and only if"):
         mined_from(small_world, load(small_world.manifest), denoise={"model": "m"})

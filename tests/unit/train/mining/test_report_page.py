@@ -1,4 +1,4 @@
-"""train/mining/report_page.py: a page with the sheet's numbers and twenty pairs, in which a caption is words and never markup."""
+"""train/mining/report_page.py: a page with the report's figures and twenty pairs, whose captions are escaped."""
 
 import json
 from dataclasses import replace
@@ -9,11 +9,11 @@ import pytest
 
 from tests.small_job import SmallWorld, load, write_pictures
 from train.config.mining import MiningConfig
-from train.data.caption_pool import CaptionPool, FurtherCaptions
+from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.mining.candidates import Candidates
 from train.mining.captions import select
 from train.mining.report import RULES, Mined, summarize
-from train.mining.report_page import chosen_rows, write_mining_report
+from train.mining.report_page import example_rows, write_mining_report
 
 NASTY = "<script>alert(1)</script> & \"quotes\" 'too' {{ 7 * 7 }}"
 
@@ -30,26 +30,26 @@ def mined_among(pool: CaptionPool) -> Mined:
 
 
 def test_the_page_escapes_captions_and_shows_twenty_pairs_with_pictures(small_world: SmallWorld, tmp_path: Path) -> None:
-    pool = CaptionPool(load(small_world.manifest), FurtherCaptions([NASTY], np.array([1])))
+    pool = CaptionPool(load(small_world.manifest), AdditionalCaptions([NASTY], np.array([1])))
     mined = mined_among(pool)
     truth = {(pool.dataset.image_ids[0], "pool#1")}
     before = replace(mined.negatives, captions_N=mined.negatives.captions_N[::-1])
-    sheet = summarize(mined, pool, truth, before)
-    path = write_mining_report(tmp_path, sheet, mined.negatives, pool, truth)
+    report = summarize(mined, pool, truth, before)
+    path = write_mining_report(tmp_path, report, mined.negatives, pool, truth)
     page = path.read_text(encoding="utf-8")
-    assert path.name == "0123abcd.html" and json.loads((tmp_path / "0123abcd.json").read_text()) == sheet.as_record()
+    assert path.name == "0123abcd.html" and json.loads((tmp_path / "0123abcd.json").read_text()) == report.as_record()
     assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt; &amp;" in page and "{{ 7 * 7 }}" in page
     assert page.count("<figure>") == page.count('src="data:image/jpeg;base64,') == 20 and "http" not in page
-    assert all(words in page for words in RULES.values()) and "By the known truth" in page and "of the table before" in page
+    assert all(words in page for words in RULES.values()) and "By data.truth" in page and "of the previous table" in page
     assert sorted(file.name for file in tmp_path.iterdir()) == ["0123abcd.html", "0123abcd.json"]
 
 
 def test_rows_of_a_page_are_the_hardest_and_others_at_random(small_world: SmallWorld) -> None:
     table = mined_among(CaptionPool(load(small_world.manifest))).negatives
-    hardest, random = chosen_rows(table)
+    hardest, random = example_rows(table)
     assert sorted(table.scores_N[hardest], reverse=True) == sorted(table.scores_N, reverse=True)[:10]
     assert len(set(hardest) | set(random)) == 20
-    again, other = chosen_rows(table)[1], chosen_rows(replace(table, name="ff"))[1]
+    again, other = example_rows(table)[1], example_rows(replace(table, name="ff"))[1]
     assert again.tolist() == random.tolist() != other.tolist()
 
 
@@ -66,9 +66,9 @@ def test_a_page_of_nothing_and_of_pictures_that_do_not_decode(small_world: Small
     )
     empty = {name: getattr(mined.negatives, name)[:0] for name in ("ranks_N", "scores_N", "margins_N")}
     nothing = replace(nothing, negatives=replace(nothing.negatives, **empty), outcome_IK=np.zeros_like(mined.outcome_IK))
-    sheet = summarize(nothing, pool, None, None)
-    assert (sheet.num_mined, sheet.estimated_share, sheet.quantiles) == (0, None, {})
-    assert "<figure>" not in write_mining_report(tmp_path, sheet, nothing.negatives, pool).read_text()
+    report = summarize(nothing, pool, None, None)
+    assert (report.num_mined, report.estimated_share, report.quantiles) == (0, None, {})
+    assert "<figure>" not in write_mining_report(tmp_path, report, nothing.negatives, pool).read_text()
 
 
 def test_a_killed_writers_leftovers_go_and_a_failed_write_leaves_neither(
@@ -76,7 +76,7 @@ def test_a_killed_writers_leftovers_go_and_a_failed_write_leaves_neither(
 ) -> None:
     pool = CaptionPool(load(small_world.manifest))
     mined = mined_among(pool)
-    sheet = summarize(mined, pool, None, None)
+    report = summarize(mined, pool, None, None)
     (tmp_path / ".0123abcd.html.99.tmp").write_text("half")
 
     def full(_: int) -> None:
@@ -84,11 +84,11 @@ def test_a_killed_writers_leftovers_go_and_a_failed_write_leaves_neither(
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
         patched.setattr("os.fsync", full)
-        write_mining_report(tmp_path, sheet, mined.negatives, pool)
+        write_mining_report(tmp_path, report, mined.negatives, pool)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_sheet_for_a_terminal(small_world: SmallWorld) -> None:
+def test_the_report_for_a_terminal(small_world: SmallWorld) -> None:
     pool = CaptionPool(load(small_world.manifest))
     mined = mined_among(pool)
     lines = summarize(mined, pool, None, None).lines()

@@ -1,4 +1,4 @@
-"""train/mining/rules.py, train/mining/selection.py and train/mining/refresh.py's select against brute force, over all combinations of
+"""train/mining/rules.py, train/mining/selection.py and train/mining/captions.py's select against brute force, over all combinations of
 rules."""
 
 from typing import Any
@@ -9,7 +9,7 @@ import pytest
 from eval.captions import normalise
 from tests.unit.train.mining.mining_oracle import Instance, dataset_of
 from train.config.mining import MiningConfig
-from train.data.caption_pool import CaptionPool, FurtherCaptions
+from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.mining.candidates import Candidates
 from train.mining.captions import select
 from train.mining.refresh import Refresh
@@ -22,7 +22,7 @@ NUM_INSTANCES = 1000
 
 
 def a_config(draws: np.random.Generator, depth: int) -> MiningConfig:
-    """Each rule on or off with its own coin."""
+    """Each rule on or off at random."""
     per_image = int(draws.integers(1, 1 + min(depth, 4)))
     rank_max = int(draws.integers(per_image, depth + 1)) if draws.random() < 0.4 else None
     last = depth if rank_max is None else rank_max
@@ -50,14 +50,14 @@ def a_config(draws: np.random.Generator, depth: int) -> MiningConfig:
 
 
 def an_instance(seed: int) -> Instance:
-    """Coarse cosines, so that ties and exact bounds happen; captions of the pool that are true, or nearly; images left out."""
+    """Coarse cosines, so that ties and exact bounds happen; captions of the pool that are positives or near-duplicates; images left out."""
     draws = np.random.default_rng(seed)
     images = [
         ([str(word) for word in draws.choice(WORDS, int(draws.integers(1, 4)))], draws.choice([None, "g", "h"]))
         for _ in range(draws.integers(1, 8))
     ]
     further = [str(word) for word in draws.choice(WORDS, int(draws.integers(0, 4)))]
-    pool = CaptionPool(dataset_of(images), FurtherCaptions(further, np.arange(2, 2 + 2 * len(further), 2)))
+    pool = CaptionPool(dataset_of(images), AdditionalCaptions(further, np.arange(2, 2 + 2 * len(further), 2)))
     chosen = np.flatnonzero(draws.random(len(images)) < 0.9) if draws.random() < 0.5 else np.arange(len(images))
     depth = int(draws.integers(1, len(pool) + 1))
     captions = np.array([draws.permutation(len(pool))[:depth] for _ in chosen], dtype=np.int64).reshape(len(chosen), depth)
@@ -80,14 +80,14 @@ def an_instance(seed: int) -> Instance:
 def mined_from(instance: Instance, seed: int) -> tuple[Mined, MiningReport, list[tuple[int, int]]]:
     asked: list[tuple[int, int]] = []
 
-    def judge(images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
+    def probability(images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
         asked.extend(zip(images_N.tolist(), captions_N.tolist(), strict=True))
         probabilities_N: np.ndarray = instance.match[images_N, captions_N]
         return probabilities_N
 
     refresh = Refresh(seed=seed, step=3)
-    chosen_judge = judge if instance.config.denoise is not None else None
-    mined = select("made", instance.pool, instance.found, instance.scale, instance.bias, instance.config, refresh, chosen_judge)
+    chosen_probability = probability if instance.config.denoise is not None else None
+    mined = select("made", instance.pool, instance.found, instance.scale, instance.bias, instance.config, refresh, chosen_probability)
     return mined, summarize(mined, instance.pool, None, None), asked
 
 
@@ -95,7 +95,7 @@ def test_a_thousand_instances_are_brute_force_and_no_positive_is_mined() -> None
     totals = dict.fromkeys([outcome.name.lower() for outcome in Outcome], 0)
     for seed in range(NUM_INSTANCES):
         instance = an_instance(seed)
-        mined, sheet, asked = mined_from(instance, seed)
+        mined, report, asked = mined_from(instance, seed)
         expected, table, found = instance.solve(), mined.negatives, instance.found
         kept = sorted(expected.rows | expected.relabelled)
         assert table.image_N.tolist() == [found.images_I[row] for row, _ in kept], seed
@@ -104,20 +104,20 @@ def test_a_thousand_instances_are_brute_force_and_no_positive_is_mined() -> None
         assert table.is_negative_N.tolist() == [pair in expected.rows for pair in kept], seed
         for image, caption in zip(table.image_N.tolist(), table.captions_N.tolist(), strict=True):  # none is positive
             assert normalise(instance.pool.text(caption)) not in {normalise(text) for text in instance.texts_true_of(image)}, seed
-        counts = {"mined": sheet.num_mined, "relabelled": sheet.num_relabelled, "not_drawn": sheet.num_not_drawn} | sheet.filtered_out
+        counts = {"mined": report.num_mined, "relabelled": report.num_relabelled, "not_drawn": report.num_not_drawn} | report.filtered_out
         assert counts == {name: expected.counts[name] for name in counts}, (seed, instance.config)
-        assert sheet.num_looked_at == sum(counts.values()) and sheet.num_positives_mined == 0
+        assert report.num_looked_at == sum(counts.values()) and report.num_positives_mined == 0
         per_image = [sum(row == other for other, _ in expected.rows) for row in range(len(found.images_I))]
         missing = [instance.config.negatives_per_image - n for n, ok in zip(per_image, found.decodable_I, strict=True) if ok]
-        assert (sheet.shortfall, sheet.num_short_images) == (sum(missing), sum(count > 0 for count in missing))
-        assert len(asked) == len(set(asked)) == sheet.num_judged
+        assert (report.shortfall, report.num_short_images) == (sum(missing), sum(count > 0 for count in missing))
+        assert len(asked) == len(set(asked)) == report.num_judged
         for name, count in counts.items():
             totals[name] += count
     rare = {name: count for name, count in totals.items() if count < 20}
     assert rare == {"not_looked_at": 0}, f"the instances do not try every rule: {rare}"
 
 
-def test_the_cross_encoder_is_asked_only_about_what_would_be_taken() -> None:
+def test_the_cross_encoder_scores_only_what_would_be_selected() -> None:
     dataset = dataset_of([([text], None) for text in ("a dog", "a cat", "an owl", "a fox", "a bird")])
     found = Candidates(
         np.array([0]), np.array([[1, 2, 3, 4]]), np.array([[0.4, 0.3, 0.2, 0.1]], np.float32), np.ones(1, np.float32), np.ones(1, bool)
@@ -125,11 +125,11 @@ def test_the_cross_encoder_is_asked_only_about_what_would_be_taken() -> None:
     config = MiningConfig.model_validate({"mine_every_steps": 1, "negatives_per_image": 2, "denoise": {"model": "m"}})
     calls: list[list[int]] = []
 
-    def judge(_: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
+    def probability(_: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
         calls.append(captions_N.tolist())
         return np.where(captions_N == 1, 0.9, 0.05).astype(np.float32)
 
-    mined = select("m", CaptionPool(dataset), found, np.float32(1), np.float32(0), config, judge=judge)
+    mined = select("m", CaptionPool(dataset), found, np.float32(1), np.float32(0), config, judge=probability)
     assert calls == [[1, 2], [3]] and mined.negatives.captions_N.tolist() == [2, 3]
     assert mined.negatives.match_N is not None and mined.negatives.match_N.tolist() == pytest.approx([0.05, 0.05])
 
@@ -154,13 +154,13 @@ def test_softmax_draws_with_the_odds_it_states() -> None:
 
 
 @pytest.mark.parametrize(("best", "share", "bound"), [(0.2, 0.95, 0.19), (0.0, 0.95, 0.0), (-0.2, 0.95, -0.21), (-0.2, 1.0, -0.2)])
-def test_perc_pos_never_lets_through_what_outscores_the_truth(best: float, share: float, bound: float) -> None:
+def test_perc_pos_never_lets_through_what_outscores_the_positive(best: float, share: float, bound: float) -> None:
     found = perc_pos_bound(np.array([best], np.float32), share)
     assert found.dtype == np.float32 and found[0] == pytest.approx(bound) and found[0] <= np.float32(best)
 
 
-def test_the_rules_do_not_care_about_direction() -> None:
-    """Captions ask for images: the key is an image's group, and only the best of a group is left."""
+def test_the_rules_serve_both_directions() -> None:
+    """Images are mined for captions: the key is an image's group, and only the best of a group is left."""
     there = np.ones((1, 4), bool)
     there[0, 0] = False  # does not decode
     cosines = np.array([[0.5, 0.4, 0.3, 0.2]], np.float32)

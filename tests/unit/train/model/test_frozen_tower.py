@@ -19,7 +19,7 @@ from train.config.job import JobConfig
 from train.config.mining import MiningConfig
 from train.data.batches import BatchBuilder
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
-from train.data.caption_pool import CaptionPool, FurtherCaptions
+from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder
 from train.mining.captions import mine
@@ -211,7 +211,7 @@ def test_mining_reads_what_is_kept_and_finds_the_same(
     manifest = write_pictures(tmp_path)
     (tmp_path / "pictures" / "train-007.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     _, tuned = make_job(small_world, ["image", "text"])
-    further = FurtherCaptions(["a fox", "two green bars"], np.array([1, 2])) if miner is mine else None
+    further = AdditionalCaptions(["a fox", "two green bars"], np.array([1, 2])) if miner is mine else None
     pool = CaptionPool(load(manifest), further)
     kept = both(FrozenStore(tmp_path / "frozen", tuned, pool, Processes()))
     config = MiningConfig.model_validate({"mine_every_steps": 1, "margin": None, "form": "columns" if miner is mine else "images"})

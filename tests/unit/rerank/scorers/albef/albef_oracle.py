@@ -11,7 +11,7 @@ def oracle_logits(tensors: Mapping[str, torch.Tensor], sizes: dict, pixels_3PP: 
     """Both logits of the matching head, float64, shape (2,).
 
     Args:
-        tensors: the matcher's, by their released names.
+        tensors: the cross-encoder's, by their released names.
         sizes: "vision_heads", "vision_layers", "text_heads", "text_layers", "fusion_layer", "patch".
         pixels_3PP: the prepared picture.
         ids: token ids of the caption, no padding.

@@ -177,7 +177,7 @@ def test_settings_out_of_range_are_refused(settings: dict, named: str) -> None:
 
 
 def changed(folder: Path, place: Path, *, weights=None, config=None, without: str = "") -> Path:
-    """A copy of the matcher with its weights or its config changed, or a file left out."""
+    """A copy of the cross-encoder with its weights or its config changed, or a file left out."""
     copy = place / "changed"
     copy.mkdir()
     for path in folder.iterdir():
@@ -203,7 +203,7 @@ def changed(folder: Path, place: Path, *, weights=None, config=None, without: st
         (lambda tensors: tensors["itm_head.bias"].fill_(float("nan")), r"1 not finite: itm_head\.bias"),
     ],
 )
-def test_weights_that_are_not_a_matchers_are_refused(tiny_albef: Path, tmp_path: Path, change, message: str) -> None:
+def test_weights_that_are_not_a_cross_encoders_are_refused(tiny_albef: Path, tmp_path: Path, change, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_scorer(str(changed(tiny_albef, tmp_path, weights=change)))
 
@@ -234,5 +234,5 @@ def test_a_folder_without_its_files_is_refused(tiny_albef: Path, tmp_path: Path,
 def test_files_that_transformers_stumbles_over_are_an_error(tiny_albef: Path, tmp_path: Path, name: str, text: str) -> None:
     folder = changed(tiny_albef, tmp_path)
     (folder / name).write_text(text)
-    with pytest.raises(UserError, match="the ALBEF matcher .*changed' could not be read"):
+    with pytest.raises(UserError, match="the ALBEF cross-encoder .*changed' could not be read"):
         load_scorer(str(folder))

@@ -1,4 +1,4 @@
-"""The demo's own matcher: a trained BLIP in the hub's format, through the same door as a released one."""
+"""The demo's cross-encoder: a trained BLIP in the hub's format, loaded like a released one."""
 
 from pathlib import Path
 
