@@ -102,9 +102,9 @@ def test_the_ensemble_is_what_was_best_on_val_and_equals_dense_scores(chosen: Pa
     assert points[ensemble["combination"], *ensemble["weights"]] == pytest.approx(max(points.values()), abs=1e-12)
     members = [plain_member(checkpoint, small_world.manifest, "test") for checkpoint in (small_world.base, other)]
     dataset = load(small_world.manifest, "test")
-    heard = [(member, weight) for member, weight in zip(members, ensemble["weights"], strict=True) if weight > 0]
+    active = [(member, weight) for member, weight in zip(members, ensemble["weights"], strict=True) if weight > 0]
     for direction in DIRECTIONS:
-        members, weights = [member for member, _ in heard], [weight for _, weight in heard]
+        members, weights = [member for member, _ in active], [weight for _, weight in active]
         scores = ensemble_scores(members, direction, weights, ensemble["combination"], (None, None))
         positives = dataset.positives(direction)
         expected = [min(np.array(ranks_of(row))[positives.of(query)]) for query, row in enumerate(scores)]
