@@ -24,13 +24,14 @@ def cosines(
     num_workers: int = 0,
     on_progress: Callable[[int], Any] = lambda rows: None,
 ) -> np.ndarray:
-    """Cosine of every pair of `choices.pairs()`, float64 of shape (N,). Scale and bias of the logits change no order, so they stay away.
+    """Cosine of every pair of `choices.pairs()`, float64 of shape (N,). Scale and bias change no order and are left out.
 
     Raises:
         UserError: a picture does not decode, or an embedding is not finite.
     """
-    shared: Any = {"processes": processes, "on_progress": on_progress}
-    images_ID = embed_images(model, inputs, choices, num_workers=num_workers, names=choices.image_ids, **shared)
-    captions_CD = embed_captions(model, inputs, choices.captions, **shared)
+    images_ID = embed_images(
+        model, inputs, choices, num_workers=num_workers, names=choices.image_ids, processes=processes, on_progress=on_progress
+    )
+    captions_CD = embed_captions(model, inputs, choices.captions, processes=processes, on_progress=on_progress)
     images_N, captions_N = choices.pairs()
     return np.einsum("nd,nd->n", images_ID[images_N].astype(np.float64), captions_CD[captions_N].astype(np.float64))
