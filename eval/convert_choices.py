@@ -22,10 +22,10 @@ from eval.manifest.rows import is_unicode
 from eval.manifest.text import read_jsonl
 
 Item = tuple[str, Mapping[str, Any]]
-Picture = Callable[[str], str]
+ImagePath = Callable[[str], str]
 
 
-def sugarcrepe(source: Path, picture: Picture, faults: list[Fault]) -> Iterator[dict[str, Any]]:
+def sugarcrepe(source: Path, image_path: ImagePath, faults: list[Fault]) -> Iterator[dict[str, Any]]:
     """Rows of SugarCrepe (Hsieh et al. 2023): CATEGORY.json, or a folder of them, {number: {filename, caption, negative_caption}}.
 
     The pictures are COCO's val2017. Source: github.com/RAIVNLab/sugar-crepe, main_eval.py and data/.
@@ -41,13 +41,13 @@ def sugarcrepe(source: Path, picture: Picture, faults: list[Fault]) -> Iterator[
             yield {
                 "id": f"{file.stem}-{number.rpartition(' ')[2]}",
                 "category": file.stem,
-                "image": picture(item["filename"]),
+                "image": image_path(item["filename"]),
                 "caption": item["caption"],
                 "false_captions": [item["negative_caption"]],
             }
 
 
-def winoground(source: Path, picture: Picture, faults: list[Fault]) -> Iterator[dict[str, Any]]:
+def winoground(source: Path, image_path: ImagePath, faults: list[Fault]) -> Iterator[dict[str, Any]]:
     """Rows of Winoground (Thrush et al. 2022): examples.jsonl with image_0, image_1 (names of PNG files), caption_0, caption_1.
 
     The category is collapsed_tag (Object, Relation, Both), by which the paper reports; where that is absent, tag. Source: the data set's
@@ -61,12 +61,12 @@ def winoground(source: Path, picture: Picture, faults: list[Fault]) -> Iterator[
         yield {
             "id": str(item.get("id", where.rpartition(":")[2])),
             "category": item.get("collapsed_tag") or item.get("tag") or None,
-            "images": [picture(name) for name in names],
+            "images": [image_path(name) for name in names],
             "captions": [item["caption_0"], item["caption_1"]],
         }
 
 
-def aro(source: Path, picture: Picture, faults: list[Fault]) -> Iterator[dict[str, Any]]:
+def aro(source: Path, image_path: ImagePath, faults: list[Fault]) -> Iterator[dict[str, Any]]:
     """Rows of ARO's Visual Genome sets (Yuksekgonul et al. 2023): visual_genome_relation.json or visual_genome_attribution.json.
 
     A list of {image_path, bbox_x, bbox_y, bbox_w, bbox_h, true_caption, false_caption} with relation_name or attributes; the picture is cut
@@ -87,7 +87,7 @@ def aro(source: Path, picture: Picture, faults: list[Fault]) -> Iterator[dict[st
         yield {
             "id": f"{source.stem}-{where.rpartition(' ')[2]}",
             "category": item.get("relation_name") or "_".join(map(str, item.get("attributes") or ())) or None,
-            "image": picture(item["image_path"]),
+            "image": image_path(item["image_path"]),
             "box": [item[name] for name in ("bbox_x", "bbox_y", "bbox_w", "bbox_h")],
             "caption": item["true_caption"],
             "false_captions": [item["false_caption"]],

@@ -1,7 +1,7 @@
 """python -m rerank --model M --rerank B --images FOLDER --captions FILE --top-k 32 --output OUT.parquet
 
-Finds the captions of each picture and the pictures of each caption, and puts the first of them in a cross-encoder's order; nobody needs to
-know which pairs are right. Writes a table of both stages' scores and ranks, and a page with pictures beside it.
+Retrieves the captions of each picture and the pictures of each caption, and reranks the top of them with a cross-encoder; no ground truth
+is needed. Writes a table of both stages' scores and ranks, and next to it a page with pictures.
 Over several processes: torchrun --nproc-per-node N -m rerank ..., with the same table to the last byte.
 Exit codes: 0 done · 2 bad arguments or data · 4 could not write.
 """
@@ -40,7 +40,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m rerank",
-        description="Captions for each picture and pictures for each caption: found by SigLIP, put in order by a cross-encoder.",
+        description="Captions for each picture and pictures for each caption: retrieved by SigLIP, reranked by a cross-encoder.",
     )
     add = parser.add_argument
     add("--model", required=True, help="SigLIP checkpoint folder or hub id, e.g. google/siglip-base-patch16-224 or runs/demo/export")
@@ -54,9 +54,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="folder of pictures, searched with all folders below it; or a manifest (.jsonl, .csv, .parquet, ...)",
     )
     add("--captions", help="one caption a line (.txt), or .csv, .jsonl, .parquet; without it the captions that --images has itself")
-    add("--output", required=True, help=f"table to write: *{', *'.join(SUFFIXES)}; the page lies beside it as .html")
+    add("--output", required=True, help=f"table to write: *{', *'.join(SUFFIXES)}; the page is next to it, as .html")
     add("--top-k", type=int, default=32, help="answers to each query, all of which the reranker scores (default 32)")
-    add("--direction", choices=(*DIRECTIONS, "both"), default="both", help="which side asks (default both)")
+    add("--direction", choices=(*DIRECTIONS, "both"), default="both", help="which side the queries are of (default both)")
     add("--pages", type=int, default=100, metavar="N", help="queries the page shows at most, 0 for no page (default 100)")
     add("--skip-broken", action="store_true", help="leave out pictures that do not decode instead of refusing them")
     add("--caption-column", metavar="NAME", help="column of the captions in a table (default: caption, captions or text)")
@@ -66,7 +66,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--column", action="append", default=[], metavar="OURS=THEIRS", help=f"of a manifest: a column's name; ours: {', '.join(COLUMNS)}")
     add("--seconds", type=float, help="rerank as many answers to each query, up to --top-k, as fit into so many seconds")
     add("--skip-margin", type=float, metavar="X", help="do not score what trails the first of its list by X or more, in cosine")
-    add_pair_scores(parser, "beside OUTPUT, in OUTPUT.pair-scores")
+    add_pair_scores(parser, "next to OUTPUT, in OUTPUT.pair-scores")
     add("--precision", choices=("float32", "bfloat16"), help="of the reranker's towers (default float32)")
     add("--strip-punctuation", action="store_true", help="strip it for SigLIP 2 too (SigLIP's own tokenizer always does)")
     add("--num-workers", type=int, default=2, help="processes that decode pictures (default 2)")
@@ -106,34 +106,34 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
     """
     use_exact_float32()
     directions: Sequence[Direction] = DIRECTIONS if asked.direction == "both" else (asked.direction,)
-    with processes.jointly(), reading():  # all that can be refused, before the work
+    with processes.jointly(), reading():  # everything that can be refused is refused before the work
         if processes.is_main:
             check_output(Path(asked.output), {"--images": asked.images, "--captions": asked.captions})
         load_siglip_config(asked.model)
         collection = read_asked(asked)
         scorer = read_scorer(asked, device)
-        kept = asked_store(asked, processes, kept_beside(asked.output)) if scorer is not None else None
+        cache = asked_store(asked, processes, cache_folder(asked.output)) if scorer is not None else None
         model, inputs = load_siglip(asked.model, strip_punctuation=asked.strip_punctuation)
     collection.check_shared(processes)
-    say(processes, reading_lines(collection, directions, asked.top_k))
+    log(processes, reading_lines(collection, directions, asked.top_k))
     model.to(device)  # type: ignore[arg-type]  # transformers wraps it
     weights = hash_weights(model)
     num_rows = (collection.num_images + collection.num_captions) // processes.world_size
     with bar(num_rows, "embed", "row", show=processes.is_main, leave=False) as shown:
         execution = Execution(processes=processes, device=device, num_workers=asked.num_workers, on_progress=shown.update)
         found = find_first(model, inputs, collection, directions, asked.top_k, skip_broken=asked.skip_broken, execution=execution)
-    del model  # the reranker may need the room
-    say(processes, broken_lines(found, collection))
+    del model  # the reranker may need the memory
+    log(processes, broken_lines(found, collection))
     if scorer is not None and asked.seconds is not None:
         budget = fitting_budget(found, scorer, asked.seconds, processes)
-        say(processes, [f"budget     {budget}"])
+        log(processes, [f"budget     {budget}"])
         found = within_budget(found, budget)
-    answers, scores = rerank(asked, found, scorer, kept, processes)
+    answers, scores = rerank(asked, found, scorer, cache, processes)
     with processes.jointly():
         if processes.is_main:
             output = Path(asked.output)
             page = write_output(output, found, answers, provenance(asked, found, weights, scorer), asked.pages)
-            say(processes, closing_lines(found, answers, scores, output, page))
+            log(processes, closing_lines(found, answers, scores, output, page))
 
 
 def read_asked(asked: argparse.Namespace) -> Collection:
@@ -157,26 +157,27 @@ def read_scorer(asked: argparse.Namespace, device: torch.device) -> PairScorer |
     """The reranker, if one is asked for.
 
     Raises:
-        UserError: it cannot judge pictures with captions.
+        UserError: it is no cross-encoder of pictures and captions.
     """
     if asked.rerank is None:
         return None
     return load_scorer(asked.rerank, device=device, settings=ScorerSettings(precision=asked.precision or "float32"))
 
 
-def kept_beside(output: str) -> Path:
-    """Where a table's pair scores are kept: "OUT.pair-scores" beside "OUT.parquet"."""
+def cache_folder(output: str) -> Path:
+    """The folder of the score cache: "OUT.pair-scores" next to "OUT.parquet"."""
     return Path(output).with_suffix(".pair-scores")
 
 
 def rerank(
-    asked: argparse.Namespace, found: FirstAnswers, scorer: PairScorer | None, kept: ScoreCache | None, processes: Processes
+    asked: argparse.Namespace, found: FirstAnswers, scorer: PairScorer | None, cache: ScoreCache | None, processes: Processes
 ) -> tuple[list[Answers], PairScores | None]:
-    """The final lists, and the scores that ordered them if a reranker did."""
+    """The final lists, and the cross-encoder scores that ordered them, if there is a reranker."""
     if scorer is None:
         return [Answers.of(ranking, None) for ranking in found.rankings.values()], None
-    options: Any = {"skip_margin": asked.skip_margin, "kept": kept, "processes": processes, "progress": processes.is_main}
-    return reranked_answers(found, scorer, **options)
+    return reranked_answers(
+        found, scorer, skip_margin=asked.skip_margin, kept=cache, processes=processes, progress=processes.is_main
+    )
 
 
 def provenance(asked: argparse.Namespace, found: FirstAnswers, weights: str, scorer: PairScorer | None) -> dict[str, Any]:
@@ -197,7 +198,7 @@ def provenance(asked: argparse.Namespace, found: FirstAnswers, weights: str, sco
     }
 
 
-def say(processes: Processes, lines: Sequence[str]) -> None:
+def log(processes: Processes, lines: Sequence[str]) -> None:
     """Print lines, on the main process."""
     if processes.is_main:
         for line in lines:

@@ -25,7 +25,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m eval.choices", description="Measure a SigLIP checkpoint on a choice set.")
     parser.add_argument("--model", required=True, help="checkpoint folder or hub id, e.g. runs/demo/export")
-    parser.add_argument("--also", action="append", default=[], metavar="NAME=DIR_OR_HUB_ID", help="a further checkpoint, as stage NAME")
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=DIR_OR_HUB_ID", help="another checkpoint, as stage NAME")
     parser.add_argument("--data", required=True, help="choice set: .jsonl or .parquet; see docs/choices.md")
     parser.add_argument("--image-root", help="folder that image paths are relative to (default: the choice set's)")
     parser.add_argument("--output", required=True, help="folder for choices.json, choices.parquet and choices.html")
@@ -52,24 +52,24 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
 
     use_exact_float32()
     checkpoints = [("model", asked.model)] + [(name, path) for name, _, path in (text.partition("=") for text in asked.also)]
-    with processes.jointly(), reading():  # all that can be refused, before the work
+    with processes.jointly(), reading():  # everything that can be refused is refused before the work
         if processes.is_main:
             with writing(asked.output):
                 Path(asked.output).mkdir(parents=True, exist_ok=True)
         choices = read_choices(asked.data, image_root=asked.image_root)
         scorer = load_scorer(asked.rerank, device=device) if asked.rerank is not None else None
-        kept = asked_store(asked, processes) if scorer is not None else None
+        cache = asked_store(asked, processes) if scorer is not None else None
         stage_names([name for name, _ in checkpoints], scorer.name if scorer is not None else None)
         for _, path in checkpoints:
             load_siglip_config(path)
     execution = Execution(processes=processes, device=device, num_workers=asked.num_workers)
-    report = measure_choices(choices, dict(checkpoints), scorer, kept=kept, strip_punctuation=asked.strip_punctuation, execution=execution)
+    report = measure_choices(choices, dict(checkpoints), scorer, kept=cache, strip_punctuation=asked.strip_punctuation, execution=execution)
     with processes.jointly():
         if processes.is_main:
             with writing(asked.output):
                 folder = write_choices(asked.output, report)
                 print_choices(report.record)
-                print(f"report   {folder}/choices.html (choices.json, choices.parquet beside it)")
+                print(f"report   {folder}/choices.html (with choices.json and choices.parquet)")
 
 
 def main(arguments: list[str]) -> int:

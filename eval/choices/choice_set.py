@@ -1,6 +1,6 @@
 """A choice set: pictures with a true caption among false ones, or two pictures with two captions to be told apart.
 
-The manifest is .jsonl or .parquet, a row an example, of two kinds that may stand in one file:
+The manifest is .jsonl or .parquet, one example a row, of two kinds that may be in one file:
 
     {"image": "a.jpg", "caption": "a dog on a sofa", "false_captions": ["a sofa on a dog"], "category": "order"}
     {"images": ["a.jpg", "b.jpg"], "captions": ["a dog on a sofa", "a sofa on a dog"]}
@@ -30,13 +30,13 @@ from eval.manifest.rows import is_unicode
 from eval.manifest.text import read_jsonl
 
 COLUMNS = frozenset({"id", "category", "image", "box", "caption", "false_captions", "images", "captions"})
-Kind = Literal["choice", "pair"]
+ChoiceKind = Literal["choice", "pair"]
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture or a part of one.
+class ChoiceImage:
+    """An image of a choice set, or a part of one.
 
     Attributes:
         key: names the whole picture; two parts of one picture share it.
@@ -83,7 +83,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Example:
+class ChoiceExample:
     """One row.
 
     Attributes:
@@ -92,7 +92,7 @@ class Example:
     """
 
     id: str
-    kind: Kind
+    kind: ChoiceKind
     category: str | None
     images: tuple[int, ...]
     captions: tuple[int, ...]
@@ -100,7 +100,7 @@ class Example:
 
 @dataclass(frozen=True)
 class ChoiceSet:
-    """The examples of a manifest, each picture and each text held once.
+    """The examples of a manifest, each distinct picture and text once.
 
     Attributes:
         source: the manifest.
@@ -108,19 +108,19 @@ class ChoiceSet:
     """
 
     source: str
-    examples: Sequence[Example]
-    pictures: Sequence[Picture]
+    examples: Sequence[ChoiceExample]
+    images: Sequence[ChoiceImage]
     captions: Sequence[str]
 
     @property
     def num_images(self) -> int:
         """Number of distinct pictures."""
-        return len(self.pictures)
+        return len(self.images)
 
     @property
     def image_ids(self) -> list[str]:
         """Name of each picture."""
-        return [picture.id for picture in self.pictures]
+        return [image.id for image in self.images]
 
     @property
     def caption_ids(self) -> Sequence[str]:
@@ -133,7 +133,7 @@ class ChoiceSet:
         Raises:
             eval.dataset.images.ImageError: it cannot be decoded; the message names it.
         """
-        return self.pictures[image].load()
+        return self.images[image].load()
 
     def image_digest(self, image: int) -> bytes:
         """SHA-256 of what one picture shows.
@@ -141,7 +141,7 @@ class ChoiceSet:
         Raises:
             eval.dataset.images.ImageError: its file cannot be read.
         """
-        return self.pictures[image].digest()
+        return self.images[image].digest()
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """The (image, caption) pairs to score, int64, example after example: every picture of it with every caption, picture by picture."""
@@ -150,7 +150,7 @@ class ChoiceSet:
         return images_N, captions_N
 
     def scores_by_example(self, scores_N: np.ndarray) -> list[np.ndarray]:
-        """Scores beside `pairs()` as one array of shape (images, captions) per example."""
+        """The scores of `pairs()`, in their order, as one array of shape (images, captions) per example."""
         shapes = [(len(example.images), len(example.captions)) for example in self.examples]
         ends = np.cumsum([images * captions for images, captions in shapes])
         if len(scores_N) != ends[-1]:
@@ -158,12 +158,12 @@ class ChoiceSet:
         return [part.reshape(shape) for part, shape in zip(np.split(scores_N, ends[:-1]), shapes, strict=True)]
 
     def sha256(self) -> str:
-        """Hash of what the set says: ids, kinds, categories, captions in order, and the name, box and size of every picture."""
+        """Hash of ids, kinds, categories, captions in order, and the name, box and size of every picture."""
         digest = hashlib.sha256()
         for example in self.examples:
-            pictures = [(self.pictures[image].id, self.pictures[image].num_bytes) for image in example.images]
-            said = [self.captions[caption] for caption in example.captions]
-            digest.update(f"{(example.id, example.kind, example.category, pictures, said)!r}\n".encode("utf-8", "surrogatepass"))
+            images = [(self.images[image].id, self.images[image].num_bytes) for image in example.images]
+            captions = [self.captions[caption] for caption in example.captions]
+            digest.update(f"{(example.id, example.kind, example.category, images, captions)!r}\n".encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
 
@@ -215,23 +215,23 @@ class _Reader:
 
     def __init__(self, paths: PicturePaths, faults: list[Fault]) -> None:
         self.paths, self.faults = paths, faults
-        self.examples: list[Example] = []
-        self.pictures: dict[Picture, int] = {}
+        self.examples: list[ChoiceExample] = []
+        self.pictures: dict[ChoiceImage, int] = {}
         self.captions: dict[str, int] = {}
         self._place_of_id: dict[str, str] = {}
 
     def add(self, where: str, record: Mapping[str, Any]) -> None:
-        """Check one row and keep it if nothing is wrong."""
+        """Check one row, and add it if nothing is wrong."""
         num_faults = len(self.faults)
         given = {name for name in COLUMNS if record.get(name) is not None}
-        kind: Kind = "choice" if "false_captions" in given else "pair"
+        kind: ChoiceKind = "choice" if "false_captions" in given else "pair"
         needed = {"image", "caption", "false_captions"} if kind == "choice" else {"images", "captions"}
         if given - {"id", "category", "box"} != needed:
             self._fault(where, "no known form", f"{_FORMS}; found {sorted(given) or 'none of them'}")
             return
         images = [record["image"]] if kind == "choice" else self._list(where, record, "images")
-        said = self._list(where, record, "false_captions" if kind == "choice" else "captions")
-        captions = [record["caption"], *said] if kind == "choice" else said
+        captions = self._list(where, record, "false_captions" if kind == "choice" else "captions")
+        captions = [record["caption"], *captions] if kind == "choice" else captions
         self.faults += [fault for caption in captions if (fault := caption_fault(where, caption))]
         box = self._box(where, record["box"], kind) if "box" in given else None
         pictures = [picture for image in images if (picture := self._picture(where, image, box))]
@@ -244,7 +244,7 @@ class _Reader:
         if len(self.faults) == num_faults:
             numbers = tuple(self.pictures.setdefault(picture, len(self.pictures)) for picture in pictures)
             words = tuple(self.captions.setdefault(caption, len(self.captions)) for caption in captions)
-            self.examples.append(Example(id, kind, category, numbers, words))
+            self.examples.append(ChoiceExample(id, kind, category, numbers, words))
 
     def _fault(self, where: str, kind: str, what: str) -> None:
         self.faults.append(Fault(where, kind, what))
@@ -258,24 +258,24 @@ class _Reader:
         self._fault(where, f"wrong {name}", f"{name}: expected a list of {wanted}, found {found}")
         return []
 
-    def _box(self, where: str, value: Any, kind: Kind) -> Box | None:
+    def _box(self, where: str, value: Any, kind: ChoiceKind) -> Box | None:
         numbers = value if isinstance(value, list) else []
         good = all(isinstance(side, (int, float)) and not isinstance(side, bool) and math.isfinite(side) for side in numbers)
         if kind == "choice" and len(numbers) == 4 and good and numbers[2] > 0 and numbers[3] > 0:
             return tuple(float(side) for side in numbers)  # type: ignore[return-value]  # of four
-        told = "box: expected [left, top, width, height] in pixels beside `image`, width and height above 0"
-        self._fault(where, "wrong box", f"{told}; found {value!r:.80}")
+        expected = "[left, top, width, height] in pixels, next to `image`, width and height above 0"
+        self._fault(where, "wrong box", f"box: expected {expected}; found {value!r:.80}")
         return None
 
-    def _picture(self, where: str, value: Any, box: Box | None) -> Picture | None:
+    def _picture(self, where: str, value: Any, box: Box | None) -> ChoiceImage | None:
         """The picture of a cell, or None after a fault."""
         path = value.get("path") if isinstance(value, dict) else value
         data = value.get("bytes") if isinstance(value, dict) else value
         if isinstance(data, bytes) and data:
             digest = hashlib.sha256(data).hexdigest()[:16]  # two rows may give one name to different pictures
-            return Picture(f"{path}#{digest}" if isinstance(path, str) and path else f"#{digest}", data, len(data), box)
+            return ChoiceImage(f"{path}#{digest}" if isinstance(path, str) and path else f"#{digest}", data, len(data), box)
         try:
-            return Picture(*self.paths.find(path), box)
+            return ChoiceImage(*self.paths.find(path), box)
         except PathFault as fault:
             self._fault(where, fault.kind, str(fault))
             return None
@@ -289,8 +289,8 @@ class _Reader:
         self._fault(where, f"{name} is not text", f"expected text, found {type(value).__name__}: {value!r:.80}")
         return None
 
-    def _check_different(self, where: str, kind: Kind, pictures: list[Picture], captions: list[str]) -> None:
-        """Refuse a question without an answer."""
+    def _check_different(self, where: str, kind: ChoiceKind, pictures: list[ChoiceImage], captions: list[str]) -> None:
+        """Refuse an example that has no one correct choice."""
         if len(set(pictures)) < len(pictures):
             self._fault(where, "one picture twice", f"both images are {pictures[0].id!r}")
         if len(set(captions)) < len(captions) if kind == "pair" else captions[0] in captions[1:]:

@@ -19,7 +19,7 @@ def cosines(
     *,
     execution: Execution = ONE_PROCESS,
 ) -> np.ndarray:
-    """Cosine of every pair of `choices.pairs()`, float64 of shape (N,). Scale and bias of the logits change no order, so they stay away.
+    """Cosine of every pair of `choices.pairs()`, float64 of shape (N,). Scale and bias change no order and are left out.
 
     Raises:
         UserError: a picture does not decode, or an embedding is not finite.

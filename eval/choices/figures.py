@@ -1,4 +1,4 @@
-"""From a table of outcomes to figures: means, intervals with the picture as the unit drawn, and comparisons corrected over all of them.
+"""From a table of outcomes to figures: means, intervals by bootstrap over images, and comparisons corrected over all of them.
 
 Shape letters: E examples, U units, M metrics, S resamples.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from eval.choices.choice_set import Kind
+from eval.choices.choice_set import ChoiceKind
 from eval.choices.outcomes import METRICS
 from eval.errors import UserError
 from eval.metrics.significance import ImageSums, holm, interval, resample_weights, sign_flip_p_values, verdict
@@ -24,16 +24,16 @@ class Sample:
     Attributes:
         rows_E: their places among the rows of a stage.
         unit_E: number of each one's unit.
-        weights_SU: how often each unit was drawn in each resample, the same for every stage.
+        weights_SU: how often each unit is in each resample, the same for every stage.
     """
 
-    kind: Kind
+    kind: ChoiceKind
     rows_E: np.ndarray
     unit_E: np.ndarray
     weights_SU: np.ndarray
 
     @classmethod
-    def of(cls, rows: pa.Table, kind: Kind, category: str | None = None) -> "Sample":
+    def of(cls, rows: pa.Table, kind: ChoiceKind, category: str | None = None) -> "Sample":
         """The examples among the rows of a stage; of every category where none is named."""
         chosen = pc.equal(rows["kind"], kind)
         if category is not None:

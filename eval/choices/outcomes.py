@@ -1,4 +1,4 @@
-"""What counts as right in a choice set, example by example. Equal scores are wrong, so a model that says the same of everything gets 0.
+"""Which choices are correct, example by example. Equal scores are wrong, so a model that gives everything the same score gets 0.
 
 Shape letters: C captions of an example.
 """
@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from eval.choices.choice_set import ChoiceSet, Example, Kind
+from eval.choices.choice_set import ChoiceExample, ChoiceKind, ChoiceSet
 
-METRICS: dict[Kind, tuple[str, ...]] = {"choice": ("accuracy",), "pair": ("text_score", "image_score", "group_score")}
+METRICS: dict[ChoiceKind, tuple[str, ...]] = {"choice": ("accuracy",), "pair": ("text_score", "image_score", "group_score")}
 
 
 def accuracy(scores_C: np.ndarray) -> bool:
@@ -28,23 +28,23 @@ def pair_scores(scores_22: np.ndarray) -> tuple[bool, bool, bool]:
     return text, image, text and image
 
 
-def outcomes(example: Example, scores: np.ndarray) -> dict[str, bool]:
+def outcomes(example: ChoiceExample, scores: np.ndarray) -> dict[str, bool]:
     """The example's metrics, from its scores of shape (images, captions)."""
     found = (accuracy(scores[0]),) if example.kind == "choice" else pair_scores(scores)
     return dict(zip(METRICS[example.kind], found, strict=True))
 
 
-def chances(example: Example) -> dict[str, float]:
-    """What scores drawn at random get: 1 / captions; for a pair 1/4, 1/4 and, of the 24 orders of four scores, the 4 that are right."""
+def chances(example: ChoiceExample) -> dict[str, float]:
+    """The expectation of random scores: 1 / captions; for a pair 1/4, 1/4 and, of the 24 orders of four scores, the 4 correct ones."""
     found = (1 / len(example.captions),) if example.kind == "choice" else (1 / 4, 1 / 4, 1 / 6)
     return dict(zip(METRICS[example.kind], found, strict=True))
 
 
 def outcome_table(choices: ChoiceSet, stages: Mapping[str, np.ndarray]) -> pa.Table:
-    """The rows of choices.parquet: a row an example and stage, with its scores, its metrics and what chance gets.
+    """The rows of choices.parquet: one a stage and example, with its scores, its metrics and their expectation by chance.
 
-    The metrics of the other kind are null. `unit` is what
-    is drawn in a resample: the example's (first) picture, for examples of one picture are not several witnesses.
+    The metrics of the other kind are null. `unit` is what is resampled: the example's (first) image, for examples of one image are not
+    independent.
 
     Args:
         stages: name -> scores of `choices.pairs()`.
@@ -63,8 +63,8 @@ def outcome_table(choices: ChoiceSet, stages: Mapping[str, np.ndarray]) -> pa.Ta
                     "id": example.id,
                     "kind": example.kind,
                     "category": example.category,
-                    "unit": choices.pictures[example.images[0]].key,
-                    "images": [choices.pictures[image].id for image in example.images],
+                    "unit": choices.images[example.images[0]].key,
+                    "images": [choices.images[image].id for image in example.images],
                     "captions": [choices.captions[caption] for caption in example.captions],
                     "scores": scores.ravel().tolist(),
                     **outcomes(example, scores),

@@ -92,8 +92,8 @@ def _print_overall(record: Mapping[str, Any], console: Console) -> None:
         for stage, figures in record["stages"].items():
             if figure := figures["overall"].get(metric):
                 low, high = (f"{100 * bound:.1f}" for bound in figure["ci95"])
-                told = [metric.replace("_", " "), stage, f"{100 * figure['value']:.1f}", f"[{low}, {high}]"]
-                rows.append([*told, f"{100 * figure['chance']:.1f}", str(figure["num_examples"])])
+                cells = [metric.replace("_", " "), stage, f"{100 * figure['value']:.1f}", f"[{low}, {high}]"]
+                rows.append([*cells, f"{100 * figure['chance']:.1f}", str(figure["num_examples"])])
     title = f"{data['source']}: {data['num_examples']:,} examples, {data['num_images']:,} images"
     print_table(console, title, columns, rows, whole=_WHOLE)
 
@@ -127,9 +127,9 @@ def _print_comparisons(comparisons: Sequence[Mapping[str, Any]], console: Consol
     rows = []
     for row in comparisons:
         low, high = row["ci95"]
-        told = [row["stage"], row["against"], row["metric"].replace("_", " "), f"{100 * row['delta']:+.2f}"]
-        told += [f"[{100 * low:+.2f}, {100 * high:+.2f}]", f"{row['p_value']:.4f}", str(row["wins"]), str(row["losses"])]
-        rows.append([*told, row["verdict"]])
+        cells = [row["stage"], row["against"], row["metric"].replace("_", " "), f"{100 * row['delta']:+.2f}"]
+        cells += [f"[{100 * low:+.2f}, {100 * high:+.2f}]", f"{row['p_value']:.4f}", str(row["wins"]), str(row["losses"])]
+        rows.append([*cells, row["verdict"]])
     styles = [{"better": "green", "worse": "red"}.get(row["verdict"]) for row in comparisons]
-    title = "differences in points, paired 95% intervals (images drawn), p corrected over all rows"
+    title = "differences in points, paired 95% intervals (bootstrap over images), p corrected over all rows"
     print_table(console, title, columns, rows, whole=_WHOLE, styles=styles)

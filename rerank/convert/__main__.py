@@ -1,4 +1,4 @@
-"""A matcher that was published as a pickle, made into a folder of safetensors that `--rerank` reads.
+"""A cross-encoder that was published as a pickle, written as a folder of safetensors that `--rerank` reads.
 
 python -m rerank.convert ALBEF.pth --output DIR [--tokenizer DIR_OR_HUB_ID] [--image-size 384]
 python -m rerank.convert FOLDER_OR_HUB_ID --output DIR
@@ -46,7 +46,7 @@ def convert(source: str, output: Path, *, tokenizer: str | None = None, image_si
         What was done, a line each.
 
     Raises:
-        UserError: the source cannot be read without unpickling objects, is no matcher, or lacks weights; or the output is taken.
+        UserError: the source cannot be read without unpickling objects, is no cross-encoder, or lacks weights; or the output is not empty.
         WriteError: the output cannot be written.
     """
     if not Path(source).is_file() and (tokenizer, image_size) != (None, None):
@@ -64,14 +64,14 @@ def convert(source: str, output: Path, *, tokenizer: str | None = None, image_si
 
 
 def convert_albef(source: Path, folder: Path, tokenizer: str, image_size: int | None = None) -> list[str]:
-    """Write ALBEF's .pth into `folder`; returns what was kept and dropped, a line each.
+    """Write ALBEF's .pth into `folder`; returns what was written and dropped, a line each.
 
     Raises:
-        UserError: the file holds objects, is no ALBEF, lacks weights, or the tokenizer is not to be had or another.
+        UserError: the file holds objects, is no ALBEF, lacks weights, or the tokenizer cannot be loaded or is another.
         OSError, SafetensorError: a file cannot be written.
     """
     release = albef_release(read_pickled(source), str(source), image_size)
-    words = _tokenizer(tokenizer, release.config)
+    bert_tokenizer = _tokenizer(tokenizer, release.config)
     expected = _expected(release.config)
     unexpected = sorted(release.tensors.keys() - expected)
     tensors = {name: tensor.float().contiguous() for name, tensor in release.tensors.items() if name in expected}
@@ -80,11 +80,11 @@ def convert_albef(source: Path, folder: Path, tokenizer: str, image_size: int | 
     (folder / "config.json").write_text(json.dumps(release.config.to_dict(), indent=2), encoding="utf-8")
     size = release.config.vision.image_size
     BlipImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)
-    words.save_pretrained(folder)
+    bert_tokenizer.save_pretrained(folder)
     rewrite_tokenizer_config(folder)
     lines = [f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()) / 1e6:.1f} M parameters, {size} px"]
     lines += [f"dropped: {len(names)} of {kind} ({names[0]}, ...)" for kind, names in release.dropped.items()]
-    return lines + ([f"dropped: {len(unexpected)} that ALBEF's matcher does not have: {', '.join(unexpected)}"] if unexpected else [])
+    return lines + ([f"dropped: {len(unexpected)} that ALBEF's cross-encoder does not have: {', '.join(unexpected)}"] if unexpected else [])
 
 
 def _convert_hub(source: str, folder: Path) -> list[str]:
@@ -102,17 +102,17 @@ def _tokenizer(name: str, config: AlbefConfig) -> BertTokenizer:
     """The tokenizer whose vocabulary the text tower has.
 
     Raises:
-        UserError: it cannot be had, or is another.
+        UserError: it cannot be loaded, or is another.
     """
     if Path(name).exists() and not any((Path(name) / file).is_file() for file in _VOCABULARIES):
         raise UserError(f"--tokenizer {name}: expected a folder with vocab.txt or tokenizer.json")
     try:
         if not any(cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in _VOCABULARIES):
-            raise OSError("there is no such vocabulary")  # transformers would make up a tokenizer of five tokens
+            raise OSError("there is no such vocabulary")  # transformers would invent a tokenizer of five tokens
         tokenizer = BertTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--tokenizer {name}: could not be had from the hub ({str(error).splitlines()[0][:200]}). ALBEF's file holds no vocabulary: "
+            f"--tokenizer {name}: could not be loaded from the hub ({str(error).splitlines()[0][:200]}). ALBEF's file holds no vocabulary: "
             "on a machine without the hub give --tokenizer FOLDER with bert-base-uncased's vocab.txt or tokenizer.json"
         ) from error
     if len(tokenizer) != config.text.vocab_size:
@@ -138,12 +138,13 @@ def _hub_folder(source: str) -> Path:
         return Path(snapshot_download(source, ignore_patterns=others))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{source}: no such folder here, and the hub's files of that id could not be had ({first})") from error
+        raise UserError(f"{source}: no such folder here, and the hub's files of that id could not be fetched ({first})") from error
 
 
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m rerank.convert", description="Write a pickled matcher as a folder of safetensors.")
+    description = "Write a pickled cross-encoder as a folder of safetensors."
+    parser = argparse.ArgumentParser(prog="python -m rerank.convert", description=description)
     parser.add_argument("source", help="ALBEF's .pth; or a folder or hub id in the hub's format that holds only a pytorch_model.bin")
     parser.add_argument("--output", required=True, type=Path, help="folder to write; new or empty")
     parser.add_argument("--tokenizer", help=f"ALBEF only: folder or hub id of its tokenizer (default: {DEFAULT_TOKENIZER})")

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from eval.choices.choice_set import Example, read_choices
+from eval.choices.choice_set import ChoiceExample, read_choices
 from eval.dataset.images import ImageError
 from eval.errors import UserError
 from eval.manifest.manifest import ManifestError
@@ -46,8 +46,8 @@ def test_both_kinds_in_one_file_hold_each_picture_and_text_once(folder: Path) ->
     assert choices.image_ids == ["a.png", "b.png"]
     assert list(choices.captions) == ["a dog on a cat", "a cat on a dog", "two dogs"]
     assert list(choices.examples) == [
-        Example("7", "choice", "order", (0,), (0, 1, 2)),
-        Example("row-000002", "pair", None, (0, 1), (0, 1)),
+        ChoiceExample("7", "choice", "order", (0,), (0, 1, 2)),
+        ChoiceExample("row-000002", "pair", None, (0, 1), (0, 1)),
     ]
     images_N, captions_N = choices.pairs()
     assert list(zip(images_N, captions_N, strict=True)) == [(0, 0), (0, 1), (0, 2), (0, 0), (0, 1), (1, 0), (1, 1)]
@@ -121,7 +121,7 @@ def test_parquet_embeds_and_one_name_may_stand_for_two_pictures(tmp_path: Path) 
     choices = read_choices(tmp_path / "set.parquet")
     assert choices.num_images == 3 and [example.images for example in choices.examples] == [(0,), (1,), (0, 2)]
     assert [choices.load_image(number).getpixel((0, 0))[2] for number in range(3)] == [1, 2, 3]
-    assert choices.pictures[0].key.startswith("x.png#") and choices.pictures[2].key.startswith("#")
+    assert choices.images[0].key.startswith("x.png#") and choices.images[2].key.startswith("#")
 
 
 def test_a_box_is_the_part_that_is_seen(folder: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_box_is_the_part_that_is_seen(folder: Path) -> None:
     assert over.size == (10, 10) and over.getpixel((1, 1)) == (7, 5, 0) and over.getpixel((2, 2)) == (0, 0, 0)
     assert whole.size == (8, 6)
     assert choices.image_ids == ["a.png[2,1,3,4]", "a.png[6,4,10,10]", "a.png"]
-    assert {picture.key for picture in choices.pictures} == {"a.png"}, "parts of one picture are drawn together"
+    assert {picture.key for picture in choices.images} == {"a.png"}, "parts of one picture are drawn together"
 
 
 def test_a_box_beside_the_picture_is_an_error(folder: Path) -> None:

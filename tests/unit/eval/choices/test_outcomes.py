@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from transformers import AutoModel, AutoTokenizer, SiglipImageProcessorPil
 
-from eval.choices.choice_set import ChoiceSet, Example, Picture
+from eval.choices.choice_set import ChoiceExample, ChoiceImage, ChoiceSet
 from eval.choices.cosines import cosines
 from eval.choices.figures import choice_figures
 from eval.choices.outcomes import accuracy, chances, outcome_table, pair_scores
@@ -25,18 +25,18 @@ from eval.errors import UserError
 SCORES = st.integers(-2, 2).map(float)  # few values: many ties
 
 
-def made(*examples: Example, num_captions: int = 9, keys: str = "abcdefgh") -> ChoiceSet:
+def made(*examples: ChoiceExample, num_captions: int = 9, keys: str = "abcdefgh") -> ChoiceSet:
     """A set whose pictures are never read; those of one letter are parts of one picture."""
-    pictures = [Picture(key, b"", 0, (float(number), 0.0, 1.0, 1.0)) for number, key in enumerate(keys)]
+    pictures = [ChoiceImage(key, b"", 0, (float(number), 0.0, 1.0, 1.0)) for number, key in enumerate(keys)]
     return ChoiceSet("made up", examples, pictures, [f"caption {number}" for number in range(num_captions)])
 
 
-def choice(number: int, image: int, num_false: int, category: str | None = None) -> Example:
-    return Example(f"choice-{number}", "choice", category, (image,), tuple(range(num_false + 1)))
+def choice(number: int, image: int, num_false: int, category: str | None = None) -> ChoiceExample:
+    return ChoiceExample(f"choice-{number}", "choice", category, (image,), tuple(range(num_false + 1)))
 
 
-def pair(number: int, first: int, category: str | None = None) -> Example:
-    return Example(f"pair-{number}", "pair", category, (first, first + 1), (0, 1))
+def pair(number: int, first: int, category: str | None = None) -> ChoiceExample:
+    return ChoiceExample(f"pair-{number}", "pair", category, (first, first + 1), (0, 1))
 
 
 @given(st.lists(SCORES, min_size=2, max_size=6))
@@ -163,8 +163,8 @@ def test_the_report_is_printed_and_written(mixed: tuple[ChoiceSet, dict[str, np.
 
 
 def test_cosines_are_those_of_plain_transformers(tiny_siglip: Path, pictures: list[Path], sentences: list[str]) -> None:
-    examples = [Example("a", "choice", None, (2,), (3, 0, 1)), Example("b", "pair", None, (0, 1), (1, 2))]
-    choices = ChoiceSet("here", examples, [Picture(path.name, path, 1) for path in pictures[:3]], sentences[:4])
+    examples = [ChoiceExample("a", "choice", None, (2,), (3, 0, 1)), ChoiceExample("b", "pair", None, (0, 1), (1, 2))]
+    choices = ChoiceSet("here", examples, [ChoiceImage(path.name, path, 1) for path in pictures[:3]], sentences[:4])
     found_N = cosines(*load_siglip(tiny_siglip), choices)
     model, tokenizer = AutoModel.from_pretrained(tiny_siglip), AutoTokenizer.from_pretrained(tiny_siglip)
     processor = SiglipImageProcessorPil.from_pretrained(tiny_siglip)

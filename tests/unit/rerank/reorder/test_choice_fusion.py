@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from eval.choices.choice_set import ChoiceSet, Example, Picture, read_choices
+from eval.choices.choice_set import ChoiceExample, ChoiceImage, ChoiceSet, read_choices
 from eval.errors import UserError
 from rerank.reorder.choices import fused, match_scores, measure_choices, stage_names, standardised
 
@@ -41,12 +41,12 @@ def choices(tmp_path: Path) -> ChoiceSet:
     for level in (10, 20, 30):
         path = tmp_path / f"{level}.png"
         Image.new("RGB", (4, 4), (level, 0, 0)).save(path)
-        pictures.append(Picture(path.name, path, 1))
+        pictures.append(ChoiceImage(path.name, path, 1))
     captions = ["a", "bb", "ccc", "dddd"]
     examples = [
-        Example("x", "choice", None, (2,), (3, 0)),
-        Example("y", "pair", None, (0, 2), (3, 1)),
-        Example("z", "choice", None, (2,), (0, 3)),
+        ChoiceExample("x", "choice", None, (2,), (3, 0)),
+        ChoiceExample("y", "pair", None, (0, 2), (3, 1)),
+        ChoiceExample("z", "choice", None, (2,), (0, 3)),
     ]
     return ChoiceSet("here", examples, pictures, captions)
 

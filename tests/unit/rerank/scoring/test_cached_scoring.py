@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from eval.choices.choice_set import Picture
+from eval.choices.choice_set import ChoiceImage
 from eval.dataset.retrieval_set import RetrievalSet, load_split
 from eval.errors import UserError, WriteError
 from eval.manifest.manifest import read_manifest
@@ -248,7 +248,7 @@ def test_the_part_of_a_picture_is_part_of_what_a_choice_shows(tmp_path: Path) ->
     draw(tmp_path / "0.png", 10)
     data = (tmp_path / "0.png").read_bytes()
     digests = {
-        Picture(key, source, len(data), box).digest()
+        ChoiceImage(key, source, len(data), box).digest()
         for key, source in (("a", tmp_path / "0.png"), ("b", data))
         for box in (None, (0.0, 0.0, 2.0, 2.0), (0.0, 0.0, 2.0, 3.0))
     }
