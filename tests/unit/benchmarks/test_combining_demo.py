@@ -29,7 +29,7 @@ ODDS = {"model": 0.2, "tuned": 0.5, "model-2": 0.4, "ensemble": 0.7, "soup": 0.5
 
 
 def made(num_images: int = 60) -> pa.Table:
-    """Rows of every stage and its reranked twin: one caption an image more than one."""
+    """Rows of every stage and its reranked variant: one caption an image more than one."""
     draws = np.random.default_rng(0)
     rows = []
     for stage, odds in [*ODDS.items(), *((f"{name}+blip", min(1.0, odds + 0.3)) for name, odds in ODDS.items())]:
