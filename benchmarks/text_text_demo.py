@@ -108,7 +108,8 @@ def page(record: Mapping[str, Any], queries: pa.Table) -> str:
         "# A text-text reranker on pictures",
         "",
         f"`{study['command']}`. The demo's test split: {record['data']['num_images']} images, {record['data']['num_captions']} captions;",
-        f"the first {study['top_k']} of every query re-ordered, in both directions. A picture is represented by the first caption that the first",
+        f"the first {study['top_k']} of every query re-ordered, in both directions. A picture is represented by the first "
+        "caption that the first",
         f"stage retrieved for it, which is true of the picture in {shares}. Recalls in percent.",
         "",
         *study["notes"],
