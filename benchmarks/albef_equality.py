@@ -217,7 +217,7 @@ def table(rows: list[dict[str, Any]], took: dict[str, float], command: str) -> s
         "",
         f"Command: `{command}`",
         "",
-        "| model | matcher | pairs | spread of the published scores | largest difference | with [SEP] at the end |",
+        "| model | cross-encoder | pairs | spread of the published scores | largest difference | with [SEP] at the end |",
         "|---|---|---|---|---|---|",
     ]
     text += [

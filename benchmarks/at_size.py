@@ -1,13 +1,13 @@
-"""Metrics at the size of COCO's test set, ours beside CLIP_benchmark's own metric code, and memory at twenty times that size.
+"""Metrics at the size of COCO's test set, ours next to CLIP_benchmark's own metric code, and memory at twenty times that size.
 
     git clone https://github.com/LAION-AI/CLIP_benchmark /tmp/CLIP_benchmark
     python -m benchmarks.at_size --clip-benchmark /tmp/CLIP_benchmark --repeats 3 --output results/at-size.md
     python -m benchmarks.at_size --large --output results/at-size-large.md
 
-Random unit vectors, D = 768, five captions an image (10 images have six), one noise level that gives middling recalls. Each arm runs in a
+Random unit vectors, D = 768, five captions an image (10 images have six), one noise level that gives medium recalls. Each system runs in a
 process of its own, in turn, and reports its seconds and how far its memory rose above the embeddings. CLIP_benchmark computes R@1, 5 and
 10 of both directions (its functions recall_at_k and batchify, as its own evaluate calls them, batch 64); ours computes them, the exact rank
-of every right answer, and the ten best of every query.
+of every relevant item, and the ten best of every query.
 """
 
 import argparse
@@ -79,26 +79,26 @@ def costed(work: Callable[[], dict[str, float]]) -> dict[str, Any]:
     return cost | {"recalls": recalls}
 
 
-def run_arm(arm: str, num_images: int, num_captions: int, checkout: Path | None) -> dict[str, Any]:
-    """One arm in this process."""
+def run_system(system: str, num_images: int, num_captions: int, checkout: Path | None) -> dict[str, Any]:
+    """One system in this process."""
     vectors = embeddings(num_images, num_captions)
     warm = torch.ones(512, 512)
     torch.topk(warm @ warm, 3)  # what torch loads on its first call is nobody's memory
-    if arm == "ours":
+    if system == "ours":
         return costed(lambda: ours(*vectors))
     assert checkout is not None
     return costed(lambda: theirs(*vectors, checkout))
 
 
-def child(arm: str, asked: argparse.Namespace, size: tuple[int, int]) -> dict[str, Any]:
-    """One arm in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.at_size", "--arm", arm, "--size", *map(str, size)]
+def child(system: str, asked: argparse.Namespace, size: tuple[int, int]) -> dict[str, Any]:
+    """One system in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.at_size", "--system", system, "--size", *map(str, size)]
     command += ["--clip-benchmark", str(asked.clip_benchmark)] if asked.clip_benchmark else []
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(arm, size, f"{result['seconds']:.1f} s, {result['megabytes']:.0f} MB", flush=True)
+    print(system, size, f"{result['seconds']:.1f} s, {result['megabytes']:.0f} MB", flush=True)
     return result
 
 
@@ -114,7 +114,7 @@ def heading() -> list[str]:
 
 
 def side_by_side(rounds: list[dict[str, dict[str, Any]]]) -> list[str]:
-    """The table of both arms."""
+    """The table of both systems."""
     lines = [
         "5,000 images x 25,010 captions, R@1, R@5, R@10 of both directions:",
         "",
@@ -143,11 +143,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--large", action="store_true", help="100,000 images x 500,000 captions, ours alone")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--arm", choices=("ours", "theirs"), help=argparse.SUPPRESS)
+    parser.add_argument("--system", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, nargs=2, default=(5000, 25_010), help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.arm:
-        print(json.dumps(run_arm(asked.arm, *asked.size, asked.clip_benchmark)))
+    if asked.system:
+        print(json.dumps(run_system(asked.system, *asked.size, asked.clip_benchmark)))
         return
     if asked.large:
         large = child("ours", asked, (100_000, 500_000))
@@ -156,7 +156,9 @@ def main() -> None:
             f"{large['seconds'] / 60:.1f} minutes here. {shown(large['recalls'])}.",
         ]
     else:
-        lines = side_by_side([{arm: child(arm, asked, (5000, 25_010)) for arm in ("theirs", "ours")} for _ in range(asked.repeats)])
+        lines = side_by_side(
+            [{system: child(system, asked, (5000, 25_010)) for system in ("theirs", "ours")} for _ in range(asked.repeats)]
+        )
     text = "\n".join([*heading(), *lines]) + "\n"
     print(text)
     if asked.output is not None:

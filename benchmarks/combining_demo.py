@@ -1,4 +1,4 @@
-"""Two models, several weights, other words: what does each add on the demo, alone and with BLIP on top?
+"""Ensembles, soups and query expansion on the demo: what does each gain, alone and reranked by BLIP?
 
     python -m benchmarks.combining_demo runs/demo --output results/combining-demo          # some fifteen minutes on two cores
 
@@ -33,25 +33,25 @@ from rerank.combine.views import COMBINATIONS
 
 DATA, COLUMN, BASE = "demo/data/scenes.parquet", "group=scene", "demo/models/siglip-base"
 EXPANSIONS = {"synonyms": "synonyms:demo/data/synonyms.txt", "synonyms-2": "synonyms:demo/data/thesaurus.txt", "templates": "templates"}
-ARM_WORDS = {"synonyms-2": "thesaurus"}
+SYSTEM_WORDS = {"synonyms-2": "thesaurus"}
 WORDS_QUESTION = "Other words: text to image, the direction that they change"
 CHOSEN = "ensemble,expansion"
 BARE: dict[str, Any] = {"rerank": None, "watch": [], "choices": None}
 
 
 @dataclass(frozen=True)
-class Arms:
+class Systems:
     """What one evaluation measures.
 
     Attributes:
         title: of its section.
         model: the checkpoint that is expanded; stage "model".
         large: its partner; stages "model-2" and "ensemble".
-        also: further checkpoints by stage.
+        also: additional checkpoints by stage.
         shown: the names of stages on the page, by the name in the report up to its first plus sign.
         expansions: of the captions, for "model": what --expand takes, by the ending of the stage.
         combine: the rules of which val chooses one, with its weights.
-        against: what first stages are compared with beside those that `questions_of` knows: (stage, against).
+        against: what first stages are compared with next to those that `questions_of` knows: (stage, against).
     """
 
     title: str
@@ -64,26 +64,26 @@ class Arms:
     combine: str = ",".join(COMBINATIONS)
 
 
-def base_arms(tuned: str, large: str, soups: Mapping[str, str]) -> Arms:
+def base_systems(tuned: str, large: str, soups: Mapping[str, str]) -> Systems:
     """Base and all that is made of it."""
     against = [("tuned", "model"), *((soup, "tuned") for soup in soups)]
     shown = {"model": "base", "model-2": "large", "ensemble": "base & large"}
-    return Arms("From base", BASE, large, {"tuned": tuned, **soups}, shown, EXPANSIONS, against)
+    return Systems("From base", BASE, large, {"tuned": tuned, **soups}, shown, EXPANSIONS, against)
 
 
-def tuned_arms(tuned: str, large_tuned: str, soups: Mapping[str, str]) -> Arms:
+def tuned_systems(tuned: str, large_tuned: str, soups: Mapping[str, str]) -> Systems:
     """The same from tuned checkpoints."""
     against = [(soup, "model") for soup in soups] + [("ensemble", soup) for soup in soups]
     shown = {"model": "tuned", "model-2": "large, tuned", "ensemble": "tuned & large, tuned"}
-    return Arms("From tuned", tuned, large_tuned, soups, shown, EXPANSIONS, against)
+    return Systems("From tuned", tuned, large_tuned, soups, shown, EXPANSIONS, against)
 
 
-def eval_command(arms: Arms, rerank: str, top_k: int, output: Path) -> list[str]:
+def eval_command(systems: Systems, rerank: str, top_k: int, output: Path) -> list[str]:
     """`python -m eval` for them, without the interpreter."""
-    words = ["-m", "eval", "--model", arms.model, "--ensemble", arms.large]
-    for name, checkpoint in arms.also.items():
+    words = ["-m", "eval", "--model", systems.model, "--ensemble", systems.large]
+    for name, checkpoint in systems.also.items():
         words += ["--also", f"{name}={checkpoint}"]
-    for method in arms.expansions.values():
+    for method in systems.expansions.values():
         words += ["--expand", method]
     words += [
         "--data",
@@ -95,9 +95,9 @@ def eval_command(arms: Arms, rerank: str, top_k: int, output: Path) -> list[str]
         "--choose-on",
         "val",
         "--choose",
-        CHOSEN if arms.large else "expansion",
+        CHOSEN if systems.large else "expansion",
     ]
-    words += ["--combine", arms.combine, "--rerank", rerank, "--top-k", str(top_k), "--no-pair-scores"]
+    words += ["--combine", systems.combine, "--rerank", rerank, "--top-k", str(top_k), "--no-pair-scores"]
     return [*words, "--num-workers", "0", "--output", str(output)]
 
 
@@ -128,14 +128,14 @@ def made_soups(runs: Sequence[Path], folder: Path) -> dict[str, str]:
     return {name: str(folder / name / "export") for name in ("soup", "soup-uniform")}
 
 
-def questions_of(stages: Sequence[str], arms: Arms, scorer: str) -> dict[str, list[tuple[str, str]]]:
+def questions_of(stages: Sequence[str], systems: Systems, scorer: str) -> dict[str, list[tuple[str, str]]]:
     """What is compared, of the stages that a report has: (stage, against), by the question that a table answers.
 
-    Checkpoints against each other as the arms name them, and the ensemble against each member; expanded against not; reranked against not,
+    Checkpoints against each other as `Systems` names them, the ensemble against each member; expanded against not; reranked against not,
     for checkpoints and the ensemble; and the pairs of the first two again, reranked.
     """
-    checkpoints = [("model-2", "model"), ("ensemble", "model"), ("ensemble", "model-2"), *arms.against]
-    expanded = [(f"{stage}+{name}", stage) for name in arms.expansions for stage in ("model", "ensemble")]
+    checkpoints = [("model-2", "model"), ("ensemble", "model"), ("ensemble", "model-2"), *systems.against]
+    expanded = [(f"{stage}+{name}", stage) for name in systems.expansions for stage in ("model", "ensemble")]
     named = dict.fromkeys(["model", *(stage for stage, _ in checkpoints)])
     asked = {
         "Several checkpoints": checkpoints,
@@ -149,20 +149,20 @@ def questions_of(stages: Sequence[str], arms: Arms, scorer: str) -> dict[str, li
 def in_words(stage: str, shown: Mapping[str, str]) -> str:
     """A stage's name on the page: that of its checkpoint, then what was done to it."""
     first, plus, rest = stage.partition("+")
-    return " + ".join([shown.get(first, first), *(ARM_WORDS.get(part, part) for part in rest.split("+") if plus)])
+    return " + ".join([shown.get(first, first), *(SYSTEM_WORDS.get(part, part) for part in rest.split("+") if plus)])
 
 
 def gain_lines(
     queries: pa.Table, stages: Mapping[str, Any], pairs: Sequence[tuple[str, str]], shown: Mapping[str, str], way: str = "both"
 ) -> list[str]:
-    """Gain beside cost: R@1 of a direction or the mean of both, the difference with its interval, and the seconds that both arms took.
+    """Gain next to cost: R@1 of a direction or the mean of both, the difference with its interval, and the seconds that both systems took.
 
     Args:
         stages: of report.json.
     """
     rows, directions = comparisons_of(queries, pairs), DIRECTIONS if way == "both" else (way,)
     lines = [
-        f"| arm | R@1, {'mean of both' if way == 'both' else WAYS[way]} | against | gain, points | paired 95% interval | verdict "
+        f"| system | R@1, {'mean of both' if way == 'both' else WAYS[way]} | against | gain, points | paired 95% interval | verdict "
         "| seconds | seconds of the other |",
         "|---" * 8 + "|",
     ]
@@ -199,7 +199,7 @@ def section(record: Mapping[str, Any], queries: pa.Table) -> list[str]:
         *rows,
         "",
         *(line for question, pairs in study["questions"].items() for line in question_lines(question, pairs, record, queries)),
-        "Chosen on val; and what the ensemble's further seconds would buy as reranking of its first member (names as in the report):",
+        "Chosen on val; and what the ensemble's additional seconds would buy as reranking of its first member (names as in the report):",
         "",
         *(f"- {line}" for line in combined_lines(dict(record))),
         "",
@@ -214,8 +214,10 @@ def page(parts: Sequence[tuple[Mapping[str, Any], pa.Table]], command: str) -> s
             "# Ensembles, soups and expanded queries on the demo",
             "",
             f"`{command}`. Measured on test ({data['num_images']} images, {data['num_captions']} captions); what is",
-            "chosen is chosen on val. Recalls in percent, differences in points of mean R@1 of both directions. Intervals: images drawn;",
-            "verdicts are corrected over all pairs, metrics and directions of a table. Seconds: of the whole arm, in one run; read ratios.",
+            "chosen is chosen on val. Recalls in percent, differences in points of mean R@1 of both directions. Intervals: "
+            "bootstrap over images;",
+            "verdicts are corrected over all pairs, metrics and directions of a table. Seconds: of the whole "
+            "system, in one run; read ratios.",
             "",
             *(line for record, queries in parts for line in section(record, queries)),
         ]
@@ -230,16 +232,16 @@ def scorer_of(stages: Mapping[str, Any]) -> str:
     return name.partition("+")[2]
 
 
-def kept(arms: Arms, rerank: str, top_k: int, report: Path, folder: Path) -> None:
+def kept(systems: Systems, rerank: str, top_k: int, report: Path, folder: Path) -> None:
     """Keep what the page needs of a report that `eval_command` wrote."""
     record, queries = read_report(report), pq.read_table(report / "queries.parquet")
-    questions = questions_of(list(record["stages"]), arms, scorer_of(record["stages"]))
+    questions = questions_of(list(record["stages"]), systems, scorer_of(record["stages"]))
     named = {stage for pairs in questions.values() for pair in pairs for stage in pair}
     record["study"] = {
-        "title": arms.title,
-        "shown": dict(arms.shown),
+        "title": systems.title,
+        "shown": dict(systems.shown),
         "questions": questions,
-        "command": "python " + " ".join(eval_command(arms, rerank, top_k, report)),
+        "command": "python " + " ".join(eval_command(systems, rerank, top_k, report)),
     }
     record["stages"] = {stage: figures for stage, figures in record["stages"].items() if stage in named}
     keep_report(record, queries.filter(pc.is_in(queries["stage"], pa.array(sorted(named)))), folder)
@@ -252,8 +254,8 @@ def main() -> None:
     parser.add_argument("--large", default="demo/models/siglip-large")
     parser.add_argument("--rerank", default="demo/models/blip-itm")
     parser.add_argument("--top-k", type=int, default=16)
-    parser.add_argument("--combine", default=Arms.combine, help="rules of which val chooses one for the ensembles (default: all)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/combining"), help="folder of the further runs, soups and reports")
+    parser.add_argument("--combine", default=Systems.combine, help="rules of which val chooses one for the ensembles (default: all)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/combining"), help="folder of the additional runs, soups and reports")
     parser.add_argument("--output", type=Path, required=True)
     asked = parser.parse_args()
     seeds = [asked.run_folder, *(tuned_run(f"demo-{seed}", asked.runs, seed=seed) for seed in (1, 2))]
@@ -261,13 +263,13 @@ def main() -> None:
     soups = made_soups(seeds, asked.runs)
     tuned = str(asked.run_folder / "export")
     sections = {
-        "base": base_arms(tuned, asked.large, soups),
-        "tuned": tuned_arms(tuned, str(large_tuned / "export"), soups),
+        "base": base_systems(tuned, asked.large, soups),
+        "tuned": tuned_systems(tuned, str(large_tuned / "export"), soups),
     }
-    for name, arms in ((name, replace(arms, combine=asked.combine)) for name, arms in sections.items()):
+    for name, systems in ((name, replace(systems, combine=asked.combine)) for name, systems in sections.items()):
         report = asked.runs / f"eval-{name}"
-        called(eval_command(arms, asked.rerank, asked.top_k, report))
-        kept(arms, asked.rerank, asked.top_k, report, asked.output / name)
+        called(eval_command(systems, asked.rerank, asked.top_k, report))
+        kept(systems, asked.rerank, asked.top_k, report, asked.output / name)
     text = page([read_kept(asked.output / name) for name in sections], "python -m benchmarks.combining_demo " + " ".join(sys.argv[1:]))
     asked.output.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)

@@ -1,12 +1,11 @@
-"""Query expansion and ensembles at the size of COCO's test set: what every pooling and combination costs beside the plain search.
+"""Query expansion and ensembles at the size of COCO's test set: what every pooling and combination costs next to the plain search.
 
     OMP_NUM_THREADS=2 python -m benchmarks.expansion_at_size --rounds 5 --output results/expansion-at-size.md
 
 5,000 images, 25,010 captions with 5 expansions each, random unit vectors: an image's is random, its captions' are near it, a caption's
-expansions near the caption. A member is 768 wide, a second one 1,024. Every arm ranks both directions, and pools the expansions where text
-asks. An arm runs in a process of its own, in turns, and reports its seconds and how far its memory rose above the vectors. In the first
-round the scores and ranks of some queries are held against whole rows in float64 by numpy.
-
+expansions near the caption. A member is 768 wide, a second one 1,024. Every system ranks both directions, and pools the expansions of text
+queries. A system runs in a process of its own, in turns, and reports its seconds and how far its memory rose above the vectors. In round
+one the scores and ranks of some queries are compared with whole rows in float64 by numpy.
 Shape letters: I images, C captions, X expansions of all captions, D width; q some queries, N gallery items, v views of one query.
 """
 
@@ -36,7 +35,7 @@ NEAR = 1e-6
 
 
 @dataclass(frozen=True)
-class StageMetrics:
+class System:
     """What is measured.
 
     Attributes:
@@ -58,14 +57,14 @@ class StageMetrics:
         return list(WEIGHTS) if self.num_members > 1 else [1.0]
 
 
-ARMS: Mapping[str, StageMetrics] = {
-    "plain": StageMetrics(),
-    "expansions, mean": StageMetrics(pooling="mean"),
-    "expansions, max": StageMetrics(pooling="max"),
-    "expansions, log-sum-exp": StageMetrics(pooling="log-sum-exp"),
-    "expansions, reciprocal-rank": StageMetrics(pooling="reciprocal-rank"),
-    "two members, logits": StageMetrics(2, "logits"),
-    "two members, reciprocal-rank": StageMetrics(2, "reciprocal-rank"),
+SYSTEMS: Mapping[str, System] = {
+    "plain": System(),
+    "expansions, mean": System(pooling="mean"),
+    "expansions, max": System(pooling="max"),
+    "expansions, log-sum-exp": System(pooling="log-sum-exp"),
+    "expansions, reciprocal-rank": System(pooling="reciprocal-rank"),
+    "two members, logits": System(2, "logits"),
+    "two members, reciprocal-rank": System(2, "reciprocal-rank"),
 }
 
 
@@ -137,18 +136,20 @@ class Bounds:
 class Reference:
     """Whole rows of some queries in float64."""
 
-    def __init__(self, arm: StageMetrics, members: Sequence[EnsembleMember], direction: Direction, queries_q: np.ndarray) -> None:
-        self._arm, self._members, self._queries_q = arm, members, queries_q
+    def __init__(self, system: System, members: Sequence[EnsembleMember], direction: Direction, queries_q: np.ndarray) -> None:
+        self._system, self._members, self._queries_q = system, members, queries_q
         self._forth = direction == "image_to_text"
 
     def bounds(self) -> Bounds:
-        """Of the combined scores."""
-        arm, members, weights = self._arm, self._members, self._arm.weights()
+        """Of the blended scores."""
+        system, members, weights = self._system, self._members, self._system.weights()
         scores = [self._pooled(member) for member in members]
-        if arm.num_members == 1:
+        if system.num_members == 1:
             return scores[0]
-        if arm.combination == "reciprocal-rank":
+        if system.combination == "reciprocal-rank":
             scores = [Bounds.reciprocal_ranks(own.low_qN) for own in scores]
+        elif system.combination == "logits":
+            weights = [weight * member.scale for weight, member in zip(weights, members, strict=True)]
         else:
             weights = [weight * member.scale for weight, member in zip(weights, members, strict=True)]
         return Bounds.weighted([(weight / sum(weights), own) for weight, own in zip(weights, scores, strict=True)])
@@ -157,7 +158,7 @@ class Reference:
         queries, gallery = (member.images, member.captions) if self._forth else (member.captions, member.images)
         items_DN = gallery.vectors_ND.T.astype(np.float64)
         plain_qN = queries.vectors_ND[self._queries_q].astype(np.float64) @ items_DN
-        pooling = None if self._forth else self._arm.pooling
+        pooling = None if self._forth else self._system.pooling
         if pooling is None:
             return Bounds(plain_qN, plain_qN)
         further_qvD = queries.additional_XD.reshape(len(queries.vectors_ND), NUM_EXPANSIONS, -1)[self._queries_q].astype(np.float64)
@@ -181,7 +182,7 @@ def largest_difference(found: Ranking, bounds: Bounds, queries_q: np.ndarray) ->
     """How far a score lies outside its bounds; raises where a rank does.
 
     Raises:
-        SystemExit: a right answer has a rank that no reading of near scores explains.
+        SystemExit: a relevant item has a rank that no reading of near scores explains.
     """
     items_qK = found.top_indices_QK[queries_q]
     scores_qK = found.top_scores_QK[queries_q].astype(np.float64)
@@ -196,10 +197,10 @@ def largest_difference(found: Ranking, bounds: Bounds, queries_q: np.ndarray) ->
     return float(np.maximum(np.maximum(low_qK - scores_qK, scores_qK - high_qK), 0).max())
 
 
-def run_arm(name: str, size: tuple[int, int], *, check: bool) -> dict[str, Any]:
-    """One arm in this process: {"seconds", "processor", "megabytes"}, and with `check` the largest "difference" of a score."""
-    arm, dataset = ARMS[name], MadeUp(*size)
-    members = [dataset.member(number, expanded=arm.pooling is not None) for number in range(arm.num_members)]
+def run_system(name: str, size: tuple[int, int], *, check: bool) -> dict[str, Any]:
+    """One system in this process: {"seconds", "processor", "megabytes"}, and with `check` the largest "difference" of a score."""
+    system, dataset = SYSTEMS[name], MadeUp(*size)
+    members = [dataset.member(number, expanded=system.pooling is not None) for number in range(system.num_members)]
     warm = torch.ones(512, 512)
     torch.topk(warm @ warm, 3)  # what torch loads on its first call is nobody's memory
 
@@ -207,9 +208,9 @@ def run_arm(name: str, size: tuple[int, int], *, check: bool) -> dict[str, Any]:
         return rank_ensemble(
             members,
             dataset,  # type: ignore[arg-type]  # of a set only its true pairs are asked for
-            weights=arm.weights(),
-            combination=arm.combination,
-            pools=arm.pools(),
+            weights=system.weights(),
+            combination=system.combination,
+            pools=system.pools(),
             depth=DEPTH,
         )
 
@@ -218,13 +219,13 @@ def run_arm(name: str, size: tuple[int, int], *, check: bool) -> dict[str, Any]:
     for direction in DIRECTIONS if check else ():
         num_queries = found[direction].num_queries
         queries_q = np.unique(np.linspace(0, num_queries - 1, CHECKED).astype(np.int64))
-        differences.append(largest_difference(found[direction], Reference(arm, members, direction, queries_q).bounds(), queries_q))
+        differences.append(largest_difference(found[direction], Reference(system, members, direction, queries_q).bounds(), queries_q))
     return cost | ({"difference": max(differences)} if check else {})
 
 
 def child(name: str, size: tuple[int, int], *, check: bool) -> dict[str, Any]:
-    """One arm in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.expansion_at_size", "--arm", name, "--size", *map(str, size)]
+    """One system in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.expansion_at_size", "--system", name, "--size", *map(str, size)]
     done = subprocess.run([*command, *(["--check"] if check else [])], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-3000:]}")
@@ -234,9 +235,9 @@ def child(name: str, size: tuple[int, int], *, check: bool) -> dict[str, Any]:
 
 
 def table(rounds: Sequence[Mapping[str, Mapping[str, float]]]) -> list[str]:
-    """A line for each arm; seconds and ratios are medians over rounds, with the least and the most."""
+    """A line for each system; seconds and ratios are medians over rounds, with the least and the most."""
     lines = [
-        "| arm | seconds | times the plain search | MB beyond the vectors | largest difference of a score |",
+        "| system | seconds | times the plain search | MB beyond the vectors | largest difference of a score |",
         "|---|---|---|---|---|",
     ]
     for name in rounds[0]:
@@ -252,7 +253,7 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 
 def heading(size: tuple[int, int], num_rounds: int) -> list[str]:
-    """Title, command, machine, and what is held beside the scores."""
+    """Title, command, machine, and what is held next to the scores."""
     num_images, num_captions = size
     return [
         "# Query expansion and ensembles at size",
@@ -274,14 +275,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, nargs=2, default=(5000, 25_010), metavar=("IMAGES", "CAPTIONS"))
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--arm", choices=tuple(ARMS), help=argparse.SUPPRESS)
+    parser.add_argument("--system", choices=tuple(SYSTEMS), help=argparse.SUPPRESS)
     parser.add_argument("--check", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     size = asked.size[0], asked.size[1]
-    if asked.arm:
-        print(json.dumps(run_arm(asked.arm, size, check=asked.check)))
+    if asked.system:
+        print(json.dumps(run_system(asked.system, size, check=asked.check)))
         return
-    rounds = [{name: child(name, size, check=number == 0) for name in ARMS} for number in range(asked.rounds)]
+    rounds = [{name: child(name, size, check=number == 0) for name in SYSTEMS} for number in range(asked.rounds)]
     text = "\n".join([*heading(size, asked.rounds), *table(rounds)]) + "\n"
     print(text)
     if asked.output is not None:

@@ -4,8 +4,8 @@
 
 A caption is true of a drawing if it says nothing that the scene contradicts (demo/truth.py). demo/data/train.qrels holds the true pairs
 that the manifest does not state; the manifest states the others: an image's own captions and, where groups are given, its scene's. "No
-rules" is mined without the column of groups, so that only an image's own captions are known. Every arm mines with the same model among the
-same captions. Shape letters: N rows of a table.
+rules" is mined without the column of groups, so that only an image's own captions are known. Every system mines with the same model from
+the same captions. Shape letters: N rows of a table.
 """
 
 import argparse
@@ -53,14 +53,14 @@ RULES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Counts:
-    """What one arm mined.
+    """What one system mined.
 
     Attributes:
         mined, false: negatives, and those that are true after all.
-        positives: negatives that the arm's own data states as true; a promise says 0.
+        positives: negatives that the system's own data states as true; a promise says 0.
         short: negatives that were asked for and not found.
-        judged: pairs the cross-encoder was asked about.
-        estimated: the sheet's estimate of false / mined.
+        scored: pairs the cross-encoder was asked about.
+        estimated: the mining report's estimate of false / mined.
     """
 
     mined: int
@@ -113,7 +113,7 @@ class Study:
         )
 
     def probabilities(self, images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
-        """BLIP's match probability of each pair, float32 of shape (N,); what one arm asked is not scored again for another.
+        """BLIP's match probability of each pair, float32 of shape (N,); what one system asked is not scored again for another.
 
         Both ways of reading the data have the same images and captions, in the same order.
         """
@@ -156,24 +156,24 @@ class Study:
         }
 
 
-def arms_of(study: Study) -> dict[str, tuple[RetrievalSet, dict[str, Any]]]:
-    """Every arm: the data it is given, and its rules."""
-    arms: dict[str, tuple[RetrievalSet, dict[str, Any]]] = {
+def systems_of(study: Study) -> dict[str, tuple[RetrievalSet, dict[str, Any]]]:
+    """Every system: the data it is given, and its rules."""
+    systems: dict[str, tuple[RetrievalSet, dict[str, Any]]] = {
         "no rules, no groups": (study.plain, {}),
         "no groups, BLIP denoising": (study.plain, RULES["BLIP denoising"]),
         "group information": (study.grouped, {}),
     }
-    return arms | {f"groups, {name}": (study.grouped, keys) for name, keys in RULES.items()}
+    return systems | {f"groups, {name}": (study.grouped, keys) for name, keys in RULES.items()}
 
 
-def arm_lines(study: Study) -> list[str]:
-    """The tables of what each arm mined, and of denoising against the same rules without it."""
+def system_lines(study: Study) -> list[str]:
+    """The tables of what each system mined, and of denoising against the same rules without it."""
     lines = [
-        "| rules | mined | missing | false negatives | share, % | share the sheet estimates, % | pairs BLIP judged | known positives |",
+        "| rules | mined | missing | false negatives | share, % | share estimated, % | pairs BLIP scored | known positives |",
         "|---|---|---|---|---|---|---|---|",
     ]
     found = {}
-    for name, (dataset, keys) in arms_of(study).items():
+    for name, (dataset, keys) in systems_of(study).items():
         began = time.perf_counter()
         _, found[name] = study.mine(dataset, keys)
         lines.append(found[name].row(name))
@@ -227,14 +227,14 @@ def main() -> None:
         f"`{command}`",
         "",
         "The demo's train split: 4 negatives per image among the image's best 64; a pair is a false negative if the drawing does not",
-        "contradict the caption (demo/truth.py). Known positives: mined pairs that the data given to the arm states as true. The sheet's",
+        "contradict the caption (demo/truth.py). Known positives: mined pairs that the data states as true. The mining report's",
         "estimate: BLIP's mean match probability where it is asked, else a guess from the model's own scores (train/mining/report.py).",
         f"runs/short/export is the base after `python -m train configs/demo.yaml {SHORT}`.",
         "",
     ]
     for model in asked.models:
         study = Study(model)
-        lines += [f"## {model}", "", *arm_lines(study), *threshold_lines(study)]
+        lines += [f"## {model}", "", *system_lines(study), *threshold_lines(study)]
     print("\n".join(lines))
     if asked.write:
         TABLE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")

@@ -42,7 +42,7 @@ def read_kept(folder: Path) -> tuple[dict[str, Any], pa.Table]:
 
 
 def ranks_of(queries: pa.Table, stage: str, direction: str) -> np.ndarray:
-    """Rank of the best right answer of every query of a stage, int64.
+    """Rank of the best relevant item of every query of a stage, int64.
 
     Raises:
         ValueError: there is no such row.

@@ -3,7 +3,7 @@
 python -m benchmarks.kill_study [--moments 5] [--seed 0] [--processes 1 2 3]
 
 Each row: one run of the small job of tests/small_job.py is interrupted MOMENTS times by one signal, each a random time after a random
-further step, started again by the same command each time, and let finish at last. Compared with a run nobody disturbed: every line of
+number of steps, started again by the same command each time, and let finish at last. Compared with a run nobody disturbed: every line of
 metrics.jsonl but its times, as text, and the exported weights, byte for byte. Exits with 1 if anything differs.
 """
 

@@ -1,10 +1,10 @@
-"""Loss forward and backward at a large batch, beside open_clip's SigLipLoss.
+"""Loss forward and backward at a large batch, next to open_clip's SigLipLoss.
 
 python -m benchmarks.loss_at_size --open-clip PATH/TO/src/open_clip/loss.py [--output results/loss-at-size.md]     B = 16,384 on a CPU
 python -m benchmarks.loss_at_size --open-clip PATH --device cuda --batch 32768                                     the same on a GPU
 
-Each arm runs in a process of its own; rounds are interleaved, because machines are shared. Memory is what was held beyond the embeddings
-at most, their gradients included: resident memory looked at every 5 ms, or torch's own count on a GPU. Both arms get the same unit vectors.
+Each system runs in a process of its own; rounds are interleaved, because machines are shared. Memory is what was held beyond the embeddings
+at most, their gradients included: resident memory read every 5 ms, or torch's own count on a GPU. Both get the same unit vectors.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from train.loss.sigmoid import Pairing, sigmoid_loss
 
 WIDTH = 768
 SCALE, BIAS = 112.0, -12.7  # about SigLIP's own
-ARMS = ("open_clip", "ours")
+SYSTEMS = ("open_clip", "ours")
 
 
 def leaves(batch: int, device: str) -> list[torch.Tensor]:
@@ -62,12 +62,14 @@ def theirs(values: list[torch.Tensor], source: Path) -> Callable[[], torch.Tenso
     return lambda: loss(*values)
 
 
-def run_arm(arm: str, batch: int, device: str, source: Path | None) -> dict[str, Any]:
-    """Forward and backward in this process: seconds, megabytes, loss, and what of the gradients shows that both arms do the same."""
+def run_system(system: str, batch: int, device: str, source: Path | None) -> dict[str, Any]:
+    """Forward and backward in this process: seconds, megabytes, loss, and what of the gradients shows that both systems do the same."""
     values = leaves(batch, device)
     warm = [value[:256].detach().requires_grad_() if value.ndim else value.detach().requires_grad_() for value in values]
-    forward = (lambda: ours(values)) if arm == "ours" else theirs(values, source or Path())
-    (ours(warm) if arm == "ours" else theirs(warm, source or Path())()).backward()  # what torch loads on its first call is nobody's memory
+    forward = (lambda: ours(values)) if system == "ours" else theirs(values, source or Path())
+    (
+        ours(warm) if system == "ours" else theirs(warm, source or Path())()
+    ).backward()  # what torch loads on its first call is nobody's memory
 
     def work() -> torch.Tensor:
         loss = forward()
@@ -79,15 +81,15 @@ def run_arm(arm: str, batch: int, device: str, source: Path | None) -> dict[str,
     return cost | {"numbers": [float(loss), *norms]}
 
 
-def child(arm: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """One arm in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.loss_at_size", "--arm", arm, "--open-clip", str(asked.open_clip)]
+def child(system: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """One system in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.loss_at_size", "--system", system, "--open-clip", str(asked.open_clip)]
     command += ["--batch", str(asked.batch), "--device", asked.device]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{time.strftime('%X')} {arm}: {result['seconds']:.1f} s, {result['megabytes']:.0f} MB", flush=True)
+    print(f"{time.strftime('%X')} {system}: {result['seconds']:.1f} s, {result['megabytes']:.0f} MB", flush=True)
     return result
 
 
@@ -113,12 +115,12 @@ def table(rounds: list[dict[str, dict[str, Any]]], asked: argparse.Namespace) ->
             f"| {number} | {them['seconds']:.1f} | {us['seconds']:.1f} | {ratio:.2f} | {them['megabytes']:.0f} | {us['megabytes']:.0f} |"
         )
     ratios = [both["open_clip"]["seconds"] / both["ours"]["seconds"] for both in rounds]
-    fastest = {arm: min(both[arm]["seconds"] for both in rounds) for arm in ARMS}
+    fastest = {system: min(both[system]["seconds"] for both in rounds) for system in SYSTEMS}
     pairs = [pair for both in rounds for pair in zip(both["ours"]["numbers"], both["open_clip"]["numbers"], strict=True)]
     gap = max(abs(one - other) / abs(other) for one, other in pairs)
     lines += [
         "",
-        f"Times as fast: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}; each arm's fastest round "
+        f"Times as fast: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}; each system's fastest round "
         f"against the other's: {fastest['open_clip'] / fastest['ours']:.2f}.",
         f"Loss and norms of the four gradients differ by at most {gap:.1e} of themselves.",
     ]
@@ -133,12 +135,12 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--system", choices=SYSTEMS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.arm:
-        print(json.dumps(run_arm(asked.arm, asked.batch, asked.device, asked.open_clip)))
+    if asked.system:
+        print(json.dumps(run_system(asked.system, asked.batch, asked.device, asked.open_clip)))
         return
-    text = table([{arm: child(arm, asked) for arm in ARMS} for _ in range(asked.repeats)], asked)
+    text = table([{system: child(system, asked) for system in SYSTEMS} for _ in range(asked.repeats)], asked)
     print(text)
     if asked.output is not None:
         asked.output.write_text(text, encoding="utf-8")

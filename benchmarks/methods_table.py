@@ -1,4 +1,4 @@
-"""docs/methods.md: the methods of the user's document: what it said of each, what the demo measured, what it cost and how to run it.
+"""docs/methods.md: common methods, what usual advice says of each, what the demo measured, what it cost and how to run it.
 
     python -m benchmarks.methods_table --write         # put the table into docs/methods.md
     python -m benchmarks.methods_table                 # print it
@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from benchmarks.demo_table import ROOT
-from benchmarks.distillation import differences, of_arm
+from benchmarks.distillation import differences, of_system
 from benchmarks.kept_report import comparison, comparisons_of, mean_recall, points, read_kept
 from benchmarks.mining_gain import headline, share_of_time
 
@@ -29,7 +29,7 @@ END = "<!-- end of methods table -->"
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found of one arm.
+    """What was found of one system.
 
     Attributes:
         row: `delta`, `ci95` and `verdict` of mean R@1 of both directions.
@@ -46,11 +46,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Method:
-    """One row: an arm of one of the document's methods.
+    """One row: one system of a method.
 
     Attributes:
-        name: of the method and the arm.
-        said: the document's "Will it help?".
+        name: of the method and the system.
+        said: the advice: does it help?
         how: command or configuration key.
         measure: looks it up under a folder of results; None: no file there measures it.
     """
@@ -62,7 +62,7 @@ class Method:
 
 
 def of_report(folder: str, stage: str, against: str) -> Callable[[Path], Measured | None]:
-    """An arm of a kept report; cost: the seconds of the arm over those of what it stands against."""
+    """A system of a kept report; cost: the seconds of the system over those of what it stands against."""
 
     def measure(results: Path) -> Measured | None:
         if not (results / folder / "report.json").is_file():
@@ -80,7 +80,7 @@ def of_report(folder: str, stage: str, against: str) -> Callable[[Path], Measure
 
 
 def of_ensemble(folder: str, stage: str, members: tuple[str, str]) -> Callable[[Path], Measured | None]:
-    """An ensemble against the better of its members; beside its cost, what its further seconds buy as reranking of the first member."""
+    """An ensemble against the better of its members; next to its cost, what its additional seconds buy as reranking of the first member."""
 
     def measure(results: Path) -> Measured | None:
         if not (results / folder / "report.json").is_file():
@@ -94,13 +94,13 @@ def of_ensemble(folder: str, stage: str, members: tuple[str, str]) -> Callable[[
         if same is None:
             return found
         both = f"{100 * same['R@1']['both']:.1f} for {100 * mean_recall(queries, stage):.1f}"
-        return replace(found, cost=f"{found.cost}; its further seconds as reranking (K = {same['k']}): mean R@1 {both}")
+        return replace(found, cost=f"{found.cost}; its additional seconds as reranking (K = {same['k']}): mean R@1 {both}")
 
     return measure
 
 
 def seconds(stages: dict[str, Any], stage: str, against: str) -> str:
-    """What an arm takes on the test split, beside what it stands against."""
+    """What a system takes on the test split, next to what it stands against."""
     one, other = (float(stages[name]["cost"]["seconds"]) for name in (stage, against))
     return f"{one:.1f} s for {other:.1f} s ({one / other:.1f} times)"
 
@@ -137,7 +137,7 @@ def mining(results: Path) -> Measured | None:
     if not (results / "distillation" / "queries.parquet").is_file():
         return None
     queries = pq.read_table(results / "distillation" / "queries.parquet")
-    row = differences({arm: of_arm(queries, arm) for arm in ("hard", "none")}, "hard", "none")["both"]
+    row = differences({system: of_system(queries, system) for system in ("hard", "none")}, "hard", "none")["both"]
     return Measured(
         row, "longer training; in use none", source_of(results, "distillation"), f"{len(set(queries['seed'].to_pylist()))} seed(s)"
     )
@@ -178,8 +178,8 @@ METHODS: tuple[Method, ...] = (
     Method("the same: templates, on tuned", YES, TEMPLATES, of_report("combining-demo/tuned", "model+templates", "model")),
     Method("the same: a paraphrase of one's own, on base", YES, PARAPHRASES, of_report("own-words/base", "model+paraphrases", "model")),
     Method("the same: a paraphrase of one's own, on tuned", YES, PARAPHRASES, of_report("own-words/tuned", "model+paraphrases", "model")),
-    Method("the same: a further caption of each image, on base", YES, CAPTIONS, of_report("own-words/base", "model+captions", "model")),
-    Method("the same: a further caption of each image, on tuned", YES, CAPTIONS, of_report("own-words/tuned", "model+captions", "model")),
+    Method("the same: one more caption of each image, on base", YES, CAPTIONS, of_report("own-words/base", "model+captions", "model")),
+    Method("the same: one more caption of each image, on tuned", YES, CAPTIONS, of_report("own-words/tuned", "model+captions", "model")),
     Method("the same: paraphrases by a local model", YES, MODEL, unmeasured),
     Method("Fine-tuning on labelled pairs", YES, "`./launch.sh CONFIG.yaml`; [training](training.md)", tuning),
     Method("Hard-negative mining, while tuning", YES, "`mining:` in the configuration; [mining](mining.md)", mining),
@@ -189,7 +189,7 @@ METHODS: tuple[Method, ...] = (
 def methods_table(results: Path = RESULTS, methods: Sequence[Method] = METHODS) -> str:
     """The table as Markdown."""
     lines = [
-        "| method | the document: does it help? | gain on the demo, points | paired 95% interval | verdict | cost | how | more |",
+        "| method | advice: does it help? | gain on the demo, points | paired 95% interval | verdict | cost | how | more |",
         "|---" * 8 + "|",
     ]
     for method in methods:

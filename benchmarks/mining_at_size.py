@@ -1,10 +1,10 @@
-"""The search of a mining at size: ours beside faiss-cpu's IndexFlatIP and a plain blocked product with torch.topk.
+"""The search of a mining at size: ours next to faiss-cpu's IndexFlatIP and a plain blocked product with torch.topk.
 
     OMP_NUM_THREADS=2 python -m benchmarks.mining_at_size --repeats 3 --output results/mining-at-size.md
-    python -m benchmarks.mining_at_size --device cuda --output results/mining-at-size-cuda.md
+    python -m benchmarks.mining_at_size --device cuda --output OUTPUT.md
 
 On a CPU 100,000 captions x 10,000 images; on a GPU 1,000,000 x 100,000, without FAISS, whose GPU build is another package. Random unit
-vectors, D = 768, the best 64 of every image. Each arm runs in a process of its own, in turn, and reports its seconds, its processor's
+vectors, D = 768, the best 64 of every image. Each system runs in a process of its own, in turn, and reports its seconds, its processor's
 seconds and how far its memory rose above the embeddings. Ours reads them from disk (eval/encoder/embedding_files.py), as a mining does, so
 it is charged for the reading and for every row it holds; the others have them in memory, or on the GPU, before the clock starts.
 """
@@ -30,7 +30,7 @@ from eval.search.streamed import stream_search
 
 WIDTH, DEPTH = 768, 64
 SIZES = {"cpu": (10_000, 100_000), "cuda": (100_000, 1_000_000)}
-ARMS = {"cpu": ("faiss", "plain", "ours"), "cuda": ("plain", "ours")}
+SYSTEMS = {"cpu": ("faiss", "plain", "ours"), "cuda": ("plain", "ours")}
 TopK = tuple[np.ndarray, np.ndarray]
 
 
@@ -86,13 +86,13 @@ def faiss_flat(captions_CD: np.ndarray) -> Any:
     return index
 
 
-def run_arm(arm: str, size: tuple[int, int], device: str, output: Path) -> dict[str, float]:
-    """One arm in this process; its heads go to OUTPUT/ARM.npz."""
+def run_system(system: str, size: tuple[int, int], device: str, output: Path) -> dict[str, float]:
+    """One system in this process; its heads go to OUTPUT/SYSTEM.npz."""
     torch.backends.cuda.matmul.allow_tf32 = False
     warm = torch.ones(512, 512, device=device)
     torch.topk(warm @ warm, 3)  # what torch loads on its first call is nobody's memory
     num_images, num_captions = size
-    if arm == "ours":
+    if system == "ours":
         nothing = PositivePairs(np.zeros(num_images + 1, dtype=np.int64), np.zeros(0, dtype=np.int64))
         with on_disk(0, num_images, IMAGE_BLOCK, output) as images, on_disk(1, num_captions, TEXT_BLOCK, output) as captions:
 
@@ -103,41 +103,41 @@ def run_arm(arm: str, size: tuple[int, int], device: str, output: Path) -> dict[
             found, cost = measured(search, device)
     else:
         images_ID, captions_CD = in_memory(0, num_images, IMAGE_BLOCK), in_memory(1, num_captions, TEXT_BLOCK)
-        if arm == "faiss":
+        if system == "faiss":
             index = faiss_flat(captions_CD)
             found, cost = measured(lambda: index.search(images_ID, DEPTH)[::-1], device)
         else:
             captions_there = torch.from_numpy(captions_CD).to(device)
             found, cost = measured(lambda: plain(images_ID, captions_there, device), device)
-    np.savez(output / f"{arm}.npz", indices=found[0], scores=found[1])
+    np.savez(output / f"{system}.npz", indices=found[0], scores=found[1])
     return cost
 
 
-def child(arm: str, device: str, size: tuple[int, int], output: Path) -> dict[str, float]:
-    """One arm in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.mining_at_size", "--arm", arm, "--device", device, "--size", *map(str, size)]
+def child(system: str, device: str, size: tuple[int, int], output: Path) -> dict[str, float]:
+    """One system in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.mining_at_size", "--system", system, "--device", device, "--size", *map(str, size)]
     done = subprocess.run([*command, "--folder", str(output)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    print(arm, size, f"{result['seconds']:.1f} s, {result['megabytes']:.0f} MB", flush=True)
+    print(system, size, f"{result['seconds']:.1f} s, {result['megabytes']:.0f} MB", flush=True)
     return result
 
 
-def differences(output: Path, arms: tuple[str, ...]) -> str:
-    """How far the arms' heads are from ours: rounding moves a score, and two that nearly tie may change places."""
+def differences(output: Path, systems: tuple[str, ...]) -> str:
+    """How far the systems' heads are from ours: rounding moves a score, and two that nearly tie may change places."""
     ours = np.load(output / "ours.npz")
     said = []
-    for arm in arms:
-        theirs = np.load(output / f"{arm}.npz")
+    for system in systems:
+        theirs = np.load(output / f"{system}.npz")
         gap, same = np.abs(ours["scores"] - theirs["scores"]).max(), (ours["indices"] == theirs["indices"]).mean()
-        said.append(f"{arm}: largest difference of a score {gap:.1e}, {100 * same:.3f}% in the same place")
+        said.append(f"{system}: largest difference of a score {gap:.1e}, {100 * same:.3f}% in the same place")
     return "Against ours, " + "; ".join(said) + "."
 
 
 def report(rounds: list[dict[str, dict[str, float]]], device: str, size: tuple[int, int], said: str) -> str:
     """The page."""
-    arms = ARMS[device]
+    systems = SYSTEMS[device]
     place = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} thread(s) of a shared machine"
     flops = 2 * size[0] * size[1] * WIDTH
     command = f"python -m benchmarks.mining_at_size {' '.join(sys.argv[1:])}"
@@ -149,14 +149,14 @@ def report(rounds: list[dict[str, dict[str, float]]], device: str, size: tuple[i
         f"torch {torch.__version__}, {place}: read the ratios. Memory is what was held beyond the embeddings; ours reads them",
         "from disk, and what it holds of them meanwhile is counted.",
         "",
-        "| round | " + " | ".join(f"{arm}, {unit}" for _, unit, _ in columns for arm in arms) + " | ours, GFLOP/s |",
-        "|" + "---|" * (len(columns) * len(arms) + 2),
+        "| round | " + " | ".join(f"{system}, {unit}" for _, unit, _ in columns for system in systems) + " | ours, GFLOP/s |",
+        "|" + "---|" * (len(columns) * len(systems) + 2),
     ]
     for number, one in enumerate(rounds, 1):
-        cells = [f"{one[arm][key]:.{digits}f}" for key, _, digits in columns for arm in arms]
+        cells = [f"{one[system][key]:.{digits}f}" for key, _, digits in columns for system in systems]
         lines.append(f"| {number} | " + " | ".join(cells) + f" | {flops / one['ours']['seconds'] / 1e9:.0f} |")
-    ratios = {arm: sorted(one[arm]["seconds"] / one["ours"]["seconds"] for one in rounds) for arm in arms[:-1]}
-    medians = ", ".join(f"{arm} {values[len(values) // 2]:.2f} times" for arm, values in ratios.items())
+    ratios = {system: sorted(one[system]["seconds"] / one["ours"]["seconds"] for one in rounds) for system in systems[:-1]}
+    medians = ", ".join(f"{system} {values[len(values) // 2]:.2f} times" for system, values in ratios.items())
     return "\n".join([*lines, "", f"Time over ours, median round: {medians}.", "", said]) + "\n"
 
 
@@ -167,16 +167,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--size", type=int, nargs=2, metavar=("IMAGES", "CAPTIONS"), help="other numbers than the device's own")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--arm", choices=ARMS["cpu"], help=argparse.SUPPRESS)
+    parser.add_argument("--system", choices=SYSTEMS["cpu"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     size = tuple(asked.size) if asked.size else SIZES[asked.device]
-    if asked.arm:
-        print(json.dumps(run_arm(asked.arm, size, asked.device, asked.folder)))
+    if asked.system:
+        print(json.dumps(run_system(asked.system, size, asked.device, asked.folder)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        rounds = [{arm: child(arm, asked.device, size, Path(folder)) for arm in ARMS[asked.device]} for _ in range(asked.repeats)]
-        text = report(rounds, asked.device, size, differences(Path(folder), ARMS[asked.device][:-1]))
+        rounds = [
+            {system: child(system, asked.device, size, Path(folder)) for system in SYSTEMS[asked.device]} for _ in range(asked.repeats)
+        ]
+        text = report(rounds, asked.device, size, differences(Path(folder), SYSTEMS[asked.device][:-1]))
     print(text)
     if asked.output is not None:
         asked.output.write_text(text, encoding="utf-8")

@@ -3,8 +3,8 @@
     python -m benchmarks.mining_forms --steps 150 --seeds 3 --output results/mining-forms.md         # 12 short runs, one thread each
 
 Every run is the demo's job (configs/demo.yaml: base weights, rates, batch) cut to --steps, its checkpoint chosen on val and measured on
-test. A row compares one form with no mining: queries of all seeds together, images drawn jointly (eval/metrics/comparison.py), so the
-interval covers the draw of test images, and the seeds' own differences beside it show the draw of training runs.
+test. A row compares one form with no mining: queries of all seeds together, images resampled jointly (eval/metrics/comparison.py), so the
+interval covers the draw of test images, and the seeds' own differences next to it show the draw of training runs.
 """
 
 import argparse
@@ -40,8 +40,8 @@ def run(form: str, seed: int, steps: int, folder: Path) -> tuple[pa.Table, list[
     return run_demo(f"{form}-{seed}", seed, steps, third, mining, folder)
 
 
-def arms(tables: dict[str, pa.Table]) -> tuple[Measured, int]:
-    """Each form's arm in both directions, and the number of images; a table may hold the same queries once per seed."""
+def systems(tables: dict[str, pa.Table]) -> tuple[Measured, int]:
+    """Each form's system in both directions, and the number of images; a table may hold the same queries once per seed."""
     images: dict[str, int] = {}
     for name in next(iter(tables.values()))["image_id"].to_pylist():
         images.setdefault(name, len(images))
@@ -52,14 +52,14 @@ def arms(tables: dict[str, pa.Table]) -> tuple[Measured, int]:
 
 def difference(tables: dict[str, pa.Table], form: str) -> dict[str, Any]:
     """The headline row of a form against none: mean R@1 of both directions."""
-    measured, num_images = arms({name: tables[name] for name in ("none", form)})
+    measured, num_images = systems({name: tables[name] for name in ("none", form)})
     rows = compare(measured, [(form, "none")], resample_weights(num_images))
     return next(row for row in rows if (row["direction"], row["metric"]) == ("both", "R@1"))
 
 
 def mean_recall(tables: dict[str, pa.Table], form: str) -> float:
     """Mean R@1 of both directions, over all seeds, in percent."""
-    measured, _ = arms({form: tables[form]})
+    measured, _ = systems({form: tables[form]})
     return 100 * mean_recall_at_1({direction: measured[form, direction].values() for direction in DIRECTIONS})
 
 

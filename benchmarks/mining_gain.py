@@ -2,8 +2,8 @@
 
     python -m benchmarks.mining_gain --seeds 3 --output results/mining-gain            # six runs of some minutes, one thread each
 
-Every run is the whole job but what comes after SigLIP (watch set, choices, reranking); its checkpoint is chosen on val and measured on
-test. For each seed mined is compared with not mined, and all seeds together, images drawn jointly: those intervals cover the draw of test
+Every run is the whole job without the retention set, choices and reranking; its checkpoint is chosen on val and measured on
+test. For each seed mined is compared with not mined, and all seeds together, images resampled jointly: those intervals cover the test
 images. The interval over seeds, from the seeds' own differences, covers that of training runs (Student's t). A gain counts where both lie
 above 0. Writes OUTPUT.md, and OUTPUT/queries.parquet and runs.json behind it. Runs that are finished in --runs are used as they are.
 """
@@ -21,12 +21,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from benchmarks.distillation import KEPT, chosen_step, comparison_rows, differences, of_arm, over_seeds
+from benchmarks.distillation import KEPT, chosen_step, comparison_rows, differences, of_system, over_seeds
 from benchmarks.mining_forms import mean_recall
 from benchmarks.training_run import run_demo
 
 CONFIG = Path("configs/demo.yaml")
-ARMS = ("none", "mined")
+SYSTEMS = ("none", "mined")
 
 
 def mining_section(steps: int) -> dict[str, Any]:
@@ -36,60 +36,60 @@ def mining_section(steps: int) -> dict[str, Any]:
     return section | {"start_step": quarter, "mine_every_steps": quarter}
 
 
-def rows_of(table: pa.Table, arm: str, seed: int) -> pa.Table:
-    """The rows of one run as they are kept: with the arm and the seed."""
+def rows_of(table: pa.Table, system: str, seed: int) -> pa.Table:
+    """The rows of one run as they are kept: with the system and the seed."""
     rows = table.select(KEPT)
-    for name, values in (("arm", pa.array([arm] * len(rows))), ("seed", pa.array([seed] * len(rows), pa.int64()))):
+    for name, values in (("arm", pa.array([system] * len(rows))), ("seed", pa.array([seed] * len(rows), pa.int64()))):
         rows = rows.append_column(name, values)
     return rows
 
 
-def run_record(arm: str, seed: int, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def run_record(system: str, seed: int, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What one run took, from its metrics.jsonl."""
     steps, mining = ([line["seconds"] for line in lines if line["event"] == event] for event in ("step", "mining"))
     return {
-        "arm": arm, "seed": seed, "chosen_step": chosen_step(list(lines)), "step_seconds": float(sum(steps)),
+        "arm": system, "seed": seed, "chosen_step": chosen_step(list(lines)), "step_seconds": float(sum(steps)),
         "mining_seconds": float(sum(mining)), "num_minings": len(mining),
     }  # fmt: skip
 
 
 def study(num_seeds: int, steps: int, folder: Path) -> tuple[pa.Table, list[dict[str, Any]]]:
-    """Run everything: rows of all arms and seeds, and a record a run."""
+    """Run everything: rows of all systems and seeds, and a record a run."""
     parts, records = [], []
     for seed in range(num_seeds):
-        for arm in ARMS:
+        for system in SYSTEMS:
             table, lines = run_demo(
-                f"{arm}-{seed}", seed, steps, max(1, steps // 4), mining_section(steps) if arm == "mined" else None, folder
+                f"{system}-{seed}", seed, steps, max(1, steps // 4), mining_section(steps) if system == "mined" else None, folder
             )
-            parts.append(rows_of(table, arm, seed))
-            records.append(run_record(arm, seed, lines))
+            parts.append(rows_of(table, system, seed))
+            records.append(run_record(system, seed, lines))
     return pa.concat_tables(parts), records
 
 
 def headline(queries: pa.Table) -> dict[str, Any]:
     """Mean R@1 of both directions, mined less not: delta, ci95 over images, verdict, by_seed and ci95_seeds (None of one seed)."""
-    row = differences({arm: of_arm(queries, arm) for arm in ARMS}, "mined", "none")["both"]
+    row = differences({system: of_system(queries, system) for system in SYSTEMS}, "mined", "none")["both"]
     seeds = [queries.filter(pc.equal(queries["seed"], seed)) for seed in sorted(set(queries["seed"].to_pylist()))]
-    each = [differences({arm: of_arm(one, arm) for arm in ARMS}, "mined", "none")["both"] for one in seeds]
+    each = [differences({system: of_system(one, system) for system in SYSTEMS}, "mined", "none")["both"] for one in seeds]
     deltas = [one["delta"] for one in each]
     return row | {"by_seed": deltas, "by_seed_ci95": [one["ci95"] for one in each], "ci95_seeds": over_seeds(deltas)}
 
 
 def share_of_time(records: Sequence[Mapping[str, Any]]) -> float:
     """Seconds of steps and mining of the mined runs over those of the others."""
-    seconds = {arm: sum(one["step_seconds"] + one["mining_seconds"] for one in records if one["arm"] == arm) for arm in ARMS}
+    seconds = {system: sum(one["step_seconds"] + one["mining_seconds"] for one in records if one["arm"] == system) for system in SYSTEMS}
     return seconds["mined"] / seconds["none"]
 
 
 def page(queries: pa.Table, study_record: Mapping[str, Any]) -> str:
     """The page, from what is kept."""
     records, section = study_record["runs"], study_record["mining"]
-    lines = ["| arm | mean R@1 | chosen steps | s of steps, a run | s of mining, a run |", "|---|---|---|---|---|"]
-    for arm in ARMS:
-        runs = [one for one in records if one["arm"] == arm]
-        recall, chosen = mean_recall({arm: of_arm(queries, arm)}, arm), ", ".join(str(one["chosen_step"]) for one in runs)
+    lines = ["| system | mean R@1 | chosen steps | s of steps, a run | s of mining, a run |", "|---|---|---|---|---|"]
+    for system in SYSTEMS:
+        runs = [one for one in records if one["arm"] == system]
+        recall, chosen = mean_recall({system: of_system(queries, system)}, system), ", ".join(str(one["chosen_step"]) for one in runs)
         seconds = [f"{np.mean([one[key] for one in runs]):.0f}" for key in ("step_seconds", "mining_seconds")]
-        lines.append(f"| {arm} | {recall:.1f} | {chosen} | {seconds[0]} | {seconds[1]} |")
+        lines.append(f"| {system} | {recall:.1f} | {chosen} | {seconds[0]} | {seconds[1]} |")
     each = [
         f"| {seed} | {100 * delta:+.1f} | {100 * low:+.1f} to {100 * high:+.1f} |"
         for seed, (delta, (low, high)) in enumerate(zip(headline(queries)["by_seed"], headline(queries)["by_seed_ci95"], strict=True))

@@ -1,10 +1,10 @@
-"""Do the intervals cover, and how often is a verdict false? Two arms that are equally good in truth, compared as report.json compares them.
+"""Do the intervals cover, and how often is a verdict false? Two equally good systems, compared as report.json compares them.
 
     python -m benchmarks.nulls --simulations 1000 --write          # about five minutes; writes results/nulls.md
 
-Each simulation draws a test set anew: every image has a difficulty of its own, every arm a luck of its own with each image and with each
-of its captions, so the five captions of an image go wrong together, as real ones do. Under "null" both arms have the same skill, under
-"shifted" the second has more, and the true difference is that of a very large set. Beside our intervals stands what drawing captions
+Each simulation draws a test set anew: every image has a difficulty of its own, every system a luck of its own with each image and with each
+of its captions, so the five captions of an image go wrong together, as real ones do. Under "null" both systems have the same skill, under
+"shifted" the second has more, and the true difference is that of a very large set. Next to our intervals stands what drawing captions
 one by one (as if five captions were five witnesses) would have said. Shape letters: I images, Q queries.
 """
 
@@ -24,15 +24,15 @@ CAPTIONS_PER_IMAGE = 5
 TABLE = Path(__file__).parents[1] / "results" / "nulls.md"
 
 
-def arm(latent_Q: np.ndarray, image_Q: np.ndarray, num_images: int) -> StageMetrics:
-    """An arm whose rank for a query is a growing function of how badly it did: about a third of the ranks are 1."""
+def system(latent_Q: np.ndarray, image_Q: np.ndarray, num_images: int) -> StageMetrics:
+    """A system whose rank for a query is a growing function of how badly it did: about a third of the ranks are 1."""
     ranks_Q = 1 + np.floor(np.exp(np.clip(latent_Q + 0.5, -20, 12))).astype(np.int64)
     columns = [recall_at_k(ranks_Q, k) for k in RECALL_AT]
     return StageMetrics(ranks_Q, image_Q, ImageSums.of(np.stack(columns, axis=1), image_Q, num_images))
 
 
 def simulate(num_images: int, shift: float, generator: np.random.Generator) -> dict[tuple[str, Direction], StageMetrics]:
-    """Arms "a" and "b" in both directions on a freshly drawn test set; b does better by `shift`."""
+    """Systems "a" and "b" in both directions on a freshly drawn test set; b does better by `shift`."""
     difficulty_I = generator.normal(scale=1.5, size=num_images)
     image_of: dict[Direction, np.ndarray] = {
         "image_to_text": np.arange(num_images),
@@ -43,7 +43,7 @@ def simulate(num_images: int, shift: float, generator: np.random.Generator) -> d
         luck_I = generator.normal(scale=0.8, size=num_images)
         for direction, image_Q in image_of.items():
             own_Q = generator.normal(scale=0.6, size=len(image_Q))
-            measured[name, direction] = arm((difficulty_I + luck_I)[image_Q] + own_Q - gain, image_Q, num_images)
+            measured[name, direction] = system((difficulty_I + luck_I)[image_Q] + own_Q - gain, image_Q, num_images)
     return measured
 
 

@@ -1,11 +1,11 @@
-"""A second wording of one's own: as a paraphrase of the query, and as an additional caption of the image that is searched. On the demo.
+"""A paraphrase of the query, or an additional caption of the image: the same true caption used both ways, on the demo.
 
     python -m benchmarks.own_words_demo runs/demo/export --output results/own-words          # a few minutes on two cores
 
-Of each image of val and test the first caption is held out. The others ask. The one held out stands once as a further wording of each query
+Of each image of val and test the first caption is held out. The others are the queries. The one held out is once a paraphrase of each query
 of its image (--expand FILE), once as an additional caption of its image (--expand captions:FILE); how it pools is chosen on val, and what
-it gains is measured on test, text to image. It is a true caption of the very image, so this is about the most that such words can bring:
-a paraphraser may write worse, and a user's further captions may say other things. Writes OUTPUT.md, and OUTPUT/base and OUTPUT/tuned.
+it gains is measured on test, text to image. It is a true caption of that image, so this is the best case:
+a paraphraser may write worse, and a user's additional captions may say other things. Writes OUTPUT.md, and OUTPUT/base and OUTPUT/tuned.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def write_held_out(folder: Path) -> None:
 
 
 def measured(model: str, folder: Path, output: Path) -> dict[str, Any]:
-    """The report of one checkpoint with both kinds of further words; its record.
+    """The report of one checkpoint with both kinds of additional words; its record.
 
     Raises:
         SystemExit: the evaluation failed.
@@ -68,13 +68,13 @@ def measured(model: str, folder: Path, output: Path) -> dict[str, Any]:
 def page(output: Path) -> str:
     """The Markdown page of the kept reports."""
     lines = [
-        "# A second wording of one's own, on the demo",
+        "# A paraphrase of the query or an additional caption of the image, on the demo",
         "",
         "`python -m benchmarks.own_words_demo runs/demo/export --output results/own-words`. Of each image of val and test the first "
         "caption is held out; the others ask, text to image.",
-        "The one held out is a further wording of each query of its image (`model+paraphrases`), or an additional caption of its image "
+        "The one held out is a paraphrase of each query of its image (`model+paraphrases`), or an additional caption of its image "
         "(`model+captions`). It is a true caption of",
-        "the very image: about the most that such words can bring. How it pools is chosen on val. Recalls in percent.",
+        "that image, the best case. How it pools is chosen on val. Recalls in percent.",
     ]
     for name in ("base", "tuned"):
         record, queries = read_kept(output / name)

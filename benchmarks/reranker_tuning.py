@@ -1,11 +1,11 @@
-"""Does tuning the reranker help? The demo as it is, where the matcher is near its ceiling, and the demo as another camera sees it.
+"""Does tuning the reranker help? The demo as it is, where the cross-encoder is near its ceiling, and the demo as another camera sees it.
 
     python -m benchmarks.reranker_tuning --output results/reranker-tuning.md        # some ten minutes on two cores
 
-The demo's matcher was pre-trained on drawings like the demo's. `as they are`: those. `channels swapped`: every picture's red, green and
-blue stand where another camera's blue, red and green would, so that "red" means what the matcher knows as green: a domain it was not
+The demo's BLIP was pre-trained on drawings like the demo's. `as they are`: those. `channels swapped`: every picture's red, green and
+blue stand where another camera's blue, red and green would, so that "red" means what the cross-encoder knows as green: a domain it was not
 trained on, as a user's pictures are to a released BLIP. For each, SigLIP is tuned first (configs/demo.yaml, --siglip-steps), then the
-matcher on what that SigLIP confuses (configs/reranker-demo.yaml, --steps); the best checkpoint is chosen on val, and both matchers are
+cross-encoder on what that SigLIP confuses (configs/reranker-demo.yaml, --steps); the best checkpoint is chosen on val, and both are
 measured on test.
 """
 
@@ -89,10 +89,10 @@ def main() -> None:
         "# Does tuning the reranker help?",
         "",
         f"`python -m benchmarks.reranker_tuning --siglip-steps {asked.siglip_steps} --steps {asked.steps} --rate {asked.rate:g}`. "
-        "Mean R@1 of both directions on the demo's test split, percent; K = 16; the difference is of the tuned matcher from the untuned, "
+        "Mean R@1 of both directions on the demo's test split, percent; K = 16; the difference is of tuned from untuned, "
         "in points.",
         "",
-        "| pictures | tuned SigLIP | reranked, matcher untuned | reranked, matcher tuned | difference | paired 95% interval | verdict |",
+        "| pictures | tuned SigLIP | reranked, untuned | reranked, tuned | difference | paired 95% interval | verdict |",
         "|---|---|---|---|---|---|---|",
         *("| " + " | ".join(row) + " |" for row in rows),
         "",

@@ -1,10 +1,10 @@
-"""BLIP at base size, both directions of a set with five captions an image: ours beside the calls of two other ways of doing it.
+"""BLIP at base size, both directions of a set with five captions an image: ours next to the calls of two other ways of doing it.
 
     OMP_NUM_THREADS=2 python -m benchmarks.reranking_at_size --data FLICKR8K --rounds 5 --output results/reranking-at-size.md
     python -m benchmarks.reranking_at_size --data FLICKR8K --device cuda --precision bfloat16 --top-k 128 --output OUTPUT.md
 
 BLIP base at 384 pixels with random weights (their values change no time), real photographs and captions, and first-stage lists from
-made-up embeddings. The document's way: image to text one forward per image with its K captions, which transformers broadcasts; text to
+made-up embeddings. Plain transformers: image to text one forward per image with its K captions, which it broadcasts; text to
 image a forward per pair. The published practice (as BLIP's own evaluation does it): vision features of all images cached, repeated per
 pair, captions padded to 35 tokens, each direction for itself. Every way is timed on a sample of its calls, in turns, and the whole set is
 reckoned from the calls it needs. Scores of the same pairs are compared, and the operations of each call are counted.
@@ -40,7 +40,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PADDED_TOKENS = 35
 
 
-def base_size_matcher(captions: list[str], folder: Path) -> BlipCheckpoint:
+def base_size_cross_encoder(captions: list[str], folder: Path) -> BlipCheckpoint:
     """BLIP base, 384 pixels, random weights; every word of the captions is one token, as nearly all of them are to BERT's tokenizer."""
     words = dict.fromkeys(word for caption in captions for word in clean_caption(caption).replace(",", " ").split())
     (folder / "vocab.txt").write_text("\n".join([*SPECIAL, *words]) + "\n", encoding="utf-8")
@@ -93,7 +93,7 @@ class Ways:
         return {(image, int(caption)): float(score) for caption, score in zip(captions, scores, strict=True)}
 
     def broadcast(self, image: int, captions: np.ndarray) -> dict[tuple[int, int], float]:
-        """The document's call: one picture, its captions; with one caption, its call for text to image."""
+        """Plain transformers: one picture, its captions; with one caption, the call for text to image."""
         with self._autocast():
             scores = self.checkpoint.model(pixel_values=self._pixels(image), **self._tokens(captions, "longest")).itm_score[:, MATCH]
         return {(image, int(caption)): float(score) for caption, score in zip(captions, scores.float().cpu(), strict=True)}
@@ -105,7 +105,7 @@ class Ways:
         return features
 
     def published(self, images: np.ndarray, captions: np.ndarray, features: torch.Tensor) -> dict[tuple[int, int], float]:
-        """The published practice's call for one query: K pairs, the image's features beside each."""
+        """The published practice's call for one query: K pairs, the image's features next to each."""
         model = self.checkpoint.model
         with self._autocast():
             tokens = self._tokens(captions, "max_length")
@@ -169,8 +169,8 @@ class Study:
         self.calls = {
             "ours, both directions": Call(num_images),
             "ours, image to text": Call(num_images),
-            "document, image to text": Call(num_images),
-            "document, a pair": Call(num_captions * top_k),
+            "plain, image to text": Call(num_images),
+            "plain, a pair": Call(num_captions * top_k),
             "published, features": Call(num_images),
             "published, a query": Call(num_images + num_captions),
         }
@@ -183,10 +183,10 @@ class Study:
         listed, head = lists.captions_of(int(np.searchsorted(lists.image_indices_I, image))), ways.heads.captions_IK[image]
         reference = self._timed("ours, both directions", lambda: ways.ours(image, listed), count)
         self._compare(reference, self._timed("ours, image to text", lambda: ways.ours(image, head), count))
-        self._compare(reference, self._timed("document, image to text", lambda: ways.broadcast(image, head), count))
+        self._compare(reference, self._timed("plain, image to text", lambda: ways.broadcast(image, head), count))
         for caption in listed[:3]:
             alone = np.array([caption])
-            self._compare(reference, self._timed("document, a pair", partial(ways.broadcast, image, alone), count))
+            self._compare(reference, self._timed("plain, a pair", partial(ways.broadcast, image, alone), count))
         features = self._timed("published, features", lambda: ways.features(image), count)
         # Of a caption's query the image differs from pair to pair; the work is the same, so one image's features stand for all.
         pairs = self._timed("published, a query", lambda: ways.published(np.full(len(head), image), head, features), count)
@@ -209,12 +209,12 @@ class Study:
         self.largest_difference = max(self.largest_difference, *(abs(ours[pair] - score) for pair, score in theirs.items()))
 
 
-ARMS = {
+SYSTEMS = {
     "ours": ("ours, both directions",),
-    "the document's calls": ("document, image to text", "document, a pair"),
+    "plain transformers calls": ("plain, image to text", "plain, a pair"),
     "published practice": ("published, features", "published, a query"),
     "image to text alone: ours": ("ours, image to text",),
-    "image to text alone: the document's call": ("document, image to text",),
+    "image to text alone: plain transformers call": ("plain, image to text",),
 }
 
 
@@ -222,10 +222,10 @@ def table(study: Study, rounds: int) -> list[str]:
     """Each way: the whole set's seconds and operations, how near to the arithmetic limit, and ours' advantage with its spread."""
     calls = study.calls
 
-    def hours(arm: str, number: int | None = None) -> float:
+    def hours(system: str, number: int | None = None) -> float:
         """Of the whole set; by one round's calls alone where `number` names one."""
         total = 0.0
-        for name in ARMS[arm]:
+        for name in SYSTEMS[system]:
             call = calls[name]
             per_round = len(call.seconds) // rounds
             window = slice(None) if number is None else slice(number * per_round, (number + 1) * per_round)
@@ -236,14 +236,14 @@ def table(study: Study, rounds: int) -> list[str]:
         "| way | calls timed | hours for the set | TFLOP for the set | times the arithmetic limit | ours is faster by (range of rounds) |",
         "|---|---|---|---|---|---|",
     ]
-    for arm, names in ARMS.items():
+    for system, names in SYSTEMS.items():
         flops = sum(calls[name].whole(calls[name].gigaflops) for name in names)
-        against = "image to text alone: ours" if arm.startswith("image to text") else "ours"
-        ratios = [hours(arm, number) / hours(against, number) for number in range(rounds)]
-        faster = "" if arm == against else f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
+        against = "image to text alone: ours" if system.startswith("image to text") else "ours"
+        ratios = [hours(system, number) / hours(against, number) for number in range(rounds)]
+        faster = "" if system == against else f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
         timed = " + ".join(str(len(calls[name].seconds)) for name in names)
-        limit = hours(arm) * 3600 * study.peak / flops
-        lines.append(f"| {arm} | {timed} | {hours(arm):.2f} | {flops / 1e3:,.0f} | {limit:.2f} | {faster} |")
+        limit = hours(system) * 3600 * study.peak / flops
+        lines.append(f"| {system} | {timed} | {hours(system):.2f} | {flops / 1e3:,.0f} | {limit:.2f} | {faster} |")
     return lines
 
 
@@ -263,12 +263,12 @@ def main() -> None:
     device = torch.device(asked.device)
     dataset = load_split(read_manifest(asked.data, require_splits=[asked.split]), asked.split)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        checkpoint = base_size_matcher(list(dataset.captions), Path(folder))
+        checkpoint = base_size_cross_encoder(list(dataset.captions), Path(folder))
         heads = TopK.made_up(dataset, asked.top_k)
         settings = BlipSettings(precision=asked.precision, chunk_size=asked.chunk_size)
         scorer = BlipScorer(checkpoint, device=device, settings=settings)
         if asked.precision != "float32":  # the others cast for themselves, from weights of their own
-            checkpoint = base_size_matcher(list(dataset.captions), Path(folder))
+            checkpoint = base_size_cross_encoder(list(dataset.captions), Path(folder))
             checkpoint.model.to(device)
         study = Study(Ways(dataset, checkpoint, scorer, heads, device, asked.precision), asked.top_k)
         study.round(count=False)  # warm

@@ -3,7 +3,7 @@
     ./launch.sh && python -m benchmarks.reranking_demo --output results/reranking-demo.md       # a few minutes
     python -m benchmarks.reranking_demo RUN_FOLDER [--rerank MATCHER] [--top-k 32] [--max-loss 0.001]
 
-The export of a finished run of configs/demo.yaml is the first stage. Weight and margin are chosen on val and measured on test. Beside them
+The export of a finished run of configs/demo.yaml is the first stage. Weight and margin are chosen on val and measured on test. Next to them
 stand the ways not taken: each query in units of its own spread, whole queries skipped or none of their pairs, and a margin chosen by what
 skipping loses less what it happens to gain. The report with its rows goes to RUN_FOLDER/eval/reranking.
 Shape letters: Q queries, T candidates.
@@ -52,13 +52,13 @@ def mean_recall(ranks: dict[Any, np.ndarray]) -> float:
     return float(np.mean([recall_at_k(ranks[direction], 1).mean() for direction in DIRECTIONS]))
 
 
-def gain_lines(figures: Figures, twin: str) -> list[str]:
+def gain_lines(figures: Figures, reranked: str) -> list[str]:
     """Reranked against not, each direction and both."""
     lines = ["| R@1 | tuned | reranked | difference | paired 95% interval | verdict |", "|---|---|---|---|---|---|"]
     for row in figures.comparisons:
-        if (row["stage"], row["metric"]) == (twin, "R@1") and row["against"] == "tuned":
+        if (row["stage"], row["metric"]) == (reranked, "R@1") and row["against"] == "tuned":
             sides = DIRECTIONS if row["direction"] == "both" else [row["direction"]]
-            before, after = (np.mean([figures.stages[stage][side]["R@1"] for side in sides]) for stage in ("tuned", twin))
+            before, after = (np.mean([figures.stages[stage][side]["R@1"] for side in sides]) for stage in ("tuned", reranked))
             lines.append(
                 f"| {row['direction'].replace('_', ' ')} | {percent(before)} | {percent(after)} | {100 * row['delta']:+.2f} | "
                 f"{interval(row['ci95'])} | {row['verdict']} |"
@@ -66,10 +66,10 @@ def gain_lines(figures: Figures, twin: str) -> list[str]:
     return lines
 
 
-def sweep_lines(figures: Figures, first: Stage, twin: str) -> list[str]:
-    """R@1 at each K beside the first stage's R@K."""
+def sweep_lines(figures: Figures, first: Stage, reranked: str) -> list[str]:
+    """R@1 at each K next to the first stage's R@K."""
     lines = ["| K | " + " | ".join(f"{d.replace('_', ' ')} | 95% interval | ceiling" for d in DIRECTIONS) + " |", "|---" * 7 + "|"]
-    rows = figures.stages[twin]["k_sweep"]
+    rows = figures.stages[reranked]["k_sweep"]
     for k in dict.fromkeys(row["k"] for row in rows):
         cells = [str(k)]
         for direction in DIRECTIONS:
@@ -181,10 +181,10 @@ def page(figures: Figures, chosen: Chosen, first: Stage, scores: PairScores, com
     parts = [
         ["# Reranking on the demo", "", f"`{command}`. First stage: the run's export. Chosen on val ({on}), measured on test"],
         [f"({figures.data['num_images']} images and {figures.data['num_captions']} captions). Recalls in percent, differences in points."],
-        ["", "## Reranked against not", "", *gain_lines(figures, chosen.twin)],
-        ["", "## Every K from the one scoring", "", "The ceiling is the first stage's R@K.", "", *sweep_lines(figures, first, chosen.twin)],
-        ["", "## Both scores together", "", *fusion_lines(figures, chosen)],
-        ["", f"## What need not be scored, for at most {limit} points", "", *adaptive_lines(figures, chosen, first, scores)],
+        ["", "## Gain of reranking", "", *gain_lines(figures, chosen.twin)],
+        ["", "## R@1 at every K", "", "The ceiling is the first stage's R@K.", "", *sweep_lines(figures, first, chosen.twin)],
+        ["", "## Score interpolation", "", *fusion_lines(figures, chosen)],
+        ["", f"## Adaptive reranking, for at most {limit} points", "", *adaptive_lines(figures, chosen, first, scores)],
     ]
     return "\n".join(line for part in parts for line in part) + "\n"
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.skip_rules --write          # seconds; writes results/skip-rules.md
 
-What BLIP said of every candidate stands in results/demo/queries.parquet, so nothing is scored. In each halving of the images a margin is
+BLIP's scores of every candidate are in results/demo/queries.parquet, so nothing is scored. In each halving of the images a margin is
 chosen on one half and measured on the other: the share of all pairs it saves, and by how much the mean R@1 of both directions falls there
 against scoring everything. Shape letters: Q queries, T candidates of each, M margins, I images.
 """
@@ -32,7 +32,7 @@ class TopK:
         items_QT: gallery indices.
         trails_QT: by how much the first stage's score trails the query's first.
         match_QT: the reranker's scores.
-        right_QT: bool, right answers.
+        right_QT: bool, relevant items.
         image_Q: the image each query belongs to.
     """
 
@@ -66,9 +66,7 @@ class TopK:
 
     def whole(self) -> "TopK":
         """The same, where a query is skipped whole or not at all: every candidate counts as trailing like the second."""
-        return TopK(
-            self.items_QT, np.broadcast_to(self.trails_QT[:, :1], self.trails_QT.shape), self.match_QT, self.right_QT, self.image_Q
-        )
+        return TopK(self.items_QT, np.broadcast_to(self.trails_QT[:, :1], self.trails_QT.shape), self.match_QT, self.right_QT, self.image_Q)
 
     def changes(self, margins_M: np.ndarray) -> np.ndarray:
         """int8, shape (M, Q): 1 where scoring everything is right and the margin is not, -1 the other way round."""
@@ -149,10 +147,10 @@ def main() -> None:
     for stage in ("base", "tuned"):
         heads = (TopK.read(dataset, stage, DIRECTIONS[0]), TopK.read(dataset, stage, DIRECTIONS[1]))
         wholes = (heads[0].whole(), heads[1].whole())
-        for what, judged in (("candidates", heads), ("whole queries", wholes)):
+        for what, scored in (("candidates", heads), ("whole queries", wholes)):
             for one_margin in (True, False):
                 for offset in (False, True):
-                    found = study(judged, one_margin, offset)
+                    found = study(scored, one_margin, offset)
                     margin, limit = "one" if one_margin else "one a direction", "fall" if offset else "answers lost"
                     lines.append(
                         f"| {stage} | {what} | {margin} | {limit} | {100 * found['saved']:.1f}% | {100 * found['fall']:+.2f} | "

@@ -3,9 +3,9 @@
     python -m benchmarks.text_cross_encoder --output runs/text-cross-encoder           # some ten minutes on one core
 
 It stands for the released ones (cross-encoder/ms-marco-MiniLM-L-6-v2 and its like), which a machine without a network cannot read: a BERT
-from random weights in their own format (one label, both texts in one sequence), with the words of the demo's matcher. It learns from
-captions of the train split: pairs of one scene against pairs of two, random ones at first (near misses alone leave a small matcher at the
-constant answer), then half of them drawn from the captions with the most words in common.
+from random weights in their own format (one label, both texts in one sequence), with the words of the demo's cross-encoder. It learns from
+captions of the train split: pairs of one scene against pairs of two, random ones at first (near misses alone leave a small model at
+constant predictions), then half of them drawn from the captions with the most words in common.
 What it is worth at its own task is measured on val: how often a caption of the same scene scores above one of another.
 Shape letters: N pairs or captions, L tokens, W words.
 """

@@ -3,11 +3,11 @@
     python -m benchmarks.text_text_demo runs/demo --model runs/text-cross-encoder --output results/text-text
 
 A picture has no words of its own, so a text-text reranker needs a stand-in for it: here the first caption that the first stage retrieves
-for the picture. The score of (picture, caption) is what the text model says of (stand-in, caption). Text models: `tower`, the first stage's
+for the picture. The score of (picture, caption) is the text model's of (stand-in, caption). Text models: `tower`, the first stage's
 own text tower, by the cosine of both vectors; and each --model, a folder or a hub id (benchmarks/text_models.py). What each is worth at its
 own task, telling captions of one scene from others, is measured on val. And `truth`, no model: it knows which captions are of one scene, so
 what it reaches is what stand-ins are worth at most.
-The product itself refuses such a reranker at the door (rerank/scorers/supported.py); so this study has its own scoring.
+The product itself refuses such a reranker (rerank/scorers/supported.py); so this study has its own scoring.
 Writes OUTPUT.md, and OUTPUT/report.json and queries.parquet behind its tables.
 Shape letters: N pairs, I images.
 """
@@ -101,24 +101,25 @@ def told_lines(told: Mapping[str, dict[str, float]]) -> list[str]:
 def page(record: Mapping[str, Any], queries: pa.Table) -> str:
     """The page of the study, from what is kept of it: report.json with the section `text_text`, and its rows."""
     study = record["text_text"]
-    twins = [(f"{first}+{text}", first) for first in study["right"] for text in study["models"]]
-    stages = [stage for first in study["right"] for stage in (first, *(twin for twin, of in twins if of == first))]
+    reranked_stages = [(f"{first}+{text}", first) for first in study["right"] for text in study["models"]]
+    stages = [stage for first in study["right"] for stage in (first, *(name for name, of in reranked_stages if of == first))]
     shares = ", ".join(f"{100 * share:.1f}% ({first})" for first, share in study["right"].items())
     lines = [
         "# A text-text reranker on pictures",
         "",
         f"`{study['command']}`. The demo's test split: {record['data']['num_images']} images, {record['data']['num_captions']} captions;",
-        f"the first {study['top_k']} of every query re-ordered, in both directions. A picture stands as the first caption that the first",
+        f"the first {study['top_k']} of every query re-ordered, in both directions. A picture is represented by the first "
+        "caption that the first",
         f"stage retrieved for it, which is true of the picture in {shares}. Recalls in percent.",
         "",
         *study["notes"],
         "",
         *recall_lines(queries, stages),
         "",
-        *comparison_lines(record["comparisons"], twins, ("image_to_text", "text_to_image", "both"), ("R@1", "R@5")),
+        *comparison_lines(record["comparisons"], reranked_stages, ("image_to_text", "text_to_image", "both"), ("R@1", "R@5")),
         "",
-        "Intervals: images drawn. Verdicts are corrected over all rows of report.json.",
-        "In image to text the stand-in is itself a candidate, and nothing says the same as it better than itself: where a text model sees",
+        "Intervals: bootstrap over images. Verdicts are corrected over all rows of report.json.",
+        "In image to text the stand-in is itself a candidate, and nothing matches it better than itself: where a text model sees",
         "that, its first place stays and R@1 cannot rise.",
         "",
         "## At their own task",

@@ -18,7 +18,7 @@ def run_training(config: str, overrides: Mapping[str, Any], environment: Mapping
 
     Args:
         overrides: `name` and `runs_folder` among them.
-        environment: variables beside those of this process.
+        environment: variables next to those of this process.
 
     Raises:
         SystemExit: the run failed; with the end of what it said.
@@ -37,7 +37,7 @@ def run_demo(
     """The demo's job on one thread, without what comes after SigLIP: tuned's rows of queries.parquet, and the lines of metrics.jsonl.
 
     Args:
-        steps: optimizer steps; a checkpoint at the end alone, beside the best.
+        steps: optimizer steps; a checkpoint at the end alone, next to the best.
         mining: the section of the configuration; None: nothing is mined.
         folder: of the runs.
     """

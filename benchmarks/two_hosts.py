@@ -1,4 +1,4 @@
-"""The two-hosts arm of promise 1: the gradient job on two machines, which are network namespaces joined by gloo over virtual ethernet.
+"""The division over two hosts: the gradient job on two machines, which are network namespaces joined by gloo over virtual ethernet.
 
 python -m benchmarks.batch_division --prepare FOLDER
 python -m benchmarks.two_hosts FOLDER PATH                                        root and ip of iproute2 are needed
@@ -15,7 +15,7 @@ from tests.hosts import two_hosts, why_not
 
 
 def main() -> int:
-    """Run the arm; its files go to PATH."""
+    """Run the division; its files go to PATH."""
     work, output = Path(sys.argv[1]), Path(sys.argv[2])
     if reason := why_not():
         raise SystemExit(reason)

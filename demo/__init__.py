@@ -1,1 +1,1 @@
-"""The embedded default: drawn scenes, two small checkpoints, and the scripts that made them all."""
+"""The embedded default: drawn scenes, small SigLIP and BLIP checkpoints, and the scripts that made them."""

@@ -1,4 +1,4 @@
-"""The manifest: which scenes each split holds, how often each is drawn, and what is said of it."""
+"""The manifest: which scenes each split holds, how often each is drawn, and its captions."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Pairs: true captions, random ones and near misses, from which the matcher learns."""
+"""Pairs: true captions, random ones and near misses, from which the BLIP learns."""
 
 import random
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def said_of(scene: Scene, rng: random.Random) -> Saying:
 def near_miss(scene: Scene, rng: random.Random) -> Saying:
     """Say something of a neighbour that is false of the scene."""
     others = neighbours(scene)
-    # Order and layout are two or three of some forty steps: without this the matcher would hardly ever be asked for them.
+    # Order and layout are two or three of some forty steps: without this they would hardly ever be trained on.
     steps = [other for other in others if other.layout != scene.layout or set(other.things) == set(scene.things)]
     while True:
         said = said_of(rng.choice(steps if rng.random() < 0.35 else others), rng)

@@ -1,10 +1,10 @@
-"""Pre-train the demo's BLIP matcher: both looks and both wordings, scenes that the job never sees.
+"""Pre-train the demo's BLIP: both looks and both wordings, scenes that the job never sees.
 
     python -m demo.pretrain_blip --output demo/models/blip-itm
     python -m demo.pretrain_blip --output /tmp/quick --align-epochs 1 --match-epochs 1
 
-First each tower learns alone to tell what it reads or looks at; then both are aligned contrastively; then the matcher learns to tell true
-captions from random ones and from those of near-duplicate scenes. An epoch is 6,000 newly drawn scenes; the checkpoint is overwritten after
+First each tower learns alone to predict the attributes of its input; then both are aligned contrastively; then matching is learnt, of true
+captions against random ones and those of near-duplicate scenes. An epoch is 6,000 newly drawn scenes; the checkpoint is overwritten after
 every epoch of matching.
 """
 
@@ -27,7 +27,7 @@ from demo.pretrain_siglip import parameter_groups, rate_share
 from demo.recall import mean_recall_at_1
 from demo.scenes import STEPS, Scene, neighbours, random_scene, step_between
 from demo.slots import PATCH_ANSWERS, SCENE_ANSWERS, SlotHead, patch_targets, slot_targets
-from demo.vocabulary import NUM_MATCHER_TOKENS, blip_processor, blip_text, save_processor
+from demo.vocabulary import NUM_BLIP_TOKENS, blip_processor, blip_text, save_processor
 from eval.atomic import apply_umask
 
 WIDTH, MLP_WIDTH, NUM_HEADS, PATCH = 128, 256, 4, 8
@@ -36,8 +36,8 @@ SCENES_PER_EPOCH, READ_BATCH, LOOK_BATCH, ALIGN_BATCH, MATCH_BATCH = 6000, 60, 3
 NUM_HELD_OUT, NUM_PREFERENCES = 40, 300
 LEARNING_RATES, TEMPERATURE = {"read": 7e-4, "look": 1e-3, "align": 7e-4, "match": 1e-3}, 0.07
 POSITION_SCALE = 0.5
-# Of the attributes told beside the contrastive loss; beside the matching loss, of wherein a pair differs, of what [ENC] tells of both,
-# and of what each tower alone still tells.
+# Weights of the attribute losses: with the contrastive loss; with the matching loss, of what differs in a pair, of the attributes that
+# [ENC] predicts of both sides, and of those that each tower predicts alone.
 SLOT_WEIGHT, DIFFER_WEIGHT, REPORT_WEIGHT, KEEP_WEIGHT = 0.3, 0.3, 0.2, 0.1
 
 
@@ -46,7 +46,7 @@ def new_model(num_words: int) -> BlipForImageTextRetrieval:
     # At the usual 0.02 so narrow a tower attends to everything alike, and takes very long to learn to compare.
     size = {"hidden_size": WIDTH, "intermediate_size": MLP_WIDTH, "num_attention_heads": NUM_HEADS, "initializer_range": WIDTH**-0.5}
     ends = {"bos_token_id": num_words, "sep_token_id": 3, "eos_token_id": 3, "pad_token_id": 0}
-    words = {"vocab_size": num_words + 2, "max_position_embeddings": NUM_MATCHER_TOKENS, "num_hidden_layers": NUM_TEXT_LAYERS}
+    words = {"vocab_size": num_words + 2, "max_position_embeddings": NUM_BLIP_TOKENS, "num_hidden_layers": NUM_TEXT_LAYERS}
     image = {"image_size": SIDE, "patch_size": PATCH, "num_hidden_layers": NUM_VISION_LAYERS}
     config = BlipConfig(
         text_config=size | words | ends, vision_config=size | image, image_text_hidden_size=NUM_SHARED, projection_dim=NUM_SHARED
@@ -68,8 +68,8 @@ def grid_waves(per_side: int, num_features: int) -> torch.Tensor:
     return torch.cat([columns_NQ.sin(), columns_NQ.cos(), rows_NQ.sin(), rows_NQ.cos()], dim=1)
 
 
-class Trainable(nn.Module):
-    """The matcher together with what only training needs: the heads that tell attributes."""
+class BlipWithHeads(nn.Module):
+    """The BLIP with the heads that predict attributes, which only training needs."""
 
     def __init__(self, processor: BlipProcessor) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Trainable(nn.Module):
     def words(self, captions: list[str]) -> dict[str, torch.Tensor]:
         """Clean and tokenize: ids and mask, padded to the longest."""
         cleaned = [blip_text(text) for text in captions]
-        return dict(self.processor.tokenizer(cleaned, padding=True, truncation=True, max_length=NUM_MATCHER_TOKENS, return_tensors="pt"))
+        return dict(self.processor.tokenizer(cleaned, padding=True, truncation=True, max_length=NUM_BLIP_TOKENS, return_tensors="pt"))
 
     def text_features(self, captions: list[str]) -> torch.Tensor:
         """Read captions without an image: float32 text_BF, that of [CLS]."""
@@ -116,8 +116,8 @@ class Trainable(nn.Module):
         read = self.text_slots(text_BF, slot_targets(batch.scenes))
         return contrast + SLOT_WEIGHT * (read + self.look_loss(tokens_BPF, batch))
 
-    def judge(self, tokens_NPF: torch.Tensor, captions: list[str]) -> torch.Tensor:
-        """Read captions before N images, with [ENC] in the place of [CLS]: float32 judged_NF, that of [ENC]."""
+    def encode_pairs(self, tokens_NPF: torch.Tensor, captions: list[str]) -> torch.Tensor:
+        """Read captions before N images, with [ENC] in the place of [CLS]: float32 pairs_NF, the state of [ENC]."""
         words = self.words(captions)
         words["input_ids"][:, 0] = self.encode_id
         return self.blip.text_encoder(
@@ -127,15 +127,15 @@ class Trainable(nn.Module):
     def match_loss(self, batch: Batch, sayings: list[Saying], labels_N: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of N = n * B pairs, saying i belonging to image i modulo B, and of what differs, what is shown and what is said.
 
-        A matcher that need only say yes or no learns the colours, then guesses at size, shape and layout for very long: hence [ENC] is
-        also asked to tell both sides.
+        With the matching loss alone it learns the colours, then guesses size, shape and layout for very long: hence [ENC] also predicts
+        the attributes of both sides.
         """
         tokens_BPF = self.image_tokens(batch)
-        judged_NF = self.judge(tokens_BPF.repeat(len(sayings) // len(tokens_BPF), 1, 1), [saying.text for saying in sayings])
-        matching = nn.functional.cross_entropy(self.blip.itm_head(judged_NF), labels_N)
-        differing = self.mismatch_slots(judged_NF, mismatches(batch.scenes, sayings))
-        shown = self.shown_slots(judged_NF, slot_targets([batch.scenes[pair % len(batch.scenes)] for pair in range(len(sayings))]))
-        told = self.told_slots(judged_NF, told_targets(sayings))
+        pairs_NF = self.encode_pairs(tokens_BPF.repeat(len(sayings) // len(tokens_BPF), 1, 1), [saying.text for saying in sayings])
+        matching = nn.functional.cross_entropy(self.blip.itm_head(pairs_NF), labels_N)
+        differing = self.mismatch_slots(pairs_NF, mismatches(batch.scenes, sayings))
+        shown = self.shown_slots(pairs_NF, slot_targets([batch.scenes[pair % len(batch.scenes)] for pair in range(len(sayings))]))
+        told = self.told_slots(pairs_NF, told_targets(sayings))
         kept = self.look_loss(tokens_BPF, batch) + self.read_loss(batch.scenes, batch.captions)
         return matching + DIFFER_WEIGHT * differing + REPORT_WEIGHT * (shown + told) + KEEP_WEIGHT * kept
 
@@ -147,29 +147,29 @@ class Trainable(nn.Module):
 
 
 @torch.no_grad()
-def matching_recall(trainee: Trainable, batch: Batch) -> float:
+def matching_recall(model: BlipWithHeads, batch: Batch) -> float:
     """Mean R@1 of both directions when every pair of the batch is scored by match less no match."""
-    trainee.eval()
-    tokens_BPF = trainee.image_tokens(batch)
-    judged = [trainee.judge(tokens_PF.expand(len(batch.captions), -1, -1), batch.captions) for tokens_PF in tokens_BPF]
-    rows = [trainee.blip.itm_head(judged_NF) for judged_NF in judged]
-    trainee.train()
+    model.eval()
+    tokens_BPF = model.image_tokens(batch)
+    pairs = [model.encode_pairs(tokens_PF.expand(len(batch.captions), -1, -1), batch.captions) for tokens_PF in tokens_BPF]
+    rows = [model.blip.itm_head(pairs_NF) for pairs_NF in pairs]
+    model.train()
     return mean_recall_at_1(torch.stack([logits_N2[:, 1] - logits_N2[:, 0] for logits_N2 in rows]))
 
 
 @torch.no_grad()
-def preferences(trainee: Trainable, rng: random.Random, num_scenes: int) -> dict[str, float]:
+def preferences(model: BlipWithHeads, rng: random.Random, num_scenes: int) -> dict[str, float]:
     """Share of drawings whose true caption scores above a near miss's, by the step between the two scenes; 0.5 is guessing."""
-    trainee.eval()
+    model.eval()
     batch = random_batch(rng, num_scenes, BOTH)
     by_step = [{step_between(scene, other): other for other in _shuffled(neighbours(scene), rng)} for scene in batch.scenes]
-    tokens_BPF, shares = trainee.image_tokens(batch), {}
-    true_B = _margins(trainee, tokens_BPF, batch.captions)
+    tokens_BPF, shares = model.image_tokens(batch), {}
+    true_B = _margins(model, tokens_BPF, batch.captions)
     for step in STEPS:
         able = [place for place, others in enumerate(by_step) if step in others]  # two things that differ in size alone have no such step
         false = [complete_caption(by_step[place][step], rng, rng.choice(BOTH)) for place in able]
-        shares[step] = float((true_B[able] > _margins(trainee, tokens_BPF[able], false)).float().mean())
-    trainee.train()
+        shares[step] = float((true_B[able] > _margins(model, tokens_BPF[able], false)).float().mean())
+    model.train()
     return shares
 
 
@@ -177,8 +177,8 @@ def _shuffled(scenes: list[Scene], rng: random.Random) -> list[Scene]:
     return rng.sample(scenes, len(scenes))
 
 
-def _margins(trainee: Trainable, tokens_BPF: torch.Tensor, captions: list[str]) -> torch.Tensor:
-    logits_B2 = trainee.blip.itm_head(trainee.judge(tokens_BPF, captions))
+def _margins(model: BlipWithHeads, tokens_BPF: torch.Tensor, captions: list[str]) -> torch.Tensor:
+    logits_B2 = model.blip.itm_head(model.encode_pairs(tokens_BPF, captions))
     return logits_B2[:, 1] - logits_B2[:, 0]
 
 
@@ -202,23 +202,23 @@ def run_epoch(
     return total / num_steps, time.perf_counter() - began
 
 
-def stages(trainee: Trainable, rng: random.Random) -> dict[str, tuple[Callable[[], torch.Tensor], int]]:
+def stages(model: BlipWithHeads, rng: random.Random) -> dict[str, tuple[Callable[[], torch.Tensor], int]]:
     """The loss of one fresh batch in each stage, and the batch's number of scenes."""
 
     def read() -> torch.Tensor:
         scenes = [random_scene(rng, "past") for _ in range(READ_BATCH)]
-        return trainee.read_loss(scenes, [complete_caption(scene, rng, rng.choice(BOTH)) for scene in scenes])
+        return model.read_loss(scenes, [complete_caption(scene, rng, rng.choice(BOTH)) for scene in scenes])
 
     def look() -> torch.Tensor:
         batch = random_batch(rng, LOOK_BATCH, BOTH)
-        return trainee.look_loss(trainee.image_tokens(batch), batch)
+        return model.look_loss(model.image_tokens(batch), batch)
 
     def align() -> torch.Tensor:
-        return trainee.align_loss(random_batch(rng, ALIGN_BATCH, BOTH))
+        return model.align_loss(random_batch(rng, ALIGN_BATCH, BOTH))
 
     def match() -> torch.Tensor:
         batch = random_batch(rng, MATCH_BATCH, BOTH)
-        return trainee.match_loss(batch, *match_pairs(batch, rng))
+        return model.match_loss(batch, *match_pairs(batch, rng))
 
     return {"read": (read, READ_BATCH), "look": (look, LOOK_BATCH), "align": (align, ALIGN_BATCH), "match": (match, MATCH_BATCH)}
 
@@ -227,24 +227,24 @@ def pretrain(output: Path, num_epochs: dict[str, int], seed: int) -> None:
     """Read, look, align, then match, and write the checkpoint; prints a line for each epoch."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    trainee = Trainable(blip_processor()).train()
-    print(f"{sum(p.numel() for p in trainee.blip.parameters()):,} parameters, [ENC] is {trainee.encode_id}", flush=True)
+    model = BlipWithHeads(blip_processor()).train()
+    print(f"{sum(p.numel() for p in model.blip.parameters()):,} parameters, [ENC] is {model.encode_id}", flush=True)
     held_out = {name: random_batch(random.Random(seed + 1), NUM_HELD_OUT, (name,)) for name in BOTH}
-    for stage, (loss_of, batch_size) in stages(trainee, rng).items():
+    for stage, (loss_of, batch_size) in stages(model, rng).items():
         if stage == "match":
-            trainee.begin_matching()
+            model.begin_matching()
         num_steps = SCENES_PER_EPOCH // batch_size
-        optimizer = torch.optim.AdamW(parameter_groups(trainee), lr=LEARNING_RATES[stage], betas=(0.9, 0.98))
+        optimizer = torch.optim.AdamW(parameter_groups(model), lr=LEARNING_RATES[stage], betas=(0.9, 0.98))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate_share, num_steps=num_epochs[stage] * num_steps))
         for epoch in range(1, num_epochs[stage] + 1):
-            loss, seconds = run_epoch(loss_of, num_steps, optimizer, scheduler, list(trainee.parameters()))
+            loss, seconds = run_epoch(loss_of, num_steps, optimizer, scheduler, list(model.parameters()))
             print(f"{stage} {epoch}/{num_epochs[stage]} loss {loss:.4f} {SCENES_PER_EPOCH / seconds:.0f} scenes/s", flush=True)
             if stage == "match":
-                recalls = " ".join(f"R@1[{name}] {matching_recall(trainee, b):.3f}" for name, b in held_out.items())
-                preferred = preferences(trainee, random.Random(seed + 2), NUM_PREFERENCES)
+                recalls = " ".join(f"R@1[{name}] {matching_recall(model, b):.3f}" for name, b in held_out.items())
+                preferred = preferences(model, random.Random(seed + 2), NUM_PREFERENCES)
                 print(f"  {recalls}  " + " ".join(f"{step} {share:.2f}" for step, share in preferred.items()), flush=True)
-                trainee.blip.save_pretrained(output)
-                save_processor(trainee.processor, output)
+                model.blip.save_pretrained(output)
+                save_processor(model.processor, output)
                 apply_umask(output)
 
 

@@ -21,7 +21,7 @@ from eval.encoder.tokenizer import rewrite_tokenizer_config
 # The longest caption takes 22 tokens and the end token.
 NUM_TEXT_TOKENS = 24
 # The two ends, 22 words and the commas between them fit well within BLIP's own limit.
-NUM_MATCHER_TOKENS = 35
+NUM_BLIP_TOKENS = 35
 NUM_PIECES = 300
 SPECIAL_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SQUARE = {"height": SIDE, "width": SIDE}
@@ -58,7 +58,7 @@ def blip_processor() -> BlipProcessor:
     letters = list(string.ascii_lowercase + string.digits + ",")
     words = [*SPECIAL_WORDS, *letters, *(f"##{letter}" for letter in letters[:-1])]
     words += [word for word in vocabulary() if word not in words]
-    tokenizer = BertTokenizer({word: number for number, word in enumerate(words)}, model_max_length=NUM_MATCHER_TOKENS)
+    tokenizer = BertTokenizer({word: number for number, word in enumerate(words)}, model_max_length=NUM_BLIP_TOKENS)
     return BlipProcessor(BlipImageProcessorPil(size=SQUARE), tokenizer)
 
 

@@ -1,4 +1,4 @@
-"""The demo's watch set: scenes of the past world in the look and the words that base was mostly pre-trained on."""
+"""The demo's retention set: scenes of the past world in the look and the words that base was mostly pre-trained on."""
 
 import random
 

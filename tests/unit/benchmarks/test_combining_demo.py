@@ -10,7 +10,7 @@ import pytest
 from benchmarks.combining_demo import (
     EXPANSIONS,
     WORDS_QUESTION,
-    base_arms,
+    base_systems,
     eval_command,
     gain_lines,
     in_words,
@@ -18,18 +18,18 @@ from benchmarks.combining_demo import (
     page,
     questions_of,
     scorer_of,
-    tuned_arms,
+    tuned_systems,
 )
 from benchmarks.demo_table import ROOT
 from benchmarks.kept_report import comparison, comparison_lines, comparisons_of, mean_recall, read_kept, recall_lines
 
 KEPT = ROOT / "results" / "combining-demo"
-ARMS = base_arms("TUNED", "LARGE", {"soup": "SOUP"})
+SYSTEMS = base_systems("TUNED", "LARGE", {"soup": "SOUP"})
 ODDS = {"model": 0.2, "tuned": 0.5, "model-2": 0.4, "ensemble": 0.7, "soup": 0.5, "model+synonyms": 0.3}
 
 
 def made(num_images: int = 60) -> pa.Table:
-    """Rows of every stage and its reranked twin: one caption an image more than one."""
+    """Rows of every stage and its reranked variant: one caption an image more than one."""
     draws = np.random.default_rng(0)
     rows = []
     for stage, odds in [*ODDS.items(), *((f"{name}+blip", min(1.0, odds + 0.3)) for name, odds in ODDS.items())]:
@@ -81,7 +81,7 @@ def test_differences_are_those_counted_by_hand() -> None:
 
 def test_what_is_compared_of_what_is_there() -> None:
     """synonyms was measured; templates val switched off."""
-    found = questions_of(list(record_of(made())["stages"]), ARMS, "blip")
+    found = questions_of(list(record_of(made())["stages"]), SYSTEMS, "blip")
     assert found["Several checkpoints"] == [
         ("model-2", "model"),
         ("ensemble", "model"),
@@ -95,12 +95,12 @@ def test_what_is_compared_of_what_is_there() -> None:
         found["All with BLIP on top"]
     )
     assert not any("templates" in stage for pairs in found.values() for pair in pairs for stage in pair)
-    tuned = questions_of(["model", "model-2", "ensemble", "soup"], tuned_arms("T", "L", {"soup": "S"}), "blip")
+    tuned = questions_of(["model", "model-2", "ensemble", "soup"], tuned_systems("T", "L", {"soup": "S"}), "blip")
     assert ("ensemble", "soup") in tuned["Several checkpoints"] and tuned["BLIP on top"] == []
 
 
-def test_the_evaluation_is_called_with_every_arm(tmp_path: Path) -> None:
-    words = eval_command(ARMS, "BLIP", 16, tmp_path)
+def test_the_evaluation_is_called_with_every_system(tmp_path: Path) -> None:
+    words = eval_command(SYSTEMS, "BLIP", 16, tmp_path)
     asked = dict(zip(words[2::2], words[3::2], strict=False))
     assert asked["--model"] == "demo/models/siglip-base" and asked["--ensemble"] == "LARGE" and asked["--choose-on"] == "val"
     assert [word for before, word in zip(words, words[1:], strict=False) if before == "--also"] == ["tuned=TUNED", "soup=SOUP"]
@@ -111,15 +111,15 @@ def test_the_evaluation_is_called_with_every_arm(tmp_path: Path) -> None:
 
 def test_gain_stands_beside_cost() -> None:
     queries = made()
-    lines = gain_lines(queries, record_of(queries)["stages"], [("ensemble", "model")], ARMS.shown)
+    lines = gain_lines(queries, record_of(queries)["stages"], [("ensemble", "model")], SYSTEMS.shown)
     cells = lines[2].strip("| ").split(" | ")
     assert cells[0] == "base & large" and cells[2] == "base" and cells[6:] == ["5.0", "2.0"]
     assert float(cells[3]) == pytest.approx(100 * (mean_recall(queries, "ensemble") - mean_recall(queries, "model")), abs=0.051)
-    (line,) = gain_lines(queries, record_of(queries)["stages"], [("model+synonyms", "model")], ARMS.shown, "text_to_image")[2:]
+    (line,) = gain_lines(queries, record_of(queries)["stages"], [("model+synonyms", "model")], SYSTEMS.shown, "text_to_image")[2:]
     shares = [share(queries, stage, "text_to_image") for stage in ("model+synonyms", "model")]
     assert [float(line.split(" | ")[column]) for column in (1, 3)] == pytest.approx([shares[0], shares[0] - shares[1]], abs=0.051)
-    assert in_words("model+synonyms+blip", ARMS.shown) == "base + synonyms + blip"
-    assert in_words("ensemble+synonyms-2", ARMS.shown) == "base & large + thesaurus" and in_words("soup", ARMS.shown) == "soup"
+    assert in_words("model+synonyms+blip", SYSTEMS.shown) == "base + synonyms + blip"
+    assert in_words("ensemble+synonyms-2", SYSTEMS.shown) == "base & large + thesaurus" and in_words("soup", SYSTEMS.shown) == "soup"
     assert scorer_of(record_of(queries)["stages"]) == "blip"
 
 
@@ -130,7 +130,7 @@ def test_a_page_is_made_of_what_is_kept(tmp_path: Path) -> None:
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "report.json").write_text(json.dumps(record_of(queries)))
     pq.write_table(queries, tmp_path / "report" / "queries.parquet")
-    kept(ARMS, "BLIP", 16, tmp_path / "report", tmp_path / "kept")
+    kept(SYSTEMS, "BLIP", 16, tmp_path / "report", tmp_path / "kept")
     record, rows = read_kept(tmp_path / "kept")
     assert "top_ids" not in rows.column_names and "failures" not in record and len(rows) == len(queries)
     text = page([(record, rows)], "COMMAND")

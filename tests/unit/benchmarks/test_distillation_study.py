@@ -7,28 +7,28 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.demo_table import ROOT
-from benchmarks.distillation import KEPT, comparison_rows, comparisons, of_arm, over_seeds
+from benchmarks.distillation import KEPT, comparison_rows, comparisons, of_system, over_seeds
 from benchmarks.mining_forms import mean_recall
 
 PAGE = ROOT / "results" / "distillation.md"
 
 
 def made(num_images: int = 40) -> pa.Table:
-    """Ranks of two arms and two seeds, two captions an image."""
+    """Ranks of two systems and two seeds, two captions an image."""
     draws = np.random.default_rng(0)
     rows = []
-    for arm, odds in (("hard", 0.3), ("lists", 0.8)):
+    for system, odds in (("hard", 0.3), ("lists", 0.8)):
         for seed in (0, 1):
             for image in range(num_images):
                 for direction, query in (("image_to_text", f"{image}"), ("text_to_image", f"{image}#0"), ("text_to_image", f"{image}#1")):
                     rank = 1 if draws.random() < odds else 9
                     values = ("tuned", direction, query, f"{image}", rank, 1 / rank, 1 / rank)
-                    rows.append(dict(zip(KEPT, values, strict=True)) | {"arm": arm, "seed": seed})
+                    rows.append(dict(zip(KEPT, values, strict=True)) | {"arm": system, "seed": seed})
     return pa.Table.from_pylist(rows)
 
 
-def recall(queries: pa.Table, arm: str, direction: str, seed: int | None = None) -> float:
-    rows = queries.filter(pc.and_(pc.equal(queries["arm"], arm), pc.equal(queries["direction"], direction)))
+def recall(queries: pa.Table, system: str, direction: str, seed: int | None = None) -> float:
+    rows = queries.filter(pc.and_(pc.equal(queries["arm"], system), pc.equal(queries["direction"], direction)))
     ranks = [rank for rank, of in zip(rows["rank"].to_pylist(), rows["seed"].to_pylist(), strict=True) if seed in (None, of)]
     return 100 * sum(rank == 1 for rank in ranks) / len(ranks)
 
@@ -59,5 +59,5 @@ def test_the_interval_over_seeds_is_students() -> None:
 def test_the_committed_page_is_that_of_its_queries() -> None:
     queries, lines = pq.read_table(PAGE.with_suffix("") / "queries.parquet"), PAGE.read_text(encoding="utf-8").splitlines()
     assert set(comparisons(queries)) <= set(lines)
-    for arm in dict.fromkeys(queries["arm"].to_pylist()):
-        assert any(line.startswith(f"| {arm} | {mean_recall({arm: of_arm(queries, arm)}, arm):.1f} |") for line in lines)
+    for system in dict.fromkeys(queries["arm"].to_pylist()):
+        assert any(line.startswith(f"| {system} | {mean_recall({system: of_system(queries, system)}, system):.1f} |") for line in lines)

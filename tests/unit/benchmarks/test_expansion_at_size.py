@@ -1,27 +1,27 @@
-"""benchmarks/expansion_at_size.py on a few images: every arm agrees with its dense reference, and the reference can disagree."""
+"""benchmarks/expansion_at_size.py on a few images: every system agrees with its dense reference, and the reference can disagree."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from benchmarks.expansion_at_size import ARMS, Bounds, MadeUp, Reference, largest_difference, run_arm, table
+from benchmarks.expansion_at_size import SYSTEMS, Bounds, MadeUp, Reference, largest_difference, run_system, table
 from eval.search.ranking import Ranking
 from rerank.combine.combine import rank_ensemble
 
 SIZE = (30, 151)
 
 
-@pytest.mark.parametrize("name", ARMS)
-def test_every_arm_equals_its_reference(name: str) -> None:
-    assert run_arm(name, SIZE, check=True)["difference"] <= 1e-6
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_equals_its_reference(name: str) -> None:
+    assert run_system(name, SIZE, check=True)["difference"] <= 1e-6
 
 
 def ranked() -> tuple[Ranking, Bounds, np.ndarray]:
     dataset, queries = MadeUp(*SIZE), np.arange(9)
     member = dataset.member(0, expanded=True)
-    found = rank_ensemble([member], dataset, pools=ARMS["expansions, max"].pools(), depth=5)["text_to_image"]  # type: ignore[arg-type]
-    return found, Reference(ARMS["expansions, max"], [member], "text_to_image", queries).bounds(), queries
+    found = rank_ensemble([member], dataset, pools=SYSTEMS["expansions, max"].pools(), depth=5)["text_to_image"]  # type: ignore[arg-type]
+    return found, Reference(SYSTEMS["expansions, max"], [member], "text_to_image", queries).bounds(), queries
 
 
 def test_a_wrong_score_or_rank_is_noticed() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 PAGE = Path(__file__).parents[3] / "results" / "false-negatives.md"
 SECTIONS = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
-TWINS = {
+GROUPED = {
     "no rules, no groups": "no groups, BLIP denoising",
     "group information": "groups, BLIP denoising",
     "groups, all but denoising": "groups, all",
@@ -27,16 +27,16 @@ def rows(section: str, num_cells: int) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("section", SECTIONS, ids=[section.split("\n")[0] for section in SECTIONS])
 def test_the_page_says_what_its_counts_say(section: str) -> None:
-    arms = rows(section, 8)
-    assert len(arms) == 12
-    for mined, missing, false, share, _, judged, positives in arms.values():
+    systems = rows(section, 8)
+    assert len(systems) == 12
+    for mined, missing, false, share, _, scored, positives in systems.values():
         assert mined + missing == TRAIN_IMAGES * PER_IMAGE and positives == 0
-        assert share == pytest.approx(100 * false / mined, abs=0.005) and (judged == 0 or judged >= mined)
+        assert share == pytest.approx(100 * false / mined, abs=0.005) and (scored == 0 or scored >= mined)
     pairs = rows(section, 3)
     assert len(pairs) == 3
     for without, (left, kept) in pairs.items():
-        with_ = TWINS[without]
-        (mined, _, false, *_), (all_mined, _, all_false, *_) = arms[with_], arms[without]
+        with_ = GROUPED[without]
+        (mined, _, false, *_), (all_mined, _, all_false, *_) = systems[with_], systems[without]
         assert left == pytest.approx(100 * false / max(1, all_false), abs=0.05)
         assert kept == pytest.approx(100 * (mined - false) / (all_mined - all_false), abs=0.05)
         assert left <= 20 and kept >= 50  # a fifth of the false negatives, half of the true ones

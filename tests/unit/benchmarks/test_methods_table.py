@@ -16,7 +16,7 @@ def test_the_page_holds_the_table_of_the_committed_results() -> None:
     assert page_with(methods_table(), page) == page, "run: python -m benchmarks.methods_table --write"
 
 
-def test_every_method_of_the_document_has_a_row() -> None:
+def test_every_method_of_the_advice_has_a_row() -> None:
     names = " ".join(method.name for method in METHODS)
     for method in ("Cross-encoder reranking", "Text-text reranker", "Ensembling", "Query expansion", "Fine-tuning", "Hard-negative mining"):
         assert method in names
@@ -28,12 +28,12 @@ def test_links_lead_somewhere() -> None:
 
 
 def reports(folder: Path) -> None:
-    """One query of each direction an image; the arm is right on all ten, the base on images 0 to 3, "worse" on none."""
+    """One query of each direction an image; the system is right on all ten, the base on images 0 to 3, "worse" on none."""
     rows: list[dict[str, object]] = []
-    for stage in ("base", "arm", "worse"):
+    for stage in ("base", "better", "worse"):
         for image in range(10):
             for direction in ("image_to_text", "text_to_image"):
-                rank = 1 if stage == "arm" or (stage == "base" and image < 4) else 2
+                rank = 1 if stage == "better" or (stage == "base" and image < 4) else 2
                 row: dict[str, object] = {
                     "stage": stage,
                     "direction": direction,
@@ -43,7 +43,7 @@ def reports(folder: Path) -> None:
                 }
                 rows.append(row | {"ap_at_r": 0.0, "r_precision": 0.0})
     compared = {
-        "stage": "arm",
+        "stage": "better",
         "against": "base",
         "direction": "both",
         "metric": "R@1",
@@ -51,9 +51,9 @@ def reports(folder: Path) -> None:
         "ci95": [0.3, 0.9],
         "verdict": "better",
     }
-    stages = {"base": {"cost": {"seconds": 2.0}}, "arm": {"cost": {"seconds": 5.0}}}
+    stages = {"base": {"cost": {"seconds": 2.0}}, "better": {"cost": {"seconds": 5.0}}}
     keep_report({"data": {}, "stages": stages, "comparisons": [compared]}, pa.Table.from_pylist(rows), folder / "plain")
-    study = {"questions": {"Which?": [["arm", "base"]]}}
+    study = {"questions": {"Which?": [["better", "base"]]}}
     keep_report({"data": {}, "stages": stages, "comparisons": [], "study": study}, pa.Table.from_pylist(rows), folder / "studied" / "base")
     (folder / "studied.md").write_text("a page")
 
@@ -61,9 +61,9 @@ def reports(folder: Path) -> None:
 def test_a_row_says_gain_interval_verdict_and_cost(tmp_path: Path) -> None:
     reports(tmp_path)
     methods = [
-        Method("One", "yes", "`do`", of_report("plain", "arm", "base")),
-        Method("Two", "yes", "`do`", of_report("studied/base", "arm", "base")),
-        Method("Three", "no", "`do`", of_report("absent", "arm", "base")),
+        Method("One", "yes", "`do`", of_report("plain", "better", "base")),
+        Method("Two", "yes", "`do`", of_report("studied/base", "better", "base")),
+        Method("Three", "no", "`do`", of_report("absent", "better", "base")),
         Method("Four", "no", "`do`", of_report("plain", "nobody", "base")),
         Method("Five", "", "`do`", unmeasured),
     ]
@@ -78,16 +78,16 @@ def test_a_row_says_gain_interval_verdict_and_cost(tmp_path: Path) -> None:
     assert [line.split(" | ")[2] for line in lines[2:]] == ["not measured"] * 3
 
 
-def test_an_ensemble_stands_against_its_better_member_beside_the_same_seconds_of_reranking(tmp_path: Path) -> None:
+def test_an_ensemble_is_compared_with_its_better_member_and_the_same_seconds_of_reranking(tmp_path: Path) -> None:
     reports(tmp_path)
-    measure = of_ensemble("studied/base", "arm", ("worse", "base"))
+    measure = of_ensemble("studied/base", "better", ("worse", "base"))
     assert (found := measure(tmp_path)) is not None and found.row["against"] == "base" and found.cost == "5.0 s for 2.0 s (2.5 times)"
     path = tmp_path / "studied" / "base" / "report.json"
-    record = json.loads(path.read_text()) | {"ensemble": [{"stage": "arm", "same_seconds": {"k": 4, "R@1": {"both": 0.7}}}]}
+    record = json.loads(path.read_text()) | {"ensemble": [{"stage": "better", "same_seconds": {"k": 4, "R@1": {"both": 0.7}}}]}
     path.write_text(json.dumps(record))
     assert (found := measure(tmp_path)) is not None
-    assert found.cost.endswith("its further seconds as reranking (K = 4): mean R@1 70.0 for 100.0")
-    assert of_ensemble("absent", "arm", ("base", "base"))(tmp_path) is None
+    assert found.cost.endswith("its additional seconds as reranking (K = 4): mean R@1 70.0 for 100.0")
+    assert of_ensemble("absent", "better", ("base", "base"))(tmp_path) is None
 
 
 def test_a_page_without_marks_is_refused() -> None:

@@ -23,20 +23,20 @@ LINES += [{"event": "eval", "step": 100, "best": True}, {"event": "eval", "step"
 
 
 def made(num_images: int = 50) -> pa.Table:
-    """Two seeds of both arms, one caption an image."""
+    """Two seeds of both systems, one caption an image."""
     draws, parts = np.random.default_rng(0), []
-    for (arm, seed), odds in ODDS.items():
+    for (system, seed), odds in ODDS.items():
         rows = []
         for image in range(num_images):
             for direction, query in (("image_to_text", f"{image}"), ("text_to_image", f"{image}#0")):
                 rank = 1 if draws.random() < odds else 5
                 rows.append(dict(zip(COLUMNS, ("tuned", direction, query, f"{image}", rank, 1 / rank, 1 / rank), strict=True)))
-        parts.append(rows_of(pa.Table.from_pylist(rows), arm, seed))
+        parts.append(rows_of(pa.Table.from_pylist(rows), system, seed))
     return pa.concat_tables(parts)
 
 
-def recall(queries: pa.Table, arm: str, seed: int) -> float:
-    ranks = [row["rank"] for row in queries.to_pylist() if (row["arm"], row["seed"]) == (arm, seed)]
+def recall(queries: pa.Table, system: str, seed: int) -> float:
+    ranks = [row["rank"] for row in queries.to_pylist() if (row["arm"], row["seed"]) == (system, seed)]
     return sum(rank == 1 for rank in ranks) / len(ranks)
 
 
@@ -62,7 +62,7 @@ def test_a_whole_job_mines_as_the_demo_does() -> None:
 
 
 def test_a_page_from_rows_and_the_demos_own_rules() -> None:
-    records = [run_record(arm, seed, LINES) for arm, seed in ODDS]
+    records = [run_record(system, seed, LINES) for system, seed in ODDS]
     text = page(made(), {"command": "C", "steps": 400, "mining": mining_section(400), "runs": records})
     assert "negatives_per_image 1, weight 0.25" in text and "| mined against none | both |" in text and text.count("\n| 1 | ") == 1
 

@@ -47,7 +47,7 @@ def test_told_apart_counts_ties_as_halves() -> None:
 
 
 def test_a_picture_stands_as_the_first_caption_retrieved_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two pictures, three captions; picture 0 stands as caption 2, picture 1 as caption 0."""
+    """Two pictures, three captions; picture 0 is represented by caption 2, picture 1 as caption 0."""
     monkeypatch.setattr("benchmarks.text_text_demo.TOP_K", 2)
     zeros = np.zeros((3, 2), np.float32)
     tops = {"image_to_text": np.array([[2, 1], [0, 2]]), "text_to_image": np.array([[0, 1]] * 3)}

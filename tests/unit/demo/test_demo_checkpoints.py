@@ -25,7 +25,7 @@ from demo.recall import mean_recall_at_1
 from demo.vocabulary import NUM_TEXT_TOKENS, blip_processor, blip_text, siglip_processor
 
 MODELS = Path(DATA).parent / "models"
-BASE, LARGE, MATCHER = MODELS / "siglip-base", MODELS / "siglip-large", MODELS / "blip-itm"
+BASE, LARGE, BLIP = MODELS / "siglip-base", MODELS / "siglip-large", MODELS / "blip-itm"
 MEGABYTE = 1_000_000
 
 
@@ -45,11 +45,11 @@ def pictures(rows: list[dict]) -> list[Image.Image]:
 
 
 def test_sizes_are_within_the_budget() -> None:
-    sizes = {folder: sum(path.stat().st_size for path in folder.iterdir()) for folder in (BASE, MATCHER)}
+    sizes = {folder: sum(path.stat().st_size for path in folder.iterdir()) for folder in (BASE, BLIP)}
     assert sum(path.stat().st_size for path in MODELS.rglob("*") if path.is_file()) <= 24 * MEGABYTE
-    assert sizes[BASE] <= 5.6 * MEGABYTE and sizes[MATCHER] <= 9 * MEGABYTE
+    assert sizes[BASE] <= 5.6 * MEGABYTE and sizes[BLIP] <= 9 * MEGABYTE
     assert {path.name for path in BASE.iterdir()} >= {"config.json", "model.safetensors", "preprocessor_config.json", "spiece.model"}
-    assert {path.name for path in MATCHER.iterdir()} >= {"config.json", "model.safetensors", "preprocessor_config.json", "vocab.txt"}
+    assert {path.name for path in BLIP.iterdir()} >= {"config.json", "model.safetensors", "preprocessor_config.json", "vocab.txt"}
 
 
 def test_base_loads_with_plain_transformers() -> None:
@@ -83,11 +83,11 @@ def test_large_finds_more_than_chance(few: list[dict]) -> None:
 
 
 def test_matcher_loads_with_plain_transformers_and_has_the_two_ids_of_the_released_one() -> None:
-    model, report = BlipForImageTextRetrieval.from_pretrained(MATCHER, output_loading_info=True)
-    processor = BlipProcessor.from_pretrained(MATCHER)
+    model, report = BlipForImageTextRetrieval.from_pretrained(BLIP, output_loading_info=True)
+    processor = BlipProcessor.from_pretrained(BLIP)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert isinstance(processor.tokenizer, BertTokenizer)
-    num_words = len((MATCHER / "vocab.txt").read_text(encoding="utf-8").splitlines())
+    num_words = len((BLIP / "vocab.txt").read_text(encoding="utf-8").splitlines())
     text = model.config.text_config
     assert text.vocab_size == num_words + 2 == len(processor.tokenizer) + 2
     assert text.bos_token_id == num_words, "[DEC]"
@@ -95,7 +95,7 @@ def test_matcher_loads_with_plain_transformers_and_has_the_two_ids_of_the_releas
     assert processor.image_processor.size == {"height": 64, "width": 64}
 
 
-@pytest.mark.parametrize("folder", [BASE, LARGE, MATCHER])
+@pytest.mark.parametrize("folder", [BASE, LARGE, BLIP])
 def test_image_processors_are_named_so_that_any_installation_loads_them(folder: Path) -> None:
     named = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))["image_processor_type"]
     # The public name: resolved to the torchvision class or to Pillow's, whichever can run.
@@ -104,22 +104,22 @@ def test_image_processors_are_named_so_that_any_installation_loads_them(folder: 
 
 
 def test_every_caption_fits_and_every_word_is_one_token(rows: list[dict]) -> None:
-    base, matcher = SiglipProcessor.from_pretrained(BASE).tokenizer, BlipProcessor.from_pretrained(MATCHER).tokenizer
-    assert all(len(base(word).input_ids) == 2 and len(matcher(word).input_ids) == 3 for word in vocabulary())
+    base, blip = SiglipProcessor.from_pretrained(BASE).tokenizer, BlipProcessor.from_pretrained(BLIP).tokenizer
+    assert all(len(base(word).input_ids) == 2 and len(blip(word).input_ids) == 3 for word in vocabulary())
     captions = [caption for row in rows for caption in row["captions"]]
     assert max(len(ids) for ids in base(captions).input_ids) <= NUM_TEXT_TOKENS
-    lengths = [len(ids) for ids in matcher([blip_text(caption) for caption in captions]).input_ids]
-    assert max(lengths) <= matcher.model_max_length == 35
-    assert base.unk_token_id not in base("zebra & quilt")["input_ids"][:-1] and matcher.unk_token_id not in matcher("zebra quilt").input_ids
+    lengths = [len(ids) for ids in blip([blip_text(caption) for caption in captions]).input_ids]
+    assert max(lengths) <= blip.model_max_length == 35
+    assert base.unk_token_id not in base("zebra & quilt")["input_ids"][:-1] and blip.unk_token_id not in blip("zebra quilt").input_ids
 
 
 def test_vocabularies_made_anew_are_the_committed_ones() -> None:
-    base, matcher = SiglipProcessor.from_pretrained(BASE).tokenizer, BlipProcessor.from_pretrained(MATCHER).tokenizer
+    base, blip = SiglipProcessor.from_pretrained(BASE).tokenizer, BlipProcessor.from_pretrained(BLIP).tokenizer
     assert siglip_processor().tokenizer.get_vocab() == base.get_vocab()
-    assert blip_processor().tokenizer.get_vocab() == matcher.get_vocab()
+    assert blip_processor().tokenizer.get_vocab() == blip.get_vocab()
 
 
-@pytest.mark.parametrize("folder", [BASE, LARGE, MATCHER])
+@pytest.mark.parametrize("folder", [BASE, LARGE, BLIP])
 def test_the_scripts_scale_pixels_as_the_saved_processors_do(few: list[dict], folder: Path) -> None:
     images = AutoProcessor.from_pretrained(folder).image_processor
     expected_BCHW = images(images=pictures(few[:4]), return_tensors="pt")["pixel_values"]
@@ -137,12 +137,12 @@ def test_base_and_matcher_find_more_than_chance(few: list[dict]) -> None:
     captions = [row["captions"][0] for row in few]
     inputs = processor(images=pictures(few), text=captions, padding="max_length", return_tensors="pt")
     base_recall = mean_recall_at_1(base(input_ids=inputs["input_ids"], pixel_values=inputs["pixel_values"]).logits_per_image)
-    matcher, words = BlipForImageTextRetrieval.from_pretrained(MATCHER).eval(), BlipProcessor.from_pretrained(MATCHER)
+    blip, words = BlipForImageTextRetrieval.from_pretrained(BLIP).eval(), BlipProcessor.from_pretrained(BLIP)
     inputs = words(images=pictures(few), text=[blip_text(text) for text in captions], padding=True, return_tensors="pt")
     inputs["input_ids"][:, 0] = len(words.tokenizer) + 1
     margins = []
     for pixels_CHW in inputs["pixel_values"]:
-        scores_N2 = matcher(inputs["input_ids"], pixels_CHW[None], attention_mask=inputs["attention_mask"]).itm_score
+        scores_N2 = blip(inputs["input_ids"], pixels_CHW[None], attention_mask=inputs["attention_mask"]).itm_score
         margins.append(scores_N2[:, 1] - scores_N2[:, 0])
     assert base_recall > 3 / len(few)
     assert mean_recall_at_1(torch.stack(margins)) > 3 / len(few)

@@ -40,9 +40,9 @@ def trusting_calls(source: str) -> list[tuple[int, str]]:
     return found
 
 
-@pytest.mark.parametrize("room", ["eval", "rerank", "train", "demo", "benchmarks"])
-def test_every_loader_is_told_to_run_no_code(room: str) -> None:
-    files = sorted((ROOT / room).rglob("*.py"))
+@pytest.mark.parametrize("package", ["eval", "rerank", "train", "demo", "benchmarks"])
+def test_every_loader_is_told_to_run_no_code(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
     assert files
     wrong = [
         f"{path.relative_to(ROOT)}:{line} {called}" for path in files for line, called in trusting_calls(path.read_text(encoding="utf-8"))

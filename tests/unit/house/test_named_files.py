@@ -38,7 +38,6 @@ OTHERS = {
     "PATH/TO/src/open_clip/loss.py": "of open_clip",
     "loss.py": "of open_clip",
     "train.py": "a user's own script, whose name must not be taken for a command",
-    "results/mining-at-size-cuda.md": "an output that a benchmark's usage shows",
 }
 
 

@@ -32,9 +32,9 @@ def test_the_wheel_holds_metadata_only(tmp_path: Path) -> None:
     source.mkdir()
     for name in ("pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for room in ("eval", "rerank", "train", "demo", "tests", "configs"):
-        (source / room).mkdir()
-        (source / room / "__init__.py").touch()
+    for package in ("eval", "rerank", "train", "demo", "tests", "configs"):
+        (source / package).mkdir()
+        (source / package / "__init__.py").touch()
     (source / "stray.py").touch()
     build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True)
