@@ -1,17 +1,21 @@
 """New."""
 
+from __future__ import annotations
+
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from eval.atomic import apply_umask, sync_folder
 from eval.errors import UserError
-from train.config.run import RunConfig
 from train.engine.checkpoint import Checkpoints, NoReadableCheckpoint, State, verify
+
+if TYPE_CHECKING:
+    from train.config.run import RunConfig
 
 _EXPORTED_SUFFIXES = {".json", ".safetensors", ".md", ".model", ".txt", ".jinja"}
 

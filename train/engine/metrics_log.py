@@ -1,15 +1,18 @@
 """Where a run's numbers go: metrics.jsonl always, the terminal, and Weights & Biases when asked for, never fatal."""
 
+from __future__ import annotations
+
 import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from train.config.run import RunConfig
-from train.optim.loss_scale import LossScale
+if TYPE_CHECKING:
+    from train.config.run import RunConfig
+    from train.optim.loss_scale import LossScale
 
 
 class MetricsLog:
