@@ -1,4 +1,4 @@
-"""New."""
+"""The cached embeddings of frozen towers, as batches and mining read them."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""New."""
+"""Export folders: written whole or not at all, from the best, the last or a numbered checkpoint."""
 
 from __future__ import annotations
 

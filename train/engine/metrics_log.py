@@ -99,7 +99,7 @@ class WandbMirror:
         numbers = {f"{place}/{key}": value for key, value in flatten(record, "/").items() if isinstance(value, (int, float))}
         try:
             self._run.log(numbers | {"train_step": step})
-        except Exception as error:  # with its backend gone every call raises (facts.md)
+        except Exception as error:  # with its backend gone every call raises
             self._fail(error)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from eval.dataset.retrieval_set import PositivePairs
-from eval.encoder.embedding_files import Held, Rows, Shards
+from eval.encoder.embedding_files import EmbeddingRows, InMemoryRows, Shards
 from eval.encoder.encoder import TEXT_BLOCK
 from eval.errors import UserError
 from eval.execution import ONE_PROCESS, Execution
@@ -59,7 +59,7 @@ def require_faiss() -> Any:
 
 
 def approximate_search(
-    queries: Rows, gallery: Shards, positives: PositivePairs, depth: int, asked: Approximate, processes: Processes = Processes()
+    queries: EmbeddingRows, gallery: Shards, positives: PositivePairs, depth: int, asked: Approximate, processes: Processes = Processes()
 ) -> Found:
     """As :func:`eval.search.streamed.stream_search`, but the items found may lack some, and a list may be short (index -1).
 
@@ -87,7 +87,7 @@ def approximate_search(
     return found
 
 
-def recall_of_sample(queries: Shards, gallery: Rows, found: Found, execution: Execution = ONE_PROCESS) -> float:
+def recall_of_sample(queries: Shards, gallery: EmbeddingRows, found: Found, execution: Execution = ONE_PROCESS) -> float:
     """Share of the exact top K that was found, over at most SAMPLE evenly spaced queries that are not rows of zeros; nan without any.
 
     Found is what scores as high as the exact K-th: of captions with the same text one is as good as another.
@@ -98,7 +98,7 @@ def recall_of_sample(queries: Shards, gallery: Rows, found: Found, execution: Ex
         return float("nan")
     depth = found.indices_QK.shape[1]
     nothing = PositivePairs(np.zeros(len(sample_S) + 1, dtype=np.int64), np.zeros(0, dtype=np.int64))
-    exact = stream_search(Held(queries.at(sample_S)), gallery, nothing, depth, execution=execution)
+    exact = stream_search(InMemoryRows(queries.at(sample_S)), gallery, nothing, depth, execution=execution)
     hits_SK = found.scores_QK[sample_S] >= exact.scores_QK[:, -1:] - _ROUNDING
     return float(hits_SK.mean())
 

@@ -1,4 +1,4 @@
-"""Weights, gradients and moments in parts, one on each process, for models beyond one GPU's memory (FSDP, torch's fully_shard).
+"""Weights, gradients and optimizer state in parts, one on each process, for models beyond one GPU's memory (FSDP, torch's fully_shard).
 
 Each layer of an encoder, and each tower with what else it holds, gathers its weights when it is run, forward or backward, and lets them go
 after; its gradients are added up and shared out as the backward pass leaves it. Scale and bias, two numbers, are whole everywhere. The

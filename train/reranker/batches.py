@@ -205,7 +205,7 @@ class MatchBatches(Dataset):  # type: ignore[type-arg]
     def _easy(self, image: int, place: int, step: int, spoken_B: np.ndarray, used: list[int], count: int) -> list[int]:
         """Captions of other images of the whole batch that are not true of this one, in an order drawn for it; no text twice.
 
-        What the matcher was asked about and called a match is as unwelcome here as among the hard ones.
+        What the cross-encoder was asked about and called a match is as unwelcome here as among the hard ones.
         """
         others = spoken_B[generator(self._order.seed, _EASY, step, place).permutation(len(spoken_B))]
         false = others[~self._dataset.is_positive(np.array(image), self._pool.hash_C[others])]

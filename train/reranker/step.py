@@ -1,4 +1,4 @@
-"""One optimizer step of the matcher: judge every pair, cross-entropy over the pairs of all processes, then the update of
+"""One optimizer step of the cross-encoder: judge every pair, cross-entropy over the pairs of all processes, then the update of
 train/optim/update.py.
 
 The loss is the mean over all pairs of the whole batch, whichever process or micro-batch holds them, so any number of processes and any size
@@ -59,12 +59,12 @@ class MatchResult:
 
     @property
     def constant_loss(self) -> float:
-        """What a matcher that answers the same to every pair gets at this ratio."""
+        """What a cross-encoder that answers the same to every pair gets at this ratio."""
         return constant_loss(self.num_true, self.num_false)
 
 
 class MatchStepper:
-    """Takes optimizer steps on a matcher.
+    """Takes optimizer steps on a cross-encoder.
 
     Attributes:
         update: the second half of a step, with fp16's loss scale.

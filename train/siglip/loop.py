@@ -156,8 +156,8 @@ class Loop(BaseLoop):
         self._use(found.negatives)
         self.extra_file = found.path
         composed = self.order.window_record()
-        self.write("mining", found.sheet.as_record() | composed | {"seconds": time.perf_counter() - started})
-        job.log(f"step {self.state.step}: {found.sheet}" + "".join(f"; {key}: {value:,.4g}" for key, value in composed.items()))
+        self.write("mining", found.report.as_record() | composed | {"seconds": time.perf_counter() - started})
+        job.log(f"step {self.state.step}: {found.report}" + "".join(f"; {key}: {value:,.4g}" for key, value in composed.items()))
 
     def _true_pairs(self) -> TruePairs:
         mining = self.config.mining

@@ -1,4 +1,4 @@
-"""One refresh of a job's negatives: mine in the form asked for, and write the table and its sheet."""
+"""One refresh of a job's negatives: mine in the form asked for, and write the table and its report."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Refreshed:
 
     Attributes:
         path: the table's file.
-        page: the sheet with examples.
+        page: the report with examples.
     """
 
     negatives: Negatives
-    sheet: MiningReport
+    report: MiningReport
     path: Path
     page: Path
 
@@ -69,7 +69,7 @@ def refresh_negatives(
 
     Raises:
         UserError: an embedding or a score of the cross-encoder is not finite.
-        OSError: embeddings, table or sheet cannot be written.
+        OSError: embeddings, table or report cannot be written.
     """
     config, mining = job.config, job.config.mining
     assert mining is not None
@@ -79,7 +79,7 @@ def refresh_negatives(
     if scorer is not None:
         cached = job.processes.together(lambda: PairStore(job.folder / "pair-scores", job.log))
         cross_encoder = MiningCrossEncoder(scorer, job.pool, kept=cached, execution=execution)
-    negatives, sheet = (mine_images if mining.form == "images" else mine)(
+    negatives, report = (mine_images if mining.form == "images" else mine)(
         Retriever(job.tuned.siglip, job.tuned.inputs, frozen, members),
         job.pool,
         mining,
@@ -93,5 +93,5 @@ def refresh_negatives(
     with job.processes.jointly():
         if job.processes.is_main:
             write_negatives(path, negatives, job.pool)
-            write_mining_report(path.parent, sheet, negatives, job.pool, job.truth)
-    return Refreshed(negatives, sheet, path, path.with_suffix(".html"))
+            write_mining_report(path.parent, report, negatives, job.pool, job.truth)
+    return Refreshed(negatives, report, path, path.with_suffix(".html"))
