@@ -45,7 +45,7 @@ def _run(asked: Any) -> int:
 
 
 class _Tuning:
-    """The tuning of SigLIP (a `train.engine.command.RunKind`)."""
+    """The tuning of SigLIP (a `train.engine.command.Kind`)."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -36,7 +36,7 @@ from train.config.load import read_run
 from train.data.splits import load_data
 from train.engine.export_folder import check_replaceable
 from train.model.siglip import TunedModel, merged_state
-from train.siglip.export import LoadedCheckpoint, export_model, load_checkpoint, model_card
+from train.siglip.export import Chosen, export_model, load_checkpoint, model_card
 from train.siglip.watch import Recall
 
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -72,7 +72,7 @@ class Line:
     model: TunedModel
 
     @classmethod
-    def of(cls, chosen: LoadedCheckpoint) -> "Line":
+    def of(cls, chosen: Chosen) -> "Line":
         """From the base of a run to a checkpoint of it."""
         siglip, _ = load_siglip(chosen.base)
         base = {name: value.detach().clone() for name, value in siglip.state_dict().items()}
@@ -155,7 +155,7 @@ def _write(output: Path, record: dict[str, Any], tables: Mapping[str, pa.Table])
     replace_together(writers | {output / "wise.json": lambda path: path.write_text(text, encoding="utf-8")})
 
 
-def _export(config: JobConfig, chosen: LoadedCheckpoint, line: Line, alpha: float, on_val: Recall | None, folder: Path) -> None:
+def _export(config: JobConfig, chosen: Chosen, line: Line, alpha: float, on_val: Recall | None, folder: Path) -> None:
     """The model at an alpha as a plain folder, whose card says so."""
     score = f"; mean R@1 on val {100 * on_val.mean:.2f}" if on_val is not None else ""
     weights = f"WiSE-FT (arXiv 2109.01903), alpha {alpha:g} of the way from the base to this checkpoint{score}"

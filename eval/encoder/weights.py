@@ -31,7 +31,7 @@ def load_weights(model_class: Any, name: str, config: Any, **options: Any) -> tu
     Args:
         model_class: a class of transformers with from_pretrained.
         name: folder or hub id.
-        options: others of from_pretrained.
+        options: further ones of from_pretrained.
 
     Raises:
         UserError: a pytorch_model.bin holds anything but tensors, or the copy of it is damaged.
@@ -60,7 +60,7 @@ def _pickled_weights(name: str) -> Path | None:
         if _file(name, SAFE_WHOLE) or _file(name, SAFE_INDEX):
             return None
         return _file(name, PICKLED_WHOLE) or _file(name, PICKLED_INDEX)
-    except (OSError, ValueError):  # no such repository: loading the model reports it
+    except (OSError, ValueError):  # no such repository, say: loading the model says so
         return None
 
 
@@ -100,7 +100,7 @@ def _is_whole(copy: Path) -> bool:
 
 
 def _write_copy(weights: Path, copy: Path) -> None:
-    """Writes next to `copy` and renames; a process that a lock cannot hold back (another machine's, perhaps) may have been faster."""
+    """Writes beside `copy` and renames; a process that a lock cannot hold back (another machine's, perhaps) may have been faster."""
     for leftover in copy.parent.glob(f".{copy.name}.*.tmp"):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     temporary = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}.tmp")

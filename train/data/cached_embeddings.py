@@ -1,4 +1,4 @@
-"""The cached embeddings of frozen towers, as batches and mining read them."""
+"""New."""
 
 from dataclasses import dataclass
 

@@ -5,20 +5,14 @@ it was mined at. Both are part of a checkpoint, so a resumed run composes the ba
 process.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from eval.dataset.retrieval_set import RetrievalSet
+from train.config.mining import MiningConfig
 from train.data.hard_image_order import AnchorOrder, HardImageOrder, HardImages, Turns
+from train.data.negatives import Negatives
 from train.data.neighbour_order import NeighbourOrder, Neighbours
-
-if TYPE_CHECKING:
-    from eval.dataset.retrieval_set import RetrievalSet
-    from train.config.mining import MiningConfig
-    from train.data.negatives import Negatives
-    from train.data.order import BatchOrder, Order
+from train.data.order import BatchOrder, Order
 
 
 def turns_of(mining: MiningConfig | None, base: BatchOrder) -> Turns:

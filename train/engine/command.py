@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from eval.errors import UserError
 
 
-class RunKind(Protocol):
+class Kind(Protocol):
     """What a kind of run adds: how it starts, what it goes through, how it ends."""
 
     @property
@@ -35,7 +35,7 @@ class RunKind(Protocol):
         """Export, evaluate, report."""
 
 
-def carry_out(kind: RunKind) -> int:
+def carry_out(kind: Kind) -> int:
     """Go through a run, from where it stands to its end; returns 0. Call on every process."""
     from train.engine.folder import claim_folder
     from train.engine.loop import BaseLoop, ProcessesLost, Stopped, StopSignals, is_loss_of_processes

@@ -1,18 +1,15 @@
 """Where a run's numbers go: metrics.jsonl always, the terminal, and Weights & Biases when asked for, never fatal."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-if TYPE_CHECKING:
-    from train.config.run import RunConfig
-    from train.optim.loss_scale import LossScale
+from train.config.run import RunConfig
+from train.optim.loss_scale import LossScale
 
 
 class MetricsLog:
@@ -99,7 +96,7 @@ class WandbMirror:
         numbers = {f"{place}/{key}": value for key, value in flatten(record, "/").items() if isinstance(value, (int, float))}
         try:
             self._run.log(numbers | {"train_step": step})
-        except Exception as error:  # with its backend gone every call raises
+        except Exception as error:  # with its backend gone every call raises (facts.md)
             self._fail(error)
 
     def close(self) -> None:

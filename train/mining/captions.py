@@ -1,4 +1,4 @@
-"""Mine hard captions: for every image what the model itself ranks highest and what is not known to be true of it."""
+"""New."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -69,7 +69,7 @@ def build_model(config: ModelConfig, base: str, seed: int = 0) -> TunedModel:
         tuned.peft = _add_lora(siglip, config.lora, set(config.freeze))
     for tower in config.freeze:
         getattr(siglip, _TOWER_PREFIX[tower]).requires_grad_(False)
-    # peft freezes everything it does not adapt, and its modules_to_save does nothing for bare parameters.
+    # peft freezes everything it does not adapt, and its modules_to_save does nothing for bare parameters (docs/numerics.md).
     siglip.logit_scale.requires_grad_(True)
     siglip.logit_bias.requires_grad_(True)
     if config.logit_bias is not None:
@@ -82,7 +82,7 @@ def build_model(config: ModelConfig, base: str, seed: int = 0) -> TunedModel:
 
 def _add_lora(siglip: SiglipModel, config: LoraConfig, frozen: set[str]) -> Any:
     """Adapters in every projection of the encoders' layers, of towers that are not frozen. Never in the vision head's
-    nn.MultiheadAttention, whose adapters would get no gradient."""
+    nn.MultiheadAttention, whose adapters would get no gradient (docs/numerics.md)."""
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 

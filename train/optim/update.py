@@ -4,23 +4,18 @@ Gradients that are whole on every process lie in one flat buffer, which is summe
 rebuilds its buckets after the first step, which changes the order of summation, so that a resumed run would differ in its last bits.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from eval.processes import Processes
 from eval.sharded import whole
+from train.config.run import LoopConfig
 from train.optim.loss_scale import LossScale
-
-if TYPE_CHECKING:
-    from eval.processes import Processes
-    from train.config.run import LoopConfig
-    from train.optim.optimizer import Trainable
+from train.optim.optimizer import Trainable
 
 
 class NotFinite(Exception):

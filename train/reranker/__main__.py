@@ -52,7 +52,7 @@ def run_reranker(asked: Any) -> int:
 
 
 class RerankerTuning:
-    """The tuning of a reranker (a `train.engine.command.RunKind`)."""
+    """The tuning of a reranker (a `train.engine.command.Kind`)."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -1,4 +1,4 @@
-"""A checkpoint of SigLIP's tuning as plain Hugging Face weights, with processor and model card."""
+"""New."""
 
 import json
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ def model_card(config: JobConfig, state: State, chosen_step: int, base: str, *, 
 
 
 @dataclass(frozen=True)
-class LoadedCheckpoint:
+class Chosen:
     """A checkpoint of a run, loaded on the CPU: its model, its step, the run's newest state, and the base's name."""
 
     tuned: TunedModel
@@ -87,7 +87,7 @@ class LoadedCheckpoint:
     base: str
 
 
-def load_checkpoint(config: JobConfig, which: str) -> LoadedCheckpoint:
+def load_checkpoint(config: JobConfig, which: str) -> Chosen:
     """Load the best, the last or a numbered checkpoint of a run.
 
     Raises:
@@ -99,7 +99,7 @@ def load_checkpoint(config: JobConfig, which: str) -> LoadedCheckpoint:
     if tuned.base_sha256 != newest.base_sha256:
         raise UserError(f"{base} has other weights now than when the run began; adapters and frozen towers would not fit it")
     checkpoints.load_weights(step, tuned)
-    return LoadedCheckpoint(tuned, step, newest, base)
+    return Chosen(tuned, step, newest, base)
 
 
 def export_checkpoint(config: JobConfig, which: str, folder: Path) -> int:
@@ -109,6 +109,6 @@ def export_checkpoint(config: JobConfig, which: str, folder: Path) -> int:
         UserError: the run or the checkpoint is not there, or damaged.
         OSError: the export cannot be written.
     """
-    loaded = load_checkpoint(config, which)
-    export_model(loaded.tuned, folder, model_card(config, loaded.newest, loaded.step, loaded.base))
-    return loaded.step
+    chosen = load_checkpoint(config, which)
+    export_model(chosen.tuned, folder, model_card(config, chosen.newest, chosen.step, chosen.base))
+    return chosen.step

@@ -15,20 +15,20 @@ import numpy as np
 import pyarrow as pa
 from transformers import SiglipModel
 
+from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_siglip
+from eval.encoder.inputs import SiglipInputs
 from eval.execution import Execution
 from eval.metrics.comparison import compare
 from eval.metrics.evaluate import Figures, check_stages, query_table
 from eval.metrics.significance import interval, resample_weights
 from eval.metrics.stage_metrics import StageMetrics
+from eval.processes import Processes
 from eval.search.ranking import DIRECTIONS
 from eval.search.retrieve import retrieve
+from train.config.evaluation import WatchConfig
 
 if TYPE_CHECKING:
-    from eval.dataset.retrieval_set import RetrievalSet
-    from eval.encoder.inputs import SiglipInputs
-    from eval.processes import Processes
-    from train.config.evaluation import WatchConfig
     from train.data.splits import RetentionSet
 
 
