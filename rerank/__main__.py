@@ -175,8 +175,7 @@ def rerank(
     """The final lists, and the scores that ordered them if a reranker did."""
     if scorer is None:
         return [Answers.of(ranking, None) for ranking in found.rankings.values()], None
-    options: Any = {"skip_margin": asked.skip_margin, "kept": kept, "processes": processes, "progress": processes.is_main}
-    return reranked_answers(found, scorer, **options)
+    return reranked_answers(found, scorer, skip_margin=asked.skip_margin, kept=kept, processes=processes, progress=processes.is_main)
 
 
 def provenance(asked: argparse.Namespace, found: FirstAnswers, weights: str, scorer: PairScorer | None) -> dict[str, Any]:

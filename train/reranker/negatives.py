@@ -95,7 +95,7 @@ def check_mined(negatives: NegativesConfig, tables: Sequence[Negatives]) -> None
         raise UserError(
             "no hard negatives were mined: every candidate was filtered out, for the reasons above, and true pairs alone teach a "
             "cross-encoder to call everything a match. Loosen negatives.margin, perc_pos, rank_min or drop_matches_at, raise "
-            "negatives.pool_top_k, or take negatives.fill_with_easy=true; under another name=, for this folder belongs to this configuration"
+            "negatives.pool_top_k, or take negatives.fill_with_easy=true; under another name=, for this folder has this configuration"
         )
 
 
