@@ -148,8 +148,6 @@ class Reference:
             return scores[0]
         if system.combination == "reciprocal-rank":
             scores = [Bounds.reciprocal_ranks(own.low_qN) for own in scores]
-        elif system.combination == "logits":
-            weights = [weight * member.scale for weight, member in zip(weights, members, strict=True)]
         else:
             weights = [weight * member.scale for weight, member in zip(weights, members, strict=True)]
         return Bounds.weighted([(weight / sum(weights), own) for weight, own in zip(weights, scores, strict=True)])

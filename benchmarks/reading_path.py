@@ -42,9 +42,10 @@ def launch_files(folder: Path) -> tuple[list[str], list[str]]:
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\necho "$1" >>{folder}/asked\necho "$0"\n', encoding="utf-8")
     python.chmod(0o755)
-    environment = os.environ | {"VIRTUAL_ENV": str(folder), "ACCELERATE_USE_CPU": "true", "PS4": "+${BASH_SOURCE}+ "}
+    environment = os.environ | {"VIRTUAL_ENV": str(folder), "ACCELERATE_USE_CPU": "true"}
     environment.pop("LAUNCH_ARGS", None)
-    traced = subprocess.run(["bash", "-x", "./launch.sh"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stderr
+    script = "PS4='+$BASH_SOURCE+ '; set -x; source ./launch.sh"
+    traced = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stderr
     sources = re.findall(r"^\++([^+ ]*\.sh)\+ ", traced, flags=re.MULTILINE)
     asked = (folder / "asked").read_text(encoding="utf-8").splitlines()
     python_files = [str(Path(path).relative_to(ROOT)) for path in asked if path.endswith(".py")]

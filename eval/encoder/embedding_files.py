@@ -18,7 +18,7 @@ from eval.processes import Processes
 BLOCKS_AT_ONCE = 64
 
 
-class Rows(Protocol):
+class EmbeddingRows(Protocol):
     """Unit vectors that are read in parts, the same on every process; reading is a common act of all processes."""
 
     num_rows: int
@@ -28,20 +28,20 @@ class Rows(Protocol):
         """Rows start to stop, float32 of shape (stop - start, D)."""
 
 
-class Held:
-    """Rows that lie in memory, on every process."""
+class InMemoryRows:
+    """Rows in memory, on every process."""
 
     def __init__(self, vectors_ND: np.ndarray) -> None:
         self._vectors_ND = vectors_ND
         self.num_rows, self.width = vectors_ND.shape
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """As :class:`Rows` says."""
+        """As :class:`EmbeddingRows` says."""
         return self._vectors_ND[start:stop]
 
 
 class Shards:
-    """Rows that lie on disk, block number b with process b % world_size: first every block is appended, then `seal`, then they are read."""
+    """Rows on disk, block number b with process b % world_size: first every block is appended, then `seal`, then they are read."""
 
     def __init__(self, folder: Path | None, num_rows: int, block: int, processes: Processes) -> None:
         """Open this process's file.

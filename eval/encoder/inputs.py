@@ -1,7 +1,7 @@
 """A SigLIP checkpoint's own contract for its inputs: text padded to the text tower's length without a mask, images squashed to its square.
 
 The text tower pools the LAST position, so padding is part of the input: a shorter padding, a mask, or upper case gives another embedding
-(facts: mteb#1424 lost 20 to 70 points to it). So the contract is not only followed but checked when a checkpoint is loaded.
+(mteb#1424 lost 20 to 70 points to it). So the contract is not only followed but checked when a checkpoint is loaded.
 """
 
 import os
@@ -57,7 +57,7 @@ class SiglipInputs:
             TypeError,
             KeyError,
         ) as error:  # whatever damage makes of them
-            raise UserError(f"{name}: no usable tokenizer and image processor beside the weights ({error})") from error
+            raise UserError(f"{name}: no usable tokenizer and image processor next to the weights ({error})") from error
         inputs = cls(tokenizer, image_processor, config.text_config.max_position_embeddings, config.vision_config.image_size)
         inputs._check(name, config)
         return inputs

@@ -44,7 +44,7 @@ def read_pickled(path: Path) -> Any:
 
 
 def write_as_safetensors(weights: Path, target: Path) -> int:
-    """Writes the tensors of pytorch_model.bin, or of the shards beside pytorch_model.bin.index.json, into the folder `target`.
+    """Writes the tensors of pytorch_model.bin, or of the shards next to pytorch_model.bin.index.json, into the folder `target`.
 
     Returns:
         The number of tensors.
@@ -98,7 +98,7 @@ def read_pickled_index(path: Path) -> dict[str, str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: expected an object with a weight_map ({type(error).__name__}: {error})") from error
     if strangers := sorted({place for place in places.values() if Path(place).name != place or not place.endswith(".bin")}):
-        raise UserError(f"{path}: expected names of .bin files beside it; found {', '.join(strangers)}")
+        raise UserError(f"{path}: expected names of .bin files next to it; found {', '.join(strangers)}")
     return places
 
 

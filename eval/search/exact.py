@@ -22,7 +22,7 @@ from eval.search.ranks import RankAccumulator
 QUERY_BLOCK = 1024
 GALLERY_BLOCK = 2048
 
-_TILES_KEPT = 2  # right answers of neighbouring queries lie together, mostly in a tile or two, which then are not made a second time
+_TILES_KEPT = 2  # relevant items of neighbouring queries are mostly in a tile or two, which then are not made a second time
 
 Tile = tuple[range, range, torch.Tensor]
 
@@ -105,7 +105,7 @@ def rank_product(
     """
     _check_positives(positives)
     scores_P = np.zeros(len(positives.indices_P), dtype=np.float32)
-    standing = RankAccumulator(positives, scores_P, product.num_items, depth)
+    accumulator = RankAccumulator(positives, scores_P, product.num_items, depth)
     whole_rows = product.num_items <= product.gallery_block  # then the one tile of a row says what its positives score
     for block in processes.share_of(_num_row_blocks(product)):
         own = _OfRow(product, positives, block)
@@ -113,9 +113,9 @@ def rank_product(
         for rows, columns, tile_qn in _row_of_tiles(product, block, kept):
             if whole_rows:
                 own.read(tile_qn, columns, scores_P)
-            standing.update_rows(tile_qn, rows.start, columns.start)
-        standing.finalize(block * product.query_block)
-    return standing.ranking(direction, processes)
+            accumulator.update_rows(tile_qn, rows.start, columns.start)
+        accumulator.finalize(block * product.query_block)
+    return accumulator.ranking(direction, processes)
 
 
 def rank_product_both(
@@ -242,4 +242,4 @@ def check_finite(noun: str, vectors: np.ndarray) -> None:
 def _check_positives(positives: PositivePairs) -> None:
     without = np.flatnonzero(positives.counts == 0)
     if len(without):
-        raise UserError(f"{len(without)} queries have no right answer, at index {without[:5].tolist()}: give each image a caption")
+        raise UserError(f"{len(without)} queries have no relevant item, at index {without[:5].tolist()}: give each image a caption")

@@ -1,6 +1,6 @@
-"""What one stage of retrieval says in one direction: the head of every query's ranked gallery, and where its positives stand.
+"""The ranking of one stage in one direction: every query's top K, and the rank of each of its positives.
 
-Shape letters: Q queries, K depth of the stored head, P positive (query, gallery item) pairs of all queries together.
+Shape letters: Q queries, K depth of the stored ranking, P positive (query, gallery item) pairs of all queries together.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Ranking:
     image id and place), so that "the lower index first" breaks ties by id.
 
     Attributes:
-        direction: which side asks.
+        direction: which side the queries are.
         top_indices_QK: int64, gallery indices, best first.
         top_scores_QK: float32, the scores that ordered them.
         positive_offsets: int64, shape (Q + 1,); the positives of query q lie at offsets[q]:offsets[q + 1] below.

@@ -97,7 +97,7 @@ class RankAccumulator:
         return span, offsets - offsets[0], self.positives.indices_P[span] - first_item
 
     def _update_on_device(self, tile_qn: torch.Tensor, first_query: int, first_item: int) -> None:
-        """The same on a GPU, whose sorting is cheap beside copies to the host."""
+        """The same on a GPU, whose sorting is cheap compared with copies to the host."""
         self._open_on_device.setdefault(first_query, DeviceTopK(self.depth)).update(tile_qn, first_item)
         span, offsets, own_p = self._positives_of(first_query, len(tile_qn), first_item)
         self._above_P[span] += num_above(tile_qn, offsets, self._scores_P[span], own_p)

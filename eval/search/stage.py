@@ -1,4 +1,4 @@
-"""New."""
+"""The stage: one system of an evaluation, with its rankings and its cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ Sweep = Mapping[int, Mapping[Direction, np.ndarray]]
 
 @dataclass(frozen=True)
 class Stage:
-    """One arm of an evaluation: a name ("base", "tuned+blip"), its ranking in both directions, and what it cost.
+    """One stage of an evaluation: a name ("base", "tuned+blip"), its ranking in both directions, and what it cost.
 
     A reranked one also names its first stage, how many candidates of it were re-ordered, and the best ranks had it been fewer; a
     first stage says how it read its inputs.

@@ -1,9 +1,8 @@
 """Exact search of embeddings too many to hold: tiles of eval/search/exact.py's own grid, with only the best K of every query kept.
 
-A process takes whole rows of tiles, so several give the bits of one, and the scores are those of eval/search/exact.py bit for
-bit.
-Several rows of tiles are worked on at once, so the gallery passes by once for ROW_BLOCKS_AT_ONCE * QUERY_BLOCK queries of each process;
-that bounds the memory beside the result, whatever the number of queries and of items. Shape letters: Q queries, N gallery items, K depth,
+A process takes whole rows of tiles, so several give the bits of one, and the scores are those of eval/search/exact.py bit for bit.
+Several rows of tiles are worked on at once, so the gallery is read once for ROW_BLOCKS_AT_ONCE * QUERY_BLOCK queries of each process;
+that bounds the memory besides the result, whatever the number of queries and of items. Shape letters: Q queries, N gallery items, K depth,
 D width, P positives; q queries and n items of one tile, p positives in it.
 """
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from eval.dataset.retrieval_set import PositivePairs
-from eval.encoder.embedding_files import Rows
+from eval.encoder.embedding_files import EmbeddingRows
 from eval.execution import ONE_PROCESS, Execution
 from eval.search.exact import GALLERY_BLOCK, QUERY_BLOCK
 from eval.search.top_k import DeviceTopK, TopK
@@ -24,10 +23,10 @@ ROW_BLOCKS_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Found:
-    """The head of every query's retrieval; the same on every process.
+    """The top K of every query; the same on every process.
 
     Attributes:
-        indices_QK: int64, gallery indices, best first, equal scores by the lower; -1 where the gallery has no further item.
+        indices_QK: int64, gallery indices, best first, equal scores by the lower; -1 where the gallery has no more items.
         scores_QK: float32; -inf where the index is -1.
         best_positive_Q: float32, the best score of a positive; -inf for a query without one.
         empty_Q: bool; True where the query is a row of zeros (a picture that does not decode).
@@ -51,8 +50,8 @@ class Found:
 
 
 def stream_search(
-    queries: Rows,
-    gallery: Rows,
+    queries: EmbeddingRows,
+    gallery: EmbeddingRows,
     positives: PositivePairs,
     depth: int,
     *,
@@ -75,7 +74,7 @@ def stream_search(
         band = range(first, min(first + at_once, num_row_blocks))
         rows_read = [_row_block(queries, block, positives, gallery.num_rows, depth, execution) for block in band]
         own = [block for block in rows_read if block is not None]
-        tiles.pass_by(own)
+        tiles.multiply(own)
         parts = list(zip(*(block.found().arrays() for block in own), strict=True)) or [()] * 4
         rows = slice(band.start * QUERY_BLOCK, band.stop * QUERY_BLOCK)
         for target, blocks in zip(found.arrays(), parts, strict=True):
@@ -89,13 +88,13 @@ class _Tiles:
     Where an operand lies in memory may change the last bits of a product, and so does its shape: hence copies, padded with zeros.
     """
 
-    def __init__(self, gallery: Rows, device: torch.device) -> None:
+    def __init__(self, gallery: EmbeddingRows, device: torch.device) -> None:
         self._gallery = gallery
         self._rows = torch.zeros(QUERY_BLOCK, gallery.width, device=device)
         self._columns = torch.zeros(GALLERY_BLOCK, gallery.width, device=device)
         self._tile = torch.empty(QUERY_BLOCK, GALLERY_BLOCK, device=device)
 
-    def pass_by(self, row_blocks: "list[_RowBlock]") -> None:
+    def multiply(self, row_blocks: "list[_RowBlock]") -> None:
         """Let every row of queries update the whole gallery."""
         for first_item, num_items, empty in self._gallery_blocks():
             for block in row_blocks:
@@ -116,7 +115,9 @@ class _Tiles:
             yield start, count, torch.nonzero(~self._columns[:count].any(dim=1)).flatten()
 
 
-def _row_block(queries: Rows, block: int, positives: PositivePairs, num_items: int, depth: int, execution: Execution) -> "_RowBlock | None":
+def _row_block(
+    queries: EmbeddingRows, block: int, positives: PositivePairs, num_items: int, depth: int, execution: Execution
+) -> "_RowBlock | None":
     """A row of the grid, read by all processes together, on the one whose it is."""
     first, stop = block * QUERY_BLOCK, min((block + 1) * QUERY_BLOCK, queries.num_rows)
     vectors_qD = queries.rows(first, stop)
@@ -128,12 +129,12 @@ def _row_block(queries: Rows, block: int, positives: PositivePairs, num_items: i
 
 
 class _RowBlock:
-    """The queries of one row of the grid and where they stand."""
+    """The queries of one row of the grid with what they have found so far."""
 
     def __init__(self, vectors_qD: np.ndarray, positives: PositivePairs, num_items: int, depth: int, device: torch.device) -> None:
         self.vectors_qD = torch.from_numpy(np.array(vectors_qD)).to(device)
         depth = min(depth, num_items)
-        self._heads = TopK(len(vectors_qD), depth) if device.type == "cpu" else DeviceTopK(depth)
+        self._top_k = TopK(len(vectors_qD), depth) if device.type == "cpu" else DeviceTopK(depth)
         self._no_thresholds = np.empty((len(vectors_qD), 0), dtype=np.float32)
         self._best_q = torch.full((len(vectors_qD),), -torch.inf, device=device)
         order = np.argsort(positives.indices_P, kind="stable")
@@ -143,10 +144,10 @@ class _RowBlock:
 
     def update(self, tile_qn: torch.Tensor, first_item: int) -> None:
         """Count a tile in."""
-        if isinstance(self._heads, TopK):
-            self._heads.update_rows(tile_qn.numpy(), 0, first_item, self._no_thresholds)
+        if isinstance(self._top_k, TopK):
+            self._top_k.update_rows(tile_qn.numpy(), 0, first_item, self._no_thresholds)
         else:
-            self._heads.update(tile_qn, first_item)
+            self._top_k.update(tile_qn, first_item)
         start, stop = np.searchsorted(self._sorted_items, [first_item, first_item + tile_qn.shape[1]])
         if stop > start:
             query_p = self._query_p[start:stop]
@@ -154,5 +155,5 @@ class _RowBlock:
 
     def found(self) -> Found:
         """What these queries found in all tiles."""
-        indices_qK, scores_qK = self._heads.best()
+        indices_qK, scores_qK = self._top_k.best()
         return Found(indices_qK, scores_qK, self._best_q.cpu().numpy(), (~self.vectors_qD.any(dim=1)).cpu().numpy())

@@ -1,4 +1,4 @@
-"""One look at a tile of scores on a CPU: which lie above a floor, and how many lie above each of a few thresholds.
+"""One pass over a tile of scores on a CPU: which lie above a floor, and how many lie above each of a few thresholds.
 
 The product of a tile is quicker than two careless passes over it, so the tile is read once, in strips that fit a core's cache, and truth
 values are counted eight at a time: eight bytes of a bool array are one 64-bit word, and at most 128 words are added, so no byte overflows.

@@ -109,7 +109,7 @@ class TopK:
 
 
 class DeviceTopK:
-    """What `TopK` is on a CPU: there sorting is cheap beside copies to the host."""
+    """What `TopK` is on a CPU: there sorting is cheap compared with copies to the host."""
 
     def __init__(self, depth: int) -> None:
         """`depth` is K."""

@@ -16,7 +16,7 @@ import numpy as np
 from transformers import SiglipModel
 
 from eval.dataset.retrieval_set import PositivePairs
-from eval.encoder.embedding_files import Rows, Shards
+from eval.encoder.embedding_files import EmbeddingRows, Shards
 from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, stream_captions, stream_images
 from eval.encoder.inputs import SiglipInputs
 from eval.errors import UserError, WriteError
@@ -84,7 +84,7 @@ def find_first(
         captions.seal()
         broken = _blank_rows(images, processes)
         kept = _without_broken(collection, broken)
-        vectors: dict[str, Rows] = {"images": _Kept(images, broken) if len(broken) else images, "captions": captions}
+        vectors: dict[str, EmbeddingRows] = {"images": _Kept(images, broken) if len(broken) else images, "captions": captions}
         embedded = time.perf_counter()
         rankings = {one: _search(one, vectors, top_k, execution) for one in directions}
     seconds = embedded - started, time.perf_counter() - embedded
@@ -130,18 +130,18 @@ def _without_broken(collection: Collection, broken: np.ndarray) -> Collection:
 
 
 class _Kept:
-    """Rows without some of them, as `eval.encoder.embedding_files.Rows`."""
+    """Rows without some of them, as `eval.encoder.embedding_files.EmbeddingRows`."""
 
     def __init__(self, shards: Shards, broken: np.ndarray) -> None:
         self._shards, self._kept = shards, np.setdiff1d(np.arange(shards.num_rows), broken)
         self.num_rows, self.width = len(self._kept), shards.width
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """As `eval.encoder.embedding_files.Rows` says."""
+        """As `eval.encoder.embedding_files.EmbeddingRows` says."""
         return self._shards.at(self._kept[start:stop])
 
 
-def _search(direction: Direction, vectors: dict[str, Rows], top_k: int, execution: Execution) -> Ranking:
+def _search(direction: Direction, vectors: dict[str, EmbeddingRows], top_k: int, execution: Execution) -> Ranking:
     """The best of every query, as a ranking that knows no positives."""
     sides = ("images", "captions") if direction == "image_to_text" else ("captions", "images")
     queries, gallery = vectors[sides[0]], vectors[sides[1]]

@@ -1,6 +1,6 @@
 """What `python -m eval --rerank` is asked to do with its first stages: which reranked arms there will be, and their making."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,17 +71,16 @@ class Plan:
         budget = self._budget(dataset, firsts, scorer, processes)
         if budget is not None and processes.is_main:
             print(f"budget   {budget}", flush=True)
-        shared: Any = {"kept": kept, "processes": processes}
         top_k = self.top_k if budget is None else budget.top_k
         if self.skip_margin is not None:
-            return self._skipping(dataset, firsts, scorer, top_k, budget, shared)
-        scores = score_stages(dataset, firsts, scorer, top_k, **shared)
+            return self._skipping(dataset, firsts, scorer, top_k, budget, kept, processes)
+        scores = score_stages(dataset, firsts, scorer, top_k, kept=kept, processes=processes)
         stages = reranked(firsts, scores, scorer.name, top_k)
         if choose_on is None:
             return Reranked(stages, scores, [], budget)
         other, retrieve = choose_on
         firsts_there = retrieve(other)
-        scores_there = score_stages(other, firsts_there, scorer, top_k, **shared)
+        scores_there = score_stages(other, firsts_there, scorer, top_k, kept=kept, processes=processes)
         chosen = choose_stages(other, firsts_there, scores_there, scorer.name, top_k, self.arms)
         return Reranked(stages + chosen_stages(chosen, [*firsts, *stages], scores), scores, chosen, budget)
 
@@ -100,14 +99,15 @@ class Plan:
         scorer: PairScorer,
         top_k: int,
         budget: Budget | None,
-        shared: Mapping[str, Any],
+        kept: PairStore | None,
+        processes: Processes,
     ) -> "Reranked":
         """The adaptive arm alone: what it does not need is not scored."""
         assert self.skip_margin is not None
         check_top_k(dataset, top_k)
         first, *others = [needed_lists([stage.rankings[d] for d in DIRECTIONS], top_k, self.skip_margin) for stage in firsts]
         lists = first.union(*others)
-        scores = complete_scores(scorer, dataset, lists, **shared, progress=shared["processes"].is_main)
+        scores = complete_scores(scorer, dataset, lists, kept=kept, processes=processes, progress=processes.is_main)
         arms = [adaptive_stage(stage, scores, f"{stage.name}+{scorer.name}", self.skip_margin, top_k) for stage in firsts]
         return Reranked(arms, scores, [], budget)
 

@@ -60,8 +60,7 @@ def score_stages(
     check_top_k(dataset, top_k)
     first, *others = [stage_lists(stage, top_k) for stage in stages]
     shown = show_progress and processes.is_main
-    options: Any = {"cache": kept, "processes": processes, "progress": shown, "on_progress": on_progress}
-    return complete_scores(scorer, dataset, first.union(*others), **options)
+    return complete_scores(scorer, dataset, first.union(*others), cache=kept, processes=processes, progress=shown, on_progress=on_progress)
 
 
 def reranked(stages: Sequence[Stage], scores: PairScores, scorer_name: str, top_k: int) -> list[Stage]:
@@ -125,5 +124,7 @@ def reranked_stages(
     Raises:
         UserError: top_k exceeds the gallery, a picture does not decode, or a score is not finite.
     """
-    options: Any = {"kept": kept, "processes": processes, "show_progress": show_progress, "on_progress": on_progress}
-    return reranked(stages, score_stages(dataset, stages, scorer, top_k, **options), scorer.name, top_k)
+    scores = score_stages(
+        dataset, stages, scorer, top_k, kept=kept, processes=processes, show_progress=show_progress, on_progress=on_progress
+    )
+    return reranked(stages, scores, scorer.name, top_k)

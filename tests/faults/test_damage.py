@@ -34,7 +34,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(killed: tuple[Run, Checkpoin
     run, checkpoints = killed
     flip(checkpoints.path(6) / "optimizer.safetensors")
     (child,) = run.finish()
-    assert "step-6 is damaged and was passed over: optimizer.safetensors" in child.output()
+    assert "step-6 is damaged and was skipped: optimizer.safetensors" in child.output()
     assert "resuming job at step 4" in child.output()
     assert_same(run, straight[1])
 

@@ -22,7 +22,7 @@ MOMENTS = {
     "after the backward pass": Trap("train.siglip.step:FlatGradients.sum_over", 6),
     "weights moved, line not written": Trap("train.siglip.step:Stepper.train_step", 7, after=True),
     "line written, checkpoint not": Trap("train.engine.metrics_log:MetricsLog.sync", 5),
-    "between weights and moments": Trap("train.engine.checkpoint:save_file", 8),
+    "between weights and optimizer state": Trap("train.engine.checkpoint:save_file", 8),
     "checkpoint sealed, not named": Trap("train.engine.checkpoint:Checkpoints._commit", 4),
     "checkpoint named, old ones not pruned": Trap("train.engine.checkpoint:Checkpoints.prune", 6),
     "half pruned": Trap("train.engine.checkpoint:remove_folder", 2, after=True),

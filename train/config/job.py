@@ -1,4 +1,4 @@
-"""New."""
+"""The configuration of SigLIP's tuning: model, loop, mining and what is evaluated."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -25,7 +25,7 @@ class TrainConfig(LoopConfig):
     scale_bias_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak rate of logit scale and bias."""
     shard: bool = False
-    """Keep weights, gradients and moments in parts, one on each process (FSDP), for a model beyond one GPU's memory."""
+    """Keep weights, gradients and optimizer state in parts, one on each process (FSDP), for a model beyond one GPU's memory."""
 
 
 class JobConfig(RunConfig):
@@ -95,7 +95,7 @@ class JobConfig(RunConfig):
 
     @property
     def pair_scores_folder(self) -> Path | None:
-        """Where the final evaluation's pair scores are kept; None: nowhere."""
+        """Where the final evaluation's pair scores are cached; None: nowhere."""
         if self.rerank is None or self.rerank.pair_scores is False:
             return None
         return Path(self.runs_folder) / "pair-scores" if self.rerank.pair_scores is None else Path(self.rerank.pair_scores)

@@ -14,7 +14,7 @@ from train.config.job import JobConfig
 from train.config.run import RunConfig
 from train.config.run_paths import found_from_here
 
-Kind = TypeVar("Kind", bound=RunConfig)
+ConfigType = TypeVar("ConfigType", bound=RunConfig)
 
 
 class ConfigError(UserError):
@@ -26,7 +26,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     return load_run_config(JobConfig, path, overrides)
 
 
-def load_run_config(kind: type[Kind], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Kind:
+def load_run_config(kind: type[ConfigType], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ConfigType:
     """Read a YAML file, apply `key.path=value` overrides (values are YAML) and check everything.
 
     Args:
@@ -113,7 +113,7 @@ def read_run(folder: Path) -> JobConfig:
     return read_run_as(JobConfig, folder)
 
 
-def read_run_as(kind: type[Kind], folder: Path) -> Kind:
+def read_run_as(kind: type[ConfigType], folder: Path) -> ConfigType:
     """The configuration of a run of this kind, wherever its folder lies now and from whichever folder it is read.
 
     Raises:

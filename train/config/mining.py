@@ -12,7 +12,7 @@ class DenoiseConfig(Section):
     """A cross-encoder's word on what is about to be mined: what it calls a match is likely a true caption that the data does not state."""
 
     mode: Literal["drop", "relabel"] = "drop"
-    """drop: a match is passed over. relabel: a sure match becomes a positive of its image while the table is in force."""
+    """drop: a match is filtered out. relabel: a sure match becomes a positive of its image while the table is in force."""
     model: str | None = None
     """A folder, or a hub id such as Salesforce/blip-itm-base-coco; null: rerank.model."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -20,7 +20,7 @@ class DenoiseConfig(Section):
     none (RocketQA, arXiv 2010.08191). results/false-negatives.md shows what other values catch and keep."""
     relabel_threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Probability from which it becomes a positive, mode relabel only; null: 0.9, or threshold where that is higher. Between the two it is
-    passed over."""
+    filtered out."""
 
     @model_validator(mode="after")
     def _check(self) -> "DenoiseConfig":

@@ -20,7 +20,7 @@ class CrossEncoderConfig(Section):
     """What is tuned."""
 
     base: str
-    """The matcher to start from, a BlipForImageTextRetrieval: a folder, or a hub id such as Salesforce/blip-itm-base-coco."""
+    """The cross-encoder to start from, a BlipForImageTextRetrieval: a folder, or a hub id such as Salesforce/blip-itm-base-coco."""
     what: What = "all"
     """head: the matching head alone. lora: the head, and adapters in the text tower's attention, to the words and to the image. all: both
     towers and the head."""
@@ -40,7 +40,7 @@ class CrossEncoderConfig(Section):
 
 
 class NegativesConfig(Section):
-    """What an image's true caption is told from. Hard ones are the miner's own confusions, mined once by the rules of docs/mining.md;
+    """What an image's true caption is told from. Hard ones are the retriever's own confusions, mined once by the rules of docs/mining.md;
     what the data says is true is never among them."""
 
     captions_per_image: Annotated[int, Field(ge=0)] = 2
@@ -50,19 +50,19 @@ class NegativesConfig(Section):
     drawn_from: Annotated[int, Field(gt=0)] = 8
     """So many of the hardest are mined; those that are faced are drawn from them, anew in each epoch."""
     pool_top_k: Annotated[int, Field(gt=0)] = 64
-    """How many of the miner's best are looked at."""
+    """How many of the retriever's best are looked at."""
     margin: float | None = None
-    """In the miner's logits: take only what scores at least this far under the best true one; null: no such rule, for what scores above the
-    truth is what a reranker is for."""
+    """In the retriever's logits: take only what scores at least this far under the best true one; null: no such rule, for what scores above
+    the truth is what a reranker is for."""
     near_duplicates: bool = False
-    """Pass over captions in nearly the same words as a true one."""
+    """Filter out captions in nearly the same words as a true one."""
     rank_min: Annotated[int, Field(gt=0)] = 1
-    """Pass over what ranks above this, from 1: the very first are most often true."""
+    """Filter out what ranks above this, from 1: the very first are most often true."""
     perc_pos: Annotated[float, Field(gt=0, le=1)] | None = None
     """TopK-PercPos: most share of the best true one's cosine; null: no such rule."""
     drop_matches_at: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Ask the matcher, before it is tuned, about what is to be mined, and pass over what it gives this probability of a match, or more:
-    likely true, though the data does not say so. What it is surely wrong about is passed over with it; null: nothing is asked."""
+    """Ask the cross-encoder, before it is tuned, about what is to be mined, and filter out what it gives this probability of a match, or
+    more: likely true, though the data does not say so. What it is surely wrong about is filtered out with it; null: nothing is asked."""
     easy_until_step: Annotated[int, Field(ge=0)] = 0
     """Up to this step negatives are easy ones only: other captions of the batch that are not true of the image."""
     fill_with_easy: bool = False
@@ -102,7 +102,7 @@ class NegativesConfig(Section):
 
 
 class RerankerLoopConfig(LoopConfig):
-    """The loop that tunes the matcher."""
+    """The loop that tunes the cross-encoder."""
 
     micro_batch_size: Annotated[int, Field(gt=0)] | None = None
     """Images whose pairs go through the model at once on one process; below its share of the batch the gradients add up to the same."""
@@ -115,7 +115,7 @@ class RerankerLoopConfig(LoopConfig):
     @classmethod
     def _refuse_shard(cls, record: Any) -> Any:
         if isinstance(record, dict) and "shard" in record:
-            raise ValueError("shard: a matcher is not kept in parts; leave it out, and lower micro_batch_size where memory is short")
+            raise ValueError("shard: a cross-encoder is not kept in parts; leave it out, and lower micro_batch_size where memory is short")
         return record
 
 
@@ -123,11 +123,11 @@ class MatchEvaluationConfig(Section):
     """What is reranked on val, and at the end on test."""
 
     top_k: Annotated[int, Field(gt=1)] = 16
-    """The miner's best of each query that are re-ordered, in both directions."""
+    """The retriever's best of each query that are reranked, in both directions."""
 
 
 class ConstantAnswerConfig(Section):
-    """When the matcher is said to answer the same whatever it is shown."""
+    """When the cross-encoder is said to answer the same whatever it is shown."""
 
     within: Annotated[float, Field(gt=0, lt=1)] = 0.03
     """The running mean of the loss lies this near (as a share) to what a constant answer gets."""

@@ -6,11 +6,11 @@ from typing import Any, TypeVar
 
 from train.config.run import RunConfig
 
-Kind = TypeVar("Kind", bound=RunConfig)
+ConfigType = TypeVar("ConfigType", bound=RunConfig)
 _PATH_KEYS = ("base", "source", "image_root", "truth")
 
 
-def found_from_here(config: Kind, folder: Path) -> Kind:
+def found_from_here(config: ConfigType, folder: Path) -> ConfigType:
     """The configuration with every path that leads nowhere from the working directory, but does from where the run was started, absolute.
 
     A run was started where its own folder, runs_folder/name, ends; where that is moved or absolute, nothing changes.

@@ -1,6 +1,6 @@
 """Checkpoints that survive a kill at any moment: written aside, hashed, committed by a rename; read only if every byte is right.
 
-checkpoints/step-N/ holds weights.safetensors (what trains), optimizer.safetensors (its two moments), state.json, negatives.parquet where
+checkpoints/step-N/ holds weights.safetensors (what trains), optimizer.safetensors (AdamW's state), state.json, negatives.parquet where
 mined captions are in force, and manifest.json with the SHA-256 of each. No pickle, and no random state: order, captions, crops and dropout
 follow from (seed, step).
 """
@@ -149,7 +149,7 @@ class Checkpoints:
         commit_folder(temporary, target)
 
     def discard_after(self, step: int) -> None:
-        """Remove the checkpoints after a step: damaged ones that were passed over. Left there, they would count among the newest kept."""
+        """Remove the checkpoints after a step: damaged ones that were skipped. Left there, they would count among the newest kept."""
         for later in self.steps():
             if later > step:
                 remove_folder(self.path(later))
@@ -175,7 +175,7 @@ class Checkpoints:
                     return self.state(step), warnings
                 except (OSError, ValueError, KeyError, TypeError) as error:
                     fault = f"state.json: {error!r}"
-            warnings.append(f"{self.path(step)} is damaged and was passed over: {fault}")
+            warnings.append(f"{self.path(step)} is damaged and was skipped: {fault}")
         if warnings:
             lines = "\n  ".join(warnings)
             raise NoReadableCheckpoint(
@@ -203,7 +203,7 @@ class Checkpoints:
                 parameter.copy_(placed(saved[name], parameter))
 
     def load_optimizer(self, step: int, tuned: Trainable, optimizer: torch.optim.Optimizer) -> None:
-        """Put a checkpoint's moments into the optimizer."""
+        """Put a checkpoint's optimizer state into the optimizer."""
         num_updates = self.state(step).num_updates
         if num_updates == 0:
             return

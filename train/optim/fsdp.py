@@ -1,4 +1,4 @@
-"""Weights, gradients and moments in parts, one on each process, for models beyond one GPU's memory (FSDP, torch's fully_shard).
+"""Weights, gradients and optimizer state in parts, one on each process, for models beyond one GPU's memory (FSDP, torch's fully_shard).
 
 Each layer of an encoder, and each tower with what else it holds, gathers its weights when it is run, forward or backward, and lets them go
 after; its gradients are added up and shared out as the backward pass leaves it. Scale and bias, two numbers, are whole everywhere. The
@@ -6,7 +6,9 @@ sum of the processes' gradients is what the loss asks for, not their mean, which
 arXiv 2304.11277). The optimizer must be built on the parts: after `shard`.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -15,8 +17,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import SiglipModel
 
 from eval.errors import UserError
-from eval.processes import Processes
-from train.config.job import JobConfig
+
+if TYPE_CHECKING:
+    from eval.processes import Processes
+    from train.config.job import JobConfig
 
 
 def check_shardable(config: JobConfig, processes: Processes) -> None:

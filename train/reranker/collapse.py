@@ -1,7 +1,7 @@
-"""The constant answer: what a matcher's loss is when it says the same of every pair, and how a run that is stuck there is found.
+"""The constant answer: what a cross-encoder's loss is when it says the same of every pair, and how a run that is stuck there is found.
 
-A matcher that learns nothing but how many of its pairs are true gives each the share of true pairs as its probability. Its cross-entropy is
-the entropy of that share: 0.6365 nats at 1 true to 2 false. Fine-tuning runs are known to sit there (BLIP#200).
+A cross-encoder that learns nothing but how many of its pairs are true gives each the share of true pairs as its probability. Its cross-
+entropy is the entropy of that share: 0.6365 nats at 1 true to 2 false. Fine-tuning runs are known to sit there (BLIP#200).
 """
 
 import math
@@ -74,8 +74,8 @@ def loss_warning(running: RunningLoss, num_true: int, num_false: int) -> str:
     loss, constant = running.means
     ratio = f"1 : {num_false / num_true:.2g}" if num_true else "0 : 1"
     return (
-        f"constant answer: the loss has stayed at {loss:.4f}, and a matcher that answers the same to every pair gets {constant:.4f} at "
-        f"{ratio} true to false. {REMEDY}"
+        f"constant answer: the loss has stayed at {loss:.4f}, and a cross-encoder that answers the same to every pair gets "
+        f"{constant:.4f} at {ratio} true to false. {REMEDY}"
     )
 
 

@@ -1,15 +1,15 @@
 """Everything the tuning of a reranker needs before its first step: data, retriever, cross-encoder, optimizer."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 
-from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import hash_weights, load_siglip
-from eval.processes import Processes
 from rerank.reorder.stages import check_top_k
-from train.config.reranker import RerankerConfig
 from train.data.caption_pool import CaptionPool
 from train.data.order import BatchOrder
 from train.data.splits import Splits, ground_truth_pairs, load_splits
@@ -17,6 +17,11 @@ from train.engine.distributed import SharedFolder, check_same
 from train.engine.run import Run
 from train.model.siglip import TunedModel
 from train.reranker.model import TunedCrossEncoder, build_cross_encoder, make_cross_encoder_optimizer
+
+if TYPE_CHECKING:
+    from eval.dataset.retrieval_set import RetrievalSet
+    from eval.processes import Processes
+    from train.config.reranker import RerankerConfig
 
 
 @dataclass(kw_only=True)
@@ -66,7 +71,7 @@ def prepare_reranker(config: RerankerConfig, splits: Splits, accelerator: Accele
     parts = [
         (f"{config.data.source} (split {config.data.train_split})", pool.data_sha256),
         (f"the cross-encoder {config.model.base}", tuned.base_sha256),
-        (f"the miner {config.miner}", retriever.base_sha256),
+        (f"the retriever {config.miner}", retriever.base_sha256),
     ]
     check_same(config, parts, processes)
     tuned.module.to(accelerator.device)
@@ -93,13 +98,13 @@ def describe_reranker(job: RerankerJob) -> list[str]:
     num_all = sum(parameter.numel() for parameter in job.tuned.module.parameters())
     share, negatives = config.train.batch_size // job.processes.world_size, config.negatives
     lines = [
-        f"matcher   {job.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.3f} M of them train ({config.model.what})",
-        f"miner     {config.miner}",
+        f"reranker  {job.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.3f} M of them train ({config.model.what})",
+        f"retriever {config.miner}",
         job.data_line(),
         *job.splits.expand_lines,
         f"pairs     of each image its true caption and up to {negatives.captions_per_image} hard captions, "
         f"{negatives.images_per_caption} hard images; drawn from {negatives.drawn_from}"
-        + (f"; none that the matcher calls a match ({negatives.drop_matches_at:g})" if negatives.drop_matches_at is not None else "")
+        + (f"; none that the cross-encoder calls a match ({negatives.drop_matches_at:g})" if negatives.drop_matches_at is not None else "")
         + (f"; easy ones up to step {negatives.easy_until_step}" if negatives.easy_until_step else ""),
         f"loop      {config.train.max_steps:,} steps of {config.train.batch_size} images = "
         f"{order.num_epochs(config.train.max_steps):.1f} epochs, {config.train.num_warmup_steps} of them warm-up; {config.train.precision}",

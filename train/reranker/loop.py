@@ -1,17 +1,17 @@
 """The loop that tunes a reranker: what a step and an evaluation are. When each is due, checkpoints and resume: train/engine/loop.py."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eval.dataset.images import ImageError
 from eval.encoder.encoder import block_loader
 from eval.errors import UserError
 from eval.metrics.evaluate import values_of
 from eval.metrics.stage_metrics import mean_recall_at_1
 from eval.search.ranking import DIRECTIONS
-from eval.search.stage import Stage
 from rerank.scoring.candidates import candidate_lists
 from train.engine.checkpoint import Checkpoints, State
 from train.engine.loop import BaseLoop, StopSignals
@@ -24,6 +24,10 @@ from train.reranker.job import RerankerJob, describe_reranker
 from train.reranker.negatives import as_hard_tables, check_mined, mine_tables, num_rows, read_tables
 from train.reranker.step import MatchResult, MatchStepper
 
+if TYPE_CHECKING:
+    from eval.dataset.images import ImageError
+    from eval.search.stage import Stage
+
 
 class RerankerLoop(BaseLoop):
     """One run of a tuning from where it stands to its last step."""
@@ -34,7 +38,7 @@ class RerankerLoop(BaseLoop):
         self.running, self._was_named = RunningLoss(), False
         self._tables = HardTables(None, None)
         self._val_stage: Stage | None = None
-        self._miner_values: Any = None
+        self._retriever_values: Any = None
         start = State(
             base_sha256=job.tuned.base_sha256,
             data_sha256=job.data_sha256,
@@ -48,12 +52,12 @@ class RerankerLoop(BaseLoop):
         return describe_reranker(self.job)
 
     def restore_extra(self, checkpoints: Checkpoints) -> None:
-        """Loss scale and running loss of a checkpoint; refuse another miner than the run was begun with."""
+        """Loss scale and running loss of a checkpoint; refuse another retriever than the run was begun with."""
         further = self.state.further or {}
         if further.get("miner_sha256") != self.job.retriever.base_sha256:
             raise UserError(
                 f"{self.config.miner} has other weights than when {self.job.folder} was begun; give the run another name=, or bring the "
-                "miner it began with back"
+                "retriever it began with back"
             )
         self.running = RunningLoss(**further["running"])
         if self.state.loss_scale is not None:
@@ -71,12 +75,12 @@ class RerankerLoop(BaseLoop):
             mined = mine_tables(self.job, progress)
         for one in mined:
             kind = "hard captions of images" if one.form == "columns" else "hard images of captions"
-            self.job.log(f"{kind}: {one.sheet}")
+            self.job.log(f"{kind}: {one.report}")
         check_mined(self.config.negatives, [one.table for one in mined])
         self._tables = as_hard_tables(self.job, {one.form: one.table for one in mined})
         self.state = replace(self.state, mined_at_step=0, negatives=" ".join(one.table.name for one in mined))
         for one in mined:
-            self.write("mining", {"form": one.form} | one.sheet.as_record() | {"seconds": time.perf_counter() - started})
+            self.write("mining", {"form": one.form} | one.report.as_record() | {"seconds": time.perf_counter() - started})
 
     def batches(self) -> Iterable[MatchBatch | ImageError]:
         """Batches from the next step to the last."""
@@ -130,7 +134,7 @@ class RerankerLoop(BaseLoop):
         self.write("step", record)
         if step == 1:
             job.log(
-                f"before the first update the loss is {outcome.loss:.4f}; a matcher that answers the same to every pair gets "
+                f"before the first update the loss is {outcome.loss:.4f}; a cross-encoder that answers the same to every pair gets "
                 f"{outcome.constant_loss:.4f} at {outcome.num_true} true to {outcome.num_false} false pairs"
                 + (f" ({outcome.num_pairs[PairKind.EASY]} of them easy)" if outcome.num_pairs[PairKind.EASY] else "")
             )
@@ -148,7 +152,7 @@ class RerankerLoop(BaseLoop):
         return self.job.val_set is not None
 
     def evaluate(self) -> tuple[float | None, list[str], str | None]:
-        """Rerank the miner's top-K of val with the matcher as it stands, and write the line."""
+        """Rerank the retriever's top-K of val with the cross-encoder as it stands, and write the line."""
         job, val, step = self.job, self.job.val_set, self.state.step
         assert val is not None
         stage = self._retrieved()
@@ -160,31 +164,31 @@ class RerankerLoop(BaseLoop):
             "split": val.split,
             **{direction: found.values[direction] for direction in DIRECTIONS},
             "mean_R@1": found.score,
-            "miner_mean_R@1": mean_recall_at_1(self._miner_values),
+            "miner_mean_R@1": mean_recall_at_1(self._retriever_values),
             "score_std": found.score_std,
             "seconds": found.seconds,
             "best": is_best,
         }
         self.write("eval", record)
         both = " / ".join(f"{100 * found.values[direction]['R@1']:.2f}" for direction in DIRECTIONS)
-        alone = " / ".join(f"{100 * self._miner_values[direction]['R@1']:.2f}" for direction in DIRECTIONS)
+        alone = " / ".join(f"{100 * self._retriever_values[direction]['R@1']:.2f}" for direction in DIRECTIONS)
         self._last_eval = f", {val.split} R@1 {both}"
         best = " (best so far)" if is_best else ""
-        job.log(f"step {step}: {val.split} R@1 image to text / text to image {both} (the miner alone {alone}){best}")
+        job.log(f"step {step}: {val.split} R@1 image to text / text to image {both} (the retriever alone {alone}){best}")
         if found.score_std < LEAST_SCORE_STD:
             self.write("constant_answer", {"seen_in": "scores", "score_std": found.score_std})
             job.log(f"warning: {score_warning(found.score_std, str(val.split))}")
         return found.score, [], None
 
     def _retrieved(self) -> Stage:
-        """The miner's retrieval of val: made once."""
+        """The retriever's retrieval of val: made once."""
         val = self.job.val_set
         assert val is not None
         if self._val_stage is None:
             with self.side_bar("retrieving val", val.num_images + val.num_captions) as progress:
                 self._val_stage = first_stage(self.job, val, progress)
-            self._miner_values = values_of(val, self._val_stage)
+            self._retriever_values = values_of(val, self._val_stage)
         return self._val_stage
 
     def before_step(self) -> None:
-        """Nothing: the miner does not change, so what it mines does not either."""
+        """Nothing: the retriever does not change, so what it mines does not either."""

@@ -1,4 +1,4 @@
-"""The BLIP matcher under training: what of it trains, how it judges pairs, and what a plain one of the same weights is."""
+"""The BLIP cross-encoder under training: what of it trains, how it judges pairs, and what a plain one of the same weights is."""
 
 import copy
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ class MatchInputs:
 
 @dataclass
 class TunedCrossEncoder:
-    """A BLIP matcher under training (a `train.optim.optimizer.Trainable`).
+    """A BLIP cross-encoder under training (a `train.optim.optimizer.Trainable`).
 
     Attributes:
         checkpoint: model and processors; adapters (if any) are inside the model.
@@ -141,11 +141,11 @@ def build_cross_encoder(config: CrossEncoderConfig, seed: int) -> TunedCrossEnco
         seed: what the first weights of adapters are drawn from, the same on every process.
 
     Raises:
-        UserError: the base is no BLIP matcher, or an incomplete one.
+        UserError: the base is no BLIP cross-encoder, or an incomplete one.
     """
     kind = check_cross_encoder(config.base)
     if kind != "blip":
-        raise UserError(f"model.base: expected a BLIP matcher (BlipForImageTextRetrieval); found {config.base!r}, of kind {kind!r}")
+        raise UserError(f"model.base: expected a BLIP cross-encoder (BlipForImageTextRetrieval); found {config.base!r}, of kind {kind!r}")
     checkpoint = load_blip(config.base)
     tuned = TunedCrossEncoder(checkpoint, checkpoint.digest(), config.what, MatchInputs(checkpoint, BlipSettings()))
     model: Any = checkpoint.model

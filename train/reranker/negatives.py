@@ -1,14 +1,15 @@
-"""The two tables a matcher is tuned on: hard captions of every image and hard images of every caption, mined once by the same SigLIP."""
+"""The two tables a cross-encoder is tuned on: hard captions of every image and hard images of every caption, mined once by one SigLIP."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from eval.errors import UserError
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import PairScorer, ScorerSettings
-from train.config.reranker import NegativesConfig
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.hard_image_order import HardImages
 from train.data.negatives import Negatives, read_negatives, write_negatives
@@ -17,11 +18,14 @@ from train.mining.cross_encoder import MiningCrossEncoder
 from train.mining.ensemble import Retriever
 from train.mining.images import mine_images
 from train.mining.refresh import Refresh
-from train.mining.report import MiningReport
 from train.mining.report_page import write_mining_report
 from train.model.frozen_tower import FrozenStore
 from train.reranker.batches import HardTables
-from train.reranker.job import RerankerJob
+
+if TYPE_CHECKING:
+    from train.config.reranker import NegativesConfig
+    from train.mining.report import MiningReport
+    from train.reranker.job import RerankerJob
 
 Form = Literal["columns", "images"]
 
@@ -32,7 +36,7 @@ class MinedTable:
 
     form: Form
     table: Negatives
-    sheet: MiningReport
+    report: MiningReport
 
 
 def forms_of(job: RerankerJob) -> list[Form]:
@@ -48,7 +52,7 @@ def num_rows(job: RerankerJob) -> int:
 
 
 def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> list[MinedTable]:
-    """Mine, and write runs/NAME/negatives/FORM.parquet with its sheet (main process). Call on every process.
+    """Mine, and write runs/NAME/negatives/FORM.parquet with its report (main process). Call on every process.
 
     Raises:
         UserError: an embedding is not finite.
@@ -62,7 +66,7 @@ def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> list[Min
     scorer = _scorer(job)
     found = []
     for form in forms:
-        table, sheet = (mine_images if form == "images" else mine)(
+        table, report = (mine_images if form == "images" else mine)(
             Retriever(model, inputs, frozen),
             job.pool,
             job.config.negatives.mining(form),
@@ -75,35 +79,35 @@ def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> list[Min
         with job.processes.jointly():
             if job.processes.is_main:
                 write_negatives(folder / f"{form}.parquet", table, job.pool)
-                write_mining_report(folder, sheet, table, job.pool, job.truth)
-        found.append(MinedTable(form, table, sheet))
+                write_mining_report(folder, report, table, job.pool, job.truth)
+        found.append(MinedTable(form, table, report))
     model.to("cpu")  # type: ignore[arg-type]
     return found
 
 
 def check_mined(negatives: NegativesConfig, tables: Sequence[Negatives]) -> None:
-    """Refuse to go on where nothing at all was mined and nothing takes its place: a matcher that sees true pairs alone learns to say yes.
+    """Refuse to go on where nothing at all was mined and nothing takes its place: true pairs alone teach a model to say yes.
 
     Raises:
         UserError: every table is empty, and `fill_with_easy` is not asked for.
     """
     if not any(len(table) for table in tables) and not negatives.fill_with_easy:
         raise UserError(
-            "no hard negatives were mined: every candidate was passed over, for the reasons above, and true pairs alone teach a matcher to "
-            "call everything a match. Loosen negatives.margin, perc_pos, rank_min or drop_matches_at, raise negatives.pool_top_k, or take "
-            "negatives.fill_with_easy=true; under another name=, for this folder belongs to what was asked for"
+            "no hard negatives were mined: every candidate was filtered out, for the reasons above, and true pairs alone teach a "
+            "cross-encoder to call everything a match. Loosen negatives.margin, perc_pos, rank_min or drop_matches_at, raise "
+            "negatives.pool_top_k, or take negatives.fill_with_easy=true; under another name=, for this folder has this configuration"
         )
 
 
 def _scorer(job: RerankerJob) -> PairScorer | None:
-    """The matcher before it is tuned, if it is asked about what is mined."""
+    """The cross-encoder before it is tuned, if it is asked about what is mined."""
     if job.config.negatives.drop_matches_at is None:
         return None
     return load_scorer(job.base, device=job.accelerator.device, settings=ScorerSettings(score_kind="margin"))
 
 
 def _embeddings(job: RerankerJob, on_progress: Callable[[int], Any]) -> FrozenEmbeddings:
-    """What the miner makes of the split, once for both tables."""
+    """What the retriever makes of the split, once for both tables."""
     store = FrozenStore(job.folder / "frozen", job.retriever, job.pool, job.processes)
     images, captions = (store.rows(tower, job.execution(on_progress)) for tower in ("image", "text"))
     return FrozenEmbeddings(images, captions)

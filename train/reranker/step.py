@@ -1,23 +1,27 @@
-"""One optimizer step of the matcher: judge every pair, cross-entropy over the pairs of all processes, then the update of
+"""One optimizer step of the cross-encoder: judge every pair, cross-entropy over the pairs of all processes, then the update of
 train/optim/update.py.
 
 The loss is the mean over all pairs of the whole batch, whichever process or micro-batch holds them, so any number of processes and any size
 of micro-batches give the same gradients. Source of the loss: image-text matching of ALBEF (arXiv 2107.07651) and BLIP (2201.12086).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from eval.processes import Processes
-from train.config.reranker import RerankerLoopConfig
 from train.optim.update import FlatGradients, Update
 from train.reranker.batches import MatchBatch, PairKind
 from train.reranker.collapse import constant_loss
-from train.reranker.model import TunedCrossEncoder
+
+if TYPE_CHECKING:
+    from eval.processes import Processes
+    from train.config.reranker import RerankerLoopConfig
+    from train.reranker.model import TunedCrossEncoder
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,12 @@ class MatchResult:
 
     @property
     def constant_loss(self) -> float:
-        """What a matcher that answers the same to every pair gets at this ratio."""
+        """What a cross-encoder that answers the same to every pair gets at this ratio."""
         return constant_loss(self.num_true, self.num_false)
 
 
 class MatchStepper:
-    """Takes optimizer steps on a matcher.
+    """Takes optimizer steps on a cross-encoder.
 
     Attributes:
         update: the second half of a step, with fp16's loss scale.

@@ -75,8 +75,8 @@ def describe(job: Job) -> list[str]:
         lines.append(f"pool      {len(job.pool.additional.texts):,} further captions without images, to mine among")
     if config.mining is not None and config.mining.ensemble:
         lines.append(
-            f"ensemble  {', '.join(config.mining.ensemble)}: mine too; run once, their embeddings kept in {job.folder / 'ensemble'}"
+            f"ensemble  {', '.join(config.mining.ensemble)}: retrieve too; run once, their embeddings cached in {job.folder / 'ensemble'}"
         )
     if job.truth is not None:
-        lines.append(f"truth     {len(job.truth):,} further true pairs, to count false negatives with")
+        lines.append(f"truth     {len(job.truth):,} additional true pairs, to count false negatives with")
     return lines + job.leakage_lines()

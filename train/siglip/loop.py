@@ -1,13 +1,13 @@
 """The loop that tunes SigLIP: what a step, a mining and an evaluation are. When each is due, checkpoints and resume:
 train/engine/loop.py."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eval.dataset.images import ImageError
-from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.encoder import block_loader
 from eval.errors import UserError
 from eval.metrics.evaluate import values_of
@@ -18,16 +18,18 @@ from train.data.batches import Batch, BatchBuilder
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.mined_order import columns_in_force, is_due, order_in_force
 from train.data.negatives import Negatives, read_negatives
-from train.data.order import Order
 from train.data.positives import TruePairs
 from train.engine.checkpoint import Checkpoints, State
 from train.engine.loop import BaseLoop, StopSignals
-from train.mining.ensemble import MiningMember
 from train.model.frozen_tower import FrozenStore, cached_towers
 from train.siglip.job import Job, describe
-from train.siglip.mining import members_of, num_rows, refresh_negatives
 from train.siglip.step import Stepper, StepResult, step_record
 from train.siglip.watch import RetentionResult, Watch
+
+if TYPE_CHECKING:
+    from eval.dataset.images import ImageError
+    from eval.dataset.retrieval_set import RetrievalSet
+    from train.data.order import Order
 
 
 class Loop(BaseLoop):
@@ -64,7 +66,10 @@ class Loop(BaseLoop):
     def setup(self) -> None:
         """Run the towers that are run once, those of the fixed checkpoints that mine among them."""
         self.frozen = self._freeze()
-        self.members = members_of(self.job, self.side_bar)
+        if self.config.mining is not None:
+            from train.siglip.mining import members_of
+
+            self.members = members_of(self.job, self.side_bar)
 
     def restore_extra(self, checkpoints: Checkpoints) -> None:
         """Loss scale and negatives of the checkpoint the state came from, which lies here."""
@@ -140,6 +145,8 @@ class Loop(BaseLoop):
         """Refresh the negatives, if that is due."""
         if self.config.mining is None or not self._mining_due_at(self.state.step) or self.state.mined_at_step == self.state.step:
             return
+        from train.siglip.mining import num_rows, refresh_negatives
+
         self.forget_batches()
         job = self.job
         started = time.perf_counter()
@@ -149,8 +156,8 @@ class Loop(BaseLoop):
         self._use(found.negatives)
         self.extra_file = found.path
         composed = self.order.window_record()
-        self.write("mining", found.sheet.as_record() | composed | {"seconds": time.perf_counter() - started})
-        job.log(f"step {self.state.step}: {found.sheet}" + "".join(f"; {key}: {value:,.4g}" for key, value in composed.items()))
+        self.write("mining", found.report.as_record() | composed | {"seconds": time.perf_counter() - started})
+        job.log(f"step {self.state.step}: {found.report}" + "".join(f"; {key}: {value:,.4g}" for key, value in composed.items()))
 
     def _true_pairs(self) -> TruePairs:
         mining = self.config.mining

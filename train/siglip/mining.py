@@ -1,10 +1,12 @@
-"""One refresh of a job's negatives: mine in the form asked for, and write the table and its sheet."""
+"""One refresh of a job's negatives: mine in the form asked for, and write the table and its report."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rerank.scoring.score_cache import ScoreCache
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
@@ -15,9 +17,11 @@ from train.mining.cross_encoder import MiningCrossEncoder, load_mining_cross_enc
 from train.mining.ensemble import MiningMember, Retriever, load_members
 from train.mining.images import mine_images
 from train.mining.refresh import Refresh
-from train.mining.report import MiningReport
 from train.mining.report_page import write_mining_report
-from train.siglip.job import Job
+
+if TYPE_CHECKING:
+    from train.mining.report import MiningReport
+    from train.siglip.job import Job
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,11 @@ class Refreshed:
 
     Attributes:
         path: the table's file.
-        page: the sheet with examples.
+        page: the report with examples.
     """
 
     negatives: Negatives
-    sheet: MiningReport
+    report: MiningReport
     path: Path
     page: Path
 
@@ -65,7 +69,7 @@ def refresh_negatives(
 
     Raises:
         UserError: an embedding or a score of the cross-encoder is not finite.
-        OSError: embeddings, table or sheet cannot be written.
+        OSError: embeddings, table or report cannot be written.
     """
     config, mining = job.config, job.config.mining
     assert mining is not None
@@ -75,7 +79,7 @@ def refresh_negatives(
     if scorer is not None:
         cached = job.processes.together(lambda: ScoreCache(job.folder / "pair-scores", job.log))
         cross_encoder = MiningCrossEncoder(scorer, job.pool, kept=cached, execution=execution)
-    negatives, sheet = (mine_images if mining.form == "images" else mine)(
+    negatives, report = (mine_images if mining.form == "images" else mine)(
         Retriever(job.tuned.siglip, job.tuned.inputs, frozen, members),
         job.pool,
         mining,
@@ -89,5 +93,5 @@ def refresh_negatives(
     with job.processes.jointly():
         if job.processes.is_main:
             write_negatives(path, negatives, job.pool)
-            write_mining_report(path.parent, sheet, negatives, job.pool, job.truth)
-    return Refreshed(negatives, sheet, path, path.with_suffix(".html"))
+            write_mining_report(path.parent, report, negatives, job.pool, job.truth)
+    return Refreshed(negatives, report, path, path.with_suffix(".html"))

@@ -1,4 +1,4 @@
-"""New."""
+"""Everything is checked and built before the first step: processes, base, cross-encoder, data, model, optimizer."""
 
 from pathlib import Path
 

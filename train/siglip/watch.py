@@ -5,9 +5,11 @@ are eval/'s own, from the same per-query rows. What step 0 answered is not store
 same bits, since adapters begin at zero and scale and bias move no rank. Shape letters: S resamples, I images.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +27,9 @@ from eval.metrics.stage_metrics import StageMetrics, mean_recall_at_1
 from eval.processes import Processes
 from eval.search.ranking import DIRECTIONS
 from train.config.evaluation import WatchConfig
-from train.data.splits import RetentionSet
+
+if TYPE_CHECKING:
+    from train.data.splits import RetentionSet
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Recall:
     delta_ci95: list[float]
 
     @classmethod
-    def of(cls, dataset: RetrievalSet, table: pa.Table, stage: str, against: str) -> "Recall":
+    def of(cls, dataset: RetrievalSet, table: pa.Table, stage: str, against: str) -> Recall:
         """Compare two stages of a table of query_table's."""
         numbers = {name: number for number, name in enumerate(dataset.image_ids)}
         measured = {

@@ -104,7 +104,7 @@ def test_a_constant_answer_is_named_once_with_its_figure(
     assert by_loss[0]["loss"] == pytest.approx(0.6365, abs=1e-4) == by_loss[0]["constant_loss"]
     assert [line["step"] for line in by_scores] == [0, 3, 6]
     said = capsys.readouterr()
-    assert "a matcher that answers the same to every pair gets 0.6365 at 1 : 2 true to false" in said.out + said.err
+    assert "a cross-encoder that answers the same to every pair gets 0.6365 at 1 : 2 true to false" in said.out + said.err
 
 
 def test_what_the_untuned_matcher_calls_a_match_is_not_mined(matcher_world: RerankerWorld, tmp_path: Path) -> None:

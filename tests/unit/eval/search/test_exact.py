@@ -126,7 +126,7 @@ def test_vectors_that_are_not_finite_are_refused(bad: float) -> None:
 
 def test_a_query_without_a_right_answer_is_refused() -> None:
     vectors = np.ones((3, 2), dtype=np.float32)
-    with pytest.raises(UserError, match=r"1 queries have no right answer, at index \[1\]"):
+    with pytest.raises(UserError, match=r"1 queries have no relevant item, at index \[1\]"):
         search("image_to_text", vectors, vectors, pairs([[0], [], [2]]), 1)
 
 

@@ -87,7 +87,7 @@ def test_how_many_tiles_are_made() -> None:
 
 def test_a_query_without_a_right_answer_is_refused() -> None:
     product = Matrix(np.ones((2, 2), dtype=np.float32), 2, 2)
-    with pytest.raises(UserError, match=r"1 queries have no right answer, at index \[1\]"):
+    with pytest.raises(UserError, match=r"1 queries have no relevant item, at index \[1\]"):
         rank_product("image_to_text", product, pairs([[0], []]), 1)
-    with pytest.raises(UserError, match=r"1 queries have no right answer, at index \[0\]"):
+    with pytest.raises(UserError, match=r"1 queries have no relevant item, at index \[0\]"):
         rank_product_both(product, pairs([[1], [1]]), pairs([[], [0, 1]]), 1)

@@ -92,7 +92,7 @@ def test_the_newest_whole_one_is_taken_with_a_warning(saved: Checkpoints) -> Non
     assert saved.newest() == (state(6), [])
     (saved.path(6) / "weights.safetensors").write_bytes(b"")
     found = saved.newest()
-    assert found is not None and found[0] == state(3) and len(found[1]) == 1 and "step-6 is damaged and was passed over" in found[1][0]
+    assert found is not None and found[0] == state(3) and len(found[1]) == 1 and "step-6 is damaged and was skipped" in found[1][0]
 
 
 def test_when_none_is_whole_nothing_is_guessed(saved: Checkpoints, tmp_path: Path) -> None:
