@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from eval.dataset.retrieval_set import PositivePairs
-from eval.encoder.embedding_files import Held, Rows, Shards
+from eval.encoder.embedding_files import EmbeddingSource, InMemoryEmbeddings, Shards
 from eval.encoder.encoder import TEXT_BLOCK
 from eval.errors import UserError
 from eval.execution import ONE_PROCESS, Execution
@@ -58,7 +58,12 @@ def require_faiss() -> Any:
 
 
 def approximate_search(
-    queries: Rows, gallery: Shards, positives: PositivePairs, depth: int, settings: Approximate, processes: Processes = Processes()
+    queries: EmbeddingSource,
+    gallery: Shards,
+    positives: PositivePairs,
+    depth: int,
+    settings: Approximate,
+    processes: Processes = Processes(),
 ) -> Found:
     """As :func:`eval.search.streamed.stream_search`, but items may be missed, and a list may be shorter than K (index -1).
 

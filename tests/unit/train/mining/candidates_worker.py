@@ -62,7 +62,7 @@ def approximate_is_here() -> bool:
 def growth_of_memory() -> dict[str, int]:
     """By how many bytes the most memory ever held rises with a pool of 50 MB and with a thousand queries; the small search comes first."""
     draws = np.random.default_rng(0)
-    queries = Held(draws.standard_normal((100, 64), dtype=np.float32))
+    queries = InMemoryEmbeddings(draws.standard_normal((100, 64), dtype=np.float32))
     nothing = PositivePairs(np.zeros(101, dtype=np.int64), np.zeros(0, dtype=np.int64))
     peaks = []
     for num_rows in (4096, 200_000):
