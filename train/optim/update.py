@@ -124,7 +124,7 @@ class Update:
         return 1.0 if self.loss_scale is None else self.loss_scale.scale
 
     def gather_gradients(self) -> None:
-        """Sum the gradients over processes, and take fp16's factor out. What overflowed on one process is not finite on any."""
+        """Sum the gradients over processes, and divide by fp16's loss scale. An overflow on one process is not finite on any."""
         self._gradients.sum_over(self._processes)
         if self.loss_scale is not None:
             self._gradients.scale_by(1 / self.loss_scale.scale)
