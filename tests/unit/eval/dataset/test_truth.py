@@ -65,7 +65,7 @@ def test_papers_count_an_images_own_captions_alone() -> None:
         with_ground_truth(data, protocol="papers", near_duplicates=True)
 
 
-def test_training_still_uses_the_data_s_positives() -> None:
+def test_training_still_uses_the_positives_of_the_data() -> None:
     data = dataset([(["a dog"], None), (["the dog"], None)])
     judged = with_ground_truth(data, near_duplicates=True)
     assert len(pairs(judged)) == 4 and judged.truth["near_duplicates"]["num_groups"] == 1

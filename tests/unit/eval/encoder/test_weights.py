@@ -1,4 +1,4 @@
-"""SigLIP checkpoints with a pytorch_model.bin alone: the same model, converted once into a complete copy; and nothing but tensors is read."""
+"""SigLIP checkpoints with a pytorch_model.bin alone: the same model, converted once into a complete copy; only tensors are read."""
 
 import json
 import multiprocessing
