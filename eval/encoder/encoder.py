@@ -191,8 +191,8 @@ def _stream(
         )
 
 
-def _take_part(model: SiglipModel, features: Features, num_passes: int) -> None:
-    """Run a tower of a sharded model over a blank row so many times, as often as the process with the most blocks runs it in all."""
+def _run_idle(model: SiglipModel, features: Features, num_passes: int) -> None:
+    """Run a sharded tower `num_passes` times on a blank row: its forward pass is collective, and other processes have more blocks."""
     device, vision = next(model.parameters()).device, model.config.vision_config
     blank = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
     if features is text_features:

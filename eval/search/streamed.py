@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from eval.dataset.retrieval_set import PositivePairs
-from eval.encoder.embedding_files import Rows
+from eval.encoder.embedding_files import EmbeddingSource
 from eval.execution import ONE_PROCESS, Execution
 from eval.search.exact import GALLERY_BLOCK, QUERY_BLOCK
 from eval.search.top_k import DeviceTopK, TopK
@@ -116,7 +116,9 @@ class _Tiles:
             yield start, count, torch.nonzero(~self._columns[:count].any(dim=1)).flatten()
 
 
-def _row_block(queries: Rows, block: int, positives: PositivePairs, num_items: int, depth: int, execution: Execution) -> "_RowBlock | None":
+def _row_block(
+    queries: EmbeddingSource, block: int, positives: PositivePairs, num_items: int, depth: int, execution: Execution
+) -> "_RowBlock | None":
     """A row of the grid, read by all processes together, on the one whose it is."""
     first, stop = block * QUERY_BLOCK, min((block + 1) * QUERY_BLOCK, queries.num_rows)
     vectors_qD = queries.rows(first, stop)

@@ -143,11 +143,11 @@ class _DecodableRows:
         return self._shards.at(self._rows[start:stop])
 
 
-def _search(direction: Direction, vectors: dict[str, Rows], top_k: int, execution: Execution) -> Ranking:
-    """The best of every query, as a ranking that knows no positives."""
+def _search(direction: Direction, vectors: dict[str, EmbeddingSource], top_k: int, execution: Execution) -> Ranking:
+    """The top K of every query, as a ranking without positives."""
     sides = ("images", "captions") if direction == "image_to_text" else ("captions", "images")
     queries, gallery = vectors[sides[0]], vectors[sides[1]]
     no_positives = np.empty(0, dtype=np.int64)
     offsets = np.zeros(queries.num_rows + 1, dtype=np.int64)
-    found = stream_search(queries, gallery, PositivePairs(offsets, nothing), top_k, execution=execution)
-    return Ranking(direction, found.indices_QK, found.scores_QK, offsets, nothing, nothing)
+    found = stream_search(queries, gallery, PositivePairs(offsets, no_positives), top_k, execution=execution)
+    return Ranking(direction, found.indices_QK, found.scores_QK, offsets, no_positives, no_positives)

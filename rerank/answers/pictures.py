@@ -60,8 +60,8 @@ class SkippedFiles:
         return ", ".join(parts)
 
 
-class Pictures:
-    """Pictures in id order (`eval.encoder.encoder.ImageSource`); none is decoded before it is asked for."""
+class PictureList:
+    """Pictures in id order (`eval.encoder.encoder.ImageSource`); each is decoded when it is loaded."""
 
     def __init__(
         self, pictures: Sequence[PictureEntry], source: str, rows: RowSource | None = None, skipped: SkippedFiles | None = None

@@ -54,7 +54,7 @@ def closing_lines(found: FirstAnswers, answers: Sequence[Answers], scores: PairS
 def _reranking(scores: PairScores | None) -> str:
     if scores is None:
         return ""
-    cost, num_kept = scores.cost, scores.cached.num_pairs
+    cost, num_cached = scores.cost, scores.cached.num_pairs
     rate = f", {cost.pairs_scored / cost.seconds:,.1f} pairs/s" if cost.pairs_scored and cost.seconds > 0 else ""
     cached = f"; {num_cached:,} pairs were scored by an earlier run" if num_cached else ""
     return f", {cost.seconds:.1f} reranking ({cost.pairs_scored:,} pairs of {cost.images_encoded:,} pictures{rate}{cached})"

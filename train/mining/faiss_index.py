@@ -91,7 +91,7 @@ def approximate_search(
     return found
 
 
-def recall_of_sample(queries: Shards, gallery: Rows, found: Found, execution: Execution = ONE_PROCESS) -> float:
+def recall_of_sample(queries: Shards, gallery: EmbeddingSource, found: Found, execution: Execution = ONE_PROCESS) -> float:
     """Share of the exact top K that was found, over at most SAMPLE evenly spaced queries that are not rows of zeros; nan without any.
 
     An item counts as found if it scores at least as high as the exact K-th: captions with the same text are interchangeable.
@@ -102,7 +102,7 @@ def recall_of_sample(queries: Shards, gallery: Rows, found: Found, execution: Ex
         return float("nan")
     depth = found.indices_QK.shape[1]
     nothing = PositivePairs(np.zeros(len(sample_S) + 1, dtype=np.int64), np.zeros(0, dtype=np.int64))
-    exact = stream_search(Held(queries.at(sample_S)), gallery, nothing, depth, execution=execution)
+    exact = stream_search(InMemoryEmbeddings(queries.at(sample_S)), gallery, nothing, depth, execution=execution)
     hits_SK = found.scores_QK[sample_S] >= exact.scores_QK[:, -1:] - _ROUNDING
     return float(hits_SK.mean())
 

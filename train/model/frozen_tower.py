@@ -72,7 +72,7 @@ class FrozenStore:
         self.folder, self._tuned, self._pool, self._processes = folder, tuned, pool, processes
         self._dataset, self._data = pool.dataset, [pool.data_sha256, pool.additional.sha256]
         # One process of each machine reads and writes for all of its machine; without a launcher's word each does, the same bytes.
-        self._is_keeper = os.environ.get("LOCAL_RANK", "0") == "0"
+        self._is_writer = os.environ.get("LOCAL_RANK", "0") == "0"
 
     def path(self, tower: Tower) -> Path:
         """The file of a tower's embeddings."""

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from eval.dataset.retrieval_set import PositivePairs
 from eval.encoder.checkpoint import load_siglip
-from eval.encoder.embedding_files import Held, Shards
+from eval.encoder.embedding_files import InMemoryEmbeddings, Shards
 from eval.execution import Execution
 from eval.processes import Processes
 from eval.search import streamed as streamed_search
