@@ -175,7 +175,7 @@ def rerank(
     """The final lists, and the scores that ordered them if a reranker did."""
     if scorer is None:
         return [Answers.of(ranking, None) for ranking in found.rankings.values()], None
-    options: Any = {"skip_margin": asked.skip_margin, "kept": kept, "processes": processes, "progress": processes.is_main}
+    options: Any = {"skip_margin": asked.skip_margin, "cache": kept, "processes": processes, "progress": processes.is_main}
     return reranked_answers(found, scorer, **options)
 
 

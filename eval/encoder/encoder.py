@@ -75,7 +75,7 @@ def embed_images(
     """Unit embeddings of every image of a split, float32 of shape (images, D), the same on every process.
 
     Args:
-        execution: its device is not asked: the model runs where it is.
+        execution: its device is not used: the model runs where it is.
         allow_undecodable: an image that cannot be decoded gets a row of zeros (for mining) instead of an error.
         names: of the images, for messages; without, they are called by their index.
 

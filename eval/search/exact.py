@@ -1,7 +1,7 @@
 """Exact search: for every query its top K and the exact rank of each positive, tile by tile, without the whole score matrix.
 
 A product of other shape differs in its last bits (docs/numerics.md), so the grid of tiles is fixed and their tails padded: any number of
-processes finds the same ranks. Equal scores are ordered by id, which is index order: a model that says the same of everything gets
+processes finds the same ranks. Equal scores are ordered by id, which is index order: a model with constant scores gets
 chance, not 1. What is ranked may be any scores that come as such tiles (`Product`), not only cosines of vectors. Shape letters:
 Q queries, N gallery items, K depth, D width, P positives; q queries and n items of one tile, p positives of one row of tiles.
 """

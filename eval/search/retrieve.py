@@ -57,7 +57,7 @@ def retrieve(
 
     Args:
         name: the stage's name in the report.
-        depth: how many of the best to keep for each query (at least 10 are kept, for the report).
+        depth: K of each query (at least 10, for the report).
         execution: where to search is where the model is, whatever its device; progress is told of images + captions in all.
 
     Raises:

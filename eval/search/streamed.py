@@ -1,9 +1,8 @@
 """Exact search of embeddings that do not fit into memory: the tiles of eval/search/exact.py, with only the top K of every query stored.
 
-A process takes whole rows of tiles, so several give the bits of one, and the scores are those of eval/search/exact.py bit for
-bit.
-Several rows of tiles are worked on at once, so the gallery passes by once for ROW_BLOCKS_AT_ONCE * QUERY_BLOCK queries of each process;
-that bounds the memory beside the result, whatever the number of queries and of items. Shape letters: Q queries, N gallery items, K depth,
+A process computes whole rows of tiles, so any number of processes gives the same bits, those of eval/search/exact.py. Several rows of
+tiles are computed at once, so the gallery is read once for ROW_BLOCKS_AT_ONCE * QUERY_BLOCK queries of each process; memory apart from the
+result does not grow with the number of queries or items. Shape letters: Q queries, N gallery items, K depth,
 D width, P positives; q queries and n items of one tile, p positives in it.
 """
 

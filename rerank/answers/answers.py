@@ -127,7 +127,7 @@ def reranked_answers(
     scorer: PairScorer,
     *,
     skip_margin: float | None = None,
-    kept: ScoreCache | None = None,
+    cache: ScoreCache | None = None,
     processes: Processes = Processes(),
     progress: bool = False,
 ) -> tuple[list[Answers], PairScores]:
@@ -135,12 +135,12 @@ def reranked_answers(
 
     Args:
         skip_margin: see `Answers.of`.
-        kept: the score cache, shared with earlier runs.
+        cache: scores of earlier runs, and where new ones go.
 
     Raises:
         UserError: an image does not decode any more, or a score is not finite.
     """
     rankings = list(found.rankings.values())
     lists = pairs_to_score(rankings, skip_margin)
-    scores = complete_scores(scorer, found.collection, lists, cache=kept, processes=processes, progress=progress)
+    scores = complete_scores(scorer, found.collection, lists, cache=cache, processes=processes, progress=progress)
     return [Answers.of(ranking, scores, skip_margin) for ranking in rankings], scores

@@ -68,7 +68,7 @@ class FrozenStore:
     """
 
     def __init__(self, folder: Path, tuned: TunedModel, pool: CaptionPool, processes: Processes) -> None:
-        """`pool` holds the images of the split, its captions and those that may be mined besides."""
+        """pool: the images and captions of the split, and the additional captions."""
         self.folder, self._tuned, self._pool, self._processes = folder, tuned, pool, processes
         self._dataset, self._data = pool.dataset, [pool.data_sha256, pool.additional.sha256]
         # One process of each machine reads and writes for all of its machine; without a launcher's word each does, the same bytes.
