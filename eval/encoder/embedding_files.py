@@ -18,17 +18,17 @@ from eval.processes import Processes
 BLOCKS_AT_ONCE = 64
 
 
-class EmbeddingSource(Protocol):
+class EmbeddingRows(Protocol):
     """Unit vectors that all processes read together, in parts, and that are the same on every process."""
 
     num_rows: int
     width: int
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """EmbeddingSource start to stop, float32 of shape (stop - start, D)."""
+        """EmbeddingRows start to stop, float32 of shape (stop - start, D)."""
 
 
-class InMemoryEmbeddings:
+class InMemoryRows:
     """Embeddings in memory on every process."""
 
     def __init__(self, vectors_ND: np.ndarray) -> None:
@@ -36,12 +36,12 @@ class InMemoryEmbeddings:
         self.num_rows, self.width = vectors_ND.shape
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """As :class:`EmbeddingSource` says."""
+        """As :class:`EmbeddingRows` says."""
         return self._vectors_ND[start:stop]
 
 
 class Shards:
-    """EmbeddingSource that on disk, block b on process b % world_size: append every block, call `seal`, then read."""
+    """EmbeddingRows that on disk, block b on process b % world_size: append every block, call `seal`, then read."""
 
     def __init__(self, folder: Path | None, num_rows: int, block: int, processes: Processes) -> None:
         """Open this process's file.
@@ -94,7 +94,7 @@ class Shards:
         self.width = int(max(part[0] for part in self._processes.gather(np.array([self.width]))))
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """EmbeddingSource start to stop on every process, float32 of shape (M, D); all processes read the same rows.
+        """EmbeddingRows start to stop on every process, float32 of shape (M, D); all processes read the same rows.
 
         On one process they are a view of the mapped file: copy rows that must outlive it.
         """
@@ -155,7 +155,7 @@ class Shards:
         return local[0] * self._block, min(local[1] * self._block, self._num_own)
 
     def _mapped(self, start: int, stop: int) -> np.ndarray:
-        """EmbeddingSource of this process's file; mapped anew each time, as mapped pages count as this process's memory."""
+        """EmbeddingRows of this process's file; mapped anew each time, as mapped pages count as this process's memory."""
         if stop <= start:
             return np.empty((0, self.width), dtype=np.float32)
         offset = start * self.width * np.dtype(np.float32).itemsize

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from eval.dataset.retrieval_set import PositivePairs
-from eval.encoder.embedding_files import EmbeddingSource
+from eval.encoder.embedding_files import EmbeddingRows
 from eval.execution import ONE_PROCESS, Execution
 from eval.search.exact import GALLERY_BLOCK, QUERY_BLOCK
 from eval.search.top_k import DeviceTopK, TopK
@@ -50,8 +50,8 @@ class Found:
 
 
 def stream_search(
-    queries: EmbeddingSource,
-    gallery: EmbeddingSource,
+    queries: EmbeddingRows,
+    gallery: EmbeddingRows,
     positives: PositivePairs,
     depth: int,
     *,
@@ -88,7 +88,7 @@ class _Tiles:
     An operand's place in memory and its shape may change the last bits of a product: hence copies, padded with zeros.
     """
 
-    def __init__(self, gallery: EmbeddingSource, device: torch.device) -> None:
+    def __init__(self, gallery: EmbeddingRows, device: torch.device) -> None:
         self._gallery = gallery
         self._rows = torch.zeros(QUERY_BLOCK, gallery.width, device=device)
         self._columns = torch.zeros(GALLERY_BLOCK, gallery.width, device=device)
@@ -116,7 +116,7 @@ class _Tiles:
 
 
 def _row_block(
-    queries: EmbeddingSource, block: int, positives: PositivePairs, num_items: int, depth: int, execution: Execution
+    queries: EmbeddingRows, block: int, positives: PositivePairs, num_items: int, depth: int, execution: Execution
 ) -> "_RowBlock | None":
     """A row of the grid, read by all processes together, on the one whose it is."""
     first, stop = block * QUERY_BLOCK, min((block + 1) * QUERY_BLOCK, queries.num_rows)

@@ -16,7 +16,7 @@ import numpy as np
 from transformers import SiglipModel
 
 from eval.dataset.retrieval_set import PositivePairs
-from eval.encoder.embedding_files import EmbeddingSource, Shards
+from eval.encoder.embedding_files import EmbeddingRows, Shards
 from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, stream_captions, stream_images
 from eval.encoder.inputs import SiglipInputs
 from eval.errors import UserError, WriteError
@@ -84,7 +84,7 @@ def find_first(
         captions.seal()
         broken = _blank_rows(images, processes)
         decodable = _without_broken(collection, broken)
-        vectors: dict[str, EmbeddingSource] = {"images": _DecodableRows(images, broken) if len(broken) else images, "captions": captions}
+        vectors: dict[str, EmbeddingRows] = {"images": _DecodableRows(images, broken) if len(broken) else images, "captions": captions}
         embedded = time.perf_counter()
         rankings = {one: _search(one, vectors, top_k, execution) for one in directions}
     seconds = embedded - started, time.perf_counter() - embedded
@@ -132,18 +132,18 @@ def _without_broken(collection: Collection, broken: np.ndarray) -> Collection:
 
 
 class _DecodableRows:
-    """The embeddings without those of broken images, as `eval.encoder.embedding_files.EmbeddingSource`."""
+    """The embeddings without those of broken images, as `eval.encoder.embedding_files.EmbeddingRows`."""
 
     def __init__(self, shards: Shards, broken: np.ndarray) -> None:
         self._shards, self._rows = shards, np.setdiff1d(np.arange(shards.num_rows), broken)
         self.num_rows, self.width = len(self._rows), shards.width
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """As `eval.encoder.embedding_files.EmbeddingSource` says."""
+        """As `eval.encoder.embedding_files.EmbeddingRows` says."""
         return self._shards.at(self._rows[start:stop])
 
 
-def _search(direction: Direction, vectors: dict[str, EmbeddingSource], top_k: int, execution: Execution) -> Ranking:
+def _search(direction: Direction, vectors: dict[str, EmbeddingRows], top_k: int, execution: Execution) -> Ranking:
     """The top K of every query, as a ranking without positives."""
     sides = ("images", "captions") if direction == "image_to_text" else ("captions", "images")
     queries, gallery = vectors[sides[0]], vectors[sides[1]]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from eval.dataset.retrieval_set import PositivePairs
-from eval.encoder.embedding_files import EmbeddingSource, InMemoryEmbeddings, Shards
+from eval.encoder.embedding_files import EmbeddingRows, InMemoryRows, Shards
 from eval.encoder.encoder import TEXT_BLOCK
 from eval.errors import UserError
 from eval.execution import ONE_PROCESS, Execution
@@ -58,7 +58,7 @@ def require_faiss() -> Any:
 
 
 def approximate_search(
-    queries: EmbeddingSource,
+    queries: EmbeddingRows,
     gallery: Shards,
     positives: PositivePairs,
     depth: int,
@@ -91,7 +91,7 @@ def approximate_search(
     return found
 
 
-def recall_of_sample(queries: Shards, gallery: EmbeddingSource, found: Found, execution: Execution = ONE_PROCESS) -> float:
+def recall_of_sample(queries: Shards, gallery: EmbeddingRows, found: Found, execution: Execution = ONE_PROCESS) -> float:
     """Share of the exact top K that was found, over at most SAMPLE evenly spaced queries that are not rows of zeros; nan without any.
 
     An item counts as found if it scores at least as high as the exact K-th: captions with the same text are interchangeable.
@@ -102,7 +102,7 @@ def recall_of_sample(queries: Shards, gallery: EmbeddingSource, found: Found, ex
         return float("nan")
     depth = found.indices_QK.shape[1]
     nothing = PositivePairs(np.zeros(len(sample_S) + 1, dtype=np.int64), np.zeros(0, dtype=np.int64))
-    exact = stream_search(InMemoryEmbeddings(queries.at(sample_S)), gallery, nothing, depth, execution=execution)
+    exact = stream_search(InMemoryRows(queries.at(sample_S)), gallery, nothing, depth, execution=execution)
     hits_SK = found.scores_QK[sample_S] >= exact.scores_QK[:, -1:] - _ROUNDING
     return float(hits_SK.mean())
 

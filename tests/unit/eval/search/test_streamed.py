@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eval.dataset.retrieval_set import PositivePairs
-from eval.encoder.embedding_files import InMemoryEmbeddings, Shards
+from eval.encoder.embedding_files import InMemoryRows, Shards
 from eval.processes import Processes
 from eval.search import streamed as streamed_search
 from eval.search.exact import search
@@ -110,8 +110,8 @@ def test_a_score_depends_neither_on_its_neighbours_nor_on_its_place() -> None:
     queries, gallery, chosen = unit(draws, 50, 24), unit(draws, 60, 24), np.array([3, 7, 8, 30, 49])
     nothing = pairs([[]] * 50)
     with small_grid():
-        whole = stream_search(InMemoryEmbeddings(queries), InMemoryEmbeddings(gallery), nothing, 9)
-        part = stream_search(InMemoryEmbeddings(queries[chosen]), InMemoryEmbeddings(gallery), pairs([[]] * 5), 9)
+        whole = stream_search(InMemoryRows(queries), InMemoryRows(gallery), nothing, 9)
+        part = stream_search(InMemoryRows(queries[chosen]), InMemoryRows(gallery), pairs([[]] * 5), 9)
     assert part.indices_QK.tolist() == whole.indices_QK[chosen].tolist()
     assert part.scores_QK.tobytes() == whole.scores_QK[chosen].tobytes()
 

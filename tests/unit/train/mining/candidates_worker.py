@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from eval.dataset.retrieval_set import PositivePairs
 from eval.encoder.checkpoint import load_siglip
-from eval.encoder.embedding_files import InMemoryEmbeddings, Shards
+from eval.encoder.embedding_files import InMemoryRows, Shards
 from eval.execution import Execution
 from eval.processes import Processes
 from eval.search import streamed as streamed_search
@@ -62,7 +62,7 @@ def approximate_is_here() -> bool:
 def growth_of_memory() -> dict[str, int]:
     """By how many bytes the most memory ever held rises with a pool of 50 MB and with a thousand queries; the small search comes first."""
     draws = np.random.default_rng(0)
-    queries = InMemoryEmbeddings(draws.standard_normal((100, 64), dtype=np.float32))
+    queries = InMemoryRows(draws.standard_normal((100, 64), dtype=np.float32))
     nothing = PositivePairs(np.zeros(101, dtype=np.int64), np.zeros(0, dtype=np.int64))
     peaks = []
     for num_rows in (4096, 200_000):
