@@ -105,7 +105,7 @@ class Study:
         config = MiningConfig.model_validate({"mine_every_steps": 1, "margin": None} | self._with_model(keys))
         pool = CaptionPool(dataset)
         judge = self.probabilities if config.denoise is not None else None
-        mined = select("study", pool, self.found[id(dataset)], self.scale, self.bias, config, judge=judge)
+        mined = select("study", pool, self.found[id(dataset)], self.scale, self.bias, config, match_probability=judge)
         sheet = summarize(mined, pool, None, None)
         false = int(self.is_true(mined)[mined.negatives.is_negative_N].sum())
         return mined, Counts(

@@ -175,7 +175,7 @@ def rerank(
     """The final lists, and the cross-encoder scores that ordered them, if there is a reranker."""
     if scorer is None:
         return [Answers.of(ranking, None) for ranking in found.rankings.values()], None
-    return reranked_answers(found, scorer, skip_margin=asked.skip_margin, kept=cache, processes=processes, progress=processes.is_main)
+    return reranked_answers(found, scorer, skip_margin=asked.skip_margin, cache=cache, processes=processes, progress=processes.is_main)
 
 
 def provenance(asked: argparse.Namespace, found: FirstAnswers, weights: str, scorer: PairScorer | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def bin_folder(folder: Path, place: Path, shards: int = 0) -> Path:
 
 
 def in_hub_cache(cache: Path, hub_id: str, folder: Path, shards: int = 0) -> Path:
-    """The same in a cache laid out as huggingface_hub lays it out, without its links; returns the snapshot's folder."""
+    """The same in a cache with huggingface_hub's layout, without its links; returns the snapshot's folder."""
     repository = cache / f"models--{hub_id.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(REVISION)

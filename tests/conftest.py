@@ -29,11 +29,11 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> "SmallWorld":
 
 
 @pytest.fixture(scope="session")
-def matcher_world(small_world: "SmallWorld", tmp_path_factory: pytest.TempPathFactory) -> "RerankerWorld":
+def reranker_world(small_world: "SmallWorld", tmp_path_factory: pytest.TempPathFactory) -> "RerankerWorld":
     """The same with a tiny BLIP to tune; not to be changed."""
     from tests.small_reranker_job import RerankerWorld
 
-    return RerankerWorld.of(small_world, tmp_path_factory.mktemp("matcher-world"))
+    return RerankerWorld.of(small_world, tmp_path_factory.mktemp("reranker-world"))
 
 
 @pytest.fixture(scope="session")

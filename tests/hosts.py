@@ -19,7 +19,7 @@ class Host:
     address: str
 
     def command(self, *words: str) -> list[str]:
-        """The command that runs these words there."""
+        """The command that runs these arguments there."""
         return ["ip", "netns", "exec", self.namespace, *words]
 
     def variables(self) -> dict[str, str]:
@@ -69,7 +69,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
 
 
 def require_hosts() -> None:
-    """Skip the test that asks, with the reason, where there can be no hosts."""
+    """Skip the test, with the reason, where hosts cannot be made."""
     if reason := why_not():
         pytest.skip(reason)
 

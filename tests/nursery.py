@@ -192,7 +192,7 @@ def _serve() -> None:
 
 
 def _reap(pid: int, seconds: float) -> int:
-    """Exit code of a child; one that does not end in time is killed, and 999 said."""
+    """Exit code of a child; one that does not end in time is killed: 999."""
     deadline = time.monotonic() + seconds
     while True:
         found, status = os.waitpid(pid, os.WNOHANG)
@@ -206,7 +206,7 @@ def _reap(pid: int, seconds: float) -> int:
 
 
 def _become(order: dict[str, Any]) -> None:
-    """Be the command; never returns."""
+    """Replace this process by the command; never returns."""
     import runpy
     import traceback
 

@@ -1,4 +1,4 @@
-"""A job small enough to run many times: drawn pictures, captions of which some are shared and some images grouped, a tiny base.
+"""A job small enough to run many times: drawn images, some shared captions, some groups of images, a tiny base.
 
 Used by the tests of train/, the faults and benchmarks/kill_study.py.
 """

@@ -1,4 +1,4 @@
-"""A small BLIP matcher with random weights, in the hub's own file formats."""
+"""A small BLIP cross-encoder with random weights, in the hub's own file formats."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def _randomise(model: BlipForImageTextRetrieval) -> None:
 
 
 def write_tiny_blip(folder: Path) -> None:
-    """A two-layer BLIP matcher; its vocabulary is two larger than its tokenizer's, as the released one's is."""
+    """A two-layer BLIP cross-encoder; its vocabulary is two larger than its tokenizer's, as the released one's is."""
     num_tokens = write_processor(folder, image_pixels=32)
     config = BlipConfig(
         text_config={

@@ -1,4 +1,4 @@
-"""Decode one picture safely: a damaged, huge or disguised file is an ImageError with its reason, never a crash or a wrong image."""
+"""Decode one image safely: a damaged, huge or mislabelled file is an ImageError with its reason, never a crash or a wrong image."""
 
 import hashlib
 import io
@@ -9,7 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from eval.errors import UserError
 
-# An explicit list, for Pillow would otherwise hand an EPS that is named .jpg to Ghostscript. (An MPO is opened as a JPEG.)
+# An explicit list: otherwise Pillow would pass an EPS that is named .jpg to Ghostscript. (An MPO is opened as a JPEG.)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 90_000_000
 _DEFLATE_MAX_RATIO = 1032  # RFC 1951: no deflate stream grows by more
@@ -34,7 +34,7 @@ def decode_image(source: bytes | str | Path) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             _refuse_absurd_size(opened, len(data))
             opened.load()
-            # Only a picture with EXIF needs a turn; exif_transpose would copy every other one.
+            # Only an image with an EXIF orientation is rotated; exif_transpose would copy every other one.
             image = ImageOps.exif_transpose(opened) if opened.getexif().get(0x0112, 1) != 1 else opened
             return _to_rgb(image)
     except ImageError as error:

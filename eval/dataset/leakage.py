@@ -1,4 +1,4 @@
-"""What two splits share: images and captions that stand in both, counted and shown, never hidden."""
+"""Leakage between two splits: images and captions that are in both, counted and reported."""
 
 from dataclasses import asdict, dataclass
 
@@ -39,7 +39,7 @@ class Leakage:
 def find_leakage(split: RetrievalSet, other: RetrievalSet) -> Leakage:
     """Count the images (by id and size in bytes) and the captions (by normalised text) of `split` that are in `other` too.
 
-    The size, because embedded pictures of two files are often both called 0.jpg, and are no less two pictures for it.
+    The size is compared too, as two different embedded images are often both called 0.jpg.
     """
     shared_images = sorted(set(split.named_sizes()) & set(other.named_sizes()))
     shared_C = np.isin(split.caption_hash_C, other.caption_hash_C)

@@ -1,4 +1,4 @@
-"""TREC qrels: lines `QUERY_ID 0 ITEM_ID RELEVANCE`; what says that pairs are true beyond what a manifest states."""
+"""TREC qrels: lines `QUERY_ID 0 ITEM_ID RELEVANCE`; positive pairs in addition to those of a manifest."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from eval.errors import UserError
 
 
 def read_qrels(path: str | os.PathLike[str]) -> set[tuple[str, str]]:
-    """(query id, item id) of every line with relevance above 0; ids are taken as they stand, so they may not hold blanks.
+    """(query id, item id) of every line with relevance above 0; ids are read as written, so they may not contain blanks.
 
     Raises:
         UserError: the file cannot be read, a line has another form, or none has a relevance above 0; the message names it.

@@ -1,4 +1,4 @@
-"""One split, ready for retrieval: its images and captions in id order, and which belongs to which.
+"""One split, ready for retrieval: its images and captions in id order, and their positive pairs.
 
 Shape letters: I images, C captions, P positive (image, caption) pairs.
 """
@@ -44,7 +44,7 @@ class StringColumn(Sequence[str]):
 
 @dataclass(frozen=True)
 class PositivePairs:
-    """For every query the gallery items that are right for it: those of query q are indices_P[offsets[q]:offsets[q + 1]], ascending."""
+    """The relevant gallery items of every query, CSR: those of query q are indices_P[offsets[q]:offsets[q + 1]], ascending."""
 
     offsets: np.ndarray
     indices_P: np.ndarray
@@ -83,7 +83,7 @@ class RetrievalSet:
         self.caption_offsets = np.concatenate([[0], np.cumsum(counts)])  # captions of image i: offsets[i]:offsets[i + 1]
         self.caption_image_C = np.repeat(np.arange(len(ordered)), counts)
         self.caption_hash_C = np.array([caption_hash(caption) for caption in self.captions], dtype=np.int64)
-        # An image without a group is a group of its own; its name cannot meet a given one, which is a str.
+        # An image without a group is a group of its own, named by an int, while given names are str.
         names: dict[object, int] = {}
         self.group_I = np.array([names.setdefault(_group_key(image, i), len(names)) for i, image in enumerate(ordered)], dtype=np.int64)
         self._group_names = [image.group for image in ordered] if any(image.group is not None for image in ordered) else []
@@ -156,7 +156,7 @@ class RetrievalSet:
         return {name for name in self._group_names if name is not None}
 
     def image_place(self, image: int) -> str:
-        """Where an image lies, for messages: its path, or its id where it is embedded."""
+        """Where an image is, for messages: its path, or its id where it is embedded."""
         return self._paths[image] or f"{self.source} image {self.image_ids[image]!r} (embedded)"
 
     def is_positive(self, images: np.ndarray, hashes: np.ndarray) -> np.ndarray:
@@ -165,7 +165,7 @@ class RetrievalSet:
 
     @property
     def true_hashes(self) -> "GroupHashes":
-        """The (group, caption hash) that are true, which `is_positive` asks."""
+        """The positive (group, caption hash) pairs, which `is_positive` looks up."""
         return self._group_hashes
 
     def positives(self, direction: str) -> PositivePairs:
@@ -186,13 +186,13 @@ class RetrievalSet:
         return self._pairs if self._pairs is not None else matching_pairs(self.group_I, self.caption_hash_C, self._group_hashes)
 
     def with_positive_pairs(self, images_P: np.ndarray, captions_P: np.ndarray, truth: dict[str, Any]) -> "RetrievalSet":
-        """The same images and captions measured by another truth (see eval/dataset/truth.py); `is_positive`, which training asks, stays."""
+        """The split with another ground truth for evaluation (eval/dataset/truth.py); `is_positive`, which training uses, is unchanged."""
         other = copy.copy(self)
         other._pairs, other.truth = (images_P, captions_P), truth
         return other
 
     def sha256(self) -> str:
-        """Hash of what the split says: ids, groups, captions, and the size in bytes of every picture."""
+        """Hash of the split: ids, groups, captions, and the size in bytes of every image."""
         digest = hashlib.sha256()
         for text in (*self.image_ids, *self.captions):
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
@@ -212,7 +212,7 @@ def _join(keys_N: np.ndarray, sorted_keys: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def matching_pairs(group_I: np.ndarray, key_C: np.ndarray, true: "GroupHashes") -> tuple[np.ndarray, np.ndarray]:
-    """(image, caption) of every pair whose (group, key) is true, each once: joins the distinct true ones with images and captions."""
+    """(image, caption) of every pair whose (group, key) is positive, each once."""
     groups_N, keys_N = true.distinct()
     by_group, by_key = np.argsort(group_I, kind="stable"), np.argsort(key_C, kind="stable")
     images_NM, counts_images_N = _join(groups_N, group_I[by_group])
@@ -226,20 +226,20 @@ def matching_pairs(group_I: np.ndarray, key_C: np.ndarray, true: "GroupHashes") 
 
 
 class GroupHashes:
-    """The set of (group, caption hash) that are true: sorted by group and hash, so that membership of many pairs is one binary search."""
+    """The set of positive (group, caption hash) pairs, sorted, so that many pairs are looked up in one binary search."""
 
     def __init__(self, groups: np.ndarray, hashes: np.ndarray, num_groups: int) -> None:
         self._known_hashes = np.unique(hashes)
         self._codes = np.unique(groups * len(self._known_hashes) + np.searchsorted(self._known_hashes, hashes))
 
     def distinct(self) -> tuple[np.ndarray, np.ndarray]:
-        """Group and hash of every true pair, each once."""
+        """Group and hash of every positive pair, each once."""
         if not len(self._codes):
             return self._codes, self._codes
         return self._codes // len(self._known_hashes), self._known_hashes[self._codes % len(self._known_hashes)]
 
     def within(self, groups: np.ndarray, hashes: np.ndarray | None) -> "GroupHashes":
-        """The true pairs of some groups alone and, if given, of some hashes alone."""
+        """The positive pairs of some groups and, if given, of some hashes."""
         width, groups = len(self._known_hashes), np.unique(groups)
         first, last = np.searchsorted(self._codes, groups * width), np.searchsorted(self._codes, (groups + 1) * width)
         counts = last - first
@@ -251,7 +251,7 @@ class GroupHashes:
         return other
 
     def contains(self, groups: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-        """Whether each (group, hash) is true; arguments broadcast."""
+        """Whether each (group, hash) is positive; arguments broadcast."""
         groups, hashes = np.broadcast_arrays(groups, hashes)
         if not len(self._codes):
             return np.zeros(groups.shape, dtype=bool)
@@ -265,7 +265,7 @@ def load_split(manifest: Manifest, split: str | None) -> RetrievalSet:
     """The images and captions of one split; `None` takes every row of a manifest without splits.
 
     Raises:
-        UserError: the split is not there, or rows of several splits would be mixed.
+        UserError: there is no such split, or rows of several splits would be mixed.
     """
     if split is None and manifest.splits != [None]:
         raise UserError(

@@ -24,17 +24,17 @@ def with_ground_truth(
     near_duplicates: bool = False,
     qrels: Collection[tuple[str, str]] | None = None,
 ) -> RetrievalSet:
-    """The data set with its right answers chosen, and counted in `truth`.
+    """The data set with the chosen ground truth, described in its `truth`.
 
     Args:
         protocol: "all": the caption equals one of any image of the image's group (docs/data.md); "papers": an image's own captions alone,
             as in published tables.
         near_duplicates: captions of one near-duplicate group count as one caption.
-        qrels: further true (query id, item id) pairs, of either direction, taken both ways (ECCV Caption, arXiv 2204.03359; CxC,
+        qrels: additional positive (query id, item id) pairs of either direction, used in both (ECCV Caption, arXiv 2204.03359; CxC,
             arXiv 2004.15020).
 
     Raises:
-        UserError: none of the qrels' ids are in the split, or further answers are asked of protocol "papers".
+        UserError: none of the qrels' ids are in the split, or protocol "papers" is combined with near_duplicates or qrels.
     """
     if protocol == "papers":
         if near_duplicates or qrels is not None:
@@ -59,14 +59,14 @@ def with_ground_truth(
 
 
 def truth_in_words(truth: dict[str, Any]) -> str:
-    """One sentence on what counts as right, from a report's `data.truth`."""
+    """One sentence on which items are relevant, from a report's `data.truth`."""
     if truth.get("protocol") == "papers":
-        return "Right: an image's own captions alone (protocol papers)."
-    words = "Right: captions that equal one of any image of the image's group"
+        return "Relevant: an image's own captions alone (protocol papers)."
+    words = "Relevant: captions that equal one of any image of the image's group"
     if truth.get("near_duplicates", {}).get("counted_as_right"):
         words += ", near-duplicates of them"
     if qrels := truth.get("qrels"):
-        words += f", and {qrels['num_added']:,} further pairs of a qrels file"
+        words += f", and {qrels['num_added']:,} additional pairs of a qrels file"
     return f"{words}."
 
 
@@ -88,12 +88,12 @@ def _near_duplicate_record(group_C: np.ndarray, num_pairs: int, counted: bool) -
 
 
 def known_pairs(dataset: RetrievalSet, qrels: Collection[tuple[str, str]]) -> tuple[tuple[np.ndarray, np.ndarray], int]:
-    """(images, captions) of the pairs whose ids are both in the split, whichever stands first, and the number of the others.
+    """(images, captions) of the pairs whose ids are both in the split, in either order, and the number of the others.
 
-    An id that holds blanks stands percent-encoded in a TREC file ("my%20photo.jpg").
+    An id with blanks is percent-encoded in a TREC file ("my%20photo.jpg").
 
     Raises:
-        UserError: there are pairs, and none is of the split.
+        UserError: there are pairs, but none of the split.
     """
     image_number = {name: number for number, name in enumerate(dataset.image_ids)}
     caption_number = {name: number for number, name in enumerate(dataset.caption_ids)}

@@ -1,4 +1,4 @@
-"""Load a SigLIP checkpoint from a folder or the hub: every weight really there, float32, and its name by content."""
+"""Load a SigLIP checkpoint from a folder or the hub: in float32, with every weight, and hash its weights."""
 
 import hashlib
 import os
@@ -34,7 +34,7 @@ def load_siglip(name: str | os.PathLike[str], *, strip_punctuation: bool = False
         raise UserError(f"{name}: no weights in model.safetensors or pytorch_model.bin, whole or in shards ({error})") from error
     except SafetensorError as error:
         raise UserError(f"{name}: the weights are damaged ({error}); fetch or copy the file again") from error
-    except (RuntimeError, ValueError, TypeError) as error:  # shapes that do not fit, widths that do not divide
+    except (RuntimeError, ValueError, TypeError) as error:  # shapes that do not fit, widths that the heads do not divide
         raise UserError(f"{name}: the weights do not fit config.json ({error})") from error
     if info["missing_keys"] or info.get("mismatched_keys"):
         missing = sorted(str(key) for key in (*info["missing_keys"], *info.get("mismatched_keys", ())))
@@ -46,7 +46,7 @@ def load_siglip_config(name: str) -> Any:
     """The config of a SigLIP checkpoint.
 
     Raises:
-        UserError: nothing of that name, or another kind of model.
+        UserError: there is no such checkpoint, or it is another kind of model.
     """
     if os.path.isdir(name) and not (Path(name) / "config.json").is_file():
         raise UserError(f"{name}: a folder without config.json is no Hugging Face checkpoint")

@@ -1,9 +1,9 @@
-"""Embeddings on disk: each process keeps the blocks it embedded itself in one file of its own, and reads them back mapped into memory.
+"""Embeddings on disk: each process writes the blocks that it embeds to a file of its own, and reads them back memory-mapped.
 
-No process reads another's file, so machines need no common disk: rows that another process needs travel over the wire, a few blocks at
-a time. And nobody ever holds more than the rows just asked for. The files have no name (O_TMPFILE; where a file system lacks it, the name
-goes at once): whatever ends a process, a kill included, frees its file, and nothing is left that could be taken for a result.
-Shape letters: N rows, B rows of a block, D width, M rows asked for.
+No process reads another's file, so machines need no shared disk: rows for another process are sent over the network, a few blocks at a
+time, and memory holds only the rows just read. The files have no name (O_TMPFILE; where a file system lacks it, the name is removed at
+once), so the end of a process, a kill included, frees its file.
+Shape letters: N rows, B rows of a block, D width, M rows read.
 """
 
 import tempfile
@@ -19,17 +19,17 @@ BLOCKS_AT_ONCE = 64
 
 
 class EmbeddingRows(Protocol):
-    """Unit vectors that are read in parts, the same on every process; reading is a common act of all processes."""
+    """Unit vectors that all processes read together, in parts, and that are the same on every process."""
 
     num_rows: int
     width: int
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows start to stop, float32 of shape (stop - start, D)."""
+        """EmbeddingRows start to stop, float32 of shape (stop - start, D)."""
 
 
 class InMemoryRows:
-    """Rows in memory, on every process."""
+    """Embeddings in memory on every process."""
 
     def __init__(self, vectors_ND: np.ndarray) -> None:
         self._vectors_ND = vectors_ND
@@ -41,18 +41,18 @@ class InMemoryRows:
 
 
 class Shards:
-    """Rows on disk, block number b with process b % world_size: first every block is appended, then `seal`, then they are read."""
+    """Rows on disk, block b on process b % world_size: append every block, call `seal`, then read."""
 
     def __init__(self, folder: Path | None, num_rows: int, block: int, processes: Processes) -> None:
         """Open this process's file.
 
         Args:
-            folder: on the disk that is to hold it; None: the system's temporary folder.
+            folder: where to put it; None: the system's temporary folder.
             num_rows: N, over all processes.
             block: B, as the rows are embedded.
 
         Raises:
-            OSError: there is no writing there.
+            OSError: the folder cannot be written.
         """
         self.num_rows, self.width = num_rows, 0
         self._block, self._processes = block, processes
@@ -60,9 +60,9 @@ class Shards:
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder, prefix=".embeddings-")  # noqa: SIM115  # closed by close
 
     def append(self, vectors_BD: np.ndarray) -> None:
-        """Take the next block of this process's share.
+        """Write the next block of this process's share.
 
-        Written rather than mapped: a full disk is then an error and not a SIGBUS. On one of several processes the error waits for `seal`.
+        Written, not memory-mapped: a full disk is then an error, not a SIGBUS. With several processes `seal` raises the error.
 
         Raises:
             OSError: the disk is full or broken.
@@ -94,9 +94,9 @@ class Shards:
         self.width = int(max(part[0] for part in self._processes.gather(np.array([self.width]))))
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows start to stop on every process, float32 of shape (M, D); all processes ask for the same rows.
+        """EmbeddingRows start to stop on every process, float32 of shape (M, D); all processes read the same rows.
 
-        On one process they are the mapped file itself: copy what is to stay.
+        On one process they are a view of the mapped file: copy rows that must outlive it.
         """
         if self._processes.world_size == 1:
             return self._mapped(start, stop)
@@ -112,7 +112,7 @@ class Shards:
         return vectors_MD[start - first * self._block : stop - first * self._block]
 
     def at(self, indices_M: np.ndarray) -> np.ndarray:
-        """Chosen rows, in any order, on every process, float32 of shape (M, D); all processes ask for the same."""
+        """Chosen rows, in any order, on every process, float32 of shape (M, D); all processes read the same."""
         world_size = self._processes.world_size
         blocks_M = indices_M // self._block
         own_M = blocks_M % world_size == self._processes.rank
@@ -139,7 +139,7 @@ class Shards:
         return self._mapped(*span)
 
     def close(self) -> None:
-        """Give the disk back."""
+        """Close the file, which frees its disk space."""
         self._file.close()
 
     def __enter__(self) -> "Shards":
@@ -149,15 +149,15 @@ class Shards:
         self.close()
 
     def _own_span(self, first: int, last: int) -> tuple[int, int]:
-        """Where in this process's file its blocks among first to last lie, in rows."""
+        """The rows of this process's file that hold its blocks from first to last."""
         rank, world_size = self._processes.rank, self._processes.world_size
         local = [max(0, -(-(number - rank) // world_size)) for number in (first, last)]
         return local[0] * self._block, min(local[1] * self._block, self._num_own)
 
     def _mapped(self, start: int, stop: int) -> np.ndarray:
-        """Rows of this process's file; mapped anew each time, for what stays mapped stays counted as this process's memory."""
+        """EmbeddingRows of this process's file; mapped anew each time, as mapped pages count as this process's memory."""
         if stop <= start:
             return np.empty((0, self.width), dtype=np.float32)
         offset = start * self.width * np.dtype(np.float32).itemsize
-        # Copy on write: torch wants arrays it may write to, though nobody does.
+        # Copy on write: torch requires writable arrays, though nothing writes to them.
         return np.memmap(self._file, dtype=np.float32, mode="c", offset=offset, shape=(stop - start, self.width))

@@ -59,7 +59,7 @@ def _at_least_float32(features: torch.Tensor) -> torch.Tensor:
 Features = Callable[[SiglipModel, torch.Tensor], torch.Tensor]
 """A tower: `image_features` or `text_features`."""
 Sink = Callable[[np.ndarray], Any]
-"""What takes the unit vectors of this process's blocks, one block after another in the order of its share; float32 of shape (rows, D)."""
+"""Receives the embeddings of this process's blocks, one block after another; float32 of shape (rows, D)."""
 
 
 def embed_images(
@@ -75,7 +75,7 @@ def embed_images(
     """Unit embeddings of every image of a split, float32 of shape (images, D), the same on every process.
 
     Args:
-        execution: its device is not asked: the model runs where it is.
+        execution: its device is not used: the model runs where it is.
         allow_undecodable: an image that cannot be decoded gets a row of zeros (for mining) instead of an error.
         names: of the images, for messages; without, they are called by their index.
 
@@ -178,7 +178,7 @@ def _stream(
             sink(found)
             execution.on_progress(count)
         if is_sharded(model):
-            _take_part(model, features, num_blocks(num_blocks(num_rows, block), processes.world_size) - num_passes)
+            _run_idle(model, features, num_blocks(num_blocks(num_rows, block), processes.world_size) - num_passes)
     model.train(was_training)
     processes.raise_together(failure)
     bad_N = np.concatenate(processes.gather(np.concatenate(bad)))
@@ -191,8 +191,8 @@ def _stream(
         )
 
 
-def _take_part(model: SiglipModel, features: Features, num_passes: int) -> None:
-    """Run a tower of a sharded model over a blank row so many times, as often as the process with the most blocks runs it in all."""
+def _run_idle(model: SiglipModel, features: Features, num_passes: int) -> None:
+    """Run a sharded tower `num_passes` times on a blank row: its forward pass is collective, and other processes have more blocks."""
     device, vision = next(model.parameters()).device, model.config.vision_config
     blank = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
     if features is text_features:
@@ -207,7 +207,7 @@ def num_blocks(num_rows: int, block: int) -> int:
 
 
 def _pad(rows: torch.Tensor, block: int) -> torch.Tensor:
-    """Fill the last block by repeating its first row: the towers see every row for itself, so what it is filled with does not matter."""
+    """Fill the last block by repeating its first row: the towers process each row by itself, so the filling does not matter."""
     missing = block - len(rows)
     return torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])]) if missing else rows
 
@@ -232,7 +232,7 @@ class _PixelBlocks(Dataset):  # type: ignore[type-arg]
                 pixels.append(self._pixels(image))
             except ImageError as error:
                 faults.append(str(error))
-        if faults:  # raised in a worker they would arrive wrapped in a traceback; as a value they keep their words
+        if faults:  # an error raised in a worker would arrive wrapped in a traceback
             more = f"; and {len(faults) - _MOST_NAMED} more near them" if len(faults) > _MOST_NAMED else ""
             return f"{'; '.join(faults[:_MOST_NAMED])}{more}. {self._remedy}"
         return _pad(torch.stack(pixels), self._block)

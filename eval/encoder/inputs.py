@@ -1,7 +1,7 @@
-"""A SigLIP checkpoint's own contract for its inputs: text padded to the text tower's length without a mask, images squashed to its square.
+"""The inputs of a SigLIP checkpoint: text padded to the text tower's length without a mask, images resized to its square.
 
 The text tower pools the LAST position, so padding is part of the input: a shorter padding, a mask, or upper case gives another embedding
-(mteb#1424 lost 20 to 70 points to it). So the contract is not only followed but checked when a checkpoint is loaded.
+(mteb#1424 lost 20 to 70 points to it). So tokenizer and image processor are checked when a checkpoint is loaded.
 """
 
 import os
@@ -24,7 +24,7 @@ class SiglipInputs:
 
     Attributes:
         tokenizer: the checkpoint's own.
-        image_processor: the checkpoint's own, its Pillow form, so that figures do not depend on whether torchvision is installed.
+        image_processor: the checkpoint's own, in its Pillow version, so that results do not depend on whether torchvision is installed.
         num_tokens: length every caption is padded or cut to: the text tower's max_position_embeddings (64 in the released ones).
         image_size: side of the square, pixels.
     """
@@ -36,13 +36,13 @@ class SiglipInputs:
 
     @classmethod
     def load(cls, name: str | os.PathLike[str], config: SiglipConfig, *, strip_punctuation: bool = False) -> "SiglipInputs":
-        """Load the processor files of a checkpoint and check that they keep the contract.
+        """Load the processor files of a checkpoint and check that they give the inputs that it was trained on.
 
         Args:
             strip_punctuation: see eval/encoder/tokenizer.py.
 
         Raises:
-            UserError: files are missing, or they would feed the towers something else than they were trained on.
+            UserError: files are missing, or give other inputs.
         """
         name = str(name)
         try:
@@ -56,7 +56,7 @@ class SiglipInputs:
             AttributeError,
             TypeError,
             KeyError,
-        ) as error:  # whatever damage makes of them
+        ) as error:  # by the damage
             raise UserError(f"{name}: no usable tokenizer and image processor next to the weights ({error})") from error
         inputs = cls(tokenizer, image_processor, config.text_config.max_position_embeddings, config.vision_config.image_size)
         inputs._check(name, config)
@@ -81,7 +81,7 @@ class SiglipInputs:
 
     @property
     def contract(self) -> dict[str, Any]:
-        """How captions and pictures are read, as reports record it."""
+        """How captions and images are read, as reports record it."""
         marked, plain = self.token_ids(["a dog, runs!", "a dog runs"])
         punctuation = "stripped" if torch.equal(marked, plain) else "kept"
         return {"num_tokens": self.num_tokens, "punctuation": punctuation, "image_size": self.image_size}

@@ -1,4 +1,4 @@
-"""Weights in torch's pickled form, read without running anything that a pickle may hold, and written as safetensors."""
+"""Read weights in torch's pickled format with weights_only, so that no code in them runs, and write them as safetensors."""
 
 import json
 import pickle
@@ -19,13 +19,13 @@ SAFE_WHOLE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def read_pickled(path: Path) -> Any:
-    """What a .pth, .pt or .bin holds: tensors, numbers, texts, and containers of them.
+    """The content of a .pth, .pt or .bin: tensors, numbers, texts, and containers of them.
 
-    Read with `weights_only`, and never without: a pickle with anything else in it could run any command as it is opened. The tensors
-    of a file in torch's present form stay on disk until they are used.
+    Always read with `weights_only`: any other object in a pickle could run any command when it is opened. The tensors of a file in
+    torch's current format stay on disk until they are used.
 
     Raises:
-        UserError: the file holds another object, which is named; or it is not there, is torn, or is of another form.
+        UserError: the file holds other objects, which are named; or it is missing, damaged, or of another format.
     """
     is_zip = path.is_file() and zipfile.is_zipfile(path)
     try:
@@ -110,14 +110,14 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _save(source: Path, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Each tensor in memory of its own, as safetensors wants them: tied ones are written twice."""
+    """Write tensors as safetensors, which requires that they share no memory: tied ones are written twice."""
     if odd := sorted(name for name, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_quantized):
         raise UserError(f"{source}: expected dense tensors alone; {', '.join(odd[:5])} are sparse or quantized")
     save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
 
 
 def _objects(path: Path, message: str, is_zip: bool) -> list[str]:
-    """Names of what the pickle would have called; found by reading its opcodes, or else in torch's message."""
+    """Names of the objects in a pickle other than tensors, from its opcodes, or else from torch's message."""
     named = re.findall(r"(?:GLOBAL |Unsupported class |builtin )([\w.]+)", message)
     try:
         return sorted(get_unsafe_globals_in_checkpoint(path)) or named if is_zip else named

@@ -1,8 +1,8 @@
 """A SigLIP checkpoint's tokenizer, made to read captions as the text tower was trained on them.
 
-SigLIP's own (SentencePiece) lower-cases and strips punctuation by itself. SigLIP 2 reads Gemma's pieces of lower-cased text, ended by
-<eos>; but transformers takes the tokenizer of a fixed-resolution SigLIP 2 folder for a plain Gemma one, which keeps capitals. Without lower
-case COCO R@1 fell from 52.1 / 68.9 to 48.6 / 65.0 (big_vision#166).
+SigLIP's own tokenizer (SentencePiece) lower-cases and strips punctuation by itself. SigLIP 2 uses Gemma's tokenizer on lower-cased text,
+ended by <eos>; but transformers loads the tokenizer of a fixed-resolution SigLIP 2 folder as a plain Gemma one, which keeps capitals.
+Without lower case COCO R@1 fell from 52.1 / 68.9 to 48.6 / 65.0 (big_vision#166).
 """
 
 import json
@@ -20,12 +20,12 @@ def load_tokenizer(name: str, *, strip_punctuation: bool = False) -> Any:
     """The tokenizer of a checkpoint folder or hub id.
 
     Args:
-        strip_punctuation: strip it before SigLIP 2's pieces too, as open_clip does; big_vision only lower-cases.
+        strip_punctuation: strip it for SigLIP 2 too, as open_clip does; big_vision only lower-cases.
 
     Raises:
-        OSError, ValueError, ImportError: there is none, or it cannot be read.
+        OSError, ValueError, ImportError: it is missing or cannot be read.
     """
-    # The loader's workers are forked; a tokenizer with threads of its own would have to warn and give them up there.
+    # The loader's workers are forked; a tokenizer with threads of its own would warn and disable them there.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if isinstance(tokenizer, GemmaTokenizer | Siglip2Tokenizer):
@@ -43,7 +43,7 @@ def load_tokenizer(name: str, *, strip_punctuation: bool = False) -> Any:
 def save_tokenizer(tokenizer: Any, folder: str | os.PathLike[str]) -> None:
     """Write a tokenizer in the hub's own format, so that plain transformers gives the same ids from it, and no mask.
 
-    Gemma's classes build lower-casing anew, or forget it, and are unknown to transformers 4; the general one reads all of tokenizer.json.
+    Gemma's classes rebuild or drop lower-casing, and transformers 4 does not know them; the generic class reads all of tokenizer.json.
     """
     tokenizer.save_pretrained(folder)
     # save_pretrained drops this entry (transformers 5.23), and with a mask `model(**processor(...))` gives other embeddings.
@@ -71,6 +71,6 @@ def rewrite_tokenizer_config(folder: str | os.PathLike[str], **changes: Any) -> 
 
 
 def _without_punctuation() -> list[Any]:
-    """SigLIP's canonical text but for the case: ASCII punctuation gone, blanks collapsed."""
+    """SigLIP's text normalisation except the case: ASCII punctuation removed, blanks collapsed."""
     marks = Regex("[" + re.escape(string.punctuation) + "]")
     return [normalizers.Replace(marks, ""), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]

@@ -1,7 +1,7 @@
-"""A model with the weights of a folder or hub id: its safetensors, or a safetensors copy of its pytorch_model.bin, made once.
+"""Load the weights of a folder or hub id: its safetensors, or a safetensors copy of its pytorch_model.bin, made once.
 
-The copy is in the hub's cache for assets (HF_ASSETS_CACHE), under the SHA-256 of what it was made from: the same weights share one copy,
-and changed weights get another.
+The copy is in the hub's cache for assets (HF_ASSETS_CACHE), under the SHA-256 of the pickled weights: equal weights share one copy, and
+changed weights get another.
 """
 
 import hashlib
@@ -23,24 +23,24 @@ from eval.errors import UserError, WriteError
 
 
 def load_weights(model_class: Any, name: str, config: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """The model, float32, and what transformers says of the loading (missing_keys, mismatched_keys).
+    """(model in float32, transformers' loading info with missing_keys and mismatched_keys).
 
     Args:
         model_class: a class of transformers with from_pretrained.
         name: folder or hub id.
-        options: further ones of from_pretrained.
+        options: more arguments of from_pretrained.
 
     Raises:
         UserError: a pytorch_model.bin holds anything but tensors, or the copy of it is damaged.
         WriteError: the copy cannot be written.
-        OSError, SafetensorError, RuntimeError, ValueError, TypeError: from transformers, as what is wrong with the files.
+        OSError, SafetensorError, RuntimeError, ValueError, TypeError: from transformers, by the fault in the files.
     """
     options |= {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     pickled = _pickled_weights(name)
     if pickled is None:
         return model_class.from_pretrained(name, config=config, trust_remote_code=False, **options)
     copy = _safetensors_copy(name, pickled)
-    options["generation_config"] = _generation_config(name)  # the copy is of the weights alone
+    options["generation_config"] = _generation_config(name)  # the copy holds the weights alone
     try:
         model, loading = model_class.from_pretrained(str(copy), config=config, trust_remote_code=False, **options)
     except SafetensorError as error:
@@ -57,7 +57,7 @@ def _pickled_weights(name: str) -> Path | None:
         if _file(name, SAFE_WHOLE) or _file(name, SAFE_INDEX):
             return None
         return _file(name, PICKLED_WHOLE) or _file(name, PICKLED_INDEX)
-    except (OSError, ValueError):  # no such repository, say: loading the model says so
+    except (OSError, ValueError):  # no such repository, say: loading the model raises the error
         return None
 
 
@@ -128,7 +128,7 @@ def _content_name(name: str, weights: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
-    """Of a file's bytes, hex; the hub's cache keeps large files under just that name, which spares reading them."""
+    """Of a file's bytes, hex; the hub's cache names large files by this hash, so they need not be read."""
     stored = path.resolve()
     if stored.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", stored.name):
         return stored.name
@@ -137,7 +137,7 @@ def _sha256(path: Path) -> str:
 
 
 def _generation_config(name: str) -> GenerationConfig:
-    """As from_pretrained of the folder itself would find it."""
+    """As from_pretrained would find it in the folder itself."""
     try:
         return GenerationConfig.from_pretrained(name)
     except OSError:

@@ -1,7 +1,7 @@
-"""Exact search: for every query its top K and the exact rank of each of its positives, tile by tile, never the whole matrix.
+"""Exact search: for every query its top K and the exact rank of each positive, tile by tile, without the whole score matrix.
 
 A product of other shape differs in its last bits (docs/numerics.md), so the grid of tiles is fixed and their tails padded: any number of
-processes finds the same ranks. Equal scores are ordered by id, which is index order: a model that says the same of everything gets
+processes finds the same ranks. Equal scores are ordered by id, which is index order: a model with constant scores gets
 chance, not 1. What is ranked may be any scores that come as such tiles (`Product`), not only cosines of vectors. Shape letters:
 Q queries, N gallery items, K depth, D width, P positives; q queries and n items of one tile, p positives of one row of tiles.
 """
@@ -22,7 +22,7 @@ from eval.search.ranks import RankAccumulator
 QUERY_BLOCK = 1024
 GALLERY_BLOCK = 2048
 
-_TILES_KEPT = 2  # relevant items of neighbouring queries are mostly in a tile or two, which then are not made a second time
+_CACHED_TILES = 2  # the positives of neighbouring queries are mostly in one or two tiles, which are then not computed twice
 
 Tile = tuple[range, range, torch.Tensor]
 
@@ -32,7 +32,7 @@ class Product(Protocol):
 
     Attributes:
         num_queries, num_items: Q and N.
-        query_block, gallery_block: rows and columns of a tile; whatever lies beyond the edge of the scores is cut off.
+        query_block, gallery_block: rows and columns of a tile; the part beyond the edge of the score matrix is cut off.
     """
 
     num_queries: int
@@ -41,9 +41,9 @@ class Product(Protocol):
     gallery_block: int
 
     def row_of_tiles(self, row_block: int, column_blocks: Sequence[int] | None = None) -> Iterator[Tile]:
-        """(queries, items, scores_qn) of the tiles of one row, or of chosen ones, left to right; each may overwrite the one before.
+        """(queries, items, scores_qn) of the tiles of one row, or of some of them, left to right; each may overwrite the one before.
 
-        Scores are float32, and those of a tile are the same bits whichever process asks for it, and however often.
+        Scores are float32; a tile has the same bits on every process and every time.
         """
         ...
 
@@ -62,8 +62,8 @@ def search(
     Args:
         direction: names the result; the queries are its first noun.
         queries_QD, gallery_ND: float32 unit vectors.
-        positives: the gallery items right for each query; every query needs at least one.
-        depth: K, how many of the best to keep; cut to the gallery's size.
+        positives: the relevant gallery items of each query, at least one.
+        depth: K, cut to the gallery's size.
 
     Raises:
         UserError: a vector is not finite, or a query has no positive.
@@ -106,11 +106,11 @@ def rank_product(
     _check_positives(positives)
     scores_P = np.zeros(len(positives.indices_P), dtype=np.float32)
     accumulator = RankAccumulator(positives, scores_P, product.num_items, depth)
-    whole_rows = product.num_items <= product.gallery_block  # then the one tile of a row says what its positives score
+    whole_rows = product.num_items <= product.gallery_block  # then the row's only tile holds the scores of its positives
     for block in processes.share_of(_num_row_blocks(product)):
-        own = _OfRow(product, positives, block)
-        kept = {} if whole_rows else own.score(product, scores_P, _TILES_KEPT)
-        for rows, columns, tile_qn in _row_of_tiles(product, block, kept):
+        own = _RowPositives(product, positives, block)
+        cached = {} if whole_rows else own.score(product, scores_P, _CACHED_TILES)
+        for rows, columns, tile_qn in _row_of_tiles(product, block, cached):
             if whole_rows:
                 own.read(tile_qn, columns, scores_P)
             accumulator.update_rows(tile_qn, rows.start, columns.start)
@@ -150,7 +150,7 @@ class _Grid:
         self.num_queries, self.num_items = len(queries_QD), len(gallery_ND)
         self.query_block, self.gallery_block = QUERY_BLOCK, GALLERY_BLOCK
         self._queries, self._gallery = torch.from_numpy(queries_QD), torch.from_numpy(gallery_ND).to(device)
-        # Operands are copied into buffers of their own: where an array lies in memory may change the last bits of a product too.
+        # Operands are copied into buffers: an array's place in memory may change the last bits of a product.
         width = queries_QD.shape[1]
         self._rows = torch.empty(QUERY_BLOCK, width, device=device)
         self._columns = torch.empty(GALLERY_BLOCK, width, device=device)
@@ -166,7 +166,7 @@ class _Grid:
 
 
 def _fill(buffer: torch.Tensor, vectors: torch.Tensor, start: int) -> range:
-    """Put a block of vectors, and zeros behind its end, into a buffer; which vectors it holds."""
+    """Copy a block of vectors into a buffer, padded with zeros; returns the range of vectors."""
     block = vectors[start : start + len(buffer)]
     buffer[: len(block)] = block
     buffer[len(block) :] = 0
@@ -177,16 +177,16 @@ def _num_row_blocks(product: Product) -> int:
     return -(-product.num_queries // product.query_block)
 
 
-def _row_of_tiles(product: Product, row_block: int, kept: dict[int, Tile]) -> Iterator[Tile]:
-    """The tiles of one row, left to right, those that are kept (by block of columns) taken from there."""
+def _row_of_tiles(product: Product, row_block: int, cached: dict[int, Tile]) -> Iterator[Tile]:
+    """The tiles of one row, left to right; cached ones (by block of columns) are not computed again."""
     for block in range(-(-product.num_items // product.gallery_block)):
-        if block in kept:
-            yield kept.pop(block)
+        if block in cached:
+            yield cached.pop(block)
         else:
             yield from product.row_of_tiles(row_block, [block])
 
 
-class _OfRow:
+class _RowPositives:
     """The positive pairs of the queries of one row of tiles."""
 
     def __init__(self, product: Product, positives: PositivePairs, row_block: int) -> None:
@@ -197,18 +197,18 @@ class _OfRow:
         self._row_p = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         self._item_p = positives.indices_P[self._span]
 
-    def score(self, product: Product, scores_P: np.ndarray, num_kept: int) -> dict[int, Tile]:
-        """Put their scores where they belong in `scores_P`, out of the very tiles they will be compared with; the first of these tiles."""
+    def score(self, product: Product, scores_P: np.ndarray, num_cached: int) -> dict[int, Tile]:
+        """Fill in their scores in `scores_P`, from the same tiles as the search; returns the first of these tiles."""
         blocks = np.unique(self._item_p // product.gallery_block).tolist()
-        kept: dict[int, Tile] = {}
+        cached: dict[int, Tile] = {}
         for rows, columns, tile_qn in product.row_of_tiles(self._row_block, blocks):
             self.read(tile_qn, columns, scores_P)
-            if len(kept) < num_kept:
-                kept[columns.start // product.gallery_block] = rows, columns, tile_qn.clone()
-        return kept
+            if len(cached) < num_cached:
+                cached[columns.start // product.gallery_block] = rows, columns, tile_qn.clone()
+        return cached
 
     def read(self, tile_qn: torch.Tensor, columns: range, scores_P: np.ndarray) -> None:
-        """Do so for those that lie in one tile."""
+        """Fill in the scores of those in one tile."""
         here_p = (self._item_p >= columns.start) & (self._item_p < columns.stop)
         places = torch.from_numpy(self._row_p[here_p]), torch.from_numpy(self._item_p[here_p] - columns.start)
         scores_P[self._span][here_p] = tile_qn[places[0].to(tile_qn.device), places[1].to(tile_qn.device)].cpu().numpy()
@@ -218,7 +218,7 @@ def _positive_scores(product: Product, positives: PositivePairs, processes: Proc
     """Score of every positive pair, float32 of shape (P,), on every process."""
     scores_P = np.zeros(len(positives.indices_P), dtype=np.float32)
     for block in processes.share_of(_num_row_blocks(product)):
-        _OfRow(product, positives, block).score(product, scores_P, num_kept=0)
+        _RowPositives(product, positives, block).score(product, scores_P, num_cached=0)
     return np.sum(processes.gather(scores_P[None]), axis=0)[0]  # each pair is a score on one process and 0 on the others
 
 
@@ -226,7 +226,7 @@ def check_finite(noun: str, vectors: np.ndarray) -> None:
     """Refuse vectors that cannot be ranked.
 
     Args:
-        noun: what they are, for the message.
+        noun: of the vectors, for the message.
 
     Raises:
         UserError: a vector is not finite.

@@ -1,6 +1,6 @@
-"""The ranking of one stage in one direction: every query's top K, and the rank of each of its positives.
+"""The result of one retrieval stage in one direction: the top K of every query, and the ranks of its positives.
 
-Shape letters: Q queries, K depth of the stored ranking, P positive (query, gallery item) pairs of all queries together.
+Shape letters: Q queries, K depth, P positive (query, gallery item) pairs of all queries together.
 """
 
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class Ranking:
     image id and place), so that "the lower index first" breaks ties by id.
 
     Attributes:
-        direction: which side the queries are.
+        direction: image to text or text to image.
         top_indices_QK: int64, gallery indices, best first.
         top_scores_QK: float32, the scores that ordered them.
-        positive_offsets: int64, shape (Q + 1,); the positives of query q lie at offsets[q]:offsets[q + 1] below.
+        positive_offsets: int64, shape (Q + 1,); the positives of query q are at offsets[q]:offsets[q + 1] below.
         positive_indices_P: int64, gallery index of each positive, ascending within a query.
         positive_ranks_P: int64, rank of each positive in the whole gallery, from 1.
     """
@@ -42,7 +42,7 @@ class Ranking:
 
     @property
     def depth(self) -> int:
-        """Number of gallery items kept per query, K."""
+        """Number of gallery items stored per query, K."""
         return self.top_indices_QK.shape[1]
 
     def best_ranks(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Where the queries of one direction stand while tiles of scores stream by: the best K so far, and the number above each positive.
+"""Accumulate ranks over streamed tiles of scores: the running top K of each query, and the number of items above each positive.
 
 Shape letters: Q queries, K depth, P positives; q queries and n items of one tile, m positives of the query with the most, p of them all.
 """
@@ -16,14 +16,14 @@ from eval.search.top_k import DeviceTopK, TopK, best_of
 
 _MERGED_AT_ONCE = 65_536
 _ROWS_PER_THREAD = 64
-_FEW_POSITIVES = 8  # up to here a comparison of the whole row for each is quicker than sorting the row once
+_FEW_POSITIVES = 8  # up to here one comparison of the row per positive is faster than sorting the row
 
 
 class RankAccumulator:
     """The running result of a search: exact however the tiles come, as long as those of a query come in the order of their items."""
 
     def __init__(self, positives: PositivePairs, scores_P: np.ndarray, num_items: int, depth: int) -> None:
-        """Begin; `scores_P` is the score of each positive pair, float32, as the tiles will hold it."""
+        """scores_P: score of each positive pair, float32, bit for bit as in the tiles."""
         self.positives, self.depth, self._num_items = positives, min(depth, num_items), num_items
         self._shape = (len(positives.offsets) - 1, self.depth)
         self._above_P = np.zeros(len(positives.indices_P), dtype=np.int64)
@@ -32,24 +32,24 @@ class RankAccumulator:
         self._open_on_device: dict[int, DeviceTopK] = {}
 
     def update_rows(self, tile_qn: torch.Tensor, first_query: int, first_item: int) -> None:
-        """Count in a tile whose rows are queries; it may be overwritten afterwards."""
+        """Add a tile whose rows are queries; it may be overwritten afterwards."""
         if tile_qn.device.type != "cpu":
             self._update_on_device(tile_qn, first_query, first_item)
             return
         span, offsets, own_p = self._positives_of(first_query, len(tile_qn), first_item)
         thresholds_qm, slots_p = _thresholds(offsets, self._scores_P[span], own_p, tile_qn.shape[1])
-        above_qm = self._heads(first_query, len(tile_qn)).update_rows(tile_qn.numpy(), 0, first_item, thresholds_qm)
+        above_qm = self._top_k(first_query, len(tile_qn)).update_rows(tile_qn.numpy(), 0, first_item, thresholds_qm)
         self._above_P[span] += _counted(above_qm, slots_p, tile_qn, offsets, self._scores_P[span], own_p)
 
     def update_columns(self, tile_nq: torch.Tensor, first_query: int, first_item: int) -> None:
-        """Count in a tile whose columns are queries."""
+        """Add a tile whose columns are queries."""
         if tile_nq.device.type != "cpu":
             self._update_on_device(tile_nq.T.contiguous(), first_query, first_item)
             return
         num_items, num_queries = tile_nq.shape
         span, offsets, own_p = self._positives_of(first_query, num_queries, first_item)
         thresholds_qm, slots_p = _thresholds(offsets, self._scores_P[span], own_p, num_items)
-        above_mq = self._heads(first_query, num_queries).update_columns(
+        above_mq = self._top_k(first_query, num_queries).update_columns(
             tile_nq.numpy(), 0, first_item, np.ascontiguousarray(thresholds_qm.T)
         )
         self._above_P[span] += _counted(above_mq.T, slots_p, tile_nq.T, offsets, self._scores_P[span], own_p)
@@ -63,16 +63,16 @@ class RankAccumulator:
         return np.full(self._shape, self._num_items, dtype=np.int64)
 
     def finalize(self, first_query: int) -> None:
-        """No more tiles will come for the queries whose block begins here: keep their best and let go of the rest."""
-        heads = self._open.pop(first_query, None) or self._open_on_device.pop(first_query, None)
-        if heads is not None:
-            items_qk, scores_qk = heads.best()
+        """End the block of queries that begins here: store its top K and free its buffers."""
+        top_k = self._open.pop(first_query, None) or self._open_on_device.pop(first_query, None)
+        if top_k is not None:
+            items_qk, scores_qk = top_k.best()
             place = slice(first_query, first_query + len(items_qk)), slice(items_qk.shape[1])
             self._scores_QK[place] = scores_qk
             self._indices_QK[place] = np.where(items_qk < 0, self._num_items, items_qk)
 
     def ranking(self, direction: Direction, processes: Processes) -> Ranking:
-        """The result, on every process, when each has absorbed its share of the tiles."""
+        """The result, on every process, after each has added its share of the tiles."""
         for first_query in [*self._open, *self._open_on_device]:
             self.finalize(first_query)
         scores_QK, indices_QK = self._scores_QK, self._indices_QK
@@ -85,19 +85,19 @@ class RankAccumulator:
         above_P = np.sum(processes.gather(self._above_P[None]), axis=0)[0]
         return Ranking(direction, indices_QK, scores_QK, self.positives.offsets, self.positives.indices_P, above_P + 1)
 
-    def _heads(self, first_query: int, num_queries: int) -> TopK:
+    def _top_k(self, first_query: int, num_queries: int) -> TopK:
         if first_query not in self._open:
             self._open[first_query] = TopK(num_queries, self.depth)
         return self._open[first_query]
 
     def _positives_of(self, first_query: int, num_queries: int, first_item: int) -> tuple[slice, np.ndarray, np.ndarray]:
-        """Where the positives of some queries lie, their offsets counted from there, and their items counted from the tile's first."""
+        """(span of the positives of some queries, their offsets within it, their items relative to the tile's first item)."""
         offsets = self.positives.offsets[first_query : first_query + num_queries + 1]
         span = slice(int(offsets[0]), int(offsets[-1]))
         return span, offsets - offsets[0], self.positives.indices_P[span] - first_item
 
     def _update_on_device(self, tile_qn: torch.Tensor, first_query: int, first_item: int) -> None:
-        """The same on a GPU, whose sorting is cheap compared with copies to the host."""
+        """The same on a GPU, where sorting is cheap compared with copies to the host."""
         self._open_on_device.setdefault(first_query, DeviceTopK(self.depth)).update(tile_qn, first_item)
         span, offsets, own_p = self._positives_of(first_query, len(tile_qn), first_item)
         self._above_P[span] += num_above(tile_qn, offsets, self._scores_P[span], own_p)
@@ -110,10 +110,10 @@ def _slots(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _thresholds(offsets: np.ndarray, scores_p: np.ndarray, own_p: np.ndarray, num_items: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """What a score must be above to stand above each positive, float32 of shape (q, m), and where in it each positive is found.
+    """(thresholds that a score must exceed to rank above each positive, float32 of shape (q, m); the place of each positive in them).
 
-    An equal score stands above a positive of higher index, so one that lies beyond the tile gets the next number below its score. None are
-    given (m = 0) where some query has more than a few.
+    An equal score ranks above a positive of higher index, so a positive beyond the tile gets the next number below its score. There are no
+    thresholds (m = 0) if a query has more than _FEW_POSITIVES.
     """
     counts = np.diff(offsets)
     most = int(counts.max(initial=0))
@@ -149,13 +149,13 @@ def _counted(
 
 
 def num_above(tile_qn: torch.Tensor, offsets: np.ndarray, scores_p: np.ndarray, own_p: np.ndarray) -> np.ndarray:
-    """How many of a tile's items stand above each positive of its queries: the strictly better, and the equal ones of lower index.
+    """How many of a tile's items rank above each positive of its queries: the strictly better, and the equal ones of lower index.
 
-    One sort a row and a binary search a positive: a caption that is true of a thousand images costs no thousand passes.
+    One sort a row and a binary search a positive: a caption with a thousand positive images does not cost a thousand passes.
 
     Args:
         offsets: positives of row r at offsets[r]:offsets[r + 1].
-        own_p: index of each positive counted from the tile's first item: below 0 or beyond the tile where it lies in another.
+        own_p: index of each positive counted from the tile's first item: below 0 or beyond the tile where it is in another.
     """
     counts = np.diff(offsets)
     row_p = np.repeat(np.arange(len(counts)), counts)
@@ -180,7 +180,7 @@ def num_above(tile_qn: torch.Tensor, offsets: np.ndarray, scores_p: np.ndarray, 
 
 
 def _sorted_rows(tile_qn: torch.Tensor) -> torch.Tensor:
-    """Each row's scores, ascending; on a CPU by numpy, whose sort of values is ten times torch's, in as many threads as torch may use."""
+    """Each row's scores, ascending; on a CPU by numpy, which sorts values ten times faster than torch, with torch's number of threads."""
     if tile_qn.device.type != "cpu":
         return torch.sort(tile_qn, dim=1).values
     tile, sorted_qn = tile_qn.numpy(), np.empty(tile_qn.shape, dtype=np.float32)
@@ -191,6 +191,6 @@ def _sorted_rows(tile_qn: torch.Tensor) -> torch.Tensor:
         sorted_qn[start:stop] = tile[start:stop]
         sorted_qn[start:stop].sort(axis=1)
 
-    with ThreadPoolExecutor(num_threads) as threads:  # numpy sorts without holding the interpreter
+    with ThreadPoolExecutor(num_threads) as threads:  # numpy releases the interpreter lock while it sorts
         list(threads.map(sort, edges, edges[1:]))
     return torch.from_numpy(sorted_qn)

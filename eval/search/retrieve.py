@@ -24,12 +24,12 @@ DEFAULT_DEPTH = 32
 
 @dataclass(frozen=True)
 class Embedded:
-    """A split as one model, or several together, embed it; the same on every process.
+    """The embeddings of a split by one model or an ensemble; the same on every process.
 
     Attributes:
         images_ID, captions_CD: float32 unit vectors.
         scale, bias: of the sigmoid loss: logit = scale x cosine + bias.
-        image_seconds, caption_seconds: what it took.
+        image_seconds, caption_seconds: wall clock.
         device: where to search.
         inputs: how the model reads its inputs.
     """
@@ -57,11 +57,11 @@ def retrieve(
 
     Args:
         name: the stage's name in the report.
-        depth: how many of the best to keep for each query (at least 10 are kept, for the report).
+        depth: K of each query (at least 10, for the report).
         execution: where to search is where the model is, whatever its device; progress is told of images + captions in all.
 
     Raises:
-        UserError: a picture does not decode, or something is not finite.
+        UserError: an image does not decode, or an embedding is not finite.
     """
     embedded = embed(model, inputs, dataset, execution=execution)
     return find(name, embedded, dataset, depth=depth, processes=execution.processes)

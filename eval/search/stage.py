@@ -1,4 +1,4 @@
-"""The stage: one system of an evaluation, with its rankings and its cost."""
+"""One stage of an evaluation: a ranking in both directions with its name and cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,10 +13,10 @@ Sweep = Mapping[int, Mapping[Direction, np.ndarray]]
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of an evaluation: a name ("base", "tuned+blip"), its ranking in both directions, and what it cost.
+    """One stage of an evaluation: its name ("base", "tuned+blip"), its ranking in both directions, and its cost.
 
-    A reranked one also names its first stage, how many candidates of it were re-ordered, and the best ranks had it been fewer; a
-    first stage says how it read its inputs.
+    A reranked stage also has the name of its first stage, the number of candidates reranked, and the best ranks for smaller numbers; a
+    first stage has the settings of its inputs.
     """
 
     name: str
@@ -26,5 +26,3 @@ class Stage:
     top_k: int | None = None
     sweep: Sweep = field(default_factory=dict)
     inputs: Mapping[str, Any] = field(default_factory=dict)
-
-

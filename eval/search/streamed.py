@@ -1,8 +1,8 @@
-"""Exact search of embeddings too many to hold: tiles of eval/search/exact.py's own grid, with only the best K of every query kept.
+"""Exact search of embeddings that do not fit into memory: the tiles of eval/search/exact.py, with only the top K of every query stored.
 
-A process takes whole rows of tiles, so several give the bits of one, and the scores are those of eval/search/exact.py bit for bit.
-Several rows of tiles are worked on at once, so the gallery is read once for ROW_BLOCKS_AT_ONCE * QUERY_BLOCK queries of each process;
-that bounds the memory besides the result, whatever the number of queries and of items. Shape letters: Q queries, N gallery items, K depth,
+A process computes whole rows of tiles, so any number of processes gives the same bits, those of eval/search/exact.py. Several rows of
+tiles are computed at once, so the gallery is read once for ROW_BLOCKS_AT_ONCE * QUERY_BLOCK queries of each process; memory apart from the
+result does not grow with the number of queries or items. Shape letters: Q queries, N gallery items, K depth,
 D width, P positives; q queries and n items of one tile, p positives in it.
 """
 
@@ -26,10 +26,10 @@ class Found:
     """The top K of every query; the same on every process.
 
     Attributes:
-        indices_QK: int64, gallery indices, best first, equal scores by the lower; -1 where the gallery has no more items.
+        indices_QK: int64, gallery indices, best first, equal scores by the lower index; -1 where there are fewer than K items.
         scores_QK: float32; -inf where the index is -1.
         best_positive_Q: float32, the best score of a positive; -inf for a query without one.
-        empty_Q: bool; True where the query is a row of zeros (a picture that does not decode).
+        empty_Q: bool; True where the query is a row of zeros (an image that does not decode).
     """
 
     indices_QK: np.ndarray
@@ -39,7 +39,7 @@ class Found:
 
     @classmethod
     def blank(cls, num_queries: int, depth: int) -> "Found":
-        """Nothing found yet."""
+        """A result without any item."""
         shape = (num_queries, depth)
         scores_QK, best_Q = np.full(shape, -np.inf, dtype=np.float32), np.full(num_queries, -np.inf, dtype=np.float32)
         return cls(np.full(shape, -1, dtype=np.int64), scores_QK, best_Q, np.zeros(num_queries, dtype=bool))
@@ -60,10 +60,10 @@ def stream_search(
     """Rank a gallery for every query by the dot product of unit vectors (cosine), float32; call on every process.
 
     Args:
-        positives: gallery items right for each query; their best score is reported, nothing is left out for it.
+        positives: relevant gallery items of each query; their best score is reported, and they stay in the ranking.
         depth: K, cut to the gallery's size.
 
-    A gallery item that is a row of zeros (a picture that does not decode) is never found.
+    A gallery item that is a row of zeros (an image that does not decode) is never found.
     """
     found = Found.blank(queries.num_rows, min(depth, gallery.num_rows))
     processes = execution.processes
@@ -74,7 +74,7 @@ def stream_search(
         band = range(first, min(first + at_once, num_row_blocks))
         rows_read = [_row_block(queries, block, positives, gallery.num_rows, depth, execution) for block in band]
         own = [block for block in rows_read if block is not None]
-        tiles.multiply(own)
+        tiles.search(own)
         parts = list(zip(*(block.found().arrays() for block in own), strict=True)) or [()] * 4
         rows = slice(band.start * QUERY_BLOCK, band.stop * QUERY_BLOCK)
         for target, blocks in zip(found.arrays(), parts, strict=True):
@@ -83,9 +83,9 @@ def stream_search(
 
 
 class _Tiles:
-    """Products of rows of queries with the gallery, one block of the gallery after the other, in buffers that never move.
+    """Products of rows of queries with the gallery, one block of the gallery after the other, in fixed buffers.
 
-    Where an operand lies in memory may change the last bits of a product, and so does its shape: hence copies, padded with zeros.
+    An operand's place in memory and its shape may change the last bits of a product: hence copies, padded with zeros.
     """
 
     def __init__(self, gallery: EmbeddingRows, device: torch.device) -> None:
@@ -94,8 +94,8 @@ class _Tiles:
         self._columns = torch.zeros(GALLERY_BLOCK, gallery.width, device=device)
         self._tile = torch.empty(QUERY_BLOCK, GALLERY_BLOCK, device=device)
 
-    def multiply(self, row_blocks: "list[_RowBlock]") -> None:
-        """Let every row of queries update the whole gallery."""
+    def search(self, row_blocks: "list[_RowBlock]") -> None:
+        """Add every tile of the gallery to every block of queries."""
         for first_item, num_items, empty in self._gallery_blocks():
             for block in row_blocks:
                 self._rows[: len(block.vectors_qD)] = block.vectors_qD
@@ -107,7 +107,7 @@ class _Tiles:
                 block.update(tile_qn, first_item)
 
     def _gallery_blocks(self) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """(first item, number of items, places of rows of zeros) of each block of the gallery, which lies in `_columns` meanwhile."""
+        """(first item, number of items, places of rows of zeros) of each block of the gallery, which is in `_columns` meanwhile."""
         for start in range(0, self._gallery.num_rows, GALLERY_BLOCK):
             count = min(GALLERY_BLOCK, self._gallery.num_rows - start)
             self._columns[:count] = torch.from_numpy(self._gallery.rows(start, start + count))
@@ -129,7 +129,7 @@ def _row_block(
 
 
 class _RowBlock:
-    """The queries of one row of the grid with what they have found so far."""
+    """The queries of one row of the grid and their running top K."""
 
     def __init__(self, vectors_qD: np.ndarray, positives: PositivePairs, num_items: int, depth: int, device: torch.device) -> None:
         self.vectors_qD = torch.from_numpy(np.array(vectors_qD)).to(device)
@@ -143,7 +143,7 @@ class _RowBlock:
         self._sorted_items = positives.indices_P[order]
 
     def update(self, tile_qn: torch.Tensor, first_item: int) -> None:
-        """Count a tile in."""
+        """Add a tile."""
         if isinstance(self._top_k, TopK):
             self._top_k.update_rows(tile_qn.numpy(), 0, first_item, self._no_thresholds)
         else:
@@ -154,6 +154,6 @@ class _RowBlock:
             self._best_q.scatter_reduce_(0, query_p, tile_qn[query_p, self._item_p[start:stop] - first_item], "amax")
 
     def found(self) -> Found:
-        """What these queries found in all tiles."""
+        """The result of these queries over all tiles."""
         indices_qK, scores_qK = self._top_k.best()
         return Found(indices_qK, scores_qK, self._best_q.cpu().numpy(), (~self.vectors_qD.any(dim=1)).cpu().numpy())

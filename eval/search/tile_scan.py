@@ -1,7 +1,7 @@
-"""One pass over a tile of scores on a CPU: which lie above a floor, and how many lie above each of a few thresholds.
+"""Scan a tile of scores on a CPU: which are above a floor, and how many are above each of a few thresholds.
 
-The product of a tile is quicker than two careless passes over it, so the tile is read once, in strips that fit a core's cache, and truth
-values are counted eight at a time: eight bytes of a bool array are one 64-bit word, and at most 128 words are added, so no byte overflows.
+Two naive passes over a tile take longer than its product, so the tile is read once, in strips that fit a core's cache, and booleans are
+counted eight at a time: eight bytes of a bool array are one 64-bit word, and at most 128 words are added, so no byte overflows.
 Shape letters: q rows and n columns of a tile, m thresholds a row (or column), s survivors.
 """
 
@@ -35,7 +35,7 @@ def scan_rows(tile_qn: np.ndarray, floor_q: np.ndarray, thresholds_qm: np.ndarra
 
 
 def scan_columns(tile_qn: np.ndarray, floor_n: np.ndarray, thresholds_mn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same with a floor and thresholds for each column, without turning the tile over.
+    """The same with a floor and thresholds for each column, without transposing the tile.
 
     Returns:
         (columns_s, rows_s, above_mn): survivors by column and then row; counts per threshold and column.
@@ -66,16 +66,16 @@ def _strips(tile_qn: np.ndarray) -> Iterator[tuple[int, np.ndarray, "_Mask"]]:
 
 
 class _Mask:
-    """Truth values of a strip that can also be read as words of eight."""
+    """Booleans of a strip, also readable as 64-bit words of eight."""
 
     def __init__(self, num_rows: int, num_columns: int) -> None:
         size = num_rows * num_columns
-        self._bytes = np.zeros(-(-size // 8) * 8, dtype=bool)  # what lies behind the last value stays False
+        self._bytes = np.zeros(-(-size // 8) * 8, dtype=bool)  # the padding stays False
         self._words = self._bytes.view(np.uint64)
         self.values = self._bytes[:size].reshape(num_rows, num_columns)
 
     def places(self) -> np.ndarray:
-        """Flat index of every True, int64, ascending: most words hold none, so only those that do are taken apart."""
+        """Flat index of every True, int64, ascending: most words hold none, so only the others are unpacked."""
         words = np.flatnonzero(self._words != 0)
         found = np.flatnonzero(self._bytes.reshape(-1, 8)[words])
         return words[found >> 3] * 8 + (found & 7)

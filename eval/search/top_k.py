@@ -1,9 +1,9 @@
-"""The best K of every query while tiles of scores stream by.
+"""The running top K of every query over streamed tiles of scores.
 
-On a CPU a score is looked at closely only if it is above its query's floor, the K-th best score when the query was last put in order: what
-passes is added to a buffer, and only a full buffer is sorted. Of a hundred thousand random items some hundreds pass. (The idea is that of
+On a CPU only scores above their query's floor, the K-th best score when its buffer was last sorted, are added to the buffer, and only a
+full buffer is sorted. Of a hundred thousand random items some hundreds pass. (The idea is that of
 FAISS's reservoir: Johnson, Douze, Jegou 2017, arXiv 1702.08734, and its ReservoirTopN.) Shape letters: Q queries, N items, K depth,
-W room for what has passed and is not yet in order; q queries and n items of one tile, s scores that passed.
+W size of the buffer; q queries and n items of one tile, s scores that passed.
 """
 
 import numpy as np
@@ -12,56 +12,56 @@ import torch
 from eval.search.tile_scan import scan_columns, scan_rows
 
 _LEAST_ROOM = 24
-_TURNED_AT_ONCE = 256  # queries that are columns: a copy of the whole tile would be the largest thing held
+_TRANSPOSED_AT_ONCE = 256  # queries that are columns: a copy of the whole tile would be the largest buffer
 
 
 class TopK:
-    """The running heads of a block of queries; tiles of a query must come in ascending order of their items."""
+    """The running top K of a block of queries; tiles of a query must come in ascending order of their items."""
 
     def __init__(self, num_queries: int, depth: int) -> None:
-        """`depth` is K; buffers are held for every query, 8 bytes times K and some."""
+        """depth: K; the buffers take somewhat more than 8 K bytes per query."""
         self.depth, self._room = depth, max(depth, _LEAST_ROOM)
         self._scores_QW = np.full((num_queries, depth + self._room), -np.inf, dtype=np.float32)
         self._items_QW = np.full((num_queries, depth + self._room), np.iinfo(np.int32).max, dtype=np.int32)
-        self._held_Q = np.zeros(num_queries, dtype=np.int64)
+        self._count_Q = np.zeros(num_queries, dtype=np.int64)
         self._floor_Q = np.full(num_queries, -np.inf, dtype=np.float32)
 
     def update_rows(self, tile_qn: np.ndarray, first_query: int, first_item: int, thresholds_qm: np.ndarray) -> np.ndarray:
-        """Take in a tile whose rows are queries; returns how many of its scores are above each threshold, int64 of shape (q, m)."""
+        """Add a tile whose rows are queries; returns how many of its scores are above each threshold, int64 of shape (q, m)."""
         queries = slice(first_query, first_query + len(tile_qn))
         if np.isneginf(self._floor_Q[queries]).any():
-            floor_q = np.full(len(tile_qn), np.inf, dtype=np.float32)  # nothing to scan for: the whole rows are ranked
+            floor_q = np.full(len(tile_qn), np.inf, dtype=np.float32)  # no candidates to scan for: the whole rows are ranked
             _, _, above_qm = scan_rows(tile_qn, floor_q, thresholds_qm)
             self._rank(np.arange(queries.start, queries.stop), tile_qn, first_item)
             return above_qm
         rows_s, columns_s, above_qm = scan_rows(tile_qn, self._floor_Q[queries], thresholds_qm)
-        self._take(tile_qn, rows_s, columns_s, first_query, first_item)
+        self._add(tile_qn, rows_s, columns_s, first_query, first_item)
         return above_qm
 
     def update_columns(self, tile_nq: np.ndarray, first_query: int, first_item: int, thresholds_mq: np.ndarray) -> np.ndarray:
-        """Take in a tile whose columns are queries; returns the counts above the thresholds, int64 of shape (m, q)."""
+        """Add a tile whose columns are queries; returns the counts above the thresholds, int64 of shape (m, q)."""
         queries = slice(first_query, first_query + tile_nq.shape[1])
         if np.isneginf(self._floor_Q[queries]).any():
             floor_q = np.full(tile_nq.shape[1], np.inf, dtype=np.float32)
             _, _, above_mq = scan_columns(tile_nq, floor_q, thresholds_mq)
-            for start in range(0, tile_nq.shape[1], _TURNED_AT_ONCE):
-                turned_qn = torch.from_numpy(tile_nq[:, start : start + _TURNED_AT_ONCE]).T.contiguous().numpy()
-                self._rank(np.arange(len(turned_qn)) + first_query + start, turned_qn, first_item)
+            for start in range(0, tile_nq.shape[1], _TRANSPOSED_AT_ONCE):
+                rows_qn = torch.from_numpy(tile_nq[:, start : start + _TRANSPOSED_AT_ONCE]).T.contiguous().numpy()
+                self._rank(np.arange(len(rows_qn)) + first_query + start, rows_qn, first_item)
             return above_mq
         columns_s, rows_s, above_mq = scan_columns(tile_nq, self._floor_Q[queries], thresholds_mq)
-        self._take(tile_nq.T, columns_s, rows_s, first_query, first_item)
+        self._add(tile_nq.T, columns_s, rows_s, first_query, first_item)
         return above_mq
 
     def best(self) -> tuple[np.ndarray, np.ndarray]:
-        """(items_QK int64, scores_QK float32), best first, equal scores by the lower item; beyond what was absorbed -1 and -inf."""
-        self._put_in_order(np.flatnonzero(self._held_Q > 0))
+        """(items_QK int64, scores_QK float32), best first, equal scores by the lower item; -1 and -inf where fewer than K items came."""
+        self._sort(np.flatnonzero(self._count_Q > 0))
         items_QK = self._items_QW[:, : self.depth].astype(np.int64)
         scores_QK = self._scores_QW[:, : self.depth].copy()
         items_QK[np.isneginf(scores_QK)] = -1
         return items_QK, scores_QK
 
-    def _take(self, tile_qn: np.ndarray, rows_s: np.ndarray, columns_s: np.ndarray, first_query: int, first_item: int) -> None:
-        """Add the scores that passed; a query of which more passed than there is room for has its whole row ranked."""
+    def _add(self, tile_qn: np.ndarray, rows_s: np.ndarray, columns_s: np.ndarray, first_query: int, first_item: int) -> None:
+        """Add the scores that passed; a query with more of them than its buffer has room for has its whole row ranked."""
         counts_q = np.bincount(rows_s, minlength=len(tile_qn))
         crowded_q = counts_q > self._room
         if crowded_q.any():
@@ -73,75 +73,74 @@ class TopK:
         queries_s = rows_s + first_query
         self._make_room(np.arange(first_query, first_query + len(tile_qn)), counts_q)
         starts_q = np.cumsum(counts_q) - counts_q
-        places_s = self._held_Q[queries_s] + np.arange(len(rows_s)) - starts_q[rows_s]
+        places_s = self._count_Q[queries_s] + np.arange(len(rows_s)) - starts_q[rows_s]
         self._scores_QW[queries_s, places_s] = tile_qn[rows_s, columns_s]
         self._items_QW[queries_s, places_s] = columns_s + first_item
-        self._held_Q[first_query : first_query + len(tile_qn)] += counts_q
+        self._count_Q[first_query : first_query + len(tile_qn)] += counts_q
 
     def _rank(self, queries_q: np.ndarray, tile_qn: np.ndarray, first_item: int) -> None:
-        """Take in the best of whole rows."""
+        """Add the top K of whole rows."""
         depth = min(self.depth, tile_qn.shape[1])
         items_qk, scores_qk = top_k(torch.from_numpy(tile_qn), depth)
         self._make_room(queries_q, np.full(len(queries_q), depth))
-        places_qk = self._held_Q[queries_q, None] + np.arange(depth)
+        places_qk = self._count_Q[queries_q, None] + np.arange(depth)
         self._scores_QW[queries_q[:, None], places_qk] = scores_qk.numpy()
         self._items_QW[queries_q[:, None], places_qk] = items_qk.numpy() + first_item
-        self._held_Q[queries_q] += depth
-        self._put_in_order(queries_q)
+        self._count_Q[queries_q] += depth
+        self._sort(queries_q)
 
     def _make_room(self, queries_q: np.ndarray, counts_q: np.ndarray) -> None:
-        self._put_in_order(queries_q[self._held_Q[queries_q] + counts_q > self._scores_QW.shape[1]])
+        self._sort(queries_q[self._count_Q[queries_q] + counts_q > self._scores_QW.shape[1]])
 
-    def _put_in_order(self, queries_q: np.ndarray) -> None:
-        """Sort buffers and forget all but the best K. What came later holds higher items, or equal ones in order, so a stable sort
-        settles equal scores by the lower item."""
+    def _sort(self, queries_q: np.ndarray) -> None:
+        """Sort buffers and drop all but the top K. Later entries have higher items, so a stable sort orders equal scores by item."""
         if not len(queries_q):
             return
-        width = int(self._held_Q[queries_q].max())
+        width = int(self._count_Q[queries_q].max())
         ordered, place = torch.sort(torch.from_numpy(self._scores_QW[queries_q, :width]), dim=1, descending=True, stable=True)
         kept = min(self.depth, width)
         self._items_QW[queries_q, :kept] = np.take_along_axis(self._items_QW[queries_q, :width], place[:, :kept].numpy(), axis=1)
         self._scores_QW[queries_q, :kept] = ordered[:, :kept].numpy()
         self._scores_QW[queries_q, kept:] = -np.inf
-        self._held_Q[queries_q] = np.minimum(self._held_Q[queries_q], self.depth)
-        full_q = queries_q[self._held_Q[queries_q] == self.depth]
+        self._count_Q[queries_q] = np.minimum(self._count_Q[queries_q], self.depth)
+        full_q = queries_q[self._count_Q[queries_q] == self.depth]
         self._floor_Q[full_q] = self._scores_QW[full_q, self.depth - 1]
 
 
 class DeviceTopK:
-    """What `TopK` is on a CPU: there sorting is cheap compared with copies to the host."""
+    """`TopK` on a GPU, where sorting is cheap compared with copies to the host."""
 
     def __init__(self, depth: int) -> None:
         """`depth` is K."""
         self._depth = depth
-        self._head: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._best: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(self, tile_qn: torch.Tensor, first_item: int) -> None:
-        """Take in a tile whose rows are all the queries; tiles come in ascending order of their items."""
+        """Add a tile whose rows are all the queries; tiles come in ascending order of their items."""
         indices_qk, scores_qk = top_k(tile_qn, min(self._depth, tile_qn.shape[1]))
         indices_qk += first_item
-        if self._head is not None:
-            indices_qk, scores_qk = torch.cat([self._head[0], indices_qk], 1), torch.cat([self._head[1], scores_qk], 1)
+        if self._best is not None:
+            indices_qk, scores_qk = torch.cat([self._best[0], indices_qk], 1), torch.cat([self._best[1], scores_qk], 1)
             scores_qk, indices_qk = best_of(scores_qk, indices_qk, self._depth)
-        self._head = indices_qk, scores_qk
+        self._best = indices_qk, scores_qk
 
     def best(self) -> tuple[np.ndarray, np.ndarray]:
         """(items_QK int64, scores_QK float32) on the host, best first, equal scores by the lower item; -1 where the score is -inf."""
-        assert self._head is not None, "a gallery has at least one tile"
-        indices_qK, scores_qK = self._head
+        assert self._best is not None, "a gallery has at least one tile"
+        indices_qK, scores_qK = self._best
         return torch.where(scores_qK == -torch.inf, -1, indices_qK).cpu().numpy(), scores_qK.cpu().numpy()
 
 
 def top_k(tile_qn: torch.Tensor, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices (int64) and scores of the `depth` best of each row, best first, equal scores by the lower index."""
     num_items = tile_qn.shape[1]
-    scores_qk, indices_qk = torch.topk(tile_qn, min(depth + 1, num_items), dim=1)  # one more shows where a tie crosses the K-th place
+    scores_qk, indices_qk = torch.topk(tile_qn, min(depth + 1, num_items), dim=1)  # one more than K shows a tie at the K-th place
     tied_q = (scores_qk[:, 1:] == scores_qk[:, :-1]).any(dim=1)
     crossing_q = scores_qk[:, -1] == scores_qk[:, depth - 1] if depth < num_items else torch.zeros_like(tied_q)
     scores_qk, indices_qk = scores_qk[:, :depth], indices_qk[:, :depth]
-    if tied_q.any():  # torch.topk orders equal scores as it likes
+    if tied_q.any():  # torch.topk orders equal scores arbitrarily
         scores_qk, indices_qk = in_order(scores_qk, indices_qk)
-    # Across the K-th place: where more items reach the last score than there is room for, the lowest indices go in.
+    # A tie at the K-th place: of the items with the last score those of the lowest indices are included.
     for row in torch.nonzero(crossing_q).flatten().tolist():
         last = scores_qk[row, -1]
         above = int((scores_qk[row] > last).sum())

@@ -1,1 +1,1 @@
-"""Answers for people without ground truth: a folder of pictures and a list of captions in, both stages' scores and ranks out."""
+"""Retrieval and reranking without ground truth: a folder of images and a list of captions in, scores and ranks of both stages out."""

@@ -1,4 +1,4 @@
-"""The answers to every query of one direction, in their final order, with what both stages said of each.
+"""The answers to every query of one direction, in their final order, with the scores of both stages.
 
 Shape letters: Q queries, K answers of each.
 """
@@ -24,11 +24,11 @@ class Answers:
     """Row q is the list that query q gets, best first.
 
     Attributes:
-        direction: which side asks.
+        direction: image to text or text to image.
         indices_QK: int64, gallery indices, in their final order.
         cosines_QK: float32, the first stage's.
         first_ranks_QK: int32, place of each in the first stage's list, from 1.
-        rerank_scores_QK: float32, the reranker's, NaN where a pair was left out; None where there is no reranker.
+        rerank_scores_QK: float32, the reranker's, NaN where a pair was not scored; None without a reranker.
     """
 
     direction: Direction
@@ -39,10 +39,10 @@ class Answers:
 
     @classmethod
     def of(cls, first: Ranking, scores: PairScores | None, skip_margin: float | None = None) -> "Answers":
-        """The first stage's list, put in the order of pair scores where there are some; equal scores keep the first stage's order.
+        """The first stage's list, reordered by pair scores if there are any; equal scores keep the first stage's order.
 
         Args:
-            skip_margin: what trails the first of its list by so much, in cosine, has no score and keeps its place; None: all have one.
+            skip_margin: an answer this far below the first of its list, in cosine, is not scored and keeps its place; None: all are scored.
 
         Raises:
             LookupError: a pair has no score.
@@ -70,18 +70,18 @@ class Answers:
 
     @property
     def num_changed(self) -> int:
-        """Queries whose first answer is another one than the first stage's."""
+        """Number of queries whose first answer differs from the first stage's."""
         return int((self.first_ranks_QK[:, 0] != 1).sum())
 
     def most_moved(self, count: int) -> np.ndarray:
-        """The queries whose first answer came from furthest below, then those whose lists moved most in all, then as they stand; int64."""
+        """Query indices, int64: first by the first answer's rank in the first stage, largest first, then by the total change of ranks."""
         moved_Q = np.abs(self.first_ranks_QK - np.arange(1, self.depth + 1)).sum(axis=1)
         return np.lexsort((np.arange(self.num_queries), -moved_Q, -self.first_ranks_QK[:, 0]))[:count]
 
 
 def scored(first: Ranking, skip_margin: float | None) -> np.ndarray:
-    """Which answers are scored, bool of shape (Q, K): see `rerank.adaptive`; a list of one has nothing to put in order, but is scored where
-    everything is.
+    """Which answers are scored, bool of shape (Q, K): see `rerank.adaptive`. A list of one needs no order; it is scored only if
+    skip_margin is None.
     """
     if skip_margin is None:
         return np.ones(first.top_indices_QK.shape, dtype=bool)
@@ -91,7 +91,7 @@ def scored(first: Ranking, skip_margin: float | None) -> np.ndarray:
 
 
 def pairs_to_score(rankings: Sequence[Ranking], skip_margin: float | None = None) -> CandidateLists:
-    """Every pair of these lists that is scored, each once: both directions share what both ask for."""
+    """Every pair of these lists that is scored, each once, also if it is in the lists of both directions."""
     images, captions = [], []
     for ranking in rankings:
         is_scored_QK = scored(ranking, skip_margin)
@@ -102,7 +102,7 @@ def pairs_to_score(rankings: Sequence[Ranking], skip_margin: float | None = None
 
 
 def within_budget(found: FirstAnswers, budget: Budget) -> FirstAnswers:
-    """The lists cut to the K that a time budget allows."""
+    """The lists cut to the K of a time budget."""
 
     def cut(ranking: Ranking) -> Ranking:
         indices_QK, scores_QK = ranking.top_indices_QK[:, : budget.top_k], ranking.top_scores_QK[:, : budget.top_k]
@@ -112,10 +112,10 @@ def within_budget(found: FirstAnswers, budget: Budget) -> FirstAnswers:
 
 
 def fitting_budget(found: FirstAnswers, scorer: PairScorer, seconds: float, processes: Processes = Processes()) -> Budget:
-    """The K that fits into so many seconds of reranking, from what this scorer takes here; call on every process.
+    """The largest K that the reranker scores within a time budget, by its speed here; call on every process.
 
     Raises:
-        UserError: not even two answers to each query do.
+        UserError: the budget is too small for two answers to each query.
     """
     rankings = list(found.rankings.values())
     pace = measure_pace(scorer, found.collection, processes)
@@ -127,20 +127,20 @@ def reranked_answers(
     scorer: PairScorer,
     *,
     skip_margin: float | None = None,
-    kept: ScoreCache | None = None,
+    cache: ScoreCache | None = None,
     processes: Processes = Processes(),
     progress: bool = False,
 ) -> tuple[list[Answers], PairScores]:
-    """The lists of every direction in the reranker's order, and the scores that gave it; call on every process.
+    """The lists of every direction in the reranker's order, and its scores; call on every process.
 
     Args:
         skip_margin: see `Answers.of`.
-        kept: scores of earlier runs, and where these are kept.
+        cache: scores of earlier runs, and where new ones go.
 
     Raises:
-        UserError: a picture does not decode (it did before), or a score is not finite.
+        UserError: an image does not decode any more, or a score is not finite.
     """
     rankings = list(found.rankings.values())
     lists = pairs_to_score(rankings, skip_margin)
-    scores = complete_scores(scorer, found.collection, lists, cache=kept, processes=processes, progress=progress)
+    scores = complete_scores(scorer, found.collection, lists, cache=cache, processes=processes, progress=progress)
     return [Answers.of(ranking, scores, skip_margin) for ranking in rankings], scores

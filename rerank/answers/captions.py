@@ -1,4 +1,4 @@
-"""The captions that are searched and that ask: the lines of a text file, a column of a table, or a manifest's own."""
+"""The captions of the collection: the lines of a text file, a column of a table, or those of a manifest."""
 
 import re
 from collections import Counter
@@ -25,11 +25,11 @@ class Captions:
     """Captions in the order they were given, each text once.
 
     Attributes:
-        source: where they were read.
-        ids: number of the line or row (from 1), the id that stands beside it, or IMAGE#K; of a row with several captions ID#K.
+        source: the file.
+        ids: number of the line or row (from 1), the value of the id column, or IMAGE#K; for a row with several captions ID#K.
         texts: without blanks at either end.
-        num_blank: empty lines or cells, which were passed over.
-        num_repeated: captions that had stood before word for word; the first is kept.
+        num_blank: empty lines or cells, which were skipped.
+        num_repeated: repeated captions, which were skipped.
     """
 
     source: str
@@ -41,7 +41,7 @@ class Captions:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A caption as it stands there: where, and what names it."""
+    """A caption of a file, with its place and id."""
 
     where: str
     id: str
@@ -49,15 +49,15 @@ class _Entry:
 
 
 def read_captions(source: str, *, column: str | None = None, id_column: str | None = None) -> Captions:
-    """The captions of a file: one a line of a .txt; or a column of a .csv, .tsv, .jsonl or .parquet, of text or of lists of text.
+    """The captions of a file: one a line of a .txt; or a column of a .csv, .tsv, .jsonl or .parquet with texts or lists of texts.
 
     Args:
-        column: of a table; by default `caption`, `captions` or `text`, whichever is there first.
-        id_column: of a table, whose values name the captions; by default line or row numbers do.
+        column: of a table; by default the first of `caption`, `captions` and `text` that exists.
+        id_column: of a table, with the captions' ids; by default line or row numbers.
 
     Raises:
         ManifestError: with everything that is wrong with the file.
-        UserError: there is no such file, or it is of another kind.
+        UserError: there is no such file, or its suffix is not supported.
     """
     path = Path(source)
     suffix = path.suffix.lower()
@@ -74,7 +74,7 @@ def read_captions(source: str, *, column: str | None = None, id_column: str | No
 
 
 def manifest_captions(images: Sequence[ManifestImage], source: str) -> Captions:
-    """The captions of a manifest that was read, as IMAGE#K; K goes on where an image stands in several splits."""
+    """The captions of a manifest that was read, as IMAGE#K; K continues where an image is in several splits."""
     counts: Counter[str] = Counter()
     entries = []
     for image in images:
@@ -85,7 +85,7 @@ def manifest_captions(images: Sequence[ManifestImage], source: str) -> Captions:
 
 
 def _line_entries(path: Path, faults: list[Fault]) -> Iterator[_Entry]:
-    """Lines end as any system ends them; a line separator that a caption holds (U+2028, a form feed) is not an end."""
+    """Lines end in \\n, \\r\\n or \\r; other separators in a caption (U+2028, a form feed) do not end a line."""
     lines = re.split(rb"\r\n|\r|\n", path.read_bytes())
     for number, raw in enumerate(lines if lines[-1] else lines[:-1], 1):
         try:
@@ -113,10 +113,10 @@ def _table_entries(path: Path, column: str | None, id_column: str | None, faults
             value = record.get(id_column)
             name = "" if value is None else str(value)
             if not name or name in named:
-                what = f"id {name!r} stands at {named[name]} too" if name else "the id is empty"
-                faults.append(Fault(where, "id missing or twice", f"{what}; give each caption an id of its own"))
+                what = f"id {name!r} is at {named[name]} too" if name else "the id is empty"
+                faults.append(Fault(where, "id missing or twice", f"{what}; give each caption its own id"))
             named[name] = where
-        captions = row_of(where, record, mapping).captions  # a list in a .csv cell is taken apart
+        captions = row_of(where, record, mapping).captions  # a list in a .csv cell is parsed
         if isinstance(captions, list):
             yield from (_Entry(where, f"{name}#{place}", text) for place, text in enumerate(captions))
         else:
@@ -147,14 +147,14 @@ def _parquet(path: Path) -> tuple[list[str], _Records]:
 def _parquet_records(path: Path, file: Any) -> Iterator[tuple[str, int, dict[str, Any]]]:
     plain = [field.name for field in file.schema_arrow if not str(field.type).startswith(("struct", "binary", "large_binary"))]
     number = 0
-    for batch in file.iter_batches(columns=plain):  # pictures that are embedded beside the captions are not read
+    for batch in file.iter_batches(columns=plain):  # embedded images are not read
         for record in batch.to_pylist():
             number += 1
             yield f"{path} row {number}", number, record
 
 
 def _collected(source: str, entries: Iterable[_Entry], faults: list[Fault]) -> Captions:
-    """Captions out of entries: blank ones passed over, repeated ones kept once."""
+    """Captions of entries, without blank and repeated ones."""
     ids: list[str] = []
     texts: dict[str, None] = {}
     num_blank = num_repeated = 0

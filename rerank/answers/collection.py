@@ -1,4 +1,4 @@
-"""Pictures and captions that nobody has said belong together."""
+"""A collection of images and captions without ground truth."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ from eval.manifest.manifest import ManifestError, read_manifest
 from eval.processes import Processes
 from eval.search.ranking import Direction
 from rerank.answers.captions import Captions, manifest_captions, read_captions
-from rerank.answers.pictures import Pictures, is_picture_folder, read_folder, read_rows
+from rerank.answers.pictures import PictureList, is_picture_folder, read_folder, read_rows
 
 
 class Collection:
-    """What is searched: pictures in id order, captions in the order given (a `rerank.scoring.pair_scores.ScoringData`)."""
+    """Images in id order, captions in the order given (a `rerank.scoring.pair_scores.ScoringData`)."""
 
-    def __init__(self, pictures: Pictures, captions: Captions) -> None:
+    def __init__(self, pictures: PictureList, captions: Captions) -> None:
         self.pictures, self.captions_read = pictures, captions
         self.image_ids: Sequence[str] = pictures.ids
         self.caption_ids: Sequence[str] = captions.ids
@@ -59,11 +59,11 @@ class Collection:
         return f"{self.image_ids[image]}: did not decode a moment ago"
 
     def gallery_size(self, direction: Direction) -> int:
-        """How many answers a query of a direction can have."""
+        """Number of items that a query of a direction is ranked against."""
         return self.num_captions if direction == "image_to_text" else self.num_images
 
     def without_images(self, broken: np.ndarray) -> "Collection":
-        """The same without some pictures, by index."""
+        """The collection without some images, by index."""
         return Collection(self.pictures.without(broken), self.captions_read)
 
     def check_shared(self, processes: Processes) -> None:
@@ -79,7 +79,7 @@ class Collection:
         if len(found) > 1:
             raise UserError(
                 f"the {processes.world_size} processes do not see the same pictures and captions (here {self.num_images} and "
-                f"{self.num_captions}). Copy them to every machine, or give a folder that all share"
+                f"{self.num_captions}). Copy them to every machine, or give a folder that all of them share"
             )
 
 
@@ -128,4 +128,4 @@ def _read_both(source: str, image_root: str | None, columns: Mapping[str, str], 
             "Give --captions FILE, one caption a line"
         ) from error
     images = [image for image in manifest.images if split is None or image.split == split]
-    return Collection(Pictures.of_manifest(images, source, manifest.rows), manifest_captions(images, source))
+    return Collection(PictureList.of_manifest(images, source, manifest.rows), manifest_captions(images, source))

@@ -1,7 +1,7 @@
-"""The first stage without ground truth: SigLIP embeds pictures and captions, and each query's best K are found.
+"""The first stage without ground truth: SigLIP embeds images and captions, and the top K of each query are found.
 
-Embeddings lie on disk, each process's own (eval/encoder/embedding_files.py), and the search streams tiles of them
-(eval/search/streamed.py), so that memory holds the answers and not the scores. No pair is right here: the search is told of none.
+Embeddings are on disk, those of each process in a file of its own (eval/encoder/embedding_files.py), and the search streams tiles of them
+(eval/search/streamed.py), so that memory holds the answers and not the scores. The search is given no positives.
 
 Shape letters: I pictures, Q queries, K answers of each.
 """
@@ -31,11 +31,11 @@ _REMEDY = "Mend it or take it away, or give --skip-broken to leave out every pic
 
 @dataclass(frozen=True)
 class FirstAnswers:
-    """What the first stage found; the same on every process.
+    """The result of the first stage; the same on every process.
 
     Attributes:
-        collection: what was searched: the pictures that decode.
-        rankings: of each direction asked for; scores are cosines, and no query has a positive.
+        collection: without the images that do not decode.
+        rankings: of each direction; scores are cosines, and no query has a positive.
         scale, bias: of SigLIP's loss; logit = scale * cosine + bias.
         broken: ids of the pictures that were left out because they do not decode.
         embedding_seconds, search_seconds: wall clock.
@@ -50,7 +50,7 @@ class FirstAnswers:
     search_seconds: float
 
     def logits(self, cosines: np.ndarray) -> np.ndarray:
-        """SigLIP's logits of cosines, float32 of the same shape: above 0 it says the pair matches."""
+        """SigLIP's logits of cosines, float32 of the same shape: above 0 the pair matches."""
         return np.float32(self.scale) * cosines.astype(np.float32) + np.float32(self.bias)
 
 
@@ -73,7 +73,7 @@ def find_first(
 
     Raises:
         UserError: a picture does not decode, none does, or an embedding is not finite.
-        WriteError: the embeddings cannot be kept in the system's temporary folder.
+        WriteError: the embeddings cannot be written to the system's temporary folder.
     """
     started, processes = time.perf_counter(), execution.processes
     with _shards(collection, processes) as (images, captions):
@@ -83,18 +83,18 @@ def find_first(
         stream_captions(model, inputs, collection.captions, captions.append, execution=execution)
         captions.seal()
         broken = _blank_rows(images, processes)
-        kept = _without_broken(collection, broken)
-        vectors: dict[str, EmbeddingRows] = {"images": _Kept(images, broken) if len(broken) else images, "captions": captions}
+        decodable = _without_broken(collection, broken)
+        vectors: dict[str, EmbeddingRows] = {"images": _DecodableRows(images, broken) if len(broken) else images, "captions": captions}
         embedded = time.perf_counter()
         rankings = {one: _search(one, vectors, top_k, execution) for one in directions}
     seconds = embedded - started, time.perf_counter() - embedded
     scale, bias = float(model.logit_scale.detach().float().exp()), float(model.logit_bias.detach().float())
-    return FirstAnswers(kept, rankings, scale, bias, [collection.image_ids[image] for image in broken.tolist()], *seconds)
+    return FirstAnswers(decodable, rankings, scale, bias, [collection.image_ids[image] for image in broken.tolist()], *seconds)
 
 
 @contextmanager
 def _shards(collection: Collection, processes: Processes) -> Iterator[tuple[Shards, Shards]]:
-    """Shards for pictures and captions, given back however this ends.
+    """Open shards for images and captions, and close them at the end.
 
     Raises:
         WriteError: in place of an OSError.
@@ -107,11 +107,13 @@ def _shards(collection: Collection, processes: Processes) -> Iterator[tuple[Shar
             yield images, captions
     except OSError as error:
         place = tempfile.gettempdir()
-        raise WriteError(f"could not keep the embeddings in {place}: {error}. Make room there, or name another folder in TMPDIR") from error
+        raise WriteError(
+            f"could not write the embeddings to {place}: {error}. Make room there, or name another folder in TMPDIR"
+        ) from error
 
 
 def _blank_rows(images: Shards, processes: Processes) -> np.ndarray:
-    """The rows of zeros, which pictures that do not decode left: int64, ascending, on every process."""
+    """Indices of the images that do not decode, whose rows are zeros: int64, ascending, the same on every process."""
     own = [indices[~images.read_own(span).any(axis=1)] for indices, span in images.own()]
     return np.sort(np.concatenate(processes.gather(np.concatenate([np.empty(0, dtype=np.int64), *own]))))
 
@@ -129,23 +131,23 @@ def _without_broken(collection: Collection, broken: np.ndarray) -> Collection:
     return collection.without_images(broken)
 
 
-class _Kept:
-    """Rows without some of them, as `eval.encoder.embedding_files.EmbeddingRows`."""
+class _DecodableRows:
+    """The embeddings without those of broken images, as `eval.encoder.embedding_files.EmbeddingRows`."""
 
     def __init__(self, shards: Shards, broken: np.ndarray) -> None:
-        self._shards, self._kept = shards, np.setdiff1d(np.arange(shards.num_rows), broken)
-        self.num_rows, self.width = len(self._kept), shards.width
+        self._shards, self._rows = shards, np.setdiff1d(np.arange(shards.num_rows), broken)
+        self.num_rows, self.width = len(self._rows), shards.width
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """As `eval.encoder.embedding_files.EmbeddingRows` says."""
-        return self._shards.at(self._kept[start:stop])
+        return self._shards.at(self._rows[start:stop])
 
 
 def _search(direction: Direction, vectors: dict[str, EmbeddingRows], top_k: int, execution: Execution) -> Ranking:
-    """The best of every query, as a ranking that knows no positives."""
+    """The top K of every query, as a ranking without positives."""
     sides = ("images", "captions") if direction == "image_to_text" else ("captions", "images")
     queries, gallery = vectors[sides[0]], vectors[sides[1]]
-    nothing = np.empty(0, dtype=np.int64)
+    no_positives = np.empty(0, dtype=np.int64)
     offsets = np.zeros(queries.num_rows + 1, dtype=np.int64)
-    found = stream_search(queries, gallery, PositivePairs(offsets, nothing), top_k, execution=execution)
-    return Ranking(direction, found.indices_QK, found.scores_QK, offsets, nothing, nothing)
+    found = stream_search(queries, gallery, PositivePairs(offsets, no_positives), top_k, execution=execution)
+    return Ranking(direction, found.indices_QK, found.scores_QK, offsets, no_positives, no_positives)

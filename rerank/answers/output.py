@@ -1,4 +1,4 @@
-"""Where the answers go: the table, and the page beside it; both or neither, and never over what is read."""
+"""Write the answers: the table and, next to it, the page; both or neither, and never over an input file."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,19 @@ from rerank.answers.table import write_answers
 
 
 def page_path(output: Path) -> Path:
-    """Where the page of a table lies."""
+    """The path of a table's page."""
     return output.with_suffix(".html")
 
 
 def check_output(output: Path, sources: Mapping[str, str | None]) -> None:
-    """Make the output's folder, and try whether there is writing in it.
+    """Create the output's folder, and check that it can be written.
 
     Args:
-        sources: option -> what it names, of what is read.
+        sources: option -> its value, of the input files.
 
     Raises:
-        WriteError: there is not, or a folder has the file's name.
-        UserError: the file would take the place of one that is read.
+        WriteError: it cannot be written, or a folder has the file's name.
+        UserError: the file would overwrite an input file.
     """
     for option, source in sources.items():
         for path in (output, page_path(output)):
@@ -41,10 +41,10 @@ def check_output(output: Path, sources: Mapping[str, str | None]) -> None:
 
 
 def write_output(output: Path, found: FirstAnswers, answers: Sequence[Answers], made_by: Mapping[str, Any], num_shown: int) -> Path | None:
-    """Write the table and, beside it, a page of so many queries (0: none); returns the page's path, if there is one.
+    """Write the table and, next to it, a page of num_shown queries (0: no page); returns the page's path, if there is one.
 
     Args:
-        made_by: what made the answers, for the table's metadata; "model" and "rerank" stand on the page too.
+        made_by: settings of the run, for the table's metadata; "model" and "rerank" are on the page too.
 
     Raises:
         WriteError: they cannot be written.

@@ -1,6 +1,6 @@
-"""The answers as people see them: each query with its picture or caption, the first answers before and after, and what moved.
+"""The answers as an HTML page: queries with their image or caption, the first answers before and after reranking, and the changed ranks.
 
-One file of HTML that opens from disk. Small pictures are in it; a click opens the file itself, from where it lay.
+One HTML file that opens from disk. Thumbnails are embedded; a click opens the image file.
 """
 
 import os
@@ -24,8 +24,8 @@ _MOST_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
-class Thing:
-    """A picture or a caption: `picture` is a data: URI ("" where it cannot be shown), `link` leads to the file."""
+class PageItem:
+    """A picture or a caption: `picture` is a data: URI ("" where it cannot be shown), `link` the file's URL."""
 
     id: str
     text: str = ""
@@ -35,9 +35,9 @@ class Thing:
 
 @dataclass(frozen=True)
 class Answer:
-    """One entry of a list, with its place in both (from 1); `score` is the reranker's, None where it was not asked."""
+    """One entry of a list, with its place in both (from 1); `score` is the reranker's, None where the pair was not scored."""
 
-    thing: Thing
+    item: PageItem
     first_rank: int
     rank: int
     cosine: float
@@ -50,27 +50,27 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Exhibit:
-    """A query with the heads of its lists; without a reranker `after` is empty."""
+class QueryExample:
+    """A query with the first answers of its lists; without a reranker `after` is empty."""
 
-    query: Thing
+    query: PageItem
     before: list[Answer]
     after: list[Answer]
 
 
-def exhibits(found: FirstAnswers, answers: Sequence[Answers], count: int, page: Path) -> dict[str, list[Exhibit]]:
-    """The queries to show, by direction: `count` in all, as many of each direction as there are, those that moved most first.
+def query_examples(found: FirstAnswers, answers: Sequence[Answers], count: int, page: Path) -> dict[str, list[QueryExample]]:
+    """The queries to show, by direction: `count` in all, divided equally, those with the largest changes first.
 
     Args:
-        page: where the page will lie; links are relative to it.
+        page: the page's path; links are relative to it.
     """
-    show = _Showcase(found, page)
-    chosen = {one.direction: show.direction(one, share) for one, share in zip(answers, _shares(answers, count), strict=True)}
+    builder = _ExampleBuilder(found, page)
+    chosen = {one.direction: builder.direction(one, share) for one, share in zip(answers, _shares(answers, count), strict=True)}
     return {direction: shown for direction, shown in chosen.items() if shown}
 
 
 def _shares(answers: Sequence[Answers], count: int) -> list[int]:
-    """How many queries of each direction: equal shares, and what one direction lacks goes to the other."""
+    """Number of queries of each direction: equal shares; what one direction lacks goes to the other."""
     left, shares = count, [0] * len(answers)
     smallest_first = sorted(range(len(answers)), key=lambda number: answers[number].num_queries)
     for waiting, number in zip(range(len(answers), 0, -1), smallest_first, strict=True):
@@ -80,48 +80,48 @@ def _shares(answers: Sequence[Answers], count: int) -> list[int]:
 
 
 @dataclass
-class _Showcase:
-    """Makes exhibits; remembers each small picture."""
+class _ExampleBuilder:
+    """Builds the examples; caches thumbnails."""
 
     found: FirstAnswers
     page: Path
     pictures: dict[tuple[int, int], str] = field(default_factory=dict)
 
-    def direction(self, answers: Answers, count: int) -> list[Exhibit]:
-        """The exhibits of one direction."""
+    def direction(self, answers: Answers, count: int) -> list[QueryExample]:
+        """The examples of one direction."""
         reranked = answers.rerank_scores_QK is not None
         queries = answers.most_moved(count).tolist() if reranked else range(count)
-        return [self._exhibit(answers, query, reranked) for query in queries]
+        return [self._example(answers, query, reranked) for query in queries]
 
-    def _exhibit(self, answers: Answers, query: int, reranked: bool) -> Exhibit:
+    def _example(self, answers: Answers, query: int, reranked: bool) -> QueryExample:
         by_first_rank = np.argsort(answers.first_ranks_QK[query], kind="stable")[:NUM_SHOWN].tolist()
         before = [self._answer(answers, query, place) for place in by_first_rank]
         after = [self._answer(answers, query, place) for place in range(min(NUM_SHOWN, answers.depth))] if reranked else []
-        return Exhibit(self._thing(answers.direction == "image_to_text", query, QUERY_PIXELS), before, after)
+        return QueryExample(self._item(answers.direction == "image_to_text", query, QUERY_PIXELS), before, after)
 
     def _answer(self, answers: Answers, query: int, place: int) -> Answer:
         score = None if answers.rerank_scores_QK is None else float(answers.rerank_scores_QK[query, place])
         return Answer(
-            self._thing(answers.direction == "text_to_image", int(answers.indices_QK[query, place]), ANSWER_PIXELS),
+            self._item(answers.direction == "text_to_image", int(answers.indices_QK[query, place]), ANSWER_PIXELS),
             int(answers.first_ranks_QK[query, place]),
             place + 1,
             float(answers.cosines_QK[query, place]),
             None if score is None or np.isnan(score) else score,
         )
 
-    def _thing(self, is_image: bool, index: int, pixels: int) -> Thing:
+    def _item(self, is_image: bool, index: int, pixels: int) -> PageItem:
         collection = self.found.collection
         if not is_image:
             text = collection.captions[index]
-            return Thing(collection.caption_ids[index], text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + " …")
+            return PageItem(collection.caption_ids[index], text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + " …")
         path = collection.pictures.path(index)
-        return Thing(collection.image_ids[index], "", self._picture(index, pixels), _link(path, self.page) if path else "")
+        return PageItem(collection.image_ids[index], "", self._picture(index, pixels), _link(path, self.page) if path else "")
 
     def _picture(self, image: int, pixels: int) -> str:
         if (image, pixels) not in self.pictures:
             try:
                 self.pictures[image, pixels] = thumbnail(self.found.collection.load_image(image), pixels)
-            except ImageError:  # it decoded before; a page of answers already found must not fail for it
+            except ImageError:  # an image that no longer decodes must not fail the page of finished answers
                 self.pictures[image, pixels] = ""
         return self.pictures[image, pixels]
 
@@ -136,11 +136,11 @@ def answers_page(page: Path, found: FirstAnswers, answers: Sequence[Answers], co
     """The page's HTML.
 
     Args:
-        page: where it will lie.
+        page: its path.
         count: queries shown at most.
-        about: what the page says of the run: model, reranker (None: none), table (the file's name).
+        about: facts of the run: model, reranker (None: none), table (the file's name).
     """
-    shown = exhibits(found, answers, count, page)
+    shown = query_examples(found, answers, count, page)
     return render(
         "page.html.j2",
         Path(__file__).parent,

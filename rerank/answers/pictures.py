@@ -1,6 +1,6 @@
-"""The pictures that are searched and that ask: every picture under a folder, or those a manifest names.
+"""The images of the collection: every image under a folder, or those that a manifest names.
 
-Shape letters: I pictures.
+Shape letters: I images.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().it
 
 
 @dataclass(frozen=True)
-class Picture:
+class PictureEntry:
     """One picture: its id, and its path or the row of the manifest that embeds its bytes."""
 
     id: str
@@ -35,13 +35,13 @@ class Picture:
 
 
 @dataclass
-class SkippedFile:
-    """What lay in the folder and was not taken.
+class SkippedFiles:
+    """The files of the folder that are skipped.
 
     Attributes:
         num_hidden: files and folders whose name begins with a dot.
         num_linked: links to folders, which are not followed.
-        suffixes: of files that are no pictures of a known format, how many have which ("" for none).
+        suffixes: of files that are no images of a known format, the number of each ("" for none).
     """
 
     num_hidden: int = 0
@@ -49,7 +49,7 @@ class SkippedFile:
     suffixes: Counter[str] = field(default_factory=Counter)
 
     def in_words(self) -> str:
-        """Such as "2 hidden, 5 that are no pictures (3 .txt, 2 without a suffix)"; empty if nothing was passed over."""
+        """Such as "2 hidden, 5 that are no pictures (3 .txt, 2 without a suffix)"; empty if nothing was skipped."""
         parts = [f"{self.num_hidden:,} hidden"] if self.num_hidden else []
         parts += [f"{self.num_linked:,} linked folder{'s' if self.num_linked > 1 else ''}"] if self.num_linked else []
         if self.suffixes:
@@ -60,15 +60,15 @@ class SkippedFile:
         return ", ".join(parts)
 
 
-class Pictures:
-    """Pictures in id order (`eval.encoder.encoder.ImageSource`); none is decoded before it is asked for."""
+class PictureList:
+    """Pictures in id order (`eval.encoder.encoder.ImageSource`); each is decoded when it is loaded."""
 
     def __init__(
-        self, pictures: Sequence[Picture], source: str, rows: RowSource | None = None, skipped: SkippedFile | None = None
+        self, pictures: Sequence[PictureEntry], source: str, rows: RowSource | None = None, skipped: SkippedFiles | None = None
     ) -> None:
-        """`rows` holds the bytes of those that are embedded."""
+        """rows: the manifest rows with the bytes of embedded images."""
         ordered = sorted(pictures, key=lambda picture: picture.id)
-        self.source, self.skipped = source, skipped or SkippedFile()
+        self.source, self.skipped = source, skipped or SkippedFiles()
         self.ids: Sequence[str] = StringColumn([picture.id for picture in ordered])
         self._paths: Sequence[str] = StringColumn([picture.path for picture in ordered])
         self._embedded_row_I = np.array([picture.embedded_row for picture in ordered], dtype=np.int64)
@@ -108,34 +108,35 @@ class Pictures:
             return file_digest(self._paths[image])
         return hashlib.sha256(self._rows.image_bytes(row)).digest()
 
-    def without(self, broken: np.ndarray) -> "Pictures":
-        """These but for some, by index; the order stays."""
-        kept = np.setdiff1d(np.arange(self.num_images), broken).tolist()
-        pictures = [Picture(self.ids[image], self._paths[image], int(self._embedded_row_I[image])) for image in kept]
-        return Pictures(pictures, self.source, self._rows, self.skipped)
+    def without(self, broken: np.ndarray) -> "PictureList":
+        """The list without some images, by index; the order does not change."""
+        remaining = np.setdiff1d(np.arange(self.num_images), broken).tolist()
+        pictures = [PictureEntry(self.ids[image], self._paths[image], int(self._embedded_row_I[image])) for image in remaining]
+        return PictureList(pictures, self.source, self._rows, self.skipped)
 
     @classmethod
-    def of_manifest(cls, images: Sequence[ManifestImage], source: str, rows: RowSource) -> "Pictures":
+    def of_manifest(cls, images: Sequence[ManifestImage], source: str, rows: RowSource) -> "PictureList":
         """Those of a manifest that was read, each id once."""
         found = {
-            image.id: Picture(image.id, str(image.path or ""), image.embedded.row if image.embedded is not None else -1) for image in images
+            image.id: PictureEntry(image.id, str(image.path or ""), image.embedded.row if image.embedded is not None else -1)
+            for image in images
         }
         return cls(list(found.values()), source, rows)
 
 
 def is_picture_folder(source: str) -> bool:
-    """Whether pictures are found by walking: a folder, and not one that `datasets` saved."""
+    """Whether the source is a folder of images, and not one that `datasets` saved."""
     return Path(source).is_dir() and not is_saved_dataset(Path(source))
 
 
-def read_folder(folder: str) -> Pictures:
+def read_folder(folder: str) -> PictureList:
     """Every picture under a folder, by suffix; a picture's id is its path below the folder.
 
     Raises:
         UserError: there is no picture, or the name of one is not UTF-8.
         OSError: a folder cannot be read.
     """
-    skipped = SkippedFile()
+    skipped = SkippedFiles()
     ids = list(_walk(folder, skipped))
     if not ids:
         looked = skipped.in_words()
@@ -147,10 +148,10 @@ def read_folder(folder: str) -> Pictures:
         )
     if bad := [name for name in ids if not is_unicode(name)]:
         raise UserError(f"--images {folder}: the names of {len(bad)} pictures are not UTF-8, e.g. {bad[0]!a}: rename them")
-    return Pictures([Picture(name, os.path.join(folder, name)) for name in ids], folder, skipped=skipped)
+    return PictureList([PictureEntry(name, os.path.join(folder, name)) for name in ids], folder, skipped=skipped)
 
 
-def _walk(folder: str, skipped: SkippedFile) -> Iterator[str]:
+def _walk(folder: str, skipped: SkippedFiles) -> Iterator[str]:
     """Paths of pictures below a folder, relative to it."""
 
     def refuse(error: OSError) -> None:
@@ -172,8 +173,8 @@ def _walk(folder: str, skipped: SkippedFile) -> Iterator[str]:
                 skipped.suffixes[suffix] += 1
 
 
-def read_rows(source: str, *, image_root: str | None = None, columns: Mapping[str, str], split: str | None = None) -> Pictures:
-    """The pictures of a manifest whose captions, if it has any, are not asked for.
+def read_rows(source: str, *, image_root: str | None = None, columns: Mapping[str, str], split: str | None = None) -> PictureList:
+    """The images of a manifest; its captions, if any, are not read.
 
     Args:
         source: .jsonl, .csv, .parquet, a glob of .parquet, a saved `datasets` folder or a hub id.
@@ -195,26 +196,26 @@ def read_rows(source: str, *, image_root: str | None = None, columns: Mapping[st
     if faults:
         raise ManifestError(source, faults)
     paths = PicturePaths(Path(image_root) if image_root is not None else rows.folder, "--image-root")
-    found: dict[str, tuple[str, Picture]] = {}
+    found: dict[str, tuple[str, PictureEntry]] = {}
     for row in rows:
         if split is None or row.split == split:
-            _take(row, paths, found, faults)
+            _add(row, paths, found, faults)
     if not found and not faults:
         faults.append(Fault(source, "empty", "no rows" if split is None else f"no row has split {split!r}; leave --split out to take all"))
     if faults:
         raise ManifestError(source, faults)
-    return Pictures([picture for _, picture in found.values()], source, rows)
+    return PictureList([picture for _, picture in found.values()], source, rows)
 
 
-def _take(row: Row, paths: PicturePaths, found: dict[str, tuple[str, Picture]], faults: list[Fault]) -> None:
-    """Add the picture of a row, or what is wrong with it. Rows of one picture, one per caption say, are one."""
+def _add(row: Row, paths: PicturePaths, found: dict[str, tuple[str, PictureEntry]], faults: list[Fault]) -> None:
+    """Add the image of a row, or its fault. Several rows of one image (one for each caption, say) give one entry."""
     try:
         key, path, _ = paths.find(row.image) if row.embedded is None else (row.embedded.key, "", 0)
     except PathFault as fault:
         faults.append(Fault(row.where, fault.kind, str(fault)))
         return
     name = str(row.id) if row.id not in (None, "") else key
-    known_key, _ = found.setdefault(name, (key, Picture(name, str(path), row.embedded.row if row.embedded is not None else -1)))
+    known_key, _ = found.setdefault(name, (key, PictureEntry(name, str(path), row.embedded.row if row.embedded is not None else -1)))
     if known_key != key:
         what = f"id {name!r} names {key!r} here and {known_key!r} above; give each picture an id of its own"
         faults.append(Fault(row.where, "id twice", what))

@@ -1,4 +1,4 @@
-"""What the command says: what it read, what it left out, and what came of it."""
+"""The lines that the command prints: what was read, what was left out, and the results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ _MOST_NAMED = 5
 
 
 def reading_lines(collection: Collection, directions: Sequence[Direction], top_k: int) -> list[str]:
-    """What was read, what was passed over, and where there are fewer answers than were asked for."""
+    """What was read and skipped, and where there are fewer answers than top_k."""
     captions, skipped = collection.captions_read, collection.pictures.skipped.in_words()
     odd = [f"{captions.num_blank:,} blank"] if captions.num_blank else []
-    odd += [f"{captions.num_repeated:,} repeated, kept once"] if captions.num_repeated else []
+    odd += [f"{captions.num_repeated:,} repeated"] if captions.num_repeated else []
     lines = [
         f"pictures   {collection.num_images:,} in {collection.pictures.source}" + (f" (skipped: {skipped})" if skipped else ""),
         f"captions   {collection.num_captions:,} in {captions.source}" + (f" ({'; '.join(odd)})" if odd else ""),
@@ -30,7 +30,7 @@ def reading_lines(collection: Collection, directions: Sequence[Direction], top_k
 
 
 def broken_lines(found: FirstAnswers, collection: Collection) -> list[str]:
-    """The pictures that were left out, the first few with the reason."""
+    """The images that were left out, the first few with the reason."""
     if not found.broken:
         return []
     number = {name: image for image, name in enumerate(collection.image_ids)}
@@ -40,7 +40,7 @@ def broken_lines(found: FirstAnswers, collection: Collection) -> list[str]:
 
 
 def closing_lines(found: FirstAnswers, answers: Sequence[Answers], scores: PairScores | None, output: Path, page: Path | None) -> list[str]:
-    """How long it took, how much changed, and where the files lie."""
+    """Run times, number of changed first answers, and the files."""
     lines = []
     for one in answers:
         query, candidates = WORDS[one.direction]
@@ -54,10 +54,10 @@ def closing_lines(found: FirstAnswers, answers: Sequence[Answers], scores: PairS
 def _reranking(scores: PairScores | None) -> str:
     if scores is None:
         return ""
-    cost, num_kept = scores.cost, scores.cached.num_pairs
+    cost, num_cached = scores.cost, scores.cached.num_pairs
     rate = f", {cost.pairs_scored / cost.seconds:,.1f} pairs/s" if cost.pairs_scored and cost.seconds > 0 else ""
-    kept = f"; {num_kept:,} pairs were scored by an earlier run" if num_kept else ""
-    return f", {cost.seconds:.1f} reranking ({cost.pairs_scored:,} pairs of {cost.images_encoded:,} pictures{rate}{kept})"
+    cached = f"; {num_cached:,} pairs were scored by an earlier run" if num_cached else ""
+    return f", {cost.seconds:.1f} reranking ({cost.pairs_scored:,} pairs of {cost.images_encoded:,} pictures{rate}{cached})"
 
 
 def _share(count: int, total: int) -> str:

@@ -1,6 +1,6 @@
 """The answers as a file: one row per (direction, query, candidate), as .parquet, .csv or .jsonl.
 
-Rows are made and written for some thousand queries at a time, so that a caption that is the answer to many queries is never held for all.
+Rows are written for some thousand queries at a time, so that memory never holds all of them.
 """
 
 import json
@@ -32,7 +32,7 @@ RERANK_COLUMNS = (("rerank_score", pa.float32()), ("rank", pa.int32()))
 
 
 def schema(*, reranked: bool) -> Any:
-    """The columns (a pyarrow schema); the last two where there is a reranker."""
+    """The pyarrow schema; the last two columns only with a reranker."""
     return pa.schema(FIRST_COLUMNS + RERANK_COLUMNS if reranked else FIRST_COLUMNS)
 
 
@@ -47,11 +47,11 @@ def _table(found: FirstAnswers, answers: Answers, queries: range) -> Any:
     rows = slice(queries.start, queries.stop)
     indices_N, cosines_N = answers.indices_QK[rows].reshape(-1), answers.cosines_QK[rows].reshape(-1)
     query_N = np.repeat(np.arange(queries.start, queries.stop), answers.depth)
-    images_ask = answers.direction == "image_to_text"
+    are_images = answers.direction == "image_to_text"
     values: dict[str, Any] = {
         "direction": [answers.direction] * len(indices_N),
-        **_named(found, query_N, images_ask, "query"),
-        **_named(found, indices_N, not images_ask, "candidate"),
+        **_named(found, query_N, are_images, "query"),
+        **_named(found, indices_N, not are_images, "candidate"),
         "first_cosine": cosines_N,
         "first_logit": found.logits(cosines_N),
         "first_rank": answers.first_ranks_QK[rows].reshape(-1),
@@ -77,30 +77,30 @@ def write_answers(path: Path, suffix: str, found: FirstAnswers, answers: Sequenc
     """Write the rows in the form that `suffix` names, one of `SUFFIXES`.
 
     Args:
-        provenance: what made them; stands in a .parquet file as JSON, in its schema's metadata under "siglip_tuner".
+        provenance: settings of the run; in a .parquet file stored as JSON, in its schema's metadata under "siglip_tuner".
 
     Raises:
         OSError: they cannot be written.
     """
-    described = schema(reranked=answers[0].rerank_scores_QK is not None)
-    made = tables(found, answers)
+    columns = schema(reranked=answers[0].rerank_scores_QK is not None)
+    batches = tables(found, answers)
     if suffix == ".jsonl":
-        _write_jsonl(path, made)
+        _write_jsonl(path, batches)
     elif suffix == ".csv":
-        with pyarrow.csv.CSVWriter(path, described, write_options=pyarrow.csv.WriteOptions(quoting_style="needed")) as writer:
-            for table in made:
+        with pyarrow.csv.CSVWriter(path, columns, write_options=pyarrow.csv.WriteOptions(quoting_style="needed")) as writer:
+            for table in batches:
                 writer.write_table(table)
     else:
-        described = described.with_metadata({"siglip_tuner": json.dumps(dict(provenance), sort_keys=True)})
-        with pq.ParquetWriter(path, described) as writer:
-            for table in made:
-                writer.write_table(table.cast(described))
+        columns = columns.with_metadata({"siglip_tuner": json.dumps(dict(provenance), sort_keys=True)})
+        with pq.ParquetWriter(path, columns) as writer:
+            for table in batches:
+                writer.write_table(table.cast(columns))
 
 
-def _write_jsonl(path: Path, made: Iterator[Any]) -> None:
+def _write_jsonl(path: Path, batches: Iterator[Any]) -> None:
     """UTF-8; numbers are the shortest that read back as the same float32."""
     with path.open("w", encoding="utf-8") as file:
-        for table in made:
+        for table in batches:
             names = [field.name for field in table.schema if field.type == pa.float32()]
             floats = {name: [_shortest(value) for value in table[name].to_numpy()] for name in names}
             for number, record in enumerate(table.to_pylist()):

@@ -43,7 +43,7 @@ VIEWS: dict[str, Sequence[ImageView]] = {
 
 @dataclass
 class ImageViews:
-    """Additional views of a split's images as images of their own (`eval.encoder.encoder.Pictures`): view v of image i is number i x V + v.
+    """Views of a split's images as images of their own (`eval.encoder.encoder.ImageSource`): view v of image i is number i x V + v.
 
     Attributes:
         name: the method, a key of VIEWS.

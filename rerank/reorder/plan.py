@@ -99,7 +99,7 @@ class Plan:
         scorer: PairScorer,
         top_k: int,
         budget: Budget | None,
-        kept: PairStore | None,
+        kept: ScoreCache | None,
         processes: Processes,
     ) -> "Reranked":
         """The adaptive arm alone: what it does not need is not scored."""
@@ -107,7 +107,7 @@ class Plan:
         check_top_k(dataset, top_k)
         first, *others = [needed_lists([stage.rankings[d] for d in DIRECTIONS], top_k, self.skip_margin) for stage in firsts]
         lists = first.union(*others)
-        scores = complete_scores(scorer, dataset, lists, kept=kept, processes=processes, progress=processes.is_main)
+        scores = complete_scores(scorer, dataset, lists, cache=kept, processes=processes, progress=processes.is_main)
         arms = [adaptive_stage(stage, scores, f"{stage.name}+{scorer.name}", self.skip_margin, top_k) for stage in firsts]
         return Reranked(arms, scores, [], budget)
 

@@ -23,7 +23,7 @@ def steps_taken(folder: Path) -> int:
 
 
 def said(folder: Path) -> list[str]:
-    """Everything that must be equal as text: the losses and their kin of steps, the figures of evaluations, the sheets of minings."""
+    """Everything that must be equal as text: losses and other figures of steps, figures of evaluations, mining reports."""
     untimed = {"seconds", "images_per_second", "data_wait_share"}
     return [json.dumps({key: value for key, value in line.items() if key not in untimed}) for line in lines(folder)]
 

@@ -40,7 +40,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(killed: tuple[Run, Checkpoin
 
 
 def test_after_the_fallback_the_whole_checkpoint_is_not_pruned(killed: tuple[Run, Checkpoints], straight: dict[int, Run]) -> None:
-    """Kept is one; were the damaged one counted, the only whole one would go, and the next kill would end the run."""
+    """One checkpoint is kept; if the damaged one counted, the only whole one would be removed, and the next kill would end the run."""
     run, checkpoints = killed
     flip(checkpoints.path(6) / "weights.safetensors")
     arguments = [str(run.config), "train.keep_checkpoints=1"]
@@ -145,7 +145,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_ends_with_4_and_making_room_goes_on(
+def test_a_full_disk_ends_with_4_and_making_room_resumes(
     nursery: Nursery, small_world: SmallWorld, small_disk: Path, straight: dict[int, Run]
 ) -> None:
     run = Run.make(nursery, small_world, small_disk / "job")

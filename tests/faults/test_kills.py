@@ -89,7 +89,7 @@ def test_two_killed_at_random_moments(pair: Run, straight: dict[int, Run], numbe
     assert_same(pair, straight[2])
 
 
-def test_a_straight_run_says_the_same_twice_and_on_two_processes_nearly(straight: dict[int, Run], run: Run) -> None:
+def test_a_straight_run_is_the_same_twice_and_on_two_processes_nearly(straight: dict[int, Run], run: Run) -> None:
     """What the comparisons above rest on: they are of runs that did learn, and of more than one process."""
     run.finish()
     assert said(run.folder) == said(straight[1].folder)

@@ -49,7 +49,7 @@ def test_a_frozen_tower(nursery: Nursery, small_world: SmallWorld, tmp_path: Pat
     times = [path.stat().st_mtime_ns for path in kept]
     run.finish()
     assert_same(run, straight_frozen)
-    assert [path.stat().st_mtime_ns for path in kept] == times  # what was whole was read, not made again
+    assert [path.stat().st_mtime_ns for path in kept] == times  # complete files were read, not made again
 
 
 def test_two_processes_share_one_file_of_the_same_bytes(

@@ -25,15 +25,15 @@ MOMENTS = {
 
 
 @pytest.fixture(scope="module")
-def straight_tuning(nursery: Nursery, matcher_world: RerankerWorld, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    run = Run.make(nursery, matcher_world, tmp_path_factory.mktemp("straight-reranker"))
+def straight_tuning(nursery: Nursery, reranker_world: RerankerWorld, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run.make(nursery, reranker_world, tmp_path_factory.mktemp("straight-reranker"))
     run.finish()
     return run
 
 
 @pytest.fixture
-def tuning(nursery: Nursery, matcher_world: RerankerWorld, tmp_path: Path) -> Run:
-    return Run.make(nursery, matcher_world, tmp_path, data__num_workers=1)
+def tuning(nursery: Nursery, reranker_world: RerankerWorld, tmp_path: Path) -> Run:
+    return Run.make(nursery, reranker_world, tmp_path, data__num_workers=1)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -57,21 +57,21 @@ def test_stopped_and_killed_at_random_moments(tuning: Run, straight_tuning: Run)
     assert_same(tuning, straight_tuning)
 
 
-def test_another_miner_is_refused_on_resume(nursery: Nursery, matcher_world: RerankerWorld, tmp_path: Path) -> None:
+def test_another_miner_is_refused_on_resume(nursery: Nursery, reranker_world: RerankerWorld, tmp_path: Path) -> None:
     """Its folder has the same name, and other weights."""
     miner = tmp_path / "miner"
-    shutil.copytree(matcher_world.base, miner)
-    run = Run.make(nursery, matcher_world, tmp_path, miner=str(miner))
+    shutil.copytree(reranker_world.base, miner)
+    run = Run.make(nursery, reranker_world, tmp_path, miner=str(miner))
     (child,) = run.start(trap=Trap("train.reranker.step:MatchStepper.train_step", 4))
     assert child.wait() == -signal.SIGKILL
     shutil.rmtree(miner)
-    write_scratch(miner, TINY, load(matcher_world.manifest), seed=9)
+    write_scratch(miner, TINY, load(reranker_world.manifest), seed=9)
     (child,) = run.start()
     assert child.wait() == 2 and f"{miner} has other weights than when" in child.output()
 
 
-def test_one_of_two_processes_killed_is_two_straight_ones(nursery: Nursery, matcher_world: RerankerWorld, tmp_path: Path) -> None:
-    pair, straight = (Run.make(nursery, matcher_world, tmp_path / name, world_size=2) for name in ("disturbed", "straight"))
+def test_one_of_two_processes_killed_is_two_straight_ones(nursery: Nursery, reranker_world: RerankerWorld, tmp_path: Path) -> None:
+    pair, straight = (Run.make(nursery, reranker_world, tmp_path / name, world_size=2) for name in ("disturbed", "straight"))
     straight.finish()
     children = pair.start(traps={1: Trap("train.reranker.step:MatchStepper.train_step", 4)})
     assert children[1].wait() == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""Told to stop: a checkpoint, the right exit code, and a run that goes on as if nothing had been."""
+"""Stop signals: a checkpoint, the exit code, and a resumed run equal to an undisturbed one."""
 
 import signal
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_ctrl_c(run: Run, straight: dict[int, Run]) -> None:
     assert_same(run, straight[1])
 
 
-def test_the_exit_code_is_left_where_the_launcher_looks(run: Run, nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
+def test_the_exit_code_is_written_where_the_launcher_reads_it(run: Run, nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
     mark = tmp_path / "exit"
     (child,) = run.start(env={"TRAIN_EXIT_FILE": str(mark)}, trap=Trap("train.model.grad_cache:image_features", 2, signal.SIGTERM))
     assert child.wait() == 143 and (tmp_path / "exit.0").read_text() == "143\n"

@@ -52,7 +52,7 @@ def dense(direction: Direction, images_ID: np.ndarray, captions_CD: np.ndarray) 
     return scores_IC if direction == "image_to_text" else scores_IC.T
 
 
-def test_every_rank_lies_where_a_float64_loop_puts_it(case: tuple[RetrievalSet, np.ndarray, np.ndarray]) -> None:
+def test_every_rank_is_that_of_a_float64_loop(case: tuple[RetrievalSet, np.ndarray, np.ndarray]) -> None:
     """Items nearer than a millionth may stand either way; no other."""
     dataset, images, captions = case
     found = search_both(images, captions, dataset.positives("image_to_text"), dataset.positives("text_to_image"), 10)
@@ -70,7 +70,7 @@ def test_every_rank_lies_where_a_float64_loop_puts_it(case: tuple[RetrievalSet, 
 
 
 def test_every_metric_is_that_of_ir_measures(case: tuple[RetrievalSet, np.ndarray, np.ndarray]) -> None:
-    """Their run is the whole ranking. mAP@R they have no name for: AP cut at R is theirs for one right answer a query, else ours alone."""
+    """Their run is the whole ranking. They have no mAP@R: AP cut at R equals it for queries with one relevant item."""
     dataset, images, captions = case
     num = max(dataset.num_images, dataset.num_captions)
     rankings = search_both(images, captions, dataset.positives("image_to_text"), dataset.positives("text_to_image"), num)

@@ -181,7 +181,7 @@ def _embed_images(
 ) -> None:
     """Put the vectors of these images, of index images_I in the split, into the shards."""
     if retriever.frozen.images is not None:
-        _read_kept(retriever.frozen.images, images_I, shards, IMAGE_BLOCK, execution)
+        _read_cached(retriever.frozen.images, images_I, shards, IMAGE_BLOCK, execution)
     else:
         sink, block = shards.append, IMAGE_BLOCK
         stream_images(retriever.model, retriever.inputs, images, sink, block=block, remedy=None, execution=execution)
@@ -193,16 +193,16 @@ def _embed_captions(
 ) -> None:
     """Put the vectors of these captions, of index captions_N in the pool, into the shards."""
     if retriever.frozen.captions is not None:
-        _read_kept(retriever.frozen.captions, captions_N, shards, TEXT_BLOCK, execution)
+        _read_cached(retriever.frozen.captions, captions_N, shards, TEXT_BLOCK, execution)
     else:
         stream_captions(retriever.model, retriever.inputs, texts, shards.append, block=TEXT_BLOCK, execution=execution)
     shards.seal()
 
 
-def _read_kept(kept: FrozenRows, indices_N: np.ndarray, shards: Shards | ConcatenatedShards, block: int, execution: Execution) -> None:
-    """What embedding would have given the shards, of a tower that is frozen: its rows, on the same grid."""
+def _read_cached(cached: FrozenRows, indices_N: np.ndarray, shards: Shards | ConcatenatedShards, block: int, execution: Execution) -> None:
+    """Copy the cached embeddings of a frozen tower to the shards, on the same grid of blocks."""
     for number in execution.processes.share_of(num_blocks(len(indices_N), block)):
-        rows = np.array(kept.vectors_ND[indices_N[number * block : (number + 1) * block]])
+        rows = np.array(cached.vectors_ND[indices_N[number * block : (number + 1) * block]])
         shards.append(rows)
         execution.on_progress(len(rows))
 

@@ -35,12 +35,12 @@ def mine(
     Args:
         cross_encoder: of config.denoise and config.distil; its scores are margins (train/mining/cross_encoder.py).
         folder: where embeddings lie meanwhile; None: the system's temporary folder.
-        truth: (image id, caption id) pairs known to be true beyond the data; used to count false negatives only.
+        truth: (image id, caption id) positives of data.truth beyond the data's own; used to count false negatives only.
         execution: searches run on its device; progress is told of rows embedded.
 
     Raises:
         UserError: a score of the cross-encoder is not finite.
-        ValueError: there is a cross-encoder that nothing asks, or none that is asked; or other members than config.ensemble names.
+        ValueError: a cross-encoder is given that config does not ask for, or the other way round; or other members than config.ensemble.
     """
     name = table_name_of(retriever, pool, config, refresh, cross_encoder)
     found = find_candidates(
@@ -52,13 +52,13 @@ def mine(
         approximate=Approximate(config.index_probes) if config.index == "faiss" else None,
         execution=execution,
     )
-    judge = cross_encoder.probabilities if cross_encoder is not None and config.denoise is not None else None
-    mined = select(name, pool, found, *scale_and_bias(retriever.model, retriever.members), config, refresh, judge)
+    match_probability = cross_encoder.probabilities if cross_encoder is not None and config.denoise is not None else None
+    mined = select(name, pool, found, *scale_and_bias(retriever.model, retriever.members), config, refresh, match_probability)
     if cross_encoder is not None and config.distil is not None:
         negatives = with_cross_encoder_logits(mined.negatives, cross_encoder, pool.dataset, config.distil)
         mined = replace(mined, negatives=negatives, num_judged=cross_encoder.num_judged)
-    sheet = summarize(mined, pool, truth, refresh.before)
-    return mined.negatives, replace(sheet, index_recall=found.recall, shares=ensemble_shares(retriever.model, retriever.members))
+    report = summarize(mined, pool, truth, refresh.before)
+    return mined.negatives, replace(report, index_recall=found.recall, shares=ensemble_shares(retriever.model, retriever.members))
 
 
 def select(
@@ -69,19 +69,19 @@ def select(
     bias: np.float32,
     config: MiningConfig,
     refresh: Refresh = Refresh(),
-    judge: PairProbability | None = None,
+    match_probability: PairProbability | None = None,
 ) -> Mined:
     """Apply the rules to every image's candidates and select, for each image, up to negatives_per_image of those that pass.
 
     Args:
         scale, bias: of the logits, the model's or the ensemble's.
-        judge: probability that each pair (image, caption of the pool) matches; None: no denoising.
+        match_probability: probability that each pair (image, caption of the pool) matches; None: no denoising.
     """
     lists = _lists(pool, found, scale, bias, near_duplicates=config.near_duplicates)
     images_IK = np.broadcast_to(found.images_I[:, None], found.captions_IK.shape)
-    result = apply_rules(config, lists, refresh, found.images_I, images_IK, found.captions_IK, judge)
+    result = apply_rules(config, lists, refresh, found.images_I, images_IK, found.captions_IK, match_probability)
     return Mined(
-        tabulate(name, pool.dataset.num_images, images_IK, found.captions_IK, lists, result, judged=judge is not None),
+        tabulate(name, pool.dataset.num_images, images_IK, found.captions_IK, lists, result, judged=match_probability is not None),
         found.images_I,
         result.outcome_QK,
         lists,

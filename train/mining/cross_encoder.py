@@ -52,7 +52,7 @@ class MiningCrossEncoder:
 
     Attributes:
         scorer: the cross-encoder.
-        num_judged: pairs scored; one that is asked about again is not scored again.
+        num_judged: distinct pairs scored; a pair asked for again is not scored again.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class MiningCrossEncoder:
         scorer: PairScorer,
         pool: CaptionPool,
         *,
-        kept: ScoreCache | None = None,
+        cache: ScoreCache | None = None,
         execution: Execution = ONE_PROCESS,
     ) -> None:
-        """kept: scores of earlier minings, and where these are kept; on_progress is called with 0 between images, to look for a signal."""
-        self.scorer, self._data, self._kept, self._execution = scorer, _PoolData(pool), kept, execution
+        """cache: scores of earlier minings, and where new ones go; on_progress is called with 0 between images, to handle signals."""
+        self.scorer, self._data, self._cache, self._execution = scorer, _PoolData(pool), cache, execution
         self.num_judged = 0
         self._keys_N, self._logits_N = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)  # of the scored pairs, keys ascending
 
@@ -106,7 +106,7 @@ class MiningCrossEncoder:
                 self.scorer,
                 self._data,
                 lists,
-                cache=self._kept,
+                cache=self._cache,
                 processes=self._execution.processes,
                 on_progress=lambda pairs: self._execution.on_progress(0),
             )

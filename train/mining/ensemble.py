@@ -94,7 +94,7 @@ def load_members(
     bar: Callable[[str, int], AbstractContextManager[Callable[[int], Any]]],
     execution: Execution = ONE_PROCESS,
 ) -> tuple[MiningMember, ...]:
-    """The fixed checkpoints that mine, each embedded first where its embeddings are not kept yet. Call on every process.
+    """The ensemble's fixed checkpoints; embeddings that are not cached yet are made first. Call on every process.
 
     Args:
         folder: of their embeddings, runs/NAME/ensemble; one subfolder for each.

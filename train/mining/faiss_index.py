@@ -58,7 +58,12 @@ def require_faiss() -> Any:
 
 
 def approximate_search(
-    queries: EmbeddingRows, gallery: Shards, positives: PositivePairs, depth: int, settings: Approximate, processes: Processes = Processes()
+    queries: EmbeddingRows,
+    gallery: Shards,
+    positives: PositivePairs,
+    depth: int,
+    settings: Approximate,
+    processes: Processes = Processes(),
 ) -> Found:
     """As :func:`eval.search.streamed.stream_search`, but items may be missed, and a list may be shorter than K (index -1).
 

@@ -46,8 +46,8 @@ def mine_images(
     if refresh.images_I is not None:
         captions_Q = captions_Q[np.isin(pool.dataset.caption_image_C, refresh.images_I)]
     found = find_image_candidates(retriever, pool.dataset, config.pool_top_k, captions_Q, folder=folder, execution=execution)
-    judge = cross_encoder.probabilities if cross_encoder is not None else None
-    mined = select_images(name, pool, found, *scale_and_bias(retriever.model, retriever.members), config, refresh, judge)
+    match_probability = cross_encoder.probabilities if cross_encoder is not None else None
+    mined = select_images(name, pool, found, *scale_and_bias(retriever.model, retriever.members), config, refresh, match_probability)
     report = summarize(mined, pool, truth, refresh.before)
     return mined.negatives, replace(report, shares=ensemble_shares(retriever.model, retriever.members))
 
@@ -60,20 +60,20 @@ def select_images(
     bias: np.float32,
     config: MiningConfig,
     refresh: Refresh,
-    judge: PairProbability | None = None,
+    match_probability: PairProbability | None = None,
 ) -> Mined:
     """Apply the rules to every caption's candidates and select, for each caption, up to negatives_per_image of those that pass.
 
     Args:
         scale, bias: of the logits, the model's or the ensemble's.
-        judge: probability that each pair (image, caption of the pool) matches; None: no denoising.
+        match_probability: probability that each pair (image, caption of the pool) matches; None: no denoising.
     """
     lists = _lists(pool, found, scale, bias, near_duplicates=config.near_duplicates)
     captions_QK = np.broadcast_to(found.captions_Q[:, None], found.images_QK.shape)
-    result = apply_rules(config, lists, refresh, found.captions_Q, found.images_QK, captions_QK, judge)
+    result = apply_rules(config, lists, refresh, found.captions_Q, found.images_QK, captions_QK, match_probability)
     _drop_relabelled(result.outcome_QK, found, pool)
     return Mined(
-        tabulate(name, pool.dataset.num_images, found.images_QK, captions_QK, lists, result, judged=judge is not None),
+        tabulate(name, pool.dataset.num_images, found.images_QK, captions_QK, lists, result, judged=match_probability is not None),
         found.captions_Q,
         result.outcome_QK,
         lists,

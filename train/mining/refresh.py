@@ -108,17 +108,17 @@ def apply_rules(
     queries_Q: np.ndarray,
     images_QK: np.ndarray,
     captions_QK: np.ndarray,
-    judge: PairProbability | None,
+    match_probability: PairProbability | None,
 ) -> SelectionOutcome:
     """Filter and select every query's candidates; queries are images or captions.
 
     Args:
         queries_Q: int64, the images or captions mined for, by which random numbers are keyed.
         images_QK, captions_QK: int64, the pair of each candidate.
-        judge: probability that each pair (image, caption of the pool) matches; None: no denoising.
+        match_probability: probability that each pair (image, caption of the pool) matches; None: no denoising.
     """
-    denoise = config.denoise
-    probability = None if judge is None else lambda rows_N, places_N: judge(images_QK[rows_N, places_N], captions_QK[rows_N, places_N])
+    denoise, of_pairs = config.denoise, match_probability
+    of_places = None if of_pairs is None else lambda rows_N, places_N: of_pairs(images_QK[rows_N, places_N], captions_QK[rows_N, places_N])
     rule = SelectionRule(config.negatives_per_image, config.max_uses)
     if denoise is not None:
         rule = SelectionRule(config.negatives_per_image, config.max_uses, denoise.threshold, denoise.relabel_at)
@@ -129,7 +129,7 @@ def apply_rules(
         priorities(lists.logits_QK, config.selection, temperature_of(config), refresh.seed, refresh.step, queries_Q),
         rule,
         in_rank_order=config.selection == "top",
-        match_probability=probability,
+        match_probability=of_places,
     )
 
 

@@ -1,10 +1,9 @@
-"""Embeddings of a frozen tower: made once over the train split, kept in a file of the run, never made again while the weights stand.
+"""Cached embeddings of a frozen tower: made once over the train split and stored in a file of the run.
 
-A file is named by what it follows from (the tower's weights, the data, how inputs are read), ends in the SHA-256 of its rows and is
-committed by a rename: a stale or torn one is never read. The rows are those of eval/encoder/encoder.py: float32, without dropout, on its
-fixed grid
-of blocks, so any number of processes makes the same bits, and a resumed run reads the ones it began with. Machines that share no disk each
-write their own file. Shape letters: N rows, D width.
+The file's name is a hash of the tower's weights, the data and the input settings; it ends in the SHA-256 of its rows and is committed by a
+rename, so a stale or damaged one is never read. The rows are those of eval/encoder/encoder.py: float32, without dropout, on its fixed grid
+of blocks, so any number of processes makes the same bits, and a resumed run reads those it began with. Machines without a shared disk
+each write their own file. Shape letters: N rows, D width.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 _DIGEST_BYTES = 32
 _WINDOW_BLOCKS = 64
-"""Blocks of each process that are embedded before their rows are written: what bounds memory."""
+"""Blocks of each process that are embedded before their rows are written; bounds memory."""
 
 
 def cached_towers(config: JobConfig) -> list[Tower]:
@@ -51,15 +50,15 @@ def _changes(config: JobConfig, tower: Tower) -> bool:
 
 
 def frozen_lines(config: JobConfig) -> list[str]:
-    """What a person should know of each frozen tower before the first step."""
+    """Lines to print about each frozen tower before the first step."""
     cached = cached_towers(config)
     lines = []
     for tower in config.model.freeze:
         if tower in cached:
-            how = f"run once over the train split, its embeddings kept in {config.run_folder / 'frozen'}"
+            how = f"run once over the train split, its embeddings cached in {config.run_folder / 'frozen'}"
         elif _changes(config, tower):
             area = config.train.random_crop_min_area
-            how = f"run at every step, for with train.random_crop_min_area {area:g} no picture is the same twice; 1 would let it run once"
+            how = f"run at every step, as train.random_crop_min_area {area:g} changes images in every epoch; with 1 it runs once"
         else:
             how = "run at every step, as model.cache_frozen is false"
         lines.append(f"frozen    {tower} tower: {how}")
@@ -74,18 +73,18 @@ class FrozenStore:
     """
 
     def __init__(self, folder: Path, tuned: TunedModel, pool: CaptionPool, processes: Processes) -> None:
-        """`pool` holds the images of the split, its captions and those that may be mined besides."""
+        """pool: the images and captions of the split, and the additional captions."""
         self.folder, self._tuned, self._pool, self._processes = folder, tuned, pool, processes
         self._dataset, self._data = pool.dataset, [pool.data_sha256, pool.additional.sha256]
         # One process of each machine reads and writes for all of its machine; without a launcher's word each does, the same bytes.
-        self._is_keeper = os.environ.get("LOCAL_RANK", "0") == "0"
+        self._is_writer = os.environ.get("LOCAL_RANK", "0") == "0"
 
     def path(self, tower: Tower) -> Path:
-        """Where the embeddings of a tower lie."""
+        """The file of a tower's embeddings."""
         inputs, siglip = self._tuned.inputs, self._tuned.siglip
         if tower == "image":
             weights, read = hash_weights(siglip.vision_model), [inputs.image_processor.to_dict(), IMAGE_BLOCK]
-        else:  # a tokenizer has no short name for what it does: some of what it makes stands for it
+        else:  # the tokenizer is identified by its token ids of some captions
             weights, read = hash_weights(siglip.text_model), [inputs.token_ids(self._dataset.captions[:256]).tolist(), TEXT_BLOCK]
         text = json.dumps([weights, self._data, inputs.contract, read], sort_keys=True, default=str)
         return self.folder / f"{tower}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.f32"
@@ -101,7 +100,7 @@ class FrozenStore:
             WriteError: the file cannot be written.
         """
         path = self.path(tower)
-        has_whole = not self._is_keeper or (is_whole(path, self._shape(tower)) and not self._decodes_now(tower, path))
+        has_whole = not self._is_writer or (is_whole(path, self._shape(tower)) and not self._decodes_now(tower, path))
         if not all(bool(part[0]) for part in self._processes.gather(np.array([has_whole]))):
             with self._processes.jointly():
                 self._make(tower, None if has_whole else path, replace(execution, processes=self._processes))
@@ -110,7 +109,7 @@ class FrozenStore:
         return FrozenRows(np.memmap(path, dtype=np.float32, mode="r", shape=self._shape(tower)))
 
     def _decodes_now(self, tower: Tower, path: Path) -> bool:
-        """Whether a picture that did not decode when the file was made does now: its disk was away, say. Then the file is made again."""
+        """Whether an image that did not decode when the file was made does now (its disk was missing, say): the file is then made again."""
         if tower != "image":
             return False
         rows = FrozenRows(np.memmap(path, dtype=np.float32, mode="r", shape=self._shape(tower)))
@@ -138,13 +137,13 @@ class FrozenStore:
             return
         try:
             self._write(path, tower, windows)
-        except OSError as error:  # the others embed on: this process's part must not be missing
+        except OSError as error:  # the other processes continue to embed and need this process's part
             for _ in windows:
                 pass
             raise WriteError(f"{path}: could not be written ({error})") from error
 
     def _write(self, path: Path, tower: Tower, windows: Iterator[np.ndarray]) -> None:
-        """Write rows and their hash aside, and give them their name."""
+        """Write rows and their hash to a temporary file, and rename it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in [*self._leftovers(tower), *self.folder.glob(f"{tower}-*.f32")]:
             if leftover != path:  # of other weights or data, or of a writer that was killed
@@ -157,7 +156,7 @@ class FrozenStore:
             file.write(digest.digest())
 
     def _leftovers(self, tower: Tower) -> Iterator[Path]:
-        """Files of writers that are gone: of this process, or of one of a larger world."""
+        """Files of killed writers: of this rank, or of a rank beyond the world size."""
         for path in self.folder.glob(f".{tower}-*.tmp"):
             rank = path.name.split(".")[-2]
             if rank.isdigit() and (int(rank) == self._processes.rank or int(rank) >= self._processes.world_size):

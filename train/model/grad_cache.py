@@ -2,8 +2,8 @@
 
 The sigmoid loss needs every embedding of the batch, not every activation. Cached (GradCache: Gao et al. 2021, arXiv 2101.06983): each
 micro-batch is embedded without a graph; the loss gives the gradient of every embedding; then each micro-batch is embedded again, with a
-graph, and that gradient is sent back through it. Activations of one micro-batch of one tower are all that is ever held, for one more
-forward pass of what trains. Shape letters: b images of this process, n texts (captions, then mined), D width.
+graph, and that gradient is sent back through it. Memory holds the activations of one micro-batch of one tower, at the cost of one
+more forward pass. Shape letters: b images of this process, n texts (captions, then mined), D width.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _TOWERS: dict[Tower, int] = {"image": 0, "text": 1}
 
 @dataclass(frozen=True)
 class _Side:
-    """What one tower embeds in a step.
+    """The inputs of one tower in a step.
 
     Attributes:
         rows: pixel values or token ids, on the CPU.
-        known: the embeddings themselves where the tower is frozen and they are cached; then there are no rows.
+        known: cached embeddings of a frozen tower; there are no rows then.
     """
 
     tower: Tower
@@ -47,7 +47,7 @@ def _sides(batch: Batch) -> tuple[_Side, _Side]:
 
 
 class Towers:
-    """Both towers of a model under training, as the loss asks for them.
+    """Embeds batches with both towers of a model under training.
 
     Attributes:
         micro_batch_size: rows of one forward pass of a tower; None: all at once.
@@ -57,8 +57,8 @@ class Towers:
         self, tuned: TunedModel, micro_batch_size: int | None, seeds: tuple[int, int], autocast: Callable[[], AbstractContextManager[Any]]
     ) -> None:
         """Args:
-        seeds: the job's seed and this process's rank: with the step, what dropout follows from.
-        autocast: arithmetic of the towers.
+        seeds: the job's seed and this process's rank, which with the step seed dropout.
+        autocast: precision of the towers.
         """
         self._siglip, self._autocast, self._seeds = tuned.siglip, autocast, seeds
         self.micro_batch_size = micro_batch_size
@@ -68,14 +68,14 @@ class Towers:
         self._frozen = [part for tower, part in parts.items() if not self._trains[tower]]
 
     def begin(self, step: int) -> None:
-        """Make ready for a step. Dropout follows from (seed, step, rank): no generator's state is saved. A frozen tower drops nothing."""
+        """Begin a step. Dropout is seeded by (seed, step, rank), so no generator state is saved. A frozen tower has no dropout."""
         self._seed(step)
         self._siglip.train()
         for part in self._frozen:
             part.eval()
 
     def embed(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unit vectors of the batch's images (b, D) and texts (n, D), to call the loss on; `finish` must follow its backward pass."""
+        """Unit vectors of the batch's images (b, D) and texts (n, D), for the loss; call `finish` after its backward pass."""
         image, text = (self._embed(side, batch.step) for side in _sides(batch))
         return image, text
 
@@ -90,10 +90,10 @@ class Towers:
         return torch.cat(parts).requires_grad_(self._trains[side.tower])
 
     def finish(self, batch: Batch, images_bD: torch.Tensor, texts_nD: torch.Tensor) -> None:
-        """The second pass of cached micro-batches: what the loss left in `.grad` of the embeddings goes on to the weights."""
+        """The second pass of cached micro-batches: backpropagate the gradients of the embeddings to the weights."""
         for side, vectors_ND in zip(_sides(batch), (images_bD, texts_nD), strict=True):
             if self._fits(side) or vectors_ND.grad is None:
-                continue  # autograd went all the way already, or the tower is frozen
+                continue  # autograd has reached the weights already, or the tower is frozen
             assert self.micro_batch_size is not None
             for part in self._micro_batches(side, batch.step, self.micro_batch_size):
                 self._forward(side.tower, side.rows[part]).backward(vectors_ND.grad[part])
@@ -103,13 +103,13 @@ class Towers:
         return self.micro_batch_size is None or len(side.rows) <= self.micro_batch_size
 
     def _forward(self, tower: Tower, rows: torch.Tensor) -> torch.Tensor:
-        """One forward pass. An autocast of its own each time: one keeps the weights it cast, and those cast without a graph have none."""
+        """One forward pass in its own autocast, which caches cast weights: those cast without a graph would get no gradient."""
         features = image_features if tower == "image" else text_features
         with self._autocast():
             return features(self._siglip, rows.to(self._device, non_blocking=True))
 
     def _micro_batches(self, side: _Side, step: int, size: int) -> Iterator[slice]:
-        """The micro-batches of a side; before each, dropout is seeded from its number, so that both passes drop the same."""
+        """The micro-batches of a side; before each, dropout is seeded by its number, so that both passes are equal."""
         for number, start in enumerate(range(0, len(side.rows), size), 1):
             self._seed(step, _TOWERS[side.tower], number)
             yield slice(start, start + size)
@@ -121,7 +121,7 @@ class Towers:
 
 
 def cached_size(micro_batch_size: int | None, share: int, most_mined: int) -> int | None:
-    """The micro-batch size in force for a process's share of the batch: None where its images, and its texts, fit into one.
+    """The micro-batch size of a process's share of the batch; None where its images and its texts fit into one.
 
     Args:
         most_mined: mined captions of an image, at most.

@@ -1,4 +1,4 @@
-"""A small SigLIP from random weights, written in the hub's own format, with a tokenizer learnt from the train captions."""
+"""A small SigLIP with random weights, in the hub's format, with a tokenizer trained on the train captions."""
 
 import io
 from pathlib import Path
@@ -15,7 +15,7 @@ from train.config.model import ScratchConfig
 
 
 def write_scratch(folder: Path, config: ScratchConfig, dataset: RetrievalSet, seed: int) -> None:
-    """Write a checkpoint folder: weights drawn from the seed; scale 10 and bias -10 as SigLIP starts (transformers: 1 and 0).
+    """Write a checkpoint folder: random weights from the seed; scale 10 and bias -10 as SigLIP starts (transformers: 1 and 0).
 
     Raises:
         UserError: the captions are too few for a tokenizer.
@@ -78,7 +78,7 @@ def learn_tokenizer(folder: Path, config: ScratchConfig, dataset: RetrievalSet) 
 
 
 class _Lowered:
-    """What canonicalize_text asks of a tokenizer."""
+    """The attributes of a tokenizer that canonicalize_text uses."""
 
     do_lower_case = True
 

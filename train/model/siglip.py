@@ -1,4 +1,4 @@
-"""The model that is tuned: towers frozen or not, LoRA or full, and the parameter groups the optimizer sees."""
+"""The SigLIP model under training: frozen towers, LoRA or full fine-tuning, and the optimizer's parameter groups."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TunedModel:
     """A SigLIP model under training.
 
     Attributes:
-        siglip: the model itself, adapters (if any) inside it; what is run.
+        siglip: the model, with adapters if any.
         inputs: its tokenizer and image processor.
         base_sha256: hash of the weights it started from.
         peft: the wrapper that can merge the adapters, or None.
@@ -40,7 +40,7 @@ class TunedModel:
 
     @property
     def module(self) -> torch.nn.Module:
-        """The model, by the name that every kind of model under training has."""
+        """The model, as the `Trainable` protocol names it."""
         return self.siglip
 
     def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -53,11 +53,11 @@ class TunedModel:
 
 
 def build_model(config: ModelConfig, base: str, seed: int = 0) -> TunedModel:
-    """Load the base and make ready what shall train.
+    """Load the base checkpoint, add adapters and freeze towers.
 
     Args:
         base: checkpoint folder or hub id (config.base, or the folder a scratch model was written to).
-        seed: what the first weights of adapters are drawn from, the same on every process.
+        seed: of the adapters' initial weights, the same on every process.
 
     Raises:
         UserError: the base cannot be used.
@@ -106,7 +106,7 @@ def part_of(name: str) -> Part:
 
 
 def parameter_groups(tuned: TunedModel, config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW's groups (train/optim/optimizer.py): each tower at its own rate, scale and bias at theirs."""
+    """AdamW's groups (train/optim/optimizer.py): a learning rate for each tower, and one for scale and bias."""
     rates: dict[Part, float] = {
         "image": config.image_learning_rate or config.learning_rate,
         "text": config.text_learning_rate or config.learning_rate,

@@ -1,9 +1,8 @@
-"""Weights, gradients and optimizer state in parts, one on each process, for models beyond one GPU's memory (FSDP, torch's fully_shard).
+"""Weights, gradients and optimizer state sharded over processes, for models beyond one GPU's memory (FSDP, torch's fully_shard).
 
-Each layer of an encoder, and each tower with what else it holds, gathers its weights when it is run, forward or backward, and lets them go
-after; its gradients are added up and shared out as the backward pass leaves it. Scale and bias, two numbers, are whole everywhere. The
-sum of the processes' gradients is what the loss asks for, not their mean, which is what FSDP would give (Zhao et al. 2023,
-arXiv 2304.11277). The optimizer must be built on the parts: after `shard`.
+Each layer of an encoder, and each tower with its other weights, gathers its weights for the forward and the backward pass and frees them
+afterwards; its gradients are reduced and scattered in the backward pass. Scale and bias are not sharded. The loss needs the sum of the
+processes' gradients, while FSDP averages by default (Zhao et al. 2023, arXiv 2304.11277). The optimizer must be built after `shard`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def check_shardable(config: JobConfig, processes: Processes) -> None:
-    """Refuse what was never made to work with sharded weights.
+    """Refuse settings that do not work with sharded weights.
 
     Raises:
         UserError: train.shard with one process, or with a key that does not go with it; every such key is named.
@@ -32,7 +31,7 @@ def check_shardable(config: JobConfig, processes: Processes) -> None:
     if not config.train.shard:
         return
     if processes.world_size == 1:
-        raise UserError("train.shard shares the weights out over processes, and this is one; start several, or take train.shard=false")
+        raise UserError("train.shard divides the weights among processes, and there is only one; start several, or set train.shard=false")
     asked: dict[str, Any] = {
         "model.lora": config.model.lora is not None,
         "model.freeze": bool(config.model.freeze),
@@ -44,20 +43,20 @@ def check_shardable(config: JobConfig, processes: Processes) -> None:
 
 
 def shard(siglip: SiglipModel, processes: Processes, device: torch.device) -> None:
-    """Leave on this process, on its device, a part of every weight but scale and bias; call on every process.
+    """Shard every weight except scale and bias, and move this process's part to its device; call on every process.
 
-    The weights are the same on all, and may lie elsewhere: they are brought to the device a layer at a time.
+    The weights are the same on all processes, and may be on another device: they are moved a layer at a time.
     """
     mesh = init_device_mesh(device.type, (processes.world_size,))
     for tower in (siglip.vision_model, siglip.text_model):
         for module in (*tower.encoder.layers, tower):
             sharded: Any = fully_shard(module, mesh=mesh, reshard_after_forward=True)
             sharded.set_gradient_divide_factor(1.0)
-            sharded.set_force_sum_reduction_for_comms(True)  # else a factor, of whatever size, is beyond gloo
+            sharded.set_force_sum_reduction_for_comms(True)  # gloo supports no divide factor
 
 
 def placed(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A whole tensor where another lies: on its device, and where that is a part, this process's part of it. Nothing travels."""
+    """A whole tensor on the device of `like`; where `like` is sharded, this process's part of it. No communication."""
     here = tensor.to(like.device)
     if not isinstance(like, DTensor):
         return here

@@ -1,8 +1,9 @@
-"""fp16's loss scale: the loss is multiplied before the backward pass, so that small gradients survive float16, and they are divided after.
+"""fp16's loss scale: the loss is multiplied before the backward pass, so that small gradients do not underflow in float16, and the
+gradients are divided after it.
 
 The rule is torch.amp.GradScaler's (Micikevicius et al. 2018, arXiv 1710.03740): halve and skip the step where a gradient overflowed, double
-after 2,000 steps without. Not GradScaler itself: it looks for overflow in each process's own gradients, while ours are one buffer, summed
-over processes before it is looked at, so that all skip alike; and its state is a number on the GPU, ours two in a checkpoint's JSON.
+after 2,000 steps without overflow. GradScaler itself checks each process's own gradients; ours are summed over processes first, so that all
+skip the same steps, and the state is two numbers in a checkpoint's JSON.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ SMALLEST = 1.0
 
 @dataclass(frozen=True)
 class LossScale:
-    """Where the scale stands; a power of two, so that scaling rounds nothing.
+    """The current scale; a power of two, so that scaling does not round.
 
     Attributes:
         scale: what the loss is multiplied by.
@@ -35,5 +36,5 @@ class LossScale:
 
     @property
     def is_exhausted(self) -> bool:
-        """True if it was halved to where scaling cannot be what makes the gradients overflow."""
+        """True if the scale is below 1: the overflow is then not caused by scaling."""
         return self.scale < SMALLEST

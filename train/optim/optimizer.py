@@ -1,12 +1,11 @@
-"""What checkpoints and the loop know of a model under training, whichever it is: SigLIP (train/model/siglip.py), BLIP
-(train/reranker/model.py)."""
+"""`Trainable`, the protocol of a model under training (SigLIP: train/model/siglip.py, BLIP: train/reranker/model.py), and its AdamW."""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
 
-# Parameters of several dimensions that are no matrices of a layer: SigLIP's pooling probe, BLIP's class token and positions.
+# Parameters of several dimensions that are not matrices of a layer: SigLIP's pooling probe, BLIP's class token and positions.
 _BARE = ("probe", "class_embedding", "vision_model.embeddings.position_embedding")
 
 
@@ -19,7 +18,7 @@ class Trainable(Protocol):
 
     @property
     def module(self) -> torch.nn.Module:
-        """The model itself, adapters (if any) inside it; what is run."""
+        """The model, with adapters if any."""
 
     def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """(name, parameter) of everything that trains, in a fixed order."""

@@ -39,7 +39,7 @@ class FlatGradients:
             start += parameter.numel()
 
     def zero(self) -> None:
-        """Clear the buffer and hang the views back on the parameters, in case something replaced them."""
+        """Clear the buffer, and set the parameters' gradients to its views again, in case something replaced them."""
         self.buffer.zero_()
         for parameter, view in self._views:
             parameter.grad = view
@@ -47,7 +47,7 @@ class FlatGradients:
     def sum_over(self, processes: Processes) -> None:
         """Add up the gradients of all processes."""
         for parameter, view in self._views:
-            if parameter.grad is not view:  # autograd was given no place to accumulate into: bring it home
+            if parameter.grad is not view:  # autograd made a new tensor: copy it into the buffer
                 if parameter.grad is not None:
                     view.copy_(parameter.grad)
                 parameter.grad = view
@@ -64,8 +64,8 @@ class FlatGradients:
 
 
 class ShardedGradients:
-    """Of each sharded weight this process's part of the gradient, as the backward pass left it, summed already (train/optim/fsdp.py); of
-    what is whole on every process, a flat buffer."""
+    """This process's parts of the sharded gradients, which the backward pass has summed (train/optim/fsdp.py), and a flat buffer for the
+    gradients of weights that are not sharded."""
 
     def __init__(self, parameters: list[torch.nn.Parameter], processes: Processes) -> None:
         self._sharded = [parameter for parameter in parameters if isinstance(parameter, DTensor)]
@@ -79,7 +79,7 @@ class ShardedGradients:
         self._whole.zero()
 
     def sum_over(self, processes: Processes) -> None:
-        """Add up what is whole; the parts were added up in the backward pass."""
+        """Add up the gradients that are not sharded; the backward pass has added up the others."""
         self._whole.sum_over(processes)
 
     def norm(self) -> float:
@@ -124,7 +124,7 @@ class Update:
         return 1.0 if self.loss_scale is None else self.loss_scale.scale
 
     def gather_gradients(self) -> None:
-        """Sum the gradients over processes, and take fp16's factor out. What overflowed on one process is not finite on any."""
+        """Sum the gradients over processes, and divide by fp16's loss scale. An overflow on one process is not finite on any."""
         self._gradients.sum_over(self._processes)
         if self.loss_scale is not None:
             self._gradients.scale_by(1 / self.loss_scale.scale)

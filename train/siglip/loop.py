@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from eval.dataset.images import ImageError
     from eval.dataset.retrieval_set import RetrievalSet
     from train.data.order import Order
+    from train.mining.ensemble import MiningMember
 
 
 class Loop(BaseLoop):

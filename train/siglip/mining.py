@@ -78,7 +78,7 @@ def refresh_negatives(
     execution, cross_encoder = job.execution(on_progress), None
     if scorer is not None:
         cached = job.processes.together(lambda: ScoreCache(job.folder / "pair-scores", job.log))
-        cross_encoder = MiningCrossEncoder(scorer, job.pool, kept=cached, execution=execution)
+        cross_encoder = MiningCrossEncoder(scorer, job.pool, cache=cached, execution=execution)
     negatives, report = (mine_images if mining.form == "images" else mine)(
         Retriever(job.tuned.siglip, job.tuned.inputs, frozen, members),
         job.pool,

@@ -85,7 +85,7 @@ def test_launched_stopped_on_one_machine_and_resumed(hosts: Hosts, run: Run, one
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_machine_that_dies_ends_the_other_which_says_so(hosts: Hosts, run: Run, other: Run, one_host: Run, victim: int) -> None:
+def test_a_machine_that_dies_ends_the_other_with_a_message(hosts: Hosts, run: Run, other: Run, one_host: Run, victim: int) -> None:
     """Killed in a step. The disks are not shared: only the main process's machine has the run, and yet both go on from its checkpoint."""
     children = start(hosts, (run, other), traps={victim: Trap("train.model.grad_cache:image_features", 4)})
     assert children[victim].wait() == -signal.SIGKILL
@@ -98,7 +98,7 @@ def test_a_machine_that_dies_ends_the_other_which_says_so(hosts: Hosts, run: Run
 
 
 def test_a_cable_that_is_pulled_ends_both_in_time(hosts: Hosts, run: Run) -> None:
-    """No packet says that the other is gone: the time-out does. Without one of ours gloo would wait for half an hour."""
+    """No packet reports that the other is gone; our time-out does. Gloo's own is half an hour."""
     slow = Trap("train.model.grad_cache:image_features", 3, signal.SIGSTOP)
     children = start(hosts, (run, run), "train.timeout_seconds=6", traps={1: slow})
     children[0].wait_until(lambda: steps_taken(run.folder) == 2)
@@ -110,7 +110,7 @@ def test_a_cable_that_is_pulled_ends_both_in_time(hosts: Hosts, run: Run) -> Non
 
 
 def test_what_one_machine_lacks_or_has_otherwise_ends_both_with_the_reason(hosts: Hosts, run: Run, tmp_path: Path) -> None:
-    """Only the second machine is wrong, and each says why: its exit code is 2 on both."""
+    """Only the second machine is wrong, and both name the fault: its exit code is 2 on both."""
     wrong = {
         "data.source=/nowhere/pairs.jsonl": "/nowhere/pairs.jsonl",
         "train.learning_rate=0.5": "train.learning_rate: 0.003 -> 0.5",

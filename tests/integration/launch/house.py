@@ -15,7 +15,7 @@ import psutil
 
 ROOT = Path(__file__).parents[3]
 TOP_LEVEL = ("launch.sh", "train/launch", "pyproject.toml", "constraints.txt", "configs/accelerate")
-# Generous: only a launch that hangs meets it. No test says how long anything takes.
+# Generous: only a launch that hangs reaches it. No test asserts a time.
 HANG_SECONDS = 240.0
 OURS = (
     "LAUNCH_ARGS",
@@ -137,7 +137,7 @@ class Launch:
         return json.loads(path.read_text()) if path.exists() else None
 
     def wait_for_trainers(self, num_trainers: int) -> list[dict]:
-        """What each trainer says of itself, once all have started."""
+        """What each trainer reports about itself, once all have started."""
         wait_for(lambda: all(self.note("start", rank) for rank in range(num_trainers)), "the trainers did not start")
         return [self.note("start", rank) for rank in range(num_trainers)]
 

@@ -17,13 +17,16 @@ WITH_CONFIG = ("train", "mine", "reranker")
 MODULES = {
     **{command: command for command in ("train", "eval", "rerank", "python")},
     **{command: f"train.{command}" for command in ("reranker", "export", "soup", "wise")},
-    "mine": "train.mining", "compare": "eval.compare", "choices": "eval.choices", "convert": "rerank.convert",
+    "mine": "train.mining",
+    "compare": "eval.compare",
+    "choices": "eval.choices",
+    "convert": "rerank.convert",
 }
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 
 class Project(House):
-    """launch.sh with the real packages beside it, in a folder of its own: its root is not the checkout."""
+    """launch.sh next to the real packages, in a folder of its own: its root is not the checkout."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.num_launches = folder, 0
@@ -61,7 +64,7 @@ def test_usage_lists_the_commands_and_the_exit_codes(house: House) -> None:
 
 
 def test_paths_are_as_seen_from_the_folder_of_the_call(project: Project, tmp_path: Path) -> None:
-    """Beside the user's data may lie what has a package's name."""
+    """The user's folder may hold a file with a package's name."""
     here = tmp_path / "some where"
     here.mkdir()
     for name in ("eval.py", "train.py"):

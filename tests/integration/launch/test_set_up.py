@@ -39,7 +39,7 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
         file.write("built\\n")
     return make_wheel(wheel_directory, "probe_house", "1", {}, NEEDS)
 """
-# Stands in for ruff, mypy and pytest: says how it was called and ends as the environment tells it to.
+# A fake ruff, mypy and pytest: prints its arguments and exits with the code of an environment variable.
 CHECKER = """
 import os, sys
 print(__spec__.name, *sys.argv[1:], flush=True)
@@ -131,7 +131,7 @@ def test_it_installs_once_and_again_when_what_it_rests_on_changes(machine: BareM
     assert machine.num_builds() == 3
 
 
-def test_an_installation_that_did_not_finish_is_not_taken_as_complete(machine: BareMachine) -> None:
+def test_an_installation_that_did_not_finish_does_not_count_as_complete(machine: BareMachine) -> None:
     launch = machine.start()
     code, _, stderr = launch.end()
     assert code == 1 and "the installation failed" in stderr and "launch-probe" in stderr

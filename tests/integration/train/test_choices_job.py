@@ -58,10 +58,10 @@ def test_base_and_tuned_are_measured_alike_by_one_process_and_two(
     more = nursery.start("train", [str(config), "rerank.top_k=3"])
     assert more.wait() == 0, more.output()
     after = report(tmp_path / "two")["stages"]["base+blip"]["cost"]
-    assert 0 < before["pairs_needed"] <= after["pairs_kept"] < after["pairs_needed"]  # what tuned needed is kept too
+    assert 0 < before["pairs_needed"] <= after["pairs_kept"] < after["pairs_needed"]  # the pairs of tuned are cached too
     assert report(tmp_path / "two")["choices"][0]["stages"] == other["stages"]
     off = nursery.start("train", [str(config), "rerank.pair_scores=false", "rerank.top_k=3"])
-    assert off.wait() == 0 and "is finished" in off.output()  # where they are kept changes no figure
+    assert off.wait() == 0 and "is finished" in off.output()  # the place of the cache changes no figure
 
 
 def test_a_choice_set_with_faults_is_refused_before_the_first_step(small_world: SmallWorld, nursery: Nursery, tmp_path: Path) -> None:

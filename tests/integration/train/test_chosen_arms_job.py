@@ -1,4 +1,4 @@
-"""A whole job whose final report has the fused and the adaptive arm, chosen on val."""
+"""A whole job whose final report has the stages of score interpolation and adaptive reranking, chosen on val."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A job whose final report measures an ensemble and expanded queries beside base and tuned, as the command would."""
+"""A job whose final report measures an ensemble and expanded queries in addition to base and tuned, as the command does."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ OTHER = ScratchConfig(image_size=24, patch_size=8, width=48, num_layers=1, num_h
 
 @pytest.fixture(scope="module")
 def finished(small_world: SmallWorld, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """(configuration, further member, what was printed) of a run that chose on val."""
+    """(configuration, additional member, what was printed) of a run that chose on val."""
     folder = tmp_path_factory.mktemp("combined")
     write_scratch(folder / "other", OTHER, load(small_world.manifest), seed=2)
     (folder / "synonyms.txt").write_text("red: crimson\nblue: azure, navy\n", encoding="utf-8")
@@ -37,7 +37,7 @@ def report(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
-def test_the_report_holds_every_arm_and_what_was_chosen_on_val(finished: tuple[Path, Path, str]) -> None:
+def test_the_report_holds_every_stage_and_what_was_chosen_on_val(finished: tuple[Path, Path, str]) -> None:
     config, _, printed = finished
     folder = config.parent / "runs" / "job" / "eval" / "test"
     record = report(folder)

@@ -1,4 +1,4 @@
-"""A job with data.expand: its further captions are said before the first step, trained on, mined for other images, never for their own."""
+"""A job with data.expand: its additional captions are counted before the first step, trained on, and mined for other images only."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ SYNONYMS = {"circle": "disc", "square": "box", "bar": "stripe"}
 
 @pytest.fixture(scope="module")
 def finished(small_world: SmallWorld, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """(run folder, what was said)."""
+    """(run folder, output)."""
     folder = tmp_path_factory.mktemp("expanded")
     (folder / "d.txt").write_text("".join(f"{word}: {synonym}\n" for word, synonym in SYNONYMS.items()))
     config = small_world.write_config(folder, data__expand=[f"synonyms:{folder / 'd.txt'}"])
@@ -24,19 +24,19 @@ def finished(small_world: SmallWorld, nursery: Nursery, tmp_path_factory: pytest
     return folder / "runs" / "job", child.output()
 
 
-def test_it_is_said_before_the_first_step(finished: tuple[Path, str], small_world: SmallWorld) -> None:
+def test_they_are_counted_before_the_first_step(finished: tuple[Path, str], small_world: SmallWorld) -> None:
     _, output = finished
     plain = load(small_world.manifest)
     (line,) = [line for line in output.splitlines() if line.startswith("expand ")]
-    num_further = len(
+    num_additional = len(
         {
             (int(image), normalise(caption))
             for image, caption in zip(plain.caption_image_C, plain.captions, strict=True)
             if SYNONYMS.keys() & set(normalise(caption).split())
         }
     )
-    assert line.startswith(f"expand    {num_further} additional captions for {plain.num_images} images by synonyms:")
-    assert f"{plain.num_images} images with {plain.num_captions + num_further} captions to train on" in output
+    assert line.startswith(f"expand    {num_additional} additional captions for {plain.num_images} images by synonyms:")
+    assert f"{plain.num_images} images with {plain.num_captions + num_additional} captions to train on" in output
 
 
 def test_such_a_caption_is_mined_for_others_but_never_for_its_own_image(finished: tuple[Path, str], small_world: SmallWorld) -> None:
@@ -48,22 +48,22 @@ def test_such_a_caption_is_mined_for_others_but_never_for_its_own_image(finished
         own[plain.image_ids[int(image)]] |= {" ".join(words), " ".join(SYNONYMS.get(word, word) for word in words)}
     groups = dict(zip(plain.image_ids, plain.group_names(), strict=True))
     num_own = {image: len([place for place in plain.caption_image_C if plain.image_ids[int(place)] == image]) for image in own}
-    num_further_mined = 0
-    sheets = [line for line in lines(folder) if line["event"] == "mining"]
-    for sheet in sheets:
-        table = pq.read_table(folder / "negatives" / f"{sheet['name']}.parquet")
+    num_additional_mined = 0
+    reports = [line for line in lines(folder) if line["event"] == "mining"]
+    for report in reports:
+        table = pq.read_table(folder / "negatives" / f"{report['name']}.parquet")
         for image, caption_id in zip(table["image_id"].to_pylist(), table["caption_id"].to_pylist(), strict=True):
             owner, _, place = caption_id.rpartition("#")
-            num_further_mined += int(place) >= num_own[owner]
+            num_additional_mined += int(place) >= num_own[owner]
             text = normalise(_caption(small_world, owner, int(place)))
             mates = [other for other in own if other == image or (groups[image] and groups[image] == groups[other])]
             assert not any(text in own[mate] for mate in mates)
-    assert len(sheets) == 3 and all(sheet["num_positives_mined"] == 0 for sheet in sheets)
-    assert num_further_mined > 0
+    assert len(reports) == 3 and all(report["num_positives_mined"] == 0 for report in reports)
+    assert num_additional_mined > 0
 
 
 def _caption(small_world: SmallWorld, owner: str, place: int) -> str:
-    """The words of a caption by its place, own or further: those follow in the order of the ones they were made of."""
+    """The text of a caption by its place; additional ones follow in the order of the captions they were made from."""
     plain = load(small_world.manifest)
     image = list(plain.image_ids).index(owner)
     own = list(plain.captions[int(plain.caption_offsets[image]) : int(plain.caption_offsets[image + 1])])

@@ -48,19 +48,19 @@ def test_killed_resumed_and_on_two_processes(nursery: Nursery, small_world: Smal
         assert other["loss"] == pytest.approx(line["loss"], rel=1e-5)
         assert {key: other.get(key) for key in KEYS[form]} == {key: line.get(key) for key in KEYS[form]}
     assert ("hard images per caption" if form == "images" else "in one batch") in (straight.folder / "export" / "README.md").read_text()
-    sheets = [line for line in lines(straight.folder) if line["event"] == "mining"]
-    assert [sheet["step"] for sheet in sheets] == [1, 5] and all(sheet["num_positives_mined"] == 0 for sheet in sheets)
-    for sheet in sheets:
-        table = pq.read_table(straight.folder / "negatives" / f"{sheet['name']}.parquet")
-        assert len(table) == sheet["num_mined"] > 0
+    reports = [line for line in lines(straight.folder) if line["event"] == "mining"]
+    assert [report["step"] for report in reports] == [1, 5] and all(report["num_positives_mined"] == 0 for report in reports)
+    for report in reports:
+        table = pq.read_table(straight.folder / "negatives" / f"{report['name']}.parquet")
+        assert len(table) == report["num_mined"] > 0
         assert table.column_names == ["image_id", "caption_id", "rank", "score", "margin", "label"]
     if form == "images":
         assert composed[0]["num_seeds"] == 8 and [line["num_seeds"] for line in composed[1:]] == [2] * 7
         assert all(line["num_hard_images"] > 0 for line in composed[1:])
-        assert [line["epoch"] for line in composed] == [0] * 8  # 40 images: 8 seeds, then 2 a step
+        assert [line["epoch"] for line in composed] == [0] * 8  # 40 images: 8 anchors, then 2 a step
     else:
         assert any(line["neighbours_per_image"] > 0 for line in composed[1:])
-        assert all(sheet["share_met"] > sheet["share_met_plain"] for sheet in sheets)
+        assert all(report["share_met"] > report["share_met_plain"] for report in reports)
 
 
 def test_hard_images_are_mined_by_the_command(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_hard_images_are_mined_by_the_command(nursery: Nursery, small_world: Sma
     child = nursery.start("train.mining", [str(run.config)])
     assert child.wait() == 0, child.output()
     (table,) = (run.folder / "negatives").glob("*.parquet")
-    sheet = json.loads(table.with_suffix(".json").read_text())
-    assert sheet["mined_for"] == "captions" and sheet["num_mined"] == len(pq.read_table(table)) > 0
+    report = json.loads(table.with_suffix(".json").read_text())
+    assert report["mined_for"] == "captions" and report["num_mined"] == len(pq.read_table(table)) > 0
     page = table.with_suffix(".html").read_text()
-    assert f"negatives for {sheet['num_images']} captions" in page and page.count("<figure>") == 20
+    assert f"negatives for {report['num_images']} captions" in page and page.count("<figure>") == 20

@@ -95,14 +95,14 @@ def test_every_refresh_mines_no_positive_and_keeps_its_table(
     real: tuple[Path, Path, subprocess.CompletedProcess[str]], small_world: SmallWorld
 ) -> None:
     _, folder, _ = real
-    sheets = of(folder, "mining")
-    assert len({sheet["name"] for sheet in sheets}) == 3 and all(sheet["num_positives_mined"] == 0 for sheet in sheets)
+    reports = of(folder, "mining")
+    assert len({report["name"] for report in reports}) == 3 and all(report["num_positives_mined"] == 0 for report in reports)
     dataset = load(small_world.manifest)
     groups = dict(zip(dataset.image_ids, dataset.group_names(), strict=True))
     text = dict(zip(dataset.caption_ids, dataset.captions, strict=True))
-    for sheet in sheets:
-        table = pq.read_table(folder / "negatives" / f"{sheet['name']}.parquet")
-        assert len(table) == sheet["num_mined"] > 0
+    for report in reports:
+        table = pq.read_table(folder / "negatives" / f"{report['name']}.parquet")
+        assert len(table) == report["num_mined"] > 0
         for image, caption in zip(table["image_id"].to_pylist(), table["caption_id"].to_pylist(), strict=True):
             mates = {other for other in groups if other == image or (groups[image] and groups[other] == groups[image])}
             true = {normalise(words) for key, words in text.items() if key.rpartition("#")[0] in mates}
@@ -179,8 +179,8 @@ def test_mining_alone(
     child = nursery.start("train.mining", [str(config)])
     assert child.wait() == 0, child.output()
     first = of(real[1], "mining")[0]
-    sheet = json.loads((tmp_path / "runs" / "job" / "negatives" / f"{first['name']}.json").read_text())
-    assert sheet == {key: first[key] for key in sheet}
+    report = json.loads((tmp_path / "runs" / "job" / "negatives" / f"{first['name']}.json").read_text())
+    assert report == {key: first[key] for key in report}
     tables = [place / "negatives" / f"{first['name']}.parquet" for place in (tmp_path / "runs" / "job", real[1])]
     assert tables[0].read_bytes() == tables[1].read_bytes()
     refused = nursery.start("train.mining", [str(config), "mining=null"])

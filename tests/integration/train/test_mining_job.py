@@ -18,7 +18,7 @@ BLIP = str(ROOT / "demo" / "models" / "blip-itm")
 
 
 def every_rule(folder: Path) -> dict[str, Any]:
-    """A mining section that leaves little out; the pool's file is written beside."""
+    """A mining section that filters little out; the pool's file is written next to it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pool.txt").write_text("a purple hexagon\n\nA RED circle, at the left\nthere is a blue thing\n", encoding="utf-8")
     return {
@@ -49,24 +49,24 @@ def test_two_processes_write_what_one_writes(nursery: Nursery, small_world: Smal
     assert [path.suffix for path in one] == [".html", ".json", ".parquet"]
     assert [path.name for path in one] == [path.name for path in two]
     assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
-    sheet = json.loads(one[1].read_text())
+    report = json.loads(one[1].read_text())
     table = pq.read_table(one[2])
-    assert sheet["num_relabelled"] > 0 and sheet["num_judged"] > 0 and sheet["num_positives_mined"] == 0
-    assert table["label"].to_pylist().count(1) == sheet["num_relabelled"] and "match" in table.column_names
+    assert report["num_relabelled"] > 0 and report["num_judged"] > 0 and report["num_positives_mined"] == 0
+    assert table["label"].to_pylist().count(1) == report["num_relabelled"] and "match" in table.column_names
     assert table.filter(pc.is_in(table["label"], pa.array([-1, 1, 2], pa.int8())))["matcher_logit"].null_count == 0
     assert "false negatives estimated by the cross-encoder" in children[0].output() and str(two[0].name) in children[0].output()
 
 
 def test_a_run_with_every_rule_mines_each_epoch_from_the_pool_too(straight: Run) -> None:
-    sheets = [line for line in lines(straight.folder) if line["event"] == "mining"]
-    assert [line["step"] for line in sheets] == [0, 5] and sheets[0]["num_before"] is None
-    assert sheets[1]["num_images"] == 16 and 0 < sheets[1]["num_before"] < sheets[0]["num_mined"]
-    tables = [pq.read_table(straight.folder / "negatives" / f"{sheet['name']}.parquet") for sheet in sheets]
+    reports = [line for line in lines(straight.folder) if line["event"] == "mining"]
+    assert [line["step"] for line in reports] == [0, 5] and reports[0]["num_before"] is None
+    assert reports[1]["num_images"] == 16 and 0 < reports[1]["num_before"] < reports[0]["num_mined"]
+    tables = [pq.read_table(straight.folder / "negatives" / f"{report['name']}.parquet") for report in reports]
     assert any(name.startswith("pool#") for table in tables for name in table["caption_id"].to_pylist())
-    assert all((straight.folder / "negatives" / f"{sheet['name']}.html").is_file() for sheet in sheets)
+    assert all((straight.folder / "negatives" / f"{report['name']}.html").is_file() for report in reports)
 
 
-def test_killed_between_table_and_sheet_it_goes_on_the_same(
+def test_killed_between_table_and_report_it_resumes_the_same(
     nursery: Nursery, small_world: SmallWorld, straight: Run, tmp_path: Path
 ) -> None:
     mining = every_rule(straight.config.parent)  # the same file of captions, so the same table

@@ -1,4 +1,4 @@
-"""`python -m train.reranker` from a configuration to a report: what it learns, writes and says; the same command again."""
+"""`python -m train.reranker` from a configuration to a report: what it learns, writes and prints; the same command again."""
 
 import json
 import math
@@ -21,10 +21,10 @@ from train.reranker.__main__ import run
 
 
 @pytest.fixture(scope="module")
-def finished(matcher_world: RerankerWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of some steps, with its configuration beside it."""
+def finished(reranker_world: RerankerWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of some steps, with its configuration next to it."""
     folder = tmp_path_factory.mktemp("reranker")
-    config = matcher_world.write_config(folder, train__max_steps=40, train__learning_rate=3e-3, train__eval_every_steps=20)
+    config = reranker_world.write_config(folder, train__max_steps=40, train__learning_rate=3e-3, train__eval_every_steps=20)
     assert run([str(config)]) == 0
     return config
 
@@ -78,18 +78,18 @@ def test_another_configuration_is_refused(finished: Path, capsys: pytest.Capture
 
 
 def test_a_constant_answer_is_named_once_with_its_figure(
-    matcher_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reranker_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A head whose answer is the share of true pairs, whatever it is shown, and a rate at which it stays."""
+    """A head whose output is the share of true pairs for any input, and a learning rate at which it stays so."""
     blip = tmp_path / "constant"
     blip.mkdir()
-    for path in matcher_world.blip.iterdir():
+    for path in reranker_world.blip.iterdir():
         (blip / path.name).write_bytes(path.read_bytes())
     weights = load_file(blip / "model.safetensors")
     weights["itm_head.weight"] = torch.zeros_like(weights["itm_head.weight"])
     weights["itm_head.bias"] = torch.tensor([2 / 3, 1 / 3]).log()
     save_file(weights, blip / "model.safetensors", metadata={"format": "pt"})
-    config = matcher_world.write_config(
+    config = reranker_world.write_config(
         tmp_path,
         model={"base": str(blip), "what": "head"},
         negatives__images_per_caption=0,
@@ -107,30 +107,30 @@ def test_a_constant_answer_is_named_once_with_its_figure(
     assert "a cross-encoder that answers the same to every pair gets 0.6365 at 1 : 2 true to false" in said.out + said.err
 
 
-def test_what_the_untuned_matcher_calls_a_match_is_not_mined(matcher_world: RerankerWorld, tmp_path: Path) -> None:
-    """By its own probabilities, asked again; and what the qrels say is true is counted among the rest."""
-    dataset = load(matcher_world.manifest)
+def test_matches_of_the_untuned_cross_encoder_are_not_mined(reranker_world: RerankerWorld, tmp_path: Path) -> None:
+    """By its own probabilities, computed again; the positives of the qrels among the rest are counted."""
+    dataset = load(reranker_world.manifest)
     qrels = tmp_path / "truth.qrels"
     qrels.write_text("".join(f"{dataset.image_ids[image]} 0 {dataset.caption_ids[image + 5]} 1\n" for image in range(40)))
-    config = matcher_world.write_config(tmp_path, negatives__drop_matches_at=0.3, data__truth=str(qrels), negatives__images_per_caption=0)
+    config = reranker_world.write_config(tmp_path, negatives__drop_matches_at=0.3, data__truth=str(qrels), negatives__images_per_caption=0)
     loop = _loop(config)
     loop.log.open_at(0)
     loop.setup()
-    (sheet,) = events(config, "mining")
+    (report,) = events(config, "mining")
     table = loop._tables.captions
-    scorer = load_scorer(str(matcher_world.blip), device="cpu", settings=ScorerSettings(score_kind="margin"))
+    scorer = load_scorer(str(reranker_world.blip), device="cpu", settings=ScorerSettings(score_kind="margin"))
     margins = [
         float(scorer.score(dataset.load_image(int(image)), [dataset.captions[int(caption)]])[0])
         for image, caption in zip(table.image_N, table.captions_N, strict=True)
     ]
     assert len(margins) > 20 and max(margins) < math.log(0.3 / 0.7) + 1e-5
-    assert sheet["filtered_out"]["match"] > 0 and sheet["num_judged"] > len(margins)
+    assert report["filtered_out"]["match"] > 0 and report["num_judged"] > len(margins)
     known = {(image, image + 5) for image in range(40)}
-    assert sheet["num_false_negatives"] == len(known & set(zip(table.image_N.tolist(), table.captions_N.tolist(), strict=True)))
+    assert report["num_false_negatives"] == len(known & set(zip(table.image_N.tolist(), table.captions_N.tolist(), strict=True)))
 
 
 def _loop(config: Path) -> Any:
-    """The loop of a run, whose final report would refuse such a matcher at the door."""
+    """The loop of a run, whose final report would refuse such a cross-encoder."""
     from train.config.load import load_run_config
     from train.config.reranker import RerankerConfig
     from train.reranker.__main__ import reranker_tuning
@@ -140,15 +140,15 @@ def _loop(config: Path) -> Any:
     return tuning.begin(read, *tuning.start(read), StopSignals())
 
 
-def test_pictures_are_checked_when_asked(matcher_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([str(matcher_world.write_config(tmp_path)), "--check-images"]) == 0
+def test_pictures_are_checked_when_asked(reranker_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([str(reranker_world.write_config(tmp_path)), "--check-images"]) == 0
     assert "68 pictures checked: 0 do not decode" in capsys.readouterr().out
 
 
 def test_true_pairs_alone_are_nothing_to_learn_from(
-    matcher_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reranker_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = matcher_world.write_config(tmp_path, data__val_split=None, data__test_split=None, train__max_steps=2)
+    path = reranker_world.write_config(tmp_path, data__val_split=None, data__test_split=None, train__max_steps=2)
     assert run([str(path), "negatives.margin=1000"]) == 2
     assert "no hard negatives were mined" in capsys.readouterr().err and not events(path, "step")
     assert run([str(path), "negatives.margin=1000", "negatives.fill_with_easy=true", "name=easy"]) == 0

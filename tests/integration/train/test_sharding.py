@@ -103,7 +103,7 @@ def test_a_job_in_parts_that_is_stopped_and_killed_goes_on(
 
 
 def test_a_loss_that_is_not_finite_ends_both_with_5(small_world: SmallWorld, nursery: Nursery, tmp_path: Path) -> None:
-    """The tensors that are to blame are looked for by both together."""
+    """Both processes search for the tensors at fault together."""
     changes = {"train__learning_rate": 1e30, "train__warmup_steps": 0, "mining": None, "data__val_split": None}
     run = Run.make(nursery, small_world, tmp_path, 2, **changes, train__shard=True)
     children = run.start()

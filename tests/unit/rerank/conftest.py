@@ -1,4 +1,4 @@
-"""Small BLIP matchers with random weights, in the hub's own file formats, and a data set in memory."""
+"""Small BLIP cross-encoders with random weights, in the hub's own file formats, and a data set in memory."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a two-layer BLIP matcher; its vocabulary is two larger than its tokenizer's, as the released one's is."""
+    """A folder with a two-layer BLIP cross-encoder; its vocabulary is two larger than its tokenizer's, as the released one's is."""
     folder = tmp_path_factory.mktemp("blip") / "tiny"
     write_tiny_blip(folder)
     return folder
@@ -46,7 +46,7 @@ def base_blip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BlipForIm
 
 @pytest.fixture
 def changed_blip(tiny_blip: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A function that copies the tiny matcher with its config or its weights changed."""
+    """A function that copies the tiny cross-encoder with its config or its weights changed."""
 
     def change(config: Callable[[dict], None] | None = None, weights: Callable[[dict], None] | None = None, without: str = "") -> Path:
         return changed_copy(tiny_blip, tmp_path / "changed", config, weights, without)

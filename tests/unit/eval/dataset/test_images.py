@@ -140,6 +140,6 @@ def test_a_picture_of_several_frames_from_a_phone_opens_as_the_jpeg_it_is(tmp_pa
     assert decode_image(tmp_path / "phone.jpg").getpixel((4, 4))[0] > 150  # type: ignore[index]
 
 
-def test_a_file_of_no_known_format_says_so() -> None:
+def test_a_file_of_no_known_format_is_named() -> None:
     with pytest.raises(ImageError, match="no picture of a known format"):
         decode_image(b"junk" * 40)

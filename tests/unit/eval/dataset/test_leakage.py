@@ -1,4 +1,4 @@
-"""What two splits share."""
+"""Leakage: images and captions that two splits share."""
 
 from eval.dataset.leakage import find_leakage
 from eval.dataset.retrieval_set import RetrievalSet

@@ -49,7 +49,7 @@ def brute_force(images: list[ManifestImage]) -> list[list[bool]]:
 
 @settings(deadline=None)
 @given(image_lists(), st.randoms(use_true_random=False))
-def test_positives_equal_the_rule_read_word_for_word(images: list[ManifestImage], shuffler: random.Random) -> None:
+def test_positives_equal_the_rule_applied_literally(images: list[ManifestImage], shuffler: random.Random) -> None:
     expected = brute_force(images)
     shuffled = list(images)
     shuffler.shuffle(shuffled)
@@ -92,7 +92,7 @@ def test_unknown_direction_is_an_error() -> None:
         retrieval_set([picture("a", ["x"])]).positives("both")
 
 
-def test_sha256_is_of_what_the_split_says_and_not_of_its_order() -> None:
+def test_sha256_follows_from_the_split_and_not_from_its_order() -> None:
     base = [picture("a", ["x", "y"]), picture("b", ["z"])]
     name = retrieval_set(base).sha256()
     assert retrieval_set(base[::-1]).sha256() == name

@@ -1,4 +1,4 @@
-"""Which pairs are right, by hand and against a double loop over every image and caption."""
+"""The ground truth, by hand and against a double loop over every image and caption."""
 
 from pathlib import Path
 from urllib.parse import quote
@@ -28,7 +28,7 @@ def dataset(rows: list[tuple[list[str], str | None]]) -> RetrievalSet:
 
 
 def pairs(judged: RetrievalSet) -> set[tuple[str, str]]:
-    """Every right (image id, caption id), found from both directions, which must agree."""
+    """Every relevant (image id, caption id), found from both directions, which must agree."""
     by_image, by_caption = judged.positives("image_to_text"), judged.positives("text_to_image")
     one = {(judged.image_ids[i], judged.caption_id(c)) for i in range(judged.num_images) for c in by_image.of(i)}
     other = {(judged.image_ids[i], judged.caption_id(c)) for c in range(judged.num_captions) for i in by_caption.of(c)}
@@ -65,7 +65,7 @@ def test_papers_count_an_images_own_captions_alone() -> None:
         with_ground_truth(data, protocol="papers", near_duplicates=True)
 
 
-def test_training_still_asks_the_stated_truth() -> None:
+def test_training_still_uses_the_positives_of_the_data() -> None:
     data = dataset([(["a dog"], None), (["the dog"], None)])
     judged = with_ground_truth(data, near_duplicates=True)
     assert len(pairs(judged)) == 4 and judged.truth["near_duplicates"]["num_groups"] == 1
@@ -98,9 +98,9 @@ def test_qrels_of_another_set_are_refused_with_examples() -> None:
         with_ground_truth(data, qrels={(f"x{n}", f"y{n}") for n in range(7)})
 
 
-def test_the_truth_is_said_in_words() -> None:
+def test_the_ground_truth_in_words() -> None:
     data = dataset([(["a dog"], None), (["the dog"], None)])
     assert "own captions alone" in truth_in_words(with_ground_truth(data, protocol="papers").truth)
     words = truth_in_words(with_ground_truth(data, near_duplicates=True, qrels={("i00", "i01#0")}).truth)
-    assert "near-duplicates" in words and "0 further pairs" in words
-    assert truth_in_words(data.truth) == "Right: captions that equal one of any image of the image's group."
+    assert "near-duplicates" in words and "0 additional pairs" in words
+    assert truth_in_words(data.truth) == "Relevant: captions that equal one of any image of the image's group."

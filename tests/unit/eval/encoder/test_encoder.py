@@ -29,7 +29,7 @@ def test_embeddings_equal_transformers(tiny_siglip: Path, pictures: list[Path], 
     theirs = SiglipModel.from_pretrained(tiny_siglip).eval()
     images = [Image.open(path).convert("RGB") for path in pictures]
     batch = processor(text=sentences[:40], images=images, padding="max_length", truncation=True, max_length=16, return_tensors="pt")
-    batch.pop("attention_mask", None)  # the text tower pools the last position: a mask would change what it says
+    batch.pop("attention_mask", None)  # the text tower pools the last position: a mask would change the embedding
     with torch.no_grad():
         expected = theirs(**batch)
     ours_images = embed_images(model, inputs, picture_set(pictures), block=16)

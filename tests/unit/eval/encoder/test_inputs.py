@@ -1,4 +1,4 @@
-"""The input contract: what transformers' own processor makes, and checkpoints that break it refused by name."""
+"""The input contract: the tensors of transformers' own processor; checkpoints that break it are refused by name."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""SigLIP 2: its text contract against plain transformers fed by hand, whatever a checkpoint's files say by default."""
+"""SigLIP 2: its text inputs against plain transformers with prepared captions, whatever the defaults of a checkpoint's files."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def siglip2(tmp_path_factory: pytest.TempPathFactory, sentences: list[str]) -> P
 
 
 def by_hand(folder: Path, captions: list[str], pictures: list[Path]) -> dict[str, torch.Tensor]:
-    """What plain transformers makes of captions that were lower-cased by hand, padded on the right to the tower's length, with no mask."""
+    """Plain transformers' embeddings of captions lower-cased by hand, padded on the right to the tower's length, with no mask."""
     processor = SiglipProcessor(SiglipImageProcessorPil.from_pretrained(folder), GemmaTokenizer.from_pretrained(folder))
     images = [Image.open(path).convert("RGB") for path in pictures]
     return processor(
@@ -119,7 +119,7 @@ def test_the_class_of_transformers_gives_the_same_ids(siglip2: Path) -> None:
 def test_what_is_saved_gives_plain_transformers_the_same(
     siglip2: Path, tmp_path: Path, sentences: list[str], pictures: list[Path], strip: bool
 ) -> None:
-    """Also without a word about padding side, mask or case, which a reader of an export would forget."""
+    """Also without setting padding side, mask or case, as a user of an export would call it."""
     model, inputs = load_siglip(siglip2, strip_punctuation=strip)
     model.save_pretrained(tmp_path)
     inputs.save(tmp_path)
@@ -149,7 +149,7 @@ def test_what_is_saved_gives_plain_transformers_the_same(
     ],
 )
 def test_special_tokens_are_written_as_transformers_4_reads_them(tmp_path: Path, extra: object, expected: dict[str, object]) -> None:
-    """Transformers 4.57 asks "extra_special_tokens" for its keys: a list there, even an empty one, and no tokenizer loads."""
+    """Transformers 4.57 expects a dictionary in "extra_special_tokens": with a list there, even an empty one, and no tokenizer loads."""
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "extra_special_tokens": extra}))
     rewrite_tokenizer_config(tmp_path, padding_side="right")
     assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"eos_token": "</s>", "padding_side": "right"} | expected

@@ -1,4 +1,4 @@
-"""SigLIP checkpoints with a pytorch_model.bin alone: the same model, read once, kept as a whole copy; and nothing but tensors."""
+"""SigLIP checkpoints with a pytorch_model.bin alone: the same model, converted once into a complete copy; only tensors are read."""
 
 import json
 import multiprocessing
@@ -54,7 +54,7 @@ def test_the_same_model_and_read_once(
     assert not list(assets.glob(".*.tmp"))
 
 
-def test_a_copy_is_of_a_content_wherever_it_lies(tiny_siglip: Path, tmp_path: Path, assets: Path) -> None:
+def test_a_copy_follows_from_the_content_not_from_the_path(tiny_siglip: Path, tmp_path: Path, assets: Path) -> None:
     for place in ("one", "two"):
         load_siglip(bin_folder(tiny_siglip, tmp_path / place))
     assert len(copies(assets)) == 1
@@ -74,7 +74,7 @@ def test_safetensors_win(tiny_siglip: Path, tmp_path: Path, assets: Path) -> Non
 
 
 def test_a_hub_id_from_the_cache_offline(tiny_siglip: Path, tmp_path: Path, assets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As huggingface_hub keeps it, with links into blobs/ that are named after the SHA-256: then the file need not be read for its name."""
+    """As huggingface_hub stores it, with links into blobs/ named by SHA-256, so that the file need not be hashed."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     snapshot = in_hub_cache(tmp_path / "hub", "someone/siglip", tiny_siglip)
     blob = snapshot.parents[1] / "blobs" / ("ab" * 32)
@@ -98,7 +98,7 @@ def test_processes_at_once_make_one_copy(tiny_siglip: Path, tmp_path: Path, asse
     assert capfd.readouterr().err.count("was read with weights_only=True") == 1 and len(copies(assets)) == 1
 
 
-def test_what_a_killed_process_left_is_taken_away(tiny_siglip: Path, tmp_path: Path, assets: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(tiny_siglip: Path, tmp_path: Path, assets: Path) -> None:
     folder = bin_folder(tiny_siglip, tmp_path / "bin")
     load_siglip(folder)
     (copy,) = copies(assets)
@@ -108,7 +108,7 @@ def test_what_a_killed_process_left_is_taken_away(tiny_siglip: Path, tmp_path: P
     assert _load(folder) == _load(tiny_siglip) and copies(assets) == [copy] and not torn.exists()
 
 
-def test_others_may_read_the_copy_as_the_umask_says(tiny_siglip: Path, tmp_path: Path, assets: Path) -> None:
+def test_others_may_read_the_copy_by_the_umask(tiny_siglip: Path, tmp_path: Path, assets: Path) -> None:
     before = os.umask(0o027)
     try:
         load_siglip(bin_folder(tiny_siglip, tmp_path / "bin"))

@@ -78,7 +78,7 @@ def test_padding_of_the_gallery_is_never_found() -> None:
     assert found.positive_ranks_P.tolist() == [5, 1]
 
 
-def test_a_model_that_says_the_same_of_everything_ranks_by_id() -> None:
+def test_a_model_of_constant_scores_ranks_by_id() -> None:
     """Not R@1 = 1, which counting the strictly better would give it."""
     queries, gallery = np.ones((200, 2), dtype=np.float32), np.ones((300, 2), dtype=np.float32)
     positives = pairs([[query, query + 100] for query in range(200)])
@@ -124,7 +124,7 @@ def test_vectors_that_are_not_finite_are_refused(bad: float) -> None:
         search("image_to_text", good, broken, pairs([[0]] * 3), 1)
 
 
-def test_a_query_without_a_right_answer_is_refused() -> None:
+def test_a_query_without_a_relevant_item_is_refused() -> None:
     vectors = np.ones((3, 2), dtype=np.float32)
     with pytest.raises(UserError, match=r"1 queries have no relevant item, at index \[1\]"):
         search("image_to_text", vectors, vectors, pairs([[0], [], [2]]), 1)

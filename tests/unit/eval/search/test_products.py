@@ -29,7 +29,7 @@ class Matrix:
         for block in range(-(-self.num_items // self.gallery_block)) if column_blocks is None else column_blocks:
             start = block * self.gallery_block
             columns = range(start, min(start + self.gallery_block, self.num_items))
-            self._tile.fill_(torch.inf)  # what lies beyond the edge must not be read
+            self._tile.fill_(torch.inf)  # what is beyond the edge must not be read
             self._tile[: len(rows), : len(columns)] = torch.from_numpy(
                 self._scores_QN[rows.start : rows.stop, columns.start : columns.stop]
             )
@@ -76,7 +76,7 @@ def test_tiles_of_any_size_give_the_order_of_the_matrix(
 
 
 def test_how_many_tiles_are_made() -> None:
-    """A tile that is a whole row scores its right answers itself; of others two are kept, and what is beyond them is made again."""
+    """A tile that is a whole row gives the scores of its positives; of others two are cached, and the rest are computed again."""
     scores = np.arange(42, dtype=np.float32).reshape(6, 7) % 5
     near, far = pairs([[row] for row in range(6)]), pairs([[0, 2, 4, 6]] * 6)
     for positives, gallery_block, num_made in ((near, 7, 3), (near, 9, 3), (near, 4, 3 * 2), (near, 2, 3 * 4), (far, 2, 3 * (4 + 2))):
@@ -85,7 +85,7 @@ def test_how_many_tiles_are_made() -> None:
         assert product.num_made == num_made
 
 
-def test_a_query_without_a_right_answer_is_refused() -> None:
+def test_a_query_without_a_relevant_item_is_refused() -> None:
     product = Matrix(np.ones((2, 2), dtype=np.float32), 2, 2)
     with pytest.raises(UserError, match=r"1 queries have no relevant item, at index \[1\]"):
         rank_product("image_to_text", product, pairs([[0], []]), 1)

@@ -65,7 +65,7 @@ def tied_searches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[list[in
 
 @settings(deadline=None, max_examples=100)
 @given(case=tied_searches())
-def test_every_head_equals_a_dense_loop(case: tuple[np.ndarray, np.ndarray, list[list[int]], int, int]) -> None:
+def test_every_top_k_equals_a_dense_loop(case: tuple[np.ndarray, np.ndarray, list[list[int]], int, int]) -> None:
     """Ties by the lower index, over tiles and bands; a row of zeros is never found, as a picture that does not decode must not be."""
     queries, gallery, rows, depth, block = case
     with small_grid(), on_disk(queries, block) as one, on_disk(gallery, block + 1) as other:
@@ -73,7 +73,7 @@ def test_every_head_equals_a_dense_loop(case: tuple[np.ndarray, np.ndarray, list
 
 
 @pytest.mark.parametrize("depth", [1, 5, 30])
-def test_heads_of_a_device_are_those_of_the_processor(depth: int) -> None:
+def test_top_k_of_a_gpu_is_that_of_the_cpu(depth: int) -> None:
     draws = np.random.default_rng(depth)
     ours, theirs = DeviceTopK(depth), TopK(6, depth)
     for first in (0, 16, 32):
@@ -105,7 +105,7 @@ def test_scores_are_those_of_the_evaluation_bit_for_bit() -> None:
 
 
 def test_a_score_depends_neither_on_its_neighbours_nor_on_its_place() -> None:
-    """So what is mined for some images is what is mined for them among all."""
+    """So mining for some images gives what mining for all gives for them."""
     draws = np.random.default_rng(1)
     queries, gallery, chosen = unit(draws, 50, 24), unit(draws, 60, 24), np.array([3, 7, 8, 30, 49])
     nothing = pairs([[]] * 50)
@@ -118,7 +118,7 @@ def test_a_score_depends_neither_on_its_neighbours_nor_on_its_place() -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 def test_each_process_keeps_its_own_blocks(world_size: int, tmp_path: Path) -> None:
-    """23 rows in blocks of 4: what a process reads back of its own file is its share and nothing else."""
+    """23 rows in blocks of 4: a process reads back its share from its own file, and nothing else."""
     vectors, seen = np.arange(46, dtype=np.float32).reshape(23, 2), []
     with ExitStack() as opened:
         for rank in range(world_size):
@@ -126,7 +126,7 @@ def test_each_process_keeps_its_own_blocks(world_size: int, tmp_path: Path) -> N
             shards = opened.enter_context(Shards(tmp_path, 23, 4, processes))
             for number in processes.share_of(6):
                 shards.append(vectors[4 * number : 4 * number + 4])
-            shards._file.flush()  # `seal` would speak to the others
+            shards._file.flush()  # `seal` would communicate with the others
             for indices, span in shards.own():
                 assert np.array_equal(shards.read_own(span), vectors[indices])
                 seen += indices.tolist()

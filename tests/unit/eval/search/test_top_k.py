@@ -1,4 +1,4 @@
-"""The running heads and the scan of a tile, against sorting everything; scores are few whole numbers, so that ties are everywhere."""
+"""The running top K and the scan of a tile, against sorting everything; scores are few integers, so that ties are frequent."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_a_scan_finds_what_a_plain_comparison_finds(shape: tuple[int, int], shar
 
 @settings(deadline=None, max_examples=80)
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 40), st.integers(1, 300), st.integers(1, 4), st.sampled_from([2, 9, 1000]))
-def test_heads_are_the_first_of_the_whole_order(
+def test_top_k_is_the_first_of_the_whole_order(
     seed: int, num_queries: int, depth: int, num_items: int, num_tiles: int, values: int
 ) -> None:
     draws = np.random.default_rng(seed)

@@ -52,7 +52,7 @@ def found(photos: Path, siglip: tuple) -> FirstAnswers:
     return find_first(*siglip, collection_of(photos), DIRECTIONS, TOP_K)
 
 
-def test_the_first_stage_is_the_head_of_everything_sorted(found: FirstAnswers, siglip: tuple) -> None:
+def test_the_first_stage_is_the_top_k_of_everything_sorted(found: FirstAnswers, siglip: tuple) -> None:
     collection = found.collection
     images_ID, captions_CD = embed_images(*siglip, collection), embed_captions(*siglip, collection.captions)
     cosines_IC = images_ID.astype(np.float64) @ captions_CD.T.astype(np.float64)
@@ -115,17 +115,17 @@ def test_otherwise_they_are_refused_by_name_with_the_remedy(photos: Path, siglip
 
 def test_where_there_is_no_room_for_embeddings_the_place_is_named(photos: Path, siglip: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/proc/self")  # a folder in which no file can be made
-    with pytest.raises(WriteError, match="could not keep the embeddings in /proc/self.*TMPDIR"):
+    with pytest.raises(WriteError, match="could not write the embeddings to /proc/self.*TMPDIR"):
         find_first(*siglip, collection_of(photos), DIRECTIONS, TOP_K)
 
 
 @pytest.fixture(scope="module")
-def judged(found: FirstAnswers, tiny_blip: Path) -> tuple[list[Answers], PairScores]:
+def reranked(found: FirstAnswers, tiny_blip: Path) -> tuple[list[Answers], PairScores]:
     return reranked_answers(found, load_scorer(str(tiny_blip), device="cpu"))
 
 
-def test_the_final_order_is_that_of_an_evaluations_reranking(found: FirstAnswers, judged: tuple, tiny_blip: Path) -> None:
-    answers, scores = judged
+def test_the_final_order_is_that_of_an_evaluations_reranking(found: FirstAnswers, reranked: tuple, tiny_blip: Path) -> None:
+    answers, scores = reranked
     for one in answers:
         first = found.rankings[one.direction]
         again = rerank(first, scores, TOP_K)
@@ -140,14 +140,14 @@ def test_the_final_order_is_that_of_an_evaluations_reranking(found: FirstAnswers
     assert (np.diff(alone) < 1e-5).all() and answers[0].num_changed > 0
 
 
-def test_what_trails_by_the_margin_is_not_scored_and_keeps_its_place(found: FirstAnswers, judged: tuple, tiny_blip: Path) -> None:
+def test_what_trails_by_the_margin_is_not_scored_and_keeps_its_place(found: FirstAnswers, reranked: tuple, tiny_blip: Path) -> None:
     cosines_QK = found.rankings["image_to_text"].top_scores_QK
     margin = float(np.median(cosines_QK[:, 0] - cosines_QK[:, 2]))
     answers, scores = reranked_answers(found, load_scorer(str(tiny_blip), device="cpu"), skip_margin=margin)
-    assert 0 < scores.cost.pairs_scored < judged[1].cost.pairs_scored
-    for one, full in zip(answers, judged[0], strict=True):
+    assert 0 < scores.cost.pairs_scored < reranked[1].cost.pairs_scored
+    for one, full in zip(answers, reranked[0], strict=True):
         first = found.rankings[one.direction]
-        np.testing.assert_array_equal(one.indices_QK, rerank_within(first, judged[1], TOP_K, margin).top_indices_QK)
+        np.testing.assert_array_equal(one.indices_QK, rerank_within(first, reranked[1], TOP_K, margin).top_indices_QK)
         is_scored_QK = np.isfinite(one.rerank_scores_QK)
         num_scored_Q = is_scored_QK.sum(axis=1)
         assert len(set(num_scored_Q.tolist())) > 1 and 1 not in num_scored_Q
@@ -169,12 +169,12 @@ def test_a_time_budget_cuts_the_lists(found: FirstAnswers, tiny_blip: Path) -> N
         fitting_budget(found, scorer, 1e-9)
 
 
-def test_a_pair_that_both_directions_ask_for_is_scored_once(found: FirstAnswers, judged: tuple) -> None:
+def test_a_pair_of_both_directions_is_scored_once(found: FirstAnswers, reranked: tuple) -> None:
     asked = {(int(i), int(c)) for i, row in enumerate(found.rankings["image_to_text"].top_indices_QK) for c in row}
     asked |= {(int(i), int(c)) for c, row in enumerate(found.rankings["text_to_image"].top_indices_QK) for i in row}
     lists = pairs_to_score(list(found.rankings.values()))
     assert set(zip(lists.image_of_pair_N.tolist(), lists.caption_indices_N.tolist(), strict=True)) == asked
-    assert judged[1].cost.pairs_scored == len(asked) < NUM_PICTURES * TOP_K + 12 * TOP_K
+    assert reranked[1].cost.pairs_scored == len(asked) < NUM_PICTURES * TOP_K + 12 * TOP_K
 
 
 def test_without_a_reranker_the_list_is_the_first_stages(found: FirstAnswers) -> None:

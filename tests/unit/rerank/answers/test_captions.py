@@ -28,7 +28,7 @@ words = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8)
 
 
 @given(st.lists(words, max_size=12), st.sampled_from(["\n", "\r\n", "\r"]), st.booleans())
-def test_every_line_is_taken_passed_over_or_repeated(tmp_path_factory, lines: list[str], end: str, closed: bool) -> None:
+def test_every_line_is_read_skipped_or_repeated(tmp_path_factory, lines: list[str], end: str, closed: bool) -> None:
     lines = [f"{line} x" if line.strip() else line for line in lines] + ["last x"]
     path = tmp_path_factory.mktemp("lines") / "c.txt"
     path.write_bytes((end.join(lines) + end * closed).encode())
@@ -70,13 +70,13 @@ def test_a_column_of_a_table(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_lists_of_captions_are_taken_apart(tmp_path: Path, suffix: str) -> None:
+def test_lists_of_captions_are_split(tmp_path: Path, suffix: str) -> None:
     path = write_table(tmp_path / f"t{suffix}", [{"captions": ["a dog", "a cat"]}, {"captions": ["a dog", "a bird"]}])
     found = read_captions(str(path))
     assert list(zip(found.ids, found.texts, strict=True)) == [("1#0", "a dog"), ("1#1", "a cat"), ("2#1", "a bird")]
 
 
-def test_a_list_in_a_csv_cell_is_taken_apart_and_a_bracket_in_words_is_not(tmp_path: Path) -> None:
+def test_a_list_in_a_csv_cell_is_split_and_a_bracket_in_words_is_not(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("captions\n\"['a dog', 'a cat']\"\n[sic] a bird\n")
     assert list(read_captions(str(path)).texts) == ["a dog", "a cat", "[sic] a bird"]
@@ -105,7 +105,7 @@ def test_a_file_that_cannot_be_used_is_refused_with_the_place(tmp_path: Path, na
 def test_ids_must_be_there_and_differ(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.jsonl", [{"id": "a", "caption": "x"}, {"id": "a", "caption": "y"}, {"id": None, "caption": "z"}])
     with pytest.raises(
-        ManifestError, match=r"2 x id missing or twice(.|\n)*t\.jsonl:2: id 'a' stands at .*t\.jsonl:1 too(.|\n)*the id is empty"
+        ManifestError, match=r"2 x id missing or twice(.|\n)*t\.jsonl:2: id 'a' is at .*t\.jsonl:1 too(.|\n)*the id is empty"
     ):
         read_captions(str(path), id_column="id")
 
@@ -141,7 +141,7 @@ def test_a_manifest_brings_its_own_captions(manifest: Path) -> None:
     assert list(only.image_ids) == ["a.png"] and list(only.captions) == ["a bird"]
 
 
-def test_a_folder_of_pictures_needs_captions_or_brings_them_beside(tmp_path: Path, noise) -> None:
+def test_a_folder_of_pictures_needs_captions_or_has_caption_files(tmp_path: Path, noise) -> None:
     noise(1).save(tmp_path / "a.png")
     with pytest.raises(UserError, match="without --captions FILE each picture's own captions are read.*Give --captions FILE"):
         read_collection(str(tmp_path), None)

@@ -15,7 +15,7 @@ from rerank.answers.answers import Answers
 from rerank.answers.captions import read_captions
 from rerank.answers.collection import Collection
 from rerank.answers.first_stage import FirstAnswers
-from rerank.answers.page import NUM_SHOWN, _shares, answers_page, exhibits
+from rerank.answers.page import NUM_SHOWN, _shares, answers_page, query_examples
 from rerank.answers.pictures import read_folder
 from tests.browser import needs_browser, opened
 
@@ -53,8 +53,8 @@ def made_up(reranked: bool) -> list[Answers]:
     return lists
 
 
-def test_heads_of_both_lists_with_places_and_scores(found: FirstAnswers, answers: list[Answers], tmp_path: Path) -> None:
-    shown = exhibits(found, answers, 100, tmp_path / "a.html")
+def test_the_first_answers_of_both_lists_with_places_and_scores(found: FirstAnswers, answers: list[Answers], tmp_path: Path) -> None:
+    shown = query_examples(found, answers, 100, tmp_path / "a.html")
     assert [len(shown[one.direction]) for one in answers] == [NUM_PICTURES, 11]
     for one in answers:
         for query, exhibit in zip(one.most_moved(100).tolist(), shown[one.direction], strict=True):
@@ -67,7 +67,7 @@ def test_heads_of_both_lists_with_places_and_scores(found: FirstAnswers, answers
                 assert answer.first_rank == one.first_ranks_QK[query, place] and answer.places_up == answer.first_rank - answer.rank
                 assert answer.score == one.rerank_scores_QK[query, place] and answer.cosine == one.cosines_QK[query, place]
                 others = found.collection.caption_ids if one.direction == "image_to_text" else found.collection.image_ids
-                assert answer.thing.id == others[int(one.indices_QK[query, place])]
+                assert answer.item.id == others[int(one.indices_QK[query, place])]
     assert max(len(one.query.text) for one in shown["text_to_image"]) < 310, "a caption without end is cut"
 
 
@@ -116,9 +116,9 @@ def test_nothing_from_outside_runs_and_links_lead_to_the_files(found: FirstAnswe
     assert "./javascript%3Aalert%281%29%23%3F.png" in inside.links
 
 
-def test_moves_are_told_in_words_too(found: FirstAnswers, answers: list[Answers], tmp_path: Path) -> None:
+def test_moves_are_in_words_too(found: FirstAnswers, answers: list[Answers], tmp_path: Path) -> None:
     text = page_of(found, answers, tmp_path / "a.html", count=1)
-    shown = next(iter(exhibits(found, answers, 1, tmp_path / "a.html").values()))[0]
+    shown = next(iter(query_examples(found, answers, 1, tmp_path / "a.html").values()))[0]
     words = [re.sub(r"\s+", " ", html.unescape(one)) for one in re.findall(r'class="unseen">([^<]*)<', text) if one != "place "]
     expected = [f"now at place {one.rank}" if one.places_up else "same place in both lists" for one in shown.before]
     for one in shown.after:

@@ -1,4 +1,4 @@
-"""Pictures out of a folder and out of manifests: which are taken, what they are called, what is refused."""
+"""Images of a folder and of manifests: which are read, their ids, and what is refused."""
 
 import io
 import json
@@ -25,7 +25,7 @@ def picture(path: Path, grey: int = 7) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five pictures in three folders, and what must be passed over."""
+    """Five pictures in three folders, and files that must be skipped."""
     root = tmp_path / "photos"
     for number, name in enumerate(["b.png", "A.JPG", "deep/er/c.webp", "deep/b.png", "a b#?.jpeg"]):
         picture(root / name, 10 * number)
@@ -80,7 +80,7 @@ def test_what_does_not_decode_is_named(tmp_path: Path) -> None:
         found.load_image(0)
 
 
-def test_some_are_taken_out_and_the_rest_stay_in_order(folder: Path) -> None:
+def test_some_are_removed_and_the_rest_stay_in_order(folder: Path) -> None:
     found = read_folder(str(folder)).without(np.array([0, 3]))
     assert list(found.ids) == ["a b#?.jpeg", "b.png", "deep/er/c.webp", "linked.png"]
     assert found.load_image(2).getpixel((0, 0))[0] in range(18, 23) and found.skipped.num_hidden == 3

@@ -1,4 +1,4 @@
-"""`python -m rerank`: what it writes and says, what it refuses before the work, and several processes against one."""
+"""`python -m rerank`: what it writes and prints, what it refuses before the work, and several processes against one."""
 
 import json
 import re
@@ -40,14 +40,14 @@ def arguments(photos: Path, small_world: SmallWorld, tiny_blip: Path) -> list[st
 
 @pytest.fixture(scope="module")
 def alone(arguments: list[str], nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder one process writes to, and what it says."""
+    """The folder one process writes to, and its output."""
     folder = tmp_path_factory.mktemp("alone")
     child = nursery.start("rerank", [*arguments, "--output", str(folder / "new" / "a.parquet")], env={"ACCELERATE_USE_CPU": "true"})
     assert child.wait() == 0, child.output()
     return folder / "new", child.output()
 
 
-def test_table_and_page_are_written_and_the_summary_says_what_came_of_it(alone: tuple[Path, str], photos: Path) -> None:
+def test_table_and_page_are_written_and_the_summary_has_the_results(alone: tuple[Path, str], photos: Path) -> None:
     folder, said = alone
     assert sorted(path.name for path in folder.iterdir()) == ["a.html", "a.pair-scores", "a.parquet"]
     rows = pq.read_table(folder / "a.parquet").to_pylist()
@@ -59,7 +59,7 @@ def test_table_and_page_are_written_and_the_summary_says_what_came_of_it(alone: 
     assert len(rows) == 4 * (39 + num_captions) and not any("train-037" in row["candidate_id"] for row in rows)
     changed = {one: sum(row["rank"] == 1 and row["first_rank"] != 1 for row in rows if row["direction"] == one) for one in queries}
     assert f"pictures   40 in {photos} (skipped: 1 that are no pictures (1 .txt))" in said
-    assert re.search(rf"captions   {num_captions} in .*captions\.txt \(1 blank; {82 - num_captions} repeated, kept once\)", said)
+    assert re.search(rf"captions   {num_captions} in .*captions\.txt \(1 blank; {82 - num_captions} repeated\)", said)
     assert "left out   1 pictures that do not decode\n" in said and "train-037.png: cannot be decoded" in said
     for direction, query, answers in (("image_to_text", "pictures", "captions"), ("text_to_image", "captions", "pictures")):
         total = len(queries[direction])
@@ -184,7 +184,7 @@ def test_arguments_that_contradict_each_other_are_refused(extra: list[str], mess
 
 
 def test_on_the_demo_reranking_puts_more_right_captions_first(tmp_path: Path) -> None:
-    """Nobody tells the command which pairs are right; the demo knows."""
+    """The command has no ground truth; the demo has."""
     scenes = [row for row in pq.read_table(ROOT / "demo/data/scenes.parquet").to_pylist() if row["split"] == "test"][:20]
     for number, row in enumerate(scenes):
         (tmp_path / f"{number:02d}.png").write_bytes(row["image"]["bytes"])

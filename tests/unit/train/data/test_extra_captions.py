@@ -123,10 +123,10 @@ def test_other_columns_stay_aligned_with_the_captions(small_world: SmallWorld, t
         )  # and those of images that share a caption with it
 
 
-def test_a_reranker_learns_from_them_too(matcher_world: RerankerWorld, tmp_path: Path) -> None:
-    config = RerankerConfig.model_validate(matcher_world.record(tmp_path, data__expand=[dictionary(tmp_path)]))
+def test_a_reranker_learns_from_them_too(reranker_world: RerankerWorld, tmp_path: Path) -> None:
+    config = RerankerConfig.model_validate(reranker_world.record(tmp_path, data__expand=[dictionary(tmp_path)]))
     splits = load_reranker_data(config)
-    assert splits.train.num_captions > load(matcher_world.manifest).num_captions and len(splits.expand_lines) == 1
+    assert splits.train.num_captions > load(reranker_world.manifest).num_captions and len(splits.expand_lines) == 1
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_the_cross_encoder_scores_only_what_would_be_selected() -> None:
         calls.append(captions_N.tolist())
         return np.where(captions_N == 1, 0.9, 0.05).astype(np.float32)
 
-    mined = select("m", CaptionPool(dataset), found, np.float32(1), np.float32(0), config, judge=probability)
+    mined = select("m", CaptionPool(dataset), found, np.float32(1), np.float32(0), config, match_probability=probability)
     assert calls == [[1, 2], [3]] and mined.negatives.captions_N.tolist() == [2, 3]
     assert mined.negatives.match_N is not None and mined.negatives.match_N.tolist() == pytest.approx([0.05, 0.05])
 

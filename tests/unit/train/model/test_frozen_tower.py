@@ -133,7 +133,7 @@ def test_a_file_of_other_weights_data_or_inputs_has_another_name(small_world: Sm
     assert len(names) == 7
 
 
-def test_a_stale_file_is_not_read_and_goes(small_world: SmallWorld, tmp_path: Path) -> None:
+def test_a_stale_file_is_not_read_and_removed(small_world: SmallWorld, tmp_path: Path) -> None:
     _, tuned = make_job(small_world, ["image"])
     store = store_of(tmp_path, small_world, tuned)
     old, path = np.array(store.rows("image").vectors_ND), store.path("image")
@@ -183,7 +183,7 @@ def test_a_run_stopped_while_embedding_leaves_nothing_that_is_read(small_world: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_cached_is_said(small_world: SmallWorld) -> None:
+def test_towers_that_cannot_be_cached_are_named(small_world: SmallWorld) -> None:
     config, _ = make_job(small_world, ["image", "text"], train__random_crop_min_area=0.9)
     assert cached_towers(config) == ["text"]
     image, text = frozen_lines(config)
@@ -204,7 +204,7 @@ def test_a_picture_that_decodes_is_known_and_one_that_does_not_is_not(small_worl
 
 
 @pytest.mark.parametrize("miner", [mine, mine_images], ids=lambda miner: miner.__name__)
-def test_mining_reads_what_is_kept_and_finds_the_same(
+def test_mining_reads_cached_embeddings_and_finds_the_same(
     small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, miner: Any
 ) -> None:
     """Of some images and a pool, with a picture that does not decode; a frozen tower is not run again."""

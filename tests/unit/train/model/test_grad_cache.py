@@ -39,7 +39,7 @@ def make_job(world: SmallWorld, micro_batch_size: int | None, **model: Any) -> t
     for name, value in tuned.siglip.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(value, std=0.1, generator=draws)
-    for module in tuned.siglip.modules():  # SigLIP's released configurations say 0
+    for module in tuned.siglip.modules():  # 0 in SigLIP's released configurations
         if hasattr(module, "is_causal") and hasattr(module, "dropout"):
             module.dropout = dropout
     return config, tuned
@@ -146,7 +146,7 @@ def test_with_dropout_they_are_plain_autograd_over_the_same_masks(
 
 
 def test_no_graph_is_held_beyond_a_micro_batch(small_world: SmallWorld) -> None:
-    """Rows kept for a backward pass, seen by the hook of saved tensors: never those of two micro-batches."""
+    """Rows saved for a backward pass, seen by the hook of saved tensors: never those of two micro-batches."""
     config, tuned = make_job(small_world, MICRO)
     batch = first_batch(small_world, tuned)
     towers = Towers(tuned, MICRO, (3, 0), contextlib.nullcontext)

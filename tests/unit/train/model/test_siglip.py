@@ -1,4 +1,4 @@
-"""train/model/siglip.py: what trains and what does not, what decays, and that merged adapters are the model that was trained."""
+"""train/model/siglip.py: trained and frozen weights, weight decay, and that merged adapters equal the trained model."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ def test_scale_and_bias_are_read_as_the_loss_wants_them(small_world: SmallWorld)
 
 
 @pytest.mark.parametrize("freeze", [[], ["image"], ["text"]])
-def test_every_adapter_gets_a_gradient_and_none_sits_in_the_vision_head(small_world: SmallWorld, freeze: list[str]) -> None:
+def test_every_adapter_gets_a_gradient_and_none_is_in_the_vision_head(small_world: SmallWorld, freeze: list[str]) -> None:
     tuned = built(small_world, lora=LORA, freeze=freeze)
     shake(tuned)
     backward(small_world, tuned)

@@ -104,7 +104,7 @@ def test_weights_that_are_not_numbers_end_the_run_in_fp16_too(small_world: Small
         bench.stepper.train_step(bench.batch(2))
 
 
-def test_a_resumed_run_goes_on_with_scale_moments_and_the_number_of_updates(small_world: SmallWorld, tmp_path: Path) -> None:
+def test_a_resumed_run_continues_with_scale_optimizer_state_and_the_number_of_updates(small_world: SmallWorld, tmp_path: Path) -> None:
     """Steps 1 and 2 are skipped: AdamW's own count is two behind the step's when the checkpoint is written."""
     bench, again = Bench(small_world, "fp16"), Bench(small_world, "fp16")
     bench.stepper.loss_scale = LossScale(2.0**127)
@@ -150,7 +150,7 @@ def test_fp16_is_refused_on_a_cpu_with_the_reason(small_world: SmallWorld, nurse
 def test_a_run_killed_before_its_first_step_resumes_with_the_scale_it_began_with(
     small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole loop, its device said to be a GPU's; autocast stays off."""
+    """The whole loop with a device that claims to be a GPU; autocast stays off."""
     plain = machine.Accelerator
     monkeypatch.setattr(machine, "PartialState", lambda **_: SimpleNamespace(device=SimpleNamespace(type="cuda")))
     monkeypatch.setattr(machine, "Accelerator", lambda mixed_precision, **keys: plain(mixed_precision="no", cpu=True, **keys))

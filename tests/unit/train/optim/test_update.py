@@ -1,4 +1,4 @@
-"""train/optim/update.py against its own words: a line up, half a cosine down."""
+"""train/optim/update.py the learning rate: linear warm-up, then half a cosine."""
 
 import math
 

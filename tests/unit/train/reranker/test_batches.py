@@ -24,13 +24,13 @@ BATCH = 8
 
 
 @pytest.fixture(scope="module")
-def pool(matcher_world: RerankerWorld) -> CaptionPool:
-    return CaptionPool(load(matcher_world.manifest))
+def pool(reranker_world: RerankerWorld) -> CaptionPool:
+    return CaptionPool(load(reranker_world.manifest))
 
 
 @pytest.fixture(scope="module")
-def inputs(matcher_world: RerankerWorld) -> MatchInputs:
-    return build_cross_encoder(CrossEncoderConfig(base=str(matcher_world.blip)), 0).inputs
+def inputs(reranker_world: RerankerWorld) -> MatchInputs:
+    return build_cross_encoder(CrossEncoderConfig(base=str(reranker_world.blip)), 0).inputs
 
 
 @lru_cache

@@ -43,25 +43,25 @@ def logits(tuned: TunedCrossEncoder, world: RerankerWorld) -> np.ndarray:
 
 
 @pytest.mark.parametrize("model", [{"what": "head"}, {"what": "lora", "lora": {"rank": 3}}, {"what": "all"}], ids=str)
-def test_the_plain_one_scores_as_the_one_under_training_and_shares_nothing_with_it(matcher_world: RerankerWorld, model: dict) -> None:
-    tuned = shaken(matcher_world, **model)
+def test_the_plain_one_scores_as_the_one_under_training_and_shares_nothing_with_it(reranker_world: RerankerWorld, model: dict) -> None:
+    tuned = shaken(reranker_world, **model)
     plain = tuned.plain()
-    picture = load(matcher_world.manifest).load_image(0)
-    before = logits(tuned, matcher_world)
+    picture = load(reranker_world.manifest).load_image(0)
+    before = logits(tuned, reranker_world)
     assert np.abs(BlipScorer(plain).score(picture, CAPTIONS) - before).max() < 1e-5
-    assert np.abs(before - load_scorer(str(matcher_world.blip), device="cpu").score(picture, CAPTIONS)).max() > 1e-3
+    assert np.abs(before - load_scorer(str(reranker_world.blip), device="cpu").score(picture, CAPTIONS)).max() > 1e-3
     with torch.no_grad():
         for value in plain.model.parameters():
             value.zero_()
-    assert np.array_equal(logits(tuned, matcher_world), before)
+    assert np.array_equal(logits(tuned, reranker_world), before)
 
 
 @pytest.mark.parametrize("what", ["lora", "all"])
 def test_an_export_is_a_plain_folder_with_the_weights_of_the_chosen_checkpoint(
-    matcher_world: RerankerWorld, tmp_path: Path, what: str
+    reranker_world: RerankerWorld, tmp_path: Path, what: str
 ) -> None:
-    config = load_run_config(RerankerConfig, matcher_world.write_config(tmp_path, model__what=what))
-    tuned = shaken(matcher_world, what=what)
+    config = load_run_config(RerankerConfig, reranker_world.write_config(tmp_path, model__what=what))
+    tuned = shaken(reranker_world, what=what)
     optimizer = make_cross_encoder_optimizer(tuned, config.train)
     state = State(
         step=4, evaluated=True, mined_at_step=0, negatives="a", best_step=4, best_score=0.5,
@@ -72,16 +72,16 @@ def test_an_export_is_a_plain_folder_with_the_weights_of_the_chosen_checkpoint(
     assert main([str(config.run_folder), "--output", str(tmp_path / "export")]) == 0
     weights = load_file(tmp_path / "export" / "model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.float32} and not any("lora" in name for name in weights)
-    assert weights.keys() == load_file(matcher_world.blip / "model.safetensors").keys()
+    assert weights.keys() == load_file(reranker_world.blip / "model.safetensors").keys()
     scorer = load_scorer(str(tmp_path / "export"), device="cpu")
-    picture = load(matcher_world.manifest).load_image(0)
-    assert np.abs(scorer.score(picture, CAPTIONS) - logits(tuned, matcher_world)).max() < 1e-5
+    picture = load(reranker_world.manifest).load_image(0)
+    assert np.abs(scorer.score(picture, CAPTIONS) - logits(tuned, reranker_world)).max() < 1e-5
     card = (tmp_path / "export" / "README.md").read_text()
     assert "step 4 of 6 (mean R@1 on val 50.00)" in card and "pipeline_tag: text-ranking" in card
 
 
-def test_another_base_is_refused(matcher_world: RerankerWorld, tmp_path: Path) -> None:
-    config = load_run_config(RerankerConfig, matcher_world.write_config(tmp_path))
+def test_another_base_is_refused(reranker_world: RerankerWorld, tmp_path: Path) -> None:
+    config = load_run_config(RerankerConfig, reranker_world.write_config(tmp_path))
     tuned = build_cross_encoder(config.model, 0)
     state = State(evaluated=True, mined_at_step=0, negatives="a", base_sha256="other", data_sha256="data")
     Checkpoints(config.run_folder / "checkpoints").save(state, tuned, make_cross_encoder_optimizer(tuned, config.train), None)
@@ -89,13 +89,13 @@ def test_another_base_is_refused(matcher_world: RerankerWorld, tmp_path: Path) -
         export_cross_encoder(config, "last", tmp_path / "export")
 
 
-def test_what_is_no_matcher_is_refused(matcher_world: RerankerWorld) -> None:
+def test_what_is_no_matcher_is_refused(reranker_world: RerankerWorld) -> None:
     with pytest.raises(UserError):
-        build_cross_encoder(CrossEncoderConfig(base=str(matcher_world.base)), 0)
+        build_cross_encoder(CrossEncoderConfig(base=str(reranker_world.base)), 0)
 
 
-def test_the_head_can_have_a_rate_of_its_own_and_only_matrices_decay(matcher_world: RerankerWorld, tmp_path: Path) -> None:
-    config = load_run_config(RerankerConfig, matcher_world.write_config(tmp_path, train__head_learning_rate=0.5))
+def test_the_head_can_have_a_rate_of_its_own_and_only_matrices_decay(reranker_world: RerankerWorld, tmp_path: Path) -> None:
+    config = load_run_config(RerankerConfig, reranker_world.write_config(tmp_path, train__head_learning_rate=0.5))
     tuned = build_cross_encoder(config.model, 0)
     groups = make_cross_encoder_optimizer(tuned, config.train).param_groups
     assert {group["part"]: group["peak"] for group in groups} == {"image": 1e-3, "text": 1e-3, "head": 0.5}

@@ -33,10 +33,10 @@ def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], 
         assert np.abs(found[name] - value).max() <= tolerance * largest, name
 
 
-def test_loss_and_gradients_are_those_of_transformers_own_forward_pair_by_pair(matcher_world: RerankerWorld) -> None:
-    made = bench(matcher_world)
+def test_loss_and_gradients_are_those_of_transformers_own_forward_pair_by_pair(reranker_world: RerankerWorld) -> None:
+    made = bench(reranker_world)
     result = made.step(contextlib.nullcontext)
-    plain = BlipForImageTextRetrieval.from_pretrained(matcher_world.blip).double().train()
+    plain = BlipForImageTextRetrieval.from_pretrained(reranker_world.blip).double().train()
     batch, total = made.batch, torch.zeros((), dtype=torch.float64)
     for picture, row, mask, label in zip(batch.pictures_N, batch.token_ids_NL, batch.mask_NL, batch.labels_N, strict=True):
         length = int(mask.sum())
@@ -54,19 +54,19 @@ def test_loss_and_gradients_are_those_of_transformers_own_forward_pair_by_pair(m
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: str(way["what"]))
 @pytest.mark.parametrize("micro_batch_size", [1, 3])
-def test_micro_batches_change_nothing(matcher_world: RerankerWorld, way: dict[str, Any], micro_batch_size: int) -> None:
-    whole, parts = bench(matcher_world, **way), bench(matcher_world, micro_batch_size=micro_batch_size, **way)
+def test_micro_batches_change_nothing(reranker_world: RerankerWorld, way: dict[str, Any], micro_batch_size: int) -> None:
+    whole, parts = bench(reranker_world, **way), bench(reranker_world, micro_batch_size=micro_batch_size, **way)
     first, second = whole.step(contextlib.nullcontext), parts.step(contextlib.nullcontext)
     assert second.loss == pytest.approx(first.loss, abs=1e-6) and second.gap == pytest.approx(first.gap, abs=1e-5)
     assert_equal(parts.gradients(), whole.gradients(), 1e-5)
 
 
-def test_two_processes_are_one(matcher_world: RerankerWorld, nursery: Nursery, tmp_path: Path) -> None:
-    arguments = [str(matcher_world.manifest), str(matcher_world.blip), str(tmp_path / "two")]
+def test_two_processes_are_one(reranker_world: RerankerWorld, nursery: Nursery, tmp_path: Path) -> None:
+    arguments = [str(reranker_world.manifest), str(reranker_world.blip), str(tmp_path / "two")]
     children = nursery.start_ranks("tests.unit.train.reranker.match_worker", arguments, 2)
     assert [child.wait() for child in children] == [0, 0], "".join(child.output() for child in children)
     found = dict(np.load(tmp_path / "two.npz"))
-    one = bench(matcher_world)
+    one = bench(reranker_world)
     result = one.step(contextlib.nullcontext)
     assert float(found.pop("loss")) == pytest.approx(result.loss, abs=1e-6)
     assert float(found.pop("gap")) == pytest.approx(result.gap, abs=1e-5)
@@ -75,8 +75,8 @@ def test_two_processes_are_one(matcher_world: RerankerWorld, nursery: Nursery, t
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: str(way["what"]))
-def test_everything_that_trains_gets_a_gradient_and_moves_and_nothing_else_does(matcher_world: RerankerWorld, way: dict[str, Any]) -> None:
-    made = bench(matcher_world, **way)
+def test_everything_that_trains_gets_a_gradient_and_moves_and_nothing_else_does(reranker_world: RerankerWorld, way: dict[str, Any]) -> None:
+    made = bench(reranker_world, **way)
     before = {name: value.detach().clone() for name, value in made.tuned.module.named_parameters()}
     made.step(contextlib.nullcontext)
     trained = dict(made.tuned.trainable())
@@ -89,9 +89,9 @@ def test_everything_that_trains_gets_a_gradient_and_moves_and_nothing_else_does(
         assert {name.split(".")[4] for name in trained if "lora" in name} == {"attention", "crossattention"}
 
 
-def test_training_judges_as_the_scorer_scores(matcher_world: RerankerWorld) -> None:
-    made, dataset = bench(matcher_world), load(matcher_world.manifest)
-    scorer, batch = load_scorer(str(matcher_world.blip), device="cpu"), made.batch
+def test_training_judges_as_the_scorer_scores(reranker_world: RerankerWorld) -> None:
+    made, dataset = bench(reranker_world), load(reranker_world.manifest)
+    scorer, batch = load_scorer(str(reranker_world.blip), device="cpu"), made.batch
     made.tuned.module.eval()
     with torch.no_grad():
         logits_N2 = made.tuned.judge(batch.pixels_p, batch.pictures_N, batch.token_ids_NL, batch.mask_NL)
@@ -104,28 +104,28 @@ def test_training_judges_as_the_scorer_scores(matcher_world: RerankerWorld) -> N
     assert np.std(expected) > 0.01
 
 
-def test_dropout_follows_from_seed_and_step(matcher_world: RerankerWorld) -> None:
+def test_dropout_follows_from_seed_and_step(reranker_world: RerankerWorld) -> None:
     losses = []
     for _ in range(2):
         torch.manual_seed(len(losses))  # what a generator held before is of no account
-        losses.append(bench(matcher_world, dropout=0.3).step(contextlib.nullcontext).loss)
-    assert losses[0] == losses[1] != bench(matcher_world).step(contextlib.nullcontext).loss
+        losses.append(bench(reranker_world, dropout=0.3).step(contextlib.nullcontext).loss)
+    assert losses[0] == losses[1] != bench(reranker_world).step(contextlib.nullcontext).loss
 
 
-def test_a_frozen_tower_drops_nothing(matcher_world: RerankerWorld) -> None:
-    losses = [bench(matcher_world, dropout=dropout, what="head").step(contextlib.nullcontext).loss for dropout in (0.0, 0.3)]
+def test_a_frozen_tower_drops_nothing(reranker_world: RerankerWorld) -> None:
+    losses = [bench(reranker_world, dropout=dropout, what="head").step(contextlib.nullcontext).loss for dropout in (0.0, 0.3)]
     assert losses[0] == losses[1]
 
 
-def test_fp16s_scale_is_taken_out_of_the_gradients(matcher_world: RerankerWorld) -> None:
-    scaled, plain = bench(matcher_world, precision="fp16"), bench(matcher_world)
+def test_fp16s_scale_is_taken_out_of_the_gradients(reranker_world: RerankerWorld) -> None:
+    scaled, plain = bench(reranker_world, precision="fp16"), bench(reranker_world)
     for made in (scaled, plain):
         made.step(contextlib.nullcontext)
     assert_equal(scaled.gradients(), plain.gradients(), 1e-5)
 
 
-def test_under_bf16_the_loss_is_near_and_the_head_stays_float32(matcher_world: RerankerWorld) -> None:
-    half, plain = bench(matcher_world), bench(matcher_world)
+def test_under_bf16_the_loss_is_near_and_the_head_stays_float32(reranker_world: RerankerWorld) -> None:
+    half, plain = bench(reranker_world), bench(reranker_world)
     losses = [
         made.step(autocast).loss
         for made, autocast in ((half, partial(torch.autocast, "cpu", dtype=torch.bfloat16)), (plain, contextlib.nullcontext))
@@ -133,8 +133,8 @@ def test_under_bf16_the_loss_is_near_and_the_head_stays_float32(matcher_world: R
     assert losses[0] == pytest.approx(losses[1], rel=0.05) and losses[0] != losses[1]
 
 
-def test_what_is_not_finite_updates_nothing(matcher_world: RerankerWorld) -> None:
-    made = bench(matcher_world)
+def test_what_is_not_finite_updates_nothing(reranker_world: RerankerWorld) -> None:
+    made = bench(reranker_world)
     made.batch.pixels_p[0, 0, 0, 0] = float("nan")
     before = made.tuned.module.itm_head.weight.detach().clone()
     with pytest.raises(NotFinite, match="nothing was updated"):
@@ -142,8 +142,8 @@ def test_what_is_not_finite_updates_nothing(matcher_world: RerankerWorld) -> Non
     assert torch.equal(made.tuned.module.itm_head.weight, before)
 
 
-def test_the_kinds_of_pairs_are_counted(matcher_world: RerankerWorld) -> None:
-    made = bench(matcher_world)
+def test_the_kinds_of_pairs_are_counted(reranker_world: RerankerWorld) -> None:
+    made = bench(reranker_world)
     result = made.step(contextlib.nullcontext)
     assert result.num_pairs == {kind: int((made.batch.kinds_N == kind).sum()) for kind in PairKind}
     assert result.shortfall == made.batch.shortfall > 0
