@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,52 +19,30 @@ Content = str | bytes | Callable[[Path], Any]
 _ASIDE = re.compile(r"\.(?P<name>.+)\.[0-9a-f]+\.(?P<what>tmp|old)")
 
 
-def replace_files(contents: Mapping[Path, Content]) -> None:
+def replace_files(contents: Mapping[Path, Content], writer: str | None = None) -> None:
     """Write every file aside, then rename all: a full disk leaves the old report whole, not half of each.
+
+    Args:
+        writer: hexadecimal id of this writer, where several write the same file at the same time: leftovers are not swept, for they may
+            be another's.
 
     Raises:
         OSError: one cannot be written; it names the file.
     """
-    with ExitStack() as stack:
-        temporaries = {path: stack.enter_context(_file_aside(path)) for path in contents}
+    temporaries = {path: _aside(path, "tmp", writer) for path in contents}
+    try:
         for path, content in contents.items():
+            if writer is None:
+                sweep(path.parent, path.name)
             with naming(path):
                 _write(temporaries[path], content)
         for path, temporary in temporaries.items():
             os.replace(temporary, path)
         for folder in {path.parent for path in contents}:
             sync_folder(folder)
-
-
-@contextmanager
-def replaced_file(path: Path, writer: str) -> Iterator[Path]:
-    """A file to write to; on the way out it takes the name `path`, and after an error nothing of it is left.
-
-    Args:
-        writer: id of this writer among those that write the same file at the same time, hexadecimal. Leftovers are not swept.
-
-    Raises:
-        OSError: it cannot be written; it names the file.
-    """
-    temporary = _aside(path, "tmp", writer)
-    try:
-        with naming(path):
-            yield temporary
-            sync_file(temporary)
-            os.replace(temporary, path)
-            sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _file_aside(path: Path) -> Iterator[Path]:
-    sweep(path.parent, path.name)
-    temporary = _aside(path, "tmp")
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
 
 
 def _write(path: Path, content: Content) -> None:

@@ -13,13 +13,14 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from eval.atomic import replaced_file
+from eval.atomic import replace_files
 from eval.dataset.images import ImageError
 from eval.encoder.checkpoint import hash_weights
 from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, embed_captions, embed_images
@@ -148,12 +149,7 @@ class FrozenStore:
         for leftover in [*self._leftovers(tower), *self.folder.glob(f"{tower}-*.f32")]:
             if leftover != path:  # of other weights or data, or of a writer that was killed
                 leftover.unlink(missing_ok=True)
-        with replaced_file(path, str(self._processes.rank)) as temporary, temporary.open("wb") as file:
-            digest = hashlib.sha256()
-            for vectors_ND in windows:
-                digest.update(vectors_ND.data)
-                file.write(vectors_ND.data)
-            file.write(digest.digest())
+        replace_files({path: partial(_write_rows, windows)}, writer=str(self._processes.rank))
 
     def _leftovers(self, tower: Tower) -> Iterator[Path]:
         """Files of killed writers: of this rank, or of a rank beyond the world size."""
@@ -175,6 +171,15 @@ class FrozenStore:
             else:
                 captions = [self._pool.text(caption) for caption in range(start, stop)]
                 yield embed_captions(model, inputs, captions, execution=execution)
+
+
+def _write_rows(windows: Iterator[np.ndarray], path: Path) -> None:
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for vectors_ND in windows:
+            digest.update(vectors_ND.data)
+            file.write(vectors_ND.data)
+        file.write(digest.digest())
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eval.atomic import apply_umask, remove_folder, replace_files, replaced_file, replaced_folder, sweep
+from eval.atomic import apply_umask, remove_folder, replace_files, replaced_folder, sweep
 from tests.shared_files import modes, umask
 
 
@@ -90,14 +90,12 @@ def test_sweeping_brings_back_what_was_being_replaced_and_removes_the_rest(tmp_p
     assert (tmp_path / "b" / "file").read_text() == "b", "it was replaced, and stays"
 
 
-def test_a_file_that_two_write_is_whole(tmp_path: Path) -> None:
+def test_a_file_that_two_write_at_once_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "rows.f32"
-    with replaced_file(path, "0") as one, replaced_file(path, "1") as other:
-        for temporary in (one, other):
-            temporary.write_text("the same")
-        assert one != other and not path.exists()
-    assert path.read_text() == "the same" and os.listdir(tmp_path) == ["rows.f32"]
-    with pytest.raises(ZeroDivisionError), replaced_file(path, "0") as one:
-        one.write_text("half")
-        1 / 0  # noqa: B018
+
+    def write(temporary: Path) -> None:
+        replace_files({path: "the same"}, writer="1")  # another writer comes and goes meanwhile
+        temporary.write_text("the same")
+
+    replace_files({path: write}, writer="0")
     assert path.read_text() == "the same" and os.listdir(tmp_path) == ["rows.f32"]

@@ -74,7 +74,7 @@ def test_aro_relation_and_attribution(folder: Path) -> None:
     item |= {"true_caption": "the dog is on the bed", "false_caption": "the bed is on the dog"}
     source = write(folder / "visual_genome_relation.json", [item | {"relation_name": "on"}])
     choices = converted(folder, "aro", source)
-    assert choices.examples[0].category == "on" and choices.pictures[0].box == (3, 4, 20, 10)
+    assert choices.examples[0].category == "on" and choices.images[0].box == (3, 4, 20, 10)
     assert choices.load_image(0).size == (20, 10) and said(choices, 0) == [item["true_caption"], item["false_caption"]]
     source = write(folder / "visual_genome_attribution.json", [item | {"attributes": ["white", "black"]}])
     assert converted(folder, "aro", source).examples[0].category == "white_black"

@@ -107,6 +107,6 @@ def test_a_name_stands_for_one_stage(choices: ChoiceSet) -> None:
 def test_the_demos_base_knows_colours() -> None:
     choices = read_choices(DEMO / "data" / "choices.parquet")
     colours = [example for example in choices.examples if example.category == "colour" and example.kind == "choice"]
-    part = ChoiceSet("colours", colours, choices.pictures, choices.captions)
+    part = ChoiceSet("colours", colours, choices.images, choices.captions)
     record = measure_choices(part, {"base": str(DEMO / "models" / "siglip-base")}, None).record
     assert record["stages"]["base"]["overall"]["accuracy"]["ci95"][0] > record["stages"]["base"]["overall"]["accuracy"]["chance"] + 0.2
