@@ -11,9 +11,10 @@ Names do not matter: an edited image is another image. One transaction writes on
 must not be used: the rest would be scored in another batch, and its last bits could differ from those of an undisturbed run.
 
 The journal is SQLite's rollback journal, not a write-ahead log. A write-ahead log needs memory that all processes share, so it does not
-work where several machines use one network disk; the rollback journal needs only file locks. `synchronous = FULL`: what is committed
-outlives a power cut. A process waits for another one's lock for _LOCK_SECONDS at most. No connection stays open between calls, so none is
-carried into a forked process.
+work where several machines use one network disk; the rollback journal needs only file locks. It is truncated at each commit, not deleted:
+no file is made or removed an image. `synchronous = NORMAL` sends the journal and then the file to the disk at each commit: that outlives a
+power cut, and costs half of FULL. A process waits for another one's lock for _LOCK_SECONDS at most. No connection stays open between calls,
+so none is carried into a forked process.
 
 SQLite has no checksums of its own. A list whose checksum is wrong is skipped and counted. A file that SQLite finds damaged is named and not
 used at all; 2.sqlite takes its place. (To rename the damaged file would race with other processes that find the same.)
@@ -133,7 +134,8 @@ class ScoreDatabase:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with closing(_connect(self.path, "rwc")) as connection:
-                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("PRAGMA synchronous = NORMAL")
+                connection.execute("PRAGMA journal_mode = TRUNCATE")
                 connection.execute("BEGIN IMMEDIATE")
                 for statement in [] if _schema(connection) else _SCHEMA:
                     connection.execute(statement.decode())

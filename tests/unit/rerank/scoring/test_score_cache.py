@@ -234,7 +234,7 @@ def test_a_folder_without_permission_to_write_is_read(tmp_path: Path) -> None:
             folder.chmod(mode)
         (tmp_path / "one").chmod(0o755)
         tmp_path.chmod(0o755)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["1.sqlite", "one"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["1.sqlite", "1.sqlite-journal", "one"]
 
 
 def test_a_lock_that_is_not_released_is_waited_for_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
