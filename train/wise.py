@@ -26,10 +26,11 @@ from eval.atomic import replace_together
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_siglip
 from eval.errors import UserError
-from eval.metrics.evaluate import check_stages, query_table
+from eval.execution import Execution
 from eval.process_group import use_exact_float32
 from eval.processes import Processes
-from eval.search.retrieve import progress_bar, retrieve
+from eval.search.retrieve import progress_bar
+from rerank.evaluation import model_rows
 from train.config.job import JobConfig
 from train.config.load import read_run
 from train.data.splits import load_data
@@ -92,11 +93,9 @@ def measure(line: Line, sets: Mapping[str, RetrievalSet], alphas: Sequence[float
         tuned.siglip.to(device)
         for name, dataset in sets.items():
             with progress_bar(f"alpha {alpha:g} on {name}", dataset, Processes()) as bar:
-                stage = retrieve(
-                    stage_name(alpha), tuned.siglip, tuned.inputs, dataset, num_workers=num_workers, on_progress=bar.update
-                )  # fmt: skip
-            check_stages(dataset, [stage], ())
-            tables[name].append(query_table(dataset, [stage]).drop_columns(["top_ids", "top_scores"]))
+                execution = Execution(num_workers=num_workers, on_progress=bar.update)
+                rows = model_rows(stage_name(alpha), tuned.siglip, tuned.inputs, dataset, execution)
+            tables[name].append(rows.drop_columns(["top_ids", "top_scores"]))
     return {name: pa.concat_tables(parts) for name, parts in tables.items()}
 
 

@@ -7,7 +7,6 @@ Measures a SigLIP checkpoint, or several (--also), on a choice set, alone and wi
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,6 +15,7 @@ from eval.choices.report import print_choices, write_choices
 from eval.command import run_command
 from eval.encoder.checkpoint import load_siglip_config
 from eval.errors import reading, writing
+from eval.execution import Execution
 from eval.process_group import use_exact_float32
 from eval.processes import Processes
 from rerank.options import add_pair_scores, asked_store
@@ -58,12 +58,13 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
                 Path(asked.output).mkdir(parents=True, exist_ok=True)
         choices = read_choices(asked.data, image_root=asked.image_root)
         scorer = load_scorer(asked.rerank, device=device) if asked.rerank is not None else None
-        kept = asked_store(asked, processes) if scorer is not None else None
+        cache = asked_store(asked, processes) if scorer is not None else None
         stage_names([name for name, _ in checkpoints], scorer.name if scorer is not None else None)
         for _, path in checkpoints:
             load_siglip_config(path)
-    options: Any = {"kept": kept, "num_workers": asked.num_workers, "strip_punctuation": asked.strip_punctuation, "processes": processes}
-    report = measure_choices(choices, dict(checkpoints), scorer, device=device, **options)
+    execution = Execution(processes=processes, device=device, num_workers=asked.num_workers)
+    strip_punctuation = asked.strip_punctuation
+    report = measure_choices(choices, dict(checkpoints), scorer, cache=cache, execution=execution, strip_punctuation=strip_punctuation)
     with processes.jointly():
         if processes.is_main:
             with writing(asked.output):

@@ -51,8 +51,8 @@ class Paraphraser(TextExpansion):
         """
         source = f"paraphrase:{model}"
         if prompt is not None and prompt.count("{}") != 1:
-            raise UserError(f"--expand {source}: expected a prompt with exactly one {{}}, where the caption goes; found {prompt!r:.80}")
-        files = LanguageModelFiles.read(model, f"--expand {source}")
+            raise UserError(f"{source}: expected a prompt with exactly one {{}}, where the caption goes; found {prompt!r:.80}")
+        files = LanguageModelFiles.read(model, f"{source}")
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return cls(source=source, most=most, files=files, prompt=prompt or files.default_prompt, device=device)
 

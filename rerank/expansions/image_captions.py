@@ -55,7 +55,7 @@ class CaptionsFile(TextExpansion):
         num_not_there = sum(self.num_rows[image] for image in self.num_rows.keys() - set(ids))
         if num_not_there == sum(self.num_rows.values()):
             raise UserError(
-                f"--expand {self.source}: none of its {num_not_there} row(s) names an image of {dataset.source} (split {dataset.split!r}); "
+                f"{self.source}: none of its {num_not_there} row(s) names an image of {dataset.source} (split {dataset.split!r}); "
                 f"expected ids such as {ids[0]!r:.80}, found {next(iter(self.by_image))!r:.80}. Give the file of this split"
             )
         said = (self.by_image.get(image, []) for image in ids)

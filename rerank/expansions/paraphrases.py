@@ -55,7 +55,7 @@ class ParaphrasesFile(TextExpansion):
         if num_not_there == sum(self.num_rows.values()):
             example, found = dataset.captions[0], next(iter(self.by_caption))
             raise UserError(
-                f"--expand {self.source}: none of its {num_not_there} row(s) names a caption of {dataset.source} (split "
+                f"{self.source}: none of its {num_not_there} row(s) names a caption of {dataset.source} (split "
                 f"{dataset.split!r}); expected captions such as {example!r:.80}, found {found!r:.80}. Give the file of this split"
             )
         said = (self.by_caption.get(key, []) for key in keys)
@@ -97,7 +97,7 @@ def kept_texts(asked: str, column: str, dataset: RetrievalSet) -> list[list[str]
     """
     texts_C = dataset.texts.get(column)
     if texts_C is None:
-        raise UserError(f"--expand {asked}: the manifest was read without its column {column!r}; read_manifest(..., keep=[{column!r}])")
+        raise UserError(f"{asked}: the manifest was read without its column {column!r}; read_manifest(..., keep=[{column!r}])")
     if not any(texts_C):
-        raise UserError(f"--expand {asked}: column {column!r} of {dataset.source} is empty in every row of split {dataset.split!r}")
+        raise UserError(f"{asked}: column {column!r} of {dataset.source} is empty in every row of split {dataset.split!r}")
     return texts_C

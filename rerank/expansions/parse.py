@@ -1,4 +1,4 @@
-"""Query expansion: FILE_OR_METHOD of --expand and data.expand, read and checked before anything is embedded.
+"""Query expansion: FILE_OR_METHOD, read and checked before anything is embedded.
 
 What a method makes of a split are further views of its captions or images: texts, or pictures. rerank/combine/expanded_views.py embeds
 them.
@@ -46,12 +46,12 @@ def parse_expansion(text: str, *, most: int = MOST, prompt: str | None = None) -
         UserError: it is none, or its files cannot be used: with every fault of a file at once.
     """
     if most < 1:
-        raise UserError(f"--expand {text}: expected at least 1 further text of a caption at most; found {most}")
+        raise UserError(f"{text}: expected at least 1 further text of a caption at most; found {most}")
     method, colon, value = text.partition(":")
     if prompt is not None and method != "paraphrase":
-        raise UserError(f"--expand {text}: a prompt is for paraphrase:DIR_OR_HUB_ID alone; found {prompt!r:.80}")
+        raise UserError(f"{text}: a prompt is for paraphrase:DIR_OR_HUB_ID alone; found {prompt!r:.80}")
     if colon and not value:
-        raise UserError(f"--expand {text}: nothing stands after the colon; expected one of {FORMS}")
+        raise UserError(f"{text}: nothing stands after the colon; expected one of {FORMS}")
     if not colon and method in _ALONE:
         return _ALONE[method](most)
     if colon and method == "paraphrase":
@@ -60,7 +60,7 @@ def parse_expansion(text: str, *, most: int = MOST, prompt: str | None = None) -
         return _WITH_VALUE[method](value, most)
     if text.lower().endswith(KINDS):
         return ParaphrasesFile.read(text, most=most)
-    raise UserError(f"--expand {text}: expected one of {FORMS}")
+    raise UserError(f"{text}: expected one of {FORMS}")
 
 
 def read_expansions(texts: Sequence[str]) -> dict[str, Expansion]:

@@ -47,7 +47,7 @@ class Dictionary(TextExpansion):
             entries[words_of(word)], lines[words_of(word)] = synonyms, line
         faults.raise_any()
         if not entries:
-            raise UserError(f"--expand {source}: {path} holds no entry; write one a line: {_FORM}")
+            raise UserError(f"{source}: {path} holds no entry; write one a line: {_FORM}")
         return cls(source=source, most=most, entries=entries)
 
     def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> CaptionExpansions:
@@ -61,7 +61,7 @@ class Dictionary(TextExpansion):
         expansions = caption_expansions(dataset, said, name=self.name, source=self.source, most=self.most, cut=True)
         if not len(expansions.texts):
             raise UserError(
-                f"--expand {self.source}: no caption of {dataset.source} (split {dataset.split!r}) holds any of its {len(self.entries)} "
+                f"{self.source}: no caption of {dataset.source} (split {dataset.split!r}) holds any of its {len(self.entries)} "
                 f"entries as a whole word, e.g. {' '.join(next(iter(self.entries)))!r} in {dataset.captions[0]!r:.80}"
             )
         return expansions
@@ -75,7 +75,7 @@ def _line_entries(source: str, path: Path, faults: TableFaults) -> Iterator[tupl
     try:
         text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
-        raise UserError(f"--expand {source}: {path} cannot be read ({error})") from error
+        raise UserError(f"{source}: {path} cannot be read ({error})") from error
     for number, raw in enumerate(text.split("\n"), 1):
         line = raw.split("#")[0].strip()
         if not line:

@@ -50,7 +50,7 @@ class Templates(TextExpansion):
         try:
             lines = file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
         except OSError as error:
-            raise UserError(f"--expand {source}: cannot be read ({error})") from error
+            raise UserError(f"{source}: cannot be read ({error})") from error
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -59,7 +59,7 @@ class Templates(TextExpansion):
             templates.append(line.strip())
         faults.raise_any()
         if not templates:
-            raise UserError(f"--expand {source}: {path} holds no template; write one a line, such as {BUILT_IN[0]!r}")
+            raise UserError(f"{source}: {path} holds no template; write one a line, such as {BUILT_IN[0]!r}")
         return cls(source=source, most=most, templates=tuple(templates))
 
     def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> CaptionExpansions:

@@ -33,7 +33,7 @@ class TableFaults:
         if self.found:
             shown = "\n".join(f"  {place}: {what}" for place, what in self.found[:_MOST_FAULTS])
             more = f"\n  and {len(self.found) - _MOST_FAULTS} more" if len(self.found) > _MOST_FAULTS else ""
-            raise UserError(f"--expand {self._asked}: {len(self.found)} fault(s)\n{shown}{more}")
+            raise UserError(f"{self._asked}: {len(self.found)} fault(s)\n{shown}{more}")
 
 
 def existing_file(asked: str, path: str) -> Path:
@@ -43,7 +43,7 @@ def existing_file(asked: str, path: str) -> Path:
         UserError: it is not.
     """
     if not path or not Path(path).is_file():
-        raise UserError(f"--expand {asked}: there is no file {path!r}; give the path of one")
+        raise UserError(f"{asked}: there is no file {path!r}; give the path of one")
     return Path(path)
 
 
@@ -55,14 +55,14 @@ def read_table(asked: str, path: Path, faults: TableFaults) -> tuple[list[str], 
     """
     suffix = path.suffix.lower()
     if suffix not in KINDS:
-        raise UserError(f"--expand {asked}: expected a file that ends in one of {', '.join(KINDS)}; found {path.name!r}")
+        raise UserError(f"{asked}: expected a file that ends in one of {', '.join(KINDS)}; found {path.name!r}")
     try:
         if suffix == ".parquet":
             table = pq.read_table(path)
             return table.column_names, list(enumerate(table.to_pylist(), 1))
         columns, records = (read_jsonl if suffix == ".jsonl" else read_csv)(path, faults.found)
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
-        raise UserError(f"--expand {asked}: {path} cannot be read ({error})") from error
+        raise UserError(f"{asked}: {path} cannot be read ({error})") from error
     return columns, list(records)
 
 
@@ -75,7 +75,7 @@ def one_of(asked: str, path: Path, columns: Iterable[str], names: tuple[str, ...
     found = list(columns)
     if not (there := [name for name in names if name in found]):
         raise UserError(
-            f"--expand {asked}: {path}: expected a column {' or '.join(f'`{name}`' for name in names)}, found {found}; rename one"
+            f"{asked}: {path}: expected a column {' or '.join(f'`{name}`' for name in names)}, found {found}; rename one"
         )
     return there[0]
 
@@ -108,7 +108,7 @@ def read_further_texts(
     if not {key_column, *names} & set(columns):
         faults.raise_any()  # bytes of another encoding, say: what the columns are called is then no help
     if not columns:
-        raise UserError(f"--expand {asked}: {path} is empty; write rows with `{key_column}` and `{names[0]}`, or leave it out")
+        raise UserError(f"{asked}: {path} is empty; write rows with `{key_column}` and `{names[0]}`, or leave it out")
     one_of(asked, path, columns, (key_column,))
     column = one_of(asked, path, columns, names)
     found = []
@@ -122,5 +122,5 @@ def read_further_texts(
         found.append((str(key), texts))
     faults.raise_any()
     if not found:
-        raise UserError(f"--expand {asked}: {path} holds no rows; write some, or leave it out")
+        raise UserError(f"{asked}: {path} holds no rows; write some, or leave it out")
     return found

@@ -3,18 +3,17 @@
 Shape letters: N (image, caption) pairs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 
 from eval.choices.choice_set import ChoiceSet
 from eval.choices.cosines import cosines
 from eval.choices.report import ChoiceReport, choice_report
 from eval.encoder.checkpoint import load_siglip
 from eval.errors import UserError
-from eval.processes import Processes
+from eval.execution import ONE_PROCESS, Execution
+from rerank import stage_names as names_of
 from rerank.scorers.scorer import PairScorer
 from rerank.scoring.candidates import CandidateLists
 from rerank.scoring.pair_scores import complete_scores
@@ -27,10 +26,9 @@ def match_scores(
     scorer: PairScorer,
     choices: ChoiceSet,
     *,
-    kept: PairStore | None = None,
-    processes: Processes = Processes(),
+    cache: PairStore | None = None,
+    execution: Execution = ONE_PROCESS,
     progress: bool = False,
-    on_progress: Callable[[int], Any] = lambda pairs: None,
 ) -> np.ndarray:
     """The cross-encoder's score of every pair of `choices.pairs()`, float64 of shape (N,); each picture encoded and each pair scored once.
 
@@ -39,8 +37,15 @@ def match_scores(
         eval.dataset.images.ImageError: a picture does not decode.
     """
     images_N, captions_N = choices.pairs()
-    options: Any = {"kept": kept, "processes": processes, "progress": progress, "on_progress": on_progress}
-    scores = complete_scores(scorer, choices, CandidateLists.of_pairs(images_N, captions_N), **options)
+    scores = complete_scores(
+        scorer,
+        choices,
+        CandidateLists.of_pairs(images_N, captions_N),
+        kept=cache,
+        processes=execution.processes,
+        progress=progress,
+        on_progress=execution.on_progress,
+    )
     return scores.lookup(images_N, captions_N).astype(np.float64)
 
 
@@ -62,7 +67,7 @@ def stage_names(names: Sequence[str], scorer_name: str | None) -> list[str]:
     Raises:
         UserError: one name stands for two of them.
     """
-    stages = [*names, *([scorer_name, *(f"{name}+{scorer_name}" for name in names)] if scorer_name is not None else [])]
+    stages = [*names, *([scorer_name, *(names_of.reranked(name, scorer_name) for name in names)] if scorer_name is not None else [])]
     if len(set(stages)) < len(stages):
         raise UserError(f"choices: each checkpoint needs a name of its own, and not the reranker's; the stages would be {stages}")
     return stages
@@ -73,12 +78,9 @@ def measure_choices(
     checkpoints: Mapping[str, str],
     scorer: PairScorer | None,
     *,
-    kept: PairStore | None = None,
-    device: torch.device | str = "cpu",
-    processes: Processes = Processes(),
-    num_workers: int = 0,
+    cache: PairStore | None = None,
+    execution: Execution = ONE_PROCESS,
     strip_punctuation: bool = False,
-    on_progress: Callable[[int], Any] = lambda rows: None,
 ) -> ChoiceReport:
     """Measure bi-encoders on a choice set, and with a cross-encoder also that alone (`blip`) and its sum with each (`tuned+blip`).
 
@@ -86,9 +88,9 @@ def measure_choices(
 
     Args:
         checkpoints: stage name -> folder or hub id of a SigLIP checkpoint.
-        kept: pair scores of earlier runs, and where these are kept.
+        cache: pair scores of earlier runs, and where these are written.
         strip_punctuation: see eval/encoder/tokenizer.py.
-        on_progress: called with each number of rows embedded, and of pairs scored, on this process; what it raises ends the measurement.
+        execution: its on_progress is called with each number of rows embedded, and of pairs scored.
 
     Raises:
         UserError: a name is there twice, a checkpoint cannot be used, a picture does not decode, or a score is not finite.
@@ -96,19 +98,27 @@ def measure_choices(
     stage_names(list(checkpoints), scorer.name if scorer is not None else None)
     stages: dict[str, np.ndarray] = {}
     for name, path in checkpoints.items():
-        with processes.jointly():
+        with execution.processes.jointly():
             model, inputs = load_siglip(path, strip_punctuation=strip_punctuation)
-            model.to(device)  # type: ignore[arg-type]  # transformers wraps it
-        stages[name] = cosines(model, inputs, choices, processes=processes, num_workers=num_workers, on_progress=on_progress)
+            model.to(execution.device)  # type: ignore[arg-type]  # transformers wraps it
+        stages[name] = cosines(
+            model,
+            inputs,
+            choices,
+            processes=execution.processes,
+            num_workers=execution.num_workers,
+            on_progress=execution.on_progress,
+        )
     names = list(checkpoints)
     rules = dict.fromkeys(names, "cosine")
     pairs = [(name, names[0]) for name in names[1:]]
     if scorer is not None:
-        matcher = scorer.name
-        options: Any = {"kept": kept, "processes": processes, "progress": processes.is_main, "on_progress": on_progress}
-        stages[matcher] = match_scores(scorer, choices, **options)
-        stages |= {f"{name}+{matcher}": fused(stages[name], stages[matcher]) for name in names}
-        rules |= {matcher: "match score"} | {f"{name}+{matcher}": FUSION_RULE for name in names}
-        pairs += [(matcher, name) for name in names]
-        pairs += [(f"{name}+{matcher}", part) for name in names for part in (name, matcher)]
+        alone = scorer.name
+        stages[alone] = match_scores(scorer, choices, cache=cache, execution=execution, progress=execution.processes.is_main)
+        rules[alone] = "match score"
+        pairs += [(alone, name) for name in names]
+        for name in names:
+            both = names_of.reranked(name, alone)
+            stages[both], rules[both] = fused(stages[name], stages[alone]), FUSION_RULE
+            pairs += [(both, name), (both, alone)]
     return choice_report(choices, stages, pairs, rules)

@@ -7,6 +7,7 @@ same bits, since adapters begin at zero and scale and bias move no rank. Shape l
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,16 @@ from transformers import SiglipModel
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_siglip
 from eval.encoder.inputs import SiglipInputs
+from eval.execution import Execution
 from eval.metrics.comparison import compare
-from eval.metrics.evaluate import Figures, check_stages, query_table
+from eval.metrics.evaluate import Figures
 from eval.metrics.significance import interval, resample_weights
 from eval.metrics.stage_metrics import StageMetrics
 from eval.processes import Processes
+from eval.report.section import SectionFormat
 from eval.search.ranking import DIRECTIONS
-from eval.search.retrieve import retrieve
-from train.config.evaluation import WatchConfig
+from rerank.evaluation import model_rows
+from train.config.evaluation import BASELINE, SUBJECT, WatchConfig
 from train.data.splits import RetentionSet
 
 
@@ -141,22 +144,16 @@ class Watch:
         ]
 
     def _tables(self, name: str, siglip: SiglipModel, inputs: SiglipInputs, on_progress: Callable[[int], Any]) -> list[pa.Table]:
-        tables = []
-        for watched in self._sets:
-            stage = retrieve(
-                name, siglip, inputs, watched.dataset, processes=self._processes, num_workers=self._num_workers, on_progress=on_progress
-            )
-            check_stages(watched.dataset, [stage], ())
-            tables.append(query_table(watched.dataset, [stage]))
-        return tables
+        execution = Execution(processes=self._processes, num_workers=self._num_workers, on_progress=on_progress)
+        return [model_rows(name, siglip, inputs, watched.dataset, execution) for watched in self._sets]
 
     @staticmethod
     def _renamed(tables: list[pa.Table]) -> list[pa.Table]:
         return [table.set_column(0, "stage", pa.array(["before"] * len(table))) for table in tables]
 
 
-def final_record(config: WatchConfig, figures: Figures) -> dict[str, Any]:
-    """What the final report says of one watch set, from the figures of "base" and "tuned"."""
+def retention_record(config: WatchConfig, figures: Figures) -> dict[str, Any]:
+    """What the final report says of one retention set, from the figures of "base" and "tuned"."""
     return {
         "name": config.name,
         "on_drop": config.on_drop,
@@ -167,10 +164,18 @@ def final_record(config: WatchConfig, figures: Figures) -> dict[str, Any]:
     }
 
 
-def final_line(name: str, record: Mapping[str, Any]) -> str:
-    """The report of a watch set, or what the final report says of it, in a line."""
+def retention_line(name: str, record: Mapping[str, Any]) -> str:
+    """The report of a retention set, or what the final report says of it, in a line."""
     row = r1_of_both(record["comparisons"])
-    base, tuned = (np.mean([record["stages"][stage][direction]["R@1"] for direction in DIRECTIONS]) for stage in ("base", "tuned"))
+    base, tuned = (np.mean([record["stages"][stage][direction]["R@1"] for direction in DIRECTIONS]) for stage in (BASELINE, SUBJECT))
     low, high = row["ci95"]
     text = f"watch {name}: mean R@1 {100 * base:.2f} -> {100 * tuned:.2f}, {100 * row['delta']:+.2f}"
     return text + f" [{100 * low:+.2f}, {100 * high:+.2f}]" + (": forgotten" if is_below(row["ci95"]) else ": no drop")
+
+
+RETENTION = SectionFormat(
+    key="watch",
+    template=Path(__file__).parent / "templates" / "retention_sets.html.j2",
+    notes=lambda record: [f"{retention_line(one['name'], one)}." for one in record],
+)
+"""The records of all retention sets in the final report."""

@@ -1,4 +1,4 @@
-"""The arms of a soup: every ingredient alone and the soups of some of them, one model in memory at a time, each measured on one split."""
+"""The stages of a soup: every ingredient alone and the soups of some of them, one model in memory at a time, each measured on one split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,10 +10,12 @@ import torch
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import hash_weights
 from eval.errors import UserError
-from eval.metrics.evaluate import check_stages, query_table, values_of
+from eval.execution import Execution
+from eval.metrics.evaluate import row_values
 from eval.processes import Processes
 from eval.search.ranking import DIRECTIONS
-from eval.search.retrieve import progress_bar, retrieve
+from eval.search.retrieve import progress_bar
+from rerank.evaluation import model_rows
 from train.model.siglip import TunedModel
 from train.siglip.watch import Recall
 from train.soup.average import RunningMean
@@ -66,7 +68,7 @@ class SoupStages:
         return self.measure(trial_name(members[-1]), self.soup_of(members))
 
     def soup_of(self, members: tuple[int, ...]) -> TunedModel:
-        """The soup of some ingredients, in their order; the sum of all but the last is kept for the next."""
+        """The soup of some ingredients, in their order; the sum of all but the last stays for the next."""
         *others, last = members
         if self._in_mean != tuple(others[: len(self._in_mean)]):
             self._mean, self._in_mean = RunningMean(), ()
@@ -78,14 +80,14 @@ class SoupStages:
         return TunedModel(tuned.siglip, tuned.inputs, hash_weights(tuned.siglip))
 
     def measure(self, stage: str, tuned: TunedModel) -> float:
-        """Mean R@1 of both directions; the rows of the stage are kept."""
+        """Mean R@1 of both directions; the rows of the stage stay in `tables`."""
         assert self.dataset is not None
         tuned.siglip.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # transformers wraps it
         with progress_bar(stage, self.dataset, Processes()) as bar:
-            found = retrieve(stage, tuned.siglip, tuned.inputs, self.dataset, num_workers=self.num_workers, on_progress=bar.update)
-        check_stages(self.dataset, [found], ())
-        self.tables[stage] = query_table(self.dataset, [found]).drop_columns(["top_ids", "top_scores"])
-        values = values_of(self.dataset, found)
+            execution = Execution(num_workers=self.num_workers, on_progress=bar.update)
+            rows = model_rows(stage, tuned.siglip, tuned.inputs, self.dataset, execution)
+        self.tables[stage] = rows.drop_columns(["top_ids", "top_scores"])
+        values = row_values(self.dataset, rows, stage)
         return sum(values[direction]["R@1"] for direction in DIRECTIONS) / len(DIRECTIONS)
 
     def recall(self, stage: str, against: str) -> dict[str, Any]:

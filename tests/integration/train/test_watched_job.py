@@ -85,12 +85,12 @@ def test_the_final_report_says_what_became_of_the_set(stopped: dict[int, Run]) -
 @pytest.mark.parametrize(
     ("world_size", "trap"),
     [
-        (1, Trap("train.siglip.watch:retrieve", 2)),
+        (1, Trap("rerank.evaluation:retrieve", 2)),
         (1, Trap("train.siglip.loop:Watch.look", 2, after=True)),
         (1, Trap("train.engine.metrics_log:MetricsLog.write", 9, after=True)),
         (1, Trap("train.engine.checkpoint:Checkpoints._commit", 4)),
         (1, Trap("train.siglip.finish:export_checkpoint", 1)),
-        (1, Trap("train.siglip.finish:write_report", 1, after=True)),
+        (1, Trap("rerank.evaluation:write_report", 1, after=True)),
         (1, Trap("train.siglip.finish:_mark_finished", 1)),
         (2, Trap("train.siglip.loop:Watch.look", 2, after=True)),
     ],

@@ -16,7 +16,8 @@ from eval.errors import UserError
 from eval.processes import Processes
 from eval.search.ranking import DIRECTIONS
 from eval.search.retrieve import Embedded, find
-from rerank.combine.ensemble import mean_of_logits, parse_member
+from rerank.combine.ensemble import mean_of_logits
+from rerank.combine.spec import parse_member
 from tests.small_job import SmallWorld
 
 NUM_IMAGES, NUM_CAPTIONS = 7, 11
