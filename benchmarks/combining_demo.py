@@ -27,9 +27,10 @@ import pyarrow.parquet as pq
 from benchmarks.kept_report import WAYS, comparison, comparisons_of, keep_report, points, ranks_of, read_kept, recall_lines
 from benchmarks.training_run import run_training
 from eval.report.report import read_report
-from eval.report.sentences import combined_lines
+from eval.report.section import section_lines
 from eval.search.ranking import DIRECTIONS
 from rerank.combine.views import COMBINATIONS
+from rerank.evaluation import FORMATS
 
 DATA, COLUMN, BASE = "demo/data/scenes.parquet", "group=scene", "demo/models/siglip-base"
 EXPANSIONS = {"synonyms": "synonyms:demo/data/synonyms.txt", "synonyms-2": "synonyms:demo/data/thesaurus.txt", "templates": "templates"}
@@ -201,7 +202,7 @@ def section(record: Mapping[str, Any], queries: pa.Table) -> list[str]:
         *(line for question, pairs in study["questions"].items() for line in question_lines(question, pairs, record, queries)),
         "Chosen on val; and what the ensemble's additional seconds would buy as reranking of its first member (names as in the report):",
         "",
-        *(f"- {line}" for line in combined_lines(dict(record))),
+        *(f"- {line}" for line in section_lines(record, FORMATS)),
         "",
     ]
 

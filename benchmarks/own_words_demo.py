@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.kept_report import comparison_lines, keep_report, read_kept, recall_lines
 from eval.report.report import read_report
-from eval.report.sentences import combined_lines
+from eval.report.section import section_lines
+from rerank.evaluation import FORMATS
 
 SCENES = Path("demo/data/scenes.parquet")
 BASE = "demo/models/siglip-base"
@@ -83,7 +84,7 @@ def page(output: Path) -> str:
         lines += [*recall_lines(queries, STAGES), ""]
         pairs = [(stage, STAGES[0]) for stage in STAGES[1:]]
         lines += comparison_lines(record["comparisons"], pairs, ("text_to_image",), ("R@1", "R@5", "R@10"))
-        lines += ["", *(f"- {line}" for line in combined_lines(record))]
+        lines += ["", *(f"- {line}" for line in section_lines(record, FORMATS))]
     return "\n".join(lines) + "\n"
 
 

@@ -11,6 +11,7 @@ Shape letters: Q queries, T candidates.
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from eval.encoder.checkpoint import load_siglip
 from eval.manifest.manifest import read_manifest
 from eval.metrics.evaluate import Figures, evaluate
 from eval.metrics.metrics import recall_at_k
-from eval.report.report import write_report
+from eval.report.report import report_record, write_report
+from eval.report.section import Section
 from eval.search.ranking import DIRECTIONS
 from eval.search.retrieve import retrieve
 from eval.search.stage import Stage
 from rerank.reorder.fusion import WEIGHTS
-from rerank.reorder.plan import Plan
+from rerank.reorder.plan import Plan, Tuning
 from rerank.reorder.reorder import reordered
+from rerank.reorder.reranking import Reranked, rerank_stages
 from rerank.reorder.skipping import pair_trails, rerank_within, saving, trails
-from rerank.reorder.tuned_stages import Asked, Chosen
+from rerank.reorder.tuned_stages import TuningResult
 from rerank.scorers.load import load_scorer
 from rerank.scoring.candidates import CandidateLists, candidate_lists, head_pairs
 from rerank.scoring.pair_scores import PairScores
@@ -91,7 +94,7 @@ def per_query_recall(first: Stage, scores: PairScores, top_k: int, weight: float
     return mean_recall(ranks)
 
 
-def fusion_lines(figures: Figures, chosen: Chosen) -> list[str]:
+def fusion_lines(record: dict[str, Any], chosen: TuningResult) -> list[str]:
     """Weights on val, and what is measured on test."""
     assert chosen.fusion is not None
     lines = ["| weight | val, mean R@1 | val, each query by its own spread |", "|---|---|---|"]
@@ -102,7 +105,7 @@ def fusion_lines(figures: Figures, chosen: Chosen) -> list[str]:
     alone = {direction: chosen.first.rankings[direction].best_ranks() for direction in DIRECTIONS}
     lines += [f"| first stage alone | {percent(mean_recall(alone))} | |", ""]
     lines += ["| test | weight | mean R@1 | difference from weight 0 | paired 95% interval |", "|---|---|---|---|---|"]
-    for row in figures.sections["fusion"][0]["measured"]:
+    for row in record["fusion"][0]["measured"]:
         difference = f"{100 * row['delta']:+.2f} | {interval(row['ci95'])}"
         lines.append(f"| {row['stage']} | {row['weight']:g} | {percent(row['R@1']['both'])} | {difference} |")
     return lines
@@ -146,7 +149,7 @@ def offset_margin(first: Stage, scores: PairScores, top_k: int, max_loss: float)
     return best
 
 
-def adaptive_lines(figures: Figures, chosen: Chosen, first: Stage, scores: PairScores) -> list[str]:
+def adaptive_lines(record: dict[str, Any], chosen: TuningResult, first: Stage, scores: PairScores) -> list[str]:
     """The margin and the two ways not taken, where they are chosen and where they are measured."""
     assert chosen.margin is not None and chosen.max_loss is not None
     asked = (chosen.first, chosen.scores, chosen.top_k, chosen.max_loss)
@@ -164,7 +167,7 @@ def adaptive_lines(figures: Figures, chosen: Chosen, first: Stage, scores: PairS
         f"| whole queries, by answers lost | {margin:.4f} | {100 * saved:.1f}% | {percent(lost)} | {100 * loss:+.2f} | "
         f"{100 * there[0]:.1f}% | {100 * there[2]:+.2f} |"
     )
-    measured = figures.sections["adaptive"][0]["measured"]
+    measured = record["adaptive"][0]["measured"]
     return [
         *lines,
         "",
@@ -174,17 +177,18 @@ def adaptive_lines(figures: Figures, chosen: Chosen, first: Stage, scores: PairS
     ]
 
 
-def page(figures: Figures, chosen: Chosen, first: Stage, scores: PairScores, command: str) -> str:
+def page(figures: Figures, sections: Sequence[Section], reranked: Reranked, first: Stage, command: str) -> str:
     """The whole page."""
+    record, chosen, scores = report_record(figures, sections), reranked.tuned[0], reranked.scores
     limit = f"{100 * (chosen.max_loss or 0):g}"
     on = f"{chosen.dataset.num_images} images and {chosen.dataset.num_captions} captions"
     parts = [
         ["# Reranking on the demo", "", f"`{command}`. First stage: the run's export. Chosen on val ({on}), measured on test"],
         [f"({figures.data['num_images']} images and {figures.data['num_captions']} captions). Recalls in percent, differences in points."],
-        ["", "## Gain of reranking", "", *gain_lines(figures, chosen.twin)],
-        ["", "## R@1 at every K", "", "The ceiling is the first stage's R@K.", "", *sweep_lines(figures, first, chosen.twin)],
-        ["", "## Score interpolation", "", *fusion_lines(figures, chosen)],
-        ["", f"## Adaptive reranking, for at most {limit} points", "", *adaptive_lines(figures, chosen, first, scores)],
+        ["", "## Gain of reranking", "", *gain_lines(figures, chosen.stage)],
+        ["", "## R@1 at every K", "", "The ceiling is the first stage's R@K.", "", *sweep_lines(figures, first, chosen.stage)],
+        ["", "## Score interpolation", "", *fusion_lines(record, chosen)],
+        ["", f"## Adaptive reranking, for at most {limit} points", "", *adaptive_lines(record, chosen, first, scores)],
     ]
     return "\n".join(line for part in parts for line in part) + "\n"
 
@@ -206,14 +210,15 @@ def main() -> None:
         return [retrieve("tuned", model, inputs, dataset, depth=asked.top_k)]
 
     test_set, val_set = (load_split(manifest, split) for split in ("test", "val"))
-    plan = Plan(asked.top_k, arms=Asked(fusion=True, max_loss=asked.max_loss))
+    plan = Plan(top_k=asked.top_k, tuning=Tuning(fusion=True, max_loss=asked.max_loss))
     firsts = retrieved(test_set)
-    reranked = plan.stages(test_set, firsts, scorer, choose_on=(val_set, retrieved))
-    figures = evaluate(test_set, firsts + reranked.stages, plan.pairs(["tuned"], scorer.name))
-    figures.sections.update(reranked.sections(figures, test_set))
-    write_report(asked.run_folder / "eval" / "reranking", figures)
+    reranked = rerank_stages(plan, test_set, firsts, scorer, tune_on=(val_set, retrieved))
+    pairs = plan.pairs(["tuned"], scorer.name) + plan.tuned_pairs(["tuned"], scorer.name)
+    figures = evaluate(test_set, firsts + reranked.stages, pairs)
+    sections = reranked.sections(figures, test_set)
+    write_report(asked.run_folder / "eval" / "reranking", figures, sections)
     options = f"{asked.run_folder} --rerank {asked.rerank} --top-k {asked.top_k} --max-loss {asked.max_loss:g}"
-    text = page(figures, reranked.chosen[0], firsts[0], reranked.scores, f"python -m benchmarks.reranking_demo {options}")
+    text = page(figures, sections, reranked, firsts[0], f"python -m benchmarks.reranking_demo {options}")
     print(text, f"{time.perf_counter() - began:.0f} s", sep="\n")
     if asked.output is not None:
         asked.output.write_text(text, encoding="utf-8")

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.kept_report import comparison_lines, keep_figures, read_kept, recall_lines
+from benchmarks.kept_report import comparison_lines, keep_report, read_kept, recall_lines
 from benchmarks.text_cross_encoder import CaptionPairs, share_told_apart
 from benchmarks.text_models import PairsToScores, cosines_of, load_text_model
 from eval.dataset.retrieval_set import RetrievalSet, load_split
@@ -33,6 +33,7 @@ from eval.errors import UserError
 from eval.manifest.manifest import read_manifest
 from eval.metrics.evaluate import evaluate
 from eval.process_group import use_exact_float32
+from eval.report.report import report_record
 from eval.search.retrieve import retrieve
 from eval.search.stage import Stage
 from rerank.reorder.stages import reranked, stage_lists
@@ -166,11 +167,11 @@ def main() -> None:
     models = ["tower", *others, "truth"]
     figures = evaluate(dataset, stages, [(f"{first}+{text}", first) for first in right for text in models])
     words = " ".join(f"'{word}'" if " " in word else word for word in sys.argv[1:] if word not in asked.note and word != "--note")
-    figures.sections["text_text"] = {
+    study = {
         "command": f"python -m benchmarks.text_text_demo {words}", "top_k": TOP_K, "models": models, "right": right, "told_apart": told,
         "refusals": refusals, "notes": asked.note,
     }  # fmt: skip
-    keep_figures(figures, asked.output)
+    keep_report(report_record(figures) | {"text_text": study}, figures.queries, asked.output)
     text = page(*read_kept(asked.output))
     asked.output.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)

@@ -3,7 +3,7 @@
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from safetensors import SafetensorError
@@ -97,3 +97,29 @@ def writing(place: str | os.PathLike[str]) -> Iterator[None]:
             yield
     except OSError as error:
         raise WriteError(f"could not write {place}: {error}. Make room there, or give another --output") from error
+
+
+class SettingError(UserError, ValueError):
+    """A setting that cannot be used. The message says what was expected and found, and names no option and no key: whoever asked the
+    person for the setting adds that (`named`).
+
+    Attributes:
+        setting: as the program calls it.
+    """
+
+    def __init__(self, setting: str, message: str) -> None:
+        super().__init__(message)
+        self.setting = setting
+
+
+@contextmanager
+def named(names: Mapping[str, str]) -> Iterator[None]:
+    """Put the option or the configuration key that a person knows a setting by in front of what is wrong with it.
+
+    Raises:
+        SettingError: in place of another.
+    """
+    try:
+        yield
+    except SettingError as error:
+        raise SettingError(error.setting, f"{names.get(error.setting, error.setting)}: {error}") from None

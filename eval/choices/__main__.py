@@ -63,7 +63,8 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
         for _, path in checkpoints:
             load_siglip_config(path)
     execution = Execution(processes=processes, device=device, num_workers=asked.num_workers)
-    report = measure_choices(choices, dict(checkpoints), scorer, kept=cache, strip_punctuation=asked.strip_punctuation, execution=execution)
+    strip_punctuation = asked.strip_punctuation
+    report = measure_choices(choices, dict(checkpoints), scorer, cache=cache, execution=execution, strip_punctuation=strip_punctuation)
     with processes.jointly():
         if processes.is_main:
             with writing(asked.output):

@@ -18,10 +18,13 @@ from eval.choices.choice_set import ChoiceSet
 from eval.choices.figures import choice_figures
 from eval.choices.outcomes import METRICS, outcome_table
 from eval.report.console_table import Column, print_table
-from eval.report.render import render
+from eval.report.render import TEMPLATES, render
+from eval.report.section import SectionFormat
 
 _METRICS = [metric for names in METRICS.values() for metric in names]
 _WHOLE = "all are in choices.json"
+CHOICES = SectionFormat(key="choices", template=TEMPLATES / "choice_sets.html.j2")
+"""The records of choice sets as a section of a retrieval report."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def write_choices(folder: str | os.PathLike[str], report: ChoiceReport) -> Path:
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     record = json.dumps(report.record, indent=1, allow_nan=False) + "\n"
-    page = render("choices.html.j2", choices=[report.record])
+    page = render("choices.html.j2", record=[report.record])
     table = partial(pq.write_table, report.table)
     replace_files({target / "choices.parquet": table, target / "choices.html": page, target / "choices.json": record})
     return target

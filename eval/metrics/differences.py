@@ -16,27 +16,27 @@ from eval.metrics.significance import ImageSums, interval, resample_weights
 from eval.metrics.stage_metrics import RECALLS, StageMetrics
 from eval.search.ranking import DIRECTIONS, Direction
 
-_R_AT_1 = RECALLS.index("R@1")  # an arm's sums begin with the recalls
-Asked = Literal["image_to_text", "text_to_image", "both"]
+_R_AT_1 = RECALLS.index("R@1")  # sums begin with the recalls
+OneOrBoth = Literal["image_to_text", "text_to_image", "both"]
 
 
 class Differences:
-    """The stages of a report, read once and compared as they are asked for."""
+    """The stages of a report, read once and compared on demand."""
 
     def __init__(self, figures: Figures, dataset: RetrievalSet) -> None:
         """Args: figures of a split, and the split."""
         self.figures, self.dataset = figures, dataset
         self.weights_SI = resample_weights(dataset.num_images)
         self._number = {name: number for number, name in enumerate(dataset.image_ids)}
-        self._arms: dict[tuple[str, Direction], StageMetrics] = {}
+        self._metrics: dict[tuple[str, Direction], StageMetrics] = {}
         self._compared = {(r["stage"], r["against"], r["direction"]): r for r in figures.comparisons if r["metric"] == "R@1"}
         self._own: dict[tuple[str, str, str], dict[str, Any]] = {}
 
-    def arm(self, stage: str, direction: Direction) -> StageMetrics:
+    def metrics(self, stage: str, direction: Direction) -> StageMetrics:
         """A stage's per-query numbers; queries in the order of the data set."""
-        if (stage, direction) not in self._arms:
-            self._arms[stage, direction] = StageMetrics.of(self.figures.queries, stage, direction, self._number)
-        return self._arms[stage, direction]
+        if (stage, direction) not in self._metrics:
+            self._metrics[stage, direction] = StageMetrics.of(self.figures.queries, stage, direction, self._number)
+        return self._metrics[stage, direction]
 
     def recalls_at_1(self, stage: str) -> dict[str, float]:
         """R@1 of each direction, and their mean as `both`."""
@@ -45,18 +45,18 @@ class Differences:
 
     def of_means(self, stage: str, against: str) -> dict[str, Any]:
         """Difference of mean R@1 of both directions with its paired interval, as `comparisons` has it."""
-        return _joint([(self.arm(stage, d).sums, self.arm(against, d).sums) for d in DIRECTIONS], self.weights_SI)
+        return _joint([(self.metrics(stage, d).sums, self.metrics(against, d).sums) for d in DIRECTIONS], self.weights_SI)
 
     def against_ranks(self, stage: str, ranks: Mapping[Direction, np.ndarray]) -> dict[str, Any]:
         """The same against ranks of the same queries that are no stage's own, int64 (Q,) by direction."""
         sides = []
         for direction in DIRECTIONS:
-            arm = self.arm(stage, direction)
+            metrics = self.metrics(stage, direction)
             found_QM = recall_at_k(ranks[direction], 1)[:, None]
-            sides.append((arm.sums, ImageSums.of(found_QM, arm.image_Q, self.dataset.num_images)))
+            sides.append((metrics.sums, ImageSums.of(found_QM, metrics.image_Q, self.dataset.num_images)))
         return _joint(sides, self.weights_SI)
 
-    def verdict(self, stage: str, against: str, direction: Asked) -> dict[str, Any]:
+    def verdict(self, stage: str, against: str, direction: OneOrBoth) -> dict[str, Any]:
         """delta, ci95, p_value and verdict of a pair's R@1: the row of `comparisons` where it has one, so that two places never disagree.
 
         A pair that is not compared there is compared here alone, its p corrected over its own rows; `in_comparisons` says which.
@@ -65,8 +65,8 @@ class Differences:
         row = self._compared.get(key)
         if row is None:
             if key not in self._own:
-                arms = {(name, d): self.arm(name, d) for name in (stage, against) for d in DIRECTIONS}
-                rows = compare(arms, [(stage, against)], self.weights_SI)
+                both = {(name, d): self.metrics(name, d) for name in (stage, against) for d in DIRECTIONS}
+                rows = compare(both, [(stage, against)], self.weights_SI)
                 self._own |= {(stage, against, r["direction"]): r for r in rows if r["metric"] == "R@1"}
             row = self._own[key]
         return {name: row[name] for name in ("delta", "ci95", "p_value", "verdict")} | {"in_comparisons": key in self._compared}

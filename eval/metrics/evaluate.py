@@ -3,7 +3,7 @@
 Shape letters: S resamples, I images.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,14 +27,21 @@ from eval.search.stage import Stage
 
 @dataclass(frozen=True)
 class Figures:
-    """Everything report.json says but where it lies, with the per-query table it was computed from."""
+    """What was measured, as report.json says it, with the per-query table it was computed from.
+
+    Attributes:
+        outcomes: queries by bin, of every step from one stage to another.
+        slices: R@1 on parts of the set, of every stage.
+        failures: the most instructive queries of the step that matters most.
+    """
 
     data: dict[str, Any]
     stages: dict[str, Any]
     comparisons: list[dict[str, Any]]
     queries: pa.Table
-    sections: dict[str, Any] = field(default_factory=dict)
-    """Further keys of report.json."""
+    outcomes: list[dict[str, Any]] = field(default_factory=list)
+    slices: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
 
 
 def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tuple[str, str]] | None = None) -> Figures:
@@ -69,7 +76,6 @@ def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tup
                 "r1_by_k": r1_by_size(sweep),
             }
     chosen = list(zip([s.name for s in stages[1:]], [s.name for s in stages], strict=False)) if pairs is None else list(pairs)
-    comparisons = compare(measured, chosen, weights_SI)
     data = {
         "source": dataset.source,
         "split": dataset.split,
@@ -78,31 +84,25 @@ def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tup
         "sha256": dataset.sha256(),
         "truth": dataset.truth,
     }
-    return Figures(data, figures, comparisons, table, _sections(dataset, stages, measured, chosen, weights_SI))
+    steps = _steps(stages, chosen)
+    shown, rankings = _headline(steps, chosen), {stage.name: stage.rankings for stage in stages}
+    firsts = {(stage.name, direction): rankings[stage.first_stage or stage.name][direction] for stage in stages for direction in DIRECTIONS}
+    return Figures(
+        data,
+        figures,
+        compare(measured, chosen, weights_SI),
+        table,
+        outcomes=outcome_rows(measured, steps),
+        slices=slice_rows(dataset, measured, firsts, weights_SI),
+        failures=choose_failures(dataset, measured, rankings[shown.stage], shown) if shown is not None else [],
+    )
 
 
-def _sections(
-    dataset: RetrievalSet,
-    stages: Sequence[Stage],
-    measured: Mapping[tuple[str, Direction], StageMetrics],
-    pairs: Sequence[tuple[str, str]],
-    weights_SI: np.ndarray,
-) -> dict[str, Any]:
-    """Where it fails: bins of every step, slices of every stage, the most instructive queries of the step that matters most."""
-    by_name = {stage.name: stage for stage in stages}
+def _steps(stages: Sequence[Stage], pairs: Sequence[tuple[str, str]]) -> list[Step]:
+    """From one stage to another: what is compared, and each reranking."""
     steps = [Step(stage.name, stage.first_stage, stage.top_k) for stage in stages if stage.first_stage is not None]
     reranked = [(step.stage, step.against) for step in steps]
-    steps = [Step(*pair, None) for pair in pairs if pair not in reranked] + steps
-    firsts = {
-        (stage.name, direction): by_name[stage.first_stage or stage.name].rankings[direction]
-        for stage in stages
-        for direction in DIRECTIONS
-    }
-    return {
-        "outcomes": outcome_rows(measured, steps),
-        "slices": slice_rows(dataset, measured, firsts, weights_SI),
-        "failures": choose_failures(dataset, measured, by_name[shown.stage].rankings, shown) if (shown := _headline(steps, pairs)) else [],
-    }
+    return [Step(*pair, None) for pair in pairs if pair not in reranked] + steps
 
 
 def _headline(steps: Sequence[Step], pairs: Sequence[tuple[str, str]]) -> Step | None:
@@ -120,9 +120,13 @@ def values_of(dataset: RetrievalSet, stage: Stage) -> dict[Direction, dict[str, 
         UserError: the stage cannot be measured.
     """
     check_stages(dataset, [stage], ())
-    table = query_table(dataset, [stage])
+    return row_values(dataset, query_table(dataset, [stage]), stage.name)
+
+
+def row_values(dataset: RetrievalSet, rows: pa.Table, stage: str) -> dict[Direction, dict[str, float]]:
+    """The same from the stage's rows of `query_table`."""
     image_number = {name: number for number, name in enumerate(dataset.image_ids)}
-    return {direction: StageMetrics.of(table, stage.name, direction, image_number).values() for direction in DIRECTIONS}
+    return {direction: StageMetrics.of(rows, stage, direction, image_number).values() for direction in DIRECTIONS}
 
 
 def check_stages(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tuple[str, str]]) -> None:

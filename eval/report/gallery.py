@@ -32,7 +32,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class ShownQuery:
     """One row of report.json's `failures` with what it is about."""
 
     failure: dict[str, Any]
@@ -41,25 +41,25 @@ class Exhibit:
     after: list[Item]
 
 
-def gallery(dataset: RetrievalSet, figures: Figures) -> list[Exhibit]:
-    """The exhibits of figures.sections["failures"], in their order."""
+def gallery(dataset: RetrievalSet, figures: Figures) -> list[ShownQuery]:
+    """The queries of figures.failures, in their order."""
     show = _Showcase(dataset)
-    exhibits = []
-    for failure, before, after in zip(figures.sections["failures"], _rows(figures, "against"), _rows(figures, "stage"), strict=True):
-        exhibits.append(
-            Exhibit(
+    queries = []
+    for failure, before, after in zip(figures.failures, _rows(figures, "against"), _rows(figures, "stage"), strict=True):
+        queries.append(
+            ShownQuery(
                 failure,
                 show.query(failure["direction"], failure["query_id"]),
                 show.answers(before, 0),
                 show.answers(after, failure["top_k"] or 0),
             )
         )
-    return exhibits
+    return queries
 
 
 def _rows(figures: Figures, side: str) -> list[dict[str, Any]]:
     """Of each failure the row of queries.parquet on one side."""
-    failures, table = figures.sections["failures"], figures.queries
+    failures, table = figures.failures, figures.queries
     wanted = pa.array([failure["query_id"] for failure in failures], type=pa.string())
     few = table.filter(pc.is_in(table["query_id"], value_set=wanted)).select(["stage", "direction", "query_id", "top_ids", "top_scores"])
     found = {(row["stage"], row["direction"], row["query_id"]): row for row in few.to_pylist()}

@@ -6,22 +6,24 @@ from typing import Any
 import jinja2
 
 TEMPLATES = Path(__file__).parent / "templates"
+DIRECTION_WORDS = {"image_to_text": "image to text", "text_to_image": "text to image", "both": "both"}
 
 
 def render(template: str, folder: Path = TEMPLATES, **values: Any) -> str:
-    """The page; a value the template names and is not given is an error, not a blank.
+    """The page, or a part of one; a value the template names and is not given is an error, not a blank.
 
     Args:
-        template: file in the folder, e.g. "report.html.j2".
+        template: file in the folder, e.g. "report.html.j2"; what it imports lies beside it or in eval/report/templates.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
+        loader=jinja2.FileSystemLoader([folder, TEMPLATES]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values, show=show, show_interval=show_interval)
+    environment.globals.update(show=show, show_interval=show_interval, directions=DIRECTION_WORDS)
+    return environment.get_template(template).render(**values)
 
 
 def show(metric: str, value: float) -> str:

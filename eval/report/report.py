@@ -14,27 +14,26 @@ from rich.markup import escape
 from eval.atomic import replace_files
 from eval.dataset.truth import truth_in_words
 from eval.metrics.evaluate import Figures
-from eval.metrics.k_sweep import curves, curves_over
+from eval.metrics.k_sweep import curves
 from eval.metrics.outcomes import BINS
 from eval.metrics.stage_metrics import METRICS
 from eval.report.console_table import Column, print_table
-from eval.report.gallery import Exhibit
-from eval.report.render import render, show, show_interval
-from eval.report.sentences import COMBINATION_WORDS, SIDE_WORDS, best_points, chosen_lines, combined_lines, pool_in_words, weight_curves
+from eval.report.gallery import ShownQuery
+from eval.report.render import DIRECTION_WORDS, render, show, show_interval
+from eval.report.section import Section, SectionFormat, section_lines
 
-_DIRECTION_WORDS = {"image_to_text": "image to text", "text_to_image": "text to image", "both": "both"}
 _LEFT_OUT = {"R-Precision": 1, "mAP@R": 2, "mean_rank": 3, "MRR": 4, "median_rank": 5}
 """In which order the terminal's table does without a metric where it is narrow."""
 _WHOLE = "all are in report.json"
 
 
 def write_report(
-    folder: str | os.PathLike[str], figures: Figures, *, notes: list[str] | None = None, gallery: Sequence[Exhibit] = ()
+    folder: str | os.PathLike[str], figures: Figures, sections: Sequence[Section] = (), *, gallery: Sequence[ShownQuery] = ()
 ) -> Path:
     """Write the three files of a report, each committed by a rename. Returns the folder.
 
     Args:
-        notes: sentences shown above the tables of report.html (leakage, say).
+        sections: what else was found, in the order of the page.
         gallery: queries shown in report.html with their first answers.
 
     Raises:
@@ -42,16 +41,18 @@ def write_report(
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    record = json.dumps(report_record(figures), indent=1, allow_nan=False) + "\n"
-    page = _html(figures, notes or [], gallery)
+    record = json.dumps(report_record(figures, sections), indent=1, allow_nan=False) + "\n"
+    page = _html(figures, sections, gallery)
     queries = partial(pq.write_table, figures.queries)
     replace_files({target / "queries.parquet": queries, target / "report.html": page, target / "report.json": record})
     return target
 
 
-def report_record(figures: Figures) -> dict[str, Any]:
+def report_record(figures: Figures, sections: Sequence[Section] = ()) -> dict[str, Any]:
     """What report.json holds."""
-    return {"data": figures.data, "stages": figures.stages, "comparisons": figures.comparisons} | figures.sections
+    record = {"data": figures.data, "stages": figures.stages, "comparisons": figures.comparisons}
+    record |= {"outcomes": figures.outcomes, "slices": figures.slices, "failures": figures.failures}
+    return record | {section.format.key: section.record for section in sections}
 
 
 def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -64,35 +65,29 @@ def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return record
 
 
-def _html(figures: Figures, notes: list[str], gallery: Sequence[Exhibit]) -> str:
+def _html(figures: Figures, sections: Sequence[Section], gallery: Sequence[ShownQuery]) -> str:
     return render(
         "report.html.j2",
         **report_record(figures),
         metrics=METRICS,
         truth=truth_in_words(figures.data.get("truth", {})),
-        directions=_DIRECTION_WORDS,
-        notes=notes,
+        notes=[note for section in sections for note in section.notes],
         bins=BINS,
         curves=curves,
-        curves_over=curves_over,
-        weight_curves=weight_curves,
-        best_points=best_points,
-        combination_words=COMBINATION_WORDS,
-        side_words=SIDE_WORDS,
-        pool_in_words=pool_in_words,
+        parts=[section.html() for section in sections],
         gallery=gallery,
     )
 
 
-def print_report(record: dict[str, Any], console: Console | None = None) -> None:
-    """Print the stages, and the comparisons that matter most, of a report's record as tables."""
+def print_report(record: dict[str, Any], formats: Sequence[SectionFormat] = (), *, console: Console | None = None) -> None:
+    """Print the stages, and the comparisons that matter most, of a report's record as tables; then the sentences of its sections."""
     console = console or Console()
     data = record["data"]
     title = f"{data['source']} [{data['split'] or 'all rows'}]: {data['num_images']:,} images, {data['num_captions']:,} captions"
     columns = [Column("stage", is_name=True), Column("direction", is_name=True)]
     columns += [Column(metric.replace("_", " "), is_right=True, left_out=_LEFT_OUT.get(metric)) for metric in METRICS]
     rows = [
-        [stage, _DIRECTION_WORDS[direction], *(show(metric, figures[direction][metric]) for metric in METRICS)]
+        [stage, DIRECTION_WORDS[direction], *(show(metric, figures[direction][metric]) for metric in METRICS)]
         for stage, figures in record["stages"].items()
         for direction in ("image_to_text", "text_to_image")
     ]
@@ -104,14 +99,14 @@ def print_report(record: dict[str, Any], console: Console | None = None) -> None
     for row in record.get("outcomes", []):  # a report of an earlier version has none
         if row["top_k"] is not None:
             console.print(outcome_line(row, record["stages"][row["stage"]]["ceiling"][row["direction"]]), soft_wrap=True)
-    for line in chosen_lines(record) + combined_lines(record):
+    for line in section_lines(record, formats):
         console.print(line, markup=False, soft_wrap=True)
 
 
 def outcome_line(row: dict[str, Any], ceiling: float) -> str:
     """Bins and ceiling of one reranked stage in one direction."""
     counts = ", ".join(f"{count:,} {name}" for name, count in row["counts"].items())
-    where = f"{escape(row['stage'])}, {_DIRECTION_WORDS[row['direction']]}"
+    where = f"{escape(row['stage'])}, {DIRECTION_WORDS[row['direction']]}"
     return f"{where}: {counts}; ceiling (R@{row['top_k']} of {escape(row['against'])}) {100 * ceiling:.2f}"
 
 
@@ -134,7 +129,7 @@ def print_comparisons(comparisons: list[dict[str, Any]], console: Console, *, wh
     ]
     rows = [
         [
-            *(row["stage"], row["against"], _DIRECTION_WORDS[row["direction"]], row["metric"], f"{100 * row['delta']:+.2f}"),
+            *(row["stage"], row["against"], DIRECTION_WORDS[row["direction"]], row["metric"], f"{100 * row['delta']:+.2f}"),
             *(show_interval(row["ci95"]), f"{row['p_value']:.4f}", str(row["wins"]), str(row["losses"]), row["verdict"]),
         ]
         for row in shown

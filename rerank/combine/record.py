@@ -1,4 +1,4 @@
-"""What report.json says of ensembles and expansions: `ensemble` and `expansion`.
+"""Sections of a report on ensembles and expansions: `ensemble` and `expansion`.
 
 What holds on the split they are chosen on comes from the choice itself; what is measured, from the report's own rows (queries.parquet); a
 verdict, from the report's `comparisons` where the pair stands there. Shape letters: Q queries, I images, S resamples, T points tried.
@@ -6,6 +6,7 @@ verdict, from the report's `comparisons` where the pair stands there. Shape lett
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,35 +17,45 @@ from eval.metrics.differences import Differences
 from eval.metrics.evaluate import Figures
 from eval.metrics.metrics import recall_at_k
 from eval.metrics.significance import ImageSums, interval, resample_weights
+from eval.report.section import Section, SectionFormat
 from eval.search.ranking import DIRECTIONS, Direction
 from rerank.combine.combine import Combination
 from rerank.combine.ensemble_weights import EnsembleChoice
 from rerank.combine.equal_cost import same_seconds
 from rerank.combine.expansion_effects import Moves, ViewTexts, items_of
 from rerank.combine.pooling import PoolChoice, Side, direction_of
+from rerank.combine.sentences import (
+    COMBINATION_WORDS,
+    SIDE_WORDS,
+    best_points,
+    ensemble_line,
+    expansion_lines,
+    pool_in_words,
+    weight_curves,
+)
 from rerank.combine.spec import ALL_VIEWS
 from rerank.combine.views import Pool
 from rerank.reorder.record import chosen_on
 
 
 @dataclass(frozen=True)
-class Held:
-    """What an arm keeps in memory, in bytes: the weights of its models, and the vectors that are searched."""
+class MemoryFootprint:
+    """What a stage has in memory, in bytes: the weights of its models, and the vectors that are searched."""
 
     weight_bytes: int
     vector_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EnsembleStage:
     """An ensemble among the stages of a report.
 
     Attributes:
         stage: its name.
-        members: the stages of its members alone; the first is the base, whose cost the ensemble's stands beside.
+        members: the stages of its members alone; the ensemble's cost is compared with that of the first.
         weights: one for each, of sum 1.
-        held, base_held: of the ensemble and of the base.
-        reranked: the base's reranked stage, if there is one: what the extra seconds would have bought.
+        footprint, first_footprint: of the ensemble and of its first member.
+        reranked: the first member's reranked stage, if there is one: what the extra seconds would have bought.
         choice: what the weights were chosen from, on the split `chosen_on`; both None: they were given.
     """
 
@@ -52,19 +63,20 @@ class EnsembleStage:
     members: Sequence[str]
     weights: Sequence[float]
     combination: Combination
-    held: Held
-    base_held: Held
+    footprint: MemoryFootprint
+    first_footprint: MemoryFootprint
     reranked: str | None = None
     choice: EnsembleChoice | None = None
     chosen_on: RetrievalSet | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExpandedStage:
-    """A stage with further views of one side's items.
+    """A stage with additional views of one side's items.
 
     Attributes:
         stage, against: its name, and the stage without them.
+        name: of the expansion, unique among a report's.
         texts: what the views say, of the split that is measured.
         pool: what is measured; None: off, and `stage` need not be among the report's.
         view_ranks: `rerank.combine.expansion_effects.ranks_of_each_view` on the split that is measured; empty where off.
@@ -73,6 +85,7 @@ class ExpandedStage:
 
     stage: str
     against: str
+    name: str
     side: Side
     texts: ViewTexts
     pool: Pool | None
@@ -83,66 +96,70 @@ class ExpandedStage:
 
 def combined_sections(
     figures: Figures, dataset: RetrievalSet, ensembles: Sequence[EnsembleStage], expansions: Sequence[ExpandedStage]
-) -> dict[str, Any]:
-    """Further sections of a report: `ensemble` and `expansion`, an entry for each arm; absent where there is none.
+) -> list[Section]:
+    """`ensemble` and `expansion`, an entry for each stage; absent where there is none.
 
     Args:
-        figures: of the split that is measured, `dataset`, with the arms, their members and what they stand against among its stages.
+        figures: of the split that is measured, `dataset`, with these stages, the members and what they are compared with among its stages.
     """
     found = Differences(figures, dataset)
-    ensemble = [_ensemble_record(found, arm) for arm in ensembles]
-    expansion = [_expansion_record(found, arm) for arm in expansions]
-    return ({"ensemble": ensemble} if ensemble else {}) | ({"expansion": expansion} if expansion else {})
+    ensemble = [_ensemble_record(found, each) for each in ensembles]
+    expansion = [_expansion_record(found, each) for each in expansions]
+    return ([Section(ENSEMBLES, ensemble)] if ensemble else []) + ([Section(EXPANSIONS, expansion)] if expansion else [])
 
 
 def expansion_table(figures: Figures, dataset: RetrievalSet, expansions: Sequence[ExpandedStage]) -> pa.Table | None:
-    """expansions.parquet: a row for each view of each query of every arm that is on; None where none is."""
+    """expansions.parquet: a row for each view of each query of every stage that uses them; None where none does."""
     found, parts = Differences(figures, dataset), []
-    for arm in expansions:
-        if arm.pool is not None:
-            ids = dataset.image_ids if arm.side == "images" else dataset.caption_ids
-            parts.append(_moves(found, arm, arm.pool).table(arm.stage, ids))
+    for expanded in expansions:
+        if expanded.pool is not None:
+            ids = dataset.image_ids if expanded.side == "images" else dataset.caption_ids
+            parts.append(_moves(found, expanded, expanded.pool).table(expanded.stage, ids))
     return pa.concat_tables(parts) if parts else None
 
 
-def _ensemble_record(found: Differences, arm: EnsembleStage) -> dict[str, Any]:
-    recalls = {stage: found.recalls_at_1(stage) for stage in (*arm.members, arm.stage)}
-    weights = [float(weight) for weight in arm.weights]
-    members = list(zip(arm.members, weights, strict=True))
-    cost = _ensemble_cost(found, arm)
+def _ensemble_record(found: Differences, ensemble: EnsembleStage) -> dict[str, Any]:
+    recalls = {stage: found.recalls_at_1(stage) for stage in (*ensemble.members, ensemble.stage)}
+    weights = [float(weight) for weight in ensemble.weights]
+    members = list(zip(ensemble.members, weights, strict=True))
+    cost, choice, chosen_set = _ensemble_cost(found, ensemble), ensemble.choice, ensemble.chosen_on
     measured = [
-        {"stage": stage, "weight": weight, "R@1": recalls[stage]} | found.verdict(arm.stage, stage, "both") for stage, weight in members
+        {"stage": stage, "weight": weight, "R@1": recalls[stage]} | found.verdict(ensemble.stage, stage, "both")
+        for stage, weight in members
     ]
     itself = {"delta": None, "ci95": None, "p_value": None, "verdict": None, "in_comparisons": None}
     return {
-        "stage": arm.stage,
+        "stage": ensemble.stage,
         "members": [{"stage": stage, "weight": weight} for stage, weight in members],
-        "combination": arm.combination,
+        "combination": ensemble.combination,
         "weights": weights,
-        "chosen_on": chosen_on(arm.chosen_on) if arm.chosen_on is not None else None,
-        "curve": _weight_curve(arm.choice, arm.chosen_on) if arm.choice is not None and arm.chosen_on is not None else [],
-        "measured": [*measured, {"stage": arm.stage, "weight": None, "R@1": recalls[arm.stage]} | itself],
-        "better_member": max(arm.members, key=lambda stage: recalls[stage]["both"]),
+        "chosen_on": chosen_on(chosen_set) if chosen_set is not None else None,
+        "curve": _weight_curve(choice, chosen_set) if choice is not None and chosen_set is not None else [],
+        "measured": [*measured, {"stage": ensemble.stage, "weight": None, "R@1": recalls[ensemble.stage]} | itself],
+        "better_member": max(ensemble.members, key=lambda stage: recalls[stage]["both"]),
         "cost": cost,
-        "same_seconds": same_seconds(found, arm.stage, arm.members[0], arm.reranked, cost["extra_seconds"]) if arm.reranked else None,
+        "same_seconds": same_seconds(found, ensemble.stage, ensemble.members[0], ensemble.reranked, cost["extra_seconds"])
+        if ensemble.reranked is not None
+        else None,
     }
 
 
-def _ensemble_cost(found: Differences, arm: EnsembleStage) -> dict[str, Any]:
-    base = arm.members[0]
-    sides = {"ensemble": _cost(found, arm.stage, arm.held), "base": _cost(found, base, arm.base_held) | {"stage": base}}
+def _ensemble_cost(found: Differences, ensemble: EnsembleStage) -> dict[str, Any]:
+    first = ensemble.members[0]
+    base = _cost(found, first, ensemble.first_footprint) | {"stage": first}
+    sides = {"ensemble": _cost(found, ensemble.stage, ensemble.footprint), "base": base}
     return sides | {"extra_seconds": sides["ensemble"]["seconds"] - sides["base"]["seconds"]}
 
 
-def _cost(found: Differences, stage: str, held: Held) -> dict[str, Any]:
+def _cost(found: Differences, stage: str, footprint: MemoryFootprint) -> dict[str, Any]:
     """Seconds of the whole stage, images a second while they are embedded, and bytes."""
     cost = found.figures.stages[stage]["cost"]
     image_seconds = cost.get("image_seconds", 0.0)
     return {
         "seconds": float(cost.get("seconds", 0.0)),
         "images_per_second": found.dataset.num_images / image_seconds if image_seconds > 0 else None,
-        "weight_bytes": held.weight_bytes,
-        "vector_bytes": held.vector_bytes,
+        "weight_bytes": footprint.weight_bytes,
+        "vector_bytes": footprint.vector_bytes,
     }
 
 
@@ -171,46 +188,43 @@ def _shares(ranks: Sequence[np.ndarray], direction: Direction, dataset: Retrieva
     return sums.means(), sums.resampled_means(resample_weights(dataset.num_images))
 
 
-def _expansion_record(found: Differences, arm: ExpandedStage) -> dict[str, Any]:
-    counts, views = np.diff(arm.texts.offsets), arm.texts.record()
-    before, _, ending = arm.stage.rpartition("+")
-    name = ending if before == arm.against else arm.texts.name  # a second expansion of a kind is called NAME-2
+def _expansion_record(found: Differences, expanded: ExpandedStage) -> dict[str, Any]:
+    counts, views = np.diff(expanded.texts.offsets), expanded.texts.record()
     record = {
-        "stage": arm.stage,
-        "against": arm.against,
-        "name": name,
-        "side": arm.side,
-        "direction": direction_of(arm.side),
-        "chosen_on": chosen_on(arm.chosen_on) if arm.chosen_on is not None else None,
-        "pool": _pool_record(arm.pool),
-        "curve": _pool_curve(arm.choice, arm.chosen_on) if arm.choice is not None and arm.chosen_on is not None else [],
+        "stage": expanded.stage,
+        "against": expanded.against,
+        "name": expanded.name,
+        "side": expanded.side,
+        "direction": direction_of(expanded.side),
+        "chosen_on": chosen_on(expanded.chosen_on) if expanded.chosen_on is not None else None,
+        "pool": _pool_record(expanded.pool),
+        "curve": _pool_curve(expanded.choice, expanded.chosen_on) if expanded.choice is not None and expanded.chosen_on is not None else [],
         "num_items": len(counts),
         "num_expanded": int((counts > 0).sum()),
         "num_views": int(counts.sum()),
         "dropped": views.get("dropped", {}),
         "views": views,
     }
-    if arm.pool is None:
-        advice = (
-            "No number, pooling or weight of these views did better than none where it was chosen: they are off." if arm.choice else None
-        )
+    if expanded.pool is None:
+        chosen_off = "No number, pooling or weight of these views did better than none where it was chosen: they are off."
+        advice = chosen_off if expanded.choice else None
         return record | {"num_views_used": 0, "num_looked_at": 0, "measured": {}, "moved": None, "examples": [], "advice": advice}
-    moves, direction = _moves(found, arm, arm.pool), direction_of(arm.side)
-    measured = found.verdict(arm.stage, arm.against, direction)
+    moves, direction = _moves(found, expanded, expanded.pool), direction_of(expanded.side)
+    measured = found.verdict(expanded.stage, expanded.against, direction)
     return record | {
-        "num_views_used": int(np.minimum(counts, arm.pool.number).sum()),
-        "num_looked_at": len(arm.view_ranks),
-        "measured": {direction: {"R@1": found.recalls_at_1(arm.stage)[direction]} | measured},
+        "num_views_used": int(np.minimum(counts, expanded.pool.number).sum()),
+        "num_looked_at": len(expanded.view_ranks),
+        "measured": {direction: {"R@1": found.recalls_at_1(expanded.stage)[direction]} | measured},
         "moved": moves.counts(),
         "examples": moves.examples(found.dataset),
-        "advice": f"It hurts: {name} should stay off." if measured["verdict"] == "worse" else None,
+        "advice": f"It hurts: {expanded.name} should stay off." if measured["verdict"] == "worse" else None,
     }
 
 
-def _moves(found: Differences, arm: ExpandedStage, pool: Pool) -> Moves:
-    direction = direction_of(arm.side)
-    before_Q, after_Q = (found.arm(stage, direction).ranks_Q for stage in (arm.against, arm.stage))
-    return Moves(arm.side, arm.texts, items_of(found.dataset, arm.side), before_Q, after_Q, arm.view_ranks, pool.number)
+def _moves(found: Differences, expanded: ExpandedStage, pool: Pool) -> Moves:
+    direction = direction_of(expanded.side)
+    before_Q, after_Q = (found.metrics(stage, direction).ranks_Q for stage in (expanded.against, expanded.stage))
+    return Moves(expanded.side, expanded.texts, items_of(found.dataset, expanded.side), before_Q, after_Q, expanded.view_ranks, pool.number)
 
 
 def _pool_record(pool: Pool | None) -> dict[str, Any] | None:
@@ -228,3 +242,18 @@ def _pool_curve(choice: PoolChoice, dataset: RetrievalSet) -> list[dict[str, Any
         {"pool": _pool_record(point.pool), "R@1": float(means_T[column]), "ci95": bounds_2T[:, column].tolist()}
         for column, point in enumerate(choice.tried)
     ]
+
+
+_TEMPLATES = Path(__file__).parent / "templates"
+ENSEMBLES = SectionFormat(
+    key="ensemble",
+    template=_TEMPLATES / "ensemble.html.j2",
+    lines=lambda record, data: [ensemble_line(each) for each in record],
+    names={"combination_words": COMBINATION_WORDS, "weight_curves": weight_curves, "best_points": best_points},
+)
+EXPANSIONS = SectionFormat(
+    key="expansion",
+    template=_TEMPLATES / "expansion.html.j2",
+    lines=lambda record, data: [line for each in record for line in expansion_lines(each, data["split"])],
+    names={"pool_in_words": pool_in_words, "side_words": SIDE_WORDS},
+)

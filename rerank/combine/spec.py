@@ -1,81 +1,204 @@
-"""What is made of an evaluation's checkpoints beside measuring each alone: an ensemble, and arms with expanded queries."""
+"""What is asked of combining: which checkpoints are an ensemble, which stages have additional views, and what of it is chosen on another
+split."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
-from eval.errors import UserError
+from eval.errors import SettingError
+from rerank import stage_names
 from rerank.combine.views import POOLINGS, Combination, Pool, Pooling
-from rerank.expansions.image_captions import CaptionsColumn, CaptionsFile
-from rerank.expansions.parse import Expansion
+from rerank.stage_names import ENSEMBLE
 
-ENSEMBLE = "ensemble"
+Choice = Literal["ensemble", "expansion"]
+COMBINING_CHOICES: tuple[Choice, ...] = get_args(Choice)
+"""What can be chosen on another split."""
 ALL_VIEWS = 2**31 - 1
+POOLINGS_OF_SCORES = " or ".join(pooling for pooling in POOLINGS if pooling != "reciprocal-rank")
+MEAN_OF_ALL = Pool("mean", ALL_VIEWS, 1.0)
 
 
-@dataclass(frozen=True)
-class Combining:
-    """What is made of the checkpoints beside measuring each alone.
+def parse_member(text: str) -> tuple[str, float]:
+    """(checkpoint, weight) of DIR_OR_HUB_ID[:WEIGHT]; without one the weight is 1.
 
-    Attributes:
-        lead: name of the checkpoint whose queries are expanded.
-        members: names of the ensemble's checkpoints, the lead first; empty: no ensemble.
-        weights: of the members; None: chosen where there is a set to choose on, else equal.
-        combinations: how members' scores become one; several: the best is chosen.
-        expansions: what queries are expanded by, each an arm of its own, by the ending of its stages' names.
-        pool: how views are pooled where nothing is chosen: one.
-        poolings: what is tried where it is chosen.
+    >>> parse_member("google/siglip-large-patch16-256:0.5")
+    ('google/siglip-large-patch16-256', 0.5)
 
     Raises:
-        UserError: pooling by ranks alone where it has no meaning.
+        SettingError: the weight is not a number above 0.
+    """
+    path, colon, weight = text.rpartition(":")
+    if not colon:
+        return text, 1.0
+    try:
+        number = float(weight)
+    except ValueError:
+        number = 0.0
+    if not path or not 0 < number < float("inf"):
+        raise SettingError("members", f"{text}: expected DIR_OR_HUB_ID[:WEIGHT], the weight a number above 0; found {weight!r}")
+    return path, number
+
+
+def given_weights(members: Sequence[str]) -> tuple[float, ...] | None:
+    """The weights of the checkpoint itself, 1, and of the further members; None where no member has one.
+
+    >>> given_weights(["large:0.5", "small"])
+    (1.0, 0.5, 1.0)
+
+    Raises:
+        SettingError: see `parse_member`.
+    """
+    weights = [parse_member(text)[1] for text in members]
+    return (1.0, *weights) if any(":" in text for text in members) else None
+
+
+def parse_pool(text: str) -> Pool:
+    """RULE[:NUMBER[:WEIGHT]]: the first NUMBER views (default all), of WEIGHT (default 1) against the item alone.
+
+    >>> parse_pool("mean:2:0.5")
+    Pool(pooling='mean', number=2, weight=0.5)
+
+    Raises:
+        SettingError: it is not of this form.
+    """
+    rule, *rest = text.strip().split(":")
+    try:
+        number, weight = int(rest[0]) if rest else ALL_VIEWS, float(rest[1]) if len(rest) > 1 else 1.0
+    except ValueError:
+        number, weight = 0, 0.0
+    if rule not in POOLINGS or len(rest) > 2 or number < 1 or not 0 < weight <= 1:
+        raise SettingError(
+            "pools",
+            f"expected RULE[:NUMBER[:WEIGHT]], RULE one of {', '.join(POOLINGS)}, NUMBER from 1, WEIGHT above 0 and at most 1; "
+            f"found {text!r}",
+        )
+    return Pool(next(known for known in POOLINGS if known == rule), number, weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combining:
+    """What is made of an evaluation's checkpoints besides measuring each alone.
+
+    Attributes:
+        checkpoint: name of the one whose queries or images have additional views; the ensemble's first member.
+        members: names of the ensemble's further checkpoints; empty: no ensemble.
+        weights: of the checkpoint and the members; None: chosen, or else equal.
+        combinations: how members' scores become one, by default logits; several: the best is chosen with the weights.
+        expansions: what makes additional views, each a stage of its own, by the ending of its stages' names.
+        pools: how views are pooled, by default the mean of all; where that is chosen, the rules that are tried, by default all.
+        choose: what is chosen on another split; None: all that there is to choose.
+
+    Raises:
+        SettingError: two of them contradict each other, or one has nothing to work on.
     """
 
-    lead: str = "model"
+    checkpoint: str = "model"
     members: tuple[str, ...] = ()
     weights: tuple[float, ...] | None = None
-    combinations: tuple[Combination, ...] = ("logits",)
-    expansions: Mapping[str, Expansion] = field(default_factory=dict)
-    pool: Pool = Pool("mean", ALL_VIEWS, 1.0)
-    poolings: tuple[Pooling, ...] = POOLINGS
+    combinations: tuple[Combination, ...] = ()
+    expansions: tuple[str, ...] = ()
+    pools: tuple[Pool, ...] = ()
+    choose: tuple[Choice, ...] | None = None
 
     def __post_init__(self) -> None:
-        if set(self.poolings) != {"reciprocal-rank"} or not self.expansions:
-            return
-        candidates = [name for name, one in self.expansions.items() if isinstance(one, (CaptionsFile, CaptionsColumn))]
-        if candidates:
-            raise UserError(
-                f"pooling reciprocal-rank: the views of {', '.join(candidates)} are of images that are searched, and only what asks ranks "
-                "a gallery; pool by mean, max or log-sum-exp"
+        self._check_ensemble()
+        self._check_pools()
+
+    def _check_ensemble(self) -> None:
+        chosen = self.choose or ()
+        if self.combinations and not self.members:
+            raise SettingError("combinations", "there is no ensemble whose scores could be combined; name its members, or leave it out")
+        if len(set(self.combinations)) < len(self.combinations):
+            raise SettingError("combinations", f"a rule is named twice: {', '.join(self.combinations)}; name each once")
+        if len(self.combinations) > 1 and not self.chooses_ensemble:
+            raise SettingError(
+                "combinations", "of several rules one is chosen with the weights on another split; let both be chosen, or name one rule"
             )
-        if self.members and "reciprocal-rank" not in self.combinations:
-            raise UserError(
-                f"pooling reciprocal-rank leaves ranks, which cannot be combined with members' scores by {', '.join(self.combinations)}: "
-                "combine by reciprocal-rank too, or pool by mean, max or log-sum-exp"
+        if "ensemble" in chosen and not self.members:
+            raise SettingError("choose", "ensemble: there is none; name its members, or leave ensemble out")
+        if "ensemble" in chosen and self.weights is not None:
+            raise SettingError("choose", "ensemble: the weights are given, so nothing is left to choose; leave one of the two out")
+
+    def _check_pools(self) -> None:
+        if self.pools and not self.expansions:
+            raise SettingError("pools", "there are no additional views to pool; name what makes them, or leave it out")
+        rules = [pool.pooling for pool in self.pools]
+        if len(set(rules)) < len(rules):
+            raise SettingError("pools", f"a rule is named twice: {', '.join(rules)}; name each once")
+        if "expansion" in (self.choose or ()) and not self.expansions:
+            raise SettingError("choose", "expansion: there is none; name one, or leave expansion out")
+        if len(rules) > 1 and not self.chooses_expansion:
+            raise SettingError("pools", "of several rules one is chosen on another split; let it be chosen, or name one rule")
+        if self.chooses_expansion and any((pool.number, pool.weight) != (ALL_VIEWS, 1.0) for pool in self.pools):
+            raise SettingError("pools", "number and weight are chosen on another split; leave them out, or let nothing be chosen")
+        if self.pools_by_rank and self.members and "reciprocal-rank" not in self.combinations:
+            raise SettingError(
+                "pools",
+                f"reciprocal-rank leaves ranks, which cannot be combined with members' scores by {', '.join(self.rules)}: combine by "
+                f"reciprocal-rank too, or pool by {POOLINGS_OF_SCORES}",
             )
+
+    @property
+    def rules(self) -> tuple[Combination, ...]:
+        """How members' scores become one: what is tried, or the one that is taken."""
+        return self.combinations or ("logits",)
+
+    @property
+    def pool(self) -> Pool:
+        """How views are pooled where it is not chosen."""
+        return self.pools[0] if self.pools else MEAN_OF_ALL
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        """What is tried where it is chosen."""
+        return tuple(pool.pooling for pool in self.pools) or POOLINGS
+
+    @property
+    def pools_by_rank(self) -> bool:
+        """True if views can be pooled by their ranks alone."""
+        return bool(self.expansions) and set(self.poolings) == {"reciprocal-rank"}
+
+    @property
+    def ensemble(self) -> tuple[str, ...]:
+        """Names of all members, the checkpoint first; empty: no ensemble."""
+        return (self.checkpoint, *self.members) if self.members else ()
 
     @property
     def targets(self) -> list[str]:
-        """The stages whose queries are expanded."""
-        return [self.lead] + ([ENSEMBLE] if self.members else [])
+        """The stages that get additional views."""
+        return [self.checkpoint] + ([ENSEMBLE] if self.members else [])
 
     @property
-    def expanded(self) -> list[str]:
-        """The checkpoints whose sets are expanded, and combined: their vectors are needed more than once."""
-        return list(dict.fromkeys([self.lead, *self.members])) if self.expansions or self.members else []
+    def reused(self) -> list[str]:
+        """The checkpoints whose vectors are needed more than once."""
+        return [self.checkpoint, *self.members] if self.expansions or self.members else []
+
+    @property
+    def expanded(self) -> list[tuple[str, str, str]]:
+        """(stage, the stage without additional views, expansion) of every expanded stage."""
+        return [(stage_names.expanded(target, name), target, name) for name in self.expansions for target in self.targets]
 
     @property
     def names(self) -> list[str]:
-        """The stages there will be beside the checkpoints'."""
-        return ([ENSEMBLE] if self.members else []) + [stage for stage, _ in self._expanded()]
+        """The stages there will be besides the checkpoints'."""
+        return ([ENSEMBLE] if self.members else []) + [stage for stage, _, _ in self.expanded]
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
         """(stage, against): the ensemble against each member, what is expanded against what is not."""
-        return [(ENSEMBLE, member) for member in self.members] + self._expanded()
+        return [(ENSEMBLE, member) for member in self.ensemble] + [(stage, target) for stage, target, _ in self.expanded]
+
+    @property
+    def chooses_ensemble(self) -> bool:
+        """True if weights and rule of the ensemble are chosen on another split."""
+        return bool(self.members) and self.weights is None and (self.choose is None or "ensemble" in self.choose)
+
+    @property
+    def chooses_expansion(self) -> bool:
+        """True if the pooling of views is chosen on another split."""
+        return bool(self.expansions) and (self.choose is None or "expansion" in self.choose)
 
     @property
     def chooses(self) -> bool:
-        """True if a set to choose on would decide something."""
-        return bool(self.expansions) or bool(self.members and self.weights is None)
-
-    def _expanded(self) -> list[tuple[str, str]]:
-        return [(f"{target}+{name}", target) for name in self.expansions for target in self.targets]
+        """True if another split would decide something."""
+        return self.chooses_ensemble or self.chooses_expansion

@@ -67,7 +67,7 @@ class ColumnExpansion(TextExpansion):
             UserError: the manifest was read without the column, or it is empty in all rows of the split.
         """
         texts_C = dataset.texts.get(self.column)
-        asked, column = f"--expand {self.source}", self.column
+        asked, column = f"{self.source}", self.column
         if texts_C is None:
             raise UserError(f"{asked}: the manifest was read without its column {column!r}; read_manifest(..., keep=[{column!r}])")
         if not any(texts_C):

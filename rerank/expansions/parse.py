@@ -39,14 +39,14 @@ def parse_expansion(text: str) -> Expansion:
     """
     method, colon, value = text.partition(":")
     if colon and not value:
-        raise UserError(f"--expand {text}: found nothing after the colon; expected one of {FORMS}")
+        raise UserError(f"{text}: found nothing after the colon; expected one of {FORMS}")
     if not colon and method in _WITHOUT_VALUE:
         return _WITHOUT_VALUE[method]()
     if colon and method in _WITH_VALUE:
         return _WITH_VALUE[method](value)
     if text.lower().endswith(KINDS):
         return ParaphrasesFile.read(text)
-    raise UserError(f"--expand {text}: expected one of {FORMS}")
+    raise UserError(f"{text}: expected one of {FORMS}")
 
 
 def read_expansions(texts: Sequence[str]) -> dict[str, Expansion]:

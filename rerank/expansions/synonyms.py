@@ -45,7 +45,7 @@ class Dictionary(TextExpansion):
             entries[words_of(word)], lines[words_of(word)] = synonyms, line
         faults.raise_any()
         if not entries:
-            raise UserError(f"--expand {source}: {path} holds no entry; write one a line: {_FORM}")
+            raise UserError(f"{source}: {path} holds no entry; write one a line: {_FORM}")
         return cls(source=source, entries=entries)
 
     def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> CaptionExpansions:
@@ -59,7 +59,7 @@ class Dictionary(TextExpansion):
         expansions = caption_expansions(dataset, proposed, name=self.name, source=self.source, cut=True)
         if not len(expansions.texts):
             raise UserError(
-                f"--expand {self.source}: no caption of {dataset.source} (split {dataset.split!r}) holds any of its {len(self.entries)} "
+                f"{self.source}: no caption of {dataset.source} (split {dataset.split!r}) holds any of its {len(self.entries)} "
                 f"entries as a whole word, e.g. {' '.join(next(iter(self.entries)))!r} in {dataset.captions[0]!r:.80}"
             )
         return expansions

@@ -54,7 +54,7 @@ class Templates(TextExpansion):
             templates.append(line.strip())
         faults.raise_any()
         if not templates:
-            raise UserError(f"--expand {source}: {path} holds no template; write one a line, such as {BUILT_IN[0]!r}")
+            raise UserError(f"{source}: {path} holds no template; write one a line, such as {BUILT_IN[0]!r}")
         return cls(source=source, templates=tuple(templates))
 
     def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> CaptionExpansions:

@@ -36,7 +36,7 @@ class TableFaults:
         if self.found:
             shown = "\n".join(f"  {place}: {what}" for place, what in self.found[:_MOST_FAULTS])
             more = f"\n  and {len(self.found) - _MOST_FAULTS} more" if len(self.found) > _MOST_FAULTS else ""
-            raise UserError(f"--expand {self._source}: {len(self.found)} fault(s)\n{shown}{more}")
+            raise UserError(f"{self._source}: {len(self.found)} fault(s)\n{shown}{more}")
 
 
 def existing_file(source: str, path: str) -> Path:
@@ -46,7 +46,7 @@ def existing_file(source: str, path: str) -> Path:
         UserError: it is not.
     """
     if not path or not Path(path).is_file():
-        raise UserError(f"--expand {source}: there is no file {path!r}; give the path of one")
+        raise UserError(f"{source}: there is no file {path!r}; give the path of one")
     return Path(path)
 
 
@@ -59,7 +59,7 @@ def read_text(source: str, path: str) -> str:
     try:
         return existing_file(source, path).read_text(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
-        raise UserError(f"--expand {source}: {path} cannot be read ({error})") from error
+        raise UserError(f"{source}: {path} cannot be read ({error})") from error
 
 
 def read_table(source: str, path: Path, faults: TableFaults) -> tuple[list[str], list[tuple[int, Mapping[str, Any]]]]:
@@ -70,14 +70,14 @@ def read_table(source: str, path: Path, faults: TableFaults) -> tuple[list[str],
     """
     suffix = path.suffix.lower()
     if suffix not in KINDS:
-        raise UserError(f"--expand {source}: expected a file that ends in one of {', '.join(KINDS)}; found {path.name!r}")
+        raise UserError(f"{source}: expected a file that ends in one of {', '.join(KINDS)}; found {path.name!r}")
     try:
         if suffix == ".parquet":
             table = pq.read_table(path)
             return table.column_names, list(enumerate(table.to_pylist(), 1))
         columns, records = (read_jsonl if suffix == ".jsonl" else read_csv)(path, faults.found)
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
-        raise UserError(f"--expand {source}: {path} cannot be read ({error})") from error
+        raise UserError(f"{source}: {path} cannot be read ({error})") from error
     return columns, list(records)
 
 
@@ -90,7 +90,7 @@ def one_of(source: str, path: Path, columns: Iterable[str], names: tuple[str, ..
     found = list(columns)
     if not (there := [name for name in names if name in found]):
         raise UserError(
-            f"--expand {source}: {path}: expected a column {' or '.join(f'`{name}`' for name in names)}, found {found}; rename one"
+            f"{source}: {path}: expected a column {' or '.join(f'`{name}`' for name in names)}, found {found}; rename one"
         )
     return there[0]
 
@@ -146,7 +146,7 @@ class KeyedTexts:
         if not {key_column, *text_columns} & set(columns):
             faults.raise_any()  # bytes of another encoding, say: a message on column names would mislead
         if not columns:
-            raise UserError(f"--expand {source}: {path} is empty; write rows with `{key_column}` and `{text_columns[0]}`, or leave it out")
+            raise UserError(f"{source}: {path} is empty; write rows with `{key_column}` and `{text_columns[0]}`, or leave it out")
         one_of(source, path, columns, (key_column,))
         noun = one_of(source, path, columns, text_columns).removesuffix("s")
         texts: dict[str, list[str]] = {}
@@ -162,7 +162,7 @@ class KeyedTexts:
             num_rows[key_of(str(key))] += 1
         faults.raise_any()
         if not texts:
-            raise UserError(f"--expand {source}: {path} holds no rows; write some, or leave it out")
+            raise UserError(f"{source}: {path} holds no rows; write some, or leave it out")
         return cls(source, key_column, texts, num_rows)
 
     def matched(self, dataset: RetrievalSet, keys: Sequence[str], example: str) -> tuple[list[list[str]], dict[str, int]]:
@@ -178,7 +178,7 @@ class KeyedTexts:
         num_unmatched = sum(self.num_rows[key] for key in self.num_rows.keys() - set(keys))
         if num_unmatched == sum(self.num_rows.values()):
             raise UserError(
-                f"--expand {self.source}: the `{self.key_column}` of none of its {num_unmatched} row(s) is in {dataset.source} "
+                f"{self.source}: the `{self.key_column}` of none of its {num_unmatched} row(s) is in {dataset.source} "
                 f"(split {dataset.split!r}); expected one such as {example!r:.80}, found {next(iter(self.texts))!r:.80}. "
                 "Give the file of this split"
             )

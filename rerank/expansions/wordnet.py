@@ -62,18 +62,18 @@ class WordNet(TextExpansion):
         """
         source = "wordnet" if folder is None else f"wordnet:{folder}"
         if importlib.util.find_spec("nltk") is None:
-            raise UserError(f"--expand {source}: needs nltk, which is not installed here: pip install -c constraints.txt -e '.[wordnet]'")
+            raise UserError(f"{source}: needs nltk, which is not installed here: pip install -c constraints.txt -e '.[wordnet]'")
         place = _found_folder(source) if folder is None else Path(folder)
         if missing := [name for name in (*FILES, *EXCEPTIONS) if not (place / name).is_file()]:
             raise UserError(
-                f"--expand {source}: expected WordNet's files in {place}, lacking are {', '.join(missing[:4])}"
+                f"{source}: expected WordNet's files in {place}, lacking are {', '.join(missing[:4])}"
                 f"{', ...' if len(missing) > 4 else ''}. Debian has them: apt-get install wordnet-base"
             )
         try:
             return cls(source=source, reader=_open(place))
         except Exception as error:  # nltk's own, ValueError, AssertionError, StopIteration, ... as the damage
             what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise UserError(f"--expand {source}: WordNet's files in {place} cannot be read ({what}). Install them again") from error
+            raise UserError(f"{source}: WordNet's files in {place} cannot be read ({what}). Install them again") from error
 
     def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> CaptionExpansions:
         """Each caption of a split with words replaced."""
@@ -127,8 +127,8 @@ def _found_folder(source: str) -> Path:
         if (place / "index.noun").is_file():
             return place
     raise UserError(
-        f"--expand {source}: found no WordNet in {', '.join(map(str, places[:4]))}. Debian has it: apt-get install wordnet-base; "
-        "or give its folder: --expand wordnet:DIR"
+        f"{source}: found no WordNet in {', '.join(map(str, places[:4]))}. Debian has it: apt-get install wordnet-base; "
+        "or give its folder: wordnet:DIR"
     )
 
 

@@ -13,6 +13,7 @@ from eval.choices.report import ChoiceReport, choice_report
 from eval.encoder.checkpoint import load_siglip
 from eval.errors import UserError
 from eval.execution import ONE_PROCESS, Execution
+from rerank import stage_names as names_of
 from rerank.scorers.scorer import PairScorer
 from rerank.scoring.candidates import CandidateLists
 from rerank.scoring.pair_scores import complete_scores
@@ -25,9 +26,9 @@ def match_scores(
     scorer: PairScorer,
     choices: ChoiceSet,
     *,
-    kept: ScoreCache | None = None,
-    progress: bool = False,
+    cache: ScoreCache | None = None,
     execution: Execution = ONE_PROCESS,
+    progress: bool = False,
 ) -> np.ndarray:
     """The cross-encoder's score of every pair of `choices.pairs()`, float64 of shape (N,); each picture encoded and each pair scored once.
 
@@ -40,7 +41,7 @@ def match_scores(
         scorer,
         choices,
         CandidateLists.of_pairs(images_N, captions_N),
-        cache=kept,
+        cache=cache,
         processes=execution.processes,
         progress=progress,
         on_progress=execution.on_progress,
@@ -66,7 +67,7 @@ def stage_names(names: Sequence[str], scorer_name: str | None) -> list[str]:
     Raises:
         UserError: one name stands for two of them.
     """
-    stages = [*names, *([scorer_name, *(f"{name}+{scorer_name}" for name in names)] if scorer_name is not None else [])]
+    stages = [*names, *([scorer_name, *(names_of.reranked(name, scorer_name) for name in names)] if scorer_name is not None else [])]
     if len(set(stages)) < len(stages):
         raise UserError(f"choices: each checkpoint needs a name of its own, and not the reranker's; the stages would be {stages}")
     return stages
@@ -77,9 +78,9 @@ def measure_choices(
     checkpoints: Mapping[str, str],
     scorer: PairScorer | None,
     *,
-    kept: ScoreCache | None = None,
-    strip_punctuation: bool = False,
+    cache: ScoreCache | None = None,
     execution: Execution = ONE_PROCESS,
+    strip_punctuation: bool = False,
 ) -> ChoiceReport:
     """Measure bi-encoders on a choice set, and with a cross-encoder also that alone (`blip`) and its sum with each (`tuned+blip`).
 
@@ -87,9 +88,9 @@ def measure_choices(
 
     Args:
         checkpoints: stage name -> folder or hub id of a SigLIP checkpoint.
-        kept: pair scores of earlier runs, and where these are kept.
+        cache: pair scores of earlier runs, and where these are written.
         strip_punctuation: see eval/encoder/tokenizer.py.
-        execution: progress is told of rows embedded and of pairs scored.
+        execution: its on_progress is called with each number of rows embedded, and of pairs scored.
 
     Raises:
         UserError: a name is there twice, a checkpoint cannot be used, a picture does not decode, or a score is not finite.
@@ -105,10 +106,12 @@ def measure_choices(
     rules = dict.fromkeys(names, "cosine")
     pairs = [(name, names[0]) for name in names[1:]]
     if scorer is not None:
-        matcher = scorer.name
-        stages[matcher] = match_scores(scorer, choices, kept=kept, progress=execution.processes.is_main, execution=execution)
-        stages |= {f"{name}+{matcher}": fused(stages[name], stages[matcher]) for name in names}
-        rules |= {matcher: "match score"} | {f"{name}+{matcher}": FUSION_RULE for name in names}
-        pairs += [(matcher, name) for name in names]
-        pairs += [(f"{name}+{matcher}", part) for name in names for part in (name, matcher)]
+        alone = scorer.name
+        stages[alone] = match_scores(scorer, choices, cache=cache, execution=execution, progress=execution.processes.is_main)
+        rules[alone] = "match score"
+        pairs += [(alone, name) for name in names]
+        for name in names:
+            both = names_of.reranked(name, alone)
+            stages[both], rules[both] = fused(stages[name], stages[alone]), FUSION_RULE
+            pairs += [(both, name), (both, alone)]
     return choice_report(choices, stages, pairs, rules)

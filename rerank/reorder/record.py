@@ -1,10 +1,11 @@
-"""What report.json says of arms that were chosen on another split: `fusion` and `adaptive`.
+"""Sections of a report on reranking: `fusion` and `adaptive` on what was tuned on another split, `budget` on a time budget.
 
 What holds on the split they are chosen on comes from the choice itself; what is measured, from the report's own rows (queries.parquet).
 Shape letters: Q queries, I images, S resamples.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,26 +13,31 @@ import numpy as np
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.metrics.differences import Differences
 from eval.metrics.evaluate import Figures
+from eval.metrics.k_sweep import curves_over
 from eval.metrics.metrics import RECALL_AT, recall_at_k
 from eval.metrics.significance import ImageSums, interval, resample_weights
 from eval.metrics.stage_metrics import RECALLS
+from eval.report.render import show_interval
+from eval.report.section import Section, SectionFormat
 from eval.search.ranking import DIRECTIONS, Direction
+from rerank import stage_names
+from rerank.reorder.fusion import FusionChoice
 from rerank.reorder.skipping import Saving, pair_trails, saving
-from rerank.reorder.tuned_stages import ADAPTIVE, FUSED, SUM, Chosen
+from rerank.reorder.tuned_stages import TuningResult
 
 _CURVE_SHARES = np.linspace(0, 1, 11)
 
 
-def chosen_sections(figures: Figures, dataset: RetrievalSet, chosen: Sequence[Chosen]) -> dict[str, Any]:
-    """Further sections of a report: `fusion` and `adaptive`, each with an entry for every stage it was asked of; absent where it was not.
+def tuning_sections(figures: Figures, dataset: RetrievalSet, tuned: Sequence[TuningResult]) -> list[Section]:
+    """`fusion` and `adaptive`, each with an entry for every stage it was asked of; absent where it was not.
 
     Args:
-        figures: of the split that is measured, `dataset`, with the chosen arms among its stages.
+        figures: of the split that is measured, `dataset`, with the tuned stages among its stages.
     """
     found = Differences(figures, dataset)
-    fusion = [_fusion_record(found, each) for each in chosen if each.fusion is not None]
-    adaptive = [_adaptive_record(found, each) for each in chosen if each.margin is not None]
-    return ({"fusion": fusion} if fusion else {}) | ({"adaptive": adaptive} if adaptive else {})
+    fusion = [_fusion_record(found, each, each.fusion) for each in tuned if each.fusion is not None]
+    adaptive = [_adaptive_record(found, each, each.margin) for each in tuned if each.margin is not None]
+    return ([Section(FUSION, fusion)] if fusion else []) + ([Section(ADAPTIVE, adaptive)] if adaptive else [])
 
 
 def chosen_on(dataset: RetrievalSet) -> dict[str, Any]:
@@ -45,32 +51,30 @@ def chosen_on(dataset: RetrievalSet) -> dict[str, Any]:
     }
 
 
-def _fusion_record(found: Differences, chosen: Chosen) -> dict[str, Any]:
+def _fusion_record(found: Differences, tuned: TuningResult, choice: FusionChoice) -> dict[str, Any]:
     """Weights and their recalls where the weight was chosen; weights 0, 1 and the chosen one where it is measured."""
-    assert chosen.fusion is not None
-    fusion = chosen.fusion.fusion
-    stages = {chosen.twin: 0.0, f"{chosen.twin}+{SUM}": 1.0, f"{chosen.twin}+{FUSED}": fusion.weight}
+    fusion, fused = choice.fusion, stage_names.fused(tuned.stage)
+    stages = {tuned.stage: 0.0, stage_names.summed(tuned.stage): 1.0, fused: fusion.weight}
     return {
-        "stage": chosen.twin,
-        "fused": f"{chosen.twin}+{FUSED}",
-        "chosen_on": chosen_on(chosen.dataset),
+        "stage": tuned.stage,
+        "fused": fused,
+        "chosen_on": chosen_on(tuned.dataset),
         "weight": fusion.weight,
         "units": {d: {"pair": units.pair, "first": units.first} for d, units in fusion.units.items()},
-        "weights": _weight_rows(chosen),
+        "weights": _weight_rows(tuned, choice),
         "measured": [
-            {"stage": stage, "weight": weight, "R@1": found.recalls_at_1(stage)} | found.of_means(stage, chosen.twin)
+            {"stage": stage, "weight": weight, "R@1": found.recalls_at_1(stage)} | found.of_means(stage, tuned.stage)
             for stage, weight in stages.items()
         ],
     }
 
 
-def _weight_rows(chosen: Chosen) -> list[dict[str, Any]]:
+def _weight_rows(tuned: TuningResult, choice: FusionChoice) -> list[dict[str, Any]]:
     """Recalls by weight on the split the weight is chosen on, with the interval of R@1; weight null: the first stage alone."""
-    assert chosen.fusion is not None
-    dataset, weights_SI = chosen.dataset, resample_weights(chosen.dataset.num_images)
+    dataset, weights_SI = tuned.dataset, resample_weights(tuned.dataset.num_images)
     image_Q = {"image_to_text": np.arange(dataset.num_images), "text_to_image": dataset.caption_image_C}
-    alone = {d: chosen.first.rankings[d].best_ranks() for d in DIRECTIONS}
-    by_weight: list[tuple[float | None, Mapping[Direction, np.ndarray]]] = [*chosen.fusion.ranks.items(), (None, alone)]
+    alone = {d: tuned.first.rankings[d].best_ranks() for d in DIRECTIONS}
+    by_weight: list[tuple[float | None, Mapping[Direction, np.ndarray]]] = [*choice.ranks.items(), (None, alone)]
     rows = []
     for weight, ranks in by_weight:
         for direction in DIRECTIONS:
@@ -82,20 +86,19 @@ def _weight_rows(chosen: Chosen) -> list[dict[str, Any]]:
     return rows
 
 
-def _adaptive_record(found: Differences, chosen: Chosen) -> dict[str, Any]:
+def _adaptive_record(found: Differences, tuned: TuningResult, margin: float) -> dict[str, Any]:
     """The margin, what it saves and costs where it was chosen, and where it is measured."""
-    assert chosen.margin is not None
-    stage = f"{chosen.twin}+{ADAPTIVE}"
-    difference = found.of_means(stage, chosen.twin)
-    pairs, needed = (found.figures.stages[name]["cost"]["pairs_needed"] for name in (chosen.twin, stage))
+    stage = stage_names.adaptive(tuned.stage)
+    difference = found.of_means(stage, tuned.stage)
+    pairs, needed = (found.figures.stages[name]["cost"]["pairs_needed"] for name in (tuned.stage, stage))
     return {
-        "stage": chosen.twin,
+        "stage": tuned.stage,
         "adaptive": stage,
-        "chosen_on": chosen_on(chosen.dataset),
-        "max_loss": chosen.max_loss,
-        "margin": chosen.margin if np.isfinite(chosen.margin) else None,
-        "chosen": _saving_record(saving(chosen.first.rankings, chosen.scores, chosen.top_k, chosen.margin)),
-        "curve": _curve(chosen),
+        "chosen_on": chosen_on(tuned.dataset),
+        "max_loss": tuned.max_loss,
+        "margin": margin if np.isfinite(margin) else None,
+        "chosen": _saving_record(saving(tuned.first.rankings, tuned.scores, tuned.top_k, margin)),
+        "curve": _curve(tuned),
         "measured": {
             "pairs": pairs,
             "saved": pairs - needed,
@@ -106,13 +109,60 @@ def _adaptive_record(found: Differences, chosen: Chosen) -> dict[str, Any]:
     }
 
 
-def _curve(chosen: Chosen) -> list[dict[str, Any]]:
+def _curve(tuned: TuningResult) -> list[dict[str, Any]]:
     """What margins that save about 0, 10, ... 100% of the pairs cost where the margin was chosen."""
-    trails_N = pair_trails([chosen.first.rankings[d] for d in DIRECTIONS], chosen.top_k)
+    trails_N = pair_trails([tuned.first.rankings[d] for d in DIRECTIONS], tuned.top_k)
     margins = dict.fromkeys(float(margin) for margin in np.quantile(trails_N, 1 - _CURVE_SHARES[1:], method="lower"))
-    rows = [{"margin": None} | _saving_record(saving(chosen.first.rankings, chosen.scores, chosen.top_k, float("inf")))]
-    return rows + [{"margin": m} | _saving_record(saving(chosen.first.rankings, chosen.scores, chosen.top_k, m)) for m in margins]
+    rows = [{"margin": None} | _saving_record(saving(tuned.first.rankings, tuned.scores, tuned.top_k, float("inf")))]
+    return rows + [{"margin": m} | _saving_record(saving(tuned.first.rankings, tuned.scores, tuned.top_k, m)) for m in margins]
 
 
 def _saving_record(saved: Saving) -> dict[str, Any]:
     return {"pairs": saved.pairs, "saved": saved.saved, "share_saved": saved.share, "lost": saved.lost, "loss": saved.loss}
+
+
+def fusion_line(record: dict[str, Any]) -> str:
+    """One sentence on a fused stage."""
+    fused = record["measured"][-1]
+    return (
+        f"{record['fused']}: weight {record['weight']:g} of the first stage, chosen on {split_in_words(record)}; against {record['stage']} "
+        f"{100 * fused['delta']:+.2f} points of mean R@1 {show_interval(fused['ci95'])}"
+    )
+
+
+def adaptive_line(record: dict[str, Any]) -> str:
+    """One sentence on an adaptive stage."""
+    measured = record["measured"]
+    where = "nothing may be skipped" if record["margin"] is None else f"what trails by {record['margin']:.4f} is skipped"
+    return (
+        f"{record['adaptive']}: {where}, chosen on {split_in_words(record)} for a loss of at most {100 * record['max_loss']:g} points; "
+        f"{100 * measured['share_saved']:.1f}% of {measured['pairs']:,} pairs saved, mean R@1 {0.0 - 100 * measured['loss']:+.2f} points "
+        f"{show_interval([0.0 - end for end in reversed(measured['ci95'])])}"
+    )
+
+
+def split_in_words(record: dict[str, Any]) -> str:
+    """The split something was chosen on."""
+    chosen_on = record["chosen_on"]
+    return f"{chosen_on['split'] or 'all rows'} ({chosen_on['num_images']:,} images)"
+
+
+def budget_note(record: dict[str, float]) -> list[str]:
+    """One sentence on a time budget."""
+    return [
+        f"Time budget: {record['seconds']:g} s to rerank in; the first {record['top_k']} candidates of every query fit, "
+        f"{record['num_pairs']:,} pairs with {record['num_images']:,} pictures, about {record['estimated_seconds']:.1f} s."
+    ]
+
+
+_TEMPLATES = Path(__file__).parent / "templates"
+FUSION = SectionFormat(
+    key="fusion",
+    template=_TEMPLATES / "fusion.html.j2",
+    lines=lambda record, data: [fusion_line(each) for each in record],
+    names={"curves_over": curves_over},
+)
+ADAPTIVE = SectionFormat(
+    key="adaptive", template=_TEMPLATES / "adaptive.html.j2", lines=lambda record, data: [adaptive_line(each) for each in record]
+)
+BUDGET = SectionFormat(key="budget", notes=budget_note)

@@ -36,7 +36,7 @@ def trails(first: Ranking, top_k: int) -> np.ndarray:
     if not 2 <= top_k <= first.depth:
         raise UserError(
             f"Adaptive reranking needs a top_k of 2 to {first.depth}, the number of candidates kept per query; found {top_k}. "
-            "Raise rerank.top_k (--top-k), or keep a deeper first-stage list."
+            "Raise top_k, or retrieve a deeper first-stage list."
         )
     scores_QT = first.top_scores_QK[:, :top_k].astype(np.float64)
     trails_QT = scores_QT[:, :1] - scores_QT

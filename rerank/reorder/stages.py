@@ -1,14 +1,15 @@
-"""Reranked arms of an evaluation: for each first stage its reranked twin, all of them sharing one scoring."""
+"""Reranked stages of an evaluation: for each first stage its reranked variant, all of them sharing one scoring."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
-from eval.processes import Processes
+from eval.execution import ONE_PROCESS, Execution
 from eval.search.ranking import DIRECTIONS
 from eval.search.stage import Stage
+from rerank import stage_names
 from rerank.reorder.reorder import best_ranks_by_size, rerank
 from rerank.scorers.scorer import PairScorer
 from rerank.scoring.candidates import CandidateLists, candidate_lists
@@ -42,32 +43,38 @@ def score_stages(
     scorer: PairScorer,
     top_k: int,
     *,
-    kept: ScoreCache | None = None,
-    processes: Processes = Processes(),
+    cache: ScoreCache | None = None,
+    execution: Execution = ONE_PROCESS,
     show_progress: bool = True,
-    on_progress: Callable[[int], Any] = lambda pairs: None,
 ) -> PairScores:
     """The scores of every pair that some stage needs, in one scoring: each image is encoded once and each pair scored once, whoever asks.
 
     Args:
-        kept: scores that earlier runs kept, and where those of this one are kept.
-        on_progress: called after each image of this process's with the number of its pairs; what it raises ends the scoring.
+        cache: scores that earlier runs wrote, and where those of this one are written.
+        execution: its on_progress is called after each image of this process's with the number of its pairs.
 
     Raises:
         UserError: top_k exceeds the gallery, a picture does not decode, or a score is not finite.
-        WriteError: a score could not be kept.
+        WriteError: a score could not be written to the cache.
     """
     check_top_k(dataset, top_k)
     first, *others = [stage_lists(stage, top_k) for stage in stages]
-    shown = show_progress and processes.is_main
-    return complete_scores(scorer, dataset, first.union(*others), cache=kept, processes=processes, progress=shown, on_progress=on_progress)
+    return complete_scores(
+        scorer,
+        dataset,
+        first.union(*others),
+        cache=cache,
+        processes=execution.processes,
+        progress=show_progress and execution.processes.is_main,
+        on_progress=execution.on_progress,
+    )
 
 
 def reranked(stages: Sequence[Stage], scores: PairScores, scorer_name: str, top_k: int) -> list[Stage]:
-    """The twin `NAME+SCORER` of every stage: its top_k of both directions re-ordered by the given scores.
+    """The reranked variant of every stage: its top_k of both directions re-ordered by the given scores.
 
-    A twin's `cost` is what it would have taken without the others: `pairs_needed` is the number of its pairs, of which `pairs_scored` were
-    scored in this run, `pairs_kept` read from what earlier ones kept, and `pairs_shared` are needed by another stage too; `rerank_seconds`
+    Its `cost` is what it would have taken without the others: `pairs_needed` is the number of its pairs, of which `pairs_scored` were
+    scored in this run, `pairs_kept` read from the cache, and `pairs_shared` are needed by another stage too; `rerank_seconds`
     is the scoring's in proportion to its share of the pairs scored, and the re-ordering's. So the stages' seconds add up to more than the
     clock's where they share pairs.
 
@@ -76,7 +83,7 @@ def reranked(stages: Sequence[Stage], scores: PairScores, scorer_name: str, top_
         LookupError: the scores lack a pair.
     """
     lists = [stage_lists(stage, top_k) for stage in stages]
-    twins = []
+    variants = []
     for number, (stage, own) in enumerate(zip(stages, lists, strict=True)):
         started = time.perf_counter()
         rankings = {direction: rerank(stage.rankings[direction], scores, top_k) for direction in DIRECTIONS}
@@ -84,14 +91,14 @@ def reranked(stages: Sequence[Stage], scores: PairScores, scorer_name: str, top_
         ranks = {direction: best_ranks_by_size(stage.rankings[direction], scores, top_k) for direction in DIRECTIONS}
         sweep = {k: {direction: ranks[direction][k - 1] for direction in DIRECTIONS} for k in range(1, top_k + 1)}
         cost = reranking_cost(stage, own, lists[:number] + lists[number + 1 :], scores, seconds) | {"top_k": top_k}
-        twins.append(Stage(f"{stage.name}+{scorer_name}", rankings, cost, stage.name, top_k, sweep))
-    return twins
+        variants.append(Stage(stage_names.reranked(stage.name, scorer_name), rankings, cost, stage.name, top_k, sweep))
+    return variants
 
 
 def reranking_cost(
     stage: Stage, own: CandidateLists, others: Sequence[CandidateLists], scores: PairScores, reordering_seconds: float
 ) -> dict[str, Any]:
-    """What re-ordering with the pairs of `own` took, beside what the first stage did; `others`: what other stages need."""
+    """What re-ordering with the pairs of `own` took, added to what the first stage took; `others`: the pairs other stages need."""
     scored, alone = own.difference(scores.cached), own
     for other in others:
         alone = alone.difference(other)
@@ -114,17 +121,14 @@ def reranked_stages(
     scorer: PairScorer,
     top_k: int,
     *,
-    kept: ScoreCache | None = None,
-    processes: Processes = Processes(),
+    cache: ScoreCache | None = None,
+    execution: Execution = ONE_PROCESS,
     show_progress: bool = True,
-    on_progress: Callable[[int], Any] = lambda pairs: None,
 ) -> list[Stage]:
-    """`score_stages`, then `reranked`: the twin `NAME+SCORER` of every stage.
+    """`score_stages`, then `reranked`.
 
     Raises:
         UserError: top_k exceeds the gallery, a picture does not decode, or a score is not finite.
     """
-    scores = score_stages(
-        dataset, stages, scorer, top_k, kept=kept, processes=processes, show_progress=show_progress, on_progress=on_progress
-    )
+    scores = score_stages(dataset, stages, scorer, top_k, cache=cache, execution=execution, show_progress=show_progress)
     return reranked(stages, scores, scorer.name, top_k)

@@ -150,7 +150,7 @@ def pick_top_k(rankings: Sequence[Ranking], pace: Pace, seconds: float, most: in
     """
     if most < LEAST_TOP_K:
         raise UserError(
-            f"--seconds picks a K of at least {LEAST_TOP_K}; found --top-k {most}, or no more than that to choose from. Raise it"
+            f"A time budget picks a K of at least {LEAST_TOP_K}; found at most {most} to choose from. Raise top_k"
         )
     images_T, pairs_T = work_by_top_k(rankings, most)
     estimates_T = np.array([pace.seconds(int(i), int(n)) for i, n in zip(images_T, pairs_T, strict=True)]) / world_size
@@ -160,7 +160,7 @@ def pick_top_k(rankings: Sequence[Ranking], pace: Pace, seconds: float, most: in
         raise UserError(
             f"{seconds:g} seconds are too few to rerank in: K = {least} needs {images_T[least - 1]:,} pictures and "
             f"{pairs_T[least - 1]:,} pairs, at {1000 * pace.image_seconds:.1f} ms a picture and {1000 * pace.pair_seconds:.2f} ms a pair "
-            f"about {estimates_T[least - 1]:.1f} s. Give more (--seconds), more processes, or fewer images"
+            f"about {estimates_T[least - 1]:.1f} s. Give more time, more processes, or fewer images"
         )
     top_k = fitting[-1]
     return Budget(seconds, top_k, int(images_T[top_k - 1]), int(pairs_T[top_k - 1]), float(estimates_T[top_k - 1]), pace)

@@ -31,7 +31,7 @@ MOMENTS = {
     "before the export": Trap("train.siglip.finish:export_checkpoint", 1),
     "export half written": Trap("train.siglip.export:merged_state", 1, after=True),
     "exported, not measured": Trap("train.siglip.finish:export_checkpoint", 1, after=True),
-    "measured, not reported": Trap("train.siglip.finish:write_report", 1),
+    "measured, not reported": Trap("rerank.evaluation:write_report", 1),
     "reported, not marked as finished": Trap("train.siglip.finish:_mark_finished", 1),
 }
 

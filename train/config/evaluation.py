@@ -1,12 +1,28 @@
 """The sections `rerank`, `evaluation` and `watch` of a configuration: what is measured, at the end and meanwhile."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from eval.dataset.truth import Protocol
-from rerank.combine.views import POOLINGS, REMOVED_COMBINATIONS, Combination, Pooling, combination_fault
+from eval.errors import named
+from rerank.combine.spec import Choice, Combining, given_weights, parse_pool
+from rerank.combine.views import POOLINGS, REMOVED_COMBINATIONS, Combination, combination_fault
+from rerank.reorder.plan import Plan, Tuning
 from train.config.section import Section
+
+SUBJECT, BASELINE = "tuned", "base"
+"""The stages of a job's own checkpoints: what it exports, and what it began with."""
+KEYS = {
+    "checkpoints": "evaluation.models",
+    "choose": "evaluation.choose",
+    "combinations": "evaluation.ensemble.combine",
+    "comparisons": "evaluation.comparisons",
+    "members": "evaluation.ensemble",
+    "pools": "evaluation.pooling",
+}
+"""By which key a setting of an evaluation's plan is given."""
 
 
 class RerankConfig(Section):
@@ -23,20 +39,33 @@ class RerankConfig(Section):
     adaptive: bool = False
     """Also measure tuned+RERANKER+adaptive: what trails the first by a margin, chosen on data.val_split, is not scored."""
     adaptive_max_loss: Annotated[float, Field(ge=0, le=1)] = 0.001
-    """Most of the right answers that the margin may lose on val, as a share of the queries: 0.001 is a tenth of a point of R@1."""
+    """Most of the queries answered rightly that the margin may lose on val, as a share: 0.001 is a tenth of a point of R@1."""
+    seconds: float | None = None
+    """Time budget: rerank as many candidates, up to top_k, as fit into so many seconds; null: top_k."""
+    skip_margin: float | None = None
+    """Do not score what trails the first of its query by so much in cosine, as stages NAME+RERANKER+adaptive; null: score all. Not with
+    fusion or adaptive, which score every candidate."""
     pair_scores: str | Literal[False] | None = None
-    """Folder where its scores are kept, so that no pair is scored twice; null: RUNS_FOLDER/pair-scores, for all runs; false: nowhere."""
+    """Folder of its score cache, so that no pair is scored twice; null: RUNS_FOLDER/pair-scores, for all runs; false: no cache."""
 
     @model_validator(mode="after")
     def _check(self) -> "RerankConfig":
         if not self.adaptive and self.adaptive_max_loss != type(self).model_fields["adaptive_max_loss"].default:
             raise ValueError("adaptive_max_loss does nothing without adaptive: leave it out, or take adaptive: true")
+        with named({"max_loss": "adaptive_max_loss"}):
+            _ = self.plan
         return self
+
+    @property
+    def plan(self) -> Plan:
+        """How the first stages of the final evaluation are reranked."""
+        tuning = Tuning(fusion=self.fusion, max_loss=self.adaptive_max_loss if self.adaptive else None, stages=(SUBJECT,))
+        return Plan(top_k=self.top_k, seconds=self.seconds, skip_margin=self.skip_margin, tuning=tuning)
 
     @property
     def chooses(self) -> bool:
         """True if something is chosen on val."""
-        return self.fusion or self.adaptive
+        return self.plan.tuning.any
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -59,23 +88,9 @@ class EnsembleConfig(Section):
                 raise ValueError(combination_fault(rule))
         return rules
 
-    @model_validator(mode="after")
-    def _check(self) -> "EnsembleConfig":
-        given = [":" in member for member in self.members.values()]
-        if any(given) and len(self.combine) > 1:
-            raise ValueError("combine: the rule is chosen with the weights, which are given; name one rule")
-        if len(set(self.combine)) < len(self.combine):
-            raise ValueError(f"combine names a rule twice: {self.combine}; name each once")
-        return self
-
-    @property
-    def chooses(self) -> bool:
-        """True if weights are chosen on val."""
-        return not any(":" in member for member in self.members.values())
-
 
 class EvaluationConfig(Section):
-    """What the final report measures beside base and tuned, what it compares, and which answers count as right."""
+    """What the final report measures besides base and tuned, what it compares, and which items are relevant."""
 
     models: dict[Name, str] = {}
     """Further checkpoints (name: folder or hub id), each measured alone and, where there is a reranker, reranked."""
@@ -85,16 +100,20 @@ class EvaluationConfig(Section):
     ensemble: EnsembleConfig | None = None
     """tuned together with further checkpoints."""
     expand: list[str] = []
-    """FILE_OR_METHOD, each a further arm tuned+NAME (and ensemble+NAME): more views of what asks, such as synonyms:FILE, templates, crops
-    (docs/expansion.md). Their number, weight and pooling are chosen on data.val_split."""
-    pooling: Annotated[list[Pooling], Field(min_length=1)] = list(POOLINGS)
-    """How views may be pooled: mean, max, log-sum-exp, reciprocal-rank; the best is chosen."""
+    """FILE_OR_METHOD, each a further stage tuned+NAME (and ensemble+NAME): additional views of queries or images, such as synonyms:FILE,
+    templates, crops (docs/expansion.md). Their number, weight and pooling are chosen on data.val_split."""
+    pooling: Annotated[list[str], Field(min_length=1)] = list(POOLINGS)
+    """How views may be pooled: mean, max, log-sum-exp, reciprocal-rank; the best is chosen. Where it is not chosen: one RULE, or
+    RULE:NUMBER:WEIGHT for its first NUMBER views of WEIGHT in [0, 1] against the item alone (default: the mean of all at weight 1)."""
+    choose: list[Choice] | None = None
+    """What is chosen on data.val_split: ensemble (weights and rule), expansion (how views are pooled); null: all that there is to choose;
+    []: nothing. rerank.fusion and rerank.adaptive say what else is."""
     protocol: Protocol = "all"
-    """papers: an image's own captions alone are right, as in published tables."""
+    """papers: an image's own captions alone are relevant, as in published tables."""
     near_duplicates: bool = False
-    """Captions in nearly the same words as a right one are right too."""
+    """Captions in nearly the same words as a relevant one are relevant too."""
     qrels: str | None = None
-    """TREC qrels of further right answers among the final split, of either direction."""
+    """TREC qrels of further relevant items of the final split, of either direction."""
     slice_by: list[str] = []
     """Further columns of the manifest, by its own names: R@1 is shown per value of each."""
     trec: bool = False
@@ -107,16 +126,34 @@ class EvaluationConfig(Section):
             raise ValueError(f"evaluation.models and evaluation.ensemble: {taken} are the names of this job's own stages")
         if twice := sorted(members & set(self.models)):
             raise ValueError(f"evaluation.models and evaluation.ensemble both name {twice}; a member is measured alone already")
-        if self.pooling != list(POOLINGS) and not self.expand:
-            raise ValueError("evaluation.pooling does nothing without evaluation.expand")
-        if len(set(self.pooling)) < len(self.pooling):
-            raise ValueError(f"evaluation.pooling names a rule twice: {self.pooling}; name each once")
+        with named(KEYS):
+            _ = self.combining(self.expand)
         return self
+
+    def combining(self, expansions: Sequence[str]) -> Combining:
+        """What is made of the checkpoints besides measuring each alone.
+
+        Args:
+            expansions: names of what `expand` makes, once it is read.
+
+        Raises:
+            SettingError: two keys contradict each other, or a member's weight is none.
+        """
+        ensemble = self.ensemble
+        return Combining(
+            checkpoint=SUBJECT,
+            members=tuple(ensemble.members) if ensemble is not None else (),
+            weights=given_weights(list(ensemble.members.values())) if ensemble is not None else None,
+            combinations=tuple(ensemble.combine) if ensemble is not None else (),
+            expansions=tuple(expansions),
+            pools=() if self.pooling == list(POOLINGS) else tuple(parse_pool(text) for text in self.pooling),
+            choose=None if self.choose is None else tuple(self.choose),
+        )
 
     @property
     def chooses(self) -> bool:
         """True if something is chosen on val."""
-        return bool(self.expand) or (self.ensemble is not None and self.ensemble.chooses)
+        return self.combining(self.expand).chooses
 
 
 class WatchConfig(Section):

@@ -119,19 +119,19 @@ class MiningConfig(Section):
     @property
     def members(self) -> list[tuple[str, float]]:
         """(checkpoint, weight) of each of ensemble's."""
-        from rerank.combine.ensemble import parse_member  # heavy, and most configurations have none
+        from rerank.combine.spec import parse_member  # heavy, and most configurations have none
 
         return [parse_member(text) for text in self.ensemble]
 
     @field_validator("ensemble")
     @classmethod
     def _check_ensemble(cls, ensemble: list[str]) -> list[str]:
-        from rerank.combine.ensemble import parse_member
+        from rerank.combine.spec import parse_member
 
         try:
             names = [parse_member(text)[0] for text in ensemble]
         except UserError as error:
-            raise ValueError(str(error).removeprefix("--ensemble ")) from None
+            raise ValueError(str(error)) from None
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"{twice[0]} is there twice; give it once, with a larger weight: {twice[0]}:2")
         return ensemble

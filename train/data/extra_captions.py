@@ -31,7 +31,7 @@ def parse_expansions(asked: Sequence[str]) -> list[TextExpansion]:
                     f"{text}: expected an expansion of texts, found views of images; for crops in training set train.random_crop_min_area"
                 )
         except UserError as error:
-            faults.append(str(error).removeprefix("--expand "))
+            faults.append(str(error))
     if faults:
         raise UserError("\n".join(f"data.expand: {fault}" for fault in faults))
     return found
@@ -55,7 +55,7 @@ def expanded(
         try:
             texts = expansion.of(dataset)
         except UserError as error:
-            raise UserError(f"data.expand: {str(error).removeprefix('--expand ')}") from error
+            raise UserError(f"data.expand: {error}") from error
         num_captions, num_images = 0, 0
         for number, added in enumerate(_of_images(dataset, texts)):
             fresh: dict[str, tuple[int, str]] = {}

@@ -10,21 +10,29 @@ from transformers import BlipForImageTextRetrieval, BlipProcessor
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.tokenizer import rewrite_tokenizer_config
 from eval.errors import UserError
-from eval.metrics.evaluate import evaluate
-from eval.report.gallery import gallery
-from eval.report.report import print_report, read_report, report_record, write_report
+from eval.execution import Execution
+from eval.report.leakage import leakage_section
+from eval.report.report import read_report
 from eval.search.retrieve import progress_bar
+from rerank.evaluation import print_record, report_of
 from rerank.reorder.stages import reranked_stages
 from rerank.scorers.load import load_scorer
+from rerank.stage_names import reranked
 from train.config.reranker import RerankerConfig
 from train.engine.checkpoint import State
 from train.engine.export_folder import chosen_checkpoint, plain_state, replaced_export, write_plain
 from train.engine.folder import ended, mark_ended, report_folder, show_places
-from train.reranker.evaluation import NamedScorer, first_stage
+from train.reranker.evaluation import RETRIEVER, NamedScorer, first_stage
 from train.reranker.job import RerankerJob
 from train.reranker.model import build_cross_encoder
 
-COMPARISONS = [("miner+blip", "miner"), ("miner+blip-tuned", "miner"), ("miner+blip-tuned", "miner+blip")]
+UNTUNED, TUNED = "blip", "blip-tuned"
+"""What the cross-encoder is called before and after, in names of stages."""
+COMPARISONS = [
+    (reranked(RETRIEVER, UNTUNED), RETRIEVER),
+    (reranked(RETRIEVER, TUNED), RETRIEVER),
+    (reranked(RETRIEVER, TUNED), reranked(RETRIEVER, UNTUNED)),
+]
 
 
 def finish_reranker(job: RerankerJob, state: State, check_signal: Callable[[], None]) -> None:
@@ -49,8 +57,8 @@ def finish_reranker(job: RerankerJob, state: State, check_signal: Callable[[], N
         show_reranker(job.config, record)
 
 
-def _measure(job: RerankerJob, dataset: RetrievalSet, export: Path, check_signal: Callable[[], None]) -> dict[str, Any]:
-    """The final report; its record."""
+def _measure(job: RerankerJob, dataset: RetrievalSet, export: Path, check_signal: Callable[[], None]) -> dict[str, Any] | None:
+    """Write the final report; its record, on the main process."""
     device = job.accelerator.device
     with progress_bar(f"miner on {dataset.split}", dataset, job.processes) as bar:
 
@@ -59,16 +67,14 @@ def _measure(job: RerankerJob, dataset: RetrievalSet, export: Path, check_signal
             check_signal()
 
         stages = [first_stage(job, dataset, advance)]
-    for name, model in (("blip", job.base), ("blip-tuned", str(export))):
+    for name, model in ((UNTUNED, job.base), (TUNED, str(export))):
         scorer = NamedScorer(load_scorer(model, device=device), name, lambda pairs: check_signal())
-        stages += reranked_stages(dataset, stages[:1], scorer, job.config.evaluation.top_k, processes=job.processes)
-    figures = evaluate(dataset, stages, COMPARISONS)
-    figures.sections["leakage"] = [leak.as_record() for leak in job.leakages]
-    notes = [f"Leakage: {leak}." for leak in job.leakages if leak.any]
-    pictures = gallery(dataset, figures) if job.processes.is_main else []
-    if job.processes.is_main:
-        write_report(report_folder(job.config), figures, notes=notes, gallery=pictures)
-    return report_record(figures)
+        stages += reranked_stages(dataset, stages[:1], scorer, job.config.evaluation.top_k, execution=Execution(processes=job.processes))
+    if not job.processes.is_main:
+        return None
+    report = report_of(dataset, stages, COMPARISONS).adding(leakage_section(job.leakages))
+    report.write(report_folder(job.config))
+    return report.record
 
 
 def export_cross_encoder(config: RerankerConfig, which: str, folder: Path) -> int:
@@ -130,6 +136,5 @@ def show_reranker(config: RerankerConfig, record: dict[str, Any] | None = None) 
         OSError, ValueError: the report is not there.
     """
     if config.data.test_split or config.data.val_split:
-        print_report(read_report(report_folder(config)) if record is None else record)
-        print(f"report   {report_folder(config)}/report.html (report.json, queries.parquet beside it)")
+        print_record(read_report(report_folder(config)) if record is None else record, report_folder(config))
     show_places(config)

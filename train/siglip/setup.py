@@ -8,7 +8,6 @@ from eval.choices.choice_set import read_choices
 from eval.dataset.qrels import read_qrels
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.dataset.truth import with_ground_truth
-from eval.encoder.checkpoint import load_siglip_config
 from eval.processes import Processes
 from rerank.expansions.generated import Paraphraser
 from rerank.reorder.choices import stage_names
@@ -27,7 +26,7 @@ from train.model.random_init import write_scratch
 from train.model.siglip import build_model, make_optimizer, resolve_base
 from train.optim.fsdp import check_shardable, shard
 from train.siglip.job import Job
-from train.siglip.stages import OWN_STAGES, check_comparisons, checkpoints, combining
+from train.siglip.stages import check_plan, evaluation_plan
 
 
 def check_rank_consistency(
@@ -130,16 +129,14 @@ def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
     if final is None:
         return None
     scorer_name = load_scorer(config.rerank.model, device="cpu").name if config.rerank is not None else None
+    plan = evaluation_plan(config)
     if config.pair_scores_folder is not None:
         ScoreCache(config.pair_scores_folder)
     for path in config.choices or ():
         read_choices(path)
-        stage_names(list(checkpoints(config, "", "")), scorer_name)
-    for name, checkpoint in checkpoints(config, "", "").items():
-        if name not in OWN_STAGES:
-            load_siglip_config(checkpoint)
-    check_comparisons(config, scorer_name)
-    for expansion in combining(config).expansions.values():
+        stage_names(list(plan.checkpoints), scorer_name)
+    check_plan(plan, scorer_name)
+    for expansion in plan.expansions.values():
         for split in (final, splits.val):
             if split is not None and not isinstance(expansion, Paraphraser):  # what a model would say is not worth waiting for here
                 expansion.of(split)

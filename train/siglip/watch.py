@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +26,9 @@ from eval.metrics.measurement import measure_checkpoint
 from eval.metrics.significance import interval, resample_weights
 from eval.metrics.stage_metrics import StageMetrics, mean_recall_at_1
 from eval.processes import Processes
+from eval.report.section import SectionFormat
 from eval.search.ranking import DIRECTIONS
-from train.config.evaluation import WatchConfig
+from train.config.evaluation import BASELINE, SUBJECT, WatchConfig
 
 if TYPE_CHECKING:
     from train.data.splits import RetentionSet
@@ -153,8 +155,8 @@ class Watch:
         return [table.set_column(0, "stage", pa.array(["before"] * len(table))) for table in tables]
 
 
-def final_record(config: WatchConfig, figures: Figures) -> dict[str, Any]:
-    """What the final report says of one watch set, from the figures of "base" and "tuned"."""
+def retention_record(config: WatchConfig, figures: Figures) -> dict[str, Any]:
+    """What the final report says of one retention set, from the figures of "base" and "tuned"."""
     return {
         "name": config.name,
         "on_drop": config.on_drop,
@@ -165,10 +167,18 @@ def final_record(config: WatchConfig, figures: Figures) -> dict[str, Any]:
     }
 
 
-def final_line(name: str, record: Mapping[str, Any]) -> str:
-    """The report of a watch set, or what the final report says of it, in a line."""
+def retention_line(name: str, record: Mapping[str, Any]) -> str:
+    """The report of a retention set, or what the final report says of it, in a line."""
     row = r1_of_both(record["comparisons"])
-    base, tuned = (mean_recall_at_1(record["stages"][stage]) for stage in ("base", "tuned"))
+    base, tuned = (mean_recall_at_1(record["stages"][stage]) for stage in (BASELINE, SUBJECT))
     low, high = row["ci95"]
     text = f"watch {name}: mean R@1 {100 * base:.2f} -> {100 * tuned:.2f}, {100 * row['delta']:+.2f}"
     return text + f" [{100 * low:+.2f}, {100 * high:+.2f}]" + (": forgotten" if is_below(row["ci95"]) else ": no drop")
+
+
+RETENTION = SectionFormat(
+    key="watch",
+    template=Path(__file__).parent / "templates" / "retention_sets.html.j2",
+    notes=lambda record: [f"{retention_line(one['name'], one)}." for one in record],
+)
+"""The records of all retention sets in the final report."""

@@ -1,4 +1,4 @@
-"""The arms of a soup: every ingredient alone and the soups of some of them, one model in memory at a time, each measured on one split."""
+"""The stages of a soup: every ingredient alone and the soups of some of them, one model in memory at a time, each measured on one split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,10 +11,11 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import hash_weights
 from eval.errors import UserError
 from eval.execution import Execution
-from eval.metrics.evaluate import check_stages, query_table, values_of
+from eval.metrics.evaluate import row_values
+from eval.metrics.measurement import measure_checkpoint
 from eval.metrics.stage_metrics import mean_recall_at_1
 from eval.processes import Processes
-from eval.search.retrieve import progress_bar, retrieve
+from eval.search.retrieve import progress_bar
 from train.model.siglip import TunedModel
 from train.siglip.watch import Recall
 from train.soup.average import RunningMean
@@ -67,7 +68,7 @@ class SoupStages:
         return self.measure(trial_name(members[-1]), self.soup_of(members))
 
     def soup_of(self, members: tuple[int, ...]) -> TunedModel:
-        """The soup of some ingredients, in their order; the sum of all but the last is kept for the next."""
+        """The soup of some ingredients, in their order; the sum of all but the last stays for the next."""
         *others, last = members
         if self._in_mean != tuple(others[: len(self._in_mean)]):
             self._mean, self._in_mean = RunningMean(), ()
@@ -79,15 +80,14 @@ class SoupStages:
         return TunedModel(tuned.siglip, tuned.inputs, hash_weights(tuned.siglip))
 
     def measure(self, stage: str, tuned: TunedModel) -> float:
-        """Mean R@1 of both directions; the rows of the stage are kept."""
+        """Mean R@1 of both directions; the rows of the stage stay in `tables`."""
         assert self.dataset is not None
         tuned.siglip.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # transformers wraps it
         with progress_bar(stage, self.dataset, Processes()) as bar:
             execution = Execution(num_workers=self.num_workers, on_progress=bar.update)
-            found = retrieve(stage, tuned.siglip, tuned.inputs, self.dataset, execution=execution)
-        check_stages(self.dataset, [found], ())
-        self.tables[stage] = query_table(self.dataset, [found]).drop_columns(["top_ids", "top_scores"])
-        return mean_recall_at_1(values_of(self.dataset, found))
+            rows = measure_checkpoint(stage, tuned.siglip, tuned.inputs, self.dataset, execution=execution)
+        self.tables[stage] = rows
+        return mean_recall_at_1(row_values(self.dataset, rows, stage))
 
     def recall(self, stage: str, against: str) -> dict[str, Any]:
         """What was measured of a stage, with intervals, and the paired difference from another."""

@@ -100,7 +100,7 @@ def test_it_is_refused_before_the_first_step(small_world: SmallWorld, nursery: N
         ({"evaluation__ensemble": {"members": {"x": "y:2"}, "combine": ["logits", "reciprocal-rank"]}}, "name one rule"),
         ({"evaluation__ensemble": {"members": {"x": "y"}, "combine": ["standardised"]}}, "found 'standardised', which was removed"),
         ({"evaluation__ensemble": {"members": {"x": "y"}}, "evaluation__models": {"x": "y"}}, "both name"),
-        ({"evaluation__pooling": ["max"]}, "does nothing without evaluation.expand"),
+        ({"evaluation__pooling": ["max"]}, "evaluation.pooling: there are no additional views to pool"),
     ],
 )
 def test_configurations_that_contradict_themselves_are_refused(small_world: SmallWorld, changes: dict[str, Any], message: str) -> None:

@@ -90,7 +90,7 @@ def test_the_final_report_has_the_retention_set(stopped: dict[int, Run]) -> None
         (1, Trap("train.engine.metrics_log:MetricsLog.write", 9, after=True)),
         (1, Trap("train.engine.checkpoint:Checkpoints._commit", 4)),
         (1, Trap("train.siglip.finish:export_checkpoint", 1)),
-        (1, Trap("train.siglip.finish:write_report", 1, after=True)),
+        (1, Trap("rerank.evaluation:write_report", 1, after=True)),
         (1, Trap("train.siglip.finish:_mark_finished", 1)),
         (2, Trap("train.siglip.loop:Watch.evaluate", 2, after=True)),
     ],

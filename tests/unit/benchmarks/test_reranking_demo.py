@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from benchmarks.reranking_demo import offset_margin, page, per_query_recall, whole_query_margin, whole_query_saving
 from eval.metrics.evaluate import evaluate
+from eval.report.report import report_record
 from eval.search.ranking import DIRECTIONS
 from eval.search.stage import Stage
-from rerank.reorder.plan import Plan
+from rerank.reorder.plan import Plan, Tuning
+from rerank.reorder.reranking import rerank_stages
 from rerank.reorder.skipping import saving
-from rerank.reorder.tuned_stages import Asked
 from tests.unit.eval.reranked_set import first_stage, picture_set
 from tests.unit.rerank.combine.drawn_searches import Drawn, searches, unhurried
 from tests.unit.rerank.reorder.test_plan import Toy
@@ -63,14 +64,16 @@ def test_the_page_holds_what_was_measured(tmp_path: Path) -> None:
     for split in ("test", "val"):
         (tmp_path / split).mkdir()
     test_set, val_set = picture_set(tmp_path / "test", 24, 20), picture_set(tmp_path / "val", 18, 12)
-    plan, firsts = Plan(5, arms=Asked(fusion=True, max_loss=0.05)), [first_stage(test_set, "tuned")]
-    reranked = plan.stages(test_set, firsts, Toy(test_set, val_set), choose_on=(val_set, lambda split: [first_stage(split, "tuned")]))
-    figures = evaluate(test_set, firsts + reranked.stages, plan.pairs(["tuned"], "toy"))
-    figures.sections.update(reranked.sections(figures, test_set))
-    text = page(figures, reranked.chosen[0], firsts[0], reranked.scores, "the command")
+    plan, firsts = Plan(top_k=5, tuning=Tuning(fusion=True, max_loss=0.05)), [first_stage(test_set, "tuned")]
+    tune_on = (val_set, lambda split: [first_stage(split, "tuned")])
+    reranked = rerank_stages(plan, test_set, firsts, Toy(test_set, val_set), tune_on=tune_on)
+    pairs = plan.pairs(["tuned"], "toy") + plan.tuned_pairs(["tuned"], "toy")
+    figures = evaluate(test_set, firsts + reranked.stages, pairs)
+    sections = reranked.sections(figures, test_set)
+    text = page(figures, sections, reranked, firsts[0], "the command")
     for direction in DIRECTIONS:
         before, after = (100 * figures.stages[stage][direction]["R@1"] for stage in ("tuned", "tuned+toy"))
         assert f"| {direction.replace('_', ' ')} | {before:.2f} | {after:.2f} | {after - before:+.2f} |" in text
     assert text.count(" (chosen) |") == 1 and "| 1 | " in text and "| 5 | " in text
-    measured = figures.sections["adaptive"][0]["measured"]
+    measured = report_record(figures, sections)["adaptive"][0]["measured"]
     assert f"{measured['saved']} of {measured['pairs']} pairs saved" in text

@@ -64,7 +64,7 @@ def test_column_names_are_mapped(pictures: list[Path], tiny_siglip: Path, tmp_pa
         ({"--rerank": "BERT", "--top-k": 31}, 2, "top_k is 31, but split 'test' has only 30 images"),
         ({"--data": "BROKEN"}, 2, "cannot be read as parquet"),
         ({"--output": "FILE/under"}, 4, "could not write"),
-        ({"--top-k": 0}, 2, "--top-k is at least 1"),
+        ({"--top-k": 0}, 2, "--top-k: expected 1 candidate per query or more; found 0"),
         ({"--column": "image"}, 2, "--column takes OURS=THEIRS"),
         (
             {"--also": "other=demo/models/blip-itm"},

@@ -73,7 +73,7 @@ def test_no_size_passes_its_ceiling_and_the_ceiling_is_counted_in_the_table(figu
 
 
 def test_counts_of_the_bins_add_up(figures: Figures, dataset: RetrievalSet) -> None:
-    for row in figures.sections["outcomes"]:
+    for row in figures.outcomes:
         num = {"image_to_text": dataset.num_images, "text_to_image": dataset.num_captions}[row["direction"]]
         assert sum(row["counts"].values()) == num and row["top_k"] == TOP_K
         after = (row["counts"]["right in both"] + row["counts"]["fixed"]) / num
@@ -86,7 +86,7 @@ def test_each_step_once_and_missing_only_where_something_was_reordered(dataset: 
     base, tuned = first_stage(dataset), first_stage(dataset, "tuned", 0.4)
     twins = [reranked(dataset, stage) for stage in (base, tuned)]
     pairs = [("tuned", "base"), ("base+blip", "base"), ("tuned+blip", "tuned"), ("tuned+blip", "base+blip")]
-    rows = evaluate(dataset, [base, tuned, *twins], pairs).sections["outcomes"]
+    rows = evaluate(dataset, [base, tuned, *twins], pairs).outcomes
     assert sorted((row["stage"], row["against"]) for row in rows) == sorted(pairs * 2)
     for row in rows:
         assert ("missing" in row["counts"]) == (row["top_k"] is not None) == (row["stage"] == row["against"] + "+blip")
@@ -105,7 +105,7 @@ def test_each_step_once_and_missing_only_where_something_was_reordered(dataset: 
 def test_which_step_is_shown(dataset: RetrievalSet, names: list[str], pairs: list[tuple[str, str]] | None, shown: tuple[str, str]) -> None:
     stages = {"base": first_stage(dataset), "tuned": first_stage(dataset, "tuned", 0.4)}
     stages |= {f"{name}+blip": reranked(dataset, stage) for name, stage in stages.items()}
-    rows = evaluate(dataset, [stages[name] for name in names], pairs).sections["failures"]
+    rows = evaluate(dataset, [stages[name] for name in names], pairs).failures
     assert {(row["stage"], row["against"]) for row in rows} == {shown}
 
 
@@ -148,8 +148,8 @@ def test_one_size_of_one_value_is_drawn(dataset: RetrievalSet) -> None:
 
 def test_a_stage_of_other_models_says_nothing_of_missing(dataset: RetrievalSet) -> None:
     stages = [first_stage(dataset), first_stage(dataset, "tuned", 0.4)]
-    assert all("missing" not in row["counts"] for row in evaluate(dataset, stages).sections["outcomes"])
-    assert evaluate(dataset, [Stage("alone", stages[0].rankings)]).sections["failures"] == []
+    assert all("missing" not in row["counts"] for row in evaluate(dataset, stages).outcomes)
+    assert evaluate(dataset, [Stage("alone", stages[0].rankings)]).failures == []
 
 
 def test_curves_over_another_key_keep_the_order_of_the_rows() -> None:

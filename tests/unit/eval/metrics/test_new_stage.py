@@ -88,7 +88,7 @@ def test_its_rows_and_means_are_those_of_its_scores(figures: Figures, dataset: R
 
 def test_it_is_compared_and_falls_in_bins(figures: Figures, dataset: RetrievalSet, matrices: dict[str, np.ndarray]) -> None:
     assert {(row["stage"], row["against"]) for row in figures.comparisons} == {("ensemble", "one"), ("ensemble", "other")}
-    for row in figures.sections["outcomes"]:
+    for row in figures.outcomes:
         before, after = (np.array(best_ranks(dataset, matrices[name], row["direction"])) for name in (row["against"], row["stage"]))
         right, was = after == 1, before == 1
         expected = {"right in both": right & was, "fixed": right & ~was, "broken": ~right & was, "wrong in both": ~right & ~was}
@@ -100,14 +100,14 @@ def test_it_is_compared_and_falls_in_bins(figures: Figures, dataset: RetrievalSe
 
 
 def test_it_is_sliced_by_its_own_margin(figures: Figures, dataset: RetrievalSet, matrices: dict[str, np.ndarray]) -> None:
-    kinds = {(row["by"], row["direction"]) for row in figures.sections["slices"] if row["stage"] == "one"}
-    assert {(row["by"], row["direction"]) for row in figures.sections["slices"] if row["stage"] == "ensemble"} == kinds
+    kinds = {(row["by"], row["direction"]) for row in figures.slices if row["stage"] == "one"}
+    assert {(row["by"], row["direction"]) for row in figures.slices if row["stage"] == "ensemble"} == kinds
     ordered = np.sort(matrices["ensemble"], axis=1)
     margins, right = ordered[:, -1] - ordered[:, -2], np.array(best_ranks(dataset, matrices["ensemble"], "image_to_text")) == 1
     edges = np.quantile(margins, [0.25, 0.5, 0.75])
     shown = [
         row
-        for row in figures.sections["slices"]
+        for row in figures.slices
         if (row["stage"], row["direction"], row["by"]) == ("ensemble", "image_to_text", "first-stage margin")
     ]
     bins = np.searchsorted(edges, margins)
@@ -132,7 +132,7 @@ def test_it_can_re_order_another_without_saying_how_few_candidates_would_do(
     second = Stage("one+mean", {d: reranked_by(first.rankings[d], matrices["ensemble"], 3) for d in DIRECTIONS}, {}, "one", 3)
     figures = evaluate(dataset, [first, second])
     assert figures.stages["one+mean"]["k_sweep"] == [] and set(figures.stages["one+mean"]["ceiling"]) == set(DIRECTIONS)
-    assert all("missing" in row["counts"] for row in figures.sections["outcomes"])
+    assert all("missing" in row["counts"] for row in figures.outcomes)
     write_report(tmp_path / "report", figures, gallery=gallery(dataset, figures))
 
 

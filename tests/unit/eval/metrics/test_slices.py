@@ -27,7 +27,7 @@ def figures(dataset: RetrievalSet) -> Figures:
 
 
 def rows_of(figures: Figures, by: str, stage: str, direction: str) -> list[dict]:
-    return [row for row in figures.sections["slices"] if (row["by"], row["stage"], row["direction"]) == (by, stage, direction)]
+    return [row for row in figures.slices if (row["by"], row["stage"], row["direction"]) == (by, stage, direction)]
 
 
 def test_numbers_by_value_or_by_quarter() -> None:
@@ -59,7 +59,7 @@ def test_bins_of_a_slice_hold_every_query_and_agree_with_the_table(figures: Figu
     captions = dict(zip(dataset.caption_ids, dataset.captions, strict=True))
     for stage in ("base", "base+blip"):
         queries = [row for row in figures.queries.to_pylist() if (row["stage"], row["direction"]) == (stage, direction)]
-        for by in {row["by"] for row in figures.sections["slices"]}:
+        for by in {row["by"] for row in figures.slices}:
             rows = rows_of(figures, by, stage, direction)
             assert sum(row["num_queries"] for row in rows) == len(queries)
             found = sum(row["R@1"] * row["num_queries"] for row in rows) / len(queries)

@@ -8,8 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from eval.choices.report import ChoiceReport, write_choices
+from eval.choices.report import CHOICES, ChoiceReport, write_choices
 from eval.report.render import render, show, show_interval
+from eval.report.section import Section, SectionFormat
+from train.siglip.watch import RETENTION
 
 EVIL = "<script>document.title='owned'</script>"
 
@@ -45,7 +47,7 @@ def watch_record(dropped: bool) -> dict[str, Any]:
 
 
 def test_every_stage_and_category_with_its_interval() -> None:
-    page = render("report_choices.html.j2", choices=[choice_record()])
+    page = render("choice_sets.html.j2", record=[choice_record()])
     all_row, category_row = rows(page, "choice")
     assert all_row == [["all"], ["accuracy"], ["1,200"], ["25.00"], ["50.00", "45.00", "–", "55.00"], ["75.00", "70.00", "–", "80.00"]]
     assert category_row[0][0].startswith("order<script>") and category_row[4:] == [
@@ -56,21 +58,21 @@ def test_every_stage_and_category_with_its_interval() -> None:
 
 
 def test_a_watched_set_says_whether_it_was_forgotten() -> None:
-    page = render("report_watch.html.j2", watch=[watch_record(True), watch_record(False)])
+    page = Section(RETENTION, [watch_record(True), watch_record(False)]).html()
     lost, kept = rows(page, "watched")
     assert lost[1:] == [["1,234"], ["base"], ["tuned"], ["37.50"], ["25.00"], ["-12.50"], ["[-25.00,", "-6.25]"], ["forgotten"]]
     assert kept[-1] == ["no", "drop"]
 
 
-@pytest.mark.parametrize("template", ["report_choices.html.j2", "report_watch.html.j2"])
-def test_nothing_is_shown_of_what_was_not_measured(template: str) -> None:
-    assert render(template).strip() == ""
+@pytest.mark.parametrize("kind", [CHOICES, RETENTION], ids=lambda kind: kind.key)
+def test_nothing_is_shown_of_what_was_not_measured(kind: SectionFormat) -> None:
+    assert Section(kind, []).html().strip() == ""
 
 
 def test_pages_escape_what_came_from_outside(tmp_path: Path) -> None:
     folder = write_choices(tmp_path, ChoiceReport(choice_record(f"tuned{EVIL}"), pa.table({"stage": ["base"]})))
     assert sorted(path.name for path in folder.iterdir()) == ["choices.html", "choices.json", "choices.parquet"]
-    pages = [(folder / "choices.html").read_text(), render("report_watch.html.j2", watch=[watch_record(True)])]
+    pages = [(folder / "choices.html").read_text(), Section(RETENTION, [watch_record(True)]).html()]
     for page, times in zip(pages, (7, 2), strict=True):  # title, heading, column, category, two in the rules, comparison
         assert "<script" not in page and page.count("&lt;script&gt;") == times
         assert not re.search(r"(src|href)=", page)

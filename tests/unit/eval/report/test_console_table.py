@@ -71,7 +71,7 @@ def choices_record() -> dict[str, Any]:
 @pytest.mark.parametrize("width", [60, 80])
 def test_a_report_on_a_narrow_terminal(width: int) -> None:
     record = report_record()
-    text = printed(lambda console: print_report(record, console), width)
+    text = printed(lambda console: print_report(record, console=console), width)
     assert "…" not in text and max(cell_len(line) for line in text.splitlines() if line[:1] in "│┃┏└") <= width
     known = [f"{100 * figures['image_to_text'][metric]:.2f}" for figures in record["stages"].values() for metric in ("R@1", "R@5", "R@10")]
     assert len(set(known)) == 17 and {*known, *VERDICTS, "-12.35"} <= cells(text)
@@ -99,7 +99,7 @@ def test_choices_on_a_narrow_terminal(width: int) -> None:
 
 @pytest.mark.parametrize(("width", "is_terminal"), [(400, True), (20, False), (80, False)])
 def test_a_wide_terminal_and_a_file_get_every_column(width: int, is_terminal: bool) -> None:
-    text = printed(lambda console: print_report(report_record(), console), width, is_terminal=is_terminal)
+    text = printed(lambda console: print_report(report_record(), console=console), width, is_terminal=is_terminal)
     text += printed(lambda console: print_choices(choices_record(), console), width, is_terminal=is_terminal)
     headers = {*(metric.replace("_", " ") for metric in METRICS), "95% interval", "p", "wins", "losses", "verdict", "chance", "examples"}
     assert headers <= cells(text) and "left out" not in text and "…" not in text

@@ -10,7 +10,7 @@ from PIL import Image
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.metrics.evaluate import Figures, evaluate
-from eval.report.gallery import NUM_SHOWN, Exhibit, gallery, thumbnail
+from eval.report.gallery import NUM_SHOWN, ShownQuery, gallery, thumbnail
 from eval.report.report import write_report
 from tests.browser import needs_browser, opened
 from tests.unit.eval.reranked_set import TOP_K, first_stage, picture_set, reranked
@@ -34,7 +34,7 @@ def figures(dataset: RetrievalSet) -> Figures:
 
 
 @pytest.fixture(scope="module")
-def exhibits(dataset: RetrievalSet, figures: Figures) -> list[Exhibit]:
+def queries(dataset: RetrievalSet, figures: Figures) -> list[ShownQuery]:
     return gallery(dataset, figures)
 
 
@@ -44,11 +44,11 @@ def decoded(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
 
 
-def test_answers_are_those_of_the_table_and_right_ones_are_marked(dataset: RetrievalSet, figures: Figures, exhibits: list[Exhibit]) -> None:
-    assert len(exhibits) == len(figures.sections["failures"]) > 10
+def test_answers_are_those_of_the_table_and_right_ones_marked(dataset: RetrievalSet, figures: Figures, queries: list[ShownQuery]) -> None:
+    assert len(queries) == len(figures.failures) > 10
     table = {(row["stage"], row["direction"], row["query_id"]): row for row in figures.queries.to_pylist()}
     captions = dict(zip(dataset.caption_ids, dataset.captions, strict=True))
-    for one in exhibits:
+    for one in queries:
         for items, stage, rank in ((one.before, "base", "rank_before"), (one.after, "base+blip", "rank_after")):
             row = table[stage, one.failure["direction"], one.query.id]
             assert [(item.id, item.score) for item in items] == list(zip(row["top_ids"], row["top_scores"], strict=True))[:NUM_SHOWN]
@@ -66,8 +66,8 @@ def test_answers_below_the_candidates_are_told_apart(dataset: RetrievalSet) -> N
     assert all([item.was_reranked for item in one.after] == [True, True, False, False, False] for one in shown)
 
 
-def test_pictures_are_small_and_encoded_anew(exhibits: list[Exhibit]) -> None:
-    pictures = {item.picture for one in exhibits for item in (one.query, *one.before, *one.after) if item.picture}
+def test_pictures_are_small_and_encoded_anew(queries: list[ShownQuery]) -> None:
+    pictures = {item.picture for one in queries for item in (one.query, *one.before, *one.after) if item.picture}
     assert {decoded(uri).size for uri in pictures} == {(48, 96)}
     noted = Image.new("RGB", (300, 10))
     noted.info |= {"comment": b"a secret of the file", "icc_profile": b"a secret" * 9999, "exif": b"Exif\0\0a secret", "xmp": b"a secret"}
@@ -121,11 +121,11 @@ def test_everything_from_outside_stays_text(evil_page: Path) -> None:
     assert "owned" not in str(page.tags[:8])
 
 
-def test_right_answers_are_told_in_words_too(figures: Figures, exhibits: list[Exhibit], tmp_path: Path) -> None:
-    page = (write_report(tmp_path, figures, gallery=exhibits) / "report.html").read_text(encoding="utf-8")
-    num_right = sum(item.is_right for one in exhibits for item in (*one.before, *one.after))
+def test_right_answers_are_told_in_words_too(figures: Figures, queries: list[ShownQuery], tmp_path: Path) -> None:
+    page = (write_report(tmp_path, figures, gallery=queries) / "report.html").read_text(encoding="utf-8")
+    num_right = sum(item.is_right for one in queries for item in (*one.before, *one.after))
     assert page.count("✓ right") == num_right == page.count('<li class="right">')
-    assert page.count('<section class="exhibit">') == len(exhibits)
+    assert page.count('<section class="exhibit">') == len(queries)
     assert f"first {TOP_K} re-ordered" in page and page.count("<svg") == 1 and page.count("<polyline") == 2
 
 

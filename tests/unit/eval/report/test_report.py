@@ -15,6 +15,7 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.manifest.manifest import ManifestImage
 from eval.metrics.evaluate import Figures, evaluate
 from eval.report.report import print_report, read_report, report_record, write_report
+from eval.report.section import Section, SectionFormat
 from eval.search.exact import search
 from eval.search.stage import Stage
 from tests.browser import needs_browser, opened
@@ -42,7 +43,8 @@ def test_files_say_what_was_measured(figures: Figures, tmp_path: Path) -> None:
 
 
 def test_page_escapes_what_came_from_outside(figures: Figures, tmp_path: Path) -> None:
-    page = (write_report(tmp_path, figures, notes=[f"Leakage: {EVIL}"]) / "report.html").read_text()
+    leakage = SectionFormat(key="leakage", notes=lambda record: [f"Leakage: {record}"])
+    page = (write_report(tmp_path, figures, [Section(leakage, EVIL)]) / "report.html").read_text()
     assert "<script" not in page and page.count("&lt;script&gt;") >= 4
     assert not re.search(r"(src|href)=", page), "the page needs nothing but itself"
 
@@ -59,7 +61,7 @@ def test_page_in_a_browser(figures: Figures, tmp_path: Path) -> None:
 
 def test_terminal_shows_names_as_they_are(figures: Figures) -> None:
     console = Console(file=io.StringIO(), width=400)
-    print_report(report_record(figures), console)
+    print_report(report_record(figures), console=console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert f"data[/bold].csv{EVIL} [{EVIL}]: 12 images, 12 captions" in text and f"tuned[x]{EVIL}" in text
     assert "100.00" in text and "no evidence" in text

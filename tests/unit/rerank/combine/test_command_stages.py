@@ -7,6 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from eval.__main__ import parse
+from eval.errors import UserError
+from rerank.options import read_plan
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
 from tests.nursery import Nursery
@@ -70,20 +72,20 @@ def test_the_kind_of_score_is_the_scorers(tiny_blip: Path, noise) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--choose-on", "val", "--split", "test"], "--choose-on needs --rerank"),
+        (["--choose-on", "val", "--split", "test"], "--choose-on: there is nothing to choose; give --rerank"),
         (["--seconds", "5"], "--seconds needs --rerank"),
         (["--skip-margin", "5"], "--skip-margin needs --rerank"),
-        (["--rerank", "b", "--seconds", "5", "--top-k", "1"], "--seconds needs a --top-k of at least 2"),
-        (["--rerank", "b", "--seconds", "0"], "--seconds is above 0"),
-        (["--rerank", "b", "--skip-margin", "-1"], "--skip-margin is a difference of cosines, 0 or more"),
-        (["--rerank", "b", "--choose-on", "val", "--split", "test", "--skip-margin", "1"], "leave out --skip-margin"),
+        (["--rerank", "b", "--seconds", "5", "--top-k", "1"], "--top-k: a time budget needs 2 per query or more; found 1"),
+        (["--rerank", "b", "--seconds", "0"], "--seconds: expected a time above 0 seconds; found 0"),
+        (["--rerank", "b", "--skip-margin", "-1"], "--skip-margin: expected a difference of first-stage scores, 0 or more; found -1"),
+        (["--rerank", "b", "--choose-on", "val", "--split", "test", "--skip-margin", "1"], "--skip-margin: it is given, and weight"),
         (["--rerank", "b", "--choose-on", "test", "--split", "test"], "is the split that is measured"),
         (["--rerank", "b", "--choose-on", "val"], "--choose-on needs --split"),
-        (["--rerank", "b", "--choose-on", "val", "--split", "test", "--max-loss", "2"], "--max-loss is a share from 0 to 1"),
+        (["--rerank", "b", "--choose-on", "val", "--split", "test", "--max-loss", "2"], "--max-loss: expected a share from 0 to 1"),
         (["--rerank", "b", "--max-loss", "0.01"], "give --choose-on (and skipping in --choose), or leave it out"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        parse(["--model", "m", "--data", "d", "--output", "o", *options])
-    assert left.value.code == 2 and message in capsys.readouterr().err
+    with pytest.raises((SystemExit, UserError)) as left:
+        read_plan(parse(["--model", "m", "--data", "d", "--output", "o", *options]))
+    assert message in (str(left.value) if isinstance(left.value, UserError) else capsys.readouterr().err)

@@ -17,7 +17,8 @@ from eval.errors import UserError
 from eval.processes import Processes
 from eval.search.ranking import DIRECTIONS
 from rerank.combine.combine import rank_ensemble
-from rerank.combine.ensemble import mean_of_members, parse_member
+from rerank.combine.ensemble import mean_of_members
+from rerank.combine.spec import parse_member
 from rerank.combine.views import EnsembleMember, Views
 from tests.small_job import SmallWorld
 

@@ -13,12 +13,12 @@ import pytest
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.metrics.evaluate import Figures, evaluate
 from eval.report.report import report_record, write_report
-from eval.report.sentences import combined_lines
+from eval.report.section import section_lines
 from eval.search.stage import Stage
 from rerank.combine.combine import rank_ensemble
 from rerank.combine.expansion_effects import Moves, items_of, ranks_of_each_view, write_expansions
 from rerank.combine.pooling import Side, choose_pool, direction_of, pools_at
-from rerank.combine.record import ExpandedStage, combined_sections, expansion_table
+from rerank.combine.record import EXPANSIONS, ExpandedStage, combined_sections, expansion_table
 from rerank.combine.views import EnsembleMember, Pool, Views
 from tests.unit.rerank.combine.member_sets import caption_set, member
 
@@ -57,7 +57,7 @@ class Made:
     arm: ExpandedStage
 
     def record(self) -> dict[str, Any]:
-        (record,) = combined_sections(self.figures, self.dataset, [], [self.arm])["expansion"]
+        (record,) = combined_sections(self.figures, self.dataset, [], [self.arm])[0].record
         return json.loads(json.dumps(record, allow_nan=False))
 
     def rows(self) -> list[dict[str, Any]]:
@@ -77,8 +77,8 @@ class Made:
     def page(self, folder: Path) -> tuple[str, list[str]]:
         """(report.html, lines of the terminal)"""
         sections = combined_sections(self.figures, self.dataset, [], [self.arm])
-        shown = replace(self.figures, sections=self.figures.sections | sections)
-        return (write_report(folder, shown) / "report.html").read_text(), combined_lines(report_record(shown))
+        page = (write_report(folder, self.figures, sections) / "report.html").read_text()
+        return page, section_lines(report_record(self.figures, sections), [EXPANSIONS])
 
 
 def made(
@@ -94,7 +94,9 @@ def made(
     alone = ranks_of_each_view([one], None, "logits", dataset, side, pool)
     texts = said_of(one.captions if side == "captions" else one.images, text)
     figures = evaluate(dataset, stages, [("base+synonyms", "base")] if compared else [])
-    return Made(dataset, figures, ExpandedStage("base+synonyms", "base", side, texts, pool, alone))
+    return Made(dataset, figures, ExpandedStage(
+            stage="base+synonyms", against="base", name="synonyms", side=side, texts=texts, pool=pool, view_ranks=alone
+        ))
 
 
 def test_moves_by_hand() -> None:

@@ -15,11 +15,14 @@ from safetensors.torch import load_file, save_file
 from eval.__main__ import parse, run
 from eval.encoder.checkpoint import load_siglip
 from eval.encoder.encoder import embed_captions, embed_images
-from eval.errors import UserError
+from eval.errors import UserError, named
+from eval.execution import Execution
 from eval.processes import Processes
 from eval.search.ranking import DIRECTIONS
 from rerank.combine.embedded_sets import EmbeddedSets
 from rerank.combine.views import EnsembleMember, Views
+from rerank.options import OPTIONS, read_plan
+from rerank.reorder.plan import Plan
 from tests.nursery import Nursery
 from tests.siglip2 import write_siglip2
 from tests.small_job import SmallWorld, load
@@ -88,7 +91,7 @@ def test_all_arms_stand_in_one_report(chosen: Path) -> None:
     assert list(record["stages"]) == ["model", "model-2", "ensemble", *expanded]
     compared = {(row["stage"], row["against"]) for row in record["comparisons"]}
     assert compared == {("model-2", "model"), ("ensemble", "model"), ("ensemble", "model-2")} | {
-        (name, name.partition("+")[0]) for name in expanded
+        (f"{target}+{name}", target) for name in ("synonyms", "flips") for target in ("model", "ensemble")
     }
     assert [one["stage"] for one in record["expansion"]] == expanded and len(record["ensemble"]) == 1
     for one in (*record["ensemble"], *record["expansion"]):
@@ -168,29 +171,34 @@ def test_given_weights_and_pools_choose_nothing(small_world: SmallWorld, other: 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--combine", "logits"], "--combine needs --ensemble"),
+        (["--combine", "logits"], "--combine: there is no ensemble whose scores could be combined"),
         (["--ensemble", "x", "--combine", "mean"], "expected one of logits, reciprocal-rank; found 'mean'"),
         (["--ensemble", "x", "--combine", "logits,standardised"], "found 'standardised', which was removed"),
         (["--ensemble", "x", "--combine", "probabilities"], "found 'probabilities', which was removed"),
-        (["--ensemble", "x", "--combine", "logits,reciprocal-rank"], "one is chosen with the weights on --choose-on"),
-        (["--ensemble", "x:1", "--combine", "logits,reciprocal-rank", "--choose-on", "val"], "one is chosen with the weights"),
-        (["--ensemble", "x:1", "--choose-on", "val", "--choose", "ensemble"], "the weights are given"),
-        (["--ensemble", "x:1", "--choose-on", "val"], "the weights of --ensemble are given, so nothing is left to choose"),
-        (["--pooling", "max"], "--pooling needs --expand"),
-        (["--expand", "flips", "--pooling", "max,mean"], "--pooling with several rules needs --choose-on"),
-        (["--expand", "flips", "--pooling", "max:2", "--choose-on", "val"], "number and weight are chosen"),
+        (["--ensemble", "x", "--combine", "logits,reciprocal-rank"], "--combine: of several rules one is chosen"),
+        (["--ensemble", "x:1", "--combine", "logits,reciprocal-rank", "--choose-on", "val"], "--combine: of several rules one is"),
+        (["--ensemble", "x:1", "--choose-on", "val", "--choose", "ensemble"], "--choose: ensemble: the weights are given"),
+        (["--ensemble", "x:1", "--choose-on", "val"], "--choose-on: there is nothing to choose; give"),
+        (["--pooling", "max"], "--pooling: there are no additional views to pool"),
+        (["--expand", "flips", "--pooling", "max,mean"], "--pooling: of several rules one is chosen on another split"),
+        (["--expand", "flips", "--pooling", "max:2", "--choose-on", "val"], "--pooling: number and weight are chosen"),
         (["--expand", "flips", "--pooling", "max:0"], "NUMBER from 1"),
         (["--expand", "flips", "--pooling", "max:1:2"], "WEIGHT above 0 and at most 1"),
-        (["--expand", "flips", "--ensemble", "x", "--pooling", "reciprocal-rank"], "--combine reciprocal-rank"),
+        (["--expand", "flips", "--ensemble", "x", "--pooling", "reciprocal-rank"], "combine by reciprocal-rank too"),
+        (["--ensemble", "x:y"], "--ensemble: x:y: expected DIR_OR_HUB_ID[:WEIGHT]"),
+        (["--expand", "word"], "--expand: word: expected one of FILE"),
+        (["--also", "model=x"], "--also: each checkpoint needs its own name"),
+        (["--also", "a b=x"], "--also: each needs a name of its own, of letters"),
+        (["--also", "a=x", "--compare", "a:b"], "--compare: no stage is called ['b']"),
         (["--choose-on", "val"], "there is nothing to choose"),
         (["--expand", "flips", "--choose", "expansion"], "--choose needs --choose-on"),
         (["--expand", "flips", "--choose-on", "val", "--choose", "fusion"], "--choose fusion needs --rerank"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        parse(["--model", "m", "--data", "d", "--split", "test", "--output", "o", *words])
-    assert ended.value.code == 2 and message in capsys.readouterr().err
+    with pytest.raises((SystemExit, UserError)) as ended, named(OPTIONS):
+        read_plan(parse(["--model", "m", "--data", "d", "--split", "test", "--output", "o", *words])).pairs(None)
+    assert message in (str(ended.value) if isinstance(ended.value, UserError) else capsys.readouterr().err)
 
 
 def test_what_cannot_be_expanded_is_refused_before_anything_is_embedded(small_world: SmallWorld, tmp_path: Path) -> None:
@@ -210,7 +218,7 @@ def test_ranks_of_images_that_are_searched_are_refused_and_not_called_off(small_
         "".join(json.dumps({"image": name, "caption": "a thing"}) + "\n" for name in ids), encoding="utf-8"
     )
     common = ["--model", str(small_world.base), "--data", str(small_world.manifest), "--split", "test", "--output", str(tmp_path / "out")]
-    with pytest.raises(UserError, match="pooling reciprocal-rank: the views of captions are of images that are searched"):
+    with pytest.raises(UserError, match="--pooling: reciprocal-rank: the views of captions are of images that are searched"):
         run(
             parse([*common, "--expand", f"captions:{tmp_path / 'more.jsonl'}", "--pooling", "reciprocal-rank", *on]),
             Processes(),
@@ -248,12 +256,13 @@ def without_seconds(section: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_choice_that_is_not_of_the_reranker_needs_no_second_candidate() -> None:
     words = ["--ensemble", "x", "--rerank", "b", "--top-k", "1", "--choose-on", "val", "--choose", "ensemble"]
-    assert parse(["--model", "m", "--data", "d", "--split", "test", "--output", "o", *words]).top_k == 1
+    plan = read_plan(parse(["--model", "m", "--data", "d", "--split", "test", "--output", "o", *words]))
+    assert plan.chooses and plan.reranking == Plan(top_k=1)
 
 
 def test_a_set_that_is_forgotten_is_let_go_of_and_embedded_anew_if_asked(small_world: SmallWorld) -> None:
     rows: list[int] = []
-    sets = EmbeddedSets({"model": str(small_world.base)}, {}, ["model"], torch.device("cpu"), on_rows=rows.append)
+    sets = EmbeddedSets(checkpoints={"model": str(small_world.base)}, reused=["model"], execution=Execution(on_progress=rows.append))
     val, test = load(small_world.manifest, "val"), load(small_world.manifest, "test")
     first, other = sets.read("model", val), sets.read("model", test)
     num_rows = sum(rows)

@@ -12,13 +12,13 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.metrics.differences import Differences
 from eval.metrics.evaluate import Figures, evaluate
 from eval.report.report import report_record, write_report
-from eval.report.sentences import combined_lines
+from eval.report.section import section_lines
 from eval.search.ranking import DIRECTIONS
 from eval.search.stage import Stage
 from rerank.combine.combine import rank_ensemble
 from rerank.combine.ensemble_weights import EnsembleChoice, choose_ensemble
 from rerank.combine.equal_cost import num_pairs
-from rerank.combine.record import EnsembleStage, Held, combined_sections
+from rerank.combine.record import ENSEMBLES, EnsembleStage, MemoryFootprint, combined_sections
 from rerank.scoring.candidates import candidate_lists
 from tests.unit.eval.reranked_set import TOP_K, reranked
 from tests.unit.rerank.combine.member_sets import caption_set, member
@@ -61,11 +61,19 @@ def choice() -> tuple[RetrievalSet, EnsembleChoice]:
 
 
 def arm(**others: Any) -> EnsembleStage:
-    return EnsembleStage("ensemble", ["base", "large"], [0.4, 0.6], "logits", Held(400, 96), Held(100, 32), **others)
+    return EnsembleStage(
+        stage="ensemble",
+        members=["base", "large"],
+        weights=[0.4, 0.6],
+        combination="logits",
+        footprint=MemoryFootprint(400, 96),
+        first_footprint=MemoryFootprint(100, 32),
+        **others,
+    )
 
 
 def record_of(figures: tuple[RetrievalSet, Figures], **others: Any) -> dict[str, Any]:
-    (record,) = combined_sections(figures[1], figures[0], [arm(**others)], [])["ensemble"]
+    (record,) = combined_sections(figures[1], figures[0], [arm(**others)], [])[0].record
     return json.loads(json.dumps(record, allow_nan=False))
 
 
@@ -113,7 +121,7 @@ def test_a_pair_that_is_compared_has_the_comparison_s_own_verdict(figures: tuple
 def test_differences_have_the_interval_of_the_comparisons(figures: tuple[RetrievalSet, Figures]) -> None:
     found = Differences(figures[1], figures[0])
     row = found.verdict("ensemble", "large", "both")
-    own = {d: found.arm("large", d).ranks_Q for d in DIRECTIONS}
+    own = {d: found.metrics("large", d).ranks_Q for d in DIRECTIONS}
     for difference in (found.of_means("ensemble", "large"), found.against_ranks("ensemble", own)):
         assert difference["delta"] == pytest.approx(row["delta"]) and difference["ci95"] == pytest.approx(row["ci95"])
 
@@ -196,13 +204,13 @@ def test_what_a_pair_takes_is_not_made_up_where_none_was_scored(figures: tuple[R
 
 
 def test_sections_are_absent_where_nothing_was_asked(figures: tuple[RetrievalSet, Figures]) -> None:
-    assert combined_sections(figures[1], figures[0], [], []) == {}
+    assert combined_sections(figures[1], figures[0], [], []) == []
 
 
 def page_of(figures: tuple[RetrievalSet, Figures], folder: Path, **others: Any) -> tuple[str, dict[str, Any]]:
     dataset, measured = figures
-    shown = replace(measured, sections=measured.sections | combined_sections(measured, dataset, [arm(**others)], []))
-    return (write_report(folder, shown) / "report.html").read_text(), report_record(shown)
+    sections = combined_sections(measured, dataset, [arm(**others)], [])
+    return (write_report(folder, measured, sections) / "report.html").read_text(), report_record(measured, sections)
 
 
 def test_the_page_shows_the_curve_the_cost_and_the_same_seconds(figures, choice, tmp_path: Path) -> None:
@@ -211,7 +219,7 @@ def test_the_page_shows_the_curve_the_cost_and_the_same_seconds(figures, choice,
     assert page.count("R@1 over the weight of large in ensemble") == 2, "a drawing for each combination"
     points = [line for line in page.splitlines() if '<tr class="point' in line]
     assert len(points) == 42 and "+33.0 seconds" in page and "Were those seconds spent on reranking base alone" in page
-    (line,) = combined_lines(record)
+    (line,) = section_lines(record, [ENSEMBLES])
     better = record["ensemble"][0]["better_member"]
     assert line.startswith("ensemble: mean of logits, 0.4 base + 0.6 large, chosen on val (12 images); against the better member, ")
     assert f"better member, {better}" in line and "+33.0 s against base, which would buy base+blip at K = " in line
@@ -221,7 +229,7 @@ def test_seconds_that_buy_no_reranking_say_so(tmp_path: Path) -> None:
     page, record = page_of(made(9.0), tmp_path, reranked="base+blip")
     base = f"{100 * mean_recall(made(9.0)[1], 'base'):.2f}"
     assert f"they buy no reranking by base+blip, which leaves a mean R@1 of {base}." in page
-    assert "which would buy no reranking: the ensemble is" in combined_lines(record)[0]
+    assert "which would buy no reranking: the ensemble is" in section_lines(record, [ENSEMBLES])[0]
 
 
 def test_the_chosen_point_is_marked_in_words(figures, choice, tmp_path: Path) -> None:
@@ -236,17 +244,17 @@ def test_three_members_are_a_table_of_the_twenty_best(figures, tmp_path: Path) -
     other = caption_set(12, "val")
     choice = choose_ensemble([member(other, seed) for seed in (1, 2, 3)], other, ["logits"])
     members = ["base", "large", "base+blip"]
-    three = EnsembleStage("ensemble", members, [0.2, 0.5, 0.3], "logits", Held(1, 1), Held(1, 1), None, choice, other)
+    three = replace(arm(choice=choice, chosen_on=other), members=members, weights=[0.2, 0.5, 0.3])
     sections = combined_sections(measured, dataset, [three], [])
-    page = (write_report(tmp_path, replace(measured, sections=sections)) / "report.html").read_text()
+    page = (write_report(tmp_path, measured, sections) / "report.html").read_text()
     rows = [line for line in page.splitlines() if '<tr class="point' in line]
     assert len(rows) == 20 and "<svg" not in page.split("Models together")[1].split("<h2>")[0]
-    curve = sections["ensemble"][0]["curve"]
+    curve = sections[0].record[0]["curve"]
     shown = [float(line.rsplit("<td>", 1)[-1].split("<small>")[0]) for line in rows]
     assert shown == [round(100 * point, 2) for point in sorted((row["R@1"]["both"] for row in curve), reverse=True)[:20]]
 
 
 def test_a_given_ensemble_says_so(figures: tuple[RetrievalSet, Figures], tmp_path: Path) -> None:
     page, record = page_of(figures, tmp_path)
-    assert "as given" in page and ", as given; against" in combined_lines(record)[0]
+    assert "as given" in page and ", as given; against" in section_lines(record, [ENSEMBLES])[0]
     assert "Where the weights were chosen" not in page

@@ -90,7 +90,7 @@ def test_every_fault_of_a_file_is_named_with_its_line(tmp_path: Path, name: str,
     with pytest.raises(UserError) as caught:
         parse_expansion(str(tmp_path / name))
     assert [word for word in words if word not in str(caught.value)] == []
-    assert str(caught.value).startswith("--expand ")
+    assert str(caught.value).startswith(f"{tmp_path / name}: ")
 
 
 def test_a_hundred_faults_are_counted_and_twenty_shown(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_what_is_no_writer_is_refused(models: dict[str, Path], tmp_path: Path) -
     tensors = load_file(path)
     lost = next(name for name in sorted(tensors) if "block.1" in name)
     save_file({name: tensor for name, tensor in tensors.items() if name != lost}, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match="--expand paraphrase:.*lacks 1 weights of"):
+    with pytest.raises(UserError, match="paraphrase:.*lacks 1 weights of"):
         parse_expansion(f"paraphrase:{tmp_path / 'half'}").of(SPLIT)
     path.unlink()
     with pytest.raises(UserError, match=r"the weights \(model.safetensors\) of"):

@@ -42,7 +42,7 @@ def test_what_is_refused_is_said_at_once(text: str, words: str) -> None:
         pytest.importorskip("nltk")
     with pytest.raises(UserError) as caught:
         parse_expansion(text)
-    assert words in str(caught.value) and str(caught.value).startswith(f"--expand {text}")
+    assert words in str(caught.value) and str(caught.value).startswith(f"{text}: ")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_the_page_shows_the_message_of_a_bad_dictionary(tmp_path: Path, monkeypa
     Path("words.txt").write_text("# words\nazure: blue\nazure blue\n\nbig: large\n\nAzure: sky blue\n")
     with pytest.raises(UserError) as caught:
         parse_expansion("synonyms:words.txt")
-    assert f"```\n{caught.value}\n```" in page
+    assert f"```\n--expand: {caught.value}\n```" in page
 
 
 def test_the_demos_dictionary_knows_every_word_that_has_a_plainer_one() -> None:

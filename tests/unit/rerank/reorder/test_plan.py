@@ -1,31 +1,34 @@
-"""rerank/reorder/plan.py and the arms of rerank/reorder/tuned_stages.py on two small splits: of one scoring, measured as any, said in the
+"""rerank/reorder/plan.py, reranking.py and the stages of tuned_stages.py on two small splits: of one scoring, measured as any, told in the
 report."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.errors import UserError
+from eval.errors import SettingError, UserError
 from eval.metrics.evaluate import Figures, evaluate
 from eval.report.report import report_record, write_report
-from eval.report.sentences import chosen_lines
+from eval.report.section import section_lines
 from eval.search.ranking import DIRECTIONS
 from eval.search.stage import Stage
 from rerank.reorder.fusion import Fusion, choose_weight
-from rerank.reorder.plan import Plan, Reranked
+from rerank.reorder.plan import Plan, Tuning
+from rerank.reorder.record import ADAPTIVE, FUSION
+from rerank.reorder.reranking import Reranked, rerank_stages
 from rerank.reorder.skipping import choose_margin, needed_lists, rerank_within
 from rerank.reorder.stages import score_stages
-from rerank.reorder.tuned_stages import Asked, chosen_stages
+from rerank.reorder.tuned_stages import tuned_stages
 from rerank.scoring.candidates import candidate_lists
 from tests.unit.eval.reranked_set import first_stage, picture_set
 
 TOP_K = 5
-ARMS = Asked(fusion=True, max_loss=0.05)
+PLAN = Plan(top_k=TOP_K, tuning=Tuning(fusion=True, max_loss=0.05))
 LATER = ["base+toy", "base+toy+sum", "base+toy+fused", "base+toy+adaptive"]
 
 
@@ -62,17 +65,16 @@ def retrieved(dataset: RetrievalSet) -> list[Stage]:
 def made(splits: tuple[RetrievalSet, RetrievalSet]) -> tuple[Reranked, Figures]:
     measured, other = splits
     firsts = retrieved(measured)
-    reranked = Plan(TOP_K, arms=ARMS).stages(measured, firsts, Toy(*splits), choose_on=(other, retrieved))
-    figures = evaluate(measured, firsts + reranked.stages, Plan(TOP_K, arms=ARMS).pairs(["base"], "toy"))
-    figures.sections.update(reranked.sections(figures, measured))
-    return reranked, figures
+    reranked = rerank_stages(PLAN, measured, firsts, Toy(*splits), tune_on=(other, retrieved))
+    pairs = PLAN.pairs(["base"], "toy") + PLAN.tuned_pairs(["base"], "toy")
+    return reranked, evaluate(measured, firsts + reranked.stages, pairs)
 
 
 def test_arms_are_those_promised_and_each_is_scored_by_the_one_scoring(splits, made) -> None:
     measured, other = splits
-    assert [stage.name for stage in made[0].stages] == LATER == Plan(TOP_K, arms=ARMS).names(["base"], "toy")
+    assert [stage.name for stage in made[0].stages] == LATER == PLAN.names(["base"], "toy")
     scorer = Toy(*splits)
-    Plan(TOP_K, arms=ARMS).stages(measured, retrieved(measured), scorer, choose_on=(other, retrieved))
+    rerank_stages(PLAN, measured, retrieved(measured), scorer, tune_on=(other, retrieved))
     assert scorer.num_pairs == sum(candidate_lists(retrieved(d)[0].rankings.values(), TOP_K).num_pairs for d in splits)
 
 
@@ -106,7 +108,8 @@ def recall(figures: Figures, stage: str) -> float:
 
 
 def test_the_report_says_what_was_chosen_saved_and_gained(splits, made, tmp_path: Path) -> None:
-    record = report_record(made[1])
+    sections = made[0].sections(made[1], splits[0])
+    record = report_record(made[1], sections)
     (fusion,), (adaptive,) = record["fusion"], record["adaptive"]
     assert [(row["stage"], row["weight"]) for row in fusion["measured"]] == list(zip(LATER, [0.0, 1.0, fusion["weight"]], strict=False))
     for row in fusion["measured"]:
@@ -128,10 +131,10 @@ def test_the_report_says_what_was_chosen_saved_and_gained(splits, made, tmp_path
     assert measured["loss"] == pytest.approx(recall(made[1], "base+toy") - recall(made[1], "base+toy+adaptive"), abs=1e-12)
     assert measured["ci95"][0] <= measured["loss"] <= measured["ci95"][1]
     assert adaptive["chosen"]["lost"] <= 0.05 and adaptive["curve"][0]["share_saved"] == 0 and adaptive["curve"][-1]["share_saved"] == 1
-    page = (write_report(tmp_path, made[1]) / "report.html").read_text()
+    page = (write_report(tmp_path, made[1], sections) / "report.html").read_text()
     assert page.count('<tr class="fused">') == 3 and page.count('<tr class="weight">') == 2 * 11
     assert page.count('<tr class="margin">') == len(adaptive["curve"]) and "first stage alone" in page
-    lines = chosen_lines(record)
+    lines = section_lines(record, (FUSION, ADAPTIVE))
     assert len(lines) == 2 and f"weight {fusion['weight']:g}" in lines[0] and f"{100 * measured['share_saved']:.1f}% of" in lines[1]
     assert f"trails by {adaptive['margin']:.4f} is skipped, chosen on test (18 images)" in lines[1]
 
@@ -139,8 +142,8 @@ def test_the_report_says_what_was_chosen_saved_and_gained(splits, made, tmp_path
 def test_with_a_margin_given_only_what_is_needed_is_scored(splits) -> None:
     measured, scorer = splits[0], Toy(*splits)
     (here,) = retrieved(measured)
-    plan = Plan(TOP_K, skip_margin=0.1)
-    found = plan.stages(measured, [here], scorer)
+    plan = Plan(top_k=TOP_K, skip_margin=0.1)
+    found = rerank_stages(plan, measured, [here], scorer)
     needed = needed_lists(list(here.rankings.values()), TOP_K, 0.1)
     assert scorer.num_pairs == needed.num_pairs < candidate_lists(here.rankings.values(), TOP_K).num_pairs
     assert [stage.name for stage in found.stages] == plan.names(["base"], "toy") == ["base+toy+adaptive"]
@@ -149,30 +152,57 @@ def test_with_a_margin_given_only_what_is_needed_is_scored(splits) -> None:
 
 
 def test_where_nothing_may_be_skipped_the_arm_is_full_reranking_and_the_report_says_so(splits, made, tmp_path: Path) -> None:
-    measured, chosen = splits[0], replace(made[0].chosen[0], margin=float("inf"), fusion=None)
+    measured, chosen = splits[0], replace(made[0].tuned[0], margin=float("inf"), fusion=None)
     (here,), twin = retrieved(measured), made[0].stages[0]
     scores = score_stages(measured, [here], Toy(*splits), TOP_K)
-    (arm,) = chosen_stages([chosen], [here, twin], scores)
+    (arm,) = tuned_stages([chosen], [here, twin], scores)
     assert all(np.array_equal(arm.rankings[d].top_indices_QK, twin.rankings[d].top_indices_QK) for d in DIRECTIONS)
     figures = evaluate(measured, [here, twin, arm])
-    figures.sections.update(Reranked([arm], scores, [chosen]).sections(figures, measured))
-    (record,) = report_record(figures)["adaptive"]
+    sections = Reranked([arm], scores, [chosen]).sections(figures, measured)
+    (record,) = report_record(figures, sections)["adaptive"]
     assert (record["margin"], record["measured"]["saved"], record["measured"]["loss"]) == (None, 0, 0.0)
-    assert "nothing may be skipped" in chosen_lines(report_record(figures))[0]
-    assert "Nothing may be skipped" in (write_report(tmp_path, figures) / "report.html").read_text()
+    assert "nothing may be skipped" in section_lines(report_record(figures, sections), (ADAPTIVE,))[0]
+    assert "Nothing may be skipped" in (write_report(tmp_path, figures, sections) / "report.html").read_text()
 
 
 def test_seconds_pick_k(splits, capsys: pytest.CaptureFixture[str]) -> None:
     measured = splits[0]
-    many = Plan(TOP_K, seconds=3600).stages(measured, retrieved(measured), Toy(*splits))
+    many = rerank_stages(Plan(top_k=TOP_K, seconds=3600), measured, retrieved(measured), Toy(*splits))
     assert many.budget is not None and many.budget.top_k == TOP_K == many.stages[0].top_k
     assert capsys.readouterr().out.startswith("budget   3600 s to rerank in; measured")
-    assert many.sections(evaluate(measured, [*retrieved(measured), *many.stages]), measured) == {"budget": many.budget.record()}
+    (section,) = many.sections(evaluate(measured, [*retrieved(measured), *many.stages]), measured)
+    assert (section.format.key, section.record) == ("budget", many.budget.record())
+    assert "Time budget: 3600 s to rerank in" in section.notes[0]
     with pytest.raises(UserError, match="too few to rerank in"):
-        Plan(TOP_K, seconds=1e-9).stages(measured, retrieved(measured), Toy(*splits))
+        rerank_stages(Plan(top_k=TOP_K, seconds=1e-9), measured, retrieved(measured), Toy(*splits))
 
 
-def test_a_single_candidate_leaves_nothing_to_choose(splits) -> None:
-    measured, other = splits
-    with pytest.raises(UserError, match="take 2 or more"):
-        Plan(1, arms=ARMS).stages(measured, retrieved(measured), Toy(*splits), choose_on=(other, retrieved))
+@pytest.mark.parametrize(
+    ("values", "setting", "message"),
+    [
+        ({"top_k": 0}, "top_k", "expected 1 candidate per query or more; found 0"),
+        ({"top_k": 1, "tuning": Tuning(fusion=True)}, "top_k", "a choice needs 2 per query or more; found 1"),
+        ({"top_k": 1, "seconds": 5.0}, "top_k", "a time budget needs 2"),
+        ({"top_k": 1, "skip_margin": 0.1}, "top_k", "a margin needs 2"),
+        ({"seconds": 0.0}, "seconds", "expected a time above 0 seconds; found 0"),
+        ({"seconds": float("nan")}, "seconds", "found nan"),
+        ({"skip_margin": -1.0}, "skip_margin", "0 or more; found -1"),
+        ({"skip_margin": 0.1, "tuning": Tuning(max_loss=0.1)}, "skip_margin", "leave it out, or choose neither"),
+    ],
+)
+def test_a_plan_checks_itself_and_names_the_setting(values: dict[str, Any], setting: str, message: str) -> None:
+    with pytest.raises(SettingError, match=message) as refused:
+        Plan(**{"top_k": 5} | values)
+    assert refused.value.setting == setting and "--" not in str(refused.value)
+
+
+@pytest.mark.parametrize("max_loss", [-0.1, 1.5, float("nan")])
+def test_a_loss_is_a_share(max_loss: float) -> None:
+    with pytest.raises(SettingError, match="expected a share from 0 to 1"):
+        Tuning(max_loss=max_loss)
+
+
+def test_only_the_stages_asked_for_are_tuned() -> None:
+    plan = Plan(top_k=5, tuning=Tuning(fusion=True, max_loss=0.1, stages=("tuned",)))
+    assert plan.names(["base", "tuned"], "toy") == ["base+toy", "tuned+toy", "tuned+toy+sum", "tuned+toy+fused", "tuned+toy+adaptive"]
+    assert plan.tuned_pairs(["base", "tuned"], "toy") == [("tuned+toy+fused", "tuned+toy"), ("tuned+toy+adaptive", "tuned+toy")]

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from eval.errors import UserError
+from eval.execution import Execution
 from eval.search.ranking import DIRECTIONS
 from eval.search.stage import Stage
 from rerank.reorder.stages import check_top_k, reranked, reranked_stages, score_stages
@@ -65,7 +66,7 @@ def test_twins_are_reranked_and_each_pair_is_scored_once(dataset) -> None:
 
 def test_each_image_is_encoded_once_for_all_stages(dataset) -> None:
     stages, heard = [stage(name, seed, 4) for name, seed in (("base", 1), ("tuned", 2), ("wise", 3))], []
-    scores = score_stages(dataset, stages, ColourScorer(), 2, show_progress=False, on_progress=heard.append)
+    scores = score_stages(dataset, stages, ColourScorer(), 2, show_progress=False, execution=Execution(on_progress=heard.append))
     union = candidate_lists([ranking for made in stages for ranking in made.rankings.values()], 2)
     assert dataset.loaded == union.image_indices_I.tolist()
     assert np.array_equal(scores.lists.keys_N, union.keys_N)
@@ -90,7 +91,7 @@ def test_what_is_raised_between_images_ends_the_scoring(dataset) -> None:
         raise Asked
 
     with pytest.raises(Asked):
-        reranked_stages(dataset, [stage("base", 1, 4)], ColourScorer(), 2, show_progress=False, on_progress=leave)
+        reranked_stages(dataset, [stage("base", 1, 4)], ColourScorer(), 2, show_progress=False, execution=Execution(on_progress=leave))
     assert dataset.loaded == [0]
 
 

@@ -157,7 +157,7 @@ def test_a_larger_k_and_another_first_stage_score_only_what_is_new(tmp_path: Pat
     known, asked = lists_of([]), 0
     for stages, top_k in (([base], 2), ([base], 3), ([base, tuned], 3), ([tuned], 2)):
         scorer = FormulaScorer()
-        twins = reranked_stages(dataset, stages, scorer, top_k, kept=ScoreCache(tmp_path), show_progress=False)
+        twins = reranked_stages(dataset, stages, scorer, top_k, cache=ScoreCache(tmp_path), show_progress=False)
         own = [stage_lists(stage, top_k) for stage in stages]
         for twin, lists in zip(twins, own, strict=True):
             new = lists.difference(known)

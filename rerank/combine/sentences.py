@@ -1,67 +1,28 @@
-"""What was chosen on another split, in words: of the sections `fusion` and `adaptive` of a report."""
+"""What a report says of ensembles and expansions, in words."""
 
 from typing import Any
 
 from eval.metrics.k_sweep import curves_over
 from eval.report.render import show_interval
 from eval.search.ranking import DIRECTIONS
-
-
-def fusion_line(record: dict[str, Any]) -> str:
-    """One sentence on a fused stage."""
-    fused = record["measured"][-1]
-    return (
-        f"{record['fused']}: weight {record['weight']:g} of the first stage, chosen on {split_in_words(record)}; against {record['stage']} "
-        f"{100 * fused['delta']:+.2f} points of mean R@1 {show_interval(fused['ci95'])}"
-    )
-
-
-def adaptive_line(record: dict[str, Any]) -> str:
-    """One sentence on an adaptive stage."""
-    measured = record["measured"]
-    where = "nothing may be skipped" if record["margin"] is None else f"what trails by {record['margin']:.4f} is skipped"
-    return (
-        f"{record['adaptive']}: {where}, chosen on {split_in_words(record)} for a loss of at most {100 * record['max_loss']:g} points; "
-        f"{100 * measured['share_saved']:.1f}% of {measured['pairs']:,} pairs saved, mean R@1 {0.0 - 100 * measured['loss']:+.2f} points "
-        f"{show_interval([0.0 - end for end in reversed(measured['ci95'])])}"
-    )
-
-
-def chosen_lines(record: dict[str, Any]) -> list[str]:
-    """The sentences of a report's record; none where nothing was chosen."""
-    return [fusion_line(each) for each in record.get("fusion", [])] + [adaptive_line(each) for each in record.get("adaptive", [])]
-
-
-def split_in_words(record: dict[str, Any]) -> str:
-    """The split something was chosen on."""
-    chosen_on = record["chosen_on"]
-    return f"{chosen_on['split'] or 'all rows'} ({chosen_on['num_images']:,} images)"
-
+from rerank.reorder.record import split_in_words
 
 COMBINATION_WORDS = {
     "logits": "mean of logits",
     "reciprocal-rank": "reciprocal ranks",
 }
-
-
 POOLING_WORDS = {"mean": "mean vector", "max": "maximum", "log-sum-exp": "log-sum-exp", "reciprocal-rank": "reciprocal ranks"}
-
-
 SIDE_WORDS = {"captions": "text queries", "images": "image queries", "candidates": "images that are searched"}
-
-
 _MOST_POINTS = 20
-
-
 _AXIS_WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def ensemble_line(record: dict[str, Any]) -> str:
     """One sentence on an ensemble: what it is, against the better of its members, and what it costs."""
     better = next(row for row in record["measured"] if row["stage"] == record["better_member"])
-    heard = [member for member in record["members"] if member["weight"] > 0]
+    active = [member for member in record["members"] if member["weight"] > 0]
     shares = " + ".join(f"{member['weight']:.3g} {member['stage']}" for member in record["members"])
-    what = f"{COMBINATION_WORDS[record['combination']]}, {shares}" if len(heard) > 1 else f"{heard[0]['stage']} alone"
+    what = f"{COMBINATION_WORDS[record['combination']]}, {shares}" if len(active) > 1 else f"{active[0]['stage']} alone"
     origin = f"chosen on {split_in_words(record)}" if record["chosen_on"] else "as given"
     line = (
         f"{record['stage']}: {what}, {origin}; against the better member, {better['stage']}, "
@@ -91,12 +52,6 @@ def expansion_lines(record: dict[str, Any], split: str | None) -> list[str]:
         end = "leave it off" if row["verdict"] == "worse" else f"{pool_in_words(record['pool'])}, {origin}"
         lines.append(f"{name}: {found}: {end}")
     return lines
-
-
-def combined_lines(record: dict[str, Any]) -> list[str]:
-    """The sentences of a report's record; none where there is neither an ensemble nor an expansion."""
-    expansions = [line for each in record.get("expansion", []) for line in expansion_lines(each, record["data"]["split"])]
-    return [ensemble_line(each) for each in record.get("ensemble", [])] + expansions
 
 
 def pool_in_words(pool: dict[str, Any] | None) -> str:

@@ -1,0 +1,67 @@
+"""A section of a report: its record in report.json, its part of report.html and its sentences, together. Whoever measures something makes
+its section; the report renders what it is given and knows none by name."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from eval.report.render import render
+
+
+def no_sentences(record: Any, *_: Any) -> list[str]:
+    """None."""
+    return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class SectionFormat:
+    """How the sections of one kind are shown.
+
+    Attributes:
+        key: in report.json.
+        template: a file of Jinja, its part of report.html, given `record` and `names`; None: it has no part but its notes.
+        notes: the record -> sentences above the tables of report.html.
+        lines: the record and the report's `data` -> sentences on the terminal.
+        names: what else the template uses.
+
+    Raises:
+        ValueError: nothing would show the record on the page: neither a template that is there, nor notes.
+    """
+
+    key: str
+    template: Path | None = None
+    notes: Callable[[Any], Sequence[str]] | None = None
+    lines: Callable[[Any, Mapping[str, Any]], Sequence[str]] = no_sentences
+    names: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.template is None and self.notes is None:
+            raise ValueError(f"section {self.key!r} has a record that no page would show: give it a template or notes")
+        if self.template is not None and not self.template.is_file():
+            raise ValueError(f"section {self.key!r}: there is no template {self.template}")
+
+
+@dataclass(frozen=True)
+class Section:
+    """What was found, and how it is shown."""
+
+    format: SectionFormat
+    record: Any
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences above the tables of report.html."""
+        return self.format.notes(self.record) if self.format.notes is not None else ()
+
+    def html(self) -> Markup:
+        """Its part of report.html."""
+        template = self.format.template
+        return Markup("") if template is None else Markup(render(template.name, template.parent, record=self.record, **self.format.names))
+
+
+def section_lines(record: Mapping[str, Any], formats: Sequence[SectionFormat]) -> list[str]:
+    """The sentences of the sections that a report's record has, in the order of the formats."""
+    return [line for one in formats if one.key in record for line in one.lines(record[one.key], record["data"])]

@@ -1,0 +1,261 @@
+"""The one evaluation: `python -m eval`, a job's final report and the report of a retention set are a plan and a call of `evaluate_plan`;
+what has its models in memory (a tuned cross-encoder, a soup, an interpolation of weights) calls the parts below it.
+
+    plan = EvaluationPlan(checkpoints={"model": "google/siglip-base-patch16-224"}, reranking=Plan(top_k=32))
+    report = evaluate_plan(plan, test_set, tune_on=val_set, reranker=Reranker(load_scorer("Salesforce/blip-itm-base-coco")))
+    if report is not None:  # on the main process
+        report.write("runs/report")
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from eval.choices.report import CHOICES
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.errors import SettingError
+from eval.execution import ONE_PROCESS, Execution
+from eval.metrics.checks import pair_faults
+from eval.metrics.evaluate import Figures, evaluate
+from eval.report.gallery import ShownQuery, gallery
+from eval.report.leakage import LEAKAGE
+from eval.report.report import print_report, report_record, write_report
+from eval.report.section import Section
+from eval.report.trec import write_trec
+from eval.search.stage import Stage
+from rerank import stage_names
+from rerank.combine.embedded_sets import EmbeddedSets
+from rerank.combine.expansion_effects import write_expansions
+from rerank.combine.first_stages import MINIMUM_DEPTH, FirstStages
+from rerank.combine.record import ENSEMBLES, EXPANSIONS
+from rerank.combine.spec import POOLINGS_OF_SCORES, Combining
+from rerank.expansions.image_captions import CaptionsColumn, CaptionsFile
+from rerank.expansions.parse import Expansion
+from rerank.reorder.plan import Plan
+from rerank.reorder.record import ADAPTIVE, BUDGET, FUSION
+from rerank.reorder.reranking import rerank_stages
+from rerank.scorers.scorer import PairScorer
+from rerank.scoring.score_cache import ScoreCache
+
+FORMATS = (FUSION, ADAPTIVE, BUDGET, ENSEMBLES, EXPANSIONS, LEAKAGE, CHOICES)
+"""How the sections of a report are shown, in the order of the terminal's sentences."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """What one evaluation measures and compares.
+
+    Attributes:
+        checkpoints: folder or hub id by the name of its stage, in the order of the report; members of an ensemble among them.
+        combining: what is made of them besides measuring each alone.
+        expansions: what makes additional views, by the names `combining` gives.
+        reranking: how first stages are reranked; None: they are not.
+        comparisons: (stage, against); None: `default_pairs`.
+        subject, baseline: the checkpoint the report is about, and the one it began as: by default every other checkpoint is compared with
+            the baseline, and the reranked subject with the reranked baseline; None: each checkpoint is compared with the one before.
+
+    Raises:
+        SettingError: names that are no names or stand for two, or an expansion that cannot be pooled as asked.
+    """
+
+    checkpoints: Mapping[str, str]
+    combining: Combining = Combining()
+    expansions: Mapping[str, Expansion] = field(default_factory=dict)
+    reranking: Plan | None = None
+    comparisons: tuple[tuple[str, str], ...] | None = None
+    subject: str | None = None
+    baseline: str | None = None
+    strip_punctuation: bool = False
+
+    def __post_init__(self) -> None:
+        bad = [name for name in self.checkpoints if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)]
+        names = self.first_stages
+        if bad or len(set(names)) != len(names):
+            raise SettingError(
+                "checkpoints", f"each needs a name of its own, of letters, digits and ._-, and not that of another stage; found {names}"
+            )
+        if unknown := [name for name in (*self.combining.ensemble, *self.combining.reused) if name not in self.checkpoints]:
+            raise SettingError("members", f"{unknown} are no checkpoints of this evaluation; there are {list(self.checkpoints)}")
+        searched = [name for name, one in self.expansions.items() if isinstance(one, (CaptionsFile, CaptionsColumn))]
+        if self.combining.pools_by_rank and searched:
+            raise SettingError(
+                "pools",
+                f"reciprocal-rank: the views of {', '.join(searched)} are of images that are searched, and only what asks ranks a gallery; "
+                f"pool by {POOLINGS_OF_SCORES}",
+            )
+
+    @property
+    def chooses(self) -> bool:
+        """True if another split would decide something."""
+        return self.combining.chooses or (self.reranking is not None and self.reranking.tuning.any)
+
+    @property
+    def first_stages(self) -> list[str]:
+        """Names of what is measured without a reranker."""
+        return [*self.checkpoints, *self.combining.names]
+
+    def names(self, scorer_name: str | None) -> list[str]:
+        """Names of all stages there will be.
+
+        Args:
+            scorer_name: of the reranker; None: there is none.
+        """
+        if self.reranking is None or scorer_name is None:
+            return self.first_stages
+        return self.first_stages + self.reranking.names(self.first_stages, scorer_name)
+
+    def pairs(self, scorer_name: str | None) -> list[tuple[str, str]]:
+        """(stage, against) to compare: those given, or else what each step gained.
+
+        Raises:
+            SettingError: a pair given names no stage, or stands twice.
+        """
+        if self.comparisons is None:
+            return self.default_pairs(scorer_name)
+        if faults := pair_faults(self.comparisons, self.names(scorer_name)):
+            raise SettingError("comparisons", "; ".join(faults))
+        return list(self.comparisons)
+
+    def default_pairs(self, scorer_name: str | None) -> list[tuple[str, str]]:
+        """Checkpoints; the ensemble and what is expanded; what is reranked against its first stage; what is tuned against that."""
+        names = list(self.checkpoints)
+        if self.baseline is not None:
+            pairs = [(name, self.baseline) for name in names if name != self.baseline]
+        else:
+            pairs = list(zip(names[1:], names, strict=False))
+        pairs += self.combining.pairs
+        if self.reranking is None or scorer_name is None:
+            return pairs
+        pairs += self.reranking.pairs(self.first_stages, scorer_name)
+        if self.subject is not None and self.baseline is not None:
+            pairs.append((self.reranking.name(self.subject, scorer_name), self.reranking.name(self.baseline, scorer_name)))
+        return pairs + self.reranking.tuned_pairs(self.first_stages, scorer_name)
+
+
+@dataclass(frozen=True)
+class Reranker:
+    """A cross-encoder, and the cache of its scores, if there is one."""
+
+    scorer: PairScorer
+    cache: ScoreCache | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, ready to be written and printed; of the main process.
+
+    Attributes:
+        sections: what else was found, in the order of the page.
+        expansions: the rows of expansions.parquet; None: no additional view is in use.
+        shown: queries with their first answers.
+    """
+
+    dataset: RetrievalSet
+    figures: Figures
+    sections: list[Section] = field(default_factory=list)
+    expansions: pa.Table | None = None
+    shown: Sequence[ShownQuery] = ()
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What report.json holds."""
+        return report_record(self.figures, self.sections)
+
+    def adding(self, *sections: Section) -> "Report":
+        """The same with further sections at the end."""
+        return replace(self, sections=[*self.sections, *sections])
+
+    def write(self, folder: str | os.PathLike[str], *, trec: bool = False) -> Path:
+        """Write report.json, queries.parquet and report.html; expansions.parquet and TREC files where there are. Returns the folder.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        target = write_report(folder, self.figures, self.sections, gallery=self.shown)
+        if self.expansions is not None:
+            write_expansions(target / "expansions.parquet", self.expansions)
+        if trec:
+            write_trec(target / "trec", self.figures.queries, self.dataset)
+        return target
+
+
+def print_record(record: dict[str, Any], folder: str | os.PathLike[str]) -> None:
+    """Print a report's tables and sentences, and where it lies."""
+    print_report(record, FORMATS)
+    print(f"report   {folder}/report.html (with report.json and queries.parquet)")
+
+
+def evaluate_plan(
+    plan: EvaluationPlan,
+    dataset: RetrievalSet,
+    *,
+    tune_on: RetrievalSet | None = None,
+    reranker: Reranker | None = None,
+    execution: Execution = ONE_PROCESS,
+) -> Report | None:
+    """Choose, measure and compare; call on every process. What goes wrong on one is raised on all; the report is the main process's.
+
+    Args:
+        dataset: the split that is measured, with its ground truth.
+        tune_on: the split that everything left to choose is chosen on; None: nothing is.
+        reranker: the cross-encoder of `plan.reranking`.
+
+    Raises:
+        UserError: a checkpoint, an expansion or the reranker cannot be used, or a pair of stages cannot be compared.
+    """
+    scorer_name = reranker.scorer.name if reranker is not None else None
+    pairs, firsts = plan.pairs(scorer_name), _first_stages(plan, execution)
+    firsts.sets.prepare([dataset] + ([tune_on] if tune_on is not None else []))
+    tuning = plan.reranking.tuning if plan.reranking is not None else None
+    if tune_on is not None and plan.combining.chooses:
+        firsts.choose(tune_on)
+        if tuning is None or not tuning.any:
+            firsts.sets.forget(tune_on)
+    stages, found, reranked = firsts.measured(dataset), None, None
+    if plan.reranking is not None and reranker is not None:
+        tuned = plan.reranking.tuning.of(plan.first_stages)
+        found = rerank_stages(
+            plan.reranking,
+            dataset,
+            stages,
+            reranker.scorer,
+            tune_on=(tune_on, lambda other: firsts.stages(other, tuned)) if tune_on is not None else None,
+            cache=reranker.cache,
+            execution=execution,
+        )
+        stages += found.stages
+        if plan.reranking.skip_margin is None:  # what is skipped is not scored, and has no seconds a pair to compare with
+            reranked = stage_names.reranked(plan.combining.checkpoint, reranker.scorer.name)
+    with execution.processes.jointly():
+        if execution.processes.is_main:
+            report = report_of(dataset, stages, pairs)
+            sections = found.sections(report.figures, dataset) if found is not None else []
+            sections += firsts.sections(report.figures, dataset, reranked)
+            return replace(report, sections=sections, expansions=firsts.table(report.figures, dataset))
+    return None
+
+
+def report_of(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tuple[str, str]]) -> Report:
+    """The report of stages that are made; on one process.
+
+    Raises:
+        UserError: see `eval.metrics.evaluate.evaluate`.
+    """
+    figures = evaluate(dataset, stages, pairs)
+    return Report(dataset, figures, shown=gallery(dataset, figures))
+
+
+def _first_stages(plan: EvaluationPlan, execution: Execution) -> FirstStages:
+    sets = EmbeddedSets(
+        checkpoints=plan.checkpoints,
+        expansions=plan.expansions,
+        reused=plan.combining.reused,
+        execution=execution,
+        strip_punctuation=plan.strip_punctuation,
+    )
+    return FirstStages(plan.combining, sets, plan.reranking.top_k if plan.reranking is not None else MINIMUM_DEPTH)

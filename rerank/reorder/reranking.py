@@ -1,0 +1,111 @@
+"""A plan carried out: first stages scored once, every reranked stage made of those scores."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.execution import ONE_PROCESS, Execution
+from eval.metrics.evaluate import Figures
+from eval.report.section import Section
+from eval.search.ranking import DIRECTIONS
+from eval.search.stage import Stage
+from rerank.reorder.plan import Plan
+from rerank.reorder.record import BUDGET, tuning_sections
+from rerank.reorder.skipping import needed_lists
+from rerank.reorder.stages import check_top_k, reranked, score_stages
+from rerank.reorder.tuned_stages import TuningResult, adaptive_stage, tune, tuned_stages
+from rerank.scorers.scorer import PairScorer
+from rerank.scoring.pair_scores import PairScores, complete_scores
+from rerank.scoring.score_cache import ScoreCache
+from rerank.scoring.time_budget import Budget, measure_pace, pick_top_k
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """What came of a plan.
+
+    Attributes:
+        stages: the reranked ones.
+        scores: of the pairs of the measured split.
+        tuned: what was chosen on another split.
+        budget: the K that was picked; None where no time was given.
+    """
+
+    stages: list[Stage]
+    scores: PairScores
+    tuned: list[TuningResult] = field(default_factory=list)
+    budget: Budget | None = None
+
+    def sections(self, figures: Figures, dataset: RetrievalSet) -> list[Section]:
+        """`fusion`, `adaptive` and `budget` of a report, those that were asked for."""
+        found = tuning_sections(figures, dataset, self.tuned)
+        return found + ([Section(BUDGET, self.budget.record())] if self.budget is not None else [])
+
+
+def rerank_stages(
+    plan: Plan,
+    dataset: RetrievalSet,
+    firsts: Sequence[Stage],
+    scorer: PairScorer,
+    *,
+    tune_on: tuple[RetrievalSet, Callable[[RetrievalSet], Sequence[Stage]]] | None = None,
+    cache: ScoreCache | None = None,
+    execution: Execution = ONE_PROCESS,
+) -> Reranked:
+    """Score what is needed, and make every reranked stage; the same on every process. The main one prints what was found of a time budget.
+
+    Args:
+        tune_on: the split that `plan.tuning` is chosen on, and what retrieves the first stages of it that are tuned; None: nothing is.
+        cache: scores that earlier runs wrote to disk; the time budget counts on none.
+
+    Raises:
+        UserError: top_k exceeds the gallery, the time is too little, a picture does not decode, or a score is not finite.
+    """
+    budget = _budget(plan, dataset, firsts, scorer, execution)
+    if budget is not None and execution.processes.is_main:
+        print(f"budget   {budget}", flush=True)
+    top_k = plan.top_k if budget is None else budget.top_k
+    if plan.skip_margin is not None:
+        scores = _needed_scores(dataset, firsts, scorer, top_k, plan.skip_margin, cache, execution)
+        return Reranked([adaptive_stage(stage, scores, scorer.name, plan.skip_margin, top_k) for stage in firsts], scores, [], budget)
+    scores = score_stages(dataset, firsts, scorer, top_k, cache=cache, execution=execution)
+    stages = reranked(firsts, scores, scorer.name, top_k)
+    if tune_on is None or not plan.tuning.any:
+        return Reranked(stages, scores, [], budget)
+    other, retrieve = tune_on
+    firsts_there = retrieve(other)
+    scores_there = score_stages(other, firsts_there, scorer, top_k, cache=cache, execution=execution)
+    tuned = tune(other, firsts_there, scores_there, scorer.name, top_k, plan.tuning)
+    return Reranked(stages + tuned_stages(tuned, [*firsts, *stages], scores), scores, tuned, budget)
+
+
+def _budget(plan: Plan, dataset: RetrievalSet, firsts: Sequence[Stage], scorer: PairScorer, execution: Execution) -> Budget | None:
+    if plan.seconds is None:
+        return None
+    check_top_k(dataset, plan.top_k)
+    pace = measure_pace(scorer, dataset, execution.processes)
+    rankings = [stage.rankings[direction] for stage in firsts for direction in DIRECTIONS]
+    return pick_top_k(rankings, pace, plan.seconds, plan.top_k, world_size=execution.processes.world_size)
+
+
+def _needed_scores(
+    dataset: RetrievalSet,
+    firsts: Sequence[Stage],
+    scorer: PairScorer,
+    top_k: int,
+    margin: float,
+    cache: ScoreCache | None,
+    execution: Execution,
+) -> PairScores:
+    """The scores of what some stage needs; the rest is not scored."""
+    check_top_k(dataset, top_k)
+    first, *others = [needed_lists([stage.rankings[d] for d in DIRECTIONS], top_k, margin) for stage in firsts]
+    return complete_scores(
+        scorer,
+        dataset,
+        first.union(*others),
+        cache=cache,
+        processes=execution.processes,
+        progress=execution.processes.is_main,
+        on_progress=execution.on_progress,
+    )
