@@ -14,7 +14,7 @@ from train.config.reranker import RerankerConfig, is_reranker
 WORLD = RerankerWorld(Path("pairs.jsonl"), Path("siglip"), Path("blip"))
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "shard": ({"train__shard": True}, "shard: a matcher is not kept in parts"),
+    "shard": ({"train__shard": True}, "shard: a cross-encoder is not kept in parts"),
     "shard false": ({"train__shard": False}, "leave it out"),
     "lora of all": ({"model__what": "all", "model__lora": {"rank": 2}}, "lora does nothing with what: all"),
     "no negatives": ({"negatives__captions_per_image": 0, "negatives__images_per_caption": 0}, "nothing to tell a true caption from"),
