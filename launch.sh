@@ -97,7 +97,7 @@ train() { # train COMMAND CONFIG [KEY=VALUE ...]
 
 caller=$PWD
 root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd) && cd "$root" || exit 1
-[ -f train/launch/plan.sh ] || die 2 "expected the folder train/launch beside launch.sh, in $root. With sbatch: sbatch --wrap './launch.sh ...'"
+[ -f train/launch/plan.sh ] || die 2 "expected the folder train/launch next to launch.sh, in $root. With sbatch: sbatch --wrap './launch.sh ...'"
 source train/launch/commands.sh
 source train/launch/environment.sh
 source train/launch/plan.sh
