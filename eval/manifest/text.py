@@ -12,7 +12,7 @@ from eval.manifest.rows import Row, Rows, is_unicode, row_of
 
 
 class TextRows(Rows):
-    """A .csv or .jsonl file, read whole (images are paths, so it is small). Its rows can be taken once: each record is let go when it is."""
+    """A .csv or .jsonl file, read whole (images are paths, so it is small). A record is let go when its row is taken."""
 
     def __init__(self, path: Path, mapping: Mapping[str, str], reader: Any) -> None:
         self.folder = path.parent
