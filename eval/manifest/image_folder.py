@@ -1,6 +1,7 @@
 """Rows out of an image folder."""
 
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class FolderRows(Rows):
         self.folder, self._mapping = folder, mapping
         self.faults: list[tuple[str, str]] = []
         self.header_place = str(folder)
-        self._records: list[tuple[str, dict[str, Any]]] = []
+        self._records: deque[tuple[str, dict[str, Any]]] = deque()
         self.columns: list[str] = []
         described = any((folder / name).is_file() for name in METADATA_FILES)
         parts = [folder / name for name in SPLIT_FOLDERS if (folder / name).is_dir() and not described] or [folder]
@@ -90,5 +91,6 @@ class FolderRows(Rows):
             self.columns += [name for name in (self._mapping["image"], self._mapping["captions"]) if name not in self.columns]
 
     def __iter__(self) -> Iterator[Row]:
-        for where, record in self._records:
+        while self._records:
+            where, record = self._records.popleft()
             yield row_of(where, record, self._mapping)

@@ -60,7 +60,7 @@ def caption_fault(where: str, value: object) -> Fault | None:
     return None
 
 
-@dataclass
+@dataclass(slots=True)
 class ManifestImage:
     """One picture of one split with all its captions; `embedded` says where its bytes lie when it is not a file."""
 

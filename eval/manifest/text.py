@@ -1,8 +1,9 @@
-"""Rows out of .csv, .tsv and .jsonl: readers of our own, which know line numbers and leave "None" and "NA" as the words they are."""
+"""Rows out of .csv, .tsv and .jsonl: these readers know line numbers and leave "None" and "NA" as text."""
 
 import csv
 import json
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,19 @@ from eval.manifest.rows import Row, Rows, is_unicode, row_of
 
 
 class TextRows(Rows):
-    """A .csv or .jsonl file, read whole (pictures are paths, so it is small)."""
+    """A .csv or .jsonl file, read whole (images are paths, so it is small). A record is let go when its row is taken."""
 
     def __init__(self, path: Path, mapping: Mapping[str, str], reader: Any) -> None:
         self.folder = path.parent
         self.faults: list[tuple[str, str]] = []
-        self.columns, self._records = reader(path, self.faults)
+        self.columns, records = reader(path, self.faults)
+        self._records = deque(records)
         self.header_place = f"{path}:1"
         self._path, self._mapping = path, mapping
 
     def __iter__(self) -> Iterator[Row]:
-        for line, record in self._records:
+        while self._records:
+            line, record = self._records.popleft()
             yield row_of(f"{self._path}:{line}", record, self._mapping)
 
 
@@ -58,12 +61,12 @@ def read_csv(path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], list
 def _header_faults(header: list[str]) -> list[str]:
     """A column named twice would silently lose one; bytes of another encoding in the header are in the rows too."""
     twice = sorted({name for name in header if name and header.count(name) > 1})
-    faults = [f"column(s) {twice} stand twice in the header; give each a name of its own"] if twice else []
+    faults = [f"column(s) {twice} are twice in the header; give each a name of its own"] if twice else []
     return faults if is_unicode("".join(header)) else ["not UTF-8 text; save the file as UTF-8"]
 
 
 def read_jsonl(path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], list[tuple[int, dict[str, Any]]]]:
-    """(columns, (line, record) of each row) of a .jsonl file; (place, what) of lines that are no JSON objects go to `faults`."""
+    """(columns, (line, record) of each row) of a .jsonl file; (place, what) of lines that are not JSON objects go to `faults`."""
     records: list[tuple[int, dict[str, Any]]] = []
     columns: dict[str, None] = {}
     with path.open("rb") as file:
