@@ -113,7 +113,7 @@ def table(rows: list[dict[str, Any]], asked: argparse.Namespace, num_parameters:
         "",
         f"Command: `python -m benchmarks.base_size {' '.join(sys.argv[1:])}`",
         "",
-        "| what trains | peak memory of the process, GiB | share of full | peak on the GPU, GiB |",
+        "| what trains | peak memory of the process, GiB | share of the first row | peak on the GPU, GiB |",
         "|---|---|---|---|",
     ]
     for row in rows:

@@ -125,3 +125,17 @@ def test_the_check_sees_what_it_should(text: str, expected: list[str]) -> None:
 def test_of_a_test_docstrings_and_comments_are_read() -> None:
     source = 'def f():\n    """See a.md."""\n    x = "b.md"  # c.md\n'
     assert NAMED.findall(prose(source)) == ["a.md", "c.md"]
+
+
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading() -> None:
+    wrong = []
+    for page in [path for path in tracked() if path.suffix == ".md" and path != ROOT / "docs" / "log.md"]:
+        for name, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", page.read_text(encoding="utf-8")):
+            if name.startswith("http"):
+                continue
+            target = page.parent / name if name else page
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE) if target.is_file() and anchor else []
+            anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            if not target.exists() or (anchor and anchor not in anchors):
+                wrong.append(f"{page.relative_to(ROOT)} links to {name}{'#' + anchor if anchor else ''}")
+    assert wrong == []
