@@ -20,7 +20,7 @@ from eval.execution import Execution
 from eval.processes import Processes
 from eval.search import streamed as streamed_search
 from tests.small_job import load
-from train.data.caption_pool import CaptionPool, AdditionalCaptions
+from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.mining import candidates
 from train.mining import faiss_index as approximate
 from train.mining.ensemble import Retriever
