@@ -17,7 +17,7 @@ Selection = Literal["top", "random", "softmax"]
 PairProbability = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(rows, places) of candidates, int64 of shape (N,), to the probability that each is true, float32 of shape (N,)."""
 
-_STREAM = 0x6D696E65  # of random numbers, other than those of train/data/random_streams.py
+_STREAM = 0x6D696E65  # of random numbers, other than those of the training data
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from eval.execution import Execution
 from eval.processes import Processes
 from eval.search import streamed as streamed_search
 from tests.small_job import load
-from train.data.caption_pool import CaptionPool, FurtherCaptions
+from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.mining import candidates
 from train.mining import faiss_index as approximate
 from train.mining.ensemble import Retriever
@@ -35,7 +35,7 @@ def find_all(manifest: str, base: str, folder: Path, processes: Processes) -> di
     model, inputs = load_siglip(base)
     dataset = load(Path(manifest))
     common: Any = {"folder": folder, "execution": Execution(processes=processes)}
-    retriever, pool = Retriever(model, inputs), CaptionPool(dataset, FurtherCaptions(FURTHER, np.arange(len(FURTHER))))
+    retriever, pool = Retriever(model, inputs), CaptionPool(dataset, AdditionalCaptions(FURTHER, np.arange(len(FURTHER))))
     whole = candidates.find_candidates(retriever, pool, 30, **common)
     some = candidates.find_candidates(retriever, pool, 30, images_I=SOME_IMAGES, **common)
     images = candidates.find_image_candidates(retriever, dataset, 25, np.arange(dataset.num_captions), **common)
