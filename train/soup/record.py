@@ -75,7 +75,7 @@ def soup_card(record: dict[str, Any]) -> str:
         "tags: [siglip, image-text-retrieval, model-soup]\n---\n\n"
         f"# A {record['kind']} soup of {len(lines)} SigLIP checkpoint(s)\n\n"
         "Every weight, logit scale and bias included, is the mean of these checkpoints' (model soups, Wortsman et al. 2022, "
-        f"arXiv 2203.05482), in float64, rounded once to float32. It costs in use what one costs. Weights {soup['weights_sha256'][:16]}.\n\n"
+        f"arXiv 2203.05482), in float64, rounded once to float32. It costs as much as one. Weights {soup['weights_sha256'][:16]}.\n\n"
         + "\n".join(lines + left_out)
         + (f"\n\n{measured}\n" if measured else "\n\nIt was not measured when it was made.\n")
     )
