@@ -100,7 +100,7 @@ class ShardedGradients:
 
 
 class Update:
-    """EpochOrder the gradients of all processes into an update, or refuses to.
+    """Turns the gradients of all processes into an update, or refuses to.
 
     Attributes:
         loss_scale: what fp16 multiplies the loss by at the next step; None in the other precisions.

@@ -72,7 +72,7 @@ def describe(job: Job) -> list[str]:
         for watched in job.splits.watch
     ]
     if job.pool.additional.texts:
-        lines.append(f"pool      {len(job.pool.additional.texts):,} further captions without images, to mine among")
+        lines.append(f"pool      {len(job.pool.additional.texts):,} additional captions without images, to mine among")
     if config.mining is not None and config.mining.ensemble:
         lines.append(
             f"ensemble  {', '.join(config.mining.ensemble)}: retrieve too; run once, their embeddings cached in {job.folder / 'ensemble'}"
