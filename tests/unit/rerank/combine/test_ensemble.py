@@ -1,10 +1,9 @@
-"""Ensembles of first stages, against the mean of logits as a dense float64 matrix."""
+"""Ensembles of first stages: the mean of logits, the option, and the command."""
 
 import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,83 +13,18 @@ from safetensors.torch import load_file, save_file
 from eval.__main__ import parse, run
 from eval.errors import UserError
 from eval.processes import Processes
-from eval.search.ranking import DIRECTIONS
-from eval.search.retrieve import Embedded, find
-from rerank.combine.ensemble import mean_of_logits, parse_member
+from rerank.combine.ensemble import mean_of_members, parse_member
 from tests.small_job import SmallWorld
 
-NUM_IMAGES, NUM_CAPTIONS = 7, 11
 
-
-def member(seed: int, width: int, scale: float = 100.0, bias: float = -10.0) -> Embedded:
-    rng = np.random.default_rng(seed)
-
-    def vectors(rows: int) -> np.ndarray:
-        drawn = rng.standard_normal((rows, width))
-        return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
-
-    return Embedded(vectors(NUM_IMAGES), vectors(NUM_CAPTIONS), scale, bias, 1.0, 2.0, torch.device("cpu"), {"seed": seed})
-
-
-def dense_mean(members: list[Embedded], weights: list[float]) -> np.ndarray:
-    """Weighted mean of logits, float64, one pair and one member at a time."""
-    mean_IC = np.zeros((NUM_IMAGES, NUM_CAPTIONS))
-    for image in range(NUM_IMAGES):
-        for caption in range(NUM_CAPTIONS):
-            for one, weight in zip(members, weights, strict=True):
-                cosine = sum(float(a) * float(b) for a, b in zip(one.images_ID[image], one.captions_CD[caption], strict=True))
-                mean_IC[image, caption] += weight / sum(weights) * (one.scale * cosine + one.bias)
-    return mean_IC
-
-
-@given(st.lists(st.tuples(st.integers(0, 99), st.integers(2, 9), st.floats(1, 120), st.floats(0.05, 20)), min_size=2, max_size=4))
-def test_it_is_the_weighted_mean_of_logits(drawn: list[tuple[int, int, float, float]]) -> None:
-    members = [member(seed, width, scale, -float(seed)) for seed, width, scale, _ in drawn]
-    weights = [weight for *_, weight in drawn]
-    both = mean_of_logits(members, weights)
-    logits_IC = both.scale * (both.images_ID.astype(np.float64) @ both.captions_CD.T.astype(np.float64)) + both.bias
-    expected_IC = dense_mean(members, weights)
-    np.testing.assert_allclose(logits_IC, expected_IC, atol=1e-6 * max(100.0, float(np.abs(expected_IC).max())))
-    np.testing.assert_allclose(np.linalg.norm(both.images_ID, axis=1), 1, atol=1e-6)
-    assert (both.image_seconds, both.caption_seconds) == (len(members), 2.0 * len(members))
-
-
-class Pairs:
-    """A data set of which each image's right captions are those of its number modulo NUM_IMAGES."""
-
-    def positives(self, direction):  # type: ignore[no-untyped-def]
-        from eval.dataset.retrieval_set import PositivePairs
-
-        owner_C = np.arange(NUM_CAPTIONS) % NUM_IMAGES
-        if direction == "text_to_image":
-            return PositivePairs(np.arange(NUM_CAPTIONS + 1), owner_C)
-        counts = np.bincount(owner_C, minlength=NUM_IMAGES)
-        return PositivePairs(np.append(0, np.cumsum(counts)), np.argsort(owner_C, kind="stable"))
-
-
-def test_it_is_searched_as_one_model_is() -> None:
-    members, weights = [member(1, 5), member(2, 8, scale=20.0)], [1.0, 3.0]
-    stage = find("ensemble", mean_of_logits(members, weights), Pairs(), depth=10)  # type: ignore[arg-type]
-    mean_IC = dense_mean(members, weights)
-    for direction, scores_QN in zip(DIRECTIONS, (mean_IC, mean_IC.T), strict=True):
-        order_QN = np.argsort(-scores_QN, axis=1, kind="stable")
-        depth = stage.rankings[direction].depth
-        np.testing.assert_array_equal(stage.rankings[direction].top_indices_QK, order_QN[:, :depth])
-    assert stage.cost["image_seconds"] == 2.0 and [round(one["share"], 6) for one in stage.inputs["members"]] == [0.625, 0.375]
-
-
-@pytest.mark.parametrize(
-    ("members", "weights", "message"),
-    [
-        ([member(1, 3)], [1.0], "two members or more"),
-        ([member(1, 3), member(2, 3)], [1.0], "a weight for each"),
-        ([member(1, 3), member(2, 3)], [1.0, 0.0], "above 0; found 0"),
-        ([member(1, 3), member(2, 3)], [1.0, float("nan")], "above 0; found nan"),
-    ],
-)
-def test_what_is_no_ensemble_is_refused(members: list[Embedded], weights: list[float], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        mean_of_logits(members, weights)
+@given(st.lists(st.tuples(st.floats(1, 120), st.floats(-20, 20), st.floats(0.05, 20), st.floats(-1, 1)), min_size=2, max_size=4))
+def test_it_is_the_weighted_mean_of_logits(drawn: list[tuple[float, float, float, float]]) -> None:
+    scales, biases, weights, cosines = zip(*drawn, strict=True)
+    shares, scale, bias = mean_of_members(scales, biases, weights)
+    logits = [one * cosine + other for one, other, _, cosine in drawn]
+    expected = sum(weight * logit for weight, logit in zip(weights, logits, strict=True)) / sum(weights)
+    assert scale * sum(share * cosine for share, cosine in zip(shares, cosines, strict=True)) + bias == pytest.approx(expected, abs=1e-9)
+    assert sum(shares) == pytest.approx(1)
 
 
 def test_members_are_read_from_the_command_line() -> None:
