@@ -55,7 +55,7 @@ def text_scores(stage: Stage, dataset: RetrievalSet, score: PairsToScores) -> Pa
     began = time.perf_counter()
     stand_ins = [dataset.captions[caption] for caption in first_I[lists.image_of_pair_N]]
     scores_N = score(stand_ins, [dataset.captions[caption] for caption in lists.caption_indices_N])
-    return PairScores(lists, scores_N, "text-text", ScoringCost(lists.num_pairs, 0, time.perf_counter() - began))
+    return PairScores(lists, scores_N, ScoringCost(lists.num_pairs, 0, time.perf_counter() - began))
 
 
 def truth_of(dataset: RetrievalSet) -> PairsToScores:

@@ -58,10 +58,6 @@ class ScoringCost:
     images_encoded: int
     seconds: float
 
-    def then(self, later: "ScoringCost") -> "ScoringCost":
-        """The cost of this scoring and a later one after it."""
-        return ScoringCost(self.pairs_scored + later.pairs_scored, self.images_encoded + later.images_encoded, self.seconds + later.seconds)
-
 
 @dataclass(frozen=True)
 class PairScores:
@@ -70,14 +66,12 @@ class PairScores:
     Attributes:
         lists: the pairs, as one list per image.
         scores_N: float32, finite, beside `lists.caption_indices_N`.
-        fingerprint: of the cross-encoder; scores of different ones are never joined.
         cost: of scoring them.
         cached: the pairs that were not scored now but read from the score cache.
     """
 
     lists: CandidateLists
     scores_N: np.ndarray
-    fingerprint: str
     cost: ScoringCost
     cached: CandidateLists = NO_PAIRS
 
@@ -100,23 +94,6 @@ class PairScores:
                 "Score them first: complete_scores(...) with candidate lists that hold them."
             )
         return self.scores_N[places]
-
-    def joined(self, later: "PairScores") -> "PairScores":
-        """These scores and later ones of the same scorer, which share no pair with them.
-
-        Raises:
-            ValueError: different scorers, or a pair in both.
-        """
-        if self.fingerprint != later.fingerprint:
-            raise ValueError(f"Scores of two scorers cannot be joined: {self.fingerprint} and {later.fingerprint}.")
-        lists = self.lists.union(later.lists)
-        num_twice = self.lists.num_pairs + later.lists.num_pairs - lists.num_pairs
-        if num_twice:
-            raise ValueError(f"{num_twice} pairs were scored twice.")
-        scores_N = np.empty(lists.num_pairs, dtype=np.float32)
-        for part in (self, later):
-            scores_N[np.searchsorted(lists.keys_N, part.lists.keys_N)] = part.scores_N
-        return PairScores(lists, scores_N, self.fingerprint, self.cost.then(later.cost), self.cached.union(later.cached))
 
 
 def score_candidates(
@@ -152,7 +129,7 @@ def score_candidates(
             shown.update(len(captions_n))
             on_list(image, captions_n, scores_n)
     cost = ScoringCost(share.num_pairs, share.num_images, time.perf_counter() - start)
-    return PairScores(share, scores_N, scorer.fingerprint, cost)
+    return PairScores(share, scores_N, cost)
 
 
 def _score_image(scorer: PairScorer, dataset: ScoringData, image: int, captions_n: np.ndarray) -> np.ndarray:
@@ -178,40 +155,31 @@ def complete_scores(
     dataset: ScoringData,
     lists: CandidateLists,
     *,
-    known: PairScores | None = None,
     cache: ScoreCache | None = None,
     processes: Processes | None = None,
     progress: bool = False,
     on_progress: Callable[[int], Any] = lambda pairs: None,
 ) -> PairScores:
-    """Scores that cover `lists`: those that `known` or `cache` has, and the missing ones scored now, over all processes.
+    """Scores of `lists`: those that `cache` has, and the missing ones scored now, over all processes.
 
-    A pair that is known is not scored again, and an image without a missing pair is not decoded. Which captions are in one batch may
-    change the last bits of a score (float noise, under 1e-5); the same lists make the same batches, so the same calls give the same
-    bits, at any number of processes. Call it on every process; every process gets the whole result.
+    An image without a missing pair is not decoded. Which captions are in one batch may change the last bits of a score (float noise, under
+    1e-5); the same lists make the same batches, so the same calls give the same bits, at any number of processes. Call it on every process;
+    every process gets the whole result.
 
     Args:
-        known: scores of earlier calls with the same scorer and data set.
         cache: scores of earlier runs on disk. Each image's scores are added as soon as they are there, so that a run that is killed loses
             only the image it was at and gives the same bits when it goes on.
         processes: those that share the work; by default this one alone.
         on_progress: called after each image of this process's with the number of its pairs; what it raises ends the scoring.
 
     Raises:
-        UserError: on every process: on some a score is not finite, a picture does not decode, or one was changed meanwhile.
+        UserError: on every process: on some a score is not finite, an image does not decode, or one was changed meanwhile.
         WriteError: on every process: on some a score could not be cached.
-        ValueError: `known` comes from another scorer.
     """
     processes = processes or Processes()
-    if known is not None and known.fingerprint != scorer.fingerprint:
-        raise ValueError(f"known scores come from another scorer ({known.fingerprint}) than {scorer.name} ({scorer.fingerprint}).")
-    missing = lists if known is None else lists.difference(known.lists)
-    cached = None if cache is None else CachedScoring(cache, scorer.fingerprint, dataset, missing, processes)
-    if cached is not None:
-        read_lists, read_N = cached.known()
-        read = PairScores(read_lists, read_N, scorer.fingerprint, ScoringCost(0, 0, 0.0), cached=read_lists)
-        missing = missing.difference(read.lists)
-        known = read if known is None else known.joined(read)
+    cached = None if cache is None else CachedScoring(cache, scorer.fingerprint, dataset, lists, processes)
+    found, found_scores_N = (NO_PAIRS, np.empty(0, dtype=np.float32)) if cached is None else cached.known()
+    missing = lists.difference(found)
 
     def on_list(image: int, captions_n: np.ndarray, scores_n: np.ndarray) -> None:
         if cached is not None:
@@ -221,16 +189,19 @@ def complete_scores(
     with processes.jointly():
         rank, world_size = processes.rank, processes.world_size
         part = score_candidates(scorer, dataset, missing, rank=rank, world_size=world_size, progress=progress, on_list=on_list)
-    scored = _gathered(part, missing, processes)
-    return scored if known is None else known.joined(scored)
+    missing_scores_N, cost = _gathered(part, missing, processes)
+    scores_N = np.empty(lists.num_pairs, dtype=np.float32)
+    scores_N[np.searchsorted(lists.keys_N, found.keys_N)] = found_scores_N
+    scores_N[np.searchsorted(lists.keys_N, missing.keys_N)] = missing_scores_N
+    return PairScores(lists, scores_N, cost, found)
 
 
-def _gathered(part: PairScores, lists: CandidateLists, processes: Processes) -> PairScores:
-    """The scores of all of `lists` from the part of each process."""
+def _gathered(part: PairScores, lists: CandidateLists, processes: Processes) -> tuple[np.ndarray, ScoringCost]:
+    """(scores, cost) of all of `lists` from the part of each process."""
     keys_N = np.concatenate(processes.gather(part.lists.keys_N))
     scores_N = np.concatenate(processes.gather(part.scores_N))
     order_N = np.argsort(keys_N)
     if not np.array_equal(keys_N[order_N], lists.keys_N):
         raise ValueError(f"Expected the {lists.num_pairs} pairs dealt out; the processes together gave {len(keys_N)}, or others.")
     seconds = max(float(one[0]) for one in processes.gather(np.array([part.cost.seconds])))
-    return PairScores(lists, scores_N[order_N], part.fingerprint, ScoringCost(lists.num_pairs, lists.num_images, seconds))
+    return scores_N[order_N], ScoringCost(lists.num_pairs, lists.num_images, seconds)

@@ -44,7 +44,7 @@ def pair_scores(lists: CandidateLists, dataset: RetrievalSet, seed: int) -> Pair
     """Random ones; a right caption is likelier to score high."""
     own_N = dataset.caption_image_C[lists.caption_indices_N] == lists.image_of_pair_N
     scores_N = np.random.default_rng(seed).normal(size=lists.num_pairs) + own_N
-    return PairScores(lists, scores_N.astype(np.float32), "x", ScoringCost(lists.num_pairs, lists.num_images, 0.0))
+    return PairScores(lists, scores_N.astype(np.float32), ScoringCost(lists.num_pairs, lists.num_images, 0.0))
 
 
 def reranked(dataset: RetrievalSet, first: Stage, top_k: int = TOP_K, seed: int = 2) -> Stage:

@@ -194,7 +194,7 @@ def test_equal_scores_keep_their_order_and_what_moved_most_comes_first(scores: l
         *(np.zeros(size, dtype=np.int64) for size in (num_queries + 1, 0, 0)),
     )
     lists = CandidateLists.of_pairs(np.repeat(np.arange(num_queries), 4), np.tile(np.arange(4), num_queries))
-    known = PairScores(lists, np.array(scores, dtype=np.float32).reshape(-1), "f", ScoringCost(0, 0, 0.0))
+    known = PairScores(lists, np.array(scores, dtype=np.float32).reshape(-1), ScoringCost(0, 0, 0.0))
     answers = Answers.of(first, known)
     ranks = []
     for query, row in enumerate(scores):

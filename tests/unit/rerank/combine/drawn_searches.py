@@ -34,7 +34,7 @@ class Drawn:
         """Those of some pairs; by default of all that re-ordering `top_k` needs."""
         lists = candidate_lists(self.first.values(), self.top_k) if lists is None else lists
         values_N = self.match_IC[lists.image_of_pair_N, lists.caption_indices_N]
-        return PairScores(lists, values_N, "x", ScoringCost(lists.num_pairs, lists.num_images, 1.0))
+        return PairScores(lists, values_N, ScoringCost(lists.num_pairs, lists.num_images, 1.0))
 
     def head(self, direction: Direction, query: int) -> list[tuple[int, float, float, bool]]:
         """(item, first-stage score, match score, is right) of each candidate of a query, as the first stage has them."""

@@ -1,10 +1,9 @@
-"""Ensembles of first stages, against the mean of logits as a dense float64 matrix."""
+"""Ensembles of first stages: the mean of logits, the option, and the command."""
 
 import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -23,6 +22,7 @@ from rerank.combine.views import EnsembleMember, Views
 from tests.small_job import SmallWorld
 
 NUM_IMAGES, NUM_CAPTIONS = 7, 11
+
 
 
 def member(seed: int, width: int, scale: float = 100.0, bias: float = -10.0) -> EnsembleMember:

@@ -39,7 +39,7 @@ def searches(draw: st.DrawFn) -> tuple[Ranking, np.ndarray, np.ndarray, int]:
 def pair_scores(first: Ranking, scores: np.ndarray, lists: CandidateLists) -> PairScores:
     images_N, captions_N = lists.image_of_pair_N, lists.caption_indices_N
     queries_N, items_N = (images_N, captions_N) if first.direction == "image_to_text" else (captions_N, images_N)
-    return PairScores(lists, scores[queries_N, items_N], "x", ScoringCost(lists.num_pairs, lists.num_images, 0.0))
+    return PairScores(lists, scores[queries_N, items_N], ScoringCost(lists.num_pairs, lists.num_images, 0.0))
 
 
 def brute_force_order(order: list[int], scores: np.ndarray, top_k: int) -> list[int]:
@@ -98,7 +98,7 @@ def small() -> Ranking:
 
 def test_what_is_refused() -> None:
     first = small()
-    scores = PairScores(candidate_lists([first], 2), np.array([1.0, 0.5], dtype=np.float32), "x", ScoringCost(2, 1, 0.0))
+    scores = PairScores(candidate_lists([first], 2), np.array([1.0, 0.5], dtype=np.float32), ScoringCost(2, 1, 0.0))
     assert rerank(first, scores, 2).top_indices_QK.tolist() == [[0, 2, 1]]
     assert rerank(first, scores, 2).positive_ranks_P.tolist() == [1]
     with pytest.raises(UserError, match="expected 1 to 3"):

@@ -78,7 +78,7 @@ def test_a_twin_is_charged_its_share_of_the_scoring() -> None:
     """Half the pairs, half the seconds, whoever else needed them too; the few microseconds of re-ordering come on top."""
     base, tuned = stage("base", 1, 4), stage("tuned", 2, 4)
     union = candidate_lists([*base.rankings.values(), *tuned.rankings.values()], 2)
-    scores = PairScores(union, np.zeros(union.num_pairs, dtype=np.float32), "x", ScoringCost(union.num_pairs, union.num_images, 1e6))
+    scores = PairScores(union, np.zeros(union.num_pairs, dtype=np.float32), ScoringCost(union.num_pairs, union.num_images, 1e6))
     for twin in reranked([base, tuned], scores, "x", 2):
         assert twin.cost["rerank_seconds"] == pytest.approx(1e6 * twin.cost["pairs_needed"] / union.num_pairs, rel=1e-4)
 

@@ -1,4 +1,4 @@
-"""Pair scores: looked up, shared out over processes, completed, and what they cost."""
+"""Pair scores: looked up, divided over processes, completed from a cache, and their cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from eval.processes import Processes
 from rerank.scorers.load import load_scorer
 from rerank.scoring.candidates import CandidateLists
 from rerank.scoring.pair_scores import PairScores, ScoringCost, complete_scores, score_candidates
+from rerank.scoring.score_cache import ScoreCache
 
 NO_FAILURE = np.zeros(0, dtype=np.uint8)
 CAPTIONS = ["a dog", "the red cat", "a blue circle above a green square", "a cat sits on the dog", "the circle"]
@@ -56,7 +57,7 @@ class Exchange(Processes):
 @given(st.sets(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1), st.data())
 def test_lookup_finds_each_score_in_any_shape(pairs: set, data: st.DataObject) -> None:
     lists = lists_of(sorted(pairs))
-    scores = PairScores(lists, np.arange(lists.num_pairs, dtype=np.float32), "x", ScoringCost(0, 0, 0.0))
+    scores = PairScores(lists, np.arange(lists.num_pairs, dtype=np.float32), ScoringCost(0, 0, 0.0))
     rows = data.draw(st.lists(st.lists(st.sampled_from(sorted(pairs)), min_size=2, max_size=2), min_size=1, max_size=5))
     asked = np.array(rows)
     expected = [[sorted(pairs).index(pair) for pair in row] for row in rows]
@@ -65,10 +66,10 @@ def test_lookup_finds_each_score_in_any_shape(pairs: set, data: st.DataObject) -
 
 
 def test_lookup_names_up_to_five_missing_pairs() -> None:
-    scores = PairScores(lists_of([(1, 1)]), np.zeros(1, dtype=np.float32), "x", ScoringCost(0, 0, 0.0))
+    scores = PairScores(lists_of([(1, 1)]), np.zeros(1, dtype=np.float32), ScoringCost(0, 0, 0.0))
     with pytest.raises(LookupError, match=r"7 pairs have no score.*\[\(0, 0\), \(0, 1\), \(0, 2\), \(0, 3\), \(0, 4\)\]"):
         scores.lookup(np.array([0] * 5 + [1] + [9, 9]), np.array([0, 1, 2, 3, 4, 1, 6, 7]))
-    empty = PairScores(lists_of([]), np.zeros(0, dtype=np.float32), "x", ScoringCost(0, 0, 0.0))
+    empty = PairScores(lists_of([]), np.zeros(0, dtype=np.float32), ScoringCost(0, 0, 0.0))
     with pytest.raises(LookupError, match="1 pairs"):
         empty.lookup(np.array([0]), np.array([0]))
 
@@ -99,32 +100,21 @@ def test_processes_that_lose_a_part_are_noticed(memory_set) -> None:
         complete_scores(PixelScorer(), dataset, lists, processes=Exchange(0, 2, others))
 
 
-def test_each_image_is_loaded_once_and_only_missing_pairs_are_scored(memory_set) -> None:
-    dataset, scorer = memory_set(4, CAPTIONS), PixelScorer()
+def test_each_image_is_loaded_once_and_only_missing_pairs_are_scored(memory_set, tmp_path: Path) -> None:
+    dataset, scorer, cache = memory_set(4, CAPTIONS), PixelScorer(), ScoreCache(tmp_path)
     base = lists_of([(0, 0), (0, 1), (1, 2), (2, 0)])
     tuned = lists_of([(0, 1), (0, 3), (1, 2), (3, 4), (3, 0)])
-    first = complete_scores(scorer, dataset, base)
+    first = complete_scores(scorer, dataset, base, cache=cache)
     assert dataset.loaded == [0, 1, 2]
     assert (first.cost.pairs_scored, first.cost.images_encoded, scorer.num_scored) == (4, 3, 4)
     assert first.cost.seconds > 0
-    both = complete_scores(scorer, dataset, tuned, known=first)
+    second = complete_scores(scorer, dataset, tuned, cache=cache)
     assert dataset.loaded == [0, 1, 2, 0, 3]  # images 1 and 2 lacked nothing
-    assert (both.cost.pairs_scored, both.cost.images_encoded, scorer.num_scored) == (7, 5, 7)
-    assert both.cost.seconds > first.cost.seconds
+    assert (second.cost.pairs_scored, second.cost.images_encoded, scorer.num_scored) == (3, 2, 7)
+    both = complete_scores(scorer, dataset, base.union(tuned), cache=cache)
+    assert (both.cost.pairs_scored, both.cost.images_encoded, scorer.num_scored) == (0, 0, 7)
     afresh = complete_scores(PixelScorer(), dataset, base.union(tuned))
     assert np.array_equal(both.scores_N, afresh.scores_N) and np.array_equal(both.lists.keys_N, afresh.lists.keys_N)
-
-
-def test_scores_of_another_scorer_are_never_taken_over(memory_set) -> None:
-    dataset, other = memory_set(2, CAPTIONS), PixelScorer()
-    known = complete_scores(PixelScorer(), dataset, lists_of([(0, 0)]))
-    other.fingerprint = "pixel-2"
-    with pytest.raises(ValueError, match="another scorer"):
-        complete_scores(other, dataset, lists_of([(0, 1)]), known=known)
-    with pytest.raises(ValueError, match="two scorers"):
-        known.joined(complete_scores(other, dataset, lists_of([(0, 1)])))
-    with pytest.raises(ValueError, match="1 pairs were scored twice"):
-        known.joined(known)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
