@@ -116,7 +116,7 @@ class EvaluationPlan:
         """(stage, against) to compare: those given, or else what each step gained.
 
         Raises:
-            SettingError: a pair given names no stage, or stands twice.
+            SettingError: a pair given names no stage, or is there twice.
         """
         if self.comparisons is None:
             return self.default_pairs(scorer_name)

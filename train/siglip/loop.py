@@ -203,4 +203,4 @@ class Loop(BaseLoop):
         if not self.job.watch_sets:
             return []
         with self.side_bar("watching", self.watch.num_rows) as progress:
-            return self.watch.look(self.state.step, self.job.tuned.siglip, self.job.tuned.inputs, progress)
+            return self.watch.evaluate(self.state.step, self.job.tuned.siglip, self.job.tuned.inputs, progress)

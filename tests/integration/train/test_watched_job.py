@@ -64,7 +64,7 @@ def test_a_drop_ends_the_run_in_words_and_the_best_is_exported(stopped: dict[int
     assert all(exported[name].equal(base[name]) for name in base)  # step 0 is the best: the step that forgot was barred
     children = run.finish()  # the same command again
     said = children[0].output()
-    assert "is finished" in said and "ended at step 3: the watch set 'old' was forgotten" in said and "watch old: mean R@1" in said
+    assert "is finished" in said and "ended at step 3: the retention set 'old' was forgotten" in said and "watch old: mean R@1" in said
 
 
 def test_the_final_report_says_what_became_of_the_set(stopped: dict[int, Run]) -> None:
@@ -86,13 +86,13 @@ def test_the_final_report_says_what_became_of_the_set(stopped: dict[int, Run]) -
     ("world_size", "trap"),
     [
         (1, Trap("rerank.evaluation:retrieve", 2)),
-        (1, Trap("train.siglip.loop:Watch.look", 2, after=True)),
+        (1, Trap("train.siglip.loop:Watch.evaluate", 2, after=True)),
         (1, Trap("train.engine.metrics_log:MetricsLog.write", 9, after=True)),
         (1, Trap("train.engine.checkpoint:Checkpoints._commit", 4)),
         (1, Trap("train.siglip.finish:export_checkpoint", 1)),
         (1, Trap("rerank.evaluation:write_report", 1, after=True)),
         (1, Trap("train.siglip.finish:_mark_finished", 1)),
-        (2, Trap("train.siglip.loop:Watch.look", 2, after=True)),
+        (2, Trap("train.siglip.loop:Watch.evaluate", 2, after=True)),
     ],
     ids=lambda value: value.function if isinstance(value, Trap) else str(value),
 )

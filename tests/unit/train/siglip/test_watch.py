@@ -106,17 +106,17 @@ def test_step_0_measured_again_after_a_resume_is_step_0_bit_for_bit(small_world:
     tuned = build_model(model, str(small_world.base))
     sets = [RetentionSet.load(watch_config(small_world)), RetentionSet.load(watch_config(small_world, name="other", split="train"))]
     straight, resumed = (Watch(sets, str(small_world.base), Processes(), 0) for _ in range(2))
-    first = straight.look(0, tuned.siglip, tuned.inputs, lambda rows: None)
+    first = straight.evaluate(0, tuned.siglip, tuned.inputs, lambda rows: None)
     assert [(sighting.recall.delta, sighting.recall.delta_ci95) for sighting in first] == [(0.0, [0.0, 0.0])] * 2
     for _, parameter in tuned.trainable():
         parameter.data += 0.05
     seen: list[int] = []
-    looks = [watch.look(3, tuned.siglip, tuned.inputs, seen.append) for watch in (straight, resumed)]
+    looks = [watch.evaluate(3, tuned.siglip, tuned.inputs, seen.append) for watch in (straight, resumed)]
     assert [str(sighting) for sighting in looks[0]] == [str(sighting) for sighting in looks[1]]
     assert [sighting.as_record() for sighting in looks[0]] == [sighting.as_record() for sighting in looks[1]]
     assert straight._references == resumed._references
     assert sum(seen) == 3 * straight.num_rows  # the resumed one has embedded the base too, once
-    resumed.look(6, tuned.siglip, tuned.inputs, seen.append)
+    resumed.evaluate(6, tuned.siglip, tuned.inputs, seen.append)
     assert sum(seen) == 4 * straight.num_rows
 
 
