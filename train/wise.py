@@ -1,4 +1,4 @@
-"""WiSE-FT: weights between base and tuned, measured on val and on the retention sets, and the best kept when asked.
+"""WiSE-FT: weights between base and tuned, measured on val and on the watch sets, and the best kept when asked.
 
     python -m train.wise RUN_FOLDER --output DIR [--alphas 0,0.2,0.4,0.6,0.8,1] [--keep best|ALPHA]
 
@@ -52,15 +52,15 @@ def between(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor],
 
 
 def choose(on_val: Mapping[float, Recall], watched: Mapping[str, Mapping[float, Recall]]) -> tuple[float, str]:
-    """The alpha to keep, and why in words: the best mean R@1 on val among those at which no retention set has dropped; 1 if there is none.
+    """The alpha to keep, and why in words: the best mean R@1 on val among those at which no watch set has dropped; 1 if there is none.
 
     Of equals the one nearer to the base.
     """
     qualified = [alpha for alpha in on_val if not any(recalls[alpha].dropped for recalls in watched.values())]
     if not qualified:
-        return 1.0, "at every alpha a retention set has dropped: none qualifies, the tuned weights are kept as they are"
+        return 1.0, "at every alpha a watch set has dropped: none qualifies, the tuned weights are kept as they are"
     best = max(qualified, key=lambda alpha: (on_val[alpha].mean, -alpha))
-    return best, f"the best mean R@1 on val among the {len(qualified)} of {len(on_val)} alphas at which no retention set has dropped"
+    return best, f"the best mean R@1 on val among the {len(qualified)} of {len(on_val)} alphas at which no watch set has dropped"
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _show(record: dict[str, Any], output: Path) -> None:
     print(f"best     alpha {record['best']:g}: {record['why']}")
     if record["kept"] is not None:
         print(f"export   {output}/export (alpha {record['kept']:g})")
-    print(f"curve    {output}/wise.png, {output}/wise.svg (with wise.json and the per-query rows)")
+    print(f"curve    {output}/wise.png, {output}/wise.svg (wise.json and the per-query rows beside them)")
 
 
 def main(arguments: list[str]) -> int:

@@ -59,7 +59,7 @@ class NamedScorer:
 
 
 def first_stage(job: RerankerJob, dataset: RetrievalSet, on_progress: Callable[[int], Any]) -> Stage:
-    """The retrieval of a split by the model that mines, deep enough to be reranked. Call on every process."""
+    """The retrieval of a split by the model that mines, kept deep enough to be reranked. Call on every process."""
     job.miner.siglip.to(job.accelerator.device)
     stage = retrieve(
         RETRIEVER,

@@ -1,4 +1,4 @@
-"""Watch sets in whole jobs: reported, barred, stopped; killed and resumed; and python -m train.wise on what they leave."""
+"""Retention sets (`watch`) in whole jobs: reported, barred, stopped; killed and resumed; and python -m train.wise on their output."""
 
 import json
 import signal
@@ -41,7 +41,7 @@ def watched_run(nursery: Nursery, world: SmallWorld, base: Path, folder: Path, o
 
 @pytest.fixture(scope="module")
 def stopped(nursery: Nursery, small_world: SmallWorld, knowing: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Run]:
-    """World size -> an undisturbed run that its watch set ends."""
+    """World size -> an undisturbed run that its retention set ends."""
     runs = {}
     for world_size in (1, 2):
         folder = tmp_path_factory.mktemp(f"stopped-{world_size}")
@@ -54,7 +54,7 @@ def of(run: Run, event: str) -> list[dict[str, Any]]:
     return [line for line in lines(run.folder) if line["event"] == event]
 
 
-def test_a_drop_ends_the_run_in_words_and_the_best_is_exported(stopped: dict[int, Run], knowing: Path) -> None:
+def test_a_drop_ends_the_run_with_a_message_and_the_best_is_exported(stopped: dict[int, Run], knowing: Path) -> None:
     run = stopped[1]
     seen = of(run, "watch")
     assert [(line["step"], line["name"], line["dropped"]) for line in seen] == [(0, "old", False), (3, "old", True)]
@@ -67,7 +67,7 @@ def test_a_drop_ends_the_run_in_words_and_the_best_is_exported(stopped: dict[int
     assert "is finished" in said and "ended at step 3: the retention set 'old' was forgotten" in said and "watch old: mean R@1" in said
 
 
-def test_the_final_report_says_what_became_of_the_set(stopped: dict[int, Run]) -> None:
+def test_the_final_report_has_the_retention_set(stopped: dict[int, Run]) -> None:
     folder = stopped[1].folder / "eval"
     (section,) = json.loads((folder / "test" / "report.json").read_text())["watch"]
     own = json.loads((folder / "watch" / "old" / "report.json").read_text())
@@ -85,7 +85,7 @@ def test_the_final_report_says_what_became_of_the_set(stopped: dict[int, Run]) -
 @pytest.mark.parametrize(
     ("world_size", "trap"),
     [
-        (1, Trap("rerank.evaluation:retrieve", 2)),
+        (1, Trap("train.siglip.watch:measure_checkpoint", 2)),
         (1, Trap("train.siglip.loop:Watch.evaluate", 2, after=True)),
         (1, Trap("train.engine.metrics_log:MetricsLog.write", 9, after=True)),
         (1, Trap("train.engine.checkpoint:Checkpoints._commit", 4)),
@@ -111,7 +111,7 @@ def test_killed_and_started_again_it_ends_the_same_way(
 def test_what_forgot_is_best_only_under_report(
     small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_drop: str, best_steps: list[int], last: int
 ) -> None:
-    """Val says 0.1, 0.4, 0.2, 0.3 at steps 0, 3, 6, 9, and the set has dropped at 3 and at 6."""
+    """Val has 0.1, 0.4, 0.2, 0.3 at steps 0, 3, 6, 9, and the set has dropped at 3 and at 6."""
     watch = [{"name": "old", "source": str(small_world.manifest), "split": "train", "on_drop": on_drop}]
     config = small_world.write_config(tmp_path, watch=watch, mining=None)
 
@@ -175,7 +175,7 @@ def test_alpha_1_is_the_export_and_alpha_0_the_base(
     ]
 
 
-def test_what_lies_between_is_kept_with_a_card_that_says_so(nursery: Nursery, learnt: dict[str, Run], tmp_path: Path) -> None:
+def test_an_interpolated_model_is_written_with_its_card(nursery: Nursery, learnt: dict[str, Run], tmp_path: Path) -> None:
     run = learnt["full"]
     record = wise(nursery, run, tmp_path, "--alphas", "0.25,0.5", "--keep", "best")
     assert record["kept"] == record["best"] in (0.25, 0.5)
