@@ -79,7 +79,7 @@ class EvaluationPlan:
             raise SettingError(
                 "checkpoints", f"each needs a name of its own, of letters, digits and ._-, and not that of another stage; found {names}"
             )
-        if unknown := [name for name in (*self.combining.ensemble, *self.combining.reused) if name not in self.checkpoints]:
+        if unknown := [name for name in self.combining.reused if name not in self.checkpoints]:
             raise SettingError("members", f"{unknown} are no checkpoints of this evaluation; there are {list(self.checkpoints)}")
         searched = [name for name, one in self.expansions.items() if isinstance(one, (CaptionsFile, CaptionsColumn))]
         if self.combining.pools_by_rank and searched:
@@ -113,7 +113,7 @@ class EvaluationPlan:
         """(stage, against) to compare: those given, or else what each step gained.
 
         Raises:
-            SettingError: a pair given names no stage, or stands twice.
+            SettingError: a pair given names no stage, or is there twice.
         """
         if self.comparisons is None:
             return self.default_pairs(scorer_name)

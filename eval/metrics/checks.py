@@ -16,7 +16,7 @@ _MOST_NAMED = 5
 
 
 class RankingCheck:
-    """Judges rankings of one data set; its ids and right answers are read once for all stages."""
+    """Checks rankings of one data set; its ids and relevant items are read once for all stages."""
 
     def __init__(self, dataset: RetrievalSet) -> None:
         images, captions = list(dataset.image_ids), list(dataset.caption_ids)
@@ -59,20 +59,21 @@ def _head_fault(ranking: Ranking, queries: Sequence[str], num_items: int) -> str
 
 
 def _truth_fault(ranking: Ranking, queries: Sequence[str], positives: PositivePairs, num_items: int) -> str:
-    """Where the right answers of a ranking are not those of the split, or stand where they cannot."""
+    """Where the relevant items of a ranking are not those of the split, or stand where they cannot."""
     offsets, ranks_P, items_P = ranking.positive_offsets, ranking.positive_ranks_P, ranking.positive_indices_P
     other_Q = np.diff(offsets) != positives.counts
     if not other_Q.any():
         query_P = np.repeat(np.arange(len(queries)), np.diff(offsets))
         other_Q[query_P[items_P != positives.indices_P]] = True
     if other_Q.any():
-        return _named(other_Q, queries, "were ranked by other right answers than the split's", "judge every stage by the same truth")
+        what, remedy = "were ranked by other relevant items than the split's", "measure every stage by the same ground truth"
+        return _named(other_Q, queries, what, remedy)
     wrong_P = (ranks_P < 1) | (ranks_P > num_items)
     inside_P = np.flatnonzero(~wrong_P & (ranks_P <= ranking.depth))
     wrong_P[inside_P] = ranking.top_indices_QK[query_P[inside_P], ranks_P[inside_P] - 1] != items_P[inside_P]
     wrong_Q = np.zeros(len(queries), dtype=bool)
     wrong_Q[query_P[wrong_P]] = True
-    what = "have a right answer at a rank where their head holds another, or outside the gallery"
+    what = "have a relevant item at a rank where their head holds another, or outside the gallery"
     return _named(wrong_Q, queries, what, "count ranks and heads from the same scores") if wrong_Q.any() else ""
 
 

@@ -1,4 +1,4 @@
-"""Is one arm better than another? Paired differences with intervals, corrected p-values and a verdict in words.
+"""Is one stage better than another? Paired differences with intervals, corrected p-values and a verdict in words.
 
 Shape letters: I images, M metrics, S resamples.
 """
@@ -33,7 +33,7 @@ def compare(
 
 
 def _compare_pair(sides: Sequence[tuple[StageMetrics, StageMetrics]], weights_SI: np.ndarray) -> list[tuple[dict[str, Any], float]]:
-    """(row, uncorrected p) of each recall: difference of the mean over the given directions, images drawn jointly."""
+    """(row, uncorrected p) of each recall: difference of the mean over the given directions, bootstrap over images, jointly."""
     num = len(RECALLS)
     delta_M = np.mean([one.sums.means()[:num] - other.sums.means()[:num] for one, other in sides], axis=0)
     resampled_SM = np.mean(

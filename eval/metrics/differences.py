@@ -73,7 +73,7 @@ class Differences:
 
 
 def _joint(sides: list[tuple[ImageSums, ImageSums]], weights_SI: np.ndarray) -> dict[str, Any]:
-    """Mean over directions of the difference in R@1, images drawn jointly."""
+    """Mean over directions of the difference in R@1, bootstrap over images, jointly."""
     delta = np.mean([one.means()[_R_AT_1] - other.means()[_R_AT_1] for one, other in sides])
     resampled_SE = np.stack([_resampled(one, weights_SI) - _resampled(other, weights_SI) for one, other in sides], axis=1)
     return {"delta": float(delta), "ci95": interval(resampled_SE.mean(axis=1)[:, None])[:, 0].tolist()}

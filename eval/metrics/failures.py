@@ -26,7 +26,7 @@ _SHARES = (
 
 
 def near_duplicate_on_top(dataset: RetrievalSet, ranking: Ranking, group_C: np.ndarray) -> np.ndarray:
-    """Whether the first answer says nearly the same as a right one, bool of shape (Q,): then the truth may be at fault, not the model.
+    """Whether the first answer says nearly the same as a right one, bool of shape (Q,): then the ground truth may be wrong, not the model.
 
     Of an image that asks: its first caption is of one near-duplicate group with a right one. Of a caption: one of its group is true of the
     first image.
@@ -68,7 +68,7 @@ def choose_failures(
 ) -> list[dict[str, Any]]:
     """report.json's `failures`: at most `most` queries of both directions, the most instructive first.
 
-    Broken ones by how far their right answer fell; missing ones by how deep it stood; wrong in both, first those whose first answer is a
+    Broken ones by how far their relevant item fell; missing ones by how deep it stood; wrong in both, first those whose first answer is a
     near-duplicate of a right one, then the closest; fixed ones by how far it rose. Ties by direction and query id.
 
     Args:

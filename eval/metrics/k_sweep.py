@@ -16,7 +16,7 @@ from eval.metrics.stage_metrics import RECALLS, StageMetrics
 from eval.search.ranking import DIRECTIONS, Direction
 from eval.search.stage import Sweep
 
-"""Rank of each query's best right answer, int64 (Q,), had only the first K been re-ordered; by K."""
+"""Rank of each query's best relevant item, int64 (Q,), had only the first K been re-ordered; by K."""
 
 
 def sweep_sizes(top_k: int) -> list[int]:
@@ -63,7 +63,7 @@ def ceiling(first: Mapping[Direction, StageMetrics], top_k: int) -> dict[Directi
 
 
 def sweep_rows(sweep: Sweep, first: Mapping[Direction, StageMetrics], weights_SI: np.ndarray) -> list[dict[str, Any]]:
-    """report.json's `k_sweep`: recalls at K = 1, 2, 4, ... and the largest, with the 95% interval of R@1 (images drawn)."""
+    """report.json's `k_sweep`: recalls at K = 1, 2, 4, ... and the largest, with the 95% interval of R@1 (bootstrap over images)."""
     rows = []
     for k in (k for k in sweep_sizes(max(sweep, default=1)) if k in sweep):
         for direction in DIRECTIONS:

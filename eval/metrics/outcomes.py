@@ -1,4 +1,4 @@
-"""Where does an arm gain or lose? Every query falls in exactly one bin by where its best right answer stood before and after.
+"""Where does a stage gain or lose? Every query falls in exactly one bin by where its best relevant item stood before and after.
 
 Shape letter: Q queries of one direction.
 """
@@ -28,18 +28,18 @@ class Step:
 def outcome_bins(before_Q: np.ndarray, after_Q: np.ndarray, top_k: int | None) -> np.ndarray:
     """The bin of each query, as its number in BINS, int64 of shape (Q,).
 
-    right in both: first before and after; fixed: first only after; broken: first only before (an inversion); missing: no right answer among
-    the `top_k` that were re-ordered, so that no reranker could help; wrong in both: the rest. Without `top_k` nothing is missing.
+    right in both: first before and after; fixed: first only after; broken: first only before (an inversion); missing: no relevant item
+    among the `top_k` that were re-ordered, so that no reranker could help; wrong in both: the rest. Without `top_k` nothing is missing.
 
     Args:
-        before_Q, after_Q: rank of each query's best right answer, from 1.
+        before_Q, after_Q: rank of each query's best relevant item, from 1.
 
     Raises:
-        ValueError: a query is right after although its right answer was not among the candidates.
+        ValueError: a query is right after although its relevant item was not among the candidates.
     """
     missing_Q = np.zeros(before_Q.shape, dtype=bool) if top_k is None else before_Q > top_k
     if (wrong := np.flatnonzero(missing_Q & (after_Q == 1))).size:
-        raise ValueError(f"query {wrong[0]} is right after re-ordering the first {top_k}, but its right answer stood below them")
+        raise ValueError(f"query {wrong[0]} is right after re-ordering the first {top_k}, but its relevant item stood below them")
     return np.select(
         [(before_Q == 1) & (after_Q == 1), after_Q == 1, before_Q == 1, missing_Q], [RIGHT, FIXED, BROKEN, MISSING], default=WRONG
     )

@@ -59,12 +59,12 @@ def interval(samples_SM: np.ndarray, level: float = LEVEL) -> np.ndarray:
 
 
 def sign_flip_p_values(differences_IM: np.ndarray, *, seed: int = 0, num_permutations: int = NUM_PERMUTATIONS) -> np.ndarray:
-    """Two-sided p of the hypothesis that the two arms are exchangeable on every image, shape (M,).
+    """Two-sided p of the hypothesis that the two stages are exchangeable on every image, shape (M,).
 
     p = (1 + #{|sum of flipped differences| >= |sum|}) / (1 + permutations), each image's difference flipped as a whole.
 
     Args:
-        differences_IM: what each image adds to the difference of the two arms, per metric.
+        differences_IM: what each image adds to the difference of the two stages, per metric.
     """
     active_IM = differences_IM[np.any(differences_IM != 0, axis=1)]
     if not len(active_IM):

@@ -110,24 +110,24 @@ def slice_rows(
     """report.json's `slices`: number of queries and R@1 with its 95% interval, of each stage in each bin.
 
     Args:
-        first: of each measured arm the ranking of its first stage, whose margins slice it.
+        first: of each measured stage the ranking of its first stage, whose margins slice it.
     """
     shared, rows = set_slicings(dataset), []
-    for (stage, direction), arm in measured.items():
+    for (stage, direction), metrics in measured.items():
         margin = by_margin(first[stage, direction])
         slicings = shared[direction] + ([margin] if margin is not None else [])
         keys = [(slicing.by, label) for slicing in slicings for label in slicing.labels]
-        for (by, label), row in zip(keys, _bin_figures(arm, slicings, weights_SI), strict=True):
+        for (by, label), row in zip(keys, _bin_figures(metrics, slicings, weights_SI), strict=True):
             rows.append({"by": by, "bin": label, "stage": stage, "direction": direction, **row})
     order = {by: place for place, by in enumerate(dict.fromkeys(row["by"] for row in rows))}
     return sorted(rows, key=lambda row: (order[row["by"]], DIRECTIONS.index(row["direction"])))
 
 
-def _bin_figures(arm: StageMetrics, slicings: Sequence[Slicing], weights_SI: np.ndarray) -> list[dict[str, Any]]:
+def _bin_figures(metrics: StageMetrics, slicings: Sequence[Slicing], weights_SI: np.ndarray) -> list[dict[str, Any]]:
     """Figures of each bin of each slicing, in order; a resample that draws no image of a bin says nothing of it."""
     inside_QB = np.concatenate([slicing.bin_Q[:, None] == np.arange(len(slicing.labels)) for slicing in slicings], axis=1)
-    found_QB = inside_QB * recall_at_k(arm.ranks_Q, 1)[:, None]
-    sums_IM = ImageSums.of(np.concatenate([found_QB, inside_QB], axis=1), arm.image_Q, weights_SI.shape[1]).sums_IM
+    found_QB = inside_QB * recall_at_k(metrics.ranks_Q, 1)[:, None]
+    sums_IM = ImageSums.of(np.concatenate([found_QB, inside_QB], axis=1), metrics.image_Q, weights_SI.shape[1]).sums_IM
     resampled_SM = ImageSums(sums_IM, np.ones(len(sums_IM))).resampled_means(weights_SI)
     num = inside_QB.shape[1]
     with np.errstate(invalid="ignore"):

@@ -1,4 +1,4 @@
-"""One arm of an evaluation in one direction: per-query numbers from the table, and the figures and intervals made of them.
+"""One stage of an evaluation in one direction: per-query numbers from the table, and the figures and intervals made of them.
 
 Shape letters: Q queries of one direction, I images, M metrics, S resamples.
 """
@@ -45,7 +45,7 @@ class StageMetrics:
 
     @classmethod
     def of(cls, table: pa.Table, stage: str, direction: Direction, image_number: Mapping[str, int]) -> "StageMetrics":
-        """Read one arm from the rows of queries.parquet; `image_number` numbers the images that are drawn."""
+        """Read one stage from the rows of queries.parquet; `image_number` numbers the images of the bootstrap."""
         rows = table.select(["stage", "direction", "image_id", "rank", "ap_at_r", "r_precision"]).filter(
             pc.and_(pc.equal(table["stage"], stage), pc.equal(table["direction"], direction))
         )

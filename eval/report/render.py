@@ -13,7 +13,7 @@ def render(template: str, folder: Path = TEMPLATES, **values: Any) -> str:
     """The page, or a part of one; a value the template names and is not given is an error, not a blank.
 
     Args:
-        template: file in the folder, e.g. "report.html.j2"; what it imports lies beside it or in eval/report/templates.
+        template: file in the folder, e.g. "report.html.j2"; what it imports is in the same folder or in eval/report/templates.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, TEMPLATES]),

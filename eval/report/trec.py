@@ -14,7 +14,7 @@ from eval.search.ranking import DIRECTIONS
 
 
 def write_trec(folder: str | os.PathLike[str], queries: pa.Table, dataset: RetrievalSet) -> list[Path]:
-    """Write STAGE.DIRECTION.run for every stage, and DIRECTION.qrels with the truth it was measured by. Returns the paths.
+    """Write STAGE.DIRECTION.run for every stage, and DIRECTION.qrels with the ground truth it was measured by. Returns the paths.
 
     A run holds the head of each ranking (queries.parquet's top_ids). Its score is 1 / rank, not the model's: these tools sort again, and a
     reranked head and its tail are scored on different scales. The format parts fields by blanks: an id's blanks and % are percent-encoded.

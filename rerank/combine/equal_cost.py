@@ -20,12 +20,12 @@ from eval.search.ranking import DIRECTIONS
 def same_seconds(found: Differences, ensemble: str, base: str, reranked: str, seconds: float) -> dict[str, Any] | None:
     """report.json's `same_seconds`: the largest K of a reranked stage that the seconds pay for, and the ensemble against it.
 
-    K = 1 re-orders nothing: then the seconds buy no reranking, and the ensemble stands against the base itself. None where the stage scored
-    no pair in this run, all being kept from earlier ones (what a pair takes is not known then), or has no sweep.
+    K = 1 re-orders nothing: then the seconds buy no reranking, and the ensemble is compared with the base itself. None where it scored
+    no pair in this run, all being cached (what a pair takes is not known then), or has no sweep.
 
     Args:
         base: a first stage.
-        reranked: its reranked twin.
+        reranked: its reranked variant.
         seconds: what the ensemble costs more than the base.
     """
     cost, sweep = found.figures.stages[reranked]["cost"], read_sweep(found.figures.queries, reranked)

@@ -1,4 +1,4 @@
-"""What each further view does to each query: the rows of expansions.parquet, and the queries a report shows.
+"""What each additional view does to each query: the rows of expansions.parquet, and the queries a report shows.
 
 A view moves a query's rank if the rank is another when this view alone joins the original, at the pooling and weight that are measured. Of
 captions and images that ask, a query's views are its own; of candidates, those of the image a caption belongs to.
@@ -28,7 +28,7 @@ MOST_VIEWS_SHOWN = 12
 
 
 class ViewTexts(Protocol):
-    """What the further views of one side of a split are, as rerank/expansions/parse.py makes them."""
+    """What the additional views of one side of a split are, as rerank/expansions/parse.py makes them."""
 
     @property
     def name(self) -> str:
@@ -39,7 +39,7 @@ class ViewTexts(Protocol):
         """int64 (N + 1,); item n has offsets[n + 1] - offsets[n] of them, as in `rerank.combine.views.Views`."""
 
     def of(self, item: int) -> list[str]:
-        """The further texts of a caption or of an image, or what the crops and flips of an image are called."""
+        """The additional texts of a caption or of an image, or what the crops and flips of an image are called."""
 
     def record(self) -> dict[str, Any]:
         """What a report says of them; `dropped` in it counts what was left out, by why."""
@@ -86,7 +86,7 @@ class Moves:
 
     Attributes:
         item_Q: the item whose views are a query's.
-        without_Q, with_Q: int64, rank of the best right answer without views and with all that are used.
+        without_Q, with_Q: int64, rank of the best relevant item without views and with all that are used.
         view_ranks: `ranks_of_each_view`.
         number: how many views of an item are used at most.
     """
@@ -100,13 +100,13 @@ class Moves:
     number: int
 
     def counts(self) -> dict[str, int]:
-        """Number of queries whose best right answer rose, fell or stayed."""
+        """Number of queries whose best relevant item rose, fell or stayed."""
         up, down = int((self.with_Q < self.without_Q).sum()), int((self.with_Q > self.without_Q).sum())
         return {"up": up, "down": down, "same": len(self.with_Q) - up - down}
 
     @property
     def views_Q(self) -> np.ndarray:
-        """How many views each query has a say of."""
+        """How many views each query uses."""
         return np.minimum(np.diff(self.texts.offsets)[self.item_Q], self.number)
 
     def table(self, stage: str, query_ids: Sequence[str]) -> pa.Table:

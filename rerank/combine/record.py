@@ -1,7 +1,7 @@
 """Sections of a report on ensembles and expansions: `ensemble` and `expansion`.
 
 What holds on the split they are chosen on comes from the choice itself; what is measured, from the report's own rows (queries.parquet); a
-verdict, from the report's `comparisons` where the pair stands there. Shape letters: Q queries, I images, S resamples, T points tried.
+verdict, from the report's `comparisons` where the pair is there. Shape letters: Q queries, I images, S resamples, T points tried.
 """
 
 from collections.abc import Sequence

@@ -57,7 +57,7 @@ def standardised(scores_N: np.ndarray) -> np.ndarray:
 
 
 def fused(cosines_N: np.ndarray, matches_N: np.ndarray) -> np.ndarray:
-    """FUSION_RULE. Cosines spread over hundredths and match logits over tens: added as they are, the matcher would decide alone."""
+    """FUSION_RULE. Cosines spread over hundredths and match logits over tens: added as they are, the cross-encoder would decide alone."""
     return standardised(cosines_N) + standardised(matches_N)
 
 
@@ -65,7 +65,7 @@ def stage_names(names: Sequence[str], scorer_name: str | None) -> list[str]:
     """Every stage of a measurement: the bi-encoders `names`, the cross-encoder, and its sum with each.
 
     Raises:
-        UserError: one name stands for two of them.
+        UserError: two of them have one name.
     """
     stages = [*names, *([scorer_name, *(names_of.reranked(name, scorer_name) for name in names)] if scorer_name is not None else [])]
     if len(set(stages)) < len(stages):

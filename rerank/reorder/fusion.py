@@ -3,8 +3,8 @@
     fused(image, caption) = pair score / its unit + weight x first-stage score / its unit
 
 The unit of each part is its deviation within a query, pooled over the queries of a direction: the root of the mean, over queries, of the
-variance among a query's candidates. An offset between queries orders nothing, so it has no say. Why not each query by its own
-deviation: where a query's candidates are all alike to the first stage, that would blow their last bits up to a full say, and the
+variance among a query's candidates. An offset between queries orders nothing, so it counts for nothing. Why not each query by its own
+deviation: where a query's candidates are all alike to the first stage, that would blow their last bits up to a full weight, and the
 unit, with it the order, would change with K. Units and weight are constants of the split the weight is chosen on, so that the score of a
 pair depends on no other pair of the split that is measured, and is the same at every K.
 
@@ -23,12 +23,12 @@ from rerank.scoring.candidates import head_pairs
 from rerank.scoring.pair_scores import PairScores
 
 WEIGHTS = (0.0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
-"""What is tried: 0 is the cross-encoder alone, 1 an equal say. Doubling, for a finer grid on a few hundred images would choose noise."""
+"""What is tried: 0 is the cross-encoder alone, 1 equal weights. Doubling, for a finer grid on a few hundred images would choose noise."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """What the two parts of a fused score are divided by; 0 where a part is constant within every query, which gives it no say.
+    """What the two parts of a fused score are divided by; 0 where a part is constant within every query, which leaves it out.
 
     Attributes:
         pair: deviation of the cross-encoder's scores within a query.
@@ -103,7 +103,7 @@ class FusionChoice:
 
     Attributes:
         fusion: the chosen weight, with the units.
-        ranks: rank of each query's best right answer, int64 (Q,), by weight and direction.
+        ranks: rank of each query's best relevant item, int64 (Q,), by weight and direction.
     """
 
     fusion: Fusion
@@ -114,7 +114,7 @@ def choose_weight(first: Mapping[Direction, Ranking], scores: PairScores, top_k:
     """The weight with the best mean R@1 of both directions; of equally good ones the smallest, which trusts the cross-encoder most.
 
     One weight for both directions, for it says how far the two models are to be trusted, while the units are each direction's own. Why the
-    smallest: the cross-encoder alone is the simplest arm, and the first stage's say has to earn its place.
+    smallest: the cross-encoder alone is the simplest reranking, and the first stage's weight has to earn its place.
 
     Raises:
         UserError, LookupError, ValueError: see `rerank.reorder.reorder.rerank`.

@@ -9,7 +9,7 @@ from rerank import stage_names
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """Which variants of a reranked stage are tuned on another split and measured beside it.
+    """Which variants of a reranked stage are tuned on another split and measured as well.
 
     Attributes:
         fusion: score interpolation: the weight of the first stage's scores is chosen.

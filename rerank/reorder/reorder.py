@@ -51,7 +51,7 @@ def best_ranks_by_size(first: Ranking, scores: PairScores, top_k: int) -> np.nda
     """The rank of each query's best positive had only the first 1, 2, ... `top_k` been re-ordered, int64 of shape (T, Q).
 
     Row k - 1 equals `rerank(first, scores, k).best_ranks()`: among the first k the best positive is the one with the highest score, the
-    earlier of two, and it stands behind those of them that score higher, and earlier ones that score the same. Where none of the first k is
+    earlier of two, and it is ranked behind those that score higher, and earlier ones that score the same. Where none of the first k is
     positive, the best keeps its rank.
 
     Raises:
@@ -83,7 +83,7 @@ def _with_head(values_QK: np.ndarray, head_QT: np.ndarray) -> np.ndarray:
 
 
 def _new_ranks(first: Ranking, order_QT: np.ndarray) -> np.ndarray:
-    """int64, shape (P,): where each positive stands after the head of its query took the given order."""
+    """int64, shape (P,): the rank of each positive after the head of its query took the given order."""
     top_k = order_QT.shape[1]
     place_QT = np.empty_like(order_QT)
     np.put_along_axis(place_QT, order_QT, np.arange(top_k)[None, :], axis=1)

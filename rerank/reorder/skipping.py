@@ -28,14 +28,14 @@ _NOISE = 1e-9  # of a share: sums of the same wins may end in other bits
 def trails(first: Ranking, top_k: int) -> np.ndarray:
     """By how much each of the first `top_k` trails its query's first, float64 of shape (Q, T), ascending within a query.
 
-    The first itself stands with the second, for it is scored only where there is another to compare it with.
+    The first itself has the trail of the second, for it is scored only where there is another to compare it with.
 
     Raises:
         UserError: top_k is below 2 or deeper than the stored head.
     """
     if not 2 <= top_k <= first.depth:
         raise UserError(
-            f"Adaptive reranking needs a top_k of 2 to {first.depth}, the number of candidates kept per query; found {top_k}. "
+            f"Adaptive reranking needs a top_k of 2 to {first.depth}, the number of candidates retrieved per query; found {top_k}. "
             "Raise top_k, or retrieve a deeper first-stage list."
         )
     scores_QT = first.top_scores_QK[:, :top_k].astype(np.float64)

@@ -32,7 +32,7 @@ def stage_lists(stage: Stage, top_k: int) -> CandidateLists:
     """The pairs that re-ordering the first `top_k` of every query of a stage needs, of both directions, as one list per image.
 
     Raises:
-        UserError: top_k is deeper than what the stage kept.
+        UserError: top_k is deeper than what the stage retrieved.
     """
     return candidate_lists([stage.rankings[direction] for direction in DIRECTIONS], top_k)
 
@@ -79,7 +79,7 @@ def reranked(stages: Sequence[Stage], scores: PairScores, scorer_name: str, top_
     clock's where they share pairs.
 
     Raises:
-        UserError: top_k is deeper than what a stage kept.
+        UserError: top_k is deeper than what a stage retrieved.
         LookupError: the scores lack a pair.
     """
     lists = [stage_lists(stage, top_k) for stage in stages]

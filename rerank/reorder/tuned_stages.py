@@ -49,7 +49,7 @@ class TuningResult:
         """Choose on a split where the first stage's `top_k` of both directions have been scored.
 
         Raises:
-            UserError, LookupError: top_k is below 2, deeper than what the stage kept, or a pair was not scored.
+            UserError, LookupError: top_k is below 2, deeper than what the stage retrieved, or a pair was not scored.
         """
         fusion = choose_weight(first.rankings, scores, top_k) if asked.fusion else None
         margin = choose_margin(first.rankings, scores, top_k, asked.max_loss) if asked.max_loss is not None else None

@@ -157,7 +157,7 @@ class EvaluationConfig(Section):
 
 
 class WatchConfig(Section):
-    """A set measured beside val at each evaluation: what the model knew before step 1, and should know still."""
+    """A set measured besides val at each evaluation: what the model knew before step 1, and should know still."""
 
     name: Name
     """What it is called in metrics.jsonl and in the report."""

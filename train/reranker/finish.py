@@ -1,4 +1,4 @@
-"""The end of a reranker's tuning: export the best matcher; measure the miner alone, with the untuned and with the tuned matcher."""
+"""The end of a reranker's tuning: export the best cross-encoder; measure the retriever alone, and reranked by it before and after."""
 
 import json
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def finish_reranker(job: RerankerJob, state: State, check_signal: Callable[[], N
 def _measure(job: RerankerJob, dataset: RetrievalSet, export: Path, check_signal: Callable[[], None]) -> dict[str, Any] | None:
     """Write the final report; its record, on the main process."""
     device = job.accelerator.device
-    with progress_bar(f"miner on {dataset.split}", dataset, job.processes) as bar:
+    with progress_bar(f"retriever on {dataset.split}", dataset, job.processes) as bar:
 
         def advance(rows: int) -> None:
             bar.update(rows)
@@ -78,7 +78,7 @@ def _measure(job: RerankerJob, dataset: RetrievalSet, export: Path, check_signal
 
 
 def export_cross_encoder(config: RerankerConfig, which: str, folder: Path) -> int:
-    """Export the best, the last or a numbered checkpoint of a run as a plain matcher: float32, adapters merged. Returns its step.
+    """Export the best, the last or a numbered checkpoint of a run as a plain cross-encoder: float32, adapters merged. Returns its step.
 
     Raises:
         UserError: the run or the checkpoint is not there, or damaged; or the base has changed.
@@ -106,7 +106,7 @@ def cross_encoder_card(config: RerankerConfig, state: State, chosen_step: int) -
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: text-ranking\ntags: [blip, image-text-matching, reranker]\n{base_line}---\n\n"
         f"# {config.name}\n\n"
-        "A BLIP matcher tuned to rerank the top of an image-text search, "
+        "A BLIP cross-encoder tuned to rerank the top of an image-text search, "
         f"from `{config.model.base}` (weights {state.base_sha256[:16]}).\n\n"
         f"- Method: {how[config.model.what]}; cross-entropy of match against no match, batch {config.train.batch_size} images, "
         f"{config.train.precision}; of each image up to {negatives.captions_per_image} hard captions and {negatives.images_per_caption} "

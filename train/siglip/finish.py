@@ -38,7 +38,7 @@ def finish(job: Job, state: State, check_signal: Callable[[], Any]) -> None:
         UserError, OSError: the export or the report cannot be made.
     """
     folder = job.folder / "export"
-    stopped = "" if state.stopped_by is None else f"ended at step {state.step}: the watch set {state.stopped_by!r} was forgotten"
+    stopped = "" if state.stopped_by is None else f"ended at step {state.step}: the retention set {state.stopped_by!r} was forgotten"
     if job.processes.is_main:
         if not job.config.train.shard:  # a part is small, and others lie where they lie
             job.tuned.siglip.to("cpu")

@@ -1,8 +1,8 @@
-"""Watch sets: what the model knew before step 1, measured again beside val, and whether it was forgotten.
+"""Retention sets: what the model knew before step 1, measured again beside val, and whether it was forgotten.
 
-A set has dropped if the paired 95% interval (images drawn) of mean R@1 of both directions against step 0 lies wholly below 0. The figures
-are eval/'s own, from the same per-query rows. What step 0 answered is not stored: a resumed run measures the base again, which gives the
-same bits, since adapters begin at zero and scale and bias move no rank. Shape letters: S resamples, I images.
+A set has dropped if the paired 95% interval (bootstrap over images) of mean R@1 of both directions against step 0 lies wholly below 0. The
+figures are eval/'s own, from the same per-query rows. What step 0 retrieved is not stored: a resumed run measures the base again, which
+gives the same bits, since adapters begin at zero and scale and bias move no rank. Shape letters: S resamples, I images.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def is_below(ci95: Sequence[float]) -> bool:
 
 @dataclass(frozen=True)
 class RetentionResult:
-    """What an evaluation found on one watch set."""
+    """What an evaluation found on one retention set."""
 
     config: WatchConfig
     recall: Recall
@@ -117,7 +117,7 @@ class RetentionResult:
 
 
 class Watch:
-    """The watch sets of a run."""
+    """The retention sets of a run."""
 
     def __init__(self, sets: Sequence[RetentionSet], base: str, processes: Processes, num_workers: int) -> None:
         self._sets, self._base, self._processes, self._num_workers = sets, base, processes, num_workers

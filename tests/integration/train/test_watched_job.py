@@ -64,7 +64,7 @@ def test_a_drop_ends_the_run_with_a_message_and_the_best_is_exported(stopped: di
     assert all(exported[name].equal(base[name]) for name in base)  # step 0 is the best: the step that forgot was barred
     children = run.finish()  # the same command again
     said = children[0].output()
-    assert "is finished" in said and "ended at step 3: the watch set 'old' was forgotten" in said and "watch old: mean R@1" in said
+    assert "is finished" in said and "ended at step 3: the retention set 'old' was forgotten" in said and "watch old: mean R@1" in said
 
 
 def test_the_final_report_has_the_retention_set(stopped: dict[int, Run]) -> None:

@@ -77,16 +77,16 @@ def test_ranks_must_agree_with_the_head() -> None:
     dataset = retrieval_set()
     for shift in (lambda ranks: ranks % 5 + 1, lambda ranks: ranks * 0, lambda ranks: ranks + 9):
         told = refusal(dataset, changed(dataset, lambda r, shift=shift: replace(r, positive_ranks_P=shift(r.positive_ranks_P))))
-        assert "have a right answer at a rank where their head holds another, or outside the gallery, e.g. [" in told
+        assert "have a relevant item at a rank where their head holds another, or outside the gallery, e.g. [" in told
 
 
 def test_every_stage_must_be_judged_by_the_truth_of_the_split() -> None:
     dataset = retrieval_set()
     wider = with_ground_truth(dataset, qrels={("i0", "i1#0"), ("i4", "i5#0")})
     told = refusal(dataset, stage(dataset), stage(wider, "wider"))
-    assert "stage 'wider', image_to_text: 2 queries were ranked by other right answers than the split's, e.g. ['i0', 'i4']; judge" in told
+    assert "stage 'wider', image_to_text: 2 queries were ranked by other relevant items than the split's, e.g. ['i0', 'i4']; measure" in told
     elsewhere = with_ground_truth(dataset, qrels={("i0", "i2#0"), ("i4", "i5#0")})  # as many right answers of each query, but others
-    assert "1 queries were ranked by other right answers than the split's, e.g. ['i0']" in refusal(wider, stage(elsewhere))
+    assert "1 queries were ranked by other relevant items than the split's, e.g. ['i0']" in refusal(wider, stage(elsewhere))
     evaluate(wider, [stage(wider)])
 
 

@@ -125,7 +125,7 @@ def test_right_answers_are_told_in_words_too(figures: Figures, queries: list[Sho
     page = (write_report(tmp_path, figures, gallery=queries) / "report.html").read_text(encoding="utf-8")
     num_right = sum(item.is_right for one in queries for item in (*one.before, *one.after))
     assert page.count("✓ right") == num_right == page.count('<li class="right">')
-    assert page.count('<section class="exhibit">') == len(queries)
+    assert page.count('<section class="shown-query">') == len(queries)
     assert f"first {TOP_K} re-ordered" in page and page.count("<svg") == 1 and page.count("<polyline") == 2
 
 
@@ -145,4 +145,4 @@ def test_gallery_in_a_browser(evil_page: Path, tmp_path: Path) -> None:
     done = opened(evil_page, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "CONSOLE" not in done.stderr and "<title>Retrieval report" in done.stdout
-    assert done.stdout.count('<section class="exhibit">') > 10 and "<script" not in done.stdout
+    assert done.stdout.count('<section class="shown-query">') > 10 and "<script" not in done.stdout

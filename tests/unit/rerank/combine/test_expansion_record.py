@@ -249,14 +249,14 @@ def test_the_page_marks_what_moved_in_words_and_escapes_what_was_said(tmp_path: 
     assert page.count('<li class="view">') == len(views)
     assert page.count("does not move it") == sum(view["moved"] is False for view in views)
     assert page.count("▲ moves it up") + page.count("▼ moves it down") == sum(view["moved"] is True for view in views) > 0
-    assert page.count('<section class="exhibit expansion-example">') == len(found.record()["examples"])
+    assert page.count('<section class="shown-query expansion-example">') == len(found.record()["examples"])
 
 
 def test_an_image_that_asks_is_named(tmp_path: Path) -> None:
     found = made("images")
     page, examples = found.page(tmp_path)[0], found.record()["examples"]
     assert all(example["text"] is None and f"<small>{example['query_id']}</small>" in page for example in examples)
-    assert "None" not in page.split("Further views of queries and images")[1]
+    assert "None" not in page.split("Additional views of queries and images")[1]
 
 
 def test_the_table_is_written_whole(tmp_path: Path) -> None:

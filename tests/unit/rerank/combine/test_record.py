@@ -248,7 +248,7 @@ def test_three_members_are_a_table_of_the_twenty_best(figures, tmp_path: Path) -
     sections = combined_sections(measured, dataset, [three], [])
     page = (write_report(tmp_path, measured, sections) / "report.html").read_text()
     rows = [line for line in page.splitlines() if '<tr class="point' in line]
-    assert len(rows) == 20 and "<svg" not in page.split("Models together")[1].split("<h2>")[0]
+    assert len(rows) == 20 and "<svg" not in page.split("<h2>Ensembles</h2>")[1].split("<h2>")[0]
     curve = sections[0].record[0]["curve"]
     shown = [float(line.rsplit("<td>", 1)[-1].split("<small>")[0]) for line in rows]
     assert shown == [round(100 * point, 2) for point in sorted((row["R@1"]["both"] for row in curve), reverse=True)[:20]]
