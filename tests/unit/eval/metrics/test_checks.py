@@ -84,7 +84,8 @@ def test_every_stage_must_be_judged_by_the_truth_of_the_split() -> None:
     dataset = retrieval_set()
     wider = with_ground_truth(dataset, qrels={("i0", "i1#0"), ("i4", "i5#0")})
     told = refusal(dataset, stage(dataset), stage(wider, "wider"))
-    assert "stage 'wider', image_to_text: 2 queries were ranked by other relevant items than the split's, e.g. ['i0', 'i4']; measure" in told
+    expected = "stage 'wider', image_to_text: 2 queries were ranked by other relevant items than the split's, e.g. ['i0', 'i4']; measure"
+    assert expected in told
     elsewhere = with_ground_truth(dataset, qrels={("i0", "i2#0"), ("i4", "i5#0")})  # as many right answers of each query, but others
     assert "1 queries were ranked by other relevant items than the split's, e.g. ['i0']" in refusal(wider, stage(elsewhere))
     evaluate(wider, [stage(wider)])
