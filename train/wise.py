@@ -36,13 +36,13 @@ from train.config.load import read_run
 from train.data.splits import load_data
 from train.engine.export_folder import check_replaceable
 from train.model.siglip import TunedModel, merged_state
-from train.siglip.export import Chosen, export_model, load_checkpoint, model_card
+from train.siglip.export import LoadedCheckpoint, export_model, load_checkpoint, model_card
 from train.siglip.watch import Recall
 
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
-def between(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
+def interpolate(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
     """(1 - alpha) * base + alpha * tuned, weight by weight; at 0 and 1 the very bits (arithmetic would lose a zero's sign)."""
     if base.keys() != tuned.keys():
         raise ValueError(f"two different models; differing weights: {sorted(base.keys() ^ tuned.keys())[:5]}")
@@ -72,7 +72,7 @@ class Interpolation:
     model: TunedModel
 
     @classmethod
-    def of(cls, chosen: Chosen) -> "Interpolation":
+    def of(cls, chosen: LoadedCheckpoint) -> "Interpolation":
         """From the base of a run to a checkpoint of it."""
         siglip, _ = load_siglip(chosen.base)
         base = {name: value.detach().clone() for name, value in siglip.state_dict().items()}
@@ -80,7 +80,7 @@ class Interpolation:
 
     def at(self, alpha: float) -> TunedModel:
         """The model at an alpha; the same object at every call, with other weights."""
-        self.model.siglip.load_state_dict(between(self.base, self.tuned, alpha))
+        self.model.siglip.load_state_dict(interpolate(self.base, self.tuned, alpha))
         return self.model
 
 
@@ -150,7 +150,7 @@ def _write(output: Path, record: dict[str, Any], tables: Mapping[str, pa.Table])
     replace_files(files | {output / "wise.json": text})
 
 
-def _export(config: JobConfig, chosen: Chosen, models: Interpolation, alpha: float, on_val: Recall | None, folder: Path) -> None:
+def _export(config: JobConfig, chosen: LoadedCheckpoint, models: Interpolation, alpha: float, on_val: Recall | None, folder: Path) -> None:
     """Export the model at an alpha as a plain folder, whose card says so."""
     score = f"; mean R@1 on val {100 * on_val.mean:.2f}" if on_val is not None else ""
     weights = f"WiSE-FT (arXiv 2109.01903), alpha {alpha:g} of the way from the base to this checkpoint{score}"

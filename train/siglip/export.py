@@ -1,4 +1,4 @@
-"""New."""
+"""A checkpoint of SigLIP's tuning as plain Hugging Face weights, with processor and model card."""
 
 import json
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ def model_card(config: JobConfig, state: State, chosen_step: int, base: str, *, 
 
 
 @dataclass(frozen=True)
-class Chosen:
+class LoadedCheckpoint:
     """A checkpoint of a run, loaded on the CPU: its model, its step, the run's newest state, and the base's name."""
 
     tuned: TunedModel
@@ -84,7 +84,7 @@ class Chosen:
     base: str
 
 
-def load_checkpoint(config: JobConfig, which: str) -> Chosen:
+def load_checkpoint(config: JobConfig, which: str) -> LoadedCheckpoint:
     """Load the best, the last or a numbered checkpoint of a run.
 
     Raises:
@@ -96,7 +96,7 @@ def load_checkpoint(config: JobConfig, which: str) -> Chosen:
     if tuned.base_sha256 != newest.base_sha256:
         raise UserError(f"{base} has other weights now than when the run began; adapters and frozen towers would not fit it")
     checkpoints.load_weights(step, tuned)
-    return Chosen(tuned, step, newest, base)
+    return LoadedCheckpoint(tuned, step, newest, base)
 
 
 def export_checkpoint(config: JobConfig, which: str, folder: Path) -> int:
@@ -106,6 +106,6 @@ def export_checkpoint(config: JobConfig, which: str, folder: Path) -> int:
         UserError: the run or the checkpoint is not there, or damaged.
         OSError: the export cannot be written.
     """
-    chosen = load_checkpoint(config, which)
-    export_model(chosen.tuned, folder, model_card(config, chosen.newest, chosen.step, chosen.base))
-    return chosen.step
+    loaded = load_checkpoint(config, which)
+    export_model(loaded.tuned, folder, model_card(config, loaded.newest, loaded.step, loaded.base))
+    return loaded.step

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from train.siglip.watch import Recall
-from train.wise import between, choose, draw_curve
+from train.wise import choose, draw_curve, interpolate
 
 NUMBERS = st.floats(-1e4, 1e4, width=32)
 
@@ -20,7 +20,7 @@ NUMBERS = st.floats(-1e4, 1e4, width=32)
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=6), st.floats(0, 1))
 def test_weights_between_are_those_of_the_formula_in_float64(pairs: list[tuple[float, float]], alpha: float) -> None:
     base, tuned = (torch.tensor(column) for column in zip(*pairs, strict=True))
-    found = between({"w": base}, {"w": tuned}, alpha)["w"]
+    found = interpolate({"w": base}, {"w": tuned}, alpha)["w"]
     expected = [(1 - alpha) * one + alpha * other for one, other in pairs]
     largest = max(abs(number) for pair in pairs for number in pair)
     np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=4e-7 * largest + 1e-37)
@@ -29,13 +29,13 @@ def test_weights_between_are_those_of_the_formula_in_float64(pairs: list[tuple[f
 def test_the_ends_are_the_very_bits() -> None:
     odd = [torch.tensor([-0.0, 0.1, 1e-42]), torch.tensor([3.0, -0.0, 0.7])]
     for alpha, expected in ((0.0, odd[0]), (1.0, odd[1])):
-        found = between({"w": odd[0]}, {"w": odd[1]}, alpha)["w"]
+        found = interpolate({"w": odd[0]}, {"w": odd[1]}, alpha)["w"]
         assert found.numpy().tobytes() == expected.numpy().tobytes()
 
 
 def test_two_different_models_have_nothing_between_them() -> None:
     with pytest.raises(ValueError, match="'b'"):
-        between({"a": torch.zeros(1)}, {"a": torch.zeros(1), "b": torch.zeros(1)}, 0.5)
+        interpolate({"a": torch.zeros(1)}, {"a": torch.zeros(1), "b": torch.zeros(1)}, 0.5)
 
 
 def recall(mean: float, high: float = 0.1) -> Recall:
