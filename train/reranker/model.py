@@ -1,4 +1,4 @@
-"""The BLIP cross-encoder under training: what of it trains, how it judges pairs, and what a plain one of the same weights is."""
+"""The BLIP cross-encoder under training: what of it trains, how it scores pairs, and what a plain one of the same weights is."""
 
 import copy
 from collections.abc import Iterator
@@ -82,14 +82,14 @@ class TunedCrossEncoder:
         return ((name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad)
 
     def begin(self) -> None:
-        """Make ready for a step: dropout in what trains, and in nothing else."""
+        """Set up for a step: dropout in what trains, and in nothing else."""
         self.module.train()
         if self.what != "all":
             self.module.vision_model.eval()
         if self.what == "head":
             self.module.text_encoder.eval()
 
-    def judge(
+    def logits(
         self,
         pixels_p: torch.Tensor,
         pictures_N: torch.Tensor,

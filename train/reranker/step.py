@@ -1,4 +1,4 @@
-"""One optimizer step of the cross-encoder: judge every pair, cross-entropy over the pairs of all processes, then the update of
+"""One optimizer step of the cross-encoder: score every pair, cross-entropy over the pairs of all processes, then the update of
 train/optim/update.py.
 
 The loss is the mean over all pairs of the whole batch, whichever process or micro-batch holds them, so any number of processes and any size
@@ -121,7 +121,7 @@ class MatchStepper:
             pixels_p, pictures_N, token_ids_NL, mask_NL = (
                 values.to(self._device, non_blocking=True) for values in (part.pixels_p, part.pictures_N, part.token_ids_NL, part.mask_NL)
             )
-            logits_N2 = self._tuned.judge(pixels_p, pictures_N, token_ids_NL, mask_NL, self._autocast)
+            logits_N2 = self._tuned.logits(pixels_p, pictures_N, token_ids_NL, mask_NL, self._autocast)
             labels_N = part.labels_N.to(self._device)
             part_loss = cross_entropy(logits_N2, labels_N, reduction="sum") / num_pairs
             (part_loss * self.update.factor).backward()

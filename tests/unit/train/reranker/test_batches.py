@@ -1,4 +1,4 @@
-"""train/reranker/batches.py: what faces what in a step, whatever the number of processes; a true pair is never called false."""
+"""train/reranker/batches.py: which pairs a step has, whatever the number of processes; a true pair is never called false."""
 
 from dataclasses import replace
 from functools import lru_cache

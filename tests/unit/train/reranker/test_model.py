@@ -1,4 +1,4 @@
-"""train/reranker/model.py and the export: a plain matcher of the same weights, which the door of rerank/ accepts."""
+"""train/reranker/model.py and the export: a plain matcher of the same weights, which rerank/ loads."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def logits(tuned: TunedCrossEncoder, world: RerankerWorld) -> np.ndarray:
     ids = [torch.tensor([row]) for row in tuned.inputs.token_ids(CAPTIONS)]
     pixels = tuned.inputs.pixels(load(world.manifest).load_image(0))[None]
     with torch.no_grad():
-        return np.array([float(tuned.judge(pixels, torch.tensor([0]), row, torch.ones_like(row))[0, 1]) for row in ids])
+        return np.array([float(tuned.logits(pixels, torch.tensor([0]), row, torch.ones_like(row))[0, 1]) for row in ids])
 
 
 @pytest.mark.parametrize("model", [{"what": "head"}, {"what": "lora", "lora": {"rank": 3}}, {"what": "all"}], ids=str)

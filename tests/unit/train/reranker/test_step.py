@@ -94,7 +94,7 @@ def test_training_judges_as_the_scorer_scores(reranker_world: RerankerWorld) -> 
     scorer, batch = load_scorer(str(reranker_world.blip), device="cpu"), made.batch
     made.tuned.module.eval()
     with torch.no_grad():
-        logits_N2 = made.tuned.judge(batch.pixels_p, batch.pictures_N, batch.token_ids_NL, batch.mask_NL)
+        logits_N2 = made.tuned.logits(batch.pixels_p, batch.pictures_N, batch.token_ids_NL, batch.mask_NL)
     images = batch.images_p[batch.pictures_N].tolist()
     expected = [
         float(scorer.score(dataset.load_image(image), [dataset.captions[caption]])[0])
