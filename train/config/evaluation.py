@@ -75,7 +75,7 @@ class EnsembleConfig(Section):
     """Checkpoints that the final report measures alone and together with tuned, as stage ensemble (docs/ensembles.md)."""
 
     members: Annotated[dict[Name, str], Field(min_length=1)]
-    """Further members (name: DIR_OR_HUB_ID or DIR_OR_HUB_ID:WEIGHT, the weight of tuned being 1, and of others left out). Where none
+    """Additional members (name: DIR_OR_HUB_ID or DIR_OR_HUB_ID:WEIGHT, the weight of tuned being 1, and of others left out). Where none
     is given they are chosen on data.val_split."""
     combine: Annotated[list[Combination], Field(min_length=1)] = ["logits"]
     """How scores become one: logits, reciprocal-rank; of several the best is chosen with the weights."""
@@ -90,18 +90,18 @@ class EnsembleConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """What the final report measures besides base and tuned, what it compares, and which items are relevant."""
+    """What the final report measures in addition to base and tuned, what it compares, and which items are relevant."""
 
     models: dict[Name, str] = {}
-    """Further checkpoints (name: folder or hub id), each measured alone and, where there is a reranker, reranked."""
+    """Additional checkpoints (name: folder or hub id), each measured alone and, where there is a reranker, reranked."""
     comparisons: list[tuple[str, str]] | None = None
     """Pairs [stage, against]; null: tuned against base, each reranked stage against its own, tuned+RERANKER against base+RERANKER, and
     what is chosen on val against tuned+RERANKER."""
     ensemble: EnsembleConfig | None = None
-    """tuned together with further checkpoints."""
+    """tuned together with additional checkpoints."""
     expand: list[str] = []
-    """FILE_OR_METHOD, each a further stage tuned+NAME (and ensemble+NAME): additional views of queries or images, such as synonyms:FILE,
-    templates, crops (docs/expansion.md). Their number, weight and pooling are chosen on data.val_split."""
+    """FILE_OR_METHOD, each a stage tuned+NAME (and ensemble+NAME): additional views of queries or images, such as synonyms:FILE, templates,
+    crops (docs/expansion.md). Their number, weight and pooling are chosen on data.val_split."""
     pooling: Annotated[list[str], Field(min_length=1)] = list(POOLINGS)
     """How views may be pooled: mean, max, log-sum-exp, reciprocal-rank; the best is chosen. Where it is not chosen: one RULE, or
     RULE:NUMBER:WEIGHT for its first NUMBER views of WEIGHT in [0, 1] against the item alone (default: the mean of all at weight 1)."""
@@ -113,9 +113,9 @@ class EvaluationConfig(Section):
     near_duplicates: bool = False
     """Captions in nearly the same words as a relevant one are relevant too."""
     qrels: str | None = None
-    """TREC qrels of further relevant items of the final split, of either direction."""
+    """TREC qrels of additional relevant items of the final split, of either direction."""
     slice_by: list[str] = []
-    """Further columns of the manifest, by its own names: R@1 is shown per value of each."""
+    """Additional columns of the manifest, by its own names: R@1 is shown per value of each."""
     trec: bool = False
     """Also write TREC run and qrels files."""
 
@@ -131,7 +131,7 @@ class EvaluationConfig(Section):
         return self
 
     def combining(self, expansions: Sequence[str]) -> Combining:
-        """What is made of the checkpoints besides measuring each alone.
+        """How the checkpoints are combined, in addition to measuring each alone.
 
         Args:
             expansions: names of what `expand` makes, once it is read.
@@ -157,7 +157,7 @@ class EvaluationConfig(Section):
 
 
 class WatchConfig(Section):
-    """A set measured besides val at each evaluation: what the model knew before step 1, and should know still."""
+    """A retention set, measured at each evaluation in addition to val: what the model knew before step 1, and should know still."""
 
     name: Name
     """What it is called in metrics.jsonl and in the report."""
@@ -170,5 +170,5 @@ class WatchConfig(Section):
     columns: dict[str, str] = {}
     """Our column -> the manifest's name for it, as data.columns."""
     on_drop: Literal["report", "bar", "stop"] = "report"
-    """When mean R@1 is below that of step 0 by more than its paired interval: say so; and this checkpoint cannot be best (bar); and the run
-    ends, and the best so far is exported (stop)."""
+    """When mean R@1 is below that of step 0 by more than its paired interval: report it; bar: this checkpoint cannot be
+    best either; stop: the run ends too, and the best so far is exported."""

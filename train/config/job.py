@@ -81,13 +81,13 @@ class JobConfig(RunConfig):
             raise ValueError(f"watch: each set needs a name of its own, found {names}")
         if self.data.val_split is None and any(watch.on_drop != "report" for watch in self.watch):
             raise ValueError(
-                "watch: on_drop bar and stop speak of the best checkpoint, and without data.val_split there is none; take report"
+                "watch: on_drop bar and stop need a best checkpoint, and without data.val_split there is none; take report"
             )
         return self
 
     @property
     def cross_encoder_model(self) -> str | None:
-        """The cross-encoder that mining asks; None where it asks none."""
+        """The cross-encoder that scores what is mined; None without one."""
         if self.mining is None or (self.mining.denoise is None and self.mining.distil is None):
             return None
         own = self.mining.denoise.model if self.mining.denoise is not None else self.mining.distil and self.mining.distil.model

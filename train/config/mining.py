@@ -9,7 +9,7 @@ from train.config.section import Section
 
 
 class DenoiseConfig(Section):
-    """A cross-encoder's word on what is about to be mined: what it calls a match is likely a true caption that the data does not state."""
+    """A cross-encoder scores what is about to be mined: what it calls a match is likely a true caption that the data does not state."""
 
     mode: Literal["drop", "relabel"] = "drop"
     """drop: a match is filtered out. relabel: a sure match becomes a positive of its image while the table is in force."""
@@ -47,9 +47,9 @@ class DistilConfig(Section):
     """labels: a mined pair's label is its probability of a match, in the same sigmoid loss. lists: softmax over the image's own caption and
     its mined ones, learnt by KL divergence: which of them is best, whatever the bias."""
     strength: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the cross-encoder's word in the label (labels) or of the KL divergence in the loss (lists); the rest is hard labels."""
+    """Share of the cross-encoder in the label (labels) or of the KL divergence in the loss (lists); the rest is hard labels."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """Divides the cross-encoder's logits: above 1 it speaks less surely than it scores."""
+    """Divides the cross-encoder's logits: above 1 its probabilities are less sure than its scores."""
 
 
 class MiningConfig(Section):
@@ -68,21 +68,21 @@ class MiningConfig(Section):
     pool_top_k: Annotated[int, Field(gt=0)] = 64
     """How many of an image's best captions are looked at."""
     mined_scope: Literal["own", "all"] = "own"
-    """A mined caption faces its own image only, or every image of the batch (true pairs among them are positives)."""
+    """A mined caption is in the loss with its own image only, or with every image of the batch (true pairs among them are positives)."""
     mine_every_epochs: Annotated[int, Field(gt=0)] | None = None
     """Epochs between refreshes, in place of mine_every_steps."""
     scope: Literal["split", "window"] = "split"
-    """window: mine only for the images whose turn comes before the next refresh."""
+    """window: mine only for the images of the steps before the next refresh."""
     pool: str | None = None
-    """Further captions without images that can be mined: .txt, one a line; .jsonl, .csv, .tsv or .parquet with a column `caption`."""
+    """Additional captions without images that can be mined: .txt, one a line; .jsonl, .csv, .tsv or .parquet with a column `caption`."""
     near_duplicates: bool = False
-    """Pass over captions in nearly the same words as a true one (the rule of evaluation.near_duplicates)."""
+    """Filter out captions in nearly the same words as a true one (the rule of evaluation.near_duplicates)."""
     rank_min: Annotated[int, Field(gt=0)] = 1
-    """Pass over captions ranked above this, from 1, in the image's own retrieval: the very first are most often true."""
+    """Filter out captions ranked above this, from 1, in the image's own retrieval: the very first are most often true."""
     rank_max: Annotated[int, Field(gt=0)] | None = None
-    """Pass over captions ranked below this; null: to pool_top_k."""
+    """Filter out captions ranked below this; null: to pool_top_k."""
     max_score: float | None = None
-    """In logits: pass over captions that score higher; null: no such rule."""
+    """In logits: filter out captions that score higher; null: no such rule."""
     perc_pos: Annotated[float, Field(gt=0, le=1)] | None = None
     """TopK-PercPos: most share of the best true caption's cosine (published: 0.95); null: no such rule."""
     margin_pos: float | None = None
@@ -96,22 +96,22 @@ class MiningConfig(Section):
     denoise: DenoiseConfig | None = None
     """Ask a cross-encoder about what is about to be mined."""
     index: Literal["exact", "faiss"] = "exact"
-    """How the pool is searched: exactly, or by FAISS (the extra faiss) where it is past that; its recall is measured and said."""
+    """How the pool is searched: exactly, or by FAISS (the extra faiss) where it is past that; its recall is measured and reported."""
     index_probes: Annotated[int, Field(gt=0)] = 32
     """With faiss: lists looked through for each image, of about the root of the pool's size; more finds more and takes longer."""
     form: Literal["columns", "images", "neighbours"] = "columns"
-    """What is made of what is mined: captions as further columns; each caption's own hardest images in its batch (then every key here that
-    speaks of captions of an image means images of a caption, and of a text means a group); or batches composed of images whose mined
+    """How what is mined is used: captions as additional columns; each caption's own hardest images in its batch (then every key here on
+    captions of an image means images of a caption, and on a text means a group); or batches composed of images whose mined
     captions are one another's."""
     ensemble: list[str] = []
-    """Further fixed checkpoints that mine, DIR_OR_HUB_ID[:WEIGHT] each: candidates are found by the weighted mean of their logits and of
-    those of the model under training, whose weight is 1; every key here that speaks of logits or cosines then means the ensemble's."""
+    """Additional fixed checkpoints that mine, DIR_OR_HUB_ID[:WEIGHT] each: candidates are found by the weighted mean of their logits and of
+    those of the model under training, whose weight is 1; every key here on logits or cosines then means the ensemble's."""
     distil: DistilConfig | None = None
     """Learn from a cross-encoder's scores of the mined pairs; form columns only."""
 
     @property
     def most_columns(self) -> int:
-        """Mined captions of an image in the loss, at most; relabelled ones come beside the negatives."""
+        """Mined captions of an image in the loss, at most; relabelled ones come in addition to the negatives."""
         if self.form != "columns":
             return 0
         return self.negatives_per_image * (2 if self.denoise is not None and self.denoise.mode == "relabel" else 1)

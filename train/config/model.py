@@ -10,7 +10,7 @@ Tower = Literal["image", "text"]
 
 
 class LoraConfig(Section):
-    """Low-rank adapters in the towers that are not frozen; scale and bias train beside them."""
+    """Low-rank adapters in the towers that are not frozen; scale and bias train too."""
 
     rank: Annotated[int, Field(gt=0)] = 16
     """Rank of each adapter."""

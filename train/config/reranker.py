@@ -44,16 +44,16 @@ class NegativesConfig(Section):
     what the data says is true is never among them."""
 
     captions_per_image: Annotated[int, Field(ge=0)] = 2
-    """Hard captions that face an image, at most."""
+    """Hard captions that an image is paired with, at most."""
     images_per_caption: Annotated[int, Field(ge=0)] = 0
-    """Hard images that its true caption faces, at most. Each is one more picture through the image tower."""
+    """Hard images that its true caption is paired with, at most. Each is one more picture through the image tower."""
     drawn_from: Annotated[int, Field(gt=0)] = 8
-    """So many of the hardest are mined; those that are faced are drawn from them, anew in each epoch."""
+    """So many of the hardest are mined; those that are paired are drawn from them, anew in each epoch."""
     pool_top_k: Annotated[int, Field(gt=0)] = 64
     """How many of the retriever's best are looked at."""
     margin: float | None = None
     """In the retriever's logits: take only what scores at least this far under the best true one; null: no such rule, for what scores above
-    the truth is what a reranker is for."""
+    the true one is what a reranker is for."""
     near_duplicates: bool = False
     """Filter out captions in nearly the same words as a true one."""
     rank_min: Annotated[int, Field(gt=0)] = 1
@@ -62,7 +62,7 @@ class NegativesConfig(Section):
     """TopK-PercPos: most share of the best true one's cosine; null: no such rule."""
     drop_matches_at: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Ask the cross-encoder, before it is tuned, about what is to be mined, and filter out what it gives this probability of a match, or
-    more: likely true, though the data does not say so. What it is surely wrong about is filtered out with it; null: nothing is asked."""
+    more: likely true, though the data does not state it. What it is surely wrong about is filtered out with it; null: nothing is asked."""
     easy_until_step: Annotated[int, Field(ge=0)] = 0
     """Up to this step negatives are easy ones only: other captions of the batch that are not true of the image."""
     fill_with_easy: bool = False

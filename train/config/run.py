@@ -29,7 +29,7 @@ class DataConfig(Section):
     truth: str | None = None
     """TREC qrels of true (image, caption) pairs the manifest does not state. Never trained on: counts false negatives among the mined."""
     expand: list[str] = []
-    """Further true captions of the train split, each a FILE_OR_METHOD of docs/expansion.md that makes texts: a file of paraphrases,
+    """Additional true captions of the train split, each a FILE_OR_METHOD of docs/expansion.md that makes texts: a file of paraphrases,
     column:NAME, templates, synonyms:FILE, wordnet, paraphrase:MODEL, captions:FILE, ... Val and test stay as they are."""
     num_workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode pictures, per training process."""
@@ -70,7 +70,7 @@ class LoopConfig(Section):
     checkpoint_every_steps: Annotated[int, Field(gt=0)]
     """Steps between checkpoints; also one before step 1, one at each new best, one at the end."""
     keep_checkpoints: Annotated[int, Field(gt=0)] = 3
-    """Newest checkpoints kept; the best is kept besides."""
+    """Newest checkpoints kept; the best is kept too."""
     deterministic: bool = False
     """On a GPU, use deterministic algorithms, so that a resumed run is bit-equal (slower). On the CPU it always is."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 1800
@@ -93,7 +93,7 @@ class LoopConfig(Section):
 
 
 class WandbConfig(Section):
-    """Weights & Biases, beside metrics.jsonl; its failures never stop a run."""
+    """Weights & Biases, in addition to metrics.jsonl; its failures never stop a run."""
 
     project: str = "siglip-tuner"
     """Project to log to."""
@@ -126,7 +126,7 @@ class RunConfig(Section):
     train: LoopConfig
     """How."""
     wandb: WandbConfig | None = None
-    """Where the numbers go besides metrics.jsonl."""
+    """Where the numbers go in addition to metrics.jsonl."""
 
     @model_validator(mode="after")
     def _check_run(self) -> "RunConfig":

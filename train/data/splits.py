@@ -46,7 +46,7 @@ class RetentionSet:
             manifest = read_manifest(config.source, image_root=config.image_root, columns=config.columns, require_splits=wanted)
             return cls(config, load_split(manifest, config.split))
         except UserError as error:
-            raise UserError(f"watch set {config.name!r} (its keys are under watch, not under data): {error}") from error
+            raise UserError(f"retention set {config.name!r} (its keys are under watch, not under data): {error}") from error
 
 
 @dataclass(frozen=True)

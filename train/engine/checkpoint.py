@@ -50,11 +50,11 @@ class State:
         num_replaced: pictures replaced so far because they do not decode.
         base_sha256: weights the run started from.
         data_sha256: data it trains on.
-        stopped_by: the watch set whose drop ended the run at this step; None otherwise.
+        stopped_by: the retention set whose drop ended the run at this step; None otherwise.
         loss_scale: fp16's; None in the other precisions.
-        matcher_sha256: the cross-encoder that mining asks; None where it asks none.
-        members_sha256: the fixed checkpoints that mine with the model; None where there are none.
-        further: what a run of another kind than tuning SigLIP keeps besides (train/reranker/loop.py); None: nothing.
+        matcher_sha256: fingerprint of the cross-encoder of mining; None without one.
+        members_sha256: fingerprint of the fixed checkpoints that mine with the model; None where there are none.
+        further: additional state of a run of another kind than tuning SigLIP (train/reranker/loop.py); None: nothing.
     """
 
     step: int = 0

@@ -1,4 +1,4 @@
-"""The machine a run meets: processes that came together, the precision that is to be had, exact float32."""
+"""The distributed setup of a run: its processes, their precision, exact float32, and a folder that all of them read."""
 
 import atexit
 import json
@@ -27,7 +27,7 @@ def start_distributed(train: LoopConfig, check: Callable[[Processes], Any]) -> t
     """Bring up Accelerate and check that as many processes came together as were started.
 
     Args:
-        check: what else must be true of the machine; called on every process, raises UserError where it is not.
+        check: what else must be true of the distributed setup; called on every process, raises UserError where it is not.
 
     Raises:
         UserError: they did not, or the batch does not divide among them, or the precision is not to be had here, or as `check` says.
@@ -37,17 +37,17 @@ def start_distributed(train: LoopConfig, check: Callable[[Processes], Any]) -> t
     if train.precision == "fp16" and PartialState(timeout=timeout).device.type != "cuda":
         raise UserError(
             f"train.precision fp16 needs a CUDA GPU, and this run is on {PartialState().device.type!r}: there autocast would compute in "
-            "float32 or without a loss scale, and not say so. Take train.precision=bf16 or fp32"
+            "float32 or without a loss scale, and give no warning. Take train.precision=bf16 or fp32"
         )
     precision = "no" if train.precision == "fp32" else train.precision
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)])
     processes = Processes.current()
 
-    def look() -> None:
+    def check_all() -> None:
         _check_processes(train, processes, accelerator.num_processes)
         check(processes)
 
-    processes.together(look)
+    processes.together(check_all)
     use_exact_float32()
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -43,7 +43,7 @@ class Stopped(CommandError):
 
 
 class ProcessesLost(CommandError):
-    """The other processes do not answer: their machine, their launcher or the network is gone. Exit code 1, said by every process left."""
+    """The other processes do not answer: their machine, their launcher or the network is gone. Exit code 1, on every process left."""
 
     shows_traceback = True
 
@@ -55,7 +55,7 @@ class ProcessesLost(CommandError):
 
 
 def is_loss_of_processes(error: RuntimeError) -> bool:
-    """Whether an error is torch.distributed's word for processes that are gone or do not answer in time."""
+    """Whether torch.distributed raised this error for processes that are gone or do not answer in time."""
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
@@ -89,7 +89,7 @@ class StopSignals:
 
     @property
     def exit_code(self) -> int:
-        """What the shell calls an end by this signal; a process that stops because another was asked says 143."""
+        """What the shell calls an end by this signal; a process that stops because another was asked exits with 143."""
         return 128 + (self.received or signal.SIGTERM)
 
 

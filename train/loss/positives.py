@@ -17,7 +17,7 @@ class BatchPositives:
 
     Args:
         hashes: for each process, int64 hashes of its gathered texts.
-        truths: (key_b, true): the key of each image of this process, int64 (its group, say), and which hashes are true of which key. A pair
+        truths: (key_b, true): the key of each image of this process, int64 (e.g. its group), and which hashes are true of which key. A pair
             is positive by one of them at most.
         left_out: the same with hashes of their own, of pairs that may be positive: they are left out of the loss, unless they are positive.
     """

@@ -81,7 +81,7 @@ def select(
     images_IK = np.broadcast_to(found.images_I[:, None], found.captions_IK.shape)
     result = apply_rules(config, lists, refresh, found.images_I, images_IK, found.captions_IK, match_probability)
     return Mined(
-        tabulate(name, pool.dataset.num_images, images_IK, found.captions_IK, lists, result, judged=match_probability is not None),
+        tabulate(name, pool.dataset.num_images, images_IK, found.captions_IK, lists, result, is_scored=match_probability is not None),
         found.images_I,
         result.outcome_QK,
         lists,

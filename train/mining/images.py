@@ -73,7 +73,7 @@ def select_images(
     result = apply_rules(config, lists, refresh, found.captions_Q, found.images_QK, captions_QK, match_probability)
     _drop_relabelled(result.outcome_QK, found, pool)
     return Mined(
-        tabulate(name, pool.dataset.num_images, found.images_QK, captions_QK, lists, result, judged=match_probability is not None),
+        tabulate(name, pool.dataset.num_images, found.images_QK, captions_QK, lists, result, is_scored=match_probability is not None),
         found.captions_Q,
         result.outcome_QK,
         lists,

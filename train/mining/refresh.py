@@ -52,7 +52,7 @@ def rules_of(
     pool: CaptionPool | None = None,
     members: Sequence[MiningMember] = (),
 ) -> dict[str, Any]:
-    """What decides which captions are mined, besides weights and data (the weight in the loss does not); part of the table's name."""
+    """What decides which captions are mined, next to weights and data (the weight in the loss does not); part of the table's name."""
     rules: dict[str, Any] = config.model_dump(include=set(_RULES))
     if config.selection == "softmax":
         rules["temperature"] = temperature_of(config)
@@ -141,13 +141,13 @@ def tabulate(
     lists: RankedLists,
     result: SelectionOutcome,
     *,
-    judged: bool,
+    is_scored: bool,
 ) -> Negatives:
     """The table of the selected candidates: by image, and within an image in the order of the queries and their ranks.
 
     Args:
         images_QK, captions_QK: int64, the pair of each candidate.
-        judged: whether a cross-encoder scored them.
+        is_scored: whether a cross-encoder scored them.
     """
     relabelled_QK, match_QK = result.outcome_QK == Outcome.RELABELLED, result.outcome_QK == Outcome.MATCH
     rows_N, places_N = np.nonzero((result.outcome_QK == Outcome.MINED) | relabelled_QK)
@@ -160,7 +160,7 @@ def tabulate(
         (selected_N[1] + 1).astype(np.int64),
         lists.logits_QK[selected_N],
         lists.margins_QK[selected_N],
-        result.probability_QK[selected_N] if judged else None,
+        result.probability_QK[selected_N] if is_scored else None,
         relabelled_QK[selected_N] if relabelled_QK.any() else None,
         np.stack([images_QK[match_QK], captions_QK[match_QK]]) if match_QK.any() else None,
     )

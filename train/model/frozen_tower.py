@@ -77,7 +77,7 @@ class FrozenStore:
         """pool: the images and captions of the split, and the additional captions."""
         self.folder, self._tuned, self._pool, self._processes = folder, tuned, pool, processes
         self._dataset, self._data = pool.dataset, [pool.data_sha256, pool.additional.sha256]
-        # One process of each machine reads and writes for all of its machine; without a launcher's word each does, the same bytes.
+        # One process of each machine reads and writes for all of its machine; without a launcher each does, the same bytes.
         self._is_writer = os.environ.get("LOCAL_RANK", "0") == "0"
 
     def path(self, tower: Tower) -> Path:
@@ -110,7 +110,7 @@ class FrozenStore:
         return FrozenRows(np.memmap(path, dtype=np.float32, mode="r", shape=self._shape(tower)))
 
     def _decodes_now(self, tower: Tower, path: Path) -> bool:
-        """Whether an image that did not decode when the file was made does now (its disk was missing, say): the file is then made again."""
+        """Whether an image that did not decode when the file was made does now (a disk was missing then): the file is then made again."""
         if tower != "image":
             return False
         rows = FrozenRows(np.memmap(path, dtype=np.float32, mode="r", shape=self._shape(tower)))

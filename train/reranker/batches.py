@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from train.data.negatives import Negatives
     from train.reranker.model import MatchInputs
 
-# Streams of random numbers besides those of train/data/batches.py.
+# Streams of random numbers besides those of train/data/order.py.
 _HARD_CAPTION, _HARD_IMAGE, _EASY = range(100, 103)
 
 

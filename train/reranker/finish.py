@@ -48,7 +48,7 @@ def finish_reranker(job: RerankerJob, state: State, check_signal: Callable[[], N
     if job.processes.is_main:
         job.tuned.module.to("cpu")
         step = export_cross_encoder(job.config, "best", folder)
-        note = "" if step or state.best_score is None else ": no later checkpoint was better on val than the matcher it started from"
+        note = "" if step or state.best_score is None else ": no later checkpoint was better on val than the cross-encoder it started from"
         job.log(f"exported the checkpoint of step {step}{note}")
     export = job.shared.bring(folder)
     record = _measure(job, job.final_set, export, check_signal) if job.final_set is not None else None

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class RerankerLoop(BaseLoop):
-    """One run of a tuning from where it stands to its last step."""
+    """One run of a tuning from its current step to its last."""
 
     def __init__(self, job: RerankerJob, signals: StopSignals) -> None:
         self.job, self.config = job, job.config
@@ -141,7 +141,7 @@ class RerankerLoop(BaseLoop):
         self._name_constant_loss(outcome)
 
     def _name_constant_loss(self, outcome: MatchResult) -> None:
-        """Say so once when the running loss comes to be a constant answer's, and again only after it has left it."""
+        """Log once when the running loss comes to be a constant answer's, and again only after it has left it."""
         if self.running.named and not self._was_named:
             loss, constant = self.running.means
             self.write("constant_answer", {"seen_in": "loss", "loss": loss, "constant_loss": constant})
@@ -152,7 +152,7 @@ class RerankerLoop(BaseLoop):
         return self.job.val_set is not None
 
     def evaluate(self) -> tuple[float | None, list[str], str | None]:
-        """Rerank the retriever's top-K of val with the cross-encoder as it stands, and write the line."""
+        """Rerank the retriever's top-K of val with the cross-encoder as it is now, and write the line."""
         job, val, step = self.job, self.job.val_set, self.state.step
         assert val is not None
         stage = self._retrieved()

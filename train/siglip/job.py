@@ -1,4 +1,4 @@
-"""What the tuning of SigLIP needs before its first step, and what a person is told of it."""
+"""The job of tuning SigLIP: what it needs before its first step (train/siglip/setup.py builds it), and the lines printed then."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Job(Run):
     Attributes:
         final_set: the split of the final evaluation, test or else val, with the relevant items `evaluation` asks for; None without either.
         order: the images of each step, before any mining.
-        matcher_sha256: fingerprint of the cross-encoder that mining asks; None where it asks none.
-        members_sha256: of the fixed checkpoints that mine with the model; None where there are none.
+        cross_encoder_sha256: fingerprint of the cross-encoder of mining; None without one.
+        members_sha256: fingerprint of the fixed checkpoints that mine with the model; None where there are none.
     """
 
     config: JobConfig
     tuned: TunedModel
     final_set: RetrievalSet | None
     order: EpochOrder
-    matcher_sha256: str | None
+    cross_encoder_sha256: str | None
     members_sha256: str | None
 
 

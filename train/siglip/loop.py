@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Loop(BaseLoop):
-    """One run of a job from where it stands to its last step."""
+    """One run of a job from its current step to its last."""
 
     def __init__(self, job: Job, signals: StopSignals) -> None:
         self.job, self.config = job, job.config
@@ -50,14 +50,14 @@ class Loop(BaseLoop):
             base_sha256=job.tuned.base_sha256,
             data_sha256=job.data_sha256,
             loss_scale=self.stepper.loss_scale,
-            matcher_sha256=job.matcher_sha256,
+            matcher_sha256=job.cross_encoder_sha256,
             members_sha256=job.members_sha256,
         )
         super().__init__(job, signals, start)
 
     @property
     def is_sharded(self) -> bool:
-        """Whether weights are shared out over the processes."""
+        """Whether every process holds a part of the weights."""
         return self.config.train.shard
 
     def describe(self) -> list[str]:
@@ -65,7 +65,7 @@ class Loop(BaseLoop):
         return describe(self.job)
 
     def setup(self) -> None:
-        """Run the towers that are run once, those of the fixed checkpoints that mine among them."""
+        """Embed once with the frozen towers, and with the fixed checkpoints that mine."""
         self.frozen = self._freeze()
         if self.config.mining is not None:
             from train.siglip.mining import members_of
@@ -73,9 +73,9 @@ class Loop(BaseLoop):
             self.members = members_of(self.job, self.side_bar)
 
     def restore_extra(self, checkpoints: Checkpoints) -> None:
-        """Loss scale and negatives of the checkpoint the state came from, which lies here."""
+        """Restore loss scale and negatives of the checkpoint the state came from; refuse another cross-encoder or ensemble than it had."""
         job, step = self.job, self.state.step
-        if self.state.matcher_sha256 not in (None, job.matcher_sha256):
+        if self.state.matcher_sha256 not in (None, job.cross_encoder_sha256):
             raise UserError(
                 f"mining asks {self.config.cross_encoder_model}, another cross-encoder than when {job.folder} was begun: give "
                 "it the one it began with (mining.denoise.model, mining.distil.model or rerank.model), or give the run another name="
@@ -92,7 +92,7 @@ class Loop(BaseLoop):
             self._use(read_negatives(checkpoints.path(step) / "negatives.parquet", self.state.negatives, job.pool))
 
     def _freeze(self) -> FrozenEmbeddings:
-        """Embeddings of the towers that are run once."""
+        """The cached embeddings of the frozen towers."""
         job, found = self.job, {}
         store = FrozenStore(job.folder / "frozen", job.tuned, job.pool, job.processes)
         for tower in cached_towers(self.config):
@@ -173,11 +173,11 @@ class Loop(BaseLoop):
         self.stepper.true_pairs = self._true_pairs()
 
     def can_evaluate(self) -> bool:
-        """Whether there is a val split or a watch set."""
+        """Whether there is a val split or a retention set."""
         return self.job.val_set is not None or bool(self.job.splits.watch)
 
     def evaluate(self) -> tuple[float | None, list[str], str | None]:
-        """Measure val and the watch sets: (score, watch sets that bar it from being best, the one that ends the run)."""
+        """Measure val and the retention sets: (score, retention sets that bar it from being best, the one that ends the run)."""
         step, val = self.state.step, self.job.val_set
         record = self._measure_val(val) if val is not None else None
         results = self._evaluate_retention()
@@ -196,7 +196,7 @@ class Loop(BaseLoop):
         return score, barred, next((result.config.name for result in results if result.stops), None)
 
     def _measure_val(self, val: RetrievalSet) -> dict[str, Any]:
-        """What the line of an evaluation says of val."""
+        """What the line of an evaluation holds on val."""
         with self.side_bar("evaluating", val.num_images + val.num_captions) as progress:
             stage = retrieve(
                 f"step {self.state.step}", self.job.tuned.siglip, self.job.tuned.inputs, val, execution=self.job.execution(progress)
@@ -210,7 +210,7 @@ class Loop(BaseLoop):
         }
 
     def _evaluate_retention(self) -> list[RetentionResult]:
-        """What became of the watch sets, if there are any."""
+        """The results on the retention sets, if there are any."""
         if not self.job.splits.watch:
             return []
         with self.side_bar("watching", self.watch.num_rows) as progress:

@@ -62,9 +62,9 @@ def refresh_negatives(
     """Mine with the weights after `step` steps; the main process writes runs/NAME/negatives/HASH.parquet and HASH.json, HASH.html.
 
     Args:
-        before: the table that this one takes the place of.
+        before: the table that this one replaces.
         on_progress: called with the number of rows embedded on this process.
-        frozen: what frozen towers make of the split, if it is kept: they are not run again.
+        frozen: cached embeddings of frozen towers, which are not run again.
         members: `members_of` the job.
 
     Raises:

@@ -1,7 +1,7 @@
 """The files by which sentence-transformers reads a SigLIP export as the text tower was trained: padded to its length, without a mask.
 
 Without them it pads captions to the longest of their batch. SigLIP pools the last position, so a caption's embedding would depend on the
-captions beside it. Format: sentence-transformers 6.2, base/modules/transformer.py (`processing_kwargs`).
+captions next to it. Format: sentence-transformers 6.2, base/modules/transformer.py (`processing_kwargs`).
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def write_sentence_encoder(folder: Path, num_tokens: int) -> None:
-    """Write the three files beside a SigLIP model: `SentenceTransformer(folder)` gives unit embeddings of captions and of pictures.
+    """Write the three files next to a SigLIP model: `SentenceTransformer(folder)` gives unit embeddings of captions and of pictures.
 
     Args:
         num_tokens: the text tower's max_position_embeddings.

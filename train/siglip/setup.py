@@ -30,7 +30,12 @@ from train.siglip.stages import check_plan, evaluation_plan
 
 
 def check_rank_consistency(
-    config: JobConfig, base_sha256: str, data_sha256: str, matcher_sha256: str | None, members_sha256: str | None, processes: Processes
+    config: JobConfig,
+    base_sha256: str,
+    data_sha256: str,
+    cross_encoder_sha256: str | None,
+    members_sha256: str | None,
+    processes: Processes,
 ) -> None:
     """Every process must have been given the same job: on several machines files of one name may differ.
 
@@ -41,18 +46,17 @@ def check_rank_consistency(
     parts = [
         (f"{config.data.source} (split {config.data.train_split}){pool}", data_sha256),
         (f"the weights of {config.model.base or 'model.scratch'}", base_sha256),
-        (f"the cross-encoder of mining, {config.cross_encoder_model}", matcher_sha256),
+        (f"the cross-encoder of mining, {config.cross_encoder_model}", cross_encoder_sha256),
         (f"the checkpoints of mining.ensemble, {config.mining.ensemble if config.mining is not None else []}", members_sha256),
     ]
     check_same(config, parts, processes)
 
 
 def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
-    """Bring up Accelerate, and check what the machine must have for this job.
+    """Start Accelerate, and check that the distributed setup suits this job.
 
     Raises:
-        UserError: as train.engine.distributed.start_distributed, or the index is not to be had here, or weights in parts do not go with the
-        rest.
+        UserError: as train.engine.distributed.start_distributed, or FAISS is not installed, or train.shard does not go with the rest.
     """
 
     def check(processes: Processes) -> None:
@@ -67,18 +71,18 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     """Build the model and the optimizer. Call on every process.
 
     Raises:
-        UserError: the base, the reranker, the matcher or the members of mining or the truth file cannot be used.
+        UserError: the base, the reranker, the cross-encoder or the ensemble of mining, or the file of data.truth cannot be used.
         OSError: the weights to begin from cannot be written.
     """
     pool = CaptionPool(splits.train, splits.additional)
     shared = SharedFolder(config.run_folder, processes)
     base = _base(config, splits, processes, shared)
-    matcher_sha256 = processes.together(lambda: cross_encoder_fingerprint(config))  # refused now, not at the first mining
+    cross_encoder_sha256 = processes.together(lambda: cross_encoder_fingerprint(config))  # refused now, not at the first mining
     members = processes.together(lambda: members_sha256(config.mining))
     truth, tuned, final_set = processes.together(
         lambda: (ground_truth_pairs(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
     )
-    check_rank_consistency(config, tuned.base_sha256, pool.data_sha256, matcher_sha256, members, processes)
+    check_rank_consistency(config, tuned.base_sha256, pool.data_sha256, cross_encoder_sha256, members, processes)
     if config.train.shard:
         shard(tuned.siglip, processes, accelerator.device)
     tuned.siglip.to(accelerator.device)
@@ -95,7 +99,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         shared=shared,
         final_set=final_set,
         order=epoch_order(config.mining, BatchOrder(splits.train.num_images, config.train.batch_size, config.seed)),
-        matcher_sha256=matcher_sha256,
+        cross_encoder_sha256=cross_encoder_sha256,
         members_sha256=members,
     )
 
@@ -116,10 +120,10 @@ def _base(config: JobConfig, splits: Splits, processes: Processes, shared: Share
 
 
 def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
-    """The split of the final evaluation, judged as asked.
+    """The split of the final evaluation, with the relevant items `evaluation` asks for.
 
-    Reranker, the folder of its scores, further checkpoints, qrels and comparisons are needed at the very end only; but what is refused must
-    be refused now, not after hours of training.
+    Reranker, score cache, additional checkpoints, qrels and comparisons are needed at the very end only; but what is refused must be
+    refused now, not after hours of training.
 
     Raises:
         UserError: one of them cannot be used.
@@ -138,7 +142,7 @@ def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
     check_plan(plan, scorer_name)
     for expansion in plan.expansions.values():
         for split in (final, splits.val):
-            if split is not None and not isinstance(expansion, Paraphraser):  # what a model would say is not worth waiting for here
+            if split is not None and not isinstance(expansion, Paraphraser):  # paraphrases of a language model take too long to make here
                 expansion.of(split)
     qrels = read_qrels(asked.qrels) if asked.qrels is not None else None
     return with_ground_truth(final, protocol=asked.protocol, near_duplicates=asked.near_duplicates, qrels=qrels)

@@ -41,7 +41,7 @@ def check_plan(plan: EvaluationPlan, scorer_name: str | None) -> None:
     """Refuse now what would be refused at the very end.
 
     Raises:
-        UserError: a further checkpoint is not there, or a comparison names no stage.
+        UserError: an additional checkpoint is not there, or a comparison names no stage.
     """
     with named(KEYS):
         plan.pairs(scorer_name)

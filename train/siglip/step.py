@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step says: the loss over all processes and its terms, the gradient's norm before clipping, the replaced pictures of all, and
-    whether nothing was updated because fp16 overflowed."""
+    """The result of a step: the loss over all processes and its terms, the gradient's norm before clipping, the replaced pictures of all
+    processes, whether any was told to stop, and whether nothing was updated because fp16 overflowed."""
 
     loss: float
     loss_in_batch: float
@@ -107,25 +107,26 @@ class Stepper:
         return terms
 
     def _pairing(self, batch: Batch) -> Pairing:
-        """What faces what. Ids travel, for a process alone knows which of its pictures were replaced, and what was mined for its images."""
+        """Which pairs are in the loss. Caption indices are gathered, as only the process itself knows which of its pictures were
+        replaced, and what was mined for them."""
         scope, weight = (None, 0.0) if self._config.mining is None else (self._config.mining.mined_scope, self._config.mining.weight)
-        travelling = gathered_texts(batch.captions_b.numpy(), batch.mined_captions_m.numpy(), scope)
-        texts = self._processes.gather(travelling)
+        own_texts = gathered_texts(batch.captions_b.numpy(), batch.mined_captions_m.numpy(), scope)
+        texts = self._processes.gather(own_texts)
         soft = self._soft_labels(batch)
-        stands_apart = scope == "own" or soft is not None
+        is_separate = scope == "own" or soft is not None
         return Pairing(
             self.true_pairs.of_batch(batch.images_b.numpy(), texts),
             tuple(len(captions) for captions in texts),
             len(batch.images_b) * self._processes.world_size,
-            batch.mined_rows_m.to(self._device) if stands_apart else None,
+            batch.mined_rows_m.to(self._device) if is_separate else None,
             weight,
             self._processes,
-            own_positive_m=self._own_positive(batch) if stands_apart else None,
+            own_positive_m=self._own_positive(batch) if is_separate else None,
             soft=soft,
         )
 
     def _soft_labels(self, batch: Batch) -> SoftLabels | None:
-        """What a cross-encoder said of the mined pairs, where mining.distil asks for it and a table is in force."""
+        """Teacher logits of the mined pairs, where mining.distil asks for them and a table is in force."""
         distil = None if self._config.mining is None else self._config.mining.distil
         if distil is None or batch.teacher_logits_m is None:
             return None
@@ -137,7 +138,7 @@ class Stepper:
         return SoftLabels(mined_m, distil.strength, own_b)
 
     def _own_positive(self, batch: Batch) -> torch.Tensor:
-        """Which mined captions are true of the image they face: those a cross-encoder relabelled."""
+        """Which mined captions are positives of the image they were mined for: those a cross-encoder relabelled."""
         hashes_m = self.true_pairs.hashes(batch.mined_captions_m.numpy())
         return torch.from_numpy(self.true_pairs.contains(batch.images_b[batch.mined_rows_m].numpy(), hashes_m)).to(self._device)
 

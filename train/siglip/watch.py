@@ -1,4 +1,4 @@
-"""Retention sets: what the model knew before step 1, measured again beside val, and whether it was forgotten.
+"""Retention sets: what the model knew before step 1, measured again next to val, and whether it was forgotten.
 
 A set has dropped if the paired 95% interval (bootstrap over images) of mean R@1 of both directions against step 0 lies wholly below 0. The
 figures are eval/'s own, from the same per-query rows. What step 0 retrieved is not stored: a resumed run measures the base again, which

@@ -217,4 +217,4 @@ def test_mining_alone_takes_a_job_with_watch_sets_and_names_their_faults(nursery
     child = nursery.start("train.mining", [str(run.config)])
     assert child.wait() == 0 and "written to" in child.output()
     child = nursery.start("train.mining", [str(run.config), "watch=[{name: lost, source: absent.csv}]"])
-    assert child.wait() == 2 and "watch set 'lost'" in child.output() and "absent.csv" in child.output()
+    assert child.wait() == 2 and "retention set 'lost'" in child.output() and "absent.csv" in child.output()

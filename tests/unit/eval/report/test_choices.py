@@ -1,4 +1,4 @@
-"""Choice sets and watch sets on a report's page: the figures of the record, and nothing from outside as markup."""
+"""Choice sets and retention sets on a report's page: the figures of the record, and nothing from outside as markup."""
 
 import html
 import re

@@ -133,7 +133,8 @@ def test_faults_of_every_manifest_are_named_at_once(small_world: SmallWorld, tmp
     record["data"] |= {"source": str(broken(tmp_path, "main")), "train_split": None, "val_split": None, "test_split": None}
     with pytest.raises(UserError) as caught:
         load_data(JobConfig.model_validate(record))
-    for words in ("main.png", "watch set 'one'", "one.png", "watch set 'two'", "two.png", "watch set 'three'", "no row has split 'absent'"):
+    named = [f"retention set '{name}'" for name in ("one", "two", "three")]
+    for words in ("main.png", "one.png", "two.png", "no row has split 'absent'", *named):
         assert words in str(caught.value)
 
 
