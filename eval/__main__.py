@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", required=True, help="folder for report.json, queries.parquet and report.html")
     add_reranking(parser)
-    parser.add_argument("--also", action="append", default=[], metavar="NAME=DIR_OR_HUB_ID", help="a further checkpoint, as stage NAME")
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=DIR_OR_HUB_ID", help="an additional checkpoint, as stage NAME")
     add_combining(parser)
     parser.add_argument(
         "--compare",
@@ -59,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--near-duplicates", action="store_true", help="captions in nearly the same words as a relevant one are relevant too"
     )
-    parser.add_argument("--qrels", help="TREC qrels of further relevant items, of either direction")
+    parser.add_argument("--qrels", help="TREC qrels of additional relevant items, of either direction")
     parser.add_argument("--trec", action="store_true", help="also write TREC run and qrels files, to OUTPUT/trec")
     parser.add_argument("--slice-by", action="append", default=[], metavar="COLUMN", help="also show R@1 per value of a manifest column")
     parser.add_argument("--strip-punctuation", action="store_true", help="strip it for SigLIP 2 too (SigLIP's own tokenizer always does)")

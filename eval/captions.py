@@ -1,4 +1,4 @@
-"""What makes two captions the same caption: normalised text, and a hash of it that travels with an image."""
+"""What makes two captions the same caption: normalised text, and a hash of it that is stored with an image."""
 
 import hashlib
 import string

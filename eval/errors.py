@@ -43,7 +43,7 @@ class Interrupted(CommandError):
 
 
 def as_os_error(error: OSError | SafetensorError, path: str | os.PathLike[str] | None = None) -> OSError | None:
-    """The OSError behind an error; None: there is none, the file is damaged, say.
+    """The OSError behind an error; None: there is none, e.g. the file is damaged.
 
     Args:
         error: safetensors raises errors of its own for a full disk.

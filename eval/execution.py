@@ -1,4 +1,4 @@
-"""How a split is worked through: what embedding, search, mining and evaluation are all told, as one value that travels with the work."""
+"""How a split is worked through: what embedding, search, mining and evaluation are all told, as one value."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -150,5 +150,5 @@ class Processes:
 
     @staticmethod
     def _device() -> torch.device:
-        """Where what travels between processes must lie."""
+        """The device that tensors must be on to be sent between processes."""
         return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

@@ -52,7 +52,7 @@ class EvaluationPlan:
 
     Attributes:
         checkpoints: folder or hub id by the name of its stage, in the order of the report; members of an ensemble among them.
-        combining: what is made of them besides measuring each alone.
+        combining: how they are combined, in addition to measuring each alone.
         expansions: what makes additional views, by the names `combining` gives.
         reranking: how first stages are reranked; None: they are not.
         comparisons: (stage, against); None: `default_pairs`.
@@ -167,7 +167,7 @@ class Report:
         return report_record(self.figures, self.sections)
 
     def adding(self, *sections: Section) -> "Report":
-        """The same with further sections at the end."""
+        """The same with additional sections at the end."""
         return replace(self, sections=[*self.sections, *sections])
 
     def write(self, folder: str | os.PathLike[str], *, trec: bool = False) -> Path:

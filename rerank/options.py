@@ -1,4 +1,4 @@
-"""The options of `python -m eval` that speak of reranking and combining, and the plan they ask for."""
+"""The options of `python -m eval` for reranking and combining, and the plan they ask for."""
 
 import argparse
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def add_reranking(parser: argparse.ArgumentParser) -> None:
         "--choose-on",
         metavar="SPLIT",
         help="split of the same manifest to choose on: weights and rule of --ensemble, how views of --expand are pooled, and with --rerank "
-        "further stages that fuse both scores and skip by a margin",
+        "additional stages that fuse both scores and skip by a margin",
     )
     parser.add_argument(
         "--choose",
@@ -67,8 +67,8 @@ def add_combining(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="DIR_OR_HUB_ID[:WEIGHT]",
-        help="a further checkpoint, measured as stage model-2, model-3, ..., and together with --model as stage ensemble; weights, that of "
-        "--model being 1, are chosen on --choose-on if none is given; else those left out are 1",
+        help="an additional checkpoint, measured as stage model-2, model-3, ..., and together with --model as stage ensemble; weights, "
+        "that of --model being 1, are chosen on --choose-on if none is given; else those left out are 1",
     )
     parser.add_argument(
         "--combine",
@@ -82,7 +82,7 @@ def add_combining(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE_OR_METHOD",
-        help="a further stage with additional views of queries or images: FILE of your paraphrases, column:NAME, templates[:FILE], "
+        help="an additional stage with additional views of queries or images: FILE of your paraphrases, column:NAME, templates[:FILE], "
         "synonyms:FILE, wordnet[:DIR], paraphrase:DIR_OR_HUB_ID, crops, flips, captions:FILE, captions-column:NAME (docs/expansion.md)",
     )
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Names of an evaluation's stages: made here and nowhere else, and never taken apart; what a stage is made of travels beside its name.
+"""Names of an evaluation's stages: made here and nowhere else, and never taken apart; what a stage is made of is passed next to its name.
 
     tuned                 a checkpoint alone
     ensemble              several together

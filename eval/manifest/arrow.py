@@ -1,7 +1,7 @@
 """Rows out of Arrow tables that stay on disk, memory-mapped by the `datasets` library: a set larger than memory works.
 
-Three doors lead here: .parquet files, a folder written by `datasets.save_to_disk`, and the id of a data set on the hub. Pictures are paths
-or embedded {bytes, path}; none is decoded, or even copied, while rows are read.
+Three kinds of source are read here: .parquet files, a folder written by `datasets.save_to_disk`, and the id of a data set on the hub.
+Pictures are paths or embedded {bytes, path}; none is decoded, or even copied, while rows are read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ _ROWS_AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class Part:
-    """One table of a manifest: its name in messages, the table, and the split its rows are of where they do not say so themselves."""
+    """One table of a manifest: its name in messages, the table, and the split its rows are of where they do not state it themselves."""
 
     name: str
     table: Any
@@ -78,7 +78,7 @@ class ArrowRows(Rows):
 
 
 def _class_name(feature: Any, number: int | None) -> str | None:
-    """The word a ClassLabel's number stands for; it stores what is missing as -1, or as null."""
+    """The name of a ClassLabel's number; it stores what is missing as -1, or as null."""
     return None if number is None or number < 0 else feature.int2str(number)
 
 
@@ -105,7 +105,7 @@ def read_parquet(files: list[Path], mapping: Mapping[str, str]) -> ArrowRows:
     Raises:
         UserError: one cannot be read, or two differ in the types of their columns.
     """
-    import datasets  # heavy, and needed by these doors alone
+    import datasets  # heavy, and needed by these readers alone
 
     place = ", ".join(str(file) for file in files)
     datasets.disable_progress_bars()

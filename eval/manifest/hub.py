@@ -31,7 +31,7 @@ class HubId:
 
 
 def read_hub_dataset(hub_id: HubId, mapping: Mapping[str, str]) -> ArrowRows:
-    """The rows of a data set on the hub; each of its splits is one here, unless its rows say theirs.
+    """The rows of a data set on the hub; each of its splits is one here, unless its rows state theirs.
 
     Raises:
         UserError: it cannot be had (no such data set, no network, offline and never fetched), or cannot be read.

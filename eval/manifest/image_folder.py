@@ -16,10 +16,10 @@ METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 
 
 class FolderRows(Rows):
-    """An image folder: metadata.jsonl/.csv with `file_name` and a caption (as `datasets` has it), or PICTURE.txt beside each picture.
+    """An image folder: metadata.jsonl/.csv with `file_name` and a caption (as `datasets` has it), or PICTURE.txt next to each picture.
 
     Subfolders named train, val, validation, valid, dev or test are splits; metadata of the folder itself goes before theirs.
-    A sidecar .txt holds one caption a line. Hidden files are passed over (macOS leaves ._NAME.jpg in archives).
+    A sidecar .txt holds one caption a line. Hidden files are skipped (macOS leaves ._NAME.jpg in archives).
     """
 
     def __init__(self, folder: Path, mapping: Mapping[str, str]) -> None:
@@ -35,7 +35,7 @@ class FolderRows(Rows):
         if not self._records and not self.faults:
             raise UserError(
                 f"{folder}: no pictures with captions; expected metadata.jsonl or metadata.csv with a column file_name, "
-                "or a .txt beside each picture"
+                "or a .txt next to each picture"
             )
 
     def _read_part(self, part: Path, split: str | None) -> None:
@@ -76,7 +76,7 @@ class FolderRows(Rows):
             sidecar = picture.with_suffix(".txt")
             where = str(sidecar)
             if not sidecar.is_file():
-                self.faults.append((str(picture), f"no caption: expected {sidecar.name} beside it, or a metadata.jsonl in {part}"))
+                self.faults.append((str(picture), f"no caption: expected {sidecar.name} next to it, or a metadata.jsonl in {part}"))
                 continue
             try:
                 lines = [line.strip() for line in sidecar.read_text(encoding="utf-8-sig").splitlines() if line.strip()]

@@ -73,9 +73,9 @@ class ManifestImage:
     captions: list[str]
     where: str
     columns: dict[str, list[Any]] = field(default_factory=dict)
-    """Of each column asked for beyond ours, the value beside each caption."""
+    """Of each column asked for beyond ours, the value of each caption."""
     texts: dict[str, list[list[str]]] = field(default_factory=dict)
-    """Of each column of texts that is kept, those beside each caption."""
+    """Of each column of texts that is kept, those of each caption."""
 
 
 @dataclass
@@ -108,8 +108,8 @@ def read_manifest(
         image_root: folder that image paths are relative to; default: the manifest's folder.
         columns: our column name -> the manifest's own name for it.
         require_splits: names of splits that must be there.
-        slice_by: further columns to slice by, by the manifest's own names: text or numbers.
-        keep: further columns of texts, by the manifest's own names: a text, a list of texts, or nothing in each row.
+        slice_by: additional columns to slice by, by the manifest's own names: text or numbers.
+        keep: additional columns of texts, by the manifest's own names: a text, a list of texts, or nothing in each row.
 
     Raises:
         ManifestError: with every fault found.

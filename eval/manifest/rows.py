@@ -1,4 +1,4 @@
-"""What comes through every door of a manifest: rows as they stand there, each with the place it came from, and their source."""
+"""What every reader of a manifest gives: rows as they are there, each with the place it came from, and their source."""
 
 import ast
 import json
@@ -19,7 +19,7 @@ class EmbeddedImage:
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it stands in the manifest; nothing is checked yet."""
+    """One row as it is in the manifest; nothing is checked yet."""
 
     where: str
     image: Any
@@ -98,7 +98,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def is_unicode(text: str) -> bool:
-    """False for text with half a character (a lone surrogate): it stands for bytes that were no UTF-8, and can be written nowhere."""
+    """False for text with half a character (a lone surrogate): it comes from bytes that were no UTF-8, and can be written nowhere."""
     if text.isascii():
         return True
     try:

@@ -1,6 +1,6 @@
 """What is wrong with a stage handed to an evaluation: anything that would end in a figure nobody notices to be wrong.
 
-Shape letters: Q queries, K depth of the stored head, P positive pairs.
+Shape letters: Q queries, K depth of the stored lists, P positive pairs.
 """
 
 from collections import Counter
@@ -43,7 +43,7 @@ class RankingCheck:
 
 
 def _head_fault(ranking: Ranking, queries: Sequence[str], num_items: int) -> str:
-    """What is wrong with the stored heads."""
+    """What is wrong with the stored top K."""
     indices_QK, scores_QK = ranking.top_indices_QK, ranking.top_scores_QK
     if indices_QK.shape != scores_QK.shape or indices_QK.shape[0] != len(queries) or not indices_QK.shape[1]:
         return f"items of shape {indices_QK.shape} and scores of shape {scores_QK.shape}; expected ({len(queries)}, K) of both, K from 1"
@@ -55,11 +55,11 @@ def _head_fault(ranking: Ranking, queries: Sequence[str], num_items: int) -> str
         return _named(outside_Q, queries, f"name an item outside the {num_items} of the gallery", "rank the gallery of this split")
     sorted_QK = np.sort(indices_QK, axis=1)
     twice_Q = (sorted_QK[:, 1:] == sorted_QK[:, :-1]).any(axis=1)
-    return _named(twice_Q, queries, "have an item twice in their head", "rank each item once") if twice_Q.any() else ""
+    return _named(twice_Q, queries, "have an item twice in their top K", "rank each item once") if twice_Q.any() else ""
 
 
 def _truth_fault(ranking: Ranking, queries: Sequence[str], positives: PositivePairs, num_items: int) -> str:
-    """Where the relevant items of a ranking are not those of the split, or stand where they cannot."""
+    """Where the relevant items of a ranking are not those of the split, or are at ranks where they cannot be."""
     offsets, ranks_P, items_P = ranking.positive_offsets, ranking.positive_ranks_P, ranking.positive_indices_P
     other_Q = np.diff(offsets) != positives.counts
     if not other_Q.any():
@@ -73,8 +73,8 @@ def _truth_fault(ranking: Ranking, queries: Sequence[str], positives: PositivePa
     wrong_P[inside_P] = ranking.top_indices_QK[query_P[inside_P], ranks_P[inside_P] - 1] != items_P[inside_P]
     wrong_Q = np.zeros(len(queries), dtype=bool)
     wrong_Q[query_P[wrong_P]] = True
-    what = "have a relevant item at a rank where their head holds another, or outside the gallery"
-    return _named(wrong_Q, queries, what, "count ranks and heads from the same scores") if wrong_Q.any() else ""
+    what = "have a relevant item at a rank where their top K holds another, or outside the gallery"
+    return _named(wrong_Q, queries, what, "count ranks and top K from the same scores") if wrong_Q.any() else ""
 
 
 def _named(bad_Q: Any, queries: Sequence[str], what: str, remedy: str) -> str:

@@ -26,7 +26,7 @@ _SHARES = (
 
 
 def near_duplicate_on_top(dataset: RetrievalSet, ranking: Ranking, group_C: np.ndarray) -> np.ndarray:
-    """Whether the first answer says nearly the same as a right one, bool of shape (Q,): then the ground truth may be wrong, not the model.
+    """Whether the first answer says nearly the same as a relevant one, bool (Q,): then the ground truth may be wrong, not the model.
 
     Of an image that asks: its first caption is of one near-duplicate group with a right one. Of a caption: one of its group is true of the
     first image.

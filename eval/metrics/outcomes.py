@@ -1,4 +1,4 @@
-"""Where does a stage gain or lose? Every query falls in exactly one bin by where its best relevant item stood before and after.
+"""Where does a stage gain or lose? Every query falls in exactly one bin by where its best relevant item ranked before and after.
 
 Shape letter: Q queries of one direction.
 """

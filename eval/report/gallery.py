@@ -87,10 +87,10 @@ class _Showcase:
         captions_ask = row["direction"] == "text_to_image"
         query_number, answer_number = (self.caption_number, self.image_number) if captions_ask else (self.image_number, self.caption_number)
         right = set(self.positives[row["direction"]].of(query_number[row["query_id"]]).tolist())
-        heads = zip(row["top_ids"][:NUM_SHOWN], row["top_scores"], strict=False)
+        shown = zip(row["top_ids"][:NUM_SHOWN], row["top_scores"], strict=False)
         return [
             self._item(not captions_ask, name, score, answer_number[name] in right, place < top_k)
-            for place, (name, score) in enumerate(heads)
+            for place, (name, score) in enumerate(shown)
         ]
 
     def _item(self, is_caption: bool, name: str, *marks: Any) -> Item:

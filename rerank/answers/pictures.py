@@ -208,7 +208,7 @@ def read_rows(source: str, *, image_root: str | None = None, columns: Mapping[st
 
 
 def _add(row: Row, paths: PicturePaths, found: dict[str, tuple[str, PictureEntry]], faults: list[Fault]) -> None:
-    """Add the image of a row, or its fault. Several rows of one image (one for each caption, say) give one entry."""
+    """Add the image of a row, or its fault. Several rows of one image (e.g. one for each caption) give one entry."""
     try:
         key, path, _ = paths.find(row.image) if row.embedded is None else (row.embedded.key, "", 0)
     except PathFault as fault:

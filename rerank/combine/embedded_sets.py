@@ -51,7 +51,7 @@ class EmbeddedSets:
     execution: Execution = ONE_PROCESS
     strip_punctuation: bool = False
     _known: list[RetrievalSet] = field(default_factory=list)
-    _further: dict[tuple[int, str], AdditionalTexts | ImageViews] = field(default_factory=dict)
+    _additional: dict[tuple[int, str], AdditionalTexts | ImageViews] = field(default_factory=dict)
     _making_seconds: dict[tuple[int, str], float] = field(default_factory=dict)
     _read: dict[tuple[int, str], EmbeddedSet] = field(default_factory=dict)
 
@@ -63,20 +63,20 @@ class EmbeddedSets:
         """
         for dataset in datasets:
             for name in self.expansions:
-                self.further(name, dataset)
+                self.additional(name, dataset)
 
-    def further(self, expansion: str, dataset: RetrievalSet) -> AdditionalTexts | ImageViews:
+    def additional(self, expansion: str, dataset: RetrievalSet) -> AdditionalTexts | ImageViews:
         """What an expansion makes of a set, in words or pictures."""
         key = self._number(dataset), expansion
-        if key not in self._further:
+        if key not in self._additional:
             started = time.perf_counter()
-            self._further[key] = self.expansions[expansion].of(dataset, self.execution.processes)
+            self._additional[key] = self.expansions[expansion].of(dataset, self.execution.processes)
             self._making_seconds[key] = time.perf_counter() - started
-        return self._further[key]
+        return self._additional[key]
 
     def side(self, expansion: str, dataset: RetrievalSet) -> Side:
         """Whose views an expansion makes."""
-        match self.further(expansion, dataset):
+        match self.additional(expansion, dataset):
             case ImageViews():
                 return "images"
             case CaptionExpansions():
@@ -150,16 +150,16 @@ class EmbeddedSets:
         views: dict[str, Views] = {}
         seconds: dict[str, float] = {}
         for expansion in self.expansions if name in self.reused else ():
-            further = self.further(expansion, dataset)
-            total = further.num_images if isinstance(further, ImageViews) else len(further.texts)
+            additional = self.additional(expansion, dataset)
+            total = additional.num_images if isinstance(additional, ImageViews) else len(additional.texts)
             started = time.perf_counter()
             with bar(total // run.processes.world_size, f"{name}, {expansion}", "row", show=run.processes.is_main, leave=False) as shown:
                 told = self._reporting(shown)
-                if isinstance(further, ImageViews):
-                    made = expanded_images(model, inputs, further, embedded.images_ID, execution=told)
+                if isinstance(additional, ImageViews):
+                    made = expanded_images(model, inputs, additional, embedded.images_ID, execution=told)
                 else:
-                    vectors_ND = embedded.captions_CD if isinstance(further, CaptionExpansions) else embedded.images_ID
-                    made = expanded_captions(model, inputs, further, vectors_ND, execution=told)
+                    vectors_ND = embedded.captions_CD if isinstance(additional, CaptionExpansions) else embedded.images_ID
+                    made = expanded_captions(model, inputs, additional, vectors_ND, execution=told)
             views[expansion], seconds[expansion] = made, time.perf_counter() - started
         weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         return EmbeddedSet(embedded, views, seconds, weight_bytes)

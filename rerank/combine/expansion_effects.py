@@ -54,7 +54,7 @@ def ranks_of_each_view(
     pool: Pool,
     processes: Processes = Processes(),
 ) -> list[np.ndarray]:
-    """Rank of each query's best right answer when view number 1, 2, ... alone joins the original; int64 (Q,) each.
+    """Rank of each query's best relevant item when view number 1, 2, ... alone joins the original; int64 (Q,) each.
 
     One search for each number, of at most the first 8 that the pool uses; call on every process. An item without the view stays plain.
 
@@ -72,7 +72,7 @@ def ranks_of_each_view(
 
 
 def _only(member: EnsembleMember, side: Side, place: int) -> EnsembleMember:
-    """A member whose items have one further view, that of a place, or none."""
+    """A member whose items have one additional view, that of a place, or none."""
     views = member.captions if side == "captions" else member.images
     has_N = np.diff(views.offsets) > place
     offsets = np.concatenate([[0], np.cumsum(has_N)]).astype(np.int64)

@@ -204,7 +204,7 @@ class FirstStages:
                 against=target,
                 name=name,
                 side=self.sets.side(name, dataset),
-                texts=self.sets.further(name, dataset),
+                texts=self.sets.additional(name, dataset),
                 pool=self.pool(stage),
                 view_ranks=self.view_ranks.get(stage, []),
                 choice=self.pools.get(stage),

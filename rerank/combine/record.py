@@ -77,7 +77,7 @@ class ExpandedStage:
     Attributes:
         stage, against: its name, and the stage without them.
         name: of the expansion, unique among a report's.
-        texts: what the views say, of the split that is measured.
+        texts: the texts of the views, of the split that is measured.
         pool: what is measured; None: off, and `stage` need not be among the report's.
         view_ranks: `rerank.combine.expansion_effects.ranks_of_each_view` on the split that is measured; empty where off.
         choice: what the pool was chosen from, on the split `chosen_on`; both None: it was given.

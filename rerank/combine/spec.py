@@ -40,7 +40,7 @@ def parse_member(text: str) -> tuple[str, float]:
 
 
 def given_weights(members: Sequence[str]) -> tuple[float, ...] | None:
-    """The weights of the checkpoint itself, 1, and of the further members; None where no member has one.
+    """The weights of the checkpoint itself, 1, and of the additional members; None where no member has one.
 
     >>> given_weights(["large:0.5", "small"])
     (1.0, 0.5, 1.0)
@@ -77,11 +77,11 @@ def parse_pool(text: str) -> Pool:
 
 @dataclass(frozen=True, kw_only=True)
 class Combining:
-    """What is made of an evaluation's checkpoints besides measuring each alone.
+    """How an evaluation's checkpoints are combined, in addition to measuring each alone.
 
     Attributes:
         checkpoint: name of the one whose queries or images have additional views; the ensemble's first member.
-        members: names of the ensemble's further checkpoints; empty: no ensemble.
+        members: names of the ensemble's additional checkpoints; empty: no ensemble.
         weights: of the checkpoint and the members; None: chosen, or else equal.
         combinations: how members' scores become one, by default logits; several: the best is chosen with the weights.
         expansions: what makes additional views, each a stage of its own, by the ending of its stages' names.
@@ -180,7 +180,7 @@ class Combining:
 
     @property
     def names(self) -> list[str]:
-        """The stages there will be besides the checkpoints'."""
+        """The stages there will be in addition to the checkpoints'."""
         return ([ENSEMBLE] if self.members else []) + [stage for stage, _, _ in self.expanded]
 
     @property

@@ -15,7 +15,7 @@ from eval.dataset.retrieval_set import RetrievalSet
 
 CROP_SHARE = 0.8
 """Width and height of a crop, as a share of the image's."""
-# Share of the remaining width that is left of the crop, and of the remaining height above it. The centre first: captions speak of it.
+# Share of the remaining width that is left of the crop, and of the remaining height above it. The centre first: captions are about it.
 _PLACES = {"centre": (0.5, 0.5), "top left": (0.0, 0.0), "top right": (1.0, 0.0), "bottom left": (0.0, 1.0), "bottom right": (1.0, 1.0)}
 
 

@@ -144,7 +144,7 @@ class KeyedTexts:
         faults = TableFaults(source, path)
         columns, records = read_table(source, path, faults)
         if not {key_column, *text_columns} & set(columns):
-            faults.raise_any()  # bytes of another encoding, say: a message on column names would mislead
+            faults.raise_any()  # e.g. bytes of another encoding: a message on column names would mislead
         if not columns:
             raise UserError(f"{source}: {path} is empty; write rows with `{key_column}` and `{text_columns[0]}`, or leave it out")
         one_of(source, path, columns, (key_column,))

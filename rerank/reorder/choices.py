@@ -1,4 +1,4 @@
-"""Choice sets judged by a bi-encoder, by a cross-encoder, and by both together.
+"""Choice sets scored by a bi-encoder, by a cross-encoder, and by both together.
 
 Shape letters: N (image, caption) pairs.
 """

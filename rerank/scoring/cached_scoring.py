@@ -13,7 +13,7 @@ from eval.processes import Processes
 from rerank.scoring.candidates import CandidateLists
 from rerank.scoring.score_cache import DIGEST, ScoreCache, digest
 
-_PAIRS_AT_ONCE = 1 << 20  # of which every process's scores travel in one message
+_PAIRS_AT_ONCE = 1 << 20  # of which every process's scores are sent in one message
 
 
 class DigestedData(Protocol):

@@ -1,4 +1,4 @@
-"""Candidate lists: the pairs both directions want judged, turned round into one list of captions per image.
+"""Candidate lists: the pairs both directions want scored, regrouped into one list of captions per image.
 
 Why per image: a cross-encoder spends most of its time on the picture. With one list per image each picture is encoded
 once, whichever direction, stage or query asked for it, and no pair is scored twice.
@@ -75,7 +75,7 @@ class CandidateLists:
 
     @cached_property
     def image_of_pair_N(self) -> np.ndarray:
-        """int64, the image of each pair, beside `caption_indices_N`."""
+        """int64, the image of each pair, aligned with `caption_indices_N`."""
         return np.repeat(self.image_indices_I, np.diff(self.offsets))
 
     def captions_of(self, position: int) -> np.ndarray:
@@ -106,7 +106,7 @@ def head_pairs(ranking: Ranking, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """(image indices, caption indices) of the first `top_k` of every query; int64, both of shape (Q, top_k).
 
     Raises:
-        UserError: top_k is below 1 or deeper than the ranking's stored head.
+        UserError: top_k is below 1 or deeper than the ranking's stored list.
     """
     if not 1 <= top_k <= ranking.depth:
         raise UserError(

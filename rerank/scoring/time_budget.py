@@ -1,6 +1,6 @@
 """A time budget: how many candidates can be re-ordered in so many seconds, from what this scorer takes for these pictures here.
 
-The work of both directions is linear in the pictures read and the pairs judged: seconds = pictures x image_seconds + pairs x
+The work of both directions is linear in the pictures read and the pairs scored: seconds = pictures x image_seconds + pairs x
 pair_seconds. Both are measured on a few real pictures, each against a short and a long list of real captions, after one that warms up.
 Shape letters: T the largest K, N pairs.
 """
@@ -28,7 +28,7 @@ class Pace:
 
     Attributes:
         image_seconds: for a picture: read, decoded and encoded.
-        pair_seconds: for each caption it is judged with.
+        pair_seconds: for each caption it is scored with.
     """
 
     image_seconds: float
@@ -47,7 +47,7 @@ class Budget:
         seconds: what may be used.
         top_k: the K.
         num_images: pictures to encode at this K.
-        num_pairs: pairs to judge at this K.
+        num_pairs: pairs to score at this K.
         estimated_seconds: what they will take, on all processes together.
         pace: of the slowest process.
     """
@@ -124,10 +124,10 @@ def work_by_top_k(rankings: Sequence[Ranking], top_k: int) -> tuple[np.ndarray, 
 
     Of a ranking that is not so deep, all there is.
     """
-    heads = [head_pairs(ranking, min(top_k, ranking.depth)) for ranking in rankings]
-    keys_N = np.concatenate([pair_keys(*pairs).ravel() for pairs in heads])
-    images_N = np.concatenate([images_QK.ravel() for images_QK, _ in heads])
-    places_N = np.concatenate([np.broadcast_to(np.arange(pairs[0].shape[1]), pairs[0].shape).ravel() for pairs in heads])
+    lists = [head_pairs(ranking, min(top_k, ranking.depth)) for ranking in rankings]
+    keys_N = np.concatenate([pair_keys(*pairs).ravel() for pairs in lists])
+    images_N = np.concatenate([images_QK.ravel() for images_QK, _ in lists])
+    places_N = np.concatenate([np.broadcast_to(np.arange(pairs[0].shape[1]), pairs[0].shape).ravel() for pairs in lists])
     return _first_asked(images_N, places_N, top_k), _first_asked(keys_N, places_N, top_k)
 
 

@@ -19,7 +19,7 @@ _POSITIONS = "visual_encoder.pos_embed"
 _PATCHES = "visual_encoder.patch_embed.proj.weight"
 _WORDS = "text_encoder.embeddings.word_embeddings.weight"
 
-# What a release holds besides the cross-encoder.
+# What a release holds in addition to the cross-encoder.
 _NOT_NEEDED = {
     "momentum copies": re.compile(r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\."),
     "queues of the momentum copies": re.compile(r"(image_queue|text_queue|idx_queue|queue_ptr|ptr_queue)$"),

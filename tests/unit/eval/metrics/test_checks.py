@@ -69,7 +69,7 @@ def test_items_must_be_of_the_gallery(value: int) -> None:
 def test_an_item_stands_once_in_a_head() -> None:
     dataset = retrieval_set()
     told = refusal(dataset, changed(dataset, lambda r: replace(r, top_indices_QK=r.top_indices_QK[:, [0, 1, 2, 3, 1]])))
-    assert f"{dataset.num_captions} queries have an item twice in their head, e.g. {list(dataset.caption_ids)[:5]}" in told
+    assert f"{dataset.num_captions} queries have an item twice in their top K, e.g. {list(dataset.caption_ids)[:5]}" in told
 
 
 def test_ranks_must_agree_with_the_head() -> None:
@@ -77,7 +77,7 @@ def test_ranks_must_agree_with_the_head() -> None:
     dataset = retrieval_set()
     for shift in (lambda ranks: ranks % 5 + 1, lambda ranks: ranks * 0, lambda ranks: ranks + 9):
         told = refusal(dataset, changed(dataset, lambda r, shift=shift: replace(r, positive_ranks_P=shift(r.positive_ranks_P))))
-        assert "have a relevant item at a rank where their head holds another, or outside the gallery, e.g. [" in told
+        assert "have a relevant item at a rank where their top K holds another, or outside the gallery, e.g. [" in told
 
 
 def test_every_stage_must_be_judged_by_the_truth_of_the_split() -> None:
