@@ -39,7 +39,7 @@ def outcome_bins(before_Q: np.ndarray, after_Q: np.ndarray, top_k: int | None) -
     """
     missing_Q = np.zeros(before_Q.shape, dtype=bool) if top_k is None else before_Q > top_k
     if (wrong := np.flatnonzero(missing_Q & (after_Q == 1))).size:
-        raise ValueError(f"query {wrong[0]} is right after re-ordering the first {top_k}, but its relevant item stood below them")
+        raise ValueError(f"query {wrong[0]} is right after re-ordering the first {top_k}, but its relevant item ranked below them")
     return np.select(
         [(before_Q == 1) & (after_Q == 1), after_Q == 1, before_Q == 1, missing_Q], [RIGHT, FIXED, BROKEN, MISSING], default=WRONG
     )

@@ -62,7 +62,7 @@ def _check_same(path: Path, config: RunConfig) -> None:
 
 
 def _with_defaults(old: dict[str, Any], kind: type[RunConfig]) -> dict[str, Any]:
-    """An older record completed by keys that did not exist when it was written; as it stands if it no longer parses."""
+    """An older record completed by keys that did not exist when it was written; unchanged if it no longer parses."""
     try:
         return kind.model_validate(old).model_dump(mode="json")
     except ValidationError:

@@ -119,7 +119,7 @@ class TunedCrossEncoder:
         return nullcontext() if trains else torch.no_grad()
 
     def plain(self, device: torch.device | str = "cpu") -> BlipCheckpoint:
-        """A checkpoint of a model of its own with the weights as they stand, adapters merged: what would be exported."""
+        """A checkpoint of a model of its own with the current weights, adapters merged: what would be exported."""
         with torch.device("meta"):
             model = BlipForImageTextRetrieval(copy.deepcopy(self.module.config))
         model = model.to_empty(device="cpu").float()

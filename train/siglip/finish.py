@@ -90,7 +90,7 @@ def _load_reranker(job: Job) -> Reranker | None:
 
 
 def _measure_retention(job: Job, export: Path, watched: RetentionSet, execution: Execution) -> dict[str, Any] | None:
-    """Write a retention set's own report of base and tuned; what the final report says of it, on the main process."""
+    """Write a retention set's own report of base and tuned; its record in the final report, on the main process."""
     plan = EvaluationPlan(
         checkpoints={BASELINE: job.base, SUBJECT: str(export)},
         subject=SUBJECT,

@@ -156,7 +156,7 @@ class Watch:
 
 
 def retention_record(config: WatchConfig, figures: Figures) -> dict[str, Any]:
-    """What the final report says of one retention set, from the figures of "base" and "tuned"."""
+    """The record of one retention set in the final report, from the figures of "base" and "tuned"."""
     return {
         "name": config.name,
         "on_drop": config.on_drop,
@@ -168,7 +168,7 @@ def retention_record(config: WatchConfig, figures: Figures) -> dict[str, Any]:
 
 
 def retention_line(name: str, record: Mapping[str, Any]) -> str:
-    """The report of a retention set, or what the final report says of it, in a line."""
+    """The report of a retention set, or its record in the final report, in a line."""
     row = r1_of_both(record["comparisons"])
     base, tuned = (mean_recall_at_1(record["stages"][stage]) for stage in (BASELINE, SUBJECT))
     low, high = row["ci95"]
