@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import UserError
-from eval.manifest.rows import Row, Rows, row_of
+from eval.manifest.rows import Row, RowSource, row_of
 from eval.manifest.text import read_csv, read_jsonl
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
@@ -15,11 +15,11 @@ SPLIT_FOLDERS = ("train", "val", "validation", "valid", "dev", "test")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 
 
-class FolderRows(Rows):
-    """An image folder: metadata.jsonl/.csv with `file_name` and a caption (as `datasets` has it), or PICTURE.txt beside each picture.
+class FolderRows(RowSource):
+    """An image folder: metadata.jsonl/.csv with `file_name` and a caption (as `datasets` has it), or IMAGE.txt next to each image.
 
-    Subfolders named train, val, validation, valid, dev or test are splits; metadata of the folder itself goes before theirs.
-    A sidecar .txt holds one caption a line. Hidden files are passed over (macOS leaves ._NAME.jpg in archives).
+    Subfolders named train, val, validation, valid, dev or test are splits; metadata of the folder itself takes precedence over theirs.
+    A sidecar .txt holds one caption a line. Hidden files are skipped (macOS leaves ._NAME.jpg in archives).
     """
 
     def __init__(self, folder: Path, mapping: Mapping[str, str]) -> None:
@@ -35,7 +35,7 @@ class FolderRows(Rows):
         if not self._records and not self.faults:
             raise UserError(
                 f"{folder}: no pictures with captions; expected metadata.jsonl or metadata.csv with a column file_name, "
-                "or a .txt beside each picture"
+                "or a .txt next to each picture"
             )
 
     def _read_part(self, part: Path, split: str | None) -> None:
@@ -53,7 +53,7 @@ class FolderRows(Rows):
         self.columns += [ours for theirs, ours in added.items() if theirs in self.columns and ours not in self.columns]
 
     def _adopt(self, record: dict[str, Any], part: Path, split: str | None) -> dict[str, Any]:
-        """Give datasets' own column names (file_name, text) their meaning here, and the folder's split."""
+        """Map the column names of `datasets` (file_name, text) to ours, and add the folder's split."""
         image, caption = self._mapping["image"], self._mapping["caption"]
         named = dict(record)
         value = named.get(image, named.get("file_name"))
@@ -76,7 +76,7 @@ class FolderRows(Rows):
             sidecar = picture.with_suffix(".txt")
             where = str(sidecar)
             if not sidecar.is_file():
-                self.faults.append((str(picture), f"no caption: expected {sidecar.name} beside it, or a metadata.jsonl in {part}"))
+                self.faults.append((str(picture), f"no caption: expected {sidecar.name} next to it, or a metadata.jsonl in {part}"))
                 continue
             try:
                 lines = [line.strip() for line in sidecar.read_text(encoding="utf-8-sig").splitlines() if line.strip()]

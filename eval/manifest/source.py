@@ -1,4 +1,4 @@
-"""The doors of a manifest: what a source is (a file, a folder, a glob, the id of a data set on the hub) decides who reads it."""
+"""The reader of a manifest, chosen by what the source is: a file, a folder, a glob, or the id of a data set on the hub."""
 
 import glob
 import os
