@@ -1,4 +1,4 @@
-"""What makes two captions the same caption: normalised text, and a hash of it that is stored with an image."""
+"""When two captions are the same caption: normalised text, and a hash of it."""
 
 import hashlib
 import string
@@ -27,8 +27,8 @@ def normalise(caption: str) -> str:
 
 def _normalise_once(text: str) -> str:
     lowered = unicodedata.normalize("NFKC", text).lower()
-    kept = "".join(c for c in lowered if c not in _ASCII_PUNCTUATION and not unicodedata.category(c).startswith("P"))
-    return " ".join(unicodedata.normalize("NFKC", kept).split())
+    letters = "".join(c for c in lowered if c not in _ASCII_PUNCTUATION and not unicodedata.category(c).startswith("P"))
+    return " ".join(unicodedata.normalize("NFKC", letters).split())
 
 
 def caption_hash(caption: str) -> int:

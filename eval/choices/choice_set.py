@@ -25,7 +25,7 @@ from PIL import Image
 from eval.dataset.images import ImageError, decode_image, file_digest
 from eval.errors import UserError
 from eval.manifest.manifest import Fault, ManifestError, caption_fault
-from eval.manifest.paths import PathFault, PicturePaths
+from eval.manifest.paths import ImagePaths, PathFault
 from eval.manifest.rows import is_unicode
 from eval.manifest.text import read_jsonl
 
@@ -179,7 +179,7 @@ def read_choices(source: str | os.PathLike[str], *, image_root: str | os.PathLik
     """
     path = Path(source)
     faults: list[Fault] = []
-    reader = _Reader(PicturePaths(Path(image_root) if image_root is not None else path.parent, "the image root"), faults)
+    reader = _Reader(ImagePaths(Path(image_root) if image_root is not None else path.parent, "the image root"), faults)
     for where, record in _records(path, faults):
         reader.add(where, record)
     if not reader.examples and not faults:
@@ -213,7 +213,7 @@ _FORMS = "a row has `image`, `caption` and `false_captions`, or two `images` and
 class _Reader:
     """Checks rows one by one; what is wrong goes to `faults`."""
 
-    def __init__(self, paths: PicturePaths, faults: list[Fault]) -> None:
+    def __init__(self, paths: ImagePaths, faults: list[Fault]) -> None:
         self.paths, self.faults = paths, faults
         self.examples: list[ChoiceExample] = []
         self.pictures: dict[ChoiceImage, int] = {}

@@ -1,7 +1,7 @@
 """Rows out of Arrow tables that stay on disk, memory-mapped by the `datasets` library: a set larger than memory works.
 
-Three kinds of source are read here: .parquet files, a folder written by `datasets.save_to_disk`, and the id of a data set on the hub.
-Pictures are paths or embedded {bytes, path}; none is decoded, or even copied, while rows are read.
+It reads .parquet files, folders written by `datasets.save_to_disk`, and data sets on the hub. Images are paths or embedded {bytes, path};
+none is decoded, or even copied, while rows are read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import UserError
-from eval.manifest.rows import EmbeddedImage, Row, Rows, row_of
+from eval.manifest.rows import EmbeddedImage, Row, RowSource, row_of
 
 _ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
 class Part:
-    """One table of a manifest: its name in messages, the table, and the split its rows are of where they do not state it themselves."""
+    """One table of a manifest: its name in messages, the table, and the split of rows that have no split column."""
 
     name: str
     table: Any
     split: str | None = None
 
 
-class ArrowRows(Rows):
+class ArrowRows(RowSource):
     """The rows of one or more tables, one after another."""
 
     def __init__(self, parts: list[Part], mapping: Mapping[str, str], folder: Path, header_place: str) -> None:
@@ -33,7 +33,7 @@ class ArrowRows(Rows):
         self._mapping = mapping
         self._parts = [Part(part.name, part.table.with_format("arrow"), part.split) for part in parts]
         columns = [column for part in parts for column in part.table.column_names]
-        # A split column that was asked for by another name and is not there stays a fault.
+        # A split column that the configuration names and that is not there stays a fault.
         columns += ["split" for part in parts if part.split is not None and mapping["split"] == "split"]
         self.columns = list(dict.fromkeys(columns))
 
@@ -51,8 +51,8 @@ class ArrowRows(Rows):
         for start in range(0, len(table), _ROWS_AT_ONCE):
             batch = table[start : min(start + _ROWS_AT_ONCE, len(table))]
             num_bytes, paths = _split_image_column(batch, image)
-            kept = [name for name in batch.column_names if num_bytes is None or name != image]
-            for offset, record in enumerate(batch.select(kept).to_pylist()):
+            read = [name for name in batch.column_names if num_bytes is None or name != image]
+            for offset, record in enumerate(batch.select(read).to_pylist()):
                 row, embedded = start + offset, None
                 record |= {name: _class_name(feature, record[name]) for name, feature in classes.items()}
                 record.setdefault(self._mapping["split"], part.split)
@@ -78,7 +78,7 @@ class ArrowRows(Rows):
 
 
 def _class_name(feature: Any, number: int | None) -> str | None:
-    """The name of a ClassLabel's number; it stores what is missing as -1, or as null."""
+    """The class name of a ClassLabel's number; it stores what is missing as -1, or as null."""
     return None if number is None or number < 0 else feature.int2str(number)
 
 
@@ -105,7 +105,7 @@ def read_parquet(files: list[Path], mapping: Mapping[str, str]) -> ArrowRows:
     Raises:
         UserError: one cannot be read, or two differ in the types of their columns.
     """
-    import datasets  # heavy, and needed by these readers alone
+    import datasets  # heavy, and needed here alone
 
     place = ", ".join(str(file) for file in files)
     datasets.disable_progress_bars()

@@ -1,4 +1,4 @@
-"""Rows of a data set on the hub, fetched and kept on disk by the `datasets` library. No code of the data set is run."""
+"""Rows of a data set on the hub, fetched and cached on disk by the `datasets` library. No code of the data set is run."""
 
 import os
 import re
@@ -31,7 +31,7 @@ class HubId:
 
 
 def read_hub_dataset(hub_id: HubId, mapping: Mapping[str, str]) -> ArrowRows:
-    """The rows of a data set on the hub; each of its splits is one here, unless its rows state theirs.
+    """The rows of a data set on the hub; each of its splits is one here, unless a column names it.
 
     Raises:
         UserError: it cannot be had (no such data set, no network, offline and never fetched), or cannot be read.
@@ -53,7 +53,7 @@ def read_hub_dataset(hub_id: HubId, mapping: Mapping[str, str]) -> ArrowRows:
 
 
 def _ask_the_hub(hub_id: HubId) -> None:
-    """One quick question before the long ones: `datasets` would try for half a minute where there is no network."""
+    """One quick request first: `datasets` would try for half a minute where there is no network."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -71,7 +71,7 @@ def _missing(hub_id: HubId, reason: str) -> UserError:
 
 
 def _folder_of_pictures(parts: list[Part], column: str) -> Path:
-    """The folder all pictures lie in that `datasets` fetched as files, so that their ids do not depend on where its cache is."""
+    """The folder of all images that `datasets` fetched as files: relative to it, their ids do not depend on where its cache is."""
     folders = {os.path.dirname(path) for part in parts for path in _fetched_files(part.table, column)}
     return Path(os.path.commonpath(folders)) if folders else Path()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import UserError
-from eval.manifest.rows import Row, Rows, row_of
+from eval.manifest.rows import Row, RowSource, row_of
 from eval.manifest.text import read_csv, read_jsonl
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
@@ -15,10 +15,10 @@ SPLIT_FOLDERS = ("train", "val", "validation", "valid", "dev", "test")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 
 
-class FolderRows(Rows):
-    """An image folder: metadata.jsonl/.csv with `file_name` and a caption (as `datasets` has it), or PICTURE.txt next to each picture.
+class FolderRows(RowSource):
+    """An image folder: metadata.jsonl/.csv with `file_name` and a caption (as `datasets` has it), or IMAGE.txt next to each image.
 
-    Subfolders named train, val, validation, valid, dev or test are splits; metadata of the folder itself goes before theirs.
+    Subfolders named train, val, validation, valid, dev or test are splits; metadata of the folder itself takes precedence over theirs.
     A sidecar .txt holds one caption a line. Hidden files are skipped (macOS leaves ._NAME.jpg in archives).
     """
 
@@ -53,7 +53,7 @@ class FolderRows(Rows):
         self.columns += [ours for theirs, ours in added.items() if theirs in self.columns and ours not in self.columns]
 
     def _adopt(self, record: dict[str, Any], part: Path, split: str | None) -> dict[str, Any]:
-        """Give datasets' own column names (file_name, text) their meaning here, and the folder's split."""
+        """Map the column names of `datasets` (file_name, text) to ours, and add the folder's split."""
         image, caption = self._mapping["image"], self._mapping["caption"]
         named = dict(record)
         value = named.get(image, named.get("file_name"))

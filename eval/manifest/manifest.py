@@ -1,4 +1,4 @@
-"""From a manifest to rows: which picture, which captions, which split. Every fault is collected and named before anything else happens.
+"""From a manifest to images with captions and a split. Every fault is collected and named before anything else happens.
 
 A manifest is a file, a folder, a glob or the id of a data set on the hub (see eval/manifest/source.py for which, and who reads each). What
 comes out is the same for all: one ManifestImage per (split, picture), captions joined, in id order.
@@ -13,7 +13,7 @@ from typing import Any
 
 from eval.captions import normalise
 from eval.errors import UserError
-from eval.manifest.paths import PathFault, PicturePaths
+from eval.manifest.paths import ImagePaths, PathFault
 from eval.manifest.rows import EmbeddedImage, Row, RowSource, as_list, is_unicode
 from eval.manifest.source import open_rows
 
@@ -73,9 +73,9 @@ class ManifestImage:
     captions: list[str]
     where: str
     columns: dict[str, list[Any]] = field(default_factory=dict)
-    """Of each column asked for beyond ours, the value of each caption."""
+    """Additional columns: name -> one value for each caption."""
     texts: dict[str, list[list[str]]] = field(default_factory=dict)
-    """Of each column of texts that is kept, those of each caption."""
+    """Additional columns of texts: name -> a list for each caption."""
 
 
 @dataclass
@@ -116,8 +116,8 @@ def read_manifest(
         UserError: the source does not exist or is of no known kind.
     """
     mapping = _column_mapping(columns or {})
-    beyond = {f"slice by {name}": name for name in slice_by} | {f"keep {name}": name for name in keep}
-    rows = open_rows(str(source), mapping | beyond)
+    additional = {f"slice by {name}": name for name in slice_by} | {f"keep {name}": name for name in keep}
+    rows = open_rows(str(source), mapping | additional)
     faults = [Fault(where, "unreadable row", what) for where, what in rows.faults]
     if not rows.columns and not faults:
         raise ManifestError(str(source), [Fault(str(source), "empty", "the manifest has no rows and no column names")])
@@ -130,7 +130,7 @@ def read_manifest(
         for name in names
         if name not in rows.columns
     ]
-    joiner = _Joiner(PicturePaths(Path(image_root) if image_root is not None else rows.folder), rows, faults, slice_by, keep)
+    joiner = _Joiner(ImagePaths(Path(image_root) if image_root is not None else rows.folder), rows, faults, slice_by, keep)
     for row in rows:
         joiner.add(row)
     manifest = Manifest(str(source), rows, sorted(joiner.finish(), key=lambda image: image.id))
@@ -197,7 +197,7 @@ def _column_faults(rows: RowSource, mapping: Mapping[str, str], asked: Mapping[s
 class _Joiner:
     """Checks rows one by one and joins those of one picture."""
 
-    paths: PicturePaths
+    paths: ImagePaths
     rows: RowSource
     faults: list[Fault]
     slice_by: Sequence[str] = ()

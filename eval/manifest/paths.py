@@ -18,7 +18,7 @@ class PathFault(Exception):
         self.kind = kind
 
 
-class PicturePaths:
+class ImagePaths:
     """The files below one image root; the file system is asked about each picture once.
 
     Attributes:

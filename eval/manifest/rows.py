@@ -1,16 +1,17 @@
-"""What every reader of a manifest gives: rows as they are there, each with the place it came from, and their source."""
+"""Rows of a manifest before any check, each with its place (file and line, or row), and the base class of what reads them."""
 
 import ast
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """Where embedded bytes lie: the row of the Arrow table; `key` is what names the picture (its id, its inner path, or its row)."""
+    """Where embedded bytes are: the row of the Arrow table; `key` names the image (its id, its inner path, or its row)."""
 
     row: int
     key: str
@@ -31,41 +32,36 @@ class Row:
     record: Mapping[str, Any]
 
 
-class RowSource(Protocol):
-    """An opened manifest: what it calls its columns, what could not be parsed, and its rows."""
+class RowSource(ABC):
+    """An opened manifest.
+
+    Attributes:
+        folder: that image paths are relative to.
+        columns: the manifest's own names.
+        header_place: where the columns are named, for messages.
+        faults: (place, what) of rows that could not be parsed.
+    """
 
     folder: Path
     columns: list[str]
     header_place: str
     faults: list[tuple[str, str]]
 
-    def __iter__(self) -> Iterator[Row]: ...
+    @abstractmethod
+    def __iter__(self) -> Iterator[Row]:
+        """Its rows; they can be taken once."""
 
     def has_usable_columns(self, mapping: Mapping[str, str]) -> bool:
         """True if an image and a caption column are there, so that rows can be checked."""
-        ...
-
-    def image_bytes(self, row: int) -> bytes:
-        """Embedded bytes of a row."""
-        ...
-
-
-class Rows:
-    """What all row sources share."""
-
-    columns: list[str]
-
-    def has_usable_columns(self, mapping: Mapping[str, str]) -> bool:
-        """True if an image and a caption column are there."""
         return mapping["image"] in self.columns and (mapping["caption"] in self.columns or mapping["captions"] in self.columns)
 
     def image_bytes(self, row: int) -> bytes:
-        """Text manifests embed nothing."""
+        """Embedded bytes of a row; a text manifest has none."""
         raise TypeError("this manifest holds paths, not bytes")
 
 
 def row_of(where: str, record: Mapping[str, Any], mapping: Mapping[str, str], embedded: EmbeddedImage | None = None) -> Row:
-    """The row a record of a manifest is, by the names of its columns."""
+    """The row of a record, by the names of its columns."""
     captions = record.get(mapping["captions"])
     if captions is None:
         captions = record.get(mapping["caption"])
@@ -98,7 +94,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def is_unicode(text: str) -> bool:
-    """False for text with half a character (a lone surrogate): it comes from bytes that were no UTF-8, and can be written nowhere."""
+    """False for text with half a character (a lone surrogate): it comes from bytes that were not UTF-8, and cannot be written."""
     if text.isascii():
         return True
     try:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.manifest.rows import Row, Rows, is_unicode, row_of
+from eval.manifest.rows import Row, RowSource, is_unicode, row_of
 
 
-class TextRows(Rows):
+class TextRows(RowSource):
     """A .csv or .jsonl file, read whole (images are paths, so it is small). A record is let go when its row is taken."""
 
     def __init__(self, path: Path, mapping: Mapping[str, str], reader: Any) -> None:

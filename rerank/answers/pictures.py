@@ -18,7 +18,7 @@ from eval.dataset.retrieval_set import StringColumn
 from eval.errors import UserError
 from eval.manifest.arrow import is_saved_dataset
 from eval.manifest.manifest import COLUMNS, Fault, ManifestError, ManifestImage
-from eval.manifest.paths import PathFault, PicturePaths
+from eval.manifest.paths import ImagePaths, PathFault
 from eval.manifest.rows import Row, RowSource, is_unicode
 from eval.manifest.source import open_rows
 
@@ -195,7 +195,7 @@ def read_rows(source: str, *, image_root: str | None = None, columns: Mapping[st
             faults.append(Fault(rows.header_place, "unknown column", what))
     if faults:
         raise ManifestError(source, faults)
-    paths = PicturePaths(Path(image_root) if image_root is not None else rows.folder, "--image-root")
+    paths = ImagePaths(Path(image_root) if image_root is not None else rows.folder, "--image-root")
     found: dict[str, tuple[str, PictureEntry]] = {}
     for row in rows:
         if split is None or row.split == split:
@@ -207,8 +207,8 @@ def read_rows(source: str, *, image_root: str | None = None, columns: Mapping[st
     return PictureList([picture for _, picture in found.values()], source, rows)
 
 
-def _add(row: Row, paths: PicturePaths, found: dict[str, tuple[str, PictureEntry]], faults: list[Fault]) -> None:
-    """Add the image of a row, or its fault. Several rows of one image (e.g. one for each caption) give one entry."""
+def _add(row: Row, paths: ImagePaths, found: dict[str, tuple[str, PictureEntry]], faults: list[Fault]) -> None:
+    """Add the image of a row, or its fault. Several rows of one image (one for each caption, say) give one entry."""
     try:
         key, path, _ = paths.find(row.image) if row.embedded is None else (row.embedded.key, "", 0)
     except PathFault as fault:

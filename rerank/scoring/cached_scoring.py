@@ -95,7 +95,7 @@ class CachedScoring:
 
 
 def _lookup(digests_n: np.ndarray, cached_M: np.ndarray, scores_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(is it cached, its score) of each caption of one image, bool and float32 of shape (n,); of one that is there twice the first."""
+    """(is it cached, its score) of each caption of one image, bool and float32 of shape (n,); of one that is there twice, the first."""
     order_M = np.argsort(cached_M, kind="stable")
     places_n = order_M[np.minimum(np.searchsorted(cached_M, digests_n, sorter=order_M), len(cached_M) - 1)]
     found_n = cached_M[places_n] == digests_n

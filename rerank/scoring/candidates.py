@@ -1,7 +1,7 @@
-"""Candidate lists: the pairs both directions want scored, regrouped into one list of captions per image.
+"""Candidate lists: the pairs that both directions need scored, as one list of captions per image.
 
-Why per image: a cross-encoder spends most of its time on the picture. With one list per image each picture is encoded
-once, whichever direction, stage or query asked for it, and no pair is scored twice.
+Why per image: a cross-encoder spends most of its time on the image. With one list per image each image is encoded
+once, whichever direction, stage or query needs it, and no pair is scored twice.
 
 Shape letters: I images that have candidates, N (image, caption) pairs.
 """
@@ -75,7 +75,7 @@ class CandidateLists:
 
     @cached_property
     def image_of_pair_N(self) -> np.ndarray:
-        """int64, the image of each pair, aligned with `caption_indices_N`."""
+        """int64, the image of each pair, in the order of `caption_indices_N`."""
         return np.repeat(self.image_indices_I, np.diff(self.offsets))
 
     def captions_of(self, position: int) -> np.ndarray:
@@ -94,7 +94,7 @@ class CandidateLists:
         return self._of_keys(self.keys_N[positions_N % world_size == rank])
 
     def union(self, *others: "CandidateLists") -> "CandidateLists":
-        """Every pair of these lists, once: so that several stages (base, tuned, ...) share what both ask for."""
+        """Every pair of these lists, once: so that several stages (base, tuned, ...) share the pairs they need."""
         return self._of_keys(np.unique(np.concatenate([self.keys_N, *(other.keys_N for other in others)])))
 
     def difference(self, other: "CandidateLists") -> "CandidateLists":
@@ -106,7 +106,7 @@ def head_pairs(ranking: Ranking, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """(image indices, caption indices) of the first `top_k` of every query; int64, both of shape (Q, top_k).
 
     Raises:
-        UserError: top_k is below 1 or deeper than the ranking's stored list.
+        UserError: top_k is below 1 or deeper than the ranking's stored head.
     """
     if not 1 <= top_k <= ranking.depth:
         raise UserError(
@@ -121,7 +121,7 @@ def head_pairs(ranking: Ranking, top_k: int) -> tuple[np.ndarray, np.ndarray]:
 def candidate_lists(rankings: Iterable[Ranking], top_k: int) -> CandidateLists:
     """The pairs that re-ordering the first `top_k` of every query of all these rankings needs, as one list per image.
 
-    Give it both directions, of one stage or of several: a pair that several ask for appears once.
+    Give it both directions, of one stage or of several: a pair that several need appears once.
 
     Raises:
         UserError: top_k is below 1 or deeper than one of the rankings.

@@ -65,7 +65,7 @@ class PairScores:
 
     Attributes:
         lists: the pairs, as one list per image.
-        scores_N: float32, finite, aligned with `lists.caption_indices_N`.
+        scores_N: float32, finite, in the order of `lists.caption_indices_N`.
         cost: of scoring them.
         cached: the pairs that were not scored now but read from the score cache.
     """

@@ -1,7 +1,7 @@
-"""A time budget: how many candidates can be re-ordered in so many seconds, from what this scorer takes for these pictures here.
+"""A time budget: how many candidates can be re-ordered in so many seconds, from what this cross-encoder takes for these images here.
 
-The work of both directions is linear in the pictures read and the pairs scored: seconds = pictures x image_seconds + pairs x
-pair_seconds. Both are measured on a few real pictures, each against a short and a long list of real captions, after one that warms up.
+The work of both directions is linear in the images read and the pairs scored: seconds = images x image_seconds + pairs x
+pair_seconds. Both are measured on a few real images, each against a short and a long list of real captions, after one that warms up.
 Shape letters: T the largest K, N pairs.
 """
 
@@ -18,16 +18,16 @@ from rerank.scoring.candidates import CandidateLists, head_pairs, pair_keys
 from rerank.scoring.pair_scores import ScoringData, score_candidates
 
 LEAST_TOP_K = 2  # one candidate has nothing to be compared with
-_NUM_PICTURES = 3
+_NUM_IMAGES = 3
 _LONG_LIST, _SHORT_LIST = 64, 8  # captions
 
 
 @dataclass(frozen=True)
 class Pace:
-    """What a scorer takes on one process.
+    """What a cross-encoder takes on one process.
 
     Attributes:
-        image_seconds: for a picture: read, decoded and encoded.
+        image_seconds: for an image: read, decoded and encoded.
         pair_seconds: for each caption it is scored with.
     """
 
@@ -35,7 +35,7 @@ class Pace:
     pair_seconds: float
 
     def seconds(self, num_images: int, num_pairs: int) -> float:
-        """For so many pictures and pairs on one process."""
+        """For so many images and pairs on one process."""
         return num_images * self.image_seconds + num_pairs * self.pair_seconds
 
 
@@ -46,7 +46,7 @@ class Budget:
     Attributes:
         seconds: what may be used.
         top_k: the K.
-        num_images: pictures to encode at this K.
+        num_images: images to encode at this K.
         num_pairs: pairs to score at this K.
         estimated_seconds: what they will take, on all processes together.
         pace: of the slowest process.
@@ -84,12 +84,12 @@ def measure_pace(scorer: PairScorer, dataset: ScoringData, processes: Processes 
     """Measure on every process at once, as they will work; the slowest one's numbers, the same on each.
 
     Raises:
-        UserError: a picture does not decode, or a score is not finite.
+        UserError: an image does not decode, or a score is not finite.
     """
     num_long = min(_LONG_LIST, len(dataset.captions))
     num_short = min(_SHORT_LIST, num_long)
     num_images = len(dataset.image_ids)
-    images = (np.linspace(0, num_images, _NUM_PICTURES, endpoint=False, dtype=np.int64) + processes.rank) % num_images
+    images = (np.linspace(0, num_images, _NUM_IMAGES, endpoint=False, dtype=np.int64) + processes.rank) % num_images
     with processes.jointly():
         for length in (num_long, num_short):
             _scoring_seconds(scorer, dataset, int(images[0]), length)
@@ -100,14 +100,14 @@ def measure_pace(scorer: PairScorer, dataset: ScoringData, processes: Processes 
 
 
 def _scoring_seconds(scorer: PairScorer, dataset: ScoringData, image: int, num_captions: int) -> float:
-    """For one picture and captions from all over the set."""
+    """For one image and captions from all over the set."""
     captions_n = np.unique(np.linspace(0, len(dataset.captions), num_captions, endpoint=False, dtype=np.int64))
     lists = CandidateLists.of_pairs(np.full(len(captions_n), image), captions_n)
     return score_candidates(scorer, dataset, lists).cost.seconds
 
 
 def fit_pace(num_short: int, short_seconds: float, num_long: int, long_seconds: float) -> Pace:
-    """The line through two measurements. Where they deny one (the longer list was no slower), all is put down to the pairs.
+    """The line through two measurements. Where there is none (the longer list was no slower), pairs take all the time.
 
     >>> fit_pace(8, 0.5, 64, 1.06)
     Pace(image_seconds=0.42, pair_seconds=0.01)
@@ -120,14 +120,14 @@ def fit_pace(num_short: int, short_seconds: float, num_long: int, long_seconds: 
 
 
 def work_by_top_k(rankings: Sequence[Ranking], top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(pictures, pairs) that re-ordering the first 1, 2, ... `top_k` of every query of all rankings needs; int64, both of shape (T,).
+    """(images, pairs) that re-ordering the first 1, 2, ... `top_k` of every query of all rankings needs; int64, both of shape (T,).
 
     Of a ranking that is not so deep, all there is.
     """
-    lists = [head_pairs(ranking, min(top_k, ranking.depth)) for ranking in rankings]
-    keys_N = np.concatenate([pair_keys(*pairs).ravel() for pairs in lists])
-    images_N = np.concatenate([images_QK.ravel() for images_QK, _ in lists])
-    places_N = np.concatenate([np.broadcast_to(np.arange(pairs[0].shape[1]), pairs[0].shape).ravel() for pairs in lists])
+    heads = [head_pairs(ranking, min(top_k, ranking.depth)) for ranking in rankings]
+    keys_N = np.concatenate([pair_keys(*pairs).ravel() for pairs in heads])
+    images_N = np.concatenate([images_QK.ravel() for images_QK, _ in heads])
+    places_N = np.concatenate([np.broadcast_to(np.arange(pairs[0].shape[1]), pairs[0].shape).ravel() for pairs in heads])
     return _first_asked(images_N, places_N, top_k), _first_asked(keys_N, places_N, top_k)
 
 
@@ -140,7 +140,7 @@ def _first_asked(names_N: np.ndarray, places_N: np.ndarray, top_k: int) -> np.nd
 
 
 def pick_top_k(rankings: Sequence[Ranking], pace: Pace, seconds: float, most: int, *, world_size: int = 1) -> Budget:
-    """The largest K up to `most` whose scoring fits into `seconds`, the pictures being shared out evenly over the processes.
+    """The largest K up to `most` whose scoring fits into `seconds`, the images being divided evenly over the processes.
 
     Args:
         rankings: both directions of every stage that is reranked.

@@ -157,12 +157,12 @@ def test_a_larger_k_and_another_first_stage_score_only_what_is_new(tmp_path: Pat
     known, asked = lists_of([]), 0
     for stages, top_k in (([base], 2), ([base], 3), ([base, tuned], 3), ([tuned], 2)):
         scorer = FormulaScorer()
-        twins = reranked_stages(dataset, stages, scorer, top_k, cache=ScoreCache(tmp_path), show_progress=False)
+        reranked = reranked_stages(dataset, stages, scorer, top_k, cache=ScoreCache(tmp_path), show_progress=False)
         own = [stage_lists(stage, top_k) for stage in stages]
-        for twin, lists in zip(twins, own, strict=True):
+        for stage, lists in zip(reranked, own, strict=True):
             new = lists.difference(known)
-            assert (twin.cost["pairs_needed"], twin.cost["pairs_scored"]) == (lists.num_pairs, new.num_pairs)
-            assert twin.cost["pairs_kept"] == lists.num_pairs - new.num_pairs and twin.cost["images_encoded"] == new.num_images
+            assert (stage.cost["pairs_needed"], stage.cost["pairs_scored"]) == (lists.num_pairs, new.num_pairs)
+            assert stage.cost["pairs_kept"] == lists.num_pairs - new.num_pairs and stage.cost["images_encoded"] == new.num_images
         union = known.union(*own)
         assert len(scorer.asked) == union.num_pairs - known.num_pairs
         known, asked = union, asked + len(scorer.asked)
