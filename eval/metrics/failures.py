@@ -28,7 +28,7 @@ _SHARES = (
 def near_duplicate_on_top(dataset: RetrievalSet, ranking: Ranking, group_C: np.ndarray) -> np.ndarray:
     """Whether the first answer says nearly the same as a relevant one, bool (Q,): then the ground truth may be wrong, not the model.
 
-    Of an image that asks: its first caption is of one near-duplicate group with a right one. Of a caption: one of its group is true of the
+    Of an image that asks: its first caption is of one near-duplicate group with a relevant one. Of a caption: one of its group is true of the
     first image.
     """
     images_P, captions_P = dataset.positive_pairs()
@@ -68,8 +68,8 @@ def choose_failures(
 ) -> list[dict[str, Any]]:
     """report.json's `failures`: at most `most` queries of both directions, the most instructive first.
 
-    Broken ones by how far their relevant item fell; missing ones by how deep it stood; wrong in both, first those whose first answer is a
-    near-duplicate of a right one, then the closest; fixed ones by how far it rose. Ties by direction and query id.
+    Broken ones by how far their relevant item fell; missing ones by how deep it ranked; wrong in both, first those whose first answer is a
+    near-duplicate of a relevant one, then the closest; fixed ones by how far it rose. Ties by direction and query id.
 
     Args:
         rankings: of the step's second stage.

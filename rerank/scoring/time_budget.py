@@ -124,10 +124,10 @@ def work_by_top_k(rankings: Sequence[Ranking], top_k: int) -> tuple[np.ndarray, 
 
     Of a ranking that is not so deep, all there is.
     """
-    heads = [head_pairs(ranking, min(top_k, ranking.depth)) for ranking in rankings]
-    keys_N = np.concatenate([pair_keys(*pairs).ravel() for pairs in heads])
-    images_N = np.concatenate([images_QK.ravel() for images_QK, _ in heads])
-    places_N = np.concatenate([np.broadcast_to(np.arange(pairs[0].shape[1]), pairs[0].shape).ravel() for pairs in heads])
+    lists = [head_pairs(ranking, min(top_k, ranking.depth)) for ranking in rankings]
+    keys_N = np.concatenate([pair_keys(*pairs).ravel() for pairs in lists])
+    images_N = np.concatenate([images_QK.ravel() for images_QK, _ in lists])
+    places_N = np.concatenate([np.broadcast_to(np.arange(pairs[0].shape[1]), pairs[0].shape).ravel() for pairs in lists])
     return _first_asked(images_N, places_N, top_k), _first_asked(keys_N, places_N, top_k)
 
 

@@ -91,7 +91,7 @@ def ended(config: RunConfig, expected: Mapping[str, Any], made: Sequence[Path] =
 
     Args:
         expected: what its mark must say, for it to be what the configuration asks for.
-        made: further files that must be there.
+        made: other files that must be there.
     """
     try:
         record = read_ended(config)

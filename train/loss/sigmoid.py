@@ -321,5 +321,5 @@ def _spans(start: int, stop: int, block: int) -> list[slice]:
 
 
 def gathered_texts(captions_b: np.ndarray, mined_m: np.ndarray, mined_scope: str | None) -> np.ndarray:
-    """Caption indices of this process's texts that pair with the images of all: its captions; with `mined_scope: all` its mined ones too."""
+    """Caption indices of this process's texts that pair with the images of all: its captions; in `mined_scope: all` its mined ones too."""
     return np.concatenate([captions_b, mined_m]) if mined_scope == "all" else captions_b
