@@ -28,8 +28,8 @@ _SHARES = (
 def near_duplicate_on_top(dataset: RetrievalSet, ranking: Ranking, group_C: np.ndarray) -> np.ndarray:
     """Whether the first answer says nearly the same as a relevant one, bool (Q,): then the ground truth may be wrong, not the model.
 
-    Of an image that asks: its first caption is of one near-duplicate group with a relevant one. Of a caption: one of its group is true of the
-    first image.
+    Of an image that asks: its first caption is of one near-duplicate group with a relevant one. Of a caption: one of its group is true of
+    the first image.
     """
     images_P, captions_P = dataset.positive_pairs()
     num_groups = int(group_C.max()) + 1
