@@ -41,6 +41,6 @@ def test_several_are_named_at_once() -> None:
 
 
 def test_one_process_is_refused_and_what_works_is_not() -> None:
-    with pytest.raises(UserError, match="start several, or take train.shard=false"):
+    with pytest.raises(UserError, match="start several, or set train.shard=false"):
         check_shardable(config(), Processes())
     check_shardable(config(model={"gradient_checkpointing": True}, precision="bf16"), TWO)
