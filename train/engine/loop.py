@@ -5,8 +5,6 @@ What happens at a step follows from its number, so a resumed run is the straight
 SIGTERM and SIGINT set a flag, which every process heeds at the next step.
 """
 
-from __future__ import annotations
-
 import signal
 import socket
 import threading
@@ -16,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 from tqdm import tqdm
@@ -26,9 +24,7 @@ from eval.errors import CommandError, UserError
 from eval.progress import bar
 from train.engine.checkpoint import Checkpoints, State, newest_of_main
 from train.engine.metrics_log import MetricsLog, WandbMirror
-
-if TYPE_CHECKING:
-    from train.engine.run import Run, StepOutcome
+from train.engine.run import Run, StepOutcome
 
 
 class Stopped(CommandError):
@@ -66,7 +62,7 @@ class StopSignals:
         self.received: int | None = None
         self._previous: dict[int, object] = {}
 
-    def __enter__(self) -> StopSignals:
+    def __enter__(self) -> "StopSignals":
         # Handlers can be set in the main thread alone; elsewhere (a test that runs a job in a thread) there is nothing to catch.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):

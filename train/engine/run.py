@@ -1,30 +1,24 @@
 """What a run is, whatever it trains: the base of SigLIP's job (train/siglip/job.py) and of the reranker's (train/reranker/job.py)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
+import torch
+from accelerate import Accelerator
 from tqdm import tqdm
 
+from eval.dataset.leakage import Leakage
+from eval.dataset.retrieval_set import RetrievalSet
 from eval.execution import Execution, no_progress
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import torch
-    from accelerate import Accelerator
-
-    from eval.dataset.leakage import Leakage
-    from eval.dataset.retrieval_set import RetrievalSet
-    from eval.processes import Processes
-    from train.config.run import RunConfig
-    from train.data.caption_pool import CaptionPool
-    from train.data.splits import Splits
-    from train.engine.distributed import SharedFolder
-    from train.optim.optimizer import Trainable
+from eval.processes import Processes
+from train.config.run import RunConfig
+from train.data.caption_pool import CaptionPool
+from train.data.splits import Splits
+from train.engine.distributed import SharedFolder
+from train.optim.optimizer import Trainable
 
 
 @dataclass(kw_only=True)

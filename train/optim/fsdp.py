@@ -5,9 +5,7 @@ afterwards; its gradients are reduced and scattered in the backward pass. Scale 
 processes' gradients, while FSDP averages by default (Zhao et al. 2023, arXiv 2304.11277). The optimizer must be built after `shard`.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -16,10 +14,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import SiglipModel
 
 from eval.errors import UserError
-
-if TYPE_CHECKING:
-    from eval.processes import Processes
-    from train.config.job import JobConfig
+from eval.processes import Processes
+from train.config.job import JobConfig
 
 
 def check_shardable(config: JobConfig, processes: Processes) -> None:

@@ -5,23 +5,19 @@ The loss is the mean over all pairs of the whole batch, whichever process or mic
 of micro-batches give the same gradients. Source of the loss: image-text matching of ALBEF (arXiv 2107.07651) and BLIP (2201.12086).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from eval.processes import Processes
+from train.config.reranker import RerankerLoopConfig
 from train.optim.update import FlatGradients, Update
 from train.reranker.batches import MatchBatch, PairKind
 from train.reranker.collapse import constant_loss
-
-if TYPE_CHECKING:
-    from eval.processes import Processes
-    from train.config.reranker import RerankerLoopConfig
-    from train.reranker.model import TunedCrossEncoder
+from train.reranker.model import TunedCrossEncoder
 
 
 @dataclass(frozen=True)

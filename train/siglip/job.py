@@ -1,22 +1,17 @@
 """What the tuning of SigLIP needs before its first step, and what a person is told of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
+from eval.dataset.retrieval_set import RetrievalSet
+from train.config.job import JobConfig
+from train.data.hard_image_order import EpochOrder
 from train.data.mined_order import describe_form
 from train.engine.run import Run
 from train.model.frozen_tower import frozen_lines
 from train.model.grad_cache import cached_size
-
-if TYPE_CHECKING:
-    from eval.dataset.retrieval_set import RetrievalSet
-    from train.config.job import JobConfig
-    from train.data.hard_image_order import EpochOrder
-    from train.model.siglip import TunedModel
+from train.model.siglip import TunedModel
 
 
 @dataclass(kw_only=True)

@@ -1,13 +1,13 @@
 """The loop that tunes SigLIP: what a step, a mining and an evaluation are. When each is due, checkpoints and resume:
 train/engine/loop.py."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from eval.dataset.images import ImageError
+from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.encoder import block_loader
 from eval.errors import UserError
 from eval.metrics.evaluate import values_of
@@ -18,19 +18,15 @@ from train.data.batches import Batch, BatchBuilder
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.mined_order import columns_in_force, is_due, order_in_force
 from train.data.negatives import Negatives, read_negatives
+from train.data.order import Order
 from train.data.positives import TruePairs
 from train.engine.checkpoint import Checkpoints, State
 from train.engine.loop import BaseLoop, StopSignals
+from train.mining.ensemble import MiningMember
 from train.model.frozen_tower import FrozenStore, cached_towers
 from train.siglip.job import Job, describe
 from train.siglip.step import Stepper, StepResult, step_record
 from train.siglip.watch import RetentionResult, Watch
-
-if TYPE_CHECKING:
-    from eval.dataset.images import ImageError
-    from eval.dataset.retrieval_set import RetrievalSet
-    from train.data.order import Order
-    from train.mining.ensemble import MiningMember
 
 
 class Loop(BaseLoop):

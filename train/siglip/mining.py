@@ -1,12 +1,10 @@
 """One refresh of a job's negatives: mine in the form asked for, and write the table and its report."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rerank.scoring.score_cache import ScoreCache
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
@@ -17,11 +15,9 @@ from train.mining.cross_encoder import MiningCrossEncoder, load_mining_cross_enc
 from train.mining.ensemble import MiningMember, Retriever, load_members
 from train.mining.images import mine_images
 from train.mining.refresh import Refresh
+from train.mining.report import MiningReport
 from train.mining.report_page import write_mining_report
-
-if TYPE_CHECKING:
-    from train.mining.report import MiningReport
-    from train.siglip.job import Job
+from train.siglip.job import Job
 
 
 @dataclass(frozen=True)
