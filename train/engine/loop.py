@@ -11,6 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -87,24 +88,6 @@ class StopSignals:
     def exit_code(self) -> int:
         """What the shell calls an end by this signal; a process that stops because another was asked says 143."""
         return 128 + (self.received or signal.SIGTERM)
-
-
-class SideBar:
-    """A progress bar for what happens between steps; each advance also looks for a signal."""
-
-    def __init__(self, text: str, total: int, show: bool, check: Callable[[], None], unit: str = "row") -> None:
-        self._bar = bar(total, text, unit, show=show, leave=False)
-        self._check = check
-
-    def __enter__(self) -> Callable[[int], None]:
-        return self._advance
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def _advance(self, rows: int) -> None:
-        self._bar.update(rows)
-        self._check()
 
 
 class BaseLoop(ABC):
@@ -316,9 +299,17 @@ class BaseLoop(ABC):
             if self.wandb is not None:
                 self.wandb.write(event, self.state.step, record)
 
-    def side_bar(self, text: str, total: int, unit: str = "row") -> SideBar:
+    @contextmanager
+    def side_bar(self, text: str, total: int, unit: str = "row") -> Iterator[Callable[[int], None]]:
         """A bar for what happens between steps; whenever it advances, a signal is heeded."""
-        return SideBar(text, total // self._run.processes.world_size, self._run.processes.is_main, self.leave_if_asked, unit)
+        processes = self._run.processes
+        with bar(total // processes.world_size, text, unit, show=processes.is_main, leave=False) as progress:
+
+            def advance(rows: int) -> None:
+                progress.update(rows)
+                self.leave_if_asked()
+
+            yield advance
 
     def leave_if_asked(self) -> None:
         """Leave a long evaluation or mining when a signal came; its work is done again after the resume.

@@ -238,9 +238,9 @@ class _Accumulators:
         flat[left_out_P] = -torch.inf  # no loss, and no gradient
         flat[positive_P] = -flat[positive_P] - 2 * self._bias  # the bias is added to all logits below
         loss, sum_of_sigmoids = self._softplus_and_sigmoid(flat)
-        g_rc = z_rc
         self.bias_gradient += weight * (sum_of_sigmoids - 2 * flat[positive_P].sum(dtype=torch.float64))
-        _negate(g_rc, positive_P)
+        flat[positive_P] = -flat[positive_P]
+        g_rc = z_rc
         if self.images_gradient_bD is not None:
             self.images_gradient_bD[rows].addmm_(g_rc, texts_cD, alpha=weight)
         if gradient_nD is not None:
@@ -307,12 +307,6 @@ class _Accumulators:
                 self.images_gradient_bD.index_add_(0, rows_c, g_c1 * texts_mD[part])
             if gradient_mD is not None:
                 gradient_mD[part].addcmul_(g_c1, self._images_bD.index_select(0, rows_c))
-
-
-def _negate(block_rc: torch.Tensor, positions_P: torch.Tensor) -> None:
-    """Change the sign of the elements at flat positions, in place."""
-    flat = block_rc.view(-1)
-    flat[positions_P] = -flat[positions_P]
 
 
 def _spans(start: int, stop: int, block: int) -> list[slice]:

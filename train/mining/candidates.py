@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from eval.dataset.retrieval_set import PositivePairs, RetrievalSet
 from eval.encoder.embedding_files import Shards
-from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, num_blocks, stream_captions, stream_images
+from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, ImageSource, num_blocks, stream_captions, stream_images
 from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
 from eval.search.streamed import stream_search
 from train.data.cached_embeddings import FrozenRows
-from train.data.caption_pool import CaptionPool
+from train.data.caption_pool import CaptionPool, LazyStrings
 from train.mining.ensemble import ConcatenatedShards, Retriever, ensemble_weights
 from train.mining.faiss_index import Approximate, approximate_search, recall_of_sample
+from train.model.frozen_tower import ImageSubset
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ def find_candidates(
     """
     dataset, processes = pool.dataset, execution.processes
     images_I = np.arange(dataset.num_images) if images_I is None else np.asarray(images_I, dtype=np.int64)
-    texts = _ConcatenatedCaptions(dataset.captions, pool.additional.texts)
+    texts = LazyStrings(pool.text, len(pool))
     positives = _positives_of(dataset.positives("image_to_text"), images_I)
     with _shards(folder, [(len(images_I), IMAGE_BLOCK), (len(texts), TEXT_BLOCK)], processes) as (images, captions):
         captions_N = np.arange(len(texts))
         sinks = _sinks((images, images_I), (captions, captions_N), retriever, processes)
-        _embed_images(retriever, _ImageSubset(dataset, images_I), images_I, sinks[0], execution)
+        _embed_images(retriever, ImageSubset(dataset, images_I), images_I, sinks[0], execution)
         _embed_captions(retriever, texts, captions_N, sinks[1], execution)
         if approximate is None:
             found, recall = stream_search(images, captions, positives, depth, execution=execution), None
@@ -131,9 +131,10 @@ def find_image_candidates(
     positives = _positives_of(dataset.positives("text_to_image"), captions_Q)
     with _shards(folder, [(dataset.num_images, IMAGE_BLOCK), (len(captions_Q), TEXT_BLOCK)], processes) as (images, captions):
         images_I = np.arange(dataset.num_images)
+        texts = LazyStrings(lambda place: dataset.captions[int(captions_Q[place])], len(captions_Q))
         sinks = _sinks((images, images_I), (captions, captions_Q), retriever, processes)
         _embed_images(retriever, dataset, images_I, sinks[0], execution)
-        _embed_captions(retriever, _CaptionSubset(dataset.captions, captions_Q), captions_Q, sinks[1], execution)
+        _embed_captions(retriever, texts, captions_Q, sinks[1], execution)
         found = stream_search(captions, images, positives, depth, execution=execution)
     return ImageCandidates(captions_Q, found.indices_QK, found.scores_QK, found.best_positive_Q)
 
@@ -158,10 +159,7 @@ def _sinks(
     images: tuple[Shards, np.ndarray], captions: tuple[Shards, np.ndarray], retriever: Retriever, processes: Processes
 ) -> tuple[Shards | ConcatenatedShards, Shards | ConcatenatedShards]:
     """What takes the model's vectors of images and of captions: the shards themselves, or, with members, theirs next to them.
-
-    Args:
-        images, captions: the shards, and the index of the image or caption that each of their rows holds.
-    """
+    Each pair is shards, and the index of the image or caption that each of their rows holds."""
     members = retriever.members
     if not members:
         return images[0], captions[0]
@@ -174,7 +172,7 @@ def _sinks(
 
 def _embed_images(
     retriever: Retriever,
-    images: "RetrievalSet | _ImageSubset",
+    images: ImageSource,
     images_I: np.ndarray,
     shards: Shards | ConcatenatedShards,
     execution: Execution,
@@ -213,49 +211,3 @@ def _positives_of(positives: PositivePairs, queries_Q: np.ndarray) -> PositivePa
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     places_P = np.repeat(positives.offsets[queries_Q] - offsets[:-1], counts) + np.arange(offsets[-1])
     return PositivePairs(offsets, positives.indices_P[places_P])
-
-
-class _ImageSubset:
-    """Some pictures of a split, as `eval.encoder.encoder.ImageSource`."""
-
-    def __init__(self, dataset: RetrievalSet, images_I: np.ndarray) -> None:
-        self._dataset, self._images_I = dataset, images_I
-
-    @property
-    def num_images(self) -> int:
-        return len(self._images_I)
-
-    def load_image(self, image: int, /) -> Image.Image:
-        return self._dataset.load_image(int(self._images_I[image]))
-
-
-class _ConcatenatedCaptions(Sequence[str]):
-    """Two sequences of captions as one, without a copy."""
-
-    def __init__(self, first: Sequence[str], second: Sequence[str]) -> None:
-        self._first, self._second = first, second
-
-    def __len__(self) -> int:
-        return len(self._first) + len(self._second)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # slice -> list[str]; int -> str
-        if not isinstance(index, slice):
-            return self[index : index + 1][0]
-        start, stop, _ = index.indices(len(self))
-        border = len(self._first)
-        return [*self._first[min(start, border) : min(stop, border)], *self._second[max(start - border, 0) : max(stop - border, 0)]]
-
-
-class _CaptionSubset(Sequence[str]):
-    """Some captions, by their indices."""
-
-    def __init__(self, captions: Sequence[str], indices_Q: np.ndarray) -> None:
-        self._captions, self._indices_Q = captions, indices_Q
-
-    def __len__(self) -> int:
-        return len(self._indices_Q)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # slice -> list[str]; int -> str
-        if isinstance(index, slice):
-            return [self._captions[int(caption)] for caption in self._indices_Q[index]]
-        return self._captions[int(self._indices_Q[index])]

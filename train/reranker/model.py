@@ -44,8 +44,7 @@ class MatchInputs:
 
     def pixels(self, picture: Image.Image) -> torch.Tensor:
         """Pixel values of one picture, float32 of shape (3, H, W)."""
-        values: torch.Tensor = self.checkpoint.image_processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
-        return values
+        return self.checkpoint.image_processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
 
     def token_ids(self, captions: list[str]) -> list[tuple[int, ...]]:
         """Token ids of each caption, cleaned, with [ENC] in the first place, cut to the settings' length."""
@@ -74,8 +73,7 @@ class TunedCrossEncoder:
     @property
     def module(self) -> BlipForImageTextRetrieval:
         """The model itself; what is run."""
-        model: BlipForImageTextRetrieval = self.checkpoint.model
-        return model
+        return self.checkpoint.model
 
     def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """(name, parameter) of everything that trains, in a fixed order."""
@@ -112,8 +110,7 @@ class TunedCrossEncoder:
                 hidden_NLD = self.module.text_encoder(
                     input_ids=token_ids_NL, attention_mask=mask_NL, encoder_hidden_states=image_pTV[pictures_N]
                 ).last_hidden_state
-        logits_N2: torch.Tensor = self.module.itm_head(at_least_float32(hidden_NLD[:, 0]))
-        return logits_N2
+        return self.module.itm_head(at_least_float32(hidden_NLD[:, 0]))
 
     def _graph(self, trains: bool) -> AbstractContextManager[Any]:
         return nullcontext() if trains else torch.no_grad()

@@ -12,10 +12,9 @@ from train.config.reranker import NegativesConfig
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.hard_image_order import HardImages
 from train.data.negatives import Negatives, read_negatives, write_negatives
-from train.mining.captions import mine
 from train.mining.cross_encoder import MiningCrossEncoder
 from train.mining.ensemble import Retriever
-from train.mining.images import mine_images
+from train.mining.mine import mine
 from train.mining.refresh import Refresh
 from train.mining.report import MiningReport
 from train.mining.report_page import write_mining_report
@@ -37,9 +36,8 @@ class MinedTable:
 
 def forms_of(job: RerankerJob) -> list[Form]:
     """The tables that are asked for."""
-    negatives = job.config.negatives
-    forms: list[Form] = ["columns"] if negatives.captions_per_image else []
-    return [*forms, "images"] if negatives.images_per_caption else forms
+    asked: dict[Form, int] = {"columns": job.config.negatives.captions_per_image, "images": job.config.negatives.images_per_caption}
+    return [form for form, count in asked.items() if count]
 
 
 def num_rows(job: RerankerJob) -> int:
@@ -62,7 +60,7 @@ def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> list[Min
     scorer = _scorer(job)
     found = []
     for form in forms:
-        table, report = (mine_images if form == "images" else mine)(
+        table, report = mine(
             Retriever(model, inputs, frozen),
             job.pool,
             job.config.negatives.mining(form),

@@ -106,11 +106,7 @@ class MatchStepper:
         return MatchResult(loss, of_kinds, int(shortfall), gap, norm, int(replaced), stop > 0, skipped=not updated)
 
     def _forward_backward(self, batch: MatchBatch, num_pairs: int) -> tuple[float, float, float]:
-        """This process's part of the loss, and the sums of its margins over true and over false pairs; gradients stay in their buffer.
-
-        Args:
-            num_pairs: of all processes.
-        """
+        """This process's part of the loss, and the sums of its margins over true and over false pairs; num_pairs: of all processes."""
         loss = true_margins = false_margins = 0.0
         for number, part in enumerate(batch.parts(self._micro_batch_size)):
             self._seed_dropout(batch.step, number)

@@ -1,4 +1,4 @@
-"""New."""
+"""A tuned SigLIP as a plain folder of Hugging Face weights: a checkpoint of a run, loaded and exported with its card."""
 
 import json
 from dataclasses import dataclass

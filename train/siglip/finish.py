@@ -55,11 +55,7 @@ def finish(job: Job, state: State, check_signal: Callable[[], Any]) -> None:
 
 
 def _measure(job: Job, export: Path, retained: list[dict[str, Any] | None], execution: Execution) -> dict[str, Any] | None:
-    """Write the final report; its record, on the main process. None where there is no split to measure on.
-
-    Args:
-        retained: the record of each retention set, on the main process.
-    """
+    """Write the final report with the records of the retention sets; its record, on the main process, or None without a split."""
     config, asked = job.config, job.config.evaluation
     if job.final_set is None:
         return None

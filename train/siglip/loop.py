@@ -45,7 +45,7 @@ class Loop(BaseLoop):
         start = State(
             base_sha256=job.tuned.base_sha256,
             data_sha256=job.data_sha256,
-            loss_scale=self.stepper.loss_scale,
+            loss_scale=self.stepper.update.loss_scale,
             matcher_sha256=job.matcher_sha256,
             members_sha256=job.members_sha256,
         )
@@ -82,7 +82,7 @@ class Loop(BaseLoop):
                 "the one it began with, or give the run another name="
             )
         if self.state.loss_scale is not None:
-            self.stepper.loss_scale = self.state.loss_scale
+            self.stepper.update.loss_scale = self.state.loss_scale
         if self.state.negatives is not None:
             self.extra_file = self.checkpoints.path(step) / "negatives.parquet"
             self._use(read_negatives(checkpoints.path(step) / "negatives.parquet", self.state.negatives, job.pool))
@@ -105,12 +105,12 @@ class Loop(BaseLoop):
     def train_step(self, batch: Batch, stop_asked: bool) -> StepResult:
         """Take one step."""
         result = self.stepper.train_step(batch, stop_asked=stop_asked)
-        self.state = replace(self.state, loss_scale=self.stepper.loss_scale)
+        self.state = replace(self.state, loss_scale=self.stepper.update.loss_scale)
         return result
 
     def record_step(self, step: int, outcome: StepResult, seconds: float, waited: float) -> None:
         """Write the line of a step."""
-        self.write("step", step_record(self.job, self.order, step, outcome, self.stepper.loss_scale, seconds, waited))
+        self.write("step", step_record(self.job, self.order, step, outcome, self.stepper.update.loss_scale, seconds, waited))
 
     def batches(self) -> Iterable[Batch | ImageError]:
         """Batches from the next step to the one before the next mining: a worker must not look past it."""

@@ -10,10 +10,9 @@ from rerank.scoring.score_cache import ScoreCache
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.mined_order import images_due
 from train.data.negatives import Negatives, write_negatives
-from train.mining.captions import mine
 from train.mining.cross_encoder import MiningCrossEncoder, load_mining_cross_encoder
 from train.mining.ensemble import MiningMember, Retriever, load_members
-from train.mining.images import mine_images
+from train.mining.mine import mine
 from train.mining.refresh import Refresh
 from train.mining.report import MiningReport
 from train.mining.report_page import write_mining_report
@@ -75,7 +74,7 @@ def refresh_negatives(
     if scorer is not None:
         cached = job.processes.together(lambda: ScoreCache(job.folder / "pair-scores", job.log))
         cross_encoder = MiningCrossEncoder(scorer, job.pool, cache=cached, execution=execution)
-    negatives, report = (mine_images if mining.form == "images" else mine)(
+    negatives, report = mine(
         Retriever(job.tuned.siglip, job.tuned.inputs, frozen, members),
         job.pool,
         mining,

@@ -64,15 +64,6 @@ class Stepper:
         self._gradients = ShardedGradients(trained, processes) if is_sharded(tuned.siglip) else FlatGradients(trained)
         self.update = Update(config.train, tuned, optimizer, self._gradients, processes)
 
-    @property
-    def loss_scale(self) -> LossScale | None:
-        """What fp16 multiplies the loss by at the next step; None in the other precisions."""
-        return self.update.loss_scale
-
-    @loss_scale.setter
-    def loss_scale(self, scale: LossScale | None) -> None:
-        self.update.loss_scale = scale
-
     def train_step(self, batch: Batch, *, stop_asked: bool = False) -> StepResult:
         """Take one step.
 

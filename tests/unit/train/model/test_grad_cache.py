@@ -66,7 +66,7 @@ def step_gradients(
     if double:
         tuned.siglip.double()
     stepper = Stepper(config, tuned, make_optimizer(tuned, config.train), load(world.manifest), Processes(), autocast)
-    stepper.loss_scale = None if loss_scale is None else LossScale(scale=loss_scale)
+    stepper.update.loss_scale = None if loss_scale is None else LossScale(scale=loss_scale)
     result = stepper.train_step(first_batch(world, tuned))
     gradients = {name: value.grad.double() for name, value in tuned.trainable() if value.grad is not None}
     assert len(gradients) == len(list(tuned.trainable())) and result.num_mined == 2 * SIZE
