@@ -151,7 +151,7 @@ def read_additional_captions(path: str) -> AdditionalCaptions:
     """
     source, faults = Path(path), list[tuple[str, str]]()
     csv, jsonl = partial(_record_rows, read_csv), partial(_record_rows, read_jsonl)
-    readers = {".txt": _text_rows, ".jsonl": jsonl, ".csv": csv, ".tsv": csv, ".parquet": _parquet_rows}
+    readers: dict[str, Any] = {".txt": _text_rows, ".jsonl": jsonl, ".csv": csv, ".tsv": csv, ".parquet": _parquet_rows}
     if source.suffix.lower() not in readers:
         raise UserError(f"mining.pool: {path}: expected a file that ends in one of {', '.join(readers)}")
     texts: list[str] = []

@@ -108,10 +108,6 @@ class BaseLoop(ABC):
     # -- what each kind of run defines -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def describe(self) -> list[str]:
-        """What a person should know before the first step, line by line."""
-
-    @abstractmethod
     def setup(self) -> None:
         """What is done once, at every start, when weights and optimizer state are there; not called when no step is left."""
 
@@ -201,7 +197,7 @@ class BaseLoop(ABC):
                 job.log(f"resuming {job.config.name} at step {self.state.step} ({moved} later line(s) of metrics.jsonl moved away)")
                 if lost := self.state.num_metrics_lines - self.metrics.num_lines:
                     job.log(f"warning: metrics.jsonl lacks {lost} line(s) that were there when the checkpoint was written")
-        for line in self.describe():
+        for line in job.describe():
             job.log(line)
         if found is None:
             self.write("start", {"world_size": job.processes.world_size, "leakage": [leak.as_record() for leak in job.leakages]})

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -89,6 +89,20 @@ class Run:
         if self.processes.is_main:
             tqdm.write(text)
 
+    def describe(self) -> list[str]:
+        """What a person should know before the first step, line by line."""
+        raise NotImplementedError
+
+    def size_lines(self, num_epochs: float) -> list[str]:
+        """The size of the loop, which passes so often over the images, and the machine's."""
+        train, world_size = self.config.train, self.processes.world_size
+        return [
+            f"loop      {train.max_steps:,} steps of {train.batch_size} images = {num_epochs:.1f} epochs, {train.num_warmup_steps} of them "
+            f"warm-up; {train.precision}",
+            f"machine   {world_size} process(es) x {train.batch_size // world_size} images on {self.accelerator.device}, "
+            f"{torch.get_num_threads()} thread(s) each",
+        ]
+
     def data_line(self) -> str:
         """What there is to train on, to evaluate on, and what no split of the run uses."""
         splits = self.splits
@@ -107,17 +121,20 @@ class Run:
         ]
 
 
-class StepOutcome(Protocol):
-    """What the loop asks of a step's result."""
+@dataclass(frozen=True, kw_only=True)
+class StepOutcome:
+    """What the loop reads of a step, over all processes.
 
-    @property
-    def loss(self) -> float:
-        """Over all processes."""
+    Attributes:
+        loss: mean over the batch.
+        grad_norm: before clipping.
+        num_replaced: pictures that do not decode.
+        stop_asked: whether any process was told to stop.
+        skipped: nothing was updated, for fp16 overflowed.
+    """
 
-    @property
-    def num_replaced(self) -> int:
-        """Images replaced because they do not decode, of all processes."""
-
-    @property
-    def stop_asked(self) -> bool:
-        """Whether any process was told to stop."""
+    loss: float
+    grad_norm: float
+    num_replaced: int
+    stop_asked: bool
+    skipped: bool = False

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -45,6 +46,7 @@ class Candidates:
     best_positive_I: np.ndarray
     decodable_I: np.ndarray
     recall: float | None = None
+    mined_for: ClassVar[str] = "images"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,13 @@ class ImageCandidates:
     images_QK: np.ndarray
     cosines_QK: np.ndarray
     best_positive_Q: np.ndarray
+    recall: ClassVar[float | None] = None
+    mined_for: ClassVar[str] = "captions"
+
+    @property
+    def readable_Q(self) -> np.ndarray:
+        """Whether a positive image of the caption decodes, bool."""
+        return np.isfinite(self.best_positive_Q)
 
 
 def find_candidates(

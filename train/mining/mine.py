@@ -53,13 +53,13 @@ def mine(
     """
     name = table_name_of(retriever, pool, config, refresh, cross_encoder)
     match_probability = cross_encoder.probabilities if cross_encoder is not None and config.denoise is not None else None
-    logits, recall = scale_and_bias(retriever.model, retriever.members), None
     if config.form == "images":
         captions_Q = np.arange(pool.dataset.num_captions)
         if refresh.images_I is not None:
             captions_Q = captions_Q[np.isin(pool.dataset.caption_image_C, refresh.images_I)]
-        images = find_image_candidates(retriever, pool.dataset, config.pool_top_k, captions_Q, folder=folder, execution=execution)
-        mined = select_images(name, pool, images, *logits, config, refresh, match_probability)
+        found: Candidates | ImageCandidates = find_image_candidates(
+            retriever, pool.dataset, config.pool_top_k, captions_Q, folder=folder, execution=execution
+        )
     else:
         found = find_candidates(
             retriever,
@@ -70,108 +70,67 @@ def mine(
             approximate=Approximate(config.index_probes) if config.index == "faiss" else None,
             execution=execution,
         )
-        mined, recall = select(name, pool, found, *logits, config, refresh, match_probability), found.recall
+    mined = select(name, pool, found, *scale_and_bias(retriever.model, retriever.members), config, refresh, match_probability)
     if cross_encoder is not None and config.distil is not None:
         negatives = with_cross_encoder_logits(mined.negatives, cross_encoder, pool.dataset, config.distil)
         mined = replace(mined, negatives=negatives, num_judged=cross_encoder.num_judged)
     shares = ensemble_weights(retriever.model, retriever.members)[0] if retriever.members else None
-    return mined.negatives, replace(summarize(mined, pool, truth, refresh.before), index_recall=recall, shares=shares)
+    return mined.negatives, replace(summarize(mined, pool, truth, refresh.before), index_recall=found.recall, shares=shares)
 
 
 def select(
     name: str,
     pool: CaptionPool,
-    found: Candidates,
+    found: Candidates | ImageCandidates,
     scale: np.float32,
     bias: np.float32,
     config: MiningConfig,
     refresh: Refresh = Refresh(),
     match_probability: PairProbability | None = None,
 ) -> Mined:
-    """Apply the rules to every image's candidates and select, for each image, up to negatives_per_image of those that pass.
+    """Apply the rules to every query's candidates and select, for each query, up to negatives_per_image of those that pass.
 
     Args:
         scale, bias: of the logits, the model's or the ensemble's.
         match_probability: probability that each pair (image, caption of the pool) matches; None: no denoising.
     """
-    lists = _caption_lists(pool, found, scale, bias, near_duplicates=config.near_duplicates)
-    images_IK = np.broadcast_to(found.images_I[:, None], found.captions_IK.shape)
-    result = apply_rules(config, lists, refresh, found.images_I, images_IK, found.captions_IK, match_probability)
-    return Mined(
-        tabulate(name, pool.dataset.num_images, images_IK, found.captions_IK, lists, result, judged=match_probability is not None),
-        found.images_I,
-        result.outcome_QK,
-        lists,
-        found.decodable_I,
-        config.negatives_per_image,
-        result.num_judged,
-    )
-
-
-def _caption_lists(pool: CaptionPool, found: Candidates, scale: np.float32, bias: np.float32, *, near_duplicates: bool) -> RankedLists:
-    """The candidates of every image, as the rules take them."""
-    hashes_IK = pool.hash_C[found.captions_IK]
-    images_I1 = found.images_I[:, None]
-    return RankedLists(
-        there_QK=found.decodable_I[:, None] & (found.captions_IK >= 0),  # an approximate search may find fewer than K
-        known_QK=pool.dataset.is_positive(images_I1, hashes_IK),
-        near_QK=pool.is_near_duplicate(images_I1, found.captions_IK) if near_duplicates else None,
-        key_QK=hashes_IK,
-        cosines_QK=found.cosines_IK,
-        logits_QK=found.cosines_IK * scale + bias,
-        best_cosine_Q=found.best_positive_I,
-        best_logit_Q=found.best_positive_I * scale + bias,
-    )
-
-
-def select_images(
-    name: str,
-    pool: CaptionPool,
-    found: ImageCandidates,
-    scale: np.float32,
-    bias: np.float32,
-    config: MiningConfig,
-    refresh: Refresh,
-    match_probability: PairProbability | None = None,
-) -> Mined:
-    """Apply the rules to every caption's candidates and select for each up to negatives_per_image; arguments as :func:`select`."""
-    lists = _image_lists(pool, found, scale, bias, near_duplicates=config.near_duplicates)
-    captions_QK = np.broadcast_to(found.captions_Q[:, None], found.images_QK.shape)
-    result = apply_rules(config, lists, refresh, found.captions_Q, found.images_QK, captions_QK, match_probability)
-    _drop_relabelled(result.outcome_QK, found, pool)
-    return Mined(
-        tabulate(name, pool.dataset.num_images, found.images_QK, captions_QK, lists, result, judged=match_probability is not None),
-        found.captions_Q,
-        result.outcome_QK,
-        lists,
-        np.isfinite(found.best_positive_Q),
-        config.negatives_per_image,
-        result.num_judged,
-        mined_for="captions",
-    )
-
-
-def _drop_relabelled(outcome_QK: np.ndarray, found: ImageCandidates, pool: CaptionPool) -> None:
-    """Captions of one text are mined separately: an image that was relabelled for one of them is no negative of another."""
-    relabelled_QK, mined_QK = outcome_QK == Outcome.RELABELLED, outcome_QK == Outcome.MINED
-    if relabelled_QK.any():
-        hashes_QK = np.broadcast_to(pool.hash_C[found.captions_Q][:, None], outcome_QK.shape)
-        relabelled = GroupHashes(found.images_QK[relabelled_QK], hashes_QK[relabelled_QK], pool.dataset.num_images)
-        both_QK = mined_QK & relabelled.contains(found.images_QK, hashes_QK)
-        outcome_QK[both_QK] = Outcome.MATCH
-
-
-def _image_lists(pool: CaptionPool, found: ImageCandidates, scale: np.float32, bias: np.float32, *, near_duplicates: bool) -> RankedLists:
-    """The candidates of every caption, as the rules take them; none for a caption without a positive image that decodes."""
-    images_QK, captions_Q1 = np.maximum(found.images_QK, 0), found.captions_Q[:, None]
-    cosines_QK = np.where(found.images_QK >= 0, found.cosines_QK, np.float32(0))  # any number where there is no candidate
-    return RankedLists(
-        there_QK=(found.images_QK >= 0) & np.isfinite(found.best_positive_Q)[:, None],
-        known_QK=pool.dataset.is_positive(images_QK, pool.hash_C[captions_Q1]),
-        near_QK=pool.is_near_duplicate(images_QK, captions_Q1) if near_duplicates else None,
-        key_QK=pool.dataset.group_I[images_QK],
+    if isinstance(found, ImageCandidates):
+        queries_Q, best_Q, readable_Q, there_QK = found.captions_Q, found.best_positive_Q, found.readable_Q, found.images_QK >= 0
+        images, captions = np.maximum(found.images_QK, 0), queries_Q[:, None]
+        keys_QK, cosines_QK = pool.dataset.group_I[images], np.where(there_QK, found.cosines_QK, np.float32(0))  # any number where none is
+    else:  # an approximate search may find fewer than K
+        queries_Q, best_Q, readable_Q, there_QK = found.images_I, found.best_positive_I, found.decodable_I, found.captions_IK >= 0
+        images, captions = queries_Q[:, None], found.captions_IK
+        keys_QK, cosines_QK = pool.hash_C[captions], found.cosines_IK
+    lists = RankedLists(
+        there_QK=readable_Q[:, None] & there_QK,
+        known_QK=pool.dataset.is_positive(images, pool.hash_C[captions]),
+        near_QK=pool.is_near_duplicate(images, captions) if config.near_duplicates else None,
+        key_QK=keys_QK,
         cosines_QK=cosines_QK,
         logits_QK=cosines_QK * scale + bias,
-        best_cosine_Q=found.best_positive_Q,
-        best_logit_Q=found.best_positive_Q * scale + bias,
+        best_cosine_Q=best_Q,
+        best_logit_Q=best_Q * scale + bias,
     )
+    images_QK, captions_QK = (np.broadcast_to(pairs, there_QK.shape) for pairs in (images, captions))
+    result = apply_rules(config, lists, refresh, queries_Q, images_QK, captions_QK, match_probability)
+    if found.mined_for == "captions":
+        _drop_relabelled(result.outcome_QK, images_QK, pool.hash_C[captions_QK], pool.dataset.num_images)
+    return Mined(
+        tabulate(name, pool.dataset.num_images, images_QK, captions_QK, lists, result, judged=match_probability is not None),
+        queries_Q,
+        result.outcome_QK,
+        lists,
+        readable_Q,
+        config.negatives_per_image,
+        result.num_judged,
+        found.mined_for,
+    )
+
+
+def _drop_relabelled(outcome_QK: np.ndarray, images_QK: np.ndarray, hashes_QK: np.ndarray, num_images: int) -> None:
+    """Captions of one text are mined separately: an image that was relabelled for one of them is no negative of another."""
+    relabelled_QK = outcome_QK == Outcome.RELABELLED
+    if relabelled_QK.any():
+        relabelled = GroupHashes(images_QK[relabelled_QK], hashes_QK[relabelled_QK], num_images)
+        outcome_QK[(outcome_QK == Outcome.MINED) & relabelled.contains(images_QK, hashes_QK)] = Outcome.MATCH

@@ -20,7 +20,7 @@ from train.optim.update import rate_factor
 from train.reranker.batches import HardTables, MatchBatch, MatchBatches, PairKind
 from train.reranker.collapse import LEAST_SCORE_STD, RunningLoss, loss_warning, score_warning
 from train.reranker.evaluation import first_stage, measure_cross_encoder
-from train.reranker.job import RerankerJob, describe_reranker
+from train.reranker.job import RerankerJob
 from train.reranker.negatives import as_hard_tables, check_mined, mine_tables, num_rows, read_tables
 from train.reranker.step import MatchResult, MatchStepper
 
@@ -42,10 +42,6 @@ class RerankerLoop(BaseLoop):
             further={"miner_sha256": job.retriever.base_sha256, "running": self.running.as_record()},
         )
         super().__init__(job, signals, start)
-
-    def describe(self) -> list[str]:
-        """See train.reranker.job.describe_reranker."""
-        return describe_reranker(self.job)
 
     def restore_extra(self, checkpoints: Checkpoints) -> None:
         """Loss scale and running loss of a checkpoint; refuse another retriever than the run was begun with."""

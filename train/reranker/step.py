@@ -14,34 +14,26 @@ from torch.nn.functional import cross_entropy
 
 from eval.processes import Processes
 from train.config.reranker import RerankerLoopConfig
+from train.engine.run import StepOutcome
 from train.optim.update import FlatGradients, Update
 from train.reranker.batches import MatchBatch, PairKind
 from train.reranker.collapse import constant_loss
 from train.reranker.model import TunedCrossEncoder
 
 
-@dataclass(frozen=True)
-class MatchResult:
-    """What a step says, over all processes.
+@dataclass(frozen=True, kw_only=True)
+class MatchResult(StepOutcome):
+    """What a step says, over all processes; the loss is the mean over pairs.
 
     Attributes:
-        loss: cross-entropy, mean over the pairs.
         num_pairs: by kind.
         shortfall: negatives that are missing.
         gap: mean of match logit less no-match logit over true pairs, less that over false ones; 0: nothing is told apart.
-        grad_norm: before clipping.
-        num_replaced: pictures that did not decode.
-        skipped: nothing was updated, for fp16 overflowed.
     """
 
-    loss: float
     num_pairs: dict[PairKind, int]
     shortfall: int
     gap: float
-    grad_norm: float
-    num_replaced: int
-    stop_asked: bool
-    skipped: bool = False
 
     @property
     def num_true(self) -> int:
@@ -103,7 +95,16 @@ class MatchStepper:
         of_kinds = {kind: int(count) for kind, count in zip(PairKind, counts, strict=True)}
         num_false = num_pairs - of_kinds[PairKind.TRUE]
         gap = true_margins / of_kinds[PairKind.TRUE] - (false_margins / num_false if num_false else 0.0)
-        return MatchResult(loss, of_kinds, int(shortfall), gap, norm, int(replaced), stop > 0, skipped=not updated)
+        return MatchResult(
+            loss=loss,
+            num_pairs=of_kinds,
+            shortfall=int(shortfall),
+            gap=gap,
+            grad_norm=norm,
+            num_replaced=int(replaced),
+            stop_asked=stop > 0,
+            skipped=not updated,
+        )
 
     def _forward_backward(self, batch: MatchBatch, num_pairs: int) -> tuple[float, float, float]:
         """This process's part of the loss, and the sums of its margins over true and over false pairs; num_pairs: of all processes."""

@@ -24,7 +24,7 @@ from train.engine.checkpoint import Checkpoints, State
 from train.engine.loop import BaseLoop, StopSignals
 from train.mining.ensemble import MiningMember
 from train.model.frozen_tower import FrozenStore, cached_towers
-from train.siglip.job import Job, describe
+from train.siglip.job import Job
 from train.siglip.step import Stepper, StepResult, step_record
 from train.siglip.watch import RetentionResult, Watch
 
@@ -55,10 +55,6 @@ class Loop(BaseLoop):
     def is_sharded(self) -> bool:
         """Whether weights are shared out over the processes."""
         return self.config.train.shard
-
-    def describe(self) -> list[str]:
-        """See train.siglip.job.describe."""
-        return describe(self.job)
 
     def setup(self) -> None:
         """Run the towers that are run once, those of the fixed checkpoints that mine among them."""

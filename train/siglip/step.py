@@ -14,6 +14,7 @@ from train.data.caption_pool import CaptionPool
 from train.data.order import Order
 from train.data.positives import TruePairs
 from train.engine.metrics_log import gpu_record, scale_record
+from train.engine.run import StepOutcome
 from train.loss.distillation import SoftLabels
 from train.loss.sigmoid import LossTerms, Pairing, gathered_texts, sigmoid_loss
 from train.model.grad_cache import Towers
@@ -23,19 +24,13 @@ from train.optim.update import FlatGradients, ShardedGradients, Update, rate_fac
 from train.siglip.job import Job
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What a step says: the loss over all processes and its terms, the gradient's norm before clipping, the replaced pictures of all, and
-    whether nothing was updated because fp16 overflowed."""
+@dataclass(frozen=True, kw_only=True)
+class StepResult(StepOutcome):
+    """What a step says, with the two terms of its loss."""
 
-    loss: float
     loss_in_batch: float
     loss_mined: float
     num_mined: int
-    grad_norm: float
-    num_replaced: int
-    stop_asked: bool
-    skipped: bool = False
 
 
 class Stepper:
@@ -82,7 +77,16 @@ class Stepper:
         )
         norm, updated = self.update.apply(batch.step, summed[0])
         loss, in_batch, mined, total_mined, replaced, stop = summed
-        return StepResult(loss, in_batch, mined, int(total_mined), norm, int(replaced), stop > 0, skipped=not updated)
+        return StepResult(
+            loss=loss,
+            loss_in_batch=in_batch,
+            loss_mined=mined,
+            num_mined=int(total_mined),
+            grad_norm=norm,
+            num_replaced=int(replaced),
+            stop_asked=stop > 0,
+            skipped=not updated,
+        )
 
     def _forward_backward(self, batch: Batch) -> LossTerms:
         """This process's part of the loss, and the gradients of all processes summed; under fp16 scaled on the way."""
