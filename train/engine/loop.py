@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +18,11 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import torch.distributed as dist
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from eval.dataset.images import ImageError
+from eval.encoder.encoder import block_loader
 from eval.errors import CommandError, UserError
 from eval.progress import bar
 from train.engine.checkpoint import Checkpoints, State, newest_of_main
@@ -116,8 +118,8 @@ class BaseLoop(ABC):
         """Restore what a checkpoint holds next to weights and optimizer state, or refuse it (raises UserError)."""
 
     @abstractmethod
-    def batches(self) -> Iterable[Any]:
-        """Batches from the next step on, each with `step` and `undecodable`, or an ImageError in the place of one."""
+    def batches(self) -> tuple[Dataset[Any], int]:
+        """(step to its batch, with `step` and `undecodable`, or an ImageError in its place; the last step that it can build now)."""
 
     @abstractmethod
     def train_step(self, batch: Any, stop_asked: bool) -> StepOutcome:
@@ -207,8 +209,9 @@ class BaseLoop(ABC):
         job, step = self._run, self.state.step
         if self.state.base_sha256 != job.tuned.base_sha256:
             raise UserError(f"{job.base} has other weights than when {job.folder} was begun; give the run another name=")
-        if self.state.data_sha256 != job.data_sha256:
-            raise UserError(f"{job.data_place} holds other data than when {job.folder} was begun; give the run another name=")
+        if self.state.data_sha256 != job.pool.data_sha256:
+            place = f"{job.config.data.source}{job.pool.place}"
+            raise UserError(f"{place} holds other data than when {job.folder} was begun; give the run another name=")
         self.restore_extra(checkpoints)
         checkpoints.load_weights(step, job.tuned)
         checkpoints.load_optimizer(step, job.tuned, job.optimizer)
@@ -217,7 +220,10 @@ class BaseLoop(ABC):
         """Take one step and write its line."""
         started = time.perf_counter()
         if self._batches is None:
-            self._batches = iter(self.batches())
+            (builder, last), job = self.batches(), self._run
+            steps = range(self.state.step + 1, last + 1)
+            on_gpu = job.accelerator.device.type == "cuda"
+            self._batches = iter(block_loader(builder, num_workers=job.config.data.num_workers, sampler=steps, pin_memory=on_gpu))
         batch = next(self._batches)
         if isinstance(batch, ImageError):
             raise UserError(f"{batch}. --check-images lists every picture that does not decode")
@@ -233,10 +239,6 @@ class BaseLoop(ABC):
         self._bar.set_postfix_str(f"loss {outcome.loss:.4f}, {speed:.0f} images/s, waiting {100 * waited / seconds:.0f}%{self._last_eval}")
         if outcome.stop_asked:
             self._stop(together=True)
-
-    def forget_batches(self) -> None:
-        """Drop batches that were made ahead: they follow from what has just changed."""
-        self._batches = None
 
     def _evaluate_if_due(self) -> None:
         """Evaluate, and note a new best."""

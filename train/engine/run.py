@@ -69,16 +69,6 @@ class Run:
         """What the splits share."""
         return self.splits.leakages()
 
-    @property
-    def data_sha256(self) -> str:
-        """Hash of the train split and of the additional captions that can be mined."""
-        return self.pool.data_sha256
-
-    @property
-    def data_place(self) -> str:
-        """Where what is trained on comes from, in words."""
-        return f"{self.config.data.source}{self.pool.place}"
-
     def execution(self, on_progress: Callable[[int], Any] = no_progress) -> Execution:
         """How this run embeds, searches and mines."""
         num_workers = self.config.data.num_workers

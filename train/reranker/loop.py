@@ -1,12 +1,9 @@
 """The loop that tunes a reranker: what a step and an evaluation are. When each is due, checkpoints and resume: train/engine/loop.py."""
 
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from eval.dataset.images import ImageError
-from eval.encoder.encoder import block_loader
 from eval.errors import UserError
 from eval.metrics.evaluate import values_of
 from eval.metrics.stage_metrics import mean_recall_at_1
@@ -21,7 +18,7 @@ from train.reranker.batches import HardTables, MatchBatch, MatchBatches, PairKin
 from train.reranker.collapse import LEAST_SCORE_STD, RunningLoss, loss_warning, score_warning
 from train.reranker.evaluation import first_stage, measure_cross_encoder
 from train.reranker.job import RerankerJob
-from train.reranker.negatives import as_hard_tables, check_mined, mine_tables, num_rows, read_tables
+from train.reranker.negatives import as_hard_tables, check_mined, mine_tables, read_tables
 from train.reranker.step import MatchResult, MatchStepper
 
 
@@ -37,7 +34,7 @@ class RerankerLoop(BaseLoop):
         self._retriever_values: Any = None
         start = State(
             base_sha256=job.tuned.base_sha256,
-            data_sha256=job.data_sha256,
+            data_sha256=job.pool.data_sha256,
             loss_scale=self.stepper.update.loss_scale,
             further={"miner_sha256": job.retriever.base_sha256, "running": self.running.as_record()},
         )
@@ -63,7 +60,7 @@ class RerankerLoop(BaseLoop):
             self._tables = as_hard_tables(self.job, read_tables(self.job, self.state.negatives))
             return
         started = time.perf_counter()
-        with self.side_bar("mining", num_rows(self.job)) as progress:
+        with self.side_bar("mining", self.job.train_set.num_images + len(self.job.pool)) as progress:
             mined = mine_tables(self.job, progress)
         for one in mined:
             kind = "hard captions of images" if one.form == "columns" else "hard images of captions"
@@ -74,8 +71,8 @@ class RerankerLoop(BaseLoop):
         for one in mined:
             self.write("mining", {"form": one.form} | one.report.as_record() | {"seconds": time.perf_counter() - started})
 
-    def batches(self) -> Iterable[MatchBatch | ImageError]:
-        """Batches from the next step to the last."""
+    def batches(self) -> tuple[MatchBatches, int]:
+        """What builds batches, and the last step."""
         job = self.job
         builder = MatchBatches(
             job.pool,
@@ -86,12 +83,7 @@ class RerankerLoop(BaseLoop):
             self._tables,
             random_crop_min_area=self.config.train.random_crop_min_area,
         )
-        return block_loader(
-            builder,
-            num_workers=self.config.data.num_workers,
-            sampler=range(self.state.step + 1, self.config.train.max_steps + 1),
-            pin_memory=job.accelerator.device.type == "cuda",
-        )
+        return builder, self.config.train.max_steps
 
     def train_step(self, batch: MatchBatch, stop_asked: bool) -> MatchResult:
         """Take one step, and follow the running loss."""

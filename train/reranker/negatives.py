@@ -40,11 +40,6 @@ def forms_of(job: RerankerJob) -> list[Form]:
     return [form for form, count in asked.items() if count]
 
 
-def num_rows(job: RerankerJob) -> int:
-    """Images and captions that are embedded."""
-    return job.train_set.num_images + len(job.pool)
-
-
 def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> list[MinedTable]:
     """Mine, and write runs/NAME/negatives/FORM.parquet with its report (main process). Call on every process.
 

@@ -2,13 +2,10 @@
 train/engine/loop.py."""
 
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from eval.dataset.images import ImageError
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.encoder.encoder import block_loader
 from eval.errors import UserError
 from eval.metrics.evaluate import values_of
 from eval.metrics.stage_metrics import mean_recall_at_1
@@ -25,6 +22,7 @@ from train.engine.loop import BaseLoop, StopSignals
 from train.mining.ensemble import MiningMember
 from train.model.frozen_tower import FrozenStore, cached_towers
 from train.siglip.job import Job
+from train.siglip.mining import members_of, num_rows, refresh_negatives
 from train.siglip.step import Stepper, StepResult, step_record
 from train.siglip.watch import RetentionResult, Watch
 
@@ -44,7 +42,7 @@ class Loop(BaseLoop):
         self.watch = Watch(job.splits.watch, job.base, job.processes, job.config.data.num_workers)
         start = State(
             base_sha256=job.tuned.base_sha256,
-            data_sha256=job.data_sha256,
+            data_sha256=job.pool.data_sha256,
             loss_scale=self.stepper.update.loss_scale,
             matcher_sha256=job.matcher_sha256,
             members_sha256=job.members_sha256,
@@ -60,8 +58,6 @@ class Loop(BaseLoop):
         """Run the towers that are run once, those of the fixed checkpoints that mine among them."""
         self.frozen = self._freeze()
         if self.config.mining is not None:
-            from train.siglip.mining import members_of
-
             self.members = members_of(self.job, self.side_bar)
 
     def restore_extra(self, checkpoints: Checkpoints) -> None:
@@ -108,8 +104,8 @@ class Loop(BaseLoop):
         """Write the line of a step."""
         self.write("step", step_record(self.job, self.order, step, outcome, self.stepper.update.loss_scale, seconds, waited))
 
-    def batches(self) -> Iterable[Batch | ImageError]:
-        """Batches from the next step to the one before the next mining: a worker must not look past it."""
+    def batches(self) -> tuple[BatchBuilder, int]:
+        """What builds batches, and the step of the next mining: a worker must not look past it."""
         stop = self.config.train.max_steps
         if self.config.mining is not None:
             stop = next((step for step in range(self.state.step + 1, stop) if self._mining_due_at(step)), stop)
@@ -122,12 +118,7 @@ class Loop(BaseLoop):
             negatives=self.columns,
             frozen=self.frozen,
         )
-        return block_loader(
-            builder,
-            num_workers=self.config.data.num_workers,
-            sampler=range(self.state.step + 1, stop + 1),
-            pin_memory=self.job.accelerator.device.type == "cuda",
-        )
+        return builder, stop
 
     def _mining_due_at(self, step: int) -> bool:
         """Whether negatives are mined with the weights after `step` steps."""
@@ -138,9 +129,7 @@ class Loop(BaseLoop):
         """Refresh the negatives, if that is due."""
         if self.config.mining is None or not self._mining_due_at(self.state.step) or self.state.mined_at_step == self.state.step:
             return
-        from train.siglip.mining import num_rows, refresh_negatives
-
-        self.forget_batches()
+        self._batches = None  # those that were made ahead follow from the table that is replaced
         job = self.job
         started = time.perf_counter()
         with self.side_bar("mining", num_rows(job, self.state.step)) as progress:

@@ -24,14 +24,12 @@ class Refreshed:
     """What a refresh gave.
 
     Attributes:
-        path: the table's file.
-        page: the report with examples.
+        path: the table's file; the report lies beside it, as .json and .html.
     """
 
     negatives: Negatives
     report: MiningReport
     path: Path
-    page: Path
 
 
 def num_rows(job: Job, step: int) -> int:
@@ -89,4 +87,4 @@ def refresh_negatives(
         if job.processes.is_main:
             write_negatives(path, negatives, job.pool)
             write_mining_report(path.parent, report, negatives, job.pool, job.truth)
-    return Refreshed(negatives, report, path, path.with_suffix(".html"))
+    return Refreshed(negatives, report, path)
