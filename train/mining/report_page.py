@@ -88,12 +88,9 @@ def example_rows(negatives: Negatives) -> tuple[np.ndarray, np.ndarray]:
     rows_n = np.flatnonzero(negatives.is_negative_N)
     order_N = rows_n[np.argsort(-negatives.scores_N[rows_n], kind="stable")]
     hardest_E, others = order_N[:half], np.sort(order_N[half:])
-    draws = generator(int(negatives.name, 16) if _is_hex(negatives.name) else 0, _STREAM)
+    is_hex = bool(negatives.name) and set(negatives.name) <= set("0123456789abcdef")
+    draws = generator(int(negatives.name, 16) if is_hex else 0, _STREAM)
     return hardest_E, np.sort(draws.choice(others, min(half, len(others)), replace=False))
-
-
-def _is_hex(name: str) -> bool:
-    return bool(name) and all(letter in "0123456789abcdef" for letter in name)
 
 
 def _example(negatives: Negatives, row: int, pool: CaptionPool, true_N: np.ndarray | None) -> MinedPair:

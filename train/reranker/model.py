@@ -16,12 +16,13 @@ from rerank.scorers.blip.checkpoint import BlipCheckpoint, load_blip
 from rerank.scorers.blip.scorer import BlipSettings
 from rerank.scorers.blip.text import clean_caption
 from rerank.scorers.supported import check_cross_encoder
-from train.config.model import LoraConfig
 from train.config.reranker import CrossEncoderConfig, RerankerLoopConfig, What
 from train.engine.export_folder import plain_state
+from train.model.siglip import add_lora
 from train.optim.optimizer import make_adamw, optimizer_groups
 
 Part = Literal["image", "text", "head"]
+# The text tower's attention: to the words, and to the image.
 _LORA_TARGET = r"text_encoder\.encoder\.layer\.\d+\.(attention|crossattention)\.(self\.(query|key|value)|output\.dense)"
 
 
@@ -152,19 +153,9 @@ def build_cross_encoder(config: CrossEncoderConfig, seed: int) -> TunedCrossEnco
     model.text_proj.requires_grad_(False)
     if config.adapters is not None:
         torch.manual_seed(seed)
-        _add_lora(model, config.adapters)
+        add_lora(model, config.adapters, _LORA_TARGET)
     model.itm_head.requires_grad_(True)
     return tuned
-
-
-def _add_lora(model: Any, config: LoraConfig) -> None:
-    """Adapters in the text tower's attention: to the words, and to the image."""
-    from peft import LoraConfig as PeftLoraConfig
-    from peft import get_peft_model
-
-    get_peft_model(
-        model, PeftLoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=_LORA_TARGET, bias="none")
-    )
 
 
 def part_of(name: str) -> Part:

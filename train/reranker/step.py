@@ -8,13 +8,13 @@ of micro-batches give the same gradients. Source of the loss: image-text matchin
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
 from eval.processes import Processes
 from train.config.reranker import RerankerLoopConfig
 from train.engine.run import StepOutcome
+from train.model.grad_cache import seed_dropout
 from train.optim.update import FlatGradients, Update
 from train.reranker.batches import MatchBatch, PairKind
 from train.reranker.collapse import constant_loss
@@ -110,7 +110,7 @@ class MatchStepper:
         """This process's part of the loss, and the sums of its margins over true and over false pairs; num_pairs: of all processes."""
         loss = true_margins = false_margins = 0.0
         for number, part in enumerate(batch.parts(self._micro_batch_size)):
-            self._seed_dropout(batch.step, number)
+            seed_dropout(self._seed, batch.step, self._processes.rank, number)
             pixels_p, pictures_N, token_ids_NL, mask_NL = (
                 values.to(self._device, non_blocking=True) for values in (part.pixels_p, part.pictures_N, part.token_ids_NL, part.mask_NL)
             )
@@ -123,8 +123,3 @@ class MatchStepper:
             true_margins += float(margins_N[labels_N == 1].sum())
             false_margins += float(margins_N[labels_N == 0].sum())
         return loss, true_margins, false_margins
-
-    def _seed_dropout(self, step: int, micro_batch: int) -> None:
-        """Dropout follows from (seed, step, rank, micro-batch): no generator's state is saved."""
-        drawn = np.random.SeedSequence([self._seed, step, self._processes.rank, micro_batch]).generate_state(1, np.uint64)
-        torch.manual_seed(int(drawn[0] >> np.uint64(1)))
