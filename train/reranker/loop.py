@@ -122,10 +122,7 @@ class RerankerLoop(BaseLoop):
                 f"{outcome.constant_loss:.4f} at {outcome.num_true} true to {outcome.num_false} false pairs"
                 + (f" ({outcome.num_pairs[PairKind.EASY]} of them easy)" if outcome.num_pairs[PairKind.EASY] else "")
             )
-        self._name_constant_loss(outcome)
-
-    def _name_constant_loss(self, outcome: MatchResult) -> None:
-        """Say so once when the running loss comes to be a constant answer's, and again only after it has left it."""
+        # Said once when the running loss comes to be a constant answer's, and again only after it has left it.
         if self.running.named and not self._was_named:
             loss, constant = self.running.means
             self.write("constant_answer", {"seen_in": "loss", "loss": loss, "constant_loss": constant})

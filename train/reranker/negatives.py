@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from eval.errors import UserError
 from rerank.scorers.load import load_scorer
-from rerank.scorers.scorer import PairScorer, ScorerSettings
+from rerank.scorers.scorer import ScorerSettings
 from train.config.reranker import NegativesConfig
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.hard_image_order import HardImages
@@ -52,7 +52,9 @@ def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> list[Min
     model.to(job.accelerator.device)  # type: ignore[arg-type]  # transformers wraps it
     frozen = _embeddings(job, on_progress) if len(forms) > 1 else NOTHING_FROZEN
     execution = job.execution(on_progress if frozen is NOTHING_FROZEN else lambda rows: on_progress(0))  # 0: to look for a signal
-    scorer = _scorer(job)
+    scorer = None
+    if job.config.negatives.drop_matches_at is not None:  # the cross-encoder before it is tuned
+        scorer = load_scorer(job.base, device=job.accelerator.device, settings=ScorerSettings(score_kind="margin"))
     found = []
     for form in forms:
         table, report = mine(
@@ -86,13 +88,6 @@ def check_mined(negatives: NegativesConfig, tables: Sequence[Negatives]) -> None
             "cross-encoder to call everything a match. Loosen negatives.margin, perc_pos, rank_min or drop_matches_at, raise "
             "negatives.pool_top_k, or take negatives.fill_with_easy=true; under another name=, for this folder has this configuration"
         )
-
-
-def _scorer(job: RerankerJob) -> PairScorer | None:
-    """The cross-encoder before it is tuned, if it is asked about what is mined."""
-    if job.config.negatives.drop_matches_at is None:
-        return None
-    return load_scorer(job.base, device=job.accelerator.device, settings=ScorerSettings(score_kind="margin"))
 
 
 def _embeddings(job: RerankerJob, on_progress: Callable[[int], Any]) -> FrozenEmbeddings:

@@ -15,7 +15,7 @@ from train.data.order import Order
 from train.data.positives import TruePairs
 from train.engine.metrics_log import gpu_record, scale_record
 from train.engine.run import StepOutcome
-from train.loss.distillation import SoftLabels
+from train.loss.distillation import OwnPairs, SoftLabels
 from train.loss.sigmoid import LossTerms, Pairing, gathered_texts, sigmoid_loss
 from train.model.grad_cache import Towers
 from train.model.siglip import TunedModel
@@ -103,16 +103,16 @@ class Stepper:
         travelling = gathered_texts(batch.captions_b.numpy(), batch.mined_captions_m.numpy(), scope)
         texts = self._processes.gather(travelling)
         soft = self._soft_labels(batch)
-        stands_apart = scope == "own" or soft is not None
+        own = None
+        if scope == "own" or soft is not None:
+            own = OwnPairs(batch.mined_rows_m.to(self._device), self._own_positive(batch), soft)
         return Pairing(
             self.true_pairs.of_batch(batch.images_b.numpy(), texts),
             tuple(len(captions) for captions in texts),
             len(batch.images_b) * self._processes.world_size,
-            batch.mined_rows_m.to(self._device) if stands_apart else None,
+            own,
             weight,
             self._processes,
-            own_positive_m=self._own_positive(batch) if stands_apart else None,
-            soft=soft,
         )
 
     def _soft_labels(self, batch: Batch) -> SoftLabels | None:

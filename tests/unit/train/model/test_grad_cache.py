@@ -20,6 +20,7 @@ from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder
 from train.data.positives import TruePairs
+from train.loss.distillation import OwnPairs
 from train.loss.sigmoid import Pairing, sigmoid_loss
 from train.model.grad_cache import Towers, cached_size
 from train.model.siglip import TunedModel, build_model, make_optimizer
@@ -136,7 +137,7 @@ def test_with_dropout_they_are_plain_autograd_over_the_same_masks(
             embedded.append(features(tuned.siglip, rows[start : start + MICRO]))
         parts.append(torch.cat(embedded))
     positives = TruePairs(CaptionPool(dataset)).of_batch(batch.images_b.numpy(), [batch.captions_b.numpy()])
-    pairing = Pairing(positives, (SIZE,), SIZE, batch.mined_rows_m, 0.5)
+    pairing = Pairing(positives, (SIZE,), SIZE, OwnPairs(batch.mined_rows_m), 0.5)
     loss = sigmoid_loss(*parts, *tuned.scale_and_bias(), pairing).total
     loss.backward()
     plain = {name: value.grad for name, value in tuned.trainable() if value.grad is not None} | {"loss": loss.detach()}
