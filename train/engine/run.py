@@ -1,5 +1,6 @@
 """What a run is, whatever it trains: the base of SigLIP's job (train/siglip/job.py) and of the reranker's (train/reranker/job.py)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ from train.optim.optimizer import Trainable
 
 
 @dataclass(kw_only=True)
-class Run:
+class Run(ABC):
     """A configured run on this process: all that is there before its first step.
 
     Attributes:
@@ -79,9 +80,9 @@ class Run:
         if self.processes.is_main:
             tqdm.write(text)
 
+    @abstractmethod
     def describe(self) -> list[str]:
         """What a person should know before the first step, line by line."""
-        raise NotImplementedError
 
     def size_lines(self, num_epochs: float) -> list[str]:
         """The size of the loop, which passes so often over the images, and the machine's."""

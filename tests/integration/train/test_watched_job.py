@@ -123,7 +123,7 @@ def test_what_forgot_is_best_only_under_report(
         score = {0: 0.1, 3: 0.4, 6: 0.2, 9: 0.3}[loop.state.step]
         return {"split": val.split, "mean_R@1": score} | {direction: {"R@1": score} for direction in DIRECTIONS}
 
-    monkeypatch.setattr(Watch, "look", look)
+    monkeypatch.setattr(Watch, "evaluate", look)
     monkeypatch.setattr(Loop, "_measure_val", measure)
     assert run_job([str(config)]) == 0
     folder = tmp_path / "runs" / "job"
