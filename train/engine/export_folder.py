@@ -1,16 +1,20 @@
 """Export folders: written whole or not at all, from the best, the last or a numbered checkpoint."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from eval.atomic import replaced_folder
 from eval.errors import UserError
-from train.config.run import RunConfig
 from train.engine.checkpoint import Checkpoints, NoReadableCheckpoint, State, verify
+
+if TYPE_CHECKING:
+    from train.config.run import RunConfig
 
 _EXPORTED_SUFFIXES = {".json", ".safetensors", ".md", ".model", ".txt", ".jinja"}
 

@@ -5,6 +5,8 @@ What happens at a step follows from its number, so a resumed run is the straight
 SIGTERM and SIGINT set a flag, which every process heeds at the next step.
 """
 
+from __future__ import annotations
+
 import signal
 import socket
 import threading
@@ -15,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch.distributed as dist
 from torch.utils.data import Dataset
@@ -27,7 +29,9 @@ from eval.errors import CommandError, UserError
 from eval.progress import bar
 from train.engine.checkpoint import Checkpoints, State, newest_of_main
 from train.engine.metrics_log import MetricsLog, WandbMirror
-from train.engine.run import Run, StepOutcome
+
+if TYPE_CHECKING:
+    from train.engine.run import Run, StepOutcome
 
 
 class Stopped(CommandError):
@@ -65,7 +69,7 @@ class StopSignals:
         self.received: int | None = None
         self._previous: dict[int, object] = {}
 
-    def __enter__(self) -> "StopSignals":
+    def __enter__(self) -> StopSignals:
         # Handlers can be set in the main thread alone; elsewhere (a test that runs a job in a thread) there is nothing to catch.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):

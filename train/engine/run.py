@@ -1,25 +1,31 @@
 """What a run is, whatever it trains: the base of SigLIP's job (train/siglip/job.py) and of the reranker's (train/reranker/job.py)."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from accelerate import Accelerator
 from tqdm import tqdm
 
-from eval.dataset.leakage import Leakage
-from eval.dataset.retrieval_set import RetrievalSet
 from eval.execution import Execution, no_progress
-from eval.processes import Processes
-from train.config.run import RunConfig
-from train.data.caption_pool import CaptionPool
-from train.data.splits import Splits
-from train.engine.distributed import SharedFolder
-from train.optim.optimizer import Trainable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from accelerate import Accelerator
+
+    from eval.dataset.leakage import Leakage
+    from eval.dataset.retrieval_set import RetrievalSet
+    from eval.processes import Processes
+    from train.config.run import RunConfig
+    from train.data.caption_pool import CaptionPool
+    from train.data.splits import Splits
+    from train.engine.distributed import SharedFolder
+    from train.optim.optimizer import Trainable
 
 
 @dataclass(kw_only=True)

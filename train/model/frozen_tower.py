@@ -6,6 +6,8 @@ of blocks, so any number of processes makes the same bits, and a resumed run rea
 each write their own file. Shape letters: N rows, D width.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -13,23 +15,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from eval.atomic import replace_files
 from eval.dataset.images import ImageError
-from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import hash_weights
 from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, embed_captions, embed_images
 from eval.errors import WriteError
 from eval.execution import ONE_PROCESS, Execution
-from eval.processes import Processes
-from train.config.job import JobConfig
-from train.config.model import Tower
 from train.data.cached_embeddings import FrozenRows
-from train.data.caption_pool import CaptionPool
-from train.model.siglip import TunedModel
+
+if TYPE_CHECKING:
+    from eval.dataset.retrieval_set import RetrievalSet
+    from eval.processes import Processes
+    from train.config.job import JobConfig
+    from train.config.model import Tower
+    from train.data.caption_pool import CaptionPool
+    from train.model.siglip import TunedModel
 
 _DIGEST_BYTES = 32
 _WINDOW_BLOCKS = 64

@@ -6,18 +6,22 @@ graph, and that gradient is sent back through it. Memory holds the activations o
 more forward pass. Shape letters: b images of this process, n texts (captions, then mined), D width.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from eval.encoder.encoder import image_features, text_features
-from train.config.model import Tower
-from train.data.batches import Batch
-from train.model.siglip import TunedModel
+
+if TYPE_CHECKING:
+    from train.config.model import Tower
+    from train.data.batches import Batch
+    from train.model.siglip import TunedModel
 
 _TOWERS: dict[Tower, int] = {"image": 0, "text": 1}
 

@@ -1,18 +1,22 @@
 """The SigLIP model under training: frozen towers, LoRA or full fine-tuning, and the optimizer's parameter groups."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from transformers import SiglipModel
 
 from eval.encoder.checkpoint import hash_weights, load_siglip
-from eval.encoder.inputs import SiglipInputs
-from train.config.job import JobConfig, TrainConfig
-from train.config.model import LoraConfig, ModelConfig
 from train.engine.export_folder import plain_state
 from train.optim.optimizer import make_adamw, optimizer_groups
+
+if TYPE_CHECKING:
+    from eval.encoder.inputs import SiglipInputs
+    from train.config.job import JobConfig, TrainConfig
+    from train.config.model import LoraConfig, ModelConfig
 
 Part = Literal["image", "text", "scale_bias"]
 _TOWER_PREFIX = {"image": "vision_model", "text": "text_model"}

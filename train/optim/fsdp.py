@@ -5,7 +5,9 @@ afterwards; its gradients are reduced and scattered in the backward pass. Scale 
 processes' gradients, while FSDP averages by default (Zhao et al. 2023, arXiv 2304.11277). The optimizer must be built after `shard`.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -14,8 +16,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import SiglipModel
 
 from eval.errors import UserError
-from eval.processes import Processes
-from train.config.job import JobConfig
+
+if TYPE_CHECKING:
+    from eval.processes import Processes
+    from train.config.job import JobConfig
 
 
 def check_shardable(config: JobConfig, processes: Processes) -> None:

@@ -3,10 +3,12 @@
 Shape letters: B images of the whole batch, b of this process, p pictures (its images and, behind them, hard images), N pairs, L tokens.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,14 +16,16 @@ from torch.utils.data import Dataset
 
 from eval.dataset.images import ImageError
 from eval.dataset.retrieval_set import GroupHashes
-from eval.processes import Processes
-from train.config.reranker import NegativesConfig
 from train.data.batches import PictureReader
-from train.data.caption_pool import CaptionPool
-from train.data.hard_image_order import HardImages
-from train.data.negatives import Negatives
 from train.data.order import BatchOrder, chosen_caption, generator
-from train.reranker.model import MatchInputs
+
+if TYPE_CHECKING:
+    from eval.processes import Processes
+    from train.config.reranker import NegativesConfig
+    from train.data.caption_pool import CaptionPool
+    from train.data.hard_image_order import HardImages
+    from train.data.negatives import Negatives
+    from train.reranker.model import MatchInputs
 
 # Streams of random numbers besides those of train/data/batches.py.
 _HARD_CAPTION, _HARD_IMAGE, _EASY = range(100, 103)
@@ -69,7 +73,7 @@ class MatchBatch:
         """int64: 1 for a true pair."""
         return (self.kinds_N == PairKind.TRUE).long()
 
-    def parts(self, num_images: int | None) -> Iterator["MatchBatch"]:
+    def parts(self, num_images: int | None) -> Iterator[MatchBatch]:
         """The pairs of so many images at a time, each part with the pictures it needs; None: all at once."""
         num_owners = int(self.owners_N[-1]) + 1
         size = num_images or num_owners
@@ -89,7 +93,7 @@ class MatchBatch:
                 **pairs,
             )
 
-    def pin_memory(self) -> "MatchBatch":
+    def pin_memory(self) -> MatchBatch:
         """The same with page-locked tensors, for copies to a GPU that do not wait (called by DataLoader)."""
         pinned: dict[str, Any] = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         return replace(self, **pinned)

@@ -1,14 +1,14 @@
 """Everything the tuning of a reranker needs before its first step: data, retriever, cross-encoder, optimizer."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
-from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import hash_weights, load_siglip
-from eval.processes import Processes
 from rerank.reorder.stages import check_top_k
-from train.config.reranker import RerankerConfig
 from train.data.caption_pool import CaptionPool
 from train.data.order import BatchOrder
 from train.data.splits import Splits, ground_truth_pairs, load_splits
@@ -16,6 +16,11 @@ from train.engine.distributed import SharedFolder, check_same
 from train.engine.run import Run
 from train.model.siglip import TunedModel
 from train.reranker.model import TunedCrossEncoder, build_cross_encoder, make_cross_encoder_optimizer
+
+if TYPE_CHECKING:
+    from eval.dataset.retrieval_set import RetrievalSet
+    from eval.processes import Processes
+    from train.config.reranker import RerankerConfig
 
 
 @dataclass(kw_only=True)

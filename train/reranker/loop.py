@@ -1,14 +1,15 @@
 """The loop that tunes a reranker: what a step and an evaluation are. When each is due, checkpoints and resume: train/engine/loop.py."""
 
+from __future__ import annotations
+
 import time
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.errors import UserError
 from eval.metrics.evaluate import values_of
 from eval.metrics.stage_metrics import mean_recall_at_1
 from eval.search.ranking import DIRECTIONS
-from eval.search.stage import Stage
 from rerank.scoring.candidates import candidate_lists
 from train.engine.checkpoint import Checkpoints, State
 from train.engine.loop import BaseLoop, StopSignals
@@ -20,6 +21,9 @@ from train.reranker.evaluation import first_stage, measure_cross_encoder
 from train.reranker.job import RerankerJob
 from train.reranker.negatives import as_hard_tables, check_mined, mine_tables, read_tables
 from train.reranker.step import MatchResult, MatchStepper
+
+if TYPE_CHECKING:
+    from eval.search.stage import Stage
 
 
 class RerankerLoop(BaseLoop):

@@ -1,14 +1,15 @@
 """The two tables a cross-encoder is tuned on: hard captions of every image and hard images of every caption, mined once by one SigLIP."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from eval.errors import UserError
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
-from train.config.reranker import NegativesConfig
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.hard_image_order import HardImages
 from train.data.negatives import Negatives, read_negatives, write_negatives
@@ -16,11 +17,14 @@ from train.mining.cross_encoder import MiningCrossEncoder
 from train.mining.ensemble import Retriever
 from train.mining.mine import mine
 from train.mining.refresh import Refresh
-from train.mining.report import MiningReport
 from train.mining.report_page import write_mining_report
 from train.model.frozen_tower import FrozenStore
 from train.reranker.batches import HardTables
-from train.reranker.job import RerankerJob
+
+if TYPE_CHECKING:
+    from train.config.reranker import NegativesConfig
+    from train.mining.report import MiningReport
+    from train.reranker.job import RerankerJob
 
 Form = Literal["columns", "images"]
 

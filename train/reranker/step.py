@@ -5,20 +5,24 @@ The loss is the mean over all pairs of the whole batch, whichever process or mic
 of micro-batches give the same gradients. Source of the loss: image-text matching of ALBEF (arXiv 2107.07651) and BLIP (2201.12086).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from eval.processes import Processes
-from train.config.reranker import RerankerLoopConfig
 from train.engine.run import StepOutcome
 from train.model.grad_cache import seed_dropout
 from train.optim.update import FlatGradients, Update
 from train.reranker.batches import MatchBatch, PairKind
 from train.reranker.collapse import constant_loss
-from train.reranker.model import TunedCrossEncoder
+
+if TYPE_CHECKING:
+    from eval.processes import Processes
+    from train.config.reranker import RerankerLoopConfig
+    from train.reranker.model import TunedCrossEncoder
 
 
 @dataclass(frozen=True, kw_only=True)

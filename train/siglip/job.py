@@ -1,15 +1,20 @@
 """What the tuning of SigLIP needs before its first step, and what a person is told of it."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from eval.dataset.retrieval_set import RetrievalSet
-from train.config.job import JobConfig
-from train.data.hard_image_order import EpochOrder
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from train.data.mined_order import describe_form
 from train.engine.run import Run
 from train.model.frozen_tower import frozen_lines
 from train.model.grad_cache import cached_size
-from train.model.siglip import TunedModel
+
+if TYPE_CHECKING:
+    from eval.dataset.retrieval_set import RetrievalSet
+    from train.config.job import JobConfig
+    from train.data.hard_image_order import EpochOrder
+    from train.model.siglip import TunedModel
 
 
 @dataclass(kw_only=True)

@@ -1,11 +1,12 @@
 """The loop that tunes SigLIP: what a step, a mining and an evaluation are. When each is due, checkpoints and resume:
 train/engine/loop.py."""
 
+from __future__ import annotations
+
 import time
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
 from eval.metrics.evaluate import values_of
 from eval.metrics.stage_metrics import mean_recall_at_1
@@ -15,16 +16,19 @@ from train.data.batches import Batch, BatchBuilder
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.mined_order import columns_in_force, is_due, order_in_force
 from train.data.negatives import Negatives, read_negatives
-from train.data.order import Order
 from train.data.positives import TruePairs
 from train.engine.checkpoint import Checkpoints, State
 from train.engine.loop import BaseLoop, StopSignals
-from train.mining.ensemble import MiningMember
 from train.model.frozen_tower import FrozenStore, cached_towers
 from train.siglip.job import Job
 from train.siglip.mining import members_of, num_rows, refresh_negatives
 from train.siglip.step import Stepper, StepResult, step_record
 from train.siglip.watch import RetentionResult, Watch
+
+if TYPE_CHECKING:
+    from eval.dataset.retrieval_set import RetrievalSet
+    from train.data.order import Order
+    from train.mining.ensemble import MiningMember
 
 
 class Loop(BaseLoop):

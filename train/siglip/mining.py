@@ -1,10 +1,12 @@
 """One refresh of a job's negatives: mine in the form asked for, and write the table and its report."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rerank.scoring.score_cache import ScoreCache
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
@@ -14,9 +16,11 @@ from train.mining.cross_encoder import MiningCrossEncoder, load_mining_cross_enc
 from train.mining.ensemble import MiningMember, Retriever, load_members
 from train.mining.mine import mine
 from train.mining.refresh import Refresh
-from train.mining.report import MiningReport
 from train.mining.report_page import write_mining_report
-from train.siglip.job import Job
+
+if TYPE_CHECKING:
+    from train.mining.report import MiningReport
+    from train.siglip.job import Job
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,31 @@
 """One optimizer step: embed, loss over all processes, gradients of it, their sum over processes, check, clip, update."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from eval.dataset.retrieval_set import RetrievalSet
-from eval.processes import Processes
 from eval.sharded import is_sharded
-from train.config.job import JobConfig
-from train.data.batches import Batch
 from train.data.caption_pool import CaptionPool
-from train.data.order import Order
 from train.data.positives import TruePairs
 from train.engine.metrics_log import gpu_record, scale_record
 from train.engine.run import StepOutcome
 from train.loss.distillation import OwnPairs, SoftLabels
 from train.loss.sigmoid import LossTerms, Pairing, gathered_texts, sigmoid_loss
 from train.model.grad_cache import Towers
-from train.model.siglip import TunedModel
-from train.optim.loss_scale import LossScale
 from train.optim.update import FlatGradients, ShardedGradients, Update, rate_factor
-from train.siglip.job import Job
+
+if TYPE_CHECKING:
+    from eval.dataset.retrieval_set import RetrievalSet
+    from eval.processes import Processes
+    from train.config.job import JobConfig
+    from train.data.batches import Batch
+    from train.data.order import Order
+    from train.model.siglip import TunedModel
+    from train.optim.loss_scale import LossScale
+    from train.siglip.job import Job
 
 
 @dataclass(frozen=True, kw_only=True)
