@@ -39,8 +39,6 @@ from train.model.siglip import TunedModel, merged_state
 from train.siglip.export import LoadedCheckpoint, export_model, load_checkpoint, model_card
 from train.siglip.watch import Recall
 
-ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-
 
 def interpolate(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
     """(1 - alpha) * base + alpha * tuned, weight by weight; at 0 and 1 the very bits (arithmetic would lose a zero's sign)."""
@@ -168,7 +166,7 @@ def _parse(arguments: list[str]) -> Any:
     parser = argparse.ArgumentParser(prog="python -m train.wise", description="Weights between base and tuned: measure them, keep one.")
     parser.add_argument("run_folder", type=Path, help="folder of a run, e.g. runs/demo")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--alphas", default=",".join(f"{alpha:g}" for alpha in ALPHAS), help="0 is the base, 1 the best checkpoint")
+    parser.add_argument("--alphas", default="0,0.2,0.4,0.6,0.8,1", help="0 is the base, 1 the best checkpoint")
     parser.add_argument("--keep", help="best, or an alpha: export the model there to OUTPUT/export")
     asked = parser.parse_args(arguments)
     try:

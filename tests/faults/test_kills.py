@@ -13,7 +13,7 @@ from tests.nursery import Trap
 # minings at 0, 4, 8; checkpoints every 2 steps and at a new best.
 MOMENTS = {
     "before the first checkpoint": Trap("train.engine.checkpoint:save_file", 1),
-    "first checkpoint without its name": Trap("train.engine.checkpoint:Checkpoints._commit", 1),
+    "first checkpoint without its name": Trap("train.engine.checkpoint:commit_folder", 1),
     "first checkpoint retired, its successor not named": Trap("eval.atomic:os.rename", 3),
     "in the first mining": Trap("train.mining.candidates:stream_search", 1),
     "table written, not yet in the log": Trap("train.siglip.mining:write_negatives", 2, after=True),
@@ -23,7 +23,7 @@ MOMENTS = {
     "weights moved, line not written": Trap("train.siglip.step:Stepper.train_step", 7, after=True),
     "line written, checkpoint not": Trap("train.engine.metrics_log:MetricsLog.sync", 5),
     "between weights and optimizer state": Trap("train.engine.checkpoint:save_file", 8),
-    "checkpoint sealed, not named": Trap("train.engine.checkpoint:Checkpoints._commit", 4),
+    "checkpoint sealed, not named": Trap("train.engine.checkpoint:commit_folder", 4),
     "checkpoint named, old ones not pruned": Trap("train.engine.checkpoint:Checkpoints.prune", 6),
     "half pruned": Trap("train.engine.checkpoint:remove_folder", 2, after=True),
     "in an evaluation": Trap("train.siglip.loop:retrieve", 3),
@@ -32,7 +32,7 @@ MOMENTS = {
     "export half written": Trap("train.siglip.export:merged_state", 1, after=True),
     "exported, not measured": Trap("train.siglip.finish:export_checkpoint", 1, after=True),
     "measured, not reported": Trap("rerank.evaluation:write_report", 1),
-    "reported, not marked as finished": Trap("train.siglip.finish:_mark_finished", 1),
+    "reported, not marked as finished": Trap("train.siglip.finish:mark_ended", 1),
 }
 
 

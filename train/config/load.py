@@ -4,17 +4,14 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from eval.errors import UserError
 from train.config.job import JobConfig
-from train.config.run import RunConfig
-from train.config.run_paths import found_from_here
-
-ConfigType = TypeVar("ConfigType", bound=RunConfig)
+from train.config.run_paths import ConfigType, found_from_here
 
 
 class ConfigError(UserError):

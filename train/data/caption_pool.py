@@ -5,9 +5,10 @@ split, A additional ones.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,20 @@ class AdditionalCaptions:
         for text in self.texts:
             digest.update(text.encode("utf-8") + b"\0")
         return digest.hexdigest()
+
+
+class LazyStrings(Sequence[str]):
+    """Strings that are looked up one at a time, without a copy of all."""
+
+    def __init__(self, of: Callable[[int], str], length: int) -> None:
+        self._of, self._length = of, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # int -> str, slice -> list[str]
+        places = range(self._length)[index]
+        return self._of(places) if isinstance(places, int) else [self._of(place) for place in places]
 
 
 class CaptionPool:
@@ -123,13 +138,9 @@ class CaptionPool:
     @cached_property
     def near_duplicate_positives(self) -> tuple[np.ndarray, GroupHashes]:
         """(near-duplicate group of every caption, positive pairs of image group and near-duplicate group)."""
-        keys_C = near_duplicate_groups(self._texts())
+        keys_C = near_duplicate_groups(chain(self.dataset.captions, self.additional.texts))
         groups_C = self.dataset.group_I[self.dataset.caption_image_C]
         return keys_C, GroupHashes(groups_C, keys_C[: self.num_captions], int(self.dataset.group_I.max()) + 1)
-
-    def _texts(self) -> Iterator[str]:
-        yield from self.dataset.captions
-        yield from self.additional.texts
 
 
 def read_additional_captions(path: str) -> AdditionalCaptions:
@@ -139,7 +150,8 @@ def read_additional_captions(path: str) -> AdditionalCaptions:
         UserError: it cannot be read, has no such column, or rows without text; every fault with its line.
     """
     source, faults = Path(path), list[tuple[str, str]]()
-    readers = {".txt": _text_rows, ".jsonl": _jsonl_rows, ".csv": _csv_rows, ".tsv": _csv_rows, ".parquet": _parquet_rows}
+    csv, jsonl = partial(_record_rows, read_csv), partial(_record_rows, read_jsonl)
+    readers: dict[str, Any] = {".txt": _text_rows, ".jsonl": jsonl, ".csv": csv, ".tsv": csv, ".parquet": _parquet_rows}
     if source.suffix.lower() not in readers:
         raise UserError(f"mining.pool: {path}: expected a file that ends in one of {', '.join(readers)}")
     texts: list[str] = []
@@ -178,15 +190,8 @@ def _text_rows(path: Path, _: list[tuple[str, str]]) -> Iterator[tuple[int, Any]
                 yield line, text.strip()
 
 
-def _jsonl_rows(path: Path, faults: list[tuple[str, str]]) -> Iterator[tuple[int, Any]]:
-    yield from _column(path, *read_jsonl(path, faults))
-
-
-def _csv_rows(path: Path, faults: list[tuple[str, str]]) -> Iterator[tuple[int, Any]]:
-    yield from _column(path, *read_csv(path, faults))
-
-
-def _column(path: Path, columns: list[str], records: list[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, Any]]:
+def _record_rows(read: Any, path: Path, faults: list[tuple[str, str]]) -> Iterator[tuple[int, Any]]:
+    columns, records = read(path, faults)
     _check_column(path, columns)
     for line, record in records:
         yield line, record.get("caption")

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -41,13 +41,15 @@ def check_images(splits: Splits, num_workers: int, choices: Sequence[ChoiceSet] 
     named = [(dataset, dataset.split or dataset.source) for dataset in splits.all()] + [(each, each.source) for each in choices]
     for dataset, label in named:
         loader: Any = block_loader(_PixelHashes(dataset), num_workers=num_workers)
-        for image, (digest, fault) in enumerate(_shown(loader, dataset.num_images, label)):
-            num_checked += 1
-            name = f"[{label}] {dataset.image_ids[image]}"
-            if fault:
-                faults.append(f"{name}: {fault}")
-            else:
-                places[digest].append(name)
+        with bar(dataset.num_images, f"decoding {label}", "picture") as progress:
+            for image, (digest, fault) in enumerate(loader):
+                num_checked += 1
+                name = f"[{label}] {dataset.image_ids[image]}"
+                if fault:
+                    faults.append(f"{name}: {fault}")
+                else:
+                    places[digest].append(name)
+                progress.update(1)
     equal = [names for names in places.values() if len(names) > 1]
     print(f"{num_checked:,} pictures checked: {len(faults)} do not decode, {len(equal)} are there more than once")
     for line in (*faults, *(f"equal: {', '.join(names[:5])}" for names in equal[:_SHOWN])):
@@ -55,11 +57,3 @@ def check_images(splits: Splits, num_workers: int, choices: Sequence[ChoiceSet] 
     if len(equal) > _SHOWN:
         print(f"  ... and {len(equal) - _SHOWN} more that are there more than once")
     return 2 if faults else 0
-
-
-def _shown(loader: Any, num_pictures: int, label: str) -> Iterator[tuple[str, str]]:
-    """The loader's items under a progress bar."""
-    with bar(num_pictures, f"decoding {label}", "picture") as progress:
-        for item in loader:
-            yield item
-            progress.update(1)

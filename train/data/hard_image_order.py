@@ -130,16 +130,8 @@ class HardImageOrder:
     """
 
     def __init__(self, anchors: AnchorOrder, dataset: RetrievalSet, hard: HardImages | None) -> None:
+        self.seed, self.epoch = anchors.base.seed, anchors.epoch
         self._anchors, self._dataset, self._hard = anchors, dataset, hard
-
-    @property
-    def seed(self) -> int:
-        """Seed of captions, crops and replacements."""
-        return self._anchors.base.seed
-
-    def epoch(self, step: int) -> int:
-        """The epoch, from 0, whose permutation the anchors of a step come from."""
-        return self._anchors.epoch(step)
 
     def batch(self, step: int) -> AnchoredBatch:
         """A step's whole batch with its parts.

@@ -112,17 +112,9 @@ class NeighbourOrder:
     """
 
     def __init__(self, base: BatchOrder, window: range, neighbours: Neighbours) -> None:
+        self.seed, self.epoch = base.seed, base.epoch
         self._base, self._window, self._neighbours = base, window, neighbours
         self._composed: tuple[range, np.ndarray] | None = None  # the part of the window composed last
-
-    @property
-    def seed(self) -> int:
-        """Seed of captions, crops and replacements."""
-        return self._base.seed
-
-    def epoch(self, step: int) -> int:
-        """The epoch, from 0, that a step belongs to."""
-        return self._base.epoch(step)
 
     def part(self, step: int) -> range:
         """The steps of the window that lie in the epoch of a step.

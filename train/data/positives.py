@@ -33,8 +33,7 @@ class TruePairs:
 
     def hashes(self, captions: np.ndarray) -> np.ndarray:
         """Hash of each caption of the pool, int64 of the same shape."""
-        hashes: np.ndarray = self._hash_C[captions]
-        return hashes
+        return self._hash_C[captions]
 
     def of_batch(self, images_b: np.ndarray, texts: list[np.ndarray]) -> BatchPositives:
         """The positive pairs between this process's images and the texts of each process, given as pool indices."""

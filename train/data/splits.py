@@ -9,7 +9,7 @@ from eval.dataset.qrels import read_qrels
 from eval.dataset.retrieval_set import RetrievalSet, load_split
 from eval.dataset.truth import known_pairs
 from eval.errors import UserError
-from eval.manifest.manifest import Manifest, read_manifest
+from eval.manifest.manifest import read_manifest
 from rerank.expansions.parse import kept_columns, read_expansions
 from rerank.reorder.stages import check_top_k
 from train.config.evaluation import WatchConfig
@@ -136,7 +136,8 @@ def load_splits(config: RunConfig, *, slice_by: Sequence[str] = (), keep: Sequen
     )
     unused = Counter(image.split for image in manifest.images if image.split is not None and image.split not in wanted)
     train = load_split(manifest, data.train_split)
-    splits = Splits(train, _optional(manifest, data.val_split), _optional(manifest, data.test_split), dict(unused))
+    val, test = (None if split is None else load_split(manifest, split) for split in (data.val_split, data.test_split))
+    splits = Splits(train, val, test, dict(unused))
     if splits.train.num_images < config.train.batch_size:
         raise UserError(
             f"train.batch_size is {config.train.batch_size}, but split {data.train_split!r} has only {splits.train.num_images} images; "
@@ -146,7 +147,3 @@ def load_splits(config: RunConfig, *, slice_by: Sequence[str] = (), keep: Sequen
         train, lines = expanded(manifest, data.train_split, train, expansions)
         splits = replace(splits, train=train, expand_lines=lines)
     return splits
-
-
-def _optional(manifest: Manifest, split: str | None) -> RetrievalSet | None:
-    return None if split is None else load_split(manifest, split)

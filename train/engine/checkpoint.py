@@ -135,7 +135,7 @@ class Checkpoints:
                 shutil.copyfile(negatives_file, temporary / "negatives.parquet")
             (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
             _seal(temporary)
-            self._commit(temporary, target)
+            commit_folder(temporary, target)
 
     def _says(self, target: Path, state: State) -> bool:
         """Whether a checkpoint is whole and of the very same state."""
@@ -143,10 +143,6 @@ class Checkpoints:
             return not verify(target) and self.state(state.step) == state
         except (OSError, ValueError, KeyError, TypeError):
             return False
-
-    def _commit(self, temporary: Path, target: Path) -> None:
-        """Give a sealed folder its name; what had the name leaves first, and `sweep` brings it back after a kill in between."""
-        commit_folder(temporary, target)
 
     def discard_after(self, step: int) -> None:
         """Remove the checkpoints after a step: damaged ones that were skipped. Left there, they would count among the newest kept."""

@@ -86,12 +86,8 @@ def end_with(run: Callable[[list[str]], int]) -> None:
         if prefix:
             path = Path(f"{prefix}.{os.environ.get('RANK', '0')}")
             path.write_text(f"{code}\n", encoding="utf-8")
-    _end_processes()
-    sys.exit(code)
-
-
-def _end_processes() -> None:
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+    sys.exit(code)

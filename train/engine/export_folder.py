@@ -54,21 +54,6 @@ def check_replaceable(folder: Path) -> None:
         raise UserError(f"{folder} is there and is no earlier export (it holds {(foreign or found)[:5]}); give an empty or a new folder")
 
 
-def choose_step(checkpoints: Checkpoints, newest: State, which: str) -> int:
-    """Step of the best, the last or a numbered checkpoint.
-
-    Raises:
-        UserError: there is no such checkpoint.
-    """
-    if which == "last":
-        return newest.step
-    if which == "best":
-        return newest.step if newest.best_step is None else newest.best_step
-    if not which.isdigit() or int(which) not in checkpoints.steps():
-        raise UserError(f"--checkpoint is best, last or one of {checkpoints.steps()}; found {which!r}")
-    return int(which)
-
-
 def chosen_checkpoint(config: RunConfig, which: str) -> tuple[Checkpoints, State, int]:
     """(checkpoints of a run, its newest state, step of the best, the last or a numbered checkpoint, which is whole).
 
@@ -80,7 +65,12 @@ def chosen_checkpoint(config: RunConfig, which: str) -> tuple[Checkpoints, State
     if found is None:
         raise NoReadableCheckpoint(f"{checkpoints.folder}: no checkpoints here; is it the folder of a run (runs/NAME)?")
     newest = found[0]
-    step = choose_step(checkpoints, newest, which)
+    if which in ("best", "last"):
+        step = newest.step if which == "last" or newest.best_step is None else newest.best_step
+    elif which.isdigit() and int(which) in checkpoints.steps():
+        step = int(which)
+    else:
+        raise UserError(f"--checkpoint is best, last or one of {checkpoints.steps()}; found {which!r}")
     if step != newest.step and (fault := verify(checkpoints.path(step))):
         raise NoReadableCheckpoint(f"{checkpoints.path(step)} is damaged: {fault}")
     return checkpoints, newest, step

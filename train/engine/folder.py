@@ -73,11 +73,8 @@ def _differences(old: dict[str, Any], config: RunConfig) -> list[str]:
     """Keys that differ and matter, as `key: old -> new`."""
     flat_old, flat_new = flatten(old, "."), flatten(config.model_dump(mode="json"), ".")
     keys = [key for key in dict.fromkeys((*flat_old, *flat_new)) if flat_old.get(key) != flat_new.get(key)]
-    return [f"{key}: {flat_old.get(key)!r} -> {flat_new.get(key)!r}" for key in keys if not _is_free(key, config.mutable_keys)]
-
-
-def _is_free(key: str, mutable_keys: tuple[str, ...]) -> bool:
-    return any(key == free or key.startswith(free + ".") for free in mutable_keys)
+    free = tuple(f"{key}." for key in config.mutable_keys)
+    return [f"{key}: {flat_old.get(key)!r} -> {flat_new.get(key)!r}" for key in keys if not f"{key}.".startswith(free)]
 
 
 def report_folder(config: RunConfig) -> Path:
@@ -105,8 +102,7 @@ def ended(config: RunConfig, expected: Mapping[str, Any], made: Sequence[Path] =
 
 def read_ended(config: RunConfig) -> dict[str, Any]:
     """What finished.json says; raises OSError or ValueError where there is none."""
-    record: dict[str, Any] = json.loads((config.run_folder / "finished.json").read_text(encoding="utf-8"))
-    return record
+    return json.loads((config.run_folder / "finished.json").read_text(encoding="utf-8"))
 
 
 def mark_ended(config: RunConfig, record: Mapping[str, Any]) -> None:

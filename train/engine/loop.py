@@ -12,16 +12,19 @@ import socket
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch.distributed as dist
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from eval.dataset.images import ImageError
+from eval.encoder.encoder import block_loader
 from eval.errors import CommandError, UserError
 from eval.progress import bar
 from train.engine.checkpoint import Checkpoints, State, newest_of_main
@@ -93,24 +96,6 @@ class StopSignals:
         return 128 + (self.received or signal.SIGTERM)
 
 
-class SideBar:
-    """A progress bar for what happens between steps; each advance also looks for a signal."""
-
-    def __init__(self, text: str, total: int, show: bool, check: Callable[[], None], unit: str = "row") -> None:
-        self._bar = bar(total, text, unit, show=show, leave=False)
-        self._check = check
-
-    def __enter__(self) -> Callable[[int], None]:
-        return self._advance
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def _advance(self, rows: int) -> None:
-        self._bar.update(rows)
-        self._check()
-
-
 class BaseLoop(ABC):
     """One run from its current step to its last."""
 
@@ -129,10 +114,6 @@ class BaseLoop(ABC):
     # -- what each kind of run defines -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def describe(self) -> list[str]:
-        """What a person should know before the first step, line by line."""
-
-    @abstractmethod
     def setup(self) -> None:
         """What is done once, at every start, when weights and optimizer state are there; not called when no step is left."""
 
@@ -141,8 +122,8 @@ class BaseLoop(ABC):
         """Restore what a checkpoint holds next to weights and optimizer state, or refuse it (raises UserError)."""
 
     @abstractmethod
-    def batches(self) -> Iterable[Any]:
-        """Batches from the next step on, each with `step` and `undecodable`, or an ImageError in the place of one."""
+    def batches(self) -> tuple[Dataset[Any], int]:
+        """(step to its batch, with `step` and `undecodable`, or an ImageError in its place; the last step that it can build now)."""
 
     @abstractmethod
     def train_step(self, batch: Any, stop_asked: bool) -> StepOutcome:
@@ -222,7 +203,7 @@ class BaseLoop(ABC):
                 job.log(f"resuming {job.config.name} at step {self.state.step} ({moved} later line(s) of metrics.jsonl moved away)")
                 if lost := self.state.num_metrics_lines - self.metrics.num_lines:
                     job.log(f"warning: metrics.jsonl lacks {lost} line(s) that were there when the checkpoint was written")
-        for line in self.describe():
+        for line in job.describe():
             job.log(line)
         if found is None:
             self.write("start", {"world_size": job.processes.world_size, "leakage": [leak.as_record() for leak in job.leakages]})
@@ -232,8 +213,9 @@ class BaseLoop(ABC):
         job, step = self._run, self.state.step
         if self.state.base_sha256 != job.tuned.base_sha256:
             raise UserError(f"{job.base} has other weights than when {job.folder} was begun; give the run another name=")
-        if self.state.data_sha256 != job.data_sha256:
-            raise UserError(f"{job.data_place} holds other data than when {job.folder} was begun; give the run another name=")
+        if self.state.data_sha256 != job.pool.data_sha256:
+            place = f"{job.config.data.source}{job.pool.place}"
+            raise UserError(f"{place} holds other data than when {job.folder} was begun; give the run another name=")
         self.restore_extra(checkpoints)
         checkpoints.load_weights(step, job.tuned)
         checkpoints.load_optimizer(step, job.tuned, job.optimizer)
@@ -242,7 +224,10 @@ class BaseLoop(ABC):
         """Take one step and write its line."""
         started = time.perf_counter()
         if self._batches is None:
-            self._batches = iter(self.batches())
+            (builder, last), job = self.batches(), self._run
+            steps = range(self.state.step + 1, last + 1)
+            on_gpu = job.accelerator.device.type == "cuda"
+            self._batches = iter(block_loader(builder, num_workers=job.config.data.num_workers, sampler=steps, pin_memory=on_gpu))
         batch = next(self._batches)
         if isinstance(batch, ImageError):
             raise UserError(f"{batch}. --check-images lists every picture that does not decode")
@@ -258,10 +243,6 @@ class BaseLoop(ABC):
         self._bar.set_postfix_str(f"loss {outcome.loss:.4f}, {speed:.0f} images/s, waiting {100 * waited / seconds:.0f}%{self._last_eval}")
         if outcome.stop_asked:
             self._stop(together=True)
-
-    def forget_batches(self) -> None:
-        """Drop batches that were made ahead: they follow from what has just changed."""
-        self._batches = None
 
     def _evaluate_if_due(self) -> None:
         """Evaluate, and note a new best."""
@@ -320,9 +301,17 @@ class BaseLoop(ABC):
             if self.wandb is not None:
                 self.wandb.write(event, self.state.step, record)
 
-    def side_bar(self, text: str, total: int, unit: str = "row") -> SideBar:
+    @contextmanager
+    def side_bar(self, text: str, total: int, unit: str = "row") -> Iterator[Callable[[int], None]]:
         """A bar for what happens between steps; whenever it advances, a signal is heeded."""
-        return SideBar(text, total // self._run.processes.world_size, self._run.processes.is_main, self.leave_if_asked, unit)
+        processes = self._run.processes
+        with bar(total // processes.world_size, text, unit, show=processes.is_main, leave=False) as progress:
+
+            def advance(rows: int) -> None:
+                progress.update(rows)
+                self.leave_if_asked()
+
+            yield advance
 
     def leave_if_asked(self) -> None:
         """Leave a long evaluation or mining when a signal came; its work is done again after the resume.

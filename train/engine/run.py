@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Run:
+class Run(ABC):
     """A configured run on this process: all that is there before its first step.
 
     Attributes:
@@ -75,16 +76,6 @@ class Run:
         """What the splits share."""
         return self.splits.leakages()
 
-    @property
-    def data_sha256(self) -> str:
-        """Hash of the train split and of the additional captions that can be mined."""
-        return self.pool.data_sha256
-
-    @property
-    def data_place(self) -> str:
-        """Where what is trained on comes from, in words."""
-        return f"{self.config.data.source}{self.pool.place}"
-
     def execution(self, on_progress: Callable[[int], Any] = no_progress) -> Execution:
         """How this run embeds, searches and mines."""
         num_workers = self.config.data.num_workers
@@ -94,6 +85,20 @@ class Run:
         """Print a line on the main process, next to the progress bar."""
         if self.processes.is_main:
             tqdm.write(text)
+
+    @abstractmethod
+    def describe(self) -> list[str]:
+        """What a person should know before the first step, line by line."""
+
+    def size_lines(self, num_epochs: float) -> list[str]:
+        """The size of the loop, which passes so often over the images, and the machine's."""
+        train, world_size = self.config.train, self.processes.world_size
+        return [
+            f"loop      {train.max_steps:,} steps of {train.batch_size} images = {num_epochs:.1f} epochs, {train.num_warmup_steps} of them "
+            f"warm-up; {train.precision}",
+            f"machine   {world_size} process(es) x {train.batch_size // world_size} images on {self.accelerator.device}, "
+            f"{torch.get_num_threads()} thread(s) each",
+        ]
 
     def data_line(self) -> str:
         """What there is to train on, to evaluate on, and what no split of the run uses."""
@@ -113,17 +118,20 @@ class Run:
         ]
 
 
-class StepOutcome(Protocol):
-    """What the loop asks of a step's result."""
+@dataclass(frozen=True, kw_only=True)
+class StepOutcome:
+    """What the loop reads of a step, over all processes.
 
-    @property
-    def loss(self) -> float:
-        """Over all processes."""
+    Attributes:
+        loss: mean over the batch.
+        grad_norm: before clipping.
+        num_replaced: pictures that do not decode.
+        stop_asked: whether any process was told to stop.
+        skipped: nothing was updated, for fp16 overflowed.
+    """
 
-    @property
-    def num_replaced(self) -> int:
-        """Images replaced because they do not decode, of all processes."""
-
-    @property
-    def stop_asked(self) -> bool:
-        """Whether any process was told to stop."""
+    loss: float
+    grad_norm: float
+    num_replaced: int
+    stop_asked: bool
+    skipped: bool = False

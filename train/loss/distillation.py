@@ -43,7 +43,7 @@ class OwnPairs:
 
     Attributes:
         rows_m: int64, the row of the image that each mined caption was mined for.
-        positive_m: bool, which of them are positive all the same; None: none.
+        positive_m: bool, which of them are positive all the same (relabelled by a cross-encoder); None: none.
         soft: teacher logits; None: hard labels.
     """
 

@@ -55,11 +55,8 @@ class _Known:
     def __init__(self, key_b: np.ndarray, hashes: list[np.ndarray], known: GroupHashes) -> None:
         self._key_b, self._hashes = key_b, hashes
         self._known = known.within(key_b, np.concatenate(hashes))
-        self._of_rows = lru_cache(maxsize=None)(self._restrict)
+        self._of_rows = lru_cache(maxsize=None)(lambda start, stop: self._known.within(key_b[start:stop], None))
 
     def pairs(self, rows: slice, owner: int, columns: slice) -> tuple[np.ndarray, np.ndarray]:
         """(row, column) counted from the block's corner, each once."""
         return matching_pairs(self._key_b[rows], self._hashes[owner][columns], self._of_rows(rows.start, rows.stop))
-
-    def _restrict(self, start: int, stop: int) -> GroupHashes:
-        return self._known.within(self._key_b[start:stop], None)

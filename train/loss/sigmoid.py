@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch.nn.functional import softplus
 
 from eval.processes import Processes
-from train.loss.distillation import LINEAR_FROM, OwnPairs, SoftLabels, own_terms
+from train.loss.distillation import LINEAR_FROM, OwnPairs, own_terms
 from train.loss.positives import BatchPositives
 
 BLOCK = 2048
@@ -54,10 +54,8 @@ class Pairing:
     Attributes:
         positives: the positive pairs of this process's images and all gathered texts.
         counts: gathered texts of each process: its captions, as many as its images, and with `mined_scope: all` its mined ones.
-        own_rows_m: int64, the image row that each mined caption of this process was mined for, where that pair is computed outside the
-            blocks: with `mined_scope: own`, and with soft labels; None: no pair is.
-        own_positive_m: bool, which of them are positive all the same (relabelled by a cross-encoder); None: none.
-        soft: teacher logits of these pairs; None: hard labels.
+        own: the mined captions of this process with the images they were mined for, where these pairs are computed outside the blocks:
+            with `mined_scope: own`, and with soft labels; None: no pair is.
         weight: of the mined columns.
         batch_size: B.
         processes: the processes that share the batch.
@@ -67,12 +65,10 @@ class Pairing:
     positives: BatchPositives
     counts: tuple[int, ...]
     batch_size: int
-    own_rows_m: torch.Tensor | None = None
+    own: OwnPairs | None = None
     weight: float = 0.0
     processes: Processes = Processes()
     block: int | None = None
-    own_positive_m: torch.Tensor | None = None
-    soft: SoftLabels | None = None
 
     @property
     def num_captions(self) -> int:
@@ -148,8 +144,8 @@ def _add_all_texts(sums: "_Accumulators", texts_nD: torch.Tensor, pairing: Pairi
         summed_nD = _ring_exchange(sums, texts_nD[:own], pairing, needs_texts)
         if gradient_nD is not None and summed_nD is not None:
             gradient_nD[:own] = summed_nD
-    if pairing.own_rows_m is not None:
-        sums.add_own_pairs(texts_nD, gradient_nD, OwnPairs(pairing.own_rows_m, pairing.own_positive_m, pairing.soft))
+    if pairing.own is not None:
+        sums.add_own_pairs(texts_nD, gradient_nD, pairing.own)
     return gradient_nD
 
 
@@ -200,8 +196,8 @@ class _Accumulators:
         self.images_gradient_bD = torch.zeros_like(images_bD) if needs_images else None
         self.in_batch, self.mined, self.bias_gradient = (images_bD.new_zeros((), dtype=torch.float64) for _ in range(3))
         self._own_rows_m: np.ndarray | None = None
-        if pairing.own_rows_m is not None and pairing.counts[pairing.processes.rank] > pairing.num_captions:
-            self._own_rows_m = pairing.own_rows_m.cpu().numpy()
+        if pairing.own is not None and pairing.counts[pairing.processes.rank] > pairing.num_captions:
+            self._own_rows_m = pairing.own.rows_m.cpu().numpy()
         widest = min(self.block, max(pairing.counts))
         self._logits = images_bD.new_empty(min(self.block, len(images_bD)) * widest)
         self._losses = images_bD.new_empty(min(_PIECE, len(self._logits)))
@@ -238,9 +234,9 @@ class _Accumulators:
         flat[left_out_P] = -torch.inf  # no loss, and no gradient
         flat[positive_P] = -flat[positive_P] - 2 * self._bias  # the bias is added to all logits below
         loss, sum_of_sigmoids = self._softplus_and_sigmoid(flat)
-        g_rc = z_rc
         self.bias_gradient += weight * (sum_of_sigmoids - 2 * flat[positive_P].sum(dtype=torch.float64))
-        _negate(g_rc, positive_P)
+        flat[positive_P] = -flat[positive_P]
+        g_rc = z_rc
         if self.images_gradient_bD is not None:
             self.images_gradient_bD[rows].addmm_(g_rc, texts_cD, alpha=weight)
         if gradient_nD is not None:
@@ -307,12 +303,6 @@ class _Accumulators:
                 self.images_gradient_bD.index_add_(0, rows_c, g_c1 * texts_mD[part])
             if gradient_mD is not None:
                 gradient_mD[part].addcmul_(g_c1, self._images_bD.index_select(0, rows_c))
-
-
-def _negate(block_rc: torch.Tensor, positions_P: torch.Tensor) -> None:
-    """Change the sign of the elements at flat positions, in place."""
-    flat = block_rc.view(-1)
-    flat[positions_P] = -flat[positions_P]
 
 
 def _spans(start: int, stop: int, block: int) -> list[slice]:

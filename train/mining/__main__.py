@@ -50,7 +50,7 @@ def mine(config: JobConfig) -> None:
     with shown("mining", num_rows(job, step)) as on_progress:
         found = refresh_negatives(job, step, None, on_progress, members=members)
     if processes.is_main:
-        print("\n".join(found.report.lines()) + f"\nwritten to {found.path}; with examples: {found.page}")
+        print("\n".join(found.report.lines()) + f"\nwritten to {found.path}; with examples: {found.path.with_suffix('.html')}")
     if lock is not None:
         lock.close()
 

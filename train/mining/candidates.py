@@ -9,20 +9,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
-from PIL import Image
 
 from eval.dataset.retrieval_set import PositivePairs, RetrievalSet
 from eval.encoder.embedding_files import Shards
-from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, num_blocks, stream_captions, stream_images
+from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, ImageSource, num_blocks, stream_captions, stream_images
 from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
 from eval.search.streamed import stream_search
 from train.data.cached_embeddings import FrozenRows
-from train.data.caption_pool import CaptionPool
+from train.data.caption_pool import CaptionPool, LazyStrings
 from train.mining.ensemble import ConcatenatedShards, Retriever, ensemble_weights
 from train.mining.faiss_index import Approximate, approximate_search, recall_of_sample
+from train.model.frozen_tower import ImageSubset
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Candidates:
     best_positive_I: np.ndarray
     decodable_I: np.ndarray
     recall: float | None = None
+    mined_for: ClassVar[str] = "images"
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,13 @@ class ImageCandidates:
     images_QK: np.ndarray
     cosines_QK: np.ndarray
     best_positive_Q: np.ndarray
+    recall: ClassVar[float | None] = None
+    mined_for: ClassVar[str] = "captions"
+
+    @property
+    def readable_Q(self) -> np.ndarray:
+        """Whether a positive image of the caption decodes, bool."""
+        return np.isfinite(self.best_positive_Q)
 
 
 def find_candidates(
@@ -90,19 +99,16 @@ def find_candidates(
         UserError: an embedding is not finite.
         OSError: the embeddings cannot be written.
     """
-    dataset, processes = pool.dataset, execution.processes
+    dataset = pool.dataset
     images_I = np.arange(dataset.num_images) if images_I is None else np.asarray(images_I, dtype=np.int64)
-    texts = _ConcatenatedCaptions(dataset.captions, pool.additional.texts)
+    texts = LazyStrings(pool.text, len(pool))
     positives = _positives_of(dataset.positives("image_to_text"), images_I)
-    with _shards(folder, [(len(images_I), IMAGE_BLOCK), (len(texts), TEXT_BLOCK)], processes) as (images, captions):
-        captions_N = np.arange(len(texts))
-        sinks = _sinks((images, images_I), (captions, captions_N), retriever, processes)
-        _embed_images(retriever, _ImageSubset(dataset, images_I), images_I, sinks[0], execution)
-        _embed_captions(retriever, texts, captions_N, sinks[1], execution)
+    subset, captions_N = ImageSubset(dataset, images_I), np.arange(len(texts))
+    with _embedded(retriever, subset, images_I, texts, captions_N, folder, execution) as (images, captions):
         if approximate is None:
             found, recall = stream_search(images, captions, positives, depth, execution=execution), None
         else:
-            found = approximate_search(images, captions, positives, depth, approximate, processes)
+            found = approximate_search(images, captions, positives, depth, approximate, execution.processes)
             recall = recall_of_sample(images, captions, found, execution)
     return Candidates(images_I, found.indices_QK, found.scores_QK, found.best_positive_Q, ~found.empty_Q, recall)
 
@@ -127,76 +133,58 @@ def find_image_candidates(
         UserError: an embedding is not finite.
         OSError: the embeddings cannot be written.
     """
-    captions_Q, processes = np.asarray(captions_Q, dtype=np.int64), execution.processes
+    captions_Q, images_I = np.asarray(captions_Q, dtype=np.int64), np.arange(dataset.num_images)
     positives = _positives_of(dataset.positives("text_to_image"), captions_Q)
-    with _shards(folder, [(dataset.num_images, IMAGE_BLOCK), (len(captions_Q), TEXT_BLOCK)], processes) as (images, captions):
-        images_I = np.arange(dataset.num_images)
-        sinks = _sinks((images, images_I), (captions, captions_Q), retriever, processes)
-        _embed_images(retriever, dataset, images_I, sinks[0], execution)
-        _embed_captions(retriever, _CaptionSubset(dataset.captions, captions_Q), captions_Q, sinks[1], execution)
+    texts = LazyStrings(lambda place: dataset.captions[int(captions_Q[place])], len(captions_Q))
+    with _embedded(retriever, dataset, images_I, texts, captions_Q, folder, execution) as (images, captions):
         found = stream_search(captions, images, positives, depth, execution=execution)
     return ImageCandidates(captions_Q, found.indices_QK, found.scores_QK, found.best_positive_Q)
 
 
 @contextmanager
-def _shards(folder: Path | None, sizes: list[tuple[int, int]], processes: Processes) -> Iterator[list[Shards]]:
-    """Open shards for (rows, rows of a block) each, and close them at the end."""
+def _embedded(
+    retriever: Retriever,
+    images: ImageSource,
+    images_I: np.ndarray,
+    texts: Sequence[str],
+    captions_N: np.ndarray,
+    folder: Path | None,
+    execution: Execution,
+) -> Iterator[tuple[Shards, Shards]]:
+    """Shards with the vectors of images and of captions, of these indices in the split and in the pool; closed at the end."""
     opened: list[Shards] = []
     try:
-        with processes.jointly():
+        with execution.processes.jointly():
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-            for num_rows, block in sizes:
-                opened.append(Shards(folder, num_rows, block, processes))
-        yield opened
+            for num_rows, block in ((len(images_I), IMAGE_BLOCK), (len(captions_N), TEXT_BLOCK)):
+                opened.append(Shards(folder, num_rows, block, execution.processes))
+        model, inputs, frozen, members = retriever.model, retriever.inputs, retriever.frozen, retriever.members
+        sink = _sink(retriever, opened[0], [member.images for member in members], images_I, IMAGE_BLOCK, execution.processes)
+        if frozen.images is not None:
+            _read_cached(frozen.images, images_I, sink, IMAGE_BLOCK, execution)
+        else:
+            stream_images(model, inputs, images, sink.append, block=IMAGE_BLOCK, remedy=None, execution=execution)
+        sink.seal()
+        sink = _sink(retriever, opened[1], [member.captions for member in members], captions_N, TEXT_BLOCK, execution.processes)
+        if frozen.captions is not None:
+            _read_cached(frozen.captions, captions_N, sink, TEXT_BLOCK, execution)
+        else:
+            stream_captions(model, inputs, texts, sink.append, block=TEXT_BLOCK, execution=execution)
+        sink.seal()
+        yield opened[0], opened[1]
     finally:
         for shards in opened:
             shards.close()
 
 
-def _sinks(
-    images: tuple[Shards, np.ndarray], captions: tuple[Shards, np.ndarray], retriever: Retriever, processes: Processes
-) -> tuple[Shards | ConcatenatedShards, Shards | ConcatenatedShards]:
-    """What takes the model's vectors of images and of captions: the shards themselves, or, with members, theirs next to them.
-
-    Args:
-        images, captions: the shards, and the index of the image or caption that each of their rows holds.
-    """
-    members = retriever.members
-    if not members:
-        return images[0], captions[0]
-    shares, _, _ = ensemble_weights(retriever.model, members)
-    return (
-        ConcatenatedShards(images[0], shares, [member.images for member in members], images[1], IMAGE_BLOCK, processes),
-        ConcatenatedShards(captions[0], shares, [member.captions for member in members], captions[1], TEXT_BLOCK, processes),
-    )
-
-
-def _embed_images(
-    retriever: Retriever,
-    images: "RetrievalSet | _ImageSubset",
-    images_I: np.ndarray,
-    shards: Shards | ConcatenatedShards,
-    execution: Execution,
-) -> None:
-    """Put the vectors of these images, of index images_I in the split, into the shards."""
-    if retriever.frozen.images is not None:
-        _read_cached(retriever.frozen.images, images_I, shards, IMAGE_BLOCK, execution)
-    else:
-        sink, block = shards.append, IMAGE_BLOCK
-        stream_images(retriever.model, retriever.inputs, images, sink, block=block, remedy=None, execution=execution)
-    shards.seal()
-
-
-def _embed_captions(
-    retriever: Retriever, texts: Sequence[str], captions_N: np.ndarray, shards: Shards | ConcatenatedShards, execution: Execution
-) -> None:
-    """Put the vectors of these captions, of index captions_N in the pool, into the shards."""
-    if retriever.frozen.captions is not None:
-        _read_cached(retriever.frozen.captions, captions_N, shards, TEXT_BLOCK, execution)
-    else:
-        stream_captions(retriever.model, retriever.inputs, texts, shards.append, block=TEXT_BLOCK, execution=execution)
-    shards.seal()
+def _sink(
+    retriever: Retriever, shards: Shards, cached: list[FrozenRows], indices_N: np.ndarray, block: int, processes: Processes
+) -> Shards | ConcatenatedShards:
+    """What takes the model's vectors: the shards themselves, or, with members, whose embeddings are cached, theirs next to them."""
+    if not cached:
+        return shards
+    return ConcatenatedShards(shards, ensemble_weights(retriever.model, retriever.members)[0], cached, indices_N, block, processes)
 
 
 def _read_cached(cached: FrozenRows, indices_N: np.ndarray, shards: Shards | ConcatenatedShards, block: int, execution: Execution) -> None:
@@ -213,49 +201,3 @@ def _positives_of(positives: PositivePairs, queries_Q: np.ndarray) -> PositivePa
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     places_P = np.repeat(positives.offsets[queries_Q] - offsets[:-1], counts) + np.arange(offsets[-1])
     return PositivePairs(offsets, positives.indices_P[places_P])
-
-
-class _ImageSubset:
-    """Some pictures of a split, as `eval.encoder.encoder.ImageSource`."""
-
-    def __init__(self, dataset: RetrievalSet, images_I: np.ndarray) -> None:
-        self._dataset, self._images_I = dataset, images_I
-
-    @property
-    def num_images(self) -> int:
-        return len(self._images_I)
-
-    def load_image(self, image: int, /) -> Image.Image:
-        return self._dataset.load_image(int(self._images_I[image]))
-
-
-class _ConcatenatedCaptions(Sequence[str]):
-    """Two sequences of captions as one, without a copy."""
-
-    def __init__(self, first: Sequence[str], second: Sequence[str]) -> None:
-        self._first, self._second = first, second
-
-    def __len__(self) -> int:
-        return len(self._first) + len(self._second)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # slice -> list[str]; int -> str
-        if not isinstance(index, slice):
-            return self[index : index + 1][0]
-        start, stop, _ = index.indices(len(self))
-        border = len(self._first)
-        return [*self._first[min(start, border) : min(stop, border)], *self._second[max(start - border, 0) : max(stop - border, 0)]]
-
-
-class _CaptionSubset(Sequence[str]):
-    """Some captions, by their indices."""
-
-    def __init__(self, captions: Sequence[str], indices_Q: np.ndarray) -> None:
-        self._captions, self._indices_Q = captions, indices_Q
-
-    def __len__(self) -> int:
-        return len(self._indices_Q)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # slice -> list[str]; int -> str
-        if isinstance(index, slice):
-            return [self._captions[int(caption)] for caption in self._indices_Q[index]]
-        return self._captions[int(self._indices_Q[index])]

@@ -3,9 +3,7 @@
 Denoising of mined negatives by a cross-encoder: RocketQA (Qu et al. 2021, arXiv 2010.08191). Shape letters: N pairs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +18,7 @@ from rerank.scoring.pair_scores import complete_scores
 from rerank.scoring.score_cache import ScoreCache
 from train.config.job import JobConfig
 from train.config.mining import DistilConfig
-from train.data.caption_pool import CaptionPool
+from train.data.caption_pool import CaptionPool, LazyStrings
 from train.data.negatives import Negatives
 
 _LISTS_AT_ONCE = 256  # images between two synchronisations of the processes
@@ -86,8 +84,7 @@ class MiningCrossEncoder:
         new_N = np.flatnonzero(~np.isin(keys_N, self._keys_N))
         if len(new_N):
             self._store(keys_N[new_N], self._scored(images_N[new_N], captions_N[new_N]))
-        logits_N: np.ndarray = self._logits_N[np.searchsorted(self._keys_N, keys_N)]
-        return logits_N
+        return self._logits_N[np.searchsorted(self._keys_N, keys_N)]
 
     def _store(self, keys_N: np.ndarray, logits_N: np.ndarray) -> None:
         """Store new scores; a pair that came twice is stored once."""
@@ -127,8 +124,8 @@ class _PoolData:
     def __init__(self, pool: CaptionPool) -> None:
         self._pool = pool
         self.image_ids = pool.dataset.image_ids
-        self.captions: Sequence[str] = _Lazy(pool.text, len(pool))
-        self.caption_ids: Sequence[str] = _Lazy(pool.caption_id, len(pool))
+        self.captions = LazyStrings(pool.text, len(pool))
+        self.caption_ids = LazyStrings(pool.caption_id, len(pool))
 
     def load_image(self, image: int, /) -> Image.Image:
         """One image, RGB."""
@@ -137,27 +134,6 @@ class _PoolData:
     def image_digest(self, image: int, /) -> bytes:
         """SHA-256 of one image as it is given."""
         return self._pool.dataset.image_digest(image)
-
-
-class _Lazy(Sequence[str]):
-    """Strings that are looked up one at a time."""
-
-    def __init__(self, of: Callable[[int], str], length: int) -> None:
-        self._of, self._length = of, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # int -> str; nothing slices it
-        return self._of(int(index))
-
-    def __iter__(self) -> Iterator[str]:
-        return (self._of(index) for index in range(self._length))
-
-
-def distillation_rules(config: DistilConfig, scorer: PairScorer) -> list[Any]:
-    """What of a distillation decides the content of the table, for its name."""
-    return [scorer.fingerprint, config.form]
 
 
 def with_cross_encoder_logits(

@@ -131,12 +131,6 @@ def _fingerprint(tuned: TunedModel) -> str:
     return hashlib.sha256(json.dumps([tuned.base_sha256, read], sort_keys=True, default=str).encode()).hexdigest()
 
 
-def check_members(config: MiningConfig, members: Sequence[MiningMember]) -> None:
-    """Raises ValueError where the members are not those of config.ensemble."""
-    if [weight for _, weight in config.members] != [member.weight for member in members]:
-        raise ValueError(f"expected the {len(config.members)} members of config.ensemble; found {len(members)}, or other weights")
-
-
 def scale_and_bias(model: SiglipModel, members: Sequence[MiningMember] = ()) -> tuple[np.float32, np.float32]:
     """Scale and bias of the model's logits; with members, of the ensemble's, whose cosine is that of the concatenated embeddings."""
     scale, bias = _scale_and_bias(model)
@@ -149,13 +143,8 @@ def _scale_and_bias(model: SiglipModel) -> tuple[float, float]:
     return float(model.logit_scale.detach().exp()), float(model.logit_bias.detach())
 
 
-def ensemble_shares(model: SiglipModel, members: Sequence[MiningMember]) -> list[float] | None:
-    """Share of each member in the ensemble's cosine, the model's first; they add up to 1. None without members."""
-    return ensemble_weights(model, members)[0] if members else None
-
-
 def ensemble_weights(model: SiglipModel, members: Sequence[MiningMember]) -> tuple[list[float], float, float]:
-    """(shares of the model and of each member, scale, bias) of the ensemble."""
+    """(shares of the model and of each member in the cosine, which add up to 1, scale, bias) of the ensemble."""
     scale, bias = _scale_and_bias(model)
     scales, biases = [scale, *(member.scale for member in members)], [bias, *(member.bias for member in members)]
     return mean_of_members(scales, biases, [1.0, *(member.weight for member in members)])

@@ -1,4 +1,4 @@
-"""What mining captions (train/mining/captions.py) and mining images (train/mining/images.py) share: the rules, and the table of the result.
+"""What mining captions and mining images (train/mining/mine.py) share: the rules, and the table of the result.
 
 Mining is retrieval (eval/search), so what is mined and what is measured cannot disagree. Every candidate that is filtered out is counted
 by its rule (train/mining/rules.py, train/mining/selection.py). Where fewer negatives remain than asked for, the shortfall is counted, never
@@ -17,8 +17,8 @@ from rerank.scorers.scorer import PairScorer
 from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives, table_name
-from train.mining.cross_encoder import MiningCrossEncoder, distillation_rules
-from train.mining.ensemble import MiningMember, Retriever, check_members
+from train.mining.cross_encoder import MiningCrossEncoder
+from train.mining.ensemble import MiningMember, Retriever
 from train.mining.faiss_index import Approximate
 from train.mining.rules import Outcome, RankedLists, Rules, filtered_out
 from train.mining.selection import PairProbability, SelectionOutcome, SelectionRule, priorities, select_negatives
@@ -69,7 +69,7 @@ def rules_of(
     if cross_encoder is not None and config.denoise is not None:
         rules["denoise"] = [cross_encoder.fingerprint, config.denoise.threshold, config.denoise.relabel_at]
     if cross_encoder is not None and config.distil is not None:
-        rules["distil"] = distillation_rules(config.distil, cross_encoder)
+        rules["distil"] = [cross_encoder.fingerprint, config.distil.form]
     return rules
 
 
@@ -84,8 +84,6 @@ def table_name_of(
     config: MiningConfig,
     refresh: Refresh,
     cross_encoder: MiningCrossEncoder | None,
-    *,
-    form: str | None = None,
 ) -> str:
     """The name of a table to be mined: a hash of all that decides what will be in it.
 
@@ -95,9 +93,10 @@ def table_name_of(
     """
     if (config.denoise is None and config.distil is None) != (cross_encoder is None):
         raise ValueError("a cross-encoder is given if and only if config.denoise or config.distil asks for one")
-    check_members(config, retriever.members)
+    if [weight for _, weight in config.members] != [member.weight for member in retriever.members]:
+        raise ValueError(f"expected the {len(config.members)} members of config.ensemble; found {len(retriever.members)}, or other weights")
     rules = rules_of(config, refresh, cross_encoder.scorer if cross_encoder is not None else None, pool, retriever.members)
-    rules |= ({} if form is None else {"form": form}) | retriever.inputs.contract
+    rules |= ({"form": "images"} if config.form == "images" else {}) | retriever.inputs.contract
     return table_name(hash_weights(retriever.model), pool.data_sha256, rules)
 
 
@@ -119,11 +118,12 @@ def apply_rules(
     """
     denoise, of_pairs = config.denoise, match_probability
     of_places = None if of_pairs is None else lambda rows_N, places_N: of_pairs(images_QK[rows_N, places_N], captions_QK[rows_N, places_N])
+    bounds = Rules(config.rank_min, config.rank_max, config.max_score, config.margin, config.perc_pos, config.margin_pos)
     rule = SelectionRule(config.negatives_per_image, config.max_uses)
     if denoise is not None:
         rule = SelectionRule(config.negatives_per_image, config.max_uses, denoise.threshold, denoise.relabel_at)
     return select_negatives(
-        filtered_out(lists, bounds_of(config)),
+        filtered_out(lists, bounds),
         lists.there_QK,
         lists.key_QK,
         priorities(lists.logits_QK, config.selection, temperature_of(config), refresh.seed, refresh.step, queries_Q),
@@ -164,8 +164,3 @@ def tabulate(
         relabelled_QK[selected_N] if relabelled_QK.any() else None,
         np.stack([images_QK[match_QK], captions_QK[match_QK]]) if match_QK.any() else None,
     )
-
-
-def bounds_of(config: MiningConfig) -> Rules:
-    """The bounds on ranks and scores."""
-    return Rules(config.rank_min, config.rank_max, config.max_score, config.margin, config.perc_pos, config.margin_pos)

@@ -59,15 +59,10 @@ def write_mining_report(
 
 def page(report: MiningReport, negatives: Negatives, pool: CaptionPool, truth: set[tuple[str, str]] | None = None) -> str:
     """The HTML page of a report; every caption and id in it is escaped."""
-    hardest_E, random_E = example_rows(negatives)
+    rows = dict(zip(("Hardest", "At random"), example_rows(negatives), strict=True))
     true_N = None if truth is None else is_true(pool, negatives.image_N, negatives.captions_N, truth)
-    groups = {
-        "Hardest": [_example(negatives, row, pool, true_N) for row in hardest_E.tolist()],
-        "At random": [_example(negatives, row, pool, true_N) for row in random_E.tolist()],
-    }
     if not negatives.is_negative_N.all():
-        first_E = np.flatnonzero(~negatives.is_negative_N)[:NUM_RELABELLED]
-        groups["Relabelled as positives"] = [_example(negatives, row, pool, true_N) for row in first_E.tolist()]
+        rows["Relabelled as positives"] = np.flatnonzero(~negatives.is_negative_N)[:NUM_RELABELLED]
     return render(
         "report_page.html.j2",
         Path(__file__).parent,
@@ -75,7 +70,7 @@ def page(report: MiningReport, negatives: Negatives, pool: CaptionPool, truth: s
         source=pool.dataset.source,
         split=pool.dataset.split,
         rules=[(RULES[rule], rule, count) for rule, count in report.filtered_out.items()],
-        groups=groups,
+        groups={title: [_example(negatives, row, pool, true_N) for row in rows_E.tolist()] for title, rows_E in rows.items()},
     )
 
 
@@ -88,12 +83,9 @@ def example_rows(negatives: Negatives) -> tuple[np.ndarray, np.ndarray]:
     rows_n = np.flatnonzero(negatives.is_negative_N)
     order_N = rows_n[np.argsort(-negatives.scores_N[rows_n], kind="stable")]
     hardest_E, others = order_N[:half], np.sort(order_N[half:])
-    draws = generator(int(negatives.name, 16) if _is_hex(negatives.name) else 0, _STREAM)
+    is_hex = bool(negatives.name) and set(negatives.name) <= set("0123456789abcdef")
+    draws = generator(int(negatives.name, 16) if is_hex else 0, _STREAM)
     return hardest_E, np.sort(draws.choice(others, min(half, len(others)), replace=False))
-
-
-def _is_hex(name: str) -> bool:
-    return bool(name) and all(letter in "0123456789abcdef" for letter in name)
 
 
 def _example(negatives: Negatives, row: int, pool: CaptionPool, true_N: np.ndarray | None) -> MinedPair:

@@ -80,8 +80,7 @@ class RankedLists:
     @property
     def margins_QK(self) -> np.ndarray:
         """Logit of the best positive less the candidate's, float32."""
-        margins_QK: np.ndarray = self.best_logit_Q[:, None] - self.logits_QK
-        return margins_QK
+        return self.best_logit_Q[:, None] - self.logits_QK
 
 
 def filtered_out(lists: RankedLists, rules: Rules) -> np.ndarray:
@@ -120,8 +119,7 @@ def perc_pos_bound(best_cosine_Q: np.ndarray, share: float) -> np.ndarray:
     Below 0 the published product would exceed the positive's cosine (0.95 * -0.2 = -0.19) and let through what outscores it. There the
     bound is positive - (1 - share) * |positive|, as far below the positive as for a cosine of the opposite sign.
     """
-    bound_Q: np.ndarray = best_cosine_Q - np.float32(1 - share) * np.abs(best_cosine_Q)
-    return bound_Q
+    return best_cosine_Q - np.float32(1 - share) * np.abs(best_cosine_Q)
 
 
 def repeats(key_QK: np.ndarray, counted_QK: np.ndarray) -> np.ndarray:

@@ -73,8 +73,7 @@ def priorities(logits_QK: np.ndarray, selection: Selection, temperature: float, 
         return uniform_QK
     tiny = np.finfo(np.float64).tiny  # random() may give 0
     gumbel_QK = -np.log(-np.log(np.maximum(uniform_QK, tiny)))
-    priority_QK: np.ndarray = logits_QK.astype(np.float64) / temperature + gumbel_QK
-    return priority_QK
+    return logits_QK.astype(np.float64) / temperature + gumbel_QK
 
 
 def select_negatives(
@@ -136,8 +135,7 @@ def _first(wanted_QK: np.ndarray, position_QK: np.ndarray, count: int) -> np.nda
     """The first `count` wanted candidates of each query, by position; bool of shape (Q, K)."""
     in_order_QK = np.zeros_like(wanted_QK)
     np.put_along_axis(in_order_QK, position_QK, wanted_QK, axis=1)
-    first_QK: np.ndarray = wanted_QK & np.take_along_axis(np.cumsum(in_order_QK, axis=1) <= count, position_QK, axis=1)
-    return first_QK
+    return wanted_QK & np.take_along_axis(np.cumsum(in_order_QK, axis=1) <= count, position_QK, axis=1)
 
 
 def _select(left_QK: np.ndarray, position_QK: np.ndarray, key_QK: np.ndarray, priority_QK: np.ndarray, rule: SelectionRule) -> np.ndarray:
@@ -178,5 +176,4 @@ def _reached(selected_QK: np.ndarray, position_QK: np.ndarray, per_query: int) -
     """Whether a candidate was reached before its query had enough negatives; bool of shape (Q, K)."""
     last_Q = np.where(selected_QK, position_QK, -1).max(axis=1, initial=-1)
     is_full_Q = selected_QK.sum(axis=1) >= per_query
-    reached_QK: np.ndarray = (position_QK <= last_Q[:, None]) | ~is_full_Q[:, None]
-    return reached_QK
+    return (position_QK <= last_Q[:, None]) | ~is_full_Q[:, None]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -166,7 +166,7 @@ class FrozenStore:
         for start in range(0, num_rows, step):
             stop = min(start + step, num_rows)
             if tower == "image":
-                window = _Window(self._dataset, start, stop - start)
+                window = ImageSubset(self._dataset, range(start, stop))
                 yield embed_images(model, inputs, window, allow_undecodable=True, execution=execution)
             else:
                 captions = [self._pool.text(caption) for caption in range(start, stop)]
@@ -183,16 +183,20 @@ def _write_rows(windows: Iterator[np.ndarray], path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _Window:
-    """Consecutive images of a split, as an `eval.encoder.encoder.ImageSource`."""
+class ImageSubset:
+    """Some images of a split, by index, as an `eval.encoder.encoder.ImageSource`."""
 
     dataset: RetrievalSet
-    start: int
-    num_images: int
+    images: Sequence[int] | np.ndarray
+
+    @property
+    def num_images(self) -> int:
+        """How many they are."""
+        return len(self.images)
 
     def load_image(self, image: int, /) -> Image.Image:
         """One picture, RGB."""
-        return self.dataset.load_image(self.start + image)
+        return self.dataset.load_image(int(self.images[image]))
 
 
 def is_whole(path: Path, shape_ND: tuple[int, int]) -> bool:

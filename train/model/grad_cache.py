@@ -60,7 +60,7 @@ class Towers:
         seeds: the job's seed and this process's rank, which with the step seed dropout.
         autocast: precision of the towers.
         """
-        self._siglip, self._autocast, self._seeds = tuned.siglip, autocast, seeds
+        self._siglip, self._autocast, (self._seed, self._rank) = tuned.siglip, autocast, seeds
         self.micro_batch_size = micro_batch_size
         self._device = next(tuned.siglip.parameters()).device
         parts = {"image": tuned.siglip.vision_model, "text": tuned.siglip.text_model}
@@ -69,7 +69,7 @@ class Towers:
 
     def begin(self, step: int) -> None:
         """Begin a step. Dropout is seeded by (seed, step, rank), so no generator state is saved. A frozen tower has no dropout."""
-        self._seed(step)
+        seed_dropout(self._seed, step, self._rank)
         self._siglip.train()
         for part in self._frozen:
             part.eval()
@@ -111,13 +111,14 @@ class Towers:
     def _micro_batches(self, side: _Side, step: int, size: int) -> Iterator[slice]:
         """The micro-batches of a side; before each, dropout is seeded by its number, so that both passes are equal."""
         for number, start in enumerate(range(0, len(side.rows), size), 1):
-            self._seed(step, _TOWERS[side.tower], number)
+            seed_dropout(self._seed, step, self._rank, _TOWERS[side.tower], number)
             yield slice(start, start + size)
 
-    def _seed(self, step: int, *micro_batch: int) -> None:
-        seed, rank = self._seeds
-        drawn = np.random.SeedSequence([seed, step, rank, *micro_batch]).generate_state(1, np.uint64)
-        torch.manual_seed(int(drawn[0] >> np.uint64(1)))
+
+def seed_dropout(*keys: int) -> None:
+    """Seed torch by its keys (seed, step, rank and which micro-batch), so no generator's state is saved."""
+    drawn = np.random.SeedSequence(keys).generate_state(1, np.uint64)
+    torch.manual_seed(int(drawn[0] >> np.uint64(1)))
 
 
 def cached_size(micro_batch_size: int | None, share: int, most_mined: int) -> int | None:

@@ -22,29 +22,25 @@ def write_scratch(folder: Path, config: ScratchConfig, dataset: RetrievalSet, se
         OSError: the folder cannot be written.
     """
     with replaced_folder(folder) as temporary:
-        _write(temporary, config, dataset, seed)
-
-
-def _write(temporary: Path, config: ScratchConfig, dataset: RetrievalSet, seed: int) -> None:
-    tokenizer = learn_tokenizer(temporary, config, dataset)
-    tower = {
-        "hidden_size": config.width,
-        "intermediate_size": 4 * config.width,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-    }
-    ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    text = tower | ids | {"vocab_size": len(tokenizer), "max_position_embeddings": config.num_tokens, "projection_size": config.width}
-    vision = tower | {"image_size": config.image_size, "patch_size": config.patch_size}
-    torch.manual_seed(seed)
-    model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
-    with torch.no_grad():
-        model.logit_scale.fill_(torch.log(torch.tensor(10.0)))
-        model.logit_bias.fill_(-10.0)
-    model.save_pretrained(temporary)
-    size = {"height": config.image_size, "width": config.image_size}
-    SiglipInputs(tokenizer, SiglipImageProcessorPil(size=size), config.num_tokens, config.image_size).save(temporary)
-    (temporary / "spiece.tmp").unlink(missing_ok=True)
+        tokenizer = learn_tokenizer(temporary, config, dataset)
+        tower = {
+            "hidden_size": config.width,
+            "intermediate_size": 4 * config.width,
+            "num_hidden_layers": config.num_layers,
+            "num_attention_heads": config.num_heads,
+        }
+        ids = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+        text = tower | ids | {"vocab_size": len(tokenizer), "max_position_embeddings": config.num_tokens, "projection_size": config.width}
+        vision = tower | {"image_size": config.image_size, "patch_size": config.patch_size}
+        torch.manual_seed(seed)
+        model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
+        with torch.no_grad():
+            model.logit_scale.fill_(torch.log(torch.tensor(10.0)))
+            model.logit_bias.fill_(-10.0)
+        model.save_pretrained(temporary)
+        size = {"height": config.image_size, "width": config.image_size}
+        SiglipInputs(tokenizer, SiglipImageProcessorPil(size=size), config.num_tokens, config.image_size).save(temporary)
+        (temporary / "spiece.tmp").unlink(missing_ok=True)
 
 
 def learn_tokenizer(folder: Path, config: ScratchConfig, dataset: RetrievalSet) -> SiglipTokenizer:

@@ -66,7 +66,10 @@ def build_model(config: ModelConfig, base: str, seed: int = 0) -> TunedModel:
     tuned = TunedModel(siglip, inputs, hash_weights(siglip))
     if config.lora is not None:
         torch.manual_seed(seed)
-        tuned.peft = _add_lora(siglip, config.lora, set(config.freeze))
+        # Never in the vision head's nn.MultiheadAttention, whose adapters would get no gradient (docs/numerics.md).
+        towers = "|".join(prefix for tower, prefix in _TOWER_PREFIX.items() if tower not in config.freeze)
+        target = rf"({towers})\.encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
+        tuned.peft = add_lora(siglip, config.lora, target)
     for tower in config.freeze:
         getattr(siglip, _TOWER_PREFIX[tower]).requires_grad_(False)
     # peft freezes everything it does not adapt, and its modules_to_save does nothing for bare parameters (docs/numerics.md).
@@ -80,16 +83,13 @@ def build_model(config: ModelConfig, base: str, seed: int = 0) -> TunedModel:
     return tuned
 
 
-def _add_lora(siglip: SiglipModel, config: LoraConfig, frozen: set[str]) -> Any:
-    """Adapters in every projection of the encoders' layers, of towers that are not frozen. Never in the vision head's
-    nn.MultiheadAttention, whose adapters would get no gradient (docs/numerics.md)."""
+def add_lora(model: Any, config: LoraConfig, target: str) -> Any:
+    """Add adapters to the layers whose names match a regular expression; returns the wrapper that can merge them."""
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
-    towers = "|".join(prefix for tower, prefix in _TOWER_PREFIX.items() if tower not in frozen)
-    target = rf"({towers})\.encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
     return get_peft_model(
-        siglip, PeftLoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=target, bias="none")
+        model, PeftLoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=target, bias="none")
     )
 
 

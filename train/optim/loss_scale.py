@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 GROWTH_INTERVAL_STEPS = 2_000
 SMALLEST = 1.0
+"""At a scale below it an overflow is not caused by scaling."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,3 @@ class LossScale:
         if self.num_good_steps + 1 == GROWTH_INTERVAL_STEPS:
             return replace(self, scale=2 * self.scale, num_good_steps=0)
         return replace(self, num_good_steps=self.num_good_steps + 1)
-
-    @property
-    def is_exhausted(self) -> bool:
-        """True if the scale is below 1: the overflow is then not caused by scaling."""
-        return self.scale < SMALLEST

@@ -15,7 +15,7 @@ from eval.errors import CommandError
 from eval.processes import Processes
 from eval.sharded import whole
 from train.config.run import LoopConfig
-from train.optim.loss_scale import LossScale
+from train.optim.loss_scale import SMALLEST, LossScale
 from train.optim.optimizer import Trainable
 
 
@@ -147,7 +147,7 @@ class Update:
         finite = bool(np.isfinite(loss) and np.isfinite(norm))
         if self.loss_scale is not None:
             self.loss_scale = self.loss_scale.after(overflowed=not finite)
-        if not finite and (self.loss_scale is None or self.loss_scale.is_exhausted):
+        if not finite and (self.loss_scale is None or self.loss_scale.scale < SMALLEST):
             raise NotFinite(self._diagnosis(step, loss, norm))
         if finite:
             self._update_weights(step, norm)

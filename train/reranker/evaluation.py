@@ -16,7 +16,7 @@ from eval.search.retrieve import retrieve
 from eval.search.stage import Stage
 from rerank.reorder.stages import reranked_stages
 from rerank.scorers.blip.scorer import BlipScorer
-from rerank.scorers.scorer import InputLimits, PairScorer
+from rerank.scorers.scorer import PairScorer
 from train.reranker.job import RerankerJob
 
 RETRIEVER = "miner"
@@ -27,28 +27,20 @@ class NamedScorer:
     """A scorer under another name, which reports progress and remembers its scores (a `PairScorer`).
 
     Attributes:
+        name: what the stage is called after it.
         scores: of this process, one array for each image.
     """
 
     def __init__(self, scorer: PairScorer, name: str, on_scored: Callable[[int], Any] = lambda pairs: None) -> None:
         """on_scored: called with each number of pairs scored."""
-        self._scorer, self._name, self._on_scored = scorer, name, on_scored
+        self.name, self.reads = name, scorer.reads
+        self._scorer, self._on_scored = scorer, on_scored
         self.scores: list[np.ndarray] = []
-
-    @property
-    def name(self) -> str:
-        """What the stage is called after it."""
-        return self._name
 
     @property
     def fingerprint(self) -> str:
         """The scorer's own."""
         return self._scorer.fingerprint
-
-    @property
-    def reads(self) -> InputLimits:
-        """The scorer's own."""
-        return self._scorer.reads
 
     def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
         """The scorer's own scores."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from accelerate import Accelerator
 
 from eval.encoder.checkpoint import hash_weights, load_siglip
@@ -42,6 +41,24 @@ class RerankerJob(Run):
     def final_set(self) -> RetrievalSet | None:
         """The split of the final report, test or else val; None without either."""
         return self.splits.test or self.splits.val
+
+    def describe(self) -> list[str]:
+        """What a person should know before the first step, line by line."""
+        config, negatives, drop_at = self.config, self.config.negatives, self.config.negatives.drop_matches_at
+        num_trained = sum(parameter.numel() for _, parameter in self.tuned.trainable())
+        num_all = sum(parameter.numel() for parameter in self.tuned.module.parameters())
+        lines = [
+            f"reranker  {self.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.3f} M of them train ({config.model.what})",
+            f"retriever {config.miner}",
+            self.data_line(),
+            *self.splits.expand_lines,
+            f"pairs     of each image its true caption and up to {negatives.captions_per_image} hard captions, "
+            f"{negatives.images_per_caption} hard images; drawn from {negatives.drawn_from}"
+            + (f"; none that the cross-encoder calls a match ({drop_at:g})" if drop_at is not None else "")
+            + (f"; easy ones up to step {negatives.easy_until_step}" if negatives.easy_until_step else ""),
+            *self.size_lines(self.order.num_epochs(config.train.max_steps)),
+        ]
+        return lines + self.leakage_lines()
 
 
 def load_reranker_data(config: RerankerConfig) -> Splits:
@@ -89,26 +106,3 @@ def prepare_reranker(config: RerankerConfig, splits: Splits, accelerator: Accele
         retriever=retriever,
         order=BatchOrder(splits.train.num_images, config.train.batch_size, config.seed),
     )
-
-
-def describe_reranker(job: RerankerJob) -> list[str]:
-    """What a person should know before the first step, line by line."""
-    config, order = job.config, job.order
-    num_trained = sum(parameter.numel() for _, parameter in job.tuned.trainable())
-    num_all = sum(parameter.numel() for parameter in job.tuned.module.parameters())
-    share, negatives = config.train.batch_size // job.processes.world_size, config.negatives
-    lines = [
-        f"reranker  {job.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.3f} M of them train ({config.model.what})",
-        f"retriever {config.miner}",
-        job.data_line(),
-        *job.splits.expand_lines,
-        f"pairs     of each image its true caption and up to {negatives.captions_per_image} hard captions, "
-        f"{negatives.images_per_caption} hard images; drawn from {negatives.drawn_from}"
-        + (f"; none that the cross-encoder calls a match ({negatives.drop_matches_at:g})" if negatives.drop_matches_at is not None else "")
-        + (f"; easy ones up to step {negatives.easy_until_step}" if negatives.easy_until_step else ""),
-        f"loop      {config.train.max_steps:,} steps of {config.train.batch_size} images = "
-        f"{order.num_epochs(config.train.max_steps):.1f} epochs, {config.train.num_warmup_steps} of them warm-up; {config.train.precision}",
-        f"machine   {job.processes.world_size} process(es) x {share} images on {job.accelerator.device}, "
-        f"{torch.get_num_threads()} thread(s) each",
-    ]
-    return lines + job.leakage_lines()

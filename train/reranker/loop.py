@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from eval.encoder.encoder import block_loader
 from eval.errors import UserError
 from eval.metrics.evaluate import values_of
 from eval.metrics.stage_metrics import mean_recall_at_1
@@ -20,12 +18,11 @@ from train.optim.update import rate_factor
 from train.reranker.batches import HardTables, MatchBatch, MatchBatches, PairKind
 from train.reranker.collapse import LEAST_SCORE_STD, RunningLoss, loss_warning, score_warning
 from train.reranker.evaluation import first_stage, measure_cross_encoder
-from train.reranker.job import RerankerJob, describe_reranker
-from train.reranker.negatives import as_hard_tables, check_mined, mine_tables, num_rows, read_tables
+from train.reranker.job import RerankerJob
+from train.reranker.negatives import as_hard_tables, check_mined, mine_tables, read_tables
 from train.reranker.step import MatchResult, MatchStepper
 
 if TYPE_CHECKING:
-    from eval.dataset.images import ImageError
     from eval.search.stage import Stage
 
 
@@ -41,15 +38,11 @@ class RerankerLoop(BaseLoop):
         self._retriever_values: Any = None
         start = State(
             base_sha256=job.tuned.base_sha256,
-            data_sha256=job.data_sha256,
+            data_sha256=job.pool.data_sha256,
             loss_scale=self.stepper.update.loss_scale,
             further={"miner_sha256": job.retriever.base_sha256, "running": self.running.as_record()},
         )
         super().__init__(job, signals, start)
-
-    def describe(self) -> list[str]:
-        """See train.reranker.job.describe_reranker."""
-        return describe_reranker(self.job)
 
     def restore_extra(self, checkpoints: Checkpoints) -> None:
         """Loss scale and running loss of a checkpoint; refuse another retriever than the run was begun with."""
@@ -71,7 +64,7 @@ class RerankerLoop(BaseLoop):
             self._tables = as_hard_tables(self.job, read_tables(self.job, self.state.negatives))
             return
         started = time.perf_counter()
-        with self.side_bar("mining", num_rows(self.job)) as progress:
+        with self.side_bar("mining", self.job.train_set.num_images + len(self.job.pool)) as progress:
             mined = mine_tables(self.job, progress)
         for one in mined:
             kind = "hard captions of images" if one.form == "columns" else "hard images of captions"
@@ -82,8 +75,8 @@ class RerankerLoop(BaseLoop):
         for one in mined:
             self.write("mining", {"form": one.form} | one.report.as_record() | {"seconds": time.perf_counter() - started})
 
-    def batches(self) -> Iterable[MatchBatch | ImageError]:
-        """Batches from the next step to the last."""
+    def batches(self) -> tuple[MatchBatches, int]:
+        """What builds batches, and the last step."""
         job = self.job
         builder = MatchBatches(
             job.pool,
@@ -94,12 +87,7 @@ class RerankerLoop(BaseLoop):
             self._tables,
             random_crop_min_area=self.config.train.random_crop_min_area,
         )
-        return block_loader(
-            builder,
-            num_workers=self.config.data.num_workers,
-            sampler=range(self.state.step + 1, self.config.train.max_steps + 1),
-            pin_memory=job.accelerator.device.type == "cuda",
-        )
+        return builder, self.config.train.max_steps
 
     def train_step(self, batch: MatchBatch, stop_asked: bool) -> MatchResult:
         """Take one step, and follow the running loss."""
@@ -138,10 +126,7 @@ class RerankerLoop(BaseLoop):
                 f"{outcome.constant_loss:.4f} at {outcome.num_true} true to {outcome.num_false} false pairs"
                 + (f" ({outcome.num_pairs[PairKind.EASY]} of them easy)" if outcome.num_pairs[PairKind.EASY] else "")
             )
-        self._name_constant_loss(outcome)
-
-    def _name_constant_loss(self, outcome: MatchResult) -> None:
-        """Log once when the running loss comes to be a constant answer's, and again only after it has left it."""
+        # Logged once when the running loss comes to be a constant answer's, and again only after it has left it.
         if self.running.named and not self._was_named:
             loss, constant = self.running.means
             self.write("constant_answer", {"seen_in": "loss", "loss": loss, "constant_loss": constant})

@@ -16,12 +16,13 @@ from rerank.scorers.blip.checkpoint import BlipCheckpoint, load_blip
 from rerank.scorers.blip.scorer import BlipSettings
 from rerank.scorers.blip.text import clean_caption
 from rerank.scorers.supported import check_cross_encoder
-from train.config.model import LoraConfig
 from train.config.reranker import CrossEncoderConfig, RerankerLoopConfig, What
 from train.engine.export_folder import plain_state
+from train.model.siglip import add_lora
 from train.optim.optimizer import make_adamw, optimizer_groups
 
 Part = Literal["image", "text", "head"]
+# The text tower's attention: to the words, and to the image.
 _LORA_TARGET = r"text_encoder\.encoder\.layer\.\d+\.(attention|crossattention)\.(self\.(query|key|value)|output\.dense)"
 
 
@@ -44,8 +45,7 @@ class MatchInputs:
 
     def pixels(self, picture: Image.Image) -> torch.Tensor:
         """Pixel values of one picture, float32 of shape (3, H, W)."""
-        values: torch.Tensor = self.checkpoint.image_processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
-        return values
+        return self.checkpoint.image_processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
 
     def token_ids(self, captions: list[str]) -> list[tuple[int, ...]]:
         """Token ids of each caption, cleaned, with [ENC] in the first place, cut to the settings' length."""
@@ -74,8 +74,7 @@ class TunedCrossEncoder:
     @property
     def module(self) -> BlipForImageTextRetrieval:
         """The model itself; what is run."""
-        model: BlipForImageTextRetrieval = self.checkpoint.model
-        return model
+        return self.checkpoint.model
 
     def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """(name, parameter) of everything that trains, in a fixed order."""
@@ -112,8 +111,7 @@ class TunedCrossEncoder:
                 hidden_NLD = self.module.text_encoder(
                     input_ids=token_ids_NL, attention_mask=mask_NL, encoder_hidden_states=image_pTV[pictures_N]
                 ).last_hidden_state
-        logits_N2: torch.Tensor = self.module.itm_head(at_least_float32(hidden_NLD[:, 0]))
-        return logits_N2
+        return self.module.itm_head(at_least_float32(hidden_NLD[:, 0]))
 
     def _graph(self, trains: bool) -> AbstractContextManager[Any]:
         return nullcontext() if trains else torch.no_grad()
@@ -155,19 +153,9 @@ def build_cross_encoder(config: CrossEncoderConfig, seed: int) -> TunedCrossEnco
     model.text_proj.requires_grad_(False)
     if config.adapters is not None:
         torch.manual_seed(seed)
-        _add_lora(model, config.adapters)
+        add_lora(model, config.adapters, _LORA_TARGET)
     model.itm_head.requires_grad_(True)
     return tuned
-
-
-def _add_lora(model: Any, config: LoraConfig) -> None:
-    """Adapters in the text tower's attention: to the words, and to the image."""
-    from peft import LoraConfig as PeftLoraConfig
-    from peft import get_peft_model
-
-    get_peft_model(
-        model, PeftLoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=_LORA_TARGET, bias="none")
-    )
 
 
 def part_of(name: str) -> Part:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from eval.errors import UserError
 from rerank.scorers.load import load_scorer
-from rerank.scorers.scorer import PairScorer, ScorerSettings
+from rerank.scorers.scorer import ScorerSettings
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.hard_image_order import HardImages
 from train.data.negatives import Negatives, read_negatives, write_negatives
-from train.mining.captions import mine
 from train.mining.cross_encoder import MiningCrossEncoder
 from train.mining.ensemble import Retriever
-from train.mining.images import mine_images
+from train.mining.mine import mine
 from train.mining.refresh import Refresh
 from train.mining.report_page import write_mining_report
 from train.model.frozen_tower import FrozenStore
@@ -41,14 +40,8 @@ class MinedTable:
 
 def forms_of(job: RerankerJob) -> list[Form]:
     """The tables that are asked for."""
-    negatives = job.config.negatives
-    forms: list[Form] = ["columns"] if negatives.captions_per_image else []
-    return [*forms, "images"] if negatives.images_per_caption else forms
-
-
-def num_rows(job: RerankerJob) -> int:
-    """Images and captions that are embedded."""
-    return job.train_set.num_images + len(job.pool)
+    asked: dict[Form, int] = {"columns": job.config.negatives.captions_per_image, "images": job.config.negatives.images_per_caption}
+    return [form for form, count in asked.items() if count]
 
 
 def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> list[MinedTable]:
@@ -63,10 +56,12 @@ def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> list[Min
     model.to(job.accelerator.device)  # type: ignore[arg-type]  # transformers wraps it
     frozen = _embeddings(job, on_progress) if len(forms) > 1 else NOTHING_FROZEN
     execution = job.execution(on_progress if frozen is NOTHING_FROZEN else lambda rows: on_progress(0))  # 0: to look for a signal
-    scorer = _scorer(job)
+    scorer = None
+    if job.config.negatives.drop_matches_at is not None:  # the cross-encoder before it is tuned
+        scorer = load_scorer(job.base, device=job.accelerator.device, settings=ScorerSettings(score_kind="margin"))
     found = []
     for form in forms:
-        table, report = (mine_images if form == "images" else mine)(
+        table, report = mine(
             Retriever(model, inputs, frozen),
             job.pool,
             job.config.negatives.mining(form),
@@ -97,13 +92,6 @@ def check_mined(negatives: NegativesConfig, tables: Sequence[Negatives]) -> None
             "cross-encoder to call everything a match. Loosen negatives.margin, perc_pos, rank_min or drop_matches_at, raise "
             "negatives.pool_top_k, or take negatives.fill_with_easy=true; under another name=, for this folder has this configuration"
         )
-
-
-def _scorer(job: RerankerJob) -> PairScorer | None:
-    """The cross-encoder before it is tuned, if it is asked about what is mined."""
-    if job.config.negatives.drop_matches_at is None:
-        return None
-    return load_scorer(job.base, device=job.accelerator.device, settings=ScorerSettings(score_kind="margin"))
 
 
 def _embeddings(job: RerankerJob, on_progress: Callable[[int], Any]) -> FrozenEmbeddings:

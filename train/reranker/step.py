@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from train.engine.run import StepOutcome
+from train.model.grad_cache import seed_dropout
 from train.optim.update import FlatGradients, Update
 from train.reranker.batches import MatchBatch, PairKind
 from train.reranker.collapse import constant_loss
@@ -24,28 +25,19 @@ if TYPE_CHECKING:
     from train.reranker.model import TunedCrossEncoder
 
 
-@dataclass(frozen=True)
-class MatchResult:
-    """What a step says, over all processes.
+@dataclass(frozen=True, kw_only=True)
+class MatchResult(StepOutcome):
+    """What a step says, over all processes; the loss is the mean over pairs.
 
     Attributes:
-        loss: cross-entropy, mean over the pairs.
         num_pairs: by kind.
         shortfall: negatives that are missing.
         gap: mean of match logit less no-match logit over true pairs, less that over false ones; 0: nothing is told apart.
-        grad_norm: before clipping.
-        num_replaced: pictures that did not decode.
-        skipped: nothing was updated, for fp16 overflowed.
     """
 
-    loss: float
     num_pairs: dict[PairKind, int]
     shortfall: int
     gap: float
-    grad_norm: float
-    num_replaced: int
-    stop_asked: bool
-    skipped: bool = False
 
     @property
     def num_true(self) -> int:
@@ -107,17 +99,22 @@ class MatchStepper:
         of_kinds = {kind: int(count) for kind, count in zip(PairKind, counts, strict=True)}
         num_false = num_pairs - of_kinds[PairKind.TRUE]
         gap = true_margins / of_kinds[PairKind.TRUE] - (false_margins / num_false if num_false else 0.0)
-        return MatchResult(loss, of_kinds, int(shortfall), gap, norm, int(replaced), stop > 0, skipped=not updated)
+        return MatchResult(
+            loss=loss,
+            num_pairs=of_kinds,
+            shortfall=int(shortfall),
+            gap=gap,
+            grad_norm=norm,
+            num_replaced=int(replaced),
+            stop_asked=stop > 0,
+            skipped=not updated,
+        )
 
     def _forward_backward(self, batch: MatchBatch, num_pairs: int) -> tuple[float, float, float]:
-        """This process's part of the loss, and the sums of its margins over true and over false pairs; gradients stay in their buffer.
-
-        Args:
-            num_pairs: of all processes.
-        """
+        """This process's part of the loss, and the sums of its margins over true and over false pairs; num_pairs: of all processes."""
         loss = true_margins = false_margins = 0.0
         for number, part in enumerate(batch.parts(self._micro_batch_size)):
-            self._seed_dropout(batch.step, number)
+            seed_dropout(self._seed, batch.step, self._processes.rank, number)
             pixels_p, pictures_N, token_ids_NL, mask_NL = (
                 values.to(self._device, non_blocking=True) for values in (part.pixels_p, part.pictures_N, part.token_ids_NL, part.mask_NL)
             )
@@ -130,8 +127,3 @@ class MatchStepper:
             true_margins += float(margins_N[labels_N == 1].sum())
             false_margins += float(margins_N[labels_N == 0].sum())
         return loss, true_margins, false_margins
-
-    def _seed_dropout(self, step: int, micro_batch: int) -> None:
-        """Dropout follows from (seed, step, rank, micro-batch): no generator's state is saved."""
-        drawn = np.random.SeedSequence([self._seed, step, self._processes.rank, micro_batch]).generate_state(1, np.uint64)
-        torch.manual_seed(int(drawn[0] >> np.uint64(1)))

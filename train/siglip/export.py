@@ -1,4 +1,4 @@
-"""A checkpoint of SigLIP's tuning as plain Hugging Face weights, with processor and model card."""
+"""A tuned SigLIP as a plain folder of Hugging Face weights: a checkpoint of a run, loaded and exported with its card."""
 
 import json
 from dataclasses import dataclass

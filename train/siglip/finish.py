@@ -50,16 +50,12 @@ def finish(job: Job, state: State, check_signal: Callable[[], Any]) -> None:
     retained = [_measure_retention(job, export, watched, execution) for watched in job.splits.watch]
     record = _measure(job, export, retained, execution)
     if job.processes.is_main:
-        _mark_finished(job.config, stopped)
+        mark_ended(job.config, _finished_record(job.config) | {"stopped": stopped})
         show_finished(job.config, record)
 
 
 def _measure(job: Job, export: Path, retained: list[dict[str, Any] | None], execution: Execution) -> dict[str, Any] | None:
-    """Write the final report; its record, on the main process. None where there is no split to measure on.
-
-    Args:
-        retained: the record of each retention set, on the main process.
-    """
+    """Write the final report with the records of the retention sets; its record, on the main process, or None without a split."""
     config, asked = job.config, job.config.evaluation
     if job.final_set is None:
         return None
@@ -136,11 +132,6 @@ def is_finished(config: JobConfig) -> bool:
 def _finished_record(config: JobConfig) -> dict[str, Any]:
     measured = config.model_dump(mode="json", include={"rerank", "evaluation"}, exclude={"rerank": {"pair_scores"}})
     return {"max_steps": config.train.max_steps} | measured | {"choices": config.choices or None}
-
-
-def _mark_finished(config: JobConfig, stopped: str) -> None:
-    """Write finished.json, with the words why the run ended before its last step, if it did."""
-    mark_ended(config, _finished_record(config) | {"stopped": stopped})
 
 
 def show_finished(config: JobConfig, record: dict[str, Any] | None = None) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from train.data.mined_order import describe_form
 from train.engine.run import Run
 from train.model.frozen_tower import frozen_lines
@@ -37,46 +35,42 @@ class Job(Run):
     cross_encoder_sha256: str | None
     members_sha256: str | None
 
-
-def describe(job: Job) -> list[str]:
-    """What a person should know before the first step, line by line."""
-    config, order = job.config, job.order
-    num_trained = sum(parameter.numel() for _, parameter in job.tuned.trainable())
-    num_all = sum(parameter.numel() for parameter in job.tuned.siglip.parameters())
-    share = config.train.batch_size // job.processes.world_size
-    lines = [
-        f"model     {job.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.2f} M of them train",
-        job.data_line(),
-        *job.splits.expand_lines,
-        f"loop      {config.train.max_steps:,} steps of {config.train.batch_size} images = "
-        f"{order.num_epochs(config.train.max_steps):.1f} epochs, "
-        f"{config.train.num_warmup_steps} of them warm-up; {config.train.precision}",
-        f"machine   {job.processes.world_size} process(es) x {share} images on {job.accelerator.device}, "
-        f"{torch.get_num_threads()} thread(s) each",
-        *describe_form(config.mining, order),
-    ]
-    most_mined = config.mining.most_columns if config.mining is not None else 0
-    micro_batch_size = cached_size(config.train.micro_batch_size, share, most_mined)
-    if micro_batch_size is not None:
-        texts = f" and their texts, mined ones included (up to {share * (1 + most_mined)})," if most_mined else " and as many captions"
-        lines.append(
-            f"memory    cached micro-batches: {share} images{texts} {micro_batch_size} at a time; what trains and does not fit into one is "
-            "embedded twice"
-        )
-    if config.train.shard:
-        lines.append(f"memory    weights, gradients and optimizer state in parts, one on each of {job.processes.world_size} processes")
-    lines += frozen_lines(config)
-    lines += [
-        f"watch     {watched.config.name}: {watched.dataset.num_images:,} images with {watched.dataset.num_captions:,} captions; "
-        f"on a drop: {watched.config.on_drop}"
-        for watched in job.splits.watch
-    ]
-    if job.pool.additional.texts:
-        lines.append(f"pool      {len(job.pool.additional.texts):,} additional captions without images, to mine among")
-    if config.mining is not None and config.mining.ensemble:
-        lines.append(
-            f"ensemble  {', '.join(config.mining.ensemble)}: retrieve too; run once, their embeddings cached in {job.folder / 'ensemble'}"
-        )
-    if job.truth is not None:
-        lines.append(f"truth     {len(job.truth):,} additional true pairs, to count false negatives with")
-    return lines + job.leakage_lines()
+    def describe(self) -> list[str]:
+        """What a person should know before the first step, line by line."""
+        config, order = self.config, self.order
+        num_trained = sum(parameter.numel() for _, parameter in self.tuned.trainable())
+        num_all = sum(parameter.numel() for parameter in self.tuned.siglip.parameters())
+        share = config.train.batch_size // self.processes.world_size
+        lines = [
+            f"model     {self.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.2f} M of them train",
+            self.data_line(),
+            *self.splits.expand_lines,
+            *self.size_lines(order.num_epochs(config.train.max_steps)),
+            *describe_form(config.mining, order),
+        ]
+        most_mined = config.mining.most_columns if config.mining is not None else 0
+        micro_batch_size = cached_size(config.train.micro_batch_size, share, most_mined)
+        if micro_batch_size is not None:
+            texts = f" and their texts, mined ones included (up to {share * (1 + most_mined)})," if most_mined else " and as many captions"
+            lines.append(
+                f"memory    cached micro-batches: {share} images{texts} {micro_batch_size} at a time; what trains and does not fit into "
+                "one is embedded twice"
+            )
+        if config.train.shard:
+            lines.append(f"memory    weights, gradients and optimizer state in parts, one on each of {self.processes.world_size} processes")
+        lines += frozen_lines(config)
+        lines += [
+            f"watch     {watched.config.name}: {watched.dataset.num_images:,} images with {watched.dataset.num_captions:,} captions; "
+            f"on a drop: {watched.config.on_drop}"
+            for watched in self.splits.watch
+        ]
+        if self.pool.additional.texts:
+            lines.append(f"pool      {len(self.pool.additional.texts):,} additional captions without images, to mine among")
+        if config.mining is not None and config.mining.ensemble:
+            lines.append(
+                f"ensemble  {', '.join(config.mining.ensemble)}: retrieve too; run once, their embeddings cached in "
+                f"{self.folder / 'ensemble'}"
+            )
+        if self.truth is not None:
+            lines.append(f"truth     {len(self.truth):,} additional true pairs, to count false negatives with")
+        return lines + self.leakage_lines()

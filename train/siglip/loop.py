@@ -4,11 +4,9 @@ train/engine/loop.py."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from eval.encoder.encoder import block_loader
 from eval.errors import UserError
 from eval.metrics.evaluate import values_of
 from eval.metrics.stage_metrics import mean_recall_at_1
@@ -22,12 +20,12 @@ from train.data.positives import TruePairs
 from train.engine.checkpoint import Checkpoints, State
 from train.engine.loop import BaseLoop, StopSignals
 from train.model.frozen_tower import FrozenStore, cached_towers
-from train.siglip.job import Job, describe
+from train.siglip.job import Job
+from train.siglip.mining import members_of, num_rows, refresh_negatives
 from train.siglip.step import Stepper, StepResult, step_record
 from train.siglip.watch import RetentionResult, Watch
 
 if TYPE_CHECKING:
-    from eval.dataset.images import ImageError
     from eval.dataset.retrieval_set import RetrievalSet
     from train.data.order import Order
     from train.mining.ensemble import MiningMember
@@ -48,8 +46,8 @@ class Loop(BaseLoop):
         self.watch = Watch(job.splits.watch, job.base, job.processes, job.config.data.num_workers)
         start = State(
             base_sha256=job.tuned.base_sha256,
-            data_sha256=job.data_sha256,
-            loss_scale=self.stepper.loss_scale,
+            data_sha256=job.pool.data_sha256,
+            loss_scale=self.stepper.update.loss_scale,
             matcher_sha256=job.cross_encoder_sha256,
             members_sha256=job.members_sha256,
         )
@@ -60,16 +58,10 @@ class Loop(BaseLoop):
         """Whether every process holds a part of the weights."""
         return self.config.train.shard
 
-    def describe(self) -> list[str]:
-        """See train.siglip.job.describe."""
-        return describe(self.job)
-
     def setup(self) -> None:
         """Embed once with the frozen towers, and with the fixed checkpoints that mine."""
         self.frozen = self._freeze()
         if self.config.mining is not None:
-            from train.siglip.mining import members_of
-
             self.members = members_of(self.job, self.side_bar)
 
     def restore_extra(self, checkpoints: Checkpoints) -> None:
@@ -86,7 +78,7 @@ class Loop(BaseLoop):
                 "the one it began with, or give the run another name="
             )
         if self.state.loss_scale is not None:
-            self.stepper.loss_scale = self.state.loss_scale
+            self.stepper.update.loss_scale = self.state.loss_scale
         if self.state.negatives is not None:
             self.extra_file = self.checkpoints.path(step) / "negatives.parquet"
             self._use(read_negatives(checkpoints.path(step) / "negatives.parquet", self.state.negatives, job.pool))
@@ -109,15 +101,15 @@ class Loop(BaseLoop):
     def train_step(self, batch: Batch, stop_asked: bool) -> StepResult:
         """Take one step."""
         result = self.stepper.train_step(batch, stop_asked=stop_asked)
-        self.state = replace(self.state, loss_scale=self.stepper.loss_scale)
+        self.state = replace(self.state, loss_scale=self.stepper.update.loss_scale)
         return result
 
     def record_step(self, step: int, outcome: StepResult, seconds: float, waited: float) -> None:
         """Write the line of a step."""
-        self.write("step", step_record(self.job, self.order, step, outcome, self.stepper.loss_scale, seconds, waited))
+        self.write("step", step_record(self.job, self.order, step, outcome, self.stepper.update.loss_scale, seconds, waited))
 
-    def batches(self) -> Iterable[Batch | ImageError]:
-        """Batches from the next step to the one before the next mining: a worker must not look past it."""
+    def batches(self) -> tuple[BatchBuilder, int]:
+        """What builds batches, and the step of the next mining: a worker must not look past it."""
         stop = self.config.train.max_steps
         if self.config.mining is not None:
             stop = next((step for step in range(self.state.step + 1, stop) if self._mining_due_at(step)), stop)
@@ -130,12 +122,7 @@ class Loop(BaseLoop):
             negatives=self.columns,
             frozen=self.frozen,
         )
-        return block_loader(
-            builder,
-            num_workers=self.config.data.num_workers,
-            sampler=range(self.state.step + 1, stop + 1),
-            pin_memory=self.job.accelerator.device.type == "cuda",
-        )
+        return builder, stop
 
     def _mining_due_at(self, step: int) -> bool:
         """Whether negatives are mined with the weights after `step` steps."""
@@ -146,9 +133,7 @@ class Loop(BaseLoop):
         """Refresh the negatives, if that is due."""
         if self.config.mining is None or not self._mining_due_at(self.state.step) or self.state.mined_at_step == self.state.step:
             return
-        from train.siglip.mining import num_rows, refresh_negatives
-
-        self.forget_batches()
+        self._batches = None  # those that were made ahead follow from the table that is replaced
         job = self.job
         started = time.perf_counter()
         with self.side_bar("mining", num_rows(job, self.state.step)) as progress:

@@ -12,10 +12,9 @@ from rerank.scoring.score_cache import ScoreCache
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.mined_order import images_due
 from train.data.negatives import Negatives, write_negatives
-from train.mining.captions import mine
 from train.mining.cross_encoder import MiningCrossEncoder, load_mining_cross_encoder
 from train.mining.ensemble import MiningMember, Retriever, load_members
-from train.mining.images import mine_images
+from train.mining.mine import mine
 from train.mining.refresh import Refresh
 from train.mining.report_page import write_mining_report
 
@@ -29,14 +28,12 @@ class Refreshed:
     """What a refresh gave.
 
     Attributes:
-        path: the table's file.
-        page: the report with examples.
+        path: the table's file; the report lies beside it, as .json and .html.
     """
 
     negatives: Negatives
     report: MiningReport
     path: Path
-    page: Path
 
 
 def num_rows(job: Job, step: int) -> int:
@@ -79,7 +76,7 @@ def refresh_negatives(
     if scorer is not None:
         cached = job.processes.together(lambda: ScoreCache(job.folder / "pair-scores", job.log))
         cross_encoder = MiningCrossEncoder(scorer, job.pool, cache=cached, execution=execution)
-    negatives, report = (mine_images if mining.form == "images" else mine)(
+    negatives, report = mine(
         Retriever(job.tuned.siglip, job.tuned.inputs, frozen, members),
         job.pool,
         mining,
@@ -94,4 +91,4 @@ def refresh_negatives(
         if job.processes.is_main:
             write_negatives(path, negatives, job.pool)
             write_mining_report(path.parent, report, negatives, job.pool, job.truth)
-    return Refreshed(negatives, report, path, path.with_suffix(".html"))
+    return Refreshed(negatives, report, path)

@@ -29,29 +29,6 @@ from train.siglip.job import Job
 from train.siglip.stages import check_plan, evaluation_plan
 
 
-def check_rank_consistency(
-    config: JobConfig,
-    base_sha256: str,
-    data_sha256: str,
-    cross_encoder_sha256: str | None,
-    members_sha256: str | None,
-    processes: Processes,
-) -> None:
-    """Every process must have been given the same job: on several machines files of one name may differ.
-
-    Raises:
-        UserError: on every process, naming what differs from the main process, and where.
-    """
-    pool = f" or {config.mining.pool}" if config.mining is not None and config.mining.pool is not None else ""
-    parts = [
-        (f"{config.data.source} (split {config.data.train_split}){pool}", data_sha256),
-        (f"the weights of {config.model.base or 'model.scratch'}", base_sha256),
-        (f"the cross-encoder of mining, {config.cross_encoder_model}", cross_encoder_sha256),
-        (f"the checkpoints of mining.ensemble, {config.mining.ensemble if config.mining is not None else []}", members_sha256),
-    ]
-    check_same(config, parts, processes)
-
-
 def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
     """Start Accelerate, and check that the distributed setup suits this job.
 
@@ -71,7 +48,8 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     """Build the model and the optimizer. Call on every process.
 
     Raises:
-        UserError: the base, the reranker, the cross-encoder or the ensemble of mining, or the file of data.truth cannot be used.
+        UserError: the base, the reranker, the cross-encoder or the ensemble of mining, or the file of data.truth cannot be used, or
+            processes were given different files.
         OSError: the weights to begin from cannot be written.
     """
     pool = CaptionPool(splits.train, splits.additional)
@@ -82,7 +60,14 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     truth, tuned, final_set = processes.together(
         lambda: (ground_truth_pairs(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
     )
-    check_rank_consistency(config, tuned.base_sha256, pool.data_sha256, cross_encoder_sha256, members, processes)
+    more = f" or {config.mining.pool}" if config.mining is not None and config.mining.pool is not None else ""
+    parts = [
+        (f"{config.data.source} (split {config.data.train_split}){more}", pool.data_sha256),
+        (f"the weights of {config.model.base or 'model.scratch'}", tuned.base_sha256),
+        (f"the cross-encoder of mining, {config.cross_encoder_model}", cross_encoder_sha256),
+        (f"the checkpoints of mining.ensemble, {config.mining.ensemble if config.mining is not None else []}", members),
+    ]
+    check_same(config, parts, processes)
     if config.train.shard:
         shard(tuned.siglip, processes, accelerator.device)
     tuned.siglip.to(accelerator.device)
@@ -124,10 +109,6 @@ def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
 
     Reranker, score cache, additional checkpoints, qrels and comparisons are needed at the very end only; but what is refused must be
     refused now, not after hours of training.
-
-    Raises:
-        UserError: one of them cannot be used.
-        WriteError: the folder cannot be made.
     """
     final, asked = splits.test or splits.val, config.evaluation
     if final is None:

@@ -11,7 +11,8 @@ from eval.sharded import is_sharded
 from train.data.caption_pool import CaptionPool
 from train.data.positives import TruePairs
 from train.engine.metrics_log import gpu_record, scale_record
-from train.loss.distillation import SoftLabels
+from train.engine.run import StepOutcome
+from train.loss.distillation import OwnPairs, SoftLabels
 from train.loss.sigmoid import LossTerms, Pairing, gathered_texts, sigmoid_loss
 from train.model.grad_cache import Towers
 from train.optim.update import FlatGradients, ShardedGradients, Update, rate_factor
@@ -27,19 +28,13 @@ if TYPE_CHECKING:
     from train.siglip.job import Job
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """The result of a step: the loss over all processes and its terms, the gradient's norm before clipping, the replaced pictures of all
-    processes, whether any was told to stop, and whether nothing was updated because fp16 overflowed."""
+@dataclass(frozen=True, kw_only=True)
+class StepResult(StepOutcome):
+    """The result of a step, with the two terms of its loss."""
 
-    loss: float
     loss_in_batch: float
     loss_mined: float
     num_mined: int
-    grad_norm: float
-    num_replaced: int
-    stop_asked: bool
-    skipped: bool = False
 
 
 class Stepper:
@@ -68,15 +63,6 @@ class Stepper:
         self._gradients = ShardedGradients(trained, processes) if is_sharded(tuned.siglip) else FlatGradients(trained)
         self.update = Update(config.train, tuned, optimizer, self._gradients, processes)
 
-    @property
-    def loss_scale(self) -> LossScale | None:
-        """What fp16 multiplies the loss by at the next step; None in the other precisions."""
-        return self.update.loss_scale
-
-    @loss_scale.setter
-    def loss_scale(self, scale: LossScale | None) -> None:
-        self.update.loss_scale = scale
-
     def train_step(self, batch: Batch, *, stop_asked: bool = False) -> StepResult:
         """Take one step.
 
@@ -95,7 +81,16 @@ class Stepper:
         )
         norm, updated = self.update.apply(batch.step, summed[0])
         loss, in_batch, mined, total_mined, replaced, stop = summed
-        return StepResult(loss, in_batch, mined, int(total_mined), norm, int(replaced), stop > 0, skipped=not updated)
+        return StepResult(
+            loss=loss,
+            loss_in_batch=in_batch,
+            loss_mined=mined,
+            num_mined=int(total_mined),
+            grad_norm=norm,
+            num_replaced=int(replaced),
+            stop_asked=stop > 0,
+            skipped=not updated,
+        )
 
     def _forward_backward(self, batch: Batch) -> LossTerms:
         """This process's part of the loss, and the gradients of all processes summed; under fp16 scaled on the way."""
@@ -113,16 +108,16 @@ class Stepper:
         own_texts = gathered_texts(batch.captions_b.numpy(), batch.mined_captions_m.numpy(), scope)
         texts = self._processes.gather(own_texts)
         soft = self._soft_labels(batch)
-        is_separate = scope == "own" or soft is not None
+        own = None
+        if scope == "own" or soft is not None:
+            own = OwnPairs(batch.mined_rows_m.to(self._device), self._own_positive(batch), soft)
         return Pairing(
             self.true_pairs.of_batch(batch.images_b.numpy(), texts),
             tuple(len(captions) for captions in texts),
             len(batch.images_b) * self._processes.world_size,
-            batch.mined_rows_m.to(self._device) if is_separate else None,
+            own,
             weight,
             self._processes,
-            own_positive_m=self._own_positive(batch) if is_separate else None,
-            soft=soft,
         )
 
     def _soft_labels(self, batch: Batch) -> SoftLabels | None:

@@ -69,17 +69,12 @@ class Recall:
     @property
     def dropped(self) -> bool:
         """True if the difference's interval lies wholly below 0."""
-        return is_below(self.delta_ci95)
+        return self.delta_ci95[1] < 0
 
 
 def r1_of_both(comparisons: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The row of a comparison of two stages that decides: R@1, both directions."""
     return next(row for row in comparisons if row["direction"] == "both" and row["metric"] == "R@1")
-
-
-def is_below(ci95: Sequence[float]) -> bool:
-    """True if an interval lies wholly below 0."""
-    return ci95[1] < 0
 
 
 @dataclass(frozen=True)
@@ -136,7 +131,7 @@ class Watch:
         """
         tables = self._tables("now", siglip, inputs, on_progress)
         if step == 0:
-            self._references = self._renamed(tables)
+            self._references = [table.set_column(0, "stage", pa.array(["before"] * len(table))) for table in tables]
         elif len(self._references) < len(self._sets):
             base, _ = load_siglip(self._base)
             base.to(next(siglip.parameters()).device)
@@ -150,10 +145,6 @@ class Watch:
         execution = Execution(processes=self._processes, num_workers=self._num_workers, on_progress=on_progress)
         return [measure_checkpoint(name, siglip, inputs, watched.dataset, execution=execution) for watched in self._sets]
 
-    @staticmethod
-    def _renamed(tables: list[pa.Table]) -> list[pa.Table]:
-        return [table.set_column(0, "stage", pa.array(["before"] * len(table))) for table in tables]
-
 
 def retention_record(config: WatchConfig, figures: Figures) -> dict[str, Any]:
     """The record of one retention set in the final report, from the figures of "base" and "tuned"."""
@@ -163,7 +154,7 @@ def retention_record(config: WatchConfig, figures: Figures) -> dict[str, Any]:
         "data": figures.data,
         "stages": figures.stages,
         "comparisons": figures.comparisons,
-        "dropped": is_below(r1_of_both(figures.comparisons)["ci95"]),
+        "dropped": r1_of_both(figures.comparisons)["ci95"][1] < 0,
     }
 
 
@@ -173,7 +164,7 @@ def retention_line(name: str, record: Mapping[str, Any]) -> str:
     base, tuned = (mean_recall_at_1(record["stages"][stage]) for stage in (BASELINE, SUBJECT))
     low, high = row["ci95"]
     text = f"watch {name}: mean R@1 {100 * base:.2f} -> {100 * tuned:.2f}, {100 * row['delta']:+.2f}"
-    return text + f" [{100 * low:+.2f}, {100 * high:+.2f}]" + (": forgotten" if is_below(row["ci95"]) else ": no drop")
+    return text + f" [{100 * low:+.2f}, {100 * high:+.2f}]" + (": forgotten" if high < 0 else ": no drop")
 
 
 RETENTION = SectionFormat(

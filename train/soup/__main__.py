@@ -140,13 +140,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return asked
 
 
-def _data(asked: argparse.Namespace) -> DataConfig | None:
-    if asked.data is None:
-        return None
-    columns = dict(pair.split("=", 1) for pair in asked.column)
-    return DataConfig(source=asked.data, image_root=asked.image_root, columns=columns, val_split=asked.split)
-
-
 def _show(record: dict[str, Any], output: Path) -> None:
     soup = record["soup"]
     for row in record["ingredients"] if "data" in record else ():
@@ -168,7 +161,11 @@ def main(arguments: list[str]) -> int:
 
 
 def _make(asked: argparse.Namespace) -> None:
-    record = run(asked.checkpoints, asked.output, is_greedy=asked.greedy, data=_data(asked), num_workers=asked.num_workers)
+    data = None
+    if asked.data is not None:
+        columns = dict(pair.split("=", 1) for pair in asked.column)
+        data = DataConfig(source=asked.data, image_root=asked.image_root, columns=columns, val_split=asked.split)
+    record = run(asked.checkpoints, asked.output, is_greedy=asked.greedy, data=data, num_workers=asked.num_workers)
     _show(record, asked.output)
 
 

@@ -55,7 +55,7 @@ def test_a_killed_run_goes_on_the_same(nursery: Nursery, small_world: SmallWorld
     children = straight.finish()
     assert f"ensemble  {other}:1.5" in children[0].output()
     run = Run.make(nursery, small_world, tmp_path / "killed", world_size, **changes)
-    trap = Trap("train.siglip.mining:refresh_negatives", 3)  # before step 5, after the checkpoint of step 3
+    trap = Trap("train.siglip.loop:refresh_negatives", 3)  # before step 5, after the checkpoint of step 3
     children = run.start(**({"trap": trap} if world_size == 1 else {"traps": {0: trap, 1: trap}}))
     assert [child.wait() for child in children] == [-signal.SIGKILL] * world_size, children[0].output()
     kept = {path: path.stat().st_mtime_ns for path in (run.folder / "ensemble").rglob("*.f32")}
@@ -71,7 +71,7 @@ def test_other_weights_under_the_name_are_not_gone_on_with(nursery: Nursery, sma
     member = tmp_path / "member"
     shutil.copytree(other, member)
     run = Run.make(nursery, small_world, tmp_path, mining=section(member), train__max_steps=4, train__checkpoint_every_steps=1)
-    (child,) = run.start(trap=Trap("train.siglip.mining:refresh_negatives", 2))
+    (child,) = run.start(trap=Trap("train.siglip.loop:refresh_negatives", 2))
     assert child.wait() == -signal.SIGKILL, child.output()
     weights = load_file(member / "model.safetensors")
     save_file(weights | {"logit_bias": weights["logit_bias"] + torch.tensor(1.0)}, member / "model.safetensors", {"format": "pt"})

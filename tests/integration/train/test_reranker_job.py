@@ -114,7 +114,7 @@ def test_matches_of_the_untuned_cross_encoder_are_not_mined(reranker_world: Rera
     qrels.write_text("".join(f"{dataset.image_ids[image]} 0 {dataset.caption_ids[image + 5]} 1\n" for image in range(40)))
     config = reranker_world.write_config(tmp_path, negatives__drop_matches_at=0.3, data__truth=str(qrels), negatives__images_per_caption=0)
     loop = _loop(config)
-    loop.log.open_at(0)
+    loop.metrics.open_at(0)
     loop.setup()
     (report,) = events(config, "mining")
     table = loop._tables.captions

@@ -88,10 +88,10 @@ def test_the_final_report_has_the_retention_set(stopped: dict[int, Run]) -> None
         (1, Trap("train.siglip.watch:measure_checkpoint", 2)),
         (1, Trap("train.siglip.loop:Watch.evaluate", 2, after=True)),
         (1, Trap("train.engine.metrics_log:MetricsLog.write", 9, after=True)),
-        (1, Trap("train.engine.checkpoint:Checkpoints._commit", 4)),
+        (1, Trap("train.engine.checkpoint:commit_folder", 4)),
         (1, Trap("train.siglip.finish:export_checkpoint", 1)),
         (1, Trap("rerank.evaluation:write_report", 1, after=True)),
-        (1, Trap("train.siglip.finish:_mark_finished", 1)),
+        (1, Trap("train.siglip.finish:mark_ended", 1)),
         (2, Trap("train.siglip.loop:Watch.evaluate", 2, after=True)),
     ],
     ids=lambda value: value.function if isinstance(value, Trap) else str(value),
@@ -123,7 +123,7 @@ def test_what_forgot_is_best_only_under_report(
         score = {0: 0.1, 3: 0.4, 6: 0.2, 9: 0.3}[loop.state.step]
         return {"split": val.split, "mean_R@1": score} | {direction: {"R@1": score} for direction in DIRECTIONS}
 
-    monkeypatch.setattr(Watch, "look", look)
+    monkeypatch.setattr(Watch, "evaluate", look)
     monkeypatch.setattr(Loop, "_measure_val", measure)
     assert run_job([str(config)]) == 0
     folder = tmp_path / "runs" / "job"

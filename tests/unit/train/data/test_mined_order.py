@@ -19,9 +19,8 @@ from train.data.hard_image_order import AnchorOrder
 from train.data.mined_order import columns_in_force, describe_form, epoch_order, images_due, is_due, order_in_force
 from train.data.negatives import Negatives, read_negatives, write_negatives
 from train.data.order import BatchOrder, Order
-from train.mining.captions import mine
 from train.mining.ensemble import Retriever
-from train.mining.images import mine_images
+from train.mining.mine import mine
 
 FORMS = ("images", "neighbours")
 BASE = BatchOrder(40, 8, 5)
@@ -47,11 +46,7 @@ def tables(small_world: SmallWorld) -> dict[str, Negatives]:
     """What the tiny base mines for each form."""
     model, inputs = load_siglip(small_world.base)
     pool = CaptionPool(load(small_world.manifest))
-    miners = {"images": mine_images, "neighbours": mine, "columns": mine}
-    return {
-        form: miner(Retriever(model, inputs), pool, config_of(form))[0]  # type: ignore[operator]
-        for form, miner in miners.items()
-    }
+    return {form: mine(Retriever(model, inputs), pool, config_of(form))[0] for form in ("images", "neighbours", "columns")}
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -31,7 +31,7 @@ class Distilled(Problem):
 
     def pairing(self, block: int | None) -> Pairing:
         soft = SoftLabels(self.teacher_m, self.strength, self.teacher_b if self.form == "lists" else None)
-        return replace(super().pairing(block), own_rows_m=self.rows, own_positive_m=self.relabelled, soft=soft)
+        return replace(super().pairing(block), own=OwnPairs(self.rows, self.relabelled, soft))
 
     def labels_of_others(self) -> torch.Tensor:
         """The labels with 0 for each mined caption and the image it was mined for: those pairs follow the teacher."""
@@ -155,7 +155,7 @@ def test_a_teacher_that_repeats_the_hard_labels_changes_nothing(scope: str) -> N
     problem.teacher_m = torch.where(problem.relabelled, 800.0, -800.0).double()
     soft, hard = problem.leaves(), problem.leaves()
     pairing = problem.pairing(3)
-    found, expected = sigmoid_loss(*soft, pairing), sigmoid_loss(*hard, replace(pairing, soft=None))
+    found, expected = sigmoid_loss(*soft, pairing), sigmoid_loss(*hard, replace(pairing, own=replace(pairing.own, soft=None)))
     assert torch.equal(found.total, expected.total)
     assert_close(gradients(soft, found), gradients(hard, expected), 1e-14)
 

@@ -20,9 +20,9 @@ from tests.unit.train.mining.candidates_worker import FURTHER, SOME_CAPTIONS, SO
 from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
 from train.mining.candidates import Candidates, find_candidates, find_image_candidates
-from train.mining.captions import mine, select
 from train.mining.ensemble import Retriever
 from train.mining.faiss_index import Approximate, require_faiss
+from train.mining.mine import mine, select
 from train.mining.refresh import rules_of
 from train.mining.report import summarize
 

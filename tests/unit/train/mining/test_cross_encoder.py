@@ -20,9 +20,9 @@ from train.data.batches import Batch, BatchBuilder
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.data.negatives import Negatives, read_negatives, write_negatives
 from train.data.order import BatchOrder, chosen_caption
-from train.mining.captions import mine
 from train.mining.cross_encoder import MiningCrossEncoder, own_pairs
 from train.mining.ensemble import Retriever
+from train.mining.mine import mine
 from train.mining.refresh import rules_of
 from train.mining.report import MiningReport
 from train.mining.report_page import page

@@ -22,10 +22,9 @@ from train.config.load import ConfigError, load_config
 from train.config.mining import MiningConfig
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.mining.candidates import find_candidates, find_image_candidates
-from train.mining.captions import mine
 from train.mining.ensemble import MiningMember, Retriever, load_members, members_sha256, scale_and_bias
 from train.mining.faiss_index import Approximate
-from train.mining.images import mine_images
+from train.mining.mine import mine
 from train.mining.refresh import rules_of
 from train.model.random_init import write_scratch
 
@@ -146,12 +145,9 @@ def test_the_table_and_its_margins_are_those_of_the_ensemble(
     world: World, members: tuple[MiningMember, ...], logits: np.ndarray, form: str
 ) -> None:
     (model, inputs), dataset = load_siglip(world.base), world.pool.dataset
-    config, miner = (
-        world.config(form=form, margin=0.05, max_score=float(np.quantile(logits, 0.9))),
-        mine if form == "columns" else mine_images,
-    )
+    config = world.config(form=form, margin=0.05, max_score=float(np.quantile(logits, 0.9)))
     pool = world.pool if form == "columns" else CaptionPool(dataset)
-    table, report = miner(Retriever(model, inputs, members=members), pool, config)
+    table, report = mine(Retriever(model, inputs, members=members), pool, config)
     assert len(table) > 20 and report.num_positives_mined == 0 and report.filtered_out["max_score"] > 0 < report.filtered_out["margin"]
     images, captions = table.image_N, table.captions_N
     np.testing.assert_allclose(table.scores_N, logits[images, captions], atol=2e-5)
@@ -207,7 +203,7 @@ def test_the_name_of_a_table_follows_from_members_weights_and_order(
     with pytest.raises(ValueError, match="expected the 2 members of config.ensemble; found 0"):
         mine(Retriever(model, inputs), world.pool, config)
     with pytest.raises(ValueError, match="expected the 0 members of config.ensemble; found 2"):
-        mine_images(Retriever(model, inputs, members=members), world.pool, world.config(ensemble=[]))
+        mine(Retriever(model, inputs, members=members), world.pool, world.config(ensemble=[]))
     shutil.copytree(world.sibling, tmp_path / "copy")
     names = [[f"{world.sibling}:0.5"], [str(world.sibling)], [f"{tmp_path / 'copy'}:0.5"]]
     told = [members_sha256(world.config(ensemble=some)) for some in names]

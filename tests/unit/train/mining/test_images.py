@@ -20,9 +20,8 @@ from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives, read_negatives, write_negatives
 from train.mining.candidates import ImageCandidates, find_image_candidates
-from train.mining.captions import mine
 from train.mining.ensemble import Retriever
-from train.mining.images import mine_images, select_images
+from train.mining.mine import mine, select
 from train.mining.refresh import Refresh
 from train.mining.report import MiningReport, summarize
 
@@ -152,7 +151,7 @@ def instances(draw: st.DrawFn) -> Instance:
 def test_select_is_brute_force(made: Instance) -> None:
     pool, one, zero = CaptionPool(made.dataset), np.float32(1), np.float32(0)
     probability = None if made.config.denoise is None else lambda images_N, captions_N: made.match[images_N, captions_N]
-    mined = select_images("made", pool, made.found, one, zero, made.config, Refresh(), probability)
+    mined = select("made", pool, made.found, one, zero, made.config, Refresh(), probability)
     expected, table = made.solve(), mined.negatives
     columns = (table.image_N, table.captions_N, table.ranks_N, ~table.is_negative_N)
     rows = list(zip(*(column.tolist() for column in columns), strict=True))
@@ -178,7 +177,7 @@ def mined_from(world: SmallWorld, dataset: RetrievalSet, refresh: Refresh | None
     refresh = refresh or Refresh()
     model, inputs = load_siglip(world.base)
     config = MiningConfig.model_validate({"mine_every_steps": 1, "form": "images", **keys})
-    return mine_images(Retriever(model, inputs), CaptionPool(dataset), config, refresh=refresh)
+    return mine(Retriever(model, inputs), CaptionPool(dataset), config, refresh=refresh)
 
 
 def test_mining_is_retrieval_by_the_model(small_world: SmallWorld, tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from train.config.mining import MiningConfig
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.data.negatives import Negatives
 from train.mining.candidates import Candidates
-from train.mining.captions import mine, select
 from train.mining.cross_encoder import MiningCrossEncoder
 from train.mining.ensemble import Retriever
+from train.mining.mine import mine, select
 from train.mining.refresh import Refresh, rules_of
 from train.mining.report import Mined, MiningReport, calibrating_shift, summarize
 

@@ -11,7 +11,7 @@ from tests.small_job import SmallWorld, load, write_pictures
 from train.config.mining import MiningConfig
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.mining.candidates import Candidates
-from train.mining.captions import select
+from train.mining.mine import select
 from train.mining.report import RULES, Mined, summarize
 from train.mining.report_page import example_rows, write_mining_report
 

@@ -1,4 +1,4 @@
-"""train/mining/rules.py, train/mining/selection.py and train/mining/captions.py's select against brute force, over all combinations of
+"""train/mining/rules.py, train/mining/selection.py and train/mining/mine.py's select against brute force, over all combinations of
 rules."""
 
 from typing import Any
@@ -11,7 +11,7 @@ from tests.unit.train.mining.mining_oracle import Instance, dataset_of
 from train.config.mining import MiningConfig
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.mining.candidates import Candidates
-from train.mining.captions import select
+from train.mining.mine import select
 from train.mining.refresh import Refresh
 from train.mining.report import Mined, MiningReport, summarize
 from train.mining.rules import Outcome, RankedLists, Rules, filtered_out, perc_pos_bound

@@ -22,9 +22,8 @@ from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder
-from train.mining.captions import mine
 from train.mining.ensemble import Retriever
-from train.mining.images import mine_images
+from train.mining.mine import mine
 from train.mining.refresh import Refresh
 from train.model.frozen_tower import FrozenStore, cached_towers, frozen_lines, is_whole
 from train.model.siglip import TunedModel, build_model, make_optimizer
@@ -203,23 +202,22 @@ def test_a_picture_that_decodes_is_known_and_one_that_does_not_is_not(small_worl
     assert [image for image in range(40) if not rows.is_known(image)] == [3]
 
 
-@pytest.mark.parametrize("miner", [mine, mine_images], ids=lambda miner: miner.__name__)
+@pytest.mark.parametrize("form", ["columns", "images"])
 def test_mining_reads_cached_embeddings_and_finds_the_same(
-    small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, miner: Any
+    small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     """Of some images and a pool, with a picture that does not decode; a frozen tower is not run again."""
     manifest = write_pictures(tmp_path)
     (tmp_path / "pictures" / "train-007.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     _, tuned = make_job(small_world, ["image", "text"])
-    further = AdditionalCaptions(["a fox", "two green bars"], np.array([1, 2])) if miner is mine else None
+    further = AdditionalCaptions(["a fox", "two green bars"], np.array([1, 2])) if form == "columns" else None
     pool = CaptionPool(load(manifest), further)
     kept = both(FrozenStore(tmp_path / "frozen", tuned, pool, Processes()))
-    config = MiningConfig.model_validate({"mine_every_steps": 1, "margin": None, "form": "columns" if miner is mine else "images"})
+    config = MiningConfig.model_validate({"mine_every_steps": 1, "margin": None, "form": form})
 
     def mined(frozen: FrozenEmbeddings) -> Negatives:
         refresh = Refresh(images_I=np.arange(3, 38))
-        table: Negatives = miner(Retriever(tuned.siglip, tuned.inputs, frozen), pool, config, refresh=refresh)[0]
-        return table
+        return mine(Retriever(tuned.siglip, tuned.inputs, frozen), pool, config, refresh=refresh)[0]
 
     plain = mined(NOTHING_FROZEN)
     for tower in (tuned.siglip.vision_model, tuned.siglip.text_model):

@@ -20,6 +20,7 @@ from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder
 from train.data.positives import TruePairs
+from train.loss.distillation import OwnPairs
 from train.loss.sigmoid import Pairing, sigmoid_loss
 from train.model.grad_cache import Towers, cached_size
 from train.model.siglip import TunedModel, build_model, make_optimizer
@@ -66,7 +67,7 @@ def step_gradients(
     if double:
         tuned.siglip.double()
     stepper = Stepper(config, tuned, make_optimizer(tuned, config.train), load(world.manifest), Processes(), autocast)
-    stepper.loss_scale = None if loss_scale is None else LossScale(scale=loss_scale)
+    stepper.update.loss_scale = None if loss_scale is None else LossScale(scale=loss_scale)
     result = stepper.train_step(first_batch(world, tuned))
     gradients = {name: value.grad.double() for name, value in tuned.trainable() if value.grad is not None}
     assert len(gradients) == len(list(tuned.trainable())) and result.num_mined == 2 * SIZE
@@ -136,7 +137,7 @@ def test_with_dropout_they_are_plain_autograd_over_the_same_masks(
             embedded.append(features(tuned.siglip, rows[start : start + MICRO]))
         parts.append(torch.cat(embedded))
     positives = TruePairs(CaptionPool(dataset)).of_batch(batch.images_b.numpy(), [batch.captions_b.numpy()])
-    pairing = Pairing(positives, (SIZE,), SIZE, batch.mined_rows_m, 0.5)
+    pairing = Pairing(positives, (SIZE,), SIZE, OwnPairs(batch.mined_rows_m), 0.5)
     loss = sigmoid_loss(*parts, *tuned.scale_and_bias(), pairing).total
     loss.backward()
     plain = {name: value.grad for name, value in tuned.trainable() if value.grad is not None} | {"loss": loss.detach()}

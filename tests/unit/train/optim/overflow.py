@@ -38,8 +38,8 @@ def main() -> None:
         skipped = stepper.train_step(batches[step]).skipped
         if hook is not None:
             hook.remove()
-        assert stepper.loss_scale is not None
-        said.append(f"{skipped} {stepper.loss_scale.scale} {stepper.loss_scale.num_skipped}")
+        assert stepper.update.loss_scale is not None
+        said.append(f"{skipped} {stepper.update.loss_scale.scale} {stepper.update.loss_scale.num_skipped}")
     weights = torch.cat([parameter.detach().ravel() for parameter in tuned.siglip.parameters()])
     said.append(hashlib.sha256(weights.numpy().tobytes()).hexdigest())
     (Path(output) / f"{processes.rank}.txt").write_text("\n".join(said) + "\n", encoding="utf-8")

@@ -73,16 +73,16 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 def test_scaling_by_a_power_of_two_changes_no_bit_of_loss_norm_or_weights(small_world: SmallWorld) -> None:
     plain, scaled = Bench(small_world, "fp32"), Bench(small_world, "fp16")
-    assert plain.stepper.loss_scale is None and scaled.stepper.loss_scale == LossScale(65536.0)
+    assert plain.stepper.update.loss_scale is None and scaled.stepper.update.loss_scale == LossScale(65536.0)
     for step in (1, 2, 3):
         assert plain.stepper.train_step(plain.batch(step)) == scaled.stepper.train_step(scaled.batch(step))
     assert same(plain.weights(), scaled.weights())
-    assert scaled.stepper.loss_scale == LossScale(65536.0, 3, 0)
+    assert scaled.stepper.update.loss_scale == LossScale(65536.0, 3, 0)
 
 
 def test_what_overflows_is_skipped_and_counted_until_the_scale_is_small_enough(small_world: SmallWorld) -> None:
     bench, plain = Bench(small_world, "fp16"), Bench(small_world, "fp32")
-    bench.stepper.loss_scale = LossScale(2.0**127)  # a loss of about 10 times this is not a float32
+    bench.stepper.update.loss_scale = LossScale(2.0**127)  # a loss of about 10 times this is not a float32
     before, step = bench.weights(), 0
     while True:
         step += 1
@@ -90,7 +90,7 @@ def test_what_overflows_is_skipped_and_counted_until_the_scale_is_small_enough(s
         if not result.skipped:
             break
         assert math.isfinite(result.loss) and same(before, bench.weights()) and not bench.optimizer.state
-    assert step > 2 and bench.stepper.loss_scale == LossScale(2.0 ** (127 - (step - 1)), 1, step - 1)
+    assert step > 2 and bench.stepper.update.loss_scale == LossScale(2.0 ** (127 - (step - 1)), 1, step - 1)
     assert result == plain.stepper.train_step(plain.batch(step)) and same(bench.weights(), plain.weights())
 
 
@@ -98,7 +98,7 @@ def test_weights_that_are_not_numbers_end_the_run_in_fp16_too(small_world: Small
     bench = Bench(small_world, "fp16")
     with torch.no_grad():
         next(bench.tuned.siglip.parameters())[...] = math.nan
-    bench.stepper.loss_scale = LossScale(2.0)
+    bench.stepper.update.loss_scale = LossScale(2.0)
     assert bench.stepper.train_step(bench.batch(1)).skipped
     with pytest.raises(NotFinite, match="weights not finite already"):
         bench.stepper.train_step(bench.batch(2))
@@ -107,21 +107,21 @@ def test_weights_that_are_not_numbers_end_the_run_in_fp16_too(small_world: Small
 def test_a_resumed_run_continues_with_scale_optimizer_state_and_the_number_of_updates(small_world: SmallWorld, tmp_path: Path) -> None:
     """Steps 1 and 2 are skipped: AdamW's own count is two behind the step's when the checkpoint is written."""
     bench, again = Bench(small_world, "fp16"), Bench(small_world, "fp16")
-    bench.stepper.loss_scale = LossScale(2.0**127)
+    bench.stepper.update.loss_scale = LossScale(2.0**127)
     results = [bench.stepper.train_step(bench.batch(step)) for step in range(1, 11)]
     num_skipped = sum(result.skipped for result in results)
     assert 2 <= num_skipped <= 8
     checkpoints = Checkpoints(tmp_path)
-    state = State(step=10, base_sha256="base", data_sha256="data", loss_scale=bench.stepper.loss_scale)
+    state = State(step=10, base_sha256="base", data_sha256="data", loss_scale=bench.stepper.update.loss_scale)
     checkpoints.save(state, bench.tuned, bench.optimizer, None)
     found = checkpoints.newest()
     assert found is not None and found[0] == state and state.num_updates == 10 - num_skipped
     checkpoints.load_weights(10, again.tuned)
     checkpoints.load_optimizer(10, again.tuned, again.optimizer)
-    again.stepper.loss_scale = found[0].loss_scale
+    again.stepper.update.loss_scale = found[0].loss_scale
     for step in (11, 12):
         assert bench.stepper.train_step(bench.batch(step)) == again.stepper.train_step(again.batch(step))
-    assert same(bench.weights(), again.weights()) and again.stepper.loss_scale == bench.stepper.loss_scale
+    assert same(bench.weights(), again.weights()) and again.stepper.update.loss_scale == bench.stepper.update.loss_scale
 
 
 def test_a_checkpoint_in_which_every_step_was_skipped_is_read(small_world: SmallWorld, tmp_path: Path) -> None:
