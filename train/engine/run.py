@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
 from tqdm import tqdm
 
 from eval.execution import Execution, no_progress
@@ -15,7 +16,6 @@ from eval.execution import Execution, no_progress
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import torch
     from accelerate import Accelerator
 
     from eval.dataset.leakage import Leakage

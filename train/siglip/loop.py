@@ -12,11 +12,10 @@ from eval.metrics.evaluate import values_of
 from eval.metrics.stage_metrics import mean_recall_at_1
 from eval.search.ranking import DIRECTIONS
 from eval.search.retrieve import retrieve
-from train.data.batches import Batch, BatchBuilder
+from train.data.batches import Batch, BatchBuilder, TruePairs
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.mined_order import columns_in_force, is_due, order_in_force
 from train.data.negatives import Negatives, read_negatives
-from train.data.positives import TruePairs
 from train.engine.checkpoint import Checkpoints, State
 from train.engine.loop import BaseLoop, StopSignals
 from train.model.frozen_tower import FrozenStore, cached_towers

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from eval.sharded import is_sharded
+from train.data.batches import TruePairs
 from train.data.caption_pool import CaptionPool
-from train.data.positives import TruePairs
 from train.engine.metrics_log import gpu_record, scale_record
 from train.engine.run import StepOutcome
 from train.loss.distillation import OwnPairs, SoftLabels

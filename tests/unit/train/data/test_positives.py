@@ -1,4 +1,4 @@
-"""train/data/positives.py, and a step of the loss in which a cross-encoder's relabelled pairs are positives: against a plain double
+"""train/data/batches.py, and a step of the loss in which a cross-encoder's relabelled pairs are positives: against a plain double
 loop."""
 
 import contextlib
@@ -13,11 +13,10 @@ from eval.encoder.encoder import image_features, text_features
 from eval.processes import Processes
 from tests.small_job import SmallWorld, load
 from train.config.job import JobConfig
-from train.data.batches import BatchBuilder
+from train.data.batches import BatchBuilder, TruePairs
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder
-from train.data.positives import TruePairs
 from train.loss.reference import pairwise_sigmoid_loss
 from train.loss.sigmoid import Pairing, sigmoid_loss
 from train.model.siglip import build_model, make_optimizer

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.small_job import SmallWorld, load
+from train.data.batches import TruePairs
 from train.data.caption_pool import CaptionPool
-from train.data.positives import TruePairs
 
 
 def marked(pairs: tuple[np.ndarray, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:

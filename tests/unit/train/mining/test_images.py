@@ -1,4 +1,4 @@
-"""train/mining/images.py against brute force: which images are selected for a caption, and which rule filters out the others."""
+"""train/mining/mine.py against brute force: which images are selected for a caption, and which rule filters out the others."""
 
 from collections import Counter
 from dataclasses import dataclass, field

@@ -15,11 +15,10 @@ from eval.encoder.encoder import image_features, text_features
 from eval.processes import Processes
 from tests.small_job import SmallWorld, load
 from train.config.job import JobConfig
-from train.data.batches import Batch, BatchBuilder
+from train.data.batches import Batch, BatchBuilder, TruePairs
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder
-from train.data.positives import TruePairs
 from train.loss.distillation import OwnPairs
 from train.loss.sigmoid import Pairing, sigmoid_loss
 from train.model.grad_cache import Towers, cached_size
