@@ -34,8 +34,8 @@ from rerank.combine.expansion_effects import write_expansions
 from rerank.combine.first_stages import MINIMUM_DEPTH, FirstStages
 from rerank.combine.record import ENSEMBLES, EXPANSIONS
 from rerank.combine.spec import POOLINGS_OF_SCORES, Combining
+from rerank.expansions.base import Expansion
 from rerank.expansions.image_captions import CaptionsColumn, CaptionsFile
-from rerank.expansions.parse import Expansion
 from rerank.reorder.plan import Plan
 from rerank.reorder.record import ADAPTIVE, BUDGET, FUSION
 from rerank.reorder.reranking import rerank_stages

@@ -99,11 +99,7 @@ def _expected(config: AlbefConfig) -> set[str]:
 
 
 def _tokenizer(name: str, config: AlbefConfig) -> BertTokenizer:
-    """The tokenizer whose vocabulary the text tower has.
-
-    Raises:
-        UserError: it cannot be loaded, or is another.
-    """
+    """The tokenizer whose vocabulary the text tower has."""
     if Path(name).exists() and not any((Path(name) / file).is_file() for file in _VOCABULARIES):
         raise UserError(f"--tokenizer {name}: expected a folder with vocab.txt or tokenizer.json")
     try:
@@ -124,11 +120,7 @@ def _tokenizer(name: str, config: AlbefConfig) -> BertTokenizer:
 
 
 def _hub_folder(source: str) -> Path:
-    """The folder, or the hub's files under that id.
-
-    Raises:
-        UserError: there is neither.
-    """
+    """The folder, or the hub's files under that id."""
     if Path(source).is_dir():
         return Path(source)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):

@@ -15,24 +15,16 @@ from transformers.utils import cached_file
 from eval.encoder.checkpoint import hash_weights
 from eval.errors import UserError
 from rerank.scorers.albef.model import AlbefConfig, AlbefCrossEncoder
-from rerank.scorers.checkpoint import in_words, tokenizer_content
+from rerank.scorers.checkpoint import Checkpoint, in_words, tokenizer_content
 
 _CONFIG_NAME, _WEIGHTS_NAME = "config.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
-class AlbefCheckpoint:
-    """An ALBEF cross-encoder in float32 with its two preprocessors.
-
-    Attributes:
-        model: in evaluation mode, float32, on the CPU.
-        image_processor: the Pillow one of BLIP, which prepares images as ALBEF does: resized bicubically, CLIP's mean and deviation.
-        tokenizer: WordPiece of bert-base-uncased.
-    """
+class AlbefCheckpoint(Checkpoint):
+    """An ALBEF cross-encoder; the image processor is BLIP's, which prepares images as ALBEF does, and the tokenizer bert-base-uncased's."""
 
     model: AlbefCrossEncoder
-    image_processor: Any
-    tokenizer: Any
 
     def digest(self) -> str:
         """SHA-256 (hex) of the weights, the sizes, the image processor and the tokenizer."""

@@ -105,11 +105,7 @@ def _resized(config: AlbefConfig, image_size: int) -> AlbefConfig:
 
 
 def _sizes(tensors: Mapping[str, torch.Tensor], source: str) -> AlbefConfig:
-    """The sizes that follow from the shapes.
-
-    Raises:
-        UserError: tensors are missing, or belong to another model.
-    """
+    """The sizes that follow from the shapes."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     fusion = _numbers(shapes, r"text_encoder\.encoder\.layer\.(\d+)\.crossattention\.")
     if not fusion:
