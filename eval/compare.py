@@ -182,9 +182,7 @@ def _check_same_ground_truth(one: dict[str, Any] | None, other: dict[str, Any] |
         for truth in (one, other)
     ]
     if rules[0] != rules[1]:
-        words = [
-            f"protocol {protocol}, near-duplicates {'' if near else 'not '}relevant, qrels {qrels}" for protocol, near, qrels in rules
-        ]
+        words = [f"protocol {protocol}, near-duplicates {'' if near else 'not '}relevant, qrels {qrels}" for protocol, near, qrels in rules]
         raise UserError(f"the reports have different ground truths: A: {words[0]}; B: {words[1]}. Evaluate both with the same")
 
 

@@ -85,14 +85,15 @@ class RetrievalSet:
         self.caption_hash_C = np.array([caption_hash(caption) for caption in self.captions], dtype=np.int64)
         # An image without a group is a group of its own, named by an int, while given names are str.
         names: dict[object, int] = {}
-        self.group_I = np.array([names.setdefault(_group_key(image, i), len(names)) for i, image in enumerate(ordered)], dtype=np.int64)
+        keys = [image.group if image.group is not None else number for number, image in enumerate(ordered)]
+        self.group_I = np.array([names.setdefault(key, len(names)) for key in keys], dtype=np.int64)
         self._group_names = [image.group for image in ordered] if any(image.group is not None for image in ordered) else []
         self._paths = StringColumn([str(image.path) if image.path else "" for image in ordered])
         self._embedded_rows_I = np.array([image.embedded.row if image.embedded else -1 for image in ordered], dtype=np.int64)
         self._num_bytes_I = np.array([image.num_bytes for image in ordered], dtype=np.int64)
         self.truth: dict[str, Any] = {"protocol": "all"}
         self._pairs: tuple[np.ndarray, np.ndarray] | None = None
-        self._group_hashes = GroupHashes(self.group_I[self.caption_image_C], self.caption_hash_C, len(names))
+        self.true_hashes = GroupHashes(self.group_I[self.caption_image_C], self.caption_hash_C, len(names))
 
     @property
     def num_images(self) -> int:
@@ -161,12 +162,7 @@ class RetrievalSet:
 
     def is_positive(self, images: np.ndarray, hashes: np.ndarray) -> np.ndarray:
         """Whether each (image, caption) pair is positive, by the caption's hash; arguments broadcast. Returns bool."""
-        return self._group_hashes.contains(self.group_I[images], hashes)
-
-    @property
-    def true_hashes(self) -> "GroupHashes":
-        """The positive (group, caption hash) pairs, which `is_positive` looks up."""
-        return self._group_hashes
+        return self.true_hashes.contains(self.group_I[images], hashes)
 
     def positives(self, direction: str) -> PositivePairs:
         """All positive pairs, by query: captions of each image, or images of each caption."""
@@ -183,7 +179,7 @@ class RetrievalSet:
 
     def positive_pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """(image, caption) of every positive pair, each once: int64 images_P and captions_P."""
-        return self._pairs if self._pairs is not None else matching_pairs(self.group_I, self.caption_hash_C, self._group_hashes)
+        return self._pairs if self._pairs is not None else matching_pairs(self.group_I, self.caption_hash_C, self.true_hashes)
 
     def with_positive_pairs(self, images_P: np.ndarray, captions_P: np.ndarray, truth: dict[str, Any]) -> "RetrievalSet":
         """The split with another ground truth for evaluation (eval/dataset/truth.py); `is_positive`, which training uses, is unchanged."""
@@ -199,10 +195,6 @@ class RetrievalSet:
         for array in (self.caption_offsets, self.group_I, self._num_bytes_I):
             digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
         return digest.hexdigest()
-
-
-def _group_key(image: ManifestImage, index: int) -> object:
-    return image.group if image.group is not None else index
 
 
 def _join(keys_N: np.ndarray, sorted_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
