@@ -16,8 +16,6 @@ from eval.metrics.stage_metrics import RECALLS, StageMetrics
 from eval.search.ranking import DIRECTIONS, Direction
 from eval.search.stage import Sweep
 
-"""Rank of each query's best relevant item, int64 (Q,), had only the first K been re-ordered; by K."""
-
 
 def sweep_sizes(top_k: int) -> list[int]:
     """The K to look at: 1, 2, 4, ... and top_k.

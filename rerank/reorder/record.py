@@ -40,17 +40,6 @@ def tuning_sections(figures: Figures, dataset: RetrievalSet, tuned: Sequence[Tun
     return ([Section(FUSION, fusion)] if fusion else []) + ([Section(ADAPTIVE, adaptive)] if adaptive else [])
 
 
-def chosen_on(dataset: RetrievalSet) -> dict[str, Any]:
-    """How a report names the split something was chosen on."""
-    return {
-        "split": dataset.split,
-        "num_images": dataset.num_images,
-        "num_captions": dataset.num_captions,
-        "sha256": dataset.sha256(),
-        "truth": dataset.truth,
-    }
-
-
 def _fusion_record(found: Differences, tuned: TuningResult, choice: FusionChoice) -> dict[str, Any]:
     """Weights and their recalls where the weight was chosen; weights 0, 1 and the chosen one where it is measured."""
     fusion, fused = choice.fusion, stage_names.fused(tuned.stage)
@@ -58,7 +47,7 @@ def _fusion_record(found: Differences, tuned: TuningResult, choice: FusionChoice
     return {
         "stage": tuned.stage,
         "fused": fused,
-        "chosen_on": chosen_on(tuned.dataset),
+        "chosen_on": tuned.dataset.record(),
         "weight": fusion.weight,
         "units": {d: {"pair": units.pair, "first": units.first} for d, units in fusion.units.items()},
         "weights": _weight_rows(tuned, choice),
@@ -94,7 +83,7 @@ def _adaptive_record(found: Differences, tuned: TuningResult, margin: float) -> 
     return {
         "stage": tuned.stage,
         "adaptive": stage,
-        "chosen_on": chosen_on(tuned.dataset),
+        "chosen_on": tuned.dataset.record(),
         "max_loss": tuned.max_loss,
         "margin": margin if np.isfinite(margin) else None,
         "chosen": _saving_record(saving(tuned.first.rankings, tuned.scores, tuned.top_k, margin)),

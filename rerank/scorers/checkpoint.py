@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -55,15 +55,7 @@ def tokenizer_content(tokenizer: Any) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in ("truncation", "padding")}
 
 
-class Preprocessing(NamedTuple):
-    """The parts of a checkpoint that are read before its weights."""
-
-    config: Any
-    image_processor: Any
-    tokenizer: Any
-
-
-def read_preprocessing(model: str, config_class: Any, image_processor_class: Any) -> Preprocessing:
+def read_preprocessing(model: str, config_class: Any, image_processor_class: Any) -> tuple[Any, Any, Any]:
     """Config, image processor and tokenizer of a folder or hub id.
 
     Raises:
@@ -72,7 +64,7 @@ def read_preprocessing(model: str, config_class: Any, image_processor_class: Any
     try:
         config = config_class.from_pretrained(model, trust_remote_code=False)
         image_processor = image_processor_class.from_pretrained(model, trust_remote_code=False)
-        return Preprocessing(config, image_processor, AutoTokenizer.from_pretrained(model, trust_remote_code=False))
+        return config, image_processor, AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # of many classes, by the file and its damage
         raise _unreadable(model, "the config, image processor or tokenizer", error) from error
 
