@@ -72,7 +72,8 @@ def convert_albef(source: Path, folder: Path, tokenizer: str, image_size: int | 
     """
     release = albef_release(read_pickled(source), str(source), image_size)
     bert_tokenizer = _tokenizer(tokenizer, release.config)
-    expected = _expected(release.config)
+    with torch.device("meta"):
+        expected = {name for name, _ in AlbefCrossEncoder(release.config).named_parameters()}
     unexpected = sorted(release.tensors.keys() - expected)
     tensors = {name: tensor.float().contiguous() for name, tensor in release.tensors.items() if name in expected}
     build_albef(release.config, tensors, str(source))  # names all that is missing or misshapen
@@ -91,11 +92,6 @@ def _convert_hub(source: str, folder: Path) -> list[str]:
     found = _hub_folder(source)
     check_cross_encoder(str(found))  # before any work: a converted captioner or text-text reranker would be of no use
     return convert_hub_folder(found, folder)
-
-
-def _expected(config: AlbefConfig) -> set[str]:
-    with torch.device("meta"):
-        return {name for name, _ in AlbefCrossEncoder(config).named_parameters()}
 
 
 def _tokenizer(name: str, config: AlbefConfig) -> BertTokenizer:

@@ -74,7 +74,10 @@ def albef_release(content: Any, source: str, image_size: int | None = None) -> A
             dropped.setdefault(kind, []).append(name)
     config = _sizes(tensors, source)
     if image_size is not None and image_size != config.vision.image_size:
-        config = _resized(config, image_size)
+        try:
+            config = replace(config, vision=replace(config.vision, image_size=image_size))
+        except ValueError as error:
+            raise UserError(f"--image-size {image_size}: {error}") from error
         tensors[_POSITIONS] = interpolated(tensors[_POSITIONS], config.vision.image_size // config.vision.patch_size)
     return AlbefRelease(config, tensors, dropped)
 
@@ -95,13 +98,6 @@ def interpolated(positions_1TV: torch.Tensor, num_patches_a_side: int) -> torch.
     resized = F.interpolate(grid_1Vss, size=(num_patches_a_side, num_patches_a_side), mode="bicubic", align_corners=False)
     grid_1TV = resized.permute(0, 2, 3, 1).flatten(1, 2)
     return torch.cat([positions_1TV[:, :1].float(), grid_1TV], dim=1).to(positions_1TV.dtype)
-
-
-def _resized(config: AlbefConfig, image_size: int) -> AlbefConfig:
-    try:
-        return replace(config, vision=replace(config.vision, image_size=image_size))
-    except ValueError as error:
-        raise UserError(f"--image-size {image_size}: {error}") from error
 
 
 def _sizes(tensors: Mapping[str, torch.Tensor], source: str) -> AlbefConfig:

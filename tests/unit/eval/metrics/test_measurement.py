@@ -8,6 +8,7 @@ import torch
 from transformers import AutoProcessor, SiglipModel
 
 from eval.encoder.checkpoint import load_siglip
+from eval.execution import Execution
 from eval.metrics.measurement import measure_checkpoint
 from eval.metrics.stage_metrics import StageMetrics, mean_recall_at_1
 from eval.search.ranking import DIRECTIONS
@@ -21,7 +22,7 @@ def test_mean_of_both_directions() -> None:
 def test_ranks_are_those_of_plain_transformers(small_world: SmallWorld) -> None:
     dataset = load(small_world.manifest, "test")
     num_rows: list[int] = []
-    rows = measure_checkpoint("tuned", *load_siglip(small_world.base), dataset, on_progress=num_rows.append)
+    rows = measure_checkpoint("tuned", *load_siglip(small_world.base), dataset, execution=Execution(on_progress=num_rows.append))
     assert sum(num_rows) == dataset.num_images + dataset.num_captions and set(rows["stage"].to_pylist()) == {"tuned"}
     assert not {"top_ids", "top_scores"} & set(rows.column_names) and len(rows) == sum(num_rows)
     assert rows["query_id"].to_pylist() == [*dataset.image_ids, *dataset.caption_ids]
