@@ -13,10 +13,8 @@ import numpy as np
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.metrics.differences import Differences
 from eval.metrics.evaluate import Figures
-from eval.metrics.k_sweep import curves_over
-from eval.metrics.metrics import RECALL_AT, recall_at_k
-from eval.metrics.significance import ImageSums, interval, resample_weights
-from eval.metrics.stage_metrics import RECALLS
+from eval.metrics.k_sweep import curves_over, recall_row
+from eval.metrics.significance import resample_weights
 from eval.report.render import show_interval
 from eval.report.section import Section, SectionFormat
 from eval.search.ranking import DIRECTIONS, Direction
@@ -67,11 +65,7 @@ def _weight_rows(tuned: TuningResult, choice: FusionChoice) -> list[dict[str, An
     rows = []
     for weight, ranks in by_weight:
         for direction in DIRECTIONS:
-            found_QM = np.stack([recall_at_k(ranks[direction], k) for k in RECALL_AT], axis=1)
-            sums = ImageSums.of(found_QM, image_Q[direction], dataset.num_images)
-            bounds = interval(sums.resampled_means(weights_SI))[:, 0].tolist()
-            recalls = dict(zip(RECALLS, sums.means().tolist(), strict=True))
-            rows.append({"weight": weight, "direction": direction, **recalls, "ci95": bounds})
+            rows.append({"weight": weight, "direction": direction, **recall_row(ranks[direction], image_Q[direction], weights_SI)})
     return rows
 
 
