@@ -145,11 +145,7 @@ def compare_reports(folder_a: Path, folder_b: Path, asked: Sequence[str] = ()) -
 
 
 def _rows(table: pa.Table, stage: str, direction: str, folder: Path) -> pa.Table:
-    """Rows of one stage in one direction, in order of their queries; each query once.
-
-    Raises:
-        UserError: a query is there twice, or there is none.
-    """
+    """Rows of one stage in one direction, in order of their queries; each query once."""
     rows = table.filter(pc.and_(pc.equal(table["stage"], stage), pc.equal(table["direction"], direction))).sort_by("query_id")
     counts = pc.value_counts(rows["query_id"]).to_pylist()
     twice = [count["values"] for count in counts if count["counts"] > 1]
@@ -160,11 +156,7 @@ def _rows(table: pa.Table, stage: str, direction: str, folder: Path) -> pa.Table
 
 
 def _check_same_queries(rows_a: pa.Table, rows_b: pa.Table) -> None:
-    """Refuse to compare what is not paired: other queries, or other relevant items of the same ones.
-
-    Raises:
-        UserError: naming up to five.
-    """
+    """Refuse to compare what is not paired: other queries, or other relevant items of the same ones."""
     ids_a, ids_b = rows_a["query_id"].to_pylist(), rows_b["query_id"].to_pylist()
     if ids_a != ids_b:
         only_a, only_b = sorted(set(ids_a) - set(ids_b)), sorted(set(ids_b) - set(ids_a))
@@ -182,11 +174,7 @@ def _check_same_queries(rows_a: pa.Table, rows_b: pa.Table) -> None:
 
 
 def _check_same_ground_truth(one: dict[str, Any] | None, other: dict[str, Any] | None) -> None:
-    """Refuse reports with different ground truths; one that does not say (of an older version) is taken as it is.
-
-    Raises:
-        UserError: naming both.
-    """
+    """Refuse reports with different ground truths; one that does not say (of an older version) is taken as it is."""
     if one is None or other is None:
         return
     rules = [
@@ -194,9 +182,7 @@ def _check_same_ground_truth(one: dict[str, Any] | None, other: dict[str, Any] |
         for truth in (one, other)
     ]
     if rules[0] != rules[1]:
-        words = [
-            f"protocol {protocol}, near-duplicates {'' if near else 'not '}relevant, qrels {qrels}" for protocol, near, qrels in rules
-        ]
+        words = [f"protocol {protocol}, near-duplicates {'' if near else 'not '}relevant, qrels {qrels}" for protocol, near, qrels in rules]
         raise UserError(f"the reports have different ground truths: A: {words[0]}; B: {words[1]}. Evaluate both with the same")
 
 

@@ -61,11 +61,7 @@ def launched_device() -> torch.device:
 
 
 def _number(name: str, default: int) -> int:
-    """A variable of the launcher's.
-
-    Raises:
-        UserError: it is no number.
-    """
+    """A variable of the launcher's."""
     try:
         return int(os.environ.get(name, default))
     except ValueError:

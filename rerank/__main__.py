@@ -24,7 +24,7 @@ from eval.processes import Processes
 from eval.progress import bar
 from eval.search.ranking import DIRECTIONS, Direction
 from rerank.answers.answers import Answers, fitting_budget, reranked_answers, within_budget
-from rerank.answers.collection import Collection, read_collection
+from rerank.answers.collection import read_collection
 from rerank.answers.first_stage import FirstAnswers, find_first
 from rerank.answers.output import check_output, write_output
 from rerank.answers.summary import broken_lines, closing_lines, reading_lines
@@ -32,8 +32,6 @@ from rerank.answers.table import SUFFIXES
 from rerank.options import add_pair_scores, asked_store
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import PairScorer, ScorerSettings
-from rerank.scoring.pair_scores import PairScores
-from rerank.scoring.score_cache import ScoreCache
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -105,14 +103,25 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
         UserError: model, reranker, pictures or captions cannot be used, or the files cannot be written.
     """
     use_exact_float32()
+    output = Path(asked.output)
     directions: Sequence[Direction] = DIRECTIONS if asked.direction == "both" else (asked.direction,)
     with processes.jointly(), reading():  # everything that can be refused is refused before the work
         if processes.is_main:
-            check_output(Path(asked.output), {"--images": asked.images, "--captions": asked.captions})
+            check_output(output, {"--images": asked.images, "--captions": asked.captions})
         load_siglip_config(asked.model)
-        collection = read_asked(asked)
-        scorer = read_scorer(asked, device)
-        cache = asked_store(asked, processes, cache_folder(asked.output)) if scorer is not None else None
+        collection = read_collection(
+            asked.images,
+            asked.captions,
+            image_root=asked.image_root,
+            columns=dict(pair.split("=", 1) for pair in asked.column),
+            split=asked.split,
+            caption_column=asked.caption_column,
+            caption_id_column=asked.caption_id_column,
+        )
+        scorer, cache = None, None
+        if asked.rerank is not None:
+            scorer = load_scorer(asked.rerank, device=device, settings=ScorerSettings(precision=asked.precision or "float32"))
+            cache = asked_store(asked, processes, output.with_suffix(".pair-scores"))
         model, inputs = load_siglip(asked.model, strip_punctuation=asked.strip_punctuation)
     collection.check_shared(processes)
     log(processes, reading_lines(collection, directions, asked.top_k))
@@ -128,54 +137,16 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
         budget = fitting_budget(found, scorer, asked.seconds, processes)
         log(processes, [f"budget     {budget}"])
         found = within_budget(found, budget)
-    answers, scores = rerank(asked, found, scorer, cache, processes)
+    scores = None
+    if scorer is None:
+        answers = [Answers.of(ranking, None) for ranking in found.rankings.values()]
+    else:
+        skip_margin = asked.skip_margin
+        answers, scores = reranked_answers(found, scorer, skip_margin=skip_margin, cache=cache, processes=processes)
     with processes.jointly():
         if processes.is_main:
-            output = Path(asked.output)
             page = write_output(output, found, answers, provenance(asked, found, weights, scorer), asked.pages)
             log(processes, closing_lines(found, answers, scores, output, page))
-
-
-def read_asked(asked: argparse.Namespace) -> Collection:
-    """The pictures and captions asked for.
-
-    Raises:
-        UserError: they cannot be used.
-    """
-    return read_collection(
-        asked.images,
-        asked.captions,
-        image_root=asked.image_root,
-        columns=dict(pair.split("=", 1) for pair in asked.column),
-        split=asked.split,
-        caption_column=asked.caption_column,
-        caption_id_column=asked.caption_id_column,
-    )
-
-
-def read_scorer(asked: argparse.Namespace, device: torch.device) -> PairScorer | None:
-    """The reranker, if one is asked for.
-
-    Raises:
-        UserError: it is no cross-encoder of pictures and captions.
-    """
-    if asked.rerank is None:
-        return None
-    return load_scorer(asked.rerank, device=device, settings=ScorerSettings(precision=asked.precision or "float32"))
-
-
-def cache_folder(output: str) -> Path:
-    """The folder of the score cache: "OUT.pair-scores" next to "OUT.parquet"."""
-    return Path(output).with_suffix(".pair-scores")
-
-
-def rerank(
-    asked: argparse.Namespace, found: FirstAnswers, scorer: PairScorer | None, cache: ScoreCache | None, processes: Processes
-) -> tuple[list[Answers], PairScores | None]:
-    """The final lists, and the cross-encoder scores that ordered them, if there is a reranker."""
-    if scorer is None:
-        return [Answers.of(ranking, None) for ranking in found.rankings.values()], None
-    return reranked_answers(found, scorer, skip_margin=asked.skip_margin, cache=cache, processes=processes, progress=processes.is_main)
 
 
 def provenance(asked: argparse.Namespace, found: FirstAnswers, weights: str, scorer: PairScorer | None) -> dict[str, Any]:

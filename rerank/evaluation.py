@@ -34,8 +34,8 @@ from rerank.combine.expansion_effects import write_expansions
 from rerank.combine.first_stages import MINIMUM_DEPTH, FirstStages
 from rerank.combine.record import ENSEMBLES, EXPANSIONS
 from rerank.combine.spec import POOLINGS_OF_SCORES, Combining
+from rerank.expansions.base import Expansion
 from rerank.expansions.image_captions import CaptionsColumn, CaptionsFile
-from rerank.expansions.parse import Expansion
 from rerank.reorder.plan import Plan
 from rerank.reorder.record import ADAPTIVE, BUDGET, FUSION
 from rerank.reorder.reranking import rerank_stages
@@ -209,13 +209,21 @@ def evaluate_plan(
         UserError: a checkpoint, an expansion or the reranker cannot be used, or a pair of stages cannot be compared.
     """
     scorer_name = reranker.scorer.name if reranker is not None else None
-    pairs, firsts = plan.pairs(scorer_name), _first_stages(plan, execution)
-    firsts.sets.prepare([dataset] + ([tune_on] if tune_on is not None else []))
+    pairs = plan.pairs(scorer_name)
+    sets = EmbeddedSets(
+        checkpoints=plan.checkpoints,
+        expansions=plan.expansions,
+        reused=plan.combining.reused,
+        execution=execution,
+        strip_punctuation=plan.strip_punctuation,
+    )
+    firsts = FirstStages(plan.combining, sets, plan.reranking.top_k if plan.reranking is not None else MINIMUM_DEPTH)
+    sets.prepare([dataset] + ([tune_on] if tune_on is not None else []))
     tuning = plan.reranking.tuning if plan.reranking is not None else None
     if tune_on is not None and plan.combining.chooses:
         firsts.choose(tune_on)
         if tuning is None or not tuning.any:
-            firsts.sets.forget(tune_on)
+            sets.forget(tune_on)
     stages, found, reranked = firsts.measured(dataset), None, None
     if plan.reranking is not None and reranker is not None:
         tuned = plan.reranking.tuning.of(plan.first_stages)
@@ -248,14 +256,3 @@ def report_of(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tu
     """
     figures = evaluate(dataset, stages, pairs)
     return Report(dataset, figures, shown=gallery(dataset, figures))
-
-
-def _first_stages(plan: EvaluationPlan, execution: Execution) -> FirstStages:
-    sets = EmbeddedSets(
-        checkpoints=plan.checkpoints,
-        expansions=plan.expansions,
-        reused=plan.combining.reused,
-        execution=execution,
-        strip_punctuation=plan.strip_punctuation,
-    )
-    return FirstStages(plan.combining, sets, plan.reranking.top_k if plan.reranking is not None else MINIMUM_DEPTH)

@@ -49,7 +49,7 @@ def add_reranking(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--choose",
-        type=_choices,
+        type=lambda text: words_of(text, CHOICES),
         metavar="WHAT[,WHAT...]",
         help=f"with --choose-on: what is chosen there: {', '.join(CHOICES)} (default: all that there is)",
     )
@@ -178,10 +178,6 @@ def _combining_choices(asked: argparse.Namespace) -> tuple[Choice, ...] | None:
 def _chooses(asked: argparse.Namespace, what: str) -> bool:
     """True if --choose-on is to choose this of the reranker."""
     return asked.choose_on is not None and asked.rerank is not None and (asked.choose is None or what in asked.choose)
-
-
-def _choices(text: str) -> list[str]:
-    return words_of(text, CHOICES)
 
 
 def _combinations(text: str) -> list[str]:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from eval.choices.choice_set import ChoiceKind
 from eval.choices.outcomes import METRICS
 from eval.errors import UserError
-from eval.metrics.significance import ImageSums, holm, interval, resample_weights, sign_flip_p_values, verdict
+from eval.metrics.significance import ImageSums, correct, interval, resample_weights, sign_flip_p_values
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,7 @@ def choice_figures(table: pa.Table, pairs: Sequence[tuple[str, str]]) -> dict[st
         for sample in overall
         for row in sample.compare(by_stage[stage], by_stage[against])
     ]
-    for row, p in zip(comparisons, holm(np.array([row["p_value"] for row in comparisons])), strict=True):
-        row |= {"p_value": float(p), "verdict": verdict(row["delta"], float(p))}
+    correct(comparisons)
     return {"stages": stages, "comparisons": comparisons}
 
 

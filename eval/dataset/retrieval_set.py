@@ -17,6 +17,7 @@ from eval.captions import caption_hash
 from eval.dataset.images import ImageError, decode_image, file_digest
 from eval.errors import UserError
 from eval.manifest.manifest import Manifest, ManifestImage
+from eval.manifest.rows import RowSource
 
 
 class StringColumn(Sequence[str]):
@@ -64,7 +65,70 @@ class PositivePairs:
         return np.diff(self.offsets)
 
 
-class RetrievalSet:
+@dataclass(frozen=True)
+class ImageEntry:
+    """One image: its id, and its path or the row of the manifest that embeds its bytes."""
+
+    id: str
+    path: str = ""
+    embedded_row: int = -1
+
+    @classmethod
+    def of(cls, image: ManifestImage) -> "ImageEntry":
+        """That of a manifest's image."""
+        return cls(image.id, str(image.path or ""), image.embedded.row if image.embedded is not None else -1)
+
+
+class StoredImages:
+    """Images in the order given, each in a file or embedded in a row of the manifest; decoded when they are loaded."""
+
+    def __init__(self, images: Sequence[ImageEntry], rows: RowSource | None, source: str) -> None:
+        """rows: those with the bytes of embedded images."""
+        self.source, self._rows = source, rows
+        self.image_ids: Sequence[str] = StringColumn([image.id for image in images])
+        self._paths = StringColumn([image.path for image in images])
+        self._embedded_rows_I = np.array([image.embedded_row for image in images], dtype=np.int64)
+
+    @property
+    def num_images(self) -> int:
+        """Number of images, I."""
+        return len(self.image_ids)
+
+    def load_image(self, image: int, /) -> Image.Image:
+        """Decode one image to RGB.
+
+        Raises:
+            eval.dataset.images.ImageError: it cannot be decoded; the message names it.
+        """
+        row = int(self._embedded_rows_I[image])
+        if row < 0 or self._rows is None:
+            return decode_image(self._paths[image])
+        try:
+            return decode_image(self._rows.image_bytes(row))
+        except ImageError as error:
+            raise ImageError(f"{self.image_place(image)}: {error}") from None
+
+    def image_digest(self, image: int, /) -> bytes:
+        """SHA-256 of one image as it is given: of its file's bytes, or of the embedded ones.
+
+        Raises:
+            eval.dataset.images.ImageError: its file cannot be read.
+        """
+        row = int(self._embedded_rows_I[image])
+        if row < 0 or self._rows is None:
+            return file_digest(self._paths[image])
+        return hashlib.sha256(self._rows.image_bytes(row)).digest()
+
+    def path(self, image: int) -> str:
+        """Path of an image; empty where it is embedded."""
+        return self._paths[image]
+
+    def image_place(self, image: int) -> str:
+        """Where an image is, for messages: its path, or its id where it is embedded."""
+        return self._paths[image] or f"{self.source} image {self.image_ids[image]!r} (embedded)"
+
+
+class RetrievalSet(StoredImages):
     """The images and captions of one split, both in id order.
 
     Images are sorted by id; captions by image, then by their place in it, so index order is id order. An (image, caption) pair is
@@ -72,11 +136,10 @@ class RetrievalSet:
     """
 
     def __init__(self, images: Sequence[ManifestImage], manifest: Manifest | None, *, source: str, split: str | None) -> None:
-        self.source, self.split = source, split
-        self._rows = manifest.rows if manifest is not None else None
         ordered = sorted(images, key=lambda image: image.id)
+        super().__init__([ImageEntry.of(image) for image in ordered], manifest.rows if manifest is not None else None, source)
+        self.split = split
         counts = np.array([len(image.captions) for image in ordered], dtype=np.int64)
-        self.image_ids: Sequence[str] = StringColumn([image.id for image in ordered])
         self.captions: Sequence[str] = StringColumn([caption for image in ordered for caption in image.captions])
         self.columns: dict[str, list[Any]] = {name: [v for image in ordered for v in image.columns[name]] for name in ordered[0].columns}
         self.texts: dict[str, list[list[str]]] = {name: [v for image in ordered for v in image.texts[name]] for name in ordered[0].texts}
@@ -85,19 +148,13 @@ class RetrievalSet:
         self.caption_hash_C = np.array([caption_hash(caption) for caption in self.captions], dtype=np.int64)
         # An image without a group is a group of its own, named by an int, while given names are str.
         names: dict[object, int] = {}
-        self.group_I = np.array([names.setdefault(_group_key(image, i), len(names)) for i, image in enumerate(ordered)], dtype=np.int64)
+        keys = [image.group if image.group is not None else number for number, image in enumerate(ordered)]
+        self.group_I = np.array([names.setdefault(key, len(names)) for key in keys], dtype=np.int64)
         self._group_names = [image.group for image in ordered] if any(image.group is not None for image in ordered) else []
-        self._paths = StringColumn([str(image.path) if image.path else "" for image in ordered])
-        self._embedded_rows_I = np.array([image.embedded.row if image.embedded else -1 for image in ordered], dtype=np.int64)
         self._num_bytes_I = np.array([image.num_bytes for image in ordered], dtype=np.int64)
         self.truth: dict[str, Any] = {"protocol": "all"}
         self._pairs: tuple[np.ndarray, np.ndarray] | None = None
-        self._group_hashes = GroupHashes(self.group_I[self.caption_image_C], self.caption_hash_C, len(names))
-
-    @property
-    def num_images(self) -> int:
-        """Number of images, I."""
-        return len(self.image_ids)
+        self.true_hashes = GroupHashes(self.group_I[self.caption_image_C], self.caption_hash_C, len(names))
 
     @property
     def num_captions(self) -> int:
@@ -116,33 +173,6 @@ class RetrievalSet:
         image = self.caption_image_C[caption]
         return f"{self.image_ids[image]}#{caption - self.caption_offsets[image]}"
 
-    def load_image(self, image: int) -> Image.Image:
-        """Decode one image to RGB.
-
-        Raises:
-            eval.dataset.images.ImageError: it cannot be decoded; the message names it.
-        """
-        row = int(self._embedded_rows_I[image])
-        if row >= 0:
-            assert self._rows is not None
-            try:
-                return decode_image(self._rows.image_bytes(row))
-            except ImageError as error:
-                raise ImageError(f"{self.image_place(image)}: {error}") from None
-        return decode_image(self._paths[image])
-
-    def image_digest(self, image: int) -> bytes:
-        """SHA-256 of one picture as it is given: of its file's bytes, or of the embedded ones.
-
-        Raises:
-            eval.dataset.images.ImageError: its file cannot be read.
-        """
-        row = int(self._embedded_rows_I[image])
-        if row >= 0:
-            assert self._rows is not None
-            return hashlib.sha256(self._rows.image_bytes(row)).digest()
-        return file_digest(self._paths[image])
-
     def group_names(self) -> list[str | None]:
         """Group of each image as the manifest names it; empty when no image has one."""
         return self._group_names
@@ -155,18 +185,9 @@ class RetrievalSet:
         """The groups the manifest names."""
         return {name for name in self._group_names if name is not None}
 
-    def image_place(self, image: int) -> str:
-        """Where an image is, for messages: its path, or its id where it is embedded."""
-        return self._paths[image] or f"{self.source} image {self.image_ids[image]!r} (embedded)"
-
     def is_positive(self, images: np.ndarray, hashes: np.ndarray) -> np.ndarray:
         """Whether each (image, caption) pair is positive, by the caption's hash; arguments broadcast. Returns bool."""
-        return self._group_hashes.contains(self.group_I[images], hashes)
-
-    @property
-    def true_hashes(self) -> "GroupHashes":
-        """The positive (group, caption hash) pairs, which `is_positive` looks up."""
-        return self._group_hashes
+        return self.true_hashes.contains(self.group_I[images], hashes)
 
     def positives(self, direction: str) -> PositivePairs:
         """All positive pairs, by query: captions of each image, or images of each caption."""
@@ -183,13 +204,23 @@ class RetrievalSet:
 
     def positive_pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """(image, caption) of every positive pair, each once: int64 images_P and captions_P."""
-        return self._pairs if self._pairs is not None else matching_pairs(self.group_I, self.caption_hash_C, self._group_hashes)
+        return self._pairs if self._pairs is not None else matching_pairs(self.group_I, self.caption_hash_C, self.true_hashes)
 
     def with_positive_pairs(self, images_P: np.ndarray, captions_P: np.ndarray, truth: dict[str, Any]) -> "RetrievalSet":
         """The split with another ground truth for evaluation (eval/dataset/truth.py); `is_positive`, which training uses, is unchanged."""
         other = copy.copy(self)
         other._pairs, other.truth = (images_P, captions_P), truth
         return other
+
+    def record(self) -> dict[str, Any]:
+        """How a report names the split."""
+        return {
+            "split": self.split,
+            "num_images": self.num_images,
+            "num_captions": self.num_captions,
+            "sha256": self.sha256(),
+            "truth": self.truth,
+        }
 
     def sha256(self) -> str:
         """Hash of the split: ids, groups, captions, and the size in bytes of every image."""
@@ -199,10 +230,6 @@ class RetrievalSet:
         for array in (self.caption_offsets, self.group_I, self._num_bytes_I):
             digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
         return digest.hexdigest()
-
-
-def _group_key(image: ManifestImage, index: int) -> object:
-    return image.group if image.group is not None else index
 
 
 def _join(keys_N: np.ndarray, sorted_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -68,12 +68,7 @@ def _file(name: str, file: str) -> Path | None:
 
 
 def _safetensors_copy(name: str, weights: Path) -> Path:
-    """A folder with the safetensors of a pytorch_model.bin or of an index's shards; made by one process at a time, whole or not at all.
-
-    Raises:
-        UserError: the weights are not tensors alone, or a file cannot be read.
-        WriteError: the copy cannot be written.
-    """
+    """A folder with the safetensors of a pytorch_model.bin or of an index's shards; made by one process at a time, whole or not at all."""
     root = Path(constants.HF_ASSETS_CACHE) / "siglip-tuner" / "safetensors"
     copy = root / _content_name(name, weights)
     if _is_whole(copy):
@@ -108,11 +103,7 @@ def _write_copy(weights: Path, copy: Path) -> None:
 
 
 def _content_name(name: str, weights: Path) -> str:
-    """SHA-256 (hex) of the weights: of the file's bytes, or of the index's and every shard's.
-
-    Raises:
-        UserError: a shard is not there, or a file cannot be read.
-    """
+    """SHA-256 (hex) of the weights: of the file's bytes, or of the index's and every shard's."""
     try:
         if weights.name != PICKLED_INDEX:
             return _sha256(weights)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from eval.metrics.metrics import RECALL_AT, recall_at_k
-from eval.metrics.significance import holm, interval, sign_flip_p_values, verdict
+from eval.metrics.significance import correct, interval, sign_flip_p_values
 from eval.metrics.stage_metrics import RECALLS, StageMetrics
 from eval.search.ranking import DIRECTIONS, Direction
 
@@ -19,21 +19,16 @@ def compare(
 ) -> list[dict[str, Any]]:
     """Recalls of each pair of stages, per direction and for both together; paired intervals, one Holm correction over all rows."""
     rows: list[dict[str, Any]] = []
-    p_values: list[float] = []
     for stage, against in pairs:
         sides = [(measured[stage, direction], measured[against, direction]) for direction in DIRECTIONS]
         for name, chosen in (*zip(DIRECTIONS, ([side] for side in sides), strict=True), ("both", sides)):
-            for row, p in _compare_pair(chosen, weights_SI):
-                rows.append({"stage": stage, "against": against, "direction": name, **row})
-                p_values.append(p)
-    for row, p in zip(rows, holm(np.array(p_values)) if p_values else [], strict=True):
-        row["p_value"] = float(p)
-        row["verdict"] = verdict(row["delta"], float(p))
+            rows += [{"stage": stage, "against": against, "direction": name, **row} for row in _compare_pair(chosen, weights_SI)]
+    correct(rows)
     return rows
 
 
-def _compare_pair(sides: Sequence[tuple[StageMetrics, StageMetrics]], weights_SI: np.ndarray) -> list[tuple[dict[str, Any], float]]:
-    """(row, uncorrected p) of each recall: difference of the mean over the given directions, bootstrap over images, jointly."""
+def _compare_pair(sides: Sequence[tuple[StageMetrics, StageMetrics]], weights_SI: np.ndarray) -> list[dict[str, Any]]:
+    """A row of each recall, its p not corrected: difference of the mean over the given directions, bootstrap over images, jointly."""
     num = len(RECALLS)
     delta_M = np.mean([one.sums.means()[:num] - other.sums.means()[:num] for one, other in sides], axis=0)
     resampled_SM = np.mean(
@@ -45,13 +40,13 @@ def _compare_pair(sides: Sequence[tuple[StageMetrics, StageMetrics]], weights_SI
     rows = []
     for column, k in enumerate(RECALL_AT):
         gains = [recall_at_k(one.ranks_Q, k) - recall_at_k(other.ranks_Q, k) for one, other in sides]
-        row = {
+        row: dict[str, Any] = {
             "metric": RECALLS[column],
             "delta": float(delta_M[column]),
             "ci95": bounds_2M[:, column].tolist(),
-            "p_value": 0.0,
+            "p_value": float(p_M[column]),
             "wins": int(sum((gain > 0).sum() for gain in gains)),
             "losses": int(sum((gain < 0).sum() for gain in gains)),
         }
-        rows.append((row, float(p_M[column])))
+        rows.append(row)
     return rows

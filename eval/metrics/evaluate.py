@@ -76,19 +76,11 @@ def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tup
                 "r1_by_k": r1_by_size(sweep),
             }
     chosen = list(zip([s.name for s in stages[1:]], [s.name for s in stages], strict=False)) if pairs is None else list(pairs)
-    data = {
-        "source": dataset.source,
-        "split": dataset.split,
-        "num_images": dataset.num_images,
-        "num_captions": dataset.num_captions,
-        "sha256": dataset.sha256(),
-        "truth": dataset.truth,
-    }
     steps = _steps(stages, chosen)
     shown, rankings = _headline(steps, chosen), {stage.name: stage.rankings for stage in stages}
     firsts = {(stage.name, direction): rankings[stage.first_stage or stage.name][direction] for stage in stages for direction in DIRECTIONS}
     return Figures(
-        data,
+        {"source": dataset.source} | dataset.record(),
         figures,
         compare(measured, chosen, weights_SI),
         table,

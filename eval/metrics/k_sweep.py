@@ -16,8 +16,6 @@ from eval.metrics.stage_metrics import RECALLS, StageMetrics
 from eval.search.ranking import DIRECTIONS, Direction
 from eval.search.stage import Sweep
 
-"""Rank of each query's best relevant item, int64 (Q,), had only the first K been re-ordered; by K."""
-
 
 def sweep_sizes(top_k: int) -> list[int]:
     """The K to look at: 1, 2, 4, ... and top_k.
@@ -67,12 +65,15 @@ def sweep_rows(sweep: Sweep, first: Mapping[Direction, StageMetrics], weights_SI
     rows = []
     for k in (k for k in sweep_sizes(max(sweep, default=1)) if k in sweep):
         for direction in DIRECTIONS:
-            found_QM = np.stack([recall_at_k(sweep[k][direction], cut) for cut in RECALL_AT], axis=1)
-            sums = ImageSums.of(found_QM, first[direction].image_Q, weights_SI.shape[1])
-            recalls = dict(zip(RECALLS, sums.means().tolist(), strict=True))
-            bounds = interval(sums.resampled_means(weights_SI))[:, 0].tolist()
-            rows.append({"k": k, "direction": direction, **recalls, "ci95": bounds})
+            rows.append({"k": k, "direction": direction, **recall_row(sweep[k][direction], first[direction].image_Q, weights_SI)})
     return rows
+
+
+def recall_row(ranks_Q: np.ndarray, image_Q: np.ndarray, weights_SI: np.ndarray) -> dict[str, Any]:
+    """Recalls of one ranking with the 95% interval of R@1; image_Q: the image of each query."""
+    sums = ImageSums.of(np.stack([recall_at_k(ranks_Q, cut) for cut in RECALL_AT], axis=1), image_Q, weights_SI.shape[1])
+    recalls = dict(zip(RECALLS, sums.means().tolist(), strict=True))
+    return recalls | {"ci95": interval(sums.resampled_means(weights_SI))[:, 0].tolist()}
 
 
 def r1_by_size(sweep: Sweep) -> dict[Direction, list[list[float]]]:

@@ -5,7 +5,9 @@ Shape letters: I images, S resamples, M metrics. Sources: Efron and Tibshirani 1
 2007 (randomisation test for retrieval); Holm 1979.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -44,21 +46,21 @@ class ImageSums:
         return np.concatenate([(weights @ self.sums_IM) / (weights @ self.counts_I)[:, None] for weights in parts])
 
 
-def resample_weights(num_images: int, *, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> np.ndarray:
-    """How often each image was drawn in each resample, uint16 of shape (S, I); the same for one seed, so that pairs stay pairs."""
-    generator = np.random.Generator(np.random.Philox(seed))
+def resample_weights(num_images: int, *, num_resamples: int = NUM_RESAMPLES) -> np.ndarray:
+    """How often each image was drawn in each resample, uint16 of shape (S, I); the same at every call, so that pairs stay pairs."""
+    generator = np.random.Generator(np.random.Philox(0))
     weights_SI = np.empty((num_resamples, num_images), dtype=np.uint16)  # as float64 100,000 images would take 1.6 GB
     for row in range(num_resamples):
         weights_SI[row] = np.bincount(generator.integers(0, num_images, num_images), minlength=num_images)
     return weights_SI
 
 
-def interval(samples_SM: np.ndarray, level: float = LEVEL) -> np.ndarray:
-    """Percentile interval of each column, shape (2, M): covers 1 - level."""
-    return np.quantile(samples_SM, [level / 2, 1 - level / 2], axis=0)
+def interval(samples_SM: np.ndarray) -> np.ndarray:
+    """Percentile interval of each column, shape (2, M): covers 1 - LEVEL."""
+    return np.quantile(samples_SM, [LEVEL / 2, 1 - LEVEL / 2], axis=0)
 
 
-def sign_flip_p_values(differences_IM: np.ndarray, *, seed: int = 0, num_permutations: int = NUM_PERMUTATIONS) -> np.ndarray:
+def sign_flip_p_values(differences_IM: np.ndarray, *, num_permutations: int = NUM_PERMUTATIONS) -> np.ndarray:
     """Two-sided p of the hypothesis that the two stages are exchangeable on every image, shape (M,).
 
     p = (1 + #{|sum of flipped differences| >= |sum|}) / (1 + permutations), each image's difference flipped as a whole.
@@ -69,7 +71,7 @@ def sign_flip_p_values(differences_IM: np.ndarray, *, seed: int = 0, num_permuta
     active_IM = differences_IM[np.any(differences_IM != 0, axis=1)]
     if not len(active_IM):
         return np.ones(differences_IM.shape[1])
-    generator = np.random.Generator(np.random.Philox(seed + 1))
+    generator = np.random.Generator(np.random.Philox(1))
     observed_M = np.abs(active_IM.sum(axis=0))
     # Sums of the same numbers in another order differ in their last bits; equal is meant to count.
     threshold_M = observed_M - 1e-12 * np.abs(active_IM).sum(axis=0)
@@ -90,6 +92,12 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     result = np.empty_like(corrected)
     result[order] = corrected
     return result
+
+
+def correct(rows: Sequence[dict[str, Any]]) -> None:
+    """Correct `p_value` of the rows of a table for having looked at all of them, and add a `verdict` on each `delta`."""
+    for row, p in zip(rows, holm(np.array([row["p_value"] for row in rows])), strict=True):
+        row |= {"p_value": float(p), "verdict": verdict(row["delta"], float(p))}
 
 
 def verdict(delta: float, corrected_p: float) -> str:

@@ -52,7 +52,7 @@ def print_table(
         whole: where every column can be read, e.g. "all are in report.json".
         styles: of each row.
     """
-    natural = [_natural_width(column, [row[place] for row in rows]) for place, column in enumerate(columns)]
+    natural = [max(map(cell_len, [column.header, *(row[place] for row in rows)])) for place, column in enumerate(columns)]
     limit = console.width if console.is_terminal else sum(natural) + 3 * len(columns) + 1
     shown, widths, padding = _fitted(columns, rows, natural, limit)
     table = Table(title=Text(title, style="table.title"), title_justify="left", header_style="bold", box=HEAVY_HEAD, padding=(0, padding))
@@ -88,10 +88,6 @@ def _ever_fewer(columns: Sequence[Column]) -> list[list[int]]:
     order = sorted((column.left_out, place) for place, column in enumerate(columns) if column.left_out is not None)
     gone = [place for _, place in order]
     return [[place for place in range(len(columns)) if place not in gone[:number]] for number in range(len(gone) + 1)]
-
-
-def _natural_width(column: Column, cells: Sequence[str]) -> int:
-    return max(map(cell_len, [column.header, *cells]))
 
 
 def _least_width(column: Column, cells: Sequence[str], name_width: int) -> int:

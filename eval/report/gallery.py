@@ -11,6 +11,7 @@ from PIL import Image
 
 from eval.dataset.images import ImageError
 from eval.dataset.retrieval_set import RetrievalSet
+from eval.encoder.encoder import ImageSource
 from eval.metrics.evaluate import Figures
 from eval.search.ranking import DIRECTIONS
 
@@ -68,12 +69,12 @@ def _rows(figures: Figures, side: str) -> list[dict[str, Any]]:
 
 @dataclass
 class _Showcase:
-    """Makes items; remembers each picture."""
+    """Makes items."""
 
     dataset: RetrievalSet
-    pictures: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.thumbnails = Thumbnails(self.dataset)
         self.image_number = {name: number for number, name in enumerate(self.dataset.image_ids)}
         self.caption_number = {name: number for number, name in enumerate(self.dataset.caption_ids)}
         self.positives = {direction: self.dataset.positives(direction) for direction in DIRECTIONS}
@@ -95,17 +96,31 @@ class _Showcase:
 
     def _item(self, is_caption: bool, name: str, *marks: Any) -> Item:
         if not is_caption:
-            return Item(name, "", self._picture(self.image_number[name]), *marks)
+            return Item(name, "", self.thumbnails.of(self.image_number[name]), *marks)
         text = self.dataset.captions[self.caption_number[name]]
-        return Item(name, text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + " …", "", *marks)
+        return Item(name, shortened(text), "", *marks)
 
-    def _picture(self, image: int) -> str:
-        if image not in self.pictures:
+
+@dataclass
+class Thumbnails:
+    """Thumbnails of images, each made once."""
+
+    images: ImageSource
+    made: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    def of(self, image: int, pixels: int = THUMBNAIL_PIXELS) -> str:
+        """A `thumbnail`, or nothing where the image does not decode: a page of what is measured already must not fail for a picture."""
+        if (image, pixels) not in self.made:
             try:
-                self.pictures[image] = thumbnail(self.dataset.load_image(image))
-            except ImageError:  # a report of figures already measured must not fail for a picture of it
-                self.pictures[image] = ""
-        return self.pictures[image]
+                self.made[image, pixels] = thumbnail(self.images.load_image(image), pixels)
+            except ImageError:
+                self.made[image, pixels] = ""
+        return self.made[image, pixels]
+
+
+def shortened(text: str) -> str:
+    """The first 300 characters of a caption."""
+    return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + " …"
 
 
 def thumbnail(image: Image.Image, pixels: int = THUMBNAIL_PIXELS) -> str:

@@ -1,18 +1,13 @@
 """The section of a report on leakage: what its split shares with others."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from eval.dataset.leakage import Leakage
 from eval.report.section import Section, SectionFormat
 
-
-def leakage_notes(record: Sequence[dict[str, Any]]) -> list[str]:
-    """A sentence for each pair of splits that share something."""
-    return [f"Leakage: {leak}." for leak in (Leakage(**one) for one in record) if leak.any]
-
-
-LEAKAGE = SectionFormat(key="leakage", notes=leakage_notes)
+LEAKAGE = SectionFormat(
+    key="leakage", notes=lambda record: [f"Leakage: {leak}." for leak in (Leakage(**one) for one in record) if leak.any]
+)
 
 
 def leakage_section(leakages: Sequence[Leakage]) -> Section:

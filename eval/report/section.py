@@ -11,11 +11,6 @@ from markupsafe import Markup
 from eval.report.render import render
 
 
-def no_sentences(record: Any, *_: Any) -> list[str]:
-    """None."""
-    return []
-
-
 @dataclass(frozen=True, kw_only=True)
 class SectionFormat:
     """How the sections of one kind are shown.
@@ -34,7 +29,7 @@ class SectionFormat:
     key: str
     template: Path | None = None
     notes: Callable[[Any], Sequence[str]] | None = None
-    lines: Callable[[Any, Mapping[str, Any]], Sequence[str]] = no_sentences
+    lines: Callable[[Any, Mapping[str, Any]], Sequence[str]] = lambda record, data: ()
     names: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -158,8 +158,7 @@ def num_above(tile_qn: torch.Tensor, offsets: np.ndarray, scores_p: np.ndarray, 
         own_p: index of each positive counted from the tile's first item: below 0 or beyond the tile where it is in another.
     """
     counts = np.diff(offsets)
-    row_p = np.repeat(np.arange(len(counts)), counts)
-    place_p = np.arange(len(scores_p)) - offsets[:-1][row_p]
+    row_p, place_p = _slots(offsets)
     scores_qm = np.zeros((len(counts), int(counts.max(initial=0))), dtype=np.float32)
     scores_qm[row_p, place_p] = scores_p
     wanted = torch.from_numpy(scores_qm).to(tile_qn.device)

@@ -9,6 +9,7 @@ import numpy as np
 from eval.search.ranking import Direction, Ranking
 
 Sweep = Mapping[int, Mapping[Direction, np.ndarray]]
+"""Rank of each query's best relevant item, int64 (Q,), had only the first K been re-ordered; by K."""
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,6 @@ def reranked_answers(
     skip_margin: float | None = None,
     cache: ScoreCache | None = None,
     processes: Processes = Processes(),
-    progress: bool = False,
 ) -> tuple[list[Answers], PairScores]:
     """The lists of every direction in the reranker's order, and its scores; call on every process.
 
@@ -142,5 +141,5 @@ def reranked_answers(
     """
     rankings = list(found.rankings.values())
     lists = pairs_to_score(rankings, skip_margin)
-    scores = complete_scores(scorer, found.collection, lists, cache=cache, processes=processes, progress=progress)
+    scores = complete_scores(scorer, found.collection, lists, cache=cache, processes=processes, progress=processes.is_main)
     return [Answers.of(ranking, scores, skip_margin) for ranking in rankings], scores

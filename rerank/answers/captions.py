@@ -18,6 +18,8 @@ from eval.manifest.text import read_csv, read_jsonl
 TEXT_SUFFIXES = (".txt", "")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _USUAL_COLUMNS = ("caption", "captions", "text")
+_Entry = tuple[str, str, Any]
+"""(place, id, value) of a caption of a file."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,6 @@ class Captions:
     texts: Sequence[str]
     num_blank: int = 0
     num_repeated: int = 0
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A caption of a file, with its place and id."""
-
-    where: str
-    id: str
-    value: Any
 
 
 def read_captions(source: str, *, column: str | None = None, id_column: str | None = None) -> Captions:
@@ -79,7 +72,7 @@ def manifest_captions(images: Sequence[ManifestImage], source: str) -> Captions:
     entries = []
     for image in images:
         for text in image.captions:
-            entries.append(_Entry(image.where, f"{image.id}#{counts[image.id]}", text))
+            entries.append((image.where, f"{image.id}#{counts[image.id]}", text))
             counts[image.id] += 1
     return _collected(source, entries, [])
 
@@ -89,7 +82,7 @@ def _line_entries(path: Path, faults: list[Fault]) -> Iterator[_Entry]:
     lines = re.split(rb"\r\n|\r|\n", path.read_bytes())
     for number, raw in enumerate(lines if lines[-1] else lines[:-1], 1):
         try:
-            yield _Entry(f"{path}:{number}", str(number), raw.decode("utf-8-sig" if number == 1 else "utf-8"))
+            yield (f"{path}:{number}", str(number), raw.decode("utf-8-sig" if number == 1 else "utf-8"))
         except UnicodeDecodeError as error:
             faults.append(Fault(f"{path}:{number}", "not UTF-8 text", f"not UTF-8 text ({error.reason}); save the file as UTF-8"))
 
@@ -118,9 +111,9 @@ def _table_entries(path: Path, column: str | None, id_column: str | None, faults
             named[name] = where
         captions = row_of(where, record, mapping).captions  # a list in a .csv cell is parsed
         if isinstance(captions, list):
-            yield from (_Entry(where, f"{name}#{place}", text) for place, text in enumerate(captions))
+            yield from ((where, f"{name}#{place}", text) for place, text in enumerate(captions))
         else:
-            yield _Entry(where, name, captions)
+            yield (where, name, captions)
 
 
 _Records = Iterable[tuple[str, int, dict[str, Any]]]
@@ -158,17 +151,17 @@ def _collected(source: str, entries: Iterable[_Entry], faults: list[Fault]) -> C
     ids: list[str] = []
     texts: dict[str, None] = {}
     num_blank = num_repeated = 0
-    for entry in entries:
-        text = entry.value.strip() if isinstance(entry.value, str) else entry.value
+    for where, id, value in entries:
+        text = value.strip() if isinstance(value, str) else value
         if text is None or text == "":
             num_blank += 1
-        elif fault := caption_fault(entry.where, text):
+        elif fault := caption_fault(where, text):
             faults.append(fault)
         elif text in texts:
             num_repeated += 1
         else:
             texts[text] = None
-            ids.append(entry.id)
+            ids.append(id)
     if not faults and not texts:
         found = f"{num_blank} blank lines or cells" if num_blank else "it is empty"
         faults.append(Fault(source, "empty", f"no captions: {found}. Expected at least one"))

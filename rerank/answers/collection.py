@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from eval.dataset.images import ImageError
+from eval.dataset.retrieval_set import ImageEntry
 from eval.errors import UserError
 from eval.manifest.manifest import ManifestError, read_manifest
 from eval.processes import Processes
@@ -20,7 +21,7 @@ class Collection:
 
     def __init__(self, pictures: PictureList, captions: Captions) -> None:
         self.pictures, self.captions_read = pictures, captions
-        self.image_ids: Sequence[str] = pictures.ids
+        self.image_ids: Sequence[str] = pictures.image_ids
         self.caption_ids: Sequence[str] = captions.ids
         self.captions: Sequence[str] = captions.texts
 
@@ -128,4 +129,5 @@ def _read_both(source: str, image_root: str | None, columns: Mapping[str, str], 
             "Give --captions FILE, one caption a line"
         ) from error
     images = [image for image in manifest.images if split is None or image.split == split]
-    return Collection(PictureList.of_manifest(images, source, manifest.rows), manifest_captions(images, source))
+    pictures = {image.id: ImageEntry.of(image) for image in images}  # an image in several splits is there once
+    return Collection(PictureList(pictures.values(), source, manifest.rows), manifest_captions(images, source))

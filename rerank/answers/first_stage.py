@@ -94,11 +94,7 @@ def find_first(
 
 @contextmanager
 def _shards(collection: Collection, processes: Processes) -> Iterator[tuple[Shards, Shards]]:
-    """Open shards for images and captions, and close them at the end.
-
-    Raises:
-        WriteError: in place of an OSError.
-    """
+    """Open shards for images and captions, and close them at the end."""
     try:
         with ExitStack() as opened:
             with processes.jointly():
@@ -119,11 +115,7 @@ def _blank_rows(images: Shards, processes: Processes) -> np.ndarray:
 
 
 def _without_broken(collection: Collection, broken: np.ndarray) -> Collection:
-    """The pictures that decode.
-
-    Raises:
-        UserError: none does.
-    """
+    """The pictures that decode."""
     if not len(broken):
         return collection
     if len(broken) == collection.num_images:

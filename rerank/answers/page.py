@@ -5,22 +5,20 @@ One HTML file that opens from disk. Thumbnails are embedded; a click opens the i
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
-from eval.dataset.images import ImageError
-from eval.report.gallery import thumbnail
+from eval.report.gallery import Thumbnails, shortened
 from eval.report.render import render
 from rerank.answers.answers import Answers
 from rerank.answers.first_stage import FirstAnswers
 
 NUM_SHOWN = 6
 QUERY_PIXELS, ANSWER_PIXELS = 224, 128
-_MOST_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -81,11 +79,13 @@ def _shares(answers: Sequence[Answers], count: int) -> list[int]:
 
 @dataclass
 class _ExampleBuilder:
-    """Builds the examples; caches thumbnails."""
+    """Builds the examples."""
 
     found: FirstAnswers
     page: Path
-    pictures: dict[tuple[int, int], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.thumbnails = Thumbnails(self.found.collection)
 
     def direction(self, answers: Answers, count: int) -> list[QueryExample]:
         """The examples of one direction."""
@@ -112,18 +112,9 @@ class _ExampleBuilder:
     def _item(self, is_image: bool, index: int, pixels: int) -> PageItem:
         collection = self.found.collection
         if not is_image:
-            text = collection.captions[index]
-            return PageItem(collection.caption_ids[index], text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + " …")
+            return PageItem(collection.caption_ids[index], shortened(collection.captions[index]))
         path = collection.pictures.path(index)
-        return PageItem(collection.image_ids[index], "", self._picture(index, pixels), _link(path, self.page) if path else "")
-
-    def _picture(self, image: int, pixels: int) -> str:
-        if (image, pixels) not in self.pictures:
-            try:
-                self.pictures[image, pixels] = thumbnail(self.found.collection.load_image(image), pixels)
-            except ImageError:  # an image that no longer decodes must not fail the page of finished answers
-                self.pictures[image, pixels] = ""
-        return self.pictures[image, pixels]
+        return PageItem(collection.image_ids[index], "", self.thumbnails.of(index, pixels), _link(path, self.page) if path else "")
 
 
 def _link(path: str, page: Path) -> str:

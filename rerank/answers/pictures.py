@@ -3,35 +3,25 @@
 Shape letters: I images.
 """
 
-import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from eval.dataset.images import FORMATS, ImageError, decode_image, file_digest
-from eval.dataset.retrieval_set import StringColumn
+from eval.dataset.images import FORMATS
+from eval.dataset.retrieval_set import ImageEntry, StoredImages
 from eval.errors import UserError
 from eval.manifest.arrow import is_saved_dataset
-from eval.manifest.manifest import COLUMNS, Fault, ManifestError, ManifestImage
+from eval.manifest.manifest import COLUMNS, Fault, ManifestError
 from eval.manifest.paths import ImagePaths, PathFault
 from eval.manifest.rows import Row, RowSource, is_unicode
 from eval.manifest.source import open_rows
 
 SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS)
-
-
-@dataclass(frozen=True)
-class PictureEntry:
-    """One picture: its id, and its path or the row of the manifest that embeds its bytes."""
-
-    id: str
-    path: str = ""
-    embedded_row: int = -1
 
 
 @dataclass
@@ -60,68 +50,21 @@ class SkippedFiles:
         return ", ".join(parts)
 
 
-class PictureList:
-    """Pictures in id order (`eval.encoder.encoder.ImageSource`); each is decoded when it is loaded."""
+class PictureList(StoredImages):
+    """Pictures in id order; each is decoded when it is loaded."""
 
     def __init__(
-        self, pictures: Sequence[PictureEntry], source: str, rows: RowSource | None = None, skipped: SkippedFiles | None = None
+        self, pictures: Iterable[ImageEntry], source: str, rows: RowSource | None = None, skipped: SkippedFiles | None = None
     ) -> None:
         """rows: the manifest rows with the bytes of embedded images."""
-        ordered = sorted(pictures, key=lambda picture: picture.id)
-        self.source, self.skipped = source, skipped or SkippedFiles()
-        self.ids: Sequence[str] = StringColumn([picture.id for picture in ordered])
-        self._paths: Sequence[str] = StringColumn([picture.path for picture in ordered])
-        self._embedded_row_I = np.array([picture.embedded_row for picture in ordered], dtype=np.int64)
-        self._rows = rows
-
-    @property
-    def num_images(self) -> int:
-        """Number of pictures, I."""
-        return len(self.ids)
-
-    def path(self, image: int) -> str:
-        """Path of a picture; empty where it is embedded."""
-        return self._paths[image]
-
-    def load_image(self, image: int, /) -> Image.Image:
-        """One picture, RGB.
-
-        Raises:
-            ImageError: it cannot be decoded; the message names it.
-        """
-        row = int(self._embedded_row_I[image])
-        if row < 0 or self._rows is None:
-            return decode_image(self._paths[image])
-        try:
-            return decode_image(self._rows.image_bytes(row))
-        except ImageError as error:
-            raise ImageError(f"{self.source} image {self.ids[image]!r}: {error}") from None
-
-    def image_digest(self, image: int) -> bytes:
-        """SHA-256 of one picture as it is given: of its file's bytes, or of the embedded ones.
-
-        Raises:
-            ImageError: its file cannot be read.
-        """
-        row = int(self._embedded_row_I[image])
-        if row < 0 or self._rows is None:
-            return file_digest(self._paths[image])
-        return hashlib.sha256(self._rows.image_bytes(row)).digest()
+        super().__init__(sorted(pictures, key=lambda picture: picture.id), rows, source)
+        self.skipped = skipped or SkippedFiles()
 
     def without(self, broken: np.ndarray) -> "PictureList":
         """The list without some images, by index; the order does not change."""
         remaining = np.setdiff1d(np.arange(self.num_images), broken).tolist()
-        pictures = [PictureEntry(self.ids[image], self._paths[image], int(self._embedded_row_I[image])) for image in remaining]
+        pictures = [ImageEntry(self.image_ids[image], self._paths[image], int(self._embedded_rows_I[image])) for image in remaining]
         return PictureList(pictures, self.source, self._rows, self.skipped)
-
-    @classmethod
-    def of_manifest(cls, images: Sequence[ManifestImage], source: str, rows: RowSource) -> "PictureList":
-        """Those of a manifest that was read, each id once."""
-        found = {
-            image.id: PictureEntry(image.id, str(image.path or ""), image.embedded.row if image.embedded is not None else -1)
-            for image in images
-        }
-        return cls(list(found.values()), source, rows)
 
 
 def is_picture_folder(source: str) -> bool:
@@ -148,7 +91,7 @@ def read_folder(folder: str) -> PictureList:
         )
     if bad := [name for name in ids if not is_unicode(name)]:
         raise UserError(f"--images {folder}: the names of {len(bad)} pictures are not UTF-8, e.g. {bad[0]!a}: rename them")
-    return PictureList([PictureEntry(name, os.path.join(folder, name)) for name in ids], folder, skipped=skipped)
+    return PictureList([ImageEntry(name, os.path.join(folder, name)) for name in ids], folder, skipped=skipped)
 
 
 def _walk(folder: str, skipped: SkippedFiles) -> Iterator[str]:
@@ -196,7 +139,7 @@ def read_rows(source: str, *, image_root: str | None = None, columns: Mapping[st
     if faults:
         raise ManifestError(source, faults)
     paths = ImagePaths(Path(image_root) if image_root is not None else rows.folder, "--image-root")
-    found: dict[str, tuple[str, PictureEntry]] = {}
+    found: dict[str, tuple[str, ImageEntry]] = {}
     for row in rows:
         if split is None or row.split == split:
             _add(row, paths, found, faults)
@@ -204,10 +147,10 @@ def read_rows(source: str, *, image_root: str | None = None, columns: Mapping[st
         faults.append(Fault(source, "empty", "no rows" if split is None else f"no row has split {split!r}; leave --split out to take all"))
     if faults:
         raise ManifestError(source, faults)
-    return PictureList([picture for _, picture in found.values()], source, rows)
+    return PictureList((picture for _, picture in found.values()), source, rows)
 
 
-def _add(row: Row, paths: ImagePaths, found: dict[str, tuple[str, PictureEntry]], faults: list[Fault]) -> None:
+def _add(row: Row, paths: ImagePaths, found: dict[str, tuple[str, ImageEntry]], faults: list[Fault]) -> None:
     """Add the image of a row, or its fault. Several rows of one image (one for each caption, say) give one entry."""
     try:
         key, path, _ = paths.find(row.image) if row.embedded is None else (row.embedded.key, "", 0)
@@ -215,7 +158,7 @@ def _add(row: Row, paths: ImagePaths, found: dict[str, tuple[str, PictureEntry]]
         faults.append(Fault(row.where, fault.kind, str(fault)))
         return
     name = str(row.id) if row.id not in (None, "") else key
-    known_key, _ = found.setdefault(name, (key, PictureEntry(name, str(path), row.embedded.row if row.embedded is not None else -1)))
+    known_key, _ = found.setdefault(name, (key, ImageEntry(name, str(path), row.embedded.row if row.embedded is not None else -1)))
     if known_key != key:
         what = f"id {name!r} names {key!r} here and {known_key!r} above; give each picture an id of its own"
         faults.append(Fault(row.where, "id twice", what))

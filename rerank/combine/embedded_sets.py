@@ -15,7 +15,9 @@ from rerank.combine.expanded_views import expanded_captions, expanded_images
 from rerank.combine.pooling import Side
 from rerank.combine.record import MemoryFootprint
 from rerank.combine.views import EnsembleMember, Views
-from rerank.expansions.parse import AdditionalTexts, CaptionExpansions, Expansion, ImageViews
+from rerank.expansions.additional_texts import AdditionalTexts, CaptionExpansions
+from rerank.expansions.base import Expansion
+from rerank.expansions.image_views import ImageViews
 
 
 @dataclass(frozen=True)

@@ -36,16 +36,13 @@ def simplex(num_members: int) -> list[tuple[float, ...]]:
     """
     if num_members < 1:
         raise ValueError(f"an ensemble has one member or more; found {num_members}")
-    steps = _STEPS.get(num_members) or max([1, *(s for s in range(1, 11) if _num_points(num_members, s) <= MOST_POINTS)])
+    fine = (steps for steps in range(1, 11) if math.comb(steps + num_members - 1, num_members - 1) <= MOST_POINTS)
+    steps = _STEPS.get(num_members) or max([1, *fine])
     points = [tuple(part / steps for part in parts) for parts in _compositions(num_members, steps)]
     centre = (1 / num_members,) * num_members
     if centre not in points:
         points.append(centre)
     return sorted(points, reverse=True)
-
-
-def _num_points(num_members: int, steps: int) -> int:
-    return math.comb(steps + num_members - 1, num_members - 1)
 
 
 def _compositions(num_parts: int, total: int) -> list[tuple[int, ...]]:

@@ -5,11 +5,10 @@ captions and images that ask, a query's views are its own; of candidates, those 
 Shape letters: Q queries of one direction, N items of the side with views, V view numbers, R rows.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,28 +20,16 @@ from eval.processes import Processes
 from rerank.combine.combine import active_members
 from rerank.combine.pooling import Side, direction_of, most_views, ranks_with
 from rerank.combine.views import Combination, EnsembleMember, Pool, Views
+from rerank.expansions.additional_texts import AdditionalTexts
+from rerank.expansions.image_views import ImageViews
 
 MOST_LOOKED_AT = 8
 MOST_SHOWN = 24
 MOST_VIEWS_SHOWN = 12
 
 
-class ViewTexts(Protocol):
-    """What the additional views of one side of a split are, as rerank/expansions/parse.py makes them."""
-
-    @property
-    def name(self) -> str:
-        """Of the expansion: "templates", "synonyms", ..."""
-
-    @property
-    def offsets(self) -> np.ndarray:
-        """int64 (N + 1,); item n has offsets[n + 1] - offsets[n] of them, as in `rerank.combine.views.Views`."""
-
-    def of(self, item: int) -> list[str]:
-        """The additional texts of a caption or of an image, or what the crops and flips of an image are called."""
-
-    def record(self) -> dict[str, Any]:
-        """What a report says of them; `dropped` in it counts what was left out, by why."""
+ViewTexts = AdditionalTexts | ImageViews
+"""What the additional views of one side of a split are."""
 
 
 def ranks_of_each_view(
@@ -182,12 +169,11 @@ def items_of(dataset: RetrievalSet, side: Side) -> np.ndarray:
             return dataset.caption_image_C
 
 
-def write_expansions(path: str | os.PathLike[str], table: pa.Table) -> Path:
+def write_expansions(path: Path, table: pa.Table) -> Path:
     """Write expansions.parquet, committed by a rename; its folder is there.
 
     Raises:
         OSError: it cannot be written.
     """
-    target = Path(path)
-    replace_files({target: lambda temporary: pq.write_table(table, temporary)})
-    return target
+    replace_files({path: lambda temporary: pq.write_table(table, temporary)})
+    return path

@@ -35,7 +35,6 @@ from rerank.combine.sentences import (
 )
 from rerank.combine.spec import ALL_VIEWS
 from rerank.combine.views import Pool
-from rerank.reorder.record import chosen_on
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def _ensemble_record(found: Differences, ensemble: EnsembleStage) -> dict[str, A
         "members": [{"stage": stage, "weight": weight} for stage, weight in members],
         "combination": ensemble.combination,
         "weights": weights,
-        "chosen_on": chosen_on(chosen_set) if chosen_set is not None else None,
+        "chosen_on": chosen_set.record() if chosen_set is not None else None,
         "curve": _weight_curve(choice, chosen_set) if choice is not None and chosen_set is not None else [],
         "measured": [*measured, {"stage": ensemble.stage, "weight": None, "R@1": recalls[ensemble.stage]} | itself],
         "better_member": max(ensemble.members, key=lambda stage: recalls[stage]["both"]),
@@ -196,7 +195,7 @@ def _expansion_record(found: Differences, expanded: ExpandedStage) -> dict[str, 
         "name": expanded.name,
         "side": expanded.side,
         "direction": direction_of(expanded.side),
-        "chosen_on": chosen_on(expanded.chosen_on) if expanded.chosen_on is not None else None,
+        "chosen_on": expanded.chosen_on.record() if expanded.chosen_on is not None else None,
         "pool": _pool_record(expanded.pool),
         "curve": _pool_curve(expanded.choice, expanded.chosen_on) if expanded.choice is not None and expanded.chosen_on is not None else [],
         "num_items": len(counts),

@@ -164,11 +164,6 @@ class Combining:
         return (self.checkpoint, *self.members) if self.members else ()
 
     @property
-    def targets(self) -> list[str]:
-        """The stages that get additional views."""
-        return [self.checkpoint] + ([ENSEMBLE] if self.members else [])
-
-    @property
     def reused(self) -> list[str]:
         """The checkpoints whose vectors are needed more than once."""
         return [self.checkpoint, *self.members] if self.expansions or self.members else []
@@ -176,7 +171,8 @@ class Combining:
     @property
     def expanded(self) -> list[tuple[str, str, str]]:
         """(stage, the stage without additional views, expansion) of every expanded stage."""
-        return [(stage_names.expanded(target, name), target, name) for name in self.expansions for target in self.targets]
+        targets = [self.checkpoint] + ([ENSEMBLE] if self.members else [])
+        return [(stage_names.expanded(target, name), target, name) for name in self.expansions for target in targets]
 
     @property
     def names(self) -> list[str]:

@@ -72,7 +72,8 @@ def convert_albef(source: Path, folder: Path, tokenizer: str, image_size: int | 
     """
     release = albef_release(read_pickled(source), str(source), image_size)
     bert_tokenizer = _tokenizer(tokenizer, release.config)
-    expected = _expected(release.config)
+    with torch.device("meta"):
+        expected = {name for name, _ in AlbefCrossEncoder(release.config).named_parameters()}
     unexpected = sorted(release.tensors.keys() - expected)
     tensors = {name: tensor.float().contiguous() for name, tensor in release.tensors.items() if name in expected}
     build_albef(release.config, tensors, str(source))  # names all that is missing or misshapen
@@ -93,17 +94,8 @@ def _convert_hub(source: str, folder: Path) -> list[str]:
     return convert_hub_folder(found, folder)
 
 
-def _expected(config: AlbefConfig) -> set[str]:
-    with torch.device("meta"):
-        return {name for name, _ in AlbefCrossEncoder(config).named_parameters()}
-
-
 def _tokenizer(name: str, config: AlbefConfig) -> BertTokenizer:
-    """The tokenizer whose vocabulary the text tower has.
-
-    Raises:
-        UserError: it cannot be loaded, or is another.
-    """
+    """The tokenizer whose vocabulary the text tower has."""
     if Path(name).exists() and not any((Path(name) / file).is_file() for file in _VOCABULARIES):
         raise UserError(f"--tokenizer {name}: expected a folder with vocab.txt or tokenizer.json")
     try:
@@ -124,11 +116,7 @@ def _tokenizer(name: str, config: AlbefConfig) -> BertTokenizer:
 
 
 def _hub_folder(source: str) -> Path:
-    """The folder, or the hub's files under that id.
-
-    Raises:
-        UserError: there is neither.
-    """
+    """The folder, or the hub's files under that id."""
     if Path(source).is_dir():
         return Path(source)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):

@@ -34,11 +34,7 @@ def convert_hub_folder(source: Path, target: Path) -> list[str]:
 
 
 def _copy_rest(source: Path, target: Path) -> list[str]:
-    """Copies everything but weights and hidden files; returns the names of what was left out.
-
-    Raises:
-        UserError: a file cannot be read.
-    """
+    """Copies everything but weights and hidden files; returns the names of what was left out."""
     left_out = []
     for path in sorted(source.iterdir()):
         if path.name.startswith(".") or any(path.match(pattern) for pattern in OTHER_WEIGHTS):

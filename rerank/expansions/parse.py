@@ -3,29 +3,15 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from eval.errors import UserError
-from rerank.expansions.additional_texts import AdditionalTexts, CaptionExpansions, ImageCaptions
-from rerank.expansions.base import Expansion, TextExpansion
+from rerank.expansions.base import Expansion
 from rerank.expansions.crops_and_flips import CropsOrFlips
 from rerank.expansions.generated import Paraphraser
 from rerank.expansions.image_captions import CaptionsColumn, CaptionsFile
-from rerank.expansions.image_views import ImageViews
 from rerank.expansions.paraphrases import ParaphrasesColumn, ParaphrasesFile
 from rerank.expansions.synonyms import Dictionary
 from rerank.expansions.templates import Templates
 from rerank.expansions.text_file import KINDS
 from rerank.expansions.wordnet import WordNet
-
-__all__ = [
-    "CaptionExpansions",
-    "Expansion",
-    "AdditionalTexts",
-    "ImageCaptions",
-    "ImageViews",
-    "TextExpansion",
-    "kept_columns",
-    "parse_expansion",
-    "read_expansions",
-]
 
 FORMS = f"""FILE ({", ".join(KINDS)} with columns `caption` and `expansion` or `expansions`), column:NAME, templates, templates:FILE,
 synonyms:FILE, wordnet, wordnet:DIR, paraphrase:DIR_OR_HUB_ID, crops, flips, captions:FILE, captions-column:NAME""".replace("\n", " ")

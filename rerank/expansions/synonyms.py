@@ -55,7 +55,11 @@ class Dictionary(TextExpansion):
             UserError: no caption of the split holds an entry.
         """
         longest = max(map(len, self.entries))
-        proposed = (substitutions(caption, self._synonyms, longest, together_first=True) for caption in dataset.captions)
+
+        def synonyms(entry: Words) -> Sequence[str]:
+            return self.entries.get(entry, ())
+
+        proposed = (substitutions(caption, synonyms, longest, together_first=True) for caption in dataset.captions)
         expansions = caption_expansions(dataset, proposed, name=self.name, source=self.source, cut=True)
         if not len(expansions.texts):
             raise UserError(
@@ -63,9 +67,6 @@ class Dictionary(TextExpansion):
                 f"entries as a whole word, e.g. {' '.join(next(iter(self.entries)))!r} in {dataset.captions[0]!r:.80}"
             )
         return expansions
-
-    def _synonyms(self, entry: Words) -> Sequence[str]:
-        return self.entries.get(entry, ())
 
 
 def _line_entries(source: str, path: str, faults: TableFaults) -> Iterator[tuple[int, str, list[str]]]:

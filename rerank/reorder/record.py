@@ -13,10 +13,8 @@ import numpy as np
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.metrics.differences import Differences
 from eval.metrics.evaluate import Figures
-from eval.metrics.k_sweep import curves_over
-from eval.metrics.metrics import RECALL_AT, recall_at_k
-from eval.metrics.significance import ImageSums, interval, resample_weights
-from eval.metrics.stage_metrics import RECALLS
+from eval.metrics.k_sweep import curves_over, recall_row
+from eval.metrics.significance import resample_weights
 from eval.report.render import show_interval
 from eval.report.section import Section, SectionFormat
 from eval.search.ranking import DIRECTIONS, Direction
@@ -40,17 +38,6 @@ def tuning_sections(figures: Figures, dataset: RetrievalSet, tuned: Sequence[Tun
     return ([Section(FUSION, fusion)] if fusion else []) + ([Section(ADAPTIVE, adaptive)] if adaptive else [])
 
 
-def chosen_on(dataset: RetrievalSet) -> dict[str, Any]:
-    """How a report names the split something was chosen on."""
-    return {
-        "split": dataset.split,
-        "num_images": dataset.num_images,
-        "num_captions": dataset.num_captions,
-        "sha256": dataset.sha256(),
-        "truth": dataset.truth,
-    }
-
-
 def _fusion_record(found: Differences, tuned: TuningResult, choice: FusionChoice) -> dict[str, Any]:
     """Weights and their recalls where the weight was chosen; weights 0, 1 and the chosen one where it is measured."""
     fusion, fused = choice.fusion, stage_names.fused(tuned.stage)
@@ -58,7 +45,7 @@ def _fusion_record(found: Differences, tuned: TuningResult, choice: FusionChoice
     return {
         "stage": tuned.stage,
         "fused": fused,
-        "chosen_on": chosen_on(tuned.dataset),
+        "chosen_on": tuned.dataset.record(),
         "weight": fusion.weight,
         "units": {d: {"pair": units.pair, "first": units.first} for d, units in fusion.units.items()},
         "weights": _weight_rows(tuned, choice),
@@ -78,11 +65,7 @@ def _weight_rows(tuned: TuningResult, choice: FusionChoice) -> list[dict[str, An
     rows = []
     for weight, ranks in by_weight:
         for direction in DIRECTIONS:
-            found_QM = np.stack([recall_at_k(ranks[direction], k) for k in RECALL_AT], axis=1)
-            sums = ImageSums.of(found_QM, image_Q[direction], dataset.num_images)
-            bounds = interval(sums.resampled_means(weights_SI))[:, 0].tolist()
-            recalls = dict(zip(RECALLS, sums.means().tolist(), strict=True))
-            rows.append({"weight": weight, "direction": direction, **recalls, "ci95": bounds})
+            rows.append({"weight": weight, "direction": direction, **recall_row(ranks[direction], image_Q[direction], weights_SI)})
     return rows
 
 
@@ -94,7 +77,7 @@ def _adaptive_record(found: Differences, tuned: TuningResult, margin: float) -> 
     return {
         "stage": tuned.stage,
         "adaptive": stage,
-        "chosen_on": chosen_on(tuned.dataset),
+        "chosen_on": tuned.dataset.record(),
         "max_loss": tuned.max_loss,
         "margin": margin if np.isfinite(margin) else None,
         "chosen": _saving_record(saving(tuned.first.rankings, tuned.scores, tuned.top_k, margin)),

@@ -41,7 +41,7 @@ def reordered(first: Ranking, scores_QT: np.ndarray) -> Ranking:
     shown_QT = np.where(np.isneginf(scores_QT), first.top_scores_QK[:, : scores_QT.shape[1]], scores_QT)
     return replace(
         first,
-        top_indices_QK=_reordered_head(first.top_indices_QK, order_QT),
+        top_indices_QK=_with_head(first.top_indices_QK, np.take_along_axis(first.top_indices_QK, order_QT, axis=1)),
         top_scores_QK=_with_head(first.top_scores_QK, np.take_along_axis(shown_QT, order_QT, axis=1)),
         positive_ranks_P=_new_ranks(first, order_QT),
     )
@@ -72,10 +72,6 @@ def best_ranks_by_size(first: Ranking, scores: PairScores, top_k: int) -> np.nda
         has_Q = place_Q1[:, 0] >= 0
         ranks_TQ[k - 1, has_Q] = 1 + ahead_QK[has_Q].sum(axis=1)
     return ranks_TQ
-
-
-def _reordered_head(values_QK: np.ndarray, order_QT: np.ndarray) -> np.ndarray:
-    return _with_head(values_QK, np.take_along_axis(values_QK[:, : order_QT.shape[1]], order_QT, axis=1))
 
 
 def _with_head(values_QK: np.ndarray, head_QT: np.ndarray) -> np.ndarray:

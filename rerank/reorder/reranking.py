@@ -9,11 +9,12 @@ from eval.metrics.evaluate import Figures
 from eval.report.section import Section
 from eval.search.ranking import DIRECTIONS
 from eval.search.stage import Stage
+from rerank import stage_names as names
 from rerank.reorder.plan import Plan
 from rerank.reorder.record import BUDGET, tuning_sections
 from rerank.reorder.skipping import needed_lists
 from rerank.reorder.stages import check_top_k, reranked, score_stages
-from rerank.reorder.tuned_stages import TuningResult, adaptive_stage, tune, tuned_stages
+from rerank.reorder.tuned_stages import TuningResult, adaptive_stage, tuned_stages
 from rerank.scorers.scorer import PairScorer
 from rerank.scoring.pair_scores import PairScores, complete_scores
 from rerank.scoring.score_cache import ScoreCache
@@ -67,7 +68,8 @@ def rerank_stages(
     top_k = plan.top_k if budget is None else budget.top_k
     if plan.skip_margin is not None:
         scores = _needed_scores(dataset, firsts, scorer, top_k, plan.skip_margin, cache, execution)
-        return Reranked([adaptive_stage(stage, scores, scorer.name, plan.skip_margin, top_k) for stage in firsts], scores, [], budget)
+        adaptive = [adaptive_stage(names.reranked(first.name, scorer.name), first, scores, plan.skip_margin, top_k) for first in firsts]
+        return Reranked(adaptive, scores, [], budget)
     scores = score_stages(dataset, firsts, scorer, top_k, cache=cache, execution=execution)
     stages = reranked(firsts, scores, scorer.name, top_k)
     if tune_on is None or not plan.tuning.any:
@@ -75,7 +77,7 @@ def rerank_stages(
     other, retrieve = tune_on
     firsts_there = retrieve(other)
     scores_there = score_stages(other, firsts_there, scorer, top_k, cache=cache, execution=execution)
-    tuned = tune(other, firsts_there, scores_there, scorer.name, top_k, plan.tuning)
+    tuned = [TuningResult.on(other, first, scores_there, scorer.name, top_k, plan.tuning) for first in firsts_there]
     return Reranked(stages + tuned_stages(tuned, [*firsts, *stages], scores), scores, tuned, budget)
 
 

@@ -75,7 +75,7 @@ class TuningResult:
             made.append(_interpolated(stage_names.summed(self.stage), first, scores, reranked, equal))
             made.append(_interpolated(stage_names.fused(self.stage), first, scores, reranked, self.fusion.fusion))
         if self.margin is not None:
-            made.append(_adaptive(stage_names.adaptive(self.stage), first, scores, self.margin, reranked.top_k))
+            made.append(adaptive_stage(self.stage, first, scores, self.margin, reranked.top_k))
         return made
 
 
@@ -91,18 +91,14 @@ def _interpolated(name: str, first: Stage, scores: PairScores, reranked: Stage, 
     return Stage(name, at(reranked.top_k), cost, first.name, reranked.top_k, sweep)
 
 
-def adaptive_stage(first: Stage, scores: PairScores, scorer_name: str, margin: float, top_k: int) -> Stage:
-    """The adaptively reranked variant of a first stage; `scores` need hold the pairs of `rerank.reorder.skipping.needed_lists` only.
+def adaptive_stage(reranked: str, first: Stage, scores: PairScores, margin: float, top_k: int) -> Stage:
+    """The adaptive variant of the stage named `reranked`; of `scores` only the pairs of `rerank.reorder.skipping.needed_lists` are needed.
 
     Its cost is what it takes without other stages (see `rerank.reorder.stages.reranked`).
 
     Raises:
         UserError, LookupError: top_k or margin cannot be used, or a pair was not scored.
     """
-    return _adaptive(stage_names.adaptive(stage_names.reranked(first.name, scorer_name)), first, scores, margin, top_k)
-
-
-def _adaptive(name: str, first: Stage, scores: PairScores, margin: float, top_k: int) -> Stage:
     started = time.perf_counter()
     rankings = {d: rerank_within(first.rankings[d], scores, top_k, margin) for d in DIRECTIONS}
     seconds = time.perf_counter() - started
@@ -113,18 +109,7 @@ def _adaptive(name: str, first: Stage, scores: PairScores, margin: float, top_k:
     needed = needed_lists([first.rankings[d] for d in DIRECTIONS], top_k, margin)
     margin_shown = margin if np.isfinite(margin) else None
     cost = reranking_cost(first, needed, [], scores, seconds) | {"top_k": top_k, "skip_margin": margin_shown}
-    return Stage(name, rankings, cost, first.name, top_k, sweep)
-
-
-def tune(
-    dataset: RetrievalSet, firsts: Sequence[Stage], scores: PairScores, scorer_name: str, top_k: int, asked: Tuning
-) -> list[TuningResult]:
-    """What is chosen for each first stage, on one split.
-
-    Raises:
-        UserError, LookupError: see `TuningResult.on`.
-    """
-    return [TuningResult.on(dataset, first, scores, scorer_name, top_k, asked) for first in firsts]
+    return Stage(stage_names.adaptive(reranked), rankings, cost, first.name, top_k, sweep)
 
 
 def tuned_stages(tuned: Sequence[TuningResult], stages: Sequence[Stage], scores: PairScores) -> list[Stage]:

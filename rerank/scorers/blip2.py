@@ -50,12 +50,25 @@ class Blip2Scorer(BatchedCrossEncoder):
     def reads(self) -> InputLimits:
         """Images resized to the vision tower's square, captions cut to 35 tokens."""
         config = self._model.config
-        height, width = height_and_width(config.vision_config.image_size)
-        return InputLimits(height, width, min(MAX_TOKENS, config.qformer_config.max_position_embeddings))
+        num_positions = config.qformer_config.max_position_embeddings
+        return InputLimits(*height_and_width(config.vision_config.image_size), min(MAX_TOKENS, num_positions))
 
     @classmethod
     def _read(cls, model: str) -> Checkpoint:
-        return load_blip2(model)
+        config, image_processor, tokenizer = read_preprocessing(model, Blip2Config, BlipImageProcessorPil)
+        qformer, vision = config.qformer_config, config.vision_config
+        check_heads(model, "qformer_config.", qformer.hidden_size, qformer.num_attention_heads, _QFORMER_HEADS, "BLIP-2")
+        check_heads(model, "vision_config.", vision.hidden_size, vision.num_attention_heads, _VISION_HEADS, "BLIP-2")
+        if not qformer.use_qformer_text_input:
+            raise UserError(
+                f"rerank.model (--rerank): qformer_config.use_qformer_text_input of {model!r}: expected true (the Q-Former of a "
+                f"cross-encoder reads the caption); found false, as in BLIP-2's captioners. Use {CROSS_ENCODER_KINDS['blip-2'].example}."
+            )
+        check_square(model, vision.image_size, image_processor)
+        # One more where the processor has added "<image>", which is for generation, to the tokenizer; one less where [DEC] is missing.
+        check_vocabulary(model, tokenizer, qformer.vocab_size, lambda more: abs(more) <= 1, "as many, give or take one ([DEC], <image>)")
+        loaded = complete_weights(model, Blip2ForImageTextRetrieval, config, CROSS_ENCODER_KINDS["blip-2"].example)
+        return Checkpoint(loaded, image_processor, tokenizer)
 
     @property
     def _num_tokens(self) -> int:
@@ -90,26 +103,3 @@ def _qformer_layer(layer: Any, hidden: torch.Tensor, mask: torch.Tensor | None, 
         flat = queries_CQD.reshape(1, -1, queries_CQD.shape[-1])
         queries_CQD = layer.crossattention(flat, encoder_hidden_states=image_1TV).reshape(queries_CQD.shape)
     return torch.cat([layer.feed_forward_chunk_query(queries_CQD), layer.feed_forward_chunk(text_CLD)], dim=1)
-
-
-def load_blip2(model: str) -> Checkpoint:
-    """Reads a Blip2ForImageTextRetrieval with its processors from a folder or a hub id.
-
-    Raises:
-        UserError: weights missing, of another shape or not finite; a Q-Former that reads no text; wrong number of heads; image size,
-            vocabulary and processors that contradict each other; or files that cannot be read.
-    """
-    config, image_processor, tokenizer = read_preprocessing(model, Blip2Config, BlipImageProcessorPil)
-    qformer, vision = config.qformer_config, config.vision_config
-    check_heads(model, "qformer_config.", qformer.hidden_size, qformer.num_attention_heads, _QFORMER_HEADS, "BLIP-2")
-    check_heads(model, "vision_config.", vision.hidden_size, vision.num_attention_heads, _VISION_HEADS, "BLIP-2")
-    if not qformer.use_qformer_text_input:
-        raise UserError(
-            f"rerank.model (--rerank): qformer_config.use_qformer_text_input of {model!r}: expected true (the Q-Former of a cross-encoder "
-            f"reads the caption); found false, as in BLIP-2's captioners. Use {CROSS_ENCODER_KINDS['blip-2'].example}."
-        )
-    check_square(model, "vision_config.", vision.image_size, image_processor)
-    # One more where the processor has added "<image>", which is for generation, to the tokenizer; one less where [DEC] is missing.
-    check_vocabulary(model, tokenizer, qformer.vocab_size, lambda more: abs(more) <= 1, "as many, give or take one ([DEC], <image>)")
-    loaded = complete_weights(model, Blip2ForImageTextRetrieval, config, CROSS_ENCODER_KINDS["blip-2"].example)
-    return Checkpoint(loaded, image_processor, tokenizer)

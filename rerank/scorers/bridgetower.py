@@ -46,13 +46,19 @@ class BridgeTowerScorer(BatchedCrossEncoder):
     def reads(self) -> InputLimits:
         """Images cropped to the vision tower's square, captions cut to 50 tokens."""
         text = self._model.config.text_config
-        height, width = height_and_width(self._model.config.vision_config.image_size)
         num_positions = text.max_position_embeddings - text.pad_token_id - 1  # RoBERTa's positions begin after that of padding
-        return InputLimits(height, width, min(MAX_TOKENS, num_positions))
+        return InputLimits(*height_and_width(self._model.config.vision_config.image_size), min(MAX_TOKENS, num_positions))
 
     @classmethod
     def _read(cls, model: str) -> Checkpoint:
-        return load_bridgetower(model)
+        config, image_processor, tokenizer = read_preprocessing(model, BridgeTowerConfig, BridgeTowerImageProcessorPil)
+        text = config.text_config  # the fusion layers take their heads from it too
+        check_heads(model, "text_config.", text.hidden_size, text.num_attention_heads, _HEADS, "BridgeTower")
+        _crop_to_size(image_processor, config.vision_config.image_size)
+        check_square(model, config.vision_config.image_size, image_processor)
+        check_vocabulary(model, tokenizer, text.vocab_size, lambda more: more == 0, "as many")
+        loaded = complete_weights(model, BridgeTowerForImageAndTextRetrieval, config, CROSS_ENCODER_KINDS["bridgetower"].example)
+        return Checkpoint(loaded, image_processor, tokenizer)
 
     @property
     def _num_tokens(self) -> int:
@@ -117,23 +123,6 @@ class BridgeTowerScorer(BatchedCrossEncoder):
 def _projection(transforms: torch.nn.Module, place: int) -> torch.nn.Module:
     """The projection of a tower's output into fusion layer `place`: one for all, or one for each."""
     return transforms[place] if isinstance(transforms, torch.nn.ModuleList) else transforms
-
-
-def load_bridgetower(model: str) -> Checkpoint:
-    """Reads a BridgeTowerForImageAndTextRetrieval with its processors from a folder or a hub id.
-
-    Raises:
-        UserError: weights missing, of another shape or not finite; wrong number of heads; image size, vocabulary and
-            processors that contradict each other; or files that cannot be read.
-    """
-    config, image_processor, tokenizer = read_preprocessing(model, BridgeTowerConfig, BridgeTowerImageProcessorPil)
-    text = config.text_config  # the fusion layers take their heads from it too
-    check_heads(model, "text_config.", text.hidden_size, text.num_attention_heads, _HEADS, "BridgeTower")
-    _crop_to_size(image_processor, config.vision_config.image_size)
-    check_square(model, "vision_config.", config.vision_config.image_size, image_processor)
-    check_vocabulary(model, tokenizer, text.vocab_size, lambda more: more == 0, "as many")
-    loaded = complete_weights(model, BridgeTowerForImageAndTextRetrieval, config, CROSS_ENCODER_KINDS["bridgetower"].example)
-    return Checkpoint(loaded, image_processor, tokenizer)
 
 
 def _crop_to_size(image_processor: Any, image_size: int) -> None:

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -55,15 +55,7 @@ def tokenizer_content(tokenizer: Any) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in ("truncation", "padding")}
 
 
-class Preprocessing(NamedTuple):
-    """The parts of a checkpoint that are read before its weights."""
-
-    config: Any
-    image_processor: Any
-    tokenizer: Any
-
-
-def read_preprocessing(model: str, config_class: Any, image_processor_class: Any) -> Preprocessing:
+def read_preprocessing(model: str, config_class: Any, image_processor_class: Any) -> tuple[Any, Any, Any]:
     """Config, image processor and tokenizer of a folder or hub id.
 
     Raises:
@@ -72,7 +64,7 @@ def read_preprocessing(model: str, config_class: Any, image_processor_class: Any
     try:
         config = config_class.from_pretrained(model, trust_remote_code=False)
         image_processor = image_processor_class.from_pretrained(model, trust_remote_code=False)
-        return Preprocessing(config, image_processor, AutoTokenizer.from_pretrained(model, trust_remote_code=False))
+        return config, image_processor, AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # of many classes, by the file and its damage
         raise _unreadable(model, "the config, image processor or tokenizer", error) from error
 
@@ -125,11 +117,11 @@ def check_heads(model: str, where: str, width: int, num_heads: int, released: di
         )
 
 
-def check_square(model: str, where: str, image_size: int | list[int] | tuple[int, int], image_processor: Any) -> None:
+def check_square(model: str, image_size: int | list[int] | tuple[int, int], image_processor: Any) -> None:
     """Refuse an image processor whose output size is not that of the vision tower.
 
     Raises:
-        UserError: the sizes differ; `where` is the config's section, such as "vision_config.".
+        UserError: the sizes differ.
     """
     expected = height_and_width(image_size)
     blank = Image.new("RGB", (expected[1] + 3, expected[0] * 2 + 1))  # neither square nor of the right size
@@ -137,7 +129,7 @@ def check_square(model: str, where: str, image_size: int | list[int] | tuple[int
     if found != expected:
         raise UserError(
             f"rerank.model (--rerank): the image processor of {model!r} makes pictures of {found[0]} x {found[1]} pixels where "
-            f"{where}image_size is {expected[0]} x {expected[1]}. Make `size` in preprocessor_config.json agree with config.json."
+            f"vision_config.image_size is {expected[0]} x {expected[1]}. Make `size` in preprocessor_config.json agree with config.json."
         )
 
 
@@ -156,11 +148,7 @@ def check_shorter_side(model: str, image_processor: Any) -> None:
 
 
 def _prepared_size(model: str, image_processor: Any, picture: Image.Image) -> tuple[int, int]:
-    """Pixels (height, width) of the image processor's output for an image.
-
-    Raises:
-        UserError: it fails, as with a mean of two numbers.
-    """
+    """Pixels (height, width) of the image processor's output for an image."""
     try:
         height, width = image_processor(images=picture, return_tensors="pt")["pixel_values"].shape[-2:]
     except Exception as error:  # of many classes, by the fault in its settings
@@ -207,8 +195,6 @@ def _first_names(names: list[str]) -> str:
 
 
 _LONGER_OVER_SHORTER = 1333 / 800  # how far the longer side may exceed the processor's shorter one (ViLT's and BridgeTower's processors)
-
-
 _ROUNDED_UP = 0.5 - 1e-6  # they round to whole pixels before they round down to patches; 1e-6 for float noise
 
 

@@ -14,16 +14,12 @@ Shape letters: I images, C captions.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from eval.errors import UserError
-from rerank.scorers.scorer import Precision
-
-if TYPE_CHECKING:
-    from rerank.scorers.scorer import PairScorer
+from rerank.scorers.scorer import PairScorer, Precision
 
 # Of different words and different lengths, so that they differ even for a vocabulary with none of the words.
 CAPTIONS = (
@@ -52,7 +48,7 @@ class ProbeScores:
     alone: float
 
 
-def check_scorer(scorer: "PairScorer", model: str, precision: Precision = "float32") -> None:
+def check_scorer(scorer: PairScorer, model: str, precision: Precision = "float32") -> None:
     """Refuse a scorer that cannot rank: three calls of `score`, two images and three captions.
 
     Args:
@@ -71,7 +67,7 @@ def check_scorer(scorer: "PairScorer", model: str, precision: Precision = "float
         )
 
 
-def probe(scorer: "PairScorer") -> ProbeScores:
+def probe(scorer: PairScorer) -> ProbeScores:
     """Scores of the synthetic images with the captions, and one of them again in a batch of its own."""
     pictures = [drawn_disc(), drawn_stripes()]
     scores_IC = np.stack([np.asarray(scorer.score(picture, CAPTIONS), dtype=np.float64) for picture in pictures])

@@ -51,8 +51,6 @@ class ScorerSettings:
 
 
 Logits = TypeVar("Logits", torch.Tensor, np.ndarray)
-
-
 MATCH, NO_MATCH = 1, 0  # columns of a head with two outputs
 
 

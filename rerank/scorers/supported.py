@@ -29,17 +29,9 @@ class CrossEncoderKind:
 
 
 _CAPTIONS = "it writes captions and holds no image-text matching head (itm_head)"
-
-
 _ANSWERS = "it answers questions and holds no image-text matching head"
-
-
 _NO_HEAD = "it is the towers alone, without an image-text matching head"
-
-
 _FILLS = "it fills in masked words and holds no image-text matching head"
-
-
 CROSS_ENCODER_KINDS: dict[str, CrossEncoderKind] = {
     "blip": CrossEncoderKind(
         "BlipForImageTextRetrieval",
@@ -82,11 +74,7 @@ CROSS_ENCODER_KINDS: dict[str, CrossEncoderKind] = {
         },
     ),
 }
-
-
 ALBEF = "albef"  # a folder that `python -m rerank.convert` wrote; transformers has no class for it
-
-
 VLM = "vlm"  # a CrossEncoder of sentence-transformers that takes images, whatever its model class
 
 
@@ -219,7 +207,10 @@ def _why_not(config: dict[str, Any], is_cross_encoder: bool) -> str | None:
     kind = CROSS_ENCODER_KINDS.get(model_type)
     if kind is not None:
         wrong = [name for name in architectures if name != kind.architecture]
-        return None if not wrong else f"{_why_no_head(kind, wrong[0])}; use a {kind.architecture}, such as {kind.example}"
+        if not wrong:
+            return None
+        why = kind.siblings.get(wrong[0], f"it is a {wrong[0]}, without an image-text matching head")
+        return f"{why}; use a {kind.architecture}, such as {kind.example}"
     if model_type == ALBEF:
         return None
     if model_type in _BI_ENCODERS:
@@ -233,10 +224,6 @@ def _why_not(config: dict[str, Any], is_cross_encoder: bool) -> str | None:
         is_classifier = any(name.endswith("ForSequenceClassification") for name in architectures)
         return _text_reranker_reason(named) if is_classifier else f"it is a model of another kind ({named}) that sees no picture"
     return f"it is of a kind that is not supported ({named})"
-
-
-def _why_no_head(kind: CrossEncoderKind, architecture: str) -> str:
-    return kind.siblings.get(architecture, f"it is a {architecture}, without an image-text matching head")
 
 
 def _sees_images(config: dict[str, Any]) -> bool:

@@ -51,7 +51,13 @@ class ViltScorer(BatchedCrossEncoder):
 
     @classmethod
     def _read(cls, model: str) -> Checkpoint:
-        return load_vilt(model)
+        config, image_processor, tokenizer = read_preprocessing(model, ViltConfig, ViltImageProcessorPil)
+        check_heads(model, "", config.hidden_size, config.num_attention_heads, _HEADS, "ViLT")
+        check_shorter_side(model, image_processor)
+        check_vocabulary(model, tokenizer, config.vocab_size, lambda more: more == 0, "as many")
+        return Checkpoint(
+            complete_weights(model, ViltForImageAndTextRetrieval, config, CROSS_ENCODER_KINDS["vilt"].example), image_processor, tokenizer
+        )
 
     @property
     def _num_tokens(self) -> int:
@@ -77,19 +83,3 @@ class ViltScorer(BatchedCrossEncoder):
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
         return self._model.rank_output(self._model.vilt.pooler(states))  # the pooler again: here in float32
-
-
-def load_vilt(model: str) -> Checkpoint:
-    """Reads a ViltForImageAndTextRetrieval with its processors from a folder or a hub id.
-
-    Raises:
-        UserError: weights missing, of another shape or not finite; wrong number of heads; a tokenizer of another vocabulary; an image
-            processor without a shorter side; or files that cannot be read.
-    """
-    config, image_processor, tokenizer = read_preprocessing(model, ViltConfig, ViltImageProcessorPil)
-    check_heads(model, "", config.hidden_size, config.num_attention_heads, _HEADS, "ViLT")
-    check_shorter_side(model, image_processor)
-    check_vocabulary(model, tokenizer, config.vocab_size, lambda more: more == 0, "as many")
-    return Checkpoint(
-        complete_weights(model, ViltForImageAndTextRetrieval, config, CROSS_ENCODER_KINDS["vilt"].example), image_processor, tokenizer
-    )

@@ -11,7 +11,9 @@ from eval.captions import normalise
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
 from eval.manifest.manifest import Manifest, ManifestImage
-from rerank.expansions.parse import AdditionalTexts, Expansion, ImageCaptions, TextExpansion, parse_expansion
+from rerank.expansions.additional_texts import AdditionalTexts, ImageCaptions
+from rerank.expansions.base import Expansion, TextExpansion
+from rerank.expansions.parse import parse_expansion
 
 
 def parse_expansions(asked: Sequence[str]) -> list[TextExpansion]:

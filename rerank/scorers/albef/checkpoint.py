@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -15,24 +14,16 @@ from transformers.utils import cached_file
 from eval.encoder.checkpoint import hash_weights
 from eval.errors import UserError
 from rerank.scorers.albef.model import AlbefConfig, AlbefCrossEncoder
-from rerank.scorers.checkpoint import in_words, tokenizer_content
+from rerank.scorers.checkpoint import Checkpoint, check_square, in_words, tokenizer_content
 
 _CONFIG_NAME, _WEIGHTS_NAME = "config.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
-class AlbefCheckpoint:
-    """An ALBEF cross-encoder in float32 with its two preprocessors.
-
-    Attributes:
-        model: in evaluation mode, float32, on the CPU.
-        image_processor: the Pillow one of BLIP, which prepares images as ALBEF does: resized bicubically, CLIP's mean and deviation.
-        tokenizer: WordPiece of bert-base-uncased.
-    """
+class AlbefCheckpoint(Checkpoint):
+    """An ALBEF cross-encoder; the image processor is BLIP's, which prepares images as ALBEF does, and the tokenizer bert-base-uncased's."""
 
     model: AlbefCrossEncoder
-    image_processor: Any
-    tokenizer: Any
 
     def digest(self) -> str:
         """SHA-256 (hex) of the weights, the sizes, the image processor and the tokenizer."""
@@ -63,8 +54,12 @@ def load_albef(model: str) -> AlbefCheckpoint:
             "what `python -m rerank.convert ALBEF.pth --output DIR` writes: config.json, model.safetensors, preprocessor_config.json, "
             "tokenizer.json."
         ) from error
-    _check_vocabulary(model, config, tokenizer)
-    _check_pictures(model, config, image_processor)
+    if len(tokenizer) != config.text.vocab_size:  # without its files transformers creates a tokenizer of five tokens
+        raise UserError(
+            f"rerank.model (--rerank): the tokenizer of {model!r} has {len(tokenizer)} tokens, the model {config.text.vocab_size}. "
+            "Put the files of bert-base-uncased's tokenizer there (vocab.txt or tokenizer.json)."
+        )
+    check_square(model, config.vision.image_size, image_processor)
     return AlbefCheckpoint(build_albef(config, tensors, model), image_processor, tokenizer)
 
 
@@ -96,20 +91,3 @@ def build_albef(config: AlbefConfig, tensors: Mapping[str, torch.Tensor], source
         )
     model.load_state_dict({name: tensors[name].float() for name in expected}, assign=True)
     return model.eval().requires_grad_(False)
-
-
-def _check_vocabulary(model: str, config: AlbefConfig, tokenizer: Any) -> None:
-    if len(tokenizer) != config.text.vocab_size:  # without its files transformers creates a tokenizer of five tokens
-        raise UserError(
-            f"rerank.model (--rerank): the tokenizer of {model!r} has {len(tokenizer)} tokens, the model {config.text.vocab_size}. "
-            "Put the files of bert-base-uncased's tokenizer there (vocab.txt or tokenizer.json)."
-        )
-
-
-def _check_pictures(model: str, config: AlbefConfig, image_processor: Any) -> None:
-    size, expected = image_processor.size, config.vision.image_size
-    if (size["height"], size["width"]) != (expected, expected):
-        raise UserError(
-            f"rerank.model (--rerank): preprocessor_config.json of {model!r} makes pictures of {size['height']} x {size['width']} pixels "
-            f"where vision_config.image_size is {expected}. Make the two agree."
-        )

@@ -126,12 +126,6 @@ def _joined(x_BHLW: torch.Tensor) -> torch.Tensor:
     return x_BHLW.transpose(1, 2).flatten(2)
 
 
-class _PatchEmbedding(nn.Module):
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size)
-
-
 class _VisionAttention(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -175,7 +169,8 @@ class VisionTower(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         """Untrained weights."""
         super().__init__()
-        self.patch_embed = _PatchEmbedding(config)
+        patches = nn.Conv2d(3, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size)
+        self.patch_embed = nn.ModuleDict({"proj": patches})
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, config.hidden_size))
         self.blocks = nn.ModuleList([_VisionBlock(config) for _ in range(config.num_hidden_layers)])
@@ -183,7 +178,7 @@ class VisionTower(nn.Module):
 
     def forward(self, pixels_B3PP: torch.Tensor) -> torch.Tensor:
         """Features of the image's tokens, shape (B, T, V)."""
-        patches_BTV = self.patch_embed.proj(pixels_B3PP).flatten(2).transpose(1, 2)
+        patches_BTV = self.patch_embed["proj"](pixels_B3PP).flatten(2).transpose(1, 2)
         x_BTV = torch.cat([self.cls_token.expand(len(patches_BTV), -1, -1), patches_BTV], dim=1) + self.pos_embed
         for block in self.blocks:
             x_BTV = block(x_BTV)
@@ -230,12 +225,6 @@ class _TextAttention(nn.Module):
         return self.output(self.self(x_BQD, keys_values, mask_B11L), x_BQD)
 
 
-class _Intermediate(nn.Module):
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-
-
 class _TextLayer(nn.Module):
     """A layer of BERT, with attention to the image between its two halves if it is a fusion layer."""
 
@@ -244,7 +233,7 @@ class _TextLayer(nn.Module):
         self.attention = _TextAttention(config, config.hidden_size)
         if image_size is not None:
             self.crossattention = _TextAttention(config, image_size)
-        self.intermediate = _Intermediate(config)
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
         self.output = _Residual(config, config.intermediate_size)
 
     def forward(
@@ -255,7 +244,7 @@ class _TextLayer(nn.Module):
         if image is not None:
             # All tokens of all captions attend to one image: one row of C * Q queries, so that its keys and values need no copies.
             x_CQD = self.crossattention(x_CQD.flatten(0, 1)[None], image)[0].unflatten(0, x_CQD.shape[:2])
-        return self.output(F.gelu(self.intermediate.dense(x_CQD)), x_CQD)
+        return self.output(F.gelu(self.intermediate["dense"](x_CQD)), x_CQD)
 
 
 class _Embeddings(nn.Module):
@@ -271,18 +260,12 @@ class _Embeddings(nn.Module):
         return self.LayerNorm(self.word_embeddings(input_ids_CL) + self.token_type_embeddings.weight[0] + positions_LD)
 
 
-class _TextEncoder(nn.Module):
-    def __init__(self, config: TextConfig, image_size: int) -> None:
-        super().__init__()
-        layers = range(config.num_hidden_layers)
-        self.layer = nn.ModuleList([_TextLayer(config, image_size if number >= config.fusion_layer else None) for number in layers])
-
-
 class _TextTower(nn.Module):
     def __init__(self, config: TextConfig, image_size: int) -> None:
         super().__init__()
         self.embeddings = _Embeddings(config)
-        self.encoder = _TextEncoder(config, image_size)
+        layers = [_TextLayer(config, image_size if number >= config.fusion_layer else None) for number in range(config.num_hidden_layers)]
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
 
 
 class AlbefCrossEncoder(nn.Module):
@@ -299,7 +282,7 @@ class AlbefCrossEncoder(nn.Module):
     @property
     def _layers(self) -> tuple[list[Any], list[Any]]:
         """The layers that read the caption alone, and those that attend to the image."""
-        layers = list(self.text_encoder.encoder.layer)
+        layers: list[Any] = list(self.text_encoder.encoder["layer"].children())
         return layers[: self.config.text.fusion_layer], layers[self.config.text.fusion_layer :]
 
     def image_keys_values(self, pixels_13PP: torch.Tensor) -> list[KeysValues]:

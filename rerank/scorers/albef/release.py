@@ -74,7 +74,10 @@ def albef_release(content: Any, source: str, image_size: int | None = None) -> A
             dropped.setdefault(kind, []).append(name)
     config = _sizes(tensors, source)
     if image_size is not None and image_size != config.vision.image_size:
-        config = _resized(config, image_size)
+        try:
+            config = replace(config, vision=replace(config.vision, image_size=image_size))
+        except ValueError as error:
+            raise UserError(f"--image-size {image_size}: {error}") from error
         tensors[_POSITIONS] = interpolated(tensors[_POSITIONS], config.vision.image_size // config.vision.patch_size)
     return AlbefRelease(config, tensors, dropped)
 
@@ -97,19 +100,8 @@ def interpolated(positions_1TV: torch.Tensor, num_patches_a_side: int) -> torch.
     return torch.cat([positions_1TV[:, :1].float(), grid_1TV], dim=1).to(positions_1TV.dtype)
 
 
-def _resized(config: AlbefConfig, image_size: int) -> AlbefConfig:
-    try:
-        return replace(config, vision=replace(config.vision, image_size=image_size))
-    except ValueError as error:
-        raise UserError(f"--image-size {image_size}: {error}") from error
-
-
 def _sizes(tensors: Mapping[str, torch.Tensor], source: str) -> AlbefConfig:
-    """The sizes that follow from the shapes.
-
-    Raises:
-        UserError: tensors are missing, or belong to another model.
-    """
+    """The sizes that follow from the shapes."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     fusion = _numbers(shapes, r"text_encoder\.encoder\.layer\.(\d+)\.crossattention\.")
     if not fusion:

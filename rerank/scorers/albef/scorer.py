@@ -25,11 +25,7 @@ from rerank.scorers.base import CaptionStates, CrossEncoder, caption_batches
 from rerank.scorers.scorer import InputLimits, ScorerSettings, match_scores
 
 MAX_WORDS = 30
-
-
 MAX_TOKENS = 30
-
-
 _DROPPED = re.compile(r"[,.'!?\"()*#:;~]")
 
 

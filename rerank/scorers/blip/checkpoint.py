@@ -35,7 +35,7 @@ def load_blip(model: str) -> BlipCheckpoint:
     """
     config, image_processor, tokenizer = read_preprocessing(model, BlipConfig, BlipImageProcessorPil)
     _check_towers(model, config)
-    check_square(model, "vision_config.", config.vision_config.image_size, image_processor)
+    check_square(model, config.vision_config.image_size, image_processor)
     enc_token_id = _enc_token_id(model, config, tokenizer)
     return BlipCheckpoint(complete_weights(model, BlipForImageTextRetrieval, config, _EXAMPLE), image_processor, tokenizer, enc_token_id)
 

@@ -9,7 +9,6 @@ Shape letters: C captions, P tokens of all captions together, L the longest capt
 head, D = H x E width of the text tower, V width of the vision tower.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,12 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from rerank.scorers.blip.text import PackedCaptions
 
-
-@dataclass(frozen=True)
-class ImageStates:
-    """What the text tower needs of one image: keys and values of each layer's cross-attention, (1, H, T, E) each."""
-
-    layers: list[tuple[torch.Tensor, torch.Tensor]]
+ImageStates = list[tuple[torch.Tensor, torch.Tensor]]
+"""What the text tower needs of one image: keys and values of each layer's cross-attention, (1, H, T, E) each."""
 
 
 class BlipForward:
@@ -48,15 +43,15 @@ class BlipForward:
         for layer in self._text.encoder.layer:
             attention = layer.crossattention.self
             layers.append((self._heads(_linear(attention.key, image_TV)), self._heads(_linear(attention.value, image_TV))))
-        return ImageStates(layers)
+        return layers
 
     def match_logits(self, image: ImageStates, captions: PackedCaptions) -> torch.Tensor:
         """Logits of "no match" and "match", float32 of shape (C, 2)."""
         embeddings = self._text.embeddings
         hidden_PD = embeddings.word_embeddings(captions.ids_P) + embeddings.position_embeddings(captions.positions_P)
         hidden_PD = embeddings.LayerNorm(hidden_PD)
-        last = len(image.layers) - 1
-        for number, (layer, keys_and_values) in enumerate(zip(self._text.encoder.layer, image.layers, strict=True)):
+        last = len(image) - 1
+        for number, (layer, keys_and_values) in enumerate(zip(self._text.encoder.layer, image, strict=True)):
             hidden_PD = self._layer(layer, hidden_PD, captions, *keys_and_values, first_only=number == last)
         logits_C2: torch.Tensor = self._head(hidden_PD)
         return logits_C2

@@ -20,6 +20,7 @@ from rerank.scorers.base import CrossEncoder, token_ids
 from rerank.scorers.blip.checkpoint import BlipCheckpoint, load_blip
 from rerank.scorers.blip.forward import BlipForward
 from rerank.scorers.blip.text import MAX_TOKENS, clean_caption, packed_captions
+from rerank.scorers.checkpoint import height_and_width
 from rerank.scorers.scorer import InputLimits, ScorerSettings, match_scores
 
 
@@ -65,9 +66,7 @@ class BlipScorer(CrossEncoder[BlipSettings]):
     @property
     def reads(self) -> InputLimits:
         """Images resized to the vision tower's square, captions cut to `max_tokens`."""
-        size = self._checkpoint.model.config.vision_config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return InputLimits(height, width, self._max_tokens)
+        return InputLimits(*height_and_width(self._model.config.vision_config.image_size), self._max_tokens)
 
     @property
     def enc_token_id(self) -> int | None:

@@ -40,8 +40,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_folder_is_searched_with_all_below_it_and_the_rest_is_counted(folder: Path) -> None:
     found = read_folder(str(folder))
-    assert list(found.ids) == ["A.JPG", "a b#?.jpeg", "b.png", "deep/b.png", "deep/er/c.webp", "linked.png"]
-    assert [found.path(image) for image in range(6)] == [str(folder / name) for name in found.ids]
+    assert list(found.image_ids) == ["A.JPG", "a b#?.jpeg", "b.png", "deep/b.png", "deep/er/c.webp", "linked.png"]
+    assert [found.path(image) for image in range(6)] == [str(folder / name) for name in found.image_ids]
     assert found.skipped.in_words() == ("3 hidden, 1 linked folder, 4 that are no pictures (2 .txt, 1 without a suffix, 1 .heic)")
     assert [found.load_image(image).getpixel((0, 0))[0] for image in (2, 3)] == [0, 30]
 
@@ -82,7 +82,7 @@ def test_what_does_not_decode_is_named(tmp_path: Path) -> None:
 
 def test_some_are_removed_and_the_rest_stay_in_order(folder: Path) -> None:
     found = read_folder(str(folder)).without(np.array([0, 3]))
-    assert list(found.ids) == ["a b#?.jpeg", "b.png", "deep/er/c.webp", "linked.png"]
+    assert list(found.image_ids) == ["a b#?.jpeg", "b.png", "deep/er/c.webp", "linked.png"]
     assert found.load_image(2).getpixel((0, 0))[0] in range(18, 23) and found.skipped.num_hidden == 3
 
 
@@ -93,7 +93,7 @@ def test_rows_of_a_manifest_without_captions(tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text("\n".join(lines))
     columns = {"image": "file", "id": "name"}
     found = read_rows(str(tmp_path / "list.jsonl"), image_root=str(tmp_path / "x"), columns=columns, split="test")
-    assert list(found.ids) == ["a.png", "two"] and found.path(1) == str(tmp_path / "x" / "b.png")
+    assert list(found.image_ids) == ["a.png", "two"] and found.path(1) == str(tmp_path / "x" / "b.png")
     with pytest.raises(ManifestError, match="no row has split 'val'; leave --split out"):
         read_rows(str(tmp_path / "list.jsonl"), image_root=str(tmp_path / "x"), columns=columns, split="val")
 
@@ -106,7 +106,7 @@ def test_embedded_pictures_are_read_out_of_the_table(tmp_path: Path) -> None:
         buffers.append(buffer.getvalue())
     pq.write_table(pa.table({"image": [*buffers, b"no picture"], "id": ["z", "a", "m"]}), tmp_path / "p.parquet")
     found = read_rows(str(tmp_path / "p.parquet"), columns={})
-    assert list(found.ids) == ["a", "m", "z"] and found.path(0) == ""
+    assert list(found.image_ids) == ["a", "m", "z"] and found.path(0) == ""
     assert [found.load_image(image).getpixel((0, 0))[0] for image in (0, 2)] == [20, 10]
     assert found.without(np.array([1])).load_image(1).getpixel((0, 0))[0] == 10
     with pytest.raises(ImageError, match=r"p\.parquet image 'm'"):

@@ -13,7 +13,9 @@ from eval.encoder.encoder import embed_captions, embed_images
 from eval.execution import Execution
 from eval.manifest.manifest import read_manifest
 from rerank.combine.expanded_views import expanded_captions, expanded_images
-from rerank.expansions.parse import CaptionExpansions, ImageViews, parse_expansion
+from rerank.expansions.additional_texts import CaptionExpansions
+from rerank.expansions.image_views import ImageViews
+from rerank.expansions.parse import parse_expansion
 from tests.small_job import SmallWorld
 from tests.unit.rerank.combine.expansion_set import split_of
 

@@ -12,7 +12,8 @@ import pytest
 from eval.dataset.retrieval_set import load_split
 from eval.errors import UserError
 from eval.manifest.manifest import ManifestError, read_manifest
-from rerank.expansions.parse import CaptionExpansions, ImageCaptions, kept_columns, parse_expansion
+from rerank.expansions.additional_texts import CaptionExpansions, ImageCaptions
+from rerank.expansions.parse import kept_columns, parse_expansion
 from tests.unit.rerank.combine.expansion_set import split_of
 
 SPLIT = split_of(["A dog runs.", "two cats"], ["an owl", "a DOG runs"])

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from demo.phrases import WORDS
 from eval.captions import normalise
 from eval.errors import UserError
-from rerank.expansions.additional_texts import caption_expansions
-from rerank.expansions.parse import CaptionExpansions, TextExpansion, parse_expansion
+from rerank.expansions.additional_texts import CaptionExpansions, caption_expansions
+from rerank.expansions.base import TextExpansion
+from rerank.expansions.parse import parse_expansion
 from rerank.expansions.synonyms import Dictionary
 from tests.unit.rerank.combine.expansion_set import split_of
 
