@@ -29,11 +29,11 @@ def replace_files(contents: Mapping[Path, Content], writer: str | None = None) -
     Raises:
         OSError: one cannot be written; it names the file.
     """
+    for path in contents if writer is None else ():
+        sweep(path.parent, path.name)
     temporaries = {path: _aside(path, "tmp", writer) for path in contents}
     try:
         for path, content in contents.items():
-            if writer is None:
-                sweep(path.parent, path.name)
             with naming(path):
                 _write(temporaries[path], content)
         for path, temporary in temporaries.items():
