@@ -40,6 +40,8 @@ def find_report(run: Path) -> Path:
     Raises:
         UserError: there is none, or there are several.
     """
+    if not run.is_dir():
+        raise UserError(f"{run}: no such folder; expected a report's folder (report.json and queries.parquet) or that of a finished run")
     if (run / "report.json").is_file():
         return run
     found = sorted(path.parent for path in run.glob("eval/*/report.json"))

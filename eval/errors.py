@@ -122,4 +122,5 @@ def named(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except SettingError as error:
-        raise SettingError(error.setting, f"{names.get(error.setting, error.setting)}: {error}") from None
+        name, message = names.get(error.setting, error.setting), str(error)
+        raise SettingError(error.setting, message if message.startswith(f"{name}: ") else f"{name}: {message}") from None

@@ -52,7 +52,8 @@ def load_siglip_config(name: str) -> Any:
         raise UserError(f"{name}: a folder without config.json is no Hugging Face checkpoint")
     if not os.path.isdir(name) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise UserError(
-            f"{name!r}: neither a checkpoint folder nor a model of the hub: no such folder is here, and no hub id has this form"
+            f"{name!r}: neither a checkpoint folder nor a model of the hub: no such folder is here, and no hub id has this form. "
+            "Expected a folder with config.json, such as runs/NAME/export, or OWNER/NAME on the hub"
         )
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -66,7 +67,9 @@ def load_siglip_config(name: str) -> Any:
             "take the fixed-resolution one of its size, e.g. google/siglip2-base-patch16-224"
         )
     if config.model_type != "siglip":
-        raise UserError(f"{name}: expected a SigLIP checkpoint (model_type 'siglip'), found {config.model_type!r}")
+        raise UserError(
+            f"{name}: expected a SigLIP checkpoint (model_type 'siglip'), found {config.model_type!r}; a cross-encoder is given to --rerank"
+        )
     return config
 
 

@@ -167,7 +167,8 @@ def _split_faults(manifest: Manifest, column: str, required: Iterable[str]) -> l
 def _column_mapping(columns: Mapping[str, str]) -> dict[str, str]:
     unknown = sorted(set(columns) - set(COLUMNS))
     if unknown:
-        raise UserError(f"data.columns: {unknown} are not columns of ours; it maps any of {list(COLUMNS)} to the manifest's own names")
+        remedy = f"it maps any of {list(COLUMNS)} to the manifest's own names"
+        raise UserError(f"data.columns (--column): {unknown} are not columns of ours; {remedy}")
     return {name: columns.get(name, name) for name in COLUMNS}
 
 

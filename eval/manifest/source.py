@@ -44,7 +44,7 @@ def _open_rows(source: str, mapping: Mapping[str, str]) -> RowSource:
         return read_parquet(matches, mapping)
     if hub_id := HubId.parse(source):
         return read_hub_dataset(hub_id, mapping)
-    raise UserError(f"{source}: no such file or folder (data.source, or --data); paths are relative to {os.getcwd()}")
+    raise UserError(f"{source}: no such file or folder (data.source, --data or --images); paths are relative to {os.getcwd()}")
 
 
 def _open_folder(folder: Path, mapping: Mapping[str, str]) -> RowSource:

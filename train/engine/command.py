@@ -32,7 +32,7 @@ def run_parser(module: str, description: str, example: str) -> argparse.Argument
     """The parser of a command that takes a configuration and values that replace some of it; parse with `parse_intermixed_args`."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("config", metavar="CONFIG.yaml", help=f"YAML file, e.g. configs/{example}")
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="values that replace those of the file")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key.path=value", help="values that replace those of the file")
     return parser
 
 
