@@ -104,16 +104,17 @@ def apply_umask(folder: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """`replaced_folder`, but refuses to replace anything.
+    """`replaced_folder`, but refuses to replace anything, also what another writer put there meanwhile.
 
     Raises:
         UserError: there is a file of that name, or a folder that is not empty.
-        OSError: it cannot be written.
+        OSError: it cannot be written, or the folder is not empty any more.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--output {folder}: expected a new or an empty folder; there is something there, which would be lost")
-    with replaced_folder(folder) as temporary:
+    with folder_aside(folder) as temporary:
         yield temporary
+        commit_folder(temporary, folder, replaces=False)
 
 
 @contextmanager

@@ -25,3 +25,12 @@ def test_after_an_error_nothing_is_left(tmp_path: Path) -> None:
         (folder / "file").write_text("x")
         1 / 0  # noqa: B018
     assert not list(tmp_path.iterdir())
+
+
+def test_what_another_writer_put_there_meanwhile_stays(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(OSError), new_folder(tmp_path / "model") as folder:
+        (folder / "file").write_text("mine")
+        (tmp_path / "model" / "file").write_text("another's")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "file").read_text() == "another's"
