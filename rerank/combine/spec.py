@@ -131,7 +131,9 @@ class Combining:
             raise SettingError("pools", "of several rules one is chosen on another split; let it be chosen, or name one rule")
         if self.chooses_expansion and any((pool.number, pool.weight) != (ALL_VIEWS, 1.0) for pool in self.pools):
             raise SettingError("pools", "number and weight are chosen on another split; leave them out, or let nothing be chosen")
-        if self.pools_by_rank and self.members and "reciprocal-rank" not in self.combinations:
+        # Where the pooling is chosen, views are off with a chosen rule that cannot use it.
+        usable = "reciprocal-rank" in self.rules if self.chooses_expansion else set(self.rules) == {"reciprocal-rank"}
+        if self.pools_by_rank and self.members and not usable:
             raise SettingError(
                 "pools",
                 f"reciprocal-rank leaves ranks, which cannot be combined with members' scores by {', '.join(self.rules)}: combine by "

@@ -185,6 +185,11 @@ def test_given_weights_and_pools_choose_nothing(small_world: SmallWorld, other: 
         (["--expand", "flips", "--pooling", "max:0"], "NUMBER from 1"),
         (["--expand", "flips", "--pooling", "max:1:2"], "WEIGHT above 0 and at most 1"),
         (["--expand", "flips", "--ensemble", "x", "--pooling", "reciprocal-rank"], "combine by reciprocal-rank too"),
+        (
+            ["--expand", "flips", "--ensemble", "x", "--pooling", "reciprocal-rank", "--combine", "logits,reciprocal-rank"]
+            + ["--choose-on", "val", "--choose", "ensemble"],
+            "members' scores by logits, reciprocal-rank",
+        ),
         (["--ensemble", "x:y"], "--ensemble: x:y: expected DIR_OR_HUB_ID[:WEIGHT]"),
         (["--expand", "word"], "--expand: word: expected one of FILE"),
         (["--also", "model=x"], "--also: each checkpoint needs its own name"),
