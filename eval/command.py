@@ -68,8 +68,8 @@ def _end(error: CommandError) -> int:
     """Print an error on the main process, and on another where it alone met it; returns its exit code."""
     if error.shows_traceback:
         traceback.print_exception(error)
-    rank = int(os.environ.get("RANK", "0"))
-    if rank == 0:
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
         print(f"{error.label}: {error}", file=sys.stderr, flush=True)
     elif not error.is_shared:
         print(f"{error.label} on process {rank}, machine {socket.gethostname()}: {error}", file=sys.stderr, flush=True)
