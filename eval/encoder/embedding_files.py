@@ -25,7 +25,7 @@ class EmbeddingRows(Protocol):
     width: int
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """EmbeddingRows start to stop, float32 of shape (stop - start, D)."""
+        """Rows start to stop, float32 of shape (stop - start, D)."""
 
 
 class InMemoryRows:
@@ -94,7 +94,7 @@ class Shards:
         self.width = int(max(part[0] for part in self._processes.gather(np.array([self.width]))))
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """EmbeddingRows start to stop on every process, float32 of shape (M, D); all processes read the same rows.
+        """Rows start to stop on every process, float32 of shape (M, D); all processes read the same rows.
 
         On one process they are a view of the mapped file: copy rows that must outlive it.
         """
@@ -155,7 +155,7 @@ class Shards:
         return local[0] * self._block, min(local[1] * self._block, self._num_own)
 
     def _mapped(self, start: int, stop: int) -> np.ndarray:
-        """EmbeddingRows of this process's file; mapped anew each time, as mapped pages count as this process's memory."""
+        """Rows of this process's file; mapped anew each time, as mapped pages count as this process's memory."""
         if stop <= start:
             return np.empty((0, self.width), dtype=np.float32)
         offset = start * self.width * np.dtype(np.float32).itemsize

@@ -80,7 +80,7 @@ class Answers:
 
 
 def scored(first: Ranking, skip_margin: float | None) -> np.ndarray:
-    """Which answers are scored, bool of shape (Q, K): see `rerank.adaptive`. A list of one needs no order; it is scored only if
+    """Which answers are scored, bool of shape (Q, K): see rerank/reorder/skipping.py. A list of one needs no order; it is scored only if
     skip_margin is None.
     """
     if skip_margin is None:

@@ -66,10 +66,10 @@ class ColumnExpansion(TextExpansion):
         Raises:
             UserError: the manifest was read without the column, or it is empty in all rows of the split.
         """
-        texts_C = dataset.texts.get(self.column)
-        asked, column = f"{self.source}", self.column
+        column = self.column
+        texts_C = dataset.texts.get(column)
         if texts_C is None:
-            raise UserError(f"{asked}: the manifest was read without its column {column!r}; read_manifest(..., keep=[{column!r}])")
+            raise UserError(f"{self.source}: the manifest was read without its column {column!r}; read_manifest(..., keep=[{column!r}])")
         if not any(texts_C):
-            raise UserError(f"{asked}: column {column!r} of {dataset.source} is empty in every row of split {dataset.split!r}")
+            raise UserError(f"{self.source}: column {column!r} of {dataset.source} is empty in every row of split {dataset.split!r}")
         return texts_C

@@ -37,7 +37,7 @@ class Paraphraser(TextExpansion):
             UserError: it is no such model or cannot be read.
         """
         source = f"paraphrase:{model}"
-        return cls(source=source, files=LanguageModelFiles.read(model, f"{source}"))
+        return cls(source=source, files=LanguageModelFiles.read(model, source))
 
     def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> CaptionExpansions:
         """Paraphrases of each caption of a split; those of a caption that occurs twice are written once.
