@@ -113,4 +113,4 @@ def test_a_loss_that_is_not_finite_ends_both_with_5(small_world: SmallWorld, nur
 
 def test_one_process_has_nothing_to_share_out(small_world: SmallWorld, nursery: Nursery, tmp_path: Path) -> None:
     child = nursery.start("train", [str(small_world.write_config(tmp_path, train__shard=True))])
-    assert child.wait() == 2 and "this is one; start several" in child.output() and "Traceback" not in child.output()
+    assert child.wait() == 2 and "there is only one; start several" in child.output() and "Traceback" not in child.output()

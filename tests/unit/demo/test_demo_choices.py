@@ -60,7 +60,7 @@ def test_it_reads_as_a_choice_set_and_is_small(committed: list[dict]) -> None:
     assert Counter((example.kind, example.category) for example in choices.examples) == {
         (kind, step): number for step in STEPS for kind, number in (("choice", 30), ("pair", 8))
     }
-    assert choices.num_images == 230 == len({picture.key for picture in choices.pictures})
+    assert choices.num_images == 230 == len({image.key for image in choices.images})
     assert (DATA / "choices.parquet").stat().st_size < 1_000_000
     assert all(1 <= len(row["false_captions"]) <= 3 for row in committed if row["false_captions"] is not None)
 
