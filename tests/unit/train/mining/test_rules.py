@@ -1,6 +1,7 @@
 """train/mining/rules.py, train/mining/selection.py and train/mining/mine.py's select against brute force, over all combinations of
 rules."""
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from train.config.mining import MiningConfig
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.mining.candidates import Candidates
 from train.mining.mine import select
-from train.mining.refresh import Refresh
+from train.mining.refresh import Refresh, rules_of
 from train.mining.report import Mined, MiningReport, summarize
 from train.mining.rules import Outcome, RankedLists, Rules, filtered_out, perc_pos_bound
 from train.mining.selection import SelectionRule, priorities, select_negatives
@@ -180,3 +181,22 @@ def test_uses_of_one_caption_go_to_the_images_that_score_it_highest() -> None:
     config = MiningConfig(mine_every_steps=1, negatives_per_image=1, max_uses=1, margin=None)
     mined = select("m", CaptionPool(dataset), found, np.float32(1), np.float32(0), config)
     assert [mined.negatives.of(image).tolist() for image in range(3)] == [[], [4], [3]]
+
+
+def test_every_key_that_decides_what_is_mined_is_in_the_name_of_the_table() -> None:
+    base = {"mine_every_steps": 1}
+    changed = {
+        "negatives_per_image": 2, "margin": -1.0, "pool_top_k": 9, "near_duplicates": True, "rank_min": 2, "rank_max": 5, "max_score": 1.0,
+        "perc_pos": 0.5, "margin_pos": 0.1, "max_uses": 1, "selection": "random", "index": "faiss",
+    }  # fmt: skip
+    # These are in the name another way (step, images, pool, weights of members and cross-encoders), or they say when negatives are mined
+    # and how they are weighed, not which.
+    elsewhere = {
+        "mine_every_steps", "mine_every_epochs", "start_step", "weight", "mined_scope", "scope", "pool", "temperature", "denoise",
+        "index_probes", "form", "ensemble", "distil",
+    }  # fmt: skip
+    assert changed.keys() | elsewhere == MiningConfig.model_fields.keys(), "a new key: does it change what is mined?"
+    assert {field.name for field in fields(Rules)} <= changed.keys()
+    plain = rules_of(MiningConfig(**base))
+    for key, value in changed.items():
+        assert rules_of(MiningConfig(**base, **{key: value})) != plain, key
