@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from eval.execution import Execution
 from eval.processes import Processes
 from eval.search.ranking import Direction, Ranking
 from rerank.answers.first_stage import FirstAnswers
@@ -141,5 +142,6 @@ def reranked_answers(
     """
     rankings = list(found.rankings.values())
     lists = pairs_to_score(rankings, skip_margin)
-    scores = complete_scores(scorer, found.collection, lists, cache=cache, processes=processes, progress=processes.is_main)
+    execution = Execution(processes=processes)
+    scores = complete_scores(scorer, found.collection, lists, cache=cache, execution=execution, progress=processes.is_main)
     return [Answers.of(ranking, scores, skip_margin) for ranking in rankings], scores

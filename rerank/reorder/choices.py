@@ -37,15 +37,8 @@ def match_scores(
         eval.dataset.images.ImageError: a picture does not decode.
     """
     images_N, captions_N = choices.pairs()
-    scores = complete_scores(
-        scorer,
-        choices,
-        CandidateLists.of_pairs(images_N, captions_N),
-        cache=cache,
-        processes=execution.processes,
-        progress=progress,
-        on_progress=execution.on_progress,
-    )
+    lists = CandidateLists.of_pairs(images_N, captions_N)
+    scores = complete_scores(scorer, choices, lists, cache=cache, execution=execution, progress=progress)
     return scores.lookup(images_N, captions_N).astype(np.float64)
 
 

@@ -102,12 +102,5 @@ def _needed_scores(
     """The scores of what some stage needs; the rest is not scored."""
     check_top_k(dataset, top_k)
     first, *others = [needed_lists([stage.rankings[d] for d in DIRECTIONS], top_k, margin) for stage in firsts]
-    return complete_scores(
-        scorer,
-        dataset,
-        first.union(*others),
-        cache=cache,
-        processes=execution.processes,
-        progress=execution.processes.is_main,
-        on_progress=execution.on_progress,
-    )
+    progress = execution.processes.is_main
+    return complete_scores(scorer, dataset, first.union(*others), cache=cache, execution=execution, progress=progress)

@@ -59,15 +59,8 @@ def score_stages(
     """
     check_top_k(dataset, top_k)
     first, *others = [stage_lists(stage, top_k) for stage in stages]
-    return complete_scores(
-        scorer,
-        dataset,
-        first.union(*others),
-        cache=cache,
-        processes=execution.processes,
-        progress=show_progress and execution.processes.is_main,
-        on_progress=execution.on_progress,
-    )
+    progress = show_progress and execution.processes.is_main
+    return complete_scores(scorer, dataset, first.union(*others), cache=cache, execution=execution, progress=progress)
 
 
 def reranked(stages: Sequence[Stage], scores: PairScores, scorer_name: str, top_k: int) -> list[Stage]:

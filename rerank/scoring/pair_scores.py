@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from eval.errors import UserError
+from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
 from eval.progress import bar
 from rerank.scorers.scorer import PairScorer
@@ -156,9 +157,8 @@ def complete_scores(
     lists: CandidateLists,
     *,
     cache: ScoreCache | None = None,
-    processes: Processes | None = None,
+    execution: Execution = ONE_PROCESS,
     progress: bool = False,
-    on_progress: Callable[[int], Any] = lambda pairs: None,
 ) -> PairScores:
     """Scores of `lists`: those that `cache` has, and the missing ones scored now, over all processes.
 
@@ -169,14 +169,14 @@ def complete_scores(
     Args:
         cache: scores of earlier runs on disk. Each image's scores are added as soon as they are there, so that a run that is killed loses
             only the image it was at and gives the same bits when it goes on.
-        processes: those that share the work; by default this one alone.
-        on_progress: called after each image of this process's with the number of its pairs; what it raises ends the scoring.
+        execution: its processes share the work; on_progress is called after each image of this process's with the number of its pairs, and
+            what it raises ends the scoring.
 
     Raises:
         UserError: on every process: on some a score is not finite, an image does not decode, or one was changed meanwhile.
         WriteError: on every process: on some a score could not be cached.
     """
-    processes = processes or Processes()
+    processes = execution.processes
     cached = None if cache is None else CachedScoring(cache, scorer.fingerprint, dataset, lists, processes)
     found, found_scores_N = (NO_PAIRS, np.empty(0, dtype=np.float32)) if cached is None else cached.known()
     missing = lists.difference(found)
@@ -184,7 +184,7 @@ def complete_scores(
     def on_list(image: int, captions_n: np.ndarray, scores_n: np.ndarray) -> None:
         if cached is not None:
             cached.write(image, captions_n, scores_n)
-        on_progress(len(captions_n))
+        execution.on_progress(len(captions_n))
 
     with processes.jointly():
         rank, world_size = processes.rank, processes.world_size

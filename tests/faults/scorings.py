@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from eval.execution import Execution
 from eval.process_group import joined_processes
 from rerank.scoring.candidates import CandidateLists
 from rerank.scoring.pair_scores import PairScores, complete_scores
@@ -70,5 +71,6 @@ if __name__ == "__main__":
     with joined_processes() as (processes, _):
         here = {"rank": processes.rank}
         scorer = LoggingScorer(Path(log.format(**here)), seconds=0.002)
-        scores = complete_scores(scorer, Numbers(), lists(), cache=ScoreCache(cache.format(**here)), processes=processes)
+        execution = Execution(processes=processes)
+        scores = complete_scores(scorer, Numbers(), lists(), cache=ScoreCache(cache.format(**here)), execution=execution)
         np.savez(Path(output) / f"{os.environ.get('RANK', '0')}.npz", keys_N=scores.lists.keys_N, scores_N=scores.scores_N)

@@ -104,8 +104,7 @@ class MiningCrossEncoder:
                 self._data,
                 lists,
                 cache=self._cache,
-                processes=self._execution.processes,
-                on_progress=lambda pairs: self._execution.on_progress(0),
+                execution=replace(self._execution, on_progress=lambda pairs: self._execution.on_progress(0)),
             )
             logits_N[part_n] = scores.lookup(images_N[part_n], captions_N[part_n])
         return logits_N

@@ -14,6 +14,7 @@ from PIL import Image
 from eval.choices.choice_set import ChoiceImage
 from eval.dataset.retrieval_set import RetrievalSet, load_split
 from eval.errors import UserError, WriteError
+from eval.execution import Execution
 from eval.manifest.manifest import read_manifest
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
@@ -137,7 +138,7 @@ def test_what_ends_a_scoring_between_images_costs_no_image_that_was_done(tmp_pat
             raise Asked
 
     with pytest.raises(Asked):
-        complete_scores(FormulaScorer(), Colours(), lists, cache=ScoreCache(tmp_path), on_progress=leave)
+        complete_scores(FormulaScorer(), Colours(), lists, cache=ScoreCache(tmp_path), execution=Execution(on_progress=leave))
     assert heard == [1, 2, 3]
     after = FormulaScorer()
     scores = complete_scores(after, Colours(), lists, cache=ScoreCache(tmp_path))

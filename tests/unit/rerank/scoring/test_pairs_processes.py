@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from eval.execution import Execution
 from eval.processes import Processes
 from rerank.scoring.candidates import CandidateLists
 from rerank.scoring.pair_scores import complete_scores
@@ -54,7 +55,7 @@ dataset, scorer = Files(), load_scorer(str(folder), device="cpu")
 cache = ScoreCache(exchange / f"cache-{rank}")  # a disk each
 for step, (images_N, captions_N) in enumerate((("images_N", "captions_N"), ("more_images_N", "more_captions_N"))):
     lists = CandidateLists.of_pairs(given[images_N], given[captions_N])
-    scores = complete_scores(scorer, dataset, lists, cache=cache, processes=Processes.current())
+    scores = complete_scores(scorer, dataset, lists, cache=cache, execution=Execution(processes=Processes.current()))
     cost = scores.cost
     np.savez(exchange / f"out-{step}-{rank}.npz", scores=scores.scores_N, keys=scores.lists.keys_N, loaded=dataset.loaded,
              cost=[cost.pairs_scored, cost.images_encoded])
