@@ -34,7 +34,7 @@ def stage(name: str, dataset: RetrievalSet, seeds: list[int], weights: list[floa
 
 
 def with_cost(twin: Stage, seconds_a_pair: float) -> Stage:
-    """As `rerank.reorder.stages.reranking_cost` has it, half of the pairs kept from earlier scorings."""
+    """As `rerank.reorder.stages.reranked` has it, half of the pairs kept from earlier scorings."""
     needed = candidate_lists(stage("base", caption_set(24, "test"), [1], [1.0]).rankings.values(), TOP_K).num_pairs
     scored = needed // 2
     cost = {"pairs_needed": needed, "pairs_scored": scored, "rerank_seconds": seconds_a_pair * scored, "seconds": 1.0, "top_k": TOP_K}
