@@ -11,11 +11,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from eval.atomic import replace_files
 from eval.choices.report import CHOICES
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import SettingError
@@ -30,7 +33,6 @@ from eval.report.trec import write_trec
 from eval.search.stage import Stage
 from rerank import stage_names
 from rerank.combine.embedded_sets import EmbeddedSets
-from rerank.combine.expansion_effects import write_expansions
 from rerank.combine.first_stages import MINIMUM_DEPTH, FirstStages
 from rerank.combine.record import ENSEMBLES, EXPANSIONS
 from rerank.combine.spec import POOLINGS_OF_SCORES, Combining
@@ -97,7 +99,7 @@ class EvaluationPlan:
     @property
     def first_stages(self) -> list[str]:
         """Names of what is measured without a reranker."""
-        return [*self.checkpoints, *self.combining.names]
+        return [*self.checkpoints, *(stage for stage, _, _ in self.combining.combined)]
 
     def names(self, scorer_name: str | None) -> list[str]:
         """Names of all stages there will be.
@@ -178,7 +180,7 @@ class Report:
         """
         target = write_report(folder, self.figures, self.sections, gallery=self.shown)
         if self.expansions is not None:
-            write_expansions(target / "expansions.parquet", self.expansions)
+            replace_files({target / "expansions.parquet": partial(pq.write_table, self.expansions)})
         if trec:
             write_trec(target / "trec", self.figures.queries, self.dataset)
         return target
@@ -217,8 +219,10 @@ def evaluate_plan(
         execution=execution,
         strip_punctuation=plan.strip_punctuation,
     )
-    firsts = FirstStages(plan.combining, sets, plan.reranking.top_k if plan.reranking is not None else MINIMUM_DEPTH)
-    sets.prepare([dataset] + ([tune_on] if tune_on is not None else []))
+    firsts = FirstStages(plan.combining, sets, max(MINIMUM_DEPTH, plan.reranking.top_k if plan.reranking is not None else 0))
+    for one in [dataset] + ([tune_on] if tune_on is not None else []):
+        for name in plan.expansions:  # what is refused is refused before the work
+            sets.additional(name, one)
     tuning = plan.reranking.tuning if plan.reranking is not None else None
     if tune_on is not None and plan.combining.chooses:
         firsts.choose(tune_on)

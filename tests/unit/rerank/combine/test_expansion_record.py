@@ -16,11 +16,12 @@ from eval.report.report import report_record, write_report
 from eval.report.section import section_lines
 from eval.search.stage import Stage
 from rerank.combine.combine import rank_ensemble
-from rerank.combine.expansion_effects import Moves, items_of, ranks_of_each_view, write_expansions
-from rerank.combine.pooling import Side, choose_pool, direction_of, pools_at
+from rerank.combine.expansion_effects import Moves, items_of, ranks_of_each_view
+from rerank.combine.pooling import Side, ViewSearch, choose_pool, direction_of, pools_at
 from rerank.combine.record import EXPANSIONS, ExpandedStage, combined_sections, expansion_table
 from rerank.combine.views import EnsembleMember, Pool, Views
-from tests.unit.rerank.combine.member_sets import caption_set, member
+from rerank.evaluation import Report
+from tests.unit.rerank.combine.member_sets import ALONE, caption_set, member
 
 EVIL = "<script>document.title='owned'</script>"
 POOL = Pool("max", 3, 1.0)
@@ -57,7 +58,7 @@ class Made:
     arm: ExpandedStage
 
     def record(self) -> dict[str, Any]:
-        (record,) = combined_sections(self.figures, self.dataset, [], [self.arm])[0].record
+        (record,) = combined_sections(self.figures, self.dataset, None, [self.arm])[0].record
         return json.loads(json.dumps(record, allow_nan=False))
 
     def rows(self) -> list[dict[str, Any]]:
@@ -76,7 +77,7 @@ class Made:
 
     def page(self, folder: Path) -> tuple[str, list[str]]:
         """(report.html, lines of the terminal)"""
-        sections = combined_sections(self.figures, self.dataset, [], [self.arm])
+        sections = combined_sections(self.figures, self.dataset, None, [self.arm])
         page = (write_report(folder, self.figures, sections) / "report.html").read_text()
         return page, section_lines(report_record(self.figures, sections), [EXPANSIONS])
 
@@ -91,7 +92,7 @@ def made(
         Stage("base", rank_ensemble([plain], dataset, depth=10)),
         Stage("base+synonyms", rank_ensemble([one], dataset, pools=pools_at(side, pool), depth=10)),
     ]
-    alone = ranks_of_each_view([one], None, "logits", dataset, side, pool)
+    alone = ranks_of_each_view(ViewSearch([one], ALONE, dataset, side), pool)
     texts = said_of(one.captions if side == "captions" else one.images, text)
     figures = evaluate(dataset, stages, [("base+synonyms", "base")] if compared else [])
     return Made(dataset, figures, ExpandedStage(
@@ -204,12 +205,13 @@ def test_the_record_is_recomputed_from_the_rows() -> None:
 
 def test_what_was_tried_stands_where_it_was_chosen() -> None:
     found, other = made(), caption_set(15)
-    choice = choose_pool([member(other, 1, views=2)], None, "logits", other, "captions", ["max"])
-    record = replace(found, arm=replace(found.arm, choice=choice, chosen_on=other)).record()
+    choice = choose_pool(ViewSearch([member(other, 1, views=2)], ALONE, other, "captions"), ["max"])
+    record = replace(found, arm=replace(found.arm, choice=choice)).record()
     assert record["chosen_on"]["num_images"] == 15 and len(record["curve"]) == 1 + 2 * 4
     assert record["curve"][0]["pool"] is None
     for point, row in zip(choice.tried, record["curve"], strict=True):
-        assert row["R@1"] == pytest.approx(sum(rank == 1 for rank in point.ranks_Q.tolist()) / len(point.ranks_Q))
+        ranks = point.ranks["text_to_image"].tolist()
+        assert row["R@1"] == pytest.approx(sum(rank == 1 for rank in ranks) / len(ranks))
         assert row["ci95"][0] <= row["R@1"] <= row["ci95"][1]
 
 
@@ -232,8 +234,8 @@ def test_a_pair_that_is_not_compared_is_compared_here(tmp_path: Path) -> None:
 
 def test_off_is_off(tmp_path: Path) -> None:
     found, other = made(), caption_set(6)
-    choice = choose_pool([member(other, 1)], None, "logits", other, "captions")
-    off = replace(found, arm=replace(found.arm, stage="never measured", pool=None, view_ranks=(), choice=choice, chosen_on=other))
+    choice = choose_pool(ViewSearch([member(other, 1)], ALONE, other, "captions"))
+    off = replace(found, arm=replace(found.arm, stage="never measured", pool=None, view_ranks=(), choice=choice))
     record = off.record()
     assert record["measured"] == {} and record["examples"] == [] and record["moved"] is None and record["num_views_used"] == 0
     assert expansion_table(off.figures, off.dataset, [off.arm]) is None
@@ -263,8 +265,9 @@ def test_the_table_is_written_whole(tmp_path: Path) -> None:
     found = made()
     table = expansion_table(found.figures, found.dataset, [found.arm])
     assert table is not None
-    path = write_expansions(tmp_path / "expansions.parquet", table)
-    assert pq.read_table(path).equals(table) and [p.name for p in tmp_path.iterdir()] == ["expansions.parquet"]
+    Report(found.dataset, found.figures, expansions=table).write(tmp_path)
+    names = {"expansions.parquet", "queries.parquet", "report.html", "report.json"}
+    assert pq.read_table(tmp_path / "expansions.parquet").equals(table) and {p.name for p in tmp_path.iterdir()} == names
 
 
 def test_views_of_candidates_are_those_of_the_caption_s_own_image() -> None:
