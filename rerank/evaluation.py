@@ -34,7 +34,7 @@ from eval.search.stage import Stage
 from rerank import stage_names
 from rerank.combine.embedded_sets import EmbeddedSets
 from rerank.combine.first_stages import MINIMUM_DEPTH, FirstStages
-from rerank.combine.record import ENSEMBLES, EXPANSIONS
+from rerank.combine.record import ENSEMBLES, EXPANSIONS, combined_sections, expansion_table
 from rerank.combine.spec import POOLINGS_OF_SCORES, Combining
 from rerank.expansions.base import Expansion
 from rerank.expansions.image_captions import CaptionsColumn, CaptionsFile
@@ -57,7 +57,7 @@ class EvaluationPlan:
         combining: how they are combined, in addition to measuring each alone.
         expansions: what makes additional views, by the names `combining` gives.
         reranking: how first stages are reranked; None: they are not.
-        comparisons: (stage, against); None: `default_pairs`.
+        comparisons: (stage, against); None: what each step gained.
         subject, baseline: the checkpoint the report is about, and the one it began as: by default every other checkpoint is compared with
             the baseline, and the reranked subject with the reranked baseline; None: each checkpoint is compared with the one before.
 
@@ -102,11 +102,7 @@ class EvaluationPlan:
         return [*self.checkpoints, *(stage for stage, _, _ in self.combining.combined)]
 
     def names(self, scorer_name: str | None) -> list[str]:
-        """Names of all stages there will be.
-
-        Args:
-            scorer_name: of the reranker; None: there is none.
-        """
+        """Names of all stages there will be; scorer_name: of the reranker, None: there is none."""
         if self.reranking is None or scorer_name is None:
             return self.first_stages
         return self.first_stages + self.reranking.names(self.first_stages, scorer_name)
@@ -114,17 +110,15 @@ class EvaluationPlan:
     def pairs(self, scorer_name: str | None) -> list[tuple[str, str]]:
         """(stage, against) to compare: those given, or else what each step gained.
 
+        That is: checkpoints; the ensemble and what is expanded; what is reranked against its first stage; what is tuned against that.
+
         Raises:
             SettingError: a pair given names no stage, or is there twice.
         """
-        if self.comparisons is None:
-            return self.default_pairs(scorer_name)
-        if faults := pair_faults(self.comparisons, self.names(scorer_name)):
-            raise SettingError("comparisons", "; ".join(faults))
-        return list(self.comparisons)
-
-    def default_pairs(self, scorer_name: str | None) -> list[tuple[str, str]]:
-        """Checkpoints; the ensemble and what is expanded; what is reranked against its first stage; what is tuned against that."""
+        if self.comparisons is not None:
+            if faults := pair_faults(self.comparisons, self.names(scorer_name)):
+                raise SettingError("comparisons", "; ".join(faults))
+            return list(self.comparisons)
         names = list(self.checkpoints)
         if self.baseline is not None:
             pairs = [(name, self.baseline) for name in names if name != self.baseline]
@@ -228,7 +222,7 @@ def evaluate_plan(
         firsts.choose(tune_on)
         if tuning is None or not tuning.any:
             sets.forget(tune_on)
-    stages, found, reranked = firsts.measured(dataset), None, None
+    stages, expanded, found, reranked = firsts.stages(dataset), firsts.expanded_stages(dataset), None, None
     if plan.reranking is not None and reranker is not None:
         tuned = plan.reranking.tuning.of(plan.first_stages)
         found = rerank_stages(
@@ -247,8 +241,8 @@ def evaluate_plan(
         if execution.processes.is_main:
             report = report_of(dataset, stages, pairs)
             sections = found.sections(report.figures, dataset) if found is not None else []
-            sections += firsts.sections(report.figures, dataset, reranked)
-            return replace(report, sections=sections, expansions=firsts.table(report.figures, dataset))
+            sections += combined_sections(report.figures, dataset, firsts.ensemble_stage(dataset, reranked), expanded)
+            return replace(report, sections=sections, expansions=expansion_table(report.figures, dataset, expanded))
     return None
 
 

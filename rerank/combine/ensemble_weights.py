@@ -13,8 +13,8 @@ import numpy as np
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.processes import Processes
 from eval.search.ranking import DIRECTIONS, Direction
-from rerank.combine.choice import Choice, Tried, best_setting
 from rerank.combine.combine import active_members, rank_ensemble
+from rerank.combine.tuning import Tried, TunedSetting, best_setting
 from rerank.combine.views import Combination, EnsembleMember, LateFusion
 
 MOST_POINTS = 100
@@ -52,7 +52,7 @@ def choose_ensemble(
     processes: Processes = Processes(),
     *,
     on_tried: Callable[[int], Any] = lambda points: None,
-) -> Choice[LateFusion]:
+) -> TunedSetting[LateFusion]:
     """The combination and weights with the best mean R@1 of both directions; call on every process, each returns the same.
 
     Of equally good points the one with fewest active members, then the nearest to equal weights, then of the combination given first, then
@@ -78,7 +78,7 @@ def choose_ensemble(
                 alone[weights] = ranks
             tried.append(Tried(LateFusion(combination, weights), ranks))
             on_tried(1)
-    return Choice(best_weights(tried), tried, dataset)
+    return TunedSetting(best_weights(tried), tried, dataset)
 
 
 def best_weights(tried: Sequence[Tried[LateFusion]]) -> LateFusion:

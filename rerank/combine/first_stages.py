@@ -13,23 +13,18 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import numpy as np
-import pyarrow as pa
-
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.metrics.evaluate import Figures
 from eval.progress import bar
-from eval.report.section import Section
 from eval.search.retrieve import find
 from eval.search.stage import Stage
-from rerank.combine.choice import Choice
 from rerank.combine.combine import rank_ensemble
 from rerank.combine.embedded_sets import EmbeddedSets
 from rerank.combine.ensemble_weights import choose_ensemble, simplex
 from rerank.combine.expansion_effects import ranks_of_each_view
 from rerank.combine.pooling import ViewSearch, choose_pool, pools_at
-from rerank.combine.record import EnsembleStage, ExpandedStage, combined_sections, expansion_table
+from rerank.combine.record import EnsembleStage, ExpandedStage
 from rerank.combine.spec import Combining
+from rerank.combine.tuning import TunedSetting
 from rerank.combine.views import Combination, LateFusion, Pool
 from rerank.stage_names import ENSEMBLE
 
@@ -45,15 +40,13 @@ class FirstStages:
         sets: how they embed a set.
         depth: how many of the best to keep for each query, MINIMUM_DEPTH or more.
         ensemble, pools: what was chosen: for the ensemble, and for each expanded stage.
-        view_ranks: what each additional view of an expanded stage does alone, on the set that is measured.
     """
 
     combining: Combining
     sets: EmbeddedSets
     depth: int
-    ensemble: Choice[LateFusion] | None = None
-    pools: dict[str, Choice[Pool | None]] = field(default_factory=dict)
-    view_ranks: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    ensemble: TunedSetting[LateFusion] | None = None
+    pools: dict[str, TunedSetting[Pool | None]] = field(default_factory=dict)
 
     def choose(self, dataset: RetrievalSet) -> None:
         """Choose on a set, as `combining` asks: the members' weights and rule, how views are pooled. :meth:`stages` of any set takes it.
@@ -88,18 +81,15 @@ class FirstStages:
 
             yield tried
 
-    def measured(self, dataset: RetrievalSet) -> list[Stage]:
-        """:meth:`stages` of the set that is reported on, and what each additional view does there, for :meth:`sections`.
-
-        Raises:
-            UserError: a checkpoint, a picture or an expansion cannot be used.
-        """
-        stages = self.stages(dataset)
+    def expanded_stages(self, dataset: RetrievalSet) -> list[ExpandedStage]:
+        """The stages with additional views for the report of a set, and what each view does there; errors as of :meth:`stages`."""
+        found = []
         for stage, target, name in self.combining.expanded:
-            if (pool := self.pool(stage)) is not None:
-                search = self._search(target, name, dataset)
-                self.view_ranks[stage] = ranks_of_each_view(search, pool, self.sets.execution.processes)
-        return stages
+            search, pool = self._search(target, name, dataset), self.pool(stage)
+            alone = ranks_of_each_view(search, pool, self.sets.execution.processes) if pool is not None else []
+            views = self.sets.additional(name, dataset)
+            found.append(ExpandedStage(stage, target, name, search.side, views, pool, alone, self.pools.get(stage)))
+        return found
 
     def stages(self, dataset: RetrievalSet, names: Collection[str] | None = None) -> list[Stage]:
         """The first stages of a set: the checkpoints', the ensemble, the expanded ones.
@@ -156,20 +146,8 @@ class FirstStages:
         inputs = [dict(self.sets.read(name, dataset).embedded.inputs) | {"stage": name, "weight": active[name]} for name in active]
         return Stage(stage, rankings, cost, inputs={"members": inputs, "combination": combination})
 
-    def sections(self, figures: Figures, dataset: RetrievalSet, reranked: str | None = None) -> list[Section]:
-        """`ensemble` and `expansion` of a report, where there are such stages.
-
-        Args:
-            figures: with the stages of :meth:`measured`.
-            reranked: the reranked variant of the ensemble's first member; None: there is none.
-        """
-        return combined_sections(figures, dataset, self._ensemble(dataset, reranked), self._expansions(dataset))
-
-    def table(self, figures: Figures, dataset: RetrievalSet) -> pa.Table | None:
-        """What expansions.parquet holds; None where no expansion is in use."""
-        return expansion_table(figures, dataset, self._expansions(dataset))
-
-    def _ensemble(self, dataset: RetrievalSet, reranked: str | None) -> EnsembleStage | None:
+    def ensemble_stage(self, dataset: RetrievalSet, reranked: str | None) -> EnsembleStage | None:
+        """The ensemble for the report of a set, if there is one; `reranked`: the reranked variant of its first member, if there is one."""
         if not self.combining.members:
             return None
         return EnsembleStage(
@@ -180,18 +158,3 @@ class FirstStages:
             reranked=reranked,
             choice=self.ensemble,
         )
-
-    def _expansions(self, dataset: RetrievalSet) -> list[ExpandedStage]:
-        return [
-            ExpandedStage(
-                stage=stage,
-                against=target,
-                name=name,
-                side=self.sets.side(name, dataset),
-                texts=self.sets.additional(name, dataset),
-                pool=self.pool(stage),
-                view_ranks=self.view_ranks.get(stage, []),
-                choice=self.pools.get(stage),
-            )
-            for stage, target, name in self.combining.expanded
-        ]

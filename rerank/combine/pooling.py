@@ -16,8 +16,8 @@ import numpy as np
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.processes import Processes
 from eval.search.ranking import Direction
-from rerank.combine.choice import Choice, Tried, best_setting
 from rerank.combine.combine import Pools, rank_ensemble
+from rerank.combine.tuning import Tried, TunedSetting, best_setting
 from rerank.combine.views import POOLINGS, EnsembleMember, LateFusion, Pool, Pooling
 
 Side = Literal["captions", "images", "candidates"]
@@ -82,7 +82,7 @@ def choose_pool(
     processes: Processes = Processes(),
     *,
     on_tried: Callable[[int], Any] = lambda points: None,
-) -> Choice[Pool | None]:
+) -> TunedSetting[Pool | None]:
     """The pooling, number and weight of additional views with the best R@1 of the direction they change; call on every process.
 
     Tried are "off" (None) once, and each pooling with the first 1, 2, 4 and all views at weight 1/4, 1/2, 3/4 and 1; of poolings only
@@ -102,7 +102,7 @@ def choose_pool(
     for pool in (None, *(Pool(pooling, number, weight) for pooling in usable for number in numbers for weight in WEIGHTS)):
         tried.append(Tried(pool, {direction_of(search.side): search.ranks(pool, processes)}))
         on_tried(1)
-    return Choice(best_pool(tried), tried, search.dataset)
+    return TunedSetting(best_pool(tried), tried, search.dataset)
 
 
 def best_pool(tried: Sequence[Tried[Pool | None]]) -> Pool | None:

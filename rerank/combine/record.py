@@ -18,7 +18,6 @@ from eval.metrics.evaluate import Figures
 from eval.metrics.metrics import recall_at_k
 from eval.metrics.significance import ImageSums, interval, resample_weights
 from eval.report.section import Section, SectionFormat
-from rerank.combine.choice import Choice
 from rerank.combine.equal_cost import same_seconds
 from rerank.combine.expansion_effects import Moves, ViewTexts, items_of
 from rerank.combine.pooling import Side, direction_of
@@ -32,6 +31,7 @@ from rerank.combine.sentences import (
     weight_curves,
 )
 from rerank.combine.spec import ALL_VIEWS
+from rerank.combine.tuning import TunedSetting
 from rerank.combine.views import LateFusion, Pool
 from rerank.stage_names import ENSEMBLE
 
@@ -52,10 +52,10 @@ class EnsembleStage:
     footprint: Mapping[str, int]
     first_footprint: Mapping[str, int]
     reranked: str | None = None
-    choice: Choice[LateFusion] | None = None
+    choice: TunedSetting[LateFusion] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class ExpandedStage:
     """A stage with additional views of one side's items.
 
@@ -75,7 +75,7 @@ class ExpandedStage:
     texts: ViewTexts
     pool: Pool | None
     view_ranks: Sequence[np.ndarray] = ()
-    choice: Choice[Pool | None] | None = None
+    choice: TunedSetting[Pool | None] | None = None
 
 
 def combined_sections(
@@ -140,7 +140,7 @@ def _cost(found: Differences, stage: str, footprint: Mapping[str, int]) -> dict[
     return {"seconds": float(cost.get("seconds", 0.0)), "images_per_second": images_per_second, **footprint}
 
 
-def _curve(choice: Choice[Any]) -> list[dict[str, dict[str, Any]]]:
+def _curve(choice: TunedSetting[Any]) -> list[dict[str, dict[str, Any]]]:
     """R@1 of every point and its interval, on the split it was tried on: by direction, and the mean of two as `both`."""
     dataset, means_T, resampled_ST = choice.dataset, dict[str, np.ndarray](), dict[str, np.ndarray]()
     for direction in choice.tried[0].ranks:

@@ -27,8 +27,10 @@ from rerank.reorder.stages import TuningResult
 _CURVE_SHARES = np.linspace(0, 1, 11)
 
 
-def tuning_sections(figures: Figures, dataset: RetrievalSet, tuned: Sequence[TuningResult]) -> list[Section]:
-    """`fusion` and `adaptive`, each with an entry for every stage it was asked of; absent where it was not.
+def reranking_sections(
+    figures: Figures, dataset: RetrievalSet, tuned: Sequence[TuningResult], budget: dict[str, float] | None
+) -> list[Section]:
+    """`fusion` and `adaptive`, each with an entry for every stage it was asked of, and `budget`; absent where they were not asked.
 
     Args:
         figures: of the split that is measured, `dataset`, with the tuned stages among its stages.
@@ -36,7 +38,7 @@ def tuning_sections(figures: Figures, dataset: RetrievalSet, tuned: Sequence[Tun
     found = Differences(figures, dataset)
     fusion = [_fusion_record(found, each, each.fusion) for each in tuned if each.fusion is not None]
     adaptive = [_adaptive_record(found, each, each.margin) for each in tuned if each.margin is not None]
-    return ([Section(FUSION, fusion)] if fusion else []) + ([Section(ADAPTIVE, adaptive)] if adaptive else [])
+    return [Section(one, record) for one, record in ((FUSION, fusion), (ADAPTIVE, adaptive), (BUDGET, budget)) if record]
 
 
 def _fusion_record(found: Differences, tuned: TuningResult, choice: FusionChoice) -> dict[str, Any]:

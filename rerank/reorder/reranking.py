@@ -11,7 +11,7 @@ from eval.search.ranking import DIRECTIONS
 from eval.search.stage import Stage
 from rerank import stage_names as names
 from rerank.reorder.plan import Plan
-from rerank.reorder.record import BUDGET, tuning_sections
+from rerank.reorder.record import reranking_sections
 from rerank.reorder.stages import TuningResult, adaptive_stage, check_top_k, reranked, score_stages
 from rerank.scorers.scorer import PairScorer
 from rerank.scoring.pair_scores import PairScores
@@ -21,14 +21,7 @@ from rerank.scoring.time_budget import Budget, measure_pace, pick_top_k
 
 @dataclass(frozen=True)
 class Reranked:
-    """What came of a plan.
-
-    Attributes:
-        stages: the reranked ones.
-        scores: of the pairs of the measured split.
-        tuned: what was chosen on another split.
-        budget: the K that was picked; None where no time was given.
-    """
+    """The reranked stages, the scores of the measured split, what was chosen on another, and the K picked where there is a time budget."""
 
     stages: list[Stage]
     scores: PairScores
@@ -37,8 +30,7 @@ class Reranked:
 
     def sections(self, figures: Figures, dataset: RetrievalSet) -> list[Section]:
         """`fusion`, `adaptive` and `budget` of a report, those that were asked for."""
-        found = tuning_sections(figures, dataset, self.tuned)
-        return found + ([Section(BUDGET, self.budget.record())] if self.budget is not None else [])
+        return reranking_sections(figures, dataset, self.tuned, self.budget.record() if self.budget is not None else None)
 
 
 def rerank_stages(

@@ -15,11 +15,11 @@ from eval.report.report import report_record, write_report
 from eval.report.section import section_lines
 from eval.search.ranking import DIRECTIONS
 from eval.search.stage import Stage
-from rerank.combine.choice import Choice
 from rerank.combine.combine import rank_ensemble
 from rerank.combine.ensemble_weights import choose_ensemble
 from rerank.combine.equal_cost import num_pairs
 from rerank.combine.record import ENSEMBLES, EnsembleStage, combined_sections
+from rerank.combine.tuning import TunedSetting
 from rerank.combine.views import LateFusion
 from rerank.scoring.candidates import candidate_lists
 from tests.unit.eval.reranked_set import TOP_K, reranked
@@ -57,7 +57,7 @@ def figures() -> tuple[RetrievalSet, Figures]:
 
 
 @pytest.fixture(scope="module")
-def choice() -> Choice[LateFusion]:
+def choice() -> TunedSetting[LateFusion]:
     other = caption_set(12, "val")
     return choose_ensemble([member(other, 1), member(other, 2)], other, ["logits", "reciprocal-rank"])
 

@@ -1,4 +1,4 @@
-"""A choice on another split than the one that is measured: all that was tried there, and what is taken. Shape letter: Q queries."""
+"""Settings tuned on another split than the one that is measured: all that was tried there, and what is taken. Shape letter: Q queries."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Tried(Generic[Setting]):
 
 
 @dataclass(frozen=True)
-class Choice(Generic[Setting]):
+class TunedSetting(Generic[Setting]):
     """The setting that is taken, all points in the order they were tried, and the split."""
 
     setting: Setting
