@@ -241,7 +241,7 @@ def evaluate_plan(
         if execution.processes.is_main:
             report = report_of(dataset, stages, pairs)
             sections = found.sections(report.figures, dataset) if found is not None else []
-            sections += combined_sections(report.figures, dataset, firsts.ensemble_stage(dataset, reranked), expanded)
+            sections += combined_sections(report.figures, dataset, firsts.ensemble_stage(dataset, stages, reranked), expanded)
             return replace(report, sections=sections, expansions=expansion_table(report.figures, dataset, expanded))
     return None
 

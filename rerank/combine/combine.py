@@ -51,11 +51,13 @@ def rank_ensemble(
         depth: length of each query's top list.
 
     Raises:
-        UserError: a vector or a bias is not finite, or a scale is not a number above 0.
+        UserError: a scale is not a number above 0, or a bias is not finite.
     """
     members, weights = active_members(members, weights)
     to_text, to_image = dataset.positives("image_to_text"), dataset.positives("text_to_image")
-    _check_members(members)
+    for number, member in enumerate(members, 1):
+        if not 0 < member.scale < float("inf") or not np.isfinite(member.bias):
+            raise UserError(f"ensemble, member {number}: expected a scale above 0 and a bias; found {member.scale:g} and {member.bias:g}")
     if combination == "logits":
         shares, _, _ = mean_of_members([member.scale for member in members], [member.bias for member in members], weights)
     else:
@@ -123,15 +125,6 @@ def _product(members: Sequence[DirectedMember], shares: Sequence[float], combina
     if pools_by_rank or (len(members) > 1 and combination == "reciprocal-rank"):
         return RankedRows(members, shares, column_block=search.GALLERY_BLOCK)
     return SummedTiles(members, shares, shape=(search.QUERY_BLOCK, search.GALLERY_BLOCK))
-
-
-def _check_members(members: Sequence[EnsembleMember]) -> None:
-    for number, member in enumerate(members, 1):
-        if not 0 < member.scale < float("inf") or not np.isfinite(member.bias):
-            raise UserError(f"ensemble, member {number}: expected a scale above 0 and a bias; found {member.scale:g} and {member.bias:g}")
-        for noun, views in (("image", member.images), ("caption", member.captions)):
-            search.check_finite(noun, views.vectors_ND)
-            search.check_finite(f"additional {noun}", views.additional_XD)
 
 
 def mean_of_members(scales: Sequence[float], biases: Sequence[float], weights: Sequence[float]) -> tuple[list[float], float, float]:

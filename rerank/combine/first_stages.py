@@ -9,7 +9,7 @@ another set, before anything is measured.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -146,12 +146,18 @@ class FirstStages:
         inputs = [dict(self.sets.read(name, dataset).embedded.inputs) | {"stage": name, "weight": active[name]} for name in active]
         return Stage(stage, rankings, cost, inputs={"members": inputs, "combination": combination})
 
-    def ensemble_stage(self, dataset: RetrievalSet, reranked: str | None) -> EnsembleStage | None:
-        """The ensemble for the report of a set, if there is one; `reranked`: the reranked variant of its first member, if there is one."""
+    def ensemble_stage(self, dataset: RetrievalSet, stages: Sequence[Stage], reranked: str | None) -> EnsembleStage | None:
+        """The ensemble for the report of a set, if there is one.
+
+        Args:
+            stages: :meth:`stages` of the set.
+            reranked: the reranked variant of its first member, if there is one.
+        """
         if not self.combining.members:
             return None
         return EnsembleStage(
             members=self.combining.ensemble,
+            first=next(stage for stage in stages if stage.name == self.combining.checkpoint),
             fusion=self.fusion(),
             footprint=self.sets.footprint(list(self._active(ENSEMBLE)[0]), dataset),
             first_footprint=self.sets.footprint(self.combining.ensemble[:1], dataset),

@@ -18,6 +18,7 @@ from eval.metrics.evaluate import Figures
 from eval.metrics.metrics import recall_at_k
 from eval.metrics.significance import ImageSums, interval, resample_weights
 from eval.report.section import Section, SectionFormat
+from eval.search.stage import Stage
 from rerank.combine.equal_cost import same_seconds
 from rerank.combine.expansion_effects import Moves, ViewTexts, items_of
 from rerank.combine.pooling import Side, direction_of
@@ -41,13 +42,15 @@ class EnsembleStage:
     """The ensemble among the stages of a report.
 
     Attributes:
-        members: the stages of its members alone; the ensemble's cost is compared with that of the first.
+        members: the stages of its members alone.
+        first: that of the first member, with whose cost the ensemble's is compared.
         footprint, first_footprint: weight_bytes and vector_bytes, in memory, of the ensemble and of its first member.
         reranked: the first member's reranked stage, if there is one: what the extra seconds would have bought.
         choice: what the weights were chosen from; None: they were given.
     """
 
     members: Sequence[str]
+    first: Stage
     fusion: LateFusion
     footprint: Mapping[str, int]
     first_footprint: Mapping[str, int]
@@ -103,7 +106,7 @@ def expansion_table(figures: Figures, dataset: RetrievalSet, expansions: Sequenc
 
 def _ensemble_record(found: Differences, ensemble: EnsembleStage) -> dict[str, Any]:
     recalls = {stage: found.recalls_at_1(stage) for stage in (*ensemble.members, ENSEMBLE)}
-    fusion, choice, first = ensemble.fusion, ensemble.choice, ensemble.members[0]
+    fusion, choice, first = ensemble.fusion, ensemble.choice, ensemble.first.name
     members: list[dict[str, Any]] = [
         {"stage": stage, "weight": weight} for stage, weight in zip(ensemble.members, fusion.weights, strict=True)
     ]
@@ -128,7 +131,7 @@ def _ensemble_record(found: Differences, ensemble: EnsembleStage) -> dict[str, A
         ],
         "better_member": max(ensemble.members, key=lambda stage: recalls[stage]["both"]),
         "cost": {"ensemble": cost, "base": base | {"stage": first}, "extra_seconds": extra_seconds},
-        "same_seconds": same_seconds(found, ENSEMBLE, first, ensemble.reranked, extra_seconds) if ensemble.reranked is not None else None,
+        "same_seconds": same_seconds(found, ENSEMBLE, ensemble.first, ensemble.reranked, extra_seconds) if ensemble.reranked else None,
     }
 
 

@@ -24,8 +24,6 @@ from rerank.reorder.fusion import FusionChoice
 from rerank.reorder.skipping import pair_trails, saving
 from rerank.reorder.stages import TuningResult
 
-_CURVE_SHARES = np.linspace(0, 1, 11)
-
 
 def reranking_sections(
     figures: Figures, dataset: RetrievalSet, tuned: Sequence[TuningResult], budget: dict[str, float] | None
@@ -98,7 +96,7 @@ def _adaptive_record(found: Differences, tuned: TuningResult, margin: float) -> 
 def _curve(tuned: TuningResult) -> list[dict[str, Any]]:
     """What margins that save about 0, 10, ... 100% of the pairs cost where the margin was chosen."""
     trails_N = pair_trails([tuned.first.rankings[d] for d in DIRECTIONS], tuned.top_k)
-    margins = dict.fromkeys([np.inf, *np.quantile(trails_N, 1 - _CURVE_SHARES[1:], method="lower").tolist()])
+    margins = dict.fromkeys([np.inf, *np.quantile(trails_N, 1 - np.linspace(0, 1, 11)[1:], method="lower").tolist()])
     return [{"margin": m if np.isfinite(m) else None} | _saving(tuned, m) for m in margins]
 
 

@@ -17,7 +17,6 @@ from eval.search.ranking import DIRECTIONS
 from eval.search.stage import Stage
 from rerank.combine.combine import rank_ensemble
 from rerank.combine.ensemble_weights import choose_ensemble
-from rerank.combine.equal_cost import num_pairs
 from rerank.combine.record import ENSEMBLES, EnsembleStage, combined_sections
 from rerank.combine.tuning import TunedSetting
 from rerank.combine.views import LateFusion
@@ -65,6 +64,7 @@ def choice() -> TunedSetting[LateFusion]:
 def arm(**others: Any) -> EnsembleStage:
     return EnsembleStage(
         members=["base", "large"],
+        first=stage("base", caption_set(24, "test"), [1], [1.0]),
         fusion=LateFusion("logits", (0.4, 0.6)),
         footprint={"weight_bytes": 400, "vector_bytes": 96},
         first_footprint={"weight_bytes": 100, "vector_bytes": 32},
@@ -161,13 +161,6 @@ def pairs_by_hand(dataset: RetrievalSet, k: int) -> int:
         for query, items in enumerate(base.rankings[direction].top_indices_QK[:, :k].tolist()):
             pairs |= {(query, item) if direction == "image_to_text" else (item, query) for item in items}
     return len(pairs) if k > 1 else 0
-
-
-def test_pairs_of_every_k_are_those_of_the_scoring(figures: tuple[RetrievalSet, Figures]) -> None:
-    dataset, measured = figures
-    sizes = list(range(1, TOP_K + 1))
-    assert num_pairs(measured.queries, dataset, "base", sizes) == [pairs_by_hand(dataset, k) for k in sizes]
-    assert num_pairs(measured.queries, dataset, "base", [TOP_K]) == [measured.stages["base+blip"]["cost"]["pairs_needed"]]
 
 
 @pytest.mark.parametrize("seconds_a_pair", [0.01, 0.15, 0.25, 0.4, 9.0])
