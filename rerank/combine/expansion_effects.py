@@ -15,6 +15,7 @@ import pyarrow as pa
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.processes import Processes
 from rerank.combine.pooling import Side, ViewSearch, direction_of
+from rerank.combine.tuning import TunedSetting
 from rerank.combine.views import EnsembleMember, Pool, Views
 from rerank.expansions.additional_texts import AdditionalTexts
 from rerank.expansions.image_views import ImageViews
@@ -22,10 +23,6 @@ from rerank.expansions.image_views import ImageViews
 MOST_LOOKED_AT = 8
 MOST_SHOWN = 24
 MOST_VIEWS_SHOWN = 12
-
-
-ViewTexts = AdditionalTexts | ImageViews
-"""What the additional views of one side of a split are."""
 
 
 def ranks_of_each_view(search: ViewSearch, pool: Pool, processes: Processes = Processes()) -> list[np.ndarray]:
@@ -53,23 +50,42 @@ def _only(member: EnsembleMember, side: Side, place: int) -> EnsembleMember:
 
 
 @dataclass(frozen=True)
+class ExpandedStage:
+    """A stage with additional views of one side's items.
+
+    Attributes:
+        stage, against: its name, and the stage without them.
+        name: of the expansion, unique among a report's.
+        texts: the texts of the views, of the split that is measured.
+        pool: what is measured; None: off, and `stage` need not be among the report's.
+        view_ranks: `ranks_of_each_view` on the split that is measured; empty where off.
+        choice: what the pool was chosen from; None: it was given.
+    """
+
+    stage: str
+    against: str
+    name: str
+    side: Side
+    texts: AdditionalTexts | ImageViews
+    pool: Pool | None
+    view_ranks: Sequence[np.ndarray] = ()
+    choice: TunedSetting[Pool | None] | None = None
+
+
+@dataclass(frozen=True)
 class Moves:
     """What views did to the queries of one direction.
 
     Attributes:
+        by: the stage with the views, in use.
         item_Q: the item whose views are a query's.
         without_Q, with_Q: int64, rank of the best relevant item without views and with all that are used.
-        view_ranks: `ranks_of_each_view`.
-        number: how many views of an item are used at most.
     """
 
-    side: Side
-    texts: ViewTexts
+    by: ExpandedStage
     item_Q: np.ndarray
     without_Q: np.ndarray
     with_Q: np.ndarray
-    view_ranks: Sequence[np.ndarray]
-    number: int
 
     def counts(self) -> dict[str, int]:
         """Number of queries whose best relevant item rose, fell or stayed."""
@@ -79,23 +95,23 @@ class Moves:
     @property
     def views_Q(self) -> np.ndarray:
         """How many views each query uses."""
-        return np.minimum(np.diff(self.texts.offsets)[self.item_Q], self.number)
+        return np.minimum(np.diff(self.by.texts.offsets)[self.item_Q], self.by.pool.number if self.by.pool is not None else 0)
 
-    def table(self, stage: str, query_ids: Sequence[str]) -> pa.Table:
+    def table(self, query_ids: Sequence[str]) -> pa.Table:
         """The rows of expansions.parquet, a query's views in order; a number that was not looked at has null as its rank."""
         views_Q = self.views_Q
         query_R = np.repeat(np.arange(len(views_Q)), views_Q)
         place_R = np.arange(len(query_R)) - np.repeat(np.cumsum(views_Q) - views_Q, views_Q)
         texts = [
-            text for item, num in zip(self.item_Q.tolist(), views_Q.tolist(), strict=True) if num for text in self.texts.of(item)[:num]
+            text for item, num in zip(self.item_Q.tolist(), views_Q.tolist(), strict=True) if num for text in self.by.texts.of(item)[:num]
         ]
-        ranks_VQ = np.stack([*self.view_ranks, self.without_Q])  # the last row stands in for numbers not looked at
-        unknown_R = place_R >= len(self.view_ranks)
-        rank_R = ranks_VQ[np.minimum(place_R, len(self.view_ranks)), query_R]
+        ranks_VQ = np.stack([*self.by.view_ranks, self.without_Q])  # the last row stands in for numbers not looked at
+        unknown_R = place_R >= len(self.by.view_ranks)
+        rank_R = ranks_VQ[np.minimum(place_R, len(self.by.view_ranks)), query_R]
         return pa.table(
             {
-                "stage": pa.repeat(stage, len(query_R)),
-                "direction": pa.repeat(direction_of(self.side), len(query_R)),
+                "stage": pa.repeat(self.by.stage, len(query_R)),
+                "direction": pa.repeat(direction_of(self.by.side), len(query_R)),
                 "query_id": pa.array(list(query_ids), pa.string()).take(pa.array(query_R)),
                 "view": place_R + 1,
                 "text": pa.array(texts, pa.string()),
@@ -121,9 +137,9 @@ class Moves:
 
     def examples(self, dataset: RetrievalSet) -> list[dict[str, Any]]:
         """report.json's `examples`: the queries of `shown`, each with its views and what each of them does alone."""
-        asks_text = direction_of(self.side) == "text_to_image"
+        asks_text = direction_of(self.by.side) == "text_to_image"
         ids = dataset.caption_ids if asks_text else dataset.image_ids
-        rows, starts_Q = self.table("", ids), np.cumsum(self.views_Q) - self.views_Q
+        rows, starts_Q = self.table(ids), np.cumsum(self.views_Q) - self.views_Q
         return [
             {
                 "query_id": ids[query],

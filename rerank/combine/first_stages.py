@@ -20,9 +20,9 @@ from eval.search.stage import Stage
 from rerank.combine.combine import rank_ensemble
 from rerank.combine.embedded_sets import EmbeddedSets
 from rerank.combine.ensemble_weights import choose_ensemble, simplex
-from rerank.combine.expansion_effects import ranks_of_each_view
+from rerank.combine.expansion_effects import ExpandedStage, ranks_of_each_view
 from rerank.combine.pooling import ViewSearch, choose_pool, pools_at
-from rerank.combine.record import EnsembleStage, ExpandedStage
+from rerank.combine.record import EnsembleStage
 from rerank.combine.spec import Combining
 from rerank.combine.tuning import TunedSetting
 from rerank.combine.views import Combination, LateFusion, Pool

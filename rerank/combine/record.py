@@ -20,8 +20,8 @@ from eval.metrics.significance import ImageSums, interval, resample_weights
 from eval.report.section import Section, SectionFormat
 from eval.search.stage import Stage
 from rerank.combine.equal_cost import same_seconds
-from rerank.combine.expansion_effects import Moves, ViewTexts, items_of
-from rerank.combine.pooling import Side, direction_of
+from rerank.combine.expansion_effects import ExpandedStage, Moves, items_of
+from rerank.combine.pooling import direction_of
 from rerank.combine.sentences import (
     COMBINATION_WORDS,
     SIDE_WORDS,
@@ -58,29 +58,6 @@ class EnsembleStage:
     choice: TunedSetting[LateFusion] | None = None
 
 
-@dataclass(frozen=True)
-class ExpandedStage:
-    """A stage with additional views of one side's items.
-
-    Attributes:
-        stage, against: its name, and the stage without them.
-        name: of the expansion, unique among a report's.
-        texts: the texts of the views, of the split that is measured.
-        pool: what is measured; None: off, and `stage` need not be among the report's.
-        view_ranks: `rerank.combine.expansion_effects.ranks_of_each_view` on the split that is measured; empty where off.
-        choice: what the pool was chosen from; None: it was given.
-    """
-
-    stage: str
-    against: str
-    name: str
-    side: Side
-    texts: ViewTexts
-    pool: Pool | None
-    view_ranks: Sequence[np.ndarray] = ()
-    choice: TunedSetting[Pool | None] | None = None
-
-
 def combined_sections(
     figures: Figures, dataset: RetrievalSet, ensemble: EnsembleStage | None, expansions: Sequence[ExpandedStage]
 ) -> list[Section]:
@@ -100,7 +77,7 @@ def expansion_table(figures: Figures, dataset: RetrievalSet, expansions: Sequenc
     for expanded in expansions:
         if expanded.pool is not None:
             ids = dataset.image_ids if expanded.side == "images" else dataset.caption_ids
-            parts.append(_moves(found, expanded, expanded.pool).table(expanded.stage, ids))
+            parts.append(_moves(found, expanded).table(ids))
     return pa.concat_tables(parts) if parts else None
 
 
@@ -190,7 +167,7 @@ def _expansion_record(found: Differences, expanded: ExpandedStage) -> dict[str, 
         chosen_off = "No number, pooling or weight of these views did better than none where it was chosen: they are off."
         advice = chosen_off if choice is not None else None
         return record | {"num_views_used": 0, "num_looked_at": 0, "measured": {}, "moved": None, "examples": [], "advice": advice}
-    moves = _moves(found, expanded, expanded.pool)
+    moves = _moves(found, expanded)
     measured = found.verdict(expanded.stage, expanded.against, direction)
     return record | {
         "num_views_used": int(np.minimum(counts, expanded.pool.number).sum()),
@@ -202,10 +179,9 @@ def _expansion_record(found: Differences, expanded: ExpandedStage) -> dict[str, 
     }
 
 
-def _moves(found: Differences, expanded: ExpandedStage, pool: Pool) -> Moves:
-    direction = direction_of(expanded.side)
-    before_Q, after_Q = (found.metrics(stage, direction).ranks_Q for stage in (expanded.against, expanded.stage))
-    return Moves(expanded.side, expanded.texts, items_of(found.dataset, expanded.side), before_Q, after_Q, expanded.view_ranks, pool.number)
+def _moves(found: Differences, expanded: ExpandedStage) -> Moves:
+    before_Q, after_Q = (found.metrics(stage, direction_of(expanded.side)).ranks_Q for stage in (expanded.against, expanded.stage))
+    return Moves(expanded, items_of(found.dataset, expanded.side), before_Q, after_Q)
 
 
 def _pool_record(pool: Pool | None) -> dict[str, Any] | None:

@@ -16,9 +16,9 @@ from eval.report.report import report_record, write_report
 from eval.report.section import section_lines
 from eval.search.stage import Stage
 from rerank.combine.combine import rank_ensemble
-from rerank.combine.expansion_effects import Moves, items_of, ranks_of_each_view
+from rerank.combine.expansion_effects import ExpandedStage, Moves, items_of, ranks_of_each_view
 from rerank.combine.pooling import Side, ViewSearch, choose_pool, direction_of, pools_at
-from rerank.combine.record import EXPANSIONS, ExpandedStage, combined_sections, expansion_table
+from rerank.combine.record import EXPANSIONS, combined_sections, expansion_table
 from rerank.combine.views import EnsembleMember, Pool, Views
 from rerank.evaluation import Report
 from tests.unit.rerank.combine.member_sets import ALONE, caption_set, member
@@ -47,6 +47,11 @@ class Said:
 
 def said_of(views: Views, text: str = "view") -> Said:
     return Said([[f"{text} {item}.{place}" for place in range(int(number))] for item, number in enumerate(np.diff(views.offsets))])
+
+
+def said_by(said: Said, view_ranks: list[np.ndarray], number: int) -> ExpandedStage:
+    """A stage "s" of captions with these views, the first `number` in use."""
+    return ExpandedStage("s", "base", "synonyms", "captions", said, Pool("max", number, 1.0), view_ranks)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -104,10 +109,11 @@ def test_moves_by_hand() -> None:
     """Four queries: one rose far, one fell, one stayed although a view moves it alone, one has no views."""
     said = Said([["a", "b", "c"], ["d"], ["e", "f"], []])
     before, after = np.array([8, 1, 2, 5]), np.array([2, 3, 2, 5])
-    moves = Moves("captions", said, np.arange(4), before, after, [np.array([2, 3, 2, 5]), np.array([8, 1, 1, 5])], number=3)
+    by = said_by(said, [np.array([2, 3, 2, 5]), np.array([8, 1, 1, 5])], number=3)
+    moves = Moves(by, np.arange(4), before, after)
     assert moves.counts() == {"up": 1, "down": 1, "same": 2}
     assert moves.shown() == [0, 1], "8 to 2 is fourfold, 1 to 3 threefold"
-    rows = [tuple(row.values()) for row in moves.table("s", ["q0", "q1", "q2", "q3"]).to_pylist()]
+    rows = [tuple(row.values()) for row in moves.table(["q0", "q1", "q2", "q3"]).to_pylist()]
     assert rows == [
         ("s", "text_to_image", "q0", 1, "a", 8, 2, 2, True),
         ("s", "text_to_image", "q0", 2, "b", 8, 2, 8, False),
@@ -116,14 +122,14 @@ def test_moves_by_hand() -> None:
         ("s", "text_to_image", "q2", 1, "e", 2, 2, 2, False),
         ("s", "text_to_image", "q2", 2, "f", 2, 2, 1, True),
     ]
-    assert len(replace(moves, number=1).table("s", ["q0", "q1", "q2", "q3"])) == 3, "what the pool leaves out is not said"
+    first = replace(moves, by=replace(by, pool=Pool("max", 1, 1.0)))
+    assert len(first.table(["q0", "q1", "q2", "q3"])) == 3, "what the pool leaves out is not said"
 
 
 def test_examples_by_hand() -> None:
     dataset = caption_set(2)
-    moves = Moves(
-        "captions", Said([["a", "b"], ["c"], []]), np.arange(3), np.array([8, 1, 2]), np.array([2, 3, 1]), [np.array([4, 1, 2])], 3
-    )
+    by = said_by(Said([["a", "b"], ["c"], []]), [np.array([4, 1, 2])], 3)
+    moves = Moves(by, np.arange(3), np.array([8, 1, 2]), np.array([2, 3, 1]))
     assert moves.examples(dataset) == [
         {
             "query_id": "i00#0",
@@ -149,7 +155,7 @@ def test_shown_are_the_largest_moves_of_both_ways(num_up: int, num_down: int, ex
     num = num_up + num_down
     up_Q, step_Q = np.random.default_rng(0).permutation(np.arange(num) < num_up), np.random.default_rng(1).permutation(num) + 2
     before_Q, after_Q = np.where(up_Q, step_Q, 1), np.where(up_Q, 1, step_Q)
-    shown = Moves("captions", Said([["x"]] * num), np.arange(num), before_Q, after_Q, [before_Q], 1).shown()
+    shown = Moves(said_by(Said([["x"]] * num), [before_Q], 1), np.arange(num), before_Q, after_Q).shown()
     assert (int(up_Q[shown].sum()), int((~up_Q[shown]).sum())) == expected
     assert [int(step_Q[query]) for query in shown] == sorted(step_Q[shown].tolist(), reverse=True)
     for way in (up_Q, ~up_Q):
