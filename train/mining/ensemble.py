@@ -2,7 +2,7 @@
 
 A fixed checkpoint embeds each image and each caption once in a run, with its own tokenizer and image processor; the embeddings are cached
 (train/model/frozen_tower.py). The search runs once over concatenated embeddings, each member's times the square root of its share
-(rerank/combine/ensemble.py). The shares change at each refresh, as the logit scale of the model under training does. Shape letters:
+(rerank/combine/combine.py). The shares change at each refresh, as the logit scale of the model under training does. Shape letters:
 N rows embedded, B rows of a block, D the width of the model under training, E the sum of all members' widths.
 """
 
@@ -24,7 +24,7 @@ from eval.encoder.inputs import SiglipInputs
 from eval.errors import UserError
 from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
-from rerank.combine.ensemble import mean_of_members
+from rerank.combine.combine import mean_of_members
 from train.config.mining import MiningConfig
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings, FrozenRows
 from train.data.caption_pool import CaptionPool
