@@ -64,17 +64,29 @@ class LazyStrings(Sequence[str]):
 
 
 class CaptionPool:
-    """Every caption that can be mined, by index: below `num_captions` those of the split, then the additional ones."""
+    """Every caption that can be mined, by index: below `num_captions` those of the split, then the additional ones; with the split's images
+    what scoring reads (rerank.scoring.pair_scores.ScoringData)."""
 
     def __init__(self, dataset: RetrievalSet, additional: AdditionalCaptions | None = None) -> None:
         """Raises UserError when the id of an image of the split is that of the additional captions."""
         self.dataset, self.additional = dataset, additional or AdditionalCaptions()
         self.num_captions = dataset.num_captions
+        self.image_ids, self.load_image, self.image_digest = dataset.image_ids, dataset.load_image, dataset.image_digest
         if len(self.additional.texts) and OWNER in set(dataset.image_ids):
             raise UserError(f"mining.pool: an image of the data has the id {OWNER!r}, which names the pool's captions; rename the image")
 
     def __len__(self) -> int:
         return self.num_captions + len(self.additional.texts)
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """The text of every caption."""
+        return LazyStrings(self.text, len(self))
+
+    @property
+    def caption_ids(self) -> Sequence[str]:
+        """The id of every caption."""
+        return LazyStrings(self.caption_id, len(self))
 
     @cached_property
     def hash_C(self) -> np.ndarray:
@@ -103,17 +115,6 @@ class CaptionPool:
             return self.dataset.caption_id(index)
         return f"{OWNER}#{self.additional.lines_A[index - self.num_captions]}"
 
-    def index_of_line(self, line: int) -> int:
-        """The index of the additional caption of a line.
-
-        Raises:
-            LookupError: that line holds none.
-        """
-        place = int(np.searchsorted(self.additional.lines_A, line))
-        if place == len(self.additional.lines_A) or self.additional.lines_A[place] != line:
-            raise LookupError(f"no caption on line {line} of the pool")
-        return self.num_captions + place
-
     def index_of(self, caption_id: str, image_number: Mapping[str, int]) -> int:
         """The index of a caption by its id.
 
@@ -127,8 +128,10 @@ class CaptionPool:
         if owner in image_number:
             return int(self.dataset.caption_offsets[image_number[owner]]) + int(place)
         if owner == OWNER:
-            return self.index_of_line(int(place))
-        raise LookupError(caption_id)
+            found = int(np.searchsorted(self.additional.lines_A, int(place)))
+            if self.additional.lines_A[found : found + 1].tolist() == [int(place)]:
+                return self.num_captions + found
+        raise LookupError(f"no caption has the id {caption_id!r}")
 
     def is_near_duplicate(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
         """Whether each caption is a near-duplicate (eval/captions.py) of a positive of the image; arguments broadcast."""

@@ -128,6 +128,7 @@ def test_every_fault_is_named_at_once_with_the_nearest_key(tmp_path: Path) -> No
         ),
         ({"mining": {"mine_every_steps": 5, "form": "neighbours", "pool": "more.txt"}}, "so pool would do nothing"),
         ({"mining": {"mine_every_steps": 5, "form": "images", "negatives_per_image": 8}}, "do not fit into train.batch_size 8"),
+        ({"mining": {"mine_every_steps": 5, "ensemble": ["x"]}}, "mining: ensemble was removed, as no result showed that it helps"),
         ({"mining": {}}, "exactly one of mine_every_steps and mine_every_epochs"),
         ({"mining": {"mine_every_steps": 5, "mine_every_epochs": 1}}, "exactly one of mine_every_steps and mine_every_epochs"),
         ({"mining": {"mine_every_steps": 5, "rank_max": 65}}, "rank_max 65 lies beyond pool_top_k 64"),
