@@ -143,14 +143,10 @@ class MiningConfig(Section):
         if self.index == "exact" and self.index_probes != type(self).model_fields["index_probes"].default:
             raise ValueError("index_probes does nothing in an exact search: leave it out, or take index: faiss")
         if self.form != "columns":
-            of_columns = [key for key in ("weight", "mined_scope", "pool") if getattr(self, key) != type(self).model_fields[key].default]
-            if of_columns:
+            of_columns = ("weight", "mined_scope", "pool", "distil")
+            if given := [key for key in of_columns if getattr(self, key) != type(self).model_fields[key].default]:
                 raise ValueError(
-                    f"form {self.form} adds no columns to the loss, so {' and '.join(of_columns)} would do nothing: leave out, "
+                    f"form {self.form} adds no columns to the loss, so {' and '.join(given)} would do nothing: leave out, "
                     "or take form: columns"
-                )
-            if self.distil is not None:
-                raise ValueError(
-                    f"form {self.form} adds no columns to the loss, and distil labels those alone: leave out distil, or take form: columns"
                 )
         return self

@@ -203,11 +203,7 @@ def _record_rows(read: Any, path: Path, faults: list[tuple[str, str]]) -> Iterat
 def _parquet_rows(path: Path, _: list[tuple[str, str]]) -> Iterator[tuple[int, Any]]:
     with pq.ParquetFile(path) as file:
         _check_column(path, file.schema_arrow.names)
-        row = 0
-        for batch in file.iter_batches(columns=["caption"]):
-            for text in batch["caption"].to_pylist():
-                row += 1
-                yield row, text
+        yield from enumerate(file.read(["caption"])["caption"].to_pylist(), 1)
 
 
 def _check_column(path: Path, columns: list[str]) -> None:

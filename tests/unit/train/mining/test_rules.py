@@ -210,7 +210,7 @@ def test_tables_have_the_names_that_earlier_versions_gave_them() -> None:
         name = fingerprint = "ab"
 
         def score(self, image: Any, captions: Any) -> np.ndarray:
-            raise NotImplementedError
+            return np.zeros(len(captions))
 
     def name_of(keys: dict[str, Any], *more: Any) -> str:
         return table_name("weights", "data", rules_of(MiningConfig.model_validate({"mine_every_steps": 1} | keys), *more))
