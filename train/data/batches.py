@@ -20,8 +20,9 @@ from eval.encoder.inputs import SiglipInputs
 from eval.processes import Processes
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.caption_pool import CaptionPool
+from train.data.mined_order import Order
 from train.data.negatives import Negatives
-from train.data.order import CROP, REPLACEMENT, Order, chosen_caption, generator
+from train.data.order import CROP, REPLACEMENT, chosen_caption, generator
 from train.loss.positives import BatchPositives
 
 _MAX_REPLACEMENTS = 100

@@ -157,24 +157,18 @@ def read_additional_captions(path: str) -> AdditionalCaptions:
     readers: dict[str, Any] = {".txt": _text_rows, ".jsonl": jsonl, ".csv": csv, ".tsv": csv, ".parquet": _parquet_rows}
     if source.suffix.lower() not in readers:
         raise UserError(f"mining.pool: {path}: expected a file that ends in one of {', '.join(readers)}")
-    texts: list[str] = []
-    lines: list[int] = []
     try:
-        for line, text in readers[source.suffix.lower()](source, faults):
-            fault = _fault(text)
-            if fault:
-                faults.append((f"{path}:{line}", fault))
-            else:
-                texts.append(text)
-                lines.append(line)
+        rows = list(readers[source.suffix.lower()](source, faults))
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
         raise UserError(f"mining.pool: {path}: cannot be read ({error})") from error
+    faults += [(f"{path}:{line}", fault) for line, text in rows if (fault := _fault(text))]
     if faults:
         shown = "\n".join(f"  {place}: {what}" for place, what in faults[:_MOST_FAULTS])
         more = f"\n  and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""
         raise UserError(f"mining.pool: {path}: {len(faults)} fault(s)\n{shown}{more}")
-    if not texts:
+    if not rows:
         raise UserError(f"mining.pool: {path}: holds no caption")
+    lines, texts = zip(*rows, strict=True)
     return AdditionalCaptions(StringColumn(texts), np.array(lines, dtype=np.int64), path)
 
 

@@ -14,7 +14,7 @@ from eval.search.ranking import DIRECTIONS
 from eval.search.retrieve import retrieve
 from train.data.batches import Batch, BatchBuilder, TruePairs
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
-from train.data.mined_order import columns_in_force, is_due, order_in_force
+from train.data.mined_order import Order, columns_in_force, is_due, order_in_force
 from train.data.negatives import Negatives, read_negatives
 from train.engine.checkpoint import Checkpoints, State
 from train.engine.loop import BaseLoop, StopSignals
@@ -26,7 +26,6 @@ from train.siglip.watch import RetentionResult, Watch
 
 if TYPE_CHECKING:
     from eval.dataset.retrieval_set import RetrievalSet
-    from train.data.order import Order
 
 
 class Loop(BaseLoop):

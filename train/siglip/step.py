@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from eval.processes import Processes
     from train.config.job import JobConfig
     from train.data.batches import Batch
-    from train.data.order import Order
+    from train.data.mined_order import Order
     from train.model.siglip import TunedModel
     from train.optim.loss_scale import LossScale
     from train.siglip.job import Job
