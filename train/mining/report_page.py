@@ -66,8 +66,7 @@ def example_rows(negatives: Negatives) -> tuple[np.ndarray, np.ndarray]:
     rows_n = np.flatnonzero(negatives.is_negative_N)
     order_N = rows_n[np.argsort(-negatives.scores_N[rows_n], kind="stable")]
     hardest_E, others = order_N[:half], np.sort(order_N[half:])
-    is_hex = bool(negatives.name) and set(negatives.name) <= set("0123456789abcdef")
-    draws = generator(int(negatives.name, 16) if is_hex else 0, _STREAM)
+    draws = generator(int(negatives.name, 16), _STREAM)
     return hardest_E, np.sort(draws.choice(others, min(half, len(others)), replace=False))
 
 
