@@ -26,7 +26,7 @@ from train.optim.loss_scale import LossScale
 from train.optim.optimizer import Trainable
 
 _NAME = re.compile(r"^step-(\d+)$")
-_LATER_KEYS = {"stopped_by", "loss_scale", "matcher_sha256", "further", "members_sha256"}
+_LATER_KEYS = {"stopped_by", "loss_scale", "matcher_sha256", "further"}
 """Of state.json, which the first checkpoints did not have."""
 
 
@@ -53,7 +53,6 @@ class State:
         stopped_by: the retention set whose drop ended the run at this step; None otherwise.
         loss_scale: fp16's; None in the other precisions.
         matcher_sha256: fingerprint of the cross-encoder of mining; None without one.
-        members_sha256: fingerprint of the fixed checkpoints that mine with the model; None where there are none.
         further: additional state of a run of another kind than tuning SigLIP (train/reranker/loop.py); None: nothing.
     """
 
@@ -71,7 +70,6 @@ class State:
     loss_scale: LossScale | None = None
     matcher_sha256: str | None = None
     further: dict[str, Any] | None = None
-    members_sha256: str | None = None
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "State":

@@ -13,8 +13,8 @@ from rerank.scorers.scorer import ScorerSettings
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.hard_image_order import HardImages
 from train.data.negatives import Negatives, read_negatives, write_negatives
+from train.mining.candidates import Retriever
 from train.mining.cross_encoder import MiningCrossEncoder
-from train.mining.ensemble import Retriever
 from train.mining.mine import mine
 from train.mining.refresh import Refresh
 from train.mining.report_page import write_mining_report

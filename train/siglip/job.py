@@ -25,7 +25,6 @@ class Job(Run):
         final_set: the split of the final evaluation, test or else val, with the relevant items `evaluation` asks for; None without either.
         order: the images of each step, before any mining.
         cross_encoder_sha256: fingerprint of the cross-encoder of mining; None without one.
-        members_sha256: fingerprint of the fixed checkpoints that mine with the model; None where there are none.
     """
 
     config: JobConfig
@@ -33,7 +32,6 @@ class Job(Run):
     final_set: RetrievalSet | None
     order: EpochOrder
     cross_encoder_sha256: str | None
-    members_sha256: str | None
 
     def describe(self) -> list[str]:
         """What a person should know before the first step, line by line."""
@@ -66,11 +64,6 @@ class Job(Run):
         ]
         if self.pool.additional.texts:
             lines.append(f"pool      {len(self.pool.additional.texts):,} additional captions without images, to mine among")
-        if config.mining is not None and config.mining.ensemble:
-            lines.append(
-                f"ensemble  {', '.join(config.mining.ensemble)}: retrieve too; run once, their embeddings cached in "
-                f"{self.folder / 'ensemble'}"
-            )
         if self.truth is not None:
             lines.append(f"truth     {len(self.truth):,} additional true pairs, to count false negatives with")
         return lines + self.leakage_lines()

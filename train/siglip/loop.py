@@ -14,20 +14,18 @@ from eval.search.ranking import DIRECTIONS
 from eval.search.retrieve import retrieve
 from train.data.batches import Batch, BatchBuilder, TruePairs
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
-from train.data.mined_order import columns_in_force, is_due, order_in_force
+from train.data.mined_order import Order, columns_in_force, is_due, order_in_force
 from train.data.negatives import Negatives, read_negatives
 from train.engine.checkpoint import Checkpoints, State
 from train.engine.loop import BaseLoop, StopSignals
 from train.model.frozen_tower import FrozenStore, cached_towers
 from train.siglip.job import Job
-from train.siglip.mining import members_of, num_rows, refresh_negatives
+from train.siglip.mining import num_rows, refresh_negatives
 from train.siglip.step import Stepper, StepResult, step_record
 from train.siglip.watch import RetentionResult, Watch
 
 if TYPE_CHECKING:
     from eval.dataset.retrieval_set import RetrievalSet
-    from train.data.order import Order
-    from train.mining.ensemble import MiningMember
 
 
 class Loop(BaseLoop):
@@ -38,7 +36,6 @@ class Loop(BaseLoop):
         self.negatives: Negatives | None = None
         self.columns: Negatives | None = None
         self.frozen = NOTHING_FROZEN
-        self.members: tuple[MiningMember, ...] = ()
         self.order: Order = order_in_force(job.config.mining, job.order, job.train_set, None, None, job.config.train.max_steps)
         self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.accelerator.autocast)
         self.stepper.true_pairs = self._true_pairs()
@@ -48,7 +45,6 @@ class Loop(BaseLoop):
             data_sha256=job.pool.data_sha256,
             loss_scale=self.stepper.update.loss_scale,
             matcher_sha256=job.cross_encoder_sha256,
-            members_sha256=job.members_sha256,
         )
         super().__init__(job, signals, start)
 
@@ -58,23 +54,16 @@ class Loop(BaseLoop):
         return self.config.train.shard
 
     def setup(self) -> None:
-        """Embed once with the frozen towers, and with the fixed checkpoints that mine."""
+        """Embed once with the frozen towers."""
         self.frozen = self._freeze()
-        if self.config.mining is not None:
-            self.members = members_of(self.job, self.side_bar)
 
     def restore_extra(self, checkpoints: Checkpoints) -> None:
-        """Restore loss scale and negatives of the checkpoint the state came from; refuse another cross-encoder or ensemble than it had."""
+        """Restore loss scale and negatives of the checkpoint the state came from; refuse another cross-encoder than it had."""
         job, step = self.job, self.state.step
         if self.state.matcher_sha256 not in (None, job.cross_encoder_sha256):
             raise UserError(
                 f"mining asks {self.config.cross_encoder_model}, another cross-encoder than when {job.folder} was begun: give "
                 "it the one it began with (mining.denoise.model, mining.distil.model or rerank.model), or give the run another name="
-            )
-        if self.state.members_sha256 not in (None, job.members_sha256):
-            raise UserError(
-                f"mining.ensemble: a checkpoint it names has other weights, or reads otherwise, than when {job.folder} was begun: give it "
-                "the one it began with, or give the run another name="
             )
         if self.state.loss_scale is not None:
             self.stepper.update.loss_scale = self.state.loss_scale
@@ -136,7 +125,7 @@ class Loop(BaseLoop):
         job = self.job
         started = time.perf_counter()
         with self.side_bar("mining", num_rows(job, self.state.step)) as progress:
-            found = refresh_negatives(job, self.state.step, self.negatives, progress, self.frozen, self.members)
+            found = refresh_negatives(job, self.state.step, self.negatives, progress, self.frozen)
         self.state = replace(self.state, mined_at_step=self.state.step, negatives=found.negatives.name)
         self._use(found.negatives)
         self.extra_file = found.path

@@ -20,7 +20,6 @@ from train.data.order import BatchOrder
 from train.data.splits import Splits, ground_truth_pairs
 from train.engine.distributed import SharedFolder, check_same, start_distributed
 from train.mining.cross_encoder import cross_encoder_fingerprint
-from train.mining.ensemble import members_sha256
 from train.mining.faiss_index import require_faiss
 from train.model.random_init import write_scratch
 from train.model.siglip import build_model, make_optimizer, resolve_base
@@ -48,7 +47,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     """Build the model and the optimizer. Call on every process.
 
     Raises:
-        UserError: the base, the reranker, the cross-encoder or the ensemble of mining, or the file of data.truth cannot be used, or
+        UserError: the base, the reranker, the cross-encoder of mining, or the file of data.truth cannot be used, or
             processes were given different files.
         OSError: the weights to begin from cannot be written.
     """
@@ -56,16 +55,13 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     shared = SharedFolder(config.run_folder, processes)
     base = _base(config, splits, processes, shared)
     cross_encoder_sha256 = processes.together(lambda: cross_encoder_fingerprint(config))  # refused now, not at the first mining
-    members = processes.together(lambda: members_sha256(config.mining))
     truth, tuned, final_set = processes.together(
         lambda: (ground_truth_pairs(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
     )
-    more = f" or {config.mining.pool}" if config.mining is not None and config.mining.pool is not None else ""
     parts = [
-        (f"{config.data.source} (split {config.data.train_split}){more}", pool.data_sha256),
+        (f"{config.data.source} (split {config.data.train_split}){pool.place}", pool.data_sha256),
         (f"the weights of {config.model.base or 'model.scratch'}", tuned.base_sha256),
         (f"the cross-encoder of mining, {config.cross_encoder_model}", cross_encoder_sha256),
-        (f"the checkpoints of mining.ensemble, {config.mining.ensemble if config.mining is not None else []}", members),
     ]
     check_same(config, parts, processes)
     if config.train.shard:
@@ -85,7 +81,6 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         final_set=final_set,
         order=epoch_order(config.mining, BatchOrder(splits.train.num_images, config.train.batch_size, config.seed)),
         cross_encoder_sha256=cross_encoder_sha256,
-        members_sha256=members,
     )
 
 

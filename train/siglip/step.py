@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from eval.processes import Processes
     from train.config.job import JobConfig
     from train.data.batches import Batch
-    from train.data.order import Order
+    from train.data.mined_order import Order
     from train.model.siglip import TunedModel
     from train.optim.loss_scale import LossScale
     from train.siglip.job import Job
@@ -134,8 +134,8 @@ class Stepper:
 
     def _own_positive(self, batch: Batch) -> torch.Tensor:
         """Which mined captions are positives of the image they were mined for: those a cross-encoder relabelled."""
-        hashes_m = self.true_pairs.hashes(batch.mined_captions_m.numpy())
-        return torch.from_numpy(self.true_pairs.contains(batch.images_b[batch.mined_rows_m].numpy(), hashes_m)).to(self._device)
+        images_m, captions_m = batch.images_b[batch.mined_rows_m].numpy(), batch.mined_captions_m.numpy()
+        return torch.from_numpy(self.true_pairs.contains(images_m, captions_m)).to(self._device)
 
 
 def step_record(
