@@ -89,9 +89,7 @@ def one_of(source: str, path: Path, columns: Iterable[str], names: tuple[str, ..
     """
     found = list(columns)
     if not (there := [name for name in names if name in found]):
-        raise UserError(
-            f"{source}: {path}: expected a column {' or '.join(f'`{name}`' for name in names)}, found {found}; rename one"
-        )
+        raise UserError(f"{source}: {path}: expected a column {' or '.join(f'`{name}`' for name in names)}, found {found}; rename one")
     return there[0]
 
 

@@ -53,8 +53,8 @@ class Blip2Scorer(BatchedCrossEncoder):
         num_positions = config.qformer_config.max_position_embeddings
         return InputLimits(*height_and_width(config.vision_config.image_size), min(MAX_TOKENS, num_positions))
 
-    @classmethod
-    def _read(cls, model: str) -> Checkpoint:
+    @staticmethod
+    def _read(model: str) -> Checkpoint:
         config, image_processor, tokenizer = read_preprocessing(model, Blip2Config, BlipImageProcessorPil)
         qformer, vision = config.qformer_config, config.vision_config
         check_heads(model, "qformer_config.", qformer.hidden_size, qformer.num_attention_heads, _QFORMER_HEADS, "BLIP-2")

@@ -49,8 +49,8 @@ class BridgeTowerScorer(BatchedCrossEncoder):
         num_positions = text.max_position_embeddings - text.pad_token_id - 1  # RoBERTa's positions begin after that of padding
         return InputLimits(*height_and_width(self._model.config.vision_config.image_size), min(MAX_TOKENS, num_positions))
 
-    @classmethod
-    def _read(cls, model: str) -> Checkpoint:
+    @staticmethod
+    def _read(model: str) -> Checkpoint:
         config, image_processor, tokenizer = read_preprocessing(model, BridgeTowerConfig, BridgeTowerImageProcessorPil)
         text = config.text_config  # the fusion layers take their heads from it too
         check_heads(model, "text_config.", text.hidden_size, text.num_attention_heads, _HEADS, "BridgeTower")

@@ -149,9 +149,7 @@ def pick_top_k(rankings: Sequence[Ranking], pace: Pace, seconds: float, most: in
         UserError: not even K = 2 fits, or `most` is below 2.
     """
     if most < LEAST_TOP_K:
-        raise UserError(
-            f"A time budget picks a K of at least {LEAST_TOP_K}; found at most {most} to choose from. Raise top_k"
-        )
+        raise UserError(f"A time budget picks a K of at least {LEAST_TOP_K}; found at most {most} to choose from. Raise top_k")
     images_T, pairs_T = work_by_top_k(rankings, most)
     estimates_T = np.array([pace.seconds(int(i), int(n)) for i, n in zip(images_T, pairs_T, strict=True)]) / world_size
     fitting = [k for k in range(LEAST_TOP_K, most + 1) if estimates_T[k - 1] <= seconds]

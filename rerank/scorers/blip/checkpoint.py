@@ -1,5 +1,6 @@
 """Read a BLIP cross-encoder from disk or the hub, and check it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,8 +8,11 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from eval.errors import UserError
+from rerank.scorers.base import token_ids
+from rerank.scorers.blip.text import clean_caption
 from rerank.scorers.checkpoint import Checkpoint, check_heads, check_square, check_vocabulary, complete_weights, read_preprocessing
 
+MAX_TOKENS = 35
 # Attention heads of the released BLIP towers by width. transformers defaults to 8 for text (#22625).
 _TEXT_HEADS = {768: 12}
 _VISION_HEADS = {768: 12, 1024: 16}
@@ -24,6 +28,16 @@ class BlipCheckpoint(Checkpoint):
     """
 
     enc_token_id: int | None
+
+    @property
+    def max_tokens(self) -> int:
+        """What captions are cut to: as BLIP was trained and evaluated."""
+        return min(MAX_TOKENS, int(self.model.config.text_config.max_position_embeddings))
+
+    def token_ids(self, captions: Sequence[str]) -> list[tuple[int, ...]]:
+        """Token ids of each caption, cleaned, with [ENC] in the first place if the vocabulary has it, cut to `max_tokens`."""
+        ids = token_ids(self.tokenizer, [clean_caption(caption) for caption in captions], self.max_tokens)
+        return ids if self.enc_token_id is None else [(self.enc_token_id, *caption[1:]) for caption in ids]
 
 
 def load_blip(model: str) -> BlipCheckpoint:
