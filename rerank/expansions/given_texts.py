@@ -15,7 +15,7 @@ from eval.manifest.rows import as_list, is_unicode
 from eval.processes import Processes
 from rerank.expansions.additional_texts import AdditionalTexts, CaptionExpansions, ImageCaptions
 from rerank.expansions.base import TextExpansion
-from rerank.expansions.text_file import TableFaults, existing_file, one_of, read_table
+from rerank.expansions.text_file import KINDS, TableFaults, existing_file, one_of, read_table
 
 PARAPHRASES, CAPTIONS = "paraphrases", "captions"
 _COLUMNS = {PARAPHRASES: ("caption", ("expansion", "expansions")), CAPTIONS: ("image", ("captions", "caption"))}
@@ -45,7 +45,9 @@ class FileExpansion(TextExpansion):
         key_column, text_columns = _COLUMNS[name]
         path = existing_file(source, file)
         faults = TableFaults(source, path)
-        columns, records = read_table(source, path, faults)
+        if path.suffix.lower() not in KINDS:
+            raise UserError(f"{source}: expected a file that ends in one of {', '.join(KINDS)}; found {path.name!r}")
+        columns, records = read_table(source, path, faults.found)
         if not {key_column, *text_columns} & set(columns):
             faults.raise_any()  # e.g. bytes of another encoding: a message on column names would mislead
         if not columns:

@@ -87,7 +87,7 @@ def _line_entries(source: str, path: str, faults: TableFaults) -> Iterator[tuple
 def _jsonl_entries(source: str, path: str, faults: TableFaults) -> Iterator[tuple[int, Any, list[Any]]]:
     """(line, word, synonyms) of each record."""
     file = existing_file(source, path)
-    columns, records = read_table(source, file, faults)
+    columns, records = read_table(source, file, faults.found)
     for column in ("word", "synonyms") if columns else ():
         one_of(source, file, columns, (column,))
     for line, record in records:

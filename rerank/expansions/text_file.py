@@ -57,22 +57,25 @@ def read_text(source: str, path: str) -> str:
         raise UserError(f"{source}: {path} cannot be read ({error})") from error
 
 
-def read_table(source: str, path: Path, faults: TableFaults) -> tuple[list[str], list[tuple[int, Mapping[str, Any]]]]:
-    """(columns, (line, record) of each row); rows that cannot be read go to `faults`.
+def read_table(source: str, path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], list[tuple[int, Mapping[str, Any]]]]:
+    """(columns, (line, record) of each row) of a .csv, .tsv, .parquet or .jsonl file.
+
+    (place, what) of rows that cannot be read go to `faults`.
+
+    Bytes and structs of a .parquet file, such as embedded images, are not read.
 
     Raises:
-        UserError: it is of no known kind, or cannot be read at all.
+        UserError: it cannot be read at all.
     """
     suffix = path.suffix.lower()
-    if suffix not in KINDS:
-        raise UserError(f"{source}: expected a file that ends in one of {', '.join(KINDS)}; found {path.name!r}")
     try:
         if suffix == ".parquet":
-            table = pq.read_table(path)
-            return table.column_names, list(enumerate(table.to_pylist(), 1))
-        columns, records = (read_jsonl if suffix == ".jsonl" else read_csv)(path, faults.found)
-    except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
-        raise UserError(f"{source}: {path} cannot be read ({error})") from error
+            file = pq.ParquetFile(path)
+            texts = [field.name for field in file.schema_arrow if not str(field.type).startswith(("struct", "binary", "large_binary"))]
+            return file.schema_arrow.names, list(enumerate(file.read(columns=texts).to_pylist(), 1))
+        columns, records = (read_csv if suffix in (".csv", ".tsv") else read_jsonl)(path, faults)
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        raise UserError(f"{source}: {path} cannot be read as {suffix[1:]} ({error})") from error
     return columns, list(records)
 
 

@@ -89,7 +89,7 @@ def test_a_caption_is_read_once_for_all_images_and_an_image_once_for_all_caption
     layers = model.text_encoder.encoder.layer
     model.visual_encoder.norm.register_forward_hook(lambda *args: calls.update(image=calls["image"] + 1))
     layers[2].crossattention.self.key.register_forward_hook(lambda module, args, output: calls["key"].append(tuple(output.shape[:2])))
-    layers[0].register_forward_hook(lambda *args: calls.update(text=calls["text"] + 1))
+    layers[0].output.register_forward_hook(lambda *args: calls.update(text=calls["text"] + 1))
     layers[3].output.register_forward_hook(lambda module, args, output: calls["last"].append(tuple(output.shape[:2])))
     scorer.score(noise(1), CAPTIONS)
     scorer.score(noise(2), CAPTIONS[::-1])
