@@ -16,7 +16,7 @@ from rerank.answers.pictures import PictureList, is_picture_folder, read_folder,
 
 
 class Collection:
-    """Images in id order, captions in the order given (a `rerank.scoring.pair_scores.ScoringData`)."""
+    """Images in id order, captions in the order given (a `rerank.scoring.cached_scoring.ScoringData`)."""
 
     def __init__(self, pictures: PictureList, captions: Captions) -> None:
         self.pictures, self.captions_read = pictures, captions

@@ -4,6 +4,7 @@ Shape letters: N items (captions, or images).
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ OTHERS = "equal to another caption of the set"
 
 
 @dataclass(frozen=True)
-class AdditionalTexts:
+class AdditionalTexts(ABC):
     """Additional texts, item by item.
 
     Attributes:
@@ -79,9 +80,9 @@ class AdditionalTexts:
         return cls(StringColumn(texts), np.array(ends, dtype=np.int64), name, source, dict(dropped), {**noted, **found})
 
     @staticmethod
+    @abstractmethod
     def _originals(dataset: RetrievalSet) -> Iterable[Sequence[str]]:
         """The captions that each item has already."""
-        raise NotImplementedError
 
     def of(self, item: int) -> list[str]:
         """Those of one item, the most trusted first."""

@@ -9,7 +9,6 @@ Shape letters: N captions, C captions of a batch, L its longest caption in token
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -106,11 +105,6 @@ class BatchedCrossEncoder(CrossEncoder):
         parts = f"{self.name} {self.settings.identity()} {self.reads} {self._checkpoint.digest()}"
         return hashlib.sha256(parts.encode()).hexdigest()
 
-    @property
-    @abstractmethod
-    def _num_tokens(self) -> int:
-        """Rows of the model's token embedding."""
-
     @abstractmethod
     def _encode_image(self, image: Image.Image) -> Any:
         """All that depends on the image alone (RGB), computed once for all its captions."""
@@ -129,19 +123,19 @@ class BatchedCrossEncoder(CrossEncoder):
 
     def _token_ids(self, captions: Sequence[str]) -> list[tuple[int, ...]]:
         """Token ids, cut to `reads.max_tokens`; a token without a row in the model ("<image>", added for generation) becomes unknown."""
-        tokenizer = self._checkpoint.tokenizer
+        tokenizer, num_tokens = self._checkpoint.tokenizer, self._model.get_input_embeddings().num_embeddings
         texts = [self._cleaned(caption) for caption in captions]
         ids = token_ids(tokenizer, texts, self.reads.max_tokens)
-        return [tuple(token if token < self._num_tokens else tokenizer.unk_token_id for token in caption) for caption in ids]
+        return [tuple(token if token < num_tokens else tokenizer.unk_token_id for token in caption) for caption in ids]
 
     def _score_distinct(self, image: Image.Image, ids: list[tuple[int, ...]]) -> np.ndarray:
         scores_N = np.empty(len(ids), dtype=np.float32)
         with self._autocast():
             encoded = self._encode_image(image)
-        for batch in caption_batches(ids, self.captions_at_once, self._checkpoint.tokenizer.pad_token_id):
+        for positions_C, ids_CL, mask_CL in caption_batches(ids, self.captions_at_once, self._checkpoint.tokenizer.pad_token_id):
             with self._autocast():
-                states = self._match_states(encoded, batch.input_ids_CL.to(self.device), batch.attention_mask_CL.to(self.device))
-            scores_N[batch.positions_C] = match_scores(self._logits(states.float()), self.settings.score_kind).cpu().numpy()
+                states = self._match_states(encoded, ids_CL.to(self.device), mask_CL.to(self.device))
+            scores_N[positions_C] = match_scores(self._logits(states.float()), self.settings.score_kind).cpu().numpy()
         return scores_N
 
 
@@ -162,21 +156,6 @@ def token_ids(tokenizer: Any, captions: Sequence[str], max_tokens: int) -> list[
     return [tuple(ids) for ids in encoded["input_ids"]]
 
 
-@dataclass(frozen=True)
-class CaptionBatch:
-    """Some captions of one image, padded to the longest among them.
-
-    Attributes:
-        positions_C: int64, which of the captions these are.
-        input_ids_CL: int64.
-        attention_mask_CL: int64, 1 for tokens and 0 for padding.
-    """
-
-    positions_C: np.ndarray
-    input_ids_CL: torch.Tensor
-    attention_mask_CL: torch.Tensor
-
-
 def positions_by_length(ids: Sequence[tuple[int, ...]], chunk_size: int) -> Iterator[list[int]]:
     """Positions of all captions, `chunk_size` at a time, shortest first, so that captions of similar length share a batch.
 
@@ -187,10 +166,15 @@ def positions_by_length(ids: Sequence[tuple[int, ...]], chunk_size: int) -> Iter
         yield by_length[start : start + chunk_size]
 
 
-def caption_batches(ids: Sequence[tuple[int, ...]], chunk_size: int, pad_token_id: int) -> Iterator[CaptionBatch]:
-    """All captions in batches of `chunk_size`, grouped by `positions_by_length`."""
+def caption_batches(
+    ids: Sequence[tuple[int, ...]], chunk_size: int, pad_token_id: int
+) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    """(positions_C, input_ids_CL, attention_mask_CL) of all captions in batches of `chunk_size`, grouped by `positions_by_length`.
+
+    All int64; which of the captions these are, padded to the longest among them, and 1 for tokens and 0 for padding.
+    """
     for positions in positions_by_length(ids, chunk_size):
         longest = max(len(ids[position]) for position in positions)
         rows = [list(ids[position]) + [pad_token_id] * (longest - len(ids[position])) for position in positions]
         masks = [[1] * len(ids[position]) + [0] * (longest - len(ids[position])) for position in positions]
-        yield CaptionBatch(np.asarray(positions), torch.tensor(rows), torch.tensor(masks))
+        yield np.asarray(positions), torch.tensor(rows), torch.tensor(masks)

@@ -70,10 +70,6 @@ class Blip2Scorer(BatchedCrossEncoder):
         loaded = complete_weights(model, Blip2ForImageTextRetrieval, config, CROSS_ENCODER_KINDS["blip-2"].example)
         return Checkpoint(loaded, image_processor, tokenizer)
 
-    @property
-    def _num_tokens(self) -> int:
-        return int(self._model.config.qformer_config.vocab_size)
-
     def _cleaned(self, caption: str) -> str:
         return clean_caption(caption, max_words=MAX_WORDS)
 

@@ -61,10 +61,6 @@ class BridgeTowerScorer(BatchedCrossEncoder):
         return Checkpoint(loaded, image_processor, tokenizer)
 
     @property
-    def _num_tokens(self) -> int:
-        return int(self._model.config.text_config.vocab_size)
-
-    @property
     def _num_layers_before(self) -> int:
         """Layers of either tower before the first fusion layer; the last of them feeds it."""
         return len(self._model.bridgetower.text_model.encoder.layer) - self._model.config.num_hidden_layers + 1

@@ -59,10 +59,6 @@ class ViltScorer(BatchedCrossEncoder):
             complete_weights(model, ViltForImageAndTextRetrieval, config, CROSS_ENCODER_KINDS["vilt"].example), image_processor, tokenizer
         )
 
-    @property
-    def _num_tokens(self) -> int:
-        return int(self._model.config.vocab_size)
-
     def _encode_image(self, image: Image.Image) -> torch.Tensor:
         """Embedded patches of the whole image in reading order, [CLS] before them, shape (1, 1 + P, D)."""
         embeddings = self._model.vilt.embeddings

@@ -14,8 +14,9 @@ from eval.errors import UserError
 from eval.processes import Processes
 from eval.search.ranking import Ranking
 from rerank.scorers.scorer import PairScorer
+from rerank.scoring.cached_scoring import ScoringData
 from rerank.scoring.candidates import CandidateLists, head_pairs, pair_keys
-from rerank.scoring.pair_scores import ScoringData, score_candidates
+from rerank.scoring.pair_scores import score_candidates
 
 LEAST_TOP_K = 2  # one candidate has nothing to be compared with
 _NUM_IMAGES = 3

@@ -118,7 +118,7 @@ def sigmoid(logits_N: np.ndarray) -> np.ndarray:
 
 
 class _PoolData:
-    """A pool as scoring reads it (rerank.scoring.pair_scores.ScoringData)."""
+    """A pool as scoring reads it (rerank.scoring.cached_scoring.ScoringData)."""
 
     def __init__(self, pool: CaptionPool) -> None:
         self._pool = pool

@@ -35,11 +35,6 @@ class VisionConfig:
     intermediate_size: int
     layer_norm_eps: float = 1e-6
 
-    @property
-    def num_tokens(self) -> int:
-        """Patches of a picture, and the class token."""
-        return (self.image_size // self.patch_size) ** 2 + 1
-
 
 @dataclass(frozen=True)
 class TextConfig:
@@ -136,10 +131,11 @@ class VisionTower(nn.Module):
         super().__init__()
         self.num_heads = config.num_attention_heads
         width = config.hidden_size
+        num_tokens = (config.image_size // config.patch_size) ** 2 + 1
         patches = nn.Conv2d(3, width, kernel_size=config.patch_size, stride=config.patch_size)
         self.patch_embed = nn.ModuleDict({"proj": patches})
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, width))
         self.blocks = nn.ModuleList()
         for _ in range(config.num_hidden_layers):
             attention = {"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)}

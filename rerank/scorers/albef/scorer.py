@@ -81,10 +81,10 @@ class AlbefScorer(CrossEncoder):
         scores_N = np.empty(len(ids), dtype=np.float32)
         with self._autocast():
             keys_values = self._model.image_keys_values(self._pixels(image))
-        for batch in caption_batches(ids, self.captions_at_once, _PADDING_ID):
-            states_CLD = pad_sequence([self._states(ids[position]) for position in batch.positions_C], batch_first=True)
+        for positions_C, _, mask_CL in caption_batches(ids, self.captions_at_once, _PADDING_ID):
+            states_CLD = pad_sequence([self._states(ids[position]) for position in positions_C], batch_first=True)
             with self._autocast():
-                read_CD = self._model.match_states(states_CLD, batch.attention_mask_CL.bool().to(self.device), keys_values)
+                read_CD = self._model.match_states(states_CLD, mask_CL.bool().to(self.device), keys_values)
             scores_C = match_scores(self._model.itm_head(read_CD.float()), self.settings.score_kind)
-            scores_N[batch.positions_C] = scores_C.cpu().numpy()
+            scores_N[positions_C] = scores_C.cpu().numpy()
         return scores_N

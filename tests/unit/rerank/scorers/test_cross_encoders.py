@@ -139,7 +139,7 @@ def test_no_captions_no_scores_and_equal_captions_equal_bits(family: Family, fol
 def test_a_word_the_model_has_no_row_for_reads_as_unknown(folders: dict[str, Path], noise: Noise) -> None:
     """BLIP-2's processor adds <image> behind the last word, beyond the model's table."""
     scorer = Blip2Scorer.load(str(folders["blip-2"]))
-    assert len(scorer._checkpoint.tokenizer) == scorer._num_tokens
+    assert len(scorer._checkpoint.tokenizer) == scorer._model.config.qformer_config.vocab_size
     scorer._checkpoint.tokenizer.add_tokens(["<video>"], special_tokens=True)
     scores_N = scorer.score(noise(1), ["a <video> dog", "a zebra dog"])
     assert scores_N[0] == scores_N[1]
