@@ -59,9 +59,10 @@ class AlbefScorer(CrossEncoder):
         ALBEF's own tokenizer ends a single text without [SEP], as the text tower was trained (Salesforce ALBEF,
         models/tokenization_bert.py, `build_inputs_with_special_tokens`); transformers' BertTokenizer always adds one.
         """
-        tokenizer, texts = self._checkpoint.tokenizer, [clean_caption(caption) for caption in captions]
+        tokenizer, num_words = self._checkpoint.tokenizer, self.reads.max_tokens - 1
+        texts = [clean_caption(caption) for caption in captions]
         encoded = tokenizer(texts, add_special_tokens=False, padding=False, return_token_type_ids=False)["input_ids"]
-        return [(tokenizer.cls_token_id, *ids[: self.reads.max_tokens - 1]) for ids in encoded]
+        return [(tokenizer.cls_token_id, *ids[:num_words]) for ids in encoded]
 
     @cached_property
     def _states(self) -> Callable[[tuple[int, ...]], torch.Tensor]:
