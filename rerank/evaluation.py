@@ -37,7 +37,7 @@ from rerank.combine.first_stages import MINIMUM_DEPTH, FirstStages
 from rerank.combine.record import ENSEMBLES, EXPANSIONS, combined_sections, expansion_table
 from rerank.combine.spec import POOLINGS_OF_SCORES, Combining
 from rerank.expansions.base import Expansion
-from rerank.expansions.image_captions import CaptionsColumn, CaptionsFile
+from rerank.expansions.given_texts import CAPTIONS
 from rerank.reorder.plan import Plan
 from rerank.reorder.record import ADAPTIVE, BUDGET, FUSION
 from rerank.reorder.reranking import rerank_stages
@@ -83,7 +83,7 @@ class EvaluationPlan:
             )
         if unknown := [name for name in self.combining.reused if name not in self.checkpoints]:
             raise SettingError("members", f"{unknown} are no checkpoints of this evaluation; there are {list(self.checkpoints)}")
-        searched = [name for name, one in self.expansions.items() if isinstance(one, (CaptionsFile, CaptionsColumn))]
+        searched = [name for name, one in self.expansions.items() if one.name == CAPTIONS]
         if self.combining.pools_by_rank and searched:
             raise SettingError(
                 "pools",

@@ -83,7 +83,7 @@ def measure_cross_encoder(job: RerankerJob, dataset: RetrievalSet, stage: Stage,
         on_scored: called with each number of pairs scored on this process.
     """
     device = job.accelerator.device
-    scorer = NamedScorer(BlipScorer(job.tuned.plain(device), device=device, settings=job.tuned.inputs.settings), "blip", on_scored)
+    scorer = NamedScorer(BlipScorer(job.tuned.plain(device), device=device), "blip", on_scored)
     top_k = job.config.evaluation.top_k
     execution = Execution(processes=job.processes)
     (reranked,) = reranked_stages(dataset, [stage], scorer, top_k, execution=execution, show_progress=False)

@@ -11,10 +11,7 @@ from PIL import Image
 from transformers import BlipForImageTextRetrieval
 
 from eval.errors import UserError
-from rerank.scorers.base import token_ids
 from rerank.scorers.blip.checkpoint import BlipCheckpoint, load_blip
-from rerank.scorers.blip.scorer import BlipSettings
-from rerank.scorers.blip.text import clean_caption
 from rerank.scorers.supported import check_cross_encoder
 from train.config.reranker import CrossEncoderConfig, RerankerLoopConfig, What
 from train.engine.export_folder import plain_state
@@ -32,11 +29,9 @@ class MatchInputs:
 
     Attributes:
         checkpoint: whose processors are used.
-        settings: the scorer's.
     """
 
     checkpoint: BlipCheckpoint
-    settings: BlipSettings
 
     @property
     def pad_token_id(self) -> int:
@@ -48,11 +43,8 @@ class MatchInputs:
         return self.checkpoint.image_processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
 
     def token_ids(self, captions: list[str]) -> list[tuple[int, ...]]:
-        """Token ids of each caption, cleaned, with [ENC] in the first place, cut to the settings' length."""
-        most = min(self.settings.max_tokens, self.checkpoint.model.config.text_config.max_position_embeddings)
-        texts = [clean_caption(caption) for caption in captions] if self.settings.clean_captions else captions
-        enc_token_id = self.checkpoint.enc_token_id if self.settings.enc_token else None
-        return token_ids(self.checkpoint.tokenizer, texts, enc_token_id=enc_token_id, max_tokens=most)
+        """As `BlipCheckpoint.token_ids`."""
+        return self.checkpoint.token_ids(captions)
 
 
 @dataclass
@@ -145,7 +137,7 @@ def build_cross_encoder(config: CrossEncoderConfig, seed: int) -> TunedCrossEnco
     if kind != "blip":
         raise UserError(f"model.base: expected a BLIP cross-encoder (BlipForImageTextRetrieval); found {config.base!r}, of kind {kind!r}")
     checkpoint = load_blip(config.base)
-    tuned = TunedCrossEncoder(checkpoint, checkpoint.digest(), config.what, MatchInputs(checkpoint, BlipSettings()))
+    tuned = TunedCrossEncoder(checkpoint, checkpoint.digest(), config.what, MatchInputs(checkpoint))
     model: Any = checkpoint.model
     # The projections of BLIP's contrastive loss have no part in matching: left to the optimizer they would only decay.
     model.requires_grad_(config.what == "all")

@@ -14,7 +14,7 @@ from eval.execution import Execution
 from eval.manifest.manifest import read_manifest
 from rerank.combine.embedded_sets import embed_views
 from rerank.expansions.additional_texts import CaptionExpansions
-from rerank.expansions.image_views import ImageViews
+from rerank.expansions.image_views import VIEWS, ImageViews
 from rerank.expansions.parse import parse_expansion
 from tests.small_job import SmallWorld
 from tests.unit.rerank.combine.expansion_set import split_of
@@ -61,7 +61,7 @@ def test_flips_are_mirrored(numbered: RetrievalSet) -> None:
 def test_a_picture_of_one_pixel_has_views_too() -> None:
     one = Image.new("RGB", (1, 1), (1, 2, 3))
     crops = parse_expansion("crops").of(split_of(["x"]))
-    assert isinstance(crops, ImageViews) and [view.transform(one).size for view in crops.views] == [(1, 1)] * 5
+    assert isinstance(crops, ImageViews) and [view(one).size for view in VIEWS[crops.name].values()] == [(1, 1)] * 5
 
 
 def test_a_picture_is_decoded_once_for_its_views_and_only_when_asked(numbered: RetrievalSet, monkeypatch: pytest.MonkeyPatch) -> None:
