@@ -48,31 +48,6 @@ class Product(Protocol):
         ...
 
 
-def search(
-    direction: Direction,
-    queries_QD: np.ndarray,
-    gallery_ND: np.ndarray,
-    positives: PositivePairs,
-    depth: int,
-    *,
-    execution: Execution = ONE_PROCESS,
-) -> Ranking:
-    """Rank a gallery for every query by the dot product of unit vectors (cosine), float32.
-
-    Args:
-        direction: names the result; the queries are its first noun.
-        queries_QD, gallery_ND: float32 unit vectors.
-        positives: the relevant gallery items of each query, at least one.
-        depth: K, cut to the gallery's size.
-
-    Raises:
-        UserError: a vector is not finite, or a query has no positive.
-    """
-    check_finite("query", queries_QD)
-    check_finite("gallery", gallery_ND)
-    return rank_product(direction, _Grid(queries_QD, gallery_ND, execution.device), positives, depth, execution.processes)
-
-
 def search_both(
     images_ID: np.ndarray,
     captions_CD: np.ndarray,
@@ -82,17 +57,18 @@ def search_both(
     *,
     execution: Execution = ONE_PROCESS,
 ) -> dict[Direction, Ranking]:
-    """Both directions of :func:`search` from one product; image to text equals it bit for bit.
+    """Rank captions for every image and images for every caption by the dot product of float32 unit vectors (cosine).
 
     Args:
-        to_text, to_image: the same true pairs, by image and by caption.
+        to_text, to_image: the same true pairs, by image and by caption; at least one for each query.
+        depth: K, cut to the gallery's size.
 
     Raises:
         UserError: a vector is not finite, or a query has no positive.
     """
     check_finite("query", images_ID)
     check_finite("gallery", captions_CD)
-    return rank_product_both(_Grid(images_ID, captions_CD, execution.device), to_text, to_image, depth, execution.processes)
+    return rank_product_both(CosineTiles(images_ID, captions_CD, execution.device), to_text, to_image, depth, execution.processes)
 
 
 def rank_product(
@@ -113,7 +89,7 @@ def rank_product(
         for rows, columns, tile_qn in _row_of_tiles(product, block, cached):
             if whole_rows:
                 own.read(tile_qn, columns, scores_P)
-            accumulator.update_rows(tile_qn, rows.start, columns.start)
+            accumulator.update(tile_qn, rows.start, columns.start)
         accumulator.finalize(block * product.query_block)
     return accumulator.ranking(direction, processes)
 
@@ -137,13 +113,13 @@ def rank_product_both(
     captions = RankAccumulator(to_image, scores_P[by_caption_P], product.num_queries, depth)
     for block in processes.share_of(_num_row_blocks(product)):
         for rows, columns, tile_qn in product.row_of_tiles(block):
-            images.update_rows(tile_qn, rows.start, columns.start)
-            captions.update_columns(tile_qn, columns.start, rows.start)
+            images.update(tile_qn, rows.start, columns.start)
+            captions.update(tile_qn, columns.start, rows.start, by_column=True)
         images.finalize(block * product.query_block)
     return {"image_to_text": images.ranking("image_to_text", processes), "text_to_image": captions.ranking("text_to_image", processes)}
 
 
-class _Grid:
+class CosineTiles:
     """The products of queries and gallery: QUERY_BLOCK x GALLERY_BLOCK each."""
 
     def __init__(self, queries_QD: np.ndarray, gallery_ND: np.ndarray, device: torch.device) -> None:
