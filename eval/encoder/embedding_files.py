@@ -44,12 +44,7 @@ class Shards:
     """Rows on disk, block b on process b % world_size: append every block, call `seal`, then read."""
 
     def __init__(self, folder: Path | None, num_rows: int, block: int, processes: Processes) -> None:
-        """Open this process's file.
-
-        Args:
-            folder: where to put it; None: the system's temporary folder.
-            num_rows: N, over all processes.
-            block: B, as the rows are embedded.
+        """Open this process's file in a folder (None: the system's temporary one), for N rows over all processes in blocks of B.
 
         Raises:
             OSError: the folder cannot be written.

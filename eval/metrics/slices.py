@@ -107,11 +107,8 @@ def slice_rows(
     first: Mapping[tuple[str, Direction], Ranking],
     weights_SI: np.ndarray,
 ) -> list[dict[str, Any]]:
-    """report.json's `slices`: number of queries and R@1 with its 95% interval, of each stage in each bin.
-
-    Args:
-        first: of each measured stage the ranking of its first stage, whose margins slice it.
-    """
+    """report.json's `slices`: number of queries and R@1 with its 95% interval, of each stage in each bin; `first` are the rankings of their
+    first stages, whose margins slice them."""
     shared, rows = set_slicings(dataset), []
     for (stage, direction), metrics in measured.items():
         margin = by_margin(first[stage, direction])

@@ -22,7 +22,6 @@ class Column:
     """One column of a table.
 
     Attributes:
-        header: its heading.
         is_name: its cells are names or words, which may fold over several lines; others are never broken.
         is_right: justified right.
         left_out: where columns have to be left out, those with the least number go first; None: it is never left out.
@@ -48,9 +47,8 @@ def print_table(
     A table whose remaining columns are wider than the terminal even so is printed as it is, and the terminal wraps its lines.
 
     Args:
-        rows: a cell for each column, as plain text (no markup).
+        rows: a cell for each column, as plain text (no markup), with its style in `styles`.
         whole: where every column can be read, e.g. "all are in report.json".
-        styles: of each row.
     """
     natural = [max(map(cell_len, [column.header, *(row[place] for row in rows)])) for place, column in enumerate(columns)]
     limit = console.width if console.is_terminal else sum(natural) + 3 * len(columns) + 1

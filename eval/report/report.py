@@ -32,10 +32,6 @@ def write_report(
 ) -> Path:
     """Write the three files of a report, each committed by a rename. Returns the folder.
 
-    Args:
-        sections: what else was found, in the order of the page.
-        gallery: queries shown in report.html with their first answers.
-
     Raises:
         OSError: the folder cannot be written.
     """
@@ -111,11 +107,7 @@ def outcome_line(row: dict[str, Any], ceiling: float) -> str:
 
 
 def print_comparisons(comparisons: list[dict[str, Any]], console: Console, *, whole: str) -> None:
-    """Print R@1 in every direction and the other recalls of both together; report.html and report.json have every row.
-
-    Args:
-        whole: where every column can be read, in words.
-    """
+    """Print R@1 in every direction and the other recalls of both together; report.html and report.json have every row."""
     shown = [row for row in comparisons if row["metric"] == "R@1" or row["direction"] == "both"]
     columns = [
         *(Column(header, is_name=True) for header in ("stage", "against", "direction")),

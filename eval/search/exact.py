@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from eval.dataset.retrieval_set import PositivePairs
+from eval.encoder.encoder import num_blocks
 from eval.errors import UserError
 from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
@@ -83,7 +84,7 @@ def rank_product(
     scores_P = np.zeros(len(positives.indices_P), dtype=np.float32)
     accumulator = RankAccumulator(positives, scores_P, product.num_items, depth)
     whole_rows = product.num_items <= product.gallery_block  # then the row's only tile holds the scores of its positives
-    for block in processes.share_of(_num_row_blocks(product)):
+    for block in processes.share_of(num_blocks(product.num_queries, product.query_block)):
         own = _RowPositives(product, positives, block)
         cached = {} if whole_rows else own.score(product, scores_P, _CACHED_TILES)
         for rows, columns, tile_qn in _row_of_tiles(product, block, cached):
@@ -99,9 +100,6 @@ def rank_product_both(
 ) -> dict[Direction, Ranking]:
     """Both directions from one product, whose rows are images and whose columns are captions; image to text is :func:`rank_product`'s.
 
-    Args:
-        to_text, to_image: the same true pairs, by image and by caption.
-
     Raises:
         UserError: a query has no positive.
     """
@@ -111,7 +109,7 @@ def rank_product_both(
     by_caption_P = np.lexsort((to_text.query_P, to_text.indices_P))
     images = RankAccumulator(to_text, scores_P, product.num_items, depth)
     captions = RankAccumulator(to_image, scores_P[by_caption_P], product.num_queries, depth)
-    for block in processes.share_of(_num_row_blocks(product)):
+    for block in processes.share_of(num_blocks(product.num_queries, product.query_block)):
         for rows, columns, tile_qn in product.row_of_tiles(block):
             images.update(tile_qn, rows.start, columns.start)
             captions.update(tile_qn, columns.start, rows.start, by_column=True)
@@ -135,7 +133,7 @@ class CosineTiles:
     def row_of_tiles(self, row_block: int, column_blocks: Sequence[int] | None = None) -> Iterator[Tile]:
         """See :class:`Product`."""
         rows = _fill(self._rows, self._queries, row_block * self.query_block)
-        for block in range(-(-self.num_items // self.gallery_block)) if column_blocks is None else column_blocks:
+        for block in range(num_blocks(self.num_items, self.gallery_block)) if column_blocks is None else column_blocks:
             columns = _fill(self._columns, self._gallery, block * self.gallery_block)
             torch.mm(self._rows, self._columns.T, out=self._tile)
             yield rows, columns, self._tile[: len(rows), : len(columns)]
@@ -149,13 +147,9 @@ def _fill(buffer: torch.Tensor, vectors: torch.Tensor, start: int) -> range:
     return range(start, start + len(block))
 
 
-def _num_row_blocks(product: Product) -> int:
-    return -(-product.num_queries // product.query_block)
-
-
 def _row_of_tiles(product: Product, row_block: int, cached: dict[int, Tile]) -> Iterator[Tile]:
     """The tiles of one row, left to right; cached ones (by block of columns) are not computed again."""
-    for block in range(-(-product.num_items // product.gallery_block)):
+    for block in range(num_blocks(product.num_items, product.gallery_block)):
         if block in cached:
             yield cached.pop(block)
         else:
@@ -193,16 +187,13 @@ class _RowPositives:
 def _positive_scores(product: Product, positives: PositivePairs, processes: Processes) -> np.ndarray:
     """Score of every positive pair, float32 of shape (P,), on every process."""
     scores_P = np.zeros(len(positives.indices_P), dtype=np.float32)
-    for block in processes.share_of(_num_row_blocks(product)):
+    for block in processes.share_of(num_blocks(product.num_queries, product.query_block)):
         _RowPositives(product, positives, block).score(product, scores_P, num_cached=0)
     return np.sum(processes.gather(scores_P[None]), axis=0)[0]  # each pair is a score on one process and 0 on the others
 
 
 def check_finite(noun: str, vectors: np.ndarray) -> None:
-    """Refuse vectors that cannot be ranked.
-
-    Args:
-        noun: of the vectors, for the message.
+    """Refuse vectors that cannot be ranked, called `noun` in the message.
 
     Raises:
         UserError: a vector is not finite.

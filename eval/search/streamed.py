@@ -50,12 +50,7 @@ class Found:
 
 
 def stream_search(
-    queries: EmbeddingRows,
-    gallery: EmbeddingRows,
-    positives: PositivePairs,
-    depth: int,
-    *,
-    execution: Execution = ONE_PROCESS,
+    queries: EmbeddingRows, gallery: EmbeddingRows, positives: PositivePairs, depth: int, *, execution: Execution = ONE_PROCESS
 ) -> Found:
     """Rank a gallery for every query by the dot product of unit vectors (cosine), float32; call on every process.
 

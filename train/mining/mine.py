@@ -115,7 +115,7 @@ def select(
     images_QK, captions_QK = (np.broadcast_to(pairs, there_QK.shape) for pairs in (images, captions))
     result = apply_rules(config, lists, refresh, queries_Q, images_QK, captions_QK, match_probability)
     if found.mined_for == "captions":
-        _drop_relabelled(result.outcome_QK, images_QK, pool.hash_C[captions_QK], pool.dataset.num_images)
+        _drop_relabelled(result.outcome_QK, images_QK, pool.hash_C[captions_QK])
     return Mined(
         tabulate(name, pool.dataset.num_images, images_QK, captions_QK, lists, result, is_scored=match_probability is not None),
         queries_Q,
@@ -128,9 +128,9 @@ def select(
     )
 
 
-def _drop_relabelled(outcome_QK: np.ndarray, images_QK: np.ndarray, hashes_QK: np.ndarray, num_images: int) -> None:
+def _drop_relabelled(outcome_QK: np.ndarray, images_QK: np.ndarray, hashes_QK: np.ndarray) -> None:
     """Captions of one text are mined separately: an image that was relabelled for one of them is no negative of another."""
     relabelled_QK = outcome_QK == Outcome.RELABELLED
     if relabelled_QK.any():
-        relabelled = GroupHashes(images_QK[relabelled_QK], hashes_QK[relabelled_QK], num_images)
+        relabelled = GroupHashes(images_QK[relabelled_QK], hashes_QK[relabelled_QK])
         outcome_QK[(outcome_QK == Outcome.MINED) & relabelled.contains(images_QK, hashes_QK)] = Outcome.MATCH

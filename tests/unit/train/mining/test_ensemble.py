@@ -85,7 +85,7 @@ def logits(world: World) -> np.ndarray:
     total = np.zeros((world.pool.dataset.num_images, len(world.pool)))
     for checkpoint, weight in ((world.base, 1.0), (world.sibling, 0.5), (world.other, 2.0)):
         model, inputs = load_siglip(checkpoint)
-        images = embed_images(model, inputs, world.pool.dataset, allow_undecodable=True).astype(np.float64)
+        images = embed_images(model, inputs, world.pool.dataset, remedy=None).astype(np.float64)
         captions = embed_captions(model, inputs, [*world.pool.dataset.captions, *FURTHER.texts]).astype(np.float64)
         total += weight / 3.5 * (model.logit_scale.double().exp().item() * images @ captions.T + model.logit_bias.double().item())
     return total
