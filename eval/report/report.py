@@ -38,7 +38,17 @@ def write_report(
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     record = json.dumps(report_record(figures, sections), indent=1, allow_nan=False) + "\n"
-    page = _html(figures, sections, gallery)
+    page = render(
+        "report.html.j2",
+        **report_record(figures),
+        metrics=METRICS,
+        truth=truth_in_words(figures.data.get("truth", {})),
+        notes=[note for section in sections for note in section.notes],
+        bins=BINS,
+        curves=curves,
+        parts=[section.html() for section in sections],
+        gallery=gallery,
+    )
     queries = partial(pq.write_table, figures.queries)
     replace_files({target / "queries.parquet": queries, target / "report.html": page, target / "report.json": record})
     return target
@@ -59,20 +69,6 @@ def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     record: dict[str, Any] = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
     return record
-
-
-def _html(figures: Figures, sections: Sequence[Section], gallery: Sequence[ShownQuery]) -> str:
-    return render(
-        "report.html.j2",
-        **report_record(figures),
-        metrics=METRICS,
-        truth=truth_in_words(figures.data.get("truth", {})),
-        notes=[note for section in sections for note in section.notes],
-        bins=BINS,
-        curves=curves,
-        parts=[section.html() for section in sections],
-        gallery=gallery,
-    )
 
 
 def print_report(record: dict[str, Any], formats: Sequence[SectionFormat] = (), *, console: Console | None = None) -> None:

@@ -127,8 +127,8 @@ def test_each_process_keeps_its_own_blocks(world_size: int, tmp_path: Path) -> N
             for number in processes.share_of(6):
                 shards.append(vectors[4 * number : 4 * number + 4])
             shards._file.flush()  # `seal` would communicate with the others
-            for indices, span in shards.own():
-                assert np.array_equal(shards.read_own(span), vectors[indices])
+            for indices, own in shards.own():
+                assert np.array_equal(own, vectors[indices])
                 seen += indices.tolist()
         assert sorted(seen) == list(range(23)) and list(tmp_path.iterdir()) == []
 
