@@ -181,10 +181,6 @@ class RetrievalSet(StoredImages):
         """(id, size in bytes) of each image."""
         return zip(self.image_ids, self._num_bytes_I.tolist(), strict=True)
 
-    def named_groups(self) -> set[str]:
-        """The groups the manifest names."""
-        return {name for name in self._group_names if name is not None}
-
     def is_positive(self, images: np.ndarray, hashes: np.ndarray) -> np.ndarray:
         """Whether each (image, caption) pair is positive, by the caption's hash; arguments broadcast. Returns bool."""
         return self.true_hashes.contains(self.group_I[images], hashes)
