@@ -5,7 +5,6 @@ Shape letters: Q queries, K depth, P positives; q queries and n items of one til
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,19 +28,20 @@ class RankAccumulator:
         self._shape = (len(positives.offsets) - 1, self.depth)
         self._above_P = np.zeros(len(positives.indices_P), dtype=np.int64)
         self._scores_P = scores_P
-        self._open: dict[int, Any] = {}  # by first query, its block's TopK or DeviceTopK
+        self._open: dict[int, TopK | DeviceTopK] = {}  # by first query of a block
 
     def update(self, tile: torch.Tensor, first_query: int, first_item: int, *, by_column: bool = False) -> None:
         """Add a tile whose rows, or columns, are queries; it may be overwritten afterwards."""
         tile_qn = tile.T if by_column else tile
         span, offsets, own_p = self._positives_of(first_query, len(tile_qn), first_item)
         scores_p = self._scores_P[span]
-        if tile.device.type != "cpu":  # sorting is cheap there compared with copies to the host
+        top_k = self._open.get(first_query) or (TopK(len(tile_qn), self.depth) if tile.device.type == "cpu" else DeviceTopK(self.depth))
+        self._open[first_query] = top_k
+        if isinstance(top_k, DeviceTopK):  # sorting is cheap there compared with copies to the host
             tile_qn = tile_qn.contiguous()
-            self._open.setdefault(first_query, DeviceTopK(self.depth)).update(tile_qn, first_item)
+            top_k.update(tile_qn, first_item)
             self._above_P[span] += num_above(tile_qn, offsets, scores_p, own_p)
             return
-        top_k = self._open.get(first_query) or self._open.setdefault(first_query, TopK(len(tile_qn), self.depth))
         thresholds_qm, slots_p = _thresholds(offsets, scores_p, own_p, tile_qn.shape[1])
         above_qm = top_k.update(tile.numpy(), first_item, thresholds_qm, by_column=by_column)
         self._above_P[span] += _counted(above_qm, slots_p, tile_qn, offsets, scores_p, own_p)
