@@ -190,11 +190,11 @@ class TruePairs:
         self._doubtful: GroupHashes | None = None
         if negatives is not None and negatives.doubtful_2D is not None:
             images_D, captions_D = negatives.doubtful_2D
-            self._doubtful = GroupHashes(images_D, self._hash_C[captions_D], self._dataset.num_images)
+            self._doubtful = GroupHashes(images_D, self._hash_C[captions_D])
         if negatives is not None and negatives.relabelled_N is not None:
             chosen_N = negatives.relabelled_N
             hashes_N = self._hash_C[negatives.captions_N[chosen_N]]
-            self._relabelled = GroupHashes(negatives.image_N[chosen_N], hashes_N, self._dataset.num_images)
+            self._relabelled = GroupHashes(negatives.image_N[chosen_N], hashes_N)
 
     def of_batch(self, images_b: np.ndarray, texts: list[np.ndarray]) -> BatchPositives:
         """The positive pairs between this process's images and the texts of each process, given as pool indices."""

@@ -143,7 +143,7 @@ class CaptionPool:
         """(near-duplicate group of every caption, positive pairs of image group and near-duplicate group)."""
         keys_C = near_duplicate_groups(chain(self.dataset.captions, self.additional.texts))
         groups_C = self.dataset.group_I[self.dataset.caption_image_C]
-        return keys_C, GroupHashes(groups_C, keys_C[: self.num_captions], int(self.dataset.group_I.max()) + 1)
+        return keys_C, GroupHashes(groups_C, keys_C[: self.num_captions])
 
 
 def read_additional_captions(path: str) -> AdditionalCaptions:

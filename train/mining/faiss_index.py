@@ -106,8 +106,8 @@ def _build(gallery: Shards, processes: Processes) -> Any:
     index = faiss.IndexIVFFlat(quantizer, gallery.width, num_lists, faiss.METRIC_INNER_PRODUCT)  # keeps the quantizer alive
     index.train(np.zeros((1, gallery.width), dtype=np.float32))  # the centroids are given: nothing is trained
     buffer_BD = np.zeros((TEXT_BLOCK, gallery.width), dtype=np.float32)
-    for indices, span in gallery.own():
-        vectors = np.array(gallery.read_own(span))
+    for indices, mapped in gallery.own():
+        vectors = np.array(mapped)
         lists = np.empty(len(vectors), dtype=np.int64)
         for start in range(0, len(vectors), TEXT_BLOCK):  # blocks of one shape: the nearest list must not depend on the number of processes
             part = vectors[start : start + TEXT_BLOCK]

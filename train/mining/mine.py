@@ -114,17 +114,17 @@ def select(
         None if match_probability is None else lambda places: match_probability(images_QK[places], captions_QK[places]),
     )
     if not of_images:
-        _drop_relabelled(outcome_QK, images_QK, hashes_QK, pool.dataset.num_images)
+        _drop_relabelled(outcome_QK, images_QK, hashes_QK)
     table = _table(name, pool.dataset.num_images, images_QK, captions_QK, lists, outcome_QK, probability_QK)
     num_judged = 0 if probability_QK is None else int((~np.isnan(probability_QK)).sum())
     return Mined(table, found, lists, outcome_QK, config.negatives_per_image, num_judged)
 
 
-def _drop_relabelled(outcome_QK: np.ndarray, images_QK: np.ndarray, hashes_QK: np.ndarray, num_images: int) -> None:
+def _drop_relabelled(outcome_QK: np.ndarray, images_QK: np.ndarray, hashes_QK: np.ndarray) -> None:
     """Captions of one text are mined separately: an image that was relabelled for one of them is no negative of another."""
     relabelled_QK = outcome_QK == Outcome.RELABELLED
     if relabelled_QK.any():
-        relabelled = GroupHashes(images_QK[relabelled_QK], hashes_QK[relabelled_QK], num_images)
+        relabelled = GroupHashes(images_QK[relabelled_QK], hashes_QK[relabelled_QK])
         outcome_QK[(outcome_QK == Outcome.MINED) & relabelled.contains(images_QK, hashes_QK)] = Outcome.MATCH
 
 

@@ -206,7 +206,7 @@ def is_true(pool: CaptionPool, image_N: np.ndarray, caption_N: np.ndarray, truth
     number = {image: index for index, image in enumerate(pool.dataset.image_ids)}
     pairs = [(number[image], pool.index_of(caption, number)) for image, caption in truth if image in number]
     images_P, captions_P = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    return GroupHashes(images_P, pool.hash_C[captions_P], pool.dataset.num_images).contains(image_N, pool.hash_C[caption_N])
+    return GroupHashes(images_P, pool.hash_C[captions_P]).contains(image_N, pool.hash_C[caption_N])
 
 
 def _survival(before: Negatives | None, after: Negatives, mined: Mined, num_captions: int) -> tuple[int | None, int | None]:

@@ -167,7 +167,7 @@ class FrozenStore:
             stop = min(start + step, num_rows)
             if tower == "image":
                 window = ImageSubset(self._dataset, range(start, stop))
-                yield embed_images(model, inputs, window, allow_undecodable=True, execution=execution)
+                yield embed_images(model, inputs, window, remedy=None, execution=execution)
             else:
                 captions = [self._pool.text(caption) for caption in range(start, stop)]
                 yield embed_captions(model, inputs, captions, execution=execution)

@@ -154,12 +154,13 @@ def test_a_damaged_one_of_the_same_step_is_replaced(saved: Checkpoints, tuned: T
     assert verify(saved.path(6)) == "" and saved.steps() == [0, 3, 6]
 
 
-@pytest.mark.parametrize("failing", ["train.engine.checkpoint.save_file", "train.engine.checkpoint._seal", "eval.atomic.sync_folder"])
+@pytest.mark.parametrize("failing", ["train.engine.checkpoint.save_file", "train.engine.checkpoint._seal", "eval.atomic.sync"])
 def test_a_write_that_fails_leaves_the_old_ones_and_no_litter(
     saved: Checkpoints, tuned: TunedModel, optimizer: torch.optim.Optimizer, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def fail(*arguments: object) -> None:
+        if failing != "eval.atomic.sync" or arguments == (saved.folder,):  # after the renaming
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(failing, fail)
     with pytest.raises(OSError, match="No space"):

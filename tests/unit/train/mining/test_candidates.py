@@ -49,7 +49,7 @@ def dataset(manifest: Path) -> RetrievalSet:
 def cosines(small_world: SmallWorld, dataset: RetrievalSet) -> np.ndarray:
     """All images against the whole pool."""
     model, inputs = load_siglip(small_world.base)
-    images = embed_images(model, inputs, dataset, allow_undecodable=True)
+    images = embed_images(model, inputs, dataset, remedy=None)
     return images @ embed_captions(model, inputs, [*dataset.captions, *FURTHER]).T
 
 
