@@ -308,8 +308,3 @@ class _Accumulators:
 def _spans(start: int, stop: int, block: int) -> list[slice]:
     """Slices of at most `block` from start to stop."""
     return [slice(first, min(first + block, stop)) for first in range(start, stop, block)]
-
-
-def gathered_texts(captions_b: np.ndarray, mined_m: np.ndarray, mined_scope: str | None) -> np.ndarray:
-    """Caption indices of this process's texts that pair with the images of all: its captions; in `mined_scope: all` its mined ones too."""
-    return np.concatenate([captions_b, mined_m]) if mined_scope == "all" else captions_b

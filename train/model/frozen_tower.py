@@ -132,16 +132,16 @@ class FrozenStore:
     def _make(self, tower: Tower, path: Path | None, execution: Execution) -> None:
         """Embed on all processes, window by window, and write the file here if it is missing here."""
         windows = self._embed(tower, execution)
-        if path is None:
-            for _ in windows:
-                pass
-            return
-        try:
-            self._write(path, tower, windows)
-        except OSError as error:  # the other processes continue to embed and need this process's part
-            for _ in windows:
-                pass
-            raise WriteError(f"{path}: could not be written ({error})") from error
+        fault: OSError | None = None
+        if path is not None:
+            try:
+                self._write(path, tower, windows)
+            except OSError as error:
+                fault = error
+        for _ in windows:  # what is not written here: the other processes need this process's part
+            pass
+        if fault is not None:
+            raise WriteError(f"{path}: could not be written ({fault})") from fault
 
     def _write(self, path: Path, tower: Tower, windows: Iterator[np.ndarray]) -> None:
         """Write rows and their hash to a temporary file, and rename it."""

@@ -13,13 +13,12 @@ from transformers import BlipForImageTextRetrieval
 from eval.errors import UserError
 from rerank.scorers.base import token_ids
 from rerank.scorers.blip.checkpoint import BlipCheckpoint, load_blip
-from rerank.scorers.blip.scorer import BlipSettings
-from rerank.scorers.blip.text import clean_caption
+from rerank.scorers.blip.text import MAX_TOKENS, clean_caption
 from rerank.scorers.supported import check_cross_encoder
 from train.config.reranker import CrossEncoderConfig, RerankerLoopConfig, What
 from train.engine.export_folder import plain_state
 from train.model.siglip import add_lora
-from train.optim.optimizer import make_adamw, optimizer_groups
+from train.optim.optimizer import make_adamw
 
 Part = Literal["image", "text", "head"]
 # The text tower's attention: to the words, and to the image.
@@ -32,11 +31,9 @@ class MatchInputs:
 
     Attributes:
         checkpoint: whose processors are used.
-        settings: the scorer's.
     """
 
     checkpoint: BlipCheckpoint
-    settings: BlipSettings
 
     @property
     def pad_token_id(self) -> int:
@@ -48,11 +45,10 @@ class MatchInputs:
         return self.checkpoint.image_processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
 
     def token_ids(self, captions: list[str]) -> list[tuple[int, ...]]:
-        """Token ids of each caption, cleaned, with [ENC] in the first place, cut to the settings' length."""
-        most = min(self.settings.max_tokens, self.checkpoint.model.config.text_config.max_position_embeddings)
-        texts = [clean_caption(caption) for caption in captions] if self.settings.clean_captions else captions
-        enc_token_id = self.checkpoint.enc_token_id if self.settings.enc_token else None
-        return token_ids(self.checkpoint.tokenizer, texts, enc_token_id=enc_token_id, max_tokens=most)
+        """Token ids of each caption, cleaned, with [ENC] in the first place, cut to the scorer's length."""
+        most = min(MAX_TOKENS, self.checkpoint.model.config.text_config.max_position_embeddings)
+        texts = [clean_caption(caption) for caption in captions]
+        return token_ids(self.checkpoint.tokenizer, texts, enc_token_id=self.checkpoint.enc_token_id, max_tokens=most)
 
 
 @dataclass
@@ -145,7 +141,7 @@ def build_cross_encoder(config: CrossEncoderConfig, seed: int) -> TunedCrossEnco
     if kind != "blip":
         raise UserError(f"model.base: expected a BLIP cross-encoder (BlipForImageTextRetrieval); found {config.base!r}, of kind {kind!r}")
     checkpoint = load_blip(config.base)
-    tuned = TunedCrossEncoder(checkpoint, checkpoint.digest(), config.what, MatchInputs(checkpoint, BlipSettings()))
+    tuned = TunedCrossEncoder(checkpoint, checkpoint.digest(), config.what, MatchInputs(checkpoint))
     model: Any = checkpoint.model
     # The projections of BLIP's contrastive loss have no part in matching: left to the optimizer they would only decay.
     model.requires_grad_(config.what == "all")
@@ -166,7 +162,5 @@ def part_of(name: str) -> Part:
 
 
 def make_cross_encoder_optimizer(tuned: TunedCrossEncoder, config: RerankerLoopConfig) -> torch.optim.AdamW:
-    """AdamW over towers and head; the rate of each step is set by the step itself."""
-    rates = {"image": config.learning_rate, "text": config.learning_rate, "head": config.head_learning_rate or config.learning_rate}
-    groups = optimizer_groups(tuned, part_of, rates, config.weight_decay)
-    return make_adamw(tuned, groups, config.learning_rate, config.betas, config.epsilon)
+    """AdamW over towers and head."""
+    return make_adamw(tuned, config, part_of, {"image": None, "text": None, "head": config.head_learning_rate})

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from train.engine.run import StepOutcome
 from train.model.grad_cache import seed_dropout
-from train.optim.update import FlatGradients, Update
+from train.optim.update import Update
 from train.reranker.batches import MatchBatch, PairKind
 from train.reranker.collapse import constant_loss
 
@@ -75,8 +75,7 @@ class MatchStepper:
         self._tuned, self._processes, self._autocast = tuned, processes, autocast
         self._seed, self._micro_batch_size = seed, config.micro_batch_size
         self._device = next(tuned.module.parameters()).device
-        self._gradients = FlatGradients([parameter for _, parameter in tuned.trainable()])
-        self.update = Update(config, tuned, optimizer, self._gradients, processes)
+        self.update = Update(config, tuned, optimizer, processes)
 
     def train_step(self, batch: MatchBatch, *, stop_asked: bool = False) -> MatchResult:
         """Take one step.
@@ -88,7 +87,7 @@ class MatchStepper:
             NotFinite: on every process, before anything is updated; in fp16 only when a smaller scale cannot help.
         """
         self._tuned.begin()
-        self._gradients.zero()
+        self.update.gradients.zero()
         num_pairs = int(self.update.sum([float(len(batch.kinds_N))])[0])
         loss, true_margins, false_margins = self._forward_backward(batch, num_pairs)
         self.update.gather_gradients()

@@ -78,7 +78,7 @@ def test_another_configuration_is_refused(finished: Path, capsys: pytest.Capture
 
 
 def test_a_constant_answer_is_named_once_with_its_figure(
-    reranker_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reranker_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A head whose output is the share of true pairs for any input, and a learning rate at which it stays so."""
     blip = tmp_path / "constant"
@@ -96,6 +96,7 @@ def test_a_constant_answer_is_named_once_with_its_figure(
         train__learning_rate=1e-9,
         data__test_split=None,
     )
+    monkeypatch.setattr("train.reranker.collapse.OVER_STEPS", 4)
     loop = _loop(config)
     loop.run()
     found = events(config, "constant_answer")

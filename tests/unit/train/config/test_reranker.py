@@ -64,4 +64,4 @@ def test_every_key_is_documented() -> None:
     kinds = [kind for kind in vars(reranker_config).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
     sections = [kind for kind in kinds if kind.__module__ == "train.config.reranker"]
     undocumented = {f"{kind.__name__}.{name}" for kind in sections for name, field in kind.model_fields.items() if not field.description}
-    assert undocumented == {f"RerankerConfig.{name}" for name in ("model", "negatives", "train", "evaluation", "constant_answer")}
+    assert undocumented == {f"RerankerConfig.{name}" for name in ("model", "negatives", "train", "evaluation")}
