@@ -9,8 +9,7 @@ Wortsman et al. 2022, arXiv 2109.01903, equation 1, over every weight: both towe
 import argparse
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -55,25 +54,13 @@ def choose(on_val: Mapping[float, Recall], watched: Mapping[str, Mapping[float, 
     return best, f"the best mean R@1 on val among the {len(qualified)} of {len(on_val)} alphas at which no retention set has dropped"
 
 
-@dataclass(frozen=True)
-class Interpolation:
-    """The models between a base and a tuned one."""
-
-    base: dict[str, torch.Tensor]
-    tuned: dict[str, torch.Tensor]
-    model: TunedModel
-
-    def at(self, alpha: float) -> TunedModel:
-        """The model at an alpha; the same object at every call, with other weights."""
-        self.model.siglip.load_state_dict(interpolate(self.base, self.tuned, alpha))
-        return self.model
-
-
-def measure(models: Interpolation, sets: Mapping[str, RetrievalSet], alphas: Sequence[float], num_workers: int) -> dict[str, pa.Table]:
+def measure(
+    model_at: Callable[[float], TunedModel], sets: Mapping[str, RetrievalSet], alphas: Sequence[float], num_workers: int
+) -> dict[str, pa.Table]:
     """Per-query rows of each set, a stage per alpha (see `stage_name`)."""
     tables: dict[str, list[pa.Table]] = {name: [] for name in sets}
     for alpha in alphas:
-        tuned = models.at(alpha)
+        tuned = model_at(alpha)
         for name, dataset in sets.items():
             tables[name].append(measure_model(stage_name(alpha), tuned, dataset, num_workers, f"alpha {alpha:g} on {name}"))
     return {name: pa.concat_tables(parts) for name, parts in tables.items()}
@@ -102,9 +89,14 @@ def run(config: JobConfig, output: Path, alphas: Sequence[float], keep: Literal[
     tuned, step, newest = load_checkpoint(config, "best")
     siglip, _ = load_siglip(config.base)
     base = {name: value.detach().clone() for name, value in siglip.state_dict().items()}
-    models = Interpolation(base, plain_state(tuned.siglip), TunedModel(siglip, tuned.inputs, newest.base_sha256))
+    end = plain_state(tuned.siglip)
+
+    def model_at(alpha: float) -> TunedModel:
+        siglip.load_state_dict(interpolate(base, end, alpha))
+        return TunedModel(siglip, tuned.inputs, newest.base_sha256)
+
     asked = sorted({*alphas, *([keep] if isinstance(keep, float) else [])})
-    tables = measure(models, sets, sorted({0.0, *asked}), config.data.num_workers)  # base is what all are compared with
+    tables = measure(model_at, sets, sorted({0.0, *asked}), config.data.num_workers)  # base is what all are compared with
     recalls = {
         name: {alpha: Recall.of(dataset, tables[name], stage_name(alpha), stage_name(0.0)) for alpha in asked}
         for name, dataset in sets.items()
@@ -125,7 +117,7 @@ def run(config: JobConfig, output: Path, alphas: Sequence[float], keep: Literal[
     if kept is not None:
         weights = f"WiSE-FT (arXiv 2109.01903), alpha {kept:g} of the way from the base to this checkpoint"
         weights += f"; mean R@1 on val {100 * recalls['val'][kept].mean:.2f}" if kept in recalls["val"] else ""
-        export_model(models.at(kept), output / "export", model_card(config, newest, step, weights=weights))
+        export_model(model_at(kept), output / "export", model_card(config, newest, step, weights=weights))
     return record
 
 

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from eval.atomic import sweep
 from eval.dataset.images import ImageError
 from eval.encoder.encoder import block_loader
 from eval.errors import CommandError, UserError
@@ -182,7 +183,7 @@ class BaseLoop(ABC):
         """Resume from the newest whole checkpoint, or begin."""
         job = self._run
         if job.processes.is_main:
-            self.checkpoints.sweep()
+            sweep(self.checkpoints.folder)
         job.processes.barrier()
         found = newest_of_main(self.checkpoints, job.processes)
         if found is not None:

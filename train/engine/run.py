@@ -35,15 +35,9 @@ class Run(ABC):
     """A configured run on this process: all that is there before its first step.
 
     Attributes:
-        config: what is asked for.
-        accelerator: device and precision.
-        processes: those that share the run.
-        splits: the data.
         pool: the train split and the captions that can be mined.
         truth: (image id, caption id) pairs known to be true beyond the data; counted among the mined, never trained on.
         base: the checkpoint the run starts from, as this process reads it.
-        tuned: the model under training.
-        optimizer: what updates it.
         shared: the run's folder, for every process to read.
     """
 
@@ -92,8 +86,7 @@ class Run(ABC):
         """Export the best checkpoint to runs/NAME/export; where this process reads it. Call on every process.
 
         Args:
-            state: the last.
-            export: writes a folder, given the configuration and which checkpoint; its step.
+            export: train.siglip.export.export_checkpoint, or its like.
 
         Raises:
             UserError, OSError: it cannot be made.
@@ -120,14 +113,15 @@ class Run(ABC):
             f"{torch.get_num_threads()} thread(s) each",
         ]
 
-    def data_line(self) -> str:
-        """What there is to train on, to evaluate on, and what no split of the run uses."""
+    def data_lines(self) -> list[str]:
+        """What there is to train on, to evaluate on, what no split of the run uses, and what data.expand added."""
         splits = self.splits
-        return (
+        line = (
             f"data      {splits.train.num_images:,} images with {splits.train.num_captions:,} captions to train on"
             + "".join(f"; {split.split}: {split.num_images:,} / {split.num_captions:,}" for split in (splits.val, splits.test) if split)
             + "".join(f"; not used: split {name!r}, {number:,} image(s)" for name, number in sorted(splits.unused.items()))
         )
+        return [line, *splits.expand_lines]
 
     def leakage_lines(self) -> list[str]:
         """What the splits share, told before the first step."""

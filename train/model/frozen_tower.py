@@ -146,17 +146,14 @@ class FrozenStore:
     def _write(self, path: Path, tower: Tower, windows: Iterator[np.ndarray]) -> None:
         """Write rows and their hash to a temporary file, and rename it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in [*self._leftovers(tower), *self.folder.glob(f"{tower}-*.f32")]:
-            if leftover != path:  # of other weights or data, or of a writer that was killed
+        for stale in self.folder.glob(f"{tower}-*.f32"):
+            if stale != path:  # of other weights or data
+                stale.unlink(missing_ok=True)
+        for leftover in self.folder.glob(f".{tower}-*.tmp"):  # of killed writers: of this rank, or of a rank beyond the world size
+            rank = leftover.name.split(".")[-2]
+            if rank.isdigit() and (int(rank) == self._processes.rank or int(rank) >= self._processes.world_size):
                 leftover.unlink(missing_ok=True)
         replace_files({path: partial(_write_rows, windows)}, writer=str(self._processes.rank))
-
-    def _leftovers(self, tower: Tower) -> Iterator[Path]:
-        """Files of killed writers: of this rank, or of a rank beyond the world size."""
-        for path in self.folder.glob(f".{tower}-*.tmp"):
-            rank = path.name.split(".")[-2]
-            if rank.isdigit() and (int(rank) == self._processes.rank or int(rank) >= self._processes.world_size):
-                yield path
 
     def _embed(self, tower: Tower, execution: Execution) -> Iterator[np.ndarray]:
         """Embeddings in order, a window of whole blocks at a time; the same on every process."""

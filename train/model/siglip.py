@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,7 +9,7 @@ import torch
 from transformers import SiglipModel
 
 from eval.encoder.checkpoint import hash_weights, load_siglip
-from train.optim.optimizer import make_adamw
+from train.optim.optimizer import Trainable, make_adamw
 
 if TYPE_CHECKING:
     from eval.encoder.inputs import SiglipInputs
@@ -22,7 +21,7 @@ _TOWER_PREFIX = {"image": "vision_model", "text": "text_model"}
 
 
 @dataclass
-class TunedModel:
+class TunedModel(Trainable):
     """A SigLIP model under training.
 
     Attributes:
@@ -37,12 +36,8 @@ class TunedModel:
 
     @property
     def module(self) -> torch.nn.Module:
-        """The model, as the `Trainable` protocol names it."""
+        """The model, as every `Trainable` names it."""
         return self.siglip
-
-    def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """(name, parameter) of everything that trains, in a fixed order."""
-        return ((name, parameter) for name, parameter in self.siglip.named_parameters() if parameter.requires_grad)
 
     def scale_and_bias(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Logit scale (not its logarithm) and bias, scalars with gradients."""

@@ -1,7 +1,8 @@
-"""`Trainable`, the protocol of a model under training (SigLIP: train/model/siglip.py, BLIP: train/reranker/model.py), and its AdamW."""
+"""`Trainable`, the base of a model under training (SigLIP: train/model/siglip.py, BLIP: train/reranker/model.py), and its AdamW."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -11,19 +12,20 @@ from train.config.run import LoopConfig
 _BARE = ("probe", "class_embedding", "vision_model.embeddings.position_embedding")
 
 
-class Trainable(Protocol):
+class Trainable(ABC):
     """A model under training."""
 
-    @property
-    def base_sha256(self) -> str:
-        """Hash of the weights it started from."""
+    base_sha256: str
+    """Hash of the weights it started from."""
 
     @property
+    @abstractmethod
     def module(self) -> torch.nn.Module:
         """The model, with adapters if any."""
 
     def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """(name, parameter) of everything that trains, in a fixed order."""
+        return ((name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad)
 
 
 def make_adamw(tuned: Trainable, config: LoopConfig, part_of: Callable[[str], str], rates: Mapping[str, float | None]) -> torch.optim.AdamW:

@@ -121,18 +121,14 @@ class Update:
         if not finite and (self.loss_scale is None or self.loss_scale.scale < SMALLEST):
             raise NotFinite(self._diagnosis(step, loss, norm))
         if finite:
-            self._update_weights(step, norm)
+            limit = self._config.max_grad_norm
+            if limit is not None and norm > limit:
+                self.gradients.scale_by(limit / norm)
+            factor = rate_factor(step, self._config.max_steps, self._config.num_warmup_steps)
+            for group in self._optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            self._optimizer.step()
         return norm, finite
-
-    def _update_weights(self, step: int, norm: float) -> None:
-        """Clip, and take the optimizer's step."""
-        limit = self._config.max_grad_norm
-        if limit is not None and norm > limit:
-            self.gradients.scale_by(limit / norm)
-        factor = rate_factor(step, self._config.max_steps, self._config.num_warmup_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        self._optimizer.step()
 
     def _diagnosis(self, step: int, loss: float, norm: float) -> str:
         gradients = [(name, parameter.grad) for name, parameter in self._tuned.trainable() if parameter.grad is not None]

@@ -18,7 +18,7 @@ from train.reranker.batches import HardTables, MatchBatches, PairKind
 from train.reranker.collapse import LEAST_SCORE_STD, RunningLoss, loss_warning, score_warning
 from train.reranker.evaluation import first_stage, measure_cross_encoder
 from train.reranker.job import RerankerJob
-from train.reranker.negatives import as_hard_tables, check_mined, mine_tables, read_tables
+from train.reranker.negatives import as_hard_tables, mine_tables, read_tables
 from train.reranker.step import MatchResult, MatchStepper
 
 if TYPE_CHECKING:
@@ -66,7 +66,12 @@ class RerankerLoop(BaseLoop):
         for form, (_, report) in mined.items():
             self.job.log(f"{'hard captions of images' if form == 'columns' else 'hard images of captions'}: {report}")
         tables = {form: table for form, (table, _) in mined.items()}
-        check_mined(self.config.negatives, tables.values())
+        if not any(len(table) for table in tables.values()) and not self.config.negatives.fill_with_easy:
+            raise UserError(
+                "no hard negatives were mined: every candidate was filtered out, for the reasons above, and true pairs alone teach a "
+                "cross-encoder to call everything a match. Loosen negatives.margin, perc_pos, rank_min or drop_matches_at, raise "
+                "negatives.pool_top_k, or take negatives.fill_with_easy=true; under another name=, for this folder has this configuration"
+            )
         self._tables = as_hard_tables(self.job, tables)
         self.state = replace(self.state, mined_at_step=0, negatives=" ".join(table.name for table in tables.values()))
         for form, (_, report) in mined.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from eval.errors import UserError
@@ -20,7 +20,6 @@ from train.model.frozen_tower import FrozenStore
 from train.reranker.batches import HardTables
 
 if TYPE_CHECKING:
-    from train.config.reranker import NegativesConfig
     from train.mining.report import MiningReport
     from train.reranker.job import RerankerJob
 
@@ -70,20 +69,6 @@ def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> dict[For
         found[form] = table, report
     model.to("cpu")  # type: ignore[arg-type]
     return found
-
-
-def check_mined(negatives: NegativesConfig, tables: Iterable[Negatives]) -> None:
-    """Refuse to go on where nothing at all was mined and nothing takes its place.
-
-    Raises:
-        UserError: every table is empty, and `fill_with_easy` is not asked for.
-    """
-    if not any(len(table) for table in tables) and not negatives.fill_with_easy:
-        raise UserError(
-            "no hard negatives were mined: every candidate was filtered out, for the reasons above, and true pairs alone teach a "
-            "cross-encoder to call everything a match. Loosen negatives.margin, perc_pos, rank_min or drop_matches_at, raise "
-            "negatives.pool_top_k, or take negatives.fill_with_easy=true; under another name=, for this folder has this configuration"
-        )
 
 
 def read_tables(job: RerankerJob, names: str) -> dict[Form, Negatives]:

@@ -78,10 +78,7 @@ class MatchStepper:
         self.update = Update(config, tuned, optimizer, processes)
 
     def train_step(self, batch: MatchBatch, *, stop_asked: bool = False) -> MatchResult:
-        """Take one step.
-
-        Args:
-            stop_asked: whether this process was told to stop; the result says whether any was.
+        """Take one step; `stop_asked`: this process was told to stop.
 
         Raises:
             NotFinite: on every process, before anything is updated; in fp16 only when a smaller scale cannot help.

@@ -59,8 +59,7 @@ class Job(Run):
         share = config.train.batch_size // self.processes.world_size
         lines = [
             f"model     {self.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.2f} M of them train",
-            self.data_line(),
-            *self.splits.expand_lines,
+            *self.data_lines(),
             *self.size_lines(order.num_epochs(config.train.max_steps)),
             *describe_form(config.mining, order),
         ]

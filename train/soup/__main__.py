@@ -51,10 +51,12 @@ def run(names: Sequence[str], output: Path, *, is_greedy: bool, data: DataConfig
         manifest = read_manifest(data.source, image_root=data.image_root, columns=data.columns, require_splits=wanted)
         dataset = load_split(manifest, data.val_split)
     stages = SoupStages(ingredients, dataset, num_workers)
-    alone = [stages.alone(index) for index in range(len(ingredients))] if stages.dataset is not None else []
+    alone = []
+    if dataset is not None:
+        alone = [stages.measure(stage_name(index), stages.load(index)) for index in range(len(ingredients))]
     members, trials, stage = tuple(range(len(ingredients))), list[Trial](), SOUP
     if is_greedy:
-        members, trials = greedy(alone, stages.score)
+        members, trials = greedy(alone, lambda members: stages.measure(trial_name(members[-1]), stages.soup_of(members)))
         stage = trial_name(members[-1]) if len(members) > 1 else stage_name(members[0])
     soup = stages.soup_of(members)
     if alone and stage not in stages.tables:

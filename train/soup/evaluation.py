@@ -55,14 +55,6 @@ class SoupStages:
                 raise UserError(f"{names} have the very same weights: they would count double. Leave one out")
         return tuned
 
-    def alone(self, index: int) -> float:
-        """Measure an ingredient alone."""
-        return self.measure(stage_name(index), self.load(index))
-
-    def score(self, members: tuple[int, ...]) -> float:
-        """Measure a soup of some ingredients, the last of them on trial."""
-        return self.measure(trial_name(members[-1]), self.soup_of(members))
-
     def soup_of(self, members: tuple[int, ...]) -> TunedModel:
         """The soup of some ingredients, in their order; the sum of all but the last stays for the next."""
         *others, last = members

@@ -1,6 +1,6 @@
 """The ingredients of a soup: SigLIP checkpoints of one architecture that read captions and images in the same way."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -153,13 +153,17 @@ def _architecture_differences(one: Any, other: Any) -> list[str]:
     ]
 
 
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+
+
 def tokenizer_difference(one: SiglipInputs, other: SiglipInputs) -> str:
     """What tells two tokenizers apart, in words: their words, or what they make of captions made to be hard; empty: nothing."""
     if one.num_tokens != other.num_tokens:
         return f"captions of {one.num_tokens} and of {other.num_tokens} tokens"
     words, others = (inputs.tokenizer.get_vocab() for inputs in (one, other))
     if words != others:
-        changed = sorted(word for word in words.keys() | others.keys() if words.get(word) != others.get(word))
+        changed = _differing(words, others)
         return f"{len(changed)} words have another number or none, e.g. {changed[:3]}"
     ids_PL, others_PL = (inputs.token_ids(_PROBES).numpy() for inputs in (one, other))
     if (differing := (ids_PL != others_PL).any(axis=1)).any():
@@ -174,7 +178,6 @@ def picture_difference(one: SiglipInputs, other: SiglipInputs) -> str:
         picture = Image.fromarray(draws.integers(0, 256, (height, width, 3), dtype=np.uint8))
         if not np.array_equal(one.pixels(picture).numpy(), other.pixels(picture).numpy()):
             settings, others = (inputs.image_processor.to_dict() for inputs in (one, other))
-            changed = sorted(key for key in settings.keys() | others.keys() if settings.get(key) != others.get(key))
-            said = "; ".join(f"{key}: {settings.get(key)} against {others.get(key)}" for key in changed[:5])
+            said = "; ".join(f"{key}: {settings.get(key)} against {others.get(key)}" for key in _differing(settings, others)[:5])
             return f"other pixels of the same picture ({said or 'of the same settings'})"
     return ""
