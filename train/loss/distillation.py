@@ -51,11 +51,6 @@ class OwnPairs:
     positive_m: torch.Tensor
     soft: SoftLabels | None = None
 
-    @property
-    def has_lists(self) -> bool:
-        """Whether the image's own caption is in the loss."""
-        return self.soft is not None and self.soft.teacher_b is not None
-
 
 @dataclass(frozen=True)
 class OwnTerms:
@@ -77,7 +72,7 @@ def own_terms(pairs: OwnPairs, z_m: torch.Tensor, z_b: torch.Tensor | None) -> O
 
     Args:
         z_m: logits of the mined captions with the images they were mined for.
-        z_b: logits of the images' own captions with them; needed with `has_lists` only.
+        z_b: logits of the images' own captions with them; needed with `teacher_b` only.
     """
     soft = pairs.soft
     if soft is None:

@@ -280,7 +280,8 @@ class _Accumulators:
         """Add the mined captions of this process, each with the image it was mined for; in lists, with that image's own caption too."""
         first = self._pairing.num_captions
         each_b = torch.arange(first, device=texts_nD.device)
-        z_b = self._own_logits(texts_nD[:first], each_b) if pairs.has_lists else None
+        has_lists = pairs.soft is not None and pairs.soft.teacher_b is not None
+        z_b = self._own_logits(texts_nD[:first], each_b) if has_lists else None
         terms = own_terms(pairs, self._own_logits(texts_nD[first:], pairs.rows_m), z_b)
         self.mined += terms.loss
         for g_n, rows_n, start in ((terms.by_mined_m, pairs.rows_m, first), (terms.by_own_b, each_b, 0)):

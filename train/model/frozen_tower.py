@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -115,11 +116,9 @@ class FrozenStore:
             return False
         rows = FrozenRows(np.memmap(path, dtype=np.float32, mode="r", shape=self._shape(tower)))
         for image in rows.unknown():
-            try:
+            with suppress(ImageError):
                 self._dataset.load_image(image)
                 return True
-            except ImageError:
-                continue
         return False
 
     def _shape(self, tower: Tower) -> tuple[int, int]:

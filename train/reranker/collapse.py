@@ -65,8 +65,3 @@ def loss_warning(running: RunningLoss, num_true: int, num_false: int) -> str:
         f"constant answer: the loss has stayed at {loss:.4f}, and a cross-encoder that answers the same to every pair gets "
         f"{constant:.4f} at {ratio} true to false. {REMEDY}"
     )
-
-
-def score_warning(std: float, split: str) -> str:
-    """What is said when the scores on val hardly differ."""
-    return f"constant answer: the match logits of all pairs scored on {split} differ by {std:.1e} (standard deviation). {REMEDY}"

@@ -15,7 +15,7 @@ from train.engine.checkpoint import Checkpoints
 from train.engine.loop import BaseLoop, StopSignals
 from train.engine.run import Evaluation, Event
 from train.reranker.batches import HardTables, MatchBatches, PairKind
-from train.reranker.collapse import LEAST_SCORE_STD, RunningLoss, loss_warning, score_warning
+from train.reranker.collapse import LEAST_SCORE_STD, REMEDY, RunningLoss, constant_loss, loss_warning
 from train.reranker.evaluation import first_stage, measure_cross_encoder
 from train.reranker.job import RerankerJob
 from train.reranker.negatives import as_hard_tables, mine_tables, read_tables
@@ -93,11 +93,11 @@ class RerankerLoop(BaseLoop):
 
     def step_record(self, outcome: MatchResult) -> tuple[dict[str, Any], list[Event]]:
         """The pairs of the step and what a constant answer gets on them; a warning when the running loss comes to be that."""
-        was_named = self.running.named
+        was_named, constant = self.running.named, constant_loss(outcome.num_true, outcome.num_false)
         if not outcome.skipped:
-            self._follow(self.running.after(outcome.loss, outcome.constant_loss))
+            self._follow(self.running.after(outcome.loss, constant))
         record = {
-            "constant_loss": outcome.constant_loss,
+            "constant_loss": constant,
             "gap": outcome.gap,
             **{f"num_{kind.name.lower()}": count for kind, count in outcome.num_pairs.items()},
             "shortfall": outcome.shortfall,
@@ -105,7 +105,7 @@ class RerankerLoop(BaseLoop):
         if self.state.step == 1:
             self.job.log(
                 f"before the first update the loss is {outcome.loss:.4f}; a cross-encoder that answers the same to every pair gets "
-                f"{outcome.constant_loss:.4f} at {outcome.num_true} true to {outcome.num_false} false pairs"
+                f"{constant:.4f} at {outcome.num_true} true to {outcome.num_false} false pairs"
                 + (f" ({outcome.num_pairs[PairKind.EASY]} of them easy)" if outcome.num_pairs[PairKind.EASY] else "")
             )
         if not self.running.named or was_named:  # named again only after the running loss has left it
@@ -133,7 +133,8 @@ class RerankerLoop(BaseLoop):
         }
         events: list[Event] = []
         if found.score_std < LEAST_SCORE_STD:
-            warning = f"warning: {score_warning(found.score_std, str(val.split))}"
+            spread = f"the match logits of all pairs scored on {val.split} differ by {found.score_std:.1e} (standard deviation)"
+            warning = f"warning: constant answer: {spread}. {REMEDY}"
             events = [("constant_answer", {"seen_in": "scores", "score_std": found.score_std}, warning)]
         return Evaluation(line=line, note=f" (the retriever alone {alone})", events=events)
 

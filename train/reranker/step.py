@@ -17,7 +17,6 @@ from train.engine.run import StepOutcome
 from train.model.grad_cache import seed_dropout
 from train.optim.update import Update
 from train.reranker.batches import MatchBatch, PairKind
-from train.reranker.collapse import constant_loss
 
 if TYPE_CHECKING:
     from eval.processes import Processes
@@ -48,11 +47,6 @@ class MatchResult(StepOutcome):
     def num_false(self) -> int:
         """False pairs."""
         return sum(self.num_pairs.values()) - self.num_true
-
-    @property
-    def constant_loss(self) -> float:
-        """What a cross-encoder that answers the same to every pair gets at this ratio."""
-        return constant_loss(self.num_true, self.num_false)
 
 
 class MatchStepper:
