@@ -138,7 +138,8 @@ def _loop(config: Path) -> Any:
 
     tuning, read = reranker_tuning(), load_run_config(RerankerConfig, config)
     read.run_folder.mkdir(parents=True)
-    return tuning.begin(read, *tuning.start(read), StopSignals())
+    accelerator, processes = tuning.start(read)
+    return tuning.loop(tuning.prepare(read, tuning.load(read), accelerator, processes), StopSignals())
 
 
 def test_pictures_are_checked_when_asked(reranker_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
