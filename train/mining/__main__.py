@@ -13,8 +13,8 @@ from train.config.load import load_config
 from train.data.splits import load_data
 from train.engine.command import run_parser
 from train.engine.folder import claim_folder
+from train.siglip.job import prepare, start_processes
 from train.siglip.mining import num_rows, refresh_negatives
-from train.siglip.setup import prepare, start_processes
 
 
 def main(arguments: list[str]) -> int:

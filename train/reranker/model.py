@@ -1,7 +1,6 @@
 """The BLIP cross-encoder under training: what of it trains, how it scores pairs, and what a plain one of the same weights is."""
 
 import copy
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from rerank.scorers.supported import check_cross_encoder
 from train.config.reranker import CrossEncoderConfig, RerankerLoopConfig, What
 from train.engine.export_folder import plain_state
 from train.model.siglip import add_lora
-from train.optim.optimizer import make_adamw, optimizer_groups
+from train.optim.optimizer import Trainable, make_adamw
 
 Part = Literal["image", "text", "head"]
 # The text tower's attention: to the words, and to the image.
@@ -48,8 +47,8 @@ class MatchInputs:
 
 
 @dataclass
-class TunedCrossEncoder:
-    """A BLIP cross-encoder under training (a `train.optim.optimizer.Trainable`).
+class TunedCrossEncoder(Trainable):
+    """A BLIP cross-encoder under training.
 
     Attributes:
         checkpoint: model and processors; adapters (if any) are inside the model.
@@ -67,10 +66,6 @@ class TunedCrossEncoder:
     def module(self) -> BlipForImageTextRetrieval:
         """The model itself; what is run."""
         return self.checkpoint.model
-
-    def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """(name, parameter) of everything that trains, in a fixed order."""
-        return ((name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad)
 
     def begin(self) -> None:
         """Set up for a step: dropout in what trains, and in nothing else."""
@@ -103,7 +98,8 @@ class TunedCrossEncoder:
                 hidden_NLD = self.module.text_encoder(
                     input_ids=token_ids_NL, attention_mask=mask_NL, encoder_hidden_states=image_pTV[pictures_N]
                 ).last_hidden_state
-        return self.module.itm_head(at_least_float32(hidden_NLD[:, 0]))
+        first_ND = hidden_NLD[:, 0]
+        return self.module.itm_head(first_ND.to(torch.promote_types(first_ND.dtype, torch.float32)))
 
     def _graph(self, trains: bool) -> AbstractContextManager[Any]:
         return nullcontext() if trains else torch.no_grad()
@@ -117,11 +113,6 @@ class TunedCrossEncoder:
         for name, buffer in model.named_buffers():  # those that no state holds, such as the numbers of the positions
             buffer.copy_(self.module.get_buffer(name))
         return replace(self.checkpoint, model=model.eval().to(device))
-
-
-def at_least_float32(values: torch.Tensor) -> torch.Tensor:
-    """Widened from half precision; float64 stays."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def build_cross_encoder(config: CrossEncoderConfig, seed: int) -> TunedCrossEncoder:
@@ -158,7 +149,5 @@ def part_of(name: str) -> Part:
 
 
 def make_cross_encoder_optimizer(tuned: TunedCrossEncoder, config: RerankerLoopConfig) -> torch.optim.AdamW:
-    """AdamW over towers and head; the rate of each step is set by the step itself."""
-    rates = {"image": config.learning_rate, "text": config.learning_rate, "head": config.head_learning_rate or config.learning_rate}
-    groups = optimizer_groups(tuned, part_of, rates, config.weight_decay)
-    return make_adamw(tuned, groups, config.learning_rate, config.betas, config.epsilon)
+    """AdamW over towers and head."""
+    return make_adamw(tuned, config, part_of, {"image": None, "text": None, "head": config.head_learning_rate})

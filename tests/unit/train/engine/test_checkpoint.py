@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from eval.atomic import sweep
 from tests.small_job import SmallWorld
 from train.config.job import TrainConfig
 from train.config.model import ModelConfig
@@ -179,7 +180,7 @@ def test_sweep_removes_leftovers_and_brings_back_what_was_being_replaced(saved: 
     shutil.copytree(saved.path(3), saved.folder / ".step-9.123.tmp")
     shutil.copytree(saved.path(3), saved.folder / ".step-3.124.old")
     os.rename(saved.path(6), saved.folder / ".step-6.125.old")
-    saved.sweep()
+    sweep(saved.folder)
     assert sorted(path.name for path in saved.folder.iterdir()) == ["step-0", "step-3", "step-6"]
     assert verify(saved.path(6)) == ""
 
