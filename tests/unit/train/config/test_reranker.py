@@ -46,6 +46,12 @@ def test_overrides_and_defaults(tmp_path: Path) -> None:
     assert load_run_config(RerankerConfig, WORLD.write_config(tmp_path, model__what="head")).model.adapters is None
 
 
+def test_what_an_earlier_run_wrote_of_a_constant_answer_is_left_out(tmp_path: Path) -> None:
+    """Its values then are constants now; other ones are refused (above)."""
+    path = WORLD.write_config(tmp_path, constant_answer={"within": 0.03, "over_steps": 50})
+    assert load_run_config(RerankerConfig, path, []) == load_run_config(RerankerConfig, WORLD.write_config(tmp_path), [])
+
+
 def test_the_rules_of_mining_are_the_ones_asked_for() -> None:
     negatives = reranker_config.NegativesConfig(drawn_from=5, margin=-1.0, near_duplicates=True, rank_min=3, perc_pos=0.9)
     assert reranker_config.NegativesConfig().mining("columns").denoise is None
