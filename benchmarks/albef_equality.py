@@ -11,7 +11,7 @@ pair at a time; ours reads the .pth through `python -m rerank.convert`.
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from torch import nn
 
 from benchmarks.albef_checkout import import_albef
 from rerank.convert.__main__ import convert
-from rerank.scorers.albef.scorer import AlbefScorer, AlbefSettings
+from rerank.scorers.albef.scorer import MAX_TOKENS, AlbefScorer
 
 CAPTIONS = [
     "A red circle, above a blue square.",
@@ -137,6 +137,13 @@ def published_scores(model: Any, published: Any, vocabulary: Path, image: Image.
     return np.array(scores, dtype=np.float32)
 
 
+class WithSep(AlbefScorer):
+    """Ends each caption with [SEP], as an ordinary BERT tokenizer does."""
+
+    def _token_ids(self, captions: Sequence[str]) -> list[tuple[int, ...]]:
+        return [(*ids[: MAX_TOKENS - 1], self._checkpoint.tokenizer.sep_token_id) for ids in super()._token_ids(captions)]
+
+
 def compare(
     name: str, build: Callable[..., nn.Module], published: Any, checkout: Path, image_size: int, captions: list[str]
 ) -> dict[str, Any]:
@@ -151,10 +158,8 @@ def compare(
         torch.save({"model": model.state_dict(), "epoch": 0}, folder / "model.pth")
         lines = convert(str(folder / "model.pth"), folder / "converted", tokenizer=str(folder))
         ours = {
-            sep_token: AlbefScorer.load(str(folder / "converted"), device="cpu", settings=AlbefSettings(sep_token=sep_token)).score(
-                image, captions
-            )
-            for sep_token in (False, True)
+            sep_token: kind.load(str(folder / "converted"), device="cpu").score(image, captions)
+            for sep_token, kind in ((False, AlbefScorer), (True, WithSep))
         }
     return {
         "name": f"{name}, {image_size} px",

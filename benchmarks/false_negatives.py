@@ -25,9 +25,8 @@ from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import PairScorer, ScorerSettings
 from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
-from train.mining.candidates import Candidates, find_candidates
+from train.mining.candidates import Candidates, Retriever, find_candidates
 from train.mining.cross_encoder import MiningCrossEncoder
-from train.mining.ensemble import Retriever
 from train.mining.mine import select
 from train.mining.report import Mined, is_true, summarize
 

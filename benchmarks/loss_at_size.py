@@ -48,7 +48,7 @@ def ours(values: list[torch.Tensor]) -> torch.Tensor:
     included."""
     batch = len(values[0])
     number = np.arange(batch)
-    positives = BatchPositives([number], [(number, GroupHashes(number, number, batch))])
+    positives = BatchPositives([number], [(number, GroupHashes(number, number))])
     return sigmoid_loss(*values, Pairing(positives, (batch,), batch, processes=Processes())).total
 
 

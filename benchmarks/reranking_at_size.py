@@ -31,8 +31,9 @@ from eval.dataset.retrieval_set import RetrievalSet, load_split
 from eval.manifest.manifest import read_manifest
 from eval.process_group import use_exact_float32
 from rerank.scorers.blip.checkpoint import BlipCheckpoint
-from rerank.scorers.blip.scorer import BlipScorer, BlipSettings
+from rerank.scorers.blip.scorer import BlipScorer
 from rerank.scorers.blip.text import clean_caption
+from rerank.scorers.scorer import ScorerSettings
 from rerank.scoring.candidates import CandidateLists
 
 MATCH = 1
@@ -265,8 +266,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         checkpoint = base_size_cross_encoder(list(dataset.captions), Path(folder))
         heads = TopK.made_up(dataset, asked.top_k)
-        settings = BlipSettings(precision=asked.precision, chunk_size=asked.chunk_size)
-        scorer = BlipScorer(checkpoint, device=device, settings=settings)
+        scorer = BlipScorer(checkpoint, device=device, settings=ScorerSettings(precision=asked.precision))
+        scorer.captions_at_once = asked.chunk_size
         if asked.precision != "float32":  # the others cast for themselves, from weights of their own
             checkpoint = base_size_cross_encoder(list(dataset.captions), Path(folder))
             checkpoint.model.to(device)

@@ -32,7 +32,7 @@ from rerank.reorder.plan import Plan, Tuning
 from rerank.reorder.reorder import reordered
 from rerank.reorder.reranking import Reranked, rerank_stages
 from rerank.reorder.skipping import pair_trails, rerank_within, saving, trails
-from rerank.reorder.tuned_stages import TuningResult
+from rerank.reorder.stages import TuningResult
 from rerank.scorers.load import load_scorer
 from rerank.scoring.candidates import CandidateLists, candidate_lists, head_pairs
 from rerank.scoring.pair_scores import PairScores
@@ -158,8 +158,8 @@ def adaptive_lines(record: dict[str, Any], chosen: TuningResult, first: Stage, s
     for name, margin in margins.items():
         there, here = (saving(s.rankings, p, chosen.top_k, margin) for s, p in ((chosen.first, chosen.scores), (first, scores)))
         lines.append(
-            f"| {name} | {margin:.4f} | {100 * there.share:.1f}% | {percent(there.lost)} | {100 * there.loss:+.2f} | "
-            f"{100 * here.share:.1f}% | {100 * here.loss:+.2f} |"
+            f"| {name} | {margin:.4f} | {100 * there.share_saved:.1f}% | {percent(there.lost)} | {100 * there.loss:+.2f} | "
+            f"{100 * here.share_saved:.1f}% | {100 * here.loss:+.2f} |"
         )
     margin = whole_query_margin(*asked)
     (saved, lost, loss), there = whole_query_saving(*asked[:3], margin), whole_query_saving(first, scores, chosen.top_k, margin)

@@ -36,9 +36,9 @@ from eval.process_group import use_exact_float32
 from eval.report.report import report_record
 from eval.search.retrieve import retrieve
 from eval.search.stage import Stage
-from rerank.reorder.stages import reranked, stage_lists
+from rerank.reorder.stages import reranked
 from rerank.scorers.supported import check_cross_encoder
-from rerank.scoring.candidates import CandidateLists
+from rerank.scoring.candidates import candidate_lists
 from rerank.scoring.pair_scores import PairScores, ScoringCost
 
 DATA, COLUMNS, TOP_K = "demo/data/scenes.parquet", {"group": "scene"}, 16
@@ -50,7 +50,7 @@ def text_scores(stage: Stage, dataset: RetrievalSet, score: PairsToScores) -> Pa
 
     Each picture stands as the first caption that the stage retrieved for it.
     """
-    lists: CandidateLists = stage_lists(stage, TOP_K)
+    lists = candidate_lists(stage.rankings.values(), TOP_K)
     first_I = stage.rankings["image_to_text"].top_indices_QK[:, 0]
     began = time.perf_counter()
     stand_ins = [dataset.captions[caption] for caption in first_I[lists.image_of_pair_N]]

@@ -39,7 +39,7 @@ def replace_files(contents: Mapping[Path, Content], writer: str | None = None) -
         for path, temporary in temporaries.items():
             os.replace(temporary, path)
         for folder in {path.parent for path in contents}:
-            sync_folder(folder)
+            sync(folder)
     finally:
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
@@ -52,15 +52,15 @@ def _write(path: Path, content: Content) -> None:
         path.write_bytes(content)
     else:
         content(path)
-    sync_file(path)
+    sync(path)
 
 
 def _aside(path: Path, what: str, writer: str | None = None) -> Path:
     return path.with_name(f".{path.name}.{writer or uuid4().hex}.{what}")
 
 
-def sync_file(path: Path) -> None:
-    """Force a file's bytes to the disk.
+def sync(path: Path) -> None:
+    """Force a file's bytes, or a folder's entries, to the disk, so that they survive a power cut.
 
     Raises:
         OSError: it cannot be done.
@@ -70,15 +70,6 @@ def sync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to the disk, so that a rename survives a power cut.
-
-    Raises:
-        OSError: it cannot be done.
-    """
-    sync_file(folder)
 
 
 def apply_umask(folder: Path) -> None:
@@ -148,10 +139,8 @@ def folder_aside(folder: Path) -> Iterator[Path]:
 
 
 def commit_folder(temporary: Path, folder: Path, *, replaces: bool = True) -> None:
-    """Force a folder that is written to the disk, and give it its name; `sweep` mends what a kill in here leaves.
-
-    Args:
-        replaces: whether a folder that has the name leaves first.
+    """Force a folder that is written to the disk, and give it its name, which a folder that has it leaves first if this one `replaces` it;
+    `sweep` mends what a kill in here leaves.
 
     Raises:
         OSError: it cannot be done, or there is a folder that is not to be replaced.
@@ -160,12 +149,12 @@ def commit_folder(temporary: Path, folder: Path, *, replaces: bool = True) -> No
     apply_umask(temporary)
     for path in (*temporary.rglob("*"), temporary):
         if path.is_dir() or path.is_file():
-            sync_file(path)
+            sync(path)
     retired = _aside(folder, "old")
     if replaces and folder.is_dir():
         os.rename(folder, retired)
     os.rename(temporary, folder)
-    sync_folder(folder.parent)
+    sync(folder.parent)
     remove(retired)
 
 
@@ -181,11 +170,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove what killed writers left in a folder; what was being replaced, and was not, comes back.
-
-    Args:
-        name: only what was to be called so.
-    """
+    """Remove what killed writers left in a folder (if given, of what was to be called `name`); what was being replaced comes back."""
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         found = _ASIDE.fullmatch(path.name)
         if found is None or name not in (None, found["name"]):

@@ -9,17 +9,16 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from eval.atomic import replace_files
-from eval.choices.choice_set import read_choices
+from eval.choices.choice_set import jsonl_rows, read_choices
 from eval.command import run_command
 from eval.errors import UserError
 from eval.manifest.manifest import Fault, ManifestError
 from eval.manifest.rows import is_unicode
-from eval.manifest.text import read_jsonl
 
 Item = tuple[str, Mapping[str, Any]]
 ImagePath = Callable[[str], str]
@@ -53,10 +52,8 @@ def winoground(source: Path, image_path: ImagePath, faults: list[Fault]) -> Iter
     The category is collapsed_tag (Object, Relation, Both), by which the paper reports; where that is absent, tag. Source: the data set's
     card, huggingface.co/datasets/facebook/winoground.
     """
-    file, unreadable = source / "examples.jsonl" if source.is_dir() else source, list[tuple[str, str]]()
-    _, records = read_jsonl(file, unreadable)
-    faults += [Fault(where, "unreadable row", what) for where, what in unreadable]
-    for where, item in _complete(((f"{file}:{line}", record) for line, record in records), WINOGROUND, faults):
+    rows = jsonl_rows(source / "examples.jsonl" if source.is_dir() else source, faults)
+    for where, item in _complete(rows, WINOGROUND, faults):
         names = [name if Path(name).suffix else f"{name}.png" for name in (item["image_0"], item["image_1"])]
         yield {
             "id": str(item.get("id", where.rpartition(":")[2])),
@@ -100,7 +97,7 @@ ARO = {"image_path": str, "true_caption": str, "false_caption": str} | dict.from
 LAYOUTS = {"sugarcrepe": sugarcrepe, "winoground": winoground, "aro": aro}
 
 
-def _complete(items: Iterator[Item], wanted: Mapping[str, Any], faults: list[Fault]) -> Iterator[Item]:
+def _complete(items: Iterable[Item], wanted: Mapping[str, Any], faults: list[Fault]) -> Iterator[Item]:
     """The items that have every key of the right type; the others go to `faults`."""
     for where, item in items:
         if not isinstance(item, dict):

@@ -43,12 +43,7 @@ class Interrupted(CommandError):
 
 
 def as_os_error(error: OSError | SafetensorError, path: str | os.PathLike[str] | None = None) -> OSError | None:
-    """The OSError behind an error; None: there is none, e.g. the file is damaged.
-
-    Args:
-        error: safetensors raises errors of its own for a full disk.
-        path: what it names if it names no file.
-    """
+    """The OSError behind an error (safetensors has its own for a full disk), naming `path` if it names no file; None: there is none."""
     named = () if path is None else (str(path),)
     if isinstance(error, OSError):
         return error if error.filename is not None else OSError(error.errno or errno.EIO, error.strerror or str(error), *named)
@@ -101,10 +96,7 @@ def writing(place: str | os.PathLike[str]) -> Iterator[None]:
 
 class SettingError(UserError, ValueError):
     """A setting that cannot be used. The message says what was expected and found, and names no option and no key: whoever asked the
-    person for the setting adds that (`named`).
-
-    Attributes:
-        setting: as the program calls it.
+    person for the setting adds that (`named`), by `setting`, the program's own name for it.
     """
 
     def __init__(self, setting: str, message: str) -> None:

@@ -76,11 +76,7 @@ class Processes:
         return [split[block % self.world_size][block // self.world_size] for block in range(num_blocks)]
 
     def raise_together(self, failure: str, exit_code: int = UserError.exit_code) -> None:
-        """Raise on every process what went wrong on one, so that none waits for another for ever.
-
-        Args:
-            failure: what went wrong here; empty: nothing.
-            exit_code: of the error raised.
+        """Raise on every process what went wrong on one (empty: nothing did), so that none waits for another for ever.
 
         Raises:
             UserError: something did, on some process; the first one's, in rank order.

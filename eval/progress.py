@@ -9,13 +9,7 @@ _LOG_FILE_SECONDS = 15.0
 
 
 def bar(total: int | None, text: str, unit: str, *, show: bool = True, leave: bool = True, initial: int = 0) -> Any:
-    """A tqdm bar on stderr.
-
-    Args:
-        total: None: not known.
-        show: False makes it silent, for processes other than the main one.
-        leave: whether the finished bar stays on the screen.
-    """
+    """A tqdm bar on stderr, silent without `show` (on other processes than the main one); `total` is None where it is not known."""
     interval = 0.2 if sys.stderr.isatty() else _LOG_FILE_SECONDS
     return tqdm(
         total=total,

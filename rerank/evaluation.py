@@ -11,11 +11,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from eval.atomic import replace_files
 from eval.choices.report import CHOICES
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import SettingError
@@ -30,12 +33,11 @@ from eval.report.trec import write_trec
 from eval.search.stage import Stage
 from rerank import stage_names
 from rerank.combine.embedded_sets import EmbeddedSets
-from rerank.combine.expansion_effects import write_expansions
 from rerank.combine.first_stages import MINIMUM_DEPTH, FirstStages
-from rerank.combine.record import ENSEMBLES, EXPANSIONS
+from rerank.combine.record import ENSEMBLES, EXPANSIONS, combined_sections, expansion_table
 from rerank.combine.spec import POOLINGS_OF_SCORES, Combining
 from rerank.expansions.base import Expansion
-from rerank.expansions.image_captions import CaptionsColumn, CaptionsFile
+from rerank.expansions.given_texts import CAPTIONS
 from rerank.reorder.plan import Plan
 from rerank.reorder.record import ADAPTIVE, BUDGET, FUSION
 from rerank.reorder.reranking import rerank_stages
@@ -55,7 +57,7 @@ class EvaluationPlan:
         combining: how they are combined, in addition to measuring each alone.
         expansions: what makes additional views, by the names `combining` gives.
         reranking: how first stages are reranked; None: they are not.
-        comparisons: (stage, against); None: `default_pairs`.
+        comparisons: (stage, against); None: what each step gained.
         subject, baseline: the checkpoint the report is about, and the one it began as: by default every other checkpoint is compared with
             the baseline, and the reranked subject with the reranked baseline; None: each checkpoint is compared with the one before.
 
@@ -81,7 +83,7 @@ class EvaluationPlan:
             )
         if unknown := [name for name in self.combining.reused if name not in self.checkpoints]:
             raise SettingError("members", f"{unknown} are no checkpoints of this evaluation; there are {list(self.checkpoints)}")
-        searched = [name for name, one in self.expansions.items() if isinstance(one, (CaptionsFile, CaptionsColumn))]
+        searched = [name for name, one in self.expansions.items() if one.name == CAPTIONS]
         if self.combining.pools_by_rank and searched:
             raise SettingError(
                 "pools",
@@ -97,14 +99,10 @@ class EvaluationPlan:
     @property
     def first_stages(self) -> list[str]:
         """Names of what is measured without a reranker."""
-        return [*self.checkpoints, *self.combining.names]
+        return [*self.checkpoints, *(stage for stage, _, _ in self.combining.combined)]
 
     def names(self, scorer_name: str | None) -> list[str]:
-        """Names of all stages there will be.
-
-        Args:
-            scorer_name: of the reranker; None: there is none.
-        """
+        """Names of all stages there will be; scorer_name: of the reranker, None: there is none."""
         if self.reranking is None or scorer_name is None:
             return self.first_stages
         return self.first_stages + self.reranking.names(self.first_stages, scorer_name)
@@ -112,17 +110,15 @@ class EvaluationPlan:
     def pairs(self, scorer_name: str | None) -> list[tuple[str, str]]:
         """(stage, against) to compare: those given, or else what each step gained.
 
+        That is: checkpoints; the ensemble and what is expanded; what is reranked against its first stage; what is tuned against that.
+
         Raises:
             SettingError: a pair given names no stage, or is there twice.
         """
-        if self.comparisons is None:
-            return self.default_pairs(scorer_name)
-        if faults := pair_faults(self.comparisons, self.names(scorer_name)):
-            raise SettingError("comparisons", "; ".join(faults))
-        return list(self.comparisons)
-
-    def default_pairs(self, scorer_name: str | None) -> list[tuple[str, str]]:
-        """Checkpoints; the ensemble and what is expanded; what is reranked against its first stage; what is tuned against that."""
+        if self.comparisons is not None:
+            if faults := pair_faults(self.comparisons, self.names(scorer_name)):
+                raise SettingError("comparisons", "; ".join(faults))
+            return list(self.comparisons)
         names = list(self.checkpoints)
         if self.baseline is not None:
             pairs = [(name, self.baseline) for name in names if name != self.baseline]
@@ -178,7 +174,7 @@ class Report:
         """
         target = write_report(folder, self.figures, self.sections, gallery=self.shown)
         if self.expansions is not None:
-            write_expansions(target / "expansions.parquet", self.expansions)
+            replace_files({target / "expansions.parquet": partial(pq.write_table, self.expansions)})
         if trec:
             write_trec(target / "trec", self.figures.queries, self.dataset)
         return target
@@ -217,14 +213,16 @@ def evaluate_plan(
         execution=execution,
         strip_punctuation=plan.strip_punctuation,
     )
-    firsts = FirstStages(plan.combining, sets, plan.reranking.top_k if plan.reranking is not None else MINIMUM_DEPTH)
-    sets.prepare([dataset] + ([tune_on] if tune_on is not None else []))
+    firsts = FirstStages(plan.combining, sets, max(MINIMUM_DEPTH, plan.reranking.top_k if plan.reranking is not None else 0))
+    for one in [dataset] + ([tune_on] if tune_on is not None else []):
+        for name in plan.expansions:  # what is refused is refused before the work
+            sets.additional(name, one)
     tuning = plan.reranking.tuning if plan.reranking is not None else None
     if tune_on is not None and plan.combining.chooses:
         firsts.choose(tune_on)
         if tuning is None or not tuning.any:
             sets.forget(tune_on)
-    stages, found, reranked = firsts.measured(dataset), None, None
+    stages, expanded, found, reranked = firsts.stages(dataset), firsts.expanded_stages(dataset), None, None
     if plan.reranking is not None and reranker is not None:
         tuned = plan.reranking.tuning.of(plan.first_stages)
         found = rerank_stages(
@@ -243,8 +241,8 @@ def evaluate_plan(
         if execution.processes.is_main:
             report = report_of(dataset, stages, pairs)
             sections = found.sections(report.figures, dataset) if found is not None else []
-            sections += firsts.sections(report.figures, dataset, reranked)
-            return replace(report, sections=sections, expansions=firsts.table(report.figures, dataset))
+            sections += combined_sections(report.figures, dataset, firsts.ensemble_stage(dataset, stages, reranked), expanded)
+            return replace(report, sections=sections, expansions=expansion_table(report.figures, dataset, expanded))
     return None
 
 

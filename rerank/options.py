@@ -1,7 +1,7 @@
 """The options of `python -m eval` for reranking and combining, and the plan they ask for."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from eval.errors import SettingError, UserError, named
@@ -49,7 +49,7 @@ def add_reranking(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--choose",
-        type=lambda text: words_of(text, CHOICES),
+        type=lambda text: _words(text, lambda word: "" if word in CHOICES else f"expected {', '.join(CHOICES)}; found {word!r}"),
         metavar="WHAT[,WHAT...]",
         help=f"with --choose-on: what is chosen there: {', '.join(CHOICES)} (default: all that there is)",
     )
@@ -72,7 +72,7 @@ def add_combining(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--combine",
-        type=_combinations,
+        type=lambda text: _words(text, combination_fault),
         default=[],
         metavar="RULE[,RULE...]",
         help=f"how members' scores become one: {', '.join(COMBINATIONS)} (default logits); several: the best on --choose-on",
@@ -180,23 +180,12 @@ def _chooses(asked: argparse.Namespace, what: str) -> bool:
     return asked.choose_on is not None and asked.rerank is not None and (asked.choose is None or what in asked.choose)
 
 
-def _combinations(text: str) -> list[str]:
-    rules = [rule.strip() for rule in text.split(",")]
-    for fault in filter(None, map(combination_fault, rules)):
-        raise argparse.ArgumentTypeError(fault)
-    return list(dict.fromkeys(rules))
-
-
-def words_of(text: str, known: Sequence[str]) -> list[str]:
-    """Words between commas, each of the known ones; an argument's type."""
-    return list(dict.fromkeys(one_of(word.strip(), known) for word in text.split(",")))
-
-
-def one_of(word: str, known: Sequence[str]) -> str:
-    """The word, if it is known; an argument's type."""
-    if word not in known:
-        raise argparse.ArgumentTypeError(f"expected {', '.join(known)}; found {word!r}")
-    return word
+def _words(text: str, fault: Callable[[str], str]) -> list[str]:
+    """Words between commas, each once and without a fault; an argument's type."""
+    words = [word.strip() for word in text.split(",")]
+    for message in filter(None, map(fault, words)):
+        raise argparse.ArgumentTypeError(message)
+    return list(dict.fromkeys(words))
 
 
 def add_pair_scores(parser: argparse.ArgumentParser, default: str = "OUTPUT/pair-scores") -> None:

@@ -40,6 +40,5 @@ class RerankerWorld(SmallWorld):
                 "keep_checkpoints": 2,
             },
             "evaluation": {"top_k": 6},
-            "constant_answer": {"over_steps": 4},
         }
         return changed(record, changes)

@@ -45,20 +45,19 @@ def siglip_tuning() -> RunKind:
     """The tuning of SigLIP."""
     from train.data.splits import load_data
     from train.siglip.finish import finish, is_finished, show_finished
+    from train.siglip.job import prepare, start_processes
     from train.siglip.loop import Loop
-    from train.siglip.setup import prepare, start_processes
 
-    def begin(config: Any, accelerator: Any, processes: Any, signals: Any) -> Loop:
-        splits = processes.together(lambda: load_data(config))
-        return Loop(prepare(config, splits, accelerator, processes), signals)
-
-    return RunKind(start=start_processes, is_finished=is_finished, show_finished=show_finished, begin=begin, finish=finish)
-
-
-def main() -> None:
-    """Run, and exit as launch.sh expects it."""
-    end_with(run)
+    return RunKind(
+        start=start_processes,
+        is_finished=is_finished,
+        show_finished=show_finished,
+        load=load_data,
+        prepare=prepare,
+        loop=Loop,
+        finish=finish,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    end_with(run)

@@ -12,20 +12,6 @@ from train.config.load import read_run, read_run_as, read_yaml
 from train.siglip.export import export_checkpoint
 
 
-def export_run(run_folder: Path, which: str, folder: Path) -> int:
-    """Export a checkpoint of a run of either kind: a tuned SigLIP, or a tuned reranker. Returns its step.
-
-    Raises:
-        UserError, OSError: as export_checkpoint.
-    """
-    from train.config.reranker import RerankerConfig, is_reranker
-    from train.reranker.finish import export_cross_encoder
-
-    if is_reranker(read_yaml(run_folder / "config.yaml")):
-        return export_cross_encoder(read_run_as(RerankerConfig, run_folder), which, folder)
-    return export_checkpoint(read_run(run_folder), which, folder)
-
-
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -39,8 +25,18 @@ def main(arguments: list[str]) -> int:
 
 
 def run(asked: argparse.Namespace) -> None:
-    """Export, and print which step it was; raises as `export_run`."""
-    step = export_run(asked.run_folder, asked.checkpoint, asked.output)
+    """Export a checkpoint of a run of either kind, a tuned SigLIP or a tuned reranker, and print which step it was.
+
+    Raises:
+        UserError, OSError: as export_checkpoint.
+    """
+    from train.config.reranker import RerankerConfig, is_reranker
+    from train.reranker.finish import export_cross_encoder
+
+    if is_reranker(read_yaml(asked.run_folder / "config.yaml")):
+        step = export_cross_encoder(read_run_as(RerankerConfig, asked.run_folder), asked.checkpoint, asked.output)
+    else:
+        step = export_checkpoint(read_run(asked.run_folder), asked.checkpoint, asked.output)
     print(f"step {step} exported to {asked.output}")
 
 

@@ -7,43 +7,36 @@ Wortsman et al. 2022, arXiv 2109.01903, equation 1, over every weight: both towe
 """
 
 import argparse
-import json
+import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from eval.atomic import Content, replace_files
+from eval.atomic import replace_files
 from eval.command import run_command
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_siglip
 from eval.errors import UserError
-from eval.execution import Execution
-from eval.metrics.measurement import measure_checkpoint
 from eval.process_group import use_exact_float32
-from eval.processes import Processes
-from eval.search.retrieve import progress_bar
 from train.config.job import JobConfig
 from train.config.load import read_run
 from train.data.splits import load_data
-from train.engine.export_folder import check_replaceable
-from train.model.siglip import TunedModel, merged_state
-from train.siglip.export import LoadedCheckpoint, export_model, load_checkpoint, model_card
+from train.engine.export_folder import check_replaceable, plain_state
+from train.model.siglip import TunedModel
+from train.siglip.export import export_model, load_checkpoint, model_card
+from train.siglip.model_rows import measure_model, write_results
 from train.siglip.watch import Recall
 
 
 def interpolate(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
     """(1 - alpha) * base + alpha * tuned, weight by weight; at 0 and 1 the very bits (arithmetic would lose a zero's sign)."""
-    if base.keys() != tuned.keys():
-        raise ValueError(f"two different models; differing weights: {sorted(base.keys() ^ tuned.keys())[:5]}")
     if alpha in (0.0, 1.0):
         return dict(tuned if alpha else base)
     return {name: torch.lerp(base[name], tuned[name], alpha) for name in base}
@@ -61,38 +54,15 @@ def choose(on_val: Mapping[float, Recall], watched: Mapping[str, Mapping[float, 
     return best, f"the best mean R@1 on val among the {len(qualified)} of {len(on_val)} alphas at which no retention set has dropped"
 
 
-@dataclass(frozen=True)
-class Interpolation:
-    """The models between a base and a tuned one."""
-
-    base: dict[str, torch.Tensor]
-    tuned: dict[str, torch.Tensor]
-    model: TunedModel
-
-    @classmethod
-    def of(cls, chosen: LoadedCheckpoint) -> "Interpolation":
-        """From the base of a run to a checkpoint of it."""
-        siglip, _ = load_siglip(chosen.base)
-        base = {name: value.detach().clone() for name, value in siglip.state_dict().items()}
-        return cls(base, merged_state(chosen.tuned), TunedModel(siglip, chosen.tuned.inputs, chosen.newest.base_sha256))
-
-    def at(self, alpha: float) -> TunedModel:
-        """The model at an alpha; the same object at every call, with other weights."""
-        self.model.siglip.load_state_dict(interpolate(self.base, self.tuned, alpha))
-        return self.model
-
-
-def measure(models: Interpolation, sets: Mapping[str, RetrievalSet], alphas: Sequence[float], num_workers: int) -> dict[str, pa.Table]:
+def measure(
+    model_at: Callable[[float], TunedModel], sets: Mapping[str, RetrievalSet], alphas: Sequence[float], num_workers: int
+) -> dict[str, pa.Table]:
     """Per-query rows of each set, a stage per alpha (see `stage_name`)."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tables: dict[str, list[pa.Table]] = {name: [] for name in sets}
     for alpha in alphas:
-        tuned = models.at(alpha)
-        tuned.siglip.to(device)
+        tuned = model_at(alpha)
         for name, dataset in sets.items():
-            with progress_bar(f"alpha {alpha:g} on {name}", dataset, Processes()) as bar:
-                execution = Execution(device=device, num_workers=num_workers, on_progress=bar.update)
-                tables[name].append(measure_checkpoint(stage_name(alpha), tuned.siglip, tuned.inputs, dataset, execution=execution))
+            tables[name].append(measure_model(stage_name(alpha), tuned, dataset, num_workers, f"alpha {alpha:g} on {name}"))
     return {name: pa.concat_tables(parts) for name, parts in tables.items()}
 
 
@@ -101,7 +71,7 @@ def stage_name(alpha: float) -> str:
     return f"alpha={alpha}"
 
 
-def run(config: JobConfig, output: Path, alphas: Sequence[float], keep: str | None) -> dict[str, Any]:
+def run(config: JobConfig, output: Path, alphas: Sequence[float], keep: Literal["best"] | float | None) -> dict[str, Any]:
     """Measure, draw, choose, export; what wise.json holds.
 
     Raises:
@@ -116,49 +86,48 @@ def run(config: JobConfig, output: Path, alphas: Sequence[float], keep: str | No
     if splits.val is None:
         raise UserError(f"{config.run_folder}: data.val_split is null, and alphas are compared on val; the run has none to compare them on")
     sets = {"val": splits.val} | {f"watch-{watched.config.name}": watched.dataset for watched in splits.watch}
-    chosen = load_checkpoint(config, "best")
-    models = Interpolation.of(chosen)
-    asked = sorted({*alphas, *([] if keep in (None, "best") else [float(keep)])})  # type: ignore[arg-type]  # None was sorted out
-    tables = measure(models, sets, sorted({0.0, *asked}), config.data.num_workers)  # base is what all are compared with
+    tuned, step, newest = load_checkpoint(config, "best")
+    siglip, _ = load_siglip(config.base)
+    base = {name: value.detach().clone() for name, value in siglip.state_dict().items()}
+    end = plain_state(tuned.siglip)
+
+    def model_at(alpha: float) -> TunedModel:
+        siglip.load_state_dict(interpolate(base, end, alpha))
+        return TunedModel(siglip, tuned.inputs, newest.base_sha256)
+
+    asked = sorted({*alphas, *([keep] if isinstance(keep, float) else [])})
+    tables = measure(model_at, sets, sorted({0.0, *asked}), config.data.num_workers)  # base is what all are compared with
     recalls = {
         name: {alpha: Recall.of(dataset, tables[name], stage_name(alpha), stage_name(0.0)) for alpha in asked}
         for name, dataset in sets.items()
     }
     best, why = choose(recalls["val"], {name: found for name, found in recalls.items() if name != "val"})
-    kept = None if keep is None else best if keep == "best" else float(keep)
+    kept = best if keep == "best" else keep
     record = {
         "run": str(config.run_folder),
-        "base": chosen.base,
-        "step": chosen.step,
+        "base": config.base,
+        "step": step,
         "sets": {name: [{"alpha": alpha} | recall.as_record() for alpha, recall in found.items()] for name, found in recalls.items()},
         "best": best,
         "why": why,
         "kept": kept,
     }
-    _write(output, record, tables)
+    write_results(output / "wise.json", record, tables)
     draw_curve(output / "wise", recalls, best)
     if kept is not None:
-        _export(config, chosen, models, kept, recalls["val"].get(kept), output / "export")
+        weights = f"WiSE-FT (arXiv 2109.01903), alpha {kept:g} of the way from the base to this checkpoint"
+        weights += f"; mean R@1 on val {100 * recalls['val'][kept].mean:.2f}" if kept in recalls["val"] else ""
+        export_model(model_at(kept), output / "export", model_card(config, newest, step, weights=weights))
     return record
 
 
-def _write(output: Path, record: dict[str, Any], tables: Mapping[str, pa.Table]) -> None:
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    files: dict[Path, Content] = {output / f"{name}.parquet": partial(pq.write_table, table) for name, table in tables.items()}
-    replace_files(files | {output / "wise.json": text})
-
-
-def _export(config: JobConfig, chosen: LoadedCheckpoint, models: Interpolation, alpha: float, on_val: Recall | None, folder: Path) -> None:
-    """Export the model at an alpha as a plain folder, whose card says so."""
-    score = f"; mean R@1 on val {100 * on_val.mean:.2f}" if on_val is not None else ""
-    weights = f"WiSE-FT (arXiv 2109.01903), alpha {alpha:g} of the way from the base to this checkpoint{score}"
-    export_model(models.at(alpha), folder, model_card(config, chosen.newest, chosen.step, chosen.base, weights=weights))
-
-
 def _alpha(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value <= 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"an alpha is a number from 0 to 1; found {text!r}")
     return value
 
 
@@ -166,16 +135,18 @@ def _parse(arguments: list[str]) -> Any:
     parser = argparse.ArgumentParser(prog="python -m train.wise", description="Weights between base and tuned: measure them, keep one.")
     parser.add_argument("run_folder", type=Path, help="folder of a run, e.g. runs/demo")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--alphas", default="0,0.2,0.4,0.6,0.8,1", help="0 is the base, 1 the best checkpoint")
-    parser.add_argument("--keep", help="best, or an alpha: export the model there to OUTPUT/export")
-    asked = parser.parse_args(arguments)
-    try:
-        asked.alphas = [_alpha(text) for text in asked.alphas.split(",")]
-        if asked.keep not in (None, "best"):
-            _alpha(asked.keep)
-    except ValueError:
-        parser.error(f"an alpha is a number from 0 to 1; found --alphas {asked.alphas} --keep {asked.keep}")
-    return asked
+    parser.add_argument(
+        "--alphas",
+        type=lambda text: [_alpha(part) for part in text.split(",")],
+        default="0,0.2,0.4,0.6,0.8,1",
+        help="0 is the base, 1 the best checkpoint",
+    )
+    parser.add_argument(
+        "--keep",
+        type=lambda text: text if text == "best" else _alpha(text),
+        help="best, or an alpha: export the model there to OUTPUT/export",
+    )
+    return parser.parse_args(arguments)
 
 
 def _show(record: dict[str, Any], output: Path) -> None:

@@ -24,9 +24,8 @@ from PIL import Image
 
 from eval.dataset.images import ImageError, decode_image, file_digest
 from eval.errors import UserError
-from eval.manifest.manifest import Fault, ManifestError, caption_fault
+from eval.manifest.manifest import Fault, ManifestError, caption_fault, cell_text
 from eval.manifest.paths import ImagePaths, PathFault
-from eval.manifest.rows import is_unicode
 from eval.manifest.text import read_jsonl
 
 COLUMNS = frozenset({"id", "category", "image", "box", "caption", "false_captions", "images", "captions"})
@@ -100,12 +99,7 @@ class ChoiceExample:
 
 @dataclass(frozen=True)
 class ChoiceSet:
-    """The examples of a manifest, each distinct picture and text once.
-
-    Attributes:
-        source: the manifest.
-        captions: the distinct texts.
-    """
+    """The examples of a manifest (`source`), each distinct picture and text once."""
 
     source: str
     examples: Sequence[ChoiceExample]
@@ -153,8 +147,6 @@ class ChoiceSet:
         """The scores of `pairs()`, in their order, as one array of shape (images, captions) per example."""
         shapes = [(len(example.images), len(example.captions)) for example in self.examples]
         ends = np.cumsum([images * captions for images, captions in shapes])
-        if len(scores_N) != ends[-1]:
-            raise ValueError(f"expected a score for each of the {ends[-1]} pairs, found {len(scores_N)}")
         return [part.reshape(shape) for part, shape in zip(np.split(scores_N, ends[:-1]), shapes, strict=True)]
 
     def sha256(self) -> str:
@@ -169,9 +161,6 @@ class ChoiceSet:
 
 def read_choices(source: str | os.PathLike[str], *, image_root: str | os.PathLike[str] | None = None) -> ChoiceSet:
     """Read a choice set whole and check every row; it is held in memory, embedded pictures included.
-
-    Args:
-        image_root: folder that image paths are relative to; default: the manifest's folder.
 
     Raises:
         ManifestError: with every fault found.
@@ -189,6 +178,14 @@ def read_choices(source: str | os.PathLike[str], *, image_root: str | os.PathLik
     return ChoiceSet(str(source), reader.examples, list(reader.pictures), list(reader.captions))
 
 
+def jsonl_rows(path: Path, faults: list[Fault]) -> list[tuple[str, dict[str, Any]]]:
+    """(file and line, record) of every row; those that cannot be read go to `faults`."""
+    unreadable: list[tuple[str, str]] = []
+    _, records = read_jsonl(path, unreadable)
+    faults += [Fault(where, "unreadable row", what) for where, what in unreadable]
+    return [(f"{path}:{line}", record) for line, record in records]
+
+
 def _records(path: Path, faults: list[Fault]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(file and line or row, columns) of every row."""
     try:
@@ -197,10 +194,7 @@ def _records(path: Path, faults: list[Fault]) -> Iterator[tuple[str, Mapping[str
             for number, record in enumerate(pq.read_table(path, columns=sorted(names)).to_pylist(), 1):
                 yield f"{path} row {number}", record
         elif path.suffix == ".jsonl":
-            unreadable: list[tuple[str, str]] = []
-            _, records = read_jsonl(path, unreadable)
-            faults += [Fault(where, "unreadable row", what) for where, what in unreadable]
-            yield from ((f"{path}:{line}", record) for line, record in records)
+            yield from jsonl_rows(path, faults)
         else:
             raise UserError(f"{path}: a choice set is .jsonl or .parquet; python -m eval.convert_choices makes one of other layouts")
     except (OSError, pa.ArrowException) as error:
@@ -235,8 +229,8 @@ class _Reader:
         self.faults += [fault for caption in captions if (fault := caption_fault(where, caption))]
         box = self._box(where, record["box"], kind) if "box" in given else None
         pictures = [picture for image in images if (picture := self._picture(where, image, box))]
-        id = self._text(where, record, "id") or f"row-{len(self._place_of_id) + 1:06d}"
-        category = self._text(where, record, "category")
+        id = cell_text(where, "id", record.get("id"), self.faults) or f"row-{len(self._place_of_id) + 1:06d}"
+        category = cell_text(where, "category", record.get("category"), self.faults)
         if (earlier := self._place_of_id.setdefault(id, where)) != where:
             self._fault(where, "id twice", f"id {id!r} is at {earlier} too")
         if len(self.faults) == num_faults:
@@ -279,15 +273,6 @@ class _Reader:
         except PathFault as fault:
             self._fault(where, fault.kind, str(fault))
             return None
-
-    def _text(self, where: str, record: Mapping[str, Any], name: str) -> str | None:
-        value = record.get(name)
-        if value is None or value == "":
-            return None
-        if isinstance(value, (str, int)) and not isinstance(value, bool) and is_unicode(str(value)):
-            return str(value)
-        self._fault(where, f"{name} is not text", f"expected text, found {type(value).__name__}: {value!r:.80}")
-        return None
 
     def _check_different(self, where: str, kind: ChoiceKind, pictures: list[ChoiceImage], captions: list[str]) -> None:
         """Refuse an example that has no one correct choice."""

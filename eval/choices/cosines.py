@@ -12,13 +12,7 @@ from eval.encoder.inputs import SiglipInputs
 from eval.execution import ONE_PROCESS, Execution
 
 
-def cosines(
-    model: SiglipModel,
-    inputs: SiglipInputs,
-    choices: ChoiceSet,
-    *,
-    execution: Execution = ONE_PROCESS,
-) -> np.ndarray:
+def cosines(model: SiglipModel, inputs: SiglipInputs, choices: ChoiceSet, *, execution: Execution = ONE_PROCESS) -> np.ndarray:
     """Cosine of every pair of `choices.pairs()`, float64 of shape (N,). Scale and bias change no order and are left out.
 
     Raises:

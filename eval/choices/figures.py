@@ -88,10 +88,7 @@ class Sample:
 
 
 def choice_figures(table: pa.Table, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """`stages` and `comparisons` of a record, from the rows of choices.parquet and nothing else.
-
-    Args:
-        pairs: (stage, against) to compare, over all categories; one Holm correction over every row.
+    """`stages` and `comparisons` of a record, from the rows of choices.parquet and nothing else; one Holm correction over every row.
 
     Raises:
         UserError: a pair names a stage that is not in the table.

@@ -41,13 +41,10 @@ def chances(example: ChoiceExample) -> dict[str, float]:
 
 
 def outcome_table(choices: ChoiceSet, stages: Mapping[str, np.ndarray]) -> pa.Table:
-    """The rows of choices.parquet: one a stage and example, with its scores, its metrics and their expectation by chance.
+    """The rows of choices.parquet: one a stage (name -> scores of `choices.pairs()`) and example, with its metrics and those by chance.
 
     The metrics of the other kind are null. `unit` is what is resampled: the example's (first) image, for examples of one image are not
     independent.
-
-    Args:
-        stages: name -> scores of `choices.pairs()`.
 
     Raises:
         ValueError: a stage has another number of scores, or one that is not finite.

@@ -38,13 +38,7 @@ class ChoiceReport:
 def choice_report(
     choices: ChoiceSet, stages: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]], rules: Mapping[str, str]
 ) -> ChoiceReport:
-    """Measure stages on a choice set and compare pairs of them.
-
-    Args:
-        stages: name -> scores of `choices.pairs()`.
-        pairs: (stage, against) names.
-        rules: name -> what its scores are, in words.
-    """
+    """Measure stages (name -> scores of `choices.pairs()`) on a choice set and compare pairs of them; `rules` say what the scores are."""
     table = outcome_table(choices, stages)
     data = {
         "source": choices.source,

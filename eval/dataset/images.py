@@ -22,9 +22,6 @@ class ImageError(UserError):
 def decode_image(source: bytes | str | Path) -> Image.Image:
     """Decode a picture to RGB, turned upright by its EXIF orientation (as transformers' own load_image does).
 
-    Args:
-        source: the encoded bytes, or a path.
-
     Raises:
         ImageError: not a picture of a known format, truncated, more than MAX_PIXELS pixels, or not readable at all.
     """

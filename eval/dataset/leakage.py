@@ -44,8 +44,8 @@ def find_leakage(split: RetrievalSet, other: RetrievalSet) -> Leakage:
     shared_images = sorted(set(split.named_sizes()) & set(other.named_sizes()))
     shared_C = np.isin(split.caption_hash_C, other.caption_hash_C)
     examples = [split.captions[int(caption)] for caption in np.flatnonzero(shared_C)[:3]]
-    groups = split.named_groups() & other.named_groups()
-    in_shared_group = sum(1 for name in split.group_names() if name is not None and name in groups)
+    groups = set(split.group_names()) & set(other.group_names()) - {None}
+    in_shared_group = sum(name in groups for name in split.group_names())
     return Leakage(
         str(split.split),
         str(other.split),

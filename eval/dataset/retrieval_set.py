@@ -154,7 +154,7 @@ class RetrievalSet(StoredImages):
         self._num_bytes_I = np.array([image.num_bytes for image in ordered], dtype=np.int64)
         self.truth: dict[str, Any] = {"protocol": "all"}
         self._pairs: tuple[np.ndarray, np.ndarray] | None = None
-        self.true_hashes = GroupHashes(self.group_I[self.caption_image_C], self.caption_hash_C, len(names))
+        self.true_hashes = GroupHashes(self.group_I[self.caption_image_C], self.caption_hash_C)
 
     @property
     def num_captions(self) -> int:
@@ -181,10 +181,6 @@ class RetrievalSet(StoredImages):
         """(id, size in bytes) of each image."""
         return zip(self.image_ids, self._num_bytes_I.tolist(), strict=True)
 
-    def named_groups(self) -> set[str]:
-        """The groups the manifest names."""
-        return {name for name in self._group_names if name is not None}
-
     def is_positive(self, images: np.ndarray, hashes: np.ndarray) -> np.ndarray:
         """Whether each (image, caption) pair is positive, by the caption's hash; arguments broadcast. Returns bool."""
         return self.true_hashes.contains(self.group_I[images], hashes)
@@ -192,12 +188,8 @@ class RetrievalSet(StoredImages):
     def positives(self, direction: str) -> PositivePairs:
         """All positive pairs, by query: captions of each image, or images of each caption."""
         images_P, captions_P = self.positive_pairs()
-        if direction == "image_to_text":
-            queries_P, items_P, num_queries = images_P, captions_P, self.num_images
-        elif direction == "text_to_image":
-            queries_P, items_P, num_queries = captions_P, images_P, self.num_captions
-        else:
-            raise ValueError(f"direction is 'image_to_text' or 'text_to_image', not {direction!r}")
+        sides = {"image_to_text": (images_P, captions_P, self.num_images), "text_to_image": (captions_P, images_P, self.num_captions)}
+        queries_P, items_P, num_queries = sides[direction]
         order = np.lexsort((items_P, queries_P))
         offsets = np.concatenate([[0], np.cumsum(np.bincount(queries_P, minlength=num_queries))]).astype(np.int64)
         return PositivePairs(offsets, items_P[order])
@@ -255,7 +247,7 @@ def matching_pairs(group_I: np.ndarray, key_C: np.ndarray, true: "GroupHashes") 
 class GroupHashes:
     """The set of positive (group, caption hash) pairs, sorted, so that many pairs are looked up in one binary search."""
 
-    def __init__(self, groups: np.ndarray, hashes: np.ndarray, num_groups: int) -> None:
+    def __init__(self, groups: np.ndarray, hashes: np.ndarray) -> None:
         self._known_hashes = np.unique(hashes)
         self._codes = np.unique(groups * len(self._known_hashes) + np.searchsorted(self._known_hashes, hashes))
 

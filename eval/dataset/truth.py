@@ -18,11 +18,7 @@ Protocol = Literal["all", "papers"]
 
 
 def with_ground_truth(
-    dataset: RetrievalSet,
-    *,
-    protocol: Protocol = "all",
-    near_duplicates: bool = False,
-    qrels: Collection[tuple[str, str]] | None = None,
+    dataset: RetrievalSet, *, protocol: Protocol = "all", near_duplicates: bool = False, qrels: Collection[tuple[str, str]] | None = None
 ) -> RetrievalSet:
     """The data set with the chosen ground truth, described in its `truth`.
 
@@ -44,15 +40,24 @@ def with_ground_truth(
         captions_C = np.arange(dataset.num_captions)
         return dataset.with_positive_pairs(dataset.caption_image_C, captions_C, {"protocol": "papers"})
     group_C = near_duplicate_groups(dataset.captions)
-    wider_P = _near_duplicate_pairs(dataset, group_C)
-    images_P, captions_P = stated_P = dataset.positive_pairs()
-    if near_duplicates:
-        images_P, captions_P = wider_P
-    truth = {"protocol": "all", "near_duplicates": _near_duplicate_record(group_C, len(wider_P[0]) - len(stated_P[0]), near_duplicates)}
+    sizes = np.bincount(group_C)
+    stated_P = dataset.positive_pairs()
+    wider_P = matching_pairs(dataset.group_I, group_C, GroupHashes(dataset.group_I[dataset.caption_image_C], group_C))
+    images_P, captions_P = wider_P if near_duplicates else stated_P
+    record = {
+        "rule": RULE,
+        "num_groups": int((sizes > 1).sum()),
+        "num_captions": int(sizes[sizes > 1].sum()),
+        "num_pairs_beyond_the_stated": len(wider_P[0]) - len(stated_P[0]),
+        "counted_as_right": near_duplicates,
+    }
+    truth: dict[str, Any] = {"protocol": "all", "near_duplicates": record}
     if qrels is not None:
         extra_P, num_unknown = known_pairs(dataset, qrels)
         before = len(images_P)
-        images_P, captions_P = _union(dataset, (images_P, captions_P), extra_P)
+        codes = [images * dataset.num_captions + captions for images, captions in ((images_P, captions_P), extra_P)]
+        union_P = np.union1d(*codes)
+        images_P, captions_P = union_P // dataset.num_captions, union_P % dataset.num_captions
         digest = hashlib.sha256("\n".join(sorted(f"{query} {item}" for query, item in qrels)).encode()).hexdigest()
         truth["qrels"] = {"num_pairs": len(qrels), "num_added": len(images_P) - before, "num_not_in_split": num_unknown, "sha256": digest}
     return dataset.with_positive_pairs(images_P, captions_P, truth)
@@ -68,23 +73,6 @@ def truth_in_words(truth: dict[str, Any]) -> str:
     if qrels := truth.get("qrels"):
         words += f", and {qrels['num_added']:,} additional pairs of a qrels file"
     return f"{words}."
-
-
-def _near_duplicate_pairs(dataset: RetrievalSet, group_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Every pair that is positive when near-duplicates are one caption."""
-    images_of_C = dataset.group_I[dataset.caption_image_C]
-    return matching_pairs(dataset.group_I, group_C, GroupHashes(images_of_C, group_C, int(dataset.group_I.max()) + 1))
-
-
-def _near_duplicate_record(group_C: np.ndarray, num_pairs: int, counted: bool) -> dict[str, object]:
-    sizes = np.bincount(group_C)
-    return {
-        "rule": RULE,
-        "num_groups": int((sizes > 1).sum()),
-        "num_captions": int(sizes[sizes > 1].sum()),
-        "num_pairs_beyond_the_stated": num_pairs,
-        "counted_as_right": counted,
-    }
 
 
 def known_pairs(dataset: RetrievalSet, qrels: Collection[tuple[str, str]]) -> tuple[tuple[np.ndarray, np.ndarray], int]:
@@ -116,12 +104,3 @@ def known_pairs(dataset: RetrievalSet, qrels: Collection[tuple[str, str]]) -> tu
 
 def _find(numbers: dict[str, int], name: str) -> int | None:
     return numbers.get(name, numbers.get(unquote(name)))
-
-
-def _union(
-    dataset: RetrievalSet, one_P: tuple[np.ndarray, np.ndarray], other_P: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of either, each once."""
-    codes = [images_P * dataset.num_captions + captions_P for images_P, captions_P in (one_P, other_P)]
-    union_P = np.union1d(*codes)
-    return union_P // dataset.num_captions, union_P % dataset.num_captions

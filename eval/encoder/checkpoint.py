@@ -19,9 +19,6 @@ from eval.sharded import whole
 def load_siglip(name: str | os.PathLike[str], *, strip_punctuation: bool = False) -> tuple[SiglipModel, SiglipInputs]:
     """Load model (float32, on the CPU, in evaluation mode) and inputs of a SigLIP or a fixed-resolution SigLIP 2 checkpoint.
 
-    Args:
-        strip_punctuation: see eval/encoder/tokenizer.py.
-
     Raises:
         UserError: not found, of another architecture, without weights in safetensors or a pytorch_model.bin of tensors alone, or with
             weights missing (they would be random).

@@ -7,6 +7,7 @@ Shape letters: N rows, B rows of a block, D width, M rows read.
 """
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -44,12 +45,7 @@ class Shards:
     """Rows on disk, block b on process b % world_size: append every block, call `seal`, then read."""
 
     def __init__(self, folder: Path | None, num_rows: int, block: int, processes: Processes) -> None:
-        """Open this process's file.
-
-        Args:
-            folder: where to put it; None: the system's temporary folder.
-            num_rows: N, over all processes.
-            block: B, as the rows are embedded.
+        """Open this process's file in a folder (None: the system's temporary one), for N rows over all processes in blocks of B.
 
         Raises:
             OSError: the folder cannot be written.
@@ -123,20 +119,14 @@ class Shards:
             vectors_MD[blocks_M % world_size == owner] = part
         return vectors_MD
 
-    def own(self) -> list[tuple[np.ndarray, tuple[int, int]]]:
-        """(indices, span) of this process's own rows, BLOCKS_AT_ONCE blocks at a time; `read_own` reads a span."""
+    def own(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(indices, vectors, mapped) of this process's own rows, BLOCKS_AT_ONCE blocks at a time."""
         share = self._processes.share_of(num_blocks(self.num_rows, self._block))
-        spans = []
         for place in range(0, len(share), BLOCKS_AT_ONCE):
             starts = np.array(share[place : place + BLOCKS_AT_ONCE], dtype=np.int64) * self._block
             indices = (starts[:, None] + np.arange(self._block)).reshape(-1)
             indices = indices[indices < self.num_rows]
-            spans.append((indices, (place * self._block, place * self._block + len(indices))))
-        return spans
-
-    def read_own(self, span: tuple[int, int]) -> np.ndarray:
-        """A span of this process's own rows, mapped, float32."""
-        return self._mapped(*span)
+            yield indices, self._mapped(place * self._block, place * self._block + len(indices))
 
     def close(self) -> None:
         """Close the file, which frees its disk space."""

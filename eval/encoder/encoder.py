@@ -69,32 +69,26 @@ def embed_images(
     *,
     execution: Execution = ONE_PROCESS,
     block: int = IMAGE_BLOCK,
-    allow_undecodable: bool = False,
     names: Sequence[str] = (),
+    remedy: str | None = IMAGE_REMEDY,
 ) -> np.ndarray:
     """Unit embeddings of every image of a split, float32 of shape (images, D), the same on every process.
 
     Args:
         execution: its device is not used: the model runs where it is.
-        allow_undecodable: an image that cannot be decoded gets a row of zeros (for mining) instead of an error.
         names: of the images, for messages; without, they are called by their index.
+        remedy: what a person can do about an image that cannot be decoded, for the error; None: no error, it gets a row of zeros.
 
     Raises:
         UserError: an image cannot be decoded (in evaluation nothing is left out), or an embedding is not finite.
     """
     own: list[np.ndarray] = []
-    remedy = None if allow_undecodable else IMAGE_REMEDY
     stream_images(model, inputs, dataset, own.append, execution=execution, block=block, names=names, remedy=remedy)
     return np.concatenate(execution.processes.gather_blocks(own, num_blocks(dataset.num_images, block)))
 
 
 def embed_captions(
-    model: SiglipModel,
-    inputs: SiglipInputs,
-    captions: Sequence[str],
-    *,
-    execution: Execution = ONE_PROCESS,
-    block: int = TEXT_BLOCK,
+    model: SiglipModel, inputs: SiglipInputs, captions: Sequence[str], *, execution: Execution = ONE_PROCESS, block: int = TEXT_BLOCK
 ) -> np.ndarray:
     """Unit embeddings of captions, float32 of shape (captions, D), the same on every process.
 
@@ -117,11 +111,7 @@ def stream_images(
     names: Sequence[str] = (),
     remedy: str | None = IMAGE_REMEDY,
 ) -> None:
-    """Embed this process's blocks of images and give each to the sink as it comes; arguments and errors as :func:`embed_images`.
-
-    Args:
-        remedy: what a person can do about an image that cannot be decoded, for the error; None: no error, it gets a row of zeros.
-    """
+    """Embed this process's blocks of images and give each to the sink as it comes; arguments and errors as :func:`embed_images`."""
     loader = block_loader(_PixelBlocks(dataset, inputs, block, execution.processes, remedy), num_workers=execution.num_workers)
     _stream(model, image_features, iter(loader), dataset.num_images, block, sink, names, execution)
 
@@ -151,11 +141,7 @@ def _stream(
     names: Sequence[str],
     execution: Execution,
 ) -> None:
-    """Run one tower over this process's blocks; what fails on one process is raised on all.
-
-    Args:
-        blocks: rows of the tower's input, or why there are none: an image that cannot be decoded.
-    """
+    """Run one tower over this process's blocks (or why there is none); what fails on one process is raised on all."""
     device, processes = next(model.parameters()).device, execution.processes
     was_training = model.training
     model.eval()
@@ -169,9 +155,8 @@ def _stream(
                 break
             count = min(block, num_rows - number * block)
             empty = rows.reshape(len(rows), -1).isnan().all(dim=1) if rows.is_floating_point() else torch.zeros(len(rows), dtype=torch.bool)
-            vectors = features(
-                model, rows.nan_to_num_(0.0).to(device, non_blocking=True) if bool(empty.any()) else rows.to(device, non_blocking=True)
-            )
+            rows = rows.nan_to_num_(0.0) if bool(empty.any()) else rows
+            vectors = features(model, rows.to(device, non_blocking=True))
             num_passes += 1
             found = vectors.cpu().masked_fill(empty[:, None], 0.0)[:count].numpy()
             bad.append(number * block + np.flatnonzero(~np.isfinite(found).all(axis=1)))
@@ -229,21 +214,16 @@ class _PixelBlocks(Dataset):  # type: ignore[type-arg]
         pixels, faults = [], []
         for image in images:
             try:
-                pixels.append(self._pixels(image))
+                pixels.append(self._inputs.pixels(self._dataset.load_image(image)))
             except ImageError as error:
-                faults.append(str(error))
+                if self._remedy is None:
+                    pixels.append(torch.full((3, self._inputs.image_size, self._inputs.image_size), torch.nan))
+                else:
+                    faults.append(str(error))
         if faults:  # an error raised in a worker would arrive wrapped in a traceback
             more = f"; and {len(faults) - _MOST_NAMED} more near them" if len(faults) > _MOST_NAMED else ""
             return f"{'; '.join(faults[:_MOST_NAMED])}{more}. {self._remedy}"
         return _pad(torch.stack(pixels), self._block)
-
-    def _pixels(self, image: int) -> torch.Tensor:
-        try:
-            return self._inputs.pixels(self._dataset.load_image(image))
-        except ImageError:
-            if self._remedy is not None:
-                raise
-            return torch.full((3, self._inputs.image_size, self._inputs.image_size), torch.nan)
 
 
 def block_loader(  # type: ignore[type-arg]
@@ -254,12 +234,11 @@ def block_loader(  # type: ignore[type-arg]
     Ctrl-C and a cluster's SIGTERM reach every process of a group; a worker that died of one would cost its parent the last
     checkpoint. Workers end when the loader does, or when their parent is gone.
     """
-    context = "fork" if num_workers else None
     return DataLoader(
         blocks,
         batch_size=None,
         num_workers=num_workers,
-        multiprocessing_context=context,
+        multiprocessing_context="fork" if num_workers else None,
         worker_init_fn=_leave_signals_to_parent,
         sampler=sampler,
         pin_memory=pin_memory,

@@ -38,9 +38,6 @@ class SiglipInputs:
     def load(cls, name: str | os.PathLike[str], config: SiglipConfig, *, strip_punctuation: bool = False) -> "SiglipInputs":
         """Load the processor files of a checkpoint and check that they give the inputs that it was trained on.
 
-        Args:
-            strip_punctuation: see eval/encoder/tokenizer.py.
-
         Raises:
             UserError: files are missing, or give other inputs.
         """
@@ -48,15 +45,7 @@ class SiglipInputs:
         try:
             tokenizer = load_tokenizer(name, strip_punctuation=strip_punctuation)
             image_processor = SiglipImageProcessorPil.from_pretrained(name, trust_remote_code=False)
-        except (
-            OSError,
-            ValueError,
-            ImportError,
-            RuntimeError,
-            AttributeError,
-            TypeError,
-            KeyError,
-        ) as error:  # by the damage
+        except (OSError, ValueError, ImportError, RuntimeError, AttributeError, TypeError, KeyError) as error:  # by the damage
             raise UserError(f"{name}: no usable tokenizer and image processor next to the weights ({error})") from error
         inputs = cls(tokenizer, image_processor, config.text_config.max_position_embeddings, config.vision_config.image_size)
         inputs._check(name, config)
@@ -93,30 +82,22 @@ class SiglipInputs:
 
     def _check(self, name: str, config: SiglipConfig) -> None:
         upper, lower = self.token_ids(["A Dog RUNS", "a dog runs"])
+        pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        num_known, num_embedded = len(self.tokenizer), config.text_config.vocab_size
+        square = (3, self.image_size, self.image_size)
+        wide = Image.new("RGB", (3 * self.image_size, self.image_size), (255, 0, 0))
+        fault = ""
         if len(lower) != self.num_tokens:
-            raise UserError(f"{name}: captions come out {len(lower)} tokens long; the text tower wants {self.num_tokens}")
-        if not torch.equal(upper, lower):
-            raise UserError(
-                f"{name}: the tokenizer keeps capitals; SigLIP was trained on lower case (do_lower_case in tokenizer_config.json)"
-            )
-        if (
-            self.tokenizer.pad_token_id is None
-            or int(lower[-1]) != self.tokenizer.pad_token_id
-            or int(lower[0]) == self.tokenizer.pad_token_id
-        ):
-            raise UserError(f"{name}: the tokenizer does not pad on the right with its padding token; SigLIP pools the last position")
-        words = lower[lower != self.tokenizer.pad_token_id]
-        if self.tokenizer.eos_token_id not in (None, self.tokenizer.pad_token_id, int(words[-1])):
-            raise UserError(
-                f"{name}: the tokenizer does not end a caption with {self.tokenizer.eos_token!r}, as the text tower was trained"
-            )
-        if len(self.tokenizer) > config.text_config.vocab_size:
-            raise UserError(
-                f"{name}: the tokenizer knows {len(self.tokenizer)} tokens, the text tower {config.text_config.vocab_size}: "
-                "these are files of different models"
-            )
-        wide = self.pixels(Image.new("RGB", (3 * self.image_size, self.image_size), (255, 0, 0)))
-        if tuple(wide.shape) != (3, self.image_size, self.image_size):
-            raise UserError(
-                f"{name}: images come out {tuple(wide.shape)}; the vision tower wants (3, {self.image_size}, {self.image_size})"
-            )
+            fault = f"captions come out {len(lower)} tokens long; the text tower wants {self.num_tokens}"
+        elif not torch.equal(upper, lower):
+            fault = "the tokenizer keeps capitals; SigLIP was trained on lower case (do_lower_case in tokenizer_config.json)"
+        elif pad is None or int(lower[-1]) != pad or int(lower[0]) == pad:
+            fault = "the tokenizer does not pad on the right with its padding token; SigLIP pools the last position"
+        elif eos not in (None, pad, int(lower[lower != pad][-1])):
+            fault = f"the tokenizer does not end a caption with {self.tokenizer.eos_token!r}, as the text tower was trained"
+        elif num_known > num_embedded:
+            fault = f"the tokenizer knows {num_known} tokens, the text tower {num_embedded}: these are files of different models"
+        elif (shape := tuple(self.pixels(wide).shape)) != square:
+            fault = f"images come out {shape}; the vision tower wants {square}"
+        if fault:
+            raise UserError(f"{name}: {fault}")

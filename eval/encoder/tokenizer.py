@@ -17,10 +17,7 @@ from transformers import AutoTokenizer, GemmaTokenizer, Siglip2Tokenizer, Siglip
 
 
 def load_tokenizer(name: str, *, strip_punctuation: bool = False) -> Any:
-    """The tokenizer of a checkpoint folder or hub id.
-
-    Args:
-        strip_punctuation: strip it for SigLIP 2 too, as open_clip does; big_vision only lower-cases.
+    """The tokenizer of a checkpoint folder or hub id; SigLIP 2's strips punctuation if asked, as open_clip does (big_vision does not).
 
     Raises:
         OSError, ValueError, ImportError: it is missing or cannot be read.
@@ -35,8 +32,11 @@ def load_tokenizer(name: str, *, strip_punctuation: bool = False) -> Any:
             single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, tokenizer.eos_token_id)]
         )
     if strip_punctuation and not isinstance(tokenizer, SiglipTokenizer):
+        # SigLIP's text normalisation except the case: ASCII punctuation removed, blanks collapsed.
+        marks = Regex("[" + re.escape(string.punctuation) + "]")
+        stripped = [normalizers.Replace(marks, ""), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
         backend = tokenizer.backend_tokenizer
-        backend.normalizer = normalizers.Sequence([*_without_punctuation(), *([backend.normalizer] if backend.normalizer else [])])
+        backend.normalizer = normalizers.Sequence([*stripped, *([backend.normalizer] if backend.normalizer else [])])
     return tokenizer
 
 
@@ -68,9 +68,3 @@ def rewrite_tokenizer_config(folder: str | os.PathLike[str], **changes: Any) -> 
     if extra:
         record["extra_special_tokens" if isinstance(extra, dict) else "additional_special_tokens"] = extra
     path.write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-
-
-def _without_punctuation() -> list[Any]:
-    """SigLIP's text normalisation except the case: ASCII punctuation removed, blanks collapsed."""
-    marks = Regex("[" + re.escape(string.punctuation) + "]")
-    return [normalizers.Replace(marks, ""), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]

@@ -23,12 +23,7 @@ from eval.errors import UserError, WriteError
 
 
 def load_weights(model_class: Any, name: str, config: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """(model in float32, transformers' loading info with missing_keys and mismatched_keys).
-
-    Args:
-        model_class: a class of transformers with from_pretrained.
-        name: folder or hub id.
-        options: more arguments of from_pretrained.
+    """(model in float32, transformers' loading info with missing_keys and mismatched_keys); options go to its from_pretrained.
 
     Raises:
         UserError: a pytorch_model.bin holds anything but tensors, or the copy of it is damaged.

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from eval.errors import UserError
 from eval.manifest.rows import EmbeddedImage, Row, RowSource, row_of
 
@@ -54,7 +57,8 @@ class ArrowRows(RowSource):
             read = [name for name in batch.column_names if num_bytes is None or name != image]
             for offset, record in enumerate(batch.select(read).to_pylist()):
                 row, embedded = start + offset, None
-                record |= {name: _class_name(feature, record[name]) for name, feature in classes.items()}
+                for name, feature in classes.items():  # ClassLabels, which store what is missing as -1, or as null
+                    record[name] = None if record[name] is None or record[name] < 0 else feature.int2str(record[name])
                 record.setdefault(self._mapping["split"], part.split)
                 if num_bytes is not None:
                     record[image] = paths[offset]
@@ -77,16 +81,8 @@ class ArrowRows(RowSource):
         raise IndexError(row)
 
 
-def _class_name(feature: Any, number: int | None) -> str | None:
-    """The class name of a ClassLabel's number; it stores what is missing as -1, or as null."""
-    return None if number is None or number < 0 else feature.int2str(number)
-
-
 def _split_image_column(batch: Any, name: str) -> tuple[list[int | None] | None, list[str | None]]:
     """(bytes per picture, inner path per picture) of an image column that embeds; (None, []) of one that holds paths. Copies no picture."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     if name not in batch.column_names:
         return None, []
     column = batch[name]

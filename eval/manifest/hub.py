@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+
 from eval.errors import UserError
 from eval.manifest.arrow import ArrowRows, Part, parts_of
 
@@ -79,7 +81,6 @@ def _folder_of_pictures(parts: list[Part], column: str) -> Path:
 def _fetched_files(table: Any, column: str) -> Iterator[str]:
     """Absolute paths of pictures that are not embedded."""
     import datasets
-    import pyarrow.compute as pc
 
     if not isinstance(table.features.get(column), datasets.Image):
         return

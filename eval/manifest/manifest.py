@@ -7,7 +7,7 @@ comes out is the same for all: one ManifestImage per (split, picture), captions 
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,16 @@ def caption_fault(where: str, value: object) -> Fault | None:
         return Fault(where, "not UTF-8 text", f"half a character (a lone surrogate) in the caption {value!r:.80}")
     if not normalise(value):
         return Fault(where, "empty caption", f"nothing is left of {value!r:.80} without blanks and punctuation; write words")
+    return None
+
+
+def cell_text(where: str, name: str, value: object, faults: list[Fault]) -> str | None:
+    """The text or number of a cell of column `name`, as text; None of an empty one, and of another value, which goes to `faults`."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, (str, int)) and not isinstance(value, bool) and is_unicode(str(value)):
+        return str(value)
+    faults.append(Fault(where, f"{name} is not text", f"expected text, found {type(value).__name__}: {value!r:.80}"))
     return None
 
 
@@ -149,14 +159,8 @@ def _split_faults(manifest: Manifest, column: str, required: Iterable[str]) -> l
         if split not in found:
             none = "none among the rows without faults" if column in manifest.rows.columns else "none: there is no column `split`"
             names = ", ".join(repr(name) for name in found if name is not None) or none
-            faults.append(
-                Fault(
-                    manifest.source,
-                    "no such split",
-                    f"no row has split {split!r}; splits found: {names}. Name one of these; where there is none, "
-                    "leave --split out (null in a job)",
-                )
-            )
+            remedy = "Name one of these; where there is none, leave --split out (null in a job)"
+            faults.append(Fault(manifest.source, "no such split", f"no row has split {split!r}; splits found: {names}. {remedy}"))
     if len(found) > 1 and found[0] is None:
         named = ", ".join(repr(name) for name in found[1:])
         what = f"this row has no split, others have {named}; give every row one (rows of a split that no job names are left alone)"
@@ -173,25 +177,18 @@ def _column_mapping(columns: Mapping[str, str]) -> dict[str, str]:
 
 
 def _column_faults(rows: RowSource, mapping: Mapping[str, str], asked: Mapping[str, str]) -> list[Fault]:
-    where, found = rows.header_place, rows.columns
-    faults = []
-    for ours, theirs in asked.items():
-        if theirs not in found:
-            faults.append(
-                Fault(where, "unknown column", f"data.columns maps {ours} to {theirs!r}, which is not there; columns found: {found}")
-            )
+    found = rows.columns
+    whats = [
+        f"data.columns maps {ours} to {theirs!r}, which is not there; columns found: {found}"
+        for ours, theirs in asked.items()
+        if theirs not in found
+    ]
     if mapping["image"] not in found and "image" not in asked:
-        faults.append(
-            Fault(
-                where,
-                "unknown column",
-                f"no column {mapping['image']!r}; columns found: {found}. Name the right one: data.columns.image=NAME",
-            )
-        )
+        whats.append(f"no column {mapping['image']!r}; columns found: {found}. Name the right one: data.columns.image=NAME")
     if mapping["captions"] not in found and mapping["caption"] not in found and not {"caption", "captions"} & set(asked):
         remedy = "Name the right one: data.columns.caption=NAME (text) or data.columns.captions=NAME (list)"
-        faults.append(Fault(where, "unknown column", f"no column 'caption' or 'captions'; columns found: {found}. {remedy}"))
-    return faults
+        whats.append(f"no column 'caption' or 'captions'; columns found: {found}. {remedy}")
+    return [Fault(rows.header_place, "unknown column", what) for what in whats]
 
 
 @dataclass
@@ -211,9 +208,9 @@ class _Joiner:
         """Check one row and join it; what is wrong with it goes to `faults`."""
         captions = self._captions(row)
         located = self._locate(row)
-        text = {name: self._text(row, name, getattr(row, name)) for name in ("id", "split", "group")}
+        text = {name: cell_text(row.where, name, getattr(row, name), self.faults) for name in ("id", "split", "group")}
         columns = {name: [self._value(row, name)] * len(captions) for name in self.slice_by}
-        texts = {name: [self._texts(row, name)] * len(captions) for name in self.keep}
+        texts = {name: [self._good(row, as_list(row.record.get(name)), f"column {name!r}: ")] * len(captions) for name in self.keep}
         if located is None:
             return
         key, path, num_bytes = located
@@ -257,37 +254,17 @@ class _Joiner:
         values: list[Any] = row.captions if isinstance(row.captions, list) else [row.captions]
         if not values:
             self.faults.append(Fault(row.where, "no caption", "the list of captions is empty; write one, or take the row out"))
-        good = []
-        for value in values:
-            if fault := caption_fault(row.where, value):
-                self.faults.append(fault)
-            else:
-                good.append(value)
-        return good
+        return self._good(row, values)
 
-    def _text(self, row: Row, name: str, value: object) -> str | None:
-        if value is None or value == "":
-            return None
-        if isinstance(value, (str, int)) and not isinstance(value, bool) and is_unicode(str(value)):
-            return str(value)
-        self.faults.append(Fault(row.where, f"{name} is not text", f"expected text, found {type(value).__name__}: {value!r:.80}"))
-        return None
+    def _good(self, row: Row, values: list[Any], column: str = "") -> list[str]:
+        """The values that are captions; `column` begins what is wrong with the others."""
+        found = [(value, caption_fault(row.where, value)) for value in values]
+        self.faults += [replace(fault, what=f"{column}{fault.what}") for _, fault in found if fault]
+        return [value for value, fault in found if not fault]
 
     def _value(self, row: Row, name: str) -> str | float | None:
         value = row.record.get(name)
-        if isinstance(value, (float, bool)):
-            return value
-        return self._text(row, name, value)
-
-    def _texts(self, row: Row, name: str) -> list[str]:
-        """The texts of a column of texts; one list, which the captions of the row share."""
-        good = []
-        for value in as_list(row.record.get(name)):
-            if fault := caption_fault(row.where, value):
-                self.faults.append(Fault(row.where, fault.kind, f"column {name!r}: {fault.what}"))
-            else:
-                good.append(value)
-        return good
+        return value if isinstance(value, (float, bool)) else cell_text(row.where, name, value, self.faults)
 
     def _locate(self, row: Row) -> tuple[str, Path | None, int] | None:
         """(key, path, size in bytes) of a row's picture, or None after a fault."""

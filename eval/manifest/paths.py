@@ -19,16 +19,11 @@ class PathFault(Exception):
 
 
 class ImagePaths:
-    """The files below one image root; the file system is asked about each picture once.
-
-    Attributes:
-        image_root: folder that paths are relative to.
-        setting: what a person sets it with, for messages.
-    """
+    """The files below one image root (for messages: set by `setting`); the file system is asked about each picture once."""
 
     def __init__(self, image_root: Path, setting: str = "data.image_root") -> None:
         self.image_root, self.setting = image_root, setting
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}  # bytes of a file, -1 where there is none
 
     def find(self, value: object) -> tuple[str, Path, int]:
         """(path relative to the root, path, size in bytes) of what a cell of a manifest names.
@@ -44,17 +39,12 @@ class ImagePaths:
         if relative == ".." or relative.startswith("../"):
             raise PathFault("path outside the image root", f"{value!r} lies outside {str(self.image_root)!r}; set {self.setting}")
         path = self.image_root / relative
-        size = self._size(path, relative)
-        if size < 0:
-            remedy = "Paths are written with / here" if "\\" in value else f"Is {self.setting} right?"
-            raise PathFault("missing file", f"{str(path)!r:.300} does not exist or is no file. {remedy}")
-        return relative, path, size
-
-    def _size(self, path: Path, relative: str) -> int:
-        """Bytes of a file, -1 when it is not there."""
         if relative not in self._sizes:
             try:
                 self._sizes[relative] = path.stat().st_size if path.is_file() else -1
             except OSError:  # a name too long for the file system: a caption in the column of paths, say
                 self._sizes[relative] = -1
-        return self._sizes[relative]
+        if self._sizes[relative] < 0:
+            remedy = "Paths are written with / here" if "\\" in value else f"Is {self.setting} right?"
+            raise PathFault("missing file", f"{str(path)!r:.300} does not exist or is no file. {remedy}")
+        return relative, path, self._sizes[relative]

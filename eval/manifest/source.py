@@ -21,29 +21,25 @@ def open_rows(source: str, mapping: Mapping[str, str]) -> RowSource:
     Raises:
         UserError: nothing is there, it cannot be read, or it is of no known kind.
     """
+    path = Path(source)
     try:
-        return _open_rows(source, mapping)
+        if path.is_dir():
+            return _open_folder(path, mapping)
+        if path.is_file():
+            match path.suffix.lower():
+                case ".csv" | ".tsv":
+                    return TextRows(path, mapping, read_csv)
+                case ".jsonl" | ".ndjson":
+                    return TextRows(path, mapping, read_jsonl)
+                case ".parquet":
+                    return read_parquet([path], mapping)
+            raise UserError(f"{source}: a manifest is {KINDS}; found a file named *{path.suffix}")
+        if matches := sorted(Path(match) for match in glob.glob(source) if match.endswith(".parquet")):
+            return read_parquet(matches, mapping)
+        if hub_id := HubId.parse(source):
+            return read_hub_dataset(hub_id, mapping)
     except OSError as error:
         raise UserError(f"{source}: cannot be read as a manifest ({error})") from error
-
-
-def _open_rows(source: str, mapping: Mapping[str, str]) -> RowSource:
-    path = Path(source)
-    if path.is_dir():
-        return _open_folder(path, mapping)
-    if path.is_file():
-        match path.suffix.lower():
-            case ".csv" | ".tsv":
-                return TextRows(path, mapping, read_csv)
-            case ".jsonl" | ".ndjson":
-                return TextRows(path, mapping, read_jsonl)
-            case ".parquet":
-                return read_parquet([path], mapping)
-        raise UserError(f"{source}: a manifest is {KINDS}; found a file named *{path.suffix}")
-    if matches := sorted(Path(match) for match in glob.glob(source) if match.endswith(".parquet")):
-        return read_parquet(matches, mapping)
-    if hub_id := HubId.parse(source):
-        return read_hub_dataset(hub_id, mapping)
     raise UserError(f"{source}: no such file or folder (data.source, --data or --images); paths are relative to {os.getcwd()}")
 
 

@@ -37,16 +37,17 @@ def _compare_pair(sides: Sequence[tuple[StageMetrics, StageMetrics]], weights_SI
     share_IM = np.mean([(one.sums.sums_IM - other.sums.sums_IM)[:, :num] / one.sums.counts_I.sum() for one, other in sides], axis=0)
     p_M = sign_flip_p_values(share_IM)
     bounds_2M = interval(resampled_SM)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for column, k in enumerate(RECALL_AT):
         gains = [recall_at_k(one.ranks_Q, k) - recall_at_k(other.ranks_Q, k) for one, other in sides]
-        row: dict[str, Any] = {
-            "metric": RECALLS[column],
-            "delta": float(delta_M[column]),
-            "ci95": bounds_2M[:, column].tolist(),
-            "p_value": float(p_M[column]),
-            "wins": int(sum((gain > 0).sum() for gain in gains)),
-            "losses": int(sum((gain < 0).sum() for gain in gains)),
-        }
-        rows.append(row)
+        rows.append(
+            {
+                "metric": RECALLS[column],
+                "delta": float(delta_M[column]),
+                "ci95": bounds_2M[:, column].tolist(),
+                "p_value": float(p_M[column]),
+                "wins": int(sum((gain > 0).sum() for gain in gains)),
+                "losses": int(sum((gain < 0).sum() for gain in gains)),
+            }
+        )
     return rows

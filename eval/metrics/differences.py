@@ -24,7 +24,6 @@ class Differences:
     """The stages of a report, read once and compared on demand."""
 
     def __init__(self, figures: Figures, dataset: RetrievalSet) -> None:
-        """Args: figures of a split, and the split."""
         self.figures, self.dataset = figures, dataset
         self.weights_SI = resample_weights(dataset.num_images)
         self._number = {name: number for number, name in enumerate(dataset.image_ids)}

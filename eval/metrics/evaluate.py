@@ -3,6 +3,7 @@
 Shape letters: S resamples, I images.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +16,8 @@ from eval.errors import UserError
 from eval.metrics.checks import RankingCheck, pair_faults
 from eval.metrics.comparison import compare
 from eval.metrics.failures import choose_failures
-from eval.metrics.k_sweep import ceiling, r1_by_size, read_sweep, sweep_column, sweep_rows
-from eval.metrics.metrics import average_precision_at_r, r_precision
+from eval.metrics.k_sweep import r1_by_size, read_sweep, sweep_column, sweep_rows
+from eval.metrics.metrics import average_precision_at_r, r_precision, recall_at_k
 from eval.metrics.outcomes import Step, outcome_rows
 from eval.metrics.significance import resample_weights
 from eval.metrics.slices import slice_rows
@@ -27,13 +28,7 @@ from eval.search.stage import Stage
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured, as report.json says it, with the per-query table it was computed from.
-
-    Attributes:
-        outcomes: queries by bin, of every step from one stage to another.
-        slices: R@1 on parts of the set, of every stage.
-        failures: the most instructive queries of the step that matters most.
-    """
+    """What was measured, by the keys of report.json, with the per-query table it was computed from."""
 
     data: dict[str, Any]
     stages: dict[str, Any]
@@ -53,8 +48,7 @@ def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tup
     Raises:
         UserError: a stage is there twice, lacks a direction or a query, or holds what is not a number; a pair names no stage.
     """
-    check_stages(dataset, stages, pairs or ())
-    table = query_table(dataset, stages)
+    table = query_table(dataset, stages, pairs or ())
     image_number = {name: number for number, name in enumerate(dataset.image_ids)}
     weights_SI = resample_weights(dataset.num_images)
     measured = {
@@ -71,7 +65,8 @@ def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tup
             first = {direction: measured[stage.first_stage, direction] for direction in DIRECTIONS}
             sweep = read_sweep(table, stage.name)
             figures[stage.name] |= {
-                "ceiling": ceiling(first, stage.top_k),
+                # R@1 of a reranker that never errs: the first stage's R@K
+                "ceiling": {d: float(recall_at_k(first[d].ranks_Q, stage.top_k).mean()) for d in DIRECTIONS},
                 "k_sweep": sweep_rows(sweep, first, weights_SI),
                 "r1_by_k": r1_by_size(sweep),
             }
@@ -111,7 +106,6 @@ def values_of(dataset: RetrievalSet, stage: Stage) -> dict[Direction, dict[str, 
     Raises:
         UserError: the stage cannot be measured.
     """
-    check_stages(dataset, [stage], ())
     return row_values(dataset, query_table(dataset, [stage]), stage.name)
 
 
@@ -121,18 +115,10 @@ def row_values(dataset: RetrievalSet, rows: pa.Table, stage: str) -> dict[Direct
     return {direction: StageMetrics.of(rows, stage, direction, image_number).values() for direction in DIRECTIONS}
 
 
-def check_stages(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tuple[str, str]]) -> None:
-    """Refuse what would end in a wrong figure, every fault at once.
-
-    Raises:
-        UserError: naming the stage and up to five queries.
-    """
+def _check_stages(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tuple[str, str]]) -> None:
+    """Refuse what would end in a wrong figure, every fault at once, naming the stage and up to five queries."""
     names = [stage.name for stage in stages]
-    faults = [
-        f"stage {name!r} is there {names.count(name)} times; give each its own name"
-        for name in dict.fromkeys(names)
-        if names.count(name) > 1
-    ]
+    faults = [f"stage {name!r} is there {count} times; give each its own name" for name, count in Counter(names).items() if count > 1]
     check = RankingCheck(dataset)
     if fault := check.data_fault():
         faults.append(fault)
@@ -149,12 +135,16 @@ def check_stages(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence
         raise UserError("; ".join(faults))
 
 
-def query_table(dataset: RetrievalSet, stages: Sequence[Stage]) -> pa.Table:
+def query_table(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tuple[str, str]] = ()) -> pa.Table:
     """The rows of queries.parquet: stage, direction, query_id, image_id, rank, num_positives, ap_at_r, r_precision, top_ids, top_scores,
     rank_at_k.
 
     image_id is the query itself, or the image the querying caption belongs to: the unit that is drawn.
+
+    Raises:
+        UserError: as `evaluate`.
     """
+    _check_stages(dataset, stages, pairs)
     image_ids = list(dataset.image_ids)
     caption_ids = list(dataset.caption_ids)
     own_image_ids = [image_ids[image] for image in dataset.caption_image_C]

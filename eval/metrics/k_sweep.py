@@ -55,11 +55,6 @@ def read_sweep(queries: pa.Table, stage: str) -> Sweep:
     return found
 
 
-def ceiling(first: Mapping[Direction, StageMetrics], top_k: int) -> dict[Direction, float]:
-    """The first stage's R@K: R@1 of a reranker of K candidates that never errs."""
-    return {direction: float(recall_at_k(first[direction].ranks_Q, top_k).mean()) for direction in DIRECTIONS}
-
-
 def sweep_rows(sweep: Sweep, first: Mapping[Direction, StageMetrics], weights_SI: np.ndarray) -> list[dict[str, Any]]:
     """report.json's `k_sweep`: recalls at K = 1, 2, 4, ... and the largest, with the 95% interval of R@1 (bootstrap over images)."""
     rows = []
@@ -85,11 +80,8 @@ def curves(rows: list[dict[str, Any]], by_size: Mapping[str, list[list[float]]] 
     """R@1 over K as a drawing in a box of 400 x 160: each direction's points with the ends of their intervals and the line through every K
     that is known, K's places, y's range.
 
-    K of the rows are evenly spaced (they double), others between them by their logarithm; y covers all that is drawn.
-
-    Args:
-        rows: `k_sweep`.
-        by_size: `r1_by_k`; None (an older report): the lines go through the rows.
+    K of the rows (`k_sweep`) are evenly spaced (they double), others between them by their logarithm; y covers all that is drawn. Without
+    `by_size` (`r1_by_k`; an older report has none) the lines go through the rows.
     """
     by_size = by_size or {d: [[row["k"], row["R@1"]] for row in rows if row["direction"] == d] for d in DIRECTIONS}
     sizes = sorted({row["k"] for row in rows})

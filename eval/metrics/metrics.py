@@ -63,9 +63,10 @@ def average_precision_at_r(offsets: np.ndarray, ranks_P: np.ndarray) -> np.ndarr
         offsets: int64, positives of query q at offsets[q]:offsets[q + 1]; at least one each.
         ranks_P: their ranks, in any order within a query.
     """
-    query_P, sorted_P, place_P = _sorted_within(offsets, ranks_P)
-    num_P = np.diff(offsets)[query_P]
-    gain_P = np.where(sorted_P <= num_P, place_P / sorted_P, 0.0)
+    query_P = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    sorted_P = ranks_P[np.lexsort((ranks_P, query_P))]
+    place_P = np.arange(len(ranks_P)) - offsets[:-1][query_P] + 1
+    gain_P = np.where(sorted_P <= np.diff(offsets)[query_P], place_P / sorted_P, 0.0)
     return np.add.reduceat(gain_P, offsets[:-1]) / np.diff(offsets)
 
 
@@ -74,11 +75,3 @@ def r_precision(offsets: np.ndarray, ranks_P: np.ndarray) -> np.ndarray:
     query_P = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     found_P = (ranks_P <= np.diff(offsets)[query_P]).astype(np.float64)
     return np.add.reduceat(found_P, offsets[:-1]) / np.diff(offsets)
-
-
-def _sorted_within(offsets: np.ndarray, ranks_P: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(query, rank, j from 1) of every positive, ranks ascending within each query."""
-    query_P = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    order = np.lexsort((ranks_P, query_P))
-    place_P = np.arange(len(ranks_P)) - offsets[:-1][query_P] + 1
-    return query_P, ranks_P[order], place_P

@@ -26,13 +26,10 @@ class Step:
 
 
 def outcome_bins(before_Q: np.ndarray, after_Q: np.ndarray, top_k: int | None) -> np.ndarray:
-    """The bin of each query, as its number in BINS, int64 of shape (Q,).
+    """The bin of each query, as its number in BINS, int64 of shape (Q,), from the ranks of its best relevant item.
 
     right in both: first before and after; fixed: first only after; broken: first only before (an inversion); missing: no relevant item
     among the `top_k` that were re-ordered, so that no reranker could help; wrong in both: the rest. Without `top_k` nothing is missing.
-
-    Args:
-        before_Q, after_Q: rank of each query's best relevant item, from 1.
 
     Raises:
         ValueError: a query is right after although its relevant item was not among the candidates.

@@ -19,12 +19,7 @@ _CHUNK_ELEMENTS = 20_000_000
 
 @dataclass(frozen=True)
 class ImageSums:
-    """Per-image sums of some per-query metrics of one direction.
-
-    Attributes:
-        sums_IM: float64, sum over the image's queries of each metric.
-        counts_I: number of the image's queries.
-    """
+    """Per-image sums of some per-query metrics of one direction, float64, and the number of each image's queries."""
 
     sums_IM: np.ndarray
     counts_I: np.ndarray
@@ -63,10 +58,7 @@ def interval(samples_SM: np.ndarray) -> np.ndarray:
 def sign_flip_p_values(differences_IM: np.ndarray, *, num_permutations: int = NUM_PERMUTATIONS) -> np.ndarray:
     """Two-sided p of the hypothesis that the two stages are exchangeable on every image, shape (M,).
 
-    p = (1 + #{|sum of flipped differences| >= |sum|}) / (1 + permutations), each image's difference flipped as a whole.
-
-    Args:
-        differences_IM: what each image adds to the difference of the two stages, per metric.
+    p = (1 + #{|sum of flipped differences| >= |sum|}) / (1 + permutations); flipped is what an image adds to the difference of the stages.
     """
     active_IM = differences_IM[np.any(differences_IM != 0, axis=1)]
     if not len(active_IM):

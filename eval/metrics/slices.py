@@ -54,11 +54,6 @@ def by_word(by: str, words: Sequence[str]) -> Slicing:
     return Slicing(by, order, np.array([number.get(word, len(order) - 1) for word in words], dtype=np.int64))
 
 
-def by_margin(first: Ranking) -> Slicing | None:
-    """By the score of rank 1 minus that of rank 2; the smallest are the hard cases. None where the gallery holds a single item."""
-    return by_number(MARGIN, first.top_scores_QK[:, 0] - first.top_scores_QK[:, 1]) if first.depth > 1 else None
-
-
 def set_slicings(dataset: RetrievalSet) -> dict[Direction, list[Slicing]]:
     """The slicings that are the same for every stage.
 
@@ -107,15 +102,13 @@ def slice_rows(
     first: Mapping[tuple[str, Direction], Ranking],
     weights_SI: np.ndarray,
 ) -> list[dict[str, Any]]:
-    """report.json's `slices`: number of queries and R@1 with its 95% interval, of each stage in each bin.
-
-    Args:
-        first: of each measured stage the ranking of its first stage, whose margins slice it.
-    """
+    """report.json's `slices`: number of queries and R@1 with its 95% interval, of each stage in each bin; `first` are the rankings of their
+    first stages, whose margins slice them."""
     shared, rows = set_slicings(dataset), []
     for (stage, direction), metrics in measured.items():
-        margin = by_margin(first[stage, direction])
-        slicings = shared[direction] + ([margin] if margin is not None else [])
+        scores_QK, slicings = first[stage, direction].top_scores_QK, list(shared[direction])
+        if scores_QK.shape[1] > 1:  # the score of rank 1 minus that of rank 2: the smallest are the hard cases
+            slicings.append(by_number(MARGIN, scores_QK[:, 0] - scores_QK[:, 1]))
         keys = [(slicing.by, label) for slicing in slicings for label in slicing.labels]
         for (by, label), row in zip(keys, _bin_figures(metrics, slicings, weights_SI), strict=True):
             rows.append({"by": by, "bin": label, "stage": stage, "direction": direction, **row})

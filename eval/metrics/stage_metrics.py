@@ -21,11 +21,7 @@ METRICS = (*RECALLS, "median_rank", "mean_rank", "MRR", "mAP@R", "R-Precision")
 
 
 def mean_recall_at_1(values: Mapping[Direction, Mapping[str, Any]]) -> float:
-    """Mean R@1 of both directions, by which checkpoints are chosen.
-
-    Args:
-        values: of each direction each metric, by name.
-    """
+    """Mean R@1 of both directions, by which checkpoints are chosen."""
     return float(sum(values[direction]["R@1"] for direction in DIRECTIONS) / len(DIRECTIONS))
 
 

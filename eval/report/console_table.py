@@ -22,7 +22,6 @@ class Column:
     """One column of a table.
 
     Attributes:
-        header: its heading.
         is_name: its cells are names or words, which may fold over several lines; others are never broken.
         is_right: justified right.
         left_out: where columns have to be left out, those with the least number go first; None: it is never left out.
@@ -48,9 +47,8 @@ def print_table(
     A table whose remaining columns are wider than the terminal even so is printed as it is, and the terminal wraps its lines.
 
     Args:
-        rows: a cell for each column, as plain text (no markup).
+        rows: a cell for each column, as plain text (no markup), with its style in `styles`.
         whole: where every column can be read, e.g. "all are in report.json".
-        styles: of each row.
     """
     natural = [max(map(cell_len, [column.header, *(row[place] for row in rows)])) for place, column in enumerate(columns)]
     limit = console.width if console.is_terminal else sum(natural) + 3 * len(columns) + 1
@@ -73,7 +71,9 @@ def _fitted(
 ) -> tuple[list[int], list[int], int]:
     """(places of the columns that are shown, their widths, blanks at each side of a cell): the most columns that fit."""
     cells = [[row[place] for row in rows] for place in range(len(columns))]
-    for shown in _ever_fewer(columns):
+    gone = [place for _, place in sorted((column.left_out, place) for place, column in enumerate(columns) if column.left_out is not None)]
+    for number in range(len(gone) + 1):
+        shown = [place for place in range(len(columns)) if place not in gone[:number]]
         for padding in _PADDINGS:
             least = [_readable_width(columns[place], cells[place], _NAME_WIDTHS[padding]) for place in shown]
             room = limit - (2 * padding + 1) * len(shown) - 1
@@ -81,13 +81,6 @@ def _fitted(
                 return shown, _shared_out(least, [natural[place] for place in shown], room), padding
     least = [_least_width(columns[place], cells[place], _LEAST_NAME_WIDTH) for place in shown]
     return shown, _shared_out(least, [natural[place] for place in shown], limit - len(shown) - 1), 0
-
-
-def _ever_fewer(columns: Sequence[Column]) -> list[list[int]]:
-    """The places of all columns, then of all but the least important, and so on to those that are never left out."""
-    order = sorted((column.left_out, place) for place, column in enumerate(columns) if column.left_out is not None)
-    gone = [place for _, place in order]
-    return [[place for place in range(len(columns)) if place not in gone[:number]] for number in range(len(gone) + 1)]
 
 
 def _least_width(column: Column, cells: Sequence[str], name_width: int) -> int:

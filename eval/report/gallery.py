@@ -44,18 +44,17 @@ class ShownQuery:
 
 def gallery(dataset: RetrievalSet, figures: Figures) -> list[ShownQuery]:
     """The queries of figures.failures, in their order."""
-    show = _Showcase(dataset)
-    queries = []
-    for failure, before, after in zip(figures.failures, _rows(figures, "against"), _rows(figures, "stage"), strict=True):
-        queries.append(
-            ShownQuery(
-                failure,
-                show.query(failure["direction"], failure["query_id"]),
-                show.answers(before, 0),
-                show.answers(after, failure["top_k"] or 0),
-            )
+    items = _Items(dataset)
+    rows = zip(figures.failures, _rows(figures, "against"), _rows(figures, "stage"), strict=True)
+    return [
+        ShownQuery(
+            failure,
+            items.item(failure["direction"] == "text_to_image", failure["query_id"]),
+            items.answers(before, 0),
+            items.answers(after, failure["top_k"] or 0),
         )
-    return queries
+        for failure, before, after in rows
+    ]
 
 
 def _rows(figures: Figures, side: str) -> list[dict[str, Any]]:
@@ -67,38 +66,31 @@ def _rows(figures: Figures, side: str) -> list[dict[str, Any]]:
     return [found[failure[side], failure["direction"], failure["query_id"]] for failure in failures]
 
 
-@dataclass
-class _Showcase:
+class _Items:
     """Makes items."""
 
-    dataset: RetrievalSet
-
-    def __post_init__(self) -> None:
-        self.thumbnails = Thumbnails(self.dataset)
-        self.image_number = {name: number for number, name in enumerate(self.dataset.image_ids)}
-        self.caption_number = {name: number for number, name in enumerate(self.dataset.caption_ids)}
-        self.positives = {direction: self.dataset.positives(direction) for direction in DIRECTIONS}
-
-    def query(self, direction: str, name: str) -> Item:
-        """The query itself."""
-        return self._item(direction != "image_to_text", name)
+    def __init__(self, dataset: RetrievalSet) -> None:
+        self._captions, self._thumbnails = dataset.captions, Thumbnails(dataset)
+        self._image_number = {name: number for number, name in enumerate(dataset.image_ids)}
+        self._caption_number = {name: number for number, name in enumerate(dataset.caption_ids)}
+        self._positives = {direction: dataset.positives(direction) for direction in DIRECTIONS}
 
     def answers(self, row: dict[str, Any], top_k: int) -> list[Item]:
         """The first answers of a row of queries.parquet, of which `top_k` were scored by a reranker."""
-        captions_ask = row["direction"] == "text_to_image"
-        query_number, answer_number = (self.caption_number, self.image_number) if captions_ask else (self.image_number, self.caption_number)
-        right = set(self.positives[row["direction"]].of(query_number[row["query_id"]]).tolist())
+        captions_answer = row["direction"] == "image_to_text"
+        numbers = self._image_number, self._caption_number
+        right = set(self._positives[row["direction"]].of(numbers[not captions_answer][row["query_id"]]).tolist())
         shown = zip(row["top_ids"][:NUM_SHOWN], row["top_scores"], strict=False)
         return [
-            self._item(not captions_ask, name, score, answer_number[name] in right, place < top_k)
+            self.item(captions_answer, name, score, numbers[captions_answer][name] in right, place < top_k)
             for place, (name, score) in enumerate(shown)
         ]
 
-    def _item(self, is_caption: bool, name: str, *marks: Any) -> Item:
-        if not is_caption:
-            return Item(name, "", self.thumbnails.of(self.image_number[name]), *marks)
-        text = self.dataset.captions[self.caption_number[name]]
-        return Item(name, shortened(text), "", *marks)
+    def item(self, is_caption: bool, name: str, *marks: Any) -> Item:
+        """An image or a caption by its id; `marks` are the score and the rest of an Item."""
+        if is_caption:
+            return Item(name, shortened(self._captions[self._caption_number[name]]), "", *marks)
+        return Item(name, "", self._thumbnails.of(self._image_number[name]), *marks)
 
 
 @dataclass

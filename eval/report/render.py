@@ -10,11 +10,8 @@ DIRECTION_WORDS = {"image_to_text": "image to text", "text_to_image": "text to i
 
 
 def render(template: str, folder: Path = TEMPLATES, **values: Any) -> str:
-    """The page, or a part of one; a value the template names and is not given is an error, not a blank.
-
-    Args:
-        template: file in the folder, e.g. "report.html.j2"; what it imports is in the same folder or in eval/report/templates.
-    """
+    """The page, or a part of one, of a template in a folder; what it imports is there or in eval/report/templates. A value it names and is
+    not given is an error, not a blank."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, TEMPLATES]),
         autoescape=True,

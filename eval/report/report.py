@@ -32,17 +32,23 @@ def write_report(
 ) -> Path:
     """Write the three files of a report, each committed by a rename. Returns the folder.
 
-    Args:
-        sections: what else was found, in the order of the page.
-        gallery: queries shown in report.html with their first answers.
-
     Raises:
         OSError: the folder cannot be written.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     record = json.dumps(report_record(figures, sections), indent=1, allow_nan=False) + "\n"
-    page = _html(figures, sections, gallery)
+    page = render(
+        "report.html.j2",
+        **report_record(figures),
+        metrics=METRICS,
+        truth=truth_in_words(figures.data.get("truth", {})),
+        notes=[note for section in sections for note in section.notes],
+        bins=BINS,
+        curves=curves,
+        parts=[section.html() for section in sections],
+        gallery=gallery,
+    )
     queries = partial(pq.write_table, figures.queries)
     replace_files({target / "queries.parquet": queries, target / "report.html": page, target / "report.json": record})
     return target
@@ -63,20 +69,6 @@ def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     record: dict[str, Any] = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
     return record
-
-
-def _html(figures: Figures, sections: Sequence[Section], gallery: Sequence[ShownQuery]) -> str:
-    return render(
-        "report.html.j2",
-        **report_record(figures),
-        metrics=METRICS,
-        truth=truth_in_words(figures.data.get("truth", {})),
-        notes=[note for section in sections for note in section.notes],
-        bins=BINS,
-        curves=curves,
-        parts=[section.html() for section in sections],
-        gallery=gallery,
-    )
 
 
 def print_report(record: dict[str, Any], formats: Sequence[SectionFormat] = (), *, console: Console | None = None) -> None:
@@ -111,11 +103,7 @@ def outcome_line(row: dict[str, Any], ceiling: float) -> str:
 
 
 def print_comparisons(comparisons: list[dict[str, Any]], console: Console, *, whole: str) -> None:
-    """Print R@1 in every direction and the other recalls of both together; report.html and report.json have every row.
-
-    Args:
-        whole: where every column can be read, in words.
-    """
+    """Print R@1 in every direction and the other recalls of both together; report.html and report.json have every row."""
     shown = [row for row in comparisons if row["metric"] == "R@1" or row["direction"] == "both"]
     columns = [
         *(Column(header, is_name=True) for header in ("stage", "against", "direction")),

@@ -21,22 +21,13 @@ class SectionFormat:
         notes: the record -> sentences above the tables of report.html.
         lines: the record and the report's `data` -> sentences on the terminal.
         names: what else the template uses.
-
-    Raises:
-        ValueError: nothing would show the record on the page: neither a template that is there, nor notes.
     """
 
     key: str
     template: Path | None = None
-    notes: Callable[[Any], Sequence[str]] | None = None
+    notes: Callable[[Any], Sequence[str]] = lambda record: ()
     lines: Callable[[Any, Mapping[str, Any]], Sequence[str]] = lambda record, data: ()
     names: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.template is None and self.notes is None:
-            raise ValueError(f"section {self.key!r} has a record that no page would show: give it a template or notes")
-        if self.template is not None and not self.template.is_file():
-            raise ValueError(f"section {self.key!r}: there is no template {self.template}")
 
 
 @dataclass(frozen=True)
@@ -49,7 +40,7 @@ class Section:
     @property
     def notes(self) -> Sequence[str]:
         """Sentences above the tables of report.html."""
-        return self.format.notes(self.record) if self.format.notes is not None else ()
+        return self.format.notes(self.record)
 
     def html(self) -> Markup:
         """Its part of report.html."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from eval.dataset.retrieval_set import PositivePairs
+from eval.encoder.encoder import num_blocks
 from eval.errors import UserError
 from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
@@ -48,31 +49,6 @@ class Product(Protocol):
         ...
 
 
-def search(
-    direction: Direction,
-    queries_QD: np.ndarray,
-    gallery_ND: np.ndarray,
-    positives: PositivePairs,
-    depth: int,
-    *,
-    execution: Execution = ONE_PROCESS,
-) -> Ranking:
-    """Rank a gallery for every query by the dot product of unit vectors (cosine), float32.
-
-    Args:
-        direction: names the result; the queries are its first noun.
-        queries_QD, gallery_ND: float32 unit vectors.
-        positives: the relevant gallery items of each query, at least one.
-        depth: K, cut to the gallery's size.
-
-    Raises:
-        UserError: a vector is not finite, or a query has no positive.
-    """
-    check_finite("query", queries_QD)
-    check_finite("gallery", gallery_ND)
-    return rank_product(direction, _Grid(queries_QD, gallery_ND, execution.device), positives, depth, execution.processes)
-
-
 def search_both(
     images_ID: np.ndarray,
     captions_CD: np.ndarray,
@@ -82,17 +58,18 @@ def search_both(
     *,
     execution: Execution = ONE_PROCESS,
 ) -> dict[Direction, Ranking]:
-    """Both directions of :func:`search` from one product; image to text equals it bit for bit.
+    """Rank captions for every image and images for every caption by the dot product of float32 unit vectors (cosine).
 
     Args:
-        to_text, to_image: the same true pairs, by image and by caption.
+        to_text, to_image: the same true pairs, by image and by caption; at least one for each query.
+        depth: K, cut to the gallery's size.
 
     Raises:
         UserError: a vector is not finite, or a query has no positive.
     """
     check_finite("query", images_ID)
     check_finite("gallery", captions_CD)
-    return rank_product_both(_Grid(images_ID, captions_CD, execution.device), to_text, to_image, depth, execution.processes)
+    return rank_product_both(CosineTiles(images_ID, captions_CD, execution.device), to_text, to_image, depth, execution.processes)
 
 
 def rank_product(
@@ -107,13 +84,13 @@ def rank_product(
     scores_P = np.zeros(len(positives.indices_P), dtype=np.float32)
     accumulator = RankAccumulator(positives, scores_P, product.num_items, depth)
     whole_rows = product.num_items <= product.gallery_block  # then the row's only tile holds the scores of its positives
-    for block in processes.share_of(_num_row_blocks(product)):
+    for block in processes.share_of(num_blocks(product.num_queries, product.query_block)):
         own = _RowPositives(product, positives, block)
         cached = {} if whole_rows else own.score(product, scores_P, _CACHED_TILES)
         for rows, columns, tile_qn in _row_of_tiles(product, block, cached):
             if whole_rows:
                 own.read(tile_qn, columns, scores_P)
-            accumulator.update_rows(tile_qn, rows.start, columns.start)
+            accumulator.update(tile_qn, rows.start, columns.start)
         accumulator.finalize(block * product.query_block)
     return accumulator.ranking(direction, processes)
 
@@ -122,9 +99,6 @@ def rank_product_both(
     product: Product, to_text: PositivePairs, to_image: PositivePairs, depth: int, processes: Processes = Processes()
 ) -> dict[Direction, Ranking]:
     """Both directions from one product, whose rows are images and whose columns are captions; image to text is :func:`rank_product`'s.
-
-    Args:
-        to_text, to_image: the same true pairs, by image and by caption.
 
     Raises:
         UserError: a query has no positive.
@@ -135,15 +109,15 @@ def rank_product_both(
     by_caption_P = np.lexsort((to_text.query_P, to_text.indices_P))
     images = RankAccumulator(to_text, scores_P, product.num_items, depth)
     captions = RankAccumulator(to_image, scores_P[by_caption_P], product.num_queries, depth)
-    for block in processes.share_of(_num_row_blocks(product)):
+    for block in processes.share_of(num_blocks(product.num_queries, product.query_block)):
         for rows, columns, tile_qn in product.row_of_tiles(block):
-            images.update_rows(tile_qn, rows.start, columns.start)
-            captions.update_columns(tile_qn, columns.start, rows.start)
+            images.update(tile_qn, rows.start, columns.start)
+            captions.update(tile_qn, columns.start, rows.start, by_column=True)
         images.finalize(block * product.query_block)
     return {"image_to_text": images.ranking("image_to_text", processes), "text_to_image": captions.ranking("text_to_image", processes)}
 
 
-class _Grid:
+class CosineTiles:
     """The products of queries and gallery: QUERY_BLOCK x GALLERY_BLOCK each."""
 
     def __init__(self, queries_QD: np.ndarray, gallery_ND: np.ndarray, device: torch.device) -> None:
@@ -159,7 +133,7 @@ class _Grid:
     def row_of_tiles(self, row_block: int, column_blocks: Sequence[int] | None = None) -> Iterator[Tile]:
         """See :class:`Product`."""
         rows = _fill(self._rows, self._queries, row_block * self.query_block)
-        for block in range(-(-self.num_items // self.gallery_block)) if column_blocks is None else column_blocks:
+        for block in range(num_blocks(self.num_items, self.gallery_block)) if column_blocks is None else column_blocks:
             columns = _fill(self._columns, self._gallery, block * self.gallery_block)
             torch.mm(self._rows, self._columns.T, out=self._tile)
             yield rows, columns, self._tile[: len(rows), : len(columns)]
@@ -173,13 +147,9 @@ def _fill(buffer: torch.Tensor, vectors: torch.Tensor, start: int) -> range:
     return range(start, start + len(block))
 
 
-def _num_row_blocks(product: Product) -> int:
-    return -(-product.num_queries // product.query_block)
-
-
 def _row_of_tiles(product: Product, row_block: int, cached: dict[int, Tile]) -> Iterator[Tile]:
     """The tiles of one row, left to right; cached ones (by block of columns) are not computed again."""
-    for block in range(-(-product.num_items // product.gallery_block)):
+    for block in range(num_blocks(product.num_items, product.gallery_block)):
         if block in cached:
             yield cached.pop(block)
         else:
@@ -217,16 +187,13 @@ class _RowPositives:
 def _positive_scores(product: Product, positives: PositivePairs, processes: Processes) -> np.ndarray:
     """Score of every positive pair, float32 of shape (P,), on every process."""
     scores_P = np.zeros(len(positives.indices_P), dtype=np.float32)
-    for block in processes.share_of(_num_row_blocks(product)):
+    for block in processes.share_of(num_blocks(product.num_queries, product.query_block)):
         _RowPositives(product, positives, block).score(product, scores_P, num_cached=0)
     return np.sum(processes.gather(scores_P[None]), axis=0)[0]  # each pair is a score on one process and 0 on the others
 
 
 def check_finite(noun: str, vectors: np.ndarray) -> None:
-    """Refuse vectors that cannot be ranked.
-
-    Args:
-        noun: of the vectors, for the message.
+    """Refuse vectors that cannot be ranked, called `noun` in the message.
 
     Raises:
         UserError: a vector is not finite.

@@ -28,31 +28,23 @@ class RankAccumulator:
         self._shape = (len(positives.offsets) - 1, self.depth)
         self._above_P = np.zeros(len(positives.indices_P), dtype=np.int64)
         self._scores_P = scores_P
-        self._open: dict[int, TopK] = {}
-        self._open_on_device: dict[int, DeviceTopK] = {}
+        self._open: dict[int, TopK | DeviceTopK] = {}  # by first query of a block
 
-    def update_rows(self, tile_qn: torch.Tensor, first_query: int, first_item: int) -> None:
-        """Add a tile whose rows are queries; it may be overwritten afterwards."""
-        if tile_qn.device.type != "cpu":
-            self._update_on_device(tile_qn, first_query, first_item)
-            return
+    def update(self, tile: torch.Tensor, first_query: int, first_item: int, *, by_column: bool = False) -> None:
+        """Add a tile whose rows, or columns, are queries; it may be overwritten afterwards."""
+        tile_qn = tile.T if by_column else tile
         span, offsets, own_p = self._positives_of(first_query, len(tile_qn), first_item)
-        thresholds_qm, slots_p = _thresholds(offsets, self._scores_P[span], own_p, tile_qn.shape[1])
-        above_qm = self._top_k(first_query, len(tile_qn)).update_rows(tile_qn.numpy(), 0, first_item, thresholds_qm)
-        self._above_P[span] += _counted(above_qm, slots_p, tile_qn, offsets, self._scores_P[span], own_p)
-
-    def update_columns(self, tile_nq: torch.Tensor, first_query: int, first_item: int) -> None:
-        """Add a tile whose columns are queries."""
-        if tile_nq.device.type != "cpu":
-            self._update_on_device(tile_nq.T.contiguous(), first_query, first_item)
+        scores_p = self._scores_P[span]
+        top_k = self._open.get(first_query) or (TopK(len(tile_qn), self.depth) if tile.device.type == "cpu" else DeviceTopK(self.depth))
+        self._open[first_query] = top_k
+        if isinstance(top_k, DeviceTopK):  # sorting is cheap there compared with copies to the host
+            tile_qn = tile_qn.contiguous()
+            top_k.update(tile_qn, first_item)
+            self._above_P[span] += num_above(tile_qn, offsets, scores_p, own_p)
             return
-        num_items, num_queries = tile_nq.shape
-        span, offsets, own_p = self._positives_of(first_query, num_queries, first_item)
-        thresholds_qm, slots_p = _thresholds(offsets, self._scores_P[span], own_p, num_items)
-        above_mq = self._top_k(first_query, num_queries).update_columns(
-            tile_nq.numpy(), 0, first_item, np.ascontiguousarray(thresholds_qm.T)
-        )
-        self._above_P[span] += _counted(above_mq.T, slots_p, tile_nq.T, offsets, self._scores_P[span], own_p)
+        thresholds_qm, slots_p = _thresholds(offsets, scores_p, own_p, tile_qn.shape[1])
+        above_qm = top_k.update(tile.numpy(), first_item, thresholds_qm, by_column=by_column)
+        self._above_P[span] += _counted(above_qm, slots_p, tile_qn, offsets, scores_p, own_p)
 
     @cached_property
     def _scores_QK(self) -> np.ndarray:
@@ -64,7 +56,7 @@ class RankAccumulator:
 
     def finalize(self, first_query: int) -> None:
         """End the block of queries that begins here: store its top K and free its buffers."""
-        top_k = self._open.pop(first_query, None) or self._open_on_device.pop(first_query, None)
+        top_k = self._open.pop(first_query, None)
         if top_k is not None:
             items_qk, scores_qk = top_k.best()
             place = slice(first_query, first_query + len(items_qk)), slice(items_qk.shape[1])
@@ -73,7 +65,7 @@ class RankAccumulator:
 
     def ranking(self, direction: Direction, processes: Processes) -> Ranking:
         """The result, on every process, after each has added its share of the tiles."""
-        for first_query in [*self._open, *self._open_on_device]:
+        for first_query in list(self._open):
             self.finalize(first_query)
         scores_QK, indices_QK = self._scores_QK, self._indices_QK
         if processes.world_size > 1:
@@ -85,22 +77,11 @@ class RankAccumulator:
         above_P = np.sum(processes.gather(self._above_P[None]), axis=0)[0]
         return Ranking(direction, indices_QK, scores_QK, self.positives.offsets, self.positives.indices_P, above_P + 1)
 
-    def _top_k(self, first_query: int, num_queries: int) -> TopK:
-        if first_query not in self._open:
-            self._open[first_query] = TopK(num_queries, self.depth)
-        return self._open[first_query]
-
     def _positives_of(self, first_query: int, num_queries: int, first_item: int) -> tuple[slice, np.ndarray, np.ndarray]:
         """(span of the positives of some queries, their offsets within it, their items relative to the tile's first item)."""
         offsets = self.positives.offsets[first_query : first_query + num_queries + 1]
         span = slice(int(offsets[0]), int(offsets[-1]))
         return span, offsets - offsets[0], self.positives.indices_P[span] - first_item
-
-    def _update_on_device(self, tile_qn: torch.Tensor, first_query: int, first_item: int) -> None:
-        """The same on a GPU, where sorting is cheap compared with copies to the host."""
-        self._open_on_device.setdefault(first_query, DeviceTopK(self.depth)).update(tile_qn, first_item)
-        span, offsets, own_p = self._positives_of(first_query, len(tile_qn), first_item)
-        self._above_P[span] += num_above(tile_qn, offsets, self._scores_P[span], own_p)
 
 
 def _slots(offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -56,7 +56,6 @@ def retrieve(
     """Embed and search a split in both directions; the same on every process.
 
     Args:
-        name: the stage's name in the report.
         depth: K of each query (at least 10, for the report).
         execution: where to search is where the model is, whatever its device; progress is told of images + captions in all.
 
@@ -67,13 +66,7 @@ def retrieve(
     return find(name, embedded, dataset, depth=depth, processes=execution.processes)
 
 
-def embed(
-    model: SiglipModel,
-    inputs: SiglipInputs,
-    dataset: RetrievalSet,
-    *,
-    execution: Execution = ONE_PROCESS,
-) -> Embedded:
+def embed(model: SiglipModel, inputs: SiglipInputs, dataset: RetrievalSet, *, execution: Execution = ONE_PROCESS) -> Embedded:
     """Both sides of a split as unit vectors; arguments and errors as of `retrieve`."""
     started = time.perf_counter()
     images_ID = embed_images(model, inputs, dataset, names=dataset.image_ids, execution=execution)

@@ -50,12 +50,7 @@ class Found:
 
 
 def stream_search(
-    queries: EmbeddingRows,
-    gallery: EmbeddingRows,
-    positives: PositivePairs,
-    depth: int,
-    *,
-    execution: Execution = ONE_PROCESS,
+    queries: EmbeddingRows, gallery: EmbeddingRows, positives: PositivePairs, depth: int, *, execution: Execution = ONE_PROCESS
 ) -> Found:
     """Rank a gallery for every query by the dot product of unit vectors (cosine), float32; call on every process.
 
@@ -72,8 +67,14 @@ def stream_search(
     at_once = ROW_BLOCKS_AT_ONCE * processes.world_size
     for first in range(0, num_row_blocks, at_once):
         band = range(first, min(first + at_once, num_row_blocks))
-        rows_read = [_row_block(queries, block, positives, gallery.num_rows, depth, execution) for block in band]
-        own = [block for block in rows_read if block is not None]
+        own = []
+        for block in band:
+            start, stop = block * QUERY_BLOCK, min((block + 1) * QUERY_BLOCK, queries.num_rows)
+            vectors_qD = queries.rows(start, stop)  # read by all processes together
+            if block % processes.world_size == processes.rank:
+                offsets = positives.offsets[start : stop + 1]
+                pairs = PositivePairs(offsets - offsets[0], positives.indices_P[offsets[0] : offsets[-1]])
+                own.append(_RowBlock(vectors_qD, pairs, min(depth, gallery.num_rows), execution.device))
         tiles.search(own)
         parts = list(zip(*(block.found().arrays() for block in own), strict=True)) or [()] * 4
         rows = slice(band.start * QUERY_BLOCK, band.stop * QUERY_BLOCK)
@@ -115,25 +116,11 @@ class _Tiles:
             yield start, count, torch.nonzero(~self._columns[:count].any(dim=1)).flatten()
 
 
-def _row_block(
-    queries: EmbeddingRows, block: int, positives: PositivePairs, num_items: int, depth: int, execution: Execution
-) -> "_RowBlock | None":
-    """A row of the grid, read by all processes together, on the one whose it is."""
-    first, stop = block * QUERY_BLOCK, min((block + 1) * QUERY_BLOCK, queries.num_rows)
-    vectors_qD = queries.rows(first, stop)
-    if block % execution.processes.world_size != execution.processes.rank:
-        return None
-    offsets = positives.offsets[first : stop + 1]
-    own = PositivePairs(offsets - offsets[0], positives.indices_P[offsets[0] : offsets[-1]])
-    return _RowBlock(vectors_qD, own, num_items, depth, execution.device)
-
-
 class _RowBlock:
     """The queries of one row of the grid and their running top K."""
 
-    def __init__(self, vectors_qD: np.ndarray, positives: PositivePairs, num_items: int, depth: int, device: torch.device) -> None:
+    def __init__(self, vectors_qD: np.ndarray, positives: PositivePairs, depth: int, device: torch.device) -> None:
         self.vectors_qD = torch.from_numpy(np.array(vectors_qD)).to(device)
-        depth = min(depth, num_items)
         self._top_k = TopK(len(vectors_qD), depth) if device.type == "cpu" else DeviceTopK(depth)
         self._no_thresholds = np.empty((len(vectors_qD), 0), dtype=np.float32)
         self._best_q = torch.full((len(vectors_qD),), -torch.inf, device=device)
@@ -145,7 +132,7 @@ class _RowBlock:
     def update(self, tile_qn: torch.Tensor, first_item: int) -> None:
         """Add a tile."""
         if isinstance(self._top_k, TopK):
-            self._top_k.update_rows(tile_qn.numpy(), 0, first_item, self._no_thresholds)
+            self._top_k.update(tile_qn.numpy(), first_item, self._no_thresholds)
         else:
             self._top_k.update(tile_qn, first_item)
         start, stop = np.searchsorted(self._sorted_items, [first_item, first_item + tile_qn.shape[1]])

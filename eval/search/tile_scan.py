@@ -2,7 +2,7 @@
 
 Two naive passes over a tile take longer than its product, so the tile is read once, in strips that fit a core's cache, and booleans are
 counted eight at a time: eight bytes of a bool array are one 64-bit word, and at most 128 words are added, so no byte overflows.
-Shape letters: q rows and n columns of a tile, m thresholds a row (or column), s survivors.
+Shape letters: q rows (or columns) and n columns of a tile, m thresholds of each of the q, s survivors.
 """
 
 from collections.abc import Iterator
@@ -13,47 +13,34 @@ _STRIP = 64  # rows: 64 x 2,048 float32 are half a megabyte
 _WORDS_ADDED = 128
 
 
-def scan_rows(tile_qn: np.ndarray, floor_q: np.ndarray, thresholds_qm: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(rows_s, columns_s, above_qm): where a score is above its row's floor, by row and column; how many are above each threshold of a row.
+def scan(
+    tile: np.ndarray, floor_q: np.ndarray, thresholds_qm: np.ndarray, *, by_column: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(queries_s, items_s, above_qm): where a score is above its query's floor, by query and item; how many are above each threshold.
 
     Args:
-        tile_qn: float32 scores.
+        tile: float32 scores; rows are queries, or columns are (it is not transposed then).
         floor_q, thresholds_qm: float32.
     """
-    num_columns = tile_qn.shape[1]
-    above_qm = np.zeros(thresholds_qm.shape, dtype=np.int64)
+    num_columns = tile.shape[1]
+    thresholds_mq = np.ascontiguousarray(thresholds_qm.T)
+    above_mq = np.zeros(thresholds_mq.shape, dtype=np.int64)
     places = []
-    for start, strip, mask in _strips(tile_qn):
-        rows = slice(start, start + len(strip))
-        np.greater(strip, floor_q[rows, None], out=mask.values)
+    for start, strip, mask in _strips(tile):
+        queries = slice(None) if by_column else slice(start, start + len(strip))
+        shape = (1, -1) if by_column else (-1, 1)
+        np.greater(strip, floor_q[queries].reshape(shape), out=mask.values)
         places.append(mask.places() + start * num_columns)
-        for column in range(thresholds_qm.shape[1]):
-            np.greater(strip, thresholds_qm[rows, column, None], out=mask.values)
-            above_qm[rows, column] = mask.count_by_row()
+        for thresholds_q, above_q in zip(thresholds_mq, above_mq, strict=True):
+            np.greater(strip, thresholds_q[queries].reshape(shape), out=mask.values)
+            above_q[queries] += mask.count_by_column() if by_column else mask.count_by_row()
     place_s = np.concatenate(places)
-    return place_s // num_columns, place_s % num_columns, above_qm
-
-
-def scan_columns(tile_qn: np.ndarray, floor_n: np.ndarray, thresholds_mn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same with a floor and thresholds for each column, without transposing the tile.
-
-    Returns:
-        (columns_s, rows_s, above_mn): survivors by column and then row; counts per threshold and column.
-    """
-    num_columns = tile_qn.shape[1]
-    above_mn = np.zeros(thresholds_mn.shape, dtype=np.int64)
-    places = []
-    for start, strip, mask in _strips(tile_qn):
-        np.greater(strip, floor_n, out=mask.values)
-        places.append(mask.places() + start * num_columns)
-        for row in range(len(thresholds_mn)):
-            np.greater(strip, thresholds_mn[row], out=mask.values)
-            above_mn[row] += mask.count_by_column()
-    place_s = np.concatenate(places)
-    columns_s, rows_s = place_s % num_columns, place_s // num_columns
+    rows_s, columns_s = place_s // num_columns, place_s % num_columns
+    if not by_column:
+        return rows_s, columns_s, above_mq.T
     # A tile is narrower than 65,536, and numpy sorts 16-bit numbers by radix.
-    order_s = np.argsort(columns_s.astype(np.uint16), kind="stable") if num_columns <= 65_536 else np.argsort(columns_s, kind="stable")
-    return columns_s[order_s], rows_s[order_s], above_mn
+    order_s = np.argsort(columns_s.astype(np.uint16) if num_columns <= 65_536 else columns_s, kind="stable")
+    return columns_s[order_s], rows_s[order_s], above_mq.T
 
 
 def _strips(tile_qn: np.ndarray) -> Iterator[tuple[int, np.ndarray, "_Mask"]]:

@@ -3,16 +3,16 @@
 On a CPU only scores above their query's floor, the K-th best score when its buffer was last sorted, are added to the buffer, and only a
 full buffer is sorted. Of a hundred thousand random items some hundreds pass. (The idea is that of
 FAISS's reservoir: Johnson, Douze, Jegou 2017, arXiv 1702.08734, and its ReservoirTopN.) Shape letters: Q queries, N items, K depth,
-W size of the buffer; q queries and n items of one tile, s scores that passed.
+W size of the buffer; q queries (all, or some) and n items of one tile, m thresholds, s scores that passed.
 """
 
 import numpy as np
 import torch
 
-from eval.search.tile_scan import scan_columns, scan_rows
+from eval.search.tile_scan import scan
 
 _LEAST_ROOM = 24
-_TRANSPOSED_AT_ONCE = 256  # queries that are columns: a copy of the whole tile would be the largest buffer
+_RANKED_AT_ONCE = 256  # queries: a transposed copy of the whole tile would be the largest buffer
 
 
 class TopK:
@@ -26,31 +26,19 @@ class TopK:
         self._count_Q = np.zeros(num_queries, dtype=np.int64)
         self._floor_Q = np.full(num_queries, -np.inf, dtype=np.float32)
 
-    def update_rows(self, tile_qn: np.ndarray, first_query: int, first_item: int, thresholds_qm: np.ndarray) -> np.ndarray:
-        """Add a tile whose rows are queries; returns how many of its scores are above each threshold, int64 of shape (q, m)."""
-        queries = slice(first_query, first_query + len(tile_qn))
-        if np.isneginf(self._floor_Q[queries]).any():
-            floor_q = np.full(len(tile_qn), np.inf, dtype=np.float32)  # no candidates to scan for: the whole rows are ranked
-            _, _, above_qm = scan_rows(tile_qn, floor_q, thresholds_qm)
-            self._rank(np.arange(queries.start, queries.stop), tile_qn, first_item)
+    def update(self, tile: np.ndarray, first_item: int, thresholds_qm: np.ndarray, *, by_column: bool = False) -> np.ndarray:
+        """Add a tile whose rows, or columns, are the queries; returns how many of its scores are above each threshold, int64 (q, m)."""
+        tile_qn = tile.T if by_column else tile
+        if not np.isneginf(self._floor_Q).any():
+            queries_s, items_s, above_qm = scan(tile, self._floor_Q, thresholds_qm, by_column=by_column)
+            self._add(tile_qn, queries_s, items_s, first_item)
             return above_qm
-        rows_s, columns_s, above_qm = scan_rows(tile_qn, self._floor_Q[queries], thresholds_qm)
-        self._add(tile_qn, rows_s, columns_s, first_query, first_item)
+        no_floor_q = np.full(len(tile_qn), np.inf, dtype=np.float32)  # no candidates to scan for: the whole rows are ranked
+        _, _, above_qm = scan(tile, no_floor_q, thresholds_qm, by_column=by_column)
+        for start in range(0, len(tile_qn), _RANKED_AT_ONCE):
+            rows_qn = torch.from_numpy(tile_qn[start : start + _RANKED_AT_ONCE]).contiguous()
+            self._rank(np.arange(start, start + len(rows_qn)), rows_qn, first_item)
         return above_qm
-
-    def update_columns(self, tile_nq: np.ndarray, first_query: int, first_item: int, thresholds_mq: np.ndarray) -> np.ndarray:
-        """Add a tile whose columns are queries; returns the counts above the thresholds, int64 of shape (m, q)."""
-        queries = slice(first_query, first_query + tile_nq.shape[1])
-        if np.isneginf(self._floor_Q[queries]).any():
-            floor_q = np.full(tile_nq.shape[1], np.inf, dtype=np.float32)
-            _, _, above_mq = scan_columns(tile_nq, floor_q, thresholds_mq)
-            for start in range(0, tile_nq.shape[1], _TRANSPOSED_AT_ONCE):
-                rows_qn = torch.from_numpy(tile_nq[:, start : start + _TRANSPOSED_AT_ONCE]).T.contiguous().numpy()
-                self._rank(np.arange(len(rows_qn)) + first_query + start, rows_qn, first_item)
-            return above_mq
-        columns_s, rows_s, above_mq = scan_columns(tile_nq, self._floor_Q[queries], thresholds_mq)
-        self._add(tile_nq.T, columns_s, rows_s, first_query, first_item)
-        return above_mq
 
     def best(self) -> tuple[np.ndarray, np.ndarray]:
         """(items_QK int64, scores_QK float32), best first, equal scores by the lower item; -1 and -inf where fewer than K items came."""
@@ -60,28 +48,27 @@ class TopK:
         items_QK[np.isneginf(scores_QK)] = -1
         return items_QK, scores_QK
 
-    def _add(self, tile_qn: np.ndarray, rows_s: np.ndarray, columns_s: np.ndarray, first_query: int, first_item: int) -> None:
+    def _add(self, tile_qn: np.ndarray, queries_s: np.ndarray, items_s: np.ndarray, first_item: int) -> None:
         """Add the scores that passed; a query with more of them than its buffer has room for has its whole row ranked."""
-        counts_q = np.bincount(rows_s, minlength=len(tile_qn))
+        counts_q = np.bincount(queries_s, minlength=len(tile_qn))
         crowded_q = counts_q > self._room
         if crowded_q.any():
             rows_q = np.flatnonzero(crowded_q)
-            self._rank(rows_q + first_query, np.ascontiguousarray(tile_qn[rows_q]), first_item)
-            few_s = ~crowded_q[rows_s]
-            rows_s, columns_s = rows_s[few_s], columns_s[few_s]
+            self._rank(rows_q, torch.from_numpy(np.ascontiguousarray(tile_qn[rows_q])), first_item)
+            few_s = ~crowded_q[queries_s]
+            queries_s, items_s = queries_s[few_s], items_s[few_s]
             counts_q[crowded_q] = 0
-        queries_s = rows_s + first_query
-        self._make_room(np.arange(first_query, first_query + len(tile_qn)), counts_q)
+        self._make_room(np.arange(len(tile_qn)), counts_q)
         starts_q = np.cumsum(counts_q) - counts_q
-        places_s = self._count_Q[queries_s] + np.arange(len(rows_s)) - starts_q[rows_s]
-        self._scores_QW[queries_s, places_s] = tile_qn[rows_s, columns_s]
-        self._items_QW[queries_s, places_s] = columns_s + first_item
-        self._count_Q[first_query : first_query + len(tile_qn)] += counts_q
+        places_s = self._count_Q[queries_s] + np.arange(len(queries_s)) - starts_q[queries_s]
+        self._scores_QW[queries_s, places_s] = tile_qn[queries_s, items_s]
+        self._items_QW[queries_s, places_s] = items_s + first_item
+        self._count_Q += counts_q
 
-    def _rank(self, queries_q: np.ndarray, tile_qn: np.ndarray, first_item: int) -> None:
+    def _rank(self, queries_q: np.ndarray, tile_qn: torch.Tensor, first_item: int) -> None:
         """Add the top K of whole rows."""
         depth = min(self.depth, tile_qn.shape[1])
-        items_qk, scores_qk = top_k(torch.from_numpy(tile_qn), depth)
+        items_qk, scores_qk = top_k(tile_qn, depth)
         self._make_room(queries_q, np.full(len(queries_q), depth))
         places_qk = self._count_Q[queries_q, None] + np.arange(depth)
         self._scores_QW[queries_q[:, None], places_qk] = scores_qk.numpy()

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from eval.dataset.retrieval_set import StringColumn
 from eval.errors import UserError
 from eval.manifest.manifest import COLUMNS, Fault, ManifestError, ManifestImage, caption_fault
 from eval.manifest.rows import row_of
-from eval.manifest.text import read_csv, read_jsonl
+from rerank.expansions.text_file import read_table
 
 TEXT_SUFFIXES = (".txt", "")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -88,7 +86,9 @@ def _line_entries(path: Path, faults: list[Fault]) -> Iterator[_Entry]:
 
 
 def _table_entries(path: Path, column: str | None, id_column: str | None, faults: list[Fault]) -> Iterator[_Entry]:
-    columns, records = _table(path, faults)
+    unreadable: list[tuple[str, str]] = []
+    columns, records = read_table("--captions", path, unreadable)
+    faults += [Fault(where, "unreadable row", what) for where, what in unreadable]
     if faults:
         return
     wanted = column if column is not None else next((name for name in _USUAL_COLUMNS if name in columns), None)
@@ -100,7 +100,8 @@ def _table_entries(path: Path, column: str | None, id_column: str | None, faults
         return
     mapping = {name: name for name in COLUMNS} | {"caption": str(wanted), "captions": str(wanted)}
     named: dict[str, str] = {}
-    for where, number, record in records:
+    for number, record in records:
+        where = f"{path} row {number}" if path.suffix.lower() == ".parquet" else f"{path}:{number}"
         name = str(number)
         if id_column is not None:
             value = record.get(id_column)
@@ -114,36 +115,6 @@ def _table_entries(path: Path, column: str | None, id_column: str | None, faults
             yield from ((where, f"{name}#{place}", text) for place, text in enumerate(captions))
         else:
             yield (where, name, captions)
-
-
-_Records = Iterable[tuple[str, int, dict[str, Any]]]
-
-
-def _table(path: Path, faults: list[Fault]) -> tuple[list[str], _Records]:
-    """(columns, (where, number, record) of each row) of a table."""
-    if path.suffix.lower() == ".parquet":
-        return _parquet(path)
-    unreadable: list[tuple[str, str]] = []
-    columns, records = (read_csv if path.suffix.lower() in (".csv", ".tsv") else read_jsonl)(path, unreadable)
-    faults += [Fault(where, "unreadable row", what) for where, what in unreadable]
-    return columns, ((f"{path}:{line}", line, record) for line, record in records)
-
-
-def _parquet(path: Path) -> tuple[list[str], _Records]:
-    try:
-        file = pq.ParquetFile(path)
-    except Exception as error:  # pyarrow's own errors, of many classes
-        raise UserError(f"--captions {path}: cannot be read as parquet ({type(error).__name__}: {error})") from error
-    return list(file.schema_arrow.names), _parquet_records(path, file)
-
-
-def _parquet_records(path: Path, file: Any) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    plain = [field.name for field in file.schema_arrow if not str(field.type).startswith(("struct", "binary", "large_binary"))]
-    number = 0
-    for batch in file.iter_batches(columns=plain):  # embedded images are not read
-        for record in batch.to_pylist():
-            number += 1
-            yield f"{path} row {number}", number, record
 
 
 def _collected(source: str, entries: Iterable[_Entry], faults: list[Fault]) -> Captions:

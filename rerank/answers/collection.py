@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image
 
 from eval.dataset.images import ImageError
 from eval.dataset.retrieval_set import ImageEntry
@@ -17,13 +16,14 @@ from rerank.answers.pictures import PictureList, is_picture_folder, read_folder,
 
 
 class Collection:
-    """Images in id order, captions in the order given (a `rerank.scoring.pair_scores.ScoringData`)."""
+    """Images in id order, captions in the order given (a `rerank.scoring.cached_scoring.ScoringData`)."""
 
     def __init__(self, pictures: PictureList, captions: Captions) -> None:
         self.pictures, self.captions_read = pictures, captions
         self.image_ids: Sequence[str] = pictures.image_ids
         self.caption_ids: Sequence[str] = captions.ids
         self.captions: Sequence[str] = captions.texts
+        self.load_image, self.image_digest = pictures.load_image, pictures.image_digest
 
     @property
     def num_images(self) -> int:
@@ -34,22 +34,6 @@ class Collection:
     def num_captions(self) -> int:
         """Number of captions."""
         return len(self.captions)
-
-    def load_image(self, image: int, /) -> Image.Image:
-        """One picture, RGB.
-
-        Raises:
-            eval.dataset.images.ImageError: it cannot be decoded; the message names it.
-        """
-        return self.pictures.load_image(image)
-
-    def image_digest(self, image: int, /) -> bytes:
-        """SHA-256 of one picture as it is given.
-
-        Raises:
-            eval.dataset.images.ImageError: its file cannot be read.
-        """
-        return self.pictures.image_digest(image)
 
     def fault_of(self, image: int) -> str:
         """Why a picture does not decode."""

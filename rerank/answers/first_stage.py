@@ -110,7 +110,7 @@ def _shards(collection: Collection, processes: Processes) -> Iterator[tuple[Shar
 
 def _blank_rows(images: Shards, processes: Processes) -> np.ndarray:
     """Indices of the images that do not decode, whose rows are zeros: int64, ascending, the same on every process."""
-    own = [indices[~images.read_own(span).any(axis=1)] for indices, span in images.own()]
+    own = [indices[~vectors.any(axis=1)] for indices, vectors in images.own()]
     return np.sort(np.concatenate(processes.gather(np.concatenate([np.empty(0, dtype=np.int64), *own]))))
 
 

@@ -62,8 +62,8 @@ def query_examples(found: FirstAnswers, answers: Sequence[Answers], count: int, 
     Args:
         page: the page's path; links are relative to it.
     """
-    builder = _ExampleBuilder(found, page)
-    chosen = {one.direction: builder.direction(one, share) for one, share in zip(answers, _shares(answers, count), strict=True)}
+    make = _ExampleBuilder(found, page, Thumbnails(found.collection))
+    chosen = {one.direction: make.examples(one, share) for one, share in zip(answers, _shares(answers, count), strict=True)}
     return {direction: shown for direction, shown in chosen.items() if shown}
 
 
@@ -77,27 +77,22 @@ def _shares(answers: Sequence[Answers], count: int) -> list[int]:
     return shares
 
 
-@dataclass
+@dataclass(frozen=True)
 class _ExampleBuilder:
-    """Builds the examples."""
-
     found: FirstAnswers
     page: Path
+    thumbnails: Thumbnails
 
-    def __post_init__(self) -> None:
-        self.thumbnails = Thumbnails(self.found.collection)
-
-    def direction(self, answers: Answers, count: int) -> list[QueryExample]:
+    def examples(self, answers: Answers, count: int) -> list[QueryExample]:
         """The examples of one direction."""
         reranked = answers.rerank_scores_QK is not None
-        queries = answers.most_moved(count).tolist() if reranked else range(count)
-        return [self._example(answers, query, reranked) for query in queries]
-
-    def _example(self, answers: Answers, query: int, reranked: bool) -> QueryExample:
-        by_first_rank = np.argsort(answers.first_ranks_QK[query], kind="stable")[:NUM_SHOWN].tolist()
-        before = [self._answer(answers, query, place) for place in by_first_rank]
-        after = [self._answer(answers, query, place) for place in range(min(NUM_SHOWN, answers.depth))] if reranked else []
-        return QueryExample(self._item(answers.direction == "image_to_text", query, QUERY_PIXELS), before, after)
+        examples = []
+        for query in answers.most_moved(count).tolist() if reranked else range(count):
+            by_first_rank = np.argsort(answers.first_ranks_QK[query], kind="stable")[:NUM_SHOWN].tolist()
+            before = [self._answer(answers, query, place) for place in by_first_rank]
+            after = [self._answer(answers, query, place) for place in range(min(NUM_SHOWN, answers.depth))] if reranked else []
+            examples.append(QueryExample(self._item(answers.direction == "image_to_text", query, QUERY_PIXELS), before, after))
+        return examples
 
     def _answer(self, answers: Answers, query: int, place: int) -> Answer:
         score = None if answers.rerank_scores_QK is None else float(answers.rerank_scores_QK[query, place])
@@ -124,19 +119,12 @@ def _link(path: str, page: Path) -> str:
 
 
 def answers_page(page: Path, found: FirstAnswers, answers: Sequence[Answers], count: int, about: dict[str, Any]) -> str:
-    """The page's HTML.
-
-    Args:
-        page: its path.
-        count: queries shown at most.
-        about: facts of the run: model, reranker (None: none), table (the file's name).
-    """
-    shown = query_examples(found, answers, count, page)
+    """The HTML of the page with this path and at most `count` queries; `about`: model, reranker (None: none), table (the file's name)."""
     return render(
         "page.html.j2",
         Path(__file__).parent,
         about=about,
-        shown=shown,
+        shown=query_examples(found, answers, count, page),
         answers={one.direction: one for one in answers},
         num_images=found.collection.num_images,
         num_captions=found.collection.num_captions,

@@ -36,28 +36,26 @@ def schema(*, reranked: bool) -> Any:
     return pa.schema(FIRST_COLUMNS + RERANK_COLUMNS if reranked else FIRST_COLUMNS)
 
 
-def tables(found: FirstAnswers, answers: Sequence[Answers]) -> Iterator[Any]:
+def _tables(found: FirstAnswers, answers: Sequence[Answers]) -> Iterator[Any]:
     """Arrow tables of the rows: direction after direction, query after query, each query's candidates best first."""
     for one in answers:
         for start in range(0, one.num_queries, QUERIES_AT_ONCE):
-            yield _table(found, one, range(start, min(start + QUERIES_AT_ONCE, one.num_queries)))
+            yield _table(found, one, np.arange(start, min(start + QUERIES_AT_ONCE, one.num_queries)))
 
 
-def _table(found: FirstAnswers, answers: Answers, queries: range) -> Any:
-    rows = slice(queries.start, queries.stop)
-    indices_N, cosines_N = answers.indices_QK[rows].reshape(-1), answers.cosines_QK[rows].reshape(-1)
-    query_N = np.repeat(np.arange(queries.start, queries.stop), answers.depth)
+def _table(found: FirstAnswers, answers: Answers, queries: np.ndarray) -> Any:
+    indices_N, cosines_N = answers.indices_QK[queries].reshape(-1), answers.cosines_QK[queries].reshape(-1)
     are_images = answers.direction == "image_to_text"
     values: dict[str, Any] = {
         "direction": [answers.direction] * len(indices_N),
-        **_named(found, query_N, are_images, "query"),
+        **_named(found, np.repeat(queries, answers.depth), are_images, "query"),
         **_named(found, indices_N, not are_images, "candidate"),
         "first_cosine": cosines_N,
         "first_logit": found.logits(cosines_N),
-        "first_rank": answers.first_ranks_QK[rows].reshape(-1),
+        "first_rank": answers.first_ranks_QK[queries].reshape(-1),
     }
     if answers.rerank_scores_QK is not None:
-        values["rerank_score"] = pa.array(answers.rerank_scores_QK[rows].reshape(-1), from_pandas=True)  # NaN: null, not scored
+        values["rerank_score"] = pa.array(answers.rerank_scores_QK[queries].reshape(-1), from_pandas=True)  # NaN: null, not scored
         values["rank"] = np.tile(np.arange(1, answers.depth + 1, dtype=np.int32), len(queries))
     return pa.table(values, schema=schema(reranked=answers.rerank_scores_QK is not None))
 
@@ -65,11 +63,10 @@ def _table(found: FirstAnswers, answers: Answers, queries: range) -> Any:
 def _named(found: FirstAnswers, indices_N: np.ndarray, are_images: bool, column: str) -> dict[str, list[str | None]]:
     """Columns `X_id` and `X`: a picture's id and path (none where it is embedded), or a caption's id and text."""
     distinct, places_N = np.unique(indices_N, return_inverse=True)
-    ids: list[str] = []
-    shown: list[str | None] = []
-    for index in distinct.tolist():
-        ids.append((found.collection.image_ids if are_images else found.collection.caption_ids)[index])
-        shown.append((found.collection.pictures.path(index) or None) if are_images else found.collection.captions[index])
+    collection = found.collection
+    known_ids = collection.image_ids if are_images else collection.caption_ids
+    ids = [known_ids[index] for index in distinct]
+    shown = [(collection.pictures.path(index) or None) if are_images else collection.captions[index] for index in distinct]
     return {f"{column}_id": [ids[place] for place in places_N], column: [shown[place] for place in places_N]}
 
 
@@ -83,7 +80,7 @@ def write_answers(path: Path, suffix: str, found: FirstAnswers, answers: Sequenc
         OSError: they cannot be written.
     """
     columns = schema(reranked=answers[0].rerank_scores_QK is not None)
-    batches = tables(found, answers)
+    batches = _tables(found, answers)
     if suffix == ".jsonl":
         _write_jsonl(path, batches)
     elif suffix == ".csv":

@@ -19,9 +19,8 @@ from eval.processes import Processes
 from eval.search import exact as search
 from eval.search.ranking import DIRECTIONS, Direction, Ranking
 from rerank.combine.combined_tiles import RankedRows, SummedTiles
-from rerank.combine.ensemble import mean_of_members
 from rerank.combine.pooled_tiles import DirectedMember, PooledSide
-from rerank.combine.views import Combination, EnsembleMember, Pool, Views, combination_fault
+from rerank.combine.views import Combination, EnsembleMember, Pool, Views
 
 Pools = tuple[Pool | None, Pool | None]
 
@@ -47,20 +46,18 @@ def rank_ensemble(
     Args:
         members: models that embed the same images and captions; widths may differ.
         weights: one for each member, 0 or more; only their ratios count. None: equal ones.
-        pools: how views count, by direction: (of the queries, of the gallery). A direction left out has none.
+        pools: how views count, by direction: (of the queries, of the gallery). A direction left out has none. reciprocal-rank pools
+            views of queries only, and combines with other members by reciprocal-rank only.
         depth: length of each query's top list.
-        directions: those that are ranked.
 
     Raises:
-        UserError: weights or members that do not fit, a vector that is not finite, a pooling where it has no meaning.
+        UserError: a scale is not a number above 0, or a bias is not finite.
     """
-    if fault := combination_fault(combination):
-        raise UserError(f"combination: {fault}")
     members, weights = active_members(members, weights)
     to_text, to_image = dataset.positives("image_to_text"), dataset.positives("text_to_image")
-    _check_members(members, len(to_text.counts), len(to_image.counts))
-    for direction in DIRECTIONS:
-        _check_pools(direction, pools.get(direction, _NO_POOLS), len(members), combination)
+    for number, member in enumerate(members, 1):
+        if not 0 < member.scale < float("inf") or not np.isfinite(member.bias):
+            raise UserError(f"ensemble, member {number}: expected a scale above 0 and a bias; found {member.scale:g} and {member.bias:g}")
     if combination == "logits":
         shares, _, _ = mean_of_members([member.scale for member in members], [member.bias for member in members], weights)
     else:
@@ -85,17 +82,8 @@ def active_members(members: Sequence[EnsembleMember], weights: Sequence[float] |
 
     Args:
         weights: one for each member; None: 1 each.
-
-    Raises:
-        UserError: no member, another number of weights than of members, a weight below 0 or not finite, or only weights of 0.
     """
-    given = [1.0] * len(members) if weights is None else list(weights)
-    if not members or len(given) != len(members):
-        raise UserError(f"ensemble: expected one member or more and a weight for each; found {len(members)} and {len(given)}")
-    if bad := [weight for weight in given if not 0 <= weight < float("inf")]:
-        raise UserError(f"ensemble: a weight is a number of 0 or more; found {bad[0]:g}")
-    if not any(given):
-        raise UserError("ensemble: every weight is 0; give one member a weight above 0")
+    given = [1.0] * len(members) if weights is None else weights
     active = [(member, weight) for member, weight in zip(members, given, strict=True) if weight]
     return [member for member, _ in active], [weight for _, weight in active]
 
@@ -109,9 +97,9 @@ def _directed(
     def side(views: Views, pool: Pool | None) -> PooledSide:
         used = pool if pool is not None and pool.changes(views) else None
         key = id(views), used
-        if key not in known:
-            known[key] = PooledSide.of(views, used)
-        return known[key]
+        if key not in known and used is not None and used.pooling == "mean":  # makes plain vectors, which need no pool
+            known[key] = PooledSide(Views.plain(views.mean(used.number, used.weight)), None)
+        return known.setdefault(key, PooledSide(views, used))
 
     def directed(member: EnsembleMember, direction: Direction) -> DirectedMember:
         sides = (member.images, member.captions) if direction == "image_to_text" else (member.captions, member.images)
@@ -139,33 +127,13 @@ def _product(members: Sequence[DirectedMember], shares: Sequence[float], combina
     return SummedTiles(members, shares, shape=(search.QUERY_BLOCK, search.GALLERY_BLOCK))
 
 
-def _check_members(members: Sequence[EnsembleMember], num_images: int, num_captions: int) -> None:
-    for number, member in enumerate(members, 1):
-        found = len(member.images.vectors_ND), len(member.captions.vectors_ND)
-        if found != (num_images, num_captions):
-            raise UserError(
-                f"ensemble, member {number}: expected vectors of {num_images} images and {num_captions} captions, as the data set has;"
-                f" found {found[0]} and {found[1]}. Embed the same split with every member"
-            )
-        widths = member.images.vectors_ND.shape[1], member.captions.vectors_ND.shape[1]
-        if widths[0] != widths[1]:
-            raise UserError(f"ensemble, member {number}: its images and captions differ in width, {widths[0]} and {widths[1]}")
-        if not 0 < member.scale < float("inf") or not np.isfinite(member.bias):
-            raise UserError(f"ensemble, member {number}: expected a scale above 0 and a bias; found {member.scale:g} and {member.bias:g}")
-        for noun, views in (("image", member.images), ("caption", member.captions)):
-            search.check_finite(noun, views.vectors_ND)
-            search.check_finite(f"additional {noun}", views.additional_XD)
+def mean_of_members(scales: Sequence[float], biases: Sequence[float], weights: Sequence[float]) -> tuple[list[float], float, float]:
+    """(share of each member, scale, bias) of the mean of logits, which is scale x (sum of share x cosine) + bias; shares sum to 1.
 
-
-def _check_pools(direction: Direction, pools: Pools, num_members: int, combination: Combination) -> None:
-    of_queries, of_gallery = (pool is not None and pool.pooling == "reciprocal-rank" and pool.weight * pool.number > 0 for pool in pools)
-    if of_gallery:
-        raise UserError(
-            f"pooling reciprocal-rank, {direction}: a rank is a position in a gallery, so only views of queries have one;"
-            " pool the views of the gallery by mean, max or log-sum-exp"
-        )
-    if of_queries and num_members > 1 and combination != "reciprocal-rank":
-        raise UserError(
-            f"pooling reciprocal-rank, {direction}: with {num_members} members it leaves ranks and no cosines to combine by {combination};"
-            " combine them by reciprocal-rank too, or pool by mean, max or log-sum-exp"
-        )
+    >>> mean_of_members([10.0, 30.0], [-5.0, -9.0], [1.0, 1.0])
+    ([0.25, 0.75], 20.0, -7.0)
+    """
+    total = sum(weights)
+    parts = [weight / total * scale for weight, scale in zip(weights, scales, strict=True)]
+    scale = sum(parts)
+    return [part / scale for part in parts], scale, sum(weight / total * bias for weight, bias in zip(weights, biases, strict=True))

@@ -72,7 +72,7 @@ class RankedRows:
         pool = tiles.query_pool
         if pool is None or pool.pooling != "reciprocal-rank":
             return self._whole_rows(rows, partial(tiles.pooled, rows.start))
-        counts_q = tiles.query_counts(rows.start)[: len(rows)]
+        counts_q = tiles.rows.counts(rows.start)[: len(rows)]
         plain_qN = reciprocal_ranks(self._whole_rows(rows, partial(tiles.of_view, 0, rows.start)))
         sum_qN = plain_qN.clone()
         for view in range(1, int(counts_q.max()) + 1):

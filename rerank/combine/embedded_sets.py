@@ -1,19 +1,25 @@
-"""Sets as several checkpoints embed them, each once, with the additional views of every expansion."""
+"""Sets as several checkpoints embed them, each once, with the additional views of every expansion.
+
+Shape letters: N items of a side (captions, or images), X additional views, T different texts, D width.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+from transformers import SiglipModel
+
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_siglip
+from eval.encoder.encoder import embed_captions, embed_images
+from eval.encoder.inputs import SiglipInputs
 from eval.errors import reading
 from eval.execution import ONE_PROCESS, Execution
 from eval.progress import bar
 from eval.search.retrieve import Embedded, embed, progress_bar
-from rerank.combine.expanded_views import expanded_captions, expanded_images
 from rerank.combine.pooling import Side
-from rerank.combine.record import MemoryFootprint
 from rerank.combine.views import EnsembleMember, Views
 from rerank.expansions.additional_texts import AdditionalTexts, CaptionExpansions
 from rerank.expansions.base import Expansion
@@ -52,24 +58,17 @@ class EmbeddedSets:
     reused: Sequence[str] = ()
     execution: Execution = ONE_PROCESS
     strip_punctuation: bool = False
-    _known: list[RetrievalSet] = field(default_factory=list)
-    _additional: dict[tuple[int, str], AdditionalTexts | ImageViews] = field(default_factory=dict)
-    _making_seconds: dict[tuple[int, str], float] = field(default_factory=dict)
-    _read: dict[tuple[int, str], EmbeddedSet] = field(default_factory=dict)
-
-    def prepare(self, datasets: Sequence[RetrievalSet]) -> None:
-        """Make every expansion of these sets: what is refused is refused before the work.
-
-        Raises:
-            UserError: an expansion cannot be used.
-        """
-        for dataset in datasets:
-            for name in self.expansions:
-                self.additional(name, dataset)
+    _additional: dict[tuple[RetrievalSet, str], AdditionalTexts | ImageViews] = field(default_factory=dict)
+    _making_seconds: dict[tuple[RetrievalSet, str], float] = field(default_factory=dict)
+    _read: dict[tuple[RetrievalSet, str], EmbeddedSet] = field(default_factory=dict)
 
     def additional(self, expansion: str, dataset: RetrievalSet) -> AdditionalTexts | ImageViews:
-        """What an expansion makes of a set, in words or pictures."""
-        key = self._number(dataset), expansion
+        """What an expansion makes of a set, in words or pictures.
+
+        Raises:
+            UserError: the expansion cannot be used.
+        """
+        key = dataset, expansion
         if key not in self._additional:
             started = time.perf_counter()
             self._additional[key] = self.expansions[expansion].of(dataset, self.execution.processes)
@@ -78,12 +77,8 @@ class EmbeddedSets:
 
     def side(self, expansion: str, dataset: RetrievalSet) -> Side:
         """Whose views an expansion makes."""
-        match self.additional(expansion, dataset):
-            case ImageViews():
-                return "images"
-            case CaptionExpansions():
-                return "captions"
-        return "candidates"
+        additional = self.additional(expansion, dataset)
+        return "images" if isinstance(additional, ImageViews) else "captions" if isinstance(additional, CaptionExpansions) else "candidates"
 
     def read(self, name: str, dataset: RetrievalSet) -> EmbeddedSet:
         """A set as a checkpoint embeds it; stays in memory where the checkpoint is among `reused`, and is embedded anew where it is not.
@@ -93,10 +88,9 @@ class EmbeddedSets:
         """
         if name not in self.reused:  # asked for once: its vectors should not take memory while others rerank
             return self._embed(name, dataset)
-        key = self._number(dataset), name
-        if key not in self._read:
-            self._read[key] = self._embed(name, dataset)
-        return self._read[key]
+        if (dataset, name) not in self._read:
+            self._read[dataset, name] = self._embed(name, dataset)
+        return self._read[dataset, name]
 
     def member(self, name: str, dataset: RetrievalSet, expansion: str | None = None) -> EnsembleMember:
         """A checkpoint as a member, with one expansion's additional views or none; errors as of :meth:`read`."""
@@ -109,11 +103,11 @@ class EmbeddedSets:
             images = read.views[expansion]
         return EnsembleMember(images, captions, embedded.scale, embedded.bias, embedded.device)
 
-    def footprint(self, names: Sequence[str], dataset: RetrievalSet) -> MemoryFootprint:
-        """What some checkpoints and their vectors of a set take in memory."""
+    def footprint(self, names: Sequence[str], dataset: RetrievalSet) -> dict[str, int]:
+        """What the weights of some checkpoints and their vectors of a set take in memory, as report.json has it."""
         read = [self.read(name, dataset) for name in names]
         vector_bytes = sum(one.embedded.images_ID.nbytes + one.embedded.captions_CD.nbytes for one in read)
-        return MemoryFootprint(sum(one.weight_bytes for one in read), vector_bytes)
+        return {"weight_bytes": sum(one.weight_bytes for one in read), "vector_bytes": vector_bytes}
 
     def cost(self, names: Sequence[str], dataset: RetrievalSet, expansion: str | None, search_seconds: float) -> dict[str, Any]:
         """What a stage took: every member embeds every picture and caption, and all additional views of one expansion, which are made once.
@@ -124,7 +118,7 @@ class EmbeddedSets:
         seconds = {
             "image_seconds": sum(one.embedded.image_seconds for one in read),
             "caption_seconds": sum(one.embedded.caption_seconds for one in read),
-            "making_seconds": self._making_seconds[self._number(dataset), expansion] if expansion is not None else 0.0,
+            "making_seconds": self._making_seconds[dataset, expansion] if expansion is not None else 0.0,
             "view_seconds": sum(one.view_seconds[expansion] for one in read) if expansion is not None else 0.0,
             "search_seconds": search_seconds,
         }
@@ -132,15 +126,7 @@ class EmbeddedSets:
 
     def forget(self, dataset: RetrievalSet) -> None:
         """Free a set's vectors; asked for again, they are embedded again."""
-        number = self._number(dataset)
-        self._read = {key: read for key, read in self._read.items() if key[0] != number}
-
-    def _number(self, dataset: RetrievalSet) -> int:
-        for number, known in enumerate(self._known):
-            if known is dataset:
-                return number
-        self._known.append(dataset)
-        return len(self._known) - 1
+        self._read = {key: read for key, read in self._read.items() if key[0] is not dataset}
 
     def _embed(self, name: str, dataset: RetrievalSet) -> EmbeddedSet:
         run = self.execution
@@ -156,13 +142,9 @@ class EmbeddedSets:
             total = additional.num_images if isinstance(additional, ImageViews) else len(additional.texts)
             started = time.perf_counter()
             with bar(total // run.processes.world_size, f"{name}, {expansion}", "row", show=run.processes.is_main, leave=False) as shown:
-                told = self._reporting(shown)
-                if isinstance(additional, ImageViews):
-                    made = expanded_images(model, inputs, additional, embedded.images_ID, execution=told)
-                else:
-                    vectors_ND = embedded.captions_CD if isinstance(additional, CaptionExpansions) else embedded.images_ID
-                    made = expanded_captions(model, inputs, additional, vectors_ND, execution=told)
-            views[expansion], seconds[expansion] = made, time.perf_counter() - started
+                own_ND = embedded.captions_CD if isinstance(additional, CaptionExpansions) else embedded.images_ID
+                views[expansion] = embed_views(model, inputs, additional, own_ND, execution=self._reporting(shown))
+            seconds[expansion] = time.perf_counter() - started
         weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         return EmbeddedSet(embedded, views, seconds, weight_bytes)
 
@@ -174,3 +156,28 @@ class EmbeddedSets:
             self.execution.on_progress(rows)
 
         return replace(self.execution, on_progress=advance)
+
+
+def embed_views(
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    additional: AdditionalTexts | ImageViews,
+    vectors_ND: np.ndarray,
+    *,
+    execution: Execution = ONE_PROCESS,
+) -> Views:
+    """A side with additional views: captions or images with additional texts, or images with crops or flips.
+
+    Args:
+        vectors_ND: of the items themselves, float32 unit vectors.
+
+    Raises:
+        UserError: a picture cannot be decoded, or an embedding is not finite.
+    """
+    if isinstance(additional, ImageViews):
+        return Views(vectors_ND, embed_images(model, inputs, additional, names=additional.names, execution=execution), additional.offsets)
+    place = {text: number for number, text in enumerate(dict.fromkeys(additional.texts))}  # one text of many items is embedded once
+    if not place:
+        return Views.plain(vectors_ND)
+    vectors_TD = embed_captions(model, inputs, list(place), execution=execution)
+    return Views(vectors_ND, vectors_TD[[place[text] for text in additional.texts]], additional.offsets)

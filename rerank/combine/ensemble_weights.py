@@ -1,25 +1,23 @@
 """The weights of an ensemble and the rule that combines its members, chosen on another split than the one that is measured.
 
 Every combination is tried at every point of a grid on the simplex of weights. A corner of it is one model alone, whose ranks do not
-depend on the combination, so each is searched once. Shape letter: Q queries of one direction.
+depend on the combination, so each is searched once.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.metrics.metrics import recall_at_k
 from eval.processes import Processes
 from eval.search.ranking import DIRECTIONS, Direction
 from rerank.combine.combine import active_members, rank_ensemble
-from rerank.combine.views import Combination, EnsembleMember
+from rerank.combine.tuning import Tried, TunedSetting, best_setting
+from rerank.combine.views import Combination, EnsembleMember, LateFusion
 
 MOST_POINTS = 100
-EQUAL_WITHIN = 1e-12  # sums of the same wins may end in other bits
 _STEPS = {1: 1, 2: 20, 3: 10}
 
 
@@ -30,12 +28,7 @@ def simplex(num_members: int) -> list[tuple[float, ...]]:
 
     >>> simplex(2)[:2], len(simplex(2)), len(simplex(3)), len(simplex(4))
     ([(1.0, 0.0), (0.95, 0.05)], 21, 67, 85)
-
-    Raises:
-        ValueError: there is no member.
     """
-    if num_members < 1:
-        raise ValueError(f"an ensemble has one member or more; found {num_members}")
     fine = (steps for steps in range(1, 11) if math.comb(steps + num_members - 1, num_members - 1) <= MOST_POINTS)
     steps = _STEPS.get(num_members) or max([1, *fine])
     points = [tuple(part / steps for part in parts) for parts in _compositions(num_members, steps)]
@@ -52,44 +45,6 @@ def _compositions(num_parts: int, total: int) -> list[tuple[int, ...]]:
     return [(first, *rest) for first in range(total + 1) for rest in _compositions(num_parts - 1, total - first)]
 
 
-@dataclass(frozen=True)
-class TriedWeights:
-    """One point of a choice.
-
-    Attributes:
-        weights: one for each member; of sum 1.
-        ranks: rank of each query's best relevant item, int64 (Q,), by direction.
-    """
-
-    combination: Combination
-    weights: tuple[float, ...]
-    ranks: Mapping[Direction, np.ndarray]
-
-    @property
-    def recall(self) -> float:
-        """Mean R@1 of both directions."""
-        return float(np.mean([recall_at_k(self.ranks[direction], 1).mean() for direction in DIRECTIONS]))
-
-    @property
-    def num_members(self) -> int:
-        """How many have a weight above 0."""
-        return sum(weight > 0 for weight in self.weights)
-
-    @property
-    def distance(self) -> float:
-        """Squared distance from equal weights; rounded, so that the same weights in another order have the same one."""
-        return round(sum((weight - 1 / len(self.weights)) ** 2 for weight in self.weights), 12)
-
-
-@dataclass(frozen=True)
-class EnsembleChoice:
-    """What was chosen, and all that was tried: each combination in the order given, its points in that of `simplex`."""
-
-    weights: tuple[float, ...]
-    combination: Combination
-    tried: Sequence[TriedWeights]
-
-
 def choose_ensemble(
     members: Sequence[EnsembleMember],
     dataset: RetrievalSet,
@@ -97,46 +52,42 @@ def choose_ensemble(
     processes: Processes = Processes(),
     *,
     on_tried: Callable[[int], Any] = lambda points: None,
-) -> EnsembleChoice:
+) -> TunedSetting[LateFusion]:
     """The combination and weights with the best mean R@1 of both directions; call on every process, each returns the same.
 
     Of equally good points the one with fewest active members, then the nearest to equal weights, then of the combination given first, then
     with more weight on the earlier members. Why: a model that gains nothing is a cost, and weights far from equal are more likely chance.
 
     Args:
+        combinations: one or more, each once.
         on_tried: called with 1 after each point, of a simplex for each combination.
 
     Raises:
-        ValueError: no member or no combination is given, or one is given twice.
         UserError: see `rerank.combine.combine.rank_ensemble`.
     """
-    if not combinations or len(set(combinations)) < len(combinations):
-        raise ValueError(f"combinations: expected one or more, each once; found {list(combinations)}")
     alone: dict[tuple[float, ...], dict[Direction, np.ndarray]] = {}
     tried = []
     for combination in combinations:
         for weights in simplex(len(members)):
-            ranks = alone.get(weights) or ranks_at(members, weights, combination, dataset, processes)
+            ranks = alone.get(weights)
+            if ranks is None:
+                active, shares = active_members(members, weights)
+                found = rank_ensemble(active, dataset, weights=shares, combination=combination, depth=1, processes=processes)
+                ranks = {direction: found[direction].best_ranks() for direction in DIRECTIONS}
             if max(weights) == 1.0:
                 alone[weights] = ranks
-            tried.append(TriedWeights(combination, weights, ranks))
+            tried.append(Tried(LateFusion(combination, weights), ranks))
             on_tried(1)
-    best = best_weights(tried)
-    return EnsembleChoice(best.weights, best.combination, tried)
+    return TunedSetting(best_weights(tried), tried, dataset)
 
 
-def best_weights(tried: Sequence[TriedWeights]) -> TriedWeights:
+def best_weights(tried: Sequence[Tried[LateFusion]]) -> LateFusion:
     """The point that `choose_ensemble` takes; combinations count in the order they first appear."""
-    order = {combination: place for place, combination in enumerate(dict.fromkeys(point.combination for point in tried))}
-    recalls = [point.recall for point in tried]
-    equal = [point for point, recall in zip(tried, recalls, strict=True) if recall >= max(recalls) - EQUAL_WITHIN]
-    return min(equal, key=lambda point: (point.num_members, point.distance, order[point.combination]))
+    order = list(dict.fromkeys(point.setting.combination for point in tried))
 
+    def cost(fusion: LateFusion) -> tuple[int, float, int]:
+        weights = fusion.weights
+        distance = sum((weight - 1 / len(weights)) ** 2 for weight in weights)  # rounded: the same weights in another order are as near
+        return sum(weight > 0 for weight in weights), round(distance, 12), order.index(fusion.combination)
 
-def ranks_at(
-    members: Sequence[EnsembleMember], weights: Sequence[float], combination: Combination, dataset: RetrievalSet, processes: Processes
-) -> dict[Direction, np.ndarray]:
-    """Rank of each query's best relevant item by the active members."""
-    members, weights = active_members(members, weights)
-    found = rank_ensemble(members, dataset, weights=weights, combination=combination, depth=1, processes=processes)
-    return {direction: found[direction].best_ranks() for direction in DIRECTIONS}
+    return best_setting(tried, cost)

@@ -9,29 +9,23 @@ another set, before anything is measured.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-
-import numpy as np
-import pyarrow as pa
 
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.metrics.evaluate import Figures
 from eval.progress import bar
-from eval.report.section import Section
 from eval.search.retrieve import find
 from eval.search.stage import Stage
 from rerank.combine.combine import rank_ensemble
 from rerank.combine.embedded_sets import EmbeddedSets
-from rerank.combine.ensemble import INPUTS_KEY
-from rerank.combine.ensemble_weights import EnsembleChoice, choose_ensemble, simplex
-from rerank.combine.expansion_effects import ranks_of_each_view
-from rerank.combine.pooling import PoolChoice, choose_pool, pools_at
-from rerank.combine.record import EnsembleStage, ExpandedStage, combined_sections, expansion_table
+from rerank.combine.ensemble_weights import choose_ensemble, simplex
+from rerank.combine.expansion_effects import ExpandedStage, ranks_of_each_view
+from rerank.combine.pooling import ViewSearch, choose_pool, pools_at
+from rerank.combine.record import EnsembleStage
 from rerank.combine.spec import Combining
-from rerank.combine.views import Combination, Pool
+from rerank.combine.tuning import TunedSetting
+from rerank.combine.views import Combination, LateFusion, Pool
 from rerank.stage_names import ENSEMBLE
 
 MINIMUM_DEPTH = 10  # what a report shows
@@ -44,19 +38,15 @@ class FirstStages:
     Attributes:
         combining: what is made of the checkpoints.
         sets: how they embed a set.
-        depth: how many of the best to keep for each query (at least 10 are kept, for the report).
+        depth: how many of the best to keep for each query, MINIMUM_DEPTH or more.
         ensemble, pools: what was chosen: for the ensemble, and for each expanded stage.
-        chosen_on: the set it was chosen on.
-        view_ranks: what each additional view of an expanded stage does alone, on the set that is measured.
     """
 
     combining: Combining
     sets: EmbeddedSets
     depth: int
-    ensemble: EnsembleChoice | None = None
-    pools: dict[str, PoolChoice] = field(default_factory=dict)
-    chosen_on: RetrievalSet | None = None
-    view_ranks: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    ensemble: TunedSetting[LateFusion] | None = None
+    pools: dict[str, TunedSetting[Pool | None]] = field(default_factory=dict)
 
     def choose(self, dataset: RetrievalSet) -> None:
         """Choose on a set, as `combining` asks: the members' weights and rule, how views are pooled. :meth:`stages` of any set takes it.
@@ -64,22 +54,21 @@ class FirstStages:
         Raises:
             UserError: a checkpoint, a picture or an expansion cannot be used.
         """
-        asked = self.combining
-        self.chosen_on = dataset
+        asked, processes = self.combining, self.sets.execution.processes
         if asked.chooses_ensemble:
             members = [self.sets.member(name, dataset) for name in asked.ensemble]
             total = len(asked.rules) * len(simplex(len(members)))
             with self._trying(f"choosing weights on {dataset.split}", total) as tried:
-                self.ensemble = choose_ensemble(members, dataset, asked.rules, self.sets.execution.processes, on_tried=tried)
+                self.ensemble = choose_ensemble(members, dataset, asked.rules, processes, on_tried=tried)
         for stage, target, name in asked.expanded if asked.chooses_expansion else ():
-            self.pools[stage] = self._chosen_pool(stage, target, name, dataset)
+            search = self._search(target, name, dataset)
+            with self._trying(f"choosing how {stage} pools on {dataset.split}", None) as tried:
+                self.pools[stage] = choose_pool(search, asked.poolings, processes, on_tried=tried)
 
-    def _chosen_pool(self, stage: str, target: str, expansion: str, dataset: RetrievalSet) -> PoolChoice:
-        names, weights, combination = self.composition(target)
-        members = [self.sets.member(name, dataset, expansion) for name in names]
-        side, processes = self.sets.side(expansion, dataset), self.sets.execution.processes
-        with self._trying(f"choosing how {stage} pools on {dataset.split}", None) as tried:
-            return choose_pool(members, weights, combination, dataset, side, self.combining.poolings, processes, on_tried=tried)
+    def _search(self, target: str, expansion: str, dataset: RetrievalSet) -> ViewSearch:
+        active, combination = self._active(target)
+        members = [self.sets.member(name, dataset, expansion) for name in active]
+        return ViewSearch(members, LateFusion(combination, tuple(active.values())), dataset, self.sets.side(expansion, dataset))
 
     @contextmanager
     def _trying(self, text: str, total: int | None) -> Iterator[Callable[[int], None]]:
@@ -92,20 +81,15 @@ class FirstStages:
 
             yield tried
 
-    def measured(self, dataset: RetrievalSet) -> list[Stage]:
-        """:meth:`stages` of the set that is reported on, and what each additional view does there, for :meth:`sections`.
-
-        Raises:
-            UserError: a checkpoint, a picture or an expansion cannot be used.
-        """
-        stages = self.stages(dataset)
+    def expanded_stages(self, dataset: RetrievalSet) -> list[ExpandedStage]:
+        """The stages with additional views for the report of a set, and what each view does there; errors as of :meth:`stages`."""
+        found = []
         for stage, target, name in self.combining.expanded:
-            if (pool := self.pool(stage)) is not None:
-                names, weights, combination = self.composition(target)
-                members = [self.sets.member(one, dataset, name) for one in names]
-                side, processes = self.sets.side(name, dataset), self.sets.execution.processes
-                self.view_ranks[stage] = ranks_of_each_view(members, weights, combination, dataset, side, pool, processes)
-        return stages
+            search, pool = self._search(target, name, dataset), self.pool(stage)
+            alone = ranks_of_each_view(search, pool, self.sets.execution.processes) if pool is not None else []
+            views = self.sets.additional(name, dataset)
+            found.append(ExpandedStage(stage, target, name, search.side, views, pool, alone, self.pools.get(stage)))
+        return found
 
     def stages(self, dataset: RetrievalSet, names: Collection[str] | None = None) -> list[Stage]:
         """The first stages of a set: the checkpoints', the ensemble, the expanded ones.
@@ -116,38 +100,35 @@ class FirstStages:
         Raises:
             UserError: a checkpoint, a picture or an expansion cannot be used.
         """
-        made: list[tuple[str, Callable[[], Stage]]] = [(name, partial(self.plain, name, dataset)) for name in self.sets.checkpoints]
-        if self.combining.members:
-            made.append((ENSEMBLE, partial(self._combined, ENSEMBLE, dataset, ENSEMBLE, None)))
-        made += [(stage, partial(self._combined, stage, dataset, target, name)) for stage, target, name in self.combining.expanded]
-        return [make() for name, make in made if names is None or name in names]
+        stages = []
+        for name in self.sets.checkpoints:
+            if names is None or name in names:
+                embedded = self.sets.read(name, dataset).embedded
+                stages.append(find(name, embedded, dataset, depth=self.depth, processes=self.sets.execution.processes))
+        wanted = [each for each in self.combining.combined if names is None or each[0] in names]
+        return stages + [self._combined(stage, dataset, target, expansion) for stage, target, expansion in wanted]
 
-    def plain(self, name: str, dataset: RetrievalSet) -> Stage:
-        """A checkpoint alone.
-
-        Raises:
-            UserError: the checkpoint or a picture cannot be used.
-        """
-        return find(name, self.sets.read(name, dataset).embedded, dataset, depth=self.depth, processes=self.sets.execution.processes)
-
-    def composition(self, target: str) -> tuple[tuple[str, ...], tuple[float, ...], Combination]:
-        """(members, weights of sum 1, combination) of the ensemble; of a checkpoint alone, itself."""
-        asked = self.combining
-        if target != ENSEMBLE:
-            return (target,), (1.0,), "logits"
+    def fusion(self) -> LateFusion:
+        """How the ensemble's members are combined."""
         if self.ensemble is not None:
-            return asked.ensemble, tuple(self.ensemble.weights), self.ensemble.combination
-        weights = asked.weights or (1.0,) * len(asked.ensemble)
-        return asked.ensemble, tuple(weight / sum(weights) for weight in weights), asked.rules[0]
+            return self.ensemble.setting
+        weights = self.combining.weights or (1.0,) * len(self.combining.ensemble)
+        return LateFusion(self.combining.rules[0], tuple(weight / sum(weights) for weight in weights))
+
+    def _active(self, target: str) -> tuple[dict[str, float], Combination]:
+        """Weight by member, those above 0, and rule of the ensemble; of a checkpoint alone, itself."""
+        if target != ENSEMBLE:
+            return {target: 1.0}, "logits"
+        fusion = self.fusion()
+        return {name: one for name, one in zip(self.combining.ensemble, fusion.weights, strict=True) if one > 0}, fusion.combination
 
     def pool(self, stage: str) -> Pool | None:
         """How an expanded stage pools its views; None: it was chosen to leave them out."""
-        return self.pools[stage].pool if stage in self.pools else self.combining.pool
+        return self.pools[stage].setting if stage in self.pools else self.combining.pool
 
     def _combined(self, stage: str, dataset: RetrievalSet, target: str, expansion: str | None) -> Stage:
         """The ensemble, or a stage with additional views; a member of weight 0 is left out, and costs nothing."""
-        names, weights, combination = self.composition(target)
-        active = {name: weight for name, weight in zip(names, weights, strict=True) if weight > 0}
+        active, combination = self._active(target)
         pool = self.pool(stage) if expansion is not None else None
         used = expansion if pool is not None else None
         members = [self.sets.member(name, dataset, used) for name in active]
@@ -158,57 +139,28 @@ class FirstStages:
             weights=list(active.values()),
             combination=combination,
             pools={} if used is None else pools_at(self.sets.side(used, dataset), pool),
-            depth=max(self.depth, MINIMUM_DEPTH),
+            depth=self.depth,
             processes=self.sets.execution.processes,
         )
         cost = self.sets.cost(list(active), dataset, used, time.perf_counter() - started)
         inputs = [dict(self.sets.read(name, dataset).embedded.inputs) | {"stage": name, "weight": active[name]} for name in active]
-        return Stage(stage, rankings, cost, inputs={INPUTS_KEY: inputs, "combination": combination})
+        return Stage(stage, rankings, cost, inputs={"members": inputs, "combination": combination})
 
-    def sections(self, figures: Figures, dataset: RetrievalSet, reranked: str | None = None) -> list[Section]:
-        """`ensemble` and `expansion` of a report, where there are such stages.
+    def ensemble_stage(self, dataset: RetrievalSet, stages: Sequence[Stage], reranked: str | None) -> EnsembleStage | None:
+        """The ensemble for the report of a set, if there is one.
 
         Args:
-            figures: with the stages of :meth:`measured`.
-            reranked: the reranked variant of the ensemble's first member; None: there is none.
+            stages: :meth:`stages` of the set.
+            reranked: the reranked variant of its first member, if there is one.
         """
-        return combined_sections(figures, dataset, self._ensembles(dataset, reranked), self._expansions(dataset))
-
-    def table(self, figures: Figures, dataset: RetrievalSet) -> pa.Table | None:
-        """What expansions.parquet holds; None where no expansion is in use."""
-        return expansion_table(figures, dataset, self._expansions(dataset))
-
-    def _ensembles(self, dataset: RetrievalSet, reranked: str | None) -> list[EnsembleStage]:
         if not self.combining.members:
-            return []
-        names, weights, combination = self.composition(ENSEMBLE)
-        active = [name for name, weight in zip(names, weights, strict=True) if weight > 0]
-        return [
-            EnsembleStage(
-                stage=ENSEMBLE,
-                members=names,
-                weights=weights,
-                combination=combination,
-                footprint=self.sets.footprint(active, dataset),
-                first_footprint=self.sets.footprint(names[:1], dataset),
-                reranked=reranked,
-                choice=self.ensemble,
-                chosen_on=self.chosen_on if self.ensemble is not None else None,
-            )
-        ]
-
-    def _expansions(self, dataset: RetrievalSet) -> list[ExpandedStage]:
-        return [
-            ExpandedStage(
-                stage=stage,
-                against=target,
-                name=name,
-                side=self.sets.side(name, dataset),
-                texts=self.sets.additional(name, dataset),
-                pool=self.pool(stage),
-                view_ranks=self.view_ranks.get(stage, []),
-                choice=self.pools.get(stage),
-                chosen_on=self.chosen_on if stage in self.pools else None,
-            )
-            for stage, target, name in self.combining.expanded
-        ]
+            return None
+        return EnsembleStage(
+            members=self.combining.ensemble,
+            first=next(stage for stage in stages if stage.name == self.combining.checkpoint),
+            fusion=self.fusion(),
+            footprint=self.sets.footprint(list(self._active(ENSEMBLE)[0]), dataset),
+            first_footprint=self.sets.footprint(self.combining.ensemble[:1], dataset),
+            reranked=reranked,
+            choice=self.ensemble,
+        )

@@ -21,13 +21,6 @@ class PooledSide:
     views: Views
     pool: Pool | None
 
-    @classmethod
-    def of(cls, views: Views, pool: Pool | None) -> "PooledSide":
-        """A side as it is searched: pooling by mean makes plain vectors, which need no pool."""
-        if pool is not None and pool.pooling == "mean":
-            return cls(Views.plain(views.mean(pool.number, pool.weight)), None)
-        return cls(views, pool)
-
     def __len__(self) -> int:
         return len(self.views.vectors_ND)
 
@@ -51,7 +44,7 @@ class PooledTiles:
     def __init__(self, member: DirectedMember, shape: tuple[int, int]) -> None:
         """`shape` is that of a tile. A query pool by reciprocal rank is left to the caller (`query_pool`)."""
         self.query_pool = member.queries.pool
-        self._rows, self._columns = (
+        self.rows, self._columns = (
             _ViewBlock(side, size, member.device) for side, size in zip((member.queries, member.gallery), shape, strict=True)
         )
         self._product = torch.empty(*shape, device=member.device)
@@ -65,19 +58,15 @@ class PooledTiles:
         tile_qn = self.of_view(0, first_query, first_item)
         if self._by_row is None:
             return tile_qn
-        counts_q = self._rows.counts(first_query)
+        counts_q = self.rows.counts(first_query)
         self._by_row.begin(tile_qn)
         for view in range(1, int(counts_q.max()) + 1):
             self._by_row.add(self.of_view(view, first_query, first_item), counts_q < view, 0)
         return self._by_row.end(counts_q[:, None])
 
-    def query_counts(self, first_query: int) -> torch.Tensor:
-        """How many additional views each query of a block has, int64 on the CPU, padding included."""
-        return self._rows.counts(first_query)
-
     def of_view(self, view: int, first_query: int, first_item: int) -> torch.Tensor:
         """The scores of each query's view of this number with the pooled gallery; rows that lack the view are undefined."""
-        self._rows.load(view, first_query)
+        self.rows.load(view, first_query)
         tile_qn = self._multiplied(0, first_item)
         if self._by_column is None:
             return tile_qn
@@ -89,7 +78,7 @@ class PooledTiles:
 
     def _multiplied(self, view: int, first_item: int) -> torch.Tensor:
         self._columns.load(view, first_item)
-        return torch.mm(self._rows.buffer, self._columns.buffer.T, out=self._product)
+        return torch.mm(self.rows.buffer, self._columns.buffer.T, out=self._product)
 
 
 class _ViewBlock:
@@ -100,7 +89,7 @@ class _ViewBlock:
             torch.from_numpy(array).to(device) for array in (side.views.vectors_ND, side.views.additional_XD)
         )
         self._offsets = torch.from_numpy(side.views.offsets)
-        self._counts_N = torch.from_numpy(side.pool.first_of(side.views)) if side.pool else torch.zeros(len(side), dtype=torch.int64)
+        self._counts_N = torch.from_numpy(side.views.first(side.pool.number)) if side.pool else torch.zeros(len(side), dtype=torch.int64)
         self.buffer = torch.zeros(size, self._vectors_ND.shape[1], device=device)
         self._loaded: tuple[int, int] | None = None
 

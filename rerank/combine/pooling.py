@@ -14,12 +14,11 @@ from typing import Any, Literal
 import numpy as np
 
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.metrics.metrics import recall_at_k
 from eval.processes import Processes
 from eval.search.ranking import Direction
-from rerank.combine.combine import Pools, active_members, rank_ensemble
-from rerank.combine.ensemble_weights import EQUAL_WITHIN
-from rerank.combine.views import POOLINGS, Combination, EnsembleMember, Pool, Pooling
+from rerank.combine.combine import Pools, rank_ensemble
+from rerank.combine.tuning import Tried, TunedSetting, best_setting
+from rerank.combine.views import POOLINGS, EnsembleMember, LateFusion, Pool, Pooling
 
 Side = Literal["captions", "images", "candidates"]
 NUMBERS = (1, 2, 4)
@@ -36,109 +35,77 @@ def pools_at(side: Side, pool: Pool | None) -> dict[Direction, Pools]:
     return {direction_of(side): (None, pool) if side == "candidates" else (pool, None)}
 
 
-def usable_poolings(side: Side, num_members: int, combination: Combination) -> list[Pooling]:
-    """The poolings that can be used: reciprocal-rank pools views of queries only, and combines with the ranks of other members only."""
-    fuses = side != "candidates" and (num_members == 1 or combination == "reciprocal-rank")
-    return [pooling for pooling in POOLINGS if pooling != "reciprocal-rank" or fuses]
-
-
-def most_views(members: Sequence[EnsembleMember], side: Side) -> int:
-    """How many additional views the item with the most has."""
-    views = [member.captions if side == "captions" else member.images for member in members]
-    return max(int(np.diff(one.offsets).max(initial=0)) for one in views)
-
-
 @dataclass(frozen=True)
-class TriedPool:
-    """One point of a choice.
+class ViewSearch:
+    """A search of a split in the direction that the additional views of one side change.
 
     Attributes:
-        pool: None: without the additional views.
-        ranks_Q: rank of each query's best relevant item, int64, in the direction that changes.
+        members: of a weight above 0, with additional views on that side.
     """
 
-    pool: Pool | None
-    ranks_Q: np.ndarray
+    members: Sequence[EnsembleMember]
+    fusion: LateFusion
+    dataset: RetrievalSet
+    side: Side
 
     @property
-    def recall(self) -> float:
-        """R@1 of the direction that changes."""
-        return float(recall_at_k(self.ranks_Q, 1).mean())
+    def poolings(self) -> list[Pooling]:
+        """Those that can be used: reciprocal-rank pools views of queries only, and combines with the ranks of other members only."""
+        pools_ranks = self.side != "candidates" and (len(self.members) == 1 or self.fusion.combination == "reciprocal-rank")
+        return [pooling for pooling in POOLINGS if pooling != "reciprocal-rank" or pools_ranks]
 
+    @property
+    def most_views(self) -> int:
+        """How many additional views the item with the most has."""
+        views = [member.captions if self.side == "captions" else member.images for member in self.members]
+        return max(int(np.diff(one.offsets).max(initial=0)) for one in views)
 
-@dataclass(frozen=True)
-class PoolChoice:
-    """What was chosen for a side (None: off), and all that was tried, off first."""
-
-    side: Side
-    pool: Pool | None
-    tried: Sequence[TriedPool]
+    def ranks(self, pool: Pool | None, processes: Processes) -> np.ndarray:
+        """Rank of each query's best relevant item, int64 (Q,); pool None: without additional views."""
+        direction = direction_of(self.side)
+        found = rank_ensemble(
+            self.members,
+            self.dataset,
+            weights=self.fusion.weights,
+            combination=self.fusion.combination,
+            pools=pools_at(self.side, pool),
+            depth=1,
+            directions=[direction],
+            processes=processes,
+        )
+        return found[direction].best_ranks()
 
 
 def choose_pool(
-    members: Sequence[EnsembleMember],
-    weights: Sequence[float] | None,
-    combination: Combination,
-    dataset: RetrievalSet,
-    side: Side,
+    search: ViewSearch,
     poolings: Sequence[Pooling] = POOLINGS,
     processes: Processes = Processes(),
     *,
     on_tried: Callable[[int], Any] = lambda points: None,
-) -> PoolChoice:
+) -> TunedSetting[Pool | None]:
     """The pooling, number and weight of additional views with the best R@1 of the direction they change; call on every process.
 
-    Tried are "off" once, and each pooling with the first 1, 2, 4 and all views at weight 1/4, 1/2, 3/4 and 1; of poolings only those that
-    can be used here (see `usable_poolings`). Of equally good points off, then the smallest weight, then the fewest views, then the pooling
-    given first, for each view costs an embedding.
+    Tried are "off" (None) once, and each pooling with the first 1, 2, 4 and all views at weight 1/4, 1/2, 3/4 and 1; of poolings only
+    those that can be used here. Of equally good points off, then the smallest weight, then the fewest views, then the pooling given first,
+    for each view costs an embedding.
 
     Args:
-        members: with additional views on that side; without any, off is all that is tried.
-        weights: of the members; None: equal. A member of weight 0 is left out.
         on_tried: called with 1 after each point.
 
     Raises:
         UserError: see `rerank.combine.combine.rank_ensemble`.
     """
-    members, weights = active_members(members, weights)
-    usable = usable_poolings(side, len(members), combination)
-    most = most_views(members, side)
+    most = search.most_views
     numbers = sorted({number for number in (*NUMBERS, most) if 0 < number <= most})
-    pools = [Pool(pooling, number, weight) for pooling in poolings if pooling in usable for number in numbers for weight in WEIGHTS]
-    tried = []
-    for pool in (None, *pools):
-        tried.append(TriedPool(pool, ranks_with(members, weights, combination, dataset, side, pool, processes)))
+    usable = [pooling for pooling in poolings if pooling in search.poolings]
+    tried: list[Tried[Pool | None]] = []
+    for pool in (None, *(Pool(pooling, number, weight) for pooling in usable for number in numbers for weight in WEIGHTS)):
+        tried.append(Tried(pool, {direction_of(search.side): search.ranks(pool, processes)}))
         on_tried(1)
-    return PoolChoice(side, best_pool(tried), tried)
+    return TunedSetting(best_pool(tried), tried, search.dataset)
 
 
-def best_pool(tried: Sequence[TriedPool]) -> Pool | None:
+def best_pool(tried: Sequence[Tried[Pool | None]]) -> Pool | None:
     """The pool that `choose_pool` takes; poolings count in the order they first appear."""
-    order = {pooling: place for place, pooling in enumerate(dict.fromkeys(point.pool.pooling for point in tried if point.pool))}
-    recalls = [point.recall for point in tried]
-    equal = [point.pool for point, recall in zip(tried, recalls, strict=True) if recall >= max(recalls) - EQUAL_WITHIN]
-    return min(equal, key=lambda pool: (pool.weight, pool.number, order[pool.pooling]) if pool else (0.0, 0, 0))
-
-
-def ranks_with(
-    members: Sequence[EnsembleMember],
-    weights: Sequence[float],
-    combination: Combination,
-    dataset: RetrievalSet,
-    side: Side,
-    pool: Pool | None,
-    processes: Processes,
-) -> np.ndarray:
-    """Rank of each query's best relevant item, int64 (Q,), in the direction that a side's views change."""
-    direction = direction_of(side)
-    found = rank_ensemble(
-        members,
-        dataset,
-        weights=weights,
-        combination=combination,
-        pools=pools_at(side, pool),
-        depth=1,
-        directions=[direction],
-        processes=processes,
-    )
-    return found[direction].best_ranks()
+    order = list(dict.fromkeys(point.setting.pooling for point in tried if point.setting))
+    return best_setting(tried, lambda pool: (pool.weight, pool.number, order.index(pool.pooling)) if pool else (0.0, 0, 0))

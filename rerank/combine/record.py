@@ -4,7 +4,7 @@ What holds on the split they are chosen on comes from the choice itself; what is
 verdict, from the report's `comparisons` where the pair is there. Shape letters: Q queries, I images, S resamples, T points tried.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,10 @@ from eval.metrics.evaluate import Figures
 from eval.metrics.metrics import recall_at_k
 from eval.metrics.significance import ImageSums, interval, resample_weights
 from eval.report.section import Section, SectionFormat
-from eval.search.ranking import DIRECTIONS, Direction
-from rerank.combine.combine import Combination
-from rerank.combine.ensemble_weights import EnsembleChoice
+from eval.search.stage import Stage
 from rerank.combine.equal_cost import same_seconds
-from rerank.combine.expansion_effects import Moves, ViewTexts, items_of
-from rerank.combine.pooling import PoolChoice, Side, direction_of
+from rerank.combine.expansion_effects import ExpandedStage, Moves, items_of
+from rerank.combine.pooling import direction_of
 from rerank.combine.sentences import (
     COMBINATION_WORDS,
     SIDE_WORDS,
@@ -34,77 +32,43 @@ from rerank.combine.sentences import (
     weight_curves,
 )
 from rerank.combine.spec import ALL_VIEWS
-from rerank.combine.views import Pool
-
-
-@dataclass(frozen=True)
-class MemoryFootprint:
-    """What a stage has in memory, in bytes: the weights of its models, and the vectors that are searched."""
-
-    weight_bytes: int
-    vector_bytes: int
+from rerank.combine.tuning import TunedSetting
+from rerank.combine.views import LateFusion, Pool
+from rerank.stage_names import ENSEMBLE
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleStage:
-    """An ensemble among the stages of a report.
+    """The ensemble among the stages of a report.
 
     Attributes:
-        stage: its name.
-        members: the stages of its members alone; the ensemble's cost is compared with that of the first.
-        weights: one for each, of sum 1.
-        footprint, first_footprint: of the ensemble and of its first member.
+        members: the stages of its members alone.
+        first: that of the first member, with whose cost the ensemble's is compared.
+        footprint, first_footprint: weight_bytes and vector_bytes, in memory, of the ensemble and of its first member.
         reranked: the first member's reranked stage, if there is one: what the extra seconds would have bought.
-        choice: what the weights were chosen from, on the split `chosen_on`; both None: they were given.
+        choice: what the weights were chosen from; None: they were given.
     """
 
-    stage: str
     members: Sequence[str]
-    weights: Sequence[float]
-    combination: Combination
-    footprint: MemoryFootprint
-    first_footprint: MemoryFootprint
+    first: Stage
+    fusion: LateFusion
+    footprint: Mapping[str, int]
+    first_footprint: Mapping[str, int]
     reranked: str | None = None
-    choice: EnsembleChoice | None = None
-    chosen_on: RetrievalSet | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpandedStage:
-    """A stage with additional views of one side's items.
-
-    Attributes:
-        stage, against: its name, and the stage without them.
-        name: of the expansion, unique among a report's.
-        texts: the texts of the views, of the split that is measured.
-        pool: what is measured; None: off, and `stage` need not be among the report's.
-        view_ranks: `rerank.combine.expansion_effects.ranks_of_each_view` on the split that is measured; empty where off.
-        choice: what the pool was chosen from, on the split `chosen_on`; both None: it was given.
-    """
-
-    stage: str
-    against: str
-    name: str
-    side: Side
-    texts: ViewTexts
-    pool: Pool | None
-    view_ranks: Sequence[np.ndarray] = ()
-    choice: PoolChoice | None = None
-    chosen_on: RetrievalSet | None = None
+    choice: TunedSetting[LateFusion] | None = None
 
 
 def combined_sections(
-    figures: Figures, dataset: RetrievalSet, ensembles: Sequence[EnsembleStage], expansions: Sequence[ExpandedStage]
+    figures: Figures, dataset: RetrievalSet, ensemble: EnsembleStage | None, expansions: Sequence[ExpandedStage]
 ) -> list[Section]:
-    """`ensemble` and `expansion`, an entry for each stage; absent where there is none.
+    """`ensemble`, and `expansion` with an entry for each stage; absent where there is none.
 
     Args:
         figures: of the split that is measured, `dataset`, with these stages, the members and what they are compared with among its stages.
     """
     found = Differences(figures, dataset)
-    ensemble = [_ensemble_record(found, each) for each in ensembles]
-    expansion = [_expansion_record(found, each) for each in expansions]
-    return ([Section(ENSEMBLES, ensemble)] if ensemble else []) + ([Section(EXPANSIONS, expansion)] if expansion else [])
+    sections = [Section(ENSEMBLES, [_ensemble_record(found, ensemble)])] if ensemble is not None else []
+    return sections + ([Section(EXPANSIONS, [_expansion_record(found, each) for each in expansions])] if expansions else [])
 
 
 def expansion_table(figures: Figures, dataset: RetrievalSet, expansions: Sequence[ExpandedStage]) -> pa.Table | None:
@@ -113,91 +77,86 @@ def expansion_table(figures: Figures, dataset: RetrievalSet, expansions: Sequenc
     for expanded in expansions:
         if expanded.pool is not None:
             ids = dataset.image_ids if expanded.side == "images" else dataset.caption_ids
-            parts.append(_moves(found, expanded, expanded.pool).table(expanded.stage, ids))
+            parts.append(_moves(found, expanded).table(ids))
     return pa.concat_tables(parts) if parts else None
 
 
 def _ensemble_record(found: Differences, ensemble: EnsembleStage) -> dict[str, Any]:
-    recalls = {stage: found.recalls_at_1(stage) for stage in (*ensemble.members, ensemble.stage)}
-    weights = [float(weight) for weight in ensemble.weights]
-    members = list(zip(ensemble.members, weights, strict=True))
-    cost, choice, chosen_set = _ensemble_cost(found, ensemble), ensemble.choice, ensemble.chosen_on
-    measured = [
-        {"stage": stage, "weight": weight, "R@1": recalls[stage]} | found.verdict(ensemble.stage, stage, "both")
-        for stage, weight in members
+    recalls = {stage: found.recalls_at_1(stage) for stage in (*ensemble.members, ENSEMBLE)}
+    fusion, choice, first = ensemble.fusion, ensemble.choice, ensemble.first.name
+    members: list[dict[str, Any]] = [
+        {"stage": stage, "weight": weight} for stage, weight in zip(ensemble.members, fusion.weights, strict=True)
     ]
+    cost, base = _cost(found, ENSEMBLE, ensemble.footprint), _cost(found, first, ensemble.first_footprint)
+    extra_seconds = cost["seconds"] - base["seconds"]
     itself = {"delta": None, "ci95": None, "p_value": None, "verdict": None, "in_comparisons": None}
     return {
-        "stage": ensemble.stage,
-        "members": [{"stage": stage, "weight": weight} for stage, weight in members],
-        "combination": ensemble.combination,
-        "weights": weights,
-        "chosen_on": chosen_set.record() if chosen_set is not None else None,
-        "curve": _weight_curve(choice, chosen_set) if choice is not None and chosen_set is not None else [],
-        "measured": [*measured, {"stage": ensemble.stage, "weight": None, "R@1": recalls[ensemble.stage]} | itself],
+        "stage": ENSEMBLE,
+        "members": members,
+        "combination": fusion.combination,
+        "weights": list(fusion.weights),
+        "chosen_on": choice.dataset.record() if choice is not None else None,
+        "curve": [
+            {"combination": point.setting.combination, "weights": list(point.setting.weights)} | row
+            for point, row in zip(choice.tried, _curve(choice), strict=True)
+        ]
+        if choice is not None
+        else [],
+        "measured": [
+            *(one | {"R@1": recalls[one["stage"]]} | found.verdict(ENSEMBLE, one["stage"], "both") for one in members),
+            {"stage": ENSEMBLE, "weight": None, "R@1": recalls[ENSEMBLE]} | itself,
+        ],
         "better_member": max(ensemble.members, key=lambda stage: recalls[stage]["both"]),
-        "cost": cost,
-        "same_seconds": same_seconds(found, ensemble.stage, ensemble.members[0], ensemble.reranked, cost["extra_seconds"])
-        if ensemble.reranked is not None
-        else None,
+        "cost": {"ensemble": cost, "base": base | {"stage": first}, "extra_seconds": extra_seconds},
+        "same_seconds": same_seconds(found, ENSEMBLE, ensemble.first, ensemble.reranked, extra_seconds) if ensemble.reranked else None,
     }
 
 
-def _ensemble_cost(found: Differences, ensemble: EnsembleStage) -> dict[str, Any]:
-    first = ensemble.members[0]
-    base = _cost(found, first, ensemble.first_footprint) | {"stage": first}
-    sides = {"ensemble": _cost(found, ensemble.stage, ensemble.footprint), "base": base}
-    return sides | {"extra_seconds": sides["ensemble"]["seconds"] - sides["base"]["seconds"]}
-
-
-def _cost(found: Differences, stage: str, footprint: MemoryFootprint) -> dict[str, Any]:
+def _cost(found: Differences, stage: str, footprint: Mapping[str, int]) -> dict[str, Any]:
     """Seconds of the whole stage, images a second while they are embedded, and bytes."""
     cost = found.figures.stages[stage]["cost"]
     image_seconds = cost.get("image_seconds", 0.0)
-    return {
-        "seconds": float(cost.get("seconds", 0.0)),
-        "images_per_second": found.dataset.num_images / image_seconds if image_seconds > 0 else None,
-        "weight_bytes": footprint.weight_bytes,
-        "vector_bytes": footprint.vector_bytes,
-    }
+    images_per_second = found.dataset.num_images / image_seconds if image_seconds > 0 else None
+    return {"seconds": float(cost.get("seconds", 0.0)), "images_per_second": images_per_second, **footprint}
 
 
-def _weight_curve(choice: EnsembleChoice, dataset: RetrievalSet) -> list[dict[str, Any]]:
-    """R@1 of every point that was tried, with intervals, on the split it was tried on."""
-    shares = {direction: _shares([point.ranks[direction] for point in choice.tried], direction, dataset) for direction in DIRECTIONS}
-    means_ET, resampled_EST = (np.stack(parts) for parts in zip(*shares.values(), strict=True))
-    keys = [*DIRECTIONS, "both"]
-    means_AT = np.concatenate([means_ET, means_ET.mean(axis=0)[None]])
-    bounds_A2T = [interval(samples_ST) for samples_ST in (*resampled_EST, resampled_EST.mean(axis=0))]
+def _curve(choice: TunedSetting[Any]) -> list[dict[str, dict[str, Any]]]:
+    """R@1 of every point and its interval, on the split it was tried on: by direction, and the mean of two as `both`."""
+    dataset, means_T, resampled_ST = choice.dataset, dict[str, np.ndarray](), dict[str, np.ndarray]()
+    for direction in choice.tried[0].ranks:
+        image_Q = np.arange(dataset.num_images) if direction == "image_to_text" else dataset.caption_image_C
+        found_QT = np.stack([recall_at_k(point.ranks[direction], 1) for point in choice.tried], axis=1)
+        sums = ImageSums.of(found_QT, image_Q, dataset.num_images)
+        means_T[direction], resampled_ST[direction] = sums.means(), sums.resampled_means(resample_weights(dataset.num_images))
+    if len(means_T) > 1:
+        means_T["both"], resampled_ST["both"] = (np.mean(list(each.values()), axis=0) for each in (means_T, resampled_ST))
+    bounds_2T = {key: interval(samples_ST) for key, samples_ST in resampled_ST.items()}
     return [
         {
-            "combination": point.combination,
-            "weights": [float(weight) for weight in point.weights],
-            "R@1": {key: float(means_AT[row, column]) for row, key in enumerate(keys)},
-            "ci95": {key: bounds_A2T[row][:, column].tolist() for row, key in enumerate(keys)},
+            "R@1": {key: float(means_T[key][column]) for key in means_T},
+            "ci95": {key: bounds_2T[key][:, column].tolist() for key in means_T},
         }
-        for column, point in enumerate(choice.tried)
+        for column in range(len(choice.tried))
     ]
-
-
-def _shares(ranks: Sequence[np.ndarray], direction: Direction, dataset: RetrievalSet) -> tuple[np.ndarray, np.ndarray]:
-    """R@1 of each of T rankings, shape (T,), and in each resample of images, shape (S, T)."""
-    image_Q = np.arange(dataset.num_images) if direction == "image_to_text" else dataset.caption_image_C
-    sums = ImageSums.of(np.stack([recall_at_k(ranks_Q, 1) for ranks_Q in ranks], axis=1), image_Q, dataset.num_images)
-    return sums.means(), sums.resampled_means(resample_weights(dataset.num_images))
 
 
 def _expansion_record(found: Differences, expanded: ExpandedStage) -> dict[str, Any]:
     counts, views = np.diff(expanded.texts.offsets), expanded.texts.record()
+    choice, direction = expanded.choice, direction_of(expanded.side)
     record = {
         "stage": expanded.stage,
         "against": expanded.against,
         "name": expanded.name,
         "side": expanded.side,
-        "direction": direction_of(expanded.side),
-        "chosen_on": expanded.chosen_on.record() if expanded.chosen_on is not None else None,
+        "direction": direction,
+        "chosen_on": choice.dataset.record() if choice is not None else None,
         "pool": _pool_record(expanded.pool),
-        "curve": _pool_curve(expanded.choice, expanded.chosen_on) if expanded.choice is not None and expanded.chosen_on is not None else [],
+        "curve": [
+            {"pool": _pool_record(point.setting), "R@1": row["R@1"][direction], "ci95": row["ci95"][direction]}
+            for point, row in zip(choice.tried, _curve(choice), strict=True)
+        ]
+        if choice is not None
+        else [],
         "num_items": len(counts),
         "num_expanded": int((counts > 0).sum()),
         "num_views": int(counts.sum()),
@@ -206,9 +165,9 @@ def _expansion_record(found: Differences, expanded: ExpandedStage) -> dict[str, 
     }
     if expanded.pool is None:
         chosen_off = "No number, pooling or weight of these views did better than none where it was chosen: they are off."
-        advice = chosen_off if expanded.choice else None
+        advice = chosen_off if choice is not None else None
         return record | {"num_views_used": 0, "num_looked_at": 0, "measured": {}, "moved": None, "examples": [], "advice": advice}
-    moves, direction = _moves(found, expanded, expanded.pool), direction_of(expanded.side)
+    moves = _moves(found, expanded)
     measured = found.verdict(expanded.stage, expanded.against, direction)
     return record | {
         "num_views_used": int(np.minimum(counts, expanded.pool.number).sum()),
@@ -220,27 +179,16 @@ def _expansion_record(found: Differences, expanded: ExpandedStage) -> dict[str, 
     }
 
 
-def _moves(found: Differences, expanded: ExpandedStage, pool: Pool) -> Moves:
-    direction = direction_of(expanded.side)
-    before_Q, after_Q = (found.metrics(stage, direction).ranks_Q for stage in (expanded.against, expanded.stage))
-    return Moves(expanded.side, expanded.texts, items_of(found.dataset, expanded.side), before_Q, after_Q, expanded.view_ranks, pool.number)
+def _moves(found: Differences, expanded: ExpandedStage) -> Moves:
+    before_Q, after_Q = (found.metrics(stage, direction_of(expanded.side)).ranks_Q for stage in (expanded.against, expanded.stage))
+    return Moves(expanded, items_of(found.dataset, expanded.side), before_Q, after_Q)
 
 
 def _pool_record(pool: Pool | None) -> dict[str, Any] | None:
-    """number null: all views."""
+    """None: off; number null: all views."""
     if pool is None:
         return None
     return {"pooling": pool.pooling, "number": pool.number if pool.number < ALL_VIEWS else None, "weight": pool.weight}
-
-
-def _pool_curve(choice: PoolChoice, dataset: RetrievalSet) -> list[dict[str, Any]]:
-    """R@1 of every pool that was tried, in the direction that changes, with its interval; pool null: off."""
-    means_T, resampled_ST = _shares([point.ranks_Q for point in choice.tried], direction_of(choice.side), dataset)
-    bounds_2T = interval(resampled_ST)
-    return [
-        {"pool": _pool_record(point.pool), "R@1": float(means_T[column]), "ci95": bounds_2T[:, column].tolist()}
-        for column, point in enumerate(choice.tried)
-    ]
 
 
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -177,9 +177,9 @@ class Combining:
         return [(stage_names.expanded(target, name), target, name) for name in self.expansions for target in targets]
 
     @property
-    def names(self) -> list[str]:
-        """The stages there will be in addition to the checkpoints'."""
-        return ([ENSEMBLE] if self.members else []) + [stage for stage, _, _ in self.expanded]
+    def combined(self) -> list[tuple[str, str, str | None]]:
+        """`expanded`, after the ensemble, which has no expansion: the stages there will be in addition to the checkpoints'."""
+        return [*([(ENSEMBLE, ENSEMBLE, None)] if self.members else []), *self.expanded]
 
     @property
     def pairs(self) -> list[tuple[str, str]]:

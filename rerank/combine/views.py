@@ -18,8 +18,6 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from eval.errors import UserError
-
 Pooling = Literal["mean", "max", "log-sum-exp", "reciprocal-rank"]
 Combination = Literal["logits", "reciprocal-rank"]
 COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
@@ -55,12 +53,6 @@ class Views:
     vectors_ND: np.ndarray
     additional_XD: np.ndarray
     offsets: np.ndarray
-
-    def __post_init__(self) -> None:
-        found = len(self.offsets), int(self.offsets[0]), int(self.offsets[-1]), self.additional_XD.shape[1]
-        expected = len(self.vectors_ND) + 1, 0, len(self.additional_XD), self.vectors_ND.shape[1]
-        if found != expected or (np.diff(self.offsets) < 0).any():
-            raise ValueError(f"views: expected (offsets, first, last, width) {expected}, rising; found {found}")
 
     @classmethod
     def plain(cls, vectors_ND: np.ndarray) -> "Views":
@@ -107,6 +99,14 @@ class EnsembleMember:
 
 
 @dataclass(frozen=True)
+class LateFusion:
+    """How the scores of an ensemble's members become one: a weight for each, of sum 1, and the rule."""
+
+    combination: Combination
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Pool:
     """How the views of one side's items become one score.
 
@@ -114,27 +114,12 @@ class Pool:
         pooling: the formula.
         number: how many of an item's first additional views count; 0 or more.
         weight: in [0, 1]; 0 is the item alone.
-
-    Raises:
-        UserError: a number or a weight out of range, or an unknown pooling.
     """
 
     pooling: Pooling
     number: int
     weight: float
 
-    def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise UserError(f"pooling: expected one of {', '.join(POOLINGS)}; found {self.pooling!r}")
-        if self.number < 0 or not 0 <= self.weight <= 1:
-            raise UserError(
-                f"pooling {self.pooling}: expected a number of 0 or more and a weight in [0, 1]; found {self.number}, {self.weight}"
-            )
-
     def changes(self, views: Views) -> bool:
         """Whether the score of any item differs from its plain one."""
-        return self.weight > 0 and bool(self.first_of(views).any())
-
-    def first_of(self, views: Views) -> np.ndarray:
-        """How many additional views of each item count, int64 of shape (N,)."""
-        return views.first(self.number)
+        return self.weight > 0 and bool(views.first(self.number).any())

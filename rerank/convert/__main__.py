@@ -55,7 +55,9 @@ def convert(source: str, output: Path, *, tokenizer: str | None = None, image_si
         if Path(source).is_file():
             lines = convert_albef(Path(source), folder, tokenizer or DEFAULT_TOKENIZER, image_size)
         else:
-            lines = _convert_hub(source, folder)
+            found = _hub_folder(source)
+            check_cross_encoder(str(found))  # before any work: a converted captioner or text-text reranker would be of no use
+            lines = convert_hub_folder(found, folder)
         try:
             scorer = load_scorer(str(folder), device="cpu")
         except UserError as error:
@@ -70,28 +72,22 @@ def convert_albef(source: Path, folder: Path, tokenizer: str, image_size: int | 
         UserError: the file holds objects, is no ALBEF, lacks weights, or the tokenizer cannot be loaded or is another.
         OSError, SafetensorError: a file cannot be written.
     """
-    release = albef_release(read_pickled(source), str(source), image_size)
-    bert_tokenizer = _tokenizer(tokenizer, release.config)
+    config, released, dropped = albef_release(read_pickled(source), str(source), image_size)
+    bert_tokenizer = _tokenizer(tokenizer, config)
     with torch.device("meta"):
-        expected = {name for name, _ in AlbefCrossEncoder(release.config).named_parameters()}
-    unexpected = sorted(release.tensors.keys() - expected)
-    tensors = {name: tensor.float().contiguous() for name, tensor in release.tensors.items() if name in expected}
-    build_albef(release.config, tensors, str(source))  # names all that is missing or misshapen
+        expected = {name for name, _ in AlbefCrossEncoder(config).named_parameters()}
+    unexpected = sorted(released.keys() - expected)
+    tensors = {name: tensor.float().contiguous() for name, tensor in released.items() if name in expected}
+    build_albef(config, tensors, str(source))  # names all that is missing or misshapen
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(release.config.to_dict(), indent=2), encoding="utf-8")
-    size = release.config.vision.image_size
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2), encoding="utf-8")
+    size = config.vision.image_size
     BlipImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)
     bert_tokenizer.save_pretrained(folder)
     rewrite_tokenizer_config(folder)
     lines = [f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()) / 1e6:.1f} M parameters, {size} px"]
-    lines += [f"dropped: {len(names)} of {kind} ({names[0]}, ...)" for kind, names in release.dropped.items()]
+    lines += [f"dropped: {len(names)} of {kind} ({names[0]}, ...)" for kind, names in dropped.items()]
     return lines + ([f"dropped: {len(unexpected)} that ALBEF's cross-encoder does not have: {', '.join(unexpected)}"] if unexpected else [])
-
-
-def _convert_hub(source: str, folder: Path) -> list[str]:
-    found = _hub_folder(source)
-    check_cross_encoder(str(found))  # before any work: a converted captioner or text-text reranker would be of no use
-    return convert_hub_folder(found, folder)
 
 
 def _tokenizer(name: str, config: AlbefConfig) -> BertTokenizer:

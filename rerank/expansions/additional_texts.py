@@ -4,10 +4,12 @@ Shape letters: N items (captions, or images).
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Any, Self
 
 import numpy as np
 
@@ -21,7 +23,7 @@ OTHERS = "equal to another caption of the set"
 
 
 @dataclass(frozen=True)
-class AdditionalTexts:
+class AdditionalTexts(ABC):
     """Additional texts, item by item.
 
     Attributes:
@@ -39,6 +41,48 @@ class AdditionalTexts:
     source: str
     dropped: dict[str, int] = field(default_factory=dict)
     noted: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def select(
+        cls,
+        dataset: RetrievalSet,
+        proposed: Iterable[Iterable[str]],
+        *,
+        name: str,
+        source: str,
+        noted: Mapping[str, int] = {},
+        cut: bool = False,
+    ) -> Self:
+        """The texts that are used of those proposed for each item of a split: the first `MOST` that have words, and are new.
+
+        Args:
+            cut: stop at an item that has enough, so that texts beyond are neither made nor counted: for generators.
+        """
+        in_set = {normalise(caption) for caption in dataset.captions}
+        texts: list[str] = []
+        ends, dropped, num_others = [0], Counter[str](), 0
+        for own, additional in zip(cls._originals(dataset), proposed, strict=True):
+            own_keys = {normalise(caption) for caption in own}
+            seen: set[str] = set()
+            for text in additional:
+                key = normalise(text)
+                why = EMPTY if not key else EQUAL if key in own_keys else TWICE if key in seen else BEYOND if len(seen) == MOST else ""
+                if why:
+                    dropped[why] += 1
+                    continue
+                seen.add(key)
+                texts.append(text)
+                num_others += key in in_set
+                if cut and len(seen) == MOST:
+                    break
+            ends.append(len(texts))
+        found = {OTHERS: num_others} if num_others else {}
+        return cls(StringColumn(texts), np.array(ends, dtype=np.int64), name, source, dict(dropped), {**noted, **found})
+
+    @staticmethod
+    @abstractmethod
+    def _originals(dataset: RetrievalSet) -> Iterable[Sequence[str]]:
+        """The captions that each item has already."""
 
     def of(self, item: int) -> list[str]:
         """Those of one item, the most trusted first."""
@@ -69,63 +113,15 @@ class AdditionalTexts:
 class CaptionExpansions(AdditionalTexts):
     """Other wordings of captions: items are the captions of a split."""
 
+    @staticmethod
+    def _originals(dataset: RetrievalSet) -> Iterable[Sequence[str]]:
+        return ([caption] for caption in dataset.captions)
+
 
 @dataclass(frozen=True)
 class ImageCaptions(AdditionalTexts):
     """Additional captions of images: items are the images of a split."""
 
-
-def caption_expansions(
-    dataset: RetrievalSet,
-    proposed: Iterable[Iterable[str]],
-    *,
-    name: str,
-    source: str,
-    most: int = MOST,
-    noted: Mapping[str, int] = {},
-    cut: bool = False,
-) -> CaptionExpansions:
-    """The texts that are used of those proposed for each caption of a split, in its order.
-
-    Args:
-        cut: stop at a caption that has enough, so that texts beyond are neither made nor counted: for generators.
-    """
-    originals = ([caption] for caption in dataset.captions)
-    texts, offsets, dropped, found = _selected(dataset, originals, proposed, most, cut)
-    return CaptionExpansions(texts, offsets, name, source, dropped, {**noted, **found})
-
-
-def image_captions(
-    dataset: RetrievalSet, proposed: Iterable[Iterable[str]], *, name: str, source: str, noted: Mapping[str, int] = {}
-) -> ImageCaptions:
-    """The texts that are used of those proposed for each image of a split, in its order."""
-    bounds = zip(dataset.caption_offsets[:-1].tolist(), dataset.caption_offsets[1:].tolist(), strict=True)
-    originals = (list(dataset.captions[start:end]) for start, end in bounds)
-    texts, offsets, dropped, found = _selected(dataset, originals, proposed, MOST, cut=False)
-    return ImageCaptions(texts, offsets, name, source, dropped, {**noted, **found})
-
-
-def _selected(
-    dataset: RetrievalSet, originals: Iterable[list[str]], proposed: Iterable[Iterable[str]], most: int, cut: bool
-) -> tuple[Sequence[str], np.ndarray, dict[str, int], dict[str, int]]:
-    """(texts, offsets, dropped, noted): of each item the first `most` texts that have words, and are new."""
-    in_set = {normalise(caption) for caption in dataset.captions}
-    texts: list[str] = []
-    ends, dropped = [0], Counter[str]()
-    num_others = 0
-    for own, additional in zip(originals, proposed, strict=True):
-        own_keys = {normalise(caption) for caption in own}
-        seen: set[str] = set()
-        for text in additional:
-            key = normalise(text)
-            why = EMPTY if not key else EQUAL if key in own_keys else TWICE if key in seen else BEYOND if len(seen) == most else ""
-            if why:
-                dropped[why] += 1
-                continue
-            seen.add(key)
-            texts.append(text)
-            num_others += key in in_set
-            if cut and len(seen) == most:
-                break
-        ends.append(len(texts))
-    return StringColumn(texts), np.array(ends, dtype=np.int64), dict(dropped), {OTHERS: num_others} if num_others else {}
+    @staticmethod
+    def _originals(dataset: RetrievalSet) -> Iterable[Sequence[str]]:
+        return (dataset.captions[start:end] for start, end in pairwise(dataset.caption_offsets.tolist()))

@@ -3,7 +3,7 @@
 Shape letters: I images, V views of an image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,14 +19,6 @@ CROP_SHARE = 0.8
 _PLACES = {"centre": (0.5, 0.5), "top left": (0.0, 0.0), "top right": (1.0, 0.0), "bottom left": (0.0, 1.0), "bottom right": (1.0, 1.0)}
 
 
-@dataclass(frozen=True)
-class ImageView:
-    """A view's name, and the function that makes it of an image; data-loading processes may have to pickle it."""
-
-    name: str
-    transform: Callable[[Image.Image], Image.Image]
-
-
 def crop(image: Image.Image, *, left: float, above: float) -> Image.Image:
     """The part of an image that is CROP_SHARE as wide and high, at least a pixel; `left` and `above` say where, in [0, 1]."""
     width, height = (max(1, round(CROP_SHARE * side)) for side in image.size)
@@ -34,11 +26,11 @@ def crop(image: Image.Image, *, left: float, above: float) -> Image.Image:
     return image.crop((x, y, x + width, y + height))
 
 
-VIEWS: dict[str, Sequence[ImageView]] = {
-    "crops": [ImageView(f"crop {place}", partial(crop, left=left, above=above)) for place, (left, above) in _PLACES.items()],
-    "flips": [ImageView("mirrored", ImageOps.mirror)],
+VIEWS: dict[str, dict[str, Callable[[Image.Image], Image.Image]]] = {
+    "crops": {f"crop {place}": partial(crop, left=left, above=above) for place, (left, above) in _PLACES.items()},
+    "flips": {"mirrored": ImageOps.mirror},
 }
-"""Name of the method -> its views, the most trusted first."""
+"""Name of the method -> its views by name, the most trusted first: functions, which data-loading processes may have to pickle."""
 
 
 @dataclass
@@ -54,28 +46,23 @@ class ImageViews:
     _last: tuple[int, Image.Image] | None = field(default=None, init=False, repr=False)
 
     @property
-    def views(self) -> Sequence[ImageView]:
-        """The views of each image."""
-        return VIEWS[self.name]
-
-    @property
     def num_images(self) -> int:
         """Number of views, of all images together."""
-        return self.dataset.num_images * len(self.views)
+        return self.dataset.num_images * len(VIEWS[self.name])
 
     @property
     def offsets(self) -> np.ndarray:
         """Those of image i are offsets[i]:offsets[i + 1]; int64 of shape (I + 1,)."""
-        return np.arange(self.dataset.num_images + 1, dtype=np.int64) * len(self.views)
+        return np.arange(self.dataset.num_images + 1, dtype=np.int64) * len(VIEWS[self.name])
 
     @property
     def names(self) -> list[str]:
         """Of each view, for messages."""
-        return [f"{image} ({view.name})" for image in self.dataset.image_ids for view in self.views]
+        return [f"{image} ({view})" for image in self.dataset.image_ids for view in VIEWS[self.name]]
 
     def of(self, item: int) -> list[str]:
         """The names of the views of an image."""
-        return [view.name for view in self.views]
+        return list(VIEWS[self.name])
 
     def load_image(self, image: int, /) -> Image.Image:
         """One view, RGB; an image whose views follow one another is decoded once.
@@ -83,10 +70,11 @@ class ImageViews:
         Raises:
             eval.dataset.images.ImageError: the image cannot be decoded.
         """
-        number, view = divmod(image, len(self.views))
+        transforms = list(VIEWS[self.name].values())
+        number, view = divmod(image, len(transforms))
         if self._last is None or self._last[0] != number:
             self._last = number, self.dataset.load_image(number)
-        return self.views[view].transform(self._last[1])
+        return transforms[view](self._last[1])
 
     def record(self) -> dict[str, Any]:
         """What report.json says of them."""

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from eval.errors import UserError
-from rerank.expansions.base import Expansion
-from rerank.expansions.crops_and_flips import CropsOrFlips
+from rerank.expansions.base import CropsOrFlips, Expansion
 from rerank.expansions.generated import Paraphraser
-from rerank.expansions.image_captions import CaptionsColumn, CaptionsFile
-from rerank.expansions.paraphrases import ParaphrasesColumn, ParaphrasesFile
+from rerank.expansions.given_texts import CAPTIONS, PARAPHRASES, ColumnExpansion, FileExpansion
 from rerank.expansions.synonyms import Dictionary
 from rerank.expansions.templates import Templates
 from rerank.expansions.text_file import KINDS
@@ -31,7 +29,7 @@ def parse_expansion(text: str) -> Expansion:
     if colon and method in _WITH_VALUE:
         return _WITH_VALUE[method](value)
     if text.lower().endswith(KINDS):
-        return ParaphrasesFile.read(text)
+        return FileExpansion.read(PARAPHRASES, text, text)
     raise UserError(f"{text}: expected one of {FORMS}")
 
 
@@ -56,15 +54,15 @@ def kept_columns(expansions: Iterable[Expansion]) -> list[str]:
 _WITHOUT_VALUE: dict[str, Callable[[], Expansion]] = {
     "templates": lambda: Templates(source="templates"),
     "wordnet": WordNet.read,
-    "crops": lambda: CropsOrFlips(source="crops"),
-    "flips": lambda: CropsOrFlips(source="flips"),
+    "crops": lambda: CropsOrFlips(name="crops", source="crops"),
+    "flips": lambda: CropsOrFlips(name="flips", source="flips"),
 }
 _WITH_VALUE: dict[str, Callable[[str], Expansion]] = {
-    "column": lambda name: ParaphrasesColumn(source=f"column:{name}", column=name),
+    "column": lambda column: ColumnExpansion(name=PARAPHRASES, source=f"column:{column}", columns=[column]),
     "templates": Templates.read,
     "synonyms": Dictionary.read,
     "wordnet": WordNet.read,
     "paraphrase": Paraphraser.read,
-    "captions": CaptionsFile.read,
-    "captions-column": lambda name: CaptionsColumn(source=f"captions-column:{name}", column=name),
+    "captions": lambda file: FileExpansion.read(CAPTIONS, f"captions:{file}", file),
+    "captions-column": lambda column: ColumnExpansion(name=CAPTIONS, source=f"captions-column:{column}", columns=[column]),
 }

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
 from eval.manifest.rows import as_list, is_unicode
 from eval.processes import Processes
-from rerank.expansions.additional_texts import CaptionExpansions, caption_expansions
+from rerank.expansions.additional_texts import CaptionExpansions
 from rerank.expansions.base import TextExpansion
 from rerank.expansions.substitution import Words, substitutions, words_of
 from rerank.expansions.text_file import TableFaults, existing_file, one_of, read_table, read_text
@@ -20,7 +20,7 @@ _FORM = "word: synonym, synonym"
 class Dictionary(TextExpansion):
     """A dictionary: entry -> its synonyms, the most trusted first. One way: a synonym is no entry."""
 
-    name: ClassVar[str] = "synonyms"
+    name: str = "synonyms"
     entries: Mapping[Words, Sequence[str]]
 
     @classmethod
@@ -60,7 +60,7 @@ class Dictionary(TextExpansion):
             return self.entries.get(entry, ())
 
         proposed = (substitutions(caption, synonyms, longest, together_first=True) for caption in dataset.captions)
-        expansions = caption_expansions(dataset, proposed, name=self.name, source=self.source, cut=True)
+        expansions = CaptionExpansions.select(dataset, proposed, name=self.name, source=self.source, cut=True)
         if not len(expansions.texts):
             raise UserError(
                 f"{self.source}: no caption of {dataset.source} (split {dataset.split!r}) holds any of its {len(self.entries)} "
@@ -87,7 +87,7 @@ def _line_entries(source: str, path: str, faults: TableFaults) -> Iterator[tuple
 def _jsonl_entries(source: str, path: str, faults: TableFaults) -> Iterator[tuple[int, Any, list[Any]]]:
     """(line, word, synonyms) of each record."""
     file = existing_file(source, path)
-    columns, records = read_table(source, file, faults)
+    columns, records = read_table(source, file, faults.found)
     for column in ("word", "synonyms") if columns else ():
         one_of(source, file, columns, (column,))
     for line, record in records:

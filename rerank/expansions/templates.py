@@ -6,14 +6,13 @@ Prompts of this kind raised zero-shot accuracy of models trained on captions (Ra
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from eval.captions import normalise
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
 from eval.manifest.rows import is_unicode
 from eval.processes import Processes
-from rerank.expansions.additional_texts import CaptionExpansions, caption_expansions
+from rerank.expansions.additional_texts import CaptionExpansions
 from rerank.expansions.base import TextExpansion
 from rerank.expansions.text_file import TableFaults, read_text
 
@@ -34,7 +33,7 @@ _FIRST_WORD = re.compile(r"[A-Z][a-z]*(?![\w.'’-])")
 class Templates(TextExpansion):
     """Templates with one {} each, where the caption goes, the most trusted first."""
 
-    name: ClassVar[str] = "templates"
+    name: str = "templates"
     templates: Sequence[str] = BUILT_IN
 
     @classmethod
@@ -59,7 +58,7 @@ class Templates(TextExpansion):
 
     def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> CaptionExpansions:
         """Each caption of a split in each template."""
-        return caption_expansions(dataset, map(self._filled, dataset.captions), name=self.name, source=self.source)
+        return CaptionExpansions.select(dataset, map(self._filled, dataset.captions), name=self.name, source=self.source)
 
     def _filled(self, caption: str) -> Iterator[str]:
         for template in self.templates:

@@ -11,12 +11,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
 from eval.processes import Processes
-from rerank.expansions.additional_texts import CaptionExpansions, caption_expansions
+from rerank.expansions.additional_texts import CaptionExpansions
 from rerank.expansions.base import TextExpansion
 from rerank.expansions.substitution import Words, substitutions
 
@@ -49,7 +49,7 @@ class WordNet(TextExpansion):
         known: entry -> its synonyms, as they are looked up.
     """
 
-    name: ClassVar[str] = "wordnet"
+    name: str = "wordnet"
     reader: Any
     known: dict[Words, Sequence[str]] = field(default_factory=dict)
 
@@ -78,7 +78,7 @@ class WordNet(TextExpansion):
     def of(self, dataset: RetrievalSet, processes: Processes = Processes()) -> CaptionExpansions:
         """Each caption of a split with words replaced."""
         proposed = (substitutions(caption, self.synonyms, LONGEST, together_first=False) for caption in dataset.captions)
-        return caption_expansions(dataset, proposed, name=self.name, source=self.source, cut=True)
+        return CaptionExpansions.select(dataset, proposed, name=self.name, source=self.source, cut=True)
 
     def synonyms(self, entry: Words) -> Sequence[str]:
         """Other lemmas of the commonest sense, names with capitals (Canis familiaris) left out.

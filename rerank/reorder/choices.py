@@ -28,7 +28,6 @@ def match_scores(
     *,
     cache: ScoreCache | None = None,
     execution: Execution = ONE_PROCESS,
-    progress: bool = False,
 ) -> np.ndarray:
     """The cross-encoder's score of every pair of `choices.pairs()`, float64 of shape (N,); each picture encoded and each pair scored once.
 
@@ -38,7 +37,7 @@ def match_scores(
     """
     images_N, captions_N = choices.pairs()
     lists = CandidateLists.of_pairs(images_N, captions_N)
-    scores = complete_scores(scorer, choices, lists, cache=cache, execution=execution, progress=progress)
+    scores = complete_scores(scorer, choices, lists, cache=cache, execution=execution, progress=execution.processes.is_main)
     return scores.lookup(images_N, captions_N).astype(np.float64)
 
 
@@ -81,8 +80,6 @@ def measure_choices(
 
     Args:
         checkpoints: stage name -> folder or hub id of a SigLIP checkpoint.
-        cache: pair scores of earlier runs, and where these are written.
-        strip_punctuation: see eval/encoder/tokenizer.py.
         execution: its on_progress is called with each number of rows embedded, and of pairs scored.
 
     Raises:
@@ -100,7 +97,7 @@ def measure_choices(
     pairs = [(name, names[0]) for name in names[1:]]
     if scorer is not None:
         alone = scorer.name
-        stages[alone] = match_scores(scorer, choices, cache=cache, execution=execution, progress=execution.processes.is_main)
+        stages[alone] = match_scores(scorer, choices, cache=cache, execution=execution)
         rules[alone] = "match score"
         pairs += [(alone, name) for name in names]
         for name in names:

@@ -75,8 +75,6 @@ class Plan:
 
     def names(self, first_stages: Sequence[str], scorer_name: str) -> list[str]:
         """Every reranked stage there will be, for first stages of these names."""
-        if self.skip_margin is not None:
-            return [self.name(stage, scorer_name) for stage in first_stages]
         tuned = [name for stage in self.tuning.of(first_stages) for name in self._tuned(stage, scorer_name)]
         return [self.name(stage, scorer_name) for stage in first_stages] + tuned
 

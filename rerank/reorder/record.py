@@ -5,6 +5,7 @@ Shape letters: Q queries, I images, S resamples.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ from eval.report.section import Section, SectionFormat
 from eval.search.ranking import DIRECTIONS, Direction
 from rerank import stage_names
 from rerank.reorder.fusion import FusionChoice
-from rerank.reorder.skipping import Saving, pair_trails, saving
-from rerank.reorder.tuned_stages import TuningResult
-
-_CURVE_SHARES = np.linspace(0, 1, 11)
+from rerank.reorder.skipping import pair_trails, saving
+from rerank.reorder.stages import TuningResult
 
 
-def tuning_sections(figures: Figures, dataset: RetrievalSet, tuned: Sequence[TuningResult]) -> list[Section]:
-    """`fusion` and `adaptive`, each with an entry for every stage it was asked of; absent where it was not.
+def reranking_sections(
+    figures: Figures, dataset: RetrievalSet, tuned: Sequence[TuningResult], budget: dict[str, float] | None
+) -> list[Section]:
+    """`fusion` and `adaptive`, each with an entry for every stage it was asked of, and `budget`; absent where they were not asked.
 
     Args:
         figures: of the split that is measured, `dataset`, with the tuned stages among its stages.
@@ -35,7 +36,7 @@ def tuning_sections(figures: Figures, dataset: RetrievalSet, tuned: Sequence[Tun
     found = Differences(figures, dataset)
     fusion = [_fusion_record(found, each, each.fusion) for each in tuned if each.fusion is not None]
     adaptive = [_adaptive_record(found, each, each.margin) for each in tuned if each.margin is not None]
-    return ([Section(FUSION, fusion)] if fusion else []) + ([Section(ADAPTIVE, adaptive)] if adaptive else [])
+    return [Section(one, record) for one, record in ((FUSION, fusion), (ADAPTIVE, adaptive), (BUDGET, budget)) if record]
 
 
 def _fusion_record(found: Differences, tuned: TuningResult, choice: FusionChoice) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def _fusion_record(found: Differences, tuned: TuningResult, choice: FusionChoice
         "fused": fused,
         "chosen_on": tuned.dataset.record(),
         "weight": fusion.weight,
-        "units": {d: {"pair": units.pair, "first": units.first} for d, units in fusion.units.items()},
+        "units": {d: asdict(units) for d, units in fusion.units.items()},
         "weights": _weight_rows(tuned, choice),
         "measured": [
             {"stage": stage, "weight": weight, "R@1": found.recalls_at_1(stage)} | found.of_means(stage, tuned.stage)
@@ -80,7 +81,7 @@ def _adaptive_record(found: Differences, tuned: TuningResult, margin: float) -> 
         "chosen_on": tuned.dataset.record(),
         "max_loss": tuned.max_loss,
         "margin": margin if np.isfinite(margin) else None,
-        "chosen": _saving_record(saving(tuned.first.rankings, tuned.scores, tuned.top_k, margin)),
+        "chosen": _saving(tuned, margin),
         "curve": _curve(tuned),
         "measured": {
             "pairs": pairs,
@@ -95,13 +96,12 @@ def _adaptive_record(found: Differences, tuned: TuningResult, margin: float) -> 
 def _curve(tuned: TuningResult) -> list[dict[str, Any]]:
     """What margins that save about 0, 10, ... 100% of the pairs cost where the margin was chosen."""
     trails_N = pair_trails([tuned.first.rankings[d] for d in DIRECTIONS], tuned.top_k)
-    margins = dict.fromkeys(float(margin) for margin in np.quantile(trails_N, 1 - _CURVE_SHARES[1:], method="lower"))
-    rows = [{"margin": None} | _saving_record(saving(tuned.first.rankings, tuned.scores, tuned.top_k, float("inf")))]
-    return rows + [{"margin": m} | _saving_record(saving(tuned.first.rankings, tuned.scores, tuned.top_k, m)) for m in margins]
+    margins = dict.fromkeys([np.inf, *np.quantile(trails_N, 1 - np.linspace(0, 1, 11)[1:], method="lower").tolist()])
+    return [{"margin": m if np.isfinite(m) else None} | _saving(tuned, m) for m in margins]
 
 
-def _saving_record(saved: Saving) -> dict[str, Any]:
-    return {"pairs": saved.pairs, "saved": saved.saved, "share_saved": saved.share, "lost": saved.lost, "loss": saved.loss}
+def _saving(tuned: TuningResult, margin: float) -> dict[str, Any]:
+    return asdict(saving(tuned.first.rankings, tuned.scores, tuned.top_k, margin))
 
 
 def fusion_line(record: dict[str, Any]) -> str:

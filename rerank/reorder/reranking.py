@@ -11,26 +11,17 @@ from eval.search.ranking import DIRECTIONS
 from eval.search.stage import Stage
 from rerank import stage_names as names
 from rerank.reorder.plan import Plan
-from rerank.reorder.record import BUDGET, tuning_sections
-from rerank.reorder.skipping import needed_lists
-from rerank.reorder.stages import check_top_k, reranked, score_stages
-from rerank.reorder.tuned_stages import TuningResult, adaptive_stage, tuned_stages
+from rerank.reorder.record import reranking_sections
+from rerank.reorder.stages import TuningResult, adaptive_stage, check_top_k, reranked, score_stages
 from rerank.scorers.scorer import PairScorer
-from rerank.scoring.pair_scores import PairScores, complete_scores
+from rerank.scoring.pair_scores import PairScores
 from rerank.scoring.score_cache import ScoreCache
 from rerank.scoring.time_budget import Budget, measure_pace, pick_top_k
 
 
 @dataclass(frozen=True)
 class Reranked:
-    """What came of a plan.
-
-    Attributes:
-        stages: the reranked ones.
-        scores: of the pairs of the measured split.
-        tuned: what was chosen on another split.
-        budget: the K that was picked; None where no time was given.
-    """
+    """The reranked stages, the scores of the measured split, what was chosen on another, and the K picked where there is a time budget."""
 
     stages: list[Stage]
     scores: PairScores
@@ -39,8 +30,7 @@ class Reranked:
 
     def sections(self, figures: Figures, dataset: RetrievalSet) -> list[Section]:
         """`fusion`, `adaptive` and `budget` of a report, those that were asked for."""
-        found = tuning_sections(figures, dataset, self.tuned)
-        return found + ([Section(BUDGET, self.budget.record())] if self.budget is not None else [])
+        return reranking_sections(figures, dataset, self.tuned, self.budget.record() if self.budget is not None else None)
 
 
 def rerank_stages(
@@ -62,15 +52,19 @@ def rerank_stages(
     Raises:
         UserError: top_k exceeds the gallery, the time is too little, a picture does not decode, or a score is not finite.
     """
-    budget = _budget(plan, dataset, firsts, scorer, execution)
-    if budget is not None and execution.processes.is_main:
-        print(f"budget   {budget}", flush=True)
-    top_k = plan.top_k if budget is None else budget.top_k
-    if plan.skip_margin is not None:
-        scores = _needed_scores(dataset, firsts, scorer, top_k, plan.skip_margin, cache, execution)
-        adaptive = [adaptive_stage(names.reranked(first.name, scorer.name), first, scores, plan.skip_margin, top_k) for first in firsts]
+    budget, processes = None, execution.processes
+    if plan.seconds is not None:
+        check_top_k(dataset, plan.top_k)
+        pace = measure_pace(scorer, dataset, processes)
+        rankings = [stage.rankings[direction] for stage in firsts for direction in DIRECTIONS]
+        budget = pick_top_k(rankings, pace, plan.seconds, plan.top_k, world_size=processes.world_size)
+        if processes.is_main:
+            print(f"budget   {budget}", flush=True)
+    top_k, margin = plan.top_k if budget is None else budget.top_k, plan.skip_margin
+    scores = score_stages(dataset, firsts, scorer, top_k, skip_margin=margin, cache=cache, execution=execution)
+    if margin is not None:
+        adaptive = [adaptive_stage(names.reranked(first.name, scorer.name), first, scores, margin, top_k) for first in firsts]
         return Reranked(adaptive, scores, [], budget)
-    scores = score_stages(dataset, firsts, scorer, top_k, cache=cache, execution=execution)
     stages = reranked(firsts, scores, scorer.name, top_k)
     if tune_on is None or not plan.tuning.any:
         return Reranked(stages, scores, [], budget)
@@ -78,29 +72,6 @@ def rerank_stages(
     firsts_there = retrieve(other)
     scores_there = score_stages(other, firsts_there, scorer, top_k, cache=cache, execution=execution)
     tuned = [TuningResult.on(other, first, scores_there, scorer.name, top_k, plan.tuning) for first in firsts_there]
-    return Reranked(stages + tuned_stages(tuned, [*firsts, *stages], scores), scores, tuned, budget)
-
-
-def _budget(plan: Plan, dataset: RetrievalSet, firsts: Sequence[Stage], scorer: PairScorer, execution: Execution) -> Budget | None:
-    if plan.seconds is None:
-        return None
-    check_top_k(dataset, plan.top_k)
-    pace = measure_pace(scorer, dataset, execution.processes)
-    rankings = [stage.rankings[direction] for stage in firsts for direction in DIRECTIONS]
-    return pick_top_k(rankings, pace, plan.seconds, plan.top_k, world_size=execution.processes.world_size)
-
-
-def _needed_scores(
-    dataset: RetrievalSet,
-    firsts: Sequence[Stage],
-    scorer: PairScorer,
-    top_k: int,
-    margin: float,
-    cache: ScoreCache | None,
-    execution: Execution,
-) -> PairScores:
-    """The scores of what some stage needs; the rest is not scored."""
-    check_top_k(dataset, top_k)
-    first, *others = [needed_lists([stage.rankings[d] for d in DIRECTIONS], top_k, margin) for stage in firsts]
-    progress = execution.processes.is_main
-    return complete_scores(scorer, dataset, first.union(*others), cache=cache, execution=execution, progress=progress)
+    named = {stage.name: stage for stage in (*firsts, *stages)}
+    measured = [stage for one in tuned for stage in one.stages(named[one.first.name], scores, named[one.stage].cost)]
+    return Reranked(stages + measured, scores, tuned, budget)

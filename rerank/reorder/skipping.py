@@ -1,12 +1,8 @@
 """Adaptive reranking: a candidate that trails its query's first by the margin or more is not scored, and a query left with its first
 alone keeps the first stage's order.
 
-Skipping whole queries (rank 1 beyond rank 2 by the margin) is the case where nothing else of the head is near; most of the saving comes
-from queries that are not decided, of whose candidates only a few are in question (results/reranking-demo.md measures both). As a head
-is in the order of the first stage's scores, what is left of it is its beginning: each query gets a K of its own.
-
-The margin is a difference of first-stage scores: SigLIP's cosines here, which mean the same in both directions, and times exp(logit scale)
-a difference of log-odds. So one margin serves both; a margin for each saved no more on the demo, and erred more on other queries.
+As a head is in the order of the first stage's scores, what is left of it is its beginning: each query gets a K of its own. One margin, a
+difference of cosines, serves both directions (docs/reranking.md).
 
 Shape letters: Q queries, T candidates of each that would be re-ordered, N pairs.
 """
@@ -117,13 +113,9 @@ class Saving:
 
     pairs: int
     saved: int
+    share_saved: float
     lost: float
     loss: float
-
-    @property
-    def share(self) -> float:
-        """Share of the pairs that is saved."""
-        return self.saved / self.pairs
 
 
 def saving(first: Mapping[Direction, Ranking], scores: PairScores, top_k: int, margin: float) -> Saving:
@@ -139,25 +131,22 @@ def saving(first: Mapping[Direction, Ranking], scores: PairScores, top_k: int, m
         found_Q = rerank_within(first[direction], scores, top_k, margin).best_ranks() == 1
         lost.append(float((full_Q & ~found_Q).mean()))
         gained.append(float((found_Q & ~full_Q).mean()))
-    needed = int(np.searchsorted(trails_N, margin))
-    return Saving(len(trails_N), len(trails_N) - needed, float(np.mean(lost)), float(np.mean(lost) - np.mean(gained)))
+    pairs, saved = len(trails_N), len(trails_N) - int(np.searchsorted(trails_N, margin))
+    return Saving(pairs, saved, saved / pairs, float(np.mean(lost)), float(np.mean(lost) - np.mean(gained)))
 
 
 def choose_margin(first: Mapping[Direction, Ranking], scores: PairScores, top_k: int, max_loss: float) -> float:
     """The smallest margin at which, as at every larger one, the share of answers lost is at most `max_loss`; inf: nothing can be skipped.
 
-    Lost are those that reranking everything gets right, without setting off against them what skipping happens to get right: R@1 falls
-    by at most as much. Were the difference of the two the limit, gains on a few hundred queries would pay for losses, and on other queries
-    those gains do not come (docs/reranking.md).
+    Lost are those that reranking everything gets right, without setting off against them what skipping happens to get right, which other
+    queries would not (docs/reranking.md): R@1 falls by at most as much.
 
     Args:
         max_loss: share of queries, mean of both directions; 0.001 is a tenth of a point of R@1.
 
     Raises:
-        UserError: `max_loss` is not in [0, 1], or see `rerank_within`.
+        UserError, LookupError, ValueError: see `rerank_within`.
     """
-    if not 0 <= max_loss <= 1:
-        raise UserError(f"adaptive max_loss: expected a share from 0 to 1 (0.001 is a tenth of a point); found {max_loss}.")
     steps, changes = zip(*(_losses(first[direction], scores, top_k) for direction in DIRECTIONS), strict=True)
     trails_N, changes_N = np.concatenate(steps), np.concatenate(changes)
     order = np.argsort(-trails_N, kind="stable")

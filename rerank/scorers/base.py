@@ -8,11 +8,9 @@ Shape letters: N captions, C captions of a batch, L its longest caption in token
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -20,28 +18,32 @@ from PIL import Image
 
 from rerank.scorers.scorer import InputLimits, ScorerSettings, match_scores
 
-Settings = TypeVar("Settings", bound=ScorerSettings)
 
+class CrossEncoder(ABC):
+    """Scores one image against many captions (a `PairScorer`).
 
-class CrossEncoder(ABC, Generic[Settings]):
-    """Scores one image against many captions (a `PairScorer`)."""
+    Attributes:
+        fixed: choices of the original's evaluation that change scores, for the fingerprint.
+        captions_at_once: captions of one image that go through the text tower together; changes scores by float noise only.
+    """
 
     name: ClassVar[str]
-    settings_class: type[Settings]
+    fixed: ClassVar[Mapping[str, object]] = {}
+    captions_at_once = 64
 
-    def __init__(self, checkpoint: Any, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> None:
+    def __init__(self, checkpoint: Any, *, device: torch.device | str | None = None, settings: ScorerSettings = ScorerSettings()) -> None:
         """Moves the checkpoint's model to `device`, by default a GPU if there is one.
 
         Args:
             checkpoint: as `_read` gives it: a model, its image processor and tokenizer, and a `digest`.
         """
-        self.settings: Settings = self.settings_class.of(settings or self.settings_class())
+        self.settings = settings
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._checkpoint = checkpoint
         self._model = checkpoint.model.to(self.device)
 
     @classmethod
-    def load(cls, model: str, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> Self:
+    def load(cls, model: str, *, device: torch.device | str | None = None, settings: ScorerSettings = ScorerSettings()) -> Self:
         """The scorer of a folder or hub id.
 
         Raises:
@@ -52,7 +54,7 @@ class CrossEncoder(ABC, Generic[Settings]):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of weights, config, processors and the settings that change scores beyond float noise."""
-        return hashlib.sha256(f"{self.name} {self.settings.identity()} {self._checkpoint.digest()}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.name} {self.settings.identity(**self.fixed)} {self._checkpoint.digest()}".encode()).hexdigest()
 
     @property
     @abstractmethod
@@ -72,9 +74,9 @@ class CrossEncoder(ABC, Generic[Settings]):
         scores = self._score_distinct(image.convert("RGB"), list(distinct))
         return scores[[distinct[caption] for caption in ids]]
 
-    @classmethod
+    @staticmethod
     @abstractmethod
-    def _read(cls, model: str) -> Any:
+    def _read(model: str) -> Any:
         """The checkpoint in a folder or under a hub id, complete and consistent; else a UserError."""
 
     @abstractmethod
@@ -94,21 +96,14 @@ class CrossEncoder(ABC, Generic[Settings]):
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.settings.precision == "bfloat16")
 
 
-class BatchedCrossEncoder(CrossEncoder[ScorerSettings]):
+class BatchedCrossEncoder(CrossEncoder):
     """A cross-encoder that encodes an image once and scores its captions in padded batches."""
-
-    settings_class = ScorerSettings
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of weights, config, processors, input limits and the settings that change scores beyond float noise."""
         parts = f"{self.name} {self.settings.identity()} {self.reads} {self._checkpoint.digest()}"
         return hashlib.sha256(parts.encode()).hexdigest()
-
-    @property
-    @abstractmethod
-    def _num_tokens(self) -> int:
-        """Rows of the model's token embedding."""
 
     @abstractmethod
     def _encode_image(self, image: Image.Image) -> Any:
@@ -128,19 +123,19 @@ class BatchedCrossEncoder(CrossEncoder[ScorerSettings]):
 
     def _token_ids(self, captions: Sequence[str]) -> list[tuple[int, ...]]:
         """Token ids, cut to `reads.max_tokens`; a token without a row in the model ("<image>", added for generation) becomes unknown."""
-        tokenizer = self._checkpoint.tokenizer
+        tokenizer, num_tokens = self._checkpoint.tokenizer, self._model.get_input_embeddings().num_embeddings
         texts = [self._cleaned(caption) for caption in captions]
-        ids = token_ids(tokenizer, texts, enc_token_id=None, max_tokens=self.reads.max_tokens)
-        return [tuple(token if token < self._num_tokens else tokenizer.unk_token_id for token in caption) for caption in ids]
+        ids = token_ids(tokenizer, texts, self.reads.max_tokens)
+        return [tuple(token if token < num_tokens else tokenizer.unk_token_id for token in caption) for caption in ids]
 
     def _score_distinct(self, image: Image.Image, ids: list[tuple[int, ...]]) -> np.ndarray:
         scores_N = np.empty(len(ids), dtype=np.float32)
         with self._autocast():
             encoded = self._encode_image(image)
-        for batch in caption_batches(ids, self.settings.chunk_size, self._checkpoint.tokenizer.pad_token_id):
+        for positions_C, ids_CL, mask_CL in caption_batches(ids, self.captions_at_once, self._checkpoint.tokenizer.pad_token_id):
             with self._autocast():
-                states = self._match_states(encoded, batch.input_ids_CL.to(self.device), batch.attention_mask_CL.to(self.device))
-            scores_N[batch.positions_C] = match_scores(self._logits(states.float()), self.settings.score_kind).cpu().numpy()
+                states = self._match_states(encoded, ids_CL.to(self.device), mask_CL.to(self.device))
+            scores_N[positions_C] = match_scores(self._logits(states.float()), self.settings.score_kind).cpu().numpy()
         return scores_N
 
 
@@ -155,27 +150,10 @@ def additive_mask(mask_CL: torch.Tensor) -> torch.Tensor | None:
     return torch.zeros(mask_CL.shape, device=mask_CL.device).masked_fill(mask_CL == 0, float("-inf"))[:, None, None, :]
 
 
-def token_ids(tokenizer: Any, captions: Sequence[str], *, enc_token_id: int | None, max_tokens: int) -> list[tuple[int, ...]]:
-    """Token ids of each caption, cut to `max_tokens`, the first one replaced by `enc_token_id` unless that is None."""
-    encoded = tokenizer(list(captions), truncation=True, max_length=max_tokens, padding=False, return_token_type_ids=False)["input_ids"]
-    if enc_token_id is None:
-        return [tuple(ids) for ids in encoded]
-    return [(enc_token_id, *ids[1:]) for ids in encoded]
-
-
-@dataclass(frozen=True)
-class CaptionBatch:
-    """Some captions of one image, padded to the longest among them.
-
-    Attributes:
-        positions_C: int64, which of the captions these are.
-        input_ids_CL: int64.
-        attention_mask_CL: int64, 1 for tokens and 0 for padding.
-    """
-
-    positions_C: np.ndarray
-    input_ids_CL: torch.Tensor
-    attention_mask_CL: torch.Tensor
+def token_ids(tokenizer: Any, captions: Sequence[str], max_tokens: int) -> list[tuple[int, ...]]:
+    """Token ids of each caption, cut to `max_tokens`."""
+    encoded = tokenizer(list(captions), truncation=True, max_length=max_tokens, padding=False, return_token_type_ids=False)
+    return [tuple(ids) for ids in encoded["input_ids"]]
 
 
 def positions_by_length(ids: Sequence[tuple[int, ...]], chunk_size: int) -> Iterator[list[int]]:
@@ -188,43 +166,15 @@ def positions_by_length(ids: Sequence[tuple[int, ...]], chunk_size: int) -> Iter
         yield by_length[start : start + chunk_size]
 
 
-def caption_batches(ids: Sequence[tuple[int, ...]], chunk_size: int, pad_token_id: int) -> Iterator[CaptionBatch]:
-    """All captions in batches of `chunk_size`, grouped by `positions_by_length`."""
+def caption_batches(
+    ids: Sequence[tuple[int, ...]], chunk_size: int, pad_token_id: int
+) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    """(positions_C, input_ids_CL, attention_mask_CL) of all captions in batches of `chunk_size`, grouped by `positions_by_length`.
+
+    All int64; which of the captions these are, padded to the longest among them, and 1 for tokens and 0 for padding.
+    """
     for positions in positions_by_length(ids, chunk_size):
         longest = max(len(ids[position]) for position in positions)
         rows = [list(ids[position]) + [pad_token_id] * (longest - len(ids[position])) for position in positions]
         masks = [[1] * len(ids[position]) + [0] * (longest - len(ids[position])) for position in positions]
-        yield CaptionBatch(np.asarray(positions), torch.tensor(rows), torch.tensor(masks))
-
-
-class CaptionStates:
-    """A cache of caption states, least recently used first out, limited in bytes.
-
-    Each caption is encoded by itself, so its state is the same bits whatever else is encoded: a scoring that is divided among processes,
-    or resumed, gives the same scores.
-    """
-
-    def __init__(self, encode: Callable[[tuple[int, ...]], torch.Tensor], max_bytes: int) -> None:
-        """An empty cache.
-
-        Args:
-            encode: token ids of one caption to its state, shape (L, D).
-            max_bytes: of the cached states; a larger one is not cached.
-        """
-        self._encode = encode
-        self._max_bytes = max_bytes
-        self._states: OrderedDict[tuple[int, ...], torch.Tensor] = OrderedDict()
-        self.num_bytes = 0
-
-    def of(self, ids: tuple[int, ...]) -> torch.Tensor:
-        """The state of a caption, shape (L, D)."""
-        state_LD = self._states.get(ids)
-        if state_LD is not None:
-            self._states.move_to_end(ids)
-            return state_LD
-        state_LD = self._encode(ids)
-        self._states[ids] = state_LD
-        self.num_bytes += state_LD.nbytes
-        while self.num_bytes > self._max_bytes:
-            self.num_bytes -= self._states.popitem(last=False)[1].nbytes
-        return state_LD
+        yield np.asarray(positions), torch.tensor(rows), torch.tensor(masks)

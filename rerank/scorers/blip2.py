@@ -53,8 +53,8 @@ class Blip2Scorer(BatchedCrossEncoder):
         num_positions = config.qformer_config.max_position_embeddings
         return InputLimits(*height_and_width(config.vision_config.image_size), min(MAX_TOKENS, num_positions))
 
-    @classmethod
-    def _read(cls, model: str) -> Checkpoint:
+    @staticmethod
+    def _read(model: str) -> Checkpoint:
         config, image_processor, tokenizer = read_preprocessing(model, Blip2Config, BlipImageProcessorPil)
         qformer, vision = config.qformer_config, config.vision_config
         check_heads(model, "qformer_config.", qformer.hidden_size, qformer.num_attention_heads, _QFORMER_HEADS, "BLIP-2")
@@ -69,10 +69,6 @@ class Blip2Scorer(BatchedCrossEncoder):
         check_vocabulary(model, tokenizer, qformer.vocab_size, lambda more: abs(more) <= 1, "as many, give or take one ([DEC], <image>)")
         loaded = complete_weights(model, Blip2ForImageTextRetrieval, config, CROSS_ENCODER_KINDS["blip-2"].example)
         return Checkpoint(loaded, image_processor, tokenizer)
-
-    @property
-    def _num_tokens(self) -> int:
-        return int(self._model.config.qformer_config.vocab_size)
 
     def _cleaned(self, caption: str) -> str:
         return clean_caption(caption, max_words=MAX_WORDS)

@@ -49,8 +49,8 @@ class BridgeTowerScorer(BatchedCrossEncoder):
         num_positions = text.max_position_embeddings - text.pad_token_id - 1  # RoBERTa's positions begin after that of padding
         return InputLimits(*height_and_width(self._model.config.vision_config.image_size), min(MAX_TOKENS, num_positions))
 
-    @classmethod
-    def _read(cls, model: str) -> Checkpoint:
+    @staticmethod
+    def _read(model: str) -> Checkpoint:
         config, image_processor, tokenizer = read_preprocessing(model, BridgeTowerConfig, BridgeTowerImageProcessorPil)
         text = config.text_config  # the fusion layers take their heads from it too
         check_heads(model, "text_config.", text.hidden_size, text.num_attention_heads, _HEADS, "BridgeTower")
@@ -59,10 +59,6 @@ class BridgeTowerScorer(BatchedCrossEncoder):
         check_vocabulary(model, tokenizer, text.vocab_size, lambda more: more == 0, "as many")
         loaded = complete_weights(model, BridgeTowerForImageAndTextRetrieval, config, CROSS_ENCODER_KINDS["bridgetower"].example)
         return Checkpoint(loaded, image_processor, tokenizer)
-
-    @property
-    def _num_tokens(self) -> int:
-        return int(self._model.config.text_config.vocab_size)
 
     @property
     def _num_layers_before(self) -> int:

@@ -19,7 +19,7 @@ _SCORERS = {
 }
 
 
-def load_scorer(model: str, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> PairScorer:
+def load_scorer(model: str, *, device: torch.device | str | None = None, settings: ScorerSettings = ScorerSettings()) -> PairScorer:
     """The scorer of a checkpoint, given as a folder or a hub id, probed before use.
 
     Args:
@@ -33,11 +33,11 @@ def load_scorer(model: str, *, device: torch.device | str | None = None, setting
             to use instead.
     """
     loaded = read_scorer(model, device=device, settings=settings)
-    check_scorer(loaded, model, (settings or ScorerSettings()).precision)
+    check_scorer(loaded, model, settings.precision)
     return loaded
 
 
-def read_scorer(model: str, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> PairScorer:
+def read_scorer(model: str, *, device: torch.device | str | None = None, settings: ScorerSettings = ScorerSettings()) -> PairScorer:
     """`load_scorer` without the probes, for a checkpoint that this job has probed already."""
     module, scorer = _SCORERS[check_cross_encoder(model)]
     loaded: PairScorer = getattr(importlib.import_module(module), scorer).load(model, device=device, settings=settings)

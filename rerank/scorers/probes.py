@@ -13,8 +13,6 @@ or by the rounding of one addition.
 Shape letters: I images, C captions.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -35,19 +33,6 @@ _TIMES_NOISE = 4.0
 _ALONE = 0  # the shortest caption, which is scored again by itself, without padding
 
 
-@dataclass(frozen=True)
-class ProbeScores:
-    """The scores of the probes.
-
-    Attributes:
-        scores_IC: float64, every probe image with every probe caption, one call per image.
-        alone: float64, the first image with the shortest caption alone, scored after the others.
-    """
-
-    scores_IC: np.ndarray
-    alone: float
-
-
 def check_scorer(scorer: PairScorer, model: str, precision: Precision = "float32") -> None:
     """Refuse a scorer that cannot rank: three calls of `score`, two images and three captions.
 
@@ -59,7 +44,7 @@ def check_scorer(scorer: PairScorer, model: str, precision: Precision = "float32
         UserError: its scores are not finite, depend on their batch, are constant, or ignore the image, the caption, or their
             combination.
     """
-    fault = fault_of(probe(scorer), precision)
+    fault = fault_of(*probe(scorer), precision)
     if fault is not None:
         raise UserError(
             f"rerank.model (--rerank): {model!r} ({scorer.name}) cannot rerank: {fault}. Found by scoring {len(CAPTIONS)} captions of two "
@@ -67,26 +52,25 @@ def check_scorer(scorer: PairScorer, model: str, precision: Precision = "float32
         )
 
 
-def probe(scorer: PairScorer) -> ProbeScores:
-    """Scores of the synthetic images with the captions, and one of them again in a batch of its own."""
+def probe(scorer: PairScorer) -> tuple[np.ndarray, float]:
+    """Scores of each synthetic image with each caption, float64 of shape (I, C), and the first image's with the shortest caption alone."""
     pictures = [drawn_disc(), drawn_stripes()]
     scores_IC = np.stack([np.asarray(scorer.score(picture, CAPTIONS), dtype=np.float64) for picture in pictures])
     alone = np.asarray(scorer.score(pictures[0], [CAPTIONS[_ALONE]]), dtype=np.float64)
     if scores_IC.shape != (len(pictures), len(CAPTIONS)) or alone.shape != (1,):
         raise ValueError(f"Scorer {scorer.name}: expected one score per caption; found shapes {scores_IC.shape[1:]} and {alone.shape}.")
-    return ProbeScores(scores_IC, float(alone[0]))
+    return scores_IC, float(alone[0])
 
 
-def fault_of(probed: ProbeScores, precision: Precision) -> str | None:
+def fault_of(scores_IC: np.ndarray, score_alone: float, precision: Precision) -> str | None:
     """Why a scorer with these scores cannot rank; None if it can."""
-    scores_IC = probed.scores_IC
-    if not (np.isfinite(scores_IC).all() and np.isfinite(probed.alone)):
+    if not (np.isfinite(scores_IC).all() and np.isfinite(score_alone)):
         return "its scores are not finite (NaN or infinity)"
     largest = float(np.abs(scores_IC).max())
-    moved = abs(probed.alone - float(scores_IC[0, _ALONE]))
+    moved = abs(score_alone - float(scores_IC[0, _ALONE]))
     if moved > MOST_MOVED[precision] * max(1.0, largest):
         return (
-            f"the same picture and caption score {probed.alone:.6g} alone and {scores_IC[0, _ALONE]:.6g} in a batch with other captions; a "
+            f"the same picture and caption score {score_alone:.6g} alone and {scores_IC[0, _ALONE]:.6g} in a batch with other captions; a "
             "score must not depend on its batch (padding that is attended to, batch statistics, dropout or a state kept between calls)"
         )
     noise = _TIMES_NOISE * max(moved, float(np.spacing(np.float32(largest))))

@@ -1,8 +1,8 @@
 """The protocol of every cross-encoder, `PairScorer`, and the settings that all of them have."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Protocol, Self, TypeVar
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,39 +15,21 @@ SCORING_VERSION = 1  # raised whenever our code changes scores beyond float nois
 
 @dataclass(frozen=True)
 class ScorerSettings:
-    """The settings of every scorer; a scorer with more settings derives its own class.
+    """The settings of every scorer.
 
     Attributes:
         score_kind: "match_logit", the logit of "match", as BLIP and ALBEF rank in published results; "margin", that less the logit of "no
             match", which orders pairs as the match probability does. Both are the same for a scorer with one output.
         precision: "bfloat16" runs the towers in it; the matching head and the scores stay float32.
-        chunk_size: captions of one image that go through the text tower together; changes scores by float noise only.
     """
 
     score_kind: ScoreKind = "match_logit"
     precision: Precision = "float32"
-    chunk_size: int = 64
 
-    def __post_init__(self) -> None:
-        """Raises ValueError for a value that is none of the above."""
-        if self.score_kind not in ("match_logit", "margin"):
-            raise ValueError(f'score_kind: expected "match_logit" or "margin"; found {self.score_kind!r}.')
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f'precision: expected "float32" or "bfloat16"; found {self.precision!r}.')
-        if self.chunk_size < 1:
-            raise ValueError(f"chunk_size: expected at least 1; found {self.chunk_size}.")
-
-    @classmethod
-    def of(cls, settings: "ScorerSettings") -> Self:
-        """These settings if they are of this class; else the shared ones of them, with the defaults for the rest."""
-        if type(settings) is cls:
-            return settings
-        return cls(**{field.name: getattr(settings, field.name) for field in fields(ScorerSettings)})
-
-    def identity(self) -> dict[str, Any]:
-        """The settings that change scores beyond float noise: part of a scorer's fingerprint."""
-        settings = {key: value for key, value in sorted(asdict(self).items()) if key != "chunk_size"}
-        return settings | {"scoring_version": SCORING_VERSION}
+    def identity(self, **fixed: object) -> dict[str, object]:
+        """What changes scores beyond float noise, for a scorer's fingerprint: these settings and what the scorer has `fixed`."""
+        settings = {"precision": self.precision, "score_kind": self.score_kind} | fixed
+        return dict(sorted(settings.items())) | {"scoring_version": SCORING_VERSION}
 
 
 Logits = TypeVar("Logits", torch.Tensor, np.ndarray)

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from eval.errors import UserError
-from rerank.scorers.vlm.files import cross_encoder_files
+from rerank.scorers.vlm.files import cross_encoder_inputs
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,11 @@ def check_cross_encoder(model: str) -> str:
     reason = _why_not(config, is_cross_encoder)
     if reason is None:
         return str(config["model_type"])
-    library = cross_encoder_files(model)
-    if library.scores_pairs and "image" in library.modalities:
+    inputs = cross_encoder_inputs(model)
+    if "image" in inputs:
         return VLM
-    if library.scores_pairs and library.modalities:
-        reason = _text_reranker_reason(f"a CrossEncoder of sentence-transformers that takes {', '.join(sorted(library.modalities))} only")
+    if inputs:
+        reason = _text_reranker_reason(f"a CrossEncoder of sentence-transformers that takes {', '.join(sorted(inputs))} only")
     raise _refusal(model, reason)
 
 

@@ -49,8 +49,8 @@ class ViltScorer(BatchedCrossEncoder):
         side = self._checkpoint.image_processor.size["shortest_edge"]
         return InputLimits(side, side, min(MAX_TOKENS, self._model.config.max_position_embeddings), keeps_aspect=True)
 
-    @classmethod
-    def _read(cls, model: str) -> Checkpoint:
+    @staticmethod
+    def _read(model: str) -> Checkpoint:
         config, image_processor, tokenizer = read_preprocessing(model, ViltConfig, ViltImageProcessorPil)
         check_heads(model, "", config.hidden_size, config.num_attention_heads, _HEADS, "ViLT")
         check_shorter_side(model, image_processor)
@@ -58,10 +58,6 @@ class ViltScorer(BatchedCrossEncoder):
         return Checkpoint(
             complete_weights(model, ViltForImageAndTextRetrieval, config, CROSS_ENCODER_KINDS["vilt"].example), image_processor, tokenizer
         )
-
-    @property
-    def _num_tokens(self) -> int:
-        return int(self._model.config.vocab_size)
 
     def _encode_image(self, image: Image.Image) -> torch.Tensor:
         """Embedded patches of the whole image in reading order, [CLS] before them, shape (1, 1 + P, D)."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
 from eval.errors import UserError
 from eval.processes import Processes
@@ -16,25 +17,32 @@ from rerank.scoring.score_cache import DIGEST, ScoreCache, digest
 _PAIRS_AT_ONCE = 1 << 20  # of which every process's scores are sent in one message
 
 
-class DigestedData(Protocol):
-    """What a score cache needs of a data set."""
+class ScoringData(Protocol):
+    """What scoring needs of a data set; `eval.dataset.retrieval_set.RetrievalSet` is one."""
 
     @property
     def image_ids(self) -> Sequence[str]:
         """Name of each image."""
 
     @property
+    def caption_ids(self) -> Sequence[str]:
+        """Name of each caption."""
+
+    @property
     def captions(self) -> Sequence[str]:
         """Text of each caption."""
 
+    def load_image(self, image: int, /) -> Image.Image:
+        """One image, RGB."""
+
     def image_digest(self, image: int, /) -> bytes:
-        """SHA-256 of one image's content."""
+        """SHA-256 of one image's content; called only where there is a score cache."""
 
 
 class CachedScoring:
     """The lists of one scoring, their images and captions known by content."""
 
-    def __init__(self, cache: ScoreCache, fingerprint: str, dataset: DigestedData, lists: CandidateLists, processes: Processes) -> None:
+    def __init__(self, cache: ScoreCache, fingerprint: str, dataset: ScoringData, lists: CandidateLists, processes: Processes) -> None:
         """Reads every image's file once, the processes sharing them out. Call on every process.
 
         Raises:

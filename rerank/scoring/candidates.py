@@ -83,13 +83,7 @@ class CandidateLists:
         return self.caption_indices_N[self.offsets[position] : self.offsets[position + 1]]
 
     def share(self, rank: int, world_size: int) -> "CandidateLists":
-        """The whole lists of this process's images: the i-th image goes to process i % world_size.
-
-        Raises:
-            ValueError: rank is not in [0, world_size).
-        """
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must lie in [0, {world_size}); found {rank}.")
+        """The whole lists of this process's images: the i-th image goes to process i % world_size."""
         positions_N = np.repeat(np.arange(self.num_images), np.diff(self.offsets))
         return self._of_keys(self.keys_N[positions_N % world_size == rank])
 
@@ -125,11 +119,8 @@ def candidate_lists(rankings: Iterable[Ranking], top_k: int) -> CandidateLists:
 
     Raises:
         UserError: top_k is below 1 or deeper than one of the rankings.
-        ValueError: no ranking was given.
     """
     pairs = [head_pairs(ranking, top_k) for ranking in rankings]
-    if not pairs:
-        raise ValueError("candidate_lists needs at least one ranking.")
     images_N = np.concatenate([images_QK.ravel() for images_QK, _ in pairs])
     captions_N = np.concatenate([captions_QK.ravel() for _, captions_QK in pairs])
     return CandidateLists.of_pairs(images_N, captions_N)

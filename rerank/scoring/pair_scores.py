@@ -4,45 +4,22 @@ Shape letters: N pairs, n pairs of one image, D distinct texts among them.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from eval.errors import UserError
 from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
 from eval.progress import bar
 from rerank.scorers.scorer import PairScorer
-from rerank.scoring.cached_scoring import CachedScoring
+from rerank.scoring.cached_scoring import CachedScoring, ScoringData
 from rerank.scoring.candidates import CandidateLists, pair_keys
 from rerank.scoring.score_cache import ScoreCache
 
 NO_PAIRS = CandidateLists.of_pairs(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
-
-
-class ScoringData(Protocol):
-    """What scoring needs of a data set; `eval.dataset.retrieval_set.RetrievalSet` is one."""
-
-    @property
-    def image_ids(self) -> Sequence[str]:
-        """Name of each image."""
-
-    @property
-    def caption_ids(self) -> Sequence[str]:
-        """Name of each caption."""
-
-    @property
-    def captions(self) -> Sequence[str]:
-        """Text of each caption."""
-
-    def load_image(self, image: int, /) -> Image.Image:
-        """One image, RGB."""
-
-    def image_digest(self, image: int, /) -> bytes:
-        """SHA-256 of one image's content; called only where there is a score cache."""
 
 
 @dataclass(frozen=True)

@@ -126,10 +126,7 @@ class ScoreDatabase:
 
         Raises:
             WriteError: it cannot be written; what was written before stays whole.
-            ValueError: a score is not finite.
         """
-        if not np.isfinite(scores_M).all():
-            raise ValueError("only finite scores are cached")
         captions, scores = captions_M.tobytes(), scores_M.astype(_SCORE).tobytes()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,9 @@ from eval.errors import UserError
 from eval.processes import Processes
 from eval.search.ranking import Ranking
 from rerank.scorers.scorer import PairScorer
+from rerank.scoring.cached_scoring import ScoringData
 from rerank.scoring.candidates import CandidateLists, head_pairs, pair_keys
-from rerank.scoring.pair_scores import ScoringData, score_candidates
+from rerank.scoring.pair_scores import score_candidates
 
 LEAST_TOP_K = 2  # one candidate has nothing to be compared with
 _NUM_IMAGES = 3
@@ -149,9 +150,7 @@ def pick_top_k(rankings: Sequence[Ranking], pace: Pace, seconds: float, most: in
         UserError: not even K = 2 fits, or `most` is below 2.
     """
     if most < LEAST_TOP_K:
-        raise UserError(
-            f"A time budget picks a K of at least {LEAST_TOP_K}; found at most {most} to choose from. Raise top_k"
-        )
+        raise UserError(f"A time budget picks a K of at least {LEAST_TOP_K}; found at most {most} to choose from. Raise top_k")
     images_T, pairs_T = work_by_top_k(rankings, most)
     estimates_T = np.array([pace.seconds(int(i), int(n)) for i, n in zip(images_T, pairs_T, strict=True)]) / world_size
     fitting = [k for k in range(LEAST_TOP_K, most + 1) if estimates_T[k - 1] <= seconds]

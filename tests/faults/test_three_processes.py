@@ -35,7 +35,7 @@ def test_the_straight_run_is_of_three_and_mines(straight_three: Run) -> None:
 
 def test_one_of_three_killed_in_the_middle_of_a_step(three: Run, straight_three: Run) -> None:
     """Its gradients are there and summed with nobody's; the others are ended by their launcher."""
-    children = three.start(traps={2: Trap("train.siglip.step:FlatGradients.sum_over", 6)})
+    children = three.start(traps={2: Trap("train.optim.update:Gradients.sum_over_processes", 6)})
     assert children[2].wait() == -signal.SIGKILL, children[2].output()
     for child in children[:2]:
         child.kill(signal.SIGKILL)

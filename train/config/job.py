@@ -16,8 +16,6 @@ class TrainConfig(LoopConfig):
 
     micro_batch_size: Annotated[int, Field(gt=0)] | None = None
     """Images (or texts) embedded at once on one process; below its share of the batch: cached micro-batches, each embedded twice."""
-    learning_rate: Annotated[float, Field(gt=0)]
-    """Peak rate of both towers, unless a tower has its own."""
     image_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak rate of the image tower."""
     text_learning_rate: Annotated[float, Field(gt=0)] | None = None
@@ -45,45 +43,48 @@ class JobConfig(RunConfig):
 
     @model_validator(mode="after")
     def _check(self) -> "JobConfig":
+        data, mining, batch_size, cross_encoder = self.data, self.mining, self.train.batch_size, self.cross_encoder_model
         if {"image", "text"} <= set(self.model.freeze) and self.model.lora is not None:
             raise ValueError("model.freeze names both towers, so model.lora has nothing to adapt")
-        if self.choices and not (self.data.val_split or self.data.test_split):
+        if self.choices and not (data.val_split or data.test_split):
             raise ValueError("choices are part of the final report, which needs data.test_split or data.val_split")
-        if self.mining is not None and self.mining.start_step >= self.train.max_steps:
-            raise ValueError(f"mining.start_step {self.mining.start_step} lies beyond train.max_steps {self.train.max_steps}")
-        if self.mining is not None and self.mining.form == "images" and self.mining.negatives_per_image >= self.train.batch_size:
-            raise ValueError(
-                f"mining.form images: {self.mining.negatives_per_image} hard images of one caption and its own image do not fit into "
-                f"train.batch_size {self.train.batch_size}; lower mining.negatives_per_image"
-            )
-        if self.mining is not None and self.mining.denoise is not None and self.cross_encoder_model is None:
-            raise ValueError("mining.denoise needs a cross-encoder: give mining.denoise.model or rerank.model")
-        if self.rerank is not None and self.rerank.chooses and not self.data.has_two_to_choose:
+        if mining is not None:
+            if mining.start_step >= self.train.max_steps:
+                raise ValueError(f"mining.start_step {mining.start_step} lies beyond train.max_steps {self.train.max_steps}")
+            if mining.form == "images" and mining.negatives_per_image >= batch_size:
+                raise ValueError(
+                    f"mining.form images: {mining.negatives_per_image} hard images of one caption and its own image do not fit into "
+                    f"train.batch_size {batch_size}; lower mining.negatives_per_image"
+                )
+            for key, section in (("denoise", mining.denoise), ("distil", mining.distil)):
+                if section is not None and cross_encoder is None:
+                    raise ValueError(f"mining.{key} needs a cross-encoder: give mining.{key}.model or rerank.model")
+            if mining.distil is not None and mining.distil.model not in (None, cross_encoder):
+                raise ValueError(
+                    f"mining.denoise asks {cross_encoder} and mining.distil {mining.distil.model}: a pair is scored once, "
+                    "by one cross-encoder; give both the same, or leave out mining.distil.model"
+                )
+        if self.rerank is not None and self.rerank.chooses and not data.has_two_to_choose:
             raise ValueError(
                 "rerank.fusion and rerank.adaptive are chosen on data.val_split and measured on data.test_split, and need both, and two: "
                 "what is chosen on the queries it is measured on looks better than it is"
             )
-        if self.evaluation.chooses and not self.data.has_two_to_choose:
+        if self.evaluation.chooses and not data.has_two_to_choose:
             raise ValueError(
                 "weights of evaluation.ensemble and pooling of evaluation.expand are chosen on data.val_split and measured on "
                 "data.test_split, and need both, and two; give the ensemble's members weights, or leave both out"
             )
-        if self.mining is not None and self.mining.distil is not None:
-            if self.cross_encoder_model is None:
-                raise ValueError("mining.distil needs a cross-encoder: give mining.distil.model or rerank.model")
-            if self.mining.distil.model not in (None, self.cross_encoder_model):
-                raise ValueError(
-                    f"mining.denoise asks {self.cross_encoder_model} and mining.distil {self.mining.distil.model}: a pair is scored once, "
-                    "by one cross-encoder; give both the same, or leave out mining.distil.model"
-                )
         names = [watch.name for watch in self.watch]
         if len(set(names)) < len(names):
             raise ValueError(f"watch: each set needs a name of its own, found {names}")
         if self.data.val_split is None and any(watch.on_drop != "report" for watch in self.watch):
-            raise ValueError(
-                "watch: on_drop bar and stop need a best checkpoint, and without data.val_split there is none; take report"
-            )
+            raise ValueError("watch: on_drop bar and stop need a best checkpoint, and without data.val_split there is none; take report")
         return self
+
+    @property
+    def base(self) -> str:
+        """The checkpoint it starts from; random weights lie in the run's folder."""
+        return self.model.base if self.model.base is not None else str(self.run_folder / "scratch")
 
     @property
     def cross_encoder_model(self) -> str | None:

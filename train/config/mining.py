@@ -1,10 +1,9 @@
 """The section `mining` of a configuration: what is mined, by which rules, and what is made of it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from eval.errors import UserError
 from train.config.section import Section
 
 
@@ -103,9 +102,6 @@ class MiningConfig(Section):
     """How what is mined is used: captions as additional columns; each caption's own hardest images in its batch (then every key here on
     captions of an image means images of a caption, and on a text means a group); or batches composed of images whose mined
     captions are one another's."""
-    ensemble: list[str] = []
-    """Additional fixed checkpoints that mine, DIR_OR_HUB_ID[:WEIGHT] each: candidates are found by the weighted mean of their logits and of
-    those of the model under training, whose weight is 1; every key here on logits or cosines then means the ensemble's."""
     distil: DistilConfig | None = None
     """Learn from a cross-encoder's scores of the mined pairs; form columns only."""
 
@@ -116,25 +112,14 @@ class MiningConfig(Section):
             return 0
         return self.negatives_per_image * (2 if self.denoise is not None and self.denoise.mode == "relabel" else 1)
 
-    @property
-    def members(self) -> list[tuple[str, float]]:
-        """(checkpoint, weight) of each of ensemble's."""
-        from rerank.combine.spec import parse_member  # heavy, and most configurations have none
-
-        return [parse_member(text) for text in self.ensemble]
-
-    @field_validator("ensemble")
+    @model_validator(mode="before")
     @classmethod
-    def _check_ensemble(cls, ensemble: list[str]) -> list[str]:
-        from rerank.combine.spec import parse_member
-
-        try:
-            names = [parse_member(text)[0] for text in ensemble]
-        except UserError as error:
-            raise ValueError(str(error)) from None
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"{twice[0]} is there twice; give it once, with a larger weight: {twice[0]}:2")
-        return ensemble
+    def _refuse_ensemble(cls, record: Any) -> Any:
+        if not isinstance(record, dict) or "ensemble" not in record:
+            return record
+        if record["ensemble"]:
+            raise ValueError("ensemble was removed, as no result showed that it helps: leave it out")
+        return {key: value for key, value in record.items() if key != "ensemble"}  # earlier runs have an empty list
 
     @model_validator(mode="after")
     def _check(self) -> "MiningConfig":
@@ -158,14 +143,10 @@ class MiningConfig(Section):
         if self.index == "exact" and self.index_probes != type(self).model_fields["index_probes"].default:
             raise ValueError("index_probes does nothing in an exact search: leave it out, or take index: faiss")
         if self.form != "columns":
-            of_columns = [key for key in ("weight", "mined_scope", "pool") if getattr(self, key) != type(self).model_fields[key].default]
-            if of_columns:
+            of_columns = ("weight", "mined_scope", "pool", "distil")
+            if given := [key for key in of_columns if getattr(self, key) != type(self).model_fields[key].default]:
                 raise ValueError(
-                    f"form {self.form} adds no columns to the loss, so {' and '.join(of_columns)} would do nothing: leave out, "
+                    f"form {self.form} adds no columns to the loss, so {' and '.join(given)} would do nothing: leave out, "
                     "or take form: columns"
-                )
-            if self.distil is not None:
-                raise ValueError(
-                    f"form {self.form} adds no columns to the loss, and distil labels those alone: leave out distil, or take form: columns"
                 )
         return self

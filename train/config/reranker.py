@@ -1,6 +1,6 @@
 """The configuration of a reranker's tuning (`python -m train.reranker`): every key with its meaning, unknown keys refused.
 
-python -m train.config.reranker prints the JSON schema, for editors.
+python -m train.config reranker prints the JSON schema, for editors.
 """
 
 from collections.abc import Mapping
@@ -106,8 +106,6 @@ class RerankerLoopConfig(LoopConfig):
 
     micro_batch_size: Annotated[int, Field(gt=0)] | None = None
     """Images whose pairs go through the model at once on one process; below its share of the batch the gradients add up to the same."""
-    learning_rate: Annotated[float, Field(gt=0)]
-    """Peak rate of what trains, unless the head has its own."""
     head_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak rate of the matching head; null: learning_rate."""
 
@@ -126,15 +124,6 @@ class MatchEvaluationConfig(Section):
     """The retriever's best of each query that are reranked, in both directions."""
 
 
-class ConstantAnswerConfig(Section):
-    """When the cross-encoder is said to answer the same whatever it is shown."""
-
-    within: Annotated[float, Field(gt=0, lt=1)] = 0.03
-    """The running mean of the loss lies this near (as a share) to what a constant answer gets."""
-    over_steps: Annotated[int, Field(gt=0)] = 50
-    """Steps that the running mean looks back over, and that pass before anything is said."""
-
-
 class RerankerConfig(RunConfig):
     """One tuning of a reranker: everything `python -m train.reranker CONFIG.yaml` needs to know."""
 
@@ -144,7 +133,14 @@ class RerankerConfig(RunConfig):
     negatives: NegativesConfig = NegativesConfig()
     train: RerankerLoopConfig
     evaluation: MatchEvaluationConfig = MatchEvaluationConfig()
-    constant_answer: ConstantAnswerConfig = ConstantAnswerConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_removed(cls, record: Any) -> Any:
+        """The config.yaml of an earlier run names what is constant now (train/reranker/collapse.py)."""
+        if isinstance(record, dict) and record.get("constant_answer") == {"within": 0.03, "over_steps": 50}:
+            return {key: value for key, value in record.items() if key != "constant_answer"}
+        return record
 
     @model_validator(mode="after")
     def _check(self) -> "RerankerConfig":

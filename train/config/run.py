@@ -47,10 +47,8 @@ class LoopConfig(Section):
     """Optimizer steps."""
     batch_size: Annotated[int, Field(gt=1)]
     """Images per step, over all processes and micro-batches."""
-    micro_batch_size: Annotated[int, Field(gt=0)] | None = None
-    """Images that go through the model at once on one process; null: its whole share of the batch."""
     learning_rate: Annotated[float, Field(gt=0)]
-    """Peak rate of what trains."""
+    """Peak rate of what trains, unless a part of it has its own."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     """AdamW's decay, on the matrices of linear layers and convolutions only."""
     betas: tuple[float, float] = (0.9, 0.95)

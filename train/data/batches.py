@@ -20,8 +20,9 @@ from eval.encoder.inputs import SiglipInputs
 from eval.processes import Processes
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.caption_pool import CaptionPool
+from train.data.mined_order import Order
 from train.data.negatives import Negatives
-from train.data.order import CROP, REPLACEMENT, Order, chosen_caption, generator
+from train.data.order import CROP, REPLACEMENT, chosen_caption, generator
 from train.loss.positives import BatchPositives
 
 _MAX_REPLACEMENTS = 100
@@ -133,45 +134,32 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
             return error
 
     def _build(self, step: int) -> Batch:
-        epoch = self._order.epoch(step)
-        whole_B = self._order.images(step)
+        epoch, whole_B, table = self._order.epoch(step), self._order.images(step), self._negatives
         share = len(whole_B) // self._processes.world_size
         first = self._processes.rank * share
-        images: list[int] = []
-        pixels: list[torch.Tensor] = []
         undecodable: list[str] = []
-        for place in range(first, first + share):
-            image, values = self._pictures.at_place(whole_B, place, step, epoch, undecodable)
-            images.append(image)
-            pixels.append(values)
-        captions = [chosen_caption(self._dataset, image, epoch, self._order.seed) for image in images]
-        mined = [self._negatives.of(image) if self._negatives is not None else np.empty(0, np.int64) for image in images]
-        mined_rows = np.repeat(np.arange(share), [len(row) for row in mined])
-        mined_captions = np.concatenate(mined).astype(np.int64)
-        token_ids, texts_nD = self._texts(np.concatenate([captions, mined_captions]).astype(np.int64))
+        read = [self._pictures.at_place(whole_B, place, step, epoch, undecodable) for place in range(first, first + share)]
+        images_b = np.array([image for image, _ in read])
+        captions_b = np.array([chosen_caption(self._dataset, image, epoch, self._order.seed) for image, _ in read])
+        mined = [np.empty(0, np.int64) if table is None else np.arange(*table.offsets[image : image + 2]) for image, _ in read]
+        rows_m = np.concatenate(mined)  # of the table
+        captions_m = rows_m if table is None else table.captions_N[rows_m]
+        token_ids, texts_nD = self._texts(np.concatenate([captions_b, captions_m]))
         return Batch(
             step,
-            torch.tensor(images),
-            torch.tensor(captions),
-            torch.stack(pixels),
+            torch.from_numpy(images_b),
+            torch.from_numpy(captions_b),
+            torch.stack([values for _, values in read]),
             token_ids[:share],
-            torch.from_numpy(mined_rows),
-            torch.from_numpy(mined_captions),
+            torch.from_numpy(np.repeat(np.arange(share), [len(rows) for rows in mined])),
+            torch.from_numpy(captions_m),
             token_ids[share:],
             undecodable,
-            None if self._frozen.images is None else self._frozen.images.of(np.array(images)),
+            None if self._frozen.images is None else self._frozen.images.of(images_b),
             texts_nD,
-            *self._teacher_logits(images, captions),
+            None if table is None or table.teacher_logits_N is None else torch.from_numpy(table.teacher_logits_N[rows_m]),
+            None if table is None or table.own_teacher_logits_C is None else torch.from_numpy(table.own_teacher_logits_C[captions_b]),
         )
-
-    def _teacher_logits(self, images: list[int], captions: list[int]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """The teacher logits of these images' mined captions and of their own captions; None where the table has none."""
-        table = self._negatives
-        if table is None or table.teacher_logits_N is None:
-            return None, None
-        mined = np.concatenate([table.teacher_logits_N[table.offsets[image] : table.offsets[image + 1]] for image in images])
-        own = None if table.own_teacher_logits_C is None else torch.from_numpy(table.own_teacher_logits_C[captions])
-        return torch.from_numpy(mined), own
 
     def _texts(self, captions_n: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(token ids, None) of captions; (empty, embeddings) where those are cached."""
@@ -196,35 +184,32 @@ class TruePairs:
 
     def __init__(self, pool: CaptionPool, negatives: Negatives | None = None, *, near_duplicates: bool = False) -> None:
         """near_duplicates: leave near-duplicates of an image's positives out of the loss."""
-        self._pool, self._dataset, self._hash_C = pool, pool.dataset, pool.hash_C
+        self._dataset, self._hash_C = pool.dataset, pool.hash_C
         self._near = pool.near_duplicate_positives if near_duplicates else None
         self._relabelled: GroupHashes | None = None
         self._doubtful: GroupHashes | None = None
         if negatives is not None and negatives.doubtful_2D is not None:
             images_D, captions_D = negatives.doubtful_2D
-            self._doubtful = GroupHashes(images_D, self._hash_C[captions_D], self._dataset.num_images)
+            self._doubtful = GroupHashes(images_D, self._hash_C[captions_D])
         if negatives is not None and negatives.relabelled_N is not None:
             chosen_N = negatives.relabelled_N
             hashes_N = self._hash_C[negatives.captions_N[chosen_N]]
-            self._relabelled = GroupHashes(negatives.image_N[chosen_N], hashes_N, self._dataset.num_images)
-
-    def hashes(self, captions: np.ndarray) -> np.ndarray:
-        """Hash of each caption of the pool, int64 of the same shape."""
-        return self._hash_C[captions]
+            self._relabelled = GroupHashes(negatives.image_N[chosen_N], hashes_N)
 
     def of_batch(self, images_b: np.ndarray, texts: list[np.ndarray]) -> BatchPositives:
         """The positive pairs between this process's images and the texts of each process, given as pool indices."""
         truths = [(self._dataset.group_I[images_b], self._dataset.true_hashes)]
         if self._relabelled is not None:
             truths.append((images_b, self._relabelled))
-        hashes = [self.hashes(captions) for captions in texts]
+        hashes = [self._hash_C[captions] for captions in texts]
         left_out = [] if self._doubtful is None else [(images_b, hashes, self._doubtful)]
         if self._near is not None:
             keys_C, true = self._near
             left_out.append((self._dataset.group_I[images_b], [keys_C[captions] for captions in texts], true))
         return BatchPositives(hashes, truths, left_out)
 
-    def contains(self, images: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-        """Whether each (image, caption) pair is positive, bool; arguments broadcast."""
+    def contains(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
+        """Whether each pair of an image and a caption of the pool is positive, bool; arguments broadcast."""
+        hashes = self._hash_C[captions]
         known = self._dataset.is_positive(images, hashes)
         return known if self._relabelled is None else known | self._relabelled.contains(images, hashes)

@@ -64,17 +64,29 @@ class LazyStrings(Sequence[str]):
 
 
 class CaptionPool:
-    """Every caption that can be mined, by index: below `num_captions` those of the split, then the additional ones."""
+    """Every caption that can be mined, by index: below `num_captions` those of the split, then the additional ones; with the split's images
+    what scoring reads (rerank.scoring.pair_scores.ScoringData)."""
 
     def __init__(self, dataset: RetrievalSet, additional: AdditionalCaptions | None = None) -> None:
         """Raises UserError when the id of an image of the split is that of the additional captions."""
         self.dataset, self.additional = dataset, additional or AdditionalCaptions()
         self.num_captions = dataset.num_captions
+        self.image_ids, self.load_image, self.image_digest = dataset.image_ids, dataset.load_image, dataset.image_digest
         if len(self.additional.texts) and OWNER in set(dataset.image_ids):
             raise UserError(f"mining.pool: an image of the data has the id {OWNER!r}, which names the pool's captions; rename the image")
 
     def __len__(self) -> int:
         return self.num_captions + len(self.additional.texts)
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """The text of every caption."""
+        return LazyStrings(self.text, len(self))
+
+    @property
+    def caption_ids(self) -> Sequence[str]:
+        """The id of every caption."""
+        return LazyStrings(self.caption_id, len(self))
 
     @cached_property
     def hash_C(self) -> np.ndarray:
@@ -103,17 +115,6 @@ class CaptionPool:
             return self.dataset.caption_id(index)
         return f"{OWNER}#{self.additional.lines_A[index - self.num_captions]}"
 
-    def index_of_line(self, line: int) -> int:
-        """The index of the additional caption of a line.
-
-        Raises:
-            LookupError: that line holds none.
-        """
-        place = int(np.searchsorted(self.additional.lines_A, line))
-        if place == len(self.additional.lines_A) or self.additional.lines_A[place] != line:
-            raise LookupError(f"no caption on line {line} of the pool")
-        return self.num_captions + place
-
     def index_of(self, caption_id: str, image_number: Mapping[str, int]) -> int:
         """The index of a caption by its id.
 
@@ -127,8 +128,10 @@ class CaptionPool:
         if owner in image_number:
             return int(self.dataset.caption_offsets[image_number[owner]]) + int(place)
         if owner == OWNER:
-            return self.index_of_line(int(place))
-        raise LookupError(caption_id)
+            found = int(np.searchsorted(self.additional.lines_A, int(place)))
+            if self.additional.lines_A[found : found + 1].tolist() == [int(place)]:
+                return self.num_captions + found
+        raise LookupError(f"no caption has the id {caption_id!r}")
 
     def is_near_duplicate(self, images: np.ndarray, captions: np.ndarray) -> np.ndarray:
         """Whether each caption is a near-duplicate (eval/captions.py) of a positive of the image; arguments broadcast."""
@@ -140,7 +143,7 @@ class CaptionPool:
         """(near-duplicate group of every caption, positive pairs of image group and near-duplicate group)."""
         keys_C = near_duplicate_groups(chain(self.dataset.captions, self.additional.texts))
         groups_C = self.dataset.group_I[self.dataset.caption_image_C]
-        return keys_C, GroupHashes(groups_C, keys_C[: self.num_captions], int(self.dataset.group_I.max()) + 1)
+        return keys_C, GroupHashes(groups_C, keys_C[: self.num_captions])
 
 
 def read_additional_captions(path: str) -> AdditionalCaptions:
@@ -154,24 +157,18 @@ def read_additional_captions(path: str) -> AdditionalCaptions:
     readers: dict[str, Any] = {".txt": _text_rows, ".jsonl": jsonl, ".csv": csv, ".tsv": csv, ".parquet": _parquet_rows}
     if source.suffix.lower() not in readers:
         raise UserError(f"mining.pool: {path}: expected a file that ends in one of {', '.join(readers)}")
-    texts: list[str] = []
-    lines: list[int] = []
     try:
-        for line, text in readers[source.suffix.lower()](source, faults):
-            fault = _fault(text)
-            if fault:
-                faults.append((f"{path}:{line}", fault))
-            else:
-                texts.append(text)
-                lines.append(line)
+        rows = list(readers[source.suffix.lower()](source, faults))
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
         raise UserError(f"mining.pool: {path}: cannot be read ({error})") from error
+    faults += [(f"{path}:{line}", fault) for line, text in rows if (fault := _fault(text))]
     if faults:
         shown = "\n".join(f"  {place}: {what}" for place, what in faults[:_MOST_FAULTS])
         more = f"\n  and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""
         raise UserError(f"mining.pool: {path}: {len(faults)} fault(s)\n{shown}{more}")
-    if not texts:
+    if not rows:
         raise UserError(f"mining.pool: {path}: holds no caption")
+    lines, texts = zip(*rows, strict=True)
     return AdditionalCaptions(StringColumn(texts), np.array(lines, dtype=np.int64), path)
 
 
@@ -200,11 +197,7 @@ def _record_rows(read: Any, path: Path, faults: list[tuple[str, str]]) -> Iterat
 def _parquet_rows(path: Path, _: list[tuple[str, str]]) -> Iterator[tuple[int, Any]]:
     with pq.ParquetFile(path) as file:
         _check_column(path, file.schema_arrow.names)
-        row = 0
-        for batch in file.iter_batches(columns=["caption"]):
-            for text in batch["caption"].to_pylist():
-                row += 1
-                yield row, text
+        yield from enumerate(file.read(["caption"])["caption"].to_pylist(), 1)
 
 
 def _check_column(path: Path, columns: list[str]) -> None:

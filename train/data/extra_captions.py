@@ -4,8 +4,10 @@ Additional captions follow an image's own, so the ids of those do not change. Th
 image, +1 in the loss, and the epochs cycle through them too (`train.data.order.chosen_caption`). Val and test are unchanged.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from eval.captions import normalise
 from eval.dataset.retrieval_set import RetrievalSet
@@ -77,21 +79,15 @@ def _of_images(dataset: RetrievalSet, expansions: AdditionalTexts) -> Iterator[l
 
     The expansions of a caption go to every image that has this caption: else they could be mined as negatives of the others.
     """
-    by_hash = {} if isinstance(expansions, ImageCaptions) else _by_hash(dataset, expansions)
-    for image in range(dataset.num_images):
-        if isinstance(expansions, ImageCaptions):
-            yield [(0, text) for text in expansions.of(image)]
-            continue
-        start, end = int(dataset.caption_offsets[image]), int(dataset.caption_offsets[image + 1])
-        yield [(caption - start, text) for caption in range(start, end) for text in by_hash[int(dataset.caption_hash_C[caption])]]
-
-
-def _by_hash(dataset: RetrievalSet, expansions: AdditionalTexts) -> dict[int, list[str]]:
-    """The expansions of all captions of one normalised text, by its hash."""
-    found: dict[int, list[str]] = {}
-    for caption, key in enumerate(dataset.caption_hash_C.tolist()):
-        found.setdefault(key, []).extend(expansions.of(caption))
-    return {key: list(dict.fromkeys(texts)) for key, texts in found.items()}
+    if isinstance(expansions, ImageCaptions):
+        yield from ([(0, text) for text in expansions.of(image)] for image in range(dataset.num_images))
+        return
+    keys = dataset.caption_hash_C.tolist()
+    by_text = defaultdict[int, dict[str, None]](dict)  # expansions of all captions of one normalised text, by its hash, in order
+    for caption, key in enumerate(keys):
+        by_text[key].update(dict.fromkeys(expansions.of(caption)))
+    for start, end in pairwise(dataset.caption_offsets.tolist()):
+        yield [(caption - start, text) for caption in range(start, end) for text in by_text[keys[caption]]]
 
 
 def _with_captions(image: ManifestImage, added: list[tuple[int, str]]) -> ManifestImage:

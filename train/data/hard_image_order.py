@@ -90,36 +90,22 @@ class HardImages:
         return self.images_N[self.offsets[caption] : self.offsets[caption + 1]]
 
 
-@dataclass(frozen=True)
-class AnchoredBatch:
-    """A batch in three parts: anchors, hard images that are not in it already, and the images that fill the rest."""
-
-    images_B: np.ndarray
-    num_anchors: int
-    num_hard_images: int
-
-    @property
-    def num_filled(self) -> int:
-        """Places that nothing was mined for, or whose hard image was in the batch already."""
-        return len(self.images_B) - self.num_anchors - self.num_hard_images
-
-
-def compose_anchored(anchors_A: np.ndarray, hard: list[np.ndarray], following: np.ndarray, batch_size: int) -> AnchoredBatch:
+def compose_anchored(anchors_A: np.ndarray, hard: list[np.ndarray], following: np.ndarray, batch_size: int) -> tuple[np.ndarray, int]:
     """Anchors, their hard images in the order of the anchors, and the next images of the order until the batch is full; no image twice.
 
     Args:
         hard: for each anchor the hardest images of its caption, together at most what the batch has room for.
         following: the next images of the order; twice the batch is always enough.
+
+    Returns the images, int64 of shape (B,), and how many of them are hard images that are no anchors.
     """
-    images = dict.fromkeys(anchors_A.tolist())  # a set that keeps its order
-    for row in hard:
-        images.update(dict.fromkeys(row.tolist()))
+    images = dict.fromkeys(np.concatenate([anchors_A, *hard]).tolist())  # a set that keeps its order
     num_hard = len(images) - len(anchors_A)
     for image in following.tolist():
         if len(images) == batch_size:
             break
         images.setdefault(image)
-    return AnchoredBatch(np.fromiter(images, np.int64, len(images)), len(anchors_A), num_hard)
+    return np.fromiter(images, np.int64, len(images)), num_hard
 
 
 class HardImageOrder:
@@ -133,29 +119,28 @@ class HardImageOrder:
         self.seed, self.epoch = anchors.base.seed, anchors.epoch
         self._anchors, self._dataset, self._hard = anchors, dataset, hard
 
-    def batch(self, step: int) -> AnchoredBatch:
-        """A step's whole batch with its parts.
+    def batch(self, step: int) -> tuple[np.ndarray, int]:
+        """Image indices of a step's whole batch, int64 of shape (B,), and the number of hard images that follow its anchors.
 
         Raises:
             ValueError: the step is after start_step, and nothing is mined yet.
         """
         anchors, batch_size = self._anchors.images(step), self._anchors.base.batch_size
         if step <= self._anchors.start_step:
-            return AnchoredBatch(anchors, len(anchors), 0)
+            return anchors, 0
         if self._hard is None:
             raise ValueError(f"step {step} needs hard images, and none are mined yet")
-        captions = [chosen_caption(self._dataset, int(image), self.epoch(step), self.seed) for image in anchors]
-        hard = [self._hard.of(caption) for caption in captions]
+        hard = [self._hard.of(chosen_caption(self._dataset, int(image), self.epoch(step), self.seed)) for image in anchors]
         return compose_anchored(anchors, hard, self._anchors.following(step, 2 * batch_size), batch_size)
 
     def images(self, step: int) -> np.ndarray:
         """Image indices of a step's whole batch, int64 of shape (B,), no image twice."""
-        return self.batch(step).images_B
+        return self.batch(step)[0]
 
     def step_record(self, step: int) -> dict[str, Any]:
         """Numbers of anchors, of hard images, and of images that fill the batch."""
-        batch = self.batch(step)
-        return {"num_seeds": batch.num_anchors, "num_hard_images": batch.num_hard_images, "num_filled": batch.num_filled}
+        num_anchors, (images_B, num_hard) = len(self._anchors.images(step)), self.batch(step)
+        return {"num_seeds": num_anchors, "num_hard_images": num_hard, "num_filled": len(images_B) - num_anchors - num_hard}
 
     def window_record(self) -> dict[str, Any]:
         """Anchors a step, and steps until each image was an anchor once."""

@@ -11,7 +11,10 @@ from train.config.mining import MiningConfig
 from train.data.hard_image_order import AnchorOrder, EpochOrder, HardImageOrder, HardImages
 from train.data.negatives import Negatives
 from train.data.neighbour_order import NeighbourOrder, Neighbours
-from train.data.order import BatchOrder, Order
+from train.data.order import BatchOrder
+
+Order = BatchOrder | HardImageOrder | NeighbourOrder
+"""Which images each step trains on: slices of the epoch's order, or batches composed of mined pairs."""
 
 
 def epoch_order(mining: MiningConfig | None, base: BatchOrder) -> EpochOrder:

@@ -32,7 +32,9 @@ class Neighbours:
         """
         owned_N = (table.captions_N < dataset.num_captions) & table.is_negative_N  # relabelled rows are positives
         one_M, other_M = table.image_N[owned_N], dataset.caption_image_C[table.captions_N[owned_N]]
-        apart_M = ~(_true_of(dataset, one_M, other_M) | _true_of(dataset, other_M, one_M))
+        images_P, captions_P = dataset.positive_pairs()
+        true_P = images_P * dataset.num_images + dataset.caption_image_C[captions_P]
+        apart_M = ~np.isin([one_M * dataset.num_images + other_M, other_M * dataset.num_images + one_M], true_P).any(axis=0)
         both_M = np.stack([one_M[apart_M], other_M[apart_M]], axis=1)
         links_E2 = np.unique(np.concatenate([both_M, both_M[:, ::-1]]), axis=0)
         counts = np.bincount(links_E2[:, 0], minlength=dataset.num_images)
@@ -47,16 +49,6 @@ class Neighbours:
         is_there_I = np.zeros(len(self.offsets) - 1, dtype=bool)
         is_there_I[images_B] = True
         return sum(int(is_there_I[self.of(image)].sum()) for image in images_B.tolist())
-
-
-def _true_of(dataset: RetrievalSet, image_M: np.ndarray, owner_M: np.ndarray) -> np.ndarray:
-    """Whether any caption of the owner is a positive of the image, bool of shape (M,)."""
-    counts_M = np.diff(dataset.caption_offsets)[owner_M]
-    pair_K = np.repeat(np.arange(len(owner_M)), counts_M)
-    within_K = np.arange(len(pair_K)) - np.repeat(np.cumsum(counts_M) - counts_M, counts_M)
-    caption_K = dataset.caption_offsets[owner_M[pair_K]] + within_K
-    true_K = dataset.is_positive(image_M[pair_K], dataset.caption_hash_C[caption_K])
-    return np.bincount(pair_K[true_K], minlength=len(owner_M)) > 0
 
 
 def gather_neighbours(due_N: np.ndarray, neighbours: Neighbours, batch_size: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -15,26 +15,6 @@ ORDER, CAPTION, CROP, REPLACEMENT, COMPOSITION = range(5)
 def generator(seed: int, stream: int, *keys: int) -> np.random.Generator:
     """A counter-based generator named by its keys (Philox through numpy's SeedSequence): the same keys, the same numbers, anywhere."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream, *keys])))
-
-
-class Order(Protocol):
-    """Which images each step trains on: `BatchOrder`, or an order composed from mined pairs (train/data/mined_order.py)."""
-
-    @property
-    def seed(self) -> int:
-        """Seed of captions, crops and replacements."""
-
-    def epoch(self, step: int, /) -> int:
-        """The epoch, from 0, that a step belongs to."""
-
-    def images(self, step: int, /) -> np.ndarray:
-        """Image indices of a step's whole batch, int64 of shape (B,), no image twice."""
-
-    def step_record(self, step: int, /) -> dict[str, Any]:
-        """Fields of a step's line of metrics.jsonl on how its batch was composed."""
-
-    def window_record(self) -> dict[str, Any]:
-        """Fields of a mining's line on the batches composed from its table."""
 
 
 @dataclass(frozen=True)

@@ -95,26 +95,19 @@ def load_data(config: JobConfig) -> Splits:
         except UserError as error:
             faults.append(error)
     try:
-        splits = replace(_load_splits(config), watch=sets, additional=additional)
+        asked, rerank = config.evaluation, config.rerank
+        splits = load_splits(config, slice_by=asked.slice_by, keep=kept_columns(read_expansions(asked.expand).values()))
+        if rerank is not None:
+            for split in (splits.test or splits.val, splits.val if rerank.chooses else None):
+                if split is not None:
+                    check_top_k(split, rerank.top_k)
     except UserError as error:
         faults.insert(0, error)
     if len(faults) == 1:
         raise faults[0]
     if faults:
         raise UserError("\n".join(str(fault) for fault in faults))
-    return splits
-
-
-def _load_splits(config: JobConfig) -> Splits:
-    """Train, val and test."""
-    asked = config.evaluation
-    splits = load_splits(config, slice_by=asked.slice_by, keep=kept_columns(read_expansions(asked.expand).values()))
-    final = splits.test or splits.val
-    if config.rerank is not None and final is not None:
-        check_top_k(final, config.rerank.top_k)
-        if config.rerank.chooses and splits.val is not None:
-            check_top_k(splits.val, config.rerank.top_k)
-    return splits
+    return replace(splits, watch=sets, additional=additional)
 
 
 def load_splits(config: RunConfig, *, slice_by: Sequence[str] = (), keep: Sequence[str] = ()) -> Splits:
@@ -137,13 +130,10 @@ def load_splits(config: RunConfig, *, slice_by: Sequence[str] = (), keep: Sequen
     unused = Counter(image.split for image in manifest.images if image.split is not None and image.split not in wanted)
     train = load_split(manifest, data.train_split)
     val, test = (None if split is None else load_split(manifest, split) for split in (data.val_split, data.test_split))
-    splits = Splits(train, val, test, dict(unused))
-    if splits.train.num_images < config.train.batch_size:
+    if train.num_images < config.train.batch_size:
         raise UserError(
-            f"train.batch_size is {config.train.batch_size}, but split {data.train_split!r} has only {splits.train.num_images} images; "
+            f"train.batch_size is {config.train.batch_size}, but split {data.train_split!r} has only {train.num_images} images; "
             "an image is never twice in a batch"
         )
-    if expansions:
-        train, lines = expanded(manifest, data.train_split, train, expansions)
-        splits = replace(splits, train=train, expand_lines=lines)
-    return splits
+    train, lines = expanded(manifest, data.train_split, train, expansions) if expansions else (train, [])
+    return Splits(train, val, test, dict(unused), expand_lines=lines)

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from eval.atomic import commit_folder, folder_aside, remove_folder, sweep
+from eval.atomic import commit_folder, folder_aside, remove_folder
 from eval.errors import UserError
 from eval.processes import Processes
 from eval.sharded import whole
@@ -26,7 +27,7 @@ from train.optim.loss_scale import LossScale
 from train.optim.optimizer import Trainable
 
 _NAME = re.compile(r"^step-(\d+)$")
-_LATER_KEYS = {"stopped_by", "loss_scale", "matcher_sha256", "further", "members_sha256"}
+_LATER_KEYS = {"stopped_by", "loss_scale", "matcher_sha256", "further"}
 """Of state.json, which the first checkpoints did not have."""
 
 
@@ -53,7 +54,6 @@ class State:
         stopped_by: the retention set whose drop ended the run at this step; None otherwise.
         loss_scale: fp16's; None in the other precisions.
         matcher_sha256: fingerprint of the cross-encoder of mining; None without one.
-        members_sha256: fingerprint of the fixed checkpoints that mine with the model; None where there are none.
         further: additional state of a run of another kind than tuning SigLIP (train/reranker/loop.py); None: nothing.
     """
 
@@ -71,7 +71,6 @@ class State:
     loss_scale: LossScale | None = None
     matcher_sha256: str | None = None
     further: dict[str, Any] | None = None
-    members_sha256: str | None = None
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "State":
@@ -103,10 +102,6 @@ class Checkpoints:
         matches = (_NAME.match(path.name) for path in self.folder.iterdir() if path.is_dir())
         return sorted(int(match.group(1)) for match in matches if match)
 
-    def sweep(self) -> None:
-        """Remove what killed writers left behind; a checkpoint that was being replaced, and was not, comes back."""
-        sweep(self.folder)
-
     def save(
         self, state: State, tuned: Trainable, optimizer: torch.optim.Optimizer, negatives_file: Path | None, *, writes: bool = True
     ) -> None:
@@ -126,8 +121,9 @@ class Checkpoints:
         if not writes:
             return
         target = self.path(state.step)
-        if target.is_dir() and self._says(target, state):
-            return
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if target.is_dir() and not verify(target) and self.state(state.step) == state:
+                return
         with folder_aside(target) as temporary:
             save_file(weights, temporary / "weights.safetensors")
             save_file(optimizer_state, temporary / "optimizer.safetensors")
@@ -136,13 +132,6 @@ class Checkpoints:
             (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
             _seal(temporary)
             commit_folder(temporary, target)
-
-    def _says(self, target: Path, state: State) -> bool:
-        """Whether a checkpoint is whole and of the very same state."""
-        try:
-            return not verify(target) and self.state(state.step) == state
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
 
     def discard_after(self, step: int) -> None:
         """Remove the checkpoints after a step: damaged ones that were skipped. Left there, they would count among the newest kept."""

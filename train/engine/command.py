@@ -17,14 +17,18 @@ class RunKind:
         start: accelerator and processes.
         is_finished: whether the run has ended with all that it was to make.
         show_finished: prints the figures of a finished run.
-        begin: reads data, model and optimizer; the loop, a `train.engine.loop.BaseLoop`. Given accelerator, processes, signals too.
+        load: reads the data; its splits.
+        prepare: model and optimizer; the job, a `train.engine.run.Run`. Given the splits, accelerator and processes too.
+        loop: the `train.engine.loop.BaseLoop` of a job and signals.
         finish: exports, evaluates and reports. Given the job, the last state, and what is to be called between rows.
     """
 
     start: Callable[[Any], tuple[Any, Any]]
     is_finished: Callable[[Any], bool]
     show_finished: Callable[[Any], None]
-    begin: Callable[[Any, Any, Any, Any], Any]
+    load: Callable[[Any], Any]
+    prepare: Callable[[Any, Any, Any, Any], Any]
+    loop: Callable[[Any, Any], Any]
     finish: Callable[[Any, Any, Callable[[], None]], None]
 
 
@@ -60,7 +64,8 @@ def carry_out(make_kind: Callable[[], RunKind], config: Any) -> None:
                 return
             loop: Any = None  # a train.engine.loop.BaseLoop
             try:
-                loop = kind.begin(config, accelerator, processes, signals)
+                splits = processes.together(lambda: kind.load(config))
+                loop = kind.loop(kind.prepare(config, splits, accelerator, processes), signals)
                 kind.finish(loop.job, loop.run(), loop.leave_final_if_asked)
             except RuntimeError as error:
                 # The main process was told to stop and has left, while this one, told the same, waited for it.

@@ -44,7 +44,14 @@ def start_distributed(train: LoopConfig, check: Callable[[Processes], Any]) -> t
     processes = Processes.current()
 
     def check_all() -> None:
-        _check_processes(train, processes, accelerator.num_processes)
+        expected, found = int(os.environ.get("WORLD_SIZE", "1")), processes.world_size
+        if not found == accelerator.num_processes == expected:
+            raise UserError(
+                f"{expected} processes were started, but {found} came together. On CPUs: "
+                "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N (accelerate's own MULTI_CPU starts one)"
+            )
+        if train.batch_size % found:
+            raise UserError(f"train.batch_size {train.batch_size} does not divide among {found} processes; take a multiple of {found}")
         check(processes)
 
     processes.together(check_all)
@@ -53,20 +60,6 @@ def start_distributed(train: LoopConfig, check: Callable[[Processes], Any]) -> t
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return accelerator, processes
-
-
-def _check_processes(train: LoopConfig, processes: Processes, num_processes: int) -> None:
-    expected = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes.world_size != expected or num_processes != expected:
-        raise UserError(
-            f"{expected} processes were started, but {processes.world_size} came together. On CPUs: "
-            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N (accelerate's own MULTI_CPU starts one)"
-        )
-    if train.batch_size % processes.world_size:
-        raise UserError(
-            f"train.batch_size {train.batch_size} does not divide among {processes.world_size} processes; take a multiple of "
-            f"{processes.world_size}"
-        )
 
 
 OWN_KEYS = ("runs_folder", "data.num_workers")  # each machine may have its own disk and its own number of cores

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from eval.atomic import replaced_folder
 from eval.errors import UserError
 from train.engine.checkpoint import Checkpoints, NoReadableCheckpoint, State, verify
+from train.optim.optimizer import Trainable
 
 if TYPE_CHECKING:
     from train.config.run import RunConfig
 
+TrainableModel = TypeVar("TrainableModel", bound=Trainable)
 _EXPORTED_SUFFIXES = {".json", ".safetensors", ".md", ".model", ".txt", ".jinja"}
 
 
@@ -70,10 +72,28 @@ def chosen_checkpoint(config: RunConfig, which: str) -> tuple[Checkpoints, State
     elif which.isdigit() and int(which) in checkpoints.steps():
         step = int(which)
     else:
-        raise UserError(f"--checkpoint is best, last or one of {checkpoints.steps()}; found {which!r}")
+        raise UserError(f"{config.run_folder}: expected best, last or one of the steps {checkpoints.steps()}; found {which!r}")
     if step != newest.step and (fault := verify(checkpoints.path(step))):
         raise NoReadableCheckpoint(f"{checkpoints.path(step)} is damaged: {fault}")
     return checkpoints, newest, step
+
+
+def load_chosen(config: RunConfig, which: str, base: str, build: Callable[[], TrainableModel]) -> tuple[TrainableModel, int, State]:
+    """(the model with the weights of the best, the last or a numbered checkpoint, its step, the run's newest state), on the CPU.
+
+    Args:
+        base: the checkpoint that the run started from.
+        build: the model made of it.
+
+    Raises:
+        UserError: the run or the checkpoint is not there, or damaged; or the base has changed.
+    """
+    checkpoints, newest, step = chosen_checkpoint(config, which)
+    tuned = build()
+    if tuned.base_sha256 != newest.base_sha256:
+        raise UserError(f"{base} has other weights now than when the run began; what did not train would not fit")
+    checkpoints.load_weights(step, tuned)
+    return tuned, step, newest
 
 
 def plain_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@ import fcntl
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,30 +52,20 @@ def _check_same(path: Path, config: RunConfig) -> None:
         raise UserError(f"{path} is damaged ({error}): restore it, or take another name=") from None
     if not isinstance(old, dict):
         raise UserError(f"{path} holds no configuration: restore it, or take another name=")
-    folder = config.run_folder
-    differing = _differences(_with_defaults(old, type(config)), config)
-    if differing:
-        lines = "\n  ".join(differing)
+    with suppress(ValidationError):  # completed by keys that did not exist when it was written
+        old = type(config).model_validate(old).model_dump(mode="json")
+    folder, flat_old, flat_new = config.run_folder, flatten(old, "."), flatten(config.model_dump(mode="json"), ".")
+    free = tuple(f"{key}." for key in config.mutable_keys)
+    lines = "\n  ".join(
+        f"{key}: {flat_old.get(key)!r} -> {flat_new.get(key)!r}"
+        for key in dict.fromkeys((*flat_old, *flat_new))
+        if flat_old.get(key) != flat_new.get(key) and not f"{key}.".startswith(free)
+    )
+    if lines:
         raise UserError(
             f"{folder} holds a run with another configuration:\n  {lines}\n"
             f"Take another name=, remove the folder, or start from what it learnt: model.base={folder}/export"
         )
-
-
-def _with_defaults(old: dict[str, Any], kind: type[RunConfig]) -> dict[str, Any]:
-    """An older record completed by keys that did not exist when it was written; unchanged if it no longer parses."""
-    try:
-        return kind.model_validate(old).model_dump(mode="json")
-    except ValidationError:
-        return old
-
-
-def _differences(old: dict[str, Any], config: RunConfig) -> list[str]:
-    """Keys that differ and matter, as `key: old -> new`."""
-    flat_old, flat_new = flatten(old, "."), flatten(config.model_dump(mode="json"), ".")
-    keys = [key for key in dict.fromkeys((*flat_old, *flat_new)) if flat_old.get(key) != flat_new.get(key)]
-    free = tuple(f"{key}." for key in config.mutable_keys)
-    return [f"{key}: {flat_old.get(key)!r} -> {flat_new.get(key)!r}" for key in keys if not f"{key}.".startswith(free)]
 
 
 def report_folder(config: RunConfig) -> Path:

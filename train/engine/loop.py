@@ -19,19 +19,25 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import torch
 import torch.distributed as dist
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from eval.atomic import sweep
 from eval.dataset.images import ImageError
 from eval.encoder.encoder import block_loader
 from eval.errors import CommandError, UserError
 from eval.progress import bar
+from eval.search.ranking import DIRECTIONS
+from eval.sharded import is_sharded
 from train.engine.checkpoint import Checkpoints, State, newest_of_main
 from train.engine.metrics_log import MetricsLog, WandbMirror
+from train.optim.update import rate_factor
 
 if TYPE_CHECKING:
-    from train.engine.run import Run, StepOutcome
+    from train.data.mined_order import Order
+    from train.engine.run import Evaluation, Event, Run
 
 
 class Stopped(CommandError):
@@ -99,9 +105,14 @@ class StopSignals:
 class BaseLoop(ABC):
     """One run from its current step to its last."""
 
-    def __init__(self, job: Run, signals: StopSignals, state: State) -> None:
-        """state: of the run before its first step."""
-        self._run, self.signals, self.state = job, signals, state
+    order: Order
+    """The images of each step."""
+
+    def __init__(self, job: Run, signals: StopSignals, stepper: Any) -> None:
+        """stepper: its `train_step(batch, stop_asked=...)` gives a StepOutcome or raises NotFinite; its `update` has fp16's loss scale."""
+        self._run, self.signals, self.stepper = job, signals, stepper
+        scale = stepper.update.loss_scale
+        self.state = State(base_sha256=job.tuned.base_sha256, data_sha256=job.pool.data_sha256, loss_scale=scale)
         self.checkpoints = Checkpoints(job.folder / "checkpoints")
         self.metrics = MetricsLog(job.folder)
         self.wandb: WandbMirror | None = None
@@ -126,29 +137,16 @@ class BaseLoop(ABC):
         """(step to its batch, with `step` and `undecodable`, or an ImageError in its place; the last step that it can build now)."""
 
     @abstractmethod
-    def train_step(self, batch: Any, stop_asked: bool) -> StepOutcome:
-        """Take one step; raises NotFinite."""
+    def step_record(self, outcome: Any) -> tuple[dict[str, Any], list[Event]]:
+        """(what the line of the step just taken holds of this kind of run, the events that follow it)."""
 
     @abstractmethod
-    def record_step(self, step: int, outcome: Any, seconds: float, waited: float) -> None:
-        """Write the line of a step."""
-
-    @abstractmethod
-    def evaluate(self) -> tuple[float | None, list[str], str | None]:
-        """Measure the current weights and write the lines; (score on val, what bars it from being best, what ends the run)."""
-
-    @abstractmethod
-    def can_evaluate(self) -> bool:
-        """Whether there is anything to evaluate on."""
+    def evaluate(self) -> Evaluation:
+        """Measure the current weights."""
 
     @abstractmethod
     def before_step(self) -> None:
         """What is due before the next step."""
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether every process holds a part of the weights."""
-        return False
 
     # -- the run -------------------------------------------------------------------------------------------------------------------
 
@@ -169,7 +167,7 @@ class BaseLoop(ABC):
                 self.setup()
             while True:
                 self._evaluate_if_due()
-                if self._checkpoint_due():
+                if self.state.step % job.config.train.checkpoint_every_steps == 0 or self._ends_here():
                     self.save()
                 if self._ends_here():
                     return self.state
@@ -185,7 +183,7 @@ class BaseLoop(ABC):
         """Resume from the newest whole checkpoint, or begin."""
         job = self._run
         if job.processes.is_main:
-            self.checkpoints.sweep()
+            sweep(self.checkpoints.folder)
         job.processes.barrier()
         found = newest_of_main(self.checkpoints, job.processes)
         if found is not None:
@@ -217,6 +215,8 @@ class BaseLoop(ABC):
             place = f"{job.config.data.source}{job.pool.place}"
             raise UserError(f"{place} holds other data than when {job.folder} was begun; give the run another name=")
         self.restore_extra(checkpoints)
+        if self.state.loss_scale is not None:
+            self.stepper.update.loss_scale = self.state.loss_scale
         checkpoints.load_weights(step, job.tuned)
         checkpoints.load_optimizer(step, job.tuned, job.optimizer)
 
@@ -232,42 +232,66 @@ class BaseLoop(ABC):
         if isinstance(batch, ImageError):
             raise UserError(f"{batch}. --check-images lists every picture that does not decode")
         waited = time.perf_counter() - started
-        outcome = self.train_step(batch, self.signals.asked)
+        outcome = self.stepper.train_step(batch, stop_asked=self.signals.asked)
         seconds = time.perf_counter() - started
         for message in batch.undecodable:
             tqdm.write(f"warning: replaced in step {batch.step}: {message}")
-        self.state = replace(self.state, step=batch.step, evaluated=False, num_replaced=self.state.num_replaced + outcome.num_replaced)
-        self.record_step(batch.step, outcome, seconds, waited)
+        train, scale = self._run.config.train, self.stepper.update.loss_scale
+        num_replaced = self.state.num_replaced + outcome.num_replaced
+        self.state = replace(self.state, step=batch.step, evaluated=False, num_replaced=num_replaced, loss_scale=scale)
+        own, events = self.step_record(outcome)
+        factor = rate_factor(batch.step, train.max_steps, train.num_warmup_steps)
+        record = {"epoch": self.order.epoch(batch.step), "loss": outcome.loss} | own
+        record |= {
+            "grad_norm": outcome.grad_norm,
+            "learning_rate": {group["part"]: group["peak"] * factor for group in self._run.optimizer.param_groups},
+            "num_replaced": outcome.num_replaced,
+            "seconds": seconds,
+            "images_per_second": train.batch_size / seconds,
+            "data_wait_share": waited / seconds,
+        }
+        if self._run.accelerator.device.type == "cuda":
+            record["peak_gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        if scale is not None:
+            record |= {"loss_scale": scale.scale, "skipped": outcome.skipped, "num_skipped": scale.num_skipped}
+        self.write("step", record)
+        self._write_events(events)
         self._bar.update(1)
-        speed = self._run.config.train.batch_size / seconds
+        speed = train.batch_size / seconds
         self._bar.set_postfix_str(f"loss {outcome.loss:.4f}, {speed:.0f} images/s, waiting {100 * waited / seconds:.0f}%{self._last_eval}")
         if outcome.stop_asked:
             self._stop(together=True)
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate, and note a new best."""
-        step, train = self.state.step, self._run.config.train
+        """Evaluate, write the lines, and note a new best."""
+        job, step, train = self._run, self.state.step, self._run.config.train
         due = step % train.eval_every_steps == 0 or step == train.max_steps
-        if not due or self.state.evaluated or not self.can_evaluate():
+        if not due or self.state.evaluated or (job.val_set is None and not job.splits.watch):
             return
-        score, barred, stopped_by = self.evaluate()
-        is_best = self.is_best(score, barred)
-        self.state = replace(self.state, evaluated=True, stopped_by=stopped_by)
+        found, best_score, is_best = self.evaluate(), self.state.best_score, False
+        if (line := found.line) is not None:
+            is_best = not found.barred and (best_score is None or line["mean_R@1"] > best_score)
+            self.write("eval", line | {"best": is_best})
+            both = " / ".join(f"{100 * line[direction]['R@1']:.2f}" for direction in DIRECTIONS)
+            self._last_eval = f", {line['split']} R@1 {both}"
+            best = " (best so far)" if is_best else f" (cannot be best: {', '.join(found.barred)} forgotten)" if found.barred else ""
+            job.log(f"step {step}: {line['split']} R@1 image to text / text to image {both}{found.note}{best}")
+            best_score = line["mean_R@1"]
+        self._write_events(found.events)
+        self.state = replace(self.state, evaluated=True, stopped_by=found.stopped_by)
         if is_best:
-            self.state = replace(self.state, best_step=step, best_score=score)
+            self.state = replace(self.state, best_step=step, best_score=best_score)
             self.save()
 
-    def is_best(self, score: float | None, barred: list[str]) -> bool:
-        """Whether a score is the best so far."""
-        return score is not None and not barred and (self.state.best_score is None or score > self.state.best_score)
+    def _write_events(self, events: list[Event]) -> None:
+        for event, record, text in events:
+            self.write(event, record)
+            self._run.log(text)
 
     # -- checkpoints and the rest ------------------------------------------------------------------------------------------------------
 
     def _ends_here(self) -> bool:
         return self.state.step == self._run.config.train.max_steps or self.state.stopped_by is not None
-
-    def _checkpoint_due(self) -> bool:
-        return self.state.step % self._run.config.train.checkpoint_every_steps == 0 or self._ends_here()
 
     def save(self, *, sync: bool = False) -> None:
         """Commit a checkpoint of this moment (main process), then remove old ones."""
@@ -275,7 +299,7 @@ class BaseLoop(ABC):
         if is_main:
             self.metrics.sync()
             self.state = replace(self.state, num_metrics_lines=self.metrics.num_lines)
-        if is_main or self.is_sharded:
+        if is_main or is_sharded(job.tuned.module):
             self.checkpoints.save(self.state, job.tuned, job.optimizer, self.extra_file, writes=is_main)
         if is_main:
             if self.extra_file is not None:  # of the newest checkpoint: an older one, which a resumed run reads, will be pruned
@@ -323,7 +347,7 @@ class BaseLoop(ABC):
         Raises:
             Stopped: after writing a checkpoint of the current weights.
         """
-        if self.signals.asked and self._run.processes.is_main and not self.is_sharded:
+        if self.signals.asked and self._run.processes.is_main and not is_sharded(self._run.tuned.module):
             self._stop(together=False)
 
     def leave_final_if_asked(self) -> None:

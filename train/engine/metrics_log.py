@@ -6,11 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from eval.atomic import replace_files
 from train.config.run import RunConfig
-from train.optim.loss_scale import LossScale
 
 
 class MetricsLog:
@@ -128,13 +125,3 @@ def flatten(record: dict[str, Any], separator: str, prefix: str = "") -> dict[st
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def gpu_record(device: torch.device) -> dict[str, float]:
-    """Most memory torch held on this GPU so far; nothing on a CPU."""
-    return {"peak_gpu_gib": torch.cuda.max_memory_allocated() / 2**30} if device.type == "cuda" else {}
-
-
-def scale_record(scale: LossScale | None, *, skipped: bool) -> dict[str, Any]:
-    """fp16's scale, whether this step was skipped, and how many were so far; nothing in the other precisions."""
-    return {} if scale is None else {"loss_scale": scale.scale, "skipped": skipped, "num_skipped": scale.num_skipped}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from eval.execution import Execution, no_progress
+from eval.sharded import is_sharded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from train.config.run import RunConfig
     from train.data.caption_pool import CaptionPool
     from train.data.splits import Splits
+    from train.engine.checkpoint import State
     from train.engine.distributed import SharedFolder
     from train.optim.optimizer import Trainable
 
@@ -33,15 +35,9 @@ class Run(ABC):
     """A configured run on this process: all that is there before its first step.
 
     Attributes:
-        config: what is asked for.
-        accelerator: device and precision.
-        processes: those that share the run.
-        splits: the data.
         pool: the train split and the captions that can be mined.
         truth: (image id, caption id) pairs known to be true beyond the data; counted among the mined, never trained on.
         base: the checkpoint the run starts from, as this process reads it.
-        tuned: the model under training.
-        optimizer: what updates it.
         shared: the run's folder, for every process to read.
     """
 
@@ -86,6 +82,23 @@ class Run(ABC):
         if self.processes.is_main:
             tqdm.write(text)
 
+    def export_best(self, state: State, export: Callable[[Any, str, Path], int]) -> Path:
+        """Export the best checkpoint to runs/NAME/export; where this process reads it. Call on every process.
+
+        Args:
+            export: train.siglip.export.export_checkpoint, or its like.
+
+        Raises:
+            UserError, OSError: it cannot be made.
+        """
+        if self.processes.is_main:
+            if not is_sharded(self.tuned.module):  # a part is small, and others lie where they lie
+                self.tuned.module.to("cpu")
+            step = export(self.config, "best", self.folder / "export")
+            note = "" if step or state.best_score is None else ": no later checkpoint was better on val than what it started from"
+            self.log(f"exported the checkpoint of step {step}{note}")
+        return self.shared.bring(self.folder / "export")
+
     @abstractmethod
     def describe(self) -> list[str]:
         """What a person should know before the first step, line by line."""
@@ -100,14 +113,15 @@ class Run(ABC):
             f"{torch.get_num_threads()} thread(s) each",
         ]
 
-    def data_line(self) -> str:
-        """What there is to train on, to evaluate on, and what no split of the run uses."""
+    def data_lines(self) -> list[str]:
+        """What there is to train on, to evaluate on, what no split of the run uses, and what data.expand added."""
         splits = self.splits
-        return (
+        line = (
             f"data      {splits.train.num_images:,} images with {splits.train.num_captions:,} captions to train on"
             + "".join(f"; {split.split}: {split.num_images:,} / {split.num_captions:,}" for split in (splits.val, splits.test) if split)
             + "".join(f"; not used: split {name!r}, {number:,} image(s)" for name, number in sorted(splits.unused.items()))
         )
+        return [line, *splits.expand_lines]
 
     def leakage_lines(self) -> list[str]:
         """What the splits share, told before the first step."""
@@ -116,6 +130,29 @@ class Run(ABC):
             for leak in self.leakages
             if leak.num_shared_images or leak.num_shared_captions or leak.num_shared_groups_images
         ]
+
+
+Event = tuple[str, dict[str, Any], str]
+"""A line of metrics.jsonl: its event and the rest of it, and what is logged with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an evaluation between steps found.
+
+    Attributes:
+        line: of metrics.jsonl, on val, but for `best`; None without val.
+        note: added to what is logged.
+        barred: what bars the step from being best.
+        stopped_by: what ends the run here.
+        events: what follows.
+    """
+
+    line: dict[str, Any] | None
+    note: str = ""
+    barred: list[str] = field(default_factory=list)
+    stopped_by: str | None = None
+    events: list[Event] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,18 +43,13 @@ class OwnPairs:
 
     Attributes:
         rows_m: int64, the row of the image that each mined caption was mined for.
-        positive_m: bool, which of them are positive all the same (relabelled by a cross-encoder); None: none.
+        positive_m: bool, which of them are positive all the same (relabelled by a cross-encoder).
         soft: teacher logits; None: hard labels.
     """
 
     rows_m: torch.Tensor
-    positive_m: torch.Tensor | None = None
+    positive_m: torch.Tensor
     soft: SoftLabels | None = None
-
-    @property
-    def has_lists(self) -> bool:
-        """Whether the image's own caption is in the loss."""
-        return self.soft is not None and self.soft.teacher_b is not None
 
 
 @dataclass(frozen=True)
@@ -77,14 +72,14 @@ def own_terms(pairs: OwnPairs, z_m: torch.Tensor, z_b: torch.Tensor | None) -> O
 
     Args:
         z_m: logits of the mined captions with the images they were mined for.
-        z_b: logits of the images' own captions with them; needed with `has_lists` only.
+        z_b: logits of the images' own captions with them; needed with `teacher_b` only.
     """
     soft = pairs.soft
     if soft is None:
         return _hard(pairs, z_m)
     teacher_m = soft.teacher_m.to(z_m)
     if soft.teacher_b is None:
-        return _labels(z_m, torch.sigmoid(teacher_m), torch.sigmoid(-teacher_m), pairs.positive_m, soft.strength)
+        return _labels(z_m, teacher_m, pairs.positive_m.to(z_m), soft.strength)
     assert z_b is not None
     hard, lists = _hard(pairs, z_m), _lists(pairs.rows_m, teacher_m, soft.teacher_b.to(z_m), z_m, z_b)
     assert lists.by_own_b is not None
@@ -98,18 +93,15 @@ def own_terms(pairs: OwnPairs, z_m: torch.Tensor, z_b: torch.Tensor | None) -> O
 
 def _hard(pairs: OwnPairs, z_m: torch.Tensor) -> OwnTerms:
     """-log sigmoid(z) of positives, -log sigmoid(-z) of negatives."""
-    sign_m = torch.ones_like(z_m) if pairs.positive_m is None else 1 - 2 * pairs.positive_m.to(z_m)
+    sign_m = 1 - 2 * pairs.positive_m.to(z_m)
     turned_m = sign_m * z_m
     return OwnTerms(softplus(turned_m, threshold=LINEAR_FROM).sum(), turned_m.sigmoid_().mul_(sign_m))
 
 
-def _labels(
-    z_m: torch.Tensor, match_m: torch.Tensor, no_match_m: torch.Tensor, positive_m: torch.Tensor | None, strength: float
-) -> OwnTerms:
+def _labels(z_m: torch.Tensor, teacher_m: torch.Tensor, positive_m: torch.Tensor, strength: float) -> OwnTerms:
     """Cross-entropy to soft labels; the share of "no match" is computed by itself, since 1 - label would round it off."""
-    positive_m = torch.zeros_like(z_m) if positive_m is None else positive_m.to(z_m)
-    label_m = strength * match_m + (1 - strength) * positive_m
-    rest_m = strength * no_match_m + (1 - strength) * (1 - positive_m)
+    label_m = strength * torch.sigmoid(teacher_m) + (1 - strength) * positive_m
+    rest_m = strength * torch.sigmoid(-teacher_m) + (1 - strength) * (1 - positive_m)
     loss = (rest_m * softplus(z_m, threshold=LINEAR_FROM) + label_m * softplus(-z_m, threshold=LINEAR_FROM)).sum()
     return OwnTerms(loss, rest_m * torch.sigmoid(z_m) - label_m * torch.sigmoid(-z_m))
 

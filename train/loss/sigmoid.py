@@ -280,7 +280,8 @@ class _Accumulators:
         """Add the mined captions of this process, each with the image it was mined for; in lists, with that image's own caption too."""
         first = self._pairing.num_captions
         each_b = torch.arange(first, device=texts_nD.device)
-        z_b = self._own_logits(texts_nD[:first], each_b) if pairs.has_lists else None
+        has_lists = pairs.soft is not None and pairs.soft.teacher_b is not None
+        z_b = self._own_logits(texts_nD[:first], each_b) if has_lists else None
         terms = own_terms(pairs, self._own_logits(texts_nD[first:], pairs.rows_m), z_b)
         self.mined += terms.loss
         for g_n, rows_n, start in ((terms.by_mined_m, pairs.rows_m, first), (terms.by_own_b, each_b, 0)):
@@ -308,8 +309,3 @@ class _Accumulators:
 def _spans(start: int, stop: int, block: int) -> list[slice]:
     """Slices of at most `block` from start to stop."""
     return [slice(first, min(first + block, stop)) for first in range(start, stop, block)]
-
-
-def gathered_texts(captions_b: np.ndarray, mined_m: np.ndarray, mined_scope: str | None) -> np.ndarray:
-    """Caption indices of this process's texts that pair with the images of all: its captions; in `mined_scope: all` its mined ones too."""
-    return np.concatenate([captions_b, mined_m]) if mined_scope == "all" else captions_b

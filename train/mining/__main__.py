@@ -4,9 +4,6 @@ Writes runs/NAME/negatives/HASH.parquet and its mining report, HASH.json and HAS
 """
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
 
 from eval.command import run_command
 from eval.errors import UserError
@@ -16,8 +13,8 @@ from train.config.load import load_config
 from train.data.splits import load_data
 from train.engine.command import run_parser
 from train.engine.folder import claim_folder
-from train.siglip.mining import members_of, num_rows, refresh_negatives
-from train.siglip.setup import prepare, start_processes
+from train.siglip.job import prepare, start_processes
+from train.siglip.mining import num_rows, refresh_negatives
 
 
 def main(arguments: list[str]) -> int:
@@ -40,15 +37,8 @@ def mine(config: JobConfig) -> None:
     lock = processes.together(lambda: claim_folder(config) if processes.is_main else None)
     job = prepare(config, processes.together(lambda: load_data(config)), accelerator, processes)
     step = config.mining.start_step
-
-    @contextmanager
-    def shown(text: str, num_rows: int) -> Iterator[Callable[[int], Any]]:
-        with bar(num_rows // processes.world_size, text, "row", show=processes.is_main, leave=False) as progress:
-            yield progress.update
-
-    members = members_of(job, shown)
-    with shown("mining", num_rows(job, step)) as on_progress:
-        found = refresh_negatives(job, step, None, on_progress, members=members)
+    with bar(num_rows(job, step) // processes.world_size, "mining", "row", show=processes.is_main, leave=False) as progress:
+        found = refresh_negatives(job, step, None, progress.update)
     if processes.is_main:
         print("\n".join(found.report.lines()) + f"\nwritten to {found.path}; with examples: {found.path.with_suffix('.html')}")
     if lock is not None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from PIL import Image
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.execution import ONE_PROCESS, Execution
@@ -18,7 +17,7 @@ from rerank.scoring.pair_scores import complete_scores
 from rerank.scoring.score_cache import ScoreCache
 from train.config.job import JobConfig
 from train.config.mining import DistilConfig
-from train.data.caption_pool import CaptionPool, LazyStrings
+from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
 
 _LISTS_AT_ONCE = 256  # images between two synchronisations of the processes
@@ -54,15 +53,10 @@ class MiningCrossEncoder:
     """
 
     def __init__(
-        self,
-        scorer: PairScorer,
-        pool: CaptionPool,
-        *,
-        cache: ScoreCache | None = None,
-        execution: Execution = ONE_PROCESS,
+        self, scorer: PairScorer, pool: CaptionPool, *, cache: ScoreCache | None = None, execution: Execution = ONE_PROCESS
     ) -> None:
         """cache: scores of earlier minings, and where new ones go; on_progress is called with 0 between images, to handle signals."""
-        self.scorer, self._data, self._cache, self._execution = scorer, _PoolData(pool), cache, execution
+        self.scorer, self._pool, self._cache, self._execution = scorer, pool, cache, execution
         self.num_judged = 0
         self._keys_N, self._logits_N = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)  # of the scored pairs, keys ascending
 
@@ -82,30 +76,22 @@ class MiningCrossEncoder:
         """
         keys_N = pair_keys(images_N, captions_N)
         new_N = np.flatnonzero(~np.isin(keys_N, self._keys_N))
-        if len(new_N):
-            self._store(keys_N[new_N], self._scored(images_N[new_N], captions_N[new_N]))
+        if len(new_N):  # a pair that came twice is stored once
+            scored = np.concatenate([self._logits_N, self._scored(images_N[new_N], captions_N[new_N])])
+            self._keys_N, first_N = np.unique(np.concatenate([self._keys_N, keys_N[new_N]]), return_index=True)
+            self.num_judged += len(first_N) - len(self._logits_N)
+            self._logits_N = scored[first_N]
         return self._logits_N[np.searchsorted(self._keys_N, keys_N)]
-
-    def _store(self, keys_N: np.ndarray, logits_N: np.ndarray) -> None:
-        """Store new scores; a pair that came twice is stored once."""
-        self._keys_N, first_N = np.unique(np.concatenate([self._keys_N, keys_N]), return_index=True)
-        self.num_judged += len(self._keys_N) - len(self._logits_N)
-        self._logits_N = np.concatenate([self._logits_N, logits_N])[first_N]
 
     def _scored(self, images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
         """The margins of pairs, block by block of images."""
+        execution = replace(self._execution, on_progress=lambda pairs: self._execution.on_progress(0))
         logits_N = np.empty(len(images_N), dtype=np.float32)
         distinct_I, list_N = np.unique(images_N, return_inverse=True)
         for start in range(0, len(distinct_I), _LISTS_AT_ONCE):
             part_n = np.flatnonzero((list_N >= start) & (list_N < start + _LISTS_AT_ONCE))
             lists = CandidateLists.of_pairs(images_N[part_n], captions_N[part_n])
-            scores = complete_scores(
-                self.scorer,
-                self._data,
-                lists,
-                cache=self._cache,
-                execution=replace(self._execution, on_progress=lambda pairs: self._execution.on_progress(0)),
-            )
+            scores = complete_scores(self.scorer, self._pool, lists, cache=self._cache, execution=execution)
             logits_N[part_n] = scores.lookup(images_N[part_n], captions_N[part_n])
         return logits_N
 
@@ -115,24 +101,6 @@ def sigmoid(logits_N: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         probabilities_N: np.ndarray = (1 / (1 + np.exp(-logits_N.astype(np.float64)))).astype(np.float32)
     return probabilities_N
-
-
-class _PoolData:
-    """A pool as scoring reads it (rerank.scoring.pair_scores.ScoringData)."""
-
-    def __init__(self, pool: CaptionPool) -> None:
-        self._pool = pool
-        self.image_ids = pool.dataset.image_ids
-        self.captions = LazyStrings(pool.text, len(pool))
-        self.caption_ids = LazyStrings(pool.caption_id, len(pool))
-
-    def load_image(self, image: int, /) -> Image.Image:
-        """One image, RGB."""
-        return self._pool.dataset.load_image(image)
-
-    def image_digest(self, image: int, /) -> bytes:
-        """SHA-256 of one image as it is given."""
-        return self._pool.dataset.image_digest(image)
 
 
 def with_cross_encoder_logits(
@@ -145,19 +113,11 @@ def with_cross_encoder_logits(
     Raises:
         UserError: a score is not finite.
     """
-    images_N, captions_N = negatives.image_N, negatives.captions_N
-    own_2P = own_pairs(dataset, np.unique(images_N)) if config.form == "lists" else np.empty((2, 0), dtype=np.int64)
-    logits = cross_encoder.logits(np.concatenate([images_N, own_2P[0]]), np.concatenate([captions_N, own_2P[1]]))
-    logits_N, logits_P = logits[: len(images_N)], logits[len(images_N) :]
-    own_C: np.ndarray | None = None
+    images_N, captions_N, owners_C = negatives.image_N, negatives.captions_N, dataset.caption_image_C
+    own_P = np.flatnonzero(np.isin(owners_C, images_N)) if config.form == "lists" else np.empty(0, dtype=np.int64)
+    logits = cross_encoder.logits(np.concatenate([images_N, owners_C[own_P]]), np.concatenate([captions_N, own_P]))
+    logits_N, own_C = logits[: len(images_N)], None
     if config.form == "lists":
         own_C = np.full(dataset.num_captions, np.nan, dtype=np.float32)
-        own_C[own_2P[1]] = logits_P
+        own_C[own_P] = logits[len(images_N) :]
     return replace(negatives, match_N=sigmoid(logits_N), teacher_logits_N=logits_N, own_teacher_logits_C=own_C)
-
-
-def own_pairs(dataset: RetrievalSet, images: np.ndarray) -> np.ndarray:
-    """(image, caption) of every own caption of these images, int64 of shape (2, P), by image."""
-    counts = np.diff(dataset.caption_offsets)[images]
-    starts = np.repeat(dataset.caption_offsets[images] - (np.cumsum(counts) - counts), counts)
-    return np.stack([np.repeat(images, counts), starts + np.arange(int(counts.sum()))]).astype(np.int64)

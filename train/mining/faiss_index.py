@@ -7,7 +7,6 @@ search is measured on a sample. The index is in memory: about 4 D bytes a captio
 Shape letters: Q queries, q queries of a block, K depth, D width, S sample, P positives.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,17 +27,6 @@ TRAINED_ON = 64
 _POSITIVES_AT_ONCE = 8192
 _ROUNDING = 1e-6  # between faiss's sums of products and ours
 _SEED = 20110101
-
-
-@dataclass(frozen=True)
-class Approximate:
-    """Settings of the search: each query searches `num_probes` lists; more lists raise recall and cost time."""
-
-    num_probes: int
-
-    def rules(self) -> dict[str, Any]:
-        """What decides which captions are found, the library's version included; part of the table's name."""
-        return {"index": "faiss", "index_probes": self.num_probes, "faiss": require_faiss().__version__}
 
 
 def require_faiss() -> Any:
@@ -62,10 +50,11 @@ def approximate_search(
     gallery: Shards,
     positives: PositivePairs,
     depth: int,
-    settings: Approximate,
+    num_probes: int,
     processes: Processes = Processes(),
 ) -> Found:
-    """As :func:`eval.search.streamed.stream_search`, but items may be missed, and a list may be shorter than K (index -1).
+    """As :func:`eval.search.streamed.stream_search`, but items may be missed, and a list may be shorter than K (index -1): each query
+    searches `num_probes` lists; more raise recall and cost time.
 
     The same bits for any number of processes. On the CPU.
 
@@ -73,7 +62,7 @@ def approximate_search(
         UserError: faiss is not installed.
     """
     index = _build(gallery, processes)
-    index.nprobe = min(settings.num_probes, index.nlist)
+    index.nprobe = min(num_probes, index.nlist)
     found = Found.blank(queries.num_rows, min(depth, gallery.num_rows))
     buffer_qD = np.zeros((QUERY_BLOCK, gallery.width), dtype=np.float32)
     for start in range(0, queries.num_rows, QUERY_BLOCK):
@@ -117,8 +106,8 @@ def _build(gallery: Shards, processes: Processes) -> Any:
     index = faiss.IndexIVFFlat(quantizer, gallery.width, num_lists, faiss.METRIC_INNER_PRODUCT)  # keeps the quantizer alive
     index.train(np.zeros((1, gallery.width), dtype=np.float32))  # the centroids are given: nothing is trained
     buffer_BD = np.zeros((TEXT_BLOCK, gallery.width), dtype=np.float32)
-    for indices, span in gallery.own():
-        vectors = np.array(gallery.read_own(span))
+    for indices, mapped in gallery.own():
+        vectors = np.array(mapped)
         lists = np.empty(len(vectors), dtype=np.int64)
         for start in range(0, len(vectors), TEXT_BLOCK):  # blocks of one shape: the nearest list must not depend on the number of processes
             part = vectors[start : start + TEXT_BLOCK]

@@ -1,7 +1,9 @@
 """Mine hard negatives: what the model ranks highest for a query and is not known to be a positive of it.
 
 Captions are mined for images or, in the form `images`, images for captions, by the same rules (train/mining/rules.py,
-train/mining/selection.py); captions compare by text, images by group. Shape letters: I images mined for, Q captions mined for, K depth.
+train/mining/selection.py); captions compare by text, images by group. Mining is retrieval (eval/search), so what is mined and what is
+measured cannot disagree. Where fewer negatives remain than asked for, the shortfall is counted, never filled. Shape letters: Q queries
+(images or captions mined for), K depth, N rows of the table.
 """
 
 from dataclasses import replace
@@ -14,14 +16,12 @@ from eval.execution import ONE_PROCESS, Execution
 from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
-from train.mining.candidates import Candidates, ImageCandidates, find_candidates, find_image_candidates
+from train.mining.candidates import Candidates, Retriever, find_candidates
 from train.mining.cross_encoder import MiningCrossEncoder, with_cross_encoder_logits
-from train.mining.ensemble import Retriever, ensemble_weights, scale_and_bias
-from train.mining.faiss_index import Approximate
-from train.mining.refresh import Refresh, apply_rules, table_name_of, tabulate
+from train.mining.refresh import Refresh, table_name_of
 from train.mining.report import Mined, MiningReport, summarize
-from train.mining.rules import Outcome, RankedLists
-from train.mining.selection import PairProbability
+from train.mining.rules import Outcome, RankedLists, filtered_out
+from train.mining.selection import PairProbability, priorities, select_negatives
 
 
 def mine(
@@ -49,39 +49,36 @@ def mine(
 
     Raises:
         UserError: a score of the cross-encoder is not finite.
-        ValueError: a cross-encoder is given that config does not ask for, or the other way round; or other members than config.ensemble.
+        ValueError: a cross-encoder is given that config does not ask for, or the other way round.
     """
     name = table_name_of(retriever, pool, config, refresh, cross_encoder)
     match_probability = cross_encoder.probabilities if cross_encoder is not None and config.denoise is not None else None
-    if config.form == "images":
-        captions_Q = np.arange(pool.dataset.num_captions)
-        if refresh.images_I is not None:
-            captions_Q = captions_Q[np.isin(pool.dataset.caption_image_C, refresh.images_I)]
-        found: Candidates | ImageCandidates = find_image_candidates(
-            retriever, pool.dataset, config.pool_top_k, captions_Q, folder=folder, execution=execution
-        )
-    else:
-        found = find_candidates(
-            retriever,
-            pool,
-            config.pool_top_k,
-            folder=folder,
-            images_I=refresh.images_I,
-            approximate=Approximate(config.index_probes) if config.index == "faiss" else None,
-            execution=execution,
-        )
-    mined = select(name, pool, found, *scale_and_bias(retriever.model, retriever.members), config, refresh, match_probability)
+    queries_Q = refresh.images_I
+    if config.form == "images" and queries_Q is not None:
+        queries_Q = np.flatnonzero(np.isin(pool.dataset.caption_image_C, queries_Q))
+    found = find_candidates(
+        retriever,
+        pool,
+        config.pool_top_k,
+        queries_Q,
+        mined_for="captions" if config.form == "images" else "images",
+        folder=folder,
+        num_probes=config.index_probes if config.index == "faiss" else None,
+        execution=execution,
+    )
+    model = retriever.model
+    scale, bias = np.float32(float(model.logit_scale.detach().exp())), np.float32(float(model.logit_bias.detach()))
+    mined = select(name, pool, found, scale, bias, config, refresh, match_probability)
     if cross_encoder is not None and config.distil is not None:
         negatives = with_cross_encoder_logits(mined.negatives, cross_encoder, pool.dataset, config.distil)
         mined = replace(mined, negatives=negatives, num_judged=cross_encoder.num_judged)
-    shares = ensemble_weights(retriever.model, retriever.members)[0] if retriever.members else None
-    return mined.negatives, replace(summarize(mined, pool, truth, refresh.before), index_recall=found.recall, shares=shares)
+    return mined.negatives, summarize(mined, pool, truth, refresh.before)
 
 
 def select(
     name: str,
     pool: CaptionPool,
-    found: Candidates | ImageCandidates,
+    found: Candidates,
     scale: np.float32,
     bias: np.float32,
     config: MiningConfig,
@@ -91,46 +88,68 @@ def select(
     """Apply the rules to every query's candidates and select, for each query, up to negatives_per_image of those that pass.
 
     Args:
-        scale, bias: of the logits, the model's or the ensemble's.
+        scale, bias: of the model's logits.
         match_probability: probability that each pair (image, caption of the pool) matches; None: no denoising.
     """
-    if isinstance(found, ImageCandidates):
-        queries_Q, best_Q, readable_Q, there_QK = found.captions_Q, found.best_positive_Q, found.readable_Q, found.images_QK >= 0
-        images, captions = np.maximum(found.images_QK, 0), queries_Q[:, None]
-        keys_QK, cosines_QK = pool.dataset.group_I[images], np.where(there_QK, found.cosines_QK, np.float32(0))  # any number where none is
-    else:  # an approximate search may find fewer than K
-        queries_Q, best_Q, readable_Q, there_QK = found.images_I, found.best_positive_I, found.decodable_I, found.captions_IK >= 0
-        images, captions = queries_Q[:, None], found.captions_IK
-        keys_QK, cosines_QK = pool.hash_C[captions], found.cosines_IK
+    there_QK, of_images = found.items_QK >= 0, found.mined_for == "images"
+    pairs = np.broadcast_to(found.queries_Q[:, None], there_QK.shape), np.maximum(found.items_QK, 0)
+    images_QK, captions_QK = pairs if of_images else pairs[::-1]
+    hashes_QK = pool.hash_C[captions_QK]
+    cosines_QK = np.where(there_QK, found.cosines_QK, np.float32(0))  # any number where there is no candidate
     lists = RankedLists(
-        there_QK=readable_Q[:, None] & there_QK,
-        known_QK=pool.dataset.is_positive(images, pool.hash_C[captions]),
-        near_QK=pool.is_near_duplicate(images, captions) if config.near_duplicates else None,
-        key_QK=keys_QK,
+        there_QK=found.readable_Q[:, None] & there_QK,
+        known_QK=pool.dataset.is_positive(images_QK, hashes_QK),
+        near_QK=pool.is_near_duplicate(images_QK, captions_QK) if config.near_duplicates else None,
+        key_QK=hashes_QK if of_images else pool.dataset.group_I[images_QK],
         cosines_QK=cosines_QK,
         logits_QK=cosines_QK * scale + bias,
-        best_cosine_Q=best_Q,
-        best_logit_Q=best_Q * scale + bias,
+        best_cosine_Q=found.best_positive_Q,
+        best_logit_Q=found.best_positive_Q * scale + bias,
     )
-    images_QK, captions_QK = (np.broadcast_to(pairs, there_QK.shape) for pairs in (images, captions))
-    result = apply_rules(config, lists, refresh, queries_Q, images_QK, captions_QK, match_probability)
-    if found.mined_for == "captions":
-        _drop_relabelled(result.outcome_QK, images_QK, pool.hash_C[captions_QK], pool.dataset.num_images)
-    return Mined(
-        tabulate(name, pool.dataset.num_images, images_QK, captions_QK, lists, result, is_scored=match_probability is not None),
-        queries_Q,
-        result.outcome_QK,
+    outcome_QK, probability_QK = select_negatives(
+        filtered_out(lists, config),
         lists,
-        readable_Q,
-        config.negatives_per_image,
-        result.num_judged,
-        found.mined_for,
+        priorities(lists.logits_QK, config, refresh.seed, refresh.step, found.queries_Q),
+        config,
+        None if match_probability is None else lambda places: match_probability(images_QK[places], captions_QK[places]),
     )
+    if not of_images:
+        _drop_relabelled(outcome_QK, images_QK, hashes_QK)
+    table = _table(name, pool.dataset.num_images, images_QK, captions_QK, lists, outcome_QK, probability_QK)
+    num_judged = 0 if probability_QK is None else int((~np.isnan(probability_QK)).sum())
+    return Mined(table, found, lists, outcome_QK, config.negatives_per_image, num_judged)
 
 
-def _drop_relabelled(outcome_QK: np.ndarray, images_QK: np.ndarray, hashes_QK: np.ndarray, num_images: int) -> None:
+def _drop_relabelled(outcome_QK: np.ndarray, images_QK: np.ndarray, hashes_QK: np.ndarray) -> None:
     """Captions of one text are mined separately: an image that was relabelled for one of them is no negative of another."""
     relabelled_QK = outcome_QK == Outcome.RELABELLED
     if relabelled_QK.any():
-        relabelled = GroupHashes(images_QK[relabelled_QK], hashes_QK[relabelled_QK], num_images)
+        relabelled = GroupHashes(images_QK[relabelled_QK], hashes_QK[relabelled_QK])
         outcome_QK[(outcome_QK == Outcome.MINED) & relabelled.contains(images_QK, hashes_QK)] = Outcome.MATCH
+
+
+def _table(
+    name: str,
+    num_images: int,
+    images_QK: np.ndarray,
+    captions_QK: np.ndarray,
+    lists: RankedLists,
+    outcome_QK: np.ndarray,
+    probability_QK: np.ndarray | None,
+) -> Negatives:
+    """The table of the selected pairs: by image, and within an image in the order of the queries and their ranks."""
+    relabelled_QK, match_QK = outcome_QK == Outcome.RELABELLED, outcome_QK == Outcome.MATCH
+    rows_N, places_N = np.nonzero((outcome_QK == Outcome.MINED) | relabelled_QK)
+    order_N = np.argsort(images_QK[rows_N, places_N], kind="stable")
+    selected_N = rows_N[order_N], places_N[order_N]
+    return Negatives(
+        name,
+        np.concatenate([[0], np.cumsum(np.bincount(images_QK[selected_N], minlength=num_images))]).astype(np.int64),
+        captions_QK[selected_N],
+        (selected_N[1] + 1).astype(np.int64),
+        lists.logits_QK[selected_N],
+        lists.margins_QK[selected_N],
+        probability_QK[selected_N] if probability_QK is not None else None,
+        relabelled_QK[selected_N] if relabelled_QK.any() else None,
+        np.stack([images_QK[match_QK], captions_QK[match_QK]]) if match_QK.any() else None,
+    )

@@ -1,6 +1,6 @@
 """The mining report: how many negatives were mined, and how many candidates each rule filtered out.
 
-Shape letters: I images mined for, K depth, N rows of the table, B bins of a histogram.
+Shape letters: Q images (or captions) mined for, K depth, N rows of the table, B bins of a histogram.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -11,25 +11,25 @@ import numpy as np
 from eval.dataset.retrieval_set import GroupHashes
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
+from train.mining.candidates import Candidates
 from train.mining.cross_encoder import sigmoid
 from train.mining.rules import Outcome, RankedLists
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-_WORDS = {
-    Outcome.KNOWN_POSITIVE: "known positives",
-    Outcome.NEAR_DUPLICATE: "near-duplicates of one",
-    Outcome.RANK_MIN: "above rank_min",
-    Outcome.RANK_MAX: "below rank_max",
-    Outcome.MAX_SCORE: "above max_score",
-    Outcome.MARGIN: "within the margin",
-    Outcome.PERC_POS: "above perc_pos",
-    Outcome.MARGIN_POS: "within margin_pos",
-    Outcome.SAME_TEXT: "of the same text or group",
-    Outcome.MATCH: "matches by the cross-encoder",
-    Outcome.MAX_USES: "used max_uses times",
+RULES = {
+    "known_positive": "known positives",
+    "near_duplicate": "near-duplicates of one",
+    "rank_min": "above rank_min",
+    "rank_max": "below rank_max",
+    "max_score": "above max_score",
+    "margin": "within the margin",
+    "perc_pos": "above perc_pos",
+    "margin_pos": "within margin_pos",
+    "same_text": "of the same text or group",
+    "max_uses": "used max_uses times",
+    "match": "matches by the cross-encoder",
 }
-RULES = {outcome.name.lower(): _WORDS[outcome] for outcome in Outcome if outcome.is_rule}
-"""Each rule's name in `MiningReport.filtered_out`, and the same in words."""
+"""Each rule, by its name in `Outcome` and `MiningReport.filtered_out`, in words."""
 
 
 @dataclass(frozen=True)
@@ -44,25 +44,21 @@ class MiningReport:
         num_not_drawn: candidates that passed every rule and were not drawn by a random selection.
         num_relabelled: rows of the table that are positives by the cross-encoder's score.
         num_judged: pairs that the cross-encoder scored.
-        num_short_images: images with fewer negatives than asked for.
-        shortfall: negatives missing over all images.
+        num_short_images, shortfall: images with fewer negatives than asked for, and negatives missing over all images.
         num_undecodable: images that do not decode; nothing is mined for them.
         num_positives_mined: negatives that are positives of the data: always 0, counted as a check.
         num_before, num_survived: negatives that the previous table held for these images, and how many of them are in this one too; None
             for the first table.
         estimated_share: estimated share of false negatives among the mined; None when nothing was mined.
-        estimated_by: "match": the mean match probability of the cross-encoder. "model", without one: the mean of sigmoid(logit + shift),
-            where the shift makes the probabilities of all candidates add up to the number of known positives among them (see
-            `calibrating_shift`). A rough estimate: it assumes that unlabelled captions are true as often as labelled ones of that score.
-        num_false_negatives: negatives that are positives of data.truth; None without it.
-        num_relabelled_true: relabelled rows that are positives of data.truth; None without it.
+        estimated_by: "match": the mean match probability of the cross-encoder. "model", without one: the mean of sigmoid(logit + shift), a
+            rough estimate (`calibrating_shift`): it assumes that unlabelled captions are true as often as labelled ones of that score.
+        num_false_negatives, num_relabelled_true: negatives, and relabelled rows, that are positives of data.truth; None without it.
         median_rank, median_margin: of the negatives (margin in logits); None when nothing was mined.
-        index_recall: recall of an approximate search against the exact one, on a sample of images; None where it was exact.
-        shares: of the model under training and of each member of mining.ensemble in the cosines, adding up to 1; None without an ensemble.
         quantiles: of "positive" (each image's best positive), "negative" and "margin", in logits, by "5%" to "95%"; empty without any.
-        match_quantiles: of the cross-encoder's match probability of the negatives, by "5%" to "95%"; empty without any.
+        index_recall: recall of an approximate search against the exact one, on a sample of images; None where it was exact.
         mined_for: "images"; or "captions", when images were mined for captions: the other fields then count captions in place of
             images, and a caption counts as undecodable when none of its positive images decodes.
+        match_quantiles: of the cross-encoder's match probability of the negatives, by "5%" to "95%"; empty without any.
     """
 
     name: str
@@ -87,7 +83,6 @@ class MiningReport:
     median_margin: float | None
     quantiles: dict[str, dict[str, float]]
     index_recall: float | None = None
-    shares: list[float] | None = None
     mined_for: str = "images"
     match_quantiles: dict[str, float] = field(default_factory=dict)
 
@@ -118,15 +113,10 @@ class MiningReport:
         if self.num_before is not None:
             parts.append(f"{self.num_survived:,} of {self.num_before:,} negatives of the previous table are mined again")
         if self.estimated_share is not None:
-            whose = "model's" if self.shares is None else "ensemble's"
-            by = {"match": "estimated by the cross-encoder", "model": f"estimated from the {whose} own scores"}[self.estimated_by]
-            parts.append(f"false negatives {by}: {100 * self.estimated_share:.1f}%")
+            by = {"match": "by the cross-encoder", "model": "from the model's own scores"}[self.estimated_by]
+            parts.append(f"false negatives estimated {by}: {100 * self.estimated_share:.1f}%")
         if self.false_negative_share is not None:
             parts.append(f"false negatives by data.truth: {self.num_false_negatives:,} ({100 * self.false_negative_share:.2f}%)")
-        if self.shares is not None:
-            parts.append(
-                f"shares in the ensemble: {' / '.join(f'{share:.2f}' for share in self.shares)} (the first: the model under training)"
-            )
         if self.index_recall is not None:
             parts.append(f"recall of the index: {100 * self.index_recall:.2f}% of the exact candidates (measured on a sample)")
         return parts
@@ -145,24 +135,21 @@ class MiningReport:
 
 @dataclass(frozen=True)
 class Mined:
-    """The result of a mining, which the report summarizes; when images were mined for captions, I are those captions.
+    """The result of a mining, which the report summarizes.
 
     Attributes:
-        outcome_IK: uint8, an Outcome of each candidate.
-        lists: the candidates, as the rules take them.
-        readable_I: bool; False where nothing is mined because the image does not decode.
-        num_wanted: negatives asked for per image.
+        lists: the candidates found, as the rules take them.
+        outcome_QK: uint8, an Outcome of each candidate.
+        num_wanted: negatives asked for per query.
         num_judged: pairs that a cross-encoder scored.
     """
 
     negatives: Negatives
-    images_I: np.ndarray
-    outcome_IK: np.ndarray
+    found: Candidates
     lists: RankedLists
-    readable_I: np.ndarray
+    outcome_QK: np.ndarray
     num_wanted: int
     num_judged: int
-    mined_for: str = "images"
 
 
 def summarize(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | None, before: Negatives | None) -> MiningReport:
@@ -172,27 +159,32 @@ def summarize(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | Non
         truth: (image id, caption id) positives of data.truth, beyond the data's own.
         before: the table that this one replaces.
     """
-    table, readable_I = mined.negatives, mined.readable_I
-    counts = np.bincount(mined.outcome_IK[readable_I].ravel(), minlength=len(Outcome)).tolist()
-    short_I = mined.num_wanted - (mined.outcome_IK[readable_I] == Outcome.MINED).sum(axis=1)
+    table, readable_Q = mined.negatives, mined.found.readable_Q
+    counts = np.bincount(mined.outcome_QK[readable_Q].ravel(), minlength=len(Outcome)).tolist()
+    short_Q = mined.num_wanted - (mined.outcome_QK[readable_Q] == Outcome.MINED).sum(axis=1)
     negative_N = table.is_negative_N
     image_n, caption_n = table.image_N[negative_N], table.captions_N[negative_N]
     true_N = None if truth is None else is_true(pool, table.image_N, table.captions_N, truth)
     num_before, num_survived = _survival(before, table, mined, len(pool))
     estimated_share, estimated_by = _estimate(table, mined.lists)
     found = bool(negative_N.any())
+    sides = {
+        "positive": mined.lists.best_logit_Q[readable_Q],
+        "negative": table.scores_N[negative_N],
+        "margin": table.margins_N[negative_N],
+    }
     return MiningReport(
         name=table.name,
-        num_images=int(readable_I.sum()),
+        num_images=int(readable_Q.sum()),
         num_mined=len(image_n),
         num_looked_at=sum(counts[1:]),
-        filtered_out={outcome.name.lower(): counts[outcome] for outcome in Outcome if outcome.is_rule},
+        filtered_out={rule: counts[Outcome[rule.upper()]] for rule in RULES},
         num_not_drawn=counts[Outcome.NOT_DRAWN],
         num_relabelled=counts[Outcome.RELABELLED],
         num_judged=mined.num_judged,
-        num_short_images=int((short_I > 0).sum()),
-        shortfall=int(short_I.sum()),
-        num_undecodable=int((~readable_I).sum()),
+        num_short_images=int((short_Q > 0).sum()),
+        shortfall=int(short_Q.sum()),
+        num_undecodable=int((~readable_Q).sum()),
         num_positives_mined=int(pool.dataset.is_positive(image_n, pool.hash_C[caption_n]).sum()),
         num_before=num_before,
         num_survived=num_survived,
@@ -202,8 +194,9 @@ def summarize(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | Non
         num_relabelled_true=None if true_N is None else int((true_N & ~negative_N).sum()),
         median_rank=float(np.median(table.ranks_N[negative_N])) if found else None,
         median_margin=float(np.median(table.margins_N[negative_N])) if found else None,
-        quantiles=_quantiles(mined, negative_N) if found else {},
-        mined_for=mined.mined_for,
+        quantiles={side: _named(values) for side, values in sides.items()} if found else {},
+        index_recall=mined.found.recall,
+        mined_for=mined.found.mined_for,
         match_quantiles=_named(table.match_N[negative_N]) if found and table.match_N is not None else {},
     )
 
@@ -213,7 +206,7 @@ def is_true(pool: CaptionPool, image_N: np.ndarray, caption_N: np.ndarray, truth
     number = {image: index for index, image in enumerate(pool.dataset.image_ids)}
     pairs = [(number[image], pool.index_of(caption, number)) for image, caption in truth if image in number]
     images_P, captions_P = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    return GroupHashes(images_P, pool.hash_C[captions_P], pool.dataset.num_images).contains(image_N, pool.hash_C[caption_N])
+    return GroupHashes(images_P, pool.hash_C[captions_P]).contains(image_N, pool.hash_C[caption_N])
 
 
 def _survival(before: Negatives | None, after: Negatives, mined: Mined, num_captions: int) -> tuple[int | None, int | None]:
@@ -221,8 +214,8 @@ def _survival(before: Negatives | None, after: Negatives, mined: Mined, num_capt
     if before is None:
         return None, None
     codes = [(table.image_N * num_captions + table.captions_N)[table.is_negative_N] for table in (before, after)]
-    mined_for_N = codes[0] // num_captions if mined.mined_for == "images" else codes[0] % num_captions
-    old_N = codes[0][np.isin(mined_for_N, mined.images_I)]
+    mined_for_N = codes[0] // num_captions if mined.found.mined_for == "images" else codes[0] % num_captions
+    old_N = codes[0][np.isin(mined_for_N, mined.found.queries_Q)]
     if not len(old_N):  # the previous table was of another window of the epoch
         return None, None
     return len(old_N), int(np.isin(old_N, codes[1]).sum())
@@ -253,16 +246,6 @@ def calibrating_shift(logits_N: np.ndarray, num_true: int) -> float | None:
         total = float((counts_B / (1 + np.exp(-np.clip(middles_B + middle, -700, 700)))).sum())
         low, high = (middle, high) if total < num_true else (low, middle)
     return (low + high) / 2
-
-
-def _quantiles(mined: Mined, negative_N: np.ndarray) -> dict[str, dict[str, float]]:
-    table = mined.negatives
-    sides = {
-        "positive": mined.lists.best_logit_Q[mined.readable_I],
-        "negative": table.scores_N[negative_N],
-        "margin": table.margins_N[negative_N],
-    }
-    return {side: _named(values) for side, values in sides.items()}
 
 
 def _named(values: np.ndarray) -> dict[str, float]:

@@ -4,8 +4,8 @@ Shape letters: N rows of the table, E examples.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,23 +22,6 @@ NUM_EXAMPLES = 20
 NUM_RELABELLED = 5
 _STREAM = 0x70616765  # of random numbers
 _MOST_CHARACTERS, _MOST_CAPTIONS = 300, 3
-
-
-@dataclass(frozen=True)
-class MinedPair:
-    """One row of the table, as the page shows it; `picture` is a data: URI, "" where the image does not decode."""
-
-    image_id: str
-    picture: str
-    true_captions: list[str]
-    caption: str
-    caption_id: str
-    rank: int
-    score: float
-    margin: float
-    match: float | None
-    is_relabelled: bool
-    is_true: bool | None
 
 
 def write_mining_report(
@@ -83,33 +66,32 @@ def example_rows(negatives: Negatives) -> tuple[np.ndarray, np.ndarray]:
     rows_n = np.flatnonzero(negatives.is_negative_N)
     order_N = rows_n[np.argsort(-negatives.scores_N[rows_n], kind="stable")]
     hardest_E, others = order_N[:half], np.sort(order_N[half:])
-    is_hex = bool(negatives.name) and set(negatives.name) <= set("0123456789abcdef")
-    draws = generator(int(negatives.name, 16) if is_hex else 0, _STREAM)
+    draws = generator(int(negatives.name, 16), _STREAM)
     return hardest_E, np.sort(draws.choice(others, min(half, len(others)), replace=False))
 
 
-def _example(negatives: Negatives, row: int, pool: CaptionPool, true_N: np.ndarray | None) -> MinedPair:
-    image, caption = int(np.searchsorted(negatives.offsets, row, side="right") - 1), int(negatives.captions_N[row])
-    dataset = pool.dataset
+def _example(negatives: Negatives, row: int, pool: CaptionPool, true_N: np.ndarray | None) -> dict[str, Any]:
+    """What the page shows of one row; `picture` is a data: URI, "" where the image does not decode."""
+    image, caption, dataset = int(negatives.image_N[row]), int(negatives.captions_N[row]), pool.dataset
     first = int(dataset.caption_offsets[image])
     own = dataset.captions[first : min(first + _MOST_CAPTIONS, int(dataset.caption_offsets[image + 1]))]
     try:
         picture = thumbnail(dataset.load_image(image))
     except ImageError:  # a missing image must not fail the report of a finished mining
         picture = ""
-    return MinedPair(
-        image_id=dataset.image_ids[image],
-        picture=picture,
-        true_captions=[_shortened(text) for text in own],
-        caption=_shortened(pool.text(caption)),
-        caption_id=pool.caption_id(caption),
-        rank=int(negatives.ranks_N[row]),
-        score=float(negatives.scores_N[row]),
-        margin=float(negatives.margins_N[row]),
-        match=None if negatives.match_N is None else float(negatives.match_N[row]),
-        is_relabelled=negatives.relabelled_N is not None and bool(negatives.relabelled_N[row]),
-        is_true=None if true_N is None else bool(true_N[row]),
-    )
+    return {
+        "image_id": dataset.image_ids[image],
+        "picture": picture,
+        "true_captions": [_shortened(text) for text in own],
+        "caption": _shortened(pool.text(caption)),
+        "caption_id": pool.caption_id(caption),
+        "rank": int(negatives.ranks_N[row]),
+        "score": float(negatives.scores_N[row]),
+        "margin": float(negatives.margins_N[row]),
+        "match": None if negatives.match_N is None else float(negatives.match_N[row]),
+        "is_relabelled": not negatives.is_negative_N[row],
+        "is_true": None if true_N is None else bool(true_N[row]),
+    }
 
 
 def _shortened(text: str) -> str:

@@ -9,6 +9,8 @@ from enum import IntEnum
 
 import numpy as np
 
+from train.config.mining import MiningConfig
+
 
 class Outcome(IntEnum):
     """The outcome of a candidate. The names from KNOWN_POSITIVE on are the rules, in the order in which they are applied."""
@@ -28,31 +30,6 @@ class Outcome(IntEnum):
     SAME_TEXT = 12
     MAX_USES = 13
     MATCH = 14
-
-    @property
-    def is_rule(self) -> bool:
-        """Whether a rule filtered the candidate out."""
-        return self >= Outcome.KNOWN_POSITIVE
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Bounds on a candidate's rank and score; None: no such rule.
-
-    Attributes:
-        rank_min, rank_max: the window of ranks, from 1, both ends included.
-        max_score: largest logit allowed.
-        margin: smallest distance below the logit of the query's best positive; a negative margin allows logits above it.
-        perc_pos: largest share of the best positive's cosine allowed (TopK-PercPos of NV-Retriever, arXiv 2407.15831).
-        margin_pos: smallest distance below the best positive's cosine (TopK-MarginPos, same paper).
-    """
-
-    rank_min: int = 1
-    rank_max: int | None = None
-    max_score: float | None = None
-    margin: float | None = None
-    perc_pos: float | None = None
-    margin_pos: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,34 +60,29 @@ class RankedLists:
         return self.best_logit_Q[:, None] - self.logits_QK
 
 
-def filtered_out(lists: RankedLists, rules: Rules) -> np.ndarray:
+def filtered_out(lists: RankedLists, config: MiningConfig) -> np.ndarray:
     """The rule that filters each candidate out, as Outcome, or NOT_LOOKED_AT where none does; uint8 of shape (Q, K)."""
-    outcome_QK = np.full(lists.there_QK.shape, Outcome.NOT_LOOKED_AT, dtype=np.uint8)
-    for rule, hit_QK in _hits(lists, rules):
-        outcome_QK[hit_QK & (outcome_QK == Outcome.NOT_LOOKED_AT) & lists.there_QK] = rule
-    open_QK = (outcome_QK == Outcome.NOT_LOOKED_AT) & lists.there_QK
-    outcome_QK[open_QK & repeats(lists.key_QK, open_QK)] = Outcome.SAME_TEXT
-    return outcome_QK
-
-
-def _hits(lists: RankedLists, rules: Rules) -> list[tuple[Outcome, np.ndarray]]:
-    """(rule, where it holds) of every rule in force, in order."""
     ranks_1K = np.arange(1, lists.there_QK.shape[1] + 1)[None, :]
     hits = [(Outcome.KNOWN_POSITIVE, lists.known_QK)]
     if lists.near_QK is not None:
         hits.append((Outcome.NEAR_DUPLICATE, lists.near_QK))
-    hits.append((Outcome.RANK_MIN, ranks_1K < rules.rank_min))
-    if rules.rank_max is not None:
-        hits.append((Outcome.RANK_MAX, ranks_1K > rules.rank_max))
-    if rules.max_score is not None:
-        hits.append((Outcome.MAX_SCORE, lists.logits_QK > rules.max_score))
-    if rules.margin is not None:
-        hits.append((Outcome.MARGIN, lists.margins_QK < rules.margin))
-    if rules.perc_pos is not None:
-        hits.append((Outcome.PERC_POS, lists.cosines_QK > perc_pos_bound(lists.best_cosine_Q, rules.perc_pos)[:, None]))
-    if rules.margin_pos is not None:
-        hits.append((Outcome.MARGIN_POS, lists.cosines_QK > (lists.best_cosine_Q - np.float32(rules.margin_pos))[:, None]))
-    return hits
+    hits.append((Outcome.RANK_MIN, ranks_1K < config.rank_min))
+    if config.rank_max is not None:
+        hits.append((Outcome.RANK_MAX, ranks_1K > config.rank_max))
+    if config.max_score is not None:
+        hits.append((Outcome.MAX_SCORE, lists.logits_QK > config.max_score))
+    if config.margin is not None:
+        hits.append((Outcome.MARGIN, lists.margins_QK < config.margin))
+    if config.perc_pos is not None:
+        hits.append((Outcome.PERC_POS, lists.cosines_QK > perc_pos_bound(lists.best_cosine_Q, config.perc_pos)[:, None]))
+    if config.margin_pos is not None:
+        hits.append((Outcome.MARGIN_POS, lists.cosines_QK > (lists.best_cosine_Q - np.float32(config.margin_pos))[:, None]))
+    outcome_QK = np.full(lists.there_QK.shape, Outcome.NOT_LOOKED_AT, dtype=np.uint8)
+    for rule, hit_QK in hits:
+        outcome_QK[hit_QK & (outcome_QK == Outcome.NOT_LOOKED_AT) & lists.there_QK] = rule
+    open_QK = (outcome_QK == Outcome.NOT_LOOKED_AT) & lists.there_QK
+    outcome_QK[open_QK & _repeats(lists.key_QK, open_QK)] = Outcome.SAME_TEXT
+    return outcome_QK
 
 
 def perc_pos_bound(best_cosine_Q: np.ndarray, share: float) -> np.ndarray:
@@ -122,7 +94,7 @@ def perc_pos_bound(best_cosine_Q: np.ndarray, share: float) -> np.ndarray:
     return best_cosine_Q - np.float32(1 - share) * np.abs(best_cosine_Q)
 
 
-def repeats(key_QK: np.ndarray, counted_QK: np.ndarray) -> np.ndarray:
+def _repeats(key_QK: np.ndarray, counted_QK: np.ndarray) -> np.ndarray:
     """True where an earlier candidate of the same query, among those counted, has the same key; bool of shape (Q, K)."""
     order_QK = np.argsort(key_QK, axis=1, kind="stable")
     sorted_QK = np.take_along_axis(key_QK, order_QK, axis=1)

@@ -5,57 +5,20 @@ serves both directions (train/mining/rules.py). Shape letters: Q queries, K dept
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from train.config.mining import MiningConfig
 from train.data.order import generator
-from train.mining.rules import Outcome
+from train.mining.rules import Outcome, RankedLists
 
-Selection = Literal["top", "random", "softmax"]
 PairProbability = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""(rows, places) of candidates, int64 of shape (N,), to the probability that each is true, float32 of shape (N,)."""
+"""(images, captions of the pool) of pairs, int64 of shape (N,), to the probability that each matches, float32 of shape (N,)."""
 
 _STREAM = 0x6D696E65  # of random numbers, other than those of the training data
 
 
-@dataclass(frozen=True)
-class SelectionOutcome:
-    """The outcome of every candidate.
-
-    Attributes:
-        outcome_QK: uint8, an Outcome.
-        probability_QK: float32, match probability of the cross-encoder; NaN where a pair was not scored.
-    """
-
-    outcome_QK: np.ndarray
-    probability_QK: np.ndarray
-
-    @property
-    def num_judged(self) -> int:
-        """Candidates that the cross-encoder scored."""
-        return int((~np.isnan(self.probability_QK)).sum())
-
-
-@dataclass(frozen=True)
-class SelectionRule:
-    """The limits of the selection.
-
-    Attributes:
-        per_query: the most negatives of a query.
-        max_uses: the most queries that select candidates of one key; None: no limit.
-        match_at: match probability from which a candidate counts as a match, which is never selected as a negative.
-        relabel_at: match probability from which a match becomes a positive of its query, at most per_query of them; None: none does.
-    """
-
-    per_query: int
-    max_uses: int | None = None
-    match_at: float = 0.5
-    relabel_at: float | None = None
-
-
-def priorities(logits_QK: np.ndarray, selection: Selection, temperature: float, seed: int, step: int, queries_Q: np.ndarray) -> np.ndarray:
+def priorities(logits_QK: np.ndarray, config: MiningConfig, seed: int, step: int, queries_Q: np.ndarray) -> np.ndarray:
     """The priority of each candidate, the largest first; float64 of shape (Q, K).
 
     "top": the logit. "random": a uniform random number. "softmax": logit / temperature plus Gumbel noise, so that the first n are a sample
@@ -64,28 +27,25 @@ def priorities(logits_QK: np.ndarray, selection: Selection, temperature: float, 
     Args:
         queries_Q: int64; the random numbers of a query follow from (seed, step, query) alone.
     """
-    if selection == "top":
+    if config.selection == "top":
         return logits_QK.astype(np.float64)
     uniform_QK = np.empty(logits_QK.shape, dtype=np.float64)
     for row, query in enumerate(queries_Q.tolist()):
         uniform_QK[row] = generator(seed, _STREAM, step, query).random(logits_QK.shape[1])
-    if selection == "random":
+    if config.selection == "random":
         return uniform_QK
     tiny = np.finfo(np.float64).tiny  # random() may give 0
     gumbel_QK = -np.log(-np.log(np.maximum(uniform_QK, tiny)))
-    return logits_QK.astype(np.float64) / temperature + gumbel_QK
+    return logits_QK.astype(np.float64) / (config.temperature or 1.0) + gumbel_QK
 
 
 def select_negatives(
     filtered_QK: np.ndarray,
-    there_QK: np.ndarray,
-    key_QK: np.ndarray,
+    lists: RankedLists,
     priority_QK: np.ndarray,
-    rule: SelectionRule,
-    *,
-    in_rank_order: bool,
-    match_probability: PairProbability | None = None,
-) -> SelectionOutcome:
+    config: MiningConfig,
+    match_probability: Callable[[tuple[np.ndarray, ...]], np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Select negatives greedily: of all queries' unfiltered candidates, by priority, each whose query still needs one, whose key was used
     fewer than max_uses times, and which is no match.
 
@@ -94,33 +54,35 @@ def select_negatives(
 
     Args:
         filtered_QK: from `filtered_out`.
-        in_rank_order: priority falls with rank ("top"): candidates after the last one selected then count as not looked at.
-        match_probability: of the cross-encoder; None: no candidate counts as a match.
+        match_probability: of the cross-encoder, of the candidates at (rows, places); None: no candidate counts as a match.
+
+    Returns the outcome of every candidate, uint8 of shape (Q, K), and the match probabilities, float32, NaN where a pair was not scored;
+    None where none is asked for.
     """
-    open_QK = (filtered_QK == Outcome.NOT_LOOKED_AT) & there_QK
+    open_QK = (filtered_QK == Outcome.NOT_LOOKED_AT) & lists.there_QK
     position_QK = _positions(priority_QK)
     probability_QK = np.full(open_QK.shape, np.nan, dtype=np.float32)
+    match_at = config.denoise.threshold if config.denoise is not None else 1
     while True:
-        match_QK = probability_QK >= rule.match_at
-        selected_QK = _select(open_QK & ~match_QK, position_QK, key_QK, priority_QK, rule)
-        rows_N, places_N = np.nonzero(selected_QK & np.isnan(probability_QK))
-        if match_probability is None or not len(rows_N):
+        selected_QK = _select(open_QK & ~(probability_QK >= match_at), position_QK, lists.key_QK, priority_QK, config)
+        unscored = np.nonzero(selected_QK & np.isnan(probability_QK))
+        if match_probability is None or not len(unscored[0]):
             break
-        probability_QK[rows_N, places_N] = match_probability(rows_N, places_N)
+        probability_QK[unscored] = match_probability(unscored)
     outcome_QK = filtered_QK.copy()
-    reached_QK = _reached(selected_QK, position_QK, rule.per_query)
+    reached_QK = _reached(selected_QK, position_QK, config.negatives_per_image)
     left_QK = open_QK & ~selected_QK & reached_QK
-    used_QK = _used_up(selected_QK, left_QK, key_QK, priority_QK, rule.max_uses)
+    used_QK = _used_up(selected_QK, left_QK, lists.key_QK, priority_QK, config.max_uses)
     outcome_QK[left_QK] = np.where(used_QK, Outcome.MAX_USES, Outcome.MATCH)[left_QK]
     outcome_QK[selected_QK] = Outcome.MINED
-    if rule.relabel_at is not None:
-        sure_QK = (outcome_QK == Outcome.MATCH) & (probability_QK >= rule.relabel_at)
-        outcome_QK[_first(sure_QK, position_QK, rule.per_query)] = Outcome.RELABELLED
-    if in_rank_order:
+    if config.denoise is not None and config.denoise.relabel_at is not None:
+        sure_QK = (outcome_QK == Outcome.MATCH) & (probability_QK >= config.denoise.relabel_at)
+        outcome_QK[_first(sure_QK, position_QK, config.negatives_per_image)] = Outcome.RELABELLED
+    if config.selection == "top":  # priority falls with rank: candidates after the last one selected were not looked at
         outcome_QK[~reached_QK] = Outcome.NOT_LOOKED_AT
     else:
         outcome_QK[open_QK & ~reached_QK] = Outcome.NOT_DRAWN
-    return SelectionOutcome(outcome_QK, probability_QK)
+    return outcome_QK, None if match_probability is None else probability_QK
 
 
 def _positions(priority_QK: np.ndarray) -> np.ndarray:
@@ -138,18 +100,18 @@ def _first(wanted_QK: np.ndarray, position_QK: np.ndarray, count: int) -> np.nda
     return wanted_QK & np.take_along_axis(np.cumsum(in_order_QK, axis=1) <= count, position_QK, axis=1)
 
 
-def _select(left_QK: np.ndarray, position_QK: np.ndarray, key_QK: np.ndarray, priority_QK: np.ndarray, rule: SelectionRule) -> np.ndarray:
-    """The selection among the candidates left, at most per_query of a query and max_uses of a key; bool of shape (Q, K).
+def _select(left_QK: np.ndarray, position_QK: np.ndarray, key_QK: np.ndarray, priority_QK: np.ndarray, config: MiningConfig) -> np.ndarray:
+    """The selection among the candidates left, at most negatives_per_image of a query and max_uses of a key; bool of shape (Q, K).
 
     Deferred acceptance (Gale and Shapley 1962): queries propose their first candidates, keys accept the best proposals, and a refused query
     proposes its next one. Both sides use the same priority, so the result is that of a greedy pass over all candidates.
     """
     left_QK = left_QK.copy()
     while True:
-        first_QK = _first(left_QK, position_QK, rule.per_query)
-        if rule.max_uses is None:
+        first_QK = _first(left_QK, position_QK, config.negatives_per_image)
+        if config.max_uses is None:
             return first_QK
-        refused_QK = _used_up(first_QK, first_QK, key_QK, priority_QK, rule.max_uses)
+        refused_QK = _used_up(first_QK, first_QK, key_QK, priority_QK, config.max_uses)
         if not refused_QK.any():
             return first_QK
         left_QK &= ~refused_QK

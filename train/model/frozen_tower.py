@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -115,11 +116,9 @@ class FrozenStore:
             return False
         rows = FrozenRows(np.memmap(path, dtype=np.float32, mode="r", shape=self._shape(tower)))
         for image in rows.unknown():
-            try:
+            with suppress(ImageError):
                 self._dataset.load_image(image)
                 return True
-            except ImageError:
-                continue
         return False
 
     def _shape(self, tower: Tower) -> tuple[int, int]:
@@ -132,31 +131,28 @@ class FrozenStore:
     def _make(self, tower: Tower, path: Path | None, execution: Execution) -> None:
         """Embed on all processes, window by window, and write the file here if it is missing here."""
         windows = self._embed(tower, execution)
-        if path is None:
-            for _ in windows:
-                pass
-            return
-        try:
-            self._write(path, tower, windows)
-        except OSError as error:  # the other processes continue to embed and need this process's part
-            for _ in windows:
-                pass
-            raise WriteError(f"{path}: could not be written ({error})") from error
+        fault: OSError | None = None
+        if path is not None:
+            try:
+                self._write(path, tower, windows)
+            except OSError as error:
+                fault = error
+        for _ in windows:  # what is not written here: the other processes need this process's part
+            pass
+        if fault is not None:
+            raise WriteError(f"{path}: could not be written ({fault})") from fault
 
     def _write(self, path: Path, tower: Tower, windows: Iterator[np.ndarray]) -> None:
         """Write rows and their hash to a temporary file, and rename it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in [*self._leftovers(tower), *self.folder.glob(f"{tower}-*.f32")]:
-            if leftover != path:  # of other weights or data, or of a writer that was killed
+        for stale in self.folder.glob(f"{tower}-*.f32"):
+            if stale != path:  # of other weights or data
+                stale.unlink(missing_ok=True)
+        for leftover in self.folder.glob(f".{tower}-*.tmp"):  # of killed writers: of this rank, or of a rank beyond the world size
+            rank = leftover.name.split(".")[-2]
+            if rank.isdigit() and (int(rank) == self._processes.rank or int(rank) >= self._processes.world_size):
                 leftover.unlink(missing_ok=True)
         replace_files({path: partial(_write_rows, windows)}, writer=str(self._processes.rank))
-
-    def _leftovers(self, tower: Tower) -> Iterator[Path]:
-        """Files of killed writers: of this rank, or of a rank beyond the world size."""
-        for path in self.folder.glob(f".{tower}-*.tmp"):
-            rank = path.name.split(".")[-2]
-            if rank.isdigit() and (int(rank) == self._processes.rank or int(rank) >= self._processes.world_size):
-                yield path
 
     def _embed(self, tower: Tower, execution: Execution) -> Iterator[np.ndarray]:
         """Embeddings in order, a window of whole blocks at a time; the same on every process."""
@@ -167,7 +163,7 @@ class FrozenStore:
             stop = min(start + step, num_rows)
             if tower == "image":
                 window = ImageSubset(self._dataset, range(start, stop))
-                yield embed_images(model, inputs, window, allow_undecodable=True, execution=execution)
+                yield embed_images(model, inputs, window, remedy=None, execution=execution)
             else:
                 captions = [self._pool.text(caption) for caption in range(start, stop)]
                 yield embed_captions(model, inputs, captions, execution=execution)

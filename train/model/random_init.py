@@ -1,7 +1,9 @@
 """A small SigLIP with random weights, in the hub's format, with a tokenizer trained on the train captions."""
 
 import io
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import sentencepiece
 import torch
@@ -46,11 +48,10 @@ def write_scratch(folder: Path, config: ScratchConfig, dataset: RetrievalSet, se
 def learn_tokenizer(folder: Path, config: ScratchConfig, dataset: RetrievalSet) -> SiglipTokenizer:
     """SentencePiece unigram pieces over the captions, lower-cased and stripped of punctuation as SiglipTokenizer will do."""
     model = io.BytesIO()
-    clean = SiglipTokenizer.canonicalize_text
-    lowered = _Lowered()
+    lowered = SimpleNamespace(do_lower_case=True, remove_punctuation=partial(SiglipTokenizer.remove_punctuation, None))
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(clean(lowered, caption) for caption in dataset.captions),
+            sentence_iterator=(SiglipTokenizer.canonicalize_text(lowered, caption) for caption in dataset.captions),
             model_writer=model,
             vocab_size=config.vocab_size,
             hard_vocab_limit=False,
@@ -71,13 +72,3 @@ def learn_tokenizer(folder: Path, config: ScratchConfig, dataset: RetrievalSet) 
         ) from error
     (folder / "spiece.model").write_bytes(model.getvalue())
     return SiglipTokenizer(str(folder / "spiece.model"), model_max_length=config.num_tokens)
-
-
-class _Lowered:
-    """The attributes of a tokenizer that canonicalize_text uses."""
-
-    do_lower_case = True
-
-    def remove_punctuation(self, text: str) -> str:
-        """As the released tokenizer does it."""
-        return SiglipTokenizer.remove_punctuation(self, text)  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,12 +9,11 @@ import torch
 from transformers import SiglipModel
 
 from eval.encoder.checkpoint import hash_weights, load_siglip
-from train.engine.export_folder import plain_state
-from train.optim.optimizer import make_adamw, optimizer_groups
+from train.optim.optimizer import Trainable, make_adamw
 
 if TYPE_CHECKING:
     from eval.encoder.inputs import SiglipInputs
-    from train.config.job import JobConfig, TrainConfig
+    from train.config.job import TrainConfig
     from train.config.model import LoraConfig, ModelConfig
 
 Part = Literal["image", "text", "scale_bias"]
@@ -23,29 +21,23 @@ _TOWER_PREFIX = {"image": "vision_model", "text": "text_model"}
 
 
 @dataclass
-class TunedModel:
+class TunedModel(Trainable):
     """A SigLIP model under training.
 
     Attributes:
         siglip: the model, with adapters if any.
         inputs: its tokenizer and image processor.
         base_sha256: hash of the weights it started from.
-        peft: the wrapper that can merge the adapters, or None.
     """
 
     siglip: SiglipModel
     inputs: SiglipInputs
     base_sha256: str
-    peft: Any = None
 
     @property
     def module(self) -> torch.nn.Module:
-        """The model, as the `Trainable` protocol names it."""
+        """The model, as every `Trainable` names it."""
         return self.siglip
-
-    def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """(name, parameter) of everything that trains, in a fixed order."""
-        return ((name, parameter) for name, parameter in self.siglip.named_parameters() if parameter.requires_grad)
 
     def scale_and_bias(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Logit scale (not its logarithm) and bias, scalars with gradients."""
@@ -69,7 +61,7 @@ def build_model(config: ModelConfig, base: str, seed: int = 0) -> TunedModel:
         # Never in the vision head's nn.MultiheadAttention, whose adapters would get no gradient (docs/numerics.md).
         towers = "|".join(prefix for tower, prefix in _TOWER_PREFIX.items() if tower not in config.freeze)
         target = rf"({towers})\.encoder\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|out_proj)|mlp\.(fc1|fc2))"
-        tuned.peft = add_lora(siglip, config.lora, target)
+        add_lora(siglip, config.lora, target)
     for tower in config.freeze:
         getattr(siglip, _TOWER_PREFIX[tower]).requires_grad_(False)
     # peft freezes everything it does not adapt, and its modules_to_save does nothing for bare parameters (docs/numerics.md).
@@ -83,19 +75,14 @@ def build_model(config: ModelConfig, base: str, seed: int = 0) -> TunedModel:
     return tuned
 
 
-def add_lora(model: Any, config: LoraConfig, target: str) -> Any:
-    """Add adapters to the layers whose names match a regular expression; returns the wrapper that can merge them."""
+def add_lora(model: Any, config: LoraConfig, target: str) -> None:
+    """Add adapters to the layers whose names match a regular expression."""
     from peft import LoraConfig as PeftLoraConfig
     from peft import get_peft_model
 
-    return get_peft_model(
+    get_peft_model(
         model, PeftLoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=target, bias="none")
     )
-
-
-def merged_state(tuned: TunedModel) -> dict[str, torch.Tensor]:
-    """The weights as a plain SiglipModel has them, float32 on the CPU: adapters are merged, and taken out again afterwards."""
-    return plain_state(tuned.siglip)
 
 
 def part_of(name: str) -> Part:
@@ -105,21 +92,7 @@ def part_of(name: str) -> Part:
     return "image" if name.startswith("vision_model.") else "text"
 
 
-def parameter_groups(tuned: TunedModel, config: TrainConfig) -> list[dict[str, Any]]:
-    """AdamW's groups (train/optim/optimizer.py): a learning rate for each tower, and one for scale and bias."""
-    rates: dict[Part, float] = {
-        "image": config.image_learning_rate or config.learning_rate,
-        "text": config.text_learning_rate or config.learning_rate,
-        "scale_bias": config.scale_bias_learning_rate or config.learning_rate,
-    }
-    return optimizer_groups(tuned, part_of, rates, config.weight_decay)
-
-
 def make_optimizer(tuned: TunedModel, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the groups; the rate of each step is set by the loop."""
-    return make_adamw(tuned, parameter_groups(tuned, config), config.learning_rate, config.betas, config.epsilon)
-
-
-def resolve_base(config: JobConfig, scratch_folder: str) -> str:
-    """Name of the checkpoint a job starts from."""
-    return config.model.base if config.model.base is not None else scratch_folder
+    """AdamW with a learning rate for each tower, and one for scale and bias."""
+    rates = {"image": config.image_learning_rate, "text": config.text_learning_rate, "scale_bias": config.scale_bias_learning_rate}
+    return make_adamw(tuned, config, part_of, rates)

@@ -1,38 +1,43 @@
-"""`Trainable`, the protocol of a model under training (SigLIP: train/model/siglip.py, BLIP: train/reranker/model.py), and its AdamW."""
+"""`Trainable`, the base of a model under training (SigLIP: train/model/siglip.py, BLIP: train/reranker/model.py), and its AdamW."""
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
+
+from train.config.run import LoopConfig
 
 # Parameters of several dimensions that are not matrices of a layer: SigLIP's pooling probe, BLIP's class token and positions.
 _BARE = ("probe", "class_embedding", "vision_model.embeddings.position_embedding")
 
 
-class Trainable(Protocol):
+class Trainable(ABC):
     """A model under training."""
 
-    @property
-    def base_sha256(self) -> str:
-        """Hash of the weights it started from."""
+    base_sha256: str
+    """Hash of the weights it started from."""
 
     @property
+    @abstractmethod
     def module(self) -> torch.nn.Module:
         """The model, with adapters if any."""
 
     def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """(name, parameter) of everything that trains, in a fixed order."""
+        return ((name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad)
 
 
-def optimizer_groups(tuned: Trainable, part_of: Any, rates: dict[Any, float], weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's groups: one per part and per decay, each with its peak rate under "peak" and its names under "names".
+def make_adamw(tuned: Trainable, config: LoopConfig, part_of: Callable[[str], str], rates: Mapping[str, float | None]) -> torch.optim.AdamW:
+    """AdamW with a group per part and per decay, each with its peak rate under "peak" and its names under "names".
 
-    Weight decay falls on the matrices of linear layers and convolutions only; not on biases, norms, embeddings, pooling probes and other
-    bare vectors (the Hugging Face Trainer decays some of these: docs/numerics.md).
+    The rate of each step is set by the step itself (train/optim/update.py). Weight decay falls on the matrices of linear layers and
+    convolutions only; not on biases, norms, embeddings, pooling probes and other bare vectors (the Hugging Face Trainer decays some of
+    these: docs/numerics.md).
 
     Args:
         part_of: the part of the model that a parameter belongs to, by its name.
-        rates: the peak rate of each part.
+        rates: the peak rate of each part; None: config.learning_rate.
     """
     embeddings = {
         f"{prefix}.{name}"
@@ -40,20 +45,13 @@ def optimizer_groups(tuned: Trainable, part_of: Any, rates: dict[Any, float], we
         if isinstance(module, torch.nn.Embedding)
         for name, _ in module.named_parameters(recurse=False)
     }
-    groups: dict[tuple[Any, bool], dict[str, Any]] = {}
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
     for name, parameter in tuned.trainable():
         decays = parameter.ndim >= 2 and name not in embeddings and not name.endswith(_BARE)
         part = part_of(name)
-        group = groups.setdefault(
-            (part, decays),
-            {"params": [], "names": [], "part": part, "peak": rates[part], "weight_decay": weight_decay if decays else 0.0},
-        )
+        shared = {"part": part, "peak": rates[part] or config.learning_rate, "weight_decay": config.weight_decay if decays else 0.0}
+        group = groups.setdefault((part, decays), {"params": [], "names": []} | shared)
         group["params"].append(parameter)
         group["names"].append(name)
-    return list(groups.values())
-
-
-def make_adamw(tuned: Trainable, groups: list[dict[str, Any]], rate: float, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
-    """AdamW over the groups; the rate of each step is set by the step itself (train/optim/update.py)."""
-    device = next(tuned.module.parameters()).device
-    return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=eps, fused=device.type == "cuda" or None)
+    on_gpu = next(tuned.module.parameters()).device.type == "cuda"
+    return torch.optim.AdamW(list(groups.values()), lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=on_gpu or None)

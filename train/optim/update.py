@@ -26,74 +26,51 @@ class NotFinite(CommandError):
     is_shared = True
 
 
-class FlatGradients:
-    """All gradients as views of one buffer."""
+class Gradients:
+    """The gradients of what trains: whole ones are views of one buffer, sharded ones lie in this process's parts, which the backward pass
+    has summed (train/optim/fsdp.py)."""
 
-    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
-        self.buffer = torch.zeros(sum(p.numel() for p in parameters), dtype=parameters[0].dtype, device=parameters[0].device)
-        self._views = []
-        start = 0
-        for parameter in parameters:
-            view = self.buffer[start : start + parameter.numel()].view_as(parameter)
-            self._views.append((parameter, view))
-            start += parameter.numel()
+    def __init__(self, parameters: list[torch.nn.Parameter], processes: Processes) -> None:
+        self._processes = processes
+        self._sharded = [parameter for parameter in parameters if isinstance(parameter, DTensor)]
+        flat = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+        sizes = [parameter.numel() for parameter in flat]
+        self._buffer = torch.zeros(sum(sizes), dtype=flat[0].dtype, device=flat[0].device)
+        views = self._buffer.split(sizes)
+        self._views = [(parameter, view.view_as(parameter)) for parameter, view in zip(flat, views, strict=True)]
 
     def zero(self) -> None:
-        """Clear the buffer, and set the parameters' gradients to its views again, in case something replaced them."""
-        self.buffer.zero_()
+        """Clear the buffer, set the gradients to its views again, in case something replaced them, and drop the parts."""
+        self._buffer.zero_()
         for parameter, view in self._views:
             parameter.grad = view
+        for parameter in self._sharded:
+            parameter.grad = None
 
-    def sum_over(self, processes: Processes) -> None:
-        """Add up the gradients of all processes."""
+    def sum_over_processes(self) -> None:
+        """Add up the gradients that are not sharded."""
         for parameter, view in self._views:
             if parameter.grad is not view:  # autograd made a new tensor: copy it into the buffer
                 if parameter.grad is not None:
                     view.copy_(parameter.grad)
                 parameter.grad = view
-        if processes.world_size > 1:
-            dist.all_reduce(self.buffer)
-
-    def norm(self) -> float:
-        """The global norm, added up in float64."""
-        return float(torch.linalg.vector_norm(self.buffer, dtype=torch.float64))
-
-    def scale_by(self, factor: float) -> None:
-        """Multiply every gradient."""
-        self.buffer.mul_(factor)
-
-
-class ShardedGradients:
-    """This process's parts of the sharded gradients, which the backward pass has summed (train/optim/fsdp.py), and a flat buffer for the
-    gradients of weights that are not sharded."""
-
-    def __init__(self, parameters: list[torch.nn.Parameter], processes: Processes) -> None:
-        self._sharded = [parameter for parameter in parameters if isinstance(parameter, DTensor)]
-        self._whole = FlatGradients([parameter for parameter in parameters if not isinstance(parameter, DTensor)])
-        self._processes = processes
-
-    def zero(self) -> None:
-        """Drop the parts and clear the buffer."""
-        for parameter in self._sharded:
-            parameter.grad = None
-        self._whole.zero()
-
-    def sum_over(self, processes: Processes) -> None:
-        """Add up the gradients that are not sharded; the backward pass has added up the others."""
-        self._whole.sum_over(processes)
+        if self._processes.world_size > 1:
+            dist.all_reduce(self._buffer)
 
     def norm(self) -> float:
         """The global norm, added up in float64, in rank order; the same on every process, and called on every one."""
+        norm = float(torch.linalg.vector_norm(self._buffer, dtype=torch.float64))
+        if not self._sharded:
+            return norm
         own = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in self._parts()]
         square = float(torch.stack(own).square().sum()) if own else 0.0
         squares = np.concatenate(self._processes.gather(np.array([square])))
-        return float(np.sqrt(squares.sum() + self._whole.norm() ** 2))
+        return float(np.sqrt(squares.sum() + norm**2))
 
     def scale_by(self, factor: float) -> None:
         """Multiply every gradient."""
-        for part in self._parts():
+        for part in (*self._parts(), self._buffer):
             part.mul_(factor)
-        self._whole.scale_by(factor)
 
     def _parts(self) -> list[torch.Tensor]:
         return [parameter.grad.to_local() for parameter in self._sharded if isinstance(parameter.grad, DTensor)]
@@ -103,19 +80,13 @@ class Update:
     """Turns the gradients of all processes into an update, or refuses to.
 
     Attributes:
+        gradients: of what trains.
         loss_scale: what fp16 multiplies the loss by at the next step; None in the other precisions.
     """
 
-    def __init__(
-        self,
-        config: LoopConfig,
-        tuned: Trainable,
-        optimizer: torch.optim.Optimizer,
-        gradients: FlatGradients | ShardedGradients,
-        processes: Processes,
-    ) -> None:
-        self._config, self._tuned, self._optimizer = config, tuned, optimizer
-        self._gradients, self._processes = gradients, processes
+    def __init__(self, config: LoopConfig, tuned: Trainable, optimizer: torch.optim.Optimizer, processes: Processes) -> None:
+        self._config, self._tuned, self._optimizer, self._processes = config, tuned, optimizer, processes
+        self.gradients = Gradients([parameter for _, parameter in tuned.trainable()], processes)
         self.loss_scale = LossScale() if config.precision == "fp16" else None
 
     @property
@@ -125,9 +96,9 @@ class Update:
 
     def gather_gradients(self) -> None:
         """Sum the gradients over processes, and divide by fp16's loss scale. An overflow on one process is not finite on any."""
-        self._gradients.sum_over(self._processes)
+        self.gradients.sum_over_processes()
         if self.loss_scale is not None:
-            self._gradients.scale_by(1 / self.loss_scale.scale)
+            self.gradients.scale_by(1 / self.loss_scale.scale)
 
     def sum(self, values: list[float]) -> list[float]:
         """Sums over processes, in float64, in rank order."""
@@ -143,25 +114,21 @@ class Update:
         Raises:
             NotFinite: on every process, before anything is updated; in fp16 only when a smaller scale cannot help.
         """
-        norm = self._gradients.norm()
+        norm = self.gradients.norm()
         finite = bool(np.isfinite(loss) and np.isfinite(norm))
         if self.loss_scale is not None:
             self.loss_scale = self.loss_scale.after(overflowed=not finite)
         if not finite and (self.loss_scale is None or self.loss_scale.scale < SMALLEST):
             raise NotFinite(self._diagnosis(step, loss, norm))
         if finite:
-            self._update_weights(step, norm)
+            limit = self._config.max_grad_norm
+            if limit is not None and norm > limit:
+                self.gradients.scale_by(limit / norm)
+            factor = rate_factor(step, self._config.max_steps, self._config.num_warmup_steps)
+            for group in self._optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            self._optimizer.step()
         return norm, finite
-
-    def _update_weights(self, step: int, norm: float) -> None:
-        """Clip, and take the optimizer's step."""
-        limit = self._config.max_grad_norm
-        if limit is not None and norm > limit:
-            self._gradients.scale_by(limit / norm)
-        factor = rate_factor(step, self._config.max_steps, self._config.num_warmup_steps)
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        self._optimizer.step()
 
     def _diagnosis(self, step: int, loss: float, norm: float) -> str:
         gradients = [(name, parameter.grad) for name, parameter in self._tuned.trainable() if parameter.grad is not None]

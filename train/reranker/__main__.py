@@ -53,15 +53,13 @@ def reranker_tuning() -> RunKind:
     from train.reranker.job import load_reranker_data, prepare_reranker
     from train.reranker.loop import RerankerLoop
 
-    def begin(config: Any, accelerator: Any, processes: Any, signals: Any) -> RerankerLoop:
-        splits = processes.together(lambda: load_reranker_data(config))
-        return RerankerLoop(prepare_reranker(config, splits, accelerator, processes), signals)
-
     return RunKind(
         start=lambda config: start_distributed(config.train, lambda processes: None),
         is_finished=is_reranker_finished,
         show_finished=show_reranker,
-        begin=begin,
+        load=load_reranker_data,
+        prepare=prepare_reranker,
+        loop=RerankerLoop,
         finish=finish_reranker,
     )
 

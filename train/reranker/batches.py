@@ -139,7 +139,7 @@ class MatchBatches(Dataset):  # type: ignore[type-arg]
         self._doubtful: GroupHashes | None = None
         if tables.captions is not None and tables.captions.doubtful_2D is not None:
             images_D, captions_D = tables.captions.doubtful_2D
-            self._doubtful = GroupHashes(images_D, pool.hash_C[captions_D], pool.dataset.num_images)
+            self._doubtful = GroupHashes(images_D, pool.hash_C[captions_D])
         self._pictures = PictureReader(pool.dataset, inputs.pixels, order.seed, random_crop_min_area)
 
     def __getitem__(self, step: int) -> MatchBatch | ImageError:

@@ -5,11 +5,12 @@ entropy is the entropy of that share: 0.6365 nats at 1 true to 2 false. Fine-tun
 """
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from train.config.reranker import ConstantAnswerConfig
-
+WITHIN = 0.03
+"""The running mean of the loss is a constant answer's when it is this near, as a share, to what a constant answer gets."""
+OVER_STEPS = 50
+"""Steps that the running mean looks back over, and that pass before anything is said."""
 LEAST_SCORE_STD = 0.01
 """Match logits that differ by less than this tell nothing apart."""
 
@@ -43,30 +44,17 @@ class RunningLoss:
     num_steps: int = 0
     named: bool = False
 
-    def after(self, loss: float, constant: float, config: ConstantAnswerConfig) -> "RunningLoss":
+    def after(self, loss: float, constant: float) -> "RunningLoss":
         """One step later."""
-        keep = 1 - 1 / config.over_steps
-        later = RunningLoss(
-            keep * self.loss + (1 - keep) * loss,
-            keep * self.constant + (1 - keep) * constant,
-            keep * self.weight + (1 - keep),
-            self.num_steps + 1,
-            self.named,
-        )
-        return RunningLoss(**asdict(later) | {"named": later.is_constant(config)})
-
-    def is_constant(self, config: ConstantAnswerConfig) -> bool:
-        """Whether the running mean of the loss is that of a constant answer."""
-        return self.num_steps >= config.over_steps and abs(self.loss - self.constant) <= config.within * self.constant
+        keep, num_steps = 1 - 1 / OVER_STEPS, self.num_steps + 1
+        loss, constant = keep * self.loss + (1 - keep) * loss, keep * self.constant + (1 - keep) * constant
+        named = num_steps >= OVER_STEPS and abs(loss - constant) <= WITHIN * constant
+        return RunningLoss(loss, constant, keep * self.weight + (1 - keep), num_steps, named)
 
     @property
     def means(self) -> tuple[float, float]:
         """Running means of the loss and of the constant answer's; 0 before the first step."""
         return (self.loss / self.weight, self.constant / self.weight) if self.weight else (0.0, 0.0)
-
-    def as_record(self) -> dict[str, Any]:
-        """As a checkpoint's JSON holds it."""
-        return asdict(self)
 
 
 def loss_warning(running: RunningLoss, num_true: int, num_false: int) -> str:
@@ -77,8 +65,3 @@ def loss_warning(running: RunningLoss, num_true: int, num_false: int) -> str:
         f"constant answer: the loss has stayed at {loss:.4f}, and a cross-encoder that answers the same to every pair gets "
         f"{constant:.4f} at {ratio} true to false. {REMEDY}"
     )
-
-
-def score_warning(std: float, split: str) -> str:
-    """What is said when the scores on val hardly differ."""
-    return f"constant answer: the match logits of all pairs scored on {split} differ by {std:.1e} (standard deviation). {REMEDY}"

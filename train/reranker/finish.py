@@ -9,20 +9,20 @@ from transformers import BlipForImageTextRetrieval, BlipProcessor
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.tokenizer import rewrite_tokenizer_config
-from eval.errors import UserError
 from eval.execution import Execution
 from eval.report.leakage import leakage_section
 from eval.report.report import read_report
 from eval.search.retrieve import progress_bar
 from rerank.evaluation import print_record, report_of
-from rerank.reorder.stages import reranked_stages
+from rerank.reorder.stages import reranked as reranked_stages
+from rerank.reorder.stages import score_stages
 from rerank.scorers.load import load_scorer
 from rerank.stage_names import reranked
 from train.config.reranker import RerankerConfig
 from train.engine.checkpoint import State
-from train.engine.export_folder import chosen_checkpoint, plain_state, replaced_export, write_plain
+from train.engine.export_folder import load_chosen, plain_state, replaced_export, write_plain
 from train.engine.folder import ended, mark_ended, report_folder, show_places
-from train.reranker.evaluation import RETRIEVER, NamedScorer, first_stage
+from train.reranker.evaluation import RETRIEVER, first_stage
 from train.reranker.job import RerankerJob
 from train.reranker.model import build_cross_encoder
 
@@ -44,13 +44,7 @@ def finish_reranker(job: RerankerJob, state: State, check_signal: Callable[[], N
     Raises:
         UserError, OSError: the export or the report cannot be made.
     """
-    folder = job.folder / "export"
-    if job.processes.is_main:
-        job.tuned.module.to("cpu")
-        step = export_cross_encoder(job.config, "best", folder)
-        note = "" if step or state.best_score is None else ": no later checkpoint was better on val than the cross-encoder it started from"
-        job.log(f"exported the checkpoint of step {step}{note}")
-    export = job.shared.bring(folder)
+    export = job.export_best(state, export_cross_encoder)
     record = _measure(job, job.final_set, export, check_signal) if job.final_set is not None else None
     if job.processes.is_main:
         mark_ended(job.config, _expected(job.config))
@@ -59,7 +53,8 @@ def finish_reranker(job: RerankerJob, state: State, check_signal: Callable[[], N
 
 def _measure(job: RerankerJob, dataset: RetrievalSet, export: Path, check_signal: Callable[[], None]) -> dict[str, Any] | None:
     """Write the final report; its record, on the main process."""
-    device = job.accelerator.device
+    device, top_k = job.accelerator.device, job.config.evaluation.top_k
+    execution = Execution(processes=job.processes, on_progress=lambda pairs: check_signal())
     with progress_bar(f"retriever on {dataset.split}", dataset, job.processes) as bar:
 
         def advance(rows: int) -> None:
@@ -68,8 +63,8 @@ def _measure(job: RerankerJob, dataset: RetrievalSet, export: Path, check_signal
 
         stages = [first_stage(job, dataset, advance)]
     for name, model in ((UNTUNED, job.base), (TUNED, str(export))):
-        scorer = NamedScorer(load_scorer(model, device=device), name, lambda pairs: check_signal())
-        stages += reranked_stages(dataset, stages[:1], scorer, job.config.evaluation.top_k, execution=Execution(processes=job.processes))
+        scores = score_stages(dataset, stages[:1], load_scorer(model, device=device), top_k, execution=execution)
+        stages += reranked_stages(stages[:1], scores, name, top_k)
     if not job.processes.is_main:
         return None
     report = report_of(dataset, stages, COMPARISONS).adding(leakage_section(job.leakages))
@@ -84,11 +79,7 @@ def export_cross_encoder(config: RerankerConfig, which: str, folder: Path) -> in
         UserError: the run or the checkpoint is not there, or damaged; or the base has changed.
         OSError: the export cannot be written.
     """
-    checkpoints, newest, step = chosen_checkpoint(config, which)
-    tuned = build_cross_encoder(config.model, config.seed)
-    if tuned.base_sha256 != newest.base_sha256:
-        raise UserError(f"{config.model.base} has other weights now than when the run began; what did not train would not fit")
-    checkpoints.load_weights(step, tuned)
+    tuned, step, newest = load_chosen(config, which, config.model.base, lambda: build_cross_encoder(config.model, config.seed))
     with replaced_export(folder) as temporary:
         write_plain(BlipForImageTextRetrieval, tuned.module.config, plain_state(tuned.module), temporary)
         BlipProcessor(tuned.checkpoint.image_processor, tuned.checkpoint.tokenizer).save_pretrained(temporary)

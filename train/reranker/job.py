@@ -50,8 +50,7 @@ class RerankerJob(Run):
         lines = [
             f"reranker  {self.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.3f} M of them train ({config.model.what})",
             f"retriever {config.miner}",
-            self.data_line(),
-            *self.splits.expand_lines,
+            *self.data_lines(),
             f"pairs     of each image its true caption and up to {negatives.captions_per_image} hard captions, "
             f"{negatives.images_per_caption} hard images; drawn from {negatives.drawn_from}"
             + (f"; none that the cross-encoder calls a match ({drop_at:g})" if drop_at is not None else "")

@@ -1,7 +1,6 @@
 """The BLIP cross-encoder under training: what of it trains, how it scores pairs, and what a plain one of the same weights is."""
 
 import copy
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -11,15 +10,12 @@ from PIL import Image
 from transformers import BlipForImageTextRetrieval
 
 from eval.errors import UserError
-from rerank.scorers.base import token_ids
 from rerank.scorers.blip.checkpoint import BlipCheckpoint, load_blip
-from rerank.scorers.blip.scorer import BlipSettings
-from rerank.scorers.blip.text import clean_caption
 from rerank.scorers.supported import check_cross_encoder
 from train.config.reranker import CrossEncoderConfig, RerankerLoopConfig, What
 from train.engine.export_folder import plain_state
 from train.model.siglip import add_lora
-from train.optim.optimizer import make_adamw, optimizer_groups
+from train.optim.optimizer import Trainable, make_adamw
 
 Part = Literal["image", "text", "head"]
 # The text tower's attention: to the words, and to the image.
@@ -32,11 +28,9 @@ class MatchInputs:
 
     Attributes:
         checkpoint: whose processors are used.
-        settings: the scorer's.
     """
 
     checkpoint: BlipCheckpoint
-    settings: BlipSettings
 
     @property
     def pad_token_id(self) -> int:
@@ -48,16 +42,13 @@ class MatchInputs:
         return self.checkpoint.image_processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
 
     def token_ids(self, captions: list[str]) -> list[tuple[int, ...]]:
-        """Token ids of each caption, cleaned, with [ENC] in the first place, cut to the settings' length."""
-        most = min(self.settings.max_tokens, self.checkpoint.model.config.text_config.max_position_embeddings)
-        texts = [clean_caption(caption) for caption in captions] if self.settings.clean_captions else captions
-        enc_token_id = self.checkpoint.enc_token_id if self.settings.enc_token else None
-        return token_ids(self.checkpoint.tokenizer, texts, enc_token_id=enc_token_id, max_tokens=most)
+        """As `BlipCheckpoint.token_ids`."""
+        return self.checkpoint.token_ids(captions)
 
 
 @dataclass
-class TunedCrossEncoder:
-    """A BLIP cross-encoder under training (a `train.optim.optimizer.Trainable`).
+class TunedCrossEncoder(Trainable):
+    """A BLIP cross-encoder under training.
 
     Attributes:
         checkpoint: model and processors; adapters (if any) are inside the model.
@@ -75,10 +66,6 @@ class TunedCrossEncoder:
     def module(self) -> BlipForImageTextRetrieval:
         """The model itself; what is run."""
         return self.checkpoint.model
-
-    def trainable(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        """(name, parameter) of everything that trains, in a fixed order."""
-        return ((name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad)
 
     def begin(self) -> None:
         """Set up for a step: dropout in what trains, and in nothing else."""
@@ -111,7 +98,8 @@ class TunedCrossEncoder:
                 hidden_NLD = self.module.text_encoder(
                     input_ids=token_ids_NL, attention_mask=mask_NL, encoder_hidden_states=image_pTV[pictures_N]
                 ).last_hidden_state
-        return self.module.itm_head(at_least_float32(hidden_NLD[:, 0]))
+        first_ND = hidden_NLD[:, 0]
+        return self.module.itm_head(first_ND.to(torch.promote_types(first_ND.dtype, torch.float32)))
 
     def _graph(self, trains: bool) -> AbstractContextManager[Any]:
         return nullcontext() if trains else torch.no_grad()
@@ -127,11 +115,6 @@ class TunedCrossEncoder:
         return replace(self.checkpoint, model=model.eval().to(device))
 
 
-def at_least_float32(values: torch.Tensor) -> torch.Tensor:
-    """Widened from half precision; float64 stays."""
-    return values if values.dtype == torch.float64 else values.float()
-
-
 def build_cross_encoder(config: CrossEncoderConfig, seed: int) -> TunedCrossEncoder:
     """Load the base and make ready what shall train.
 
@@ -145,7 +128,7 @@ def build_cross_encoder(config: CrossEncoderConfig, seed: int) -> TunedCrossEnco
     if kind != "blip":
         raise UserError(f"model.base: expected a BLIP cross-encoder (BlipForImageTextRetrieval); found {config.base!r}, of kind {kind!r}")
     checkpoint = load_blip(config.base)
-    tuned = TunedCrossEncoder(checkpoint, checkpoint.digest(), config.what, MatchInputs(checkpoint, BlipSettings()))
+    tuned = TunedCrossEncoder(checkpoint, checkpoint.digest(), config.what, MatchInputs(checkpoint))
     model: Any = checkpoint.model
     # The projections of BLIP's contrastive loss have no part in matching: left to the optimizer they would only decay.
     model.requires_grad_(config.what == "all")
@@ -166,7 +149,5 @@ def part_of(name: str) -> Part:
 
 
 def make_cross_encoder_optimizer(tuned: TunedCrossEncoder, config: RerankerLoopConfig) -> torch.optim.AdamW:
-    """AdamW over towers and head; the rate of each step is set by the step itself."""
-    rates = {"image": config.learning_rate, "text": config.learning_rate, "head": config.head_learning_rate or config.learning_rate}
-    groups = optimizer_groups(tuned, part_of, rates, config.weight_decay)
-    return make_adamw(tuned, groups, config.learning_rate, config.betas, config.epsilon)
+    """AdamW over towers and head."""
+    return make_adamw(tuned, config, part_of, {"image": None, "text": None, "head": config.head_learning_rate})

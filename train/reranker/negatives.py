@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from eval.errors import UserError
@@ -13,8 +11,8 @@ from rerank.scorers.scorer import ScorerSettings
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.hard_image_order import HardImages
 from train.data.negatives import Negatives, read_negatives, write_negatives
+from train.mining.candidates import Retriever
 from train.mining.cross_encoder import MiningCrossEncoder
-from train.mining.ensemble import Retriever
 from train.mining.mine import mine
 from train.mining.refresh import Refresh
 from train.mining.report_page import write_mining_report
@@ -22,20 +20,10 @@ from train.model.frozen_tower import FrozenStore
 from train.reranker.batches import HardTables
 
 if TYPE_CHECKING:
-    from train.config.reranker import NegativesConfig
     from train.mining.report import MiningReport
     from train.reranker.job import RerankerJob
 
 Form = Literal["columns", "images"]
-
-
-@dataclass(frozen=True)
-class MinedTable:
-    """One table and how it came about."""
-
-    form: Form
-    table: Negatives
-    report: MiningReport
 
 
 def forms_of(job: RerankerJob) -> list[Form]:
@@ -44,7 +32,7 @@ def forms_of(job: RerankerJob) -> list[Form]:
     return [form for form, count in asked.items() if count]
 
 
-def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> list[MinedTable]:
+def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> dict[Form, tuple[Negatives, MiningReport]]:
     """Mine, and write runs/NAME/negatives/FORM.parquet with its report (main process). Call on every process.
 
     Raises:
@@ -54,12 +42,15 @@ def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> list[Min
     model, inputs = job.retriever.siglip, job.retriever.inputs
     folder, forms = job.folder / "negatives", forms_of(job)
     model.to(job.accelerator.device)  # type: ignore[arg-type]  # transformers wraps it
-    frozen = _embeddings(job, on_progress) if len(forms) > 1 else NOTHING_FROZEN
+    frozen = NOTHING_FROZEN
+    if len(forms) > 1:  # both read the retriever's embeddings, which are made once
+        store = FrozenStore(job.folder / "frozen", job.retriever, job.pool, job.processes)
+        frozen = FrozenEmbeddings(store.rows("image", job.execution(on_progress)), store.rows("text", job.execution(on_progress)))
     execution = job.execution(on_progress if frozen is NOTHING_FROZEN else lambda rows: on_progress(0))  # 0: to look for a signal
     scorer = None
     if job.config.negatives.drop_matches_at is not None:  # the cross-encoder before it is tuned
         scorer = load_scorer(job.base, device=job.accelerator.device, settings=ScorerSettings(score_kind="margin"))
-    found = []
+    found: dict[Form, tuple[Negatives, MiningReport]] = {}
     for form in forms:
         table, report = mine(
             Retriever(model, inputs, frozen),
@@ -75,30 +66,9 @@ def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> list[Min
             if job.processes.is_main:
                 write_negatives(folder / f"{form}.parquet", table, job.pool)
                 write_mining_report(folder, report, table, job.pool, job.truth)
-        found.append(MinedTable(form, table, report))
+        found[form] = table, report
     model.to("cpu")  # type: ignore[arg-type]
     return found
-
-
-def check_mined(negatives: NegativesConfig, tables: Sequence[Negatives]) -> None:
-    """Refuse to go on where nothing at all was mined and nothing takes its place: true pairs alone teach a model to say yes.
-
-    Raises:
-        UserError: every table is empty, and `fill_with_easy` is not asked for.
-    """
-    if not any(len(table) for table in tables) and not negatives.fill_with_easy:
-        raise UserError(
-            "no hard negatives were mined: every candidate was filtered out, for the reasons above, and true pairs alone teach a "
-            "cross-encoder to call everything a match. Loosen negatives.margin, perc_pos, rank_min or drop_matches_at, raise "
-            "negatives.pool_top_k, or take negatives.fill_with_easy=true; under another name=, for this folder has this configuration"
-        )
-
-
-def _embeddings(job: RerankerJob, on_progress: Callable[[int], Any]) -> FrozenEmbeddings:
-    """What the retriever makes of the split, once for both tables."""
-    store = FrozenStore(job.folder / "frozen", job.retriever, job.pool, job.processes)
-    images, captions = (store.rows(tower, job.execution(on_progress)) for tower in ("image", "text"))
-    return FrozenEmbeddings(images, captions)
 
 
 def read_tables(job: RerankerJob, names: str) -> dict[Form, Negatives]:
@@ -110,22 +80,22 @@ def read_tables(job: RerankerJob, names: str) -> dict[Form, Negatives]:
     Raises:
         UserError: one is missing or is not the one that was mined.
     """
-    folder: Path = job.shared.bring(job.folder / "negatives")
-    return job.processes.together(lambda: _read(job, folder, names.split()))
+    folder = job.shared.bring(job.folder / "negatives")
 
+    def read() -> dict[Form, Negatives]:
+        found: dict[Form, Negatives] = {}
+        for form, name in zip(forms_of(job), names.split(), strict=True):
+            path = folder / f"{form}.parquet"
+            try:
+                found[form] = read_negatives(path, name, job.pool)
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"{path}: the hard negatives that this run was begun with cannot be read ({error}). Restore the file, or start again "
+                    "under another name="
+                ) from error
+        return found
 
-def _read(job: RerankerJob, folder: Path, names: list[str]) -> dict[Form, Negatives]:
-    found: dict[Form, Negatives] = {}
-    for form, name in zip(forms_of(job), names, strict=True):
-        path = folder / f"{form}.parquet"
-        try:
-            found[form] = read_negatives(path, name, job.pool)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path}: the hard negatives that this run was begun with cannot be read ({error}). Restore the file, or start again "
-                "under another name="
-            ) from error
-    return found
+    return job.processes.together(read)
 
 
 def as_hard_tables(job: RerankerJob, tables: dict[Form, Negatives]) -> HardTables:

@@ -15,9 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from train.engine.run import StepOutcome
 from train.model.grad_cache import seed_dropout
-from train.optim.update import FlatGradients, Update
+from train.optim.update import Update
 from train.reranker.batches import MatchBatch, PairKind
-from train.reranker.collapse import constant_loss
 
 if TYPE_CHECKING:
     from eval.processes import Processes
@@ -49,11 +48,6 @@ class MatchResult(StepOutcome):
         """False pairs."""
         return sum(self.num_pairs.values()) - self.num_true
 
-    @property
-    def constant_loss(self) -> float:
-        """What a cross-encoder that answers the same to every pair gets at this ratio."""
-        return constant_loss(self.num_true, self.num_false)
-
 
 class MatchStepper:
     """Takes optimizer steps on a cross-encoder.
@@ -75,20 +69,16 @@ class MatchStepper:
         self._tuned, self._processes, self._autocast = tuned, processes, autocast
         self._seed, self._micro_batch_size = seed, config.micro_batch_size
         self._device = next(tuned.module.parameters()).device
-        self._gradients = FlatGradients([parameter for _, parameter in tuned.trainable()])
-        self.update = Update(config, tuned, optimizer, self._gradients, processes)
+        self.update = Update(config, tuned, optimizer, processes)
 
     def train_step(self, batch: MatchBatch, *, stop_asked: bool = False) -> MatchResult:
-        """Take one step.
-
-        Args:
-            stop_asked: whether this process was told to stop; the result says whether any was.
+        """Take one step; `stop_asked`: this process was told to stop.
 
         Raises:
             NotFinite: on every process, before anything is updated; in fp16 only when a smaller scale cannot help.
         """
         self._tuned.begin()
-        self._gradients.zero()
+        self.update.gradients.zero()
         num_pairs = int(self.update.sum([float(len(batch.kinds_N))])[0])
         loss, true_margins, false_margins = self._forward_backward(batch, num_pairs)
         self.update.gather_gradients()

@@ -1,16 +1,14 @@
 """A tuned SigLIP as a plain folder of Hugging Face weights: a checkpoint of a run, loaded and exported with its card."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import SiglipModel
 
-from eval.errors import UserError
 from train.config.job import JobConfig
 from train.engine.checkpoint import State
-from train.engine.export_folder import chosen_checkpoint, replaced_export, write_plain
-from train.model.siglip import TunedModel, build_model, merged_state, resolve_base
+from train.engine.export_folder import load_chosen, plain_state, replaced_export, write_plain
+from train.model.siglip import TunedModel, build_model
 from train.siglip.sentence_encoder import write_sentence_encoder
 
 
@@ -22,13 +20,13 @@ def export_model(tuned: TunedModel, folder: Path, card: str) -> None:
         OSError: it cannot be written.
     """
     with replaced_export(folder) as temporary:
-        write_plain(SiglipModel, tuned.siglip.config, merged_state(tuned), temporary)
+        write_plain(SiglipModel, tuned.siglip.config, plain_state(tuned.siglip), temporary)
         tuned.inputs.save(temporary)
         write_sentence_encoder(temporary, tuned.siglip.config.text_config.max_position_embeddings)
         (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
-def model_card(config: JobConfig, state: State, chosen_step: int, base: str, *, weights: str = "") -> str:
+def model_card(config: JobConfig, state: State, chosen_step: int, *, weights: str = "") -> str:
     """The README.md of an export, with the metadata the hub reads.
 
     Args:
@@ -57,7 +55,7 @@ def model_card(config: JobConfig, state: State, chosen_step: int, base: str, *, 
         f"---\nlibrary_name: transformers\npipeline_tag: zero-shot-image-classification\n"
         f"tags: [siglip, image-text-retrieval]\n{base_line}---\n\n"
         f"# {config.name}\n\n"
-        f"A SigLIP model tuned for image-text retrieval, from `{base}` (weights {state.base_sha256[:16]}).\n\n"
+        f"A SigLIP model tuned for image-text retrieval, from `{config.base}` (weights {state.base_sha256[:16]}).\n\n"
         f"- Method: {how}; sigmoid loss, batch {config.train.batch_size}, {config.train.precision}; mined negatives: {mining}.\n"
         f"- Data: `{config.data.source}`, split `{config.data.train_split}`.\n"
         f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n{weights_line}\n"
@@ -74,29 +72,9 @@ def model_card(config: JobConfig, state: State, chosen_step: int, base: str, *, 
     )
 
 
-@dataclass(frozen=True)
-class LoadedCheckpoint:
-    """A checkpoint of a run, loaded on the CPU: its model, its step, the run's newest state, and the base's name."""
-
-    tuned: TunedModel
-    step: int
-    newest: State
-    base: str
-
-
-def load_checkpoint(config: JobConfig, which: str) -> LoadedCheckpoint:
-    """Load the best, the last or a numbered checkpoint of a run.
-
-    Raises:
-        UserError: the run or the checkpoint is not there, or damaged.
-    """
-    checkpoints, newest, step = chosen_checkpoint(config, which)
-    base = resolve_base(config, str(config.run_folder / "scratch"))
-    tuned = build_model(config.model, base)
-    if tuned.base_sha256 != newest.base_sha256:
-        raise UserError(f"{base} has other weights now than when the run began; adapters and frozen towers would not fit it")
-    checkpoints.load_weights(step, tuned)
-    return LoadedCheckpoint(tuned, step, newest, base)
+def load_checkpoint(config: JobConfig, which: str) -> tuple[TunedModel, int, State]:
+    """The best, the last or a numbered checkpoint of a run; returns and raises as `load_chosen`."""
+    return load_chosen(config, which, config.base, lambda: build_model(config.model, config.base))
 
 
 def export_checkpoint(config: JobConfig, which: str, folder: Path) -> int:
@@ -106,6 +84,6 @@ def export_checkpoint(config: JobConfig, which: str, folder: Path) -> int:
         UserError: the run or the checkpoint is not there, or damaged.
         OSError: the export cannot be written.
     """
-    loaded = load_checkpoint(config, which)
-    export_model(loaded.tuned, folder, model_card(config, loaded.newest, loaded.step, loaded.base))
-    return loaded.step
+    tuned, step, newest = load_checkpoint(config, which)
+    export_model(tuned, folder, model_card(config, newest, step))
+    return step

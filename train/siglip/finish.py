@@ -37,15 +37,8 @@ def finish(job: Job, state: State, check_signal: Callable[[], Any]) -> None:
     Raises:
         UserError, OSError: the export or the report cannot be made.
     """
-    folder = job.folder / "export"
     stopped = "" if state.stopped_by is None else f"ended at step {state.step}: the retention set {state.stopped_by!r} was forgotten"
-    if job.processes.is_main:
-        if not job.config.train.shard:  # a part is small, and others lie where they lie
-            job.tuned.siglip.to("cpu")
-        step = export_checkpoint(job.config, "best", folder)
-        note = "" if step or state.best_score is None else ": no later checkpoint was better on val than the base itself"
-        job.log(f"exported the checkpoint of step {step}{note}")
-    export = job.shared.bring(folder)
+    export = job.export_best(state, export_checkpoint)
     execution = job.execution(lambda count: check_signal())
     retained = [_measure_retention(job, export, watched, execution) for watched in job.splits.watch]
     record = _measure(job, export, retained, execution)

@@ -1,20 +1,35 @@
-"""The job of tuning SigLIP: what it needs before its first step (train/siglip/setup.py builds it), and the lines printed then."""
-
-from __future__ import annotations
+"""The job of tuning SigLIP: everything is checked and built before its first step, and described in lines."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from train.data.mined_order import describe_form
+from accelerate import Accelerator
+
+from eval.choices.choice_set import read_choices
+from eval.dataset.qrels import read_qrels
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.dataset.truth import with_ground_truth
+from eval.processes import Processes
+from rerank.expansions.generated import Paraphraser
+from rerank.reorder.choices import stage_names
+from rerank.scorers.load import load_scorer
+from rerank.scoring.score_cache import ScoreCache
+from train.config.job import JobConfig
+from train.data.caption_pool import CaptionPool
+from train.data.hard_image_order import EpochOrder
+from train.data.mined_order import describe_form, epoch_order
+from train.data.order import BatchOrder
+from train.data.splits import Splits, ground_truth_pairs
+from train.engine.distributed import SharedFolder, check_same, start_distributed
 from train.engine.run import Run
+from train.mining.cross_encoder import cross_encoder_fingerprint
+from train.mining.faiss_index import require_faiss
 from train.model.frozen_tower import frozen_lines
 from train.model.grad_cache import cached_size
-
-if TYPE_CHECKING:
-    from eval.dataset.retrieval_set import RetrievalSet
-    from train.config.job import JobConfig
-    from train.data.hard_image_order import EpochOrder
-    from train.model.siglip import TunedModel
+from train.model.random_init import write_scratch
+from train.model.siglip import TunedModel, build_model, make_optimizer
+from train.optim.fsdp import check_shardable, shard
+from train.siglip.stages import check_plan, evaluation_plan
 
 
 @dataclass(kw_only=True)
@@ -25,7 +40,6 @@ class Job(Run):
         final_set: the split of the final evaluation, test or else val, with the relevant items `evaluation` asks for; None without either.
         order: the images of each step, before any mining.
         cross_encoder_sha256: fingerprint of the cross-encoder of mining; None without one.
-        members_sha256: fingerprint of the fixed checkpoints that mine with the model; None where there are none.
     """
 
     config: JobConfig
@@ -33,7 +47,6 @@ class Job(Run):
     final_set: RetrievalSet | None
     order: EpochOrder
     cross_encoder_sha256: str | None
-    members_sha256: str | None
 
     def describe(self) -> list[str]:
         """What a person should know before the first step, line by line."""
@@ -43,8 +56,7 @@ class Job(Run):
         share = config.train.batch_size // self.processes.world_size
         lines = [
             f"model     {self.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.2f} M of them train",
-            self.data_line(),
-            *self.splits.expand_lines,
+            *self.data_lines(),
             *self.size_lines(order.num_epochs(config.train.max_steps)),
             *describe_form(config.mining, order),
         ]
@@ -66,11 +78,97 @@ class Job(Run):
         ]
         if self.pool.additional.texts:
             lines.append(f"pool      {len(self.pool.additional.texts):,} additional captions without images, to mine among")
-        if config.mining is not None and config.mining.ensemble:
-            lines.append(
-                f"ensemble  {', '.join(config.mining.ensemble)}: retrieve too; run once, their embeddings cached in "
-                f"{self.folder / 'ensemble'}"
-            )
         if self.truth is not None:
             lines.append(f"truth     {len(self.truth):,} additional true pairs, to count false negatives with")
         return lines + self.leakage_lines()
+
+
+def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
+    """Start Accelerate, and check that the distributed setup suits this job.
+
+    Raises:
+        UserError: as train.engine.distributed.start_distributed, or FAISS is not installed, or train.shard does not go with the rest.
+    """
+
+    def check(processes: Processes) -> None:
+        check_shardable(config, processes)
+        if config.mining is not None and config.mining.index == "faiss":
+            require_faiss()
+
+    return start_distributed(config.train, check)
+
+
+def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, processes: Processes) -> Job:
+    """Build the model and the optimizer. Call on every process.
+
+    Raises:
+        UserError: the base, the reranker, the cross-encoder of mining, or the file of data.truth cannot be used, or
+            processes were given different files.
+        OSError: the weights to begin from cannot be written.
+    """
+    pool = CaptionPool(splits.train, splits.additional)
+    shared = SharedFolder(config.run_folder, processes)
+    base = _base(config, splits, processes, shared)
+    cross_encoder_sha256 = processes.together(lambda: cross_encoder_fingerprint(config))  # refused now, not at the first mining
+    truth, tuned, final_set = processes.together(
+        lambda: (ground_truth_pairs(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
+    )
+    parts = [
+        (f"{config.data.source} (split {config.data.train_split}){pool.place}", pool.data_sha256),
+        (f"the weights of {config.model.base or 'model.scratch'}", tuned.base_sha256),
+        (f"the cross-encoder of mining, {config.cross_encoder_model}", cross_encoder_sha256),
+    ]
+    check_same(config, parts, processes)
+    if config.train.shard:
+        shard(tuned.siglip, processes, accelerator.device)
+    tuned.siglip.to(accelerator.device)
+    return Job(
+        config=config,
+        accelerator=accelerator,
+        processes=processes,
+        splits=splits,
+        pool=pool,
+        truth=truth,
+        base=base,
+        tuned=tuned,
+        optimizer=make_optimizer(tuned, config.train),
+        shared=shared,
+        final_set=final_set,
+        order=epoch_order(config.mining, BatchOrder(splits.train.num_images, config.train.batch_size, config.seed)),
+        cross_encoder_sha256=cross_encoder_sha256,
+    )
+
+
+def _base(config: JobConfig, splits: Splits, processes: Processes, shared: SharedFolder) -> str:
+    """Where this process reads the checkpoint to start from; random weights are written first, by the main process."""
+    folder, scratch = Path(config.base), config.model.scratch
+    if scratch is None:
+        return config.base
+    needed = processes.is_main and not folder.is_dir()
+    processes.together(lambda: write_scratch(folder, scratch, splits.train, config.seed) if needed else None)
+    return str(shared.bring(folder))
+
+
+def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
+    """The split of the final evaluation, with the relevant items `evaluation` asks for.
+
+    Reranker, score cache, additional checkpoints, qrels and comparisons are needed at the very end only; but what is refused must be
+    refused now, not after hours of training.
+    """
+    final, asked = splits.test or splits.val, config.evaluation
+    if final is None:
+        return None
+    scorer_name = load_scorer(config.rerank.model, device="cpu").name if config.rerank is not None else None
+    plan = evaluation_plan(config)
+    if config.pair_scores_folder is not None:
+        ScoreCache(config.pair_scores_folder)
+    for path in config.choices or ():
+        read_choices(path)
+        stage_names(list(plan.checkpoints), scorer_name)
+    check_plan(plan, scorer_name)
+    for expansion in plan.expansions.values():
+        for split in (final, splits.val):
+            if split is not None and not isinstance(expansion, Paraphraser):  # paraphrases of a language model take too long to make here
+                expansion.of(split)
+    qrels = read_qrels(asked.qrels) if asked.qrels is not None else None
+    return with_ground_truth(final, protocol=asked.protocol, near_duplicates=asked.near_duplicates, qrels=qrels)

@@ -12,22 +12,21 @@ from eval.metrics.evaluate import values_of
 from eval.metrics.stage_metrics import mean_recall_at_1
 from eval.search.ranking import DIRECTIONS
 from eval.search.retrieve import retrieve
-from train.data.batches import Batch, BatchBuilder, TruePairs
+from train.data.batches import BatchBuilder, TruePairs
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
-from train.data.mined_order import columns_in_force, is_due, order_in_force
+from train.data.mined_order import Order, columns_in_force, is_due, order_in_force
 from train.data.negatives import Negatives, read_negatives
-from train.engine.checkpoint import Checkpoints, State
+from train.engine.checkpoint import Checkpoints
 from train.engine.loop import BaseLoop, StopSignals
+from train.engine.run import Evaluation, Event
 from train.model.frozen_tower import FrozenStore, cached_towers
 from train.siglip.job import Job
-from train.siglip.mining import members_of, num_rows, refresh_negatives
-from train.siglip.step import Stepper, StepResult, step_record
+from train.siglip.mining import num_rows, refresh_negatives
+from train.siglip.step import Stepper, StepResult
 from train.siglip.watch import RetentionResult, Watch
 
 if TYPE_CHECKING:
     from eval.dataset.retrieval_set import RetrievalSet
-    from train.data.order import Order
-    from train.mining.ensemble import MiningMember
 
 
 class Loop(BaseLoop):
@@ -38,46 +37,26 @@ class Loop(BaseLoop):
         self.negatives: Negatives | None = None
         self.columns: Negatives | None = None
         self.frozen = NOTHING_FROZEN
-        self.members: tuple[MiningMember, ...] = ()
         self.order: Order = order_in_force(job.config.mining, job.order, job.train_set, None, None, job.config.train.max_steps)
-        self.stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.accelerator.autocast)
-        self.stepper.true_pairs = self._true_pairs()
+        self.stepper: Stepper
+        stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.accelerator.autocast)
+        stepper.true_pairs = self._true_pairs()
         self.watch = Watch(job.splits.watch, job.base, job.processes, job.config.data.num_workers)
-        start = State(
-            base_sha256=job.tuned.base_sha256,
-            data_sha256=job.pool.data_sha256,
-            loss_scale=self.stepper.update.loss_scale,
-            matcher_sha256=job.cross_encoder_sha256,
-            members_sha256=job.members_sha256,
-        )
-        super().__init__(job, signals, start)
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether every process holds a part of the weights."""
-        return self.config.train.shard
+        super().__init__(job, signals, stepper)
+        self.state = replace(self.state, matcher_sha256=job.cross_encoder_sha256)
 
     def setup(self) -> None:
-        """Embed once with the frozen towers, and with the fixed checkpoints that mine."""
+        """Embed once with the frozen towers."""
         self.frozen = self._freeze()
-        if self.config.mining is not None:
-            self.members = members_of(self.job, self.side_bar)
 
     def restore_extra(self, checkpoints: Checkpoints) -> None:
-        """Restore loss scale and negatives of the checkpoint the state came from; refuse another cross-encoder or ensemble than it had."""
+        """Restore the negatives of the checkpoint the state came from; refuse another cross-encoder than it had."""
         job, step = self.job, self.state.step
         if self.state.matcher_sha256 not in (None, job.cross_encoder_sha256):
             raise UserError(
                 f"mining asks {self.config.cross_encoder_model}, another cross-encoder than when {job.folder} was begun: give "
                 "it the one it began with (mining.denoise.model, mining.distil.model or rerank.model), or give the run another name="
             )
-        if self.state.members_sha256 not in (None, job.members_sha256):
-            raise UserError(
-                f"mining.ensemble: a checkpoint it names has other weights, or reads otherwise, than when {job.folder} was begun: give it "
-                "the one it began with, or give the run another name="
-            )
-        if self.state.loss_scale is not None:
-            self.stepper.update.loss_scale = self.state.loss_scale
         if self.state.negatives is not None:
             self.extra_file = self.checkpoints.path(step) / "negatives.parquet"
             self._use(read_negatives(checkpoints.path(step) / "negatives.parquet", self.state.negatives, job.pool))
@@ -97,15 +76,11 @@ class Loop(BaseLoop):
             )
         return FrozenEmbeddings(found.get("image"), found.get("text"))
 
-    def train_step(self, batch: Batch, stop_asked: bool) -> StepResult:
-        """Take one step."""
-        result = self.stepper.train_step(batch, stop_asked=stop_asked)
-        self.state = replace(self.state, loss_scale=self.stepper.update.loss_scale)
-        return result
-
-    def record_step(self, step: int, outcome: StepResult, seconds: float, waited: float) -> None:
-        """Write the line of a step."""
-        self.write("step", step_record(self.job, self.order, step, outcome, self.stepper.update.loss_scale, seconds, waited))
+    def step_record(self, outcome: StepResult) -> tuple[dict[str, Any], list[Event]]:
+        """The terms of the loss, how the batch was composed, scale and bias; no events."""
+        terms = {"loss_in_batch": outcome.loss_in_batch, "loss_mined": outcome.loss_mined, "num_mined": outcome.num_mined}
+        scale, bias = (float(value.detach()) for value in self.job.tuned.scale_and_bias())
+        return terms | self.order.step_record(self.state.step) | {"logit_scale": scale, "logit_bias": bias}, []
 
     def batches(self) -> tuple[BatchBuilder, int]:
         """What builds batches, and the step of the next mining: a worker must not look past it."""
@@ -136,7 +111,7 @@ class Loop(BaseLoop):
         job = self.job
         started = time.perf_counter()
         with self.side_bar("mining", num_rows(job, self.state.step)) as progress:
-            found = refresh_negatives(job, self.state.step, self.negatives, progress, self.frozen, self.members)
+            found = refresh_negatives(job, self.state.step, self.negatives, progress, self.frozen)
         self.state = replace(self.state, mined_at_step=self.state.step, negatives=found.negatives.name)
         self._use(found.negatives)
         self.extra_file = found.path
@@ -156,28 +131,20 @@ class Loop(BaseLoop):
         )
         self.stepper.true_pairs = self._true_pairs()
 
-    def can_evaluate(self) -> bool:
-        """Whether there is a val split or a retention set."""
-        return self.job.val_set is not None or bool(self.job.splits.watch)
-
-    def evaluate(self) -> tuple[float | None, list[str], str | None]:
-        """Measure val and the retention sets: (score, retention sets that bar it from being best, the one that ends the run)."""
-        step, val = self.state.step, self.job.val_set
-        record = self._measure_val(val) if val is not None else None
-        results = self._evaluate_retention()
-        barred = [result.config.name for result in results if result.bars]
-        score = record["mean_R@1"] if record is not None else None
-        if record is not None:
-            is_best = self.is_best(score, barred)
-            self.write("eval", record | {"best": is_best})
-            both = " / ".join(f"{100 * record[direction]['R@1']:.2f}" for direction in DIRECTIONS)
-            self._last_eval = f", {record['split']} R@1 {both}"
-            best = " (best so far)" if is_best else f" (cannot be best: {', '.join(barred)} forgotten)" if barred else ""
-            self.job.log(f"step {step}: {record['split']} R@1 image to text / text to image {both}{best}")
-        for result in results:
-            self.write("watch", result.as_record())
-            self.job.log(f"step {step}: {result}")
-        return score, barred, next((result.config.name for result in results if result.stops), None)
+    def evaluate(self) -> Evaluation:
+        """Measure val and the retention sets, which may bar the step from being best or end the run."""
+        job, line, results = self.job, None, list[RetentionResult]()
+        if job.val_set is not None:
+            line = self._measure_val(job.val_set)
+        if job.splits.watch:
+            with self.side_bar("watching", self.watch.num_rows) as progress:
+                results = self.watch.evaluate(self.state.step, job.tuned.siglip, job.tuned.inputs, progress)
+        return Evaluation(
+            line=line,
+            barred=[result.config.name for result in results if result.bars],
+            stopped_by=next((result.config.name for result in results if result.stops), None),
+            events=[("watch", result.as_record(), f"step {self.state.step}: {result}") for result in results],
+        )
 
     def _measure_val(self, val: RetrievalSet) -> dict[str, Any]:
         """What the line of an evaluation holds on val."""
@@ -192,10 +159,3 @@ class Loop(BaseLoop):
             "mean_R@1": mean_recall_at_1(values),
             "seconds": stage.cost["seconds"],
         }
-
-    def _evaluate_retention(self) -> list[RetentionResult]:
-        """The results on the retention sets, if there are any."""
-        if not self.job.splits.watch:
-            return []
-        with self.side_bar("watching", self.watch.num_rows) as progress:
-            return self.watch.evaluate(self.state.step, self.job.tuned.siglip, self.job.tuned.inputs, progress)

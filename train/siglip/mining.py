@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,8 @@ from rerank.scoring.score_cache import ScoreCache
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.mined_order import images_due
 from train.data.negatives import Negatives, write_negatives
+from train.mining.candidates import Retriever
 from train.mining.cross_encoder import MiningCrossEncoder, load_mining_cross_encoder
-from train.mining.ensemble import MiningMember, Retriever, load_members
 from train.mining.mine import mine
 from train.mining.refresh import Refresh
 from train.mining.report_page import write_mining_report
@@ -43,18 +42,8 @@ def num_rows(job: Job, step: int) -> int:
     return (job.train_set.num_images if images_I is None else len(images_I)) + len(job.pool)
 
 
-def members_of(job: Job, bar: Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]) -> tuple[MiningMember, ...]:
-    """The fixed checkpoints that mine, embedded once in a run; arguments and errors as train.mining.ensemble.load_members."""
-    return load_members(job.config.mining, job.folder / "ensemble", job.pool, bar=bar, execution=job.execution())
-
-
 def refresh_negatives(
-    job: Job,
-    step: int,
-    before: Negatives | None,
-    on_progress: Callable[[int], Any],
-    frozen: FrozenEmbeddings = NOTHING_FROZEN,
-    members: tuple[MiningMember, ...] = (),
+    job: Job, step: int, before: Negatives | None, on_progress: Callable[[int], Any], frozen: FrozenEmbeddings = NOTHING_FROZEN
 ) -> Refreshed:
     """Mine with the weights after `step` steps; the main process writes runs/NAME/negatives/HASH.parquet and HASH.json, HASH.html.
 
@@ -62,7 +51,6 @@ def refresh_negatives(
         before: the table that this one replaces.
         on_progress: called with the number of rows embedded on this process.
         frozen: cached embeddings of frozen towers, which are not run again.
-        members: `members_of` the job.
 
     Raises:
         UserError: an embedding or a score of the cross-encoder is not finite.
@@ -77,7 +65,7 @@ def refresh_negatives(
         cached = job.processes.together(lambda: ScoreCache(job.folder / "pair-scores", job.log))
         cross_encoder = MiningCrossEncoder(scorer, job.pool, cache=cached, execution=execution)
     negatives, report = mine(
-        Retriever(job.tuned.siglip, job.tuned.inputs, frozen, members),
+        Retriever(job.tuned.siglip, job.tuned.inputs, frozen),
         job.pool,
         mining,
         refresh=Refresh(config.seed, step, images_due(mining, job.order, step, config.train.max_steps), before),

@@ -6,7 +6,6 @@ captions next to it. Format: sentence-transformers 6.2, base/modules/transformer
 
 import json
 from pathlib import Path
-from typing import Any
 
 
 def write_sentence_encoder(folder: Path, num_tokens: int) -> None:
@@ -18,12 +17,6 @@ def write_sentence_encoder(folder: Path, num_tokens: int) -> None:
     Raises:
         OSError: a file cannot be written.
     """
-    for name, content in sentence_encoder(num_tokens).items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def sentence_encoder(num_tokens: int) -> dict[str, Any]:
-    """File name -> what it holds."""
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
         {"idx": 1, "name": "1", "path": "1_Normalize", "type": "sentence_transformers.base.modules.normalize.Normalize"},
@@ -36,8 +29,10 @@ def sentence_encoder(num_tokens: int) -> dict[str, Any]:
         "module_output_name": "sentence_embedding",
         "processing_kwargs": {"text": {"padding": "max_length", "max_length": num_tokens, "truncation": True}},
     }
-    return {
+    files = {
         "modules.json": modules,
         "sentence_bert_config.json": transformer,
         "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
     }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

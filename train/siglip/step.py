@@ -7,25 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from eval.sharded import is_sharded
 from train.data.batches import TruePairs
 from train.data.caption_pool import CaptionPool
-from train.engine.metrics_log import gpu_record, scale_record
 from train.engine.run import StepOutcome
 from train.loss.distillation import OwnPairs, SoftLabels
-from train.loss.sigmoid import LossTerms, Pairing, gathered_texts, sigmoid_loss
+from train.loss.sigmoid import LossTerms, Pairing, sigmoid_loss
 from train.model.grad_cache import Towers
-from train.optim.update import FlatGradients, ShardedGradients, Update, rate_factor
+from train.optim.update import Update
 
 if TYPE_CHECKING:
     from eval.dataset.retrieval_set import RetrievalSet
     from eval.processes import Processes
     from train.config.job import JobConfig
     from train.data.batches import Batch
-    from train.data.order import Order
     from train.model.siglip import TunedModel
-    from train.optim.loss_scale import LossScale
-    from train.siglip.job import Job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,21 +54,16 @@ class Stepper:
         self._processes = processes
         self._device = next(tuned.siglip.parameters()).device
         self._towers = Towers(tuned, config.train.micro_batch_size, (config.seed, processes.rank), autocast)
-        trained = [parameter for _, parameter in tuned.trainable()]
-        self._gradients = ShardedGradients(trained, processes) if is_sharded(tuned.siglip) else FlatGradients(trained)
-        self.update = Update(config.train, tuned, optimizer, self._gradients, processes)
+        self.update = Update(config.train, tuned, optimizer, processes)
 
     def train_step(self, batch: Batch, *, stop_asked: bool = False) -> StepResult:
-        """Take one step.
-
-        Args:
-            stop_asked: whether this process was told to stop; the result says whether any was.
+        """Take one step; `stop_asked`: this process was told to stop.
 
         Raises:
             NotFinite: on every process, before anything is updated; in fp16 only when a smaller scale cannot help.
         """
         self._towers.begin(batch.step)
-        self._gradients.zero()
+        self.update.gradients.zero()
         terms = self._forward_backward(batch)
         num_mined = len(batch.mined_rows_m)
         summed = self.update.sum(
@@ -105,8 +95,8 @@ class Stepper:
         """Which pairs are in the loss. Caption indices are gathered, as only the process itself knows which of its pictures were
         replaced, and what was mined for them."""
         scope, weight = (None, 0.0) if self._config.mining is None else (self._config.mining.mined_scope, self._config.mining.weight)
-        own_texts = gathered_texts(batch.captions_b.numpy(), batch.mined_captions_m.numpy(), scope)
-        texts = self._processes.gather(own_texts)
+        paired = [batch.captions_b, batch.mined_captions_m] if scope == "all" else [batch.captions_b]  # with the images of all processes
+        texts = self._processes.gather(torch.cat(paired).numpy())
         soft = self._soft_labels(batch)
         own = None
         if scope == "own" or soft is not None:
@@ -134,38 +124,5 @@ class Stepper:
 
     def _own_positive(self, batch: Batch) -> torch.Tensor:
         """Which mined captions are positives of the image they were mined for: those a cross-encoder relabelled."""
-        hashes_m = self.true_pairs.hashes(batch.mined_captions_m.numpy())
-        return torch.from_numpy(self.true_pairs.contains(batch.images_b[batch.mined_rows_m].numpy(), hashes_m)).to(self._device)
-
-
-def step_record(
-    job: Job, order: Order, step: int, result: StepResult, loss_scale: LossScale | None, seconds: float, waited: float
-) -> dict[str, Any]:
-    """The line of a step.
-
-    Args:
-        order: the order in force.
-        loss_scale: fp16's for the next step.
-        seconds, waited: of the whole step, and of it for the batch.
-    """
-    train = job.config.train
-    factor = rate_factor(step, train.max_steps, train.num_warmup_steps)
-    scale, bias = job.tuned.scale_and_bias()
-    return {
-        "epoch": order.epoch(step),
-        "loss": result.loss,
-        "loss_in_batch": result.loss_in_batch,
-        "loss_mined": result.loss_mined,
-        "num_mined": result.num_mined,
-        **order.step_record(step),
-        "grad_norm": result.grad_norm,
-        "learning_rate": {group["part"]: group["peak"] * factor for group in job.optimizer.param_groups},
-        "logit_scale": float(scale.detach()),
-        "logit_bias": float(bias.detach()),
-        "num_replaced": result.num_replaced,
-        "seconds": seconds,
-        "images_per_second": train.batch_size / seconds,
-        "data_wait_share": waited / seconds,
-        **gpu_record(job.accelerator.device),
-        **scale_record(loss_scale, skipped=result.skipped),
-    }
+        images_m, captions_m = batch.images_b[batch.mined_rows_m].numpy(), batch.mined_captions_m.numpy()
+        return torch.from_numpy(self.true_pairs.contains(images_m, captions_m)).to(self._device)

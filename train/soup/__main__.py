@@ -7,25 +7,23 @@ measures, DIR/soup.parquet (a row a query of every ingredient and every trial). 
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from eval.atomic import Content, replace_files
 from eval.command import run_command
-from eval.dataset.retrieval_set import RetrievalSet, load_split
+from eval.dataset.retrieval_set import load_split
 from eval.errors import UserError
 from eval.manifest.manifest import COLUMNS, read_manifest
 from eval.process_group import use_exact_float32
 from train.config.run import DataConfig
 from train.engine.export_folder import check_replaceable
 from train.siglip.export import export_model
+from train.siglip.model_rows import write_results
 from train.soup.average import Trial, greedy
 from train.soup.evaluation import SOUP, SoupStages, stage_name, trial_name
 from train.soup.ingredients import Ingredient, read_ingredients
@@ -47,17 +45,26 @@ def run(names: Sequence[str], output: Path, *, is_greedy: bool, data: DataConfig
     check_output(output, ingredients)
     data = common_data(ingredients) if data is None and is_greedy else data
     output.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    stages = SoupStages(ingredients, None if data is None else read_split(data), num_workers)
-    alone = [stages.alone(index) for index in range(len(ingredients))] if stages.dataset is not None else []
+    dataset = None
+    if data is not None:
+        wanted = [data.val_split] if data.val_split is not None else []
+        manifest = read_manifest(data.source, image_root=data.image_root, columns=data.columns, require_splits=wanted)
+        dataset = load_split(manifest, data.val_split)
+    stages = SoupStages(ingredients, dataset, num_workers)
+    alone = []
+    if dataset is not None:
+        alone = [stages.measure(stage_name(index), stages.load(index)) for index in range(len(ingredients))]
     members, trials, stage = tuple(range(len(ingredients))), list[Trial](), SOUP
     if is_greedy:
-        members, trials = greedy(alone, stages.score)
+        members, trials = greedy(alone, lambda members: stages.measure(trial_name(members[-1]), stages.soup_of(members)))
         stage = trial_name(members[-1]) if len(members) > 1 else stage_name(members[0])
     soup = stages.soup_of(members)
     if alone and stage not in stages.tables:
         stages.measure(stage, soup)
     record = make_record(stages, alone, members, trials, is_greedy=is_greedy, stage=stage, sha256=soup.base_sha256)
-    _write(output, record, stages.tables)
+    if not stages.tables:
+        (output / "soup.parquet").unlink(missing_ok=True)  # of an earlier soup, and not of this one
+    write_results(output / "soup.json", record, {"soup": pa.concat_tables(stages.tables.values())} if stages.tables else {})
     export_model(soup, output / "export", soup_card(record))
     return record
 
@@ -95,27 +102,6 @@ def common_data(ingredients: Sequence[Ingredient]) -> DataConfig:
     if asked[0].val_split is None:
         raise UserError(f"{ingredients[0].name}: data.val_split is null; {remedy}")
     return asked[0]
-
-
-def read_split(data: DataConfig) -> RetrievalSet:
-    """The split to measure on, `val_split`.
-
-    Raises:
-        UserError: with every fault of the manifest.
-    """
-    wanted = [data.val_split] if data.val_split is not None else []
-    manifest = read_manifest(data.source, image_root=data.image_root, columns=data.columns, require_splits=wanted)
-    return load_split(manifest, data.val_split)
-
-
-def _write(output: Path, record: dict[str, Any], tables: Mapping[str, pa.Table]) -> None:
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    files: dict[Path, Content] = {output / "soup.json": text}
-    if tables:
-        files[output / "soup.parquet"] = partial(pq.write_table, pa.concat_tables(tables.values()))
-    else:
-        (output / "soup.parquet").unlink(missing_ok=True)  # of an earlier soup, and not of this one
-    replace_files(files)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -156,17 +142,12 @@ def _show(record: dict[str, Any], output: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
-    asked = _parse(arguments)
-    return run_command(lambda: _make(asked))
-
-
-def _make(asked: argparse.Namespace) -> None:
-    data = None
+    asked, data = _parse(arguments), None
     if asked.data is not None:
         columns = dict(pair.split("=", 1) for pair in asked.column)
         data = DataConfig(source=asked.data, image_root=asked.image_root, columns=columns, val_split=asked.split)
-    record = run(asked.checkpoints, asked.output, is_greedy=asked.greedy, data=data, num_workers=asked.num_workers)
-    _show(record, asked.output)
+    make = partial(run, asked.checkpoints, asked.output, is_greedy=asked.greedy, data=data, num_workers=asked.num_workers)
+    return run_command(lambda: _show(make(), asked.output))
 
 
 if __name__ == "__main__":

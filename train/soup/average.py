@@ -12,50 +12,23 @@ StateDict = Mapping[str, torch.Tensor]
 
 
 class RunningMean:
-    """The mean of the weights of models that are added one at a time; one float64 sum is in memory.
-
-    Attributes:
-        count: models added.
-    """
+    """The mean of the weights of models that are added one at a time; one float64 sum is in memory."""
 
     def __init__(self) -> None:
         self._sum: dict[str, torch.Tensor] = {}
-        self.count = 0
+        self._count = 0
 
     def add(self, state: StateDict) -> None:
-        """Add a model.
-
-        Raises:
-            ValueError: its weights have other names or shapes than those before.
-        """
-        if not self.count:
-            self._sum = {name: value.detach().to(torch.float64, copy=True) for name, value in state.items()}
-        else:
-            self._check(state)
-            for name, total in self._sum.items():
-                total += state[name].detach()
-        self.count += 1
-
-    def mean(self) -> dict[str, torch.Tensor]:
-        """The mean of those added, float32."""
-        return {name: (total / self.count).float() for name, total in self._sum.items()}
+        """Add a model of the same architecture."""
+        for name, value in state.items():
+            self._sum[name] = self._sum[name].add_(value) if self._count else value.double()
+        self._count += 1
 
     def mean_with(self, state: StateDict) -> dict[str, torch.Tensor]:
-        """The mean with one more model, which is not added, float32.
-
-        Raises:
-            ValueError: as `add`.
-        """
-        if not self.count:
-            return {name: value.detach().float() for name, value in state.items()}
-        self._check(state)
-        return {name: ((total + state[name].detach()) / (self.count + 1)).float() for name, total in self._sum.items()}
-
-    def _check(self, state: StateDict) -> None:
-        shapes, others = ({name: tuple(value.shape) for name, value in part.items()} for part in (self._sum, state))
-        if shapes != others:
-            differing = sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name))
-            raise ValueError(f"two different models; differing weights: {differing[:5]}")
+        """The mean with one more model, which is not added, float32; of that one alone its very bits."""
+        if not self._count:
+            return dict(state)
+        return {name: ((total + state[name]) / (self._count + 1)).float() for name, total in self._sum.items()}
 
 
 @dataclass(frozen=True)

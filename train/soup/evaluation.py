@@ -5,18 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import hash_weights
 from eval.errors import UserError
-from eval.execution import Execution
 from eval.metrics.evaluate import row_values
-from eval.metrics.measurement import measure_checkpoint
 from eval.metrics.stage_metrics import mean_recall_at_1
-from eval.processes import Processes
-from eval.search.retrieve import progress_bar
 from train.model.siglip import TunedModel
+from train.siglip.model_rows import measure_model
 from train.siglip.watch import Recall
 from train.soup.average import RunningMean
 from train.soup.ingredients import Ingredient
@@ -59,14 +55,6 @@ class SoupStages:
                 raise UserError(f"{names} have the very same weights: they would count double. Leave one out")
         return tuned
 
-    def alone(self, index: int) -> float:
-        """Measure an ingredient alone."""
-        return self.measure(stage_name(index), self.load(index))
-
-    def score(self, members: tuple[int, ...]) -> float:
-        """Measure a soup of some ingredients, the last of them on trial."""
-        return self.measure(trial_name(members[-1]), self.soup_of(members))
-
     def soup_of(self, members: tuple[int, ...]) -> TunedModel:
         """The soup of some ingredients, in their order; the sum of all but the last stays for the next."""
         *others, last = members
@@ -82,12 +70,8 @@ class SoupStages:
     def measure(self, stage: str, tuned: TunedModel) -> float:
         """Mean R@1 of both directions; the rows of the stage stay in `tables`."""
         assert self.dataset is not None
-        tuned.siglip.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]  # transformers wraps it
-        with progress_bar(stage, self.dataset, Processes()) as bar:
-            execution = Execution(num_workers=self.num_workers, on_progress=bar.update)
-            rows = measure_checkpoint(stage, tuned.siglip, tuned.inputs, self.dataset, execution=execution)
-        self.tables[stage] = rows
-        return mean_recall_at_1(row_values(self.dataset, rows, stage))
+        self.tables[stage] = measure_model(stage, tuned, self.dataset, self.num_workers)
+        return mean_recall_at_1(row_values(self.dataset, self.tables[stage], stage))
 
     def recall(self, stage: str, against: str) -> dict[str, Any]:
         """What was measured of a stage, with intervals, and the paired difference from another."""

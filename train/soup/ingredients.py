@@ -1,6 +1,6 @@
 """The ingredients of a soup: SigLIP checkpoints of one architecture that read captions and images in the same way."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,8 +15,8 @@ from eval.errors import UserError
 from train.config.job import JobConfig
 from train.config.load import read_run, read_yaml
 from train.config.reranker import is_reranker
-from train.engine.export_folder import chosen_checkpoint
-from train.model.siglip import TunedModel, merged_state, resolve_base
+from train.engine.export_folder import chosen_checkpoint, plain_state
+from train.model.siglip import TunedModel
 from train.siglip.export import load_checkpoint
 
 _SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "layer_norm_eps")
@@ -61,14 +61,9 @@ class Ingredient:
         Raises:
             UserError: the weights cannot be read.
         """
-        if self.run is None:
-            siglip, _ = load_siglip(self.name)
-        else:
-            chosen = load_checkpoint(self.run[0], str(self.run[1]))
-            siglip = chosen.tuned.siglip
-            if chosen.tuned.peft is not None:
-                siglip, _ = load_siglip(chosen.base)
-                siglip.load_state_dict(merged_state(chosen.tuned))
+        siglip, _ = load_siglip(self.name if self.run is None else self.run[0].base)
+        if self.run is not None:
+            siglip.load_state_dict(plain_state(load_checkpoint(self.run[0], str(self.run[1]))[0].siglip))
         return TunedModel(siglip.eval(), self.inputs, hash_weights(siglip))
 
 
@@ -85,16 +80,12 @@ def read_ingredients(names: Sequence[str]) -> list[Ingredient]:
         raise UserError(f"a soup takes two checkpoints or more; found {len(names)}: {list(names)}")
     found = [read_ingredient(name) for name in names]
     for one, other in combinations(found, 2):
-        if one.name == other.name or _is_same_place(one, other):
+        steps = [ingredient.run and ingredient.run[1] for ingredient in (one, other)]
+        if one.name == other.name or (one.folder is not None and one.folder == other.folder and steps[0] == steps[1]):
             raise UserError(f"{one.name} is there twice (as {other.name}): it would count double. Name each checkpoint once")
     for other in found[1:]:
         check_alike(found[0], other)
     return found
-
-
-def _is_same_place(one: Ingredient, other: Ingredient) -> bool:
-    steps = [ingredient.run and ingredient.run[1] for ingredient in (one, other)]
-    return one.folder is not None and one.folder == other.folder and steps[0] == steps[1]
 
 
 def read_ingredient(name: str) -> Ingredient:
@@ -127,13 +118,9 @@ def _of_run(folder: Path, which: str) -> Ingredient:
     if is_reranker(read_yaml(folder / "config.yaml")):
         raise UserError(f"{folder}: a run that tunes a cross-encoder; a soup is made of SigLIP checkpoints")
     run = read_run(folder)
-    steps = chosen_checkpoint(run, "best")[0].steps()
-    if which not in ("best", "last") and (not which.isdigit() or int(which) not in steps):
-        raise UserError(f"{folder}@{which}: expected after @ best, last or one of the steps {steps}")
     step = chosen_checkpoint(run, which)[2]
-    base = resolve_base(run, str(run.run_folder / "scratch"))
-    config = load_siglip_config(base)
-    inputs = SiglipInputs.load(base, config, strip_punctuation=run.model.strip_punctuation)
+    config = load_siglip_config(run.base)
+    inputs = SiglipInputs.load(run.base, config, strip_punctuation=run.model.strip_punctuation)
     return Ingredient(f"{folder}@{step}", config, inputs, (run, step))
 
 
@@ -166,13 +153,17 @@ def _architecture_differences(one: Any, other: Any) -> list[str]:
     ]
 
 
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+
+
 def tokenizer_difference(one: SiglipInputs, other: SiglipInputs) -> str:
     """What tells two tokenizers apart, in words: their words, or what they make of captions made to be hard; empty: nothing."""
     if one.num_tokens != other.num_tokens:
         return f"captions of {one.num_tokens} and of {other.num_tokens} tokens"
     words, others = (inputs.tokenizer.get_vocab() for inputs in (one, other))
     if words != others:
-        changed = sorted(word for word in words.keys() | others.keys() if words.get(word) != others.get(word))
+        changed = _differing(words, others)
         return f"{len(changed)} words have another number or none, e.g. {changed[:3]}"
     ids_PL, others_PL = (inputs.token_ids(_PROBES).numpy() for inputs in (one, other))
     if (differing := (ids_PL != others_PL).any(axis=1)).any():
@@ -187,7 +178,6 @@ def picture_difference(one: SiglipInputs, other: SiglipInputs) -> str:
         picture = Image.fromarray(draws.integers(0, 256, (height, width, 3), dtype=np.uint8))
         if not np.array_equal(one.pixels(picture).numpy(), other.pixels(picture).numpy()):
             settings, others = (inputs.image_processor.to_dict() for inputs in (one, other))
-            changed = sorted(key for key in settings.keys() | others.keys() if settings.get(key) != others.get(key))
-            said = "; ".join(f"{key}: {settings.get(key)} against {others.get(key)}" for key in changed[:5])
+            said = "; ".join(f"{key}: {settings.get(key)} against {others.get(key)}" for key in _differing(settings, others)[:5])
             return f"other pixels of the same picture ({said or 'of the same settings'})"
     return ""

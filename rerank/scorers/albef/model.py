@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import BlipTextConfig
+from transformers.models.blip.modeling_blip_text import BlipTextLayer
 
 from eval.errors import UserError
 
@@ -32,11 +34,6 @@ class VisionConfig:
     num_attention_heads: int
     intermediate_size: int
     layer_norm_eps: float = 1e-6
-
-    @property
-    def num_tokens(self) -> int:
-        """Patches of a picture, and the class token."""
-        return (self.image_size // self.patch_size) ** 2 + 1
 
 
 @dataclass(frozen=True)
@@ -126,146 +123,86 @@ def _joined(x_BHLW: torch.Tensor) -> torch.Tensor:
     return x_BHLW.transpose(1, 2).flatten(2)
 
 
-class _VisionAttention(nn.Module):
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.num_heads = config.num_attention_heads
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, x_BTV: torch.Tensor) -> torch.Tensor:
-        query, key, value = (_heads(part, self.num_heads) for part in self.qkv(x_BTV).chunk(3, dim=-1))
-        return self.proj(_joined(F.scaled_dot_product_attention(query, key, value)))
-
-
-class _VisionMlp(nn.Module):
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, x_BTV: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(x_BTV)))
-
-
-class _VisionBlock(nn.Module):
-    """A pre-norm block of ViT."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attn = _VisionAttention(config)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = _VisionMlp(config)
-
-    def forward(self, x_BTV: torch.Tensor) -> torch.Tensor:
-        x_BTV = x_BTV + self.attn(self.norm1(x_BTV))
-        return x_BTV + self.mlp(self.norm2(x_BTV))
-
-
 class VisionTower(nn.Module):
-    """ViT with a class token; the captions attend to every token of its last layer, normalised."""
+    """ViT (pre-norm) with a class token; the captions attend to every token of its last layer, normalised."""
 
     def __init__(self, config: VisionConfig) -> None:
         """Untrained weights."""
         super().__init__()
-        patches = nn.Conv2d(3, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size)
+        self.num_heads = config.num_attention_heads
+        width = config.hidden_size
+        num_tokens = (config.image_size // config.patch_size) ** 2 + 1
+        patches = nn.Conv2d(3, width, kernel_size=config.patch_size, stride=config.patch_size)
         self.patch_embed = nn.ModuleDict({"proj": patches})
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, config.hidden_size))
-        self.blocks = nn.ModuleList([_VisionBlock(config) for _ in range(config.num_hidden_layers)])
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_tokens, width))
+        self.blocks = nn.ModuleList()
+        for _ in range(config.num_hidden_layers):
+            attention = {"qkv": nn.Linear(width, 3 * width), "proj": nn.Linear(width, width)}
+            mlp = {"fc1": nn.Linear(width, config.intermediate_size), "fc2": nn.Linear(config.intermediate_size, width)}
+            norms = {name: nn.LayerNorm(width, eps=config.layer_norm_eps) for name in ("norm1", "norm2")}
+            self.blocks.append(nn.ModuleDict({**norms, "attn": nn.ModuleDict(attention), "mlp": nn.ModuleDict(mlp)}))
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, pixels_B3PP: torch.Tensor) -> torch.Tensor:
         """Features of the image's tokens, shape (B, T, V)."""
         patches_BTV = self.patch_embed["proj"](pixels_B3PP).flatten(2).transpose(1, 2)
         x_BTV = torch.cat([self.cls_token.expand(len(patches_BTV), -1, -1), patches_BTV], dim=1) + self.pos_embed
+        block: Any
         for block in self.blocks:
-            x_BTV = block(x_BTV)
+            query, key, value = (_heads(part, self.num_heads) for part in block.attn.qkv(block.norm1(x_BTV)).chunk(3, dim=-1))
+            x_BTV = x_BTV + block.attn.proj(_joined(F.scaled_dot_product_attention(query, key, value)))
+            x_BTV = x_BTV + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x_BTV))))
         return self.norm(x_BTV)
 
 
-class _Projections(nn.Module):
-    """Queries of one width, keys and values of another."""
-
-    def __init__(self, config: TextConfig, source_size: int) -> None:
-        super().__init__()
-        self.num_heads = config.num_attention_heads
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(source_size, config.hidden_size)
-        self.value = nn.Linear(source_size, config.hidden_size)
-
-    def keys_values(self, source_BLD: torch.Tensor) -> KeysValues:
-        return _heads(self.key(source_BLD), self.num_heads), _heads(self.value(source_BLD), self.num_heads)
-
-    def forward(self, x_BQD: torch.Tensor, keys_values: KeysValues, mask_B11L: torch.Tensor | None) -> torch.Tensor:
-        query_BHQW = _heads(self.query(x_BQD), self.num_heads)
-        return _joined(F.scaled_dot_product_attention(query_BHQW, *keys_values, attn_mask=mask_B11L))
-
-
-class _Residual(nn.Module):
-    """A linear map, the input added, a norm after it (BERT is post-norm)."""
-
-    def __init__(self, config: TextConfig, in_size: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(in_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, x_BLD: torch.Tensor, before_BLD: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(self.dense(x_BLD) + before_BLD)
+def _text_tower(config: TextConfig, image_width: int) -> nn.ModuleDict:
+    """Embeddings as BERT's, and layers as BLIP's text tower has them; those from `fusion_layer` on attend to the image."""
+    width = config.hidden_size
+    embeddings = {
+        "word_embeddings": nn.Embedding(config.vocab_size, width),
+        "position_embeddings": nn.Embedding(config.max_position_embeddings, width),
+        "token_type_embeddings": nn.Embedding(config.type_vocab_size, width),
+        "LayerNorm": nn.LayerNorm(width, eps=config.layer_norm_eps),
+    }
+    alone, fusing = (
+        BlipTextConfig(
+            hidden_size=width,
+            encoder_hidden_size=image_width,
+            intermediate_size=config.intermediate_size,
+            num_attention_heads=config.num_attention_heads,
+            layer_norm_eps=config.layer_norm_eps,
+            is_decoder=attends_to_image,
+        )
+        for attends_to_image in (False, True)
+    )
+    layers = [BlipTextLayer(fusing if number >= config.fusion_layer else alone, number) for number in range(config.num_hidden_layers)]
+    encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
+    return nn.ModuleDict({"embeddings": nn.ModuleDict(embeddings), "encoder": encoder})
 
 
-class _TextAttention(nn.Module):
-    def __init__(self, config: TextConfig, source_size: int) -> None:
-        super().__init__()
-        self.self = _Projections(config, source_size)
-        self.output = _Residual(config, config.hidden_size)
-
-    def forward(self, x_BQD: torch.Tensor, keys_values: KeysValues, mask_B11L: torch.Tensor | None = None) -> torch.Tensor:
-        return self.output(self.self(x_BQD, keys_values, mask_B11L), x_BQD)
+def _keys_values(attention: Any, source_BLD: torch.Tensor) -> KeysValues:
+    key, value = (_heads(part(source_BLD), attention.self.num_attention_heads) for part in (attention.self.key, attention.self.value))
+    return key, value
 
 
-class _TextLayer(nn.Module):
-    """A layer of BERT, with attention to the image between its two halves if it is a fusion layer."""
-
-    def __init__(self, config: TextConfig, image_size: int | None) -> None:
-        super().__init__()
-        self.attention = _TextAttention(config, config.hidden_size)
-        if image_size is not None:
-            self.crossattention = _TextAttention(config, image_size)
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
-        self.output = _Residual(config, config.intermediate_size)
-
-    def forward(
-        self, x_CLD: torch.Tensor, mask_C11L: torch.Tensor, image: KeysValues | None = None, *, num_queries: int | None = None
-    ) -> torch.Tensor:
-        """The layer's output for the first `num_queries` tokens of each caption (all of them by default), shape (C, Q, D)."""
-        x_CQD = self.attention(x_CLD[:, :num_queries], self.attention.self.keys_values(x_CLD), mask_C11L)
-        if image is not None:
-            # All tokens of all captions attend to one image: one row of C * Q queries, so that its keys and values need no copies.
-            x_CQD = self.crossattention(x_CQD.flatten(0, 1)[None], image)[0].unflatten(0, x_CQD.shape[:2])
-        return self.output(F.gelu(self.intermediate["dense"](x_CQD)), x_CQD)
+def _attended(attention: Any, x_BQD: torch.Tensor, keys_values: KeysValues, mask_B11L: torch.Tensor | None = None) -> torch.Tensor:
+    query_BHQW = _heads(attention.self.query(x_BQD), attention.self.num_attention_heads)
+    attended: torch.Tensor = attention.output(_joined(F.scaled_dot_product_attention(query_BHQW, *keys_values, attn_mask=mask_B11L)), x_BQD)
+    return attended
 
 
-class _Embeddings(nn.Module):
-    def __init__(self, config: TextConfig) -> None:
-        super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, input_ids_CL: torch.Tensor) -> torch.Tensor:
-        positions_LD = self.position_embeddings.weight[: input_ids_CL.shape[1]]
-        return self.LayerNorm(self.word_embeddings(input_ids_CL) + self.token_type_embeddings.weight[0] + positions_LD)
-
-
-class _TextTower(nn.Module):
-    def __init__(self, config: TextConfig, image_size: int) -> None:
-        super().__init__()
-        self.embeddings = _Embeddings(config)
-        layers = [_TextLayer(config, image_size if number >= config.fusion_layer else None) for number in range(config.num_hidden_layers)]
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(layers)})
+def _layer(
+    layer: Any, x_CLD: torch.Tensor, mask_CL: torch.Tensor, image: KeysValues | None = None, *, num_queries: int | None = None
+) -> torch.Tensor:
+    """The layer's output for the first `num_queries` tokens of each caption (all of them by default), shape (C, Q, D)."""
+    own = _keys_values(layer.attention, x_CLD)
+    x_CQD = _attended(layer.attention, x_CLD[:, :num_queries], own, mask_CL[:, None, None, :])
+    if image is not None:
+        # All tokens of all captions attend to one image: one row of C * Q queries, so that its keys and values need no copies.
+        x_CQD = _attended(layer.crossattention, x_CQD.flatten(0, 1)[None], image)[0].unflatten(0, x_CQD.shape[:2])
+    out_CQD: torch.Tensor = layer.feed_forward_chunk(x_CQD)
+    return out_CQD
 
 
 class AlbefCrossEncoder(nn.Module):
@@ -276,25 +213,27 @@ class AlbefCrossEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.visual_encoder = VisionTower(config.vision)
-        self.text_encoder = _TextTower(config.text, config.vision.hidden_size)
+        self.text_encoder: Any = _text_tower(config.text, config.vision.hidden_size)
         self.itm_head = nn.Linear(config.text.hidden_size, 2)
 
     @property
     def _layers(self) -> tuple[list[Any], list[Any]]:
         """The layers that read the caption alone, and those that attend to the image."""
-        layers: list[Any] = list(self.text_encoder.encoder["layer"].children())
+        layers = list(self.text_encoder.encoder.layer)
         return layers[: self.config.text.fusion_layer], layers[self.config.text.fusion_layer :]
 
     def image_keys_values(self, pixels_13PP: torch.Tensor) -> list[KeysValues]:
         """For each fusion layer the keys and values of one image, each of shape (1, H, T, W)."""
         image_1TV = self.visual_encoder(pixels_13PP)
-        return [layer.crossattention.self.keys_values(image_1TV) for layer in self._layers[1]]
+        return [_keys_values(layer.crossattention, image_1TV) for layer in self._layers[1]]
 
     def caption_states(self, input_ids_CL: torch.Tensor, mask_CL: torch.Tensor) -> torch.Tensor:
         """The captions after the layers that read them alone, shape (C, L, D); true in `mask_CL` for tokens, false for padding."""
-        x_CLD = self.text_encoder.embeddings(input_ids_CL)
+        tables = self.text_encoder.embeddings
+        positions_LD = tables.position_embeddings.weight[: input_ids_CL.shape[1]]
+        x_CLD = tables.LayerNorm(tables.word_embeddings(input_ids_CL) + tables.token_type_embeddings.weight[0] + positions_LD)
         for layer in self._layers[0]:
-            x_CLD = layer(x_CLD, mask_CL[:, None, None, :])
+            x_CLD = _layer(layer, x_CLD, mask_CL)
         return x_CLD
 
     def match_states(self, states_CLD: torch.Tensor, mask_CL: torch.Tensor, image: list[KeysValues]) -> torch.Tensor:
@@ -304,5 +243,5 @@ class AlbefCrossEncoder(nn.Module):
         """
         *layers, last = zip(self._layers[1], image, strict=True)
         for layer, keys_values in layers:
-            states_CLD = layer(states_CLD, mask_CL[:, None, None, :], keys_values)
-        return last[0](states_CLD, mask_CL[:, None, None, :], last[1], num_queries=1)[:, 0]
+            states_CLD = _layer(layer, states_CLD, mask_CL, keys_values)
+        return _layer(last[0], states_CLD, mask_CL, last[1], num_queries=1)[:, 0]

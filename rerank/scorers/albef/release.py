@@ -5,7 +5,7 @@ Shape letters: T image tokens (the first is the class token), V width of the vis
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,28 +29,18 @@ _NOT_NEEDED = {
 }
 
 
-@dataclass(frozen=True)
-class AlbefRelease:
-    """The content of a .pth.
-
-    Attributes:
-        config: sizes, from the tensors' shapes.
-        tensors: those of the cross-encoder and any that are not known here, by the names of rerank/scorers/albef/model.py.
-        dropped: names of the tensors left out, by kind.
-    """
-
-    config: AlbefConfig
-    tensors: dict[str, torch.Tensor]
-    dropped: dict[str, list[str]]
-
-
-def albef_release(content: Any, source: str, image_size: int | None = None) -> AlbefRelease:
+def albef_release(
+    content: Any, source: str, image_size: int | None = None
+) -> tuple[AlbefConfig, dict[str, torch.Tensor], dict[str, list[str]]]:
     """The cross-encoder in a .pth's content: {"model": tensors by name, ...}, or the tensors by name.
 
     Args:
-        content: what the file held.
         source: the file, for messages.
         image_size: pixels of a side; where they differ from the file's, the position embeddings are interpolated.
+
+    Returns:
+        Its sizes, from the tensors' shapes; its tensors and any that are not known here, by the names of rerank/scorers/albef/model.py;
+        and the names of the tensors left out, by kind.
 
     Raises:
         UserError: it is no ALBEF, lacks the layers of image-text matching, or the size is impossible.
@@ -79,7 +69,7 @@ def albef_release(content: Any, source: str, image_size: int | None = None) -> A
         except ValueError as error:
             raise UserError(f"--image-size {image_size}: {error}") from error
         tensors[_POSITIONS] = interpolated(tensors[_POSITIONS], config.vision.image_size // config.vision.patch_size)
-    return AlbefRelease(config, tensors, dropped)
+    return config, tensors, dropped
 
 
 def _is_plain(name: Any, tensor: Any) -> bool:

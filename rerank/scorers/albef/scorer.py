@@ -11,21 +11,22 @@ Shape letters: N captions, C captions of a batch, L tokens of the longest among 
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
-from rerank.scorers.albef.checkpoint import AlbefCheckpoint, load_albef
-from rerank.scorers.base import CaptionStates, CrossEncoder, caption_batches
-from rerank.scorers.scorer import InputLimits, ScorerSettings, match_scores
+from rerank.scorers.albef.checkpoint import load_albef
+from rerank.scorers.base import CrossEncoder, caption_batches
+from rerank.scorers.scorer import InputLimits, match_scores
 
 MAX_WORDS = 30
 MAX_TOKENS = 30
+CACHED_CAPTIONS = 24_000  # whose states are cached: some 1 GiB at base size and 14 tokens
+_PADDING_ID = 0  # always masked, so any id would do
 _DROPPED = re.compile(r"[,.'!?\"()*#:;~]")
 
 
@@ -39,80 +40,40 @@ def clean_caption(caption: str) -> str:
     return " ".join(words[:MAX_WORDS])
 
 
-def token_ids(tokenizer: Any, captions: Sequence[str], *, sep_token: bool, max_tokens: int) -> list[tuple[int, ...]]:
-    """Token ids of each caption, at most `max_tokens` with [CLS], and with [SEP] if `sep_token`.
-
-    ALBEF's own tokenizer ends a single text without [SEP], as the text tower was trained (Salesforce ALBEF,
-    models/tokenization_bert.py, `build_inputs_with_special_tokens`); transformers' BertTokenizer always adds one.
-    """
-    last = [tokenizer.sep_token_id] if sep_token else []
-    num_words = max_tokens - 1 - len(last)
-    encoded = tokenizer(list(captions), add_special_tokens=False, padding=False, return_token_type_ids=False)["input_ids"]
-    return [(tokenizer.cls_token_id, *ids[:num_words], *last) for ids in encoded]
-
-
-_PADDING_ID = 0  # always masked, so any id would do
-
-
-@dataclass(frozen=True)
-class AlbefSettings(ScorerSettings):
-    """The defaults are the original ALBEF's evaluation, in float32.
-
-    Attributes:
-        clean_captions: the original's caption cleaning.
-        max_tokens: longer captions are cut to this many tokens.
-        sep_token: end each caption with [SEP], which the original does not.
-        caption_states_mib: MiB of cached caption states; 1,024 hold some 24,000 captions of 14 tokens at base size. Changes no score.
-    """
-
-    clean_captions: bool = True
-    max_tokens: int = MAX_TOKENS
-    sep_token: bool = False
-    caption_states_mib: int = 1024
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a value that is none of the above."""
-        super().__post_init__()
-        if self.max_tokens < 3:
-            raise ValueError(f"max_tokens: expected at least 3; found {self.max_tokens}.")
-        if self.caption_states_mib < 0:
-            raise ValueError(f"caption_states_mib: expected at least 0; found {self.caption_states_mib}.")
-
-    def identity(self) -> dict[str, Any]:
-        """The settings that change scores beyond float noise."""
-        return {key: value for key, value in super().identity().items() if key != "caption_states_mib"}
-
-
-class AlbefScorer(CrossEncoder[AlbefSettings]):
+class AlbefScorer(CrossEncoder):
     """Scores one image against many captions (a `PairScorer`)."""
 
     name = "albef"
-    settings_class = AlbefSettings
-
-    def __init__(
-        self, checkpoint: AlbefCheckpoint, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None
-    ) -> None:
-        """Moves the checkpoint's model to `device`, by default a GPU if there is one."""
-        super().__init__(checkpoint, device=device, settings=settings)
-        self._max_tokens = min(self.settings.max_tokens, checkpoint.model.config.text.max_position_embeddings)
-        self._states = CaptionStates(self._caption_state, self.settings.caption_states_mib * 2**20)
+    fixed = {"clean_captions": True, "max_tokens": MAX_TOKENS, "sep_token": False}
+    _read = staticmethod(load_albef)
 
     @property
     def reads(self) -> InputLimits:
-        """Images resized to the vision tower's square, captions cut to `max_tokens`."""
+        """Images resized to the vision tower's square, captions cut to 30 tokens."""
         size = self._model.config.vision.image_size
-        return InputLimits(size, size, self._max_tokens)
-
-    @classmethod
-    def _read(cls, model: str) -> AlbefCheckpoint:
-        return load_albef(model)
+        return InputLimits(size, size, min(MAX_TOKENS, self._model.config.text.max_position_embeddings))
 
     def _token_ids(self, captions: Sequence[str]) -> list[tuple[int, ...]]:
-        texts = [clean_caption(caption) for caption in captions] if self.settings.clean_captions else list(captions)
-        return token_ids(self._checkpoint.tokenizer, texts, sep_token=self.settings.sep_token, max_tokens=self._max_tokens)
+        """[CLS] and the words, without [SEP].
+
+        ALBEF's own tokenizer ends a single text without [SEP], as the text tower was trained (Salesforce ALBEF,
+        models/tokenization_bert.py, `build_inputs_with_special_tokens`); transformers' BertTokenizer always adds one.
+        """
+        tokenizer, num_words = self._checkpoint.tokenizer, self.reads.max_tokens - 1
+        texts = [clean_caption(caption) for caption in captions]
+        encoded = tokenizer(texts, add_special_tokens=False, padding=False, return_token_type_ids=False)["input_ids"]
+        return [(tokenizer.cls_token_id, *ids[:num_words]) for ids in encoded]
+
+    @cached_property
+    def _states(self) -> Callable[[tuple[int, ...]], torch.Tensor]:
+        return lru_cache(CACHED_CAPTIONS)(self._caption_state)
 
     def _caption_state(self, ids: tuple[int, ...]) -> torch.Tensor:
-        """One caption after the layers that read it alone, float32, shape (L, D)."""
+        """One caption after the layers that read it alone, float32, shape (L, D).
+
+        It is encoded by itself, so its state is the same bits whatever else is encoded: a scoring that is divided among processes, or
+        resumed, gives the same scores.
+        """
         input_ids_1L = torch.tensor([ids], device=self.device)
         with self._autocast():
             return self._model.caption_states(input_ids_1L, torch.ones_like(input_ids_1L, dtype=torch.bool))[0].float()
@@ -121,10 +82,10 @@ class AlbefScorer(CrossEncoder[AlbefSettings]):
         scores_N = np.empty(len(ids), dtype=np.float32)
         with self._autocast():
             keys_values = self._model.image_keys_values(self._pixels(image))
-        for batch in caption_batches(ids, self.settings.chunk_size, _PADDING_ID):
-            states_CLD = pad_sequence([self._states.of(ids[position]) for position in batch.positions_C], batch_first=True)
+        for positions_C, _, mask_CL in caption_batches(ids, self.captions_at_once, _PADDING_ID):
+            states_CLD = pad_sequence([self._states(ids[position]) for position in positions_C], batch_first=True)
             with self._autocast():
-                read_CD = self._model.match_states(states_CLD, batch.attention_mask_CL.bool().to(self.device), keys_values)
+                read_CD = self._model.match_states(states_CLD, mask_CL.bool().to(self.device), keys_values)
             scores_C = match_scores(self._model.itm_head(read_CD.float()), self.settings.score_kind)
-            scores_N[batch.positions_C] = scores_C.cpu().numpy()
+            scores_N[positions_C] = scores_C.cpu().numpy()
         return scores_N

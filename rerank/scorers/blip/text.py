@@ -1,4 +1,4 @@
-"""Captions as BLIP reads them: the original's cleaning, token ids with or without [ENC], and tokens packed without padding.
+"""Captions as BLIP reads them: the original's cleaning, and tokens packed without padding.
 
 Shape letters: C captions packed together, P tokens of them all, L their longest in tokens.
 """
@@ -13,7 +13,6 @@ import torch
 from rerank.scorers.base import positions_by_length
 
 MAX_WORDS = 30
-MAX_TOKENS = 35
 _PUNCTUATION = re.compile(r'[.!"()*#:;~]')
 
 

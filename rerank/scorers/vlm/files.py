@@ -1,38 +1,23 @@
 """Read from the files of a sentence-transformers model, without the library, whether it is a CrossEncoder and takes images."""
 
 import json
-from dataclasses import dataclass
+import re
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import cached_file
 
 
-@dataclass(frozen=True)
-class CrossEncoderFiles:
-    """Kind and inputs of a sentence-transformers model.
+def cross_encoder_inputs(model: str) -> set[str]:
+    """The inputs of a folder or a hub id, e.g. {"text", "image", "message"}; empty if it is no CrossEncoder, or its files do not say.
 
-    Attributes:
-        model_type: "CrossEncoder" scores pairs, "SentenceTransformer" and others embed; empty where the files are missing.
-        modalities: its inputs, e.g. {"text", "image", "message"}; empty where the files do not say.
+    Its files are written by sentence-transformers since 5.4.
     """
-
-    model_type: str
-    modalities: frozenset[str]
-
-    @property
-    def scores_pairs(self) -> bool:
-        """Whether the library would score two inputs together."""
-        return self.model_type == "CrossEncoder"
-
-
-def cross_encoder_files(model: str) -> CrossEncoderFiles:
-    """Read both files of a folder or a hub id; sentence-transformers writes them since 5.4."""
     saved, transformer = (_json(model, name) for name in ("config_sentence_transformers.json", "sentence_bert_config.json"))
-    modalities = transformer.get("modality_config")
+    if saved.get("model_type") != "CrossEncoder":
+        return set()
     # A modality of several parts, such as ("image", "text"), is written as one key.
-    words = " ".join(map(str, modalities)).replace(",", " ").replace("'", " ").replace("(", " ").replace(")", " ") if modalities else ""
-    return CrossEncoderFiles(str(saved.get("model_type", "")), frozenset(words.split()))
+    return set(re.sub(r"[,'()]", " ", " ".join(map(str, transformer.get("modality_config") or ()))).split())
 
 
 def _json(model: str, name: str) -> dict[str, Any]:

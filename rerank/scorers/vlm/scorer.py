@@ -12,9 +12,8 @@ Shape letters: N captions, D distinct ones.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,51 +25,31 @@ from rerank.scorers.vlm.checkpoint import digest, load_cross_encoder
 PAIRS_AT_ONCE = 8  # each with its image: the 64 of other kinds would not fit next to such a model on most GPUs
 
 
-@dataclass(frozen=True)
-class VlmSettings(ScorerSettings):
-    """The defaults are those of these rerankers' training: the text is the query, the image the document.
-
-    Attributes:
-        query: which side is the query; the other is the document.
-        prompt: the instruction, in place of the model's own; None: the model's.
-    """
-
-    query: Literal["caption", "image"] = "caption"
-    prompt: str | None = None
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a value that is none of the above."""
-        super().__post_init__()
-        if self.query not in ("caption", "image"):
-            raise ValueError(f'query: expected "caption" or "image"; found {self.query!r}.')
-
-
 class VlmScorer:
     """Scores one image against many captions (a `PairScorer`)."""
 
     name = "vlm"
 
-    def __init__(self, encoder: Any, *, settings: ScorerSettings | None = None) -> None:
+    def __init__(self, encoder: Any, settings: ScorerSettings) -> None:
         """Takes a CrossEncoder as `load_cross_encoder` gives it."""
-        self.settings = VlmSettings.of(settings or VlmSettings())
-        self._encoder = encoder
+        self._encoder, self.settings = encoder, settings
 
     @classmethod
-    def load(cls, model: str, *, device: torch.device | str | None = None, settings: ScorerSettings | None = None) -> "VlmScorer":
+    def load(cls, model: str, *, device: torch.device | str | None = None, settings: ScorerSettings = ScorerSettings()) -> "VlmScorer":
         """The scorer of a folder or hub id.
 
         Raises:
             UserError: sentence-transformers is missing, or the checkpoint cannot score pairs (see `load_cross_encoder`).
         """
-        settings = settings or VlmSettings()
         dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(load_cross_encoder(model, place, dtype), settings=settings)
+        return cls(load_cross_encoder(model, place, dtype), settings)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of weights, configs, processor, prompts and the settings that change scores beyond float noise."""
-        return hashlib.sha256(f"{self.name} {self.settings.identity()} {digest(self._encoder)}".encode()).hexdigest()
+        identity = self.settings.identity(query="caption", prompt=None)
+        return hashlib.sha256(f"{self.name} {identity} {digest(self._encoder)}".encode()).hexdigest()
 
     @property
     def reads(self) -> InputLimits:
@@ -86,13 +65,7 @@ class VlmScorer:
             return np.empty(0, dtype=np.float32)
         distinct = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
         picture = image.convert("RGB")
-        pairs = [(caption, picture) if self.settings.query == "caption" else (picture, caption) for caption in distinct]
-        logits = self._encoder.predict(
-            pairs,
-            prompt=self.settings.prompt,
-            batch_size=min(self.settings.chunk_size, PAIRS_AT_ONCE),
-            activation_fn=torch.nn.Identity(),
-            show_progress_bar=False,
-        )
+        pairs = [(caption, picture) for caption in distinct]  # the caption is the query, as these rerankers were trained
+        logits = self._encoder.predict(pairs, batch_size=PAIRS_AT_ONCE, activation_fn=torch.nn.Identity(), show_progress_bar=False)
         logits_DK = np.asarray(logits, dtype=np.float32).reshape(len(distinct), -1)
         return match_scores(logits_DK, self.settings.score_kind)[[distinct[caption] for caption in captions]]

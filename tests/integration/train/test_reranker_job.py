@@ -78,7 +78,7 @@ def test_another_configuration_is_refused(finished: Path, capsys: pytest.Capture
 
 
 def test_a_constant_answer_is_named_once_with_its_figure(
-    reranker_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    reranker_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A head whose output is the share of true pairs for any input, and a learning rate at which it stays so."""
     blip = tmp_path / "constant"
@@ -96,6 +96,7 @@ def test_a_constant_answer_is_named_once_with_its_figure(
         train__learning_rate=1e-9,
         data__test_split=None,
     )
+    monkeypatch.setattr("train.reranker.collapse.OVER_STEPS", 4)
     loop = _loop(config)
     loop.run()
     found = events(config, "constant_answer")
@@ -137,7 +138,8 @@ def _loop(config: Path) -> Any:
 
     tuning, read = reranker_tuning(), load_run_config(RerankerConfig, config)
     read.run_folder.mkdir(parents=True)
-    return tuning.begin(read, *tuning.start(read), StopSignals())
+    accelerator, processes = tuning.start(read)
+    return tuning.loop(tuning.prepare(read, tuning.load(read), accelerator, processes), StopSignals())
 
 
 def test_pictures_are_checked_when_asked(reranker_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,7 +92,7 @@ def test_a_job_in_parts_that_is_stopped_and_killed_goes_on(
     stopped = run.start(traps={0: Trap("train.siglip.loop:retrieve", 2, signal.SIGTERM)})
     assert [child.wait() for child in stopped] == [143, 143], stopped[0].output()
     assert (run.folder / "checkpoints" / "step-4").is_dir() and len(of(run, "step")) == 4
-    killed = run.start(traps={1: Trap("train.optim.update:ShardedGradients.norm", 2)})
+    killed = run.start(traps={1: Trap("train.optim.update:Gradients.norm", 2)})
     assert killed[1].wait() == -signal.SIGKILL
     killed[0].kill(signal.SIGKILL)  # as a launcher would
     killed[0].wait()

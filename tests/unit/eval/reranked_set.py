@@ -7,12 +7,12 @@ from PIL import Image
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.manifest.manifest import ManifestImage
-from eval.search.exact import search
 from eval.search.ranking import DIRECTIONS, Direction, Ranking
 from eval.search.stage import Stage
 from rerank.reorder.reorder import rerank
 from rerank.scoring.candidates import CandidateLists, candidate_lists
 from rerank.scoring.pair_scores import PairScores, ScoringCost
+from tests.unit.eval.one_direction import search
 
 TOP_K = 6
 

@@ -16,8 +16,8 @@ from eval.errors import UserError
 from eval.manifest.manifest import ManifestImage
 from eval.metrics.evaluate import evaluate
 from eval.report.report import write_report
-from eval.search.exact import search
 from eval.search.stage import Stage
+from tests.unit.eval.one_direction import search
 
 
 def retrieval_set(num_images: int = 40) -> RetrievalSet:

@@ -17,6 +17,7 @@ from eval.execution import Execution
 from eval.manifest.manifest import read_manifest
 from eval.processes import Processes
 from eval.search import exact as search
+from tests.unit.eval import one_direction
 
 
 def main(job: dict[str, str], rank: int, world_size: int) -> None:
@@ -43,7 +44,7 @@ def main(job: dict[str, str], rank: int, world_size: int) -> None:
     search.QUERY_BLOCK, search.GALLERY_BLOCK = 16, 32  # several blocks for each process
     to_text, to_image = dataset.positives("image_to_text"), dataset.positives("text_to_image")
     both = search.search_both(images, captions, to_text, to_image, 7, execution=execution)
-    alone = search.search("image_to_text", images, captions, to_text, 7, execution=execution)
+    alone = one_direction.search("image_to_text", images, captions, to_text, 7, processes)
     assert np.array_equal(alone.top_indices_QK, both["image_to_text"].top_indices_QK)
     assert np.array_equal(alone.positive_ranks_P, both["image_to_text"].positive_ranks_P)
     found = both["text_to_image"]

@@ -33,11 +33,6 @@ def test_the_ends_are_the_very_bits() -> None:
         assert found.numpy().tobytes() == expected.numpy().tobytes()
 
 
-def test_two_different_models_have_nothing_between_them() -> None:
-    with pytest.raises(ValueError, match="'b'"):
-        interpolate({"a": torch.zeros(1)}, {"a": torch.zeros(1), "b": torch.zeros(1)}, 0.5)
-
-
 def recall(mean: float, high: float = 0.1) -> Recall:
     return Recall(mean, [mean - 0.1, mean + 0.1], 0.0, [-0.3, high])
 

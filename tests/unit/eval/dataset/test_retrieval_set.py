@@ -88,7 +88,7 @@ def test_ids_and_places() -> None:
 
 
 def test_unknown_direction_is_an_error() -> None:
-    with pytest.raises(ValueError, match="direction is"):
+    with pytest.raises(KeyError, match="both"):
         retrieval_set([picture("a", ["x"])]).positives("both")
 
 

@@ -12,9 +12,9 @@ from eval.errors import UserError
 from eval.manifest.manifest import ManifestImage
 from eval.metrics.checks import pair_faults
 from eval.metrics.evaluate import evaluate
-from eval.search.exact import search
 from eval.search.ranking import DIRECTIONS, Ranking
 from eval.search.stage import Stage
+from tests.unit.eval.one_direction import search
 
 
 def retrieval_set(num_images: int = 9, ids: Callable[[int], str] = "i{}".format) -> RetrievalSet:

@@ -12,9 +12,9 @@ from eval.metrics.evaluate import Figures, evaluate, values_of
 from eval.metrics.metrics import RECALL_AT
 from eval.metrics.significance import ImageSums, resample_weights
 from eval.metrics.stage_metrics import METRICS, StageMetrics
-from eval.search.exact import search
 from eval.search.ranking import DIRECTIONS
 from eval.search.stage import Stage
+from tests.unit.eval.one_direction import search
 
 
 def retrieval_set(num_images: int = 30) -> RetrievalSet:

@@ -13,17 +13,13 @@ from eval.metrics.outcomes import Step
 from eval.metrics.stage_metrics import StageMetrics
 from eval.search.ranking import DIRECTIONS, Direction, Ranking
 
-NUM = 60
-
 
 def one_caption_set(captions: list[str]) -> RetrievalSet:
     images = [ManifestImage(f"i{n:02d}", "test", Path("x"), None, 1, None, [text], "here") for n, text in enumerate(captions)]
     return RetrievalSet(images, None, source="made", split="test")
 
 
-def choose(
-    before: list[int], after: list[int], *, captions: list[str] | None = None, top_k: int | None = 9, most: int = MOST_SHOWN
-) -> list[dict[str, Any]]:
+def choose(before: list[int], after: list[int], *, captions: list[str] | None = None, top_k: int | None = 9) -> list[dict[str, Any]]:
     """Chosen of image-to-text ranks; text to image is right throughout. The first answer to a wrong query is item 0."""
     dataset = one_caption_set(captions or [f"caption number {n}" for n in range(len(before))])
     num, own = len(before), np.arange(len(before))
@@ -32,7 +28,7 @@ def choose(
     measured = {key: arm_of(ranks_Q) for key, ranks_Q in ranks.items()}
     tops: dict[Direction, np.ndarray] = {"image_to_text": np.where(np.array(after) == 1, own, 0), "text_to_image": own}
     rankings = {d: Ranking(d, tops[d][:, None], np.ones((num, 1)), np.arange(num + 1), own, own) for d in DIRECTIONS}
-    return choose_failures(dataset, measured, rankings, Step("b", "a", top_k), most)
+    return choose_failures(dataset, measured, rankings, Step("b", "a", top_k))
 
 
 def arm_of(ranks_Q: np.ndarray) -> StageMetrics:
@@ -73,14 +69,14 @@ def test_shares_and_what_is_left_over() -> None:
     assert [row["bin"] for row in choose(before[48:], after[48:])] == []
 
 
-@pytest.mark.parametrize("most", [0, 1, 5, 23, 1000])
-def test_never_more_than_asked_and_the_same_every_time(most: int) -> None:
+@pytest.mark.parametrize("num", [1, 5, 24, 30, 60])
+def test_never_more_than_are_shown_and_the_same_every_time(num: int) -> None:
     rng = np.random.default_rng(3)
-    before = rng.integers(1, 12, NUM)
-    after = np.where(before > 9, before, rng.integers(1, 10, NUM))
-    rows = choose(before.tolist(), after.tolist(), most=most)
+    before = rng.integers(1, 12, num)
+    after = np.where(before > 9, before, rng.integers(1, 10, num))
+    rows = choose(before.tolist(), after.tolist())
     num_wrong_or_fixed = int((~((before == 1) & (after == 1))).sum())
-    assert len(rows) == min(most, num_wrong_or_fixed) and rows == choose(before.tolist(), after.tolist(), most=most)
+    assert len(rows) == min(MOST_SHOWN, num_wrong_or_fixed) and rows == choose(before.tolist(), after.tolist())
     assert len({row["query_id"] for row in rows}) == len(rows)
 
 

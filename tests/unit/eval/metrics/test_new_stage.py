@@ -106,9 +106,7 @@ def test_it_is_sliced_by_its_own_margin(figures: Figures, dataset: RetrievalSet,
     margins, right = ordered[:, -1] - ordered[:, -2], np.array(best_ranks(dataset, matrices["ensemble"], "image_to_text")) == 1
     edges = np.quantile(margins, [0.25, 0.5, 0.75])
     shown = [
-        row
-        for row in figures.slices
-        if (row["stage"], row["direction"], row["by"]) == ("ensemble", "image_to_text", "first-stage margin")
+        row for row in figures.slices if (row["stage"], row["direction"], row["by"]) == ("ensemble", "image_to_text", "first-stage margin")
     ]
     bins = np.searchsorted(edges, margins)
     assert [row["num_queries"] for row in shown] == np.bincount(bins).tolist()

@@ -16,9 +16,9 @@ from eval.manifest.manifest import ManifestImage
 from eval.metrics.evaluate import Figures, evaluate
 from eval.report.report import print_report, read_report, report_record, write_report
 from eval.report.section import Section, SectionFormat
-from eval.search.exact import search
 from eval.search.stage import Stage
 from tests.browser import needs_browser, opened
+from tests.unit.eval.one_direction import search
 
 EVIL = "<script>document.title='owned'</script>"
 

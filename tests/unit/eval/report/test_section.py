@@ -1,4 +1,4 @@
-"""eval/report/section.py: a section shows its record on the page and on the terminal, and one that nothing would show is refused."""
+"""eval/report/section.py: a section shows its record on the page and on the terminal."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,6 @@ def template(tmp_path: Path) -> Path:
     path = tmp_path / "own.html.j2"
     path.write_text('<p>{{ record.word }} {{ show("R@1", record.share) }} {{ shout(directions.both) }}</p>', encoding="utf-8")
     return path
-
-
-def test_a_record_without_a_template_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="section 'own' has a record that no page would show: give it a template or notes"):
-        SectionFormat(key="own")
-    with pytest.raises(ValueError, match="there is no template .*nowhere"):
-        SectionFormat(key="own", template=tmp_path / "nowhere.html.j2")
 
 
 def test_a_template_outside_the_reports_own_has_its_names_and_escapes_what_came_from_outside(template: Path) -> None:

@@ -12,9 +12,9 @@ from eval.manifest.manifest import ManifestImage
 from eval.metrics.evaluate import evaluate
 from eval.metrics.metrics import RECALL_AT
 from eval.report.trec import write_trec
-from eval.search.exact import search
 from eval.search.ranking import DIRECTIONS
 from eval.search.stage import Stage
+from tests.unit.eval.one_direction import search
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from eval.dataset.retrieval_set import PositivePairs
 from eval.errors import UserError
-from eval.search.exact import GALLERY_BLOCK, QUERY_BLOCK, search, search_both
+from eval.search.exact import GALLERY_BLOCK, QUERY_BLOCK, search_both
 from eval.search.ranking import Ranking
 from eval.search.top_k import top_k
+from tests.unit.eval.one_direction import search
 
 
 def pairs(rows: list[list[int]]) -> PositivePairs:
@@ -119,9 +120,9 @@ def test_vectors_that_are_not_finite_are_refused(bad: float) -> None:
     broken, good = np.ones((3, 2), dtype=np.float32), np.ones((3, 2), dtype=np.float32)
     broken[1, 0] = bad
     with pytest.raises(UserError, match=r"1 query vector\(s\) are not finite, at index \[1\]"):
-        search("image_to_text", broken, good, pairs([[0]] * 3), 1)
+        search_both(broken, good, pairs([[0]] * 3), pairs([[0]] * 3), 1)
     with pytest.raises(UserError, match="1 gallery vector"):
-        search("image_to_text", good, broken, pairs([[0]] * 3), 1)
+        search_both(good, broken, pairs([[0]] * 3), pairs([[0]] * 3), 1)
 
 
 def test_a_query_without_a_relevant_item_is_refused() -> None:
@@ -150,7 +151,7 @@ def test_both_directions_at_once_equal_the_dense_loop(case: tuple[np.ndarray, np
 
 
 def test_both_directions_over_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles of 7 x 5: ties cross them in every way; image to text is search's own, bit for bit."""
+    """Tiles of 7 x 5: ties cross them in every way; image to text is that of a search of its own, bit for bit."""
     monkeypatch.setattr("eval.search.exact.QUERY_BLOCK", 7)
     monkeypatch.setattr("eval.search.exact.GALLERY_BLOCK", 5)
     generator = np.random.default_rng(3)

@@ -14,9 +14,9 @@ from eval.dataset.retrieval_set import PositivePairs
 from eval.encoder.embedding_files import InMemoryRows, Shards
 from eval.processes import Processes
 from eval.search import streamed as streamed_search
-from eval.search.exact import search
 from eval.search.streamed import Found, stream_search
 from eval.search.top_k import DeviceTopK, TopK
+from tests.unit.eval.one_direction import search
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def test_top_k_of_a_gpu_is_that_of_the_cpu(depth: int) -> None:
         tile = draws.integers(-9, 10, (6, 16)).astype(np.float32)
         tile[:, draws.random(16) < 0.6] = -np.inf
         ours.update(torch.from_numpy(tile), first)
-        theirs.update_rows(tile, 0, first, np.empty((6, 0), dtype=np.float32))
+        theirs.update(tile, first, np.empty((6, 0), dtype=np.float32))
     for one, other in zip(ours.best(), theirs.best(), strict=True):
         assert one.dtype == other.dtype and one.tolist() == other.tolist()
 
@@ -127,8 +127,8 @@ def test_each_process_keeps_its_own_blocks(world_size: int, tmp_path: Path) -> N
             for number in processes.share_of(6):
                 shards.append(vectors[4 * number : 4 * number + 4])
             shards._file.flush()  # `seal` would communicate with the others
-            for indices, span in shards.own():
-                assert np.array_equal(shards.read_own(span), vectors[indices])
+            for indices, own in shards.own():
+                assert np.array_equal(own, vectors[indices])
                 seen += indices.tolist()
         assert sorted(seen) == list(range(23)) and list(tmp_path.iterdir()) == []
 

@@ -8,9 +8,11 @@ import torch
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.manifest.manifest import ManifestImage
 from eval.search.ranking import DIRECTIONS, Direction
-from rerank.combine.views import EnsembleMember, Pool, Views
+from rerank.combine.views import EnsembleMember, LateFusion, Pool, Views
 
 Scores = Mapping[Direction, np.ndarray]
+ALONE = LateFusion("logits", (1.0,))
+"""Of one member."""
 
 
 def caption_set(num_images: int, split: str = "val", text: str = "numbered") -> RetrievalSet:

@@ -16,8 +16,7 @@ from eval.dataset.retrieval_set import PositivePairs
 from eval.errors import UserError
 from eval.processes import Processes
 from eval.search.ranking import DIRECTIONS
-from rerank.combine.combine import rank_ensemble
-from rerank.combine.ensemble import mean_of_members
+from rerank.combine.combine import mean_of_members, rank_ensemble
 from rerank.combine.spec import parse_member
 from rerank.combine.views import EnsembleMember, Views
 from tests.small_job import SmallWorld

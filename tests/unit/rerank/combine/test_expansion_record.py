@@ -16,11 +16,12 @@ from eval.report.report import report_record, write_report
 from eval.report.section import section_lines
 from eval.search.stage import Stage
 from rerank.combine.combine import rank_ensemble
-from rerank.combine.expansion_effects import Moves, items_of, ranks_of_each_view, write_expansions
-from rerank.combine.pooling import Side, choose_pool, direction_of, pools_at
-from rerank.combine.record import EXPANSIONS, ExpandedStage, combined_sections, expansion_table
+from rerank.combine.expansion_effects import ExpandedStage, Moves, items_of, ranks_of_each_view
+from rerank.combine.pooling import Side, ViewSearch, choose_pool, direction_of, pools_at
+from rerank.combine.record import EXPANSIONS, combined_sections, expansion_table
 from rerank.combine.views import EnsembleMember, Pool, Views
-from tests.unit.rerank.combine.member_sets import caption_set, member
+from rerank.evaluation import Report
+from tests.unit.rerank.combine.member_sets import ALONE, caption_set, member
 
 EVIL = "<script>document.title='owned'</script>"
 POOL = Pool("max", 3, 1.0)
@@ -48,6 +49,11 @@ def said_of(views: Views, text: str = "view") -> Said:
     return Said([[f"{text} {item}.{place}" for place in range(int(number))] for item, number in enumerate(np.diff(views.offsets))])
 
 
+def said_by(said: Said, view_ranks: list[np.ndarray], number: int) -> ExpandedStage:
+    """A stage "s" of captions with these views, the first `number` in use."""
+    return ExpandedStage("s", "base", "synonyms", "captions", said, Pool("max", number, 1.0), view_ranks)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Made:
     """A set, the figures of a stage with views and one without, and the arm."""
@@ -57,7 +63,7 @@ class Made:
     arm: ExpandedStage
 
     def record(self) -> dict[str, Any]:
-        (record,) = combined_sections(self.figures, self.dataset, [], [self.arm])[0].record
+        (record,) = combined_sections(self.figures, self.dataset, None, [self.arm])[0].record
         return json.loads(json.dumps(record, allow_nan=False))
 
     def rows(self) -> list[dict[str, Any]]:
@@ -76,7 +82,7 @@ class Made:
 
     def page(self, folder: Path) -> tuple[str, list[str]]:
         """(report.html, lines of the terminal)"""
-        sections = combined_sections(self.figures, self.dataset, [], [self.arm])
+        sections = combined_sections(self.figures, self.dataset, None, [self.arm])
         page = (write_report(folder, self.figures, sections) / "report.html").read_text()
         return page, section_lines(report_record(self.figures, sections), [EXPANSIONS])
 
@@ -91,7 +97,7 @@ def made(
         Stage("base", rank_ensemble([plain], dataset, depth=10)),
         Stage("base+synonyms", rank_ensemble([one], dataset, pools=pools_at(side, pool), depth=10)),
     ]
-    alone = ranks_of_each_view([one], None, "logits", dataset, side, pool)
+    alone = ranks_of_each_view(ViewSearch([one], ALONE, dataset, side), pool)
     texts = said_of(one.captions if side == "captions" else one.images, text)
     figures = evaluate(dataset, stages, [("base+synonyms", "base")] if compared else [])
     return Made(dataset, figures, ExpandedStage(
@@ -103,10 +109,11 @@ def test_moves_by_hand() -> None:
     """Four queries: one rose far, one fell, one stayed although a view moves it alone, one has no views."""
     said = Said([["a", "b", "c"], ["d"], ["e", "f"], []])
     before, after = np.array([8, 1, 2, 5]), np.array([2, 3, 2, 5])
-    moves = Moves("captions", said, np.arange(4), before, after, [np.array([2, 3, 2, 5]), np.array([8, 1, 1, 5])], number=3)
+    by = said_by(said, [np.array([2, 3, 2, 5]), np.array([8, 1, 1, 5])], number=3)
+    moves = Moves(by, np.arange(4), before, after)
     assert moves.counts() == {"up": 1, "down": 1, "same": 2}
     assert moves.shown() == [0, 1], "8 to 2 is fourfold, 1 to 3 threefold"
-    rows = [tuple(row.values()) for row in moves.table("s", ["q0", "q1", "q2", "q3"]).to_pylist()]
+    rows = [tuple(row.values()) for row in moves.table(["q0", "q1", "q2", "q3"]).to_pylist()]
     assert rows == [
         ("s", "text_to_image", "q0", 1, "a", 8, 2, 2, True),
         ("s", "text_to_image", "q0", 2, "b", 8, 2, 8, False),
@@ -115,14 +122,14 @@ def test_moves_by_hand() -> None:
         ("s", "text_to_image", "q2", 1, "e", 2, 2, 2, False),
         ("s", "text_to_image", "q2", 2, "f", 2, 2, 1, True),
     ]
-    assert len(replace(moves, number=1).table("s", ["q0", "q1", "q2", "q3"])) == 3, "what the pool leaves out is not said"
+    first = replace(moves, by=replace(by, pool=Pool("max", 1, 1.0)))
+    assert len(first.table(["q0", "q1", "q2", "q3"])) == 3, "what the pool leaves out is not said"
 
 
 def test_examples_by_hand() -> None:
     dataset = caption_set(2)
-    moves = Moves(
-        "captions", Said([["a", "b"], ["c"], []]), np.arange(3), np.array([8, 1, 2]), np.array([2, 3, 1]), [np.array([4, 1, 2])], 3
-    )
+    by = said_by(Said([["a", "b"], ["c"], []]), [np.array([4, 1, 2])], 3)
+    moves = Moves(by, np.arange(3), np.array([8, 1, 2]), np.array([2, 3, 1]))
     assert moves.examples(dataset) == [
         {
             "query_id": "i00#0",
@@ -148,7 +155,7 @@ def test_shown_are_the_largest_moves_of_both_ways(num_up: int, num_down: int, ex
     num = num_up + num_down
     up_Q, step_Q = np.random.default_rng(0).permutation(np.arange(num) < num_up), np.random.default_rng(1).permutation(num) + 2
     before_Q, after_Q = np.where(up_Q, step_Q, 1), np.where(up_Q, 1, step_Q)
-    shown = Moves("captions", Said([["x"]] * num), np.arange(num), before_Q, after_Q, [before_Q], 1).shown()
+    shown = Moves(said_by(Said([["x"]] * num), [before_Q], 1), np.arange(num), before_Q, after_Q).shown()
     assert (int(up_Q[shown].sum()), int((~up_Q[shown]).sum())) == expected
     assert [int(step_Q[query]) for query in shown] == sorted(step_Q[shown].tolist(), reverse=True)
     for way in (up_Q, ~up_Q):
@@ -204,12 +211,13 @@ def test_the_record_is_recomputed_from_the_rows() -> None:
 
 def test_what_was_tried_stands_where_it_was_chosen() -> None:
     found, other = made(), caption_set(15)
-    choice = choose_pool([member(other, 1, views=2)], None, "logits", other, "captions", ["max"])
-    record = replace(found, arm=replace(found.arm, choice=choice, chosen_on=other)).record()
+    choice = choose_pool(ViewSearch([member(other, 1, views=2)], ALONE, other, "captions"), ["max"])
+    record = replace(found, arm=replace(found.arm, choice=choice)).record()
     assert record["chosen_on"]["num_images"] == 15 and len(record["curve"]) == 1 + 2 * 4
     assert record["curve"][0]["pool"] is None
     for point, row in zip(choice.tried, record["curve"], strict=True):
-        assert row["R@1"] == pytest.approx(sum(rank == 1 for rank in point.ranks_Q.tolist()) / len(point.ranks_Q))
+        ranks = point.ranks["text_to_image"].tolist()
+        assert row["R@1"] == pytest.approx(sum(rank == 1 for rank in ranks) / len(ranks))
         assert row["ci95"][0] <= row["R@1"] <= row["ci95"][1]
 
 
@@ -232,8 +240,8 @@ def test_a_pair_that_is_not_compared_is_compared_here(tmp_path: Path) -> None:
 
 def test_off_is_off(tmp_path: Path) -> None:
     found, other = made(), caption_set(6)
-    choice = choose_pool([member(other, 1)], None, "logits", other, "captions")
-    off = replace(found, arm=replace(found.arm, stage="never measured", pool=None, view_ranks=(), choice=choice, chosen_on=other))
+    choice = choose_pool(ViewSearch([member(other, 1)], ALONE, other, "captions"))
+    off = replace(found, arm=replace(found.arm, stage="never measured", pool=None, view_ranks=(), choice=choice))
     record = off.record()
     assert record["measured"] == {} and record["examples"] == [] and record["moved"] is None and record["num_views_used"] == 0
     assert expansion_table(off.figures, off.dataset, [off.arm]) is None
@@ -263,8 +271,9 @@ def test_the_table_is_written_whole(tmp_path: Path) -> None:
     found = made()
     table = expansion_table(found.figures, found.dataset, [found.arm])
     assert table is not None
-    path = write_expansions(tmp_path / "expansions.parquet", table)
-    assert pq.read_table(path).equals(table) and [p.name for p in tmp_path.iterdir()] == ["expansions.parquet"]
+    Report(found.dataset, found.figures, expansions=table).write(tmp_path)
+    names = {"expansions.parquet", "queries.parquet", "report.html", "report.json"}
+    assert pq.read_table(tmp_path / "expansions.parquet").equals(table) and {p.name for p in tmp_path.iterdir()} == names
 
 
 def test_views_of_candidates_are_those_of_the_caption_s_own_image() -> None:

@@ -16,9 +16,10 @@ from eval.report.section import section_lines
 from eval.search.ranking import DIRECTIONS
 from eval.search.stage import Stage
 from rerank.combine.combine import rank_ensemble
-from rerank.combine.ensemble_weights import EnsembleChoice, choose_ensemble
-from rerank.combine.equal_cost import num_pairs
-from rerank.combine.record import ENSEMBLES, EnsembleStage, MemoryFootprint, combined_sections
+from rerank.combine.ensemble_weights import choose_ensemble
+from rerank.combine.record import ENSEMBLES, EnsembleStage, combined_sections
+from rerank.combine.tuning import TunedSetting
+from rerank.combine.views import LateFusion
 from rerank.scoring.candidates import candidate_lists
 from tests.unit.eval.reranked_set import TOP_K, reranked
 from tests.unit.rerank.combine.member_sets import caption_set, member
@@ -34,7 +35,7 @@ def stage(name: str, dataset: RetrievalSet, seeds: list[int], weights: list[floa
 
 
 def with_cost(twin: Stage, seconds_a_pair: float) -> Stage:
-    """As `rerank.reorder.stages.reranking_cost` has it, half of the pairs kept from earlier scorings."""
+    """As `rerank.reorder.stages.reranked` has it, half of the pairs kept from earlier scorings."""
     needed = candidate_lists(stage("base", caption_set(24, "test"), [1], [1.0]).rankings.values(), TOP_K).num_pairs
     scored = needed // 2
     cost = {"pairs_needed": needed, "pairs_scored": scored, "rerank_seconds": seconds_a_pair * scored, "seconds": 1.0, "top_k": TOP_K}
@@ -55,25 +56,24 @@ def figures() -> tuple[RetrievalSet, Figures]:
 
 
 @pytest.fixture(scope="module")
-def choice() -> tuple[RetrievalSet, EnsembleChoice]:
+def choice() -> TunedSetting[LateFusion]:
     other = caption_set(12, "val")
-    return other, choose_ensemble([member(other, 1), member(other, 2)], other, ["logits", "reciprocal-rank"])
+    return choose_ensemble([member(other, 1), member(other, 2)], other, ["logits", "reciprocal-rank"])
 
 
 def arm(**others: Any) -> EnsembleStage:
     return EnsembleStage(
-        stage="ensemble",
         members=["base", "large"],
-        weights=[0.4, 0.6],
-        combination="logits",
-        footprint=MemoryFootprint(400, 96),
-        first_footprint=MemoryFootprint(100, 32),
+        first=stage("base", caption_set(24, "test"), [1], [1.0]),
+        fusion=LateFusion("logits", (0.4, 0.6)),
+        footprint={"weight_bytes": 400, "vector_bytes": 96},
+        first_footprint={"weight_bytes": 100, "vector_bytes": 32},
         **others,
     )
 
 
 def record_of(figures: tuple[RetrievalSet, Figures], **others: Any) -> dict[str, Any]:
-    (record,) = combined_sections(figures[1], figures[0], [arm(**others)], [])[0].record
+    (record,) = combined_sections(figures[1], figures[0], arm(**others), [])[0].record
     return json.loads(json.dumps(record, allow_nan=False))
 
 
@@ -127,13 +127,12 @@ def test_differences_have_the_interval_of_the_comparisons(figures: tuple[Retriev
 
 
 def test_the_curve_is_what_was_tried(figures, choice) -> None:
-    dataset, tried = choice
-    record = record_of(figures, choice=tried, chosen_on=dataset)
+    record = record_of(figures, choice=choice)
     assert record["chosen_on"]["split"] == "val" and record["chosen_on"]["num_images"] == 12
-    assert len(record["curve"]) == len(tried.tried) == 2 * 21
-    for point, row in zip(tried.tried, record["curve"], strict=True):
+    assert len(record["curve"]) == len(choice.tried) == 2 * 21
+    for point, row in zip(choice.tried, record["curve"], strict=True):
         shares = {d: sum(rank == 1 for rank in point.ranks[d].tolist()) / len(point.ranks[d]) for d in DIRECTIONS}
-        assert (row["combination"], tuple(row["weights"])) == (point.combination, point.weights)
+        assert (row["combination"], tuple(row["weights"])) == (point.setting.combination, point.setting.weights)
         assert row["R@1"] == pytest.approx(shares | {"both": sum(shares.values()) / 2})
         assert all(row["ci95"][key][0] <= row["R@1"][key] <= row["ci95"][key][1] for key in row["R@1"])
 
@@ -142,7 +141,7 @@ def test_an_interval_of_the_curve_is_that_of_the_report(figures) -> None:
     """The same stage measured as any stage."""
     dataset, measured = figures
     choice = choose_ensemble([member(dataset, 1), member(dataset, 2)], dataset, ["logits"])
-    curve = record_of(figures, choice=choice, chosen_on=dataset)["curve"]
+    curve = record_of(figures, choice=choice)["curve"]
     (row,) = [row for row in curve if row["weights"] == [0.4, 0.6]]
     for direction in DIRECTIONS:
         assert row["ci95"][direction] == pytest.approx(measured.stages["ensemble"][direction]["ci95"]["R@1"])
@@ -162,13 +161,6 @@ def pairs_by_hand(dataset: RetrievalSet, k: int) -> int:
         for query, items in enumerate(base.rankings[direction].top_indices_QK[:, :k].tolist()):
             pairs |= {(query, item) if direction == "image_to_text" else (item, query) for item in items}
     return len(pairs) if k > 1 else 0
-
-
-def test_pairs_of_every_k_are_those_of_the_scoring(figures: tuple[RetrievalSet, Figures]) -> None:
-    dataset, measured = figures
-    sizes = list(range(1, TOP_K + 1))
-    assert num_pairs(measured.queries, dataset, "base", sizes) == [pairs_by_hand(dataset, k) for k in sizes]
-    assert num_pairs(measured.queries, dataset, "base", [TOP_K]) == [measured.stages["base+blip"]["cost"]["pairs_needed"]]
 
 
 @pytest.mark.parametrize("seconds_a_pair", [0.01, 0.15, 0.25, 0.4, 9.0])
@@ -204,17 +196,17 @@ def test_what_a_pair_takes_is_not_made_up_where_none_was_scored(figures: tuple[R
 
 
 def test_sections_are_absent_where_nothing_was_asked(figures: tuple[RetrievalSet, Figures]) -> None:
-    assert combined_sections(figures[1], figures[0], [], []) == []
+    assert combined_sections(figures[1], figures[0], None, []) == []
 
 
 def page_of(figures: tuple[RetrievalSet, Figures], folder: Path, **others: Any) -> tuple[str, dict[str, Any]]:
     dataset, measured = figures
-    sections = combined_sections(measured, dataset, [arm(**others)], [])
+    sections = combined_sections(measured, dataset, arm(**others), [])
     return (write_report(folder, measured, sections) / "report.html").read_text(), report_record(measured, sections)
 
 
 def test_the_page_shows_the_curve_the_cost_and_the_same_seconds(figures, choice, tmp_path: Path) -> None:
-    page, record = page_of(figures, tmp_path, choice=choice[1], chosen_on=choice[0], reranked="base+blip")
+    page, record = page_of(figures, tmp_path, choice=choice, reranked="base+blip")
     assert page.count('<tr class="member">') == 3 and page.count('<tr class="cost">') == 2
     assert page.count("R@1 over the weight of large in ensemble") == 2, "a drawing for each combination"
     points = [line for line in page.splitlines() if '<tr class="point' in line]
@@ -233,8 +225,7 @@ def test_seconds_that_buy_no_reranking_say_so(tmp_path: Path) -> None:
 
 
 def test_the_chosen_point_is_marked_in_words(figures, choice, tmp_path: Path) -> None:
-    dataset, tried = choice
-    page, _ = page_of(figures, tmp_path, choice=replace(tried, weights=(0.4, 0.6)), chosen_on=dataset)
+    page, _ = page_of(figures, tmp_path, choice=choice)
     assert page.count("✓ mean of logits (chosen)") == 1
     assert "Were those seconds" not in page
 
@@ -244,8 +235,8 @@ def test_three_members_are_a_table_of_the_twenty_best(figures, tmp_path: Path) -
     other = caption_set(12, "val")
     choice = choose_ensemble([member(other, seed) for seed in (1, 2, 3)], other, ["logits"])
     members = ["base", "large", "base+blip"]
-    three = replace(arm(choice=choice, chosen_on=other), members=members, weights=[0.2, 0.5, 0.3])
-    sections = combined_sections(measured, dataset, [three], [])
+    three = replace(arm(choice=choice), members=members, fusion=LateFusion("logits", (0.2, 0.5, 0.3)))
+    sections = combined_sections(measured, dataset, three, [])
     page = (write_report(tmp_path, measured, sections) / "report.html").read_text()
     rows = [line for line in page.splitlines() if '<tr class="point' in line]
     assert len(rows) == 20 and "<svg" not in page.split("<h2>Ensembles</h2>")[1].split("<h2>")[0]

@@ -14,8 +14,7 @@ from eval.captions import normalise
 from eval.errors import UserError
 from eval.processes import Processes
 from rerank.expansions.additional_texts import MOST
-from rerank.expansions.generated import BLOCK, Paraphraser, cleaned
-from rerank.expansions.language_model import CAUSAL_PROMPT, CHAT_PROMPT, MAX_NEW_TOKENS, SEQ2SEQ_PROMPT, LanguageModelFiles
+from rerank.expansions.generated import BLOCK, CAUSAL_PROMPT, CHAT_PROMPT, MAX_NEW_TOKENS, SEQ2SEQ_PROMPT, Paraphraser, cleaned
 from rerank.expansions.parse import parse_expansion
 from tests.tiny_blip import write_tiny_blip
 from tests.unit.rerank.combine.expansion_set import split_of
@@ -48,9 +47,9 @@ def test_what_is_kept_is_clean_new_and_the_same_each_time(models: dict[str, Path
 
 
 def test_the_answers_are_those_of_plain_beam_search(models: dict[str, Path]) -> None:
-    files = LanguageModelFiles.read(str(models["llama"]), "--expand x")
-    prompts = [files.prompted(caption) for caption in ("a red dog runs", "the cat")]
-    answers = files.load(torch.device("cpu")).write_again(prompts, 2)
+    paraphraser = Paraphraser.read(str(models["llama"]))
+    prompts = [paraphraser.prompted(caption) for caption in ("a red dog runs", "the cat")]
+    answers = paraphraser.write_again(paraphraser.load(torch.device("cpu")), prompts, 2)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(models["llama"]), AutoTokenizer.from_pretrained(models["llama"])
     for prompt, answer in zip(prompts, answers, strict=True):  # one at a time: no padding
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
@@ -63,13 +62,13 @@ def test_the_answers_are_those_of_plain_beam_search(models: dict[str, Path]) -> 
 def test_prompts(models: dict[str, Path], tmp_path: Path) -> None:
     t5, llama = (parse_expansion(f"paraphrase:{models[kind]}") for kind in ("t5", "llama"))
     assert isinstance(t5, Paraphraser) and isinstance(llama, Paraphraser)
-    assert (t5.files.prompt, llama.files.prompt) == (SEQ2SEQ_PROMPT, CAUSAL_PROMPT)
-    assert llama.files.prompted("a dog") == "Caption: a dog\nThe same caption in other words:"
+    assert (t5.prompt, llama.prompt) == (SEQ2SEQ_PROMPT, CAUSAL_PROMPT)
+    assert llama.prompted("a dog") == "Caption: a dog\nThe same caption in other words:"
     shutil.copytree(models["llama"], tmp_path / "chat")
     (tmp_path / "chat" / "chat_template.jinja").write_text(TEMPLATE)
     chat = parse_expansion(f"paraphrase:{tmp_path / 'chat'}")
-    assert isinstance(chat, Paraphraser) and chat.files.prompt == CHAT_PROMPT
-    assert chat.files.prompted("a dog") == f"the {CHAT_PROMPT.format('a dog')} . same "
+    assert isinstance(chat, Paraphraser) and chat.prompt == CHAT_PROMPT
+    assert chat.prompted("a dog") == f"the {CHAT_PROMPT.format('a dog')} . same "
 
 
 class Both:
@@ -96,7 +95,7 @@ def test_two_processes_say_what_one_says(models: dict[str, Path]) -> None:
     assert isinstance(paraphraser, Paraphraser)
     captions = list(dict.fromkeys(SPLIT.captions))
     assert len(captions) > BLOCK  # more than a block
-    model = paraphraser.files.load(torch.device("cpu"))
+    model = paraphraser.load(torch.device("cpu"))
     second = Both(1, json.dumps([[["x"]] * BLOCK]).encode())
     paraphraser._answers(model, captions, second)  # type: ignore[arg-type]
     first = Both(0, second.own)

@@ -1,6 +1,7 @@
 """FILE_OR_METHOD: what is understood, what is refused, and what the expansions say of themselves."""
 
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from demo.phrases import WORDS
 from eval.captions import normalise
 from eval.errors import UserError
-from rerank.expansions.additional_texts import CaptionExpansions, caption_expansions
+from rerank.expansions.additional_texts import CaptionExpansions
 from rerank.expansions.base import TextExpansion
 from rerank.expansions.parse import parse_expansion
 from rerank.expansions.synonyms import Dictionary
@@ -61,8 +62,9 @@ TEXTS = st.lists(st.sampled_from(["a dog", "A DOG!", "a cat", "", "?!", "one", "
 @given(st.lists(TEXTS, min_size=3, max_size=3), st.integers(1, 4))
 def test_what_is_kept_is_new_and_every_text_is_kept_or_counted(said: list[list[str]], most: int) -> None:
     dataset = split_of(["a dog"], ["a cat", "an owl"])
-    kept = caption_expansions(dataset, said, name="x", source="y", most=most)
-    cut = caption_expansions(dataset, map(iter, said), name="x", source="y", most=most, cut=True)
+    with patch("rerank.expansions.additional_texts.MOST", most):
+        kept = CaptionExpansions.select(dataset, said, name="x", source="y")
+        cut = CaptionExpansions.select(dataset, map(iter, said), name="x", source="y", cut=True)
     assert cut.sha256() == kept.sha256() and "beyond the most" not in cut.dropped
     for caption, texts in enumerate(said):
         expected: dict[str, str] = {}

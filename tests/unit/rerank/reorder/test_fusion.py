@@ -112,10 +112,3 @@ def test_it_helps_where_each_is_right_in_its_own_way() -> None:
     chosen = choose_weight(drawn.first, drawn.scores(), 12)
     mean = {weight: fmean(float((ranks[d] == 1).mean()) for d in DIRECTIONS) for weight, ranks in chosen.ranks.items()}
     assert chosen.fusion.weight > 0 and mean[chosen.fusion.weight] > mean[0.0] + 0.02
-
-
-@pytest.mark.parametrize("weights", [[], [0.0, -1.0], [float("inf")], [float("nan")]])
-def test_weights_that_mean_nothing_are_refused(weights: list[float]) -> None:
-    drawn = made(0, 3, 3, 4, 2)
-    with pytest.raises(ValueError, match="weights: expected finite ones of 0 or more"):
-        choose_weight(drawn.first, drawn.scores(), 2, weights)

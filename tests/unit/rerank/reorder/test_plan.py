@@ -1,4 +1,4 @@
-"""rerank/reorder/plan.py, reranking.py and the stages of tuned_stages.py on two small splits: of one scoring, measured as any, told in the
+"""rerank/reorder/plan.py, reranking.py and the tuned stages of stages.py on two small splits: of one scoring, measured as any, told in the
 report."""
 
 from collections.abc import Sequence
@@ -23,7 +23,6 @@ from rerank.reorder.record import ADAPTIVE, FUSION
 from rerank.reorder.reranking import Reranked, rerank_stages
 from rerank.reorder.skipping import choose_margin, needed_lists, rerank_within
 from rerank.reorder.stages import score_stages
-from rerank.reorder.tuned_stages import tuned_stages
 from rerank.scoring.candidates import candidate_lists
 from tests.unit.eval.reranked_set import first_stage, picture_set
 
@@ -155,7 +154,7 @@ def test_where_nothing_may_be_skipped_the_arm_is_full_reranking_and_the_report_s
     measured, chosen = splits[0], replace(made[0].tuned[0], margin=float("inf"), fusion=None)
     (here,), twin = retrieved(measured), made[0].stages[0]
     scores = score_stages(measured, [here], Toy(*splits), TOP_K)
-    (arm,) = tuned_stages([chosen], [here, twin], scores)
+    (arm,) = chosen.stages(here, scores, twin.cost)
     assert all(np.array_equal(arm.rankings[d].top_indices_QK, twin.rankings[d].top_indices_QK) for d in DIRECTIONS)
     figures = evaluate(measured, [here, twin, arm])
     sections = Reranked([arm], scores, [chosen]).sections(figures, measured)

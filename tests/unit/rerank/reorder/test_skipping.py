@@ -57,7 +57,7 @@ def test_a_margin_beyond_all_is_full_reranking_and_saves_nothing(drawn: Drawn) -
         assert (made_of.saved, made_of.lost, made_of.loss) == (0, 0.0, 0.0)
         assert made_of.pairs == candidate_lists(drawn.first.values(), drawn.top_k).num_pairs
     none = saving(drawn.first, drawn.scores(), drawn.top_k, 0.0)
-    assert none.share == 1.0
+    assert none.share_saved == 1.0
     assert all(
         np.array_equal(rerank_within(f, drawn.scores(), drawn.top_k, 0.0).top_indices_QK, f.top_indices_QK) for f in drawn.first.values()
     )
@@ -143,7 +143,6 @@ def test_loss_is_the_fall_of_mean_recall(drawn: Drawn, margin: float) -> None:
         (lambda d: depths(d.first["image_to_text"], 5, 0.1), "top_k of 2 to 4"),
         (lambda d: depths(d.first["image_to_text"], 2, -0.1), "0 or more; found -0.1"),
         (lambda d: depths(d.first["image_to_text"], 2, float("nan")), "0 or more; found nan"),
-        (lambda d: choose_margin(d.first, d.scores(), 3, 1.5), "share from 0 to 1"),
     ],
 )
 def test_what_has_no_meaning_is_refused(ask, message: str) -> None:

@@ -11,14 +11,14 @@ from rerank.scorers.base import caption_batches
 def test_batches_hold_every_caption_once_and_no_needless_padding(ids: list[tuple[int, ...]], chunk_size: int) -> None:
     seen = []
     last_longest = 0
-    for batch in caption_batches(ids, chunk_size, pad_token_id=0):
-        lengths = batch.attention_mask_CL.sum(dim=1).tolist()
-        assert len(batch.positions_C) <= chunk_size
-        assert batch.input_ids_CL.shape == batch.attention_mask_CL.shape == (len(lengths), max(lengths))
+    for positions_C, input_ids_CL, mask_CL in caption_batches(ids, chunk_size, pad_token_id=0):
+        lengths = mask_CL.sum(dim=1).tolist()
+        assert len(positions_C) <= chunk_size
+        assert input_ids_CL.shape == mask_CL.shape == (len(lengths), max(lengths))
         assert min(lengths) >= last_longest
         last_longest = max(lengths)
-        for position, row, length in zip(batch.positions_C.tolist(), batch.input_ids_CL.tolist(), lengths, strict=True):
+        for position, row, length in zip(positions_C.tolist(), input_ids_CL.tolist(), lengths, strict=True):
             assert tuple(row[:length]) == ids[position]
             assert set(row[length:]) <= {0}
-        seen += batch.positions_C.tolist()
+        seen += positions_C.tolist()
     assert np.array_equal(np.sort(seen), np.arange(len(ids)))

@@ -13,7 +13,7 @@ import torch
 from transformers import BlipConfig, BlipForImageTextRetrieval, GenerationConfig
 
 from eval.errors import UserError
-from rerank.expansions.language_model import LanguageModelFiles
+from rerank.expansions.generated import Paraphraser
 from rerank.scorers.load import load_scorer
 from tests.bin_checkpoints import bin_folder, in_hub_cache
 from tests.small_job import SmallWorld
@@ -81,10 +81,12 @@ def test_a_language_model_keeps_its_generation_settings(tmp_path: Path, write, h
     else:
         (twin / "generation_config.json").unlink(missing_ok=True)
     cpu = torch.device("cpu")
-    models = [LanguageModelFiles.read(str(at), "x").load(cpu) for at in (twin, bin_folder(twin, tmp_path / "bin"))]
-    expected, found = (model.model.generation_config.to_dict() for model in models)
+    paraphrasers = [Paraphraser.read(str(at)) for at in (twin, bin_folder(twin, tmp_path / "bin"))]
+    models = [paraphraser.load(cpu) for paraphraser in paraphrasers]
+    expected, found = (model.generation_config.to_dict() for model in models)
     assert found == expected and (found["repetition_penalty"] == 1.5) is has_generation_config
-    assert models[0].write_again(["a red dog"], 2) == models[1].write_again(["a red dog"], 2)
+    texts = [paraphraser.write_again(model, ["a red dog"], 2) for paraphraser, model in zip(paraphrasers, models, strict=True)]
+    assert texts[0] == texts[1]
 
 
 def run(cache: Path, *words: object) -> subprocess.CompletedProcess[str]:

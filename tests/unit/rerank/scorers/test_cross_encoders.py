@@ -58,7 +58,8 @@ def test_scores_equal_plain_transformers_for_any_chunk_size(
     expected_N = plain[family.kind][:, -1]
     assert np.ptp(expected_N) > 0.1  # random weights that answer alike would prove nothing
     for chunk_size in (1, 2, 64):
-        scorer = load_scorer(str(folders[family.kind]), settings=ScorerSettings(chunk_size=chunk_size))
+        scorer = load_scorer(str(folders[family.kind]))
+        scorer.captions_at_once = chunk_size
         scores_N = scorer.score(noise(1), CAPTIONS)
         assert scores_N.dtype == np.float32 and scores_N.shape == (len(CAPTIONS),)
         np.testing.assert_allclose(scores_N, expected_N, atol=1e-5, rtol=0)
@@ -95,7 +96,8 @@ def test_bfloat16_gives_float32_scores_near_float32(family: Family, folders: dic
 
 
 def test_the_picture_is_encoded_once_and_captions_run_in_chunks(family: Family, folders: dict[str, Path], noise: Noise) -> None:
-    scorer = load_scorer(str(folders[family.kind]), settings=ScorerSettings(chunk_size=4))
+    scorer = load_scorer(str(folders[family.kind]))
+    scorer.captions_at_once = 4
     model = scorer._model
     pictures, texts = [], []
     if family.kind == "vilt":
@@ -115,7 +117,8 @@ def test_the_picture_is_encoded_once_and_captions_run_in_chunks(family: Family, 
 
 
 def test_blip2_computes_keys_of_the_picture_once_per_batch(folders: dict[str, Path], noise: Noise) -> None:
-    scorer = Blip2Scorer.load(str(folders["blip-2"]), settings=ScorerSettings(chunk_size=4))
+    scorer = Blip2Scorer.load(str(folders["blip-2"]))
+    scorer.captions_at_once = 4
     shapes = []
     keys = scorer._model.qformer.encoder.layer[0].crossattention.attention.key
     keys.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape[:2])))
@@ -136,7 +139,7 @@ def test_no_captions_no_scores_and_equal_captions_equal_bits(family: Family, fol
 def test_a_word_the_model_has_no_row_for_reads_as_unknown(folders: dict[str, Path], noise: Noise) -> None:
     """BLIP-2's processor adds <image> behind the last word, beyond the model's table."""
     scorer = Blip2Scorer.load(str(folders["blip-2"]))
-    assert len(scorer._checkpoint.tokenizer) == scorer._num_tokens
+    assert len(scorer._checkpoint.tokenizer) == scorer._model.config.qformer_config.vocab_size
     scorer._checkpoint.tokenizer.add_tokens(["<video>"], special_tokens=True)
     scores_N = scorer.score(noise(1), ["a <video> dog", "a zebra dog"])
     assert scores_N[0] == scores_N[1]
@@ -160,7 +163,8 @@ def test_fingerprint_follows_what_changes_scores_and_nothing_else(
     folder = str(folders[family.kind])
     scorer = load_scorer(folder)
     fingerprint = scorer.fingerprint
-    again = load_scorer(folder, settings=ScorerSettings(chunk_size=2))
+    again = load_scorer(folder)
+    again.captions_at_once = 2
     again.score(noise(1), CAPTIONS)
     assert again.fingerprint == fingerprint
     others = {load_scorer(folder, settings=ScorerSettings(precision="bfloat16")).fingerprint}

@@ -12,7 +12,7 @@ from PIL import Image
 
 from eval.errors import UserError
 from rerank.scorers.load import load_scorer
-from rerank.scorers.probes import CAPTIONS, ProbeScores, check_scorer, drawn_disc, drawn_stripes, fault_of
+from rerank.scorers.probes import CAPTIONS, check_scorer, drawn_disc, drawn_stripes, fault_of
 from rerank.scorers.scorer import InputLimits, Precision, ScorerSettings
 from tests.unit.rerank.scorers.tiny_cross_encoders import FAMILIES, changed_copy
 
@@ -90,10 +90,10 @@ def test_a_wrong_number_of_scores_is_our_own_fault() -> None:
         check_scorer(Short(lambda shade, length, batch: shade * length), "some/model")
 
 
-def rounded(scores_IC: np.ndarray) -> ProbeScores:
+def rounded(scores_IC: np.ndarray) -> tuple[np.ndarray, float]:
     """As a float32 scorer gives them, the pair alone to the last bit."""
     single_IC = scores_IC.astype(np.float32).astype(np.float64)
-    return ProbeScores(single_IC, float(single_IC[0, 0]))
+    return single_IC, float(single_IC[0, 0])
 
 
 NUMBERS = st.floats(-3, 3)
@@ -103,14 +103,14 @@ NUMBERS = st.floats(-3, 3)
 def test_what_does_not_read_them_together_is_refused_at_any_scale(pictures: list[float], captions: list[float], exponent: int) -> None:
     """One number for the picture plus one for the caption, either of them possibly 0, is refused whatever the rounding."""
     scores_IC = np.add.outer(np.float32(pictures), np.float32(captions)) * np.float32(10.0**exponent)
-    assert fault_of(rounded(scores_IC), "float32") is not None
+    assert fault_of(*rounded(scores_IC), "float32") is not None
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(-8, 4), st.floats(-100, 100))
 def test_what_reads_both_is_accepted_at_any_scale(seed: int, exponent: int, offset: float) -> None:
     """Random scores plus an offset a hundred times as large: differences of a thousandth and less are above float32's noise."""
     scores_IC = (np.random.default_rng(seed).normal(size=(2, 3)) + offset) * 10.0**exponent
-    assert fault_of(rounded(scores_IC), "float32") is None
+    assert fault_of(*rounded(scores_IC), "float32") is None
 
 
 def test_the_drawn_pictures_differ_in_content_and_not_in_size() -> None:

@@ -18,7 +18,7 @@ from eval.execution import Execution
 from eval.manifest.manifest import read_manifest
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
-from rerank.scoring.candidates import CandidateLists
+from rerank.scoring.candidates import CandidateLists, candidate_lists
 from rerank.scoring.pair_scores import PairScores, complete_scores
 from rerank.scoring.score_cache import ScoreCache
 from tests.unit.rerank.stage_of_random_rankings import random_stage
@@ -147,7 +147,7 @@ def test_what_ends_a_scoring_between_images_costs_no_image_that_was_done(tmp_pat
 
 
 def test_a_larger_k_and_another_first_stage_score_only_what_is_new(tmp_path: Path) -> None:
-    from rerank.reorder.stages import reranked_stages, stage_lists
+    from rerank.reorder.stages import reranked_stages
 
     dataset, base, tuned = (
         Colours(),
@@ -159,7 +159,7 @@ def test_a_larger_k_and_another_first_stage_score_only_what_is_new(tmp_path: Pat
     for stages, top_k in (([base], 2), ([base], 3), ([base, tuned], 3), ([tuned], 2)):
         scorer = FormulaScorer()
         reranked = reranked_stages(dataset, stages, scorer, top_k, cache=ScoreCache(tmp_path), show_progress=False)
-        own = [stage_lists(stage, top_k) for stage in stages]
+        own = [candidate_lists(stage.rankings.values(), top_k) for stage in stages]
         for stage, lists in zip(reranked, own, strict=True):
             new = lists.difference(known)
             assert (stage.cost["pairs_needed"], stage.cost["pairs_scored"]) == (lists.num_pairs, new.num_pairs)

@@ -54,8 +54,6 @@ def test_shares_are_whole_lists_and_together_everything(pairs: list, world_size:
     assert sorted(pair for share in shares for pair in pairs_of(share)) == pairs_of(lists)
     for rank, share in enumerate(shares):
         assert share.image_indices_I.tolist() == lists.image_indices_I.tolist()[rank::world_size]
-    with pytest.raises(ValueError, match="rank"):
-        lists.share(world_size, world_size)
 
 
 @given(st.integers(1, 5), st.integers(1, 7), st.data())
@@ -88,5 +86,3 @@ def test_indices_that_are_none_are_refused() -> None:
         lists_of([(-1, 0)])
     with pytest.raises(ValueError, match="caption indices"):
         lists_of([(0, 2**31)])
-    with pytest.raises(ValueError, match="at least one ranking"):
-        candidate_lists([], 1)

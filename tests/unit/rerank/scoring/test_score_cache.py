@@ -371,13 +371,6 @@ def test_files_of_the_former_format_are_named_once_and_not_read(tmp_path: Path) 
     assert len(said) == 1
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_only_finite_scores_are_cached(tmp_path: Path, value: float) -> None:
-    with pytest.raises(ValueError, match="finite"):
-        write(opened(tmp_path), 1, {1: value})
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_memory_does_not_grow_with_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read at once is a few images' lists, of a cache of 4 MB."""
     monkeypatch.setattr(score_cache, "_IMAGES_AT_ONCE", 10)

@@ -24,6 +24,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "only easy": ({"negatives__easy_until_step": 6}, "leaves no step of train.max_steps 6"),
     "no probability": ({"negatives__drop_matches_at": 1.5}, "negatives.drop_matches_at"),
     "a tower's rate": ({"train__image_learning_rate": 1e-4}, "train.image_learning_rate: unknown key"),
+    "a constant": ({"constant_answer": {"within": 0.05}}, "constant_answer: unknown key"),
     "misspelt": ({"negatives__fill_with_esy": True}, "did you mean fill_with_easy"),
     "no splits": ({"data__train_split": None}, "val_split and data.test_split must be null too"),
 }
@@ -45,6 +46,12 @@ def test_overrides_and_defaults(tmp_path: Path) -> None:
     assert load_run_config(RerankerConfig, WORLD.write_config(tmp_path, model__what="head")).model.adapters is None
 
 
+def test_what_an_earlier_run_wrote_of_a_constant_answer_is_left_out(tmp_path: Path) -> None:
+    """Its values then are constants now; other ones are refused (above)."""
+    path = WORLD.write_config(tmp_path, constant_answer={"within": 0.03, "over_steps": 50})
+    assert load_run_config(RerankerConfig, path, []) == load_run_config(RerankerConfig, WORLD.write_config(tmp_path), [])
+
+
 def test_the_rules_of_mining_are_the_ones_asked_for() -> None:
     negatives = reranker_config.NegativesConfig(drawn_from=5, margin=-1.0, near_duplicates=True, rank_min=3, perc_pos=0.9)
     assert reranker_config.NegativesConfig().mining("columns").denoise is None
@@ -64,4 +71,4 @@ def test_every_key_is_documented() -> None:
     kinds = [kind for kind in vars(reranker_config).values() if isinstance(kind, type) and issubclass(kind, BaseModel)]
     sections = [kind for kind in kinds if kind.__module__ == "train.config.reranker"]
     undocumented = {f"{kind.__name__}.{name}" for kind in sections for name, field in kind.model_fields.items() if not field.description}
-    assert undocumented == {f"RerankerConfig.{name}" for name in ("model", "negatives", "train", "evaluation", "constant_answer")}
+    assert undocumented == {f"RerankerConfig.{name}" for name in ("model", "negatives", "train", "evaluation")}

@@ -128,6 +128,7 @@ def test_every_fault_is_named_at_once_with_the_nearest_key(tmp_path: Path) -> No
         ),
         ({"mining": {"mine_every_steps": 5, "form": "neighbours", "pool": "more.txt"}}, "so pool would do nothing"),
         ({"mining": {"mine_every_steps": 5, "form": "images", "negatives_per_image": 8}}, "do not fit into train.batch_size 8"),
+        ({"mining": {"mine_every_steps": 5, "ensemble": ["x"]}}, "mining: ensemble was removed, as no result showed that it helps"),
         ({"mining": {}}, "exactly one of mine_every_steps and mine_every_epochs"),
         ({"mining": {"mine_every_steps": 5, "mine_every_epochs": 1}}, "exactly one of mine_every_steps and mine_every_epochs"),
         ({"mining": {"mine_every_steps": 5, "rank_max": 65}}, "rank_max 65 lies beyond pool_top_k 64"),
@@ -150,8 +151,8 @@ def test_every_fault_is_named_at_once_with_the_nearest_key(tmp_path: Path) -> No
         ({"mining": {"mine_every_steps": 5, "distil": {"model": "m", "strength": 1.1}}}, "mining.distil.strength"),
         ({"mining": {"mine_every_steps": 5, "distil": {"model": "m", "temperature": 0}}}, "mining.distil.temperature"),
         ({"mining": {"mine_every_steps": 5, "distil": {"model": "m", "form": "columns"}}}, "mining.distil.form"),
-        ({"mining": {"mine_every_steps": 5, "distil": {"model": "m"}, "form": "images"}}, "distil labels those alone"),
-        ({"mining": {"mine_every_steps": 5, "distil": {"model": "m"}, "form": "neighbours"}}, "distil labels those alone"),
+        ({"mining": {"mine_every_steps": 5, "distil": {"model": "m"}, "form": "images"}}, "no columns to the loss, so distil would do"),
+        ({"mining": {"mine_every_steps": 5, "distil": {"model": "m"}, "form": "neighbours"}}, "so distil would do nothing"),
         (
             {"mining": {"mine_every_steps": 5, "distil": {"model": "m"}, "denoise": {"model": "n"}}},
             "mining.denoise asks n and mining.distil m: a pair is scored once",

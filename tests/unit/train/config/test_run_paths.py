@@ -1,4 +1,4 @@
-"""train/config/run_paths.py: a run's relative paths, read from another folder than it was started in."""
+"""train/config/load.py: a run's relative paths, read from another folder than it was started in."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from train.config.job import JobConfig
-from train.config.run_paths import found_from_here
+from train.config.load import found_from_here
 
 TRAIN = {"max_steps": 4, "batch_size": 4, "learning_rate": 1e-3, "eval_every_steps": 2, "checkpoint_every_steps": 2}
 

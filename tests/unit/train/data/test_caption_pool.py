@@ -74,10 +74,10 @@ def test_a_pool_is_the_split_and_the_additional_captions() -> None:
     pool = CaptionPool(dataset, AdditionalCaptions(["The CAT.", "there is a dog", "a newt"], np.array([2, 3, 9])))
     assert len(pool) == 7 and [pool.text(index) for index in (0, 3, 4, 6)] == ["a dog", "an owl", "The CAT.", "a newt"]
     assert [pool.caption_id(index) for index in (1, 3, 4, 6)] == ["i000#1", "i002#0", "pool#2", "pool#9"]
-    assert [pool.index_of_line(line) for line in (2, 3, 9)] == [4, 5, 6]
+    assert [pool.index_of(f"pool#{line}", {}) for line in (2, 3, 9)] == [4, 5, 6]
     for line in (1, 4, 10):
         with pytest.raises(LookupError):
-            pool.index_of_line(line)
+            pool.index_of(f"pool#{line}", {})
     near = pool.is_near_duplicate(np.arange(3)[:, None], np.arange(7)[None, :])
     assert near.tolist() == [[True, True, True, False, True, True, False]] * 2 + [[False, False, False, True, False, False, False]]
     assert pool.hash_C[:4].tolist() == dataset.caption_hash_C.tolist() and len(set(pool.hash_C.tolist())) == 7

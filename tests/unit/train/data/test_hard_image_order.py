@@ -70,10 +70,9 @@ def test_anchors_then_their_hard_images_then_the_next_of_the_order(made: tuple[n
         expected += [image for image in row.tolist() if image not in expected]
     num_hard = len(expected) - len(anchors)
     expected += [image for image in following.tolist() if image not in expected][: batch_size - len(expected)]
-    batch = compose_anchored(anchors, hard, following, batch_size)
-    assert batch.images_B.tolist() == expected and batch.images_B.dtype == np.int64
-    assert len(set(expected)) == batch_size
-    assert (batch.num_anchors, batch.num_hard_images, batch.num_filled) == (len(anchors), num_hard, batch_size - len(anchors) - num_hard)
+    images, found_hard = compose_anchored(anchors, hard, following, batch_size)
+    assert images.tolist() == expected and images.dtype == np.int64
+    assert len(set(expected)) == batch_size and found_hard == num_hard
 
 
 def mined(num_images: int, num_captions: int, per_caption: int, seed: int = 0) -> tuple[Negatives, dict[int, list[int]]]:
@@ -100,10 +99,10 @@ def test_the_hard_images_of_each_anchors_caption_are_with_it(small_world: SmallW
     assert order.images(2).tolist() == anchors.base.images(2).tolist()
     assert order.step_record(2) == {"num_seeds": 8, "num_hard_images": 0, "num_filled": 0}
     for step in range(3, 60):
-        batch = order.batch(step)
-        assert batch.images_B[:2].tolist() == anchors.images(step).tolist() and len(set(batch.images_B.tolist())) == 8
-        wanted = {image for anchor in batch.images_B[:2] for image in hard[chosen_caption(dataset, int(anchor), order.epoch(step), 5)]}
-        assert set(batch.images_B[2 : 2 + batch.num_hard_images].tolist()) == wanted - set(batch.images_B[:2].tolist())
+        images, num_hard = order.batch(step)
+        assert images[:2].tolist() == anchors.images(step).tolist() and len(set(images.tolist())) == 8
+        wanted = {image for anchor in images[:2] for image in hard[chosen_caption(dataset, int(anchor), order.epoch(step), 5)]}
+        assert set(images[2 : 2 + num_hard].tolist()) == wanted - set(images[:2].tolist())
         assert sum(order.step_record(step).values()) == 8
     assert order.window_record() == {"num_seeds": 2, "steps_per_epoch": 20}
 

@@ -16,10 +16,10 @@ from train.config.mining import MiningConfig
 from train.data.batches import BatchBuilder
 from train.data.caption_pool import CaptionPool
 from train.data.hard_image_order import AnchorOrder
-from train.data.mined_order import columns_in_force, describe_form, epoch_order, images_due, is_due, order_in_force
+from train.data.mined_order import Order, columns_in_force, describe_form, epoch_order, images_due, is_due, order_in_force
 from train.data.negatives import Negatives, read_negatives, write_negatives
-from train.data.order import BatchOrder, Order
-from train.mining.ensemble import Retriever
+from train.data.order import BatchOrder
+from train.mining.candidates import Retriever
 from train.mining.mine import mine
 
 FORMS = ("images", "neighbours")

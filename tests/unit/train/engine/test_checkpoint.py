@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from eval.atomic import sweep
 from tests.small_job import SmallWorld
 from train.config.job import TrainConfig
 from train.config.model import ModelConfig
@@ -154,12 +155,13 @@ def test_a_damaged_one_of_the_same_step_is_replaced(saved: Checkpoints, tuned: T
     assert verify(saved.path(6)) == "" and saved.steps() == [0, 3, 6]
 
 
-@pytest.mark.parametrize("failing", ["train.engine.checkpoint.save_file", "train.engine.checkpoint._seal", "eval.atomic.sync_folder"])
+@pytest.mark.parametrize("failing", ["train.engine.checkpoint.save_file", "train.engine.checkpoint._seal", "eval.atomic.sync"])
 def test_a_write_that_fails_leaves_the_old_ones_and_no_litter(
     saved: Checkpoints, tuned: TunedModel, optimizer: torch.optim.Optimizer, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def fail(*arguments: object) -> None:
+        if failing != "eval.atomic.sync" or arguments == (saved.folder,):  # after the renaming
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(failing, fail)
     with pytest.raises(OSError, match="No space"):
@@ -178,7 +180,7 @@ def test_sweep_removes_leftovers_and_brings_back_what_was_being_replaced(saved: 
     shutil.copytree(saved.path(3), saved.folder / ".step-9.123.tmp")
     shutil.copytree(saved.path(3), saved.folder / ".step-3.124.old")
     os.rename(saved.path(6), saved.folder / ".step-6.125.old")
-    saved.sweep()
+    sweep(saved.folder)
     assert sorted(path.name for path in saved.folder.iterdir()) == ["step-0", "step-3", "step-6"]
     assert verify(saved.path(6)) == ""
 

@@ -162,14 +162,14 @@ def test_a_teacher_that_repeats_the_hard_labels_changes_nothing(scope: str) -> N
 
 def test_gradients_are_zero_where_student_and_teacher_agree_for_lists_up_to_a_shift() -> None:
     rows, agreed_m, own_b = torch.tensor([0, 0, 2]), torch.tensor([1.5, -3.0, 0.2]).double(), torch.tensor([4.0, 1.0, -1.0]).double()
-    labels = own_terms(OwnPairs(rows, None, SoftLabels(agreed_m, 1.0)), agreed_m.clone(), None)
+    labels = own_terms(OwnPairs(rows, torch.zeros(len(rows), dtype=torch.bool), SoftLabels(agreed_m, 1.0)), agreed_m.clone(), None)
     assert float(labels.by_mined_m.abs().max()) < 1e-15
-    moved = own_terms(OwnPairs(rows, None, SoftLabels(agreed_m, 1.0)), agreed_m + 2, None)
+    moved = own_terms(OwnPairs(rows, torch.zeros(len(rows), dtype=torch.bool), SoftLabels(agreed_m, 1.0)), agreed_m + 2, None)
     assert bool((moved.by_mined_m > 0.01).all()) and float(moved.loss) > float(labels.loss)
-    lists = own_terms(OwnPairs(rows, None, SoftLabels(agreed_m, 1.0, own_b)), agreed_m - 7, own_b - 7)
+    lists = own_terms(OwnPairs(rows, torch.zeros(len(rows), dtype=torch.bool), SoftLabels(agreed_m, 1.0, own_b)), agreed_m - 7, own_b - 7)
     assert lists.by_own_b is not None and float(lists.by_own_b.abs().max()) < 1e-15 and float(lists.by_mined_m.abs().max()) < 1e-15
     assert abs(float(lists.loss)) < 1e-14
-    other = own_terms(OwnPairs(rows, None, SoftLabels(agreed_m, 1.0, own_b)), agreed_m + 1, own_b)
+    other = own_terms(OwnPairs(rows, torch.zeros(len(rows), dtype=torch.bool), SoftLabels(agreed_m, 1.0, own_b)), agreed_m + 1, own_b)
     assert other.by_own_b is not None and bool((other.by_mined_m > 0).all())
     assert (other.by_own_b < 0).tolist() == [True, False, True] and float(other.by_own_b[1]) == 0.0
 
@@ -180,7 +180,7 @@ def test_large_logits_are_finite_and_keep_their_digits(form: str, logit: float) 
     def terms(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         z_m, teacher_m = torch.tensor([logit, -logit]).to(dtype), torch.tensor([12.0, 12.0]).to(dtype)
         own_b = torch.tensor([logit / 3]).to(dtype) if form == "lists" else None
-        found = own_terms(OwnPairs(torch.tensor([0, 0]), None, SoftLabels(teacher_m, 0.9, own_b)), z_m, own_b)
+        found = own_terms(OwnPairs(torch.tensor([0, 0]), torch.tensor([False, False]), SoftLabels(teacher_m, 0.9, own_b)), z_m, own_b)
         return found.loss, found.by_mined_m
 
     for single, double in zip(terms(torch.float32), terms(torch.float64), strict=True):

@@ -26,7 +26,7 @@ def unit(rows: int, width: int, seed: int) -> torch.Tensor:
 def positives_of(positive: torch.Tensor) -> BatchPositives:
     """Every image a group of its own, every text a hash of its own, positive where a matrix says so."""
     images, texts = np.nonzero(positive.numpy())
-    return BatchPositives([np.arange(positive.shape[1])], [(np.arange(len(positive)), GroupHashes(images, texts, len(positive)))])
+    return BatchPositives([np.arange(positive.shape[1])], [(np.arange(len(positive)), GroupHashes(images, texts))])
 
 
 class Problem:
@@ -43,7 +43,8 @@ class Problem:
     def pairing(self, block: int | None) -> Pairing:
         num_gathered = len(self.texts) if self.scope == "all" else self.num
         positives = positives_of(self.positive[:, :num_gathered])
-        return Pairing(positives, (num_gathered,), self.num, OwnPairs(self.rows) if self.scope == "own" else None, self.weight, block=block)
+        own = OwnPairs(self.rows, torch.zeros(len(self.rows), dtype=torch.bool)) if self.scope == "own" else None
+        return Pairing(positives, (num_gathered,), self.num, own, self.weight, block=block)
 
     def leaves(self, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
         return [value.to(dtype).clone().requires_grad_() for value in (self.images, self.texts, self.scale, self.bias)]
@@ -252,8 +253,8 @@ def test_no_tensor_is_ever_larger_than_the_embeddings_or_a_block(scope: str | No
     scale, bias = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (10.0, -5.0))
     num_gathered = 2 * num if scope == "all" else num
     words = np.arange(num_gathered) % 7  # a text is positive for one image in seven: the pairs alone would be many times a block
-    positives = BatchPositives([words], [(np.arange(num) % 7, GroupHashes(np.arange(7), np.arange(7), 7))])
-    own = OwnPairs(torch.arange(num)) if scope == "own" else None
+    positives = BatchPositives([words], [(np.arange(num) % 7, GroupHashes(np.arange(7), np.arange(7)))])
+    own = OwnPairs(torch.arange(num), torch.zeros(num, dtype=torch.bool)) if scope == "own" else None
     with _LargestMade() as made:
         sigmoid_loss(images, texts, scale, bias, Pairing(positives, (num_gathered,), num, own, 0.5, block=block)).total.backward()
     assert made.num_elements == texts.numel() < num * num / 30

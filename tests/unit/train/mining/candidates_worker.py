@@ -23,7 +23,7 @@ from tests.small_job import load
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.mining import candidates
 from train.mining import faiss_index as approximate
-from train.mining.ensemble import Retriever
+from train.mining.candidates import Retriever
 
 FURTHER = [f"a {colour} {thing} number {number}" for number in range(4) for colour in ("red", "grey") for thing in ("dog", "circle", "cat")]
 SOME_IMAGES = np.array([0, 3, 4, 11, 17, 18, 19, 33, 38])
@@ -37,13 +37,12 @@ def find_all(manifest: str, base: str, folder: Path, processes: Processes) -> di
     common: Any = {"folder": folder, "execution": Execution(processes=processes)}
     retriever, pool = Retriever(model, inputs), CaptionPool(dataset, AdditionalCaptions(FURTHER, np.arange(len(FURTHER))))
     whole = candidates.find_candidates(retriever, pool, 30, **common)
-    some = candidates.find_candidates(retriever, pool, 30, images_I=SOME_IMAGES, **common)
-    images = candidates.find_image_candidates(retriever, dataset, 25, np.arange(dataset.num_captions), **common)
-    few = candidates.find_image_candidates(retriever, dataset, 25, SOME_CAPTIONS, **common)
+    some = candidates.find_candidates(retriever, pool, 30, queries_Q=SOME_IMAGES, **common)
+    images = candidates.find_candidates(retriever, pool, 25, mined_for="captions", **common)
+    few = candidates.find_candidates(retriever, pool, 25, SOME_CAPTIONS, mined_for="captions", **common)
     records = {"whole": whole, "some": some, "images": images, "few": few}
     if approximate_is_here():
-        asked = approximate.Approximate(num_probes=3)
-        records["approximate"] = candidates.find_candidates(retriever, pool, 30, approximate=asked, **common)
+        records["approximate"] = candidates.find_candidates(retriever, pool, 30, num_probes=3, **common)
     assert list(folder.iterdir()) == []
     return {
         f"{name}.{key}": np.array(value) for name, record in records.items() for key, value in vars(record).items() if value is not None

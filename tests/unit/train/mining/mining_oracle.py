@@ -64,9 +64,9 @@ class Instance:
     def rule_of(self, row: int, place: int) -> str | None:
         """The first rule that filters a candidate out by itself."""
         config, found = self.config, self.found
-        text = self.pool.text(int(found.captions_IK[row, place]))
-        true = self.texts_true_of(int(found.images_I[row]))
-        cosine, best = found.cosines_IK[row, place], found.best_positive_I[row]
+        text = self.pool.text(int(found.items_QK[row, place]))
+        true = self.texts_true_of(int(found.queries_Q[row]))
+        cosine, best = found.cosines_QK[row, place], found.best_positive_Q[row]
         if normalise(text) in {normalise(other) for other in true}:
             return "known_positive"
         if config.near_duplicates and near_duplicate_key(text) in {near_duplicate_key(other) for other in true}:
@@ -90,13 +90,13 @@ class Instance:
         found = self.found
         candidates: list[tuple[float, int, int]] = []
         filtered: dict[tuple[int, int], str] = {}
-        for row in range(len(found.images_I)):
+        for row in range(len(found.queries_Q)):
             texts: set[str] = set()
-            for place in range(found.captions_IK.shape[1]):
-                if not found.decodable_I[row] or found.captions_IK[row, place] < 0:
+            for place in range(found.items_QK.shape[1]):
+                if not found.readable_Q[row] or found.items_QK[row, place] < 0:
                     continue
                 rule = self.rule_of(row, place)
-                text = normalise(self.pool.text(int(found.captions_IK[row, place])))
+                text = normalise(self.pool.text(int(found.items_QK[row, place])))
                 if rule is None and text in texts:
                     rule = "same_text"
                 if rule is None:
@@ -118,9 +118,9 @@ class Instance:
                 if config.selection != "top":
                     expected.counts["not_drawn"] += 1
                 continue
-            caption = int(found.captions_IK[row, place])
+            caption = int(found.items_QK[row, place])
             text = normalise(self.pool.text(caption))
-            chance = self.match[int(found.images_I[row]), caption]
+            chance = self.match[int(found.queries_Q[row]), caption]
             if config.max_uses is not None and uses[text] == config.max_uses:
                 expected.counts["max_uses"] += 1
             elif config.denoise is not None and chance >= config.denoise.threshold:

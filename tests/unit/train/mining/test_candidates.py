@@ -19,9 +19,8 @@ from tests.small_job import SmallWorld, load, write_pictures
 from tests.unit.train.mining.candidates_worker import FURTHER, SOME_CAPTIONS, SOME_IMAGES, approximate_is_here
 from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
-from train.mining.candidates import Candidates, find_candidates, find_image_candidates
-from train.mining.ensemble import Retriever
-from train.mining.faiss_index import Approximate, require_faiss
+from train.mining.candidates import Candidates, Retriever, find_candidates
+from train.mining.faiss_index import require_faiss
 from train.mining.mine import mine, select
 from train.mining.refresh import rules_of
 from train.mining.report import summarize
@@ -50,7 +49,7 @@ def dataset(manifest: Path) -> RetrievalSet:
 def cosines(small_world: SmallWorld, dataset: RetrievalSet) -> np.ndarray:
     """All images against the whole pool."""
     model, inputs = load_siglip(small_world.base)
-    images = embed_images(model, inputs, dataset, allow_undecodable=True)
+    images = embed_images(model, inputs, dataset, remedy=None)
     return images @ embed_captions(model, inputs, [*dataset.captions, *FURTHER]).T
 
 
@@ -90,44 +89,44 @@ def head_of(cosines_N: np.ndarray, indices_K: np.ndarray, found_K: np.ndarray, a
 
 def test_candidates_are_the_top_k_of_the_dense_product(alone: dict[str, np.ndarray], dataset: RetrievalSet, cosines: np.ndarray) -> None:
     """Over the split and the additional captions; equal texts are in the order of the pool."""
-    captions = alone["whole.captions_IK"]
+    captions = alone["whole.items_QK"]
     assert captions.shape == (40, 30) and (captions >= dataset.num_captions).any() and (captions < dataset.num_captions).any()
-    decodable = alone["whole.decodable_I"]
+    decodable = alone["whole.readable_Q"]
     assert np.flatnonzero(~decodable).tolist() == [list(dataset.image_ids).index(f"pictures/train-{n:03d}.png") for n in BROKEN]
     for image in np.flatnonzero(decodable):
-        head_of(cosines[image], captions[image], alone["whole.cosines_IK"][image], np.arange(cosines.shape[1]))
+        head_of(cosines[image], captions[image], alone["whole.cosines_QK"][image], np.arange(cosines.shape[1]))
         true = np.flatnonzero(dataset.is_positive(np.array(image), dataset.caption_hash_C))
-        assert alone["whole.best_positive_I"][image] == pytest.approx(float(cosines[image, true].max()), abs=1e-5)
-    assert (np.diff(alone["whole.cosines_IK"], axis=1) == 0).any(), "equal captions must meet, or ties are not tried"
+        assert alone["whole.best_positive_Q"][image] == pytest.approx(float(cosines[image, true].max()), abs=1e-5)
+    assert (np.diff(alone["whole.cosines_QK"], axis=1) == 0).any(), "equal captions must meet, or ties are not tried"
 
 
 def test_mining_some_images_finds_what_mining_all_finds_for_them(alone: dict[str, np.ndarray]) -> None:
     """Bit for bit: a row depends neither on the other rows of its block nor on its place."""
-    assert alone["some.images_I"].tolist() == SOME_IMAGES.tolist()
-    for name in ("captions_IK", "cosines_IK", "best_positive_I", "decodable_I"):
+    assert alone["some.queries_Q"].tolist() == SOME_IMAGES.tolist()
+    for name in ("items_QK", "cosines_QK", "best_positive_Q", "readable_Q"):
         assert alone[f"some.{name}"].tobytes() == alone[f"whole.{name}"][SOME_IMAGES].tobytes(), name
 
 
 def test_images_of_captions_are_the_top_k_of_the_other_direction(
     alone: dict[str, np.ndarray], dataset: RetrievalSet, cosines: np.ndarray
 ) -> None:
-    there = np.flatnonzero(alone["whole.decodable_I"])
+    there = np.flatnonzero(alone["whole.readable_Q"])
     for caption in range(dataset.num_captions):
-        head_of(cosines[:, caption], alone["images.images_QK"][caption], alone["images.cosines_QK"][caption], there)
+        head_of(cosines[:, caption], alone["images.items_QK"][caption], alone["images.cosines_QK"][caption], there)
         true = [i for i in there if dataset.is_positive(np.array(i), dataset.caption_hash_C[caption])]
         best = max((float(cosines[i, caption]) for i in true), default=-np.inf)
         assert alone["images.best_positive_Q"][caption] == pytest.approx(best, abs=1e-5)
     assert np.isneginf(alone["images.best_positive_Q"]).any(), "some caption is true of broken pictures alone"
-    for name in ("images_QK", "cosines_QK", "best_positive_Q"):
+    for name in ("items_QK", "cosines_QK", "best_positive_Q"):
         assert alone[f"few.{name}"].tobytes() == alone[f"images.{name}"][SOME_CAPTIONS].tobytes(), name
 
 
 def test_a_pool_smaller_than_k_and_pictures_fewer_than_k(small_world: SmallWorld, dataset: RetrievalSet) -> None:
     model, inputs = load_siglip(small_world.base)
     some = np.array([1, 2])
-    found = find_candidates(Retriever(model, inputs), CaptionPool(dataset), 999, images_I=some)
-    assert [sorted(row) for row in found.captions_IK.tolist()] == [list(range(dataset.num_captions))] * 2
-    images = find_image_candidates(Retriever(model, inputs), dataset, 999, some).images_QK
+    found = find_candidates(Retriever(model, inputs), CaptionPool(dataset), 999, some)
+    assert [sorted(row) for row in found.items_QK.tolist()] == [list(range(dataset.num_captions))] * 2
+    images = find_candidates(Retriever(model, inputs), CaptionPool(dataset), 999, some, mined_for="captions").items_QK
     assert images.shape == (2, 40) and (images[:, -2:] == -1).all() and (images[:, :-2] >= 0).all()
 
 
@@ -190,23 +189,23 @@ def test_an_index_that_searches_every_list_finds_everything_and_another_reports_
     alone: dict[str, np.ndarray], small_world: SmallWorld, dataset: RetrievalSet, cosines: np.ndarray
 ) -> None:
     """The small index has about ten lists; its recall is recomputed from the dense product."""
-    found = alone["approximate.captions_IK"]
-    sampled = np.flatnonzero(alone["whole.decodable_I"])
+    found = alone["approximate.items_QK"]
+    sampled = np.flatnonzero(alone["whole.readable_Q"])
     sampled = sampled[np.unique(np.linspace(0, len(sampled) - 1, 20).astype(int))]
-    last = alone["whole.cosines_IK"][:, -1]
+    last = alone["whole.cosines_QK"][:, -1]
     shares = [np.isin(found[image], np.flatnonzero(cosines[image] >= last[image] - 1e-6)).mean() for image in sampled]
     assert float(alone["approximate.recall"]) == pytest.approx(np.mean(shares)) and 0.3 < np.mean(shares) < 1
     assert (found == -1).any(), "three of ten lists hold fewer than thirty captions somewhere"
-    for row, scores in zip(found, alone["approximate.cosines_IK"], strict=True):
+    for row, scores in zip(found, alone["approximate.cosines_QK"], strict=True):
         count = int((row >= 0).sum())
         assert (row[count:] == -1).all() and np.isneginf(scores[count:]).all() and len(set(row[:count].tolist())) == count
-    np.testing.assert_allclose(alone["approximate.best_positive_I"], alone["whole.best_positive_I"], atol=1e-6)
+    np.testing.assert_allclose(alone["approximate.best_positive_Q"], alone["whole.best_positive_Q"], atol=1e-6)
     model, inputs = load_siglip(small_world.base)
     exact = find_candidates(Retriever(model, inputs), CaptionPool(dataset), 12)
-    everywhere = find_candidates(Retriever(model, inputs), CaptionPool(dataset), 12, approximate=Approximate(999))
+    everywhere = find_candidates(Retriever(model, inputs), CaptionPool(dataset), 12, num_probes=999)
     assert everywhere.recall == 1 and exact.recall is None
-    np.testing.assert_allclose(everywhere.cosines_IK, exact.cosines_IK, atol=1e-6)
-    again = find_candidates(Retriever(model, inputs), CaptionPool(dataset), 12, approximate=Approximate(999))
+    np.testing.assert_allclose(everywhere.cosines_QK, exact.cosines_QK, atol=1e-6)
+    again = find_candidates(Retriever(model, inputs), CaptionPool(dataset), 12, num_probes=999)
     assert all(np.asarray(getattr(again, name)).tobytes() == np.asarray(getattr(everywhere, name)).tobytes() for name in fields())
 
 

@@ -20,8 +20,8 @@ from train.data.batches import Batch, BatchBuilder
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.data.negatives import Negatives, read_negatives, write_negatives
 from train.data.order import BatchOrder, chosen_caption
-from train.mining.cross_encoder import MiningCrossEncoder, own_pairs
-from train.mining.ensemble import Retriever
+from train.mining.candidates import Retriever
+from train.mining.cross_encoder import MiningCrossEncoder
 from train.mining.mine import mine
 from train.mining.refresh import rules_of
 from train.mining.report import MiningReport
@@ -91,14 +91,6 @@ def test_only_own_captions_of_images_with_mined_ones_are_scored(small_world: Sma
     broken = list(dataset.image_ids).index("pictures/train-002.png")
     assert table.own_teacher_logits_C is not None
     assert np.flatnonzero(np.isnan(table.own_teacher_logits_C)).tolist() == np.flatnonzero(dataset.caption_image_C == broken).tolist()
-
-
-def test_own_pairs_are_every_caption_under_each_image(small_world: SmallWorld) -> None:
-    dataset = load(small_world.manifest)
-    images = np.array([0, 3, 7, 39])
-    expected = [(i, c) for i in images.tolist() for c in range(int(dataset.caption_offsets[i]), int(dataset.caption_offsets[i + 1]))]
-    assert own_pairs(dataset, images).T.tolist() == [list(pair) for pair in expected]
-    assert own_pairs(dataset, images[:0]).shape == (2, 0)
 
 
 def test_what_a_table_is_named_after_and_what_belongs_to_the_loss(small_world: SmallWorld) -> None:

@@ -19,8 +19,7 @@ from tests.unit.train.mining.mining_oracle import dataset_of
 from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives, read_negatives, write_negatives
-from train.mining.candidates import ImageCandidates, find_image_candidates
-from train.mining.ensemble import Retriever
+from train.mining.candidates import Candidates, Retriever, find_candidates
 from train.mining.mine import mine, select
 from train.mining.refresh import Refresh
 from train.mining.report import MiningReport, summarize
@@ -33,7 +32,7 @@ class Instance:
     """One small mining; `match` holds the cross-encoder's probability of every (image, caption)."""
 
     dataset: RetrievalSet
-    found: ImageCandidates
+    found: Candidates
     config: MiningConfig
     match: np.ndarray
 
@@ -41,7 +40,7 @@ class Instance:
         """The first rule that filters a candidate out by itself, by the text of the captions."""
         config, found, dataset = self.config, self.found, self.dataset
         groups = dataset.group_names() or [None] * dataset.num_images
-        image, text = int(found.images_QK[row, place]), dataset.captions[int(found.captions_Q[row])]
+        image, text = int(found.items_QK[row, place]), dataset.captions[int(found.queries_Q[row])]
         true = [
             dataset.captions[c]
             for c, owner in enumerate(dataset.caption_image_C.tolist())
@@ -63,16 +62,16 @@ class Instance:
         groups = [name or f"image {image}" for image, name in enumerate(dataset.group_names() or [None] * dataset.num_images)]
         places = [
             (-float(found.cosines_QK[row, place]), row, place)
-            for row in range(len(found.captions_Q))
-            for place in range(found.images_QK.shape[1])
-            if found.images_QK[row, place] >= 0 and found.best_positive_Q[row] != -np.inf
+            for row in range(len(found.queries_Q))
+            for place in range(found.items_QK.shape[1])
+            if found.items_QK[row, place] >= 0 and found.best_positive_Q[row] != -np.inf
         ]
         expected, taken, relabelled, uses = Expected(), Counter[int](), Counter[int](), Counter[str]()
         seen: set[tuple[int, str]] = set()
         for _, row, place in sorted(places):
             if taken[row] == config.negatives_per_image:
                 continue
-            image, caption = int(found.images_QK[row, place]), int(found.captions_Q[row])
+            image, caption = int(found.items_QK[row, place]), int(found.queries_Q[row])
             chance, rule = self.match[image, caption], self.rule_of(row, place)
             if rule is not None:
                 expected.counts[rule] += 1
@@ -100,9 +99,9 @@ class Instance:
             if not pair[3] and (pair[0], normalise(dataset.captions[pair[1]])) in sure_texts:
                 expected.rows.remove(pair)
                 expected.counts["match"] += 1
-                taken[found.captions_Q.tolist().index(pair[1])] -= 1
+                taken[found.queries_Q.tolist().index(pair[1])] -= 1
         expected.short = [
-            config.negatives_per_image - taken[row] for row in range(len(found.captions_Q)) if found.best_positive_Q[row] != -np.inf
+            config.negatives_per_image - taken[row] for row in range(len(found.queries_Q)) if found.best_positive_Q[row] != -np.inf
         ]
         return expected
 
@@ -142,7 +141,7 @@ def instances(draw: st.DrawFn) -> Instance:
             "denoise": denoise,
         }
     )
-    found = ImageCandidates(captions, images, cosines, best)
+    found = Candidates(captions, images, cosines, best, np.isfinite(best), "captions")
     return Instance(dataset, found, config, draws.random((dataset.num_images, dataset.num_captions)).astype(np.float32))
 
 
@@ -156,21 +155,21 @@ def test_select_is_brute_force(made: Instance) -> None:
     columns = (table.image_N, table.captions_N, table.ranks_N, ~table.is_negative_N)
     rows = list(zip(*(column.tolist() for column in columns), strict=True))
     assert rows == sorted(rows) and set(rows) == expected.rows and len(rows) == len(expected.rows)
-    row_of = {caption: row for row, caption in enumerate(made.found.captions_Q.tolist())}
+    row_of = {caption: row for row, caption in enumerate(made.found.queries_Q.tolist())}
     for (image, caption, rank, _), score, margin in zip(rows, table.scores_N, table.margins_N, strict=True):
         row = row_of[caption]
         assert score == made.found.cosines_QK[row, rank - 1] and margin == made.found.best_positive_Q[row] - score
-        assert made.found.images_QK[row, rank - 1] == image
+        assert made.found.items_QK[row, rank - 1] == image
     if table.match_N is not None:
         assert table.match_N.tolist() == made.match[table.image_N, table.captions_N].tolist()
-    if not len(made.found.captions_Q):
+    if not len(made.found.queries_Q):
         return
     report = summarize(mined, pool, None, None)
     assert {rule: count for rule, count in report.filtered_out.items() if count} == dict(expected.counts)
     assert report.num_positives_mined == 0 and report.mined_for == "captions"
     assert report.num_mined + report.num_relabelled == len(rows)
     assert (report.shortfall, report.num_short_images) == (sum(expected.short), sum(count > 0 for count in expected.short))
-    assert (report.num_images, report.num_undecodable) == (len(expected.short), len(made.found.captions_Q) - len(expected.short))
+    assert (report.num_images, report.num_undecodable) == (len(expected.short), len(made.found.queries_Q) - len(expected.short))
 
 
 def mined_from(world: SmallWorld, dataset: RetrievalSet, refresh: Refresh | None = None, **keys: Any) -> tuple[Negatives, MiningReport]:
@@ -228,9 +227,9 @@ def test_pictures_that_do_not_decode_are_never_mined(small_world: SmallWorld, tm
     assert set(table.captions_N.tolist()) == set(np.flatnonzero(true_elsewhere).tolist())
     assert (report.num_images, report.num_undecodable) == (sum(true_elsewhere), dataset.num_captions - sum(true_elsewhere))
     model, inputs = load_siglip(small_world.base)
-    found = find_image_candidates(Retriever(model, inputs), dataset, 39, np.arange(dataset.num_captions))
+    found = find_candidates(Retriever(model, inputs), CaptionPool(dataset), 39, mined_for="captions")
     assert np.isfinite(found.best_positive_Q).tolist() == true_elsewhere
-    assert (found.images_QK[:, :38] >= 0).all() and (found.images_QK[:, 38] == -1).all()  # 40 images, of which 38 decode
+    assert (found.items_QK[:, :38] >= 0).all() and (found.items_QK[:, 38] == -1).all()  # 40 images, of which 38 decode
     assert np.isneginf(found.cosines_QK[:, 38]).all() and (np.diff(found.cosines_QK[:, :38], axis=1) <= 0).all()
 
 

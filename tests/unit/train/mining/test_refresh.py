@@ -18,9 +18,8 @@ from tests.unit.train.mining.mining_oracle import dataset_of
 from train.config.mining import MiningConfig
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.data.negatives import Negatives
-from train.mining.candidates import Candidates
+from train.mining.candidates import Candidates, Retriever
 from train.mining.cross_encoder import MiningCrossEncoder
-from train.mining.ensemble import Retriever
 from train.mining.mine import mine, select
 from train.mining.refresh import Refresh, rules_of
 from train.mining.report import Mined, MiningReport, calibrating_shift, summarize
@@ -206,7 +205,7 @@ def test_the_report_counts_what_survived_the_last_refresh() -> None:
     before = replace(mined.negatives, captions_N=np.array([1, 0, 1]), relabelled_N=np.array([False, False, True]))
     report = summarize(mined, CaptionPool(dataset), None, before)
     assert (report.num_before, report.num_survived) == (2, 1) and "1 of 2 negatives of the previous table are mined again" in str(report)
-    of_one = replace(mined, images_I=np.array([1]))
+    of_one = replace(mined, found=replace(mined.found, queries_Q=np.array([1])))
     assert summarize(of_one, CaptionPool(dataset), None, before).num_before == 1
     first = summarize(mined, CaptionPool(dataset), None, None)
     assert (first.num_before, first.num_survived) == (None, None)

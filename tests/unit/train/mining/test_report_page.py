@@ -65,7 +65,7 @@ def test_a_page_of_nothing_and_of_pictures_that_do_not_decode(small_world: Small
         mined, negatives=replace(mined.negatives, offsets=np.zeros_like(mined.negatives.offsets), captions_N=np.empty(0, int))
     )
     empty = {name: getattr(mined.negatives, name)[:0] for name in ("ranks_N", "scores_N", "margins_N")}
-    nothing = replace(nothing, negatives=replace(nothing.negatives, **empty), outcome_IK=np.zeros_like(mined.outcome_IK))
+    nothing = replace(nothing, negatives=replace(nothing.negatives, **empty), outcome_QK=np.zeros_like(mined.outcome_QK))
     report = summarize(nothing, pool, None, None)
     assert (report.num_mined, report.estimated_share, report.quantiles) == (0, None, {})
     assert "<figure>" not in write_mining_report(tmp_path, report, nothing.negatives, pool).read_text()

@@ -1,7 +1,6 @@
 """train/mining/rules.py, train/mining/selection.py and train/mining/mine.py's select against brute force, over all combinations of
 rules."""
 
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,13 @@ from eval.captions import normalise
 from tests.unit.train.mining.mining_oracle import Instance, dataset_of
 from train.config.mining import MiningConfig
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
+from train.data.negatives import table_name
 from train.mining.candidates import Candidates
 from train.mining.mine import select
 from train.mining.refresh import Refresh, rules_of
 from train.mining.report import Mined, MiningReport, summarize
-from train.mining.rules import Outcome, RankedLists, Rules, filtered_out, perc_pos_bound
-from train.mining.selection import SelectionRule, priorities, select_negatives
+from train.mining.rules import Outcome, RankedLists, filtered_out, perc_pos_bound
+from train.mining.selection import priorities, select_negatives
 
 WORDS = ["a dog", "A dog.", "the dog", "a cat", "the CAT", "cat", "a bird", "two birds", "an owl", "owl", "a fox", "there is a fox"]
 NUM_INSTANCES = 1000
@@ -68,9 +68,8 @@ def an_instance(seed: int) -> Instance:
     best = draws.integers(-4, 5, len(chosen)).astype(np.float32) / 8
     found = Candidates(chosen, captions, cosines, best, draws.random(len(chosen)) < 0.8)
     config, scale, bias = a_config(draws, depth), np.float32(4), np.float32(-0.5)
-    temperature = 1.0 if config.temperature is None else config.temperature
     with np.errstate(invalid="ignore"):
-        priority = priorities(cosines * scale + bias, config.selection, temperature, seed, 3, chosen)
+        priority = priorities(cosines * scale + bias, config, seed, 3, chosen)
     # Equal texts are one caption to a cross-encoder too.
     chance_of = {normalise(word): number for number, word in enumerate(WORDS)}
     match_IT = draws.integers(0, 9, (len(images), len(WORDS))).astype(np.float32) / 8
@@ -99,8 +98,8 @@ def test_a_thousand_instances_are_brute_force_and_no_positive_is_mined() -> None
         mined, report, asked = mined_from(instance, seed)
         expected, table, found = instance.solve(), mined.negatives, instance.found
         kept = sorted(expected.rows | expected.relabelled)
-        assert table.image_N.tolist() == [found.images_I[row] for row, _ in kept], seed
-        assert table.captions_N.tolist() == [found.captions_IK[row, place] for row, place in kept], seed
+        assert table.image_N.tolist() == [found.queries_Q[row] for row, _ in kept], seed
+        assert table.captions_N.tolist() == [found.items_QK[row, place] for row, place in kept], seed
         assert table.ranks_N.tolist() == [place + 1 for _, place in kept], seed
         assert table.is_negative_N.tolist() == [pair in expected.rows for pair in kept], seed
         for image, caption in zip(table.image_N.tolist(), table.captions_N.tolist(), strict=True):  # none is positive
@@ -108,8 +107,8 @@ def test_a_thousand_instances_are_brute_force_and_no_positive_is_mined() -> None
         counts = {"mined": report.num_mined, "relabelled": report.num_relabelled, "not_drawn": report.num_not_drawn} | report.filtered_out
         assert counts == {name: expected.counts[name] for name in counts}, (seed, instance.config)
         assert report.num_looked_at == sum(counts.values()) and report.num_positives_mined == 0
-        per_image = [sum(row == other for other, _ in expected.rows) for row in range(len(found.images_I))]
-        missing = [instance.config.negatives_per_image - n for n, ok in zip(per_image, found.decodable_I, strict=True) if ok]
+        per_image = [sum(row == other for other, _ in expected.rows) for row in range(len(found.queries_Q))]
+        missing = [instance.config.negatives_per_image - n for n, ok in zip(per_image, found.readable_Q, strict=True) if ok]
         assert (report.shortfall, report.num_short_images) == (sum(missing), sum(count > 0 for count in missing))
         assert len(asked) == len(set(asked)) == report.num_judged
         for name, count in counts.items():
@@ -138,17 +137,19 @@ def test_the_cross_encoder_scores_only_what_would_be_selected() -> None:
 @pytest.mark.parametrize("selection", ["random", "softmax"])
 def test_draws_follow_from_seed_step_and_query_alone(selection: Any) -> None:
     logits = np.random.default_rng(0).normal(size=(6, 9)).astype(np.float32)
-    whole = priorities(logits, selection, 2.0, 7, 40, np.arange(6))
-    part = priorities(logits[[1, 4]], selection, 2.0, 7, 40, np.array([1, 4]))
+    config = MiningConfig(mine_every_steps=1, selection=selection)
+    whole = priorities(logits, config, 7, 40, np.arange(6))
+    part = priorities(logits[[1, 4]], config, 7, 40, np.array([1, 4]))
     assert np.array_equal(part, whole[[1, 4]])
     for seed, step in ((8, 40), (7, 41)):
-        assert not (priorities(logits, selection, 2.0, seed, step, np.arange(6)) == whole).any()
+        assert not (priorities(logits, config, seed, step, np.arange(6)) == whole).any()
 
 
 def test_softmax_draws_with_the_odds_it_states() -> None:
     """The first of three, 20,000 times, against exp(logit / temperature): a chi-square with two degrees of freedom, far in its bulk."""
     logits, times, temperature = np.array([2.0, 0.0, -1.0], np.float32), 20_000, 2.0
-    first = priorities(np.tile(logits, (times, 1)), "softmax", temperature, 1, 2, np.arange(times)).argmax(axis=1)
+    config = MiningConfig(mine_every_steps=1, selection="softmax", temperature=temperature)
+    first = priorities(np.tile(logits, (times, 1)), config, 1, 2, np.arange(times)).argmax(axis=1)
     odds = np.exp(logits / temperature)
     wanted = times * odds / odds.sum()
     assert ((np.bincount(first, minlength=3) - wanted) ** 2 / wanted).sum() < 13.8  # one in a thousand would lie above
@@ -166,10 +167,11 @@ def test_the_rules_serve_both_directions() -> None:
     there[0, 0] = False  # does not decode
     cosines = np.array([[0.5, 0.4, 0.3, 0.2]], np.float32)
     lists = RankedLists(there, np.zeros((1, 4), bool), None, np.array([[7, 7, 8, 7]]), cosines, cosines, np.ones(1), np.ones(1))
-    verdict = filtered_out(lists, Rules())
+    config = MiningConfig(mine_every_steps=1, negatives_per_image=2, margin=None)
+    verdict = filtered_out(lists, config)
     assert verdict.tolist() == [[0, 0, 0, Outcome.SAME_TEXT]]
-    priority = priorities(cosines, "top", 1.0, 0, 0, np.zeros(1, np.int64))
-    outcome = select_negatives(verdict, there, lists.key_QK, priority, SelectionRule(2), in_rank_order=True).outcome_QK
+    priority = priorities(cosines, config, 0, 0, np.zeros(1, np.int64))
+    outcome, _ = select_negatives(verdict, lists, priority, config)
     assert outcome.tolist() == [[Outcome.NOT_LOOKED_AT, Outcome.MINED, Outcome.MINED, Outcome.NOT_LOOKED_AT]]
 
 
@@ -189,14 +191,32 @@ def test_every_key_that_decides_what_is_mined_is_in_the_name_of_the_table() -> N
         "negatives_per_image": 2, "margin": -1.0, "pool_top_k": 9, "near_duplicates": True, "rank_min": 2, "rank_max": 5, "max_score": 1.0,
         "perc_pos": 0.5, "margin_pos": 0.1, "max_uses": 1, "selection": "random", "index": "faiss",
     }  # fmt: skip
-    # These are in the name another way (step, images, pool, weights of members and cross-encoders), or they say when negatives are mined
+    # These are in the name another way (step, images, pool, weights of cross-encoders), or they say when negatives are mined
     # and how they are weighed, not which.
     elsewhere = {
         "mine_every_steps", "mine_every_epochs", "start_step", "weight", "mined_scope", "scope", "pool", "temperature", "denoise",
-        "index_probes", "form", "ensemble", "distil",
+        "index_probes", "form", "distil",
     }  # fmt: skip
     assert changed.keys() | elsewhere == MiningConfig.model_fields.keys(), "a new key: does it change what is mined?"
-    assert {field.name for field in fields(Rules)} <= changed.keys()
     plain = rules_of(MiningConfig(**base))
     for key, value in changed.items():
         assert rules_of(MiningConfig(**base, **{key: value})) != plain, key
+
+
+def test_tables_have_the_names_that_earlier_versions_gave_them() -> None:
+    """Worked out by the version that could also mine with an ensemble of checkpoints."""
+
+    class Scorer:
+        name = fingerprint = "ab"
+
+        def score(self, image: Any, captions: Any) -> np.ndarray:
+            return np.zeros(len(captions))
+
+    def name_of(keys: dict[str, Any], *more: Any) -> str:
+        return table_name("weights", "data", rules_of(MiningConfig.model_validate({"mine_every_steps": 1} | keys), *more))
+
+    drawn = {"selection": "softmax", "max_uses": 2, "rank_min": 2, "perc_pos": 0.95}
+    scored = {"denoise": {"mode": "relabel"}, "distil": {"form": "lists"}}
+    assert name_of({}) == name_of({"ensemble": []}) == "1ddac5d67ce5ec9e"
+    assert name_of(drawn, Refresh(3, 40)) == "2a087b2604b6615b"
+    assert name_of(scored, Refresh(images_I=np.array([0, 2])), Scorer()) == "c8f5dbc05f19ba92"

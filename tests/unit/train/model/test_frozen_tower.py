@@ -22,7 +22,7 @@ from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder
-from train.mining.ensemble import Retriever
+from train.mining.candidates import Retriever
 from train.mining.mine import mine
 from train.mining.refresh import Refresh
 from train.model.frozen_tower import FrozenStore, cached_towers, frozen_lines, is_whole

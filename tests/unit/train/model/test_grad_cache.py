@@ -136,7 +136,7 @@ def test_with_dropout_they_are_plain_autograd_over_the_same_masks(
             embedded.append(features(tuned.siglip, rows[start : start + MICRO]))
         parts.append(torch.cat(embedded))
     positives = TruePairs(CaptionPool(dataset)).of_batch(batch.images_b.numpy(), [batch.captions_b.numpy()])
-    pairing = Pairing(positives, (SIZE,), SIZE, OwnPairs(batch.mined_rows_m), 0.5)
+    pairing = Pairing(positives, (SIZE,), SIZE, OwnPairs(batch.mined_rows_m, torch.zeros(len(batch.mined_rows_m), dtype=torch.bool)), 0.5)
     loss = sigmoid_loss(*parts, *tuned.scale_and_bias(), pairing).total
     loss.backward()
     plain = {name: value.grad for name, value in tuned.trainable() if value.grad is not None} | {"loss": loss.detach()}

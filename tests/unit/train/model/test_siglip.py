@@ -5,13 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
 from eval.encoder.checkpoint import hash_weights
 from eval.encoder.encoder import image_features, text_features
 from tests.small_job import SmallWorld, load
 from train.config.job import TrainConfig
 from train.config.model import ModelConfig
-from train.model.siglip import TunedModel, build_model, make_optimizer, merged_state, parameter_groups, part_of
+from train.engine.export_folder import plain_state
+from train.model.siglip import TunedModel, build_model, make_optimizer, part_of
 
 LORA = {"rank": 4, "alpha": 8}
 
@@ -101,12 +103,16 @@ def test_merged_is_what_peft_merges_and_gives_the_same_embeddings(small_world: S
     with torch.no_grad():
         trained = embed(tuned.siglip, small_world, tuned)
         before = hash_weights(tuned.siglip)
-        merged = merged_state(tuned)
+        merged = plain_state(tuned.siglip)
         assert hash_weights(tuned.siglip) == before  # merging left nothing behind
         plain = built(small_world)
         plain.siglip.load_state_dict(merged, strict=True)
         np.testing.assert_allclose(embed(plain.siglip.eval(), small_world, plain).numpy(), trained.numpy(), atol=1e-5, rtol=0)
-        peft = tuned.peft.merge_and_unload().state_dict()
+        for module in tuned.siglip.modules():
+            if isinstance(module, LoraLayer):
+                module.merge()
+        states = tuned.siglip.state_dict().items()
+        peft = {name.replace(".base_layer.", "."): value for name, value in states if ".lora_" not in name}
     assert peft.keys() == merged.keys()
     moved = 0.0
     original = built(small_world).siglip.state_dict()
@@ -118,14 +124,14 @@ def test_merged_is_what_peft_merges_and_gives_the_same_embeddings(small_world: S
 
 def test_merged_of_full_tuning_is_a_float32_copy(small_world: SmallWorld) -> None:
     tuned = built(small_world)
-    merged = merged_state(tuned)
+    merged = plain_state(tuned.siglip)
     assert merged.keys() == tuned.siglip.state_dict().keys()
     assert all(value.dtype == torch.float32 and value.is_contiguous() for value in merged.values())
 
 
 def test_only_matrices_of_linear_layers_and_convolutions_decay(small_world: SmallWorld) -> None:
     tuned = built(small_world)
-    groups = parameter_groups(tuned, train_config(weight_decay=0.25))
+    groups = make_optimizer(tuned, train_config(weight_decay=0.25)).param_groups
     decay = {name: group["weight_decay"] for group in groups for name in group["names"]}
     modules = dict(tuned.siglip.named_modules())
     for name in decay:
@@ -142,10 +148,10 @@ def test_only_matrices_of_linear_layers_and_convolutions_decay(small_world: Smal
 def test_each_part_has_its_own_rate(small_world: SmallWorld) -> None:
     keys = {"image_learning_rate": 1e-4, "text_learning_rate": 2e-4, "scale_bias_learning_rate": 3e-4}
     for lora in (None, LORA):
-        groups = parameter_groups(built(small_world, lora=lora), train_config(**keys))
+        groups = make_optimizer(built(small_world, lora=lora), train_config(**keys)).param_groups
         assert {group["part"]: group["peak"] for group in groups} == {"image": 1e-4, "text": 2e-4, "scale_bias": 3e-4}
         assert all(part_of(name) == group["part"] for group in groups for name in group["names"])
-    default = parameter_groups(built(small_world), train_config())
+    default = make_optimizer(built(small_world), train_config()).param_groups
     assert {group["peak"] for group in default} == {1e-3}
 
 

@@ -1,6 +1,8 @@
 """train/reranker/collapse.py: the entropy of the ratio, and a run that sits at it is named once, again only after it has left."""
 
+import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from train.config.reranker import ConstantAnswerConfig
+from train.reranker import collapse
 from train.reranker.collapse import RunningLoss, constant_loss, loss_warning
 
 
@@ -29,17 +31,18 @@ def test_it_is_the_least_cross_entropy_of_equal_logits(num_true: int, num_false:
     assert found[1] < min(found[0], found[2])
 
 
-def follow(losses: list[float], config: ConstantAnswerConfig) -> list[RunningLoss]:
+def follow(losses: list[float]) -> list[RunningLoss]:
     """The running loss after each step, at 1 to 2."""
     states = [RunningLoss()]
     for loss in losses:
-        states.append(states[-1].after(loss, constant_loss(1, 2), config))
+        states.append(states[-1].after(loss, constant_loss(1, 2)))
     return states[1:]
 
 
-def test_it_is_named_after_so_many_steps_and_left_when_the_loss_leaves() -> None:
-    config = ConstantAnswerConfig(within=0.05, over_steps=5)
-    states = follow([0.64] * 8 + [0.2] * 4 + [0.64] * 40, config)
+def test_it_is_named_after_so_many_steps_and_left_when_the_loss_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collapse, "WITHIN", 0.05)
+    monkeypatch.setattr(collapse, "OVER_STEPS", 5)
+    states = follow([0.64] * 8 + [0.2] * 4 + [0.64] * 40)
     named = [state.named for state in states]
     assert named[:4] == [False] * 4 and named[4:8] == [True] * 4
     assert not any(named[8:12]) and named[-1]
@@ -48,18 +51,17 @@ def test_it_is_named_after_so_many_steps_and_left_when_the_loss_leaves() -> None
 
 
 def test_a_loss_above_the_constant_answer_is_not_one() -> None:
-    config = ConstantAnswerConfig(within=0.03, over_steps=2)
-    assert not any(state.named for state in follow([0.75] * 10, config))
+    assert not any(state.named for state in follow([0.75] * 60))
+    assert follow([0.64] * 60)[-1].named
 
 
 @given(st.lists(st.floats(0.01, 3), min_size=1, max_size=30))
 def test_the_running_mean_is_the_weighted_mean_written_out(losses: list[float]) -> None:
-    config = ConstantAnswerConfig(over_steps=4)
-    weights = [0.75 ** (len(losses) - 1 - place) for place in range(len(losses))]
+    weights = [0.98 ** (len(losses) - 1 - place) for place in range(len(losses))]
     expected = sum(weight * loss for weight, loss in zip(weights, losses, strict=True)) / sum(weights)
-    assert follow(losses, config)[-1].means[0] == pytest.approx(expected)
+    assert follow(losses)[-1].means[0] == pytest.approx(expected)
 
 
 def test_it_comes_back_from_json_as_it_was() -> None:
-    state = follow([0.3, 0.7, 0.64], ConstantAnswerConfig())[-1]
-    assert RunningLoss(**state.as_record()) == state
+    state = follow([0.3, 0.7, 0.64])[-1]
+    assert RunningLoss(**json.loads(json.dumps(asdict(state)))) == state

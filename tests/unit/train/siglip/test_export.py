@@ -97,7 +97,7 @@ def test_the_card_says_how_it_was_made() -> None:
     record = {"name": "birds", "model": model, "data": {"source": "birds.csv"}, "train": train, "mining": {"mine_every_steps": 7}}
     config = JobConfig.model_validate(record)
     state = State(step=90, evaluated=True, best_step=40, best_score=0.5, base_sha256="f" * 64, data_sha256="d")
-    card = model_card(config, state, 40, str(config.model.base))
+    card = model_card(config, state, 40)
     for words in (
         "base_model: google/siglip-base-patch16-224\n",
         "# birds\n",
@@ -108,7 +108,7 @@ def test_the_card_says_how_it_was_made() -> None:
         "`birds.csv`",
     ):
         assert words in card
-    other = model_card(config, state, 90, "b")
+    other = model_card(config, state, 90)
     assert "mean R@1" not in other  # the score is another step's
 
 

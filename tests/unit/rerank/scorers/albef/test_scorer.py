@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from eval.errors import UserError
 from rerank.convert.__main__ import convert
-from rerank.scorers.albef.scorer import AlbefScorer, AlbefSettings, clean_caption
+from rerank.scorers.albef.scorer import AlbefScorer, clean_caption
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
 from rerank.scorers.supported import check_cross_encoder
@@ -40,20 +40,20 @@ def tiny_albef(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "tiny"
 
 
-def ids_of(caption: str, *, sep: bool = False, max_tokens: int = 30) -> list[int]:
+def ids_of(caption: str) -> list[int]:
     """Whole words that are in the vocabulary, [UNK] for the others, [CLS] before them; accents lost, as bert-base-uncased loses them."""
     vocabulary = {word: place for place, word in enumerate(files.SPECIAL + files.WORDS)}
     words = "".join(" " if c in "-/" else c for c in caption.lower() if c not in ",.'!?\"()*#:;~").replace("<person>", "person")
     found = [vocabulary.get(word, vocabulary["[UNK]"]) for word in words.replace("\u00e9", "e").split()[:30]]
-    return [2, *found[: max_tokens - 1 - sep], *([3] if sep else [])]
+    return [2, *found[:29]]
 
 
-def oracle_scores(image, captions: list[str], **how) -> np.ndarray:
+def oracle_scores(image, captions: list[str]) -> np.ndarray:
     """Both logits of each pair, float64, shape (N, 2)."""
     square = np.asarray(image.convert("RGB").resize((files.IMAGE, files.IMAGE), 3), dtype=np.float64) / 255
     pixels = ((square - MEAN) / DEVIATION).transpose(2, 0, 1)
     tensors = files.random_tensors()
-    return np.stack([oracle_logits(tensors, files.SIZES, pixels, ids_of(caption, **how)) for caption in captions])
+    return np.stack([oracle_logits(tensors, files.SIZES, pixels, ids_of(caption)) for caption in captions])
 
 
 def plain_words(captions: list[str]) -> list[str]:
@@ -61,35 +61,35 @@ def plain_words(captions: list[str]) -> list[str]:
     return [caption for caption in captions if "dog's" not in caption]
 
 
-def test_scores_equal_the_oracle_for_any_chunk_size_and_any_bound(tiny_albef: Path, noise) -> None:
+def test_scores_equal_the_oracle_for_any_chunk_size_and_any_bound(tiny_albef: Path, noise, monkeypatch) -> None:
     image, captions = noise(1), plain_words(CAPTIONS)
     expected = oracle_scores(image, captions)[:, 1]
     assert np.ptp(expected) > 0.1  # random weights that answer alike would prove nothing
-    for settings in (AlbefSettings(), AlbefSettings(chunk_size=1), AlbefSettings(chunk_size=3, caption_states_mib=0)):
-        scores = AlbefScorer.load(str(tiny_albef), device="cpu", settings=settings).score(image, captions)
+    for chunk_size, bound in ((64, 24_000), (1, 24_000), (3, 0)):
+        monkeypatch.setattr("rerank.scorers.albef.scorer.CACHED_CAPTIONS", bound)
+        scorer = AlbefScorer.load(str(tiny_albef), device="cpu")
+        scorer.captions_at_once = chunk_size
+        scores = scorer.score(image, captions)
         assert scores.dtype == np.float32 and scores.shape == (len(captions),)
         np.testing.assert_allclose(scores, expected, atol=1e-5, rtol=0)
 
 
-def test_margin_and_sep_equal_the_oracle_too(tiny_albef: Path, noise) -> None:
+def test_margin_equals_the_oracle_too(tiny_albef: Path, noise) -> None:
     image, captions = noise(2), plain_words(CAPTIONS)
-    with_sep = oracle_scores(image, captions, sep=True)
-    assert np.abs(with_sep - oracle_scores(image, captions)).max() > 1e-2  # the token matters
-    settings = AlbefSettings(score_kind="margin", sep_token=True)
-    scores = AlbefScorer.load(str(tiny_albef), device="cpu", settings=settings).score(image, captions)
-    np.testing.assert_allclose(scores, with_sep[:, 1] - with_sep[:, 0], atol=2e-5, rtol=0)
-    short = AlbefScorer.load(str(tiny_albef), device="cpu", settings=AlbefSettings(max_tokens=4)).score(image, captions)
-    np.testing.assert_allclose(short, oracle_scores(image, captions, max_tokens=4)[:, 1], atol=1e-5, rtol=0)
+    expected = oracle_scores(image, captions)
+    scores = AlbefScorer.load(str(tiny_albef), device="cpu", settings=ScorerSettings(score_kind="margin")).score(image, captions)
+    np.testing.assert_allclose(scores, expected[:, 1] - expected[:, 0], atol=2e-5, rtol=0)
 
 
 def test_a_caption_is_read_once_for_all_images_and_an_image_once_for_all_captions(tiny_albef: Path, noise) -> None:
-    scorer = AlbefScorer.load(str(tiny_albef), device="cpu", settings=AlbefSettings(chunk_size=4))
+    scorer = AlbefScorer.load(str(tiny_albef), device="cpu")
+    scorer.captions_at_once = 4
     calls = {"image": 0, "key": [], "text": 0, "last": []}
     model = scorer._model
     layers = model.text_encoder.encoder.layer
     model.visual_encoder.norm.register_forward_hook(lambda *args: calls.update(image=calls["image"] + 1))
     layers[2].crossattention.self.key.register_forward_hook(lambda module, args, output: calls["key"].append(tuple(output.shape[:2])))
-    layers[0].register_forward_hook(lambda *args: calls.update(text=calls["text"] + 1))
+    layers[0].output.register_forward_hook(lambda *args: calls.update(text=calls["text"] + 1))
     layers[3].output.register_forward_hook(lambda module, args, output: calls["last"].append(tuple(output.shape[:2])))
     scorer.score(noise(1), CAPTIONS)
     scorer.score(noise(2), CAPTIONS[::-1])
@@ -99,13 +99,11 @@ def test_a_caption_is_read_once_for_all_images_and_an_image_once_for_all_caption
     assert calls["last"] == [(4, 1), (4, 1), (1, 1)] * 2  # the last layer works on the first token alone
 
 
-def test_states_kept_stay_within_their_bound(tiny_albef: Path, noise) -> None:
-    scorer = AlbefScorer.load(str(tiny_albef), device="cpu", settings=AlbefSettings(caption_states_mib=1))
-    captions = [f"{first} {second} {third} dog" for first in files.WORDS for second in files.WORDS for third in files.WORDS[:6]]
-    scorer.score(noise(1), captions)
-    bytes_each = 5 * files.WIDTH * 4
-    assert len(set(captions)) * bytes_each > 2**20  # more than it may keep
-    assert 2**20 - 8 * bytes_each < scorer._states.num_bytes <= 2**20
+def test_states_kept_stay_within_their_bound(tiny_albef: Path, noise, monkeypatch) -> None:
+    monkeypatch.setattr("rerank.scorers.albef.scorer.CACHED_CAPTIONS", 30)
+    scorer = AlbefScorer.load(str(tiny_albef), device="cpu")
+    scorer.score(noise(1), [f"{first} {second} dog" for first in files.WORDS for second in files.WORDS])
+    assert scorer._states.cache_info().currsize == 30
 
 
 def test_scores_are_the_same_bits_whatever_was_scored_before(tiny_albef: Path, noise) -> None:
@@ -137,10 +135,9 @@ def test_bfloat16_gives_float32_scores_near_float32(tiny_albef: Path, noise) -> 
 
 def test_fingerprint_follows_what_changes_scores_and_nothing_else(tiny_albef: Path, tmp_path: Path) -> None:
     fingerprint = load_scorer(str(tiny_albef), device="cpu").fingerprint
-    for settings in (AlbefSettings(), AlbefSettings(chunk_size=2, caption_states_mib=3), ScorerSettings(chunk_size=5)):
-        assert load_scorer(str(tiny_albef), device="cpu", settings=settings).fingerprint == fingerprint
-    changes = [{"clean_captions": False}, {"max_tokens": 20}, {"sep_token": True}, {"score_kind": "margin"}, {"precision": "bfloat16"}]
-    others = [load_scorer(str(tiny_albef), device="cpu", settings=AlbefSettings(**change)).fingerprint for change in changes]
+    assert load_scorer(str(tiny_albef), device="cpu").fingerprint == fingerprint
+    changes = [{"score_kind": "margin"}, {"precision": "bfloat16"}]
+    others = [load_scorer(str(tiny_albef), device="cpu", settings=ScorerSettings(**change)).fingerprint for change in changes]
     assert len({fingerprint, *others}) == 1 + len(changes)
     folder = changed(tiny_albef, tmp_path, weights=lambda tensors: tensors["itm_head.bias"].add_(1e-3))
     assert load_scorer(str(folder), device="cpu").fingerprint != fingerprint
@@ -165,15 +162,6 @@ def test_it_says_what_it_reads_and_its_kind(tiny_albef: Path) -> None:
 )
 def test_cleaning_is_the_originals(caption: str, cleaned: str) -> None:
     assert clean_caption(caption) == cleaned
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [({"max_tokens": 2}, "max_tokens"), ({"caption_states_mib": -1}, "caption_states_mib"), ({"chunk_size": 0}, "chunk")],
-)
-def test_settings_out_of_range_are_refused(settings: dict, named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        AlbefSettings(**settings)
 
 
 def changed(folder: Path, place: Path, *, weights=None, config=None, without: str = "") -> Path:

@@ -10,6 +10,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from eval.dataset.retrieval_set import load_split
 from eval.manifest.manifest import read_manifest
+from rerank.scorers.blip.checkpoint import load_blip
 from rerank.scorers.blip.scorer import BlipScorer
 from rerank.scorers.blip.text import clean_caption
 
@@ -31,7 +32,11 @@ def scenes():
 
 def test_enc_is_the_last_of_two_ids_the_tokenizer_lacks(scorer: BlipScorer) -> None:
     num_tokens = len(AutoTokenizer.from_pretrained(FOLDER))
-    assert scorer.enc_token_id == num_tokens + 1 == BlipForImageTextRetrieval.from_pretrained(FOLDER).config.text_config.vocab_size - 1
+    assert (
+        load_blip(str(FOLDER)).enc_token_id
+        == num_tokens + 1
+        == BlipForImageTextRetrieval.from_pretrained(FOLDER).config.text_config.vocab_size - 1
+    )
 
 
 def test_scores_equal_plain_transformers_on_drawn_scenes(scorer: BlipScorer, scenes) -> None:
@@ -44,7 +49,7 @@ def test_scores_equal_plain_transformers_on_drawn_scenes(scorer: BlipScorer, sce
         plain = []
         for caption in captions:
             inputs = tokenizer(clean_caption(caption), return_tensors="pt", return_token_type_ids=False, truncation=True, max_length=35)
-            inputs["input_ids"][:, 0] = scorer.enc_token_id
+            inputs["input_ids"][:, 0] = load_blip(str(FOLDER)).enc_token_id
             with torch.no_grad():
                 plain.append(float(model(pixel_values=pixels, **inputs).itm_score[0, 1]))
         np.testing.assert_allclose(scorer.score(image, captions), plain, atol=1e-5, rtol=0)

@@ -1,12 +1,14 @@
 """Caption cleaning, token ids and batches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerank.scorers.base import token_ids
+from rerank.scorers.blip.checkpoint import load_blip
 from rerank.scorers.blip.text import clean_caption, packed_captions
 
 
@@ -35,16 +37,15 @@ def test_cleaning_twice_changes_nothing(caption: str) -> None:
 
 
 def test_token_ids_begin_with_enc_and_are_cut(tiny_blip) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_blip)
-    long = " ".join(["dog"] * 50)
-    plain = token_ids(tokenizer, ["a dog", long], enc_token_id=None, max_tokens=35)
+    checkpoint = load_blip(str(tiny_blip))
+    tokenizer = checkpoint.tokenizer
+    long = " ".join(["well-worn"] * 30)  # three tokens each
+    plain = replace(checkpoint, enc_token_id=None).token_ids(["A dog.", long])
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     dog = tokenizer.convert_tokens_to_ids("dog")
     assert plain[0] == (cls, tokenizer.convert_tokens_to_ids("a"), dog, sep)
-    assert plain[1] == (cls, *[dog] * 33, sep)
-    with_enc = token_ids(tokenizer, ["a dog", long], enc_token_id=99, max_tokens=35)
+    assert len(plain[1]) == 35 and (plain[1][0], plain[1][-1]) == (cls, sep)
+    with_enc = replace(checkpoint, enc_token_id=99).token_ids(["A dog.", long])
     assert [ids[0] for ids in with_enc] == [99, 99]
     assert [ids[1:] for ids in with_enc] == [ids[1:] for ids in plain]
 

@@ -25,7 +25,7 @@ from eval.errors import UserError
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
 from rerank.scorers.supported import check_cross_encoder
-from rerank.scorers.vlm.scorer import VlmScorer, VlmSettings
+from rerank.scorers.vlm.scorer import VlmScorer
 
 WORDS = ["<pad>", "<unk>", "<image>", "yes", "no", "query", "document", "system", ":", "a", "red", "dog", "cat", "judge", "well"]
 TEMPLATE = (
@@ -92,15 +92,13 @@ def write_library_files(folder: Path, modalities: list[str], model_type: str = "
         (folder / name).write_text(json.dumps(content), encoding="utf-8")
 
 
-def plain_scores(folder: Path, image, captions: list[str], *, query: str = "caption", prompt: str | None = None) -> np.ndarray:
-    """Yes less no after the prompt, by transformers alone: one pair at a time, the prompt spelt out word by word."""
+def plain_scores(folder: Path, image, captions: list[str]) -> np.ndarray:
+    """Yes less no after the two, by transformers alone: one pair at a time, the template spelt out word by word."""
     processor = LlavaProcessor.from_pretrained(folder)
     model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     scores = []
     for caption in captions:
-        first, second = (caption, "<image>") if query == "caption" else ("<image>", caption)
-        system = f"system : {prompt} " if prompt else ""
-        inputs = processor(images=[image.convert("RGB")], text=f"{system}query : {first} document : {second} :", return_tensors="pt")
+        inputs = processor(images=[image.convert("RGB")], text=f"query : {caption} document : <image> :", return_tensors="pt")
         with torch.no_grad():
             logits = model(**inputs).logits[0, -1].double()
         scores.append(float(logits[3] - logits[4]))
@@ -108,14 +106,12 @@ def plain_scores(folder: Path, image, captions: list[str], *, query: str = "capt
 
 
 @needs_library
-@pytest.mark.parametrize("query", ["caption", "image"])
-@pytest.mark.parametrize("prompt", [None, "judge well"])
-def test_scores_equal_plain_transformers(tiny_vlm: Path, noise, query: str, prompt: str | None) -> None:
-    expected = plain_scores(tiny_vlm, noise(1), CAPTIONS, query=query, prompt=prompt)
+def test_scores_equal_plain_transformers(tiny_vlm: Path, noise, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = plain_scores(tiny_vlm, noise(1), CAPTIONS)
     assert np.ptp(expected) > 0.1  # random weights that answer alike would prove nothing
-    for chunk_size in (1, 2, 64):
-        settings = VlmSettings(query=query, prompt=prompt, chunk_size=chunk_size)
-        scores = VlmScorer.load(str(tiny_vlm), device="cpu", settings=settings).score(noise(1), CAPTIONS)
+    for pairs_at_once in (1, 2, 8):
+        monkeypatch.setattr("rerank.scorers.vlm.scorer.PAIRS_AT_ONCE", pairs_at_once)
+        scores = VlmScorer.load(str(tiny_vlm), device="cpu").score(noise(1), CAPTIONS)
         assert scores.dtype == np.float32 and scores.shape == (len(CAPTIONS),)
         np.testing.assert_allclose(scores, expected, atol=1e-5, rtol=0)
         assert scores[0] == scores[3]
@@ -141,9 +137,9 @@ def test_bfloat16_gives_logits_that_were_never_rounded_to_it(tiny_vlm: Path, noi
 def test_fingerprint_follows_what_changes_scores_and_nothing_else(tiny_vlm: Path, tmp_path: Path, noise) -> None:
     scorer = load_scorer(str(tiny_vlm), device="cpu")
     scorer.score(noise(1), CAPTIONS)
-    changes = [{"query": "image"}, {"prompt": "judge"}, {"precision": "bfloat16"}]
-    same = load_scorer(str(tiny_vlm), device="cpu", settings=ScorerSettings(chunk_size=3)).fingerprint
-    others = [load_scorer(str(tiny_vlm), device="cpu", settings=VlmSettings(**change)).fingerprint for change in changes]
+    changes = [{"score_kind": "margin"}, {"precision": "bfloat16"}]
+    same = load_scorer(str(tiny_vlm), device="cpu").fingerprint
+    others = [load_scorer(str(tiny_vlm), device="cpu", settings=ScorerSettings(**change)).fingerprint for change in changes]
     other_words = copied(tiny_vlm, tmp_path / "words")
     (other_words / "chat_template.jinja").write_text(TEMPLATE + " judge")
     other_weights = copied(tiny_vlm, tmp_path / "weights", change=lambda tensors: next(iter(tensors.values())).add_(1e-3))
@@ -243,8 +239,3 @@ def test_a_vlm_without_the_librarys_files_and_a_text_cross_encoder_are_refused(t
     write_library_files(text, ["text"])
     with pytest.raises(UserError, match="text-text reranker"):
         check_cross_encoder(str(text))
-
-
-def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="query"):
-        VlmSettings(query="both")

@@ -12,9 +12,9 @@ from eval.encoder.checkpoint import load_siglip
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.execution import Execution
 from eval.manifest.manifest import read_manifest
-from rerank.combine.expanded_views import expanded_captions, expanded_images
+from rerank.combine.embedded_sets import embed_views
 from rerank.expansions.additional_texts import CaptionExpansions
-from rerank.expansions.image_views import ImageViews
+from rerank.expansions.image_views import VIEWS, ImageViews
 from rerank.expansions.parse import parse_expansion
 from tests.small_job import SmallWorld
 from tests.unit.rerank.combine.expansion_set import split_of
@@ -61,7 +61,7 @@ def test_flips_are_mirrored(numbered: RetrievalSet) -> None:
 def test_a_picture_of_one_pixel_has_views_too() -> None:
     one = Image.new("RGB", (1, 1), (1, 2, 3))
     crops = parse_expansion("crops").of(split_of(["x"]))
-    assert isinstance(crops, ImageViews) and [view.transform(one).size for view in crops.views] == [(1, 1)] * 5
+    assert isinstance(crops, ImageViews) and [view(one).size for view in VIEWS[crops.name].values()] == [(1, 1)] * 5
 
 
 def test_a_picture_is_decoded_once_for_its_views_and_only_when_asked(numbered: RetrievalSet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,20 +79,20 @@ def test_a_picture_that_does_not_decode_says_which(small_world: SmallWorld, numb
     model, inputs = load_siglip(small_world.base)
     Path(numbered.image_place(1)).write_bytes(b"no picture")
     with pytest.raises(Exception, match="1.png: cannot be decoded") as caught:
-        expanded_images(model, inputs, views_of(numbered, "flips"), np.zeros((2, 4), dtype=np.float32))
+        embed_views(model, inputs, views_of(numbered, "flips"), np.zeros((2, 4), dtype=np.float32))
     assert not isinstance(caught.value, ImageError)  # told once, by the encoder
 
 
 def test_image_views_are_embedded_as_the_pictures_they_are(small_world: SmallWorld, numbered: RetrievalSet, tmp_path: Path) -> None:
     model, inputs = load_siglip(small_world.base)
     own_ID = embed_images(model, inputs, numbered)
-    views = expanded_images(model, inputs, views_of(numbered, "flips"), own_ID)
+    views = embed_views(model, inputs, views_of(numbered, "flips"), own_ID)
     for number in range(2):
         ImageOps.mirror(numbered.load_image(number)).save(tmp_path / f"mirrored-{number}.png")
     (tmp_path / "n.jsonl").write_text("".join(f'{{"image": "mirrored-{number}.png", "caption": "c"}}\n' for number in range(2)))
     expected = embed_images(model, inputs, load_split(read_manifest(tmp_path / "n.jsonl"), None))
     assert np.array_equal(views.additional_XD, expected) and views.vectors_ND is own_ID and views.offsets.tolist() == [0, 1, 2]
-    again = expanded_images(model, inputs, views_of(numbered, "flips"), own_ID, execution=Execution(num_workers=2))
+    again = embed_views(model, inputs, views_of(numbered, "flips"), own_ID, execution=Execution(num_workers=2))
     assert np.array_equal(again.additional_XD, expected)
 
 
@@ -101,12 +101,12 @@ def test_texts_are_embedded_item_by_item_and_one_said_often_once(small_world: Sm
     own_CD = embed_captions(model, inputs, ["a red bar", "a blue bar", "an owl"])
     texts = ["one red thing", "a bar", "one blue thing", "a bar"]
     embedded: list[int] = []
-    views = expanded_captions(
+    views = embed_views(
         model, inputs, CaptionExpansions(texts, np.array([0, 2, 4, 4]), "x", "y"), own_CD, execution=Execution(on_progress=embedded.append)
     )
     assert sum(embedded) == 3
     assert views.offsets.tolist() == [0, 2, 4, 4] and views.vectors_ND is own_CD
     for number, text in enumerate(texts):
         assert np.array_equal(views.additional_XD[number], embed_captions(model, inputs, [text])[0])
-    nothing = expanded_captions(model, inputs, CaptionExpansions([], np.zeros(4, dtype=np.int64), "x", "y"), own_CD)
+    nothing = embed_views(model, inputs, CaptionExpansions([], np.zeros(4, dtype=np.int64), "x", "y"), own_CD)
     assert nothing.additional_XD.shape == (0, own_CD.shape[1]) and nothing.offsets.tolist() == [0, 0, 0, 0]
