@@ -1,6 +1,6 @@
 """A job small enough to run many times: drawn images, some shared captions, some groups of images, a tiny base.
 
-Used by the tests of train/, the faults and benchmarks/kill_study.py.
+Used by the tests of train/, the faults and benchmarks/faults.py.
 """
 
 import copy

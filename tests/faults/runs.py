@@ -59,16 +59,20 @@ class Run:
         return children
 
 
+def figures(run: Run) -> dict[str, Any]:
+    """A run's final report without what its stages cost."""
+    report: dict[str, Any] = json.loads((run.folder / "eval" / "test" / "report.json").read_text())
+    for section in (report, *report.get("watch", [])):
+        for stage in section["stages"].values():
+            stage.pop("cost")
+    return report
+
+
 def assert_same(found: Run, straight: Run) -> None:
     """Exact resume: every loss as text, every figure, and the exported weights byte for byte."""
     assert said(found.folder) == said(straight.folder)
     weights = [(run.folder / "export" / "model.safetensors").read_bytes() for run in (found, straight)]
     assert weights[0] == weights[1]
-    reports = [json.loads((run.folder / "eval" / "test" / "report.json").read_text()) for run in (found, straight)]
-    for report in reports:
-        for section in (report, *report.get("watch", [])):
-            for stage in section["stages"].values():
-                stage.pop("cost")
-    assert reports[0] == reports[1]
+    assert figures(found) == figures(straight)
     litter = [path.name for path in found.folder.rglob(".*") if path.name != ".lock"]
     assert litter == [], litter
