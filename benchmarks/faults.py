@@ -191,7 +191,7 @@ DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
     "removed:": _remove,
     "a folder in place of": _make_folder,
 }
-HARMLESS = {".lock", "README.md", "report.html", "report.md"}
+HARMLESS = {".lock", "README.md", "report.html"}
 
 
 def damages(bench: Bench, row: Row, times: int) -> None:

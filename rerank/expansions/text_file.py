@@ -1,6 +1,7 @@
 """A file of texts that a user gives next to the manifest, every fault of it named with its line."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,26 +58,40 @@ def read_text(source: str, path: str) -> str:
         raise UserError(f"{source}: {path} cannot be read ({error})") from error
 
 
-def read_table(source: str, path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], list[tuple[int, Mapping[str, Any]]]]:
-    """(columns, (line, record) of each row) of a .csv, .tsv, .parquet or .jsonl file.
+def read_table(source: str, path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], Iterable[tuple[int, Mapping[str, Any]]]]:
+    """(columns, (line, record) of each row, once) of a .csv, .tsv, .parquet or .jsonl file.
 
     (place, what) of rows that cannot be read go to `faults`.
 
-    Bytes and structs of a .parquet file, such as embedded images, are not read.
+    The rows of a .parquet file are read in batches, as they are taken; bytes and structs, such as embedded images, are not.
 
     Raises:
-        UserError: it cannot be read at all.
+        UserError: it cannot be read at all; of a .parquet file also while its rows are taken.
     """
     suffix = path.suffix.lower()
-    try:
+    with _reading(source, path):
         if suffix == ".parquet":
             file = pq.ParquetFile(path)
-            texts = [field.name for field in file.schema_arrow if not str(field.type).startswith(("struct", "binary", "large_binary"))]
-            return file.schema_arrow.names, list(enumerate(file.read(columns=texts).to_pylist(), 1))
-        columns, records = (read_csv if suffix in (".csv", ".tsv") else read_jsonl)(path, faults)
+            return file.schema_arrow.names, _parquet_records(source, path, file)
+        return (read_csv if suffix in (".csv", ".tsv") else read_jsonl)(path, faults)
+
+
+def _parquet_records(source: str, path: Path, file: pq.ParquetFile) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    plain = [field.name for field in file.schema_arrow if not str(field.type).startswith(("struct", "binary", "large_binary"))]
+    row = 0
+    with file, _reading(source, path):
+        for batch in file.iter_batches(columns=plain):
+            for record in batch.to_pylist():
+                row += 1
+                yield row, record
+
+
+@contextmanager
+def _reading(source: str, path: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise UserError(f"{source}: {path} cannot be read as {suffix[1:]} ({error})") from error
-    return columns, list(records)
+        raise UserError(f"{source}: {path} cannot be read as {path.suffix.lower()[1:]} ({error})") from error
 
 
 def one_of(source: str, path: Path, columns: Iterable[str], names: tuple[str, ...]) -> str:

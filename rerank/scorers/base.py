@@ -102,7 +102,7 @@ class BatchedCrossEncoder(CrossEncoder):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of weights, config, processors, input limits and the settings that change scores beyond float noise."""
-        parts = f"{self.name} {self.settings.identity()} {self.reads} {self._checkpoint.digest()}"
+        parts = f"{self.name} {self.settings.identity(**self.fixed)} {self.reads} {self._checkpoint.digest()}"
         return hashlib.sha256(parts.encode()).hexdigest()
 
     @abstractmethod

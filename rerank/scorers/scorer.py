@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -25,6 +25,12 @@ class ScorerSettings:
 
     score_kind: ScoreKind = "match_logit"
     precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value that is none of the above: it would be taken for another."""
+        for name, value, known in (("score_kind", self.score_kind, ScoreKind), ("precision", self.precision, Precision)):
+            if value not in get_args(known):
+                raise ValueError(f"{name}: expected {' or '.join(map(repr, get_args(known)))}; found {value!r}.")
 
     def identity(self, **fixed: object) -> dict[str, object]:
         """What changes scores beyond float noise, for a scorer's fingerprint: these settings and what the scorer has `fixed`."""

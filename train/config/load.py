@@ -39,6 +39,10 @@ def load_run_config(kind: type[ConfigType], path: str | os.PathLike[str], overri
     record = read_yaml(Path(path))
     for override in overrides:
         _apply(record, override)
+    return _checked(kind, record, path)
+
+
+def _checked(kind: type[ConfigType], record: dict[str, Any], path: str | os.PathLike[str]) -> ConfigType:
     try:
         return kind.model_validate(record)
     except ValidationError as error:
@@ -115,12 +119,19 @@ def read_run(folder: Path) -> JobConfig:
 
 
 def read_run_as(kind: type[ConfigType], folder: Path) -> ConfigType:
-    """The configuration of a run of this kind, wherever its folder lies now and from whichever folder it is read.
+    """The configuration of a run of this kind, wherever its folder lies now and from whichever folder it is read, to export or measure it.
+
+    Keys of the training that were removed since, and that a run of an earlier version may have, are left out.
 
     Raises:
         UserError: it cannot be read.
     """
-    config = found_from_here(load_run_config(kind, folder / "config.yaml"), folder)
+    path = folder / "config.yaml"
+    record = read_yaml(path)
+    record.pop("constant_answer", None)
+    if isinstance(record.get("mining"), dict):
+        record["mining"].pop("ensemble", None)
+    config = found_from_here(_checked(kind, record, path), folder)
     return config.model_copy(update={"runs_folder": str(folder.parent), "name": folder.name})
 
 

@@ -65,7 +65,7 @@ class LazyStrings(Sequence[str]):
 
 class CaptionPool:
     """Every caption that can be mined, by index: below `num_captions` those of the split, then the additional ones; with the split's images
-    what scoring reads (rerank.scoring.pair_scores.ScoringData)."""
+    what scoring reads (rerank.scoring.cached_scoring.ScoringData)."""
 
     def __init__(self, dataset: RetrievalSet, additional: AdditionalCaptions | None = None) -> None:
         """Raises UserError when the id of an image of the split is that of the additional captions."""
@@ -157,18 +157,22 @@ def read_additional_captions(path: str) -> AdditionalCaptions:
     readers: dict[str, Any] = {".txt": _text_rows, ".jsonl": jsonl, ".csv": csv, ".tsv": csv, ".parquet": _parquet_rows}
     if source.suffix.lower() not in readers:
         raise UserError(f"mining.pool: {path}: expected a file that ends in one of {', '.join(readers)}")
+    texts, lines = list[str](), list[int]()
     try:
-        rows = list(readers[source.suffix.lower()](source, faults))
+        for line, text in readers[source.suffix.lower()](source, faults):  # no list of rows: a pool may hold tens of millions
+            if fault := _fault(text):
+                faults.append((f"{path}:{line}", fault))
+            else:
+                texts.append(text)
+                lines.append(line)
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
         raise UserError(f"mining.pool: {path}: cannot be read ({error})") from error
-    faults += [(f"{path}:{line}", fault) for line, text in rows if (fault := _fault(text))]
     if faults:
         shown = "\n".join(f"  {place}: {what}" for place, what in faults[:_MOST_FAULTS])
         more = f"\n  and {len(faults) - _MOST_FAULTS} more" if len(faults) > _MOST_FAULTS else ""
         raise UserError(f"mining.pool: {path}: {len(faults)} fault(s)\n{shown}{more}")
-    if not rows:
+    if not texts:
         raise UserError(f"mining.pool: {path}: holds no caption")
-    lines, texts = zip(*rows, strict=True)
     return AdditionalCaptions(StringColumn(texts), np.array(lines, dtype=np.int64), path)
 
 
@@ -197,7 +201,7 @@ def _record_rows(read: Any, path: Path, faults: list[tuple[str, str]]) -> Iterat
 def _parquet_rows(path: Path, _: list[tuple[str, str]]) -> Iterator[tuple[int, Any]]:
     with pq.ParquetFile(path) as file:
         _check_column(path, file.schema_arrow.names)
-        yield from enumerate(file.read(["caption"])["caption"].to_pylist(), 1)
+        yield from enumerate((text for batch in file.iter_batches(columns=["caption"]) for text in batch["caption"].to_pylist()), 1)
 
 
 def _check_column(path: Path, columns: list[str]) -> None:

@@ -92,15 +92,16 @@ def select(
         match_probability: probability that each pair (image, caption of the pool) matches; None: no denoising.
     """
     there_QK, of_images = found.items_QK >= 0, found.mined_for == "images"
-    pairs = np.broadcast_to(found.queries_Q[:, None], there_QK.shape), np.maximum(found.items_QK, 0)
-    images_QK, captions_QK = pairs if of_images else pairs[::-1]
-    hashes_QK = pool.hash_C[captions_QK]
+    queries_Q1, items_QK = found.queries_Q[:, None], np.maximum(found.items_QK, 0)
+    images, captions = (queries_Q1, items_QK) if of_images else (items_QK, queries_Q1)
+    hashes = pool.hash_C[captions]
+    images_QK, captions_QK, hashes_QK = np.broadcast_arrays(images, captions, hashes)
     cosines_QK = np.where(there_QK, found.cosines_QK, np.float32(0))  # any number where there is no candidate
     lists = RankedLists(
         there_QK=found.readable_Q[:, None] & there_QK,
-        known_QK=pool.dataset.is_positive(images_QK, hashes_QK),
-        near_QK=pool.is_near_duplicate(images_QK, captions_QK) if config.near_duplicates else None,
-        key_QK=hashes_QK if of_images else pool.dataset.group_I[images_QK],
+        known_QK=pool.dataset.is_positive(images, hashes),
+        near_QK=pool.is_near_duplicate(images, captions) if config.near_duplicates else None,
+        key_QK=hashes if of_images else pool.dataset.group_I[images],
         cosines_QK=cosines_QK,
         logits_QK=cosines_QK * scale + bias,
         best_cosine_Q=found.best_positive_Q,

@@ -72,7 +72,8 @@ def example_rows(negatives: Negatives) -> tuple[np.ndarray, np.ndarray]:
 
 def _example(negatives: Negatives, row: int, pool: CaptionPool, true_N: np.ndarray | None) -> dict[str, Any]:
     """What the page shows of one row; `picture` is a data: URI, "" where the image does not decode."""
-    image, caption, dataset = int(negatives.image_N[row]), int(negatives.captions_N[row]), pool.dataset
+    image, caption = int(np.searchsorted(negatives.offsets, row, side="right") - 1), int(negatives.captions_N[row])
+    dataset = pool.dataset
     first = int(dataset.caption_offsets[image])
     own = dataset.captions[first : min(first + _MOST_CAPTIONS, int(dataset.caption_offsets[image + 1]))]
     try:
@@ -89,7 +90,7 @@ def _example(negatives: Negatives, row: int, pool: CaptionPool, true_N: np.ndarr
         "score": float(negatives.scores_N[row]),
         "margin": float(negatives.margins_N[row]),
         "match": None if negatives.match_N is None else float(negatives.match_N[row]),
-        "is_relabelled": not negatives.is_negative_N[row],
+        "is_relabelled": negatives.relabelled_N is not None and bool(negatives.relabelled_N[row]),
         "is_true": None if true_N is None else bool(true_N[row]),
     }
 

@@ -61,9 +61,14 @@ class Ingredient:
         Raises:
             UserError: the weights cannot be read.
         """
-        siglip, _ = load_siglip(self.name if self.run is None else self.run[0].base)
-        if self.run is not None:
-            siglip.load_state_dict(plain_state(load_checkpoint(self.run[0], str(self.run[1]))[0].siglip))
+        if self.run is None:
+            siglip, _ = load_siglip(self.name)
+        else:
+            run, step = self.run
+            siglip = load_checkpoint(run, str(step))[0].siglip
+            if run.model.lora is not None:  # only then a second model is in memory
+                merged, (siglip, _) = plain_state(siglip), load_siglip(run.base)
+                siglip.load_state_dict(merged)
         return TunedModel(siglip.eval(), self.inputs, hash_weights(siglip))
 
 

@@ -13,10 +13,13 @@ from tests.nursery import Nursery
 from tests.small_job import SmallWorld
 from train.config.load import read_run
 from train.siglip.export import export_checkpoint
+from train.soup import ingredients
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}], ids=["full", "lora"])
-def test_a_soup_of_a_runs_checkpoints(nursery: Nursery, small_world: SmallWorld, tmp_path: Path, lora: Any) -> None:
+def test_a_soup_of_a_runs_checkpoints(
+    nursery: Nursery, small_world: SmallWorld, tmp_path: Path, lora: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changes = {"mining": None, "model__lora": lora, "train__max_steps": 4, "train__eval_every_steps": 2, "train__keep_checkpoints": 9}
     run = Run.make(nursery, small_world, tmp_path, **changes)
     run.finish()
@@ -40,3 +43,7 @@ def test_a_soup_of_a_runs_checkpoints(nursery: Nursery, small_world: SmallWorld,
         assert child.wait() == 2 and words in child.output()
     child = nursery.start("train.soup", [*names, "--output", str(run.folder)])
     assert child.wait() == 2 and "a run or a checkpoint" in child.output() and (run.folder / "export" / "model.safetensors").is_file()
+    if lora is None:  # one model is in memory: the base is not read once more next to it
+        one = ingredients.read_ingredient(names[0])
+        monkeypatch.setattr(ingredients, "load_siglip", lambda name: pytest.fail(f"{name} was read, too"))
+        assert one.load().base_sha256 == record["ingredients"][0]["weights_sha256"]

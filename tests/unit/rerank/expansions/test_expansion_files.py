@@ -14,6 +14,7 @@ from eval.errors import UserError
 from eval.manifest.manifest import ManifestError, read_manifest
 from rerank.expansions.additional_texts import CaptionExpansions, ImageCaptions
 from rerank.expansions.parse import kept_columns, parse_expansion
+from rerank.expansions.text_file import read_table
 from tests.unit.rerank.combine.expansion_set import split_of
 
 SPLIT = split_of(["A dog runs.", "two cats"], ["an owl", "a DOG runs"])
@@ -179,3 +180,18 @@ def test_an_empty_file_and_one_of_another_encoding_are_called_that(tmp_path: Pat
     path.write_bytes("caption,expansion\nan owl,a bird\n".encode("utf-16"))
     with pytest.raises(UserError, match=f"said.{kind}:1: .*{'UTF-8' if kind == 'csv' else 'utf-8'}"):
         parse_expansion(str(path))
+
+
+def test_rows_of_a_parquet_file_are_read_as_they_are_taken(tmp_path: Path) -> None:
+    """The first rows come although the second group of rows is damaged; reading on names the file."""
+    path, half = tmp_path / "two.parquet", 70_000
+    table = pa.table({"caption": [f"a dog {number}" for number in range(2 * half)], "image": [b"not read"] * 2 * half})
+    pq.write_table(table, path, row_group_size=half, compression="none", use_dictionary=False)
+    content, page = bytearray(path.read_bytes()), pq.read_metadata(path).row_group(1).column(0).data_page_offset
+    content[page : page + 64] = bytes(64)
+    path.write_bytes(content)
+    columns, records = read_table("captions:two", path, [])
+    rows = iter(records)
+    assert columns == ["caption", "image"] and next(rows) == (1, {"caption": "a dog 0"})
+    with pytest.raises(UserError, match=r"captions:two: .*two\.parquet cannot be read as parquet"):
+        list(rows)

@@ -1,12 +1,16 @@
-"""train/config/load.py: a run's relative paths, read from another folder than it was started in."""
+"""train/config/load.py: a run's configuration, its relative paths read from another folder than it was started in."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from tests.small_job import SmallWorld
+from tests.small_reranker_job import RerankerWorld
 from train.config.job import JobConfig
-from train.config.load import found_from_here
+from train.config.load import ConfigError, found_from_here, load_config, read_run, read_run_as
+from train.config.reranker import RerankerConfig
 
 TRAIN = {"max_steps": 4, "batch_size": 4, "learning_rate": 1e-3, "eval_every_steps": 2, "checkpoint_every_steps": 2}
 
@@ -49,3 +53,20 @@ def test_a_run_that_was_moved_or_lies_apart_stays_as_it_is(started_in: Path, mon
     (started_in / "runs" / "one").rename(started_in / "two")
     assert found_from_here(config(), Path("../two")).model.base == "models/base"
     assert found_from_here(config(runs_folder=str(started_in)), Path("../two")).model.base == "models/base"
+
+
+def test_a_run_of_an_earlier_version_is_read_without_the_keys_that_were_removed(tmp_path: Path) -> None:
+    """It can be exported; what begins a run is refused (test_run.py, test_reranker.py)."""
+    world = RerankerWorld(Path("pairs"), Path("base"), Path("blip"))
+    jobs = {
+        "siglip": SmallWorld.record(world, tmp_path, mining={"mine_every_steps": 2, "ensemble": ["other:0.5"]}),
+        "reranker": world.record(tmp_path, constant_answer={"within": 0.05, "over_steps": 9}),
+    }
+    for name, record in jobs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(record), encoding="utf-8")
+    mining = read_run(tmp_path / "siglip").mining
+    assert mining is not None and mining.mine_every_steps == 2
+    assert read_run_as(RerankerConfig, tmp_path / "reranker").miner == "base"
+    with pytest.raises(ConfigError, match="ensemble was removed"):
+        load_config(tmp_path / "siglip" / "config.yaml")

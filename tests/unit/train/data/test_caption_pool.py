@@ -1,6 +1,7 @@
 """train/data/caption_pool.py: additional captions are read with their lines, and every fault of their file is named."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +96,16 @@ def test_the_hash_covers_lines_and_captions() -> None:
     one, two = (AdditionalCaptions(["a", "bc"], np.array(lines)) for lines in ([1, 2], [1, 3]))
     other = AdditionalCaptions(["ab", "c"], np.array([1, 2]))
     assert len({one.sha256, two.sha256, other.sha256}) == 3
+
+
+def test_a_large_file_is_not_held_twice(tmp_path: Path) -> None:
+    """A text of 40 characters is some 90 bytes, its number and the two places in lists some 50 more; rows as tuples were 270."""
+    path, count = tmp_path / "captions.parquet", 200_000
+    pq.write_table(pa.table({"caption": [f"caption number {number:06d} of forty characters" for number in range(count)]}), path)
+    tracemalloc.start()
+    try:
+        found = read_additional_captions(str(path))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(found.texts) == count and peak < 200 * count

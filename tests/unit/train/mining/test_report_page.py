@@ -95,3 +95,13 @@ def test_the_report_for_a_terminal(small_world: SmallWorld) -> None:
     assert lines[0].startswith("mined 120 negatives for 40 images (table 0123abcd)")
     assert [line.split()[0] for line in lines[-4:]] == ["logits", "positive", "negative", "margin"]
     assert all(len(line) < 160 for line in lines[1:])
+
+
+def test_the_image_of_a_row_is_looked_up_without_a_pass_over_the_table(small_world: SmallWorld, tmp_path: Path, monkeypatch) -> None:
+    pool = CaptionPool(load(small_world.manifest))
+    mined = mined_among(pool)
+    report, images_N = summarize(mined, pool, None, None), mined.negatives.image_N
+    monkeypatch.setattr(type(mined.negatives), "image_N", property(lambda table: pytest.fail("every row was listed for one")))
+    page = write_mining_report(tmp_path, report, mined.negatives, pool).read_text(encoding="utf-8")
+    shown = np.concatenate(example_rows(mined.negatives))
+    assert all(pool.dataset.image_ids[image] in page for image in images_N[shown])

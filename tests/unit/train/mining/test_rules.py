@@ -14,7 +14,7 @@ from train.data.negatives import table_name
 from train.mining.candidates import Candidates
 from train.mining.mine import select
 from train.mining.refresh import Refresh, rules_of
-from train.mining.report import Mined, MiningReport, summarize
+from train.mining.report import RULES, Mined, MiningReport, summarize
 from train.mining.rules import Outcome, RankedLists, filtered_out, perc_pos_bound
 from train.mining.selection import priorities, select_negatives
 
@@ -220,3 +220,8 @@ def test_tables_have_the_names_that_earlier_versions_gave_them() -> None:
     assert name_of({}) == name_of({"ensemble": []}) == "1ddac5d67ce5ec9e"
     assert name_of(drawn, Refresh(3, 40)) == "2a087b2604b6615b"
     assert name_of(scored, Refresh(images_I=np.array([0, 2])), Scorer()) == "c8f5dbc05f19ba92"
+
+
+def test_every_rule_has_a_name_in_the_report() -> None:
+    """What is left out there would be filtered out and never counted."""
+    assert list(RULES) == [outcome.name.lower() for outcome in Outcome if outcome >= Outcome.KNOWN_POSITIVE]
