@@ -39,11 +39,12 @@ def finish(job: Job, state: State, check_signal: Callable[[], Any]) -> None:
     """
     stopped = "" if state.stopped_by is None else f"ended at step {state.step}: the retention set {state.stopped_by!r} was forgotten"
     export = job.export_best(state, export_checkpoint)
+    job.processes.together(lambda: job.check_base(state))
     execution = job.execution(lambda count: check_signal())
     retained = [_measure_retention(job, export, watched, execution) for watched in job.splits.watch]
     record = _measure(job, export, retained, execution)
     if job.processes.is_main:
-        mark_ended(job.config, _finished_record(job.config) | {"stopped": stopped})
+        mark_ended(job.config, _finished_record(job.config) | {"stopped": stopped}, _watch_reports(job.config))
         show_finished(job.config, record)
 
 
@@ -118,8 +119,11 @@ def watch_folder(config: JobConfig, name: str) -> Path:
 
 def is_finished(config: JobConfig) -> bool:
     """True if the run ended with its final report, made as the configuration asks."""
-    made = [watch_folder(config, watched.name) / "report.json" for watched in config.watch]
-    return ended(config, _finished_record(config), made)
+    return ended(config, _finished_record(config), _watch_reports(config))
+
+
+def _watch_reports(config: JobConfig) -> list[Path]:
+    return [watch_folder(config, watched.name) / "report.json" for watched in config.watch]
 
 
 def _finished_record(config: JobConfig) -> dict[str, Any]:
