@@ -70,7 +70,7 @@ def _refuse_other(config: RunConfig, what: str, old: Mapping[str, Any], new: Map
         folder = config.run_folder
         raise UserError(
             f"{what} with another configuration:\n  {lines}\n"
-            f"Take another name=, remove the folder, or start from what it learnt: model.base={folder}/export"
+            f"Give it those values again, take another name=, remove the folder, or start from what it learnt: model.base={folder}/export"
         )
 
 
