@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def verify(folder: Path, names: Collection[str] = (), hash_of: Callable[[Path], 
                 return f"{MANIFEST} names {name!r}, which is no file of the folder"
             if hash_of(folder / name) != expected:
                 return f"{name} does not have the bytes that were written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is not there"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
@@ -49,10 +52,10 @@ def verify(folder: Path, names: Collection[str] = (), hash_of: Callable[[Path], 
 
 def is_sealed(folder: Path) -> bool:
     """Whether a folder has a manifest of ours, or a damaged one; a manifest.json of another format says nothing about its files."""
+    if not os.path.isfile(folder / MANIFEST):
+        return False
     try:
         record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
     except (OSError, ValueError):
         return True
     return isinstance(record, dict) and "sha256" in record
@@ -75,8 +78,10 @@ def check_sealed(model: str | os.PathLike[str]) -> None:
 
 
 def _hash_once(path: Path) -> str:
-    stat = path.stat()
-    return _hash_stamped(path.resolve(), stat.st_size, stat.st_mtime_ns)
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(f"{path.name} is no plain file")
+    return _hash_stamped(path.resolve(), found.st_size, found.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)

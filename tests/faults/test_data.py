@@ -138,3 +138,24 @@ def test_embedded_pictures_are_known_too(nursery: Nursery, small_world: SmallWor
     refused(run, "1 picture(s) of train have other bytes: pictures/train-007.png\n")
     pq.write_table(pa.table(table), source)
     run.finish()
+
+
+def test_two_processes_refuse_changed_data_together(copy: Run) -> None:
+    swap_bytes(copy.config.parent / "data" / PICTURES / "train-005.png")
+    children = copy.nursery.start_ranks("train", [str(copy.config)], 2)
+    assert [child.wait() for child in children] == [2, 2]
+    assert "1 picture(s) of train have other bytes: pictures/train-005.png" in children[0].output()
+    assert not any("Traceback" in child.output() for child in children)
+
+
+def test_a_finished_run_is_measured_again_where_its_qrels_have_changed(copy: Run, tmp_path: Path) -> None:
+    qrels, report = tmp_path / "more.qrels", copy.folder / "eval" / "test" / "report.json"
+    arguments = [str(copy.config), f"evaluation.qrels={qrels}"]
+    added = []
+    for text in ("test-001.png", "test-001.png", "test-002.png"):
+        qrels.write_text(f"{PICTURES}/{text} 0 {PICTURES}/test-009.png#0 1\n")
+        child = copy.nursery.start("train", arguments)
+        assert child.wait() == 0, child.output()
+        added.append(("is finished:" in child.output(), json.loads(report.read_text())["data"]["truth"]["qrels"]["sha256"]))
+    assert [was_shown for was_shown, _ in added] == [False, True, False]
+    assert added[0][1] == added[1][1] != added[2][1]

@@ -109,7 +109,16 @@ def test_a_damaged_export_of_a_reranker_or_its_retriever_is_refused(
     retriever = shutil.copytree(finished.folder / "export", tmp_path / "retriever")
     (retriever / "manifest.json").write_text("{")
     ends(run, "train", [str(run.config), "name=other", f"miner={retriever}"], 2, f"{retriever} is damaged: JSONDecodeError")
-    question = ["--model", str(finished.folder / "export"), "--images", str(run.config.parent), "--output", str(tmp_path / "out.csv")]
+    question = [
+        "--model",
+        str(finished.folder / "export"),
+        "--images",
+        str(reranker_world.manifest),
+        "--split",
+        "test",
+        "--output",
+        str(tmp_path / "out.csv"),
+    ]
     ends(run, "rerank", [*question, "--rerank", str(export)], 2, words)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from eval.choices.choice_set import read_choices
 from eval.choices.report import CHOICES, print_choices, write_choices
 from eval.dataset.truth import with_ground_truth
+from eval.encoder.sealed import hash_file
 from eval.execution import Execution
 from eval.report.leakage import leakage_section
 from eval.report.report import read_report
@@ -128,7 +129,10 @@ def _watch_reports(config: JobConfig) -> list[Path]:
 
 def _finished_record(config: JobConfig) -> dict[str, Any]:
     measured = config.model_dump(mode="json", include={"rerank", "evaluation"}, exclude={"rerank": {"pair_scores"}})
-    return {"max_steps": config.train.max_steps} | measured | {"choices": config.choices or None}
+    # Read by nothing else: what they hold decides the figures, which are made again where it changed.
+    files = [Path(path) for path in (*(config.choices or ()), config.evaluation.qrels) if path is not None]
+    inputs = {str(path): hash_file(path) if path.is_file() else None for path in files}
+    return {"max_steps": config.train.max_steps} | measured | {"choices": config.choices or None, "inputs_sha256": inputs or None}
 
 
 def show_finished(config: JobConfig, record: dict[str, Any] | None = None) -> None:
