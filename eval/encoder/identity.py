@@ -7,10 +7,9 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import transformers
 
 from eval.errors import UserError
 
@@ -30,7 +29,7 @@ def identity_of(config: Any, image_processor: Any, tokenizer: Any) -> Identity:
     """
     parts = {"config": config.to_dict(), "image_processor": image_processor.to_dict(), "tokenizer": _tokenizer_values(tokenizer)}
     values: Identity = {part: _values(json.loads(json.dumps(record, default=str))) for part, record in parts.items()}
-    return values | {"library": {"transformers": transformers.__version__}}
+    return values | {"library": {"transformers": version("transformers")}}
 
 
 def differences(recorded: Identity, found: Identity) -> list[str]:
