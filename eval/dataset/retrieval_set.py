@@ -5,6 +5,7 @@ Shape letters: I images, C captions, P positive (image, caption) pairs.
 
 import copy
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,11 +101,10 @@ class StoredImages:
         Raises:
             eval.dataset.images.ImageError: it cannot be decoded; the message names it.
         """
-        row = int(self._embedded_rows_I[image])
-        if row < 0 or self._rows is None:
+        if not self._is_embedded(image):
             return decode_image(self._paths[image])
         try:
-            return decode_image(self._rows.image_bytes(row))
+            return decode_image(self.embedded_bytes(image))
         except ImageError as error:
             raise ImageError(f"{self.image_place(image)}: {error}") from None
 
@@ -114,10 +114,29 @@ class StoredImages:
         Raises:
             eval.dataset.images.ImageError: its file cannot be read.
         """
-        row = int(self._embedded_rows_I[image])
-        if row < 0 or self._rows is None:
+        if not self._is_embedded(image):
             return file_digest(self._paths[image])
-        return hashlib.sha256(self._rows.image_bytes(row)).digest()
+        return hashlib.sha256(self.embedded_bytes(image)).digest()
+
+    def picture_stamp(self, image: int, /) -> tuple[int, int]:
+        """(size in bytes, time of the last change, ns) of one image's file; where it is embedded, 0 and a number for the files that embed
+        it (0: not known). (-1, 0): there is no file any more."""
+        if self._is_embedded(image):
+            assert self._rows is not None
+            return self._rows.stamp
+        try:
+            found = os.stat(self._paths[image])
+        except OSError:
+            return -1, 0
+        return found.st_size, found.st_mtime_ns
+
+    def embedded_bytes(self, image: int, /) -> bytes:
+        """The bytes of an embedded image."""
+        assert self._rows is not None
+        return self._rows.image_bytes(int(self._embedded_rows_I[image]))
+
+    def _is_embedded(self, image: int) -> bool:
+        return self._rows is not None and int(self._embedded_rows_I[image]) >= 0
 
     def path(self, image: int) -> str:
         """Path of an image; empty where it is embedded."""

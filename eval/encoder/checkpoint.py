@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, SiglipModel
 
 from eval.encoder.inputs import SiglipInputs
+from eval.encoder.sealed import check_sealed
 from eval.encoder.weights import load_weights
 from eval.errors import UserError
 from eval.sharded import whole
@@ -43,8 +44,9 @@ def load_siglip_config(name: str) -> Any:
     """The config of a SigLIP checkpoint.
 
     Raises:
-        UserError: there is no such checkpoint, or it is another kind of model.
+        UserError: there is no such checkpoint, it is another kind of model, or an export that is not as it was written.
     """
+    check_sealed(name)
     if os.path.isdir(name) and not (Path(name) / "config.json").is_file():
         raise UserError(f"{name}: a folder without config.json is no Hugging Face checkpoint")
     if not os.path.isdir(name) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):

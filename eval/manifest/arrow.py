@@ -4,8 +4,11 @@ It reads .parquet files, folders written by `datasets.save_to_disk`, and data se
 none is decoded, or even copied, while rows are read.
 """
 
+import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,16 @@ class ArrowRows(RowSource):
         """What names an embedded picture: its id, its inner path, or the number of its row among all."""
         candidates = (record.get(self._mapping["id"]), path, f"row-{row + 1:07d}")
         return next(str(name) for name in candidates if name not in (None, ""))
+
+    @cached_property
+    def stamp(self) -> tuple[int, int]:
+        """As `RowSource`, of the memory-mapped files."""
+        files = [file["filename"] for part in self._parts for file in part.table.cache_files]
+        if not files:
+            return 0, 0
+        stats = [os.stat(file) for file in files]
+        text = repr([(found.st_size, found.st_mtime_ns, file) for file, found in zip(files, stats, strict=True)])
+        return 0, int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
 
     def image_bytes(self, row: int) -> bytes:
         """Embedded bytes of a row, read through the memory map."""

@@ -55,6 +55,11 @@ class RowSource(ABC):
         """True if an image and a caption column are there, so that rows can be checked."""
         return mapping["image"] in self.columns and (mapping["caption"] in self.columns or mapping["captions"] in self.columns)
 
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """(0, a number that changes when the files with the embedded bytes do); (0, 0) where that is not known."""
+        return 0, 0
+
     def image_bytes(self, row: int) -> bytes:
         """Embedded bytes of a row; a text manifest has none."""
         raise TypeError("this manifest holds paths, not bytes")

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from eval.encoder.sealed import check_sealed
 from eval.errors import UserError
 from rerank.scorers.vlm.files import cross_encoder_inputs
 
@@ -110,9 +111,11 @@ def check_cross_encoder(model: str) -> str:
     Loading checks that all weights are there; rerank/scorers/probes.py checks that scores depend on image and caption.
 
     Raises:
-        UserError: it is another model; the message names it, why it cannot rerank, and what to use instead.
+        UserError: it is another model; the message names it, why it cannot rerank, and what to use instead. Or it is an export that is
+            not as it was written.
     """
     if model and Path(model).is_dir():  # the path of an empty name would be the working directory
+        check_sealed(model)
         config = _folder_config(Path(model))
         is_cross_encoder = _is_cross_encoder(Path(model), config)
     else:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from eval.encoder.sealed import verify
 from tests.faults.runs import Run, assert_same, lines, steps_taken
 from tests.nursery import Nursery, Trap
 from tests.small_job import SmallWorld, write_pictures
-from train.engine.checkpoint import Checkpoints, verify
+from train.engine.checkpoint import Checkpoints
 
 
 @pytest.fixture

@@ -12,10 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from eval.errors import UserError
 from train.config.job import JobConfig
-from train.config.run import RunConfig
+from train.config.run import PATH_KEYS, RunConfig
 
 ConfigType = TypeVar("ConfigType", bound=RunConfig)
-_PATH_KEYS = ("base", "source", "image_root", "truth")
 
 
 class ConfigError(UserError):
@@ -163,7 +162,7 @@ def _with_paths(value: Any, started_in: Path, key: str = "") -> Any:
     if key == "expand":  # METHOD:FILE, or a file alone
         method, colon, path = value.rpartition(":")
         return value if method == "column" else method + colon + _found(path, started_in)
-    return _found(value, started_in) if key in _PATH_KEYS else value
+    return _found(value, started_in) if key in PATH_KEYS else value
 
 
 def _found(path: str, started_in: Path) -> str:

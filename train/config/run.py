@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 
 from train.config.section import Section
 
+PATH_KEYS = ("base", "source", "image_root", "truth", "expand")
+"""Keys, in any section, whose values lead to files; what they lead to is known by its content, wherever it lies."""
+
 
 class DataConfig(Section):
     """The labelled pairs."""
@@ -105,11 +108,15 @@ class RunConfig(Section):
     """What every run has, whatever it trains: a name, a seed, a folder, a loop."""
 
     mutable_keys: ClassVar[tuple[str, ...]] = (
-        "data.num_workers",
-        "train.keep_checkpoints",
-        "train.timeout_seconds",
+        "name",
         "runs_folder",
         "wandb",
+        "data.num_workers",
+        "model.gradient_checkpointing",
+        "train.micro_batch_size",
+        "train.checkpoint_every_steps",
+        "train.keep_checkpoints",
+        "train.timeout_seconds",
     )
     """Keys that may change between a run and its continuation, for they do not touch what is learnt."""
 

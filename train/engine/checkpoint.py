@@ -5,7 +5,6 @@ mined captions are in force, and manifest.json with the SHA-256 of each. No pick
 follow from (seed, step).
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -19,6 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eval.atomic import commit_folder, folder_aside, remove_folder
+from eval.encoder.identity import Identity, check_identity
+from eval.encoder.sealed import seal, verify
 from eval.errors import UserError
 from eval.processes import Processes
 from eval.sharded import whole
@@ -27,7 +28,7 @@ from train.optim.loss_scale import LossScale
 from train.optim.optimizer import Trainable
 
 _NAME = re.compile(r"^step-(\d+)$")
-_LATER_KEYS = {"stopped_by", "loss_scale", "matcher_sha256", "further"}
+_LATER_KEYS = {"stopped_by", "loss_scale", "matcher_sha256", "further", "base_identity", "config"}
 """Of state.json, which the first checkpoints did not have."""
 
 
@@ -55,6 +56,8 @@ class State:
         loss_scale: fp16's; None in the other precisions.
         matcher_sha256: fingerprint of the cross-encoder of mining; None without one.
         further: additional state of a run of another kind than tuning SigLIP (train/reranker/loop.py); None: nothing.
+        base_identity: config, image processor and tokenizer it started from; None: of an earlier version.
+        config: the keys that decide what is learnt, with their values (train/engine/folder.py); None: of an earlier version.
     """
 
     step: int = 0
@@ -71,6 +74,8 @@ class State:
     loss_scale: LossScale | None = None
     matcher_sha256: str | None = None
     further: dict[str, Any] | None = None
+    base_identity: Identity | None = None
+    config: dict[str, Any] | None = None
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "State":
@@ -78,6 +83,20 @@ class State:
         known = {field.name: record[field.name] for field in fields(cls) if field.name not in _LATER_KEYS or field.name in record}
         scale = known.get("loss_scale")
         return cls(**known | {"loss_scale": LossScale(**scale) if scale is not None else None})
+
+    def check_base(self, base: str, folder: Path, tuned: Trainable) -> None:
+        """Refuse a base that is not the one the run was begun with.
+
+        Args:
+            base, folder: its name and the run's folder, for the message.
+            tuned: made of the base as it is now.
+
+        Raises:
+            UserError: naming what differs.
+        """
+        check_identity(base, str(folder), self.base_identity, tuned.base_identity)
+        if self.base_sha256 != tuned.base_sha256:
+            raise UserError(f"{base} has other weights than when {folder} was begun. Bring them back, or give the run another name=")
 
     @property
     def num_updates(self) -> int:
@@ -130,7 +149,7 @@ class Checkpoints:
             if negatives_file is not None:
                 shutil.copyfile(negatives_file, temporary / "negatives.parquet")
             (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
-            _seal(temporary)
+            seal(temporary)
             commit_folder(temporary, target)
 
     def discard_after(self, step: int) -> None:
@@ -171,6 +190,14 @@ class Checkpoints:
     def state(self, step: int) -> State:
         """State of a step's checkpoint."""
         return State.from_record(json.loads((self.path(step) / "state.json").read_text(encoding="utf-8")))
+
+    def sealed_states(self) -> Iterator[tuple[Path, int, State]]:
+        """(folder, step by its name, state) of every checkpoint whose state has the bytes that were written; nothing else of it is read."""
+        for step in self.steps():
+            folder = self.path(step)
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                if not verify(folder, ["state.json"]):
+                    yield folder, step, self.state(step)
 
     def load_weights(self, step: int, tuned: Trainable) -> None:
         """Put a checkpoint's weights into the model.
@@ -223,30 +250,6 @@ def _optimizer_state(tuned: Trainable, optimizer: torch.optim.Optimizer) -> Iter
         for key in ("exp_avg", "exp_avg_sq"):
             if key in state:
                 yield f"{key}.{name}", state[key]
-
-
-def _seal(folder: Path) -> None:
-    """Write manifest.json with the hash of every file."""
-    hashes = {path.name: hash_file(path) for path in sorted(folder.iterdir())}
-    (folder / "manifest.json").write_text(json.dumps({"sha256": hashes}, indent=1) + "\n", encoding="utf-8")
-
-
-def verify(folder: Path) -> str:
-    """What is wrong with a sealed folder, in words; empty when every file named in its manifest is there with the right bytes."""
-    try:
-        hashes = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"]
-        for name, expected in hashes.items():
-            if hash_file(folder / name) != expected:
-                return f"{name} does not have the bytes that were written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def newest_of_main(checkpoints: Checkpoints, processes: Processes) -> tuple[State, list[str]] | None:

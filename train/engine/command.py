@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunKind:
@@ -58,6 +60,7 @@ def carry_out(make_kind: Callable[[], RunKind], config: Any) -> None:
         lock = processes.together(lambda: claim_folder(config) if processes.is_main else None)
         try:
             if processes.from_main(lambda: kind.is_finished(config)):
+                processes.together(lambda: _check_finished(kind, config) if processes.is_main else None)
                 if processes.is_main:
                     print(f"{config.run_folder} is finished:")
                     kind.show_finished(config)
@@ -77,6 +80,27 @@ def carry_out(make_kind: Callable[[], RunKind], config: Any) -> None:
         finally:
             if lock is not None:
                 lock.close()
+
+
+def _check_finished(kind: RunKind, config: Any) -> None:
+    """Refuse to show the figures of a finished run whose files are damaged, or whose data have changed.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    from train.data.data_record import check_data
+    from train.engine.folder import check_ended, report_folder
+
+    check_ended(config)
+    record = config.run_folder / "data.parquet"
+    if not record.exists():  # of an earlier version
+        return
+    try:
+        check_data(record, kind.load(config), config.data.source)
+    except UserError as error:
+        raise UserError(
+            f"{config.run_folder} is finished, and its figures ({report_folder(config)}) are not of these data: {error}"
+        ) from error
 
 
 def end_with(run: Callable[[list[str]], int]) -> None:

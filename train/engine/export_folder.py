@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from eval.atomic import replaced_folder
+from eval.encoder.sealed import seal, verify
 from eval.errors import UserError
-from train.engine.checkpoint import Checkpoints, NoReadableCheckpoint, State, verify
+from train.engine.checkpoint import Checkpoints, NoReadableCheckpoint, State
+from train.engine.folder import check_checkpoints
 from train.optim.optimizer import Trainable
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ def write_plain(kind: Any, config: Any, state: dict[str, torch.Tensor], folder: 
 
 @contextmanager
 def replaced_export(folder: Path) -> Iterator[Path]:
-    """A folder to write an export into; on the way out it takes the name `folder`, where only an earlier export is replaced.
+    """A folder to write an export into; on the way out it gets its manifest.json, which the card is not in, for people edit it, and takes
+    the name `folder`, where only an earlier export is replaced.
 
     Raises:
         UserError: the folder holds something else, which would be lost.
@@ -42,6 +45,7 @@ def replaced_export(folder: Path) -> Iterator[Path]:
     check_replaceable(folder)
     with replaced_folder(folder) as temporary:
         yield temporary
+        seal(temporary, without=["README.md"])
 
 
 def check_replaceable(folder: Path) -> None:
@@ -60,8 +64,9 @@ def chosen_checkpoint(config: RunConfig, which: str) -> tuple[Checkpoints, State
     """(checkpoints of a run, its newest state, step of the best, the last or a numbered checkpoint, which is whole).
 
     Raises:
-        UserError: the run or the checkpoint is not there, or damaged.
+        UserError: the run or the checkpoint is not there, damaged, or of another configuration.
     """
+    check_checkpoints(config)
     checkpoints = Checkpoints(config.run_folder / "checkpoints")
     found = checkpoints.newest()
     if found is None:
@@ -83,15 +88,14 @@ def load_chosen(config: RunConfig, which: str, base: str, build: Callable[[], Tr
 
     Args:
         base: the checkpoint that the run started from.
-        build: the model made of it.
+        build: the model made of it, or the one that is in memory.
 
     Raises:
         UserError: the run or the checkpoint is not there, or damaged; or the base has changed.
     """
     checkpoints, newest, step = chosen_checkpoint(config, which)
     tuned = build()
-    if tuned.base_sha256 != newest.base_sha256:
-        raise UserError(f"{base} has other weights now than when the run began; what did not train would not fit")
+    newest.check_base(base, config.run_folder, tuned)
     checkpoints.load_weights(step, tuned)
     return tuned, step, newest
 

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ import yaml
 from pydantic import ValidationError
 
 from eval.atomic import replace_files
+from eval.encoder.sealed import hash_file, is_sealed, verify
 from eval.errors import UserError
-from train.config.run import RunConfig
+from train.config.run import PATH_KEYS, RunConfig
 from train.engine.checkpoint import Checkpoints
 from train.engine.metrics_log import flatten
 
@@ -21,11 +22,12 @@ from train.engine.metrics_log import flatten
 def claim_folder(config: RunConfig) -> Any:
     """Make the run's folder, lock it against a second job, check the configuration against that of an earlier run, and write config.yaml.
 
-    A folder without checkpoints or a finished report holds nothing to protect: an attempt that failed before its first step does not stand
-    in the way of the next. Main process only. Returns the lock, to be kept open as long as the job runs.
+    The checkpoints must be this configuration's too. A folder without checkpoints or a finished report holds nothing to protect: an attempt
+    that failed before its first step does not stand in the way of the next. Main process only. Returns the lock, to be kept open as long as
+    the job runs.
 
     Raises:
-        UserError: another job runs here, or the configuration differs.
+        UserError: another job runs here, or the configuration differs, from the file's or from the checkpoints'.
         OSError: the folder cannot be written.
     """
     folder = config.run_folder
@@ -38,9 +40,11 @@ def claim_folder(config: RunConfig) -> Any:
         raise UserError(f"{folder} is in use by another job; wait for it, or take another name=") from None
     path, record = folder / "config.yaml", config.model_dump(mode="json")
     if not Checkpoints(folder / "checkpoints").steps() and not (folder / "finished.json").exists():
-        shutil.rmtree(folder / "scratch", ignore_errors=True)
+        for made in ("scratch", "frozen"):  # of a run that is not there any more
+            shutil.rmtree(folder / made, ignore_errors=True)
     elif path.exists():
         _check_same(path, config)
+    check_checkpoints(config)
     replace_files({path: yaml.safe_dump(record, sort_keys=False)})
     return lock
 
@@ -54,18 +58,56 @@ def _check_same(path: Path, config: RunConfig) -> None:
         raise UserError(f"{path} holds no configuration: restore it, or take another name=")
     with suppress(ValidationError):  # completed by keys that did not exist when it was written
         old = type(config).model_validate(old).model_dump(mode="json")
-    folder, flat_old, flat_new = config.run_folder, flatten(old, "."), flatten(config.model_dump(mode="json"), ".")
+    flat_old, flat_new = flatten(old, "."), flatten(config.model_dump(mode="json"), ".")
     free = tuple(f"{key}." for key in config.mutable_keys)
-    lines = "\n  ".join(
-        f"{key}: {flat_old.get(key)!r} -> {flat_new.get(key)!r}"
-        for key in dict.fromkeys((*flat_old, *flat_new))
-        if flat_old.get(key) != flat_new.get(key) and not f"{key}.".startswith(free)
-    )
+    keys = (key for key in dict.fromkeys((*flat_old, *flat_new)) if not f"{key}.".startswith(free))
+    _refuse_other(config, f"{config.run_folder} holds a run", flat_old, flat_new, keys)
+
+
+def _refuse_other(config: RunConfig, what: str, old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[str]) -> None:
+    lines = "\n  ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key))
     if lines:
+        folder = config.run_folder
         raise UserError(
-            f"{folder} holds a run with another configuration:\n  {lines}\n"
-            f"Take another name=, remove the folder, or start from what it learnt: model.base={folder}/export"
+            f"{what} with another configuration:\n  {lines}\n"
+            f"Give it those values again, take another name=, remove the folder, or start from what it learnt: model.base={folder}/export"
         )
+
+
+def learnt(config: RunConfig) -> dict[str, Any]:
+    """The keys that decide what is learnt, "train.batch_size", with their values as JSON keeps them; paths are left out, for what they lead
+    to is known by its content."""
+    free = tuple(f"{key}." for key in config.mutable_keys)
+    flat = flatten(_without_paths(config.model_dump(mode="json")), ".")
+    return {key: value for key, value in flat.items() if not f"{key}.".startswith(free)}
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_paths(item) for key, item in value.items() if key not in PATH_KEYS}
+    return value
+
+
+def check_checkpoints(config: RunConfig) -> None:
+    """Refuse checkpoints that a run with another configuration wrote, and one whose folder was renamed.
+
+    Checkpoints of earlier versions do not know their configuration, and a damaged one says nothing: these pass.
+
+    Raises:
+        UserError: naming the checkpoint and what differs.
+    """
+    new = learnt(config)
+    for path, step, state in Checkpoints(config.run_folder / "checkpoints").sealed_states():
+        if state.step != step:
+            raise UserError(
+                f"{path} was renamed: by its state.json it is the checkpoint of step {state.step}. Name it step-{state.step} again, or "
+                "move it out of the folder"
+            )
+        old = state.config or {}
+        sections = tuple(f"{key}." for key, value in old.items() if value is None)  # that were null; other keys are of a later version
+        _refuse_other(config, f"{path} is of a run", old, new, [*old, *(key for key in new if key.startswith(sections))])
 
 
 def report_folder(config: RunConfig) -> Path:
@@ -79,13 +121,11 @@ def ended(config: RunConfig, expected: Mapping[str, Any], made: Sequence[Path] =
 
     Args:
         expected: what its mark must say, for it to be what the configuration asks for.
-        made: other files that must be there.
+        made: further reports that must be there.
     """
     try:
         record = read_ended(config)
-        files = [config.run_folder / "export" / "model.safetensors", *made]
-        if config.data.test_split or config.data.val_split:
-            files.append(report_folder(config) / "report.json")
+        files = [config.run_folder / "export" / "model.safetensors", *_reports(config, made)]
         return {key: record.get(key) for key in expected} == expected and all(path.is_file() for path in files)
     except (OSError, ValueError, AttributeError):
         return False
@@ -96,9 +136,38 @@ def read_ended(config: RunConfig) -> dict[str, Any]:
     return json.loads((config.run_folder / "finished.json").read_text(encoding="utf-8"))
 
 
-def mark_ended(config: RunConfig, record: Mapping[str, Any]) -> None:
-    """Write finished.json, committed by a rename."""
-    replace_files({config.run_folder / "finished.json": json.dumps(record) + "\n"})
+def _reports(config: RunConfig, made: Sequence[Path]) -> list[Path]:
+    final = [report_folder(config) / "report.json"] if config.data.test_split or config.data.val_split else []
+    return [*final, *made]
+
+
+def mark_ended(config: RunConfig, record: Mapping[str, Any], made: Sequence[Path] = ()) -> None:
+    """Write finished.json with the hash of every report, committed by a rename; arguments as `ended`."""
+    folder = config.run_folder
+    reports = {path.relative_to(folder).as_posix(): hash_file(path) for path in _reports(config, made)}
+    replace_files({folder / "finished.json": json.dumps({**record, "reports_sha256": reports}) + "\n"})
+
+
+def check_ended(config: RunConfig) -> None:
+    """Refuse a finished run whose export or reports are not as they were written; those of earlier versions cannot be checked.
+
+    Raises:
+        UserError: naming what is damaged, and how it is made again.
+        OSError, ValueError: finished.json is not there.
+    """
+    folder, export = config.run_folder, config.run_folder / "export"
+    fault = verify(export) if is_sealed(export) else ""
+    damaged = [f"export/ ({fault})"] if fault else []
+    for name, expected in read_ended(config).get("reports_sha256", {}).items():
+        if hash_file(folder / name) != expected:
+            damaged.append(f"{name} (it does not have the bytes that were written)")
+    if not damaged:
+        return
+    remedy = f"restore {'it' if len(damaged) == 1 else 'them'} from a copy: the checkpoints that could make them again are gone"
+    if Checkpoints(folder / "checkpoints").steps():
+        doomed = f"{folder}/finished.json" + (f" and {export}" if fault else "")
+        remedy = f"remove {doomed}, and the same command makes export and report again from the checkpoints"
+    raise UserError(f"{folder} is finished, and damaged since: {', '.join(damaged)}; {remedy}")
 
 
 def show_places(config: RunConfig) -> None:

@@ -31,7 +31,9 @@ from eval.errors import CommandError, UserError
 from eval.progress import bar
 from eval.search.ranking import DIRECTIONS
 from eval.sharded import is_sharded
+from train.data.data_record import check_data, record_data
 from train.engine.checkpoint import Checkpoints, State, newest_of_main
+from train.engine.folder import learnt
 from train.engine.metrics_log import MetricsLog, WandbMirror
 from train.optim.update import rate_factor
 
@@ -112,7 +114,13 @@ class BaseLoop(ABC):
         """stepper: its `train_step(batch, stop_asked=...)` gives a StepOutcome or raises NotFinite; its `update` has fp16's loss scale."""
         self._run, self.signals, self.stepper = job, signals, stepper
         scale = stepper.update.loss_scale
-        self.state = State(base_sha256=job.tuned.base_sha256, data_sha256=job.pool.data_sha256, loss_scale=scale)
+        self.state = State(
+            base_sha256=job.tuned.base_sha256,
+            data_sha256=job.pool.data_sha256,
+            loss_scale=scale,
+            base_identity=job.tuned.base_identity,
+            config=learnt(job.config),
+        )
         self.checkpoints = Checkpoints(job.folder / "checkpoints")
         self.metrics = MetricsLog(job.folder)
         self.wandb: WandbMirror | None = None
@@ -190,8 +198,12 @@ class BaseLoop(ABC):
             self.state, warnings = found
             for warning in warnings:
                 job.log(f"warning: {warning}")
+        job.processes.together(lambda: self._check_data(is_new=found is None))
+        if found is not None:
             brought = job.shared.bring(self.checkpoints.path(self.state.step))
             job.processes.together(lambda: self._restore(Checkpoints(brought.parent)))
+            # Known to be these: a checkpoint of an earlier version lacks them.
+            self.state = replace(self.state, base_identity=job.tuned.base_identity, config=learnt(job.config))
             job.shared.drop(brought)  # every process has read it before anything is removed
         if job.processes.is_main:
             if found is not None:
@@ -206,11 +218,20 @@ class BaseLoop(ABC):
         if found is None:
             self.write("start", {"world_size": job.processes.world_size, "leakage": [leak.as_record() for leak in job.leakages]})
 
+    def _check_data(self, *, is_new: bool) -> None:
+        """Record the data that a new run begins with; refuse others when it goes on (main process)."""
+        job, path = self._run, self._run.folder / "data.parquet"
+        if not job.processes.is_main:
+            return
+        if is_new or not path.exists():  # a run of an earlier version has none
+            record_data(path, job.splits)
+        else:
+            check_data(path, job.splits, job.config.data.source)
+
     def _restore(self, checkpoints: Checkpoints) -> None:
         """Restore weights, optimizer state and the rest from the checkpoint the state came from."""
         job, step = self._run, self.state.step
-        if self.state.base_sha256 != job.tuned.base_sha256:
-            raise UserError(f"{job.base} has other weights than when {job.folder} was begun; give the run another name=")
+        self.state.check_base(job.base, job.folder, job.tuned)
         if self.state.data_sha256 != job.pool.data_sha256:
             place = f"{job.config.data.source}{job.pool.place}"
             raise UserError(f"{place} holds other data than when {job.folder} was begun; give the run another name=")

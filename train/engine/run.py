@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from eval.encoder.identity import file_stamps
 from eval.execution import Execution, no_progress
 from eval.sharded import is_sharded
 
@@ -38,6 +39,7 @@ class Run(ABC):
         pool: the train split and the captions that can be mined.
         truth: (image id, caption id) pairs known to be true beyond the data; counted among the mined, never trained on.
         base: the checkpoint the run starts from, as this process reads it.
+        base_files: `file_stamps` of it, taken before it was read.
         shared: the run's folder, for every process to read.
     """
 
@@ -48,6 +50,7 @@ class Run(ABC):
     pool: CaptionPool
     truth: set[tuple[str, str]] | None
     base: str
+    base_files: dict[str, tuple[int, int]]
     tuned: Trainable
     optimizer: torch.optim.AdamW
     shared: SharedFolder
@@ -82,8 +85,11 @@ class Run(ABC):
         if self.processes.is_main:
             tqdm.write(text)
 
-    def export_best(self, state: State, export: Callable[[Any, str, Path], int]) -> Path:
+    def export_best(self, state: State, export: Callable[[Any, str, Path, Any], int]) -> Path:
         """Export the best checkpoint to runs/NAME/export; where this process reads it. Call on every process.
+
+        It is made from the model in memory, whose base may have changed on the disk since; where that lies in parts, from the base, which
+        is then checked.
 
         Args:
             export: train.siglip.export.export_checkpoint, or its like.
@@ -92,12 +98,26 @@ class Run(ABC):
             UserError, OSError: it cannot be made.
         """
         if self.processes.is_main:
-            if not is_sharded(self.tuned.module):  # a part is small, and others lie where they lie
-                self.tuned.module.to("cpu")
-            step = export(self.config, "best", self.folder / "export")
+            tuned = None if is_sharded(self.tuned.module) else self.tuned
+            if tuned is not None:  # a part is small, and others lie where they lie
+                tuned.module.to("cpu")
+            step = export(self.config, "best", self.folder / "export", tuned)
             note = "" if step or state.best_score is None else ": no later checkpoint was better on val than what it started from"
             self.log(f"exported the checkpoint of step {step}{note}")
         return self.shared.bring(self.folder / "export")
+
+    @abstractmethod
+    def load_base(self) -> Trainable:
+        """The checkpoint the run starts from, as it is now."""
+
+    def check_base(self, state: State) -> None:
+        """Refuse a base that was changed while the run went on, before it is read again. It is read for this only if a file was touched.
+
+        Raises:
+            UserError: naming what differs.
+        """
+        if file_stamps(self.base) != self.base_files:
+            state.check_base(self.base, self.folder, self.load_base())
 
     @abstractmethod
     def describe(self) -> list[str]:

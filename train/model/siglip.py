@@ -9,6 +9,7 @@ import torch
 from transformers import SiglipModel
 
 from eval.encoder.checkpoint import hash_weights, load_siglip
+from eval.encoder.identity import Identity, identity_of
 from train.optim.optimizer import Trainable, make_adamw
 
 if TYPE_CHECKING:
@@ -28,11 +29,19 @@ class TunedModel(Trainable):
         siglip: the model, with adapters if any.
         inputs: its tokenizer and image processor.
         base_sha256: hash of the weights it started from.
+        base_identity: the rest of what it started from; None where nobody asks.
     """
 
     siglip: SiglipModel
     inputs: SiglipInputs
     base_sha256: str
+    base_identity: Identity | None = None
+
+    @classmethod
+    def load(cls, base: str, *, strip_punctuation: bool = False) -> TunedModel:
+        """A checkpoint as it is; arguments and errors as `load_siglip`."""
+        siglip, inputs = load_siglip(base, strip_punctuation=strip_punctuation)
+        return cls(siglip, inputs, hash_weights(siglip), identity_of(siglip.config, inputs.image_processor, inputs.tokenizer))
 
     @property
     def module(self) -> torch.nn.Module:
@@ -54,8 +63,8 @@ def build_model(config: ModelConfig, base: str, seed: int = 0) -> TunedModel:
     Raises:
         UserError: the base cannot be used.
     """
-    siglip, inputs = load_siglip(base, strip_punctuation=config.strip_punctuation)
-    tuned = TunedModel(siglip, inputs, hash_weights(siglip))
+    tuned = TunedModel.load(base, strip_punctuation=config.strip_punctuation)
+    siglip = tuned.siglip
     if config.lora is not None:
         torch.manual_seed(seed)
         # Never in the vision head's nn.MultiheadAttention, whose adapters would get no gradient (docs/numerics.md).

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from eval.encoder.identity import Identity
 from train.config.run import LoopConfig
 
 # Parameters of several dimensions that are not matrices of a layer: SigLIP's pooling probe, BLIP's class token and positions.
@@ -17,6 +18,8 @@ class Trainable(ABC):
 
     base_sha256: str
     """Hash of the weights it started from."""
+    base_identity: Identity | None
+    """The config, image processor and tokenizer it started from; None where nobody asks."""
 
     @property
     @abstractmethod

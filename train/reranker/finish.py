@@ -24,7 +24,7 @@ from train.engine.export_folder import load_chosen, plain_state, replaced_export
 from train.engine.folder import ended, mark_ended, report_folder, show_places
 from train.reranker.evaluation import RETRIEVER, first_stage
 from train.reranker.job import RerankerJob
-from train.reranker.model import build_cross_encoder
+from train.reranker.model import TunedCrossEncoder, build_cross_encoder
 
 UNTUNED, TUNED = "blip", "blip-tuned"
 """What the cross-encoder is called before and after, in names of stages."""
@@ -45,6 +45,7 @@ def finish_reranker(job: RerankerJob, state: State, check_signal: Callable[[], N
         UserError, OSError: the export or the report cannot be made.
     """
     export = job.export_best(state, export_cross_encoder)
+    job.processes.together(lambda: job.check_base(state))
     record = _measure(job, job.final_set, export, check_signal) if job.final_set is not None else None
     if job.processes.is_main:
         mark_ended(job.config, _expected(job.config))
@@ -72,14 +73,18 @@ def _measure(job: RerankerJob, dataset: RetrievalSet, export: Path, check_signal
     return report.record
 
 
-def export_cross_encoder(config: RerankerConfig, which: str, folder: Path) -> int:
+def export_cross_encoder(config: RerankerConfig, which: str, folder: Path, tuned: TunedCrossEncoder | None = None) -> int:
     """Export the best, the last or a numbered checkpoint of a run as a plain cross-encoder: float32, adapters merged. Returns its step.
+
+    Args:
+        tuned: the model that the run holds in memory, on the CPU; its weights are replaced. None: it is built from the base.
 
     Raises:
         UserError: the run or the checkpoint is not there, or damaged; or the base has changed.
         OSError: the export cannot be written.
     """
-    tuned, step, newest = load_chosen(config, which, config.model.base, lambda: build_cross_encoder(config.model, config.seed))
+    base = config.model.base
+    tuned, step, newest = load_chosen(config, which, base, lambda: tuned or build_cross_encoder(config.model, config.seed))
     with replaced_export(folder) as temporary:
         write_plain(BlipForImageTextRetrieval, tuned.module.config, plain_state(tuned.module), temporary)
         BlipProcessor(tuned.checkpoint.image_processor, tuned.checkpoint.tokenizer).save_pretrained(temporary)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
-from eval.encoder.checkpoint import hash_weights, load_siglip
+from eval.encoder.identity import file_stamps, identity_sha256
 from rerank.reorder.stages import check_top_k
 from train.data.caption_pool import CaptionPool
 from train.data.order import BatchOrder
@@ -41,6 +41,10 @@ class RerankerJob(Run):
     def final_set(self) -> RetrievalSet | None:
         """The split of the final report, test or else val; None without either."""
         return self.splits.test or self.splits.val
+
+    def load_base(self) -> TunedCrossEncoder:
+        """As `Run`."""
+        return build_cross_encoder(self.config.model, self.config.seed)
 
     def describe(self) -> list[str]:
         """What a person should know before the first step, line by line."""
@@ -80,14 +84,15 @@ def prepare_reranker(config: RerankerConfig, splits: Splits, accelerator: Accele
         UserError: one of the two cannot be used, or processes were given different files.
     """
     pool = CaptionPool(splits.train)
-    (siglip, inputs), tuned, truth = processes.together(
-        lambda: (load_siglip(config.miner), build_cross_encoder(config.model, config.seed), ground_truth_pairs(config, splits.train))
+    base_files = file_stamps(config.model.base)
+    retriever, tuned, truth = processes.together(
+        lambda: (TunedModel.load(config.miner), build_cross_encoder(config.model, config.seed), ground_truth_pairs(config, splits.train))
     )
-    retriever = TunedModel(siglip, inputs, hash_weights(siglip))
     parts = [
         (f"{config.data.source} (split {config.data.train_split})", pool.data_sha256),
         (f"the cross-encoder {config.model.base}", tuned.base_sha256),
         (f"the retriever {config.miner}", retriever.base_sha256),
+        (f"the config, image processor or tokenizer of {config.miner}", identity_sha256(retriever.base_identity)),
     ]
     check_same(config, parts, processes)
     tuned.module.to(accelerator.device)
@@ -99,6 +104,7 @@ def prepare_reranker(config: RerankerConfig, splits: Splits, accelerator: Accele
         pool=pool,
         truth=truth,
         base=config.model.base,
+        base_files=base_files,
         tuned=tuned,
         optimizer=make_cross_encoder_optimizer(tuned, config.train),
         shared=SharedFolder(config.run_folder, processes),

@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from eval.encoder.identity import check_identity
 from eval.errors import UserError
 from eval.metrics.evaluate import values_of
 from eval.metrics.stage_metrics import mean_recall_at_1
@@ -41,17 +42,20 @@ class RerankerLoop(BaseLoop):
     def _follow(self, running: RunningLoss) -> None:
         """Keep the running loss, for the next checkpoint too."""
         self.running = running
-        self.state = replace(self.state, further={"miner_sha256": self.job.retriever.base_sha256, "running": asdict(running)})
+        retriever = self.job.retriever
+        further = {"miner_sha256": retriever.base_sha256, "miner_identity": retriever.base_identity, "running": asdict(running)}
+        self.state = replace(self.state, further=further)
 
     def restore_extra(self, checkpoints: Checkpoints) -> None:
         """The running loss of a checkpoint; refuse another retriever than the run was begun with."""
         further = self.state.further or {}
+        check_identity(self.config.miner, str(self.job.folder), further.get("miner_identity"), self.job.retriever.base_identity)
         if further.get("miner_sha256") != self.job.retriever.base_sha256:
             raise UserError(
                 f"{self.config.miner} has other weights than when {self.job.folder} was begun; give the run another name=, or bring the "
                 "retriever it began with back"
             )
-        self.running = RunningLoss(**further["running"])
+        self._follow(RunningLoss(**further["running"]))
 
     def setup(self) -> None:
         """Mine the hard negatives, or read those that were mined when the run began."""

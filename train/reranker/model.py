@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import BlipForImageTextRetrieval
 
+from eval.encoder.identity import Identity, identity_of
 from eval.errors import UserError
 from rerank.scorers.blip.checkpoint import BlipCheckpoint, load_blip
 from rerank.scorers.supported import check_cross_encoder
@@ -55,12 +56,14 @@ class TunedCrossEncoder(Trainable):
         base_sha256: of the checkpoint it started from, processors and all.
         what: what of it trains.
         inputs: how it reads.
+        base_identity: config and processors it started from.
     """
 
     checkpoint: BlipCheckpoint
     base_sha256: str
     what: What
     inputs: MatchInputs
+    base_identity: Identity | None = None
 
     @property
     def module(self) -> BlipForImageTextRetrieval:
@@ -128,7 +131,8 @@ def build_cross_encoder(config: CrossEncoderConfig, seed: int) -> TunedCrossEnco
     if kind != "blip":
         raise UserError(f"model.base: expected a BLIP cross-encoder (BlipForImageTextRetrieval); found {config.base!r}, of kind {kind!r}")
     checkpoint = load_blip(config.base)
-    tuned = TunedCrossEncoder(checkpoint, checkpoint.digest(), config.what, MatchInputs(checkpoint))
+    identity = identity_of(checkpoint.model.config, checkpoint.image_processor, checkpoint.tokenizer)
+    tuned = TunedCrossEncoder(checkpoint, checkpoint.digest(), config.what, MatchInputs(checkpoint), identity)
     model: Any = checkpoint.model
     # The projections of BLIP's contrastive loss have no part in matching: left to the optimizer they would only decay.
     model.requires_grad_(config.what == "all")

@@ -72,18 +72,21 @@ def model_card(config: JobConfig, state: State, chosen_step: int, *, weights: st
     )
 
 
-def load_checkpoint(config: JobConfig, which: str) -> tuple[TunedModel, int, State]:
-    """The best, the last or a numbered checkpoint of a run; returns and raises as `load_chosen`."""
-    return load_chosen(config, which, config.base, lambda: build_model(config.model, config.base))
+def load_checkpoint(config: JobConfig, which: str, tuned: TunedModel | None = None) -> tuple[TunedModel, int, State]:
+    """The best, the last or a numbered checkpoint of a run, in `tuned` where it is given; returns and raises as `load_chosen`."""
+    return load_chosen(config, which, config.base, lambda: tuned or build_model(config.model, config.base))
 
 
-def export_checkpoint(config: JobConfig, which: str, folder: Path) -> int:
+def export_checkpoint(config: JobConfig, which: str, folder: Path, tuned: TunedModel | None = None) -> int:
     """Export one checkpoint of a run. Returns its step.
 
+    Args:
+        tuned: the model that the run holds in memory, on the CPU; its weights are replaced. None: it is built from the base.
+
     Raises:
-        UserError: the run or the checkpoint is not there, or damaged.
+        UserError: the run or the checkpoint is not there, or damaged; or the base has changed.
         OSError: the export cannot be written.
     """
-    tuned, step, newest = load_checkpoint(config, which)
+    tuned, step, newest = load_checkpoint(config, which, tuned)
     export_model(tuned, folder, model_card(config, newest, step))
     return step

@@ -8,6 +8,7 @@ from typing import Any
 from eval.choices.choice_set import read_choices
 from eval.choices.report import CHOICES, print_choices, write_choices
 from eval.dataset.truth import with_ground_truth
+from eval.encoder.sealed import hash_file
 from eval.execution import Execution
 from eval.report.leakage import leakage_section
 from eval.report.report import read_report
@@ -39,11 +40,12 @@ def finish(job: Job, state: State, check_signal: Callable[[], Any]) -> None:
     """
     stopped = "" if state.stopped_by is None else f"ended at step {state.step}: the retention set {state.stopped_by!r} was forgotten"
     export = job.export_best(state, export_checkpoint)
+    job.processes.together(lambda: job.check_base(state))
     execution = job.execution(lambda count: check_signal())
     retained = [_measure_retention(job, export, watched, execution) for watched in job.splits.watch]
     record = _measure(job, export, retained, execution)
     if job.processes.is_main:
-        mark_ended(job.config, _finished_record(job.config) | {"stopped": stopped})
+        mark_ended(job.config, _finished_record(job.config) | {"stopped": stopped}, _watch_reports(job.config))
         show_finished(job.config, record)
 
 
@@ -118,13 +120,19 @@ def watch_folder(config: JobConfig, name: str) -> Path:
 
 def is_finished(config: JobConfig) -> bool:
     """True if the run ended with its final report, made as the configuration asks."""
-    made = [watch_folder(config, watched.name) / "report.json" for watched in config.watch]
-    return ended(config, _finished_record(config), made)
+    return ended(config, _finished_record(config), _watch_reports(config))
+
+
+def _watch_reports(config: JobConfig) -> list[Path]:
+    return [watch_folder(config, watched.name) / "report.json" for watched in config.watch]
 
 
 def _finished_record(config: JobConfig) -> dict[str, Any]:
     measured = config.model_dump(mode="json", include={"rerank", "evaluation"}, exclude={"rerank": {"pair_scores"}})
-    return {"max_steps": config.train.max_steps} | measured | {"choices": config.choices or None}
+    # Read by nothing else: what they hold decides the figures, which are made again where it changed.
+    files = [Path(path) for path in (*(config.choices or ()), config.evaluation.qrels) if path is not None]
+    inputs = {str(path): hash_file(path) if path.is_file() else None for path in files}
+    return {"max_steps": config.train.max_steps} | measured | {"choices": config.choices or None, "inputs_sha256": inputs or None}
 
 
 def show_finished(config: JobConfig, record: dict[str, Any] | None = None) -> None:

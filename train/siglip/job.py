@@ -9,6 +9,7 @@ from eval.choices.choice_set import read_choices
 from eval.dataset.qrels import read_qrels
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.dataset.truth import with_ground_truth
+from eval.encoder.identity import file_stamps, identity_sha256
 from eval.processes import Processes
 from rerank.expansions.generated import Paraphraser
 from rerank.reorder.choices import stage_names
@@ -47,6 +48,10 @@ class Job(Run):
     final_set: RetrievalSet | None
     order: EpochOrder
     cross_encoder_sha256: str | None
+
+    def load_base(self) -> TunedModel:
+        """As `Run`."""
+        return TunedModel.load(self.base, strip_punctuation=self.config.model.strip_punctuation)
 
     def describe(self) -> list[str]:
         """What a person should know before the first step, line by line."""
@@ -109,6 +114,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     pool = CaptionPool(splits.train, splits.additional)
     shared = SharedFolder(config.run_folder, processes)
     base = _base(config, splits, processes, shared)
+    base_files = file_stamps(base)
     cross_encoder_sha256 = processes.together(lambda: cross_encoder_fingerprint(config))  # refused now, not at the first mining
     truth, tuned, final_set = processes.together(
         lambda: (ground_truth_pairs(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
@@ -116,6 +122,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     parts = [
         (f"{config.data.source} (split {config.data.train_split}){pool.place}", pool.data_sha256),
         (f"the weights of {config.model.base or 'model.scratch'}", tuned.base_sha256),
+        (f"the config, image processor or tokenizer of {config.model.base or 'model.scratch'}", identity_sha256(tuned.base_identity)),
         (f"the cross-encoder of mining, {config.cross_encoder_model}", cross_encoder_sha256),
     ]
     check_same(config, parts, processes)
@@ -130,6 +137,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         pool=pool,
         truth=truth,
         base=base,
+        base_files=base_files,
         tuned=tuned,
         optimizer=make_optimizer(tuned, config.train),
         shared=shared,
