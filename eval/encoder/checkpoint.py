@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, SiglipModel
 
 from eval.encoder.inputs import SiglipInputs
-from eval.encoder.weights import load_weights
+from eval.encoder.model_files import check_model_files
+from eval.encoder.weights import load_weights, not_finite
 from eval.errors import UserError
 from eval.sharded import whole
 
@@ -21,7 +22,7 @@ def load_siglip(name: str | os.PathLike[str], *, strip_punctuation: bool = False
 
     Raises:
         UserError: not found, of another architecture, without weights in safetensors or a pytorch_model.bin of tensors alone, or with
-            weights missing (they would be random).
+            weights missing (they would be random) or not finite.
     """
     name = str(name)
     config = load_siglip_config(name)
@@ -36,6 +37,8 @@ def load_siglip(name: str | os.PathLike[str], *, strip_punctuation: bool = False
     if info["missing_keys"] or info.get("mismatched_keys"):
         missing = sorted(str(key) for key in (*info["missing_keys"], *info.get("mismatched_keys", ())))
         raise UserError(f"{name}: {len(missing)} weight(s) are missing or of another shape, e.g. {missing[:5]}; they would be random")
+    if broken := not_finite(model):
+        raise UserError(f"{name}: {len(broken)} weight(s) are not finite, e.g. {broken[:5]}. Fetch or train it again")
     return model.eval(), SiglipInputs.load(name, config, strip_punctuation=strip_punctuation)
 
 
@@ -52,6 +55,7 @@ def load_siglip_config(name: str) -> Any:
             f"{name!r}: neither a checkpoint folder nor a model of the hub: no such folder is here, and no hub id has this form. "
             "Expected a folder with config.json, such as runs/NAME/export, or OWNER/NAME on the hub"
         )
+    check_model_files(name)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, TypeError, AttributeError) as error:

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eval.errors import UserError
+from eval.files import TABLE_BYTES, FileError, require_plain
+from eval.files import read_text as read_plain_text
 from eval.manifest.text import read_csv, read_jsonl
 
 KINDS = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -40,8 +42,12 @@ def existing_file(source: str, path: str) -> Path:
     Raises:
         UserError: it is not.
     """
-    if not path or not Path(path).is_file():
-        raise UserError(f"{source}: there is no file {path!r}; give the path of one")
+    try:
+        require_plain(path, TABLE_BYTES)
+    except FileError as error:
+        raise UserError(f"{source}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: there is no file {path!r}; give the path of one") from error
     return Path(path)
 
 
@@ -52,7 +58,7 @@ def read_text(source: str, path: str) -> str:
         UserError: it is not there, or cannot be read.
     """
     try:
-        return existing_file(source, path).read_text(encoding="utf-8-sig", errors="surrogateescape")
+        return read_plain_text(existing_file(source, path), encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise UserError(f"{source}: {path} cannot be read ({error})") from error
 
@@ -69,6 +75,7 @@ def read_table(source: str, path: Path, faults: list[tuple[str, str]]) -> tuple[
     """
     suffix = path.suffix.lower()
     try:
+        require_plain(path, TABLE_BYTES)
         if suffix == ".parquet":
             file = pq.ParquetFile(path)
             texts = [field.name for field in file.schema_arrow if not str(field.type).startswith(("struct", "binary", "large_binary"))]

@@ -7,15 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
-from eval.encoder.weights import load_weights
+from eval.encoder.weights import load_weights, not_finite
 from eval.errors import UserError
+from rerank.scorers.supported import ASKED
 
-ASKED = "rerank.model (--rerank)"
 _CONFIG_KEYS_WITHOUT_EFFECT = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
 
@@ -94,8 +93,7 @@ def complete_weights(
             f"of another shape than its config.json says; they would be random: {_first_names(missing + misshapen)}. "
             f"Use a checkpoint trained for {purpose}, such as {example}."
         )
-    broken = sorted(name for name, tensor in loaded.named_parameters() if not torch.isfinite(tensor).all())
-    if broken:
+    if broken := not_finite(loaded):
         raise UserError(f"{asked}: weights of {model!r} are not finite: {_first_names(broken)}. Fetch or train it again.")
     return loaded.eval()
 
