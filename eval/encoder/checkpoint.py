@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, SiglipModel
 
 from eval.encoder.inputs import SiglipInputs
-from eval.encoder.model_files import check_model_files
+from eval.encoder.model_files import check_model_files, using_files
 from eval.encoder.weights import load_weights, not_finite
 from eval.errors import UserError
 from eval.sharded import whole
@@ -32,7 +32,7 @@ def load_siglip(name: str | os.PathLike[str], *, strip_punctuation: bool = False
         raise UserError(f"{name}: no weights in model.safetensors or pytorch_model.bin, whole or in shards ({error})") from error
     except SafetensorError as error:
         raise UserError(f"{name}: the weights are damaged ({error}); fetch or copy the file again") from error
-    except (RuntimeError, ValueError, TypeError) as error:  # shapes that do not fit, widths that the heads do not divide
+    except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:  # shapes, heads, sizes
         raise UserError(f"{name}: the weights do not fit config.json ({error})") from error
     if info["missing_keys"] or info.get("mismatched_keys"):
         missing = sorted(str(key) for key in (*info["missing_keys"], *info.get("mismatched_keys", ())))
@@ -57,11 +57,12 @@ def load_siglip_config(name: str) -> Any:
         )
     check_model_files(name)
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{name}: neither a checkpoint folder nor a model that can be had from the hub ({str(error).partition(chr(10))[0]})"
-        ) from error
+        with using_files(f"{name}: config.json could not be used"):
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except UserError as error:
+        if os.path.isdir(name):
+            raise
+        raise UserError(f"{name}: neither a checkpoint folder nor a model that can be had from the hub ({error.__cause__})") from error
     if config.model_type == "siglip2":
         raise UserError(
             f"{name}: a NaFlex checkpoint of SigLIP 2 (model_type 'siglip2', pictures in their own proportions), which is not supported; "

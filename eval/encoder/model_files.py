@@ -8,9 +8,12 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 from transformers.utils import cached_file
 
@@ -18,6 +21,9 @@ from eval.errors import UserError
 from eval.files import CONFIG_BYTES, MB, read_bytes, require_plain
 
 CONFIG = "config.json"
+_FILE_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, ImportError)
+_FILE_ERRORS += (RuntimeError, StrictDataclassError)
+"""What transformers raises on files whose values are of another type, number or size than it expects, by the value."""
 _SETTINGS = (
     CONFIG,
     "preprocessor_config.json",
@@ -65,12 +71,39 @@ def check_model_files(name: str, asked: str = "") -> None:
         for key, value in _items(content):
             if fault := _fault(key, value):
                 raise _refusal(name, asked, file, f"could not be used: {key} is {value!r:.100}: {fault}")
+        if file == CONFIG and (methods := _methods(content)):
+            raise _refusal(name, asked, file, f"could not be used: {methods[0]} is no setting. Take the key out")
     for file in _VOCABULARIES if os.path.isdir(name) else ():
         if (path := _path(name, file)) is not None:
             try:
                 require_plain(path, _VOCABULARY_BYTES)
             except OSError as error:
                 raise _refusal(name, asked, file, f"could not be read ({error}). Fetch or copy the file again") from error
+
+
+@contextmanager
+def using_files(fault: str) -> Iterator[None]:
+    """Make what libraries raise over a model's files an error that names the model; an accelerator out of memory is none of it.
+
+    Args:
+        fault: what could not be done with which model; what was raised is added.
+
+    Raises:
+        UserError: in place of another error.
+    """
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if not isinstance(error, _FILE_ERRORS) and type(error) is not Exception:  # the Rust library `tokenizers` raises the latter
+            raise
+        raise UserError(f"{fault}: {in_words(error)}. Fetch or copy its files again") from error
+
+
+def in_words(error: Exception) -> str:
+    """An error with its class, as the text of a KeyError or a ZeroDivisionError alone says little."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
 def _refusal(name: str, asked: str, file: str, what: str) -> UserError:
@@ -112,7 +145,12 @@ def _fault(key: str, value: Any) -> str:
         values = value.values() if isinstance(value, Mapping) else (value,)
         if any(one not in _PLAIN_IMPLEMENTATIONS for one in values if not isinstance(one, list | dict)):
             return "a kernel that would be fetched or imported. Take the key out, or write eager or sdpa"
-    if callable(getattr(PretrainedConfig, key, None)):
-        return "a name that transformers has for something else. Take the key out"
     return ""
+
+
+def _methods(config: Mapping[str, Any]) -> list[str]:
+    """Keys of a config, and of the configs in it, that would take the place of a method."""
+    found = [key for key in config if callable(getattr(PretrainedConfig, key, None))]
+    parts = [value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)]
+    return found + [key for part in parts for key in _methods(part)]
 

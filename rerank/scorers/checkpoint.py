@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
+from eval.encoder.model_files import in_words
 from eval.encoder.weights import load_weights, not_finite
 from eval.errors import UserError
 from rerank.scorers.supported import ASKED
@@ -181,11 +182,6 @@ def _unreadable(model: str, what: str, error: Exception, asked: str = ASKED) -> 
         f"{asked}: {what} of {model!r} could not be read or used: {in_words(error)}. Expected a folder or "
         "hub id with config.json, model.safetensors, preprocessor_config.json and the tokenizer's files."
     )
-
-
-def in_words(error: Exception) -> str:
-    """An error with its class, as the text of a KeyError or a ZeroDivisionError alone says little."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
 def _first_names(names: list[str]) -> str:
