@@ -38,6 +38,7 @@ _SETTINGS = (
 """Files that hold a JSON object, and are small."""
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 _VOCABULARY_BYTES = 512 * MB
+_LARGEST_NUMBER, _MOST_LAYERS = 2**31 - 1, 1000
 _ADAPTER = "adapter_config.json"
 _CODE = ("auto_map", "custom_pipelines", "custom_generate", "remote_code")
 _QUANTIZED = ("quantization_config", "compression_config")
@@ -71,6 +72,8 @@ def check_model_files(name: str, asked: str = "") -> None:
         for key, value in _items(content):
             if fault := _fault(key, value):
                 raise _refusal(name, asked, file, f"could not be used: {key} is {value!r:.100}: {fault}")
+        if file == CONFIG and (absurd := [f"{key} {value}" for key, value in _items(content) if _is_absurd(key, value)]):
+            raise _refusal(name, asked, file, f"could not be used: {absurd[0]:.100} is no size of a model. Fetch or copy the file again")
         if file == CONFIG and (methods := _methods(content)):
             raise _refusal(name, asked, file, f"could not be used: {methods[0]} is no setting. Take the key out")
     for file in _VOCABULARIES if os.path.isdir(name) else ():
@@ -146,6 +149,11 @@ def _fault(key: str, value: Any) -> str:
         if any(one not in _PLAIN_IMPLEMENTATIONS for one in values if not isinstance(one, list | dict)):
             return "a kernel that would be fetched or imported. Take the key out, or write eager or sdpa"
     return ""
+
+
+def _is_absurd(key: str, value: Any) -> bool:
+    """Whether a number would only be noticed when memory or years are used up."""
+    return type(value) is int and (abs(value) > _LARGEST_NUMBER or ("layers" in key and value > _MOST_LAYERS))
 
 
 def _methods(config: Mapping[str, Any]) -> list[str]:
