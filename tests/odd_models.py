@@ -51,7 +51,8 @@ def siglip_figures(folder: str) -> Figures:
     model, inputs = load_siglip(folder)
     scores = embed_images(model, inputs, Pictures()) @ embed_captions(model, inputs, CAPTIONS).T
     words = inputs.tokenizer
-    content = tokenizer_content(words) if hasattr(words, "backend_tokenizer") else [words.get_vocab(), words.init_kwargs]
+    settings = {key: value for key, value in words.init_kwargs.items() if folder not in str(value)}
+    content = tokenizer_content(words) if hasattr(words, "backend_tokenizer") else [words.get_vocab(), settings]
     return Figures(scores, repr((config_content(model.config), content, inputs.image_processor.to_dict(), words.pad_token_id)))
 
 
