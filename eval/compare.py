@@ -20,6 +20,7 @@ from rich.console import Console
 from eval.atomic import replace_files
 from eval.command import run_command
 from eval.errors import UserError, writing
+from eval.files import require_plain
 from eval.metrics.comparison import compare
 from eval.metrics.significance import resample_weights
 from eval.metrics.stage_metrics import StageMetrics
@@ -61,6 +62,7 @@ def read_queries(folder: Path) -> pa.Table:
     """
     path = folder / "queries.parquet"
     try:
+        require_plain(path)
         table = pq.read_table(path, columns=list(_COLUMNS))
     except (OSError, pa.ArrowException) as error:
         reason = str(error).partition("\n")[0]  # a missing column is told with the whole schema

@@ -17,6 +17,7 @@ from eval.atomic import replace_files
 from eval.choices.choice_set import jsonl_rows, read_choices
 from eval.command import run_command
 from eval.errors import UserError
+from eval.files import read_text
 from eval.manifest.manifest import Fault, ManifestError
 from eval.manifest.rows import is_unicode
 
@@ -110,9 +111,9 @@ def _complete(items: Iterable[Item], wanted: Mapping[str, Any], faults: list[Fau
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file}: not valid JSON: {error}") from error
+        return json.loads(read_text(file))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read as JSON ({error})") from error
 
 
 def convert(layout: str, source: Path, images: Path, output: Path) -> int:
@@ -124,7 +125,7 @@ def convert(layout: str, source: Path, images: Path, output: Path) -> int:
     """
     if output.suffix != ".jsonl":
         raise UserError(f"--output {output}: the choice set is written as .jsonl")
-    folder = os.path.relpath(images, output.parent)  # not resolved: a link to the pictures will do
+    folder = os.path.relpath(images.resolve(), output.parent.resolve())  # links out of the choice set's folder are not followed
     if folder.split(os.sep)[0] == "..":
         remedy = f"write it to {images.parent / output.name}, say"
         raise UserError(f"--output {output}: paths are relative to the choice set's folder, which must hold {images}; {remedy}")

@@ -4,6 +4,7 @@ What runs in a child is `python -m MODULE ARGUMENTS` but for the imports: its ow
 A child can be told to be killed on reaching a line of the code that random moments would rarely hit (`Trap`).
 """
 
+import atexit
 import json
 import os
 import select
@@ -62,8 +63,10 @@ class Child:
     log: Path
 
     def wait(self, seconds: float = SECONDS) -> int:
-        """Exit code; -N when signal N ended it."""
-        return self.nursery.ask({"wait": self.pid, "seconds": seconds}, seconds + 30)
+        """Exit code; -N when signal N ended it. No command prints a traceback, whatever it met: that would be a bug."""
+        code = self.nursery.ask({"wait": self.pid, "seconds": seconds}, seconds + 30)
+        assert_no_traceback(self.output())
+        return code
 
     def kill(self, number: int) -> None:
         """Send a signal; a command that ended already is left in peace (it is a zombie until it is waited for)."""
@@ -88,6 +91,11 @@ class Child:
     def output(self) -> str:
         """Standard output and error so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
+
+
+def assert_no_traceback(output: str) -> None:
+    """What a command printed ends with its message: nothing fell over afterwards."""
+    assert "Traceback" not in output, output
 
 
 class Nursery:
@@ -231,6 +239,7 @@ def _become(order: dict[str, Any]) -> None:
     except BaseException:
         traceback.print_exc()
         code = 1
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

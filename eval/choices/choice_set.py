@@ -24,6 +24,7 @@ from PIL import Image
 
 from eval.dataset.images import ImageError, decode_image, file_digest
 from eval.errors import UserError
+from eval.files import TABLE_BYTES, require_plain
 from eval.manifest.manifest import Fault, ManifestError, caption_fault, cell_text
 from eval.manifest.paths import ImagePaths, PathFault
 from eval.manifest.text import read_jsonl
@@ -190,6 +191,7 @@ def _records(path: Path, faults: list[Fault]) -> Iterator[tuple[str, Mapping[str
     """(file and line or row, columns) of every row."""
     try:
         if path.suffix == ".parquet":
+            require_plain(path, TABLE_BYTES)
             names = set(pq.read_schema(path).names) & COLUMNS
             for number, record in enumerate(pq.read_table(path, columns=sorted(names)).to_pylist(), 1):
                 yield f"{path} row {number}", record

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from eval.errors import UserError
+from eval.files import PICTURE_BYTES, open_plain, read_bytes
 
 # An explicit list: otherwise Pillow would pass an EPS that is named .jpg to Ghostscript. (An MPO is opened as a JPEG.)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -27,7 +28,9 @@ def decode_image(source: bytes | str | Path) -> Image.Image:
     """
     name = f"{len(source)} embedded bytes" if isinstance(source, bytes) else str(source)
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else read_bytes(source, PICTURE_BYTES)
+        if len(data) > PICTURE_BYTES:
+            raise ImageError(f"more than the {PICTURE_BYTES:,} bytes allowed")
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             _refuse_absurd_size(opened, len(data))
             opened.load()
@@ -49,7 +52,7 @@ def file_digest(path: str | Path) -> bytes:
         ImageError: it cannot be read.
     """
     try:
-        with open(path, "rb") as file:
+        with open_plain(path, PICTURE_BYTES) as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error})") from error

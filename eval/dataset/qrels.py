@@ -1,9 +1,9 @@
 """TREC qrels: lines `QUERY_ID 0 ITEM_ID RELEVANCE`; positive pairs in addition to those of a manifest."""
 
 import os
-from pathlib import Path
 
 from eval.errors import UserError
+from eval.files import read_text
 
 
 def read_qrels(path: str | os.PathLike[str]) -> set[tuple[str, str]]:
@@ -13,7 +13,7 @@ def read_qrels(path: str | os.PathLike[str]) -> set[tuple[str, str]]:
         UserError: the file cannot be read, a line has another form, or none has a relevance above 0; the message names it.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as qrels ({error})") from error
     pairs = set()

@@ -11,8 +11,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, SiglipModel
 
 from eval.encoder.inputs import SiglipInputs
+from eval.encoder.model_files import check_model_files, using_files
 from eval.encoder.sealed import check_sealed
-from eval.encoder.weights import load_weights
+from eval.encoder.weights import load_weights, not_finite
 from eval.errors import UserError
 from eval.sharded import whole
 
@@ -22,7 +23,7 @@ def load_siglip(name: str | os.PathLike[str], *, strip_punctuation: bool = False
 
     Raises:
         UserError: not found, of another architecture, without weights in safetensors or a pytorch_model.bin of tensors alone, or with
-            weights missing (they would be random).
+            weights missing (they would be random) or not finite.
     """
     name = str(name)
     config = load_siglip_config(name)
@@ -32,11 +33,13 @@ def load_siglip(name: str | os.PathLike[str], *, strip_punctuation: bool = False
         raise UserError(f"{name}: no weights in model.safetensors or pytorch_model.bin, whole or in shards ({error})") from error
     except SafetensorError as error:
         raise UserError(f"{name}: the weights are damaged ({error}); fetch or copy the file again") from error
-    except (RuntimeError, ValueError, TypeError) as error:  # shapes that do not fit, widths that the heads do not divide
+    except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:  # shapes, heads, sizes
         raise UserError(f"{name}: the weights do not fit config.json ({error})") from error
     if info["missing_keys"] or info.get("mismatched_keys"):
         missing = sorted(str(key) for key in (*info["missing_keys"], *info.get("mismatched_keys", ())))
         raise UserError(f"{name}: {len(missing)} weight(s) are missing or of another shape, e.g. {missing[:5]}; they would be random")
+    if broken := not_finite(model):
+        raise UserError(f"{name}: {len(broken)} weight(s) are not finite, e.g. {broken[:5]}. Fetch or train it again")
     return model.eval(), SiglipInputs.load(name, config, strip_punctuation=strip_punctuation)
 
 
@@ -54,12 +57,14 @@ def load_siglip_config(name: str) -> Any:
             f"{name!r}: neither a checkpoint folder nor a model of the hub: no such folder is here, and no hub id has this form. "
             "Expected a folder with config.json, such as runs/NAME/export, or OWNER/NAME on the hub"
         )
+    check_model_files(name)
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{name}: neither a checkpoint folder nor a model that can be had from the hub ({str(error).partition(chr(10))[0]})"
-        ) from error
+        with using_files(f"{name}: config.json could not be used"):
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except UserError as error:
+        if os.path.isdir(name):
+            raise
+        raise UserError(f"{name}: neither a checkpoint folder nor a model that can be had from the hub ({error.__cause__})") from error
     if config.model_type == "siglip2":
         raise UserError(
             f"{name}: a NaFlex checkpoint of SigLIP 2 (model_type 'siglip2', pictures in their own proportions), which is not supported; "

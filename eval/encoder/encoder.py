@@ -248,8 +248,13 @@ def block_loader(  # type: ignore[type-arg]
 @atexit.register
 def _end_workers() -> None:
     """Where an error ends the program its loaders are never closed, and Python would wait for ever for workers that ignore its SIGTERM."""
-    for worker in multiprocessing.active_children():
+    workers = multiprocessing.active_children()
+    if workers:  # torch's handler would print a traceback for each worker that a signal ends
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
         worker.kill()
+    for worker in workers:
+        worker.join()
 
 
 def _leave_signals_to_parent(_: int) -> None:

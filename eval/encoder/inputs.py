@@ -14,8 +14,11 @@ import torch
 from PIL import Image
 from transformers import SiglipConfig, SiglipImageProcessorPil
 
+from eval.encoder.model_files import using_files
 from eval.encoder.tokenizer import load_tokenizer, save_tokenizer
 from eval.errors import UserError
+
+_LARGEST_PIXEL = 1e6
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,13 @@ class SiglipInputs:
             UserError: files are missing, or give other inputs.
         """
         name = str(name)
-        try:
+        with using_files(f"{name}: no usable tokenizer and image processor next to the weights"):
             tokenizer = load_tokenizer(name, strip_punctuation=strip_punctuation)
             image_processor = SiglipImageProcessorPil.from_pretrained(name, trust_remote_code=False)
-        except (OSError, ValueError, ImportError, RuntimeError, AttributeError, TypeError, KeyError) as error:  # by the damage
-            raise UserError(f"{name}: no usable tokenizer and image processor next to the weights ({error})") from error
-        inputs = cls(tokenizer, image_processor, config.text_config.max_position_embeddings, config.vision_config.image_size)
-        inputs._check(name, config)
+            inputs = cls(tokenizer, image_processor, config.text_config.max_position_embeddings, config.vision_config.image_size)
+            fault = inputs._fault(config)
+        if fault:
+            raise UserError(f"{name}: {fault}")
         return inputs
 
     def token_ids(self, captions: Sequence[str]) -> torch.Tensor:
@@ -80,24 +83,25 @@ class SiglipInputs:
         save_tokenizer(self.tokenizer, folder)
         self.image_processor.save_pretrained(folder)
 
-    def _check(self, name: str, config: SiglipConfig) -> None:
+    def _fault(self, config: SiglipConfig) -> str:
+        """Why these are not the inputs that the checkpoint was trained on; empty: they are."""
         upper, lower = self.token_ids(["A Dog RUNS", "a dog runs"])
         pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         num_known, num_embedded = len(self.tokenizer), config.text_config.vocab_size
         square = (3, self.image_size, self.image_size)
         wide = Image.new("RGB", (3 * self.image_size, self.image_size), (255, 0, 0))
-        fault = ""
         if len(lower) != self.num_tokens:
-            fault = f"captions come out {len(lower)} tokens long; the text tower wants {self.num_tokens}"
-        elif not torch.equal(upper, lower):
-            fault = "the tokenizer keeps capitals; SigLIP was trained on lower case (do_lower_case in tokenizer_config.json)"
-        elif pad is None or int(lower[-1]) != pad or int(lower[0]) == pad:
-            fault = "the tokenizer does not pad on the right with its padding token; SigLIP pools the last position"
-        elif eos not in (None, pad, int(lower[lower != pad][-1])):
-            fault = f"the tokenizer does not end a caption with {self.tokenizer.eos_token!r}, as the text tower was trained"
-        elif num_known > num_embedded:
-            fault = f"the tokenizer knows {num_known} tokens, the text tower {num_embedded}: these are files of different models"
-        elif (shape := tuple(self.pixels(wide).shape)) != square:
-            fault = f"images come out {shape}; the vision tower wants {square}"
-        if fault:
-            raise UserError(f"{name}: {fault}")
+            return f"captions come out {len(lower)} tokens long; the text tower wants {self.num_tokens}"
+        if not torch.equal(upper, lower):
+            return "the tokenizer keeps capitals; SigLIP was trained on lower case (do_lower_case in tokenizer_config.json)"
+        if pad is None or int(lower[-1]) != pad or int(lower[0]) == pad:
+            return "the tokenizer does not pad on the right with its padding token; SigLIP pools the last position"
+        if eos not in (None, pad, int(lower[lower != pad][-1])):
+            return f"the tokenizer does not end a caption with {self.tokenizer.eos_token!r}, as the text tower was trained"
+        if num_known > num_embedded:
+            return f"the tokenizer knows {num_known} tokens, the text tower {num_embedded}: these are files of different models"
+        if (shape := tuple(self.pixels(wide).shape)) != square:
+            return f"images come out {shape}; the vision tower wants {square}"
+        if not float(self.pixels(wide).abs().max()) < _LARGEST_PIXEL:
+            return "pixel values come out larger than a million, or not as numbers; see image_mean, image_std and rescale_factor"
+        return ""

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from eval.errors import UserError, reading
+from eval.files import CONFIG_BYTES, link_outside, read_text, require_plain
 
 PICKLED_WHOLE, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 SAFE_WHOLE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -27,8 +28,9 @@ def read_pickled(path: Path) -> Any:
     Raises:
         UserError: the file holds other objects, which are named; or it is missing, damaged, or of another format.
     """
-    is_zip = path.is_file() and zipfile.is_zipfile(path)
     try:
+        require_plain(path)
+        is_zip = zipfile.is_zipfile(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         objects = _objects(path, str(error), is_zip)
@@ -62,7 +64,7 @@ def write_as_safetensors(weights: Path, target: Path) -> int:
 
 def _write_shards(index_path: Path, target: Path) -> int:
     """One shard in memory at a time; returns the number of tensors."""
-    index = read_pickled_index(index_path)
+    index = read_index(index_path)
     shards = sorted(set(index.values()))
     weight_map: dict[str, str] = {}
     total_size = 0
@@ -84,21 +86,27 @@ def _write_shards(index_path: Path, target: Path) -> int:
     return len(weight_map)
 
 
-def read_pickled_index(path: Path) -> dict[str, str]:
-    """Tensor name -> file name, of a pytorch_model.bin.index.json.
+def read_index(path: Path) -> dict[str, str]:
+    """Tensor name -> file name, of an index of weights in shards.
 
     Raises:
-        UserError: it is not readable, or names a file outside the folder.
+        UserError: it is not readable, or names anything but files next to it of its own kind: .bin, or .safetensors.
     """
+    suffix = ".bin" if path.name == PICKLED_INDEX else ".safetensors"
     with reading():
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, CONFIG_BYTES)
     try:
         index = json.loads(text)["weight_map"]
         places = {str(name): str(place) for name, place in index.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: expected an object with a weight_map ({type(error).__name__}: {error})") from error
-    if strangers := sorted({place for place in places.values() if Path(place).name != place or not place.endswith(".bin")}):
-        raise UserError(f"{path}: expected names of .bin files next to it; found {', '.join(strangers)}")
+    strangers = sorted({place for place in places.values() if Path(place).name != place or not place.endswith(suffix)})
+    if strangers or not places:
+        raise UserError(f"{path}: expected names of {suffix} files next to it; found {', '.join(strangers[:5]) or 'none'}")
+    for place in set(places.values()):
+        shard = path.with_name(place)
+        if shard.exists() and (target := link_outside(shard, path.parent)):
+            raise UserError(f"{path}: {place} is a link to {target}, outside the model's folder. Copy the file there")
     return places
 
 

@@ -20,7 +20,7 @@ def load_tokenizer(name: str, *, strip_punctuation: bool = False) -> Any:
     """The tokenizer of a checkpoint folder or hub id; SigLIP 2's strips punctuation if asked, as open_clip does (big_vision does not).
 
     Raises:
-        OSError, ValueError, ImportError: it is missing or cannot be read.
+        Exception: it is missing or cannot be read; of many classes (see `using_files`).
     """
     # The loader's workers are forked; a tokenizer with threads of its own would warn and disable them there.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

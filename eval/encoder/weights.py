@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 from transformers.utils import cached_file
 
 from eval.atomic import commit_folder, folder_aside
-from eval.encoder.pickled import PICKLED_INDEX, PICKLED_WHOLE, SAFE_INDEX, SAFE_WHOLE, read_pickled_index, write_as_safetensors
+from eval.encoder.pickled import PICKLED_INDEX, PICKLED_WHOLE, SAFE_INDEX, SAFE_WHOLE, read_index, write_as_safetensors
 from eval.errors import UserError, WriteError
 
 
@@ -26,13 +26,14 @@ def load_weights(model_class: Any, name: str, config: Any, **options: Any) -> tu
     """(model in float32, transformers' loading info with missing_keys and mismatched_keys); options go to its from_pretrained.
 
     Raises:
-        UserError: a pytorch_model.bin holds anything but tensors, or the copy of it is damaged.
+        UserError: a pytorch_model.bin holds anything but tensors, the copy of it is damaged, or an index leads outside the folder.
         WriteError: the copy cannot be written.
         OSError, SafetensorError, RuntimeError, ValueError, TypeError: from transformers, by the fault in the files.
     """
     options |= {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     pickled = _pickled_weights(name)
     if pickled is None:
+        check_shards(name)
         return model_class.from_pretrained(name, config=config, trust_remote_code=False, **options)
     copy = _safetensors_copy(name, pickled)
     options["generation_config"] = _generation_config(name)  # the copy holds the weights alone
@@ -54,6 +55,25 @@ def _pickled_weights(name: str) -> Path | None:
         return _file(name, PICKLED_WHOLE) or _file(name, PICKLED_INDEX)
     except (OSError, ValueError):  # no such repository, say: loading the model raises the error
         return None
+
+
+def check_shards(name: str) -> None:
+    """Refuse an index of safetensors that names, or by links reaches, a file outside its folder.
+
+    Raises:
+        UserError: naming it; or the index cannot be read.
+    """
+    try:
+        index = _file(name, SAFE_INDEX) if _file(name, SAFE_WHOLE) is None else None
+    except (OSError, ValueError):  # no such repository: loading the model raises the error
+        return
+    if index is not None:
+        read_index(index)
+
+
+def not_finite(model: torch.nn.Module) -> list[str]:
+    """Names of the parameters that hold a NaN or an infinity, sorted; one sum over each shows it."""
+    return sorted(name for name, tensor in model.named_parameters() if not tensor.sum().isfinite() and not tensor.isfinite().all())
 
 
 def _file(name: str, file: str) -> Path | None:
@@ -103,7 +123,7 @@ def _content_name(name: str, weights: Path) -> str:
         if weights.name != PICKLED_INDEX:
             return _sha256(weights)
         shards = {}
-        for shard in sorted(set(read_pickled_index(weights).values())):
+        for shard in sorted(set(read_index(weights).values())):
             path = _file(name, shard)
             if path is None or path.parent != weights.parent:
                 raise UserError(f"{name}: {weights.name} names {shard}, which is not there. Fetch or copy it again")

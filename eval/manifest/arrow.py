@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from eval.errors import UserError
+from eval.files import require_plain
 from eval.manifest.rows import EmbeddedImage, Row, RowSource, row_of
 
 _ROWS_AT_ONCE = 1000
@@ -119,6 +120,8 @@ def read_parquet(files: list[Path], mapping: Mapping[str, str]) -> ArrowRows:
     place = ", ".join(str(file) for file in files)
     datasets.disable_progress_bars()
     try:
+        for file in files:
+            require_plain(file)
         loaded = [datasets.Dataset.from_parquet(str(file)) for file in files]
         datasets.concatenate_datasets(loaded)  # its checks; the tables themselves are read one after another
     except Exception as error:  # datasets and pyarrow wrap one another's errors
@@ -141,6 +144,9 @@ def read_saved_dataset(folder: Path, mapping: Mapping[str, str]) -> ArrowRows:
 
     datasets.disable_progress_bars()
     try:
+        for path in folder.rglob("*"):
+            if not path.is_dir():
+                require_plain(path)
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:
         raise UserError(

@@ -1,6 +1,7 @@
 """Rows out of .csv, .tsv and .jsonl: these readers know line numbers and leave "None" and "NA" as text."""
 
 import csv
+import io
 import json
 import sys
 from collections import deque
@@ -8,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from eval.files import TABLE_BYTES, open_plain
 from eval.manifest.rows import Row, RowSource, is_unicode, row_of
 
 
@@ -32,7 +34,7 @@ def read_csv(path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], list
     """(columns, (line, record) of each row) of a .csv or .tsv file; (place, what) of rows that cannot be read go to `faults`."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     records: list[tuple[int, dict[str, Any]]] = []
-    with path.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
+    with io.TextIOWrapper(open_plain(path, TABLE_BYTES), encoding="utf-8-sig", newline="", errors="surrogateescape") as file:
         reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
         header: list[str] = []
         line = 1
@@ -69,7 +71,7 @@ def read_jsonl(path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], li
     """(columns, (line, record) of each row) of a .jsonl file; (place, what) of lines that are not JSON objects go to `faults`."""
     records: list[tuple[int, dict[str, Any]]] = []
     columns: dict[str, None] = {}
-    with path.open("rb") as file:
+    with open_plain(path, TABLE_BYTES) as file:
         for line, raw in enumerate(file, 1):
             if not raw.strip():
                 continue

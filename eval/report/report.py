@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from eval.atomic import replace_files
 from eval.dataset.truth import truth_in_words
+from eval.files import read_text
 from eval.metrics.evaluate import Figures
 from eval.metrics.k_sweep import curves
 from eval.metrics.outcomes import BINS
@@ -67,7 +68,7 @@ def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         OSError, ValueError: it is not there or not whole.
     """
-    record: dict[str, Any] = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
+    record: dict[str, Any] = json.loads(read_text(Path(folder) / "report.json"))
     return record
 
 

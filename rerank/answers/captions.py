@@ -9,6 +9,7 @@ from typing import Any
 
 from eval.dataset.retrieval_set import StringColumn
 from eval.errors import UserError
+from eval.files import TABLE_BYTES, read_bytes
 from eval.manifest.manifest import COLUMNS, Fault, ManifestError, ManifestImage, caption_fault
 from eval.manifest.rows import row_of
 from rerank.expansions.text_file import read_table
@@ -77,7 +78,7 @@ def manifest_captions(images: Sequence[ManifestImage], source: str) -> Captions:
 
 def _line_entries(path: Path, faults: list[Fault]) -> Iterator[_Entry]:
     """Lines end in \\n, \\r\\n or \\r; other separators in a caption (U+2028, a form feed) do not end a line."""
-    lines = re.split(rb"\r\n|\r|\n", path.read_bytes())
+    lines = re.split(rb"\r\n|\r|\n", read_bytes(path, TABLE_BYTES))
     for number, raw in enumerate(lines if lines[-1] else lines[:-1], 1):
         try:
             yield (f"{path}:{number}", str(number), raw.decode("utf-8-sig" if number == 1 else "utf-8"))

@@ -15,6 +15,7 @@ from PIL import Image
 from eval.dataset.images import FORMATS
 from eval.dataset.retrieval_set import ImageEntry, StoredImages
 from eval.errors import UserError
+from eval.files import link_outside
 from eval.manifest.arrow import is_saved_dataset
 from eval.manifest.manifest import COLUMNS, Fault, ManifestError
 from eval.manifest.paths import ImagePaths, PathFault
@@ -76,7 +77,7 @@ def read_folder(folder: str) -> PictureList:
     """Every picture under a folder, by suffix; a picture's id is its path below the folder.
 
     Raises:
-        UserError: there is no picture, or the name of one is not UTF-8.
+        UserError: there is no picture, the name of one is not UTF-8, or one is a link out of the folder.
         OSError: a folder cannot be read.
     """
     skipped = SkippedFiles()
@@ -91,7 +92,11 @@ def read_folder(folder: str) -> PictureList:
         )
     if bad := [name for name in ids if not is_unicode(name)]:
         raise UserError(f"--images {folder}: the names of {len(bad)} pictures are not UTF-8, e.g. {bad[0]!a}: rename them")
-    return PictureList([ImageEntry(name, os.path.join(folder, name)) for name in ids], folder, skipped=skipped)
+    paths = [os.path.join(folder, name) for name in ids]
+    if linked := [path for path in paths if os.path.islink(path) and link_outside(path, folder)]:
+        what = f"{len(linked)} pictures are links out of it, e.g. {linked[0]!r} to {os.path.realpath(linked[0])!r}"
+        raise UserError(f"--images {folder}: {what}. Give the folder that holds them, or copy them")
+    return PictureList(map(ImageEntry, ids, paths), folder, skipped=skipped)
 
 
 def _walk(folder: str, skipped: SkippedFiles) -> Iterator[str]:

@@ -20,6 +20,7 @@ from transformers.utils import cached_file
 
 from eval.atomic import new_folder
 from eval.command import run_command
+from eval.encoder.model_files import check_model_files
 from eval.encoder.pickled import read_pickled
 from eval.encoder.tokenizer import rewrite_tokenizer_config
 from eval.errors import UserError, writing
@@ -94,6 +95,7 @@ def _tokenizer(name: str, config: AlbefConfig) -> BertTokenizer:
     """The tokenizer whose vocabulary the text tower has."""
     if Path(name).exists() and not any((Path(name) / file).is_file() for file in _VOCABULARIES):
         raise UserError(f"--tokenizer {name}: expected a folder with vocab.txt or tokenizer.json")
+    check_model_files(name, "--tokenizer")
     try:
         if not any(cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in _VOCABULARIES):
             raise OSError("there is no such vocabulary")  # transformers would invent a tokenizer of five tokens

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from eval.encoder.pickled import PICKLED_INDEX, PICKLED_WHOLE, SAFE_INDEX, SAFE_WHOLE, write_as_safetensors
 from eval.errors import UserError
+from eval.files import require_plain
 
 OTHER_WEIGHTS = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.pkl", "*.pickle")
 """Weights in forms that are not read here: not copied, and not fetched but for pytorch_model*.bin."""
@@ -44,5 +45,6 @@ def _copy_rest(source: Path, target: Path) -> list[str]:
         elif path.is_dir():
             shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns(*OTHER_WEIGHTS))
         else:
+            require_plain(path)
             shutil.copyfile(path, target / path.name)
     return left_out

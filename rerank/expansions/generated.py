@@ -17,11 +17,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.encoder import num_blocks
+from eval.encoder.model_files import check_model_files, in_words
 from eval.errors import UserError
 from eval.processes import Processes
 from rerank.expansions.additional_texts import MOST, CaptionExpansions
 from rerank.expansions.base import TextExpansion
-from rerank.scorers.checkpoint import complete_weights, in_words
+from rerank.scorers.checkpoint import complete_weights
 
 SEQ2SEQ_PROMPT = "paraphrase: {}"
 CAUSAL_PROMPT = "Caption: {}\nThe same caption in other words:"
@@ -60,6 +61,7 @@ class Paraphraser(TextExpansion):
             UserError: they cannot be read, or it is no seq2seq and no causal language model.
         """
         asked = f"paraphrase:{model}"
+        check_model_files(model, asked)
         try:
             config = AutoConfig.from_pretrained(model, trust_remote_code=False)
             is_seq2seq = _is_seq2seq(model, asked, config)

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eval.errors import UserError
+from eval.files import TABLE_BYTES, FileError, require_plain
+from eval.files import read_text as read_plain_text
 from eval.manifest.text import read_csv, read_jsonl
 
 KINDS = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -41,8 +43,12 @@ def existing_file(source: str, path: str) -> Path:
     Raises:
         UserError: it is not.
     """
-    if not path or not Path(path).is_file():
-        raise UserError(f"{source}: there is no file {path!r}; give the path of one")
+    try:
+        require_plain(path, TABLE_BYTES)
+    except FileError as error:
+        raise UserError(f"{source}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: there is no file {path!r}; give the path of one") from error
     return Path(path)
 
 
@@ -53,7 +59,7 @@ def read_text(source: str, path: str) -> str:
         UserError: it is not there, or cannot be read.
     """
     try:
-        return existing_file(source, path).read_text(encoding="utf-8-sig", errors="surrogateescape")
+        return read_plain_text(existing_file(source, path), encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise UserError(f"{source}: {path} cannot be read ({error})") from error
 
@@ -70,6 +76,7 @@ def read_table(source: str, path: Path, faults: list[tuple[str, str]]) -> tuple[
     """
     suffix = path.suffix.lower()
     with _reading(source, path):
+        require_plain(path, TABLE_BYTES)
         if suffix == ".parquet":
             file = pq.ParquetFile(path)
             return file.schema_arrow.names, _parquet_records(source, path, file)

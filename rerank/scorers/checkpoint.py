@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
-from eval.encoder.weights import load_weights
+from eval.encoder.model_files import in_words
+from eval.encoder.weights import load_weights, not_finite
 from eval.errors import UserError
+from rerank.scorers.supported import ASKED
 
-ASKED = "rerank.model (--rerank)"
 _CONFIG_KEYS_WITHOUT_EFFECT = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
 
@@ -94,8 +94,7 @@ def complete_weights(
             f"of another shape than its config.json says; they would be random: {_first_names(missing + misshapen)}. "
             f"Use a checkpoint trained for {purpose}, such as {example}."
         )
-    broken = sorted(name for name, tensor in loaded.named_parameters() if not torch.isfinite(tensor).all())
-    if broken:
+    if broken := not_finite(loaded):
         raise UserError(f"{asked}: weights of {model!r} are not finite: {_first_names(broken)}. Fetch or train it again.")
     return loaded.eval()
 
@@ -183,11 +182,6 @@ def _unreadable(model: str, what: str, error: Exception, asked: str = ASKED) -> 
         f"{asked}: {what} of {model!r} could not be read or used: {in_words(error)}. Expected a folder or "
         "hub id with config.json, model.safetensors, preprocessor_config.json and the tokenizer's files."
     )
-
-
-def in_words(error: Exception) -> str:
-    """An error with its class, as the text of a KeyError or a ZeroDivisionError alone says little."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
 def _first_names(names: list[str]) -> str:

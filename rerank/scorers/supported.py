@@ -9,8 +9,10 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from eval.encoder.model_files import check_model_files
 from eval.encoder.sealed import check_sealed
 from eval.errors import UserError
+from eval.files import CONFIG_BYTES, read_text
 from rerank.scorers.vlm.files import cross_encoder_inputs
 
 
@@ -75,6 +77,7 @@ CROSS_ENCODER_KINDS: dict[str, CrossEncoderKind] = {
         },
     ),
 }
+ASKED = "rerank.model (--rerank)"
 ALBEF = "albef"  # a folder that `python -m rerank.convert` wrote; transformers has no class for it
 VLM = "vlm"  # a CrossEncoder of sentence-transformers that takes images, whatever its model class
 
@@ -117,9 +120,11 @@ def check_cross_encoder(model: str) -> str:
     if model and Path(model).is_dir():  # the path of an empty name would be the working directory
         check_sealed(model)
         config = _folder_config(Path(model))
+        check_model_files(model, ASKED)
         is_cross_encoder = _is_cross_encoder(Path(model), config)
     else:
         _check_hub_name(model)
+        check_model_files(model, ASKED)
         config = _hub_config(model)
         is_cross_encoder = _CROSS_ENCODER_KEY in config
     reason = _why_not(config, is_cross_encoder)
@@ -178,8 +183,8 @@ def _folder_config(folder: Path) -> dict[str, Any]:
         names = [entry.name for entry in found[:8]]
         raise UserError(f"rerank.model (--rerank): the folder {str(folder)!r} holds no config.json (found: {names}){remedy}. {expected()}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        config = json.loads(read_text(path, CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"rerank.model (--rerank): {path} is not readable JSON ({error}). {expected()}") from error
     if not isinstance(config, dict):
         raise UserError(f"rerank.model (--rerank): {path} holds a {type(config).__name__}, not an object. {expected()}")

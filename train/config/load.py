@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from eval.errors import UserError
+from eval.files import CONFIG_BYTES, read_text
 from train.config.job import JobConfig
 from train.config.run import PATH_KEYS, RunConfig
 
@@ -55,7 +56,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, or holds something else.
     """
     try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+        record = yaml.safe_load(read_text(path, CONFIG_BYTES))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); give the path of a YAML file, e.g. configs/demo.yaml") from error
     except yaml.YAMLError as error:

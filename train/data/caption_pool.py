@@ -5,6 +5,7 @@ split, A additional ones.
 """
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from eval.captions import caption_hash, near_duplicate_groups, normalise
 from eval.dataset.retrieval_set import GroupHashes, RetrievalSet, StringColumn
 from eval.errors import UserError
+from eval.files import TABLE_BYTES, open_plain, require_plain
 from eval.manifest.rows import is_unicode
 from eval.manifest.text import read_csv, read_jsonl
 
@@ -185,7 +187,7 @@ def _fault(text: Any) -> str:
 
 
 def _text_rows(path: Path, _: list[tuple[str, str]]) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8-sig", newline=None) as file:
+    with io.TextIOWrapper(open_plain(path, TABLE_BYTES), encoding="utf-8-sig", newline=None) as file:
         for line, text in enumerate(file, 1):
             if text.strip():
                 yield line, text.strip()
@@ -199,6 +201,7 @@ def _record_rows(read: Any, path: Path, faults: list[tuple[str, str]]) -> Iterat
 
 
 def _parquet_rows(path: Path, _: list[tuple[str, str]]) -> Iterator[tuple[int, Any]]:
+    require_plain(path, TABLE_BYTES)
     with pq.ParquetFile(path) as file:
         _check_column(path, file.schema_arrow.names)
         yield from enumerate((text for batch in file.iter_batches(columns=["caption"]) for text in batch["caption"].to_pylist()), 1)

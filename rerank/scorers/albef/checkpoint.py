@@ -12,9 +12,10 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers.utils import cached_file
 
 from eval.encoder.checkpoint import hash_weights
+from eval.encoder.model_files import in_words
 from eval.errors import UserError
 from rerank.scorers.albef.model import AlbefConfig, AlbefCrossEncoder
-from rerank.scorers.checkpoint import Checkpoint, check_square, in_words, tokenizer_content
+from rerank.scorers.checkpoint import Checkpoint, check_square, tokenizer_content
 
 _CONFIG_NAME, _WEIGHTS_NAME = "config.json", "model.safetensors"
 

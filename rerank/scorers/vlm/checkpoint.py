@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from eval.encoder.checkpoint import hash_weights
+from eval.encoder.weights import check_shards, not_finite
 from eval.errors import UserError
 from rerank.scorers.checkpoint import config_content, tokenizer_content
 
@@ -34,6 +35,7 @@ def load_cross_encoder(model: str, device: torch.device, dtype: torch.dtype) -> 
         )
     from sentence_transformers import CrossEncoder
 
+    check_shards(model)
     try:
         encoder = CrossEncoder(model, device=str(device), model_kwargs={"dtype": dtype, "use_safetensors": True}, trust_remote_code=False)
     except (OSError, ValueError, TypeError, ImportError, RuntimeError, AttributeError, SafetensorError) as error:
@@ -87,8 +89,7 @@ def _check_weights(model: str, encoder: Any) -> None:
             f"rerank.model (--rerank): {model!r} lacks {len(missing)} weights of {type(encoder.model).__name__}, or has them in another "
             f"shape; they would be random: {', '.join(missing[:5])}. Fetch the checkpoint again, or use one trained as a reranker."
         )
-    broken = sorted(name for name, tensor in encoder.named_parameters() if not torch.isfinite(tensor).all())
-    if broken:
+    if broken := not_finite(encoder):
         raise UserError(f"rerank.model (--rerank): weights of {model!r} are not finite: {', '.join(broken[:5])}. Fetch or train it again.")
 
 

@@ -1,18 +1,33 @@
 """No code of a model's or data set's folder is run, whoever answers `y`: every loader is told so, and a planted folder is refused."""
 
+import argparse
 import ast
 import json
+import runpy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
+import torch
+import yaml
+from pydantic import BaseModel
 from transformers import AutoConfig, BertTokenizer, BlipConfig, BlipForImageTextRetrieval, GenerationConfig
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from eval.encoder.checkpoint import load_siglip_config
+from eval.errors import UserError
+from rerank.expansions.generated import Paraphraser
+from rerank.scorers.supported import check_cross_encoder
 from tests.nursery import Nursery
 from tests.small_job import SmallWorld
+from tests.small_reranker_job import RerankerWorld
 from tests.tiny_blip import write_tiny_blip
+from tests.unit.rerank.scorers.albef.albef_files import random_tensors, released
+from train.config.job import JobConfig
+from train.config.reranker import RerankerConfig
 
 ROOT = Path(__file__).parents[3]
 LOADERS = {"from_pretrained", "from_config", "load_dataset", "load_dataset_builder", "pipeline", "SentenceTransformer", "CrossEncoder"}
@@ -111,56 +126,250 @@ def test_the_planted_folder_would_run_its_code(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "mark").exists()
 
 
-Command = Callable[[Path, SmallWorld, Path], tuple[str, list[str]]]
+@dataclass(frozen=True)
+class Place:
+    """Where a command is tried: good models and data, a folder of the test's own, and a finished run whose base is the evil folder."""
+
+    world: RerankerWorld
+    folder: Path
+    run: Path
+
+    def eval(self, *options: str, model: str = "") -> tuple[str, list[str]]:
+        data = ["--data", str(self.world.manifest), "--split", "val", "--output", str(self.folder / "report")]
+        return "eval", ["--model", model or str(self.world.base), *data, *options]
+
+    def choices(self, *options: str, model: str = "") -> tuple[str, list[str]]:
+        row = {"image": "pictures/val-000.png", "caption": "a red bar", "false_captions": ["a blue bar"]}
+        (self.world.manifest.parent / "choices.jsonl").write_text(json.dumps(row) + "\n")
+        data = ["--data", str(self.world.manifest.parent / "choices.jsonl"), "--output", str(self.folder / "report")]
+        return "eval.choices", ["--model", model or str(self.world.base), *data, *options]
+
+    def rerank(self, model: str = "", reranker: str = "") -> tuple[str, list[str]]:
+        (self.folder / "captions.txt").write_text("a red circle\na blue bar\n")
+        data = ["--images", str(self.world.manifest.parent / "pictures"), "--captions", str(self.folder / "captions.txt"), "--top-k", "2"]
+        models = ["--model", model or str(self.world.base), "--rerank", reranker or str(self.world.blip)]
+        return "rerank", [*models, *data, "--output", str(self.folder / "a.parquet")]
+
+    def train(self, **changes: Any) -> tuple[str, list[str]]:
+        return "train", [self.written(SmallWorld.record(self.world, self.folder / "runs", **changes))]
+
+    def reranker(self, **changes: Any) -> tuple[str, list[str]]:
+        return "train.reranker", [self.written(self.world.record(self.folder / "runs", **changes))]
+
+    def written(self, record: dict[str, Any]) -> str:
+        (self.folder / "job.yaml").write_text(yaml.safe_dump(record))
+        return str(self.folder / "job.yaml")
+
+    def convert(self, source: str, *options: str) -> tuple[str, list[str]]:
+        return "rerank.convert", [source, "--output", str(self.folder / "converted"), *options]
+
+    def convert_evil(self, evil: str) -> tuple[str, list[str]]:
+        torch.save({"a": torch.zeros(1)}, Path(evil) / "pytorch_model.bin")
+        return self.convert(evil)
+
+    def convert_albef(self, evil: str) -> tuple[str, list[str]]:
+        torch.save(released(random_tensors(), tuned=True), self.folder / "albef.pth")
+        (Path(evil) / "vocab.txt").write_text("[PAD]\n")
+        return self.convert(str(self.folder / "albef.pth"), "--tokenizer", evil)
+
+    def of_run(self, module: str, *options: str) -> tuple[str, list[str]]:
+        return module, [str(self.run), *options, "--output", str(self.folder / "made")]
 
 
-def eval_model(evil: Path, world: SmallWorld, place: Path) -> tuple[str, list[str]]:
-    return "eval", ["--model", str(evil), "--data", str(world.manifest), "--split", "val", "--output", str(place / "report")]
+MODELS: dict[str, Callable[[str, Place], tuple[str, list[str]]]] = {
+    "eval --model": lambda evil, place: place.eval(model=evil),
+    "eval --also": lambda evil, place: place.eval("--also", f"other={evil}"),
+    "eval --ensemble": lambda evil, place: place.eval("--ensemble", evil),
+    "eval --expand": lambda evil, place: place.eval("--expand", f"paraphrase:{evil}"),
+    "eval --rerank": lambda evil, place: place.eval("--rerank", evil, "--top-k", "2"),
+    "eval.choices --model": lambda evil, place: place.choices(model=evil),
+    "eval.choices --also": lambda evil, place: place.choices("--also", f"other={evil}"),
+    "eval.choices --rerank": lambda evil, place: place.choices("--rerank", evil),
+    "rerank --model": lambda evil, place: place.rerank(model=evil),
+    "rerank --rerank": lambda evil, place: place.rerank(reranker=evil),
+    "rerank.convert source": lambda evil, place: place.convert_evil(evil),
+    "rerank.convert --tokenizer": lambda evil, place: place.convert_albef(evil),
+    "train.export run_folder": lambda _, place: place.of_run("train.export"),
+    "train.soup checkpoints": lambda evil, place: ("train.soup", [str(place.world.base), evil, "--output", str(place.folder / "soup")]),
+    "train.wise run_folder": lambda _, place: place.of_run("train.wise"),
+    "siglip model.base": lambda evil, place: place.train(model__base=evil),
+    "siglip mining.denoise.model": lambda evil, place: place.train(mining__denoise={"model": evil}),
+    "siglip mining.distil.model": lambda evil, place: place.train(mining__distil={"model": evil}),
+    "siglip rerank.model": lambda evil, place: place.train(rerank={"model": evil, "top_k": 2}),
+    "siglip evaluation.models": lambda evil, place: place.train(evaluation={"models": {"other": evil}}),
+    "siglip evaluation.ensemble.members": lambda evil, place: place.train(evaluation={"ensemble": {"members": {"other": f"{evil}:1"}}}),
+    "siglip evaluation.expand": lambda evil, place: place.train(evaluation={"expand": [f"paraphrase:{evil}"], "choose": []}),
+    "siglip data.expand": lambda evil, place: place.train(data__expand=[f"paraphrase:{evil}"]),
+    "reranker model.base": lambda evil, place: place.reranker(model__base=evil),
+    "reranker data.expand": lambda evil, place: place.reranker(data__expand=[f"paraphrase:{evil}"]),
+    "reranker miner": lambda evil, place: place.reranker(miner=evil),
+}
+"""Every option and key that takes a model: the command that is given the evil folder there."""
+NO_MODELS = {
+    "eval": "--data --split --image-root --column --output --pair-scores --choose-on --choose --combine --pooling --compare --qrels "
+    "--slice-by",
+    "eval.choices": "--data --image-root --output --pair-scores",
+    "eval.compare": "run_a run_b --stages --output",
+    "eval.convert_choices": "--source --images --output",
+    "rerank": "--images --captions --output --caption-column --caption-id-column --split --image-root --column --pair-scores",
+    "rerank.convert": "--output",
+    "train": "config overrides",
+    "train.config": "",
+    "train.export": "--output --checkpoint",
+    "train.mining": "config overrides",
+    "train.reranker": "config overrides",
+    "train.soup": "--output --data --split --image-root --column",
+    "train.wise": "--output --alphas --keep",
+    "siglip": "choices data.columns data.image_root data.source data.test_split data.train_split data.truth data.val_split "
+    "evaluation.comparisons evaluation.pooling evaluation.qrels evaluation.slice_by mining.pool name rerank.pair_scores runs_folder "
+    "wandb.entity wandb.project watch.columns watch.image_root watch.name watch.source watch.split",
+    "reranker": "data.columns data.image_root data.source data.test_split data.train_split data.truth data.val_split name runs_folder "
+    "wandb.entity wandb.project",
+}
+"""Every other option and key that takes a text."""
 
 
-def eval_rerank(evil: Path, world: SmallWorld, place: Path) -> tuple[str, list[str]]:
-    return "eval", [*eval_model(world.base, world, place)[1], "--rerank", str(evil), "--top-k", "2"]
+def text_options() -> Iterator[str]:
+    """Every option and argument of every command that takes a text, from the parsers themselves."""
+
+    class Parsed(Exception):
+        pass
+
+    def stop(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        raise Parsed(parser)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for method in ("parse_args", "parse_intermixed_args"):
+            patch.setattr(argparse.ArgumentParser, method, stop)
+        for path in sorted(path for package in ("eval", "rerank", "train") for path in (ROOT / package).rglob("*.py")):
+            if "__name__ ==" not in path.read_text(encoding="utf-8") or path.parent.name == "launch":
+                continue
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+            patch.setattr("sys.argv", [module])
+            with pytest.raises(Parsed) as caught:
+                runpy.run_path(str(path), run_name="__main__")
+            for action in caught.value.args[0]._actions:
+                if action.nargs != 0 and action.choices is None and action.type not in (int, float):
+                    yield f"{module} {'/'.join(action.option_strings) or action.dest}"
 
 
-def train_base(evil: Path, world: SmallWorld, place: Path) -> tuple[str, list[str]]:
-    return "train", [str(world.write_config(place, model__base=str(evil)))]
+def text_keys(section: type[BaseModel], before: str) -> Iterator[str]:
+    """Every key of a configuration that takes a text, or texts."""
+    for name, field in section.model_fields.items():
+        for kind in kinds_in(field.annotation):
+            if kind is str:
+                yield before + name
+            elif isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from text_keys(kind, f"{before}{name}.")
 
 
-def rerank_own(model: Path, reranker: Path, world: SmallWorld, place: Path) -> tuple[str, list[str]]:
-    (place / "captions.txt").write_text("a red circle\na blue bar\n")
-    data = ["--images", str(world.manifest.parent / "pictures"), "--captions", str(place / "captions.txt"), "--top-k", "2"]
-    return "rerank", ["--model", str(model), "--rerank", str(reranker), *data, "--output", str(place / "a.parquet")]
+def kinds_in(annotation: Any) -> Iterator[Any]:
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return
+    if not parts:
+        yield annotation
+    for part in parts[:1] if get_origin(annotation) is Annotated else parts:
+        yield from kinds_in(part)
 
 
-def rerank_model(evil: Path, world: SmallWorld, place: Path) -> tuple[str, list[str]]:
-    write_tiny_blip(place / "blip")
-    return rerank_own(evil, place / "blip", world, place)
+def test_no_option_or_key_that_takes_a_model_is_forgotten() -> None:
+    """A new one that takes a text stands in one of the two tables above, or this fails."""
+    found = {*text_options(), *text_keys(JobConfig, "siglip "), *text_keys(RerankerConfig, "reranker ")}
+    listed = {*MODELS, *(f"{command} {name}" for command, names in NO_MODELS.items() for name in names.split())}
+    assert found == listed
 
 
-def rerank_rerank(evil: Path, world: SmallWorld, place: Path) -> tuple[str, list[str]]:
-    return rerank_own(world.base, evil, world, place)
+@pytest.fixture(scope="module")
+def run_of_evil_base(nursery: Nursery, reranker_world: RerankerWorld, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """(run, mark): a finished run, its base replaced afterwards by the evil folder."""
+    place = tmp_path_factory.mktemp("evil-base")
+    shutil.copytree(reranker_world.base, place / "base")
+    changes: dict[str, Any] = {"train__max_steps": 2, "train__eval_every_steps": 1, "mining": None, "model__base": str(place / "base")}
+    path = SmallWorld(reranker_world.manifest, reranker_world.base).write_config(place, **changes)
+    child = nursery.start("train", [str(path)], env={"ACCELERATE_USE_CPU": "true"})
+    assert child.wait() == 0, child.output()
+    plant(place / "base", place / "mark")
+    return place / "runs" / "job", place / "mark"
 
 
-@pytest.mark.parametrize("is_whole", [False, True])
-@pytest.mark.parametrize("command", [eval_model, eval_rerank, train_base, rerank_model, rerank_rerank])
-def test_a_planted_folder_is_refused_and_its_code_not_run(
-    nursery: Nursery, small_world: SmallWorld, tmp_path: Path, command: Command, is_whole: bool
+@pytest.mark.parametrize("option", MODELS)
+def test_a_planted_folder_behind_every_option_is_refused_and_its_code_not_run(
+    nursery: Nursery, reranker_world: RerankerWorld, run_of_evil_base: tuple[Path, Path], tmp_path: Path, option: str
 ) -> None:
-    evil, mark = tmp_path / "evil", tmp_path / "mark"
-    if not is_whole:
-        plant(evil, mark)
-    elif command in (eval_rerank, rerank_rerank):
-        write_tiny_blip(tmp_path / "good")
-        plant_tokenizer(evil, tmp_path / "good", mark)
-    else:
-        plant_tokenizer(evil, small_world.base, mark)
-    (tmp_path / "answers").write_text("y\n" * 20)
-    module, arguments = command(evil, small_world, tmp_path)
-    environment = {"ACCELERATE_USE_CPU": "true", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    child = nursery.start(module, arguments, env=environment, stdin=tmp_path / "answers")
-    code = child.wait()
-    assert not mark.exists() and "Traceback" not in child.output(), child.output()
-    if is_whole:  # transformers may know a tokenizer of its own for the kind, and then takes that
-        assert code in (0, 2), child.output()
-    else:
-        assert code == 2 and str(evil) in child.output(), child.output()
+    evil, (run, mark_of_run) = tmp_path / "evil", run_of_evil_base
+    plant(evil, tmp_path / "mark")
+    code, output = answered_yes(nursery, tmp_path, MODELS[option](str(evil), Place(reranker_world, tmp_path, run)))
+    assert not (tmp_path / "mark").exists() and not mark_of_run.exists(), output
+    named = str(run.parents[1] / "base") if option.endswith("run_folder") else str(evil)
+    assert code == 2 and named in output and "Traceback" not in output, output
+
+
+def answered_yes(nursery: Nursery, place: Path, command: tuple[str, list[str]]) -> tuple[int, str]:
+    """(exit code, output) of a command whose standard input says `y`."""
+    (place / "answers").write_text("y\n" * 20)
+    module, arguments = command
+    environment = {"ACCELERATE_USE_CPU": "true", "HF_MODULES_CACHE": str(place / "modules")}
+    child = nursery.start(module, arguments, env=environment, stdin=place / "answers")
+    return child.wait(), child.output()
+
+
+@pytest.mark.parametrize("option", ["eval --model", "eval --rerank", "siglip model.base", "rerank --model", "rerank --rerank"])
+def test_a_good_checkpoint_whose_tokenizer_names_code_is_refused(
+    nursery: Nursery, reranker_world: RerankerWorld, tmp_path: Path, option: str
+) -> None:
+    evil = tmp_path / "evil"
+    plant_tokenizer(evil, reranker_world.blip if option.endswith("--rerank") else reranker_world.base, tmp_path / "mark")
+    code, output = answered_yes(nursery, tmp_path, MODELS[option](str(evil), Place(reranker_world, tmp_path, tmp_path)))
+    assert code == 2 and "auto_map" in output and "never run" in output and not (tmp_path / "mark").exists(), output
+
+
+def read_paraphraser(folder: str) -> None:
+    Paraphraser.read(folder)
+
+
+KERNEL = "a kernel that would be fetched or imported"
+ASKS_FOR = [
+    ("config.json", ["auto_map"], {"AutoModel": "evil.EvilModel"}, "code of the model's own, which is never run"),
+    ("config.json", ["custom_pipelines"], {"x": {"impl": "evil.Pipe"}}, "code of the model's own"),
+    ("config.json", ["quantization_config"], {"quant_method": "gptq", "bits": 4}, "quantized weights, which are not read"),
+    ("config.json", ["text_config", "quantization_config"], {"quant_method": "bitsandbytes"}, "quantized weights"),
+    ("config.json", ["attn_implementation"], "kernels-community/flash-attn2", KERNEL),
+    ("config.json", ["_attn_implementation"], "flash_attention_2", KERNEL),
+    ("config.json", ["vision_config", "_attn_implementation"], "paged|someone/kernel@main:attention", KERNEL),
+    ("config.json", ["attn_implementation"], {"text_config": "kernels-community/vllm-flash-attn3"}, KERNEL),
+    ("config.json", ["experts_implementation"], "someone/experts", KERNEL),
+    ("config.json", ["transformers_weights"], "../other/model.safetensors", "another file of weights"),
+    ("config.json", ["to_dict"], 1, "to_dict is no setting"),
+    ("preprocessor_config.json", ["auto_map"], {"AutoImageProcessor": "evil.Processor"}, "code of the model's own"),
+    ("processor_config.json", ["auto_map"], {"AutoProcessor": "evil.Processor"}, "code of the model's own"),
+    ("tokenizer_config.json", ["auto_map"], {"AutoTokenizer": ["evil.Tokenizer", None]}, "code of the model's own"),
+    ("adapter_config.json", ["base_model_name_or_path"], "someone/else", "a PEFT adapter, which names a base of its own"),
+]
+
+
+@pytest.mark.parametrize("read", [load_siglip_config, check_cross_encoder, read_paraphraser])
+@pytest.mark.parametrize(("file", "keys", "value", "reason"), ASKS_FOR, ids=lambda part: part if isinstance(part, str) else "")
+def test_what_transformers_would_import_or_fetch_is_refused_by_name(
+    reranker_world: RerankerWorld, tmp_path: Path, read: Callable[[str], Any], file: str, keys: list[str], value: Any, reason: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(reranker_world.blip if read is check_cross_encoder else reranker_world.base, folder)
+    content = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    section = content
+    for key in keys[:-1]:
+        section = section[key]
+    section[keys[-1]] = value
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=reason) as caught:
+        read(str(folder))
+    assert str(folder) in str(caught.value) and file in str(caught.value)
+
+
+def test_kernels_that_are_plain_are_read(reranker_world: RerankerWorld, tmp_path: Path) -> None:
+    """What released configs hold: null, sdpa, eager, an empty map of code."""
+    shutil.copytree(reranker_world.base, tmp_path / "model")
+    content = json.loads((tmp_path / "model" / "config.json").read_text())
+    content |= {"_attn_implementation": "eager", "attn_implementation": None, "auto_map": {}, "_attn_implementation_autoset": True}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(content))
+    assert load_siglip_config(str(tmp_path / "model")).model_type == "siglip"

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
         (root / name).write_bytes(b"x")
     picture(tmp_path / "elsewhere" / "e.png")
     (root / "link").symlink_to(tmp_path / "elsewhere")
-    (root / "linked.png").symlink_to(tmp_path / "elsewhere" / "e.png")
+    (root / "linked.png").symlink_to(root / "b.png")
     return root
 
 
@@ -44,6 +44,12 @@ def test_a_folder_is_searched_with_all_below_it_and_the_rest_is_counted(folder: 
     assert [found.path(image) for image in range(6)] == [str(folder / name) for name in found.image_ids]
     assert found.skipped.in_words() == ("3 hidden, 1 linked folder, 4 that are no pictures (2 .txt, 1 without a suffix, 1 .heic)")
     assert [found.load_image(image).getpixel((0, 0))[0] for image in (2, 3)] == [0, 30]
+
+
+def test_a_picture_that_is_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "deep" / "out.png").symlink_to(tmp_path / "elsewhere" / "e.png")
+    with pytest.raises(UserError, match=r"photos: 1 pictures are links out of it, e.g. '.*deep/out.png' to '.*elsewhere/e.png'. Give"):
+        read_folder(str(folder))
 
 
 def test_suffixes_are_those_of_the_formats_that_are_decoded() -> None:

@@ -222,5 +222,5 @@ def test_a_folder_without_its_files_is_refused(tiny_albef: Path, tmp_path: Path,
 def test_files_that_transformers_stumbles_over_are_an_error(tiny_albef: Path, tmp_path: Path, name: str, text: str) -> None:
     folder = changed(tiny_albef, tmp_path)
     (folder / name).write_text(text)
-    with pytest.raises(UserError, match="the ALBEF cross-encoder .*changed' could not be read"):
+    with pytest.raises(UserError, match="changed' could not be (read|used)"):
         load_scorer(str(folder))
