@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig
 from transformers.utils import cached_file
 
-from eval.atomic import commit_folder, folder_aside
+from eval.atomic import commit_folder, folder_aside, hash_file
 from eval.encoder.pickled import PICKLED_INDEX, PICKLED_WHOLE, SAFE_INDEX, SAFE_WHOLE, read_pickled_index, write_as_safetensors
 from eval.errors import UserError, WriteError
 
@@ -118,8 +118,7 @@ def _sha256(path: Path) -> str:
     stored = path.resolve()
     if stored.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", stored.name):
         return stored.name
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_file(path)
 
 
 def _generation_config(name: str) -> GenerationConfig:

@@ -1,12 +1,11 @@
 """Write the answers: the table and, next to it, the page; both or neither, and never over an input file."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.atomic import replace_files
-from eval.errors import UserError, WriteError, writing
+from eval.atomic import check_writable, replace_files
+from eval.errors import UserError, writing
 from rerank.answers.answers import Answers
 from rerank.answers.first_stage import FirstAnswers
 from rerank.answers.page import answers_page
@@ -34,10 +33,7 @@ def check_output(output: Path, sources: Mapping[str, str | None]) -> None:
                 raise UserError(f"--output {output}: {path} is what {option} names, and would be overwritten. Give another name")
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        for path in (output, page_path(output)):
-            if path.is_dir():
-                raise WriteError(f"could not write {path}: a folder has this name. Give another --output")
-        tempfile.TemporaryFile(dir=output.parent).close()
+        check_writable(output, page_path(output))
 
 
 def write_output(output: Path, found: FirstAnswers, answers: Sequence[Answers], made_by: Mapping[str, Any], num_shown: int) -> Path | None:

@@ -134,7 +134,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tokenizer", help=f"ALBEF only: folder or hub id of its tokenizer (default: {DEFAULT_TOKENIZER})")
     parser.add_argument("--image-size", type=int, help="ALBEF only: pixels of a side; other than the file's: interpolated positions")
     asked = parser.parse_args(arguments)
-    return run_command(lambda: run(asked))
+    return run_command(lambda: run(asked), writes=[asked.output])
 
 
 def run(asked: argparse.Namespace) -> None:

@@ -5,7 +5,6 @@ mined captions are in force, and manifest.json with the SHA-256 of each. No pick
 follow from (seed, step).
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from eval.atomic import commit_folder, folder_aside, remove_folder
+from eval.atomic import commit_folder, folder_aside, hash_file, remove_folder
 from eval.errors import UserError
 from eval.processes import Processes
 from eval.sharded import whole
@@ -27,7 +26,7 @@ from train.optim.loss_scale import LossScale
 from train.optim.optimizer import Trainable
 
 _NAME = re.compile(r"^step-(\d+)$")
-_LATER_KEYS = {"stopped_by", "loss_scale", "matcher_sha256", "further"}
+_LATER_KEYS = {"stopped_by", "loss_scale", "matcher_sha256", "further", "metrics_sha256"}
 """Of state.json, which the first checkpoints did not have."""
 
 
@@ -54,6 +53,7 @@ class State:
         stopped_by: the retention set whose drop ended the run at this step; None otherwise.
         loss_scale: fp16's; None in the other precisions.
         matcher_sha256: fingerprint of the cross-encoder of mining; None without one.
+        metrics_sha256: of the lines of metrics.jsonl that belong to it; None in checkpoints of earlier versions.
         further: additional state of a run of another kind than tuning SigLIP (train/reranker/loop.py); None: nothing.
     """
 
@@ -70,6 +70,7 @@ class State:
     stopped_by: str | None = None
     loss_scale: LossScale | None = None
     matcher_sha256: str | None = None
+    metrics_sha256: str | None = None
     further: dict[str, Any] | None = None
 
     @classmethod
@@ -241,12 +242,6 @@ def verify(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def newest_of_main(checkpoints: Checkpoints, processes: Processes) -> tuple[State, list[str]] | None:

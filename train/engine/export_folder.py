@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from eval.atomic import replaced_folder
+from eval.atomic import check_writable, claimed, contents, replaced_folder
 from eval.errors import UserError
 from train.engine.checkpoint import Checkpoints, NoReadableCheckpoint, State, verify
 from train.optim.optimizer import Trainable
@@ -39,18 +39,20 @@ def replaced_export(folder: Path) -> Iterator[Path]:
         UserError: the folder holds something else, which would be lost.
         OSError: it cannot be written; it names a file.
     """
-    check_replaceable(folder)
-    with replaced_folder(folder) as temporary:
-        yield temporary
+    with claimed(folder):
+        check_replaceable(folder)
+        with replaced_folder(folder) as temporary:
+            yield temporary
 
 
 def check_replaceable(folder: Path) -> None:
     """Refuse a folder that an export would destroy: one that is there, is not empty, and is no earlier export.
 
     Raises:
-        UserError: naming up to five of what it holds.
+        UserError: naming up to five of what it holds, or it cannot be written.
     """
-    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [folder.name] if folder.exists() else []
+    check_writable(folder / "config.json")
+    found = contents(folder) if folder.is_dir() else [folder.name] if folder.exists() else []
     foreign = [name for name in found if Path(name).suffix not in _EXPORTED_SUFFIXES or (folder / name).is_dir()]
     if foreign or (found and not {"config.json", "model.safetensors"} <= set(found)):
         raise UserError(f"{folder} is there and is no earlier export (it holds {(foreign or found)[:5]}); give an empty or a new folder")

@@ -1,6 +1,5 @@
 """The folder of a run: claimed by one job at a time, and continued only by the configuration that began it."""
 
-import fcntl
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,10 +10,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from eval.atomic import replace_files
+from eval.atomic import TakenError, check_writable, lock_file, replace_files, sweep
 from eval.errors import UserError
 from train.config.run import RunConfig
 from train.engine.checkpoint import Checkpoints
+from train.engine.export_folder import check_replaceable
 from train.engine.metrics_log import flatten
 
 
@@ -30,12 +30,12 @@ def claim_folder(config: RunConfig) -> Any:
     """
     folder = config.run_folder
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".lock").open("w")
     try:
-        # Not flock: the loader's workers would inherit it, and hold it for seconds after a SIGKILL of their parent.
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise UserError(f"{folder} is in use by another job; wait for it, or take another name=") from None
+        lock = lock_file(folder / ".lock", folder)
+    except TakenError as error:
+        raise UserError(f"{folder} is in use by another job, {error.holder}; wait for it, or take another name=") from None
+    for place in (folder, *[path for path in folder.rglob("*") if path.is_dir()]):
+        sweep(place)
     path, record = folder / "config.yaml", config.model_dump(mode="json")
     if not Checkpoints(folder / "checkpoints").steps() and not (folder / "finished.json").exists():
         shutil.rmtree(folder / "scratch", ignore_errors=True)
@@ -43,6 +43,19 @@ def claim_folder(config: RunConfig) -> Any:
         _check_same(path, config)
     replace_files({path: yaml.safe_dump(record, sort_keys=False)})
     return lock
+
+
+def check_outputs(config: RunConfig, reports: Sequence[Path]) -> None:
+    """Refuse, before the first step, an export and reports that could not be written after the last one.
+
+    Args:
+        reports: the folders of reports.
+
+    Raises:
+        UserError: what is there would be lost, or something cannot be written.
+    """
+    check_replaceable(config.run_folder / "export")
+    check_writable(*(folder / name for folder in reports for name in ("report.json", "queries.parquet", "report.html")))
 
 
 def _check_same(path: Path, config: RunConfig) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from eval.atomic import check_writable, contents
 from eval.command import run_command
 from eval.dataset.retrieval_set import load_split
 from eval.errors import UserError
@@ -81,7 +82,8 @@ def check_output(output: Path, ingredients: Sequence[Ingredient]) -> None:
     check_replaceable(export)
     if taken := [ingredient.name for ingredient in ingredients if ingredient.folder == export.resolve()]:
         raise UserError(f"{taken[0]} lies where the soup would be written ({export}); give --output another folder")
-    if export.is_dir() and any(export.iterdir()) and not (output / "soup.json").is_file():
+    check_writable(output / "soup.json", output / "soup.parquet")
+    if export.is_dir() and contents(export) and not (output / "soup.json").is_file():
         raise UserError(f"{export} is there, and {output / 'soup.json'} is not: it is no earlier soup; give --output a new folder")
 
 
@@ -147,7 +149,7 @@ def main(arguments: list[str]) -> int:
         columns = dict(pair.split("=", 1) for pair in asked.column)
         data = DataConfig(source=asked.data, image_root=asked.image_root, columns=columns, val_split=asked.split)
     make = partial(run, asked.checkpoints, asked.output, is_greedy=asked.greedy, data=data, num_workers=asked.num_workers)
-    return run_command(lambda: _show(make(), asked.output))
+    return run_command(lambda: _show(make(), asked.output), writes=[asked.output / "soup.json", asked.output / "export"])
 
 
 if __name__ == "__main__":

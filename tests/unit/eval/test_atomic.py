@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from eval.atomic import apply_umask, remove_folder, replace_files, replaced_folder, sweep
-from tests.shared_files import modes, umask
+from tests.shared_files import age, modes, umask
 
 
 @pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664), (0o077, 0o600)])
@@ -82,6 +82,7 @@ def test_sweeping_brings_back_what_was_being_replaced_and_removes_the_rest(tmp_p
     for name in (".a.12.old", ".b.0f.old", ".a.34.tmp", ".c.56.tmp", "b", "mine.tmp", ".hidden.tmp"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
+        age(tmp_path / name)
     sweep(tmp_path, "a")
     assert (tmp_path / "a" / "file").read_text() == ".a.12.old" and not (tmp_path / ".a.34.tmp").exists()
     assert (tmp_path / ".b.0f.old").exists() and (tmp_path / ".c.56.tmp").exists(), "of other names"
@@ -94,8 +95,8 @@ def test_a_file_that_two_write_at_once_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "rows.f32"
 
     def write(temporary: Path) -> None:
-        replace_files({path: "the same"}, writer="1")  # another writer comes and goes meanwhile
+        replace_files({path: "the same"})  # another writer comes and goes meanwhile
         temporary.write_text("the same")
 
-    replace_files({path: write}, writer="0")
+    replace_files({path: write})
     assert path.read_text() == "the same" and os.listdir(tmp_path) == ["rows.f32"]
