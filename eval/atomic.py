@@ -60,18 +60,23 @@ def _claimed(path: Path) -> Iterator[None]:
     if path in _held:
         yield
         return
-    lock_path = path.with_name(f".{path.name}.lock")
-    with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = lock_file(lock_path, path)
-    _held.add(path)
+    lock_path, made = path.with_name(f".{path.name}.lock"), [parent for parent in path.parents if not parent.exists()]
     try:
-        yield
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = lock_file(lock_path, path)
+        _held.add(path)
+        try:
+            yield
+        finally:
+            _held.discard(path)
+            with suppress(OSError):
+                lock_path.unlink()  # while it is held: whoever opened it meanwhile sees that it is gone
+            lock.close()
     finally:
-        _held.discard(path)
         with suppress(OSError):
-            lock_path.unlink()  # while it is held: whoever opened it meanwhile sees that it is gone
-        lock.close()
+            for folder in made:  # nothing was written, after all
+                folder.rmdir()
 
 
 def lock_file(lock_path: Path, path: Path) -> IO[str]:
@@ -96,9 +101,13 @@ def lock_file(lock_path: Path, path: Path) -> IO[str]:
             print(f"warning: {path}: no file locks here ({error.strerror}); nothing keeps a second writer away", file=sys.stderr)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), os.stat(lock_path)):
-                lock.truncate(0)
-                lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-                lock.flush()
+                try:
+                    os.truncate(lock.fileno(), 0)
+                    os.pwrite(lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+                except OSError:
+                    lock_path.unlink()
+                    lock.close()
+                    raise
                 return lock
         lock.close()
 
@@ -133,7 +142,7 @@ def replace_files(contents: Mapping[Path, Content]) -> None:
     temporaries = {path: _aside(path, "tmp") for path in contents}
     try:
         for path, content in contents.items():
-            with naming(path, temporaries[path]):
+            with naming(path, temporaries[path], len(content) if isinstance(content, str | bytes) else None):
                 _write(temporaries[path], content)
         for path, temporary in temporaries.items():
             with naming(path, temporary):
@@ -244,13 +253,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
+def replaced_folder(folder: Path, num_bytes: int | None = None) -> Iterator[Path]:
     """A folder to write into; on the way out it takes the name `folder`, and after an error nothing of it is left.
+
+    Args:
+        num_bytes: what is to be written, about, for the message of a full disk; None: not known.
 
     Raises:
         OSError: it cannot be written; it names a file.
     """
-    with claimed(folder), folder_aside(folder) as temporary:
+    with claimed(folder), folder_aside(folder, num_bytes) as temporary:
         yield temporary
         commit_folder(temporary, folder)
 
@@ -270,8 +282,8 @@ def is_desktop_file(name: str) -> bool:
 
 
 @contextmanager
-def folder_aside(folder: Path) -> Iterator[Path]:
-    """A folder next to `folder` to write into and to commit in here; on the way out nothing of it is left.
+def folder_aside(folder: Path, num_bytes: int | None = None) -> Iterator[Path]:
+    """A folder next to `folder` to write into and to commit in here; on the way out nothing of it is left. Arguments as of the above.
 
     Raises:
         OSError: it cannot be written; it names a file.
@@ -280,7 +292,7 @@ def folder_aside(folder: Path) -> Iterator[Path]:
     sweep(folder.parent, folder.name)
     temporary = _aside(folder, "tmp")
     try:
-        with naming(folder, temporary):
+        with naming(folder, temporary, num_bytes):
             temporary.mkdir(parents=True)
             yield temporary
     finally:

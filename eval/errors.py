@@ -48,12 +48,15 @@ class NamedOSError(OSError):
     """An OSError that names the file as the person knows it and, of a full disk, the bytes."""
 
 
-def as_os_error(error: Exception, path: str | os.PathLike[str] | None = None, aside: Path | None = None) -> OSError | None:
+def as_os_error(
+    error: Exception, path: str | os.PathLike[str] | None = None, aside: Path | None = None, num_bytes: int | None = None
+) -> OSError | None:
     """The OSError behind an error (safetensors and tokenizers have their own for a full disk); None: there is none.
 
     Args:
         path: named where the error names no file, or one in `aside`.
         aside: where the content of `path` was being written; of a full disk the error says how much of it was.
+        num_bytes: how much was to be written, if that is known.
     """
     if isinstance(error, (NamedOSError, CommandError)):
         return error if isinstance(error, OSError) else None
@@ -61,20 +64,20 @@ def as_os_error(error: Exception, path: str | os.PathLike[str] | None = None, as
     number = getattr(error, "errno", None) or (int(found[1] or found[2]) if found else errno.EIO)
     if not isinstance(error, OSError) and found is None:
         return None
-    named = getattr(error, "filename", None)
+    named = getattr(error, "filename2", None) or getattr(error, "filename", None)  # of a copy: where it was to go
     is_ours = path is not None and (named is None or (aside is not None and str(named).startswith(str(aside))))
     place = str(path) if is_ours else named
     words = os.strerror(number) if found is not None else getattr(error, "strerror", None) or str(error)
     if number in _FULL and path is not None:
-        words += _room(Path(path), aside)
+        words += _room(Path(path), aside, num_bytes)
     elif isinstance(error, OSError) and not is_ours and error.errno is not None:
         return error
     return NamedOSError(number, words, *((place,) if place is not None else ()))
 
 
-def _room(path: Path, aside: Path | None) -> str:
-    """How much of a file or folder was written when the disk was full, and what is free, as far as is known; with a space in front."""
-    known = []
+def _room(path: Path, aside: Path | None, num_bytes: int | None) -> str:
+    """How much of a file or folder was to be and was written when the disk was full, and what is free, as far as is known."""
+    known = [] if num_bytes is None else [f"{num_bytes:,} bytes were to be written"]
     with suppress(OSError):
         place = aside if aside is not None else path
         files = list(place.rglob("*")) if place is aside and place.is_dir() else [place]
@@ -101,7 +104,7 @@ def remedy_of(error: OSError) -> str:
 
 
 @contextmanager
-def naming(path: str | os.PathLike[str], aside: Path | None = None) -> Iterator[None]:
+def naming(path: str | os.PathLike[str], aside: Path | None = None, num_bytes: int | None = None) -> Iterator[None]:
     """Make every failed read or write in here an OSError that names a file; arguments as of `as_os_error`.
 
     Raises:
@@ -110,7 +113,7 @@ def naming(path: str | os.PathLike[str], aside: Path | None = None) -> Iterator[
     try:
         yield
     except Exception as error:
-        found = as_os_error(error, path, aside)
+        found = as_os_error(error, path, aside, num_bytes)
         if found is None or found is error:
             raise
         raise found from error

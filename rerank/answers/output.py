@@ -1,5 +1,6 @@
 """Write the answers: the table and, next to it, the page; both or neither, and never over an input file."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def check_output(output: Path, sources: Mapping[str, str | None]) -> None:
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         check_writable(output, page_path(output))
+        tempfile.TemporaryFile(dir=output.parent).close()
 
 
 def write_output(output: Path, found: FirstAnswers, answers: Sequence[Answers], made_by: Mapping[str, Any], num_shown: int) -> Path | None:

@@ -125,7 +125,8 @@ class Checkpoints:
         with suppress(OSError, ValueError, KeyError, TypeError):
             if target.is_dir() and not verify(target) and self.state(state.step) == state:
                 return
-        with folder_aside(target) as temporary:
+        num_bytes = sum(tensor.nbytes for tensor in (*weights.values(), *optimizer_state.values()))
+        with folder_aside(target, num_bytes) as temporary:
             save_file(weights, temporary / "weights.safetensors")
             save_file(optimizer_state, temporary / "optimizer.safetensors")
             if negatives_file is not None:

@@ -32,8 +32,11 @@ def write_plain(kind: Any, config: Any, state: dict[str, torch.Tensor], folder: 
 
 
 @contextmanager
-def replaced_export(folder: Path) -> Iterator[Path]:
+def replaced_export(folder: Path, num_bytes: int | None = None) -> Iterator[Path]:
     """A folder to write an export into; on the way out it takes the name `folder`, where only an earlier export is replaced.
+
+    Args:
+        num_bytes: of the weights, for the message of a full disk.
 
     Raises:
         UserError: the folder holds something else, which would be lost.
@@ -41,7 +44,7 @@ def replaced_export(folder: Path) -> Iterator[Path]:
     """
     with claimed(folder):
         check_replaceable(folder)
-        with replaced_folder(folder) as temporary:
+        with replaced_folder(folder, num_bytes) as temporary:
             yield temporary
 
 

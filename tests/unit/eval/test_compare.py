@@ -1,5 +1,6 @@
 """Two finished reports compared later say what one report of both would have said."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +164,9 @@ def test_double_queries_damage_and_absence_are_told(tmp_path: Path, capsys: pyte
     two = report(tmp_path / "two", [stage("model", data, 1.0)], data)
     table = pq.read_table(two / "queries.parquet")
     pq.write_table(pa.concat_tables([table, table.slice(0, 3)]), two / "queries.parquet")
+    record = json.loads((two / "report.json").read_text())
+    digest = hashlib.sha256((two / "queries.parquet").read_bytes()).hexdigest()
+    (two / "report.json").write_text(json.dumps(record | {"queries_sha256": digest}))
     assert main([str(one), str(two)]) == 2
     assert "3 queries are there twice, e.g. ['i00', 'i01', 'i02']" in capsys.readouterr().err
     (two / "queries.parquet").write_bytes(b"PAR1 nothing")

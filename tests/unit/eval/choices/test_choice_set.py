@@ -136,8 +136,11 @@ def test_a_box_is_the_part_that_is_seen(folder: Path) -> None:
 
 
 def test_a_box_beside_the_picture_is_an_error(folder: Path) -> None:
-    choices = read_choices(write(folder, CHOICE | {"box": [8, 0, 2, 2]}))
-    with pytest.raises(ImageError, match=r"a\.png\[8,0,2,2\]: the box lies outside the 8 x 6 pixels"):
+    with pytest.raises(ManifestError, match=r"a\.png\[8,0,2,2\]: the box lies outside the 8 x 6 pixels"):
+        read_choices(write(folder, CHOICE | {"box": [8, 0, 2, 2]}))
+    choices = read_choices(write(folder, CHOICE | {"box": [7, 0, 2, 2]}))
+    Image.new("RGB", (6, 6)).save(folder / "a.png")  # another picture since
+    with pytest.raises(ImageError, match=r"a\.png\[7,0,2,2\]: the box lies outside the 6 x 6 pixels"):
         choices.load_image(0)
 
 

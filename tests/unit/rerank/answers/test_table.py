@@ -94,6 +94,8 @@ def test_every_form_holds_the_same_rows(
     for row, expected in zip(rows, wanted, strict=True):
         for name, value in expected.items():
             got = type(value)(row[name])
+            if suffix == ".csv" and isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+                value = f"'{value}"  # a spreadsheet would take it for a formula
             assert got == value, f"{name}: {row[name]!r}, expected {value!r}"
 
 
