@@ -236,14 +236,14 @@ def apply_umask(folder: Path) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, num_bytes: int | None = None) -> Iterator[Path]:
     """`replaced_folder`, but refuses to replace anything, also what another writer put there meanwhile.
 
     Raises:
         UserError: there is a file of that name, or a folder that is not empty.
         OSError: it cannot be written, or the folder is not empty any more.
     """
-    with claimed(folder), folder_aside(folder) as temporary:
+    with claimed(folder), folder_aside(folder, num_bytes) as temporary:
         if folder.exists() and (not folder.is_dir() or contents(folder)):
             raise UserError(f"--output {folder}: expected a new or an empty folder; there is something there, which would be lost")
         for name in os.listdir(folder) if folder.is_dir() else ():

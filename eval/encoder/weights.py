@@ -18,7 +18,15 @@ from transformers import GenerationConfig
 from transformers.utils import cached_file
 
 from eval.atomic import commit_folder, folder_aside, hash_file
-from eval.encoder.pickled import PICKLED_INDEX, PICKLED_WHOLE, SAFE_INDEX, SAFE_WHOLE, read_pickled_index, write_as_safetensors
+from eval.encoder.pickled import (
+    PICKLED_INDEX,
+    PICKLED_WHOLE,
+    SAFE_INDEX,
+    SAFE_WHOLE,
+    pickled_bytes,
+    read_pickled_index,
+    write_as_safetensors,
+)
 from eval.errors import UserError, WriteError
 
 
@@ -88,7 +96,7 @@ def _is_whole(copy: Path) -> bool:
 
 def _write_copy(weights: Path, copy: Path) -> None:
     """Write the copy; a process that a lock cannot hold back (another machine's, perhaps) may have been faster."""
-    with folder_aside(copy) as temporary:
+    with folder_aside(copy, pickled_bytes(weights.parent)) as temporary:
         write_as_safetensors(weights, temporary)
         try:
             commit_folder(temporary, copy, replaces=False)

@@ -20,7 +20,7 @@ from transformers.utils import cached_file
 
 from eval.atomic import new_folder
 from eval.command import run_command
-from eval.encoder.pickled import read_pickled
+from eval.encoder.pickled import pickled_bytes, read_pickled
 from eval.encoder.tokenizer import rewrite_tokenizer_config
 from eval.errors import UserError, writing
 from rerank.convert.hub_weights import OTHER_WEIGHTS, convert_hub_folder
@@ -51,7 +51,7 @@ def convert(source: str, output: Path, *, tokenizer: str | None = None, image_si
     """
     if not Path(source).is_file() and (tokenizer, image_size) != (None, None):
         raise UserError(f"--tokenizer and --image-size are for ALBEF's .pth; {source} is no file, and a hub folder has its own")
-    with writing(output), new_folder(output) as folder:
+    with writing(output), new_folder(output, pickled_bytes(Path(source))) as folder:
         if Path(source).is_file():
             lines = convert_albef(Path(source), folder, tokenizer or DEFAULT_TOKENIZER, image_size)
         else:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from eval.atomic import TakenError, check_writable, lock_file, replace_files, sweep
-from eval.errors import UserError
+from eval.errors import UserError, naming
 from train.config.run import RunConfig
 from train.engine.checkpoint import Checkpoints
 from train.engine.export_folder import check_replaceable
@@ -31,11 +31,14 @@ def claim_folder(config: RunConfig) -> Any:
     folder = config.run_folder
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        lock = lock_file(folder / ".lock", folder)
+        with naming(folder):
+            lock = lock_file(folder / ".lock", folder)
     except TakenError as error:
         raise UserError(f"{folder} is in use by another job, {error.holder}; wait for it, or take another name=") from None
     for place in (folder, *[path for path in folder.rglob("*") if path.is_dir()]):
         sweep(place)
+    for probe in folder.glob(".seen-*"):  # of a job killed while it asked who sees the folder (train/engine/distributed.py)
+        probe.unlink(missing_ok=True)
     path, record = folder / "config.yaml", config.model_dump(mode="json")
     if not Checkpoints(folder / "checkpoints").steps() and not (folder / "finished.json").exists():
         shutil.rmtree(folder / "scratch", ignore_errors=True)
