@@ -4,6 +4,7 @@ What is being written to NAME is called .NAME.ID.tmp, and a folder that is being
 Whoever writes NAME holds a lock on .NAME.lock (`claimed`), which goes with the lock.
 """
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -300,8 +301,9 @@ def folder_aside(folder: Path, num_bytes: int | None = None) -> Iterator[Path]:
 
 
 def commit_folder(temporary: Path, folder: Path, *, replaces: bool = True) -> None:
-    """Force a folder that is written to the disk, and give it its name, which a folder that has it leaves first if this one `replaces` it;
-    `sweep` mends what a kill in here leaves.
+    """Force a folder that is written to the disk, and give it its name; a folder that has it changes places with it if it `replaces` that.
+
+    Where the file system cannot exchange two names, the old folder leaves its name first, and `sweep` mends what a kill then leaves.
 
     Raises:
         OSError: it cannot be done, or there is a folder that is not to be replaced.
@@ -312,11 +314,21 @@ def commit_folder(temporary: Path, folder: Path, *, replaces: bool = True) -> No
         if path.is_dir() or path.is_file():
             sync(path)
     retired = _aside(folder, "old")
-    if replaces and folder.is_dir():
-        os.rename(folder, retired)
-    os.rename(temporary, folder)
+    if replaces and folder.is_dir() and _exchange(temporary, folder):
+        retired = temporary
+    else:
+        if replaces and folder.is_dir():
+            os.rename(folder, retired)
+        os.rename(temporary, folder)
     sync(folder.parent)
     remove(retired)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders in one step; False: this system or file system cannot, and nothing has changed."""
+    exchange = getattr(ctypes.CDLL(None), "renameat2", None)  # of Linux; Python does not have it
+    at_working_folder, flag = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return exchange is not None and exchange(at_working_folder, os.fsencode(one), at_working_folder, os.fsencode(other), flag) == 0
 
 
 def remove_folder(folder: Path) -> None:
