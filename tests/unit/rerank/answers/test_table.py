@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -116,3 +117,10 @@ def test_the_same_answers_are_the_same_bytes(found: FirstAnswers, tmp_path: Path
     for name in ("a", "b"):
         write_answers(tmp_path / name, ".parquet", found, made_up(True), {"model": "m"})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_cells_that_a_spreadsheet_would_take_for_formulas_are_defused() -> None:
+    texts = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "a=b", "", None, "'=", "\n=1"]
+    table = answers_table._without_formulas(pa.table({"text": pa.array(texts, pa.string()), "number": [-1.5] * len(texts)}))
+    assert table["text"].to_pylist() == ["'=1+1", "'+1", "'-1", "'@x", "'\tx", "'\rx", "a=b", "", None, "'=", "\n=1"]
+    assert table["number"].to_pylist() == [-1.5] * len(texts), "a number is no text"
