@@ -13,6 +13,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from eval.atomic import check_writable, claimed
 from eval.errors import CommandError, Interrupted, WriteError, as_os_error, remedy_of, writing
 
@@ -39,7 +41,7 @@ def run_command(work: Callable[[], int | None], *, writes: Sequence[Path] = (), 
         return _end(error)
     except KeyboardInterrupt:
         return _end(Interrupted("interrupted"))
-    except Exception as error:
+    except (OSError, SafetensorError) as error:
         found = as_os_error(error)
         if found is None:
             raise

@@ -62,7 +62,7 @@ def as_os_error(
         return error if isinstance(error, OSError) else None
     found = _OS_ERROR.search(str(error))
     number = getattr(error, "errno", None) or (int(found[1] or found[2]) if found else errno.EIO)
-    if not isinstance(error, OSError) and found is None:
+    if not isinstance(error, OSError) and (found is None or number not in _FULL | _FORBIDDEN):
         return None
     named = getattr(error, "filename2", None) or getattr(error, "filename", None)  # of a copy: where it was to go
     is_ours = path is not None and (named is None or (aside is not None and str(named).startswith(str(aside))))
