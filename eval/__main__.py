@@ -23,6 +23,7 @@ from eval.execution import Execution
 from eval.manifest.manifest import COLUMNS, read_manifest
 from eval.process_group import use_exact_float32
 from eval.processes import Processes
+from eval.report.report import report_files
 from rerank.evaluation import Reranker, evaluate_plan, print_record
 from rerank.expansions.parse import kept_columns
 from rerank.options import OPTIONS, add_combining, add_reranking, asked_store, check_options, read_plan
@@ -151,7 +152,7 @@ def read_reranker(
 def main() -> None:
     """The command."""
     asked = parse(sys.argv[1:])
-    sys.exit(run_evaluation(lambda processes, device: run(asked, processes, device)))
+    sys.exit(run_evaluation(lambda processes, device: run(asked, processes, device), writes=report_files(asked.output)))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,15 @@ import socket
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from eval.errors import CommandError, Interrupted, WriteError, as_os_error
+from eval.atomic import check_writable, claimed
+from eval.errors import CommandError, Interrupted, WriteError, as_os_error, remedy_of, writing
 
 if TYPE_CHECKING:
     import torch
@@ -21,17 +24,19 @@ if TYPE_CHECKING:
     from eval.processes import Processes
 
 
-def run_command(work: Callable[[], int | None], *, loads_models: bool = True) -> int:
+def run_command(work: Callable[[], int | None], *, writes: Sequence[Path] = (), loads_models: bool = True) -> int:
     """Do a command's work; returns its exit code, having printed why when it is not 0. Anything unexpected keeps its traceback.
 
     Args:
         work: returns an exit code, or None for 0.
+        writes: files and folders that the work replaces, claimed until it ends; of a set of files one will do.
         loads_models: false for a command that loads none: it need not wait for the libraries to be imported and silenced.
     """
     try:
         if loads_models:
             silence()
-        return work() or 0
+        with _claimed(writes):
+            return work() or 0
     except CommandError as error:
         return _end(error)
     except KeyboardInterrupt:
@@ -40,16 +45,39 @@ def run_command(work: Callable[[], int | None], *, loads_models: bool = True) ->
         found = as_os_error(error)
         if found is None:
             raise
-        remedy = "What was written before is whole; make room and run the same command again"
+        remedy = f"What was written before is whole; {remedy_of(found).lower()} and run the same command again"
         return _end(WriteError(f"could not write (or read): {found}. {remedy}"))
 
 
-def run_evaluation(work: "Callable[[Processes, torch.device], Any]") -> int:
-    """Do the work of a command that several processes share, on this one; returns the exit code as `run_command`."""
+@contextmanager
+def _claimed(writes: Sequence[Path]) -> Iterator[None]:
+    """Claim what a command writes, so that what cannot be written is refused before the work.
+
+    Raises:
+        TakenError: another process is writing it.
+        WriteError: it cannot be written.
+    """
+    with ExitStack() as claims:
+        for path in writes:
+            with writing(path):
+                claims.enter_context(claimed(path))
+        yield
+
+
+def run_evaluation(work: "Callable[[Processes, torch.device], Any]", *, writes: Sequence[Path]) -> int:
+    """Do the work of a command that several processes share, on this one; returns the exit code, and claims, as `run_command`.
+
+    Args:
+        writes: files, written by the main process.
+    """
     from eval.process_group import joined_processes
 
     def joined() -> None:
-        with joined_processes() as (processes, device):
+        with joined_processes() as (processes, device), ExitStack() as claims:
+            with processes.jointly():
+                if processes.is_main:
+                    claims.enter_context(_claimed(writes))
+                    check_writable(*writes)
             work(processes, device)
 
     return run_command(joined)

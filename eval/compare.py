@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from eval.atomic import replace_files
+from eval.atomic import check_writable, hash_file, replace_files
 from eval.command import run_command
 from eval.errors import UserError, writing
 from eval.files import require_plain
@@ -93,18 +93,49 @@ def read_data(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, or of another version's form.
     """
-    path = folder / "report.json"
-    try:
-        record: Any = read_report(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); evaluate again") from error
-    data = record.get("data") if isinstance(record, dict) else None
+    path, data = folder / "report.json", _read_record(folder).get("data")
     if not isinstance(data, dict) or not isinstance(data.get("sha256"), str):
         raise UserError(f"{path}: cannot be read as a report: it has no data.sha256 (of another version, perhaps); evaluate again")
     truth = data.get("truth")
     if truth is not None and not (isinstance(truth, dict) and isinstance(truth.get("protocol"), str)):
         raise UserError(f"{path}: cannot be read as a report: data.truth is {truth!r:.80} (of another version, perhaps); evaluate again")
     return data
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        record: Any = read_report(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'report.json'}: cannot be read ({error}); evaluate again") from error
+    return record if isinstance(record, dict) else {}
+
+
+def check_belongs(folder: Path, table: pa.Table) -> None:
+    """Refuse a queries.parquet that is not the one its report.json was written with.
+
+    A report of an earlier version does not hold the file's hash: then the table's means must be those of the report, to 1e-9.
+
+    Raises:
+        UserError: it is another, or report.json cannot be read.
+    """
+    path, record = folder / "queries.parquet", _read_record(folder)
+    if (expected := record.get("queries_sha256")) is not None:
+        if hash_file(path) != expected:
+            raise UserError(f"{path}: not the file that {folder / 'report.json'} was written with (another SHA-256); evaluate again")
+        return
+    images = {name: number for number, name in enumerate(pc.unique(table["image_id"]).to_pylist())}
+    try:
+        for stage, stated in record["stages"].items():
+            for direction in DIRECTIONS:
+                found = StageMetrics.of(table, stage, direction, images).values()
+                if differing := [name for name in found if name in stated[direction] and abs(found[name] - stated[direction][name]) > 1e-9]:
+                    name = differing[0]
+                    raise UserError(
+                        f"{path}: not the table of {folder / 'report.json'}: {name} of {stage}, {direction} is {found[name]:.6g} in the "
+                        f"table and {stated[direction][name]:.6g} in the report; evaluate again"
+                    )
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise UserError(f"{path} and {folder / 'report.json'} cannot be compared ({error!r}); evaluate again") from error
 
 
 def stage_pairs(names_a: Sequence[str], names_b: Sequence[str], asked: Sequence[str]) -> list[tuple[str, str]]:
@@ -132,6 +163,8 @@ def compare_reports(folder_a: Path, folder_b: Path, asked: Sequence[str] = ()) -
         UserError: a report cannot be read, or they asked different queries; the message names up to five.
     """
     table_a, table_b = read_queries(folder_a), read_queries(folder_b)
+    for folder, table in ((folder_a, table_a), (folder_b, table_b)):
+        check_belongs(folder, table)
     names_a, names_b = (pc.unique(table["stage"]).to_pylist() for table in (table_a, table_b))
     pairs = stage_pairs(names_a, names_b, asked)
     images: dict[str, int] = {}
@@ -198,7 +231,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--stages", action="append", default=[], metavar="STAGE_A:STAGE_B", help="compare these (default: all in both)")
     parser.add_argument("--output", type=Path, help="folder for compare.json")
     asked = parser.parse_args(arguments)
-    return run_command(lambda: run(asked), loads_models=False)
+    writes = [asked.output / "compare.json"] if asked.output is not None else []
+    return run_command(lambda: run(asked), writes=writes, loads_models=False)
 
 
 def run(asked: argparse.Namespace) -> None:
@@ -210,6 +244,7 @@ def run(asked: argparse.Namespace) -> None:
     if asked.output is not None:
         with writing(asked.output):
             asked.output.mkdir(parents=True, exist_ok=True)
+        check_writable(asked.output / "compare.json")
     folders = find_report(asked.run_a), find_report(asked.run_b)
     data_a, data_b = (read_data(folder) for folder in folders)
     _check_same_ground_truth(data_a.get("truth"), data_b.get("truth"))

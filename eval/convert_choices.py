@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.atomic import replace_files
+from eval.atomic import check_writable, is_desktop_file, replace_files
 from eval.choices.choice_set import jsonl_rows, read_choices
 from eval.command import run_command
 from eval.errors import UserError
@@ -30,7 +30,7 @@ def sugarcrepe(source: Path, image_path: ImagePath, faults: list[Fault]) -> Iter
 
     The pictures are COCO's val2017. Source: github.com/RAIVNLab/sugar-crepe, main_eval.py and data/.
     """
-    files = sorted(source.glob("*.json")) if source.is_dir() else [source]
+    files = sorted(file for file in source.glob("*.json") if not is_desktop_file(file.name)) if source.is_dir() else [source]
     if not files:
         raise UserError(f"{source}: expected SugarCrepe's files, such as swap_att.json; found no *.json")
     for file in files:
@@ -125,6 +125,7 @@ def convert(layout: str, source: Path, images: Path, output: Path) -> int:
     """
     if output.suffix != ".jsonl":
         raise UserError(f"--output {output}: the choice set is written as .jsonl")
+    check_writable(output)
     folder = os.path.relpath(images.resolve(), output.parent.resolve())  # links out of the choice set's folder are not followed
     if folder.split(os.sep)[0] == "..":
         remedy = f"write it to {images.parent / output.name}, say"
@@ -148,7 +149,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--images", required=True, type=Path, help="folder of its pictures")
     parser.add_argument("--output", required=True, type=Path, help="choice set to write, .jsonl, in or above a folder of the pictures")
     asked = parser.parse_args(arguments)
-    return run_command(lambda: run(asked), loads_models=False)
+    return run_command(lambda: run(asked), writes=[asked.output], loads_models=False)
 
 
 def run(asked: argparse.Namespace) -> None:

@@ -4,11 +4,13 @@ import errno
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-from safetensors import SafetensorError
-
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors quotes the operating system
+_OS_ERROR = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
+"""How libraries quote the operating system: safetensors and tokenizers, and pyarrow."""
+_FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+_FORBIDDEN = frozenset([errno.EACCES, errno.EPERM, errno.EROFS])
 
 
 class CommandError(Exception):
@@ -42,26 +44,76 @@ class Interrupted(CommandError):
     is_shared = True
 
 
-def as_os_error(error: OSError | SafetensorError, path: str | os.PathLike[str] | None = None) -> OSError | None:
-    """The OSError behind an error (safetensors has its own for a full disk), naming `path` if it names no file; None: there is none."""
-    named = () if path is None else (str(path),)
-    if isinstance(error, OSError):
-        return error if error.filename is not None else OSError(error.errno or errno.EIO, error.strerror or str(error), *named)
+class NamedOSError(OSError):
+    """An OSError that names the file as the person knows it and, of a full disk, the bytes."""
+
+
+def as_os_error(
+    error: Exception, path: str | os.PathLike[str] | None = None, aside: Path | None = None, num_bytes: int | None = None
+) -> OSError | None:
+    """The OSError behind an error (safetensors and tokenizers have their own for a full disk); None: there is none.
+
+    Args:
+        path: named where the error names no file, or one in `aside`.
+        aside: where the content of `path` was being written; of a full disk the error says how much of it was.
+        num_bytes: how much was to be written, if that is known.
+    """
+    if isinstance(error, (NamedOSError, CommandError)):
+        return error if isinstance(error, OSError) else None
     found = _OS_ERROR.search(str(error))
-    return None if found is None else OSError(int(found[1]), os.strerror(int(found[1])), *named)
+    number = getattr(error, "errno", None) or (int(found[1] or found[2]) if found else errno.EIO)
+    if not isinstance(error, OSError) and (found is None or number not in _FULL | _FORBIDDEN):
+        return None
+    named = getattr(error, "filename2", None) or getattr(error, "filename", None)  # of a copy: where it was to go
+    is_ours = path is not None and (named is None or (aside is not None and str(named).startswith(str(aside))))
+    place = str(path) if is_ours else named
+    words = os.strerror(number) if found is not None else getattr(error, "strerror", None) or str(error)
+    if number in _FULL and path is not None:
+        words += _room(Path(path), aside, num_bytes)
+    elif isinstance(error, OSError) and not is_ours and error.errno is not None:
+        return error
+    return NamedOSError(number, words, *((place,) if place is not None else ()))
+
+
+def _room(path: Path, aside: Path | None, num_bytes: int | None) -> str:
+    """How much of a file or folder was to be and was written when the disk was full, and what is free, as far as is known."""
+    known = [] if num_bytes is None else [f"{num_bytes:,} bytes were to be written"]
+    with suppress(OSError):
+        place = aside if aside is not None else path
+        files = list(place.rglob("*")) if place is aside and place.is_dir() else [place]
+        if sizes := [file.stat().st_size for file in files if file.is_file()]:
+            known.append(f"{sum(sizes):,} bytes of it were written")
+    with suppress(OSError):
+        known.append(f"{free_bytes(path):,} are free")
+    return f" ({', '.join(known)})" if known else ""
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that are free where a file or folder is, or is to be.
+
+    Raises:
+        OSError: it is not known.
+    """
+    disk = os.statvfs(next(place for place in (path, *Path(os.path.abspath(path)).parents) if place.exists()))
+    return disk.f_bavail * disk.f_frsize
+
+
+def remedy_of(error: OSError) -> str:
+    """What a person can do about a failed write."""
+    return "Mend its permissions" if error.errno in _FORBIDDEN else "Make room there"
 
 
 @contextmanager
-def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Make every failed read or write in here an OSError that names a file: `path` where it names none.
+def naming(path: str | os.PathLike[str], aside: Path | None = None, num_bytes: int | None = None) -> Iterator[None]:
+    """Make every failed read or write in here an OSError that names a file; arguments as of `as_os_error`.
 
     Raises:
-        OSError: in place of one without a file name, or of a SafetensorError of the disk.
+        OSError: in place of one without a file name, or of a library's error of the disk.
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        found = as_os_error(error, path)
+    except Exception as error:
+        found = as_os_error(error, path, aside, num_bytes)
         if found is None or found is error:
             raise
         raise found from error
@@ -85,13 +137,13 @@ def writing(place: str | os.PathLike[str]) -> Iterator[None]:
     """Make every OSError in here an error of writing `place`.
 
     Raises:
-        WriteError: in place of an OSError, or of a SafetensorError of the disk.
+        WriteError: in place of an OSError, or of a library's error of the disk.
     """
     try:
         with naming(place):
             yield
     except OSError as error:
-        raise WriteError(f"could not write {place}: {error}. Make room there, or give another --output") from error
+        raise WriteError(f"could not write {place}: {error}. {remedy_of(error)}, or give another --output") from error
 
 
 class SettingError(UserError, ValueError):

@@ -26,7 +26,7 @@ from eval.search.ranking import DIRECTIONS, Direction
 from rerank.answers.answers import Answers, fitting_budget, reranked_answers, within_budget
 from rerank.answers.collection import read_collection
 from rerank.answers.first_stage import FirstAnswers, find_first
-from rerank.answers.output import check_output, write_output
+from rerank.answers.output import check_output, page_path, write_output
 from rerank.answers.summary import broken_lines, closing_lines, reading_lines
 from rerank.answers.table import SUFFIXES
 from rerank.options import add_pair_scores, asked_store
@@ -177,7 +177,8 @@ def log(processes: Processes, lines: Sequence[str]) -> None:
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
     asked = parse(arguments)
-    return run_evaluation(lambda processes, device: run(asked, processes, device))
+    output = Path(asked.output)
+    return run_evaluation(lambda processes, device: run(asked, processes, device), writes=[output, page_path(output)])
 
 
 if __name__ == "__main__":

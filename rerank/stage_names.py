@@ -1,12 +1,12 @@
 """Names of an evaluation's stages: made here and nowhere else, and never taken apart; what a stage is made of is passed next to its name.
 
-    tuned                 a checkpoint alone
-    ensemble              several together
-    tuned+synonyms        with additional views of its queries or images
-    tuned+blip            reranked
-    tuned+blip+sum        reranked by both scores, equal weights
-    tuned+blip+fused      reranked by both scores, the weight tuned on another split
-    tuned+blip+adaptive   reranked where the first stage is in doubt
+tuned                 a checkpoint alone
+ensemble              several together
+tuned+synonyms        with additional views of its queries or images
+tuned+blip            reranked
+tuned+blip+sum        reranked by both scores, equal weights
+tuned+blip+fused      reranked by both scores, the weight tuned on another split
+tuned+blip+adaptive   reranked where the first stage is in doubt
 """
 
 ENSEMBLE = "ensemble"

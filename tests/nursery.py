@@ -31,7 +31,14 @@ PRELOADED = (
     "train.reranker",
     "train.reranker.loop",
     "train.reranker.finish",
+    "train.soup.__main__",
+    "train.wise",
     "eval.__main__",
+    "eval.choices.__main__",
+    "eval.compare",
+    "eval.convert_choices",
+    "rerank.__main__",
+    "rerank.convert.__main__",
     "peft",
 )
 SECONDS = 240  # far more than any command takes: reached only by one that hangs

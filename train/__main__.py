@@ -44,7 +44,7 @@ def _run(asked: Any) -> int:
 def siglip_tuning() -> RunKind:
     """The tuning of SigLIP."""
     from train.data.splits import load_data
-    from train.siglip.finish import finish, is_finished, show_finished
+    from train.siglip.finish import finish, is_finished, report_folders, show_finished
     from train.siglip.job import prepare, start_processes
     from train.siglip.loop import Loop
 
@@ -52,6 +52,7 @@ def siglip_tuning() -> RunKind:
         start=start_processes,
         is_finished=is_finished,
         show_finished=show_finished,
+        reports=report_folders,
         load=load_data,
         prepare=prepare,
         loop=Loop,

@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--checkpoint", default="best", help="best (default), last, or a step number")
     asked = parser.parse_args(arguments)
-    return run_command(lambda: run(asked))
+    return run_command(lambda: run(asked), writes=[asked.output])
 
 
 def run(asked: argparse.Namespace) -> None:
@@ -31,8 +31,10 @@ def run(asked: argparse.Namespace) -> None:
         UserError, OSError: as export_checkpoint.
     """
     from train.config.reranker import RerankerConfig, is_reranker
+    from train.engine.folder import check_replaceable
     from train.reranker.finish import export_cross_encoder
 
+    check_replaceable(asked.output)  # before the weights are read
     if is_reranker(read_yaml(asked.run_folder / "config.yaml")):
         step = export_cross_encoder(read_run_as(RerankerConfig, asked.run_folder), asked.checkpoint, asked.output)
     else:

@@ -19,7 +19,7 @@ import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from eval.atomic import replace_files
+from eval.atomic import check_writable, replace_files
 from eval.command import run_command
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_siglip
@@ -28,7 +28,8 @@ from eval.process_group import use_exact_float32
 from train.config.job import JobConfig
 from train.config.load import read_run
 from train.data.splits import load_data
-from train.engine.export_folder import check_replaceable, plain_state
+from train.engine.export_folder import plain_state
+from train.engine.folder import check_replaceable
 from train.model.siglip import TunedModel
 from train.siglip.export import export_model, load_checkpoint, model_card
 from train.siglip.model_rows import measure_model, write_results
@@ -82,6 +83,7 @@ def run(config: JobConfig, output: Path, alphas: Sequence[float], keep: Literal[
     output.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     if keep is not None:
         check_replaceable(output / "export")
+    check_writable(*(output / f"wise.{suffix}" for suffix in ("json", "png", "svg")))
     splits = load_data(config)
     if splits.val is None:
         raise UserError(f"{config.run_folder}: data.val_split is null, and alphas are compared on val; the run has none to compare them on")
@@ -165,7 +167,8 @@ def _show(record: dict[str, Any], output: Path) -> None:
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
     asked = _parse(arguments)
-    return run_command(lambda: _show(run(read_run(asked.run_folder), asked.output, asked.alphas, asked.keep), asked.output))
+    writes = [asked.output / "wise.json", *([asked.output / "export"] if asked.keep is not None else [])]
+    return run_command(lambda: _show(run(read_run(asked.run_folder), asked.output, asked.alphas, asked.keep), asked.output), writes=writes)
 
 
 def draw_curve(path: Path, recalls: Mapping[str, Mapping[float, Recall]], best: float) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from eval.choices.choice_set import read_choices
-from eval.choices.report import print_choices, write_choices
+from eval.choices.report import choices_files, print_choices, write_choices
 from eval.command import run_evaluation
 from eval.encoder.checkpoint import load_siglip_config
 from eval.errors import reading, writing
@@ -76,7 +76,7 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
     asked = parse(arguments)
-    return run_evaluation(lambda processes, device: run(asked, processes, device))
+    return run_evaluation(lambda processes, device: run(asked, processes, device), writes=choices_files(asked.output))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from eval.dataset.images import ImageError, decode_image, file_digest
+from eval.dataset.images import MAX_PIXELS, ImageError, decode_image, file_digest, picture_size
 from eval.errors import UserError
 from eval.files import TABLE_BYTES, require_plain
 from eval.manifest.manifest import Fault, ManifestError, caption_fault, cell_text
@@ -67,10 +67,19 @@ class ChoiceImage:
             raise ImageError(f"{self.id}: {error}") from None
         if self.box is None:
             return image
+        if fault := self.box_fault(image.size):
+            raise ImageError(f"{self.id}: {fault}")
         left, top, width, height = self.box
-        if left >= image.width or top >= image.height or left + width <= 0 or top + height <= 0:
-            raise ImageError(f"{self.id}: the box lies outside the {image.width} x {image.height} pixels of the picture")
         return image.crop((round(left), round(top), max(round(left) + 1, round(left + width)), max(round(top) + 1, round(top + height))))
+
+    def box_fault(self, size: tuple[int, int]) -> str:
+        """What is wrong with the box on a picture of this width and height, pixels; empty: nothing."""
+        if self.box is None:
+            return ""
+        left, top, width, height = self.box
+        if left < size[0] and top < size[1] and left + width > 0 and top + height > 0:
+            return ""
+        return f"the box lies outside the {size[0]} x {size[1]} pixels of the picture"
 
     def digest(self) -> bytes:
         """SHA-256 of the picture as it is given, and of the box where there is one.
@@ -172,6 +181,7 @@ def read_choices(source: str | os.PathLike[str], *, image_root: str | os.PathLik
     reader = _Reader(ImagePaths(Path(image_root) if image_root is not None else path.parent, "the image root"), faults)
     for where, record in _records(path, faults):
         reader.add(where, record)
+    reader.check_boxes()
     if not reader.examples and not faults:
         faults.append(Fault(str(source), "empty", "the choice set has no rows"))
     if faults:
@@ -201,6 +211,11 @@ def _records(path: Path, faults: list[Fault]) -> Iterator[tuple[str, Mapping[str
             raise UserError(f"{path}: a choice set is .jsonl or .parquet; python -m eval.convert_choices makes one of other layouts")
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read as a choice set ({error})") from error
+
+
+def _holds_pixels(left: float, top: float, width: float, height: float) -> bool:
+    """Whether a box has a size that a picture can have, and does not end before the picture begins."""
+    return width > 0 and height > 0 and width * height <= MAX_PIXELS and max(left, top) < 2**31 and left + width > 0 and top + height > 0
 
 
 _FORMS = "a row has `image`, `caption` and `false_captions`, or two `images` and two `captions`"
@@ -257,9 +272,11 @@ class _Reader:
     def _box(self, where: str, value: Any, kind: ChoiceKind) -> Box | None:
         numbers = value if isinstance(value, list) else []
         good = all(isinstance(side, (int, float)) and not isinstance(side, bool) and math.isfinite(side) for side in numbers)
-        if kind == "choice" and len(numbers) == 4 and good and numbers[2] > 0 and numbers[3] > 0:
+        if kind == "choice" and len(numbers) == 4 and good and _holds_pixels(*numbers):
             return tuple(float(side) for side in numbers)  # type: ignore[return-value]  # of four
-        expected = "[left, top, width, height] in pixels, next to `image`, width and height above 0"
+        expected = (
+            f"[left, top, width, height] in pixels, next to `image`, width and height above 0 and at most {MAX_PIXELS:,} pixels in it"
+        )
         self._fault(where, "wrong box", f"box: expected {expected}; found {value!r:.80}")
         return None
 
@@ -275,6 +292,19 @@ class _Reader:
         except PathFault as fault:
             self._fault(where, fault.kind, str(fault))
             return None
+
+    def check_boxes(self) -> None:
+        """Refuse boxes that miss their picture, by its header; what has none that can be read is left to the decoder."""
+        sizes: dict[str, tuple[int, int] | None] = {}
+        for picture in self.pictures:
+            if picture.box is not None:
+                if picture.key not in sizes:
+                    sizes[picture.key] = picture_size(picture.source)
+                size = sizes[picture.key]
+                if size is not None and (fault := picture.box_fault(size)):
+                    self._fault(
+                        str(picture.source) if isinstance(picture.source, Path) else picture.key, "wrong box", f"{picture.id}: {fault}"
+                    )
 
     def _check_different(self, where: str, kind: ChoiceKind, pictures: list[ChoiceImage], captions: list[str]) -> None:
         """Refuse an example that has no one correct choice."""

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from eval.atomic import replace_files
+from eval.atomic import claimed, replace_files
 from eval.choices.choice_set import ChoiceSet
 from eval.choices.figures import choice_figures
 from eval.choices.outcomes import METRICS, outcome_table
@@ -50,6 +50,11 @@ def choice_report(
     return ChoiceReport({"data": data, "scores": dict(rules)} | choice_figures(table, pairs), table)
 
 
+def choices_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Paths of choices.json, choices.parquet and choices.html in a folder."""
+    return [Path(folder) / f"choices.{suffix}" for suffix in ("json", "parquet", "html")]
+
+
 def write_choices(folder: str | os.PathLike[str], report: ChoiceReport) -> Path:
     """Write choices.parquet, choices.html and choices.json, each committed by a rename. Returns the folder.
 
@@ -61,7 +66,9 @@ def write_choices(folder: str | os.PathLike[str], report: ChoiceReport) -> Path:
     record = json.dumps(report.record, indent=1, allow_nan=False) + "\n"
     page = render("choices.html.j2", record=[report.record])
     table = partial(pq.write_table, report.table)
-    replace_files({target / "choices.parquet": table, target / "choices.html": page, target / "choices.json": record})
+    json_path, parquet_path, html_path = choices_files(target)
+    with claimed(json_path):
+        replace_files({parquet_path: table, html_path: page, json_path: record})
     return target
 
 

@@ -45,6 +45,17 @@ def decode_image(source: bytes | str | Path) -> Image.Image:
         raise ImageError(f"{name}: cannot be decoded as a picture ({type(error).__name__}: {error})") from error
 
 
+def picture_size(source: bytes | str | Path) -> tuple[int, int] | None:
+    """(width, height) of a picture, upright, by its header alone; None where that cannot be read."""
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as opened:
+            has_exif = opened.format != "PNG" or "exif" in opened.info  # to look further a PNG would be decoded
+            is_turned = has_exif and opened.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return (opened.height, opened.width) if is_turned else opened.size
+    except Exception:  # as of decode_image, which says what is wrong
+        return None
+
+
 def file_digest(path: str | Path) -> bytes:
     """SHA-256 of a picture's file.
 

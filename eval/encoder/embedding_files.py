@@ -8,12 +8,14 @@ Shape letters: N rows, B rows of a block, D width, M rows read.
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Protocol
 
 import numpy as np
 
 from eval.encoder.encoder import num_blocks
+from eval.errors import naming
 from eval.processes import Processes
 
 BLOCKS_AT_ONCE = 64
@@ -53,6 +55,7 @@ class Shards:
         self.num_rows, self.width = num_rows, 0
         self._block, self._processes = block, processes
         self._num_own, self._failure = 0, ""
+        self._place = Path(tempfile.gettempdir()) if folder is None else folder
         self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder, prefix=".embeddings-")  # noqa: SIM115  # closed by close
 
     def append(self, vectors_BD: np.ndarray) -> None:
@@ -68,7 +71,8 @@ class Shards:
         if self._failure:
             return
         try:
-            self._file.write(np.ascontiguousarray(vectors_BD, dtype=np.float32).data)
+            with self._naming():
+                self._file.write(np.ascontiguousarray(vectors_BD, dtype=np.float32).data)
         except OSError as error:
             if self._processes.world_size == 1:
                 raise
@@ -81,7 +85,8 @@ class Shards:
             OSError: some process could not write its blocks.
         """
         try:
-            self._file.flush()
+            with self._naming():
+                self._file.flush()
         except OSError as error:
             self._failure = self._failure or str(error)
         for part in self._processes.gather(np.frombuffer(self._failure.encode(), dtype=np.uint8)):
@@ -130,7 +135,11 @@ class Shards:
 
     def close(self) -> None:
         """Close the file, which frees its disk space."""
-        self._file.close()
+        with self._naming():  # what a full disk did not take is tried again here
+            self._file.close()
+
+    def _naming(self) -> AbstractContextManager[None]:
+        return naming(self._place, num_bytes=4 * self.num_rows * self.width)
 
     def __enter__(self) -> "Shards":
         return self

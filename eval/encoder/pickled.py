@@ -45,6 +45,12 @@ def read_pickled(path: Path) -> Any:
         raise UserError(f"{path} could not be read: {_first_line(error)}. Fetch or copy the file again") from error
 
 
+def pickled_bytes(source: Path) -> int:
+    """Bytes of a file of pickled weights, or of those of a folder: about what they are as safetensors."""
+    files = [source] if source.is_file() else source.glob("pytorch_model*.bin")
+    return sum(file.stat().st_size for file in files)
+
+
 def write_as_safetensors(weights: Path, target: Path) -> int:
     """Writes the tensors of pytorch_model.bin, or of the shards next to pytorch_model.bin.index.json, into the folder `target`.
 

@@ -1,13 +1,13 @@
 """Sealed folders: manifest.json holds the SHA-256 of every file, so that damage is seen before anything is read from them."""
 
 import functools
-import hashlib
 import json
 import os
 import stat
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from eval.atomic import hash_file
 from eval.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -22,12 +22,6 @@ def seal(folder: Path, *, without: Collection[str] = ()) -> None:
     names = sorted(path.name for path in folder.iterdir() if path.name not in (MANIFEST, *without))
     record = {"sha256": {name: hash_file(folder / name) for name in names}}
     (folder / MANIFEST).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(folder: Path, names: Collection[str] = (), hash_of: Callable[[Path], str] = hash_file) -> str:

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig
 from transformers.utils import cached_file
 
-from eval.atomic import commit_folder, folder_aside
-from eval.encoder.pickled import PICKLED_INDEX, PICKLED_WHOLE, SAFE_INDEX, SAFE_WHOLE, read_index, write_as_safetensors
+from eval.atomic import commit_folder, folder_aside, hash_file
+from eval.encoder.pickled import PICKLED_INDEX, PICKLED_WHOLE, SAFE_INDEX, SAFE_WHOLE, pickled_bytes, read_index, write_as_safetensors
 from eval.errors import UserError, WriteError
 
 
@@ -108,7 +108,7 @@ def _is_whole(copy: Path) -> bool:
 
 def _write_copy(weights: Path, copy: Path) -> None:
     """Write the copy; a process that a lock cannot hold back (another machine's, perhaps) may have been faster."""
-    with folder_aside(copy) as temporary:
+    with folder_aside(copy, pickled_bytes(weights.parent)) as temporary:
         write_as_safetensors(weights, temporary)
         try:
             commit_folder(temporary, copy, replaces=False)
@@ -138,8 +138,7 @@ def _sha256(path: Path) -> str:
     stored = path.resolve()
     if stored.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", stored.name):
         return stored.name
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hash_file(path)
 
 
 def _generation_config(name: str) -> GenerationConfig:

@@ -2,9 +2,10 @@
 
 import glob
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from eval.atomic import is_desktop_file
 from eval.errors import UserError
 from eval.manifest.arrow import is_saved_dataset, read_parquet, read_saved_dataset
 from eval.manifest.hub import HubId, read_hub_dataset
@@ -34,7 +35,7 @@ def open_rows(source: str, mapping: Mapping[str, str]) -> RowSource:
                 case ".parquet":
                     return read_parquet([path], mapping)
             raise UserError(f"{source}: a manifest is {KINDS}; found a file named *{path.suffix}")
-        if matches := sorted(Path(match) for match in glob.glob(source) if match.endswith(".parquet")):
+        if matches := _parquet_files(Path(match) for match in glob.glob(source)):
             return read_parquet(matches, mapping)
         if hub_id := HubId.parse(source):
             return read_hub_dataset(hub_id, mapping)
@@ -46,5 +47,10 @@ def open_rows(source: str, mapping: Mapping[str, str]) -> RowSource:
 def _open_folder(folder: Path, mapping: Mapping[str, str]) -> RowSource:
     if is_saved_dataset(folder):
         return read_saved_dataset(folder, mapping)
-    parquet = sorted(folder.glob("*.parquet"))
+    parquet = _parquet_files(folder.iterdir())
     return read_parquet(parquet, mapping) if parquet else FolderRows(folder, mapping)
+
+
+def _parquet_files(paths: Iterable[Path]) -> list[Path]:
+    """Those that are .parquet, sorted, but for the ._NAME.parquet that macOS puts next to them."""
+    return sorted(path for path in paths if path.name.endswith(".parquet") and not is_desktop_file(path.name))

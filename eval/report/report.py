@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
 
-from eval.atomic import replace_files
+from eval.atomic import claimed, hash_file, replace_files
 from eval.dataset.truth import truth_in_words
 from eval.files import read_text
 from eval.metrics.evaluate import Figures
@@ -28,6 +27,11 @@ _LEFT_OUT = {"R-Precision": 1, "mAP@R": 2, "mean_rank": 3, "MRR": 4, "median_ran
 _WHOLE = "all are in report.json"
 
 
+def report_files(folder: str | os.PathLike[str]) -> list[Path]:
+    """Paths of report.json, queries.parquet and report.html in a folder."""
+    return [Path(folder) / name for name in ("report.json", "queries.parquet", "report.html")]
+
+
 def write_report(
     folder: str | os.PathLike[str], figures: Figures, sections: Sequence[Section] = (), *, gallery: Sequence[ShownQuery] = ()
 ) -> Path:
@@ -38,7 +42,7 @@ def write_report(
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    record = json.dumps(report_record(figures, sections), indent=1, allow_nan=False) + "\n"
+    record = report_record(figures, sections)
     page = render(
         "report.html.j2",
         **report_record(figures),
@@ -50,8 +54,17 @@ def write_report(
         parts=[section.html() for section in sections],
         gallery=gallery,
     )
-    queries = partial(pq.write_table, figures.queries)
-    replace_files({target / "queries.parquet": queries, target / "report.html": page, target / "report.json": record})
+    json_path, parquet_path, html_path = report_files(target)
+
+    def write_queries(path: Path) -> None:
+        pq.write_table(figures.queries, path)
+        record["queries_sha256"] = hash_file(path)
+
+    def write_record(path: Path) -> None:
+        path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    with claimed(json_path):
+        replace_files({parquet_path: write_queries, html_path: page, json_path: write_record})
     return target
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.atomic import replace_files
-from eval.errors import UserError, WriteError, writing
+from eval.atomic import check_writable, replace_files
+from eval.errors import UserError, writing
 from rerank.answers.answers import Answers
 from rerank.answers.first_stage import FirstAnswers
 from rerank.answers.page import answers_page
@@ -34,9 +34,7 @@ def check_output(output: Path, sources: Mapping[str, str | None]) -> None:
                 raise UserError(f"--output {output}: {path} is what {option} names, and would be overwritten. Give another name")
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        for path in (output, page_path(output)):
-            if path.is_dir():
-                raise WriteError(f"could not write {path}: a folder has this name. Give another --output")
+        check_writable(output, page_path(output))
         tempfile.TemporaryFile(dir=output.parent).close()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from eval.atomic import is_desktop_file
 from eval.dataset.images import FORMATS
 from eval.dataset.retrieval_set import ImageEntry, StoredImages
 from eval.errors import UserError
@@ -113,7 +114,7 @@ def _walk(folder: str, skipped: SkippedFiles) -> Iterator[str]:
         folders[:] = shown
         for name in files:
             suffix = os.path.splitext(name)[1].lower()
-            if name[0] == ".":
+            if name[0] == "." or is_desktop_file(name):
                 skipped.num_hidden += 1
             elif suffix in SUFFIXES:
                 yield os.path.relpath(os.path.join(parent, name), folder)

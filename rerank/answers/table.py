@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -86,12 +87,21 @@ def write_answers(path: Path, suffix: str, found: FirstAnswers, answers: Sequenc
     elif suffix == ".csv":
         with pyarrow.csv.CSVWriter(path, columns, write_options=pyarrow.csv.WriteOptions(quoting_style="needed")) as writer:
             for table in batches:
-                writer.write_table(table)
+                writer.write_table(_without_formulas(table))
     else:
         columns = columns.with_metadata({"siglip_tuner": json.dumps(dict(provenance), sort_keys=True)})
         with pq.ParquetWriter(path, columns) as writer:
             for table in batches:
                 writer.write_table(table.cast(columns))
+
+
+def _without_formulas(table: Any) -> Any:
+    """The table with a ' before each text that a spreadsheet would take for a formula: one that begins with = + - @, a tab or a return."""
+    for number, field in enumerate(table.schema):
+        if field.type == pa.string():
+            texts = pc.replace_substring_regex(table[field.name], r"^([=+\-@\t\r])", r"'\1")
+            table = table.set_column(number, field, texts)
+    return table
 
 
 def _write_jsonl(path: Path, batches: Iterator[Any]) -> None:

@@ -21,7 +21,7 @@ from transformers.utils import cached_file
 from eval.atomic import new_folder
 from eval.command import run_command
 from eval.encoder.model_files import check_model_files
-from eval.encoder.pickled import read_pickled
+from eval.encoder.pickled import pickled_bytes, read_pickled
 from eval.encoder.tokenizer import rewrite_tokenizer_config
 from eval.errors import UserError, writing
 from rerank.convert.hub_weights import OTHER_WEIGHTS, convert_hub_folder
@@ -52,7 +52,7 @@ def convert(source: str, output: Path, *, tokenizer: str | None = None, image_si
     """
     if not Path(source).is_file() and (tokenizer, image_size) != (None, None):
         raise UserError(f"--tokenizer and --image-size are for ALBEF's .pth; {source} is no file, and a hub folder has its own")
-    with writing(output), new_folder(output) as folder:
+    with writing(output), new_folder(output, pickled_bytes(Path(source))) as folder:
         if Path(source).is_file():
             lines = convert_albef(Path(source), folder, tokenizer or DEFAULT_TOKENIZER, image_size)
         else:
@@ -136,7 +136,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--tokenizer", help=f"ALBEF only: folder or hub id of its tokenizer (default: {DEFAULT_TOKENIZER})")
     parser.add_argument("--image-size", type=int, help="ALBEF only: pixels of a side; other than the file's: interpolated positions")
     asked = parser.parse_args(arguments)
-    return run_command(lambda: run(asked))
+    return run_command(lambda: run(asked), writes=[asked.output])
 
 
 def run(asked: argparse.Namespace) -> None:

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.errors import UserError, WriteError
+from eval.errors import UserError, WriteError, free_bytes
 
 DIGEST = np.dtype("S16")  # numpy drops zero bytes at the end of one element; as every element has 16 bytes, comparisons stay exact
 _SCORE = np.dtype("<f4")
@@ -141,7 +141,9 @@ class ScoreDatabase:
         except (OSError, sqlite3.Error, UnicodeError) as error:
             goes_on = f"What was written before is whole, and the same command goes on from there. Make room, or {_OTHER_FOLDER}"
             remedy = f"It is damaged. {_DELETE}" if _is_damage(error) else goes_on
-            raise WriteError(f"score cache: could not write {self.path}: {_reason(error)}. {remedy}") from error
+            size = len(image) + len(captions) + len(scores)
+            room = "" if remedy is not goes_on else f"; {size:,} bytes were to be added, {free_bytes(self.path):,} are free"
+            raise WriteError(f"score cache: could not write {self.path}: {_reason(error)}{room}. {remedy}") from error
 
 
 class ScoreCache:

@@ -1,5 +1,7 @@
 """The straight runs that disturbed ones are compared with."""
 
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,15 @@ def run(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> Run:
 def pair(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> Run:
     """The same on two processes."""
     return Run.make(nursery, small_world, tmp_path, world_size=2)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 12 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

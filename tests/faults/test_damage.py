@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -134,18 +132,6 @@ def test_a_killed_jobs_folder_is_free_at_once(run: Run) -> None:
     assert second.wait() == -9, second.output()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 12 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_full_disk_ends_with_4_and_making_room_resumes(
     nursery: Nursery, small_world: SmallWorld, small_disk: Path, straight: dict[int, Run]
 ) -> None:
@@ -172,3 +158,35 @@ def test_a_folder_that_cannot_be_made_ends_with_4(nursery: Nursery, small_world:
     (tmp_path / "runs").write_text("a file where the folder should be")
     child = nursery.start("train", [str(config)])
     assert child.wait() == 4 and "could not write" in child.output()
+
+
+def test_a_foreign_file_in_the_export_is_refused_before_the_first_step(run: Run) -> None:
+    (run.folder / "export").mkdir(parents=True)
+    for name in (".DS_Store", "Thumbs.db", "thesis.docx"):
+        (run.folder / "export" / name).touch()
+    (child,) = run.start()
+    assert child.wait() == 2 and "is no earlier export (it holds ['thesis.docx'])" in child.output()
+    assert not (run.folder / "checkpoints").exists() and (run.folder / "export" / "thesis.docx").exists()
+    (run.folder / "export" / "thesis.docx").unlink()
+    (child,) = run.start(trap=Trap("train.siglip.loop:Loop.run", 1))
+    assert child.wait() == -9, child.output()
+
+
+def test_a_report_that_could_not_be_written_is_refused_before_the_first_step(run: Run) -> None:
+    run.folder.mkdir(parents=True)
+    (run.folder / "eval").write_text("a file where the folder should be")
+    (child,) = run.start()
+    assert child.wait() == 4 and f"could not write {run.folder / 'eval' / 'test' / 'report.json'}" in child.output()
+    assert not (run.folder / "checkpoints").exists()
+
+
+def test_a_damaged_line_of_metrics_is_told_on_resume_and_the_run_goes_on(run: Run) -> None:
+    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 5))
+    assert child.wait() == -9
+    path = run.folder / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")
+    lines[2] = lines[2].replace(b'"', b"\xff", 1)
+    path.write_bytes(b"\n".join(lines))
+    output = run.finish()[0].output()
+    assert "metrics.jsonl holds no JSON in line 3, unlike when the checkpoint was written; the run goes on" in output
+    assert path.read_bytes().split(b"\n")[2] == lines[2]

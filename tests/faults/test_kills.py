@@ -14,7 +14,7 @@ from tests.nursery import Trap
 MOMENTS = {
     "before the first checkpoint": Trap("train.engine.checkpoint:save_file", 1),
     "first checkpoint without its name": Trap("train.engine.checkpoint:commit_folder", 1),
-    "first checkpoint retired, its successor not named": Trap("eval.atomic:os.rename", 3),
+    "first checkpoint and its successor have changed places": Trap("eval.atomic:_exchange", 1, after=True),
     "in the first mining": Trap("train.mining.candidates:stream_search", 1),
     "table written, not yet in the log": Trap("train.siglip.mining:write_negatives", 2, after=True),
     "table half committed": Trap("eval.atomic:os.replace", 2),
@@ -29,7 +29,7 @@ MOMENTS = {
     "in an evaluation": Trap("train.siglip.loop:retrieve", 3),
     "evaluated, not yet said": Trap("train.siglip.loop:values_of", 3, after=True),
     "before the export": Trap("train.siglip.finish:export_checkpoint", 1),
-    "export half written": Trap("train.siglip.export:plain_state", 1, after=True),
+    "export half written": Trap("train.siglip.export:write_plain", 1, after=True),
     "exported, not measured": Trap("train.siglip.finish:export_checkpoint", 1, after=True),
     "measured, not reported": Trap("rerank.evaluation:write_report", 1),
     "reported, not marked as finished": Trap("train.siglip.finish:mark_ended", 1),

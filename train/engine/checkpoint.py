@@ -28,7 +28,7 @@ from train.optim.loss_scale import LossScale
 from train.optim.optimizer import Trainable
 
 _NAME = re.compile(r"^step-(\d+)$")
-_LATER_KEYS = {"stopped_by", "loss_scale", "matcher_sha256", "further", "base_identity", "config"}
+_LATER_KEYS = {"stopped_by", "loss_scale", "matcher_sha256", "further", "base_identity", "config", "metrics_sha256"}
 """Of state.json, which the first checkpoints did not have."""
 
 
@@ -55,6 +55,7 @@ class State:
         stopped_by: the retention set whose drop ended the run at this step; None otherwise.
         loss_scale: fp16's; None in the other precisions.
         matcher_sha256: fingerprint of the cross-encoder of mining; None without one.
+        metrics_sha256: of the lines of metrics.jsonl that belong to it; None in checkpoints of earlier versions.
         further: additional state of a run of another kind than tuning SigLIP (train/reranker/loop.py); None: nothing.
         base_identity: config, image processor and tokenizer it started from; None: of an earlier version.
         config: the keys that decide what is learnt, with their values (train/engine/folder.py); None: of an earlier version.
@@ -73,6 +74,7 @@ class State:
     stopped_by: str | None = None
     loss_scale: LossScale | None = None
     matcher_sha256: str | None = None
+    metrics_sha256: str | None = None
     further: dict[str, Any] | None = None
     base_identity: Identity | None = None
     config: dict[str, Any] | None = None
@@ -143,7 +145,8 @@ class Checkpoints:
         with suppress(OSError, ValueError, KeyError, TypeError):
             if target.is_dir() and not verify(target) and self.state(state.step) == state:
                 return
-        with folder_aside(target) as temporary:
+        num_bytes = sum(tensor.nbytes for tensor in (*weights.values(), *optimizer_state.values()))
+        with folder_aside(target, num_bytes) as temporary:
             save_file(weights, temporary / "weights.safetensors")
             save_file(optimizer_state, temporary / "optimizer.safetensors")
             if negatives_file is not None:

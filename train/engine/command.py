@@ -19,6 +19,7 @@ class RunKind:
         start: accelerator and processes.
         is_finished: whether the run has ended with all that it was to make.
         show_finished: prints the figures of a finished run.
+        reports: folders of the reports it ends with.
         load: reads the data; its splits.
         prepare: model and optimizer; the job, a `train.engine.run.Run`. Given the splits, accelerator and processes too.
         loop: the `train.engine.loop.BaseLoop` of a job and signals.
@@ -28,6 +29,7 @@ class RunKind:
     start: Callable[[Any], tuple[Any, Any]]
     is_finished: Callable[[Any], bool]
     show_finished: Callable[[Any], None]
+    reports: Callable[[Any], list[Path]]
     load: Callable[[Any], Any]
     prepare: Callable[[Any, Any, Any, Any], Any]
     loop: Callable[[Any, Any], Any]
@@ -51,7 +53,7 @@ def carry_out(make_kind: Callable[[], RunKind], config: Any) -> None:
     Raises:
         CommandError, OSError: the run cannot go on.
     """
-    from train.engine.folder import claim_folder
+    from train.engine.folder import check_outputs, claim_folder
     from train.engine.loop import ProcessesLost, Stopped, StopSignals, is_loss_of_processes
 
     with StopSignals() as signals:
@@ -65,6 +67,7 @@ def carry_out(make_kind: Callable[[], RunKind], config: Any) -> None:
                     print(f"{config.run_folder} is finished:")
                     kind.show_finished(config)
                 return
+            processes.together(lambda: check_outputs(config, kind.reports(config)) if processes.is_main else None)
             loop: Any = None  # a train.engine.loop.BaseLoop
             try:
                 splits = processes.together(lambda: kind.load(config))
@@ -114,7 +117,10 @@ def end_with(run: Callable[[list[str]], int]) -> None:
         prefix = os.environ.get("TRAIN_EXIT_FILE")
         if prefix:
             path = Path(f"{prefix}.{os.environ.get('RANK', '0')}")
-            path.write_text(f"{code}\n", encoding="utf-8")
+            try:
+                path.write_text(f"{code}\n", encoding="utf-8")
+            except OSError as error:
+                print(f"error: the exit code {code} could not be left for the launcher: {error}", file=sys.stderr, flush=True)
     import torch.distributed as dist
 
     if dist.is_available() and dist.is_initialized():

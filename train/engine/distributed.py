@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 
-from eval.errors import UserError
+from eval.errors import UserError, naming
 from eval.process_group import use_exact_float32
 from eval.processes import Processes
 from train.config.run import LoopConfig, RunConfig
@@ -151,5 +151,5 @@ class SharedFolder:
                 piece = np.fromfile(source, dtype=np.uint8, count=len(piece), offset=start)
             self._processes.broadcast(piece)
             if self._writes:
-                with target.open("ab") as file:
+                with naming(target, num_bytes=size), target.open("ab") as file:
                     file.write(piece.tobytes())

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from eval.atomic import replaced_folder
+from eval.atomic import claimed, replaced_folder
 from eval.encoder.sealed import seal, verify
 from eval.errors import UserError
 from train.engine.checkpoint import Checkpoints, NoReadableCheckpoint, State
-from train.engine.folder import check_checkpoints
+from train.engine.folder import check_checkpoints, check_replaceable
 from train.optim.optimizer import Trainable
 
 if TYPE_CHECKING:
     from train.config.run import RunConfig
 
 TrainableModel = TypeVar("TrainableModel", bound=Trainable)
-_EXPORTED_SUFFIXES = {".json", ".safetensors", ".md", ".model", ".txt", ".jinja"}
 
 
 def write_plain(kind: Any, config: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
@@ -34,30 +33,22 @@ def write_plain(kind: Any, config: Any, state: dict[str, torch.Tensor], folder: 
 
 
 @contextmanager
-def replaced_export(folder: Path) -> Iterator[Path]:
+def replaced_export(folder: Path, num_bytes: int | None = None) -> Iterator[Path]:
     """A folder to write an export into; on the way out it gets its manifest.json, which the card is not in, for people edit it, and takes
     the name `folder`, where only an earlier export is replaced.
+
+    Args:
+        num_bytes: of the weights, for the message of a full disk.
 
     Raises:
         UserError: the folder holds something else, which would be lost.
         OSError: it cannot be written; it names a file.
     """
-    check_replaceable(folder)
-    with replaced_folder(folder) as temporary:
-        yield temporary
-        seal(temporary, without=["README.md"])
-
-
-def check_replaceable(folder: Path) -> None:
-    """Refuse a folder that an export would destroy: one that is there, is not empty, and is no earlier export.
-
-    Raises:
-        UserError: naming up to five of what it holds.
-    """
-    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [folder.name] if folder.exists() else []
-    foreign = [name for name in found if Path(name).suffix not in _EXPORTED_SUFFIXES or (folder / name).is_dir()]
-    if foreign or (found and not {"config.json", "model.safetensors"} <= set(found)):
-        raise UserError(f"{folder} is there and is no earlier export (it holds {(foreign or found)[:5]}); give an empty or a new folder")
+    with claimed(folder):
+        check_replaceable(folder)
+        with replaced_folder(folder, num_bytes) as temporary:
+            yield temporary
+            seal(temporary, without=["README.md"])
 
 
 def chosen_checkpoint(config: RunConfig, which: str) -> tuple[Checkpoints, State, int]:

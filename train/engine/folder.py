@@ -1,6 +1,5 @@
 """The folder of a run: claimed by one job at a time, and continued only by the configuration that began it."""
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,12 +10,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from eval.atomic import replace_files
-from eval.encoder.sealed import hash_file, is_sealed, verify
-from eval.errors import UserError
+from eval.atomic import TakenError, check_writable, contents, hash_file, lock_file, replace_files, sweep
+from eval.encoder.sealed import is_sealed, verify
+from eval.errors import UserError, naming
 from train.config.run import PATH_KEYS, RunConfig
 from train.engine.checkpoint import Checkpoints
 from train.engine.metrics_log import flatten
+
+_EXPORTED_SUFFIXES = {".json", ".safetensors", ".md", ".model", ".txt", ".jinja"}
 
 
 def claim_folder(config: RunConfig) -> Any:
@@ -32,12 +33,15 @@ def claim_folder(config: RunConfig) -> Any:
     """
     folder = config.run_folder
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".lock").open("w")
     try:
-        # Not flock: the loader's workers would inherit it, and hold it for seconds after a SIGKILL of their parent.
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        raise UserError(f"{folder} is in use by another job; wait for it, or take another name=") from None
+        with naming(folder):
+            lock = lock_file(folder / ".lock", folder)
+    except TakenError as error:
+        raise UserError(f"{folder} is in use by another job, {error.holder}; wait for it, or take another name=") from None
+    for place in (folder, *[path for path in folder.rglob("*") if path.is_dir()]):
+        sweep(place)
+    for probe in folder.glob(".seen-*"):  # of a job killed while it asked who sees the folder (train/engine/distributed.py)
+        probe.unlink(missing_ok=True)
     path, record = folder / "config.yaml", config.model_dump(mode="json")
     if not Checkpoints(folder / "checkpoints").steps() and not (folder / "finished.json").exists():
         for made in ("scratch", "frozen"):  # of a run that is not there any more
@@ -47,6 +51,19 @@ def claim_folder(config: RunConfig) -> Any:
     check_checkpoints(config)
     replace_files({path: yaml.safe_dump(record, sort_keys=False)})
     return lock
+
+
+def check_outputs(config: RunConfig, reports: Sequence[Path]) -> None:
+    """Refuse, before the first step, an export and reports that could not be written after the last one.
+
+    Args:
+        reports: the folders of reports.
+
+    Raises:
+        UserError: what is there would be lost, or something cannot be written.
+    """
+    check_replaceable(config.run_folder / "export")
+    check_writable(*(folder / name for folder in reports for name in ("report.json", "queries.parquet", "report.html")))
 
 
 def _check_same(path: Path, config: RunConfig) -> None:
@@ -108,6 +125,19 @@ def check_checkpoints(config: RunConfig) -> None:
         old = state.config or {}
         sections = tuple(f"{key}." for key, value in old.items() if value is None)  # that were null; other keys are of a later version
         _refuse_other(config, f"{path} is of a run", old, new, [*old, *(key for key in new if key.startswith(sections))])
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse a folder that an export would destroy: one that is there, is not empty, and is no earlier export.
+
+    Raises:
+        UserError: naming up to five of what it holds, or it cannot be written.
+    """
+    check_writable(folder / "config.json")
+    found = contents(folder) if folder.is_dir() else [folder.name] if folder.exists() else []
+    foreign = [name for name in found if Path(name).suffix not in _EXPORTED_SUFFIXES or (folder / name).is_dir()]
+    if foreign or (found and not {"config.json", "model.safetensors"} <= set(found)):
+        raise UserError(f"{folder} is there and is no earlier export (it holds {(foreign or found)[:5]}); give an empty or a new folder")
 
 
 def report_folder(config: RunConfig) -> Path:

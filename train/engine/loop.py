@@ -191,7 +191,7 @@ class BaseLoop(ABC):
         """Resume from the newest whole checkpoint, or begin."""
         job = self._run
         if job.processes.is_main:
-            sweep(self.checkpoints.folder)
+            sweep(self.checkpoints.folder, is_alone=True)
         job.processes.barrier()
         found = newest_of_main(self.checkpoints, job.processes)
         if found is not None:
@@ -208,11 +208,11 @@ class BaseLoop(ABC):
         if job.processes.is_main:
             if found is not None:
                 self.checkpoints.discard_after(self.state.step)
-            moved = self.metrics.open_at(self.state.num_metrics_lines)
+            moved = self.metrics.open_at(self.state.num_metrics_lines, self.state.metrics_sha256)
             if found is not None:
                 job.log(f"resuming {job.config.name} at step {self.state.step} ({moved} later line(s) of metrics.jsonl moved away)")
-                if lost := self.state.num_metrics_lines - self.metrics.num_lines:
-                    job.log(f"warning: metrics.jsonl lacks {lost} line(s) that were there when the checkpoint was written")
+                if damage := self.metrics.damage:
+                    job.log(f"warning: {job.folder}/metrics.jsonl {damage}, unlike when the checkpoint was written; the run goes on")
         for line in job.describe():
             job.log(line)
         if found is None:
@@ -319,7 +319,7 @@ class BaseLoop(ABC):
         job, is_main = self._run, self._run.processes.is_main
         if is_main:
             self.metrics.sync()
-            self.state = replace(self.state, num_metrics_lines=self.metrics.num_lines)
+            self.state = replace(self.state, num_metrics_lines=self.metrics.num_lines, metrics_sha256=self.metrics.sha256)
         if is_main or is_sharded(job.tuned.module):
             self.checkpoints.save(self.state, job.tuned, job.optimizer, self.extra_file, writes=is_main)
         if is_main:

@@ -1,5 +1,6 @@
 """Where a run's numbers go: metrics.jsonl always, the terminal, and Weights & Biases when asked for, never fatal."""
 
+import hashlib
 import json
 import math
 import os
@@ -7,56 +8,87 @@ from pathlib import Path
 from typing import Any
 
 from eval.atomic import replace_files
+from eval.errors import naming
 from train.config.run import RunConfig
 
 
 class MetricsLog:
     """metrics.jsonl: one JSON object a line, each with `event` and `step`; written by the main process alone.
 
-    A line is complete when its newline is there. On resume the lines beyond the checkpoint move to metrics.replaced.jsonl.
+    A line is complete when its newline is there. On resume the lines beyond the checkpoint move to metrics.replaced.jsonl. A checkpoint
+    remembers the hash of the lines before it, so that damage to them is noticed.
+
+    Attributes:
+        damage: what was found to be wrong with the lines on resume, in words; empty: nothing.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path, self._replaced = folder / "metrics.jsonl", folder / "metrics.replaced.jsonl"
         self._file: Any = None
-        self.num_lines = 0
+        self.num_lines, self.damage = 0, ""
+        self._hash = hashlib.sha256()
 
-    def open_at(self, num_lines: int) -> int:
-        """Open for appending after `num_lines` lines; later ones move away, a torn last one is dropped. Returns how many moved."""
-        kept, beyond = [], []
-        if self._path.exists():
-            raw = self._path.read_bytes()
-            lines = raw.splitlines(keepends=True)
-            if lines and not lines[-1].endswith(b"\n"):
-                lines.pop()
-            kept, beyond = lines[:num_lines], lines[num_lines:]
+    @property
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the lines so far, as they were written."""
+        return self._hash.hexdigest()
+
+    def open_at(self, num_lines: int, sha256: str | None = None) -> int:
+        """Open for appending after `num_lines` lines; later ones move away, a torn last one is dropped. Returns how many moved.
+
+        Args:
+            sha256: what the lines had when they were written; None: a checkpoint of an earlier version, which does not say.
+        """
+        raw = self._path.read_bytes() if self._path.exists() else b""
+        lines = [line + b"\n" for line in raw.split(b"\n")[:-1]]
+        kept, beyond = lines[:num_lines], lines[num_lines:]
+        with naming(self._path):
             if beyond:
                 with self._replaced.open("ab") as file:
                     file.writelines(beyond)
                     file.flush()
                     os.fsync(file.fileno())
-            if kept != raw.splitlines(keepends=True):
+            if b"".join(kept) != raw:
                 replace_files({self._path: b"".join(kept)})
-        self._file = self._path.open("ab")
+            self._file = self._path.open("ab")
         self.num_lines = len(kept)
+        self._hash = hashlib.sha256(b"".join(kept))
+        if self.sha256 != sha256:
+            self.damage = _damage(kept, num_lines, knows=sha256 is not None)
         return len(beyond)
 
     def write(self, event: str, step: int, record: dict[str, Any]) -> None:
         """Append one line and hand it to the system. JSON has no NaN and no infinity: such numbers become null."""
-        line = json.dumps(_finite({"event": event, "step": step, **record}), allow_nan=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(_finite({"event": event, "step": step, **record}), allow_nan=False).encode() + b"\n"
+        with naming(self._path):
+            self._file.write(line)
+            self._file.flush()
+        self._hash.update(line)
         self.num_lines += 1
 
     def sync(self) -> None:
         """Force the lines to the disk, before a checkpoint counts on them."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            with naming(self._path):
+                self._file.close()
+
+
+def _damage(lines: list[bytes], num_lines: int, *, knows: bool) -> str:
+    """What is wrong with lines that do not have the hash they should have, or of which it is not known (`knows`)."""
+    for number, line in enumerate(lines, 1):
+        try:
+            json.loads(line)
+        except ValueError:  # also of what is no UTF-8
+            return f"holds no JSON in line {number}"
+    if len(lines) < num_lines:
+        return f"lacks {num_lines - len(lines)} line(s)"
+    return "holds other bytes in its lines" if knows else ""
 
 
 class WandbMirror:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from eval.atomic import replace_files
+from eval.atomic import replace_files, sweep
 from eval.dataset.images import ImageError
 from eval.encoder.checkpoint import hash_weights
 from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, embed_captions, embed_images
@@ -148,11 +148,8 @@ class FrozenStore:
         for stale in self.folder.glob(f"{tower}-*.f32"):
             if stale != path:  # of other weights or data
                 stale.unlink(missing_ok=True)
-        for leftover in self.folder.glob(f".{tower}-*.tmp"):  # of killed writers: of this rank, or of a rank beyond the world size
-            rank = leftover.name.split(".")[-2]
-            if rank.isdigit() and (int(rank) == self._processes.rank or int(rank) >= self._processes.world_size):
-                leftover.unlink(missing_ok=True)
-        replace_files({path: partial(_write_rows, windows)}, writer=str(self._processes.rank))
+        sweep(self.folder)  # also of files of other weights or data; another process may be writing the same now
+        replace_files({path: partial(_write_rows, windows)})
 
     def _embed(self, tower: Tower, execution: Execution) -> Iterator[np.ndarray]:
         """Embeddings in order, a window of whole blocks at a time; the same on every process."""

@@ -49,6 +49,7 @@ def run_reranker(asked: Any) -> int:
 def reranker_tuning() -> RunKind:
     """The tuning of a reranker."""
     from train.engine.distributed import start_distributed
+    from train.engine.folder import report_folder
     from train.reranker.finish import finish_reranker, is_reranker_finished, show_reranker
     from train.reranker.job import load_reranker_data, prepare_reranker
     from train.reranker.loop import RerankerLoop
@@ -57,6 +58,7 @@ def reranker_tuning() -> RunKind:
         start=lambda config: start_distributed(config.train, lambda processes: None),
         is_finished=is_reranker_finished,
         show_finished=show_reranker,
+        reports=lambda config: [report_folder(config)],
         load=load_reranker_data,
         prepare=prepare_reranker,
         loop=RerankerLoop,

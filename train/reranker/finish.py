@@ -85,8 +85,9 @@ def export_cross_encoder(config: RerankerConfig, which: str, folder: Path, tuned
     """
     base = config.model.base
     tuned, step, newest = load_chosen(config, which, base, lambda: tuned or build_cross_encoder(config.model, config.seed))
-    with replaced_export(folder) as temporary:
-        write_plain(BlipForImageTextRetrieval, tuned.module.config, plain_state(tuned.module), temporary)
+    weights = plain_state(tuned.module)
+    with replaced_export(folder, sum(tensor.nbytes for tensor in weights.values())) as temporary:
+        write_plain(BlipForImageTextRetrieval, tuned.module.config, weights, temporary)
         BlipProcessor(tuned.checkpoint.image_processor, tuned.checkpoint.tokenizer).save_pretrained(temporary)
         rewrite_tokenizer_config(temporary)
         (temporary / "README.md").write_text(cross_encoder_card(config, newest, step), encoding="utf-8")

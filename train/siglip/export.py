@@ -19,8 +19,9 @@ def export_model(tuned: TunedModel, folder: Path, card: str) -> None:
         UserError: the folder holds something else, which would be lost.
         OSError: it cannot be written.
     """
-    with replaced_export(folder) as temporary:
-        write_plain(SiglipModel, tuned.siglip.config, plain_state(tuned.siglip), temporary)
+    weights = plain_state(tuned.siglip)
+    with replaced_export(folder, sum(tensor.nbytes for tensor in weights.values())) as temporary:
+        write_plain(SiglipModel, tuned.siglip.config, weights, temporary)
         tuned.inputs.save(temporary)
         write_sentence_encoder(temporary, tuned.siglip.config.text_config.max_position_embeddings)
         (temporary / "README.md").write_text(card, encoding="utf-8")

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from eval.atomic import hash_file
 from eval.choices.choice_set import read_choices
 from eval.choices.report import CHOICES, print_choices, write_choices
 from eval.dataset.truth import with_ground_truth
-from eval.encoder.sealed import hash_file
 from eval.execution import Execution
 from eval.report.leakage import leakage_section
 from eval.report.report import read_report
@@ -108,14 +108,25 @@ def _measure_choices(job: Job, plan: EvaluationPlan, reranker: Reranker | None, 
             strip_punctuation=plan.strip_punctuation,
         )
         if job.processes.is_main:
-            write_choices(report_folder(job.config) / "choices" / str(number), report)
+            write_choices(choices_folder(job.config, number), report)
         records.append(report.record)
     return records
+
+
+def choices_folder(config: JobConfig, number: int) -> Path:
+    """Where the report of a choice set lies: eval/SPLIT/choices/N."""
+    return report_folder(config) / "choices" / str(number)
 
 
 def watch_folder(config: JobConfig, name: str) -> Path:
     """Where a retention set's own report lies: eval/watch/NAME."""
     return config.run_folder / "eval" / "watch" / name
+
+
+def report_folders(config: JobConfig) -> list[Path]:
+    """The folders of all reports that a job ends with."""
+    choices = [choices_folder(config, number) for number in range(len(config.choices or ()))]
+    return [report_folder(config), *choices, *(watch_folder(config, watched.name) for watched in config.watch)]
 
 
 def is_finished(config: JobConfig) -> bool:

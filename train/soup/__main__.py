@@ -15,13 +15,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from eval.atomic import check_writable, contents
 from eval.command import run_command
 from eval.dataset.retrieval_set import load_split
 from eval.errors import UserError
 from eval.manifest.manifest import COLUMNS, read_manifest
 from eval.process_group import use_exact_float32
 from train.config.run import DataConfig
-from train.engine.export_folder import check_replaceable
+from train.engine.folder import check_replaceable
 from train.siglip.export import export_model
 from train.siglip.model_rows import write_results
 from train.soup.average import Trial, greedy
@@ -81,7 +82,8 @@ def check_output(output: Path, ingredients: Sequence[Ingredient]) -> None:
     check_replaceable(export)
     if taken := [ingredient.name for ingredient in ingredients if ingredient.folder == export.resolve()]:
         raise UserError(f"{taken[0]} lies where the soup would be written ({export}); give --output another folder")
-    if export.is_dir() and any(export.iterdir()) and not (output / "soup.json").is_file():
+    check_writable(output / "soup.json", output / "soup.parquet")
+    if export.is_dir() and contents(export) and not (output / "soup.json").is_file():
         raise UserError(f"{export} is there, and {output / 'soup.json'} is not: it is no earlier soup; give --output a new folder")
 
 
@@ -147,7 +149,7 @@ def main(arguments: list[str]) -> int:
         columns = dict(pair.split("=", 1) for pair in asked.column)
         data = DataConfig(source=asked.data, image_root=asked.image_root, columns=columns, val_split=asked.split)
     make = partial(run, asked.checkpoints, asked.output, is_greedy=asked.greedy, data=data, num_workers=asked.num_workers)
-    return run_command(lambda: _show(make(), asked.output))
+    return run_command(lambda: _show(make(), asked.output), writes=[asked.output / "soup.json", asked.output / "export"])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Two finished reports compared later say what one report of both would have said."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -163,9 +164,28 @@ def test_double_queries_damage_and_absence_are_told(tmp_path: Path, capsys: pyte
     two = report(tmp_path / "two", [stage("model", data, 1.0)], data)
     table = pq.read_table(two / "queries.parquet")
     pq.write_table(pa.concat_tables([table, table.slice(0, 3)]), two / "queries.parquet")
+    record = json.loads((two / "report.json").read_text())
+    digest = hashlib.sha256((two / "queries.parquet").read_bytes()).hexdigest()
+    (two / "report.json").write_text(json.dumps(record | {"queries_sha256": digest}))
     assert main([str(one), str(two)]) == 2
     assert "3 queries are there twice, e.g. ['i00', 'i01', 'i02']" in capsys.readouterr().err
     (two / "queries.parquet").write_bytes(b"PAR1 nothing")
     assert main([str(one), str(two)]) == 2
     assert main([str(one), str(tmp_path)]) == 2
     assert "no report.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("knows_hash", [True, False])
+def test_queries_of_another_report_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], knows_hash: bool) -> None:
+    data = retrieval_set()
+    one, two = (report(tmp_path / name, [stage("model", data, noise)], data) for name, noise in (("one", 1.5), ("two", 0.5)))
+    if not knows_hash:  # of an earlier version
+        for folder in (one, two):
+            record = json.loads((folder / "report.json").read_text())
+            del record["queries_sha256"]
+            (folder / "report.json").write_text(json.dumps(record))
+    assert main([str(one), str(two)]) == 0
+    (two / "queries.parquet").write_bytes((one / "queries.parquet").read_bytes())
+    assert main([str(one), str(two)]) == 2
+    expected = "another SHA-256" if knows_hash else "R@1 of model, image_to_text is "
+    assert expected in capsys.readouterr().err

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 from eval.atomic import new_folder
+from tests.shared_files import age
 
 
 @pytest.mark.parametrize("name", ["model", "model[1]"])
 def test_only_what_writers_of_this_very_folder_left_is_swept(tmp_path: Path, name: str) -> None:
     (tmp_path / f".{name}.123.tmp").mkdir()
+    age(tmp_path / f".{name}.123.tmp")
     others = [".model.v2.123.tmp", ".modelx.5.tmp", ".model.mine.tmp", ".model1.7.tmp"]
     for other in others:
         (tmp_path / other).mkdir()

@@ -135,9 +135,33 @@ def test_a_box_is_the_part_that_is_seen(folder: Path) -> None:
     assert {picture.key for picture in choices.images} == {"a.png"}, "parts of one picture are drawn together"
 
 
+@pytest.mark.parametrize(
+    "box", [[0, 0, 1e9, 1e9], [0, 0, 1e300, 1], [0, 0, -1, 5], [0, 0, 0, 5], [-9, 0, 3, 3], [2**31, 0, 1, 1], [0, float("nan"), 1, 1]]
+)
+def test_a_box_that_no_picture_can_have_is_refused_when_the_set_is_read(folder: Path, box: list[float]) -> None:
+    with pytest.raises(ManifestError, match="box: expected"):
+        read_choices(write(folder, CHOICE | {"box": box}))
+
+
+def test_a_box_is_held_against_the_upright_picture_and_the_header_alone(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn: 60 x 80 pixels upright
+    Image.effect_noise((80, 60), 50).save(folder / "a.png", "JPEG", exif=exif)
+    with (folder / "a.png").open("r+b") as file:
+        file.truncate(file.seek(0, 2) - 900)
+    choices = read_choices(write(folder, CHOICE | {"box": [0, 60, 2, 2]}))
+    with pytest.raises(ImageError, match="truncated"):
+        choices.load_image(0)
+    with pytest.raises(ManifestError, match="outside the 60 x 80 pixels"):
+        read_choices(write(folder, CHOICE | {"box": [60, 0, 2, 2]}))
+
+
 def test_a_box_beside_the_picture_is_an_error(folder: Path) -> None:
-    choices = read_choices(write(folder, CHOICE | {"box": [8, 0, 2, 2]}))
-    with pytest.raises(ImageError, match=r"a\.png\[8,0,2,2\]: the box lies outside the 8 x 6 pixels"):
+    with pytest.raises(ManifestError, match=r"a\.png\[8,0,2,2\]: the box lies outside the 8 x 6 pixels"):
+        read_choices(write(folder, CHOICE | {"box": [8, 0, 2, 2]}))
+    choices = read_choices(write(folder, CHOICE | {"box": [7, 0, 2, 2]}))
+    Image.new("RGB", (6, 6)).save(folder / "a.png")  # another picture since
+    with pytest.raises(ImageError, match=r"a\.png\[7,0,2,2\]: the box lies outside the 6 x 6 pixels"):
         choices.load_image(0)
 
 

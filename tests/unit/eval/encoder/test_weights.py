@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from eval.encoder.checkpoint import hash_weights, load_siglip
 from eval.errors import UserError, WriteError
 from tests.bin_checkpoints import bin_folder, in_hub_cache
+from tests.shared_files import age
 from tests.unit.rerank.scorers.albef.albef_files import Trap
 
 
@@ -105,6 +106,7 @@ def test_leftovers_of_a_killed_process_are_removed(tiny_siglip: Path, tmp_path: 
     torn = assets / f".{copy.name}.0123.tmp"
     copy.rename(torn)
     (torn / "model.safetensors").write_bytes(b"half of")
+    age(torn)
     assert _load(folder) == _load(tiny_siglip) and copies(assets) == [copy] and not torn.exists()
 
 

@@ -1,5 +1,6 @@
 """The three files of a report, opened as people and programs open them."""
 
+import hashlib
 import io
 import json
 import re
@@ -37,8 +38,10 @@ def test_files_say_what_was_measured(figures: Figures, tmp_path: Path) -> None:
     folder = write_report(tmp_path / "deep" / "eval", figures)
     assert sorted(path.name for path in folder.iterdir()) == ["queries.parquet", "report.html", "report.json"]
     record = json.loads((folder / "report.json").read_text())
-    assert list(record) == ["data", "stages", "comparisons", "outcomes", "slices", "failures"]
-    assert record == read_report(folder) == json.loads(json.dumps(report_record(figures)))
+    assert list(record) == ["data", "stages", "comparisons", "outcomes", "slices", "failures", "queries_sha256"]
+    assert record == read_report(folder)
+    assert record.pop("queries_sha256") == hashlib.sha256((folder / "queries.parquet").read_bytes()).hexdigest()
+    assert record == json.loads(json.dumps(report_record(figures)))
     assert pq.read_table(folder / "queries.parquet").equals(figures.queries)
 
 

@@ -24,7 +24,6 @@ from tests.small_job import SmallWorld
 NUM_IMAGES, NUM_CAPTIONS = 7, 11
 
 
-
 def member(seed: int, width: int, scale: float = 100.0, bias: float = -10.0) -> EnsembleMember:
     rng = np.random.default_rng(seed)
 

@@ -100,9 +100,11 @@ def made(
     alone = ranks_of_each_view(ViewSearch([one], ALONE, dataset, side), pool)
     texts = said_of(one.captions if side == "captions" else one.images, text)
     figures = evaluate(dataset, stages, [("base+synonyms", "base")] if compared else [])
-    return Made(dataset, figures, ExpandedStage(
-            stage="base+synonyms", against="base", name="synonyms", side=side, texts=texts, pool=pool, view_ranks=alone
-        ))
+    return Made(
+        dataset,
+        figures,
+        ExpandedStage(stage="base+synonyms", against="base", name="synonyms", side=side, texts=texts, pool=pool, view_ranks=alone),
+    )
 
 
 def test_moves_by_hand() -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from rerank.convert.__main__ import main
 from rerank.scorers.albef.release import interpolated
 from rerank.scorers.load import load_scorer
-from tests.shared_files import modes, umask
+from tests.shared_files import age, modes, umask
 from tests.unit.rerank.scorers.albef import albef_files as files
 
 
@@ -208,6 +208,7 @@ def test_a_disk_that_fills_leaves_nothing(tmp_path: Path, words: str, capsys) ->
 
 def test_what_a_killed_writer_left_is_swept(tmp_path: Path, words: str) -> None:
     (tmp_path / ".made.123.tmp").mkdir()
+    age(tmp_path / ".made.123.tmp")
     source = saved(tmp_path / "model.pth", files.released(files.random_tensors(), tuned=True))
     assert main([source, "--output", str(tmp_path / "made"), "--tokenizer", words]) == 0
     assert not list(tmp_path.glob(".made*"))

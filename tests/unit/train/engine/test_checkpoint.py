@@ -177,7 +177,9 @@ def test_sweep_removes_leftovers_and_brings_back_what_was_being_replaced(saved: 
     shutil.copytree(saved.path(3), saved.folder / ".step-9.123.tmp")
     shutil.copytree(saved.path(3), saved.folder / ".step-3.124.old")
     os.rename(saved.path(6), saved.folder / ".step-6.125.old")
-    sweep(saved.folder)
+    shutil.copytree(saved.path(3), saved.folder / ".tmp-9-123")  # as the first version called them
+    os.rename(saved.path(0), saved.folder / ".retired-step-0")
+    sweep(saved.folder, is_alone=True)
     assert sorted(path.name for path in saved.folder.iterdir()) == ["step-0", "step-3", "step-6"]
     assert verify(saved.path(6)) == ""
 

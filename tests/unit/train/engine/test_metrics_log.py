@@ -1,5 +1,6 @@
 """train/engine/metrics_log.py: metrics.jsonl is a straight run's after any resume, and Weights & Biases can never stop a run."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -54,6 +55,45 @@ def test_nothing_is_rewritten_when_all_lines_stay(tmp_path: Path) -> None:
     before = (tmp_path / "metrics.jsonl").stat().st_ino
     assert MetricsLog(tmp_path).open_at(2) == 0
     assert (tmp_path / "metrics.jsonl").stat().st_ino == before
+
+
+def test_damage_to_lines_between_a_kill_and_a_resume_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(tmp_path, 1, 2, 3)
+    whole, digest = path.read_bytes(), hashlib.sha256(path.read_bytes()).hexdigest()
+    lines = whole.splitlines(keepends=True)
+    damages = {
+        whole: "",
+        whole.replace(b"0.2857", b"0.2957"): "holds other bytes in its lines",
+        whole.replace(b'"step": 2', b'"step\xff 2'): "holds no JSON in line 2",
+        b"".join([lines[0], b"not JSON\n", lines[2]]): "holds no JSON in line 2",
+        b"".join(lines[:2]): "lacks 1 line(s)",
+        whole.replace(b'"step": 3', b'"st\rp": 3'): "holds no JSON in line 3",
+    }
+    for number, (damaged, expected) in enumerate(damages.items()):
+        path.write_bytes(damaged)
+        log = MetricsLog(tmp_path)
+        assert log.open_at(3, digest) == 0 and log.damage == expected, number
+        log.write("step", 4, {})
+        log.close()
+        assert path.read_bytes().startswith(damaged), "the run goes on"
+        assert log.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        log = MetricsLog(tmp_path)
+        log.open_at(4, hashlib.sha256(path.read_bytes()).hexdigest())
+        assert log.damage == "", "it is told once"
+    path.write_bytes(whole)
+    (old := MetricsLog(tmp_path)).open_at(3)
+    assert old.damage == "", "a checkpoint of an earlier version does not say"
+
+
+def test_a_full_disk_names_the_file_whenever_it_strikes(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    log = MetricsLog(tmp_path)
+    log._file = (tmp_path / "metrics.jsonl").open("ab")
+    for strike in (lambda: log.write("step", 1, {}), log.sync, log.close):
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            strike()
+        assert caught.value.filename == str(tmp_path / "metrics.jsonl")
 
 
 def test_numbers_come_back_as_they_were_and_json_stays_json(tmp_path: Path) -> None:
