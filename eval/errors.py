@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from safetensors import SafetensorError
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how safetensors quotes the operating system
+_NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|not enough memory|STATUS_ALLOC_FAILED", re.IGNORECASE)
 
 
 class CommandError(Exception):
@@ -32,6 +33,18 @@ class WriteError(UserError):
     """A result that could not be written: a full disk, a folder that is a file, no permission."""
 
     exit_code = 4
+
+
+class NotFinite(UserError):
+    """A loss, a gradient, a weight, an embedding or a score that is NaN or infinite."""
+
+    exit_code = 5
+
+
+class OutOfMemory(UserError):
+    """The memory of the device or of the machine does not suffice."""
+
+    exit_code = 6
 
 
 class Interrupted(CommandError):
@@ -65,6 +78,29 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         if found is None or found is error:
             raise
         raise found from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, torch, CUDA or the operating system raised this error for want of memory."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None)
+
+
+@contextmanager
+def needing_memory(remedy: str) -> Iterator[None]:
+    """Make what is raised in here for want of memory an error that says what to change.
+
+    Raises:
+        OutOfMemory: in place of it.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        found = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise OutOfMemory(f"out of memory ({found:.300}). {remedy}") from error
 
 
 @contextmanager

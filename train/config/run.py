@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from train.config.section import Section
+from train.config.section import Name, Section
 
 
 class DataConfig(Section):
@@ -113,7 +113,7 @@ class RunConfig(Section):
     )
     """Keys that may change between a run and its continuation, for they do not touch what is learnt."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Name
     """The run's folder is runs/NAME."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Order, caption choice, crops and dropout follow from it."""

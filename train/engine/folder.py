@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from eval.atomic import replace_files
 from eval.errors import UserError
 from train.config.run import RunConfig
+from train.config.yaml_text import YamlFault, parse_yaml
 from train.engine.checkpoint import Checkpoints
 from train.engine.metrics_log import flatten
 
@@ -47,8 +48,8 @@ def claim_folder(config: RunConfig) -> Any:
 
 def _check_same(path: Path, config: RunConfig) -> None:
     try:
-        old = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        old = parse_yaml(path.read_text(encoding="utf-8"))
+    except (YamlFault, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({error}): restore it, or take another name=") from None
     if not isinstance(old, dict):
         raise UserError(f"{path} holds no configuration: restore it, or take another name=")
