@@ -36,9 +36,10 @@ class WriteError(UserError):
 
 
 class NotFinite(UserError):
-    """A loss, a gradient, a weight, an embedding or a score that is NaN or infinite."""
+    """A loss, a gradient, a weight, an embedding or a score that is NaN or infinite; raised on every process."""
 
     exit_code = 5
+    is_shared = True
 
 
 class OutOfMemory(UserError):

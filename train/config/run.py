@@ -69,6 +69,9 @@ class LoopConfig(Section):
     """Steps between checkpoints; also one before step 1, one at each new best, one at the end."""
     keep_checkpoints: Annotated[int, Field(gt=0)] = 3
     """Newest checkpoints kept; the best is kept too."""
+    begin_at: str | None = None
+    """Another run's checkpoint to begin at, runs/OLD/checkpoints/step-N: its weights and optimizer state, with every key of this
+    configuration (rate, precision, batch size, ...) from step 1 on. Model, base and data must be the same (docs/resuming.md)."""
     deterministic: bool = False
     """On a GPU, use deterministic algorithms, so that a resumed run is bit-equal (slower). On the CPU it always is."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 1800
@@ -106,12 +109,14 @@ class RunConfig(Section):
 
     mutable_keys: ClassVar[tuple[str, ...]] = (
         "data.num_workers",
+        "model.gradient_checkpointing",
+        "train.micro_batch_size",
         "train.keep_checkpoints",
         "train.timeout_seconds",
         "runs_folder",
         "wandb",
     )
-    """Keys that may change between a run and its continuation, for they do not touch what is learnt."""
+    """Keys that may change between a run and its continuation: no gradient changes by more than rounding."""
 
     name: Name
     """The run's folder is runs/NAME."""

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eval.atomic import commit_folder, folder_aside, remove_folder
-from eval.errors import UserError
+from eval.errors import NotFinite, UserError
 from eval.processes import Processes
 from eval.sharded import whole
 from train.optim.fsdp import placed
@@ -27,7 +27,7 @@ from train.optim.loss_scale import LossScale
 from train.optim.optimizer import Trainable
 
 _NAME = re.compile(r"^step-(\d+)$")
-_LATER_KEYS = {"stopped_by", "loss_scale", "matcher_sha256", "further"}
+_LATER_KEYS = {"stopped_by", "loss_scale", "matcher_sha256", "further", "num_updates_before"}
 """Of state.json, which the first checkpoints did not have."""
 
 
@@ -55,6 +55,7 @@ class State:
         loss_scale: fp16's; None in the other precisions.
         matcher_sha256: fingerprint of the cross-encoder of mining; None without one.
         further: additional state of a run of another kind than tuning SigLIP (train/reranker/loop.py); None: nothing.
+        num_updates_before: updates that the optimizer state knows from the checkpoint of another run that this one began at.
     """
 
     step: int = 0
@@ -71,6 +72,7 @@ class State:
     loss_scale: LossScale | None = None
     matcher_sha256: str | None = None
     further: dict[str, Any] | None = None
+    num_updates_before: int = 0
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "State":
@@ -81,8 +83,8 @@ class State:
 
     @property
     def num_updates(self) -> int:
-        """Steps at which the weights moved: all but those that fp16 skipped."""
-        return self.step - (self.loss_scale.num_skipped if self.loss_scale is not None else 0)
+        """Updates that the optimizer state knows: of all steps but those that fp16 skipped, and of the run that this one began at."""
+        return self.num_updates_before + self.step - (self.loss_scale.num_skipped if self.loss_scale is not None else 0)
 
 
 class Checkpoints:
@@ -177,12 +179,18 @@ class Checkpoints:
 
         Raises:
             NoReadableCheckpoint: they belong to another model.
+            NotFinite: one is not finite.
         """
         saved = load_file(self.path(step) / "weights.safetensors")
         expected = dict(tuned.trainable())
-        if saved.keys() != expected.keys():
-            differing = sorted(saved.keys() ^ expected.keys())[:5]
-            raise NoReadableCheckpoint(f"{self.path(step)} holds the weights of another model; differing: {differing}")
+        differing = saved.keys() ^ expected.keys() | {name for name in saved.keys() & expected if saved[name].shape != expected[name].shape}
+        if differing:
+            raise NoReadableCheckpoint(f"{self.path(step)} holds the weights of another model; differing: {sorted(differing)[:5]}")
+        if broken := [name for name, tensor in saved.items() if not bool(tensor.isfinite().all())]:
+            raise NotFinite(
+                f"{self.path(step)}: {len(broken)} weight(s) are not finite, e.g. {broken[0]}. There are checkpoints of the steps "
+                f"{self.steps()}: begin at an earlier one, name=NEW train.begin_at=... (docs/resuming.md)"
+            )
         with torch.no_grad():
             for name, parameter in expected.items():
                 parameter.copy_(placed(saved[name], parameter))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from eval.atomic import replaced_folder
-from eval.errors import UserError
+from eval.errors import NotFinite, UserError
 from train.engine.checkpoint import Checkpoints, NoReadableCheckpoint, State, verify
 from train.optim.optimizer import Trainable
 
@@ -22,7 +22,14 @@ _EXPORTED_SUFFIXES = {".json", ".safetensors", ".md", ".model", ".txt", ".jinja"
 
 
 def write_plain(kind: Any, config: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
-    """Write a transformers model of this kind with these float32 weights."""
+    """Write a transformers model of this kind with these float32 weights.
+
+    Raises:
+        NotFinite: one is not finite; nothing is written.
+        OSError: it cannot be written.
+    """
+    if broken := [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]:
+        raise NotFinite(f"{len(broken)} weight(s) are not finite, e.g. {broken[0]}: not exported. Export an earlier checkpoint")
     with torch.device("meta"):
         plain = kind(config)
     plain = plain.to_empty(device="cpu").float()
