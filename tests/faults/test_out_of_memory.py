@@ -12,7 +12,8 @@ import torch
 import train.engine.loop
 import train.reranker.step
 import train.siglip.step
-from eval.__main__ import main as evaluate
+from eval import __main__ as evaluation
+from eval.command import run_evaluation
 from eval.errors import is_out_of_memory
 from tests.faults.runs import lines, said
 from tests.nursery import ROOT
@@ -176,7 +177,8 @@ def test_the_commands_end_with_6_too(
     assert run_train([str(config)]) == 0
     monkeypatch.setattr("eval.encoder.encoder.text_features", fail)
     data = ["--data", str(small_world.manifest), "--split", "test", "--num-workers", "0"]
-    assert evaluate(["--model", str(small_world.base), *data, "--output", str(tmp_path / "eval")]) == 6
+    asked = evaluation.parse(["--model", str(small_world.base), *data, "--output", str(tmp_path / "eval")])
+    assert run_evaluation(lambda processes, device: evaluation.run(asked, processes, device)) == 6
     monkeypatch.setattr("train.siglip.export.plain_state", fail)
     assert export([str(tmp_path / "runs" / "job"), "--output", str(tmp_path / "out")]) == 6
     assert "Traceback" not in capsys.readouterr().err

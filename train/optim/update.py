@@ -155,7 +155,7 @@ class Update:
             raise NotFinite(f"step {step}: the rate {' and '.join(rates)} is beyond the weights' float32 ({error})") from error
         parameters = [parameter.detach() for _, parameter in self._tuned.trainable()]
         own = [part.to_local() if isinstance(part, DTensor) else part for part in parameters]
-        finite = bool(get_total_norm([part for part in own if part.numel()], norm_type=math.inf).isfinite())
+        finite = bool(get_total_norm(own).isfinite())  # of weights of 1e19 it is not: they are ruined as well
         if any(isinstance(part, DTensor) for part in parameters):  # replicas are equal, and know it without asking
             finite = all(bool(part[0]) for part in self._processes.gather(np.array([finite])))
         if not finite:
@@ -164,7 +164,8 @@ class Update:
             raise NotFinite(f"step {step}: weights not finite {at}, in {len(bad)} tensor(s), e.g. {bad[:3]}")
 
     def _not_finite_weights(self) -> list[str]:
-        return [name for name, parameter in self._tuned.module.named_parameters() if not bool(whole(parameter).isfinite().all())]
+        named = self._tuned.module.named_parameters()
+        return [name for name, parameter in named if not bool(torch.linalg.vector_norm(whole(parameter.detach())).isfinite())]
 
     def _diagnosis(self, step: int, loss: float, norm: float) -> str:
         gradients = [(name, parameter.grad) for name, parameter in self._tuned.trainable() if parameter.grad is not None]
