@@ -47,6 +47,12 @@ class OutOfMemory(UserError):
 
     exit_code = 6
 
+    @classmethod
+    def of(cls, error: BaseException, remedy: str) -> "OutOfMemory":
+        """What is told in place of an error for which `is_out_of_memory`, with what to change."""
+        found = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return cls(f"out of memory ({found:.300}). {remedy}")
+
 
 class Interrupted(CommandError):
     """Ctrl-C."""
@@ -100,8 +106,7 @@ def needing_memory(remedy: str) -> Iterator[None]:
     except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
             raise
-        found = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise OutOfMemory(f"out of memory ({found:.300}). {remedy}") from error
+        raise OutOfMemory.of(error, remedy) from error
 
 
 @contextmanager

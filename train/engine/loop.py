@@ -27,7 +27,7 @@ from tqdm import tqdm
 from eval.atomic import sweep
 from eval.dataset.images import ImageError
 from eval.encoder.encoder import block_loader
-from eval.errors import CommandError, NotFinite, UserError, needing_memory
+from eval.errors import CommandError, NotFinite, OutOfMemory, UserError, is_out_of_memory, needing_memory
 from eval.progress import bar
 from eval.search.ranking import DIRECTIONS
 from eval.sharded import is_sharded
@@ -282,8 +282,12 @@ class BaseLoop(ABC):
         if isinstance(batch, ImageError):
             raise UserError(f"{batch}. --check-images lists every picture that does not decode")
         waited = time.perf_counter() - started
-        with needing_memory(self._run.memory_remedy()):
+        try:
             outcome = self.stepper.train_step(batch, stop_asked=self.signals.asked)
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise OutOfMemory.of(error, self._run.memory_remedy()) from error
+            raise
         seconds = time.perf_counter() - started
         for message in batch.undecodable:
             tqdm.write(f"warning: replaced in step {batch.step}: {message}")
