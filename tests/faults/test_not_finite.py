@@ -123,9 +123,17 @@ def test_a_blow_up_met_in_an_evaluation_or_a_mining_is_exit_5(
     assert advised(child.output())[1].endswith("step-0")
 
 
-@pytest.mark.parametrize("world_size", [2])
-def test_every_process_ends_with_5(nursery: Nursery, small_world: SmallWorld, tmp_path: Path, world_size: int) -> None:
-    run = Run.make(nursery, small_world, tmp_path, world_size, train__learning_rate=1e308, train__warmup_steps=0)
+def test_a_blow_up_met_in_an_evaluation_of_a_reranker_is_exit_5(nursery: Nursery, reranker_world: RerankerWorld, tmp_path: Path) -> None:
+    changes = {"train__learning_rate": 1e16, "train__warmup_steps": 0, "train__eval_every_steps": 1}
+    run = Run.make(nursery, reranker_world, tmp_path, **changes)
+    (child,) = run.start()
+    assert child.wait() == 5, child.output()
+    assert "expected finite scores; found nan for image" in child.output() and "Traceback" not in child.output()
+    assert steps(run.folder) == [0]
+
+
+def test_every_process_ends_with_5(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
+    run = Run.make(nursery, small_world, tmp_path, 2, train__learning_rate=1e308, train__warmup_steps=0)
     assert [child.wait() for child in run.start()] == [5, 5]
     assert steps(run.folder) == [0]
 

@@ -221,10 +221,12 @@ class BaseLoop(ABC):
         except NotFinite as error:
             steps = self.checkpoints.steps() if self._run.processes.is_main else []
             last = max((step for step in steps if step < self.state.step), default=steps[-1] if steps else 0)
-            rate = self._run.config.train.learning_rate
+            train = self._run.config.train
+            keys = f"train.begin_at={self.checkpoints.path(last)} train.learning_rate={train.learning_rate / 10:g}"
+            keys += "" if train.precision == "fp32" else " or train.precision=fp32"
             raise NotFinite(
-                f"{error}. Nothing of it was kept. Go on from a checkpoint before it under another name, with a lower rate or in float32: "
-                f"name=NEW train.begin_at={self.checkpoints.path(last)} train.learning_rate={rate / 10:g} (docs/resuming.md)"
+                f"{str(error).rstrip('.')}. Nothing of it was kept. Go on from a checkpoint before it, under another name and with other "
+                f"keys, such as name=NEW {keys} (docs/resuming.md)"
             ) from error
 
     def _start(self) -> None:
