@@ -3,7 +3,7 @@
 Measures a SigLIP checkpoint, or several (--also), on labelled pairs, alone and with a cross-encoder reranking the top K.
 The score cache of the cross-encoder is OUTPUT/pair-scores (--pair-scores, --no-pair-scores).
 Over several processes: torchrun --nproc-per-node N -m eval ... (or accelerate launch -m eval ...), with the same figures to the last bit.
-Exit codes: 0 done · 2 bad arguments or data · 4 could not write.
+Exit codes: 0 done · 2 bad arguments or data · 4 could not write · 5 not finite · 6 out of memory.
 """
 
 import argparse

@@ -1,9 +1,12 @@
 """What every command has in common: silence the libraries, do the work, and turn its end into one line and an exit code.
 
-Exit codes: 0 done · 2 bad arguments or data · 4 could not read or write a file · 130 stopped by Ctrl-C; train/ adds its own.
+Exit codes: 0 done · 2 bad arguments or data · 4 could not read or write a file · 5 not finite · 6 out of memory · 130 stopped by Ctrl-C ·
+141 whoever read what it prints has left; train/ adds its own.
 """
 
 import os
+import select
+import signal
 import socket
 import sys
 import traceback
@@ -16,12 +19,18 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from eval.atomic import check_writable, claimed
-from eval.errors import CommandError, Interrupted, WriteError, as_os_error, remedy_of, writing
+from eval.errors import CommandError, Interrupted, WriteError, as_os_error, needing_memory, remedy_of, writing
 
 if TYPE_CHECKING:
     import torch
 
     from eval.processes import Processes
+
+
+MEMORY_REMEDY = (
+    "Free what others use of it (nvidia-smi and free say how much), lower the number of processes that decode pictures (--num-workers, "
+    "data.num_workers), or take a smaller model or more memory; the same command goes on or begins again"
+)
 
 
 def run_command(work: Callable[[], int | None], *, writes: Sequence[Path] = (), loads_models: bool = True) -> int:
@@ -35,13 +44,17 @@ def run_command(work: Callable[[], int | None], *, writes: Sequence[Path] = (), 
     try:
         if loads_models:
             silence()
-        with _claimed(writes):
-            return work() or 0
+        with _claimed(writes), needing_memory(MEMORY_REMEDY):
+            code = work() or 0
+        sys.stdout.flush()  # a reader that has left is noticed here, and not where Python ends
+        return code
     except CommandError as error:
         return _end(error)
     except KeyboardInterrupt:
         return _end(Interrupted("interrupted"))
     except (OSError, SafetensorError) as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            return 128 + signal.SIGPIPE
         found = as_os_error(error)
         if found is None:
             raise
@@ -90,6 +103,21 @@ def silence() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork.*")  # workers touch no thread of their parent's
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads what is printed any more, as after `| head`; nothing is printed from then on, so that Python ends quietly."""
+    left = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            poll = select.poll()
+            poll.register(stream.fileno(), select.POLLOUT)
+            if any(event & select.POLLERR for _, event in poll.poll(0)):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                left = True
+        except (OSError, ValueError):  # a stream without a file
+            continue
+    return left
 
 
 def _end(error: CommandError) -> int:

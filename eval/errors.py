@@ -11,6 +11,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
 """How libraries quote the operating system: safetensors and tokenizers, and pyarrow."""
 _FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 _FORBIDDEN = frozenset([errno.EACCES, errno.EPERM, errno.EROFS])
+_NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate memory|not enough memory|STATUS_ALLOC_FAILED", re.IGNORECASE)
 
 
 class CommandError(Exception):
@@ -34,6 +35,25 @@ class WriteError(UserError):
     """A result that could not be written: a full disk, a folder that is a file, no permission."""
 
     exit_code = 4
+
+
+class NotFinite(UserError):
+    """A loss, a gradient, a weight, an embedding or a score that is NaN or infinite; raised on every process."""
+
+    exit_code = 5
+    is_shared = True
+
+
+class OutOfMemory(UserError):
+    """The memory of the device or of the machine does not suffice."""
+
+    exit_code = 6
+
+    @classmethod
+    def of(cls, error: BaseException, remedy: str) -> "OutOfMemory":
+        """What is told in place of an error for which `is_out_of_memory`, with what to change."""
+        found = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return cls(f"out of memory ({found:.300}). {remedy}")
 
 
 class Interrupted(CommandError):
@@ -117,6 +137,28 @@ def naming(path: str | os.PathLike[str], aside: Path | None = None, num_bytes: i
         if found is None or found is error:
             raise
         raise found from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, torch, CUDA or the operating system raised this error for want of memory."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None)
+
+
+@contextmanager
+def needing_memory(remedy: str) -> Iterator[None]:
+    """Make what is raised in here for want of memory an error that says what to change.
+
+    Raises:
+        OutOfMemory: in place of it.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory.of(error, remedy) from error
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from eval.errors import UserError, WriteError
+from eval.errors import NotFinite, OutOfMemory, UserError, WriteError
 
 Made = TypeVar("Made")
 
@@ -85,7 +85,8 @@ class Processes:
         for part in self.gather(np.frombuffer(told.encode("utf-8", "surrogatepass"), dtype=np.uint8)):
             if len(part):
                 code, _, message = part.tobytes().decode("utf-8", "surrogatepass").partition(" ")
-                error = WriteError(message) if int(code) == WriteError.exit_code else UserError(message)
+                kinds = {kind.exit_code: kind for kind in (WriteError, NotFinite, OutOfMemory)}
+                error: UserError = kinds.get(int(code), UserError)(message)
                 error.exit_code, error.is_shared = int(code), True
                 raise error
 

@@ -3,7 +3,7 @@
 Retrieves the captions of each picture and the pictures of each caption, and reranks the top of them with a cross-encoder; no ground truth
 is needed. Writes a table of both stages' scores and ranks, and next to it a page with pictures.
 Over several processes: torchrun --nproc-per-node N -m rerank ..., with the same table to the last byte.
-Exit codes: 0 done · 2 bad arguments or data · 4 could not write.
+Exit codes: 0 done · 2 bad arguments or data · 4 could not write · 5 not finite · 6 out of memory.
 """
 
 import argparse

@@ -19,7 +19,7 @@ from transformers import SiglipModel
 
 from eval.dataset.images import ImageError
 from eval.encoder.inputs import SiglipInputs
-from eval.errors import UserError
+from eval.errors import NotFinite
 from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
 from eval.sharded import is_sharded
@@ -80,7 +80,8 @@ def embed_images(
         remedy: what a person can do about an image that cannot be decoded, for the error; None: no error, it gets a row of zeros.
 
     Raises:
-        UserError: an image cannot be decoded (in evaluation nothing is left out), or an embedding is not finite.
+        UserError: an image cannot be decoded (in evaluation nothing is left out).
+        NotFinite: an embedding is not finite.
     """
     own: list[np.ndarray] = []
     stream_images(model, inputs, dataset, own.append, execution=execution, block=block, names=names, remedy=remedy)
@@ -93,7 +94,7 @@ def embed_captions(
     """Unit embeddings of captions, float32 of shape (captions, D), the same on every process.
 
     Raises:
-        UserError: an embedding is not finite.
+        NotFinite: an embedding is not finite.
     """
     own: list[np.ndarray] = []
     stream_captions(model, inputs, captions, own.append, execution=execution, block=block)
@@ -170,7 +171,7 @@ def _stream(
     if len(bad_N):
         first = [names[int(row)][:80] if names else int(row) for row in np.sort(bad_N)[:_MOST_NAMED]]
         noun = "image" if features is image_features else "caption"
-        raise UserError(
+        raise NotFinite(
             f"{len(bad_N)} {noun} embedding(s) of {num_rows} are not finite, e.g. of {first}: the weights or the precision are broken. "
             "Take another checkpoint, or fetch or train this one again"
         )

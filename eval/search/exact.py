@@ -14,7 +14,7 @@ import torch
 
 from eval.dataset.retrieval_set import PositivePairs
 from eval.encoder.encoder import num_blocks
-from eval.errors import UserError
+from eval.errors import NotFinite, UserError
 from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
 from eval.search.ranking import Direction, Ranking
@@ -65,7 +65,8 @@ def search_both(
         depth: K, cut to the gallery's size.
 
     Raises:
-        UserError: a vector is not finite, or a query has no positive.
+        NotFinite: a vector is not finite.
+        UserError: a query has no positive.
     """
     check_finite("query", images_ID)
     check_finite("gallery", captions_CD)
@@ -196,14 +197,14 @@ def check_finite(noun: str, vectors: np.ndarray) -> None:
     """Refuse vectors that cannot be ranked, called `noun` in the message.
 
     Raises:
-        UserError: a vector is not finite.
+        NotFinite: a vector is not finite.
     """
     bad = []
     for start in range(0, len(vectors), QUERY_BLOCK):
         finite = np.isfinite(vectors[start : start + QUERY_BLOCK]).all(axis=1)
         bad += (np.flatnonzero(~finite) + start).tolist()
     if bad:
-        raise UserError(f"{len(bad)} {noun} vector(s) are not finite, at index {bad[:5]}: they cannot be ranked")
+        raise NotFinite(f"{len(bad)} {noun} vector(s) are not finite, at index {bad[:5]}: they cannot be ranked")
 
 
 def _check_positives(positives: PositivePairs) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.errors import UserError
+from eval.errors import NotFinite, needing_memory
 from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
 from eval.progress import bar
@@ -93,7 +93,7 @@ def score_candidates(
         on_list: called after each image with its index, the indices of its captions and their scores; what it raises ends the scoring.
 
     Raises:
-        UserError: a score is not finite; the pair is named.
+        NotFinite: a score is not finite; the pair is named.
         ValueError: the scorer returned something other than one score per caption.
     """
     share = lists.share(rank, world_size)
@@ -120,7 +120,7 @@ def _score_image(scorer: PairScorer, dataset: ScoringData, image: int, captions_
     scores_n = scores_D[[distinct[text] for text in texts]]
     bad = np.flatnonzero(~np.isfinite(scores_n))
     if len(bad):
-        raise UserError(
+        raise NotFinite(
             f"Scorer {scorer.name}: expected finite scores; found {scores_n[bad[0]]} for image {dataset.image_ids[image]!r} with "
             f"{[dataset.caption_ids[int(caption)] for caption in captions_n[bad[:5]]]} ({len(bad)} of this image's {len(scores_n)}). "
             "Score in float32, and check the reranker's weights."
@@ -163,7 +163,8 @@ def complete_scores(
             cached.write(image, captions_n, scores_n)
         execution.on_progress(len(captions_n))
 
-    with processes.jointly():
+    remedy = f"The cross-encoder {scorer.name} needs it: take a smaller one (--rerank, rerank.model, mining.denoise.model) or a free GPU"
+    with processes.jointly(), needing_memory(remedy):
         rank, world_size = processes.rank, processes.world_size
         part = score_candidates(scorer, dataset, missing, rank=rank, world_size=world_size, progress=progress, on_list=on_list)
     missing_scores_N, cost = _gathered(part, missing, processes)

@@ -10,7 +10,7 @@ from eval.errors import named
 from rerank.combine.spec import Choice, Combining, given_weights, parse_pool
 from rerank.combine.views import POOLINGS, REMOVED_COMBINATIONS, Combination, combination_fault
 from rerank.reorder.plan import Plan, Tuning
-from train.config.section import Section
+from train.config.section import Name, Section
 
 SUBJECT, BASELINE = "tuned", "base"
 """The stages of a job's own checkpoints: what it exports, and what it began with."""
@@ -66,9 +66,6 @@ class RerankConfig(Section):
     def chooses(self) -> bool:
         """True if something is chosen on val."""
         return self.plan.tuning.any
-
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class EnsembleConfig(Section):

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from eval.errors import UserError
 from eval.files import CONFIG_BYTES, read_text
 from train.config.job import JobConfig
 from train.config.run import PATH_KEYS, RunConfig
+from train.config.yaml_text import YamlFault, parse_yaml
 
 ConfigType = TypeVar("ConfigType", bound=RunConfig)
 
@@ -34,19 +34,25 @@ def load_run_config(kind: type[ConfigType], path: str | os.PathLike[str], overri
         kind: what the file describes.
 
     Raises:
-        ConfigError: with every fault: unknown keys (and the nearest known one), wrong types, values that contradict one another.
+        ConfigError: with every fault: unknown keys (and the nearest known one), wrong types, values that contradict one another; and
+            which of them the command line gives.
     """
     record = read_yaml(Path(path))
     for override in overrides:
         _apply(record, override)
-    return _checked(kind, record, path)
+    return _checked(kind, record, path, overrides)
 
 
-def _checked(kind: type[ConfigType], record: dict[str, Any], path: str | os.PathLike[str]) -> ConfigType:
+def _checked(
+    kind: type[ConfigType], record: dict[str, Any], path: str | os.PathLike[str], overrides: Sequence[str] = ()
+) -> ConfigType:
     try:
         return kind.model_validate(record)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {error.error_count()} fault(s) in the configuration\n" + "\n".join(_lines(error, kind))) from None
+        faults = [(line, [text for text in overrides if _touches(text, location)]) for line, location in _lines(error, kind)]
+        of_file = f"{path}: " if not all(given for _, given in faults) else ""
+        lines = "\n".join(line + (f" (the command line gives {' '.join(given):.200})" if given else "") for line, given in faults)
+        raise ConfigError(f"{of_file}{error.error_count()} fault(s) in the configuration\n{lines}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -56,11 +62,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: it cannot be read, or holds something else.
     """
     try:
-        record = yaml.safe_load(read_text(path, CONFIG_BYTES))
+        record = parse_yaml(read_text(path, CONFIG_BYTES))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); give the path of a YAML file, e.g. configs/demo.yaml") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    except YamlFault as error:
+        raise ConfigError(f"{path}: {error}") from error
     if not isinstance(record, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(record).__name__}")
     return record
@@ -69,34 +75,42 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _apply(record: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     if not separator or not all(path.split(".")):
-        raise ConfigError(f"{override!r}: an override has the form key.path=value, e.g. train.max_steps=100")
+        raise ConfigError(f"{override!r:.200}: an override has the form key.path=value, e.g. train.max_steps=100")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r}: the value is not valid YAML: {error}") from error
+        value = parse_yaml(text)
+    except YamlFault as error:
+        raise ConfigError(f"{override!r:.200}, given on the command line: {error}") from error
     *parents, last = path.split(".")
     for key in parents:
         if record.get(key) is None:
             record[key] = {}
         record = record[key]
         if not isinstance(record, dict):
-            raise ConfigError(f"{override!r}: {key} is a single value, it has no keys below it")
+            raise ConfigError(f"{override!r:.200}: {key} is a single value, it has no keys below it")
     record[last] = value
 
 
-def _lines(error: ValidationError, kind: type[BaseModel]) -> list[str]:
+def _touches(override: str, location: Sequence[int | str]) -> bool:
+    """Whether an override gives the value at a location, or one below or above it."""
+    given = override.partition("=")[0].split(".")
+    return all(str(part) == key for part, key in zip(location, given, strict=False))
+
+
+def _lines(error: ValidationError, kind: type[BaseModel]) -> list[tuple[str, tuple[int | str, ...]]]:
+    """Each fault in a line, and where it is."""
     lines = []
     for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"]) or "(the whole)"
+        key = ".".join(f"{part:.100}" if isinstance(part, str) else str(part) for part in fault["loc"]) or "(the whole)"
         if fault["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(fault["loc"][-1]), _known_keys(kind, fault["loc"][:-1]), n=1)
-            lines.append(f"  {key}: unknown key" + (f"; did you mean {near[0]}?" if near else ""))
+            line = f"  {key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
         elif fault["type"] == "missing":
-            lines.append(f"  {key}: missing")
+            line = f"  {key}: missing"
         else:
             message = fault["msg"].removeprefix("Value error, ")
             found = "" if fault["type"] == "value_error" else f"; found {fault['input']!r:.100}"
-            lines.append(f"  {key}: {message}{found}")
+            line = f"  {key}: {message}{found}"
+        lines.append((line, fault["loc"]))
     return lines
 
 

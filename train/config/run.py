@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from train.config.section import Section
+from train.config.section import Name, Section
 
-PATH_KEYS = ("base", "source", "image_root", "truth", "expand")
+PATH_KEYS = ("base", "source", "image_root", "truth", "expand", "begin_at")
 """Keys, in any section, whose values lead to files; what they lead to is known by its content, wherever it lies."""
 
 
@@ -72,6 +72,9 @@ class LoopConfig(Section):
     """Steps between checkpoints; also one before step 1, one at each new best, one at the end."""
     keep_checkpoints: Annotated[int, Field(gt=0)] = 3
     """Newest checkpoints kept; the best is kept too."""
+    begin_at: str | None = None
+    """Another run's checkpoint to begin at, runs/OLD/checkpoints/step-N: its weights and optimizer state, with every key of this
+    configuration (rate, precision, batch size, ...) from step 1 on. Model, base and data must be the same (docs/resuming.md)."""
     deterministic: bool = False
     """On a GPU, use deterministic algorithms, so that a resumed run is bit-equal (slower). On the CPU it always is."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 1800
@@ -118,9 +121,9 @@ class RunConfig(Section):
         "train.keep_checkpoints",
         "train.timeout_seconds",
     )
-    """Keys that may change between a run and its continuation, for they do not touch what is learnt."""
+    """Keys that may change between a run and its continuation: no gradient changes by more than rounding."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Name
     """The run's folder is runs/NAME."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Order, caption choice, crops and dropout follow from it."""

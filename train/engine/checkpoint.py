@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from eval.atomic import commit_folder, folder_aside, remove_folder
 from eval.encoder.identity import Identity, check_identity
 from eval.encoder.sealed import seal, verify
-from eval.errors import UserError
+from eval.errors import NotFinite, UserError
 from eval.processes import Processes
 from eval.sharded import whole
 from train.optim.fsdp import placed
@@ -28,7 +28,7 @@ from train.optim.loss_scale import LossScale
 from train.optim.optimizer import Trainable
 
 _NAME = re.compile(r"^step-(\d+)$")
-_LATER_KEYS = {"stopped_by", "loss_scale", "matcher_sha256", "further", "base_identity", "config", "metrics_sha256"}
+_LATER_KEYS = {"stopped_by", "loss_scale", "matcher_sha256", "further", "base_identity", "config", "metrics_sha256", "num_updates_before"}
 """Of state.json, which the first checkpoints did not have."""
 
 
@@ -59,6 +59,7 @@ class State:
         further: additional state of a run of another kind than tuning SigLIP (train/reranker/loop.py); None: nothing.
         base_identity: config, image processor and tokenizer it started from; None: of an earlier version.
         config: the keys that decide what is learnt, with their values (train/engine/folder.py); None: of an earlier version.
+        num_updates_before: updates that the optimizer state knows from the checkpoint of another run that this one began at.
     """
 
     step: int = 0
@@ -78,6 +79,7 @@ class State:
     further: dict[str, Any] | None = None
     base_identity: Identity | None = None
     config: dict[str, Any] | None = None
+    num_updates_before: int = 0
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "State":
@@ -102,8 +104,8 @@ class State:
 
     @property
     def num_updates(self) -> int:
-        """Steps at which the weights moved: all but those that fp16 skipped."""
-        return self.step - (self.loss_scale.num_skipped if self.loss_scale is not None else 0)
+        """Updates that the optimizer state knows: of all steps but those that fp16 skipped, and of the run that this one began at."""
+        return self.num_updates_before + self.step - (self.loss_scale.num_skipped if self.loss_scale is not None else 0)
 
 
 class Checkpoints:
@@ -207,12 +209,18 @@ class Checkpoints:
 
         Raises:
             NoReadableCheckpoint: they belong to another model.
+            NotFinite: one is not finite.
         """
         saved = load_file(self.path(step) / "weights.safetensors")
         expected = dict(tuned.trainable())
-        if saved.keys() != expected.keys():
-            differing = sorted(saved.keys() ^ expected.keys())[:5]
-            raise NoReadableCheckpoint(f"{self.path(step)} holds the weights of another model; differing: {differing}")
+        differing = saved.keys() ^ expected.keys() | {name for name in saved.keys() & expected if saved[name].shape != expected[name].shape}
+        if differing:
+            raise NoReadableCheckpoint(f"{self.path(step)} holds the weights of another model; differing: {sorted(differing)[:5]}")
+        if broken := [name for name, tensor in saved.items() if not bool(tensor.isfinite().all())]:
+            raise NotFinite(
+                f"{self.path(step)}: {len(broken)} weight(s) are not finite, e.g. {broken[0]}. There are checkpoints of the steps "
+                f"{self.steps()}: begin at an earlier one, name=NEW train.begin_at=... (docs/resuming.md)"
+            )
         with torch.no_grad():
             for name, parameter in expected.items():
                 parameter.copy_(placed(saved[name], parameter))

@@ -11,7 +11,7 @@ import torch
 
 from eval.atomic import claimed, replaced_folder
 from eval.encoder.sealed import seal, verify
-from eval.errors import UserError
+from eval.errors import NotFinite, UserError
 from train.engine.checkpoint import Checkpoints, NoReadableCheckpoint, State
 from train.engine.folder import check_checkpoints, check_replaceable
 from train.optim.optimizer import Trainable
@@ -23,7 +23,14 @@ TrainableModel = TypeVar("TrainableModel", bound=Trainable)
 
 
 def write_plain(kind: Any, config: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
-    """Write a transformers model of this kind with these float32 weights."""
+    """Write a transformers model of this kind with these float32 weights.
+
+    Raises:
+        NotFinite: one is not finite; nothing is written.
+        OSError: it cannot be written.
+    """
+    if broken := [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]:
+        raise NotFinite(f"{len(broken)} weight(s) are not finite, e.g. {broken[0]}: not exported. Export an earlier checkpoint")
     with torch.device("meta"):
         plain = kind(config)
     plain = plain.to_empty(device="cpu").float()

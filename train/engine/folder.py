@@ -14,6 +14,7 @@ from eval.atomic import TakenError, check_writable, contents, hash_file, lock_fi
 from eval.encoder.sealed import is_sealed, verify
 from eval.errors import UserError, naming
 from train.config.run import PATH_KEYS, RunConfig
+from train.config.yaml_text import YamlFault, parse_yaml
 from train.engine.checkpoint import Checkpoints
 from train.engine.metrics_log import flatten
 
@@ -68,8 +69,8 @@ def check_outputs(config: RunConfig, reports: Sequence[Path]) -> None:
 
 def _check_same(path: Path, config: RunConfig) -> None:
     try:
-        old = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        old = parse_yaml(path.read_text(encoding="utf-8"))
+    except (YamlFault, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({error}): restore it, or take another name=") from None
     if not isinstance(old, dict):
         raise UserError(f"{path} holds no configuration: restore it, or take another name=")

@@ -27,11 +27,12 @@ from tqdm import tqdm
 from eval.atomic import sweep
 from eval.dataset.images import ImageError
 from eval.encoder.encoder import block_loader
-from eval.errors import CommandError, UserError
+from eval.errors import CommandError, NotFinite, OutOfMemory, UserError, is_out_of_memory, needing_memory
 from eval.progress import bar
 from eval.search.ranking import DIRECTIONS
 from eval.sharded import is_sharded
 from train.data.data_record import check_data, record_data
+from train.engine.begin import begin_at
 from train.engine.checkpoint import Checkpoints, State, newest_of_main
 from train.engine.folder import learnt
 from train.engine.metrics_log import MetricsLog, WandbMirror
@@ -68,6 +69,11 @@ class ProcessesLost(CommandError):
 def is_loss_of_processes(error: RuntimeError) -> bool:
     """Whether torch.distributed raised this error for processes that are gone or do not answer in time."""
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+def has_own_memory(device: torch.device) -> bool:
+    """Whether a device has memory of its own, which is there or not when it is asked for."""
+    return device.type != "cpu"
 
 
 class StopSignals:
@@ -149,6 +155,10 @@ class BaseLoop(ABC):
         """(what the line of the step just taken holds of this kind of run, the events that follow it)."""
 
     @abstractmethod
+    def largest_batch(self) -> Any:
+        """This process's share of a step, as large as any of the run's can be; what it holds does not matter."""
+
+    @abstractmethod
     def evaluate(self) -> Evaluation:
         """Measure the current weights."""
 
@@ -163,7 +173,7 @@ class BaseLoop(ABC):
 
         Raises:
             Stopped: a signal asked for it; a checkpoint was written.
-            NotFinite, NoReadableCheckpoint, UserError, OSError: see train/engine/command.py for their exit codes.
+            NotFinite, OutOfMemory, NoReadableCheckpoint, UserError, OSError: see train/engine/command.py for their exit codes.
         """
         job, max_steps = self._run, self._run.config.train.max_steps
         self._start()
@@ -172,20 +182,60 @@ class BaseLoop(ABC):
         try:
             self.save(sync=True)
             if not self._ends_here():
+                self._rehearse()
                 self.setup()
             while True:
-                self._evaluate_if_due()
+                with self._explaining():
+                    self._evaluate_if_due()
                 if self.state.step % job.config.train.checkpoint_every_steps == 0 or self._ends_here():
                     self.save()
                 if self._ends_here():
                     return self.state
-                self.before_step()
-                self._step()
+                with self._explaining():
+                    self.before_step()
+                    self._step()
         finally:
             self._bar.close()
             self.metrics.close()
             if self.wandb is not None:
                 self.wandb.close()
+
+    def _rehearse(self) -> None:
+        """Take the largest step of the run once and throw it away, so that memory that does not suffice is known now, not hours later.
+
+        Not on a CPU, which promises memory that it does not have.
+
+        Raises:
+            OutOfMemory: it does not suffice.
+        """
+        job, device = self._run, self._run.accelerator.device
+        if not has_own_memory(device):
+            return
+        with needing_memory(f"This was a trial of the largest step of the run. {job.memory_remedy()}"):
+            self.stepper.rehearse(self.largest_batch())
+        if device.type == "cuda":
+            job.log(f"memory    the largest step takes {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB")
+            torch.cuda.reset_peak_memory_stats(device)
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Say of what is not finite how the run can go on: from a checkpoint before these weights, which may be finite and ruined.
+
+        Raises:
+            NotFinite: in place of one that does not say it.
+        """
+        try:
+            yield
+        except NotFinite as error:
+            steps = self.checkpoints.steps() if self._run.processes.is_main else []
+            last = max((step for step in steps if step < self.state.step), default=steps[-1] if steps else 0)
+            train = self._run.config.train
+            keys = f"train.begin_at={self.checkpoints.path(last)} train.learning_rate={train.learning_rate / 10:g}"
+            keys += "" if train.precision == "fp32" else " or train.precision=fp32"
+            raise NotFinite(
+                f"{str(error).rstrip('.')}. Nothing of it was kept. Go on from a checkpoint before it, under another name and with other "
+                f"keys, such as name=NEW {keys} (docs/resuming.md)"
+            ) from error
 
     def _start(self) -> None:
         """Resume from the newest whole checkpoint, or begin."""
@@ -215,6 +265,8 @@ class BaseLoop(ABC):
                     job.log(f"warning: {job.folder}/metrics.jsonl {damage}, unlike when the checkpoint was written; the run goes on")
         for line in job.describe():
             job.log(line)
+        if found is None and job.config.train.begin_at is not None:
+            self.state = begin_at(job, job.config.train.begin_at, self.state)
         if found is None:
             self.write("start", {"world_size": job.processes.world_size, "leakage": [leak.as_record() for leak in job.leakages]})
 
@@ -253,7 +305,12 @@ class BaseLoop(ABC):
         if isinstance(batch, ImageError):
             raise UserError(f"{batch}. --check-images lists every picture that does not decode")
         waited = time.perf_counter() - started
-        outcome = self.stepper.train_step(batch, stop_asked=self.signals.asked)
+        try:
+            outcome = self.stepper.train_step(batch, stop_asked=self.signals.asked)
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise OutOfMemory.of(error, self._run.memory_remedy()) from error
+            raise
         seconds = time.perf_counter() - started
         for message in batch.undecodable:
             tqdm.write(f"warning: replaced in step {batch.step}: {message}")

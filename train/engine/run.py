@@ -123,6 +123,27 @@ class Run(ABC):
     def describe(self) -> list[str]:
         """What a person should know before the first step, line by line."""
 
+    @abstractmethod
+    def memory_keys(self) -> list[str]:
+        """Keys, with values, that make a step need less memory and change nothing that is learnt."""
+
+    def smaller_micro_batch(self, now: int | None) -> list[str]:
+        """The key that halves the micro-batch, where it can be halved.
+
+        Args:
+            now: train.micro_batch_size.
+        """
+        share = self.config.train.batch_size // self.processes.world_size
+        size = min(now or share, share)
+        return [f"train.micro_batch_size={size // 2} (now {size})"] if size > 1 else []
+
+    def memory_remedy(self) -> str:
+        """What a person can change where a step needs more memory than there is."""
+        keys = " and ".join(self.memory_keys())
+        if not keys:
+            return "Nothing is left to lower in the same run: take a smaller train.batch_size or a smaller model under another name="
+        return f"Add {keys} to the same command: it goes on from the newest checkpoint, and nothing that is learnt changes but by rounding"
+
     def size_lines(self, num_epochs: float) -> list[str]:
         """The size of the loop, which passes so often over the images, and the machine's."""
         train, world_size = self.config.train, self.processes.world_size

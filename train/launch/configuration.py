@@ -1,6 +1,6 @@
 """Prints what of an accelerate configuration file decides how launch.sh starts the trainers, as one line of words.
 
-    python train/launch/configuration.py FILE.yaml
+    python -m train.launch.configuration FILE.yaml
     NUM_PROCESSES NUM_MACHINES USE_CPU PORT DISTRIBUTED_TYPE special|plain
 
 PORT is "none" if the file names none. "plain" means that the file asks for nothing that a bare `python -m train` would not do.
@@ -9,7 +9,7 @@ PORT is "none" if the file names none. "plain" means that the file asks for noth
 import sys
 from typing import Any
 
-import yaml
+from train.config.yaml_text import parse_yaml
 
 BARE_KEYS = {
     "compute_environment",
@@ -28,6 +28,9 @@ def facts(values: dict[str, Any]) -> list[str]:
 
     Raises ValueError or TypeError where a count is not a number.
     """
+    for key in ("num_processes", "num_machines", "main_process_port"):
+        if isinstance(values.get(key), bool):
+            raise ValueError(f"{key}: expected a number, found {values[key]} (YAML reads on and yes as true, off and no as false)")
     special = any(key not in BARE_KEYS and value not in UNSET for key, value in values.items())
     return [
         str(int(values.get("num_processes", 1))),
@@ -42,7 +45,7 @@ def facts(values: dict[str, Any]) -> list[str]:
 if __name__ == "__main__":
     try:
         with open(sys.argv[1], encoding="utf-8") as file:
-            loaded = yaml.safe_load(file)
+            loaded = parse_yaml(file.read())
         print(*facts(dict(loaded)))
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (OSError, TypeError, ValueError) as error:
         sys.exit(f"launch.sh: LAUNCH_ARGS: {sys.argv[1]} is not an accelerate configuration that can be read: {error}")

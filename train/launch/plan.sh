@@ -59,7 +59,7 @@ read_launch_args() {
 read_config_file() { # fills in what LAUNCH_ARGS left to its configuration file
     local line facts
     [ -n "$config_file" ] || return 0
-    line=$("$python" "$root/train/launch/configuration.py" "$config_file") || exit 2
+    line=$("$python" -m train.launch.configuration "$config_file") || exit 2
     read -r -a facts <<<"$line"
     num_processes=${num_processes:-${facts[0]}}
     num_machines=${num_machines:-${facts[1]}}

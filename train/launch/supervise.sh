@@ -53,7 +53,7 @@ verdict() { # verdict LAUNCHER_STATUS
         read -r code 2>/dev/null <"$file"
         case $code in
         0) num_done=$((num_done + 1)) ;;
-        2 | 3 | 4 | 5) echo "$code" && return ;;
+        2 | 3 | 4 | 5 | 6) echo "$code" && return ;;
         143) num_stopped=$((num_stopped + 1)) ;;
         '' | *[!0-9]*) ;; # killed before it could write
         *) other=${other:-$code} ;;

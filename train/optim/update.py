@@ -5,25 +5,24 @@ rebuilds its buckets after the first step, which changes the order of summation,
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 
-from eval.errors import CommandError
+from eval.errors import NotFinite
 from eval.processes import Processes
 from eval.sharded import whole
 from train.config.run import LoopConfig
 from train.optim.loss_scale import SMALLEST, LossScale
 from train.optim.optimizer import Trainable
 
-
-class NotFinite(CommandError):
-    """Loss or gradient is not a finite number; nothing was updated. Exit code 5."""
-
-    exit_code = 5
-    is_shared = True
+_LARGEST_NORM = float(np.sqrt(np.finfo(np.float32).max))
+"""Of a gradient whose squares, which Adam keeps, are numbers in float32."""
 
 
 class Gradients:
@@ -87,6 +86,7 @@ class Update:
     def __init__(self, config: LoopConfig, tuned: Trainable, optimizer: torch.optim.Optimizer, processes: Processes) -> None:
         self._config, self._tuned, self._optimizer, self._processes = config, tuned, optimizer, processes
         self.gradients = Gradients([parameter for _, parameter in tuned.trainable()], processes)
+        self._device = next(tuned.module.parameters()).device
         self.loss_scale = LossScale() if config.precision == "fp16" else None
 
     @property
@@ -100,6 +100,17 @@ class Update:
         if self.loss_scale is not None:
             self.gradients.scale_by(1 / self.loss_scale.scale)
 
+    def rehearse(self, forward_backward: Callable[[], Any]) -> None:
+        """Take the forward and backward pass of a step, beside the optimizer's state, and throw its gradients away: every bit stays."""
+        device = self._device
+        trained = [parameter.detach() for _, parameter in self._tuned.trainable()]
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            self.gradients.zero()
+            room = [] if self._optimizer.state else [torch.empty_like(parameter) for parameter in (*trained, *trained)]
+            forward_backward()
+            del room
+            self.gradients.zero()
+
     def sum(self, values: list[float]) -> list[float]:
         """Sums over processes, in float64, in rank order."""
         parts = self._processes.gather(np.array([values], dtype=np.float64))
@@ -112,7 +123,8 @@ class Update:
             loss: over all processes.
 
         Raises:
-            NotFinite: on every process, before anything is updated; in fp16 only when a smaller scale cannot help.
+            NotFinite: on every process: loss or gradient, before anything is updated, in fp16 only when a smaller scale cannot help; or the
+                weights after the update.
         """
         norm = self.gradients.norm()
         finite = bool(np.isfinite(loss) and np.isfinite(norm))
@@ -122,22 +134,47 @@ class Update:
             raise NotFinite(self._diagnosis(step, loss, norm))
         if finite:
             limit = self._config.max_grad_norm
+            if min(norm, limit or math.inf) > _LARGEST_NORM:
+                raise NotFinite(f"step {step}: gradient norm {norm}, whose square is beyond float32; nothing was updated")
             if limit is not None and norm > limit:
                 self.gradients.scale_by(limit / norm)
             factor = rate_factor(step, self._config.max_steps, self._config.num_warmup_steps)
             for group in self._optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            self._optimizer.step()
+            self._take(step)
         return norm, finite
+
+    def _take(self, step: int) -> None:
+        """Update the weights, and look at them once."""
+        rates = sorted({f"{group['lr']:g}" for group in self._optimizer.param_groups})
+        try:
+            self._optimizer.step()
+        except RuntimeError as error:
+            if "overflow" not in str(error):
+                raise
+            raise NotFinite(f"step {step}: the rate {' and '.join(rates)} is beyond the weights' float32 ({error})") from error
+        parameters = [parameter.detach() for _, parameter in self._tuned.trainable()]
+        own = [part.to_local() if isinstance(part, DTensor) else part for part in parameters]
+        finite = bool(get_total_norm(own).isfinite())  # of weights of 1e19 it is not: they are ruined as well
+        if any(isinstance(part, DTensor) for part in parameters):  # replicas are equal, and know it without asking
+            finite = all(bool(part[0]) for part in self._processes.gather(np.array([finite])))
+        if not finite:
+            bad = self._not_finite_weights()
+            at = f"after the update, at the rate {' and '.join(rates)}"
+            raise NotFinite(f"step {step}: weights not finite {at}, in {len(bad)} tensor(s), e.g. {bad[:3]}")
+
+    def _not_finite_weights(self) -> list[str]:
+        named = self._tuned.module.named_parameters()
+        return [name for name, parameter in named if not bool(torch.linalg.vector_norm(whole(parameter.detach())).isfinite())]
 
     def _diagnosis(self, step: int, loss: float, norm: float) -> str:
         gradients = [(name, parameter.grad) for name, parameter in self._tuned.trainable() if parameter.grad is not None]
         bad = [name for name, gradient in gradients if not bool(whole(gradient).isfinite().all())]
-        weights = [name for name, parameter in self._tuned.module.named_parameters() if not bool(whole(parameter).isfinite().all())]
+        weights = self._not_finite_weights()
         text = f"step {step}: loss {loss}, gradient norm {norm}; nothing was updated. Gradients not finite in {len(bad)} tensor(s)"
         text += f", e.g. {bad[:3]}" if bad else ""
         text += f"; weights not finite already: {weights[:3]}" if weights else ""
-        return text + ". Try a lower train.learning_rate, train.precision=fp32, or look at the last lines of metrics.jsonl"
+        return text
 
 
 def rate_factor(step: int, max_steps: int, num_warmup_steps: int) -> float:

@@ -100,6 +100,7 @@ def cross_encoder_card(config: RerankerConfig, state: State, chosen_step: int) -
     score = "" if state.best_score is None or chosen_step != state.best_step else f" (mean R@1 on val {100 * state.best_score:.2f})"
     base_line = f"base_model: {config.model.base}\n" if not Path(config.model.base).exists() else ""
     negatives = config.negatives
+    begun_line = f"- Began at: `{config.train.begin_at}`, with its weights and optimizer state.\n" if config.train.begin_at else ""
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: text-ranking\ntags: [blip, image-text-matching, reranker]\n{base_line}---\n\n"
         f"# {config.name}\n\n"
@@ -109,7 +110,7 @@ def cross_encoder_card(config: RerankerConfig, state: State, chosen_step: int) -
         f"{config.train.precision}; of each image up to {negatives.captions_per_image} hard captions and {negatives.images_per_caption} "
         f"hard images, mined by `{config.miner}`.\n"
         f"- Data: `{config.data.source}`, split `{config.data.train_split}`.\n"
-        f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n"
+        f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n{begun_line}"
         '- Captions are read lower-cased, without `.!"()*#:;~`, at most 30 words and 35 tokens, with [ENC] in the place of [CLS], as the '
         "original BLIP reads them; transformers' own processor leaves [CLS] there. Column 1 of `itm_score` is the match.\n\n"
         "```\npython -m eval --model SIGLIP --data PAIRS --output OUT --rerank THIS_FOLDER\n```\n\n"

@@ -46,6 +46,10 @@ class RerankerJob(Run):
         """As `Run`."""
         return build_cross_encoder(self.config.model, self.config.seed)
 
+    def memory_keys(self) -> list[str]:
+        """Keys, with values, that make a step need less memory and change nothing that is learnt."""
+        return self.smaller_micro_batch(self.config.train.micro_batch_size)
+
     def describe(self) -> list[str]:
         """What a person should know before the first step, line by line."""
         config, negatives, drop_at = self.config, self.config.negatives, self.config.negatives.drop_matches_at

@@ -15,10 +15,11 @@ from rerank.scoring.candidates import candidate_lists
 from train.engine.checkpoint import Checkpoints
 from train.engine.loop import BaseLoop, StopSignals
 from train.engine.run import Evaluation, Event
-from train.reranker.batches import HardTables, MatchBatches, PairKind
+from train.reranker.batches import HardTables, MatchBatch, MatchBatches, PairKind
 from train.reranker.collapse import LEAST_SCORE_STD, REMEDY, RunningLoss, constant_loss, loss_warning
 from train.reranker.evaluation import first_stage, measure_cross_encoder
 from train.reranker.job import RerankerJob
+from train.reranker.largest import largest_batch
 from train.reranker.negatives import as_hard_tables, mine_tables, read_tables
 from train.reranker.step import MatchResult, MatchStepper
 
@@ -117,6 +118,10 @@ class RerankerLoop(BaseLoop):
         loss, constant = self.running.means
         warning = f"warning: {loss_warning(self.running, outcome.num_true, outcome.num_false)}"
         return record, [("constant_answer", {"seen_in": "loss", "loss": loss, "constant_loss": constant}, warning)]
+
+    def largest_batch(self) -> MatchBatch:
+        """This process's share of a step with every pair that is asked for."""
+        return largest_batch(self.job)
 
     def evaluate(self) -> Evaluation:
         """Rerank the retriever's top-K of val with the cross-encoder as it is now."""

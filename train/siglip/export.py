@@ -50,6 +50,7 @@ def model_card(config: JobConfig, state: State, chosen_step: int, *, weights: st
             f"{config.mining.mine_every_steps} steps" if config.mining.mine_every_steps else f"{config.mining.mine_every_epochs} epoch(s)"
         )
         mining = f"up to {config.mining.negatives_per_image} {what[config.mining.form]}, refreshed every {every}"
+    begun_line = f"- Began at: `{config.train.begin_at}`, with its weights and optimizer state.\n" if config.train.begin_at else ""
     weights_line = f"- Weights: {weights}\n" if weights else ""
     base_line = f"base_model: {config.model.base}\n" if config.model.base and not Path(config.model.base).exists() else ""
     return (
@@ -59,7 +60,7 @@ def model_card(config: JobConfig, state: State, chosen_step: int, *, weights: st
         f"A SigLIP model tuned for image-text retrieval, from `{config.base}` (weights {state.base_sha256[:16]}).\n\n"
         f"- Method: {how}; sigmoid loss, batch {config.train.batch_size}, {config.train.precision}; mined negatives: {mining}.\n"
         f"- Data: `{config.data.source}`, split `{config.data.train_split}`.\n"
-        f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n{weights_line}\n"
+        f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n{begun_line}{weights_line}\n"
         "```python\n"
         "import torch\nfrom transformers import AutoProcessor, SiglipModel\n\n"
         'model = SiglipModel.from_pretrained("THIS_FOLDER").eval()\nprocessor = AutoProcessor.from_pretrained("THIS_FOLDER")\n'

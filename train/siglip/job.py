@@ -53,6 +53,11 @@ class Job(Run):
         """As `Run`."""
         return TunedModel.load(self.base, strip_punctuation=self.config.model.strip_punctuation)
 
+    def memory_keys(self) -> list[str]:
+        """Keys, with values, that make a step need less memory and change nothing that is learnt."""
+        keys = [] if self.config.train.shard else self.smaller_micro_batch(self.config.train.micro_batch_size)
+        return keys + ([] if self.config.model.gradient_checkpointing else ["model.gradient_checkpointing=true"])
+
     def describe(self) -> list[str]:
         """What a person should know before the first step, line by line."""
         config, order = self.config, self.order

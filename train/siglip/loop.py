@@ -12,7 +12,7 @@ from eval.metrics.evaluate import values_of
 from eval.metrics.stage_metrics import mean_recall_at_1
 from eval.search.ranking import DIRECTIONS
 from eval.search.retrieve import retrieve
-from train.data.batches import BatchBuilder, TruePairs
+from train.data.batches import Batch, BatchBuilder, TruePairs
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.mined_order import Order, columns_in_force, is_due, order_in_force
 from train.data.negatives import Negatives, read_negatives
@@ -21,6 +21,7 @@ from train.engine.loop import BaseLoop, StopSignals
 from train.engine.run import Evaluation, Event
 from train.model.frozen_tower import FrozenStore, cached_towers
 from train.siglip.job import Job
+from train.siglip.largest import largest_batch
 from train.siglip.mining import num_rows, refresh_negatives
 from train.siglip.step import Stepper, StepResult
 from train.siglip.watch import RetentionResult, Watch
@@ -41,7 +42,8 @@ class Loop(BaseLoop):
         self.stepper: Stepper
         stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.accelerator.autocast)
         stepper.true_pairs = self._true_pairs()
-        self.watch = Watch(job.splits.watch, job.base, job.processes, job.config.data.num_workers)
+        at_base = job.config.train.begin_at is None
+        self.watch = Watch(job.splits.watch, job.base, job.processes, job.config.data.num_workers, starts_at_base=at_base)
         super().__init__(job, signals, stepper)
         self.state = replace(self.state, matcher_sha256=job.cross_encoder_sha256)
 
@@ -130,6 +132,10 @@ class Loop(BaseLoop):
             self.config.mining, self.job.order, self.job.train_set, negatives, self.state.mined_at_step, self.config.train.max_steps
         )
         self.stepper.true_pairs = self._true_pairs()
+
+    def largest_batch(self) -> Batch:
+        """This process's share of a step with as many mined captions of each image as there can be."""
+        return largest_batch(self.job)
 
     def evaluate(self) -> Evaluation:
         """Measure val and the retention sets, which may bar the step from being best or end the run."""

@@ -82,6 +82,13 @@ class Stepper:
             skipped=not updated,
         )
 
+    def rehearse(self, batch: Batch) -> None:
+        """Take the forward and backward pass of a batch for its memory alone."""
+        was_training = self._tuned.siglip.training
+        self._towers.begin(batch.step)
+        self.update.rehearse(lambda: self._forward_backward(batch))
+        self._tuned.siglip.train(was_training)
+
     def _forward_backward(self, batch: Batch) -> LossTerms:
         """This process's part of the loss, and the gradients of all processes summed; under fp16 scaled on the way."""
         images_bD, texts_nD = self._towers.embed(batch)

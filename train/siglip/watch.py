@@ -1,7 +1,7 @@
 """Retention sets: what the model knew before step 1, measured again next to val, and whether it was forgotten.
 
-A set has dropped if the paired 95% interval (bootstrap over images) of mean R@1 of both directions against step 0 lies wholly below 0. The
-figures are eval/'s own, from the same per-query rows. What step 0 retrieved is not stored: a resumed run measures the base again, which
+A set has dropped if the paired 95% interval (bootstrap over images) of mean R@1 of both directions against the base lies wholly below 0.
+The figures are eval/'s own, from the same per-query rows. What the base retrieved is not stored: a resumed run measures it again, which
 gives the same bits, since adapters begin at zero and scale and bias move no rank. Shape letters: S resamples, I images.
 """
 
@@ -104,7 +104,7 @@ class RetentionResult:
         recall = self.recall
         low, high = (100 * bound for bound in recall.delta_ci95)
         text = (
-            f"watch {self.config.name}: mean R@1 {100 * recall.mean:.2f}, {100 * recall.delta:+.2f} since step 0 [{low:+.2f}, {high:+.2f}]"
+            f"watch {self.config.name}: mean R@1 {100 * recall.mean:.2f}, {100 * recall.delta:+.2f} since base [{low:+.2f}, {high:+.2f}]"
         )
         if not recall.dropped:
             return text
@@ -114,7 +114,11 @@ class RetentionResult:
 class Watch:
     """The retention sets of a run."""
 
-    def __init__(self, sets: Sequence[RetentionSet], base: str, processes: Processes, num_workers: int) -> None:
+    def __init__(
+        self, sets: Sequence[RetentionSet], base: str, processes: Processes, num_workers: int, *, starts_at_base: bool = True
+    ) -> None:
+        """starts_at_base: whether the weights of step 0 are the base's."""
+        self._starts_at_base = starts_at_base
         self._sets, self._base, self._processes, self._num_workers = sets, base, processes, num_workers
         self._references: list[pa.Table] = []
 
@@ -124,13 +128,13 @@ class Watch:
         return sum(watched.dataset.num_images + watched.dataset.num_captions for watched in self._sets)
 
     def evaluate(self, step: int, siglip: SiglipModel, inputs: SiglipInputs, on_progress: Callable[[int], Any]) -> list[RetentionResult]:
-        """Measure every set and compare it with step 0; call on every process.
+        """Measure every set and compare it with the base; call on every process.
 
         Raises:
             UserError: a picture does not decode, or the base is not there any more.
         """
         tables = self._tables("now", siglip, inputs, on_progress)
-        if step == 0:
+        if step == 0 and self._starts_at_base:
             self._references = [table.set_column(0, "stage", pa.array(["before"] * len(table))) for table in tables]
         elif len(self._references) < len(self._sets):
             base, _ = load_siglip(self._base)

@@ -19,6 +19,7 @@ SCRIPT = 'set -u; source train/launch/supervise.sh; marks=$1 stopped_by=$2 local
         ({1: "3"}, "", 1, 3),
         ({0: "143", 1: "4"}, "", 1, 4),  # rank 1 could not write; the launcher then stopped rank 0
         ({0: "5", 1: "143"}, "", 1, 5),
+        ({0: "1", 1: "6"}, "", 1, 6),  # rank 1 ran out of memory; rank 0 lost it
         ({0: "143", 1: "143"}, "", 1, 143),
         ({0: "143"}, "TERM", 1, 143),
         ({0: "143"}, "", 1, 1),  # rank 1 was killed and left nothing: this is no clean stop
