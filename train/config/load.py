@@ -43,9 +43,7 @@ def load_run_config(kind: type[ConfigType], path: str | os.PathLike[str], overri
     return _checked(kind, record, path, overrides)
 
 
-def _checked(
-    kind: type[ConfigType], record: dict[str, Any], path: str | os.PathLike[str], overrides: Sequence[str] = ()
-) -> ConfigType:
+def _checked(kind: type[ConfigType], record: dict[str, Any], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ConfigType:
     try:
         return kind.model_validate(record)
     except ValidationError as error:
