@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.encoder.identity import differences
+from eval.encoder.sealed import verify
 from eval.errors import UserError
 from train.config.load import read_run_as
-from train.engine.checkpoint import Checkpoints, verify
+from train.engine.checkpoint import Checkpoints
 from train.engine.metrics_log import flatten
 
 if TYPE_CHECKING:
@@ -81,4 +83,7 @@ def _num_updates(config: RunConfig, source: Path, state: State) -> int:
                 f"train.begin_at: {source} was trained on {'another' if what == 'base' else 'other'} {what} than this configuration names: "
                 f"{before[:16]} -> {now[:16]}. To go on from its weights alone, take an export: model.base={source.parents[1]}/export"
             )
+    if begun.base_identity is not None and state.base_identity is not None:
+        if found := differences(begun.base_identity, state.base_identity):
+            raise UserError(f"train.begin_at: {source} was trained on another base than this configuration names: {'; '.join(found)}")
     return begun.num_updates

@@ -134,11 +134,11 @@ def check_replaceable(folder: Path) -> None:
     Raises:
         UserError: naming up to five of what it holds, or it cannot be written.
     """
-    check_writable(folder / "config.json")
     found = contents(folder) if folder.is_dir() else [folder.name] if folder.exists() else []
     foreign = [name for name in found if Path(name).suffix not in _EXPORTED_SUFFIXES or (folder / name).is_dir()]
     if foreign or (found and not {"config.json", "model.safetensors"} <= set(found)):
         raise UserError(f"{folder} is there and is no earlier export (it holds {(foreign or found)[:5]}); give an empty or a new folder")
+    check_writable(folder / "config.json")
 
 
 def report_folder(config: RunConfig) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.shared_files import age
 from tests.small_job import SmallWorld, load, write_pictures
 from train.config.mining import MiningConfig
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
@@ -78,6 +79,7 @@ def test_a_killed_writers_leftovers_go_and_a_failed_write_leaves_neither(
     mined = mined_among(pool)
     report = summarize(mined, pool, None, None)
     (tmp_path / ".0123abcd.html.99.tmp").write_text("half")
+    age(tmp_path / ".0123abcd.html.99.tmp")
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")

@@ -12,6 +12,7 @@ from transformers import AutoProcessor, SiglipModel
 from eval.encoder.checkpoint import hash_weights, load_siglip
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.errors import UserError
+from tests.shared_files import age
 from tests.small_job import TINY, SmallWorld, load
 from train.config.job import JobConfig
 from train.config.model import ModelConfig, ScratchConfig
@@ -59,6 +60,7 @@ def test_an_export_replaces_the_one_before_and_sweeps_what_killed_ones_left(smal
     (folder / "old.json").write_text("of the one before")
     for name in (".export.99.tmp", ".export.98.old"):
         (tmp_path / name).mkdir()
+        age(tmp_path / name)
     export_model(trained(small_world), folder, "card")
     assert [path.name for path in tmp_path.iterdir()] == ["export"] and not (folder / "old.json").exists()
 
@@ -84,7 +86,7 @@ def test_a_failed_export_leaves_the_old_one(small_world: SmallWorld, tmp_path: P
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.rename", fail)
+    monkeypatch.setattr("eval.atomic.sync", fail)
     with pytest.raises(OSError, match="No space"):
         export_model(trained(small_world, lora={"rank": 2}), tmp_path / "export", "card")
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
