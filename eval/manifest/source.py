@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from eval.errors import UserError
+from eval.files import require_plain
 from eval.manifest.arrow import is_saved_dataset, read_parquet, read_saved_dataset
 from eval.manifest.hub import HubId, read_hub_dataset
 from eval.manifest.image_folder import FolderRows
@@ -25,7 +26,8 @@ def open_rows(source: str, mapping: Mapping[str, str]) -> RowSource:
     try:
         if path.is_dir():
             return _open_folder(path, mapping)
-        if path.is_file():
+        if path.exists():
+            require_plain(path)
             match path.suffix.lower():
                 case ".csv" | ".tsv":
                     return TextRows(path, mapping, read_csv)
