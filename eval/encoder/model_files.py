@@ -159,7 +159,7 @@ def _is_absurd(key: str, value: Any) -> bool:
     """Whether a number is no size, or would only be noticed when memory or years are used up."""
     if type(value) is not int:
         return False
-    is_size = key.startswith("num_") or key.endswith(("_size", "_layers"))
+    is_size = key.endswith(("_size", "_heads", "_layers", "_channels"))
     return abs(value) > _LARGEST_NUMBER or (is_size and value < 0) or ("layers" in key and value > _MOST_LAYERS)
 
 
