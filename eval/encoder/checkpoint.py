@@ -39,7 +39,7 @@ def load_siglip(name: str | os.PathLike[str], *, strip_punctuation: bool = False
         missing = sorted(str(key) for key in (*info["missing_keys"], *info.get("mismatched_keys", ())))
         raise UserError(f"{name}: {len(missing)} weight(s) are missing or of another shape, e.g. {missing[:5]}; they would be random")
     if broken := not_finite(model):
-        raise UserError(f"{name}: {len(broken)} weight(s) are not finite, e.g. {broken[:5]}. Fetch or train it again")
+        raise UserError(f"{name}: weights that are not finite, e.g. {', '.join(broken[:5])}. Fetch or train it again")
     return model.eval(), SiglipInputs.load(name, config, strip_punctuation=strip_punctuation)
 
 

@@ -38,6 +38,7 @@ _SETTINGS = (
 """Files that hold a JSON object, and are small."""
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 _VOCABULARY_BYTES = 512 * MB
+_ABSURD_ID = re.compile(rb'(?<!\\)":\s*(-?\d{9,})')  # libraries fill a table up to the largest id
 _LARGEST_NUMBER, _MOST_LAYERS = 2**31 - 1, 1000
 _ADAPTER = "adapter_config.json"
 _CODE = ("auto_map", "custom_pipelines", "custom_generate", "remote_code")
@@ -79,9 +80,12 @@ def check_model_files(name: str, asked: str = "") -> None:
     for file in _VOCABULARIES if os.path.isdir(name) else ():
         if (path := _path(name, file)) is not None:
             try:
+                content = read_bytes(path, _VOCABULARY_BYTES) if file.endswith(".json") else b""
                 require_plain(path, _VOCABULARY_BYTES)
             except OSError as error:
                 raise _refusal(name, asked, file, f"could not be read ({error}). Fetch or copy the file again") from error
+            if found := _ABSURD_ID.search(content):
+                raise _refusal(name, asked, file, f"could not be used: {found[1].decode():.40} is no id of a token. Fetch or copy it again")
 
 
 @contextmanager
@@ -152,8 +156,11 @@ def _fault(key: str, value: Any) -> str:
 
 
 def _is_absurd(key: str, value: Any) -> bool:
-    """Whether a number would only be noticed when memory or years are used up."""
-    return type(value) is int and (abs(value) > _LARGEST_NUMBER or ("layers" in key and value > _MOST_LAYERS))
+    """Whether a number is no size, or would only be noticed when memory or years are used up."""
+    if type(value) is not int:
+        return False
+    is_size = key.endswith(("_size", "_heads", "_layers", "_channels"))
+    return abs(value) > _LARGEST_NUMBER or (is_size and value < 0) or ("layers" in key and value > _MOST_LAYERS)
 
 
 def _methods(config: Mapping[str, Any]) -> list[str]:

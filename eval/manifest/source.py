@@ -7,6 +7,7 @@ from pathlib import Path
 
 from eval.atomic import is_desktop_file
 from eval.errors import UserError
+from eval.files import require_plain
 from eval.manifest.arrow import is_saved_dataset, read_parquet, read_saved_dataset
 from eval.manifest.hub import HubId, read_hub_dataset
 from eval.manifest.image_folder import FolderRows
@@ -26,7 +27,8 @@ def open_rows(source: str, mapping: Mapping[str, str]) -> RowSource:
     try:
         if path.is_dir():
             return _open_folder(path, mapping)
-        if path.is_file():
+        if path.exists():
+            require_plain(path)
             match path.suffix.lower():
                 case ".csv" | ".tsv":
                     return TextRows(path, mapping, read_csv)
