@@ -83,7 +83,7 @@ def _num_updates(config: RunConfig, source: Path, state: State) -> int:
                 f"train.begin_at: {source} was trained on {'another' if what == 'base' else 'other'} {what} than this configuration names: "
                 f"{before[:16]} -> {now[:16]}. To go on from its weights alone, take an export: model.base={source.parents[1]}/export"
             )
-    if begun.base_identity is not None and state.base_identity is not None:
-        if found := differences(begun.base_identity, state.base_identity):
-            raise UserError(f"train.begin_at: {source} was trained on another base than this configuration names: {'; '.join(found)}")
+    known = begun.base_identity is not None and state.base_identity is not None  # not of a checkpoint of an earlier version
+    if known and (found := differences(begun.base_identity or {}, state.base_identity or {})):
+        raise UserError(f"train.begin_at: {source} was trained on another base than this configuration names: {'; '.join(found)}")
     return begun.num_updates

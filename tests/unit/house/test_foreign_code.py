@@ -223,8 +223,8 @@ NO_MODELS = {
     "siglip": "choices train.begin_at data.columns data.image_root data.source data.test_split data.train_split data.truth data.val_split "
     "evaluation.comparisons evaluation.pooling evaluation.qrels evaluation.slice_by mining.pool name rerank.pair_scores runs_folder "
     "wandb.entity wandb.project watch.columns watch.image_root watch.name watch.source watch.split",
-    "reranker": "train.begin_at data.columns data.image_root data.source data.test_split data.train_split data.truth data.val_split name runs_folder "
-    "wandb.entity wandb.project",
+    "reranker": "train.begin_at data.columns data.image_root data.source data.test_split data.train_split data.truth data.val_split name "
+    "runs_folder wandb.entity wandb.project",
 }
 """Every other option and key that takes a text."""
 
