@@ -12,12 +12,13 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from eval.atomic import hash_file
 from tests.faults.runs import Run, assert_same, lines, said
 from tests.nursery import Nursery, Trap
 from tests.small_job import SmallWorld
 from tests.small_reranker_job import RerankerWorld
 from train.__main__ import run as train
-from train.engine.checkpoint import Checkpoints, hash_file
+from train.engine.checkpoint import Checkpoints
 from train.export import main as export
 from train.soup.__main__ import main as soup
 from train.wise import main as wise
