@@ -294,7 +294,7 @@ def run_of_evil_base(nursery: Nursery, reranker_world: RerankerWorld, tmp_path_f
 
 
 @pytest.mark.parametrize("option", MODELS)
-def test_a_planted_folder_behind_every_option_is_refused_and_its_code_not_run(
+def test_a_planted_folder_is_refused_and_its_code_not_run(
     nursery: Nursery, reranker_world: RerankerWorld, run_of_evil_base: tuple[Path, Path], tmp_path: Path, option: str
 ) -> None:
     evil, (run, mark_of_run) = tmp_path / "evil", run_of_evil_base
