@@ -1,9 +1,11 @@
 """What every command has in common: silence the libraries, do the work, and turn its end into one line and an exit code.
 
-Exit codes: 0 done · 2 bad arguments or data · 4 could not read or write a file · 130 stopped by Ctrl-C; train/ adds its own.
+Exit codes: 0 done · 2 bad arguments or data · 4 could not read or write a file · 130 stopped by Ctrl-C · 143 by SIGTERM, SIGHUP or SIGUSR1;
+train/ adds its own.
 """
 
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from eval.errors import CommandError, Interrupted, WriteError, as_os_error
+from eval.signals import Interruption, StopSignals, exit_code_of
 
 if TYPE_CHECKING:
     import torch
@@ -29,19 +32,21 @@ def run_command(work: Callable[[], int | None], *, loads_models: bool = True) ->
         loads_models: false for a command that loads none: it need not wait for the libraries to be imported and silenced.
     """
     try:
-        if loads_models:
-            silence()
-        return work() or 0
+        with StopSignals(raises=True):
+            if loads_models:
+                silence()
+            return work() or 0
     except CommandError as error:
         return _end(error)
-    except KeyboardInterrupt:
-        return _end(Interrupted("interrupted"))
+    except KeyboardInterrupt as error:
+        found = error if isinstance(error, Interruption) else Interruption(signal.SIGINT)
+        return _end(Interrupted(str(found), exit_code_of(found.number)))
     except (OSError, SafetensorError) as error:
-        found = as_os_error(error)
-        if found is None:
+        os_error = as_os_error(error)
+        if os_error is None:
             raise
         remedy = "What was written before is whole; make room and run the same command again"
-        return _end(WriteError(f"could not write (or read): {found}. {remedy}"))
+        return _end(WriteError(f"could not write (or read): {os_error}. {remedy}"))
 
 
 def run_evaluation(work: "Callable[[Processes, torch.device], Any]") -> int:

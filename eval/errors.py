@@ -35,11 +35,15 @@ class WriteError(UserError):
 
 
 class Interrupted(CommandError):
-    """Ctrl-C."""
+    """A signal of `eval.signals` ended the command: 130 for Ctrl-C, else 143."""
 
     exit_code = 130
     label = "stopped"
     is_shared = True
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def as_os_error(error: OSError | SafetensorError, path: str | os.PathLike[str] | None = None) -> OSError | None:
