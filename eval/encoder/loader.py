@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from eval.errors import UserError
 from eval.signals import leave_signals_to_parent
 
 SHARED_MEMORY = "/dev/shm"
+_told: list[bool] = []  # that it has not enough room: a line is enough
 _AHEAD = 2  # items that each worker makes ahead
 _REMEDY = "give the container more (docker run --shm-size=1g), or take fewer workers (data.num_workers, --num-workers)"
 
@@ -34,31 +34,23 @@ def block_loader(
         item_bytes: what an item's tensors take at most. They go through shared memory; where that has no room for all that are under way,
             through pipes, and a line on stderr says so.
         at_once: items that are taken at once: so many, twice, are made ahead.
-
-    Raises:
-        UserError: the shared memory was full all the same.
     """
     if not num_workers:
         yield from DataLoader(items, batch_size=None, sampler=sampler)
         return
     ahead = max(_AHEAD, -(-_AHEAD * at_once // num_workers))
-    is_shared = _has_room((num_workers * ahead + at_once) * item_bytes, num_workers)
     loader: Any = DataLoader(
-        items if is_shared else _ByValue(items),
+        _Sent(items, is_shared=_has_room((num_workers * ahead + at_once) * item_bytes, num_workers)),
         batch_size=None,
+        collate_fn=lambda item: item,  # torch's own would make tensors of arrays
         num_workers=num_workers,
         prefetch_factor=ahead,
         multiprocessing_context="fork",
         worker_init_fn=lambda worker: leave_signals_to_parent(),
         sampler=sampler,
     )
-    try:
-        for item in loader:
-            yield item if is_shared else _converted(item, np.ndarray, torch.from_numpy)
-    except RuntimeError as error:
-        if "Bus error" not in str(error):
-            raise
-        raise UserError(f"{SHARED_MEMORY} is full, through which workers send pictures: {_REMEDY}") from error
+    for item in loader:
+        yield _converted(item, np.ndarray, torch.from_numpy)
 
 
 def _has_room(num_bytes: int, num_workers: int) -> bool:
@@ -67,7 +59,8 @@ def _has_room(num_bytes: int, num_workers: int) -> bool:
         return True
     status, needed = os.statvfs(SHARED_MEMORY), num_bytes * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     free = status.f_bavail * status.f_frsize
-    if needed > free and os.environ.get("LOCAL_RANK", "0") == "0":
+    if needed > free and os.environ.get("LOCAL_RANK", "0") == "0" and not _told:
+        _told.append(True)
         needs = f"{num_workers} worker(s) need up to {needed / 2**20:,.0f} MiB there to send pictures"
         print(
             f"warning: {SHARED_MEMORY} has {free / 2**20:,.0f} MiB free; {needs}, and use pipes instead, which is slower. "
@@ -78,17 +71,24 @@ def _has_room(num_bytes: int, num_workers: int) -> bool:
     return needed <= free
 
 
-class _ByValue(Dataset):  # type: ignore[type-arg]
-    """The same items with arrays for tensors: what a pipe takes as it is, where torch would put a tensor into shared memory."""
+class _Sent(Dataset):  # type: ignore[type-arg]
+    """The same items with tensors in shared memory, or arrays in their place, which a pipe takes as they are.
 
-    def __init__(self, items: "Dataset[Any]") -> None:
-        self._items = items
+    Left to torch, a tensor for which there is no room is lost in the worker, and its parent waits for it for ever.
+    """
+
+    def __init__(self, items: "Dataset[Any]", *, is_shared: bool) -> None:
+        self._items, self._is_shared = items, is_shared
 
     def __len__(self) -> int:
         return len(self._items)  # type: ignore[arg-type]
 
     def __getitem__(self, key: Any) -> Any:
-        return _converted(self._items[key], torch.Tensor, torch.Tensor.numpy)
+        item = self._items[key]
+        if self._is_shared:
+            with suppress(RuntimeError):  # somebody else has filled it since
+                return _converted(item, torch.Tensor, torch.Tensor.share_memory_)
+        return _converted(item, torch.Tensor, torch.Tensor.numpy)
 
 
 def _converted(item: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
