@@ -129,7 +129,7 @@ class BaseLoop(ABC):
         self.wandb = WandbMirror(job.config, job.log) if job.processes.is_main else None
         self._bar = bar(max_steps, job.config.name, "step", show=job.processes.is_main, initial=self.state.step)
         try:
-            self.save(sync=True)
+            self.save()
             if not self._ends_here():
                 self.setup()
             while True:
@@ -276,24 +276,27 @@ class BaseLoop(ABC):
     def _ends_here(self) -> bool:
         return self.state.step == self._run.config.train.max_steps or self.state.stopped_by is not None
 
-    def save(self, *, sync: bool = False) -> None:
-        """Commit a checkpoint of this moment (main process), then remove old ones."""
+    def save(self) -> None:
+        """Commit a checkpoint of this moment (main process), then remove old ones; the other processes wait for it.
+
+        Raises:
+            WriteError, OSError: it cannot be written; on every process.
+        """
         job, is_main = self._run, self._run.processes.is_main
-        if is_main:
-            self.metrics.sync()
-            self.state = replace(self.state, num_metrics_lines=self.metrics.num_lines)
-        if is_main or is_sharded(job.tuned.module):
-            self.checkpoints.save(self.state, job.tuned, job.optimizer, self.extra_file, writes=is_main)
-        if is_main:
-            if self.extra_file is not None:  # of the newest checkpoint: an older one, which a resumed run reads, will be pruned
-                self.extra_file = self.checkpoints.path(self.state.step) / "negatives.parquet"
-            self.checkpoints.prune(job.config.train.keep_checkpoints, self.state.best_step)
-        if sync:
-            job.processes.barrier()
+        with job.processes.jointly():  # none is left waiting for a main process whose disk is full
+            if is_main:
+                self.metrics.sync()
+                self.state = replace(self.state, num_metrics_lines=self.metrics.num_lines)
+            if is_main or is_sharded(job.tuned.module):
+                self.checkpoints.save(self.state, job.tuned, job.optimizer, self.extra_file, writes=is_main)
+            if is_main:
+                if self.extra_file is not None:  # of the newest checkpoint: an older one, which a resumed run reads, will be pruned
+                    self.extra_file = self.checkpoints.path(self.state.step) / "negatives.parquet"
+                self.checkpoints.prune(job.config.train.keep_checkpoints, self.state.best_step)
 
     def _stop(self) -> NoReturn:
         """Write a checkpoint and leave; none leaves before it is written, for a launcher kills the others soon after the first has left."""
-        self.save(sync=True)
+        self.save()
         raise Stopped(self.signals.exit_code, self.state.step)
 
     def write(self, event: str, record: dict[str, Any]) -> None:
