@@ -97,14 +97,17 @@ class StopSignals:
         end.settimeout(None)
         while True:
             try:
-                numbers = end.recv(64)
+                received = end.recv(64)
             except TimeoutError:
                 end_at_once(exit_code_of(first), str(Interruption(first)))
             except OSError:
                 return
-            if not numbers:
+            if not received:
                 end.close()
                 return
+            numbers = [number for number in received if number in STOP_SIGNALS]  # torch handles SIGCHLD
+            if not numbers:
+                continue
             first = first or numbers[0]
             num_interrupts += numbers.count(signal.SIGINT)
             if num_interrupts > 1:
