@@ -35,7 +35,8 @@ An active environment that satisfies pyproject.toml is used as it is; otherwise 
   OMP_NUM_THREADS  threads of each process; where it is unset, several processes share the cores evenly
 
 Exit codes: 0 done, 2 bad configuration or data, 3 no readable checkpoint to resume from, 4 could not write,
-5 loss, gradient or weights not finite, 6 out of memory, 130 stopped by Ctrl-C, 143 stopped by SIGTERM, with a checkpoint written.
+5 loss, gradient or weights not finite, 6 out of memory, 130 stopped by Ctrl-C, 143 by SIGTERM, SIGHUP or SIGUSR1, with a checkpoint
+written.
 TEXT
 }
 

@@ -1,7 +1,7 @@
 """What every command has in common: silence the libraries, do the work, and turn its end into one line and an exit code.
 
 Exit codes: 0 done · 2 bad arguments or data · 4 could not read or write a file · 5 not finite · 6 out of memory · 130 stopped by Ctrl-C ·
-141 whoever read what it prints has left; train/ adds its own.
+141 whoever read what it prints has left · 143 stopped by SIGTERM, SIGHUP or SIGUSR1; train/ adds its own.
 """
 
 import os
@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from eval.atomic import check_writable, claimed
 from eval.errors import CommandError, Interrupted, WriteError, as_os_error, needing_memory, remedy_of, writing
+from eval.signals import Interruption, StopSignals, exit_code_of
 
 if TYPE_CHECKING:
     import torch
@@ -42,24 +43,26 @@ def run_command(work: Callable[[], int | None], *, writes: Sequence[Path] = (), 
         loads_models: false for a command that loads none: it need not wait for the libraries to be imported and silenced.
     """
     try:
-        if loads_models:
-            silence()
-        with _claimed(writes), needing_memory(MEMORY_REMEDY):
-            code = work() or 0
-        sys.stdout.flush()  # a reader that has left is noticed here, and not where Python ends
-        return code
+        with StopSignals(raises=True):
+            if loads_models:
+                silence()
+            with _claimed(writes), needing_memory(MEMORY_REMEDY):
+                code = work() or 0
+            sys.stdout.flush()  # a reader that has left is noticed here, and not where Python ends
+            return code
     except CommandError as error:
         return _end(error)
-    except KeyboardInterrupt:
-        return _end(Interrupted("interrupted"))
+    except KeyboardInterrupt as error:
+        found = error if isinstance(error, Interruption) else Interruption(signal.SIGINT)
+        return _end(Interrupted(str(found), exit_code_of(found.number)))
     except (OSError, SafetensorError) as error:
         if isinstance(error, BrokenPipeError) and _reader_left():
             return 128 + signal.SIGPIPE
-        found = as_os_error(error)
-        if found is None:
+        os_error = as_os_error(error)
+        if os_error is None:
             raise
-        remedy = f"What was written before is whole; {remedy_of(found).lower()} and run the same command again"
-        return _end(WriteError(f"could not write (or read): {found}. {remedy}"))
+        remedy = f"What was written before is whole; {remedy_of(os_error).lower()} and run the same command again"
+        return _end(WriteError(f"could not write (or read): {os_error}. {remedy}"))
 
 
 @contextmanager

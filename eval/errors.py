@@ -57,11 +57,15 @@ class OutOfMemory(UserError):
 
 
 class Interrupted(CommandError):
-    """Ctrl-C."""
+    """A signal of `eval.signals` ended the command: 130 for Ctrl-C, else 143."""
 
     exit_code = 130
     label = "stopped"
     is_shared = True
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class NamedOSError(OSError):

@@ -1,11 +1,13 @@
 """How a split is worked through: what embedding, search, mining and evaluation are all told, as one value."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from eval.errors import UserError
 from eval.processes import Processes
 
 
@@ -28,6 +30,36 @@ class Execution:
     device: torch.device = torch.device("cpu")
     num_workers: int = 0
     on_progress: Callable[[int], Any] = no_progress
+
+    @contextmanager
+    def rounds(self, num_items: int) -> Iterator[Callable[[int], Any]]:
+        """`on_progress` for this process's share of items of which each process takes every world_size-th.
+
+        It is called equally often on every process, with 0 at the end and in place of what a process lacks or, for a fault, leaves out: so
+        it may ask all of them whether to stop, and what was asked in here is answered in here.
+
+        Raises:
+            UserError, OSError: the fault, once it was.
+        """
+        left, fault = -(-num_items // self.processes.world_size) + (self.processes.world_size > 1), None
+        calls_back = False
+
+        def advance(rows: int) -> None:
+            nonlocal left, calls_back
+            left, calls_back = left - 1, True
+            self.on_progress(rows)
+            calls_back = False
+
+        try:
+            yield advance
+        except (UserError, OSError) as error:
+            if calls_back:  # on_progress itself raised it
+                raise
+            fault = error
+        while left > 0:
+            advance(0)
+        if fault is not None:
+            raise fault
 
 
 ONE_PROCESS = Execution()

@@ -39,7 +39,7 @@ def joined_processes() -> Iterator[tuple[Processes, torch.device]]:
             "--nproc-per-node N -m eval ..., or unset WORLD_SIZE to run one"
         ) from error
     try:
-        yield Processes.current(), device
+        yield Processes.current(_PATIENCE), device
     finally:
         dist.destroy_process_group()
 

@@ -4,7 +4,8 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,17 +19,27 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Processes:
-    """Rank and number of the processes that share a job; a single one needs no communication."""
+    """Rank and number of the processes that share a job; a single one needs no communication.
+
+    Attributes:
+        host_group: where what lies in the host's memory travels: a gloo group; None: the default group, which is gloo's.
+    """
 
     rank: int = 0
     world_size: int = 1
+    host_group: Any = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def current(cls) -> "Processes":
-        """The processes of torch.distributed where it is initialised, else one."""
-        if dist.is_available() and dist.is_initialized():
-            return cls(dist.get_rank(), dist.get_world_size())
-        return cls()
+    def current(cls, timeout: timedelta | None = None) -> "Processes":
+        """The processes of torch.distributed where it is initialised, else one. Call on every process.
+
+        Args:
+            timeout: how long one waits for another with host data, where the default group is of a device (nccl).
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        host_group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
+        return cls(dist.get_rank(), dist.get_world_size(), host_group)
 
     @property
     def is_main(self) -> bool:
@@ -43,20 +54,18 @@ class Processes:
         """The array of every process, in rank order, on every process. Arrays may differ in their first dimension only."""
         if self.world_size == 1:
             return [array]
-        device = self._device()
-        lengths = torch.zeros(self.world_size, dtype=torch.int64, device=device)
+        lengths = torch.zeros(self.world_size, dtype=torch.int64)
         lengths[self.rank] = len(array)
-        dist.all_reduce(lengths)
+        dist.all_reduce(lengths, group=self.host_group)
         longest = int(lengths.max())
         padded = np.zeros((longest, *array.shape[1:]), dtype=array.dtype)
         padded[: len(array)] = array
         if not padded.size:
             return [padded[: int(length)] for length in lengths]
-        # As bytes: gloo and nccl each refuse some types (int16, bool).
-        mine = torch.from_numpy(padded.reshape(-1).view(np.uint8)).to(device)
+        mine = torch.from_numpy(padded.reshape(-1).view(np.uint8))  # as bytes: gloo refuses some types (int16, bool)
         parts = [torch.empty_like(mine) for _ in range(self.world_size)]
-        dist.all_gather(parts, mine)
-        arrays = [part.cpu().numpy().view(array.dtype).reshape(padded.shape) for part in parts]
+        dist.all_gather(parts, mine, group=self.host_group)
+        arrays = [part.numpy().view(array.dtype).reshape(padded.shape) for part in parts]
         return [gathered[: int(length)] for gathered, length in zip(arrays, lengths, strict=True)]
 
     def gather_blocks(self, blocks: list[np.ndarray], num_blocks: int) -> list[np.ndarray]:
@@ -67,7 +76,7 @@ class Processes:
         if self.world_size == 1:
             return blocks
         shapes: list[tuple[tuple[int, ...], str] | None] = [None] * self.world_size
-        dist.all_gather_object(shapes, (blocks[0].shape[1:], blocks[0].dtype.str) if blocks else None)
+        dist.all_gather_object(shapes, (blocks[0].shape[1:], blocks[0].dtype.str) if blocks else None, group=self.host_group)
         tail, dtype = next(shape for shape in shapes if shape is not None)
         mine = np.concatenate(blocks) if blocks else np.zeros((0, *tail), dtype=np.dtype(dtype))
         lengths = self.gather(np.array([len(block) for block in blocks], dtype=np.int64))
@@ -135,17 +144,22 @@ class Processes:
     def broadcast(self, array: np.ndarray) -> None:
         """Put the main process's values into the array of every process, which has the same shape and type."""
         if self.world_size > 1 and array.size:
-            mine = torch.from_numpy(array.reshape(-1).view(np.uint8)).to(self._device())
-            dist.broadcast(mine, 0)
-            if not self.is_main:
-                array.reshape(-1).view(np.uint8)[:] = mine.cpu().numpy()
+            dist.broadcast(torch.from_numpy(array.reshape(-1).view(np.uint8)), 0, group=self.host_group)
 
     def barrier(self) -> None:
         """Wait until every process is here."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(group=self.host_group)
 
-    @staticmethod
-    def _device() -> torch.device:
-        """The device that tensors must be on to be sent between processes."""
-        return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    def any_later(self, flag: bool) -> Callable[[], bool]:
+        """Whether any process's flag is set, on all; begun here, and waited for where what is returned is called."""
+        if self.world_size == 1:
+            return lambda: flag
+        flags = torch.tensor([int(flag)])
+        work = dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.host_group, async_op=True)
+
+        def result() -> bool:
+            work.wait()
+            return bool(flags.item())
+
+        return result

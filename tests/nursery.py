@@ -230,6 +230,7 @@ def _become(order: dict[str, Any]) -> None:
     for source, target in ((stdin, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     os.setpgrp()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that a shell runs in the background ignores it
     if order["namespace"]:
         _enter(order["namespace"])
     os.environ.update(order["env"])

@@ -3,7 +3,8 @@
 A file with the key `miner` describes the tuning of a reranker: what `python -m train.reranker` does with it.
 
 Exit codes: 0 done · 2 bad configuration or data · 3 no readable checkpoint to resume from · 4 could not write ·
-5 loss, gradient or weights not finite · 6 out of memory · 143 stopped by SIGTERM (130: by Ctrl-C) with a checkpoint written.
+5 loss, gradient or weights not finite · 6 out of memory · 143 stopped by SIGTERM, SIGHUP or SIGUSR1 (130: by Ctrl-C) with a checkpoint
+written.
 """
 
 from pathlib import Path

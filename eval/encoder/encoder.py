@@ -4,25 +4,25 @@ A block has always the same number of rows, the last one padded, and belongs to 
 bits, and so does any order (docs/numerics.md). Shape letters: N rows, B rows of a block, L tokens, D width of the embedding.
 """
 
-import atexit
-import multiprocessing
-import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import normalize
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import SiglipModel
 
 from eval.dataset.images import ImageError
 from eval.encoder.inputs import SiglipInputs
+from eval.encoder.loader import block_loader
+from eval.encoder.pixels import PictureBytes
 from eval.errors import NotFinite
 from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
 from eval.sharded import is_sharded
+from eval.signals import next_item
 
 IMAGE_BLOCK = 32
 TEXT_BLOCK = 128
@@ -113,8 +113,11 @@ def stream_images(
     remedy: str | None = IMAGE_REMEDY,
 ) -> None:
     """Embed this process's blocks of images and give each to the sink as it comes; arguments and errors as :func:`embed_images`."""
-    loader = block_loader(_PixelBlocks(dataset, inputs, block, execution.processes, remedy), num_workers=execution.num_workers)
-    _stream(model, image_features, iter(loader), dataset.num_images, block, sink, names, execution)
+    device, pictures = next(model.parameters()).device, inputs.picture_bytes
+    blocks = _PictureBlocks(dataset, pictures, block, execution.processes, remedy)
+    loaded = block_loader(blocks, num_workers=execution.num_workers, item_bytes=block * blocks.blank.nbytes)
+    rows = (found if isinstance(found, str) else (pictures.values(found[0].to(device)), found[1]) for found in loaded)
+    _stream(model, image_features, rows, dataset.num_images, block, sink, names, execution)
 
 
 def stream_captions(
@@ -129,44 +132,49 @@ def stream_captions(
     """Embed this process's blocks of captions and give each to the sink as it comes; arguments and errors as :func:`embed_captions`."""
     starts = [number * block for number in execution.processes.share_of(num_blocks(len(captions), block))]
     blocks = (_pad(inputs.token_ids(captions[start : start + block]), block) for start in starts)
-    _stream(model, text_features, blocks, len(captions), block, sink, captions, execution)
+    _stream(model, text_features, ((rows, None) for rows in blocks), len(captions), block, sink, captions, execution)
 
 
 def _stream(
     model: SiglipModel,
     features: Features,
-    blocks: Iterator[torch.Tensor | str],
+    blocks: Iterator[tuple[torch.Tensor, torch.Tensor | None] | str],
     num_rows: int,
     block: int,
     sink: Sink,
     names: Sequence[str],
     execution: Execution,
 ) -> None:
-    """Run one tower over this process's blocks (or why there is none); what fails on one process is raised on all."""
+    """Run one tower over this process's blocks (or why there is none), each with what of it is empty; what fails on one process is raised
+    on all."""
     device, processes = next(model.parameters()).device, execution.processes
     was_training = model.training
     model.eval()
-    failure = ""
+    found: Any = ""
     bad: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]  # indices of rows that are not finite
     num_passes = 0
-    with torch.no_grad():  # not inference_mode: sharded weights that were gathered in it cannot be trained afterwards
-        for number, rows in zip(processes.share_of(num_blocks(num_rows, block)), blocks, strict=True):
-            if isinstance(rows, str):
-                failure = rows
+    # Not inference_mode: sharded weights that were gathered in it cannot be trained afterwards.
+    with torch.no_grad(), execution.rounds(num_blocks(num_rows, block)) as advance:
+        for number in processes.share_of(num_blocks(num_rows, block)):
+            found = next_item(blocks)
+            if found is None or isinstance(found, str):  # told to stop while it waited, or a fault
                 break
+            rows, empty = found
             count = min(block, num_rows - number * block)
-            empty = rows.reshape(len(rows), -1).isnan().all(dim=1) if rows.is_floating_point() else torch.zeros(len(rows), dtype=torch.bool)
-            rows = rows.nan_to_num_(0.0) if bool(empty.any()) else rows
-            vectors = features(model, rows.to(device, non_blocking=True))
+            vectors = features(model, rows.to(device, non_blocking=True)).cpu()
             num_passes += 1
-            found = vectors.cpu().masked_fill(empty[:, None], 0.0)[:count].numpy()
-            bad.append(number * block + np.flatnonzero(~np.isfinite(found).all(axis=1)))
-            sink(found)
-            execution.on_progress(count)
+            vectors_ND = (vectors if empty is None else vectors.masked_fill(empty[:, None], 0.0))[:count].numpy()
+            bad.append(number * block + np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1)))
+            sink(vectors_ND)
+            advance(count)
         if is_sharded(model):
-            _run_idle(model, features, num_blocks(num_blocks(num_rows, block), processes.world_size) - num_passes)
+            for _ in range(num_blocks(num_blocks(num_rows, block), processes.world_size) - num_passes):
+                _run_idle(model, features)
+                advance(0)
     model.train(was_training)
-    processes.raise_together(failure)
+    if found is None:  # and nothing in the rounds took heed
+        raise KeyboardInterrupt
+    processes.raise_together(found if isinstance(found, str) else "")
     bad_N = np.concatenate(processes.gather(np.concatenate(bad)))
     if len(bad_N):
         first = [names[int(row)][:80] if names else int(row) for row in np.sort(bad_N)[:_MOST_NAMED]]
@@ -177,14 +185,13 @@ def _stream(
         )
 
 
-def _run_idle(model: SiglipModel, features: Features, num_passes: int) -> None:
-    """Run a sharded tower `num_passes` times on a blank row: its forward pass is collective, and other processes have more blocks."""
+def _run_idle(model: SiglipModel, features: Features) -> None:
+    """Run a sharded tower on a blank row: its forward pass is collective, and other processes have more blocks."""
     device, vision = next(model.parameters()).device, model.config.vision_config
     blank = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
     if features is text_features:
         blank = torch.zeros(1, 1, dtype=torch.int64)
-    for _ in range(num_passes):
-        features(model, blank.to(device))
+    features(model, blank.to(device))
 
 
 def num_blocks(num_rows: int, block: int) -> int:
@@ -198,66 +205,30 @@ def _pad(rows: torch.Tensor, block: int) -> torch.Tensor:
     return torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])]) if missing else rows
 
 
-class _PixelBlocks(Dataset):  # type: ignore[type-arg]
-    """The blocks of pixel values one process encodes; decoding happens in the loader's workers."""
+class _PictureBlocks(Dataset):  # type: ignore[type-arg]
+    """The blocks of pictures one process encodes, and which of each are empty; decoding happens in the loader's workers."""
 
-    def __init__(self, dataset: ImageSource, inputs: SiglipInputs, block: int, processes: Processes, remedy: str | None) -> None:
+    def __init__(self, dataset: ImageSource, pictures: PictureBytes, block: int, processes: Processes, remedy: str | None) -> None:
         """remedy: see :func:`stream_images`."""
-        self._dataset, self._inputs, self._block, self._remedy = dataset, inputs, block, remedy
+        self._dataset, self._pictures, self._block, self._remedy = dataset, pictures, block, remedy
+        self.blank = torch.zeros_like(pictures.read(Image.new("RGB", (8, 8))))
         self._numbers = list(processes.share_of(num_blocks(dataset.num_images, block)))
 
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def __getitem__(self, item: int) -> torch.Tensor | str:
+    def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor] | str:
         start = self._numbers[item] * self._block
         images = range(start, min(start + self._block, self._dataset.num_images))
-        pixels, faults = [], []
-        for image in images:
+        pictures, faults, empty = [], [], torch.zeros(self._block, dtype=torch.bool)
+        for place, image in enumerate(images):
             try:
-                pixels.append(self._inputs.pixels(self._dataset.load_image(image)))
+                pictures.append(self._pictures.read(self._dataset.load_image(image)))
             except ImageError as error:
-                if self._remedy is None:
-                    pixels.append(torch.full((3, self._inputs.image_size, self._inputs.image_size), torch.nan))
-                else:
-                    faults.append(str(error))
+                pictures.append(self.blank)
+                empty[place] = True
+                faults += [str(error)] if self._remedy is not None else []
         if faults:  # an error raised in a worker would arrive wrapped in a traceback
             more = f"; and {len(faults) - _MOST_NAMED} more near them" if len(faults) > _MOST_NAMED else ""
             return f"{'; '.join(faults[:_MOST_NAMED])}{more}. {self._remedy}"
-        return _pad(torch.stack(pixels), self._block)
-
-
-def block_loader(  # type: ignore[type-arg]
-    blocks: Dataset, *, num_workers: int, sampler: Iterable[int] | None = None, pin_memory: bool = False
-) -> Any:
-    """A DataLoader over ready-made blocks, with workers that leave stopping to their parent.
-
-    Ctrl-C and a cluster's SIGTERM reach every process of a group; a worker that died of one would cost its parent the last
-    checkpoint. Workers end when the loader does, or when their parent is gone.
-    """
-    return DataLoader(
-        blocks,
-        batch_size=None,
-        num_workers=num_workers,
-        multiprocessing_context="fork" if num_workers else None,
-        worker_init_fn=_leave_signals_to_parent,
-        sampler=sampler,
-        pin_memory=pin_memory,
-    )
-
-
-@atexit.register
-def _end_workers() -> None:
-    """Where an error ends the program its loaders are never closed, and Python would wait for ever for workers that ignore its SIGTERM."""
-    workers = multiprocessing.active_children()
-    if workers:  # torch's handler would print a traceback for each worker that a signal ends
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for worker in workers:
-        worker.kill()
-    for worker in workers:
-        worker.join()
-
-
-def _leave_signals_to_parent(_: int) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+        return _pad(torch.stack(pictures), self._block), empty

@@ -7,6 +7,7 @@ The text tower pools the LAST position, so padding is part of the input: a short
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from transformers import SiglipConfig, SiglipImageProcessorPil
 
 from eval.encoder.model_files import using_files
+from eval.encoder.pixels import PictureBytes
 from eval.encoder.tokenizer import load_tokenizer, save_tokenizer
 from eval.errors import UserError
 
@@ -70,6 +72,11 @@ class SiglipInputs:
         """Pixel values of one RGB picture, float32 of shape (3, image_size, image_size)."""
         values = self.image_processor(images=image, return_tensors="np")["pixel_values"][0]
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+    @cached_property
+    def picture_bytes(self) -> PictureBytes:
+        """The same in two steps: bytes, which a loader's worker sends, and the pixel values made of them."""
+        return PictureBytes(self.image_processor)
 
     @property
     def contract(self) -> dict[str, Any]:

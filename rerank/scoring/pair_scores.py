@@ -158,13 +158,14 @@ def complete_scores(
     found, found_scores_N = (NO_PAIRS, np.empty(0, dtype=np.float32)) if cached is None else cached.known()
     missing = lists.difference(found)
 
-    def on_list(image: int, captions_n: np.ndarray, scores_n: np.ndarray) -> None:
-        if cached is not None:
-            cached.write(image, captions_n, scores_n)
-        execution.on_progress(len(captions_n))
-
     remedy = f"The cross-encoder {scorer.name} needs it: take a smaller one (--rerank, rerank.model, mining.denoise.model) or a free GPU"
-    with processes.jointly(), needing_memory(remedy):
+    with processes.jointly(), execution.rounds(missing.num_images) as advance, needing_memory(remedy):
+
+        def on_list(image: int, captions_n: np.ndarray, scores_n: np.ndarray) -> None:
+            if cached is not None:
+                cached.write(image, captions_n, scores_n)
+            advance(len(captions_n))
+
         rank, world_size = processes.rank, processes.world_size
         part = score_candidates(scorer, dataset, missing, rank=rank, world_size=world_size, progress=progress, on_list=on_list)
     missing_scores_N, cost = _gathered(part, missing, processes)

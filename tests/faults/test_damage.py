@@ -153,6 +153,22 @@ def test_a_full_disk_ends_with_4_and_making_room_resumes(
     assert_same(run, straight[1])
 
 
+def test_a_full_disk_of_the_main_process_ends_both_with_4(
+    nursery: Nursery, small_world: SmallWorld, small_disk: Path, straight: dict[int, Run]
+) -> None:
+    run = Run.make(nursery, small_world, small_disk / "job", world_size=2)
+    children = run.start(traps={0: Trap("train.model.grad_cache:image_features", 4, signal=19)})
+    children[0].wait_until(children[0].stopped)
+    room = os.statvfs(small_disk)
+    (small_disk / "filler").write_bytes(b"x" * (room.f_bavail * room.f_frsize - 200_000))
+    children[0].kill(18)
+    assert [child.wait() for child in children] == [4, 4], children[1].output()
+    assert "No space left on device" in children[0].output() and "Traceback" not in children[0].output() + children[1].output()
+    (small_disk / "filler").unlink()
+    run.finish()
+    assert_same(run, straight[2])
+
+
 def test_a_folder_that_cannot_be_made_ends_with_4(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
     config = small_world.write_config(tmp_path)
     (tmp_path / "runs").write_text("a file where the folder should be")

@@ -55,6 +55,40 @@ def test_sigterm_to_two(pair: Run, straight: dict[int, Run], function: str) -> N
     assert_same(pair, straight[2])
 
 
+@pytest.mark.parametrize(
+    ("function", "rank"),
+    [
+        ("train.siglip.loop:retrieve", 1),
+        ("train.siglip.mining:mine", 1),
+        ("rerank.combine.embedded_sets:embed", 1),
+        ("train.engine.checkpoint:save_file", 0),
+    ],
+)
+def test_a_stop_that_one_of_two_is_told_of_is_agreed_on(pair: Run, straight: dict[int, Run], function: str, rank: int) -> None:
+    """In an evaluation, a mining, the final measurement, a checkpoint: the other learns of it there, and neither finds the other gone."""
+    children = pair.start(traps={rank: Trap(function, 2, signal.SIGTERM)})
+    assert [child.wait() for child in children] == [143, 143], "".join(child.output() for child in children)
+    said = children[0].output() + children[1].output()
+    assert "the same command goes on from there" in children[0].output() and "Traceback" not in said and "lost the other" not in said
+    pair.finish()
+    assert_same(pair, straight[2])
+
+
+@pytest.mark.parametrize(("function", "victim"), [("train.siglip.loop:retrieve", 1), ("train.model.grad_cache:image_features", 0)])
+def test_one_of_two_that_hangs_ends_the_other_within_its_limit(
+    pair: Run, straight: dict[int, Run], function: str, victim: int
+) -> None:
+    """In an evaluation, where a flag is waited for, and in a step, where gradients are."""
+    words, traps = [str(pair.config), "train.timeout_seconds=5"], {victim: Trap(function, 3, signal.SIGSTOP)}
+    stuck = pair.nursery.start_ranks("train", words, 2, traps=traps)
+    assert stuck[1 - victim].wait() == 1
+    assert "lost the other processes" in stuck[1 - victim].output()
+    stuck[victim].kill(signal.SIGKILL)
+    assert stuck[victim].wait() == -signal.SIGKILL
+    pair.finish()
+    assert_same(pair, straight[2])
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_sigterm_to_one_of_two_stops_both_after_the_step(pair: Run, straight: dict[int, Run], rank: int) -> None:
     children = pair.start(traps={rank: Trap("train.model.grad_cache:image_features", 5, signal.SIGTERM)})

@@ -5,7 +5,8 @@ fill a last batch are left out of that epoch. Shape letters: B images of the who
 n captions, L tokens, D width; of the positives N rows of the mined table, C captions of the pool, D doubtful pairs.
 """
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset
 from eval.dataset.images import ImageError
 from eval.dataset.retrieval_set import GroupHashes, RetrievalSet
 from eval.encoder.inputs import SiglipInputs
+from eval.encoder.pixels import PictureBytes
 from eval.processes import Processes
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.caption_pool import CaptionPool
@@ -26,6 +28,8 @@ from train.data.order import CROP, REPLACEMENT, chosen_caption, generator
 from train.loss.positives import BatchPositives
 
 _MAX_REPLACEMENTS = 100
+PART = 32
+"""Places of the batch that a loader's worker fills at a time."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class Batch:
 
     Attributes:
         images_b, captions_b: int64, image and caption of each row (an image that does not decode is replaced).
-        pixels_b: float32 of shape (b, 3, H, W), or empty (frozen_images_bD).
+        pixels_b: float32 of shape (b, 3, H, W), or uint8, the bytes that they are made of (eval/encoder/pixels.py); or empty
+            (frozen_images_bD).
         token_ids_bL: int64, padded captions.
         mined_rows_m: int64, the row (0 <= row < b) of each mined caption's image.
         mined_captions_m: int64, indices into the pool (train/data/caption_pool.py).
@@ -60,10 +65,78 @@ class Batch:
     teacher_logits_m: torch.Tensor | None = None
     teacher_logits_b: torch.Tensor | None = None
 
-    def pin_memory(self) -> "Batch":
-        """The same with page-locked tensors, for asynchronous copies to a GPU (called by DataLoader)."""
-        pinned: dict[str, Any] = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **pinned)
+    @classmethod
+    def joined(cls, parts: "Sequence[Batch]") -> "Batch":
+        """The batch whose rows are those of the parts, in order."""
+        sizes = [len(part.images_b) for part in parts]
+        starts = np.cumsum([0, *sizes[:-1]]).tolist()
+        names = [name for name, value in vars(parts[0]).items() if isinstance(value, torch.Tensor)]
+        tensors: dict[str, Any] = {name: concatenated([getattr(part, name) for part in parts]) for name in names}
+        tensors["mined_rows_m"] = torch.cat([part.mined_rows_m + start for part, start in zip(parts, starts, strict=True)])
+        texts = [(part.frozen_texts_nD, size) for part, size in zip(parts, sizes, strict=True) if part.frozen_texts_nD is not None]
+        if texts:  # captions before mined captions
+            tensors["frozen_texts_nD"] = torch.cat([text[:size] for text, size in texts] + [text[size:] for text, size in texts])
+        return replace(parts[0], undecodable=[text for part in parts for text in part.undecodable], **tensors)
+
+
+def concatenated(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors one after the other; on a machine that trains on a GPU page-locked, for copies there that do not wait."""
+    if not torch.cuda.is_initialized():
+        return torch.cat(list(parts))
+    whole = torch.empty((sum(map(len, parts)), *parts[0].shape[1:]), dtype=parts[0].dtype, pin_memory=True)
+    return torch.cat(list(parts), out=whole)
+
+
+class ShareBuilder(Dataset, ABC):  # type: ignore[type-arg]
+    """Builds this process's share of the batch of any step, in parts of at most PART places, so that what a loader's worker sends does not
+    grow with the batch.
+
+    A place of the batch is filled by (seed, step, place), so the parts do not change what a batch holds.
+    """
+
+    def __init__(self, order: Order, processes: Processes, pictures: "PictureReader") -> None:
+        self._order, self._processes, self._pictures = order, processes, pictures
+        self._images: tuple[int, np.ndarray] | None = None  # of the step that was asked for last
+
+    def num_parts(self, step: int) -> int:
+        """Parts of a step's share."""
+        return len(self._parts(step))
+
+    @property
+    def part_bytes(self) -> int:
+        """What the pictures of a part take, bytes."""
+        return PART * self._pictures.num_bytes
+
+    def _images_at(self, step: int) -> np.ndarray:
+        """The images of a step's whole batch; composing it anew for each part takes its time."""
+        if self._images is None or self._images[0] != step:
+            self._images = step, self._order.images(step)
+        return self._images[1]
+
+    def _parts(self, step: int) -> list[range]:
+        """The places of each part."""
+        share = len(self._images_at(step)) // self._processes.world_size
+        first = self._processes.rank * share
+        return [range(start, min(start + PART, first + share)) for start in range(first, first + share, PART)]
+
+    def __getitem__(self, key: tuple[int, int] | int) -> Any:
+        """A part, by step and number, or the whole share of a step; or its ImageError: raised in a worker it would arrive wrapped in a
+        traceback. The pictures of a part are bytes (eval/encoder/pixels.py)."""
+        if isinstance(key, int):
+            parts = [self[key, part] for part in range(self.num_parts(key))]
+            return next((part for part in parts if isinstance(part, ImageError)), None) or self.join(parts, as_values=True)
+        try:
+            return self._build(key[0], self._parts(key[0])[key[1]])
+        except ImageError as error:
+            return error
+
+    @abstractmethod
+    def _build(self, step: int, places: range) -> Any:
+        """What some places of a step's batch hold."""
+
+    @abstractmethod
+    def join(self, parts: Sequence[Any], *, as_values: bool = False) -> Any:
+        """The share whose parts these are; with `as_values` its pictures are pixel values."""
 
 
 class PictureReader:
@@ -72,16 +145,21 @@ class PictureReader:
     def __init__(
         self,
         dataset: RetrievalSet,
-        pixels: Callable[[Image.Image], torch.Tensor],
+        pixels: PictureBytes,
         seed: int,
         min_area: float,
         frozen: FrozenEmbeddings = NOTHING_FROZEN,
     ) -> None:
-        """pixels: an image to float32 of shape (3, H, W); min_area: smallest share of the image's area in a random crop."""
-        self._dataset, self._as_pixels, self._seed, self._min_area, self._frozen = dataset, pixels, seed, min_area, frozen
+        """min_area: smallest share of the image's area in a random crop."""
+        self._dataset, self.picture_bytes, self._seed, self._min_area, self._frozen = dataset, pixels, seed, min_area, frozen
+
+    @property
+    def num_bytes(self) -> int:
+        """What a picture takes."""
+        return 0 if self._frozen.images is not None else self.picture_bytes.read(Image.new("RGB", (8, 8))).nbytes
 
     def at_place(self, whole_B: np.ndarray, place: int, step: int, epoch: int, undecodable: list[str]) -> tuple[int, torch.Tensor]:
-        """(image, pixel values) for one place of the batch; an image that does not decode is replaced by one that is not in the batch."""
+        """(image, its `pixels`) for one place of the batch; an image that does not decode is replaced by one that is not in the batch."""
         image = int(whole_B[place])
         draws = generator(self._seed, REPLACEMENT, step, place)
         for _ in range(_MAX_REPLACEMENTS):
@@ -95,7 +173,7 @@ class PictureReader:
         raise ImageError(f"{_MAX_REPLACEMENTS} pictures in a row do not decode, the last: {undecodable[-1]}")
 
     def pixels(self, image: int, epoch: int) -> torch.Tensor:
-        """Pixel values; empty where the image's embedding is cached: no file is opened then."""
+        """An image's bytes (eval/encoder/pixels.py); empty where its embedding is cached: no file is opened then."""
         if self._frozen.images is not None:
             if not self._frozen.images.is_known(image):
                 raise ImageError(f"{self._dataset.image_place(image)}: did not decode when the frozen image tower was run over the split")
@@ -103,11 +181,11 @@ class PictureReader:
         picture = self._dataset.load_image(image)
         if self._min_area < 1:
             picture = random_crop(picture, self._min_area, generator(self._seed, CROP, image, epoch))
-        return self._as_pixels(picture)
+        return self.picture_bytes.read(picture)
 
 
-class BatchBuilder(Dataset):  # type: ignore[type-arg]
-    """Builds this process's share of the batch of any step (the index). Runs in the loader's workers."""
+class BatchBuilder(ShareBuilder):
+    """Builds batches of images and captions."""
 
     def __init__(
         self,
@@ -122,23 +200,19 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
     ) -> None:
         """pool: the split, and what the captions of `negatives` are indices into."""
         self._pool, self._dataset = pool, pool.dataset
-        self._inputs, self._order, self._processes = inputs, order, processes
-        self._negatives, self._frozen = negatives, frozen
-        self._pictures = PictureReader(pool.dataset, inputs.pixels, order.seed, random_crop_min_area, frozen)
+        self._inputs, self._negatives, self._frozen = inputs, negatives, frozen
+        pictures = PictureReader(pool.dataset, inputs.picture_bytes, order.seed, random_crop_min_area, frozen)
+        super().__init__(order, processes, pictures)
 
-    def __getitem__(self, step: int) -> Batch | ImageError:
-        """The batch of a step, or the error: an error raised in a worker would arrive wrapped in a traceback."""
-        try:
-            return self._build(step)
-        except ImageError as error:
-            return error
+    def join(self, parts: Sequence[Batch], *, as_values: bool = False) -> Batch:
+        """The share whose parts these are; with `as_values` its pictures are pixel values."""
+        batch = Batch.joined(parts)
+        return replace(batch, pixels_b=self._pictures.picture_bytes.values(batch.pixels_b)) if as_values else batch
 
-    def _build(self, step: int) -> Batch:
-        epoch, whole_B, table = self._order.epoch(step), self._order.images(step), self._negatives
-        share = len(whole_B) // self._processes.world_size
-        first = self._processes.rank * share
+    def _build(self, step: int, places: range) -> Batch:
+        epoch, whole_B, table = self._order.epoch(step), self._images_at(step), self._negatives
         undecodable: list[str] = []
-        read = [self._pictures.at_place(whole_B, place, step, epoch, undecodable) for place in range(first, first + share)]
+        read = [self._pictures.at_place(whole_B, place, step, epoch, undecodable) for place in places]
         images_b = np.array([image for image, _ in read])
         captions_b = np.array([chosen_caption(self._dataset, image, epoch, self._order.seed) for image, _ in read])
         mined = [np.empty(0, np.int64) if table is None else np.arange(*table.offsets[image : image + 2]) for image, _ in read]
@@ -150,10 +224,10 @@ class BatchBuilder(Dataset):  # type: ignore[type-arg]
             torch.from_numpy(images_b),
             torch.from_numpy(captions_b),
             torch.stack([values for _, values in read]),
-            token_ids[:share],
-            torch.from_numpy(np.repeat(np.arange(share), [len(rows) for rows in mined])),
+            token_ids[: len(places)],
+            torch.from_numpy(np.repeat(np.arange(len(places)), [len(rows) for rows in mined])),
             torch.from_numpy(captions_m),
-            token_ids[share:],
+            token_ids[len(places) :],
             undecodable,
             None if self._frozen.images is None else self._frozen.images.of(images_b),
             texts_nD,

@@ -3,13 +3,13 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 from torch.utils.data import Dataset
 
 from eval.choices.choice_set import ChoiceSet
 from eval.dataset.images import ImageError
-from eval.encoder.encoder import ImageSource, block_loader
+from eval.encoder.encoder import ImageSource
+from eval.encoder.loader import block_loader
 from eval.progress import bar
 from train.data.splits import Splits
 
@@ -40,7 +40,7 @@ def check_images(splits: Splits, num_workers: int, choices: Sequence[ChoiceSet] 
     num_checked = 0
     named = [(dataset, dataset.split or dataset.source) for dataset in splits.all()] + [(each, each.source) for each in choices]
     for dataset, label in named:
-        loader: Any = block_loader(_PixelHashes(dataset), num_workers=num_workers)
+        loader = block_loader(_PixelHashes(dataset), num_workers=num_workers)
         with bar(dataset.num_images, f"decoding {label}", "picture") as progress:
             for image, (digest, fault) in enumerate(loader):
                 num_checked += 1

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import UserError
+from eval.signals import StopSignals, exit_code_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +56,11 @@ def carry_out(make_kind: Callable[[], RunKind], config: Any) -> None:
         CommandError, OSError: the run cannot go on.
     """
     from train.engine.folder import check_outputs, claim_folder
-    from train.engine.loop import ProcessesLost, Stopped, StopSignals, is_loss_of_processes
 
     with StopSignals() as signals:
+        signals.last_words = lambda: _last_words(config)
+        from train.engine.loop import ProcessesLost, is_loss_of_processes
+
         kind = make_kind()
         accelerator, processes = kind.start(config)
         lock = processes.together(lambda: claim_folder(config) if processes.is_main else None)
@@ -68,15 +72,11 @@ def carry_out(make_kind: Callable[[], RunKind], config: Any) -> None:
                     kind.show_finished(config)
                 return
             processes.together(lambda: check_outputs(config, kind.reports(config)) if processes.is_main else None)
-            loop: Any = None  # a train.engine.loop.BaseLoop
             try:
                 splits = processes.together(lambda: kind.load(config))
                 loop = kind.loop(kind.prepare(config, splits, accelerator, processes), signals)
                 kind.finish(loop.job, loop.run(), loop.leave_final_if_asked)
             except RuntimeError as error:
-                # The main process was told to stop and has left, while this one, told the same, waited for it.
-                if signals.asked and not processes.is_main:
-                    raise Stopped(signals.exit_code, loop.state.step if loop is not None else 0) from error
                 if is_loss_of_processes(error):
                     raise ProcessesLost(processes.rank, str(error).splitlines()[0]) from error
                 raise
@@ -106,23 +106,38 @@ def _check_finished(kind: RunKind, config: Any) -> None:
         ) from error
 
 
+def _last_words(config: Any) -> str:
+    """What a second Ctrl-C says, which ends the process before the checkpoint that the first asked for."""
+    from train.engine.checkpoint import Checkpoints
+
+    leave_exit_code(exit_code_of(signal.SIGINT))
+    checkpoints = Checkpoints(config.run_folder / "checkpoints")
+    steps = checkpoints.steps()
+    if not steps:
+        return "at once, by a second Ctrl-C; no checkpoint was written yet"
+    return f"at once, by a second Ctrl-C; the same command goes on from the newest checkpoint, {checkpoints.path(steps[-1])}"
+
+
+def leave_exit_code(code: int) -> None:
+    """Write the exit code where launch.sh finds it: accelerate turns every code into 1."""
+    prefix = os.environ.get("TRAIN_EXIT_FILE")
+    if prefix:
+        try:
+            Path(f"{prefix}.{os.environ.get('RANK', '0')}").write_text(f"{code}\n", encoding="utf-8")
+        except OSError as error:
+            print(f"error: the exit code {code} could not be left for the launcher: {error}", file=sys.stderr, flush=True)
+
+
 def end_with(run: Callable[[list[str]], int]) -> None:
-    """Run, leave the exit code where launch.sh finds it (accelerate turns every code into 1), and exit."""
+    """Run, leave the exit code where launch.sh finds it, and exit."""
     code = 1
     try:
         code = run(sys.argv[1:])
     except SystemExit as error:  # argparse
         code = error.code if isinstance(error.code, int) else 2
     finally:
-        prefix = os.environ.get("TRAIN_EXIT_FILE")
-        if prefix:
-            path = Path(f"{prefix}.{os.environ.get('RANK', '0')}")
-            try:
-                path.write_text(f"{code}\n", encoding="utf-8")
-            except OSError as error:
-                print(f"error: the exit code {code} could not be left for the launcher: {error}", file=sys.stderr, flush=True)
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
+        leave_exit_code(code)
+    dist = sys.modules.get("torch.distributed")  # not imported where the command ended before
+    if dist is not None and dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
     sys.exit(code)

@@ -41,7 +41,7 @@ def start_distributed(train: LoopConfig, check: Callable[[Processes], Any]) -> t
         )
     precision = "no" if train.precision == "fp32" else train.precision
     accelerator = Accelerator(mixed_precision=precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)])
-    processes = Processes.current()
+    processes = Processes.current(timeout)
 
     def check_all() -> None:
         expected, found = int(os.environ.get("WORLD_SIZE", "1")), processes.world_size

@@ -2,35 +2,32 @@
 
 Order at step s: train step s; evaluate if it is due; write a checkpoint if one is due; before step s + 1, what the run does between steps.
 What happens at a step follows from its number, so a resumed run is the straight one. A checkpoint is committed before step 1.
-SIGTERM and SIGINT set a flag, which every process heeds at the next step.
+A stop signal (eval/signals.py) sets a flag, which every process heeds at the next step.
 """
 
 from __future__ import annotations
 
-import signal
 import socket
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from eval.atomic import sweep
 from eval.dataset.images import ImageError
-from eval.encoder.encoder import block_loader
+from eval.encoder.loader import block_loader
 from eval.errors import CommandError, NotFinite, OutOfMemory, UserError, is_out_of_memory, needing_memory
 from eval.progress import bar
 from eval.search.ranking import DIRECTIONS
 from eval.sharded import is_sharded
+from eval.signals import StopSignals, next_item
 from train.data.data_record import check_data, record_data
 from train.engine.begin import begin_at
 from train.engine.checkpoint import Checkpoints, State, newest_of_main
@@ -39,12 +36,13 @@ from train.engine.metrics_log import MetricsLog, WandbMirror
 from train.optim.update import rate_factor
 
 if TYPE_CHECKING:
+    from train.data.batches import ShareBuilder
     from train.data.mined_order import Order
     from train.engine.run import Evaluation, Event, Run
 
 
 class Stopped(CommandError):
-    """The run was told to stop and has written a checkpoint; carries the exit code (143 for SIGTERM, 130 for SIGINT)."""
+    """The run was told to stop and has written a checkpoint; carries the exit code (130 for Ctrl-C, else 143)."""
 
     label = "stopped"
     is_shared = True
@@ -76,40 +74,6 @@ def has_own_memory(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-class StopSignals:
-    """Catches the signals while it is entered. A second SIGINT interrupts at once, as Python does by itself."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> StopSignals:
-        # Handlers can be set in the main thread alone; elsewhere (a test that runs a job in a thread) there is nothing to catch.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
-
-    def _receive(self, number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    @property
-    def asked(self) -> bool:
-        """True once a signal came."""
-        return self.received is not None
-
-    @property
-    def exit_code(self) -> int:
-        """What the shell calls an end by this signal; a process that stops because another was asked exits with 143."""
-        return 128 + (self.received or signal.SIGTERM)
-
-
 class BaseLoop(ABC):
     """One run from its current step to its last."""
 
@@ -133,8 +97,11 @@ class BaseLoop(ABC):
         self.extra_file: Path | None = None
         """A file that each checkpoint holds, next to weights and optimizer state."""
         self._bar: Any = None
+        self._builder: Any = None  # of the batches
         self._batches: Iterator[Any] | None = None
         self._last_eval = ""
+        self._stop_asked: Callable[[], bool] = lambda: False
+        """Whether any process was told to stop when all were last asked."""
 
     # -- what each kind of run defines -----------------------------------------------------------------------------------------------------
 
@@ -147,8 +114,8 @@ class BaseLoop(ABC):
         """Restore what a checkpoint holds next to weights and optimizer state, or refuse it (raises UserError)."""
 
     @abstractmethod
-    def batches(self) -> tuple[Dataset[Any], int]:
-        """(step to its batch, with `step` and `undecodable`, or an ImageError in its place; the last step that it can build now)."""
+    def batches(self) -> tuple[ShareBuilder, int]:
+        """(what builds a step's batch, with `step` and `undecodable`; the last step that it can build now)."""
 
     @abstractmethod
     def step_record(self, outcome: Any) -> tuple[dict[str, Any], list[Event]]:
@@ -180,7 +147,7 @@ class BaseLoop(ABC):
         self.wandb = WandbMirror(job.config, job.log) if job.processes.is_main else None
         self._bar = bar(max_steps, job.config.name, "step", show=job.processes.is_main, initial=self.state.step)
         try:
-            self.save(sync=True)
+            self.save()
             if not self._ends_here():
                 self._rehearse()
                 self.setup()
@@ -296,14 +263,7 @@ class BaseLoop(ABC):
     def _step(self) -> None:
         """Take one step and write its line."""
         started = time.perf_counter()
-        if self._batches is None:
-            (builder, last), job = self.batches(), self._run
-            steps = range(self.state.step + 1, last + 1)
-            on_gpu = job.accelerator.device.type == "cuda"
-            self._batches = iter(block_loader(builder, num_workers=job.config.data.num_workers, sampler=steps, pin_memory=on_gpu))
-        batch = next(self._batches)
-        if isinstance(batch, ImageError):
-            raise UserError(f"{batch}. --check-images lists every picture that does not decode")
+        batch = self._next_batch()
         waited = time.perf_counter() - started
         try:
             outcome = self.stepper.train_step(batch, stop_asked=self.signals.asked)
@@ -338,7 +298,30 @@ class BaseLoop(ABC):
         speed = train.batch_size / seconds
         self._bar.set_postfix_str(f"loss {outcome.loss:.4f}, {speed:.0f} images/s, waiting {100 * waited / seconds:.0f}%{self._last_eval}")
         if outcome.stop_asked:
-            self._stop(together=True)
+            self._stop()
+
+    def _next_batch(self) -> Any:
+        """This process's share of the next step.
+
+        Raises:
+            Stopped: some process was told to stop before its share was there.
+            UserError: on every process: on some a share cannot be built.
+        """
+        if self._batches is None:
+            (builder, last), workers = self.batches(), self._run.config.data.num_workers
+            first, at_once = self.state.step + 1, builder.num_parts(self.state.step + 1)
+            keys = ((step, part) for step in range(first, last + 1) for part in range(at_once))
+            loaded = block_loader(builder, num_workers=workers, item_bytes=builder.part_bytes, at_once=at_once, sampler=keys)
+            self._builder, self._batches = builder, loaded
+        parts: list[Any] = []
+        num_parts = self._builder.num_parts(self.state.step + 1)
+        while len(parts) < num_parts and (part := next_item(self._batches)) is not None:
+            parts.append(part)
+        faults = [f"{part}. --check-images lists every picture that does not decode" for part in parts if isinstance(part, ImageError)]
+        if self._run.processes.any_later(bool(faults) or len(parts) < num_parts)():
+            self._run.processes.raise_together(faults[0] if faults else "")
+            self._stop()
+        return self._builder.join(parts)
 
     def _evaluate_if_due(self) -> None:
         """Evaluate, write the lines, and note a new best."""
@@ -371,29 +354,27 @@ class BaseLoop(ABC):
     def _ends_here(self) -> bool:
         return self.state.step == self._run.config.train.max_steps or self.state.stopped_by is not None
 
-    def save(self, *, sync: bool = False) -> None:
-        """Commit a checkpoint of this moment (main process), then remove old ones."""
-        job, is_main = self._run, self._run.processes.is_main
-        if is_main:
-            self.metrics.sync()
-            self.state = replace(self.state, num_metrics_lines=self.metrics.num_lines, metrics_sha256=self.metrics.sha256)
-        if is_main or is_sharded(job.tuned.module):
-            self.checkpoints.save(self.state, job.tuned, job.optimizer, self.extra_file, writes=is_main)
-        if is_main:
-            if self.extra_file is not None:  # of the newest checkpoint: an older one, which a resumed run reads, will be pruned
-                self.extra_file = self.checkpoints.path(self.state.step) / "negatives.parquet"
-            self.checkpoints.prune(job.config.train.keep_checkpoints, self.state.best_step)
-        if sync:
-            job.processes.barrier()
+    def save(self) -> None:
+        """Commit a checkpoint of this moment (main process), then remove old ones; the other processes wait for it.
 
-    def _stop(self, *, together: bool) -> NoReturn:
-        """Write a checkpoint and leave.
-
-        Args:
-            together: every process is here; then none leaves before the checkpoint is written, for a launcher kills the others soon after
-                the first has left.
+        Raises:
+            WriteError, OSError: it cannot be written; on every process.
         """
-        self.save(sync=together)
+        job, is_main = self._run, self._run.processes.is_main
+        with job.processes.jointly():  # none is left waiting for a main process whose disk is full
+            if is_main:
+                self.metrics.sync()
+                self.state = replace(self.state, num_metrics_lines=self.metrics.num_lines, metrics_sha256=self.metrics.sha256)
+            if is_main or is_sharded(job.tuned.module):
+                self.checkpoints.save(self.state, job.tuned, job.optimizer, self.extra_file, writes=is_main)
+            if is_main:
+                if self.extra_file is not None:  # of the newest checkpoint: an older one, which a resumed run reads, will be pruned
+                    self.extra_file = self.checkpoints.path(self.state.step) / "negatives.parquet"
+                self.checkpoints.prune(job.config.train.keep_checkpoints, self.state.best_step)
+
+    def _stop(self) -> NoReturn:
+        """Write a checkpoint and leave; none leaves before it is written, for a launcher kills the others soon after the first has left."""
+        self.save()
         raise Stopped(self.signals.exit_code, self.state.step)
 
     def write(self, event: str, record: dict[str, Any]) -> None:
@@ -416,17 +397,16 @@ class BaseLoop(ABC):
             yield advance
 
     def leave_if_asked(self) -> None:
-        """Leave a long evaluation or mining when a signal came; its work is done again after the resume.
+        """Leave a long evaluation or mining when a signal came to any process; its work is done again after the resume.
 
-        Only the main process leaves by itself; the others, waiting for its part, find it gone (train/engine/command.py). Were they to go
-        first, it could be left waiting for theirs, its checkpoint not written. With sharded weights it could not write one alone: then all
-        leave after the next step, or at the end of the last evaluation.
+        Call on every process, at the same places. Several processes learn at one such place what was asked at the one before, so that none
+        waits for the slowest at each.
 
         Raises:
             Stopped: after writing a checkpoint of the current weights.
         """
-        if self.signals.asked and self._run.processes.is_main and not is_sharded(self._run.tuned.module):
-            self._stop(together=False)
+        if self._stop_agreed():
+            self._stop()
 
     def leave_final_if_asked(self) -> None:
         """The same after the last step, whose checkpoint is written already.
@@ -434,5 +414,14 @@ class BaseLoop(ABC):
         Raises:
             Stopped: at once.
         """
-        if self.signals.asked and self._run.processes.is_main:
+        if self._stop_agreed():
             raise Stopped(self.signals.exit_code, self.state.step)
+
+    def _stop_agreed(self) -> bool:
+        if self._run.processes.world_size == 1:
+            return self.signals.asked
+        before, self._stop_asked = self._stop_asked, self._run.processes.any_later(self.signals.asked)
+        agreed = before()
+        if agreed:
+            self._stop_asked()  # nothing is left under way
+        return agreed

@@ -8,7 +8,7 @@
 marked() { grep -lszFx -- "TRAIN_EXIT_FILE=$marks/exit" /proc/[0-9]*/environ | cut -d/ -f3; }
 
 # The trainers: marked processes whose parent is the launcher or, once that is gone, is not marked. Signals go to them and
-# not to the launcher, which would kill them 30 s later and itself dies of a SIGUSR1.
+# not to the launcher, which would kill them 30 s later.
 trainers() {
     local pid parent all
     all=" $(marked | tr '\n' ' ')"
@@ -23,12 +23,13 @@ trainers() {
 forward() { # forward SIGNAL
     local pids
     interrupted=true
-    [ "$1" = USR1 ] || stopped_by=$1
+    case $1 in INT) stopped_by=INT ;; *) stopped_by=TERM ;; esac # a dropped ssh or a warning of Slurm's is a SIGTERM
     mapfile -t pids < <(trainers)
-    if [ ${#pids[@]} -eq 0 ] && [ "$1" != USR1 ] && [ -n "$launcher" ]; then # too early for trainers
-        pids=("$launcher")
+    if [ ${#pids[@]} -gt 0 ]; then
+        kill -s "$1" "${pids[@]}" 2>/dev/null
+    elif [ -n "$launcher" ]; then # too early for trainers; the launcher itself would die of a SIGUSR1
+        kill -s "$stopped_by" "$launcher" 2>/dev/null
     fi
-    [ ${#pids[@]} -eq 0 ] || kill -s "$1" "${pids[@]}" 2>/dev/null
 }
 
 end_strays() { # trainers that outlived their launcher are asked to stop and, a minute later, made to

@@ -134,10 +134,12 @@ def _embedded(
 
 def _read_cached(cached: FrozenRows, indices_N: np.ndarray, shards: Shards, block: int, execution: Execution) -> None:
     """Copy the cached embeddings of a frozen tower to the shards, on the same grid of blocks."""
-    for number in execution.processes.share_of(num_blocks(len(indices_N), block)):
-        rows = np.array(cached.vectors_ND[indices_N[number * block : (number + 1) * block]])
-        shards.append(rows)
-        execution.on_progress(len(rows))
+    blocks = num_blocks(len(indices_N), block)
+    with execution.rounds(blocks) as advance:
+        for number in execution.processes.share_of(blocks):
+            rows = np.array(cached.vectors_ND[indices_N[number * block : (number + 1) * block]])
+            shards.append(rows)
+            advance(len(rows))
 
 
 def _positives_of(positives: PositivePairs, queries_Q: np.ndarray) -> PositivePairs:

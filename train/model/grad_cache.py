@@ -31,7 +31,7 @@ class _Side:
     """The inputs of one tower in a step.
 
     Attributes:
-        rows: pixel values or token ids, on the CPU.
+        rows: pixel values, the bytes that they are made of, or token ids, on the CPU.
         known: cached embeddings of a frozen tower; there are no rows then.
     """
 
@@ -61,6 +61,7 @@ class Towers:
         autocast: precision of the towers.
         """
         self._siglip, self._autocast, (self._seed, self._rank) = tuned.siglip, autocast, seeds
+        self._picture_bytes = tuned.inputs.picture_bytes
         self.micro_batch_size = micro_batch_size
         self._device = next(tuned.siglip.parameters()).device
         parts = {"image": tuned.siglip.vision_model, "text": tuned.siglip.text_model}
@@ -104,9 +105,12 @@ class Towers:
 
     def _forward(self, tower: Tower, rows: torch.Tensor) -> torch.Tensor:
         """One forward pass in its own autocast, which caches cast weights: those cast without a graph would get no gradient."""
+        rows = rows.to(self._device, non_blocking=True)
+        if tower == "image":
+            rows = self._picture_bytes.values(rows)
         features = image_features if tower == "image" else text_features
         with self._autocast():
-            return features(self._siglip, rows.to(self._device, non_blocking=True))
+            return features(self._siglip, rows)
 
     def _micro_batches(self, side: _Side, step: int, size: int) -> Iterator[slice]:
         """The micro-batches of a side; before each, dropout is seeded by its number, so that both passes are equal."""

@@ -5,18 +5,18 @@ Shape letters: B images of the whole batch, b of this process, p pictures (its i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.nn.functional import pad
 
 from eval.dataset.images import ImageError
 from eval.dataset.retrieval_set import GroupHashes
-from train.data.batches import PictureReader
+from train.data.batches import PictureReader, ShareBuilder, concatenated
 from train.data.order import BatchOrder, chosen_caption, generator
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class MatchBatch:
 
     Attributes:
         images_p: int64, what each picture is; the first b are the images of the step.
-        pixels_p: float32 of shape (p, 3, H, W).
+        pixels_p: float32 of shape (p, 3, H, W), or uint8, the bytes that they are made of (eval/encoder/pixels.py).
         owners_N: int64, the image of the step (0 <= owner < b) that each pair belongs to, ascending.
         pictures_N: int64, the picture of each pair.
         captions_N: int64, its caption, an index into the split.
@@ -93,10 +93,37 @@ class MatchBatch:
                 **pairs,
             )
 
-    def pin_memory(self) -> MatchBatch:
-        """The same with page-locked tensors, for copies to a GPU that do not wait (called by DataLoader)."""
-        pinned: dict[str, Any] = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **pinned)
+    @classmethod
+    def joined(cls, parts: Sequence[MatchBatch], pad_token_id: int) -> MatchBatch:
+        """The batch whose pairs are those of the parts, in order; its pictures are the images of the step and, behind them, hard images,
+        each once and none that is an image of the step."""
+        owned = [int(part.owners_N[-1]) + 1 for part in parts]  # images of the step
+        starts = np.cumsum([0, *owned[:-1]]).tolist()
+        images = [image for part, count in zip(parts, owned, strict=True) for image in part.images_p[:count].tolist()]
+        pixels = [part.pixels_p[:count] for part, count in zip(parts, owned, strict=True)]
+        pictures = []
+        for part, start, count in zip(parts, starts, owned, strict=True):
+            places = list(range(start, start + count))
+            for hard, values in zip(part.images_p[count:].tolist(), part.pixels_p[count:], strict=True):
+                if hard not in images:
+                    images.append(hard)
+                    pixels.append(values[None])
+                places.append(images.index(hard))
+            pictures.append(torch.tensor(places)[part.pictures_N])
+        longest = max(part.mask_NL.shape[1] for part in parts)
+        return MatchBatch(
+            parts[0].step,
+            torch.tensor(images),
+            concatenated(pixels),
+            torch.cat([part.owners_N + start for part, start in zip(parts, starts, strict=True)]),
+            torch.cat(pictures),
+            torch.cat([part.captions_N for part in parts]),
+            torch.cat([part.kinds_N for part in parts]),
+            torch.cat([pad(part.token_ids_NL, (0, longest - part.token_ids_NL.shape[1]), value=pad_token_id) for part in parts]),
+            torch.cat([pad(part.mask_NL, (0, longest - part.mask_NL.shape[1])) for part in parts]),
+            sum(part.shortfall for part in parts),
+            [text for part in parts for text in part.undecodable],
+        )
 
 
 @dataclass(frozen=True)
@@ -119,8 +146,8 @@ class _Collected:
     shortfall: int = 0
 
 
-class MatchBatches(Dataset):  # type: ignore[type-arg]
-    """Builds this process's share of any step; index = step. Runs in the loader's workers."""
+class MatchBatches(ShareBuilder):
+    """Builds batches of pairs."""
 
     def __init__(
         self,
@@ -134,34 +161,35 @@ class MatchBatches(Dataset):  # type: ignore[type-arg]
         random_crop_min_area: float = 1.0,
     ) -> None:
         self._pool, self._dataset, self._inputs = pool, pool.dataset, inputs
-        self._order, self._processes, self._config = order, processes, config
+        self._config = config
         self._hard_captions, self._hard_images = tables.captions, tables.images
         self._doubtful: GroupHashes | None = None
         if tables.captions is not None and tables.captions.doubtful_2D is not None:
             images_D, captions_D = tables.captions.doubtful_2D
             self._doubtful = GroupHashes(images_D, pool.hash_C[captions_D])
-        self._pictures = PictureReader(pool.dataset, inputs.pixels, order.seed, random_crop_min_area)
+        super().__init__(order, processes, PictureReader(pool.dataset, inputs.picture_bytes, order.seed, random_crop_min_area))
 
-    def __getitem__(self, step: int) -> MatchBatch | ImageError:
-        """The batch of a step, or why there is none: raised in a worker it would arrive wrapped in a traceback."""
-        try:
-            return self._build(step)
-        except ImageError as error:
-            return error
+    @property
+    def part_bytes(self) -> int:
+        """What the pictures of a part take with as many hard images as they can have, bytes."""
+        return super().part_bytes * (1 + self._config.images_per_caption)
 
-    def _build(self, step: int) -> MatchBatch:
+    def join(self, parts: Sequence[MatchBatch], *, as_values: bool = False) -> MatchBatch:
+        """The share whose parts these are; with `as_values` its pictures are pixel values."""
+        batch = MatchBatch.joined(parts, self._inputs.pad_token_id)
+        return replace(batch, pixels_p=self._pictures.picture_bytes.values(batch.pixels_p)) if as_values else batch
+
+    def _build(self, step: int, places: range) -> MatchBatch:
         epoch = self._order.epoch(step)
-        whole_B = self._order.images(step)
+        whole_B = self._images_at(step)
         spoken_B = np.array([chosen_caption(self._dataset, int(image), epoch, self._order.seed) for image in whole_B])
-        share = len(whole_B) // self._processes.world_size
-        first = self._processes.rank * share
         found = _Collected([], [], [], [])
-        for place in range(first, first + share):
+        for place in places:
             image, values = self._pictures.at_place(whole_B, place, step, epoch, found.undecodable)
             found.images.append(image)
             found.pixels.append(values)
         for owner, image in enumerate(list(found.images)):
-            self._pair_up(owner, image, step, epoch, first + owner, spoken_B, found)
+            self._pair_up(owner, image, step, epoch, places[owner], spoken_B, found)
         return self._tensors(step, found)
 
     def _pair_up(self, owner: int, image: int, step: int, epoch: int, place: int, spoken_B: np.ndarray, found: _Collected) -> None:

@@ -11,9 +11,10 @@ from eval.errors import UserError
 from eval.metrics.evaluate import values_of
 from eval.metrics.stage_metrics import mean_recall_at_1
 from eval.search.ranking import DIRECTIONS
+from eval.signals import StopSignals
 from rerank.scoring.candidates import candidate_lists
 from train.engine.checkpoint import Checkpoints
-from train.engine.loop import BaseLoop, StopSignals
+from train.engine.loop import BaseLoop
 from train.engine.run import Evaluation, Event
 from train.reranker.batches import HardTables, MatchBatch, MatchBatches, PairKind
 from train.reranker.collapse import LEAST_SCORE_STD, REMEDY, RunningLoss, constant_loss, loss_warning

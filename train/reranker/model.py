@@ -3,6 +3,7 @@
 import copy
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from PIL import Image
 from transformers import BlipForImageTextRetrieval
 
 from eval.encoder.identity import Identity, identity_of
+from eval.encoder.pixels import PictureBytes
 from eval.errors import UserError
 from rerank.scorers.blip.checkpoint import BlipCheckpoint, load_blip
 from rerank.scorers.supported import check_cross_encoder
@@ -41,6 +43,11 @@ class MatchInputs:
     def pixels(self, picture: Image.Image) -> torch.Tensor:
         """Pixel values of one picture, float32 of shape (3, H, W)."""
         return self.checkpoint.image_processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+
+    @cached_property
+    def picture_bytes(self) -> PictureBytes:
+        """The same in two steps: bytes, which a loader's worker sends, and the pixel values made of them."""
+        return PictureBytes(self.checkpoint.image_processor)
 
     def token_ids(self, captions: list[str]) -> list[tuple[int, ...]]:
         """As `BlipCheckpoint.token_ids`."""

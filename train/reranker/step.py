@@ -120,6 +120,7 @@ class MatchStepper:
             pixels_p, pictures_N, token_ids_NL, mask_NL = (
                 values.to(self._device, non_blocking=True) for values in (part.pixels_p, part.pictures_N, part.token_ids_NL, part.mask_NL)
             )
+            pixels_p = self._tuned.inputs.picture_bytes.values(pixels_p)
             logits_N2 = self._tuned.logits(pixels_p, pictures_N, token_ids_NL, mask_NL, self._autocast)
             labels_N = part.labels_N.to(self._device)
             part_loss = cross_entropy(logits_N2, labels_N, reduction="sum") / num_pairs

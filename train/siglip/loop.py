@@ -12,12 +12,13 @@ from eval.metrics.evaluate import values_of
 from eval.metrics.stage_metrics import mean_recall_at_1
 from eval.search.ranking import DIRECTIONS
 from eval.search.retrieve import retrieve
+from eval.signals import StopSignals
 from train.data.batches import Batch, BatchBuilder, TruePairs
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.mined_order import Order, columns_in_force, is_due, order_in_force
 from train.data.negatives import Negatives, read_negatives
 from train.engine.checkpoint import Checkpoints
-from train.engine.loop import BaseLoop, StopSignals
+from train.engine.loop import BaseLoop
 from train.engine.run import Evaluation, Event
 from train.model.frozen_tower import FrozenStore, cached_towers
 from train.siglip.job import Job

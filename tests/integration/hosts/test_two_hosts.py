@@ -84,6 +84,37 @@ def test_launched_stopped_on_one_machine_and_resumed(hosts: Hosts, run: Run, one
     assert lines(run.folder)[0]["world_size"] == 2
 
 
+@pytest.mark.parametrize(
+    ("trap", "rank", "step"),
+    [
+        (Trap("train.siglip.loop:retrieve", 1, signal.SIGTERM), 1, 0),
+        (Trap("train.siglip.mining:mine", 2, signal.SIGUSR1), 1, 4),
+        (Trap("train.engine.checkpoint:save_file", 3, signal.SIGHUP), 0, None),
+    ],
+    ids=["in an evaluation", "in a mining", "while a checkpoint is written"],
+)
+def test_one_machine_that_is_told_stops_both(
+    hosts: Hosts, run: Run, other: Run, one_host: Run, trap: Trap, rank: int, step: int | None
+) -> None:
+    """They agree on it, over disks that they do not share."""
+    children = start(hosts, (run, other), traps={rank: trap})
+    assert [child.wait() for child in children] == [143, 143], "".join(child.output() for child in children)
+    assert "Traceback" not in children[0].output() + children[1].output()
+    assert step is None or f"stopped after step {step};" in children[0].output()
+    finish(hosts, (run, other))
+    assert_same(run, one_host)
+
+
+def test_a_machine_that_hangs_ends_the_other_in_time(hosts: Hosts, run: Run, one_host: Run) -> None:
+    """Its kernel still answers, so nothing but our time-out reports it; in a mining, where a flag is waited for."""
+    children = start(hosts, (run, run), "train.timeout_seconds=6", traps={1: Trap("train.siglip.mining:mine", 2, signal.SIGSTOP)})
+    assert children[0].wait() == 1 and "lost the other processes" in children[0].output()
+    children[1].kill(signal.SIGKILL)
+    children[1].wait()
+    finish(hosts, (run, run))
+    assert_same(run, one_host)
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_machine_that_dies_ends_the_other_with_a_message(hosts: Hosts, run: Run, other: Run, one_host: Run, victim: int) -> None:
     """Killed in a step. The disks are not shared: only the main process's machine has the run, and yet both go on from its checkpoint."""

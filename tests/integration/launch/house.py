@@ -54,8 +54,7 @@ def end(code):
 
 def stop(number, frame):
     note(signal.Signals(number).name, True)
-    if number != signal.SIGUSR1:
-        end(128 + number)
+    end(128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM))
 
 
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):

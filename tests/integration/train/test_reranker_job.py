@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from eval.signals import StopSignals
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
 from tests.faults.runs import lines
@@ -16,7 +17,6 @@ from tests.shared_files import modes
 from tests.small_job import SmallWorld, load
 from tests.small_reranker_job import RerankerWorld
 from train.__main__ import run as run_any
-from train.engine.loop import StopSignals
 from train.reranker.__main__ import run
 
 

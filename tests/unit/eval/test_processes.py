@@ -86,3 +86,12 @@ def test_one_process_needs_no_communication() -> None:
 def test_shares_cover_every_block_once() -> None:
     shares = [list(Processes(rank, 3).share_of(8)) for rank in range(3)]
     assert shares == [[0, 3, 6], [1, 4, 7], [2, 5]]
+
+
+def test_host_data_never_takes_the_devices_group(tmp_path: Path) -> None:
+    """Where the default group is nccl's, arrays, errors, JSON and stop flags go over a gloo group of their own."""
+    command = [sys.executable, str(Path(__file__).with_name("host_group_worker.py")), str(tmp_path / "store")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    started = [subprocess.Popen([*command, str(rank)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for rank in range(2)]
+    said = [process.communicate(timeout=150)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0] and said == ["host data alone took its own way\n"] * 2

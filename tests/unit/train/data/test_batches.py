@@ -162,3 +162,23 @@ def test_crops_change_with_the_epoch_and_not_with_the_step(small_world: SmallWor
     assert torch.equal(first.pixels_b, again.pixels_b)
     rows = [later.images_b.tolist().index(image) for image in first.images_b.tolist()]
     assert not torch.equal(first.pixels_b, later.pixels_b[rows])
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_the_parts_that_workers_send_make_the_batch(
+    small_world: SmallWorld, inputs: SiglipInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Mined captions, crops and replaced pictures are those of the whole share, and the pictures travel as bytes."""
+    dataset = load(break_pictures(tmp_path / "broken", range(0, 40, 4)))
+    negatives = fake_negatives(dataset.num_images, dataset.num_captions)
+    order, second = BatchOrder(40, 16, 5), Processes(1, 2)
+    builder = BatchBuilder(CaptionPool(dataset), inputs, order, second, random_crop_min_area=0.5, negatives=negatives)
+    whole = builder[2]
+    assert isinstance(whole, Batch) and builder.num_parts(2) == 1 and whole.undecodable
+    monkeypatch.setattr("train.data.batches.PART", size)
+    parts = [builder[2, part] for part in range(builder.num_parts(2))]
+    assert [len(part.images_b) for part in parts] == [size] * (8 // size) + [8 % size] * (8 % size > 0)
+    assert all(part.pixels_b.dtype == torch.uint8 and part.pixels_b.nbytes <= builder.part_bytes for part in parts)
+    for name, value in vars(builder.join(parts, as_values=True)).items():
+        expected = getattr(whole, name)
+        assert torch.equal(value, expected) if isinstance(value, torch.Tensor) else value == expected, name

@@ -192,3 +192,19 @@ def test_what_the_matcher_calls_a_match_is_no_easy_negative(pool: CaptionPool, i
     captions = [int(np.flatnonzero(pool.hash_C == text)[0]) for _, text in called]
     after = easy(replace(table, doubtful_2D=np.array([[image for image, _ in called], captions])))
     assert called and not after & set(called) and after >= before - set(called)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_parts_that_workers_send_make_the_batch(
+    pool: CaptionPool, inputs: MatchInputs, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """A hard image that two parts bring, or that is an image of the step, is there once; captions are padded to the longest of all."""
+    config = {"images_per_caption": 3, "fill_with_easy": True, "captions_per_image": 4}
+    for step in range(1, 6):
+        monkeypatch.setattr("train.data.batches.PART", 32)
+        whole = build(pool, inputs, step, **config)
+        assert len(whole.images_p) > BATCH
+        monkeypatch.setattr("train.data.batches.PART", size)
+        for name, value in vars(build(pool, inputs, step, **config)).items():
+            expected = getattr(whole, name)
+            assert torch.equal(value, expected) if isinstance(value, torch.Tensor) else value == expected, name
