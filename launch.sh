@@ -99,7 +99,6 @@ train() { # train COMMAND CONFIG [KEY=VALUE ...]
 caller=$PWD
 root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" && pwd) && cd "$root" || exit 1
 [ -f train/launch/plan.sh ] || die 2 "expected the folder train/launch next to launch.sh, in $root. With sbatch: sbatch --wrap './launch.sh ...'"
-source train/launch/commands.sh
 source train/launch/environment.sh
 source train/launch/plan.sh
 source train/launch/supervise.sh

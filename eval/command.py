@@ -9,7 +9,6 @@ import select
 import signal
 import socket
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -125,8 +124,6 @@ def _reader_left() -> bool:
 
 def _end(error: CommandError) -> int:
     """Print an error on the main process, and on another where it alone met it; returns its exit code."""
-    if error.shows_traceback:
-        traceback.print_exception(error)
     rank = os.environ.get("RANK", "0")
     if rank == "0":
         print(f"{error.label}: {error}", file=sys.stderr, flush=True)

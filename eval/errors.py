@@ -22,7 +22,6 @@ class CommandError(Exception):
     """The first word of the line."""
     is_shared = False
     """True where every process of a job raises it: then only the main process prints it."""
-    shows_traceback = False
 
 
 class UserError(CommandError):

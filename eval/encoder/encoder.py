@@ -10,14 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 from transformers import SiglipModel
 
 from eval.dataset.images import ImageError
-from eval.encoder.inputs import SiglipInputs
+from eval.encoder.inputs import PictureBytes, SiglipInputs, image_features, text_features
 from eval.encoder.loader import block_loader
-from eval.encoder.pixels import PictureBytes
 from eval.errors import NotFinite
 from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
@@ -39,21 +37,6 @@ class ImageSource(Protocol):
 
     def load_image(self, image: int, /) -> Image.Image:
         """One image, RGB."""
-
-
-def image_features(model: SiglipModel, pixels: torch.Tensor) -> torch.Tensor:
-    """Unit image embeddings, float32 of shape (N, D), from pixel values of shape (N, 3, H, W). Differentiable."""
-    return normalize(_at_least_float32(model.vision_model(pixel_values=pixels).pooler_output), dim=-1)
-
-
-def text_features(model: SiglipModel, token_ids_NL: torch.Tensor) -> torch.Tensor:
-    """Unit text embeddings, float32 of shape (N, D), from padded token ids. Differentiable. No mask: see eval/encoder/inputs.py."""
-    return normalize(_at_least_float32(model.text_model(input_ids=token_ids_NL).pooler_output), dim=-1)
-
-
-def _at_least_float32(features: torch.Tensor) -> torch.Tensor:
-    """Features widened from half precision: a bf16 product near 10 has steps of 0.06 (docs/numerics.md). float64 stays."""
-    return features if features.dtype == torch.float64 else features.float()
 
 
 Features = Callable[[SiglipModel, torch.Tensor], torch.Tensor]

@@ -17,8 +17,7 @@ from torch.utils.data import Dataset
 
 from eval.dataset.images import ImageError
 from eval.dataset.retrieval_set import GroupHashes, RetrievalSet
-from eval.encoder.inputs import SiglipInputs
-from eval.encoder.pixels import PictureBytes
+from eval.encoder.inputs import PictureBytes, SiglipInputs
 from eval.processes import Processes
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.caption_pool import CaptionPool
@@ -38,7 +37,7 @@ class Batch:
 
     Attributes:
         images_b, captions_b: int64, image and caption of each row (an image that does not decode is replaced).
-        pixels_b: float32 of shape (b, 3, H, W), or uint8, the bytes that they are made of (eval/encoder/pixels.py); or empty
+        pixels_b: float32 of shape (b, 3, H, W), or uint8, the bytes that they are made of (eval/encoder/inputs.py); or empty
             (frozen_images_bD).
         token_ids_bL: int64, padded captions.
         mined_rows_m: int64, the row (0 <= row < b) of each mined caption's image.
@@ -121,7 +120,7 @@ class ShareBuilder(Dataset, ABC):  # type: ignore[type-arg]
 
     def __getitem__(self, key: tuple[int, int] | int) -> Any:
         """A part, by step and number, or the whole share of a step; or its ImageError: raised in a worker it would arrive wrapped in a
-        traceback. The pictures of a part are bytes (eval/encoder/pixels.py)."""
+        traceback. The pictures of a part are bytes (eval/encoder/inputs.py)."""
         if isinstance(key, int):
             parts = [self[key, part] for part in range(self.num_parts(key))]
             return next((part for part in parts if isinstance(part, ImageError)), None) or self.join(parts, as_values=True)
@@ -173,7 +172,7 @@ class PictureReader:
         raise ImageError(f"{_MAX_REPLACEMENTS} pictures in a row do not decode, the last: {undecodable[-1]}")
 
     def pixels(self, image: int, epoch: int) -> torch.Tensor:
-        """An image's bytes (eval/encoder/pixels.py); empty where its embedding is cached: no file is opened then."""
+        """An image's bytes (eval/encoder/inputs.py); empty where its embedding is cached: no file is opened then."""
         if self._frozen.images is not None:
             if not self._frozen.images.is_known(image):
                 raise ImageError(f"{self._dataset.image_place(image)}: did not decode when the frozen image tower was run over the split")

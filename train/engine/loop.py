@@ -55,8 +55,6 @@ class Stopped(CommandError):
 class ProcessesLost(CommandError):
     """The other processes do not answer: their machine, their launcher or the network is gone. Exit code 1, on every process left."""
 
-    shows_traceback = True
-
     def __init__(self, rank: int, cause: str) -> None:
         super().__init__(
             f"process {rank} on machine {socket.gethostname()} lost the other processes ({cause}). If one of them says why it ended, "

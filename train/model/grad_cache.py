@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from eval.encoder.encoder import image_features, text_features
+from eval.encoder.inputs import image_features, text_features
 
 if TYPE_CHECKING:
     from train.config.model import Tower

@@ -46,7 +46,7 @@ class MatchBatch:
 
     Attributes:
         images_p: int64, what each picture is; the first b are the images of the step.
-        pixels_p: float32 of shape (p, 3, H, W), or uint8, the bytes that they are made of (eval/encoder/pixels.py).
+        pixels_p: float32 of shape (p, 3, H, W), or uint8, the bytes that they are made of (eval/encoder/inputs.py).
         owners_N: int64, the image of the step (0 <= owner < b) that each pair belongs to, ascending.
         pictures_N: int64, the picture of each pair.
         captions_N: int64, its caption, an index into the split.

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import BlipForImageTextRetrieval
 
 from eval.encoder.identity import Identity, identity_of
-from eval.encoder.pixels import PictureBytes
+from eval.encoder.inputs import PictureBytes
 from eval.errors import UserError
 from rerank.scorers.blip.checkpoint import BlipCheckpoint, load_blip
 from rerank.scorers.supported import check_cross_encoder

@@ -1,4 +1,4 @@
-"""eval/encoder/pixels.py: the bits of each processor, from a quarter of the bytes."""
+"""eval/encoder/inputs.py: the bits of each processor, from a quarter of the bytes."""
 
 
 import numpy as np
@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import SiglipImageProcessorPil
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from eval.encoder.pixels import PictureBytes
+from eval.encoder.inputs import PictureBytes
 
 PROCESSORS = {
     "SigLIP base": SiglipImageProcessorPil(),
