@@ -4,11 +4,13 @@ And what the tests of train/ share: a tiny world to train in, and a nursery of c
 """
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a suite started by nohup tests SIGHUP all the same
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 # Some virtual machines announce AMX and die of it (SIGILL in a bf16 convolution of oneDNN): without it bf16 is tested everywhere.

@@ -60,7 +60,7 @@ def test_usage_lists_the_commands_and_the_exit_codes(house: House) -> None:
     assert code == 0 and re.findall(r"^  ([a-z]+) ", stdout, flags=re.MULTILINE) == [
         *("train", "mine", "eval", "compare", "choices", "rerank", "export", "soup", "wise", "reranker", "convert", "python")
     ]
-    assert re.findall(r"\b\d+\b", stdout.partition("Exit codes:")[2]) == ["0", "2", "3", "4", "5", "130", "143"]
+    assert re.findall(r"\b\d+\b", stdout.partition("Exit codes:")[2]) == ["0", "2", "3", "4", "5", "6", "130", "143"]
 
 
 def test_paths_are_as_seen_from_the_folder_of_the_call(project: Project, tmp_path: Path) -> None:

@@ -318,7 +318,7 @@ def test_a_loss_that_is_not_finite_ends_with_5(nursery: Nursery, small_world: Sm
     config = small_world.write_config(tmp_path, **changes)
     child = nursery.start("train", [str(config)])
     assert child.wait() == 5, child.output()
-    assert "nothing was updated" in child.output() and "train.learning_rate" in child.output() and "Traceback" not in child.output()
+    assert "Nothing of it was kept" in child.output() and "train.learning_rate" in child.output() and "Traceback" not in child.output()
     again = nursery.start("train", [str(config)])
     assert again.wait() == 5  # and it does not claim to have finished
 

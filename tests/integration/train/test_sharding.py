@@ -108,7 +108,7 @@ def test_a_loss_that_is_not_finite_ends_both_with_5(small_world: SmallWorld, nur
     run = Run.make(nursery, small_world, tmp_path, 2, **changes, train__shard=True)
     children = run.start()
     assert [child.wait() for child in children] == [5, 5], children[0].output()
-    assert "nothing was updated" in children[0].output() and "Traceback" not in children[0].output()
+    assert "Nothing of it was kept" in children[0].output() and "Traceback" not in children[0].output()
 
 
 def test_one_process_has_nothing_to_share_out(small_world: SmallWorld, nursery: Nursery, tmp_path: Path) -> None:
