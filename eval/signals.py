@@ -52,7 +52,7 @@ class StopSignals:
         """raises: the first signal raises an Interruption in the main thread; else it is noted only."""
         self.received: int | None = None
         self.last_words: Callable[[], str] = lambda: "interrupted"
-        self._raises, self._wakes = raises, False
+        self._raises, self._wakes, self._is_forking = raises, False, False
         self._previous: dict[int, Any] = {}
         self._outer: StopSignals | None = None
         self._outer_fd = -1
@@ -85,6 +85,8 @@ class StopSignals:
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         is_first, self.received = self.received is None, number
+        if self._is_forking:  # what is raised in a hook of fork is printed and lost; the thread below sees to a command that goes on
+            return
         if self._raises and is_first:
             raise Interruption(number)
         if self._wakes:
@@ -178,8 +180,10 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_parent() -> None:
-    if StopSignals.active is not None:
+    if (active := StopSignals.active) is not None:
+        active._is_forking = True
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        active._is_forking = False
 
 
 def _after_fork_in_child() -> None:

@@ -86,7 +86,7 @@ def test_every_number_of_processes_gives_the_same_scores(memory_set, pairs: set,
     assert sum(part.cost.pairs_scored for part in parts) == lists.num_pairs
     for rank in range(world_size):
         others = {r: [NO_FAILURE, part.lists.keys_N, part.scores_N, np.array([1e6 + r])] for r, part in enumerate(parts)}
-        joined = complete_scores(PixelScorer(), dataset, lists, execution=Execution(processes=Exchange(rank, world_size, others)))
+        joined = complete_scores(PixelScorer(), dataset, lists, execution=Execution(processes=Exchange(rank, world_size, others=others)))
         assert np.array_equal(joined.scores_N, whole.scores_N) and np.array_equal(joined.lists.keys_N, lists.keys_N)
         assert (joined.cost.pairs_scored, joined.cost.images_encoded) == (lists.num_pairs, lists.num_images)
         if world_size > 1:
@@ -98,7 +98,7 @@ def test_processes_that_lose_a_part_are_noticed(memory_set) -> None:
     dataset, lists = memory_set(2, CAPTIONS), lists_of([(0, 0), (1, 1)])
     others = {1: [NO_FAILURE, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32), np.zeros(1)]}
     with pytest.raises(ValueError, match="2 pairs dealt out"):
-        complete_scores(PixelScorer(), dataset, lists, execution=Execution(processes=Exchange(0, 2, others)))
+        complete_scores(PixelScorer(), dataset, lists, execution=Execution(processes=Exchange(0, 2, others=others)))
 
 
 def test_each_image_is_loaded_once_and_only_missing_pairs_are_scored(memory_set, tmp_path: Path) -> None:
