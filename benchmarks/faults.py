@@ -108,7 +108,8 @@ class Bench:
         """Start a run and send a signal some steps later; (its processes, their exit codes)."""
         least = min(steps_taken(run.folder) + self.draws.randint(0, 4), NUM_STEPS - 2)
         children = run.start()
-        children[0].wait_until(lambda: steps_taken(run.folder) >= least)
+        main = children[0]  # before its handlers are there a signal is the shell's affair
+        main.wait_until(lambda: main.log.exists() and "loop " in main.output() and steps_taken(run.folder) >= least)
         time.sleep(self.draws.random() * 0.2)
         for child in children:
             child.kill(number)
