@@ -38,7 +38,7 @@ def load_siglip(name: str | os.PathLike[str], *, strip_punctuation: bool = False
     if info["missing_keys"] or info.get("mismatched_keys"):
         missing = sorted(str(key) for key in (*info["missing_keys"], *info.get("mismatched_keys", ())))
         raise UserError(f"{name}: {len(missing)} weight(s) are missing or of another shape, e.g. {missing[:5]}; they would be random")
-    if broken := not_finite(model):
+    if broken := sorted(not_finite(model.named_parameters())):
         raise UserError(f"{name}: weights that are not finite, e.g. {', '.join(broken[:5])}. Fetch or train it again")
     return model.eval(), SiglipInputs.load(name, config, strip_punctuation=strip_punctuation)
 

@@ -3,12 +3,12 @@
 import functools
 import json
 import os
-import stat
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from eval.atomic import hash_file
 from eval.errors import UserError
+from eval.files import require_plain
 
 MANIFEST = "manifest.json"
 
@@ -72,9 +72,7 @@ def check_sealed(model: str | os.PathLike[str]) -> None:
 
 
 def _hash_once(path: Path) -> str:
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(f"{path.name} is no plain file")
+    found = require_plain(path)
     return _hash_stamped(path.resolve(), found.st_size, found.st_mtime_ns)
 
 

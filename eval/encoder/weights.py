@@ -7,6 +7,7 @@ changed weights get another.
 import hashlib
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,9 @@ def check_shards(name: str) -> None:
         read_index(index)
 
 
-def not_finite(model: torch.nn.Module) -> list[str]:
-    """Names of the parameters that hold a NaN or an infinity, sorted; one sum over each shows it."""
-    return sorted(name for name, tensor in model.named_parameters() if not tensor.sum().isfinite() and not tensor.isfinite().all())
+def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
+    """Names of the tensors that hold a NaN or an infinity, in their order; one sum over each shows it."""
+    return [name for name, tensor in tensors if not tensor.sum().isfinite() and not tensor.isfinite().all()]
 
 
 def _file(name: str, file: str) -> Path | None:

@@ -94,7 +94,7 @@ def complete_weights(
             f"of another shape than its config.json says; they would be random: {_first_names(missing + misshapen)}. "
             f"Use a checkpoint trained for {purpose}, such as {example}."
         )
-    if broken := not_finite(loaded):
+    if broken := sorted(not_finite(loaded.named_parameters())):
         raise UserError(f"{asked}: weights of {model!r} are not finite: {_first_names(broken)}. Fetch or train it again.")
     return loaded.eval()
 

@@ -6,7 +6,6 @@ decides, by a hash of its size, its first and its last 16 KiB: a copy or a touch
 
 import hashlib
 import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,8 +21,11 @@ import pyarrow.parquet as pq
 from eval.atomic import replace_files
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
+from eval.files import open_plain
 from train.data.splits import Splits
 
+FILE = "data.parquet"
+"""In the run's folder; a run of an earlier version has none."""
 _EDGE_BYTES = 1 << 14
 _NUM_THREADS = 16  # files are waited for, on a disk or a server
 _IMAGES_AT_ONCE = 256
@@ -135,15 +137,9 @@ def _content(dataset: RetrievalSet, image: int) -> str:
 
 
 def _edges_of_file(path: str) -> tuple[int, bytes]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # of a pipe that took the picture's place nothing is waited for
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            return -1, b""
-        size = status.st_size
-        return size, os.pread(descriptor, _EDGE_BYTES, 0) + os.pread(descriptor, _EDGE_BYTES, max(0, size - _EDGE_BYTES))
-    finally:
-        os.close(descriptor)
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        return size, os.pread(file.fileno(), _EDGE_BYTES, 0) + os.pread(file.fileno(), _EDGE_BYTES, max(0, size - _EDGE_BYTES))
 
 
 def _changes(name: str, recorded: pa.Table, found: pa.Table) -> list[str]:

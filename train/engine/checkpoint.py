@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from eval.atomic import commit_folder, folder_aside, remove_folder
 from eval.encoder.identity import Identity, check_identity
 from eval.encoder.sealed import seal, verify
+from eval.encoder.weights import not_finite
 from eval.errors import NotFinite, UserError
 from eval.processes import Processes
 from eval.sharded import whole
@@ -216,7 +217,7 @@ class Checkpoints:
         differing = saved.keys() ^ expected.keys() | {name for name in saved.keys() & expected if saved[name].shape != expected[name].shape}
         if differing:
             raise NoReadableCheckpoint(f"{self.path(step)} holds the weights of another model; differing: {sorted(differing)[:5]}")
-        if broken := [name for name, tensor in saved.items() if not bool(tensor.isfinite().all())]:
+        if broken := not_finite(saved.items()):
             raise NotFinite(
                 f"{self.path(step)}: {len(broken)} weight(s) are not finite, e.g. {broken[0]}. There are checkpoints of the steps "
                 f"{self.steps()}: begin at an earlier one, name=NEW train.begin_at=... (docs/resuming.md)"

@@ -91,12 +91,12 @@ def _check_finished(kind: RunKind, config: Any) -> None:
     Raises:
         UserError: naming what differs.
     """
-    from train.data.data_record import check_data
+    from train.data.data_record import FILE, check_data
     from train.engine.folder import check_ended, report_folder
 
     check_ended(config)
-    record = config.run_folder / "data.parquet"
-    if not record.exists():  # of an earlier version
+    record = config.run_folder / FILE
+    if not record.exists():
         return
     try:
         check_data(record, kind.load(config), config.data.source)

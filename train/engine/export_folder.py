@@ -11,6 +11,7 @@ import torch
 
 from eval.atomic import claimed, replaced_folder
 from eval.encoder.sealed import seal, verify
+from eval.encoder.weights import not_finite
 from eval.errors import NotFinite, UserError
 from train.engine.checkpoint import Checkpoints, NoReadableCheckpoint, State
 from train.engine.folder import check_checkpoints, check_replaceable
@@ -29,7 +30,7 @@ def write_plain(kind: Any, config: Any, state: dict[str, torch.Tensor], folder: 
         NotFinite: one is not finite; nothing is written.
         OSError: it cannot be written.
     """
-    if broken := [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]:
+    if broken := not_finite(state.items()):
         raise NotFinite(f"{len(broken)} weight(s) are not finite, e.g. {broken[0]}: not exported. Export an earlier checkpoint")
     with torch.device("meta"):
         plain = kind(config)

@@ -28,7 +28,7 @@ from eval.progress import bar
 from eval.search.ranking import DIRECTIONS
 from eval.sharded import is_sharded
 from eval.signals import StopSignals, next_item
-from train.data.data_record import check_data, record_data
+from train.data import data_record
 from train.engine.begin import begin_at
 from train.engine.checkpoint import Checkpoints, State, newest_of_main
 from train.engine.folder import learnt
@@ -237,13 +237,13 @@ class BaseLoop(ABC):
 
     def _check_data(self, *, is_new: bool) -> None:
         """Record the data that a new run begins with; refuse others when it goes on (main process)."""
-        job, path = self._run, self._run.folder / "data.parquet"
+        job, path = self._run, self._run.folder / data_record.FILE
         if not job.processes.is_main:
             return
-        if is_new or not path.exists():  # a run of an earlier version has none
-            record_data(path, job.splits)
+        if is_new or not path.exists():
+            data_record.record_data(path, job.splits)
         else:
-            check_data(path, job.splits, job.config.data.source)
+            data_record.check_data(path, job.splits, job.config.data.source)
 
     def _restore(self, checkpoints: Checkpoints) -> None:
         """Restore weights, optimizer state and the rest from the checkpoint the state came from."""

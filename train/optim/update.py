@@ -102,7 +102,8 @@ class Update:
 
     def rehearse(self, forward_backward: Callable[[], Any]) -> None:
         """Take the forward and backward pass of a step, beside the optimizer's state, and throw its gradients away: every bit stays."""
-        device = self._device
+        device, module = self._device, self._tuned.module
+        was_training = module.training
         trained = [parameter.detach() for _, parameter in self._tuned.trainable()]
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             self.gradients.zero()
@@ -110,6 +111,7 @@ class Update:
             forward_backward()
             del room
             self.gradients.zero()
+        module.train(was_training)
 
     def sum(self, values: list[float]) -> list[float]:
         """Sums over processes, in float64, in rank order."""

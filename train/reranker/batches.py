@@ -164,6 +164,7 @@ class MatchBatches(ShareBuilder):
         self._config = config
         self._hard_captions, self._hard_images = tables.captions, tables.images
         self._doubtful: GroupHashes | None = None
+        self._spoken: tuple[int, np.ndarray] | None = None  # of the step that was asked for last
         if tables.captions is not None and tables.captions.doubtful_2D is not None:
             images_D, captions_D = tables.captions.doubtful_2D
             self._doubtful = GroupHashes(images_D, pool.hash_C[captions_D])
@@ -180,19 +181,17 @@ class MatchBatches(ShareBuilder):
         return replace(batch, pixels_p=self._pictures.picture_bytes.values(batch.pixels_p)) if as_values else batch
 
     def _build(self, step: int, places: range) -> MatchBatch:
-        epoch = self._order.epoch(step)
-        whole_B = self._images_at(step)
-        spoken_B = np.array([chosen_caption(self._dataset, int(image), epoch, self._order.seed) for image in whole_B])
+        epoch, whole_B = self._order.epoch(step), self._images_at(step)
         found = _Collected([], [], [], [])
         for place in places:
             image, values = self._pictures.at_place(whole_B, place, step, epoch, found.undecodable)
             found.images.append(image)
             found.pixels.append(values)
         for owner, image in enumerate(list(found.images)):
-            self._pair_up(owner, image, step, epoch, places[owner], spoken_B, found)
+            self._pair_up(owner, image, step, epoch, places[owner], found)
         return self._tensors(step, found)
 
-    def _pair_up(self, owner: int, image: int, step: int, epoch: int, place: int, spoken_B: np.ndarray, found: _Collected) -> None:
+    def _pair_up(self, owner: int, image: int, step: int, epoch: int, place: int, found: _Collected) -> None:
         """The pairs of one image."""
         config = self._config
         caption = chosen_caption(self._dataset, image, epoch, self._order.seed)
@@ -210,7 +209,7 @@ class MatchBatches(ShareBuilder):
                     self._add_hard_image(owner, other, caption, epoch, found)
         missing = config.num_wanted - (len(found.pairs) - before)
         if missing and (config.fill_with_easy or step <= config.easy_until_step):
-            easy = self._easy(image, place, step, spoken_B, used, missing)
+            easy = self._easy(image, place, step, used, missing)
             found.pairs += [(owner, owner, other, PairKind.EASY) for other in easy]
             missing -= len(easy)
         found.shortfall += missing
@@ -230,11 +229,12 @@ class MatchBatches(ShareBuilder):
             found.images.append(image)
         found.pairs.append((owner, found.images.index(image), caption, PairKind.HARD_IMAGE))
 
-    def _easy(self, image: int, place: int, step: int, spoken_B: np.ndarray, used: list[int], count: int) -> list[int]:
+    def _easy(self, image: int, place: int, step: int, used: list[int], count: int) -> list[int]:
         """Captions of other images of the whole batch that are not true of this one, in an order drawn for it; no text twice.
 
         What the cross-encoder was asked about and called a match is as unwelcome here as among the hard ones.
         """
+        spoken_B = self._spoken_at(step)
         others = spoken_B[generator(self._order.seed, _EASY, step, place).permutation(len(spoken_B))]
         false = others[~self._dataset.is_positive(np.array(image), self._pool.hash_C[others])]
         if self._config.near_duplicates:
@@ -249,6 +249,13 @@ class MatchBatches(ShareBuilder):
                 seen.add(key)
                 chosen.append(caption)
         return chosen
+
+    def _spoken_at(self, step: int) -> np.ndarray:
+        """The caption of each image of a step's whole batch; its parts share it, and a step without easy negatives does not ask."""
+        if self._spoken is None or self._spoken[0] != step:
+            epoch, whole_B = self._order.epoch(step), self._images_at(step)
+            self._spoken = step, np.array([chosen_caption(self._dataset, int(image), epoch, self._order.seed) for image in whole_B])
+        return self._spoken[1]
 
     def _tensors(self, step: int, found: _Collected) -> MatchBatch:
         owners, pictures, captions, kinds = (torch.tensor(column) for column in zip(*found.pairs, strict=True))

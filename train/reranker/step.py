@@ -102,15 +102,13 @@ class MatchStepper:
 
     def rehearse(self, batch: MatchBatch) -> None:
         """Take the forward and backward pass of a batch for its memory alone."""
-        was_training = self._tuned.module.training
-        self._tuned.begin()
 
         def forward_backward() -> None:
+            self._tuned.begin()
             self._forward_backward(batch, len(batch.kinds_N))
             self.update.gather_gradients()
 
         self.update.rehearse(forward_backward)
-        self._tuned.module.train(was_training)
 
     def _forward_backward(self, batch: MatchBatch, num_pairs: int) -> tuple[float, float, float]:
         """This process's part of the loss, and the sums of its margins over true and over false pairs; num_pairs: of all processes."""

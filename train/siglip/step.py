@@ -84,10 +84,12 @@ class Stepper:
 
     def rehearse(self, batch: Batch) -> None:
         """Take the forward and backward pass of a batch for its memory alone."""
-        was_training = self._tuned.siglip.training
-        self._towers.begin(batch.step)
-        self.update.rehearse(lambda: self._forward_backward(batch))
-        self._tuned.siglip.train(was_training)
+
+        def forward_backward() -> None:
+            self._towers.begin(batch.step)
+            self._forward_backward(batch)
+
+        self.update.rehearse(forward_backward)
 
     def _forward_backward(self, batch: Batch) -> LossTerms:
         """This process's part of the loss, and the gradients of all processes summed; under fp16 scaled on the way."""

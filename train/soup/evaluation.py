@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import hash_weights
+from eval.encoder.weights import not_finite
 from eval.errors import UserError
 from eval.metrics.evaluate import row_values
 from eval.metrics.stage_metrics import mean_recall_at_1
@@ -46,7 +47,7 @@ class SoupStages:
             UserError: it cannot be read, is not finite, or has the very weights of another.
         """
         tuned = self.ingredients[index].load()
-        if broken := [name for name, value in tuned.siglip.state_dict().items() if not bool(value.isfinite().all())]:
+        if broken := not_finite(tuned.siglip.state_dict().items()):
             raise UserError(f"{self.ingredients[index].name}: weights that are not finite, e.g. {broken[0]}; they would spoil every soup")
         self.sha256[index] = tuned.base_sha256
         for other, sha256 in self.sha256.items():

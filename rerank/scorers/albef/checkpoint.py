@@ -13,6 +13,7 @@ from transformers.utils import cached_file
 
 from eval.encoder.checkpoint import hash_weights
 from eval.encoder.model_files import in_words
+from eval.encoder.weights import not_finite
 from eval.errors import UserError
 from rerank.scorers.albef.model import AlbefConfig, AlbefCrossEncoder
 from rerank.scorers.checkpoint import Checkpoint, check_square, tokenizer_content
@@ -82,7 +83,7 @@ def build_albef(config: AlbefConfig, tensors: Mapping[str, torch.Tensor], source
             for name in sorted(shared)
             if tuple(tensors[name].shape) != expected[name]
         ],
-        "not finite": sorted(name for name in shared if not torch.isfinite(tensors[name]).all()),
+        "not finite": sorted(not_finite((name, tensors[name]) for name in shared)),
     }
     if any(faults.values()):
         listed = "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in faults.items() if names)

@@ -89,7 +89,7 @@ def _check_weights(model: str, encoder: Any) -> None:
             f"rerank.model (--rerank): {model!r} lacks {len(missing)} weights of {type(encoder.model).__name__}, or has them in another "
             f"shape; they would be random: {', '.join(missing[:5])}. Fetch the checkpoint again, or use one trained as a reranker."
         )
-    if broken := not_finite(encoder):
+    if broken := sorted(not_finite(encoder.named_parameters())):
         raise UserError(f"rerank.model (--rerank): weights of {model!r} are not finite: {', '.join(broken[:5])}. Fetch or train it again.")
 
 
