@@ -99,7 +99,8 @@ class Bench:
     def resumed(self, run: Run) -> str:
         """Start a run again and let it finish; what is wrong then."""
         children = run.start()
-        if codes := [code for code in (child.wait() for child in children) if code]:
+        codes = [child.wait_for_code() for child in children]
+        if any(codes) or "Traceback" in "".join(child.output() for child in children):
             return f"the resumed run ended with {codes}: {children[0].output()[-800:]}"
         left = [str(path) for path in run.folder.rglob(".*") if path.name != ".lock"]
         return self.difference(run) or (f"left lying about: {left}" if left else "")
@@ -113,7 +114,7 @@ class Bench:
         time.sleep(self.draws.random() * 0.2)
         for child in children:
             child.kill(number)
-        return children, [child.wait() for child in children]
+        return children, [child.wait_for_code() for child in children]
 
 
 def left_running(children: list[Child], patience: float = 30) -> str:
@@ -221,7 +222,7 @@ def _outcome(bench: Bench, run: Run, victim: Path, words: str, unharmed: str) ->
         unharmed: what the command prints on the finished run without the damage.
     """
     (child,) = run.start()
-    code, output = child.wait(), child.output()
+    code, output = child.wait_for_code(), child.output()
     if "Traceback" in output:
         return f"{words}: a traceback: {output[-800:]}"
     if code == 0 and output == unharmed:
@@ -256,7 +257,7 @@ def full_disks(bench: Bench, row: Row, times: int) -> None:
             room = os.statvfs(disk)
             (disk / "filler").write_bytes(b"x" * max(0, room.f_bavail * room.f_frsize - bench.draws.randrange(300_000)))
             child.kill(signal.SIGCONT)
-            code, output = child.wait(), child.output()
+            code, output = child.wait_for_code(), child.output()
             (disk / "filler").unlink()
             failure = "" if code in (0, 4) and "Traceback" not in output else f"ended with {code}: {output[-800:]}"
             row.note(failure or bench.resumed(run))
@@ -283,7 +284,7 @@ def soak(bench: Bench, row: Row, minutes: float) -> str:
             time.sleep(5)
             measured.append((steps_taken(runs[1].folder), _resident_megabytes(calm.pid)))
         child.kill(signal.SIGKILL)
-        code, living = child.wait(), left_running([child])
+        code, living = child.wait_for_code(), left_running([child])
         common = min(len(said(run.folder)) for run in runs)
         failure = f"ended with {code}" if code != -signal.SIGKILL else f"left running: {living}" if living else ""
         if not failure and steps_taken(runs[0].folder) <= before:
@@ -292,7 +293,7 @@ def soak(bench: Bench, row: Row, minutes: float) -> str:
             failure = "other lines than the undisturbed run's"
         row.note(failure)
     calm.kill(signal.SIGTERM)
-    calm.wait()
+    calm.wait_for_code()
     steps, megabytes = np.array([point for point in measured if point[1] > 0]).T
     late = steps >= steps.max() / 4  # what is made at the start is there by then
     slope = np.polyfit(steps[late], megabytes[late], 1)[0] * 1000

@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -52,7 +52,7 @@ class StopSignals:
         """raises: the first signal raises an Interruption in the main thread; else it is noted only."""
         self.received: int | None = None
         self.last_words: Callable[[], str] = lambda: "interrupted"
-        self._raises, self._wakes, self._is_forking = raises, False, False
+        self._raises, self._wakes, self._num_deferring, self._is_due = raises, False, 0, False
         self._previous: dict[int, Any] = {}
         self._outer: StopSignals | None = None
         self._outer_fd = -1
@@ -85,13 +85,25 @@ class StopSignals:
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         is_first, self.received = self.received is None, number
-        if self._is_forking:  # what is raised in a hook of fork is printed and lost; the thread below sees to a command that goes on
+        self._is_due |= self._wakes or (self._raises and is_first)
+        if not self._num_deferring:
+            self._raise_due()
+
+    def _raise_due(self) -> None:
+        """Raise what a signal has made due."""
+        if not self._is_due:
             return
-        if self._raises and is_first:
-            raise Interruption(number)
-        if self._wakes:
-            self._wakes = False
-            raise _Woken
+        self._is_due = self._wakes = False
+        raise Interruption(self.received or signal.SIGTERM) if self._raises else _Woken
+
+    @contextmanager
+    def _defer(self) -> Iterator[None]:
+        self._num_deferring += 1
+        try:
+            yield
+        finally:
+            self._num_deferring -= 1
+        self._raise_due()
 
     def _watch(self, end: socket.socket) -> None:
         """End the process at a second Ctrl-C, or where an interrupted command does not end."""
@@ -143,12 +155,20 @@ class StopSignals:
             self._wakes = True
             return next(items)
         finally:
-            self._wakes = False
+            self._wakes = self._is_due = False
 
 
 def next_item(items: Iterator[Item]) -> Item | None:
     """The next item; None where a run that goes on under `StopSignals` was told to stop before it is there."""
     return next(items) if StopSignals.active is None else StopSignals.active.next_item(items)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Let what a signal raises wait until the end of this: what is raised where an object is made or unmade is printed, and lost."""
+    active = StopSignals.active
+    with nullcontext() if active is None or threading.current_thread() is not threading.main_thread() else active._defer():
+        yield
 
 
 def end_at_once(exit_code: int, text: str) -> NoReturn:
@@ -181,9 +201,9 @@ def _before_fork() -> None:
 
 def _after_fork_in_parent() -> None:
     if (active := StopSignals.active) is not None:
-        active._is_forking = True
+        active._num_deferring += 1  # what is raised in this hook is printed and lost; the thread sees to a command that goes on
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        active._is_forking = False
+        active._num_deferring -= 1
 
 
 def _after_fork_in_child() -> None:

@@ -72,10 +72,14 @@ class Child:
     def wait(self, seconds: float = SECONDS) -> int:
         """Exit code; -N when signal N ended it. No command prints a traceback, whatever it met: that would be a bug. (Its workers may,
         where it was killed and cannot see to them.)"""
-        code = self.nursery.ask({"wait": self.pid, "seconds": seconds}, seconds + 30)
+        code = self.wait_for_code(seconds)
         if code != -signal.SIGKILL:
             assert_no_traceback(self.output())
         return code
+
+    def wait_for_code(self, seconds: float = SECONDS) -> int:
+        """The same, whatever it printed."""
+        return self.nursery.ask({"wait": self.pid, "seconds": seconds}, seconds + 30)
 
     def kill(self, number: int) -> None:
         """Send a signal; a command that ended already is left in peace (it is a zombie until it is waited for)."""

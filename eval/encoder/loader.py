@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from eval.signals import leave_signals_to_parent
+from eval.signals import deferred, leave_signals_to_parent
 
 SHARED_MEMORY = "/dev/shm"
 _told: list[bool] = []  # that it has not enough room: a line is enough
@@ -49,8 +49,14 @@ def block_loader(
         worker_init_fn=lambda worker: leave_signals_to_parent(),
         sampler=sampler,
     )
-    for item in loader:
-        yield _converted(item, np.ndarray, torch.from_numpy)
+    with deferred():
+        loaded = iter(loader)
+    try:
+        for item in loaded:
+            yield _converted(item, np.ndarray, torch.from_numpy)
+    finally:
+        with deferred():
+            del loaded  # which ends the workers
 
 
 def _has_room(num_bytes: int, num_workers: int) -> bool:

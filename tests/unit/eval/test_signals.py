@@ -35,3 +35,38 @@ def test_a_command_that_does_not_end_is_ended(number: str, code: int, said: str,
     script = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)" + STUCK.format(number=number)
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr, done.stdout) == (code, said, printed)
+
+MAKING_WORKERS = """
+import os, signal, torch.utils.data.dataloader as torch_loader
+from eval.encoder.loader import block_loader
+from eval import signals
+made = torch_loader._MultiProcessingDataLoaderIter.{method}
+def interrupted(self, *arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    made(self, *arguments)
+torch_loader._MultiProcessingDataLoaderIter.{method} = interrupted
+with signals.StopSignals(raises={raises}) as stop:
+    loaded = block_loader([10, 11], num_workers=1)
+    try:
+        print(signals.next_item(loaded), stop.asked)
+        loaded.close()
+        print("closed", stop.asked)
+    except KeyboardInterrupt as error:
+        print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "raises", "printed"),
+    [
+        ("__init__", False, "None True\nclosed True\n"),
+        ("__init__", True, "Interruption told to by SIGTERM\n"),
+        ("_shutdown_workers", False, "10 False\nclosed True\n"),
+        ("_shutdown_workers", True, "10 False\nInterruption told to by SIGTERM\n"),
+    ],
+)
+def test_a_signal_while_workers_are_made_or_ended_waits_until_they_are(method: str, raises: bool, printed: str) -> None:
+    """Raised inside, it would leave a loader half made, whose end is then printed with a traceback."""
+    script = MAKING_WORKERS.format(method=method, raises=raises)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", printed)
