@@ -41,15 +41,19 @@ def large_world(small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactor
 CHANGES = {"train__max_steps": 4, "train__batch_size": 40, "train__warmup_steps": 1, "train__eval_every_steps": 4, "data__num_workers": 2}
 
 
+@pytest.fixture(scope="module")
+def straight(large_world: SmallWorld, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run elsewhere, without workers."""
+    run = Run.make(nursery, large_world, tmp_path_factory.mktemp("straight"), **{**CHANGES, "data__num_workers": 0})
+    run.finish()
+    return run
+
+
 @pytest.mark.parametrize("megabytes", [64, 16])
 def test_training_in_a_container_with_little_shared_memory_is_training_elsewhere(
-    large_world: SmallWorld, nursery: Nursery, tmp_path: Path, megabytes: int
+    straight: Run, large_world: SmallWorld, nursery: Nursery, tmp_path: Path, megabytes: int
 ) -> None:
     """In 64 MB, Docker's own, two workers' bytes have room; in 16 MB they go through pipes. As float32 the first step never came."""
-    straight = Run.make(
-        nursery, large_world, tmp_path / "straight", **{**CHANGES, "data__num_workers": 0}
-    )
-    straight.finish()
     run = Run.make(nursery, large_world, tmp_path / "contained", **CHANGES)
     done = subprocess.run(
         in_container(megabytes, sys.executable, "-m", "train", str(run.config)),
