@@ -23,7 +23,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.albef_checkout import import_albef
-from rerank.convert.__main__ import convert
+from rerank.convert.convert import convert
 from rerank.scorers.albef.scorer import MAX_TOKENS, AlbefScorer
 
 CAPTIONS = [

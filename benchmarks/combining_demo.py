@@ -29,7 +29,7 @@ from benchmarks.training_run import run_training
 from eval.report.report import read_report
 from eval.report.section import section_lines
 from eval.search.ranking import DIRECTIONS
-from rerank.combine.views import COMBINATIONS
+from rerank.combine.rules import COMBINATIONS
 from rerank.evaluation import FORMATS
 
 DATA, COLUMN, BASE = "demo/data/scenes.parquet", "group=scene", "demo/models/siglip-base"

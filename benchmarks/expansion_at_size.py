@@ -26,7 +26,8 @@ from benchmarks.cost import measured
 from eval.dataset.retrieval_set import PositivePairs
 from eval.search.ranking import DIRECTIONS, Direction, Ranking
 from rerank.combine.combine import rank_ensemble
-from rerank.combine.views import Combination, EnsembleMember, Pool, Pooling, Views
+from rerank.combine.rules import Combination, Pooling
+from rerank.combine.views import EnsembleMember, Pool, Views
 
 WIDTHS, NUM_EXPANSIONS, DEPTH, NOISE = (768, 1024), 5, 10, 8.0
 WEIGHT, WEIGHTS = 0.5, (0.4, 0.6)

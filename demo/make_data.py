@@ -2,12 +2,13 @@
 
 python -m demo.make_data                       writes demo/data
 python -m demo.make_data --output /tmp/again   the same meaning and captions again, anywhere
+python -m demo.make_data --output /tmp/larger --test-scenes 3000 --val-scenes 1000     a test bed with shorter intervals, some minutes
 """
 
 import argparse
 from pathlib import Path
 
-from demo.manifest import build_manifest, write_parquet
+from demo.manifest import NUM_SCENES, build_manifest, write_parquet
 from demo.qrels import unstated_truths
 from demo.watch import build_watch
 
@@ -18,9 +19,13 @@ def main() -> None:
     """Read the command line, build the manifest, and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=DATA, help="folder to write to")
-    output: Path = parser.parse_args().output
+    for name, default in NUM_SCENES.items():
+        parser.add_argument(f"--{name}-scenes", type=int, default=default, help=f"scenes of {name} (default {default})")
+    asked = parser.parse_args()
+    sizes = {split: getattr(asked, f"{split}_scenes") for split in NUM_SCENES}
+    output: Path = asked.output
     output.mkdir(parents=True, exist_ok=True)
-    manifest = build_manifest()
+    manifest = build_manifest(sizes)
     write_parquet(manifest, output / "scenes.parquet")
     lines = [f"{image_id} 0 {caption_id} 1\n" for image_id, caption_id in unstated_truths(manifest)]
     (output / "train.qrels").write_text("".join(lines), encoding="utf-8")

@@ -6,6 +6,7 @@ import random
 import re
 import string
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,10 +46,14 @@ def normalised(text: str) -> str:
     return " ".join(PUNCTUATION.sub("", unicodedata.normalize("NFKC", text).lower()).split())
 
 
-def build_manifest() -> list[Row]:
-    """Build every row of every split, the same at each call."""
+def build_manifest(num_scenes: Mapping[str, int] = NUM_SCENES) -> list[Row]:
+    """Build every row of every split, the same at each call.
+
+    Args:
+        num_scenes: of each split; train draws some of its scenes several times.
+    """
     taken: set[str] = set()
-    scenes = {split: _scenes(split, random.Random(f"{SEED} scenes {split}"), taken) for split in NUM_SCENES}
+    scenes = {split: _scenes(split, num_scenes[split], random.Random(f"{SEED} scenes {split}"), taken) for split in NUM_SCENES}
     # The fewest captions can be said of val and test, so they choose first: train must find other words.
     foreign: set[str] = set()
     rows: dict[str, list[Row]] = {}
@@ -83,11 +88,11 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _scenes(split: str, rng: random.Random, taken: set[str]) -> list[Scene]:
+def _scenes(split: str, num_scenes: int, rng: random.Random, taken: set[str]) -> list[Scene]:
     """Choose scenes in families, no key twice in any split; outside train no scene may hold all that is said of another."""
     chosen: list[Scene] = []
-    while len(chosen) < NUM_SCENES[split]:
-        for scene in random_family(rng, "job", FAMILY_SIZES[split])[: NUM_SCENES[split] - len(chosen)]:
+    while len(chosen) < num_scenes:
+        for scene in random_family(rng, "job", FAMILY_SIZES[split])[: num_scenes - len(chosen)]:
             if scene.key not in taken and (split == "train" or not any(_one_holds_other(scene, other) for other in chosen)):
                 taken.add(scene.key)
                 chosen.append(scene)

@@ -193,7 +193,7 @@ def writing(place: str | os.PathLike[str]) -> Iterator[None]:
 
 class SettingError(UserError, ValueError):
     """A setting that cannot be used. The message says what was expected and found, and names no option and no key: whoever asked the
-    person for the setting adds that (`named`), by `setting`, the program's own name for it.
+    person for the setting adds that (`named`), by `setting`, the program's own name for it; empty: it was added.
     """
 
     def __init__(self, setting: str, message: str) -> None:
@@ -211,5 +211,6 @@ def named(names: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except SettingError as error:
-        name, message = names.get(error.setting, error.setting), str(error)
-        raise SettingError(error.setting, message if message.startswith(f"{name}: ") else f"{name}: {message}") from None
+        if error.setting not in names:
+            raise
+        raise SettingError("", f"{names[error.setting]}: {error}") from error.__cause__

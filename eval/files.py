@@ -4,11 +4,16 @@ A FIFO would wait for ever for a writer, and a link to /dev/zero would never end
 opened, and a file of /proc, whose size is 0, is empty.
 """
 
+import codecs
 import errno
+import hashlib
 import io
 import os
+import re
 import stat
-from typing import cast
+import sys
+from collections.abc import Iterable
+from typing import Any, cast
 
 from eval.errors import UserError
 
@@ -22,7 +27,15 @@ TEXT_BYTES = 1024 * MB
 CONFIG_BYTES = 32 * MB
 """Of a configuration: YAML, a model's config.json."""
 
+_MARKS = (  # that of UTF-32 begins with that of UTF-16
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 _KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+_HOME = re.compile(r"((?:[\w.-]+[=:])*)~[\w.-]*(?=/)")
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 
 
@@ -53,6 +66,25 @@ class _AtMost(io.FileIO):
         return False
 
 
+def at_home(value: Any) -> Any:
+    """A value of a configuration or a command line, `~/` and `~NAME/` at the beginning of a path made a home folder, as a shell does.
+
+    A path is all of a text, or what follows words and = or : as in data.source=~/pairs.csv and synonyms:~/words.txt. Of a dict or a list,
+    each value in it.
+    """
+    if isinstance(value, str):
+        found = _HOME.match(value)
+        return value if found is None else found[1] + os.path.expanduser(value[found.end(1) :])
+    if isinstance(value, dict):
+        return {name: at_home(inner) for name, inner in value.items()}
+    return [at_home(inner) for inner in value] if isinstance(value, list) else value
+
+
+def command_line() -> list[str]:
+    """The arguments of the command, `~` made a home folder also where no shell does it (--data=~/pairs.csv)."""
+    return [str(at_home(argument)) for argument in sys.argv[1:]]
+
+
 def require_plain(path: str | os.PathLike[str], most_bytes: int | None = None) -> os.stat_result:
     """Refuse what is no plain file, for a library that opens files itself; links are followed.
 
@@ -60,7 +92,7 @@ def require_plain(path: str | os.PathLike[str], most_bytes: int | None = None) -
         FileError: a FIFO, a device or a socket; or more than `most_bytes`.
         OSError: there is nothing of that name, or a folder.
     """
-    return _checked(os.stat(path), path, most_bytes)
+    return check_plain(os.stat(path), path, most_bytes)
 
 
 def open_plain(path: str | os.PathLike[str], most_bytes: int | None = None) -> io.BufferedReader:
@@ -69,14 +101,49 @@ def open_plain(path: str | os.PathLike[str], most_bytes: int | None = None) -> i
     Raises:
         FileError, OSError: as `require_plain`, or it may not be read.
     """
+    descriptor, num_bytes = _open(path, most_bytes)
+    return io.BufferedReader(_AtMost(descriptor, num_bytes))
+
+
+def open_archive(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a plain file of any size to read parts of it; raises as `open_plain`."""
+    return open(_open(path, None)[0], "rb")
+
+
+def read_range(path: str | os.PathLike[str], offset: int, num_bytes: int) -> bytes:
+    """Bytes of a plain file from `offset` on.
+
+    Raises:
+        FileError, OSError: as `open_plain`, or the file ends before.
+    """
+    descriptor, _ = _open(path, None)
+    try:
+        parts = []
+        while num_bytes and (part := os.pread(descriptor, num_bytes, offset)):
+            parts.append(part)
+            offset, num_bytes = offset + len(part), num_bytes - len(part)
+    finally:
+        os.close(descriptor)
+    if num_bytes:
+        raise FileError(errno.EIO, f"ends {num_bytes:,} bytes too early; it was changed while in use", str(path))
+    return b"".join(parts)
+
+
+def files_stamp(paths: Iterable[str | os.PathLike[str]]) -> int:
+    """A number that changes when the name, the size or the time of the last change of one of the files does; 0 without files."""
+    stats = [(found.st_size, found.st_mtime_ns, str(path)) for path in paths for found in (os.stat(path),)]
+    return int.from_bytes(hashlib.sha256(repr(stats).encode()).digest()[:7]) if stats else 0
+
+
+def _open(path: str | os.PathLike[str], most_bytes: int | None) -> tuple[int, int]:
+    """(descriptor, size in bytes) of a plain file."""
     require_plain(path, most_bytes)  # before it is opened: opening a device can do something
     descriptor = os.open(path, os.O_RDONLY | _NO_WAIT | getattr(os, "O_CLOEXEC", 0))
     try:
-        found = _checked(os.fstat(descriptor), path, most_bytes)
+        return descriptor, check_plain(os.fstat(descriptor), path, most_bytes).st_size
     except OSError:
         os.close(descriptor)
         raise
-    return io.BufferedReader(_AtMost(descriptor, found.st_size))
 
 
 def read_bytes(path: str | os.PathLike[str], most_bytes: int) -> bytes:
@@ -85,18 +152,32 @@ def read_bytes(path: str | os.PathLike[str], most_bytes: int) -> bytes:
         return file.read()
 
 
-def read_text(path: str | os.PathLike[str], most_bytes: int = TEXT_BYTES, encoding: str = "utf-8", errors: str = "strict") -> str:
-    r"""The text of a plain file, its lines ended by \n.
+def encoding_of(path: str | os.PathLike[str], most_bytes: int | None = None) -> str:
+    """The encoding that a text file's byte order mark tells, and that drops the mark; without one UTF-8.
+
+    Raises:
+        FileError, OSError: as `open_plain`.
+    """
+    with open_plain(path, most_bytes) as file:
+        first = file.read(4)
+    return next((encoding for mark, encoding in _MARKS if first.startswith(mark)), "utf-8")
+
+
+def read_text(path: str | os.PathLike[str], most_bytes: int = TEXT_BYTES, errors: str = "strict") -> str:
+    r"""The text of a plain file, its lines ended by \n, in the encoding that its byte order mark tells, or else UTF-8.
+
+    Lines are `text.split("\n")`: `splitlines` would also end them at a form feed or a U+2028 within a caption.
 
     Raises:
         FileError, OSError: as `open_plain`.
         UnicodeDecodeError: it is of another encoding.
     """
-    with io.TextIOWrapper(open_plain(path, most_bytes), encoding=encoding, errors=errors) as file:
+    with io.TextIOWrapper(open_plain(path, most_bytes), encoding=encoding_of(path, most_bytes), errors=errors) as file:
         return file.read()
 
 
-def _checked(found: os.stat_result, path: str | os.PathLike[str], most_bytes: int | None) -> os.stat_result:
+def check_plain(found: os.stat_result, path: str | os.PathLike[str], most_bytes: int | None) -> os.stat_result:
+    """As `require_plain`, of a path that was looked at already."""
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(found.st_mode):

@@ -10,64 +10,115 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from eval.command import run_evaluation
-from eval.encoder.checkpoint import hash_weights, load_siglip, load_siglip_config
-from eval.errors import reading
-from eval.execution import Execution
-from eval.manifest.manifest import COLUMNS
-from eval.process_group import use_exact_float32
-from eval.processes import Processes
-from eval.progress import bar
-from eval.search.ranking import DIRECTIONS, Direction
-from rerank.answers.answers import Answers, fitting_budget, reranked_answers, within_budget
-from rerank.answers.collection import read_collection
-from rerank.answers.first_stage import FirstAnswers, find_first
-from rerank.answers.output import check_output, page_path, write_output
-from rerank.answers.summary import broken_lines, closing_lines, reading_lines
-from rerank.answers.table import SUFFIXES
-from rerank.options import add_pair_scores, asked_store
-from rerank.scorers.load import load_scorer
-from rerank.scorers.scorer import PairScorer, ScorerSettings
+from eval.command_line import CommandParser, WholeNumber, add_num_workers, add_strip_punctuation
+from eval.files import command_line
+from eval.manifest.options import MANIFEST, add_manifest_options, column_fault, columns_of
+from rerank.answers.files import SUFFIXES, page_path
+from rerank.options import add_pair_scores
+
+if TYPE_CHECKING:
+    import torch
+
+    from eval.processes import Processes
+    from eval.search.ranking import Direction
+    from rerank.answers.answers import Answers
+    from rerank.answers.collection import Collection
+    from rerank.answers.first_stage import FirstAnswers
+    from rerank.scorers.scorer import PairScorer
+    from rerank.scoring.pair_scores import PairScores
+    from rerank.scoring.score_cache import ScoreCache
+
+_EXAMPLE = (
+    "rerank --model runs/demo/export --images demo/data/scenes.parquet --split test --rerank demo/models/blip-itm --top-k 8 "
+    "--output runs/answers.parquet"
+)
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rerank",
-        description="Captions for each picture and pictures for each caption: retrieved by SigLIP, reranked by a cross-encoder.",
-    )
+def make_parser() -> CommandParser:
+    """The options."""
+    description = "Captions for each picture and pictures for each caption: retrieved by SigLIP, reranked by a cross-encoder."
+    parser = CommandParser("rerank", description, _EXAMPLE)
     add = parser.add_argument
-    add("--model", required=True, help="SigLIP checkpoint folder or hub id, e.g. google/siglip-base-patch16-224 or runs/demo/export")
+    add(
+        "--model",
+        required=True,
+        help="SigLIP checkpoint: a folder such as runs/demo/export, or OWNER/NAME[@REVISION] of the hub",
+    )
     add(
         "--rerank",
-        help="cross-encoder folder or hub id, e.g. Salesforce/blip-itm-base-coco; without it the first stage's answers are written",
+        metavar="MODEL",
+        help="cross-encoder: a folder, or OWNER/NAME[@REVISION] of the hub, e.g. Salesforce/blip-itm-base-coco (default: none, and the "
+        "first stage's answers are written)",
     )
     add(
         "--images",
         required=True,
-        help="folder of pictures, searched with all folders below it; or a manifest (.jsonl, .csv, .parquet, ...)",
+        metavar="FOLDER_OR_MANIFEST",
+        help=f"folder of pictures, searched with all folders below it; or a manifest: {MANIFEST}",
     )
-    add("--captions", help="one caption a line (.txt), or .csv, .jsonl, .parquet; without it the captions that --images has itself")
-    add("--output", required=True, help=f"table to write: *{', *'.join(SUFFIXES)}; the page is next to it, as .html")
-    add("--top-k", type=int, default=32, help="answers to each query, all of which the reranker scores (default 32)")
-    add("--direction", choices=(*DIRECTIONS, "both"), default="both", help="which side the queries are of (default both)")
-    add("--pages", type=int, default=100, metavar="N", help="queries the page shows at most, 0 for no page (default 100)")
-    add("--skip-broken", action="store_true", help="leave out pictures that do not decode instead of refusing them")
-    add("--caption-column", metavar="NAME", help="column of the captions in a table (default: caption, captions or text)")
+    add(
+        "--captions",
+        metavar="FILE",
+        help="one caption a line (.txt), or .csv, .jsonl, .parquet (default: the captions that --images has itself)",
+    )
+    add("--output", required=True, metavar="FILE", help=f"table to write: *{', *'.join(SUFFIXES)}; the page is next to it, as .html")
+    add(
+        "--top-k",
+        type=WholeNumber(1),
+        default=32,
+        metavar="K",
+        help="answers to each query, all of which the reranker scores, 1 or more (default 32)",
+    )
+    directions = ("image_to_text", "text_to_image", "both")
+    add("--direction", choices=directions, default="both", help="which side the queries are of (default both)")
+    add(
+        "--pages",
+        type=WholeNumber(0),
+        default=100,
+        metavar="N",
+        help="queries that the page shows at most, 0 or more; 0: no page (default 100)",
+    )
+    add("--skip-broken", action="store_true", help="leave out pictures that do not decode (default: refuse them)")
+    add("--caption-column", metavar="NAME", help="column of the captions in a table (default: caption, captions, text or title)")
     add("--caption-id-column", metavar="NAME", help="column of a table that names each caption (default: its line or row number)")
-    add("--split", help="of a manifest: only the pictures of this split")
-    add("--image-root", help="of a manifest: folder that image paths are relative to (default: the manifest's)")
-    add("--column", action="append", default=[], metavar="OURS=THEIRS", help=f"of a manifest: a column's name; ours: {', '.join(COLUMNS)}")
-    add("--seconds", type=float, help="rerank as many answers to each query, up to --top-k, as fit into so many seconds")
-    add("--skip-margin", type=float, metavar="X", help="do not score what trails the first of its list by X or more, in cosine")
+    add("--split", help="of a manifest: only the pictures of this split (default: all)")
+    add(
+        "--skip-missing",
+        action="store_true",
+        help="of a manifest: leave out rows whose picture is missing, listed next to OUTPUT (default: refuse them)",
+    )
+    add_manifest_options(parser, "--images")
+    _add_budget(parser)
+    add_strip_punctuation(parser)
+    add_num_workers(parser)
+    return parser
+
+
+def _add_budget(parser: CommandParser) -> None:
+    """Give the command the options on what of the reranking is done, and how."""
+    add = parser.add_argument
+    add(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="rerank as many answers to each query, up to --top-k, as fit into so many seconds, above 0 (default: all of --top-k)",
+    )
+    add(
+        "--skip-margin",
+        type=float,
+        metavar="X",
+        help="do not score what trails the first of its list by X or more, a difference of cosines, 0 or more (default: score all)",
+    )
     add_pair_scores(parser, "next to OUTPUT, in OUTPUT.pair-scores")
     add("--precision", choices=("float32", "bfloat16"), help="of the reranker's towers (default float32)")
-    add("--strip-punctuation", action="store_true", help="strip it for SigLIP 2 too (SigLIP's own tokenizer always does)")
-    add("--num-workers", type=int, default=2, help="processes that decode pictures (default 2)")
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = make_parser()
     asked = parser.parse_args(arguments)
     if fault := argument_fault(asked):
         parser.error(fault)
@@ -76,12 +127,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def argument_fault(asked: argparse.Namespace) -> str:
     """What the arguments alone show to be wrong; empty if nothing."""
-    if asked.top_k < 1 or asked.pages < 0 or asked.num_workers < 0:
-        return "--top-k is at least 1, --pages and --num-workers at least 0"
-    if bad := [value for value in asked.column if "=" not in value]:
-        return f"--column takes OURS=THEIRS, found {bad}"
-    if unknown := sorted({value.partition("=")[0] for value in asked.column} - set(COLUMNS)):
-        return f"--column: {unknown} are not columns of ours, which are {list(COLUMNS)}"
+    if wrong := column_fault(asked):
+        return wrong
     given = [name for name in ("precision", "seconds", "skip_margin", "pair_scores") if getattr(asked, name) is not None]
     if asked.rerank is None and (given or asked.no_pair_scores):
         return f"--{(given or ['no_pair_scores'])[0].replace('_', '-')} is about the reranker: give --rerank too, or leave it out"
@@ -96,16 +143,40 @@ def argument_fault(asked: argparse.Namespace) -> str:
     return ""
 
 
-def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -> None:
+def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device") -> None:
     """Find, rerank and write; call on every process. What goes wrong on one is raised on all.
 
     Raises:
         UserError: model, reranker, pictures or captions cannot be used, or the files cannot be written.
     """
+    from eval.encoder.checkpoint import hash_weights, load_siglip, load_siglip_config
+    from eval.errors import named, reading
+    from eval.execution import Execution
+    from eval.manifest.names import OPTIONS as MANIFEST_OPTIONS
+    from eval.manifest.names import calling
+    from eval.process_group import use_exact_float32
+    from eval.progress import bar
+    from eval.report.texts import text_lines
+    from eval.search.ranking import DIRECTIONS
+    from rerank.answers.answers import fitting_budget, within_budget
+    from rerank.answers.collection import read_collection
+    from rerank.answers.first_stage import find_first
+    from rerank.answers.output import check_output, write_output
+    from rerank.answers.summary import closing_lines, reading_lines
+    from rerank.asked import OPTIONS, asked_store
+    from rerank.scorers.load import load_scorer
+    from rerank.scorers.scorer import ScorerSettings
+
     use_exact_float32()
+    names = MANIFEST_OPTIONS | {"source": "--images"}
     output = Path(asked.output)
     directions: Sequence[Direction] = DIRECTIONS if asked.direction == "both" else (asked.direction,)
-    with processes.jointly(), reading():  # everything that can be refused is refused before the work
+    with (
+        processes.jointly(),
+        reading(),
+        named(OPTIONS | {"model": "--model"}),
+        calling(names),
+    ):  # everything that can be refused is refused before the work
         if processes.is_main:
             check_output(output, {"--images": asked.images, "--captions": asked.captions})
         load_siglip_config(asked.model)
@@ -113,8 +184,9 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
             asked.images,
             asked.captions,
             image_root=asked.image_root,
-            columns=dict(pair.split("=", 1) for pair in asked.column),
+            columns=columns_of(asked),
             split=asked.split,
+            skip_missing=asked.skip_missing,
             caption_column=asked.caption_column,
             caption_id_column=asked.caption_id_column,
         )
@@ -125,6 +197,7 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
         model, inputs = load_siglip(asked.model, strip_punctuation=asked.strip_punctuation)
     collection.check_shared(processes)
     log(processes, reading_lines(collection, directions, asked.top_k))
+    log(processes, [f"texts      {line}" for line in text_lines(collection.text_record(inputs, processes))])
     model.to(device)  # type: ignore[arg-type]  # transformers wraps it
     weights = hash_weights(model)
     num_rows = (collection.num_images + collection.num_captions) // processes.world_size
@@ -132,31 +205,62 @@ def run(asked: argparse.Namespace, processes: Processes, device: torch.device) -
         execution = Execution(processes=processes, device=device, num_workers=asked.num_workers, on_progress=shown.update)
         found = find_first(model, inputs, collection, directions, asked.top_k, skip_broken=asked.skip_broken, execution=execution)
     del model  # the reranker may need the memory
-    log(processes, broken_lines(found, collection))
+    with processes.jointly():
+        if processes.is_main:
+            write_broken(found, collection, output)
     if scorer is not None and asked.seconds is not None:
         budget = fitting_budget(found, scorer, asked.seconds, processes)
         log(processes, [f"budget     {budget}"])
         found = within_budget(found, budget)
-    scores = None
-    if scorer is None:
-        answers = [Answers.of(ranking, None) for ranking in found.rankings.values()]
-    else:
-        skip_margin = asked.skip_margin
-        answers, scores = reranked_answers(found, scorer, skip_margin=skip_margin, cache=cache, processes=processes)
+    answers, scores = _answers(found, scorer, cache, asked.skip_margin, processes)
     with processes.jointly():
         if processes.is_main:
             page = write_output(output, found, answers, provenance(asked, found, weights, scorer), asked.pages)
             log(processes, closing_lines(found, answers, scores, output, page))
 
 
-def provenance(asked: argparse.Namespace, found: FirstAnswers, weights: str, scorer: PairScorer | None) -> dict[str, Any]:
+def write_broken(found: "FirstAnswers", collection: "Collection", output: Path) -> None:
+    """List the pictures that were left out in OUTPUT.skipped.jsonl, and print the first few.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    from eval.errors import writing
+    from eval.manifest.skipped import FILE as SKIPPED
+    from eval.manifest.skipped import write_skipped
+    from rerank.answers.summary import broken_lines
+
+    number, path = {name: image for image, name in enumerate(collection.image_ids)}, output.with_suffix(f".{SKIPPED}")
+    skipped = [collection.skipped(number[name]) for name in found.broken]
+    with writing(path):
+        write_skipped(path, [*collection.pictures.skipped_rows, *skipped])
+    for line in broken_lines(skipped, path):
+        print(line, flush=True)
+
+
+def _answers(
+    found: "FirstAnswers", scorer: "PairScorer | None", cache: "ScoreCache | None", skip_margin: float | None, processes: "Processes"
+) -> "tuple[list[Answers], PairScores | None]":
+    """The answers of each direction, reranked where there is a reranker, and the scores it gave."""
+    from rerank.answers.answers import Answers, reranked_answers
+
+    if scorer is None:
+        return [Answers.of(ranking, None) for ranking in found.rankings.values()], None
+    return reranked_answers(found, scorer, skip_margin=skip_margin, cache=cache, processes=processes)
+
+
+def provenance(asked: argparse.Namespace, found: "FirstAnswers", weights: str, scorer: "PairScorer | None") -> dict[str, Any]:
     """What made the table, as a .parquet file records it."""
+    from eval.encoder.hub import revision_in_use
+
     return {
         "model": asked.model,
         "model_weights_sha256": weights,
         "logit_scale": found.scale,
         "logit_bias": found.bias,
+        "model_revision": revision_in_use(asked.model),
         "rerank": asked.rerank,
+        "rerank_revision": revision_in_use(asked.rerank) if asked.rerank is not None else None,
         "rerank_fingerprint": scorer.fingerprint if scorer is not None else None,
         "top_k": asked.top_k,
         "seconds": asked.seconds,
@@ -167,7 +271,7 @@ def provenance(asked: argparse.Namespace, found: FirstAnswers, weights: str, sco
     }
 
 
-def log(processes: Processes, lines: Sequence[str]) -> None:
+def log(processes: "Processes", lines: Sequence[str]) -> None:
     """Print lines, on the main process."""
     if processes.is_main:
         for line in lines:
@@ -182,4 +286,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(command_line()))

@@ -20,15 +20,22 @@ import pyarrow.parquet as pq
 
 from eval.atomic import replace_files
 from eval.choices.report import CHOICES
+from eval.dataset.different_texts import other_gallery
 from eval.dataset.retrieval_set import RetrievalSet
+from eval.encoder.caption_tokens import CaptionTokens
+from eval.encoder.checkpoint import load_inputs
+from eval.encoder.inputs import SiglipInputs
 from eval.errors import SettingError
 from eval.execution import ONE_PROCESS, Execution
 from eval.metrics.checks import pair_faults
-from eval.metrics.evaluate import Figures, evaluate
+from eval.metrics.evaluate import Figures, evaluate, values_of
 from eval.report.gallery import ShownQuery, gallery
 from eval.report.leakage import LEAKAGE
 from eval.report.report import print_report, report_record, write_report
+from eval.report.revisions import REVISIONS, revision_sections
 from eval.report.section import Section
+from eval.report.skipped import SKIPPED
+from eval.report.texts import TEXTS, text_record, texts_section
 from eval.report.trec import write_trec
 from eval.search.stage import Stage
 from rerank import stage_names
@@ -37,6 +44,7 @@ from rerank.combine.first_stages import MINIMUM_DEPTH, FirstStages
 from rerank.combine.record import ENSEMBLES, EXPANSIONS, combined_sections, expansion_table
 from rerank.combine.spec import POOLINGS_OF_SCORES, Combining
 from rerank.expansions.base import Expansion
+from rerank.expansions.generated import Paraphraser
 from rerank.expansions.given_texts import CAPTIONS
 from rerank.reorder.plan import Plan
 from rerank.reorder.record import ADAPTIVE, BUDGET, FUSION
@@ -44,7 +52,7 @@ from rerank.reorder.reranking import rerank_stages
 from rerank.scorers.scorer import PairScorer
 from rerank.scoring.score_cache import ScoreCache
 
-FORMATS = (FUSION, ADAPTIVE, BUDGET, ENSEMBLES, EXPANSIONS, LEAKAGE, CHOICES)
+FORMATS = (TEXTS, FUSION, ADAPTIVE, BUDGET, ENSEMBLES, EXPANSIONS, LEAKAGE, SKIPPED, REVISIONS, CHOICES)
 """How the sections of a report are shown, in the order of the terminal's sentences."""
 
 
@@ -91,6 +99,10 @@ class EvaluationPlan:
                 f"pool by {POOLINGS_OF_SCORES}",
             )
 
+    def inputs(self) -> dict[str, SiglipInputs]:
+        """How each checkpoint reads captions and images; errors as of `eval.encoder.checkpoint.load_inputs`."""
+        return {name: load_inputs(path, strip_punctuation=self.strip_punctuation) for name, path in self.checkpoints.items()}
+
     @property
     def chooses(self) -> bool:
         """True if another split would decide something."""
@@ -135,10 +147,11 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class Reranker:
-    """A cross-encoder, and the cache of its scores, if there is one."""
+    """A cross-encoder, the cache of its scores, if there is one, and the folder or hub id it was loaded from, if that is known."""
 
     scorer: PairScorer
     cache: ScoreCache | None = None
+    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -186,12 +199,26 @@ def print_record(record: dict[str, Any], folder: str | os.PathLike[str]) -> None
     print(f"report   {folder}/report.html (with report.json and queries.parquet)")
 
 
+def read_texts(plan: EvaluationPlan, dataset: RetrievalSet, execution: Execution = ONE_PROCESS) -> dict[str, Any]:
+    """What the captions of a split are like, and what the tokenizer of each checkpoint makes of them; call on every process.
+
+    Raises:
+        UserError: a checkpoint's tokenizer cannot be used.
+    """
+    every, tokens = dataset.every or dataset, dict[str, CaptionTokens]()
+    for name, inputs in execution.processes.together(plan.inputs).items():
+        tokens[name] = CaptionTokens.of(inputs, every.captions, execution.processes)
+    gallery = "every" if dataset.every is None else "different"
+    return text_record(every.captions, every.caption_hash_C, tokens, gallery=gallery)
+
+
 def evaluate_plan(
     plan: EvaluationPlan,
     dataset: RetrievalSet,
     *,
     tune_on: RetrievalSet | None = None,
     reranker: Reranker | None = None,
+    texts: dict[str, Any] | None = None,
     execution: Execution = ONE_PROCESS,
 ) -> Report | None:
     """Choose, measure and compare; call on every process. What goes wrong on one is raised on all; the report is the main process's.
@@ -200,18 +227,22 @@ def evaluate_plan(
         dataset: the split that is measured, with its ground truth.
         tune_on: the split that everything left to choose is chosen on; None: nothing is.
         reranker: the cross-encoder of `plan.reranking`.
+        texts: what `read_texts` gave of the split; None: it is read here.
 
     Raises:
         UserError: a checkpoint, an expansion or the reranker cannot be used, or a pair of stages cannot be compared.
     """
     scorer_name = reranker.scorer.name if reranker is not None else None
     pairs = plan.pairs(scorer_name)
+    texts = read_texts(plan, dataset, execution) if texts is None else texts
+    other = other_gallery(dataset)
     sets = EmbeddedSets(
         checkpoints=plan.checkpoints,
         expansions=plan.expansions,
         reused=plan.combining.reused,
         execution=execution,
         strip_punctuation=plan.strip_punctuation,
+        galleries={dataset: other} if other is not None else {},
     )
     firsts = FirstStages(plan.combining, sets, max(MINIMUM_DEPTH, plan.reranking.top_k if plan.reranking is not None else 0))
     for one in [dataset] + ([tune_on] if tune_on is not None else []):
@@ -240,10 +271,19 @@ def evaluate_plan(
     with execution.processes.jointly():
         if execution.processes.is_main:
             report = report_of(dataset, stages, pairs)
-            sections = found.sections(report.figures, dataset) if found is not None else []
+            sections = [texts_section(texts, None if other is None else _of_other_gallery(other, firsts.other_gallery))]
+            sections += found.sections(report.figures, dataset) if found is not None else []
             sections += combined_sections(report.figures, dataset, firsts.ensemble_stage(dataset, stages, reranked), expanded)
+            models = [*plan.checkpoints.values(), *(one.model for one in plan.expansions.values() if isinstance(one, Paraphraser))]
+            sections += revision_sections([*models, *([reranker.model] if reranker is not None and reranker.model is not None else [])])
             return replace(report, sections=sections, expansions=expansion_table(report.figures, dataset, expanded))
     return None
+
+
+def _of_other_gallery(other: RetrievalSet, stages: Sequence[Stage]) -> dict[str, Any]:
+    """What report.json has of the checkpoints over the other gallery."""
+    gallery = "every" if other.every is None else "different"
+    return {"gallery": gallery, "num_captions": other.num_captions, "stages": {stage.name: values_of(other, stage) for stage in stages}}
 
 
 def report_of(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tuple[str, str]]) -> Report:

@@ -31,14 +31,17 @@ PRELOADED = (
     "train.reranker",
     "train.reranker.loop",
     "train.reranker.finish",
-    "train.soup.__main__",
-    "train.wise",
+    "train.soup.make",
+    "train.wise.curve",
     "eval.__main__",
     "eval.choices.__main__",
-    "eval.compare",
+    "eval.report.compared",
     "eval.convert_choices",
     "rerank.__main__",
-    "rerank.convert.__main__",
+    "rerank.convert.convert",
+    "rerank.asked",
+    "rerank.answers.collection",
+    "rerank.answers.output",
     "peft",
 )
 SECONDS = 240  # far more than any command takes: reached only by one that hangs
@@ -240,6 +243,9 @@ def _become(order: dict[str, Any]) -> None:
     if order["namespace"]:
         _enter(order["namespace"])
     os.environ.update(order["env"])
+    for name in ("HF_HUB_CACHE", "HF_ASSETS_CACHE"):  # the library has read them already
+        if name in order["env"]:
+            setattr(sys.modules["huggingface_hub.constants"], name, order["env"][name])
     if order["trap"]:
         _set(Trap(**order["trap"]))
     sys.argv = [order["module"], *order["arguments"]]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from eval.encoder.checkpoint import load_siglip
 from eval.encoder.encoder import embed_captions, embed_images
-from rerank.convert.__main__ import convert
+from rerank.convert.convert import convert
 from rerank.scorers.checkpoint import config_content, tokenizer_content
 from rerank.scorers.load import load_scorer
 from tests.siglip2 import write_siglip2

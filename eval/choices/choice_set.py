@@ -22,12 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from eval.dataset.images import MAX_PIXELS, ImageError, decode_image, file_digest, picture_size
+from eval.captions import visible
+from eval.dataset.images import MAX_PIXELS, ImageError, decode_image, picture_digest, picture_size
 from eval.errors import UserError
 from eval.files import TABLE_BYTES, require_plain
+from eval.manifest.formats.text import read_jsonl
 from eval.manifest.manifest import Fault, ManifestError, caption_fault, cell_text
 from eval.manifest.paths import ImagePaths, PathFault
-from eval.manifest.text import read_jsonl
 
 COLUMNS = frozenset({"id", "category", "image", "box", "caption", "false_captions", "images", "captions"})
 ChoiceKind = Literal["choice", "pair"]
@@ -87,7 +88,7 @@ class ChoiceImage:
         Raises:
             ImageError: its file cannot be read.
         """
-        whole = hashlib.sha256(self.source).digest() if isinstance(self.source, bytes) else file_digest(self.source)
+        whole = picture_digest(self.source)
         return whole if self.box is None else hashlib.sha256(whole + repr(self.box).encode()).digest()
 
 
@@ -178,7 +179,7 @@ def read_choices(source: str | os.PathLike[str], *, image_root: str | os.PathLik
     """
     path = Path(source)
     faults: list[Fault] = []
-    reader = _Reader(ImagePaths(Path(image_root) if image_root is not None else path.parent, "the image root"), faults)
+    reader = _Reader(ImagePaths(Path(image_root) if image_root is not None else path.parent, "choices_root"), faults)
     for where, record in _records(path, faults):
         reader.add(where, record)
     reader.check_boxes()
@@ -310,6 +311,7 @@ class _Reader:
         """Refuse an example that has no one correct choice."""
         if len(set(pictures)) < len(pictures):
             self._fault(where, "one picture twice", f"both images are {pictures[0].id!r}")
-        if len(set(captions)) < len(captions) if kind == "pair" else captions[0] in captions[1:]:
+        seen = [visible(caption) for caption in captions]
+        if len(set(seen)) < len(seen) if kind == "pair" else seen[0] in seen[1:]:
             what = "both captions are" if kind == "pair" else "a false caption is the true one,"
             self._fault(where, "one caption twice", f"{what} {captions[0]!r:.200}")

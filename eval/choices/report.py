@@ -17,13 +17,15 @@ from eval.atomic import claimed, replace_files
 from eval.choices.choice_set import ChoiceSet
 from eval.choices.figures import choice_figures
 from eval.choices.outcomes import METRICS, outcome_table
+from eval.choices.texts import choice_text_lines
 from eval.report.console_table import Column, print_table
+from eval.report.files import choices_files
 from eval.report.render import TEMPLATES, render
 from eval.report.section import SectionFormat
 
 _METRICS = [metric for names in METRICS.values() for metric in names]
 _WHOLE = "all are in choices.json"
-CHOICES = SectionFormat(key="choices", template=TEMPLATES / "choice_sets.html.j2")
+CHOICES = SectionFormat(key="choices", template=TEMPLATES / "choice_sets.html.j2", names={"text_lines": choice_text_lines})
 """The records of choice sets as a section of a retrieval report."""
 
 
@@ -36,9 +38,18 @@ class ChoiceReport:
 
 
 def choice_report(
-    choices: ChoiceSet, stages: Mapping[str, np.ndarray], pairs: Sequence[tuple[str, str]], rules: Mapping[str, str]
+    choices: ChoiceSet,
+    stages: Mapping[str, np.ndarray],
+    pairs: Sequence[tuple[str, str]],
+    rules: Mapping[str, str],
+    texts: Sequence[Mapping[str, Any]] = (),
 ) -> ChoiceReport:
-    """Measure stages (name -> scores of `choices.pairs()`) on a choice set and compare pairs of them; `rules` say what the scores are."""
+    """Measure stages (name -> scores of `choices.pairs()`) on a choice set and compare pairs of them.
+
+    Args:
+        rules: what the scores of each stage are.
+        texts: what the tokenizer of each checkpoint makes of the captions (eval/choices/texts.py).
+    """
     table = outcome_table(choices, stages)
     data = {
         "source": choices.source,
@@ -47,12 +58,7 @@ def choice_report(
         "num_captions": len(choices.captions),
         "sha256": choices.sha256(),
     }
-    return ChoiceReport({"data": data, "scores": dict(rules)} | choice_figures(table, pairs), table)
-
-
-def choices_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """Paths of choices.json, choices.parquet and choices.html in a folder."""
-    return [Path(folder) / f"choices.{suffix}" for suffix in ("json", "parquet", "html")]
+    return ChoiceReport({"data": data, "texts": list(texts), "scores": dict(rules)} | choice_figures(table, pairs), table)
 
 
 def write_choices(folder: str | os.PathLike[str], report: ChoiceReport) -> Path:
@@ -64,7 +70,7 @@ def write_choices(folder: str | os.PathLike[str], report: ChoiceReport) -> Path:
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     record = json.dumps(report.record, indent=1, allow_nan=False) + "\n"
-    page = render("choices.html.j2", record=[report.record])
+    page = render("choices.html.j2", record=[report.record], text_lines=choice_text_lines)
     table = partial(pq.write_table, report.table)
     json_path, parquet_path, html_path = choices_files(target)
     with claimed(json_path):
@@ -75,6 +81,8 @@ def write_choices(folder: str | os.PathLike[str], report: ChoiceReport) -> Path:
 def print_choices(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the figures, those of each category, and the comparisons of a record as tables."""
     console = console or Console()
+    for line in choice_text_lines(record.get("texts", ())):  # a record of an earlier version has none
+        console.print(f"texts    {line}", markup=False, soft_wrap=True)
     _print_overall(record, console)
     if next(iter(record["stages"].values()))["categories"]:
         _print_categories(record, console)

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import pyarrow.compute as pc
 
 from eval.dataset.retrieval_set import RetrievalSet
 
@@ -41,7 +42,9 @@ def find_leakage(split: RetrievalSet, other: RetrievalSet) -> Leakage:
 
     The size is compared too, as two different embedded images are often both called 0.jpg.
     """
-    shared_images = sorted(set(split.named_sizes()) & set(other.named_sizes()))
+    other_I = pc.fill_null(pc.index_in(split.image_ids.array, other.image_ids.array), -1).to_numpy()
+    is_shared_I = other_I >= 0
+    is_shared_I[is_shared_I] = split.num_bytes_I[is_shared_I] == other.num_bytes_I[other_I[is_shared_I]]
     shared_C = np.isin(split.caption_hash_C, other.caption_hash_C)
     examples = [split.captions[int(caption)] for caption in np.flatnonzero(shared_C)[:3]]
     groups = set(split.group_names()) & set(other.group_names()) - {None}
@@ -49,9 +52,9 @@ def find_leakage(split: RetrievalSet, other: RetrievalSet) -> Leakage:
     return Leakage(
         str(split.split),
         str(other.split),
-        len(shared_images),
+        int(is_shared_I.sum()),
         in_shared_group,
         int(shared_C.sum()),
-        [name for name, _ in shared_images[:3]],
+        [split.image_ids[int(image)] for image in np.flatnonzero(is_shared_I)[:3]],
         examples,
     )

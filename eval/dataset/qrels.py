@@ -13,7 +13,7 @@ def read_qrels(path: str | os.PathLike[str]) -> set[tuple[str, str]]:
         UserError: the file cannot be read, a line has another form, or none has a relevance above 0; the message names it.
     """
     try:
-        lines = read_text(path).splitlines()
+        lines = read_text(path).removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as qrels ({error})") from error
     pairs = set()

@@ -6,19 +6,23 @@ Shape letters: I images, C captions, P positive (image, caption) pairs.
 import copy
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
-from eval.captions import caption_hash
-from eval.dataset.images import ImageError, decode_image, file_digest
+from eval.dataset.images import ImageError, decode_image, picture_digest
 from eval.errors import UserError
-from eval.manifest.manifest import Manifest, ManifestImage
+from eval.manifest.image_table import ImageTable, ManifestImage
+from eval.manifest.manifest import Manifest
 from eval.manifest.rows import RowSource
+from eval.manifest.skipped import skipped_record
+
+_STRINGS_AT_ONCE = 16384
 
 
 class StringColumn(Sequence[str]):
@@ -28,20 +32,32 @@ class StringColumn(Sequence[str]):
     writes to it; Arrow's buffer is shared.
     """
 
-    def __init__(self, strings: Sequence[str]) -> None:
-        self._array = pa.array(strings, type=pa.large_string())
+    def __init__(self, strings: Iterable[str] | pa.Array) -> None:
+        self.array: pa.LargeStringArray = strings if isinstance(strings, pa.Array) else pa.array(strings, type=pa.large_string())
 
     def __len__(self) -> int:
-        return len(self._array)
+        return len(self.array)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # int -> str, slice -> list[str]
         if isinstance(index, slice):
-            return self._array[index].to_pylist()
-        return self._array[int(index)].as_py()
+            return self.array[index].to_pylist()
+        return self.array[int(index)].as_py()
 
     def __iter__(self) -> Iterator[str]:
-        for start in range(0, len(self._array), 4096):
-            yield from self._array[start : start + 4096].to_pylist()
+        for strings in self.blocks():
+            yield from strings
+
+    def __contains__(self, string: object) -> bool:
+        return isinstance(string, str) and bool(pc.index(self.array, pa.scalar(string, pa.large_string())).as_py() >= 0)
+
+    def blocks(self) -> Iterator[list[str]]:
+        """The strings, some thousands at a time."""
+        for start in range(0, len(self.array), _STRINGS_AT_ONCE):
+            yield self.array[start : start + _STRINGS_AT_ONCE].to_pylist()
+
+    def take(self, indices: np.ndarray) -> "StringColumn":
+        """Those at some indices, in this order."""
+        return StringColumn(self.array.take(pa.array(indices)))
 
 
 @dataclass(frozen=True)
@@ -66,29 +82,22 @@ class PositivePairs:
         return np.diff(self.offsets)
 
 
-@dataclass(frozen=True)
-class ImageEntry:
-    """One image: its id, and its path or the row of the manifest that embeds its bytes."""
-
-    id: str
-    path: str = ""
-    embedded_row: int = -1
-
-    @classmethod
-    def of(cls, image: ManifestImage) -> "ImageEntry":
-        """That of a manifest's image."""
-        return cls(image.id, str(image.path or ""), image.embedded.row if image.embedded is not None else -1)
-
-
 class StoredImages:
     """Images in the order given, each in a file or embedded in a row of the manifest; decoded when they are loaded."""
 
-    def __init__(self, images: Sequence[ImageEntry], rows: RowSource | None, source: str) -> None:
-        """rows: those with the bytes of embedded images."""
-        self.source, self._rows = source, rows
-        self.image_ids: Sequence[str] = StringColumn([image.id for image in images])
-        self._paths = StringColumn([image.path for image in images])
-        self._embedded_rows_I = np.array([image.embedded_row for image in images], dtype=np.int64)
+    def __init__(
+        self, ids: StringColumn, paths: StringColumn, embedded_row_I: np.ndarray, rows: RowSource | None, *, source: str, root: str = ""
+    ) -> None:
+        """Store where images are.
+
+        Args:
+            paths: of each image, after `root`; empty where it is no file.
+            embedded_row_I: the row with its bytes; -1 where it is in none.
+            rows: those with the bytes of embedded images.
+        """
+        self.source, self._rows, self._root = source, rows, root
+        self.image_ids = ids
+        self._paths, self._embedded_row_I = paths, embedded_row_I
 
     @property
     def num_images(self) -> int:
@@ -102,9 +111,10 @@ class StoredImages:
             eval.dataset.images.ImageError: it cannot be decoded; the message names it.
         """
         if not self._is_embedded(image):
-            return decode_image(self._paths[image])
+            return decode_image(self.path(image))
+        content = self.embedded_bytes(image)
         try:
-            return decode_image(self.embedded_bytes(image))
+            return decode_image(content)
         except ImageError as error:
             raise ImageError(f"{self.image_place(image)}: {error}") from None
 
@@ -114,9 +124,7 @@ class StoredImages:
         Raises:
             eval.dataset.images.ImageError: its file cannot be read.
         """
-        if not self._is_embedded(image):
-            return file_digest(self._paths[image])
-        return hashlib.sha256(self.embedded_bytes(image)).digest()
+        return picture_digest(self.embedded_bytes(image) if self._is_embedded(image) else self.path(image))
 
     def picture_stamp(self, image: int, /) -> tuple[int, int]:
         """(size in bytes, time of the last change, ns) of one image's file; where it is embedded, 0 and a number for the files that embed
@@ -125,52 +133,67 @@ class StoredImages:
             assert self._rows is not None
             return self._rows.stamp
         try:
-            found = os.stat(self._paths[image])
+            found = os.stat(self.path(image))
         except OSError:
             return -1, 0
         return found.st_size, found.st_mtime_ns
 
     def embedded_bytes(self, image: int, /) -> bytes:
-        """The bytes of an embedded image."""
+        """The bytes of an embedded image.
+
+        Raises:
+            eval.dataset.images.ImageError: the file that embeds it cannot be read any more.
+        """
         assert self._rows is not None
-        return self._rows.image_bytes(int(self._embedded_rows_I[image]))
+        try:
+            return self._rows.image_bytes(int(self._embedded_row_I[image]))
+        except OSError as error:
+            raise ImageError(f"{self.image_place(image)}: {error}") from error
 
     def _is_embedded(self, image: int) -> bool:
-        return self._rows is not None and int(self._embedded_rows_I[image]) >= 0
+        return self._rows is not None and int(self._embedded_row_I[image]) >= 0
 
     def path(self, image: int) -> str:
         """Path of an image; empty where it is embedded."""
-        return self._paths[image]
+        path = self._paths[image]
+        return self._root + path if path else ""
 
     def image_place(self, image: int) -> str:
         """Where an image is, for messages: its path, or its id where it is embedded."""
-        return self._paths[image] or f"{self.source} image {self.image_ids[image]!r} (embedded)"
+        return self.path(image) or f"{self.source} image {self.image_ids[image]!r} (embedded)"
 
 
 class RetrievalSet(StoredImages):
-    """The images and captions of one split, both in id order.
+    """The images and captions of one split, both in id order, as columns.
 
     Images are sorted by id; captions by image, then by their place in it, so index order is id order. An (image, caption) pair is
-    positive if and only if the normalised caption equals one of any image of the image's group (docs/data.md).
+    positive if and only if the normalised caption equals one of any image of the image's group (docs/captions.md).
+
+    Attributes:
+        keeps_marks: punctuation between two digits counts in normalised captions (eval/dataset/caption_rule.py).
+        every: the set whose repeated captions this one leaves out (eval/dataset/different_texts.py); None: this one has all its captions.
+        kept_captions: int64, the captions of `every` that are left; None without it.
     """
 
     def __init__(self, images: Sequence[ManifestImage], manifest: Manifest | None, *, source: str, split: str | None) -> None:
-        ordered = sorted(images, key=lambda image: image.id)
-        super().__init__([ImageEntry.of(image) for image in ordered], manifest.rows if manifest is not None else None, source)
+        """images: an ImageTable in id order, or some images in any order."""
+        table = images if isinstance(images, ImageTable) else ImageTable.of(images)
+        rows = manifest.rows if manifest is not None else None
+        super().__init__(StringColumn(table.ids), StringColumn(table.paths), table.embedded_row_I, rows, source=source, root=table.root)
         self.split = split
-        counts = np.array([len(image.captions) for image in ordered], dtype=np.int64)
-        self.captions: Sequence[str] = StringColumn([caption for image in ordered for caption in image.captions])
-        self.columns: dict[str, list[Any]] = {name: [v for image in ordered for v in image.columns[name]] for name in ordered[0].columns}
-        self.texts: dict[str, list[list[str]]] = {name: [v for image in ordered for v in image.texts[name]] for name in ordered[0].texts}
-        self.caption_offsets = np.concatenate([[0], np.cumsum(counts)])  # captions of image i: offsets[i]:offsets[i + 1]
-        self.caption_image_C = np.repeat(np.arange(len(ordered)), counts)
-        self.caption_hash_C = np.array([caption_hash(caption) for caption in self.captions], dtype=np.int64)
-        # An image without a group is a group of its own, named by an int, while given names are str.
-        names: dict[object, int] = {}
-        keys = [image.group if image.group is not None else number for number, image in enumerate(ordered)]
-        self.group_I = np.array([names.setdefault(key, len(names)) for key in keys], dtype=np.int64)
-        self._group_names = [image.group for image in ordered] if any(image.group is not None for image in ordered) else []
-        self._num_bytes_I = np.array([image.num_bytes for image in ordered], dtype=np.int64)
+        self.skipped = [] if manifest is None else [row for row in manifest.skipped if split is None or row.split == split]
+        self.captions = StringColumn(table.captions)
+        self.columns, self.texts = table.columns, table.texts
+        self.caption_offsets = table.caption_offsets  # captions of image i: offsets[i]:offsets[i + 1]
+        self.caption_image_C = np.repeat(np.arange(len(table)), np.diff(table.caption_offsets))
+        self.caption_place_C = np.arange(len(self.caption_image_C)) - self.caption_offsets[self.caption_image_C]
+        self.keeps_marks = False
+        self.every: RetrievalSet | None = None
+        self.kept_captions: np.ndarray | None = None
+        self.caption_hash_C = table.caption_hash_C
+        self.group_I = _numbered_groups(table.group_I)
+        self._groups, self._named_group_I = table.groups, table.group_I.astype(np.int32)
+        self.num_bytes_I = table.num_bytes_I
         self.truth: dict[str, Any] = {"protocol": "all"}
         self._pairs: tuple[np.ndarray, np.ndarray] | None = None
         self.true_hashes = GroupHashes(self.group_I[self.caption_image_C], self.caption_hash_C)
@@ -183,22 +206,16 @@ class RetrievalSet(StoredImages):
     @property
     def caption_ids(self) -> Sequence[str]:
         """`IMAGE_ID#K` of every caption, in order."""
-        places_C = np.arange(self.num_captions) - self.caption_offsets[self.caption_image_C]
-        ids = list(self.image_ids)
-        return [f"{ids[image]}#{place}" for image, place in zip(self.caption_image_C, places_C, strict=True)]
+        return _CaptionIds(self)
 
     def caption_id(self, caption: int) -> str:
         """`IMAGE_ID#K` of one caption."""
-        image = self.caption_image_C[caption]
-        return f"{self.image_ids[image]}#{caption - self.caption_offsets[image]}"
+        return f"{self.image_ids[self.caption_image_C[caption]]}#{self.caption_place_C[caption]}"
 
     def group_names(self) -> list[str | None]:
         """Group of each image as the manifest names it; empty when no image has one."""
-        return self._group_names
-
-    def named_sizes(self) -> Iterator[tuple[str, int]]:
-        """(id, size in bytes) of each image."""
-        return zip(self.image_ids, self._num_bytes_I.tolist(), strict=True)
+        names = [*self._groups, None]
+        return [names[group] for group in self._named_group_I] if (self._named_group_I >= 0).any() else []
 
     def is_positive(self, images: np.ndarray, hashes: np.ndarray) -> np.ndarray:
         """Whether each (image, caption) pair is positive, by the caption's hash; arguments broadcast. Returns bool."""
@@ -224,23 +241,54 @@ class RetrievalSet(StoredImages):
         return other
 
     def record(self) -> dict[str, Any]:
-        """How a report names the split."""
+        """How a report names the split; where rows were left out as asked, with their number."""
         return {
             "split": self.split,
             "num_images": self.num_images,
             "num_captions": self.num_captions,
             "sha256": self.sha256(),
             "truth": self.truth,
-        }
+        } | ({"skipped": skipped_record(self.skipped)} if self.skipped else {})
 
     def sha256(self) -> str:
-        """Hash of the split: ids, groups, captions, and the size in bytes of every image."""
+        """Hash of the split: ids, groups, captions (those that are left out too), and the size in bytes of every image."""
+        if self.every is not None:
+            return self.every.sha256()
         digest = hashlib.sha256()
-        for text in (*self.image_ids, *self.captions):
-            digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
-        for array in (self.caption_offsets, self.group_I, self._num_bytes_I):
+        for column in (self.image_ids, self.captions):
+            for texts in column.blocks():
+                digest.update("\0".join([*texts, ""]).encode())
+        for array in (self.caption_offsets, self.group_I, self.num_bytes_I):
             digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
         return digest.hexdigest()
+
+
+class _CaptionIds(Sequence[str]):
+    """`IMAGE_ID#K` of every caption of a split, made as it is looked up."""
+
+    def __init__(self, dataset: RetrievalSet) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return self._dataset.num_captions
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # int -> str, slice -> list[str]
+        captions = range(len(self))[index]
+        return self._dataset.caption_id(captions) if isinstance(captions, int) else [self._dataset.caption_id(one) for one in captions]
+
+    def __iter__(self) -> Iterator[str]:
+        offsets, places_C = self._dataset.caption_offsets, self._dataset.caption_place_C
+        for image, name in enumerate(self._dataset.image_ids):
+            yield from (f"{name}#{place}" for place in places_C[offsets[image] : offsets[image + 1]])
+
+
+def _numbered_groups(named_I: np.ndarray) -> np.ndarray:
+    """Groups numbered from 0 by first appearance, int64; an image without one (-1) is a group of its own."""
+    own_I = named_I.max(initial=-1) + 1 + np.arange(len(named_I))
+    _, first, place_I = np.unique(np.where(named_I < 0, own_I, named_I), return_index=True, return_inverse=True)
+    number = np.empty(len(first), dtype=np.int64)
+    number[np.argsort(first)] = np.arange(len(first))
+    return number[place_I]
 
 
 def _join(keys_N: np.ndarray, sorted_keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -310,7 +358,7 @@ def load_split(manifest: Manifest, split: str | None) -> RetrievalSet:
             f"{manifest.source} has the splits {[name for name in manifest.splits if name is not None]}: "
             "say which (--split NAME; `split: NAME` in a job)"
         )
-    chosen = [image for image in manifest.images if image.split == split]
-    if not chosen:
+    chosen = manifest.images.of_split(split)
+    if not len(chosen):
         raise UserError(f"{manifest.source}: no row has split {split!r}; splits found: {manifest.splits}")
     return RetrievalSet(chosen, manifest, source=manifest.source, split=split)

@@ -1,16 +1,18 @@
-"""Which (image, caption) pairs are relevant: the rule of docs/data.md by default, and the others a person can ask for, each recorded.
+"""Which (image, caption) pairs are relevant: the rule of docs/captions.md by default, and the others a person can ask for, each recorded.
 
 Shape letters: P pairs, C captions.
 """
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
+from unicodedata import normalize
 from urllib.parse import unquote
 
 import numpy as np
 
 from eval.captions import RULE, near_duplicate_groups
+from eval.dataset.different_texts import Gallery, with_different_texts
 from eval.dataset.retrieval_set import GroupHashes, RetrievalSet, matching_pairs
 from eval.errors import UserError
 
@@ -18,28 +20,43 @@ Protocol = Literal["all", "papers"]
 
 
 def with_ground_truth(
-    dataset: RetrievalSet, *, protocol: Protocol = "all", near_duplicates: bool = False, qrels: Collection[tuple[str, str]] | None = None
+    dataset: RetrievalSet,
+    *,
+    protocol: Protocol = "all",
+    near_duplicates: bool = False,
+    qrels: Collection[tuple[str, str]] | None = None,
+    gallery: Gallery = "every",
 ) -> RetrievalSet:
-    """The data set with the chosen ground truth, described in its `truth`.
+    """The data set with the chosen ground truth and gallery, described in its `truth`.
 
     Args:
-        protocol: "all": the caption equals one of any image of the image's group (docs/data.md); "papers": an image's own captions alone,
-            as in published tables.
+        protocol: "all": the caption equals one of any image of the image's group (docs/captions.md); "papers": an image's own captions
+            alone, as in published tables.
         near_duplicates: captions of one near-duplicate group count as one caption.
         qrels: additional positive (query id, item id) pairs of either direction, used in both (ECCV Caption, arXiv 2204.03359; CxC,
             arXiv 2004.15020).
+        gallery: "different": repeats of a normalised text are left out (eval/dataset/different_texts.py).
 
     Raises:
         UserError: none of the qrels' ids are in the split, or protocol "papers" is combined with near_duplicates or qrels.
     """
+    found = _with_relevant(dataset, protocol, near_duplicates, qrels)
+    return with_different_texts(found) if gallery == "different" else found
+
+
+def _with_relevant(
+    dataset: RetrievalSet, protocol: Protocol, near_duplicates: bool, qrels: Collection[tuple[str, str]] | None
+) -> RetrievalSet:
+    """The data set with the chosen relevant items; arguments and errors as of `with_ground_truth`."""
+    marks = {"digit_marks": "kept"} if dataset.keeps_marks else {}
     if protocol == "papers":
         if near_duplicates or qrels is not None:
             raise UserError(
                 "protocol 'papers' counts an image's own captions alone; leave out near_duplicates and qrels, or take protocol 'all'"
             )
         captions_C = np.arange(dataset.num_captions)
-        return dataset.with_positive_pairs(dataset.caption_image_C, captions_C, {"protocol": "papers"})
-    group_C = near_duplicate_groups(dataset.captions)
+        return dataset.with_positive_pairs(dataset.caption_image_C, captions_C, {"protocol": "papers"} | marks)
+    group_C = near_duplicate_groups(dataset.captions, keeps_marks=dataset.keeps_marks)
     sizes = np.bincount(group_C)
     stated_P = dataset.positive_pairs()
     wider_P = matching_pairs(dataset.group_I, group_C, GroupHashes(dataset.group_I[dataset.caption_image_C], group_C))
@@ -51,7 +68,7 @@ def with_ground_truth(
         "num_pairs_beyond_the_stated": len(wider_P[0]) - len(stated_P[0]),
         "counted_as_right": near_duplicates,
     }
-    truth: dict[str, Any] = {"protocol": "all", "near_duplicates": record}
+    truth: dict[str, Any] = {"protocol": "all", "near_duplicates": record} | marks
     if qrels is not None:
         extra_P, num_unknown = known_pairs(dataset, qrels)
         before = len(images_P)
@@ -65,26 +82,27 @@ def with_ground_truth(
 
 def truth_in_words(truth: dict[str, Any]) -> str:
     """One sentence on which items are relevant, from a report's `data.truth`."""
+    gallery = " Each normalised text is ranked, and asks, once (gallery different)." if truth.get("gallery") == "different" else ""
     if truth.get("protocol") == "papers":
-        return "Relevant: an image's own captions alone (protocol papers)."
+        return f"Relevant: an image's own captions alone (protocol papers).{gallery}"
     words = "Relevant: captions that equal one of any image of the image's group"
     if truth.get("near_duplicates", {}).get("counted_as_right"):
         words += ", near-duplicates of them"
     if qrels := truth.get("qrels"):
         words += f", and {qrels['num_added']:,} additional pairs of a qrels file"
-    return f"{words}."
+    marks = " Punctuation between digits counts." if truth.get("digit_marks") else ""
+    return f"{words}.{marks}{gallery}"
 
 
 def known_pairs(dataset: RetrievalSet, qrels: Collection[tuple[str, str]]) -> tuple[tuple[np.ndarray, np.ndarray], int]:
     """(images, captions) of the pairs whose ids are both in the split, in either order, and the number of the others.
 
-    An id with blanks is percent-encoded in a TREC file ("my%20photo.jpg").
+    An id with blanks is percent-encoded in a TREC file ("my%20photo.jpg"), and one that Unicode composes otherwise (NFC, NFD) is the same.
 
     Raises:
         UserError: there are pairs, but none of the split.
     """
-    image_number = {name: number for number, name in enumerate(dataset.image_ids)}
-    caption_number = {name: number for number, name in enumerate(dataset.caption_ids)}
+    image_number, caption_number = _numbers(dataset.image_ids), _numbers(dataset.caption_ids)
     pairs = []
     for query, item in qrels:
         for image, caption in ((query, item), (item, query)):
@@ -102,5 +120,12 @@ def known_pairs(dataset: RetrievalSet, qrels: Collection[tuple[str, str]]) -> tu
     return (known_P2[:, 0], known_P2[:, 1]), len(qrels) - len(pairs)
 
 
+def _numbers(names: Sequence[str]) -> dict[str, int]:
+    """The number of each name, and of its composed form where that is no other's name."""
+    exact = {name: number for number, name in enumerate(names)}
+    return {normalize("NFC", name): number for name, number in exact.items() if not name.isascii()} | exact
+
+
 def _find(numbers: dict[str, int], name: str) -> int | None:
-    return numbers.get(name, numbers.get(unquote(name)))
+    forms = (name, unquote(name), normalize("NFC", unquote(name)))
+    return next((numbers[form] for form in forms if form in numbers), None)

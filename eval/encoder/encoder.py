@@ -25,7 +25,10 @@ from eval.signals import next_item
 IMAGE_BLOCK = 32
 TEXT_BLOCK = 128
 _MOST_NAMED = 5
-IMAGE_REMEDY = "Every picture must decode in evaluation: mend it, or take its rows out. train's --check-images names them all"
+IMAGE_REMEDY = (
+    "Every picture must decode in evaluation: mend it, take its rows out, or have such pictures left out and counted with --skip-broken "
+    "(data.skip_broken=true in a job). train's --check-images names them all"
+)
 
 
 class ImageSource(Protocol):

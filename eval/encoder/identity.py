@@ -11,25 +11,28 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from eval.encoder.hub import revision_in_use, without_revision
 from eval.errors import UserError
 
 Identity = dict[str, dict[str, Any]]
-"""Part of a model -> its values by name, as JSON keeps them; "library": the version of transformers that read them."""
+"""Part of a model -> its values by name, as JSON keeps them; "library": the version of transformers that read them, "hub": its commit."""
 _PARTS = {"config": "config", "image_processor": "image processor", "tokenizer": "tokenizer"}
 _WITHOUT_EFFECT = {"_name_or_path", "name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 _WITHOUT_EFFECT |= {"processor_class", "image_processor_type", "feature_extractor_type"}  # names of classes: ours are given
 _MOST_NAMED = 3
 
 
-def identity_of(config: Any, image_processor: Any, tokenizer: Any) -> Identity:
+def identity_of(config: Any, image_processor: Any, tokenizer: Any, name: str = "") -> Identity:
     """The identity of a model as transformers has loaded it; computed right after that, before training changes anything.
 
     Args:
         config, image_processor, tokenizer: of transformers.
+        name: folder or hub id; of one of the hub the commit in use is recorded.
     """
     parts = {"config": config.to_dict(), "image_processor": image_processor.to_dict(), "tokenizer": _tokenizer_values(tokenizer)}
     values: Identity = {part: _values(json.loads(json.dumps(record, default=str))) for part, record in parts.items()}
-    return values | {"library": {"transformers": version("transformers")}}
+    hub = {"hub": {"commit": commit}} if (commit := revision_in_use(name)) is not None else {}
+    return values | {"library": {"transformers": version("transformers")}} | hub
 
 
 def differences(recorded: Identity, found: Identity) -> list[str]:
@@ -64,8 +67,17 @@ def check_identity(model: str, begun: str, recorded: Identity | None, found: Ide
         return
     if lines := differences(recorded, found):
         raise UserError(
-            f"{model} is another model than when {begun} was begun: {'; '.join(lines)}. Bring its files back, or give the run another name="
+            f"{model} is another model than when {begun} was begun: {'; '.join(lines)}.{begun_with(model, recorded)} Bring its "
+            "files back, or give the run another name="
         )
+
+
+def begun_with(model: str, recorded: Identity | None) -> str:
+    """What to do where a model of the hub has moved on since a run was begun with it; empty: it has not, or is none."""
+    begun, now = (recorded or {}).get("hub", {}).get("commit"), revision_in_use(model)
+    if begun is None or now is None or begun == now:
+        return ""
+    return f" It was commit {begun} of the hub, and is {now} now: name that one, {without_revision(model)}@{begun}."
 
 
 def identity_sha256(identity: Identity | None) -> str:

@@ -21,9 +21,10 @@ from PIL import Image
 from torch.nn.functional import normalize
 from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
+from eval.encoder.hub import model_folder
 from eval.encoder.model_files import using_files
 from eval.encoder.tokenizer import load_tokenizer, save_tokenizer
-from eval.errors import UserError
+from eval.errors import SettingError
 
 _LARGEST_PIXEL = 1e6
 
@@ -114,13 +115,14 @@ class SiglipInputs:
             UserError: files are missing, or give other inputs.
         """
         name = str(name)
+        folder = str(model_folder(name))
         with using_files(f"{name}: no usable tokenizer and image processor next to the weights"):
-            tokenizer = load_tokenizer(name, strip_punctuation=strip_punctuation)
-            image_processor = SiglipImageProcessorPil.from_pretrained(name, trust_remote_code=False)
+            tokenizer = load_tokenizer(folder, strip_punctuation=strip_punctuation)
+            image_processor = SiglipImageProcessorPil.from_pretrained(folder, trust_remote_code=False)
             inputs = cls(tokenizer, image_processor, config.text_config.max_position_embeddings, config.vision_config.image_size)
             fault = inputs._fault(config)
         if fault:
-            raise UserError(f"{name}: {fault}")
+            raise SettingError("model", f"{name}: {fault}")
         return inputs
 
     def token_ids(self, captions: Sequence[str]) -> torch.Tensor:
@@ -145,11 +147,16 @@ class SiglipInputs:
         """The same in two steps: bytes, which a loader's worker sends, and the pixel values made of them."""
         return PictureBytes(self.image_processor)
 
+    @cached_property
+    def keeps_punctuation(self) -> bool:
+        """True if punctuation reaches the text tower, as with SigLIP 2."""
+        marked, plain = self.token_ids(["a dog, runs!", "a dog runs"])
+        return not torch.equal(marked, plain)
+
     @property
     def contract(self) -> dict[str, Any]:
         """How captions and images are read, as reports record it."""
-        marked, plain = self.token_ids(["a dog, runs!", "a dog runs"])
-        punctuation = "stripped" if torch.equal(marked, plain) else "kept"
+        punctuation = "kept" if self.keeps_punctuation else "stripped"
         return {"num_tokens": self.num_tokens, "punctuation": punctuation, "image_size": self.image_size}
 
     def save(self, folder: str | os.PathLike[str]) -> None:

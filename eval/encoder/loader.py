@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from eval.manifest.names import called
 from eval.signals import deferred, leave_signals_to_parent
 
 SHARED_MEMORY = "/dev/shm"
 _told: list[bool] = []  # that it has not enough room: a line is enough
 _AHEAD = 2  # items that each worker makes ahead
-_REMEDY = "give the container more (docker run --shm-size=1g), or take fewer workers (data.num_workers, --num-workers)"
 
 
 def block_loader(
@@ -38,9 +38,9 @@ def block_loader(
     if not num_workers:
         yield from DataLoader(items, batch_size=None, sampler=sampler)
         return
-    ahead = max(_AHEAD, -(-_AHEAD * at_once // num_workers))
+    ahead = _num_ahead(num_workers, at_once)
     loader: Any = DataLoader(
-        _Sent(items, is_shared=_has_room((num_workers * ahead + at_once) * item_bytes, num_workers)),
+        _Sent(items, is_shared=_has_room(shared_bytes(num_workers, item_bytes, at_once), num_workers)),
         batch_size=None,
         collate_fn=lambda item: item,  # torch's own would make tensors of arrays
         num_workers=num_workers,
@@ -59,18 +59,28 @@ def block_loader(
             del loaded  # which ends the workers
 
 
-def _has_room(num_bytes: int, num_workers: int) -> bool:
-    """Whether the shared memory has room for so much of each process of this machine; a line where it has not."""
+def _num_ahead(num_workers: int, at_once: int) -> int:
+    return max(_AHEAD, -(-_AHEAD * at_once // num_workers))
+
+
+def shared_bytes(num_workers: int, item_bytes: int, at_once: int) -> int:
+    """What items under way take of the shared memory at most, of all processes of this machine; arguments as of `block_loader`."""
+    items = num_workers * _num_ahead(num_workers, at_once) + at_once
+    return items * item_bytes * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _has_room(needed: int, num_workers: int) -> bool:
+    """Whether the shared memory has room for so much; a line where it has not."""
     if not os.path.isdir(SHARED_MEMORY):
         return True
-    status, needed = os.statvfs(SHARED_MEMORY), num_bytes * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    status = os.statvfs(SHARED_MEMORY)
     free = status.f_bavail * status.f_frsize
     if needed > free and os.environ.get("LOCAL_RANK", "0") == "0" and not _told:
         _told.append(True)
         needs = f"{num_workers} worker(s) need up to {needed / 2**20:,.0f} MiB there to send pictures"
         print(
             f"warning: {SHARED_MEMORY} has {free / 2**20:,.0f} MiB free; {needs}, and use pipes instead, which is slower. "
-            f"To mend it, {_REMEDY}",
+            f"To mend it, give the container more (docker run --shm-size=1g), or take fewer workers ({called('num_workers')})",
             file=sys.stderr,
             flush=True,
         )

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
-from transformers.utils import cached_file
 
-from eval.errors import UserError
+from eval.encoder.hub import CONFIG, model_folder
+from eval.errors import SettingError, UserError
 from eval.files import CONFIG_BYTES, MB, read_bytes, require_plain
 
-CONFIG = "config.json"
 _FILE_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, ImportError)
 _FILE_ERRORS += (RuntimeError, StrictDataclassError)
 """What transformers raises on files whose values are of another type, number or size than it expects, by the value."""
@@ -47,56 +46,62 @@ _IMPLEMENTATIONS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 _PLAIN_IMPLEMENTATIONS = (None, "eager", "sdpa")
 
 
-def check_model_files(name: str, asked: str = "") -> None:
+def check_model_files(name: str, setting: str = "model") -> None:
     """Refuse a model whose files are none, hold something else than their names say, or ask for code, kernels or another model.
 
     Args:
-        name: folder or hub id; what cannot be had from the hub is left to the loader.
-        asked: the key or option that named it, for messages.
+        name: folder or hub id.
+        setting: what it was given as.
 
     Raises:
-        UserError: naming the file and the key.
+        SettingError: naming the file and the key; or there is no such model (`eval.encoder.hub.model_folder`).
     """
-    if _path(name, _ADAPTER) is not None:
+    folder = model_folder(name, setting)
+
+    def refusal(file: str, what: str) -> SettingError:
+        return SettingError(setting, f"{name}: {file} {what}")
+
+    if _path(folder, _ADAPTER) is not None:
         remedy = "merge it into its base (merge_and_unload) and save the whole"
-        raise _refusal(name, asked, _ADAPTER, f"makes it a PEFT adapter, which names a base of its own; {remedy}")
+        raise refusal(_ADAPTER, f"makes it a PEFT adapter, which names a base of its own; {remedy}")
     for file in _SETTINGS:
-        if (path := _path(name, file)) is None:
+        if (path := _path(folder, file)) is None:
             continue
         try:
             content = json.loads(read_bytes(path, CONFIG_BYTES).decode("utf-8-sig"))
         except (OSError, ValueError, RecursionError) as error:
-            raise _refusal(name, asked, file, f"could not be read as JSON ({error}). Fetch or copy the file again") from error
+            raise refusal(file, f"could not be read as JSON ({error}). Fetch or copy the file again") from error
         if not isinstance(content, dict):
             what = f"could not be used: expected an object, found a {type(content).__name__}. Fetch or copy the file again"
-            raise _refusal(name, asked, file, what)
+            raise refusal(file, what)
         for key, value in _items(content):
             if fault := _fault(key, value):
-                raise _refusal(name, asked, file, f"could not be used: {key} is {value!r:.100}: {fault}")
+                raise refusal(file, f"could not be used: {key} is {value!r:.100}: {fault}")
         if file == CONFIG and (absurd := [f"{key} {value}" for key, value in _items(content) if _is_absurd(key, value)]):
-            raise _refusal(name, asked, file, f"could not be used: {absurd[0]:.100} is no size of a model. Fetch or copy the file again")
+            raise refusal(file, f"could not be used: {absurd[0]:.100} is no size of a model. Fetch or copy the file again")
         if file == CONFIG and (methods := _methods(content)):
-            raise _refusal(name, asked, file, f"could not be used: {methods[0]} is no setting. Take the key out")
-    for file in _VOCABULARIES if os.path.isdir(name) else ():
-        if (path := _path(name, file)) is not None:
+            raise refusal(file, f"could not be used: {methods[0]} is no setting. Take the key out")
+    for file in _VOCABULARIES:
+        if (path := _path(folder, file)) is not None:
             try:
                 content = read_bytes(path, _VOCABULARY_BYTES) if file.endswith(".json") else b""
                 require_plain(path, _VOCABULARY_BYTES)
             except OSError as error:
-                raise _refusal(name, asked, file, f"could not be read ({error}). Fetch or copy the file again") from error
+                raise refusal(file, f"could not be read ({error}). Fetch or copy the file again") from error
             if found := _ABSURD_ID.search(content):
-                raise _refusal(name, asked, file, f"could not be used: {found[1].decode():.40} is no id of a token. Fetch or copy it again")
+                raise refusal(file, f"could not be used: {found[1].decode():.40} is no id of a token. Fetch or copy it again")
 
 
 @contextmanager
-def using_files(fault: str) -> Iterator[None]:
+def using_files(fault: str, setting: str = "model") -> Iterator[None]:
     """Make what libraries raise over a model's files an error that names the model; an accelerator out of memory is none of it.
 
     Args:
         fault: what could not be done with which model; what was raised is added.
+        setting: what the model was given as.
 
     Raises:
-        UserError: in place of another error.
+        SettingError: in place of another error.
     """
     try:
         yield
@@ -105,7 +110,7 @@ def using_files(fault: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, _FILE_ERRORS) and type(error) is not Exception:  # the Rust library `tokenizers` raises the latter
             raise
-        raise UserError(f"{fault}: {in_words(error)}. Fetch or copy its files again") from error
+        raise SettingError(setting, f"{fault}: {in_words(error)}. Fetch or copy its files again") from error
 
 
 def in_words(error: Exception) -> str:
@@ -113,20 +118,10 @@ def in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
-def _refusal(name: str, asked: str, file: str, what: str) -> UserError:
-    return UserError(f"{asked}: {file} of {name!r} {what}" if asked else f"{name}: {file} {what}")
-
-
-def _path(name: str, file: str) -> Path | None:
-    """Where a file of a folder or hub id lies; None: there is none, or it cannot be had."""
-    if os.path.isdir(name):
-        path = Path(name) / file
-        return path if os.path.lexists(path) else None
-    try:
-        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
-    except (OSError, ValueError):  # no such repository: the loader says so
-        return None
-    return None if found is None else Path(found)
+def _path(folder: Path, file: str) -> Path | None:
+    """Where a file of a model lies; None: there is none."""
+    path = folder / file
+    return path if os.path.lexists(path) else None
 
 
 def _items(content: Any) -> Iterator[tuple[str, Any]]:
@@ -168,4 +163,3 @@ def _methods(config: Mapping[str, Any]) -> list[str]:
     found = [key for key in config if callable(getattr(PretrainedConfig, key, None))]
     parts = [value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)]
     return found + [key for part in parts for key in _methods(part)]
-

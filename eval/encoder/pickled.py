@@ -12,11 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
+from eval.encoder.hub import PICKLED_INDEX, SAFE_INDEX, SAFE_WHOLE
 from eval.errors import UserError, reading
 from eval.files import CONFIG_BYTES, link_outside, read_text, require_plain
-
-PICKLED_WHOLE, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-SAFE_WHOLE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def read_pickled(path: Path) -> Any:

@@ -16,28 +16,37 @@ from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
 from safetensors import SafetensorError
 from transformers import GenerationConfig
-from transformers.utils import cached_file
 
 from eval.atomic import commit_folder, folder_aside, hash_file
-from eval.encoder.pickled import PICKLED_INDEX, PICKLED_WHOLE, SAFE_INDEX, SAFE_WHOLE, pickled_bytes, read_index, write_as_safetensors
+from eval.encoder.hub import PICKLED_INDEX, PICKLED_WHOLE, SAFE_INDEX, SAFE_WHOLE, fetch_weights, model_folder
+from eval.encoder.pickled import pickled_bytes, read_index, write_as_safetensors
 from eval.errors import UserError, WriteError
 
 
-def load_weights(model_class: Any, name: str, config: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+def load_weights(model_class: Any, name: str, config: Any, setting: str = "model", **options: Any) -> tuple[Any, dict[str, Any]]:
     """(model in float32, transformers' loading info with missing_keys and mismatched_keys); options go to its from_pretrained.
 
+    Args:
+        name: folder or hub id.
+        setting: what it was given as.
+
     Raises:
-        UserError: a pytorch_model.bin holds anything but tensors, the copy of it is damaged, or an index leads outside the folder.
+        UserError: the hub's weights cannot be fetched, a pytorch_model.bin holds anything but tensors, the copy of it is damaged, or an
+            index leads outside the folder.
         WriteError: the copy cannot be written.
         OSError, SafetensorError, RuntimeError, ValueError, TypeError: from transformers, by the fault in the files.
     """
     options |= {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-    pickled = _pickled_weights(name)
+    fetch_weights(name, setting)
+    folder = model_folder(name, setting)
+    pickled = _pickled_weights(folder)
     if pickled is None:
-        check_shards(name)
-        return model_class.from_pretrained(name, config=config, trust_remote_code=False, **options)
+        check_shards(folder)
+        model, loading = model_class.from_pretrained(str(folder), config=config, trust_remote_code=False, **options)
+        model.name_or_path = model.config.name_or_path = name
+        return model, loading
     copy = _safetensors_copy(name, pickled)
-    options["generation_config"] = _generation_config(name)  # the copy holds the weights alone
+    options["generation_config"] = _generation_config(folder)  # the copy holds the weights alone
     try:
         model, loading = model_class.from_pretrained(str(copy), config=config, trust_remote_code=False, **options)
     except SafetensorError as error:
@@ -48,39 +57,28 @@ def load_weights(model_class: Any, name: str, config: Any, **options: Any) -> tu
     return model, loading
 
 
-def _pickled_weights(name: str) -> Path | None:
+def _pickled_weights(folder: Path) -> Path | None:
     """pytorch_model.bin, or the index of its shards, where there are no safetensors; None where there are, or there is neither."""
-    try:
-        if _file(name, SAFE_WHOLE) or _file(name, SAFE_INDEX):
-            return None
-        return _file(name, PICKLED_WHOLE) or _file(name, PICKLED_INDEX)
-    except (OSError, ValueError):  # no such repository, say: loading the model raises the error
-        return None
+    safe, pickled = (
+        next((path for name in names if (path := folder / name).is_file()), None)
+        for names in ((SAFE_WHOLE, SAFE_INDEX), (PICKLED_WHOLE, PICKLED_INDEX))
+    )
+    return pickled if safe is None else None
 
 
-def check_shards(name: str) -> None:
+def check_shards(folder: Path) -> None:
     """Refuse an index of safetensors that names, or by links reaches, a file outside its folder.
 
     Raises:
         UserError: naming it; or the index cannot be read.
     """
-    try:
-        index = _file(name, SAFE_INDEX) if _file(name, SAFE_WHOLE) is None else None
-    except (OSError, ValueError):  # no such repository: loading the model raises the error
-        return
-    if index is not None:
-        read_index(index)
+    if (folder / SAFE_INDEX).is_file() and not (folder / SAFE_WHOLE).is_file():
+        read_index(folder / SAFE_INDEX)
 
 
 def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
     """Names of the tensors that hold a NaN or an infinity, in their order; one sum over each shows it."""
     return [name for name, tensor in tensors if not tensor.sum().isfinite() and not tensor.isfinite().all()]
-
-
-def _file(name: str, file: str) -> Path | None:
-    """A file of a folder, or of a hub id, fetched or from the hub's cache; None where there is no such file."""
-    found = cached_file(name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
-    return None if found is None else Path(found)
 
 
 def _safetensors_copy(name: str, weights: Path) -> Path:
@@ -125,8 +123,8 @@ def _content_name(name: str, weights: Path) -> str:
             return _sha256(weights)
         shards = {}
         for shard in sorted(set(read_index(weights).values())):
-            path = _file(name, shard)
-            if path is None or path.parent != weights.parent:
+            path = weights.with_name(shard)
+            if not path.is_file():
                 raise UserError(f"{name}: {weights.name} names {shard}, which is not there. Fetch or copy it again")
             shards[shard] = _sha256(path)
         return hashlib.sha256(f"{_sha256(weights)} {sorted(shards.items())}".encode()).hexdigest()
@@ -142,9 +140,9 @@ def _sha256(path: Path) -> str:
     return hash_file(path)
 
 
-def _generation_config(name: str) -> GenerationConfig:
+def _generation_config(folder: Path) -> GenerationConfig:
     """As from_pretrained would find it in the folder itself."""
     try:
-        return GenerationConfig.from_pretrained(name)
+        return GenerationConfig.from_pretrained(folder)
     except OSError:
-        return GenerationConfig.from_pretrained(name, config_file_name="config.json", _from_model_config=True)
+        return GenerationConfig.from_pretrained(folder, config_file_name="config.json", _from_model_config=True)

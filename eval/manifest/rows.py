@@ -1,12 +1,12 @@
 """Rows of a manifest before any check, each with its place (file and line, or row), and the base class of what reads them."""
 
-import ast
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from eval.manifest.formats.lists import parsed_list
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,21 @@ class EmbeddedImage:
     num_bytes: int
 
 
-@dataclass(frozen=True)
+class Place(NamedTuple):
+    """Where a row is: "m.jsonl:" and its line, or "m.parquet row " and its number. The text is made for messages alone."""
+
+    name: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.number}"
+
+
+@dataclass(slots=True)
 class Row:
     """One row as it is in the manifest; nothing is checked yet."""
 
-    where: str
+    place: Place | str
     image: Any
     embedded: EmbeddedImage | None
     captions: Any
@@ -30,6 +40,11 @@ class Row:
     split: Any
     group: Any
     record: Mapping[str, Any]
+
+    @property
+    def where(self) -> str:
+        """Its place, for messages."""
+        return str(self.place)
 
 
 class RowSource(ABC):
@@ -39,13 +54,19 @@ class RowSource(ABC):
         folder: that image paths are relative to.
         columns: the manifest's own names.
         header_place: where the columns are named, for messages.
-        faults: (place, what) of rows that could not be parsed.
+        faults: (place, what) of rows that could not be parsed; some only when all rows are taken.
+        left_out: (place, why) of rows that hold no pair and are no fault, such as failed downloads; whole when all rows are taken.
+        mapping: our column -> the manifest's own name for it; can be set until the rows are taken.
+        is_one_set: whether rows of all splits are one set, in which embedded pictures of one name are told apart; can be set likewise.
     """
 
     folder: Path
     columns: list[str]
+    mapping: Mapping[str, str]
+    is_one_set: bool = False
     header_place: str
     faults: list[tuple[str, str]]
+    left_out: Sequence[tuple[str, str]] = ()
 
     @abstractmethod
     def __iter__(self) -> Iterator[Row]:
@@ -65,37 +86,13 @@ class RowSource(ABC):
         raise TypeError("this manifest holds paths, not bytes")
 
 
-def row_of(where: str, record: Mapping[str, Any], mapping: Mapping[str, str], embedded: EmbeddedImage | None = None) -> Row:
+def row_of(place: Place | str, record: Mapping[str, Any], mapping: Mapping[str, str], embedded: EmbeddedImage | None = None) -> Row:
     """The row of a record, by the names of its columns."""
-    captions = record.get(mapping["captions"])
+    get = record.get
+    captions = parsed_list(get(mapping["captions"]))
     if captions is None:
-        captions = record.get(mapping["caption"])
-    if isinstance(captions, str) and captions.startswith("[") and mapping["captions"] in record:
-        captions = _parse_list(captions)
-    image = record.get(mapping["image"])
-    id_, split, group = (record.get(mapping[name]) for name in ("id", "split", "group"))
-    return Row(where, image, embedded, captions, id_, split, group, record)
-
-
-def _parse_list(text: str) -> Any:
-    """A list in a .csv cell, as JSON or as Python writes one (pandas' to_csv does); anything else stays the text it is."""
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            value = parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        if isinstance(value, list):
-            return value
-    return text
-
-
-def as_list(value: Any) -> list[Any]:
-    """What a cell of texts holds: a list, a list written into text, one text, or nothing (null and the empty cell)."""
-    if isinstance(value, str):
-        value = _parse_list(value) if value.startswith("[") else value
-    if value is None or value == "":
-        return []
-    return value if isinstance(value, list) else [value]
+        captions = parsed_list(get(mapping["caption"]), quoted=True)
+    return Row(place, get(mapping["image"]), embedded, captions, get(mapping["id"]), get(mapping["split"]), get(mapping["group"]), record)
 
 
 def is_unicode(text: str) -> bool:

@@ -1,58 +1,159 @@
 """The reader of a manifest, chosen by what the source is: a file, a folder, a glob, or the id of a data set on the hub."""
 
-import glob
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from eval.atomic import is_desktop_file
+from eval.dataset.images import picture_suffixes
 from eval.errors import UserError
 from eval.files import require_plain
-from eval.manifest.arrow import is_saved_dataset, read_parquet, read_saved_dataset
-from eval.manifest.hub import HubId, read_hub_dataset
-from eval.manifest.image_folder import FolderRows
+from eval.manifest.formats.arrow import is_saved_dataset, read_parquet, read_saved_dataset
+from eval.manifest.formats.beir import JudgedRows, find_side
+from eval.manifest.formats.encoding import open_text
+from eval.manifest.formats.file_names import matching_files, split_of
+from eval.manifest.formats.flickr import RESULTS_HEADER, TOKEN, read_results, read_tokens
+from eval.manifest.formats.hub import HubId, read_hub_dataset
+from eval.manifest.formats.image_folder import METADATA_FILES, SPLIT_FOLDERS, FolderRows
+from eval.manifest.formats.img2dataset import DownloadedFiles, download_folders, failed_downloads, is_download_record
+from eval.manifest.formats.joined import JoinedRows
+from eval.manifest.formats.json_file import open_json
+from eval.manifest.formats.shards import ShardRows
+from eval.manifest.formats.text import Reader, TextRows, read_csv, read_jsonl
+from eval.manifest.names import called
+from eval.manifest.options import MANIFEST
 from eval.manifest.rows import RowSource
-from eval.manifest.text import TextRows, read_csv, read_jsonl
 
-KINDS = ".jsonl, .csv, .parquet, a folder or glob of .parquet, a saved `datasets` folder, an image folder, or a hub id OWNER/NAME[:CONFIG]"
+_TABLES = (".csv", ".tsv", ".txt", ".token")
+_TEXTS = (".jsonl", ".ndjson", ".json", *_TABLES)
+_SUBFOLDERS = ("data", "annotations")
+_REMEDIES = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "a spreadsheet is read as text: in Excel, Save As, CSV UTF-8 (Comma delimited)"),
+    **dict.fromkeys((".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"), "decompress it, and give the file or folder inside"),
+    **dict.fromkeys((".arrow", ".feather"), "give the folder that save_to_disk wrote, or write .parquet"),
+}
 
 
-def open_rows(source: str, mapping: Mapping[str, str]) -> RowSource:
+def open_rows(source: str, mapping: Mapping[str, str], image_root: Path | None = None) -> RowSource:
     """Open a manifest by what it is.
+
+    Args:
+        source: file, folder, glob or hub id.
+        mapping: our column name -> the manifest's own.
+        image_root: where the pictures of COCO captions are looked for; default: near the file.
 
     Raises:
         UserError: nothing is there, it cannot be read, or it is of no known kind.
     """
-    path = Path(source)
+    path = Path(source).expanduser() if source.startswith("~") else Path(source)
     try:
         if path.is_dir():
-            return _open_folder(path, mapping)
+            return _open_folder(path, mapping, image_root)
         if path.exists():
             require_plain(path)
-            match path.suffix.lower():
-                case ".csv" | ".tsv":
-                    return TextRows(path, mapping, read_csv)
-                case ".jsonl" | ".ndjson":
-                    return TextRows(path, mapping, read_jsonl)
-                case ".parquet":
-                    return read_parquet([path], mapping)
-            raise UserError(f"{source}: a manifest is {KINDS}; found a file named *{path.suffix}")
-        if matches := _parquet_files(Path(match) for match in glob.glob(source)):
-            return read_parquet(matches, mapping)
+            return _open_file(path, mapping, image_root)
+        if files := matching_files(str(path)):
+            return _open_files(files, mapping, image_root)
         if hub_id := HubId.parse(source):
             return read_hub_dataset(hub_id, mapping)
     except OSError as error:
         raise UserError(f"{source}: cannot be read as a manifest ({error})") from error
-    raise UserError(f"{source}: no such file or folder (data.source, --data or --images); paths are relative to {os.getcwd()}")
+    raise UserError(f"{source}: no such file or folder ({called('source')}); paths are relative to {os.getcwd()}")
 
 
-def _open_folder(folder: Path, mapping: Mapping[str, str]) -> RowSource:
+def _open_file(path: Path, mapping: Mapping[str, str], image_root: Path | None = None) -> RowSource:
+    match path.suffix.lower():
+        case ".jsonl" | ".ndjson":
+            return TextRows(path, mapping, read_jsonl)
+        case ".json":
+            return open_json(path, mapping, image_root)
+        case suffix if suffix in _TABLES:
+            return TextRows(path, mapping, _table_reader(path))
+        case ".parquet":
+            return read_parquet([path], mapping)
+        case ".tar":
+            return _open_shards([path], mapping, are_splits_named=False)
+        case suffix if suffix in _REMEDIES:
+            raise UserError(f"{path}: {_REMEDIES[suffix]}")
+    raise UserError(f"{path}: a manifest is {MANIFEST}; found a file named *{path.suffix}")
+
+
+def _table_reader(path: Path) -> Reader:
+    """The reader of a table in text, by its first line that is not blank."""
+    with open_text(path, newline=None) as file:
+        try:
+            first = next((line for line in file if line.strip()), "").rstrip("\n")
+        except UnicodeDecodeError:
+            first = ""
+    if TOKEN.fullmatch(first):
+        return read_tokens
+    return read_results if RESULTS_HEADER.fullmatch(first) else read_csv
+
+
+def _open_files(files: Iterable[Path], mapping: Mapping[str, str], image_root: Path | None) -> RowSource:
+    """Several files of one kind; their names say the split.
+
+    Raises:
+        UserError: none is of a known kind.
+    """
+    files = list(files)
+    if parquet := _of_kind(files, ".parquet"):
+        return read_parquet(parquet, mapping, are_splits_named=True)
+    if tars := _of_kind(files, ".tar"):
+        return _open_shards(tars, mapping, are_splits_named=True)
+    if texts := _of_kind(files, *_TEXTS):
+        return JoinedRows([(_open_file(file, mapping, image_root), split_of(file)) for file in texts], mapping, image_root)
+    raise UserError(f"{files[0]} and {len(files) - 1} more: a manifest is {MANIFEST}")
+
+
+def _open_folder(folder: Path, mapping: Mapping[str, str], image_root: Path | None) -> RowSource:
     if is_saved_dataset(folder):
         return read_saved_dataset(folder, mapping)
-    parquet = _parquet_files(folder.iterdir())
-    return read_parquet(parquet, mapping) if parquet else FolderRows(folder, mapping)
+    if find_side(folder, "corpus") and find_side(folder, "queries"):
+        return JudgedRows(folder, mapping, _open_file)
+    if downloads := download_folders(folder):
+        return DownloadedFiles(folder, downloads, mapping)
+    if parquet := _parquet_files(folder):
+        return read_parquet(parquet, mapping, are_splits_named=True)
+    if not _is_image_folder(folder):
+        for place in (folder, *(folder / name for name in _SUBFOLDERS if (folder / name).is_dir())):
+            if files := _manifests_in(place):
+                return _open_files(files, mapping, image_root)
+    return FolderRows(folder, mapping)
 
 
-def _parquet_files(paths: Iterable[Path]) -> list[Path]:
-    """Those that are .parquet, sorted, but for the ._NAME.parquet that macOS puts next to them."""
-    return sorted(path for path in paths if path.name.endswith(".parquet") and not is_desktop_file(path.name))
+def _is_image_folder(folder: Path) -> bool:
+    """Whether metadata or a picture with a caption's file next to it is there."""
+    parts = [folder, *(folder / name for name in SPLIT_FOLDERS)]
+    if any((part / name).is_file() for part in parts for name in METADATA_FILES):
+        return True
+    for _, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        pictures = [name for name in names if os.path.splitext(name)[1].lower() in picture_suffixes() and name[0] != "."]
+        if pictures:
+            return any(os.path.splitext(name)[0] + ".txt" in names for name in pictures)
+    return False
+
+
+def _manifests_in(folder: Path) -> list[Path]:
+    """The files of a folder that are a manifest together: .parquet, .tar, captions_*.json, texts named for splits, or the only table."""
+    files = sorted(folder.iterdir())
+    captions = [file for file in _of_kind(files, ".json") if file.name.startswith("captions_")]
+    named = [file for file in _of_kind(files, *_TEXTS) if split_of(file) is not None and file.suffix.lower() not in (".txt", ".token")]
+    tables = _of_kind(files, ".jsonl", ".ndjson", ".csv", ".tsv")
+    return _parquet_files(folder) or _of_kind(files, ".tar") or captions or named or (tables if len(tables) == 1 else [])
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    return [file for file in _of_kind(folder.iterdir(), ".parquet") if not is_download_record(file)]
+
+
+def _open_shards(tars: list[Path], mapping: Mapping[str, str], *, are_splits_named: bool) -> RowSource:
+    rows = ShardRows([(tar, split_of(tar) if are_splits_named else None) for tar in tars], mapping)
+    rows.left_out += failed_downloads(tars)
+    return rows
+
+
+def _of_kind(files: Iterable[Path], *suffixes: str) -> list[Path]:
+    """Those of some suffixes, sorted, but for the ._NAME that macOS puts next to them."""
+    return sorted(path for path in files if path.suffix.lower() in suffixes and not is_desktop_file(path.name) and not path.is_dir())

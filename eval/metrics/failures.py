@@ -52,7 +52,7 @@ def choose_failures(
     near-duplicate of a relevant one, then the closest; fixed ones by how far it rose. Ties by direction and query id. `rankings` are those
     of the step's second stage.
     """
-    group_C = near_duplicate_groups(dataset.captions)
+    group_C = near_duplicate_groups(dataset.captions, keeps_marks=dataset.keeps_marks)
     found: dict[int, list[tuple[int, dict[str, Any]]]] = {bin: [] for bin, _ in _SHARES}  # (urgency, row)
     for direction in DIRECTIONS:
         ids = dataset.image_ids if direction == "image_to_text" else dataset.caption_ids

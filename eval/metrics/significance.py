@@ -35,10 +35,11 @@ class ImageSums:
         return self.sums_IM.sum(axis=0) / self.counts_I.sum()
 
     def resampled_means(self, weights_SI: np.ndarray) -> np.ndarray:
-        """Mean of each metric in each resample, shape (S, M)."""
+        """Mean of each metric in each resample, shape (S, M); NaN in one that draws no image with a query."""
         chunk = max(1, _CHUNK_ELEMENTS // weights_SI.shape[1])
         parts = (weights_SI[start : start + chunk].astype(np.float64) for start in range(0, len(weights_SI), chunk))
-        return np.concatenate([(weights @ self.sums_IM) / (weights @ self.counts_I)[:, None] for weights in parts])
+        with np.errstate(invalid="ignore"):
+            return np.concatenate([(weights @ self.sums_IM) / (weights @ self.counts_I)[:, None] for weights in parts])
 
 
 def resample_weights(num_images: int, *, num_resamples: int = NUM_RESAMPLES) -> np.ndarray:
@@ -51,8 +52,8 @@ def resample_weights(num_images: int, *, num_resamples: int = NUM_RESAMPLES) -> 
 
 
 def interval(samples_SM: np.ndarray) -> np.ndarray:
-    """Percentile interval of each column, shape (2, M): covers 1 - LEVEL."""
-    return np.quantile(samples_SM, [LEVEL / 2, 1 - LEVEL / 2], axis=0)
+    """Percentile interval of each column, shape (2, M): covers 1 - LEVEL. A resample with NaN says nothing and is left out."""
+    return np.quantile(samples_SM[~np.isnan(samples_SM).any(axis=1)], [LEVEL / 2, 1 - LEVEL / 2], axis=0)
 
 
 def sign_flip_p_values(differences_IM: np.ndarray, *, num_permutations: int = NUM_PERMUTATIONS) -> np.ndarray:

@@ -60,40 +60,42 @@ def set_slicings(dataset: RetrievalSet) -> dict[Direction, list[Slicing]]:
     An image that asks has the mean length of its captions, the most near-duplicates any of them has (other captions of the split in the
     same group of eval/captions.py), and the mean, or the one word, of a column.
     """
-    starts, image_C = dataset.caption_offsets[:-1], dataset.caption_image_C
-    num_words_C = np.array([len(normalise(caption).split()) for caption in dataset.captions])
-    group_C = near_duplicate_groups(dataset.captions)
+    every = dataset.every or dataset  # an image has all its captions, whichever of them ask
+    asking = slice(None) if dataset.kept_captions is None else dataset.kept_captions
+    starts, image_C = every.caption_offsets[:-1], every.caption_image_C
+    num_words_C = np.array([len(normalise(caption).split()) for caption in every.captions])
+    group_C = near_duplicate_groups(every.captions, keeps_marks=every.keeps_marks)
     num_near_C = np.bincount(group_C)[group_C] - 1
-    num_captions_I = np.diff(dataset.caption_offsets)
+    num_captions_I = np.diff(every.caption_offsets)
     of_images = [
         by_number("caption length (words)", np.add.reduceat(num_words_C, starts) / num_captions_I),
         by_number("near-duplicate captions", np.maximum.reduceat(num_near_C, starts)),
         by_number("captions of the image", num_captions_I),
     ]
     of_captions = [
-        by_number("caption length (words)", num_words_C),
-        by_number("near-duplicate captions", num_near_C),
-        by_number("captions of the image", num_captions_I[image_C]),
+        by_number("caption length (words)", num_words_C[asking]),
+        by_number("near-duplicate captions", num_near_C[asking]),
+        by_number("captions of the image", num_captions_I[image_C[asking]]),
     ]
-    for name, values_C in dataset.columns.items():
-        image, caption = _by_column(name, values_C, starts)
+    for name, values_C in every.columns.items():
+        image, caption = _by_column(name, values_C, starts, asking)
         of_images.append(image)
         of_captions.append(caption)
     return {"image_to_text": of_images, "text_to_image": of_captions}
 
 
-def _by_column(name: str, values_C: Sequence[Any], starts: np.ndarray) -> tuple[Slicing, Slicing]:
-    """(of images, of captions) by a column of the manifest: by number if every value reads as one, else by word."""
+def _by_column(name: str, values_C: Sequence[Any], starts: np.ndarray, asking: slice | np.ndarray) -> tuple[Slicing, Slicing]:
+    """(of images, of the captions that ask) by a column of the manifest: by number if every value reads as one, else by word."""
     try:
         numbers_C = np.array([float(value) for value in values_C])
     except (TypeError, ValueError):
         numbers_C = np.array([np.nan])
     if np.isfinite(numbers_C).all():
         ends = np.append(starts[1:], len(numbers_C))
-        return by_number(name, np.add.reduceat(numbers_C, starts) / (ends - starts)), by_number(name, numbers_C)
-    words_C = [_NONE if value is None or value == "" else str(value) for value in values_C]
+        return by_number(name, np.add.reduceat(numbers_C, starts) / (ends - starts)), by_number(name, numbers_C[asking])
+    words_C = np.array([_NONE if value is None or value == "" else str(value) for value in values_C], dtype=object)
     parts = [set(words_C[start:end]) for start, end in zip(starts, [*starts[1:], len(words_C)], strict=True)]
-    return by_word(name, [part.pop() if len(part) == 1 else _SEVERAL for part in parts]), by_word(name, words_C)
+    return by_word(name, [part.pop() if len(part) == 1 else _SEVERAL for part in parts]), by_word(name, words_C[asking].tolist())
 
 
 def slice_rows(

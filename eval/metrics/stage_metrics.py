@@ -71,6 +71,9 @@ class StageMetrics:
         for row, weights_I in enumerate(weights_SI):
             cumulative = np.cumsum(weights_I[image])
             total = cumulative[-1]
+            if total == 0:  # no image with a query was drawn
+                medians[row] = np.nan
+                continue
             low = np.searchsorted(cumulative, (total + 1) // 2)
             high = np.searchsorted(cumulative, total // 2 + 1)
             medians[row] = (ranks[low] + ranks[high]) / 2

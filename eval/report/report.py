@@ -13,11 +13,13 @@ from rich.markup import escape
 from eval.atomic import claimed, hash_file, replace_files
 from eval.dataset.truth import truth_in_words
 from eval.files import read_text
+from eval.manifest.skipped import FILE, skipped_in_words
 from eval.metrics.evaluate import Figures
 from eval.metrics.k_sweep import curves
 from eval.metrics.outcomes import BINS
 from eval.metrics.stage_metrics import METRICS
 from eval.report.console_table import Column, print_table
+from eval.report.files import report_files
 from eval.report.gallery import ShownQuery
 from eval.report.render import DIRECTION_WORDS, render, show, show_interval
 from eval.report.section import Section, SectionFormat, section_lines
@@ -25,11 +27,6 @@ from eval.report.section import Section, SectionFormat, section_lines
 _LEFT_OUT = {"R-Precision": 1, "mAP@R": 2, "mean_rank": 3, "MRR": 4, "median_rank": 5}
 """In which order the terminal's table does without a metric where it is narrow."""
 _WHOLE = "all are in report.json"
-
-
-def report_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """Paths of report.json, queries.parquet and report.html in a folder."""
-    return [Path(folder) / name for name in ("report.json", "queries.parquet", "report.html")]
 
 
 def write_report(
@@ -48,7 +45,7 @@ def write_report(
         **report_record(figures),
         metrics=METRICS,
         truth=truth_in_words(figures.data.get("truth", {})),
-        notes=[note for section in sections for note in section.notes],
+        notes=[*_skipped_notes(figures.data), *(note for section in sections for note in section.notes)],
         bins=BINS,
         curves=curves,
         parts=[section.html() for section in sections],
@@ -85,6 +82,11 @@ def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return record
 
 
+def _skipped_notes(data: dict[str, Any]) -> list[str]:
+    """A sentence on the rows of the data that were left out as asked, if there are any."""
+    return [f"{skipped_in_words(data['skipped'])}. They are listed in {FILE}."] if "skipped" in data else []
+
+
 def print_report(record: dict[str, Any], formats: Sequence[SectionFormat] = (), *, console: Console | None = None) -> None:
     """Print the stages, and the comparisons that matter most, of a report's record as tables; then the sentences of its sections."""
     console = console or Console()
@@ -100,6 +102,8 @@ def print_report(record: dict[str, Any], formats: Sequence[SectionFormat] = (), 
     print_table(console, title, columns, rows, whole=_WHOLE)
     if data.get("truth", {"protocol": "all"}) != {"protocol": "all"}:
         console.print(truth_in_words(data["truth"]), markup=False)
+    for note in _skipped_notes(data):
+        console.print(note, markup=False)
     if record["comparisons"]:
         print_comparisons(record["comparisons"], console, whole=_WHOLE)
     for row in record.get("outcomes", []):  # a report of an earlier version has none

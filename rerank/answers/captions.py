@@ -1,22 +1,25 @@
 """The captions of the collection: the lines of a text file, a column of a table, or those of a manifest."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from eval.dataset.retrieval_set import StringColumn
 from eval.errors import UserError
-from eval.files import TABLE_BYTES, read_bytes
-from eval.manifest.manifest import COLUMNS, Fault, ManifestError, ManifestImage, caption_fault
-from eval.manifest.rows import row_of
+from eval.files import TABLE_BYTES, encoding_of, read_bytes
+from eval.manifest.columns import CAPTION_NAMES
+from eval.manifest.formats.lists import parsed_list
+from eval.manifest.image_table import ImageTable
+from eval.manifest.manifest import Fault, ManifestError, caption_fault
 from rerank.expansions.text_file import read_table
 
 TEXT_SUFFIXES = (".txt", "")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-_USUAL_COLUMNS = ("caption", "captions", "text")
+_USUAL_COLUMNS = ("caption", "captions", *CAPTION_NAMES)
 _Entry = tuple[str, str, Any]
 """(place, id, value) of a caption of a file."""
 
@@ -31,6 +34,7 @@ class Captions:
         texts: without blanks at either end.
         num_blank: empty lines or cells, which were skipped.
         num_repeated: repeated captions, which were skipped.
+        notes: what was found out by the names of columns, in lines.
     """
 
     source: str
@@ -38,13 +42,14 @@ class Captions:
     texts: Sequence[str]
     num_blank: int = 0
     num_repeated: int = 0
+    notes: Sequence[str] = ()
 
 
 def read_captions(source: str, *, column: str | None = None, id_column: str | None = None) -> Captions:
     """The captions of a file: one a line of a .txt; or a column of a .csv, .tsv, .jsonl or .parquet with texts or lists of texts.
 
     Args:
-        column: of a table; by default the first of `caption`, `captions` and `text` that exists.
+        column: of a table; by default the first of `caption`, `captions`, `text` and `title` that exists.
         id_column: of a table, with the captions' ids; by default line or row numbers.
 
     Raises:
@@ -57,28 +62,40 @@ def read_captions(source: str, *, column: str | None = None, id_column: str | No
         raise UserError(f"--captions {source}: no such file. Expected a text file, one caption a line, or {', '.join(TABLE_SUFFIXES)}")
     if suffix not in TEXT_SUFFIXES + TABLE_SUFFIXES:
         raise UserError(f"--captions {source}: expected a .txt, one caption a line, or {', '.join(TABLE_SUFFIXES)}; found *{suffix}")
-    faults: list[Fault] = []
+    faults, notes = list[Fault](), list[str]()
     if suffix in TABLE_SUFFIXES:
-        return _collected(source, _table_entries(path, column, id_column, faults), faults)
+        return replace(_collected(source, _table_entries(path, column, id_column, faults, notes), faults), notes=notes)
     if column is not None or id_column is not None:
         raise UserError(f"--captions {source}: a text file has no columns; leave --caption-column and --caption-id-column out")
     return _collected(source, _line_entries(path, faults), faults)
 
 
-def manifest_captions(images: Sequence[ManifestImage], source: str) -> Captions:
+def manifest_captions(images: ImageTable, source: str) -> Captions:
     """The captions of a manifest that was read, as IMAGE#K; K continues where an image is in several splits."""
-    counts: Counter[str] = Counter()
-    entries = []
-    for image in images:
-        for text in image.captions:
-            entries.append((image.where, f"{image.id}#{counts[image.id]}", text))
-            counts[image.id] += 1
-    return _collected(source, entries, [])
+    return _collected(source, _manifest_entries(images), [])
+
+
+def _manifest_entries(images: ImageTable) -> Iterator[_Entry]:
+    """Images of one id follow one another; what is wrong with a caption was told when the manifest was read, so the place is left out."""
+    texts, last, place = iter(StringColumn(images.captions)), "", 0
+    for image, (name, count) in enumerate(zip(StringColumn(images.ids), np.diff(images.caption_offsets).tolist(), strict=True)):
+        place = place if image and name == last else 0
+        for _ in range(count):
+            yield "", f"{name}#{place}", next(texts)
+            place += 1
+        last = name
 
 
 def _line_entries(path: Path, faults: list[Fault]) -> Iterator[_Entry]:
     """Lines end in \\n, \\r\\n or \\r; other separators in a caption (U+2028, a form feed) do not end a line."""
-    lines = re.split(rb"\r\n|\r|\n", read_bytes(path, TABLE_BYTES))
+    data = read_bytes(path, TABLE_BYTES)
+    if (encoding := encoding_of(path)).startswith(("utf-16", "utf-32")):
+        try:
+            data = data.decode(encoding).encode()
+        except UnicodeDecodeError as error:
+            faults.append(Fault(str(path), "not text", f"its mark says {encoding}, but it is not: {error.reason}; save the file as UTF-8"))
+            return
+    lines = re.split(rb"\r\n|\r|\n", data)
     for number, raw in enumerate(lines if lines[-1] else lines[:-1], 1):
         try:
             yield (f"{path}:{number}", str(number), raw.decode("utf-8-sig" if number == 1 else "utf-8"))
@@ -86,7 +103,7 @@ def _line_entries(path: Path, faults: list[Fault]) -> Iterator[_Entry]:
             faults.append(Fault(f"{path}:{number}", "not UTF-8 text", f"not UTF-8 text ({error.reason}); save the file as UTF-8"))
 
 
-def _table_entries(path: Path, column: str | None, id_column: str | None, faults: list[Fault]) -> Iterator[_Entry]:
+def _table_entries(path: Path, column: str | None, id_column: str | None, faults: list[Fault], notes: list[str]) -> Iterator[_Entry]:
     unreadable: list[tuple[str, str]] = []
     columns, records = read_table("--captions", path, unreadable)
     faults += [Fault(where, "unreadable row", what) for where, what in unreadable]
@@ -99,7 +116,8 @@ def _table_entries(path: Path, column: str | None, id_column: str | None, faults
             faults.append(Fault(str(path), "unknown column", f"{missing}; columns found: {columns}. Name the right one: {option} NAME"))
     if faults:
         return
-    mapping = {name: name for name in COLUMNS} | {"caption": str(wanted), "captions": str(wanted)}
+    if column is None and wanted in CAPTION_NAMES:
+        notes.append(f"captions from column {wanted!r}")
     named: dict[str, str] = {}
     for number, record in records:
         where = f"{path} row {number}" if path.suffix.lower() == ".parquet" else f"{path}:{number}"
@@ -111,7 +129,7 @@ def _table_entries(path: Path, column: str | None, id_column: str | None, faults
                 what = f"id {name!r} is at {named[name]} too" if name else "the id is empty"
                 faults.append(Fault(where, "id missing or twice", f"{what}; give each caption its own id"))
             named[name] = where
-        captions = row_of(where, record, mapping).captions  # a list in a .csv cell is parsed
+        captions = parsed_list(record.get(str(wanted)), quoted=wanted != "captions")
         if isinstance(captions, list):
             yield from ((where, f"{name}#{place}", text) for place, text in enumerate(captions))
         else:

@@ -2,14 +2,19 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from eval.captions import caption_hash
 from eval.dataset.images import ImageError
-from eval.dataset.retrieval_set import ImageEntry
+from eval.encoder.caption_tokens import CaptionTokens
+from eval.encoder.inputs import SiglipInputs
 from eval.errors import UserError
-from eval.manifest.manifest import ManifestError, read_manifest
+from eval.manifest.manifest import ManifestError, RowRules, read_manifest
+from eval.manifest.skipped import Skipped
 from eval.processes import Processes
+from eval.report.texts import text_record
 from eval.search.ranking import Direction
 from rerank.answers.captions import Captions, manifest_captions, read_captions
 from rerank.answers.pictures import PictureList, is_picture_folder, read_folder, read_rows
@@ -35,13 +40,19 @@ class Collection:
         """Number of captions."""
         return len(self.captions)
 
-    def fault_of(self, image: int) -> str:
-        """Why a picture does not decode."""
+    def skipped(self, image: int) -> Skipped:
+        """A picture that does not decode, and why."""
+        reason = f"{self.image_ids[image]}: did not decode a moment ago"
         try:
             self.load_image(image)
         except ImageError as error:
-            return str(error)
-        return f"{self.image_ids[image]}: did not decode a moment ago"
+            reason = str(error)
+        return Skipped(self.pictures.image_place(image), self.image_ids[image], reason)
+
+    def text_record(self, inputs: SiglipInputs, processes: Processes) -> dict[str, Any]:
+        """What the captions are like, and what a checkpoint's tokenizer makes of them; call on every process."""
+        hash_C = np.array([caption_hash(caption) for caption in self.captions], dtype=np.int64)
+        return text_record(self.captions, hash_C, {"model": CaptionTokens.of(inputs, self.captions, processes)}, gallery="different")
 
     def gallery_size(self, direction: Direction) -> int:
         """Number of items that a query of a direction is ranked against."""
@@ -75,6 +86,7 @@ def read_collection(
     image_root: str | None = None,
     columns: Mapping[str, str] | None = None,
     split: str | None = None,
+    skip_missing: bool = False,
     caption_column: str | None = None,
     caption_id_column: str | None = None,
 ) -> Collection:
@@ -84,6 +96,7 @@ def read_collection(
         images: a folder of pictures, or whatever `eval.manifest.manifest.read_manifest` takes.
         captions: a file (see `read_captions`); None: the manifest's own.
         image_root, columns, split: of a manifest.
+        skip_missing: leave out rows of a manifest whose picture is not there.
         caption_column, caption_id_column: of a table of captions; without `captions` the first is the manifest's column.
 
     Raises:
@@ -91,19 +104,22 @@ def read_collection(
     """
     if captions is None:
         own = dict(columns or {}) | ({"captions": caption_column} if caption_column is not None else {})
-        return _read_both(images, image_root, own, split)
+        return _read_both(images, image_root, own, split, skip_missing)
     if not is_picture_folder(images):
-        pictures = read_rows(images, image_root=image_root, columns=columns or {}, split=split)
-    elif image_root is None and not columns and split is None:
+        pictures = read_rows(images, image_root=image_root, columns=columns or {}, split=split, skip_missing=skip_missing)
+    elif image_root is None and not columns and split is None and not skip_missing:
         pictures = read_folder(images)
     else:
-        raise UserError(f"--images {images} is a folder of pictures: --image-root, --column and --split are for manifests; leave them out")
+        options = "--image-root, --column, --skip-missing and --split"
+        raise UserError(f"--images {images} is a folder of pictures: {options} are for manifests; leave them out")
     return Collection(pictures, read_captions(captions, column=caption_column, id_column=caption_id_column))
 
 
-def _read_both(source: str, image_root: str | None, columns: Mapping[str, str], split: str | None) -> Collection:
+def _read_both(source: str, image_root: str | None, columns: Mapping[str, str], split: str | None, skip_missing: bool) -> Collection:
+    rules = RowRules(skip_missing=skip_missing, is_one_set=split is None)
+    wanted = [split] if split is not None else []
     try:
-        manifest = read_manifest(source, image_root=image_root, columns=columns, require_splits=[split] if split is not None else [])
+        manifest = read_manifest(source, image_root=image_root, columns=columns, require_splits=wanted, rules=rules)
     except UserError as error:
         if not is_picture_folder(source):
             raise
@@ -112,6 +128,5 @@ def _read_both(source: str, image_root: str | None, columns: Mapping[str, str], 
             f"--images {source}: without --captions FILE each picture's own captions are read, and not every one has some ({told}). "
             "Give --captions FILE, one caption a line"
         ) from error
-    images = [image for image in manifest.images if split is None or image.split == split]
-    pictures = {image.id: ImageEntry.of(image) for image in images}  # an image in several splits is there once
-    return Collection(PictureList(pictures.values(), source, manifest.rows), manifest_captions(images, source))
+    images = manifest.images if split is None else manifest.images.of_split(split)
+    return Collection(PictureList.of_manifest(images, manifest), manifest_captions(images, source))

@@ -8,14 +8,10 @@ from typing import Any
 from eval.atomic import check_writable, replace_files
 from eval.errors import UserError, writing
 from rerank.answers.answers import Answers
+from rerank.answers.files import page_path
 from rerank.answers.first_stage import FirstAnswers
 from rerank.answers.page import answers_page
 from rerank.answers.table import write_answers
-
-
-def page_path(output: Path) -> Path:
-    """The path of a table's page."""
-    return output.with_suffix(".html")
 
 
 def check_output(output: Path, sources: Mapping[str, str | None]) -> None:

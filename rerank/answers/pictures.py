@@ -3,6 +3,7 @@
 Shape letters: I images.
 """
 
+import copy
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,20 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from eval.atomic import is_desktop_file
-from eval.dataset.images import FORMATS
-from eval.dataset.retrieval_set import ImageEntry, StoredImages
+from eval.dataset.images import HEIF_REMEDY, HEIF_SUFFIXES, picture_suffixes
+from eval.dataset.retrieval_set import StoredImages, StringColumn
 from eval.errors import UserError
 from eval.files import link_outside
-from eval.manifest.arrow import is_saved_dataset
-from eval.manifest.manifest import COLUMNS, Fault, ManifestError
-from eval.manifest.paths import ImagePaths, PathFault
+from eval.manifest.columns import asked_mapping, map_columns, missing_column
+from eval.manifest.formats.arrow import is_saved_dataset
+from eval.manifest.image_root import wrong_root
+from eval.manifest.image_table import ImageTable
+from eval.manifest.joiner import RowCounts
+from eval.manifest.manifest import Fault, Manifest, ManifestError, Skipped, left_out_line
+from eval.manifest.paths import MISSING, ImagePaths, PathFault
 from eval.manifest.rows import Row, RowSource, is_unicode
 from eval.manifest.source import open_rows
-
-SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS)
 
 
 @dataclass
@@ -49,7 +51,18 @@ class SkippedFiles:
             named = [f"{count:,} {suffix or 'without a suffix'}" for suffix, count in kinds[:5]]
             more = ["..."] if len(kinds) > len(named) else []
             parts.append(f"{self.suffixes.total():,} that are no pictures ({', '.join(named + more)})")
+        if HEIF_SUFFIXES & self.suffixes.keys():
+            parts.append(HEIF_REMEDY)
         return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One image: its id, and its path or the row of the manifest that embeds its bytes."""
+
+    id: str
+    path: str = ""
+    embedded_row: int = -1
 
 
 class PictureList(StoredImages):
@@ -59,14 +72,36 @@ class PictureList(StoredImages):
         self, pictures: Iterable[ImageEntry], source: str, rows: RowSource | None = None, skipped: SkippedFiles | None = None
     ) -> None:
         """rows: the manifest rows with the bytes of embedded images."""
-        super().__init__(sorted(pictures, key=lambda picture: picture.id), rows, source)
+        ordered = sorted(pictures, key=lambda picture: picture.id)
+        ids, paths = StringColumn([picture.id for picture in ordered]), StringColumn([picture.path for picture in ordered])
+        embedded_row_I = np.array([picture.embedded_row for picture in ordered], dtype=np.int64)
+        super().__init__(ids, paths, embedded_row_I, rows, source=source)
         self.skipped = skipped or SkippedFiles()
+        self.skipped_rows: list[Skipped] = []
+        self.counts = RowCounts()
+        self.notes: list[str] = []
+        self.left_out = left_out_line(source, rows) if rows is not None else ""
+
+    @classmethod
+    def of_manifest(cls, images: ImageTable, manifest: Manifest) -> "PictureList":
+        """The images of a manifest; one that is in several splits is there once."""
+        _, first = np.unique(images.ids.dictionary_encode().indices.to_numpy(), return_index=True)
+        chosen = images.take(first.astype(np.int64))
+        ids, paths = StringColumn(chosen.ids), StringColumn(chosen.paths)
+        pictures = cls([], manifest.source, manifest.rows)._of_columns(ids, paths, chosen.embedded_row_I, chosen.root)
+        pictures.skipped_rows, pictures.counts, pictures.notes = manifest.skipped, manifest.counts, manifest.notes
+        return pictures
 
     def without(self, broken: np.ndarray) -> "PictureList":
         """The list without some images, by index; the order does not change."""
-        remaining = np.setdiff1d(np.arange(self.num_images), broken).tolist()
-        pictures = [ImageEntry(self.image_ids[image], self._paths[image], int(self._embedded_rows_I[image])) for image in remaining]
-        return PictureList(pictures, self.source, self._rows, self.skipped)
+        remaining = np.setdiff1d(np.arange(self.num_images), broken)
+        ids, paths = self.image_ids.take(remaining), self._paths.take(remaining)
+        return self._of_columns(ids, paths, self._embedded_row_I[remaining], self._root)
+
+    def _of_columns(self, ids: StringColumn, paths: StringColumn, embedded_row_I: np.ndarray, root: str) -> "PictureList":
+        other = copy.copy(self)
+        other.image_ids, other._paths, other._embedded_row_I, other._root = ids, paths, embedded_row_I, root
+        return other
 
 
 def is_picture_folder(source: str) -> bool:
@@ -87,7 +122,7 @@ def read_folder(folder: str) -> PictureList:
         looked = skipped.in_words()
         tables = " There are .parquet files in it: to read pictures out of those, give --images 'FOLDER/*.parquet'."
         raise UserError(
-            f"--images {folder}: no pictures in it or below it; expected files named {', '.join(sorted(SUFFIXES))}"
+            f"--images {folder}: no pictures in it or below it; expected files named {', '.join(sorted(picture_suffixes()))}"
             + (f"; found {looked}." if looked else "; it is empty.")
             + (tables if ".parquet" in skipped.suffixes else " Give the folder that holds the pictures.")
         )
@@ -116,55 +151,93 @@ def _walk(folder: str, skipped: SkippedFiles) -> Iterator[str]:
             suffix = os.path.splitext(name)[1].lower()
             if name[0] == "." or is_desktop_file(name):
                 skipped.num_hidden += 1
-            elif suffix in SUFFIXES:
+            elif suffix in picture_suffixes():
                 yield os.path.relpath(os.path.join(parent, name), folder)
             else:
                 skipped.suffixes[suffix] += 1
 
 
-def read_rows(source: str, *, image_root: str | None = None, columns: Mapping[str, str], split: str | None = None) -> PictureList:
+def read_rows(
+    source: str, *, image_root: str | None = None, columns: Mapping[str, str], split: str | None = None, skip_missing: bool = False
+) -> PictureList:
     """The images of a manifest; its captions, if any, are not read.
 
     Args:
-        source: .jsonl, .csv, .parquet, a glob of .parquet, a saved `datasets` folder or a hub id.
+        source: whatever `eval.manifest.source.open_rows` takes.
         image_root: folder that paths are relative to; default: the manifest's.
         columns: our column name -> the manifest's own (image, id, split).
         split: only the rows of this split.
+        skip_missing: leave out rows whose picture is not there, and list them.
 
     Raises:
         ManifestError: a row names no picture that is there, or two pictures have one id; every fault at once.
         UserError: the source cannot be read.
     """
-    mapping = {name: columns.get(name, name) for name in COLUMNS}
-    rows = open_rows(source, mapping)
+    rows = open_rows(source, asked_mapping(columns), Path(image_root) if image_root is not None else None)
+    num_known = len(rows.faults)
+    mapping = map_columns(rows.columns, columns, with_captions=False)
+    rows.mapping, rows.is_one_set = mapping.names, split is None
     faults = [Fault(where, "unreadable row", what) for where, what in rows.faults]
     for name in ("image", *(["split"] if split is not None else [])):
-        if mapping[name] not in rows.columns:
-            what = f"no column {mapping[name]!r}; columns found: {rows.columns}. Name the right one: --column {name}=NAME"
+        if mapping.names[name] not in rows.columns:
+            what = missing_column(name, rows.columns, columns)
             faults.append(Fault(rows.header_place, "unknown column", what))
     if faults:
         raise ManifestError(source, faults)
-    paths = ImagePaths(Path(image_root) if image_root is not None else rows.folder, "--image-root")
-    found: dict[str, tuple[str, ImageEntry]] = {}
+    reader = _RowReader(ImagePaths(Path(image_root) if image_root is not None else rows.folder), rows, faults, skip_missing)
     for row in rows:
         if split is None or row.split == split:
-            _add(row, paths, found, faults)
-    if not found and not faults:
-        faults.append(Fault(source, "empty", "no rows" if split is None else f"no row has split {split!r}; leave --split out to take all"))
+            reader.add(row)
+    faults += [Fault(where, "unreadable row", what) for where, what in rows.faults[num_known:]]
+    if what := wrong_root(list(reader.missing), len(reader.found), reader.paths.image_root, rows.folder):
+        faults = [fault for fault in faults if fault.kind != MISSING]
+        raise ManifestError(source, [Fault(next(iter(reader.missing.values())), "wrong image root", what), *faults])
+    if not reader.found and not faults:
+        faults.append(Fault(source, "empty", reader.nothing_found(split)))
     if faults:
         raise ManifestError(source, faults)
-    return PictureList((picture for _, picture in found.values()), source, rows)
+    pictures = PictureList((picture for _, picture in reader.found.values()), source, rows)
+    pictures.skipped_rows, pictures.counts, pictures.notes = reader.skipped, reader.counts, mapping.notes
+    return pictures
 
 
-def _add(row: Row, paths: ImagePaths, found: dict[str, tuple[str, ImageEntry]], faults: list[Fault]) -> None:
-    """Add the image of a row, or its fault. Several rows of one image (one for each caption, say) give one entry."""
-    try:
-        key, path, _ = paths.find(row.image) if row.embedded is None else (row.embedded.key, "", 0)
-    except PathFault as fault:
-        faults.append(Fault(row.where, fault.kind, str(fault)))
-        return
-    name = str(row.id) if row.id not in (None, "") else key
-    known_key, _ = found.setdefault(name, (key, ImageEntry(name, str(path), row.embedded.row if row.embedded is not None else -1)))
-    if known_key != key:
-        what = f"id {name!r} names {key!r} here and {known_key!r} above; give each picture an id of its own"
-        faults.append(Fault(row.where, "id twice", what))
+class _RowReader:
+    """Adds the images of rows, and what is wrong with others to the faults."""
+
+    def __init__(self, paths: ImagePaths, rows: RowSource, faults: list[Fault], skip_missing: bool) -> None:
+        self.paths, self._rows, self._faults, self._skip_missing = paths, rows, faults, skip_missing
+        self.found: dict[str, tuple[str, ImageEntry]] = {}
+        self.missing: dict[str, str] = {}
+        self.skipped: list[Skipped] = []
+        self.counts = RowCounts()
+
+    def add(self, row: Row) -> None:
+        """Add the image of a row, or its fault. Several rows of one image (one for each caption, say) give one entry."""
+        self.counts.given += 1
+        embedded_row = row.embedded.row if row.embedded is not None else -1
+        try:
+            key, path, _ = self.paths.find(row.image) if row.embedded is None else (row.embedded.key, "", 0)
+        except PathFault as fault:
+            if fault.kind == MISSING:
+                self.missing.setdefault(self.paths.relative(row.image), row.where)
+            if fault.kind == MISSING and self._skip_missing:
+                self.counts.skipped += 1
+                self.skipped.append(Skipped(row.where, self.paths.relative(row.image) if row.id in (None, "") else str(row.id), fault.kind))
+            else:
+                self._faults.append(Fault(row.where, fault.kind, str(fault)))
+            return
+        name = str(row.id) if row.id not in (None, "") else key
+        self.counts.joined += name in self.found
+        known_key, known = self.found.setdefault(name, (key, ImageEntry(name, str(path), embedded_row)))
+        if known_key != key:
+            what = f"id {name!r} names {key!r} here and {known_key!r} above; give each picture an id of its own"
+            self._faults.append(Fault(row.where, "id twice", what))
+        elif known.embedded_row != embedded_row and self._rows.image_bytes(embedded_row) != self._rows.image_bytes(known.embedded_row):
+            what = f"{name!r} names another picture above; give each picture an id of its own"
+            self._faults.append(Fault(row.where, "id twice", what))
+
+    def nothing_found(self, split: str | None) -> str:
+        """Why there is no image."""
+        if self.skipped:
+            return f"the picture of each of its {len(self.skipped):,} rows is missing"
+        return "no rows" if split is None else f"no row has split {split!r}; leave --split out to take all"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.dataset.broken import Skipped
 from eval.search.ranking import Direction
 from rerank.answers.answers import Answers
 from rerank.answers.collection import Collection
@@ -16,10 +17,15 @@ _MOST_NAMED = 5
 def reading_lines(collection: Collection, directions: Sequence[Direction], top_k: int) -> list[str]:
     """What was read and skipped, and where there are fewer answers than top_k."""
     captions, skipped = collection.captions_read, collection.pictures.skipped.in_words()
+    counts = collection.pictures.counts
     odd = [f"{captions.num_blank:,} blank"] if captions.num_blank else []
     odd += [f"{captions.num_repeated:,} repeated"] if captions.num_repeated else []
     lines = [
         f"pictures   {collection.num_images:,} in {collection.pictures.source}" + (f" (skipped: {skipped})" if skipped else ""),
+        *(f"columns    {note}" for note in (*collection.pictures.notes, *captions.notes)),
+        *([f"rows       {counts.joined:,} of {counts.given:,} joined to an earlier row's picture"] if counts.joined else []),
+        *([f"left out   {counts.skipped:,} of {counts.given:,} rows, whose picture is missing"] if counts.skipped else []),
+        *([f"left out   {collection.pictures.left_out}"] if collection.pictures.left_out else []),
         f"captions   {collection.num_captions:,} in {captions.source}" + (f" ({'; '.join(odd)})" if odd else ""),
     ]
     for direction in directions:
@@ -29,14 +35,13 @@ def reading_lines(collection: Collection, directions: Sequence[Direction], top_k
     return lines
 
 
-def broken_lines(found: FirstAnswers, collection: Collection) -> list[str]:
-    """The images that were left out, the first few with the reason."""
-    if not found.broken:
+def broken_lines(skipped: Sequence[Skipped], path: Path) -> list[str]:
+    """The images that were left out, the first few with the reason, and the file that lists them all."""
+    if not skipped:
         return []
-    number = {name: image for image, name in enumerate(collection.image_ids)}
-    shown = [f"  {collection.fault_of(number[name])}" for name in found.broken[:_MOST_NAMED]]
-    more = [f"  and {len(found.broken) - _MOST_NAMED:,} more"] if len(found.broken) > _MOST_NAMED else []
-    return [f"left out   {len(found.broken):,} pictures that do not decode", *shown, *more]
+    shown = [f"  {one.reason}" for one in skipped[:_MOST_NAMED]]
+    more = [f"  and {len(skipped) - _MOST_NAMED:,} more"] if len(skipped) > _MOST_NAMED else []
+    return [f"left out   {len(skipped):,} pictures that do not decode ({path})", *shown, *more]
 
 
 def closing_lines(found: FirstAnswers, answers: Sequence[Answers], scores: PairScores | None, output: Path, page: Path | None) -> list[str]:

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 from rerank.answers.answers import Answers
 from rerank.answers.first_stage import FirstAnswers
 
-SUFFIXES = (".parquet", ".csv", ".jsonl")
 QUERIES_AT_ONCE = 2048
 FIRST_COLUMNS = (
     ("direction", pa.string()),

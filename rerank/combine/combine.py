@@ -20,7 +20,8 @@ from eval.search import exact as search
 from eval.search.ranking import DIRECTIONS, Direction, Ranking
 from rerank.combine.combined_tiles import RankedRows, SummedTiles
 from rerank.combine.pooled_tiles import DirectedMember, PooledSide
-from rerank.combine.views import Combination, EnsembleMember, Pool, Views
+from rerank.combine.rules import Combination
+from rerank.combine.views import EnsembleMember, Pool, Views
 
 Pools = tuple[Pool | None, Pool | None]
 

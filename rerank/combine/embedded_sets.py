@@ -34,12 +34,14 @@ class EmbeddedSet:
         views: of the side that is expanded, by expansion; empty for a checkpoint that is expanded nowhere.
         view_seconds: what embedding them took.
         weight_bytes: of the checkpoint's parameters in memory.
+        other: the same with the captions of the other gallery; None where that is not measured.
     """
 
     embedded: Embedded
     views: Mapping[str, Views]
     view_seconds: Mapping[str, float]
     weight_bytes: int
+    other: Embedded | None = None
 
 
 @dataclass(kw_only=True)
@@ -51,6 +53,7 @@ class EmbeddedSets:
         expansions: by the ending of their stages' names.
         reused: the checkpoints whose vectors are needed more than once: they embed each set once, and their vectors stay in memory.
         execution: its on_progress is called with each number of rows embedded.
+        galleries: sets that are measured with their other gallery too (eval/dataset/different_texts.py), and that.
     """
 
     checkpoints: Mapping[str, str]
@@ -58,6 +61,7 @@ class EmbeddedSets:
     reused: Sequence[str] = ()
     execution: Execution = ONE_PROCESS
     strip_punctuation: bool = False
+    galleries: Mapping[RetrievalSet, RetrievalSet] = field(default_factory=dict)
     _additional: dict[tuple[RetrievalSet, str], AdditionalTexts | ImageViews] = field(default_factory=dict)
     _making_seconds: dict[tuple[RetrievalSet, str], float] = field(default_factory=dict)
     _read: dict[tuple[RetrievalSet, str], EmbeddedSet] = field(default_factory=dict)
@@ -146,7 +150,11 @@ class EmbeddedSets:
                 views[expansion] = embed_views(model, inputs, additional, own_ND, execution=self._reporting(shown))
             seconds[expansion] = time.perf_counter() - started
         weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        return EmbeddedSet(embedded, views, seconds, weight_bytes)
+        other = None
+        if dataset in self.galleries:
+            captions_CD = captions_of_other_gallery(model, inputs, dataset, self.galleries[dataset], embedded.captions_CD, execution=run)
+            other = replace(embedded, captions_CD=captions_CD)
+        return EmbeddedSet(embedded, views, seconds, weight_bytes, other)
 
     def _reporting(self, shown: Any) -> Execution:
         """This execution, with a progress bar that hears of it too."""
@@ -156,6 +164,32 @@ class EmbeddedSets:
             self.execution.on_progress(rows)
 
         return replace(self.execution, on_progress=advance)
+
+
+def captions_of_other_gallery(
+    model: SiglipModel,
+    inputs: SiglipInputs,
+    dataset: RetrievalSet,
+    other: RetrievalSet,
+    captions_CD: np.ndarray,
+    *,
+    execution: Execution = ONE_PROCESS,
+) -> np.ndarray:
+    """Unit embeddings of the captions of the other gallery; a text that is embedded already is not embedded again.
+
+    Args:
+        captions_CD: of the data set's captions.
+
+    Raises:
+        NotFinite: an embedding is not finite.
+    """
+    if other.kept_captions is not None:
+        return captions_CD[other.kept_captions]
+    row = {text: number for number, text in enumerate(dataset.captions)}
+    new = list(dict.fromkeys(text for text in other.captions if text not in row))  # the same but for case, punctuation, ...
+    row |= {text: len(captions_CD) + number for number, text in enumerate(new)}
+    vectors_ND = np.concatenate([captions_CD, embed_captions(model, inputs, new, execution=execution)]) if new else captions_CD
+    return vectors_ND[[row[text] for text in other.captions]]
 
 
 def embed_views(

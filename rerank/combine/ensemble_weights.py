@@ -14,8 +14,9 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.processes import Processes
 from eval.search.ranking import DIRECTIONS, Direction
 from rerank.combine.combine import active_members, rank_ensemble
+from rerank.combine.rules import Combination
 from rerank.combine.tuning import Tried, TunedSetting, best_setting
-from rerank.combine.views import Combination, EnsembleMember, LateFusion
+from rerank.combine.views import EnsembleMember, LateFusion
 
 MOST_POINTS = 100
 _STEPS = {1: 1, 2: 20, 3: 10}

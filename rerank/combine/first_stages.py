@@ -23,9 +23,10 @@ from rerank.combine.ensemble_weights import choose_ensemble, simplex
 from rerank.combine.expansion_effects import ExpandedStage, ranks_of_each_view
 from rerank.combine.pooling import ViewSearch, choose_pool, pools_at
 from rerank.combine.record import EnsembleStage
+from rerank.combine.rules import Combination
 from rerank.combine.spec import Combining
 from rerank.combine.tuning import TunedSetting
-from rerank.combine.views import Combination, LateFusion, Pool
+from rerank.combine.views import LateFusion, Pool
 from rerank.stage_names import ENSEMBLE
 
 MINIMUM_DEPTH = 10  # what a report shows
@@ -40,6 +41,7 @@ class FirstStages:
         sets: how they embed a set.
         depth: how many of the best to keep for each query, MINIMUM_DEPTH or more.
         ensemble, pools: what was chosen: for the ensemble, and for each expanded stage.
+        other_gallery: the checkpoints' stages over the other gallery of `sets.galleries`, once `stages` was asked for the set.
     """
 
     combining: Combining
@@ -47,6 +49,7 @@ class FirstStages:
     depth: int
     ensemble: TunedSetting[LateFusion] | None = None
     pools: dict[str, TunedSetting[Pool | None]] = field(default_factory=dict)
+    other_gallery: list[Stage] = field(default_factory=list)
 
     def choose(self, dataset: RetrievalSet) -> None:
         """Choose on a set, as `combining` asks: the members' weights and rule, how views are pooled. :meth:`stages` of any set takes it.
@@ -103,8 +106,10 @@ class FirstStages:
         stages = []
         for name in self.sets.checkpoints:
             if names is None or name in names:
-                embedded = self.sets.read(name, dataset).embedded
-                stages.append(find(name, embedded, dataset, depth=self.depth, processes=self.sets.execution.processes))
+                read, processes = self.sets.read(name, dataset), self.sets.execution.processes
+                stages.append(find(name, read.embedded, dataset, depth=self.depth, processes=processes))
+                if read.other is not None:
+                    self.other_gallery.append(find(name, read.other, self.sets.galleries[dataset], processes=processes))
         wanted = [each for each in self.combining.combined if names is None or each[0] in names]
         return stages + [self._combined(stage, dataset, target, expansion) for stage, target, expansion in wanted]
 

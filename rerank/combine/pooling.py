@@ -17,8 +17,9 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.processes import Processes
 from eval.search.ranking import Direction
 from rerank.combine.combine import Pools, rank_ensemble
+from rerank.combine.rules import POOLINGS, Pooling
 from rerank.combine.tuning import Tried, TunedSetting, best_setting
-from rerank.combine.views import POOLINGS, EnsembleMember, LateFusion, Pool, Pooling
+from rerank.combine.views import EnsembleMember, LateFusion, Pool
 
 Side = Literal["captions", "images", "candidates"]
 NUMBERS = (1, 2, 4)

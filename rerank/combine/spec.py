@@ -3,16 +3,13 @@ split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from eval.errors import SettingError
 from rerank import stage_names
-from rerank.combine.views import POOLINGS, Combination, Pool, Pooling
+from rerank.combine.rules import POOLINGS, Choice, Combination, Pooling
+from rerank.combine.views import Pool
 from rerank.stage_names import ENSEMBLE
 
-Choice = Literal["ensemble", "expansion"]
-COMBINING_CHOICES: tuple[Choice, ...] = get_args(Choice)
-"""What can be chosen on another split."""
 ALL_VIEWS = 2**31 - 1
 POOLINGS_OF_SCORES = " or ".join(pooling for pooling in POOLINGS if pooling != "reciprocal-rank")
 MEAN_OF_ALL = Pool("mean", ALL_VIEWS, 1.0)

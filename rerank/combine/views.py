@@ -13,31 +13,15 @@ Shape letters: N items, X additional views of all items together, D width; n ite
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 
-Pooling = Literal["mean", "max", "log-sum-exp", "reciprocal-rank"]
-Combination = Literal["logits", "reciprocal-rank"]
-COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
-REMOVED_COMBINATIONS = ("standardised", "probabilities")
+from rerank.combine.rules import Combination, Pooling
+
 RANK_CONSTANT = 60
 
 _AVERAGED_AT_ONCE = 1024
-
-
-def combination_fault(word: object) -> str:
-    """Why a word names no combination; empty where it names one.
-
-    >>> combination_fault("logits"), combination_fault("votes")
-    ('', "expected one of logits, reciprocal-rank; found 'votes'")
-    """
-    if word in COMBINATIONS:
-        return ""
-    removed = ", which was removed: no choice on val took it (docs/ensembles.md)" if word in REMOVED_COMBINATIONS else ""
-    return f"expected one of {', '.join(COMBINATIONS)}; found {word!r}{removed}"
 
 
 @dataclass(frozen=True)

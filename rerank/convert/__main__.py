@@ -5,145 +5,48 @@ python -m rerank.convert FOLDER_OR_HUB_ID --output DIR
 """
 
 import argparse
-import json
-import re
 import sys
 from pathlib import Path
 
-import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-from safetensors.torch import save_file
-from transformers import BertTokenizer
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-from transformers.utils import cached_file
-
-from eval.atomic import new_folder
 from eval.command import run_command
-from eval.encoder.model_files import check_model_files
-from eval.encoder.pickled import pickled_bytes, read_pickled
-from eval.encoder.tokenizer import rewrite_tokenizer_config
-from eval.errors import UserError, writing
-from rerank.convert.hub_weights import OTHER_WEIGHTS, convert_hub_folder
-from rerank.scorers.albef.checkpoint import build_albef
-from rerank.scorers.albef.model import AlbefConfig, AlbefCrossEncoder
-from rerank.scorers.albef.release import albef_release
-from rerank.scorers.load import load_scorer
-from rerank.scorers.supported import check_cross_encoder
-
-DEFAULT_TOKENIZER = "bert-base-uncased"
-_VOCABULARIES = ("tokenizer.json", "vocab.txt")
+from eval.command_line import CommandParser, WholeNumber
+from eval.files import command_line
 
 
-def convert(source: str, output: Path, *, tokenizer: str | None = None, image_size: int | None = None) -> list[str]:
-    """Write the folder, and read it back as a scorer before it takes its name.
-
-    Args:
-        source: ALBEF's .pth; or a folder, or a hub id, in the hub's format.
-        tokenizer: ALBEF only: whose vocabulary it was trained with; by default bert-base-uncased.
-        image_size: ALBEF only: pixels of a side; by default the file's own.
-
-    Returns:
-        What was done, a line each.
-
-    Raises:
-        UserError: the source cannot be read without unpickling objects, is no cross-encoder, or lacks weights; or the output is not empty.
-        WriteError: the output cannot be written.
-    """
-    if not Path(source).is_file() and (tokenizer, image_size) != (None, None):
-        raise UserError(f"--tokenizer and --image-size are for ALBEF's .pth; {source} is no file, and a hub folder has its own")
-    with writing(output), new_folder(output, pickled_bytes(Path(source))) as folder:
-        if Path(source).is_file():
-            lines = convert_albef(Path(source), folder, tokenizer or DEFAULT_TOKENIZER, image_size)
-        else:
-            found = _hub_folder(source)
-            check_cross_encoder(str(found))  # before any work: a converted captioner or text-text reranker would be of no use
-            lines = convert_hub_folder(found, folder)
-        try:
-            scorer = load_scorer(str(folder), device="cpu")
-        except UserError as error:
-            raise UserError(f"{source}: what it holds cannot rerank. {str(error).replace(str(folder), source)}") from error
-    return [*lines, f"{output}: read back as {scorer.name}, which reads {scorer.reads}"]
-
-
-def convert_albef(source: Path, folder: Path, tokenizer: str, image_size: int | None = None) -> list[str]:
-    """Write ALBEF's .pth into `folder`; returns what was written and dropped, a line each.
-
-    Raises:
-        UserError: the file holds objects, is no ALBEF, lacks weights, or the tokenizer cannot be loaded or is another.
-        OSError, SafetensorError: a file cannot be written.
-    """
-    config, released, dropped = albef_release(read_pickled(source), str(source), image_size)
-    bert_tokenizer = _tokenizer(tokenizer, config)
-    with torch.device("meta"):
-        expected = {name for name, _ in AlbefCrossEncoder(config).named_parameters()}
-    unexpected = sorted(released.keys() - expected)
-    tensors = {name: tensor.float().contiguous() for name, tensor in released.items() if name in expected}
-    build_albef(config, tensors, str(source))  # names all that is missing or misshapen
-    save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2), encoding="utf-8")
-    size = config.vision.image_size
-    BlipImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)
-    bert_tokenizer.save_pretrained(folder)
-    rewrite_tokenizer_config(folder)
-    lines = [f"{len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()) / 1e6:.1f} M parameters, {size} px"]
-    lines += [f"dropped: {len(names)} of {kind} ({names[0]}, ...)" for kind, names in dropped.items()]
-    return lines + ([f"dropped: {len(unexpected)} that ALBEF's cross-encoder does not have: {', '.join(unexpected)}"] if unexpected else [])
-
-
-def _tokenizer(name: str, config: AlbefConfig) -> BertTokenizer:
-    """The tokenizer whose vocabulary the text tower has."""
-    if Path(name).exists() and not any((Path(name) / file).is_file() for file in _VOCABULARIES):
-        raise UserError(f"--tokenizer {name}: expected a folder with vocab.txt or tokenizer.json")
-    check_model_files(name, "--tokenizer")
-    try:
-        if not any(cached_file(name, file, _raise_exceptions_for_missing_entries=False) for file in _VOCABULARIES):
-            raise OSError("there is no such vocabulary")  # transformers would invent a tokenizer of five tokens
-        tokenizer = BertTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--tokenizer {name}: could not be loaded from the hub ({str(error).splitlines()[0][:200]}). ALBEF's file holds no vocabulary: "
-            "on a machine without the hub give --tokenizer FOLDER with bert-base-uncased's vocab.txt or tokenizer.json"
-        ) from error
-    if len(tokenizer) != config.text.vocab_size:
-        raise UserError(
-            f"--tokenizer {name}: it has {len(tokenizer)} tokens, and the text tower has {config.text.vocab_size}; ALBEF was trained with "
-            f"{DEFAULT_TOKENIZER}"
-        )
-    return tokenizer
-
-
-def _hub_folder(source: str) -> Path:
-    """The folder, or the hub's files under that id."""
-    if Path(source).is_dir():
-        return Path(source)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
-        raise UserError(f"{source}: expected a .pth file, a folder in the hub's format, or a hub id; there is no such file or folder")
-    others = [pattern for pattern in OTHER_WEIGHTS if pattern not in ("*.bin", "*.bin.index.json")]
-    try:
-        return Path(snapshot_download(source, ignore_patterns=others))
-    except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{source}: no such folder here, and the hub's files of that id could not be fetched ({first})") from error
+def make_parser() -> CommandParser:
+    """The options."""
+    description = "Write a pickled cross-encoder as a folder of safetensors."
+    parser = CommandParser("rerank.convert", description, "convert downloads/ALBEF.pth --image-size 384 --output models/albef")
+    add = parser.add_argument
+    add(
+        "source",
+        metavar="SOURCE",
+        help="ALBEF's .pth; or a folder, or OWNER/NAME[@REVISION] of the hub, with a pytorch_model.bin alone",
+    )
+    add("--output", required=True, type=Path, metavar="FOLDER", help="folder to write; new or empty")
+    add("--tokenizer", metavar="MODEL", help="ALBEF only: folder or hub id of its tokenizer (default bert-base-uncased)")
+    add(
+        "--image-size",
+        type=WholeNumber(1),
+        metavar="PIXELS",
+        help="ALBEF only: pixels of a side, 1 or more, a multiple of a patch's; positions are interpolated (default: the file's own)",
+    )
+    return parser
 
 
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
-    description = "Write a pickled cross-encoder as a folder of safetensors."
-    parser = argparse.ArgumentParser(prog="python -m rerank.convert", description=description)
-    parser.add_argument("source", help="ALBEF's .pth; or a folder or hub id in the hub's format that holds only a pytorch_model.bin")
-    parser.add_argument("--output", required=True, type=Path, help="folder to write; new or empty")
-    parser.add_argument("--tokenizer", help=f"ALBEF only: folder or hub id of its tokenizer (default: {DEFAULT_TOKENIZER})")
-    parser.add_argument("--image-size", type=int, help="ALBEF only: pixels of a side; other than the file's: interpolated positions")
-    asked = parser.parse_args(arguments)
+    asked = make_parser().parse_args(arguments)
     return run_command(lambda: run(asked), writes=[asked.output])
 
 
 def run(asked: argparse.Namespace) -> None:
-    """Convert, and print what was done; raises as `convert`."""
+    """Convert, and print what was done; raises as `rerank.convert.convert.convert`."""
+    from rerank.convert.convert import convert
+
     for line in convert(asked.source, asked.output, tokenizer=asked.tokenizer, image_size=asked.image_size):
         print(line)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(command_line()))

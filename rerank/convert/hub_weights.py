@@ -4,7 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
-from eval.encoder.pickled import PICKLED_INDEX, PICKLED_WHOLE, SAFE_INDEX, SAFE_WHOLE, write_as_safetensors
+from eval.encoder.hub import PICKLED_INDEX, PICKLED_WHOLE, SAFE_INDEX, SAFE_WHOLE
+from eval.encoder.pickled import write_as_safetensors
 from eval.errors import UserError
 from eval.files import require_plain
 

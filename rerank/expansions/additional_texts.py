@@ -124,4 +124,5 @@ class ImageCaptions(AdditionalTexts):
 
     @staticmethod
     def _originals(dataset: RetrievalSet) -> Iterable[Sequence[str]]:
-        return (dataset.captions[start:end] for start, end in pairwise(dataset.caption_offsets.tolist()))
+        every = dataset.every or dataset
+        return (every.captions[start:end] for start, end in pairwise(every.caption_offsets.tolist()))

@@ -17,8 +17,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.encoder import num_blocks
+from eval.encoder.hub import model_folder
 from eval.encoder.model_files import check_model_files, in_words
-from eval.errors import UserError
+from eval.errors import UserError, named
 from eval.processes import Processes
 from rerank.expansions.additional_texts import MOST, CaptionExpansions
 from rerank.expansions.base import TextExpansion
@@ -61,11 +62,13 @@ class Paraphraser(TextExpansion):
             UserError: they cannot be read, or it is no seq2seq and no causal language model.
         """
         asked = f"paraphrase:{model}"
-        check_model_files(model, asked)
+        with named({"model": asked}):
+            check_model_files(model)
+            folder = model_folder(model)
         try:
-            config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             is_seq2seq = _is_seq2seq(model, asked, config)
-            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except UserError:
             raise
         except Exception as error:  # its class depends on the file and the damage
@@ -138,7 +141,8 @@ class Paraphraser(TextExpansion):
         """
         model_class = AutoModelForSeq2SeqLM if self.is_seq2seq else AutoModelForCausalLM
         purpose, example = ("paraphrasing", "humarin/chatgpt_paraphraser_on_T5_base") if self.is_seq2seq else ("chat", "Qwen/Qwen3-0.6B")
-        return complete_weights(self.model, model_class, self.config, example, asked=self.source, purpose=purpose).to(device)
+        with named({"model": self.source}):
+            return complete_weights(self.model, model_class, self.config, example, setting="model", purpose=purpose).to(device)
 
     def write_again(self, network: Any, prompts: Sequence[str], number: int) -> list[list[str]]:
         """`number` texts for each prompt, the most probable first, not cleaned: by beam search, without sampling.
@@ -221,7 +225,7 @@ def cleaned(text: str) -> str:
     >>> cleaned('\n1. "A hound  runs."\nHope this helps!'), cleaned("Caption: a hound")
     ('A hound runs.', 'a hound')
     """
-    line = next((line for line in text.splitlines() if line.strip()), "")
+    line = next((line for line in re.split(r"\r\n|\r|\n", text) if line.strip()), "")
     line = _LABEL.sub("", " ".join(line.split()))
     if len(line) > 1 and line[0] in _QUOTES and line[-1] in _QUOTES:
         line = line[1:-1].strip()

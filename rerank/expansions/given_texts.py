@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unicodedata import normalize
 
 from eval.captions import normalise
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
-from eval.manifest.rows import as_list, is_unicode
+from eval.manifest.formats.lists import UnreadableList, as_list
+from eval.manifest.rows import is_unicode
 from eval.processes import Processes
 from rerank.expansions.additional_texts import AdditionalTexts, CaptionExpansions, ImageCaptions
 from rerank.expansions.base import TextExpansion
@@ -64,7 +66,7 @@ class FileExpansion(TextExpansion):
                 whats.append(f"empty {noun}: write one, or take the row out")
             for what in filter(None, whats):
                 faults.add(line, what)
-            key = normalise(str(value)) if name == PARAPHRASES else str(value)
+            key = _key(name, str(value))
             texts.setdefault(key, []).extend(added)
             num_rows[key] += 1
         faults.raise_any()
@@ -79,7 +81,7 @@ class FileExpansion(TextExpansion):
             UserError: the file names no item of the split.
         """
         items: Sequence[str] = dataset.captions if self.name == PARAPHRASES else dataset.image_ids
-        keys = list(map(normalise, items)) if self.name == PARAPHRASES else items
+        keys = [_key(self.name, item) for item in items]
         key_column, _ = _COLUMNS[self.name]
         num_unmatched = sum(self.num_rows[key] for key in self.num_rows.keys() - set(keys))
         if num_unmatched == sum(self.num_rows.values()):
@@ -108,7 +110,8 @@ class ColumnExpansion(TextExpansion):
             raise UserError(f"{self.source}: the manifest was read without its column {column!r}; read_manifest(..., keep=[{column!r}])")
         if not any(texts_C):
             raise UserError(f"{self.source}: column {column!r} of {dataset.source} is empty in every row of split {dataset.split!r}")
-        return _select(self, dataset, texts_C if self.name == PARAPHRASES else list(_of_images(dataset, texts_C)), {})
+        proposed = texts_C if self.name == PARAPHRASES else list(_of_images(dataset.every or dataset, column))
+        return _select(self, dataset, proposed, {})
 
 
 def _select(expansion: TextExpansion, dataset: RetrievalSet, proposed: list[list[str]], noted: Mapping[str, int]) -> AdditionalTexts:
@@ -116,11 +119,17 @@ def _select(expansion: TextExpansion, dataset: RetrievalSet, proposed: list[list
     return kind.select(dataset, proposed, name=expansion.name, source=expansion.source, noted=noted)
 
 
-def _of_images(dataset: RetrievalSet, texts_C: list[list[str]]) -> Iterator[list[str]]:
+def _of_images(dataset: RetrievalSet, column: str) -> Iterator[list[str]]:
     """The texts of each image's rows, a row's once: its captions share one list."""
+    texts_C = dataset.texts[column]
     for image in range(dataset.num_images):
         rows = texts_C[int(dataset.caption_offsets[image]) : int(dataset.caption_offsets[image + 1])]
         yield [text for number, row in enumerate(rows) if number == 0 or row is not rows[number - 1] for text in row]
+
+
+def _key(name: str, item: str) -> str:
+    """What names an item: a caption's normalised text, or an image's id, which macOS and Linux may compose differently."""
+    return normalise(item) if name == PARAPHRASES else normalize("NFC", item)
 
 
 def _id_fault(value: Any) -> str:
@@ -130,8 +139,12 @@ def _id_fault(value: Any) -> str:
 
 def _text_fault(value: Any, what: str) -> str:
     """Why a value is no text with words in it; empty where it is one."""
+    if isinstance(value, UnreadableList):
+        return value.what
     if not isinstance(value, str):
         return f"expected {what}, found {value!r:.80}"
     if not is_unicode(value):
         return f"expected text, found half of a character in {value!r:.80}"
-    return "" if normalise(value) else f"empty {what}: nothing is left of {value!r:.80} without blanks and punctuation"
+    return (
+        "" if normalise(value) else f"empty {what}: nothing is left of {value!r:.80} without blanks, punctuation and invisible characters"
+    )

@@ -6,7 +6,8 @@ from typing import Any
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
-from eval.manifest.rows import as_list, is_unicode
+from eval.manifest.formats.lists import UnreadableList, as_list
+from eval.manifest.rows import is_unicode
 from eval.processes import Processes
 from rerank.expansions.additional_texts import CaptionExpansions
 from rerank.expansions.base import TextExpansion
@@ -97,6 +98,8 @@ def _jsonl_entries(source: str, path: str, faults: TableFaults) -> Iterator[tupl
 def _fault(word: Any, synonyms: list[Any]) -> str:
     """What is wrong with an entry; empty where nothing is."""
     for text in (word, *synonyms):
+        if isinstance(text, UnreadableList):
+            return text.what
         if not isinstance(text, str):
             return f"expected text, found {text!r:.80}"
         if not is_unicode(text):

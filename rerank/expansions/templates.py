@@ -45,7 +45,7 @@ class Templates(TextExpansion):
         """
         source = f"templates:{path}"
         faults, templates = TableFaults(source, path), []
-        for number, line in enumerate(read_text(source, path).splitlines(), 1):
+        for number, line in enumerate(read_text(source, path).split("\n"), 1):
             if not line.strip():
                 continue
             if what := _fault(line):

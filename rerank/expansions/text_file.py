@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from eval.errors import UserError
 from eval.files import TABLE_BYTES, FileError, require_plain
 from eval.files import read_text as read_plain_text
-from eval.manifest.text import read_csv, read_jsonl
+from eval.manifest.formats.text import read_csv, read_jsonl
 
 KINDS = (".jsonl", ".csv", ".tsv", ".parquet")
 _MOST_FAULTS = 20
@@ -59,8 +59,8 @@ def read_text(source: str, path: str) -> str:
         UserError: it is not there, or cannot be read.
     """
     try:
-        return read_plain_text(existing_file(source, path), encoding="utf-8-sig", errors="surrogateescape")
-    except OSError as error:
+        return read_plain_text(existing_file(source, path), errors="surrogateescape")
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{source}: {path} cannot be read ({error})") from error
 
 

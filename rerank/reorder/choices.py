@@ -10,7 +10,8 @@ import numpy as np
 from eval.choices.choice_set import ChoiceSet
 from eval.choices.cosines import cosines
 from eval.choices.report import ChoiceReport, choice_report
-from eval.encoder.checkpoint import load_siglip
+from eval.choices.texts import choice_text_lines, choice_texts
+from eval.encoder.checkpoint import load_inputs, load_siglip
 from eval.errors import UserError
 from eval.execution import ONE_PROCESS, Execution
 from rerank import stage_names as names_of
@@ -87,6 +88,14 @@ def measure_choices(
     """
     stage_names(list(checkpoints), scorer.name if scorer is not None else None)
     stages: dict[str, np.ndarray] = {}
+    processes = execution.processes
+    inputs_of = processes.together(
+        lambda: {name: load_inputs(path, strip_punctuation=strip_punctuation) for name, path in checkpoints.items()}
+    )
+    texts = choice_texts(choices, inputs_of, processes)
+    if processes.is_main:
+        for line in choice_text_lines(texts):
+            print(f"texts    {line}", flush=True)
     for name, path in checkpoints.items():
         with execution.processes.jointly():
             model, inputs = load_siglip(path, strip_punctuation=strip_punctuation)
@@ -104,4 +113,4 @@ def measure_choices(
             both = names_of.reranked(name, alone)
             stages[both], rules[both] = fused(stages[name], stages[alone]), FUSION_RULE
             pairs += [(both, name), (both, alone)]
-    return choice_report(choices, stages, pairs, rules)
+    return choice_report(choices, stages, pairs, rules, texts)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.errors import UserError
+from eval.errors import SettingError
 from eval.execution import ONE_PROCESS, Execution
 from eval.metrics.k_sweep import sweep_sizes
 from eval.search.ranking import DIRECTIONS, Direction, Ranking
@@ -28,11 +28,12 @@ def check_top_k(dataset: RetrievalSet, top_k: int) -> None:
     """Refuse more candidates than there are.
 
     Raises:
-        UserError: top_k exceeds the number of images or of captions.
+        SettingError: top_k exceeds the number of images or of captions.
     """
     for noun, number in (("images", dataset.num_images), ("captions", dataset.num_captions)):
         if top_k > number:
-            raise UserError(f"rerank top_k is {top_k}, but split {dataset.split!r} has only {number} {noun}; give top_k <= {number}")
+            found = f"found {top_k}, and split {dataset.split!r} has only {number} {noun}"
+            raise SettingError("top_k", f"expected no more candidates than there are; {found}. Give {number} or less")
 
 
 def score_stages(

@@ -20,7 +20,7 @@ from PIL import Image
 from transformers import Blip2Config, Blip2ForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from eval.errors import UserError
+from eval.errors import SettingError
 from rerank.scorers.base import BatchedCrossEncoder, additive_mask
 from rerank.scorers.blip.text import clean_caption
 from rerank.scorers.checkpoint import (
@@ -33,7 +33,7 @@ from rerank.scorers.checkpoint import (
     read_preprocessing,
 )
 from rerank.scorers.scorer import InputLimits
-from rerank.scorers.supported import CROSS_ENCODER_KINDS
+from rerank.scorers.supported import CROSS_ENCODER_KINDS, RERANKER
 
 MAX_WORDS = 50
 MAX_TOKENS = 35
@@ -60,9 +60,10 @@ class Blip2Scorer(BatchedCrossEncoder):
         check_heads(model, "qformer_config.", qformer.hidden_size, qformer.num_attention_heads, _QFORMER_HEADS, "BLIP-2")
         check_heads(model, "vision_config.", vision.hidden_size, vision.num_attention_heads, _VISION_HEADS, "BLIP-2")
         if not qformer.use_qformer_text_input:
-            raise UserError(
-                f"rerank.model (--rerank): qformer_config.use_qformer_text_input of {model!r}: expected true (the Q-Former of a "
-                f"cross-encoder reads the caption); found false, as in BLIP-2's captioners. Use {CROSS_ENCODER_KINDS['blip-2'].example}."
+            raise SettingError(
+                RERANKER,
+                f"qformer_config.use_qformer_text_input of {model!r}: expected true (the Q-Former of a "
+                f"cross-encoder reads the caption); found false, as in BLIP-2's captioners. Use {CROSS_ENCODER_KINDS['blip-2'].example}.",
             )
         check_square(model, vision.image_size, image_processor)
         # One more where the processor has added "<image>", which is for generation, to the tokenizer; one less where [DEC] is missing.

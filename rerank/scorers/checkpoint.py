@@ -11,10 +11,11 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
+from eval.encoder.hub import model_folder
 from eval.encoder.model_files import in_words
 from eval.encoder.weights import load_weights, not_finite
-from eval.errors import UserError
-from rerank.scorers.supported import ASKED
+from eval.errors import SettingError, UserError
+from rerank.scorers.supported import RERANKER
 
 _CONFIG_KEYS_WITHOUT_EFFECT = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
 
@@ -62,40 +63,46 @@ def read_preprocessing(model: str, config_class: Any, image_processor_class: Any
         UserError: one of them cannot be read.
     """
     try:
-        config = config_class.from_pretrained(model, trust_remote_code=False)
-        image_processor = image_processor_class.from_pretrained(model, trust_remote_code=False)
-        return config, image_processor, AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        folder = model_folder(model, RERANKER)
+        config = config_class.from_pretrained(folder, trust_remote_code=False)
+        image_processor = image_processor_class.from_pretrained(folder, trust_remote_code=False)
+        return config, image_processor, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except UserError:
+        raise
     except Exception as error:  # of many classes, by the file and its damage
         raise _unreadable(model, "the config, image processor or tokenizer", error) from error
 
 
 def complete_weights(
-    model: str, cross_encoder_class: Any, config: Any, example: str, *, asked: str = ASKED, purpose: str = "image-text matching"
+    model: str, cross_encoder_class: Any, config: Any, example: str, *, setting: str = RERANKER, purpose: str = "image-text matching"
 ) -> Any:
     """The model in float32 and evaluation mode, every weight read from the files (eval/encoder/weights.py).
 
     Args:
         cross_encoder_class: transformers' class with the matching head.
         example: hub id of a complete checkpoint of that class, for the message.
-        asked: the key or option that named the model, for the message.
+        setting: what the model was given as.
         purpose: what a checkpoint must be trained for, for the message.
 
     Raises:
         UserError: weights cannot be read, are missing, of another shape, or not finite.
     """
     try:
-        loaded, loading = load_weights(cross_encoder_class, model, config, ignore_mismatched_sizes=True)
+        loaded, loading = load_weights(cross_encoder_class, model, config, setting, ignore_mismatched_sizes=True)
+    except UserError:
+        raise
     except (OSError, ValueError, TypeError, LookupError, ArithmeticError, SafetensorError) as error:  # also for impossible sizes
-        raise _unreadable(model, "the weights (model.safetensors)", error, asked) from error
+        raise _unreadable(model, "the weights (model.safetensors or pytorch_model.bin)", error, setting) from error
     missing, misshapen = sorted(loading["missing_keys"]), sorted(name for name, *_ in loading["mismatched_keys"])
     if missing or misshapen:  # transformers fills both with random numbers
-        raise UserError(
-            f"{asked}: {model!r} lacks {len(missing)} weights of {cross_encoder_class.__name__} and has {len(misshapen)} "
+        raise SettingError(
+            setting,
+            f"{model!r} lacks {len(missing)} weights of {cross_encoder_class.__name__} and has {len(misshapen)} "
             f"of another shape than its config.json says; they would be random: {_first_names(missing + misshapen)}. "
-            f"Use a checkpoint trained for {purpose}, such as {example}."
+            f"Use a checkpoint trained for {purpose}, such as {example}.",
         )
     if broken := sorted(not_finite(loaded.named_parameters())):
-        raise UserError(f"{asked}: weights of {model!r} are not finite: {_first_names(broken)}. Fetch or train it again.")
+        raise SettingError(setting, f"weights of {model!r} are not finite: {_first_names(broken)}. Fetch or train it again.")
     return loaded.eval()
 
 
@@ -109,10 +116,11 @@ def check_heads(model: str, where: str, width: int, num_heads: int, released: di
     """
     expected = released.get(width)
     if expected is not None and num_heads != expected:
-        raise UserError(
-            f"rerank.model (--rerank): {where}num_attention_heads of {model!r}: expected {expected} (every released {family} tower "
+        raise SettingError(
+            RERANKER,
+            f"{where}num_attention_heads of {model!r}: expected {expected} (every released {family} tower "
             f"{width} wide has {expected}); found {num_heads}, which loads the same weights and "
-            "scores wrongly. A config without the key gets transformers' default: write the number into its config.json."
+            "scores wrongly. A config without the key gets transformers' default: write the number into its config.json.",
         )
 
 
@@ -126,9 +134,10 @@ def check_square(model: str, image_size: int | list[int] | tuple[int, int], imag
     blank = Image.new("RGB", (expected[1] + 3, expected[0] * 2 + 1))  # neither square nor of the right size
     found = _prepared_size(model, image_processor, blank)
     if found != expected:
-        raise UserError(
-            f"rerank.model (--rerank): the image processor of {model!r} makes pictures of {found[0]} x {found[1]} pixels where "
-            f"vision_config.image_size is {expected[0]} x {expected[1]}. Make `size` in preprocessor_config.json agree with config.json."
+        raise SettingError(
+            RERANKER,
+            f"the image processor of {model!r} makes pictures of {found[0]} x {found[1]} pixels where "
+            f"vision_config.image_size is {expected[0]} x {expected[1]}. Make `size` in preprocessor_config.json agree with config.json.",
         )
 
 
@@ -139,9 +148,10 @@ def check_shorter_side(model: str, image_processor: Any) -> None:
         UserError: it has none, or fails.
     """
     if not isinstance(image_processor.size["shortest_edge"], int):
-        raise UserError(
-            f"rerank.model (--rerank): `size` in preprocessor_config.json of {model!r}: expected a shortest_edge, in pixels; found "
-            f"{image_processor.size}. Fetch that file again."
+        raise SettingError(
+            RERANKER,
+            f"`size` in preprocessor_config.json of {model!r}: expected a shortest_edge, in pixels; found "
+            f"{image_processor.size}. Fetch that file again.",
         )
     _prepared_size(model, image_processor, Image.new("RGB", (35, 33)))
 
@@ -166,9 +176,10 @@ def check_vocabulary(model: str, tokenizer: Any, num_model_tokens: int, is_right
         UserError: the sizes do not agree.
     """
     if not is_right(num_model_tokens - len(tokenizer)):
-        raise UserError(
-            f"rerank.model (--rerank): the tokenizer of {model!r} has {len(tokenizer)} tokens where the model has {num_model_tokens}; "
-            f"expected {expected}. Put the tokenizer's files (vocab.txt or tokenizer.json) of the trained model there."
+        raise SettingError(
+            RERANKER,
+            f"the tokenizer of {model!r} has {len(tokenizer)} tokens where the model has {num_model_tokens}; "
+            f"expected {expected}. Put the tokenizer's files (vocab.txt or tokenizer.json) of the trained model there.",
         )
 
 
@@ -177,10 +188,11 @@ def height_and_width(size: int | list[int] | tuple[int, int]) -> tuple[int, int]
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _unreadable(model: str, what: str, error: Exception, asked: str = ASKED) -> UserError:
-    return UserError(
-        f"{asked}: {what} of {model!r} could not be read or used: {in_words(error)}. Expected a folder or "
-        "hub id with config.json, model.safetensors, preprocessor_config.json and the tokenizer's files."
+def _unreadable(model: str, what: str, error: Exception, setting: str = RERANKER) -> SettingError:
+    return SettingError(
+        setting,
+        f"{what} of {model!r} could not be read or used: {in_words(error)}. Expected a folder or "
+        "hub id with config.json, model.safetensors or pytorch_model.bin, preprocessor_config.json and the tokenizer's files.",
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from eval.encoder.model_files import using_files
 from rerank.scorers.probes import check_scorer
 from rerank.scorers.scorer import PairScorer, ScorerSettings
-from rerank.scorers.supported import ASKED, check_cross_encoder
+from rerank.scorers.supported import RERANKER, check_cross_encoder
 
 # Kind of checkpoint (rerank/scorers/supported.py) -> module and class of its scorer; imported when asked for.
 _SCORERS = {
@@ -34,7 +34,7 @@ def load_scorer(model: str, *, device: torch.device | str | None = None, setting
             to use instead.
     """
     loaded = read_scorer(model, device=device, settings=settings)
-    with using_files(f"{ASKED}: {model!r} could not be used to score a pair"):
+    with using_files(f"{model!r} could not be used to score a pair", RERANKER):
         check_scorer(loaded, model, settings.precision)
     return loaded
 
@@ -43,6 +43,6 @@ def read_scorer(model: str, *, device: torch.device | str | None = None, setting
     """`load_scorer` without the probes, for a checkpoint that this job has probed already."""
     module, scorer = _SCORERS[check_cross_encoder(model)]
     scorer_class = getattr(importlib.import_module(module), scorer)
-    with using_files(f"{ASKED}: {model!r} could not be used"):
+    with using_files(f"{model!r} could not be used", RERANKER):
         loaded: PairScorer = scorer_class.load(model, device=device, settings=settings)
     return loaded

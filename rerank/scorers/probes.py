@@ -16,8 +16,9 @@ Shape letters: I images, C captions.
 import numpy as np
 from PIL import Image, ImageDraw
 
-from eval.errors import UserError
+from eval.errors import SettingError
 from rerank.scorers.scorer import PairScorer, Precision
+from rerank.scorers.supported import RERANKER
 
 # Of different words and different lengths, so that they differ even for a vocabulary with none of the words.
 CAPTIONS = (
@@ -46,9 +47,10 @@ def check_scorer(scorer: PairScorer, model: str, precision: Precision = "float32
     """
     fault = fault_of(*probe(scorer), precision)
     if fault is not None:
-        raise UserError(
-            f"rerank.model (--rerank): {model!r} ({scorer.name}) cannot rerank: {fault}. Found by scoring {len(CAPTIONS)} captions of two "
-            "drawn pictures (rerank/scorers/probes.py). Take a checkpoint that was trained to match images and captions."
+        raise SettingError(
+            RERANKER,
+            f"{model!r} ({scorer.name}) cannot rerank: {fault}. Found by scoring {len(CAPTIONS)} captions of two "
+            "drawn pictures (rerank/scorers/probes.py). Take a checkpoint that was trained to match images and captions.",
         )
 
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig
-
+from eval.encoder.hub import HubModel, model_folder
 from eval.encoder.model_files import check_model_files
 from eval.encoder.sealed import check_sealed
-from eval.errors import UserError
+from eval.errors import SettingError, UserError
 from eval.files import CONFIG_BYTES, read_text
 from rerank.scorers.vlm.files import cross_encoder_inputs
 
@@ -77,7 +76,8 @@ CROSS_ENCODER_KINDS: dict[str, CrossEncoderKind] = {
         },
     ),
 }
-ASKED = "rerank.model (--rerank)"
+RERANKER = "reranker"
+"""The setting that names a cross-encoder, for `eval.errors.named`."""
 ALBEF = "albef"  # a folder that `python -m rerank.convert` wrote; transformers has no class for it
 VLM = "vlm"  # a CrossEncoder of sentence-transformers that takes images, whatever its model class
 
@@ -119,18 +119,16 @@ def check_cross_encoder(model: str) -> str:
     """
     if model and Path(model).is_dir():  # the path of an empty name would be the working directory
         check_sealed(model)
-        config = _folder_config(Path(model))
-        check_model_files(model, ASKED)
-        is_cross_encoder = _is_cross_encoder(Path(model), config)
     else:
         _check_hub_name(model)
-        check_model_files(model, ASKED)
-        config = _hub_config(model)
-        is_cross_encoder = _CROSS_ENCODER_KEY in config
+    folder = model_folder(model, RERANKER)
+    config = _folder_config(folder)
+    check_model_files(model, RERANKER)
+    is_cross_encoder = _is_cross_encoder(folder, config)
     reason = _why_not(config, is_cross_encoder)
     if reason is None:
         return str(config["model_type"])
-    inputs = cross_encoder_inputs(model)
+    inputs = cross_encoder_inputs(folder)
     if "image" in inputs:
         return VLM
     if inputs:
@@ -139,7 +137,7 @@ def check_cross_encoder(model: str) -> str:
 
 
 def _refusal(model: str, reason: str) -> UserError:
-    return UserError(f"rerank.model (--rerank): {model!r} cannot rerank images and captions: {reason}. {expected()}")
+    return SettingError(RERANKER, f"{model!r} cannot rerank images and captions: {reason}. {expected()}")
 
 
 def _text_reranker_reason(found: str) -> str:
@@ -151,26 +149,15 @@ def _text_reranker_reason(found: str) -> str:
 
 def _check_hub_name(model: str) -> None:
     if Path(model).is_file():
-        raise UserError(f"rerank.model (--rerank): {model!r} is a file{_GGUF_REMEDY if _is_gguf(Path(model)) else ''}. {expected()}")
+        raise SettingError(RERANKER, f"{model!r} is a file{_GGUF_REMEDY if _is_gguf(Path(model)) else ''}. {expected()}")
     if _TEXT_RERANKER_NAMES.search(model):
         raise _refusal(model, _text_reranker_reason("known by its name"))
     if _COLBERT_NAMES.search(model):
         raise _refusal(model, "it is a ColBERT (known by its name): it compares two texts word by word and never sees a picture")
     if _GGUF_NAMES.search(model):
-        raise UserError(f"rerank.model (--rerank): {model!r} is by its name a file{_GGUF_REMEDY}. {expected()}")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.startswith("."):
-        raise UserError(f"rerank.model (--rerank): there is no folder {model!r}, and it is not a hub id either. {expected()}")
-
-
-def _hub_config(model: str) -> dict[str, Any]:
-    try:
-        config, _ = PretrainedConfig.get_config_dict(model)
-    except OSError as error:
-        raise UserError(
-            f"rerank.model (--rerank): there is no folder {model!r} here, and no config.json could be had from the hub under that id "
-            f"({str(error).splitlines()[0]}). Check the name and the connection. {expected()}"
-        ) from error
-    return dict(config)
+        raise SettingError(RERANKER, f"{model!r} is by its name a file{_GGUF_REMEDY}. {expected()}")
+    if HubModel.parse(model) is None:
+        raise SettingError(RERANKER, f"there is no folder {model!r}, and it is not a hub id either. {expected()}")
 
 
 def _folder_config(folder: Path) -> dict[str, Any]:
@@ -181,13 +168,13 @@ def _folder_config(folder: Path) -> dict[str, Any]:
         if (folder / "adapter_config.json").is_file():
             remedy = "; it is a PEFT adapter alone: merge it into its base (merge_and_unload) and save the whole"
         names = [entry.name for entry in found[:8]]
-        raise UserError(f"rerank.model (--rerank): the folder {str(folder)!r} holds no config.json (found: {names}){remedy}. {expected()}")
+        raise SettingError(RERANKER, f"the folder {str(folder)!r} holds no config.json (found: {names}){remedy}. {expected()}")
     try:
         config = json.loads(read_text(path, CONFIG_BYTES))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"rerank.model (--rerank): {path} is not readable JSON ({error}). {expected()}") from error
+        raise SettingError(RERANKER, f"{path} is not readable JSON ({error}). {expected()}") from error
     if not isinstance(config, dict):
-        raise UserError(f"rerank.model (--rerank): {path} holds a {type(config).__name__}, not an object. {expected()}")
+        raise SettingError(RERANKER, f"{path} holds a {type(config).__name__}, not an object. {expected()}")
     return config
 
 

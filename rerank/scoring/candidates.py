@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from eval.errors import UserError
+from eval.errors import SettingError
 from eval.search.ranking import Ranking
 
 _CAPTION_BITS = 32  # a pair as one sortable int64: the image above, the caption below
@@ -100,12 +100,13 @@ def head_pairs(ranking: Ranking, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """(image indices, caption indices) of the first `top_k` of every query; int64, both of shape (Q, top_k).
 
     Raises:
-        UserError: top_k is below 1 or deeper than the ranking's stored head.
+        SettingError: top_k is below 1 or deeper than the ranking's stored head.
     """
     if not 1 <= top_k <= ranking.depth:
-        raise UserError(
-            f"rerank.top_k: expected 1 to {ranking.depth}, the number of candidates the first stage kept per query in direction "
-            f"{ranking.direction}; found {top_k}. Lower rerank.top_k (--top-k), or keep a deeper first-stage list."
+        raise SettingError(
+            "top_k",
+            f"expected 1 to {ranking.depth}, the number of candidates the first stage kept per query in direction "
+            f"{ranking.direction}; found {top_k}. Lower it, or keep a deeper first-stage list.",
         )
     gallery_QK = ranking.top_indices_QK[:, :top_k].astype(np.int64, copy=False)
     queries_QK = np.broadcast_to(np.arange(ranking.num_queries, dtype=np.int64)[:, None], gallery_QK.shape)

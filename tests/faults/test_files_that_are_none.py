@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eval.compare import read_data, read_queries
-from eval.dataset.images import ImageError, decode_image, file_digest
+from eval.dataset.images import ImageError, decode_image, picture_digest
 from eval.encoder.checkpoint import load_siglip
 from eval.errors import UserError
 from eval.files import PICTURE_BYTES
 from eval.manifest.manifest import read_manifest
+from eval.report.compared import read_data, read_queries
 from rerank.scorers.load import load_scorer
 from tests.nursery import Nursery
 from tests.odd_models import shard
@@ -76,7 +76,7 @@ def test_a_report_that_is_a_fifo_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["a FIFO", "a socket", "a device"])
 def test_a_picture_that_is_no_plain_file_is_refused(small_world: SmallWorld, tmp_path: Path, kind: str) -> None:
     path = make(kind, tmp_path / "a.jpg")
-    for read in (decode_image, file_digest):
+    for read in (decode_image, picture_digest):
         with pytest.raises(ImageError, match=f"found {kind}"):
             read(path)
     (tmp_path / "m.jsonl").write_text(json.dumps({"image": "a.jpg", "caption": "a dog"}) + "\n")

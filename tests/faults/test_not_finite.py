@@ -21,7 +21,7 @@ from train.__main__ import run as train
 from train.engine.checkpoint import Checkpoints
 from train.export import main as export
 from train.soup.__main__ import main as soup
-from train.wise import main as wise
+from train.wise.__main__ import main as wise
 
 WEIGHT = "vision_model.encoder.layers.0.mlp.fc1.weight"
 

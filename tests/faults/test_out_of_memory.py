@@ -79,11 +79,11 @@ def test_the_step_that_is_tried_is_the_largest(
     rehearse, take = stepper.rehearse, stepper.train_step
 
     def rehearsing(self: Any, batch: Any) -> None:
-        sizes["tried"].append((batch.pixels_b.numel(), batch.token_ids_bL.numel() + batch.mined_token_ids_mL.numel()))
+        sizes["tried"].append((batch.pixels_b.numel(), batch.token_ids_cL.numel() + batch.mined_token_ids_mL.numel()))
         rehearse(self, batch)
 
     def taking(self: Any, batch: Any, **options: Any) -> Any:
-        sizes["taken"].append((batch.pixels_b.numel(), batch.token_ids_bL.numel() + batch.mined_token_ids_mL.numel()))
+        sizes["taken"].append((batch.pixels_b.numel(), batch.token_ids_cL.numel() + batch.mined_token_ids_mL.numel()))
         return take(self, batch, **options)
 
     monkeypatch.setattr(stepper, "rehearse", rehearsing)

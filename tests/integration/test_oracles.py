@@ -32,7 +32,7 @@ def photographs() -> RetrievalSet:
     if not PHOTOGRAPHS.is_dir():
         pytest.skip(f"no photographs at {PHOTOGRAPHS}")
     whole = read_manifest(PHOTOGRAPHS)
-    chosen = [image for image in whole.images if image.split == "val"][:NUM_PHOTOGRAPHS]
+    chosen = whole.images.of_split("val").take(np.arange(NUM_PHOTOGRAPHS))
     return load_split(Manifest(whole.source, whole.rows, chosen), "val")
 
 

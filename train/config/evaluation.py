@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from eval.dataset.different_texts import Gallery
 from eval.dataset.truth import Protocol
 from eval.errors import named
-from rerank.combine.spec import Choice, Combining, given_weights, parse_pool
-from rerank.combine.views import POOLINGS, REMOVED_COMBINATIONS, Combination, combination_fault
+from rerank.combine.rules import POOLINGS, REMOVED_COMBINATIONS, Choice, Combination, combination_fault
+from rerank.combine.spec import Combining, given_weights, parse_pool
 from rerank.reorder.plan import Plan, Tuning
 from train.config.section import Name, Section
 
@@ -31,7 +32,7 @@ class RerankConfig(Section):
     model: str
     """A folder, or a hub id such as Salesforce/blip-itm-base-coco."""
     top_k: Annotated[int, Field(gt=1)] = 32
-    """Candidates per query that are scored again."""
+    """Candidates per query that are scored again; left out: 32, or fewer where the measured split has fewer images or captions."""
     score: Literal["match_logit", "margin"] = "match_logit"
     """What ranks: the logit of "match", or that less the logit of "no match"."""
     fusion: bool = False
@@ -52,7 +53,7 @@ class RerankConfig(Section):
     def _check(self) -> "RerankConfig":
         if not self.adaptive and self.adaptive_max_loss != type(self).model_fields["adaptive_max_loss"].default:
             raise ValueError("adaptive_max_loss does nothing without adaptive: leave it out, or take adaptive: true")
-        with named({"max_loss": "adaptive_max_loss"}):
+        with named({"max_loss": "adaptive_max_loss", **{key: key for key in ("top_k", "seconds", "skip_margin")}}):
             _ = self.plan
         return self
 
@@ -111,6 +112,9 @@ class EvaluationConfig(Section):
     """Captions in nearly the same words as a relevant one are relevant too."""
     qrels: str | None = None
     """TREC qrels of additional relevant items of the final split, of either direction."""
+    gallery: Gallery = "every"
+    """different: each normalised text is ranked, and asks, once, for class names or titles that stand under many images
+    (docs/evaluation.md); every: each caption."""
     slice_by: list[str] = []
     """Additional columns of the manifest, by its own names: R@1 is shown per value of each."""
     trec: bool = False
@@ -166,6 +170,8 @@ class WatchConfig(Section):
     """Folder that image paths are relative to; default: the manifest's."""
     columns: dict[str, str] = {}
     """Our column -> the manifest's name for it, as data.columns."""
+    skip_missing: bool = False
+    """Leave out rows whose picture is not there, as data.skip_missing."""
     on_drop: Literal["report", "bar", "stop"] = "report"
     """When mean R@1 is below that of step 0 by more than its paired interval: report it; bar: this checkpoint cannot be
     best either; stop: the run ends too, and the best so far is exported."""

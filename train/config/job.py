@@ -14,6 +14,8 @@ from train.config.run import LoopConfig, RunConfig
 class TrainConfig(LoopConfig):
     """The loop that tunes SigLIP."""
 
+    captions_per_image: Annotated[int, Field(gt=0)] = 1
+    """Different captions of each image in a step, all positive; fewer where it has fewer. Each epoch takes others of them."""
     micro_batch_size: Annotated[int, Field(gt=0)] | None = None
     """Images (or texts) embedded at once on one process; below its share of the batch: cached micro-batches, each embedded twice."""
     image_learning_rate: Annotated[float, Field(gt=0)] | None = None
@@ -44,6 +46,7 @@ class JobConfig(RunConfig):
     @model_validator(mode="after")
     def _check(self) -> "JobConfig":
         data, mining, batch_size, cross_encoder = self.data, self.mining, self.train.batch_size, self.cross_encoder_model
+        per_image = self.train.captions_per_image
         if {"image", "text"} <= set(self.model.freeze) and self.model.lora is not None:
             raise ValueError("model.freeze names both towers, so model.lora has nothing to adapt")
         if self.choices and not (data.val_split or data.test_split):
@@ -55,6 +58,11 @@ class JobConfig(RunConfig):
                 raise ValueError(
                     f"mining.form images: {mining.negatives_per_image} hard images of one caption and its own image do not fit into "
                     f"train.batch_size {batch_size}; lower mining.negatives_per_image"
+                )
+            if per_image > 1 and (mining.form == "images" or (mining.distil is not None and mining.distil.form == "lists")):
+                raise ValueError(
+                    f"train.captions_per_image {per_image}: mining.form images and mining.distil.form lists are of one caption an image; "
+                    "set train.captions_per_image=1, or take another form"
                 )
             for key, section in (("denoise", mining.denoise), ("distil", mining.distil)):
                 if section is not None and cross_encoder is None:
@@ -87,12 +95,26 @@ class JobConfig(RunConfig):
         return self.model.base if self.model.base is not None else str(self.run_folder / "scratch")
 
     @property
+    def most_mined(self) -> int:
+        """Mined captions of an image in the loss, at most."""
+        return self.mining.most_columns if self.mining is not None else 0
+
+    @property
     def cross_encoder_model(self) -> str | None:
         """The cross-encoder that scores what is mined; None without one."""
         if self.mining is None or (self.mining.denoise is None and self.mining.distil is None):
             return None
         own = self.mining.denoise.model if self.mining.denoise is not None else self.mining.distil and self.mining.distil.model
         return own or (self.rerank.model if self.rerank is not None else None)
+
+    @property
+    def cross_encoder_key(self) -> str:
+        """The key that names `cross_encoder_model`."""
+        mining = self.mining
+        for key, section in (("denoise", mining.denoise), ("distil", mining.distil)) if mining is not None else ():
+            if section is not None and section.model is not None:
+                return f"mining.{key}.model"
+        return "rerank.model"
 
     @property
     def pair_scores_folder(self) -> Path | None:

@@ -1,19 +1,35 @@
-"""From a YAML file and `key.path=value` overrides to a checked configuration; every fault is named at once."""
+"""From a YAML file, or a data set, and `key.path=value` overrides to a checked configuration; every fault is named at once."""
 
-import difflib
 import glob
 import os
+import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from eval.errors import UserError
-from eval.files import CONFIG_BYTES, read_text
+from eval.files import CONFIG_BYTES, at_home, read_text
+from eval.manifest.formats.file_names import is_there
+from eval.manifest.formats.hub import HubId
 from train.config.job import JobConfig
-from train.config.run import PATH_KEYS, RunConfig
+from train.config.nearest_key import nearest_key
+from train.config.run import PATH_KEYS, RunConfig, SplitConfig
+from train.config.sizes import UNKNOWN, DataSizes, fill_sizes
 from train.config.yaml_text import YamlFault, parse_yaml
+
+SMALL = Path(__file__).parents[2] / "configs" / "small.yaml"
+"""What a data set is tuned with where it is given in the place of a configuration."""
+_YAML_SUFFIXES = ("", ".yaml", ".yml")
+_IN_PLACE_OF = {
+    "train.epochs": "train.max_steps",
+    "train.max_steps": "train.epochs",
+    "mining.mine_every_epochs": "mining.mine_every_steps",
+    "mining.mine_every_steps": "mining.mine_every_epochs",
+}
+"""Of each pair one is given: that of the command line takes the place of the file's other."""
 
 ConfigType = TypeVar("ConfigType", bound=RunConfig)
 
@@ -30,27 +46,81 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 def load_run_config(kind: type[ConfigType], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ConfigType:
     """Read a YAML file, apply `key.path=value` overrides (values are YAML) and check everything.
 
+    Where sizes follow from the data, it `is_open`: they are those of a very large data set until `resolved`.
+
     Args:
         kind: what the file describes.
+        path: of the file; or a data set, which is tuned as configs/small.yaml says, under its own name.
 
     Raises:
         ConfigError: with every fault: unknown keys (and the nearest known one), wrong types, values that contradict one another; and
             which of them the command line gives.
     """
-    record = read_yaml(Path(path))
-    for override in overrides:
-        _apply(record, override)
+    record = read_record(path, overrides)
     return _checked(kind, record, path, overrides)
 
 
-def _checked(kind: type[ConfigType], record: dict[str, Any], path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> ConfigType:
+def read_record(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys and values that a file, or configs/small.yaml for a data set, and overrides give; nothing is checked.
+
+    Raises:
+        ConfigError: the file cannot be read, or an override cannot be applied.
+    """
+    if is_data(str(path)):
+        record = read_yaml(SMALL)
+        record["data"]["source"], record["name"] = str(path), run_name(str(path))
+    else:
+        record = read_yaml(Path(path))
+    for key in {override.partition("=")[0] for override in overrides} & _IN_PLACE_OF.keys():
+        section, _, replaced = _IN_PLACE_OF[key].partition(".")
+        if isinstance(record.get(section), dict):
+            record[section].pop(replaced, None)
+    for override in overrides:
+        _apply(record, override)
+    return record
+
+
+def is_data(source: str) -> bool:
+    """Whether what is given in the place of a configuration is a data set: a file that is no YAML, a folder, a glob, or a hub id."""
+    path = Path(source)
+    if path.is_dir():
+        return True
+    if path.suffix.lower() in _YAML_SUFFIXES:
+        return not path.exists() and HubId.parse(source) is not None
+    return path.exists() or bool(glob.glob(source)) or HubId.parse(source) is not None
+
+
+def run_name(source: str) -> str:
+    """What a run on a data set is called: as its file or folder, with - for what a name cannot hold.
+
+    >>> run_name("~/My shoes (2).csv")
+    'My-shoes-2'
+    """
+    path = Path(source)
+    stem = path.name if path.is_dir() else path.stem
+    return re.sub(r"[^A-Za-z0-9._]+", "-", stem).strip("-._")[:100] or "data"
+
+
+def _checked(
+    kind: type[ConfigType],
+    record: dict[str, Any],
+    path: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    sizes: DataSizes = UNKNOWN,
+    made_split: SplitConfig | None = None,
+) -> ConfigType:
+    complete, filled = fill_sizes(record, sizes)
+    if made_split is not None:
+        complete["data"]["split"] = made_split.model_dump(mode="json")
     try:
-        return kind.model_validate(record)
+        config = kind.model_validate(at_home(complete))
     except ValidationError as error:
         faults = [(line, [text for text in overrides if _touches(text, location)]) for line, location in _lines(error, kind)]
         of_file = f"{path}: " if not all(given for _, given in faults) else ""
         lines = "\n".join(line + (f" (the command line gives {' '.join(given):.200})" if given else "") for line, given in faults)
         raise ConfigError(f"{of_file}{error.error_count()} fault(s) in the configuration\n{lines}") from None
+    is_open = bool(filled) and sizes == UNKNOWN
+    return config.filled(filled, partial(_checked, kind, record, path, overrides) if is_open else None)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -100,8 +170,8 @@ def _lines(error: ValidationError, kind: type[BaseModel]) -> list[tuple[str, tup
     for fault in error.errors():
         key = ".".join(f"{part:.100}" if isinstance(part, str) else str(part) for part in fault["loc"]) or "(the whole)"
         if fault["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(str(fault["loc"][-1]), _known_keys(kind, fault["loc"][:-1]), n=1)
-            line = f"  {key}: unknown key" + (f"; did you mean {near[0]}?" if near else "")
+            near = nearest_key(kind, fault["loc"])
+            line = f"  {key}: unknown key" + (f"; did you mean {near}?" if near else "")
         elif fault["type"] == "missing":
             line = f"  {key}: missing"
         else:
@@ -110,19 +180,6 @@ def _lines(error: ValidationError, kind: type[BaseModel]) -> list[tuple[str, tup
             line = f"  {key}: {message}{found}"
         lines.append((line, fault["loc"]))
     return lines
-
-
-def _known_keys(kind: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    section: Any = kind
-    for part in location:
-        if isinstance(part, int):  # a place in a list, whose items' kind the field has told already
-            continue
-        field = section.model_fields.get(part)
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        section = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-        if section is None:
-            return []
-    return list(section.model_fields)
 
 
 def read_run(folder: Path) -> JobConfig:
@@ -179,6 +236,6 @@ def _with_paths(value: Any, started_in: Path, key: str = "") -> Any:
 
 
 def _found(path: str, started_in: Path) -> str:
-    if not path or glob.glob(path) or not glob.glob(f"{glob.escape(str(started_in))}/{path}"):
+    if not path or is_there(path) or not is_there(f"{glob.escape(str(started_in))}/{path}"):
         return path
     return str(started_in / path)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from train.config.section import Section
+from train.config.sizes import FromData
 
 
 class DenoiseConfig(Section):
@@ -54,10 +55,11 @@ class DistilConfig(Section):
 class MiningConfig(Section):
     """Hard-negative captions from the model's own top-K."""
 
-    mine_every_steps: Annotated[int, Field(gt=0)] | None = None
-    """Steps between refreshes; the first is before step start_step + 1. Give this or mine_every_epochs."""
-    start_step: Annotated[int, Field(ge=0)] = 0
-    """Train without mined captions up to this step."""
+    mine_every_steps: Annotated[int, Field(gt=0), FromData("a fifth of max_steps", takes_share=True)] | None = None
+    """Steps between refreshes, or a share of max_steps below 1; the first is before step start_step + 1. Give this or mine_every_epochs,
+    or neither."""
+    start_step: Annotated[int, Field(ge=0), FromData("0, or a fifth of max_steps where neither mine_every is given", takes_share=True)] = 0
+    """Train without mined captions up to this step, or for a share of max_steps below 1."""
     negatives_per_image: Annotated[int, Field(gt=0)] = 4
     """Most mined captions per image; fewer when fewer pass the rules, never filled up."""
     weight: Annotated[float, Field(gt=0)] = 1.0

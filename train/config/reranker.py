@@ -121,7 +121,7 @@ class MatchEvaluationConfig(Section):
     """What is reranked on val, and at the end on test."""
 
     top_k: Annotated[int, Field(gt=1)] = 16
-    """The retriever's best of each query that are reranked, in both directions."""
+    """The retriever's best of each query that are reranked, in both directions; left out: 16, or fewer where the split has fewer."""
 
 
 class RerankerConfig(RunConfig):

@@ -1,14 +1,15 @@
 """The batch of each step, a function of (seed, step): no state of the order is saved in a checkpoint, and a resume loses nothing.
 
 The order of an epoch is a permutation of all images, and a batch is a slice of it, so no image is twice in a batch. Images that do not
-fill a last batch are left out of that epoch. Shape letters: B images of the whole batch, b images and m mined captions of this process,
-n captions, L tokens, D width; of the positives N rows of the mined table, C captions of the pool, D doubtful pairs.
+fill a last batch are left out of that epoch. Shape letters: B images of the whole batch; b images, c captions, m mined captions and n
+texts (captions, then mined ones) of this process; L tokens, D width; of the positives N rows of the mined table, C captions of the pool,
+D doubtful pairs.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,10 +24,19 @@ from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.caption_pool import CaptionPool
 from train.data.mined_order import Order
 from train.data.negatives import Negatives
-from train.data.order import CROP, REPLACEMENT, chosen_caption, generator
+from train.data.order import CROP, REPLACEMENT, chosen_captions, generator
 from train.loss.positives import BatchPositives
 
 _MAX_REPLACEMENTS = 100
+
+
+class Undecodable(NamedTuple):
+    """An image of the train split that does not decode, and why."""
+
+    image: int
+    message: str
+
+
 PART = 32
 """Places of the batch that a loader's worker fills at a time."""
 
@@ -36,33 +46,34 @@ class Batch:
     """This process's share of one step.
 
     Attributes:
-        images_b, captions_b: int64, image and caption of each row (an image that does not decode is replaced).
+        images_b: int64, the image of each row (an image that does not decode is replaced).
+        captions_c: int64, the captions of the rows, row by row; one of each, or up to train.captions_per_image.
         pixels_b: float32 of shape (b, 3, H, W), or uint8, the bytes that they are made of (eval/encoder/inputs.py); or empty
             (frozen_images_bD).
-        token_ids_bL: int64, padded captions.
+        token_ids_cL: int64, padded captions.
         mined_rows_m: int64, the row (0 <= row < b) of each mined caption's image.
         mined_captions_m: int64, indices into the pool (train/data/caption_pool.py).
         mined_token_ids_mL: int64.
-        undecodable: messages about images that were replaced.
+        undecodable: the images that were replaced.
         frozen_images_bD, frozen_texts_nD: float32, cached embeddings of a frozen tower (train/model/frozen_tower.py), captions before
             mined captions; pixels or tokens are then empty.
-        teacher_logits_m, teacher_logits_b: float32, the cross-encoder's logits of each mined caption and of each image's own caption, for
+        teacher_logits_m, teacher_logits_c: float32, the cross-encoder's logits of each mined caption and of the images' own captions, for
             distillation (train/mining/cross_encoder.py); NaN for an image without mined captions.
     """
 
     step: int
     images_b: torch.Tensor
-    captions_b: torch.Tensor
+    captions_c: torch.Tensor
     pixels_b: torch.Tensor
-    token_ids_bL: torch.Tensor
+    token_ids_cL: torch.Tensor
     mined_rows_m: torch.Tensor
     mined_captions_m: torch.Tensor
     mined_token_ids_mL: torch.Tensor
-    undecodable: list[str]
+    undecodable: list[Undecodable]
     frozen_images_bD: torch.Tensor | None = None
     frozen_texts_nD: torch.Tensor | None = None
     teacher_logits_m: torch.Tensor | None = None
-    teacher_logits_b: torch.Tensor | None = None
+    teacher_logits_c: torch.Tensor | None = None
 
     @classmethod
     def joined(cls, parts: "Sequence[Batch]") -> "Batch":
@@ -72,10 +83,10 @@ class Batch:
         names = [name for name, value in vars(parts[0]).items() if isinstance(value, torch.Tensor)]
         tensors: dict[str, Any] = {name: concatenated([getattr(part, name) for part in parts]) for name in names}
         tensors["mined_rows_m"] = torch.cat([part.mined_rows_m + start for part, start in zip(parts, starts, strict=True)])
-        texts = [(part.frozen_texts_nD, size) for part, size in zip(parts, sizes, strict=True) if part.frozen_texts_nD is not None]
+        texts = [(part.frozen_texts_nD, len(part.captions_c)) for part in parts if part.frozen_texts_nD is not None]
         if texts:  # captions before mined captions
             tensors["frozen_texts_nD"] = torch.cat([text[:size] for text, size in texts] + [text[size:] for text, size in texts])
-        return replace(parts[0], undecodable=[text for part in parts for text in part.undecodable], **tensors)
+        return replace(parts[0], undecodable=[one for part in parts for one in part.undecodable], **tensors)
 
 
 def concatenated(parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -157,7 +168,7 @@ class PictureReader:
         """What a picture takes."""
         return 0 if self._frozen.images is not None else self.picture_bytes.read(Image.new("RGB", (8, 8))).nbytes
 
-    def at_place(self, whole_B: np.ndarray, place: int, step: int, epoch: int, undecodable: list[str]) -> tuple[int, torch.Tensor]:
+    def at_place(self, whole_B: np.ndarray, place: int, step: int, epoch: int, undecodable: list[Undecodable]) -> tuple[int, torch.Tensor]:
         """(image, its `pixels`) for one place of the batch; an image that does not decode is replaced by one that is not in the batch."""
         image = int(whole_B[place])
         draws = generator(self._seed, REPLACEMENT, step, place)
@@ -165,11 +176,11 @@ class PictureReader:
             try:
                 return image, self.pixels(image, epoch)
             except ImageError as error:
-                undecodable.append(str(error))
+                undecodable.append(Undecodable(image, str(error)))
             image = int(draws.integers(self._dataset.num_images))
             while image in whole_B and len(whole_B) < self._dataset.num_images:
                 image = int(draws.integers(self._dataset.num_images))
-        raise ImageError(f"{_MAX_REPLACEMENTS} pictures in a row do not decode, the last: {undecodable[-1]}")
+        raise ImageError(f"{_MAX_REPLACEMENTS} pictures in a row do not decode, the last: {undecodable[-1].message}")
 
     def pixels(self, image: int, epoch: int) -> torch.Tensor:
         """An image's bytes (eval/encoder/inputs.py); empty where its embedding is cached: no file is opened then."""
@@ -183,6 +194,14 @@ class PictureReader:
         return self.picture_bytes.read(picture)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What of an image is in a step: how many of its captions at most, and the smallest share of its area that a random crop has."""
+
+    captions_per_image: int = 1
+    random_crop_min_area: float = 1.0
+
+
 class BatchBuilder(ShareBuilder):
     """Builds batches of images and captions."""
 
@@ -193,14 +212,15 @@ class BatchBuilder(ShareBuilder):
         order: Order,
         processes: Processes,
         *,
-        random_crop_min_area: float = 1.0,
+        parts: Parts = Parts(),
         negatives: Negatives | None = None,
         frozen: FrozenEmbeddings = NOTHING_FROZEN,
     ) -> None:
         """pool: the split, and what the captions of `negatives` are indices into."""
         self._pool, self._dataset = pool, pool.dataset
         self._inputs, self._negatives, self._frozen = inputs, negatives, frozen
-        pictures = PictureReader(pool.dataset, inputs.picture_bytes, order.seed, random_crop_min_area, frozen)
+        self._captions_per_image = parts.captions_per_image
+        pictures = PictureReader(pool.dataset, inputs.picture_bytes, order.seed, parts.random_crop_min_area, frozen)
         super().__init__(order, processes, pictures)
 
     def join(self, parts: Sequence[Batch], *, as_values: bool = False) -> Batch:
@@ -210,28 +230,30 @@ class BatchBuilder(ShareBuilder):
 
     def _build(self, step: int, places: range) -> Batch:
         epoch, whole_B, table = self._order.epoch(step), self._images_at(step), self._negatives
-        undecodable: list[str] = []
+        undecodable: list[Undecodable] = []
         read = [self._pictures.at_place(whole_B, place, step, epoch, undecodable) for place in places]
         images_b = np.array([image for image, _ in read])
-        captions_b = np.array([chosen_caption(self._dataset, image, epoch, self._order.seed) for image, _ in read])
+        seed, most = self._order.seed, self._captions_per_image
+        chosen = [chosen_captions(self._dataset, image, epoch, seed, most) for image, _ in read]
+        captions_c = np.array([caption for captions in chosen for caption in captions])
         mined = [np.empty(0, np.int64) if table is None else np.arange(*table.offsets[image : image + 2]) for image, _ in read]
         rows_m = np.concatenate(mined)  # of the table
         captions_m = rows_m if table is None else table.captions_N[rows_m]
-        token_ids, texts_nD = self._texts(np.concatenate([captions_b, captions_m]))
+        token_ids, texts_nD = self._texts(np.concatenate([captions_c, captions_m]))
         return Batch(
             step,
             torch.from_numpy(images_b),
-            torch.from_numpy(captions_b),
+            torch.from_numpy(captions_c),
             torch.stack([values for _, values in read]),
-            token_ids[: len(places)],
+            token_ids[: len(captions_c)],
             torch.from_numpy(np.repeat(np.arange(len(places)), [len(rows) for rows in mined])),
             torch.from_numpy(captions_m),
-            token_ids[len(places) :],
+            token_ids[len(captions_c) :],
             undecodable,
             None if self._frozen.images is None else self._frozen.images.of(images_b),
             texts_nD,
             None if table is None or table.teacher_logits_N is None else torch.from_numpy(table.teacher_logits_N[rows_m]),
-            None if table is None or table.own_teacher_logits_C is None else torch.from_numpy(table.own_teacher_logits_C[captions_b]),
+            None if table is None or table.own_teacher_logits_C is None else torch.from_numpy(table.own_teacher_logits_C[captions_c]),
         )
 
     def _texts(self, captions_n: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:

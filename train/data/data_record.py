@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def record_data(path: Path, splits: Splits) -> None:
 
 
 def check_data(path: Path, splits: Splits, source: str) -> None:
-    """Refuse data that are not those of data.parquet.
+    """Refuse data that are not those of data.parquet, but for images that are left out as asked.
 
     Args:
         source: what to call them, for the message.
@@ -59,6 +59,9 @@ def check_data(path: Path, splits: Splits, source: str) -> None:
             f"{path} is damaged ({error}), and with it what the data were when the run began. Restore it; or remove it, and the data count "
             "as unchanged"
         ) from error
+    names = pa.array({one.image for one in splits.skipped}, type=pa.string())
+    left_out = {name: rows.filter(pc.is_in(rows["image_id"], names)) for name, rows in recorded.items() if name != "train"}
+    recorded |= {name: recorded[name].filter(pc.invert(pc.is_in(recorded[name]["image_id"], names))) for name in left_out}
     found = {name: _rows_of(dataset, recorded.get(name)) for name, dataset in _named_sets(splits)}
     lines = [line for name, rows in found.items() if name in recorded for line in _changes(name, recorded[name], rows)]
     if lines:
@@ -68,7 +71,7 @@ def check_data(path: Path, splits: Splits, source: str) -> None:
             "run another name="
         )
     if found != recorded:
-        _write(path, found)
+        _write(path, {name: pa.concat_tables([rows, *([left_out[name]] if name in left_out else [])]) for name, rows in found.items()})
 
 
 def _named_sets(splits: Splits) -> Iterator[tuple[str, RetrievalSet]]:
@@ -89,13 +92,12 @@ def _rows_of(dataset: RetrievalSet, recorded: pa.Table | None) -> pa.Table:
         recorded: rows of the same set, whose content is taken over where size and time are the same.
     """
     names = dataset.group_names() or [None] * dataset.num_images
-    offsets = dataset.caption_offsets
-    texts = list(dataset.captions)
+    texts = iter(dataset.captions)
     captions = [
-        hashlib.sha256(repr((name, texts[offsets[image] : offsets[image + 1]])).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-        for image, name in enumerate(names)
+        hashlib.sha256(repr((name, list(islice(texts, count)))).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        for name, count in zip(names, np.diff(dataset.caption_offsets).tolist(), strict=True)
     ]
-    ids = pa.array(list(dataset.image_ids), type=pa.string())
+    ids = dataset.image_ids.array.cast(pa.string())
     stamps_I2 = np.array(_in_threads(dataset.picture_stamp, range(dataset.num_images)), dtype=np.int64).reshape(-1, 2)
     content: list[str | None] = [None] * dataset.num_images
     if recorded is not None:

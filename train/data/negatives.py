@@ -110,7 +110,7 @@ def write_negatives(path: Path, negatives: Negatives, pool: CaptionPool) -> None
 
 
 def _pair_columns(image_N: np.ndarray, caption_N: np.ndarray, pool: CaptionPool) -> dict[str, Any]:
-    image_ids = pa.array(list(pool.dataset.image_ids))
+    image_ids = pool.dataset.image_ids.array.cast(pa.string())
     return {
         "image_id": image_ids.take(pa.array(image_N)),
         "caption_id": pa.array([pool.caption_id(int(caption)) for caption in caption_N], type=pa.string()),

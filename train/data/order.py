@@ -63,9 +63,19 @@ def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
 
 def chosen_caption(dataset: RetrievalSet, image: int, epoch: int, seed: int) -> int:
     """The index of the caption used for an image in an epoch: epochs cycle through its captions in a random order."""
+    return chosen_captions(dataset, image, epoch, seed, 1)[0]
+
+
+def chosen_captions(dataset: RetrievalSet, image: int, epoch: int, seed: int, most: int) -> list[int]:
+    """The indices of at most `most` different captions used for an image in an epoch: epochs cycle through its captions in a random order.
+
+    Where `most` does not divide their number, each cycle leaves some out, others each time.
+    """
     start, stop = int(dataset.caption_offsets[image]), int(dataset.caption_offsets[image + 1])
     count = stop - start
-    if count == 1:
-        return start
-    order = generator(seed, CAPTION, image, epoch // count).permutation(count)
-    return start + int(order[epoch % count])
+    if count <= most:
+        return list(range(start, stop))
+    epochs = count // most
+    order = generator(seed, CAPTION, image, epoch // epochs).permutation(count)
+    first = epoch % epochs * most
+    return [start + int(caption) for caption in order[first : first + most]]

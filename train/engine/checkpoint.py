@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eval.atomic import commit_folder, folder_aside, remove_folder
-from eval.encoder.identity import Identity, check_identity
+from eval.encoder.identity import Identity, begun_with, check_identity
 from eval.encoder.sealed import seal, verify
 from eval.encoder.weights import not_finite
 from eval.errors import NotFinite, UserError
@@ -101,7 +101,8 @@ class State:
         """
         check_identity(base, str(folder), self.base_identity, tuned.base_identity)
         if self.base_sha256 != tuned.base_sha256:
-            raise UserError(f"{base} has other weights than when {folder} was begun. Bring them back, or give the run another name=")
+            moved = begun_with(base, self.base_identity)
+            raise UserError(f"{base} has other weights than when {folder} was begun.{moved} Bring them back, or give the run another name=")
 
     @property
     def num_updates(self) -> int:

@@ -30,7 +30,7 @@ def start_distributed(train: LoopConfig, check: Callable[[Processes], Any]) -> t
         check: what else must be true of the distributed setup; called on every process, raises UserError where it is not.
 
     Raises:
-        UserError: they did not, or the batch does not divide among them, or the precision is not to be had here, or as `check` says.
+        UserError: they did not, or the precision is not to be had here, or as `check` says.
     """
     # Who joins the processes first sets how long one waits for another; left alone, gloo waits half an hour and nccl ten minutes.
     timeout = timedelta(seconds=train.timeout_seconds)
@@ -50,8 +50,6 @@ def start_distributed(train: LoopConfig, check: Callable[[Processes], Any]) -> t
                 f"{expected} processes were started, but {found} came together. On CPUs: "
                 "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N (accelerate's own MULTI_CPU starts one)"
             )
-        if train.batch_size % found:
-            raise UserError(f"train.batch_size {train.batch_size} does not divide among {found} processes; take a multiple of {found}")
         check(processes)
 
     processes.together(check_all)

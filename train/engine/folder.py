@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from eval.atomic import TakenError, check_writable, contents, hash_file, lock_file, replace_files, sweep
+from eval.encoder.hub import without_revision
 from eval.encoder.sealed import is_sealed, verify
 from eval.errors import UserError, naming
 from train.config.run import PATH_KEYS, RunConfig
@@ -18,6 +19,7 @@ from train.config.yaml_text import YamlFault, parse_yaml
 from train.engine.checkpoint import Checkpoints
 from train.engine.metrics_log import flatten
 
+_MODEL_KEYS = ("model.base", "miner")
 _EXPORTED_SUFFIXES = {".json", ".safetensors", ".md", ".model", ".txt", ".jinja"}
 
 
@@ -43,15 +45,28 @@ def claim_folder(config: RunConfig) -> Any:
         sweep(place)
     for probe in folder.glob(".seen-*"):  # of a job killed while it asked who sees the folder (train/engine/distributed.py)
         probe.unlink(missing_ok=True)
-    path, record = folder / "config.yaml", config.model_dump(mode="json")
-    if not Checkpoints(folder / "checkpoints").steps() and not (folder / "finished.json").exists():
+    if not _is_begun(folder):
         for made in ("scratch", "frozen"):  # of a run that is not there any more
             shutil.rmtree(folder / made, ignore_errors=True)
-    elif path.exists():
-        _check_same(path, config)
-    check_checkpoints(config)
-    replace_files({path: yaml.safe_dump(record, sort_keys=False)})
+    check_continues(config)
+    replace_files({folder / "config.yaml": yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)})
     return lock
+
+
+def check_continues(config: RunConfig) -> None:
+    """Refuse a folder that holds a run, or checkpoints, of another configuration.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    folder = config.run_folder
+    if _is_begun(folder) and (folder / "config.yaml").exists():
+        _check_same(folder / "config.yaml", config)
+    check_checkpoints(config)
+
+
+def _is_begun(folder: Path) -> bool:
+    return bool(Checkpoints(folder / "checkpoints").steps()) or (folder / "finished.json").exists()
 
 
 def check_outputs(config: RunConfig, reports: Sequence[Path]) -> None:
@@ -76,19 +91,22 @@ def _check_same(path: Path, config: RunConfig) -> None:
         raise UserError(f"{path} holds no configuration: restore it, or take another name=")
     with suppress(ValidationError):  # completed by keys that did not exist when it was written
         old = type(config).model_validate(old).model_dump(mode="json")
-    flat_old, flat_new = flatten(old, "."), flatten(config.model_dump(mode="json"), ".")
+    flat_old, flat_new = (_unpinned(flatten(one, ".")) for one in (old, config.model_dump(mode="json")))
     free = tuple(f"{key}." for key in config.mutable_keys)
     keys = (key for key in dict.fromkeys((*flat_old, *flat_new)) if not f"{key}.".startswith(free))
     _refuse_other(config, f"{config.run_folder} holds a run", flat_old, flat_new, keys)
 
 
 def _refuse_other(config: RunConfig, what: str, old: Mapping[str, Any], new: Mapping[str, Any], keys: Iterable[str]) -> None:
-    lines = "\n  ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key))
+    differing = [key for key in keys if old.get(key) != new.get(key)]
+    source = dict.fromkeys(config.from_data, " (follows from the data and other keys)")
+    lines = "\n  ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}{source.get(key, '')}" for key in differing)
     if lines:
         folder = config.run_folder
+        again = "Bring back its data, epochs and shares" if set(differing) <= set(config.from_data) else "Give it those values again"
         raise UserError(
             f"{what} with another configuration:\n  {lines}\n"
-            f"Give it those values again, take another name=, remove the folder, or start from what it learnt: model.base={folder}/export"
+            f"{again}, take another name=, remove the folder, or start from what it learnt: model.base={folder}/export"
         )
 
 
@@ -96,8 +114,13 @@ def learnt(config: RunConfig) -> dict[str, Any]:
     """The keys that decide what is learnt, "train.batch_size", with their values as JSON keeps them; paths are left out, for what they lead
     to is known by its content."""
     free = tuple(f"{key}." for key in config.mutable_keys)
-    flat = flatten(_without_paths(config.model_dump(mode="json")), ".")
+    flat = _unpinned(flatten(_without_paths(config.model_dump(mode="json")), "."))
     return {key: value for key, value in flat.items() if not f"{key}.".startswith(free)}
+
+
+def _unpinned(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys with models of the hub without @REVISION: their weights are known by hash, so a revision may be named later."""
+    return {key: without_revision(value) if key in _MODEL_KEYS and value is not None else value for key, value in flat.items()}
 
 
 def _without_paths(value: Any) -> Any:

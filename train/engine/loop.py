@@ -18,18 +18,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from eval.atomic import sweep
 from eval.dataset.images import ImageError
 from eval.encoder.loader import block_loader
 from eval.errors import CommandError, NotFinite, OutOfMemory, UserError, is_out_of_memory, needing_memory
+from eval.manifest import made_split
 from eval.progress import bar
 from eval.search.ranking import DIRECTIONS
 from eval.sharded import is_sharded
 from eval.signals import StopSignals, next_item
 from train.data import data_record
 from train.engine.begin import begin_at
+from train.engine.broken_pictures import BrokenPictures
 from train.engine.checkpoint import Checkpoints, State, newest_of_main
 from train.engine.folder import learnt
 from train.engine.metrics_log import MetricsLog, WandbMirror
@@ -91,6 +92,7 @@ class BaseLoop(ABC):
         )
         self.checkpoints = Checkpoints(job.folder / "checkpoints")
         self.metrics = MetricsLog(job.folder)
+        self.broken = BrokenPictures(job)
         self.wandb: WandbMirror | None = None
         self.extra_file: Path | None = None
         """A file that each checkpoint holds, next to weights and optimizer state."""
@@ -130,6 +132,10 @@ class BaseLoop(ABC):
     @abstractmethod
     def before_step(self) -> None:
         """What is due before the next step."""
+
+    def num_refreshes(self) -> int:
+        """How often the run mines anew."""
+        return 0
 
     # -- the run -------------------------------------------------------------------------------------------------------------------
 
@@ -214,6 +220,7 @@ class BaseLoop(ABC):
             for warning in warnings:
                 job.log(f"warning: {warning}")
         job.processes.together(lambda: self._check_data(is_new=found is None))
+        job.processes.together(lambda: self.broken.begin(is_new=found is None))
         if found is not None:
             brought = job.shared.bring(self.checkpoints.path(self.state.step))
             job.processes.together(lambda: self._restore(Checkpoints(brought.parent)))
@@ -244,6 +251,7 @@ class BaseLoop(ABC):
             data_record.record_data(path, job.splits)
         else:
             data_record.check_data(path, job.splits, job.config.data.source)
+        job.splits.write_made(job.folder / made_split.FILE)
 
     def _restore(self, checkpoints: Checkpoints) -> None:
         """Restore weights, optimizer state and the rest from the checkpoint the state came from."""
@@ -270,8 +278,8 @@ class BaseLoop(ABC):
                 raise OutOfMemory.of(error, self._run.memory_remedy()) from error
             raise
         seconds = time.perf_counter() - started
-        for message in batch.undecodable:
-            tqdm.write(f"warning: replaced in step {batch.step}: {message}")
+        if outcome.num_replaced:  # the same on every process
+            self.broken.tell(batch.step, batch.undecodable)
         train, scale = self._run.config.train, self.stepper.update.loss_scale
         num_replaced = self.state.num_replaced + outcome.num_replaced
         self.state = replace(self.state, step=batch.step, evaluated=False, num_replaced=num_replaced, loss_scale=scale)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from eval.encoder.identity import file_stamps
 from eval.execution import Execution, no_progress
+from eval.manifest import made_split
 from eval.sharded import is_sharded
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Run(ABC):
 
     Attributes:
         pool: the train split and the captions that can be mined.
+        text_lines: what of the captions a person should know before the first step.
         truth: (image id, caption id) pairs known to be true beyond the data; counted among the mined, never trained on.
         base: the checkpoint the run starts from, as this process reads it.
         base_files: `file_stamps` of it, taken before it was read.
@@ -48,6 +50,7 @@ class Run(ABC):
     processes: Processes
     splits: Splits
     pool: CaptionPool
+    text_lines: list[str]
     truth: set[tuple[str, str]] | None
     base: str
     base_files: dict[str, tuple[int, int]]
@@ -155,14 +158,28 @@ class Run(ABC):
         ]
 
     def data_lines(self) -> list[str]:
-        """What there is to train on, to evaluate on, what no split of the run uses, and what data.expand added."""
+        """What there is to train on, to evaluate on, what no split of the run uses, what data.expand added, and what captions are like."""
         splits = self.splits
         line = (
             f"data      {splits.train.num_images:,} images with {splits.train.num_captions:,} captions to train on"
             + "".join(f"; {split.split}: {split.num_images:,} / {split.num_captions:,}" for split in (splits.val, splits.test) if split)
             + "".join(f"; not used: split {name!r}, {number:,} image(s)" for name, number in sorted(splits.unused.items()))
         )
-        return [line, *splits.expand_lines]
+        watched = [f"{line} (watch set {watched.config.name})" for watched in splits.watch for line in watched.reading_lines]
+        return [line, *self._made_lines(), *splits.reading_lines, *watched, *splits.expand_lines, *self.text_lines]
+
+    def _made_lines(self) -> list[str]:
+        """How splits were made that the manifest does not have, and which keys follow from the data."""
+        made, values = self.splits.made, self.config.from_data
+        lines = []
+        if made is not None:
+            lines.append(
+                f"splits    made by a hash of each image's group or id (val {made.val:g}, test {made.test:g}, seed {made.seed}), "
+                f"written to {self.folder / made_split.FILE}"
+            )
+        if values:
+            lines.append("sizes     from the data: " + " ".join(f"{key}={value}" for key, value in values.items()))
+        return lines
 
     def leakage_lines(self) -> list[str]:
         """What the splits share, told before the first step."""

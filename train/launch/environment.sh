@@ -50,6 +50,8 @@ find_python() { # prints the first interpreter that can make .venv
     die 1 "expected Python >= 3.11, found $(python3 --version 2>/dev/null || echo none). Install one and run this again."
 }
 
+free_space() { df -Ph -- "$root" | awk 'NR == 2 { print $4 "B" }'; }
+
 install() { # install EXTRA: only a complete installation is marked as such
     local maker
     if ! .venv/bin/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
@@ -57,9 +59,12 @@ install() { # install EXTRA: only a complete installation is marked as such
         "$maker" -m venv --clear .venv || die 1 "could not make $root/.venv with $maker (its message is above)"
     fi
     [ -n "$lacks" ] && say "$lacks"
-    say "installing into $root/.venv, once; this can take minutes"
+    say "installing into $root/.venv, once, with pip: torch, transformers and what they need, as constraints.txt pins them."
+    say "With torch's build for CPUs that is 2 GB (0.5 GB to download), with CUDA's several more; $(free_space) are free. It takes minutes:"
     rm -f -- "$(stamp "")" "$(stamp test)"
-    .venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".${1:+[$1]}" ||
+    .venv/bin/python -m pip install --progress-bar off --disable-pip-version-check -c constraints.txt -e ".${1:+[$1]}" |
+        grep --line-buffered -E '^ *(Downloading|Using cached|Processing|Building|Installing) ' | grep --line-buffered -v '\.metadata' >&2
+    [ "${PIPESTATUS[0]}" -eq 0 ] ||
         die 1 "the installation failed (pip's message is above). It is not marked as complete: the same command tries again."
     fingerprint >"$(stamp "$1")"
 }
@@ -82,13 +87,14 @@ set_up() { # set_up EXTRA: sets `python`, installing first where that is needed
 }
 
 # The commands of launch.sh that are Python modules of this folder, run in that environment; launch.sh gives `root`, `caller`, `die`,
-# `resolve` and `folders` as well.
+# `input` and `folders` as well.
 
 declare -A modules=(
     [train]=train [reranker]=train.reranker [mine]=train.mining
     [eval]=eval [compare]=eval.compare [choices]=eval.choices
     [rerank]=rerank [convert]=rerank.convert
-    [export]=train.export [soup]=train.soup [wise]=train.wise
+    [export]=train.export [soup]=train.soup [wise]=train.wise [study]=train.study
+    [init]=train.init [config]=train.config [environment]=train.launch.environment [check]=train
 )
 
 in_environment() { # in_environment PYTHON_ARGUMENT ...: from the folder of the call, with this folder's packages, in this shell's place
@@ -103,12 +109,17 @@ run_module() { # run_module COMMAND [ARGUMENT ...]; -P: a train.py or eval/ in t
     in_environment -P -m "$module" "$@"
 }
 
-mine() { # mine CONFIG [KEY=VALUE ...]: from this folder, which the paths of a configuration are relative to, as in training
-    local config
-    config=$(resolve "$1") || die 2 "expected a configuration file after mine; there is no file $1 in $(folders)"
-    shift
+from_here() { # from_here COMMAND CONFIG [ARGUMENT ...]: in this folder, which the paths of a configuration are relative to, as in training
+    local command=$1 config words=() word previous=""
+    config=$(input "$2") || die 2 "expected a configuration file or a data set after $1; there is no file $2 in $(folders)"
+    shift 2
+    for word; do # a path of the command line is as seen from the folder of the call
+        [ "$previous" = --output ] && [ "${word:0:1}" != / ] && word=$caller/$word
+        words+=("$word") previous=$word
+    done
     caller=$root
-    run_module mine "$config" "$@"
+    [ "$command" = check ] && words+=(--check-images)
+    run_module "$command" "$config" "${words[@]}"
 }
 
 asks_for_help() { # true if an argument does

@@ -10,8 +10,8 @@ the texts of one other process, memory is O(block x D + block x block).
 With z = -y (scale * cos + bias): the loss of a pair is softplus(z), its derivative by the logit -y sigmoid(z) =: g. Then d/d image i is
 scale * sum_j g_ij text_j, and d/d scale is sum_ij g_ij cos_ij = sum_i image_i . (sum_j g_ij text_j), so no block is read again for it.
 
-Shape letters: B images of the whole batch, b of this process, n texts of this process (b captions, then its mined ones), m mined captions
-of this process, r rows and c columns of a block, P positives of a block, D width.
+Shape letters: B images of the whole batch, b of this process, n texts of this process (captions of its images, then its mined ones), m
+mined captions of this process, r rows and c columns of a block, P positives of a block, D width.
 """
 
 from dataclasses import dataclass
@@ -53,13 +53,14 @@ class Pairing:
 
     Attributes:
         positives: the positive pairs of this process's images and all gathered texts.
-        counts: gathered texts of each process: its captions, as many as its images, and with `mined_scope: all` its mined ones.
+        counts: gathered texts of each process: its captions, and with `mined_scope: all` its mined ones.
         own: the mined captions of this process with the images they were mined for, where these pairs are computed outside the blocks:
             with `mined_scope: own`, and with soft labels; None: no pair is.
         weight: of the mined columns.
         batch_size: B.
         processes: the processes that share the batch.
         block: rows and columns of a block; None: BLOCK.
+        captions: captions among the texts of each process; None: one of each image.
     """
 
     positives: BatchPositives
@@ -69,11 +70,13 @@ class Pairing:
     weight: float = 0.0
     processes: Processes = Processes()
     block: int | None = None
+    captions: tuple[int, ...] | None = None
 
-    @property
-    def num_captions(self) -> int:
-        """Captions of each process that are not mined, as many as it has images; they come first among its texts."""
-        return self.batch_size // self.processes.world_size
+    def num_captions(self, process: int | None = None) -> int:
+        """Texts of a process (None: this one) that are captions of its images, not mined; they come first among its texts."""
+        if self.captions is None:
+            return self.batch_size // self.processes.world_size
+        return self.captions[self.processes.rank if process is None else process]
 
 
 def sigmoid_loss(images_bD: torch.Tensor, texts_nD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, pairing: Pairing) -> LossTerms:
@@ -81,7 +84,8 @@ def sigmoid_loss(images_bD: torch.Tensor, texts_nD: torch.Tensor, scale: torch.T
 
     Args:
         images_bD, texts_nD: unit vectors, float32 or float64 (products are taken in it, under autocast too); texts are the captions of the
-            images, in their order, then mined captions.
+            images, in their order (one of each, or several: every pair of an image and a caption of the batch is an in-batch pair), then
+            mined captions.
         scale, bias: scalars; scale is not its logarithm.
 
     Raises:
@@ -196,7 +200,7 @@ class _Accumulators:
         self.images_gradient_bD = torch.zeros_like(images_bD) if needs_images else None
         self.in_batch, self.mined, self.bias_gradient = (images_bD.new_zeros((), dtype=torch.float64) for _ in range(3))
         self._own_rows_m: np.ndarray | None = None
-        if pairing.own is not None and pairing.counts[pairing.processes.rank] > pairing.num_captions:
+        if pairing.own is not None and pairing.counts[pairing.processes.rank] > pairing.num_captions():
             self._own_rows_m = pairing.own.rows_m.cpu().numpy()
         widest = min(self.block, max(pairing.counts))
         self._logits = images_bD.new_empty(min(self.block, len(images_bD)) * widest)
@@ -204,7 +208,7 @@ class _Accumulators:
 
     def add_texts(self, texts_nD: torch.Tensor, gradient_nD: torch.Tensor | None, owner: int) -> None:
         """Add all images of this process against the texts of one process; the texts' gradient (before scale / B) is added to in place."""
-        num_captions = self._pairing.num_captions
+        num_captions = self._pairing.num_captions(owner)
         in_batch, mined = _spans(0, num_captions, self.block), _spans(num_captions, len(texts_nD), self.block)
         for rows in _spans(0, len(self._images_bD), self.block):
             scaled_rD = self._images_bD[rows] * self._scale
@@ -263,7 +267,7 @@ class _Accumulators:
             rows_P * width + columns_P for rows_P, columns_P in (known.pairs(rows, owner, columns), known.left_out(rows, owner, columns))
         )
         left_out_P = np.setdiff1d(left_out_P, positive_P)
-        if self._own_rows_m is not None and owner == self._pairing.processes.rank and columns.start >= self._pairing.num_captions:
+        if self._own_rows_m is not None and owner == self._pairing.processes.rank and columns.start >= self._pairing.num_captions():
             own_P = self._own_positions(rows, columns)
             positive_P, left_out_P = np.setdiff1d(positive_P, own_P), np.union1d(left_out_P, own_P)
         return tuple(torch.from_numpy(positions).to(self._images_bD.device) for positions in (positive_P, left_out_P))  # type: ignore[return-value]
@@ -271,14 +275,14 @@ class _Accumulators:
     def _own_positions(self, rows: slice, columns: slice) -> np.ndarray:
         """Flat positions of a block's pairs of a mined caption and the image it was mined for; `add_own_pairs` computes these."""
         assert self._own_rows_m is not None
-        first = self._pairing.num_captions
+        first = self._pairing.num_captions()
         rows_c = self._own_rows_m[columns.start - first : columns.stop - first]
         columns_P = np.flatnonzero((rows_c >= rows.start) & (rows_c < rows.stop))
         return (rows_c[columns_P] - rows.start) * (columns.stop - columns.start) + columns_P
 
     def add_own_pairs(self, texts_nD: torch.Tensor, gradient_nD: torch.Tensor | None, pairs: OwnPairs) -> None:
         """Add the mined captions of this process, each with the image it was mined for; in lists, with that image's own caption too."""
-        first = self._pairing.num_captions
+        first = self._pairing.num_captions()
         each_b = torch.arange(first, device=texts_nD.device)
         has_lists = pairs.soft is not None and pairs.soft.teacher_b is not None
         z_b = self._own_logits(texts_nD[:first], each_b) if has_lists else None

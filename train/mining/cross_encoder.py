@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from eval.dataset.retrieval_set import RetrievalSet
+from eval.errors import named
 from eval.execution import ONE_PROCESS, Execution
 from rerank.scorers.load import load_scorer, read_scorer
 from rerank.scorers.scorer import PairScorer, ScorerSettings
@@ -31,7 +32,8 @@ def load_mining_cross_encoder(config: JobConfig, device: torch.device | str) -> 
     Raises:
         UserError: it cannot be read.
     """
-    return None if config.cross_encoder_model is None else read_scorer(config.cross_encoder_model, device=device, settings=_SETTINGS)
+    with named({"reranker": config.cross_encoder_key}):
+        return None if config.cross_encoder_model is None else read_scorer(config.cross_encoder_model, device=device, settings=_SETTINGS)
 
 
 def cross_encoder_fingerprint(config: JobConfig) -> str | None:
@@ -41,7 +43,8 @@ def cross_encoder_fingerprint(config: JobConfig) -> str | None:
         UserError: it cannot score (image, caption) pairs.
     """
     model = config.cross_encoder_model
-    return None if model is None else load_scorer(model, device="cpu", settings=_SETTINGS).fingerprint
+    with named({"reranker": config.cross_encoder_key}):
+        return None if model is None else load_scorer(model, device="cpu", settings=_SETTINGS).fingerprint
 
 
 class MiningCrossEncoder:

@@ -1,9 +1,9 @@
 """Mine hard negatives: what the model ranks highest for a query and is not known to be a positive of it.
 
 Captions are mined for images or, in the form `images`, images for captions, by the same rules (train/mining/rules.py,
-train/mining/selection.py); captions compare by text, images by group. Mining is retrieval (eval/search), so what is mined and what is
-measured cannot disagree. Where fewer negatives remain than asked for, the shortfall is counted, never filled. Shape letters: Q queries
-(images or captions mined for), K depth, N rows of the table.
+train/mining/selection.py); captions compare by text and by tokens (what is one to the model is never mined for one another), images by
+group. Mining is retrieval (eval/search), so what is mined and what is measured cannot disagree. Where fewer negatives remain than asked
+for, the shortfall is counted, never filled. Shape letters: Q queries (images or captions mined for), K depth, N rows of the table.
 """
 
 from dataclasses import replace
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.dataset.retrieval_set import GroupHashes
+from eval.encoder.caption_tokens import CaptionTokens
 from eval.execution import ONE_PROCESS, Execution
 from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
@@ -51,6 +52,8 @@ def mine(
         UserError: a score of the cross-encoder is not finite.
         ValueError: a cross-encoder is given that config does not ask for, or the other way round.
     """
+    if not pool.knows_tokens:
+        pool.compare_tokens(CaptionTokens.of(retriever.inputs, pool.captions, execution.processes).key_C)
     name = table_name_of(retriever, pool, config, refresh, cross_encoder)
     match_probability = cross_encoder.probabilities if cross_encoder is not None and config.denoise is not None else None
     queries_Q = refresh.images_I
@@ -100,6 +103,7 @@ def select(
     lists = RankedLists(
         there_QK=found.readable_Q[:, None] & there_QK,
         known_QK=pool.dataset.is_positive(images, hashes),
+        equal_QK=pool.has_tokens_of_positive(images, captions),
         near_QK=pool.is_near_duplicate(images, captions) if config.near_duplicates else None,
         key_QK=hashes if of_images else pool.dataset.group_I[images],
         cosines_QK=cosines_QK,

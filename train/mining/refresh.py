@@ -50,6 +50,10 @@ def rules_of(
         rules["images"] = hashlib.sha256(refresh.images_I.astype(np.int64).tobytes()).hexdigest()
     if pool is not None and len(pool) > pool.num_captions:
         rules["pool"] = pool.additional.sha256
+    if pool is not None:  # where these are none, what is mined is as before there was a rule on them
+        rules |= {"equal_tokens": "never"} if pool.has_equal_tokens else {}
+        rules |= {"digit_marks": "kept"} if pool.dataset.keeps_marks else {}
+        rules |= {"invisible": "dropped"} if pool.has_invisible else {}
     if config.index == "faiss":
         rules |= {"index": "faiss", "index_probes": config.index_probes, "faiss": require_faiss().__version__}
     if cross_encoder is not None and config.denoise is not None:

@@ -18,6 +18,7 @@ from train.mining.rules import Outcome, RankedLists
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 RULES = {
     "known_positive": "known positives",
+    "equal_tokens": "of the same tokens as one",
     "near_duplicate": "near-duplicates of one",
     "rank_min": "above rank_min",
     "rank_max": "below rank_max",

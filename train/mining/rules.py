@@ -20,16 +20,17 @@ class Outcome(IntEnum):
     RELABELLED = 2
     NOT_DRAWN = 3
     KNOWN_POSITIVE = 4
-    NEAR_DUPLICATE = 5
-    RANK_MIN = 6
-    RANK_MAX = 7
-    MAX_SCORE = 8
-    MARGIN = 9
-    PERC_POS = 10
-    MARGIN_POS = 11
-    SAME_TEXT = 12
-    MAX_USES = 13
-    MATCH = 14
+    EQUAL_TOKENS = 5
+    NEAR_DUPLICATE = 6
+    RANK_MIN = 7
+    RANK_MAX = 8
+    MAX_SCORE = 9
+    MARGIN = 10
+    PERC_POS = 11
+    MARGIN_POS = 12
+    SAME_TEXT = 13
+    MAX_USES = 14
+    MATCH = 15
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class RankedLists:
     Attributes:
         there_QK: bool; False where there is no candidate (an image that does not decode, or a list shorter than K).
         known_QK: bool; a positive of the data.
+        equal_QK: bool; not that, but of the token ids of one.
         near_QK: bool; a near-duplicate of a positive; None: that rule is off.
         key_QK: int64; equal keys count as one candidate (the hash of a caption's normalised text, an image's group).
         cosines_QK, logits_QK: float32.
@@ -47,6 +49,7 @@ class RankedLists:
 
     there_QK: np.ndarray
     known_QK: np.ndarray
+    equal_QK: np.ndarray
     near_QK: np.ndarray | None
     key_QK: np.ndarray
     cosines_QK: np.ndarray
@@ -63,7 +66,7 @@ class RankedLists:
 def filtered_out(lists: RankedLists, config: MiningConfig) -> np.ndarray:
     """The rule that filters each candidate out, as Outcome, or NOT_LOOKED_AT where none does; uint8 of shape (Q, K)."""
     ranks_1K = np.arange(1, lists.there_QK.shape[1] + 1)[None, :]
-    hits = [(Outcome.KNOWN_POSITIVE, lists.known_QK)]
+    hits = [(Outcome.KNOWN_POSITIVE, lists.known_QK), (Outcome.EQUAL_TOKENS, lists.equal_QK)]
     if lists.near_QK is not None:
         hits.append((Outcome.NEAR_DUPLICATE, lists.near_QK))
     hits.append((Outcome.RANK_MIN, ranks_1K < config.rank_min))

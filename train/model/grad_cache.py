@@ -42,7 +42,7 @@ class _Side:
 
 def _sides(batch: Batch) -> tuple[_Side, _Side]:
     """Images and texts of a batch; captions come before mined captions."""
-    token_ids_nL = torch.cat([batch.token_ids_bL, batch.mined_token_ids_mL])
+    token_ids_nL = torch.cat([batch.token_ids_cL, batch.mined_token_ids_mL])
     return _Side("image", batch.pixels_b, batch.frozen_images_bD), _Side("text", token_ids_nL, batch.frozen_texts_nD)
 
 
@@ -125,10 +125,10 @@ def seed_dropout(*keys: int) -> None:
     torch.manual_seed(int(drawn[0] >> np.uint64(1)))
 
 
-def cached_size(micro_batch_size: int | None, share: int, most_mined: int) -> int | None:
+def cached_size(micro_batch_size: int | None, share: int, most_texts: int) -> int | None:
     """The micro-batch size of a process's share of the batch; None where its images and its texts fit into one.
 
     Args:
-        most_mined: mined captions of an image, at most.
+        most_texts: captions and mined captions of an image, at most.
     """
-    return micro_batch_size if micro_batch_size is not None and micro_batch_size < share * (1 + most_mined) else None
+    return micro_batch_size if micro_batch_size is not None and micro_batch_size < share * most_texts else None

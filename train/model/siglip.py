@@ -10,6 +10,7 @@ from transformers import SiglipModel
 
 from eval.encoder.checkpoint import hash_weights, load_siglip
 from eval.encoder.identity import Identity, identity_of
+from eval.errors import named
 from train.optim.optimizer import Trainable, make_adamw
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class TunedModel(Trainable):
     def load(cls, base: str, *, strip_punctuation: bool = False) -> TunedModel:
         """A checkpoint as it is; arguments and errors as `load_siglip`."""
         siglip, inputs = load_siglip(base, strip_punctuation=strip_punctuation)
-        return cls(siglip, inputs, hash_weights(siglip), identity_of(siglip.config, inputs.image_processor, inputs.tokenizer))
+        return cls(siglip, inputs, hash_weights(siglip), identity_of(siglip.config, inputs.image_processor, inputs.tokenizer, base))
 
     @property
     def module(self) -> torch.nn.Module:
@@ -63,7 +64,8 @@ def build_model(config: ModelConfig, base: str, seed: int = 0) -> TunedModel:
     Raises:
         UserError: the base cannot be used.
     """
-    tuned = TunedModel.load(base, strip_punctuation=config.strip_punctuation)
+    with named({"model": "model.base"}):
+        tuned = TunedModel.load(base, strip_punctuation=config.strip_punctuation)
     siglip = tuned.siglip
     if config.lora is not None:
         torch.manual_seed(seed)

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from eval.dataset.images import ImageError
 from eval.dataset.retrieval_set import GroupHashes
-from train.data.batches import PictureReader, ShareBuilder, concatenated
+from train.data.batches import PictureReader, ShareBuilder, Undecodable, concatenated
 from train.data.order import BatchOrder, chosen_caption, generator
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class MatchBatch:
         kinds_N: int64, a PairKind.
         token_ids_NL, mask_NL: int64.
         shortfall: negatives that are missing: fewer were mined, and nothing filled their place.
-        undecodable: messages about pictures that were replaced or, hard images, left out.
+        undecodable: pictures that were replaced or, hard images, left out.
     """
 
     step: int
@@ -66,7 +66,7 @@ class MatchBatch:
     token_ids_NL: torch.Tensor
     mask_NL: torch.Tensor
     shortfall: int
-    undecodable: list[str]
+    undecodable: list[Undecodable]
 
     @property
     def labels_N(self) -> torch.Tensor:
@@ -122,7 +122,7 @@ class MatchBatch:
             torch.cat([pad(part.token_ids_NL, (0, longest - part.token_ids_NL.shape[1]), value=pad_token_id) for part in parts]),
             torch.cat([pad(part.mask_NL, (0, longest - part.mask_NL.shape[1])) for part in parts]),
             sum(part.shortfall for part in parts),
-            [text for part in parts for text in part.undecodable],
+            [one for part in parts for one in part.undecodable],
         )
 
 
@@ -142,7 +142,7 @@ class _Collected:
     pixels: list[torch.Tensor]
     pairs: list[tuple[int, int, int, int]]
     """(owner, picture, caption, kind)."""
-    undecodable: list[str]
+    undecodable: list[Undecodable]
     shortfall: int = 0
 
 
@@ -224,7 +224,7 @@ class MatchBatches(ShareBuilder):
             try:
                 found.pixels.append(self._pictures.pixels(image, epoch))
             except ImageError as error:
-                found.undecodable.append(f"{error} (a hard image: left out)")
+                found.undecodable.append(Undecodable(image, f"{error} (a hard image: left out)"))
                 return
             found.images.append(image)
         found.pairs.append((owner, found.images.index(image), caption, PairKind.HARD_IMAGE))

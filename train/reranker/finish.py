@@ -8,10 +8,14 @@ from typing import Any
 from transformers import BlipForImageTextRetrieval, BlipProcessor
 
 from eval.dataset.retrieval_set import RetrievalSet
+from eval.encoder.caption_tokens import CaptionTokens
+from eval.encoder.hub import with_revision, without_revision
 from eval.encoder.tokenizer import rewrite_tokenizer_config
 from eval.execution import Execution
 from eval.report.leakage import leakage_section
 from eval.report.report import read_report
+from eval.report.skipped import skipped_sections
+from eval.report.texts import text_record, texts_section
 from eval.search.retrieve import progress_bar
 from rerank.evaluation import print_record, report_of
 from rerank.reorder.stages import reranked as reranked_stages
@@ -68,7 +72,11 @@ def _measure(job: RerankerJob, dataset: RetrievalSet, export: Path, check_signal
         stages += reranked_stages(stages[:1], scores, name, top_k)
     if not job.processes.is_main:
         return None
-    report = report_of(dataset, stages, COMPARISONS).adding(leakage_section(job.leakages))
+    tokens = {RETRIEVER: CaptionTokens.of(job.retriever.inputs, dataset.captions)}
+    texts = texts_section(text_record(dataset.captions, dataset.caption_hash_C, tokens))
+    report = report_of(dataset, stages, COMPARISONS).adding(
+        texts, leakage_section(job.leakages), *skipped_sections(dataset.skipped)
+    )
     report.write(report_folder(job.config))
     return report.record
 
@@ -98,14 +106,14 @@ def cross_encoder_card(config: RerankerConfig, state: State, chosen_step: int) -
     """The README.md of an export, with the metadata the hub reads."""
     how = {"head": "the matching head alone", "lora": "the head, and LoRA in the text tower's attention, merged", "all": "every weight"}
     score = "" if state.best_score is None or chosen_step != state.best_step else f" (mean R@1 on val {100 * state.best_score:.2f})"
-    base_line = f"base_model: {config.model.base}\n" if not Path(config.model.base).exists() else ""
+    base_line = f"base_model: {without_revision(config.model.base)}\n" if not Path(config.model.base).exists() else ""
     negatives = config.negatives
     begun_line = f"- Began at: `{config.train.begin_at}`, with its weights and optimizer state.\n" if config.train.begin_at else ""
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: text-ranking\ntags: [blip, image-text-matching, reranker]\n{base_line}---\n\n"
         f"# {config.name}\n\n"
         "A BLIP cross-encoder tuned to rerank the top of an image-text search, "
-        f"from `{config.model.base}` (weights {state.base_sha256[:16]}).\n\n"
+        f"from `{with_revision(config.model.base)}` (weights {state.base_sha256[:16]}).\n\n"
         f"- Method: {how[config.model.what]}; cross-entropy of match against no match, batch {config.train.batch_size} images, "
         f"{config.train.precision}; of each image up to {negatives.captions_per_image} hard captions and {negatives.images_per_caption} "
         f"hard images, mined by `{config.miner}`.\n"

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 
+from eval.encoder.hub import with_revision
 from eval.encoder.identity import file_stamps, identity_sha256
+from eval.errors import named
 from rerank.reorder.stages import check_top_k
 from train.data.caption_pool import CaptionPool
+from train.data.caption_texts import caption_lines
 from train.data.order import BatchOrder
-from train.data.splits import Splits, ground_truth_pairs, load_splits
+from train.data.splits import Splits, check_batch_size, ground_truth_pairs, load_splits
 from train.engine.distributed import SharedFolder, check_same
 from train.engine.run import Run
 from train.model.siglip import TunedModel
@@ -56,8 +59,9 @@ class RerankerJob(Run):
         num_trained = sum(parameter.numel() for _, parameter in self.tuned.trainable())
         num_all = sum(parameter.numel() for parameter in self.tuned.module.parameters())
         lines = [
-            f"reranker  {self.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.3f} M of them train ({config.model.what})",
-            f"retriever {config.miner}",
+            f"reranker  {with_revision(self.base)}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.3f} M of them train "
+            f"({config.model.what})",
+            f"retriever {with_revision(config.miner)}",
             *self.data_lines(),
             f"pairs     of each image its true caption and up to {negatives.captions_per_image} hard captions, "
             f"{negatives.images_per_caption} hard images; drawn from {negatives.drawn_from}"
@@ -75,10 +79,39 @@ def load_reranker_data(config: RerankerConfig) -> Splits:
         UserError: with every fault, or a split with fewer images or captions than are reranked.
     """
     splits = load_splits(config)
+    if not config.is_open:
+        check_reranker_sizes(config, splits)
+    return splits
+
+
+def check_reranker_sizes(config: RerankerConfig, splits: Splits) -> None:
+    """Refuse a batch, or candidates, that the splits do not suffice for.
+
+    Raises:
+        UserError: naming the first.
+    """
+    check_batch_size(config, splits.train)
     for split in (splits.val, splits.test):
         if split is not None:
-            check_top_k(split, config.evaluation.top_k)
-    return splits
+            with named({"top_k": "evaluation.top_k"}):
+                check_top_k(split, config.evaluation.top_k)
+
+
+def check_reranker_models(config: RerankerConfig) -> list[str]:
+    """Read the retriever and the cross-encoder with their weights; a line for each.
+
+    Raises:
+        UserError: one of the two cannot be used.
+    """
+    _load_retriever(config)
+    build_cross_encoder(config.model, config.seed)
+    read = {"retriever": config.miner, "reranker": config.model.base}
+    return [f"{what:<9} {with_revision(name)}: all weights are there" for what, name in read.items()]
+
+
+def _load_retriever(config: RerankerConfig) -> TunedModel:
+    with named({"model": "miner"}):
+        return TunedModel.load(config.miner)
 
 
 def prepare_reranker(config: RerankerConfig, splits: Splits, accelerator: Accelerator, processes: Processes) -> RerankerJob:
@@ -87,11 +120,12 @@ def prepare_reranker(config: RerankerConfig, splits: Splits, accelerator: Accele
     Raises:
         UserError: one of the two cannot be used, or processes were given different files.
     """
-    pool = CaptionPool(splits.train)
     base_files = file_stamps(config.model.base)
     retriever, tuned, truth = processes.together(
-        lambda: (TunedModel.load(config.miner), build_cross_encoder(config.model, config.seed), ground_truth_pairs(config, splits.train))
+        lambda: (_load_retriever(config), build_cross_encoder(config.model, config.seed), ground_truth_pairs(config, splits.train))
     )
+    splits = splits.as_read_by(retriever.inputs)
+    pool = CaptionPool(splits.train)
     parts = [
         (f"{config.data.source} (split {config.data.train_split})", pool.data_sha256),
         (f"the cross-encoder {config.model.base}", tuned.base_sha256),
@@ -99,6 +133,7 @@ def prepare_reranker(config: RerankerConfig, splits: Splits, accelerator: Accele
         (f"the config, image processor or tokenizer of {config.miner}", identity_sha256(retriever.base_identity)),
     ]
     check_same(config, parts, processes)
+    text_lines = caption_lines(splits, pool, retriever.inputs, processes, tuned.inputs.token_ids)
     tuned.module.to(accelerator.device)
     return RerankerJob(
         config=config,
@@ -106,6 +141,7 @@ def prepare_reranker(config: RerankerConfig, splits: Splits, accelerator: Accele
         processes=processes,
         splits=splits,
         pool=pool,
+        text_lines=text_lines,
         truth=truth,
         base=config.model.base,
         base_files=base_files,

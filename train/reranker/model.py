@@ -12,7 +12,7 @@ from transformers import BlipForImageTextRetrieval
 
 from eval.encoder.identity import Identity, identity_of
 from eval.encoder.inputs import PictureBytes
-from eval.errors import UserError
+from eval.errors import SettingError, named
 from rerank.scorers.blip.checkpoint import BlipCheckpoint, load_blip
 from rerank.scorers.supported import check_cross_encoder
 from train.config.reranker import CrossEncoderConfig, RerankerLoopConfig, What
@@ -134,11 +134,12 @@ def build_cross_encoder(config: CrossEncoderConfig, seed: int) -> TunedCrossEnco
     Raises:
         UserError: the base is no BLIP cross-encoder, or an incomplete one.
     """
-    kind = check_cross_encoder(config.base)
-    if kind != "blip":
-        raise UserError(f"model.base: expected a BLIP cross-encoder (BlipForImageTextRetrieval); found {config.base!r}, of kind {kind!r}")
-    checkpoint = load_blip(config.base)
-    identity = identity_of(checkpoint.model.config, checkpoint.image_processor, checkpoint.tokenizer)
+    with named({"reranker": "model.base"}):
+        if (kind := check_cross_encoder(config.base)) != "blip":
+            found = f"found {config.base!r}, of kind {kind!r}"
+            raise SettingError("reranker", f"expected a BLIP cross-encoder (BlipForImageTextRetrieval); {found}")
+        checkpoint = load_blip(config.base)
+    identity = identity_of(checkpoint.model.config, checkpoint.image_processor, checkpoint.tokenizer, config.base)
     tuned = TunedCrossEncoder(checkpoint, checkpoint.digest(), config.what, MatchInputs(checkpoint), identity)
     model: Any = checkpoint.model
     # The projections of BLIP's contrastive loss have no part in matching: left to the optimizer they would only decay.

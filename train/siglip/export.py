@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import SiglipModel
 
+from eval.encoder.hub import with_revision, without_revision
 from train.config.job import JobConfig
 from train.engine.checkpoint import State
 from train.engine.export_folder import load_chosen, plain_state, replaced_export, write_plain
@@ -52,12 +53,12 @@ def model_card(config: JobConfig, state: State, chosen_step: int, *, weights: st
         mining = f"up to {config.mining.negatives_per_image} {what[config.mining.form]}, refreshed every {every}"
     begun_line = f"- Began at: `{config.train.begin_at}`, with its weights and optimizer state.\n" if config.train.begin_at else ""
     weights_line = f"- Weights: {weights}\n" if weights else ""
-    base_line = f"base_model: {config.model.base}\n" if config.model.base and not Path(config.model.base).exists() else ""
+    base_line = f"base_model: {without_revision(config.model.base)}\n" if config.model.base and not Path(config.model.base).exists() else ""
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: zero-shot-image-classification\n"
         f"tags: [siglip, image-text-retrieval]\n{base_line}---\n\n"
         f"# {config.name}\n\n"
-        f"A SigLIP model tuned for image-text retrieval, from `{config.base}` (weights {state.base_sha256[:16]}).\n\n"
+        f"A SigLIP model tuned for image-text retrieval, from `{with_revision(config.base)}` (weights {state.base_sha256[:16]}).\n\n"
         f"- Method: {how}; sigmoid loss, batch {config.train.batch_size}, {config.train.precision}; mined negatives: {mining}.\n"
         f"- Data: `{config.data.source}`, split `{config.data.train_split}`.\n"
         f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n{begun_line}{weights_line}\n"

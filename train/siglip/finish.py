@@ -8,11 +8,12 @@ from typing import Any
 from eval.atomic import hash_file
 from eval.choices.choice_set import read_choices
 from eval.choices.report import CHOICES, print_choices, write_choices
-from eval.dataset.truth import with_ground_truth
+from eval.errors import named
 from eval.execution import Execution
 from eval.report.leakage import leakage_section
 from eval.report.report import read_report
 from eval.report.section import Section
+from eval.report.skipped import skipped_sections
 from rerank.evaluation import EvaluationPlan, Reranker, evaluate_plan, print_record
 from rerank.reorder.choices import measure_choices
 from rerank.scorers.load import load_scorer
@@ -25,7 +26,7 @@ from train.engine.checkpoint import State
 from train.engine.folder import ended, mark_ended, read_ended, report_folder, show_places
 from train.siglip.export import export_checkpoint
 from train.siglip.job import Job
-from train.siglip.stages import evaluation_plan
+from train.siglip.stages import as_evaluated, evaluation_plan
 from train.siglip.watch import RETENTION, retention_line, retention_record
 
 
@@ -59,10 +60,11 @@ def _measure(job: Job, export: Path, retained: list[dict[str, Any] | None], exec
     plan = job.processes.together(lambda: evaluation_plan(config, job.base, str(export)))  # its files may be gone since the start
     tune_on = None
     if plan.chooses and job.val_set is not None:  # qrels are of the final split
-        tune_on = with_ground_truth(job.val_set, protocol=asked.protocol, near_duplicates=asked.near_duplicates)
+        tune_on = as_evaluated(job.val_set, asked)
     report = evaluate_plan(plan, job.final_set, tune_on=tune_on, reranker=reranker, execution=execution)
     if report is not None:
-        report = report.adding(leakage_section(job.leakages), *([Section(RETENTION, retained)] if retained else []))
+        left_out = skipped_sections(job.final_set.skipped)
+        report = report.adding(leakage_section(job.leakages), *left_out, *([Section(RETENTION, retained)] if retained else []))
         report.write(report_folder(config), trec=asked.trec)
     if config.choices:  # after the report is written: what fails here must not cost it
         records = _measure_choices(job, plan, reranker, execution)
@@ -76,8 +78,10 @@ def _load_reranker(job: Job) -> Reranker | None:
     rerank, folder = job.config.rerank, job.config.pair_scores_folder
     if rerank is None:
         return None
-    scorer = load_scorer(rerank.model, device=job.accelerator.device, settings=ScorerSettings(score_kind=rerank.score))
-    return Reranker(scorer, None if folder is None else job.processes.together(lambda: ScoreCache(folder, job.log)))
+    with named({"reranker": "rerank.model"}):
+        scorer = load_scorer(rerank.model, device=job.accelerator.device, settings=ScorerSettings(score_kind=rerank.score))
+    cache = None if folder is None else job.processes.together(lambda: ScoreCache(folder, job.log))
+    return Reranker(scorer, cache, rerank.model)
 
 
 def _measure_retention(job: Job, export: Path, watched: RetentionSet, execution: Execution) -> dict[str, Any] | None:
@@ -91,7 +95,8 @@ def _measure_retention(job: Job, export: Path, watched: RetentionSet, execution:
     report = evaluate_plan(plan, watched.dataset, execution=execution)
     if report is None:
         return None
-    replace(report, shown=()).write(watch_folder(job.config, watched.config.name))
+    report = replace(report, shown=()).adding(*skipped_sections(watched.dataset.skipped))
+    report.write(watch_folder(job.config, watched.config.name))
     return retention_record(watched.config, report.figures)
 
 
@@ -139,7 +144,10 @@ def _watch_reports(config: JobConfig) -> list[Path]:
 
 
 def _finished_record(config: JobConfig) -> dict[str, Any]:
-    measured = config.model_dump(mode="json", include={"rerank", "evaluation"}, exclude={"rerank": {"pair_scores"}})
+    left_out: dict[str, Any] = {"rerank": {"pair_scores"}}
+    if config.evaluation.gallery == "every":  # as of runs of earlier versions, whose marks have no such key
+        left_out["evaluation"] = {"gallery"}
+    measured = config.model_dump(mode="json", include={"rerank", "evaluation"}, exclude=left_out)
     # Read by nothing else: what they hold decides the figures, which are made again where it changed.
     files = [Path(path) for path in (*(config.choices or ()), config.evaluation.qrels) if path is not None]
     inputs = {str(path): hash_file(path) if path.is_file() else None for path in files}

@@ -8,15 +8,19 @@ from accelerate import Accelerator
 from eval.choices.choice_set import read_choices
 from eval.dataset.qrels import read_qrels
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.dataset.truth import with_ground_truth
+from eval.encoder.hub import with_revision
 from eval.encoder.identity import file_stamps, identity_sha256
+from eval.errors import named
+from eval.manifest.columns import CAPTION_NAMES
 from eval.processes import Processes
 from rerank.expansions.generated import Paraphraser
 from rerank.reorder.choices import stage_names
+from rerank.reorder.stages import check_top_k
 from rerank.scorers.load import load_scorer
 from rerank.scoring.score_cache import ScoreCache
 from train.config.job import JobConfig
 from train.data.caption_pool import CaptionPool
+from train.data.caption_texts import caption_lines
 from train.data.hard_image_order import EpochOrder
 from train.data.mined_order import describe_form, epoch_order
 from train.data.order import BatchOrder
@@ -30,7 +34,7 @@ from train.model.grad_cache import cached_size
 from train.model.random_init import write_scratch
 from train.model.siglip import TunedModel, build_model, make_optimizer
 from train.optim.fsdp import check_shardable, shard
-from train.siglip.stages import check_plan, evaluation_plan
+from train.siglip.stages import as_evaluated, check_plan, evaluation_plan
 
 
 @dataclass(kw_only=True)
@@ -65,15 +69,18 @@ class Job(Run):
         num_all = sum(parameter.numel() for parameter in self.tuned.siglip.parameters())
         share = config.train.batch_size // self.processes.world_size
         lines = [
-            f"model     {self.base}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.2f} M of them train",
+            f"model     {with_revision(self.base)}: {num_all / 1e6:.1f} M parameters, {num_trained / 1e6:.2f} M of them train",
             *self.data_lines(),
             *self.size_lines(order.num_epochs(config.train.max_steps)),
             *describe_form(config.mining, order),
         ]
-        most_mined = config.mining.most_columns if config.mining is not None else 0
-        micro_batch_size = cached_size(config.train.micro_batch_size, share, most_mined)
+        per_image, most_texts = config.train.captions_per_image, config.train.captions_per_image + config.most_mined
+        if per_image > 1:
+            lines.append(f"captions  up to {per_image} different ones of each image in a step, all positive")
+        micro_batch_size = cached_size(config.train.micro_batch_size, share, most_texts)
         if micro_batch_size is not None:
-            texts = f" and their texts, mined ones included (up to {share * (1 + most_mined)})," if most_mined else " and as many captions"
+            mined = ", mined ones included" if config.most_mined else ""
+            texts = f" and their texts{mined} (up to {share * most_texts})," if most_texts > 1 else " and as many captions"
             lines.append(
                 f"memory    cached micro-batches: {share} images{texts} {micro_batch_size} at a time; what trains and does not fit into "
                 "one is embedded twice"
@@ -87,7 +94,8 @@ class Job(Run):
             for watched in self.splits.watch
         ]
         if self.pool.additional.texts:
-            lines.append(f"pool      {len(self.pool.additional.texts):,} additional captions without images, to mine among")
+            column = f" (column {name!r})" if (name := self.pool.additional.column) in CAPTION_NAMES else ""
+            lines.append(f"pool      {len(self.pool.additional.texts):,} additional captions without images{column}, to mine among")
         if self.truth is not None:
             lines.append(f"truth     {len(self.truth):,} additional true pairs, to count false negatives with")
         return lines + self.leakage_lines()
@@ -116,14 +124,14 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
             processes were given different files.
         OSError: the weights to begin from cannot be written.
     """
-    pool = CaptionPool(splits.train, splits.additional)
     shared = SharedFolder(config.run_folder, processes)
     base = _base(config, splits, processes, shared)
     base_files = file_stamps(base)
     cross_encoder_sha256 = processes.together(lambda: cross_encoder_fingerprint(config))  # refused now, not at the first mining
-    truth, tuned, final_set = processes.together(
-        lambda: (ground_truth_pairs(config, splits.train), build_model(config.model, base, config.seed), _prepare_final(config, splits))
-    )
+    truth, tuned = processes.together(lambda: (ground_truth_pairs(config, splits.train), build_model(config.model, base, config.seed)))
+    splits = splits.as_read_by(tuned.inputs)
+    pool = CaptionPool(splits.train, splits.additional)
+    final_set = processes.together(lambda: _prepare_final(config, splits))
     parts = [
         (f"{config.data.source} (split {config.data.train_split}){pool.place}", pool.data_sha256),
         (f"the weights of {config.model.base or 'model.scratch'}", tuned.base_sha256),
@@ -131,6 +139,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         (f"the cross-encoder of mining, {config.cross_encoder_model}", cross_encoder_sha256),
     ]
     check_same(config, parts, processes)
+    text_lines = caption_lines(splits, pool, tuned.inputs, processes)
     if config.train.shard:
         shard(tuned.siglip, processes, accelerator.device)
     tuned.siglip.to(accelerator.device)
@@ -140,6 +149,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         processes=processes,
         splits=splits,
         pool=pool,
+        text_lines=text_lines,
         truth=truth,
         base=base,
         base_files=base_files,
@@ -162,6 +172,29 @@ def _base(config: JobConfig, splits: Splits, processes: Processes, shared: Share
     return str(shared.bring(folder))
 
 
+def check_models(config: JobConfig) -> list[str]:
+    """Read every model of a configuration with its weights; a line for each.
+
+    Raises:
+        UserError: one cannot be used, naming its key.
+    """
+    lines = []
+    if config.model.base is not None:
+        build_model(config.model, config.model.base)
+        lines.append(f"model     {with_revision(config.model.base)}: all weights are there")
+    scorer_name = None
+    if config.rerank is not None:
+        with named({"reranker": "rerank.model"}):
+            scorer_name = load_scorer(config.rerank.model, device="cpu").name
+        lines.append(f"reranker  {with_revision(config.rerank.model)}: all weights are there, and it scores pairs ({scorer_name})")
+    if (model := config.cross_encoder_model) is not None and (config.rerank is None or model != config.rerank.model):
+        cross_encoder_fingerprint(config)
+        lines.append(f"mining    {with_revision(model)}: all weights are there, and it scores pairs")
+    if config.data.test_split or config.data.val_split:
+        check_plan(evaluation_plan(config), scorer_name)
+    return lines
+
+
 def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
     """The split of the final evaluation, with the relevant items `evaluation` asks for.
 
@@ -171,7 +204,8 @@ def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
     final, asked = splits.test or splits.val, config.evaluation
     if final is None:
         return None
-    scorer_name = load_scorer(config.rerank.model, device="cpu").name if config.rerank is not None else None
+    with named({"reranker": "rerank.model"}):
+        scorer_name = load_scorer(config.rerank.model, device="cpu").name if config.rerank is not None else None
     plan = evaluation_plan(config)
     if config.pair_scores_folder is not None:
         ScoreCache(config.pair_scores_folder)
@@ -184,4 +218,8 @@ def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
             if split is not None and not isinstance(expansion, Paraphraser):  # paraphrases of a language model take too long to make here
                 expansion.of(split)
     qrels = read_qrels(asked.qrels) if asked.qrels is not None else None
-    return with_ground_truth(final, protocol=asked.protocol, near_duplicates=asked.near_duplicates, qrels=qrels)
+    if config.rerank is not None and asked.gallery == "different":  # which is smaller than what was checked when the data were read
+        for split in (final, splits.val if config.rerank.chooses else None):
+            if split is not None:
+                check_top_k(as_evaluated(split, asked), config.rerank.top_k)
+    return as_evaluated(final, asked, qrels)

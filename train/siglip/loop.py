@@ -13,7 +13,7 @@ from eval.metrics.stage_metrics import mean_recall_at_1
 from eval.search.ranking import DIRECTIONS
 from eval.search.retrieve import retrieve
 from eval.signals import StopSignals
-from train.data.batches import Batch, BatchBuilder, TruePairs
+from train.data.batches import Batch, BatchBuilder, Parts, TruePairs
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.mined_order import Order, columns_in_force, is_due, order_in_force
 from train.data.negatives import Negatives, read_negatives
@@ -95,7 +95,7 @@ class Loop(BaseLoop):
             self.job.tuned.inputs,
             self.order,
             self.job.processes,
-            random_crop_min_area=self.config.train.random_crop_min_area,
+            parts=Parts(self.config.train.captions_per_image, self.config.train.random_crop_min_area),
             negatives=self.columns,
             frozen=self.frozen,
         )
@@ -105,6 +105,10 @@ class Loop(BaseLoop):
         """Whether negatives are mined with the weights after `step` steps."""
         mining = self.config.mining
         return mining is not None and is_due(mining, self.job.order, step)
+
+    def num_refreshes(self) -> int:
+        """As `BaseLoop`."""
+        return sum(self._mining_due_at(step) for step in range(self.config.train.max_steps))
 
     def before_step(self) -> None:
         """Refresh the negatives, if that is due."""

@@ -1,4 +1,4 @@
-"""Per-query rows of models made by hand, from the weights of others (train/soup, train/wise.py): computed and written."""
+"""Per-query rows of models made by hand, from the weights of others (train/soup, train/wise): computed and written."""
 
 import json
 from collections.abc import Mapping

@@ -1,11 +1,15 @@
 """The final evaluation of a job: what is measured, under which names, and what is compared."""
 
+from collections.abc import Collection
+
+from eval.dataset.retrieval_set import RetrievalSet
+from eval.dataset.truth import with_ground_truth
 from eval.encoder.checkpoint import load_siglip_config
 from eval.errors import UserError, named
 from rerank.combine.spec import parse_member
 from rerank.evaluation import EvaluationPlan
 from rerank.expansions.parse import read_expansions
-from train.config.evaluation import BASELINE, KEYS, SUBJECT
+from train.config.evaluation import BASELINE, KEYS, SUBJECT, EvaluationConfig
 from train.config.job import JobConfig
 
 
@@ -46,5 +50,12 @@ def check_plan(plan: EvaluationPlan, scorer_name: str | None) -> None:
     with named(KEYS):
         plan.pairs(scorer_name)
     for name, checkpoint in plan.checkpoints.items():
-        if name not in (BASELINE, SUBJECT):
-            load_siglip_config(checkpoint)
+        key = "evaluation.ensemble.members" if name in plan.combining.members else "evaluation.models"
+        with named({"model": f"{key}.{name}"}):
+            if name not in (BASELINE, SUBJECT):
+                load_siglip_config(checkpoint)
+
+
+def as_evaluated(split: RetrievalSet, asked: EvaluationConfig, qrels: Collection[tuple[str, str]] | None = None) -> RetrievalSet:
+    """A split with the relevant items and the gallery that a final evaluation asks for; errors as of `with_ground_truth`."""
+    return with_ground_truth(split, protocol=asked.protocol, near_duplicates=asked.near_duplicates, qrels=qrels, gallery=asked.gallery)

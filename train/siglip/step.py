@@ -104,8 +104,9 @@ class Stepper:
         """Which pairs are in the loss. Caption indices are gathered, as only the process itself knows which of its pictures were
         replaced, and what was mined for them."""
         scope, weight = (None, 0.0) if self._config.mining is None else (self._config.mining.mined_scope, self._config.mining.weight)
-        paired = [batch.captions_b, batch.mined_captions_m] if scope == "all" else [batch.captions_b]  # with the images of all processes
-        texts = self._processes.gather(torch.cat(paired).numpy())
+        paired = [batch.captions_c, batch.mined_captions_m] if scope == "all" else [batch.captions_c]  # with the images of all processes
+        gathered = self._processes.gather(torch.cat([torch.tensor([len(batch.captions_c)]), *paired]).numpy())
+        texts = [captions[1:] for captions in gathered]
         soft = self._soft_labels(batch)
         own = None
         if scope == "own" or soft is not None:
@@ -117,6 +118,7 @@ class Stepper:
             own,
             weight,
             self._processes,
+            captions=tuple(int(captions[0]) for captions in gathered),
         )
 
     def _soft_labels(self, batch: Batch) -> SoftLabels | None:
@@ -126,7 +128,7 @@ class Stepper:
             return None
         mined_m, own_b = (
             None if logits is None else logits.to(self._device) / distil.temperature
-            for logits in (batch.teacher_logits_m, batch.teacher_logits_b if distil.form == "lists" else None)
+            for logits in (batch.teacher_logits_m, batch.teacher_logits_c if distil.form == "lists" else None)
         )
         assert mined_m is not None
         return SoftLabels(mined_m, distil.strength, own_b)

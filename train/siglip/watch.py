@@ -103,9 +103,7 @@ class RetentionResult:
     def __str__(self) -> str:
         recall = self.recall
         low, high = (100 * bound for bound in recall.delta_ci95)
-        text = (
-            f"watch {self.config.name}: mean R@1 {100 * recall.mean:.2f}, {100 * recall.delta:+.2f} since base [{low:+.2f}, {high:+.2f}]"
-        )
+        text = f"watch {self.config.name}: mean R@1 {100 * recall.mean:.2f}, {100 * recall.delta:+.2f} since base [{low:+.2f}, {high:+.2f}]"
         if not recall.dropped:
             return text
         return text + ": forgotten" + {"report": "", "bar": "; not to be best", "stop": "; the run ends here"}[self.config.on_drop]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from eval.dataset.caption_rule import as_read_by
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import hash_weights
 from eval.encoder.weights import not_finite
@@ -71,8 +72,9 @@ class SoupStages:
     def measure(self, stage: str, tuned: TunedModel) -> float:
         """Mean R@1 of both directions; the rows of the stage stay in `tables`."""
         assert self.dataset is not None
-        self.tables[stage] = measure_model(stage, tuned, self.dataset, self.num_workers)
-        return mean_recall_at_1(row_values(self.dataset, self.tables[stage], stage))
+        (dataset,) = as_read_by([tuned.inputs], [self.dataset])
+        self.tables[stage] = measure_model(stage, tuned, dataset, self.num_workers)
+        return mean_recall_at_1(row_values(dataset, self.tables[stage], stage))
 
     def recall(self, stage: str, against: str) -> dict[str, Any]:
         """What was measured of a stage, with intervals, and the paired difference from another."""

@@ -9,16 +9,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import BertTokenizer
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-from transformers.utils import cached_file
 
 from eval.encoder.checkpoint import hash_weights
+from eval.encoder.hub import CONFIG, SAFE_WHOLE, fetch_weights, model_folder
 from eval.encoder.model_files import in_words
 from eval.encoder.weights import not_finite
-from eval.errors import UserError
+from eval.errors import SettingError, UserError
 from rerank.scorers.albef.model import AlbefConfig, AlbefCrossEncoder
 from rerank.scorers.checkpoint import Checkpoint, check_square, tokenizer_content
-
-_CONFIG_NAME, _WEIGHTS_NAME = "config.json", "model.safetensors"
+from rerank.scorers.supported import RERANKER
 
 
 @dataclass(frozen=True)
@@ -42,24 +41,27 @@ def load_albef(model: str) -> AlbefCheckpoint:
             the sizes; or files that cannot be read.
     """
     try:
-        config_path, weights_path = (str(cached_file(model, name)) for name in (_CONFIG_NAME, _WEIGHTS_NAME))
-        with open(config_path, encoding="utf-8") as file:
-            config = AlbefConfig.from_dict(json.load(file), config_path)
-        tensors = load_file(weights_path)
-        image_processor = BlipImageProcessorPil.from_pretrained(model, trust_remote_code=False)
-        tokenizer = BertTokenizer.from_pretrained(model, trust_remote_code=False)
+        fetch_weights(model, RERANKER)
+        folder = model_folder(model, RERANKER)
+        with open(folder / CONFIG, encoding="utf-8") as file:
+            config = AlbefConfig.from_dict(json.load(file), str(folder / CONFIG))
+        tensors = load_file(folder / SAFE_WHOLE)
+        image_processor = BlipImageProcessorPil.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = BertTokenizer.from_pretrained(folder, trust_remote_code=False)
     except UserError:
         raise
     except Exception as error:  # of many classes, by the file and its damage
-        raise UserError(
-            f"rerank.model (--rerank): the ALBEF cross-encoder {model!r} could not be read: {in_words(error)}. Expected "
+        raise SettingError(
+            RERANKER,
+            f"the ALBEF cross-encoder {model!r} could not be read: {in_words(error)}. Expected "
             "what `python -m rerank.convert ALBEF.pth --output DIR` writes: config.json, model.safetensors, preprocessor_config.json, "
-            "tokenizer.json."
+            "tokenizer.json.",
         ) from error
     if len(tokenizer) != config.text.vocab_size:  # without its files transformers creates a tokenizer of five tokens
-        raise UserError(
-            f"rerank.model (--rerank): the tokenizer of {model!r} has {len(tokenizer)} tokens, the model {config.text.vocab_size}. "
-            "Put the files of bert-base-uncased's tokenizer there (vocab.txt or tokenizer.json)."
+        raise SettingError(
+            RERANKER,
+            f"the tokenizer of {model!r} has {len(tokenizer)} tokens, the model {config.text.vocab_size}. "
+            "Put the files of bert-base-uncased's tokenizer there (vocab.txt or tokenizer.json).",
         )
     check_square(model, config.vision.image_size, image_processor)
     return AlbefCheckpoint(build_albef(config, tensors, model), image_processor, tokenizer)

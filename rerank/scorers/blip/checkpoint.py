@@ -7,11 +7,11 @@ from typing import Any
 from transformers import BlipConfig, BlipForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from eval.errors import UserError
+from eval.errors import SettingError
 from rerank.scorers.base import token_ids
 from rerank.scorers.blip.text import clean_caption
 from rerank.scorers.checkpoint import Checkpoint, check_heads, check_square, check_vocabulary, complete_weights, read_preprocessing
-from rerank.scorers.supported import CROSS_ENCODER_KINDS
+from rerank.scorers.supported import CROSS_ENCODER_KINDS, RERANKER
 
 MAX_TOKENS = 35
 # Attention heads of the released BLIP towers by width. transformers defaults to 8 for text (#22625).
@@ -52,9 +52,10 @@ def load_blip(model: str) -> BlipCheckpoint:
     check_heads(model, "text_config.", text.hidden_size, text.num_attention_heads, _TEXT_HEADS, "BLIP")
     check_heads(model, "vision_config.", vision.hidden_size, vision.num_attention_heads, _VISION_HEADS, "BLIP")
     if not text.is_decoder:
-        raise UserError(
-            f"rerank.model (--rerank): text_config.is_decoder of {model!r}: expected true (it is what gives the text tower its "
-            "cross-attention to the image); found false. Set it in config.json."
+        raise SettingError(
+            RERANKER,
+            f"text_config.is_decoder of {model!r}: expected true (it is what gives the text tower its "
+            "cross-attention to the image); found false. Set it in config.json.",
         )
     check_square(model, vision.image_size, image_processor)
     enc_token_id = _enc_token_id(model, text.vocab_size, tokenizer)

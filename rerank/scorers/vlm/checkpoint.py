@@ -11,9 +11,11 @@ from safetensors import SafetensorError
 from torch import nn
 
 from eval.encoder.checkpoint import hash_weights
+from eval.encoder.hub import fetch_weights, model_folder, revision_in_use, without_revision
 from eval.encoder.weights import check_shards, not_finite
-from eval.errors import UserError
+from eval.errors import SettingError
 from rerank.scorers.checkpoint import config_content, tokenizer_content
+from rerank.scorers.supported import RERANKER
 
 _HEADS = ("score", "classifier")  # names of transformers' sequence-classification heads
 
@@ -29,19 +31,25 @@ def load_cross_encoder(model: str, device: torch.device, dtype: torch.dtype) -> 
             images, or it does not give one or two numbers per pair.
     """
     if importlib.util.find_spec("sentence_transformers") is None:
-        raise UserError(
-            f"rerank.model (--rerank): {model!r} is a CrossEncoder of sentence-transformers, which is not installed here: "
-            "pip install -c constraints.txt -e '.[rerank-vlm]' (Qwen3-VL-Reranker and others also want torchvision)"
+        raise SettingError(
+            RERANKER,
+            f"{model!r} is a CrossEncoder of sentence-transformers, which is not installed here: "
+            "pip install -c constraints.txt -e '.[rerank-vlm]' (Qwen3-VL-Reranker and others also want torchvision)",
         )
     from sentence_transformers import CrossEncoder
 
-    check_shards(model)
+    fetch_weights(model, RERANKER)
+    check_shards(model_folder(model, RERANKER))
+    options = {"dtype": dtype, "use_safetensors": True}
     try:
-        encoder = CrossEncoder(model, device=str(device), model_kwargs={"dtype": dtype, "use_safetensors": True}, trust_remote_code=False)
+        encoder = CrossEncoder(
+            without_revision(model), revision=revision_in_use(model), device=str(device), model_kwargs=options, trust_remote_code=False
+        )
     except (OSError, ValueError, TypeError, ImportError, RuntimeError, AttributeError, SafetensorError) as error:
-        raise UserError(
-            f"rerank.model (--rerank): sentence-transformers could not load {model!r}: {' '.join(str(error).split())[:400]}. Expected a "
-            "CrossEncoder with safetensors that needs no code of its own; a processor that asks for torchvision needs it installed."
+        raise SettingError(
+            RERANKER,
+            f"sentence-transformers could not load {model!r}: {' '.join(str(error).split())[:400]}. Expected a "
+            "CrossEncoder with safetensors that needs no code of its own; a processor that asks for torchvision needs it installed.",
         ) from error
     _check_inputs_and_outputs(model, encoder)
     _check_weights(model, encoder)
@@ -68,29 +76,29 @@ def _check_inputs_and_outputs(model: str, encoder: Any) -> None:
     if not {"image", "text"} <= {
         part for modality in encoder.modalities for part in ([modality] if isinstance(modality, str) else modality)
     }:
-        raise UserError(
-            f"rerank.model (--rerank): {model!r} takes {encoder.modalities}; expected a CrossEncoder that takes images and texts. "
-            "A processor that lacks a library (torchvision, say) is left out by sentence-transformers: install it."
+        raise SettingError(
+            RERANKER,
+            f"{model!r} takes {encoder.modalities}; expected a CrossEncoder that takes images and texts. "
+            "A processor that lacks a library (torchvision, say) is left out by sentence-transformers: install it.",
         )
     if encoder.num_labels not in (1, 2):
-        raise UserError(
-            f"rerank.model (--rerank): {model!r} gives {encoder.num_labels} numbers per pair; expected one, or two (no match, match)."
-        )
+        raise SettingError(RERANKER, f"{model!r} gives {encoder.num_labels} numbers per pair; expected one, or two (no match, match).")
 
 
 def _check_weights(model: str, encoder: Any) -> None:
     """Refuse missing weights, which transformers fills with random numbers, and weights that are not finite."""
     skeleton: Any = type(encoder.model).from_pretrained(
-        model, device_map="meta", use_safetensors=True, output_loading_info=True, trust_remote_code=False
+        model_folder(model, RERANKER), device_map="meta", use_safetensors=True, output_loading_info=True, trust_remote_code=False
     )
     missing = sorted(map(str, (*skeleton[1]["missing_keys"], *(name for name, *_ in skeleton[1]["mismatched_keys"]))))
     if missing:
-        raise UserError(
-            f"rerank.model (--rerank): {model!r} lacks {len(missing)} weights of {type(encoder.model).__name__}, or has them in another "
-            f"shape; they would be random: {', '.join(missing[:5])}. Fetch the checkpoint again, or use one trained as a reranker."
+        raise SettingError(
+            RERANKER,
+            f"{model!r} lacks {len(missing)} weights of {type(encoder.model).__name__}, or has them in another "
+            f"shape; they would be random: {', '.join(missing[:5])}. Fetch the checkpoint again, or use one trained as a reranker.",
         )
     if broken := sorted(not_finite(encoder.named_parameters())):
-        raise UserError(f"rerank.model (--rerank): weights of {model!r} are not finite: {', '.join(broken[:5])}. Fetch or train it again.")
+        raise SettingError(RERANKER, f"weights of {model!r} are not finite: {', '.join(broken[:5])}. Fetch or train it again.")
 
 
 def _compute_head_in_float32(model: str, network: Any) -> None:
@@ -98,9 +106,9 @@ def _compute_head_in_float32(model: str, network: Any) -> None:
     head = network.get_output_embeddings() or next((found for name in _HEADS if (found := getattr(network, name, None)) is not None), None)
     linears = [module for module in head.modules() if isinstance(module, nn.Linear)] if head is not None else []
     if not linears:
-        raise UserError(
-            f"rerank.model (--rerank): {model!r} is a {type(network).__name__}: expected a language model's head, or one of {_HEADS}, that "
-            "makes the score."
+        raise SettingError(
+            RERANKER,
+            f"{model!r} is a {type(network).__name__}: expected a language model's head, or one of {_HEADS}, that makes the score.",
         )
 
     def forward(x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:

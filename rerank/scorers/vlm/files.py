@@ -5,26 +5,23 @@ import re
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
 
-
-def cross_encoder_inputs(model: str) -> set[str]:
-    """The inputs of a folder or a hub id, e.g. {"text", "image", "message"}; empty if it is no CrossEncoder, or its files do not say.
+def cross_encoder_inputs(folder: Path) -> set[str]:
+    """The inputs of a model's folder, e.g. {"text", "image", "message"}; empty if it is no CrossEncoder, or its files do not say.
 
     Its files are written by sentence-transformers since 5.4.
     """
-    saved, transformer = (_json(model, name) for name in ("config_sentence_transformers.json", "sentence_bert_config.json"))
+    saved, transformer = (_json(folder / name) for name in ("config_sentence_transformers.json", "sentence_bert_config.json"))
     if saved.get("model_type") != "CrossEncoder":
         return set()
     # A modality of several parts, such as ("image", "text"), is written as one key.
     return set(re.sub(r"[,'()]", " ", " ".join(map(str, transformer.get("modality_config") or ()))).split())
 
 
-def _json(model: str, name: str) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, Any]:
     """The object in a file; empty where there is no such file or it holds something else."""
     try:
-        found = cached_file(model, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
-        content = json.loads(Path(found).read_text(encoding="utf-8")) if found else {}
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

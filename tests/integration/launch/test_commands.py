@@ -13,14 +13,19 @@ import pytest
 
 from tests.integration.launch.house import ROOT, TRAINER, House
 
-WITH_CONFIG = ("train", "mine", "reranker")
+WITH_CONFIG = ("train", "mine", "reranker", "check", "study")
 MODULES = {
     **{command: command for command in ("train", "eval", "rerank", "python")},
     **{command: f"train.{command}" for command in ("reranker", "export", "soup", "wise")},
     "mine": "train.mining",
+    "study": "train.study",
     "compare": "eval.compare",
     "choices": "eval.choices",
     "convert": "rerank.convert",
+    "check": "train",
+    "init": "train.init",
+    "config": "train.config",
+    "environment": "train.launch.environment",
 }
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
@@ -58,7 +63,8 @@ def test_help_of_each_command(project: Project, command: str) -> None:
 def test_usage_lists_the_commands_and_the_exit_codes(house: House) -> None:
     code, stdout, _ = house.start("--help").end()
     assert code == 0 and re.findall(r"^  ([a-z]+) ", stdout, flags=re.MULTILINE) == [
-        *("train", "mine", "eval", "compare", "choices", "rerank", "export", "soup", "wise", "reranker", "convert", "python")
+        *("train", "init", "check", "mine", "eval", "compare", "choices", "rerank", "export", "soup", "wise", "study", "reranker"),
+        *("convert", "config", "environment", "python"),
     ]
     assert re.findall(r"\b\d+\b", stdout.partition("Exit codes:")[2]) == ["0", "2", "3", "4", "5", "6", "130", "143"]
 
@@ -100,7 +106,7 @@ def test_exit_code_2_passes_through(project: Project, tmp_path: Path, words: lis
 
 @pytest.mark.parametrize("command", WITH_CONFIG)
 def test_a_configuration_is_found_from_both_folders_and_read_in_ours(house: House, tmp_path: Path, command: str) -> None:
-    for name in ("mining", "reranker"):
+    for name in ("mining", "reranker", "study"):
         (house.folder / "train" / f"{name}.py").write_text(TRAINER)
     (tmp_path / "own.yaml").touch()
     for name, config in (("own.yaml", tmp_path / "own.yaml"), ("configs/demo.yaml", house.folder / "configs" / "demo.yaml")):
@@ -108,10 +114,12 @@ def test_a_configuration_is_found_from_both_folders_and_read_in_ours(house: Hous
         code, _, stderr = launch.end()
         start = launch.note("start")
         assert code == 5, stderr
-        assert (start["argv"], start["cwd"]) == ([str(config), "exit=5", "a=b c"], str(house.folder))
+        added = ["--check-images"] if command == "check" else []
+        assert (start["argv"], start["cwd"]) == ([str(config), "exit=5", "a=b c", *added], str(house.folder))
         assert start["pid"] == launch.process.pid, "python should have taken the shell's place"
     code, _, stderr = house.start(command, "nowhere.yaml", cwd=tmp_path).end()
-    assert code == 2 and f"expected a configuration file after {command}; there is no file nowhere.yaml in {tmp_path}" in stderr
+    expected = f"expected a configuration file or a data set after {command}; there is no file nowhere.yaml in {tmp_path}"
+    assert code == 2 and expected in stderr
 
 
 @pytest.mark.parametrize(
@@ -159,7 +167,7 @@ def test_every_command_a_page_shows_is_one(project: Project, page: Path) -> None
             assert words[1:2] != ["-m"] or importlib.util.find_spec(words[2]), command
             continue
         if first not in MODULES:
-            assert first == "CONFIG.yaml" or (ROOT / first).is_file(), command
+            assert first == "CONFIG.yaml" or first.startswith("PATH/TO/") or (ROOT / first).is_file(), command
             first = "train"
         for option in (word.partition("=")[0] for word in words if word.startswith("--")):
             assert re.search(rf"(?<![\w-]){option}(?![\w-])", project.help_of(first)), f"{command}: no option {option}"

@@ -20,7 +20,7 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.processes import Processes
 from tests.small_job import load
 from train.config.job import JobConfig
-from train.data.batches import BatchBuilder
+from train.data.batches import BatchBuilder, Parts
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder
@@ -32,7 +32,7 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Case:
-    """What is compared: arithmetic, scope of the mined columns (None: nothing mined), LoRA, frozen towers, form of a distillation."""
+    """What is compared: arithmetic, scope of the mined columns (None: nothing mined), LoRA, frozen towers, a distillation, captions."""
 
     name: str
     double: bool
@@ -40,6 +40,7 @@ class Case:
     lora: bool = False
     freeze: tuple[str, ...] = ()
     distil: str | None = None
+    captions_per_image: int = 1
 
 
 CASES = [
@@ -55,6 +56,10 @@ CASES = [
     Case("float64-own-image-frozen", True, "own", freeze=("image",)),
     Case("float64-own-labels", True, "own", distil="labels"),
     Case("float64-all-lists", True, "all", distil="lists"),
+    Case("float64-none-several-captions", True, None, captions_per_image=2),
+    Case("float64-all-several-captions", True, "all", captions_per_image=2),
+    Case("float64-own-labels-several-captions", True, "own", distil="labels", captions_per_image=3),
+    Case("float64-own-several-captions-text-frozen", True, "own", freeze=("text",), captions_per_image=2),
 ]
 
 
@@ -74,6 +79,7 @@ def config(case: Case, manifest: str, base: str, batch_size: int, *, micro_batch
             "train": {
                 "max_steps": num_steps + 1,
                 "batch_size": batch_size,
+                "captions_per_image": case.captions_per_image,
                 "micro_batch_size": micro_batch_size,
                 "learning_rate": 1e-3,
                 "max_grad_norm": None,
@@ -128,7 +134,8 @@ def take_steps(
     tuned = model_of(case, job)
     stepper = Stepper(job, tuned, make_optimizer(tuned, job.train), dataset, processes, contextlib.nullcontext)
     negatives = negatives_of(dataset, order) if case.mined_scope else None
-    builder = BatchBuilder(CaptionPool(dataset), tuned.inputs, order, processes, negatives=negatives)
+    parts = Parts(captions_per_image=case.captions_per_image)
+    builder = BatchBuilder(CaptionPool(dataset), tuned.inputs, order, processes, parts=parts, negatives=negatives)
     result = stepper.train_step(builder[1])
     found: dict[str, Any] = {name: parameter.grad.numpy().copy() for name, parameter in tuned.trainable() if parameter.grad is not None}
     found["loss"] = np.array([result.loss, result.loss_in_batch, result.loss_mined, result.num_mined], dtype=np.float64)

@@ -259,9 +259,10 @@ def test_a_manifest_without_splits_trains_on_all_of_it(nursery: Nursery, small_w
     assert (folder / "export" / "model.safetensors").exists() and not (folder / "eval").exists()
 
 
-def broken_world(tmp_path: Path, split: str) -> Path:
+def broken_world(tmp_path: Path, *splits: str) -> Path:
     manifest = write_pictures(tmp_path / "data")
-    (tmp_path / "data" / "pictures" / f"{split}-004.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    for split in splits:
+        (tmp_path / "data" / "pictures" / f"{split}-004.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     return manifest
 
 
@@ -277,9 +278,22 @@ def test_a_damaged_val_picture_is_an_error_with_its_name(nursery: Nursery, small
     assert "val-004.png" in child.output() and "--check-images" in child.output() and "Traceback" not in child.output()
 
 
+def test_broken_pictures_are_left_out_and_listed_where_that_is_asked(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
+    changes = {"data__source": str(broken_world(tmp_path, "train", "val", "test")), "data__skip_broken": True, "train__max_steps": 10}
+    child, folder = small(nursery, small_world, tmp_path, **changes, train__warmup_steps=1)
+    assert sum(line["num_replaced"] for line in of(folder, "step")) == 2, "twice in two epochs"
+    assert child.output().count("skipped (data.skip_broken) in step") == 1, "told once"
+    listed = [json.loads(line) for line in (folder / "skipped.jsonl").read_text().split("\n") if line]
+    assert [(one["split"], one["image"]) for one in listed] == [(name, f"pictures/{name}-004.png") for name in ("val", "test", "train")]
+    assert all("cannot be decoded" in one["reason"] and one["where"].endswith("-004.png") for one in listed)
+    found = report(folder / "eval" / "test")
+    assert found["data"]["num_images"] == 13 and found["skipped"] == {"num_images": 1, "images": ["pictures/test-004.png"]}
+    assert "Left out: 1 picture(s) that do not decode" in (folder / "eval" / "test" / "report.html").read_text()
+
+
 def test_check_images_names_all_and_trains_nothing(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
     manifest = broken_world(tmp_path, "val")
-    config = small_world.write_config(tmp_path, data__source=str(manifest))
+    config = small_world.write_config(tmp_path, data__source=str(manifest), data__skip_broken=True)
     child = nursery.start("train", [str(config), "--check-images"])
     assert child.wait() == 2
     assert "68 pictures checked: 1 do not decode" in child.output() and "[val] pictures/val-004.png" in child.output()

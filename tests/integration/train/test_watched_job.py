@@ -151,7 +151,7 @@ def learnt(nursery: Nursery, small_world: SmallWorld, tmp_path_factory: pytest.T
     for kind, lora in (("full", None), ("lora", {"rank": 4, "alpha": 8})):
         folder = tmp_path_factory.mktemp(f"learnt-{kind}")
         runs[kind] = watched_run(
-            nursery, small_world, small_world.base, folder, "report", model__lora=lora, train__learning_rate=3e-3, model__logit_bias=-5.0
+            nursery, small_world, small_world.base, folder, "report", model__lora=lora, train__learning_rate=1e-2, model__logit_bias=-5.0
         )
         runs[kind].finish()
     return runs

@@ -56,12 +56,12 @@ def test_column_names_are_mapped(pictures: list[Path], tiny_siglip: Path, tmp_pa
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [
-        ({"--model": "no/such/folder/at/all"}, 2, "neither a checkpoint folder nor a model"),
+        ({"--model": "no/such/folder/at/all"}, 2, "no such folder is here"),
         ({"--data": "nowhere.csv"}, 2, "no such file or folder"),
         ({"--split": "val"}, 2, "no row has split 'val'; splits found: 'test', 'train'"),
         ({"--split": None}, 2, "say which"),
         ({"--rerank": "BERT", "--top-k": 10}, 2, "BERT"),
-        ({"--rerank": "BERT", "--top-k": 31}, 2, "top_k is 31, but split 'test' has only 30 images"),
+        ({"--rerank": "BERT", "--top-k": 31}, 2, "--top-k: expected no more candidates than there are; found 31"),
         ({"--data": "BROKEN"}, 2, "cannot be read as parquet"),
         ({"--output": "FILE/under"}, 4, "could not write"),
         ({"--top-k": 0}, 2, "--top-k: expected 1 candidate per query or more; found 0"),
@@ -71,7 +71,7 @@ def test_column_names_are_mapped(pictures: list[Path], tiny_siglip: Path, tmp_pa
             2,
             "demo/models/blip-itm: expected a SigLIP checkpoint (model_type 'siglip'), found 'blip'",
         ),
-        ({"--also": "other=/no/such"}, 2, "'/no/such': neither a checkpoint folder nor a model of the hub"),
+        ({"--also": "other=/no/such"}, 2, "'/no/such': no such folder is here (paths are relative to"),
         ({"--compare": "model:base"}, 2, "--compare: no stage is called ['base']; there will be ['model']"),
         ({"--compare": "model:model"}, 2, "--compare: ['model'] would be compared with itself"),
         ({"--rerank": "cross-encoder/ms-marco-MiniLM-L6-v2", "--top-k": 10}, 2, "it is a text-text reranker (known by its name)"),

@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eval.compare import compare_reports, main
+from eval.compare import main
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.dataset.truth import with_ground_truth
 from eval.errors import UserError
 from eval.manifest.manifest import ManifestImage
 from eval.metrics.evaluate import evaluate
+from eval.report.compared import compare_reports
 from eval.report.report import write_report
 from eval.search.stage import Stage
 from tests.unit.eval.one_direction import search

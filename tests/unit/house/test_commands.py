@@ -26,16 +26,20 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "eval.convert_choices": ("run", ["--layout", "aro", *SOURCE]),
     "rerank.__main__": ("run", PAIRS),
     "rerank.convert.__main__": ("run", ["SOURCE", "--output", "OUT"]),
-    "train.__main__": ("carry_out", ["configs/demo.yaml"]),
-    "train.reranker.__main__": ("carry_out", ["configs/reranker-demo.yaml"]),
-    "train.mining.__main__": ("mine", ["configs/demo.yaml"]),
+    "train.__main__": ("carry_out_as_asked", ["configs/demo.yaml"]),
+    "train.reranker.__main__": ("carry_out_as_asked", ["configs/reranker-demo.yaml"]),
+    "train.mining.__main__": ("run", ["configs/demo.yaml"]),
+    "train.config.__main__": ("run", []),
     "train.export": ("run", RUN),
+    "train.init.__main__": ("run", ["pairs.csv"]),
+    "train.launch.environment": ("run", []),
     "train.soup.__main__": ("run", ["A", "B", "--output", "OUT"]),
-    "train.wise": ("run", RUN),
+    "train.study.__main__": ("_run", ["configs/demo.yaml"]),
+    "train.wise.__main__": ("run", RUN),
 }
 """Module -> (the function that does its work, the least it can be called with)."""
-NO_COMMANDS = {"train.config.__main__", "train.launch.configuration", "train.launch.requirements"}
-"""Modules that only print, or that launch.sh calls."""
+NO_COMMANDS = {"train.launch.configuration", "train.launch.requirements"}
+"""Modules that launch.sh calls."""
 FULL_DISK = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 ENDS = {
     "a mistake": (UserError("--data: not there"), 2, "error: --data: not there\n"),
@@ -77,8 +81,6 @@ def test_every_end_has_its_code_and_one_line(
         raise error
 
     monkeypatch.setattr(import_module(module), work, fail)
-    if module == "train.wise":  # reads the run first
-        monkeypatch.setattr(import_module(module), "read_run", fail)
     monkeypatch.chdir(ROOT)  # which the paths of a configuration are relative to
     assert code_of(entry(module, words, monkeypatch)) == code
     printed = capsys.readouterr()

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from transformers import AutoConfig, BertTokenizer, BlipConfig, BlipForImageTextRetrieval, GenerationConfig
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from eval.command_line import WholeNumber
 from eval.encoder.checkpoint import load_siglip_config
 from eval.errors import UserError
 from rerank.expansions.generated import Paraphraser
@@ -206,8 +207,8 @@ MODELS: dict[str, Callable[[str, Place], tuple[str, list[str]]]] = {
 }
 """Every option and key that takes a model: the command that is given the evil folder there."""
 NO_MODELS = {
-    "eval": "--data --split --image-root --column --output --pair-scores --choose-on --choose --combine --pooling --compare --qrels "
-    "--slice-by",
+    "eval": "--data --split --split-file --image-root --column --output --pair-scores --choose-on --choose --combine --pooling --compare "
+    "--qrels --slice-by",
     "eval.choices": "--data --image-root --output --pair-scores",
     "eval.compare": "run_a run_b --stages --output",
     "eval.convert_choices": "--source --images --output",
@@ -216,8 +217,10 @@ NO_MODELS = {
     "train": "config overrides",
     "train.config": "",
     "train.export": "--output --checkpoint",
+    "train.init": "data --image-root --column --base --output",
     "train.mining": "config overrides",
     "train.reranker": "config overrides",
+    "train.study": "config overrides --system --output",
     "train.soup": "--output --data --split --image-root --column",
     "train.wise": "--output --alphas --keep",
     "siglip": "choices train.begin_at data.columns data.image_root data.source data.test_split data.train_split data.truth data.val_split "
@@ -249,7 +252,12 @@ def text_options() -> Iterator[str]:
             with pytest.raises(Parsed) as caught:
                 runpy.run_path(str(path), run_name="__main__")
             for action in caught.value.args[0]._actions:
-                if action.nargs != 0 and action.choices is None and action.type not in (int, float):
+                if (
+                    action.nargs != 0
+                    and action.choices is None
+                    and not isinstance(action.type, WholeNumber)
+                    and action.type not in (int, float)
+                ):
                     yield f"{module} {'/'.join(action.option_strings) or action.dest}"
 
 

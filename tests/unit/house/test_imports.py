@@ -18,7 +18,7 @@ FLOORS = [
     {"train.model"},
     {"train.mining"},
     {"train.siglip", "train.reranker"},
-    {"train.soup", "train.wise", "train.export"},
+    {"train.soup", "train.wise", "train.export", "train.init", "train.study"},
 ]
 """Lowest first; folders of one floor do not import each other."""
 NO_FLOOR = {"train.launch"}

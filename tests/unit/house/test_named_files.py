@@ -15,7 +15,7 @@ OUTSIDE = re.compile(r"(?<![\w.])(?:\.\./shared\b|/(?:work|home|root|Users)/[\w.
 PLACEHOLDER = re.compile(r"(?:[\w/]+/)?(?:NAME|FILE|CONFIG|OUTPUT|PATH)\.\w+")
 SKIPPING = {
     "tests/integration/test_oracles.py",
-    "tests/unit/rerank/scorers/test_bin_weights.py",
+    "tests/hub_files.py",
     "tests/unit/eval/dataset/test_photographs.py",
 }
 """Tests that read a folder next to the clone, and are skipped where it is absent."""

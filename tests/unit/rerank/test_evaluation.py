@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from eval.__main__ import make_parser, parse
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import SettingError
+from rerank.asked import read_plan
 from rerank.combine.spec import Combining
 from rerank.evaluation import EvaluationPlan, Report, Reranker, evaluate_plan
-from rerank.options import read_plan
 from rerank.reorder.plan import Plan, Tuning
 from tests.small_job import SmallWorld, load
 from train.config.job import JobConfig
@@ -25,6 +25,9 @@ KEYS = {
     "--model": "model.base",
     "--data": "data.source",
     "--split": "data.test_split",
+    "--split-file": ("data.split.val", "data.split.test", "data.split.seed"),
+    "--skip-missing": "data.skip_missing",
+    "--skip-broken": "data.skip_broken",
     "--image-root": "data.image_root",
     "--column": "data.columns",
     "--output": "runs_folder",
@@ -46,6 +49,7 @@ KEYS = {
     "--compare": "evaluation.comparisons",
     "--protocol": "evaluation.protocol",
     "--near-duplicates": "evaluation.near_duplicates",
+    "--gallery": "evaluation.gallery",
     "--qrels": "evaluation.qrels",
     "--trec": "evaluation.trec",
     "--slice-by": "evaluation.slice_by",

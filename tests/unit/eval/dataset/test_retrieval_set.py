@@ -1,4 +1,4 @@
-"""Ids, order, and what is positive, against the rule of docs/data.md read word for word."""
+"""Ids, order, and what is positive, against the rule of docs/captions.md read word for word."""
 
 import hashlib
 import random
@@ -37,7 +37,7 @@ def image_lists(draw: st.DrawFn) -> list[ManifestImage]:
 
 
 def brute_force(images: list[ManifestImage]) -> list[list[bool]]:
-    """docs/data.md: positive iff the normalised caption equals one of any image in the image's group (no group: the image itself)."""
+    """docs/captions.md: positive iff the normalised caption equals one of any image in the image's group (no group: the image itself)."""
     captions = [caption for image in images for caption in image.captions]
     rows = []
     for image in images:

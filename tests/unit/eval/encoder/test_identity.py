@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from eval.encoder.checkpoint import load_siglip
-from eval.encoder.identity import Identity, check_identity, differences, identity_of, identity_sha256
+from eval.encoder.identity import Identity, begun_with, check_identity, differences, identity_of, identity_sha256
 from eval.errors import UserError
+from tests.hub_server import COMMITS, go_online, serving
 from tests.siglip2 import write_siglip2
 from tests.small_job import SmallWorld, load
 
@@ -64,3 +65,27 @@ def test_a_difference_is_refused_with_the_models_and_the_runs_name() -> None:
     words = r"BASE is another model than when runs/job was begun: the config has other values \(a: 1 -> 2; b.*; c.*; and 1 more\)"
     with pytest.raises(UserError, match=words):
         check_identity("BASE", "runs/job", one, two)
+
+
+def test_a_model_of_the_hub_that_moved_on_is_named_with_the_commit_it_was(
+    small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit is recorded and does not count: the same files at another commit are the same model."""
+    model, inputs = load_siglip(small_world.base)
+    with serving() as hub:
+        go_online(monkeypatch, hub.endpoint, tmp_path / "cache")
+        hub.publish("someone/siglip", small_world.base, COMMITS[0])
+        load_siglip("someone/siglip")
+        recorded = identity_of(model.config, inputs.image_processor, inputs.tokenizer, "someone/siglip")
+        assert recorded["hub"] == {"commit": COMMITS[0]} and identity_sha256(recorded) == identity_sha256(identity(small_world.base))
+        assert begun_with("someone/siglip", recorded) == "" == begun_with(str(small_world.base), recorded)
+        hub.publish("someone/siglip", small_world.base, COMMITS[1])
+        go_online(monkeypatch, hub.endpoint, tmp_path / "another process")
+        load_siglip("someone/siglip")
+        found = identity_of(model.config, inputs.image_processor, inputs.tokenizer, "someone/siglip")
+        check_identity("someone/siglip", "runs/a", recorded, found)
+        words = f" It was commit {COMMITS[0]} of the hub, and is {COMMITS[1]} now: name that one, someone/siglip@{COMMITS[0]}."
+        assert begun_with("someone/siglip", recorded) == words
+        found["config"] = found["config"] | {"text_config.hidden_act": "relu"}
+        with pytest.raises(UserError, match=f"hidden_act.*relu.*someone/siglip@{COMMITS[0]}. Bring its files back"):
+            check_identity("someone/siglip", "runs/a", recorded, found)

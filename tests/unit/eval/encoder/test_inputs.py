@@ -130,7 +130,7 @@ def test_checkpoints_that_break_the_contract(tiny_siglip: Path, tmp_path: Path, 
 
 
 def test_nothing_of_that_name() -> None:
-    with pytest.raises(UserError, match="neither a checkpoint folder nor a model"):
+    with pytest.raises(UserError, match="no such folder is here, and nobody/nothing-of-that-name is not in the hub's cache"):
         load_siglip("nobody/nothing-of-that-name")
 
 

@@ -15,8 +15,9 @@ from PIL import Image
 
 from eval.dataset.retrieval_set import load_split
 from eval.errors import UserError
-from eval.manifest.hub import HubId
+from eval.manifest.formats.hub import HubId
 from eval.manifest.manifest import Manifest, ManifestError, read_manifest
+from tests.unit.eval.manifest.written_formats import tar_of
 
 COLOURS = {"a": (255, 0, 0), "b": (0, 255, 0), "c": (0, 0, 255)}
 
@@ -112,7 +113,7 @@ def test_faults_name_split_and_row(tmp_path: Path) -> None:
 
 
 def test_many_rows_are_read_batch_by_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.manifest.arrow._ROWS_AT_ONCE", 4)
+    monkeypatch.setattr("eval.manifest.formats.arrow._ROWS_AT_ONCE", 4)
     names, numbers = "abc" * 5, range(15)
     tables = {
         split: table(names, id=[f"{split}-{n:02d}" for n in numbers], caption=[f"{split} {n}" for n in numbers]) for split in ("x", "y")
@@ -193,6 +194,15 @@ def test_pictures_that_lie_on_the_hub_as_files_have_ids_without_the_place_of_the
     assert colour(manifest, "test", 0) == COLOURS["b"]
 
 
+def test_webdataset_shards_on_the_hub(hub: Hub) -> None:
+    for split, name in {"train": "a", "validation": "b"}.items():
+        (hub.root / "owner" / "shards").mkdir(parents=True, exist_ok=True)
+        tar_of(hub.root / "owner" / "shards" / f"cc-{split}-0000.tar", [(f"{name}.png", png(name)), (f"{name}.txt", f"of {name}".encode())])
+    manifest = read_manifest("owner/shards", require_splits=["train"])
+    assert contents(manifest) == {("train", "a"): ["of a"], ("validation", "b"): ["of b"]}
+    assert colour(manifest, "validation", 0) == COLOURS["b"]
+
+
 def test_a_configuration_is_chosen_and_a_missing_choice_is_named(hub: Hub) -> None:
     folder = hub.root / "owner" / "two"
     for name in ("one", "other"):
@@ -215,7 +225,7 @@ def test_code_of_a_data_set_is_never_run(hub: Hub) -> None:
 
 
 def test_offline_and_never_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.manifest.hub._ask_the_hub", lambda _: pytest.fail("offline, nobody is asked"))
+    monkeypatch.setattr("eval.manifest.formats.hub._ask_the_hub", lambda _: pytest.fail("offline, nobody is asked"))
     with pytest.raises(UserError, match="nobody/nothing: no such file or folder .*as a hub id: HF_HUB_OFFLINE is set and no copy"):
         read_manifest("nobody/nothing")
 

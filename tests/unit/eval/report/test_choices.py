@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from eval.choices.report import CHOICES, ChoiceReport, write_choices
+from eval.choices.texts import choice_text_lines
 from eval.report.render import render, show, show_interval
 from eval.report.section import Section, SectionFormat
 from train.siglip.watch import RETENTION
@@ -47,7 +48,7 @@ def watch_record(dropped: bool) -> dict[str, Any]:
 
 
 def test_every_stage_and_category_with_its_interval() -> None:
-    page = render("choice_sets.html.j2", record=[choice_record()])
+    page = render("choice_sets.html.j2", record=[choice_record()], text_lines=choice_text_lines)
     all_row, category_row = rows(page, "choice")
     assert all_row == [["all"], ["accuracy"], ["1,200"], ["25.00"], ["50.00", "45.00", "–", "55.00"], ["75.00", "70.00", "–", "80.00"]]
     assert category_row[0][0].startswith("order<script>") and category_row[4:] == [

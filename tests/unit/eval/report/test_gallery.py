@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eval.dataset.retrieval_set import RetrievalSet
+from eval.dataset.retrieval_set import RetrievalSet, StringColumn
 from eval.metrics.evaluate import Figures, evaluate
 from eval.report.gallery import NUM_SHOWN, ShownQuery, gallery, thumbnail
 from eval.report.report import write_report
@@ -103,8 +103,8 @@ def evil_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Captions and ids that would be markup, a script or a template."""
     folder = tmp_path_factory.mktemp("evil")
     made = picture_set(folder)
-    made.captions = [f"{EVIL} {number}" for number in range(made.num_captions)]
-    made.image_ids = [f"{EVIL}{name}" for name in made.image_ids]
+    made.captions = StringColumn([f"{EVIL} {number}" for number in range(made.num_captions)])
+    made.image_ids = StringColumn([f"{EVIL}{name}" for name in made.image_ids])
     figures = measured(made)
     return write_report(folder / "out", figures, gallery=gallery(made, figures)) / "report.html"
 

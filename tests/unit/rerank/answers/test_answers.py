@@ -102,7 +102,7 @@ def test_pictures_that_do_not_decode_are_left_out_as_if_they_were_not_there(phot
     for direction in DIRECTIONS:
         np.testing.assert_array_equal(left.rankings[direction].top_indices_QK, clean.rankings[direction].top_indices_QK)
         np.testing.assert_array_equal(left.rankings[direction].top_scores_QK, clean.rankings[direction].top_scores_QK)
-    assert "val-000.png: cannot be decoded" in damaged.fault_of(0)
+    assert "val-000.png: cannot be decoded" in damaged.skipped(0).reason
 
 
 def test_otherwise_they_are_refused_by_name_with_the_remedy(photos: Path, siglip: tuple, tmp_path: Path) -> None:

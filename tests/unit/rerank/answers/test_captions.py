@@ -63,8 +63,11 @@ def test_a_column_of_a_table(tmp_path: Path, suffix: str) -> None:
     numbered = read_captions(str(path), column="title")
     first = 2 if suffix in (".csv", ".tsv") else 1  # a line of the file; in .parquet a row
     assert list(numbered.ids) == [str(first), str(first + 2), str(first + 4)]
-    with pytest.raises(ManifestError, match=r"no column of the names caption, captions, text; columns found: \['name', 'title'\]"):
-        read_captions(str(path))
+    assert list(numbered.notes) == []
+    assert list(read_captions(str(path)).notes) == ["captions from column 'title'"]
+    other = write_table(tmp_path / f"u{suffix}", [{"name": "k", "words": "a dog"}])
+    with pytest.raises(ManifestError, match=r"no column of the names caption, captions, text, title; columns found: \['name', 'words'\]"):
+        read_captions(str(other))
     with pytest.raises(ManifestError, match=r"no column 'nome'; .* --caption-id-column NAME"):
         read_captions(str(path), column="title", id_column="nome")
 
@@ -88,7 +91,7 @@ def test_a_list_in_a_csv_cell_is_split_and_a_bracket_in_words_is_not(tmp_path: P
         ("c.txt", b"", "no captions: it is empty"),
         ("c.txt", b"\n \n", "no captions: 2 blank lines"),
         ("c.txt", b"a dog\nb\xe4d\n\xff\n", r"2 x not UTF-8 text(.|\n)*c\.txt:2: .*save the file as UTF-8"),
-        ("c.txt", b"a dog\n--- !\n", r"c\.txt:2: nothing is left of '--- !' without blanks and punctuation"),
+        ("c.txt", b"a dog\n--- !\n", r"c\.txt:2: nothing is left of '--- !' without blanks, punctuation and invisible"),
         ("c.jsonl", b'{"caption": "a dog"}\n{"caption": 3}\nnope', r"c\.jsonl:3: not a JSON object"),
         ("c.jsonl", b'{"caption": "a dog"}\n{"caption": 3}', r"c\.jsonl:2: expected text, found int"),
         ("c.csv", b"caption\na dog, a cat\n", "2 cells where the header has 1"),

@@ -12,10 +12,10 @@ from eval.errors import WriteError
 from rerank.answers.answers import Answers
 from rerank.answers.captions import read_captions
 from rerank.answers.collection import Collection
+from rerank.answers.files import SUFFIXES
 from rerank.answers.first_stage import FirstAnswers
 from rerank.answers.output import write_output
 from rerank.answers.pictures import read_folder
-from rerank.answers.table import SUFFIXES
 
 MADE_BY = {"model": "m", "rerank": None}
 

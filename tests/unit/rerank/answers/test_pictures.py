@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from eval.dataset.images import FORMATS, ImageError
+from eval.dataset.images import HEIF_REMEDY, ImageError
 from eval.errors import UserError
 from eval.manifest.manifest import ManifestError
-from rerank.answers.pictures import SUFFIXES, is_picture_folder, read_folder, read_rows
+from eval.manifest.names import OPTIONS, calling
+from rerank.answers.pictures import is_picture_folder, read_folder, read_rows
 
 
 def picture(path: Path, grey: int = 7) -> Path:
@@ -42,7 +43,8 @@ def test_a_folder_is_searched_with_all_below_it_and_the_rest_is_counted(folder: 
     found = read_folder(str(folder))
     assert list(found.image_ids) == ["A.JPG", "a b#?.jpeg", "b.png", "deep/b.png", "deep/er/c.webp", "linked.png"]
     assert [found.path(image) for image in range(6)] == [str(folder / name) for name in found.image_ids]
-    assert found.skipped.in_words() == ("3 hidden, 1 linked folder, 4 that are no pictures (2 .txt, 1 without a suffix, 1 .heic)")
+    counted = "3 hidden, 1 linked folder, 4 that are no pictures (2 .txt, 1 without a suffix, 1 .heic)"
+    assert found.skipped.in_words() == f"{counted}, {HEIF_REMEDY}"
     assert [found.load_image(image).getpixel((0, 0))[0] for image in (2, 3)] == [0, 30]
 
 
@@ -52,9 +54,13 @@ def test_a_picture_that_is_a_link_out_of_the_folder_is_refused(folder: Path, tmp
         read_folder(str(folder))
 
 
-def test_suffixes_are_those_of_the_formats_that_are_decoded() -> None:
-    assert {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"} <= SUFFIXES
-    assert not {".txt", ".eps", ".pdf", ".svg", ".heic", ".mpo", ".ico"} & SUFFIXES and len(FORMATS) == 7
+def test_heic_pictures_are_counted_and_named_with_what_to_do(tmp_path: Path) -> None:
+    for name in ("a.png", "b.jpe", "c.pgm"):
+        Image.new("RGB", (8, 8)).convert("L" if name == "c.pgm" else "RGB").save(tmp_path / name)
+    (tmp_path / "d.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    found = read_folder(str(tmp_path))
+    assert list(found.image_ids) == ["a.png", "b.jpe", "c.pgm"]
+    assert found.skipped.in_words() == f"1 that are no pictures (1 .heic), {HEIF_REMEDY}"
 
 
 @pytest.mark.parametrize(
@@ -122,13 +128,12 @@ def test_embedded_pictures_are_read_out_of_the_table(tmp_path: Path) -> None:
 def test_every_fault_of_a_manifest_is_named_at_once(tmp_path: Path) -> None:
     picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
     (tmp_path / "list.csv").write_text("image,id\na.png,one\nmissing.png,\nhttp://x/y.png,\nb.png,one\n")
-    with pytest.raises(ManifestError) as caught:
+    with pytest.raises(ManifestError) as caught, calling(OPTIONS):
         read_rows(str(tmp_path / "list.csv"), columns={})
     assert sorted(fault.kind for fault in caught.value.faults) == ["URL", "id twice", "missing file"]
     assert "--image-root" in str(caught.value) and "list.csv:5" in str(caught.value)
-    with pytest.raises(
-        ManifestError, match=r"no column 'photo'; columns found: \['image', 'id'\]. Name the right one: --column image=NAME"
-    ):
+    told = r"no column 'photo'; columns found: \['image', 'id'\]. Name the right one: --column image=NAME"
+    with pytest.raises(ManifestError, match=told), calling(OPTIONS):
         read_rows(str(tmp_path / "list.csv"), columns={"image": "photo"})
 
 

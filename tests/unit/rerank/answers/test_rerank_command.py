@@ -49,7 +49,7 @@ def alone(arguments: list[str], nursery: Nursery, tmp_path_factory: pytest.TempP
 
 def test_table_and_page_are_written_and_the_summary_has_the_results(alone: tuple[Path, str], photos: Path) -> None:
     folder, said = alone
-    assert sorted(path.name for path in folder.iterdir()) == ["a.html", "a.pair-scores", "a.parquet"]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.html", "a.pair-scores", "a.parquet", "a.skipped.jsonl"]
     rows = pq.read_table(folder / "a.parquet").to_pylist()
     num_captions = len(set((photos / "captions.txt").read_text().split("\n")) - {""})
     queries = {
@@ -60,7 +60,9 @@ def test_table_and_page_are_written_and_the_summary_has_the_results(alone: tuple
     changed = {one: sum(row["rank"] == 1 and row["first_rank"] != 1 for row in rows if row["direction"] == one) for one in queries}
     assert f"pictures   40 in {photos} (skipped: 1 that are no pictures (1 .txt))" in said
     assert re.search(rf"captions   {num_captions} in .*captions\.txt \(1 blank; {82 - num_captions} repeated\)", said)
-    assert "left out   1 pictures that do not decode\n" in said and "train-037.png: cannot be decoded" in said
+    (listed,) = (json.loads(line) for line in (folder / "a.skipped.jsonl").read_text().splitlines())
+    assert listed["image"] == "train-037.png" and "cannot be decoded" in listed["reason"]
+    assert f"left out   1 pictures that do not decode ({folder}/a.skipped.jsonl)\n" in said and "train-037.png: cannot be decoded" in said
     for direction, query, answers in (("image_to_text", "pictures", "captions"), ("text_to_image", "captions", "pictures")):
         total = len(queries[direction])
         assert f"answers    4 {answers} for each of {total} {query}; another first answer for {changed[direction]} of {total} (" in said
@@ -120,7 +122,7 @@ def test_without_a_reranker_the_first_stage_is_written(arguments: list[str], alo
     asked = [*arguments[:at], *arguments[at + 2 :], "--pages", "0", "--direction", "text_to_image", "--top-k", "100"]
     run_here([*asked, "--output", str(tmp_path / "a.jsonl")])
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"] and list(rows[0])[-1] == "first_rank"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "a.skipped.jsonl"] and list(rows[0])[-1] == "first_rank"
     best = {row["query_id"]: row for row in rows if row["first_rank"] == 1}
     for row in pq.read_table(alone[0] / "a.parquet").to_pylist():
         if row["direction"] == "text_to_image" and row["first_rank"] == 1:
@@ -165,7 +167,7 @@ def test_what_cannot_be_done_is_refused_before_the_work(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--top-k", "0"], "--top-k is at least 1"),
+        (["--top-k", "0"], "--top-k: expected a whole number, 1 or more; found '0'"),
         (["--output", "a.xlsx"], "expected a name that ends in one of .parquet, .csv, .jsonl"),
         (["--column", "image"], "--column takes OURS=THEIRS"),
         (["--column", "picture=x"], "are not columns of ours"),

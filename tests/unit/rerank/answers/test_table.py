@@ -14,6 +14,7 @@ from rerank.answers import table as answers_table
 from rerank.answers.answers import Answers
 from rerank.answers.captions import read_captions
 from rerank.answers.collection import Collection
+from rerank.answers.files import SUFFIXES
 from rerank.answers.first_stage import FirstAnswers
 from rerank.answers.pictures import read_folder
 from rerank.answers.table import write_answers
@@ -81,7 +82,7 @@ def read(path: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("reranked", [True, False])
-@pytest.mark.parametrize("suffix", answers_table.SUFFIXES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("queries_at_once", [2, 2048])
 def test_every_form_holds_the_same_rows(
     found: FirstAnswers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, reranked: bool, queries_at_once: int

@@ -11,7 +11,8 @@ import torch
 from eval.dataset.retrieval_set import PositivePairs
 from eval.search.ranking import Direction
 from rerank.combine.combine import Pools
-from rerank.combine.views import COMBINATIONS, POOLINGS, Combination, EnsembleMember, Pool, Views
+from rerank.combine.rules import COMBINATIONS, POOLINGS, Combination
+from rerank.combine.views import EnsembleMember, Pool, Views
 
 
 def ranks_of(scores: Sequence[float]) -> list[int]:

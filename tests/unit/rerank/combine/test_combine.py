@@ -17,7 +17,8 @@ from eval.search.exact import search_both
 from eval.search.ranking import DIRECTIONS, Direction, Ranking
 from rerank.combine.combine import Pools, rank_ensemble
 from rerank.combine.combined_tiles import reciprocal_ranks
-from rerank.combine.views import COMBINATIONS, POOLINGS, Combination, EnsembleMember, Pool, Views
+from rerank.combine.rules import COMBINATIONS, POOLINGS, Combination
+from rerank.combine.views import EnsembleMember, Pool, Views
 from tests.unit.rerank.combine.ensemble_oracle import as_set, ensemble_scores, made_up, mixtures, pool, ranks_of, unit
 
 ROOT = Path(__file__).parents[4]

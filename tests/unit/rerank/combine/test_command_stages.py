@@ -8,7 +8,7 @@ import pytest
 
 from eval.__main__ import parse
 from eval.errors import UserError
-from rerank.options import read_plan
+from rerank.asked import read_plan
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
 from tests.nursery import Nursery

@@ -14,8 +14,9 @@ import rerank.combine.ensemble_weights
 from eval.search.ranking import DIRECTIONS
 from rerank.combine.combine import rank_ensemble
 from rerank.combine.ensemble_weights import best_weights, choose_ensemble, simplex
+from rerank.combine.rules import COMBINATIONS
 from rerank.combine.tuning import Tried
-from rerank.combine.views import COMBINATIONS, EnsembleMember, LateFusion
+from rerank.combine.views import EnsembleMember, LateFusion
 from tests.unit.rerank.combine.drawn_searches import unhurried
 from tests.unit.rerank.combine.member_sets import best_ranks, caption_set, combined, member
 

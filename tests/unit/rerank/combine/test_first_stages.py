@@ -19,9 +19,9 @@ from eval.errors import UserError, named
 from eval.execution import Execution
 from eval.processes import Processes
 from eval.search.ranking import DIRECTIONS
+from rerank.asked import OPTIONS, read_plan
 from rerank.combine.embedded_sets import EmbeddedSets
 from rerank.combine.views import EnsembleMember, Views
-from rerank.options import OPTIONS, read_plan
 from rerank.reorder.plan import Plan
 from tests.nursery import Nursery
 from tests.siglip2 import write_siglip2

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from eval.search.ranking import Direction
 from rerank.combine.expansion_effects import ranks_of_each_view
 from rerank.combine.pooling import WEIGHTS, Side, ViewSearch, best_pool, choose_pool, direction_of, pools_at
+from rerank.combine.rules import POOLINGS, Combination, Pooling
 from rerank.combine.tuning import Tried
-from rerank.combine.views import POOLINGS, Combination, EnsembleMember, LateFusion, Pool, Pooling, Views
+from rerank.combine.views import EnsembleMember, LateFusion, Pool, Views
 from tests.unit.rerank.combine.drawn_searches import unhurried
 from tests.unit.rerank.combine.member_sets import ALONE, best_ranks, caption_set, member, pooled
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerank.combine.views import POOLINGS, Pool, Views
+from rerank.combine.rules import POOLINGS
+from rerank.combine.views import Pool, Views
 from tests.unit.rerank.combine.ensemble_oracle import averaged, made_up, views_of
 
 

@@ -97,7 +97,7 @@ def test_a_hub_id_is_converted_from_the_hubs_files(tmp_path: Path, tiny_blip: Pa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     in_hub_cache(tmp_path / "cache", "someone/itm", tiny_blip)
     assert main(["nobody/nothing", "--output", str(tmp_path / "made")]) == 2
-    assert "could not be fetched" in capsys.readouterr().err
+    assert "nobody/nothing is not in the hub's cache" in capsys.readouterr().err
     assert main(["someone/itm", "--output", str(tmp_path / "made")]) == 0
     assert (tmp_path / "made" / "model.safetensors").is_file()
 

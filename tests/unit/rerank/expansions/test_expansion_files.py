@@ -177,8 +177,9 @@ def test_an_empty_file_and_one_of_another_encoding_are_called_that(tmp_path: Pat
     path.write_bytes(b"")
     with pytest.raises(UserError, match="is empty"):
         parse_expansion(str(path))
-    path.write_bytes("caption,expansion\nan owl,a bird\n".encode("utf-16"))
-    with pytest.raises(UserError, match=f"said.{kind}:1: .*{'UTF-8' if kind == 'csv' else 'utf-8'}"):
+    row = "caption,expansion\nan owl,un oiseau \u00e9l\u00e9gant\n" if kind == "csv" else '{"caption": "\u00e9"}\n'
+    path.write_bytes(row.encode("cp1252"))
+    with pytest.raises(UserError, match=f"said.{kind}:{2 if kind == 'csv' else 1}: (?i:.*utf-8)"):
         parse_expansion(str(path))
 
 

@@ -135,5 +135,5 @@ def test_what_is_no_writer_is_refused(models: dict[str, Path], tmp_path: Path) -
     with pytest.raises(UserError, match="paraphrase:.*lacks 1 weights of"):
         parse_expansion(f"paraphrase:{tmp_path / 'half'}").of(SPLIT)
     path.unlink()
-    with pytest.raises(UserError, match=r"the weights \(model.safetensors\) of"):
+    with pytest.raises(UserError, match=r"the weights \(model.safetensors or pytorch_model.bin\) of"):
         parse_expansion(f"paraphrase:{tmp_path / 'half'}").of(SPLIT)

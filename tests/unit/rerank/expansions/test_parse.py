@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[4]
         ("captions:nowhere.csv", "there is no file 'nowhere.csv'"),
         ("captions:README.md", "expected a file that ends in one of .jsonl"),
         ("wordnet:nowhere", "expected WordNet's files in nowhere"),
-        ("paraphrase:nowhere", "the config or tokenizer of 'nowhere' could not be read"),
+        ("paraphrase:nowhere", "nowhere: no such folder is here"),
     ],
 )
 def test_what_is_refused_is_said_at_once(text: str, words: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,17 +11,19 @@ import pytest
 import torch
 from transformers import BlipConfig, BlipForImageTextRetrieval, GenerationConfig
 
-from eval.errors import UserError
+from eval.encoder.hub import revision_in_use
+from eval.errors import UserError, named
 from rerank.expansions.generated import Paraphraser
 from rerank.scorers.load import load_scorer
 from tests.bin_checkpoints import bin_folder, in_hub_cache
+from tests.hub_files import needs_hub_files, write_blip
+from tests.hub_server import COMMITS, go_online, serving
 from tests.small_job import SmallWorld
 from tests.unit.rerank.expansions.tiny_writers import write_tiny_llama, write_tiny_t5
 from tests.unit.rerank.scorers.albef.albef_files import Trap
 from tests.unit.rerank.scorers.tiny_cross_encoders import FAMILIES
 
 ROOT = Path(__file__).parents[4]
-REAL = ROOT.parent / "shared" / "hub" / "blip-itm-base-coco"
 CAPTIONS = ["a red circle above a blue square", "the dog runs", "cat"]
 HUB_ID = "Salesforce/blip-itm-base-coco"
 
@@ -62,6 +63,28 @@ def test_shards_give_the_same_weights_and_scores(tiny_blip: Path, tmp_path: Path
     np.testing.assert_allclose(scorer.score(noise(1), CAPTIONS), expected.score(noise(1), CAPTIONS), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("shards", [0, 3])
+def test_the_reranker_that_the_readme_names_from_the_hub(
+    tiny_blip: Path, tmp_path: Path, noise, monkeypatch: pytest.MonkeyPatch, shards: int
+) -> None:
+    """A pytorch_model.bin and a tf_model.h5: fetched, but for the latter, from a stand-in of the hub, at the revision named."""
+    folder = bin_folder(tiny_blip, tmp_path / "repository", shards)
+    (folder / "tf_model.h5").write_bytes(b"of no use here")
+    expected = load_scorer(str(folder), device="cpu")
+    with serving() as hub:
+        go_online(monkeypatch, hub.endpoint, tmp_path / "cache")
+        hub.publish(HUB_ID, folder, COMMITS[0], "v1")
+        for name in (HUB_ID, f"{HUB_ID}@v1"):
+            scorer = load_scorer(name, device="cpu")
+            assert scorer.fingerprint == expected.fingerprint
+            assert np.array_equal(scorer.score(noise(1), CAPTIONS), expected.score(noise(1), CAPTIONS))
+        assert "tf_model.h5" not in hub.fetched() and revision_in_use(f"{HUB_ID}@v1") == COMMITS[0]
+        hub.gated.add("someone/gated")
+        hub.publish("someone/gated", folder)
+        with pytest.raises(UserError, match=r"^--rerank: someone/gated: a gated model.*hf auth login$"), named({"reranker": "--rerank"}):
+            load_scorer("someone/gated", device="cpu")
+
+
 def test_an_object_in_the_bin_is_named_and_not_run(tiny_blip: Path, tmp_path: Path) -> None:
     folder = bin_folder(tiny_blip, tmp_path / "bin")
     torch.save({"stray": Trap(tmp_path / "ran")}, folder / "pytorch_model.bin")
@@ -89,9 +112,9 @@ def test_a_language_model_keeps_its_generation_settings(tmp_path: Path, write, h
     assert texts[0] == texts[1]
 
 
-def run(cache: Path, *words: object) -> subprocess.CompletedProcess[str]:
+def run(cache: Path, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment |= {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | variables
     command = [sys.executable, "-m", *map(str, words)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
@@ -113,26 +136,32 @@ def test_the_commands_take_a_hub_id_offline_and_a_folder(small_world: SmallWorld
     assert second.returncode == 0 and "no safetensors" not in second.stderr, second.stderr
 
 
-@pytest.mark.skipif(not (REAL / "vocab.txt").is_file(), reason="the hub's own small files are not beside the repository")
+@needs_hub_files
 def test_the_hubs_own_files_with_random_weights_of_a_smaller_model(tmp_path: Path, noise) -> None:
     folder = tmp_path / "made"
-    shutil.copytree(REAL, folder)
+    write_blip(folder, is_small=True)
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["BlipForImageTextRetrieval"] and config["text_config"]["vocab_size"] == 30524
-    small = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config["text_config"] |= small | {"encoder_hidden_size": 48}
-    config["vision_config"] |= small
-    config["image_text_hidden_size"] = 16
-    (folder / "config.json").write_text(json.dumps(config))
-    torch.manual_seed(0)
-    model = BlipForImageTextRetrieval(BlipConfig.from_pretrained(folder))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    torch.save(model.state_dict(), folder / "pytorch_model.bin")
     scorer = load_scorer(str(folder), device="cpu")
     scores = scorer.score(noise(1), CAPTIONS)
     assert np.isfinite(scores).all() and len(set(scores.tolist())) == len(CAPTIONS)
+    model = BlipForImageTextRetrieval(BlipConfig.from_pretrained(folder))
+    model.load_state_dict(torch.load(folder / "pytorch_model.bin", weights_only=True))
     model.save_pretrained(folder)  # model.safetensors, which win
     (folder / "pytorch_model.bin").unlink()
     twin = load_scorer(str(folder), device="cpu")
     assert twin.fingerprint == scorer.fingerprint and np.array_equal(twin.score(noise(1), CAPTIONS), scores)
+
+
+def test_hf_endpoint_is_asked_and_what_was_fetched_is_recorded(small_world: SmallWorld, tiny_blip: Path, tmp_path: Path) -> None:
+    """A process of its own: both models by their ids, the second at a tag."""
+    with serving() as hub:
+        hub.publish("someone/siglip", small_world.base)
+        hub.publish(HUB_ID, bin_folder(tiny_blip, tmp_path / "bin"), COMMITS[1], "v1")
+        models = ["--model", "someone/siglip", "--rerank", f"{HUB_ID}@v1"]
+        data = ["--data", small_world.manifest, "--split", "val", "--top-k", "2", "--output", tmp_path / "report"]
+        done = run(tmp_path / "home", "eval", *models, *data, HF_ENDPOINT=hub.endpoint, HF_HUB_OFFLINE="0")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["hub_revisions"] == {"someone/siglip": COMMITS[0], f"{HUB_ID}@v1": COMMITS[1]}
+    assert f"someone/siglip at commit {COMMITS[0]}" in (tmp_path / "report" / "report.html").read_text()

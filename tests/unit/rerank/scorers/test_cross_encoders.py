@@ -286,7 +286,7 @@ def enlarged(section: str | None, **values: int) -> Callable[[dict], None]:
     [
         ("blip-2", widened("qformer_config", 768, 8), r"qformer_config\.num_attention_heads.*expected 12.*found 8"),
         ("blip-2", widened("vision_config", 1408, 8), r"vision_config\.num_attention_heads.*expected 16.*found 8"),
-        ("vilt", widened(None, 768, 8), r" num_attention_heads.*expected 12.*found 8"),
+        ("vilt", widened(None, 768, 8), r"^num_attention_heads.*expected 12.*found 8"),
         ("bridgetower", widened("text_config", 1024, 8), r"text_config\.num_attention_heads.*expected 16.*found 8"),
         ("blip-2", enlarged("vision_config", image_size=64), r"32 x 32 pixels where vision_config\.image_size is 64 x 64"),
         ("bridgetower", enlarged("vision_config", image_size=64), r"32 x 32 pixels where vision_config\.image_size is 64 x 64"),

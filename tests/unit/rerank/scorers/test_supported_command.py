@@ -57,6 +57,6 @@ def test_what_cannot_rerank_ends_the_command_with_code_2(
     child = nursery.start("eval", [*asked, "--rerank", str(tmp_path / "reranker"), "--top-k", "2"], env={"ACCELERATE_USE_CPU": "true"})
     assert child.wait() == 2, child.output()
     printed = " ".join(child.output().split())
-    assert "rerank.model (--rerank)" in printed and str(tmp_path / "reranker") in printed
+    assert "error: --rerank: " in printed and str(tmp_path / "reranker") in printed
     assert message in printed and "Traceback" not in printed
     assert not (tmp_path / "report" / "report.json").exists()

@@ -77,7 +77,7 @@ def test_head_pairs_stand_as_image_and_caption_whoever_asks() -> None:
 
 @pytest.mark.parametrize("top_k", [0, -1, 4])
 def test_a_top_k_outside_the_stored_head_is_refused(top_k: int) -> None:
-    with pytest.raises(UserError, match=rf"rerank.top_k: expected 1 to 3.*text_to_image; found {top_k}"):
+    with pytest.raises(UserError, match=rf"expected 1 to 3.*text_to_image; found {top_k}"):
         candidate_lists([ranking("text_to_image", np.array([[4, 2, 0]]))], top_k)
 
 

@@ -15,7 +15,8 @@ import pytest
 
 from eval.errors import UserError, WriteError
 from eval.processes import Processes
-from rerank.options import add_pair_scores, asked_store
+from rerank.asked import asked_store
+from rerank.options import add_pair_scores
 from rerank.scoring import score_cache
 from rerank.scoring.score_cache import DIGEST, ScoreCache, ScoreDatabase, digest
 

@@ -42,6 +42,13 @@ def test_what_is_found_where_the_run_was_started_is_made_absolute(started_in: Pa
     assert found.watch[0].source == "google/hub-set"
 
 
+def test_a_pattern_with_braces_is_made_absolute(started_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (started_in / "data" / "s-00.tar").touch()
+    monkeypatch.chdir(started_in / "elsewhere")
+    found = found_from_here(config(data={"source": "data/s-{00..12}.tar"}), Path("../runs/one"))
+    assert found.data.source == str(started_in / "data" / "s-{00..12}.tar")
+
+
 def test_what_is_found_here_stays_as_it_is(started_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(started_in)
     one = config()

@@ -14,10 +14,10 @@ from eval.dataset.images import ImageError
 from eval.encoder.inputs import SiglipInputs
 from eval.processes import Processes
 from tests.small_job import SmallWorld, load, write_pictures
-from train.data.batches import Batch, BatchBuilder, random_crop
+from train.data.batches import Batch, BatchBuilder, Parts, random_crop
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
-from train.data.order import BatchOrder, chosen_caption, generator
+from train.data.order import BatchOrder, chosen_caption, chosen_captions, generator
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,8 @@ def test_any_number_of_processes_trains_on_the_same(small_world: SmallWorld, inp
     order, negatives = BatchOrder(dataset.num_images, 8, 5), fake_negatives(dataset.num_images, dataset.num_captions)
 
     def share(rank: int, world: int, step: int) -> Batch:
-        return BatchBuilder(CaptionPool(dataset), inputs, order, Processes(rank, world), random_crop_min_area=0.5, negatives=negatives)[
-            step
-        ]
+        processes, parts = Processes(rank, world), Parts(random_crop_min_area=0.5)
+        return BatchBuilder(CaptionPool(dataset), inputs, order, processes, parts=parts, negatives=negatives)[step]
 
     for step in (1, 6, 14):
         whole = share(0, 1, step)
@@ -103,8 +102,8 @@ def test_each_row_has_its_own_caption_and_its_own_mined_captions(small_world: Sm
     dataset = load(small_world.manifest)
     negatives = fake_negatives(dataset.num_images, dataset.num_captions)
     batch = BatchBuilder(CaptionPool(dataset), inputs, BatchOrder(40, 8, 5), Processes(), negatives=negatives)[3]
-    assert dataset.caption_image_C[batch.captions_b.numpy()].tolist() == batch.images_b.tolist()
-    assert torch.equal(batch.token_ids_bL, inputs.token_ids([dataset.captions[int(c)] for c in batch.captions_b]))
+    assert dataset.caption_image_C[batch.captions_c.numpy()].tolist() == batch.images_b.tolist()
+    assert torch.equal(batch.token_ids_cL, inputs.token_ids([dataset.captions[int(c)] for c in batch.captions_c]))
     assert torch.equal(batch.mined_token_ids_mL, inputs.token_ids([dataset.captions[int(c)] for c in batch.mined_captions_m]))
     for row, image in enumerate(batch.images_b.tolist()):
         assert batch.mined_captions_m[batch.mined_rows_m == row].tolist() == negatives.of(image).tolist()
@@ -131,8 +130,8 @@ def test_what_does_not_decode_is_replaced_by_another_image_with_its_own_caption(
         held = batch.images_b.numpy()
         assert (held[~broken] == due[~broken]).all() and (held >= 10).all()
         assert not set(held[broken].tolist()) & set(due.tolist())
-        assert dataset.caption_image_C[batch.captions_b.numpy()].tolist() == held.tolist()
-        assert len(batch.undecodable) >= broken.sum() and all("train-00" in message for message in batch.undecodable)
+        assert dataset.caption_image_C[batch.captions_c.numpy()].tolist() == held.tolist()
+        assert len(batch.undecodable) >= broken.sum() and all("train-00" in one.message for one in batch.undecodable)
         halves = [BatchBuilder(CaptionPool(dataset), inputs, order, Processes(rank, 2))[step].images_b for rank in (0, 1)]
         assert torch.cat(halves).tolist() == held.tolist()
         num_replaced += int(broken.sum())
@@ -157,7 +156,7 @@ def test_a_crop_lies_inside_and_keeps_its_share(width: int, height: int, min_are
 
 def test_crops_change_with_the_epoch_and_not_with_the_step(small_world: SmallWorld, inputs: SiglipInputs) -> None:
     dataset = load(small_world.manifest)
-    builder = BatchBuilder(CaptionPool(dataset), inputs, BatchOrder(40, 40, 5), Processes(), random_crop_min_area=0.3)
+    builder = BatchBuilder(CaptionPool(dataset), inputs, BatchOrder(40, 40, 5), Processes(), parts=Parts(random_crop_min_area=0.3))
     first, again, later = builder[1], builder[1], builder[2]
     assert torch.equal(first.pixels_b, again.pixels_b)
     rows = [later.images_b.tolist().index(image) for image in first.images_b.tolist()]
@@ -172,7 +171,7 @@ def test_the_parts_that_workers_send_make_the_batch(
     dataset = load(break_pictures(tmp_path / "broken", range(0, 40, 4)))
     negatives = fake_negatives(dataset.num_images, dataset.num_captions)
     order, second = BatchOrder(40, 16, 5), Processes(1, 2)
-    builder = BatchBuilder(CaptionPool(dataset), inputs, order, second, random_crop_min_area=0.5, negatives=negatives)
+    builder = BatchBuilder(CaptionPool(dataset), inputs, order, second, parts=Parts(random_crop_min_area=0.5), negatives=negatives)
     whole = builder[2]
     assert isinstance(whole, Batch) and builder.num_parts(2) == 1 and whole.undecodable
     monkeypatch.setattr("train.data.batches.PART", size)
@@ -182,3 +181,19 @@ def test_the_parts_that_workers_send_make_the_batch(
     for name, value in vars(builder.join(parts, as_values=True)).items():
         expected = getattr(whole, name)
         assert torch.equal(value, expected) if isinstance(value, torch.Tensor) else value == expected, name
+
+
+def test_several_captions_of_an_image_are_different_ones_and_every_epoch_takes_others(small_world: SmallWorld) -> None:
+    dataset = load(small_world.manifest)
+    for image in range(dataset.num_images):
+        own = range(int(dataset.caption_offsets[image]), int(dataset.caption_offsets[image + 1]))
+        assert chosen_captions(dataset, image, 3, 5, len(own)) == list(own)
+        for most in range(1, len(own)):
+            epochs = [chosen_captions(dataset, image, epoch, 5, most) for epoch in range(40)]
+            assert all(len(set(chosen)) == most and set(chosen) <= set(own) for chosen in epochs)
+            assert set().union(*epochs) == set(own)
+            first_cycle = [caption for chosen in epochs[: len(own) // most] for caption in chosen]
+            assert len(set(first_cycle)) == len(first_cycle)
+        assert [chosen_captions(dataset, image, epoch, 5, 1)[0] for epoch in range(9)] == [
+            chosen_caption(dataset, image, epoch, 5) for epoch in range(9)
+        ]

@@ -43,9 +43,9 @@ def test_every_kind_of_file(tmp_path: Path, kind: str, lines: list[int]) -> None
 FAULTY = {
     "a.txt": ("a fox\n...\n", "a.txt:2: nothing is left of '...'"),
     "b.jsonl": ('{"caption": "a"}\n{"caption": null}\n{"caption": 3}\n[1]\n', "b.jsonl:2: expected a caption, found None"),
-    "c.jsonl": ('{"text": "a"}\n', "expected a column `caption`, found ['text']"),
+    "c.jsonl": ('{"words": "a"}\n', "expected a column `caption`, found ['words']"),
     "d.csv": ("caption,x\na,1\nb\n", "d.csv:3: 1 cells where the header has 2"),
-    "e.csv": ("text\na\n", "expected a column `caption`, found ['text']"),
+    "e.csv": ("words\na\n", "expected a column `caption`, found ['words']"),
     "f.txt": ("\n \n", "holds no caption"),
     "g.doc": ("a", "ends in one of .txt, .jsonl"),
     "h.parquet": ("no parquet", "cannot be read"),

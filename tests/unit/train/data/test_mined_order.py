@@ -60,7 +60,7 @@ def test_any_number_of_processes_trains_on_the_same(
         def share(rank: int, world: int, step: int = step) -> list[torch.Tensor]:
             order = in_force(form, dataset, tables[form], 3)
             batch = BatchBuilder(CaptionPool(dataset), inputs, order, Processes(rank, world))[step]
-            return [batch.images_b, batch.captions_b, batch.pixels_b]
+            return [batch.images_b, batch.captions_c, batch.pixels_b]
 
         whole, parts = share(0, 1), [share(rank, world_size) for rank in range(world_size)]
         assert whole[0].tolist() != BASE.images(step).tolist()

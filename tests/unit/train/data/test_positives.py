@@ -88,7 +88,7 @@ def test_a_step_with_relabelled_pairs_and_captions_of_the_pool(small_world: Smal
         true = bool(dataset.is_positive(np.array(image), np.array(code))) or (image, code) in relabelled
         return float(np.logaddexp(0, -logit if true else logit))
 
-    in_batch = sum(cost(place, int(caption)) for place in range(8) for caption in batch.captions_b)
+    in_batch = sum(cost(place, int(caption)) for place in range(8) for caption in batch.captions_c)
     places = {int(image): place for place, image in enumerate(batch.images_b)}
     facing = [(places[i], c) for i, c, _ in rows] if mined_scope == "own" else [(place, c) for place in range(8) for _, c, _ in rows]
     mined = sum(cost(place, caption) for place, caption in facing)

@@ -12,7 +12,7 @@ from train.engine.checkpoint import Checkpoints, State
 from train.model.random_init import write_scratch
 from train.model.siglip import build_model, make_optimizer
 from train.siglip.export import export_model
-from train.soup.__main__ import run as make_soup
+from train.soup.make import run as make_soup
 
 TRAIN = TrainConfig(max_steps=9, batch_size=8, learning_rate=1e-2, eval_every_steps=3, checkpoint_every_steps=3)
 

@@ -40,7 +40,8 @@ class Expected:
 
 @dataclass
 class Instance:
-    """One small mining; `match` holds the cross-encoder's probability of every (image, caption of the pool)."""
+    """One small mining; `match` holds the cross-encoder's probability of every (image, caption of the pool), and the model reads so many
+    characters of a caption (None: all)."""
 
     pool: CaptionPool
     found: Candidates
@@ -49,6 +50,11 @@ class Instance:
     config: MiningConfig
     priority_IK: np.ndarray
     match: np.ndarray
+    num_characters: int | None = None
+
+    def tokens(self, text: str) -> str:
+        """What the model reads of a caption."""
+        return normalise(text)[: self.num_characters]
 
     def logit(self, cosine: np.float32) -> np.float32:
         """scale * cosine + bias, in float32."""
@@ -69,6 +75,8 @@ class Instance:
         cosine, best = found.cosines_QK[row, place], found.best_positive_Q[row]
         if normalise(text) in {normalise(other) for other in true}:
             return "known_positive"
+        if self.tokens(text) in {self.tokens(other) for other in true}:
+            return "equal_tokens"
         if config.near_duplicates and near_duplicate_key(text) in {near_duplicate_key(other) for other in true}:
             return "near_duplicate"
         if place + 1 < config.rank_min:

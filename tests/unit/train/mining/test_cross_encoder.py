@@ -137,17 +137,17 @@ def test_a_batch_holds_the_logits_of_its_own_pairs(small_world: SmallWorld) -> N
     pictures = [dataset.load_image(image) for image in range(dataset.num_images)]
     for rank in (0, 1):
         batch = batch_of(dataset, table, inputs, rank)
-        assert batch.teacher_logits_m is not None and batch.teacher_logits_b is not None
-        images, captions = batch.images_b.tolist(), batch.captions_b.tolist()
+        assert batch.teacher_logits_m is not None and batch.teacher_logits_c is not None
+        images, captions = batch.images_b.tolist(), batch.captions_c.tolist()
         assert captions == [chosen_caption(dataset, image, 0, 3) for image in images]
         own = [margin_of(pictures[i], dataset.captions[c]) for i, c in zip(images, captions, strict=True)]
         of_mined = [
             margin_of(pictures[images[row]], dataset.captions[c])
             for row, c in zip(batch.mined_rows_m.tolist(), batch.mined_captions_m.tolist(), strict=True)
         ]
-        assert batch.teacher_logits_b.tolist() == own and batch.teacher_logits_m.tolist() == of_mined
+        assert batch.teacher_logits_c.tolist() == own and batch.teacher_logits_m.tolist() == of_mined
     labels = batch_of(dataset, replace(table, own_teacher_logits_C=None), inputs)
-    assert labels.teacher_logits_m is not None and labels.teacher_logits_b is None
+    assert labels.teacher_logits_m is not None and labels.teacher_logits_c is None
     for plain in (None, replace(table, teacher_logits_N=None)):
         assert batch_of(dataset, plain, inputs).teacher_logits_m is None
 

@@ -1,6 +1,7 @@
 """train/mining/rules.py, train/mining/selection.py and train/mining/mine.py's select against brute force, over all combinations of
 rules."""
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,9 @@ def an_instance(seed: int) -> Instance:
     chance_of = {normalise(word): number for number, word in enumerate(WORDS)}
     match_IT = draws.integers(0, 9, (len(images), len(WORDS))).astype(np.float32) / 8
     match = np.stack([match_IT[:, chance_of[normalise(pool.text(caption))]] for caption in range(len(pool))], axis=1)
-    return Instance(pool, found, scale, bias, config, priority, match)
+    instance = Instance(pool, found, scale, bias, config, priority, match, 3 if seed % 2 else None)
+    pool.compare_tokens(np.array([zlib.crc32(instance.tokens(text).encode()) for text in pool.captions], dtype=np.int64))
+    return instance
 
 
 def mined_from(instance: Instance, seed: int) -> tuple[Mined, MiningReport, list[tuple[int, int]]]:
@@ -166,7 +169,8 @@ def test_the_rules_serve_both_directions() -> None:
     there = np.ones((1, 4), bool)
     there[0, 0] = False  # does not decode
     cosines = np.array([[0.5, 0.4, 0.3, 0.2]], np.float32)
-    lists = RankedLists(there, np.zeros((1, 4), bool), None, np.array([[7, 7, 8, 7]]), cosines, cosines, np.ones(1), np.ones(1))
+    no = np.zeros((1, 4), bool)
+    lists = RankedLists(there, no, no, None, np.array([[7, 7, 8, 7]]), cosines, cosines, np.ones(1), np.ones(1))
     config = MiningConfig(mine_every_steps=1, negatives_per_image=2, margin=None)
     verdict = filtered_out(lists, config)
     assert verdict.tolist() == [[0, 0, 0, Outcome.SAME_TEXT]]

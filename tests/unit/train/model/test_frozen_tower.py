@@ -93,8 +93,8 @@ def test_pictures_and_captions_are_not_even_read(small_world: SmallWorld, tmp_pa
     plain = BatchBuilder(CaptionPool(dataset), tuned.inputs, order, Processes())[2]
     shutil.rmtree(folder / "pictures")
     cached = BatchBuilder(CaptionPool(dataset), tuned.inputs, order, Processes(), frozen=frozen)[2]
-    assert cached.images_b.tolist() == plain.images_b.tolist() and cached.captions_b.tolist() == plain.captions_b.tolist()
-    assert cached.pixels_b.numel() == 0 and cached.token_ids_bL.numel() == 0 and cached.undecodable == []
+    assert cached.images_b.tolist() == plain.images_b.tolist() and cached.captions_c.tolist() == plain.captions_c.tolist()
+    assert cached.pixels_b.numel() == 0 and cached.token_ids_cL.numel() == 0 and cached.undecodable == []
     assert cached.frozen_images_bD is not None and cached.frozen_images_bD.shape == (8, 32)
 
 
@@ -110,9 +110,9 @@ def test_what_did_not_decode_is_replaced_as_without_the_file(small_world: SmallW
     for step in range(1, 6):
         pool = CaptionPool(dataset)
         plain, cached = (BatchBuilder(pool, tuned.inputs, order, Processes(), frozen=one)[step] for one in (NOTHING_FROZEN, frozen))
-        assert cached.images_b.tolist() == plain.images_b.tolist() and cached.captions_b.tolist() == plain.captions_b.tolist()
+        assert cached.images_b.tolist() == plain.images_b.tolist() and cached.captions_c.tolist() == plain.captions_c.tolist()
         assert len(cached.undecodable) == len(plain.undecodable)
-        assert all("train-00" in message for message in cached.undecodable)
+        assert all("train-00" in one.message for one in cached.undecodable)
         num_replaced += len(cached.undecodable)
     assert num_replaced >= 10
 

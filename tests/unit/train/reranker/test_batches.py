@@ -162,7 +162,7 @@ def test_a_hard_image_that_does_not_decode_is_left_out_and_named(tmp_path: Path,
     gone = [pair for pair in pairs(batch) if pair not in pairs(damaged)]
     assert gone and all(image == hard[0] for image, _, _ in gone)
     assert damaged.shortfall == batch.shortfall + len(gone)
-    assert len(damaged.undecodable) == len(gone) and "left out" in damaged.undecodable[0]
+    assert len(damaged.undecodable) == len(gone) and "left out" in damaged.undecodable[0].message
 
 
 def test_when_nothing_decodes_the_error_is_handed_over(tmp_path: Path, inputs: MatchInputs) -> None:

@@ -1,4 +1,4 @@
-"""train/soup/__main__.py: means by hand and against float64, the greedy rule on made-up scores, the command from end to end, and what it
+"""train/soup/make.py: means by hand and against float64, the greedy rule on made-up scores, the command from end to end, and what it
 refuses."""
 
 import json
@@ -27,9 +27,10 @@ from tests.small_job import TINY, SmallWorld, load
 from train.config.job import JobConfig
 from train.config.run import DataConfig
 from train.model.random_init import write_scratch
-from train.soup.__main__ import common_data, main, run
+from train.soup.__main__ import main
 from train.soup.average import RunningMean, greedy
 from train.soup.ingredients import Ingredient, check_alike, picture_difference, read_ingredient, read_ingredients, tokenizer_difference
+from train.soup.make import common_data, run
 
 NUMBERS = st.floats(-1e6, 1e6, width=32)
 

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow.compute as pc
 
 from eval.errors import UserError
-from eval.manifest.arrow import ArrowRows, Part, parts_of
+from eval.manifest.formats.arrow import ArrowRows, Part, parts_of
 
 _ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?::([\w.-]+))?")
-_FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".zip", ".tar", ".yaml")
+_FILE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".token", ".zip", ".tar", ".xlsx", ".yaml")
 _SECONDS = 10.0
 
 

@@ -1,14 +1,5 @@
-"""WiSE-FT: weights between base and tuned, measured on val and on the retention sets; the best are exported on request.
+"""Weights between base and tuned, measured on val and on the retention sets. Source: Wortsman et al. 2022, arXiv 2109.01903, equation 1."""
 
-    python -m train.wise RUN_FOLDER --output DIR [--alphas 0,0.2,0.4,0.6,0.8,1] [--keep best|ALPHA]
-
-Writes DIR/wise.json, DIR/wise.png, DIR/wise.svg, DIR/SET.parquet (a row a query of every alpha) and, with --keep, DIR/export. Source:
-Wortsman et al. 2022, arXiv 2109.01903, equation 1, over every weight: both towers, scale and bias.
-"""
-
-import argparse
-import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,13 +11,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from eval.atomic import check_writable, replace_files
-from eval.command import run_command
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_siglip
 from eval.errors import UserError
 from eval.process_group import use_exact_float32
 from train.config.job import JobConfig
-from train.config.load import read_run
 from train.data.splits import load_data
 from train.engine.export_folder import plain_state
 from train.engine.folder import check_replaceable
@@ -87,8 +76,10 @@ def run(config: JobConfig, output: Path, alphas: Sequence[float], keep: Literal[
     splits = load_data(config)
     if splits.val is None:
         raise UserError(f"{config.run_folder}: data.val_split is null, and alphas are compared on val; the run has none to compare them on")
-    sets = {"val": splits.val} | {f"watch-{watched.config.name}": watched.dataset for watched in splits.watch}
     tuned, step, newest = load_checkpoint(config, "best")
+    splits = splits.as_read_by(tuned.inputs)
+    assert splits.val is not None
+    sets = {"val": splits.val} | {f"watch-{watched.config.name}": watched.dataset for watched in splits.watch}
     siglip, _ = load_siglip(config.base)
     base = {name: value.detach().clone() for name, value in siglip.state_dict().items()}
     end = plain_state(tuned.siglip)
@@ -123,54 +114,6 @@ def run(config: JobConfig, output: Path, alphas: Sequence[float], keep: Literal[
     return record
 
 
-def _alpha(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"an alpha is a number from 0 to 1; found {text!r}")
-    return value
-
-
-def _parse(arguments: list[str]) -> Any:
-    parser = argparse.ArgumentParser(prog="python -m train.wise", description="Weights between base and tuned: measure them, keep one.")
-    parser.add_argument("run_folder", type=Path, help="folder of a run, e.g. runs/demo")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument(
-        "--alphas",
-        type=lambda text: [_alpha(part) for part in text.split(",")],
-        default="0,0.2,0.4,0.6,0.8,1",
-        help="0 is the base, 1 the best checkpoint",
-    )
-    parser.add_argument(
-        "--keep",
-        type=lambda text: text if text == "best" else _alpha(text),
-        help="best, or an alpha: export the model there to OUTPUT/export",
-    )
-    return parser.parse_args(arguments)
-
-
-def _show(record: dict[str, Any], output: Path) -> None:
-    for name, rows in record["sets"].items():
-        for row in rows:
-            low, high = (100 * bound for bound in row["delta_ci95"])
-            dropped = "  forgotten" if row["dropped"] and name != "val" else ""
-            figures = f"mean R@1 {100 * row['mean_R@1']:6.2f}  against base {100 * row['delta']:+6.2f} [{low:+.2f}, {high:+.2f}]"
-            print(f"{name:20} alpha {row['alpha']:<4g} {figures}{dropped}")
-    print(f"best     alpha {record['best']:g}: {record['why']}")
-    if record["kept"] is not None:
-        print(f"export   {output}/export (alpha {record['kept']:g})")
-    print(f"curve    {output}/wise.png, {output}/wise.svg (with wise.json and the per-query rows)")
-
-
-def main(arguments: list[str]) -> int:
-    """The command; returns the exit code."""
-    asked = _parse(arguments)
-    writes = [asked.output / "wise.json", *([asked.output / "export"] if asked.keep is not None else [])]
-    return run_command(lambda: _show(run(read_run(asked.run_folder), asked.output, asked.alphas, asked.keep), asked.output), writes=writes)
-
-
 def draw_curve(path: Path, recalls: Mapping[str, Mapping[float, Recall]], best: float) -> None:
     """Write PATH.png and PATH.svg, each committed by a rename; circles: no drop, crosses: an interval below the base.
 
@@ -192,7 +135,3 @@ def draw_curve(path: Path, recalls: Mapping[str, Mapping[float, Recall]], best: 
         png = partial(figure.savefig, format="png")
         svg = partial(figure.savefig, format="svg", metadata={"Date": None})
         replace_files({path.with_suffix(".png"): png, path.with_suffix(".svg"): svg})
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,246 @@
+"""Rows out of .csv, .tsv and .jsonl: these readers know line numbers and leave "None" and "NA" as text."""
+
+import codecs
+import csv
+import io
+import itertools
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from eval.files import TABLE_BYTES, open_plain
+from eval.manifest.columns import CAPTION_NAMES, COLUMNS, IMAGE_NAMES
+from eval.manifest.formats.encoding import encoding_of, not_utf8, open_text
+from eval.manifest.rows import Place, Row, RowSource, is_unicode, row_of
+
+Record = tuple[int, dict[str, Any]]
+"""(line, what it holds by the names of its columns)"""
+Reader = Callable[[Path, list[tuple[str, str]]], tuple[list[str], Iterable[tuple[int | str, dict[str, Any]]]]]
+"""(path, faults) -> (columns, records, each with its line or another place); (place, what) of rows that cannot be read go to `faults`."""
+
+_SEPARATORS = (",", ";", "\t", "|")
+_COLUMNS = frozenset({*COLUMNS, *IMAGE_NAMES, *CAPTION_NAMES})
+_PICTURE_NAME = re.compile(r"\.(?:jpe?g|jfif|jpe|png|webp|bmp|gif|tiff?|p[bgnpf]m|avif|jp2|j2k|qoi)\s*$|^\s*https?://", re.IGNORECASE)
+"""What the path of a picture looks like, or its URL."""
+
+
+class TextRows(RowSource):
+    """The rows of a file that is read whole (images are paths, so it is small). Its records are let go when the rows are taken."""
+
+    def __init__(self, path: Path, mapping: Mapping[str, str], reader: Reader, folder: Path | None = None) -> None:
+        """folder: that image paths are relative to; default: the file's."""
+        self.folder = folder if folder is not None else path.parent
+        self.faults: list[tuple[str, str]] = []
+        self.columns, self._records = reader(path, self.faults)
+        self.header_place = f"{path}:1"
+        self._path, self.mapping = path, mapping
+
+    def __iter__(self) -> Iterator[Row]:
+        records, self._records = self._records, []
+        name, mapping = f"{self._path}:", self.mapping
+        for place, record in records:
+            yield row_of(Place(name, place) if isinstance(place, int) else f"{self._path} {place}", record, mapping)
+
+
+def read_csv(path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], list[Record]]:
+    """(columns, (line, record) of each row) of a table in text; (place, what) of rows that cannot be read go to `faults`.
+
+    The separator is what a first line `sep=;` says, else what the header shows. A table of two columns without a header, one of them paths
+    of pictures, has the columns image and caption.
+    """
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    table = _Table(path, faults)
+    with open_text(path) as file:
+        try:
+            table.read(file)
+        except csv.Error as error:
+            remedy = 'close every quote, and write a quote inside a quoted cell as ""; nothing after this row was read'
+            faults.append((f"{path}:{table.line}", f"not valid CSV: {error} (line {table.last_line}); {remedy}"))
+        except UnicodeDecodeError as error:
+            faults.append((f"{path}:{table.line}", f"not {error.encoding} text: {error.reason}; nothing from this row on was read"))
+    return table.header, table.records
+
+
+class _Table:
+    """A table in text while it is read.
+
+    Attributes:
+        line, last_line: where the row that is being read begins, and how far it was read.
+    """
+
+    def __init__(self, path: Path, faults: list[tuple[str, str]]) -> None:
+        self.path, self.faults = path, faults
+        self.header: list[str] = []
+        self.records: list[Record] = []
+        self.line, self.last_line = 1, 0
+        self._lines: list[str] = []  # of the row that is being read
+
+    def read(self, file: Iterable[str]) -> None:
+        """Read the header, then every row.
+
+        Raises:
+            csv.Error, UnicodeDecodeError: the row from `line` on cannot be read.
+        """
+        separator, lines = self._begin(iter(file))
+        for cells in csv.reader(self._counted(lines), delimiter=separator, strict=True):
+            if cells and not self.header:
+                self._read_header(cells, separator)
+            elif cells:
+                self._read_row(cells, separator)
+            self.line = self.last_line + 1
+            self._lines.clear()
+
+    def _begin(self, lines: Iterator[str]) -> tuple[str, Iterator[str]]:
+        """The separator, and the lines from the header on."""
+        default = "\t" if self.path.suffix.lower() == ".tsv" else ","
+        for line in lines:
+            said = line.strip("\r\n").strip('"')
+            is_said = said[:4].lower() == "sep=" and len(said) == 5
+            if line.strip() and not is_said:
+                return separator_of(line, default), itertools.chain([line], lines)
+            self.last_line += 1
+            self.line = self.last_line + 1
+            if is_said:
+                return said[4], lines
+        return default, lines
+
+    def _counted(self, lines: Iterator[str]) -> Iterator[str]:
+        for line in lines:
+            self.last_line += 1
+            self._lines.append(line)
+            yield line
+
+    def _read_header(self, cells: list[str], separator: str) -> None:
+        paths = [_PICTURE_NAME.search(cell) is not None for cell in cells]
+        if len(cells) == 2 and paths.count(True) == 1 and not _COLUMNS & {cell.strip().lower() for cell in cells}:
+            self.header = ["image", "caption"] if paths[0] else ["caption", "image"]
+            self._read_row(cells, separator)
+            return
+        self.header = [cell.strip() for cell in cells]
+        self.faults += [(f"{self.path}:{self.line}", what) for what in _header_faults(self.header)]
+
+    def _read_row(self, cells: list[str], separator: str) -> None:
+        what = None
+        if len(cells) != len(self.header):
+            name = {"\t": "tabs"}.get(separator, "commas" if separator == "," else repr(separator))
+            what = f"{len(cells)} cells where the header has {len(self.header)}; quote captions that hold {name}"
+        elif not is_unicode("".join(cells)):
+            what = not_utf8("".join(self._lines))
+        elif len(self._lines) > 1 and any(self._is_row(line, separator) for line in self._lines[1:]):
+            what = f"a quoted cell holds lines {self.line} to {self.last_line}, which look like rows of their own; close its quote"
+        if what is not None:
+            self.faults.append((f"{self.path}:{self.line}", what))
+        else:
+            self.records.append((self.line, dict(zip(self.header, cells, strict=True))))
+
+    def _is_row(self, line: str, separator: str) -> bool:
+        """Whether a later line of a row has all cells itself, a picture's path in the same place."""
+        cells = [cell.strip(' "') for cell in line.rstrip("\r\n").split(separator)]
+        first = self._lines[0].rstrip("\r\n").split(separator)
+        return len(cells) == len(self.header) == len(first) and any(
+            _PICTURE_NAME.search(cell) and _PICTURE_NAME.search(other.strip(' "')) for cell, other in zip(cells, first, strict=True)
+        )
+
+
+def separator_of(header: str, default: str) -> str:
+    """What separates the cells of a header: the one candidate under which most of them are names of columns that are known.
+
+    >>> separator_of("image;caption, in words", ",")
+    ';'
+    """
+    scores = {}
+    for separator in _SEPARATORS:
+        try:
+            cells = next(csv.reader([header], delimiter=separator))
+        except (csv.Error, StopIteration):
+            continue
+        if len(cells) > 1:
+            scores[separator] = sum(cell.strip().lower() in _COLUMNS for cell in cells)
+    best = [separator for separator, score in scores.items() if score == max(scores.values())]
+    return best[0] if len(best) == 1 else default
+
+
+def _header_faults(header: list[str]) -> list[str]:
+    """A column named twice would silently lose one; bytes of another encoding in the header are in the rows too."""
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    faults = [f"column(s) {twice} are twice in the header; give each a name of its own"] if twice else []
+    if any("\0" in name for name in header):
+        faults.append("the header holds zero bytes, as UTF-16 without its byte order mark does; save the file as UTF-8")
+    return faults if is_unicode("".join(header)) else [not_utf8("".join(header))]
+
+
+class JsonLines(Iterable[Record]):
+    """(line, record) of each JSON object of a .jsonl file, parsed as it is taken: the bytes are held, not a million dictionaries.
+
+    Attributes:
+        columns: the keys of all of them.
+    """
+
+    def __init__(self, path: Path, faults: list[tuple[str, str]]) -> None:
+        """(place, what) of lines that are not JSON objects go to `faults`."""
+        self._data = _read_in_utf8(path, faults)
+        self._faulty: set[int] = set()
+        columns: dict[str, None] = {}
+        for line, raw in self._lines():
+            try:
+                record = parse_json(raw)
+                what = None if isinstance(record, dict) else f"expected a JSON object, found {type(record).__name__}"
+            except (ValueError, RecursionError) as error:
+                what = f"not a JSON object on one line: {error}"
+            if what is not None:
+                faults.append((f"{path}:{line}", what))
+                self._faulty.add(line)
+            else:
+                columns.update(dict.fromkeys(record))
+        self.columns = list(columns)
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        return ((line, raw) for line, raw in enumerate(io.BytesIO(self._data), 1) if raw.strip())
+
+    def __iter__(self) -> Iterator[Record]:
+        decode = json.JSONDecoder().decode
+        yield from ((line, decode(raw.decode())) for line, raw in self._lines() if line not in self._faulty)
+
+
+def read_jsonl(path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], Iterable[Record]]:
+    """(columns, (line, record) of each row) of a .jsonl file; (place, what) of lines that are not JSON objects go to `faults`."""
+    records = JsonLines(path, faults)
+    return records.columns, records
+
+
+def parse_json(raw: bytes) -> Any:
+    """The value of JSON text in UTF-8.
+
+    Raises:
+        ValueError, RecursionError: it is none, or an object has a key twice, of which Python would drop one.
+    """
+    return _DECODER.decode(raw.decode())
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return record
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # one for all lines: json.loads would make one for each
+
+
+def _read_in_utf8(path: Path, faults: list[tuple[str, str]]) -> bytes:
+    """A text file in UTF-8 without byte order mark."""
+    with open_plain(path, TABLE_BYTES) as file:
+        data = file.read()
+    if (encoding := encoding_of(data[:4])).startswith("utf-8"):
+        return data.removeprefix(codecs.BOM_UTF8)
+    try:
+        return data.decode(encoding, "surrogatepass").encode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        whole = data[: error.start].decode(encoding, "ignore")
+        num_lines = whole.count("\n")
+        faults.append((f"{path}:{num_lines + 1}", f"not {error.encoding} text: {error.reason}; nothing from this line on was read"))
+        return whole[: whole.rfind("\n") + 1].encode("utf-8", "surrogatepass")

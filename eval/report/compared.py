@@ -1,0 +1,218 @@
+"""Two finished reports compared query by query: found, checked, and each stage of one against the same of the other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from eval.atomic import hash_file
+from eval.errors import UserError
+from eval.files import require_plain
+from eval.metrics.comparison import compare
+from eval.metrics.significance import resample_weights
+from eval.metrics.stage_metrics import StageMetrics
+from eval.report.report import read_report
+from eval.search.ranking import DIRECTIONS
+
+_COLUMNS = {
+    **dict.fromkeys(("stage", "direction", "query_id", "image_id"), lambda kind: kind in (pa.string(), pa.large_string())),
+    **dict.fromkeys(("rank", "num_positives"), pa.types.is_integer),
+    **dict.fromkeys(("ap_at_r", "r_precision"), pa.types.is_floating),
+}
+"""The columns that are read, and what each must hold."""
+
+
+def find_report(run: Path) -> Path:
+    """The folder that holds a run's report.json and queries.parquet.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run}: no such folder; expected a report's folder (report.json and queries.parquet) or that of a finished run")
+    if (run / "report.json").is_file():
+        return run
+    found = sorted(path.parent for path in run.glob("eval/*/report.json"))
+    if len(found) == 1:
+        return found[0]
+    reason = (
+        f"several reports: {', '.join(map(str, found))}; name one" if found else "no report.json here or in eval/*/; is the run finished?"
+    )
+    raise UserError(f"{run}: {reason}")
+
+
+def read_queries(folder: Path) -> pa.Table:
+    """The table of a report.
+
+    Raises:
+        UserError: it is missing, damaged, or of another form.
+    """
+    path = folder / "queries.parquet"
+    try:
+        require_plain(path)
+        table = pq.read_table(path, columns=list(_COLUMNS))
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).partition("\n")[0]  # a missing column is told with the whole schema
+        raise UserError(f"{path}: not a report's table of queries ({reason}); evaluate again") from error
+    if fault := _table_fault(table):
+        raise UserError(f"{path}: not a report's table of queries: {fault}; evaluate again")
+    return table
+
+
+def _table_fault(table: pa.Table) -> str:
+    """What no evaluation writes, with up to five queries, or nothing."""
+    for name, is_kind in _COLUMNS.items():
+        if not is_kind(table[name].type):
+            return f"column {name!r} holds {table[name].type}"
+    missing = [name for name in _COLUMNS if table[name].null_count]
+    if missing:
+        return f"column(s) {missing} have empty cells"
+    bad = pc.less(table["rank"], 1)
+    for name in ("ap_at_r", "r_precision"):
+        bad = pc.or_(bad, pc.invert(pc.is_finite(table[name])))
+    names = table.filter(bad)["query_id"].to_pylist()
+    return f"{len(names)} row(s) have a rank below 1 or a figure that is not a number, e.g. of queries {names[:5]}" if names else ""
+
+
+def read_data(folder: Path) -> dict[str, Any]:
+    """`data` of a report.json: what was measured, and with which ground truth.
+
+    Raises:
+        UserError: it is damaged, or of another version's form.
+    """
+    path, data = folder / "report.json", _read_record(folder).get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("sha256"), str):
+        raise UserError(f"{path}: cannot be read as a report: it has no data.sha256 (of another version, perhaps); evaluate again")
+    truth = data.get("truth")
+    if truth is not None and not (isinstance(truth, dict) and isinstance(truth.get("protocol"), str)):
+        raise UserError(f"{path}: cannot be read as a report: data.truth is {truth!r:.80} (of another version, perhaps); evaluate again")
+    return data
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        record: Any = read_report(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'report.json'}: cannot be read ({error}); evaluate again") from error
+    return record if isinstance(record, dict) else {}
+
+
+def check_belongs(folder: Path, table: pa.Table) -> None:
+    """Refuse a queries.parquet that is not the one its report.json was written with.
+
+    A report of an earlier version does not hold the file's hash: then the table's means must be those of the report, to 1e-9.
+
+    Raises:
+        UserError: it is another, or report.json cannot be read.
+    """
+    path, record = folder / "queries.parquet", _read_record(folder)
+    if (expected := record.get("queries_sha256")) is not None:
+        if hash_file(path) != expected:
+            raise UserError(f"{path}: not the file that {folder / 'report.json'} was written with (another SHA-256); evaluate again")
+        return
+    images = {name: number for number, name in enumerate(pc.unique(table["image_id"]).to_pylist())}
+    try:
+        for stage, stated in record["stages"].items():
+            for direction in DIRECTIONS:
+                found = StageMetrics.of(table, stage, direction, images).values()
+                if differing := [name for name in found if name in stated[direction] and abs(found[name] - stated[direction][name]) > 1e-9]:
+                    name = differing[0]
+                    raise UserError(
+                        f"{path}: not the table of {folder / 'report.json'}: {name} of {stage}, {direction} is {found[name]:.6g} in the "
+                        f"table and {stated[direction][name]:.6g} in the report; evaluate again"
+                    )
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise UserError(f"{path} and {folder / 'report.json'} cannot be compared ({error!r}); evaluate again") from error
+
+
+def stage_pairs(names_a: Sequence[str], names_b: Sequence[str], asked: Sequence[str]) -> list[tuple[str, str]]:
+    """(stage of A, stage of B) to compare: those asked for as A:B, else every stage both have, else the only one of each.
+
+    Raises:
+        UserError: a name is not there, or nothing is common.
+    """
+    pairs = [(one, other or one) for one, _, other in (text.partition(":") for text in asked)]
+    for one, other in pairs:
+        if one not in names_a or other not in names_b:
+            raise UserError(f"--stages {one}:{other}: A has {list(names_a)}, B has {list(names_b)}")
+    pairs = pairs or [(name, name) for name in names_a if name in names_b]
+    if not pairs and len(names_a) == len(names_b) == 1:
+        pairs = [(names_a[0], names_b[0])]
+    if not pairs:
+        raise UserError(f"no stage is in both: A has {list(names_a)}, B has {list(names_b)}; say which with --stages STAGE_A:STAGE_B")
+    return pairs
+
+
+def compare_reports(folder_a: Path, folder_b: Path, asked: Sequence[str] = ()) -> dict[str, Any]:
+    """The record of a comparison: `comparisons` as in report.json, stage "B:NAME" against "A:NAME".
+
+    Raises:
+        UserError: a report cannot be read, or they asked different queries; the message names up to five.
+    """
+    table_a, table_b = read_queries(folder_a), read_queries(folder_b)
+    for folder, table in ((folder_a, table_a), (folder_b, table_b)):
+        check_belongs(folder, table)
+    names_a, names_b = (pc.unique(table["stage"]).to_pylist() for table in (table_a, table_b))
+    pairs = stage_pairs(names_a, names_b, asked)
+    images: dict[str, int] = {}
+    measured = {}
+    for one, other in pairs:
+        for direction in DIRECTIONS:
+            rows_a, rows_b = _rows(table_a, one, direction, folder_a), _rows(table_b, other, direction, folder_b)
+            _check_same_queries(rows_a, rows_b)
+            for name in rows_a["image_id"].to_pylist():
+                images.setdefault(name, len(images))
+            measured[f"A:{one}", direction] = StageMetrics.of(rows_a, one, direction, images)
+            measured[f"B:{other}", direction] = StageMetrics.of(rows_b, other, direction, images)
+    rows = compare(measured, [(f"B:{other}", f"A:{one}") for one, other in pairs], resample_weights(len(images)))
+    return {"A": str(folder_a), "B": str(folder_b), "num_images": len(images), "comparisons": rows}
+
+
+def _rows(table: pa.Table, stage: str, direction: str, folder: Path) -> pa.Table:
+    """Rows of one stage in one direction, in order of their queries; each query once."""
+    rows = table.filter(pc.and_(pc.equal(table["stage"], stage), pc.equal(table["direction"], direction))).sort_by("query_id")
+    counts = pc.value_counts(rows["query_id"]).to_pylist()
+    twice = [count["values"] for count in counts if count["counts"] > 1]
+    if twice or not counts:
+        told = f"{len(twice)} queries are there twice, e.g. {twice[:5]}" if twice else "it has no rows"
+        raise UserError(f"{folder}: stage {stage!r}, {direction}: {told}; evaluate again")
+    return rows
+
+
+def _check_same_queries(rows_a: pa.Table, rows_b: pa.Table) -> None:
+    """Refuse to compare what is not paired: other queries, or other relevant items of the same ones."""
+    ids_a, ids_b = rows_a["query_id"].to_pylist(), rows_b["query_id"].to_pylist()
+    if ids_a != ids_b:
+        only_a, only_b = sorted(set(ids_a) - set(ids_b)), sorted(set(ids_b) - set(ids_a))
+        raise UserError(
+            f"the reports asked different queries: {len(only_a)} only in A, e.g. {only_a[:5]}; {len(only_b)} only in B, e.g. {only_b[:5]}. "
+            "Evaluate both on the same manifest and split"
+        )
+    differing = pc.not_equal(rows_a["num_positives"].combine_chunks(), rows_b["num_positives"].combine_chunks())
+    if pc.any(differing).as_py():
+        names = rows_a.filter(differing)["query_id"].to_pylist()
+        raise UserError(
+            f"{len(names)} queries have another number of relevant items in B than in A, e.g. {names[:5]}: the reports have "
+            "different ground truths (groups, --protocol, --qrels or captions). Evaluate both with the same"
+        )
+
+
+def check_same_ground_truth(one: dict[str, Any] | None, other: dict[str, Any] | None) -> None:
+    """Refuse reports with different ground truths; one that does not say (of an older version) is taken as it is."""
+    if one is None or other is None:
+        return
+    words = [_in_words(truth) for truth in (one, other)]
+    if words[0] != words[1]:
+        raise UserError(f"the reports have different ground truths: A: {words[0]}; B: {words[1]}. Evaluate both with the same")
+
+
+def _in_words(truth: dict[str, Any]) -> str:
+    """What a report's ground truth follows from."""
+    near = "" if truth.get("near_duplicates", {}).get("counted_as_right", False) else "not "
+    return (
+        f"protocol {truth['protocol']}, near-duplicates {near}relevant, qrels {truth.get('qrels', {}).get('sha256')}, "
+        f"gallery {truth.get('gallery', 'every')}, punctuation between digits {truth.get('digit_marks', 'stripped')}"
+    )

@@ -1,0 +1,149 @@
+"""A stand-in for the hub on this machine: model repositories by id and revision, as HF_ENDPOINT names it.
+
+Routes, headers and error codes are those of huggingface.co: resolve/ with ETags and the commit, redirects to another host for large files,
+the list of a commit's files, 401, 403 and 404.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+COMMITS = ("a" * 40, "b" * 40)
+TOKEN = "hf_a_token_of_somebody_with_access"
+
+
+@dataclass
+class Hub:
+    """What the stand-in serves.
+
+    Attributes:
+        elsewhere: the host of large files.
+        revisions: id -> name of a branch, tag or commit -> commit.
+        commits: (id, commit) -> the folder of its files.
+        gated: ids that only TOKEN reads.
+        asked: "METHOD path" of each request.
+    """
+
+    endpoint: str = ""
+    elsewhere: str = ""
+    revisions: dict[str, dict[str, str]] = field(default_factory=dict)
+    commits: dict[tuple[str, str], Path] = field(default_factory=dict)
+    gated: set[str] = field(default_factory=set)
+    asked: list[str] = field(default_factory=list)
+
+    def publish(self, name: str, folder: Path, commit: str = COMMITS[0], *revisions: str) -> None:
+        """Serve a folder as a commit, and as what the branch main and other revisions stand for."""
+        self.commits[name, commit] = folder
+        self.revisions.setdefault(name, {}).update(dict.fromkeys(("main", commit, *revisions), commit))
+
+    def fetched(self) -> set[str]:
+        """Names of the files that were fetched whole."""
+        return {line.rpartition("/")[2] for line in self.asked if line.startswith("GET ") and "/api/" not in line}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def _answer(self) -> None:
+        path = unquote(self.path).partition("?")[0]
+        self.hub.asked.append(f"{self.command} {path}")
+        if path.startswith("/large/"):
+            _, _, number, name = path.split("/", 3)
+            folder = list(self.hub.commits.values())[int(number)]
+            return self._send(200, (folder / name).read_bytes(), {})
+        if path.startswith("/api/models/"):
+            name, _, revision = path.removeprefix("/api/models/").partition("/revision/")
+            return self._list(name, revision or "main")
+        name, found, rest = path[1:].partition("/resolve/")
+        if not found:
+            return self._fault(404, "RepoNotFound")
+        commit = self._commit(name, revisions := self.hub.revisions.get(name, {}), rest)
+        if commit is None:
+            return None
+        revision = next(one for one in sorted(revisions, key=len, reverse=True) if rest.startswith(f"{one}/"))
+        self._file(name, commit, rest.removeprefix(f"{revision}/"))
+        return None
+
+    def _commit(self, name: str, revisions: dict[str, str], rest: str) -> str | None:
+        """The commit that is asked for; None: refused."""
+        is_known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        if not revisions:
+            self._fault(404 if is_known else 401, "RepoNotFound")
+        elif name in self.hub.gated and not is_known:
+            self._fault(403 if self.headers.get("Authorization") else 401, "GatedRepo")
+        elif (found := next((commit for one, commit in revisions.items() if f"{rest}/".startswith(f"{one}/")), None)) is None:
+            self._fault(404, "RevisionNotFound")
+        else:
+            return found
+        return None
+
+    def _list(self, name: str, revision: str) -> None:
+        if (commit := self._commit(name, self.hub.revisions.get(name, {}), revision)) is not None:
+            folder = self.hub.commits[name, commit]
+            files = [{"rfilename": path.relative_to(folder).as_posix()} for path in sorted(folder.rglob("*")) if path.is_file()]
+            self._send(200, json.dumps({"id": name, "modelId": name, "sha": commit, "siblings": files}).encode(), {})
+
+    def _file(self, name: str, commit: str, file: str) -> None:
+        path = self.hub.commits[name, commit] / file
+        if not path.is_file():
+            return self._fault(404, "EntryNotFound", {"X-Repo-Commit": commit})
+        content = path.read_bytes()
+        tag = hashlib.sha256(content).hexdigest()
+        if path.suffix not in (".safetensors", ".bin"):
+            return self._send(200, content, {"X-Repo-Commit": commit, "ETag": f'"{tag[:40]}"'})
+        place = list(self.hub.commits).index((name, commit))
+        large = {"Location": f"{self.hub.elsewhere}/large/{place}/{file}", "X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{tag}"'}
+        return self._send(302, b"", {"X-Repo-Commit": commit} | large)
+
+    def _fault(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
+        self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": code} | (headers or {}))
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(content))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+
+@contextmanager
+def serving() -> Iterator[Hub]:
+    """A stand-in that answers until the end."""
+    hub = Hub()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
+    hub.elsewhere = f"http://localhost:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def go_online(monkeypatch: pytest.MonkeyPatch, endpoint: str, cache: Path) -> None:
+    """What HF_ENDPOINT, HF_HUB_CACHE and HF_ASSETS_CACHE would do to a process of its own."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(cache / "assets"))

@@ -1,0 +1,79 @@
+"""The systems of a study: one configuration each, given as changes of a common one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from eval.errors import UserError
+from train.config.job import JobConfig
+from train.config.load import load_config
+
+PLAIN = "plain"
+PRESETS = {
+    PLAIN: ["mining=null"],
+    "columns": ["mining={mine_every_epochs: 1, negatives_per_image: 4, weight: 0.1}"],
+    "two-captions": ["mining=null", "train.captions_per_image=2"],
+}
+"""What is tried where no system is given."""
+_OPEN, _CLOSE = "[{(", ")}]"
+
+
+@dataclass(frozen=True)
+class System:
+    """A name, and the overrides of the common configuration that make it what it is."""
+
+    name: str
+    overrides: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "System":
+        """`NAME=key=value,key=value`; commas within brackets belong to a value.
+
+        Raises:
+            UserError: it has no name or no change.
+        """
+        name, separator, changes = text.partition("=")
+        overrides = tuple(part.strip() for part in _split(changes))
+        if not separator or not name.strip() or not all("=" in override for override in overrides):
+            raise UserError(
+                f"--system {text!r:.200}: expected NAME=key.path=value,key.path=value, for example "
+                "mined=mining.weight=0.1,mining.negatives_per_image=4"
+            )
+        return cls(name.strip(), overrides)
+
+
+def _split(text: str) -> list[str]:
+    """A text at its commas outside brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in _OPEN) - (letter in _CLOSE)
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def read_systems(texts: Sequence[str], config: str, overrides: Sequence[str]) -> tuple[list[System], list[JobConfig]]:
+    """The systems asked for, or the presets, with the configuration of each; the first is the one the others are compared with.
+
+    Raises:
+        UserError: with every fault of every system.
+    """
+    systems = [System.parse(text) for text in texts] or [System(name, tuple(changes)) for name, changes in PRESETS.items()]
+    names = [system.name for system in systems]
+    if len(set(names)) < len(names):
+        raise UserError(f"--system: each needs a name of its own, found {names}")
+    if len(systems) < 2:
+        raise UserError(f"--system: a study compares two systems or more, found {names}; the first is what the others are compared with")
+    configs, faults = [], []
+    for system in systems:
+        try:
+            configs.append(load_config(config, [*overrides, *system.overrides, f"name={system.name}"]))
+        except UserError as error:
+            faults.append(f"system {system.name!r}: {error}")
+    if faults:
+        raise UserError("\n".join(faults))
+    for system, job in zip(systems, configs, strict=True):
+        if job.data.test_split is None and job.data.val_split is None:
+            raise UserError(f"system {system.name!r}: there is nothing to measure on; a study needs data.test_split or data.val_split")
+    return systems, configs
