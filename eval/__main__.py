@@ -154,7 +154,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
         for name, path in plan.checkpoints.items():
             with named({"model": "--model" if name == "model" else "--ensemble" if name in plan.combining.members else "--also"}):
                 load_siglip_config(path)
-        inputs = list(plan.inputs().values())
+        inputs = list(plan.inputs.values())
         if processes.is_main:
             print("".join(f"{line}\n" for line in manifest.lines()), end="", flush=True)
     if asked.skip_broken:

@@ -152,15 +152,20 @@ def read_bytes(path: str | os.PathLike[str], most_bytes: int) -> bytes:
         return file.read()
 
 
-def encoding_of(path: str | os.PathLike[str], most_bytes: int | None = None) -> str:
-    """The encoding that a text file's byte order mark tells, and that drops the mark; without one UTF-8.
+def encoding_of(beginning: bytes) -> str:
+    """The encoding of a text file that begins with these four bytes, as its byte order mark tells it, and that drops the mark; without one
+    UTF-8."""
+    return next((encoding for mark, encoding in _MARKS if beginning.startswith(mark)), "utf-8")
+
+
+def open_text(path: str | os.PathLike[str], most_bytes: int, errors: str = "strict") -> io.TextIOWrapper:
+    r"""Open a plain file as text in the encoding that its byte order mark tells, or else UTF-8; its lines end in \n.
 
     Raises:
         FileError, OSError: as `open_plain`.
     """
-    with open_plain(path, most_bytes) as file:
-        first = file.read(4)
-    return next((encoding for mark, encoding in _MARKS if first.startswith(mark)), "utf-8")
+    file = open_plain(path, most_bytes)
+    return io.TextIOWrapper(file, encoding=encoding_of(file.peek(4)), errors=errors)
 
 
 def read_text(path: str | os.PathLike[str], most_bytes: int = TEXT_BYTES, errors: str = "strict") -> str:
@@ -172,7 +177,7 @@ def read_text(path: str | os.PathLike[str], most_bytes: int = TEXT_BYTES, errors
         FileError, OSError: as `open_plain`.
         UnicodeDecodeError: it is of another encoding.
     """
-    with io.TextIOWrapper(open_plain(path, most_bytes), encoding=encoding_of(path, most_bytes), errors=errors) as file:
+    with open_text(path, most_bytes, errors) as file:
         return file.read()
 
 

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,9 @@ class EvaluationPlan:
                 f"pool by {POOLINGS_OF_SCORES}",
             )
 
+    @cached_property
     def inputs(self) -> dict[str, SiglipInputs]:
-        """How each checkpoint reads captions and images; errors as of `eval.encoder.checkpoint.load_inputs`."""
+        """How each checkpoint reads captions and images, loaded once; errors as of `eval.encoder.checkpoint.load_inputs`."""
         return {name: load_inputs(path, strip_punctuation=self.strip_punctuation) for name, path in self.checkpoints.items()}
 
     @property
@@ -206,7 +207,7 @@ def read_texts(plan: EvaluationPlan, dataset: RetrievalSet, execution: Execution
         UserError: a checkpoint's tokenizer cannot be used.
     """
     every, tokens = dataset.every or dataset, dict[str, CaptionTokens]()
-    for name, inputs in execution.processes.together(plan.inputs).items():
+    for name, inputs in execution.processes.together(lambda: plan.inputs).items():
         tokens[name] = CaptionTokens.of(inputs, every.captions, execution.processes)
     gallery = "every" if dataset.every is None else "different"
     return text_record(every.captions, every.caption_hash_C, tokens, gallery=gallery)

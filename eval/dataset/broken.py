@@ -70,7 +70,7 @@ def without_broken(manifest: Manifest, splits: Sequence[str | None], execution: 
         if len(broken) == dataset.num_images:
             where = f"{manifest.source} (split {split!r})"
             raise UserError(f"{where}: not one of its {len(broken)} pictures decodes, e.g. {broken[0]}. Give other pictures")
-        of_split = [image for image, name in enumerate(images.split_names()) if name == split]
         skipped += [Skipped(dataset.image_place(image), dataset.image_ids[image], fault, split) for image, fault in broken.items()]
-        images = images.take(np.setdiff1d(np.arange(len(images)), np.array(of_split)[list(broken)] if broken else []))
+        gone = images.indices_of(split)[np.array(list(broken), dtype=np.int64)]
+        images = images.take(np.setdiff1d(np.arange(len(images)), gone))
     return replace(manifest, images=images, skipped=[*manifest.skipped, *skipped])

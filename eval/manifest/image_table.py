@@ -192,11 +192,13 @@ class ImageTable(Sequence[ManifestImage]):
         split_I = _int64(codes.setdefault(split, len(codes)) for split in splits)
         return replace(self, splits=list(codes), split_I=split_I)
 
+    def indices_of(self, split: str | None) -> np.ndarray:
+        """Indices of the images of one split, int64, ascending."""
+        return np.flatnonzero(self.split_I == self.splits.index(split)) if split in self.splits else np.empty(0, dtype=np.int64)
+
     def of_split(self, split: str | None) -> "ImageTable":
         """The images of one split."""
-        if split not in self.splits:
-            return self.take(np.empty(0, dtype=np.int64))
-        return self.take(np.flatnonzero(self.split_I == self.splits.index(split)))
+        return self.take(self.indices_of(split))
 
     def take(self, images: np.ndarray) -> "ImageTable":
         """The images at some indices, int64, in this order."""

@@ -89,7 +89,7 @@ def _manifest_entries(images: ImageTable) -> Iterator[_Entry]:
 def _line_entries(path: Path, faults: list[Fault]) -> Iterator[_Entry]:
     """Lines end in \\n, \\r\\n or \\r; other separators in a caption (U+2028, a form feed) do not end a line."""
     data = read_bytes(path, TABLE_BYTES)
-    if (encoding := encoding_of(path)).startswith(("utf-16", "utf-32")):
+    if (encoding := encoding_of(data[:4])).startswith(("utf-16", "utf-32")):
         try:
             data = data.decode(encoding).encode()
         except UnicodeDecodeError as error:

@@ -5,7 +5,6 @@ split, A additional ones.
 """
 
 import hashlib
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -21,7 +20,7 @@ from eval.captions import INVISIBLE, caption_hash, near_duplicate_groups, normal
 from eval.dataset.retrieval_set import GroupHashes, RetrievalSet, StringColumn
 from eval.encoder.caption_tokens import of_equal_tokens
 from eval.errors import UserError
-from eval.files import TABLE_BYTES, encoding_of, open_plain, require_plain
+from eval.files import TABLE_BYTES, open_text, require_plain
 from eval.manifest.columns import CAPTION_NAMES
 from eval.manifest.formats.lists import parsed_list
 from eval.manifest.formats.text import read_csv, read_jsonl
@@ -243,7 +242,7 @@ def _fault(text: Any) -> str:
 
 
 def _text_rows(path: Path, _: list[tuple[str, str]], column: _Column) -> Iterator[tuple[int, Any]]:
-    with io.TextIOWrapper(open_plain(path, TABLE_BYTES), encoding=encoding_of(path, TABLE_BYTES), newline=None) as file:
+    with open_text(path, TABLE_BYTES) as file:
         for line, text in enumerate(file, 1):
             if text.strip():
                 yield line, text.strip()

@@ -89,7 +89,7 @@ def survey(source: str, *, image_root: str | None, columns: dict[str, str]) -> S
     root = Path(image_root) if image_root is not None else None
     rows = open_rows(source, identity, root)
     names = list(rows.columns)
-    rows = open_rows(source, identity | {name: name for name in names}, root)
+    rows.mapping = identity | {name: name for name in names}
     records = [row.record for row in islice(rows, _MOST_RECORDS)]
     taken = set(columns.values())
     found = Survey(source=source, columns=columns | guess_columns([name for name in names if name not in taken], records))

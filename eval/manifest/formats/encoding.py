@@ -1,24 +1,11 @@
 """The encoding of a text file: UTF-8, or what its byte order mark says. Another one is named where it shows, with the remedy."""
 
-import codecs
 import io
 from pathlib import Path
 
-from eval.files import TABLE_BYTES, open_plain
+from eval.files import TABLE_BYTES, encoding_of, open_plain
 
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is its beginning
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 _SHOWN = 40
-
-
-def encoding_of(beginning: bytes) -> str:
-    """The encoding of a file that begins with these bytes: "utf-8", "utf-8-sig", "utf-16" or "utf-32"."""
-    return next((encoding for mark, encoding in _MARKS if beginning.startswith(mark)), "utf-8")
 
 
 def open_text(path: Path, newline: str | None = "") -> io.TextIOWrapper:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import UserError
-from eval.files import MB, TABLE_BYTES, read_bytes
-from eval.manifest.formats.encoding import encoding_of
+from eval.files import MB, TABLE_BYTES, encoding_of, read_bytes
 from eval.manifest.formats.text import TextRows, parse_json, read_jsonl
 
 Faults = list[tuple[str, str]]

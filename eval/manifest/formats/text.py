@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.files import TABLE_BYTES, open_plain
+from eval.files import TABLE_BYTES, encoding_of, open_plain
 from eval.manifest.columns import CAPTION_NAMES, COLUMNS, IMAGE_NAMES
-from eval.manifest.formats.encoding import encoding_of, not_utf8, open_text
+from eval.manifest.formats.encoding import not_utf8, open_text
 from eval.manifest.rows import Place, Row, RowSource, is_unicode, row_of
 
 Record = tuple[int, dict[str, Any]]

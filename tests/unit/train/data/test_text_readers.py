@@ -63,7 +63,7 @@ def test_a_mark_that_lies_is_a_fault_of_the_file(tmp_path: Path) -> None:
     for read in (read_captions, read_additional_captions, read_qrels, lambda name: parse_expansion(f"templates:{name}")):
         with pytest.raises(UserError, match=r"c\.txt"):
             read(str(path))
-    assert encoding_of(path) == "utf-16"
+    assert encoding_of(path.read_bytes()[:4]) == "utf-16"
 
 
 def test_a_configuration_with_a_mark_is_read(tmp_path: Path) -> None:
