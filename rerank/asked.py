@@ -14,6 +14,7 @@ from eval.encoder.inputs import SiglipInputs
 from eval.errors import SettingError, UserError, named
 from eval.manifest.made_split import FILE, Divide, divide_by_file, where_none
 from eval.manifest.manifest import Manifest, RowRules, read_manifest
+from eval.manifest.options import columns_of
 from eval.processes import Processes
 from rerank.combine.rules import COMBINING_CHOICES, Choice
 from rerank.combine.spec import Combining, given_weights, parse_member, parse_pool
@@ -129,7 +130,7 @@ def read_data(asked: argparse.Namespace, columns: Sequence[str]) -> Manifest:
     return read_manifest(
         asked.data,
         image_root=asked.image_root,
-        columns=dict(pair.split("=", 1) for pair in asked.column),
+        columns=columns_of(asked),
         require_splits=[split for split in (asked.split, asked.choose_on) if split is not None],
         slice_by=asked.slice_by,
         keep=columns,
