@@ -12,6 +12,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+# Its functions have the default group as a default value. Imported once the group exists, as some models do, it would hold the group past
+# destroy_process_group(), and a thread of the group's that still lives when the interpreter ends aborts the process.
+import torch.distributed.nn.functional
+
 from eval.errors import NotFinite, OutOfMemory, UserError, WriteError
 
 Made = TypeVar("Made")

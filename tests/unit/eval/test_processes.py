@@ -95,3 +95,22 @@ def test_host_data_never_takes_the_devices_group(tmp_path: Path) -> None:
     started = [subprocess.Popen([*command, str(rank)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for rank in range(2)]
     said = [process.communicate(timeout=150)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0] and said == ["host data alone took its own way\n"] * 2
+
+
+LATE_IMPORT = """
+import sys
+from pathlib import Path
+import torch.distributed as dist
+import eval.processes
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+import torch.distributed.nn.functional
+dist.destroy_process_group()
+print([name for name in (thread.read_text() for thread in Path("/proc/self/task").glob("*/comm")) if "gloo" in name])
+"""
+
+
+def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
+    """A model's late import took the group as a default value, and a process under load was aborted once its work was done."""
+    command = [sys.executable, "-c", LATE_IMPORT, str(tmp_path / "meeting")]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=150)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr[-3000:]
