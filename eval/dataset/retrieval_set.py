@@ -315,8 +315,9 @@ class GroupHashes:
     """The set of positive (group, caption hash) pairs, sorted, so that many pairs are looked up in one binary search."""
 
     def __init__(self, groups: np.ndarray, hashes: np.ndarray) -> None:
-        self._known_hashes = np.unique(hashes)
-        self._codes = np.unique(groups * len(self._known_hashes) + np.searchsorted(self._known_hashes, hashes))
+        self._known_hashes, place_N = np.unique(hashes, return_inverse=True)
+        # with return_counts numpy sorts; without, it hashes, which takes more time a value the more values there are
+        self._codes, _ = np.unique(groups * len(self._known_hashes) + place_N, return_counts=True)
 
     def distinct(self) -> tuple[np.ndarray, np.ndarray]:
         """Group and hash of every positive pair, each once."""
