@@ -59,10 +59,15 @@ class JobConfig(RunConfig):
                     f"mining.form images: {mining.negatives_per_image} hard images of one caption and its own image do not fit into "
                     f"train.batch_size {batch_size}; lower mining.negatives_per_image"
                 )
-            if per_image > 1 and (mining.form == "images" or (mining.distil is not None and mining.distil.form == "lists")):
+            of_one = {
+                "mining.form images": mining.form == "images",
+                "mining.distil.form lists": mining.distil is not None and mining.distil.form == "lists",
+                "mining.ranking": mining.ranking is not None,
+            }
+            if per_image > 1 and any(of_one.values()):
                 raise ValueError(
-                    f"train.captions_per_image {per_image}: mining.form images and mining.distil.form lists are of one caption an image; "
-                    "set train.captions_per_image=1, or take another form"
+                    f"train.captions_per_image {per_image}: {' and '.join(key for key, given in of_one.items() if given)} takes one "
+                    "caption of an image; set train.captions_per_image=1, or leave that out"
                 )
             for key, section in (("denoise", mining.denoise), ("distil", mining.distil)):
                 if section is not None and cross_encoder is None:

@@ -52,6 +52,15 @@ class DistilConfig(Section):
     """Divides the cross-encoder's logits: above 1 its probabilities are less sure than its scores."""
 
 
+class RankingConfig(Section):
+    """A loss of ranks in place of labels: softplus((mined - own + margin) / temperature). Scale and bias are left alone by it."""
+
+    margin: float = 0.0
+    """In logits: how far under the image's own caption a mined one is to stay."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """In logits: small asks little of those that are below already."""
+
+
 class MiningConfig(Section):
     """Hard-negative captions from the model's own top-K."""
 
@@ -106,6 +115,8 @@ class MiningConfig(Section):
     captions are one another's."""
     distil: DistilConfig | None = None
     """Learn from a cross-encoder's scores of the mined pairs; form columns only."""
+    ranking: RankingConfig | None = None
+    """Ask of the mined captions only that they score below the image's own one; form columns, scope own. null: a label each."""
 
     @property
     def most_columns(self) -> int:
@@ -145,10 +156,18 @@ class MiningConfig(Section):
         if self.index == "exact" and self.index_probes != type(self).model_fields["index_probes"].default:
             raise ValueError("index_probes does nothing in an exact search: leave it out, or take index: faiss")
         if self.form != "columns":
-            of_columns = ("weight", "mined_scope", "pool", "distil")
+            of_columns = ("weight", "mined_scope", "pool", "distil", "ranking")
             if given := [key for key in of_columns if getattr(self, key) != type(self).model_fields[key].default]:
                 raise ValueError(
                     f"form {self.form} adds no columns to the loss, so {' and '.join(given)} would do nothing: leave out, "
                     "or take form: columns"
                 )
+        if self.ranking is not None:
+            other = {
+                "mined_scope: all": self.mined_scope == "all",
+                "distil": self.distil is not None,
+                "denoise.mode: relabel": self.denoise is not None and self.denoise.mode == "relabel",
+            }
+            if given := [key for key, is_given in other.items() if is_given]:
+                raise ValueError(f"ranking takes the place of {' and '.join(given)}: leave one of them out")
         return self

@@ -1,4 +1,4 @@
-"""Loss of each image with the captions mined for it: by hard labels, or distilled from a cross-encoder (the teacher).
+"""Loss of each image with the captions mined for it: by hard labels, by their ranks, or distilled from a cross-encoder (the teacher).
 
 With z = scale * cos + bias, y the hard label (1 where a cross-encoder relabelled the pair, else 0), t the teacher logit (match less no
 match) over the temperature, and s the strength, the loss of the mined captions of an image is
@@ -7,6 +7,8 @@ match) over the temperature, and s the strength, the loss of the mined captions 
                                                                          arXiv 1503.02531, for two classes)
     lists     (1 - s) hard + s KL(softmax(t) || softmax(z))              both over the image's own caption and its mined ones (listwise
                                                                          distillation: RocketQAv2, Ren et al. 2021, arXiv 2110.07367)
+    ranking   sum_j softplus((z_j - z_own + margin) / T)                 each mined caption below the image's own one, as in RankNet (Burges
+                                                                         et al. 2005); scale and bias get no gradient from it
 Derivatives by z: sigmoid(z_j) less its label; softmax(z) - softmax(t). An image without mined captions adds 0 in each form.
 
 Shape letters: b images of this process, each with its own caption, m mined captions of this process.
@@ -38,6 +40,19 @@ class SoftLabels:
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """How far a mined caption is to stay under the image's own one.
+
+    Attributes:
+        margin: in logits.
+        temperature: T, in logits: how soft the bound is.
+    """
+
+    margin: float
+    temperature: float
+
+
+@dataclass(frozen=True)
 class OwnPairs:
     """The pairs of an image and the captions mined for it.
 
@@ -45,11 +60,18 @@ class OwnPairs:
         rows_m: int64, the row of the image that each mined caption was mined for.
         positive_m: bool, which of them are positive all the same (relabelled by a cross-encoder).
         soft: teacher logits; None: hard labels.
+        ranking: the loss of their ranks, in place of labels; positive ones have none.
     """
 
     rows_m: torch.Tensor
     positive_m: torch.Tensor
     soft: SoftLabels | None = None
+    ranking: Ranking | None = None
+
+    @property
+    def needs_own(self) -> bool:
+        """Whether the logit of the image's own caption is in the loss too."""
+        return self.ranking is not None or (self.soft is not None and self.soft.teacher_b is not None)
 
 
 @dataclass(frozen=True)
@@ -72,9 +94,12 @@ def own_terms(pairs: OwnPairs, z_m: torch.Tensor, z_b: torch.Tensor | None) -> O
 
     Args:
         z_m: logits of the mined captions with the images they were mined for.
-        z_b: logits of the images' own captions with them; needed with `teacher_b` only.
+        z_b: logits of the images' own captions with them; where `pairs.needs_own`.
     """
     soft = pairs.soft
+    if pairs.ranking is not None:
+        assert z_b is not None
+        return _ranked(pairs, pairs.ranking, z_m, z_b)
     if soft is None:
         return _hard(pairs, z_m)
     teacher_m = soft.teacher_m.to(z_m)
@@ -96,6 +121,15 @@ def _hard(pairs: OwnPairs, z_m: torch.Tensor) -> OwnTerms:
     sign_m = 1 - 2 * pairs.positive_m.to(z_m)
     turned_m = sign_m * z_m
     return OwnTerms(softplus(turned_m, threshold=LINEAR_FROM).sum(), turned_m.sigmoid_().mul_(sign_m))
+
+
+def _ranked(pairs: OwnPairs, ranking: Ranking, z_m: torch.Tensor, z_b: torch.Tensor) -> OwnTerms:
+    """How far each mined caption is from its place under the image's own."""
+    negative_m = (~pairs.positive_m).to(z_m)
+    over_m = (z_m - z_b[pairs.rows_m] + ranking.margin) / ranking.temperature
+    by_mined_m = negative_m * over_m.sigmoid() / ranking.temperature
+    loss = (negative_m * softplus(over_m, threshold=LINEAR_FROM)).sum()
+    return OwnTerms(loss, by_mined_m, torch.zeros_like(z_b).index_add_(0, pairs.rows_m, -by_mined_m))
 
 
 def _labels(z_m: torch.Tensor, teacher_m: torch.Tensor, positive_m: torch.Tensor, strength: float) -> OwnTerms:

@@ -114,6 +114,7 @@ class _SigmoidLoss(torch.autograd.Function):
             else:  # from the texts' gradients: over all processes it is the same sum
                 assert texts_gradient_nD is not None
                 scale_gradient = _sum_of_products(texts_nD, texts_gradient_nD, sums.block)
+            scale_gradient -= sums.not_of_scale
             if texts_gradient_nD is not None:
                 texts_gradient_nD.mul_(factor)
             ctx.gradients = (
@@ -192,13 +193,15 @@ class _Accumulators:
         images_gradient_bD: sum of g * text, before scale / B; None where it is not needed.
         in_batch, mined: float64 scalars, sums of the pairs' losses.
         bias_gradient: float64 scalar, sum of g, weighted.
+        not_of_scale: float64 scalar, sum of g * cos over pairs that leave the scale as it is.
     """
 
     def __init__(self, images_bD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, pairing: Pairing, needs_images: bool) -> None:
         self._images_bD, self._scale, self._bias, self._pairing = images_bD, scale.detach(), bias.detach(), pairing
         self.block = pairing.block or BLOCK
         self.images_gradient_bD = torch.zeros_like(images_bD) if needs_images else None
-        self.in_batch, self.mined, self.bias_gradient = (images_bD.new_zeros((), dtype=torch.float64) for _ in range(3))
+        zeros = (images_bD.new_zeros((), dtype=torch.float64) for _ in range(4))
+        self.in_batch, self.mined, self.bias_gradient, self.not_of_scale = zeros
         self._own_rows_m: np.ndarray | None = None
         if pairing.own is not None and pairing.counts[pairing.processes.rank] > pairing.num_captions():
             self._own_rows_m = pairing.own.rows_m.cpu().numpy()
@@ -281,15 +284,17 @@ class _Accumulators:
         return (rows_c[columns_P] - rows.start) * (columns.stop - columns.start) + columns_P
 
     def add_own_pairs(self, texts_nD: torch.Tensor, gradient_nD: torch.Tensor | None, pairs: OwnPairs) -> None:
-        """Add the mined captions of this process, each with the image it was mined for; in lists, with that image's own caption too."""
+        """Add the mined captions of this process, each with the image it was mined for; that image's own one too, where needed."""
         first = self._pairing.num_captions()
         each_b = torch.arange(first, device=texts_nD.device)
-        has_lists = pairs.soft is not None and pairs.soft.teacher_b is not None
-        z_b = self._own_logits(texts_nD[:first], each_b) if has_lists else None
-        terms = own_terms(pairs, self._own_logits(texts_nD[first:], pairs.rows_m), z_b)
+        z_b = self._own_logits(texts_nD[:first], each_b) if pairs.needs_own else None
+        z_m = self._own_logits(texts_nD[first:], pairs.rows_m)
+        terms = own_terms(pairs, z_m, z_b)
         self.mined += terms.loss
-        for g_n, rows_n, start in ((terms.by_mined_m, pairs.rows_m, first), (terms.by_own_b, each_b, 0)):
-            if g_n is not None:
+        for g_n, z_n, rows_n, start in ((terms.by_mined_m, z_m, pairs.rows_m, first), (terms.by_own_b, z_b, each_b, 0)):
+            if g_n is not None and z_n is not None:
+                if pairs.ranking is not None:  # the bias's gradients cancel out
+                    self.not_of_scale += self._pairing.weight * (g_n * (z_n - self._bias)).sum(dtype=torch.float64) / self._scale
                 self._add_own(g_n * self._pairing.weight, rows_n, texts_nD[start:], None if gradient_nD is None else gradient_nD[start:])
 
     def _own_logits(self, texts_mD: torch.Tensor, rows_m: torch.Tensor) -> torch.Tensor:

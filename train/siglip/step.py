@@ -10,7 +10,7 @@ import torch
 from train.data.batches import TruePairs
 from train.data.caption_pool import CaptionPool
 from train.engine.run import StepOutcome
-from train.loss.distillation import OwnPairs, SoftLabels
+from train.loss.distillation import OwnPairs, Ranking, SoftLabels
 from train.loss.sigmoid import LossTerms, Pairing, sigmoid_loss
 from train.model.grad_cache import Towers
 from train.optim.update import Update
@@ -110,7 +110,7 @@ class Stepper:
         soft = self._soft_labels(batch)
         own = None
         if scope == "own" or soft is not None:
-            own = OwnPairs(batch.mined_rows_m.to(self._device), self._own_positive(batch), soft)
+            own = OwnPairs(batch.mined_rows_m.to(self._device), self._own_positive(batch), soft, self._ranking())
         return Pairing(
             self.true_pairs.of_batch(batch.images_b.numpy(), texts),
             tuple(len(captions) for captions in texts),
@@ -120,6 +120,10 @@ class Stepper:
             self._processes,
             captions=tuple(int(captions[0]) for captions in gathered),
         )
+
+    def _ranking(self) -> Ranking | None:
+        asked = None if self._config.mining is None else self._config.mining.ranking
+        return None if asked is None else Ranking(asked.margin, asked.temperature)
 
     def _soft_labels(self, batch: Batch) -> SoftLabels | None:
         """Teacher logits of the mined pairs, where mining.distil asks for them and a table is in force."""

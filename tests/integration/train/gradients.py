@@ -40,6 +40,7 @@ class Case:
     lora: bool = False
     freeze: tuple[str, ...] = ()
     distil: str | None = None
+    ranking: bool = False
     captions_per_image: int = 1
 
 
@@ -56,6 +57,7 @@ CASES = [
     Case("float64-own-image-frozen", True, "own", freeze=("image",)),
     Case("float64-own-labels", True, "own", distil="labels"),
     Case("float64-all-lists", True, "all", distil="lists"),
+    Case("float64-own-ranking", True, "own", ranking=True),
     Case("float64-none-several-captions", True, None, captions_per_image=2),
     Case("float64-all-several-captions", True, "all", captions_per_image=2),
     Case("float64-own-labels-several-captions", True, "own", distil="labels", captions_per_image=3),
@@ -68,6 +70,8 @@ def config(case: Case, manifest: str, base: str, batch_size: int, *, micro_batch
     mining: dict[str, Any] | None = None
     if case.mined_scope is not None:
         mining = {"mine_every_steps": 1, "weight": 0.7, "mined_scope": case.mined_scope}
+    if mining is not None and case.ranking:
+        mining["ranking"] = {"margin": 0.5, "temperature": 2.0}
     if mining is not None and case.distil is not None:
         mining["distil"] = {"model": "none is read", "form": case.distil, "strength": 0.6, "temperature": 2.0}
     return JobConfig.model_validate(

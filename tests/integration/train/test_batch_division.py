@@ -105,7 +105,7 @@ def reference(case: Case, world: SmallWorld) -> dict[str, np.ndarray]:
         is_own = torch.arange(count) == own
         if case.mined_scope == "own":
             labels[~is_own, place] = 0
-        if case.distil is not None:
+        if case.distil is not None or case.ranking:
             labels[is_own, place] = 0
 
     def distilled(row: int, strength: float = 0.6, temperature: float = 2.0) -> torch.Tensor:
@@ -121,9 +121,15 @@ def reference(case: Case, world: SmallWorld) -> dict[str, np.ndarray]:
         label = strength * teacher[1:].double().sigmoid()
         return torch.nn.functional.binary_cross_entropy_with_logits(z[1:], label, reduction="sum")
 
+    def ranked(row: int) -> torch.Tensor:
+        """How far the captions mined for an image are from their place under its own; scale and bias are numbers."""
+        z = scale.detach() * vectors[row] @ texts[[row, *(first + place for place, (own, _) in enumerate(mined) if own == row)]].T
+        return torch.log1p(torch.exp((z[1:] - z[0] + 0.5) / 2.0)).sum()
+
     in_batch, of_mined = (pairwise_sigmoid_loss(logits[:, part], labels[:, part]) for part in (slice(first), slice(first, None)))
-    if case.distil is not None:
-        of_mined = of_mined + sum(distilled(row) for row in {own for own, _ in mined}) / count
+    if case.distil is not None or case.ranking:
+        of_own = ranked if case.ranking else distilled
+        of_mined = of_mined + sum(of_own(row) for row in {own for own, _ in mined}) / count
     loss = in_batch + 0.7 * of_mined
     loss.backward()
     gradients = {name: parameter.grad.numpy() for name, parameter in tuned.trainable() if parameter.grad is not None}

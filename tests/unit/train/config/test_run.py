@@ -161,6 +161,17 @@ def test_every_fault_is_named_at_once_with_the_nearest_key(tmp_path: Path) -> No
             {"mining": {"mine_every_steps": 5, "distil": {"model": "m"}, "denoise": {}}, "rerank": {"model": "n"}},
             "mining.denoise asks n and mining.distil m: a pair is scored once",
         ),
+        ({"mining": {"mine_every_steps": 5, "ranking": {}, "form": "images"}}, "so ranking would do nothing"),
+        ({"mining": {"mine_every_steps": 5, "ranking": {}, "mined_scope": "all"}}, "ranking takes the place of mined_scope: all"),
+        (
+            {"mining": {"mine_every_steps": 5, "ranking": {}, "distil": {"model": "m"}, "denoise": {"model": "m", "mode": "relabel"}}},
+            "ranking takes the place of distil and denoise.mode: relabel",
+        ),
+        (
+            {"mining": {"mine_every_steps": 5, "ranking": {}}, "train__captions_per_image": 2},
+            "train.captions_per_image 2: mining.ranking takes one caption of an image",
+        ),
+        ({"mining": {"mine_every_steps": 5, "ranking": {"temperature": 0}}}, "mining.ranking.temperature"),
         ({"name": "../elsewhere"}, "name"),
         ({"name": ""}, "name"),
         ({"seed": -1}, "seed"),

@@ -1,4 +1,5 @@
-"""train/loss/distillation.py, through the loss: against the reference loss and Python floats, and against finite differences."""
+"""train/loss/distillation.py, through the loss: against the reference loss and Python floats, and against finite differences; the loss of
+ranks too."""
 
 import math
 from dataclasses import replace
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.train.loss.test_sigmoid import Problem, assert_close, gradients
-from train.loss.distillation import OwnPairs, SoftLabels, own_terms
+from train.loss.distillation import OwnPairs, Ranking, SoftLabels, own_terms
 from train.loss.reference import pairwise_sigmoid_loss
 from train.loss.sigmoid import Pairing, sigmoid_loss
 
@@ -185,3 +186,51 @@ def test_large_logits_are_finite_and_keep_their_digits(form: str, logit: float) 
 
     for single, double in zip(terms(torch.float32), terms(torch.float64), strict=True):
         torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=1e-7)
+
+
+class Ranked(Problem):
+    """A batch whose mined captions are to score below the image's own one; some are positive."""
+
+    def __init__(self, num: int, num_mined: int, margin: float, temperature: float, seed: int) -> None:
+        super().__init__(num, num_mined, "own", seed, bias=-4.0)
+        self.ranking = Ranking(margin, temperature)
+        self.is_positive = torch.rand(num_mined, generator=torch.Generator().manual_seed(seed + 50)) < 0.3
+
+    def pairing(self, block: int | None) -> Pairing:
+        return replace(super().pairing(block), own=OwnPairs(self.rows, self.is_positive, ranking=self.ranking))
+
+    def formula(self, fixed: tuple[float, float]) -> tuple[float, float]:
+        """In-batch and mined term, by Python's floats; the mined one with this scale and bias."""
+        logits, labels = self.logits(*self.leaves()).detach(), torch.where(self.positive, 1, -1)
+        in_batch = float(pairwise_sigmoid_loss(logits[:, : self.num], labels[:, : self.num]))
+        cosines = (self.images @ self.texts.T).tolist()
+        mined = 0.0
+        for place, row in enumerate(self.rows.tolist()):
+            if not self.is_positive[place]:
+                z, own = (fixed[0] * cosines[row][column] + fixed[1] for column in (self.num + place, row))
+                mined += -log_sigmoid(-(z - own + self.ranking.margin) / self.ranking.temperature)
+        return in_batch, mined / self.num
+
+
+@pytest.mark.parametrize("block", [None, 2])
+@pytest.mark.parametrize(("margin", "temperature"), [(0.0, 1.0), (2.5, 0.3)])
+def test_ranking_is_its_formula_and_leaves_scale_and_bias_alone(margin: float, temperature: float, block: int | None) -> None:
+    problem = Ranked(5, 9, margin, temperature, seed=3)
+    assert 0 < int(problem.is_positive.sum()) < 9
+    fixed = float(problem.scale), float(problem.bias)
+    leaves = problem.leaves()
+    terms = sigmoid_loss(*leaves, problem.pairing(block))
+    assert (float(terms.in_batch), float(terms.mined)) == pytest.approx(problem.formula(fixed), rel=1e-12)
+    found = gradients(leaves, terms)
+    for name, gradient in zip(("images", "texts", "scale", "bias"), found, strict=True):
+        values = getattr(problem, name)
+        flat, expected, step = values.view(-1), torch.zeros_like(values), 1e-5
+        for place in range(len(flat)):
+            value, ends = float(flat[place]), []
+            for sign in (1, -1):
+                flat[place] = value + sign * step
+                in_batch, mined = problem.formula(fixed)
+                ends.append(in_batch + problem.weight * mined)
+            flat[place] = value
+            expected.view(-1)[place] = (ends[0] - ends[1]) / (2 * step)
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9)
