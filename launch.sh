@@ -29,8 +29,8 @@ usage() {
   environment                                 versions, devices, cores, memory and disks, as an issue report needs them
   python [ARGUMENT ...]                       the environment's Python, for which this folder's packages can be imported
 
-Relative paths on the command line are as seen from the folder of the call; those inside a configuration, and its key.path=value, as
-seen from the folder of launch.sh.
+Relative paths on the command line, those of key.path=value too, are as seen from the folder of the call, or else from the folder of
+launch.sh; those inside a configuration as seen from the folder of launch.sh.
 
 An active environment that satisfies pyproject.toml is used as it is; otherwise .venv is made here, once. It holds
 2 GB with torch's build for CPUs (measured 2026-11-30, Python 3.11, x86_64; 0.5 GB to download) and several more with CUDA's.
@@ -98,10 +98,24 @@ run_tests() { # run_tests [PYTEST_ARGUMENT ...]
     exit $((status != 0 ? status : failed))
 }
 
+from_caller() { # from_caller KEY=PATH: prints it; a path that leads to something as seen from the folder of the call becomes absolute
+    local path=${1#*=}
+    case ${1%%=*} in
+    data.source | data.image_root | data.truth | mining.pool | model.base | rerank.model | train.begin_at)
+        [ "${path:0:1}" != / ] && [ -n "$path" ] && [ ! "$caller" -ef "$root" ] && [ -e "$caller/$path" ] && path=$caller/$path
+        printf '%s=%s' "${1%%=*}" "$path"
+        ;;
+    *) printf '%s' "$1" ;;
+    esac
+}
+
 train() { # train COMMAND CONFIG [KEY=VALUE ...]
     local config module=${modules[$1]}
+    local words=() word
     config=$(input "$2") || die 2 "expected a configuration file or a data set after $1; there is no file $2 in $(folders)"
     shift 2
+    for word; do words+=("$(from_caller "$word")"); done
+    set -- "${words[@]}"
     set_up ""
     plan
     if $plain; then

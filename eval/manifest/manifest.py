@@ -12,6 +12,7 @@ from pathlib import Path
 
 from eval.manifest.columns import COLUMNS, asked_mapping, check_asked, column_faults, map_columns
 from eval.manifest.faults import Fault, ManifestError, caption_fault, cell_text
+from eval.manifest.guess import with_guesses
 from eval.manifest.image_root import wrong_root
 from eval.manifest.image_table import ImageTable, ManifestImage
 from eval.manifest.joiner import PLAIN, Joiner, RowCounts, RowRules
@@ -105,7 +106,8 @@ def read_manifest(
     faults = [Fault(where, "unreadable row", what) for where, what in rows.faults]
     if not rows.columns and not faults:
         raise ManifestError(str(source), [Fault(str(source), "empty", "the manifest has no rows and no column names")])
-    mapping = map_columns(rows.columns, asked)
+    root = Path(image_root) if image_root is not None else None
+    mapping = with_guesses(map_columns(rows.columns, asked), str(source), rows.columns, asked, root)
     rows.mapping, rows.is_one_set = mapping.names | additional, rules.is_one_set
     faults += [Fault(rows.header_place, "unknown column", what) for what in column_faults(rows.columns, mapping, asked)]
     if faults and not rows.has_usable_columns(mapping.names):

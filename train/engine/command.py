@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from eval.command_line import CommandParser
 from eval.errors import UserError
@@ -50,9 +50,26 @@ class RunKind:
     finish: Callable[[Any, Any, Callable[[], None]], None]
 
 
+class _RunParser(CommandParser):
+    """A parser that knows the keys of a configuration, which other programs take as options."""
+
+    def error(self, message: str) -> NoReturn:
+        """As of argparse; an unknown option that is a key, or near one, is told with it."""
+        from train.config.job import JobConfig
+        from train.config.nearest_key import nearest_key
+        from train.config.reranker import RerankerConfig
+
+        kind = RerankerConfig if "reranker" in self.prog else JobConfig
+        if "unrecognized arguments:" in message:
+            options = [word.lstrip("-").partition("=")[0].replace("-", "_") for word in message.split() if word.startswith("--")]
+            near = [key for option in options if (key := nearest_key(kind, (option,)))]
+            message += f"; settings are given as key=value: did you mean {' and '.join(f'{key}=...' for key in near)}?" if near else ""
+        super().error(message)
+
+
 def run_parser(module: str, description: str, example: str) -> CommandParser:
     """The parser of a command that takes a configuration and values that replace some of it; parse with `parse_intermixed_args`."""
-    parser = CommandParser(module, description, example)
+    parser = _RunParser(module, description, example)
     data = "" if "reranker" in module else "; or a data set (file, folder or hub id), which is tuned as configs/small.yaml says"
     parser.add_argument("config", metavar="CONFIG.yaml", help=f"YAML file; its keys: docs/configuration.md{data}")
     parser.add_argument(

@@ -8,9 +8,10 @@ import numpy as np
 
 from eval.dataset.images import ImageError
 from eval.dataset.retrieval_set import RetrievalSet
+from eval.manifest.guess import guess_columns
 from eval.manifest.manifest import COLUMNS, RowRules, left_out_line, read_manifest
 from eval.manifest.source import open_rows
-from train.init.columns import guess_columns, suggest_groups
+from train.init.groups import suggest_groups
 
 MOST_TRIED = 200
 """Pictures that are decoded."""

@@ -8,6 +8,8 @@ from train.init.survey import Survey
 
 FEW_IMAGES = 20_000
 """Below it the upper end of the usual rates, for there are few steps."""
+_EPOCHS = 5
+"""As in configs/small.yaml."""
 _LINE = 44
 _NOT_TEXTS = ("true", "false", "yes", "no", "on", "off", "null", "y", "n")
 
@@ -15,7 +17,7 @@ _NOT_TEXTS = ("true", "false", "yes", "no", "on", "off", "null", "y", "n")
 def configuration(found: Survey, name: str, image_root: str | None, base: str) -> str:
     """The text of a YAML file for what was found."""
     num = found.num_train
-    batch_size, epochs = batch_size_for(num), epochs_for(num)
+    batch_size, epochs = batch_size_for(num), min(_EPOCHS, epochs_for(num))
     rate = "1.0e-5" if num < FEW_IMAGES else "5.0e-6"
     lines = [
         f"# A first configuration for {found.source}: {found.num_images:,} images, {found.num_captions:,} captions.",
@@ -41,11 +43,13 @@ def configuration(found: Survey, name: str, image_root: str | None, base: str) -
     lines += [f"  # columns: {{group: ...}}   if these are pictures of one thing, with common captions: {group}" for group in found.groups]
     lines += [
         "train:",
-        _pair(2, "epochs", epochs, f"{epochs * num:,} images; the best checkpoint on val is exported"),
-        _pair(2, "batch_size", batch_size, f"of {num:,} train images"),
+        _pair(2, "epochs", epochs, "more cost time only: the best checkpoint on val is exported"),
+        _pair(2, "batch_size", batch_size, f"for about {num:,} train images"),
         _line(2, f"learning_rate: {rate}", "for all weights; 5.0e-5 with model.lora"),
         _line(2, "scale_bias_learning_rate: 1.0e-3", "the bias was learnt at batch 32k, where positives are rarer"),
+        _line(2, "weight_decay: 1.0e-4", ""),
         _pair(2, "precision", "fp32", "on a GPU: bf16, faster and smaller"),
+        _line(2, "random_crop_min_area: 0.9", "a little off each picture, anew in each epoch"),
         _line(2, "eval_every_steps: 0.1", "of the run"),
         _line(2, "checkpoint_every_steps: 0.1", "of the run"),
         _pair(2, "keep_checkpoints", 1, "the best is kept too"),

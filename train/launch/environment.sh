@@ -114,6 +114,7 @@ from_here() { # from_here COMMAND CONFIG [ARGUMENT ...]: in this folder, which t
     config=$(input "$2") || die 2 "expected a configuration file or a data set after $1; there is no file $2 in $(folders)"
     shift 2
     for word; do # a path of the command line is as seen from the folder of the call
+        word=$(from_caller "$word")
         [ "$previous" = --output ] && [ "${word:0:1}" != / ] && word=$caller/$word
         words+=("$word") previous=$word
     done

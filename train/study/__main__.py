@@ -20,18 +20,17 @@ from typing import Any
 from eval.command import run_command
 from eval.command_line import CommandParser, WholeNumber
 from eval.files import command_line
+from train.engine.command import run_parser
 
 
 def make_parser() -> CommandParser:
     """The options."""
-    parser = CommandParser(
+    parser = run_parser(
         "train.study",
         "Train several systems with several seeds, and say which is better on your data, and by how much.",
         "study configs/demo.yaml rerank=null --seeds 3 --system plain=mining=null --system mined=mining.weight=0.1,mining.margin=null",
     )
     add = parser.add_argument
-    add("config", metavar="CONFIG.yaml", help="what is common to all systems")
-    add("overrides", nargs="*", default=[], metavar="key.path=value", help="values that replace those of the file, in all systems")
     add(
         "--system",
         action="append",

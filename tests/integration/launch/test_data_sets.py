@@ -27,3 +27,13 @@ def test_what_is_neither_there_nor_a_hub_id_is_refused_before_anything_is_set_up
     (tmp_path / "pictures").mkdir()
     code, _, stderr = house.start(name, cwd=tmp_path).end()
     assert code == 2 and f"there is no command and no file {name} in {tmp_path}" in stderr and "environment" not in stderr
+
+
+def test_paths_of_keys_are_found_from_the_folder_of_the_call_too(house: House, tmp_path: Path) -> None:
+    """The README's own line, given where the pictures are; what is not there, and what is no path, stays as it is."""
+    (tmp_path / "pairs.csv").touch()
+    (tmp_path / "my photos").mkdir()
+    keys = ["data.image_root=my photos", "model.base=google/none", "name=my photos", "exit=5"]
+    launch = house.start("pairs.csv", *keys, cwd=tmp_path)
+    assert launch.end()[0] == 5
+    assert launch.note("start")["argv"] == [str(tmp_path / "pairs.csv"), f"data.image_root={tmp_path}/my photos", *keys[1:]]

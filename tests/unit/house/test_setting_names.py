@@ -109,7 +109,7 @@ GOOD = {"image": "0.png", "caption": "a thing"}
 FAULTS: dict[str, tuple[list[dict[str, Any]] | None, dict[str, str], Callable[[dict[str, str]], str]]] = {
     "no such file": (None, {}, lambda names: f"no such file or folder ({names['source']})"),
     "a column that is not there": ([GOOD], {"image": "picture"}, lambda names: f"{names['columns']} maps image to 'picture'"),
-    "no column of images": ([{"photo": "0.png", "caption": "a"}], {}, lambda names: f"{names['column'].format('image')}NAME"),
+    "no column of images": ([{"photo": "0", "caption": "a"}], {}, lambda names: f"{names['column'].format('image')}NAME"),
     "no column of captions": ([{"image": "0.png", "words": "a"}], {}, lambda names: f"{names['column'].format('caption')}NAME"),
     "a picture that is not there": ([{"image": "9.png", "caption": "a thing"}], {}, lambda names: f"Is {names['root']} right?"),
     "a picture outside": ([{"image": "../9.png", "caption": "a thing"}], {"root": "."}, lambda names: f"set {names['root']}"),

@@ -19,6 +19,11 @@ RERANK = ["--model", MODEL, "--images", SCENES, "--split", "test", "--output", "
 COMMANDS: dict[str, tuple[str, list[str], list[str]]] = {
     "no command line": ("eval", [], ["the following arguments are required: --model, --data, --output"]),
     "an unknown option": ("eval", [*EVAL, "--topk", "5"], ["unrecognized arguments: --topk 5"]),
+    "keys given as options": (
+        "train.study",
+        [SCENES, "--image-root", "photos", "--batch-size", "8"],
+        ["unrecognized arguments: --image-root", "did you mean data.image_root=... and train.batch_size=...?"],
+    ),
     "a number that is none": ("eval", [*EVAL, "--num-workers", "two"], ["--num-workers: expected a whole number, 0 or more; found 'two'"]),
     "a model's path with a typing error": (
         "eval",
@@ -142,7 +147,7 @@ def test_a_wrong_command(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     module, words, expected = COMMANDS[what]
     monkeypatch.chdir(ROOT)
     words = [word.replace("{out}", str(tmp_path / "out")) for word in words]
-    is_package = module in ("eval", "rerank", "train.soup", "train.wise")
+    is_package = module in ("eval", "rerank", "train.soup", "train.study", "train.wise")
     command = import_module(f"{module}.__main__" if is_package else module)
     monkeypatch.setattr("sys.argv", [module, *words])
     assert code_of(command.main if module == "eval" else lambda: command.main(words)) == 2

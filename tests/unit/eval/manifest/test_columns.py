@@ -75,3 +75,21 @@ def test_a_column_of_texts_has_to_be_text(tmp_path: Path, kind: str) -> None:
     source = write(tmp_path, kind, image=["a.jpg", "a.jpg"], text=[3, 4])
     with pytest.raises(ManifestError, match="2 x caption is not text"):
         read_manifest(source)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_column_of_pictures_and_one_of_sentences_are_taken(tmp_path: Path, kind: str) -> None:
+    source = write(tmp_path, kind, foto=["a.jpg"], words=["a dog runs"], who=["Ann"])
+    manifest = read_manifest(source, image_root=tmp_path)
+    assert [(image.id, image.captions) for image in manifest.images] == [("a.jpg", ["a dog runs"])]
+    assert manifest.lines() == [
+        "columns   images from column 'foto', the only one of pictures",
+        "columns   captions from column 'words', the only one of sentences; another: data.columns.caption=NAME",
+    ]
+
+
+def test_of_two_columns_of_sentences_none_is_taken(tmp_path: Path) -> None:
+    source = write(tmp_path, "csv", image=["a.jpg"], words=["a dog runs"], notes=["seen in June"])
+    with pytest.raises(ManifestError, match="no column 'caption' or 'captions'; columns found"):
+        read_manifest(source)
+    assert [image.captions for image in read_manifest(source, columns={"caption": "notes"}).images] == [["seen in June"]]

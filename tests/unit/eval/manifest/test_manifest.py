@@ -155,7 +155,7 @@ def test_a_quote_left_open_is_named_where_it_opens(root: Path) -> None:
     [
         ("", ["empty"]),
         ("image,caption\n", ["empty"]),
-        ("picture,caption\na.jpg,x\n", ["unknown column"]),
+        ("picture,caption\na,x\n", ["unknown column"]),
         ("image,caption,caption\na.jpg,x,y\n", ["unreadable row"]),
     ],
 )

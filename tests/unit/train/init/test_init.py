@@ -8,9 +8,10 @@ import yaml
 from PIL import Image
 
 from eval.errors import UserError
+from eval.manifest.guess import guess_columns
 from train.config.load import load_config
 from train.init.__main__ import main
-from train.init.columns import guess_columns, suggest_groups
+from train.init.groups import suggest_groups
 from train.init.survey import survey
 from train.init.write import configuration
 
@@ -40,8 +41,9 @@ def spreadsheet(tmp_path: Path) -> Path:
         ({"url": "a.jpg", "texts": '["a dog", "it runs"]', "part": "train"}, {"image": "url", "captions": "texts", "split": "part"}),
         ({"n": "3", "img": {"bytes": b"1", "path": None}, "says": "two words"}, {"image": "img", "caption": "says"}),
         ({"n": "3", "m": "word"}, {}),
+        ({"url": "http://there/a.jpg", "says": "two words"}, {"caption": "says"}),
     ],
-    ids=["ours", "others", "lists-and-split", "embedded", "nothing"],
+    ids=["ours", "others", "lists-and-split", "embedded", "nothing", "address"],
 )
 def test_columns_are_known_by_their_content(record: dict[str, object], expected: dict[str, str]) -> None:
     assert guess_columns(list(record), [record] * 3) == expected
