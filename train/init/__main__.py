@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from itertools import count
 from pathlib import Path
 
 from eval.command import run_command
@@ -11,7 +12,8 @@ from eval.manifest.names import OPTIONS, calling
 from eval.manifest.options import MANIFEST, add_manifest_options, column_fault, columns_of
 
 BASE = "google/siglip-base-patch16-224"
-
+RUNS = Path(__file__).parents[2] / "runs"
+"""Where `./launch.sh` puts runs."""
 
 
 def make_parser() -> CommandParser:
@@ -55,6 +57,11 @@ def run(asked: argparse.Namespace) -> None:
     output = asked.output or Path(f"{name}.yaml")
     if output.exists():
         raise UserError(f"{output} is there already; give another name with --output, or move it away")
+    stem = name
+    for number in count(2):  # a run that is there has this configuration's name, and another configuration
+        if not (RUNS / name).exists():
+            break
+        name = f"{stem}-{number}"
     with calling(OPTIONS):
         found = survey(asked.data, image_root=asked.image_root, columns=dict(columns_of(asked)))
     replace_files({output: configuration(found, name, asked.image_root, asked.base)})

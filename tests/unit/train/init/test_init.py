@@ -71,6 +71,10 @@ def test_a_spreadsheet_without_splits_becomes_a_configuration_that_is_taken(
     assert config.train.batch_size == 16 and config.mining is None
     assert main([str(spreadsheet.name), "--image-root", "photos"]) == 2
     assert "my-captions.yaml is there already" in capsys.readouterr().err
+    (tmp_path / "runs" / "my-captions").mkdir(parents=True)
+    monkeypatch.setattr("train.init.__main__.RUNS", tmp_path / "runs")
+    assert main([str(spreadsheet.name), "--image-root", "photos", "--output", "again.yaml"]) == 0
+    assert load_config("again.yaml").name == "my-captions-2"  # the run that is there has another configuration
 
 
 def test_splits_of_other_names_are_named_and_the_rest_is_null(tmp_path: Path) -> None:
