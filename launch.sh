@@ -71,7 +71,7 @@ input() { # prints the absolute path of a configuration, data file or data folde
         [ -d "$place$1" ] && printf '%s' "$place$1" && return
     done
     case $1 in *.yaml | *.yml | *.json | *.jsonl | *.ndjson | *.csv | *.tsv | *.txt | *.parquet | *.zip | *.tar) return 1 ;; esac
-    [[ $1 =~ ^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(:[A-Za-z0-9._-]+)?$ ]] && [ ! -e "$caller/${1%%/*}" ] &&
+    [[ $1 =~ ^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(:[A-Za-z0-9._-]+)?(@[A-Za-z0-9._/-]+)?$ ]] && [ ! -e "$caller/${1%%/*}" ] &&
         [ ! -e "$root/${1%%/*}" ] && printf '%s' "$1"
 }
 

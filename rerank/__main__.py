@@ -252,8 +252,11 @@ def _answers(
 def provenance(asked: argparse.Namespace, found: "FirstAnswers", weights: str, scorer: "PairScorer | None") -> dict[str, Any]:
     """What made the table, as a .parquet file records it."""
     from eval.encoder.hub import revision_in_use
+    from eval.manifest.formats.hub import data_revision
 
     return {
+        "images": asked.images,
+        "images_revision": data_revision(asked.images),
         "model": asked.model,
         "model_weights_sha256": weights,
         "logit_scale": found.scale,

@@ -1,4 +1,4 @@
-"""A stand-in for the hub on this machine: model repositories by id and revision, as HF_ENDPOINT names it.
+"""A stand-in for the hub on this machine: repositories by id and revision, as HF_ENDPOINT names it; of data: datasets/OWNER/NAME.
 
 Routes, headers and error codes are those of huggingface.co: resolve/ with ETags and the commit, redirects to another host for large files,
 the list of a commit's files, 401, 403 and 404.
@@ -59,6 +59,20 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        """`paths-info`: what is at some paths of a commit."""
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.hub.asked.append(f"POST {self.path}")
+        name, _, revision = unquote(self.path).removeprefix("/api/").partition("/paths-info/")
+        if (commit := self._commit(name, self.hub.revisions.get(name, {}), revision)) is not None:
+            paths = [(path, self.hub.commits[name, commit] / path) for path in asked["paths"]]
+            entries = [
+                {"type": "file" if place.is_file() else "directory", "path": path, "size": place.stat().st_size, "oid": "0" * 40}
+                for path, place in paths
+                if place.exists()
+            ]
+            self._send(200, json.dumps(entries).encode(), {})
+
     def log_message(self, *_: object) -> None:
         pass
 
@@ -69,9 +83,10 @@ class _Handler(BaseHTTPRequestHandler):
             _, _, number, name = path.split("/", 3)
             folder = list(self.hub.commits.values())[int(number)]
             return self._send(200, (folder / name).read_bytes(), {})
-        if path.startswith("/api/models/"):
-            name, _, revision = path.removeprefix("/api/models/").partition("/revision/")
-            return self._list(name, revision or "main")
+        if path.startswith("/api/"):
+            name, _, revision = path.removeprefix("/api/").removeprefix("models/").partition("/revision/")
+            name, is_tree, tree = name.partition("/tree/")
+            return self._tree(name, tree) if is_tree else self._list(name, revision or "main")
         name, found, rest = path[1:].partition("/resolve/")
         if not found:
             return self._fault(404, "RepoNotFound")
@@ -101,6 +116,22 @@ class _Handler(BaseHTTPRequestHandler):
             files = [{"rfilename": path.relative_to(folder).as_posix()} for path in sorted(folder.rglob("*")) if path.is_file()]
             self._send(200, json.dumps({"id": name, "modelId": name, "sha": commit, "siblings": files}).encode(), {})
 
+    def _tree(self, name: str, place: str) -> None:
+        """The files of a folder of a commit, and of those below it where that is asked."""
+        if (commit := self._commit(name, self.hub.revisions.get(name, {}), place)) is not None:
+            root = self.hub.commits[name, commit]
+            folder = root / place.partition("/")[2]
+            if not folder.is_dir():
+                return self._fault(404, "EntryNotFound", {"X-Repo-Commit": commit})
+            found = sorted(folder.rglob("*") if "recursive=true" in self.path.lower() else folder.iterdir())
+            entries = [
+                {"type": "file" if path.is_file() else "directory", "path": path.relative_to(root).as_posix(), "size": path.stat().st_size}
+                | {"oid": hashlib.sha1(path.read_bytes() if path.is_file() else b"").hexdigest()}
+                for path in found
+            ]
+            self._send(200, json.dumps(entries).encode(), {})
+        return None
+
     def _file(self, name: str, commit: str, file: str) -> None:
         path = self.hub.commits[name, commit] / file
         if not path.is_file():
@@ -121,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in (headers | {"Content-Length": str(len(content))}).items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(content)
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from eval.dataset.images import ImageError, decode_image, picture_digest
 from eval.errors import UserError
+from eval.manifest.formats.hub import data_revision
 from eval.manifest.image_table import ImageTable, ManifestImage
 from eval.manifest.manifest import Manifest
 from eval.manifest.rows import RowSource
@@ -241,14 +242,15 @@ class RetrievalSet(StoredImages):
         return other
 
     def record(self) -> dict[str, Any]:
-        """How a report names the split; where rows were left out as asked, with their number."""
+        """How a report names the split: of a data set of the hub with its commit; where rows were left out as asked, with their number."""
+        revision = data_revision(self.source)
         return {
             "split": self.split,
             "num_images": self.num_images,
             "num_captions": self.num_captions,
             "sha256": self.sha256(),
             "truth": self.truth,
-        } | ({"skipped": skipped_record(self.skipped)} if self.skipped else {})
+        } | ({"revision": revision} if revision is not None else {}) | ({"skipped": skipped_record(self.skipped)} if self.skipped else {})
 
     def sha256(self) -> str:
         """Hash of the split: ids, groups, captions (those that are left out too), and the size in bytes of every image."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from eval.manifest.columns import COLUMNS, asked_mapping, check_asked, column_faults, map_columns
 from eval.manifest.faults import Fault, ManifestError, caption_fault, cell_text
+from eval.manifest.formats.hub import data_revision
 from eval.manifest.guess import with_guesses
 from eval.manifest.image_root import wrong_root
 from eval.manifest.image_table import ImageTable, ManifestImage
@@ -63,12 +64,14 @@ class Manifest:
         return list(self.images.split_counts)
 
     def lines(self) -> list[str]:
-        """What a person should know of how it was read: columns taken by their names, and rows that are no image of their own."""
+        """What a person should know of how it was read: its commit on the hub, columns taken by their names, rows that are no new image."""
         counts, lines = self.counts, [f"columns   {note}" for note in self.notes]
         parts = [f"{counts.joined:,} joined to an earlier row's image"] if counts.joined else []
         parts += [skipped_in_words(skipped_record(self.skipped))] if self.skipped else []
         if parts:
             lines.append(f"rows      {counts.given:,} in {self.source}: {len(self.images):,} images, {', '.join(parts)}")
+        if commit := data_revision(self.source):
+            lines.insert(0, f"commit    {self.source} is read at {commit} of the hub")
         left_out = left_out_line(self.source, self.rows)
         return lines + ([f"left out  {left_out}"] if left_out else [])
 

@@ -7,7 +7,7 @@ from eval.manifest.columns import COLUMNS
 
 MANIFEST = (
     ".jsonl, .json, .csv, .tsv, .txt, .parquet, .tar, a folder or glob of them, a saved `datasets` folder, an image folder, or a data set "
-    "of the hub, OWNER/NAME[:CONFIG]; docs/data.md lists the formats"
+    "of the hub, OWNER/NAME[:CONFIG][@REVISION]; docs/data.md lists the formats"
 )
 
 

@@ -97,6 +97,8 @@ def run_name(source: str) -> str:
     'My-shoes-2'
     """
     path = Path(source)
+    if not path.exists() and (hub_id := HubId.parse(source)):
+        path = Path(hub_id.name)
     stem = path.name if path.is_dir() else path.stem
     return re.sub(r"[^A-Za-z0-9._]+", "-", stem).strip("-._")[:100] or "data"
 

@@ -38,7 +38,7 @@ class DataConfig(Section):
 
     source: str
     """The manifest: .jsonl, .json, .csv, .tsv, .txt, .parquet, .tar, a folder or glob of them, a saved `datasets` folder, an image folder,
-    or a hub id (docs/data.md)."""
+    or OWNER/NAME[:CONFIG][@REVISION] of the hub (docs/data.md)."""
     image_root: str | None = None
     """Folder that image paths are relative to; default: the manifest's."""
     columns: dict[str, str] = {}

@@ -12,6 +12,7 @@ from eval.encoder.caption_tokens import CaptionTokens
 from eval.encoder.hub import with_revision, without_revision
 from eval.encoder.tokenizer import rewrite_tokenizer_config
 from eval.execution import Execution
+from eval.manifest.formats.hub import with_data_revision
 from eval.report.leakage import leakage_section
 from eval.report.report import read_report
 from eval.report.skipped import skipped_sections
@@ -117,7 +118,7 @@ def cross_encoder_card(config: RerankerConfig, state: State, chosen_step: int) -
         f"- Method: {how[config.model.what]}; cross-entropy of match against no match, batch {config.train.batch_size} images, "
         f"{config.train.precision}; of each image up to {negatives.captions_per_image} hard captions and {negatives.images_per_caption} "
         f"hard images, mined by `{config.miner}`.\n"
-        f"- Data: `{config.data.source}`, split `{config.data.train_split}`.\n"
+        f"- Data: {with_data_revision(config.data.source)}, split `{config.data.train_split}`.\n"
         f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n{begun_line}"
         '- Captions are read lower-cased, without `.!"()*#:;~`, at most 30 words and 35 tokens, with [ENC] in the place of [CLS], as the '
         "original BLIP reads them; transformers' own processor leaves [CLS] there. Column 1 of `itm_score` is the match.\n\n"

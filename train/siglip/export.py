@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import SiglipModel
 
 from eval.encoder.hub import with_revision, without_revision
+from eval.manifest.formats.hub import with_data_revision
 from train.config.job import JobConfig
 from train.engine.checkpoint import State
 from train.engine.export_folder import load_chosen, plain_state, replaced_export, write_plain
@@ -60,7 +61,7 @@ def model_card(config: JobConfig, state: State, chosen_step: int, *, weights: st
         f"# {config.name}\n\n"
         f"A SigLIP model tuned for image-text retrieval, from `{with_revision(config.base)}` (weights {state.base_sha256[:16]}).\n\n"
         f"- Method: {how}; sigmoid loss, batch {config.train.batch_size}, {config.train.precision}; mined negatives: {mining}.\n"
-        f"- Data: `{config.data.source}`, split `{config.data.train_split}`.\n"
+        f"- Data: {with_data_revision(config.data.source)}, split `{config.data.train_split}`.\n"
         f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n{begun_line}{weights_line}\n"
         "```python\n"
         "import torch\nfrom transformers import AutoProcessor, SiglipModel\n\n"

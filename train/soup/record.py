@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from eval.manifest.formats.hub import data_revision
 from train.soup.average import Trial
 from train.soup.evaluation import SoupStages, stage_name, trial_name
 
@@ -35,8 +36,9 @@ def make_record(
         for index, row in enumerate(rows):
             row |= {"stage": stage_name(index)} | stages.recall(stage_name(index), stage_name(best))
         soup |= {"stage": stage, "against": names[best]} | stages.recall(stage, stage_name(best))
+        revision = {} if (commit := data_revision(dataset.source)) is None else {"revision": commit}
         counts = {"num_images": dataset.num_images, "num_captions": dataset.num_captions}
-        record["data"] = {"source": dataset.source, "split": dataset.split, **counts, "sha256": dataset.sha256()}
+        record["data"] = {"source": dataset.source, "split": dataset.split, **counts, "sha256": dataset.sha256()} | revision
     if is_greedy:
         record["order"] = [names[index] for index in (members[0], *(trial.ingredient for trial in trials))]
         record["trials"] = [_trial_record(trial, names) for trial in trials]

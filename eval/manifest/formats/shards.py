@@ -1,13 +1,13 @@
-"""Rows out of webdataset shards: .tar files of KEY.jpg next to KEY.txt or KEY.json. They are indexed once and read in place.
+"""Rows out of webdataset shards: .tar files of KEY.jpg next to KEY.txt or KEY.json. They are indexed once (shard_index.py, index_cache.py)
+and read in place.
 
 Nothing is unpacked: a picture is (shard, offset, size). A key ends at the first dot of a name, as webdataset has it.
 """
 
 import os
-import re
-import tarfile
+import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,16 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from eval.atomic import is_desktop_file
-from eval.dataset.images import picture_suffixes
-from eval.files import CONFIG_BYTES, MB, PICTURE_BYTES, files_stamp, open_archive, read_range
+from eval.files import CONFIG_BYTES, files_stamp, open_archive, read_range
+from eval.manifest.formats.index_cache import cached_index
+from eval.manifest.formats.shard_index import FIELDS, TEXT_FIELDS
 from eval.manifest.formats.text import parse_json
-from eval.manifest.rows import EmbeddedImage, Row, RowSource, is_unicode, row_of
+from eval.manifest.rows import EmbeddedImage, Row, RowSource, row_of
 
-TEXT_FIELDS = ("txt", "text", "caption")
-JSON_FIELDS = ("json", "jsn")
-_FIELDS = ("image", "json", *TEXT_FIELDS)
-_PARTS = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _COLUMNS_FROM = 100  # samples whose JSON names the columns
 
 
@@ -51,7 +47,7 @@ class ShardRows(RowSource):
         self.faults: list[tuple[str, str]] = []
         self.header_place = str(paths[0]) if len(paths) == 1 else f"{self.folder}/*.tar"
         self.left_out: list[tuple[str, str]] = []
-        self._shards = [_index(path, split, self) for path, split in shards]
+        self._shards = self._index(shards)
         self._starts = np.cumsum([0, *(len(shard.keys) for shard in self._shards)])
         self._image_ranges = [np.ascontiguousarray(shard.ranges_NF2[:, 0]) for shard in self._shards]
         self._repeated = _repeated_keys(self._shards)
@@ -78,6 +74,15 @@ class ShardRows(RowSource):
                     yield row_of(place, record, self.mapping, embedded)
             shard.keys, shard.ranges_NF2 = shard.keys[:0], shard.ranges_NF2[:0]
 
+    def _index(self, shards: Sequence[tuple[Path, str | None]]) -> list[_Shard]:
+        """The shards indexed, in an order of the process's own: of those that start together one finds in the cache what another did."""
+        order = random.Random(os.getpid()).sample(range(len(shards)), len(shards))
+        indices = {number: cached_index(shards[number][0]) for number in order}
+        for number, (path, _) in enumerate(shards):
+            self.faults += [(f"{path}: {where}" if where else str(path), what) for where, what in indices[number].faults]
+            self.left_out += [(f"{path}: {where}", why) for where, why in indices[number].left_out]
+        return [_Shard(path, split, indices[number].keys, indices[number].ranges_NF2) for number, (path, split) in enumerate(shards)]
+
     def _name(self, shard: _Shard) -> str:
         """A shard's path within the folder, without its suffix."""
         return os.path.relpath(shard.path.with_suffix(""), self.folder)
@@ -87,7 +92,7 @@ class ShardRows(RowSource):
         columns = dict.fromkeys(["image", "key", *(["split"] if any(shard.split for shard in self._shards) else [])])
         for shard in self._shards:
             is_there_NF = shard.ranges_NF2[:, :, 1] >= 0
-            columns |= {name: None for number, name in enumerate(_FIELDS) if name != "json" and is_there_NF[:, number].any()}
+            columns |= {name: None for number, name in enumerate(FIELDS) if name != "json" and is_there_NF[:, number].any()}
         if not any(len(shard.keys) for shard in self._shards):
             columns["caption"] = None
         first = next((shard for shard in self._shards if len(shard.keys)), None)
@@ -126,7 +131,7 @@ def _record(file: BinaryIO, ranges_F2: np.ndarray) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     texts = []
-    for name, (offset, size) in zip(_FIELDS[1:], ranges_F2[1:].tolist(), strict=True):
+    for name, (offset, size) in zip(FIELDS[1:], ranges_F2[1:].tolist(), strict=True):
         if size < 0:
             continue
         if size > CONFIG_BYTES:
@@ -154,123 +159,3 @@ def _repeated_keys(shards: list[_Shard]) -> frozenset[str]:
         return frozenset()
     counts = pc.value_counts(pa.chunked_array([shard.keys for shard in shards], pa.large_string()))
     return frozenset(counts.field("values").filter(pc.greater(counts.field("counts"), 1)).to_pylist())
-
-
-class _Headers:
-    """A shard for tarfile, which reads headers alone; one that claims more than a header's size is refused."""
-
-    name = ""
-    mode = "rb"
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.tell, self.seek, self._read = file.tell, file.seek, file.read
-
-    def read(self, num_bytes: int) -> bytes:
-        if not 0 <= num_bytes <= MB:
-            raise tarfile.ReadError(f"a header of {num_bytes:,} bytes")
-        return self._read(num_bytes)
-
-
-@dataclass
-class _Indexer:
-    """The samples of one shard while its headers are read."""
-
-    shard: Path
-    rows: ShardRows
-    samples: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
-    """Key -> offset and size of each field, by its suffix."""
-
-    def add(self, member: tarfile.TarInfo) -> None:
-        """Take in a member; what cannot be used goes to the faults, or to what is left out."""
-        name, place = member.name, f"{self.shard}: {member.name!r:.200}"
-        base = os.path.basename(name)
-        if member.isdir() or is_desktop_file(base):
-            return
-        what = _member_fault(member)
-        parts = _PARTS.fullmatch(name)
-        if what is not None:
-            self.rows.faults.append((place, what))
-        elif parts is None:
-            self.rows.left_out.append((place, "no file of a sample: KEY.SUFFIX"))
-        else:
-            fields = self.samples.setdefault(parts[1].removeprefix("./"), {})
-            if parts[2].lower() in fields:
-                self.rows.faults.append((place, "is there twice; names are unique in a shard"))
-            fields.setdefault(parts[2].lower(), (member.offset_data, member.size))
-
-    def shard_of(self, split: str | None) -> _Shard:
-        """The samples that have one picture; the others are faults, or left out where they have no text either."""
-        keys, ranges = [], []
-        for key, fields in self.samples.items():
-            pictures = [name for name in fields if f".{name}" in picture_suffixes()]
-            what = None
-            if not pictures and not fields.keys() & {*TEXT_FIELDS, *JSON_FIELDS}:
-                self.rows.left_out.append((f"{self.shard}: {key}", f"neither a picture nor a text: {list(fields)[:8]}"))
-                continue
-            if len(pictures) != 1:
-                what = f"expected one picture, found {pictures or list(fields)[:8]}; a key ends at the first dot of a name"
-            elif fields[pictures[0]][1] > PICTURE_BYTES:
-                what = f"a picture of {fields[pictures[0]][1]:,} bytes, more than the {PICTURE_BYTES:,} allowed"
-            if what is not None:
-                self.rows.faults.append((f"{self.shard}: {key}", what))
-                continue
-            names = [pictures, JSON_FIELDS, *([name] for name in TEXT_FIELDS)]
-            keys.append(key)
-            ranges.append([next((fields[name] for name in choices if name in fields), (-1, -1)) for choices in names])
-        ranges_NF2 = np.array(ranges, dtype=np.int64).reshape(len(keys), len(_FIELDS), 2)
-        return _Shard(self.shard, split, pa.array(keys, pa.large_string()), ranges_NF2)
-
-
-def _member_fault(member: tarfile.TarInfo) -> str | None:
-    """What is wrong with a member of a shard, if anything."""
-    if not is_unicode(member.name):
-        return "its name is not UTF-8 text"
-    if member.name.startswith("/") or ".." in member.name.split("/"):
-        return "its name leads out of the shard; names are relative, without .."
-    if not member.isreg() or member.issparse():
-        return "is a link, a device or a sparse file; a shard holds plain files alone"
-    return None
-
-
-def _index(path: Path, split: str | None, rows: ShardRows) -> _Shard:
-    """Read the headers of a shard; what is wrong with it goes to the faults of `rows`."""
-    indexer = _Indexer(path, rows)
-    with open_archive(path) as file:
-        try:
-            with tarfile.open(fileobj=_Headers(file), mode="r:", encoding="utf-8") as tar:  # type: ignore[call-overload]
-                for member in _members(tar):
-                    indexer.add(member)
-                what = _end_fault(file, tar.offset)
-        except Exception as error:  # tarfile raises many on damaged headers
-            file.seek(0)
-            is_gzip = file.read(2) == b"\x1f\x8b"
-            what = f"cannot be read as a .tar: {'it is compressed by gzip; decompress it with gunzip' if is_gzip else error}"
-    if what is not None:
-        rows.faults.append((str(path), what))
-    return indexer.shard_of(split)
-
-
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members of an archive, none of which is held.
-
-    Raises:
-        tarfile.ReadError: one claims fewer than no bytes, which would lead back to it for ever.
-    """
-    while (member := tar.next()) is not None:
-        if member.size < 0 or tar.offset <= member.offset:
-            raise tarfile.ReadError(f"{member.name!r:.200} claims {member.size:,} bytes")
-        yield member
-        tar.members = []  # type: ignore[attr-defined]
-
-
-def _end_fault(file: BinaryIO, end: int) -> str | None:
-    """What is wrong with an archive whose last header ends before `end`: there should be zeros alone."""
-    file.seek(end)
-    first = file.read(tarfile.BLOCKSIZE)
-    if len(first) < tarfile.BLOCKSIZE:
-        return "has no end: it was cut off, or its writer was not closed; copy or write it again"
-    while first:
-        if first.count(0) < len(first):
-            return f"damaged, or another archive appended, at byte {end:,}: nothing after it was read. Write it again"
-        first = file.read(MB)
-    return None

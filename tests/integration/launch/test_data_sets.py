@@ -17,9 +17,10 @@ def test_a_data_set_is_found_from_the_folder_of_the_call(house: House, tmp_path:
     assert launch.note("start")["argv"] == [str(place), "exit=5"]
 
 
-def test_a_hub_id_is_passed_on_as_it_is(house: House, tmp_path: Path) -> None:
-    launch = house.start("someone/shoes:small", "exit=5", cwd=tmp_path)
-    assert launch.end()[0] == 5 and launch.note("start")["argv"] == ["someone/shoes:small", "exit=5"]
+@pytest.mark.parametrize("name", ["someone/shoes:small", "someone/shoes@v1.0", "someone/shoes:small@refs/pr/7"])
+def test_a_hub_id_is_passed_on_as_it_is(house: House, tmp_path: Path, name: str) -> None:
+    launch = house.start(name, "exit=5", cwd=tmp_path)
+    assert launch.end()[0] == 5 and launch.note("start")["argv"] == [name, "exit=5"]
 
 
 @pytest.mark.parametrize("name", ["none.csv", "configs/none.yaml", "pictures/none"])

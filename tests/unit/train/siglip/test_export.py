@@ -12,6 +12,7 @@ from transformers import AutoProcessor, SiglipModel
 from eval.encoder.checkpoint import hash_weights, load_siglip
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.errors import UserError
+from eval.manifest.formats import hub
 from tests.shared_files import age
 from tests.small_job import TINY, SmallWorld, load
 from train.config.job import JobConfig
@@ -93,7 +94,7 @@ def test_a_failed_export_leaves_the_old_one(small_world: SmallWorld, tmp_path: P
     assert (tmp_path / "export" / "model.safetensors").read_bytes() == before
 
 
-def test_the_card_says_how_it_was_made() -> None:
+def test_the_card_says_how_it_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
     train = {"max_steps": 90, "batch_size": 8, "learning_rate": 1, "eval_every_steps": 1, "checkpoint_every_steps": 1}
     model = {"base": "google/siglip-base-patch16-224", "lora": {"rank": 3}, "freeze": ["text"]}
     record = {"name": "birds", "model": model, "data": {"source": "birds.csv"}, "train": train, "mining": {"mine_every_steps": 7}}
@@ -110,6 +111,8 @@ def test_the_card_says_how_it_was_made() -> None:
         "`birds.csv`",
     ):
         assert words in card
+    monkeypatch.setitem(hub._COMMITS, "birds.csv", "c" * 40)
+    assert f"- Data: `birds.csv` (commit {'c' * 40} of the hub), split `train`.\n" in model_card(config, state, 40)
     other = model_card(config, state, 90)
     assert "mean R@1" not in other  # the score is another step's
 
