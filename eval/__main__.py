@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from eval.command import run_evaluation
 from eval.command_line import CommandParser, add_num_workers, add_strip_punctuation
 from eval.files import command_line
+from eval.manifest.names import OPTIONS as MANIFEST_OPTIONS
+from eval.manifest.names import calling
 from eval.manifest.options import MANIFEST, add_manifest_options, column_fault
 from eval.report.files import report_files
 from rerank.options import add_combining, add_reranking, check_options
@@ -27,6 +29,10 @@ _EXAMPLE = (
     "eval --model runs/demo/export --data demo/data/scenes.parquet --column group=scene --split test --rerank demo/models/blip-itm "
     "--output runs/again"
 )
+_NAMES = MANIFEST_OPTIONS | {
+    "without_splits": "Name the splits that a run made of these data, --split-file runs/NAME/split.parquet, or leave --split out: then all "
+    "rows are measured, and those the model was trained on with them"
+}
 
 
 def make_parser() -> CommandParser:
@@ -130,39 +136,35 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
         UserError: model, data or reranker cannot be used, or the report cannot be written.
     """
     from eval.dataset.broken import without_broken
-    from eval.encoder.checkpoint import load_siglip_config
     from eval.errors import named, reading, writing
     from eval.execution import Execution
-    from eval.manifest.names import OPTIONS as MANIFEST_OPTIONS
-    from eval.manifest.names import calling
     from eval.manifest.skipped import FILE as SKIPPED
     from eval.manifest.skipped import write_skipped
     from eval.process_group import use_exact_float32
     from eval.report.skipped import skipped_sections
     from eval.report.texts import text_lines
-    from rerank.asked import OPTIONS, read_data, read_datasets, read_plan, read_reranker
+    from rerank.asked import OPTIONS, read_datasets, read_inputs, read_reranker, with_fitting_top_k
     from rerank.evaluation import evaluate_plan, print_record, read_texts
-    from rerank.expansions.parse import kept_columns
 
     use_exact_float32()
-    with processes.jointly(), reading(), named(OPTIONS), calling(MANIFEST_OPTIONS):  # all that can be refused, before the work
+    with processes.jointly(), reading(), named(OPTIONS), calling(_NAMES):  # all that can be refused, before the work
         if processes.is_main:
             with writing(asked.output):
                 Path(asked.output).mkdir(parents=True, exist_ok=True)
-        plan = read_plan(asked)
-        manifest = read_data(asked, kept_columns(plan.expansions.values()))
-        for name, path in plan.checkpoints.items():
-            with named({"model": "--model" if name == "model" else "--ensemble" if name in plan.combining.members else "--also"}):
-                load_siglip_config(path)
+        plan, manifest = read_inputs(asked)
         inputs = list(plan.inputs.values())
-        if processes.is_main:
-            print("".join(f"{line}\n" for line in manifest.lines()), end="", flush=True)
     if asked.skip_broken:
         splits = dict.fromkeys([asked.split, *([asked.choose_on] if asked.choose_on is not None else [])])
         manifest = without_broken(manifest, list(splits), Execution(processes=processes, num_workers=asked.num_workers))
-    with processes.jointly(), reading(), named(OPTIONS), calling(MANIFEST_OPTIONS):
+    if processes.is_main:
+        print("".join(f"{line}\n" for line in manifest.lines()), end="", flush=True)
+    with processes.jointly(), reading(), named(OPTIONS), calling(_NAMES):
         dataset, tune_on = read_datasets(asked, manifest, inputs)
-        reranker = read_reranker(asked, [dataset] + ([tune_on] if tune_on is not None else []), processes, device)
+        datasets = [dataset] + ([tune_on] if tune_on is not None else [])
+        plan, line = with_fitting_top_k(asked, plan, datasets)
+        if line and processes.is_main:
+            print(line, flush=True)
+        reranker = read_reranker(asked, datasets, processes, device)
         plan.pairs(reranker.scorer.name if reranker is not None else None)
     execution = Execution(processes=processes, device=device, num_workers=asked.num_workers)
     texts = read_texts(plan, dataset, execution)
@@ -175,8 +177,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
             report = report.adding(*skipped_sections(dataset.skipped))
             with writing(asked.output):
                 folder = report.write(asked.output, trec=asked.trec)
-                left_out = [*dataset.skipped, *(tune_on.skipped if tune_on is not None else ())]
-                write_skipped(folder / SKIPPED, list(dict.fromkeys(left_out)))
+                write_skipped(folder / SKIPPED, list(dict.fromkeys(manifest.skipped)))
                 print_record(report.record, folder)
 
 

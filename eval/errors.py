@@ -191,6 +191,34 @@ def writing(place: str | os.PathLike[str]) -> Iterator[None]:
         raise WriteError(f"could not write {place}: {error}. {remedy_of(error)}, or give another --output") from error
 
 
+class Faults:
+    """What is wrong with several inputs, noted one by one, so that all of it is told at once."""
+
+    def __init__(self) -> None:
+        self.found: list[UserError] = []
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note the bad input that is met in here; another error of a command goes on."""
+        try:
+            yield
+        except UserError as error:
+            if error.exit_code != UserError.exit_code:
+                raise
+            self.found.append(error)
+
+    def tell(self) -> None:
+        """Refuse the inputs where something was noted.
+
+        Raises:
+            UserError: with all that was noted, in its order; of one fault that very error.
+        """
+        if len(self.found) == 1:
+            raise self.found[0]
+        if self.found:
+            raise UserError("\n".join(dict.fromkeys(map(str, self.found))))
+
+
 class SettingError(UserError, ValueError):
     """A setting that cannot be used. The message says what was expected and found, and names no option and no key: whoever asked the
     person for the setting adds that (`named`), by `setting`, the program's own name for it; empty: it was added.

@@ -150,7 +150,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
         UserError: model, reranker, pictures or captions cannot be used, or the files cannot be written.
     """
     from eval.encoder.checkpoint import hash_weights, load_siglip, load_siglip_config
-    from eval.errors import named, reading
+    from eval.errors import Faults, named, reading
     from eval.execution import Execution
     from eval.manifest.names import OPTIONS as MANIFEST_OPTIONS
     from eval.manifest.names import calling
@@ -166,6 +166,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     from rerank.asked import OPTIONS, asked_store
     from rerank.scorers.load import load_scorer
     from rerank.scorers.scorer import ScorerSettings
+    from rerank.scorers.supported import check_cross_encoder
 
     use_exact_float32()
     names = MANIFEST_OPTIONS | {"source": "--images"}
@@ -179,17 +180,24 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     ):  # everything that can be refused is refused before the work
         if processes.is_main:
             check_output(output, {"--images": asked.images, "--captions": asked.captions})
-        load_siglip_config(asked.model)
-        collection = read_collection(
-            asked.images,
-            asked.captions,
-            image_root=asked.image_root,
-            columns=columns_of(asked),
-            split=asked.split,
-            skip_missing=asked.skip_missing,
-            caption_column=asked.caption_column,
-            caption_id_column=asked.caption_id_column,
-        )
+        faults = Faults()
+        with faults.noting(), named({"model": "--model"}):
+            load_siglip_config(asked.model)
+        with faults.noting(), reading():
+            collection = read_collection(
+                asked.images,
+                asked.captions,
+                image_root=asked.image_root,
+                columns=columns_of(asked),
+                split=asked.split,
+                skip_missing=asked.skip_missing,
+                caption_column=asked.caption_column,
+                caption_id_column=asked.caption_id_column,
+            )
+        if asked.rerank is not None and faults.found:
+            with faults.noting(), named(OPTIONS):
+                check_cross_encoder(asked.rerank)
+        faults.tell()
         scorer, cache = None, None
         if asked.rerank is not None:
             scorer = load_scorer(asked.rerank, device=device, settings=ScorerSettings(precision=asked.precision or "float32"))

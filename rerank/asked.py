@@ -1,7 +1,7 @@
 """What a command line asks for: the plan of an evaluation, its reranker, its score cache, its data."""
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,20 +10,25 @@ from eval.dataset.caption_rule import as_read_by
 from eval.dataset.qrels import read_qrels
 from eval.dataset.retrieval_set import RetrievalSet, load_split
 from eval.dataset.truth import with_ground_truth
+from eval.encoder.checkpoint import load_siglip_config
 from eval.encoder.inputs import SiglipInputs
-from eval.errors import SettingError, UserError, named
-from eval.manifest.made_split import FILE, Divide, divide_by_file, where_none
+from eval.errors import Faults, SettingError, UserError, named, reading
+from eval.manifest.made_split import Divide, divide_by_file, where_none
 from eval.manifest.manifest import Manifest, RowRules, read_manifest
+from eval.manifest.names import column_called
 from eval.manifest.options import columns_of
+from eval.manifest.run_data import RunData
 from eval.processes import Processes
 from rerank.combine.rules import COMBINING_CHOICES, Choice
 from rerank.combine.spec import Combining, given_weights, parse_member, parse_pool
 from rerank.evaluation import EvaluationPlan, Reranker
-from rerank.expansions.parse import read_expansions
-from rerank.options import DEFAULT_MAX_LOSS, chooses
+from rerank.expansions.parse import kept_columns, read_expansions
+from rerank.options import DEFAULT_MAX_LOSS, DEFAULT_TOP_K, chooses
 from rerank.reorder.plan import Plan, Tuning
+from rerank.reorder.stages import check_top_k
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
+from rerank.scorers.supported import check_cross_encoder
 from rerank.scoring.score_cache import ScoreCache
 
 OPTIONS = {
@@ -82,7 +87,8 @@ def read_plan(asked: argparse.Namespace) -> EvaluationPlan:
 def _reranking(asked: argparse.Namespace) -> Plan:
     max_loss = DEFAULT_MAX_LOSS if asked.max_loss is None else asked.max_loss
     tuning = Tuning(fusion=chooses(asked, "fusion"), max_loss=max_loss if chooses(asked, "skipping") else None)
-    return Plan(top_k=asked.top_k, seconds=asked.seconds, skip_margin=asked.skip_margin, tuning=tuning)
+    top_k = DEFAULT_TOP_K if asked.top_k is None else asked.top_k
+    return Plan(top_k=top_k, seconds=asked.seconds, skip_margin=asked.skip_margin, tuning=tuning)
 
 
 def _unique(checkpoints: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -103,6 +109,23 @@ def _combining_choices(asked: argparse.Namespace) -> tuple[Choice, ...] | None:
     return None if asked.choose is None else tuple(choice for choice in COMBINING_CHOICES if choice in asked.choose)
 
 
+def with_fitting_top_k(asked: argparse.Namespace, plan: EvaluationPlan, datasets: Sequence[RetrievalSet]) -> tuple[EvaluationPlan, str]:
+    """The plan with as many candidates as every data set has, where --top-k was left out, and a line on it; empty: there are enough.
+
+    Raises:
+        SettingError: they are too few for what is to be chosen.
+    """
+    if plan.reranking is None or asked.top_k is not None:
+        return plan, ""
+    sizes = [(size, noun, one) for one in datasets for size, noun in ((one.num_images, "images"), (one.num_captions, "captions"))]
+    size, noun, smallest = min(sizes, key=lambda one: one[0])
+    if size >= plan.reranking.top_k:
+        return plan, ""
+    named_split = smallest.source if smallest.split is None else f"split {smallest.split!r}"
+    line = f"top-k     {size} candidates of each query, not the default {plan.reranking.top_k}: {named_split} has {size} {noun}"
+    return plan.with_top_k(size), line
+
+
 def asked_store(asked: argparse.Namespace, processes: Processes, default: Path | None = None) -> ScoreCache | None:
     """The score cache a command line asks for; None: it asks for none.
 
@@ -121,29 +144,92 @@ def asked_store(asked: argparse.Namespace, processes: Processes, default: Path |
     return ScoreCache(folder) if processes.is_main else ScoreCache(folder, log=lambda text: None)
 
 
-def read_data(asked: argparse.Namespace, columns: Sequence[str]) -> Manifest:
-    """The manifest, with the columns that the plan needs.
+def read_inputs(asked: argparse.Namespace) -> tuple[EvaluationPlan, Manifest]:
+    """The plan and the manifest, every model's files looked at; no weights are read.
+
+    Raises:
+        UserError: with all that is wrong with options, models and data, as far as each can be known without the others.
+    """
+    faults, plan, is_model_there = Faults(), None, False
+    with faults.noting():
+        plan = read_plan(asked)
+    for name, path in (plan.checkpoints if plan is not None else {"model": asked.model}).items():
+        is_member = plan is not None and name in plan.combining.members
+        with faults.noting(), named({"model": "--model" if name == "model" else "--ensemble" if is_member else "--also"}):
+            load_siglip_config(path)
+            is_model_there |= name == "model"
+    if asked.rerank is not None:
+        with faults.noting(), named(OPTIONS):
+            check_cross_encoder(asked.rerank)
+    manifest = None
+    with faults.noting(), reading():
+        columns = kept_columns(plan.expansions.values()) if plan is not None else []
+        manifest = read_data(asked, columns, is_model_there=is_model_there)
+    if faults.found:
+        _note_late_faults(asked, manifest, faults)
+    faults.tell()
+    assert plan is not None and manifest is not None
+    return plan, manifest
+
+
+def _note_late_faults(asked: argparse.Namespace, manifest: Manifest | None, faults: Faults) -> None:
+    """Note what would be refused once the faults found are mended."""
+    if asked.qrels is not None:
+        with faults.noting(), reading():
+            read_qrels(asked.qrels)
+    if manifest is not None and asked.rerank is not None and asked.top_k is not None:
+        for split in (asked.split, asked.choose_on):
+            if split in manifest.splits:
+                with faults.noting(), named(OPTIONS):
+                    check_top_k(load_split(manifest, split), asked.top_k)
+
+
+def read_data(asked: argparse.Namespace, columns: Sequence[str], *, is_model_there: bool = True) -> Manifest:
+    """The manifest, with the columns that the plan needs; where it is what the run read whose export --model is, as the run read it.
+
+    Args:
+        is_model_there: else a split that data without splits lack is no fault: it may be one of the run that was meant.
 
     Raises:
         UserError: with every fault of it.
     """
-    return read_manifest(
+    run = RunData.of_model(asked.model)
+    image_root, columns_read, remarks = _as_run_read(asked, run)
+    manifest = read_manifest(
         asked.data,
-        image_root=asked.image_root,
-        columns=columns_of(asked),
+        image_root=image_root,
+        columns=columns_read,
         require_splits=[split for split in (asked.split, asked.choose_on) if split is not None],
         slice_by=asked.slice_by,
         keep=columns,
-        rules=RowRules(skip_missing=asked.skip_missing, divide=_split_file(asked)),
+        rules=RowRules(skip_missing=asked.skip_missing, divide=_made_splits(asked, run, is_model_there)),
     )
+    manifest.remarks = remarks + manifest.remarks
+    return manifest
 
 
-def _split_file(asked: argparse.Namespace) -> Divide | None:
+def _as_run_read(asked: argparse.Namespace, run: RunData | None) -> tuple[str | None, Mapping[str, str], list[str]]:
+    """(image root, columns, a line on what of them is the run's): as given, and what was not given as the run read the same source."""
+    image_root, columns = asked.image_root, columns_of(asked)
+    own = run.reading(asked.data) if run is not None else None
+    if run is None or own is None:
+        return image_root, columns, []
+    given = {*columns, *(("caption", "captions") if {"caption", "captions"} & set(columns) else ())}
+    taken = {ours: theirs for ours, theirs in own.columns.items() if ours not in given}
+    options = [column_called(ours, theirs) for ours, theirs in taken.items()]
+    if image_root is None and own.image_root is not None:
+        image_root = own.image_root
+        options.append(f"--image-root {image_root}")
+    return image_root, {**columns, **taken}, [f"data      read as {run.folder} read it: {' '.join(options)}"] if options else []
+
+
+def _made_splits(asked: argparse.Namespace, run: RunData | None, is_model_there: bool) -> Divide | None:
     """Splits of a run: those of --split-file, or for data without splits those of the run whose export --model is."""
     if asked.split_file is not None:
-        return divide_by_file(asked.split_file)
-    of_run = Path(asked.model).parent / FILE
-    return where_none(divide_by_file(of_run)) if asked.split is not None and of_run.is_file() else None
+        return divide_by_file(asked.split_file, RunData.of_folder(Path(asked.split_file).parent).rule)
+    if asked.split is not None and run is not None and run.split_file is not None:
+        return where_none(divide_by_file(run.split_file, run.rule))
+    return None if is_model_there else lambda manifest: []
 
 
 def read_datasets(
@@ -176,11 +262,9 @@ def read_reranker(
     Raises:
         UserError: it cannot be used, or --top-k exceeds the gallery of one of the data sets.
     """
-    from rerank.reorder.stages import check_top_k
-
     if asked.rerank is None:
         return None
-    for dataset in datasets:
+    for dataset in datasets if asked.top_k is not None else ():
         check_top_k(dataset, asked.top_k)
     scorer = load_scorer(asked.rerank, device=device, settings=ScorerSettings(score_kind=asked.score))
     return Reranker(scorer, asked_store(asked, processes), asked.rerank)

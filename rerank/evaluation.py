@@ -104,6 +104,18 @@ class EvaluationPlan:
         """How each checkpoint reads captions and images, loaded once; errors as of `eval.encoder.checkpoint.load_inputs`."""
         return {name: load_inputs(path, strip_punctuation=self.strip_punctuation) for name, path in self.checkpoints.items()}
 
+    def with_top_k(self, top_k: int) -> "EvaluationPlan":
+        """The same with another number of candidates to rerank; inputs that were loaded are not loaded again.
+
+        Raises:
+            SettingError: as of `Plan`.
+        """
+        assert self.reranking is not None
+        other = replace(self, reranking=replace(self.reranking, top_k=top_k))
+        if "inputs" in self.__dict__:
+            other.__dict__["inputs"] = self.inputs
+        return other
+
     @property
     def chooses(self) -> bool:
         """True if another split would decide something."""

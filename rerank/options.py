@@ -6,6 +6,8 @@ from collections.abc import Callable
 from rerank.combine.rules import COMBINATIONS, COMBINING_CHOICES, POOLINGS, combination_fault
 
 DEFAULT_MAX_LOSS = 0.001
+DEFAULT_TOP_K = 32
+"""Where there are fewer images or captions, all of them."""
 CHOICES = (*COMBINING_CHOICES, "fusion", "skipping")
 """What --choose-on can choose."""
 
@@ -18,7 +20,12 @@ def add_reranking(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="cross-encoder: a folder, or OWNER/NAME[@REVISION] of the hub, e.g. Salesforce/blip-itm-base-coco (default: none)",
     )
-    add("--top-k", type=int, default=32, metavar="K", help="candidates of each query that the reranker scores, 1 or more (default 32)")
+    add(
+        "--top-k",
+        type=int,
+        metavar="K",
+        help=f"candidates of each query that the reranker scores, 1 or more (default {DEFAULT_TOP_K}, or all where there are fewer)",
+    )
     add_pair_scores(parser)
     add(
         "--score",

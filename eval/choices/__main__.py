@@ -69,13 +69,14 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     from eval.choices.report import print_choices, write_choices
     from eval.encoder.checkpoint import load_siglip_config
     from eval.encoder.hub import revisions_of
-    from eval.errors import named, reading, writing
+    from eval.errors import Faults, named, reading, writing
     from eval.execution import Execution
     from eval.manifest.names import OPTIONS, calling
     from eval.process_group import use_exact_float32
     from rerank.asked import asked_store
     from rerank.reorder.choices import measure_choices, stage_names
     from rerank.scorers.load import load_scorer
+    from rerank.scorers.supported import check_cross_encoder
 
     use_exact_float32()
     checkpoints = [("model", asked.model)] + [(name, path) for name, _, path in (text.partition("=") for text in asked.also)]
@@ -88,13 +89,19 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
         if processes.is_main:
             with writing(asked.output):
                 Path(asked.output).mkdir(parents=True, exist_ok=True)
-        choices = read_choices(asked.data, image_root=asked.image_root)
+        faults = Faults()
+        for name, path in checkpoints:
+            with faults.noting(), named({"model": "--model" if name == "model" else "--also"}):
+                load_siglip_config(path)
+        with faults.noting(), reading():
+            choices = read_choices(asked.data, image_root=asked.image_root)
+        if asked.rerank is not None and faults.found:
+            with faults.noting(), named({"reranker": "--rerank"}):
+                check_cross_encoder(asked.rerank)
+        faults.tell()
         scorer = load_scorer(asked.rerank, device=device) if asked.rerank is not None else None
         cache = asked_store(asked, processes) if scorer is not None else None
         stage_names([name for name, _ in checkpoints], scorer.name if scorer is not None else None)
-        for name, path in checkpoints:
-            with named({"model": "--model" if name == "model" else "--also"}):
-                load_siglip_config(path)
     execution = Execution(processes=processes, device=device, num_workers=asked.num_workers)
     strip_punctuation = asked.strip_punctuation
     report = measure_choices(choices, dict(checkpoints), scorer, cache=cache, execution=execution, strip_punctuation=strip_punctuation)

@@ -11,6 +11,7 @@ from transformers import AutoConfig, SiglipModel
 from eval.encoder.hub import model_folder
 from eval.encoder.inputs import SiglipInputs
 from eval.encoder.model_files import check_model_files, using_files
+from eval.encoder.near_miss import meant
 from eval.encoder.sealed import check_sealed
 from eval.encoder.weights import load_weights, not_finite
 from eval.errors import SettingError, UserError
@@ -66,7 +67,7 @@ def load_siglip_config(name: str) -> Any:
     check_sealed(name)
     folder = model_folder(name)
     if not (folder / "config.json").is_file():
-        raise SettingError("model", f"{name}: a folder without config.json is no Hugging Face checkpoint")
+        raise SettingError("model", f"{name}: a folder without config.json is no Hugging Face checkpoint.{meant(name)}")
     check_model_files(name)
     with using_files(f"{name}: config.json could not be used"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from eval.encoder.near_miss import meant
 from eval.errors import SettingError, WriteError, remedy_of
 
 CONFIG = "config.json"
@@ -86,7 +87,7 @@ def model_folder(name: str, setting: str = "model") -> Path:
         raise SettingError(
             setting,
             f"{name!r}: no such folder is here (paths are relative to {os.getcwd()}), and no hub id has this form. Expected a folder with "
-            f"{CONFIG}, such as runs/NAME/export, or OWNER/NAME or OWNER/NAME@REVISION of the hub",
+            f"{CONFIG}, such as runs/NAME/export, or OWNER/NAME or OWNER/NAME@REVISION of the hub.{meant(name)}",
         )
     with _refusing(name, model, setting):
         return _snapshot(model, constants.HF_HUB_CACHE).folder
@@ -204,7 +205,7 @@ def _refusing(name: str, model: HubModel, setting: str) -> Iterator[None]:
                 f"{name}: its files could not be written to the hub's cache, {constants.HF_HUB_CACHE}: {error}. {remedy_of(error)}, or set "
                 "HF_HOME to another folder"
             ) from error
-        raise SettingError(setting, f"{name}: {_fault(model, error)}") from error
+        raise SettingError(setting, f"{name}: {_fault(model, error)}.{meant(name)}") from error
 
 
 def _fault(model: HubModel, error: BaseException) -> str:

@@ -20,9 +20,13 @@ def wrong_root(missing: Sequence[str], num_found: int, image_root: Path, manifes
     if len(missing) <= num_found:
         return ""
     for folder in _near(image_root, manifest_folder):
-        if all(os.path.isfile(folder / path) for path in missing[:_NUM_TRIED]):
-            of = f"{len(missing):,} of {len(missing) + num_found:,} pictures are not below {str(image_root)!r}, such as {missing[0]!r}"
-            return f"{of}. They are below {str(folder)!r}: set {called('image_root')}={folder}"
+        tried = missing[:_NUM_TRIED]
+        if 2 * sum(os.path.isfile(folder / path) for path in tried) <= len(tried):
+            continue
+        of = f"{len(missing):,} of {len(missing) + num_found:,} pictures are not below {str(image_root)!r}, such as {missing[0]!r}"
+        gone = [path for path in missing if not os.path.isfile(folder / path)]
+        but = f", but for {len(gone):,} that are not there either, such as {gone[0]!r}" if gone else ""
+        return f"{of}. They are below {str(folder)!r}{but}: set {called('image_root')}={folder}"
     return ""
 
 

@@ -300,5 +300,6 @@ class Joiner:
 
     def _skip(self, row: Row, reason: str) -> None:
         self.counts.skipped += 1
-        name, split = (cell_text(row.where, column, value, []) for column, value in (("id", row.id), ("split", row.split)))
-        self.skipped.append(Skipped(row.where, name or self._paths.relative(row.image), reason, split))
+        cells = (("id", row.id), ("split", row.split), ("group", row.group))
+        name, split, group = (cell_text(row.where, column, value, []) for column, value in cells)
+        self.skipped.append(Skipped(row.where, name or self._paths.relative(row.image), reason, split, group))

@@ -5,12 +5,12 @@ A split by hash does not depend on the other rows: when rows are added, those th
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -24,6 +24,7 @@ FILE = "split.parquet"
 LEAST_IMAGES = 20
 """Fewer are not split: the parts that are measured would hold an image or none."""
 _SEEDS_TRIED = 1000
+_MOST_NAMED = 5
 
 Divide = Callable[[Manifest], list[Fault]]
 """Gives the images of a manifest their splits, in place; what is wrong."""
@@ -42,6 +43,16 @@ class SplitByHash:
     shares: Mapping[str, float]
     rest: str
     seed: int = 0
+
+    @classmethod
+    def of_names(cls, names: Mapping[str, str | None], shares: Mapping[str, float], seed: int) -> "SplitByHash":
+        """As a run makes them.
+
+        Args:
+            names: of the splits that are its train, val and test; None: it has none.
+            shares: of val and test.
+        """
+        return cls({name: shares[part] for part in ("test", "val") if (name := names[part]) is not None}, str(names["train"]), seed)
 
     def of(self, key: str) -> str:
         """The split of a group or of an image without one."""
@@ -65,16 +76,18 @@ class SplitByHash:
         if len(chosen) < LEAST_IMAGES:
             what = f"{len(chosen)} images are too few to make splits of, at least {LEAST_IMAGES}; add images, or a column `split`"
             return [Fault(manifest.source, "too few images", f"{what}. {_UNMEASURED}")]
-        ids, groups = manifest.images.ids.to_pylist(), [*manifest.images.groups, None]
-        keys = [groups[manifest.images.group_I[image]] or ids[image] for image in chosen]
+        every = _keys(manifest)
+        keys = [every[image] for image in chosen]
         wanted = {self.rest, *(name for name, share in self.shares.items() if share > 0)}
         if empty := sorted(wanted - {self.of(key) for key in keys}):
             return [Fault(manifest.source, "empty split", self._empty_split(empty, set(keys), wanted))]
         for image, key in zip(chosen, keys, strict=True):
             names[image] = self.of(key)
         manifest.images = manifest.images.with_splits(names)
-        skipped = [replace(row, split=self.of(row.image)) if found == [None] or row.split == self.rest else row for row in manifest.skipped]
-        manifest.skipped = skipped
+        manifest.skipped = [
+            replace(row, split=self.of(row.group or row.image)) if found == [None] or row.split == self.rest else row
+            for row in manifest.skipped
+        ]
         return []
 
     def _empty_split(self, empty: list[str], keys: set[str], wanted: set[str]) -> str:
@@ -92,8 +105,9 @@ def where_none(divide: Divide) -> Divide:
     return lambda manifest: divide(manifest) if manifest.splits == [None] else []
 
 
-def divide_by_file(path: str | os.PathLike[str]) -> Divide:
-    """Splits from a file that a run wrote. Images that it does not name, which came later, are left out.
+def divide_by_file(path: str | os.PathLike[str], rule: SplitByHash | None = None) -> Divide:
+    """Splits from a file that a run wrote. An image that it does not name, which came later, is where the run's rule places it; where that
+    is not known, or is not what made the file, it is in no split. Either is told.
 
     Raises:
         UserError: it cannot be read.
@@ -103,17 +117,41 @@ def divide_by_file(path: str | os.PathLike[str]) -> Divide:
     def divide(manifest: Manifest) -> list[Fault]:
         if manifest.splits != [None]:
             return [Fault(manifest.source, "splits twice", f"the manifest has splits of its own; leave out --split-file {path}")]
-        ids = manifest.images.ids.to_pylist()
+        ids, keys = manifest.images.ids.to_pylist(), _keys(manifest)
         known = {*ids, *(row.image for row in manifest.skipped)}
         if gone := [name for name in split_of if name not in known]:
             what = f"{len(gone)} of the {len(split_of)} images in {path} are not in the manifest, e.g. {', '.join(map(repr, gone[:3]))}"
             return [Fault(manifest.source, "no such image", f"{what}. Give the data of the run that wrote it")]
-        chosen = [image for image, name in enumerate(ids) if name in split_of]
-        manifest.images = manifest.images.take(np.array(chosen, dtype=np.int64)).with_splits(split_of[ids[image]] for image in chosen)
-        manifest.skipped = [replace(row, split=split_of[row.image]) for row in manifest.skipped if row.image in split_of]
+        made_it = rule is not None and all(rule.of(key) == split_of[name] for name, key in zip(ids, keys, strict=True) if name in split_of)
+
+        def placed(name: str, key: str) -> str | None:
+            return split_of.get(name) or (rule.of(key) if made_it and rule is not None else None)
+
+        splits = [placed(name, key) for name, key in zip(ids, keys, strict=True)]
+        manifest.images = manifest.images.with_splits(splits)
+        manifest.skipped = [replace(row, split=placed(row.image, row.group or row.image)) for row in manifest.skipped]
+        new = {name: split for name, split in zip(ids, splits, strict=True) if name not in split_of}
+        manifest.has_unplaced = None in new.values()
+        manifest.remarks += [f"splits    {_new_images(new, path)}"] if new else []
         return []
 
     return divide
+
+
+def _keys(manifest: Manifest) -> list[str]:
+    """What the split of each image follows from: its group, or its id."""
+    groups = [*manifest.images.groups, None]
+    return [groups[group] or name for name, group in zip(manifest.images.ids.to_pylist(), manifest.images.group_I.tolist(), strict=True)]
+
+
+def _new_images(split_of: Mapping[str, str | None], path: str | os.PathLike[str]) -> str:
+    """What became of the images that a run's file of splits does not name."""
+    counts = ", ".join(f"{count:,} {split}" for split, count in sorted(Counter(split_of.values()).items(), key=str))
+    named = ", ".join(map(repr, list(split_of)[:_MOST_NAMED])) + (", ..." if len(split_of) > _MOST_NAMED else "")
+    what = f"{len(split_of):,} image(s) are not in {path}"
+    if None in split_of.values():
+        return f"{what}, and the rule that made it is not known: in no split, left out: {named}"
+    return f"{what}: placed by the rule that made it ({counts}): {named}"
 
 
 def read_splits(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -140,4 +178,3 @@ def write_splits(path: Path, ids_of: Mapping[str, Iterable[str]]) -> None:
     columns = {"id": [name for name, _ in rows], "split": [split for _, split in rows]}
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
     replace_files({path: partial(pq.write_table, table)})
-

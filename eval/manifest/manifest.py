@@ -19,7 +19,7 @@ from eval.manifest.image_table import ImageTable, ManifestImage
 from eval.manifest.joiner import PLAIN, Joiner, RowCounts, RowRules
 from eval.manifest.memory import release_unused
 from eval.manifest.names import called
-from eval.manifest.paths import MISSING, ImagePaths
+from eval.manifest.paths import MISSING, ImagePaths, PathFault
 from eval.manifest.rows import RowSource
 from eval.manifest.skipped import Skipped, skipped_in_words, skipped_record
 from eval.manifest.source import open_rows
@@ -49,6 +49,8 @@ class Manifest:
         counts: what became of its rows.
         skipped: the rows that were left out as asked.
         notes: what was found out by the names of its columns, in lines.
+        remarks: what else a person should know of how it was read, in whole lines.
+        has_unplaced: images of no split, which came after the splits were made, are there.
     """
 
     source: str
@@ -57,6 +59,8 @@ class Manifest:
     counts: RowCounts = field(default_factory=RowCounts)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    has_unplaced: bool = False
 
     @property
     def splits(self) -> list[str | None]:
@@ -65,7 +69,7 @@ class Manifest:
 
     def lines(self) -> list[str]:
         """What a person should know of how it was read: its commit on the hub, columns taken by their names, rows that are no new image."""
-        counts, lines = self.counts, [f"columns   {note}" for note in self.notes]
+        counts, lines = self.counts, [*self.remarks, *(f"columns   {note}" for note in self.notes)]
         parts = [f"{counts.joined:,} joined to an earlier row's image"] if counts.joined else []
         parts += [skipped_in_words(skipped_record(self.skipped))] if self.skipped else []
         if parts:
@@ -113,15 +117,15 @@ def read_manifest(
     mapping = with_guesses(map_columns(rows.columns, asked), str(source), rows.columns, asked, root)
     rows.mapping, rows.is_one_set = mapping.names | additional, rules.is_one_set
     faults += [Fault(rows.header_place, "unknown column", what) for what in column_faults(rows.columns, mapping, asked)]
+    paths = ImagePaths(Path(image_root) if image_root is not None else rows.folder)
     if faults and not rows.has_usable_columns(mapping.names):
-        raise ManifestError(str(source), faults)
+        raise ManifestError(str(source), faults + (_picture_faults(rows, paths, rules) if mapping.names["image"] in rows.columns else []))
     faults += [
         Fault(rows.header_place, "unknown column", f"{what} {name!r} were asked for; columns found: {rows.columns}")
         for what, names in (("slices by", slice_by), ("texts of", keep))
         for name in names
         if name not in rows.columns
     ]
-    paths = ImagePaths(Path(image_root) if image_root is not None else rows.folder)
     joiner = Joiner(paths, rows, faults, rules, slice_by, keep)
     for row in rows:
         joiner.add(row)
@@ -144,6 +148,23 @@ def read_manifest(
     return manifest
 
 
+def _picture_faults(rows: RowSource, paths: ImagePaths, rules: RowRules) -> list[Fault]:
+    """What is wrong with the pictures of rows whose captions are in no known column."""
+    faults, missing, found = list[Fault](), dict[str, str](), set[str]()
+    for row in rows:
+        try:
+            found.add(row.embedded.key if row.embedded is not None else paths.find(row.image)[0])
+        except PathFault as fault:
+            if fault.kind == MISSING:
+                missing.setdefault(paths.relative(row.image), row.where)
+            if fault.kind != MISSING or not rules.skip_missing:
+                faults.append(Fault(row.where, fault.kind, str(fault)))
+    if what := wrong_root(list(missing), len(found), paths.image_root, rows.folder):
+        others = [fault for fault in faults if fault.kind != MISSING]
+        return [Fault(next(iter(missing.values())), "wrong image root", what), *others]
+    return faults
+
+
 def left_out_line(source: str, rows: RowSource) -> str:
     """How many rows of a manifest are no pairs, why, and where the first of each reason is; empty: none."""
     if not rows.left_out:
@@ -163,8 +184,10 @@ def _split_faults(manifest: Manifest, column: str, required: Iterable[str]) -> l
             none = "none among the rows without faults" if column in manifest.rows.columns else "none: there is no column `split`"
             names = ", ".join(repr(name) for name in found if name is not None) or none
             remedy = f"Name one of these with {called('splits')}; where there is none, {called('no_split')}"
+            if found == [None] and column not in manifest.rows.columns:
+                names, remedy = none, called("without_splits").format(splits=called("splits"))
             faults.append(Fault(manifest.source, "no such split", f"no row has split {split!r}; splits found: {names}. {remedy}"))
-    if len(found) > 1 and found[0] is None:
+    if len(found) > 1 and found[0] is None and not manifest.has_unplaced:
         named = ", ".join(repr(name) for name in found[1:])
         what = f"this row has no split, others have {named}; give every row one (rows of a split that no job names are left alone)"
         unnamed = manifest.images.of_split(None)

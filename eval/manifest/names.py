@@ -12,6 +12,7 @@ KEYS = {
     "column": "data.columns.{ours}={theirs}",
     "splits": "data.train_split, data.val_split and data.test_split",
     "no_split": "null",
+    "without_splits": "Set {splits} to null to take all rows",
     "num_workers": "data.num_workers",
 }
 """Setting -> how a configuration names it."""
@@ -23,6 +24,7 @@ OPTIONS = {
     "column": "--column {ours}={theirs}",
     "splits": "--split",
     "no_split": "leave it out",
+    "without_splits": "Leave --split out to take all rows",
     "num_workers": "--num-workers",
 }
 """Setting -> the option of a command."""

@@ -4,7 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ FILE = "skipped.jsonl"
 
 @dataclass(frozen=True)
 class Skipped:
-    """A row that was left out as asked: where (file and line, or row), its image (id or path), the reason, and its split."""
+    """A row that was left out as asked: where (file and line, or row), its image (id or path), the reason, its split and its group."""
 
     where: str
     image: str
     reason: str
     split: str | None = None
+    group: str | None = None
 
     @property
     def is_broken(self) -> bool:
@@ -52,5 +53,6 @@ def write_skipped(path: str | os.PathLike[str], skipped: Sequence[Skipped]) -> N
     if not skipped:
         Path(path).unlink(missing_ok=True)
         return
-    text = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in skipped)
+    records = [{"where": row.where, "image": row.image, "reason": row.reason, "split": row.split} for row in skipped]
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     replace_files({Path(path): text})

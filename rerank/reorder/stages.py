@@ -32,7 +32,8 @@ def check_top_k(dataset: RetrievalSet, top_k: int) -> None:
     """
     for noun, number in (("images", dataset.num_images), ("captions", dataset.num_captions)):
         if top_k > number:
-            found = f"found {top_k}, and split {dataset.split!r} has only {number} {noun}"
+            split = dataset.source if dataset.split is None else f"split {dataset.split!r}"
+            found = f"found {top_k}, and {split} has only {number} {noun}"
             raise SettingError("top_k", f"expected no more candidates than there are; {found}. Give {number} or less")
 
 

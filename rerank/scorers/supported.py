@@ -9,6 +9,7 @@ from typing import Any
 
 from eval.encoder.hub import HubModel, model_folder
 from eval.encoder.model_files import check_model_files
+from eval.encoder.near_miss import meant
 from eval.encoder.sealed import check_sealed
 from eval.errors import SettingError, UserError
 from eval.files import CONFIG_BYTES, read_text
@@ -157,7 +158,7 @@ def _check_hub_name(model: str) -> None:
     if _GGUF_NAMES.search(model):
         raise SettingError(RERANKER, f"{model!r} is by its name a file{_GGUF_REMEDY}. {expected()}")
     if HubModel.parse(model) is None:
-        raise SettingError(RERANKER, f"there is no folder {model!r}, and it is not a hub id either. {expected()}")
+        raise SettingError(RERANKER, f"there is no folder {model!r}, and it is not a hub id either. {expected()}{meant(model)}")
 
 
 def _folder_config(folder: Path) -> dict[str, Any]:
@@ -168,7 +169,8 @@ def _folder_config(folder: Path) -> dict[str, Any]:
         if (folder / "adapter_config.json").is_file():
             remedy = "; it is a PEFT adapter alone: merge it into its base (merge_and_unload) and save the whole"
         names = [entry.name for entry in found[:8]]
-        raise SettingError(RERANKER, f"the folder {str(folder)!r} holds no config.json (found: {names}){remedy}. {expected()}")
+        what = f"the folder {str(folder)!r} holds no config.json (found: {names}){remedy}"
+        raise SettingError(RERANKER, f"{what}. {expected()}{meant(str(folder))}")
     try:
         config = json.loads(read_text(path, CONFIG_BYTES))
     except (OSError, ValueError, RecursionError) as error:

@@ -85,6 +85,8 @@ class Splits:
     """What data.expand added to train, one line for each expansion."""
     made: SplitConfig | None = None
     """How train, val and test were made of images without them; None: they are the manifest's."""
+    skipped_rows: Sequence[Skipped] = ()
+    """What was left out of the manifest as asked, also of splits that the job does not name."""
 
     def all(self) -> list[RetrievalSet]:
         """All splits and retention sets."""
@@ -207,8 +209,8 @@ class SplitMaker:
         data, asked, before = self.data, self.data.split or SplitConfig(), manifest.splits
         if data.split is None and None not in before and data.train_split in before:
             return _missing_splits(data, manifest)
-        shares = {name: share for name, share in ((data.test_split, asked.test), (data.val_split, asked.val)) if name is not None}
-        by_hash = SplitByHash(shares, str(data.train_split), asked.seed).divide
+        names = {"train": data.train_split, "val": data.val_split, "test": data.test_split}
+        by_hash = SplitByHash.of_names(names, {"val": asked.val, "test": asked.test}, asked.seed).divide
         faults = (by_hash if data.split is not None else where_none(by_hash))(manifest)
         self.made = asked if manifest.splits != before else None
         return faults
@@ -253,7 +255,9 @@ def load_splits(config: RunConfig, *, slice_by: Sequence[str] = (), keep: Sequen
     train = load_split(manifest, data.train_split)
     val, test = (None if split is None else load_split(manifest, split) for split in (data.val_split, data.test_split))
     train, lines = expanded(manifest, data.train_split, train, expansions) if expansions else (train, [])
-    splits = Splits(train, val, test, unused, reading_lines=manifest.lines(), expand_lines=lines, made=maker.made)
+    splits = Splits(
+        train, val, test, unused, reading_lines=manifest.lines(), expand_lines=lines, made=maker.made, skipped_rows=manifest.skipped
+    )
     del manifest
     release_unused()
     return splits

@@ -30,7 +30,8 @@ class BrokenPictures:
             return
         goes_on = not is_new and self._job.config.data.skip_broken
         earlier = [] if not goes_on else [one for one in self._read() if one.is_broken and one.split == self._job.config.data.train_split]
-        self._listed = self._job.splits.skipped + earlier
+        splits = self._job.splits
+        self._listed = list(dict.fromkeys([*splits.skipped_rows, *splits.skipped])) + earlier
         write_skipped(self._job.folder / SKIPPED, self._listed)
 
     def tell(self, step: int, undecodable: Sequence[Undecodable]) -> None:

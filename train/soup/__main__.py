@@ -87,7 +87,8 @@ def run(asked: argparse.Namespace) -> None:
         data = DataConfig(
             source=asked.data, image_root=asked.image_root, columns=columns, train_split=None, val_split=asked.split, test_split=None
         )
-    with calling(KEYS if data is None else OPTIONS):
+    options = OPTIONS | {"without_splits": f"{OPTIONS['without_splits']}, or --data too: --greedy then takes val of the runs"}
+    with calling(KEYS if data is None else options):
         record = make.run(asked.checkpoints, asked.output, is_greedy=asked.greedy, data=data, num_workers=asked.num_workers)
     _show(record, asked.output)
 

@@ -34,6 +34,33 @@ def test_one_line_names_the_folder_that_has_the_pictures(tmp_path: Path, folder:
     assert len(read_manifest(manifest, image_root=right).images) == 30
 
 
+def test_pictures_that_are_not_below_the_right_root_either_are_told_at_once(tmp_path: Path) -> None:
+    manifest = made(tmp_path, "data/images", [f"{number}.jpg" for number in range(30)])
+    for number in (0, 17):
+        (tmp_path / "data" / "images" / f"{number}.jpg").unlink()
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(manifest)
+    right = tmp_path / "data" / "images"
+    assert f"They are below {str(right)!r}, but for 2 that are not there either, such as '0.jpg': set" in str(caught.value)
+
+
+def test_pictures_are_looked_for_though_the_captions_are_in_no_known_column(tmp_path: Path) -> None:
+    manifest = made(tmp_path, "data/images", ["a.jpg", "b.jpg"])
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(manifest, columns={"caption": "description"})
+    assert [fault.kind for fault in caught.value.faults] == ["unknown column", "wrong image root"]
+    (tmp_path / "data" / "images" / "b.jpg").unlink()
+    for skip_missing, kinds in ((False, ["unknown column", "missing file"]), (True, ["unknown column"])):
+        with pytest.raises(ManifestError) as caught:
+            read_manifest(
+                manifest,
+                columns={"caption": "description"},
+                image_root=tmp_path / "data" / "images",
+                rules=RowRules(skip_missing=skip_missing),
+            )
+        assert [fault.kind for fault in caught.value.faults] == kinds
+
+
 def test_the_manifests_folder_is_named_where_another_root_is_given(tmp_path: Path) -> None:
     manifest = made(tmp_path, "data", ["a.jpg", "b.jpg"])
     (tmp_path / "empty").mkdir()

@@ -109,11 +109,63 @@ def test_faults_of_rows_are_told_without_splits_that_would_follow_from_them(pict
     assert [found.kind for found in caught.value.faults] == ["missing file"]
 
 
-def test_a_written_split_is_read_back_and_images_added_later_are_left_out(pictures: Path, tmp_path: Path) -> None:
+def written_split(folder: Path, made: dict[str, str | None]) -> Path:
+    path = folder / "split.parquet"
+    write_splits(path, {str(name): [key for key, split in made.items() if split == name] for name in set(made.values())})
+    return path
+
+
+def test_a_written_split_is_read_back_and_images_added_later_are_placed_as_it_was_made(pictures: Path, tmp_path: Path) -> None:
     made = splits(read(write(pictures, 40), TENTHS.divide))
-    write_splits(tmp_path / "split.parquet", {name: [key for key, split in made.items() if split == name] for name in set(made.values())})
-    assert read_splits(tmp_path / "split.parquet") == made
-    assert splits(read(write(pictures), divide_by_file(tmp_path / "split.parquet"), "test")) == made
+    path = written_split(tmp_path, made)
+    assert read_splits(path) == made
+    every = splits(read(write(pictures), TENTHS.divide))
+    manifest = read(write(pictures), divide_by_file(path, TENTHS), "test")
+    assert splits(manifest) == every and not manifest.has_unplaced
+    counts = Counter(str(split) for name, split in every.items() if name not in made)
+    placed = ", ".join(f"{count} {split}" for split, count in sorted(counts.items()))
+    assert manifest.lines() == [
+        f"splits    20 image(s) are not in {path}: placed by the rule that made it ({placed}): '040.png', '041.png', '042.png', "
+        "'043.png', '044.png', ..."
+    ]
+
+
+@pytest.mark.parametrize("rule", [None, SplitByHash({"test": 0.1, "val": 0.1}, "train", 1)], ids=["no rule", "not the rule of the file"])
+def test_images_that_no_known_rule_places_are_in_no_split_and_said(pictures: Path, tmp_path: Path, rule: SplitByHash | None) -> None:
+    made = splits(read(write(pictures, 58), TENTHS.divide))
+    path = written_split(tmp_path, made)
+    manifest = read(write(pictures), divide_by_file(path, rule), "test")
+    assert splits(manifest) == made | {"058.png": None, "059.png": None} and manifest.has_unplaced
+    assert manifest.lines() == [
+        f"splits    2 image(s) are not in {path}, and the rule that made it is not known: in no split, left out: '058.png', '059.png'"
+    ]
+
+
+def test_skipped_rows_and_those_of_images_added_later_add_up_to_the_rows_given(pictures: Path, tmp_path: Path) -> None:
+    source = pictures / "twice.jsonl"
+    rows = [{"image": f"{number:03d}.png", "caption": f"{word} {number}"} for number in range(60) for word in ("one", "two")]
+    rows += [{"image": "gone.png", "caption": "no picture", "group": "004.png"}] * 2
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = splits(read(write(pictures, 59), TENTHS.divide))
+    for rule, split in ((TENTHS, "test"), (None, None)):
+        rules = RowRules(skip_missing=True, divide=divide_by_file(written_split(tmp_path, made), rule))
+        manifest = read_manifest(source, rules=rules, require_splits=["test"])
+        assert manifest.lines()[-1] == (
+            f"rows      122 in {source}: 60 images, 60 joined to an earlier row's image, 2 rows skipped: 2 x missing file"
+        )
+        assert [row.split for row in manifest.skipped] == [split, split]
+
+
+def test_images_added_to_a_group_are_with_it(pictures: Path, tmp_path: Path) -> None:
+    groups: list[str | None] = [f"group {number // 3}" for number in range(60)]
+    rule = SplitByHash({"test": 0.3}, "train")
+    every = splits(read(write(pictures, group=groups), rule.divide))
+    path = written_split(tmp_path, {name: split for name, split in every.items() if int(name[:3]) % 3})
+    assert splits(read(write(pictures, group=groups), divide_by_file(path, rule))) == every
+
+
+def test_what_a_written_split_is_not_of_is_refused(pictures: Path, tmp_path: Path) -> None:
+    written_split(tmp_path, splits(read(write(pictures, 40), TENTHS.divide)))
     gone = fault(write(pictures, 38), divide_by_file(tmp_path / "split.parquet"))
     assert "2 of the 40 images in" in gone and "'038.png', '039.png'" in gone
     own = write(pictures, split=["train"] * 30 + ["val"] * 30)
