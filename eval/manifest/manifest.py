@@ -65,6 +65,10 @@ class Manifest:
     def lines(self) -> list[str]:
         """What a person should know of how it was read: columns taken by their names, and rows that are no image of their own."""
         counts, lines = self.counts, [f"columns   {note}" for note in self.notes]
+        if counts.with_both:
+            names = self.rows.mapping
+            which = f"captions from column {names['captions']!r}, not from {names['caption']!r}"
+            lines.append(f"columns   {which}, of {counts.with_both:,} row{'s' if counts.with_both > 1 else ''} with both")
         parts = [f"{counts.joined:,} joined to an earlier row's image"] if counts.joined else []
         parts += [skipped_in_words(skipped_record(self.skipped))] if self.skipped else []
         if parts:
