@@ -11,10 +11,10 @@ from eval.files import require_plain
 from eval.manifest.formats.arrow import is_saved_dataset, read_parquet, read_saved_dataset
 from eval.manifest.formats.beir import JudgedRows, find_side
 from eval.manifest.formats.encoding import open_text
-from eval.manifest.formats.file_names import matching_files, split_of
+from eval.manifest.formats.file_names import matching_files, split_folders, split_of
 from eval.manifest.formats.flickr import RESULTS_HEADER, TOKEN, read_results, read_tokens
 from eval.manifest.formats.hub import HubId, read_hub_dataset
-from eval.manifest.formats.image_folder import METADATA_FILES, SPLIT_FOLDERS, FolderRows
+from eval.manifest.formats.image_folder import METADATA_FILES, FolderRows
 from eval.manifest.formats.img2dataset import DownloadedFiles, download_folders, failed_downloads, is_download_record
 from eval.manifest.formats.joined import JoinedRows
 from eval.manifest.formats.json_file import open_json
@@ -124,7 +124,7 @@ def _open_folder(folder: Path, mapping: Mapping[str, str], image_root: Path | No
 
 def _is_image_folder(folder: Path) -> bool:
     """Whether metadata or a picture with a caption's file next to it is there."""
-    parts = [folder, *(folder / name for name in SPLIT_FOLDERS)]
+    parts = [folder, *split_folders(folder)]
     if any((part / name).is_file() for part in parts for name in METADATA_FILES):
         return True
     for _, folders, names in os.walk(folder):
