@@ -17,6 +17,7 @@ from eval.manifest.formats.text import parse_json
 from eval.manifest.rows import Row, RowSource, row_of
 
 PICTURE_COLUMNS = ("jpg", "png", "webp")
+_STATS = "_stats.json"
 STATUS = ("status", "error_message")
 
 
@@ -34,12 +35,14 @@ def why_left_out(status: Any, message: Any) -> str | None:
 def download_folders(folder: Path) -> list[Path]:
     """The folders 00000/, 00001/, ... of img2dataset's files format, each with 00000.parquet or 00000_stats.json next to it."""
     folders = sorted(path for path in folder.iterdir() if path.name.isdigit() and path.is_dir())
-    return [path for path in folders if _record_of(path).is_file() or path.with_name(f"{path.name}_stats.json").is_file()]
+    return [path for path in folders if _record_of(path).is_file() or path.with_name(f"{path.name}{_STATS}").is_file()]
 
 
 def is_download_record(path: Path) -> bool:
-    """Whether a .parquet is the record of the downloads that lie next to it."""
-    return path.stem.isdigit() and (path.with_suffix("").is_dir() or path.with_suffix(".tar").is_file())
+    """Whether a file is img2dataset's record of the downloads that lie next to it: 00000.parquet, 00000_stats.json."""
+    if path.name.endswith(_STATS):
+        return path.name.removesuffix(_STATS).isdigit()
+    return path.suffix == ".parquet" and path.stem.isdigit() and (path.with_suffix("").is_dir() or path.with_suffix(".tar").is_file())
 
 
 def failed_downloads(shards: Sequence[Path]) -> list[tuple[str, str]]:

@@ -501,3 +501,30 @@ def test_a_fifo_is_refused_in_place_of_any_file(tmp_path: Path, name: str) -> No
         dump(tmp_path / "00000_stats.json", {})
     os.mkfifo(tmp_path / name)
     assert "found a FIFO" in refusal(source)
+
+
+def test_files_of_several_kinds_are_refused_in_a_pattern_and_told_in_a_folder(tmp_path: Path) -> None:
+    pictures(tmp_path, "jpg")
+    pq.write_table(pa.table({"image": ["a.jpg"], "caption": ["x"]}), tmp_path / "train.parquet")
+    (tmp_path / "data").mkdir()
+    for name in ("val.csv", "test.txt", "data/extra.csv"):
+        (tmp_path / name).write_text("image,caption\nb.jpg,x\n")
+    (tmp_path / "b.tar.gz").write_bytes(b"x")
+    for pattern in ("*", "{train.parquet,val.csv}", "{train.parquet,b.tar.gz}", "{train.parquet,data}", "{train.parquet,a.jpg}"):
+        assert "files of several kinds: " in refusal(tmp_path / pattern)
+    assert contents(read_manifest(tmp_path / "*.parquet")) == {("train", "a.jpg"): ["x"]}
+    manifest = read_manifest(tmp_path)
+    assert contents(manifest) == {("train", "a.jpg"): ["x"]}
+    assert manifest.lines() == [f"left out  {tmp_path}: not read: b.tar.gz, test.txt, val.csv, data/extra.csv"]
+    (tmp_path / "train.parquet").rename(tmp_path / "train_val.parquet")
+    (tmp_path / "train_val.csv").write_text("image,caption\na.jpg,x\n")
+    assert "train_val.csv" in read_manifest(tmp_path).lines()[0]
+
+
+def test_a_pattern_takes_the_shards_of_img2dataset_and_not_its_records(tmp_path: Path) -> None:
+    tar_of(tmp_path / "00000.tar", PAIR)
+    pq.write_table(pa.table({"key": ["a"], "status": ["success"], "error_message": [None]}), tmp_path / "00000.parquet")
+    dump(tmp_path / "00000_stats.json", {})
+    for source in (tmp_path, tmp_path / "*"):
+        manifest = read_manifest(source)
+        assert contents(manifest) == {(None, "a"): ["a dog"]} and manifest.lines() == []
