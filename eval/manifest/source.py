@@ -16,10 +16,9 @@ from eval.manifest.formats.file_names import matching_files, split_folders, spli
 from eval.manifest.formats.flickr import RESULTS_HEADER, TOKEN, read_results, read_tokens
 from eval.manifest.formats.hub import HubId, read_hub_dataset
 from eval.manifest.formats.image_folder import METADATA_FILES, FolderRows
-from eval.manifest.formats.img2dataset import DownloadedFiles, download_folders, failed_downloads, is_download_record
+from eval.manifest.formats.img2dataset import DownloadedFiles, DownloadedShards, download_folders, is_download_record
 from eval.manifest.formats.joined import JoinedRows
 from eval.manifest.formats.json_file import open_json
-from eval.manifest.formats.shards import ShardRows
 from eval.manifest.formats.text import Reader, TextRows, read_csv, read_jsonl
 from eval.manifest.names import called
 from eval.manifest.options import MANIFEST
@@ -187,9 +186,7 @@ def _parquet_files(folder: Path) -> list[Path]:
 
 
 def _open_shards(tars: list[Path], mapping: Mapping[str, str], *, are_splits_named: bool) -> RowSource:
-    rows = ShardRows([(tar, split_of(tar) if are_splits_named else None) for tar in tars], mapping)
-    rows.left_out += failed_downloads(tars)
-    return rows
+    return DownloadedShards([(tar, split_of(tar) if are_splits_named else None) for tar in tars], mapping)
 
 
 def _of_kind(files: Iterable[Path], *suffixes: str) -> list[Path]:

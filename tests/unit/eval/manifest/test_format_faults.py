@@ -442,6 +442,33 @@ def test_faults_of_downloaded_files(tmp_path: Path) -> None:
     assert "not UTF-8 text" in faults["a.txt"] and "found list" in faults["b.json"] and "caption is null" in faults["c.png"]
 
 
+def record(path: Path, *keys: str) -> None:
+    pq.write_table(pa.table({"key": keys, "status": ["success"] * len(keys), "error_message": pa.nulls(len(keys), pa.string())}), path)
+
+
+def test_downloads_that_were_interrupted_or_lost_pictures(tmp_path: Path) -> None:
+    for shard, name in (("00000", "a"), ("00001", "b")):
+        pictures(tmp_path / shard, "jpg", name)
+        (tmp_path / shard / f"{name}.txt").write_text("x")
+    record(tmp_path / "00000.parquet", "a", "gone")
+    manifest = read_manifest(tmp_path)
+    assert contents(manifest) == {(None, "00000/a.jpg"): ["x"], (None, "00001/b.jpg"): ["x"]}
+    assert list(manifest.rows.left_out) == [(f"{tmp_path}/00000.parquet row 2", "downloaded, but not there any more")]
+    (tmp_path / "00000" / "gone.json").write_text("{}")
+    assert [place for place, _ in found(tmp_path)] == ["gone.json"]
+
+
+def test_lost_samples_of_downloaded_shards_are_counted(tmp_path: Path) -> None:
+    for number in range(3):
+        tar_of(tmp_path / f"0000{number}.tar", PAIR if number != 1 else [])
+        record(tmp_path / f"0000{number}.parquet", "a", "gone")
+    lost = read_manifest(tmp_path).rows.left_out
+    assert [Path(where).name for where, _ in lost] == [
+        *("00000.parquet row 2", "00001.parquet row 1"),
+        *("00001.parquet row 2", "00002.parquet row 2"),
+    ]
+
+
 # BEIR
 
 
