@@ -33,8 +33,15 @@ def check_asked(asked: Mapping[str, str]) -> None:
 
 
 def asked_mapping(asked: Mapping[str, str]) -> dict[str, str]:
-    """Our column -> the manifest's own name for it, as asked for; else it is ours."""
-    return {name: asked.get(name, name) for name in COLUMNS}
+    """Our column -> the manifest's own name for it, as asked for; else it is ours.
+
+    Where one of `caption` and `captions` is asked for, the other gets a name that no column has: it is not read.
+    """
+    names = {name: asked.get(name, name) for name in COLUMNS}
+    if len(one := {"caption", "captions"} & set(asked)) == 1:
+        (other,) = {"caption", "captions"} - one
+        names[other] = f"{other} (not asked for)"
+    return names
 
 
 def map_columns(found: Sequence[str], asked: Mapping[str, str], *, with_captions: bool = True) -> ColumnMapping:

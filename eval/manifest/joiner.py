@@ -47,11 +47,13 @@ class RowCounts:
         given: rows with anything in them.
         joined: whose picture an earlier row of the same split had named.
         skipped: left out as asked.
+        with_both: that have a caption in the column `captions`, which is read, and one in `caption`, which is not.
     """
 
     given: int = 0
     joined: int = 0
     skipped: int = 0
+    with_both: int = 0
 
 
 class _Names:
@@ -128,6 +130,7 @@ class Joiner:
         self.skipped: list[Skipped] = []
         self.missing: dict[str, str] = {}
         self._paths, self._rows, self._faults, self._rules = paths, rows, faults, rules
+        self._caption, self._list = rows.mapping["caption"], rows.mapping["captions"]
         self._names, self._places = _Names(), PlaceColumn()
         self._images, self._captions = _ImageColumns(), _CaptionColumns(slice_by, keep)
         self._numbers: dict[str | None, dict[str, int]] = {}
@@ -146,6 +149,8 @@ class Joiner:
         self.counts.given += 1
         number, num_faults = len(self._places), len(self._faults)
         self._places.append(row.place)
+        if row.record.get(self._caption) not in (None, "", []) and row.record.get(self._list) is not None:
+            self.counts.with_both += 1
         texts, hashes = self._captions_of(row)
         key = None
         try:

@@ -25,6 +25,7 @@ from eval.manifest.skipped import Skipped, skipped_in_words, skipped_record
 from eval.manifest.source import open_rows
 
 _SHOWN_REASONS = 5
+_SHOWN_FILES = 10
 __all__ = [
     "COLUMNS",
     "Fault",
@@ -70,6 +71,10 @@ class Manifest:
     def lines(self) -> list[str]:
         """What a person should know of how it was read: its commit on the hub, columns taken by their names, rows that are no new image."""
         counts, lines = self.counts, [*self.remarks, *(f"columns   {note}" for note in self.notes)]
+        if counts.with_both:
+            names = self.rows.mapping
+            which = f"captions from column {names['captions']!r}, not from {names['caption']!r}"
+            lines.append(f"columns   {which}, of {counts.with_both:,} row{'s' if counts.with_both > 1 else ''} with both")
         parts = [f"{counts.joined:,} joined to an earlier row's image"] if counts.joined else []
         parts += [skipped_in_words(skipped_record(self.skipped))] if self.skipped else []
         if parts:
@@ -166,14 +171,20 @@ def _picture_faults(rows: RowSource, paths: ImagePaths, rules: RowRules) -> list
 
 
 def left_out_line(source: str, rows: RowSource) -> str:
-    """How many rows of a manifest are no pairs, why, and where the first of each reason is; empty: none."""
-    if not rows.left_out:
-        return ""
+    """How many rows of a manifest are no pairs, why, where the first of each reason is, and which files are not read; empty: none."""
+    parts = [_left_out_rows(rows)] if rows.left_out else []
+    if rows.not_read:
+        more = len(rows.not_read) - _SHOWN_FILES
+        parts.append(f"not read: {', '.join(rows.not_read[:_SHOWN_FILES])}{f' and {more:,} more' if more > 0 else ''}")
+    return f"{source}: {'; '.join(parts)}" if parts else ""
+
+
+def _left_out_rows(rows: RowSource) -> str:
     counts = Counter(why for _, why in rows.left_out)
     first = {why: where for where, why in reversed(rows.left_out)}
     shown = [f"{count:,} x {why} (first: {first[why]})" for why, count in counts.most_common(_SHOWN_REASONS)]
     others = f"; {len(counts) - _SHOWN_REASONS:,} other reasons" if len(counts) > _SHOWN_REASONS else ""
-    return f"{source}: {len(rows.left_out):,} row(s) are left out: {'; '.join(shown)}{others}"
+    return f"{len(rows.left_out):,} row(s) are left out: {'; '.join(shown)}{others}"
 
 
 def _split_faults(manifest: Manifest, column: str, required: Iterable[str]) -> list[Fault]:

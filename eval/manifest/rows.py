@@ -56,6 +56,7 @@ class RowSource(ABC):
         header_place: where the columns are named, for messages.
         faults: (place, what) of rows that could not be parsed; some only when all rows are taken.
         left_out: (place, why) of rows that hold no pair and are no fault, such as failed downloads; whole when all rows are taken.
+        not_read: files and folders of the source that are not read, each a name with why in brackets where that is not plain.
         mapping: our column -> the manifest's own name for it; can be set until the rows are taken.
         is_one_set: whether rows of all splits are one set, in which embedded pictures of one name are told apart; can be set likewise.
     """
@@ -67,6 +68,7 @@ class RowSource(ABC):
     header_place: str
     faults: list[tuple[str, str]]
     left_out: Sequence[tuple[str, str]] = ()
+    not_read: Sequence[str] = ()
 
     @abstractmethod
     def __iter__(self) -> Iterator[Row]:

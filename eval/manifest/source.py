@@ -1,7 +1,8 @@
 """The reader of a manifest, chosen by what the source is: a file, a folder, a glob, or the id of a data set on the hub."""
 
+import glob
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from eval.atomic import is_desktop_file
@@ -11,14 +12,13 @@ from eval.files import require_plain
 from eval.manifest.formats.arrow import is_saved_dataset, read_parquet, read_saved_dataset
 from eval.manifest.formats.beir import JudgedRows, find_side
 from eval.manifest.formats.encoding import open_text
-from eval.manifest.formats.file_names import matching_files, split_of
+from eval.manifest.formats.file_names import matching_files, split_folders, split_of
 from eval.manifest.formats.flickr import RESULTS_HEADER, TOKEN, read_results, read_tokens
 from eval.manifest.formats.hub import HubId, read_hub_dataset
-from eval.manifest.formats.image_folder import METADATA_FILES, SPLIT_FOLDERS, FolderRows
-from eval.manifest.formats.img2dataset import DownloadedFiles, download_folders, failed_downloads, is_download_record
+from eval.manifest.formats.image_folder import METADATA_FILES, FolderRows
+from eval.manifest.formats.img2dataset import DownloadedFiles, DownloadedShards, download_folders, is_download_record
 from eval.manifest.formats.joined import JoinedRows
 from eval.manifest.formats.json_file import open_json
-from eval.manifest.formats.shards import ShardRows
 from eval.manifest.formats.text import Reader, TextRows, read_csv, read_jsonl
 from eval.manifest.names import called
 from eval.manifest.options import MANIFEST
@@ -53,6 +53,7 @@ def open_rows(source: str, mapping: Mapping[str, str], image_root: Path | None =
             require_plain(path)
             return _open_file(path, mapping, image_root)
         if files := matching_files(str(path)):
+            _check_one_kind(source, files)
             return _open_files(files, mapping, image_root)
         if hub_id := HubId.parse(source):
             return read_hub_dataset(hub_id, mapping)
@@ -90,13 +91,30 @@ def _table_reader(path: Path) -> Reader:
     return read_results if RESULTS_HEADER.fullmatch(first) else read_csv
 
 
+def _check_one_kind(source: str, files: Sequence[Path]) -> None:
+    """Refuse a pattern that stands for files of several kinds, of which one alone would be read.
+
+    Raises:
+        UserError: it does; folders and files of other kinds count only where no * or ? of the pattern can have meant others.
+    """
+    kinds = {".parquet": "parquet", ".tar": "shards", **dict.fromkeys(_TEXTS, "texts"), **dict.fromkeys(_REMEDIES, "others")}
+    others = None if glob.has_magic(source) else "others"
+    first: dict[str, Path] = {}
+    for file in files:
+        kind = others if file.is_dir() else kinds.get(file.suffix.lower(), others)
+        if kind is not None and not is_download_record(file):
+            first.setdefault(kind, file)
+    if len(first) > 1:
+        raise UserError(f"{source}: files of several kinds: {', '.join(map(str, first.values()))}; give those of one kind")
+
+
 def _open_files(files: Iterable[Path], mapping: Mapping[str, str], image_root: Path | None) -> RowSource:
     """Several files of one kind; their names say the split.
 
     Raises:
         UserError: none is of a known kind.
     """
-    files = list(files)
+    files = [file for file in files if not is_download_record(file)] or list(files)
     if parquet := _of_kind(files, ".parquet"):
         return read_parquet(parquet, mapping, are_splits_named=True)
     if tars := _of_kind(files, ".tar"):
@@ -109,22 +127,41 @@ def _open_files(files: Iterable[Path], mapping: Mapping[str, str], image_root: P
 def _open_folder(folder: Path, mapping: Mapping[str, str], image_root: Path | None) -> RowSource:
     if is_saved_dataset(folder):
         return read_saved_dataset(folder, mapping)
-    if find_side(folder, "corpus") and find_side(folder, "queries"):
-        return JudgedRows(folder, mapping, _open_file)
+    rows, files = _open_part_of(folder, mapping, image_root)
+    others = [file for place in _places(folder) for file in _may_be_manifests(place) if file not in files]
+    rows.not_read = [*rows.not_read, *(str(file.relative_to(folder)) for file in others)]
+    return rows
+
+
+def _open_part_of(folder: Path, mapping: Mapping[str, str], image_root: Path | None) -> tuple[RowSource, Sequence[Path]]:
+    """The rows of a folder, and those of its files that are read for them, other than pictures and what is next to each."""
+    if (corpus := find_side(folder, "corpus")) and (queries := find_side(folder, "queries")):
+        return JudgedRows(folder, mapping, _open_file), [corpus, queries]
     if downloads := download_folders(folder):
-        return DownloadedFiles(folder, downloads, mapping)
+        return DownloadedFiles(folder, downloads, mapping), []
     if parquet := _parquet_files(folder):
-        return read_parquet(parquet, mapping, are_splits_named=True)
+        return read_parquet(parquet, mapping, are_splits_named=True), parquet
     if not _is_image_folder(folder):
-        for place in (folder, *(folder / name for name in _SUBFOLDERS if (folder / name).is_dir())):
+        for place in _places(folder):
             if files := _manifests_in(place):
-                return _open_files(files, mapping, image_root)
-    return FolderRows(folder, mapping)
+                return _open_files(files, mapping, image_root), files
+    return FolderRows(folder, mapping), [folder / name for name in METADATA_FILES]
+
+
+def _places(folder: Path) -> list[Path]:
+    """Where the manifests of a folder can be."""
+    return [folder, *(folder / name for name in _SUBFOLDERS if (folder / name).is_dir())]
+
+
+def _may_be_manifests(folder: Path) -> list[Path]:
+    """The files of a folder that may hold rows, by their names; of .txt, which other things are too, those named for a split."""
+    files = _of_kind(folder.iterdir(), ".parquet", ".tar", *_TEXTS, *_REMEDIES)
+    return [file for file in files if not is_download_record(file) and (file.suffix.lower() != ".txt" or split_of(file) is not None)]
 
 
 def _is_image_folder(folder: Path) -> bool:
     """Whether metadata or a picture with a caption's file next to it is there."""
-    parts = [folder, *(folder / name for name in SPLIT_FOLDERS)]
+    parts = [folder, *split_folders(folder)]
     if any((part / name).is_file() for part in parts for name in METADATA_FILES):
         return True
     for _, folders, names in os.walk(folder):
@@ -149,9 +186,7 @@ def _parquet_files(folder: Path) -> list[Path]:
 
 
 def _open_shards(tars: list[Path], mapping: Mapping[str, str], *, are_splits_named: bool) -> RowSource:
-    rows = ShardRows([(tar, split_of(tar) if are_splits_named else None) for tar in tars], mapping)
-    rows.left_out += failed_downloads(tars)
-    return rows
+    return DownloadedShards([(tar, split_of(tar) if are_splits_named else None) for tar in tars], mapping)
 
 
 def _of_kind(files: Iterable[Path], *suffixes: str) -> list[Path]:

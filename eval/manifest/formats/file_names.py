@@ -12,6 +12,7 @@ from eval.atomic import is_desktop_file
 from eval.errors import UserError
 
 _SPLIT = re.compile(r"(?<![a-z])(?:(train)(?:ing)?|(test)(?:ing)?|(validation|valid|val|dev))(?![a-z])", re.IGNORECASE)
+_NOT_LETTERS = re.compile(r"[^a-z]*", re.IGNORECASE)
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
 _MOST_FILES = 1_000_000
@@ -39,6 +40,21 @@ def split_of(path: Path) -> str | None:
     """
     found = {next(filter(None, match)).lower() for match in _SPLIT.findall(path.name)}
     return found.pop() if len(found) == 1 else None
+
+
+def split_of_folder(name: str) -> str | None:
+    """The split that the name of a folder says, which holds no other letters.
+
+    >>> split_of_folder("Training"), split_of_folder("val2017"), split_of_folder("test tubes")
+    ('train', 'val', None)
+    """
+    return split_of(Path(name)) if _NOT_LETTERS.fullmatch(_SPLIT.sub("", name)) else None
+
+
+def split_folders(folder: Path) -> dict[Path, str]:
+    """The folders in a folder whose names say a split, with it, sorted."""
+    found = {path: split_of_folder(path.name) for path in sorted(folder.iterdir()) if path.name[0] != "." and path.is_dir()}
+    return {path: split for path, split in found.items() if split is not None}
 
 
 def expand_braces(pattern: str) -> list[str]:

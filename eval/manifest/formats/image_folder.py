@@ -3,17 +3,20 @@
 import os
 import unicodedata
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from eval.dataset.images import HEIF_REMEDY, HEIF_SUFFIXES, picture_suffixes
 from eval.errors import UserError
 from eval.files import read_text
+from eval.manifest.formats.file_names import split_folders, split_of_folder
 from eval.manifest.formats.text import read_csv, read_jsonl
 from eval.manifest.rows import Row, RowSource, row_of
 
-SPLIT_FOLDERS = ("train", "val", "validation", "valid", "dev", "test")
+_NOT_IN_A_SPLIT = "a picture without a caption, next to the split folders"
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 _NO_CAPTIONS = ("readme", "license", "licence", "notice", "copying", "changelog", "authors", "citation", "credits")
 """Names of .txt files that describe the folder."""
@@ -22,9 +25,9 @@ _NO_CAPTIONS = ("readme", "license", "licence", "notice", "copying", "changelog"
 class FolderRows(RowSource):
     """An image folder: metadata.jsonl/.csv with `file_name` and a caption (as `datasets` has it), or IMAGE.txt next to each image.
 
-    Subfolders named train, val, validation, valid, dev or test are splits; metadata of the folder itself takes precedence over theirs.
-    A sidecar .txt holds one caption a line; one whose picture is not there, or is of no known suffix, is a fault. Hidden files are skipped
-    (macOS leaves ._NAME.jpg in archives).
+    Subfolders named for splits are splits; captions next to them are faults, and other pictures there are left out. Metadata of the folder
+    itself takes precedence over theirs. A sidecar .txt holds one caption a line; one whose picture is not there, or is of no known suffix,
+    is a fault. Hidden files are skipped (macOS leaves ._NAME.jpg in archives), and links to folders are not followed.
     """
 
     def __init__(self, folder: Path, mapping: Mapping[str, str]) -> None:
@@ -33,10 +36,20 @@ class FolderRows(RowSource):
         self.header_place = str(folder)
         self._records: deque[tuple[str, dict[str, Any]]] = deque()
         self.columns: list[str] = []
-        described = any((folder / name).is_file() for name in METADATA_FILES)
-        parts = [folder / name for name in SPLIT_FOLDERS if (folder / name).is_dir() and not described] or [folder]
-        for part in parts:
-            self._read_part(part, None if part == folder else part.name)
+        self.left_out: list[tuple[str, str]] = []
+        self.not_read: list[str] = []
+        self._sidecars: list[_Sidecars] = []
+        splits = split_folders(folder)
+        if _metadata_of(folder):
+            self._read_part(folder, None)
+            self.not_read += [str(file.relative_to(folder)) for part in splits for file in _metadata_of(part)]
+        else:
+            for part, split in splits.items() or [(folder, None)]:
+                self._read_part(part, split)
+            if splits:
+                self._look_next_to(splits)
+        has_pictures = any(sidecars.files.pictures for sidecars in self._sidecars)
+        self.faults += [fault for sidecars in self._sidecars for fault in sidecars.unused(has_pictures=has_pictures)]
         if not self._records and not self.faults:
             raise UserError(
                 f"{folder}: no pictures with captions; expected metadata.jsonl or metadata.csv with a column file_name, "
@@ -44,7 +57,7 @@ class FolderRows(RowSource):
             )
 
     def _read_part(self, part: Path, split: str | None) -> None:
-        files = [part / name for name in METADATA_FILES if (part / name).is_file()]
+        files = _metadata_of(part)
         for file in files:
             columns, records = (read_csv if file.suffix == ".csv" else read_jsonl)(file, self.faults)
             self.columns += [name for name in columns if name not in self.columns]
@@ -54,30 +67,36 @@ class FolderRows(RowSource):
             self._read_sidecars(part, split)
         if any(self.mapping["split"] in record for _, record in self._records) and self.mapping["split"] not in self.columns:
             self.columns.append(self.mapping["split"])
-        added = {"file_name": self.mapping["image"], "text": self.mapping["caption"]}
+        added = {"file_name": "image"} if self.mapping["image"] == "image" and files else {}
+        added |= {"text": "caption"} if self._are_captions_ours and files else {}
         self.columns += [ours for theirs, ours in added.items() if theirs in self.columns and ours not in self.columns]
+
+    @property
+    def _are_captions_ours(self) -> bool:
+        """Whether no column of captions was asked for."""
+        return (self.mapping["caption"], self.mapping["captions"]) == ("caption", "captions")
 
     def _adopt(self, record: dict[str, Any], part: Path, split: str | None) -> dict[str, Any]:
         """Map the column names of `datasets` (file_name, text) to ours, and add the folder's split."""
         image, caption = self.mapping["image"], self.mapping["caption"]
         named = dict(record)
-        value = named.get(image, named.get("file_name"))
-        if isinstance(value, str) and not os.path.isabs(value) and "://" not in value:
+        value = named.get(image, named.get("file_name") if image == "image" else None)
+        if isinstance(value, str) and value.strip() and not os.path.isabs(value) and "://" not in value:
             value = os.path.relpath(part / value, self.folder)
             first = value.split("/")[0]
-            split = first if split is None and first in SPLIT_FOLDERS else split
+            split = split_of_folder(first) if split is None and first != value else split
         named[image] = value
-        if caption not in named and self.mapping["captions"] not in named and "text" in named:
+        if self._are_captions_ours and caption not in named and self.mapping["captions"] not in named and "text" in named:
             named[caption] = named["text"]
         if split is not None:
             named.setdefault(self.mapping["split"], split)
         return named
 
     def _read_sidecars(self, part: Path, split: str | None) -> None:
-        files = sorted(path for path in part.rglob("*") if path.name[0] != "." and path.is_file())
-        pictures = [path for path in files if path.suffix.lower() in picture_suffixes()]
-        sidecars = _Sidecars(path for path in files if path.suffix.lower() == ".txt")
-        for picture in pictures:
+        files = _Files.below(part)
+        self._sidecars.append(sidecars := _Sidecars(files))
+        self.not_read += [f"{path.relative_to(self.folder)} (a linked folder)" for path in files.linked]
+        for picture in files.pictures:
             sidecar = sidecars.of(picture)
             if sidecar is None:
                 expected = picture.with_suffix(".txt").name
@@ -92,9 +111,24 @@ class FolderRows(RowSource):
             if split is not None:
                 record[self.mapping["split"]] = split
             self._records.append((str(sidecar), record))
-        self.faults += sidecars.unused(files, has_pictures=bool(pictures))
-        if pictures:
+        if files.pictures:
             self.columns += [name for name in (self.mapping["image"], self.mapping["captions"]) if name not in self.columns]
+
+    def _look_next_to(self, splits: Mapping[Path, str]) -> None:
+        """Name the folders with captions that are next to the split folders, and count the pictures without any."""
+        names = ", ".join(part.name for part in splits)
+        paths = sorted(path for path in self.folder.iterdir() if path.name[0] != "." and path not in splits)
+        folders = [path for path in paths if path.is_dir()]
+        self.not_read += [f"{path.name} (a linked folder)" for path in folders if path.is_symlink()]
+        others = {path: _Files.below(path) for path in folders if not path.is_symlink()}
+        for place, files in {self.folder: _Files([path for path in paths if path.is_file()]), **others}.items():
+            sidecars = _Sidecars(files)
+            captioned = [picture for picture in files.pictures if sidecars.of(picture)]
+            self.left_out += [(str(picture), _NOT_IN_A_SPLIT) for picture in files.pictures if not sidecars.of(picture)]
+            self.not_read += [str(path.relative_to(self.folder)) + " (a linked folder)" for path in files.linked]
+            if captioned or any(path.name in METADATA_FILES for path in files.paths):
+                what = f"pictures with captions next to the split folders {names}; move them into one of these, or elsewhere"
+                self.faults.append((str(captioned[0] if captioned else place), what))
 
     def __iter__(self) -> Iterator[Row]:
         while self._records:
@@ -102,11 +136,42 @@ class FolderRows(RowSource):
             yield row_of(where, record, self.mapping)
 
 
+def _metadata_of(folder: Path) -> list[Path]:
+    return [folder / name for name in METADATA_FILES if (folder / name).is_file()]
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Files that are not hidden, sorted, and links to folders, which are not followed."""
+
+    paths: Sequence[Path]
+    linked: Sequence[Path] = ()
+
+    @classmethod
+    def below(cls, folder: Path) -> "_Files":
+        """Those of a folder and of the folders in it."""
+        paths: list[Path] = []
+        linked: list[Path] = []
+        for parent, folders, names in os.walk(folder):
+            linked += [path for name in folders if (path := Path(parent, name)).is_symlink()]
+            paths += [path for name in names if name[0] != "." and (path := Path(parent, name)).is_file()]
+        return cls(sorted(paths), sorted(linked))
+
+    @cached_property
+    def pictures(self) -> list[Path]:
+        return [path for path in self.paths if path.suffix.lower() in picture_suffixes()]
+
+
 class _Sidecars:
     """The .txt files of a folder, by the name of the picture they are next to."""
 
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self._by_name = {str(path.with_suffix("")): path for path in paths}
+    def __init__(self, files: _Files) -> None:
+        self.files = files
+        self._by_name: dict[str, Path] = {}
+        self._twice: list[tuple[str, str]] = []
+        for path in files.paths:
+            if path.suffix.lower() == ".txt" and (first := self._by_name.setdefault(str(path.with_suffix("")), path)) != path:
+                self._twice.append((str(path), f"{first.name} is next to it, for the same picture: join them"))
         # The same name composed otherwise: a picture's as macOS writes it, and its caption's as Linux does.
         self._by_form = {unicodedata.normalize("NFC", name): path for name, path in self._by_name.items()}
         self._used: set[Path] = set()
@@ -119,11 +184,11 @@ class _Sidecars:
             self._used.add(found)
         return found
 
-    def unused(self, files: Sequence[Path], *, has_pictures: bool) -> list[tuple[str, str]]:
-        """(place, what) of those that no picture took, out of all files of the folder; `has_pictures`: some picture is there."""
+    def unused(self, *, has_pictures: bool) -> list[tuple[str, str]]:
+        """(place, what) of those that no picture took; `has_pictures`: some picture is in the image folder."""
         left = {name: path for name, path in self._by_name.items() if path not in self._used}
-        others = {str(path.with_suffix("")): path for path in files if path.suffix.lower() != ".txt"}
-        faults = []
+        others = {str(path.with_suffix("")): path for path in self.files.paths if path.suffix.lower() != ".txt"}
+        faults = list(self._twice)
         for name, path in left.items():
             if (other := others.get(name)) is not None:
                 faults.append((str(path), f"the picture of this caption, {other.name}, is not read: {_why_not_read(other)}"))

@@ -139,7 +139,7 @@ def _hashable(value: Any) -> Any:
 
 
 def _coco_record(image: dict[str, Any], prefix: str, caption: Any) -> dict[str, Any]:
-    others = {key: value for key, value in image.items() if key not in ("id", "file_name")}
+    others = {key: value for key, value in image.items() if key not in ("id", "file_name", "captions")}  # annotations are the captions
     return others | {"image_id": image["id"], "image": prefix + image["file_name"], "caption": caption}
 
 

@@ -93,3 +93,26 @@ def test_of_two_columns_of_sentences_none_is_taken(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="no column 'caption' or 'captions'; columns found"):
         read_manifest(source)
     assert [image.captions for image in read_manifest(source, columns={"caption": "notes"}).images] == [["seen in June"]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_captions_are_of_the_column_asked_for_alone(tmp_path: Path, kind: str) -> None:
+    source = write(tmp_path, kind, image=["a.jpg"], captions=["machine"], caption=["one"], alt=["human"])
+    for asked, captions in (({"caption": "alt"}, ["human"]), ({"captions": "alt"}, ["human"]), ({"caption": "caption"}, ["one"])):
+        manifest = read_manifest(source, image_root=tmp_path, columns=asked)
+        assert [image.captions for image in manifest.images] == [captions] and manifest.lines() == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_a_row_with_caption_and_captions_it_is_told_which_is_read(tmp_path: Path, kind: str) -> None:
+    source = write(tmp_path, kind, image=["a.jpg"], captions=["machine"], caption=["one"])
+    manifest = read_manifest(source, image_root=tmp_path)
+    assert [image.captions for image in manifest.images] == [["machine"]]
+    assert manifest.lines() == ["columns   captions from column 'captions', not from 'caption', of 1 row with both"]
+
+
+def test_captions_of_coco_are_its_annotations(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    images = [{"id": 1, "file_name": "a.jpg", "captions": ["of the image"]}]
+    (tmp_path / "m.json").write_text(json.dumps({"images": images, "annotations": [{"image_id": 1, "caption": "a dog"}]}))
+    assert [image.captions for image in read_manifest(tmp_path / "m.json").images] == [["a dog"]]

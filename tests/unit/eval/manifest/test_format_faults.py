@@ -442,6 +442,33 @@ def test_faults_of_downloaded_files(tmp_path: Path) -> None:
     assert "not UTF-8 text" in faults["a.txt"] and "found list" in faults["b.json"] and "caption is null" in faults["c.png"]
 
 
+def record(path: Path, *keys: str) -> None:
+    pq.write_table(pa.table({"key": keys, "status": ["success"] * len(keys), "error_message": pa.nulls(len(keys), pa.string())}), path)
+
+
+def test_downloads_that_were_interrupted_or_lost_pictures(tmp_path: Path) -> None:
+    for shard, name in (("00000", "a"), ("00001", "b")):
+        pictures(tmp_path / shard, "jpg", name)
+        (tmp_path / shard / f"{name}.txt").write_text("x")
+    record(tmp_path / "00000.parquet", "a", "gone")
+    manifest = read_manifest(tmp_path)
+    assert contents(manifest) == {(None, "00000/a.jpg"): ["x"], (None, "00001/b.jpg"): ["x"]}
+    assert list(manifest.rows.left_out) == [(f"{tmp_path}/00000.parquet row 2", "downloaded, but not there any more")]
+    (tmp_path / "00000" / "gone.json").write_text("{}")
+    assert [place for place, _ in found(tmp_path)] == ["gone.json"]
+
+
+def test_lost_samples_of_downloaded_shards_are_counted(tmp_path: Path) -> None:
+    for number in range(3):
+        tar_of(tmp_path / f"0000{number}.tar", PAIR if number != 1 else [])
+        record(tmp_path / f"0000{number}.parquet", "a", "gone")
+    lost = read_manifest(tmp_path).rows.left_out
+    assert [Path(where).name for where, _ in lost] == [
+        *("00000.parquet row 2", "00001.parquet row 1"),
+        *("00001.parquet row 2", "00002.parquet row 2"),
+    ]
+
+
 # BEIR
 
 
@@ -501,3 +528,30 @@ def test_a_fifo_is_refused_in_place_of_any_file(tmp_path: Path, name: str) -> No
         dump(tmp_path / "00000_stats.json", {})
     os.mkfifo(tmp_path / name)
     assert "found a FIFO" in refusal(source)
+
+
+def test_files_of_several_kinds_are_refused_in_a_pattern_and_told_in_a_folder(tmp_path: Path) -> None:
+    pictures(tmp_path, "jpg")
+    pq.write_table(pa.table({"image": ["a.jpg"], "caption": ["x"]}), tmp_path / "train.parquet")
+    (tmp_path / "data").mkdir()
+    for name in ("val.csv", "test.txt", "data/extra.csv"):
+        (tmp_path / name).write_text("image,caption\nb.jpg,x\n")
+    (tmp_path / "b.tar.gz").write_bytes(b"x")
+    for pattern in ("*", "{train.parquet,val.csv}", "{train.parquet,b.tar.gz}", "{train.parquet,data}", "{train.parquet,a.jpg}"):
+        assert "files of several kinds: " in refusal(tmp_path / pattern)
+    assert contents(read_manifest(tmp_path / "*.parquet")) == {("train", "a.jpg"): ["x"]}
+    manifest = read_manifest(tmp_path)
+    assert contents(manifest) == {("train", "a.jpg"): ["x"]}
+    assert manifest.lines() == [f"left out  {tmp_path}: not read: b.tar.gz, test.txt, val.csv, data/extra.csv"]
+    (tmp_path / "train.parquet").rename(tmp_path / "train_val.parquet")
+    (tmp_path / "train_val.csv").write_text("image,caption\na.jpg,x\n")
+    assert "train_val.csv" in read_manifest(tmp_path).lines()[0]
+
+
+def test_a_pattern_takes_the_shards_of_img2dataset_and_not_its_records(tmp_path: Path) -> None:
+    tar_of(tmp_path / "00000.tar", PAIR)
+    pq.write_table(pa.table({"key": ["a"], "status": ["success"], "error_message": [None]}), tmp_path / "00000.parquet")
+    dump(tmp_path / "00000_stats.json", {})
+    for source in (tmp_path, tmp_path / "*"):
+        manifest = read_manifest(source)
+        assert contents(manifest) == {(None, "a"): ["a dog"]} and manifest.lines() == []

@@ -108,3 +108,68 @@ def test_the_columns_of_metadata_have_other_usual_names_too(tmp_path: Path) -> N
     (tmp_path / "metadata.csv").write_text("file_name,title\na.png,a red shoe\n")
     (image,) = read_manifest(tmp_path).images
     assert (image.id, image.captions) == ("a.png", ["a red shoe"])
+
+
+def test_folders_are_splits_by_names_as_files_are(tmp_path: Path) -> None:
+    for name in ("Training", "val2017", "dev_1"):
+        (tmp_path / name).mkdir()
+        put(tmp_path / name, "a.png")
+    assert read_manifest(tmp_path).splits == ["dev", "train", "val"]
+    (tmp_path / "metadata.csv").write_text("file_name,text\nTraining/a.png,x\n")
+    assert read_manifest(tmp_path).splits == ["train"]
+
+
+def test_pictures_next_to_split_folders_are_named_or_counted(tmp_path: Path) -> None:
+    for name in ("test", "test tubes", "thumbnails"):
+        (tmp_path / name).mkdir()
+        put(tmp_path / name, "a.png", None if name == "thumbnails" else "a dog")
+    put(tmp_path, "logo.png", None)
+    put(tmp_path, "root.png")
+    found = faults(tmp_path)
+    assert found.keys() == {"a.png", "root.png"} and "next to the split folders test; move them" in found["root.png"]
+    (tmp_path / "root.txt").unlink()
+    shutil.rmtree(tmp_path / "test tubes")
+    manifest = read_manifest(tmp_path)
+    assert [image.id for image in manifest.images] == ["test/a.png"]
+    assert [Path(where).name for where, _ in manifest.rows.left_out] == ["logo.png", "root.png", "a.png"]
+
+
+def test_metadata_of_split_folders_that_those_of_the_folder_hide_are_told(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    put(tmp_path / "train", "a.png", None)
+    for folder in (tmp_path, tmp_path / "train"):
+        (folder / "metadata.csv").write_text("file_name,text\ntrain/a.png,x\n")
+    assert read_manifest(tmp_path).lines() == [f"left out  {tmp_path}: not read: train/metadata.csv"]
+
+
+def test_a_split_folder_of_captions_alone_is_named(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        (tmp_path / name).mkdir()
+    put(tmp_path / "train", "a.png")
+    (tmp_path / "val" / "b.txt").write_text("a cat")
+    assert "no picture of this name" in faults(tmp_path)["b.txt"]
+
+
+def test_linked_folders_are_told(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    put(tmp_path / "set", "a.png")
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "set")
+    assert read_manifest(tmp_path / "set").lines() == [f"left out  {tmp_path / 'set'}: not read: linked (a linked folder)"]
+
+
+def test_two_files_of_captions_for_one_picture_are_a_fault(tmp_path: Path) -> None:
+    put(tmp_path, "a.png")
+    (tmp_path / "a.TXT").write_text("a cat")
+    assert faults(tmp_path) == {"a.txt": "a.TXT is next to it, for the same picture: join them"}
+
+
+def test_an_empty_name_in_metadata_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("file_name,text\n,x\n")
+    assert "expected a path or embedded bytes, found ''" in faults(tmp_path)["metadata.csv:2"]
+
+
+def test_metadata_are_read_from_the_columns_asked_for(tmp_path: Path) -> None:
+    put(tmp_path, "a.png", None)
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "no"}\n')
+    with pytest.raises(ManifestError, match="maps caption to 'alt', which is not there"):
+        read_manifest(tmp_path, columns={"caption": "alt"})
