@@ -63,7 +63,7 @@ class ChoiceImage:
             ImageError: it cannot be decoded, or the box misses it.
         """
         try:
-            image = decode_image(self.source)
+            image = decode_image(self.source, named=self.key if isinstance(self.source, bytes) else None)
         except ImageError as error:
             raise ImageError(f"{self.id}: {error}") from None
         if self.box is None:
