@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from eval.dataset.images import picture_suffixes
 from eval.errors import UserError
 from eval.files import CONFIG_BYTES, read_bytes, require_plain
+from eval.manifest.formats.arrow_text import values_of
 from eval.manifest.formats.text import parse_json
 from eval.manifest.rows import Row, RowSource, row_of
 
@@ -59,7 +60,7 @@ def failed_downloads(shards: Sequence[Path]) -> list[tuple[str, str]]:
             table = pq.read_table(file, columns=list(STATUS))
         except Exception as error:  # pyarrow has many of its own
             raise UserError(f"{file}: img2dataset's record of downloads cannot be read ({error}); copy it again, or delete it") from error
-        statuses, messages = (table[name].to_pylist() for name in STATUS)
+        statuses, messages = (values_of(table[name]) for name in STATUS)
         for row, (status, message) in enumerate(zip(statuses, messages, strict=True), 1):
             if why := why_left_out(status, message):
                 found.append((f"{file} row {row}", why))
