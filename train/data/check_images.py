@@ -37,7 +37,8 @@ class _PixelHashes(Dataset):  # type: ignore[type-arg]
 
 
 def check_images(splits: Splits, num_workers: int, choices: Sequence[ChoiceSet] = ()) -> int:
-    """Check every image, those of choice sets included, and print the result. Returns 0 if all decode, else 2."""
+    """Check every image, those of choice sets included, and print how rows were read, and the result. Returns 0 if all decode, else 2."""
+    print("".join(f"{line}\n" for line in splits.all_reading_lines()), end="", flush=True)
     faults: list[str] = []
     plain: list[str] = []
     places: defaultdict[str, list[str]] = defaultdict(list)
