@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from eval.atomic import check_writable, claimed
+from eval.dataset.picture_warnings import said_once
 from eval.errors import CommandError, Interrupted, WriteError, as_os_error, needing_memory, remedy_of, writing
 from eval.signals import Interruption, StopSignals, exit_code_of
 
@@ -42,7 +43,7 @@ def run_command(work: Callable[[], int | None], *, writes: Sequence[Path] = (), 
         loads_models: false for a command that loads none: it need not wait for the libraries to be imported and silenced.
     """
     try:
-        with StopSignals(raises=True):
+        with StopSignals(raises=True), said_once():
             if loads_models:
                 silence()
             with _claimed(writes), needing_memory(MEMORY_REMEDY):

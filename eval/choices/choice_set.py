@@ -26,6 +26,7 @@ from eval.captions import visible
 from eval.dataset.images import MAX_PIXELS, ImageError, decode_image, picture_digest, picture_size
 from eval.errors import UserError
 from eval.files import TABLE_BYTES, require_plain
+from eval.manifest.formats.arrow_text import records_of
 from eval.manifest.formats.text import read_jsonl
 from eval.manifest.manifest import Fault, ManifestError, caption_fault, cell_text
 from eval.manifest.paths import ImagePaths, PathFault
@@ -63,7 +64,7 @@ class ChoiceImage:
             ImageError: it cannot be decoded, or the box misses it.
         """
         try:
-            image = decode_image(self.source)
+            image = decode_image(self.source, named=self.key if isinstance(self.source, bytes) else None)
         except ImageError as error:
             raise ImageError(f"{self.id}: {error}") from None
         if self.box is None:
@@ -204,7 +205,7 @@ def _records(path: Path, faults: list[Fault]) -> Iterator[tuple[str, Mapping[str
         if path.suffix == ".parquet":
             require_plain(path, TABLE_BYTES)
             names = set(pq.read_schema(path).names) & COLUMNS
-            for number, record in enumerate(pq.read_table(path, columns=sorted(names)).to_pylist(), 1):
+            for number, record in enumerate(records_of(pq.read_table(path, columns=sorted(names))), 1):
                 yield f"{path} row {number}", record
         elif path.suffix == ".jsonl":
             yield from jsonl_rows(path, faults)

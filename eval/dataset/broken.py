@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from eval.dataset.images import ImageError
+from eval.dataset.picture_warnings import hand_up
 from eval.dataset.retrieval_set import StoredImages, load_split
 from eval.encoder.loader import block_loader
 from eval.errors import UserError
@@ -52,6 +53,7 @@ def find_broken(dataset: StoredImages, label: str, execution: Execution = ONE_PR
             if fault:
                 found[image] = fault
             progress.update(1)
+    hand_up(execution.processes)
     told = np.frombuffer(json.dumps(list(found.items())).encode(), dtype=np.uint8)
     parts = [json.loads(part.tobytes()) for part in execution.processes.gather(told)]
     return dict(sorted((int(image), str(fault)) for part in parts for image, fault in part))

@@ -2,12 +2,15 @@
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from eval.dataset import picture_warnings
 from eval.errors import UserError
 from eval.files import PICTURE_BYTES, open_plain, read_bytes
 
@@ -35,8 +38,13 @@ class ImageError(UserError):
     """A picture that cannot be decoded; the message names the file and the reason."""
 
 
-def decode_image(source: bytes | str | Path) -> Image.Image:
+def decode_image(source: bytes | str | Path, *, named: str | None = None) -> Image.Image:
     """Decode a picture (of several frames the first) to RGB, upright by its EXIF orientation, what is transparent laid on white.
+
+    What Pillow warns of meanwhile is said once, with the picture's name (eval/dataset/picture_warnings.py).
+
+    Args:
+        named: what a warning calls it; without, by its path or its number of bytes.
 
     Raises:
         ImageError: not a picture of a known format, truncated, more than MAX_PIXELS pixels, or not readable at all.
@@ -46,11 +54,14 @@ def decode_image(source: bytes | str | Path) -> Image.Image:
         data = source if isinstance(source, bytes) else read_bytes(source, PICTURE_BYTES)
         if len(data) > PICTURE_BYTES:
             raise ImageError(f"more than the {PICTURE_BYTES:,} bytes allowed")
-        with Image.open(io.BytesIO(data), formats=_formats()) as opened:
+        with picture_warnings.caught() as warned, Image.open(io.BytesIO(data), formats=_formats()) as opened:
             _refuse_absurd_size(opened, len(data))
             opened.load()
             turn = _UPRIGHT.get(_orientation(opened))
-            return _to_rgb(opened if turn is None else opened.transpose(turn), opened.format)
+            decoded = _to_rgb(opened if turn is None else opened.transpose(turn), opened.format)
+        if warned:
+            picture_warnings.note(named or name, warned)
+        return decoded
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
     except UnidentifiedImageError as error:
@@ -63,7 +74,7 @@ def decode_image(source: bytes | str | Path) -> Image.Image:
 def picture_size(source: bytes | str | Path) -> tuple[int, int] | None:
     """(width, height) of a picture, upright, by its header alone; None where that cannot be read."""
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as opened:
+        with _header(source) as opened:
             has_exif = opened.format != "PNG" or "exif" in opened.info  # to look further a PNG would be decoded
             is_turned = has_exif and _orientation(opened) in (5, 6, 7, 8)
             return (opened.height, opened.width) if is_turned else opened.size
@@ -91,10 +102,20 @@ def picture_digest(source: bytes | str | Path) -> bytes:
 def _decoded_otherwise_before(source: bytes | str | Path) -> bool:
     """Whether an earlier version, whose caches may be in use, made other pixels of a picture: by its header."""
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as opened:
+        with _header(source) as opened:
             return opened.mode in ("F", "I") or opened.has_transparency_data
     except Exception:  # as of decode_image, which says what is wrong
         return False
+
+
+@contextmanager
+def _header(source: bytes | str | Path) -> Iterator[Image.Image]:
+    """A picture whose header alone is read; what is warned of it is left to the decoding."""
+    with (
+        picture_warnings.caught(),
+        Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as opened,
+    ):
+        yield opened
 
 
 def _refuse_absurd_size(image: Image.Image, num_bytes: int) -> None:

@@ -1,9 +1,12 @@
 """TREC qrels: lines `QUERY_ID 0 ITEM_ID RELEVANCE`; positive pairs in addition to those of a manifest."""
 
 import os
+import re
 
 from eval.errors import UserError
 from eval.files import read_text
+
+_RELEVANCE = re.compile(r"-?[0-9]{1,18}")
 
 
 def read_qrels(path: str | os.PathLike[str]) -> set[tuple[str, str]]:
@@ -21,9 +24,9 @@ def read_qrels(path: str | os.PathLike[str]) -> set[tuple[str, str]]:
         cells = line.split()
         if not cells:
             continue
-        if len(cells) != 4 or not cells[3].lstrip("-").isdigit():
+        if len(cells) != 4 or _RELEVANCE.fullmatch(cells[3]) is None:
             told = f"{path}:{number}: expected `QUERY_ID 0 ITEM_ID RELEVANCE`, found {line[:100]!r}"
-            raise UserError(f"{told}. Ids may hold no blanks: write them percent-encoded (my%20photo.jpg)")
+            raise UserError(f"{told}. RELEVANCE is a whole number; ids may hold no blanks: write them percent-encoded (my%20photo.jpg)")
         if int(cells[3]) > 0:
             pairs.add((cells[0], cells[2]))
     if not pairs:

@@ -115,7 +115,7 @@ class StoredImages:
             return decode_image(self.path(image))
         content = self.embedded_bytes(image)
         try:
-            return decode_image(content)
+            return decode_image(content, named=self.image_place(image))
         except ImageError as error:
             raise ImageError(f"{self.image_place(image)}: {error}") from None
 

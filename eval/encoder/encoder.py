@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from transformers import SiglipModel
 
 from eval.dataset.images import ImageError
+from eval.dataset.picture_warnings import hand_up
 from eval.encoder.inputs import PictureBytes, SiglipInputs, image_features, text_features
 from eval.encoder.loader import block_loader
 from eval.errors import NotFinite
@@ -161,6 +162,7 @@ def _stream(
     if found is None:  # and nothing in the rounds took heed
         raise KeyboardInterrupt
     processes.raise_together(found if isinstance(found, str) else "")
+    hand_up(processes)
     bad_N = np.concatenate(processes.gather(np.concatenate(bad)))
     if len(bad_N):
         first = [names[int(row)][:80] if names else int(row) for row in np.sort(bad_N)[:_MOST_NAMED]]

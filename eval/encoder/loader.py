@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from eval.dataset.picture_warnings import Noted, say, taken
 from eval.manifest.names import called
 from eval.signals import deferred, leave_signals_to_parent
 
@@ -52,7 +53,8 @@ def block_loader(
     with deferred():
         loaded = iter(loader)
     try:
-        for item in loaded:
+        for item, noted in loaded:
+            say(noted)
             yield _converted(item, np.ndarray, torch.from_numpy)
     finally:
         with deferred():
@@ -88,7 +90,8 @@ def _has_room(needed: int, num_workers: int) -> bool:
 
 
 class _Sent(Dataset):  # type: ignore[type-arg]
-    """The same items with tensors in shared memory, or arrays in their place, which a pipe takes as they are.
+    """The same items with tensors in shared memory, or arrays in their place, which a pipe takes as they are; each with what was warned of
+    its pictures.
 
     Left to torch, a tensor for which there is no room is lost in the worker, and its parent waits for it for ever.
     """
@@ -99,12 +102,13 @@ class _Sent(Dataset):  # type: ignore[type-arg]
     def __len__(self) -> int:
         return len(self._items)  # type: ignore[arg-type]
 
-    def __getitem__(self, key: Any) -> Any:
-        item = self._items[key]
+    def __getitem__(self, key: Any) -> tuple[Any, list[Noted]]:
+        with taken() as noted:
+            item = self._items[key]
         if self._is_shared:
             with suppress(RuntimeError):  # somebody else has filled it since
-                return _converted(item, torch.Tensor, torch.Tensor.share_memory_)
-        return _converted(item, torch.Tensor, torch.Tensor.numpy)
+                return _converted(item, torch.Tensor, torch.Tensor.share_memory_), noted
+        return _converted(item, torch.Tensor, torch.Tensor.numpy), noted
 
 
 def _converted(item: Any, kind: type, convert: Callable[[Any], Any]) -> Any:

@@ -164,7 +164,7 @@ def read_splits(path: str | os.PathLike[str]) -> dict[str, str]:
         require_plain(path)
         table = pq.read_table(path, columns=["id", "split"])
         return dict(zip(table["id"].to_pylist(), table["split"].to_pylist(), strict=True))
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except (OSError, pa.ArrowException, KeyError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: expected the {FILE} of a run, with the columns id and split ({error})") from error
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from eval.errors import UserError
 from eval.files import TABLE_BYTES, FileError, require_plain
 from eval.files import read_text as read_plain_text
+from eval.manifest.formats.arrow_text import records_of
 from eval.manifest.formats.text import read_csv, read_jsonl
 
 KINDS = (".jsonl", ".csv", ".tsv", ".parquet")
@@ -88,7 +89,7 @@ def _parquet_records(source: str, path: Path, file: pq.ParquetFile) -> Iterator[
     row = 0
     with file, _reading(source, path):
         for batch in file.iter_batches(columns=plain):
-            for record in batch.to_pylist():
+            for record in records_of(batch):
                 row += 1
                 yield row, record
 

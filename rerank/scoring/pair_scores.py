@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.dataset.picture_warnings import hand_up
 from eval.errors import NotFinite, needing_memory
 from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
@@ -168,6 +169,7 @@ def complete_scores(
 
         rank, world_size = processes.rank, processes.world_size
         part = score_candidates(scorer, dataset, missing, rank=rank, world_size=world_size, progress=progress, on_list=on_list)
+    hand_up(processes)
     missing_scores_N, cost = _gathered(part, missing, processes)
     scores_N = np.empty(lists.num_pairs, dtype=np.float32)
     scores_N[np.searchsorted(lists.keys_N, found.keys_N)] = found_scores_N

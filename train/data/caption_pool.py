@@ -22,6 +22,7 @@ from eval.encoder.caption_tokens import of_equal_tokens
 from eval.errors import UserError
 from eval.files import TABLE_BYTES, open_text, require_plain
 from eval.manifest.columns import CAPTION_NAMES
+from eval.manifest.formats.arrow_text import values_of
 from eval.manifest.formats.lists import parsed_list
 from eval.manifest.formats.text import read_csv, read_jsonl
 from eval.manifest.rows import is_unicode
@@ -260,4 +261,4 @@ def _parquet_rows(path: Path, _: list[tuple[str, str]], column: _Column) -> Iter
     with pq.ParquetFile(path) as file:
         column.find(path, file.schema_arrow.names)
         batches = file.iter_batches(columns=[column.name])
-        yield from enumerate((text for batch in batches for text in batch[column.name].to_pylist()), 1)
+        yield from enumerate((text for batch in batches for text in values_of(batch[column.name])), 1)

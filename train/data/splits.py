@@ -92,6 +92,10 @@ class Splits:
         """All splits and retention sets."""
         return [split for split in (self.train, self.val, self.test) if split is not None] + [watched.dataset for watched in self.watch]
 
+    def all_reading_lines(self) -> list[str]:
+        """What a person should know of how the manifest and those of the retention sets were read."""
+        return self.reading_lines + [f"{line} (watch set {one.config.name})" for one in self.watch for line in one.reading_lines]
+
     def as_read_by(self, inputs: SiglipInputs) -> "Splits":
         """The same by the rule on punctuation between digits that suits a tokenizer (eval/dataset/caption_rule.py)."""
         sets = self.all()

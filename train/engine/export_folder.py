@@ -73,8 +73,8 @@ def chosen_checkpoint(config: RunConfig, which: str) -> tuple[Checkpoints, State
     newest = found[0]
     if which in ("best", "last"):
         step = newest.step if which == "last" or newest.best_step is None else newest.best_step
-    elif which.isdigit() and int(which) in checkpoints.steps():
-        step = int(which)
+    elif which in (numbers := {str(step): step for step in checkpoints.steps()}):
+        step = numbers[which]
     else:
         raise UserError(f"{config.run_folder}: expected best, last or one of the steps {checkpoints.steps()}; found {which!r}")
     if step != newest.step and (fault := verify(checkpoints.path(step))):

@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from eval.atomic import sweep
 from eval.dataset.images import ImageError
+from eval.dataset.picture_warnings import hand_up
 from eval.encoder.loader import block_loader
 from eval.errors import CommandError, NotFinite, OutOfMemory, UserError, is_out_of_memory, needing_memory
 from eval.manifest import made_split
@@ -367,6 +368,7 @@ class BaseLoop(ABC):
             WriteError, OSError: it cannot be written; on every process.
         """
         job, is_main = self._run, self._run.processes.is_main
+        hand_up(job.processes)
         with job.processes.jointly():  # none is left waiting for a main process whose disk is full
             if is_main:
                 self.metrics.sync()

@@ -165,8 +165,7 @@ class Run(ABC):
             + "".join(f"; {split.split}: {split.num_images:,} / {split.num_captions:,}" for split in (splits.val, splits.test) if split)
             + "".join(f"; not used: split {name!r}, {number:,} image(s)" for name, number in sorted(splits.unused.items()))
         )
-        watched = [f"{line} (watch set {watched.config.name})" for watched in splits.watch for line in watched.reading_lines]
-        return [line, *self._made_lines(), *splits.reading_lines, *watched, *splits.expand_lines, *self.text_lines]
+        return [line, *self._made_lines(), *splits.all_reading_lines(), *splits.expand_lines, *self.text_lines]
 
     def _made_lines(self) -> list[str]:
         """How splits were made that the manifest does not have, and which keys follow from the data."""

@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 
 from eval.errors import UserError
 from eval.files import files_stamp, require_plain
+from eval.manifest.formats.arrow_text import not_utf8, records_of, values_of
 from eval.manifest.formats.file_names import split_of
 from eval.manifest.formats.img2dataset import STATUS, picture_column, why_left_out
-from eval.manifest.rows import EmbeddedImage, Place, Row, RowSource, row_of
+from eval.manifest.rows import EmbeddedImage, Place, Row, RowSource, is_unicode, row_of
 
 _ROWS_AT_ONCE = 1000
 
@@ -74,8 +75,12 @@ class ArrowRows(RowSource):
             batch = table[start : min(start + _ROWS_AT_ONCE, len(table))]
             num_bytes, paths = _split_image_column(batch, image)
             read = [name for name in batch.column_names if num_bytes is None or name != image]
-            for offset, record in enumerate(batch.select(read).to_pylist()):
+            bad = {offset: not_utf8({f"path in {image}": path}) for offset, path in enumerate(paths) if path and not is_unicode(path)}
+            for offset, record in enumerate(records_of(batch.select(read), bad)):
                 row, embedded = start + offset, None
+                if offset in bad:
+                    self.faults.append((f"{part.name} row {row + 1}", bad[offset]))
+                    continue
                 if self._keyed is not None:
                     if "status" in record and (why := why_left_out(record["status"], record.get("error_message"))):
                         self.left_out.append((f"{part.name} row {row + 1}", why))
@@ -130,10 +135,10 @@ class ArrowRows(RowSource):
             batch = table[start : min(start + _ROWS_AT_ONCE, len(table))]
             num_bytes, paths = _split_image_column(batch, image)
             sizes = [size or 0 for size in num_bytes or ()]
-            ids, splits = (batch[name].to_pylist() if name in batch.column_names else [None] * len(batch) for name in (id_, split))
+            ids, splits = (values_of(batch[name]) if name in batch.column_names else [None] * len(batch) for name in (id_, split))
             scopes = [None] * len(batch) if self.is_one_set else [part.split if name is None else name for name in splits]
             names = [
-                f"{scope!r} {path}" if size and path and own in (None, "") else None
+                f"{scope!r} {path}" if size and path and is_unicode(path) and own in (None, "") else None
                 for scope, path, size, own in zip(scopes, paths, sizes, ids, strict=True)
             ]
             yield pa.array(names, pa.large_string()), np.array(sizes, dtype=np.int64)
@@ -160,7 +165,7 @@ def _split_image_column(batch: Any, name: str) -> tuple[list[int | None] | None,
     column = batch[name]
     kind = column.type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        paths = pc.struct_field(column, "path").to_pylist() if kind.get_field_index("path") >= 0 else [None] * len(column)
+        paths = values_of(pc.struct_field(column, "path")) if kind.get_field_index("path") >= 0 else [None] * len(column)
         return pc.binary_length(pc.struct_field(column, "bytes")).to_pylist(), paths
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return pc.binary_length(column).to_pylist(), [None] * len(column)

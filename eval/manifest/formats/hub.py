@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from eval.errors import UserError
 from eval.manifest.formats.arrow import ArrowRows, Part, parts_of
+from eval.manifest.formats.arrow_text import values_of
 
 _ID = re.compile(
     r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>(?!\.)[\w.-]+(?:/(?!\.)[\w.-]+)*))?"
@@ -178,4 +179,4 @@ def _fetched_files(table: Any, column: str) -> Iterator[str]:
     for batch in table.select_columns([column]).with_format("arrow").iter(1000):
         pictures = batch[column].combine_chunks()
         paths = pictures.field("path").filter(pc.is_null(pictures.field("bytes")))
-        yield from (path for path in paths.to_pylist() if path and os.path.isabs(path))
+        yield from (path for path in values_of(paths) if path and os.path.isabs(path))

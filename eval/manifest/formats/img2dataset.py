@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from eval.dataset.images import picture_suffixes
 from eval.errors import UserError
 from eval.files import CONFIG_BYTES, read_bytes, require_plain
+from eval.manifest.formats.arrow_text import values_of
 from eval.manifest.formats.shards import ShardRows
 from eval.manifest.formats.text import parse_json
 from eval.manifest.rows import Row, RowSource, row_of
@@ -89,7 +90,7 @@ def _record(shard: Path) -> list[tuple[Any, Any, Any]]:
         table = pq.read_table(file, columns=["key", *STATUS])
     except Exception as error:  # pyarrow has many of its own
         raise UserError(f"{file}: img2dataset's record of downloads cannot be read ({error}); copy it again, or delete it") from error
-    return list(zip(*(table[name].to_pylist() for name in ("key", *STATUS)), strict=True))
+    return list(zip(*(values_of(table[name]) for name in ("key", *STATUS)), strict=True))
 
 
 def _record_of(shard: Path) -> Path:

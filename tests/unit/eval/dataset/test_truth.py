@@ -83,6 +83,13 @@ def test_qrels_of_either_direction_add_pairs(tmp_path: Path) -> None:
     assert (counts["num_pairs"], counts["num_added"], counts["num_not_in_split"]) == (4, 2, 1)
 
 
+@pytest.mark.parametrize("relevance", ["--1", "²", "٣", "1" * 5000, "1.0", "-"])
+def test_a_relevance_that_is_no_whole_number_is_named_with_its_line(tmp_path: Path, relevance: str) -> None:
+    (tmp_path / "more.qrels").write_text(f"a 0 b#0 1\nc 0 b#0 {relevance}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"more\.qrels:2: expected `QUERY_ID 0 ITEM_ID RELEVANCE`.*whole number"):
+        read_qrels(tmp_path / "more.qrels")
+
+
 def test_known_pairs_take_either_order() -> None:
     data = dataset([(["a dog"], None), (["a cat"], None)])
     for qrels in ({("i00", "i01#0")}, {("i01#0", "i00")}):

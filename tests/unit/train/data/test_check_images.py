@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from eval.dataset.retrieval_set import load_split
-from eval.manifest.manifest import read_manifest
+from eval.manifest.manifest import RowRules, read_manifest
+from train.config.evaluation import WatchConfig
 from train.data.check_images import check_images
-from train.data.splits import Splits
+from train.data.splits import RetentionSet, Splits
 
 CASES = Path(__file__).parents[5] / "shared/cases"
 
@@ -28,6 +29,26 @@ def test_pictures_of_one_colour_are_counted_and_named(tmp_path: Path, capsys: py
     assert "3 pictures checked: 0 do not decode, 0 are there more than once, 2 are of one colour\n" in printed
     assert f"one colour: [{tmp_path}/m.csv] nothing.png: rgb(255, 255, 255)\n" in printed
     assert f"one colour: [{tmp_path}/m.csv] plain.png: rgb(9, 8, 7)\n" in printed
+
+
+def test_rows_that_are_no_picture_of_their_own_are_told_as_in_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.linear_gradient("L").save(tmp_path / "a.png")
+    (tmp_path / "m.csv").write_text("image,caption\na.png,one\na.png,two\nnone.png,three\n")
+    manifest = read_manifest(tmp_path / "m.csv", rules=RowRules(skip_missing=True))
+    watched = RetentionSet(WatchConfig(name="past", source="p.csv"), load_split(manifest, None), ["left out  1"])
+    assert check_images(Splits(load_split(manifest, None), None, None, {}, [watched], reading_lines=manifest.lines()), 0) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith(f"rows      3 in {tmp_path}/m.csv: 1 images, 1 joined to an earlier row's image, ")
+    assert printed[1] == "left out  1 (watch set past)"
+
+
+def test_pictures_that_decode_with_a_warning_are_all_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(7):
+        Image.linear_gradient("L").rotate(90 * number).save(tmp_path / f"{number}.png", "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\0")
+    assert checked(tmp_path) == 0
+    printed = capsys.readouterr()
+    assert ", 7 decode with a warning\n" in printed.out and printed.out.count(".png: Corrupt EXIF data.") == 7
+    assert "Corrupt" not in printed.err
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the cases are not next to this repository")

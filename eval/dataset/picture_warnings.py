@@ -1,0 +1,129 @@
+"""What Pillow warns of while it decodes a picture: caught with the picture's name, and said once in a command by its main process.
+
+A loader's worker, which is new for each pass, hands up what it caught with the item (eval/encoder/loader.py); the other processes of a
+group hand up theirs where all of them come together (`hand_up`).
+"""
+
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from eval.processes import Processes
+
+MOST_SAID = 5
+Noted = tuple[str, str]
+"""(a picture, by the name that messages give it; what was warned of it)."""
+
+_OF_PILLOW = re.compile(r"PIL(\.|$)")
+_decoding = threading.local()  # `texts`, while this thread decodes
+_taking: list[list[Noted]] = []  # the last of them takes what is noted; empty: it is said
+_said: dict[str, str] = {}
+_not_handed_up: list[Noted] = []
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # it logs the reason of an error, without a name, before it raises it
+
+
+@contextmanager
+def caught() -> Iterator[list[str]]:
+    """The texts of the warnings given in here, by this thread, as they come; none is shown.
+
+    Not warnings.catch_warnings: that is of all threads, and makes Python forget which warnings it has shown already.
+    """
+    _catch()
+    outer, texts = getattr(_decoding, "texts", None), list[str]()
+    _decoding.texts = texts
+    try:
+        yield texts
+    finally:
+        _decoding.texts = outer
+
+
+def _catch() -> None:
+    """Have every warning of Pillow's come to `_show`, where that is not so yet."""
+    if warnings.showwarning is not _show:
+        _show.before = warnings.showwarning  # type: ignore[attr-defined]
+        warnings.showwarning = _show
+    if not warnings.filters or warnings.filters[0][3] != _OF_PILLOW:
+        warnings.filterwarnings("always", module=_OF_PILLOW.pattern)  # "default" would give the second picture's text to nobody
+
+
+def _show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
+    texts = getattr(_decoding, "texts", None)
+    if texts is None:
+        _show.before(message, category, filename, lineno, file, line)  # type: ignore[attr-defined]
+    else:
+        texts.append(" ".join(str(message).split()).rstrip("."))
+
+
+def note(picture: str, texts: list[str]) -> None:
+    """Note what was warned of a picture that is decoded all the same: to be handed up, or said."""
+    noted = picture, "; ".join(dict.fromkeys(texts))
+    if _taking:
+        _taking[-1].append(noted)
+    else:
+        say([noted])
+
+
+@contextmanager
+def taken() -> Iterator[list[Noted]]:
+    """What is noted, or said, in here goes into the list and not to the terminal."""
+    noted: list[Noted] = []
+    _taking.append(noted)
+    try:
+        yield noted
+    finally:
+        _taking.pop()
+
+
+def say(noted: list[Noted]) -> None:
+    """Say what was not said yet in this command, a line a picture and at most MOST_SAID of them; but for the main process, keep it."""
+    if _taking:
+        _taking[-1].extend(noted)
+        return
+    is_main = os.environ.get("RANK", "0") == "0"
+    for picture, text in noted:
+        if picture in _said:
+            continue
+        _said[picture] = text
+        if not is_main:
+            _not_handed_up.append((picture, text))
+        elif len(_said) <= MOST_SAID:
+            _write(f"warning: {picture}: {text}, decoded all the same")
+
+
+def hand_up(processes: "Processes") -> None:
+    """Let the main process say what the others caught; call on every process."""
+    if processes.world_size == 1:
+        return
+    own = json.dumps(_not_handed_up).encode("utf-8", "surrogatepass") if _not_handed_up else b""
+    _not_handed_up.clear()
+    parts = processes.gather(np.frombuffer(own, dtype=np.uint8))
+    if processes.is_main:
+        say([(picture, text) for part in parts if len(part) for picture, text in json.loads(part.tobytes())])
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """A command: what is said in it is said once, and the number of those that were not named at its end."""
+    _said.clear()
+    try:
+        yield
+    finally:
+        left = len(_said) - MOST_SAID
+        if left > 0 and os.environ.get("RANK", "0") == "0":
+            _write(f"warning: {left:,} more picture(s) with such a warning, decoded all the same; ./launch.sh check names them all")
+
+
+def _write(line: str) -> None:
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
