@@ -490,12 +490,14 @@ def test_judgements_that_name_nothing_and_items_that_are_there_twice(tmp_path: P
 
 def test_a_query_of_two_pictures_is_a_caption_of_both_and_what_is_not_judged_is_counted(tmp_path: Path) -> None:
     corpus = [{"_id": name, "image": f"{name}.jpg"} for name in "abc"]
-    folder = judged(tmp_path, corpus, [{"_id": "q", "text": "x"}], "query-id\tcorpus-id\tscore\nq\ta\t2\nq\tb\t0.5\nq\tc\t0\n")
+    queries = [{"_id": "q", "text": "x"}, {"_id": "none", "text": "y"}]
+    folder = judged(tmp_path, corpus, queries, "query-id\tcorpus-id\tscore\nq\ta\t2\nq\tb\t0.5\nq\tc\t0\n")
     manifest = read_manifest(folder)
     assert contents(manifest) == {("test", "a"): ["x"], ("test", "b"): ["x"]}
     assert [(where.rsplit("/", 1)[-1], why) for where, why in manifest.rows.left_out] == [
         ("test.tsv:4", "score 0"),
         ("corpus.jsonl:3", "no judgement names this picture"),
+        ("queries.jsonl:2", "no judgement names this text"),
     ]
 
 
