@@ -39,8 +39,8 @@ class _Item:
 class JudgedRows(RowSource):
     """A row for each judgement above 0: the picture, the text, and the split that qrels/SPLIT.tsv is named for.
 
-    An image is named by its id in the corpus (or the queries). Left out: judgements of 0, and pictures that no judgement names, since
-    there is no picture without a caption here.
+    An image is named by its id in the corpus (or the queries). Left out: judgements of 0, and pictures and texts that no judgement above 0
+    names, since there is no picture without a caption here, and no caption without a picture.
     """
 
     def __init__(self, folder: Path, mapping: Mapping[str, str], open_file: Opener) -> None:
@@ -87,7 +87,7 @@ class JudgedRows(RowSource):
         return items
 
     def __iter__(self) -> Iterator[Row]:
-        named: set[str] = set()
+        named: dict[str, set[str]] = {"picture": set(), "text": set()}
         for file in self._qrels:
             for line, query, document in self._judgements(file):
                 place = f"{file}:{line}"
@@ -101,12 +101,13 @@ class JudgedRows(RowSource):
                     continue
                 asked, found = self._queries[query], self._corpus[document]
                 picture, text, name = (asked, found, query) if self._are_queries_pictures else (found, asked, document)
-                named.add(name)
+                named["picture"].add(name)
+                named["text"].add(document if self._are_queries_pictures else query)
                 embedded = EmbeddedImage(picture.embedded.row, name, picture.embedded.num_bytes) if picture.embedded is not None else None
                 yield Row(place, picture.image, embedded, text.text, name, file.stem, picture.record.get("group"), picture.record)
-        for name, item in (self._queries if self._are_queries_pictures else self._corpus).items():
-            if name not in named:
-                self.left_out.append((item.where, "no judgement names this picture"))
+        sides = (self._queries, self._corpus) if self._are_queries_pictures else (self._corpus, self._queries)
+        for (kind, names), items in zip(named.items(), sides, strict=True):
+            self.left_out += [(item.where, f"no judgement names this {kind}") for name, item in items.items() if name not in names]
 
     def _judgements(self, file: Path) -> Iterator[tuple[int, str, str]]:
         """(line, query id, document id) of each line with a score above 0."""

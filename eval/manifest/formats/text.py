@@ -5,12 +5,14 @@ import csv
 import io
 import itertools
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from eval.dataset.images import HEIF_SUFFIXES, picture_suffixes
 from eval.files import TABLE_BYTES, encoding_of, open_plain
 from eval.manifest.columns import CAPTION_NAMES, COLUMNS, IMAGE_NAMES
 from eval.manifest.formats.encoding import not_utf8, open_text
@@ -23,8 +25,9 @@ Reader = Callable[[Path, list[tuple[str, str]]], tuple[list[str], Iterable[tuple
 
 _SEPARATORS = (",", ";", "\t", "|")
 _COLUMNS = frozenset({*COLUMNS, *IMAGE_NAMES, *CAPTION_NAMES})
-_PICTURE_NAME = re.compile(r"\.(?:jpe?g|jfif|jpe|png|webp|bmp|gif|tiff?|p[bgnpf]m|avif|jp2|j2k|qoi)\s*$|^\s*https?://", re.IGNORECASE)
-"""What the path of a picture looks like, or its URL."""
+_NAMES = frozenset({"image", "id", *IMAGE_NAMES})
+_URL = re.compile(r"\s*https?://", re.IGNORECASE)
+_RUNS = re.compile(r"([^\W\d_]+)|\d+")
 
 
 class TextRows(RowSource):
@@ -114,7 +117,7 @@ class _Table:
             yield line
 
     def _read_header(self, cells: list[str], separator: str) -> None:
-        paths = [_PICTURE_NAME.search(cell) is not None for cell in cells]
+        paths = [_is_picture_name(cell) for cell in cells]
         if len(cells) == 2 and paths.count(True) == 1 and not _COLUMNS & {cell.strip().lower() for cell in cells}:
             self.header = ["image", "caption"] if paths[0] else ["caption", "image"]
             self._read_row(cells, separator)
@@ -129,20 +132,37 @@ class _Table:
             what = f"{len(cells)} cells where the header has {len(self.header)}; quote captions that hold {name}"
         elif not is_unicode("".join(cells)):
             what = not_utf8("".join(self._lines))
-        elif len(self._lines) > 1 and any(self._is_row(line, separator) for line in self._lines[1:]):
+        elif len(self._lines) > 1 and self._holds_rows(cells, separator):
             what = f"a quoted cell holds lines {self.line} to {self.last_line}, which look like rows of their own; close its quote"
         if what is not None:
             self.faults.append((f"{self.path}:{self.line}", what))
         else:
             self.records.append((self.line, dict(zip(self.header, cells, strict=True))))
 
-    def _is_row(self, line: str, separator: str) -> bool:
-        """Whether a later line of a row has all cells itself, a picture's path in the same place."""
-        cells = [cell.strip(' "') for cell in line.rstrip("\r\n").split(separator)]
-        first = self._lines[0].rstrip("\r\n").split(separator)
-        return len(cells) == len(self.header) == len(first) and any(
-            _PICTURE_NAME.search(cell) and _PICTURE_NAME.search(other.strip(' "')) for cell, other in zip(cells, first, strict=True)
-        )
+    def _holds_rows(self, row: list[str], separator: str) -> bool:
+        """Whether a line of a row, other than the one with its picture's name, has all cells itself, such a name in the same place."""
+        lines = [[cell.strip(' "') for cell in line.rstrip("\r\n").split(separator)] for line in self._lines]
+        quoted = [place for place, cell in enumerate(row) if "\n" in cell or "\r" in cell]
+        for place, (column, name) in enumerate(zip(self.header, row, strict=True)):
+            if not quoted or quoted[0] <= place <= quoted[-1]:
+                continue
+            is_before = place < quoted[0]
+            others = [cells for cells in (lines[1:] if is_before else lines[:-1]) if len(cells) >= len(row)]
+            for cell in (cells[place if is_before else place - len(row)] for cells in others):
+                if (_is_picture_name(name) and _is_picture_name(cell)) or (column in _NAMES and _is_numbered_alike(name, cell)):
+                    return True
+        return False
+
+
+def _is_picture_name(text: str) -> bool:
+    """Whether a cell looks like the path of a picture, or its URL."""
+    return os.path.splitext(text.strip())[1].lower() in picture_suffixes() | HEIF_SUFFIXES or _URL.match(text) is not None
+
+
+def _is_numbered_alike(one: str, other: str) -> bool:
+    """Whether two names differ in nothing but their numbers and letters, as `img_7` and `img_12` do."""
+    forms = {_RUNS.sub(lambda match: "a" if match[1] else "0", name.strip()) for name in (one, other)}
+    return len(forms) == 1 and "0" in forms.pop()
 
 
 def separator_of(header: str, default: str) -> str:

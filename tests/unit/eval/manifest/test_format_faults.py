@@ -113,8 +113,29 @@ def test_a_quote_that_swallows_rows_is_named(tmp_path: Path) -> None:
     """By the rules of CSV these are two rows; they were four. A caption of two lines is no such case."""
     pictures(tmp_path, "jpg")
     (tmp_path / "m.tsv").write_text('caption\timage\n"left open\ta.jpg\na dog\tb.jpg\nended"\tc.jpg\n"two\nlines, or more"\ta.jpg\n')
+    (tmp_path / "n.csv").write_text('caption,image\n"left open,a.jpg\nended",c.jpg\n')
+    assert [place for place, _ in found(tmp_path / "n.csv")] == ["n.csv:2"]
     ((place, what),) = found(tmp_path / "m.tsv")
     assert place == "m.tsv:2" and "lines 2 to 4, which look like rows of their own; close its quote" in what
+
+
+@pytest.mark.parametrize("names", [("a.mpo", "b.mpo"), ("a.jpf", "b.jpf"), ("a.HEIC", "b.HEIC"), ("0", "12"), ("img_1", "img_2")])
+@pytest.mark.parametrize("text", ['"a dog\n{},a cat"', '"a dog, brown\n{},a cat"', '"a dog\n{},a cat, grey"'])
+def test_two_rows_joined_by_an_open_quote_are_named(tmp_path: Path, names: tuple[str, str], text: str) -> None:
+    """Whatever the pictures are called."""
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "m.csv").write_text(f"image,caption\n{names[0]},{text.format(names[1])}\n")
+    ((place, what),) = found(tmp_path / "m.csv")
+    assert place == "m.csv:2" and "look like rows of their own" in what
+    (tmp_path / "m.csv").write_text(f'image,caption\n{names[0]},"two\nlines, or more, of 2"\n{names[1]},x\n')
+    assert list(contents(read_manifest(tmp_path / "m.csv")).values()) == [["two\nlines, or more, of 2"], ["x"]]
+
+
+def test_a_table_without_header_is_known_by_every_suffix_that_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.mpo").write_bytes(b"x")
+    (tmp_path / "m.tsv").write_text("a dog\ta.mpo\n")
+    assert contents(read_manifest(tmp_path / "m.tsv")) == {(None, "a.mpo"): ["a dog"]}
 
 
 def test_urls_are_refused_with_the_remedy(tmp_path: Path) -> None:
@@ -490,12 +511,14 @@ def test_judgements_that_name_nothing_and_items_that_are_there_twice(tmp_path: P
 
 def test_a_query_of_two_pictures_is_a_caption_of_both_and_what_is_not_judged_is_counted(tmp_path: Path) -> None:
     corpus = [{"_id": name, "image": f"{name}.jpg"} for name in "abc"]
-    folder = judged(tmp_path, corpus, [{"_id": "q", "text": "x"}], "query-id\tcorpus-id\tscore\nq\ta\t2\nq\tb\t0.5\nq\tc\t0\n")
+    queries = [{"_id": "q", "text": "x"}, {"_id": "none", "text": "y"}]
+    folder = judged(tmp_path, corpus, queries, "query-id\tcorpus-id\tscore\nq\ta\t2\nq\tb\t0.5\nq\tc\t0\n")
     manifest = read_manifest(folder)
     assert contents(manifest) == {("test", "a"): ["x"], ("test", "b"): ["x"]}
     assert [(where.rsplit("/", 1)[-1], why) for where, why in manifest.rows.left_out] == [
         ("test.tsv:4", "score 0"),
         ("corpus.jsonl:3", "no judgement names this picture"),
+        ("queries.jsonl:2", "no judgement names this text"),
     ]
 
 
