@@ -461,7 +461,7 @@ FORMATS = [
     ),
     Format(
         "`datasets` on disk",
-        "a folder of `save_to_disk`; or a hub id `OWNER/NAME[:CONFIG]`",
+        "a folder of `save_to_disk`; or a hub id `OWNER/NAME[:CONFIG][@REVISION]`",
         "as Parquet",
         "column `split`, or the keys of the `DatasetDict`",
         [saved_dict],
