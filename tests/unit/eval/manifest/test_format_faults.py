@@ -309,6 +309,15 @@ def test_pictures_of_no_list_are_of_the_split_unlisted(tmp_path: Path) -> None:
     assert found(tmp_path / "Flickr8k.token.txt") == [("Flickr_8k.testImages.txt:1", "'a.jpg' is in the list of 'train' too")]
 
 
+def test_pictures_of_a_list_without_a_caption_are_counted(tmp_path: Path) -> None:
+    pictures(tmp_path, "jpg")
+    (tmp_path / "Flickr8k.token.txt").write_text("a.jpg#0\tone\n")
+    (tmp_path / "Flickr_8k.trainImages.txt").write_text("a.jpg\nb.jpg\n")
+    for source in ("Flickr8k.token.txt", "*.token.txt"):
+        left_out = read_manifest(tmp_path / source).rows.left_out
+        assert left_out == [(f"{tmp_path}/Flickr_8k.trainImages.txt:2", "a list names this picture, which has no caption")]
+
+
 def test_lines_of_flickr_that_are_none_are_named(tmp_path: Path) -> None:
     pictures(tmp_path, "jpg")
     (tmp_path / "results_20130124.token").write_text("a.jpg#0\tone\n\nb.jpg two\n")
