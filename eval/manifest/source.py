@@ -13,13 +13,13 @@ from eval.manifest.formats.arrow import is_saved_dataset, read_parquet, read_sav
 from eval.manifest.formats.beir import JudgedRows, find_side
 from eval.manifest.formats.encoding import open_text
 from eval.manifest.formats.file_names import matching_files, split_folders, split_of
-from eval.manifest.formats.flickr import RESULTS_HEADER, TOKEN, read_results, read_tokens
+from eval.manifest.formats.flickr import RESULTS_HEADER, TOKEN, TokenRows, read_results
 from eval.manifest.formats.hub import HubId, read_hub_dataset
 from eval.manifest.formats.image_folder import METADATA_FILES, FolderRows
 from eval.manifest.formats.img2dataset import DownloadedFiles, DownloadedShards, download_folders, is_download_record
 from eval.manifest.formats.joined import JoinedRows
 from eval.manifest.formats.json_file import open_json
-from eval.manifest.formats.text import Reader, TextRows, read_csv, read_jsonl
+from eval.manifest.formats.text import TextRows, read_csv, read_jsonl
 from eval.manifest.names import called
 from eval.manifest.options import MANIFEST
 from eval.manifest.rows import RowSource
@@ -69,7 +69,7 @@ def _open_file(path: Path, mapping: Mapping[str, str], image_root: Path | None =
         case ".json":
             return open_json(path, mapping, image_root)
         case suffix if suffix in _TABLES:
-            return TextRows(path, mapping, _table_reader(path))
+            return _open_table(path, mapping)
         case ".parquet":
             return read_parquet([path], mapping)
         case ".tar":
@@ -79,16 +79,16 @@ def _open_file(path: Path, mapping: Mapping[str, str], image_root: Path | None =
     raise UserError(f"{path}: a manifest is {MANIFEST}; found a file named *{path.suffix}")
 
 
-def _table_reader(path: Path) -> Reader:
-    """The reader of a table in text, by its first line that is not blank."""
+def _open_table(path: Path, mapping: Mapping[str, str]) -> TextRows:
+    """The rows of a table in text, by its first line that is not blank."""
     with open_text(path, newline=None) as file:
         try:
             first = next((line for line in file if line.strip()), "").rstrip("\n")
         except UnicodeDecodeError:
             first = ""
     if TOKEN.fullmatch(first):
-        return read_tokens
-    return read_results if RESULTS_HEADER.fullmatch(first) else read_csv
+        return TokenRows(path, mapping)
+    return TextRows(path, mapping, read_results if RESULTS_HEADER.fullmatch(first) else read_csv)
 
 
 def _check_one_kind(source: str, files: Sequence[Path]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from eval.errors import UserError
 from eval.files import files_stamp, require_plain
@@ -91,7 +92,7 @@ class ArrowRows(RowSource):
                 record.setdefault(self.mapping["split"], part.split)
                 if num_bytes is not None:
                     record[image] = paths[offset]
-                    if size := num_bytes[offset]:
+                    if (size := num_bytes[offset]) is not None:  # none at all is a broken picture, whatever file has its inner path
                         number = first + row
                         own = record.get(self.mapping["id"]), None if number in named else paths[offset]
                         names = (*own, f"row-{named.get(number, number) + 1:07d}")
@@ -134,14 +135,13 @@ class ArrowRows(RowSource):
         for start in range(0, len(table), _ROWS_AT_ONCE):
             batch = table[start : min(start + _ROWS_AT_ONCE, len(table))]
             num_bytes, paths = _split_image_column(batch, image)
-            sizes = [size or 0 for size in num_bytes or ()]
             ids, splits = (values_of(batch[name]) if name in batch.column_names else [None] * len(batch) for name in (id_, split))
             scopes = [None] * len(batch) if self.is_one_set else [part.split if name is None else name for name in splits]
             names = [
-                f"{scope!r} {path}" if size and path and is_unicode(path) and own in (None, "") else None
-                for scope, path, size, own in zip(scopes, paths, sizes, ids, strict=True)
+                f"{scope!r} {path}" if size is not None and path and is_unicode(path) and own in (None, "") else None
+                for scope, path, size, own in zip(scopes, paths, num_bytes or (), ids, strict=True)
             ]
-            yield pa.array(names, pa.large_string()), np.array(sizes, dtype=np.int64)
+            yield pa.array(names, pa.large_string()), np.array([size or 0 for size in num_bytes or ()], dtype=np.int64)
 
     @cached_property
     def stamp(self) -> tuple[int, int]:
@@ -185,12 +185,21 @@ def read_parquet(files: list[Path], mapping: Mapping[str, str], *, are_splits_na
     try:
         for file in files:
             require_plain(file)
-        loaded = [datasets.Dataset.from_parquet(str(file)) for file in files]
+        loaded = [_parquet_table(file) for file in files]
         datasets.concatenate_datasets(loaded)  # its checks; the tables themselves are read one after another
     except Exception as error:  # datasets and pyarrow wrap one another's errors
         raise UserError(f"{place}: cannot be read as parquet ({type(error).__name__}: {error})") from error
     parts = [Part(str(file), table, split_of(file) if are_splits_named else None) for file, table in zip(files, loaded, strict=True)]
     return ArrowRows(parts, mapping, files[0].parent, place)
+
+
+def _parquet_table(file: Path) -> Any:
+    """The table of one file; of one without rows, of which `datasets` makes an error, the columns."""
+    import datasets
+
+    if pq.read_metadata(file).num_rows == 0:
+        return datasets.Dataset(pq.read_table(file))
+    return datasets.Dataset.from_parquet(str(file))
 
 
 def is_saved_dataset(folder: Path) -> bool:

@@ -1,11 +1,12 @@
 """Rows out of the caption files of Flickr8k and Flickr30k."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from eval.manifest.formats.encoding import not_utf8, open_text
-from eval.manifest.formats.text import Record
+from eval.manifest.formats.text import Record, TextRows
 from eval.manifest.rows import is_unicode
 
 Faults = list[tuple[str, str]]
@@ -14,6 +15,17 @@ RESULTS_HEADER = re.compile(r"image_name\|\s*comment_number\|\s*comment\s*")
 _RESULT = re.compile(r"([^|]+)\|\s*(\d+)\s*[|\s]\s*(.*)")  # one line of Flickr30k lacks its second |
 _SPLIT_LISTS = {"train": "trainImages", "dev": "devImages", "test": "testImages"}
 UNLISTED = "unlisted"
+
+
+class TokenRows(TextRows):
+    """The rows of Flickr8k.token.txt; left out are pictures that a list next to it names and that have no caption."""
+
+    def __init__(self, path: Path, mapping: Mapping[str, str]) -> None:
+        super().__init__(path, mapping, read_tokens)
+        described = {record["image"] for _, record in self._records}
+        listed = _listed_splits(path.parent, [])
+        why = "a list names this picture, which has no caption"
+        self.left_out = [(place, why) for name, (_, place) in listed.items() if name not in described]
 
 
 def read_tokens(path: Path, faults: Faults) -> tuple[list[str], list[Record]]:
@@ -30,7 +42,8 @@ def read_tokens(path: Path, faults: Faults) -> tuple[list[str], list[Record]]:
             faults.append((f"{path}:{line}", f"expected NAME#NUMBER, a tab and a caption, found {text!r:.100}"))
             continue
         record: dict[str, Any] = {"image": match[1], "number": int(match[2]), "caption": match[3].strip()}
-        records.append((line, record | {"split": splits.get(match[1], UNLISTED)} if splits else record))
+        split, _ = splits.get(match[1], (UNLISTED, ""))
+        records.append((line, record | {"split": split} if splits else record))
     return ["image", "number", "caption", *(["split"] if splits else [])], records
 
 
@@ -65,15 +78,15 @@ def _lines(path: Path, faults: Faults) -> list[tuple[int, str]]:
     return found
 
 
-def _listed_splits(folder: Path, faults: Faults) -> dict[str, str]:
-    """The split of each picture that a list names."""
-    splits: dict[str, str] = {}
+def _listed_splits(folder: Path, faults: Faults) -> dict[str, tuple[str, str]]:
+    """The split of each picture that a list names, and the line that does."""
+    splits: dict[str, tuple[str, str]] = {}
     for split, name in _SPLIT_LISTS.items():
         file = folder / f"Flickr_8k.{name}.txt"
         if not file.exists():
             continue
         for line, text in _lines(file, faults):
             picture = text.strip()
-            if splits.setdefault(picture, split) != split:
-                faults.append((f"{file}:{line}", f"{picture!r} is in the list of {splits[picture]!r} too"))
+            if (first := splits.setdefault(picture, (split, f"{file}:{line}"))[0]) != split:
+                faults.append((f"{file}:{line}", f"{picture!r} is in the list of {first!r} too"))
     return splits

@@ -28,6 +28,7 @@ class JoinedRows(RowSource):
         self.folder = parts[0][0].folder
         self.header_place = ", ".join(rows.header_place for rows, _ in parts)
         self.faults = [fault for rows, _ in parts for fault in rows.faults]
+        self.left_out = [place for rows, _ in parts for place in rows.left_out]
         columns = [column for rows, _ in parts for column in rows.columns]
         # As in eval/manifest/formats/arrow.py: a split column that the configuration names and that is not there stays a fault.
         columns += ["split" for _, split in parts if split is not None and mapping["split"] == "split"]

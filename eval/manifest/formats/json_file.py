@@ -144,14 +144,15 @@ def _coco_record(image: dict[str, Any], prefix: str, caption: Any) -> dict[str, 
 
 
 def _coco_folder(path: Path, images: list[Any], image_root: Path | None) -> tuple[Path | None, str]:
-    """(folder of the pictures, what goes before file_name) of COCO captions, where the first picture is found.
+    """(folder of the pictures, what goes before file_name) of COCO captions, where the first picture that is there is found.
 
-    COCO's own layout is annotations/captions_NAME.json next to NAME/: file names are then relative to NAME.
+    COCO's own layout is annotations/captions_NAME.json next to NAME/: file names are then relative to NAME, also where no picture is there.
     """
     name = path.stem.removeprefix("captions_")
-    first = next((image["file_name"] for image in images if isinstance(image, dict) and isinstance(image.get("file_name"), str)), None)
-    for folder in [image_root] if image_root is not None else [path.parent, path.parent.parent]:
-        for prefix in ("", f"{name}/"):
-            if first is not None and os.path.isfile(os.path.join(folder, prefix + first)):
+    folders = [image_root] if image_root is not None else [path.parent, path.parent.parent]
+    places = [(folder, prefix) for folder in folders for prefix in ("", f"{name}/")]
+    for file in (image["file_name"] for image in images if isinstance(image, dict) and isinstance(image.get("file_name"), str)):
+        for folder, prefix in places:
+            if os.path.isfile(os.path.join(folder, prefix + file)):
                 return folder, prefix
-    return None, ""
+    return next(((folder, prefix) for folder, prefix in places if prefix and (folder / name).is_dir()), (None, ""))

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from eval.dataset.images import ImageError
 from eval.dataset.retrieval_set import load_split
 from eval.errors import UserError
 from eval.manifest.formats.hub import HubId
@@ -245,3 +246,24 @@ def test_a_folder_of_that_name_goes_before_the_hub(hub: Hub, tmp_path: Path) -> 
     with pytest.raises(UserError):
         read_manifest("owner/name")
     assert hub.asked == [("owner/name", None)]
+
+
+def test_a_file_of_no_rows_among_others_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    table = pa.table({"image": ["a.jpg"], "caption": ["x"]})
+    pq.write_table(table, tmp_path / "train-0.parquet")
+    pq.write_table(table[:0], tmp_path / "train-1.parquet")
+    assert [image.id for image in read_manifest(tmp_path).images] == ["a.jpg"]
+    with pytest.raises(ManifestError, match="has no rows"):
+        read_manifest(tmp_path / "train-1.parquet")
+
+
+def test_an_embedded_picture_of_no_bytes_is_no_file_of_its_name(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": data, "path": "a.png"} for data in (b"", (tmp_path / "a.png").read_bytes())]
+    pq.write_table(pa.table({"image": pa.array(rows, kind), "caption": ["x", "y"]}), tmp_path / "m.parquet")
+    dataset = load_split(read_manifest(tmp_path / "m.parquet"), None)
+    assert list(dataset.image_ids) == ["row-0000001", "row-0000002"] and dataset.load_image(1).size == (4, 4)
+    with pytest.raises(ImageError, match="0 embedded bytes"):
+        dataset.load_image(0)

@@ -17,7 +17,7 @@ from eval.dataset.retrieval_set import RetrievalSet, load_split
 from eval.errors import UserError
 from eval.files import PICTURE_BYTES
 from eval.manifest.formats.file_names import split_of
-from eval.manifest.manifest import Manifest, ManifestError, read_manifest
+from eval.manifest.manifest import Manifest, ManifestError, RowRules, read_manifest
 from rerank.answers.pictures import read_rows
 from tests.unit.eval.manifest.written_formats import COLOURS, dump, picture, pictures, tar_of
 
@@ -273,6 +273,22 @@ def test_ids_of_coco_pictures_are_paths_below_the_image_root(tmp_path: Path) -> 
     assert [what for _, what in found(path, image_root=tmp_path / "annotations")][0].endswith("Is data.image_root right?")
 
 
+@pytest.mark.parametrize("there", ["ab", "b", ""])
+def test_the_folders_of_coco_are_found_though_pictures_are_missing(tmp_path: Path, there: str) -> None:
+    pictures(tmp_path / "train2017", "jpg", "c")
+    pictures(tmp_path / "val2017", "jpg", there)
+    (tmp_path / "val2017").mkdir(exist_ok=True)
+    for split, names in (("train2017", "c"), ("val2017", "ab")):
+        images = [{"id": name, "file_name": f"{name}.jpg"} for name in names]
+        annotations = [{"image_id": name, "caption": name} for name in names]
+        dump(tmp_path / "annotations" / f"captions_{split}.json", {"images": images, "annotations": annotations})
+    for root in (None, tmp_path):
+        manifest = read_manifest(tmp_path, image_root=root, rules=RowRules(skip_missing=True))
+        expected = {("val", f"val2017/{name}.jpg"): [name] for name in there}
+        assert contents(manifest) == {("train", "train2017/c.jpg"): ["c"], **expected}
+        assert [row.image for row in manifest.skipped] == [f"val2017/{name}.jpg" for name in "ab" if name not in there]
+
+
 def test_faults_of_karpathys_splits(tmp_path: Path) -> None:
     pictures(tmp_path, "jpg")
     images = [{"filename": "a.jpg", "sentences": [{"raw": "x"}, {"tokens": []}]}, {"filename": "b.jpg", "sentences": []}]
@@ -291,6 +307,15 @@ def test_pictures_of_no_list_are_of_the_split_unlisted(tmp_path: Path) -> None:
     assert contents(read_manifest(tmp_path / "Flickr8k.token.txt")) == {("train", "a.jpg"): ["one"], ("unlisted", "b.jpg"): ["two"]}
     (tmp_path / "Flickr_8k.testImages.txt").write_text("a.jpg\n")
     assert found(tmp_path / "Flickr8k.token.txt") == [("Flickr_8k.testImages.txt:1", "'a.jpg' is in the list of 'train' too")]
+
+
+def test_pictures_of_a_list_without_a_caption_are_counted(tmp_path: Path) -> None:
+    pictures(tmp_path, "jpg")
+    (tmp_path / "Flickr8k.token.txt").write_text("a.jpg#0\tone\n")
+    (tmp_path / "Flickr_8k.trainImages.txt").write_text("a.jpg\nb.jpg\n")
+    for source in ("Flickr8k.token.txt", "*.token.txt"):
+        left_out = read_manifest(tmp_path / source).rows.left_out
+        assert left_out == [(f"{tmp_path}/Flickr_8k.trainImages.txt:2", "a list names this picture, which has no caption")]
 
 
 def test_lines_of_flickr_that_are_none_are_named(tmp_path: Path) -> None:
