@@ -82,7 +82,7 @@ def make_parser() -> CommandParser:
         help="queries that the page shows at most, 0 or more; 0: no page (default 100)",
     )
     add("--skip-broken", action="store_true", help="leave out pictures that do not decode (default: refuse them)")
-    add("--caption-column", metavar="NAME", help="column of the captions in a table (default: caption, captions, text or title)")
+    add("--caption-column", metavar="NAME", help="column of the captions in a table (default: captions, else caption; text or title)")
     add("--caption-id-column", metavar="NAME", help="column of a table that names each caption (default: its line or row number)")
     add("--split", help="of a manifest: only the pictures of this split (default: all)")
     add(

@@ -10,6 +10,7 @@ from eval.atomic import check_writable, is_desktop_file, replace_files
 from eval.choices.choice_set import jsonl_rows, read_choices
 from eval.errors import UserError
 from eval.files import read_text
+from eval.manifest.formats.text import parse_json
 from eval.manifest.manifest import Fault, ManifestError
 from eval.manifest.rows import is_unicode
 
@@ -103,7 +104,7 @@ def _complete(items: Iterable[Item], wanted: Mapping[str, Any], faults: list[Fau
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads(read_text(file))
+        return parse_json(read_text(file).encode())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as JSON ({error})") from error
 

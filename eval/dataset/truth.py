@@ -17,6 +17,7 @@ from eval.dataset.retrieval_set import GroupHashes, RetrievalSet, matching_pairs
 from eval.errors import UserError
 
 Protocol = Literal["all", "papers"]
+_MOST_NAMED = 5
 
 
 def with_ground_truth(
@@ -70,13 +71,15 @@ def _with_relevant(
     }
     truth: dict[str, Any] = {"protocol": "all", "near_duplicates": record} | marks
     if qrels is not None:
-        extra_P, num_unknown = known_pairs(dataset, qrels)
+        extra_P, unknown = known_pairs(dataset, qrels)
         before = len(images_P)
         codes = [images * dataset.num_captions + captions for images, captions in ((images_P, captions_P), extra_P)]
         union_P = np.union1d(*codes)
         images_P, captions_P = union_P // dataset.num_captions, union_P % dataset.num_captions
         digest = hashlib.sha256("\n".join(sorted(f"{query} {item}" for query, item in qrels)).encode()).hexdigest()
-        truth["qrels"] = {"num_pairs": len(qrels), "num_added": len(images_P) - before, "num_not_in_split": num_unknown, "sha256": digest}
+        counts = {"num_pairs": len(qrels), "num_added": len(images_P) - before, "num_not_in_split": len(unknown)}
+        first = {"first_not_in_split": [list(pair) for pair in unknown[:_MOST_NAMED]]} if unknown else {}
+        truth["qrels"] = counts | first | {"sha256": digest}
     return dataset.with_positive_pairs(images_P, captions_P, truth)
 
 
@@ -90,12 +93,15 @@ def truth_in_words(truth: dict[str, Any]) -> str:
         words += ", near-duplicates of them"
     if qrels := truth.get("qrels"):
         words += f", and {qrels['num_added']:,} additional pairs of a qrels file"
+        if first := qrels.get("first_not_in_split"):
+            named = ", ".join(f"{query} {item}" for query, item in first)
+            words += f" ({qrels['num_not_in_split']:,} of its {qrels['num_pairs']:,} pairs are not of this split, e.g. {named})"
     marks = " Punctuation between digits counts." if truth.get("digit_marks") else ""
     return f"{words}.{marks}{gallery}"
 
 
-def known_pairs(dataset: RetrievalSet, qrels: Collection[tuple[str, str]]) -> tuple[tuple[np.ndarray, np.ndarray], int]:
-    """(images, captions) of the pairs whose ids are both in the split, in either order, and the number of the others.
+def known_pairs(dataset: RetrievalSet, qrels: Collection[tuple[str, str]]) -> tuple[tuple[np.ndarray, np.ndarray], list[tuple[str, str]]]:
+    """(images, captions) of the pairs whose ids are both in the split, in either order, and the others, sorted.
 
     An id with blanks is percent-encoded in a TREC file ("my%20photo.jpg"), and one that Unicode composes otherwise (NFC, NFD) is the same.
 
@@ -103,21 +109,23 @@ def known_pairs(dataset: RetrievalSet, qrels: Collection[tuple[str, str]]) -> tu
         UserError: there are pairs, but none of the split.
     """
     image_number, caption_number = _numbers(dataset.image_ids), _numbers(dataset.caption_ids)
-    pairs = []
+    pairs, unknown = [], []
     for query, item in qrels:
         for image, caption in ((query, item), (item, query)):
             found = (_find(image_number, image), _find(caption_number, caption))
             if None not in found:
                 pairs.append(found)
                 break
+        else:
+            unknown.append((query, item))
     if qrels and not pairs:
-        examples = ", ".join(f"{query!r} {item!r}" for query, item in sorted(qrels)[:5])
+        examples = ", ".join(f"{query!r} {item!r}" for query, item in sorted(qrels)[:_MOST_NAMED])
         raise UserError(
             f"none of the {len(qrels)} pairs of the qrels file are of split {dataset.split!r}, e.g. {examples}. Image ids look like "
             f"{dataset.image_ids[0]!r} here, caption ids like {dataset.caption_id(0)!r}"
         )
     known_P2 = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return (known_P2[:, 0], known_P2[:, 1]), len(qrels) - len(pairs)
+    return (known_P2[:, 0], known_P2[:, 1]), sorted(unknown)
 
 
 def _numbers(names: Sequence[str]) -> dict[str, int]:

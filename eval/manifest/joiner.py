@@ -27,12 +27,14 @@ class RowRules:
     Attributes:
         skip_missing: leave out rows whose picture is not there, and list them; else they are faults.
         is_one_set: rows of all splits are one set, so that embedded pictures of one name are told apart in different splits too.
+        with_captions: whether captions are read; else images are there without them.
         divide: gives the images of a manifest their splits (eval/manifest/made_split.py) and says what is wrong; not called where rows have
             faults.
     """
 
     skip_missing: bool = False
     is_one_set: bool = False
+    with_captions: bool = True
     divide: "Callable[[Any], list[Fault]] | None" = None
 
 
@@ -196,7 +198,7 @@ class Joiner:
             self._captions.lists[name] += [kept] * len(texts)
 
     def finish(self) -> ImageTable:
-        """The joined images; those that lost every caption to faults are left out."""
+        """The joined images; those that lost every caption to faults are left out, where captions are read."""
         images, captions = self._images, self._captions
         image_C = np.frombuffer(captions.images, dtype=np.int64)
         order_C = np.argsort(image_C, kind="stable")
@@ -220,10 +222,12 @@ class Joiner:
             columns={name: [values[caption] for caption in order_C] for name, values in captions.values.items()},
             texts={name: [lists[caption] for caption in order_C] for name, lists in captions.lists.items()},
         )
-        return table.take(np.flatnonzero(counts_I)).in_id_order()
+        return (table.take(np.flatnonzero(counts_I)) if self._rules.with_captions else table).in_id_order()
 
     def _captions_of(self, row: Row) -> tuple[list[str], list[int]]:
         """The captions of a row with the hash of each; what is wrong with the others goes to the faults."""
+        if not self._rules.with_captions:
+            return [], []
         values: list[Any] = row.captions if isinstance(row.captions, list) else [row.captions]
         if not values:
             self._faults.append(Fault(row.where, "no caption", "the list of captions is empty; write one, or take the row out"))

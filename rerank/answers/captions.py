@@ -11,7 +11,7 @@ import numpy as np
 from eval.dataset.retrieval_set import StringColumn
 from eval.errors import UserError
 from eval.files import TABLE_BYTES, encoding_of, read_bytes
-from eval.manifest.columns import CAPTION_NAMES
+from eval.manifest.columns import CAPTION_NAMES, map_columns
 from eval.manifest.formats.lists import parsed_list
 from eval.manifest.image_table import ImageTable
 from eval.manifest.manifest import Fault, ManifestError, caption_fault
@@ -49,7 +49,7 @@ def read_captions(source: str, *, column: str | None = None, id_column: str | No
     """The captions of a file: one a line of a .txt; or a column of a .csv, .tsv, .jsonl or .parquet with texts or lists of texts.
 
     Args:
-        column: of a table; by default the first of `caption`, `captions`, `text` and `title` that exists.
+        column: of a table; by default those of a manifest: in each row `captions`, else `caption`; without both `text`, else `title`.
         id_column: of a table, with the captions' ids; by default line or row numbers.
 
     Raises:
@@ -109,15 +109,17 @@ def _table_entries(path: Path, column: str | None, id_column: str | None, faults
     faults += [Fault(where, "unreadable row", what) for where, what in unreadable]
     if faults:
         return
-    wanted = column if column is not None else next((name for name in _USUAL_COLUMNS if name in columns), None)
+    mapping = map_columns(columns, {"image": "image"} | ({"caption": column} if column is not None else {}))
+    read = [name for name in (mapping.names["captions"], mapping.names["caption"]) if name in columns] if column is None else [column]
+    wanted = read[0] if read else None
     for option, name in (("--caption-column", wanted), ("--caption-id-column", id_column)):
         if name not in columns and not (name is None and option == "--caption-id-column"):
             missing = f"no column {name!r}" if name is not None else f"no column of the names {', '.join(_USUAL_COLUMNS)}"
             faults.append(Fault(str(path), "unknown column", f"{missing}; columns found: {columns}. Name the right one: {option} NAME"))
     if faults:
         return
-    if column is None and wanted in CAPTION_NAMES:
-        notes.append(f"captions from column {wanted!r}")
+    notes += mapping.notes
+    unread = [name for name in _USUAL_COLUMNS if name in columns and name not in read] if column is None else []
     named: dict[str, str] = {}
     for number, record in records:
         where = f"{path} row {number}" if path.suffix.lower() == ".parquet" else f"{path}:{number}"
@@ -129,11 +131,15 @@ def _table_entries(path: Path, column: str | None, id_column: str | None, faults
                 what = f"id {name!r} is at {named[name]} too" if name else "the id is empty"
                 faults.append(Fault(where, "id missing or twice", f"{what}; give each caption its own id"))
             named[name] = where
-        captions = parsed_list(record.get(str(wanted)), quoted=wanted != "captions")
-        if isinstance(captions, list):
+        values = (parsed_list(record.get(key), quoted=key != "captions") for key in read)
+        captions = next((value for value in values if value is not None), None)
+        if not any(key in record for key in read) and (holding := [key for key in unread if record.get(key) not in (None, "", [])]):
+            what = f"no {' or '.join(map(repr, read))}, but a {holding[0]!r}; give all captions one name, or --caption-column NAME"
+            faults.append(Fault(where, "no caption", what))
+        elif isinstance(captions, list) and captions:
             yield from ((where, f"{name}#{place}", text) for place, text in enumerate(captions))
         else:
-            yield (where, name, captions)
+            yield (where, name, captions or None)
 
 
 def _collected(source: str, entries: Iterable[_Entry], faults: list[Fault]) -> Captions:

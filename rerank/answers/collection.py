@@ -47,7 +47,7 @@ class Collection:
             self.load_image(image)
         except ImageError as error:
             reason = str(error)
-        return Skipped(self.pictures.image_place(image), self.image_ids[image], reason)
+        return Skipped(self.pictures.image_place(image), self.image_ids[image], reason, self.pictures.split(image))
 
     def text_record(self, inputs: SiglipInputs, processes: Processes) -> dict[str, Any]:
         """What the captions are like, and what a checkpoint's tokenizer makes of them; call on every process."""

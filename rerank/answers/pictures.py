@@ -6,8 +6,8 @@ Shape letters: I images.
 import copy
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,10 @@ from eval.manifest.columns import asked_mapping, map_columns, missing_column
 from eval.manifest.formats.arrow import is_saved_dataset
 from eval.manifest.image_root import wrong_root
 from eval.manifest.image_table import ImageTable
-from eval.manifest.joiner import RowCounts
-from eval.manifest.manifest import Fault, Manifest, ManifestError, Skipped, left_out_line
-from eval.manifest.paths import MISSING, ImagePaths, PathFault
-from eval.manifest.rows import Row, RowSource, is_unicode
+from eval.manifest.joiner import Joiner, RowCounts
+from eval.manifest.manifest import Fault, Manifest, ManifestError, RowRules, Skipped, cell_text, left_out_line
+from eval.manifest.paths import MISSING, ImagePaths
+from eval.manifest.rows import RowSource, is_unicode
 from eval.manifest.source import open_rows
 
 
@@ -77,6 +77,8 @@ class PictureList(StoredImages):
         embedded_row_I = np.array([picture.embedded_row for picture in ordered], dtype=np.int64)
         super().__init__(ids, paths, embedded_row_I, rows, source=source)
         self.skipped = skipped or SkippedFiles()
+        self._splits: Sequence[str | None] = [None]
+        self._split_I = np.zeros(len(ordered), dtype=np.int64)
         self.skipped_rows: list[Skipped] = []
         self.counts = RowCounts()
         self.notes: list[str] = []
@@ -88,19 +90,28 @@ class PictureList(StoredImages):
         _, first = np.unique(images.ids.dictionary_encode().indices.to_numpy(), return_index=True)
         chosen = images.take(first.astype(np.int64))
         ids, paths = StringColumn(chosen.ids), StringColumn(chosen.paths)
-        pictures = cls([], manifest.source, manifest.rows)._of_columns(ids, paths, chosen.embedded_row_I, chosen.root)
-        pictures.skipped_rows, pictures.counts, pictures.notes = manifest.skipped, manifest.counts, manifest.notes
+        pictures = cls([], manifest.source, manifest.rows)._of_columns(ids, paths, chosen.embedded_row_I, chosen.root, chosen.split_I)
+        pictures._splits = chosen.splits
+        counts = replace(manifest.counts, joined=manifest.counts.joined + len(images) - len(first))
+        pictures.skipped_rows, pictures.counts, pictures.notes = manifest.skipped, counts, manifest.notes
         return pictures
 
     def without(self, broken: np.ndarray) -> "PictureList":
         """The list without some images, by index; the order does not change."""
         remaining = np.setdiff1d(np.arange(self.num_images), broken)
         ids, paths = self.image_ids.take(remaining), self._paths.take(remaining)
-        return self._of_columns(ids, paths, self._embedded_row_I[remaining], self._root)
+        return self._of_columns(ids, paths, self._embedded_row_I[remaining], self._root, self._split_I[remaining])
 
-    def _of_columns(self, ids: StringColumn, paths: StringColumn, embedded_row_I: np.ndarray, root: str) -> "PictureList":
+    def split(self, image: int) -> str | None:
+        """The split of an image, the first of several; None where the manifest has none."""
+        return self._splits[self._split_I[image]]
+
+    def _of_columns(
+        self, ids: StringColumn, paths: StringColumn, embedded_row_I: np.ndarray, root: str, split_I: np.ndarray
+    ) -> "PictureList":
         other = copy.copy(self)
         other.image_ids, other._paths, other._embedded_row_I, other._root = ids, paths, embedded_row_I, root
+        other._split_I = split_I
         return other
 
 
@@ -170,7 +181,7 @@ def read_rows(
         skip_missing: leave out rows whose picture is not there, and list them.
 
     Raises:
-        ManifestError: a row names no picture that is there, or two pictures have one id; every fault at once.
+        ManifestError: a row is wrong as `eval.manifest.manifest.read_manifest` has it; every fault at once, of the split's rows.
         UserError: the source cannot be read.
     """
     rows = open_rows(source, asked_mapping(columns), Path(image_root) if image_root is not None else None)
@@ -184,60 +195,26 @@ def read_rows(
             faults.append(Fault(rows.header_place, "unknown column", what))
     if faults:
         raise ManifestError(source, faults)
-    reader = _RowReader(ImagePaths(Path(image_root) if image_root is not None else rows.folder), rows, faults, skip_missing)
+    rules = RowRules(skip_missing=skip_missing, is_one_set=rows.is_one_set, with_captions=False)
+    paths = ImagePaths(Path(image_root) if image_root is not None else rows.folder)
+    joiner = Joiner(paths, rows, faults, rules, (), ())
     for row in rows:
-        if split is None or row.split == split:
-            reader.add(row)
+        if split is None or cell_text(row.where, "split", row.split, faults) == split:
+            joiner.add(row)
     faults += [Fault(where, "unreadable row", what) for where, what in rows.faults[num_known:]]
-    if what := wrong_root(list(reader.missing), len(reader.found), reader.paths.image_root, rows.folder):
+    manifest = Manifest(source, rows, joiner.finish(), joiner.counts, joiner.skipped, mapping.notes)
+    if what := wrong_root(list(joiner.missing), joiner.num_images, paths.image_root, rows.folder):
         faults = [fault for fault in faults if fault.kind != MISSING]
-        raise ManifestError(source, [Fault(next(iter(reader.missing.values())), "wrong image root", what), *faults])
-    if not reader.found and not faults:
-        faults.append(Fault(source, "empty", reader.nothing_found(split)))
+        raise ManifestError(source, [Fault(next(iter(joiner.missing.values())), "wrong image root", what), *faults])
+    if not len(manifest.images) and not faults:
+        faults.append(Fault(source, "empty", _nothing_found(manifest, split)))
     if faults:
         raise ManifestError(source, faults)
-    pictures = PictureList((picture for _, picture in reader.found.values()), source, rows)
-    pictures.skipped_rows, pictures.counts, pictures.notes = reader.skipped, reader.counts, mapping.notes
-    return pictures
+    return PictureList.of_manifest(manifest.images, manifest)
 
 
-class _RowReader:
-    """Adds the images of rows, and what is wrong with others to the faults."""
-
-    def __init__(self, paths: ImagePaths, rows: RowSource, faults: list[Fault], skip_missing: bool) -> None:
-        self.paths, self._rows, self._faults, self._skip_missing = paths, rows, faults, skip_missing
-        self.found: dict[str, tuple[str, ImageEntry]] = {}
-        self.missing: dict[str, str] = {}
-        self.skipped: list[Skipped] = []
-        self.counts = RowCounts()
-
-    def add(self, row: Row) -> None:
-        """Add the image of a row, or its fault. Several rows of one image (one for each caption, say) give one entry."""
-        self.counts.given += 1
-        embedded_row = row.embedded.row if row.embedded is not None else -1
-        try:
-            key, path, _ = self.paths.find(row.image) if row.embedded is None else (row.embedded.key, "", 0)
-        except PathFault as fault:
-            if fault.kind == MISSING:
-                self.missing.setdefault(self.paths.relative(row.image), row.where)
-            if fault.kind == MISSING and self._skip_missing:
-                self.counts.skipped += 1
-                self.skipped.append(Skipped(row.where, self.paths.relative(row.image) if row.id in (None, "") else str(row.id), fault.kind))
-            else:
-                self._faults.append(Fault(row.where, fault.kind, str(fault)))
-            return
-        name = str(row.id) if row.id not in (None, "") else key
-        self.counts.joined += name in self.found
-        known_key, known = self.found.setdefault(name, (key, ImageEntry(name, str(path), embedded_row)))
-        if known_key != key:
-            what = f"id {name!r} names {key!r} here and {known_key!r} above; give each picture an id of its own"
-            self._faults.append(Fault(row.where, "id twice", what))
-        elif known.embedded_row != embedded_row and self._rows.image_bytes(embedded_row) != self._rows.image_bytes(known.embedded_row):
-            what = f"{name!r} names another picture above; give each picture an id of its own"
-            self._faults.append(Fault(row.where, "id twice", what))
-
-    def nothing_found(self, split: str | None) -> str:
-        """Why there is no image."""
-        if self.skipped:
-            return f"the picture of each of its {len(self.skipped):,} rows is missing"
-        return "no rows" if split is None else f"no row has split {split!r}; leave --split out to take all"
+def _nothing_found(manifest: Manifest, split: str | None) -> str:
+    """Why there is no image."""
+    if manifest.skipped:
+        return f"the picture of each of its {len(manifest.skipped):,} rows is missing"
+    return "no rows" if split is None else f"no row has split {split!r}; leave --split out to take all"

@@ -101,6 +101,12 @@ def test_another_layout_is_refused(folder: Path, capsys: pytest.CaptureFixture[s
     assert message in errors and "Traceback" not in errors
 
 
+def test_a_number_that_is_there_twice_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = '{"filename": "000000000001.jpg", "caption": "a", "negative_caption": "b"}'
+    (folder / "swap_obj.json").write_text(f'{{"0": {one}, "0": {one}}}')
+    assert "cannot be read as JSON (the key '0' is there twice)" in refused(folder, "sugarcrepe", folder / "swap_obj.json", capsys)
+
+
 def test_pictures_must_lie_below_the_choice_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "elsewhere").mkdir()
     source = write(folder / "swap_obj.json", {"0": {"filename": "000000000001.jpg", "caption": "a", "negative_caption": "b"}})

@@ -93,8 +93,15 @@ def test_a_relevance_that_is_no_whole_number_is_named_with_its_line(tmp_path: Pa
 def test_known_pairs_take_either_order() -> None:
     data = dataset([(["a dog"], None), (["a cat"], None)])
     for qrels in ({("i00", "i01#0")}, {("i01#0", "i00")}):
-        (images, captions), num_unknown = known_pairs(data, qrels)
-        assert (images.tolist(), captions.tolist(), num_unknown) == ([0], [1], 0)
+        (images, captions), unknown = known_pairs(data, qrels)
+        assert (images.tolist(), captions.tolist(), unknown) == ([0], [1], [])
+
+
+def test_pairs_of_unknown_ids_are_counted_and_named_in_words() -> None:
+    data = dataset([(["a dog"], None), (["a cat"], None)])
+    truth = with_ground_truth(data, qrels={("i00", "i01#0")} | {(f"x{n}", "i00#0") for n in range(7)}).truth
+    assert "7 of its 8 pairs are not of this split, e.g. x0 i00#0, x1 i00#0, x2 i00#0, x3 i00#0, x4 i00#0)" in truth_in_words(truth)
+    assert "first_not_in_split" not in with_ground_truth(data, qrels={("i00", "i01#0")}).truth["qrels"]
 
 
 def test_qrels_of_another_set_are_refused_with_examples() -> None:

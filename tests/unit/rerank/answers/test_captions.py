@@ -79,6 +79,24 @@ def test_lists_of_captions_are_split(tmp_path: Path, suffix: str) -> None:
     assert list(zip(found.ids, found.texts, strict=True)) == [("1#0", "a dog"), ("1#1", "a cat"), ("2#1", "a bird")]
 
 
+def test_captions_come_before_caption_in_each_row_as_in_a_manifest(tmp_path: Path) -> None:
+    rows = [{"captions": ["a dog", "a cat"], "caption": "a cow"}, {"caption": "a hen"}, {"captions": None, "caption": "a pig"}]
+    found = read_captions(str(write_table(tmp_path / "t.jsonl", rows)))
+    assert list(zip(found.ids, found.texts, strict=True)) == [("1#0", "a dog"), ("1#1", "a cat"), ("2", "a hen"), ("3", "a pig")]
+    asked = read_captions(str(tmp_path / "t.jsonl"), column="caption")
+    assert list(asked.texts) == ["a cow", "a hen", "a pig"]
+
+
+def test_an_empty_list_is_a_blank_and_words_elsewhere_are_a_fault(tmp_path: Path) -> None:
+    rows: list[dict] = [{"captions": []}, {"captions": ["a dog"]}, {"caption": " "}, {"captions": None, "caption": None}]
+    found = read_captions(str(write_table(tmp_path / "t.jsonl", rows)))
+    assert list(found.texts) == ["a dog"] and found.num_blank == 3
+    with pytest.raises(ManifestError, match=r"u\.jsonl:2: no 'captions', but a 'text'; give all captions one name"):
+        read_captions(str(write_table(tmp_path / "u.jsonl", [{"captions": ["a dog"]}, {"text": "a cat"}])))
+    with_title = read_captions(str(write_table(tmp_path / "v.csv", [{"caption": "a dog", "title": "x"}, {"caption": "", "title": "y"}])))
+    assert with_title.num_blank == 1, "a title is no caption where there is a column of captions"
+
+
 def test_a_list_in_a_csv_cell_is_split_and_a_bracket_in_words_is_not(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text("captions\n\"['a dog', 'a cat']\"\n[sic] a bird\n")

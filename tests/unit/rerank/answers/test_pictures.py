@@ -13,8 +13,9 @@ from PIL import Image
 
 from eval.dataset.images import HEIF_REMEDY, ImageError
 from eval.errors import UserError
-from eval.manifest.manifest import ManifestError
+from eval.manifest.manifest import ManifestError, read_manifest
 from eval.manifest.names import OPTIONS, calling
+from rerank.answers.collection import read_collection
 from rerank.answers.pictures import is_picture_folder, read_folder, read_rows
 
 
@@ -135,6 +136,52 @@ def test_every_fault_of_a_manifest_is_named_at_once(tmp_path: Path) -> None:
     told = r"no column 'photo'; columns found: \['image', 'id'\]. Name the right one: --column image=NAME"
     with pytest.raises(ManifestError, match=told), calling(OPTIONS):
         read_rows(str(tmp_path / "list.csv"), columns={"image": "photo"})
+
+
+def test_a_split_that_is_a_number_is_that_number(tmp_path: Path) -> None:
+    rows = [{"image": f"{name}.png", "split": split} for name, split in (("a", 1), ("b", "1"), ("c", 2), ("d", None))]
+    for row in rows[:3]:
+        picture(tmp_path / row["image"])
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = read_rows(str(tmp_path / "m.jsonl"), columns={}, split="1")
+    assert list(found.image_ids) == ["a.png", "b.png"] and [found.split(image) for image in (0, 1)] == ["1", "1"]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"image": "a.png", "split": True}])))
+    with pytest.raises(ManifestError, match=r"m\.jsonl:5: expected text, found bool: True"):
+        read_rows(str(tmp_path / "m.jsonl"), columns={}, split="1")
+
+
+def test_what_is_left_out_has_its_split(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    rows = [{"image": f"{name}.png", "split": split, "caption": name} for name, split in zip("abc", (1, 1, 2), strict=True)]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "c.txt").write_text("a dog\n")
+    for captions in (str(tmp_path / "c.txt"), None):
+        found = read_collection(str(tmp_path / "m.jsonl"), captions, skip_missing=True)
+        assert [(one.image, one.split) for one in found.pictures.skipped_rows] == [("c.png", "2")]
+        assert (found.pictures.counts.given, found.pictures.counts.joined) == (3, 0)
+        assert (found.skipped(1).image, found.skipped(1).split) == ("b.png", "1")
+
+
+def test_a_picture_of_two_splits_is_there_once_and_its_rows_are_counted(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "m.jsonl").write_text("\n".join(json.dumps({"image": "a.png", "split": split}) for split in ("train", "test", "test")))
+    found = read_rows(str(tmp_path / "m.jsonl"), columns={})
+    assert (list(found.image_ids), found.counts.given, found.counts.joined) == (["a.png"], 3, 2)
+
+
+def test_ids_are_those_that_an_evaluation_takes(tmp_path: Path) -> None:
+    for name in "abcd":
+        picture(tmp_path / f"{name}.png")
+    rows = [("a", "one"), ("a", "two"), ("b", True), ("c", 1.5), ("d", ["x"])]
+    lines = [json.dumps({"image": f"{name}.png", "id": own, "caption": "a dog"}) for name, own in rows]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    kinds = []
+    for read in (lambda path: read_rows(path, columns={}), read_manifest):
+        with pytest.raises(ManifestError) as caught:
+            read(str(tmp_path / "m.jsonl"))
+        kinds.append(sorted(fault.kind for fault in caught.value.faults))
+    assert kinds[0] == kinds[1] == ["id is not text"] * 3 + ["two ids"]
 
 
 def test_a_saved_dataset_is_no_folder_of_pictures(tmp_path: Path) -> None:

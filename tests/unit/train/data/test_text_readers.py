@@ -101,7 +101,7 @@ def test_ids_of_qrels_and_of_additional_captions_may_be_composed_otherwise(tmp_p
     manifest = tmp_path / "m.csv"
     manifest.write_text(f"image,caption\na.png,a dog\n{NFD}.png,a cat\n", encoding="utf-8")
     dataset = load_split(read_manifest(manifest), None)
-    assert known_pairs(dataset, {(f"{NFC}.png", "a.png#0")})[1] == 0
+    assert known_pairs(dataset, {(f"{NFC}.png", "a.png#0")})[1] == []
     more = tmp_path / "more.csv"
     more.write_text(f"image,caption\n{NFC}.png,a cup\n", encoding="utf-8")
     assert list(parse_expansion(f"captions:{more}").of(dataset).texts) == ["a cup"]  # type: ignore[attr-defined]
