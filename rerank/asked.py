@@ -25,7 +25,6 @@ from rerank.evaluation import EvaluationPlan, Reranker
 from rerank.expansions.parse import kept_columns, read_expansions
 from rerank.options import DEFAULT_MAX_LOSS, DEFAULT_TOP_K, chooses
 from rerank.reorder.plan import Plan, Tuning
-from rerank.reorder.stages import check_top_k
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
 from rerank.scorers.supported import check_cross_encoder
@@ -174,6 +173,8 @@ def read_inputs(asked: argparse.Namespace) -> tuple[EvaluationPlan, Manifest]:
 
 def _note_late_faults(asked: argparse.Namespace, manifest: Manifest | None, faults: Faults) -> None:
     """Note what would be refused once the faults found are mended."""
+    from rerank.reorder.stages import check_top_k
+
     if asked.qrels is not None:
         with faults.noting(), reading():
             read_qrels(asked.qrels)
@@ -262,6 +263,8 @@ def read_reranker(
     Raises:
         UserError: it cannot be used, or --top-k exceeds the gallery of one of the data sets.
     """
+    from rerank.reorder.stages import check_top_k
+
     if asked.rerank is None:
         return None
     for dataset in datasets if asked.top_k is not None else ():

@@ -90,6 +90,8 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
             with writing(asked.output):
                 Path(asked.output).mkdir(parents=True, exist_ok=True)
         faults = Faults()
+        with faults.noting():
+            stage_names([name for name, _ in checkpoints], None)
         for name, path in checkpoints:
             with faults.noting(), named({"model": "--model" if name == "model" else "--also"}):
                 load_siglip_config(path)

@@ -205,7 +205,8 @@ def _refusing(name: str, model: HubModel, setting: str) -> Iterator[None]:
                 f"{name}: its files could not be written to the hub's cache, {constants.HF_HUB_CACHE}: {error}. {remedy_of(error)}, or set "
                 "HF_HOME to another folder"
             ) from error
-        raise SettingError(setting, f"{name}: {_fault(model, error)}.{meant(name)}") from error
+        near = meant(name)
+        raise SettingError(setting, f"{name}: {_fault(model, error)}{near and '.'}{near}") from error
 
 
 def _fault(model: HubModel, error: BaseException) -> str:

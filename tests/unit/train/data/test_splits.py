@@ -56,6 +56,13 @@ def test_the_manifests_own_splits_are_left_alone(pictures: Path, tmp_path: Path)
     assert not (tmp_path / "split.parquet").exists()
 
 
+def test_rows_skipped_in_a_split_that_no_job_names_are_listed_too(tmp_path: Path) -> None:
+    for number in range(39):
+        Image.new("RGB", (2, 2), (number, 0, 0)).save(tmp_path / f"{number:03d}.png")
+    found = load(tmp_path, "train val test other", skip_missing=True)
+    assert found.skipped == [] and [(row.image, row.split) for row in found.skipped_rows] == [("039.png", "other")]
+
+
 def test_only_the_splits_that_are_wanted_are_made(pictures: Path) -> None:
     assert sizes(load(pictures, "", val_split=None)) == {"train": 36, "test": 4}
     assert sizes(load(pictures, "", test_split=None, val_split="dev")) == {"train": 36, "dev": 4}
@@ -87,7 +94,6 @@ def test_what_is_missing_is_named_with_what_would_mend_it(pictures: Path, splits
     with pytest.raises(UserError) as caught:
         load(pictures, splits, **data)
     assert words in str(caught.value)
-
 
 
 def test_sizes_are_of_train_and_of_the_smallest_gallery(pictures: Path) -> None:

@@ -18,7 +18,7 @@ OF_VAL = Skipped("v.png", "v", "torn", "val")
 def job(folder: Path, *, skip_broken: bool) -> Any:
     data = SimpleNamespace(skip_broken=skip_broken, train_split="train")
     train_set = SimpleNamespace(image_ids=["a", "b"], image_place=lambda image: f"{'ab'[image]}.png")
-    splits = SimpleNamespace(skipped=[OF_VAL] if skip_broken else [])
+    splits = SimpleNamespace(skipped=[OF_VAL] if skip_broken else [], skipped_rows=[])
     return SimpleNamespace(config=SimpleNamespace(data=data), processes=Processes(), train_set=train_set, splits=splits, folder=folder)
 
 
