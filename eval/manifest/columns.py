@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from eval.errors import UserError
 from eval.manifest.names import called, column_called
@@ -69,7 +70,7 @@ def map_columns(found: Sequence[str], asked: Mapping[str, str], *, with_captions
 def column_faults(found: Sequence[str], mapping: ColumnMapping, asked: Mapping[str, str]) -> list[str]:
     """What is wrong with the columns: those asked for that are not there, and no image or caption."""
     whats = [
-        f"{called('columns')} maps {ours} to {theirs!r}, which is not there; columns found: {list(found)}"
+        f"{called('columns')} maps {ours} to {theirs!r}, which is not there{_near(theirs, found)}; columns found: {list(found)}"
         for ours, theirs in asked.items()
         if theirs not in found
     ]
@@ -79,6 +80,11 @@ def column_faults(found: Sequence[str], mapping: ColumnMapping, asked: Mapping[s
         remedy = f"Name the right one: {column_called('caption', 'NAME')} (text) or {column_called('captions', 'NAME')} (list)"
         whats.append(f"no column 'caption' or 'captions'; columns found: {list(found)}. {remedy}")
     return whats
+
+
+def _near(name: str, found: Sequence[str]) -> str:
+    near = get_close_matches(name, found, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def missing_column(ours: str, found: Sequence[str], asked: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ comes out is the same for all: the images of each split, captions joined, in id 
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from eval.manifest.columns import COLUMNS, asked_mapping, check_asked, column_faults, map_columns
@@ -139,6 +139,8 @@ def read_manifest(
     if what := wrong_root(list(joiner.missing), joiner.num_images, paths.image_root, rows.folder):
         faults = [fault for fault in faults if fault.kind != MISSING]
         raise ManifestError(str(source), [Fault(next(iter(joiner.missing.values())), "wrong image root", what), *faults])
+    if len(joiner.missing) < joiner.num_images:
+        faults = _missing_only(faults, len(joiner.missing))
     undivided = rules.divide(manifest) if rules.divide is not None and not faults else []
     if not undivided and (rules.divide is None or manifest.splits != [None]):
         faults += _split_faults(manifest, mapping.names["split"], require_splits)
@@ -151,6 +153,17 @@ def read_manifest(
     del joiner
     release_unused()
     return manifest
+
+
+def _missing_only(faults: list[Fault], num_missing: int) -> list[Fault]:
+    """The faults, where the image root is right, for most pictures are below it: the first of a missing one has the remedy for all."""
+    told, remedy = list[Fault](), f"To leave out the rows of the {num_missing:,} picture(s) that are missing: {called('skip_missing')}"
+    for fault in faults:
+        if fault.kind == MISSING:
+            fact = fault.what.partition(" Is ")[0]
+            fault, remedy = replace(fault, what=f"{fact} {remedy}".rstrip()), ""
+        told.append(fault)
+    return told
 
 
 def _picture_faults(rows: RowSource, paths: ImagePaths, rules: RowRules) -> list[Fault]:

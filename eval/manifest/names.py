@@ -7,6 +7,7 @@ from contextvars import ContextVar
 KEYS = {
     "source": "data.source",
     "image_root": "data.image_root",
+    "skip_missing": "data.skip_missing=true",
     "choices_root": "the folder of the choice set",
     "columns": "data.columns",
     "column": "data.columns.{ours}={theirs}",
@@ -19,6 +20,7 @@ KEYS = {
 OPTIONS = {
     "source": "--data",
     "image_root": "--image-root",
+    "skip_missing": "--skip-missing",
     "choices_root": "--image-root",
     "columns": "--column",
     "column": "--column {ours}={theirs}",

@@ -90,7 +90,7 @@ def test_a_run_that_waits_for_its_workers_for_ever_stops_with_a_checkpoint(
     if world_size == 2:
         children[1].kill(signal.SIGUSR1)
     assert [child.wait() for child in children] == [143] * world_size, children[0].output()
-    assert taken < 4 and f"stopped after step {taken}" in children[0].output()
+    assert taken < 4 and f"stopped: after step {taken}" in children[0].output()
     assert "Traceback" not in "".join(child.output() for child in children)
     run.finish()
     assert [line["step"] for line in lines(run.folder) if line["event"] == "step"] == list(range(1, 10))

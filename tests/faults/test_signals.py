@@ -51,7 +51,7 @@ def test_they_end_a_rerankers_tuning_with_a_checkpoint(
 ) -> None:
     run = Run.make(nursery, reranker_world, tmp_path)
     (child,) = run.start(trap=Trap("train.reranker.step:MatchStepper.train_step", 3, number))
-    assert child.wait() == 143 and "stopped after step 3" in child.output() and "Traceback" not in child.output()
+    assert child.wait() == 143 and "stopped: after step 3" in child.output() and "Traceback" not in child.output()
     assert "resuming job at step 3" in run.finish()[0].output()
 
 

@@ -29,7 +29,7 @@ def test_sigterm(run: Run, straight: dict[int, Run], place: str) -> None:
     assert child.wait() == 143, child.output()
     found = Checkpoints(run.folder / "checkpoints").newest()
     assert found is not None and found[1] == [] and (step is None or found[0].step == step)
-    assert f"stopped after step {found[0].step}; the same command goes on from there" in child.output()
+    assert f"stopped: after step {found[0].step}; the same command goes on from there" in child.output()
     assert "Traceback" not in child.output()
     again = run.finish()[0]
     assert f"resuming job at step {found[0].step}" in again.output()

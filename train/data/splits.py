@@ -188,8 +188,8 @@ def check_batch_size(config: RunConfig, train: RetrievalSet) -> None:
     """
     if train.num_images < config.train.batch_size:
         raise UserError(
-            f"train.batch_size is {config.train.batch_size}, but split {config.data.train_split!r} has only {train.num_images} images; "
-            "an image is never twice in a batch"
+            f"train.batch_size is {config.train.batch_size}, but split {config.data.train_split!r} has only {train.num_images} images, "
+            f"and an image is never twice in a batch: give {train.num_images} or less, or leave it out"
         )
 
 

@@ -50,7 +50,7 @@ class Stopped(CommandError):
     is_shared = True
 
     def __init__(self, exit_code: int, step: int) -> None:
-        super().__init__(f"stopped after step {step}; the same command goes on from there")
+        super().__init__(f"after step {step}; the same command goes on from there")
         self.exit_code = exit_code
 
 
@@ -233,7 +233,8 @@ class BaseLoop(ABC):
                 self.checkpoints.discard_after(self.state.step)
             moved = self.metrics.open_at(self.state.num_metrics_lines, self.state.metrics_sha256)
             if found is not None:
-                job.log(f"resuming {job.config.name} at step {self.state.step} ({moved} later line(s) of metrics.jsonl moved away)")
+                away = f" ({moved} later line(s) of metrics.jsonl moved away)" if moved else ""
+                job.log(f"resuming {job.config.name} at step {self.state.step}{away}")
                 if damage := self.metrics.damage:
                     job.log(f"warning: {job.folder}/metrics.jsonl {damage}, unlike when the checkpoint was written; the run goes on")
         for line in job.describe():

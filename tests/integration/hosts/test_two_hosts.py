@@ -100,7 +100,7 @@ def test_one_machine_that_is_told_stops_both(
     children = start(hosts, (run, other), traps={rank: trap})
     assert [child.wait() for child in children] == [143, 143], "".join(child.output() for child in children)
     assert "Traceback" not in children[0].output() + children[1].output()
-    assert step is None or f"stopped after step {step};" in children[0].output()
+    assert step is None or f"stopped: after step {step};" in children[0].output()
     finish(hosts, (run, other))
     assert_same(run, one_host)
 

@@ -48,7 +48,7 @@ ENDS = {
     "a full disk of safetensors": (FULL_DISK, 4, "No space left on device"),
     "not finite": (NotFinite("step 3: loss nan"), 5, "error: step 3: loss nan\n"),
     "Ctrl-C": (KeyboardInterrupt(), 130, "stopped: interrupted\n"),
-    "SIGTERM": (Stopped(143, 7), 143, "stopped: stopped after step 7; the same command goes on from there\n"),
+    "SIGTERM": (Stopped(143, 7), 143, "stopped: after step 7; the same command goes on from there\n"),
 }
 
 

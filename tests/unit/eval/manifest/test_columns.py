@@ -116,3 +116,14 @@ def test_captions_of_coco_are_its_annotations(tmp_path: Path) -> None:
     images = [{"id": 1, "file_name": "a.jpg", "captions": ["of the image"]}]
     (tmp_path / "m.json").write_text(json.dumps({"images": images, "annotations": [{"image_id": 1, "caption": "a dog"}]}))
     assert [image.captions for image in read_manifest(tmp_path / "m.json").images] == [["a dog"]]
+
+
+def test_a_few_missing_pictures_are_told_with_the_key_that_leaves_them_out(tmp_path: Path) -> None:
+    source = write(tmp_path, "csv", image=["a.jpg", "b.jpg", "c.jpg"], caption=["a", "b", "c"])
+    (tmp_path / "c.jpg").write_bytes(b"y")
+    with pytest.raises(ManifestError) as caught, calling(OPTIONS):
+        read_manifest(source)
+    assert "does not exist or is no file. To leave out the rows of the 1 picture(s) that are missing: --skip-missing" in str(caught.value)
+    assert "right?" not in str(caught.value)
+    with pytest.raises(ManifestError, match="maps caption to 'captoin', which is not there .did you mean 'caption'"):
+        read_manifest(source, columns={"caption": "captoin"})

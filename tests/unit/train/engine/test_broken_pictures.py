@@ -33,7 +33,8 @@ def test_each_picture_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture
     broken.tell(4, [Undecodable(1, "b.png: torn"), Undecodable(0, "a.png: torn")])
     told = capsys.readouterr().out.splitlines()
     expected = [(3, "a.png: torn"), (4, "b.png: torn")]
-    assert told == [f"warning: replaced in step {step} and wherever it comes: {message}" for step, message in expected]
+    what = "warning: another image of the split takes its place"
+    assert told == [f"{what}, in step {step} and wherever it comes: {message}" for step, message in expected]
     assert not (tmp_path / "skipped.jsonl").exists()
 
 
