@@ -1,4 +1,4 @@
-"""Pictures that do not decode, found before an evaluation and left out of it where that is asked (data.skip_broken, --skip-broken).
+"""Pictures that do not decode, found before an evaluation, and left out of it where that is asked (data.skip_broken, --skip-broken).
 
 Every picture of the split is decoded once more for this: without it the captions of a broken one would stay in the gallery.
 """
@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from eval.dataset.images import ImageError
 from eval.dataset.picture_warnings import hand_up
-from eval.dataset.retrieval_set import StoredImages, load_split
+from eval.dataset.retrieval_set import load_split
+from eval.encoder.encoder import ImageSource
 from eval.encoder.loader import block_loader
 from eval.errors import UserError
 from eval.execution import ONE_PROCESS, Execution
@@ -25,7 +26,7 @@ from eval.progress import bar
 class _Faults(Dataset):  # type: ignore[type-arg]
     """Why each picture of this process's share does not decode; empty where it does."""
 
-    def __init__(self, dataset: StoredImages, images: range) -> None:
+    def __init__(self, dataset: ImageSource, images: range) -> None:
         self._dataset, self._images = dataset, images
 
     def __len__(self) -> int:
@@ -39,20 +40,23 @@ class _Faults(Dataset):  # type: ignore[type-arg]
         return ""
 
 
-def find_broken(dataset: StoredImages, label: str, execution: Execution = ONE_PROCESS) -> dict[int, str]:
+def find_broken(dataset: ImageSource, label: str, execution: Execution = ONE_PROCESS) -> dict[int, str]:
     """Why each image that does not decode does not, by index in order; the same on every process. Decodes every picture.
 
     Args:
         label: names the images, for the progress bar.
+        execution: its `on_progress` is called with each picture.
     """
     own = execution.processes.share_of(dataset.num_images)
     found: dict[int, str] = {}
     shows = os.environ.get("RANK", "0") == "0"
-    with bar(len(own), f"decoding {label}", "picture", show=shows, leave=False) as progress:
+    shown = bar(len(own), f"decoding {label}", "picture", show=shows, leave=False)
+    with shown as progress, execution.rounds(dataset.num_images) as advance:
         for image, fault in zip(own, block_loader(_Faults(dataset, own), num_workers=execution.num_workers), strict=True):
             if fault:
                 found[image] = fault
             progress.update(1)
+            advance(1)
     hand_up(execution.processes)
     told = np.frombuffer(json.dumps(list(found.items())).encode(), dtype=np.uint8)
     parts = [json.loads(part.tobytes()) for part in execution.processes.gather(told)]

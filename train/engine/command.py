@@ -173,7 +173,9 @@ def plan(make_kind: Callable[[], RunKind], config: RunConfig) -> None:
     Raises:
         CommandError, OSError: the run could not be carried out.
     """
+    from eval.execution import no_progress
     from train.engine.dry_run import elsewhere, measure_step, plan_lines
+    from train.engine.evaluated_pictures import check_evaluated
     from train.engine.folder import check_continues, claim_folder
     from train.engine.resolve import resolve
 
@@ -187,11 +189,12 @@ def plan(make_kind: Callable[[], RunKind], config: RunConfig) -> None:
         lock = processes.together(lambda: claim_folder(tried) if processes.is_main else None)
         with naming_all_inputs(config):
             job = kind.prepare(tried, splits, accelerator, processes)
+        checked = check_evaluated(job, no_progress)
         loop = kind.loop(job, StopSignals())
         cost = measure_step(loop, job)
         if processes.is_main:
             print_config(config)
-            lines = [*job.describe(), *plan_lines(loop, job, cost, Path(config.runs_folder))]
+            lines = [*job.describe(), *checked, *plan_lines(loop, job, cost, Path(config.runs_folder))]
             print("\n".join(lines).replace(str(folder), config.runs_folder))
             print(f"Nothing was trained. The same command without --dry-run begins, or goes on, in {config.run_folder}", flush=True)
         if lock is not None:
@@ -232,7 +235,7 @@ def carry_out(make_kind: Callable[[], RunKind], config: Any) -> None:
                     splits = splits or processes.together(lambda: kind.load(config))
                     job = kind.prepare(config, splits, accelerator, processes)
                 loop = kind.loop(job, signals)
-                kind.finish(loop.job, loop.run(), loop.leave_final_if_asked)
+                kind.finish(loop.job, loop.run(), loop.leave_unsaved_if_asked)
             except RuntimeError as error:
                 if is_loss_of_processes(error):
                     raise ProcessesLost(processes.rank, str(error).splitlines()[0]) from error

@@ -33,6 +33,7 @@ from train.data import data_record
 from train.engine.begin import begin_at
 from train.engine.broken_pictures import BrokenPictures
 from train.engine.checkpoint import Checkpoints, State, newest_of_main
+from train.engine.evaluated_pictures import check_evaluated
 from train.engine.folder import learnt
 from train.engine.metrics_log import MetricsLog, WandbMirror
 from train.optim.update import rate_factor
@@ -239,6 +240,9 @@ class BaseLoop(ABC):
                     job.log(f"warning: {job.folder}/metrics.jsonl {damage}, unlike when the checkpoint was written; the run goes on")
         for line in job.describe():
             job.log(line)
+        if found is None:
+            for line in check_evaluated(job, lambda count: self.leave_unsaved_if_asked()):
+                job.log(line)
         if found is None and job.config.train.begin_at is not None:
             self.state = begin_at(job, job.config.train.begin_at, self.state)
         if found is None:
@@ -417,8 +421,8 @@ class BaseLoop(ABC):
         if self._stop_agreed():
             self._stop()
 
-    def leave_final_if_asked(self) -> None:
-        """The same after the last step, whose checkpoint is written already.
+    def leave_unsaved_if_asked(self) -> None:
+        """The same where there is nothing to save: before the first step, or after the last, whose checkpoint is written already.
 
         Raises:
             Stopped: at once.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from eval.dataset.leakage import Leakage
     from eval.dataset.retrieval_set import RetrievalSet
+    from eval.encoder.encoder import ImageSource
     from eval.processes import Processes
     from train.config.run import RunConfig
     from train.data.caption_pool import CaptionPool
@@ -72,6 +73,15 @@ class Run(ABC):
     def val_set(self) -> RetrievalSet | None:
         """The split that is evaluated on while training."""
         return self.splits.val
+
+    def evaluated(self) -> list[tuple[str, ImageSource]]:
+        """What evaluations read and is not known to decode, each with its name: val, test and the retention sets, unless
+        data.skip_broken has left out of them what does not."""
+        splits = self.splits
+        if self.config.data.skip_broken:
+            return []
+        named: list[tuple[str, ImageSource]] = [(str(split.split), split) for split in (splits.val, splits.test) if split is not None]
+        return named + [(f"watch {watched.config.name}", watched.dataset) for watched in splits.watch]
 
     @cached_property
     def leakages(self) -> list[Leakage]:

@@ -1,6 +1,6 @@
 """The job of tuning SigLIP: everything is checked and built before its first step, and described in lines."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from eval.choices.choice_set import read_choices
 from eval.dataset.qrels import read_qrels
 from eval.dataset.retrieval_set import RetrievalSet
+from eval.encoder.encoder import ImageSource
 from eval.encoder.hub import with_revision
 from eval.encoder.identity import file_stamps, identity_sha256
 from eval.errors import named
@@ -56,6 +57,14 @@ class Job(Run):
     def load_base(self) -> TunedModel:
         """As `Run`."""
         return TunedModel.load(self.base, strip_punctuation=self.config.model.strip_punctuation)
+
+    def evaluated(self) -> list[tuple[str, ImageSource]]:
+        """As `Run`, and the pictures of the choice sets, each once whatever parts of it are looked at; of these none is left out."""
+        named = super().evaluated()
+        for path in self.config.choices or ():
+            found = read_choices(path)
+            named.append((path, replace(found, images=list({image.key: image for image in found.images}.values()))))
+        return named
 
     def memory_keys(self) -> list[str]:
         """Keys, with values, that make a step need less memory and change nothing that is learnt."""
