@@ -142,7 +142,7 @@ def read_manifest(
     if len(joiner.missing) < joiner.num_images:
         faults = _missing_only(faults, len(joiner.missing))
     undivided = rules.divide(manifest) if rules.divide is not None and not faults else []
-    if not undivided and (rules.divide is None or manifest.splits != [None]):
+    if (manifest.counts.given or not faults) and not undivided and (rules.divide is None or manifest.splits != [None]):
         faults += _split_faults(manifest, mapping.names["split"], require_splits)
     faults += undivided
     if not len(manifest.images) and not faults:

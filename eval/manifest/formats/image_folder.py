@@ -14,6 +14,7 @@ from eval.errors import UserError
 from eval.files import read_text
 from eval.manifest.formats.file_names import split_folders, split_of_folder
 from eval.manifest.formats.text import read_csv, read_jsonl
+from eval.manifest.names import called
 from eval.manifest.rows import Row, RowSource, row_of
 
 _NOT_IN_A_SPLIT = "a picture without a caption, next to the split folders"
@@ -96,7 +97,12 @@ class FolderRows(RowSource):
         files = _Files.below(part)
         self._sidecars.append(sidecars := _Sidecars(files))
         self.not_read += [f"{path.relative_to(self.folder)} (a linked folder)" for path in files.linked]
-        for picture in files.pictures:
+        have_captions = any(map(sidecars.of, files.pictures))
+        if files.pictures and not have_captions:
+            remedy = "write each one's captions into a .txt of its name next to it, or give the table that has them as the data"
+            what = f"no caption for any of its {len(files.pictures):,} pictures: {remedy}, and this folder as {called('image_root')}"
+            self.faults.append((str(part), what))
+        for picture in files.pictures if have_captions else ():
             sidecar = sidecars.of(picture)
             if sidecar is None:
                 expected = picture.with_suffix(".txt").name
