@@ -8,12 +8,13 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from eval.manifest.columns import COLUMNS, asked_mapping, check_asked, column_faults, map_columns
+from eval.manifest.columns import COLUMNS, asked_mapping, check_asked, column_faults, map_columns, with_guesses
 from eval.manifest.faults import Fault, ManifestError, caption_fault, cell_text
 from eval.manifest.formats.hub import data_revision
-from eval.manifest.guess import with_guesses
 from eval.manifest.image_root import wrong_root
 from eval.manifest.image_table import ImageTable, ManifestImage
 from eval.manifest.joiner import PLAIN, Joiner, RowCounts, RowRules
@@ -25,6 +26,7 @@ from eval.manifest.skipped import Skipped, skipped_in_words, skipped_record
 from eval.manifest.source import open_rows
 
 _SHOWN_REASONS = 5
+_NUM_GUESSED_BY = 200
 _SHOWN_FILES = 10
 __all__ = [
     "COLUMNS",
@@ -119,7 +121,12 @@ def read_manifest(
     if not rows.columns and not faults:
         raise ManifestError(str(source), [Fault(str(source), "empty", "the manifest has no rows and no column names")])
     root = Path(image_root) if image_root is not None else None
-    mapping = with_guesses(map_columns(rows.columns, asked), str(source), rows.columns, asked, root)
+
+    def first() -> list[Mapping[str, Any]]:
+        again = open_rows(str(source), asked_mapping(asked) | {name: name for name in rows.columns}, root)
+        return [row.record for row in islice(again, _NUM_GUESSED_BY)]
+
+    mapping = with_guesses(map_columns(rows.columns, asked), rows.columns, asked, first)
     rows.mapping, rows.is_one_set = mapping.names | additional, rules.is_one_set
     faults += [Fault(rows.header_place, "unknown column", what) for what in column_faults(rows.columns, mapping, asked)]
     paths = ImagePaths(Path(image_root) if image_root is not None else rows.folder)

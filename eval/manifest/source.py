@@ -2,7 +2,8 @@
 
 import glob
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from eval.atomic import is_desktop_file
@@ -17,12 +18,11 @@ from eval.manifest.formats.flickr import RESULTS_HEADER, TOKEN, TokenRows, read_
 from eval.manifest.formats.hub import HubId, read_hub_dataset
 from eval.manifest.formats.image_folder import METADATA_FILES, FolderRows
 from eval.manifest.formats.img2dataset import DownloadedFiles, DownloadedShards, download_folders, is_download_record
-from eval.manifest.formats.joined import JoinedRows
 from eval.manifest.formats.json_file import open_json
 from eval.manifest.formats.text import TextRows, read_csv, read_jsonl
 from eval.manifest.names import called
 from eval.manifest.options import MANIFEST
-from eval.manifest.rows import RowSource
+from eval.manifest.rows import Row, RowSource
 
 _TABLES = (".csv", ".tsv", ".txt", ".token")
 _TEXTS = (".jsonl", ".ndjson", ".json", *_TABLES)
@@ -192,3 +192,35 @@ def _open_shards(tars: list[Path], mapping: Mapping[str, str], *, are_splits_nam
 def _of_kind(files: Iterable[Path], *suffixes: str) -> list[Path]:
     """Those of some suffixes, sorted, but for the ._NAME that macOS puts next to them."""
     return sorted(path for path in files if path.suffix.lower() in suffixes and not is_desktop_file(path.name) and not path.is_dir())
+
+
+class JoinedRows(RowSource):
+    """The rows of several sources whose images are paths, one after another."""
+
+    def __init__(self, parts: list[tuple[RowSource, str | None]], mapping: Mapping[str, str], image_root: Path | None) -> None:
+        """parts: a source, and the split that its name says.
+
+        Raises:
+            UserError: paths would be relative to several folders.
+        """
+        folders = list(dict.fromkeys(str(rows.folder) for rows, _ in parts))
+        if image_root is None and len(folders) > 1:
+            raise UserError(
+                f"the manifests lie in {len(folders)} folders ({', '.join(folders[:3])}); say what image paths are relative to: "
+                f"{called('image_root')}"
+            )
+        self._parts, self.mapping = parts, mapping
+        self.folder = parts[0][0].folder
+        self.header_place = ", ".join(rows.header_place for rows, _ in parts)
+        self.faults = [fault for rows, _ in parts for fault in rows.faults]
+        self.left_out = [place for rows, _ in parts for place in rows.left_out]
+        columns = [column for rows, _ in parts for column in rows.columns]
+        # As in eval/manifest/formats/arrow.py: a split column that the configuration names and that is not there stays a fault.
+        columns += ["split" for _, split in parts if split is not None and mapping["split"] == "split"]
+        self.columns = list(dict.fromkeys(columns))
+
+    def __iter__(self) -> Iterator[Row]:
+        for rows, split in self._parts:
+            rows.mapping = self.mapping
+            for row in rows:
+                yield replace(row, split=split) if row.split in (None, "") and split is not None else row

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from eval.manifest.guess import Records
+from eval.manifest.columns import Records
 
 _NUMBERED = re.compile(r"[-_. (]*\d+\)?$")
 """The number that ends the name of one of several pictures of a thing: shoe_3, shoe-3, shoe (3)."""

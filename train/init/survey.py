@@ -8,7 +8,7 @@ import numpy as np
 
 from eval.dataset.images import ImageError
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.manifest.guess import guess_columns
+from eval.manifest.columns import guess_columns
 from eval.manifest.manifest import COLUMNS, RowRules, left_out_line, read_manifest
 from eval.manifest.source import open_rows
 from train.init.groups import suggest_groups

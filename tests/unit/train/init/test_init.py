@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 
 from eval.errors import UserError
-from eval.manifest.guess import guess_columns
+from eval.manifest.columns import guess_columns
 from train.config.load import load_config
 from train.init.__main__ import main
 from train.init.groups import suggest_groups
