@@ -26,7 +26,7 @@ from eval.captions import visible
 from eval.dataset.images import MAX_PIXELS, ImageError, decode_image, picture_digest, picture_size
 from eval.errors import UserError
 from eval.files import TABLE_BYTES, require_plain
-from eval.manifest.formats.arrow_text import records_of
+from eval.manifest.formats.encoding import records_of
 from eval.manifest.formats.text import read_jsonl
 from eval.manifest.manifest import Fault, ManifestError, caption_fault, cell_text
 from eval.manifest.paths import ImagePaths, PathFault

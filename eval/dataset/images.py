@@ -2,15 +2,20 @@
 
 import hashlib
 import io
+import logging
+import re
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from eval.dataset import picture_warnings
+from eval.dataset.picture_warnings import note
 from eval.errors import UserError
 from eval.files import PICTURE_BYTES, open_plain, read_bytes
 
@@ -33,6 +38,10 @@ _UPRIGHT = {
 }
 """EXIF orientation -> what turns the pixels upright; the tags themselves are never written again, which some cannot be."""
 
+_OF_PILLOW = re.compile(r"PIL(\.|$)")
+_decoding = threading.local()  # `texts`, while this thread decodes
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # it logs the reason of an error, without a name, before it raises it
+
 
 class ImageError(UserError):
     """A picture that cannot be decoded; the message names the file and the reason."""
@@ -54,13 +63,13 @@ def decode_image(source: bytes | str | Path, *, named: str | None = None) -> Ima
         data = source if isinstance(source, bytes) else read_bytes(source, PICTURE_BYTES)
         if len(data) > PICTURE_BYTES:
             raise ImageError(f"more than the {PICTURE_BYTES:,} bytes allowed")
-        with picture_warnings.caught() as warned, Image.open(io.BytesIO(data), formats=_formats()) as opened:
+        with warnings_caught() as warned, Image.open(io.BytesIO(data), formats=_formats()) as opened:
             _refuse_absurd_size(opened, len(data))
             opened.load()
             turn = _UPRIGHT.get(_orientation(opened))
             decoded = _to_rgb(opened if turn is None else opened.transpose(turn), opened.format)
         if warned:
-            picture_warnings.note(named or name, warned)
+            note(named or name, warned)
         return decoded
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from None
@@ -109,10 +118,42 @@ def _decoded_otherwise_before(source: bytes | str | Path) -> bool:
 
 
 @contextmanager
+def warnings_caught() -> Iterator[list[str]]:
+    """The texts of the warnings given in here, by this thread, as they come; none is shown.
+
+    Not warnings.catch_warnings: that is of all threads, and makes Python forget which warnings it has shown already.
+    """
+    _catch()
+    outer, texts = getattr(_decoding, "texts", None), list[str]()
+    _decoding.texts = texts
+    try:
+        yield texts
+    finally:
+        _decoding.texts = outer
+
+
+def _catch() -> None:
+    """Have every warning of Pillow's come to `_show`, where that is not so yet."""
+    if warnings.showwarning is not _show:
+        _show.before = warnings.showwarning  # type: ignore[attr-defined]
+        warnings.showwarning = _show
+    if not warnings.filters or warnings.filters[0][3] != _OF_PILLOW:
+        warnings.filterwarnings("always", module=_OF_PILLOW.pattern)  # "default" would give the second picture's text to nobody
+
+
+def _show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
+    texts = getattr(_decoding, "texts", None)
+    if texts is None:
+        _show.before(message, category, filename, lineno, file, line)  # type: ignore[attr-defined]
+    else:
+        texts.append(" ".join(str(message).split()).rstrip("."))
+
+
+@contextmanager
 def _header(source: bytes | str | Path) -> Iterator[Image.Image]:
     """A picture whose header alone is read; what is warned of it is left to the decoding."""
     with (
-        picture_warnings.caught(),
+        warnings_caught(),
         Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as opened,
     ):
         yield opened

@@ -1,19 +1,15 @@
-"""What Pillow warns of while it decodes a picture: caught with the picture's name, and said once in a command by its main process.
+"""What was warned of pictures while they were decoded (eval/dataset/images.py), said once in a command by its main process.
 
 A loader's worker, which is new for each pass, hands up what it caught with the item (eval/encoder/loader.py); the other processes of a
 group hand up theirs where all of them come together (`hand_up`).
 """
 
 import json
-import logging
 import os
-import re
 import sys
-import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,44 +20,9 @@ MOST_SAID = 5
 Noted = tuple[str, str]
 """(a picture, by the name that messages give it; what was warned of it)."""
 
-_OF_PILLOW = re.compile(r"PIL(\.|$)")
-_decoding = threading.local()  # `texts`, while this thread decodes
 _taking: list[list[Noted]] = []  # the last of them takes what is noted; empty: it is said
 _said: dict[str, str] = {}
 _not_handed_up: list[Noted] = []
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # it logs the reason of an error, without a name, before it raises it
-
-
-@contextmanager
-def caught() -> Iterator[list[str]]:
-    """The texts of the warnings given in here, by this thread, as they come; none is shown.
-
-    Not warnings.catch_warnings: that is of all threads, and makes Python forget which warnings it has shown already.
-    """
-    _catch()
-    outer, texts = getattr(_decoding, "texts", None), list[str]()
-    _decoding.texts = texts
-    try:
-        yield texts
-    finally:
-        _decoding.texts = outer
-
-
-def _catch() -> None:
-    """Have every warning of Pillow's come to `_show`, where that is not so yet."""
-    if warnings.showwarning is not _show:
-        _show.before = warnings.showwarning  # type: ignore[attr-defined]
-        warnings.showwarning = _show
-    if not warnings.filters or warnings.filters[0][3] != _OF_PILLOW:
-        warnings.filterwarnings("always", module=_OF_PILLOW.pattern)  # "default" would give the second picture's text to nobody
-
-
-def _show(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: str | None = None) -> None:
-    texts = getattr(_decoding, "texts", None)
-    if texts is None:
-        _show.before(message, category, filename, lineno, file, line)  # type: ignore[attr-defined]
-    else:
-        texts.append(" ".join(str(message).split()).rstrip("."))
 
 
 def note(picture: str, texts: list[str]) -> None:

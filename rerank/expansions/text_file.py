@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from eval.errors import UserError
 from eval.files import TABLE_BYTES, FileError, require_plain
 from eval.files import read_text as read_plain_text
-from eval.manifest.formats.arrow_text import records_of
+from eval.manifest.formats.encoding import records_of
 from eval.manifest.formats.text import read_csv, read_jsonl
 
 KINDS = (".jsonl", ".csv", ".tsv", ".parquet")

@@ -22,7 +22,7 @@ from eval.encoder.caption_tokens import of_equal_tokens
 from eval.errors import UserError
 from eval.files import TABLE_BYTES, open_text, require_plain
 from eval.manifest.columns import CAPTION_NAMES
-from eval.manifest.formats.arrow_text import values_of
+from eval.manifest.formats.encoding import values_of
 from eval.manifest.formats.lists import parsed_list
 from eval.manifest.formats.text import read_csv, read_jsonl
 from eval.manifest.rows import is_unicode

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from eval.errors import UserError
 from eval.files import files_stamp, require_plain
-from eval.manifest.formats.arrow_text import not_utf8, records_of, values_of
+from eval.manifest.formats.encoding import not_utf8_columns, records_of, values_of
 from eval.manifest.formats.file_names import split_of
 from eval.manifest.formats.img2dataset import STATUS, picture_column, why_left_out
 from eval.manifest.rows import EmbeddedImage, Place, Row, RowSource, is_unicode, row_of
@@ -76,7 +76,8 @@ class ArrowRows(RowSource):
             batch = table[start : min(start + _ROWS_AT_ONCE, len(table))]
             num_bytes, paths = _split_image_column(batch, image)
             read = [name for name in batch.column_names if num_bytes is None or name != image]
-            bad = {offset: not_utf8({f"path in {image}": path}) for offset, path in enumerate(paths) if path and not is_unicode(path)}
+            inner = f"path in {image}"
+            bad = {offset: not_utf8_columns({inner: path}) for offset, path in enumerate(paths) if path and not is_unicode(path)}
             for offset, record in enumerate(records_of(batch.select(read), bad)):
                 row, embedded = start + offset, None
                 if offset in bad:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from eval.errors import UserError
 from eval.manifest.formats.arrow import ArrowRows, Part, parts_of
-from eval.manifest.formats.arrow_text import values_of
+from eval.manifest.formats.encoding import values_of
 
 _ID = re.compile(
     r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*?)(?::(?P<config>[\w.-]+))?(?:@(?P<revision>(?!\.)[\w.-]+(?:/(?!\.)[\w.-]+)*))?"

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from eval.dataset.images import picture_suffixes
 from eval.errors import UserError
 from eval.files import CONFIG_BYTES, read_bytes, require_plain
-from eval.manifest.formats.arrow_text import values_of
+from eval.manifest.formats.encoding import values_of
 from eval.manifest.formats.shards import ShardRows
 from eval.manifest.formats.text import parse_json
 from eval.manifest.rows import Row, RowSource, row_of

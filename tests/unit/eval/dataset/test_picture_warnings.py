@@ -12,8 +12,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from eval.dataset import picture_warnings
-from eval.dataset.images import ImageError, decode_image, picture_digest, picture_size
-from eval.dataset.picture_warnings import MOST_SAID, caught, hand_up, said_once, taken
+from eval.dataset.images import ImageError, decode_image, picture_digest, picture_size, warnings_caught
+from eval.dataset.picture_warnings import MOST_SAID, hand_up, said_once, taken
 from eval.encoder.loader import block_loader
 from eval.processes import Processes
 
@@ -118,8 +118,8 @@ def test_pixels_are_those_without_the_fault(tmp_path: Path) -> None:
 
 
 def test_what_is_caught_in_what_is_caught() -> None:
-    with caught() as outer:
-        with caught() as inner:
+    with warnings_caught() as outer:
+        with warnings_caught() as inner:
             warnings.warn("a  b.", stacklevel=1)
         warnings.warn("c", stacklevel=1)
     assert (inner, outer) == (["a b"], ["c"])

@@ -19,6 +19,7 @@ from rerank.scoring.pair_scores import PairScores, ScoringCost, complete_scores,
 from rerank.scoring.score_cache import ScoreCache
 
 NO_FAILURE = np.zeros(0, dtype=np.uint8)
+NO_WARNING = NO_FAILURE
 CAPTIONS = ["a dog", "the red cat", "a blue circle above a green square", "a cat sits on the dog", "the circle"]
 
 
@@ -85,7 +86,7 @@ def test_every_number_of_processes_gives_the_same_scores(memory_set, pairs: set,
     parts = [score_candidates(PixelScorer(), dataset, lists, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert sum(part.cost.pairs_scored for part in parts) == lists.num_pairs
     for rank in range(world_size):
-        others = {r: [NO_FAILURE, part.lists.keys_N, part.scores_N, np.array([1e6 + r])] for r, part in enumerate(parts)}
+        others = {r: [NO_FAILURE, NO_WARNING, part.lists.keys_N, part.scores_N, np.array([1e6 + r])] for r, part in enumerate(parts)}
         joined = complete_scores(PixelScorer(), dataset, lists, execution=Execution(processes=Exchange(rank, world_size, others=others)))
         assert np.array_equal(joined.scores_N, whole.scores_N) and np.array_equal(joined.lists.keys_N, lists.keys_N)
         assert (joined.cost.pairs_scored, joined.cost.images_encoded) == (lists.num_pairs, lists.num_images)
@@ -96,7 +97,7 @@ def test_every_number_of_processes_gives_the_same_scores(memory_set, pairs: set,
 
 def test_processes_that_lose_a_part_are_noticed(memory_set) -> None:
     dataset, lists = memory_set(2, CAPTIONS), lists_of([(0, 0), (1, 1)])
-    others = {1: [NO_FAILURE, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32), np.zeros(1)]}
+    others = {1: [NO_FAILURE, NO_WARNING, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32), np.zeros(1)]}
     with pytest.raises(ValueError, match="2 pairs dealt out"):
         complete_scores(PixelScorer(), dataset, lists, execution=Execution(processes=Exchange(0, 2, others=others)))
 
