@@ -199,7 +199,7 @@ def test_every_key_that_decides_what_is_mined_is_in_the_name_of_the_table() -> N
     # and how they are weighed, not which.
     elsewhere = {
         "mine_every_steps", "mine_every_epochs", "start_step", "weight", "mined_scope", "scope", "pool", "temperature", "denoise",
-        "index_probes", "form", "distil",
+        "index_probes", "form", "distil", "ranking",
     }  # fmt: skip
     assert changed.keys() | elsewhere == MiningConfig.model_fields.keys(), "a new key: does it change what is mined?"
     plain = rules_of(MiningConfig(**base))
