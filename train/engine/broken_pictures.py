@@ -51,8 +51,8 @@ class BrokenPictures:
             return
         asked = job.config.data.skip_broken
         for message in new.values():
-            what = "skipped (data.skip_broken): " if asked else "warning: another image of the split takes its place, "
-            tqdm.write(f"{what}in step {step} and wherever it comes: {message}")
+            what = "skipped (data.skip_broken)" if asked else "warning: another image of the split takes its place,"
+            tqdm.write(f"{what} in step {step} and wherever it comes: {message}")
         if asked:
             known = {one.image for one in self._listed if one.split == job.config.data.train_split}
             self._listed += [one for one in self._as_skipped(new) if one.image not in known]
