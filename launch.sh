@@ -100,6 +100,7 @@ run_tests() { # run_tests [PYTEST_ARGUMENT ...]
 
 from_caller() { # from_caller KEY=PATH: prints it; a path that leads to something as seen from the folder of the call becomes absolute
     local path=${1#*=}
+    [[ $1 == *=* ]] || { printf '%s' "$1" && return; }
     case ${1%%=*} in
     data.source | data.image_root | data.truth | mining.pool | model.base | rerank.model | train.begin_at)
         [ "${path:0:1}" != / ] && [ -n "$path" ] && [ ! "$caller" -ef "$root" ] && [ -e "$caller/$path" ] && path=$caller/$path
@@ -115,7 +116,7 @@ train() { # train COMMAND CONFIG [KEY=VALUE ...]
     config=$(input "$2") || die 2 "expected a configuration file or a data set after $1; there is no file $2 in $(folders)"
     shift 2
     for word; do words+=("$(from_caller "$word")"); done
-    set -- "${words[@]}"
+    set -- ${words[@]+"${words[@]}"}
     set_up ""
     plan
     if $plain; then

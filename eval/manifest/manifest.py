@@ -167,7 +167,7 @@ def _missing_only(faults: list[Fault], num_missing: int) -> list[Fault]:
     told, remedy = list[Fault](), f"To leave out the rows of the {num_missing:,} picture(s) that are missing: {called('skip_missing')}"
     for fault in faults:
         if fault.kind == MISSING:
-            fact = fault.what.partition(" Is ")[0]
+            fact = fault.what.rpartition(" Is ")[0] or fault.what
             fault, remedy = replace(fault, what=f"{fact} {remedy}".rstrip()), ""
         told.append(fault)
     return told

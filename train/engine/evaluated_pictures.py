@@ -49,4 +49,5 @@ def _told(faults: list[str], num_checked: int, skips_broken: bool) -> str:
         remedy += "; data.skip_broken=true leaves those of val, test and retention sets out, counted and listed"
     more = [f"  ... and {len(faults) - _SHOWN:,} more; --check-images names them all"] if len(faults) > _SHOWN else []
     first = f"{len(faults):,} of the {num_checked:,} pictures that evaluations need do not decode:"
-    return "\n".join([first, *faults[:_SHOWN], *more, f"Every picture must decode in evaluation. {remedy}"])
+    last = f"Every picture must decode in evaluation (--check-images decodes those of training too). {remedy}"
+    return "\n".join([first, *faults[:_SHOWN], *more, last])
