@@ -115,12 +115,12 @@ def read_manifest(
     asked = dict(columns or {})
     check_asked(asked)
     additional = {f"slice by {name}": name for name in slice_by} | {f"keep {name}": name for name in keep}
-    rows = open_rows(str(source), asked_mapping(asked) | additional, Path(image_root) if image_root is not None else None)
+    root = Path(image_root) if image_root is not None else None
+    rows = open_rows(str(source), asked_mapping(asked) | additional, root)
     num_known = len(rows.faults)
     faults = [Fault(where, "unreadable row", what) for where, what in rows.faults]
     if not rows.columns and not faults:
         raise ManifestError(str(source), [Fault(str(source), "empty", "the manifest has no rows and no column names")])
-    root = Path(image_root) if image_root is not None else None
 
     def first() -> list[Mapping[str, Any]]:
         again = open_rows(str(source), asked_mapping(asked) | {name: name for name in rows.columns}, root)
@@ -129,7 +129,7 @@ def read_manifest(
     mapping = with_guesses(map_columns(rows.columns, asked), rows.columns, asked, first)
     rows.mapping, rows.is_one_set = mapping.names | additional, rules.is_one_set
     faults += [Fault(rows.header_place, "unknown column", what) for what in column_faults(rows.columns, mapping, asked)]
-    paths = ImagePaths(Path(image_root) if image_root is not None else rows.folder)
+    paths = ImagePaths(root if root is not None else rows.folder)
     if faults and not rows.has_usable_columns(mapping.names):
         raise ManifestError(str(source), faults + (_picture_faults(rows, paths, rules) if mapping.names["image"] in rows.columns else []))
     faults += [

@@ -55,12 +55,12 @@ class _RunParser(CommandParser):
 
     def error(self, message: str) -> NoReturn:
         """As of argparse; an unknown option that is a key, or near one, is told with it."""
-        from train.config.job import JobConfig
-        from train.config.nearest_key import nearest_key
-        from train.config.reranker import RerankerConfig
-
-        kind = RerankerConfig if "reranker" in self.prog else JobConfig
         if "unrecognized arguments:" in message:
+            from train.config.job import JobConfig
+            from train.config.nearest_key import nearest_key
+            from train.config.reranker import RerankerConfig
+
+            kind = RerankerConfig if "reranker" in self.prog else JobConfig
             options = [word.lstrip("-").partition("=")[0].replace("-", "_") for word in message.split() if word.startswith("--")]
             near = [key for option in options if (key := nearest_key(kind, (option,)))]
             message += f"; settings are given as key=value: did you mean {' and '.join(f'{key}=...' for key in near)}?" if near else ""

@@ -3,13 +3,12 @@
 import json
 import os
 
+from train.config.load import SMALL, read_yaml
 from train.config.sizes import batch_size_for, epochs_for
 from train.init.survey import Survey
 
 FEW_IMAGES = 20_000
 """Below it the upper end of the usual rates, for there are few steps."""
-_EPOCHS = 5
-"""As in configs/small.yaml."""
 _LINE = 44
 _NOT_TEXTS = ("true", "false", "yes", "no", "on", "off", "null", "y", "n")
 
@@ -17,7 +16,7 @@ _NOT_TEXTS = ("true", "false", "yes", "no", "on", "off", "null", "y", "n")
 def configuration(found: Survey, name: str, image_root: str | None, base: str) -> str:
     """The text of a YAML file for what was found."""
     num = found.num_train
-    batch_size, epochs = batch_size_for(num), min(_EPOCHS, epochs_for(num))
+    batch_size, epochs = batch_size_for(num), min(read_yaml(SMALL)["train"]["epochs"], epochs_for(num))
     rate = "1.0e-5" if num < FEW_IMAGES else "5.0e-6"
     lines = [
         f"# A first configuration for {found.source}: {found.num_images:,} images, {found.num_captions:,} captions.",
