@@ -1,0 +1,32 @@
+"""The systems that are compared, by name; the first of a list is what the others are compared with."""
+
+from benchmarks.heads.forms import System
+
+PLAIN = "plain"
+CONTROLS = {f"plain x{times:g}": System(steps=times) for times in (1.25, 1.5, 2.0, 3.0)} | {"plain, batch x2": System(batch=2.0)}
+"""Plain training for more steps, or at a larger batch: what the same compute buys."""
+PRESETS = {
+    "gentle": System(form="columns", count=2, weight=0.1, margin=0.0, rank_min=3),
+    "standard": System(form="columns", count=4, weight=0.3),
+    "hard": System(form="columns", count=8, weight=1.0, margin=None),
+}
+TWO = "two captions"
+OTHERS = {
+    TWO: System(captions=2),
+    "four captions": System(captions=4),
+    "two captions, standard": System(captions=2, form="columns"),
+    "random columns": System(form="columns", random=True),
+    "columns with own bias": System(form="own_bias"),
+    "ranking": System(form="ranking", weight=0.1),
+    "images": System(form="images"),
+    "columns and images": System(form="both"),
+    "hardness 0.5": System(hardness=0.5),
+    "neighbours, half": System(neighbours=0.5),
+    "neighbours": System(neighbours=1.0),
+    "late, plain": System(late=True),
+    "late, standard": System(late=True, form="columns"),
+    "moving average": System(ema=0.98),
+}
+SYSTEMS = {PLAIN: System()} | CONTROLS | PRESETS | OTHERS
+LENGTHS = {f"plain x{times:g}": System(steps=times) for times in (0.25, 0.5, 0.75, 1.5, 2.0)} | {PLAIN: System()}
+"""Lengths of plain training that `tune` tries: more is not better where it overfits."""
