@@ -108,9 +108,7 @@ class Study:
         mined = select("study", pool, self.found[id(dataset)], self.scale, self.bias, config, match_probability=judge)
         sheet = summarize(mined, pool, None, None)
         false = int(self.is_true(mined)[mined.negatives.is_negative_N].sum())
-        return mined, Counts(
-            sheet.num_mined, false, sheet.num_positives_mined, sheet.shortfall, sheet.num_judged, sheet.estimated_share
-        )
+        return mined, Counts(sheet.num_mined, false, sheet.num_positives_mined, sheet.shortfall, sheet.num_judged, sheet.estimated_share)
 
     def probabilities(self, images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
         """BLIP's match probability of each pair, float32 of shape (N,); what one system asked is not scored again for another.

@@ -98,6 +98,8 @@ def test_terminal_card_and_report_say_that_nothing_was_mined_and_that_the_export
         assert f"- Mining: {note}\n" in card and note in page
         assert f"mining   {note}\n" in child.output() and f"mining   {note}\n" in again.output()
     assert "mined negatives: none.\n" in card and f"warning: {few}" in child.output()
+    alone = nursery.start("train.mining", [str(run.config), "name=alone"])
+    assert alone.wait() == 0 and f"{few}, which is almost nothing to learn from." in alone.output()
 
 
 def test_a_run_that_mines_enough_has_nothing_to_say_of_it(straight: Run) -> None:
