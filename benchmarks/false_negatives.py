@@ -59,7 +59,7 @@ class Counts:
         positives: negatives that the system's own data states as true; a promise says 0.
         short: negatives that were asked for and not found.
         scored: pairs the cross-encoder was asked about.
-        estimated: the mining report's estimate of false / mined.
+        estimated: the mining report's estimate of false / mined; None where no cross-encoder is asked.
     """
 
     mined: int
@@ -67,7 +67,7 @@ class Counts:
     positives: int
     short: int
     judged: int
-    estimated: float
+    estimated: float | None
 
     @property
     def true_negatives(self) -> int:
@@ -77,7 +77,8 @@ class Counts:
     def row(self, name: str) -> str:
         """A line of the table."""
         share = f"{100 * self.false / self.mined:.2f}" if self.mined else "-"
-        cells = (name, f"{self.mined:,}", f"{self.short:,}", f"{self.false:,}", share, f"{100 * self.estimated:.2f}")
+        estimated = "-" if self.estimated is None else f"{100 * self.estimated:.2f}"
+        cells = (name, f"{self.mined:,}", f"{self.short:,}", f"{self.false:,}", share, estimated)
         return "| " + " | ".join((*cells, f"{self.judged:,}", str(self.positives))) + " |"
 
 
@@ -107,9 +108,7 @@ class Study:
         mined = select("study", pool, self.found[id(dataset)], self.scale, self.bias, config, match_probability=judge)
         sheet = summarize(mined, pool, None, None)
         false = int(self.is_true(mined)[mined.negatives.is_negative_N].sum())
-        return mined, Counts(
-            sheet.num_mined, false, sheet.num_positives_mined, sheet.shortfall, sheet.num_judged, sheet.estimated_share or 0.0
-        )
+        return mined, Counts(sheet.num_mined, false, sheet.num_positives_mined, sheet.shortfall, sheet.num_judged, sheet.estimated_share)
 
     def probabilities(self, images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
         """BLIP's match probability of each pair, float32 of shape (N,); what one system asked is not scored again for another.
@@ -227,7 +226,7 @@ def main() -> None:
         "",
         "The demo's train split: 4 negatives per image among the image's best 64; a pair is a false negative if the drawing does not",
         "contradict the caption (demo/truth.py). Known positives: mined pairs that the data states as true. The mining report's",
-        "estimate: BLIP's mean match probability where it is asked, else a guess from the model's own scores (train/mining/report.py).",
+        "estimate is BLIP's mean match probability of what is mined, where it is asked.",
         f"runs/short/export is the base after `python -m train configs/demo.yaml {SHORT}`.",
         "",
     ]

@@ -1,14 +1,19 @@
 """The configuration of SigLIP's tuning: model, loop, mining and what is evaluated."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from train.config.evaluation import EvaluationConfig, RerankConfig, WatchConfig
-from train.config.mining import MiningConfig
+from train.config.mining import PRESETS, MiningConfig
 from train.config.model import ModelConfig
 from train.config.run import LoopConfig, RunConfig
+
+
+def _or_a_preset(schema: dict[str, Any]) -> None:
+    """Let the schema of `mining` be a preset's name too."""
+    schema["anyOf"].insert(1, {"type": "string", "enum": list(PRESETS)})
 
 
 class TrainConfig(LoopConfig):
@@ -35,7 +40,7 @@ class JobConfig(RunConfig):
 
     model: ModelConfig
     train: TrainConfig
-    mining: MiningConfig | None = None
+    mining: Annotated[MiningConfig | None, Field(json_schema_extra=_or_a_preset)] = None
     rerank: RerankConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     watch: list[WatchConfig] = []

@@ -15,6 +15,7 @@ from eval.files import CONFIG_BYTES, at_home, read_text
 from eval.manifest.formats.file_names import is_there
 from eval.manifest.formats.hub import HubId
 from train.config.job import JobConfig
+from train.config.mining import with_preset
 from train.config.nearest_key import nearest_key
 from train.config.run import PATH_KEYS, RunConfig, SplitConfig
 from train.config.sizes import UNKNOWN, DataSizes, fill_sizes
@@ -111,6 +112,8 @@ def _checked(
     sizes: DataSizes = UNKNOWN,
     made_split: SplitConfig | None = None,
 ) -> ConfigType:
+    if "mining" in record:
+        record = record | {"mining": with_preset(record["mining"])}
     complete, filled = fill_sizes(record, sizes)
     if made_split is not None:
         complete["data"]["split"] = made_split.model_dump(mode="json")
@@ -154,6 +157,8 @@ def _apply(record: dict[str, Any], override: str) -> None:
     for key in parents:
         if record.get(key) is None:
             record[key] = {}
+        if key == "mining" and isinstance(record[key], str):  # a preset, of which some values are replaced
+            record[key] = {"preset": record[key]}
         record = record[key]
         if not isinstance(record, dict):
             raise ConfigError(f"{override!r:.200}: {key} is a single value, it has no keys below it")

@@ -1,11 +1,44 @@
 """The section `mining` of a configuration: what is mined, by which rules, and what is made of it."""
 
+import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from train.config.section import Section
 from train.config.sizes import FromData
+
+PresetName = Literal["gentle", "standard", "hard"]
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "gentle": {"negatives_per_image": 2, "weight": 0.1, "rank_min": 3, "margin": 0.0},
+    "standard": {"negatives_per_image": 4, "weight": 0.3, "margin": -3.0},
+    "hard": {"negatives_per_image": 8, "weight": 1.0, "margin": None},
+}
+"""Values by name, for who has none of their own; from few mined captions that count little to many that count as much as the batch.
+
+None of them is measured to help yet.
+"""
+_PRESETS_IN_WORDS = "Values for the keys that are not given; a run records them. " + "; ".join(
+    f"{name}: {json.dumps(values)}".replace('"', "") for name, values in PRESETS.items()
+)
+
+
+def with_preset(section: Any) -> Any:
+    """The section `mining` with the values of the preset it names, alone as a text or under its key `preset`; its own keys come first.
+
+    What names none, or an unknown one, is left as it is, for the check.
+
+    >>> with_preset({"preset": "gentle", "weight": 0.2})
+    {'negatives_per_image': 2, 'weight': 0.2, 'rank_min': 3, 'margin': 0.0}
+    """
+    named = {"preset": section} if isinstance(section, str) else section
+    name = named.get("preset") if isinstance(named, dict) else None
+    if not isinstance(name, str) or name not in PRESETS:
+        return section
+    own = {key: value for key, value in named.items() if key != "preset"}
+    columns_only = () if own.get("form", "columns") == "columns" else ("weight",)
+    return {key: value for key, value in PRESETS[name].items() if key not in columns_only} | own
 
 
 class DenoiseConfig(Section):
@@ -62,8 +95,9 @@ class RankingConfig(Section):
 
 
 class MiningConfig(Section):
-    """Hard-negative captions from the model's own top-K."""
+    """Hard-negative captions from the model's own top-K. A preset's name may be given in place of the section."""
 
+    preset: Annotated[PresetName | None, Field(exclude=True, description=_PRESETS_IN_WORDS)] = None
     mine_every_steps: Annotated[int, Field(gt=0), FromData("a fifth of max_steps", takes_share=True)] | None = None
     """Steps between refreshes, or a share of max_steps below 1; the first is before step start_step + 1. Give this or mine_every_epochs,
     or neither."""
@@ -124,6 +158,13 @@ class MiningConfig(Section):
         if self.form != "columns":
             return 0
         return self.negatives_per_image * (2 if self.denoise is not None and self.denoise.mode == "relabel" else 1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_preset(cls, record: Any) -> Any:
+        if isinstance(record, str) and record not in PRESETS:
+            raise ValueError(f"expected a preset ({', '.join(PRESETS)}), a section, or null for no mining; found {record!r:.100}")
+        return with_preset(record)
 
     @model_validator(mode="before")
     @classmethod

@@ -112,7 +112,7 @@ def _tables(kind: type[BaseModel], schema: Schema, known: set[type[BaseModel]], 
         is_list = "list" in str(field.annotation)
         if name not in shown_above:
             words = " ".join((field.description or (section and section.__doc__) or "").split()).replace("|", "\\|")
-            kind_of = _section_words(field, is_list) if section else _type(properties[name])
+            kind_of = _section_words(field, is_list, properties[name]) if section else _type(properties[name])
             rows.append(f"| `{name}` | {kind_of} | {_default(field)} | {words} |")
         if section is not None and section not in known:
             below += _tables(section, schema, known, f"{prefix}{name}{'[]' if is_list else ''}.")
@@ -121,8 +121,8 @@ def _tables(kind: type[BaseModel], schema: Schema, known: set[type[BaseModel]], 
     yield from below
 
 
-def _section_words(field: FieldInfo, is_list: bool) -> str:
-    words = "list of sections" if is_list else "section"
+def _section_words(field: FieldInfo, is_list: bool, schema: Schema) -> str:
+    words = " or ".join(["list of sections" if is_list else "section", *(_type(one) for one in schema.get("anyOf", ()) if "enum" in one)])
     return words + (" or null" if type(None) in get_args(field.annotation) else "")
 
 

@@ -105,6 +105,11 @@ class State:
             raise UserError(f"{base} has other weights than when {folder} was begun.{moved} Bring them back, or give the run another name=")
 
     @property
+    def chosen_step(self) -> int:
+        """Step of the checkpoint that is exported: the best so far, or the newest where none was measured."""
+        return self.step if self.best_step is None else self.best_step
+
+    @property
     def num_updates(self) -> int:
         """Updates that the optimizer state knows: of all steps but those that fp16 skipped, and of the run that this one began at."""
         return self.num_updates_before + self.step - (self.loss_scale.num_skipped if self.loss_scale is not None else 0)

@@ -72,7 +72,7 @@ def chosen_checkpoint(config: RunConfig, which: str) -> tuple[Checkpoints, State
         raise NoReadableCheckpoint(f"{checkpoints.folder}: no checkpoints here; is it the folder of a run (runs/NAME)?")
     newest = found[0]
     if which in ("best", "last"):
-        step = newest.step if which == "last" or newest.best_step is None else newest.best_step
+        step = newest.step if which == "last" else newest.chosen_step
     elif which in (numbers := {str(step): step for step in checkpoints.steps()}):
         step = numbers[which]
     else:

@@ -1,6 +1,6 @@
 """The mining report: how many negatives were mined, and how many candidates each rule filtered out.
 
-Shape letters: Q images (or captions) mined for, K depth, N rows of the table, B bins of a histogram.
+Shape letters: Q images (or captions) mined for, K depth, N rows of the table.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -12,7 +12,6 @@ from eval.dataset.retrieval_set import GroupHashes
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
 from train.mining.candidates import Candidates
-from train.mining.cross_encoder import sigmoid
 from train.mining.rules import Outcome, RankedLists
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -50,9 +49,8 @@ class MiningReport:
         num_positives_mined: negatives that are positives of the data: always 0, counted as a check.
         num_before, num_survived: negatives that the previous table held for these images, and how many of them are in this one too; None
             for the first table.
-        estimated_share: estimated share of false negatives among the mined; None when nothing was mined.
-        estimated_by: "match": the mean match probability of the cross-encoder. "model", without one: the mean of sigmoid(logit + shift), a
-            rough estimate (`calibrating_shift`): it assumes that unlabelled captions are true as often as labelled ones of that score.
+        estimated_share: estimated share of false negatives among the mined: the mean match probability of the cross-encoder; None without
+            one, or when nothing was mined.
         num_false_negatives, num_relabelled_true: negatives, and relabelled rows, that are positives of data.truth; None without it.
         median_rank, median_margin: of the negatives (margin in logits); None when nothing was mined.
         quantiles: of "positive" (each image's best positive), "negative" and "margin", in logits, by "5%" to "95%"; empty without any.
@@ -77,7 +75,6 @@ class MiningReport:
     num_before: int | None
     num_survived: int | None
     estimated_share: float | None
-    estimated_by: str
     num_false_negatives: int | None
     num_relabelled_true: int | None
     median_rank: float | None
@@ -114,8 +111,7 @@ class MiningReport:
         if self.num_before is not None:
             parts.append(f"{self.num_survived:,} of {self.num_before:,} negatives of the previous table are mined again")
         if self.estimated_share is not None:
-            by = {"match": "by the cross-encoder", "model": "from the model's own scores"}[self.estimated_by]
-            parts.append(f"false negatives estimated {by}: {100 * self.estimated_share:.1f}%")
+            parts.append(f"false negatives estimated by the cross-encoder: {100 * self.estimated_share:.1f}%")
         if self.false_negative_share is not None:
             parts.append(f"false negatives by data.truth: {self.num_false_negatives:,} ({100 * self.false_negative_share:.2f}%)")
         if self.index_recall is not None:
@@ -167,8 +163,8 @@ def summarize(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | Non
     image_n, caption_n = table.image_N[negative_N], table.captions_N[negative_N]
     true_N = None if truth is None else is_true(pool, table.image_N, table.captions_N, truth)
     num_before, num_survived = _survival(before, table, mined, len(pool))
-    estimated_share, estimated_by = _estimate(table, mined.lists)
     found = bool(negative_N.any())
+    match_N = table.match_N[negative_N] if found and table.match_N is not None else None
     sides = {
         "positive": mined.lists.best_logit_Q[readable_Q],
         "negative": table.scores_N[negative_N],
@@ -189,8 +185,7 @@ def summarize(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | Non
         num_positives_mined=int(pool.dataset.is_positive(image_n, pool.hash_C[caption_n]).sum()),
         num_before=num_before,
         num_survived=num_survived,
-        estimated_share=estimated_share,
-        estimated_by=estimated_by,
+        estimated_share=float(match_N.mean(dtype=np.float64)) if match_N is not None else None,
         num_false_negatives=None if true_N is None else int((true_N & negative_N).sum()),
         num_relabelled_true=None if true_N is None else int((true_N & ~negative_N).sum()),
         median_rank=float(np.median(table.ranks_N[negative_N])) if found else None,
@@ -198,7 +193,7 @@ def summarize(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | Non
         quantiles={side: _named(values) for side, values in sides.items()} if found else {},
         index_recall=mined.found.recall,
         mined_for=mined.found.mined_for,
-        match_quantiles=_named(table.match_N[negative_N]) if found and table.match_N is not None else {},
+        match_quantiles=_named(match_N) if match_N is not None else {},
     )
 
 
@@ -220,33 +215,6 @@ def _survival(before: Negatives | None, after: Negatives, mined: Mined, num_capt
     if not len(old_N):  # the previous table was of another window of the epoch
         return None, None
     return len(old_N), int(np.isin(old_N, codes[1]).sum())
-
-
-def _estimate(table: Negatives, lists: RankedLists) -> tuple[float | None, str]:
-    if not table.is_negative_N.any():
-        return None, "model" if table.match_N is None else "match"
-    if table.match_N is not None:
-        return float(table.match_N[table.is_negative_N].mean(dtype=np.float64)), "match"
-    shift = calibrating_shift(lists.logits_QK[lists.there_QK], int((lists.known_QK & lists.there_QK).sum()))
-    return (None if shift is None else float(sigmoid(table.scores_N[table.is_negative_N] + shift).mean(dtype=np.float64))), "model"
-
-
-def calibrating_shift(logits_N: np.ndarray, num_true: int) -> float | None:
-    """The shift for which sigmoid(logit + shift) of all candidates adds up to the number of them that are true.
-
-    The logits are calibrated to the loss, most of whose pairs are negatives; among top-ranked candidates the share of positives is another.
-    The log odds of that share are an additive term of the logit, so one number corrects it. None where no candidate is true, or all are.
-    """
-    if not 0 < num_true < len(logits_N):
-        return None
-    counts_B, edges = np.histogram(logits_N.astype(np.float64), bins=4096)
-    middles_B = (edges[1:] + edges[:-1]) / 2
-    low, high = -middles_B.max() - 60, -middles_B.min() + 60
-    for _ in range(100):
-        middle = (low + high) / 2
-        total = float((counts_B / (1 + np.exp(-np.clip(middles_B + middle, -700, 700)))).sum())
-        low, high = (middle, high) if total < num_true else (low, middle)
-    return (low + high) / 2
 
 
 def _named(values: np.ndarray) -> dict[str, float]:

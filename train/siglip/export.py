@@ -11,6 +11,7 @@ from train.config.job import JobConfig
 from train.engine.checkpoint import State
 from train.engine.export_folder import load_chosen, plain_state, replaced_export, write_plain
 from train.model.siglip import TunedModel, build_model
+from train.siglip.mining_effect import mining_effect
 from train.siglip.sentence_encoder import write_sentence_encoder
 
 
@@ -30,7 +31,7 @@ def export_model(tuned: TunedModel, folder: Path, card: str) -> None:
 
 
 def model_card(config: JobConfig, state: State, chosen_step: int, *, weights: str = "") -> str:
-    """The README.md of an export, with the metadata the hub reads.
+    """The README.md of an export, with the metadata the hub reads; it claims mined negatives only for weights that saw some.
 
     Args:
         weights: a sentence on what was done with the checkpoint's weights, for its figures are then not the model's; empty: nothing.
@@ -41,8 +42,8 @@ def model_card(config: JobConfig, state: State, chosen_step: int, *, weights: st
     score = (
         "" if weights or state.best_score is None or chosen_step != state.best_step else f" (mean R@1 on val {100 * state.best_score:.2f})"
     )
-    mining = "none"
-    if config.mining is not None:
+    mining, effect = "none", mining_effect(config, state, chosen_step)
+    if config.mining is not None and effect is not None and effect.is_trained_with:
         what = {
             "columns": "hard captions per image",
             "images": "hard images per caption",
@@ -53,6 +54,7 @@ def model_card(config: JobConfig, state: State, chosen_step: int, *, weights: st
         )
         mining = f"up to {config.mining.negatives_per_image} {what[config.mining.form]}, refreshed every {every}"
     begun_line = f"- Began at: `{config.train.begin_at}`, with its weights and optimizer state.\n" if config.train.begin_at else ""
+    said = "".join(f"- Mining: {sentence}\n" for sentence in effect.sentences()) if effect is not None else ""
     weights_line = f"- Weights: {weights}\n" if weights else ""
     base_line = f"base_model: {without_revision(config.model.base)}\n" if config.model.base and not Path(config.model.base).exists() else ""
     return (
@@ -60,7 +62,7 @@ def model_card(config: JobConfig, state: State, chosen_step: int, *, weights: st
         f"tags: [siglip, image-text-retrieval]\n{base_line}---\n\n"
         f"# {config.name}\n\n"
         f"A SigLIP model tuned for image-text retrieval, from `{with_revision(config.base)}` (weights {state.base_sha256[:16]}).\n\n"
-        f"- Method: {how}; sigmoid loss, batch {config.train.batch_size}, {config.train.precision}; mined negatives: {mining}.\n"
+        f"- Method: {how}; sigmoid loss, batch {config.train.batch_size}, {config.train.precision}; mined negatives: {mining}.\n{said}"
         f"- Data: {with_data_revision(config.data.source)}, split `{config.data.train_split}`.\n"
         f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n{begun_line}{weights_line}\n"
         "```python\n"

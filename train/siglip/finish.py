@@ -26,6 +26,7 @@ from train.engine.checkpoint import State
 from train.engine.folder import ended, mark_ended, read_ended, report_folder, show_places
 from train.siglip.export import export_checkpoint
 from train.siglip.job import Job
+from train.siglip.mining_effect import MINING, MiningEffect, mining_effect
 from train.siglip.stages import as_evaluated, evaluation_plan
 from train.siglip.watch import RETENTION, retention_line, retention_record
 
@@ -44,14 +45,19 @@ def finish(job: Job, state: State, check_signal: Callable[[], Any]) -> None:
     job.processes.together(lambda: job.check_base(state))
     execution = job.execution(lambda count: check_signal())
     retained = [_measure_retention(job, export, watched, execution) for watched in job.splits.watch]
-    record = _measure(job, export, retained, execution)
+    effect = mining_effect(job.config, state, state.chosen_step) if job.processes.is_main else None
+    record = _measure(job, export, retained, effect, execution)
     if job.processes.is_main:
-        mark_ended(job.config, _finished_record(job.config) | {"stopped": stopped}, _watch_reports(job.config))
+        said = {"stopped": stopped, "mining": effect.sentences() if effect is not None else []}
+        mark_ended(job.config, _finished_record(job.config) | said, _watch_reports(job.config))
         show_finished(job.config, record)
 
 
-def _measure(job: Job, export: Path, retained: list[dict[str, Any] | None], execution: Execution) -> dict[str, Any] | None:
-    """Write the final report with the records of the retention sets; its record, on the main process, or None without a split."""
+def _measure(
+    job: Job, export: Path, retained: list[dict[str, Any] | None], effect: MiningEffect | None, execution: Execution
+) -> dict[str, Any] | None:
+    """Write the final report with the records of the retention sets and of mining; its record, on the main process, or None without a
+    split."""
     config, asked = job.config, job.config.evaluation
     if job.final_set is None:
         return None
@@ -64,7 +70,9 @@ def _measure(job: Job, export: Path, retained: list[dict[str, Any] | None], exec
     report = evaluate_plan(plan, job.final_set, tune_on=tune_on, reranker=reranker, execution=execution)
     if report is not None:
         left_out = skipped_sections(job.final_set.skipped)
-        report = report.adding(leakage_section(job.leakages), *left_out, *([Section(RETENTION, retained)] if retained else []))
+        further = [Section(RETENTION, retained)] if retained else []
+        further += [Section(MINING, effect.as_record())] if effect is not None else []
+        report = report.adding(leakage_section(job.leakages), *left_out, *further)
         report.write(report_folder(config), trec=asked.trec)
     if config.choices:  # after the report is written: what fails here must not cost it
         records = _measure_choices(job, plan, reranker, execution)
@@ -168,6 +176,9 @@ def show_finished(config: JobConfig, record: dict[str, Any] | None = None) -> No
             print_choices(choices)
     for watched in config.watch:
         print(retention_line(watched.name, read_report(watch_folder(config, watched.name))))
-    if stopped := read_ended(config).get("stopped"):
+    said = read_ended(config)
+    if stopped := said.get("stopped"):
         print(f"stopped  {stopped}")
+    for sentence in said.get("mining", ()):  # not said by runs of earlier versions
+        print(f"mining   {sentence}")
     show_places(config)

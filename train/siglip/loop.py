@@ -24,6 +24,7 @@ from train.model.frozen_tower import FrozenStore, cached_towers
 from train.siglip.job import Job
 from train.siglip.largest import largest_batch
 from train.siglip.mining import num_rows, refresh_negatives
+from train.siglip.mining_effect import few_mined
 from train.siglip.step import Stepper, StepResult
 from train.siglip.watch import RetentionResult, Watch
 
@@ -125,6 +126,8 @@ class Loop(BaseLoop):
         composed = self.order.window_record()
         self.write("mining", found.report.as_record() | composed | {"seconds": time.perf_counter() - started})
         job.log(f"step {self.state.step}: {found.report}" + "".join(f"; {key}: {value:,.4g}" for key, value in composed.items()))
+        if few := few_mined(self.config.mining, found.report.num_mined, found.report.num_images, found.report.filtered_out):
+            job.log(f"warning: {few}")
 
     def _true_pairs(self) -> TruePairs:
         mining = self.config.mining

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from eval.errors import UserError
 from train.config.job import JobConfig
 from train.config.load import load_config
+from train.config.mining import PRESETS as MINING_PRESETS
 
 PLAIN = "plain"
 PRESETS = {
     PLAIN: ["mining=null"],
-    "columns": ["mining={mine_every_epochs: 1, negatives_per_image: 4, weight: 0.1}"],
+    **{name: [f"mining={name}"] for name in MINING_PRESETS},
     "two-captions": ["mining=null", "train.captions_per_image=2"],
 }
-"""What is tried where no system is given."""
+"""What is tried where no system is given. None of the mined ones is measured to help yet."""
 _OPEN, _CLOSE = "[{(", ")}]"
 
 

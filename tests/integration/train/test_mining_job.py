@@ -77,3 +77,35 @@ def test_killed_between_table_and_report_it_resumes_the_same(
     assert child.wait() == -signal.SIGKILL, child.output()
     run.finish()
     assert_same(run, straight)
+
+
+def test_terminal_card_and_report_say_that_nothing_was_mined_and_that_the_export_saw_nothing_mined(
+    nursery: Nursery, small_world: SmallWorld, tmp_path: Path
+) -> None:
+    """A margin that nothing passes; and steps so small that no checkpoint is better than that of step 0."""
+    changes = {"mining__margin": 500.0, "train__learning_rate": 1e-12, "train__max_steps": 3}
+    run = Run.make(nursery, small_world, tmp_path, **changes)
+    (child,) = run.finish()
+    few = "Mining found 0.00 captions an image on average, of 2 asked for (most candidates: within the margin)"
+    unseen = "No step of this checkpoint (step 0) was trained with mined captions: mining began after step 0."
+    report = json.loads((run.folder / "eval" / "test" / "report.json").read_text())
+    notes = report["mining"]["notes"]
+    assert [note.startswith(start) for note, start in zip(notes, (unseen, few), strict=True)] == [True, True]
+    assert report["mining"]["mined_per_image"] == 0 and not report["mining"]["is_trained_with"]
+    card, page = ((run.folder / name).read_text() for name in ("export/README.md", "eval/test/report.html"))
+    (again,) = run.finish()
+    for note in notes:
+        assert f"- Mining: {note}\n" in card and note in page
+        assert f"mining   {note}\n" in child.output() and f"mining   {note}\n" in again.output()
+    assert "mined negatives: none.\n" in card and f"warning: {few}" in child.output()
+    alone = nursery.start("train.mining", [str(run.config), "name=alone"])
+    assert alone.wait() == 0 and f"{few}, which is almost nothing to learn from." in alone.output()
+
+
+def test_a_run_that_mines_enough_has_nothing_to_say_of_it(straight: Run) -> None:
+    effect = json.loads((straight.folder / "eval" / "test" / "report.json").read_text())["mining"]
+    lines_of_mining = [line for line in lines(straight.folder) if line["event"] == "mining"]
+    assert (effect["num_refreshes"], effect["is_trained_with"], effect["notes"]) == (2, True, [])
+    assert effect["mined_per_image"] == sum(line["num_mined"] for line in lines_of_mining) / sum(
+        line["num_images"] for line in lines_of_mining
+    )

@@ -22,7 +22,7 @@ from train.mining.candidates import Candidates, Retriever
 from train.mining.cross_encoder import MiningCrossEncoder
 from train.mining.mine import mine, select
 from train.mining.refresh import Refresh, rules_of
-from train.mining.report import Mined, MiningReport, calibrating_shift, summarize
+from train.mining.report import Mined, MiningReport, summarize
 
 
 def chosen(dataset: RetrievalSet, logits: list[float], best: float, **keys: object) -> Mined:
@@ -197,7 +197,7 @@ def test_denoising_asks_the_cross_encoder(small_world: SmallWorld, mode: str) ->
     assert is_red.any() == (mode == "relabel") and report.num_relabelled == is_red.sum()
     assert all(len(text) % 2 == 0 for text, red in zip(texts, is_red, strict=True) if red)
     assert negatives.match_N is not None and negatives.match_N[~is_red] == pytest.approx(1 / (1 + np.exp(4.0)))
-    assert report.estimated_by == "match" and report.estimated_share == pytest.approx(1 / (1 + np.exp(4.0)))
+    assert report.estimated_share == pytest.approx(1 / (1 + np.exp(4.0)))
     assert report.num_judged >= report.num_mined + report.num_relabelled
 
 
@@ -213,18 +213,10 @@ def test_the_report_counts_what_survived_the_last_refresh() -> None:
     assert (first.num_before, first.num_survived) == (None, None)
 
 
-def test_the_reports_quantiles_and_estimate() -> None:
+def test_the_reports_quantiles_and_no_estimate_without_a_cross_encoder() -> None:
     mined = chosen(three(), [-1.0, -2.0, -3.0], 0.5, negatives_per_image=2)
     report = summarize(mined, CaptionPool(three()), None, None)
     scores = [-1, -2, -2, -3, -1, -3]  # own captions are filtered out: image 0 has caption 0, image 1 caption 1, image 2 caption 2
     assert report.quantiles["negative"]["50%"] == np.median(scores) and report.quantiles["positive"]["95%"] == 0.5
     assert report.quantiles["margin"]["5%"] == pytest.approx(np.quantile(0.5 - np.array(scores), 0.05))
-    assert report.estimated_by == "model"
-    # Three of the nine candidates are known positives; the share of true ones among those mined follows from their logits.
-    all_logits = np.array([-1.0, -2.0, -3.0] * 3)
-    shifts = np.linspace(-20, 20, 400_001)
-    sums = sum(1 / (1 + np.exp(-(logit + shifts))) for logit in all_logits)
-    shift = shifts[np.abs(sums - 3).argmin()]
-    assert report.estimated_share == pytest.approx(np.mean([1 / (1 + np.exp(-(score + shift))) for score in scores]), abs=1e-3)
-    assert calibrating_shift(np.zeros(8, np.float32), 4) == pytest.approx(0.0, abs=1e-3)
-    assert calibrating_shift(np.zeros(8, np.float32), 0) is None and calibrating_shift(np.zeros(8, np.float32), 8) is None
+    assert report.estimated_share is None and "estimated" not in str(report)  # without a cross-encoder nothing is guessed

@@ -196,10 +196,10 @@ def test_every_key_that_decides_what_is_mined_is_in_the_name_of_the_table() -> N
         "perc_pos": 0.5, "margin_pos": 0.1, "max_uses": 1, "selection": "random", "index": "faiss",
     }  # fmt: skip
     # These are in the name another way (step, images, pool, weights of cross-encoders), or they say when negatives are mined
-    # and how they are weighed, not which.
+    # and how they are weighed, not which; a preset is its values.
     elsewhere = {
         "mine_every_steps", "mine_every_epochs", "start_step", "weight", "mined_scope", "scope", "pool", "temperature", "denoise",
-        "index_probes", "form", "distil", "ranking",
+        "index_probes", "form", "distil", "ranking", "preset",
     }  # fmt: skip
     assert changed.keys() | elsewhere == MiningConfig.model_fields.keys(), "a new key: does it change what is mined?"
     plain = rules_of(MiningConfig(**base))

@@ -109,8 +109,15 @@ def test_every_fault_of_every_system_is_named_before_any_run(small_world: SmallW
         read_systems(["a=mining=null", "a=seed=3"], config, [])
     with pytest.raises(UserError, match="nothing to measure on"):
         read_systems(["a=mining=null", "b=data.val_split=null,data.test_split=null"], config, [])
-    systems, _ = read_systems([], config, [])
-    assert [system.name for system in systems][0] == "plain"
+
+
+def test_without_a_system_plain_tuning_the_presets_of_mining_and_two_captions_are_tried(small_world: SmallWorld, tmp_path: Path) -> None:
+    systems, configs = read_systems([], str(small_world.write_config(tmp_path)), [])
+    assert [system.name for system in systems] == ["plain", "gentle", "standard", "hard", "two-captions"]
+    tried = [
+        (config.mining and (config.mining.negatives_per_image, config.mining.weight), config.train.captions_per_image) for config in configs
+    ]
+    assert tried == [(None, 1), ((2, 0.1), 1), ((4, 0.3), 1), ((8, 1.0), 1), (None, 2)]
 
 
 def protocol(config: str, **changes: Any) -> dict[str, Any]:
