@@ -7,12 +7,11 @@ from eval.search.ranking import DIRECTIONS
 from train.study.comparison import WHICH
 
 _MISSING = ""
-_WAYS = ("image to text", "text to image")
+_RECALLS = [key for k in (1, 5) for key in (f"mean_R@{k}", *(f"R@{k}_{direction}" for direction in DIRECTIONS))]
 _COLUMNS = (
-    "system", "mean R@1", *_WAYS, "mean R@5", *_WAYS, "near-miss accuracy", "mined an image", "steps (chosen)", "seconds",
+    "system", *(key.replace("_", " ") for key in _RECALLS), "near-miss accuracy", "mined an image", "steps (chosen)", "seconds",
     "FLOPs (times the first's)",
 )  # fmt: skip
-_RECALLS = [key for k in (1, 5) for key in (f"mean_R@{k}", *(f"R@{k}_{direction}" for direction in DIRECTIONS))]
 
 
 def answer(record: dict[str, Any]) -> list[str]:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -94,9 +96,6 @@ def test_a_cross_encoders_study_reads_its_own_stage_and_counts_no_compute(rerank
     assert found["equal_compute"] is False
     folder = tmp_path / "runs" / "all-0"
     (folder / "eval" / "test").mkdir(parents=True)
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rows = [{"stage": stage, "rank": 1} for stage in ("miner", "miner+blip", "miner+blip-tuned")]
     pq.write_table(pa.Table.from_pylist(rows), folder / "eval" / "test" / "queries.parquet")
     stage = {"image_to_text": {"R@1": 0.5, "R@5": 1.0}, "text_to_image": {"R@1": 0.75, "R@5": 1.0}}
