@@ -1,4 +1,4 @@
-"""What of a report is kept under results/, and the tables made of it."""
+"""What of a report, or of a study, is kept under results/, and the tables made of it."""
 
 import json
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from eval.metrics.significance import resample_weights
 from eval.metrics.stage_metrics import StageMetrics
 from eval.report.report import report_record
 from eval.search.ranking import DIRECTIONS
+from train.study.runs import Planned, Result
 
 WAYS = {"image_to_text": "image to text", "text_to_image": "text to image", "both": "both"}
 _UNSEEN_COLUMNS = ("top_ids", "top_scores")
@@ -39,6 +40,17 @@ def read_kept(folder: Path) -> tuple[dict[str, Any], pa.Table]:
     """(record, rows) of a kept report."""
     record: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     return record, pq.read_table(folder / "queries.parquet")
+
+
+def read_kept_study(folder: Path) -> dict[str, list[Result]]:
+    """The runs of each system of a study before `./launch.sh study`, by seed, with their rows alone."""
+    queries = pq.read_table(folder / "queries.parquet")
+    found: dict[str, list[Result]] = {}
+    for row in queries.select(["arm", "seed"]).group_by(["arm", "seed"], use_threads=False).aggregate([]).to_pylist():
+        rows = queries.filter(pc.and_(pc.equal(queries["arm"], row["arm"]), pc.equal(queries["seed"], row["seed"])))
+        planned = Planned(system=row["arm"], seed=row["seed"], overrides=(), folder=folder)
+        found.setdefault(row["arm"], []).append(Result(planned=planned, batch_size=1, queries=rows, lines=[], report={}))
+    return found
 
 
 def ranks_of(queries: pa.Table, stage: str, direction: str) -> np.ndarray:

@@ -3,8 +3,8 @@
     python -m benchmarks.methods_table --write         # put the table into docs/methods.md
     python -m benchmarks.methods_table                 # print it
 
-Everything is computed from files under results/: a report's rows and record (demo, text-text, combining-demo), and the rows of the studies
-of mining (mining-gain, or else distillation). What has no file there is said to be unmeasured. A test compares docs/methods.md with it.
+Everything is computed from files under results/: a report's rows and record (demo, text-text, combining-demo), and the rows of the study
+of mining (mining-gain). What has no file there is said to be unmeasured. A test compares docs/methods.md with it.
 """
 
 import argparse
@@ -15,12 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from benchmarks.demo_table import ROOT
-from benchmarks.distillation import differences, of_system
-from benchmarks.kept_report import comparison, comparisons_of, mean_recall, points, read_kept
-from benchmarks.mining_gain import headline, share_of_time
+from benchmarks.kept_report import comparison, comparisons_of, mean_recall, points, read_kept, read_kept_study
+from train.study.comparison import compare_systems
 
 RESULTS, PAGE = ROOT / "results", ROOT / "docs" / "methods.md"
 START = "<!-- methods table: python -m benchmarks.methods_table --write -->"
@@ -127,19 +124,19 @@ def tuning(results: Path) -> Measured | None:
 
 
 def mining(results: Path) -> Measured | None:
-    """Hard-negative mining: mined against not, over seeds if that study is there, or else of one seed of the study of distillation."""
-    if (results / "mining-gain" / "queries.parquet").is_file():
-        row = headline(pq.read_table(results / "mining-gain" / "queries.parquet"))
-        runs = json.loads((results / "mining-gain" / "runs.json").read_text(encoding="utf-8"))["runs"]
-        cost = f"training {share_of_time(runs):.1f} times as long; in use none"
-        remark = "" if row["ci95_seeds"] is None else f"over {len(row['by_seed'])} seeds {points(row['ci95_seeds'])}"
-        return Measured(row, cost, source_of(results, "mining-gain"), remark)
-    if not (results / "distillation" / "queries.parquet").is_file():
+    """Hard-negative mining: mined against not, over seeds."""
+    kept = results / "mining-gain"
+    if not (kept / "queries.parquet").is_file():
         return None
-    queries = pq.read_table(results / "distillation" / "queries.parquet")
-    row = differences({system: of_system(queries, system) for system in ("hard", "none")}, "hard", "none")["both"]
+    (row,) = compare_systems(read_kept_study(kept), [("mined", "none")])
+    found = row["both"]
+    runs = json.loads((kept / "runs.json").read_text(encoding="utf-8"))["runs"]
+    taken = {name: sum(run["step_seconds"] + run["mining_seconds"] for run in runs if run["arm"] == name) for name in ("none", "mined")}
     return Measured(
-        row, "longer training; in use none", source_of(results, "distillation"), f"{len(set(queries['seed'].to_pylist()))} seed(s)"
+        {"delta": found["delta"], "ci95": found["ci95_images"], "verdict": row["verdict"]},
+        f"training {taken['mined'] / taken['none']:.1f} times as long; in use none",
+        source_of(results, "mining-gain"),
+        f"over {len(found['by_seed'])} seeds {points(found['ci95_seeds'])}",
     )
 
 

@@ -120,7 +120,7 @@ def _checked(
     try:
         config = kind.model_validate(at_home(complete))
     except ValidationError as error:
-        faults = [(line, [text for text in overrides if _touches(text, location)]) for line, location in _lines(error, kind)]
+        faults = [(line, [text for text in overrides if _touches(text, location)]) for line, location in fault_lines(error, kind)]
         of_file = f"{path}: " if not all(given for _, given in faults) else ""
         lines = "\n".join(line + (f" (the command line gives {' '.join(given):.200})" if given else "") for line, given in faults)
         raise ConfigError(f"{of_file}{error.error_count()} fault(s) in the configuration\n{lines}") from None
@@ -171,7 +171,7 @@ def _touches(override: str, location: Sequence[int | str]) -> bool:
     return all(str(part) == key for part, key in zip(location, given, strict=False))
 
 
-def _lines(error: ValidationError, kind: type[BaseModel]) -> list[tuple[str, tuple[int | str, ...]]]:
+def fault_lines(error: ValidationError, kind: type[BaseModel]) -> list[tuple[str, tuple[int | str, ...]]]:
     """Each fault in a line, and where it is."""
     lines = []
     for fault in error.errors():

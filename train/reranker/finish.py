@@ -33,10 +33,12 @@ from train.reranker.model import TunedCrossEncoder, build_cross_encoder
 
 UNTUNED, TUNED = "blip", "blip-tuned"
 """What the cross-encoder is called before and after, in names of stages."""
+MEASURED = reranked(RETRIEVER, TUNED)
+"""The stage that the tuning is for."""
 COMPARISONS = [
     (reranked(RETRIEVER, UNTUNED), RETRIEVER),
-    (reranked(RETRIEVER, TUNED), RETRIEVER),
-    (reranked(RETRIEVER, TUNED), reranked(RETRIEVER, UNTUNED)),
+    (MEASURED, RETRIEVER),
+    (MEASURED, reranked(RETRIEVER, UNTUNED)),
 ]
 
 

@@ -57,7 +57,7 @@ def _differences(
 ) -> dict[str, dict[str, Any]]:
     """R@1 of a system less another's, of some of the seeds together, by direction."""
     tables = {name: pa.concat_tables([result.queries for result in results[name][seeds]]) for name in (system, against)}
-    measured = {(name, d): StageMetrics.of(table, "tuned", d, images) for name, table in tables.items() for d in DIRECTIONS}
+    measured = {(name, d): StageMetrics.of(table, results[name][0].stage, d, images) for name, table in tables.items() for d in DIRECTIONS}
     rows = compare(measured, [(system, against)], weights_SI)
     return {row["direction"]: row for row in rows if row["metric"] == "R@1"}
 
@@ -66,27 +66,26 @@ def figures(results: Results, flops: Mapping[str, Sequence[float]]) -> list[dict
     """A row of each system: means over its runs, and what each run chose.
 
     Args:
-        flops: floating-point operations of each run.
+        flops: floating-point operations of each run; without those of cross-encoders, which are not counted.
     """
     rows = []
     for system, runs in results.items():
         near_miss = [value for value in (run.near_miss() for run in runs) if value is not None]
         retention = [run.retention() for run in runs]
-        recall = {d: float(np.mean([run.report["stages"]["tuned"][d]["R@1"] for run in runs])) for d in DIRECTIONS}
+        recalls = {k: [run.recall_at(k) for run in runs] for k in (1, 5)}
+        means = {(k, which): float(np.mean([one[which] for one in recalls[k]])) for k in recalls for which in WHICH}
         rows.append(
             {
                 "system": system,
-                "mean_R@1": float(np.mean([run.mean_recall_at(1) for run in runs])),
-                **{f"R@1_{d}": value for d, value in recall.items()},
-                "mean_R@5": float(np.mean([run.mean_recall_at(5) for run in runs])),
+                **{f"mean_R@{k}" if which == "both" else f"R@{k}_{which}": value for (k, which), value in means.items()},
                 "near_miss": float(np.mean(near_miss)) if near_miss else None,
                 "retention": {name: float(np.mean([one[name] for one in retention])) for name in retention[0]},
-                "by_seed": [run.mean_recall_at(1) for run in runs],
+                "by_seed": [one["both"] for one in recalls[1]],
                 "num_steps": [run.num_steps for run in runs],
                 "chosen_steps": [run.chosen_step for run in runs],
                 "mined_per_image": float(np.mean([run.mined_per_image for run in runs])),
                 "seconds": float(np.mean([run.seconds for run in runs])),
-                "flops": float(np.mean(flops[system])),
+                "flops": float(np.mean(flops[system])) if system in flops else None,
             }
         )
     return rows

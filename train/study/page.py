@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+from eval.search.ranking import DIRECTIONS
 from train.study.comparison import WHICH
 
 _MISSING = ""
+_RECALLS = [key for k in (1, 5) for key in (f"mean_R@{k}", *(f"R@{k}_{direction}" for direction in DIRECTIONS))]
 _COLUMNS = (
-    "system", "mean R@1", "image to text", "text to image", "mean R@5", "near-miss accuracy", "mined an image", "steps (chosen)", "seconds",
-    "FLOPs, times the first's",
+    "system", *(key.replace("_", " ") for key in _RECALLS), "near-miss accuracy", "mined an image", "steps (chosen)", "seconds",
+    "FLOPs (times the first's)",
 )  # fmt: skip
 
 
@@ -20,8 +22,8 @@ def answer(record: dict[str, Any]) -> list[str]:
     for row in record["systems"]:
         line = f"{row['system']:<{width}}  {100 * row['mean_R@1']:5.1f}"
         if found := compared.get((row["system"], first["system"])):
-            times = row["flops"] / first["flops"]
-            line += f"  {_difference(found['both'])} at {times:.2f} x compute: {found['verdict']}"
+            times = "" if row["flops"] is None else f" at {row['flops'] / first['flops']:.2f} x compute"
+            line += f"  {_difference(found['both'])}{times}: {found['verdict']}"
             controls = [other for (name, against), other in compared.items() if name == row["system"] and against != first["system"]]
             for control in controls:
                 line += f"; over {control['against']} {100 * control['both']['delta']:+.1f}: {control['verdict']}"
@@ -66,12 +68,12 @@ def page(record: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
         *(line for row in record["comparisons"] for line in _comparison(row)),
     ]
-    kept = list(record["systems"][0]["retention"])
+    kept = list(dict.fromkeys(name for row in record["systems"] for name in row["retention"]))
     if kept:
         lines += ["", "Mean R@1 on the retention sets, less the base's:", ""]
         lines += [f"| system | {' | '.join(kept)} |", "|---" * (len(kept) + 1) + "|"]
         for row in record["systems"]:
-            differences = [f"{100 * row['retention'][name]:+.1f}" for name in kept]
+            differences = [f"{100 * row['retention'][name]:+.1f}" if name in row["retention"] else _MISSING for name in kept]
             lines.append(f"| {row['system']} | {' | '.join(differences)} |")
     if screening := record.get("screening"):
         plan = protocol["screening"]
@@ -84,9 +86,9 @@ def page(record: dict[str, Any]) -> str:
 def _system(row: dict[str, Any], first: dict[str, Any]) -> str:
     near_miss = _MISSING if row["near_miss"] is None else f"{100 * row['near_miss']:.1f}"
     steps = ", ".join(f"{num} ({chosen})" for num, chosen in zip(row["num_steps"], row["chosen_steps"], strict=True))
-    recalls = " | ".join(f"{100 * row[key]:.1f}" for key in ("mean_R@1", "R@1_image_to_text", "R@1_text_to_image", "mean_R@5"))
-    times = row["flops"] / first["flops"]
-    return f"| {row['system']} | {recalls} | {near_miss} | {row['mined_per_image']:.2f} | {steps} | {row['seconds']:.0f} | {times:.2f} |"
+    recalls = " | ".join(f"{100 * row[key]:.1f}" for key in _RECALLS)
+    flops = _MISSING if row["flops"] is None else f"{row['flops']:.3g} ({row['flops'] / first['flops']:.2f})"
+    return f"| {row['system']} | {recalls} | {near_miss} | {row['mined_per_image']:.2f} | {steps} | {row['seconds']:.0f} | {flops} |"
 
 
 def _comparison(row: dict[str, Any]) -> list[str]:

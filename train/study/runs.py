@@ -15,8 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from eval.errors import UserError
+from eval.search.ranking import DIRECTIONS
 from train.config.job import JobConfig
+from train.config.reranker import RerankerConfig
 from train.engine.folder import report_folder
+from train.reranker.finish import MEASURED
 
 _LAST_LETTERS = 2000
 
@@ -41,24 +44,30 @@ class Result:
     """What a run left.
 
     Attributes:
-        queries: rows of queries.parquet of the stage "tuned".
+        stage: of the report that is measured: SigLIP's, or what its top-K is once the tuned cross-encoder has reranked it.
+        batch_size: images of a step.
+        queries: rows of queries.parquet of the stage.
         lines: of metrics.jsonl.
         report: report.json.
     """
 
     planned: Planned
+    stage: str = "tuned"
+    batch_size: int
     queries: pa.Table
     lines: list[dict[str, Any]]
     report: dict[str, Any]
 
     @classmethod
-    def read(cls, planned: Planned, config: JobConfig) -> "Result":
+    def read(cls, planned: Planned, config: JobConfig | RerankerConfig) -> "Result":
         """Of a finished run; config: of its system, for the split that it was measured on."""
         folder = planned.folder / "eval" / report_folder(config).name
         table = pq.read_table(folder / "queries.parquet")
         lines = [json.loads(line) for line in (planned.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        return cls(planned=planned, queries=table.filter(pc.equal(table["stage"], "tuned")), lines=lines, report=report)
+        stage = MEASURED if isinstance(config, RerankerConfig) else cls.stage
+        queries = table.filter(pc.equal(table["stage"], stage))
+        return cls(planned=planned, stage=stage, batch_size=config.train.batch_size, queries=queries, lines=lines, report=report)
 
     @property
     def chosen_step(self) -> int:
@@ -77,27 +86,30 @@ class Result:
 
     @property
     def mined_per_image(self) -> float:
-        """Mined captions of an image in a step, mean over all steps."""
+        """Mined captions of an image in a step, or hard negatives of a cross-encoder's; mean over all steps."""
         steps = [line for line in self.lines if line["event"] == "step"]
-        return sum(line["num_mined"] for line in steps) / max(1, self.num_steps)
+        num_mined = sum(line.get(key, 0) for line in steps for key in ("num_mined", "num_hard_caption", "num_hard_image"))
+        return num_mined / (len(steps) * self.batch_size)
 
-    def mean_recall_at(self, k: int) -> float:
-        """Mean R@K of both directions."""
-        stage = self.report["stages"]["tuned"]
-        return float(stage["image_to_text"][f"R@{k}"] + stage["text_to_image"][f"R@{k}"]) / 2
+    def recall_at(self, k: int) -> dict[str, float]:
+        """R@K of each direction, and of "both" their mean."""
+        stage = self.report["stages"][self.stage]
+        found = {direction: float(stage[direction][f"R@{k}"]) for direction in DIRECTIONS}
+        return found | {"both": sum(found.values()) / len(found)}
 
     def retention(self) -> dict[str, float]:
         """Mean R@1 on each retention set, less the base's."""
         found = {}
         for watched in self.report.get("watch") or ():
             base, tuned = (watched["stages"][stage] for stage in ("base", "tuned"))
-            found[watched["name"]] = sum(tuned[d]["R@1"] - base[d]["R@1"] for d in ("image_to_text", "text_to_image")) / 2
+            found[watched["name"]] = sum(tuned[d]["R@1"] - base[d]["R@1"] for d in DIRECTIONS) / 2
         return found
 
     def near_miss(self) -> float | None:
-        """Share of a choice set's examples whose true caption scores best, mean over the sets; None without one."""
-        figures = [choices["stages"]["tuned"]["overall"].get("accuracy") for choices in self.report.get("choices") or ()]
-        values = [figure["value"] for figure in figures if figure is not None]
+        """Share of a choice set's examples whose true caption scores best (of pairs: both captions and both images), mean over the sets;
+        None without one."""
+        figures = [choices["stages"]["tuned"]["overall"] for choices in self.report.get("choices") or ()]
+        values = [found.get("accuracy", found.get("group_score"))["value"] for found in figures]
         return sum(values) / len(values) if values else None
 
 

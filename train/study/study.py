@@ -13,15 +13,16 @@ import pyarrow.parquet as pq
 from eval.atomic import replace_files
 from eval.errors import UserError
 from train.config.job import JobConfig
-from train.config.load import load_config
+from train.config.reranker import RerankerConfig
 from train.config.run import SplitConfig
 from train.config.sizes import DataSizes
 from train.data.splits import load_data
+from train.reranker.job import load_reranker_data
 from train.study.comparison import Results, compare_systems, figures
 from train.study.cost import TowerCost, flops
 from train.study.page import answer, page
 from train.study.runs import Planned, Result, carry_out
-from train.study.systems import System
+from train.study.systems import System, load_system
 
 _SPREAD = 0.05
 """Costs that differ by a smaller share than this are equal."""
@@ -57,7 +58,7 @@ class Study:
         record = folder / "study.json"
         if record.exists():
             begun = json.loads(record.read_text(encoding="utf-8"))["protocol"]
-            changed = [key for key in protocol if key != "command" and begun.get(key) != protocol[key]]
+            changed = [key for key in protocol if key != "command" and json.dumps(begun.get(key)) != json.dumps(protocol[key])]
             if changed:
                 raise UserError(
                     f"{folder} is a study with another protocol: {', '.join(changed)} changed since it was begun. A protocol stands before "
@@ -65,7 +66,8 @@ class Study:
                 )
             protocol = begun
         first = next(iter(protocol["systems"].items()))
-        splits = load_data(load_config(protocol["config"], [*protocol["overrides"], *first[1], f"name={first[0]}"]))
+        job = load_system(protocol["config"], [*protocol["overrides"], *first[1], f"name={first[0]}"])
+        splits = load_reranker_data(job) if isinstance(job, RerankerConfig) else load_data(job)
         additional = len(splits.additional.texts) if splits.additional is not None else 0
         study = cls(
             folder=folder,
@@ -94,7 +96,7 @@ class Study:
             passed = {row["system"] for row in record["screening"] if row["survives"]}
             systems = [system for system in systems if system.name in passed]
         results = self._results(systems, self.protocol["seeds"])
-        costs = {system.name: self._flops(system, results[system.name]) for system in systems}
+        costs = self._flops(systems, results)
         pairs = [(system.name, systems[0].name) for system in systems[1:]]
         if self.protocol["equal_compute"]:
             for system in systems[1:]:
@@ -103,7 +105,7 @@ class Study:
                     continue
                 if control.name not in results:
                     results |= self._results([control], self.protocol["seeds"])
-                    costs[control.name] = self._flops(control, results[control.name])
+                    costs |= self._flops([control], results)
                 pairs.append((system.name, control.name))
         report = results[systems[0].name][0].report["data"]
         record |= {
@@ -118,7 +120,7 @@ class Study:
         plan = self.protocol["screening"]
         short = {system.name: self._scaled(f"{system.name}-screen", system, plan["share"]) for system in systems}
         results = self._results(list(short.values()), plan["seeds"])
-        means = {name: float(np.mean([run.mean_recall_at(1) for run in results[system.name]])) for name, system in short.items()}
+        means = {name: float(np.mean([run.recall_at(1)["both"] for run in results[system.name]])) for name, system in short.items()}
         best = sorted((system.name for system in systems[1:]), key=lambda name: -means[name])[: plan["survivors"]]
         survive = {systems[0].name, *best}
         return [{"system": name, "mean_R@1": mean, "survives": name in survive} for name, mean in means.items()]
@@ -140,8 +142,8 @@ class Study:
             scaled[key] = max(1, round(getattr(config.train, key) * times))
         return System(name, (*system.overrides, *(f"train.{key}={value}" for key, value in scaled.items())))
 
-    def _config(self, system: System) -> JobConfig:
-        config = load_config(self.protocol["config"], [*self.protocol["overrides"], *system.overrides, "name=study"])
+    def _config(self, system: System) -> JobConfig | RerankerConfig:
+        config = load_system(self.protocol["config"], [*self.protocol["overrides"], *system.overrides, "name=study"])
         return config.resolved(self.sizes, self.made if config.data.split is None else None) if config.is_open else config
 
     def _results(self, systems: Sequence[System], seeds: Sequence[int]) -> dict[str, list[Result]]:
@@ -155,9 +157,15 @@ class Study:
         own = (f"name={folder.name}", f"runs_folder={folder.parent}", f"seed={seed}")
         return Planned(system=system.name, seed=seed, overrides=(*self.protocol["overrides"], *system.overrides, *own), folder=folder)
 
-    def _flops(self, system: System, runs: Sequence[Result]) -> list[float]:
-        config, towers = self._config(system), TowerCost.of(str(runs[0].planned.folder / "export"))
-        return [flops(run, config, towers, self.sizes.num_images, self.num_captions) for run in runs]
+    def _flops(self, systems: Sequence[System], results: Results) -> dict[str, list[float]]:
+        """Floating-point operations of each run of the systems; those of a cross-encoder are not counted."""
+        found = {}
+        for system in systems:
+            config, runs = self._config(system), results[system.name]
+            if isinstance(config, JobConfig):
+                towers = TowerCost.of(str(runs[0].planned.folder / "export"))
+                found[system.name] = [flops(run, config, towers, self.sizes.num_images, self.num_captions) for run in runs]
+        return found
 
     def _write(self, record: dict[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,13 @@
 """The systems of a study: one configuration each, given as changes of a common one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from eval.errors import UserError
 from train.config.job import JobConfig
-from train.config.load import load_config
+from train.config.load import load_config, load_run_config, read_record
 from train.config.mining import PRESETS as MINING_PRESETS
+from train.config.reranker import RerankerConfig, is_reranker
 
 PLAIN = "plain"
 PRESETS = {
@@ -54,27 +55,45 @@ def _split(text: str) -> list[str]:
     return parts
 
 
-def read_systems(texts: Sequence[str], config: str, overrides: Sequence[str]) -> tuple[list[System], list[JobConfig]]:
-    """The systems asked for, or the presets, with the configuration of each; the first is the one the others are compared with.
+def parse_systems(texts: Sequence[str]) -> dict[str, list[str]]:
+    """The changes of each system, of the texts of --system.
+
+    Raises:
+        UserError: a text is none of a system, or two have one name.
+    """
+    systems = [System.parse(text) for text in texts]
+    names = [system.name for system in systems]
+    if len(set(names)) < len(names):
+        raise UserError(f"--system: each needs a name of its own, found {names}")
+    return {system.name: list(system.overrides) for system in systems}
+
+
+def load_system(config: str, overrides: Sequence[str]) -> JobConfig | RerankerConfig:
+    """The configuration of a system, of the kind that the file describes.
+
+    Raises:
+        UserError: with every fault.
+    """
+    return load_run_config(RerankerConfig, config, overrides) if is_reranker(read_record(config)) else load_config(config, overrides)
+
+
+def check_systems(systems: Mapping[str, Sequence[str]], config: str, overrides: Sequence[str]) -> list[JobConfig | RerankerConfig]:
+    """The configuration of each system; the first is the one that the others are compared with.
 
     Raises:
         UserError: with every fault of every system.
     """
-    systems = [System.parse(text) for text in texts] or [System(name, tuple(changes)) for name, changes in PRESETS.items()]
-    names = [system.name for system in systems]
-    if len(set(names)) < len(names):
-        raise UserError(f"--system: each needs a name of its own, found {names}")
     if len(systems) < 2:
-        raise UserError(f"--system: a study compares two systems or more, found {names}; the first is what the others are compared with")
+        raise UserError(f"a study compares two systems or more, found {list(systems)}; the first is what the others are compared with")
     configs, faults = [], []
-    for system in systems:
+    for name, changes in systems.items():
         try:
-            configs.append(load_config(config, [*overrides, *system.overrides, f"name={system.name}"]))
+            configs.append(load_system(config, [*overrides, *changes, f"name={name}"]))
         except UserError as error:
-            faults.append(f"system {system.name!r}: {error}")
+            faults.append(f"system {name!r}: {error}")
     if faults:
         raise UserError("\n".join(faults))
-    for system, job in zip(systems, configs, strict=True):
+    for name, job in zip(systems, configs, strict=True):
         if job.data.test_split is None and job.data.val_split is None:
-            raise UserError(f"system {system.name!r}: there is nothing to measure on; a study needs data.test_split or data.val_split")
-    return systems, configs
+            raise UserError(f"system {name!r}: there is nothing to measure on; a study needs data.test_split or data.val_split")
+    return configs

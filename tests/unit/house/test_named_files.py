@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 NAMED = re.compile(r"(?<![\w/.~$}-])[\w/.-]+\.(?:md|py|sh|yaml|j2)\b(?![\w/])")
 OUTSIDE = re.compile(r"(?<![\w.])(?:\.\./shared\b|/(?:work|home|root|Users)/[\w.-]+)")
-PLACEHOLDER = re.compile(r"(?:[\w/]+/)?(?:NAME|FILE|CONFIG|OUTPUT|PATH)\.\w+")
+PLACEHOLDER = re.compile(r"(?:[\w/]+/)?(?:NAME|FILE|CONFIG|STUDY|OUTPUT|PATH)\.\w+")
 SKIPPING = {
     "tests/integration/test_oracles.py",
     "tests/hub_files.py",

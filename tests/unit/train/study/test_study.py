@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import torch
 
 from eval.errors import UserError
 from tests.small_job import SmallWorld
+from train.config.job import JobConfig
 from train.study import study as studies
 from train.study.comparison import compare_systems
 from train.study.page import answer, page
 from train.study.runs import Planned, Result
 from train.study.statistics import OverSeeds, t_probability, t_quantile, verdicts
-from train.study.systems import System, read_systems
+from train.study.systems import PRESETS, System, check_systems, parse_systems
 
 NUM_IMAGES = 40
 
@@ -36,7 +38,7 @@ def made(system: str, seed: int, hits: np.ndarray, *, num_mined: int = 0, second
     lines += [{"event": "eval", "step": step, "best": step == 2} for step in (0, 2, 4)]
     report = {"stages": {"tuned": stage}, "data": {"split": "test", "num_images": NUM_IMAGES, "num_captions": NUM_IMAGES}}
     planned = Planned(system=system, seed=seed, overrides=(), folder=Path("none"))
-    return Result(planned=planned, queries=pa.table(rows), lines=lines, report=report)
+    return Result(planned=planned, batch_size=8, queries=pa.table(rows), lines=lines, report=report)
 
 
 def hits_of(num_right: int, seed: int) -> np.ndarray:
@@ -102,20 +104,25 @@ def test_a_system_is_a_name_and_its_changes() -> None:
 def test_every_fault_of_every_system_is_named_before_any_run(small_world: SmallWorld, tmp_path: Path) -> None:
     config = str(small_world.write_config(tmp_path))
     with pytest.raises(UserError, match="(?s)system 'a': .*minning.*mining.*system 'b': .*max_step"):
-        read_systems(["a=minning.weight=1", "b=train.max_step=4", "c=mining=null"], config, [])
+        check_systems({"a": ["minning.weight=1"], "b": ["train.max_step=4"], "c": ["mining=null"]}, config, [])
     with pytest.raises(UserError, match="compares two systems or more"):
-        read_systems(["a=mining=null"], config, [])
+        check_systems({"a": ["mining=null"]}, config, [])
     with pytest.raises(UserError, match="a name of its own"):
-        read_systems(["a=mining=null", "a=seed=3"], config, [])
+        parse_systems(["a=mining=null", "a=seed=3"])
     with pytest.raises(UserError, match="nothing to measure on"):
-        read_systems(["a=mining=null", "b=data.val_split=null,data.test_split=null"], config, [])
+        check_systems({"a": ["mining=null"], "b": ["data.val_split=null", "data.test_split=null"]}, config, [])
+    plain, two = check_systems({"a": ["mining=null"], "b": ["train.captions_per_image=2"]}, config, ["seed=4"])
+    assert isinstance(plain, JobConfig) and isinstance(two, JobConfig)
+    assert (plain.mining, plain.seed) == (None, 4) and (two.train.captions_per_image, two.seed) == (2, 4)
 
 
 def test_without_a_system_plain_tuning_the_presets_of_mining_and_two_captions_are_tried(small_world: SmallWorld, tmp_path: Path) -> None:
-    systems, configs = read_systems([], str(small_world.write_config(tmp_path)), [])
-    assert [system.name for system in systems] == ["plain", "gentle", "standard", "hard", "two-captions"]
+    configs = check_systems(PRESETS, str(small_world.write_config(tmp_path)), [])
+    assert list(PRESETS) == ["plain", "gentle", "standard", "hard", "two-captions"]
     tried = [
-        (config.mining and (config.mining.negatives_per_image, config.mining.weight), config.train.captions_per_image) for config in configs
+        (config.mining and (config.mining.negatives_per_image, config.mining.weight), config.train.captions_per_image)
+        for config in configs
+        if isinstance(config, JobConfig)
     ]
     assert tried == [(None, 1), ((2, 0.1), 1), ((4, 0.3), 1), ((8, 1.0), 1), (None, 2)]
 
@@ -134,7 +141,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch, small_world: SmallWorld) -> list[
     def read(planned: Planned, config: Any) -> Result:
         found = made(planned.system, planned.seed, hits_of(config.train.max_steps + 3 * (config.mining is not None), planned.seed))
         lines = [{"event": "step", "step": s, "seconds": 1.0, "num_mined": 8 * (config.mining is not None)} for s in range(1, 10)]
-        return Result(planned=planned, queries=found.queries, lines=lines, report=found.report)
+        return replace(found, lines=lines)
 
     monkeypatch.setattr(studies, "carry_out", lambda config, planned, **_: asked.extend(planned))
     monkeypatch.setattr(studies.Result, "read", read)
@@ -158,6 +165,8 @@ def test_a_study_runs_every_system_with_every_seed_and_the_control_at_equal_comp
     text = (tmp_path / "study" / "study.md").read_text()
     assert text == page(record) and len(answer(record)) == 4
     assert "| mined | `mining.weight=0.3` |" in text
+    mined = next(line for line in text.splitlines() if line.startswith("| mined | ") and "1.33" in line)
+    assert mined.split(" | ")[8] == "1.00"  # 8 captions for the 8 images of a step
 
 
 def test_screening_uses_other_seeds_and_fewer_steps_and_lets_the_best_go_on(
