@@ -43,7 +43,7 @@ def make_parser() -> CommandParser:
         action="append",
         dest="systems",
         metavar="NAME=key=value,...",
-        help="a system, once for each; the first is what the others are compared with (default: plain, mined columns, two captions)",
+        help="a system, once for each; the first is what the others are compared with (default: plain, mining's presets, two captions)",
     )
     whole = [
         ("seeds", 1, 8, "training runs of each system"),
@@ -61,8 +61,8 @@ def make_parser() -> CommandParser:
         dest="equal_compute",
         help="leave out the first system at the compute of the others (default: it is there)",
     )
-    for name, what in (("at-once", "runs side by side"), ("threads", "threads of each run")):
-        add(f"--{name}", type=WholeNumber(1), default=1, metavar="N", help=f"{what}; 1 or more (default 1)")
+    add("--at-once", type=WholeNumber(1), metavar="N", help="runs side by side (default: one on each GPU, or two where there is none)")
+    add("--threads", type=WholeNumber(1), default=1, metavar="N", help="threads of each run; 1 or more (default 1)")
     add("--output", type=Path, metavar="FOLDER", help="folder of the study (default runs/study-CONFIG)")
     return parser
 
@@ -84,10 +84,11 @@ def run(asked: argparse.Namespace) -> int:
 
 def _run(asked: argparse.Namespace) -> None:
     from train.study.config import read_study
+    from train.study.runs import usual_places
     from train.study.study import Study
 
     protocol = protocol_of(read_study(asked), shlex.join(_without(command_line(), "--at-once", "--threads")))
-    Study.begin(asked.output, protocol, at_once=asked.at_once, threads=asked.threads).carry_out()
+    Study.begin(asked.output, protocol, at_once=asked.at_once or usual_places(), threads=asked.threads).carry_out()
 
 
 def protocol_of(study: StudyConfig, words: str) -> dict[str, Any]:

@@ -166,6 +166,11 @@ def _start(config: str, planned: Planned, threads: int, place: int) -> "subproce
         )
 
 
+def usual_places() -> int:
+    """Runs side by side where nobody says how many: one on each GPU; without one two, as memory may not hold one for each core."""
+    return len(_gpus()) or min(2, os.cpu_count() or 1)
+
+
 def _gpus() -> list[str]:
     """Names of the visible GPUs, as CUDA_VISIBLE_DEVICES has them."""
     import torch

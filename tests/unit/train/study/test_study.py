@@ -17,7 +17,7 @@ from train.config.job import JobConfig
 from train.study import study as studies
 from train.study.comparison import compare_systems
 from train.study.page import answer, page
-from train.study.runs import Planned, Result
+from train.study.runs import Planned, Result, usual_places
 from train.study.statistics import OverSeeds, t_probability, t_quantile, verdicts
 from train.study.systems import PRESETS, System, check_systems, parse_systems
 
@@ -209,3 +209,13 @@ def test_sizes_that_are_left_out_are_scaled_as_they_follow_from_the_data(
     studies.Study.begin(tmp_path / "study", protocol(config), at_once=1, threads=1).carry_out()
     control = next(one.overrides for one in pretended if one.system == "plain, 1.33 x steps")
     assert "train.max_steps=13" in control and "train.eval_every_steps=1" in control
+
+
+def test_runs_go_side_by_side_one_on_each_gpu_or_two_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7")
+    assert usual_places() == 3
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    for cores, places in ((64, 2), (1, 1), (None, 1)):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        assert usual_places() == places

@@ -65,7 +65,7 @@ def test_options_come_before_the_keys_of_the_file(small_world: SmallWorld, tmp_p
 
 def test_without_a_file_or_systems_the_presets_are_tried(small_world: SmallWorld, tmp_path: Path) -> None:
     found = protocol(str(small_world.write_config(tmp_path)))
-    assert list(found["systems"]) == ["plain", "columns", "two-captions"] and found["seeds"] == list(range(8))
+    assert list(found["systems"]) == ["plain", "gentle", "standard", "hard", "two-captions"] and found["seeds"] == list(range(8))
     assert found["equal_compute"] is True and found["screening"] is None
 
 
