@@ -36,6 +36,7 @@ OTHER_WORDS: Mapping[str, tuple[str, ...]] = {
     "train.weight_decay": ("wd", "decay"),
     "train.betas": ("beta1", "beta2", "adam_beta1", "adam_beta2"),
     "train.epsilon": ("eps", "adam_eps", "adam_epsilon"),
+    "train.ema_decay": ("ema", "model_ema", "model_ema_decay", "use_ema", "ema_momentum"),
     "train.max_grad_norm": ("grad_clip", "clip_grad", "gradient_clip_val", "grad_clip_norm", "max_norm"),
     "train.precision": ("fp16", "bf16", "amp", "mixed_precision", "dtype", "torch_dtype"),
     "train.eval_every_steps": ("eval_steps", "eval_every", "val_every", "val_frequency", "eval_interval"),
