@@ -37,6 +37,7 @@ from train.engine.evaluated_pictures import check_evaluated
 from train.engine.folder import learnt
 from train.engine.metrics_log import MetricsLog, WandbMirror
 from train.optim.ema import WeightAverage
+from train.optim.optimizer import peak_rates
 from train.optim.update import rate_factor
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class BaseLoop(ABC):
         )
         decay = job.config.train.ema_decay
         self.average = None if decay is None else WeightAverage(job.tuned, decay)
+        self._peaks = peak_rates(job.optimizer)
         self.checkpoints = Checkpoints(job.folder / "checkpoints")
         self.metrics = MetricsLog(job.folder)
         self.broken = BrokenPictures(job)
@@ -303,7 +305,7 @@ class BaseLoop(ABC):
         record = {"epoch": self.order.epoch(batch.step), "loss": outcome.loss} | own
         record |= {
             "grad_norm": outcome.grad_norm,
-            "learning_rate": {group["part"]: group["peak"] * factor for group in self._run.optimizer.param_groups},
+            "learning_rate": {part: highest * factor for part, (_, highest) in self._peaks.items()},
             "num_replaced": outcome.num_replaced,
             "seconds": seconds,
             "images_per_second": train.batch_size / seconds,
