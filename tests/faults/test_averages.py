@@ -164,9 +164,11 @@ def test_another_decay_is_refused_under_the_same_name(nursery: Nursery, small_wo
 def test_a_run_that_begins_at_a_checkpoint_averages_anew(
     nursery: Nursery, small_world: SmallWorld, tmp_path: Path, averaged: dict[int, Run]
 ) -> None:
-    """From the weights that the optimizer state is of, not from their averages."""
+    """From the weights that the optimizer state is of, not from their averages; and, resumed, with the factors of its own steps."""
     old = averaged[1].folder / "checkpoints" / "step-6"
     run = Run.make(nursery, small_world, tmp_path, **AVERAGED, train__begin_at=str(old), train__max_steps=3, mining=None)
+    (child,) = run.start(trap=Trap("train.optim.ema:WeightAverage.update", 2))
+    assert child.wait() == -signal.SIGKILL, child.output()
     run.finish()
     begun, weights = file_of(run.folder, 0, "average"), file_of(averaged[1].folder, 6, "weights")
     assert all(np.array_equal(begun[name], weights[name]) for name in begun)
