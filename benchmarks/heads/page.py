@@ -19,7 +19,7 @@ Runs = list[dict[str, Any]]
 
 
 def write_page(output: Path, results: Sequence[dict[str, Any]] | None) -> None:
-    """Write runs.parquet from results, or read it, and heads.md beside the folder."""
+    """Write runs.parquet from results, or read it, and the page beside the folder."""
     stored = output / "runs.parquet"
     if results is not None:
         rows = [each | {"by_image": np.round(each["by_image"], 3).tolist()} for each in results]
@@ -57,10 +57,10 @@ def compare(runs: Runs) -> list[dict[str, Any]]:
             continue
         against = [PLAIN]
         if name not in CONTROLS:
-            dearer = [control for control in CONTROLS if control in names and costs[control] >= costs[name] * 0.98]
-            against += [min(dearer, key=lambda control: (costs[control], -mean_recalls(of_system(runs, control)).mean()))] if dearer else []
-            if costs[name] <= costs[PLAIN] * 1.02:
-                against = [PLAIN]
+            controls = [control for control in CONTROLS if control in names]
+            dearer = [control for control in controls if costs[control] >= costs[name] * 0.98] or [max(controls, key=costs.__getitem__)]
+            if costs[name] > costs[PLAIN] * 1.02:
+                against.append(min(dearer, key=lambda control: (costs[control], -mean_recalls(of_system(runs, control)).mean())))
         for other in against:
             pair = [of_system(runs, each) for each in (name, other)]
             difference_N = mean_recalls(pair[0]) - mean_recalls(pair[1])

@@ -3,7 +3,7 @@
 from benchmarks.heads.forms import System
 
 PLAIN = "plain"
-CONTROLS = {f"plain x{times:g}": System(steps=times) for times in (1.25, 1.5, 2.0, 3.0)} | {"plain, batch x2": System(batch=2.0)}
+CONTROLS = {f"plain x{times:g}": System(steps=times) for times in (1.5, 2.0)} | {"plain, batch x2": System(batch=2.0)}
 """Plain training for more steps, or at a larger batch: what the same compute buys."""
 PRESETS = {
     "gentle": System(form="columns", count=2, weight=0.1, margin=0.0, rank_min=3),

@@ -29,6 +29,9 @@ class TrainConfig(LoopConfig):
     """Peak rate of the text tower."""
     scale_bias_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak rate of logit scale and bias."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Multiply the rate of each layer of a tower by this, e.g. 0.75, once for every layer above it, so that lower layers move less; scale
+    and bias keep theirs. null: all layers have the tower's rate (docs/training.md)."""
     shard: bool = False
     """Keep weights, gradients and optimizer state in parts, one on each process (FSDP), for a model beyond one GPU's memory."""
 
@@ -54,6 +57,8 @@ class JobConfig(RunConfig):
         per_image = self.train.captions_per_image
         if {"image", "text"} <= set(self.model.freeze) and self.model.lora is not None:
             raise ValueError("model.freeze names both towers, so model.lora has nothing to adapt")
+        if {"image", "text"} <= set(self.model.freeze) and self.train.layer_decay is not None:
+            raise ValueError("model.freeze names both towers, so train.layer_decay has no layer to act on")
         if self.choices and not (data.val_split or data.test_split):
             raise ValueError("choices are part of the final report, which needs data.test_split or data.val_split")
         if mining is not None:

@@ -92,6 +92,9 @@ class LoopConfig(Section):
     warmup_steps: Annotated[int, Field(ge=0), FromData("4% of max_steps, at least 50, at most a tenth", takes_share=True)] | None = None
     """Steps of linear warm-up before the cosine, or a share of max_steps below 1; null: 4% of max_steps, but at least 50 and at most a
     tenth."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Average the weights over the steps (exponential moving average, e.g. 0.99), and evaluate, choose and export the averages; null: the
+    weights themselves (docs/training.md)."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are scaled down to this global norm; null: never."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -1,8 +1,8 @@
 """Checkpoints that survive a kill at any moment: written aside, hashed, committed by a rename; read only if every byte is right.
 
-checkpoints/step-N/ holds weights.safetensors (what trains), optimizer.safetensors (AdamW's state), state.json, negatives.parquet where
-mined captions are in force, and manifest.json with the SHA-256 of each. No pickle, and no random state: order, captions, crops and dropout
-follow from (seed, step).
+checkpoints/step-N/ holds weights.safetensors (what trains), optimizer.safetensors (AdamW's state), average.safetensors (the moving average
+of what trains, where train.ema_decay asks for it), state.json, negatives.parquet where mined captions are in force, and manifest.json with
+the SHA-256 of each. No pickle, and no random state: order, captions, crops and dropout follow from (seed, step).
 """
 
 import json
@@ -24,11 +24,13 @@ from eval.encoder.weights import not_finite
 from eval.errors import NotFinite, UserError
 from eval.processes import Processes
 from eval.sharded import whole
+from train.optim.ema import WeightAverage
 from train.optim.fsdp import placed
 from train.optim.loss_scale import LossScale
 from train.optim.optimizer import Trainable
 
 _NAME = re.compile(r"^step-(\d+)$")
+_AVERAGE = "average.safetensors"
 _LATER_KEYS = {"stopped_by", "loss_scale", "matcher_sha256", "further", "base_identity", "config", "metrics_sha256", "num_updates_before"}
 """Of state.json, which the first checkpoints did not have."""
 
@@ -111,8 +113,13 @@ class State:
 
     @property
     def num_updates(self) -> int:
-        """Updates that the optimizer state knows: of all steps but those that fp16 skipped, and of the run that this one began at."""
-        return self.num_updates_before + self.step - (self.loss_scale.num_skipped if self.loss_scale is not None else 0)
+        """Updates that the optimizer state knows: the run's own, and those of the run that this one began at."""
+        return self.num_updates_before + self.num_own_updates
+
+    @property
+    def num_own_updates(self) -> int:
+        """Updates of the weights in this run: all steps but those that fp16 skipped."""
+        return self.step - (self.loss_scale.num_skipped if self.loss_scale is not None else 0)
 
 
 class Checkpoints:
@@ -133,7 +140,14 @@ class Checkpoints:
         return sorted(int(match.group(1)) for match in matches if match)
 
     def save(
-        self, state: State, tuned: Trainable, optimizer: torch.optim.Optimizer, negatives_file: Path | None, *, writes: bool = True
+        self,
+        state: State,
+        tuned: Trainable,
+        optimizer: torch.optim.Optimizer,
+        negatives_file: Path | None,
+        *,
+        average: WeightAverage | None = None,
+        writes: bool = True,
     ) -> None:
         """Commit a checkpoint; one of the same step is replaced, unless it is whole and says the same.
 
@@ -141,23 +155,29 @@ class Checkpoints:
         its last step has yet to learn which checkpoint is the best.
 
         Args:
+            average: of the weights, where the run has one.
             writes: false on all but one of the processes that share out the weights (train/optim/fsdp.py): each gives its parts, one
             writes.
 
         Raises:
             OSError: it cannot be written; what was there before is untouched.
         """
-        weights, optimizer_state = (_kept(named, writes) for named in (tuned.trainable(), _optimizer_state(tuned, optimizer)))
+        averages = iter(()) if average is None else average.named()
+        weights, optimizer_state, averaged = (
+            _kept(named, writes) for named in (tuned.trainable(), _optimizer_state(tuned, optimizer), averages)
+        )
         if not writes:
             return
         target = self.path(state.step)
         with suppress(OSError, ValueError, KeyError, TypeError):
             if target.is_dir() and not verify(target) and self.state(state.step) == state:
                 return
-        num_bytes = sum(tensor.nbytes for tensor in (*weights.values(), *optimizer_state.values()))
+        num_bytes = sum(tensor.nbytes for tensor in (*weights.values(), *optimizer_state.values(), *averaged.values()))
         with folder_aside(target, num_bytes) as temporary:
             save_file(weights, temporary / "weights.safetensors")
             save_file(optimizer_state, temporary / "optimizer.safetensors")
+            if average is not None:
+                save_file(averaged, temporary / _AVERAGE)
             if negatives_file is not None:
                 shutil.copyfile(negatives_file, temporary / "negatives.parquet")
             (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
@@ -212,14 +232,41 @@ class Checkpoints:
                     yield folder, step, self.state(step)
 
     def load_weights(self, step: int, tuned: Trainable) -> None:
-        """Put a checkpoint's weights into the model.
+        """Put a checkpoint's weights, as they were trained, into the model.
 
         Raises:
             NoReadableCheckpoint: they belong to another model.
             NotFinite: one is not finite.
         """
-        saved = load_file(self.path(step) / "weights.safetensors")
-        expected = dict(tuned.trainable())
+        self._load(step, "weights.safetensors", dict(tuned.trainable()))
+
+    def load_evaluated(self, step: int, tuned: Trainable) -> None:
+        """Put into the model what was evaluated at a checkpoint: the averages of its weights where the run has them, else its weights.
+
+        Raises:
+            NoReadableCheckpoint, NotFinite: as `load_weights`.
+        """
+        name = _AVERAGE if (self.path(step) / _AVERAGE).exists() else "weights.safetensors"
+        self._load(step, name, dict(tuned.trainable()))
+
+    def load_average(self, step: int, average: WeightAverage) -> None:
+        """Go on with a checkpoint's averages.
+
+        Raises:
+            UserError: it has none: of a run begun without.
+            NoReadableCheckpoint, NotFinite: as `load_weights`.
+        """
+        if not (self.path(step) / _AVERAGE).exists():
+            raise UserError(
+                f"{self.path(step)} has no averages of its weights: that run was begun without train.ema_decay. Give train.ema_decay=null, "
+                "or take another name="
+            )
+        self._load(step, _AVERAGE, dict(average.named()))
+        average.num_updates = self.state(step).num_own_updates
+
+    def _load(self, step: int, name: str, expected: dict[str, Any]) -> None:
+        """Copy the tensors of a checkpoint's file into those of the same names."""
+        saved = load_file(self.path(step) / name)
         differing = saved.keys() ^ expected.keys() | {name for name in saved.keys() & expected if saved[name].shape != expected[name].shape}
         if differing:
             raise NoReadableCheckpoint(f"{self.path(step)} holds the weights of another model; differing: {sorted(differing)[:5]}")
@@ -229,8 +276,8 @@ class Checkpoints:
                 f"{self.steps()}: begin at an earlier one, name=NEW train.begin_at=... (docs/resuming.md)"
             )
         with torch.no_grad():
-            for name, parameter in expected.items():
-                parameter.copy_(placed(saved[name], parameter))
+            for key, tensor in expected.items():
+                tensor.copy_(placed(saved[key], tensor))
 
     def load_optimizer(self, step: int, tuned: Trainable, optimizer: torch.optim.Optimizer) -> None:
         """Put a checkpoint's optimizer state into the optimizer."""

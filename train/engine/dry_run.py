@@ -197,7 +197,8 @@ def _disk_line(job: Run, runs_folder: Path) -> str:
     trained = sum(parameter.numel() for _, parameter in job.tuned.trainable())
     every = sum(parameter.numel() for parameter in job.tuned.module.parameters())
     num_kept = min(job.config.train.keep_checkpoints + 2, 1 + job.config.train.max_steps)  # the best, and one that is being written
-    checkpoint, export = _BYTES_TRAINED * trained, _BYTES_EXPORTED * every
+    averaged = _BYTES_EXPORTED * trained if job.config.train.ema_decay is not None else 0
+    checkpoint, export = _BYTES_TRAINED * trained + averaged, _BYTES_EXPORTED * every
     needed, free = num_kept * checkpoint + export, free_bytes(runs_folder)
     line = (
         f"{num_kept} checkpoints of {checkpoint / 1e9:.2g} GB and the export of {export / 1e9:.2g} GB need {needed / 1e9:.2g} GB in "

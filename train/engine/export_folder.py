@@ -18,7 +18,7 @@ from train.engine.folder import check_checkpoints, check_replaceable
 from train.optim.optimizer import Trainable
 
 if TYPE_CHECKING:
-    from train.config.run import RunConfig
+    from train.config.run import LoopConfig, RunConfig
 
 TrainableModel = TypeVar("TrainableModel", bound=Trainable)
 
@@ -85,6 +85,8 @@ def chosen_checkpoint(config: RunConfig, which: str) -> tuple[Checkpoints, State
 def load_chosen(config: RunConfig, which: str, base: str, build: Callable[[], TrainableModel]) -> tuple[TrainableModel, int, State]:
     """(the model with the weights of the best, the last or a numbered checkpoint, its step, the run's newest state), on the CPU.
 
+    With train.ema_decay these are the averages, as in evaluations.
+
     Args:
         base: the checkpoint that the run started from.
         build: the model made of it, or the one that is in memory.
@@ -95,8 +97,13 @@ def load_chosen(config: RunConfig, which: str, base: str, build: Callable[[], Tr
     checkpoints, newest, step = chosen_checkpoint(config, which)
     tuned = build()
     newest.check_base(base, config.run_folder, tuned)
-    checkpoints.load_weights(step, tuned)
+    checkpoints.load_evaluated(step, tuned)
     return tuned, step, newest
+
+
+def average_line(train: LoopConfig) -> str:
+    """The line of a model card on the average that the weights are; empty without one."""
+    return "" if train.ema_decay is None else f"- Weights are their moving average over the steps (EMA), of decay {train.ema_decay:g}.\n"
 
 
 def plain_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -36,6 +36,8 @@ from train.engine.checkpoint import Checkpoints, State, newest_of_main
 from train.engine.evaluated_pictures import check_evaluated
 from train.engine.folder import learnt
 from train.engine.metrics_log import MetricsLog, WandbMirror
+from train.optim.ema import WeightAverage
+from train.optim.optimizer import peak_rates
 from train.optim.update import rate_factor
 
 if TYPE_CHECKING:
@@ -92,6 +94,9 @@ class BaseLoop(ABC):
             base_identity=job.tuned.base_identity,
             config=learnt(job.config),
         )
+        decay = job.config.train.ema_decay
+        self.average = None if decay is None else WeightAverage(job.tuned, decay)
+        self._peaks = peak_rates(job.optimizer)
         self.checkpoints = Checkpoints(job.folder / "checkpoints")
         self.metrics = MetricsLog(job.folder)
         self.broken = BrokenPictures(job)
@@ -129,7 +134,7 @@ class BaseLoop(ABC):
 
     @abstractmethod
     def evaluate(self) -> Evaluation:
-        """Measure the current weights."""
+        """Measure the weights that the model holds."""
 
     @abstractmethod
     def before_step(self) -> None:
@@ -245,6 +250,8 @@ class BaseLoop(ABC):
                 job.log(line)
         if found is None and job.config.train.begin_at is not None:
             self.state = begin_at(job, job.config.train.begin_at, self.state)
+            if self.average is not None:
+                self.average.restart()
         if found is None:
             self.write("start", {"world_size": job.processes.world_size, "leakage": [leak.as_record() for leak in job.leakages]})
 
@@ -271,6 +278,8 @@ class BaseLoop(ABC):
             self.stepper.update.loss_scale = self.state.loss_scale
         checkpoints.load_weights(step, job.tuned)
         checkpoints.load_optimizer(step, job.tuned, job.optimizer)
+        if self.average is not None:
+            checkpoints.load_average(step, self.average)
 
     def _step(self) -> None:
         """Take one step and write its line."""
@@ -283,6 +292,8 @@ class BaseLoop(ABC):
             if is_out_of_memory(error):
                 raise OutOfMemory.of(error, self._run.memory_remedy()) from error
             raise
+        if self.average is not None and not outcome.skipped:
+            self.average.update()
         seconds = time.perf_counter() - started
         if outcome.num_replaced:  # the same on every process
             self.broken.tell(batch.step, batch.undecodable)
@@ -294,7 +305,7 @@ class BaseLoop(ABC):
         record = {"epoch": self.order.epoch(batch.step), "loss": outcome.loss} | own
         record |= {
             "grad_norm": outcome.grad_norm,
-            "learning_rate": {group["part"]: group["peak"] * factor for group in self._run.optimizer.param_groups},
+            "learning_rate": {part: highest * factor for part, (_, highest) in self._peaks.items()},
             "num_replaced": outcome.num_replaced,
             "seconds": seconds,
             "images_per_second": train.batch_size / seconds,
@@ -336,15 +347,17 @@ class BaseLoop(ABC):
         return self._builder.join(parts)
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate, write the lines, and note a new best."""
+        """Evaluate the weights, or their averages where the run has them, write the lines, and note a new best."""
         job, step, train = self._run, self.state.step, self._run.config.train
         due = step % train.eval_every_steps == 0 or step == train.max_steps
         if not due or self.state.evaluated or (job.val_set is None and not job.splits.watch):
             return
-        found, best_score, is_best = self.evaluate(), self.state.best_score, False
+        with nullcontext() if self.average is None else self.average.in_model():
+            found = self.evaluate()
+        best_score, is_best = self.state.best_score, False
         if (line := found.line) is not None:
             is_best = not found.barred and (best_score is None or line["mean_R@1"] > best_score)
-            self.write("eval", line | {"best": is_best})
+            self.write("eval", line | {"best": is_best} | ({} if self.average is None else {"weights": "ema"}))
             both = " / ".join(f"{100 * line[direction]['R@1']:.2f}" for direction in DIRECTIONS)
             self._last_eval = f", {line['split']} R@1 {both}"
             best = " (best so far)" if is_best else f" (cannot be best: {', '.join(found.barred)} forgotten)" if found.barred else ""
@@ -373,13 +386,17 @@ class BaseLoop(ABC):
             WriteError, OSError: it cannot be written; on every process.
         """
         job, is_main = self._run, self._run.processes.is_main
+        if self.average is not None:
+            self.average.put_back()  # where an evaluation is left
         hand_up(job.processes)
         with job.processes.jointly():  # none is left waiting for a main process whose disk is full
             if is_main:
                 self.metrics.sync()
                 self.state = replace(self.state, num_metrics_lines=self.metrics.num_lines, metrics_sha256=self.metrics.sha256)
             if is_main or is_sharded(job.tuned.module):
-                self.checkpoints.save(self.state, job.tuned, job.optimizer, self.extra_file, writes=is_main)
+                self.checkpoints.save(
+                    self.state, job.tuned, job.optimizer, self.extra_file, average=self.average, writes=is_main
+                )
             if is_main:
                 if self.extra_file is not None:  # of the newest checkpoint: an older one, which a resumed run reads, will be pruned
                     self.extra_file = self.checkpoints.path(self.state.step) / "negatives.parquet"

@@ -160,9 +160,13 @@ class Run(ABC):
     def size_lines(self, num_epochs: float) -> list[str]:
         """The size of the loop, which passes so often over the images, and the machine's."""
         train, world_size = self.config.train, self.processes.world_size
+        averaged = []
+        if train.ema_decay is not None:
+            averaged = [f"average   evaluated, chosen and exported is the moving average of the weights, of decay {train.ema_decay:g}"]
         return [
             f"loop      {train.max_steps:,} steps of {train.batch_size} images = {num_epochs:.1f} epochs, {train.num_warmup_steps} of them "
             f"warm-up; {train.precision}",
+            *averaged,
             f"machine   {world_size} process(es) x {train.batch_size // world_size} images on {self.accelerator.device}, "
             f"{torch.get_num_threads()} thread(s) each",
         ]

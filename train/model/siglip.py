@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from transformers import SiglipModel
 from eval.encoder.checkpoint import hash_weights, load_siglip
 from eval.encoder.identity import Identity, identity_of
 from eval.errors import named
+from train.model.layer_decay import rate_scale
 from train.optim.optimizer import Trainable, make_adamw
 
 if TYPE_CHECKING:
@@ -104,6 +106,8 @@ def part_of(name: str) -> Part:
 
 
 def make_optimizer(tuned: TunedModel, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a learning rate for each tower, and one for scale and bias."""
+    """AdamW with a learning rate for each tower, of each of its layers with config.layer_decay, and one for scale and bias."""
     rates = {"image": config.image_learning_rate, "text": config.text_learning_rate, "scale_bias": config.scale_bias_learning_rate}
-    return make_adamw(tuned, config, part_of, rates)
+    decay = config.layer_decay
+    scale = None if decay is None else partial(rate_scale, layer_decay=decay, config=tuned.siglip.config)
+    return make_adamw(tuned, config, part_of, rates, scale)

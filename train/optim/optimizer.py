@@ -31,8 +31,14 @@ class Trainable(ABC):
         return ((name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad)
 
 
-def make_adamw(tuned: Trainable, config: LoopConfig, part_of: Callable[[str], str], rates: Mapping[str, float | None]) -> torch.optim.AdamW:
-    """AdamW with a group per part and per decay, each with its peak rate under "peak" and its names under "names".
+def make_adamw(
+    tuned: Trainable,
+    config: LoopConfig,
+    part_of: Callable[[str], str],
+    rates: Mapping[str, float | None],
+    rate_scale: Callable[[str], float] | None = None,
+) -> torch.optim.AdamW:
+    """AdamW with a group per part, per peak rate and per decay, each with its peak rate under "peak" and its names under "names".
 
     The rate of each step is set by the step itself (train/optim/update.py). Weight decay falls on the matrices of linear layers and
     convolutions only; not on biases, norms, embeddings, pooling probes and other bare vectors (the Hugging Face Trainer decays some of
@@ -41,6 +47,7 @@ def make_adamw(tuned: Trainable, config: LoopConfig, part_of: Callable[[str], st
     Args:
         part_of: the part of the model that a parameter belongs to, by its name.
         rates: the peak rate of each part; None: config.learning_rate.
+        rate_scale: what the rate of a parameter is multiplied by, by its name; None: by nothing.
     """
     embeddings = {
         f"{prefix}.{name}"
@@ -48,13 +55,22 @@ def make_adamw(tuned: Trainable, config: LoopConfig, part_of: Callable[[str], st
         if isinstance(module, torch.nn.Embedding)
         for name, _ in module.named_parameters(recurse=False)
     }
-    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    groups: dict[tuple[str, float, bool], dict[str, Any]] = {}
     for name, parameter in tuned.trainable():
         decays = parameter.ndim >= 2 and name not in embeddings and not name.endswith(_BARE)
         part = part_of(name)
-        shared = {"part": part, "peak": rates[part] or config.learning_rate, "weight_decay": config.weight_decay if decays else 0.0}
-        group = groups.setdefault((part, decays), {"params": [], "names": []} | shared)
+        peak = (rates[part] or config.learning_rate) * (1.0 if rate_scale is None else rate_scale(name))
+        shared = {"part": part, "peak": peak, "weight_decay": config.weight_decay if decays else 0.0}
+        group = groups.setdefault((part, peak, decays), {"params": [], "names": []} | shared)
         group["params"].append(parameter)
         group["names"].append(name)
     on_gpu = next(tuned.module.parameters()).device.type == "cuda"
     return torch.optim.AdamW(list(groups.values()), lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=on_gpu or None)
+
+
+def peak_rates(optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
+    """The (lowest, highest) peak rate of each part of `make_adamw`; they differ where layers have rates of their own."""
+    peaks: dict[str, list[float]] = {}
+    for group in optimizer.param_groups:
+        peaks.setdefault(group["part"], []).append(group["peak"])
+    return {part: (min(found), max(found)) for part, found in peaks.items()}

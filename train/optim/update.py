@@ -24,6 +24,9 @@ from train.optim.optimizer import Trainable
 _LARGEST_NORM = float(np.sqrt(np.finfo(np.float32).max))
 """Of a gradient whose squares, which Adam keeps, are numbers in float32."""
 
+_MOST_RATES = 3
+"""Of towers, scale and bias: more are those of layers, and a message names the lowest and the highest."""
+
 
 class Gradients:
     """The gradients of what trains: whole ones are views of one buffer, sharded ones lie in this process's parts, which the backward pass
@@ -148,7 +151,9 @@ class Update:
 
     def _take(self, step: int) -> None:
         """Update the weights, and look at them once."""
-        rates = sorted({f"{group['lr']:g}" for group in self._optimizer.param_groups})
+        rates = [*dict.fromkeys(f"{rate:g}" for rate in sorted(group["lr"] for group in self._optimizer.param_groups))]
+        if len(rates) > _MOST_RATES:
+            rates = [f"{rates[0]} to {rates[-1]}"]
         try:
             self._optimizer.step()
         except RuntimeError as error:

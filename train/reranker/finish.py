@@ -25,7 +25,7 @@ from rerank.scorers.load import load_scorer
 from rerank.stage_names import reranked
 from train.config.reranker import RerankerConfig
 from train.engine.checkpoint import State
-from train.engine.export_folder import load_chosen, plain_state, replaced_export, write_plain
+from train.engine.export_folder import average_line, load_chosen, plain_state, replaced_export, write_plain
 from train.engine.folder import ended, mark_ended, report_folder, show_places
 from train.reranker.evaluation import RETRIEVER, first_stage
 from train.reranker.job import RerankerJob
@@ -121,7 +121,7 @@ def cross_encoder_card(config: RerankerConfig, state: State, chosen_step: int) -
         f"{config.train.precision}; of each image up to {negatives.captions_per_image} hard captions and {negatives.images_per_caption} "
         f"hard images, mined by `{config.miner}`.\n"
         f"- Data: {with_data_revision(config.data.source)}, split `{config.data.train_split}`.\n"
-        f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n{begun_line}"
+        f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n{begun_line}{average_line(config.train)}"
         '- Captions are read lower-cased, without `.!"()*#:;~`, at most 30 words and 35 tokens, with [ENC] in the place of [CLS], as the '
         "original BLIP reads them; transformers' own processor leaves [CLS] there. Column 1 of `itm_score` is the match.\n\n"
         "```\npython -m eval --model SIGLIP --data PAIRS --output OUT --rerank THIS_FOLDER\n```\n\n"

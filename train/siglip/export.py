@@ -9,7 +9,7 @@ from eval.encoder.hub import with_revision, without_revision
 from eval.manifest.formats.hub import with_data_revision
 from train.config.job import JobConfig
 from train.engine.checkpoint import State
-from train.engine.export_folder import load_chosen, plain_state, replaced_export, write_plain
+from train.engine.export_folder import average_line, load_chosen, plain_state, replaced_export, write_plain
 from train.model.siglip import TunedModel, build_model
 from train.siglip.mining_effect import mining_effect
 from train.siglip.sentence_encoder import write_sentence_encoder
@@ -55,7 +55,7 @@ def model_card(config: JobConfig, state: State, chosen_step: int, *, weights: st
         mining = f"up to {config.mining.negatives_per_image} {what[config.mining.form]}, refreshed every {every}"
     begun_line = f"- Began at: `{config.train.begin_at}`, with its weights and optimizer state.\n" if config.train.begin_at else ""
     said = "".join(f"- Mining: {sentence}\n" for sentence in effect.sentences()) if effect is not None else ""
-    weights_line = f"- Weights: {weights}\n" if weights else ""
+    weights_line = average_line(config.train) + (f"- Weights: {weights}\n" if weights else "")
     base_line = f"base_model: {without_revision(config.model.base)}\n" if config.model.base and not Path(config.model.base).exists() else ""
     return (
         f"---\nlibrary_name: transformers\npipeline_tag: zero-shot-image-classification\n"

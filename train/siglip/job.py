@@ -35,6 +35,7 @@ from train.model.grad_cache import cached_size
 from train.model.random_init import write_scratch
 from train.model.siglip import TunedModel, build_model, make_optimizer
 from train.optim.fsdp import check_shardable, shard
+from train.optim.optimizer import peak_rates
 from train.siglip.stages import as_evaluated, check_plan, evaluation_plan
 
 
@@ -83,6 +84,10 @@ class Job(Run):
             *self.size_lines(order.num_epochs(config.train.max_steps)),
             *describe_form(config.mining, order),
         ]
+        if config.train.layer_decay is not None:
+            peaks = {part: peak for part, peak in peak_rates(self.optimizer).items() if part != "scale_bias"}
+            found = "; ".join(f"{part} tower {lowest:.3g} to {highest:.3g}" for part, (lowest, highest) in peaks.items())
+            lines.append(f"rates     x {config.train.layer_decay:g} for every layer above, peak from lowest to highest layer: {found}")
         per_image, most_texts = config.train.captions_per_image, config.train.captions_per_image + config.most_mined
         if per_image > 1:
             lines.append(f"captions  up to {per_image} different ones of each image in a step, all positive")

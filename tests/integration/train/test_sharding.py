@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.faults.averages import EVERY_STEP, assert_averages
 from tests.faults.runs import Run, assert_same, lines, said
 from tests.integration.train.sharded import CASES, MAX_GRAD_NORM, NUM_STEPS, Case
 from tests.nursery import Nursery, Trap
@@ -100,6 +101,25 @@ def test_a_job_in_parts_that_is_stopped_and_killed_goes_on(
     run.finish()
     assert said(run.folder) == said(straight[True].folder)
     assert_same(run, straight[True])  # at two processes, where the order of a sum cannot differ
+
+
+def test_averages_in_parts_are_the_recursion_and_go_on(small_world: SmallWorld, nursery: Nursery, tmp_path: Path) -> None:
+    """train.ema_decay: each process averages its part; stopped in the middle of an evaluation, whose weights are the averages."""
+    changes = CHANGES | EVERY_STEP | {"train__learning_rate": 3e-3, "train__shard": True, "train__ema_decay": 0.9}
+    straight, run = (Run.make(nursery, small_world, tmp_path / name, 2, **changes) for name in ("straight", "stopped"))
+    straight.finish()
+    assert_averages(straight.folder, 0.9, 6)
+    best = max(line["step"] for line in of(straight, "eval") if line["best"])
+    exported = load_file(straight.folder / "export" / "model.safetensors")
+    averages = load_file(straight.folder / f"checkpoints/step-{best}" / "average.safetensors")
+    assert best > 0 and all(np.array_equal(exported[name], value) for name, value in averages.items())
+    stopped = run.start(traps={0: Trap("train.siglip.loop:retrieve", 2, signal.SIGTERM)})
+    assert [child.wait() for child in stopped] == [143, 143], stopped[0].output()
+    run.finish()
+    assert_same(run, straight)
+    for step in range(7):
+        one, two = ((job.folder / f"checkpoints/step-{step}/average.safetensors").read_bytes() for job in (run, straight))
+        assert one == two, step
 
 
 def test_a_loss_that_is_not_finite_ends_both_with_5(small_world: SmallWorld, nursery: Nursery, tmp_path: Path) -> None:

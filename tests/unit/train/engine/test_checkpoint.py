@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from eval.atomic import sweep
 from eval.encoder.sealed import seal, verify
+from eval.errors import UserError
 from tests.small_job import SmallWorld
 from train.config.job import TrainConfig
 from train.config.model import ModelConfig
 from train.engine.checkpoint import Checkpoints, NoReadableCheckpoint, State
 from train.model.siglip import TunedModel, build_model, make_optimizer
+from train.optim.ema import WeightAverage
+from train.optim.loss_scale import LossScale
 
 TRAIN = TrainConfig(max_steps=9, batch_size=8, learning_rate=1e-2, eval_every_steps=3, checkpoint_every_steps=3)
 
@@ -66,6 +70,57 @@ def test_weights_and_moments_come_back_bit_for_bit(
         train_a_step(fresh, other, gradient)
         assert all(torch.equal(one, two) for (_, one), (_, two) in zip(tuned.trainable(), fresh.trainable(), strict=True))
     assert saved.state(6) == state(6)
+
+
+def averages_of(average: WeightAverage) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in average.named()}
+
+
+def test_averages_come_back_bit_for_bit_and_are_what_is_exported(
+    tmp_path: Path, small_world: SmallWorld, tuned: TunedModel, optimizer: torch.optim.Optimizer
+) -> None:
+    checkpoints, average = Checkpoints(tmp_path / "checkpoints"), WeightAverage(tuned, 0.99)
+    for _ in range(3):
+        train_a_step(tuned, optimizer, 1.0)
+        average.update()
+    checkpoints.save(state(3), tuned, optimizer, None, average=average)
+    weights = {name: parameter.detach().clone() for name, parameter in tuned.trainable()}
+    fresh = build_model(ModelConfig(base=str(small_world.base), freeze=["image", "text"]), str(small_world.base))
+    other, again = make_optimizer(fresh, TRAIN), WeightAverage(fresh, 0.99)
+    checkpoints.load_weights(3, fresh)
+    checkpoints.load_optimizer(3, fresh, other)
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in fresh.trainable())
+    checkpoints.load_average(3, again)
+    for _ in range(2):  # the same factors from here only if the number of updates is there
+        assert again.num_updates == average.num_updates
+        assert all(torch.equal(tensor, averages_of(average)[name]) for name, tensor in again.named())
+        for one, two, three in ((tuned, optimizer, average), (fresh, other, again)):
+            train_a_step(one, two, -2.0)
+            three.update()
+    checkpoints.load_evaluated(3, fresh)
+    saved = load_file(checkpoints.path(3) / "average.safetensors")
+    assert all(torch.equal(parameter, saved[name]) and not torch.equal(parameter, weights[name]) for name, parameter in fresh.trainable())
+    (checkpoints.path(3) / "average.safetensors").write_bytes(b"")
+    assert "average.safetensors" in verify(checkpoints.path(3))
+
+
+def test_a_checkpoint_without_averages_has_none_to_go_on_with(
+    saved: Checkpoints, tuned: TunedModel, optimizer: torch.optim.Optimizer
+) -> None:
+    average = WeightAverage(tuned, 0.99)
+    with pytest.raises(UserError, match="step-6 has no averages of its weights.*Give train.ema_decay=null, or take another name="):
+        saved.load_average(6, average)
+    saved.load_weights(6, tuned)
+    weights = {name: parameter.detach().clone() for name, parameter in tuned.trainable()}
+    train_a_step(tuned, optimizer, 1.0)
+    saved.load_evaluated(6, tuned)
+    assert all(torch.equal(parameter, weights[name]) for name, parameter in tuned.trainable())
+
+
+def test_steps_that_fp16_skipped_and_those_of_another_run_are_no_updates_of_the_average() -> None:
+    skipped = state(9, num_updates_before=100, loss_scale=LossScale(scale=2.0, num_skipped=4))
+    assert (skipped.num_own_updates, skipped.num_updates) == (5, 105)
+    assert (state(9).num_own_updates, state(9).num_updates) == (9, 9)
 
 
 def test_every_kind_of_damage_is_seen(saved: Checkpoints) -> None:

@@ -57,6 +57,22 @@ def test_a_dry_run_tells_the_plan_and_leaves_nothing(small_world: SmallWorld, tm
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_average_of_the_weights_counts_in_every_checkpoint(
+    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A fourth number of each parameter that trains, next to the weight and Adam's two."""
+    sizes = []
+    for decay in (None, 0.99):
+        path = small_world.write_config(tmp_path, train__ema_decay=decay, mining=None)
+        assert run([str(path), "--dry-run"]) == 0
+        plan = lines_of(capsys.readouterr().out)
+        assert ("average" in plan) == (decay is not None)
+        found = re.search(r"checkpoints of ([\d.e+-]+) GB", plan["disk"])
+        assert found is not None
+        sizes.append(float(found[1]))
+    assert sizes[1] / sizes[0] == pytest.approx(16 / 12, rel=0.05)
+
+
 def test_the_operations_of_a_step_are_those_of_its_matrices(
     small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
