@@ -1,9 +1,10 @@
-"""Exact resume (docs/guarantees.md) with three processes and cached micro-batches, and with a frozen tower's cached embeddings."""
+"""Exact resume (docs/guarantees.md) with three processes and cached micro-batches, with a frozen tower's cached embeddings, and with Muon."""
 
 import signal
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from tests.faults.runs import Run, assert_same, steps_taken
 from tests.nursery import Nursery, Trap
@@ -30,6 +31,26 @@ def test_three_processes_with_micro_batches(nursery: Nursery, small_world: Small
     assert steps_taken(run.folder) == 2
     run.finish()
     assert_same(run, straight)
+
+
+def test_muon_by_two_processes_and_another_optimizer_from_its_checkpoint(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
+    changes = SHORT | {"train__optimizer": "muon", "model__freeze": ["text"], "train__checkpoint_every_steps": 2}
+    straight, run = (Run.make(nursery, small_world, tmp_path / name, 2, **changes) for name in ("straight", "killed"))
+    first, _ = straight.finish()
+    assert "optimizer Muon for 0." in first.output()
+    children = run.start(traps={0: Trap("train.optim.muon:Muon.step", 3)})
+    assert children[0].wait() == -signal.SIGKILL
+    children[1].kill(signal.SIGKILL)
+    children[1].wait()
+    assert steps_taken(run.folder) == 2
+    run.finish()
+    assert_same(run, straight)
+    state = load_file(run.folder / "checkpoints" / "step-2" / "optimizer.safetensors")
+    matrix = "vision_model.encoder.layers.0.mlp.fc1.weight"
+    assert f"momentum.{matrix}" in state and f"exp_avg.{matrix}" not in state and "exp_avg.logit_scale" in state
+    begun = SHORT | {"model__freeze": ["text"], "train__begin_at": str(run.folder / "checkpoints" / "step-2"), "mining": None}
+    (child,) = Run.make(nursery, small_world, tmp_path / "begun", **begun).start()
+    assert child.wait() == 2 and "has the state of another optimizer: take its train.optimizer" in child.output(), child.output()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """The configuration of SigLIP's tuning: model, loop, mining and what is evaluated."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,6 +32,9 @@ class TrainConfig(LoopConfig):
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """Multiply the rate of each layer of a tower by this, e.g. 0.75, once for every layer above it, so that lower layers move less; scale
     and bias keep theirs. null: all layers have the tower's rate (docs/training.md)."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: the matrices of the towers move by orthogonal steps of about AdamW's size, at the same rate; AdamW takes the rest
+    (docs/training.md)."""
     shard: bool = False
     """Keep weights, gradients and optimizer state in parts, one on each process (FSDP), for a model beyond one GPU's memory."""
 
@@ -57,6 +60,11 @@ class JobConfig(RunConfig):
         per_image = self.train.captions_per_image
         if {"image", "text"} <= set(self.model.freeze) and self.model.lora is not None:
             raise ValueError("model.freeze names both towers, so model.lora has nothing to adapt")
+        if self.train.optimizer == "muon" and (self.model.lora is not None or self.train.shard):
+            other = "model.lora" if self.model.lora is not None else "train.shard"
+            raise ValueError(f"train.optimizer muon needs whole matrices of the towers, so it does not go with {other}: leave one out")
+        if {"image", "text"} <= set(self.model.freeze) and self.train.optimizer == "muon":
+            raise ValueError("model.freeze names both towers, so train.optimizer muon has no matrix to move")
         if {"image", "text"} <= set(self.model.freeze) and self.train.layer_decay is not None:
             raise ValueError("model.freeze names both towers, so train.layer_decay has no layer to act on")
         if self.choices and not (data.val_split or data.test_split):

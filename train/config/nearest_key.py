@@ -30,6 +30,7 @@ OTHER_WORDS: Mapping[str, tuple[str, ...]] = {
     "train.learning_rate": ("lr", "rate", "base_lr", "peak_lr", "max_lr"),
     "train.image_learning_rate": ("vision_lr", "image_lr", "visual_lr"),
     "train.text_learning_rate": ("text_lr",),
+    "train.optimizer": ("optim", "optimiser", "opt"),
     "train.layer_decay": ("llrd", "layerwise_lr_decay", "layer_lr_decay", "lr_layer_decay", "lr_decay_rate"),
     "train.epochs": ("num_epochs", "num_train_epochs", "n_epochs", "max_epochs"),
     "train.max_steps": ("steps", "num_steps", "max_train_steps", "total_steps", "iterations", "max_iter"),

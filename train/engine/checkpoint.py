@@ -288,13 +288,12 @@ class Checkpoints:
         parameters = dict(tuned.trainable())
         record = optimizer.state_dict()
         names = [name for group in optimizer.param_groups for name in group["names"]]
+        kinds = [kind for group in optimizer.param_groups for kind in [_state_keys(group)] * len(group["names"])]
+        if any(f"{key}.{name}" not in saved for name, keys in zip(names, kinds, strict=True) for key in keys):
+            raise UserError(f"{self.path(step)} has the state of another optimizer: take its train.optimizer, or begin at its export")
         record["state"] = {
-            index: {
-                "step": torch.tensor(float(num_updates)),
-                "exp_avg": placed(saved[f"exp_avg.{name}"], parameters[name]),
-                "exp_avg_sq": placed(saved[f"exp_avg_sq.{name}"], parameters[name]),
-            }
-            for index, name in enumerate(names)
+            index: {"step": torch.tensor(float(num_updates))} | {key: placed(saved[f"{key}.{name}"], parameters[name]) for key in keys}
+            for index, (name, keys) in enumerate(zip(names, kinds, strict=True))
         }
         optimizer.load_state_dict(record)
 
@@ -309,10 +308,15 @@ def _kept(named: Iterator[tuple[str, torch.Tensor]], keeps: bool) -> dict[str, t
     return kept
 
 
+def _state_keys(group: dict[str, Any]) -> tuple[str, ...]:
+    """What the optimizer keeps of each parameter of a group (train/optim/muon.py)."""
+    return ("momentum",) if group["muon"] else ("exp_avg", "exp_avg_sq")
+
+
 def _optimizer_state(tuned: Trainable, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in tuned.trainable():
         state = optimizer.state.get(parameter, {})
-        for key in ("exp_avg", "exp_avg_sq"):
+        for key in ("exp_avg", "exp_avg_sq", "momentum"):
             if key in state:
                 yield f"{key}.{name}", state[key]
 

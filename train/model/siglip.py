@@ -13,7 +13,7 @@ from eval.encoder.checkpoint import hash_weights, load_siglip
 from eval.encoder.identity import Identity, identity_of
 from eval.errors import named
 from train.model.layer_decay import rate_scale
-from train.optim.optimizer import Trainable, make_adamw
+from train.optim.optimizer import Trainable, build_optimizer
 
 if TYPE_CHECKING:
     from eval.encoder.inputs import SiglipInputs
@@ -106,8 +106,8 @@ def part_of(name: str) -> Part:
 
 
 def make_optimizer(tuned: TunedModel, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with a learning rate for each tower, of each of its layers with config.layer_decay, and one for scale and bias."""
+    """AdamW, with Muon if asked, with a rate for each tower, of each of its layers with config.layer_decay, and for scale and bias."""
     rates = {"image": config.image_learning_rate, "text": config.text_learning_rate, "scale_bias": config.scale_bias_learning_rate}
     decay = config.layer_decay
     scale = None if decay is None else partial(rate_scale, layer_decay=decay, config=tuned.siglip.config)
-    return make_adamw(tuned, config, part_of, rates, scale)
+    return build_optimizer(tuned, config, part_of, rates, scale, muon=config.optimizer == "muon")

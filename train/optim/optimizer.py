@@ -1,4 +1,4 @@
-"""`Trainable`, the base of a model under training (SigLIP: train/model/siglip.py, BLIP: train/reranker/model.py), and its AdamW."""
+"""`Trainable`, the base of a model under training (SigLIP: train/model/siglip.py, BLIP: train/reranker/model.py), and its optimizer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -8,6 +8,7 @@ import torch
 
 from eval.encoder.identity import Identity
 from train.config.run import LoopConfig
+from train.optim.muon import Muon
 
 # Parameters of several dimensions that are not matrices of a layer: SigLIP's pooling probe, BLIP's class token and positions.
 _BARE = ("probe", "class_embedding", "vision_model.embeddings.position_embedding")
@@ -31,12 +32,14 @@ class Trainable(ABC):
         return ((name, parameter) for name, parameter in self.module.named_parameters() if parameter.requires_grad)
 
 
-def make_adamw(
+def build_optimizer(
     tuned: Trainable,
     config: LoopConfig,
     part_of: Callable[[str], str],
     rates: Mapping[str, float | None],
     rate_scale: Callable[[str], float] | None = None,
+    *,
+    muon: bool = False,
 ) -> torch.optim.AdamW:
     """AdamW with a group per part, per peak rate and per decay, each with its peak rate under "peak" and its names under "names".
 
@@ -48,6 +51,7 @@ def make_adamw(
         part_of: the part of the model that a parameter belongs to, by its name.
         rates: the peak rate of each part; None: config.learning_rate.
         rate_scale: what the rate of a parameter is multiplied by, by its name; None: by nothing.
+        muon: take Muon for the matrices that decay.
     """
     embeddings = {
         f"{prefix}.{name}"
@@ -55,21 +59,23 @@ def make_adamw(
         if isinstance(module, torch.nn.Embedding)
         for name, _ in module.named_parameters(recurse=False)
     }
-    groups: dict[tuple[str, float, bool], dict[str, Any]] = {}
+    groups: dict[tuple[str, float, bool, bool], dict[str, Any]] = {}
     for name, parameter in tuned.trainable():
         decays = parameter.ndim >= 2 and name not in embeddings and not name.endswith(_BARE)
         part = part_of(name)
         peak = (rates[part] or config.learning_rate) * (1.0 if rate_scale is None else rate_scale(name))
-        shared = {"part": part, "peak": peak, "weight_decay": config.weight_decay if decays else 0.0}
-        group = groups.setdefault((part, peak, decays), {"params": [], "names": []} | shared)
+        by_muon = muon and decays and parameter.ndim == 2
+        shared = {"part": part, "peak": peak, "weight_decay": config.weight_decay if decays else 0.0, "muon": by_muon}
+        group = groups.setdefault((part, peak, decays, by_muon), {"params": [], "names": []} | shared)
         group["params"].append(parameter)
         group["names"].append(name)
     on_gpu = next(tuned.module.parameters()).device.type == "cuda"
-    return torch.optim.AdamW(list(groups.values()), lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=on_gpu or None)
+    kind = Muon if muon else torch.optim.AdamW
+    return kind(list(groups.values()), lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=on_gpu or None)
 
 
 def peak_rates(optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
-    """The (lowest, highest) peak rate of each part of `make_adamw`; they differ where layers have rates of their own."""
+    """The (lowest, highest) peak rate of each part of `build_optimizer`; they differ where layers have rates of their own."""
     peaks: dict[str, list[float]] = {}
     for group in optimizer.param_groups:
         peaks.setdefault(group["part"], []).append(group["peak"])

@@ -18,7 +18,7 @@ from rerank.scorers.supported import check_cross_encoder
 from train.config.reranker import CrossEncoderConfig, RerankerLoopConfig, What
 from train.engine.export_folder import plain_state
 from train.model.siglip import add_lora
-from train.optim.optimizer import Trainable, make_adamw
+from train.optim.optimizer import Trainable, build_optimizer
 
 Part = Literal["image", "text", "head"]
 # The text tower's attention: to the words, and to the image.
@@ -162,4 +162,4 @@ def part_of(name: str) -> Part:
 
 def make_cross_encoder_optimizer(tuned: TunedCrossEncoder, config: RerankerLoopConfig) -> torch.optim.AdamW:
     """AdamW over towers and head."""
-    return make_adamw(tuned, config, part_of, {"image": None, "text": None, "head": config.head_learning_rate})
+    return build_optimizer(tuned, config, part_of, {"image": None, "text": None, "head": config.head_learning_rate})

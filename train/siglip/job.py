@@ -84,6 +84,9 @@ class Job(Run):
             *self.size_lines(order.num_epochs(config.train.max_steps)),
             *describe_form(config.mining, order),
         ]
+        if config.train.optimizer == "muon":
+            moved = sum(parameter.numel() for group in self.optimizer.param_groups if group["muon"] for parameter in group["params"])
+            lines.append(f"optimizer Muon for {moved / 1e6:.2f} M parameters, the matrices of the towers; AdamW for the rest")
         if config.train.layer_decay is not None:
             peaks = {part: peak for part, peak in peak_rates(self.optimizer).items() if part != "scale_bias"}
             found = "; ".join(f"{part} tower {lowest:.3g} to {highest:.3g}" for part, (lowest, highest) in peaks.items())
