@@ -61,7 +61,7 @@ def make_parser() -> CommandParser:
         dest="equal_compute",
         help="leave out the first system at the compute of the others (default: it is there)",
     )
-    add("--at-once", type=WholeNumber(1), metavar="N", help="runs side by side (default: one on each GPU, or two where there is none)")
+    add("--at-once", type=WholeNumber(1), metavar="N", help="runs side by side; 1 or more (default: one on each GPU, or 2 where there is none)")
     add("--threads", type=WholeNumber(1), default=1, metavar="N", help="threads of each run; 1 or more (default 1)")
     add("--output", type=Path, metavar="FOLDER", help="folder of the study (default runs/study-CONFIG)")
     return parser
