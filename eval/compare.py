@@ -50,7 +50,7 @@ def run(asked: argparse.Namespace) -> None:
     from eval.atomic import check_writable, replace_files
     from eval.errors import writing
     from eval.report.compared import check_same_ground_truth, compare_reports, find_report, read_data
-    from eval.report.report import print_comparisons
+    from eval.report.report import few_images_lines, print_comparisons
 
     if asked.output is not None:
         with writing(asked.output):
@@ -68,6 +68,8 @@ def run(asked: argparse.Namespace) -> None:
     print(f"A  {folders[0]}\nB  {folders[1]}")
     whole = "--output DIR writes all" if asked.output is None else "all are in compare.json"
     print_comparisons(record["comparisons"], Console(), whole=whole)
+    for line in few_images_lines(record["num_images"], record["comparisons"]):
+        print(line)
 
 
 if __name__ == "__main__":

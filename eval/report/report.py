@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from eval.report.section import Section, SectionFormat, section_lines
 _LEFT_OUT = {"R-Precision": 1, "mAP@R": 2, "mean_rank": 3, "MRR": 4, "median_rank": 5}
 """In which order the terminal's table does without a metric where it is narrow."""
 _WHOLE = "all are in report.json"
+_FEW_IMAGES = 100
+"""Below it a report says how large a difference has to be."""
 
 
 def write_report(
@@ -45,7 +47,11 @@ def write_report(
         **report_record(figures),
         metrics=METRICS,
         truth=truth_in_words(figures.data.get("truth", {})),
-        notes=[*_skipped_notes(figures.data), *(note for section in sections for note in section.notes)],
+        notes=[
+            *_skipped_notes(figures.data),
+            *few_images_lines(figures.data["num_images"], figures.comparisons),
+            *(note for section in sections for note in section.notes),
+        ],
         bins=BINS,
         curves=curves,
         parts=[section.html() for section in sections],
@@ -87,6 +93,22 @@ def _skipped_notes(data: dict[str, Any]) -> list[str]:
     return [f"{skipped_in_words(data['skipped'])}. They are listed in {FILE}."] if "skipped" in data else []
 
 
+def few_images_lines(num_images: int, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence on the differences that so few images can tell: half of the widest interval of a recall, and at least one image of them.
+
+    >>> few_images_lines(15, [{"metric": "R@1", "direction": "both", "ci95": [-0.1, 0.2]}])
+    ['With only 15 images, differences of recall under about 15 points cannot be told from chance: measure on more.']
+    >>> few_images_lines(1000, [{"metric": "R@1", "direction": "both", "ci95": [-0.1, 0.2]}])
+    []
+    """
+    halves = [(row["ci95"][1] - row["ci95"][0]) / 2 for row in comparisons if row["metric"].startswith("R@") and row["direction"] == "both"]
+    if num_images >= _FEW_IMAGES or not halves:
+        return []
+    points = 100 * max(*halves, 1 / num_images)
+    told = f"differences of recall under about {points:.0f} points cannot be told from chance: measure on more."
+    return [f"With only {num_images} images, {told}"]
+
+
 def print_report(record: dict[str, Any], formats: Sequence[SectionFormat] = (), *, console: Console | None = None) -> None:
     """Print the stages, and the comparisons that matter most, of a report's record as tables; then the sentences of its sections."""
     console = console or Console()
@@ -106,6 +128,8 @@ def print_report(record: dict[str, Any], formats: Sequence[SectionFormat] = (), 
         console.print(note, markup=False)
     if record["comparisons"]:
         print_comparisons(record["comparisons"], console, whole=_WHOLE)
+        for line in few_images_lines(data["num_images"], record["comparisons"]):
+            console.print(line, markup=False, soft_wrap=True)
     for row in record.get("outcomes", []):  # a report of an earlier version has none
         if row["top_k"] is not None:
             console.print(outcome_line(row, record["stages"][row["stage"]]["ceiling"][row["direction"]]), soft_wrap=True)

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,3 +89,15 @@ def test_failure_leaves_the_old_report_whole(figures: Figures, tmp_path: Path, m
     with pytest.raises((OSError, ValueError)):
         write_report(tmp_path, changed)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_with_few_images_page_and_terminal_say_how_large_a_difference_has_to_be(figures: Figures, tmp_path: Path) -> None:
+    """Twelve images: at least one of them, 8 points, and half of an interval that is wider."""
+    row = {"stage": "b", "against": "a", "direction": "both", "metric": "R@1", "delta": 0.1, "ci95": [-0.25, 0.35], "p_value": 0.5}
+    row |= {"wins": 2, "losses": 1, "verdict": "no evidence"}
+    for bounds, points in (([-0.25, 0.35], 30), ([0.0, 0.0], 8)):
+        shown = replace(figures, comparisons=[row | {"ci95": bounds}])
+        told = f"With only 12 images, differences of recall under about {points} points cannot be told from chance"
+        out = io.StringIO()
+        print_report(report_record(shown), console=Console(file=out, width=200))
+        assert told in out.getvalue() and told in (write_report(tmp_path, shown) / "report.html").read_text()
