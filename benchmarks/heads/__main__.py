@@ -6,13 +6,14 @@
     python -m benchmarks.heads page --output results/study/heads
 
 `tune` tries lengths and rates of plain training on val (benchmarks/heads/beds.py holds the best). `screen` trains every system of
-benchmarks/heads/systems.py with SCREEN_SEEDS and measures it on val; what is not below plain, and what is always asked about, goes on.
+benchmarks/heads/systems.py with SCREEN_SEEDS and measures it on val; the best SURVIVORS, and what is always asked about, go on.
 `study` writes protocol.json, then trains with fresh seeds and measures on test; `page` compares and writes the page. Finished
 runs are not run again.
 `python -m demo.make_data --test-scenes 3000 --val-scenes 1000` draws the scenes of the third bed.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -67,7 +68,7 @@ def near_misses(split: Split) -> np.ndarray:
     """Captions most like each image's first one and not true of it, (I, NEAR_MISSES)."""
     unit_CT = torch.nn.functional.normalize(torch.from_numpy(split.texts_CT - split.texts_CT.mean(0)), dim=1)
     own = split.offsets[:-1]
-    place = (unit_CT[own] @ unit_CT.T).topk(64, dim=1).indices.numpy()
+    place = (unit_CT[own] @ unit_CT.T).topk(min(64, len(unit_CT)), dim=1).indices.numpy()
     true = split.is_true(np.arange(len(own)), place)
     return np.take_along_axis(place, np.argsort(true, axis=1, kind="stable")[:, :NEAR_MISSES], 1)
 
@@ -91,13 +92,21 @@ def run(work: str, source: str, bed: str, name: str, seed: int, part: str, rate:
     return found | measure(trained.heads, splits[part])
 
 
+def file_of(bed: str, name: str, seed: int, part: str, rate: float | None) -> str:
+    """The name of a run's file: with a hash of its system and of the bed's numbers, so that a run of others is never taken for it."""
+    plan = BEDS[bed]
+    numbers = [asdict((SYSTEMS | LENGTHS)[name]), plan.steps, plan.batch_size, rate or plan.learning_rate]
+    digest = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{bed}-{name.replace(' ', '_')}-{seed}-{part}-{digest}.npz"
+
+
 def run_all(args: argparse.Namespace, asked: Iterable[tuple[str, str, int, str, float | None]], folder: Path) -> list[dict[str, Any]]:
     """Those runs, kept in `folder` one by one, and taken from there where they are."""
     folder.mkdir(parents=True, exist_ok=True)
     plans, waiting = list(asked), {}
     with ProcessPoolExecutor(args.at_once) as pool:
         for plan in plans:
-            path = folder / ("-".join(str(part).replace(" ", "_") for part in plan) + ".npz")
+            path = folder / file_of(*plan)
             if not path.exists():
                 waiting[path] = pool.submit(run, str(args.work), args.beds[plan[0]], *plan)
         for number, (path, future) in enumerate(waiting.items()):
@@ -110,7 +119,7 @@ def run_all(args: argparse.Namespace, asked: Iterable[tuple[str, str, int, str, 
             print(f"{number + 1} of {len(waiting)}: {path.stem} {mean:.2f}", file=sys.stderr, flush=True)
     results = []
     for plan in plans:
-        with np.load(folder / ("-".join(str(part).replace(" ", "_") for part in plan) + ".npz")) as stored:
+        with np.load(folder / file_of(*plan)) as stored:
             results.append(json.loads(str(stored["record"])) | {"by_image": stored["by_image"]})
     return results
 
@@ -164,7 +173,7 @@ def study(args: argparse.Namespace) -> None:
     }  # fmt: skip
     path = args.output / "protocol.json"
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != protocol:
-        raise SystemExit(f"{path} is another protocol, and it stands before the figures: give this one an --output of its own")
+        raise SystemExit(f"{path} is another protocol, and a protocol is written before the figures: give this one an --output of its own")
     replace_files({path: json.dumps(protocol, indent=1) + "\n"})
     asked = [(bed, name, seed, "test", None) for bed in args.beds for seed in SEEDS for name in screened[bed]["go on"]]
     results = run_all(args, asked, args.work / "runs")
@@ -180,7 +189,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("results/study/heads"))
     parser.add_argument("--at-once", type=int, default=1)
     args = parser.parse_args()
-    args.beds = dict(each.split("=", 1) for each in args.beds)
+    args.beds = dict(each.split("=", 1) for each in args.beds if "=" in each)
+    if args.what != "page" and (not args.beds or not args.beds.keys() <= BEDS.keys()):
+        parser.error(f"expected BED=FOLDER with beds of {', '.join(BEDS)}; found {list(args.beds)}")
     if args.what == "page":
         write_page(args.output, None)
     else:

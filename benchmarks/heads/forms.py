@@ -219,7 +219,7 @@ def loss_of(heads: Heads, train: Split, step: Step, system: System) -> torch.Ten
 
 
 class Draws:
-    """The images and captions of every step: those of plain training, whatever is mined beside them."""
+    """The images and captions of every step: in batches of one size those of plain training, whatever is mined for them."""
 
     def __init__(self, train: Split, batch_size: int, seed: int) -> None:
         self._train, self._size, self._seed, self._order = train, min(batch_size, len(train.images_IF)), seed, np.empty(0, dtype=np.int64)
@@ -231,13 +231,17 @@ class Draws:
             self._order = np.concatenate([self._order, self._generator.permutation(len(self._train.images_IF))])
         rows, self._order = self._order[: self._size], self._order[self._size :]
         if neighbours is not None:
-            seeds = rows[: max(1, int(share * self._size / CLUSTER))]
-            found = neighbours.found_RK[seeds]
+            planned = rows
+            anchors = rows[: max(1, int(share * self._size / CLUSTER))]
+            found = neighbours.found_RK[anchors]
             near = np.where(found >= 0, self._train.image_C[np.maximum(found, 0)], -1)[:, : CLUSTER - 1]
-            chosen = np.concatenate([seeds[:, None], near], axis=1).reshape(-1)
-            rows = np.concatenate([chosen[chosen >= 0], rows[len(seeds) :]])
-        _, first = np.unique(rows, return_index=True)  # an image comes once
-        return rows[np.sort(first)][: self._size]
+            chosen = np.concatenate([anchors[:, None], near], axis=1).reshape(-1)
+            rows = np.concatenate([chosen[chosen >= 0], rows[len(anchors) :]])
+            _, first = np.unique(rows, return_index=True)  # an image comes once
+            kept = rows[np.sort(first)][: self._size]
+            self._order = np.concatenate([planned[~np.isin(planned, kept)], self._order])
+            rows = kept
+        return rows
 
     def captions(self, images_B: np.ndarray, count: int) -> np.ndarray:
         """So many different captions of each image, one after the other (again from the first where it has fewer)."""
@@ -306,7 +310,7 @@ def _descend(trained: Trained, train: Split, system: System, run: Draws, *, seed
                 captions = mine(heads, train, system, rules, of_images=True, count=system.count)
             if system.form in ("images", "both"):
                 images = mine(heads, train, system, rules, of_images=False, count=system.count)
-            trained.searched += len(train.images_IF) * 3 + len(train.texts_CT)
+            trained.searched += 0 if system.random else len(train.images_IF) * 3 + len(train.texts_CT)
             trained.mined = sum(table.mean for table in (captions, images, near) if table is not None)
         rows = run.images(near, system.neighbours)
         chosen = run.captions(rows, system.captions)

@@ -3,7 +3,7 @@
 from benchmarks.heads.forms import System
 
 PLAIN = "plain"
-CONTROLS = {f"plain x{times:g}": System(steps=times) for times in (1.5, 2.0)} | {"plain, batch x2": System(batch=2.0)}
+CONTROLS = {f"plain x{times:g}": System(steps=times) for times in (1.5, 2.0, 3.0)} | {"plain, batch x2": System(batch=2.0)}
 """Plain training for more steps, or at a larger batch: what the same compute buys."""
 PRESETS = {
     "gentle": System(form="columns", count=2, weight=0.1, margin=0.0, rank_min=3),
@@ -11,6 +11,8 @@ PRESETS = {
     "hard": System(form="columns", count=8, weight=1.0, margin=None),
 }
 TWO = "two captions"
+# The trainer's forms `images` and `neighbours` compose batches; here hard images are columns like the captions, and neighbours take the
+# place of images that come in a later batch.
 OTHERS = {
     TWO: System(captions=2),
     "four captions": System(captions=4),

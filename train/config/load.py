@@ -15,7 +15,7 @@ from eval.files import CONFIG_BYTES, at_home, read_text
 from eval.manifest.formats.file_names import is_there
 from eval.manifest.formats.hub import HubId
 from train.config.job import JobConfig
-from train.config.mining import with_preset
+from train.config.mining import PRESETS, with_preset
 from train.config.nearest_key import nearest_key
 from train.config.run import PATH_KEYS, RunConfig, SplitConfig
 from train.config.sizes import UNKNOWN, DataSizes, fill_sizes
@@ -162,6 +162,9 @@ def _apply(record: dict[str, Any], override: str) -> None:
         record = record[key]
         if not isinstance(record, dict):
             raise ConfigError(f"{override!r:.200}: {key} is a single value, it has no keys below it")
+        if key == "mining" and last == "preset":  # given later than the keys of the file, so it comes before them
+            for replaced in PRESETS.get(str(value), ()):
+                record.pop(replaced, None)
     record[last] = value
 
 

@@ -51,7 +51,10 @@ class Muon(torch.optim.AdamW):
         """Nesterov's momentum, made orthogonal, times 0.2 sqrt(max(M, N)): its root mean square is then about AdamW's, 0.2."""
         if weight_MN.grad is None:
             return
-        momentum_MN = self.state[weight_MN].setdefault("momentum", torch.zeros_like(weight_MN))
+        state = self.state[weight_MN]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(weight_MN)
+        momentum_MN = state["momentum"]
         momentum_MN.mul_(MOMENTUM).add_(weight_MN.grad)
         update_MN = orthogonal(weight_MN.grad + MOMENTUM * momentum_MN)
         weight_MN.mul_(1 - rate * decay).add_(update_MN, alpha=-rate * 0.2 * max(weight_MN.shape) ** 0.5)

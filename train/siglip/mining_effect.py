@@ -30,7 +30,7 @@ class MiningEffect:
         step: of the checkpoint.
         first_step: of the first refresh; None where there was none.
         num_refreshes: of the whole run.
-        num_queries, num_mined: images mined for and captions mined, over all refreshes (in the form `images` the other way round).
+        num_queries, num_mined: images mined for and captions mined, as positives too, over all refreshes (in the form `images` the other way round).
         filtered_out: candidates by the rule that filtered them out, over all refreshes.
         is_trained_with: whether a step of the checkpoint was trained with something mined.
     """
@@ -60,16 +60,16 @@ class MiningEffect:
         """
         lines, filtered_out = list(refreshes), dict[str, int]()
         for line in lines:
-            for rule, count in line["filtered_out"].items():
+            for rule, count in (line.get("filtered_out") or line.get("passed_over") or {}).items():  # as earlier versions called it
                 filtered_out[rule] = filtered_out.get(rule, 0) + count
-        used = [line for line in lines if line["step"] < step and line["num_mined"] + line["num_relabelled"]]
+        used = [line for line in lines if line["step"] < step and _num_rows(line)]
         return cls(
             mining=mining,
             step=step,
             first_step=lines[0]["step"] if lines else None,
             num_refreshes=len(lines),
             num_queries=sum(line["num_images"] for line in lines),
-            num_mined=sum(line["num_mined"] for line in lines),
+            num_mined=sum(_num_rows(line) for line in lines),
             filtered_out=filtered_out,
             is_trained_with=bool(used) if lines else step > mining.start_step,
         )
@@ -112,12 +112,33 @@ def few_mined(mining: MiningConfig, num_mined: int, num_queries: int, filtered_o
         return ""
     mined, mined_for = _words(mining)
     most = max(filtered_out, key=lambda rule: filtered_out[rule], default=None)
-    by = f" (most candidates: {RULES[most]})" if most is not None and filtered_out[most] else ""
-    margin = "" if mining.margin is None else f"a smaller or negative mining.margin (now {mining.margin:g}; null: no such rule), then "
+    if most is not None and not filtered_out[most]:
+        most = None
+    by = f" (most candidates: {RULES[most]})" if most is not None else ""
+    remedy = f"{_looser(mining, most)}, then " if most in _KEYS else ""
     return (
         f"Mining found {num_mined / num_queries:.2f} {mined} {mined_for} on average, of {mining.negatives_per_image} asked for{by}, which "
-        f"is almost nothing to learn from. Take {margin}a larger mining.pool_top_k (now {mining.pool_top_k})"
+        f"is almost nothing to learn from. Take {remedy}a larger mining.pool_top_k (now {mining.pool_top_k})"
     )
+
+
+_KEYS = ("margin", "margin_pos", "perc_pos", "rank_min", "rank_max", "max_score", "max_uses", "match")
+"""Rules that a key makes looser; the others leave out what is true, or all ranks that were looked at."""
+
+
+def _looser(mining: MiningConfig, rule: str | None) -> str:
+    """What to change where most candidates fell to a rule."""
+    if rule == "margin":
+        return f"a smaller or negative mining.margin (now {mining.margin:g}; null: no such rule)"
+    if rule == "match":
+        return f"a larger mining.denoise.threshold (now {mining.denoise.threshold:g})" if mining.denoise else "mining.denoise=null"
+    direction = "smaller" if rule in ("margin_pos", "rank_min") else "larger"
+    return f"a {direction} mining.{rule} (now {getattr(mining, str(rule)):g})"
+
+
+def _num_rows(refresh: Mapping[str, Any]) -> int:
+    """Mined captions of a refresh, as negatives or as positives."""
+    return int(refresh["num_mined"]) + int(refresh.get("num_relabelled") or 0)
 
 
 def mining_effect(config: JobConfig, state: State, step: int) -> MiningEffect | None:

@@ -55,11 +55,9 @@ def make_parser() -> CommandParser:
         add(f"--{name}", type=WholeNumber(least), metavar="N", help=f"{what}; {least} or more (default {default})")
     add("--screen-share", type=float, metavar="SHARE", help="steps of a screening run, a share of all above 0, up to 1 (default 0.5)")
     add(
-        "--no-equal-compute",
-        action="store_const",
-        const=False,
-        dest="equal_compute",
-        help="leave out the first system at the compute of the others (default: it is there)",
+        "--equal-compute",
+        action=argparse.BooleanOptionalAction,
+        help="train the first system at the compute of the others too (default: yes)",
     )
     add("--at-once", type=WholeNumber(1), metavar="N", help="runs side by side; 1 or more (default: one on each GPU, or 2 where there is none)")
     add("--threads", type=WholeNumber(1), default=1, metavar="N", help="threads of each run; 1 or more (default 1)")

@@ -1,4 +1,5 @@
-"""configs/siglip-base.yaml and siglip-base-lora.yaml as they are, offline: the two models of the hub, by their ids, from its cache.
+"""configs/siglip-base.yaml and siglip-base-lora.yaml as they are but for mining, which is turned on; offline: the two models of the
+hub, by their ids, from its cache.
 
 With the hub's own small files and random weights of a smaller model; at their real size behind the marker `real_size`.
 """

@@ -57,7 +57,13 @@ def test_own_keys_come_before_those_of_the_preset(tmp_path: Path) -> None:
     assert values(load(tmp_path, {"preset": "gentle", "weight": 0.2})) == (2, 0.2, 3, 0.0)
     assert values(load(tmp_path, {"preset": "gentle", "margin": None})) == (2, 0.1, 3, None)
     assert values(load(tmp_path, "gentle", "mining.weight=0.2")) == (2, 0.2, 3, 0.0)
-    assert values(load(tmp_path, {"weight": 0.2}, "mining.preset=hard")) == (8, 0.2, 1, None)
+    assert values(load(tmp_path, {}, "mining.preset=hard", "mining.weight=0.2")) == (8, 0.2, 1, None)
+
+
+def test_a_preset_of_the_command_line_comes_before_the_keys_of_the_file(tmp_path: Path) -> None:
+    file = {"weight": 0.2, "margin": 5.0, "start_step": 7}
+    found = load(tmp_path, file, "mining.preset=hard")
+    assert values(found) == VALUES["hard"] and found.start_step == 7
     scheduled = load(tmp_path, "hard", "mining.mine_every_epochs=1")
     assert (scheduled.mine_every_steps, scheduled.mine_every_epochs, scheduled.weight) == (None, 1, 1.0)
 

@@ -42,6 +42,7 @@ def test_the_page_escapes_captions_and_shows_twenty_pairs_with_pictures(small_wo
     assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt; &amp;" in page and "{{ 7 * 7 }}" in page
     assert page.count("<figure>") == page.count('src="data:image/jpeg;base64,') == 20 and "http" not in page
     assert all(words in page for words in RULES.values()) and "By data.truth" in page and "of the previous table" in page
+    assert "./launch.sh study CONFIG.yaml" in page
     assert sorted(file.name for file in tmp_path.iterdir()) == ["0123abcd.html", "0123abcd.json"]
 
 

@@ -37,9 +37,31 @@ def test_half_a_caption_an_image_is_enough_and_less_is_not() -> None:
     ],
 )
 def test_the_remedy_names_the_keys_and_their_values(margin: float | None, remedy: str) -> None:
-    said = few_mined(mining(margin=margin, pool_top_k=32), 3, 100, {"known_positive": 20, "margin": 500, "max_uses": 0})
-    assert said.endswith(remedy) and "(most candidates: within the margin)" in said
+    filtered_out = {"known_positive": 20, "margin": 500 if margin is not None else 0, "max_uses": 0}
+    sentence = few_mined(mining(margin=margin, pool_top_k=32), 3, 100, filtered_out)
+    assert sentence.endswith(remedy) and ("(most candidates: within the margin)" in sentence) is (margin is not None)
     assert "most candidates" not in few_mined(mining(), 3, 100, {"margin": 0})
+
+
+@pytest.mark.parametrize(
+    ("keys", "rule", "remedy"),
+    [
+        ({"rank_min": 60}, "rank_min", "Take a smaller mining.rank_min (now 60), then a larger"),
+        ({"max_uses": 2}, "max_uses", "Take a larger mining.max_uses (now 2), then a larger"),
+        ({"margin_pos": 0.05}, "margin_pos", "Take a smaller mining.margin_pos (now 0.05), then a larger"),
+        ({"perc_pos": 0.5}, "perc_pos", "Take a larger mining.perc_pos (now 0.5), then a larger"),
+        ({"denoise": {"threshold": 0.2}}, "match", "Take a larger mining.denoise.threshold (now 0.2), then a larger"),
+        ({}, "known_positive", "Take a larger mining.pool_top_k"),
+    ],
+)
+def test_the_remedy_is_that_of_the_rule_that_filtered_most_out(keys: dict[str, Any], rule: str, remedy: str) -> None:
+    assert remedy in few_mined(mining(**keys), 3, 100, {"margin": 5, rule: 500})
+
+
+def test_captions_relabelled_as_positives_are_learnt_from_too_and_earlier_runs_are_read() -> None:
+    assert MiningEffect.of(mining(), [refresh(0, 100, 0, num_relabelled=60)], 1).sentences() == []
+    earlier = {"step": 0, "num_images": 100, "num_mined": 10, "passed_over": {"margin": 9}}
+    assert "within the margin" in MiningEffect.of(mining(), [earlier], 1).sentences()[0]
 
 
 @pytest.mark.parametrize(
@@ -56,9 +78,8 @@ def test_a_checkpoint_is_trained_with_what_was_mined_before_its_last_step(step: 
     refreshes = [refresh(20, 100, 0), refresh(30, 100, 200)]
     effect = MiningEffect.of(mining(start_step=20), refreshes, step)
     assert effect.is_trained_with is is_trained_with
-    assert [sentence for sentence in effect.sentences() if f"(step {step}) was trained with mined captions: {why}." in sentence] == (
-        [] if is_trained_with else effect.sentences()[:1]
-    )
+    found = [sentence for sentence in effect.sentences() if f"(step {step}) was trained with mined captions: {why}." in sentence]
+    assert len(found) == (not is_trained_with) and (effect.sentences() == []) is is_trained_with
 
 
 def test_what_a_cross_encoder_relabelled_is_mined_too_and_a_run_without_lines_goes_by_its_start_step() -> None:
