@@ -1,4 +1,4 @@
-"""Exact resume (docs/guarantees.md) with three processes and cached micro-batches, with a frozen tower's cached embeddings, and with Muon."""
+"""Exact resume (docs/guarantees.md) with three processes and cached micro-batches, with a frozen tower's cached rows, and with Muon."""
 
 import signal
 from pathlib import Path

@@ -69,7 +69,8 @@ def mine(config: "JobConfig") -> None:
     with bar(num_rows(job, step) // processes.world_size, "mining", "row", show=processes.is_main, leave=False) as progress:
         found = refresh_negatives(job, step, None, progress.update)
     if processes.is_main:
-        few = few_mined(config.mining, found.report.num_mined + found.report.num_relabelled, found.report.num_images, found.report.filtered_out)
+        report = found.report
+        few = few_mined(config.mining, report.num_mined + report.num_relabelled, report.num_images, report.filtered_out)
         lines = [*found.report.lines(), *([few] if few else [])]
         print("\n".join(lines) + f"\nwritten to {found.path}; with examples: {found.path.with_suffix('.html')}")
     if lock is not None:

@@ -126,7 +126,8 @@ class Loop(BaseLoop):
         composed = self.order.window_record()
         self.write("mining", found.report.as_record() | composed | {"seconds": time.perf_counter() - started})
         job.log(f"step {self.state.step}: {found.report}" + "".join(f"; {key}: {value:,.4g}" for key, value in composed.items()))
-        if few := few_mined(self.config.mining, found.report.num_mined + found.report.num_relabelled, found.report.num_images, found.report.filtered_out):
+        report = found.report
+        if few := few_mined(self.config.mining, report.num_mined + report.num_relabelled, report.num_images, report.filtered_out):
             job.log(f"warning: {few}")
 
     def _true_pairs(self) -> TruePairs:

@@ -30,7 +30,8 @@ class MiningEffect:
         step: of the checkpoint.
         first_step: of the first refresh; None where there was none.
         num_refreshes: of the whole run.
-        num_queries, num_mined: images mined for and captions mined, as positives too, over all refreshes (in the form `images` the other way round).
+        num_queries, num_mined: images mined for and captions mined, as positives too, over all refreshes (in the form `images` the
+            other way round).
         filtered_out: candidates by the rule that filtered them out, over all refreshes.
         is_trained_with: whether a step of the checkpoint was trained with something mined.
     """

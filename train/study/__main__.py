@@ -59,7 +59,8 @@ def make_parser() -> CommandParser:
         action=argparse.BooleanOptionalAction,
         help="train the first system at the compute of the others too (default: yes)",
     )
-    add("--at-once", type=WholeNumber(1), metavar="N", help="runs side by side; 1 or more (default: one on each GPU, or 2 where there is none)")
+    side_by_side = "runs side by side; 1 or more (default: one on each GPU, or 2 where there is none)"
+    add("--at-once", type=WholeNumber(1), metavar="N", help=side_by_side)
     add("--threads", type=WholeNumber(1), default=1, metavar="N", help="threads of each run; 1 or more (default 1)")
     add("--output", type=Path, metavar="FOLDER", help="folder of the study (default runs/study-CONFIG)")
     return parser
