@@ -1,8 +1,8 @@
 """Checkpoints that survive a kill at any moment: written aside, hashed, committed by a rename; read only if every byte is right.
 
 checkpoints/step-N/ holds weights.safetensors (what trains), optimizer.safetensors (the optimizer's state), average.safetensors (the
-moving average of what trains, where train.ema_decay asks for it), state.json, negatives.parquet where mined captions are in
-force, and manifest.json with the SHA-256 of each. No pickle, and no random state: order, captions, crops and dropout follow from (seed, step).
+moving average of what trains, where train.ema_decay asks for it), state.json, negatives.parquet where mined captions are in force, and
+manifest.json with the SHA-256 of each. No pickle, and no random state: order, captions, crops and dropout follow from (seed, step).
 """
 
 import json
