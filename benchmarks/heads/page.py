@@ -88,15 +88,15 @@ def compare(runs: Runs, on_val: Mapping[str, float]) -> list[dict[str, Any]]:
 def page(protocol: dict[str, Any], screening: dict[str, Any], runs: Runs, compared: dict[str, Any]) -> list[str]:
     """The lines of the page."""
     lines = [
-        "# Which use of hard negatives helps? Heads on frozen features, three beds",
+        "# Which use of hard negatives helps? Heads on frozen features, three kinds of data",
         "",
         *conclusion(compared),
         "",
         f"Heads on frozen features, trained by the sigmoid loss; {len(protocol['seeds'])} fresh seeds, paired: the systems of a seed have",
         "the same first weights, and at the same batch the same images in each step. Differences of mean R@1 (both directions) on test, in",
         "points, with 95% intervals over seeds (Student's t) and over test images (bootstrap). A verdict needs both, and a p corrected",
-        "(Holm) for all rows of a bed. Length and rate were tuned on val for plain training. Cost is counted in SigLIP base's towers, as",
-        "if these were trained (a picture 3, a caption 1; the heads themselves cost next to nothing), minings included. At equal cost a",
+        "(Holm) for all rows of its table. Length and rate were tuned on val for plain training. Cost is counted in SigLIP base's towers,",
+        "as if these were trained (a picture 3, a caption 1; the heads themselves cost next to nothing), minings included. At equal cost a",
         "system is compared with the plain training that is best on val of those that cost no more: more steps, or a larger batch.",
         "Margins are in logits at a scale of about 12, where SigLIP's is near 100: a preset's margin filters less here. Images and",
         "neighbours are simpler here than the trainer's forms of these names. Commands: `python -m benchmarks.heads --help`. Data:",
@@ -145,6 +145,9 @@ def span(bounds: Sequence[float]) -> str:
 def conclusion(compared: dict[str, Any]) -> list[str]:
     """What is better or worse than plain training, at as many steps and at equal cost, on each bed."""
     lines = []
+    gains = [row for rows in compared.values() for row in rows if row["system"] not in CONTROLS and row["verdict"] == "better"]
+    if not gains:
+        lines += ["**None that is better than plain tuning: not at as many steps, not at equal cost, on none of these data.**", ""]
     for bed, rows in compared.items():
         own = [row for row in rows if row["system"] not in CONTROLS]
         said = []

@@ -17,7 +17,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 """Values by name, for who has none of their own; from few mined captions that count little to many that count as much as the batch.
 
-None of them is measured to help yet.
+None of them is measured to help (results/study/heads.md).
 """
 _PRESETS_IN_WORDS = "Values for the keys that are not given; a run records them. " + "; ".join(
     f"{name}: {json.dumps(values)}".replace('"', "") for name, values in PRESETS.items()

@@ -15,7 +15,7 @@ PRESETS = {
     **{name: [f"mining={name}"] for name in MINING_PRESETS},
     "two-captions": ["mining=null", "train.captions_per_image=2"],
 }
-"""What is tried where no system is given. None of the mined ones is measured to help yet."""
+"""What is tried where no system is given. None of the mined ones is measured to help (results/study/heads.md)."""
 _OPEN, _CLOSE = "[{(", ")}]"
 
 
