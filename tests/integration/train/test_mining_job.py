@@ -106,6 +106,7 @@ def test_a_run_that_mines_enough_has_nothing_to_say_of_it(straight: Run) -> None
     effect = json.loads((straight.folder / "eval" / "test" / "report.json").read_text())["mining"]
     lines_of_mining = [line for line in lines(straight.folder) if line["event"] == "mining"]
     assert (effect["num_refreshes"], effect["is_trained_with"], effect["notes"]) == (2, True, [])
-    assert effect["mined_per_image"] == sum(line["num_mined"] for line in lines_of_mining) / sum(
-        line["num_images"] for line in lines_of_mining
+    num_rows, num_images = (
+        sum(line[key] for line in lines_of_mining for key in keys) for keys in (("num_mined", "num_relabelled"), ("num_images",))
     )
+    assert effect["mined_per_image"] == num_rows / num_images
