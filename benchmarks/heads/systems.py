@@ -1,14 +1,16 @@
 """The systems that are compared, by name; the first of a list is what the others are compared with."""
 
 from benchmarks.heads.forms import System
+from train.config.mining import PRESETS as MINING_PRESETS
 
 PLAIN = "plain"
 CONTROLS = {f"plain x{times:g}": System(steps=times) for times in (1.5, 2.0, 3.0)} | {"plain, batch x2": System(batch=2.0)}
 """Plain training for more steps, or at a larger batch: what the same compute buys."""
 PRESETS = {
-    "gentle": System(form="columns", count=2, weight=0.1, margin=0.0, rank_min=3),
-    "standard": System(form="columns", count=4, weight=0.3),
-    "hard": System(form="columns", count=8, weight=1.0, margin=None),
+    name: System(
+        form="columns", count=keys["negatives_per_image"], weight=keys["weight"], margin=keys["margin"], rank_min=keys.get("rank_min", 1)
+    )
+    for name, keys in MINING_PRESETS.items()
 }
 TWO = "two captions"
 # The trainer's forms `images` and `neighbours` compose batches; here hard images are columns like the captions, and neighbours take the

@@ -58,14 +58,15 @@ class JobConfig(RunConfig):
     def _check(self) -> "JobConfig":
         data, mining, batch_size, cross_encoder = self.data, self.mining, self.train.batch_size, self.cross_encoder_model
         per_image = self.train.captions_per_image
-        if {"image", "text"} <= set(self.model.freeze) and self.model.lora is not None:
+        all_frozen = {"image", "text"} <= set(self.model.freeze)
+        if all_frozen and self.model.lora is not None:
             raise ValueError("model.freeze names both towers, so model.lora has nothing to adapt")
         if self.train.optimizer == "muon" and (self.model.lora is not None or self.train.shard):
             other = "model.lora" if self.model.lora is not None else "train.shard"
             raise ValueError(f"train.optimizer muon needs whole matrices of the towers, so it does not go with {other}: leave one out")
-        if {"image", "text"} <= set(self.model.freeze) and self.train.optimizer == "muon":
+        if all_frozen and self.train.optimizer == "muon":
             raise ValueError("model.freeze names both towers, so train.optimizer muon has no matrix to move")
-        if {"image", "text"} <= set(self.model.freeze) and self.train.layer_decay is not None:
+        if all_frozen and self.train.layer_decay is not None:
             raise ValueError("model.freeze names both towers, so train.layer_decay has no layer to act on")
         if self.choices and not (data.val_split or data.test_split):
             raise ValueError("choices are part of the final report, which needs data.test_split or data.val_split")

@@ -287,13 +287,12 @@ class Checkpoints:
         saved = load_file(self.path(step) / "optimizer.safetensors")
         parameters = dict(tuned.trainable())
         record = optimizer.state_dict()
-        names = [name for group in optimizer.param_groups for name in group["names"]]
-        kinds = [kind for group in optimizer.param_groups for kind in [_state_keys(group)] * len(group["names"])]
-        if any(f"{key}.{name}" not in saved for name, keys in zip(names, kinds, strict=True) for key in keys):
+        keys_of = {name: _state_keys(group) for group in optimizer.param_groups for name in group["names"]}
+        if any(f"{key}.{name}" not in saved for name, keys in keys_of.items() for key in keys):
             raise UserError(f"{self.path(step)} has the state of another optimizer: take its train.optimizer, or begin at its export")
         record["state"] = {
             index: {"step": torch.tensor(float(num_updates))} | {key: placed(saved[f"{key}.{name}"], parameters[name]) for key in keys}
-            for index, (name, keys) in enumerate(zip(names, kinds, strict=True))
+            for index, (name, keys) in enumerate(keys_of.items())
         }
         optimizer.load_state_dict(record)
 
