@@ -52,7 +52,7 @@ def mine(config: "JobConfig") -> None:
     from train.engine.resolve import resolve
     from train.siglip.job import prepare, start_processes
     from train.siglip.mining import num_rows, refresh_negatives
-    from train.siglip.mining_effect import few_mined
+    from train.siglip.mining_effect import few_mined_of
 
     if config.mining is None:
         raise UserError("mining: expected a mining section, found null; give mining={}, or mining.mine_every_steps and what else it takes")
@@ -69,8 +69,7 @@ def mine(config: "JobConfig") -> None:
     with bar(num_rows(job, step) // processes.world_size, "mining", "row", show=processes.is_main, leave=False) as progress:
         found = refresh_negatives(job, step, None, progress.update)
     if processes.is_main:
-        report = found.report
-        few = few_mined(config.mining, report.num_mined + report.num_relabelled, report.num_images, report.filtered_out)
+        few = few_mined_of(config.mining, found.report)
         lines = [*found.report.lines(), *([few] if few else [])]
         print("\n".join(lines) + f"\nwritten to {found.path}; with examples: {found.path.with_suffix('.html')}")
     if lock is not None:

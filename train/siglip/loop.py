@@ -24,7 +24,7 @@ from train.model.frozen_tower import FrozenStore, cached_towers
 from train.siglip.job import Job
 from train.siglip.largest import largest_batch
 from train.siglip.mining import num_rows, refresh_negatives
-from train.siglip.mining_effect import few_mined
+from train.siglip.mining_effect import few_mined_of
 from train.siglip.step import Stepper, StepResult
 from train.siglip.watch import RetentionResult, Watch
 
@@ -126,8 +126,7 @@ class Loop(BaseLoop):
         composed = self.order.window_record()
         self.write("mining", found.report.as_record() | composed | {"seconds": time.perf_counter() - started})
         job.log(f"step {self.state.step}: {found.report}" + "".join(f"; {key}: {value:,.4g}" for key, value in composed.items()))
-        report = found.report
-        if few := few_mined(self.config.mining, report.num_mined + report.num_relabelled, report.num_images, report.filtered_out):
+        if few := few_mined_of(self.config.mining, found.report):
             job.log(f"warning: {few}")
 
     def _true_pairs(self) -> TruePairs:

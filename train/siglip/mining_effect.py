@@ -13,7 +13,7 @@ from eval.report.section import SectionFormat
 from train.config.job import JobConfig
 from train.config.mining import MiningConfig
 from train.engine.checkpoint import State
-from train.mining.report import RULES
+from train.mining.report import RULES, MiningReport
 
 LEAST_PER_IMAGE = 0.5
 """Mined captions an image, on average, under which mining is said to mine almost nothing."""
@@ -105,6 +105,11 @@ class MiningEffect:
             "is_trained_with": self.is_trained_with,
             "notes": self.sentences(),
         }
+
+
+def few_mined_of(mining: MiningConfig, report: MiningReport) -> str:
+    """`few_mined` of one refresh."""
+    return few_mined(mining, report.num_mined + report.num_relabelled, report.num_images, report.filtered_out)
 
 
 def few_mined(mining: MiningConfig, num_mined: int, num_queries: int, filtered_out: Mapping[str, int]) -> str:
