@@ -25,6 +25,7 @@ usage() {
   study CONFIG.yaml [key.path=value ...]      several configurations, several seeds: which is better, by how much
   reranker CONFIG.yaml [key.path=value ...]   tune the reranker
   convert                                     a reranker published as a pickle, as a folder of safetensors
+  runs [FOLDER ...]                           every run, its state, its R@1 and what it gained, one a line
   config [siglip | reranker]                  every key of a configuration, as a JSON schema
   environment                                 versions, devices, cores, memory and disks, as an issue report needs them
   python [ARGUMENT ...]                       the environment's Python, for which this folder's packages can be imported

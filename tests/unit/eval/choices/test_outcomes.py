@@ -134,7 +134,9 @@ def test_p_values_are_corrected_within_a_pair_of_stages() -> None:
     four = choice_figures(table, [("won", "lost")] * 4)["comparisons"]
     assert [row["p_value"] for row in four] == [pytest.approx(4 * alone["p_value"])] * 4
     assert {row["verdict"] for row in four} == {"no evidence"}
-    further = choice_figures(outcome_table(choices, {"lost": lost, "won": won, "third": lost}), [("third", "lost"), ("won", "lost"), ("won", "third")])
+    further = choice_figures(
+        outcome_table(choices, {"lost": lost, "won": won, "third": lost}), [("third", "lost"), ("won", "lost"), ("won", "third")]
+    )
     assert [row for row in further["comparisons"] if (row["stage"], row["against"]) == ("won", "lost")] == [alone]
 
 
