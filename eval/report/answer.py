@@ -1,5 +1,6 @@
 """What a report found, in a few lines of at most 78 columns: the last words of every command that makes one."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ from eval.progress import say
 
 WIDTH = 78
 _MOST_STAGES = 3
+_TIED = "\xa0"
+"""A blank at which no line is folded."""
 
 
 def answer_lines(record: Mapping[str, Any], *, first: str | None = None) -> list[str]:
@@ -32,34 +35,25 @@ def answer_lines(record: Mapping[str, Any], *, first: str | None = None) -> list
     compared = list(first_of_stage.values())
     compared.sort(key=lambda row: (row["stage"] != first, not row["stage"].startswith(f"{first}+")))
     if not compared:
-        return [_fitted(stage, f"  {100 * mean:.1f} mean R@1") for stage, mean in list(means.items())[:_MOST_STAGES]]
+        return [line for stage, mean in list(means.items())[:_MOST_STAGES] for line in _folded(f"{stage}  {100 * mean:.1f} mean R@1")]
     shown = compared[:_MOST_STAGES]
-    parts = []
+    width = max(len(row["stage"]) for row in shown)
+    lines = []
     for row in shown:
         low, high = row["ci95"]
-        difference = f"{100 * row['delta']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] {row['verdict']}"
-        parts.append((f"  {100 * means[row['stage']]:.1f} mean R@1 (", f" {100 * means[row['against']]:.1f}): {difference}"))
-    room = WIDTH - max(len(mean) + len(rest) for mean, rest in parts)  # for two names
-    longest, other = (max(len(row[key]) for row in shown) for key in ("stage", "against"))
-    width = min(longest, max(room - other, room * 3 // 5))
-    return [
-        _shortened(row["stage"], width).ljust(width) + mean + _shortened(row["against"], room - width) + rest
-        for row, (mean, rest) in zip(shown, parts, strict=True)
-    ]
+        difference = f"{100 * row['delta']:+.1f} [{100 * low:+.1f},{_TIED}{100 * high:+.1f}] {row['verdict'].replace(' ', _TIED)}"
+        against = f"({row['against']} {100 * means[row['against']]:.1f}): {difference}"
+        lines.append(f"{row['stage'].ljust(width)}  {100 * means[row['stage']]:.1f} mean R@1 {against}")
+    if max(map(len, lines)) > WIDTH:  # no name is cut: lines are folded instead
+        lines = [part for line in lines for part in _folded(line)]
+    return [line.replace(_TIED, " ") for line in lines]
+
+
+def _folded(line: str) -> list[str]:
+    """A line on as many as it takes; only a word longer than WIDTH is longer."""
+    return textwrap.wrap(" ".join(line.split(" ")), WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def print_answer(lines: Sequence[str]) -> None:
     """Print the last words after an empty line; a run's log has them too."""
     say("\n" + "\n".join(lines))
-
-
-def _shortened(name: str, width: int) -> str:
-    """A name of at most `width` columns; what is left out of its middle is an ellipsis."""
-    if len(name) <= width:
-        return name
-    head = max(1, (width - 1) // 2)
-    return f"{name[:head]}…{name[len(name) - max(0, width - head - 1) :]}"
-
-
-def _fitted(name: str, figures: str) -> str:
-    return _shortened(name, WIDTH - len(figures)) + figures
