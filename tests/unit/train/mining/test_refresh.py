@@ -206,7 +206,8 @@ def test_the_report_counts_what_survived_the_last_refresh() -> None:
     mined = chosen(dataset, [0.0, 0.0, 0.0], 1.0, negatives_per_image=1)  # 1 for images 0 and 2, 2 for image 1
     before = replace(mined.negatives, captions_N=np.array([1, 0, 1]), relabelled_N=np.array([False, False, True]))
     report = summarize(mined, CaptionPool(dataset), None, before)
-    assert (report.num_before, report.num_survived) == (2, 1) and "1 of 2 negatives of the previous table are mined again" in " ".join(report.lines())
+    assert (report.num_before, report.num_survived) == (2, 1)
+    assert "1 of 2 negatives of the previous table are mined again" in report.lines()
     of_one = replace(mined, found=replace(mined.found, queries_Q=np.array([1])))
     assert summarize(of_one, CaptionPool(dataset), None, before).num_before == 1
     first = summarize(mined, CaptionPool(dataset), None, None)
