@@ -9,7 +9,7 @@ usage() {
 ./launch.sh DATA [key.path=value ...]         the same for a data file, folder or hub id as configs/small.yaml says, under the file's name
 ./launch.sh COMMAND ...                       set up, then a command; `./launch.sh COMMAND --help` says what it takes
 ./launch.sh test [pytest arguments]           set up, then ruff, mypy and every test; with arguments, pytest alone
-./launch.sh --help                            this text
+./launch.sh --help | --version                this text; name and version
 
   train CONFIG.yaml [key.path=value ...]      the same as without the word
   init DATA                                   look at a data set, and write a first configuration for it
@@ -140,6 +140,7 @@ source train/launch/supervise.sh
 
 case ${1:-} in
 -h | --help) usage ;;
+--version) sed -n 's/^\(name\|version\) = "\(.*\)"$/\2/p' pyproject.toml | paste -sd " " ;;
 test)
     shift
     run_tests "$@"
