@@ -15,9 +15,11 @@ usage() {
   init DATA                                   look at a data set, and write a first configuration for it
   check CONFIG.yaml [key.path=value ...]      check data, weights and choice sets, and decode every picture, without training
   mine CONFIG.yaml [key.path=value ...]       mine hard negatives once, without training
+  triplets RUN_FOLDER                         what a run has mined, for other trainers
   eval                                        measure checkpoints on labelled pairs, alone and reranked
   compare RUN_A RUN_B                         compare two finished reports query by query
   choices                                     measure checkpoints on a choice set
+  embed                                       vectors of images and captions, for FAISS, Qdrant, LanceDB
   rerank                                      rerank your own pictures and captions, without labels
   export RUN_FOLDER                           a checkpoint of a run as plain Hugging Face weights
   soup CHECKPOINT CHECKPOINT ...              average the weights of checkpoints

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.command import run_evaluation
-from eval.command_line import CommandParser, add_num_workers, add_strip_punctuation
+from eval.command_line import CommandParser, WholeNumber, add_num_workers, add_strip_punctuation
 from eval.files import command_line
 from eval.manifest.names import OPTIONS as MANIFEST_OPTIONS
 from eval.manifest.names import calling
@@ -97,6 +97,20 @@ def make_parser() -> CommandParser:
     add("--qrels", metavar="FILE", help="TREC qrels of additional relevant items, of either direction (default: none)")
     add("--trec", action="store_true", help="also write TREC run and qrels files, to OUTPUT/trec (default: no)")
     add(
+        "--trec-depth",
+        type=WholeNumber(1),
+        metavar="K",
+        help="with --trec: items of each query's ranking that a run holds, 1 or more (default 1000, or all where there are fewer)",
+    )
+    add(
+        "--mteb",
+        nargs="?",
+        const="eng-Latn",
+        metavar="LANGUAGE",
+        help="also write MTEB result files, to OUTPUT/mteb; LANGUAGE is that of the captions as MTEB writes it, eng-Latn where it is "
+        "left out (default: no)",
+    )
+    add(
         "--skip-broken",
         action="store_true",
         help="leave out pictures that do not decode, counted and listed in OUTPUT/skipped.jsonl; every picture is decoded once more for it "
@@ -125,6 +139,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(fault)
     if asked.split_file is not None and asked.split is None:
         parser.error("--split-file needs --split, the one of its splits to measure on")
+    if asked.trec_depth is not None and not asked.trec:
+        parser.error("--trec-depth is for the runs of --trec; give that too, or leave it out")
     check_options(parser, asked)
     return asked
 
@@ -136,6 +152,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
         UserError: model, data or reranker cannot be used, or the report cannot be written.
     """
     from eval.dataset.broken import without_broken
+    from eval.dataset.retrieval_set import load_split
     from eval.errors import named, reading, writing
     from eval.execution import Execution
     from eval.manifest.skipped import FILE as SKIPPED
@@ -143,7 +160,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     from eval.process_group import use_exact_float32
     from eval.report.skipped import skipped_sections
     from eval.report.texts import text_lines
-    from rerank.asked import OPTIONS, read_datasets, read_inputs, read_reranker, with_fitting_top_k
+    from rerank.asked import OPTIONS, asked_splits, read_datasets, read_inputs, read_reranker, with_fitting_top_k
     from rerank.evaluation import evaluate_plan, print_record, read_texts
 
     use_exact_float32()
@@ -154,12 +171,12 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
         plan, manifest = read_inputs(asked)
         inputs = list(plan.inputs.values())
     if asked.skip_broken:
-        splits = dict.fromkeys([asked.split, *([asked.choose_on] if asked.choose_on is not None else [])])
-        manifest = without_broken(manifest, list(splits), Execution(processes=processes, num_workers=asked.num_workers))
+        manifest = without_broken(manifest, asked_splits(asked) or [None], Execution(processes=processes, num_workers=asked.num_workers))
     if processes.is_main:
         print("".join(f"{line}\n" for line in manifest.lines()), end="", flush=True)
     with processes.jointly(), reading(), named(OPTIONS), calling(_NAMES):
         dataset, tune_on = read_datasets(asked, manifest, inputs)
+        bank = load_split(manifest, asked.nnn) if asked.nnn is not None else None
         datasets = [dataset] + ([tune_on] if tune_on is not None else [])
         plan, line = with_fitting_top_k(asked, plan, datasets)
         if line and processes.is_main:
@@ -171,12 +188,12 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     if processes.is_main:
         for line in text_lines(texts):
             print(f"texts    {line}", flush=True)
-    report = evaluate_plan(plan, dataset, tune_on=tune_on, reranker=reranker, texts=texts, execution=execution)
+    report = evaluate_plan(plan, dataset, tune_on=tune_on, bank=bank, reranker=reranker, texts=texts, execution=execution)
     with processes.jointly():
         if report is not None:
             report = report.adding(*skipped_sections(dataset.skipped))
             with writing(asked.output):
-                folder = report.write(asked.output, trec=asked.trec)
+                folder = report.write(asked.output, trec=asked.trec, languages=[asked.mteb] if asked.mteb is not None else None)
                 write_skipped(folder / SKIPPED, list(dict.fromkeys(manifest.skipped)))
                 print_record(report.record, folder)
 

@@ -19,6 +19,7 @@ from eval.manifest.names import column_called
 from eval.manifest.options import columns_of
 from eval.manifest.run_data import RunData
 from eval.processes import Processes
+from eval.report.trec import DEFAULT_RUN_DEPTH
 from rerank.combine.rules import COMBINING_CHOICES, Choice
 from rerank.combine.spec import Combining, given_weights, parse_member, parse_pool
 from rerank.evaluation import EvaluationPlan, Reranker
@@ -37,6 +38,7 @@ OPTIONS = {
     "comparisons": "--compare",
     "max_loss": "--max-loss",
     "members": "--ensemble",
+    "nnn": "--nnn",
     "pools": "--pooling",
     "reranker": "--rerank",
     "seconds": "--seconds",
@@ -75,10 +77,12 @@ def read_plan(asked: argparse.Namespace) -> EvaluationPlan:
             reranking=reranking if asked.rerank is not None else None,
             comparisons=tuple((stage, against) for stage, _, against in (text.partition(":") for text in asked.compare)) or None,
             strip_punctuation=asked.strip_punctuation,
+            nnn=asked.nnn is not None,
+            trec_depth=(asked.trec_depth or DEFAULT_RUN_DEPTH) if asked.trec else None,
         )
     if asked.choose_on is not None and not plan.chooses:
         raise UserError(
-            "--choose-on: there is nothing to choose; give --rerank, --expand or --ensemble without weights, or leave out --choose-on"
+            "--choose-on: there is nothing to choose; give --rerank, --expand, --nnn or --ensemble without weights, or leave it out"
         )
     return plan
 
@@ -200,13 +204,18 @@ def read_data(asked: argparse.Namespace, columns: Sequence[str], *, is_model_the
         asked.data,
         image_root=image_root,
         columns=columns_read,
-        require_splits=[split for split in (asked.split, asked.choose_on) if split is not None],
+        require_splits=asked_splits(asked),
         slice_by=asked.slice_by,
         keep=columns,
         rules=RowRules(skip_missing=asked.skip_missing, divide=_made_splits(asked, run, is_model_there)),
     )
     manifest.remarks = remarks + manifest.remarks
     return manifest
+
+
+def asked_splits(asked: argparse.Namespace) -> list[str]:
+    """The splits that a command line names, each once."""
+    return list(dict.fromkeys(split for split in (asked.split, asked.choose_on, asked.nnn) if split is not None))
 
 
 def _as_run_read(asked: argparse.Namespace, run: RunData | None) -> tuple[str | None, Mapping[str, str], list[str]]:

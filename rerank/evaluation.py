@@ -32,12 +32,13 @@ from eval.metrics.evaluate import Figures, evaluate, values_of
 from eval.report.answer import answer_lines, print_answer
 from eval.report.gallery import ShownQuery, gallery
 from eval.report.leakage import LEAKAGE
+from eval.report.mteb import write_mteb
 from eval.report.report import print_report, report_record, write_report
 from eval.report.revisions import REVISIONS, revision_sections
 from eval.report.section import Section
 from eval.report.skipped import SKIPPED
 from eval.report.texts import TEXTS, text_record, texts_section
-from eval.report.trec import write_trec
+from eval.report.trec import TREC, trec_section, write_trec
 from eval.search.stage import Stage
 from rerank import stage_names
 from rerank.combine.embedded_sets import EmbeddedSets
@@ -47,13 +48,14 @@ from rerank.combine.spec import POOLINGS_OF_SCORES, Combining
 from rerank.expansions.base import Expansion
 from rerank.expansions.generated import Paraphraser
 from rerank.expansions.given_texts import CAPTIONS
+from rerank.nnn import NNN, NormalisedStage
 from rerank.reorder.plan import Plan
 from rerank.reorder.record import ADAPTIVE, BUDGET, FUSION
 from rerank.reorder.reranking import rerank_stages
 from rerank.scorers.scorer import PairScorer
 from rerank.scoring.score_cache import ScoreCache
 
-FORMATS = (TEXTS, FUSION, ADAPTIVE, BUDGET, ENSEMBLES, EXPANSIONS, LEAKAGE, SKIPPED, REVISIONS, CHOICES)
+FORMATS = (TEXTS, FUSION, ADAPTIVE, BUDGET, ENSEMBLES, EXPANSIONS, NNN, LEAKAGE, SKIPPED, REVISIONS, CHOICES, TREC)
 """How the sections of a report are shown, in the order of the terminal's sentences."""
 
 
@@ -69,6 +71,8 @@ class EvaluationPlan:
         comparisons: (stage, against); None: what each step gained.
         subject, baseline: the checkpoint the report is about, and the one it began as: by default every other checkpoint is compared with
             the baseline, and the reranked subject with the reranked baseline; None: each checkpoint is compared with the one before.
+        nnn: `combining.checkpoint` is also ranked by nearest-neighbour normalisation.
+        trec_depth: how many items of each query TREC runs hold; None: there are none.
 
     Raises:
         SettingError: names that are no names or stand for two, or an expansion that cannot be pooled as asked.
@@ -82,6 +86,8 @@ class EvaluationPlan:
     subject: str | None = None
     baseline: str | None = None
     strip_punctuation: bool = False
+    nnn: bool = False
+    trec_depth: int | None = None
 
     def __post_init__(self) -> None:
         bad = [name for name in self.checkpoints if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name)]
@@ -120,12 +126,13 @@ class EvaluationPlan:
     @property
     def chooses(self) -> bool:
         """True if another split would decide something."""
-        return self.combining.chooses or (self.reranking is not None and self.reranking.tuning.any)
+        return self.nnn or self.combining.chooses or (self.reranking is not None and self.reranking.tuning.any)
 
     @property
     def first_stages(self) -> list[str]:
         """Names of what is measured without a reranker."""
-        return [*self.checkpoints, *(stage for stage, _, _ in self.combining.combined)]
+        combined = [stage for stage, _, _ in self.combining.combined]
+        return [*self.checkpoints, *combined, *([stage_names.normalised(self.combining.checkpoint)] if self.nnn else [])]
 
     def names(self, scorer_name: str | None) -> list[str]:
         """Names of all stages there will be; scorer_name: of the reranker, None: there is none."""
@@ -151,6 +158,7 @@ class EvaluationPlan:
         else:
             pairs = list(zip(names[1:], names, strict=False))
         pairs += self.combining.pairs
+        pairs += [(stage_names.normalised(self.combining.checkpoint), self.combining.checkpoint)] if self.nnn else []
         if self.reranking is None or scorer_name is None:
             return pairs
         pairs += self.reranking.pairs(self.first_stages, scorer_name)
@@ -176,6 +184,7 @@ class Report:
         sections: what else was found, in the order of the page.
         expansions: the rows of expansions.parquet; None: no additional view is in use.
         shown: queries with their first answers.
+        stages: what was measured, each to the depth of the TREC runs.
     """
 
     dataset: RetrievalSet
@@ -183,6 +192,7 @@ class Report:
     sections: list[Section] = field(default_factory=list)
     expansions: pa.Table | None = None
     shown: Sequence[ShownQuery] = ()
+    stages: Sequence[Stage] = ()
 
     @property
     def record(self) -> dict[str, Any]:
@@ -193,8 +203,12 @@ class Report:
         """The same with additional sections at the end."""
         return replace(self, sections=[*self.sections, *sections])
 
-    def write(self, folder: str | os.PathLike[str], *, trec: bool = False) -> Path:
-        """Write report.json, queries.parquet and report.html; expansions.parquet and TREC files where there are. Returns the folder.
+    def write(self, folder: str | os.PathLike[str], *, trec: bool = False, languages: Sequence[str] | None = None) -> Path:
+        """Write report.json, queries.parquet and report.html; expansions.parquet where there is. Returns the folder.
+
+        Args:
+            trec: write TREC files too.
+            languages: of the captions, for MTEB's result files; None: write none.
 
         Raises:
             OSError: the folder cannot be written.
@@ -203,7 +217,9 @@ class Report:
         if self.expansions is not None:
             replace_files({target / "expansions.parquet": partial(pq.write_table, self.expansions)})
         if trec:
-            write_trec(target / "trec", self.figures.queries, self.dataset)
+            write_trec(target / "trec", self.stages, self.dataset)
+        if languages is not None:
+            write_mteb(target / "mteb", self.stages, self.dataset, languages)
         return target
 
 
@@ -241,6 +257,7 @@ def evaluate_plan(
     dataset: RetrievalSet,
     *,
     tune_on: RetrievalSet | None = None,
+    bank: RetrievalSet | None = None,
     reranker: Reranker | None = None,
     texts: dict[str, Any] | None = None,
     execution: Execution = ONE_PROCESS,
@@ -250,6 +267,7 @@ def evaluate_plan(
     Args:
         dataset: the split that is measured, with its ground truth.
         tune_on: the split that everything left to choose is chosen on; None: nothing is.
+        bank: the reference queries of `plan.nnn`, of a third split.
         reranker: the cross-encoder of `plan.reranking`.
         texts: what `read_texts` gave of the split; None: it is read here.
 
@@ -263,21 +281,29 @@ def evaluate_plan(
     sets = EmbeddedSets(
         checkpoints=plan.checkpoints,
         expansions=plan.expansions,
-        reused=plan.combining.reused,
+        reused=plan.combining.reused or ([plan.combining.checkpoint] if plan.nnn else []),
         execution=execution,
         strip_punctuation=plan.strip_punctuation,
         galleries={dataset: other} if other is not None else {},
+        bank=bank,
     )
-    firsts = FirstStages(plan.combining, sets, max(MINIMUM_DEPTH, plan.reranking.top_k if plan.reranking is not None else 0))
+    depth = max(MINIMUM_DEPTH, plan.reranking.top_k if plan.reranking is not None else 0)
+    firsts = FirstStages(plan.combining, sets, max(depth, plan.trec_depth or 0))
+    normalised = _chosen_normalisation(plan, sets, tune_on, bank)
+
+    def retrieved(one: RetrievalSet, names: Sequence[str] = plan.first_stages) -> list[Stage]:
+        is_asked = normalised is not None and normalised.name in names
+        return firsts.stages(one, names) + ([normalised.stage(one, firsts.depth)] if normalised is not None and is_asked else [])
+
     for one in [dataset] + ([tune_on] if tune_on is not None else []):
         for name in plan.expansions:  # what is refused is refused before the work
             sets.additional(name, one)
     tuning = plan.reranking.tuning if plan.reranking is not None else None
     if tune_on is not None and plan.combining.chooses:
         firsts.choose(tune_on)
-        if tuning is None or not tuning.any:
-            sets.forget(tune_on)
-    stages, expanded, found, reranked = firsts.stages(dataset), firsts.expanded_stages(dataset), None, None
+    if tune_on is not None and (tuning is None or not tuning.any):
+        sets.forget(tune_on)
+    stages, expanded, found, reranked = retrieved(dataset), firsts.expanded_stages(dataset), None, None
     if plan.reranking is not None and reranker is not None:
         tuned = plan.reranking.tuning.of(plan.first_stages)
         found = rerank_stages(
@@ -285,7 +311,7 @@ def evaluate_plan(
             dataset,
             stages,
             reranker.scorer,
-            tune_on=(tune_on, lambda other: firsts.stages(other, tuned)) if tune_on is not None else None,
+            tune_on=(tune_on, lambda other: retrieved(other, tuned)) if tune_on is not None else None,
             cache=reranker.cache,
             execution=execution,
         )
@@ -294,14 +320,34 @@ def evaluate_plan(
             reranked = stage_names.reranked(plan.combining.checkpoint, reranker.scorer.name)
     with execution.processes.jointly():
         if execution.processes.is_main:
-            report = report_of(dataset, stages, pairs)
+            report = report_of(dataset, stages if plan.trec_depth is None else [stage.cut(depth) for stage in stages], pairs)
             sections = [texts_section(texts, None if other is None else _of_other_gallery(other, firsts.other_gallery))]
             sections += found.sections(report.figures, dataset) if found is not None else []
             sections += combined_sections(report.figures, dataset, firsts.ensemble_stage(dataset, stages, reranked), expanded)
+            sections += [normalised.section()] if normalised is not None else []
+            sections += [trec_section(stages, dataset)] if plan.trec_depth is not None else []
             models = [*plan.checkpoints.values(), *(one.model for one in plan.expansions.values() if isinstance(one, Paraphraser))]
             sections += revision_sections([*models, *([reranker.model] if reranker is not None and reranker.model is not None else [])])
-            return replace(report, sections=sections, expansions=expansion_table(report.figures, dataset, expanded))
+            return replace(report, sections=sections, expansions=expansion_table(report.figures, dataset, expanded), stages=stages)
     return None
+
+
+def _chosen_normalisation(
+    plan: EvaluationPlan, sets: EmbeddedSets, tune_on: RetrievalSet | None, bank: RetrievalSet | None
+) -> NormalisedStage | None:
+    """The normalised stage, k and alpha chosen; None: it is not asked for.
+
+    Raises:
+        SettingError: there is no split to choose on, or no reference queries.
+    """
+    if not plan.nnn:
+        return None
+    if tune_on is None or bank is None:
+        missing = "split to choose k and alpha on, such as val" if tune_on is None else "reference queries, such as those of train"
+        raise SettingError("nnn", f"there is no {missing}")
+    normalised = NormalisedStage(plan.combining.checkpoint, sets, bank)
+    normalised.choose(tune_on)
+    return normalised
 
 
 def _of_other_gallery(other: RetrievalSet, stages: Sequence[Stage]) -> dict[str, Any]:
@@ -317,4 +363,4 @@ def report_of(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tu
         UserError: see `eval.metrics.evaluate.evaluate`.
     """
     figures = evaluate(dataset, stages, pairs)
-    return Report(dataset, figures, shown=gallery(dataset, figures))
+    return Report(dataset, figures, shown=gallery(dataset, figures), stages=stages)

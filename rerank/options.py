@@ -100,6 +100,12 @@ def add_combining(parser: argparse.ArgumentParser) -> None:
         "(default all), WEIGHT from 0 to 1 (default 1) against the item alone; with --choose-on RULE[,RULE...], of which the best is "
         "chosen with number and weight (default: all)",
     )
+    parser.add_argument(
+        "--nnn",
+        metavar="SPLIT",
+        help="an additional stage model+nnn: nearest-neighbour normalisation, with the captions and images of SPLIT, such as train, as "
+        "reference queries; number and weight are chosen on --choose-on, see docs/methods.md (default: none)",
+    )
 
 
 def check_options(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
@@ -116,6 +122,10 @@ def check_options(parser: argparse.ArgumentParser, asked: argparse.Namespace) ->
         parser.error(f"--choose-on {asked.choose_on} is the split that is measured, where what is chosen looks too good; give another")
     if asked.choose_on is not None and asked.split is None:
         parser.error("--choose-on needs --split, the one to measure on")
+    if asked.nnn is not None and asked.choose_on is None:
+        parser.error("--nnn needs --choose-on, the split that its number and weight are chosen on")
+    if asked.nnn is not None and asked.nnn in (asked.split, asked.choose_on):
+        parser.error(f"--nnn {asked.nnn}: the reference queries are of a split that is neither measured nor chosen on, such as train")
     if asked.max_loss is not None and not chooses(asked, "skipping"):
         parser.error("--max-loss is for the margin that --choose-on chooses; give --choose-on (and skipping in --choose), or leave it out")
 

@@ -3,6 +3,7 @@
 tuned                 a checkpoint alone
 ensemble              several together
 tuned+synonyms        with additional views of its queries or images
+tuned+nnn             by nearest-neighbour normalisation
 tuned+blip            reranked
 tuned+blip+sum        reranked by both scores, equal weights
 tuned+blip+fused      reranked by both scores, the weight tuned on another split
@@ -15,6 +16,11 @@ ENSEMBLE = "ensemble"
 def expanded(stage: str, expansion: str) -> str:
     """A stage with additional views."""
     return f"{stage}+{expansion}"
+
+
+def normalised(stage: str) -> str:
+    """A checkpoint by nearest-neighbour normalisation."""
+    return f"{stage}+nnn"
 
 
 def reranked(stage: str, scorer_name: str) -> str:

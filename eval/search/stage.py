@@ -1,7 +1,7 @@
 """One stage of an evaluation: a ranking in both directions with its name and cost."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,3 +27,11 @@ class Stage:
     top_k: int | None = None
     sweep: Sweep = field(default_factory=dict)
     inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    def cut(self, depth: int) -> "Stage":
+        """The same with so many of the best items of each query at most."""
+        rankings = {
+            direction: replace(one, top_indices_QK=one.top_indices_QK[:, :depth], top_scores_QK=one.top_scores_QK[:, :depth])
+            for direction, one in self.rankings.items()
+        }
+        return replace(self, rankings=rankings)

@@ -54,6 +54,7 @@ class EmbeddedSets:
         reused: the checkpoints whose vectors are needed more than once: they embed each set once, and their vectors stay in memory.
         execution: its on_progress is called with each number of rows embedded.
         galleries: sets that are measured with their other gallery too (eval/dataset/different_texts.py), and that.
+        bank: the reference queries of a normalised stage, which have no additional views; None: there are none.
     """
 
     checkpoints: Mapping[str, str]
@@ -62,6 +63,7 @@ class EmbeddedSets:
     execution: Execution = ONE_PROCESS
     strip_punctuation: bool = False
     galleries: Mapping[RetrievalSet, RetrievalSet] = field(default_factory=dict)
+    bank: RetrievalSet | None = None
     _additional: dict[tuple[RetrievalSet, str], AdditionalTexts | ImageViews] = field(default_factory=dict)
     _making_seconds: dict[tuple[RetrievalSet, str], float] = field(default_factory=dict)
     _read: dict[tuple[RetrievalSet, str], EmbeddedSet] = field(default_factory=dict)
@@ -141,7 +143,7 @@ class EmbeddedSets:
             embedded = embed(model, inputs, dataset, execution=self._reporting(shown))
         views: dict[str, Views] = {}
         seconds: dict[str, float] = {}
-        for expansion in self.expansions if name in self.reused else ():
+        for expansion in self.expansions if name in self.reused and dataset is not self.bank else ():
             additional = self.additional(expansion, dataset)
             total = additional.num_images if isinstance(additional, ImageViews) else len(additional.texts)
             started = time.perf_counter()

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from eval.dataset.different_texts import Gallery
 from eval.dataset.truth import Protocol
 from eval.errors import named
+from eval.report.trec import DEFAULT_RUN_DEPTH
 from rerank.combine.rules import POOLINGS, REMOVED_COMBINATIONS, Choice, Combination, combination_fault
 from rerank.combine.spec import Combining, given_weights, parse_pool
 from rerank.reorder.plan import Plan, Tuning
@@ -21,6 +22,7 @@ KEYS = {
     "combinations": "evaluation.ensemble.combine",
     "comparisons": "evaluation.comparisons",
     "members": "evaluation.ensemble",
+    "nnn": "evaluation.nnn",
     "pools": "evaluation.pooling",
 }
 """By which key a setting of an evaluation's plan is given."""
@@ -117,11 +119,20 @@ class EvaluationConfig(Section):
     (docs/evaluation.md); every: each caption."""
     slice_by: list[str] = []
     """Additional columns of the manifest, by its own names: R@1 is shown per value of each."""
+    nnn: bool = False
+    """Also measure tuned+nnn: nearest-neighbour normalisation with the train split's captions and images as reference queries, its number
+    and weight chosen on data.val_split (docs/methods.md)."""
     trec: bool = False
     """Also write TREC run and qrels files."""
+    trec_depth: Annotated[int, Field(gt=0)] = DEFAULT_RUN_DEPTH
+    """Items of each query's ranking that a TREC run holds, or all where there are fewer."""
+    mteb: str | None = None
+    """Also write MTEB result files; the language of the captions as MTEB writes it, such as eng-Latn. null: none."""
 
     @model_validator(mode="after")
     def _check(self) -> "EvaluationConfig":
+        if not self.trec and self.trec_depth != DEFAULT_RUN_DEPTH:
+            raise ValueError("trec_depth does nothing without trec: leave it out, or take trec: true")
         members = set(self.ensemble.members) if self.ensemble is not None else set()
         if taken := sorted({"base", "tuned", "ensemble"} & ({*self.models} | members)):
             raise ValueError(f"evaluation.models and evaluation.ensemble: {taken} are the names of this job's own stages")
@@ -154,7 +165,7 @@ class EvaluationConfig(Section):
     @property
     def chooses(self) -> bool:
         """True if something is chosen on val."""
-        return self.combining(self.expand).chooses
+        return self.nnn or self.combining(self.expand).chooses
 
 
 class WatchConfig(Section):

@@ -90,8 +90,8 @@ set_up() { # set_up EXTRA: sets `python`, installing first where that is needed
 # `input` and `folders` as well.
 
 declare -A modules=(
-    [train]=train [reranker]=train.reranker [mine]=train.mining
-    [eval]=eval [compare]=eval.compare [choices]=eval.choices
+    [train]=train [reranker]=train.reranker [mine]=train.mining [triplets]=train.mining.triplets
+    [eval]=eval [compare]=eval.compare [choices]=eval.choices [embed]=eval.embed
     [rerank]=rerank [convert]=rerank.convert
     [export]=train.export [soup]=train.soup [wise]=train.wise [study]=train.study
     [init]=train.init [config]=train.config [environment]=train.launch.environment [runs]=train.launch.runs [check]=train

@@ -68,13 +68,14 @@ def _measure(
     tune_on = None
     if plan.chooses and job.val_set is not None:  # qrels are of the final split
         tune_on = as_evaluated(job.val_set, asked)
-    report = evaluate_plan(plan, job.final_set, tune_on=tune_on, reranker=reranker, execution=execution)
+    bank = job.train_set if asked.nnn else None
+    report = evaluate_plan(plan, job.final_set, tune_on=tune_on, bank=bank, reranker=reranker, execution=execution)
     if report is not None:
         left_out = skipped_sections(job.final_set.skipped)
         further = [Section(RETENTION, retained)] if retained else []
         further += [Section(MINING, effect.as_record())] if effect is not None else []
         report = report.adding(leakage_section(job.leakages), *left_out, *further)
-        report.write(report_folder(config), trec=asked.trec)
+        report.write(report_folder(config), trec=asked.trec, languages=[asked.mteb] if asked.mteb is not None else None)
     if config.choices:  # after the report is written: what fails here must not cost it
         records = _measure_choices(job, plan, reranker, execution)
         if report is not None:
@@ -152,10 +153,15 @@ def _watch_reports(config: JobConfig) -> list[Path]:
     return [watch_folder(config, watched.name) / "report.json" for watched in config.watch]
 
 
+_LATER_KEYS: dict[str, Any] = {"gallery": "every", "nnn": False, "mteb": None}
+"""Keys of `evaluation` that runs of earlier versions do not have, and the values that ask for what those did."""
+
+
 def _finished_record(config: JobConfig) -> dict[str, Any]:
     left_out: dict[str, Any] = {"rerank": {"pair_scores"}}
-    if config.evaluation.gallery == "every":  # as of runs of earlier versions, whose marks have no such key
-        left_out["evaluation"] = {"gallery"}
+    # As of runs of earlier versions, whose marks have no such keys.
+    left_out["evaluation"] = {key for key, without in _LATER_KEYS.items() if getattr(config.evaluation, key) == without}
+    left_out["evaluation"] |= set() if config.evaluation.trec else {"trec_depth"}
     measured = config.model_dump(mode="json", include={"rerank", "evaluation"}, exclude=left_out)
     # Read by nothing else: what they hold decides the figures, which are made again where it changed.
     files = [Path(path) for path in (*(config.choices or ()), config.evaluation.qrels) if path is not None]

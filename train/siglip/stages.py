@@ -38,6 +38,8 @@ def evaluation_plan(config: JobConfig, base: str = "", export: str = "") -> Eval
             subject=SUBJECT,
             baseline=BASELINE,
             strip_punctuation=config.model.strip_punctuation,
+            nnn=asked.nnn,
+            trec_depth=asked.trec_depth if asked.trec else None,
         )
 
 

@@ -84,7 +84,7 @@ def test_figures_are_those_of_ir_measures(tmp_path: Path) -> None:
     assert before.rankings["image_to_text"].best_ranks().tolist() == [1, 1, 1, 5, 1, 5]
     assert after.rankings["image_to_text"].best_ranks().tolist() == [1, 1, 1, 2, 1, 2]
     figures = evaluate(found, [after])
-    write_trec(tmp_path, figures.queries, found)
+    write_trec(tmp_path, [after], found)
     for direction in DIRECTIONS:
         run = list(ir_measures.read_trec_run(str(tmp_path / f"model.{direction}.run")))
         qrels = list(ir_measures.read_trec_qrels(str(tmp_path / f"{direction}.qrels")))

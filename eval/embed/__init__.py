@@ -1,0 +1,1 @@
+"""Vectors of images and captions as files, for the indexes of others."""
