@@ -68,8 +68,8 @@ def falling_scores(scores_qK: np.ndarray) -> np.ndarray:
     """The scores of rankings as float32 numbers that fall strictly, so that sorting by them gives back the ranking.
 
     What falls already stays as it is. A score equal to the one before becomes the next smaller float32 number, and so does what is not
-    below that. Where scores rise within a ranking, at the border between a reranked head and its tail, which are on different scales, the rest is
-    shifted by the rise, and keeps its differences.
+    below that. Where scores rise within a ranking, at the border between a reranked head and its tail, which are on different scales,
+    the rest is shifted by the rise, and keeps its differences.
 
     >>> falling_scores(np.float32([[0.5, 0.25, 0.25, -3.0, 0.125]])).tolist()
     [[0.5, 0.25, 0.2499999850988388, -3.0, -3.000000238418579]]
