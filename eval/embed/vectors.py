@@ -118,6 +118,7 @@ def write_vectors(
         try:
             if processes.is_main:
                 with writing(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
                     replace_files({**contents, folder / RECORD: write_record})
         finally:  # what is left, for all processes read together
             for side in sides:
@@ -186,7 +187,7 @@ class StoredRows:
         column = self._file.read_row_groups(list(groups), columns=["vector"])["vector"].combine_chunks()
         stored_nD = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, self.width)
         first = start - groups.start * ROWS_AT_ONCE
-        return from_stored(stored_nD[first : first + stop - start])
+        return from_stored(np.array(stored_nD[first : first + stop - start]))  # a copy: torch requires writable arrays
 
 
 def read_ids(folder: Path, side: str, form: Format) -> list[str]:

@@ -61,7 +61,7 @@ def mined_anchors(negatives: Negatives, pool: CaptionPool, *, images_mined: bool
     anchor_N, mined_N = (caption_N, image_N) if images_mined else (image_N, caption_N)
     order_N = np.lexsort((rank_N, anchor_N))
     anchors, starts = np.unique(anchor_N[order_N], return_index=True)
-    for anchor, rows in zip(anchors.tolist(), np.split(mined_N[order_N], starts[1:]), strict=True):
+    for anchor, rows in zip(anchors.tolist(), np.split(mined_N[order_N], starts)[1:], strict=True):
         positives = [int(dataset.caption_image_C[anchor])] if images_mined else _different(pool, anchor)
         yield MinedAnchor(anchor, positives, rows.tolist())
 

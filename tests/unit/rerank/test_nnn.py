@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -27,8 +28,9 @@ def plan_of(world: SmallWorld, **changes: object) -> EvaluationPlan:
     return EvaluationPlan(**{"checkpoints": {"model": str(world.base)}, "nnn": True} | changes)  # type: ignore[arg-type]
 
 
-def test_the_stage_is_the_best_point_on_val_and_has_its_interval(small_world: SmallWorld) -> None:
-    train, val, test = (load(small_world.manifest, split) for split in ("train", "val", "test"))
+def test_the_stage_is_the_best_point_on_the_other_split_and_has_its_interval(small_world: SmallWorld) -> None:
+    """The splits change places, for with random weights nothing gains on the few pictures of val."""
+    train, val, test = (load(small_world.manifest, split) for split in ("val", "train", "test"))
     report = cast(Report, evaluate_plan(plan_of(small_world), test, tune_on=val, bank=train))
     model, inputs = load_siglip(small_world.base)
     bank, on_val, on_test = (embed(model, inputs, one) for one in (train, val, test))
@@ -36,16 +38,17 @@ def test_the_stage_is_the_best_point_on_val_and_has_its_interval(small_world: Sm
     assert (section["stage"], section["against"], section["bank"]["split"], section["chosen_on"]["split"]) == (
         "model+nnn",
         "model",
-        "train",
         "val",
+        "train",
     )
     assert any(one["alpha"] for one in section["directions"].values()), "else this test shows nothing"
+    plain_on_val = find("model", on_val, val).rankings
     for direction in DIRECTIONS:
         found = section["directions"][direction]
         assert len(found["curve"]) == 1 + len(NUMBERS) * len(ALPHAS)
         best: list[tuple[float, float, int]] = []  # R@1, alpha, k
         for point in found["curve"]:
-            ranking = find("model", on_val, val).rankings[direction]
+            ranking = plain_on_val[direction]
             if point["alpha"]:
                 correction = point["alpha"] * gallery_means(on_val, bank, direction, [point["k"]])[0]
                 ranking = rank_corrected(on_val, val, {direction: correction}, 10)[direction]
@@ -121,7 +124,5 @@ def test_the_command_writes_it_with_deep_runs_and_mtebs_files(
     found = json.loads((tmp_path / "mteb" / "model" / "PairsI2TRetrieval.json").read_text(encoding="utf-8"))
     (scores,) = found["scores"]["test"]
     assert scores["hit_rate_at_1"] == record["stages"]["model"]["image_to_text"]["R@1"] and scores["languages"] == ["eng-Latn"]
-    import pyarrow.parquet as pq
-
     assert {len(row) for row in pq.read_table(tmp_path / "queries.parquet", columns=["top_ids"])["top_ids"].to_pylist()} == {10}
     assert np.isfinite([row["ci95"] for row in record["comparisons"]]).all()
