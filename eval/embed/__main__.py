@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from eval.command import run_evaluation
 from eval.command_line import CommandParser, add_num_workers, add_strip_punctuation
 from eval.files import command_line
-from eval.manifest.options import MANIFEST, add_manifest_options, column_fault, columns_of
+from eval.manifest.options import MANIFEST, add_manifest_options, column_fault
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +40,7 @@ def make_parser() -> CommandParser:
         "of the hub",
     )
     add("--data", required=True, metavar="MANIFEST", help=f"images and captions: {MANIFEST}")
-    add("--split", help="rows to embed (default: all rows)")
+    add("--split", help="rows to embed; splits that the run of --model made of the same data count too (default: all rows)")
     add_manifest_options(parser)
     add("--output", required=True, metavar="FOLDER", help="folder for vectors.json and the vectors of images and captions")
     add("--dtype", choices=_DTYPES, default="float32", help="of the stored vectors; docs/vectors.md says what is lost (default float32)")
@@ -101,24 +101,18 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     from eval.encoder.checkpoint import hash_weights, load_siglip, load_siglip_config
     from eval.errors import named, reading
     from eval.execution import Execution
-    from eval.manifest.manifest import RowRules, read_manifest
     from eval.manifest.names import OPTIONS, calling
     from eval.process_group import use_exact_float32
+    from rerank.asked import read_data
 
     use_exact_float32()
     name, execution = _checkpoint(asked.model), Execution(processes=processes, device=device, num_workers=asked.num_workers)
-    wanted = [split for split in (asked.split, asked.nnn_bank) if split is not None]
+    as_evaluated = {"model": name, "split_file": None, "choose_on": None, "nnn": asked.nnn_bank, "slice_by": []}
     with processes.jointly(), reading(), named({"model": "--model"}), calling(OPTIONS):
         load_siglip_config(name)
-        manifest = read_manifest(
-            asked.data,
-            image_root=asked.image_root,
-            columns=columns_of(asked),
-            require_splits=wanted,
-            rules=RowRules(skip_missing=asked.skip_missing),
-        )
+        manifest = read_data(argparse.Namespace(**vars(asked) | as_evaluated), [])
     if asked.skip_broken:
-        splits = list(manifest.splits) if asked.split is None else list(wanted)
+        splits = list(manifest.splits) if asked.split is None else [asked.split, *([asked.nnn_bank] if asked.nnn_bank else [])]
         manifest = without_broken(manifest, splits, execution)
     if processes.is_main:
         print("".join(f"{line}\n" for line in manifest.lines()), end="", flush=True)

@@ -61,6 +61,7 @@ def run(asked: argparse.Namespace) -> None:
     Raises:
         UserError: the run, its data or its table cannot be used, or the file cannot be written.
     """
+    from eval.encoder.checkpoint import load_inputs
     from eval.errors import writing
     from train.config.load import read_run
     from train.data.caption_pool import CaptionPool
@@ -70,9 +71,11 @@ def run(asked: argparse.Namespace) -> None:
     from train.mining.layouts import RowMaker, mined_anchors
 
     config = read_run(asked.run_folder)
+    with naming_all_inputs(config):
+        inputs = load_inputs(config.base, strip_punctuation=config.model.strip_punctuation)
     path = _table(asked.run_folder / "negatives", asked.table)
     with naming_all_inputs(config):
-        splits = load_data(config)
+        splits = load_data(config).as_read_by(inputs)
     pool = CaptionPool(splits.train, splits.additional)
     try:
         negatives = read_negatives(path, path.stem, pool)

@@ -139,6 +139,10 @@ class Place:
         data = ["--data", str(self.world.manifest), "--split", "val", "--output", str(self.folder / "report")]
         return "eval", ["--model", model or str(self.world.base), *data, *options]
 
+    def embed(self, model: str) -> tuple[str, list[str]]:
+        data = ["--data", str(self.world.manifest), "--split", "val", "--output", str(self.folder / "vectors")]
+        return "eval.embed", ["--model", model, *data]
+
     def choices(self, *options: str, model: str = "") -> tuple[str, list[str]]:
         row = {"image": "pictures/val-000.png", "caption": "a red bar", "false_captions": ["a blue bar"]}
         (self.world.manifest.parent / "choices.jsonl").write_text(json.dumps(row) + "\n")
@@ -186,11 +190,16 @@ MODELS: dict[str, Callable[[str, Place], tuple[str, list[str]]]] = {
     "eval.choices --model": lambda evil, place: place.choices(model=evil),
     "eval.choices --also": lambda evil, place: place.choices("--also", f"other={evil}"),
     "eval.choices --rerank": lambda evil, place: place.choices("--rerank", evil),
+    "eval.embed --model": lambda evil, place: place.embed(evil),
     "rerank --model": lambda evil, place: place.rerank(model=evil),
     "rerank --rerank": lambda evil, place: place.rerank(reranker=evil),
     "rerank.convert source": lambda evil, place: place.convert_evil(evil),
     "rerank.convert --tokenizer": lambda evil, place: place.convert_albef(evil),
     "train.export run_folder": lambda _, place: place.of_run("train.export"),
+    "train.mining.triplets run_folder": lambda _, place: (
+        "train.mining.triplets",
+        [str(place.run), "--output", str(place.folder / "made.jsonl")],
+    ),
     "train.soup checkpoints": lambda evil, place: ("train.soup", [str(place.world.base), evil, "--output", str(place.folder / "soup")]),
     "train.wise run_folder": lambda _, place: place.of_run("train.wise"),
     "siglip model.base": lambda evil, place: place.train(model__base=evil),
@@ -208,10 +217,11 @@ MODELS: dict[str, Callable[[str, Place], tuple[str, list[str]]]] = {
 """Every option and key that takes a model: the command that is given the evil folder there."""
 NO_MODELS = {
     "eval": "--data --split --split-file --image-root --column --output --pair-scores --choose-on --choose --combine --pooling --compare "
-    "--qrels --slice-by",
+    "--qrels --slice-by --nnn --mteb",
     "eval.choices": "--data --image-root --output --pair-scores",
     "eval.compare": "run_a run_b --stages --output",
     "eval.convert_choices": "--source --images --output",
+    "eval.embed": "--data --split --image-root --column --output --nnn-bank --nnn-images --nnn-captions",
     "rerank": "--images --captions --output --caption-column --caption-id-column --split --image-root --column --pair-scores",
     "rerank.convert": "--output",
     "train": "config overrides",
@@ -219,13 +229,14 @@ NO_MODELS = {
     "train.export": "--output --checkpoint",
     "train.init": "data --image-root --column --base --output",
     "train.mining": "config overrides",
+    "train.mining.triplets": "--output --table --images",
     "train.reranker": "config overrides",
     "train.study": "config overrides --system --output",
     "train.soup": "--output --data --split --image-root --column",
     "train.wise": "--output --alphas --keep",
     "siglip": "choices train.begin_at data.columns data.image_root data.source data.test_split data.train_split data.truth data.val_split "
-    "evaluation.comparisons evaluation.pooling evaluation.qrels evaluation.slice_by mining.pool name rerank.pair_scores runs_folder "
-    "wandb.entity wandb.project watch.columns watch.image_root watch.name watch.source watch.split",
+    "evaluation.comparisons evaluation.mteb evaluation.pooling evaluation.qrels evaluation.slice_by mining.pool name rerank.pair_scores "
+    "runs_folder wandb.entity wandb.project watch.columns watch.image_root watch.name watch.source watch.split",
     "reranker": "train.begin_at data.columns data.image_root data.source data.test_split data.train_split data.truth data.val_split name "
     "runs_folder wandb.entity wandb.project",
 }
