@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import ValidationError
 
 from eval.__main__ import parse, run
 from eval.encoder.checkpoint import load_siglip
@@ -22,6 +23,8 @@ from rerank.nnn import ALPHAS, NUMBERS
 from rerank.reorder.plan import Plan
 from tests.small_job import SmallWorld, load
 from tests.unit.rerank.test_evaluation import Toy
+from train.config.job import JobConfig
+from train.siglip.stages import evaluation_plan
 
 
 def plan_of(world: SmallWorld, **changes: object) -> EvaluationPlan:
@@ -126,3 +129,13 @@ def test_the_command_writes_it_with_deep_runs_and_mtebs_files(
     assert scores["hit_rate_at_1"] == record["stages"]["model"]["image_to_text"]["R@1"] and scores["languages"] == ["eng-Latn"]
     assert {len(row) for row in pq.read_table(tmp_path / "queries.parquet", columns=["top_ids"])["top_ids"].to_pylist()} == {10}
     assert np.isfinite([row["ci95"] for row in record["comparisons"]]).all()
+
+
+def test_a_job_asks_for_it_by_its_configuration(small_world: SmallWorld, tmp_path: Path) -> None:
+    asked = {"nnn": True, "trec": True, "trec_depth": 20}
+    config = JobConfig.model_validate(small_world.record(tmp_path, evaluation=asked))
+    plan = evaluation_plan(config, "base", "export")
+    assert (plan.nnn, plan.trec_depth, plan.chooses, config.evaluation.chooses) == (True, 20, True, True)
+    assert plan.first_stages == ["base", "tuned", "tuned+nnn"] and plan.pairs(None) == [("tuned", "base"), ("tuned+nnn", "tuned")]
+    with pytest.raises(ValidationError, match="trec_depth does nothing without trec"):
+        JobConfig.model_validate(small_world.record(tmp_path, evaluation={"trec_depth": 20}))
