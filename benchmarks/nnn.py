@@ -181,7 +181,10 @@ def page(found: Mapping[str, Any]) -> str:
         "val, for each direction. R@1 on test and differences in points with 95% intervals: over images (bootstrap of the mean over seeds)",
         f"and over {len(SEEDS)} training seeds (Student's t). Intervals are not corrected for the number of rows.",
         "",
-        f"Command: `{found['command']}`",
+        *conclusion(found),
+        "",
+        f"Command: `{found['command']}`. The reports are of `./launch.sh eval --model MODEL --data demo/data/scenes.parquet --column "
+        "group=scene --split test --choose-on val --nnn train`, of demo/models/siglip-base and of a run's export.",
         "",
         "| data | direction | plain | normalised | difference | over images | over seeds | chosen k, alpha |",
         "|---|---|---|---|---|---|---|---|",
@@ -201,6 +204,17 @@ def page(found: Mapping[str, Any]) -> str:
     ]
     sizes += [f"{name} {one['num_images']:,} test images" for name, one in found["reports"].items()]
     return "\n".join([*lines, "", f"Sizes: {'; '.join(sizes)}.", ""])
+
+
+def conclusion(found: Mapping[str, Any]) -> list[str]:
+    """A sentence for each kind of data, on the mean of both directions; a difference counts where every interval leaves out 0."""
+    lines = []
+    for name, one in (found["beds"] | found["reports"]).items():
+        row = one["rows"]["both"]
+        bounds = [row["ci95_images"], *([row["ci95_seeds"]] if "ci95_seeds" in row else [])]
+        side = "it gains" if all(low > 0 for low, _ in bounds) else "it loses" if all(high < 0 for _, high in bounds) else "no evidence"
+        lines.append(f"- **{name}**: {side}, {100 * row['delta']:+.1f} points of mean R@1.")
+    return lines
 
 
 def chosen_point(setting: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@
                            each pair, as its losses read them (sentence-transformers, "Dataset Overview")
     flagembedding          query, pos, neg: a row for each anchor, with lists (FlagEmbedding, examples/finetune, "Data format")
     ms-swift               messages, images, positive_messages, negative_messages: a row for each pair, pictures as <image> and in
-                           images, positive_images, negative_images (ms-swift, docs/source_en/BestPractices/Embedding.md, "InfoNCE")
+                           images, positive_images, negative_images (ms-swift, "Embedding Training", InfoNCE)
 
 A picture is its path. The anchor is an image and its negatives are captions; where images were mined (mining.form: images), the other way
 round. Shape letter: N mined pairs.
