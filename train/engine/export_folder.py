@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from transformers import PretrainedConfig
 
 from eval.atomic import claimed, replaced_folder
 from eval.encoder.sealed import seal, verify
@@ -44,6 +45,10 @@ def write_plain(kind: Any, config: Any, state: dict[str, torch.Tensor], folder: 
     plain = plain.to_empty(device="cpu").to(dtype)
     plain.load_state_dict(state, assign=True)
     plain.config.dtype = dtype
+    if dtype != torch.float32:
+        for part in vars(plain.config).values():  # of each tower
+            if isinstance(part, PretrainedConfig):
+                part.dtype = dtype
     plain.save_pretrained(folder)
 
 

@@ -93,10 +93,9 @@ def exports_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
         for row in one["comparisons"]:
             if row["direction"] == "both":
                 low, high = (100 * bound for bound in row["ci95"])
-                line += (
-                    f"; mean {100 * row['delta']:+.2f} against {row['against']} [{low:+.2f}, {high:+.2f}], vectors differ by at most "
-                    f"{one['max_difference']:.1g}"
-                )
+                delta = round(100 * row["delta"], 2) + 0.0  # no -0.00
+                line += f"; mean {delta:+.2f} against {row['against']} [{low:+.2f}, {high:+.2f}]"
+                line += f", vectors differ by at most {one['max_difference']:.1g}"
         lines.append(line)
     return lines
 
