@@ -121,7 +121,7 @@ def table(folder: Path) -> list[str]:
     lines = [
         "| read by | packages | R@1 image to text | text to image | mean against the run's | paired 95% interval | vectors differ by |",
         "|---|---|---|---|---|---|---|",
-        f"| the run's own evaluation | | {recalls(queries, RUN)} | | | |",
+        f"| the run's own evaluation | this repository | {recalls(queries, RUN)} | | | |",
     ]
     for row in rows:
         name = row["name"]
@@ -151,10 +151,10 @@ def page(folder: Path = KEPT) -> str:
         "",
         f"`python -m benchmarks.exports`. The demo's export on {data['split']} ({data['num_images']} images, {data['num_captions']} "
         "captions). Each row is a new process that",
-        "imports the tool's own packages and none of this repository (benchmarks/export_readers.py). R@1 in percent, differences in points. "
-        "The last column is the",
-        "largest absolute difference of an element of a unit vector from the run's. transformers-5-bfloat16 and -float16 also compute in "
-        "that precision; int8 is",
+        "imports the tool's own packages and none of this repository (benchmarks/export_readers.py). R@1 in percent, differences in "
+        "points. The last column",
+        "is the largest absolute difference of an element of a unit vector from the run's. transformers-5-bfloat16 and -float16 also "
+        "compute in that precision; int8 is",
         "onnxruntime's dynamic quantization.",
         "",
     ]

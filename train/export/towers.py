@@ -80,9 +80,6 @@ def write_onnx(model: SiglipModel, inputs: SiglipInputs, folder: Path) -> None:
     Raises:
         OSError: a file cannot be written.
     """
-    import onnx
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
     folder.mkdir()
     vision = model.config.vision_config
     examples = {
@@ -97,8 +94,7 @@ def write_onnx(model: SiglipModel, inputs: SiglipInputs, folder: Path) -> None:
         plain = folder / f"{name}{SUFFIXES['float32']}.onnx"
         with _quiet():
             _save(_graph(_Tower(tower, input_name), input_name, examples[name]), plain, properties, large["float32"])
-            halved = convert_float_to_float16(onnx.load(plain), keep_io_types=True, disable_shape_infer=large["float32"])
-            _save(halved, folder / f"{name}{SUFFIXES['float16']}.onnx", properties, large["float16"])
+            _save(_halved(plain, large["float32"]), folder / f"{name}{SUFFIXES['float16']}.onnx", properties, large["float16"])
             _save(_quantized(plain), folder / f"{name}{SUFFIXES['int8']}.onnx", properties, large["int8"])
     seal(folder)
 
@@ -150,6 +146,17 @@ def _save(proto: Any, path: Path, properties: dict[str, str], is_large: bool) ->
     onnx.helper.set_model_props(proto, properties)
     aside = {"save_as_external_data": True, "location": f"{path.name}_data", "all_tensors_to_one_file": True} if is_large else {}
     onnx.save_model(proto, path, **aside)
+
+
+def _halved(plain: Path, is_large: bool) -> Any:
+    """A model in float16 whose inputs and outputs stay float32."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    proto = convert_float_to_float16(onnx.load(plain), keep_io_types=True, disable_shape_infer=is_large)
+    OnnxModel.graph_topological_sort(proto.graph, is_deterministic=True)  # it puts casts of inputs behind what reads them
+    return proto
 
 
 def _quantized(plain: Path) -> Any:

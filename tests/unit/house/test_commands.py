@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "train.reranker.__main__": ("carry_out_as_asked", ["configs/reranker-demo.yaml"]),
     "train.mining.__main__": ("run", ["configs/demo.yaml"]),
     "train.config.__main__": ("run", []),
-    "train.export": ("run", RUN),
+    "train.export.__main__": ("run", RUN),
     "train.init.__main__": ("run", ["pairs.csv"]),
     "train.launch.environment": ("run", []),
     "train.launch.runs": ("run", []),
