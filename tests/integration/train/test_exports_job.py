@@ -1,4 +1,4 @@
-"""A job that exports in further precisions: each measured in its report, and again by `eval` to the last digit; exported again by command."""
+"""A job that exports in further precisions: each measured in its report, again by `eval` to the last digit, and exported by command."""
 
 import json
 from pathlib import Path
