@@ -72,17 +72,19 @@ def transformers_float16(export, pictures, captions):
 
 
 def pipeline(export, pictures, captions):
-    """transformers' pipeline: every different caption is a label of every picture. It pads to 64 tokens unless told the length."""
+    """transformers' pipeline, step by step: every different caption is a label of every picture.
+
+    Called whole it pads to 64 tokens, whatever tokenizer_kwargs say (transformers 5.23), and a text tower of fewer refuses them.
+    """
     from transformers import AutoConfig
     from transformers import pipeline as make
 
     length = AutoConfig.from_pretrained(export, trust_remote_code=False).text_config.max_position_embeddings
     classify = make("zero-shot-image-classification", model=str(export), device="cpu", trust_remote_code=False)
-    labels = list(dict.fromkeys(captions))
-    settings = {"hypothesis_template": "{}", "tokenizer_kwargs": {"max_length": length}}
-    scores = []
+    labels, scores = list(dict.fromkeys(captions)), []
     for picture in pictures:
-        found = {row["label"]: row["score"] for row in classify(picture, candidate_labels=labels, **settings)}
+        inputs = classify.preprocess(picture, labels, "{}", tokenizer_kwargs={"max_length": length})
+        found = {row["label"]: row["score"] for row in classify.postprocess(classify.forward(inputs))}
         scores.append([found[caption] for caption in captions])
     return {"scores": np.array(scores, dtype=np.float64)}, ["transformers"]
 

@@ -1,4 +1,4 @@
-"""SigLIP's towers as ONNX or OpenVINO files of an export (docs/exports.md), run in a SiglipModel's place for embedding.
+"""SigLIP's towers as ONNX or OpenVINO files of an export (docs/export-forms.md), run in a SiglipModel's place for embedding.
 
 Config, tokenizer and image processor are those of the export that the towers' folder lies in. Files are named as transformers.js names them
 (its src/utils/dtypes.js): text_model.onnx, vision_model_fp16.onnx, text_model_quantized.onnx, ...

@@ -10,7 +10,7 @@ FOLDERS = ("bfloat16", "float16", "onnx", "openvino", "open_clip")
 
 
 class ExportConfig(Section):
-    """In which other forms the best checkpoint is written, each measured in the final report (docs/exports.md)."""
+    """In which other forms the best checkpoint is written, each measured in the final report (docs/export-forms.md)."""
 
     dtypes: list[Dtype] = ["float32"]
     """Precisions of the weights: float32, which is always written, to runs/NAME/export; bfloat16 and float16 as whole folders in it."""
@@ -29,3 +29,13 @@ class ExportConfig(Section):
         ['bfloat16', 'onnx']
         """
         return [name for name in FOLDERS if (name in self.dtypes or getattr(self, name, False))]
+
+    @property
+    def bytes_per_weight(self) -> int:
+        """What the forms next to the float32 one take on the disk while they are written, for each weight of the model.
+
+        >>> ExportConfig(dtypes=["float16"], onnx=True).bytes_per_weight
+        9
+        """
+        onnx = 4 + 2 + 1 if self.onnx or self.openvino else 0
+        return onnx + sum({"onnx": 0, "openvino": 4, "open_clip": 4}.get(name, 2) for name in self.folders)
