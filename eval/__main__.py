@@ -43,7 +43,7 @@ def make_parser() -> CommandParser:
         "--model",
         required=True,
         help="checkpoint to measure: a folder such as runs/demo/export, or OWNER/NAME[@REVISION] of the hub, e.g. "
-        "google/siglip-base-patch16-224",
+        "google/siglip-base-patch16-224; also towers in ONNX or OpenVINO, e.g. runs/demo/export/onnx",
     )
     add("--data", required=True, metavar="MANIFEST", help=f"labelled pairs: {MANIFEST}")
     add("--split", help="rows to measure on; needed where the manifest has splits (default: all rows)")

@@ -25,7 +25,7 @@ PRELOADED = (
     "train.__main__",
     "train.siglip.loop",
     "train.siglip.finish",
-    "train.export",
+    "train.export.__main__",
     "train.mining.__main__",
     "train.data.check_images",
     "train.reranker",

@@ -12,6 +12,7 @@ from eval.encoder.hub import model_folder
 from eval.encoder.inputs import SiglipInputs
 from eval.encoder.model_files import check_model_files, using_files
 from eval.encoder.near_miss import meant
+from eval.encoder.runtimes import RuntimeSiglip, TowerFiles
 from eval.encoder.sealed import check_sealed
 from eval.encoder.weights import load_weights, not_finite
 from eval.errors import SettingError, UserError
@@ -49,12 +50,29 @@ def load_siglip(name: str | os.PathLike[str], *, strip_punctuation: bool = False
     return model.eval(), SiglipInputs.load(name, config, strip_punctuation=strip_punctuation)
 
 
+def load_encoder(name: str | os.PathLike[str], *, strip_punctuation: bool = False) -> tuple[Any, SiglipInputs]:
+    """As `load_siglip`, and also towers of an export in ONNX or OpenVINO (`RuntimeSiglip`), which embed and cannot be trained.
+
+    Args:
+        name: folder, hub id, EXPORT/onnx, EXPORT/openvino, or one of a precision's two files, such as EXPORT/onnx/text_model_fp16.onnx.
+
+    Raises:
+        UserError: as `load_siglip` and `RuntimeSiglip.load`.
+    """
+    files = TowerFiles.find(name)
+    if files is None:
+        return load_siglip(name, strip_punctuation=strip_punctuation)
+    return RuntimeSiglip.load(files).eval(), load_inputs(str(name), strip_punctuation=strip_punctuation)
+
+
 def load_inputs(name: str, *, strip_punctuation: bool = False) -> SiglipInputs:
-    """The inputs of a checkpoint alone, without its weights.
+    """The inputs of a checkpoint alone, without its weights; for towers in ONNX or OpenVINO those of their export.
 
     Raises:
         UserError: as `load_siglip_config` and `SiglipInputs.load`.
     """
+    files = TowerFiles.find(name)
+    name = name if files is None else str(files.export)
     return SiglipInputs.load(name, load_siglip_config(name), strip_punctuation=strip_punctuation)
 
 

@@ -14,12 +14,12 @@ MANIFEST = "manifest.json"
 
 
 def seal(folder: Path, *, without: Collection[str] = ()) -> None:
-    """Write manifest.json with the hash of every file in a folder but those named.
+    """Write manifest.json with the hash of every file in a folder but those named; folders in it have a manifest of their own, or none.
 
     Raises:
         OSError: it cannot be written.
     """
-    names = sorted(path.name for path in folder.iterdir() if path.name not in (MANIFEST, *without))
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name not in (MANIFEST, *without))
     record = {"sha256": {name: hash_file(folder / name) for name in names}}
     (folder / MANIFEST).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

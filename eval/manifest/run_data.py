@@ -50,8 +50,13 @@ class RunData:
     @classmethod
     def of_model(cls, model: str) -> "RunData | None":
         """Of the run whose export a model is; None: it is no run's."""
-        folder = Path(os.path.abspath(model)).parent
-        if not model or not os.path.isdir(model) or not any((folder / name).is_file() for name in (FILE, _CONFIG)):
+        export = Path(os.path.abspath(model))
+        if not model or not export.exists():
+            return None
+        while export.parent != export and (export.is_file() or (export.parent / "model.safetensors").is_file()):
+            export = export.parent  # of a form of it: export/bfloat16, export/onnx/text_model_fp16.onnx
+        folder = export.parent
+        if not any((folder / name).is_file() for name in (FILE, _CONFIG)):
             return None
         return cls.of_folder(Path(os.path.relpath(folder)) if not os.path.isabs(model) else folder)
 

@@ -12,7 +12,7 @@ import numpy as np
 from transformers import SiglipModel
 
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.encoder.checkpoint import load_siglip
+from eval.encoder.checkpoint import load_encoder
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.encoder.inputs import SiglipInputs
 from eval.errors import reading
@@ -137,7 +137,7 @@ class EmbeddedSets:
     def _embed(self, name: str, dataset: RetrievalSet) -> EmbeddedSet:
         run = self.execution
         with run.processes.jointly(), reading():
-            model, inputs = load_siglip(self.checkpoints[name], strip_punctuation=self.strip_punctuation)
+            model, inputs = load_encoder(self.checkpoints[name], strip_punctuation=self.strip_punctuation)
             model.to(run.device)  # type: ignore[arg-type]  # transformers wraps it
         with progress_bar(f"embedding ({name}, {dataset.split or 'all rows'})", dataset, run.processes) as shown:
             embedded = embed(model, inputs, dataset, execution=self._reporting(shown))

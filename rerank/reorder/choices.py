@@ -11,7 +11,7 @@ from eval.choices.choice_set import ChoiceSet
 from eval.choices.cosines import cosines
 from eval.choices.report import ChoiceReport, choice_report
 from eval.choices.texts import choice_text_lines, choice_texts
-from eval.encoder.checkpoint import load_inputs, load_siglip
+from eval.encoder.checkpoint import load_encoder, load_inputs
 from eval.errors import UserError
 from eval.execution import ONE_PROCESS, Execution
 from rerank import stage_names as names_of
@@ -98,7 +98,7 @@ def measure_choices(
             print(f"texts    {line}", flush=True)
     for name, path in checkpoints.items():
         with execution.processes.jointly():
-            model, inputs = load_siglip(path, strip_punctuation=strip_punctuation)
+            model, inputs = load_encoder(path, strip_punctuation=strip_punctuation)
             model.to(execution.device)  # type: ignore[arg-type]  # transformers wraps it
         stages[name] = cosines(model, inputs, choices, execution=execution)
     names = list(checkpoints)

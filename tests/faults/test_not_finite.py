@@ -19,7 +19,7 @@ from tests.small_job import SmallWorld
 from tests.small_reranker_job import RerankerWorld
 from train.__main__ import run as train
 from train.engine.checkpoint import Checkpoints
-from train.export import main as export
+from train.export.__main__ import main as export
 from train.soup.__main__ import main as soup
 from train.wise.__main__ import main as wise
 

@@ -20,7 +20,7 @@ from tests.nursery import ROOT
 from tests.small_job import SmallWorld
 from tests.small_reranker_job import RerankerWorld
 from train.__main__ import run as run_train
-from train.export import main as export
+from train.export.__main__ import main as export
 
 DROPOUT = {"model__lora": {"rank": 2, "dropout": 0.5}, "mining__mined_scope": "all"}
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from train.config.evaluation import EvaluationConfig, RerankConfig, WatchConfig
+from train.config.export import ExportConfig
 from train.config.mining import PRESETS, MiningConfig
 from train.config.model import ModelConfig
 from train.config.run import LoopConfig, RunConfig
@@ -42,7 +43,7 @@ class TrainConfig(LoopConfig):
 class JobConfig(RunConfig):
     """One job: everything `python -m train CONFIG.yaml` needs to know."""
 
-    mutable_keys: ClassVar[tuple[str, ...]] = (*RunConfig.mutable_keys, "rerank", "evaluation", "choices")
+    mutable_keys: ClassVar[tuple[str, ...]] = (*RunConfig.mutable_keys, "rerank", "evaluation", "choices", "export")
 
     model: ModelConfig
     train: TrainConfig
@@ -53,6 +54,8 @@ class JobConfig(RunConfig):
     """Sets that show what is forgotten while val is learnt (docs/forgetting.md)."""
     choices: list[str] | None = None
     """Choice sets (.jsonl or .parquet, see docs/choices.md) that base, tuned and evaluation.models are measured on at the end."""
+    export: ExportConfig = ExportConfig()
+    """In which forms the best checkpoint is written."""
 
     @model_validator(mode="after")
     def _check(self) -> "JobConfig":

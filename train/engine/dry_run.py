@@ -198,7 +198,9 @@ def _disk_line(job: Run, runs_folder: Path) -> str:
     every = sum(parameter.numel() for parameter in job.tuned.module.parameters())
     num_kept = min(job.config.train.keep_checkpoints + 2, 1 + job.config.train.max_steps)  # the best, and one that is being written
     averaged = _BYTES_EXPORTED * trained if job.config.train.ema_decay is not None else 0
-    checkpoint, export = _BYTES_TRAINED * trained + averaged, _BYTES_EXPORTED * every
+    forms = getattr(job.config, "export", None)
+    export = (_BYTES_EXPORTED + (forms.bytes_per_weight if forms is not None else 0)) * every
+    checkpoint = _BYTES_TRAINED * trained + averaged
     needed, free = num_kept * checkpoint + export, free_bytes(runs_folder)
     line = (
         f"{num_kept} checkpoints of {checkpoint / 1e9:.2g} GB and the export of {export / 1e9:.2g} GB need {needed / 1e9:.2g} GB in "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from transformers import PretrainedConfig
 
 from eval.atomic import claimed, replaced_folder
 from eval.encoder.sealed import seal, verify
@@ -23,20 +25,30 @@ if TYPE_CHECKING:
 TrainableModel = TypeVar("TrainableModel", bound=Trainable)
 
 
-def write_plain(kind: Any, config: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
+def write_plain(kind: Any, config: Any, state: dict[str, torch.Tensor], folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a transformers model of this kind with these float32 weights.
 
+    Args:
+        dtype: what they are rounded to.
+
     Raises:
-        NotFinite: one is not finite; nothing is written.
+        NotFinite: one is not finite, or not in this dtype; nothing is written.
         OSError: it cannot be written.
     """
     if broken := not_finite(state.items()):
         raise NotFinite(f"{len(broken)} weight(s) are not finite, e.g. {broken[0]}: not exported. Export an earlier checkpoint")
+    state = {name: value.to(dtype) for name, value in state.items()}
+    if broken := not_finite(state.items()):
+        raise NotFinite(f"{len(broken)} weight(s) are beyond {dtype}, e.g. {broken[0]}: not exported. Leave this precision out")
     with torch.device("meta"):
-        plain = kind(config)
-    plain = plain.to_empty(device="cpu").float()
+        plain = kind(copy.deepcopy(config))
+    plain = plain.to_empty(device="cpu").to(dtype)
     plain.load_state_dict(state, assign=True)
-    plain.config.dtype = torch.float32
+    plain.config.dtype = dtype
+    if dtype != torch.float32:
+        for part in vars(plain.config).values():  # of each tower
+            if isinstance(part, PretrainedConfig):
+                part.dtype = dtype
     plain.save_pretrained(folder)
 
 

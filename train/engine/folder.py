@@ -14,6 +14,7 @@ from eval.atomic import TakenError, check_writable, contents, hash_file, lock_fi
 from eval.encoder.hub import without_revision
 from eval.encoder.sealed import is_sealed, verify
 from eval.errors import UserError, naming
+from train.config.export import FOLDERS
 from train.config.run import PATH_KEYS, RunConfig
 from train.config.yaml_text import YamlFault, parse_yaml
 from train.engine.checkpoint import Checkpoints
@@ -160,10 +161,16 @@ def check_replaceable(folder: Path) -> None:
         UserError: naming up to five of what it holds, or it cannot be written.
     """
     found = contents(folder) if folder.is_dir() else [folder.name] if folder.exists() else []
-    foreign = [name for name in found if Path(name).suffix not in _EXPORTED_SUFFIXES or (folder / name).is_dir()]
+    foreign = [name for name in found if not _is_exported(folder / name)]
     if foreign or (found and not {"config.json", "model.safetensors"} <= set(found)):
         raise UserError(f"{folder} is there and is no earlier export (it holds {(foreign or found)[:5]}); give an empty or a new folder")
     check_writable(folder / "config.json")
+
+
+def _is_exported(path: Path) -> bool:
+    if path.is_dir():
+        return path.name in FOLDERS and is_sealed(path)
+    return path.suffix in _EXPORTED_SUFFIXES
 
 
 def report_folder(config: RunConfig) -> Path:
@@ -212,8 +219,9 @@ def check_ended(config: RunConfig) -> None:
         OSError, ValueError: finished.json is not there.
     """
     folder, export = config.run_folder, config.run_folder / "export"
-    fault = verify(export) if is_sealed(export) else ""
-    damaged = [f"export/ ({fault})"] if fault else []
+    parts = [export, *(export / name for name in FOLDERS)]
+    faults = {part.relative_to(folder): fault for part in parts if is_sealed(part) and (fault := verify(part))}
+    damaged = [f"{part}/ ({fault})" for part, fault in faults.items()]
     for name, expected in read_ended(config).get("reports_sha256", {}).items():
         if hash_file(folder / name) != expected:
             damaged.append(f"{name} (it does not have the bytes that were written)")
@@ -221,7 +229,7 @@ def check_ended(config: RunConfig) -> None:
         return
     remedy = f"restore {'it' if len(damaged) == 1 else 'them'} from a copy: the checkpoints that could make them again are gone"
     if Checkpoints(folder / "checkpoints").steps():
-        doomed = f"{folder}/finished.json" + (f" and {export}" if fault else "")
+        doomed = f"{folder}/finished.json" + (f" and {export}" if faults else "")
         remedy = f"remove {doomed}, and the same command makes export and report again from the checkpoints"
     raise UserError(f"{folder} is finished, and damaged since: {', '.join(damaged)}; {remedy}")
 

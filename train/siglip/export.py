@@ -7,19 +7,24 @@ from transformers import SiglipModel
 
 from eval.encoder.hub import with_revision, without_revision
 from eval.manifest.formats.hub import with_data_revision
+from train.config.export import ExportConfig
 from train.config.job import JobConfig
 from train.engine.checkpoint import State
 from train.engine.export_folder import average_line, load_chosen, plain_state, replaced_export, write_plain
+from train.export.forms import write_forms
 from train.model.siglip import TunedModel, build_model
 from train.siglip.mining_effect import mining_effect
 from train.siglip.sentence_encoder import write_sentence_encoder
 
 
-def export_model(tuned: TunedModel, folder: Path, card: str) -> None:
+def export_model(tuned: TunedModel, folder: Path, card: str, forms: ExportConfig = ExportConfig()) -> None:
     """Write a plain SiglipModel + processor folder, whole or not at all; an earlier export there is replaced.
 
+    Args:
+        forms: what is written in it besides, from the same weights.
+
     Raises:
-        UserError: the folder holds something else, which would be lost.
+        UserError: the folder holds something else, which would be lost; or as `train.export.forms.write_forms`.
         OSError: it cannot be written.
     """
     weights = plain_state(tuned.siglip)
@@ -27,6 +32,7 @@ def export_model(tuned: TunedModel, folder: Path, card: str) -> None:
         write_plain(SiglipModel, tuned.siglip.config, weights, temporary)
         tuned.inputs.save(temporary)
         write_sentence_encoder(temporary, tuned.siglip.config.text_config.max_position_embeddings)
+        write_forms(forms, tuned.siglip.config, weights, tuned.inputs, temporary)
         (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -94,5 +100,5 @@ def export_checkpoint(config: JobConfig, which: str, folder: Path, tuned: TunedM
         OSError: the export cannot be written.
     """
     tuned, step, newest = load_checkpoint(config, which, tuned)
-    export_model(tuned, folder, model_card(config, newest, step))
+    export_model(tuned, folder, model_card(config, newest, step), config.export)
     return step

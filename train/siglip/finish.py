@@ -21,10 +21,12 @@ from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
 from rerank.scoring.score_cache import ScoreCache
 from train.config.evaluation import BASELINE, SUBJECT
+from train.config.export import ExportConfig
 from train.config.job import JobConfig
 from train.data.splits import RetentionSet
 from train.engine.checkpoint import State
 from train.engine.folder import ended, mark_ended, place_lines, read_ended, report_folder
+from train.export.measure import exports_lines, exports_section, measure_forms, measured_forms
 from train.siglip.export import export_checkpoint
 from train.siglip.job import Job
 from train.siglip.mining_effect import MINING, MiningEffect, mining_effect
@@ -76,6 +78,12 @@ def _measure(
         further += [Section(MINING, effect.as_record())] if effect is not None else []
         report = report.adding(leakage_section(job.leakages), *left_out, *further)
         report.write(report_folder(config), trec=asked.trec, languages=[asked.mteb] if asked.mteb is not None else None)
+    if len(measured_forms(config.export)) > 1:
+        strip = config.model.strip_punctuation
+        forms = measure_forms(config.export, export, job.final_set, strip_punctuation=strip, execution=execution)
+        if report is not None:
+            report = report.adding(exports_section(forms))
+            report.write(report_folder(config))
     if config.choices:  # after the report is written: what fails here must not cost it
         records = _measure_choices(job, plan, reranker, execution)
         if report is not None:
@@ -162,7 +170,8 @@ def _finished_record(config: JobConfig) -> dict[str, Any]:
     # As of runs of earlier versions, whose marks have no such keys.
     left_out["evaluation"] = {key for key, without in _LATER_KEYS.items() if getattr(config.evaluation, key) == without}
     left_out["evaluation"] |= set() if config.evaluation.trec else {"trec_depth"}
-    measured = config.model_dump(mode="json", include={"rerank", "evaluation"}, exclude=left_out)
+    parts = {"rerank", "evaluation"} | ({"export"} if config.export != ExportConfig() else set())
+    measured = config.model_dump(mode="json", include=parts, exclude=left_out)
     # Read by nothing else: what they hold decides the figures, which are made again where it changed.
     files = [Path(path) for path in (*(config.choices or ()), config.evaluation.qrels) if path is not None]
     inputs = {str(path): hash_file(path) if path.is_file() else None for path in files}
@@ -182,6 +191,7 @@ def show_finished(config: JobConfig, record: dict[str, Any] | None = None) -> No
         for choices in record.get("choices", ()):
             print_choices(choices)
         lines += answer_lines(record, first=SUBJECT)
+        lines += [f"exports  {line}" for line in exports_lines(record.get("exports", ()))]
     lines += [retention_line(watched.name, read_report(watch_folder(config, watched.name))) for watched in config.watch]
     lines += [f"stopped  {stopped}" for stopped in [said.get("stopped")] if stopped]
     lines += [f"mining   {sentence}" for sentence in said.get("mining", ())]  # not said by runs of earlier versions

@@ -28,6 +28,7 @@ from train.data.order import BatchOrder
 from train.data.splits import Splits, ground_truth_pairs
 from train.engine.distributed import SharedFolder, check_same, start_distributed
 from train.engine.run import Run
+from train.export.forms import require_forms
 from train.mining.cross_encoder import cross_encoder_fingerprint
 from train.mining.faiss_index import require_faiss
 from train.model.frozen_tower import frozen_lines
@@ -122,11 +123,13 @@ def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
     """Start Accelerate, and check that the distributed setup suits this job.
 
     Raises:
-        UserError: as train.engine.distributed.start_distributed, or FAISS is not installed, or train.shard does not go with the rest.
+        UserError: as train.engine.distributed.start_distributed, or a package of mining.index or of `export` is not
+            installed, or train.shard does not go with the rest.
     """
 
     def check(processes: Processes) -> None:
         check_shardable(config, processes)
+        require_forms(config.export)
         if config.mining is not None and config.mining.index == "faiss":
             require_faiss()
 

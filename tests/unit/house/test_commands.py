@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "train.mining.__main__": ("run", ["configs/demo.yaml"]),
     "train.mining.triplets": ("run", ["RUN", "--output", "OUT.jsonl"]),
     "train.config.__main__": ("run", []),
-    "train.export": ("run", RUN),
+    "train.export.__main__": ("run", RUN),
     "train.init.__main__": ("run", ["pairs.csv"]),
     "train.launch.environment": ("run", []),
     "train.launch.runs": ("run", []),

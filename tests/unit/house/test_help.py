@@ -25,7 +25,7 @@ WORDS = {
     "rerank.convert.__main__": "convert",
     "train.__main__": "train",
     "train.config.__main__": "config",
-    "train.export": "export",
+    "train.export.__main__": "export",
     "train.init.__main__": "init",
     "train.launch.environment": "environment",
     "train.launch.runs": "runs",

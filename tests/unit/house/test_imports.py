@@ -16,9 +16,9 @@ FLOORS = [
     {"train.data", "train.optim"},
     {"train.engine"},
     {"train.model"},
-    {"train.mining"},
+    {"train.mining", "train.export"},
     {"train.siglip", "train.reranker"},
-    {"train.soup", "train.wise", "train.export", "train.init", "train.study"},
+    {"train.soup", "train.wise", "train.init", "train.study"},
 ]
 """Lowest first; folders of one floor do not import each other."""
 NO_FLOOR = {"train.launch"}

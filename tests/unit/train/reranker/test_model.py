@@ -16,7 +16,7 @@ from tests.small_reranker_job import RerankerWorld
 from train.config.load import load_run_config
 from train.config.reranker import CrossEncoderConfig, RerankerConfig
 from train.engine.checkpoint import Checkpoints, State
-from train.export import main
+from train.export.__main__ import main
 from train.reranker.finish import export_cross_encoder
 from train.reranker.model import TunedCrossEncoder, build_cross_encoder, make_cross_encoder_optimizer
 

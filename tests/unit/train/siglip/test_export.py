@@ -1,4 +1,4 @@
-"""train/export.py and train/model/random_init.py: folders that plain transformers loads, holding what was trained."""
+"""train/siglip/export.py and train/model/random_init.py: folders that plain transformers loads, holding what was trained."""
 
 import json
 from pathlib import Path
