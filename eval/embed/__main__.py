@@ -82,8 +82,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     corrects = asked.nnn_images is not None or asked.nnn_captions is not None
     if corrects != (asked.nnn_bank is not None):
         parser.error("--nnn-bank names the reference queries of --nnn-images and --nnn-captions: give it with one of them, or neither")
-    if asked.nnn_bank is not None and asked.nnn_bank == asked.split:
-        parser.error(f"--nnn-bank {asked.nnn_bank} is the split that is embedded: take another, such as train")
+    if asked.nnn_bank is not None and asked.split in (None, asked.nnn_bank):
+        parser.error(f"--nnn-bank {asked.nnn_bank} is among what is embedded: name another split with --split")
     return asked
 
 
@@ -117,8 +117,10 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     if processes.is_main:
         print("".join(f"{line}\n" for line in manifest.lines()), end="", flush=True)
     with processes.jointly(), reading(), named({"model": "--model"}):
-        every = RetrievalSet(manifest.images, manifest, source=manifest.source, split=None)
-        dataset = every if asked.split is None else load_split(manifest, asked.split)
+        if asked.split is None:  # rows of every split
+            dataset = RetrievalSet(manifest.images, manifest, source=manifest.source, split=None)
+        else:
+            dataset = load_split(manifest, asked.split)
         bank = load_split(manifest, asked.nnn_bank) if asked.nnn_bank is not None else None
         model, inputs = load_siglip(name, strip_punctuation=asked.strip_punctuation)
         model.to(device)  # type: ignore[arg-type]  # transformers wraps it

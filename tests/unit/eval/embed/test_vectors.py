@@ -155,7 +155,7 @@ def test_the_page_reads_them_with_faiss_and_corrects_them(small_world: SmallWorl
     [
         (["--nnn-bank", "train"], "give it with one of them, or neither"),
         (["--nnn-images", "8:0.5"], "give it with one of them, or neither"),
-        (["--nnn-images", "8:0.5", "--nnn-bank", "test"], "is the split that is embedded"),
+        (["--nnn-images", "8:0.5", "--nnn-bank", "test"], "is among what is embedded"),
         (["--nnn-images", "0:0.5", "--nnn-bank", "train"], "expected K:ALPHA"),
     ],
 )
