@@ -10,7 +10,7 @@ from eval.dataset.caption_rule import as_read_by
 from eval.dataset.qrels import read_qrels
 from eval.dataset.retrieval_set import RetrievalSet, load_split
 from eval.dataset.truth import with_ground_truth
-from eval.encoder.checkpoint import load_siglip_config
+from eval.encoder.checkpoint import check_encoder
 from eval.encoder.inputs import SiglipInputs
 from eval.errors import Faults, SettingError, UserError, named, reading
 from eval.manifest.made_split import Divide, divide_by_file, where_none
@@ -159,7 +159,7 @@ def read_inputs(asked: argparse.Namespace) -> tuple[EvaluationPlan, Manifest]:
     for name, path in (plan.checkpoints if plan is not None else {"model": asked.model}).items():
         is_member = plan is not None and name in plan.combining.members
         with faults.noting(), named({"model": "--model" if name == "model" else "--ensemble" if is_member else "--also"}):
-            load_siglip_config(path)
+            check_encoder(path)
             is_model_there |= name == "model"
     if asked.rerank is not None:
         with faults.noting(), named(OPTIONS):

@@ -67,7 +67,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     """
     from eval.choices.choice_set import read_choices
     from eval.choices.report import print_choices, write_choices
-    from eval.encoder.checkpoint import load_siglip_config
+    from eval.encoder.checkpoint import check_encoder
     from eval.encoder.hub import revisions_of
     from eval.errors import Faults, named, reading, writing
     from eval.execution import Execution
@@ -94,7 +94,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
             stage_names([name for name, _ in checkpoints], None)
         for name, path in checkpoints:
             with faults.noting(), named({"model": "--model" if name == "model" else "--also"}):
-                load_siglip_config(path)
+                check_encoder(path)
         with faults.noting(), reading():
             choices = read_choices(asked.data, image_root=asked.image_root)
         if asked.rerank is not None and faults.found:

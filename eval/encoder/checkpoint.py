@@ -71,9 +71,19 @@ def load_inputs(name: str, *, strip_punctuation: bool = False) -> SiglipInputs:
     Raises:
         UserError: as `load_siglip_config` and `SiglipInputs.load`.
     """
-    files = TowerFiles.find(name)
-    name = name if files is None else str(files.export)
+    name = _with_inputs(name)
     return SiglipInputs.load(name, load_siglip_config(name), strip_punctuation=strip_punctuation)
+
+
+def check_encoder(name: str) -> None:
+    """Refuse, without reading weights, what `load_encoder` would refuse for its config; errors as of `load_siglip_config`."""
+    load_siglip_config(_with_inputs(name))
+
+
+def _with_inputs(name: str) -> str:
+    """The checkpoint whose config and inputs a model has: the export of towers in ONNX or OpenVINO, or the model itself."""
+    files = TowerFiles.find(name)
+    return name if files is None else str(files.export)
 
 
 def load_siglip_config(name: str) -> Any:

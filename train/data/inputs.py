@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from eval.choices.choice_set import read_choices
 from eval.dataset.qrels import read_qrels
-from eval.encoder.checkpoint import load_siglip_config
+from eval.encoder.checkpoint import check_encoder
 from eval.errors import UserError
 from eval.files import at_home
 from eval.manifest.manifest import RowRules, read_manifest
@@ -95,14 +95,14 @@ def _read_watched(values: Any) -> None:
 
 
 def _read_member(text: str) -> None:
-    load_siglip_config(parse_member(text)[0])
+    check_encoder(parse_member(text)[0])
 
 
 def _model_checks(record: Record) -> Iterator[Check]:
     siglips, cross_encoders = ["model.base"], ["rerank.model", "mining.denoise.model", "mining.distil.model"]
     if is_reranker(record):
         siglips, cross_encoders = ["miner"], ["model.base"]
-    readers: list[tuple[list[str], Callable[[str], Any]]] = [(siglips, load_siglip_config), (cross_encoders, check_cross_encoder)]
+    readers: list[tuple[list[str], Callable[[str], Any]]] = [(siglips, check_encoder), (cross_encoders, check_cross_encoder)]
     for keys, check in readers:
         for key in keys:
             if isinstance(name := _get(record, key), str):

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.dataset.truth import with_ground_truth
-from eval.encoder.checkpoint import load_siglip_config
+from eval.encoder.checkpoint import check_encoder
 from eval.errors import UserError, named
 from rerank.combine.spec import parse_member
 from rerank.evaluation import EvaluationPlan
@@ -55,7 +55,7 @@ def check_plan(plan: EvaluationPlan, scorer_name: str | None) -> None:
         key = "evaluation.ensemble.members" if name in plan.combining.members else "evaluation.models"
         with named({"model": f"{key}.{name}"}):
             if name not in (BASELINE, SUBJECT):
-                load_siglip_config(checkpoint)
+                check_encoder(checkpoint)
 
 
 def as_evaluated(split: RetrievalSet, asked: EvaluationConfig, qrels: Collection[tuple[str, str]] | None = None) -> RetrievalSet:

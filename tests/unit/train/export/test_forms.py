@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import SiglipModel
 
 from benchmarks.exports import RUN, measure, read_with, table, write_pairs
+from eval.__main__ import main as evaluate_command
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_encoder, load_siglip
 from eval.encoder.encoder import embed_captions, embed_images
@@ -224,6 +225,21 @@ def test_towers_are_named_by_a_folder_or_by_a_file(made: Made, tmp_path: Path) -
         TowerFiles.find(tmp_path)
     with pytest.raises(UserError, match="a folder without config.json"):
         load_siglip(folder)  # nothing is trained from
+
+
+def test_the_command_measures_towers_by_the_name_of_a_file(
+    made: Made, small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = ["--model", str(made.folder / "onnx" / "text_model_fp16.onnx"), "--also", f"whole={made.folder}"]
+    words = [*models, "--data", str(small_world.manifest), "--split", "test", "--output", str(tmp_path / "out"), "--num-workers", "0"]
+    monkeypatch.setattr("sys.argv", ["eval", *words])
+    with pytest.raises(SystemExit) as ended:
+        evaluate_command()
+    assert ended.value.code == 0
+    figures = json.loads((tmp_path / "out" / "report.json").read_text())["stages"]
+    records = {one["name"]: one["stages"] for one in measure_forms(ExportConfig(onnx=True), made.folder, made.dataset)}
+    for name, form in (("model", "onnx-float16"), ("whole", "float32")):
+        assert {way: figures[name][way]["R@1"] for way in records[form]} == {way: found["R@1"] for way, found in records[form].items()}
 
 
 def test_damaged_towers_are_refused(made: Made, tmp_path: Path) -> None:
