@@ -1,6 +1,8 @@
-"""Export: a checkpoint of a run as plain Hugging Face weights, float32, adapters merged, with processor and model card.
+"""Export: a checkpoint of a run as plain Hugging Face weights, float32, adapters merged, with processor and model card; and send an
+export to the hub.
 
-python -m train.export RUN_FOLDER --output DIR [--checkpoint best|last|STEP]
+    python -m train.export RUN_FOLDER --output DIR [--checkpoint best|last|STEP]
+    python -m train.export RUN_FOLDER_OR_EXPORT --push ORG/NAME [--public] [--update] [--dry-run]
 """
 
 import argparse
@@ -16,20 +18,58 @@ def make_parser() -> CommandParser:
     """The options."""
     description = "Export a checkpoint of a run as plain Hugging Face weights."
     parser = CommandParser("train.export", description, "export runs/demo --checkpoint last --output runs/demo-last")
-    parser.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="folder of a run, e.g. runs/demo")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to write; new, empty or an earlier export")
-    parser.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, last, or a step's number (default best)")
+    add = parser.add_argument
+    add("run_folder", type=Path, metavar="RUN_FOLDER", help="folder of a run, e.g. runs/demo; with --push alone of an export too")
+    add("--output", type=Path, metavar="FOLDER", help="folder to write; new, empty or an earlier export (default, with --push: none)")
+    add("--checkpoint", metavar="WHICH", help="best, last, or a step's number (default best)")
+    add("--push", metavar="ORG/NAME", help="send the export to this repository of the hub, private; without --output the run's own")
+    add("--public", action="store_true", help="with --push: everybody may read the repository")
+    add("--update", action="store_true", help="with --push: replace the files of a repository that exists, in one commit")
+    add("--dry-run", action="store_true", help="with --push: show the files and their sizes, and send nothing")
     return parser
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line, refused where an option needs another."""
+    parser = make_parser()
+    asked = parser.parse_args(arguments)
+    if asked.push is None and (asked.public or asked.update or asked.dry_run):
+        parser.error("--public, --update and --dry-run say how to --push ORG/NAME, which is not given")
+    if asked.output is None and asked.push is None:
+        parser.error("give --output FOLDER, to export to, or --push ORG/NAME, to send the run's export to the hub, or both")
+    if asked.output is None and asked.checkpoint is not None:
+        parser.error("--checkpoint says what to export, and needs --output FOLDER; without it --push sends the run's own export")
+    return asked
 
 
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
-    asked = make_parser().parse_args(arguments)
-    return run_command(lambda: run(asked), writes=[asked.output])
+    asked = parse(arguments)
+    return run_command(lambda: run(asked), writes=[] if asked.output is None else [asked.output], loads_models=asked.output is not None)
 
 
 def run(asked: argparse.Namespace) -> None:
+    """Export, send, or both.
+
+    Raises:
+        UserError, OSError: as `export` and `train.engine.push.Push`.
+    """
+    if asked.output is not None:
+        export(asked.run_folder, asked.checkpoint or "best", asked.output)
+    if asked.push is not None:
+        from train.engine.push import Push
+
+        own = asked.run_folder / "export" if (asked.run_folder / "config.yaml").is_file() else asked.run_folder
+        push = Push(folder=asked.output or own, name=asked.push, public=asked.public, update=asked.update)
+        print("\n".join(push.lines()), flush=True)
+        print("dry run   nothing was sent" if asked.dry_run else f"sent      {push.send()}")
+
+
+def export(run_folder: Path, checkpoint: str, output: Path) -> None:
     """Export a checkpoint of a run of either kind, a tuned SigLIP or a tuned reranker, and print which step it was.
+
+    Args:
+        checkpoint: best, last, or a step's number.
 
     Raises:
         UserError, OSError: as export_checkpoint.
@@ -40,12 +80,12 @@ def run(asked: argparse.Namespace) -> None:
     from train.reranker.finish import export_cross_encoder
     from train.siglip.export import export_checkpoint
 
-    check_replaceable(asked.output)  # before the weights are read
-    if is_reranker(read_yaml(asked.run_folder / "config.yaml")):
-        step = export_cross_encoder(read_run_as(RerankerConfig, asked.run_folder), asked.checkpoint, asked.output)
+    check_replaceable(output)  # before the weights are read
+    if is_reranker(read_yaml(run_folder / "config.yaml")):
+        step = export_cross_encoder(read_run_as(RerankerConfig, run_folder), checkpoint, output)
     else:
-        step = export_checkpoint(read_run(asked.run_folder), asked.checkpoint, asked.output)
-    print(f"step {step} exported to {asked.output}")
+        step = export_checkpoint(read_run(run_folder), checkpoint, output)
+    print(f"step {step} exported to {output}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """train/export.py and train/model/random_init.py: folders that plain transformers loads, holding what was trained."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,12 @@ from transformers import AutoProcessor, SiglipModel
 from eval.encoder.checkpoint import hash_weights, load_siglip
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.errors import UserError
-from eval.manifest.formats import hub
 from tests.shared_files import age
 from tests.small_job import TINY, SmallWorld, load
-from train.config.job import JobConfig
 from train.config.model import ModelConfig, ScratchConfig
-from train.engine.checkpoint import State
 from train.model.random_init import write_scratch
 from train.model.siglip import TunedModel, build_model
-from train.siglip.export import export_model, model_card
+from train.siglip.export import export_model
 
 
 def trained(world: SmallWorld, **keys: Any) -> TunedModel:
@@ -93,48 +89,6 @@ def test_a_failed_export_leaves_the_old_one(small_world: SmallWorld, tmp_path: P
         export_model(trained(small_world, lora={"rank": 2}), tmp_path / "export", "card")
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
     assert (tmp_path / "export" / "model.safetensors").read_bytes() == before
-
-
-def test_the_card_says_how_it_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    train = {"max_steps": 90, "batch_size": 8, "learning_rate": 1, "eval_every_steps": 1, "checkpoint_every_steps": 1}
-    model = {"base": "google/siglip-base-patch16-224", "lora": {"rank": 3}, "freeze": ["text"]}
-    record = {"name": "birds", "model": model, "data": {"source": "birds.csv"}, "train": train, "mining": {"mine_every_steps": 7}}
-    config = JobConfig.model_validate(record)
-    state = State(step=90, evaluated=True, best_step=40, best_score=0.5, base_sha256="f" * 64, data_sha256="d")
-    card = model_card(config, state, 40)
-    for words in (
-        "base_model: google/siglip-base-patch16-224\n",
-        "# birds\n",
-        "LoRA (rank 3), merged, frozen: text",
-        "step 40 of 90 (mean R@1 on val 50.00)",
-        "every 7 steps",
-        '"max_length"',
-        "`birds.csv`",
-    ):
-        assert words in card
-    monkeypatch.setitem(hub._COMMITS, "birds.csv", "c" * 40)
-    assert f"- Data: `birds.csv` (commit {'c' * 40} of the hub), split `train`.\n" in model_card(config, state, 40)
-    other = model_card(config, state, 90)
-    assert "mean R@1" not in other  # the score is another step's
-
-
-def test_the_card_claims_mined_negatives_only_for_weights_that_saw_some(tmp_path: Path) -> None:
-    train = {"max_steps": 90, "batch_size": 8, "learning_rate": 1, "eval_every_steps": 1, "checkpoint_every_steps": 1}
-    record: dict[str, Any] = {"name": "birds", "runs_folder": str(tmp_path), "model": {"base": "b"}, "data": {"source": "birds.csv"}}
-    config = JobConfig.model_validate(record | {"train": train, "mining": {"start_step": 40, "mine_every_steps": 7}})
-    none, claimed = "mined negatives: none.", "mined negatives: up to 4 hard captions per image, refreshed every 7 steps."
-    state = State(step=90, num_metrics_lines=3, evaluated=True, best_step=40, best_score=0.5, base_sha256="f" * 64, data_sha256="d")
-    assert claimed in model_card(config, state, 41) and "- Mining" not in model_card(config, state, 41)  # as of runs without metrics.jsonl
-    assert none in model_card(config, state, 40) and "- Mining: No step of this checkpoint (step 40)" in model_card(config, state, 40)
-
-    mined = {"event": "mining", "num_images": 100, "num_relabelled": 0, "filtered_out": {"known_positive": 5, "margin": 800}}
-    lines = [{"event": "start", "step": 0}, mined | {"step": 40, "num_mined": 0}, mined | {"step": 47, "num_mined": 60}]
-    (tmp_path / "birds").mkdir()
-    later = mined | {"step": 54, "num_mined": 400}  # of a future that did not happen
-    (tmp_path / "birds" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (*lines, later)))
-    assert none in model_card(config, state, 47) and "nothing had been mined before it" in model_card(config, state, 47)
-    assert claimed in model_card(config, state, 48)
-    assert "- Mining: Mining found 0.30 captions an image on average, of 4 asked for" in model_card(config, state, 48)
 
 
 def test_scratch_follows_from_the_seed_and_loads(small_world: SmallWorld, tmp_path: Path) -> None:
