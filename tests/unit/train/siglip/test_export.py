@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoProcessor, SiglipModel
+from transformers import AutoProcessor, SiglipModel, pipeline
 
 from eval.encoder.checkpoint import hash_weights, load_siglip
 from eval.encoder.encoder import embed_captions, embed_images
@@ -17,6 +17,7 @@ from tests.small_job import TINY, SmallWorld, load
 from train.config.model import ModelConfig, ScratchConfig
 from train.model.random_init import write_scratch
 from train.model.siglip import TunedModel, build_model
+from train.siglip.card import usage
 from train.siglip.export import export_model
 
 
@@ -116,3 +117,26 @@ def test_too_few_captions_for_a_tokenizer_are_named(tmp_path: Path, small_world:
     monkeypatch.setattr(dataset, "captions", ["!"])
     with pytest.raises(UserError, match="model.scratch"):
         write_scratch(tmp_path / "a", ScratchConfig(vocab_size=64), dataset, 0)
+
+
+@pytest.mark.parametrize(("num_tokens", "length"), [(64, 64), (12, None), (80, 64)])
+def test_the_pipeline_of_transformers_is_right_at_64_tokens_and_refuses_less(
+    small_world: SmallWorld, tmp_path: Path, num_tokens: int, length: int | None
+) -> None:
+    """It pads to 64 whatever the text tower wants; more than that goes wrong without a word, as the card of such a model says."""
+    write_scratch(tmp_path / "base", TINY.model_copy(update={"num_tokens": num_tokens}), load(small_world.manifest), seed=1)
+    model, inputs = load_siglip(tmp_path / "base")
+    export_model(TunedModel(model, inputs, "0"), tmp_path / "export", usage(inputs))
+    card, labels = (tmp_path / "export" / "README.md").read_text(), ["a red circle at the left", "A blue BAR, number 3!", ""]
+    picture = load(small_world.manifest, "test").load_image(0)
+    classify = pipeline("zero-shot-image-classification", model=str(tmp_path / "export"), device="cpu")
+    if length is None:
+        assert "this text tower refuses them" in card
+        with pytest.raises(ValueError, match="Sequence length must be less than max_position_embeddings"):
+            classify(picture, candidate_labels=labels, hypothesis_template="{}")
+        return
+    found = {one["label"]: one["score"] for one in classify(picture, candidate_labels=labels, hypothesis_template="{}")}
+    with torch.no_grad():
+        logits = model(input_ids=inputs.token_ids(labels), pixel_values=inputs.pixels(picture)[None]).logits_per_image[0]
+    is_right = np.allclose([found[label] for label in labels], logits.sigmoid().numpy(), atol=1e-6, rtol=1e-4)
+    assert is_right == (num_tokens == 64) == ("which is right here" in card) == ("Do not use it" not in card)
