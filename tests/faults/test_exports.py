@@ -15,7 +15,9 @@ from tests.faults.runs import Run, assert_same
 from tests.nursery import Nursery
 from tests.small_job import SmallWorld
 from tests.small_reranker_job import RerankerWorld
+from train.config.load import read_run
 from train.engine.checkpoint import Checkpoints
+from train.siglip.export import export_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,22 @@ def test_every_writer_of_exports_gives_them_a_manifest_and_what_others_read(fini
         check_padding(folder, captions)
     (tmp_path / "one" / "README.md").write_text("Edited.")
     ends(finished, "train.soup", [str(tmp_path / "one"), f"{run}@{first}", "--output", str(tmp_path / "of-one")], 0)
+
+
+def test_figures_are_in_the_card_of_the_very_weights_they_are_of(finished: Run, copy: Run, tmp_path: Path) -> None:
+    """By the weights' hash, whatever step was asked for; and not from a report that was changed since."""
+    config, own = read_run(finished.folder), (finished.folder / "export" / "model.safetensors").read_bytes()
+    has_figures = []
+    for step in Checkpoints(finished.folder / "checkpoints").steps():
+        export_checkpoint(config, str(step), tmp_path / str(step))
+        card = (tmp_path / str(step) / "README.md").read_text()
+        has_figures.append("| tuned | image to text |" in card)
+        assert has_figures[-1] == ((tmp_path / str(step) / "model.safetensors").read_bytes() == own) == ("were not measured" not in card)
+    assert has_figures.count(True) == 1 < len(has_figures)
+    path = copy.folder / "eval" / "test" / "report.json"
+    path.write_text(path.read_text().replace("[", "[ ", 1))
+    export_checkpoint(read_run(copy.folder), "best", tmp_path / "again")
+    assert "were not measured" in (tmp_path / "again" / "README.md").read_text()
 
 
 @pytest.fixture(params=["model.safetensors", "config.json"])

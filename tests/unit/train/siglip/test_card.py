@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from huggingface_hub import ModelCard
 from eval.encoder.checkpoint import load_inputs, load_siglip
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.manifest.formats import hub
+from tests.hub_server import COMMITS, go_online, serving
 from tests.small_job import SmallWorld, load
 from train.config.job import JobConfig
 from train.engine.card import HERE, Base, front_matter, shown_name
@@ -173,6 +175,20 @@ def test_the_licence_is_the_bases_or_said_to_be_unknown(
     assert data.to_dict().get("license") == licence and f"- Licence: {named}" in card
     assert data.base_model == ("google/siglip-base-patch16-224" if front is not None and "base_model" in front else None)
     assert data.to_dict().get("license_name") == ("birds-1.0" if licence == "other" else None)
+
+
+def test_the_licence_of_a_base_of_the_hub_is_read_from_its_card(
+    small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card is fetched with the model's small files, and is there when the hub is not."""
+    shutil.copytree(small_world.base, tmp_path / "repository")
+    (tmp_path / "repository" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    with serving() as served:
+        go_online(monkeypatch, served.endpoint, tmp_path / "cache")
+        served.publish("someone/siglip", tmp_path / "repository")
+        load_inputs("someone/siglip")
+    card = card_of(small_world, job("someone/siglip"), STATE, 40)
+    assert ModelCard(card).data.license == "apache-2.0" and f"`someone/siglip (commit {COMMITS[0]} of the hub)`" in card
 
 
 def test_several_bases_have_a_licence_only_where_it_is_the_same(tmp_path: Path) -> None:
