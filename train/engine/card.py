@@ -36,7 +36,7 @@ _RECALLS = ("R@1", "R@5")
 def shown_name(name: str) -> str:
     """A model by its hub id, or by the name of its folder: an export's is that of its run, a checkpoint's that of its run and step.
 
-    >>> shown_name("google/siglip-base-patch16-224"), shown_name("/home/me/runs/birds/export"), shown_name("../birds/checkpoints/step-40")
+    >>> shown_name("google/siglip-base-patch16-224"), shown_name("/data/runs/birds/export"), shown_name("../birds/checkpoints/step-40")
     ('google/siglip-base-patch16-224', 'birds', 'birds, step 40')
     """
     if HubModel.parse(name) is not None and "/" in name and not os.path.exists(name.partition("@")[0]):
@@ -168,8 +168,8 @@ def no_gain(state: State, step: int, begun_at: str | None = None) -> str:
     if state.best_score is None or state.best_step != 0:
         return ""
     start = "its base" if begun_at is None else "the checkpoint it began at"
-    exported = "these are that one's weights" if step == 0 else f"these are the weights of step {step} all the same"
-    return f"No checkpoint of this run beat {start} on val (mean R@1 {100 * state.best_score:.2f}); {exported}."
+    held = "the weights that it began with" if step == 0 else f"the weights of step {step} all the same"
+    return f"No checkpoint of this run beat {start} on val (mean R@1 {100 * state.best_score:.2f}); the export holds {held}."
 
 
 NO_GAIN = SectionFormat(key="no_gain", notes=lambda record: [record["note"]])

@@ -19,6 +19,8 @@ from train.engine.card import CARD, HERE
 
 _MADE_BY_HUB = ".gitattributes"
 _LOG_IN = "log in with a token that may write: hf auth login, or HF_TOKEN=..."
+_REFUSALS: tuple[type[Exception], ...] = (*NETWORK_ERRORS, RuntimeError, ValueError)
+"""What sending raises; a RuntimeError has the cause of a failed upload, a ValueError is of the card's metadata."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,7 @@ class Push:
             yield
         except UserError:
             raise
-        except (*NETWORK_ERRORS, RuntimeError, ValueError) as error:  # RuntimeError: of an upload, for a cause; ValueError: of the card
+        except _REFUSALS as error:
             raise UserError(f"--push {self.name}: {self._fault(error)}") from error
 
     def _fault(self, error: Exception) -> str:
@@ -146,6 +148,8 @@ class Push:
             return f"this token may not write to {owner} (HTTP 403). Name an owner that you may write for, or {_LOG_IN}"
         if status is not None or isinstance(cause, HfHubHTTPError):
             return f"the hub refused it ({reason(cause)}: {getattr(cause, 'server_message', None) or 'no reason given'})"
+        if isinstance(cause, OSError) and cause.filename is not None:
+            return f"could not read what is sent ({reason(cause)})"
         if isinstance(error, ValueError):
             return f"not sent: {reason(error)}"
         return f"{constants.ENDPOINT} could not be reached ({reason(cause)}). Check the connection; the same command goes on"

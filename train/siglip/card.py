@@ -179,9 +179,10 @@ def _results(report: Mapping[str, Any] | None, weights: str) -> str:
         return f"None: {what} not measured when they were exported.\n\n"
     reranked = [stage for stage, found in report["stages"].items() if "top_k" in found.get("cost", {})]
     stages = [stage for stage in (BASELINE, SUBJECT, *reranked) if stage in report["stages"]]
-    cut = {stage: report["stages"][stage]["cost"]["top_k"] for stage in reranked}
-    depth = "".join(f"`{stage}`: the first {top_k} reranked by a cross-encoder. " for stage, top_k in cut.items())
-    return f"{result_lines(report, stages)}\n`{BASELINE}`: before tuning; `{SUBJECT}`: this model. {depth}\n\n"
+    named = ", ".join(f"`{stage}`" for stage in reranked)
+    depths = {report["stages"][stage]["cost"]["top_k"] for stage in reranked}
+    depth = f" {named}: the first {' or '.join(map(str, sorted(depths)))} reranked by a cross-encoder." if reranked else ""
+    return f"{result_lines(report, stages)}\n`{BASELINE}`: before tuning; `{SUBJECT}`: this model.{depth}\n\n"
 
 
 def _forgotten(report: Mapping[str, Any] | None) -> str:

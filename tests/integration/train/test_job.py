@@ -93,7 +93,9 @@ def test_that_nothing_was_won_is_said_first_everywhere(nursery: Nursery, small_w
     assert child.wait() == 0, child.output()
     folder = tmp_path / "runs" / "job"
     score = next(line["mean_R@1"] for line in lines(folder) if line["event"] == "eval")
-    sentence = f"No checkpoint of this run beat its base on val (mean R@1 {100 * score:.2f}); these are that one's weights."
+    sentence = (
+        f"No checkpoint of this run beat its base on val (mean R@1 {100 * score:.2f}); the export holds the weights that it began with."
+    )
     again = nursery.start("train", [str(config)])
     assert again.wait() == 0
     assert again.output().index(sentence) < again.output().index("image to text")
