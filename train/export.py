@@ -22,10 +22,18 @@ def make_parser() -> CommandParser:
     add("run_folder", type=Path, metavar="RUN_FOLDER", help="folder of a run, e.g. runs/demo; with --push alone of an export too")
     add("--output", type=Path, metavar="FOLDER", help="folder to write; new, empty or an earlier export (default, with --push: none)")
     add("--checkpoint", metavar="WHICH", help="best, last, or a step's number (default best)")
-    add("--push", metavar="ORG/NAME", help="send the export, without --output the run's own, to this repository of the hub, private (default: no)")
-    add("--public", action="store_true", help="with --push: everybody may read the repository")
-    add("--update", action="store_true", help="with --push: replace the files of a repository that exists, in one commit")
-    add("--dry-run", action="store_true", help="with --push: show the files and their sizes, and send nothing")
+    add(
+        "--push",
+        metavar="ORG/NAME",
+        help="send the export, without --output the run's own, to this repository of the hub (default: nothing is sent)",
+    )
+    add("--public", action="store_true", help="with --push: everybody may read the repository (default: private)")
+    add(
+        "--update",
+        action="store_true",
+        help="with --push: replace the files of a repository that holds some, in one commit (default: refuse)",
+    )
+    add("--dry-run", action="store_true", help="with --push: show the files and their sizes, and send nothing (default: send)")
     return parser
 
 

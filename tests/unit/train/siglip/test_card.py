@@ -80,7 +80,10 @@ def test_the_figures_are_the_reports_and_the_hub_reads_them(small_world: SmallWo
     assert "| tuned | text to image | 40.12 [35.00, 45.00] | 40.12 [35.00, 45.00] |" in card
     assert "| tuned against base | +15.00 | [+5.00, +25.00] | better |" in card
     assert "| tuned+blip against tuned | +50.00 | [+40.00, +60.00] | better |" in card
-    assert "`tuned+blip`: the first 16 reranked by a cross-encoder." in card and "other" not in card.partition("## Results")[2].partition("## What")[0]
+    assert (
+        "`tuned+blip`: the first 16 reranked by a cross-encoder." in card
+        and "other" not in card.partition("## Results")[2].partition("## What")[0]
+    )
     assert "- watch past: mean R@1 60.00 -> 40.00, -20.00 [-30.00, -10.00]: forgotten\n" in card
     assert "split `test`: 1,200 images, 2,400 captions" in card and "e" * 16 in card
 
