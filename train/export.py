@@ -60,12 +60,12 @@ def run(asked: argparse.Namespace) -> None:
     """Export, send, or both.
 
     Raises:
-        UserError, OSError: as `export` and `train.engine.push.Push`.
+        UserError, OSError: as `export` and `train.push.Push`.
     """
     if asked.output is not None:
         export(asked.run_folder, asked.checkpoint or "best", asked.output)
     if asked.push is not None:
-        from train.engine.push import Push
+        from train.push import Push
 
         own = asked.run_folder / "export" if (asked.run_folder / "config.yaml").is_file() else asked.run_folder
         push = Push(folder=asked.output or own, name=asked.push, public=asked.public, update=asked.update)

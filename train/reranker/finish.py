@@ -11,7 +11,8 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.caption_tokens import CaptionTokens
 from eval.encoder.tokenizer import rewrite_tokenizer_config
 from eval.execution import Execution
-from eval.report.answer import answer_lines, print_answer
+from eval.progress import say
+from eval.report.answer import answer_lines, folded, print_answer
 from eval.report.leakage import leakage_section
 from eval.report.report import read_report
 from eval.report.section import Section
@@ -175,9 +176,9 @@ def show_reranker(config: RerankerConfig, record: dict[str, Any] | None = None) 
     """
     lines = place_lines(config)
     if missed := read_ended(config).get("no_gain"):
-        print(missed)
+        say(missed)
     if config.data.test_split or config.data.val_split:
         record = read_report(report_folder(config)) if record is None else record
         print_tables(record)
         lines = [*answer_lines(record), report_line(report_folder(config)), *lines]
-    print_answer(lines)
+    print_answer([*(folded(missed) if missed else ()), *lines])

@@ -10,7 +10,8 @@ from eval.choices.choice_set import read_choices
 from eval.choices.report import CHOICES, print_choices, write_choices
 from eval.errors import named
 from eval.execution import Execution
-from eval.report.answer import answer_lines, print_answer
+from eval.progress import say
+from eval.report.answer import answer_lines, folded, print_answer
 from eval.report.leakage import leakage_section
 from eval.report.report import read_report
 from eval.report.section import Section
@@ -174,7 +175,7 @@ def show_finished(config: JobConfig, record: dict[str, Any] | None = None) -> No
     """
     final, lines, said = config.data.test_split or config.data.val_split, list[str](), read_ended(config)
     if missed := said.get("no_gain"):
-        print(missed)
+        say(missed)
     if final is not None:
         record = read_report(report_folder(config)) if record is None else record
         print_tables(record)
@@ -185,4 +186,4 @@ def show_finished(config: JobConfig, record: dict[str, Any] | None = None) -> No
     lines += [f"stopped  {stopped}" for stopped in [said.get("stopped")] if stopped]
     lines += [f"mining   {sentence}" for sentence in said.get("mining", ())]  # not said by runs of earlier versions
     lines += [report_line(report_folder(config))] if final is not None else []
-    print_answer([*lines, *place_lines(config)])
+    print_answer([*(folded(missed) if missed else ()), *lines, *place_lines(config)])
