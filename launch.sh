@@ -21,7 +21,7 @@ usage() {
   choices                                     measure checkpoints on a choice set
   embed                                       vectors of images and captions, for FAISS, Qdrant, LanceDB
   rerank                                      rerank your own pictures and captions, without labels
-  export RUN_FOLDER                           a checkpoint of a run as plain Hugging Face weights
+  export RUN_FOLDER                           a checkpoint of a run as plain Hugging Face weights; --push ORG/NAME sends it to the hub
   soup CHECKPOINT CHECKPOINT ...              average the weights of checkpoints
   wise RUN_FOLDER                             weights between base and tuned
   study CONFIG.yaml [key.path=value ...]      several configurations, several seeds: which is better, by how much

@@ -1,7 +1,6 @@
 """Vocabularies: the processors of both checkpoints, made from the words of the captions and saved in the hub's own formats."""
 
 import io
-import json
 import random
 import re
 import string
@@ -77,11 +76,5 @@ def save_processor(processor: SiglipProcessor | BlipProcessor, folder: Path) -> 
     if isinstance(processor, BlipProcessor):
         numbers = processor.tokenizer.get_vocab()
         (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in sorted(numbers, key=numbers.__getitem__)), encoding="utf-8")
-    # Where the tokenizer happened to be loaded from is no property of it.
-    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    kept = {name: value for name, value in settings.items() if name not in ("is_local", "local_files_only", "name_or_path")}
-    if isinstance(processor, SiglipProcessor):
-        # A mask would change what the text tower pools.
-        kept["model_input_names"] = ["input_ids"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-    rewrite_tokenizer_config(folder)
+    # A mask would change what the text tower pools.
+    rewrite_tokenizer_config(folder, **({"model_input_names": ["input_ids"]} if isinstance(processor, SiglipProcessor) else {}))

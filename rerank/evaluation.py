@@ -203,6 +203,10 @@ class Report:
         """The same with additional sections at the end."""
         return replace(self, sections=[*self.sections, *sections])
 
+    def beginning(self, *sections: Section) -> "Report":
+        """The same with additional sections at the beginning."""
+        return replace(self, sections=[*sections, *self.sections])
+
     def write(self, folder: str | os.PathLike[str], *, trec: bool = False, languages: Sequence[str] | None = None) -> Path:
         """Write report.json, queries.parquet and report.html; expansions.parquet where there is. Returns the folder.
 

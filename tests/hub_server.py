@@ -1,17 +1,21 @@
 """A stand-in for the hub on this machine: repositories by id and revision, as HF_ENDPOINT names it; of data: datasets/OWNER/NAME.
 
 Routes, headers and error codes are those of huggingface.co: resolve/ with ETags and the commit, redirects to another host for large files,
-the list of a commit's files, 401, 403 and 404.
+the list of a commit's files, 401, 403 and 404. It takes what is sent to a model as well: a new repository, the question which files are
+large, these by the batch API of Git LFS, and a commit.
 """
 
+import base64
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -29,6 +33,11 @@ class Hub:
         revisions: id -> name of a branch, tag or commit -> commit.
         commits: (id, commit) -> the folder of its files.
         gated: ids that only TOKEN reads.
+        private: ids of the repositories that were made, and whether they are private.
+        owners: for whom TOKEN may write.
+        written: where what is committed lies; None: nothing can be.
+        large: content by SHA-256 that was sent before its commit.
+        messages: of the commits.
         asked: "METHOD path" of each request.
     """
 
@@ -37,6 +46,11 @@ class Hub:
     revisions: dict[str, dict[str, str]] = field(default_factory=dict)
     commits: dict[tuple[str, str], Path] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
+    private: dict[str, bool] = field(default_factory=dict)
+    owners: set[str] = field(default_factory=set)
+    written: Path | None = None
+    large: dict[str, bytes] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
 
     def publish(self, name: str, folder: Path, commit: str = COMMITS[0], *revisions: str) -> None:
@@ -59,11 +73,89 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        """A large file."""
+        self.hub.asked.append(f"PUT {self.path}")
+        content = self._body()
+        self.hub.large[hashlib.sha256(content).hexdigest()] = content
+        self._send(200, b"", {})
+
     def do_POST(self) -> None:
-        """`paths-info`: what is at some paths of a commit."""
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        """What is asked or sent with a body."""
+        path, body = unquote(self.path).partition("?")[0], self._body()
         self.hub.asked.append(f"POST {self.path}")
-        name, _, revision = unquote(self.path).removeprefix("/api/").partition("/paths-info/")
+        name, _, rest = path.removeprefix("/api/models/").removeprefix("/").partition("/preupload/")
+        if "/paths-info/" in path:
+            return self._paths_info(path, json.loads(body))
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._fault(401, "InvalidToken")
+        if path == "/api/repos/create":
+            return self._create(json.loads(body))
+        if rest:
+            modes = {False: "regular", True: "lfs"}
+            files = [file["path"] for file in json.loads(body)["files"]]
+            sent = [{"path": file, "uploadMode": modes[file.endswith(".safetensors")], "shouldIgnore": False} for file in files]
+            return self._json({"files": sent})
+        if path.endswith(".git/info/lfs/objects/batch"):
+            actions = {"upload": {"href": f"{self.hub.endpoint}/large-file"}}
+            return self._json({"transfer": "basic", "objects": [one | {"actions": actions} for one in json.loads(body)["objects"]]})
+        name, is_commit, _ = path.removeprefix("/api/models/").partition("/commit/")
+        return self._write(name, [json.loads(line) for line in body.splitlines()]) if is_commit else self._fault(404, "EntryNotFound")
+
+    def _body(self) -> bytes:
+        if "Content-Length" in self.headers:
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        content = b""
+        while size := int(self.rfile.readline(), 16):  # Transfer-Encoding: chunked
+            content += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return content
+
+    def _create(self, asked: dict[str, str]) -> None:
+        owner, name = asked["organization"], f"{asked['organization']}/{asked['name']}"
+        if owner not in self.hub.owners:
+            return self._fault(403, "Forbidden")
+        if name in self.hub.revisions:
+            return self._fault(409, "RepoExists")
+        assert self.hub.written is not None
+        folder = self.hub.written / "0"
+        folder.mkdir(parents=True)
+        (folder / ".gitattributes").write_text("*.safetensors filter=lfs\n")
+        self.hub.publish(name, folder, f"{0:040x}")
+        self.hub.private[name] = asked["visibility"] == "private"
+        self._json({"url": f"{self.hub.endpoint}/{name}"})
+
+    def _write(self, name: str, lines: list[dict[str, Any]]) -> None:
+        """A commit on top of main."""
+        assert self.hub.written is not None
+        number = len(self.hub.messages) + 1
+        folder = self.hub.written / str(number)
+        shutil.copytree(self.hub.commits[name, self.hub.revisions[name]["main"]], folder)
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                self.hub.messages.append(value["summary"])
+                continue
+            place = folder / value["path"]
+            if line["key"] == "deletedFile":
+                place.unlink()
+                continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            content = base64.b64decode(value["content"]) if line["key"] == "file" else self.hub.large[value["oid"]]
+            place.write_bytes(content)
+        self.hub.publish(name, folder, f"{number:040x}")
+        address = {"commitUrl": f"{self.hub.endpoint}/{name}/commit/{number:040x}", "commitOid": f"{number:040x}"}
+        self._json(address | {"success": True})
+
+    def _json(self, record: dict[str, Any]) -> None:
+        self._send(200, json.dumps(record).encode(), {"Content-Type": "application/json"})
+
+    def _paths_info(self, path: str, asked: dict[str, Any]) -> None:
+        """What is at some paths of a commit."""
+        name, _, revision = path.removeprefix("/api/").partition("/paths-info/")
         if (commit := self._commit(name, self.hub.revisions.get(name, {}), revision)) is not None:
             paths = [(path, self.hub.commits[name, commit] / path) for path in asked["paths"]]
             entries = [
@@ -114,7 +206,8 @@ class _Handler(BaseHTTPRequestHandler):
         if (commit := self._commit(name, self.hub.revisions.get(name, {}), revision)) is not None:
             folder = self.hub.commits[name, commit]
             files = [{"rfilename": path.relative_to(folder).as_posix()} for path in sorted(folder.rglob("*")) if path.is_file()]
-            self._send(200, json.dumps({"id": name, "modelId": name, "sha": commit, "siblings": files}).encode(), {})
+            found = {"id": name, "modelId": name, "sha": commit, "private": self.hub.private.get(name, False), "siblings": files}
+            self._send(200, json.dumps(found).encode(), {})
 
     def _tree(self, name: str, place: str) -> None:
         """The files of a folder of a commit, and of those below it where that is asked."""

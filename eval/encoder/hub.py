@@ -38,10 +38,12 @@ _WEIGHTS = (SAFE_WHOLE, SAFE_INDEX, PICKLED_WHOLE, PICKLED_INDEX)
 _ID = re.compile(r"(?P<id>(?!\.)[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?")
 _SMALL_FILES = (".json", ".txt", ".model", ".jinja", ".spm", ".tiktoken")
 """Endings of what config, image processor and tokenizer are read from."""
+_CARD = "README.md"
+"""Says under which licence the model may be used (train/engine/card.py)."""
 _SECONDS = 20.0
-_NETWORK_ERRORS: tuple[type[Exception], ...] = (OSError, cast(type[Exception], HfHubHTTPError.__mro__[1]))
-"""The latter is what every error of httpx derives from."""
-_REFUSALS: tuple[type[Exception], ...] = (*_NETWORK_ERRORS, EntryNotFoundError, HFValidationError)
+NETWORK_ERRORS: tuple[type[Exception], ...] = (OSError, cast(type[Exception], HfHubHTTPError.__mro__[1]))
+"""What asking the hub raises; the latter is what every error of httpx derives from."""
+_REFUSALS: tuple[type[Exception], ...] = (*NETWORK_ERRORS, EntryNotFoundError, HFValidationError)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -163,7 +165,7 @@ def _snapshot(model: HubModel, cache_folder: str) -> _Snapshot:
         try:  # a quick request first: a file is asked for again and again where there is no network
             found = HfApi().model_info(model.id, revision=model.revision, timeout=_SECONDS)
             names = frozenset(file.rfilename for file in found.siblings or ())
-        except _NETWORK_ERRORS as error:
+        except NETWORK_ERRORS as error:
             failure = error
     is_reachable = failure is None or isinstance(failure, HfHubHTTPError)
     try:  # by the name of the branch, so that the cache knows next time what it stands for
@@ -171,11 +173,11 @@ def _snapshot(model: HubModel, cache_folder: str) -> _Snapshot:
     except LocalEntryNotFoundError as error:
         raise error from (failure or error.__cause__)
     if failure is not None:
-        line = f"the hub cannot be asked for {model.id} ({_reason(failure)}): what its cache has is used, {config.parent}"
+        line = f"the hub cannot be asked for {model.id} ({reason(failure)}): what its cache has is used, {config.parent}"
         print(line, file=sys.stderr, flush=True)
     snapshot = _Snapshot(model, config.parent, names)
     for name in sorted(names or ()):
-        if "/" not in name and name.endswith(_SMALL_FILES) and name not in (SAFE_INDEX, PICKLED_INDEX):
+        if "/" not in name and name.endswith(_SMALL_FILES) and name not in (SAFE_INDEX, PICKLED_INDEX) or name == _CARD:
             snapshot.fetch(name)
     _RESOLVED[model, cache_folder] = config.parent.name
     return snapshot
@@ -224,7 +226,7 @@ def _fault(model: HubModel, error: BaseException) -> str:
             f"{page}; of a private or gated model accept the terms there, then log in: hf auth login"
         )
     if isinstance(error, HFValidationError):
-        return f"no such folder is here, and no hub id has this form ({_reason(error)}). Expected OWNER/NAME or OWNER/NAME@REVISION"
+        return f"no such folder is here, and no hub id has this form ({reason(error)}). Expected OWNER/NAME or OWNER/NAME@REVISION"
     if isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
         return (
             f"no such folder is here, and {named} is not in the hub's cache, {cache_folder}, while HF_HUB_OFFLINE is set. Fetch it where "
@@ -233,12 +235,12 @@ def _fault(model: HubModel, error: BaseException) -> str:
     if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         return f"{page} has no {CONFIG}: no model in the format of transformers. Take one that has"
     return (
-        f"no such folder is here, and {named} could not be fetched from {constants.ENDPOINT} ({_reason(error)}), nor is it in the hub's "
+        f"no such folder is here, and {named} could not be fetched from {constants.ENDPOINT} ({reason(error)}), nor is it in the hub's "
         f"cache, {cache_folder}. Check the connection (HF_ENDPOINT names another hub), or give a folder"
     )
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The first line of an error, or of the one that it was raised for."""
     cause = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None else error
     status = getattr(getattr(cause, "response", None), "status_code", None)

@@ -13,13 +13,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import normalize
-from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
+from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel, SiglipProcessor
 
 from eval.encoder.hub import model_folder
 from eval.encoder.model_files import using_files
@@ -160,9 +161,14 @@ class SiglipInputs:
         return {"num_tokens": self.num_tokens, "punctuation": punctuation, "image_size": self.image_size}
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the processor files in the hub's own format; a tokenizer loaded from them returns no mask, as the released ones."""
-        save_tokenizer(self.tokenizer, folder)
+        """Write the processor files in the hub's own format; a tokenizer loaded from them returns no mask, as the released ones, and a
+        processor pads captions to the text tower's length (`save_tokenizer`).
+
+        preprocessor_config.json is what transformers 4 reads, processor_config.json what transformers 5 writes.
+        """
+        save_tokenizer(self.tokenizer, folder, self.num_tokens)
         self.image_processor.save_pretrained(folder)
+        SiglipProcessor(self.image_processor, self.tokenizer).to_json_file(Path(folder) / "processor_config.json")
 
     def _fault(self, config: SiglipConfig) -> str:
         """Why these are not the inputs that the checkpoint was trained on; empty: they are."""

@@ -44,6 +44,15 @@ def verify(folder: Path, names: Collection[str] = (), hash_of: Callable[[Path], 
     return ""
 
 
+def sealed_hashes(folder: Path) -> dict[str, str]:
+    """File name -> SHA-256, hex, as a folder's manifest has them; empty: there is none, or none that can be read."""
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def is_sealed(folder: Path) -> bool:
     """Whether a folder has a manifest of ours, or a damaged one; a manifest.json of another format says nothing about its files."""
     if not os.path.isfile(folder / MANIFEST):

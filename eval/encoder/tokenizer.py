@@ -15,6 +15,9 @@ from typing import Any
 from tokenizers import Regex, normalizers, processors
 from transformers import AutoTokenizer, GemmaTokenizer, Siglip2Tokenizer, SiglipTokenizer
 
+_WHERE_FROM = ("is_local", "local_files_only", "name_or_path")
+"""Entries of tokenizer_config.json that transformers 5 writes: how the tokenizer was loaded, which is no property of it."""
+
 
 def load_tokenizer(name: str, *, strip_punctuation: bool = False) -> Any:
     """The tokenizer of a checkpoint folder or hub id; SigLIP 2's strips punctuation if asked, as open_clip does (big_vision does not).
@@ -40,21 +43,31 @@ def load_tokenizer(name: str, *, strip_punctuation: bool = False) -> Any:
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Any, folder: str | os.PathLike[str]) -> None:
+def save_tokenizer(tokenizer: Any, folder: str | os.PathLike[str], num_tokens: int | None = None) -> None:
     """Write a tokenizer in the hub's own format, so that plain transformers gives the same ids from it, and no mask.
 
     Gemma's classes rebuild or drop lower-casing, and transformers 4 does not know them; the generic class reads all of tokenizer.json.
+
+    Args:
+        num_tokens: the length to which `AutoProcessor` of transformers from 4.57 on pads and cuts captions, whatever `padding` it is asked
+            for: a processor takes what a call leaves open from tokenizer_config.json (transformers 5.23, processing_utils.py,
+            `_merge_kwargs`), and the longest caption of a batch, padded to a multiple of this, has this length. The tokenizer alone, and
+            transformers 4.56, do as they are asked. None: no such length.
     """
     tokenizer.save_pretrained(folder)
     # save_pretrained drops this entry (transformers 5.23), and with a mask `model(**processor(...))` gives other embeddings.
     changes: dict[str, Any] = {"model_input_names": ["input_ids"]}
+    if num_tokens is not None:
+        changes |= {"padding": "max_length", "truncation": True, "max_length": num_tokens, "pad_to_multiple_of": num_tokens}
+        changes |= {"model_max_length": num_tokens}
     if not isinstance(tokenizer, SiglipTokenizer):
         changes |= {"tokenizer_class": "PreTrainedTokenizerFast", "padding_side": "right"}
     rewrite_tokenizer_config(folder, **changes)
 
 
 def rewrite_tokenizer_config(folder: str | os.PathLike[str], **changes: Any) -> None:
-    """Rewrite the tokenizer_config.json that transformers 5 wrote to a folder, with these entries, so that transformers 4 reads it too.
+    """Rewrite the tokenizer_config.json that transformers 5 wrote to a folder, with these entries, so that transformers 4 reads it too, and
+    without what says where the tokenizer was loaded from.
 
     Transformers 4 expects names in "extra_special_tokens", {"image_token": "<image>"}, and fails on the list that transformers 5 writes
     there, even an empty one. Tokens without names are its "additional_special_tokens", which transformers 5 reads as well.
@@ -63,7 +76,7 @@ def rewrite_tokenizer_config(folder: str | os.PathLike[str], **changes: Any) -> 
         OSError: it cannot be read or written.
     """
     path = Path(folder) / "tokenizer_config.json"
-    record = json.loads(path.read_text("utf-8")) | changes
+    record = {key: value for key, value in json.loads(path.read_text("utf-8")).items() if key not in _WHERE_FROM} | changes
     extra = record.pop("extra_special_tokens", None)
     if extra:
         record["extra_special_tokens" if isinstance(extra, dict) else "additional_special_tokens"] = extra

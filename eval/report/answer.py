@@ -35,7 +35,7 @@ def answer_lines(record: Mapping[str, Any], *, first: str | None = None) -> list
     compared = list(first_of_stage.values())
     compared.sort(key=lambda row: (row["stage"] != first, not row["stage"].startswith(f"{first}+")))
     if not compared:
-        return [line for stage, mean in list(means.items())[:_MOST_STAGES] for line in _folded(f"{stage}  {100 * mean:.1f} mean R@1")]
+        return [line for stage, mean in list(means.items())[:_MOST_STAGES] for line in folded(f"{stage}  {100 * mean:.1f} mean R@1")]
     shown = compared[:_MOST_STAGES]
     width = max(len(row["stage"]) for row in shown)
     lines = []
@@ -45,11 +45,11 @@ def answer_lines(record: Mapping[str, Any], *, first: str | None = None) -> list
         against = f"({row['against']} {100 * means[row['against']]:.1f}): {difference}"
         lines.append(f"{row['stage'].ljust(width)}  {100 * means[row['stage']]:.1f} mean R@1 {against}")
     if max(map(len, lines)) > WIDTH:  # no name is cut: lines are folded instead
-        lines = [part for line in lines for part in _folded(line)]
+        lines = [part for line in lines for part in folded(line)]
     return [line.replace(_TIED, " ") for line in lines]
 
 
-def _folded(line: str) -> list[str]:
+def folded(line: str) -> list[str]:
     """A line on as many as it takes; only a word longer than WIDTH is longer."""
     return textwrap.wrap(" ".join(line.split(" ")), WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 
 from eval.encoder.sealed import verify
+from tests.export_checks import check_padding, check_portable
 from tests.faults.runs import Run, assert_same
 from tests.nursery import Nursery
 from tests.small_job import SmallWorld
 from tests.small_reranker_job import RerankerWorld
+from train.config.load import read_run
 from train.engine.checkpoint import Checkpoints
+from train.siglip.export import export_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +58,36 @@ def check_manifest(export: Path) -> None:
     assert {"config.json", "model.safetensors"} < hashes.keys() and verify(export) == ""
 
 
-def test_every_writer_of_exports_gives_them_a_manifest(finished: Run, tmp_path: Path) -> None:
+def test_every_writer_of_exports_gives_them_a_manifest_and_what_others_read(finished: Run, small_world: SmallWorld, tmp_path: Path) -> None:
     run, export = str(finished.folder), finished.folder / "export"
     check_manifest(export)
     ends(finished, "train.export", [run, "--output", str(tmp_path / "one"), "--checkpoint", "4"], 0)
     first, last = Checkpoints(finished.folder / "checkpoints").steps()[-2:]
     ends(finished, "train.soup", [f"{run}@{first}", f"{run}@{last}", "--output", str(tmp_path / "soup")], 0)
     ends(finished, "train.wise", [run, "--output", str(tmp_path / "wise"), "--alphas", "0.5", "--keep", "0.5"], 0)
-    for folder in ("one", "soup/export", "wise/export"):
-        check_manifest(tmp_path / folder)
+    captions = ["A dog, RUNS!", "red circle " * 40, "", "a blue bar at the top"]
+    for folder in (export, *(tmp_path / name for name in ("one", "soup/export", "wise/export"))):
+        check_manifest(folder)
+        check_portable(folder, tmp_path, finished.folder, small_world.base, small_world.manifest.parent)
+        check_padding(folder, captions)
     (tmp_path / "one" / "README.md").write_text("Edited.")
     ends(finished, "train.soup", [str(tmp_path / "one"), f"{run}@{first}", "--output", str(tmp_path / "of-one")], 0)
+
+
+def test_figures_are_in_the_card_of_the_very_weights_they_are_of(finished: Run, copy: Run, tmp_path: Path) -> None:
+    """By the weights' hash, whatever step was asked for; and not from a report that was changed since."""
+    config, own = read_run(finished.folder), (finished.folder / "export" / "model.safetensors").read_bytes()
+    has_figures = []
+    for step in Checkpoints(finished.folder / "checkpoints").steps():
+        export_checkpoint(config, str(step), tmp_path / str(step))
+        card = (tmp_path / str(step) / "README.md").read_text()
+        has_figures.append("| tuned | image to text |" in card)
+        assert has_figures[-1] == ((tmp_path / str(step) / "model.safetensors").read_bytes() == own) == ("were not measured" not in card)
+    assert has_figures.count(True) == 1 < len(has_figures)
+    path = copy.folder / "eval" / "test" / "report.json"
+    path.write_text(path.read_text().replace("[", "[ ", 1))
+    export_checkpoint(read_run(copy.folder), "best", tmp_path / "again")
+    assert "were not measured" in (tmp_path / "again" / "README.md").read_text()
 
 
 @pytest.fixture(params=["model.safetensors", "config.json"])

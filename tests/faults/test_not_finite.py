@@ -193,7 +193,7 @@ def test_a_run_begins_at_another_runs_checkpoint_with_its_optimizer_state(old: R
     expected = weight.double() * (1 - rate * decay) - rate * mean / (variance.sqrt() + epsilon)
     torch.testing.assert_close(weight_1.double(), expected, rtol=0, atol=1e-7)
     card = (new.folder / "export" / "README.md").read_text()
-    assert f"- Began at: `{old.folder}/checkpoints/step-{step}`, with its weights and optimizer state." in card
+    assert f"- Began at: `{old.folder.name}, step {step}`, with its weights and optimizer state." in card
 
 
 def replace_steps(run: Run, folder: Path) -> Run:

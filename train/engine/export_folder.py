@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from transformers import PretrainedConfig
 
-from eval.atomic import claimed, replaced_folder
-from eval.encoder.sealed import seal, verify
+from eval.atomic import claimed, hash_file, replace_files, replaced_folder
+from eval.encoder.sealed import seal, sealed_hashes, verify
 from eval.encoder.weights import not_finite
 from eval.errors import NotFinite, UserError
+from eval.report.report import read_report
+from train.engine.card import CARD
 from train.engine.checkpoint import Checkpoints, NoReadableCheckpoint, State
-from train.engine.folder import check_checkpoints, check_replaceable
+from train.engine.folder import check_checkpoints, check_replaceable, read_ended, report_folder
 from train.optim.optimizer import Trainable
 
 if TYPE_CHECKING:
     from train.config.run import LoopConfig, RunConfig
 
+WEIGHTS = "model.safetensors"
 TrainableModel = TypeVar("TrainableModel", bound=Trainable)
 
 
@@ -68,7 +71,28 @@ def replaced_export(folder: Path, num_bytes: int | None = None) -> Iterator[Path
         check_replaceable(folder)
         with replaced_folder(folder, num_bytes) as temporary:
             yield temporary
-            seal(temporary, without=["README.md"])
+            seal(temporary, without=[CARD])
+
+
+def write_card(folder: Path, card: str) -> None:
+    """Replace the card of an export, by a rename; its manifest does not name the card.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    replace_files({folder / CARD: card})
+
+
+def report_on(config: RunConfig, export: Path) -> dict[str, Any] | None:
+    """The record of a finished run's final report, if it is on the very weights of an export and as it was written; else None."""
+    path, of_run = report_folder(config) / "report.json", sealed_hashes(config.run_folder / "export").get(WEIGHTS)
+    if of_run is None or sealed_hashes(export).get(WEIGHTS) != of_run:
+        return None
+    try:
+        expected = read_ended(config)["reports_sha256"][path.relative_to(config.run_folder).as_posix()]
+        return read_report(path.parent) if hash_file(path) == expected else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):  # not finished, without a split for it, or damaged
+        return None
 
 
 def chosen_checkpoint(config: RunConfig, which: str) -> tuple[Checkpoints, State, int]:

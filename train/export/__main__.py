@@ -1,11 +1,15 @@
-"""Export: a checkpoint of a run as plain Hugging Face weights, float32, adapters merged, with processor and model card.
+"""Export: a checkpoint of a run as plain Hugging Face weights, float32, adapters merged, with processor and model card; and send an
+export to the hub.
 
-python -m train.export RUN_FOLDER --output DIR [--checkpoint best|last|STEP] [--dtypes bfloat16 ...] [--onnx] [--openvino] [--open-clip]
+    python -m train.export RUN_FOLDER --output DIR [--checkpoint best|last|STEP] [--dtypes bfloat16 ...] [--onnx] [--openvino] [--open-clip]
+    python -m train.export RUN_FOLDER_OR_EXPORT --push ORG/NAME [--public] [--update] [--dry-run]
 """
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from eval.command import run_command
 from eval.command_line import CommandParser
@@ -17,11 +21,10 @@ def make_parser() -> CommandParser:
     """The options."""
     description = "Export a checkpoint of a run as plain Hugging Face weights."
     parser = CommandParser("train.export", description, "export runs/demo --checkpoint last --output runs/demo-last")
-    parser.add_argument("run_folder", type=Path, metavar="RUN_FOLDER", help="folder of a run, e.g. runs/demo")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to write; new, empty or an earlier export")
-    parser.add_argument("--checkpoint", default="best", metavar="WHICH", help="best, last, or a step's number (default best)")
-    add = parser.add_argument
-    dtypes = ("float32", "bfloat16", "float16")
+    add, dtypes = parser.add_argument, ("float32", "bfloat16", "float16")
+    add("run_folder", type=Path, metavar="RUN_FOLDER", help="folder of a run, e.g. runs/demo; with --push alone of an export too")
+    add("--output", type=Path, metavar="FOLDER", help="folder to write; new, empty or an earlier export (default, with --push: none)")
+    add("--checkpoint", metavar="WHICH", help="best, last, or a step's number (default best)")
     add(
         "--dtypes",
         nargs="+",
@@ -31,17 +34,66 @@ def make_parser() -> CommandParser:
     add("--onnx", action="store_true", help="also ONNX, in float32, float16 and int8 (default: as the run's configuration)")
     add("--openvino", action="store_true", help="also OpenVINO (default: as the run's configuration)")
     add("--open-clip", action="store_true", help="also a checkpoint for open_clip (default: as the run's configuration)")
+    add(
+        "--push",
+        metavar="ORG/NAME",
+        help="send the export, without --output the run's own, to this repository of the hub (default: nothing is sent)",
+    )
+    add("--public", action="store_true", help="with --push: everybody may read the repository (default: private)")
+    add(
+        "--update",
+        action="store_true",
+        help="with --push: replace the files of a repository that holds some, in one commit (default: refuse)",
+    )
+    add("--dry-run", action="store_true", help="with --push: show the files and their sizes, and send nothing (default: send)")
     return parser
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line, refused where an option needs another."""
+    parser = make_parser()
+    asked = parser.parse_args(arguments)
+    if asked.push is None and (asked.public or asked.update or asked.dry_run):
+        parser.error("--public, --update and --dry-run say how to --push ORG/NAME, which is not given")
+    if asked.output is None and asked.push is None:
+        parser.error("give --output FOLDER, to export to, or --push ORG/NAME, to send the run's export to the hub, or both")
+    if asked.output is None and (asked.dtypes or asked.onnx or asked.openvino or asked.open_clip):
+        parser.error("--dtypes, --onnx, --openvino and --open-clip say what to write, and need --output FOLDER")
+    if asked.output is None and asked.checkpoint is not None:
+        parser.error("--checkpoint says what to export, and needs --output FOLDER; without it --push sends the run's own export")
+    return asked
 
 
 def main(arguments: list[str]) -> int:
     """The command; returns the exit code."""
-    asked = make_parser().parse_args(arguments)
-    return run_command(lambda: run(asked), writes=[asked.output])
+    asked = parse(arguments)
+    return run_command(lambda: run(asked), writes=[] if asked.output is None else [asked.output], loads_models=asked.output is not None)
 
 
 def run(asked: argparse.Namespace) -> None:
+    """Export, send, or both.
+
+    Raises:
+        UserError, OSError: as `export` and `train.push.Push`.
+    """
+    if asked.output is not None:
+        given = {"dtypes": asked.dtypes, "onnx": asked.onnx, "openvino": asked.openvino, "open_clip": asked.open_clip}
+        export(asked.run_folder, asked.checkpoint or "best", asked.output, {key: value for key, value in given.items() if value})
+    if asked.push is not None:
+        from train.push import Push
+
+        own = asked.run_folder / "export" if (asked.run_folder / "config.yaml").is_file() else asked.run_folder
+        push = Push(folder=asked.output or own, name=asked.push, public=asked.public, update=asked.update)
+        print("\n".join(push.lines()), flush=True)
+        print("dry run   nothing was sent" if asked.dry_run else f"sent      {push.send()}")
+
+
+def export(run_folder: Path, checkpoint: str, output: Path, forms: Mapping[str, Any]) -> None:
     """Export a checkpoint of a run of either kind, a tuned SigLIP or a tuned reranker, and print which step it was.
+
+    Args:
+        checkpoint: best, last, or a step's number.
+        forms: keys of the configuration's section `export` in the place of the run's.
 
     Raises:
         UserError, OSError: as export_checkpoint; or a package is not installed, or a reranker is asked for other forms.
@@ -54,19 +106,17 @@ def run(asked: argparse.Namespace) -> None:
     from train.reranker.finish import export_cross_encoder
     from train.siglip.export import export_checkpoint
 
-    check_replaceable(asked.output)  # before the weights are read
-    given = {"dtypes": asked.dtypes, "onnx": asked.onnx, "openvino": asked.openvino, "open_clip": asked.open_clip}
-    given = {key: value for key, value in given.items() if value}
-    if is_reranker(read_yaml(asked.run_folder / "config.yaml")):
-        if given:
-            raise UserError(f"{asked.run_folder} tuned a reranker, which is exported in float32 alone; leave out {', '.join(given)}")
-        step = export_cross_encoder(read_run_as(RerankerConfig, asked.run_folder), asked.checkpoint, asked.output)
+    check_replaceable(output)  # before the weights are read
+    if is_reranker(read_yaml(run_folder / "config.yaml")):
+        if forms:
+            raise UserError(f"{run_folder} tuned a reranker, which is exported in float32 alone; leave out {', '.join(forms)}")
+        step = export_cross_encoder(read_run_as(RerankerConfig, run_folder), checkpoint, output)
     else:
-        config = read_run(asked.run_folder)
-        config = config.model_copy(update={"export": ExportConfig(**(config.export.model_dump() | given))})
+        config = read_run(run_folder)
+        config = config.model_copy(update={"export": ExportConfig(**(config.export.model_dump() | dict(forms)))})
         require_forms(config.export)
-        step = export_checkpoint(config, asked.checkpoint, asked.output)
-    print(f"step {step} exported to {asked.output}")
+        step = export_checkpoint(config, checkpoint, output)
+    print(f"step {step} exported to {output}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The end of a reranker's tuning: export the best cross-encoder; measure the retriever alone, and reranked by it before and after."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,13 @@ from transformers import BlipForImageTextRetrieval, BlipProcessor
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.caption_tokens import CaptionTokens
-from eval.encoder.hub import with_revision, without_revision
 from eval.encoder.tokenizer import rewrite_tokenizer_config
 from eval.execution import Execution
-from eval.manifest.formats.hub import with_data_revision
-from eval.report.answer import answer_lines, print_answer
+from eval.progress import say
+from eval.report.answer import answer_lines, folded, print_answer
 from eval.report.leakage import leakage_section
 from eval.report.report import read_report
+from eval.report.section import Section
 from eval.report.skipped import skipped_sections
 from eval.report.texts import text_record, texts_section
 from eval.search.retrieve import progress_bar
@@ -25,9 +25,22 @@ from rerank.reorder.stages import score_stages
 from rerank.scorers.load import load_scorer
 from rerank.stage_names import reranked
 from train.config.reranker import RerankerConfig
+from train.engine.card import (
+    CARD,
+    Base,
+    data_words,
+    index_results,
+    metadata,
+    model_words,
+    no_gain,
+    no_gain_sections,
+    recipe,
+    result_lines,
+    shown_name,
+)
 from train.engine.checkpoint import State
-from train.engine.export_folder import average_line, load_chosen, plain_state, replaced_export, write_plain
-from train.engine.folder import ended, mark_ended, place_lines, report_folder
+from train.engine.export_folder import average_line, load_chosen, plain_state, replaced_export, report_on, write_card, write_plain
+from train.engine.folder import ended, mark_ended, place_lines, read_ended, report_folder
 from train.reranker.evaluation import RETRIEVER, first_stage
 from train.reranker.job import RerankerJob
 from train.reranker.model import TunedCrossEncoder, build_cross_encoder
@@ -54,14 +67,19 @@ def finish_reranker(job: RerankerJob, state: State, check_signal: Callable[[], N
     """
     export = job.export_best(state, export_cross_encoder)
     job.processes.together(lambda: job.check_base(state))
-    record = _measure(job, job.final_set, export, check_signal) if job.final_set is not None else None
+    missed = no_gain(state, state.chosen_step, job.config.train.begin_at)
+    record = _measure(job, job.final_set, export, no_gain_sections(missed), check_signal) if job.final_set is not None else None
     if job.processes.is_main:
-        mark_ended(job.config, _expected(job.config))
+        if record is not None:
+            write_card(job.folder / "export", cross_encoder_card(job.config, state, state.chosen_step, record))
+        mark_ended(job.config, _expected(job.config) | ({"no_gain": missed} if missed else {}))
         show_reranker(job.config, record)
 
 
-def _measure(job: RerankerJob, dataset: RetrievalSet, export: Path, check_signal: Callable[[], None]) -> dict[str, Any] | None:
-    """Write the final report; its record, on the main process."""
+def _measure(
+    job: RerankerJob, dataset: RetrievalSet, export: Path, first: Sequence[Section], check_signal: Callable[[], None]
+) -> dict[str, Any] | None:
+    """Write the final report, with sections at its beginning; its record, on the main process."""
     device, top_k = job.accelerator.device, job.config.evaluation.top_k
     execution = Execution(processes=job.processes, on_progress=lambda pairs: check_signal())
     with progress_bar(f"retriever on {dataset.split}", dataset, job.processes) as bar:
@@ -78,9 +96,8 @@ def _measure(job: RerankerJob, dataset: RetrievalSet, export: Path, check_signal
         return None
     tokens = {RETRIEVER: CaptionTokens.of(job.retriever.inputs, dataset.captions)}
     texts = texts_section(text_record(dataset.captions, dataset.caption_hash_C, tokens))
-    report = report_of(dataset, stages, COMPARISONS).adding(
-        texts, leakage_section(job.leakages), *skipped_sections(dataset.skipped)
-    )
+    report = report_of(dataset, stages, COMPARISONS).beginning(*first)
+    report = report.adding(texts, leakage_section(job.leakages), *skipped_sections(dataset.skipped))
     report.write(report_folder(job.config))
     return report.record
 
@@ -102,31 +119,43 @@ def export_cross_encoder(config: RerankerConfig, which: str, folder: Path, tuned
         write_plain(BlipForImageTextRetrieval, tuned.module.config, weights, temporary)
         BlipProcessor(tuned.checkpoint.image_processor, tuned.checkpoint.tokenizer).save_pretrained(temporary)
         rewrite_tokenizer_config(temporary)
-        (temporary / "README.md").write_text(cross_encoder_card(config, newest, step), encoding="utf-8")
+        (temporary / CARD).write_text(cross_encoder_card(config, newest, step), encoding="utf-8")
+    if (report := report_on(config, folder)) is not None:
+        write_card(folder, cross_encoder_card(config, newest, step, report))
     return step
 
 
-def cross_encoder_card(config: RerankerConfig, state: State, chosen_step: int) -> str:
-    """The README.md of an export, with the metadata the hub reads."""
+def cross_encoder_card(config: RerankerConfig, state: State, chosen_step: int, report: Mapping[str, Any] | None = None) -> str:
+    """The README.md of an export, with the metadata the hub reads.
+
+    Args:
+        report: the record of the final report on these very weights; None: there is none.
+    """
     how = {"head": "the matching head alone", "lora": "the head, and LoRA in the text tower's attention, merged", "all": "every weight"}
     score = "" if state.best_score is None or chosen_step != state.best_step else f" (mean R@1 on val {100 * state.best_score:.2f})"
-    base_line = f"base_model: {without_revision(config.model.base)}\n" if not Path(config.model.base).exists() else ""
-    negatives = config.negatives
-    begun_line = f"- Began at: `{config.train.begin_at}`, with its weights and optimizer state.\n" if config.train.begin_at else ""
+    base, negatives, begun_at = Base.of(config.model.base), config.negatives, config.train.begin_at
+    begun_line = f"- Began at: `{shown_name(begun_at)}`, with its weights and optimizer state.\n" if begun_at else ""
+    missed, tags = no_gain(state, chosen_step, begun_at), ("blip", "image-text-matching", "reranker")
+    results = index_results(report, MEASURED) if report is not None else []
+    measured = "None: no final report on these very weights is there.\n"
+    if report is not None:
+        measured = result_lines(report, list(report["stages"]))
     return (
-        f"---\nlibrary_name: transformers\npipeline_tag: text-ranking\ntags: [blip, image-text-matching, reranker]\n{base_line}---\n\n"
-        f"# {config.name}\n\n"
-        "A BLIP cross-encoder tuned to rerank the top of an image-text search, "
-        f"from `{with_revision(config.model.base)}` (weights {state.base_sha256[:16]}).\n\n"
+        metadata(config.name, base, pipeline="text-ranking", tags=tags, source=config.data.source, results=results)
+        + f"# {config.name}\n\n"
+        + (f"**{missed}**\n\n" if missed else "")
+        + "A BLIP cross-encoder tuned to rerank the top of an image-text search, "
+        f"from {model_words(config.model.base, state.base_sha256)}.\n\n"
         f"- Method: {how[config.model.what]}; cross-entropy of match against no match, batch {config.train.batch_size} images, "
         f"{config.train.precision}; of each image up to {negatives.captions_per_image} hard captions and {negatives.images_per_caption} "
-        f"hard images, mined by `{config.miner}`.\n"
-        f"- Data: {with_data_revision(config.data.source)}, split `{config.data.train_split}`.\n"
-        f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n{begun_line}{average_line(config.train)}"
+        f"hard images, mined by `{shown_name(config.miner)}`.\n"
+        f"- Data: {data_words(config.data.source, state.data_sha256)}, split `{config.data.train_split}`.\n"
+        f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n{begun_line}{average_line(config.train)}{base.line()}"
         '- Captions are read lower-cased, without `.!"()*#:;~`, at most 30 words and 35 tokens, with [ENC] in the place of [CLS], as the '
         "original BLIP reads them; transformers' own processor leaves [CLS] there. Column 1 of `itm_score` is the match.\n\n"
         "```\npython -m eval --model SIGLIP --data PAIRS --output OUT --rerank THIS_FOLDER\n```\n\n"
-        "Configuration:\n\n```json\n" + json.dumps(config.model_dump(mode="json"), indent=1) + "\n```\n"
+        f"## Results\n\n{measured}\n"
+        "## Recipe\n\nEvery key that decides what is learnt:\n\n```json\n" + json.dumps(recipe(config), indent=1) + "\n```\n"
     )
 
 
@@ -146,8 +175,10 @@ def show_reranker(config: RerankerConfig, record: dict[str, Any] | None = None) 
         OSError, ValueError: the report is not there.
     """
     lines = place_lines(config)
+    if missed := read_ended(config).get("no_gain"):
+        say(missed)
     if config.data.test_split or config.data.val_split:
         record = read_report(report_folder(config)) if record is None else record
         print_tables(record)
         lines = [*answer_lines(record), report_line(report_folder(config)), *lines]
-    print_answer(lines)
+    print_answer([*(folded(missed) if missed else ()), *lines])

@@ -1,6 +1,6 @@
 """The end of a job: export the best checkpoint; measure base, tuned and what else is asked, reading the very folder exported."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from eval.choices.choice_set import read_choices
 from eval.choices.report import CHOICES, print_choices, write_choices
 from eval.errors import named
 from eval.execution import Execution
-from eval.report.answer import answer_lines, print_answer
+from eval.progress import say
+from eval.report.answer import answer_lines, folded, print_answer
 from eval.report.leakage import leakage_section
 from eval.report.report import read_report
 from eval.report.section import Section
@@ -24,12 +25,15 @@ from train.config.evaluation import BASELINE, SUBJECT
 from train.config.export import ExportConfig
 from train.config.job import JobConfig
 from train.data.splits import RetentionSet
+from train.engine.card import no_gain, no_gain_sections
 from train.engine.checkpoint import State
+from train.engine.export_folder import write_card
 from train.engine.folder import ended, mark_ended, place_lines, read_ended, report_folder
 from train.export.measure import exports_lines, exports_section, measure_forms, measured_forms
+from train.siglip.card import model_card
 from train.siglip.export import export_checkpoint
 from train.siglip.job import Job
-from train.siglip.mining_effect import MINING, MiningEffect, mining_effect
+from train.siglip.mining_effect import MINING, mining_effect
 from train.siglip.stages import as_evaluated, evaluation_plan
 from train.siglip.watch import RETENTION, retention_line, retention_record
 
@@ -49,18 +53,20 @@ def finish(job: Job, state: State, check_signal: Callable[[], Any]) -> None:
     execution = job.execution(lambda count: check_signal())
     retained = [_measure_retention(job, export, watched, execution) for watched in job.splits.watch]
     effect = mining_effect(job.config, state, state.chosen_step) if job.processes.is_main else None
-    record = _measure(job, export, retained, effect, execution)
+    missed = no_gain(state, state.chosen_step, job.config.train.begin_at)
+    further = [Section(RETENTION, retained)] if retained else []
+    further += [Section(MINING, effect.as_record())] if effect is not None else []
+    record = _measure(job, export, no_gain_sections(missed), further, execution)
     if job.processes.is_main:
-        said = {"stopped": stopped, "mining": effect.sentences() if effect is not None else []}
+        said = {"stopped": stopped, "mining": effect.sentences() if effect is not None else []} | ({"no_gain": missed} if missed else {})
+        if record is not None:
+            write_card(job.folder / "export", model_card(job.config, state, state.chosen_step, job.tuned.inputs, report=record))
         mark_ended(job.config, _finished_record(job.config) | said, _watch_reports(job.config))
         show_finished(job.config, record)
 
 
-def _measure(
-    job: Job, export: Path, retained: list[dict[str, Any] | None], effect: MiningEffect | None, execution: Execution
-) -> dict[str, Any] | None:
-    """Write the final report with the records of the retention sets and of mining; its record, on the main process, or None without a
-    split."""
+def _measure(job: Job, export: Path, first: Sequence[Section], further: Sequence[Section], execution: Execution) -> dict[str, Any] | None:
+    """Write the final report, with sections at its beginning and its end; its record, on the main process, or None without a split."""
     config, asked = job.config, job.config.evaluation
     if job.final_set is None:
         return None
@@ -74,9 +80,7 @@ def _measure(
     report = evaluate_plan(plan, job.final_set, tune_on=tune_on, bank=bank, reranker=reranker, execution=execution)
     if report is not None:
         left_out = skipped_sections(job.final_set.skipped)
-        further = [Section(RETENTION, retained)] if retained else []
-        further += [Section(MINING, effect.as_record())] if effect is not None else []
-        report = report.adding(leakage_section(job.leakages), *left_out, *further)
+        report = report.beginning(*first).adding(leakage_section(job.leakages), *left_out, *further)
         report.write(report_folder(config), trec=asked.trec, languages=[asked.mteb] if asked.mteb is not None else None)
     if len(measured_forms(config.export)) > 1:
         strip = config.model.strip_punctuation
@@ -185,6 +189,8 @@ def show_finished(config: JobConfig, record: dict[str, Any] | None = None) -> No
         OSError, ValueError: the report is not there.
     """
     final, lines, said = config.data.test_split or config.data.val_split, list[str](), read_ended(config)
+    if missed := said.get("no_gain"):
+        say(missed)
     if final is not None:
         record = read_report(report_folder(config)) if record is None else record
         print_tables(record)
@@ -196,4 +202,4 @@ def show_finished(config: JobConfig, record: dict[str, Any] | None = None) -> No
     lines += [f"stopped  {stopped}" for stopped in [said.get("stopped")] if stopped]
     lines += [f"mining   {sentence}" for sentence in said.get("mining", ())]  # not said by runs of earlier versions
     lines += [report_line(report_folder(config))] if final is not None else []
-    print_answer([*lines, *place_lines(config)])
+    print_answer([*(folded(missed) if missed else ()), *lines, *place_lines(config)])

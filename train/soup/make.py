@@ -63,7 +63,7 @@ def run(names: Sequence[str], output: Path, *, is_greedy: bool, data: DataConfig
     if not stages.tables:
         (output / "soup.parquet").unlink(missing_ok=True)  # of an earlier soup, and not of this one
     write_results(output / "soup.json", record, {"soup": pa.concat_tables(stages.tables.values())} if stages.tables else {})
-    export_model(soup, output / "export", soup_card(record))
+    export_model(soup, output / "export", soup_card(record, ingredients, soup.inputs))
     return record
 
 

@@ -1,11 +1,16 @@
 """What is written of a soup: soup.json and the model card of its export."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
+from eval.encoder.inputs import SiglipInputs
 from eval.manifest.formats.hub import data_revision
+from train.engine.card import Base, data_words, metadata, shown_name
+from train.siglip.card import PIPELINE, TAGS, limits, usage
 from train.soup.average import Trial
 from train.soup.evaluation import SoupStages, stage_name, trial_name
+from train.soup.ingredients import Ingredient
 
 
 def make_record(
@@ -58,29 +63,43 @@ def _trial_record(trial: Trial, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def soup_card(record: dict[str, Any]) -> str:
-    """The README.md of a soup's export, from what soup.json holds, with the metadata the hub reads."""
+def soup_card(record: dict[str, Any], ingredients: Sequence[Ingredient], inputs: SiglipInputs) -> str:
+    """The README.md of a soup's export, from what soup.json holds, with the metadata the hub reads.
+
+    Args:
+        ingredients: as in the record.
+        inputs: how the soup reads captions and pictures.
+    """
     soup = record["soup"]
-    lines = [f"- `{row['name']}` (weights {row['weights_sha256'][:16]}){_figures(row)}" for row in record["ingredients"] if row["kept"]]
-    left_out = [f"- Left out: `{row['name']}`{_figures(row)}" for row in record["ingredients"] if not row["kept"]]
-    measured = ""
+    rows, kept = record["ingredients"], [one for one, row in zip(ingredients, record["ingredients"], strict=True) if row["kept"]]
+    lines = [f"- `{_shown(row['name'])}` (weights {row['weights_sha256'][:16]}){_figures(row)}\n" for row in rows if row["kept"]]
+    lines += [f"- Left out: `{_shown(row['name'])}`{_figures(row)}\n" for row in rows if not row["kept"]]
+    base = Base.of_all(dict.fromkeys(one.name if one.run is None else one.run[0].base for one in kept))
+    measured = "It was not measured when it was made."
     if "data" in record:
-        low, high = (100 * bound for bound in soup["delta_ci95"])
+        data, (low, high) = record["data"], (100 * bound for bound in soup["delta_ci95"])
         measured = (
-            f"On `{record['data']['source']}`, split `{record['data']['split']}`: mean R@1 of both directions {100 * soup['mean_R@1']:.2f}"
-            f", {100 * soup['delta']:+.2f} [{low:+.2f}, {high:+.2f}] against the best ingredient, `{soup['against']}`."
+            f"On {data_words(data['source'], data['sha256'])}, split `{data['split']}`: mean R@1 of both directions "
+            f"{100 * soup['mean_R@1']:.2f}, {100 * soup['delta']:+.2f} [{low:+.2f}, {high:+.2f}] against the best ingredient, "
+            f"`{_shown(soup['against'])}`."
         )
         if record["kind"] == "greedy":
             measured += " Its ingredients were chosen on this very split: measure it on another."
     return (
-        "---\nlibrary_name: transformers\npipeline_tag: zero-shot-image-classification\n"
-        "tags: [siglip, image-text-retrieval, model-soup]\n---\n\n"
-        f"# A {record['kind']} soup of {len(lines)} SigLIP checkpoint(s)\n\n"
-        "Every weight, logit scale and bias included, is the mean of these checkpoints' (model soups, Wortsman et al. 2022, "
-        f"arXiv 2203.05482), in float64, rounded once to float32. It costs as much as one. Weights {soup['weights_sha256'][:16]}.\n\n"
-        + "\n".join(lines + left_out)
-        + (f"\n\n{measured}\n" if measured else "\n\nIt was not measured when it was made.\n")
+        metadata("soup", base, pipeline=PIPELINE, tags=(*TAGS, "model-soup"))
+        + f"# A {record['kind']} soup of {len(kept)} SigLIP checkpoint(s)\n\n"
+        + usage(inputs)
+        + "## How it was made\n\nEvery weight, logit scale and bias included, is the mean of these checkpoints' (model soups, Wortsman et "
+        + "al. 2022, arXiv 2203.05482), in float64, rounded once to float32. It costs as much as one. "
+        + f"Weights {soup['weights_sha256'][:16]}.\n\n"
+        + f"{''.join(lines)}{base.line()}\n## Results\n\n{measured}\n\n{limits(inputs)}"
     )
+
+
+def _shown(name: str) -> str:
+    """An ingredient as the card names it: a run's checkpoint RUN@STEP, a folder by its name, a model of the hub by its id."""
+    folder, at, step = name.rpartition("@")
+    return f"{shown_name(folder)}@{step}" if at and os.path.isdir(folder) else shown_name(name)
 
 
 def _figures(row: dict[str, Any]) -> str:

@@ -20,7 +20,8 @@ from train.data.splits import load_data
 from train.engine.export_folder import plain_state
 from train.engine.folder import check_replaceable
 from train.model.siglip import TunedModel
-from train.siglip.export import export_model, load_checkpoint, model_card
+from train.siglip.card import model_card
+from train.siglip.export import export_model, load_checkpoint
 from train.siglip.model_rows import measure_model, write_results
 from train.siglip.watch import Recall
 
@@ -110,7 +111,7 @@ def run(config: JobConfig, output: Path, alphas: Sequence[float], keep: Literal[
     if kept is not None:
         weights = f"WiSE-FT (arXiv 2109.01903), alpha {kept:g} of the way from the base to this checkpoint"
         weights += f"; mean R@1 on val {100 * recalls['val'][kept].mean:.2f}" if kept in recalls["val"] else ""
-        export_model(model_at(kept), output / "export", model_card(config, newest, step, weights=weights))
+        export_model(model_at(kept), output / "export", model_card(config, newest, step, tuned.inputs, weights=weights))
     return record
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import ModelCard
 
 from eval.captions import normalise
+from tests.export_checks import check_portable
 from tests.faults.runs import lines, said
 from tests.nursery import ROOT, Child, Nursery
 from tests.shared_files import modes
@@ -63,6 +65,45 @@ def test_the_whole_job(real: tuple[Path, Path, subprocess.CompletedProcess[str]]
     assert '<section class="shown-query">' in (folder / "eval" / "test" / "report.html").read_text()
     for words in ("base", "tuned", "image to text", "text to image", f"{folder}/export", "report.html"):
         assert words in done.stdout
+
+
+def test_the_card_has_the_figures_of_the_report(real: tuple[Path, Path, Any]) -> None:
+    """To the digit, and its metadata too."""
+    folder = real[1]
+    stages, card = report(folder / "eval" / "test")["stages"], (folder / "export" / "README.md").read_text()
+    results = ModelCard(card).data.eval_results
+    assert results is not None and len(results) == 4
+    for direction in ("image_to_text", "text_to_image"):
+        for stage in ("base", "tuned"):
+            found = {name: f"{100 * stages[stage][direction][name]:.2f}" for name in ("R@1", "R@5")}
+            row = next(line for line in card.splitlines() if line.startswith(f"| {stage} | {direction.replace('_', ' ')} |"))
+            assert [cell.split()[0] for cell in row.split(" | ")[2:]] == list(found.values())
+        shown = {one.metric_name: f"{one.metric_value:.2f}" for one in results}
+        assert {name: shown[f"{direction.replace('_', ' ')} {name}"] for name in found} == found
+    assert "**No checkpoint" not in card and "no_gain" not in report(folder / "eval" / "test")
+    check_portable(folder / "export", folder.parent, real[0].parent)
+
+
+def test_that_nothing_was_won_is_said_first_everywhere(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
+    """A rate that moves nothing: every evaluation is the base's, and none is above it."""
+    config = small_world.write_config(
+        tmp_path, mining=None, train__max_steps=2, train__eval_every_steps=1, train__learning_rate=1e-12, train__warmup_steps=0
+    )
+    child = nursery.start("train", [str(config)])
+    assert child.wait() == 0, child.output()
+    folder = tmp_path / "runs" / "job"
+    score = next(line["mean_R@1"] for line in lines(folder) if line["event"] == "eval")
+    sentence = (
+        f"No checkpoint of this run beat its base on val (mean R@1 {100 * score:.2f}); the export holds the weights that it began with."
+    )
+    again = nursery.start("train", [str(config)])
+    assert again.wait() == 0
+    assert again.output().index(sentence) < again.output().index("image to text")
+    for output in (child.output(), again.output()):  # the last words begin with it too, in lines of their width
+        assert output.count(sentence) == 1 and sentence in " ".join(output[output.rindex("No checkpoint of this run") :].split())
+    assert f"# job\n\n**{sentence}**\n" in (folder / "export" / "README.md").read_text()
+    found = report(folder / "eval" / "test")
+    assert found["no_gain"] == {"note": sentence} and sentence in (folder / "eval" / "test" / "report.html").read_text()
 
 
 def test_every_file_of_a_run_has_the_mode_of_a_new_one(real: tuple[Path, Path, Any], tmp_path: Path) -> None:

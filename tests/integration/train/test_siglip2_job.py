@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import AutoProcessor, SiglipModel
 
 from eval.encoder.checkpoint import load_siglip
+from tests.export_checks import check_padding, check_portable
 from tests.faults.runs import lines
 from tests.nursery import ROOT, Nursery
 from tests.siglip2 import NUM_TOKENS, write_siglip2
@@ -57,6 +58,8 @@ def test_the_whole_job(nursery: Nursery, small_world: SmallWorld, base: Path, sa
     assert {"base", "tuned"} < set(record["stages"]) and len(record["stages"]) == 4
     read = [record["stages"][name]["inputs"]["punctuation"] for name in ("base", "tuned")]
     assert read == ["stripped" if strip else "kept"] * 2
+    check_portable(folder / "export", tmp_path, base, saved)
+    check_padding(folder / "export", ["A RED circle!", "the bar, blue " * 9, ""])
     tuned, inputs = load_siglip(folder / "export")
     processor, plain = AutoProcessor.from_pretrained(folder / "export"), SiglipModel.from_pretrained(folder / "export").eval()
     captions, picture = ["A RED circle!", "the bar, blue"], Image.new("RGB", (20, 30), (9, 99, 199))

@@ -226,7 +226,7 @@ NO_MODELS = {
     "rerank.convert": "--output",
     "train": "config overrides",
     "train.config": "",
-    "train.export": "--output --checkpoint",
+    "train.export": "--output --checkpoint --push",
     "train.init": "data --image-root --column --base --output",
     "train.mining": "config overrides",
     "train.mining.triplets": "--output --table --images",

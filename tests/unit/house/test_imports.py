@@ -15,7 +15,7 @@ FLOORS = [
     {"train.config", "train.loss"},
     {"train.data", "train.optim"},
     {"train.engine"},
-    {"train.model"},
+    {"train.model", "train.push"},
     {"train.mining", "train.export"},
     {"train.siglip", "train.reranker"},
     {"train.soup", "train.wise", "train.init", "train.study"},

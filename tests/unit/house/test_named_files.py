@@ -33,6 +33,8 @@ OTHERS = {
     "Retrieval.py": "of salesforce/ALBEF",
     "utils.py": "of salesforce/ALBEF",
     "base/modules/transformer.py": "of sentence-transformers",
+    "processing_utils.py": "of transformers",
+    "pipelines/zero_shot_image_classification.py": "of transformers",
     "config.py": "of the checkpoints' original repositories",
     "src/open_clip/loss.py": "of open_clip",
     "PATH/TO/src/open_clip/loss.py": "of open_clip",

@@ -127,9 +127,7 @@ def test_pictures_of_a_sample_that_do_not_decode_are_told(
     assert lines_of(capsys.readouterr().out)["pictures"].startswith("1 of 24 looked at do not decode")
 
 
-def test_a_rerankers_tuning_has_a_dry_run_too(
-    reranker_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_rerankers_tuning_has_a_dry_run_too(reranker_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = reranker_world.write_config(tmp_path)
     assert run_reranker([str(path), "--dry-run"]) == 0
     assert lines_of(capsys.readouterr().out)["plan"].startswith("6 steps, 3 evaluations, 4 checkpoints")

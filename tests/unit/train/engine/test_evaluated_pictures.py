@@ -53,9 +53,7 @@ def test_what_is_left_out_is_no_fault_but_a_choice_sets_picture_is(
     assert run([str(small_world.write_config(tmp_path / "two", **changes))]) == 0
 
 
-def test_a_run_that_goes_on_does_not_decode_them_again(
-    small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_goes_on_does_not_decode_them_again(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = small_world.write_config(tmp_path, mining=None, train__max_steps=2)
     assert run([str(path)]) == 0
     assert "pictures  28 of evaluations, all decode" in capsys.readouterr().out
@@ -65,9 +63,7 @@ def test_a_run_that_goes_on_does_not_decode_them_again(
     assert "resuming job at step 2" in again and "of evaluations" not in again
 
 
-def test_a_rerankers_tuning_tells_them_too(
-    reranker_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_rerankers_tuning_tells_them_too(reranker_world: RerankerWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(reranker_world.manifest.parent, tmp_path / "data")
     (tmp_path / "data/pictures/test-003.png").write_bytes(b"no picture")
     path = reranker_world.write_config(tmp_path / "job", data__source=str(tmp_path / "data" / reranker_world.manifest.name))

@@ -106,4 +106,3 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit):
         main(["data.csv", "--column", "title"])
     assert "--column takes OURS=THEIRS" in capsys.readouterr().err
-

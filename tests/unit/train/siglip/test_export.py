@@ -1,6 +1,5 @@
 """train/siglip/export.py and train/model/random_init.py: folders that plain transformers loads, holding what was trained."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +7,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoProcessor, SiglipModel
+from transformers import AutoProcessor, SiglipModel, pipeline
 
 from eval.encoder.checkpoint import hash_weights, load_siglip
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.errors import UserError
-from eval.manifest.formats import hub
 from tests.shared_files import age
 from tests.small_job import TINY, SmallWorld, load
-from train.config.job import JobConfig
 from train.config.model import ModelConfig, ScratchConfig
-from train.engine.checkpoint import State
 from train.model.random_init import write_scratch
 from train.model.siglip import TunedModel, build_model
-from train.siglip.export import export_model, model_card
+from train.siglip.card import usage
+from train.siglip.export import export_model
 
 
 def trained(world: SmallWorld, **keys: Any) -> TunedModel:
@@ -95,48 +92,6 @@ def test_a_failed_export_leaves_the_old_one(small_world: SmallWorld, tmp_path: P
     assert (tmp_path / "export" / "model.safetensors").read_bytes() == before
 
 
-def test_the_card_says_how_it_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    train = {"max_steps": 90, "batch_size": 8, "learning_rate": 1, "eval_every_steps": 1, "checkpoint_every_steps": 1}
-    model = {"base": "google/siglip-base-patch16-224", "lora": {"rank": 3}, "freeze": ["text"]}
-    record = {"name": "birds", "model": model, "data": {"source": "birds.csv"}, "train": train, "mining": {"mine_every_steps": 7}}
-    config = JobConfig.model_validate(record)
-    state = State(step=90, evaluated=True, best_step=40, best_score=0.5, base_sha256="f" * 64, data_sha256="d")
-    card = model_card(config, state, 40)
-    for words in (
-        "base_model: google/siglip-base-patch16-224\n",
-        "# birds\n",
-        "LoRA (rank 3), merged, frozen: text",
-        "step 40 of 90 (mean R@1 on val 50.00)",
-        "every 7 steps",
-        '"max_length"',
-        "`birds.csv`",
-    ):
-        assert words in card
-    monkeypatch.setitem(hub._COMMITS, "birds.csv", "c" * 40)
-    assert f"- Data: `birds.csv` (commit {'c' * 40} of the hub), split `train`.\n" in model_card(config, state, 40)
-    other = model_card(config, state, 90)
-    assert "mean R@1" not in other  # the score is another step's
-
-
-def test_the_card_claims_mined_negatives_only_for_weights_that_saw_some(tmp_path: Path) -> None:
-    train = {"max_steps": 90, "batch_size": 8, "learning_rate": 1, "eval_every_steps": 1, "checkpoint_every_steps": 1}
-    record: dict[str, Any] = {"name": "birds", "runs_folder": str(tmp_path), "model": {"base": "b"}, "data": {"source": "birds.csv"}}
-    config = JobConfig.model_validate(record | {"train": train, "mining": {"start_step": 40, "mine_every_steps": 7}})
-    none, claimed = "mined negatives: none.", "mined negatives: up to 4 hard captions per image, refreshed every 7 steps."
-    state = State(step=90, num_metrics_lines=3, evaluated=True, best_step=40, best_score=0.5, base_sha256="f" * 64, data_sha256="d")
-    assert claimed in model_card(config, state, 41) and "- Mining" not in model_card(config, state, 41)  # as of runs without metrics.jsonl
-    assert none in model_card(config, state, 40) and "- Mining: No step of this checkpoint (step 40)" in model_card(config, state, 40)
-
-    mined = {"event": "mining", "num_images": 100, "num_relabelled": 0, "filtered_out": {"known_positive": 5, "margin": 800}}
-    lines = [{"event": "start", "step": 0}, mined | {"step": 40, "num_mined": 0}, mined | {"step": 47, "num_mined": 60}]
-    (tmp_path / "birds").mkdir()
-    later = mined | {"step": 54, "num_mined": 400}  # of a future that did not happen
-    (tmp_path / "birds" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (*lines, later)))
-    assert none in model_card(config, state, 47) and "nothing had been mined before it" in model_card(config, state, 47)
-    assert claimed in model_card(config, state, 48)
-    assert "- Mining: Mining found 0.30 captions an image on average, of 4 asked for" in model_card(config, state, 48)
-
-
 def test_scratch_follows_from_the_seed_and_loads(small_world: SmallWorld, tmp_path: Path) -> None:
     dataset = load(small_world.manifest)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -162,3 +117,26 @@ def test_too_few_captions_for_a_tokenizer_are_named(tmp_path: Path, small_world:
     monkeypatch.setattr(dataset, "captions", ["!"])
     with pytest.raises(UserError, match="model.scratch"):
         write_scratch(tmp_path / "a", ScratchConfig(vocab_size=64), dataset, 0)
+
+
+@pytest.mark.parametrize(("num_tokens", "length"), [(64, 64), (12, None), (80, 64)])
+def test_the_pipeline_of_transformers_is_right_at_64_tokens_and_refuses_less(
+    small_world: SmallWorld, tmp_path: Path, num_tokens: int, length: int | None
+) -> None:
+    """It pads to 64 whatever the text tower wants; more than that goes wrong without a word, as the card of such a model says."""
+    write_scratch(tmp_path / "base", TINY.model_copy(update={"num_tokens": num_tokens}), load(small_world.manifest), seed=1)
+    model, inputs = load_siglip(tmp_path / "base")
+    export_model(TunedModel(model, inputs, "0"), tmp_path / "export", usage(inputs))
+    card, labels = (tmp_path / "export" / "README.md").read_text(), ["a red circle at the left", "A blue BAR, number 3!", ""]
+    picture = load(small_world.manifest, "test").load_image(0)
+    classify = pipeline("zero-shot-image-classification", model=str(tmp_path / "export"), device="cpu")
+    if length is None:
+        assert "this text tower refuses them" in card
+        with pytest.raises(ValueError, match="Sequence length must be less than max_position_embeddings"):
+            classify(picture, candidate_labels=labels, hypothesis_template="{}")
+        return
+    found = {one["label"]: one["score"] for one in classify(picture, candidate_labels=labels, hypothesis_template="{}")}
+    with torch.no_grad():
+        logits = model(input_ids=inputs.token_ids(labels), pixel_values=inputs.pixels(picture)[None]).logits_per_image[0]
+    is_right = np.allclose([found[label] for label in labels], logits.sigmoid().numpy(), atol=1e-6, rtol=1e-4)
+    assert is_right == (num_tokens == 64) == ("which is right here" in card) == ("Do not use it" not in card)

@@ -131,7 +131,8 @@ def test_the_uniform_soup_is_plain_transformers_weights(small_world: SmallWorld,
     with torch.no_grad():
         assert torch.equal(plain.text_model(batch["input_ids"]).pooler_output, ours.text_model(batch["input_ids"]).pooler_output)
     card = (tmp_path / "soup" / "export" / "README.md").read_text()
-    assert "uniform soup of 3" in card and "2203.05482" in card and "not measured" in card and all(str(path) in card for path in siblings)
+    assert "uniform soup of 3" in card and "2203.05482" in card and "not measured" in card
+    assert all(f"`{path.name}` (weights " in card and str(path) not in card for path in siblings)
 
 
 def mean_recall(world: SmallWorld, folder: Path) -> float:
