@@ -141,6 +141,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     from eval.manifest.skipped import FILE as SKIPPED
     from eval.manifest.skipped import write_skipped
     from eval.process_group import use_exact_float32
+    from eval.report.calibration import FILE as CALIBRATION_FILE
     from eval.report.skipped import skipped_sections
     from eval.report.texts import text_lines
     from rerank.asked import OPTIONS, read_datasets, read_inputs, read_reranker, with_fitting_top_k
@@ -154,12 +155,12 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
         plan, manifest = read_inputs(asked)
         inputs = list(plan.inputs.values())
     if asked.skip_broken:
-        splits = dict.fromkeys([asked.split, *([asked.choose_on] if asked.choose_on is not None else [])])
+        splits = dict.fromkeys([asked.split, *(split for split in (asked.choose_on, asked.calibrate_on) if split is not None)])
         manifest = without_broken(manifest, list(splits), Execution(processes=processes, num_workers=asked.num_workers))
     if processes.is_main:
         print("".join(f"{line}\n" for line in manifest.lines()), end="", flush=True)
     with processes.jointly(), reading(), named(OPTIONS), calling(_NAMES):
-        dataset, tune_on = read_datasets(asked, manifest, inputs)
+        dataset, tune_on, calibrate_on = read_datasets(asked, manifest, inputs)
         datasets = [dataset] + ([tune_on] if tune_on is not None else [])
         plan, line = with_fitting_top_k(asked, plan, datasets)
         if line and processes.is_main:
@@ -171,12 +172,15 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     if processes.is_main:
         for line in text_lines(texts):
             print(f"texts    {line}", flush=True)
-    report = evaluate_plan(plan, dataset, tune_on=tune_on, reranker=reranker, texts=texts, execution=execution)
+    report = evaluate_plan(
+        plan, dataset, tune_on=tune_on, calibrate_on=calibrate_on, reranker=reranker, texts=texts, execution=execution
+    )
     with processes.jointly():
         if report is not None:
             report = report.adding(*skipped_sections(dataset.skipped))
             with writing(asked.output):
                 folder = report.write(asked.output, trec=asked.trec)
+                report.write_calibration(folder / CALIBRATION_FILE)
                 write_skipped(folder / SKIPPED, list(dict.fromkeys(manifest.skipped)))
                 print_record(report.record, folder)
 

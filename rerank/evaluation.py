@@ -7,6 +7,7 @@ what has its models in memory (a tuned cross-encoder, a soup, an interpolation o
         report.write("runs/report")
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from eval.errors import SettingError
 from eval.execution import ONE_PROCESS, Execution
 from eval.metrics.checks import pair_faults
 from eval.metrics.evaluate import Figures, evaluate, values_of
+from eval.report.calibration import CALIBRATION
 from eval.report.gallery import ShownQuery, gallery
 from eval.report.leakage import LEAKAGE
 from eval.report.report import print_report, report_record, write_report
@@ -39,6 +41,7 @@ from eval.report.texts import TEXTS, text_record, texts_section
 from eval.report.trec import write_trec
 from eval.search.stage import Stage
 from rerank import stage_names
+from rerank.calibration import Reranker, StagesOf, calibration_file, calibration_section, candidates_of, known_scores
 from rerank.combine.embedded_sets import EmbeddedSets
 from rerank.combine.first_stages import MINIMUM_DEPTH, FirstStages
 from rerank.combine.record import ENSEMBLES, EXPANSIONS, combined_sections, expansion_table
@@ -48,11 +51,9 @@ from rerank.expansions.generated import Paraphraser
 from rerank.expansions.given_texts import CAPTIONS
 from rerank.reorder.plan import Plan
 from rerank.reorder.record import ADAPTIVE, BUDGET, FUSION
-from rerank.reorder.reranking import rerank_stages
-from rerank.scorers.scorer import PairScorer
-from rerank.scoring.score_cache import ScoreCache
+from rerank.reorder.reranking import Reranked, rerank_stages
 
-FORMATS = (TEXTS, FUSION, ADAPTIVE, BUDGET, ENSEMBLES, EXPANSIONS, LEAKAGE, SKIPPED, REVISIONS, CHOICES)
+FORMATS = (TEXTS, FUSION, ADAPTIVE, BUDGET, ENSEMBLES, EXPANSIONS, CALIBRATION, LEAKAGE, SKIPPED, REVISIONS, CHOICES)
 """How the sections of a report are shown, in the order of the terminal's sentences."""
 
 
@@ -159,15 +160,6 @@ class EvaluationPlan:
 
 
 @dataclass(frozen=True)
-class Reranker:
-    """A cross-encoder, the cache of its scores, if there is one, and the folder or hub id it was loaded from, if that is known."""
-
-    scorer: PairScorer
-    cache: ScoreCache | None = None
-    model: str | None = None
-
-
-@dataclass(frozen=True)
 class Report:
     """What was measured, ready to be written and printed; of the main process.
 
@@ -205,6 +197,16 @@ class Report:
             write_trec(target / "trec", self.figures.queries, self.dataset)
         return target
 
+    def write_calibration(self, path: Path) -> None:
+        """Write calibration.json, where the evaluation was asked for one.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        for section in self.sections:
+            if section.format is CALIBRATION:
+                replace_files({path: json.dumps(calibration_file(section.record), indent=1, allow_nan=False) + "\n"})
+
 
 def print_record(record: dict[str, Any], folder: str | os.PathLike[str]) -> None:
     """Print a report's tables and sentences, and where it lies."""
@@ -230,6 +232,7 @@ def evaluate_plan(
     dataset: RetrievalSet,
     *,
     tune_on: RetrievalSet | None = None,
+    calibrate_on: RetrievalSet | None = None,
     reranker: Reranker | None = None,
     texts: dict[str, Any] | None = None,
     execution: Execution = ONE_PROCESS,
@@ -239,6 +242,7 @@ def evaluate_plan(
     Args:
         dataset: the split that is measured, with its ground truth.
         tune_on: the split that everything left to choose is chosen on; None: nothing is.
+        calibrate_on: the split that the scores of the checkpoint `plan.combining` names are calibrated on, alone and reranked; None: none.
         reranker: the cross-encoder of `plan.reranking`.
         texts: what `read_texts` gave of the split; None: it is read here.
 
@@ -257,7 +261,9 @@ def evaluate_plan(
         strip_punctuation=plan.strip_punctuation,
         galleries={dataset: other} if other is not None else {},
     )
-    firsts = FirstStages(plan.combining, sets, max(MINIMUM_DEPTH, plan.reranking.top_k if plan.reranking is not None else 0))
+    depth = max(MINIMUM_DEPTH, plan.reranking.top_k if plan.reranking is not None else 0)
+    calibrated_k = candidates_of([dataset, calibrate_on or dataset], plan.reranking.top_k if plan.reranking is not None else None)
+    firsts = FirstStages(plan.combining, sets, depth if calibrate_on is None else max(depth, calibrated_k))
     for one in [dataset] + ([tune_on] if tune_on is not None else []):
         for name in plan.expansions:  # what is refused is refused before the work
             sets.additional(name, one)
@@ -281,6 +287,11 @@ def evaluate_plan(
         stages += found.stages
         if plan.reranking.skip_margin is None:  # what is skipped is not scored, and has no seconds a pair to compare with
             reranked = stage_names.reranked(plan.combining.checkpoint, reranker.scorer.name)
+    fitted = None
+    if calibrate_on is not None:
+        if found is not None and found.budget is not None:
+            calibrated_k = min(calibrated_k, found.budget.top_k)
+        fitted = _fitted(plan, firsts, (dataset, stages, found), calibrate_on, reranker, calibrated_k, execution)
     with execution.processes.jointly():
         if execution.processes.is_main:
             report = report_of(dataset, stages, pairs)
@@ -288,9 +299,33 @@ def evaluate_plan(
             sections += found.sections(report.figures, dataset) if found is not None else []
             sections += combined_sections(report.figures, dataset, firsts.ensemble_stage(dataset, stages, reranked), expanded)
             models = [*plan.checkpoints.values(), *(one.model for one in plan.expansions.values() if isinstance(one, Paraphraser))]
+            if fitted is not None:
+                name = plan.combining.checkpoint
+                own = StagesOf(dataset, [stage for stage in stages if stage.name in (name, reranked)])
+                sections.append(calibration_section(fitted, own, calibrated_k, reranker, plan.checkpoints[name]))
             sections += revision_sections([*models, *([reranker.model] if reranker is not None and reranker.model is not None else [])])
             return replace(report, sections=sections, expansions=expansion_table(report.figures, dataset, expanded))
     return None
+
+
+def _fitted(
+    plan: EvaluationPlan,
+    firsts: FirstStages,
+    measured: tuple[RetrievalSet, Sequence[Stage], Reranked | None],
+    calibrate_on: RetrievalSet,
+    reranker: Reranker | None,
+    top_k: int,
+    execution: Execution,
+) -> StagesOf:
+    """The stages that are calibrated, on the split for it; what is known of it is not made again."""
+    dataset, stages, found = measured
+    name = plan.combining.checkpoint
+    first, scores = known_scores(found, name, calibrate_on)
+    if calibrate_on is dataset:
+        first, scores = next(stage for stage in stages if stage.name == name), found.scores if found is not None else None
+    if first is None:
+        (first,) = firsts.stages(calibrate_on, [name])
+    return StagesOf.scored(calibrate_on, first, reranker, top_k, scores, execution)
 
 
 def _of_other_gallery(other: RetrievalSet, stages: Sequence[Stage]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from eval.report.leakage import leakage_section
 from eval.report.report import read_report
 from eval.report.section import Section
 from eval.report.skipped import skipped_sections
-from rerank.evaluation import EvaluationPlan, Reranker, evaluate_plan, print_record
+from rerank.calibration import Reranker
+from rerank.evaluation import EvaluationPlan, evaluate_plan, print_record
 from rerank.reorder.choices import measure_choices
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
@@ -89,7 +90,7 @@ def _load_reranker(job: Job) -> Reranker | None:
     with named({"reranker": "rerank.model"}):
         scorer = load_scorer(rerank.model, device=job.accelerator.device, settings=ScorerSettings(score_kind=rerank.score))
     cache = None if folder is None else job.processes.together(lambda: ScoreCache(folder, job.log))
-    return Reranker(scorer, cache, rerank.model)
+    return Reranker(scorer, cache, rerank.model, rerank.score)
 
 
 def _measure_retention(job: Job, export: Path, watched: RetentionSet, execution: Execution) -> dict[str, Any] | None:

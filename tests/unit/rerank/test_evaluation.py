@@ -15,7 +15,8 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import SettingError
 from rerank.asked import read_plan
 from rerank.combine.spec import Combining
-from rerank.evaluation import EvaluationPlan, Report, Reranker, evaluate_plan
+from rerank.calibration import Reranker
+from rerank.evaluation import EvaluationPlan, Report, evaluate_plan
 from rerank.reorder.plan import Plan, Tuning
 from tests.small_job import SmallWorld, load
 from train.config.job import JobConfig
