@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.errors import UserError
+from eval.errors import SettingError, UserError
 from eval.files import read_text
 from eval.metrics.calibration import probability_at
 from eval.report.render import DIRECTION_WORDS, TEMPLATES
@@ -52,16 +52,17 @@ class StageCalibration:
         """The lowest score at or above which this share of the candidates is relevant.
 
         Raises:
-            UserError: it was not looked for, or no score reaches it.
+            SettingError: it was not looked for, or no score reaches it.
         """
         rows = {row["precision"]: row["score"] for row in self.directions[direction]["thresholds"]}
         if precision not in rows:
-            raise UserError(f"expected one of the precisions {', '.join(f'{one:g}' for one in rows)}; found {precision:g}")
+            known = ", ".join(f"{one:g}" for one in rows)
+            raise SettingError("precision", f"expected one of the precisions that were calibrated, {known}; found {precision:g}")
         score = rows[precision]
         if score is None:
             reached = [f"{one:g}" for one, reachable in rows.items() if reachable is not None]
             instead = f"take one of {', '.join(reached)}" if reached else "it reaches none of them: take a better model, or --rerank"
-            raise UserError(f"no score of {self.name}, {DIRECTION_WORDS[direction]}, reaches precision {precision:g}: {instead}")
+            raise SettingError("precision", f"no score of {self.name}, {DIRECTION_WORDS[direction]}, reaches precision {precision:g}: {instead}")
         return float(score)
 
 

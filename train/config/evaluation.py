@@ -119,6 +119,9 @@ class EvaluationConfig(Section):
     """Additional columns of the manifest, by its own names: R@1 is shown per value of each."""
     trec: bool = False
     """Also write TREC run and qrels files."""
+    calibration: bool = False
+    """Calibrate the scores of tuned, alone and reranked, on data.val_split: export/calibration.json says how likely a score is a match,
+    for rerank --min-precision (docs/calibration.md)."""
 
     @model_validator(mode="after")
     def _check(self) -> "EvaluationConfig":

@@ -10,6 +10,7 @@ from eval.choices.choice_set import read_choices
 from eval.choices.report import CHOICES, print_choices, write_choices
 from eval.errors import named
 from eval.execution import Execution
+from eval.report.calibration import FILE as CALIBRATION_FILE
 from eval.report.leakage import leakage_section
 from eval.report.report import read_report
 from eval.report.section import Section
@@ -65,16 +66,18 @@ def _measure(
     # The reranker is loaded first: one that is refused should be refused before the embedding, not after.
     reranker = _load_reranker(job)
     plan = job.processes.together(lambda: evaluation_plan(config, job.base, str(export)))  # its files may be gone since the start
-    tune_on = None
-    if plan.chooses and job.val_set is not None:  # qrels are of the final split
-        tune_on = as_evaluated(job.val_set, asked)
-    report = evaluate_plan(plan, job.final_set, tune_on=tune_on, reranker=reranker, execution=execution)
+    tune_on = calibrate_on = None
+    if (plan.chooses or asked.calibration) and job.val_set is not None:  # qrels are of the final split
+        other = as_evaluated(job.val_set, asked)
+        tune_on, calibrate_on = other if plan.chooses else None, other if asked.calibration else None
+    report = evaluate_plan(plan, job.final_set, tune_on=tune_on, calibrate_on=calibrate_on, reranker=reranker, execution=execution)
     if report is not None:
         left_out = skipped_sections(job.final_set.skipped)
         further = [Section(RETENTION, retained)] if retained else []
         further += [Section(MINING, effect.as_record())] if effect is not None else []
         report = report.adding(leakage_section(job.leakages), *left_out, *further)
         report.write(report_folder(config), trec=asked.trec)
+        report.write_calibration(calibration_path(config))
     if config.choices:  # after the report is written: what fails here must not cost it
         records = _measure_choices(job, plan, reranker, execution)
         if report is not None:
@@ -132,6 +135,11 @@ def choices_folder(config: JobConfig, number: int) -> Path:
     return report_folder(config) / "choices" / str(number)
 
 
+def calibration_path(config: JobConfig) -> Path:
+    """Where the calibration of a job's scores lies: next to the weights, not among the files that their manifest.json seals."""
+    return config.run_folder / "export" / CALIBRATION_FILE
+
+
 def watch_folder(config: JobConfig, name: str) -> Path:
     """Where a retention set's own report lies: eval/watch/NAME."""
     return config.run_folder / "eval" / "watch" / name
@@ -145,17 +153,19 @@ def report_folders(config: JobConfig) -> list[Path]:
 
 def is_finished(config: JobConfig) -> bool:
     """True if the run ended with its final report, made as the configuration asks."""
-    return ended(config, _finished_record(config), _watch_reports(config))
+    return ended(config, _finished_record(config), _further_reports(config))
 
 
-def _watch_reports(config: JobConfig) -> list[Path]:
-    return [watch_folder(config, watched.name) / "report.json" for watched in config.watch]
+def _further_reports(config: JobConfig) -> list[Path]:
+    """What must be there next to export and final report."""
+    watched = [watch_folder(config, watched.name) / "report.json" for watched in config.watch]
+    return watched + ([calibration_path(config)] if config.evaluation.calibration else [])
 
 
 def _finished_record(config: JobConfig) -> dict[str, Any]:
     left_out: dict[str, Any] = {"rerank": {"pair_scores"}}
-    if config.evaluation.gallery == "every":  # as of runs of earlier versions, whose marks have no such key
-        left_out["evaluation"] = {"gallery"}
+    defaults = type(config.evaluation)()  # as of runs of earlier versions, whose marks have no such keys
+    left_out["evaluation"] = {key for key in ("gallery", "calibration") if getattr(config.evaluation, key) == getattr(defaults, key)}
     measured = config.model_dump(mode="json", include={"rerank", "evaluation"}, exclude=left_out)
     # Read by nothing else: what they hold decides the figures, which are made again where it changed.
     files = [Path(path) for path in (*(config.choices or ()), config.evaluation.qrels) if path is not None]
