@@ -99,11 +99,11 @@ def table(draws: list[dict[Direction, CandidatePairs]]) -> str:
         "",
         f"`python -m benchmarks.calibration_coverage --folder FOLDER --write`: {NUM_DRAWS} draws of {NUM_SCENES} other scenes of the demo "
         f"(seeds {FIRST_SEED} to {FIRST_SEED + NUM_DRAWS - 1}), retrieved by",
-        f"demo/models/siglip-base, the first {TOP_K} of each query reranked by demo/models/blip-itm. Each draw is calibrated by itself; the "
-        "true threshold is that of the other draws together.",
+        f"demo/models/siglip-base, the first {TOP_K} of each query reranked by demo/models/blip-itm. Each draw is calibrated by itself; "
+        "the true threshold is that of the other draws together.",
         "",
-        "| direction | precision wanted | true threshold | interval holds it | mean width | threshold found, mean | precision it gives elsewhere, "
-        "mean (least to most) | no threshold |",
+        "| direction | precision wanted | true threshold | interval holds it | mean width | threshold found, mean "
+        "| precision it gives elsewhere, mean (least to most) | no threshold |",
         "|---|---|---|---|---|---|---|---|",
     ]
     errors = {}

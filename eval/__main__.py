@@ -172,9 +172,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     if processes.is_main:
         for line in text_lines(texts):
             print(f"texts    {line}", flush=True)
-    report = evaluate_plan(
-        plan, dataset, tune_on=tune_on, calibrate_on=calibrate_on, reranker=reranker, texts=texts, execution=execution
-    )
+    report = evaluate_plan(plan, dataset, tune_on=tune_on, calibrate_on=calibrate_on, reranker=reranker, texts=texts, execution=execution)
     with processes.jointly():
         if report is not None:
             report = report.adding(*skipped_sections(dataset.skipped))

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from rerank.answers.answers import Answers
     from rerank.answers.collection import Collection
     from rerank.answers.first_stage import FirstAnswers
-    from rerank.answers.matches import Matches
     from rerank.scorers.scorer import PairScorer
     from rerank.scoring.pair_scores import PairScores
     from rerank.scoring.score_cache import ScoreCache
@@ -96,8 +95,8 @@ def make_parser() -> CommandParser:
         "--min-precision",
         type=float,
         metavar="P",
-        help="leave out answers whose score does not reach this precision, a share that was calibrated, e.g. 0.9; a query left with none has "
-        "no match (default: all of --top-k are written)",
+        help="leave out answers whose score does not reach this precision, a share from 0 to 1 that was calibrated, e.g. 0.9; a query "
+        "left with none has no match (default: all of --top-k are written)",
     )
     add(
         "--calibration",
@@ -150,8 +149,10 @@ def argument_fault(asked: argparse.Namespace) -> str:
         return "--seconds is above 0"
     if asked.skip_margin is not None and not asked.skip_margin >= 0:
         return "--skip-margin is a difference of cosines, 0 or more"
+    if asked.min_precision is not None and not 0 < asked.min_precision < 1:
+        return f"--min-precision is a share from 0 to 1, e.g. 0.9; found {asked.min_precision:g}"
     if (asked.min_precision is not None or asked.calibration is not None) and asked.skip_margin is not None:
-        return "--skip-margin leaves answers without a score, which then have no probability: leave it out, or --min-precision and --calibration"
+        return "--skip-margin leaves answers without a score, and so without a probability: leave it out, or give no --min-precision"
     if asked.caption_id_column is not None and asked.captions is None:
         return "--caption-id-column is of a table of captions: give --captions too, or leave it out"
     if Path(asked.output).suffix.lower() not in SUFFIXES:

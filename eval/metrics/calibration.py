@@ -180,20 +180,21 @@ def check_calibration(found: dict[str, Any], pairs: CandidatePairs, weights_SI: 
     """
     said_N = probability_at(found["points"], pairs.scores_N)
     bin_N = np.minimum((said_N * NUM_BINS).astype(np.int64), NUM_BINS - 1)
-    bins = []
+    bins: list[dict[str, Any]] = []
     for number in np.unique(bin_N):
         in_bin_N = bin_N == number
         share, ci95 = _share(pairs, in_bin_N, weights_SI)
         bins.append({"said": float(said_N[in_bin_N].mean()), "relevant": share, "ci95": ci95, "pairs": int(in_bin_N.sum())})
-    error = sum(abs(row["said"] - row["relevant"]) * row["pairs"] for row in bins) / len(said_N)
-    rows = []
+    observed_N = np.bincount(bin_N, weights=pairs.relevant_N)[bin_N] / np.bincount(bin_N)[bin_N]
+    said_of_bin_N = np.bincount(bin_N, weights=said_N)[bin_N] / np.bincount(bin_N)[bin_N]
+    error = float(np.abs(said_of_bin_N - observed_N).mean())
+    rows: list[dict[str, Any]] = []
     for row in found["thresholds"]:
         if row["score"] is None:
             continue
         above_N = pairs.scores_N >= row["score"]
-        share, ci95 = _share(pairs, above_N, weights_SI) if above_N.any() else (None, None)
-        answered = pairs.num_answered(row["score"]) / len(pairs.image_Q)
-        rows.append({"precision": row["precision"], "found": share, "ci95": ci95, "answered": answered})
+        found_here = dict(zip(("found", "ci95"), _share(pairs, above_N, weights_SI) if above_N.any() else (None, None), strict=True))
+        rows.append({"precision": row["precision"], **found_here, "answered": pairs.num_answered(row["score"]) / len(pairs.image_Q)})
     return {"bins": bins, "error": error, "thresholds": rows}
 
 

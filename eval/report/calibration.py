@@ -4,8 +4,8 @@
  "stages": {STAGE: {"reranker": null or the fingerprint of its cross-encoder, "top_k": candidates of each query that were looked at,
                     DIRECTION: {"score", "points", "thresholds", ...}}}}
 
-"score" is what `points` and `thresholds` are of: "cosine" (of the first stage), or the cross-encoder's "match_logit" or "margin". Each is of
-the pair alone, whatever else the gallery holds. The rest of a direction: eval/metrics/calibration.py.
+"score" is what `points` and `thresholds` are of: "cosine" (of the first stage), or the cross-encoder's "match_logit" or "margin". Each is
+of the pair alone, whatever else the gallery holds. The rest of a direction: eval/metrics/calibration.py.
 """
 
 import json
@@ -62,7 +62,9 @@ class StageCalibration:
         if score is None:
             reached = [f"{one:g}" for one, reachable in rows.items() if reachable is not None]
             instead = f"take one of {', '.join(reached)}" if reached else "it reaches none of them: take a better model, or --rerank"
-            raise SettingError("precision", f"no score of {self.name}, {DIRECTION_WORDS[direction]}, reaches precision {precision:g}: {instead}")
+            raise SettingError(
+                "precision", f"no score of {self.name}, {DIRECTION_WORDS[direction]}, reaches precision {precision:g}: {instead}"
+            )
         return float(score)
 
 

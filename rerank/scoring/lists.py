@@ -1,7 +1,7 @@
 """Rerank candidate lists of your own: of each query the captions, or the pictures, that anything retrieved.
 
-    ranked = rerank_lists(load_scorer("Salesforce/blip-itm-base-coco"), {"a red kite": ["1.jpg", "2.jpg", "3.jpg"]})
-    ranked["a red kite"][0]  # ("2.jpg", 4.03), the best
+ranked = rerank_lists(load_scorer("Salesforce/blip-itm-base-coco"), {"a red kite": ["1.jpg", "2.jpg", "3.jpg"]})
+ranked["a red kite"][0]  # ("2.jpg", 4.03), the best
 """
 
 from collections.abc import Mapping, Sequence

@@ -32,10 +32,18 @@ def make_parser() -> CommandParser:
     parser = run_parser("train.mining", description, "mine configs/demo.yaml mining.negatives_per_image=4 name=mined", is_needed=False)
     add = parser.add_argument
     add("--model", metavar="DIR_OR_HUB_ID", help="without a configuration: the SigLIP checkpoint that mines (default: that of CONFIG.yaml)")
-    add("--data", metavar="MANIFEST", help=f"without a configuration: labelled pairs to mine for, {MANIFEST} (default: those of CONFIG.yaml)")
+    add(
+        "--data",
+        metavar="MANIFEST",
+        help=f"without a configuration: labelled pairs to mine for, {MANIFEST} (default: those of CONFIG.yaml)",
+    )
     add("--split", help="with --data: the rows to mine for (default: train, or all rows of data without splits)")
     add_manifest_options(parser)
-    add("--preset", choices=_PRESETS, help="with --data: values for the rules; mining.KEY=VALUE replaces some (default: those of docs/mining.md)")
+    add(
+        "--preset",
+        choices=_PRESETS,
+        help="with --data: values for the rules; mining.KEY=VALUE replaces some (default: those of docs/mining.md)",
+    )
     add("--output", metavar="FOLDER", help="with --data: folder for the table and its report (default: mined)")
     add(
         "--num-workers",

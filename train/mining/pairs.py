@@ -1,7 +1,7 @@
 """Mine with a checkpoint and pairs alone: the rules, defaults and report of a run's mining, without a run.
 
-    mined = mine_pairs("google/siglip-base-patch16-224", "pairs.csv", "mined", rules={"negatives_per_image": 8, "margin": -3.0})
-    mined.table  # image_id, caption_id, caption, rank, score, margin, ...
+mined = mine_pairs("google/siglip-base-patch16-224", "pairs.csv", "mined", rules={"negatives_per_image": 8, "margin": -3.0})
+mined.table  # image_id, caption_id, caption, rank, score, margin, ...
 """
 
 from collections.abc import Mapping
@@ -142,7 +142,9 @@ def _cross_encoder(config: MiningConfig, execution: Execution) -> PairScorer | N
     if not asked:
         return None
     if len(models) != 1:
-        raise UserError(f"mining.{' and mining.'.join(asked)}: expected the model of one cross-encoder, found {models or 'none'}; give model")
+        raise UserError(
+            f"mining.{' and mining.'.join(asked)}: expected the model of one cross-encoder, found {models or 'none'}; give model"
+        )
     with named({"reranker": f"mining.{next(key for key, model in asked.items() if model is not None)}.model"}):
         return load_scorer(models[0], device=execution.device, settings=SETTINGS)
 

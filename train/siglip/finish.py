@@ -51,7 +51,7 @@ def finish(job: Job, state: State, check_signal: Callable[[], Any]) -> None:
     record = _measure(job, export, retained, effect, execution)
     if job.processes.is_main:
         said = {"stopped": stopped, "mining": effect.sentences() if effect is not None else []}
-        mark_ended(job.config, _finished_record(job.config) | said, _watch_reports(job.config))
+        mark_ended(job.config, _finished_record(job.config) | said, _further_reports(job.config))
         show_finished(job.config, record)
 
 

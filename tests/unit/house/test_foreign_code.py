@@ -211,8 +211,8 @@ MODELS: dict[str, Callable[[str, Place], tuple[str, list[str]]]] = {
 }
 """Every option and key that takes a model: the command that is given the evil folder there."""
 NO_MODELS = {
-    "eval": "--data --split --split-file --image-root --column --output --pair-scores --choose-on --choose --calibrate-on --combine --pooling "
-    "--compare --qrels --slice-by",
+    "eval": "--data --split --split-file --image-root --column --output --pair-scores --choose-on --choose --calibrate-on --combine "
+    "--pooling --compare --qrels --slice-by",
     "eval.choices": "--data --image-root --output --pair-scores",
     "eval.compare": "run_a run_b --stages --output",
     "eval.convert_choices": "--source --images --output",

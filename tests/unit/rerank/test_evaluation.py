@@ -14,8 +14,8 @@ from eval.__main__ import make_parser, parse
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import SettingError
 from rerank.asked import read_plan
-from rerank.combine.spec import Combining
 from rerank.calibration import Reranker
+from rerank.combine.spec import Combining
 from rerank.evaluation import EvaluationPlan, Report, evaluate_plan
 from rerank.reorder.plan import Plan, Tuning
 from tests.small_job import SmallWorld, load
