@@ -18,7 +18,7 @@ import numpy as np
 
 from eval.errors import SettingError, UserError
 from eval.files import read_text
-from eval.metrics.calibration import probability_at
+from eval.metrics.calibration import LEAST_PAIRS, probability_at
 from eval.report.render import DIRECTION_WORDS, TEMPLATES
 from eval.report.section import SectionFormat
 from eval.search.ranking import DIRECTIONS, Direction
@@ -146,7 +146,8 @@ def split_in_words(record: Mapping[str, Any]) -> str:
 
 
 def drawn_bins(bins: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Bins of `eval.metrics.calibration.check_calibration` in a box of 200 x 200: place, the ends of the interval, radius."""
+    """Bins of `eval.metrics.calibration.check_calibration` in a box of 200 x 200: place, the ends of the interval, radius; none of those
+    that hold too few pairs to tell."""
     most = max((row["pairs"] for row in bins), default=1)
 
     def down(share: float) -> float:
@@ -160,6 +161,7 @@ def drawn_bins(bins: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "radius": round(2 + 3 * (row["pairs"] / most) ** 0.5, 1),
         }
         for row in bins
+        if row["pairs"] >= LEAST_PAIRS
     ]
 
 
@@ -167,6 +169,6 @@ CALIBRATION = SectionFormat(
     key="calibration",
     template=TEMPLATES / "calibration.html.j2",
     lines=lambda record, data: calibration_line(record),
-    names={"split_in_words": split_in_words, "drawn_bins": drawn_bins},
+    names={"split_in_words": split_in_words, "drawn_bins": drawn_bins, "least_pairs": LEAST_PAIRS},
 )
 """The calibration of the checkpoint a report is about, with what it says of the split that is measured."""
