@@ -18,7 +18,7 @@ from eval.dataset.retrieval_set import RetrievalSet, load_split
 from eval.encoder.checkpoint import load_siglip
 from eval.execution import ONE_PROCESS
 from eval.manifest.manifest import read_manifest
-from eval.metrics.calibration import CandidatePairs, calibrate, check_calibration, thresholds
+from eval.metrics.calibration import NUM_RESAMPLES, CandidatePairs, calibrate, check_calibration, thresholds
 from eval.metrics.significance import resample_weights
 from eval.report.render import DIRECTION_WORDS
 from eval.search.ranking import DIRECTIONS, Direction
@@ -63,13 +63,14 @@ def together(draws: list[CandidatePairs]) -> CandidatePairs:
         np.concatenate([one.relevant_N for one in draws]),
         np.concatenate([one.query_N + start for one, start in zip(draws, starts, strict=False)]),
         np.concatenate([one.image_Q + start for one, start in zip(draws, images, strict=False)]),
+        np.concatenate([one.item_image_N + start for one, start in zip(draws, images, strict=False)]),
         sum(one.num_relevant for one in draws),
     )
 
 
 def coverage(draws: list[CandidatePairs]) -> list[dict[str, Any]]:
     """Of each precision: how many draws' intervals hold the threshold of the others, how wide they are, what precision is found there."""
-    weights_SI = resample_weights(NUM_SCENES)
+    weights_SI = resample_weights(NUM_SCENES, num_resamples=NUM_RESAMPLES)
     rows: dict[float, dict[str, Any]] = {}
     for number, own in enumerate(draws):
         others = together(draws[:number] + draws[number + 1 :])

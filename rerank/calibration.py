@@ -13,7 +13,7 @@ import numpy as np
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import hash_weights, load_siglip
 from eval.execution import Execution
-from eval.metrics.calibration import CandidatePairs, calibrate, check_calibration
+from eval.metrics.calibration import NUM_RESAMPLES, CandidatePairs, calibrate, check_calibration
 from eval.metrics.significance import resample_weights
 from eval.report.calibration import CALIBRATION, VERSION
 from eval.report.section import Section
@@ -68,8 +68,9 @@ class StagesOf:
 
     def pairs(self, number: int, top_k: int) -> dict[str, CandidatePairs]:
         """The candidates of a stage, by direction."""
-        image_Q = {"image_to_text": np.arange(self.dataset.num_images), "text_to_image": self.dataset.caption_image_C}
-        return {d: CandidatePairs.of(self.stages[number].rankings[d], top_k, image_Q[d]) for d in DIRECTIONS}
+        images, captions, rankings = np.arange(self.dataset.num_images), self.dataset.caption_image_C, self.stages[number].rankings
+        sides = {"image_to_text": (images, captions), "text_to_image": (captions, images)}
+        return {d: CandidatePairs.of(rankings[d], top_k, *sides[d]) for d in DIRECTIONS}
 
 
 def known_scores(found: Reranked | None, name: str, fitted_on: RetrievalSet) -> tuple[Stage | None, PairScores | None]:
@@ -95,7 +96,7 @@ def calibration_section(fitted: StagesOf, measured: StagesOf, top_k: int, rerank
     Raises:
         UserError: the model is not there any more.
     """
-    weights_SI, measured_SI = (resample_weights(one.dataset.num_images) for one in (fitted, measured))
+    weights_SI, measured_SI = (resample_weights(one.dataset.num_images, num_resamples=NUM_RESAMPLES) for one in (fitted, measured))
     stages: dict[str, Any] = {}
     checked: dict[str, Any] = {}
     for number, stage in enumerate(fitted.stages):

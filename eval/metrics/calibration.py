@@ -4,10 +4,14 @@ The pairs are those a person sees: each query of a split with its first K candid
 their isotonic regression: of all functions that never fall, the one nearest to what is relevant (Barlow et al. 1972; as calibration:
 Zadrozny and Elkan 2002). A threshold is the lowest score at or above which the wanted share of the pairs is relevant.
 
+Intervals draw images on both sides: a picture that is hard to tell from others is a wrong candidate of many queries, so that drawing
+queries alone makes them too short (results/calibration.md). A pair counts as often as its query's image was drawn, times how often its
+candidate's was, unless that is the same (the pigeonhole bootstrap: Owen 2007, arXiv 0711.2412).
+
 Shape letters: Q queries, K candidates of each, N = Q x K pairs, L levels (scores at which a threshold may lie), I images, S resamples.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +25,8 @@ PRECISIONS = (0.5, 0.8, 0.9, 0.95)
 LEAST_PAIRS = 10
 """Fewer candidates than this tell no precision: a threshold that leaves fewer is none."""
 NUM_BINS = 10
+NUM_RESAMPLES = 500
 _MOST_LEVELS = 1000  # that a resample looks at, ever wider apart: of 100,000 pairs each leaves about 1% more above it than the one before
-_MOST_SUMS = 40_000_000  # per-image sums held at once
 _NOISE = 1e-12
 
 
@@ -34,7 +38,8 @@ class CandidatePairs:
         scores_N: float64.
         relevant_N: bool.
         query_N: int64, the query of each.
-        image_Q: int64, the image each query belongs to: the unit of the bootstrap.
+        image_Q: int64, the image each query is or belongs to: the unit of the bootstrap.
+        item_image_N: int64, the same of each candidate.
         num_relevant: relevant pairs of the split, those that are no candidates too.
     """
 
@@ -42,18 +47,20 @@ class CandidatePairs:
     relevant_N: np.ndarray
     query_N: np.ndarray
     image_Q: np.ndarray
+    item_image_N: np.ndarray
     num_relevant: int
 
     @classmethod
-    def of(cls, ranking: Ranking, top_k: int, image_Q: np.ndarray) -> "CandidatePairs":
-        """The first `top_k` of every query of a ranking."""
+    def of(cls, ranking: Ranking, top_k: int, image_Q: np.ndarray, image_of_item: np.ndarray) -> "CandidatePairs":
+        """The first `top_k` of every query of a ranking; the image of each query, and of each gallery item."""
         relevant_QK = np.zeros((ranking.num_queries, top_k), dtype=bool)
         query_P = np.repeat(np.arange(ranking.num_queries), np.diff(ranking.positive_offsets))
         inside_P = ranking.positive_ranks_P <= top_k
         relevant_QK[query_P[inside_P], ranking.positive_ranks_P[inside_P] - 1] = True
         scores_N = ranking.top_scores_QK[:, :top_k].astype(np.float64).ravel()
         query_N = np.repeat(np.arange(ranking.num_queries), top_k)
-        return cls(scores_N, relevant_QK.ravel(), query_N, image_Q, len(ranking.positive_ranks_P))
+        item_image_N = image_of_item[ranking.top_indices_QK[:, :top_k].ravel()]
+        return cls(scores_N, relevant_QK.ravel(), query_N, image_Q, item_image_N, len(ranking.positive_ranks_P))
 
     @property
     def image_N(self) -> np.ndarray:
@@ -109,12 +116,13 @@ def thresholds(pairs: CandidatePairs, weights_SI: np.ndarray) -> list[dict[str, 
         weights_SI: how often each image was drawn in each resample.
     """
     levels_L = np.unique(pairs.scores_N)[::-1]
-    place_N = np.searchsorted(-levels_L, -pairs.scores_N)
+    place_N = _place(pairs, levels_L)
     hits_L, counts_L = np.bincount(place_N, weights=pairs.relevant_N), np.bincount(place_N)
     found = _lowest(levels_L, np.cumsum(hits_L)[None], np.cumsum(counts_L)[None])[0]
-    num_levels = max(2, min(_MOST_LEVELS, _MOST_SUMS // weights_SI.shape[1]))
-    drawn_L = levels_L[np.unique(np.geomspace(1, len(levels_L), num_levels).round().astype(np.int64)) - 1]
-    samples_SR = np.concatenate([_lowest(drawn_L, *_above(pairs, drawn_L, part)) for part in _parts(weights_SI, len(drawn_L))])
+    ranks_L = np.geomspace(1, len(levels_L), min(_MOST_LEVELS, len(levels_L))).round().astype(np.int64)
+    drawn_L = levels_L[np.unique(ranks_L) - 1]
+    hits_SL, counts_SL = (np.cumsum(drawn, axis=1) for drawn in _resampled(pairs, _place(pairs, drawn_L), len(drawn_L), weights_SI))
+    samples_SR = _lowest(drawn_L, hits_SL, counts_SL)
     rows: list[dict[str, Any]] = []
     for precision, score, samples_S in zip(PRECISIONS, found.tolist(), samples_SR.T, strict=True):
         if not np.isfinite(score):
@@ -128,24 +136,23 @@ def thresholds(pairs: CandidatePairs, weights_SI: np.ndarray) -> list[dict[str, 
     return rows
 
 
-def _parts(weights_SI: np.ndarray, num_levels: int) -> Iterator[np.ndarray]:
-    """The resamples, some at a time, as float64."""
-    chunk = max(1, _MOST_SUMS // max(1, weights_SI.shape[1], num_levels))
-    for start in range(0, len(weights_SI), chunk):
-        yield weights_SI[start : start + chunk].astype(np.float64)
+def _place(pairs: CandidatePairs, levels_L: np.ndarray) -> np.ndarray:
+    """The highest of descending levels that each pair is not below, int64 of shape (N,); L: it is below all."""
+    return np.searchsorted(-levels_L, -pairs.scores_N)
 
 
-def _above(pairs: CandidatePairs, levels_L: np.ndarray, weights_SI: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(relevant pairs, pairs) at or above each of descending levels in each resample, both of shape (S, L)."""
-    num_images, num_levels = weights_SI.shape[1], len(levels_L)
-    level_N = np.searchsorted(-levels_L, -pairs.scores_N)  # the highest level that the pair is not below
-    within_N = level_N < num_levels
-    cell_N = (pairs.image_N * num_levels + level_N)[within_N]
-    hits, counts = (
-        np.bincount(cell_N, weights=weights, minlength=num_images * num_levels).reshape(num_images, num_levels)
-        for weights in (pairs.relevant_N[within_N], None)
-    )
-    return np.cumsum(weights_SI @ hits, axis=1), np.cumsum(weights_SI @ counts, axis=1)
+def _resampled(pairs: CandidatePairs, cell_N: np.ndarray, num_cells: int, weights_SI: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(relevant pairs, pairs) of each cell in each resample, float64 of shape (S, cells); pairs of a cell beyond the last are left out."""
+    inside_N = cell_N < num_cells
+    cell_n, relevant_n = cell_N[inside_N], pairs.relevant_N[inside_N]
+    image_n, item_n = pairs.image_N[inside_N], pairs.item_image_N[inside_N]
+    own_n = image_n == item_n
+    hits_SC, counts_SC = np.empty((len(weights_SI), num_cells)), np.empty((len(weights_SI), num_cells))
+    for row, weights_I in enumerate(weights_SI):
+        weights_n = weights_I[image_n] * np.where(own_n, 1.0, weights_I[item_n])
+        hits_SC[row] = np.bincount(cell_n, weights=weights_n * relevant_n, minlength=num_cells)
+        counts_SC[row] = np.bincount(cell_n, weights=weights_n, minlength=num_cells)
+    return hits_SC, counts_SC
 
 
 def _lowest(levels_L: np.ndarray, hits_SL: np.ndarray, counts_SL: np.ndarray) -> np.ndarray:
@@ -180,29 +187,32 @@ def check_calibration(found: dict[str, Any], pairs: CandidatePairs, weights_SI: 
     """
     said_N = probability_at(found["points"], pairs.scores_N)
     bin_N = np.minimum((said_N * NUM_BINS).astype(np.int64), NUM_BINS - 1)
+    count_B, said_B = np.bincount(bin_N, minlength=NUM_BINS), np.bincount(bin_N, weights=said_N, minlength=NUM_BINS)
     bins: list[dict[str, Any]] = []
-    for number in np.unique(bin_N):
-        in_bin_N = bin_N == number
-        share, ci95 = _share(pairs, in_bin_N, weights_SI)
-        bins.append({"said": float(said_N[in_bin_N].mean()), "relevant": share, "ci95": ci95, "pairs": int(in_bin_N.sum())})
-    observed_N = np.bincount(bin_N, weights=pairs.relevant_N)[bin_N] / np.bincount(bin_N)[bin_N]
-    said_of_bin_N = np.bincount(bin_N, weights=said_N)[bin_N] / np.bincount(bin_N)[bin_N]
-    error = float(np.abs(said_of_bin_N - observed_N).mean())
+    for number, shown in enumerate(_shares(pairs, bin_N, NUM_BINS, weights_SI, above=False)):
+        if shown is not None:
+            said = float(said_B[number] / count_B[number])
+            bins.append({"said": said, "relevant": shown[0], "ci95": shown[1], "pairs": int(count_B[number])})
+    error = sum(abs(row["said"] - row["relevant"]) * row["pairs"] for row in bins) / len(said_N)
     rows: list[dict[str, Any]] = []
     for row in found["thresholds"]:
-        if row["score"] is None:
-            continue
-        above_N = pairs.scores_N >= row["score"]
-        found_here = dict(zip(("found", "ci95"), _share(pairs, above_N, weights_SI) if above_N.any() else (None, None), strict=True))
-        rows.append({"precision": row["precision"], **found_here, "answered": pairs.num_answered(row["score"]) / len(pairs.image_Q)})
+        if row["score"] is not None:
+            (shown,) = _shares(pairs, _place(pairs, np.array([row["score"]])), 1, weights_SI, above=True)
+            share, ci95 = shown if shown is not None else (None, None)
+            answered = pairs.num_answered(row["score"]) / len(pairs.image_Q)
+            rows.append({"precision": row["precision"], "found": share, "ci95": ci95, "answered": answered})
     return {"bins": bins, "error": error, "thresholds": rows}
 
 
-def _share(pairs: CandidatePairs, chosen_N: np.ndarray, weights_SI: np.ndarray) -> tuple[float, list[float]]:
-    """The share of some pairs that is relevant, and its interval."""
-    image_n, relevant_n = pairs.image_N[chosen_N], pairs.relevant_N[chosen_N]
-    sums_I2 = np.stack([np.bincount(image_n, weights=one, minlength=weights_SI.shape[1]) for one in (relevant_n, None)], axis=1)
-    drawn_S2 = np.concatenate([part @ sums_I2 for part in _parts(weights_SI, 2)])
+def _shares(pairs: CandidatePairs, cell_N: np.ndarray, num_cells: int, weights_SI: np.ndarray, *, above: bool) -> list[Any]:
+    """(share that is relevant, its interval) of the pairs of each cell, or with `above` of it and those before; None: there are none."""
+    one = np.ones((1, weights_SI.shape[1]))
+    drawn = [_resampled(pairs, cell_N, num_cells, weights) for weights in (one, weights_SI)]
+    if above:
+        drawn = [(np.cumsum(hits, axis=1), np.cumsum(counts, axis=1)) for hits, counts in drawn]
     with np.errstate(invalid="ignore"):
-        samples_S1 = drawn_S2[:, :1] / drawn_S2[:, 1:]
-    return float(relevant_n.mean()), interval(samples_S1)[:, 0].tolist()
+        shares_1C, shares_SC = (hits / counts for hits, counts in drawn)
+    found: list[Any] = []
+    for share, samples_S in zip(shares_1C[0].tolist(), shares_SC.T, strict=True):
+        found.append(None if np.isnan(share) else (share, interval(samples_S[:, None])[:, 0].tolist()))
+    return found

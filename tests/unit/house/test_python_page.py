@@ -1,7 +1,10 @@
 """docs/python.md: five examples of at most 15 lines, which run as they stand from the repository's folder."""
 
+import importlib
+import inspect
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,3 +38,38 @@ def test_an_example_runs_as_it_stands(
     assert re.search(SHOWN[name], shown), shown
     if name.startswith("Mine"):
         assert sorted(path.suffix for path in (tmp_path / "runs" / "mined").iterdir()) == [".html", ".json", ".parquet"]
+
+
+STABLE = {
+    "eval.metrics.measurement.measure_embeddings": "images_ID, captions_CD, image_ids, caption_image_ids",
+    "eval.metrics.metrics.retrieval_metrics": "scores_QN, relevant_QN",
+    "eval.report.report.read_report": "folder",
+    "eval.report.calibration.Calibration.read": "path",
+    "eval.report.calibration.Calibration.stage": "self, weights_sha256, reranker",
+    "eval.report.calibration.StageCalibration.probability": "self, direction, scores",
+    "eval.report.calibration.StageCalibration.threshold": "self, direction, precision",
+    "rerank.scorers.load.load_scorer": "model, *, device, settings",
+    "rerank.scoring.lists.rerank_lists": "scorer, lists, *, direction, cache",
+    "train.mining.pairs.mine_pairs": "model, data, output, *, split, image_root, columns, rules, execution",
+    "train.loss.reference.pairwise_sigmoid_loss": "logits_BN, labels_BN",
+    "train.loss.sigmoid.batch_loss": "images_BD, texts_BD, scale, bias, captions",
+}
+"""What docs/guarantees.md promises: the first arguments of each, in their order; more may follow, with a default."""
+
+
+def test_the_stable_functions_take_what_they_took() -> None:
+    promised = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    for name, arguments in STABLE.items():
+        parts = name.split(".")
+        length = next(number for number, part in enumerate(parts) if part[0].isupper()) if any(p[0].isupper() for p in parts) else -1
+        module, words = ".".join(parts[:length]), parts[length:]
+        found: Any = importlib.import_module(module)
+        for word in words:
+            found = getattr(found, word)
+        signature = inspect.signature(found)
+        plain = [name for name, one in signature.parameters.items() if one.kind is one.POSITIONAL_OR_KEYWORD]
+        keywords = [name for name, one in signature.parameters.items() if one.kind is one.KEYWORD_ONLY]
+        before, _, after = arguments.partition(", *, ")
+        assert ", ".join(plain).startswith(before) and set(after.split(", ") if after else ()) <= set(keywords), name
+        assert inspect.getdoc(found) and signature.return_annotation is not inspect.Signature.empty, name
+        assert name.rpartition(".")[0] in promised or name in promised or "StageCalibration" in name, name

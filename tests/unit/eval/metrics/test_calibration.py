@@ -21,13 +21,16 @@ NUM_IMAGES, PER_IMAGE, TOP_K = 120, 2, 8
 
 
 def drawn(seed: int, num_images: int = NUM_IMAGES) -> CandidatePairs:
-    """Queries of images, whose candidates are relevant with probability sigmoid(2 (score - 1)); scores of one image lie together."""
+    """Queries of images, whose candidates are relevant with probability sigmoid(2 (score - 1)); the scores of one image's queries lie
+    together, and those of one candidate's."""
     random = np.random.default_rng(seed)
     query_N = np.repeat(np.arange(num_images * PER_IMAGE), TOP_K)
     image_Q = np.repeat(np.arange(num_images), PER_IMAGE)
-    scores_N = random.normal(size=len(query_N)) + 0.5 * random.normal(size=num_images)[image_Q[query_N]]
+    item_image_N = random.integers(0, num_images, len(query_N))
+    of_query, of_item = 0.5 * random.normal(size=(2, num_images))
+    scores_N = random.normal(size=len(query_N)) + of_query[image_Q[query_N]] + of_item[item_image_N]
     relevant_N = random.random(len(query_N)) < 1 / (1 + np.exp(-2 * (scores_N - 1)))
-    return CandidatePairs(scores_N, relevant_N, query_N, image_Q, int(relevant_N.sum()))
+    return CandidatePairs(scores_N, relevant_N, query_N, image_Q, item_image_N, int(relevant_N.sum()))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -54,9 +57,9 @@ def test_pairs_of_a_ranking_are_its_first_candidates() -> None:
         np.array([1, 1, 4]),
         np.array([2, 3, 5]),
     )
-    pairs = CandidatePairs.of(ranking, 2, np.array([7, 9]))
+    pairs = CandidatePairs.of(ranking, 2, np.array([7, 9]), np.arange(10, 15))
     assert pairs.scores_N.tolist() == [0.5, 0.25, 0.75, 0.5] and pairs.relevant_N.tolist() == [False, True, False, False]
-    assert pairs.image_N.tolist() == [7, 7, 9, 9] and pairs.num_relevant == 3
+    assert pairs.image_N.tolist() == [7, 7, 9, 9] and pairs.item_image_N.tolist() == [14, 11, 12, 13] and pairs.num_relevant == 3
 
 
 def counted(pairs: CandidatePairs, precision: float) -> float | None:
@@ -86,9 +89,9 @@ def test_thresholds_are_the_lowest_scores_that_reach_the_precision(seed: int) ->
 
 def test_what_is_never_reached_is_said_so() -> None:
     pairs = drawn(0)
-    none = CandidatePairs(pairs.scores_N, np.zeros_like(pairs.relevant_N), pairs.query_N, pairs.image_Q, 1)
+    none = CandidatePairs(pairs.scores_N, np.zeros_like(pairs.relevant_N), pairs.query_N, pairs.image_Q, pairs.item_image_N, 1)
     assert [row["score"] for row in thresholds(none, resample_weights(NUM_IMAGES, num_resamples=20))] == [None] * 4
-    few = CandidatePairs(np.array([3.0, 2.0, 1.0]), np.array([True, True, False]), np.arange(3), np.arange(3), 2)
+    few = CandidatePairs(np.array([3.0, 2.0, 1.0]), np.array([True, True, False]), np.arange(3), np.arange(3), np.arange(3), 2)
     assert [row["score"] for row in thresholds(few, resample_weights(3, num_resamples=20))] == [None] * 4  # three pairs tell nothing
 
 
