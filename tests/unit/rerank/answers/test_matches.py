@@ -1,4 +1,4 @@
-"""`--min-precision`: what is below the threshold is left out, a query without any is said to have no match, and what does not fit is refused."""
+"""`--min-precision`: what is below the threshold is left out, a query without any has no match, and what does not fit is refused."""
 
 import json
 import re
@@ -61,7 +61,11 @@ def calibrated(small_world: SmallWorld, tiny_blip: Path, everything: list[dict[s
 
 
 def test_what_is_below_the_threshold_is_left_out_and_a_query_without_any_is_said(
-    arguments: list[str], everything: list[dict[str, Any]], calibrated: tuple[Path, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    everything: list[dict[str, Any]],
+    calibrated: tuple[Path, float],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path, threshold = calibrated
     for suffix in (".parquet", ".jsonl", ".csv"):
