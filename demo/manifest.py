@@ -46,19 +46,20 @@ def normalised(text: str) -> str:
     return " ".join(PUNCTUATION.sub("", unicodedata.normalize("NFKC", text).lower()).split())
 
 
-def build_manifest(num_scenes: Mapping[str, int] = NUM_SCENES) -> list[Row]:
+def build_manifest(num_scenes: Mapping[str, int] = NUM_SCENES, *, seed: int = SEED) -> list[Row]:
     """Build every row of every split, the same at each call.
 
     Args:
         num_scenes: of each split; train draws some of its scenes several times.
+        seed: another draws other scenes, in other words, which may be among those of the demo's.
     """
     taken: set[str] = set()
-    scenes = {split: _scenes(split, num_scenes[split], random.Random(f"{SEED} scenes {split}"), taken) for split in NUM_SCENES}
+    scenes = {split: _scenes(split, num_scenes[split], random.Random(f"{seed} scenes {split}"), taken) for split in NUM_SCENES}
     # The fewest captions can be said of val and test, so they choose first: train must find other words.
     foreign: set[str] = set()
     rows: dict[str, list[Row]] = {}
     for split in NUM_SCENES:
-        rows[split] = _rows(split, scenes[split], random.Random(f"{SEED} rows {split}"), foreign)
+        rows[split] = _rows(split, scenes[split], random.Random(f"{seed} rows {split}"), foreign)
         foreign |= {normalised(text) for row in rows[split] for text in row.captions}
     return rows["train"] + rows["val"] + rows["test"]
 

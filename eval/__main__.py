@@ -158,6 +158,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     from eval.manifest.skipped import FILE as SKIPPED
     from eval.manifest.skipped import write_skipped
     from eval.process_group import use_exact_float32
+    from eval.report.calibration import FILE as CALIBRATION_FILE
     from eval.report.skipped import skipped_sections
     from eval.report.texts import text_lines
     from rerank.asked import OPTIONS, asked_splits, read_datasets, read_inputs, read_reranker, with_fitting_top_k
@@ -175,7 +176,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     if processes.is_main:
         print("".join(f"{line}\n" for line in manifest.lines()), end="", flush=True)
     with processes.jointly(), reading(), named(OPTIONS), calling(_NAMES):
-        dataset, tune_on = read_datasets(asked, manifest, inputs)
+        dataset, tune_on, calibrate_on = read_datasets(asked, manifest, inputs)
         bank = load_split(manifest, asked.nnn) if asked.nnn is not None else None
         datasets = [dataset] + ([tune_on] if tune_on is not None else [])
         plan, line = with_fitting_top_k(asked, plan, datasets)
@@ -188,12 +189,15 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     if processes.is_main:
         for line in text_lines(texts):
             print(f"texts    {line}", flush=True)
-    report = evaluate_plan(plan, dataset, tune_on=tune_on, bank=bank, reranker=reranker, texts=texts, execution=execution)
+    report = evaluate_plan(
+        plan, dataset, tune_on=tune_on, bank=bank, calibrate_on=calibrate_on, reranker=reranker, texts=texts, execution=execution
+    )
     with processes.jointly():
         if report is not None:
             report = report.adding(*skipped_sections(dataset.skipped))
             with writing(asked.output):
                 folder = report.write(asked.output, trec=asked.trec, languages=[asked.mteb] if asked.mteb is not None else None)
+                report.write_calibration(folder / CALIBRATION_FILE)
                 write_skipped(folder / SKIPPED, list(dict.fromkeys(manifest.skipped)))
                 print_record(report.record, folder)
 

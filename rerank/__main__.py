@@ -91,6 +91,19 @@ def make_parser() -> CommandParser:
         help="of a manifest: leave out rows whose picture is missing, listed next to OUTPUT (default: refuse them)",
     )
     add_manifest_options(parser, "--images")
+    add(
+        "--min-precision",
+        type=float,
+        metavar="P",
+        help="leave out answers whose score does not reach this precision, a share from 0 to 1 that was calibrated, e.g. 0.9; a query "
+        "left with none has no match (default: all of --top-k are written)",
+    )
+    add(
+        "--calibration",
+        metavar="FILE",
+        help="calibration.json of this model and reranker (eval --calibrate-on makes one): the table gets a column of probabilities "
+        "(default with --min-precision: that of the model's folder; else none)",
+    )
     _add_budget(parser)
     add_strip_punctuation(parser)
     add_num_workers(parser)
@@ -136,6 +149,10 @@ def argument_fault(asked: argparse.Namespace) -> str:
         return "--seconds is above 0"
     if asked.skip_margin is not None and not asked.skip_margin >= 0:
         return "--skip-margin is a difference of cosines, 0 or more"
+    if asked.min_precision is not None and not 0 < asked.min_precision < 1:
+        return f"--min-precision is a share from 0 to 1, e.g. 0.9; found {asked.min_precision:g}"
+    if (asked.min_precision is not None or asked.calibration is not None) and asked.skip_margin is not None:
+        return "--skip-margin leaves answers without a score, and so without a probability: leave it out, or give no --min-precision"
     if asked.caption_id_column is not None and asked.captions is None:
         return "--caption-id-column is of a table of captions: give --captions too, or leave it out"
     if Path(asked.output).suffix.lower() not in SUFFIXES:
@@ -161,6 +178,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     from rerank.answers.answers import fitting_budget, within_budget
     from rerank.answers.collection import read_collection
     from rerank.answers.first_stage import find_first
+    from rerank.answers.matches import Matches
     from rerank.answers.output import check_output, write_output
     from rerank.answers.summary import closing_lines, reading_lines
     from rerank.asked import OPTIONS, asked_store
@@ -203,11 +221,16 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
             scorer = load_scorer(asked.rerank, device=device, settings=ScorerSettings(precision=asked.precision or "float32"))
             cache = asked_store(asked, processes, output.with_suffix(".pair-scores"))
         model, inputs = load_siglip(asked.model, strip_punctuation=asked.strip_punctuation)
+        weights, matches = hash_weights(model), None
+        if asked.min_precision is not None or asked.calibration is not None:
+            matches = Matches.read(asked.calibration, asked.model, weights, scorer, asked.min_precision)
+            with named({"precision": "--min-precision"}):
+                matches.check(directions)
+            log(processes, matches.lines(asked.top_k))
     collection.check_shared(processes)
     log(processes, reading_lines(collection, directions, asked.top_k))
     log(processes, [f"texts      {line}" for line in text_lines(collection.text_record(inputs, processes))])
     model.to(device)  # type: ignore[arg-type]  # transformers wraps it
-    weights = hash_weights(model)
     num_rows = (collection.num_images + collection.num_captions) // processes.world_size
     with bar(num_rows, "embed", "row", show=processes.is_main, leave=False) as shown:
         execution = Execution(processes=processes, device=device, num_workers=asked.num_workers, on_progress=shown.update)
@@ -221,9 +244,13 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
         log(processes, [f"budget     {budget}"])
         found = within_budget(found, budget)
     answers, scores = _answers(found, scorer, cache, asked.skip_margin, processes)
+    if matches is not None:
+        answers = [matches.of(one) for one in answers]
     with processes.jointly():
         if processes.is_main:
-            page = write_output(output, found, answers, provenance(asked, found, weights, scorer), asked.pages)
+            calibrated = {"calibration": matches.path, "min_precision": asked.min_precision} if matches is not None else {}
+            made_by = provenance(asked, found, weights, scorer) | calibrated
+            page = write_output(output, found, answers, made_by, asked.pages)
             log(processes, closing_lines(found, answers, scores, output, page))
 
 

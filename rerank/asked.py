@@ -20,9 +20,10 @@ from eval.manifest.options import columns_of
 from eval.manifest.run_data import RunData
 from eval.processes import Processes
 from eval.report.trec import DEFAULT_RUN_DEPTH
+from rerank.calibration import Reranker
 from rerank.combine.rules import COMBINING_CHOICES, Choice
 from rerank.combine.spec import Combining, given_weights, parse_member, parse_pool
-from rerank.evaluation import EvaluationPlan, Reranker
+from rerank.evaluation import EvaluationPlan
 from rerank.expansions.parse import kept_columns, read_expansions
 from rerank.options import DEFAULT_MAX_LOSS, DEFAULT_TOP_K, chooses
 from rerank.reorder.plan import Plan, Tuning
@@ -183,7 +184,7 @@ def _note_late_faults(asked: argparse.Namespace, manifest: Manifest | None, faul
         with faults.noting(), reading():
             read_qrels(asked.qrels)
     if manifest is not None and asked.rerank is not None and asked.top_k is not None:
-        for split in (asked.split, asked.choose_on):
+        for split in asked_splits(asked):
             if split in manifest.splits:
                 with faults.noting(), named(OPTIONS):
                     check_top_k(load_split(manifest, split), asked.top_k)
@@ -215,7 +216,8 @@ def read_data(asked: argparse.Namespace, columns: Sequence[str], *, is_model_the
 
 def asked_splits(asked: argparse.Namespace) -> list[str]:
     """The splits that a command line names, each once."""
-    return list(dict.fromkeys(split for split in (asked.split, asked.choose_on, asked.nnn) if split is not None))
+    named = (asked.split, asked.choose_on, asked.calibrate_on, asked.nnn)
+    return list(dict.fromkeys(split for split in named if split is not None))
 
 
 def _as_run_read(asked: argparse.Namespace, run: RunData | None) -> tuple[str | None, Mapping[str, str], list[str]]:
@@ -244,8 +246,9 @@ def _made_splits(asked: argparse.Namespace, run: RunData | None, is_model_there:
 
 def read_datasets(
     asked: argparse.Namespace, manifest: Manifest, inputs: Sequence[SiglipInputs]
-) -> tuple[RetrievalSet, RetrievalSet | None]:
-    """The split to measure on, with the ground truth asked for, and the one to choose on, if there is one: by the same rule without qrels.
+) -> tuple[RetrievalSet, RetrievalSet | None, RetrievalSet | None]:
+    """The split to measure on, with the ground truth asked for, and those to choose and to calibrate on, if there are: by the same rule
+    without qrels, each split once.
 
     Args:
         inputs: of every checkpoint; its tokenizer may decide what one caption is (eval/dataset/caption_rule.py).
@@ -254,14 +257,16 @@ def read_datasets(
         UserError: the split or the qrels cannot be used.
     """
     qrels = read_qrels(asked.qrels) if asked.qrels is not None else None
-    wanted = [asked.split] + ([asked.choose_on] if asked.choose_on is not None else [])
-    splits = as_read_by(inputs, [load_split(manifest, split) for split in wanted])
+    names = [asked.split, *(split for split in asked_splits(asked) if split != asked.split)]
+    splits = as_read_by(inputs, [load_split(manifest, split) for split in names])
 
     def with_truth(split: RetrievalSet, qrels: Collection[tuple[str, str]] | None = None) -> RetrievalSet:
         protocol, near_duplicates = asked.protocol, asked.near_duplicates
         return with_ground_truth(split, protocol=protocol, near_duplicates=near_duplicates, qrels=qrels, gallery=asked.gallery)
 
-    return with_truth(splits[0], qrels), with_truth(splits[1]) if len(splits) > 1 else None
+    found: dict[str | None, RetrievalSet] = dict(zip(names, [with_truth(splits[0], qrels), *map(with_truth, splits[1:])], strict=True))
+    choose_on, calibrate_on = (found[split] if split is not None else None for split in (asked.choose_on, asked.calibrate_on))
+    return found[asked.split], choose_on, calibrate_on
 
 
 def read_reranker(
@@ -279,4 +284,4 @@ def read_reranker(
     for dataset in datasets if asked.top_k is not None else ():
         check_top_k(dataset, asked.top_k)
     scorer = load_scorer(asked.rerank, device=device, settings=ScorerSettings(score_kind=asked.score))
-    return Reranker(scorer, asked_store(asked, processes), asked.rerank)
+    return Reranker(scorer, asked_store(asked, processes), asked.rerank, asked.score)

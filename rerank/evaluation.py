@@ -7,6 +7,7 @@ what has its models in memory (a tuned cross-encoder, a soup, an interpolation o
         report.write("runs/report")
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ from eval.execution import ONE_PROCESS, Execution
 from eval.metrics.checks import pair_faults
 from eval.metrics.evaluate import Figures, evaluate, values_of
 from eval.report.answer import answer_lines, print_answer
+from eval.report.calibration import CALIBRATION
 from eval.report.gallery import ShownQuery, gallery
 from eval.report.leakage import LEAKAGE
 from eval.report.mteb import write_mteb
@@ -41,6 +43,7 @@ from eval.report.texts import TEXTS, text_record, texts_section
 from eval.report.trec import TREC, trec_section, write_trec
 from eval.search.stage import Stage
 from rerank import stage_names
+from rerank.calibration import Reranker, StagesOf, calibration_file, calibration_section, candidates_of, known_scores
 from rerank.combine.embedded_sets import EmbeddedSets
 from rerank.combine.first_stages import MINIMUM_DEPTH, FirstStages
 from rerank.combine.record import ENSEMBLES, EXPANSIONS, combined_sections, expansion_table
@@ -51,11 +54,9 @@ from rerank.expansions.given_texts import CAPTIONS
 from rerank.nnn import NNN, NormalisedStage
 from rerank.reorder.plan import Plan
 from rerank.reorder.record import ADAPTIVE, BUDGET, FUSION
-from rerank.reorder.reranking import rerank_stages
-from rerank.scorers.scorer import PairScorer
-from rerank.scoring.score_cache import ScoreCache
+from rerank.reorder.reranking import Reranked, rerank_stages
 
-FORMATS = (TEXTS, FUSION, ADAPTIVE, BUDGET, ENSEMBLES, EXPANSIONS, NNN, LEAKAGE, SKIPPED, REVISIONS, CHOICES, TREC)
+FORMATS = (TEXTS, FUSION, ADAPTIVE, BUDGET, ENSEMBLES, EXPANSIONS, NNN, CALIBRATION, LEAKAGE, SKIPPED, REVISIONS, CHOICES, TREC)
 """How the sections of a report are shown, in the order of the terminal's sentences."""
 
 
@@ -168,15 +169,6 @@ class EvaluationPlan:
 
 
 @dataclass(frozen=True)
-class Reranker:
-    """A cross-encoder, the cache of its scores, if there is one, and the folder or hub id it was loaded from, if that is known."""
-
-    scorer: PairScorer
-    cache: ScoreCache | None = None
-    model: str | None = None
-
-
-@dataclass(frozen=True)
 class Report:
     """What was measured, ready to be written and printed; of the main process.
 
@@ -226,6 +218,16 @@ class Report:
             write_mteb(target / "mteb", self.stages, self.dataset, languages)
         return target
 
+    def write_calibration(self, path: Path) -> None:
+        """Write calibration.json, where the evaluation was asked for one.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        for section in self.sections:
+            if section.format is CALIBRATION:
+                replace_files({path: json.dumps(calibration_file(section.record), indent=1, allow_nan=False) + "\n"})
+
 
 def print_record(record: dict[str, Any], folder: str | os.PathLike[str]) -> None:
     """Print a report's tables and sentences; at the end what it found, and where it lies."""
@@ -262,6 +264,7 @@ def evaluate_plan(
     *,
     tune_on: RetrievalSet | None = None,
     bank: RetrievalSet | None = None,
+    calibrate_on: RetrievalSet | None = None,
     reranker: Reranker | None = None,
     texts: dict[str, Any] | None = None,
     execution: Execution = ONE_PROCESS,
@@ -272,6 +275,7 @@ def evaluate_plan(
         dataset: the split that is measured, with its ground truth.
         tune_on: the split that everything left to choose is chosen on; None: nothing is.
         bank: the reference queries of `plan.nnn`, of a third split.
+        calibrate_on: the split that the scores of the checkpoint `plan.combining` names are calibrated on, alone and reranked; None: none.
         reranker: the cross-encoder of `plan.reranking`.
         texts: what `read_texts` gave of the split; None: it is read here.
 
@@ -292,7 +296,8 @@ def evaluate_plan(
         bank=bank,
     )
     depth = max(MINIMUM_DEPTH, plan.reranking.top_k if plan.reranking is not None else 0)
-    firsts = FirstStages(plan.combining, sets, max(depth, plan.trec_depth or 0))
+    calibrated_k = candidates_of([dataset, calibrate_on or dataset], plan.reranking.top_k if plan.reranking is not None else None)
+    firsts = FirstStages(plan.combining, sets, max(depth, plan.trec_depth or 0, 0 if calibrate_on is None else calibrated_k))
     normalised = _chosen_normalisation(plan, sets, tune_on, bank)
 
     def retrieved(one: RetrievalSet, names: Sequence[str] = plan.first_stages) -> list[Stage]:
@@ -305,7 +310,7 @@ def evaluate_plan(
     tuning = plan.reranking.tuning if plan.reranking is not None else None
     if tune_on is not None and plan.combining.chooses:
         firsts.choose(tune_on)
-    if tune_on is not None and (tuning is None or not tuning.any):
+    if tune_on is not None and tune_on is not calibrate_on and (tuning is None or not tuning.any):
         sets.forget(tune_on)
     stages, expanded, found, reranked = retrieved(dataset), firsts.expanded_stages(dataset), None, None
     if plan.reranking is not None and reranker is not None:
@@ -322,6 +327,11 @@ def evaluate_plan(
         stages += found.stages
         if plan.reranking.skip_margin is None:  # what is skipped is not scored, and has no seconds a pair to compare with
             reranked = stage_names.reranked(plan.combining.checkpoint, reranker.scorer.name)
+    fitted = None
+    if calibrate_on is not None:
+        if found is not None and found.budget is not None:
+            calibrated_k = min(calibrated_k, found.budget.top_k)
+        fitted = _fitted(plan, firsts, (dataset, stages, found), calibrate_on, reranker, calibrated_k, execution)
     with execution.processes.jointly():
         if execution.processes.is_main:
             report = report_of(dataset, stages if plan.trec_depth is None else [stage.cut(depth) for stage in stages], pairs)
@@ -331,6 +341,10 @@ def evaluate_plan(
             sections += [normalised.section()] if normalised is not None else []
             sections += [trec_section(stages, dataset)] if plan.trec_depth is not None else []
             models = [*plan.checkpoints.values(), *(one.model for one in plan.expansions.values() if isinstance(one, Paraphraser))]
+            if fitted is not None:
+                name = plan.combining.checkpoint
+                own = StagesOf(dataset, [stage for stage in stages if stage.name in (name, reranked)])
+                sections.append(calibration_section(fitted, own, calibrated_k, reranker, plan.checkpoints[name]))
             sections += revision_sections([*models, *([reranker.model] if reranker is not None and reranker.model is not None else [])])
             return replace(report, sections=sections, expansions=expansion_table(report.figures, dataset, expanded), stages=stages)
     return None
@@ -352,6 +366,26 @@ def _chosen_normalisation(
     normalised = NormalisedStage(plan.combining.checkpoint, sets, bank)
     normalised.choose(tune_on)
     return normalised
+
+
+def _fitted(
+    plan: EvaluationPlan,
+    firsts: FirstStages,
+    measured: tuple[RetrievalSet, Sequence[Stage], Reranked | None],
+    calibrate_on: RetrievalSet,
+    reranker: Reranker | None,
+    top_k: int,
+    execution: Execution,
+) -> StagesOf:
+    """The stages that are calibrated, on the split for it; what is known of it is not made again."""
+    dataset, stages, found = measured
+    name = plan.combining.checkpoint
+    first, scores = known_scores(found, name, calibrate_on)
+    if calibrate_on is dataset:
+        first, scores = next(stage for stage in stages if stage.name == name), found.scores if found is not None else None
+    if first is None:
+        (first,) = firsts.stages(calibrate_on, [name])
+    return StagesOf.scored(calibrate_on, first, reranker, top_k, scores, execution)
 
 
 def _of_other_gallery(other: RetrievalSet, stages: Sequence[Stage]) -> dict[str, Any]:

@@ -58,6 +58,12 @@ def add_reranking(parser: argparse.ArgumentParser) -> None:
         help=f"with --choose-on: what is chosen there: {', '.join(CHOICES)} (default: all that there is)",
     )
     add(
+        "--calibrate-on",
+        metavar="SPLIT",
+        help="split of the same manifest on which the scores of --model, alone and reranked, are calibrated: OUTPUT/calibration.json, for "
+        "rerank --min-precision (default: none)",
+    )
+    add(
         "--max-loss",
         type=float,
         metavar="SHARE",
@@ -126,6 +132,10 @@ def check_options(parser: argparse.ArgumentParser, asked: argparse.Namespace) ->
         parser.error("--nnn needs --choose-on, the split that its number and weight are chosen on")
     if asked.nnn is not None and asked.nnn in (asked.split, asked.choose_on):
         parser.error(f"--nnn {asked.nnn}: the reference queries are of a split that is neither measured nor chosen on, such as train")
+    if asked.calibrate_on is not None and asked.split is None:
+        parser.error("--calibrate-on needs --split, the one to measure on")
+    if asked.calibrate_on is not None and asked.skip_margin is not None:
+        parser.error("--calibrate-on calibrates the score of every candidate, and --skip-margin leaves some without: leave one of them out")
     if asked.max_loss is not None and not chooses(asked, "skipping"):
         parser.error("--max-loss is for the margin that --choose-on chooses; give --choose-on (and skipping in --choose), or leave it out")
 

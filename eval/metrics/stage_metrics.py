@@ -47,9 +47,16 @@ class StageMetrics:
         )
         ranks_Q = rows["rank"].to_numpy()
         image_Q = np.array([image_number[name] for name in rows["image_id"].to_pylist()], dtype=np.int64)
+        return cls.of_queries(ranks_Q, (rows["ap_at_r"].to_numpy(), rows["r_precision"].to_numpy()), image_Q, len(image_number))
+
+    @classmethod
+    def of_queries(
+        cls, ranks_Q: np.ndarray, precisions: tuple[np.ndarray, np.ndarray], image_Q: np.ndarray, num_images: int
+    ) -> "StageMetrics":
+        """Those of per-query numbers; precisions: average precision at R, and R-precision."""
         columns: list[np.ndarray] = [recall_at_k(ranks_Q, k) for k in RECALL_AT]
-        columns += [reciprocal_rank(ranks_Q), rows["ap_at_r"].to_numpy(), rows["r_precision"].to_numpy(), ranks_Q.astype(np.float64)]
-        return cls(ranks_Q, image_Q, ImageSums.of(np.stack(columns, axis=1), image_Q, len(image_number)))
+        columns += [reciprocal_rank(ranks_Q), *precisions, ranks_Q.astype(np.float64)]
+        return cls(ranks_Q, image_Q, ImageSums.of(np.stack(columns, axis=1), image_Q, num_images))
 
     def values(self) -> dict[str, float]:
         """Each metric."""

@@ -79,10 +79,17 @@ def report_record(figures: Figures, sections: Sequence[Section] = ()) -> dict[st
 
 
 def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The record of a written report.
+    """The record of a written report, report.json of its folder: "data", "stages", "comparisons" and more (docs/evaluation.md).
 
     Raises:
         OSError, ValueError: it is not there or not whole.
+
+    >>> report = read_report(Path(__file__).parents[2] / "results" / "demo")
+    >>> sorted(report["stages"])
+    ['base', 'base+blip', 'tuned', 'tuned+blip']
+    >>> first = report["comparisons"][0]
+    >>> first["stage"], first["against"], first["metric"], first["verdict"]
+    ('tuned', 'base', 'R@1', 'better')
     """
     record: dict[str, Any] = json.loads(read_text(Path(folder) / "report.json"))
     return record

@@ -30,6 +30,8 @@ class Answers:
         cosines_QK: float32, the first stage's.
         first_ranks_QK: int32, place of each in the first stage's list, from 1.
         rerank_scores_QK: float32, the reranker's, NaN where a pair was not scored; None without a reranker.
+        probabilities_QK: float32, that the answer is relevant; None without a calibration.
+        num_matches_Q: int64, how many of the first answers are good enough to be shown; None: all are.
     """
 
     direction: Direction
@@ -37,6 +39,8 @@ class Answers:
     cosines_QK: np.ndarray
     first_ranks_QK: np.ndarray
     rerank_scores_QK: np.ndarray | None
+    probabilities_QK: np.ndarray | None = None
+    num_matches_Q: np.ndarray | None = None
 
     @classmethod
     def of(cls, first: Ranking, scores: PairScores | None, skip_margin: float | None = None) -> "Answers":
@@ -68,6 +72,11 @@ class Answers:
     def depth(self) -> int:
         """Number of answers to each, K."""
         return self.indices_QK.shape[1]
+
+    @property
+    def shown_Q(self) -> np.ndarray:
+        """Number of answers to each query that are shown, int64."""
+        return np.full(self.num_queries, self.depth) if self.num_matches_Q is None else self.num_matches_Q
 
     @property
     def num_changed(self) -> int:

@@ -38,7 +38,8 @@ def write_output(output: Path, found: FirstAnswers, answers: Sequence[Answers], 
     """Write the table and, next to it, a page of num_shown queries (0: no page); returns the page's path, if there is one.
 
     Args:
-        made_by: settings of the run, for the table's metadata; "model" and "rerank" are on the page too.
+        made_by: settings of the run, for the table's metadata; "model" and "rerank" are on the page too, as are
+            "min_precision" and a "calibration", where there is one.
 
     Raises:
         WriteError: they cannot be written.
@@ -47,6 +48,10 @@ def write_output(output: Path, found: FirstAnswers, answers: Sequence[Answers], 
     page = page_path(output) if num_shown else None
     if page is not None:
         about = {"model": made_by["model"], "reranker": made_by["rerank"], "table": output.name}
+        if "calibration" in made_by:
+            about["calibration"] = "%: the probability that the answer is relevant, as calibrated."
+            if (least := made_by["min_precision"]) is not None:
+                about["calibration"] += f" Answers whose score does not reach a precision of {100 * least:g}% are left out."
         writers[page] = answers_page(page, found, answers, num_shown, about)
     with writing(output):
         replace_files(writers)

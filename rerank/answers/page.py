@@ -33,13 +33,15 @@ class PageItem:
 
 @dataclass(frozen=True)
 class Answer:
-    """One entry of a list, with its place in both (from 1); `score` is the reranker's, None where the pair was not scored."""
+    """One entry of a list, with its place in both (from 1); `score` is the reranker's, None where the pair was not scored; `probability`
+    is that of a match, None without a calibration."""
 
     item: PageItem
     first_rank: int
     rank: int
     cosine: float
     score: float | None
+    probability: float | None = None
 
     @property
     def places_up(self) -> int:
@@ -49,11 +51,22 @@ class Answer:
 
 @dataclass(frozen=True)
 class QueryExample:
-    """A query with the first answers of its lists; without a reranker `after` is empty."""
+    """A query with the first answers of its lists; without a reranker `after` is empty.
+
+    Attributes:
+        num_matches: answers of the final list that are good enough; None: all are shown.
+    """
 
     query: PageItem
     before: list[Answer]
     after: list[Answer]
+    num_matches: int | None = None
+
+    @property
+    def matches(self) -> list[Answer]:
+        """What is shown of the final list."""
+        final = self.after or self.before
+        return final if self.num_matches is None else final[: self.num_matches]
 
 
 def query_examples(found: FirstAnswers, answers: Sequence[Answers], count: int, page: Path) -> dict[str, list[QueryExample]]:
@@ -91,7 +104,8 @@ class _ExampleBuilder:
             by_first_rank = np.argsort(answers.first_ranks_QK[query], kind="stable")[:NUM_SHOWN].tolist()
             before = [self._answer(answers, query, place) for place in by_first_rank]
             after = [self._answer(answers, query, place) for place in range(min(NUM_SHOWN, answers.depth))] if reranked else []
-            examples.append(QueryExample(self._item(answers.direction == "image_to_text", query, QUERY_PIXELS), before, after))
+            num_matches = None if answers.num_matches_Q is None else int(answers.num_matches_Q[query])
+            examples.append(QueryExample(self._item(answers.direction == "image_to_text", query, QUERY_PIXELS), before, after, num_matches))
         return examples
 
     def _answer(self, answers: Answers, query: int, place: int) -> Answer:
@@ -102,6 +116,7 @@ class _ExampleBuilder:
             place + 1,
             float(answers.cosines_QK[query, place]),
             None if score is None or np.isnan(score) else score,
+            None if answers.probabilities_QK is None else float(answers.probabilities_QK[query, place]),
         )
 
     def _item(self, is_image: bool, index: int, pixels: int) -> PageItem:

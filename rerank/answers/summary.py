@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from eval.dataset.broken import Skipped
 from eval.search.ranking import Direction
 from rerank.answers.answers import Answers
@@ -51,8 +53,13 @@ def closing_lines(found: FirstAnswers, answers: Sequence[Answers], scores: PairS
         query, candidates = WORDS[one.direction]
         changed = f"; another first answer for {_share(one.num_changed, one.num_queries)}" if scores is not None else ""
         lines.append(f"answers    {one.depth:,} {candidates} for each of {one.num_queries:,} {query}s{changed}")
+    for one in answers:
+        if one.num_matches_Q is not None:
+            query = WORDS[one.direction][0]
+            without = _share(int((one.num_matches_Q == 0).sum()), one.num_queries)
+            lines.append(f"matches    {int(one.num_matches_Q.sum()):,} for {query}s; no match for {without}")
     lines.append(f"seconds    {found.embedding_seconds:.1f} embedding, {found.search_seconds:.1f} searching" + _reranking(scores))
-    lines.append(f"table      {output} ({sum(one.indices_QK.size for one in answers):,} rows)")
+    lines.append(f"table      {output} ({sum(int(np.maximum(one.shown_Q, 1).sum()) for one in answers):,} rows)")
     return lines + ([f"page       {page}"] if page is not None else [])
 
 

@@ -29,11 +29,17 @@ FIRST_COLUMNS = (
     ("first_rank", pa.int32()),
 )
 RERANK_COLUMNS = (("rerank_score", pa.float32()), ("rank", pa.int32()))
+CALIBRATED_COLUMNS = (("probability", pa.float32()),)
 
 
-def schema(*, reranked: bool) -> Any:
-    """The pyarrow schema; the last two columns only with a reranker."""
-    return pa.schema(FIRST_COLUMNS + RERANK_COLUMNS if reranked else FIRST_COLUMNS)
+def schema(*, reranked: bool, calibrated: bool = False) -> Any:
+    """The pyarrow schema; the last columns only with a reranker, or a calibration."""
+    return pa.schema(FIRST_COLUMNS + (RERANK_COLUMNS if reranked else ()) + (CALIBRATED_COLUMNS if calibrated else ()))
+
+
+def schema_of(answers: Answers) -> Any:
+    """That of these answers."""
+    return schema(reranked=answers.rerank_scores_QK is not None, calibrated=answers.probabilities_QK is not None)
 
 
 def _tables(found: FirstAnswers, answers: Sequence[Answers]) -> Iterator[Any]:
@@ -44,20 +50,30 @@ def _tables(found: FirstAnswers, answers: Sequence[Answers]) -> Iterator[Any]:
 
 
 def _table(found: FirstAnswers, answers: Answers, queries: np.ndarray) -> Any:
-    indices_N, cosines_N = answers.indices_QK[queries].reshape(-1), answers.cosines_QK[queries].reshape(-1)
+    """The rows of some queries; one that has no match is a row without a candidate."""
+    shown_q = answers.shown_Q[queries]
+    counts_q = np.maximum(shown_q, 1)
+    query_N = np.repeat(queries, counts_q)
+    place_N = np.arange(len(query_N)) - np.repeat(np.cumsum(counts_q) - counts_q, counts_q)
+    none_N = np.repeat(shown_q == 0, counts_q)
+    indices_N, cosines_N = answers.indices_QK[query_N, place_N], answers.cosines_QK[query_N, place_N]
     are_images = answers.direction == "image_to_text"
+    candidates = _named(found, indices_N, not are_images, "candidate")
     values: dict[str, Any] = {
         "direction": [answers.direction] * len(indices_N),
-        **_named(found, np.repeat(queries, answers.depth), are_images, "query"),
-        **_named(found, indices_N, not are_images, "candidate"),
-        "first_cosine": cosines_N,
-        "first_logit": found.logits(cosines_N),
-        "first_rank": answers.first_ranks_QK[queries].reshape(-1),
+        **_named(found, query_N, are_images, "query"),
+        **{name: pa.array(texts, type=pa.string(), mask=none_N) for name, texts in candidates.items()},
+        "first_cosine": pa.array(cosines_N, mask=none_N),
+        "first_logit": pa.array(found.logits(cosines_N), mask=none_N),
+        "first_rank": pa.array(answers.first_ranks_QK[query_N, place_N], mask=none_N),
     }
     if answers.rerank_scores_QK is not None:
-        values["rerank_score"] = pa.array(answers.rerank_scores_QK[queries].reshape(-1), from_pandas=True)  # NaN: null, not scored
-        values["rank"] = np.tile(np.arange(1, answers.depth + 1, dtype=np.int32), len(queries))
-    return pa.table(values, schema=schema(reranked=answers.rerank_scores_QK is not None))
+        scores_N = answers.rerank_scores_QK[query_N, place_N]
+        values["rerank_score"] = pa.array(scores_N, mask=none_N | np.isnan(scores_N))  # NaN: not scored
+        values["rank"] = pa.array((place_N + 1).astype(np.int32), mask=none_N)
+    if answers.probabilities_QK is not None:
+        values["probability"] = pa.array(answers.probabilities_QK[query_N, place_N], mask=none_N)
+    return pa.table(values, schema=schema_of(answers))
 
 
 def _named(found: FirstAnswers, indices_N: np.ndarray, are_images: bool, column: str) -> dict[str, list[str | None]]:
@@ -79,7 +95,7 @@ def write_answers(path: Path, suffix: str, found: FirstAnswers, answers: Sequenc
     Raises:
         OSError: they cannot be written.
     """
-    columns = schema(reranked=answers[0].rerank_scores_QK is not None)
+    columns = schema_of(answers[0])
     batches = _tables(found, answers)
     if suffix == ".jsonl":
         _write_jsonl(path, batches)

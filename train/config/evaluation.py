@@ -128,6 +128,9 @@ class EvaluationConfig(Section):
     """Items of each query's ranking that a TREC run holds, or all where there are fewer."""
     mteb: str | None = None
     """Also write MTEB result files; the language of the captions as MTEB writes it, such as eng-Latn. null: none."""
+    calibration: bool = False
+    """Calibrate the scores of tuned, alone and reranked, on data.val_split: export/calibration.json says how likely a score is a match,
+    for rerank --min-precision (docs/calibration.md)."""
 
     @model_validator(mode="after")
     def _check(self) -> "EvaluationConfig":

@@ -77,7 +77,7 @@ def read_record(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         if isinstance(record.get(section), dict):
             record[section].pop(replaced, None)
     for override in overrides:
-        _apply(record, override)
+        apply_override(record, override)
     return record
 
 
@@ -145,7 +145,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return record
 
 
-def _apply(record: dict[str, Any], override: str) -> None:
+def apply_override(record: dict[str, Any], override: str) -> None:
+    """Put the value of a `key.path=value` into keys and values.
+
+    Raises:
+        ConfigError: it has not this form, or leads below a value.
+    """
     path, separator, text = override.partition("=")
     if not separator or not all(path.split(".")):
         raise ConfigError(f"{override!r:.200}: an override has the form key.path=value, e.g. train.max_steps=100")

@@ -69,11 +69,16 @@ class _RunParser(CommandParser):
         super().error(message)
 
 
-def run_parser(module: str, description: str, example: str) -> CommandParser:
-    """The parser of a command that takes a configuration and values that replace some of it; parse with `parse_intermixed_args`."""
+def run_parser(module: str, description: str, example: str, *, is_needed: bool = True) -> CommandParser:
+    """The parser of a command that takes a configuration and values that replace some of it; parse with `parse_intermixed_args`.
+
+    Args:
+        is_needed: false where options can take the configuration's place.
+    """
     parser = _RunParser(module, description, example)
     data = "" if "reranker" in module else "; or a data set (file, folder or hub id), which is tuned as configs/small.yaml says"
-    parser.add_argument("config", metavar="CONFIG.yaml", help=f"YAML file; its keys: docs/configuration.md{data}")
+    text = f"YAML file; its keys: docs/configuration.md{data}"
+    parser.add_argument("config", nargs=None if is_needed else "?", metavar="CONFIG.yaml", help=text)
     parser.add_argument(
         "overrides",
         nargs="*",

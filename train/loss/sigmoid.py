@@ -14,6 +14,7 @@ Shape letters: B images of the whole batch, b of this process, n texts of this p
 mined captions of this process, r rows and c columns of a block, P positives of a block, D width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import softplus
 
+from eval.captions import caption_hash
+from eval.dataset.retrieval_set import GroupHashes
 from eval.processes import Processes
 from train.loss.distillation import LINEAR_FROM, OwnPairs, own_terms
 from train.loss.positives import BatchPositives
@@ -93,6 +96,37 @@ def sigmoid_loss(images_bD: torch.Tensor, texts_nD: torch.Tensor, scale: torch.T
     """
     total, in_batch, mined = _SigmoidLoss.apply(images_bD, texts_nD, scale, bias, pairing)
     return LossTerms(total, in_batch, mined)
+
+
+def batch_loss(
+    images_BD: torch.Tensor, texts_BD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, captions: Sequence[str] | None = None
+) -> torch.Tensor:
+    """The sigmoid loss of a batch in a loop of your own, on one process: a scalar to call backward on, once.
+
+    (1 / B) sum over all pairs of -log sigmoid(y (scale * cos + bias)). Row i of both is a pair. As in training here, every other pair of an
+    image and a caption that is true of it by its text is positive too, where the captions are given; logits exist for one block at a time.
+
+    Args:
+        images_BD, texts_BD: unit vectors, float32 or float64.
+        scale, bias: scalars; scale is not its logarithm (transformers and open_clip keep that: give `logit_scale.exp()`).
+        captions: of each pair; equal normalised texts are positives of each other's images. None: only row i with row i.
+
+    Raises:
+        ValueError: shapes do not fit together.
+
+    >>> images, texts = torch.eye(3), torch.eye(3)
+    >>> alone = batch_loss(images, texts, torch.tensor(10.0), torch.tensor(-10.0))
+    >>> shared = batch_loss(images, texts, torch.tensor(10.0), torch.tensor(-10.0), ["a cat", "A cat!", "a dog"])
+    >>> round(alone.item(), 4), round(shared.item(), 4)  # two pairs at logit -10 are now positive
+    (0.6932, 7.3599)
+    """
+    if images_BD.ndim != 2 or images_BD.shape != texts_BD.shape or captions is not None and len(captions) != len(images_BD):
+        shapes = f"{tuple(images_BD.shape)}, {tuple(texts_BD.shape)}" + (f" and {len(captions)} captions" if captions is not None else "")
+        raise ValueError(f"expected images and texts of one shape (batch, width), and as many captions; found {shapes}")
+    rows_B = np.arange(len(images_BD))
+    hash_B = rows_B if captions is None else np.array([caption_hash(caption) for caption in captions], dtype=np.int64)
+    positives = BatchPositives([hash_B], [(rows_B, GroupHashes(rows_B, hash_B))])
+    return sigmoid_loss(images_BD, texts_BD, scale, bias, Pairing(positives, (len(rows_B),), len(rows_B))).total
 
 
 class _SigmoidLoss(torch.autograd.Function):

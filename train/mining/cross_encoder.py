@@ -22,7 +22,7 @@ from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
 
 _LISTS_AT_ONCE = 256  # images between two synchronisations of the processes
-_SETTINGS = ScorerSettings(score_kind="margin")
+SETTINGS = ScorerSettings(score_kind="margin")
 
 
 def load_mining_cross_encoder(config: JobConfig, device: torch.device | str) -> PairScorer | None:
@@ -33,7 +33,7 @@ def load_mining_cross_encoder(config: JobConfig, device: torch.device | str) -> 
         UserError: it cannot be read.
     """
     with named({"reranker": config.cross_encoder_key}):
-        return None if config.cross_encoder_model is None else read_scorer(config.cross_encoder_model, device=device, settings=_SETTINGS)
+        return None if config.cross_encoder_model is None else read_scorer(config.cross_encoder_model, device=device, settings=SETTINGS)
 
 
 def cross_encoder_fingerprint(config: JobConfig) -> str | None:
@@ -44,7 +44,7 @@ def cross_encoder_fingerprint(config: JobConfig) -> str | None:
     """
     model = config.cross_encoder_model
     with named({"reranker": config.cross_encoder_key}):
-        return None if model is None else load_scorer(model, device="cpu", settings=_SETTINGS).fingerprint
+        return None if model is None else load_scorer(model, device="cpu", settings=SETTINGS).fingerprint
 
 
 class MiningCrossEncoder:

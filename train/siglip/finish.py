@@ -12,11 +12,13 @@ from eval.errors import named
 from eval.execution import Execution
 from eval.progress import say
 from eval.report.answer import answer_lines, folded, print_answer
+from eval.report.calibration import FILE as CALIBRATION_FILE
 from eval.report.leakage import leakage_section
 from eval.report.report import read_report
 from eval.report.section import Section
 from eval.report.skipped import skipped_sections
-from rerank.evaluation import EvaluationPlan, Reranker, evaluate_plan, print_tables, report_line
+from rerank.calibration import Reranker
+from rerank.evaluation import EvaluationPlan, evaluate_plan, print_tables, report_line
 from rerank.reorder.choices import measure_choices
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
@@ -61,7 +63,7 @@ def finish(job: Job, state: State, check_signal: Callable[[], Any]) -> None:
         said = {"stopped": stopped, "mining": effect.sentences() if effect is not None else []} | ({"no_gain": missed} if missed else {})
         if record is not None:
             write_card(job.folder / "export", model_card(job.config, state, state.chosen_step, job.tuned.inputs, report=record))
-        mark_ended(job.config, _finished_record(job.config) | said, _watch_reports(job.config))
+        mark_ended(job.config, _finished_record(job.config) | said, _further_reports(job.config))
         show_finished(job.config, record)
 
 
@@ -73,15 +75,19 @@ def _measure(job: Job, export: Path, first: Sequence[Section], further: Sequence
     # The reranker is loaded first: one that is refused should be refused before the embedding, not after.
     reranker = _load_reranker(job)
     plan = job.processes.together(lambda: evaluation_plan(config, job.base, str(export)))  # its files may be gone since the start
-    tune_on = None
-    if plan.chooses and job.val_set is not None:  # qrels are of the final split
-        tune_on = as_evaluated(job.val_set, asked)
+    tune_on = calibrate_on = None
+    if (plan.chooses or asked.calibration) and job.val_set is not None:  # qrels are of the final split
+        other = as_evaluated(job.val_set, asked)
+        tune_on, calibrate_on = other if plan.chooses else None, other if asked.calibration else None
     bank = job.train_set if asked.nnn else None
-    report = evaluate_plan(plan, job.final_set, tune_on=tune_on, bank=bank, reranker=reranker, execution=execution)
+    report = evaluate_plan(
+        plan, job.final_set, tune_on=tune_on, bank=bank, calibrate_on=calibrate_on, reranker=reranker, execution=execution
+    )
     if report is not None:
         left_out = skipped_sections(job.final_set.skipped)
         report = report.beginning(*first).adding(leakage_section(job.leakages), *left_out, *further)
         report.write(report_folder(config), trec=asked.trec, languages=[asked.mteb] if asked.mteb is not None else None)
+        report.write_calibration(calibration_path(config))
     if len(measured_forms(config.export)) > 1:
         strip = config.model.strip_punctuation
         forms = measure_forms(config.export, export, job.final_set, strip_punctuation=strip, execution=execution)
@@ -103,7 +109,7 @@ def _load_reranker(job: Job) -> Reranker | None:
     with named({"reranker": "rerank.model"}):
         scorer = load_scorer(rerank.model, device=job.accelerator.device, settings=ScorerSettings(score_kind=rerank.score))
     cache = None if folder is None else job.processes.together(lambda: ScoreCache(folder, job.log))
-    return Reranker(scorer, cache, rerank.model)
+    return Reranker(scorer, cache, rerank.model, rerank.score)
 
 
 def _measure_retention(job: Job, export: Path, watched: RetentionSet, execution: Execution) -> dict[str, Any] | None:
@@ -145,6 +151,11 @@ def choices_folder(config: JobConfig, number: int) -> Path:
     return report_folder(config) / "choices" / str(number)
 
 
+def calibration_path(config: JobConfig) -> Path:
+    """Where the calibration of a job's scores lies: next to the weights, not among the files that their manifest.json seals."""
+    return config.run_folder / "export" / CALIBRATION_FILE
+
+
 def watch_folder(config: JobConfig, name: str) -> Path:
     """Where a retention set's own report lies: eval/watch/NAME."""
     return config.run_folder / "eval" / "watch" / name
@@ -158,14 +169,16 @@ def report_folders(config: JobConfig) -> list[Path]:
 
 def is_finished(config: JobConfig) -> bool:
     """True if the run ended with its final report, made as the configuration asks."""
-    return ended(config, _finished_record(config), _watch_reports(config))
+    return ended(config, _finished_record(config), _further_reports(config))
 
 
-def _watch_reports(config: JobConfig) -> list[Path]:
-    return [watch_folder(config, watched.name) / "report.json" for watched in config.watch]
+def _further_reports(config: JobConfig) -> list[Path]:
+    """What must be there next to export and final report."""
+    watched = [watch_folder(config, watched.name) / "report.json" for watched in config.watch]
+    return watched + ([calibration_path(config)] if config.evaluation.calibration else [])
 
 
-_LATER_KEYS: dict[str, Any] = {"gallery": "every", "nnn": False, "mteb": None}
+_LATER_KEYS: dict[str, Any] = {"gallery": "every", "nnn": False, "mteb": None, "calibration": False}
 """Keys of `evaluation` that runs of earlier versions do not have, and the values that ask for what those did."""
 
 

@@ -177,6 +177,9 @@ class Place:
         (Path(evil) / "vocab.txt").write_text("[PAD]\n")
         return self.convert(str(self.folder / "albef.pth"), "--tokenizer", evil)
 
+    def mine(self, model: str) -> tuple[str, list[str]]:
+        return "train.mining", ["--model", model, "--data", str(self.world.manifest), "--output", str(self.folder / "mined")]
+
     def of_run(self, module: str, *options: str) -> tuple[str, list[str]]:
         return module, [str(self.run), *options, "--output", str(self.folder / "made")]
 
@@ -195,6 +198,7 @@ MODELS: dict[str, Callable[[str, Place], tuple[str, list[str]]]] = {
     "rerank --rerank": lambda evil, place: place.rerank(reranker=evil),
     "rerank.convert source": lambda evil, place: place.convert_evil(evil),
     "rerank.convert --tokenizer": lambda evil, place: place.convert_albef(evil),
+    "train.mining --model": lambda evil, place: place.mine(evil),
     "train.export run_folder": lambda _, place: place.of_run("train.export"),
     "train.mining.triplets run_folder": lambda _, place: (
         "train.mining.triplets",
@@ -216,19 +220,19 @@ MODELS: dict[str, Callable[[str, Place], tuple[str, list[str]]]] = {
 }
 """Every option and key that takes a model: the command that is given the evil folder there."""
 NO_MODELS = {
-    "eval": "--data --split --split-file --image-root --column --output --pair-scores --choose-on --choose --combine --pooling --compare "
-    "--qrels --slice-by --nnn --mteb",
+    "eval": "--data --split --split-file --image-root --column --output --pair-scores --choose-on --choose --calibrate-on --combine "
+    "--pooling --compare --qrels --slice-by --nnn --mteb",
     "eval.choices": "--data --image-root --output --pair-scores",
     "eval.compare": "run_a run_b --stages --output",
     "eval.convert_choices": "--source --images --output",
     "eval.embed": "--data --split --image-root --column --output --nnn-bank --nnn-images --nnn-captions",
-    "rerank": "--images --captions --output --caption-column --caption-id-column --split --image-root --column --pair-scores",
+    "rerank": "--images --captions --output --caption-column --caption-id-column --split --image-root --column --pair-scores --calibration",
     "rerank.convert": "--output",
     "train": "config overrides",
     "train.config": "",
     "train.export": "--output --checkpoint --push",
     "train.init": "data --image-root --column --base --output",
-    "train.mining": "config overrides",
+    "train.mining": "config overrides --data --split --image-root --column --output",
     "train.mining.triplets": "--output --table --images",
     "train.reranker": "config overrides",
     "train.study": "config overrides --system --output",

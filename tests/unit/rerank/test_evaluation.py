@@ -14,8 +14,9 @@ from eval.__main__ import make_parser, parse
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import SettingError
 from rerank.asked import read_plan
+from rerank.calibration import Reranker
 from rerank.combine.spec import Combining
-from rerank.evaluation import EvaluationPlan, Report, Reranker, evaluate_plan
+from rerank.evaluation import EvaluationPlan, Report, evaluate_plan
 from rerank.reorder.plan import Plan, Tuning
 from tests.small_job import SmallWorld, load
 from train.config.job import JobConfig
@@ -39,6 +40,7 @@ KEYS = {
     "--seconds": "rerank.seconds",
     "--skip-margin": "rerank.skip_margin",
     "--choose-on": "data.val_split",
+    "--calibrate-on": ("evaluation.calibration", "data.val_split"),
     "--choose": ("evaluation.choose", "rerank.fusion", "rerank.adaptive"),
     "--max-loss": "rerank.adaptive_max_loss",
     "--also": "evaluation.models",
@@ -118,7 +120,7 @@ def content(report: Report | None, rename: dict[str, str]) -> dict[str, Any]:
     stages = {name: stage for name, stage in record["stages"].items() if not name.startswith("base")}
     for stage in stages.values():
         stage.pop("cost")  # pairs that the base shares are counted as shared
-    kept = {key: record[key] for key in ("fusion", "adaptive", "ensemble", "expansion") if key in record}
+    kept = {key: record[key] for key in ("fusion", "adaptive", "ensemble", "expansion", "calibration") if key in record}
     return {"stages": stages} | json.loads(json.dumps(kept).replace('"in_comparisons": true', '"in_comparisons": false'))
 
 
@@ -136,7 +138,9 @@ def test_options_and_configuration_give_the_same_report(small_world: SmallWorld,
     job = evaluation_plan(JobConfig.model_validate(record), base, base)
     assert asked.chooses == job.chooses == ("--choose-on" in words)
     dataset, val = load(small_world.manifest, "test"), load(small_world.manifest, "val")
-    found = [_content(plan, dataset, val if plan.chooses else None, rename) for plan, rename in ((asked, {}), (job, {"tuned": "model"}))]
+    calibrated = None if "--skip-margin" in words else val  # what is chosen there is not retrieved and scored again
+    found = [_content(plan, dataset, val, calibrated, rename) for plan, rename in ((asked, {}), (job, {"tuned": "model"}))]
+    assert ("calibration" in found[0]) == (calibrated is not None)
     only_of_command = set(found[0]["stages"]) - set(found[1]["stages"])
     assert all(name.endswith(("+sum", "+fused", "+adaptive")) for name in only_of_command), "the job tunes the reranking of tuned alone"
     for name in only_of_command:
@@ -148,8 +152,11 @@ def test_options_and_configuration_give_the_same_report(small_world: SmallWorld,
     assert len(found[1]["stages"]) >= 8 and json.dumps(found[0], sort_keys=True) == json.dumps(found[1], sort_keys=True)
 
 
-def _content(plan: EvaluationPlan, dataset: RetrievalSet, val: RetrievalSet | None, rename: dict[str, str]) -> dict[str, Any]:
-    return content(evaluate_plan(plan, dataset, tune_on=val, reranker=Reranker(Toy())), rename)  # type: ignore[arg-type]  # reads nothing
+def _content(
+    plan: EvaluationPlan, dataset: RetrievalSet, val: RetrievalSet, calibrated: RetrievalSet | None, rename: dict[str, str]
+) -> dict[str, Any]:
+    tune_on, reranker = val if plan.chooses else None, Reranker(Toy())  # type: ignore[arg-type]  # reads nothing
+    return content(evaluate_plan(plan, dataset, tune_on=tune_on, calibrate_on=calibrated, reranker=reranker), rename)
 
 
 @pytest.mark.parametrize(

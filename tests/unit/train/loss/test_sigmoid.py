@@ -15,7 +15,7 @@ from eval.dataset.retrieval_set import GroupHashes
 from train.loss.distillation import OwnPairs
 from train.loss.positives import BatchPositives
 from train.loss.reference import loss_with_mined_columns, pairwise_sigmoid_loss
-from train.loss.sigmoid import LossTerms, Pairing, sigmoid_loss
+from train.loss.sigmoid import LossTerms, Pairing, batch_loss, sigmoid_loss
 
 
 def unit(rows: int, width: int, seed: int) -> torch.Tensor:
@@ -258,3 +258,33 @@ def test_no_tensor_is_ever_larger_than_the_embeddings_or_a_block(scope: str | No
     with _LargestMade() as made:
         sigmoid_loss(images, texts, scale, bias, Pairing(positives, (num_gathered,), num, own, 0.5, block=block)).total.backward()
     assert made.num_elements == texts.numel() < num * num / 30
+
+
+@pytest.mark.parametrize("captions", [None, ["a dog", "a cat", "A dog!", "two birds", "a  cat"]])
+def test_the_loss_of_a_batch_of_ones_own_is_the_reference(captions: list[str] | None) -> None:
+    """Loss and gradients, with equal texts as positives."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = [torch.nn.functional.normalize(torch.randn(5, 7, generator=generator, dtype=torch.float64), dim=1) for _ in range(2)]
+    labels = 2 * torch.eye(5, dtype=torch.float64) - 1
+    if captions is not None:
+        for one, other in ((0, 2), (1, 4)):
+            labels[one, other] = labels[other, one] = 1
+    gradients = []
+    for of_reference in (True, False):
+        images, texts = (one.clone().requires_grad_() for one in vectors)
+        scale, bias = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (8.0, -4.0))
+        if of_reference:
+            loss = pairwise_sigmoid_loss(scale * images @ texts.T + bias, labels)
+        else:
+            loss = batch_loss(images, texts, scale, bias, captions)
+        loss.backward()
+        gradients.append([loss.detach(), *(one.grad for one in (images, texts, scale, bias))])
+    for expected, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_batch_whose_shapes_do_not_fit_is_refused() -> None:
+    images = torch.eye(3)
+    for texts, captions in ((torch.eye(4), None), (images, ["a"])):
+        with pytest.raises(ValueError, match="expected images and texts of one shape"):
+            batch_loss(images, texts, torch.tensor(1.0), torch.tensor(0.0), captions)
