@@ -19,6 +19,7 @@ usage() {
   compare RUN_A RUN_B                         compare two finished reports query by query
   choices                                     measure checkpoints on a choice set
   rerank                                      rerank your own pictures and captions, without labels
+  explore RUN_OR_MODEL                        a page to search pictures with a sentence or a picture, both stages side by side
   export RUN_FOLDER                           a checkpoint of a run as plain Hugging Face weights
   soup CHECKPOINT CHECKPOINT ...              average the weights of checkpoints
   wise RUN_FOLDER                             weights between base and tuned
