@@ -96,12 +96,15 @@ class Tab:
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, text=given)
 
     def drop(self, path: Path, selector: str) -> None:
-        """Drop a file on an element."""
-        box = self.value(f"JSON.parse(JSON.stringify(document.querySelector({json.dumps(selector)}).getBoundingClientRect()))")
-        place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
-        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
-        for kind in ("dragEnter", "dragOver", "drop"):
-            self.send("Input.dispatchDragEvent", type=kind, data=data, **place)
+        """Drop a picture on an element, as its page hears of it."""
+        content = base64.b64encode(path.read_bytes()).decode()
+        self.value(f"""(() => {{
+            const bytes = Uint8Array.from(atob({json.dumps(content)}), letter => letter.charCodeAt(0)), data = new DataTransfer();
+            data.items.add(new File([bytes], {json.dumps(path.name)}, {{type: "image/png"}}));
+            for (const kind of ["dragenter", "dragover", "drop"])
+                document.querySelector({json.dumps(selector)}).dispatchEvent(
+                    new DragEvent(kind, {{dataTransfer: data, bubbles: true, cancelable: true}}));
+        }})()""")
 
     def picture(self, path: Path) -> None:
         """Write a picture of the whole page, as .png."""

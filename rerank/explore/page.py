@@ -33,10 +33,14 @@ def make_page(searcher: Searcher, about: Mapping[str, str]) -> Page:
     gallery = searcher.gallery
     with gr.Blocks(title=f"Search {gallery.collection.num_images:,} pictures", analytics_enabled=False) as blocks:
         gr.HTML(render("header.html.j2", _FOLDER, about=about, gallery=gallery), apply_default_css=False)
-        with gr.Row(equal_height=True):
+        with gr.Row():
             with gr.Column(scale=3, min_width=300):
                 sentence = gr.Textbox(
-                    label="Search with a sentence", placeholder="a red kite over a beach", max_length=_MOST_CHARACTERS, autofocus=True
+                    label="Search with a sentence",
+                    placeholder="a red kite over a beach",
+                    max_length=_MOST_CHARACTERS,
+                    max_lines=3,
+                    autofocus=True,
                 )
                 button = gr.Button("Search", variant="primary")
             with gr.Column(scale=2, min_width=300):
@@ -46,7 +50,11 @@ def make_page(searcher: Searcher, about: Mapping[str, str]) -> Page:
         common = {"outputs": results, "concurrency_id": "search", "trigger_mode": "always_last", "api_visibility": "private"}
         gr.on([sentence.submit, button.click], _shown(searcher.by_sentence), inputs=sentence, **common)
         picture.change(_shown(searcher.by_picture), inputs=picture, **common)
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    theme = gr.themes.Default(
+        primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )  # none is fetched
+    strong = {"button_primary_background_fill": "*primary_700", "button_primary_background_fill_hover": "*primary_800"}
+    theme.set(**strong, **{f"{name}_dark": value for name, value in strong.items()}, input_placeholder_color="*neutral_500")
     looks = {"theme": theme, "css": (_FOLDER / "explore.css").read_text(encoding="utf-8"), "max_file_size": PICTURE_BYTES}
     return Page(blocks, looks)
 

@@ -14,7 +14,7 @@ from eval.files import CONFIG_BYTES, read_text
 from eval.search.ranking import DIRECTIONS, Direction
 
 FILE, VERSION = "calibration.json", 1
-_REMEDY = "./launch.sh eval --calibrate-on SPLIT writes a calibration.json; put it into the model's folder"
+_REMEDY = "./launch.sh eval --calibrate-on SPLIT writes one; put it into the model's folder"
 
 
 @dataclass(frozen=True)

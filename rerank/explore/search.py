@@ -176,7 +176,7 @@ class Searcher:
             picture = decode_image(path)
         except ImageError as error:
             reason = str(error).removeprefix(f"{path}: ")
-            raise UserError(f"This picture {reason}. Save it anew as .jpg or .png, or give another one.") from error
+            raise UserError(f"The picture you gave: {reason}. Save it anew as .jpg or .png, or give another one.") from error
         started = time.perf_counter()
         with torch.no_grad():
             query_D = image_features(self._model, self._inputs.pixels(picture)[None].to(self._device)).cpu().numpy()[0]

@@ -18,6 +18,9 @@ from rerank.explore.page import results_html  # noqa: E402
 from rerank.explore.search import Found, Hit, ResultList  # noqa: E402
 
 EVIL = "<script>document.title='owned'</script> {{ 7 * 7 }} ${7 * 7}"
+SENTENCE = "a red circle {{7*7}} ${7*7} <b>"
+"""Nothing of it is markup, or a template."""
+DROP = "button[aria-dropeffect]"
 
 
 def test_what_others_wrote_is_escaped() -> None:
@@ -43,23 +46,26 @@ def test_a_sentence_and_a_picture_are_searched_with_in_a_browser(
         tab.go(url, width=390)
         tab.wait_for("document.querySelector('textarea')")
         tab.value("document.querySelector('textarea').focus()")
-        tab.send("Input.insertText", text="a red circle")
+        tab.send("Input.insertText", text=SENTENCE)
         tab.press("Enter", 13, "\r")
         tab.wait_for("document.querySelectorAll('#results ol.pictures').length == 2")
         shown = tab.value("document.querySelector('#results').innerText")
-        assert "“a red circle”" in shown and "First stage" in shown and "Reranked by blip" in shown and "not calibrated" in shown
+        assert f"“{SENTENCE}”" in shown and "First stage" in shown and "Reranked by blip" in shown and "not calibrated" in shown
         assert len(re.findall(r"cosine\s*−?0\.\d{3}", shown)) == 8 and len(re.findall(r"score\s*[+−]\d+\.\d\d", shown)) == 4
         pictures = "[...document.querySelectorAll('#results ol img')]"
-        assert tab.value(f"{pictures}.filter(one => one.naturalWidth && /^picture val-/.test(one.alt.replace('pictures/', ''))).length") == 8
+        assert (
+            tab.value(f"{pictures}.filter(one => one.naturalWidth && /^picture val-/.test(one.alt.replace('pictures/', ''))).length") == 8
+        )
         assert tab.value("document.documentElement.scrollWidth <= innerWidth")
-        tab.drop(small_world.manifest.parent / "pictures" / "val-005.png", "button[aria-label*='upload' i], .wrap")
+        tab.wait_for(f"document.querySelector('{DROP}')")
+        tab.drop(small_world.manifest.parent / "pictures" / "val-005.png", DROP)
         tab.wait_for("document.querySelectorAll('#results ol.captions').length == 2")
         assert tab.value("document.querySelector('#results ol.pictures li').innerText").split()[:2] == ["1", "pictures/val-005.png"]
-        tab.value("document.querySelector('button[aria-label*=\"clear\" i], button[aria-label*=\"remove\" i]').click()")
-        tab.wait_for("!document.querySelector('#results ol')")
-        tab.drop(tmp_path / "broken.png", "button[aria-label*='upload' i], .wrap")
+        tab.value('document.querySelector(\'button[aria-label*="clear" i], button[aria-label*="remove" i]\').click()')
+        tab.wait_for(f"!document.querySelector('#results ol') && document.querySelector('{DROP}')")
+        tab.drop(tmp_path / "broken.png", DROP)
         tab.wait_for("document.querySelector('#results [role=alert]')")
-        assert "This picture cannot be decoded" in tab.value("document.querySelector('#results').innerText")
+        assert "The picture you gave: cannot be decoded" in tab.value("document.querySelector('#results').innerText")
         assert {one for one in tab.asked if not one.startswith((url, "data:", "blob:", "about:"))} == set()
     request = urllib.request.Request(url, headers={"Host": "elsewhere.example"})
     with pytest.raises(urllib.error.HTTPError, match="400"):

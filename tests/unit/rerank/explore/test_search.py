@@ -132,9 +132,11 @@ def test_what_cannot_be_searched_with_is_a_sentence(searcher: Searcher, tmp_path
     assert said(searcher.by_sentence(" \n ")) == "Nothing to search for yet: type a sentence, or drop a picture."
     assert said(searcher.by_sentence("漢字")).startswith("The model's tokenizer knows nothing of '漢字'")
     (tmp_path / "x.png").write_bytes(b"no picture")
-    assert said(searcher.by_picture(tmp_path / "x.png")).startswith("This picture cannot be decoded: no picture of a known format")
+    assert said(searcher.by_picture(tmp_path / "x.png")).startswith("The picture you gave: cannot be decoded: no picture of a known format")
     long = list(searcher.by_sentence("a red circle " * 20))[-1]
-    assert long.notes == ["The model reads 12 tokens; this sentence has more, and its end is not read."] and len(long.groups["Pictures"]) == 2
+    assert (
+        long.notes == ["The model reads 12 tokens; this sentence has more, and its end is not read."] and len(long.groups["Pictures"]) == 2
+    )
 
 
 def calibration(weights: str, fingerprint: str) -> dict[str, Any]:
