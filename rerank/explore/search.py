@@ -89,7 +89,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class ResultList:
-    """The results of one stage: its seconds, and what there is to know of its probabilities. Without hits: `remark` says why."""
+    """The results of one stage; `remark`: what there is to know of its probabilities, or why it has no hits yet."""
 
     title: str
     hits: list[Hit]
@@ -182,7 +182,7 @@ class Searcher:
             query_D = image_features(self._model, self._inputs.pixels(picture)[None].to(self._device)).cpu().numpy()[0]
         ranking = _ranked("image_to_text", self.gallery.images_ND, query_D, self._top_k)
         answers = Answers.of(ranking, None)
-        remark = "no probability, no reranking: both are of a picture with a sentence, not with another picture"
+        remark = "No probability and no reranking: both are of a picture with a sentence, not with another picture"
         similar = ResultList("First stage", self._hits(answers, are_pictures=True), time.perf_counter() - started, remark)
         found = Found(PageItem("the picture you gave", picture=thumbnail(picture, QUERY_PIXELS)), [], {"Similar pictures": [similar]})
         captions = self.gallery.collection
@@ -197,16 +197,22 @@ class Searcher:
     def _stages(self, found: Found, heading: str, ranking: Ranking, pairs: _Pairs, started: float) -> Iterator[Found]:
         """What was found with the lists of both stages under a heading, the second one when it is there."""
         answers = Answers.of(ranking, None)
-        first = ResultList("First stage", self._hits(answers), time.perf_counter() - started, self._first_probability.remark)
+        first = ResultList(
+            "First stage", self._hits(answers), time.perf_counter() - started, f"Probability: {self._first_probability.remark}"
+        )
         if self.scorer is None:
             yield _with(found, heading, [first])
             return
         title = f"Reranked by {self.scorer.name}"
-        yield _with(found, heading, [first, ResultList(title, [], None, f"scoring {answers.depth} pairs …")])
+        yield _with(found, heading, [first, ResultList(title, [], None, f"Scoring {answers.depth} pairs …")])
         started = time.perf_counter()
         scores = complete_scores(self.scorer, pairs, pairs_to_score([ranking]))
         hits = self._hits(Answers.of(ranking, scores))
-        yield _with(found, heading, [first, ResultList(title, hits, time.perf_counter() - started, self._reranked_probability.remark)])
+        yield _with(
+            found,
+            heading,
+            [first, ResultList(title, hits, time.perf_counter() - started, f"Probability: {self._reranked_probability.remark}")],
+        )
 
     def _hits(self, answers: Answers, *, are_pictures: bool = False) -> list[Hit]:
         """The results of the one query of `answers`; are_pictures: of a picture, found by a picture."""

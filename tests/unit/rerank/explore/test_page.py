@@ -39,7 +39,7 @@ def test_a_sentence_and_a_picture_are_searched_with_in_a_browser(
     options = ["--rerank", str(tiny_blip), "--split", "val", "--top-k", "4", "--port", "0", "--num-workers", "0"]
     words = [str(small_world.base), "--images", str(small_world.manifest), *options]
     server = nursery.start("rerank.explore", words, env={"ACCELERATE_USE_CPU": "true"})
-    server.wait_until(lambda: "Ctrl-C ends it" in server.output())
+    server.wait_until(lambda: server.log.exists() and "Ctrl-C ends it" in server.output())
     url = re.search(r"http://127\.0\.0\.1:\d+", server.output())[0]
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with browser(tmp_path) as tab:
@@ -60,7 +60,7 @@ def test_a_sentence_and_a_picture_are_searched_with_in_a_browser(
         tab.wait_for(f"document.querySelector('{DROP}')")
         tab.drop(small_world.manifest.parent / "pictures" / "val-005.png", DROP)
         tab.wait_for("document.querySelectorAll('#results ol.captions').length == 2")
-        assert tab.value("document.querySelector('#results ol.pictures li').innerText").split()[:2] == ["1", "pictures/val-005.png"]
+        assert tab.value("document.querySelector('#results ol.pictures li').innerText").split()[:3] == ["place", "1", "pictures/val-005.png"]
         tab.value('document.querySelector(\'button[aria-label*="clear" i], button[aria-label*="remove" i]\').click()')
         tab.wait_for(f"!document.querySelector('#results ol') && document.querySelector('{DROP}')")
         tab.drop(tmp_path / "broken.png", DROP)

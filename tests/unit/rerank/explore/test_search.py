@@ -69,7 +69,7 @@ def test_a_sentence_finds_what_plain_transformers_ranks_first(searcher: Searcher
     model = SiglipModel.from_pretrained(small_world.base)
     logits = cosines[order] * model.logit_scale.exp().item() + model.logit_bias.item()
     np.testing.assert_allclose([hit.logit for hit in first.hits], logits, atol=1e-4)
-    assert done.query.text == SENTENCE and none_yet.hits == [] and none_yet.remark == "scoring 5 pairs …"
+    assert done.query.text == SENTENCE and none_yet.hits == [] and none_yet.remark == "Scoring 5 pairs …"
     assert (first.title, reranked.title) == ("First stage", "Reranked by blip") and first.seconds > 0 and reranked.seconds > 0
     assert all(hit.item.picture.startswith("data:image/jpeg;base64,") for hit in first.hits)
 
@@ -158,7 +158,7 @@ def test_probabilities_are_read_for_both_stages(searcher: Searcher, tmp_path: Pa
     other = Searcher(searcher._model, searcher._inputs, searcher.gallery, top_k=3, scorer=searcher.scorer, probabilities=(first, reranked))
     both = list(other.by_sentence(SENTENCE))[-1].groups["Pictures"]
     assert [hit.probability for hit in both[0].hits] == pytest.approx([max(0, hit.cosine) / 2 for hit in both[0].hits])
-    assert {hit.probability for hit in both[1].hits} == {0.2} and both[0].remark == "fitted on val"
+    assert {hit.probability for hit in both[1].hits} == {0.2} and both[0].remark == "Probability: fitted on val"
 
 
 def test_without_a_calibration_the_remark_has_the_remedy(searcher: Searcher, tmp_path: Path) -> None:
