@@ -50,7 +50,7 @@ def make_parser() -> CommandParser:
         "--port",
         type=WholeNumber(0),
         default=DEFAULT_PORT,
-        help=f"where the page is, up to {MOST_PORT}; 0: wherever one is free (default {DEFAULT_PORT})",
+        help=f"where the page is, 0 to {MOST_PORT}; 0: wherever one is free (default {DEFAULT_PORT})",
     )
     add("--device", help="where models run, such as cpu or cuda:1 (default: a GPU if there is one, else cpu)")
     add("--split", help="of a manifest: only the pictures of this split (default: all)")

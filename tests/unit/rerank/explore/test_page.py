@@ -60,7 +60,8 @@ def test_a_sentence_and_a_picture_are_searched_with_in_a_browser(
         tab.wait_for(f"document.querySelector('{DROP}')")
         tab.drop(small_world.manifest.parent / "pictures" / "val-005.png", DROP)
         tab.wait_for("document.querySelectorAll('#results ol.captions').length == 2")
-        assert tab.value("document.querySelector('#results ol.pictures li').innerText").split()[:3] == ["place", "1", "pictures/val-005.png"]
+        first = tab.value("document.querySelector('#results ol.pictures li').innerText")
+        assert first.split()[:3] == ["place", "1", "pictures/val-005.png"]
         tab.value('document.querySelector(\'button[aria-label*="clear" i], button[aria-label*="remove" i]\').click()')
         tab.wait_for(f"!document.querySelector('#results ol') && document.querySelector('{DROP}')")
         tab.drop(tmp_path / "broken.png", DROP)
