@@ -22,6 +22,7 @@ usage() {
   choices                                     measure checkpoints on a choice set
   embed                                       vectors of images and captions, for FAISS, Qdrant, LanceDB
   rerank                                      rerank your own pictures and captions, without labels
+  explore RUN_OR_MODEL                        a page to search pictures with a sentence or a picture, both stages side by side
   export RUN_FOLDER                           a checkpoint of a run as plain Hugging Face weights; --push ORG/NAME sends it to the hub
   soup CHECKPOINT CHECKPOINT ...              average the weights of checkpoints
   wise RUN_FOLDER                             weights between base and tuned

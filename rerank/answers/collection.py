@@ -19,6 +19,8 @@ from eval.search.ranking import Direction
 from rerank.answers.captions import Captions, manifest_captions, read_captions
 from rerank.answers.pictures import PictureList, is_picture_folder, read_folder, read_rows
 
+NO_CAPTIONS = Captions("", [], [])
+
 
 class Collection:
     """Images in id order, captions in the order given (a `rerank.scoring.cached_scoring.ScoringData`)."""
@@ -105,14 +107,46 @@ def read_collection(
     if captions is None:
         own = dict(columns or {}) | ({"captions": caption_column} if caption_column is not None else {})
         return _read_both(images, image_root, own, split, skip_missing)
-    if not is_picture_folder(images):
-        pictures = read_rows(images, image_root=image_root, columns=columns or {}, split=split, skip_missing=skip_missing)
-    elif image_root is None and not columns and split is None and not skip_missing:
-        pictures = read_folder(images)
-    else:
-        options = "--image-root, --column, --skip-missing and --split"
-        raise UserError(f"--images {images} is a folder of pictures: {options} are for manifests; leave them out")
+    pictures = _read_pictures(images, image_root, columns or {}, split, skip_missing)
     return Collection(pictures, read_captions(captions, column=caption_column, id_column=caption_id_column))
+
+
+def read_gallery(
+    images: str,
+    *,
+    image_root: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    split: str | None = None,
+    skip_missing: bool = False,
+) -> Collection:
+    """The pictures of a folder; or those of a manifest, with its captions where it has a column of them.
+
+    Args:
+        images: a folder of pictures, or whatever `eval.manifest.manifest.read_manifest` takes.
+        image_root, columns, split, skip_missing: of a manifest, as of `read_collection`.
+
+    Raises:
+        UserError: they cannot be used, or an option does not apply; ManifestError with every fault where a file has some.
+    """
+    if is_picture_folder(images):
+        return Collection(_read_pictures(images, image_root, columns or {}, split, skip_missing), NO_CAPTIONS)
+    try:
+        return _read_both(images, image_root, columns or {}, split, skip_missing)
+    except ManifestError as error:
+        lacks_columns = all(fault.kind == "unknown column" for fault in error.faults)
+        if not lacks_columns or {"caption", "captions"} & set(columns or {}):
+            raise
+    return Collection(_read_pictures(images, image_root, columns or {}, split, skip_missing), NO_CAPTIONS)
+
+
+def _read_pictures(images: str, image_root: str | None, columns: Mapping[str, str], split: str | None, skip_missing: bool) -> PictureList:
+    """The pictures of a folder, or of a manifest without its captions."""
+    if not is_picture_folder(images):
+        return read_rows(images, image_root=image_root, columns=columns, split=split, skip_missing=skip_missing)
+    if image_root is None and not columns and split is None and not skip_missing:
+        return read_folder(images)
+    options = "--image-root, --column, --skip-missing and --split"
+    raise UserError(f"--images {images} is a folder of pictures: {options} are for manifests; leave them out")
 
 
 def _read_both(source: str, image_root: str | None, columns: Mapping[str, str], split: str | None, skip_missing: bool) -> Collection:

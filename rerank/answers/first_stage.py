@@ -83,7 +83,7 @@ def find_first(
         stream_captions(model, inputs, collection.captions, captions.append, execution=execution)
         captions.seal()
         broken = _blank_rows(images, processes)
-        decodable = _without_broken(collection, broken)
+        decodable = without_broken(collection, broken)
         vectors: dict[str, EmbeddingRows] = {"images": _DecodableRows(images, broken) if len(broken) else images, "captions": captions}
         embedded = time.perf_counter()
         rankings = {one: _search(one, vectors, top_k, execution) for one in directions}
@@ -114,8 +114,12 @@ def _blank_rows(images: Shards, processes: Processes) -> np.ndarray:
     return np.sort(np.concatenate(processes.gather(np.concatenate([np.empty(0, dtype=np.int64), *own]))))
 
 
-def _without_broken(collection: Collection, broken: np.ndarray) -> Collection:
-    """The pictures that decode."""
+def without_broken(collection: Collection, broken: np.ndarray) -> Collection:
+    """The collection without pictures that do not decode, by index.
+
+    Raises:
+        UserError: none is left.
+    """
     if not len(broken):
         return collection
     if len(broken) == collection.num_images:

@@ -17,18 +17,19 @@ _MOST_NAMED = 5
 
 
 def reading_lines(collection: Collection, directions: Sequence[Direction], top_k: int) -> list[str]:
-    """What was read and skipped, and where there are fewer answers than top_k."""
+    """What was read (captions where there are some) and skipped, and where there are fewer answers than top_k."""
     captions, skipped = collection.captions_read, collection.pictures.skipped.in_words()
     counts = collection.pictures.counts
     odd = [f"{captions.num_blank:,} blank"] if captions.num_blank else []
     odd += [f"{captions.num_repeated:,} repeated"] if captions.num_repeated else []
+    read = f" ({'; '.join(odd)})" if odd else ""
     lines = [
         f"pictures   {collection.num_images:,} in {collection.pictures.source}" + (f" (skipped: {skipped})" if skipped else ""),
         *(f"columns    {note}" for note in (*collection.pictures.notes, *captions.notes)),
         *([f"rows       {counts.joined:,} of {counts.given:,} joined to an earlier row's picture"] if counts.joined else []),
         *([f"left out   {counts.skipped:,} of {counts.given:,} rows, whose picture is missing"] if counts.skipped else []),
         *([f"left out   {collection.pictures.left_out}"] if collection.pictures.left_out else []),
-        f"captions   {collection.num_captions:,} in {captions.source}" + (f" ({'; '.join(odd)})" if odd else ""),
+        *([f"captions   {collection.num_captions:,} in {captions.source}{read}"] if captions.ids else []),
     ]
     for direction in directions:
         query, answers = WORDS[direction]
@@ -37,13 +38,14 @@ def reading_lines(collection: Collection, directions: Sequence[Direction], top_k
     return lines
 
 
-def broken_lines(skipped: Sequence[Skipped], path: Path) -> list[str]:
-    """The images that were left out, the first few with the reason, and the file that lists them all."""
+def broken_lines(skipped: Sequence[Skipped], path: Path | None = None) -> list[str]:
+    """The images that were left out, each with the reason; or, of a file that lists them all, the first few."""
     if not skipped:
         return []
-    shown = [f"  {one.reason}" for one in skipped[:_MOST_NAMED]]
-    more = [f"  and {len(skipped) - _MOST_NAMED:,} more"] if len(skipped) > _MOST_NAMED else []
-    return [f"left out   {len(skipped):,} pictures that do not decode ({path})", *shown, *more]
+    most = len(skipped) if path is None else _MOST_NAMED
+    more = [f"  and {len(skipped) - most:,} more"] if len(skipped) > most else []
+    listed = f" ({path})" if path is not None else ""
+    return [f"left out   {len(skipped):,} pictures that do not decode{listed}", *(f"  {one.reason}" for one in skipped[:most]), *more]
 
 
 def closing_lines(found: FirstAnswers, answers: Sequence[Answers], scores: PairScores | None, output: Path, page: Path | None) -> list[str]:

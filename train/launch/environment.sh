@@ -92,7 +92,7 @@ set_up() { # set_up EXTRA: sets `python`, installing first where that is needed
 declare -A modules=(
     [train]=train [reranker]=train.reranker [mine]=train.mining [triplets]=train.mining.triplets
     [eval]=eval [compare]=eval.compare [choices]=eval.choices [embed]=eval.embed
-    [rerank]=rerank [convert]=rerank.convert
+    [rerank]=rerank [explore]=rerank.explore [convert]=rerank.convert
     [export]=train.export [soup]=train.soup [wise]=train.wise [study]=train.study
     [init]=train.init [config]=train.config [environment]=train.launch.environment [runs]=train.launch.runs [check]=train
 )

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "eval.embed.__main__": ("run", MODEL),
     "rerank.__main__": ("run", PAIRS),
     "rerank.convert.__main__": ("run", ["SOURCE", "--output", "OUT"]),
+    "rerank.explore.__main__": ("run", ["MODEL", "--images", "FOLDER"]),
     "train.__main__": ("carry_out_as_asked", ["configs/demo.yaml"]),
     "train.reranker.__main__": ("carry_out_as_asked", ["configs/reranker-demo.yaml"]),
     "train.mining.__main__": ("run", ["configs/demo.yaml"]),

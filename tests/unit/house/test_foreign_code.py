@@ -155,6 +155,10 @@ class Place:
         models = ["--model", model or str(self.world.base), "--rerank", reranker or str(self.world.blip)]
         return "rerank", [*models, *data, "--output", str(self.folder / "a.parquet")]
 
+    def explore(self, model: str = "", reranker: str = "") -> tuple[str, list[str]]:
+        options = ["--images", str(self.world.manifest.parent / "pictures"), "--rerank", reranker or str(self.world.blip), "--port", "0"]
+        return "rerank.explore", [model or str(self.world.base), *options]
+
     def train(self, **changes: Any) -> tuple[str, list[str]]:
         return "train", [self.written(SmallWorld.record(self.world, self.folder / "runs", **changes))]
 
@@ -196,6 +200,8 @@ MODELS: dict[str, Callable[[str, Place], tuple[str, list[str]]]] = {
     "eval.embed --model": lambda evil, place: place.embed(evil),
     "rerank --model": lambda evil, place: place.rerank(model=evil),
     "rerank --rerank": lambda evil, place: place.rerank(reranker=evil),
+    "rerank.explore model": lambda evil, place: place.explore(model=evil),
+    "rerank.explore --rerank": lambda evil, place: place.explore(reranker=evil),
     "rerank.convert source": lambda evil, place: place.convert_evil(evil),
     "rerank.convert --tokenizer": lambda evil, place: place.convert_albef(evil),
     "train.mining --model": lambda evil, place: place.mine(evil),
@@ -228,6 +234,7 @@ NO_MODELS = {
     "eval.embed": "--data --split --image-root --column --output --nnn-bank --nnn-images --nnn-captions",
     "rerank": "--images --captions --output --caption-column --caption-id-column --split --image-root --column --pair-scores --calibration",
     "rerank.convert": "--output",
+    "rerank.explore": "--images --device --split --image-root --column",
     "train": "config overrides",
     "train.config": "",
     "train.export": "--output --checkpoint --push",

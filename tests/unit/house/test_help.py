@@ -23,6 +23,7 @@ WORDS = {
     "eval.convert_choices": "python -m eval.convert_choices",
     "rerank.__main__": "rerank",
     "rerank.convert.__main__": "convert",
+    "rerank.explore.__main__": "explore",
     "train.__main__": "train",
     "train.config.__main__": "config",
     "train.export.__main__": "export",
@@ -37,7 +38,20 @@ WORDS = {
     "train.wise.__main__": "wise",
 }
 """Module -> what launch.sh calls it."""
-HEAVY = ("torch", "transformers", "datasets", "matplotlib", "pandas", "pyarrow", "PIL", "rich", "jinja2", "accelerate", "huggingface_hub")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "matplotlib",
+    "pandas",
+    "pyarrow",
+    "PIL",
+    "rich",
+    "jinja2",
+    "accelerate",
+    "huggingface_hub",
+    "gradio",
+)
 ALL_IN_ONE_PROCESS = """
 import json, sys
 from contextlib import redirect_stdout, suppress
