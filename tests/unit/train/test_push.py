@@ -9,7 +9,7 @@ import pytest
 from eval.encoder.sealed import seal
 from tests.hub_server import TOKEN, Hub, go_online, serving
 from train.engine.card import HERE
-from train.export import main
+from train.export.__main__ import main
 
 NAME = "birds-team/birds"
 CARD = f"---\nlibrary_name: transformers\n---\n\n# Birds\n\n```python\n{HERE}\n```\n"
