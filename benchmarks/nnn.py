@@ -183,8 +183,8 @@ def page(found: Mapping[str, Any]) -> str:
         "",
         *conclusion(found),
         "",
-        "Photographs and fashion are plain heads on frozen features of other networks (benchmarks/heads), not released SigLIP weights, whose",
-        "similarities are of another kind. The bank is what the heads were trained on; k and alpha differ from seed to seed.",
+        "Photographs and fashion are plain heads on frozen features of other networks (benchmarks/heads), not released SigLIP weights,",
+        "whose similarities are of another kind. The bank is what the heads were trained on; k and alpha differ from seed to seed.",
         "",
         f"Command: `{found['command']}`. The reports are of `./launch.sh eval --model MODEL --data demo/data/scenes.parquet --column "
         "group=scene --split test --choose-on val --nnn train`, of demo/models/siglip-base and of a run's export.",
