@@ -183,6 +183,9 @@ def page(found: Mapping[str, Any]) -> str:
         "",
         *conclusion(found),
         "",
+        "Photographs and fashion are plain heads on frozen features of other networks (benchmarks/heads), not released SigLIP weights,",
+        "whose similarities are of another kind. The bank is what the heads were trained on; k and alpha differ from seed to seed.",
+        "",
         f"Command: `{found['command']}`. The reports are of `./launch.sh eval --model MODEL --data demo/data/scenes.parquet --column "
         "group=scene --split test --choose-on val --nnn train`, of demo/models/siglip-base and of a run's export.",
         "",
@@ -253,7 +256,7 @@ def main() -> None:
                 del seed[direction]["sums_I"], seed[direction]["counts_I"]
     found["reports"] |= {name: read_report(Path(folder)) for name, folder in (each.split("=", 1) for each in args.reports)}
     found["command"] = (
-        "python -m benchmarks.nnn photographs=DATA/flickr8k fashion=DATA/fashion scenes=DATA/scenes --reports NAME=FOLDER ... "
+        "python -m benchmarks.nnn photographs=DATA/flickr8k fashion=DATA/fashion --work runs/heads --reports NAME=FOLDER ... "
         "--output results/nnn.md"
     )
     replace_files({stored: json.dumps(found, indent=1) + "\n", args.output: page(found)})
