@@ -91,9 +91,9 @@ class Base:
             front = front_matter(model_folder(name) / CARD)
         except UserError:  # gone meanwhile
             front = {}
-        licence = {key: str(front[key]) for key in ("license", "license_name", "license_link") if isinstance(front.get(key), str)}
-        named = front.get("base_model", ())
-        inherited = [named] if isinstance(named, str) else [one for one in named if isinstance(one, str)] if isinstance(named, list) else []
+        licence = {key: front[key] for key in ("license", "license_name", "license_link") if _is_word(front.get(key))}
+        named = front.get("base_model")
+        inherited = [one for one in (named if isinstance(named, list) else [named]) if isinstance(one, str) and HubModel.parse(one)]
         return cls(tuple(inherited) if is_local else (without_revision(name),), licence)
 
     @classmethod
@@ -110,6 +110,11 @@ class Base:
         if name:
             return f"- Licence: `{name}`, that of the base; whoever publishes the weights checks that their data allow it.\n"
         return "- Licence: not known, for no card of the base is here that names one. Look at the base's page before you publish.\n"
+
+
+def _is_word(value: Any) -> bool:
+    """Whether a value of somebody's card is a licence's name or address, and nothing that would be read as Markdown."""
+    return isinstance(value, str) and re.fullmatch(r"[\w.+:/#?&=-]{1,200}", value) is not None
 
 
 def front_matter(path: Path) -> dict[str, Any]:

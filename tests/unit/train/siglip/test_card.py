@@ -163,6 +163,7 @@ def test_no_path_is_left(small_world: SmallWorld, tmp_path: Path) -> None:
         ("license: apache-2.0\nbase_model: google/siglip-base-patch16-224\n", "apache-2.0", "`apache-2.0`"),
         ("license: other\nlicense_name: birds-1.0\nlicense_link: LICENSE\n", "other", "`birds-1.0`"),
         ("license: [a, b]\n", None, "not known"),
+        ('license: "`x`\\n# A heading"\n', None, "not known"),
         ("license: *nothing\n", None, "not known"),
         (None, None, "not known"),
     ],
