@@ -9,7 +9,7 @@ usage() {
 ./launch.sh DATA [key.path=value ...]         the same for a data file, folder or hub id as configs/small.yaml says, under the file's name
 ./launch.sh COMMAND ...                       set up, then a command; `./launch.sh COMMAND --help` says what it takes
 ./launch.sh test [pytest arguments]           set up, then ruff, mypy and every test; with arguments, pytest alone
-./launch.sh --help                            this text
+./launch.sh --help | --version                this text; name and version
 
   train CONFIG.yaml [key.path=value ...]      the same as without the word
   init DATA                                   look at a data set, and write a first configuration for it
@@ -26,6 +26,7 @@ usage() {
   study CONFIG.yaml [key.path=value ...]      several configurations, several seeds: which is better, by how much
   reranker CONFIG.yaml [key.path=value ...]   tune the reranker
   convert                                     a reranker published as a pickle, as a folder of safetensors
+  runs [FOLDER ...]                           every run, its state, its R@1 and what it gained, one a line
   config [siglip | reranker]                  every key of a configuration, as a JSON schema
   environment                                 versions, devices, cores, memory and disks, as an issue report needs them
   python [ARGUMENT ...]                       the environment's Python, for which this folder's packages can be imported
@@ -140,6 +141,7 @@ source train/launch/supervise.sh
 
 case ${1:-} in
 -h | --help) usage ;;
+--version) sed -n 's/^\(name\|version\) = "\(.*\)"$/\2/p' pyproject.toml | paste -sd " " ;;
 test)
     shift
     run_tests "$@"

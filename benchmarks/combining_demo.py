@@ -217,7 +217,7 @@ def page(parts: Sequence[tuple[Mapping[str, Any], pa.Table]], command: str) -> s
             f"`{command}`. Measured on test ({data['num_images']} images, {data['num_captions']} captions); what is",
             "chosen is chosen on val. Recalls in percent, differences in points of mean R@1 of both directions. Intervals: "
             "bootstrap over images;",
-            "verdicts are corrected over all pairs, metrics and directions of a table. Seconds: of the whole "
+            "verdicts are corrected for all metrics and directions of a pair. Seconds: of the whole "
             "system, in one run; read ratios.",
             "",
             *(line for record, queries in parts for line in section(record, queries)),

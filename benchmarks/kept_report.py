@@ -123,7 +123,7 @@ def points(ends: Sequence[float]) -> str:
 
 
 def comparisons_of(queries: pa.Table, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Rows as report.json's comparisons, of any pairs of stages among the rows of queries.parquet; one correction over all of them."""
+    """Rows as report.json's comparisons, of any pairs of stages among the rows of queries.parquet; corrected within each pair."""
     images = {name: number for number, name in enumerate(dict.fromkeys(queries["image_id"].to_pylist()))}
     stages = dict.fromkeys(stage for pair in pairs for stage in pair)
     measured = {(stage, way): StageMetrics.of(queries, stage, way, images) for stage in stages for way in DIRECTIONS}

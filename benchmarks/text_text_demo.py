@@ -119,7 +119,7 @@ def page(record: Mapping[str, Any], queries: pa.Table) -> str:
         "",
         *comparison_lines(record["comparisons"], reranked_stages, ("image_to_text", "text_to_image", "both"), ("R@1", "R@5")),
         "",
-        "Intervals: bootstrap over images. Verdicts are corrected over all rows of report.json.",
+        "Intervals: bootstrap over images. Verdicts are corrected for all metrics and directions of a pair of stages.",
         "In image to text the stand-in is itself a candidate, and nothing matches it better than itself: where a text model sees",
         "that, its first place stays and R@1 cannot rise.",
         "",

@@ -1,25 +1,154 @@
-"""The progress bar every long loop shows: lively on a terminal, a line now and then in a log file."""
+"""What a long command shows while it works: a bar on a terminal, whole lines with the time in a log, and both in a run's log.txt."""
 
 import sys
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
-_LOG_FILE_SECONDS = 15.0
+from eval.errors import naming
+
+LOG_SECONDS = 15.0
+"""Between two lines of one loop in a log."""
+_logs: list[TextIO] = []
+"""The open log.txt of this process, if it has one."""
 
 
-def bar(total: int | None, text: str, unit: str, *, show: bool = True, leave: bool = True, initial: int = 0) -> Any:
-    """A tqdm bar on stderr, silent without `show` (on other processes than the main one); `total` is None where it is not known."""
-    interval = 0.2 if sys.stderr.isatty() else _LOG_FILE_SECONDS
-    return tqdm(
-        total=total,
-        desc=text,
-        unit=unit,
-        initial=initial,
-        disable=not show,
-        leave=leave,
-        mininterval=interval,
-        maxinterval=max(10.0, interval),
-        smoothing=0.05,
-        dynamic_ncols=True,
-    )
+def bar(total: int | None, text: str, unit: str, *, show: bool = True, leave: bool = True, initial: int = 0) -> "Bar":
+    """The progress of a loop, silent without `show` (on other processes than the main one); `total` is None where it is not known."""
+    return Bar(total, text, unit, show=show, leave=leave, initial=initial)
+
+
+def say(line: str, file: TextIO | None = None) -> None:
+    """Print a line above whatever bar there is, and put it into the log.
+
+    Args:
+        file: where it goes; None: stdout.
+    """
+    tqdm.write(line, file=file or sys.stdout)
+    note(line)
+
+
+def note(line: str) -> None:
+    """Put a line into the log alone, with the time."""
+    for log in _logs:
+        with naming(log.name):
+            log.writelines(f"{_now()} {part}\n" for part in line.strip("\n").split("\n"))
+            log.flush()
+
+
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """What is said in this process meanwhile is appended to a file too.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with naming(path):
+        log = path.open("a", encoding="utf-8")
+    with log:
+        _logs.append(log)
+        try:
+            yield
+        finally:
+            _logs.remove(log)
+
+
+class Bar:
+    """A tqdm bar where stderr is a terminal; where it is not, and in log.txt, a line every LOG_SECONDS."""
+
+    def __init__(self, total: int | None, text: str, unit: str, *, show: bool, leave: bool, initial: int) -> None:
+        shows_bar = show and sys.stderr.isatty()
+        self._bar: Any = None
+        if shows_bar:
+            self._bar = tqdm(
+                total=total, desc=text, unit=unit, initial=initial, leave=leave, mininterval=0.2, smoothing=0.05, dynamic_ncols=True
+            )
+        self._lines: Lines | None = None
+        if show:
+            self._lines = Lines(total, text, unit, initial, note if shows_bar else _show, leave)
+
+    def update(self, count: int = 1) -> None:
+        """Go on by so many units."""
+        if self._bar is not None:
+            self._bar.update(count)
+        if self._lines is not None:
+            self._lines.update(count)
+
+    def set_postfix_str(self, text: str) -> None:
+        """What is said behind the progress."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text)
+        if self._lines is not None:
+            self._lines.postfix = text
+
+    def close(self) -> None:
+        """The loop is left."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._lines is not None:
+            self._lines.close()
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class Lines:
+    """A loop's progress as lines: the first after LOG_SECONDS, so that a short one says nothing; the last where it is left with more."""
+
+    def __init__(self, total: int | None, text: str, unit: str, initial: int, write: Callable[[str], None], leave: bool) -> None:
+        self._total, self._text, self._unit, self._write, self._leave = total, text, unit, write, leave
+        self._count = self._first = self._written = initial
+        self._started = self._last = time.monotonic()
+        self.postfix = ""
+
+    def update(self, count: int) -> None:
+        """Go on by so many units."""
+        self._count += count
+        if time.monotonic() - self._last >= LOG_SECONDS:
+            self._say()
+
+    def close(self) -> None:
+        """Write the last line of a loop that leaves one."""
+        if self._leave and self._count > self._written:
+            self._say()
+        self._leave = False
+
+    def _say(self) -> None:
+        self._last, self._written = time.monotonic(), self._count
+        seconds, done = self._last - self._started, self._count - self._first
+        of = "" if self._total is None else f" of {self._total:,}"
+        rate = done / seconds if seconds > 0 else 0.0
+        left = "" if self._total is None or not rate else f", {in_words((self._total - self._count) / rate)} left"
+        said = f", {self.postfix}" if self.postfix else ""
+        self._write(f"{self._text}: {self._count:,}{of} {self._unit}s, {rate:.3g} a second{left}{said}")
+
+
+def in_words(seconds: float) -> str:
+    """A duration.
+
+    >>> in_words(4.4), in_words(125), in_words(7500)
+    ('4 s', '2 min 5 s', '2 h 5 min')
+    """
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def _show(line: str) -> None:
+    print(f"{_now()} {line}", file=sys.stderr, flush=True)
+    note(line)
+
+
+def _now() -> str:
+    return datetime.now().isoformat(sep=" ", timespec="seconds")

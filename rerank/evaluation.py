@@ -30,6 +30,7 @@ from eval.errors import SettingError
 from eval.execution import ONE_PROCESS, Execution
 from eval.metrics.checks import pair_faults
 from eval.metrics.evaluate import Figures, evaluate, values_of
+from eval.report.answer import answer_lines, print_answer
 from eval.report.calibration import CALIBRATION
 from eval.report.gallery import ShownQuery, gallery
 from eval.report.leakage import LEAKAGE
@@ -209,9 +210,19 @@ class Report:
 
 
 def print_record(record: dict[str, Any], folder: str | os.PathLike[str]) -> None:
-    """Print a report's tables and sentences, and where it lies."""
+    """Print a report's tables and sentences; at the end what it found, and where it lies."""
+    print_tables(record)
+    print_answer([*answer_lines(record), report_line(folder)])
+
+
+def print_tables(record: dict[str, Any]) -> None:
+    """Print a report's tables and sentences."""
     print_report(record, FORMATS)
-    print(f"report   {folder}/report.html (with report.json and queries.parquet)")
+
+
+def report_line(folder: str | os.PathLike[str]) -> str:
+    """Where a report lies; report.json and queries.parquet are next to it."""
+    return f"report   {folder}/report.html"
 
 
 def read_texts(plan: EvaluationPlan, dataset: RetrievalSet, execution: Execution = ONE_PROCESS) -> dict[str, Any]:

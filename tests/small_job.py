@@ -100,6 +100,7 @@ class SmallWorld:
         record: dict[str, Any] = {
             "name": "job",
             "seed": 3,
+            "curves": False,  # half a second each, where a job takes little more
             "runs_folder": str(runs_folder),
             "model": {"base": str(self.base)},
             "data": {"source": str(self.manifest), "num_workers": 0},

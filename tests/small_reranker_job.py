@@ -25,6 +25,7 @@ class RerankerWorld(SmallWorld):
         record: dict[str, Any] = {
             "name": "job",
             "seed": 3,
+            "curves": False,  # half a second each, where a job takes little more
             "runs_folder": str(runs_folder),
             "model": {"base": str(self.blip)},
             "miner": str(self.base),

@@ -34,7 +34,7 @@ def write_page(output: Path, results: Sequence[dict[str, Any]] | None) -> None:
     compared = {bed: compare([run for run in runs if run["bed"] == bed], screening[bed]["mean_R@1"]) for bed in protocol["beds"]}
     replace_files({
         output / "comparisons.json": json.dumps(compared, indent=1) + "\n",
-        output.with_suffix(".md"): "\n".join(page(protocol, screening, runs, compared)) + "\n",
+        output.with_suffix(".md"): "\n".join(page(output.name, protocol, screening, runs, compared)) + "\n",
     })  # fmt: skip
 
 
@@ -85,10 +85,11 @@ def compare(runs: Runs, on_val: Mapping[str, float]) -> list[dict[str, Any]]:
     return found
 
 
-def page(protocol: dict[str, Any], screening: dict[str, Any], runs: Runs, compared: dict[str, Any]) -> list[str]:
-    """The lines of the page."""
+def page(folder: str, protocol: dict[str, Any], screening: dict[str, Any], runs: Runs, compared: dict[str, Any]) -> list[str]:
+    """The lines of the page; its data lie in the folder of that name next to it."""
+    batch_sizes = sorted({str(plan["batch_size"]) for plan in protocol["beds"].values()})
     lines = [
-        "# Which use of hard negatives helps? Heads on frozen features, three kinds of data",
+        f"# Which use of hard negatives helps? Heads on frozen features, batch {' and '.join(batch_sizes)}",
         "",
         *conclusion(compared),
         "",
@@ -100,16 +101,16 @@ def page(protocol: dict[str, Any], screening: dict[str, Any], runs: Runs, compar
         "system is compared with the plain training that is best on val of those that cost no more: more steps, or a larger batch.",
         "Margins are in logits at a scale of about 12, where SigLIP's is near 100: a preset's margin filters less here. Images and",
         "neighbours are simpler here than the trainer's forms of these names. Commands: `python -m benchmarks.heads --help`. Data:",
-        "[protocol.json](heads/protocol.json), [screening.json](heads/screening.json)",
-        f"({len(protocol['screening seeds'])} other seeds, on val), [runs.parquet](heads/runs.parquet),",
-        "[comparisons.json](heads/comparisons.json).",
+        f"[protocol.json]({folder}/protocol.json), [screening.json]({folder}/screening.json)",
+        f"({len(protocol['screening seeds'])} other seeds, on val), [runs.parquet]({folder}/runs.parquet),",
+        f"[comparisons.json]({folder}/comparisons.json).",
     ]  # fmt: skip
     for bed, plan in protocol["beds"].items():
         mine = [run for run in runs if run["bed"] == bed]
         num_images = len(mine[0]["by_image"])
         lines += [
             "",
-            f"## {bed.capitalize()}: {plan['steps']} steps of {plan['batch_size']}, {num_images:,} test images",
+            f"## {bed.removesuffix('-64').capitalize()}: {plan['steps']} steps of {plan['batch_size']}, {num_images:,} test images",
             "",
             "| system | mean R@1 | image to text | text to image | R@5 | near-miss accuracy | mined each | cost |",
             "|---|---|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""From a table of outcomes to figures: means, intervals by bootstrap over images, and comparisons corrected over all of them.
+"""From a table of outcomes to figures: means, intervals by bootstrap over images, and comparisons corrected within each pair of stages.
 
 Shape letters: E examples, U units, M metrics, S resamples.
 """
@@ -88,7 +88,7 @@ class Sample:
 
 
 def choice_figures(table: pa.Table, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """`stages` and `comparisons` of a record, from the rows of choices.parquet and nothing else; one Holm correction over every row.
+    """`stages` and `comparisons` of a record, from the rows of choices.parquet and nothing else; p corrected (Holm) within each pair.
 
     Raises:
         UserError: a pair names a stage that is not in the table.

@@ -143,5 +143,5 @@ def _print_comparisons(comparisons: Sequence[Mapping[str, Any]], console: Consol
         cells += [f"[{100 * low:+.2f}, {100 * high:+.2f}]", f"{row['p_value']:.4f}", str(row["wins"]), str(row["losses"])]
         rows.append([*cells, row["verdict"]])
     styles = [{"better": "green", "worse": "red"}.get(row["verdict"]) for row in comparisons]
-    title = "differences in points, paired 95% intervals (bootstrap over images), p corrected over all rows"
+    title = "differences in points, paired 95% intervals (bootstrap over images), p corrected within each pair"
     print_table(console, title, columns, rows, whole=_WHOLE, styles=styles)

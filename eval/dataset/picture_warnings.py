@@ -85,6 +85,6 @@ def said_once() -> Iterator[None]:
 
 
 def _write(line: str) -> None:
-    from tqdm import tqdm
+    from eval.progress import say
 
-    tqdm.write(line, file=sys.stderr)
+    say(line, file=sys.stderr)

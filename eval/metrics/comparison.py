@@ -17,7 +17,7 @@ from eval.search.ranking import DIRECTIONS, Direction
 def compare(
     measured: Mapping[tuple[str, Direction], StageMetrics], pairs: Sequence[tuple[str, str]], weights_SI: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Recalls of each pair of stages, per direction and for both together; paired intervals, one Holm correction over all rows."""
+    """Recalls of each pair of stages, per direction and for both together; paired intervals, p corrected (Holm) within each pair."""
     rows: list[dict[str, Any]] = []
     for stage, against in pairs:
         sides = [(measured[stage, direction], measured[against, direction]) for direction in DIRECTIONS]

@@ -88,9 +88,19 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 
 
 def correct(rows: Sequence[dict[str, Any]]) -> None:
-    """Correct `p_value` of the rows of a table for having looked at all of them, and add a `verdict` on each `delta`."""
-    for row, p in zip(rows, holm(np.array([row["p_value"] for row in rows])), strict=True):
-        row |= {"p_value": float(p), "verdict": verdict(row["delta"], float(p))}
+    """Correct `p_value` of each row for the rows of its question, one pair of stages, and add a `verdict` on its `delta`.
+
+    A pair's verdicts are then the same whatever other pairs the table has.
+
+    Args:
+        rows: each with `stage`, `against`, `delta` and `p_value`.
+    """
+    questions: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        questions.setdefault((row["stage"], row["against"]), []).append(row)
+    for question in questions.values():
+        for row, p in zip(question, holm(np.array([row["p_value"] for row in question])), strict=True):
+            row |= {"p_value": float(p), "verdict": verdict(row["delta"], float(p))}
 
 
 def verdict(delta: float, corrected_p: float) -> str:

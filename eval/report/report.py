@@ -171,6 +171,6 @@ def print_comparisons(comparisons: list[dict[str, Any]], console: Console, *, wh
         ]
         for row in shown
     ]
-    title = "differences in points, with paired 95% intervals (bootstrap over images), p corrected over all rows of report.json"
+    title = "differences in points, with paired 95% intervals (bootstrap over images), p corrected within each pair of stages"
     styles = [{"better": "green", "worse": "red"}.get(row["verdict"]) for row in shown]
     print_table(console, title, columns, rows, whole=whole, styles=styles)

@@ -151,6 +151,7 @@ class RunConfig(Section):
         "name",
         "runs_folder",
         "wandb",
+        "curves",
         "data.num_workers",
         "data.skip_broken",
         "model.gradient_checkpointing",
@@ -173,6 +174,8 @@ class RunConfig(Section):
     """How."""
     wandb: WandbConfig | None = None
     """Where the numbers go in addition to metrics.jsonl."""
+    curves: bool = True
+    """Draw runs/NAME/curves.png and .svg at the end, and at evaluations, as far as it takes under a hundredth of the time."""
 
     _resolve: Callable[[DataSizes, SplitConfig | None], Any] | None = PrivateAttr(default=None)
     _filled: dict[str, Any] = PrivateAttr(default_factory=dict)

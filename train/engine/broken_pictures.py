@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from eval.manifest.skipped import FILE as SKIPPED
 from eval.manifest.skipped import Skipped, write_skipped
+from eval.progress import say
 from train.data.batches import Undecodable
 from train.engine.run import Run
 
@@ -52,7 +52,7 @@ class BrokenPictures:
         asked = job.config.data.skip_broken
         for message in new.values():
             what = "skipped (data.skip_broken)" if asked else "warning: another image of the split takes its place,"
-            tqdm.write(f"{what} in step {step} and wherever it comes: {message}")
+            say(f"{what} in step {step} and wherever it comes: {message}")
         if asked:
             known = {one.image for one in self._listed if one.split == job.config.data.train_split}
             self._listed += [one for one in self._as_skipped(new) if one.image not in known]

@@ -6,8 +6,9 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from eval.command_line import CommandParser
 from eval.errors import UserError
 from eval.files import command_line
+from eval.progress import in_words, logged_to, say
 from eval.signals import StopSignals, exit_code_of
 
 if TYPE_CHECKING:
@@ -215,9 +217,11 @@ def carry_out(make_kind: Callable[[], RunKind], config: Any) -> None:
     Raises:
         CommandError, OSError: the run cannot go on.
     """
-    from train.engine.folder import check_outputs, claim_folder
+    from train.engine.folder import LOG, check_outputs, claim_folder
+    from train.launch.environment import software
 
-    with StopSignals() as signals:
+    started = time.monotonic()
+    with StopSignals() as signals, ExitStack() as logs:
         signals.last_words = lambda: _last_words(config)
         from train.engine.loop import ProcessesLost, is_loss_of_processes
         from train.engine.resolve import resolve
@@ -235,12 +239,17 @@ def carry_out(make_kind: Callable[[], RunKind], config: Any) -> None:
                     kind.show_finished(config)
                 return
             processes.together(lambda: check_outputs(config, kind.reports(config)) if processes.is_main else None)
+            if processes.is_main:
+                logs.enter_context(logged_to(config.run_folder / LOG))
+                say(f"run       {config.run_folder}: {software()}")
             try:
                 with naming_all_inputs(config):
                     splits = splits or processes.together(lambda: kind.load(config))
                     job = kind.prepare(config, splits, accelerator, processes)
                 loop = kind.loop(job, signals)
                 kind.finish(loop.job, loop.run(), loop.leave_unsaved_if_asked)
+                if processes.is_main:
+                    say(f"took      {in_words(time.monotonic() - started)}")
             except RuntimeError as error:
                 if is_loss_of_processes(error):
                     raise ProcessesLost(processes.rank, str(error).splitlines()[0]) from error

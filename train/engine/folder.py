@@ -19,6 +19,8 @@ from train.config.yaml_text import YamlFault, parse_yaml
 from train.engine.checkpoint import Checkpoints
 from train.engine.metrics_log import flatten
 
+LOG = "log.txt"
+"""What a run said, with the time, from its first start on."""
 _MODEL_KEYS = ("model.base", "miner")
 _EXPORTED_SUFFIXES = {".json", ".safetensors", ".md", ".model", ".txt", ".jinja"}
 
@@ -224,7 +226,7 @@ def check_ended(config: RunConfig) -> None:
     raise UserError(f"{folder} is finished, and damaged since: {', '.join(damaged)}; {remedy}")
 
 
-def show_places(config: RunConfig) -> None:
-    """Print where export and metrics lie."""
-    print(f"export   {config.run_folder}/export")
-    print(f"metrics  {config.run_folder}/metrics.jsonl")
+def place_lines(config: RunConfig) -> list[str]:
+    """Where export, figures and log of a run lie."""
+    folder = config.run_folder
+    return [f"export   {folder}/export", f"metrics  {folder}/metrics.jsonl, what was said: {LOG}"]

@@ -43,6 +43,7 @@ from train.optim.update import rate_factor
 if TYPE_CHECKING:
     from train.data.batches import ShareBuilder
     from train.data.mined_order import Order
+    from train.engine.curves import Curves
     from train.engine.run import Evaluation, Event, Run
 
 
@@ -159,12 +160,15 @@ class BaseLoop(ABC):
         self._bar = bar(max_steps, job.config.name, "step", show=job.processes.is_main, initial=self.state.step)
         try:
             self.save()
+            curves = self._curves()
             if not self._ends_here():
                 self._rehearse()
                 self.setup()
             while True:
                 with self._explaining():
                     self._evaluate_if_due()
+                if curves is not None and (self.state.evaluated or self._ends_here()):
+                    curves.draw(is_last=self._ends_here())
                 if self.state.step % job.config.train.checkpoint_every_steps == 0 or self._ends_here():
                     self.save()
                 if self._ends_here():
@@ -177,6 +181,14 @@ class BaseLoop(ABC):
             self.metrics.close()
             if self.wandb is not None:
                 self.wandb.close()
+
+    def _curves(self) -> Curves | None:
+        """What draws the run's curves, on the main process; matplotlib is imported for it."""
+        if not self._run.processes.is_main or not self._run.config.curves:
+            return None
+        from train.engine.curves import Curves
+
+        return Curves(self._run)
 
     def _rehearse(self) -> None:
         """Take the largest step of the run once and throw it away, so that memory that does not suffice is known now, not hours later.
@@ -394,9 +406,7 @@ class BaseLoop(ABC):
                 self.metrics.sync()
                 self.state = replace(self.state, num_metrics_lines=self.metrics.num_lines, metrics_sha256=self.metrics.sha256)
             if is_main or is_sharded(job.tuned.module):
-                self.checkpoints.save(
-                    self.state, job.tuned, job.optimizer, self.extra_file, average=self.average, writes=is_main
-                )
+                self.checkpoints.save(self.state, job.tuned, job.optimizer, self.extra_file, average=self.average, writes=is_main)
             if is_main:
                 if self.extra_file is not None:  # of the newest checkpoint: an older one, which a resumed run reads, will be pruned
                     self.extra_file = self.checkpoints.path(self.state.step) / "negatives.parquet"

@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from eval.encoder.identity import file_stamps
 from eval.execution import Execution, no_progress
 from eval.manifest import made_split
+from eval.progress import say
 from eval.sharded import is_sharded
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Run(ABC):
     def log(self, text: str) -> None:
         """Print a line on the main process, next to the progress bar."""
         if self.processes.is_main:
-            tqdm.write(text)
+            say(text)
 
     def export_best(self, state: State, export: Callable[[Any, str, Path, Any], int]) -> Path:
         """Export the best checkpoint to runs/NAME/export; where this process reads it. Call on every process.

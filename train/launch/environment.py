@@ -7,9 +7,12 @@ import argparse
 import os
 import platform
 import shutil
+import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from eval.command import run_command
 from eval.command_line import CommandParser
@@ -20,6 +23,7 @@ _PACKAGES = (
 )
 _VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LAUNCH_ARGS")
 _SHARED_MEMORY = "/dev/shm"
+_ROOT = Path(__file__).parents[2]
 
 
 def make_parser() -> CommandParser:
@@ -28,8 +32,21 @@ def make_parser() -> CommandParser:
     return CommandParser("train.launch.environment", description, "environment")
 
 
+def software() -> str:
+    """This project's version and, in a checkout, its commit: "siglip-tuner 0.1.0, commit 46ac089"."""
+    with (_ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    asked = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        found = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        found = ""
+    return f"{project['name']} {project['version']}" + (f", commit {found}" if found else "")
+
+
 def lines() -> Iterator[str]:
     """What is found, a line each; what cannot be found out says so."""
+    yield software()
     yield f"python         {platform.python_version()} ({sys.executable})"
     yield f"platform       {platform.platform()}"
     for name in _PACKAGES:

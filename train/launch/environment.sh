@@ -94,7 +94,7 @@ declare -A modules=(
     [eval]=eval [compare]=eval.compare [choices]=eval.choices
     [rerank]=rerank [convert]=rerank.convert
     [export]=train.export [soup]=train.soup [wise]=train.wise [study]=train.study
-    [init]=train.init [config]=train.config [environment]=train.launch.environment [check]=train
+    [init]=train.init [config]=train.config [environment]=train.launch.environment [runs]=train.launch.runs [check]=train
 )
 
 in_environment() { # in_environment PYTHON_ARGUMENT ...: from the folder of the call, with this folder's packages, in this shell's place

@@ -94,10 +94,12 @@ class MiningReport:
         return asdict(self) | {"false_negative_share": self.false_negative_share}
 
     def __str__(self) -> str:
-        return "; ".join(self._sentences())
+        """Three numbers; the page has the others."""
+        said = f"mined {self.num_mined:,} negatives for {self.num_images:,} {self.mined_for}, {self.num_short_images:,} of them fall short"
+        return said + (f", {self.num_relabelled:,} relabelled as positives" if self.num_relabelled else "")
 
-    def _sentences(self) -> list[str]:
-        """What a terminal shows, part by part; only the rules that filtered something out."""
+    def sentences(self) -> list[str]:
+        """All of it, part by part; only the rules that filtered something out."""
         filtered = [f"{count:,} {RULES[rule]}" for rule, count in self.filtered_out.items() if count]
         parts = [
             f"mined {self.num_mined:,} negatives for {self.num_images:,} {self.mined_for} (table {self.name})",
@@ -120,7 +122,7 @@ class MiningReport:
 
     def lines(self) -> list[str]:
         """The report for a terminal, one fact a line, with the quantiles as a table."""
-        lines = self._sentences()
+        lines = self.sentences()
         if self.quantiles:
             names = next(iter(self.quantiles.values()))
             lines.append("  ".join(["logits  ", *(f"{name:>8}" for name in names)]))

@@ -13,12 +13,13 @@ from eval.encoder.hub import with_revision, without_revision
 from eval.encoder.tokenizer import rewrite_tokenizer_config
 from eval.execution import Execution
 from eval.manifest.formats.hub import with_data_revision
+from eval.report.answer import answer_lines, print_answer
 from eval.report.leakage import leakage_section
 from eval.report.report import read_report
 from eval.report.skipped import skipped_sections
 from eval.report.texts import text_record, texts_section
 from eval.search.retrieve import progress_bar
-from rerank.evaluation import print_record, report_of
+from rerank.evaluation import print_tables, report_line, report_of
 from rerank.reorder.stages import reranked as reranked_stages
 from rerank.reorder.stages import score_stages
 from rerank.scorers.load import load_scorer
@@ -26,7 +27,7 @@ from rerank.stage_names import reranked
 from train.config.reranker import RerankerConfig
 from train.engine.checkpoint import State
 from train.engine.export_folder import average_line, load_chosen, plain_state, replaced_export, write_plain
-from train.engine.folder import ended, mark_ended, report_folder, show_places
+from train.engine.folder import ended, mark_ended, place_lines, report_folder
 from train.reranker.evaluation import RETRIEVER, first_stage
 from train.reranker.job import RerankerJob
 from train.reranker.model import TunedCrossEncoder, build_cross_encoder
@@ -144,6 +145,9 @@ def show_reranker(config: RerankerConfig, record: dict[str, Any] | None = None) 
     Raises:
         OSError, ValueError: the report is not there.
     """
+    lines = place_lines(config)
     if config.data.test_split or config.data.val_split:
-        print_record(read_report(report_folder(config)) if record is None else record, report_folder(config))
-    show_places(config)
+        record = read_report(report_folder(config)) if record is None else record
+        print_tables(record)
+        lines = [*answer_lines(record), report_line(report_folder(config)), *lines]
+    print_answer(lines)

@@ -70,7 +70,8 @@ class RerankerLoop(BaseLoop):
         with self.side_bar("mining", self.job.train_set.num_images + len(self.job.pool)) as progress:
             mined = mine_tables(self.job, progress)
         for form, (_, report) in mined.items():
-            self.job.log(f"{'hard captions of images' if form == 'columns' else 'hard images of captions'}: {report}")
+            what = "hard captions of images" if form == "columns" else "hard images of captions"
+            self.job.log(f"{what}: {'; '.join(report.sentences())}")
         tables = {form: table for form, (table, _) in mined.items()}
         if not any(len(table) for table in tables.values()) and not self.config.negatives.fill_with_easy:
             raise UserError(

@@ -10,13 +10,14 @@ from eval.choices.choice_set import read_choices
 from eval.choices.report import CHOICES, print_choices, write_choices
 from eval.errors import named
 from eval.execution import Execution
+from eval.report.answer import answer_lines, print_answer
 from eval.report.calibration import FILE as CALIBRATION_FILE
 from eval.report.leakage import leakage_section
 from eval.report.report import read_report
 from eval.report.section import Section
 from eval.report.skipped import skipped_sections
 from rerank.calibration import Reranker
-from rerank.evaluation import EvaluationPlan, evaluate_plan, print_record
+from rerank.evaluation import EvaluationPlan, evaluate_plan, print_tables, report_line
 from rerank.reorder.choices import measure_choices
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
@@ -25,7 +26,7 @@ from train.config.evaluation import BASELINE, SUBJECT
 from train.config.job import JobConfig
 from train.data.splits import RetentionSet
 from train.engine.checkpoint import State
-from train.engine.folder import ended, mark_ended, read_ended, report_folder, show_places
+from train.engine.folder import ended, mark_ended, place_lines, read_ended, report_folder
 from train.siglip.export import export_checkpoint
 from train.siglip.job import Job
 from train.siglip.mining_effect import MINING, MiningEffect, mining_effect
@@ -179,17 +180,15 @@ def show_finished(config: JobConfig, record: dict[str, Any] | None = None) -> No
     Raises:
         OSError, ValueError: the report is not there.
     """
-    final = config.data.test_split or config.data.val_split
+    final, lines, said = config.data.test_split or config.data.val_split, list[str](), read_ended(config)
     if final is not None:
         record = read_report(report_folder(config)) if record is None else record
-        print_record(record, report_folder(config))
+        print_tables(record)
         for choices in record.get("choices", ()):
             print_choices(choices)
-    for watched in config.watch:
-        print(retention_line(watched.name, read_report(watch_folder(config, watched.name))))
-    said = read_ended(config)
-    if stopped := said.get("stopped"):
-        print(f"stopped  {stopped}")
-    for sentence in said.get("mining", ()):  # not said by runs of earlier versions
-        print(f"mining   {sentence}")
-    show_places(config)
+        lines += answer_lines(record, first=SUBJECT)
+    lines += [retention_line(watched.name, read_report(watch_folder(config, watched.name))) for watched in config.watch]
+    lines += [f"stopped  {stopped}" for stopped in [said.get("stopped")] if stopped]
+    lines += [f"mining   {sentence}" for sentence in said.get("mining", ())]  # not said by runs of earlier versions
+    lines += [report_line(report_folder(config))] if final is not None else []
+    print_answer([*lines, *place_lines(config)])

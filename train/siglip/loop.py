@@ -125,7 +125,7 @@ class Loop(BaseLoop):
         self.extra_file = found.path
         composed = self.order.window_record()
         self.write("mining", found.report.as_record() | composed | {"seconds": time.perf_counter() - started})
-        job.log(f"step {self.state.step}: {found.report}" + "".join(f"; {key}: {value:,.4g}" for key, value in composed.items()))
+        job.log(f"step {self.state.step}: {found.report}; {found.path.with_suffix('.html')}")
         if few := few_mined_of(self.config.mining, found.report):
             job.log(f"warning: {few}")
 

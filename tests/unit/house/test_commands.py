@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "train.export": ("run", RUN),
     "train.init.__main__": ("run", ["pairs.csv"]),
     "train.launch.environment": ("run", []),
+    "train.launch.runs": ("run", []),
     "train.soup.__main__": ("run", ["A", "B", "--output", "OUT"]),
     "train.study.__main__": ("_run", ["configs/demo.yaml"]),
     "train.wise.__main__": ("run", RUN),

@@ -27,6 +27,7 @@ WORDS = {
     "train.export": "export",
     "train.init.__main__": "init",
     "train.launch.environment": "environment",
+    "train.launch.runs": "runs",
     "train.mining.__main__": "mine",
     "train.reranker.__main__": "reranker",
     "train.soup.__main__": "soup",

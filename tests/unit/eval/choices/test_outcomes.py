@@ -123,8 +123,9 @@ def test_examples_of_one_picture_are_one_witness() -> None:
     assert row["p_value"] == 1.0, "flipping one picture leaves the difference as large"
 
 
-def test_p_values_are_corrected_over_all_rows() -> None:
-    """Six pictures won of six: flipped signs are as extreme 2 times in 64, so p is near 1/32; four rows of that make it 4/32."""
+def test_p_values_are_corrected_within_a_pair_of_stages() -> None:
+    """Six pictures won of six: flipped signs are as extreme 2 times in 64, so p is near 1/32; asked four times it is 4/32, and other
+    pairs change nothing."""
     choices = made(*(choice(n, n, 1) for n in range(6)))
     lost, won = np.tile([0.0, 1.0], 6), np.tile([1.0, 0.0], 6)
     table = outcome_table(choices, {"lost": lost, "won": won})
@@ -133,6 +134,10 @@ def test_p_values_are_corrected_over_all_rows() -> None:
     four = choice_figures(table, [("won", "lost")] * 4)["comparisons"]
     assert [row["p_value"] for row in four] == [pytest.approx(4 * alone["p_value"])] * 4
     assert {row["verdict"] for row in four} == {"no evidence"}
+    further = choice_figures(
+        outcome_table(choices, {"lost": lost, "won": won, "third": lost}), [("third", "lost"), ("won", "lost"), ("won", "third")]
+    )
+    assert [row for row in further["comparisons"] if (row["stage"], row["against"]) == ("won", "lost")] == [alone]
 
 
 def test_comparisons_are_paired_and_corrected_together(mixed: tuple[ChoiceSet, dict[str, np.ndarray]]) -> None:

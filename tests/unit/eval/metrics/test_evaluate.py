@@ -134,6 +134,18 @@ def test_equal_arms_give_no_evidence() -> None:
         assert (row["delta"], row["ci95"], row["p_value"], row["verdict"]) == (0.0, [0.0, 0.0], 1.0, "no evidence")
 
 
+def test_no_verdict_changes_when_another_stage_is_added() -> None:
+    """Correction is within a question, one pair of stages: what else a report measures has no part in it."""
+    dataset = retrieval_set()
+    stages = [stage("base", dataset, 2.0), stage("tuned", dataset, 1.4)]
+    others = [stage(f"other {number}", dataset, 2.0, seed=number) for number in range(1, 6)]
+    pairs = [("tuned", "base")]
+    alone = evaluate(dataset, stages, pairs).comparisons
+    among = evaluate(dataset, stages + others, [(other.name, "base") for other in others] + pairs).comparisons
+    assert [row for row in among if row["stage"] == "tuned"] == alone
+    assert {row["verdict"] for row in alone} == {"better", "no evidence"}, "or the test could not see a change"
+
+
 def test_pairs_can_be_chosen() -> None:
     dataset = retrieval_set(12)
     stages = [stage("a", dataset, 1.0), stage("b", dataset, 1.5), stage("c", dataset, 2.0)]

@@ -225,7 +225,7 @@ def test_the_index_is_part_of_the_name_and_its_recall_of_the_report(small_world:
         MiningConfig(mine_every_steps=1, index_probes=2)
     negatives, report = mine(Retriever(model, inputs), CaptionPool(dataset), configs[2])
     assert 0 < report.as_record()["index_recall"] <= 1
-    assert f"recall of the index: {100 * report.index_recall:.2f}% of the exact" in str(report)
+    assert f"recall of the index: {100 * report.index_recall:.2f}% of the exact" in " ".join(report.lines())
     assert report.num_mined == len(negatives) > 0
 
 

@@ -184,7 +184,7 @@ def test_mining_is_retrieval_by_the_model(small_world: SmallWorld, tmp_path: Pat
     model, inputs = load_siglip(small_world.base)
     table, report = mined_from(small_world, dataset, negatives_per_image=3, margin=None)
     assert report.num_mined == 3 * dataset.num_captions and report.shortfall == 0
-    assert str(report).startswith(f"mined {len(table)} negatives for {dataset.num_captions} captions (table {table.name})")
+    assert report.lines()[0].startswith(f"mined {len(table)} negatives for {dataset.num_captions} captions (table {table.name})")
     logits_CI = embed_captions(model, inputs, dataset.captions) @ embed_images(model, inputs, dataset).T
     logits_CI = logits_CI * float(model.logit_scale.detach().exp()) + float(model.logit_bias.detach())
     for caption in range(dataset.num_captions):

@@ -56,7 +56,7 @@ def test_the_ground_truth_counts_false_negatives_and_changes_nothing() -> None:
     report = summarize(mined, pool, {("i000", "i001#0"), ("i002", "i002#0")}, None)
     assert without.num_false_negatives is None and without.false_negative_share is None
     assert report.num_false_negatives == 1 and report.false_negative_share == pytest.approx(1 / 6)
-    assert report.as_record()["false_negative_share"] == report.false_negative_share and "false negatives" in str(report)
+    assert report.as_record()["false_negative_share"] == report.false_negative_share and "false negatives" in " ".join(report.lines())
 
 
 def mined_from(
@@ -206,7 +206,8 @@ def test_the_report_counts_what_survived_the_last_refresh() -> None:
     mined = chosen(dataset, [0.0, 0.0, 0.0], 1.0, negatives_per_image=1)  # 1 for images 0 and 2, 2 for image 1
     before = replace(mined.negatives, captions_N=np.array([1, 0, 1]), relabelled_N=np.array([False, False, True]))
     report = summarize(mined, CaptionPool(dataset), None, before)
-    assert (report.num_before, report.num_survived) == (2, 1) and "1 of 2 negatives of the previous table are mined again" in str(report)
+    assert (report.num_before, report.num_survived) == (2, 1)
+    assert "1 of 2 negatives of the previous table are mined again" in report.lines()
     of_one = replace(mined, found=replace(mined.found, queries_Q=np.array([1])))
     assert summarize(of_one, CaptionPool(dataset), None, before).num_before == 1
     first = summarize(mined, CaptionPool(dataset), None, None)
@@ -219,4 +220,4 @@ def test_the_reports_quantiles_and_no_estimate_without_a_cross_encoder() -> None
     scores = [-1, -2, -2, -3, -1, -3]  # own captions are filtered out: image 0 has caption 0, image 1 caption 1, image 2 caption 2
     assert report.quantiles["negative"]["50%"] == np.median(scores) and report.quantiles["positive"]["95%"] == 0.5
     assert report.quantiles["margin"]["5%"] == pytest.approx(np.quantile(0.5 - np.array(scores), 0.05))
-    assert report.estimated_share is None and "estimated" not in str(report)  # without a cross-encoder nothing is guessed
+    assert report.estimated_share is None and "estimated" not in " ".join(report.lines())  # without a cross-encoder nothing is guessed
