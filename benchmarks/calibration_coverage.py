@@ -7,6 +7,8 @@ calibrated by itself. The true threshold of a draw is that of the other nineteen
 """
 
 import argparse
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,23 +70,36 @@ def together(draws: list[CandidatePairs]) -> CandidatePairs:
     )
 
 
+def holds(row: dict[str, Any], score: float) -> bool:
+    """Whether a threshold's interval holds a score; an end that is none lies above every score."""
+    low, high = (end if end is not None else np.inf for end in row["ci95"])
+    return bool(low <= score <= high)
+
+
+def width(row: dict[str, Any]) -> float:
+    """Of a threshold's interval; inf: it has no upper end."""
+    return float("inf") if row["ci95"][1] is None else row["ci95"][1] - row["ci95"][0]
+
+
 def coverage(draws: list[CandidatePairs]) -> list[dict[str, Any]]:
     """Of each precision: how many draws' intervals hold the threshold of the others, how wide they are, what precision is found there."""
     weights_SI = resample_weights(NUM_SCENES, num_resamples=NUM_RESAMPLES)
+    empty: dict[str, Any] = {"held": 0, "of_queries": 0, "none": 0, "widths": [], "found": [], "true": [], "scores": []}
     rows: dict[float, dict[str, Any]] = {}
     for number, own in enumerate(draws):
         others = together(draws[:number] + draws[number + 1 :])
         truth = thresholds(others, np.ones((1, int(others.image_Q.max()) + 1), dtype=np.uint16))
         found = calibrate(own, weights_SI)
         checked = check_calibration(found, others, np.ones((1, int(others.image_Q.max()) + 1), dtype=np.uint16))
-        for row, true in zip(found["thresholds"], truth, strict=True):
-            into = rows.setdefault(row["precision"], {"held": 0, "none": 0, "widths": [], "found": [], "true": [], "scores": []})
+        of_queries = thresholds(replace(own, item_image_N=own.image_N), weights_SI)  # a candidate counts as often as its query alone
+        for row, shorter, true in zip(found["thresholds"], of_queries, truth, strict=True):
+            into = rows.setdefault(row["precision"], copy.deepcopy(empty))
             if row["score"] is None or true["score"] is None:
                 into["none"] += 1
                 continue
-            low, high = (end if end is not None else np.inf for end in row["ci95"])
-            into["held"] += bool(low <= true["score"] <= high)
-            into["widths"].append(high - low)
+            into["held"] += holds(row, true["score"])
+            into["of_queries"] += holds(shorter, true["score"])
+            into["widths"].append(width(row))
             into["true"].append(true["score"])
             into["scores"].append(row["score"])
             into["found"].append(next(one["found"] for one in checked["thresholds"] if one["precision"] == row["precision"]))
@@ -103,30 +118,37 @@ def table(draws: list[dict[Direction, CandidatePairs]]) -> str:
         f"demo/models/siglip-base, the first {TOP_K} of each query reranked by demo/models/blip-itm. Each draw is calibrated by itself; "
         "the true threshold is that of the other draws together.",
         "",
-        "| direction | precision wanted | true threshold | interval holds it | mean width | threshold found, mean "
-        "| precision it gives elsewhere, mean (least to most) | no threshold |",
-        "|---|---|---|---|---|---|---|---|",
+        "| direction | precision wanted | true threshold | interval holds it | were queries alone drawn | median width "
+        "| threshold found, mean | precision it gives elsewhere, mean (least to most) | no threshold |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    errors = {}
+    errors, counts = {}, np.zeros(3, dtype=np.int64)
     for direction in DIRECTIONS:
         for row in coverage([draw[direction] for draw in draws]):
             if row["precision"] == 0:
                 errors[direction] = row["errors"]
                 continue
             num = len(row["found"])
-            shown = ["-"] * 5
+            counts += [row["held"], row["of_queries"], num]
+            shown = ["-"] * 6
             if num:
                 found = 100 * np.array(row["found"])
                 shown = [
                     f"{np.mean(row['true']):.2f}",
                     f"{row['held']} of {num}",
-                    f"{np.mean(row['widths']):.2f}",
+                    f"{row['of_queries']} of {num}",
+                    f"{np.median(row['widths']):.2f}",
                     f"{np.mean(row['scores']):.2f}",
                     f"{found.mean():.1f} ({found.min():.1f} to {found.max():.1f})",
                 ]
             lines.append(f"| {DIRECTION_WORDS[direction]} | {100 * row['precision']:g}% | {' | '.join(shown)} | {row['none']} |")
     said = "; ".join(f"{DIRECTION_WORDS[d]} {100 * np.mean(one):.1f} points" for d, one in errors.items())
-    return "\n".join([*lines, "", f"Expected calibration error of a draw's probabilities on the others, mean: {said}.", ""])
+    together_line = (
+        f"In all {counts[0]} of {counts[2]} intervals ({100 * counts[0] / counts[2]:.0f}%) hold it; {counts[1]} "
+        f"({100 * counts[1] / counts[2]:.0f}%) were queries alone drawn."
+    )
+    error_line = f"Expected calibration error of a draw's probabilities on the others, mean: {said}."
+    return "\n".join([*lines, "", together_line, "", error_line, ""])
 
 
 def main() -> None:
