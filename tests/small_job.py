@@ -93,6 +93,7 @@ class SmallWorld:
         """Draw the pictures and write the base."""
         manifest = write_pictures(folder / "data")
         write_scratch(folder / "base", TINY, load(manifest), seed=1)
+        (folder / "base" / "processor_config.json").unlink()  # released checkpoints have preprocessor_config.json alone
         return cls(manifest, folder / "base")
 
     def record(self, runs_folder: Path, **changes: Any) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from tests.nursery import Nursery, Trap
 from tests.small_job import SmallWorld
 from tests.small_reranker_job import RerankerWorld
 
+UNTOUCHED = {".lock", "log.txt"}
+"""What every start writes, refused or not."""
 KILL_IN_STEP_7 = Trap("train.model.grad_cache:image_features", 8)
 
 
@@ -55,12 +57,12 @@ def base_of(run: Run) -> Path:
 
 def refused(run: Run, *words: str, module: str = "train", arguments: list[str] | None = None, code: int = 2) -> None:
     """The command ends with 2 and these words, on standard error no traceback, and nothing of the run is changed."""
-    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file() and path.name not in UNTOUCHED}
     child = run.nursery.start(module, [str(run.config)] if arguments is None else arguments)
     assert child.wait() == code, child.output()
     assert all(word in child.output() for word in words), child.output()
     assert "Traceback" not in child.output()
-    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file() and path.name != ".lock"} == before
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file() and path.name not in UNTOUCHED} == before
 
 
 CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
