@@ -20,7 +20,7 @@ from rerank.explore.search import Found, Hit, ResultList  # noqa: E402
 EVIL = "<script>document.title='owned'</script> {{ 7 * 7 }} ${7 * 7}"
 SENTENCE = "a red circle {{7*7}} ${7*7} <b>"
 """Nothing of it is markup, or a template."""
-DROP = "button[aria-dropeffect]"
+DROP, TAKE_AWAY = "button[aria-dropeffect]", 'button[aria-label="Remove Image"]'
 
 
 def test_what_others_wrote_is_escaped() -> None:
@@ -44,7 +44,7 @@ def test_a_sentence_and_a_picture_are_searched_with_in_a_browser(
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with browser(tmp_path) as tab:
         tab.go(url, width=390)
-        tab.wait_for("document.querySelector('textarea')")
+        tab.wait_for(f"document.querySelector('textarea') && document.querySelector('{DROP}')")
         tab.value("document.querySelector('textarea').focus()")
         tab.send("Input.insertText", text=SENTENCE)
         tab.press("Enter", 13, "\r")
@@ -53,16 +53,14 @@ def test_a_sentence_and_a_picture_are_searched_with_in_a_browser(
         assert f"“{SENTENCE}”" in shown and "First stage" in shown and "Reranked by blip" in shown and "not calibrated" in shown
         assert len(re.findall(r"cosine\s*−?0\.\d{3}", shown)) == 8 and len(re.findall(r"score\s*[+−]\d+\.\d\d", shown)) == 4
         pictures = "[...document.querySelectorAll('#results ol img')]"
-        assert (
-            tab.value(f"{pictures}.filter(one => one.naturalWidth && /^picture val-/.test(one.alt.replace('pictures/', ''))).length") == 8
-        )
+        tab.wait_for(f"{pictures}.filter(one => one.naturalWidth && one.alt.startsWith('picture pictures/val-')).length == 8")
         assert tab.value("document.documentElement.scrollWidth <= innerWidth")
-        tab.wait_for(f"document.querySelector('{DROP}')")
         tab.drop(small_world.manifest.parent / "pictures" / "val-005.png", DROP)
         tab.wait_for("document.querySelectorAll('#results ol.captions').length == 2")
         first = tab.value("document.querySelector('#results ol.pictures li').innerText")
         assert first.split()[:3] == ["place", "1", "pictures/val-005.png"]
-        tab.value('document.querySelector(\'button[aria-label*="clear" i], button[aria-label*="remove" i]\').click()')
+        tab.wait_for(f"document.querySelector('{TAKE_AWAY}')")
+        tab.value(f"document.querySelector('{TAKE_AWAY}').click()")
         tab.wait_for(f"!document.querySelector('#results ol') && document.querySelector('{DROP}')")
         tab.drop(tmp_path / "broken.png", DROP)
         tab.wait_for("document.querySelector('#results [role=alert]')")
