@@ -18,6 +18,10 @@ MODULES = {
     **{command: command for command in ("train", "eval", "rerank", "python")},
     **{command: f"train.{command}" for command in ("reranker", "export", "soup", "wise")},
     "mine": "train.mining",
+    "triplets": "train.mining.triplets",
+    "embed": "eval.embed",
+    "explore": "rerank.explore",
+    "runs": "train.launch.runs",
     "study": "train.study",
     "compare": "eval.compare",
     "choices": "eval.choices",
@@ -63,8 +67,8 @@ def test_help_of_each_command(project: Project, command: str) -> None:
 def test_usage_lists_the_commands_and_the_exit_codes(house: House) -> None:
     code, stdout, _ = house.start("--help").end()
     assert code == 0 and re.findall(r"^  ([a-z]+) ", stdout, flags=re.MULTILINE) == [
-        *("train", "init", "check", "mine", "eval", "compare", "choices", "rerank", "export", "soup", "wise", "study", "reranker"),
-        *("convert", "config", "environment", "python"),
+        *("train", "init", "check", "mine", "mine", "triplets", "eval", "compare", "choices", "embed", "rerank", "explore", "export"),
+        *("soup", "wise", "study", "reranker", "convert", "runs", "config", "environment", "python"),
     ]
     assert re.findall(r"\b\d+\b", stdout.partition("Exit codes:")[2]) == ["0", "2", "3", "4", "5", "6", "130", "143"]
 
@@ -161,7 +165,7 @@ def test_every_command_a_page_shows_is_one(project: Project, page: Path) -> None
     for command in commands:
         _, *words = shlex.split(re.sub(r"[][]|\.\.\.", " ", command))
         first = words[0] if words else "configs/demo.yaml"
-        if first in ("test", "--help", "COMMAND"):
+        if first in ("test", "--help", "--version", "COMMAND"):
             continue
         if first == "python":
             assert words[1:2] != ["-m"] or importlib.util.find_spec(words[2]), command
