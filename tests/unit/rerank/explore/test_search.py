@@ -143,7 +143,7 @@ def calibration(weights: str, fingerprint: str) -> dict[str, Any]:
     """As the format has it: probability is half the score, from -0.5 to 1, or 0.2 at any score."""
 
     def stage(reranker: str | None, points: list[list[float]]) -> dict[str, Any]:
-        return {"reranker": reranker} | {one: {"points": points, "thresholds": []} for one in ("image_to_text", "text_to_image")}
+        return {"reranker": reranker, "top_k": 8} | {one: {"points": points, "thresholds": []} for one in ("image_to_text", "text_to_image")}
 
     stages = {"tuned": stage(None, [[0.0, 0.0], [1.0, 0.5]]), "tuned+blip": stage(fingerprint, [[0.0, 0.2]])}
     return {"version": 1, "model": weights, "fitted_on": {"split": "val"}, "stages": stages}
@@ -166,9 +166,9 @@ def test_without_a_calibration_the_remark_has_the_remedy(searcher: Searcher, tmp
     assert "not calibrated" in first.remark and "--calibrate-on" in first.remark and reranked.remark == first.remark
     assert {hit.probability for hit in (*first.hits, *reranked.hits)} == {None}
     (tmp_path / "calibration.json").write_text(json.dumps(calibration("abc", "def")))
-    assert "other weights" in stage_probabilities(str(tmp_path), "xyz", None)[0].remark
+    assert "of another model" in stage_probabilities(str(tmp_path), "xyz", None)[0].remark
     alone, other = stage_probabilities(str(tmp_path), "abc", "another reranker")
-    assert alone.points and not other.points and "no stage of this reranker" in other.remark
+    assert alone.stage is not None and other.stage is None and "none is of this cross-encoder" in other.remark
     assert StageProbability("why").of("text_to_image", np.zeros(2)) is None
     for text in ("{", "[]", json.dumps(calibration("abc", "def") | {"version": 2}), json.dumps({"version": 1, "stages": {}})):
         (tmp_path / "calibration.json").write_text(text)
