@@ -143,7 +143,8 @@ def calibration(weights: str, fingerprint: str) -> dict[str, Any]:
     """As the format has it: probability is half the score, from -0.5 to 1, or 0.2 at any score."""
 
     def stage(reranker: str | None, points: list[list[float]]) -> dict[str, Any]:
-        return {"reranker": reranker, "top_k": 8} | {one: {"points": points, "thresholds": []} for one in ("image_to_text", "text_to_image")}
+        directions = {one: {"points": points, "thresholds": []} for one in ("image_to_text", "text_to_image")}
+        return {"reranker": reranker, "top_k": 8} | directions
 
     stages = {"tuned": stage(None, [[0.0, 0.0], [1.0, 0.5]]), "tuned+blip": stage(fingerprint, [[0.0, 0.2]])}
     return {"version": 1, "model": weights, "fitted_on": {"split": "val"}, "stages": stages}
