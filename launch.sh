@@ -14,8 +14,8 @@ usage() {
   train CONFIG.yaml [key.path=value ...]      the same as without the word
   init DATA                                   look at a data set, and write a first configuration for it
   check CONFIG.yaml [key.path=value ...]      check data, weights and choice sets, and decode every picture, without training
-  mine CONFIG.yaml [key.path=value ...]       mine hard negatives once, without training; or with a checkpoint and pairs alone:
-  mine --model MODEL --data PAIRS
+  mine CONFIG.yaml [key.path=value ...]       mine hard negatives once, without training; or, with a checkpoint and pairs alone,
+                                              mine --model MODEL --data PAIRS
   triplets RUN_FOLDER                         what a run has mined, for other trainers
   eval                                        measure checkpoints on labelled pairs, alone and reranked
   compare RUN_A RUN_B                         compare two finished reports query by query

@@ -129,8 +129,8 @@ class EvaluationConfig(Section):
     mteb: str | None = None
     """Also write MTEB result files; the language of the captions as MTEB writes it, such as eng-Latn. null: none."""
     calibration: bool = False
-    """Calibrate the scores of tuned, alone and reranked, on data.val_split: export/calibration.json says how likely a score is a match,
-    for rerank --min-precision (docs/calibration.md)."""
+    """Calibrate the scores of tuned, alone and reranked, on data.val_split, where there is one: export/calibration.json says how likely a
+    score is a match, for rerank --min-precision (docs/calibration.md)."""
 
     @model_validator(mode="after")
     def _check(self) -> "EvaluationConfig":

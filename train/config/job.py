@@ -109,8 +109,6 @@ class JobConfig(RunConfig):
                 "weights of evaluation.ensemble and pooling of evaluation.expand are chosen on data.val_split and measured on "
                 "data.test_split, and need both, and two; give the ensemble's members weights, or leave both out"
             )
-        if self.evaluation.calibration and data.val_split is None:
-            raise ValueError("evaluation.calibration is fitted on data.val_split, which is null: name a split, or leave it out")
         if self.evaluation.calibration and self.rerank is not None and self.rerank.skip_margin is not None:
             raise ValueError(
                 "evaluation.calibration needs the score of every candidate, and rerank.skip_margin leaves some without: leave one out"

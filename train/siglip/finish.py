@@ -175,7 +175,7 @@ def is_finished(config: JobConfig) -> bool:
 def _further_reports(config: JobConfig) -> list[Path]:
     """What must be there next to export and final report."""
     watched = [watch_folder(config, watched.name) / "report.json" for watched in config.watch]
-    return watched + ([calibration_path(config)] if config.evaluation.calibration else [])
+    return watched + ([calibration_path(config)] if config.evaluation.calibration and config.data.val_split is not None else [])
 
 
 _LATER_KEYS: dict[str, Any] = {"gallery": "every", "nnn": False, "mteb": None, "calibration": False}

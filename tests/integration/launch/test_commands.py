@@ -67,7 +67,7 @@ def test_help_of_each_command(project: Project, command: str) -> None:
 def test_usage_lists_the_commands_and_the_exit_codes(house: House) -> None:
     code, stdout, _ = house.start("--help").end()
     assert code == 0 and re.findall(r"^  ([a-z]+) ", stdout, flags=re.MULTILINE) == [
-        *("train", "init", "check", "mine", "mine", "triplets", "eval", "compare", "choices", "embed", "rerank", "explore", "export"),
+        *("train", "init", "check", "mine", "triplets", "eval", "compare", "choices", "embed", "rerank", "explore", "export"),
         *("soup", "wise", "study", "reranker", "convert", "runs", "config", "environment", "python"),
     ]
     assert re.findall(r"\b\d+\b", stdout.partition("Exit codes:")[2]) == ["0", "2", "3", "4", "5", "6", "130", "143"]
