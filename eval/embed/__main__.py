@@ -107,7 +107,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
 
     use_exact_float32()
     name, execution = _checkpoint(asked.model), Execution(processes=processes, device=device, num_workers=asked.num_workers)
-    as_evaluated = {"model": name, "split_file": None, "choose_on": None, "nnn": asked.nnn_bank, "slice_by": []}
+    as_evaluated = {"model": name, "split_file": None, "choose_on": None, "calibrate_on": None, "nnn": asked.nnn_bank, "slice_by": []}
     with processes.jointly(), reading(), named({"model": "--model"}), calling(OPTIONS):
         load_siglip_config(name)
         manifest = read_data(argparse.Namespace(**vars(asked) | as_evaluated), [])

@@ -57,7 +57,7 @@ def test_the_sql_snippet_finds_the_changed_captions(written: Path, monkeypatch: 
 def test_the_page_names_every_column_and_option(capsys: pytest.CaptureFixture) -> None:
     columns = re.search(r"^\| column \| what \|\n(.*?)\n\n", PAGE, flags=re.MULTILINE | re.DOTALL).group(1)
     cells = [line.split("|")[1] for line in columns.splitlines()[1:]]
-    assert [name for cell in cells for name in re.findall(r"`(\w+)`", cell)] == schema(reranked=True).names
+    assert [name for cell in cells for name in re.findall(r"`(\w+)`", cell)] == schema(reranked=True, calibrated=True).names
     with pytest.raises(SystemExit):
         parse(["--help"])
     options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out.partition("options:")[0])) - {"--help"}
