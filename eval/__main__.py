@@ -197,6 +197,8 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
             report = report.adding(*skipped_sections(dataset.skipped))
             with writing(asked.output):
                 folder = report.write(asked.output, trec=asked.trec, languages=[asked.mteb] if asked.mteb is not None else None)
+                if asked.calibrate_on is None:
+                    (folder / CALIBRATION_FILE).unlink(missing_ok=True)  # of an earlier report there
                 report.write_calibration(folder / CALIBRATION_FILE)
                 write_skipped(folder / SKIPPED, list(dict.fromkeys(manifest.skipped)))
                 print_record(report.record, folder)

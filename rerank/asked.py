@@ -12,6 +12,7 @@ from eval.dataset.retrieval_set import RetrievalSet, load_split
 from eval.dataset.truth import with_ground_truth
 from eval.encoder.checkpoint import check_encoder
 from eval.encoder.inputs import SiglipInputs
+from eval.encoder.runtimes import TowerFiles
 from eval.errors import Faults, SettingError, UserError, named, reading
 from eval.manifest.made_split import Divide, divide_by_file, where_none
 from eval.manifest.manifest import Manifest, RowRules, read_manifest
@@ -71,6 +72,8 @@ def read_plan(asked: argparse.Namespace) -> EvaluationPlan:
             pools=tuple(parse_pool(text) for text in asked.pooling),
             choose=_combining_choices(asked),
         )
+        if asked.calibrate_on is not None and TowerFiles.find(asked.model) is not None:
+            raise SettingError("model", "--calibrate-on is of weights, and these are towers of another format: give the export's folder")
         plan = EvaluationPlan(
             checkpoints=_unique([("model", asked.model), *others, *((name, parse_member(text)[0]) for name, text in members.items())]),
             combining=combining,

@@ -334,19 +334,20 @@ def evaluate_plan(
         fitted = _fitted(plan, firsts, (dataset, stages, found), calibrate_on, reranker, calibrated_k, execution)
     with execution.processes.jointly():
         if execution.processes.is_main:
-            report = report_of(dataset, stages if plan.trec_depth is None else [stage.cut(depth) for stage in stages], pairs)
+            report = report_of(dataset, stages if firsts.depth == depth else [stage.cut(depth) for stage in stages], pairs)
             sections = [texts_section(texts, None if other is None else _of_other_gallery(other, firsts.other_gallery))]
             sections += found.sections(report.figures, dataset) if found is not None else []
             sections += combined_sections(report.figures, dataset, firsts.ensemble_stage(dataset, stages, reranked), expanded)
             sections += [normalised.section()] if normalised is not None else []
-            sections += [trec_section(stages, dataset)] if plan.trec_depth is not None else []
+            runs = stages if plan.trec_depth is None else [stage.cut(plan.trec_depth) for stage in stages]
+            sections += [trec_section(runs, dataset)] if plan.trec_depth is not None else []
             models = [*plan.checkpoints.values(), *(one.model for one in plan.expansions.values() if isinstance(one, Paraphraser))]
             if fitted is not None:
                 name = plan.combining.checkpoint
                 own = StagesOf(dataset, [stage for stage in stages if stage.name in (name, reranked)])
                 sections.append(calibration_section(fitted, own, calibrated_k, reranker, plan.checkpoints[name]))
             sections += revision_sections([*models, *([reranker.model] if reranker is not None and reranker.model is not None else [])])
-            return replace(report, sections=sections, expansions=expansion_table(report.figures, dataset, expanded), stages=stages)
+            return replace(report, sections=sections, expansions=expansion_table(report.figures, dataset, expanded), stages=runs)
     return None
 
 

@@ -13,8 +13,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from huggingface_hub.utils import validate_repo_id
 
 from eval.encoder.hub import NETWORK_ERRORS, reason
-from eval.encoder.sealed import MANIFEST, sealed_hashes, verify
+from eval.encoder.sealed import MANIFEST, is_sealed, sealed_hashes, verify
 from eval.errors import UserError
+from eval.report.calibration import FILE as CALIBRATION
+from train.config.export import FOLDERS
 from train.engine.card import CARD, HERE
 
 _MADE_BY_HUB = ".gitattributes"
@@ -56,13 +58,17 @@ class Push:
             raise UserError(
                 f"{folder} is not there: give the folder of a finished run, or of an export, or write one first: --output FOLDER"
             )
-        if fault := verify(folder):
-            raise UserError(
-                f"{folder} is no whole export: {fault} ({MANIFEST} holds the SHA-256 of its files). Only what was exported is sent; export "
-                "it again"
-            )
+        known = {CARD, CALIBRATION}  # written after the export was sealed
+        forms = [inner for name in FOLDERS for inner in (folder / name, *sorted((folder / name).glob("*/"))) if is_sealed(inner)]
+        for part in (folder, *forms):
+            if fault := verify(part):
+                raise UserError(
+                    f"{part} is no whole export: {fault} ({MANIFEST} holds the SHA-256 of its files). Only what was exported is sent; "
+                    "export it again"
+                )
+            known |= {(part / name).relative_to(folder).as_posix() for name in (MANIFEST, *sealed_hashes(part))}
         found = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if not path.is_dir() or path.is_symlink()}
-        if foreign := sorted(found.keys() - sealed_hashes(folder).keys() - {MANIFEST, CARD}):
+        if foreign := sorted(found.keys() - known):
             raise UserError(f"{folder} holds {foreign[:5]}, which {MANIFEST} does not name: only what was exported is sent. Move it out")
         return found
 
@@ -116,6 +122,8 @@ class Push:
         page = f"{constants.ENDPOINT}/{self.name}"
         if not found.private and not self.public:
             raise UserError(f"{page} is public: everybody could read what is sent. Add --public if they may, or take another name")
+        if found.private and self.public:
+            raise UserError(f"{page} is private, and --public would not change that: change it on its page, or leave --public out")
         names = {file.rfilename for file in found.siblings or ()} - {_MADE_BY_HUB}
         if names and not self.update:
             raise UserError(

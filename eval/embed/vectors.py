@@ -120,6 +120,9 @@ def write_vectors(
                 with writing(folder):
                     folder.mkdir(parents=True, exist_ok=True)
                     replace_files({**contents, folder / RECORD: write_record})
+                    for other in (folder / f"{side}.{ending}" for side in sides for ending in ("parquet", "npy", "jsonl")):
+                        if other not in contents:  # of vectors in the other form, which were there before
+                            other.unlink(missing_ok=True)
         finally:  # what is left, for all processes read together
             for side in sides:
                 for _ in parts[side]:

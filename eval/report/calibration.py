@@ -84,9 +84,9 @@ class Calibration:
         """
         try:
             record = json.loads(read_text(Path(path)))
-            known = record["version"] == VERSION and isinstance(record["model"], str)
+            known = record["version"] == VERSION and isinstance(record["model"], str) and "split" in record["fitted_on"]
             for stage in record["stages"].values():
-                known &= stage["reranker"] is None or isinstance(stage["reranker"], str)
+                known &= (stage["reranker"] is None or isinstance(stage["reranker"], str)) and isinstance(stage["top_k"], int)
                 for direction in DIRECTIONS:
                     table = np.asarray(stage[direction]["points"], dtype=np.float64)
                     known &= table.ndim == 2 and table.shape[1] == 2 and bool(np.isfinite(table).all())

@@ -49,6 +49,7 @@ def stage_probabilities(model: str, weights_sha256: str, reranker: str | None) -
             stage = calibration.stage(weights_sha256, fingerprint)
         except UserError as error:
             return StageProbability(f"not calibrated: {error}")
-        return StageProbability(f"fitted on {calibration.record['fitted_on']['split'] or 'all rows'}", stage)
+        split = calibration.record["fitted_on"]["split"] or "all rows"
+        return StageProbability(f"fitted on {split}, the first {stage.top_k} answers to each query", stage)
 
     return found(None), found(reranker)

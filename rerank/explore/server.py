@@ -72,6 +72,8 @@ def serve(page: Any, listener: socket.socket) -> None:
     try:
         while not server.started and thread.is_alive():
             time.sleep(_POLL_SECONDS)
+        if not server.started:
+            raise UserError("the page could not be started; its server says why above")
         print(f"page       http://{HOST}:{listener.getsockname()[1]} (on this machine alone; Ctrl-C ends it)", flush=True)
         thread.join()
     finally:

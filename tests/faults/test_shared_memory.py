@@ -49,7 +49,7 @@ def straight(large_world: SmallWorld, nursery: Nursery, tmp_path_factory: pytest
     return run
 
 
-@pytest.mark.parametrize("megabytes", [64, 16])
+@pytest.mark.parametrize("megabytes", [pytest.param(64, marks=pytest.mark.slow), 16])
 def test_training_in_a_container_with_little_shared_memory_is_training_elsewhere(
     straight: Run, large_world: SmallWorld, nursery: Nursery, tmp_path: Path, megabytes: int
 ) -> None:

@@ -219,7 +219,7 @@ def check_ended(config: RunConfig) -> None:
         OSError, ValueError: finished.json is not there.
     """
     folder, export = config.run_folder, config.run_folder / "export"
-    parts = [export, *(export / name for name in FOLDERS)]
+    parts = [export, *(inner for name in FOLDERS for inner in (export / name, *sorted((export / name).glob("*/"))))]
     faults = {part.relative_to(folder): fault for part in parts if is_sealed(part) and (fault := verify(part))}
     damaged = [f"{part}/ ({fault})" for part, fault in faults.items()]
     for name, expected in read_ended(config).get("reports_sha256", {}).items():

@@ -9,6 +9,7 @@ from typing import Any
 
 from eval.encoder.inputs import SiglipInputs
 from train.config.evaluation import BASELINE, SUBJECT
+from train.config.export import ExportConfig
 from train.config.job import JobConfig
 from train.engine.card import HERE, Base, data_words, index_results, metadata, model_words, no_gain, recipe, result_lines, shown_name
 from train.engine.checkpoint import State
@@ -84,7 +85,7 @@ def model_card(
     base = Base.of(config.model.base)
     results = index_results(report, SUBJECT) if report is not None else []
     effect = mining_effect(config, state, chosen_step)
-    missed = no_gain(state, chosen_step, config.train.begin_at)
+    missed = "" if weights else no_gain(state, chosen_step, config.train.begin_at)
     parts = [
         metadata(config.name, base, pipeline=PIPELINE, tags=TAGS, source=config.data.source, results=results),
         f"# {config.name}\n\n",
@@ -95,7 +96,7 @@ def model_card(
         base.line(),
         _made_lines(config, state, chosen_step, effect, weights),
         "\n## Results\n\n",
-        _results(report, weights),
+        _results(report, weights, config.export),
         "## What it forgot\n\n",
         _forgotten(report),
         limits(inputs, "The languages it knows are those of its captions; they were not looked at."),
@@ -174,7 +175,8 @@ def _mined_words(config: JobConfig, effect: MiningEffect | None) -> str:
     return f"up to {mining.negatives_per_image} {what[mining.form]}, refreshed every {every}{checked}"
 
 
-def _results(report: Mapping[str, Any] | None, weights: str) -> str:
+def _results(report: Mapping[str, Any] | None, weights: str, forms_here: ExportConfig) -> str:
+    """forms_here: what the folder holds besides float32; a report may know more."""
     if report is None:
         what = "these weights were" if weights else "no final report on these very weights is there: they were"
         return f"None: {what} not measured when they were exported.\n\n"
@@ -183,7 +185,9 @@ def _results(report: Mapping[str, Any] | None, weights: str) -> str:
     named = ", ".join(f"`{stage}`" for stage in reranked)
     depths = {report["stages"][stage]["cost"]["top_k"] for stage in reranked}
     depth = f" {named}: the first {' or '.join(map(str, sorted(depths)))} reranked by a cross-encoder." if reranked else ""
-    forms = "".join(f"- {line}.\n" for line in exports_lines(report.get(EXPORTS.key, ())))
+    known = ["", ".", *forms_here.folders]
+    here = [one for one in report.get(EXPORTS.key, ()) if one["model"].partition("/")[0] in known]
+    forms = "".join(f"- {line}.\n" for line in exports_lines(here))
     forms = f"In other precisions and formats of this folder, on the same split:\n\n{forms}\n" if forms else ""
     return f"{result_lines(report, stages)}\n`{BASELINE}`: before tuning; `{SUBJECT}`: this model.{depth}\n\n{forms}"
 

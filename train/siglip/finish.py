@@ -17,6 +17,7 @@ from eval.report.leakage import leakage_section
 from eval.report.report import read_report
 from eval.report.section import Section
 from eval.report.skipped import skipped_sections
+from eval.report.trec import DEFAULT_RUN_DEPTH
 from rerank.calibration import Reranker
 from rerank.evaluation import EvaluationPlan, evaluate_plan, print_tables, report_line
 from rerank.reorder.choices import measure_choices
@@ -178,7 +179,7 @@ def _further_reports(config: JobConfig) -> list[Path]:
     return watched + ([calibration_path(config)] if config.evaluation.calibration and config.data.val_split is not None else [])
 
 
-_LATER_KEYS: dict[str, Any] = {"gallery": "every", "nnn": False, "mteb": None, "calibration": False}
+_LATER_KEYS: dict[str, Any] = {"gallery": "every", "nnn": False, "mteb": None, "calibration": False, "trec_depth": DEFAULT_RUN_DEPTH}
 """Keys of `evaluation` that runs of earlier versions do not have, and the values that ask for what those did."""
 
 
@@ -186,7 +187,6 @@ def _finished_record(config: JobConfig) -> dict[str, Any]:
     left_out: dict[str, Any] = {"rerank": {"pair_scores"}}
     # As of runs of earlier versions, whose marks have no such keys.
     left_out["evaluation"] = {key for key, without in _LATER_KEYS.items() if getattr(config.evaluation, key) == without}
-    left_out["evaluation"] |= set() if config.evaluation.trec else {"trec_depth"}
     parts = {"rerank", "evaluation"} | ({"export"} if config.export != ExportConfig() else set())
     measured = config.model_dump(mode="json", include=parts, exclude=left_out)
     # Read by nothing else: what they hold decides the figures, which are made again where it changed.

@@ -128,6 +128,7 @@ def test_a_machine_that_dies_ends_the_other_with_a_message(hosts: Hosts, run: Ru
     assert not (other.folder / "checkpoints").exists() and not (other.folder / "export").exists()
 
 
+@pytest.mark.slow
 def test_a_cable_that_is_pulled_ends_both_in_time(hosts: Hosts, run: Run) -> None:
     """No packet reports that the other is gone; our time-out does. Gloo's own is half an hour."""
     slow = Trap("train.model.grad_cache:image_features", 3, signal.SIGSTOP)

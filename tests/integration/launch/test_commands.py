@@ -177,6 +177,7 @@ def test_every_command_a_page_shows_is_one(project: Project, page: Path) -> None
             assert re.search(rf"(?<![\w-]){option}(?![\w-])", project.help_of(first)), f"{command}: no option {option}"
 
 
+@pytest.mark.slow
 def test_a_run_is_read_from_any_folder(project: Project, tmp_path: Path) -> None:
     """Its configuration's paths are relative to the project."""
     runs = project.folder / "runs"

@@ -103,6 +103,7 @@ def test_a_job_in_parts_that_is_stopped_and_killed_goes_on(
     assert_same(run, straight[True])  # at two processes, where the order of a sum cannot differ
 
 
+@pytest.mark.slow
 def test_averages_in_parts_are_the_recursion_and_go_on(small_world: SmallWorld, nursery: Nursery, tmp_path: Path) -> None:
     """train.ema_decay: each process averages its part; stopped in the middle of an evaluation, whose weights are the averages."""
     changes = CHANGES | EVERY_STEP | {"train__learning_rate": 3e-3, "train__shard": True, "train__ema_decay": 0.9}

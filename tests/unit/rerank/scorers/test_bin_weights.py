@@ -119,6 +119,7 @@ def run(cache: Path, *words: object, **variables: str) -> subprocess.CompletedPr
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.slow
 def test_the_commands_take_a_hub_id_offline_and_a_folder(small_world: SmallWorld, tiny_blip: Path, tmp_path: Path) -> None:
     cache = tmp_path / "home"
     in_hub_cache(cache / "hub", HUB_ID, tiny_blip)

@@ -92,6 +92,7 @@ def damage(folder: Path, where: int, how: str) -> None:
         path.write_bytes(data[:place] + tail)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(steps=st.lists(st.tuples(some_lists, damages), min_size=1, max_size=5), last=some_lists)
 def test_any_history_gives_the_straight_scores_but_for_what_was_asked_in_other_lists(tmp_path_factory, steps: list, last: list) -> None:
