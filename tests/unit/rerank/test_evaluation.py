@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,14 @@ def test_names_and_pairs_are_those_of_every_step() -> None:
     combined = [("model-2", "model"), ("ensemble", "model"), ("ensemble", "model-2")]
     combined += [("model+crops", "model"), ("ensemble+crops", "ensemble")]
     assert plan.pairs("toy") == [*combined, *((f"{name}+toy", name) for name in firsts), ("model+toy+fused", "model+toy")]
+
+
+def test_what_makes_stages_deeper_changes_neither_queries_nor_the_runs_that_are_asked_for(small_world: SmallWorld) -> None:
+    """Calibration looks at 32 answers and a TREC run at as many as asked: queries.parquet has ten of each query all the same."""
+    dataset = load(small_world.manifest, "train")
+    plan = EvaluationPlan(checkpoints={"model": str(small_world.base)})
+    plain = evaluate_plan(plan, dataset)
+    deeper = evaluate_plan(replace(plan, trec_depth=12), dataset, calibrate_on=load(small_world.manifest, "val"))
+    assert plain is not None and deeper is not None and dataset.num_images > 12
+    assert deeper.figures.queries.equals(plain.figures.queries)
+    assert {ranking.top_indices_QK.shape[1] for stage in deeper.stages for ranking in stage.rankings.values()} == {12}

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from eval.encoder.sealed import seal
+from eval.errors import UserError
 from tests.hub_server import TOKEN, Hub, go_online, serving
 from train.engine.card import HERE
 from train.export.__main__ import main
+from train.push import Push
 
 NAME = "birds-team/birds"
 CARD = f"---\nlibrary_name: transformers\n---\n\n# Birds\n\n```python\n{HERE}\n```\n"
@@ -106,6 +108,20 @@ def test_a_repository_that_was_made_and_is_empty_is_filled(hub: Hub, export: Pat
         assert push(export) == 2
     assert held(hub).keys() == {".gitattributes"}
     assert push(export) == 0 and "model.safetensors" in held(hub)
+
+
+def test_other_forms_and_the_calibration_go_too_and_damage_in_them_is_seen(export: Path) -> None:
+    for inner in (export / "bfloat16", export / "open_clip" / "timm", export / "open_clip"):
+        inner.mkdir(parents=True, exist_ok=True)
+        (inner / "model.safetensors").write_bytes(b"weights")
+        seal(inner)
+    (export / "calibration.json").write_text("{}")
+    inner = {f"{place}/{name}" for place in ("bfloat16", "open_clip", "open_clip/timm") for name in ("model.safetensors", "manifest.json")}
+    push = Push(folder=export, name=NAME)
+    assert push.files().keys() == {*FILES, "README.md", "manifest.json", "calibration.json"} | inner
+    (export / "open_clip" / "timm" / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(UserError, match="open_clip/timm is no whole export: model.safetensors does not have the bytes"):
+        push.files()
 
 
 @pytest.mark.parametrize("what", ["changed", "missing", "unsealed", "foreign", "no folder"])
