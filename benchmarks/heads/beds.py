@@ -57,11 +57,8 @@ class Bed:
 BEDS = {
     "photographs": Bed({"train": "train.parquet:train", "test": "val.parquet:val"}, photographs, {}, 200, 256, 2e-3),
     "fashion": Bed({"train": "train.parquet:train", "test": "val.parquet:val"}, photographs, {}, 300, 256, 4e-3, False),
-    "photographs-64": Bed({"train": "train.parquet:train", "test": "val.parquet:val"}, photographs, {}, 800, 64, 2e-3),
-    "fashion-64": Bed({"train": "train.parquet:train", "test": "val.parquet:val"}, photographs, {}, 1200, 64, 2e-3, False),
     "scenes": Bed(
         {name: f"scenes.parquet:{name}" for name in ("train", "val", "test")},
         partial(checkpoint, "demo/models/siglip-base"), {"group": "scene"}, 400, 256, 2e-3, gains_from_steps=True,
     ),
 }  # fmt: skip
-"""Those that end in -64 are the same data and as many pictures at a batch of 64, where each image meets fewer captions."""

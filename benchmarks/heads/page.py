@@ -110,7 +110,7 @@ def page(folder: str, protocol: dict[str, Any], screening: dict[str, Any], runs:
         num_images = len(mine[0]["by_image"])
         lines += [
             "",
-            f"## {bed.removesuffix('-64').capitalize()}: {plan['steps']} steps of {plan['batch_size']}, {num_images:,} test images",
+            f"## {bed.capitalize()}: {plan['steps']} steps of {plan['batch_size']}, {num_images:,} test images",
             "",
             "| system | mean R@1 | image to text | text to image | R@5 | near-miss accuracy | mined each | cost |",
             "|---|---|---|---|---|---|---|---|",
