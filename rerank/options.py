@@ -12,14 +12,19 @@ CHOICES = (*COMBINING_CHOICES, "fusion", "skipping")
 """What --choose-on can choose."""
 
 
-def add_reranking(parser: argparse.ArgumentParser) -> None:
-    """Give a command the options."""
-    add = parser.add_argument
-    add(
+def add_reranker(parser: argparse.ArgumentParser) -> None:
+    """Give a command --rerank, the cross-encoder."""
+    parser.add_argument(
         "--rerank",
         metavar="MODEL",
         help="cross-encoder: a folder, or OWNER/NAME[@REVISION] of the hub, e.g. Salesforce/blip-itm-base-coco (default: none)",
     )
+
+
+def add_reranking(parser: argparse.ArgumentParser) -> None:
+    """Give a command the options."""
+    add_reranker(parser)
+    add = parser.add_argument
     add(
         "--top-k",
         type=int,

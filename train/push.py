@@ -13,11 +13,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 from huggingface_hub.utils import validate_repo_id
 
 from eval.encoder.hub import NETWORK_ERRORS, reason
-from eval.encoder.sealed import MANIFEST, is_sealed, sealed_hashes, verify
+from eval.encoder.sealed import MANIFEST, sealed_hashes, verify
 from eval.errors import UserError
 from eval.report.calibration import FILE as CALIBRATION
-from train.config.export import FOLDERS
 from train.engine.card import CARD, HERE
+from train.engine.folder import sealed_forms
 
 _MADE_BY_HUB = ".gitattributes"
 _LOG_IN = "log in with a token that may write: hf auth login, or HF_TOKEN=..."
@@ -59,8 +59,7 @@ class Push:
                 f"{folder} is not there: give the folder of a finished run, or of an export, or write one first: --output FOLDER"
             )
         known = {CARD, CALIBRATION}  # written after the export was sealed
-        forms = [inner for name in FOLDERS for inner in (folder / name, *sorted((folder / name).glob("*/"))) if is_sealed(inner)]
-        for part in (folder, *forms):
+        for part in (folder, *sealed_forms(folder)):
             if fault := verify(part):
                 raise UserError(
                     f"{part} is no whole export: {fault} ({MANIFEST} holds the SHA-256 of its files). Only what was exported is sent; "

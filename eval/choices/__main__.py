@@ -14,7 +14,7 @@ from eval.command import run_evaluation
 from eval.command_line import CommandParser, add_num_workers, add_strip_punctuation
 from eval.files import command_line
 from eval.report.files import choices_files
-from rerank.options import add_pair_scores
+from rerank.options import add_pair_scores, add_reranker
 
 if TYPE_CHECKING:
     import torch
@@ -39,11 +39,7 @@ def make_parser() -> CommandParser:
     add("--data", required=True, metavar="CHOICES", help="choice set: .jsonl or .parquet (docs/choices.md)")
     add("--image-root", metavar="FOLDER", help="folder that image paths are relative to (default: that of --data)")
     add("--output", required=True, metavar="FOLDER", help="folder for choices.json, choices.parquet and choices.html")
-    add(
-        "--rerank",
-        metavar="MODEL",
-        help="cross-encoder: a folder, or OWNER/NAME[@REVISION] of the hub, e.g. Salesforce/blip-itm-base-coco (default: none)",
-    )
+    add_reranker(parser)
     add_pair_scores(parser)
     add_strip_punctuation(parser)
     add_num_workers(parser)

@@ -102,11 +102,14 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     from eval.errors import named, reading
     from eval.execution import Execution
     from eval.manifest.names import OPTIONS, calling
+    from eval.manifest.run_data import exported
     from eval.process_group import use_exact_float32
     from rerank.asked import read_data
 
     use_exact_float32()
-    name, execution = _checkpoint(asked.model), Execution(processes=processes, device=device, num_workers=asked.num_workers)
+    with processes.jointly():
+        name = exported(asked.model)
+    execution = Execution(processes=processes, device=device, num_workers=asked.num_workers)
     as_evaluated = {"model": name, "split_file": None, "choose_on": None, "calibrate_on": None, "nnn": asked.nnn_bank, "slice_by": []}
     with processes.jointly(), reading(), named({"model": "--model"}), calling(OPTIONS):
         load_siglip_config(name)
@@ -141,13 +144,6 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     if processes.is_main:
         counts = f"{dataset.num_images:,} images, {dataset.num_captions:,} captions"
         print(f"vectors  {asked.output}: {counts}, {asked.dtype} of width {rows['images'].width} ({RECORD} says what they are)")
-
-
-def _checkpoint(model: str) -> str:
-    """The checkpoint that --model names: of a run's folder, its export."""
-    folder = Path(model)
-    is_run = (folder / "config.yaml").is_file() and not (folder / "config.json").is_file()
-    return str(folder / "export") if is_run else model
 
 
 class _Embedder:

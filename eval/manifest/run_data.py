@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from eval.errors import UserError
 from eval.files import read_text
 from eval.manifest.made_split import FILE, SplitByHash
 
@@ -102,3 +103,17 @@ def _is_same(path: Path, source: str) -> bool:
         return os.path.samefile(path, source)
     except (OSError, ValueError):
         return False
+
+
+def exported(name: str) -> str:
+    """The checkpoint that a name stands for: of the folder of a run its export; anything else as it is.
+
+    Raises:
+        UserError: a run has none yet.
+    """
+    run, config = Path(name), "config.json"
+    if (run / "export" / config).is_file() and not (run / config).is_file():
+        return str(run / "export")
+    if (run / _CONFIG).is_file() and not (run / config).is_file():
+        raise UserError(f"{name} has no export yet: end the run with its own command, or export a checkpoint: ./launch.sh export {name}")
+    return name

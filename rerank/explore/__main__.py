@@ -7,13 +7,13 @@ Exit codes: 2 bad arguments or data · 5 not finite · 6 out of memory · 130 en
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.command import run_command
 from eval.command_line import CommandParser, WholeNumber, add_num_workers, add_strip_punctuation
 from eval.files import command_line
 from eval.manifest.options import MANIFEST, add_manifest_options, column_fault, columns_of
+from rerank.options import add_reranker
 
 if TYPE_CHECKING:
     import torch
@@ -40,11 +40,7 @@ def make_parser() -> CommandParser:
         metavar="FOLDER_OR_MANIFEST",
         help=f"folder of pictures, searched with all folders below it; or a manifest, whose captions are found too: {MANIFEST}",
     )
-    add(
-        "--rerank",
-        metavar="MODEL",
-        help="cross-encoder: a folder, or OWNER/NAME[@REVISION] of the hub, e.g. Salesforce/blip-itm-base-coco (default: none)",
-    )
+    add_reranker(parser)
     add("--top-k", type=WholeNumber(1), default=12, metavar="K", help="results, all of which are reranked, 1 or more (default 12)")
     add(
         "--port",
@@ -70,22 +66,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if asked.port > MOST_PORT:
         parser.error(f"--port: expected 0 to {MOST_PORT}; found {asked.port}")
     return asked
-
-
-def exported(name: str) -> str:
-    """The export of a run; anything else as it is.
-
-    Raises:
-        UserError: a run has none yet.
-    """
-    from eval.errors import UserError
-
-    run, config = Path(name), "config.json"
-    if (run / "export" / config).is_file() and not (run / config).is_file():
-        return str(run / "export")
-    if (run / "config.yaml").is_file() and not (run / config).is_file():
-        raise UserError(f"{name} has no export yet: end the run with its own command, or export a checkpoint: ./launch.sh export {name}")
-    return name
 
 
 def device_of(name: str | None) -> "torch.device":
@@ -136,6 +116,7 @@ def prepared(asked: argparse.Namespace) -> "tuple[Searcher, dict[str, str]]":
     from eval.encoder.hub import with_revision
     from eval.errors import Faults, named, reading
     from eval.manifest.names import OPTIONS, calling
+    from eval.manifest.run_data import exported
     from eval.process_group import use_exact_float32
     from rerank.answers.collection import read_gallery
     from rerank.answers.summary import broken_lines, reading_lines

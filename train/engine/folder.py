@@ -173,6 +173,12 @@ def _is_exported(path: Path) -> bool:
     return path.suffix in _EXPORTED_SUFFIXES
 
 
+def sealed_forms(export: Path) -> list[Path]:
+    """The folders of an export's other forms that have a manifest of their own."""
+    inner = [path for name in FOLDERS for path in (export / name, *sorted((export / name).glob("*/")))]
+    return [path for path in inner if is_sealed(path)]
+
+
 def report_folder(config: RunConfig) -> Path:
     """Where the final report lies: eval/SPLIT."""
     split = config.data.test_split or config.data.val_split or "none"
@@ -219,8 +225,8 @@ def check_ended(config: RunConfig) -> None:
         OSError, ValueError: finished.json is not there.
     """
     folder, export = config.run_folder, config.run_folder / "export"
-    parts = [export, *(inner for name in FOLDERS for inner in (export / name, *sorted((export / name).glob("*/"))))]
-    faults = {part.relative_to(folder): fault for part in parts if is_sealed(part) and (fault := verify(part))}
+    parts = [*([export] if is_sealed(export) else []), *sealed_forms(export)]
+    faults = {part.relative_to(folder): fault for part in parts if (fault := verify(part))}
     damaged = [f"{part}/ ({fault})" for part, fault in faults.items()]
     for name, expected in read_ended(config).get("reports_sha256", {}).items():
         if hash_file(folder / name) != expected:
