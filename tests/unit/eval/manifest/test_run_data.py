@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
+from eval.errors import UserError
 from eval.manifest.made_split import SplitByHash
-from eval.manifest.run_data import Reading, RunData
+from eval.manifest.run_data import Reading, RunData, exported
 
 DATA = {
     "source": "own/pairs.csv",
@@ -87,3 +88,14 @@ def test_its_own_source_is_read_as_it_read_it(place: Path, monkeypatch: pytest.M
 def test_a_data_set_of_the_hub_is_known_by_its_name(place: Path) -> None:
     run = run_of(place, source="owner/pairs", image_root=None)
     assert run.reading("owner/pairs") == Reading(None, {"caption": "description"}) and run.reading("owner/others") is None
+
+
+def test_a_run_stands_for_its_export_and_anything_else_for_itself(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(UserError, match="has no export yet: end the run"):  # and the hub is not asked for a model of this name
+        exported(str(tmp_path))
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "config.json").touch()
+    assert exported(str(tmp_path)) == str(tmp_path / "export")
+    assert exported(str(tmp_path / "export")) == str(tmp_path / "export")
+    assert exported("google/siglip-base-patch16-224") == "google/siglip-base-patch16-224"
