@@ -17,7 +17,7 @@ from eval.command_line import CommandParser, WholeNumber, add_num_workers, add_s
 from eval.files import command_line
 from eval.manifest.options import MANIFEST, add_manifest_options, column_fault, columns_of
 from rerank.answers.files import SUFFIXES, page_path
-from rerank.options import add_pair_scores
+from rerank.options import add_pair_scores, add_reranker, score_fault, score_kind
 
 if TYPE_CHECKING:
     import torch
@@ -47,12 +47,7 @@ def make_parser() -> CommandParser:
         required=True,
         help="SigLIP checkpoint: a folder such as runs/demo/export, or OWNER/NAME[@REVISION] of the hub",
     )
-    add(
-        "--rerank",
-        metavar="MODEL",
-        help="cross-encoder: a folder, or OWNER/NAME[@REVISION] of the hub, e.g. Salesforce/blip-itm-base-coco (default: none, and the "
-        "first stage's answers are written)",
-    )
+    add_reranker(parser)
     add(
         "--images",
         required=True,
@@ -140,7 +135,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def argument_fault(asked: argparse.Namespace) -> str:
     """What the arguments alone show to be wrong; empty if nothing."""
-    if wrong := column_fault(asked):
+    if wrong := column_fault(asked) or score_fault(asked):
         return wrong
     given = [name for name in ("precision", "seconds", "skip_margin", "pair_scores") if getattr(asked, name) is not None]
     if asked.rerank is None and (given or asked.no_pair_scores):
@@ -218,7 +213,8 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
         faults.tell()
         scorer, cache = None, None
         if asked.rerank is not None:
-            scorer = load_scorer(asked.rerank, device=device, settings=ScorerSettings(precision=asked.precision or "float32"))
+            settings = ScorerSettings(precision=asked.precision or "float32", score_kind=score_kind(asked))
+            scorer = load_scorer(asked.rerank, device=device, settings=settings)
             cache = asked_store(asked, processes, output.with_suffix(".pair-scores"))
         model, inputs = load_siglip(asked.model, strip_punctuation=asked.strip_punctuation)
         weights, matches = hash_weights(model), None
@@ -299,6 +295,7 @@ def provenance(asked: argparse.Namespace, found: "FirstAnswers", weights: str, s
         "model_revision": revision_in_use(asked.model),
         "rerank": asked.rerank,
         "rerank_revision": revision_in_use(asked.rerank) if asked.rerank is not None else None,
+        "rerank_score": score_kind(asked) if asked.rerank is not None else None,
         "rerank_fingerprint": scorer.fingerprint if scorer is not None else None,
         "top_k": asked.top_k,
         "seconds": asked.seconds,

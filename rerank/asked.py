@@ -26,7 +26,7 @@ from rerank.combine.rules import COMBINING_CHOICES, Choice
 from rerank.combine.spec import Combining, given_weights, parse_member, parse_pool
 from rerank.evaluation import EvaluationPlan
 from rerank.expansions.parse import kept_columns, read_expansions
-from rerank.options import DEFAULT_MAX_LOSS, DEFAULT_TOP_K, chooses
+from rerank.options import DEFAULT_MAX_LOSS, DEFAULT_TOP_K, chooses, score_kind
 from rerank.reorder.plan import Plan, Tuning
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
@@ -188,7 +188,7 @@ def _note_late_faults(asked: argparse.Namespace, manifest: Manifest | None, faul
             read_qrels(asked.qrels)
     if manifest is not None and asked.rerank is not None and asked.top_k is not None:
         for split in asked_splits(asked):
-            if split in manifest.splits:
+            if split in manifest.splits and split != asked.nnn:
                 with faults.noting(), named(OPTIONS):
                     check_top_k(load_split(manifest, split), asked.top_k)
 
@@ -260,7 +260,7 @@ def read_datasets(
         UserError: the split or the qrels cannot be used.
     """
     qrels = read_qrels(asked.qrels) if asked.qrels is not None else None
-    names = [asked.split, *(split for split in asked_splits(asked) if split != asked.split)]
+    names = list(dict.fromkeys([asked.split, *(split for split in (asked.choose_on, asked.calibrate_on) if split is not None)]))
     splits = as_read_by(inputs, [load_split(manifest, split) for split in names])
 
     def with_truth(split: RetrievalSet, qrels: Collection[tuple[str, str]] | None = None) -> RetrievalSet:
@@ -286,5 +286,6 @@ def read_reranker(
         return None
     for dataset in datasets if asked.top_k is not None else ():
         check_top_k(dataset, asked.top_k)
-    scorer = load_scorer(asked.rerank, device=device, settings=ScorerSettings(score_kind=asked.score))
-    return Reranker(scorer, asked_store(asked, processes), asked.rerank, asked.score)
+    kind = score_kind(asked)
+    scorer = load_scorer(asked.rerank, device=device, settings=ScorerSettings(score_kind=kind))
+    return Reranker(scorer, asked_store(asked, processes), asked.rerank, kind)

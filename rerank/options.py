@@ -2,8 +2,12 @@
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rerank.combine.rules import COMBINATIONS, COMBINING_CHOICES, POOLINGS, combination_fault
+
+if TYPE_CHECKING:
+    from rerank.scorers.scorer import ScoreKind
 
 DEFAULT_MAX_LOSS = 0.001
 DEFAULT_TOP_K = 32
@@ -13,12 +17,27 @@ CHOICES = (*COMBINING_CHOICES, "fusion", "skipping")
 
 
 def add_reranker(parser: argparse.ArgumentParser) -> None:
-    """Give a command --rerank, the cross-encoder."""
+    """Give a command --rerank, the cross-encoder, and --score, what it ranks by."""
     parser.add_argument(
         "--rerank",
         metavar="MODEL",
         help="cross-encoder: a folder, or OWNER/NAME[@REVISION] of the hub, e.g. Salesforce/blip-itm-base-coco (default: none)",
     )
+    parser.add_argument(
+        "--score",
+        choices=("match_logit", "margin"),
+        help="what the reranker ranks by: the logit of a match, or that less the logit of no match (default match_logit)",
+    )
+
+
+def score_fault(asked: argparse.Namespace) -> str:
+    """What is wrong with --score; empty if nothing."""
+    return "--score is about the reranker: give --rerank too, or leave it out" if asked.score is not None and asked.rerank is None else ""
+
+
+def score_kind(asked: argparse.Namespace) -> "ScoreKind":
+    """What the reranker ranks by."""
+    return asked.score or "match_logit"
 
 
 def add_reranking(parser: argparse.ArgumentParser) -> None:
@@ -32,12 +51,6 @@ def add_reranking(parser: argparse.ArgumentParser) -> None:
         help=f"candidates of each query that the reranker scores, 1 or more (default {DEFAULT_TOP_K}, or all where there are fewer)",
     )
     add_pair_scores(parser)
-    add(
-        "--score",
-        choices=("match_logit", "margin"),
-        default="match_logit",
-        help="what the reranker ranks by: the logit of a match, or that less the logit of no match (default match_logit)",
-    )
     add(
         "--seconds",
         type=float,
@@ -121,6 +134,8 @@ def add_combining(parser: argparse.ArgumentParser) -> None:
 
 def check_options(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
     """Refuse options that need another, which is not given; what a plan checks itself is not checked here."""
+    if fault := score_fault(asked):
+        parser.error(fault)
     chosen = asked.choose or ()
     for option in ("seconds", "skip_margin"):
         if getattr(asked, option) is not None and asked.rerank is None:

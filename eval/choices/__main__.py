@@ -14,7 +14,7 @@ from eval.command import run_evaluation
 from eval.command_line import CommandParser, add_num_workers, add_strip_punctuation
 from eval.files import command_line
 from eval.report.files import choices_files
-from rerank.options import add_pair_scores, add_reranker
+from rerank.options import add_pair_scores, add_reranker, score_fault, score_kind
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +52,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     asked = parser.parse_args(arguments)
     if bad := [value for value in asked.also if "=" not in value]:
         parser.error(f"--also takes NAME=MODEL, found {bad}")
+    if fault := score_fault(asked):
+        parser.error(fault)
     return asked
 
 
@@ -72,6 +74,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     from rerank.asked import asked_store
     from rerank.reorder.choices import measure_choices, stage_names
     from rerank.scorers.load import load_scorer
+    from rerank.scorers.scorer import ScorerSettings
     from rerank.scorers.supported import check_cross_encoder
 
     use_exact_float32()
@@ -97,7 +100,9 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
             with faults.noting(), named({"reranker": "--rerank"}):
                 check_cross_encoder(asked.rerank)
         faults.tell()
-        scorer = load_scorer(asked.rerank, device=device) if asked.rerank is not None else None
+        scorer = None
+        if asked.rerank is not None:
+            scorer = load_scorer(asked.rerank, device=device, settings=ScorerSettings(score_kind=score_kind(asked)))
         cache = asked_store(asked, processes) if scorer is not None else None
         stage_names([name for name, _ in checkpoints], scorer.name if scorer is not None else None)
     execution = Execution(processes=processes, device=device, num_workers=asked.num_workers)

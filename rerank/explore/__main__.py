@@ -13,7 +13,7 @@ from eval.command import run_command
 from eval.command_line import CommandParser, WholeNumber, add_num_workers, add_strip_punctuation
 from eval.files import command_line
 from eval.manifest.options import MANIFEST, add_manifest_options, column_fault, columns_of
-from rerank.options import add_reranker
+from rerank.options import add_reranker, score_fault, score_kind
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = make_parser()
     asked = parser.parse_args(arguments)
-    if fault := column_fault(asked):
+    if fault := column_fault(asked) or score_fault(asked):
         parser.error(fault)
     if asked.port > MOST_PORT:
         parser.error(f"--port: expected 0 to {MOST_PORT}; found {asked.port}")
@@ -124,6 +124,7 @@ def prepared(asked: argparse.Namespace) -> "tuple[Searcher, dict[str, str]]":
     from rerank.explore.search import Searcher, embed_gallery
     from rerank.explore.server import check_extra
     from rerank.scorers.load import load_scorer
+    from rerank.scorers.scorer import ScorerSettings
     from rerank.scorers.supported import check_cross_encoder
 
     use_exact_float32()
@@ -148,7 +149,9 @@ def prepared(asked: argparse.Namespace) -> "tuple[Searcher, dict[str, str]]":
             with faults.noting(), named(names):
                 check_cross_encoder(asked.rerank)
         faults.tell()
-        scorer = load_scorer(asked.rerank, device=device) if asked.rerank is not None else None
+        scorer = None
+        if asked.rerank is not None:
+            scorer = load_scorer(asked.rerank, device=device, settings=ScorerSettings(score_kind=score_kind(asked)))
         model, inputs = load_siglip(name, strip_punctuation=asked.strip_punctuation)
         probabilities = stage_probabilities(name, hash_weights(model), scorer.fingerprint if scorer is not None else None)
     for line in reading_lines(collection, (), asked.top_k):

@@ -106,8 +106,8 @@ class JobConfig(RunConfig):
             )
         if self.evaluation.chooses and not data.has_two_to_choose:
             raise ValueError(
-                "weights of evaluation.ensemble and pooling of evaluation.expand are chosen on data.val_split and measured on "
-                "data.test_split, and need both, and two; give the ensemble's members weights, or leave both out"
+                "weights of evaluation.ensemble, pooling of evaluation.expand and evaluation.nnn are chosen on data.val_split and measured "
+                "on data.test_split, and need both, and two; give the ensemble's members weights, or leave out what is chosen"
             )
         if self.evaluation.calibration and self.rerank is not None and self.rerank.skip_margin is not None:
             raise ValueError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData, constants
 
 from eval.encoder.hub import HubModel, model_folder, revision_in_use, without_revision
 from eval.errors import UserError
@@ -53,20 +53,29 @@ def model_words(name: str, sha256: str) -> str:
     return f"`{shown_name(name)}{'' if commit is None else f' (commit {commit} of the hub)'}` (weights {sha256[:16]})"
 
 
-def data_words(source: str, sha256: str) -> str:
+def data_words(source: str, sha256: str, commit: str | None = None) -> str:
     """A data set as a card's text names it: by its id and commit of the hub, or its file's name, and a hash of what was read of it."""
-    commit = data_revision(source)
-    return f"`{data_name(source)}`{'' if commit is None else f' (commit {commit} of the hub)'} (sha256 {sha256[:16]})"
+    commit = commit or data_revision(source)
+    return f"`{data_name(source, commit)}`{'' if commit is None else f' (commit {commit} of the hub)'} (sha256 {sha256[:16]})"
 
 
-def data_name(source: str) -> str:
+def data_name(source: str, commit: str | None = None) -> str:
     """The id of a data set of the hub, or the name of a file or folder."""
-    return source if hub_data(source) is not None else Path(os.path.abspath(source)).name
+    return source if hub_data(source, commit) is not None else Path(os.path.abspath(source)).name
 
 
-def hub_data(source: str) -> HubId | None:
-    """The data set of the hub that a source names; None: it is a file or folder."""
-    return None if os.path.exists(source) else HubId.parse(source)
+def hub_data(source: str, commit: str | None = None) -> HubId | None:
+    """The data set of the hub that a source names; None: it is a file or folder, or was one: a path of two parts looks like an id.
+
+    So it has to have been read from the hub: at a commit that is known, or earlier into the hub's cache here.
+
+    Args:
+        commit: that a report says it was read at.
+    """
+    found = None if os.path.exists(source) else HubId.parse(source)
+    if found is None or (commit or data_revision(source)) is not None:
+        return found
+    return found if Path(constants.HF_HUB_CACHE, f"datasets--{found.name.replace('/', '--')}").is_dir() else None
 
 
 @dataclass(frozen=True)
@@ -195,7 +204,7 @@ def result_lines(report: Mapping[str, Any], stages: Sequence[str]) -> str:
     """
     data, found = report["data"], [stage for stage in stages if stage in report["stages"]]
     lines = [
-        f"On {data_words(data['source'], data['sha256'])}, split `{data['split']}`: {data['num_images']:,} images, "
+        f"On {data_words(data['source'], data['sha256'], data.get('revision'))}, split `{data['split']}`: {data['num_images']:,} images, "
         f"{data['num_captions']:,} captions. Recall in percent [95% interval, bootstrap over images].\n",
         "| stage | direction | " + " | ".join(_RECALLS) + " |",
         "|---|---|---|---|",
@@ -223,8 +232,7 @@ def _bounds(ci95: Sequence[float]) -> str:
 def index_results(report: Mapping[str, Any], stage: str) -> list[EvalResult]:
     """A stage's recalls for the hub's index of results, percent, each with its interval."""
     data = report["data"]
-    hub_id = hub_data(data["source"])
-    name = data_name(data["source"])
+    hub_id, name = hub_data(data["source"], data.get("revision")), data_name(data["source"], data.get("revision"))
     return [
         EvalResult(
             task_type="image-text-retrieval",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from eval.atomic import claimed, hash_file, replace_files, replaced_folder
 from eval.encoder.sealed import seal, sealed_hashes, verify
 from eval.encoder.weights import not_finite
 from eval.errors import NotFinite, UserError
+from eval.report.calibration import FILE as CALIBRATION_FILE
 from eval.report.report import read_report
 from train.engine.card import CARD
 from train.engine.checkpoint import Checkpoints, NoReadableCheckpoint, State
@@ -58,7 +60,7 @@ def write_plain(kind: Any, config: Any, state: dict[str, torch.Tensor], folder: 
 @contextmanager
 def replaced_export(folder: Path, num_bytes: int | None = None) -> Iterator[Path]:
     """A folder to write an export into; on the way out it gets its manifest.json, which the card is not in, for people edit it, and takes
-    the name `folder`, where only an earlier export is replaced.
+    the name `folder`, where only an earlier export is replaced. A calibration of the same weights there stays.
 
     Args:
         num_bytes: of the weights, for the message of a full disk.
@@ -72,6 +74,9 @@ def replaced_export(folder: Path, num_bytes: int | None = None) -> Iterator[Path
         with replaced_folder(folder, num_bytes) as temporary:
             yield temporary
             seal(temporary, without=[CARD])
+            calibration = folder / CALIBRATION_FILE
+            if calibration.is_file() and sealed_hashes(folder).get(WEIGHTS) == sealed_hashes(temporary)[WEIGHTS]:
+                shutil.copy(calibration, temporary)
 
 
 def write_card(folder: Path, card: str) -> None:

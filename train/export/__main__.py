@@ -2,6 +2,7 @@
 export to the hub.
 
     python -m train.export RUN_FOLDER --output DIR [--checkpoint best|last|STEP] [--dtypes bfloat16 ...] [--onnx] [--openvino] [--open-clip]
+    python -m train.export MODEL --output DIR [--dtypes bfloat16 ...] ...    other forms of a soup, a WiSE-FT export, any SigLIP
     python -m train.export RUN_FOLDER_OR_EXPORT --push ORG/NAME [--public] [--update] [--dry-run]
 """
 
@@ -22,7 +23,12 @@ def make_parser() -> CommandParser:
     description = "Export a checkpoint of a run as plain Hugging Face weights."
     parser = CommandParser("train.export", description, "export runs/demo --checkpoint last --output runs/demo-last")
     add, dtypes = parser.add_argument, ("float32", "bfloat16", "float16")
-    add("run_folder", type=Path, metavar="RUN_FOLDER", help="folder of a run, e.g. runs/demo; with --push alone of an export too")
+    add(
+        "run_folder",
+        type=Path,
+        metavar="RUN_FOLDER_OR_MODEL",
+        help="folder of a run, e.g. runs/demo; or of a SigLIP model, such as the export of a soup",
+    )
     add("--output", type=Path, metavar="FOLDER", help="folder to write; new, empty or an earlier export (default, with --push: none)")
     add("--checkpoint", metavar="WHICH", help="best, last, or a step's number (default best)")
     add(
@@ -31,9 +37,10 @@ def make_parser() -> CommandParser:
         choices=dtypes,
         help="precisions of the weights: float32, always written; bfloat16, float16: folders in it (default: as the run's configuration)",
     )
-    add("--onnx", action="store_true", help="also ONNX, in float32, float16 and int8 (default: as the run's configuration)")
-    add("--openvino", action="store_true", help="also OpenVINO (default: as the run's configuration)")
-    add("--open-clip", action="store_true", help="also a checkpoint for open_clip (default: as the run's configuration)")
+    switch = argparse.BooleanOptionalAction
+    add("--onnx", action=switch, help="also ONNX, in float32, float16 and int8, or not (default: as the run's configuration)")
+    add("--openvino", action=switch, help="also OpenVINO, or not (default: as the run's configuration)")
+    add("--open-clip", action=switch, help="also a checkpoint for open_clip, or not (default: as the run's configuration)")
     add(
         "--push",
         metavar="ORG/NAME",
@@ -57,11 +64,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.error("--public, --update and --dry-run say how to --push ORG/NAME, which is not given")
     if asked.output is None and asked.push is None:
         parser.error("give --output FOLDER, to export to, or --push ORG/NAME, to send the run's export to the hub, or both")
-    if asked.output is None and (asked.dtypes or asked.onnx or asked.openvino or asked.open_clip):
+    if asked.output is None and given_forms(asked):
         parser.error("--dtypes, --onnx, --openvino and --open-clip say what to write, and need --output FOLDER")
     if asked.output is None and asked.checkpoint is not None:
         parser.error("--checkpoint says what to export, and needs --output FOLDER; without it --push sends the run's own export")
     return asked
+
+
+def given_forms(asked: argparse.Namespace) -> dict[str, Any]:
+    """The keys of a configuration's section `export` that the command line gives."""
+    return {key: value for key in ("dtypes", "onnx", "openvino", "open_clip") if (value := getattr(asked, key)) is not None}
 
 
 def main(arguments: list[str]) -> int:
@@ -77,8 +89,7 @@ def run(asked: argparse.Namespace) -> None:
         UserError, OSError: as `export` and `train.push.Push`.
     """
     if asked.output is not None:
-        given = {"dtypes": asked.dtypes, "onnx": asked.onnx, "openvino": asked.openvino, "open_clip": asked.open_clip}
-        export(asked.run_folder, asked.checkpoint or "best", asked.output, {key: value for key, value in given.items() if value})
+        export(asked.run_folder, asked.checkpoint, asked.output, given_forms(asked))
     if asked.push is not None:
         from train.push import Push
 
@@ -88,11 +99,12 @@ def run(asked: argparse.Namespace) -> None:
         print("dry run   nothing was sent" if asked.dry_run else f"sent      {push.send()}")
 
 
-def export(run_folder: Path, checkpoint: str, output: Path, forms: Mapping[str, Any]) -> None:
-    """Export a checkpoint of a run of either kind, a tuned SigLIP or a tuned reranker, and print which step it was.
+def export(run_folder: Path, checkpoint: str | None, output: Path, forms: Mapping[str, Any]) -> None:
+    """Export a checkpoint of a run of either kind, a tuned SigLIP or a tuned reranker, or the SigLIP of a folder; print which it was.
 
     Args:
-        checkpoint: best, last, or a step's number.
+        run_folder: of a run, or of a SigLIP.
+        checkpoint: best, last, or a step's number; None: best. A SigLIP's folder has none.
         forms: keys of the configuration's section `export` in the place of the run's.
 
     Raises:
@@ -104,18 +116,26 @@ def export(run_folder: Path, checkpoint: str, output: Path, forms: Mapping[str, 
     from train.engine.folder import check_replaceable
     from train.export.forms import require_forms
     from train.reranker.finish import export_cross_encoder
-    from train.siglip.export import export_checkpoint
+    from train.siglip.export import export_again, export_checkpoint
 
     check_replaceable(output)  # before the weights are read
+    if (run_folder / "config.json").is_file() and not (run_folder / "config.yaml").is_file():
+        if checkpoint is not None:
+            raise UserError(f"--checkpoint {checkpoint}: {run_folder} is one model and no run; leave it out")
+        asked = ExportConfig(**forms)
+        require_forms(asked)
+        export_again(run_folder, output, asked)
+        print(f"exported to {output}: the weights of {run_folder}")
+        return
     if is_reranker(read_yaml(run_folder / "config.yaml")):
-        if forms:
+        if any(value not in (False, ["float32"]) for value in forms.values()):
             raise UserError(f"{run_folder} tuned a reranker, which is exported in float32 alone; leave out {', '.join(forms)}")
-        step = export_cross_encoder(read_run_as(RerankerConfig, run_folder), checkpoint, output)
+        step = export_cross_encoder(read_run_as(RerankerConfig, run_folder), checkpoint or "best", output)
     else:
         config = read_run(run_folder)
         config = config.model_copy(update={"export": ExportConfig(**(config.export.model_dump() | dict(forms)))})
         require_forms(config.export)
-        step = export_checkpoint(config, checkpoint, output)
+        step = export_checkpoint(config, checkpoint or "best", output)
     print(f"step {step} exported to {output}")
 
 

@@ -4,6 +4,8 @@ mined = mine_pairs("google/siglip-base-patch16-224", "pairs.csv", "mined", rules
 mined.table  # image_id, caption_id, caption, rank, score, margin, ...
 """
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from eval.atomic import replace_files
 from eval.dataset.caption_rule import as_read_by
 from eval.dataset.retrieval_set import RetrievalSet, load_split
-from eval.encoder.checkpoint import load_siglip
+from eval.encoder.checkpoint import load_inputs, load_siglip
+from eval.encoder.inputs import SiglipInputs
 from eval.errors import UserError, named
 from eval.execution import ONE_PROCESS, Execution
+from eval.files import read_text
 from eval.manifest.manifest import read_manifest
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import PairScorer
@@ -33,6 +38,8 @@ from train.mining.mine import mine
 from train.mining.report import MiningReport
 from train.mining.report_page import write_mining_report
 
+ASKED = "pairs.json"
+"""What of a folder says with what was mined there: model, data and rules."""
 _OF_RUNS = ("mine_every_steps", "mine_every_epochs", "start_step", "scope", "weight", "mined_scope", "ranking")
 """Keys of `mining` that say when a run mines, or what its loss makes of it."""
 
@@ -107,9 +114,8 @@ def mine_pairs(
     with processes.jointly():
         siglip, inputs = load_siglip(model)
         scorer = _cross_encoder(config, execution)
-        additional = read_additional_captions(config.pool) if config.pool is not None else None
-        (dataset,) = as_read_by([inputs], [_read(data, split, image_root, columns)], additional.texts if additional is not None else ())
-        pool, folder = CaptionPool(dataset, additional), Path(output)
+        read = {"split": split, "image_root": image_root, "columns": dict(columns or {})}
+        pool, folder = _pool(inputs, data, config, **read), Path(output)
         folder.mkdir(parents=True, exist_ok=True)
     siglip.to(execution.device)  # type: ignore[arg-type]  # transformers wraps it
     cross_encoder = None
@@ -121,8 +127,39 @@ def mine_pairs(
     with processes.jointly():
         if processes.is_main:
             write_negatives(path, negatives, pool)
+            asked = {"model": _lasting(model), "data": _lasting(data), **read, "mining": config.model_dump(mode="json")}
+            asked["image_root"] = None if image_root is None else os.path.abspath(image_root)
+            replace_files({folder / ASKED: json.dumps(asked, indent=1) + "\n"})
             write_mining_report(folder, report, negatives, pool)
     return MinedPairs(path, report, _with_texts(path, pool))
+
+
+def read_mined_pairs(folder: Path) -> tuple[CaptionPool, MiningConfig, str]:
+    """The pool that a folder's tables were mined in, the rules of the last mining there, and its data as a person names them.
+
+    Raises:
+        UserError: nothing was mined there by `mine_pairs`, or model or data cannot be used any more.
+    """
+    path = folder / ASKED
+    try:
+        asked = json.loads(read_text(path))
+        config, model, data = MiningConfig.model_validate(asked["mining"]), str(asked["model"]), str(asked["data"])
+        read = {key: asked[key] for key in ("split", "image_root", "columns")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read as what was asked of a mining ({error}). Mine again") from error
+    return _pool(load_inputs(model), data, config, **read), config, data
+
+
+def _pool(inputs: SiglipInputs, data: str, config: MiningConfig, **read: Any) -> CaptionPool:
+    """What is mined in: the captions of the split, and those of mining.pool."""
+    additional = read_additional_captions(config.pool) if config.pool is not None else None
+    (dataset,) = as_read_by([inputs], [_read(data, **read)], additional.texts if additional is not None else ())
+    return CaptionPool(dataset, additional)
+
+
+def _lasting(name: str) -> str:
+    """A path as it is found from any folder; an id of the hub as it is."""
+    return os.path.abspath(name) if os.path.exists(name) else name
 
 
 def _read(data: str, split: str | None, image_root: str | None, columns: Mapping[str, str] | None) -> RetrievalSet:

@@ -16,6 +16,8 @@ from eval.files import command_line
 
 if TYPE_CHECKING:
     from eval.dataset.retrieval_set import RetrievalSet
+    from train.config.mining import MiningConfig
+    from train.data.caption_pool import CaptionPool
 
 _LAYOUTS, _SUFFIXES = ("sentence-transformers", "flagembedding", "ms-swift"), (".jsonl", ".parquet")
 _ROWS_AT_ONCE = 4096
@@ -26,7 +28,12 @@ def make_parser() -> CommandParser:
     description = "Write what a run has mined as triplets or tuples, with paths and texts, for other trainers."
     parser = CommandParser("train.mining.triplets", description, "triplets runs/mined --negatives 4 --output runs/mined/tuples.jsonl")
     add = parser.add_argument
-    add("run_folder", type=Path, metavar="RUN_FOLDER", help="folder of a run that mined, by ./launch.sh mine or in training")
+    add(
+        "run_folder",
+        type=Path,
+        metavar="RUN_FOLDER",
+        help="folder of a run that mined, by ./launch.sh mine or in training; or that mine --model --data wrote",
+    )
     add("--output", type=Path, required=True, metavar="FILE", help=f"file to write: *{' or *'.join(_SUFFIXES)}")
     add("--layout", choices=_LAYOUTS, default=_LAYOUTS[0], help="for whom, see docs/mining.md (default sentence-transformers)")
     add(
@@ -36,7 +43,7 @@ def make_parser() -> CommandParser:
         help="negatives in a row, the hardest first, 1 or more; for sentence-transformers exactly so many, and rows with fewer are left "
         "out (default: 1 for sentence-transformers, all for the others)",
     )
-    add("--table", metavar="HASH", help="name of a table in RUN_FOLDER/negatives (default: the newest)")
+    add("--table", metavar="HASH", help="name of a table of the folder (default: the newest)")
     add(
         "--images",
         type=Path,
@@ -61,37 +68,54 @@ def run(asked: argparse.Namespace) -> None:
     Raises:
         UserError: the run, its data or its table cannot be used, or the file cannot be written.
     """
-    from eval.encoder.checkpoint import load_inputs
-    from eval.errors import writing
-    from train.config.load import read_run
-    from train.data.caption_pool import CaptionPool
+    from eval.errors import reading, writing
     from train.data.negatives import read_negatives
-    from train.data.splits import load_data
-    from train.engine.command import naming_all_inputs
     from train.mining.layouts import RowMaker, mined_anchors
+    from train.mining.pairs import ASKED, read_mined_pairs
 
-    config = read_run(asked.run_folder)
-    with naming_all_inputs(config):
-        inputs = load_inputs(config.base, strip_punctuation=config.model.strip_punctuation)
-    path = _table(asked.run_folder / "negatives", asked.table)
-    with naming_all_inputs(config):
-        splits = load_data(config).as_read_by(inputs)
-    pool = CaptionPool(splits.train, splits.additional)
+    is_run = not (asked.run_folder / ASKED).is_file() or (asked.run_folder / "config.yaml").is_file()
+    with reading():
+        if is_run:
+            path, pool, mining, source = _of_run(asked.run_folder, asked.table)
+        else:
+            path = _table(asked.run_folder, asked.table)
+            pool, mining, source = read_mined_pairs(asked.run_folder)
     try:
         negatives = read_negatives(path, path.stem, pool)
     except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"{path}: cannot be read as mined negatives of {config.data.source} ({error}). Mine again") from error
-    images_mined = config.mining is not None and config.mining.form == "images"
+        raise UserError(f"{path}: cannot be read as mined negatives of {source} ({error}). Mine again") from error
+    images_mined = mining is not None and mining.form == "images"
     anchors = list(mined_anchors(negatives, pool, images_mined=images_mined))
     used = {anchor.anchor for anchor in anchors}
     if images_mined:
         used = {image for anchor in anchors for image in (*anchor.positives, *anchor.negatives)}
     with writing(asked.output):
-        picture = _pictures(splits.train, used, asked.images or asked.output.with_name(f"{asked.output.stem}-images"))
+        picture = _pictures(pool.dataset, used, asked.images or asked.output.with_name(f"{asked.output.stem}-images"))
         maker = RowMaker(layout=asked.layout, picture=picture, text=pool.text, images_mined=images_mined, num_negatives=asked.negatives)
         num_rows = _write(asked.output, (row for anchor in anchors for row in maker.rows(anchor)))
     noun = "captions" if images_mined else "images"
     print(f"written  {asked.output}: {num_rows:,} rows of {len(anchors):,} {noun}, from {path}")
+
+
+def _of_run(folder: Path, table: str | None) -> "tuple[Path, CaptionPool, MiningConfig | None, str]":
+    """A table of a run, the pool it was mined in, the rules, and the data as a person names them.
+
+    Raises:
+        UserError: the run, its base, its table or its data cannot be used.
+    """
+    from eval.encoder.checkpoint import load_inputs
+    from train.config.load import read_run
+    from train.data.caption_pool import CaptionPool
+    from train.data.splits import load_data
+    from train.engine.command import naming_all_inputs
+
+    config = read_run(folder)
+    with naming_all_inputs(config):
+        inputs = load_inputs(config.base, strip_punctuation=config.model.strip_punctuation)
+    path = _table(folder / "negatives", table)
+    with naming_all_inputs(config):
+        splits = load_data(config).as_read_by(inputs)
+    return path, CaptionPool(splits.train, splits.additional), config.mining, config.data.source
 
 
 def _table(folder: Path, name: str | None) -> Path:
@@ -123,6 +147,8 @@ def _pictures(dataset: "RetrievalSet", used: Iterable[int], folder: Path) -> Cal
 
     embedded = {image: f"{image:08d}" for image in sorted(used) if not dataset.path(image)}
     if embedded:
+        if folder.exists():
+            raise UserError(f"{folder}: expected a folder that is not there yet, for the pictures; remove it, or name another by --images")
         with new_folder(folder) as temporary:
             for image in embedded:
                 content = dataset.embedded_bytes(image)
@@ -151,10 +177,15 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
             num_rows += len(part)
             yield part
 
+    def check_some() -> None:
+        if not num_rows:
+            raise UserError(f"{path}: not written, for nothing was mined that makes a row; ask for fewer --negatives")
+
     def write_jsonl(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8") as file:
             for part in parts():
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
+        check_some()
 
     def write_parquet(temporary: Path) -> None:
         writer = None
@@ -162,9 +193,9 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> int:
             table = pa.Table.from_pylist(part)
             writer = writer or pq.ParquetWriter(temporary, table.schema)
             writer.write_table(table)
-        if writer is None:
-            raise UserError(f"{path}: nothing was mined that makes a row; ask for fewer --negatives")
-        writer.close()
+        if writer is not None:
+            writer.close()
+        check_some()
 
     replace_files({path: write_jsonl if path.suffix == ".jsonl" else write_parquet})
     return num_rows

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from transformers import SiglipModel
 
+from eval.encoder.checkpoint import hash_weights, load_siglip
+from eval.files import read_text
 from train.config.export import ExportConfig
 from train.config.job import JobConfig
 from train.engine.card import CARD
@@ -11,7 +13,7 @@ from train.engine.checkpoint import State
 from train.engine.export_folder import load_chosen, plain_state, replaced_export, report_on, write_card, write_plain
 from train.export.forms import write_forms
 from train.model.siglip import TunedModel, build_model
-from train.siglip.card import model_card
+from train.siglip.card import limits, model_card, usage
 from train.siglip.sentence_encoder import write_sentence_encoder
 
 
@@ -56,3 +58,16 @@ def export_checkpoint(config: JobConfig, which: str, folder: Path, tuned: TunedM
     if (report := report_on(config, folder)) is not None:
         write_card(folder, model_card(config, newest, step, tuned.inputs, report=report))
     return step
+
+
+def export_again(model: Path, folder: Path, forms: ExportConfig) -> None:
+    """Write the SigLIP of a folder, such as the export of a soup, with other forms; it keeps its card.
+
+    Raises:
+        UserError: it is no SigLIP that can be read; or as `export_model`.
+        OSError: the export cannot be written.
+    """
+    siglip, inputs = load_siglip(model)
+    path = model / CARD
+    card = read_text(path) if path.is_file() else f"# {model.resolve().name}\n\n{usage(inputs)}{limits(inputs)}"
+    export_model(TunedModel(siglip, inputs, hash_weights(siglip)), folder, card, forms)

@@ -13,6 +13,7 @@ from eval.execution import Execution
 from eval.progress import say
 from eval.report.answer import answer_lines, folded, print_answer
 from eval.report.calibration import FILE as CALIBRATION_FILE
+from eval.report.files import remove_earlier
 from eval.report.leakage import leakage_section
 from eval.report.report import read_report
 from eval.report.section import Section
@@ -87,6 +88,7 @@ def _measure(job: Job, export: Path, first: Sequence[Section], further: Sequence
     if report is not None:
         left_out = skipped_sections(job.final_set.skipped)
         report = report.beginning(*first).adding(leakage_section(job.leakages), *left_out, *further)
+        remove_earlier(report_folder(config))
         report.write(report_folder(config), trec=asked.trec, languages=[asked.mteb] if asked.mteb is not None else None)
         report.write_calibration(calibration_path(config))
     if len(measured_forms(config.export)) > 1:

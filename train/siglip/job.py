@@ -29,6 +29,7 @@ from train.data.splits import Splits, ground_truth_pairs
 from train.engine.distributed import SharedFolder, check_same, start_distributed
 from train.engine.run import Run
 from train.export.forms import require_forms
+from train.export.open_clip_checkpoint import check_open_clip
 from train.mining.cross_encoder import cross_encoder_fingerprint
 from train.mining.faiss_index import require_faiss
 from train.model.frozen_tower import frozen_lines
@@ -159,6 +160,8 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
         (f"the cross-encoder of mining, {config.cross_encoder_model}", cross_encoder_sha256),
     ]
     check_same(config, parts, processes)
+    if config.export.open_clip:
+        check_open_clip(tuned.siglip.config)  # now, not after the training
     text_lines = caption_lines(splits, pool, tuned.inputs, processes)
     if config.train.shard:
         shard(tuned.siglip, processes, accelerator.device)

@@ -37,7 +37,7 @@ def test_an_example_runs_as_it_stands(
     shown = capsys.readouterr().out
     assert re.search(SHOWN[name], shown), shown
     if name.startswith("Mine"):
-        assert sorted(path.suffix for path in (tmp_path / "runs" / "mined").iterdir()) == [".html", ".json", ".parquet"]
+        assert sorted(path.suffix for path in (tmp_path / "runs" / "mined").iterdir()) == [".html", ".json", ".json", ".parquet"]
 
 
 STABLE = {

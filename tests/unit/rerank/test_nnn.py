@@ -11,13 +11,15 @@ import torch
 from pydantic import ValidationError
 
 from eval.__main__ import parse, run
-from eval.encoder.checkpoint import load_siglip
+from eval.encoder.checkpoint import load_inputs, load_siglip
 from eval.errors import SettingError
+from eval.manifest.manifest import read_manifest
 from eval.metrics.metrics import recall_at_k
 from eval.processes import Processes
 from eval.search.nnn import gallery_means, rank_corrected
 from eval.search.ranking import DIRECTIONS
 from eval.search.retrieve import embed, find
+from rerank.asked import read_datasets
 from rerank.evaluation import EvaluationPlan, Report, Reranker, evaluate_plan
 from rerank.nnn import ALPHAS, NUMBERS
 from rerank.reorder.plan import Plan
@@ -117,6 +119,7 @@ def test_the_command_writes_it_with_deep_runs_and_mtebs_files(
     asked = ["--model", str(small_world.base), "--data", str(small_world.manifest), "--split", "test", "--output", str(tmp_path)]
     run(parse([*asked, "--num-workers", "0", "--choose-on", "val", "--nnn", "train", "--trec", "--mteb"]), Processes(), torch.device("cpu"))
     said = capsys.readouterr().out
+    (tmp_path / "trec" / "of-another.text_to_image.run").touch()
     record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert list(record["stages"]) == ["model", "model+nnn"]
     num_captions = record["data"]["num_captions"]
@@ -129,6 +132,21 @@ def test_the_command_writes_it_with_deep_runs_and_mtebs_files(
     assert scores["hit_rate_at_1"] == record["stages"]["model"]["image_to_text"]["R@1"] and scores["languages"] == ["eng-Latn"]
     assert {len(row) for row in pq.read_table(tmp_path / "queries.parquet", columns=["top_ids"])["top_ids"].to_pylist()} == {10}
     assert np.isfinite([row["ci95"] for row in record["comparisons"]]).all()
+    run(parse([*asked, "--num-workers", "0"]), Processes(), torch.device("cpu"))
+    assert not [*tmp_path.glob("trec/*"), *tmp_path.glob("mteb/*/*")], "of the report before"
+
+
+def test_the_bank_is_read_whatever_the_ground_truth_of_what_is_measured(small_world: SmallWorld, tmp_path: Path) -> None:
+    """`gallery: different` and a protocol are of the splits that are measured."""
+    rows = [json.loads(line) for line in small_world.manifest.read_text(encoding="utf-8").splitlines()]
+    one = [row for row in rows if row["split"] == "train"][:1]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*one, *(r for r in rows if r["split"] != "train")]))
+    words = ["--model", str(small_world.base), "--data", str(tmp_path / "pairs.jsonl"), "--split", "test", "--num-workers", "0"]
+    asked = parse([*words, "--choose-on", "val", "--nnn", "train", "--top-k", "12", "--rerank", "m", "--output", str(tmp_path / "o")])
+    root, splits = str(small_world.manifest.parent), ["test", "val", "train"]
+    manifest = read_manifest(str(tmp_path / "pairs.jsonl"), image_root=root, require_splits=splits)
+    found = read_datasets(asked, manifest, [load_inputs(str(small_world.base))])
+    assert [None if one is None else one.split for one in found] == ["test", "val", None]
 
 
 def test_a_job_asks_for_it_by_its_configuration(small_world: SmallWorld, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from eval.errors import UserError
 from eval.processes import Processes
 from rerank.__main__ import parse, run
 from rerank.scorers.load import load_scorer
+from rerank.scorers.scorer import ScorerSettings
 from tests.browser import needs_browser, opened
 from tests.small_job import SmallWorld
 
@@ -102,6 +103,23 @@ def test_the_page_opens(arguments: list[str], calibrated: tuple[Path, float], tm
     run_here([*arguments, "--min-precision", "0.9", "--calibration", str(calibrated[0]), "--output", str(tmp_path / "a.csv")])
     done = opened(tmp_path / "a.html", tmp_path)
     assert "No match" in done.stdout and "Error" not in done.stderr
+
+
+def test_a_calibration_of_margins_is_for_answers_ranked_by_margins(
+    arguments: list[str], small_world: SmallWorld, tiny_blip: Path, tmp_path: Path
+) -> None:
+    """As `eval --score margin --calibrate-on` makes it."""
+    record = calibration(small_world, tiny_blip, dict.fromkeys(("image_to_text", "text_to_image"), 0.0), [[-9.0, 0.1], [9.0, 0.9]])
+    (stage,) = record["stages"].values()
+    stage["reranker"] = load_scorer(str(tiny_blip), device="cpu", settings=ScorerSettings(score_kind="margin")).fingerprint
+    (tmp_path / "c.json").write_text(json.dumps(record))
+    asked = [*arguments, "--calibration", str(tmp_path / "c.json"), "--output", str(tmp_path / "a.parquet")]
+    run_here([*asked, "--score", "margin"])
+    assert pq.read_metadata(tmp_path / "a.parquet").num_rows
+    with pytest.raises(UserError, match="none is of this cross-encoder, with these settings"):
+        run_here(asked)
+    with pytest.raises(SystemExit):
+        parse(["--model", "m", "--images", "i", "--captions", "c", "--output", "o.csv", "--score", "margin"])
 
 
 def test_a_calibration_alone_leaves_nothing_out(

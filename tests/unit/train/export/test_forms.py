@@ -3,6 +3,7 @@
 open_clip is tried where OPEN_CLIP_PACKAGES names a folder with it, timm and torchvision, or where it is installed.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -32,13 +33,15 @@ from tests.small_job import TINY, SmallWorld, load
 from train.config.export import ExportConfig
 from train.config.load import load_config
 from train.config.model import ModelConfig
+from train.data.splits import load_data
 from train.engine.folder import check_replaceable
 from train.export import forms, towers
+from train.export.__main__ import main as export_command
 from train.export.measure import EXPORTS, exports_lines, measure_forms, measured_forms
 from train.export.open_clip_checkpoint import check_open_clip, open_clip_state
 from train.model.siglip import TunedModel, build_model
 from train.siglip.export import export_model
-from train.siglip.job import start_processes
+from train.siglip.job import prepare, start_processes
 
 HAS_OPENVINO = find_spec("openvino") is not None
 ALL = ExportConfig(dtypes=["float32", "bfloat16", "float16"], onnx=True, openvino=HAS_OPENVINO, open_clip=True)
@@ -264,6 +267,50 @@ def test_an_export_with_forms_is_replaced_and_anything_else_in_it_is_not_lost(ma
     (tmp_path / "export" / "onnx" / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"is no earlier export \(it holds \['onnx'\]"):
         check_replaceable(tmp_path / "export")
+
+
+def test_a_model_that_no_run_made_is_exported_with_other_forms_and_keeps_card_and_calibration(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the export of a soup is."""
+    shutil.copytree(made.folder, tmp_path / "soup", ignore=shutil.ignore_patterns("onnx", "openvino", "open_clip", "*16"))
+    out = tmp_path / "out"
+    for words, names in ((["--dtypes", "bfloat16", "--open-clip"], {"bfloat16", "open_clip"}), (["--no-open-clip"], set())):
+        assert export_command([str(tmp_path / "soup"), "--output", str(out), *words]) == 0
+        assert {path.name for path in out.iterdir() if path.is_dir()} == names
+        assert verify(out) == "" and (out / "README.md").read_text() == "a card\n"
+        assert (out / "model.safetensors").read_bytes() == (made.folder / "model.safetensors").read_bytes()
+        assert (out / "calibration.json").is_file() == (not names)  # of the same weights it stays
+        (out / "calibration.json").write_text("{}")
+    assert "exported to" in capsys.readouterr().out
+    assert export_command([str(tmp_path / "soup"), "--output", str(out), "--checkpoint", "last"]) == 2
+    assert "is one model and no run; leave it out" in capsys.readouterr().err
+    (tmp_path / "soup" / "README.md").unlink()
+    assert export_command([str(tmp_path / "soup"), "--output", str(out)]) == 0
+    assert "## How to use it" in (out / "README.md").read_text()
+
+
+def test_a_calibration_of_other_weights_goes(made: Made, tmp_path: Path) -> None:
+    export_model(made.tuned, tmp_path / "export", "a card\n")
+    (tmp_path / "export" / "calibration.json").write_text("{}")
+    other = TunedModel(copy.deepcopy(made.tuned.siglip), made.tuned.inputs, "")
+    with torch.no_grad():
+        other.siglip.logit_scale.add_(1)
+    export_model(other, tmp_path / "export", "a card\n")
+    assert not (tmp_path / "export" / "calibration.json").exists()
+
+
+def test_what_open_clip_has_no_place_for_is_told_before_training(small_world: SmallWorld, tmp_path: Path) -> None:
+    shutil.copytree(small_world.base, tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    config["text_config"]["hidden_act"] = "relu"
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    path = small_world.write_config(tmp_path, export={"open_clip": True}, model={"base": str(tmp_path / "base")})
+    job = load_config(path)
+    job.run_folder.mkdir(parents=True)
+    accelerator, processes = start_processes(job)
+    with pytest.raises(UserError, match="export.open_clip: open_clip's SigLIP models cannot have activation relu"):
+        prepare(job, load_data(job), accelerator, processes)
 
 
 def test_every_form_knows_the_run_whose_data_it_is_measured_on(made: Made) -> None:

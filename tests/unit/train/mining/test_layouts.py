@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
 from eval.captions import normalise
@@ -22,6 +23,7 @@ from train.mining import __main__ as mining
 from train.mining import triplets
 from train.mining.layouts import LAYOUTS, RowMaker, mined_anchors
 from train.mining.mine import select
+from train.mining.pairs import mine_pairs
 from train.mining.selection import PairProbability
 
 
@@ -128,6 +130,25 @@ def test_datasets_reads_triplets_and_tuples(mined: dict[str, Path], small_world:
             own = data.captions[int(data.caption_offsets[image]) : int(data.caption_offsets[image + 1])]
             assert row["positive"] in own and not {row[column] for column in columns} & set(own)
         assert isinstance(found.cast_column("anchor", datasets.Image())[0]["anchor"], Image.Image)
+
+
+def test_what_mine_wrote_for_a_checkpoint_and_pairs_gives_the_rows_of_a_run(
+    mined: dict[str, Path], small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(small_world.manifest.parent)  # from where the data are named by a name alone
+    rules = json.loads(json.dumps(yaml.safe_load((mined["columns"] / "config.yaml").read_text())["mining"]))
+    keys = ("pool_top_k", "negatives_per_image", "rank_min", "rank_max", "margin")
+    mine_pairs(str(small_world.base), small_world.manifest.name, tmp_path / "mined", rules={key: rules[key] for key in keys})
+    monkeypatch.chdir(tmp_path)
+    assert triplets.main(["mined", "--output", "a.jsonl"]) == triplets.main([str(mined["columns"]), "--output", "b.jsonl"]) == 0
+    assert (tmp_path / "a.jsonl").read_text() == (tmp_path / "b.jsonl").read_text() != ""
+    for suffix in ("jsonl", "parquet"):
+        assert triplets.main(["mined", "--negatives", "500", "--output", f"none.{suffix}"]) == 2
+        assert "not written, for nothing was mined that makes a row" in capsys.readouterr().err
+        assert not (tmp_path / f"none.{suffix}").exists()
+    (tmp_path / "mined" / "pairs.json").write_text("[]")
+    assert triplets.main(["mined", "--output", "c.jsonl"]) == 2
+    assert "pairs.json: cannot be read as what was asked of a mining" in capsys.readouterr().err
 
 
 def test_images_that_were_mined_are_the_negatives_of_captions(mined: dict[str, Path], small_world: SmallWorld, tmp_path: Path) -> None:

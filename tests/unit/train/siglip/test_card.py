@@ -17,7 +17,7 @@ from eval.manifest.formats import hub
 from tests.hub_server import COMMITS, go_online, serving
 from tests.small_job import SmallWorld, load
 from train.config.job import JobConfig
-from train.engine.card import HERE, Base, front_matter, shown_name
+from train.engine.card import HERE, Base, data_name, data_words, front_matter, shown_name
 from train.engine.checkpoint import State
 from train.model.siglip import TunedModel
 from train.siglip.card import model_card
@@ -108,7 +108,8 @@ def test_without_a_report_it_claims_nothing(small_world: SmallWorld) -> None:
     assert "Not measured: no retention set" in card
 
 
-def test_data_of_the_hub_are_named_by_their_id(small_world: SmallWorld) -> None:
+def test_data_of_the_hub_are_named_by_their_id(small_world: SmallWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(hub._COMMITS, "some/birds:small@v2", "c" * 40)
     data = ModelCard(card_of(small_world, job(source="some/birds:small@v2"), STATE, 40)).data
     assert data.datasets == ["some/birds"]
     report = REPORT | {"data": REPORT["data"] | {"source": "some/birds:small", "revision": "c" * 40}}
@@ -279,6 +280,19 @@ def test_the_card_says_how_it_was_made(small_world: SmallWorld, monkeypatch: pyt
     assert f"- Data: `birds.csv` (commit {'c' * 40} of the hub) (sha256 d), split `train`.\n" in card_of(small_world, config, state, 40)
     other = card_of(small_world, config, state, 90)
     assert "mean R@1" not in other  # the score is another step's
+
+
+def test_a_path_of_two_parts_is_no_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether its file is there still or not; what was read of the hub, here or earlier, is one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert data_name("photos/birds") == "birds" and data_words("photos/birds", "d" * 64) == f"`birds` (sha256 {'d' * 16})"
+    (tmp_path / "cache" / "datasets--photos--birds").mkdir(parents=True)
+    assert data_name("photos/birds") == "photos/birds"
+    (tmp_path / "photos" / "birds").mkdir(parents=True)
+    assert data_name("photos/birds") == "birds"
+    monkeypatch.setitem(hub._COMMITS, "owner/name", "c" * 40)
+    assert data_name("owner/name") == "owner/name"
 
 
 def test_the_card_claims_mined_negatives_only_for_weights_that_saw_some(small_world: SmallWorld, tmp_path: Path) -> None:
