@@ -1,6 +1,9 @@
 """The section `export` of a configuration: the forms of the best checkpoint next to the float32 folder, which is always written."""
 
+import re
 from typing import Literal
+
+from pydantic import field_validator
 
 from train.config.section import Section
 
@@ -20,6 +23,15 @@ class ExportConfig(Section):
     """Both towers as OpenVINO's IR, in float32. Needs the extras `onnx` and `openvino`."""
     open_clip: bool = False
     """The float32 weights as a checkpoint that open_clip loads."""
+    language: list[str] = []
+    """Languages of the captions, for the model card: ISO 639 codes as the hub takes them, such as [en]. Empty: the card names none."""
+
+    @field_validator("language", mode="after")
+    @classmethod
+    def _check_language(cls, value: list[str]) -> list[str]:
+        if wrong := [one for one in value if re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", one) is None]:
+            raise ValueError(f"expected codes of languages such as en or pt-BR; found {wrong[0]!r}")
+        return value
 
     @property
     def folders(self) -> list[str]:

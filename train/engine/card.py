@@ -137,7 +137,14 @@ def front_matter(path: Path) -> dict[str, Any]:
 
 
 def metadata(
-    name: str, base: Base, *, pipeline: str, tags: Sequence[str], source: str | None = None, results: Sequence[EvalResult] = ()
+    name: str,
+    base: Base,
+    *,
+    pipeline: str,
+    tags: Sequence[str],
+    source: str | None = None,
+    results: Sequence[EvalResult] = (),
+    language: Sequence[str] = (),
 ) -> str:
     """The beginning of a card that the hub reads, with both lines of dashes.
 
@@ -146,11 +153,14 @@ def metadata(
         pipeline: the hub's name of the task.
         source: of the data; named where they are of the hub.
         results: for the index.
+        language: codes of the captions' languages.
     """
     hub_id = hub_data(source) if source is not None else None
     asked: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": pipeline, "tags": list(tags), **base.licence}
     if base.hub_ids:
         asked |= {"base_model": base.hub_ids[0] if len(base.hub_ids) == 1 else list(base.hub_ids), "base_model_relation": "finetune"}
+    if language:
+        asked["language"] = list(language)
     if hub_id is not None:
         asked["datasets"] = [hub_id.name]
     if results:

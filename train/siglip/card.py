@@ -85,9 +85,10 @@ def model_card(
     base = Base.of(config.model.base)
     results = index_results(report, SUBJECT) if report is not None else []
     effect = mining_effect(config, state, chosen_step)
+    languages = config.export.language
     missed = "" if weights else no_gain(state, chosen_step, config.train.begin_at)
     parts = [
-        metadata(config.name, base, pipeline=PIPELINE, tags=TAGS, source=config.data.source, results=results),
+        metadata(config.name, base, pipeline=PIPELINE, tags=TAGS, source=config.data.source, results=results, language=languages),
         f"# {config.name}\n\n",
         f"**{missed}**\n\n" if missed else "",
         f"A SigLIP model tuned for image-text retrieval, from {model_words(config.base, state.base_sha256)}.\n\n",
@@ -99,7 +100,7 @@ def model_card(
         _results(report, weights, config.export),
         "## What it forgot\n\n",
         _forgotten(report),
-        limits(inputs, "The languages it knows are those of its captions; they were not looked at."),
+        limits(inputs, f"The languages it knows are those of its captions: {', '.join(languages) or 'they were not looked at'}."),
         "## Recipe\n\nEvery key that decides what is learnt; files are known by their content, and are left out.\n\n```json\n",
         json.dumps(recipe(config), indent=1),
         "\n```\n",

@@ -189,7 +189,8 @@ def _finished_record(config: JobConfig) -> dict[str, Any]:
     left_out: dict[str, Any] = {"rerank": {"pair_scores"}}
     # As of runs of earlier versions, whose marks have no such keys.
     left_out["evaluation"] = {key for key, without in _LATER_KEYS.items() if getattr(config.evaluation, key) == without}
-    parts = {"rerank", "evaluation"} | ({"export"} if config.export != ExportConfig() else set())
+    left_out["export"] = {"language"}  # of the card, and of no figure
+    parts = {"rerank", "evaluation"} | ({"export"} if config.export.model_copy(update={"language": []}) != ExportConfig() else set())
     measured = config.model_dump(mode="json", include=parts, exclude=left_out)
     # Read by nothing else: what they hold decides the figures, which are made again where it changed.
     files = [Path(path) for path in (*(config.choices or ()), config.evaluation.qrels) if path is not None]

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from pydantic import ValidationError
 
 from eval.encoder.checkpoint import load_inputs, load_siglip
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.manifest.formats import hub
 from tests.hub_server import COMMITS, go_online, serving
 from tests.small_job import SmallWorld, load
+from train.config.export import ExportConfig
 from train.config.job import JobConfig
 from train.engine.card import HERE, Base, data_name, data_words, front_matter, shown_name
 from train.engine.checkpoint import State
@@ -280,6 +282,15 @@ def test_the_card_says_how_it_was_made(small_world: SmallWorld, monkeypatch: pyt
     assert f"- Data: `birds.csv` (commit {'c' * 40} of the hub) (sha256 d), split `train`.\n" in card_of(small_world, config, state, 40)
     other = card_of(small_world, config, state, 90)
     assert "mean R@1" not in other  # the score is another step's
+
+
+def test_the_languages_that_are_named_are_in_the_card(small_world: SmallWorld) -> None:
+    card = card_of(small_world, job(export={"language": ["de", "pt-BR"]}), STATE, 40)
+    assert ModelCard(card).data.language == ["de", "pt-BR"] and "those of its captions: de, pt-BR." in card
+    plain = card_of(small_world, job(), STATE, 40)
+    assert ModelCard(plain).data.language is None and "they were not looked at" in plain
+    with pytest.raises(ValidationError, match="expected codes of languages such as en or pt-BR; found 'English'"):
+        ExportConfig(language=["English"])
 
 
 def test_a_path_of_two_parts_is_no_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
