@@ -73,3 +73,10 @@ def use_exact_float32() -> None:
     """Turn TF32 off, so that float32 means float32 on a GPU too (cuDNN uses TF32 by default)."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+def without_bf16(device: torch.device) -> str:
+    """Why bfloat16 is not to be asked of a device, in words; empty: it computes in it, as GPUs do from compute capability 8.0 on."""
+    if device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False):
+        return ""
+    return f"{torch.cuda.get_device_name(device)} has no bfloat16 of its own and would emulate it, slower than float32"

@@ -18,7 +18,7 @@ from eval.dataset.picture_warnings import hand_up
 from eval.encoder.inputs import PictureBytes, SiglipInputs, image_features, text_features
 from eval.encoder.loader import block_loader
 from eval.errors import NotFinite
-from eval.execution import ONE_PROCESS, Execution
+from eval.execution import ONE_PROCESS, Execution, brought, sent
 from eval.processes import Processes
 from eval.sharded import is_sharded
 from eval.signals import next_item
@@ -103,7 +103,7 @@ def stream_images(
     device, pictures = next(model.parameters()).device, inputs.picture_bytes
     blocks = _PictureBlocks(dataset, pictures, block, execution.processes, remedy)
     loaded = block_loader(blocks, num_workers=execution.num_workers, item_bytes=block * blocks.blank.nbytes)
-    rows = (found if isinstance(found, str) else (pictures.values(found[0].to(device)), found[1]) for found in loaded)
+    rows = (found if isinstance(found, str) else (pictures.values(sent(found[0], device)), found[1]) for found in loaded)
     _stream(model, image_features, rows, dataset.num_images, block, sink, names, execution)
 
 
@@ -140,6 +140,17 @@ def _stream(
     found: Any = ""
     bad: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]  # indices of rows that are not finite
     num_passes = 0
+    under_way: list[tuple[int, Callable[[], torch.Tensor], torch.Tensor | None]] = []
+    num_ahead = 0 if device.type == "cpu" else 1  # a device computes a block while the host takes the one before
+
+    def finish(number: int, vectors: Callable[[], torch.Tensor], empty: torch.Tensor | None) -> None:
+        count = min(block, num_rows - number * block)
+        values = vectors() if empty is None else vectors().masked_fill(empty[:, None], 0.0)
+        vectors_ND = values[:count].numpy()
+        bad.append(number * block + np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1)))
+        sink(vectors_ND)
+        advance(count)
+
     # Not inference_mode: sharded weights that were gathered in it cannot be trained afterwards.
     with torch.no_grad(), execution.rounds(num_blocks(num_rows, block)) as advance:
         for number in processes.share_of(num_blocks(num_rows, block)):
@@ -147,13 +158,12 @@ def _stream(
             if found is None or isinstance(found, str):  # told to stop while it waited, or a fault
                 break
             rows, empty = found
-            count = min(block, num_rows - number * block)
-            vectors = features(model, rows.to(device, non_blocking=True)).cpu()
+            under_way.append((number, brought(features(model, sent(rows, device))), empty))
             num_passes += 1
-            vectors_ND = (vectors if empty is None else vectors.masked_fill(empty[:, None], 0.0))[:count].numpy()
-            bad.append(number * block + np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1)))
-            sink(vectors_ND)
-            advance(count)
+            if len(under_way) > num_ahead:
+                finish(*under_way.pop(0))
+        for one in under_way if isinstance(found, tuple) else ():
+            finish(*one)
         if is_sharded(model):
             for _ in range(num_blocks(num_blocks(num_rows, block), processes.world_size) - num_passes):
                 _run_idle(model, features)

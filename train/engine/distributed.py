@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 
 from eval.errors import UserError, naming
-from eval.process_group import use_exact_float32
+from eval.process_group import use_exact_float32, without_bf16
 from eval.processes import Processes
 from train.config.run import LoopConfig, RunConfig
 from train.engine.metrics_log import flatten
@@ -44,6 +44,8 @@ def start_distributed(train: LoopConfig, check: Callable[[Processes], Any]) -> t
     processes = Processes.current(timeout)
 
     def check_all() -> None:
+        if train.precision == "bf16" and (lacking := without_bf16(accelerator.device)):
+            raise UserError(f"train.precision bf16: {lacking}. Take train.precision=fp16")
         expected, found = int(os.environ.get("WORLD_SIZE", "1")), processes.world_size
         if not found == accelerator.num_processes == expected:
             raise UserError(

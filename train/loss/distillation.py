@@ -16,6 +16,7 @@ Shape letters: b images of this process, each with its own caption, m mined capt
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn.functional import softplus
 
@@ -61,12 +62,14 @@ class OwnPairs:
         positive_m: bool, which of them are positive all the same (relabelled by a cross-encoder).
         soft: teacher logits; None: hard labels.
         ranking: the loss of their ranks, in place of labels; positive ones have none.
+        host_rows_m: the rows in the host's memory, where `rows_m` is on a device; None: they are read from there, which waits for it.
     """
 
     rows_m: torch.Tensor
     positive_m: torch.Tensor
     soft: SoftLabels | None = None
     ranking: Ranking | None = None
+    host_rows_m: np.ndarray | None = None
 
     @property
     def needs_own(self) -> bool:
@@ -142,7 +145,7 @@ def _labels(z_m: torch.Tensor, teacher_m: torch.Tensor, positive_m: torch.Tensor
 
 def _lists(rows_m: torch.Tensor, teacher_m: torch.Tensor, teacher_b: torch.Tensor, z_m: torch.Tensor, z_b: torch.Tensor) -> OwnTerms:
     """KL divergence of each image's list; a list of one, where nothing was mined, has loss and gradient 0."""
-    is_alone_b = torch.bincount(rows_m, minlength=len(z_b)) == 0
+    is_alone_b = torch.ones_like(z_b, dtype=torch.bool).index_fill_(0, rows_m, False)
     teacher_m, teacher_b = _log_softmax(rows_m, teacher_m, torch.where(is_alone_b, torch.zeros_like(z_b), teacher_b))
     student_m, student_b = _log_softmax(rows_m, z_m, z_b)
     loss = (teacher_m.exp() * (teacher_m - student_m)).sum() + (teacher_b.exp() * (teacher_b - student_b)).sum()

@@ -25,6 +25,7 @@ from torch.nn.functional import softplus
 
 from eval.captions import caption_hash
 from eval.dataset.retrieval_set import GroupHashes
+from eval.execution import sent
 from eval.processes import Processes
 from train.loss.distillation import LINEAR_FROM, OwnPairs, own_terms
 from train.loss.positives import BatchPositives
@@ -238,7 +239,8 @@ class _Accumulators:
         self.in_batch, self.mined, self.bias_gradient, self.not_of_scale = zeros
         self._own_rows_m: np.ndarray | None = None
         if pairing.own is not None and pairing.counts[pairing.processes.rank] > pairing.num_captions():
-            self._own_rows_m = pairing.own.rows_m.cpu().numpy()
+            own = pairing.own
+            self._own_rows_m = own.rows_m.cpu().numpy() if own.host_rows_m is None else own.host_rows_m
         widest = min(self.block, max(pairing.counts))
         self._logits = images_bD.new_empty(min(self.block, len(images_bD)) * widest)
         self._losses = images_bD.new_empty(min(_PIECE, len(self._logits)))
@@ -307,7 +309,8 @@ class _Accumulators:
         if self._own_rows_m is not None and owner == self._pairing.processes.rank and columns.start >= self._pairing.num_captions():
             own_P = self._own_positions(rows, columns)
             positive_P, left_out_P = np.setdiff1d(positive_P, own_P), np.union1d(left_out_P, own_P)
-        return tuple(torch.from_numpy(positions).to(self._images_bD.device) for positions in (positive_P, left_out_P))  # type: ignore[return-value]
+        positive, left_out = (sent(torch.from_numpy(positions), self._images_bD.device) for positions in (positive_P, left_out_P))
+        return positive, left_out
 
     def _own_positions(self, rows: slice, columns: slice) -> np.ndarray:
         """Flat positions of a block's pairs of a mined caption and the image it was mined for; `add_own_pairs` computes these."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from eval.encoder.inputs import image_features, text_features
+from train.data.batches import concatenated
 
 if TYPE_CHECKING:
     from train.config.model import Tower
@@ -42,7 +43,7 @@ class _Side:
 
 def _sides(batch: Batch) -> tuple[_Side, _Side]:
     """Images and texts of a batch; captions come before mined captions."""
-    token_ids_nL = torch.cat([batch.token_ids_cL, batch.mined_token_ids_mL])
+    token_ids_nL = concatenated([batch.token_ids_cL, batch.mined_token_ids_mL])
     return _Side("image", batch.pixels_b, batch.frozen_images_bD), _Side("text", token_ids_nL, batch.frozen_texts_nD)
 
 

@@ -5,7 +5,7 @@ rebuilds its buckets after the first step, which changes the order of summation,
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,15 +59,15 @@ class Gradients:
         if self._processes.world_size > 1:
             dist.all_reduce(self._buffer)
 
-    def norm(self) -> float:
-        """The global norm, added up in float64, in rank order; the same on every process, and called on every one."""
-        norm = float(torch.linalg.vector_norm(self._buffer, dtype=torch.float64))
+    def norm(self) -> torch.Tensor:
+        """The global norm, a float64 scalar on the device, added up in rank order; the same on every process, and called on every one."""
+        norm = torch.linalg.vector_norm(self._buffer, dtype=torch.float64)
         if not self._sharded:
             return norm
         own = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in self._parts()]
         square = float(torch.stack(own).square().sum()) if own else 0.0
         squares = np.concatenate(self._processes.gather(np.array([square])))
-        return float(np.sqrt(squares.sum() + norm**2))
+        return norm.new_tensor(np.sqrt(squares.sum() + float(norm) ** 2))
 
     def scale_by(self, factor: float) -> None:
         """Multiply every gradient."""
@@ -121,17 +121,26 @@ class Update:
         parts = self._processes.gather(np.array([values], dtype=np.float64))
         return [float(value) for value in np.concatenate(parts).sum(axis=0)]
 
-    def apply(self, step: int, loss: float) -> tuple[float, bool]:
-        """Update the weights; (norm of the gradient before clipping, whether they were updated: fp16 skips a step that overflowed).
+    @staticmethod
+    def read(values: Sequence[torch.Tensor]) -> list[float]:
+        """Scalars on a device as numbers; the host waits for them once."""
+        return torch.stack([value.detach().double() for value in values]).tolist() if values else []
+
+    def apply(
+        self, step: int, loss: float, norm: float | None = None, also: Callable[[], Sequence[torch.Tensor]] = tuple
+    ) -> tuple[float, bool, list[float]]:
+        """Update the weights; (norm of the gradient before clipping, whether they were updated: fp16 skips a step that overflowed, `also`).
 
         Args:
             loss: over all processes.
+            norm: of the gradients, where it is known; None: it is waited for.
+            also: scalars to read after the update, together with whether the weights are finite.
 
         Raises:
             NotFinite: on every process: loss or gradient, before anything is updated, in fp16 only when a smaller scale cannot help; or the
                 weights after the update.
         """
-        norm = self.gradients.norm()
+        norm = self.read([self.gradients.norm()])[0] if norm is None else norm
         finite = bool(np.isfinite(loss) and np.isfinite(norm))
         if self.loss_scale is not None:
             self.loss_scale = self.loss_scale.after(overflowed=not finite)
@@ -146,11 +155,11 @@ class Update:
             factor = rate_factor(step, self._config.max_steps, self._config.num_warmup_steps)
             for group in self._optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            self._take(step)
-        return norm, finite
+            return norm, finite, self._take(step, also)
+        return norm, finite, self.read(also())
 
-    def _take(self, step: int) -> None:
-        """Update the weights, and look at them once."""
+    def _take(self, step: int, also: Callable[[], Sequence[torch.Tensor]]) -> list[float]:
+        """Update the weights, and look at them once; what `also` gives then."""
         rates = [*dict.fromkeys(f"{rate:g}" for rate in sorted(group["lr"] for group in self._optimizer.param_groups))]
         if len(rates) > _MOST_RATES:
             rates = [f"{rates[0]} to {rates[-1]}"]
@@ -162,13 +171,15 @@ class Update:
             raise NotFinite(f"step {step}: the rate {' and '.join(rates)} is beyond the weights' float32 ({error})") from error
         parameters = [parameter.detach() for _, parameter in self._tuned.trainable()]
         own = [part.to_local() if isinstance(part, DTensor) else part for part in parameters]
-        finite = bool(get_total_norm(own).isfinite())  # of weights of 1e19 it is not: they are ruined as well
+        size, *values = self.read([get_total_norm(own), *also()])
+        finite = math.isfinite(size)  # of weights of 1e19 it is not: they are ruined as well
         if any(isinstance(part, DTensor) for part in parameters):  # replicas are equal, and know it without asking
             finite = all(bool(part[0]) for part in self._processes.gather(np.array([finite])))
         if not finite:
             bad = self._not_finite_weights()
             at = f"after the update, at the rate {' and '.join(rates)}"
             raise NotFinite(f"step {step}: weights not finite {at}, in {len(bad)} tensor(s), e.g. {bad[:3]}")
+        return values
 
     def _not_finite_weights(self) -> list[str]:
         named = self._tuned.module.named_parameters()

@@ -85,7 +85,7 @@ class MatchStepper:
         kinds = [float((batch.kinds_N == kind).sum()) for kind in PairKind]
         own = [loss, true_margins, false_margins, batch.shortfall, len(batch.undecodable), float(stop_asked), *kinds]
         loss, true_margins, false_margins, shortfall, replaced, stop, *counts = self.update.sum(own)
-        norm, updated = self.update.apply(batch.step, loss)
+        norm, updated, _ = self.update.apply(batch.step, loss)
         of_kinds = {kind: int(count) for kind, count in zip(PairKind, counts, strict=True)}
         num_false = num_pairs - of_kinds[PairKind.TRUE]
         gap = true_margins / of_kinds[PairKind.TRUE] - (false_margins / num_false if num_false else 0.0)

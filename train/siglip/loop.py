@@ -83,8 +83,8 @@ class Loop(BaseLoop):
     def step_record(self, outcome: StepResult) -> tuple[dict[str, Any], list[Event]]:
         """The terms of the loss, how the batch was composed, scale and bias; no events."""
         terms = {"loss_in_batch": outcome.loss_in_batch, "loss_mined": outcome.loss_mined, "num_mined": outcome.num_mined}
-        scale, bias = (float(value.detach()) for value in self.job.tuned.scale_and_bias())
-        return terms | self.order.step_record(self.state.step) | {"logit_scale": scale, "logit_bias": bias}, []
+        after = {"logit_scale": outcome.logit_scale, "logit_bias": outcome.logit_bias}
+        return terms | self.order.step_record(self.state.step) | after, []
 
     def batches(self) -> tuple[BatchBuilder, int]:
         """What builds batches, and the step of the next mining: a worker must not look past it."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from eval.execution import sent
 from train.data.batches import TruePairs
 from train.data.caption_pool import CaptionPool
 from train.engine.run import StepOutcome
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult(StepOutcome):
-    """The result of a step, with the two terms of its loss."""
+    """The result of a step, with the two terms of its loss; scale and bias are those after it."""
 
     loss_in_batch: float
     loss_mined: float
     num_mined: int
+    logit_scale: float
+    logit_bias: float
 
 
 class Stepper:
@@ -65,17 +68,17 @@ class Stepper:
         self._towers.begin(batch.step)
         self.update.gradients.zero()
         terms = self._forward_backward(batch)
-        num_mined = len(batch.mined_rows_m)
-        summed = self.update.sum(
-            [float(terms.total.detach()), float(terms.in_batch), float(terms.mined), num_mined, len(batch.undecodable), float(stop_asked)]
-        )
-        norm, updated = self.update.apply(batch.step, summed[0])
+        *own, norm = self.update.read([terms.total, terms.in_batch, terms.mined, self.update.gradients.norm()])
+        summed = self.update.sum([*own, len(batch.mined_rows_m), len(batch.undecodable), float(stop_asked)])
         loss, in_batch, mined, total_mined, replaced, stop = summed
+        norm, updated, (scale, bias) = self.update.apply(batch.step, loss, norm, self._tuned.scale_and_bias)
         return StepResult(
             loss=loss,
             loss_in_batch=in_batch,
             loss_mined=mined,
             num_mined=int(total_mined),
+            logit_scale=scale,
+            logit_bias=bias,
             grad_norm=norm,
             num_replaced=int(replaced),
             stop_asked=stop > 0,
@@ -110,7 +113,8 @@ class Stepper:
         soft = self._soft_labels(batch)
         own = None
         if scope == "own" or soft is not None:
-            own = OwnPairs(batch.mined_rows_m.to(self._device), self._own_positive(batch), soft, self._ranking())
+            rows_m = batch.mined_rows_m
+            own = OwnPairs(sent(rows_m, self._device), self._own_positive(batch), soft, self._ranking(), rows_m.numpy())
         return Pairing(
             self.true_pairs.of_batch(batch.images_b.numpy(), texts),
             tuple(len(captions) for captions in texts),
@@ -131,7 +135,7 @@ class Stepper:
         if distil is None or batch.teacher_logits_m is None:
             return None
         mined_m, own_b = (
-            None if logits is None else logits.to(self._device) / distil.temperature
+            None if logits is None else sent(logits, self._device) / distil.temperature
             for logits in (batch.teacher_logits_m, batch.teacher_logits_c if distil.form == "lists" else None)
         )
         assert mined_m is not None
@@ -140,4 +144,4 @@ class Stepper:
     def _own_positive(self, batch: Batch) -> torch.Tensor:
         """Which mined captions are positives of the image they were mined for: those a cross-encoder relabelled."""
         images_m, captions_m = batch.images_b[batch.mined_rows_m].numpy(), batch.mined_captions_m.numpy()
-        return torch.from_numpy(self.true_pairs.contains(images_m, captions_m)).to(self._device)
+        return sent(torch.from_numpy(self.true_pairs.contains(images_m, captions_m)), self._device)
