@@ -22,8 +22,8 @@ import transformers
 from PIL import Image
 from torch import nn
 
-from benchmarks.conclusion import title_lines
 from benchmarks.albef_checkout import import_albef
+from benchmarks.conclusion import title_lines
 from rerank.convert.convert import convert
 from rerank.scorers.albef.scorer import MAX_TOKENS, AlbefScorer
 

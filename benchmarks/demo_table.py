@@ -4,8 +4,8 @@
     python -m benchmarks.demo_table --write                                       # put its table into README.md
     python -m benchmarks.demo_table                                               # print it
 
-Recalls are computed from results/demo/queries.parquet, the row-a-query file; differences and what was forgotten are those of report.json next to it.
-A test compares README.md with it.
+Recalls are computed from results/demo/queries.parquet, the row-a-query file; differences and what was forgotten are those of
+report.json next to it. A test compares README.md with it.
 """
 
 import argparse
