@@ -28,20 +28,18 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
-    """Links as they are on the site: to pages there; what is not on it (code, data) stays as words."""
+    """Links as they are on the site: to its pages; what is there and not on it (code, data) stays as words; what is not there is left."""
     source = page.file.src_uri
-    at_top = source.startswith("top/")
-    folder = ROOT if at_top else ROOT / source if source.startswith("results/") else ROOT / "docs" / source
-    folder = folder if at_top else folder.parent
-    back = "../" * source.count("/")
+    origin = ROOT / source.removeprefix("top/") if source.startswith(("top/", "results/")) else ROOT / "docs" / source
 
     def link(match: re.Match[str]) -> str:
         words, target, anchor = match.groups(default="")
-        if not target or "://" in target:
+        place = (origin.parent / target).resolve()
+        if not target or "://" in target or not place.exists() or not place.is_relative_to(ROOT):
             return match[0]
-        place = (folder / target).resolve()
-        name = place.relative_to(ROOT).as_posix() if place.is_relative_to(ROOT) else ""
+        name = place.relative_to(ROOT).as_posix()
         name = f"top/{name}" if name in TOP else name.removeprefix("docs/")
-        return f"[{words}]({back}{name}{anchor})" if files.get_file_from_path(name) is not None else words
+        on_site = files.get_file_from_path(name) is not None
+        return f"[{words}]({'../' * source.count('/')}{name}{anchor})" if on_site else words
 
     return re.sub(r"(?<!`)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)#\s]*)(#[^)\s]*)?\)", link, markdown)
