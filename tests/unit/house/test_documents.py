@@ -34,7 +34,11 @@ def answer(page: str) -> str:
 
 @pytest.mark.parametrize(
     ("page", "expected"),
-    [("# T\n\nYes: it does.\n", "Yes: it does."), ("# T\n\n```bash\nls\n```\n\n| a |\n- b\n1. c\n![d](e)\n", ""), ("#\n" * 10 + "late", "")],
+    [
+        ("# T\n\nYes: it does.\n", "Yes: it does."),
+        ("# T\n\n```bash\nls\n```\n\n| a |\n- b\n1. c\n![d](e)\n", ""),
+        ("#\n" * 10 + "late", ""),
+    ],
 )
 def test_the_check_finds_the_answer(page: str, expected: str) -> None:
     assert answer(page) == expected
