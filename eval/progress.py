@@ -82,7 +82,7 @@ class Bar:
     def set_postfix_str(self, text: str) -> None:
         """What is said behind the progress."""
         if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)  # shown with the next step, as often as the bar is drawn
+            self._bar.set_postfix_str(text)
         if self._lines is not None:
             self._lines.postfix = text
 
