@@ -14,7 +14,7 @@ from eval.processes import Processes
 def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Values of the host on a device; on the CPU they are the same tensor. A copy to a GPU leaves from page-locked memory, so that the host
     goes on at once."""
-    if device.type == "cuda" and not values.is_pinned():
+    if device.type == "cuda" and values.device.type == "cpu" and not values.is_pinned():
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
 

@@ -6,7 +6,7 @@ chance, not 1. What is ranked may be any scores that come as such tiles (`Produc
 Q queries, N gallery items, K depth, D width, P positives; q queries and n items of one tile, p positives of one row of tiles.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from eval.dataset.retrieval_set import PositivePairs
 from eval.encoder.encoder import num_blocks
 from eval.errors import NotFinite, UserError
-from eval.execution import ONE_PROCESS, Execution
+from eval.execution import ONE_PROCESS, Execution, brought, sent
 from eval.processes import Processes
 from eval.search.ranking import Direction, Ranking
 from eval.search.ranks import RankAccumulator
@@ -124,7 +124,7 @@ class CosineTiles:
     def __init__(self, queries_QD: np.ndarray, gallery_ND: np.ndarray, device: torch.device) -> None:
         self.num_queries, self.num_items = len(queries_QD), len(gallery_ND)
         self.query_block, self.gallery_block = QUERY_BLOCK, GALLERY_BLOCK
-        self._queries, self._gallery = torch.from_numpy(queries_QD), torch.from_numpy(gallery_ND).to(device)
+        self._queries, self._gallery = torch.from_numpy(queries_QD), sent(torch.from_numpy(gallery_ND), device)
         # Operands are copied into buffers: an array's place in memory may change the last bits of a product.
         width = queries_QD.shape[1]
         self._rows = torch.empty(QUERY_BLOCK, width, device=device)
@@ -143,7 +143,7 @@ class CosineTiles:
 def _fill(buffer: torch.Tensor, vectors: torch.Tensor, start: int) -> range:
     """Copy a block of vectors into a buffer, padded with zeros; returns the range of vectors."""
     block = vectors[start : start + len(buffer)]
-    buffer[: len(block)] = block
+    buffer[: len(block)] = sent(block, buffer.device)
     buffer[len(block) :] = 0
     return range(start, start + len(block))
 
@@ -172,17 +172,25 @@ class _RowPositives:
         """Fill in their scores in `scores_P`, from the same tiles as the search; returns the first of these tiles."""
         blocks = np.unique(self._item_p // product.gallery_block).tolist()
         cached: dict[int, Tile] = {}
+        under_way = []
         for rows, columns, tile_qn in product.row_of_tiles(self._row_block, blocks):
-            self.read(tile_qn, columns, scores_P)
+            under_way.append(self._read(tile_qn, columns))
             if len(cached) < num_cached:
                 cached[columns.start // product.gallery_block] = rows, columns, tile_qn.clone()
+        for here_p, scores_p in under_way:
+            scores_P[self._span][here_p] = scores_p().numpy()
         return cached
 
     def read(self, tile_qn: torch.Tensor, columns: range, scores_P: np.ndarray) -> None:
         """Fill in the scores of those in one tile."""
+        here_p, scores_p = self._read(tile_qn, columns)
+        scores_P[self._span][here_p] = scores_p().numpy()
+
+    def _read(self, tile_qn: torch.Tensor, columns: range) -> tuple[np.ndarray, Callable[[], torch.Tensor]]:
+        """(which positives are in a tile, what gives their scores once they have come from where it lies)."""
         here_p = (self._item_p >= columns.start) & (self._item_p < columns.stop)
-        places = torch.from_numpy(self._row_p[here_p]), torch.from_numpy(self._item_p[here_p] - columns.start)
-        scores_P[self._span][here_p] = tile_qn[places[0].to(tile_qn.device), places[1].to(tile_qn.device)].cpu().numpy()
+        places = self._row_p[here_p], self._item_p[here_p] - columns.start
+        return here_p, brought(tile_qn[tuple(sent(torch.from_numpy(one), tile_qn.device) for one in places)])
 
 
 def _positive_scores(product: Product, positives: PositivePairs, processes: Processes) -> np.ndarray:

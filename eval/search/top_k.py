@@ -12,6 +12,7 @@ import torch
 from eval.search.tile_scan import scan
 
 _LEAST_ROOM = 24
+_MOST_ITEMS = 2**32 - 1
 _RANKED_AT_ONCE = 256  # queries: a transposed copy of the whole tile would be the largest buffer
 
 
@@ -95,7 +96,7 @@ class TopK:
 
 
 class DeviceTopK:
-    """`TopK` on a GPU, where sorting is cheap compared with copies to the host."""
+    """`TopK` on a GPU: whole tiles are searched there, and the host waits for none of them."""
 
     def __init__(self, depth: int) -> None:
         """`depth` is K."""
@@ -108,7 +109,8 @@ class DeviceTopK:
         indices_qk += first_item
         if self._best is not None:
             indices_qk, scores_qk = torch.cat([self._best[0], indices_qk], 1), torch.cat([self._best[1], scores_qk], 1)
-            scores_qk, indices_qk = best_of(scores_qk, indices_qk, self._depth)
+            scores_qk, place_qk = torch.sort(scores_qk, dim=1, descending=True, stable=True)  # the lower items of equal scores come first
+            scores_qk, indices_qk = scores_qk[:, : self._depth], indices_qk.gather(1, place_qk[:, : self._depth])
         self._best = indices_qk, scores_qk
 
     def best(self) -> tuple[np.ndarray, np.ndarray]:
@@ -119,20 +121,17 @@ class DeviceTopK:
 
 
 def top_k(tile_qn: torch.Tensor, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices (int64) and scores of the `depth` best of each row, best first, equal scores by the lower index."""
-    num_items = tile_qn.shape[1]
-    scores_qk, indices_qk = torch.topk(tile_qn, min(depth + 1, num_items), dim=1)  # one more than K shows a tie at the K-th place
-    tied_q = (scores_qk[:, 1:] == scores_qk[:, :-1]).any(dim=1)
-    crossing_q = scores_qk[:, -1] == scores_qk[:, depth - 1] if depth < num_items else torch.zeros_like(tied_q)
-    scores_qk, indices_qk = scores_qk[:, :depth], indices_qk[:, :depth]
-    if tied_q.any():  # torch.topk orders equal scores arbitrarily
-        scores_qk, indices_qk = in_order(scores_qk, indices_qk)
-    # A tie at the K-th place: of the items with the last score those of the lowest indices are included.
-    for row in torch.nonzero(crossing_q).flatten().tolist():
-        last = scores_qk[row, -1]
-        above = int((scores_qk[row] > last).sum())
-        indices_qk[row, above:] = torch.nonzero(tile_qn[row] == last).flatten()[: depth - above]
-    return indices_qk, scores_qk
+    """Indices (int64) and scores of the `depth` best of each row, best first, equal scores by the lower index.
+
+    torch.topk orders equal scores arbitrarily. So it is given whole numbers that order as (score, lower index): in their upper half the
+    bits of the float32, which order as the numbers do, those below 0 with their other bits turned; in their lower half the index.
+    """
+    bits_qn = (tile_qn + 0.0).view(torch.int32)  # of both zeros those of 0
+    bits_qn = bits_qn ^ ((bits_qn >> 31) & 0x7FFFFFFF)
+    places_n = torch.arange(_MOST_ITEMS, _MOST_ITEMS - tile_qn.shape[1], -1, device=tile_qn.device)
+    keys_qk = torch.topk((bits_qn.long() << 32) + places_n, min(depth, tile_qn.shape[1]), dim=1).values
+    indices_qk = _MOST_ITEMS - (keys_qk & 0xFFFFFFFF)
+    return indices_qk, tile_qn.gather(1, indices_qk)
 
 
 def best_of(scores_qm: torch.Tensor, indices_qm: torch.Tensor, depth: int) -> tuple[torch.Tensor, torch.Tensor]:

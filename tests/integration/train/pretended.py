@@ -15,8 +15,11 @@ from unittest import mock
 import numpy as np
 import torch
 
+from eval.dataset.retrieval_set import PositivePairs
 from eval.encoder.encoder import embed_captions, embed_images
+from eval.execution import Execution
 from eval.processes import Processes
+from eval.search.exact import search_both
 from eval.search.retrieve import retrieve
 from rerank.reorder.stages import score_stages
 from rerank.scorers.base import CrossEncoder
@@ -100,6 +103,23 @@ def other_paths(manifest: str, blip: str, tuned: TunedModel, optimizer: Any, fol
     return found
 
 
+def search_waits() -> dict[str, int]:
+    """What made the host wait in a search of six tiles in both directions, with many ties."""
+    draws = np.random.default_rng(0)
+    images_ID, captions_CD = (draws.integers(-1, 2, (count, 3)).astype(np.float32) for count in (2500, 3000))
+    of_image = np.arange(3000) % 2500
+    order = np.lexsort((np.arange(3000), of_image))
+    to_text = PositivePairs(np.concatenate([[0], np.cumsum(np.bincount(of_image, minlength=2500))]), order.astype(np.int64))
+    to_image = PositivePairs(np.arange(3001), of_image)
+    with pretend_gpu.counting() as seen:
+        on_gpu = search_both(images_ID, captions_CD, to_text, to_image, 5, execution=Execution(device=pretend_gpu.DEVICE))
+    on_cpu = search_both(images_ID, captions_CD, to_text, to_image, 5)
+    for direction, ranking in on_gpu.items():
+        assert ranking.top_indices_QK.tobytes() == on_cpu[direction].top_indices_QK.tobytes()
+        assert ranking.positive_ranks_P.tolist() == on_cpu[direction].positive_ranks_P.tolist()
+    return dict(seen.waits)
+
+
 def main() -> None:
     """Every case in single precision, and the other paths once."""
     manifest, base, blip, output = sys.argv[1:]
@@ -117,6 +137,8 @@ def main() -> None:
     with pretend_gpu.mode(), pretend_gpu.counting() as seen:
         embed_images(on_gpu[2].siglip, on_gpu[2].inputs, load(Path(manifest)), block=8)
     record["waits"]["embedding"] = dict(seen.waits)
+    with pretend_gpu.mode():
+        record["waits"]["search"] = search_waits()
     with pretend_gpu.mode():
         on_device = other_paths(manifest, blip, *on_gpu[2:], Path(output).parent / "gpu")
     record["differences"] |= {name: difference({name: on_device[name]}, {name: paths[name]}) for name in paths}

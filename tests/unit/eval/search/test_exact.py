@@ -10,6 +10,7 @@ from eval.dataset.retrieval_set import PositivePairs
 from eval.errors import UserError
 from eval.search.exact import GALLERY_BLOCK, QUERY_BLOCK, search_both
 from eval.search.ranking import Ranking
+from eval.search.ranks import device_num_above, num_above
 from eval.search.top_k import top_k
 from tests.unit.eval.one_direction import search
 
@@ -113,6 +114,27 @@ def test_top_k_takes_the_lowest_indices_across_the_last_place() -> None:
     indices, values = top_k(torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]), 3)
     assert indices.tolist() == [[1, 5, 2], [0, 1, 2]]
     assert values.tolist() == [[3.0, 3.0, 2.0], [0.0, 0.0, 0.0]]
+
+
+@settings(deadline=None, max_examples=100)
+@given(seed=st.integers(0, 9999), num_items=st.integers(1, 12), most=st.sampled_from([1, 3, 12]))
+def test_ranks_in_a_tile_on_a_gpu_are_those_of_a_loop(seed: int, num_items: int, most: int) -> None:
+    """Equal scores of lower index rank above; positives lie before the tile, in it, and beyond it; some scores are -inf, some -0."""
+    draws = np.random.default_rng(seed)
+    tile = draws.choice(np.float32([-np.inf, -1.5, -0.0, 0.0, 0.25, 3.0]), (5, num_items))
+    counts = draws.integers(0, most + 1, 5)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    row_p = np.repeat(np.arange(5), counts)
+    own_p = draws.integers(-num_items, 2 * num_items, len(row_p))
+    inside_p = (own_p >= 0) & (own_p < num_items)
+    scores_p = draws.choice(np.float32([-1.5, 0.0, 0.25, 3.0]), len(row_p))
+    scores_p[inside_p] = tile[row_p[inside_p], own_p[inside_p]]
+    expected = [
+        int(sum(score > own or (score == own and item < place) for item, score in enumerate(tile[row])))
+        for row, own, place in zip(row_p, scores_p, own_p, strict=True)
+    ]
+    for count in (num_above, device_num_above):
+        assert np.asarray(count(torch.from_numpy(tile), offsets, scores_p, own_p)).tolist() == expected
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
