@@ -23,6 +23,7 @@ from PIL import Image
 from torch import nn
 
 from benchmarks.albef_checkout import import_albef
+from benchmarks.conclusion import title_lines
 from rerank.convert.convert import convert
 from rerank.scorers.albef.scorer import MAX_TOKENS, AlbefScorer
 
@@ -214,8 +215,7 @@ def seconds(published: Any, checkout: Path, num_images: int = 3) -> dict[str, fl
 def table(rows: list[dict[str, Any]], took: dict[str, float], command: str) -> str:
     """The results as Markdown."""
     text = [
-        "# Our ALBEF against its published code",
-        "",
+        *title_lines("albef-equality", "Our ALBEF against its published code"),
         "The same random weights, picture and captions through the published evaluation (Retrieval.py: one pair at a time, padded to 30 "
         "tokens) and through ours (its .pth converted, captions trimmed, states shared); float32 on the CPU; "
         f"torch {torch.__version__}, transformers {transformers.__version__}.",

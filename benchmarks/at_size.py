@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.conclusion import title_lines
 from benchmarks.cost import measured
 from eval.dataset.retrieval_set import PositivePairs
 from eval.metrics.metrics import RECALL_AT, recall_at_k
@@ -102,11 +103,10 @@ def child(system: str, asked: argparse.Namespace, size: tuple[int, int]) -> dict
     return result
 
 
-def heading() -> list[str]:
-    """Title, command and machine."""
+def heading(page: str) -> list[str]:
+    """Title, conclusion, command and machine of a page."""
     return [
-        "# Metrics at size",
-        "",
+        *title_lines(page, "Metrics at size"),
         f"`python -m benchmarks.at_size {' '.join(sys.argv[1:])}`; random unit vectors, D = {WIDTH}, torch {torch.__version__},",
         f"{torch.get_num_threads()} thread(s) of a shared machine: read the ratios. Memory is what was held beyond the embeddings.",
         "",
@@ -159,7 +159,7 @@ def main() -> None:
         lines = side_by_side(
             [{system: child(system, asked, (5000, 25_010)) for system in ("theirs", "ours")} for _ in range(asked.repeats)]
         )
-    text = "\n".join([*heading(), *lines]) + "\n"
+    text = "\n".join([*heading("at-size-large" if asked.large else "at-size"), *lines]) + "\n"
     print(text)
     if asked.output is not None:
         asked.output.write_text(text, encoding="utf-8")

@@ -21,6 +21,7 @@ import torch
 import yaml
 from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel
 
+from benchmarks.conclusion import title_lines
 from eval.dataset.retrieval_set import load_split
 from eval.manifest.manifest import read_manifest
 from train.config.model import ScratchConfig
@@ -104,8 +105,7 @@ def table(rows: list[dict[str, Any]], asked: argparse.Namespace, num_parameters:
     """The results as Markdown."""
     most = rows[0]["peak_gib"]
     text = [
-        "# Peak memory of training a base-size SigLIP",
-        "",
+        *title_lines("base-size", "Peak memory of training a base-size SigLIP"),
         f"{num_parameters / 1e6:.1f} M parameters, random weights, 224 px photographs, batch {asked.batch_size}, {asked.precision}, "
         f"{asked.steps} steps, mining {'on' if asked.mining else 'off'}; torch {torch.__version__}, "
         + (torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.conclusion import title_lines
 from tests.integration.train.gradients import CASES
 from tests.small_job import TINY, load, write_pictures
 from train.model.random_init import write_scratch
@@ -114,8 +115,7 @@ def rows(name: str, folder: Path, reference: Path) -> list[str]:
 def page(divisions: dict[str, Path], reference: Path) -> str:
     """The table."""
     lines = [
-        "# Same loss and gradients however the batch is divided",
-        "",
+        *title_lines("batch-division", "Same loss and gradients however the batch is divided"),
         f"`python -m benchmarks.batch_division`; {NUM_IMAGES} images in one batch, one thread each, differences from one process.",
         'A case is its arithmetic and the scope of its mined columns ("none": none are mined), with LoRA, or with a frozen tower,',
         'or with a distillation in one of its forms ("labels", "lists").',

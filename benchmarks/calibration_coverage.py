@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.conclusion import title_lines
 from demo.manifest import build_manifest, write_parquet
 from eval.atomic import replace_files
 from eval.dataset.retrieval_set import RetrievalSet, load_split
@@ -111,8 +112,7 @@ def coverage(draws: list[CandidatePairs]) -> list[dict[str, Any]]:
 def table(draws: list[dict[Direction, CandidatePairs]]) -> str:
     """The page."""
     lines = [
-        "# How often the interval of a calibrated threshold holds the true one",
-        "",
+        *title_lines("calibration", "How often the interval of a calibrated threshold holds the true one"),
         f"`python -m benchmarks.calibration_coverage --folder FOLDER --write`: {NUM_DRAWS} draws of {NUM_SCENES} other scenes of the demo "
         f"(seeds {FIRST_SEED} to {FIRST_SEED + NUM_DRAWS - 1}), retrieved by",
         f"demo/models/siglip-base, the first {TOP_K} of each query reranked by demo/models/blip-itm. Each draw is calibrated by itself; "

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmarks.conclusion import title_lines
 from benchmarks.kept_report import WAYS, comparison, comparisons_of, keep_report, points, ranks_of, read_kept, recall_lines
 from benchmarks.training_run import run_training
 from eval.report.report import read_report
@@ -212,8 +213,7 @@ def page(parts: Sequence[tuple[Mapping[str, Any], pa.Table]], command: str) -> s
     data = parts[0][0]["data"]
     return "\n".join(
         [
-            "# Ensembles, soups and expanded queries on the demo",
-            "",
+            *title_lines("combining-demo", "Ensembles, soups and expanded queries on the demo"),
             f"`{command}`. Measured on test ({data['num_images']} images, {data['num_captions']} captions); what is",
             "chosen is chosen on val. Recalls in percent, differences in points of mean R@1 of both directions. Intervals: "
             "bootstrap over images;",

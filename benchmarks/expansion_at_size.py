@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.conclusion import title_lines
 from benchmarks.cost import measured
 from eval.dataset.retrieval_set import PositivePairs
 from eval.search.ranking import DIRECTIONS, Direction, Ranking
@@ -255,8 +256,7 @@ def heading(size: tuple[int, int], num_rounds: int) -> list[str]:
     """Title, command, machine, and what is held next to the scores."""
     num_images, num_captions = size
     return [
-        "# Query expansion and ensembles at size",
-        "",
+        *title_lines("expansion-at-size", "Query expansion and ensembles at size"),
         f"`python -m benchmarks.expansion_at_size {' '.join(sys.argv[1:])}`; {num_images:,} images, {num_captions:,} captions with"
         f" {NUM_EXPANSIONS} expansions each, random unit vectors, D = {WIDTHS[0]} (a second member: {WIDTHS[1]}), both directions, torch"
         f" {torch.__version__}, {torch.get_num_threads()} thread(s) of a shared machine: read the ratios. Medians over {num_rounds} rounds"

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.conclusion import title_lines
 from benchmarks.kept_report import comparison, keep_figures, points, ranks_of, read_kept
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_siglip
@@ -145,8 +146,7 @@ def page(folder: Path = KEPT) -> str:
     record, _ = read_kept(folder)
     data = record["data"]
     intro = [
-        "# The export, read by other tools",
-        "",
+        *title_lines("export", "The export, read by other tools"),
         f"`python -m benchmarks.exports`. The demo's export on {data['split']} ({data['num_images']} images, {data['num_captions']} "
         "captions). Each row is a new process that",
         "imports the tool's own packages and none of this repository (benchmarks/export_readers.py). R@1 in percent, differences in "

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.conclusion import title_lines
 from eval.dataset.qrels import read_qrels
 from eval.dataset.retrieval_set import RetrievalSet, load_split
 from eval.encoder.checkpoint import load_siglip
@@ -220,8 +221,7 @@ def main() -> None:
     asked = parser.parse_args()
     command = f"python -m benchmarks.false_negatives --models {' '.join(asked.models)} --write"
     lines = [
-        "# How many of the mined negatives are true?",
-        "",
+        *title_lines("false-negatives", "How many of the mined negatives are true?"),
         f"`{command}`",
         "",
         "The demo's train split: 4 negatives per image among the image's best 64; a pair is a false negative if the drawing does not",

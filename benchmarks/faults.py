@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.conclusion import title_lines
 from tests.faults.runs import Run, figures, said, steps_taken
 from tests.nursery import Child, Nursery, Trap
 from tests.small_job import SmallWorld
@@ -337,7 +338,8 @@ def main() -> int:
     print(text)
     if asked.output is not None:
         command = f"python -m benchmarks.faults {' '.join(sys.argv[1:])}"
-        title = f"# Faults\n\nMade by `{command}` on {os.cpu_count()} cores. {' '.join((__doc__ or '').split(chr(10) * 2)[2].split())}"
+        about = " ".join((__doc__ or "").split("\n\n")[2].split())
+        title = "\n".join([*title_lines("faults", "Faults"), f"Made by `{command}` on {os.cpu_count()} cores. {about}"])
         asked.output.write_text(f"{title}\n\n{text}", encoding="utf-8")
     return 1 if failures else 0
 

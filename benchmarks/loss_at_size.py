@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.conclusion import title_lines
 from benchmarks.cost import measured
 from eval.dataset.retrieval_set import GroupHashes
 from eval.processes import Processes
@@ -98,8 +99,7 @@ def table(rounds: list[dict[str, dict[str, Any]]], asked: argparse.Namespace) ->
     device = torch.cuda.get_device_name() if asked.device == "cuda" else f"{torch.get_num_threads()} CPU thread(s) of a shared machine"
     source = hashlib.sha256(asked.open_clip.read_bytes()).hexdigest()[:12]
     lines = [
-        "# Loss at size",
-        "",
+        *title_lines("loss-at-size", "Loss at size"),
         f"`python -m benchmarks.loss_at_size --open-clip PATH --batch {asked.batch} --device {asked.device} --repeats {asked.repeats}`",
         f"(open_clip's src/open_clip/loss.py of SHA-256 {source}..., torch {torch.__version__}, {device}; float32, D = {WIDTH}.)",
         "Forward and backward on one process, in seconds; memory beyond the embeddings at most, their gradients"

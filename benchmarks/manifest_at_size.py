@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.conclusion import title_lines
 from eval.dataset.leakage import find_leakage
 from eval.dataset.retrieval_set import load_split
 from eval.manifest.manifest import read_manifest
@@ -142,7 +143,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         lines, load = table(asked.rows, Path(folder)), os.getloadavg()[0]
         machine = f"{os.cpu_count()} processors, {platform.machine()}, Python {platform.python_version()}; load {load:.1f}."
-        text = "\n".join(["# Reading a manifest at size", "", (__doc__ or "").strip(), "", *lines, "", machine, ""])
+        title = title_lines("manifest-at-size", "Reading a manifest at size")
+        text = "\n".join([*title, (__doc__ or "").strip(), "", *lines, "", machine, ""])
         if asked.output:  # before a million files are removed
             Path(asked.output).write_text(text, encoding="utf-8")
         else:

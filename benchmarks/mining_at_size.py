@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.conclusion import title_lines
 from benchmarks.cost import measured
 from eval.dataset.retrieval_set import PositivePairs
 from eval.encoder.embedding_files import Shards
@@ -143,8 +144,7 @@ def report(rounds: list[dict[str, dict[str, float]]], device: str, size: tuple[i
     command = f"python -m benchmarks.mining_at_size {' '.join(sys.argv[1:])}"
     columns = [("seconds", "s", 1), ("processor", "processor's s", 1), ("megabytes", "MB", 0)]
     lines = [
-        "# The search of a mining at size",
-        "",
+        *title_lines("mining-at-size", "The search of a mining at size"),
         f"`{command}`; {size[1]:,} captions x {size[0]:,} images, random unit vectors, D = {WIDTH}, the best {DEPTH};",
         f"torch {torch.__version__}, {place}: read the ratios. Memory is what was held beyond the embeddings; ours reads them",
         "from disk, and what it holds of them meanwhile is counted.",

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.conclusion import title_lines
 from benchmarks.heads.beds import BEDS
 from benchmarks.heads.features import Split
 from benchmarks.heads.forms import Heads, System, train_heads
@@ -174,8 +175,7 @@ def read_report(folder: Path) -> dict[str, Any]:
 def page(found: Mapping[str, Any]) -> str:
     """The page."""
     lines = [
-        "# Nearest-neighbour normalisation, measured",
-        "",
+        *title_lines("nnn", "Nearest-neighbour normalisation, measured"),
         "A score less alpha times the mean of the gallery item's k best scores with the train split's queries (Chowdhury et al. 2024,",
         "EMNLP, [arXiv 2410.24114](https://arxiv.org/abs/2410.24114)); k of 1, 8, 32, 128 and alpha of 0, 0.25, 0.5, 0.75, 1 chosen on",
         "val, for each direction. R@1 on test and differences in points with 95% intervals: over images (bootstrap of the mean over seeds)",

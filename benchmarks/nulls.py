@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.conclusion import title_lines
 from eval.metrics.comparison import compare
 from eval.metrics.metrics import RECALL_AT, recall_at_k
 from eval.metrics.significance import ImageSums, interval, resample_weights
@@ -96,8 +97,7 @@ def main() -> None:
     asked = parser.parse_args()
     command = f"python -m benchmarks.nulls --simulations {asked.simulations} --seed {asked.seed} --write"
     lines = [
-        "# Do the intervals cover, and how often is a verdict false?",
-        "",
+        *title_lines("nulls", "Do the intervals cover, and how often is a verdict false?"),
         f"`{command}`. Each row: {asked.simulations} simulated test sets with",
         "five captions an image that go wrong together; nine comparisons each (R@1, R@5, R@10; each direction and both), as in",
         "report.json. Percent of intervals that hold the true difference (95 is meant), and of simulations in which any verdict was",

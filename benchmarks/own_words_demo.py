@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.conclusion import title_lines
 from benchmarks.kept_report import comparison_lines, keep_report, read_kept, recall_lines
 from eval.report.report import read_report
 from eval.report.section import section_lines
@@ -69,8 +70,7 @@ def measured(model: str, folder: Path, output: Path) -> dict[str, Any]:
 def page(output: Path) -> str:
     """The Markdown page of the kept reports."""
     lines = [
-        "# A paraphrase of the query or an additional caption of the image, on the demo",
-        "",
+        *title_lines("own-words", "A paraphrase of the query or an additional caption of the image, on the demo"),
         "`python -m benchmarks.own_words_demo runs/demo/export --output results/own-words`. Of each image of val and test the first "
         "caption is held out; the others ask, text to image.",
         "The one held out is a paraphrase of each query of its image (`model+paraphrases`), or an additional caption of its image "

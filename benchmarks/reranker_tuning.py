@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from benchmarks.conclusion import title_lines
 from benchmarks.training_run import run_training
 from eval.metrics.stage_metrics import mean_recall_at_1
 
@@ -86,8 +87,7 @@ def main() -> None:
                 swapped(SCENES, source, order)
             rows.append(study(name, source, asked, Path(folder)))
     text = [
-        "# Does tuning the reranker help?",
-        "",
+        *title_lines("reranker-tuning", "Does tuning the reranker help?"),
         f"`python -m benchmarks.reranker_tuning --siglip-steps {asked.siglip_steps} --steps {asked.steps} --rate {asked.rate:g}`. "
         "Mean R@1 of both directions on the demo's test split, percent; K = 16; the difference is of tuned from untuned, "
         "in points.",

@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertTokenizer, BlipConfig, BlipForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
+from benchmarks.conclusion import title_lines
 from eval.dataset.retrieval_set import RetrievalSet, load_split
 from eval.manifest.manifest import read_manifest
 from eval.process_group import use_exact_float32
@@ -289,8 +290,7 @@ def write(asked: argparse.Namespace, study: Study, heads: TopK) -> None:
     ours = study.calls["ours, both directions"]
     rate = lists.num_pairs / ours.whole(ours.seconds)
     text = [
-        "# Reranking at size",
-        "",
+        *title_lines("reranking-at-size", "Reranking at size"),
         f"`python -m benchmarks.reranking_at_size --data FLICKR8K --top-k {asked.top_k} --rounds {asked.rounds} --device {asked.device} "
         f"--precision {asked.precision} --chunk-size {asked.chunk_size}` (torch {torch.__version__}, {where})",
         "",

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.conclusion import title_lines
 from eval.dataset.retrieval_set import RetrievalSet, load_split
 from eval.encoder.checkpoint import load_siglip
 from eval.manifest.manifest import read_manifest
@@ -183,7 +184,8 @@ def page(figures: Figures, sections: Sequence[Section], reranked: Reranked, firs
     limit = f"{100 * (chosen.max_loss or 0):g}"
     on = f"{chosen.dataset.num_images} images and {chosen.dataset.num_captions} captions"
     parts = [
-        ["# Reranking on the demo", "", f"`{command}`. First stage: the run's export. Chosen on val ({on}), measured on test"],
+        title_lines("reranking-demo", "Reranking on the demo"),
+        [f"`{command}`. First stage: the run's export. Chosen on val ({on}), measured on test"],
         [f"({figures.data['num_images']} images and {figures.data['num_captions']} captions). Recalls in percent, differences in points."],
         ["", "## Gain of reranking", "", *gain_lines(figures, chosen.stage)],
         ["", "## R@1 at every K", "", "The ceiling is the first stage's R@K.", "", *sweep_lines(figures, first, chosen.stage)],

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
+from benchmarks.conclusion import title_lines
 from eval.manifest.columns import asked_mapping
 from eval.manifest.formats.shards import ShardRows
 
@@ -93,7 +94,7 @@ def main() -> None:
             shards = write_shards(Path(folder, str(file_format)), asked.samples, file_format)
             lines.append(row(name, shards, asked.samples, Path(constants.HF_ASSETS_CACHE)))
     lines.append(f"\n{os.cpu_count()} processors, {platform.machine()}, Python {platform.python_version()}; load {os.getloadavg()[0]:.1f}.")
-    text = f"# Indexing shards\n\n{(__doc__ or '').strip()}\n\n" + "\n".join(lines) + "\n"
+    text = "\n".join([*title_lines("shards-at-size", "Indexing shards"), (__doc__ or "").strip(), "", *lines, ""])
     print(text)
     if asked.output is not None:
         asked.output.write_text(text, encoding="utf-8")

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmarks.conclusion import title_lines
 from eval.dataset.retrieval_set import RetrievalSet, load_split
 from eval.manifest.manifest import read_manifest
 from eval.search.ranking import DIRECTIONS, Direction
@@ -135,8 +136,7 @@ def main() -> None:
     asked = parser.parse_args()
     dataset = load_split(read_manifest(ROOT / "demo" / "data" / "scenes.parquet", columns={"group": "scene"}), "test")
     lines = [
-        "# Which rule of skipping holds its limit on queries it was not chosen on?",
-        "",
+        *title_lines("skip-rules", "Which rule of skipping holds its limit on queries it was not chosen on?"),
         f"`python -m benchmarks.skip_rules --write`, from results/demo/queries.parquet (top 16): {NUM_HALVINGS} halvings of the demo's",
         f"{dataset.num_images} test images. Margins are chosen on one half to save most for at most {100 * LIMIT:g} points, counted as",
         "answers lost or as the fall of mean R@1 (lost less gained), and measured on the other half: by how much it falls, in points.",

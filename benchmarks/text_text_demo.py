@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.conclusion import title_lines
 from benchmarks.kept_report import comparison_lines, keep_report, read_kept, recall_lines
 from benchmarks.text_cross_encoder import CaptionPairs, share_told_apart
 from benchmarks.text_models import PairsToScores, cosines_of, load_text_model
@@ -106,8 +107,7 @@ def page(record: Mapping[str, Any], queries: pa.Table) -> str:
     stages = [stage for first in study["right"] for stage in (first, *(name for name, of in reranked_stages if of == first))]
     shares = ", ".join(f"{100 * share:.1f}% ({first})" for first, share in study["right"].items())
     lines = [
-        "# A text-text reranker on pictures",
-        "",
+        *title_lines("text-text", "A text-text reranker on pictures"),
         f"`{study['command']}`. The demo's test split: {record['data']['num_images']} images, {record['data']['num_captions']} captions;",
         f"the first {study['top_k']} of every query re-ordered, in both directions. A picture is represented by the first "
         "caption that the first",

@@ -128,7 +128,7 @@ def add_combining(parser: argparse.ArgumentParser) -> None:
         "--nnn",
         metavar="SPLIT",
         help="an additional stage model+nnn: nearest-neighbour normalisation, with the captions and images of SPLIT, such as train, as "
-        "reference queries; number and weight are chosen on --choose-on, see docs/methods.md (default: none)",
+        "reference queries; number and weight are chosen on --choose-on, see docs/nnn.md (default: none)",
     )
 
 

@@ -79,7 +79,7 @@ def report_record(figures: Figures, sections: Sequence[Section] = ()) -> dict[st
 
 
 def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The record of a written report, report.json of its folder: "data", "stages", "comparisons" and more (docs/evaluation.md).
+    """The record of a written report, report.json of its folder: "data", "stages", "comparisons" and more (docs/report.md).
 
     Raises:
         OSError, ValueError: it is not there or not whole.

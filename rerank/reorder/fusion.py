@@ -4,7 +4,7 @@
 
 The unit of each part is its deviation within a query, pooled over the queries of a direction: the root of the mean, over queries, of the
 variance among a query's candidates. Units and weight are constants of the split the weight is chosen on, so that the score of a pair
-depends on no other pair of the split that is measured, and is the same at every K (docs/reranking.md).
+depends on no other pair of the split that is measured, and is the same at every K (docs/score-interpolation.md).
 
 Shape letters: Q queries, T candidates of each that are re-ordered.
 """

@@ -2,7 +2,7 @@
 alone keeps the first stage's order.
 
 As a head is in the order of the first stage's scores, what is left of it is its beginning: each query gets a K of its own. One margin, a
-difference of cosines, serves both directions (docs/reranking.md).
+difference of cosines, serves both directions (docs/adaptive-reranking.md).
 
 Shape letters: Q queries, T candidates of each that would be re-ordered, N pairs.
 """
@@ -139,7 +139,7 @@ def choose_margin(first: Mapping[Direction, Ranking], scores: PairScores, top_k:
     """The smallest margin at which, as at every larger one, the share of answers lost is at most `max_loss`; inf: nothing can be skipped.
 
     Lost are those that reranking everything gets right, without setting off against them what skipping happens to get right, which other
-    queries would not (docs/reranking.md): R@1 falls by at most as much.
+    queries would not (docs/adaptive-reranking.md): R@1 falls by at most as much.
 
     Args:
         max_loss: share of queries, mean of both directions; 0.001 is a tenth of a point of R@1.

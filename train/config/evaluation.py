@@ -38,7 +38,7 @@ class RerankConfig(Section):
     score: Literal["match_logit", "margin"] = "match_logit"
     """What ranks: the logit of "match", or that less the logit of "no match"."""
     fusion: bool = False
-    """Also measure tuned+RERANKER+fused: both stages' scores, by a weight chosen on data.val_split (docs/reranking.md)."""
+    """Also measure tuned+RERANKER+fused: both stages' scores, by a weight chosen on data.val_split (docs/score-interpolation.md)."""
     adaptive: bool = False
     """Also measure tuned+RERANKER+adaptive: what trails the first by a margin, chosen on data.val_split, is not scored."""
     adaptive_max_loss: Annotated[float, Field(ge=0, le=1)] = 0.001
@@ -116,12 +116,12 @@ class EvaluationConfig(Section):
     """TREC qrels of additional relevant items of the final split, of either direction."""
     gallery: Gallery = "every"
     """different: each normalised text is ranked, and asks, once, for class names or titles that stand under many images
-    (docs/evaluation.md); every: each caption."""
+    (docs/relevance.md); every: each caption."""
     slice_by: list[str] = []
     """Additional columns of the manifest, by its own names: R@1 is shown per value of each."""
     nnn: bool = False
     """Also measure tuned+nnn: nearest-neighbour normalisation with the train split's captions and images as reference queries, its number
-    and weight chosen on data.val_split (docs/methods.md)."""
+    and weight chosen on data.val_split (docs/nnn.md)."""
     trec: bool = False
     """Also write TREC run and qrels files."""
     trec_depth: Annotated[int, Field(gt=0)] = DEFAULT_RUN_DEPTH

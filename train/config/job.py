@@ -32,10 +32,10 @@ class TrainConfig(LoopConfig):
     """Peak rate of logit scale and bias."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     """Multiply the rate of each layer of a tower by this, e.g. 0.75, once for every layer above it, so that lower layers move less; scale
-    and bias keep theirs. null: all layers have the tower's rate (docs/training.md)."""
+    and bias keep theirs. null: all layers have the tower's rate (docs/optimizer.md)."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon: the matrices of the towers move by orthogonal steps of about AdamW's size, at the same rate; AdamW takes the rest
-    (docs/training.md)."""
+    (docs/optimizer.md)."""
     shard: bool = False
     """Keep weights, gradients and optimizer state in parts, one on each process (FSDP), for a model beyond one GPU's memory."""
 

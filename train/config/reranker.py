@@ -40,7 +40,7 @@ class CrossEncoderConfig(Section):
 
 
 class NegativesConfig(Section):
-    """What an image's true caption is told from. Hard ones are the retriever's own confusions, mined once by the rules of docs/mining.md;
+    """What an image's true caption is told from. Hard ones are the retriever's own confusions, mined once by docs/mining-rules.md;
     what the data says is true is never among them."""
 
     captions_per_image: Annotated[int, Field(ge=0)] = 2

@@ -94,7 +94,7 @@ class LoopConfig(Section):
     tenth."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Average the weights over the steps (exponential moving average, e.g. 0.99), and evaluate, choose and export the averages; null: the
-    weights themselves (docs/training.md)."""
+    weights themselves (docs/optimizer.md)."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are scaled down to this global norm; null: never."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

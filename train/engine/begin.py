@@ -12,6 +12,7 @@ from eval.encoder.sealed import verify
 from eval.errors import UserError
 from train.config.load import read_run_as
 from train.engine.checkpoint import Checkpoints
+from train.engine.folder import base_of
 from train.engine.metrics_log import flatten
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _num_updates(config: RunConfig, source: Path, state: State) -> int:
         if before != now:
             raise UserError(
                 f"train.begin_at: {source} was trained on {'another' if what == 'base' else 'other'} {what} than this configuration names: "
-                f"{before[:16]} -> {now[:16]}. To go on from its weights alone, take an export: model.base={source.parents[1]}/export"
+                f"{before[:16]} -> {now[:16]}. To go on from its weights alone, take an export: {base_of(source.parents[1])}"
             )
     known = begun.base_identity is not None and state.base_identity is not None  # not of a checkpoint of an earlier version
     if known and (found := differences(begun.base_identity or {}, state.base_identity or {})):

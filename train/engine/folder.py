@@ -109,8 +109,15 @@ def _refuse_other(config: RunConfig, what: str, old: Mapping[str, Any], new: Map
         again = "Bring back its data, epochs and shares" if set(differing) <= set(config.from_data) else "Give it those values again"
         raise UserError(
             f"{what} with another configuration:\n  {lines}\n"
-            f"{again}, take another name=, remove the folder, or start from what it learnt: model.base={folder}/export"
+            f"{again}, take another name=, remove the folder, or start from what it learnt: {base_of(folder)}"
         )
+
+
+def base_of(run_folder: Path) -> str:
+    """How to start from the weights of a run, in words: its export, or where it has none yet the command that makes one."""
+    if (run_folder / "export").is_dir():
+        return f"model.base={run_folder}/export"
+    return f"./launch.sh export {run_folder} --output {run_folder}-export, then model.base={run_folder}-export"
 
 
 def learnt(config: RunConfig) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def make_parser() -> CommandParser:
     add(
         "--preset",
         choices=_PRESETS,
-        help="with --data: values for the rules; mining.KEY=VALUE replaces some (default: those of docs/mining.md)",
+        help="with --data: values for the rules; mining.KEY=VALUE replaces some (default: those of docs/mining-rules.md)",
     )
     add("--output", metavar="FOLDER", help="with --data: folder for the table and its report (default: mined)")
     add(

@@ -104,7 +104,7 @@ def mine_pairs(
         split: rows to mine for; None: "train" where the data have splits, else all.
         image_root: folder that image paths are relative to; None: that of `data`.
         columns: our column (image, caption, captions, id, split, group) -> the data's name for it.
-        rules: keys of a configuration's `mining` section (docs/mining.md), or a preset: gentle, standard, hard.
+        rules: keys of a configuration's `mining` section (docs/mining-rules.md), or a preset: gentle, standard, hard.
 
     Raises:
         UserError: model, data or a rule cannot be used.

@@ -104,7 +104,7 @@ class MiningReport:
         parts = [
             f"mined {self.num_mined:,} negatives for {self.num_images:,} {self.mined_for} (table {self.name})",
             f"filtered out: {', '.join(filtered) or 'nothing'}",
-            f"{self.num_short_images:,} {self.mined_for} fall short by {self.shortfall:,} in all",
+            f"{self.num_short_images:,} {self.mined_for} fall short by {self.shortfall:,} in all" if self.shortfall else "none falls short",
             f"known positives mined: {self.num_positives_mined}",
         ]
         if self.num_relabelled:

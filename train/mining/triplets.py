@@ -35,7 +35,7 @@ def make_parser() -> CommandParser:
         help="folder of a run that mined, by ./launch.sh mine or in training; or that mine --model --data wrote",
     )
     add("--output", type=Path, required=True, metavar="FILE", help=f"file to write: *{' or *'.join(_SUFFIXES)}")
-    add("--layout", choices=_LAYOUTS, default=_LAYOUTS[0], help="for whom, see docs/mining.md (default sentence-transformers)")
+    add("--layout", choices=_LAYOUTS, default=_LAYOUTS[0], help="for whom, see docs/triplets.md (default sentence-transformers)")
     add(
         "--negatives",
         type=WholeNumber(1),

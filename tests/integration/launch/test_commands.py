@@ -150,7 +150,7 @@ def shown_commands(page: Path) -> Iterator[str]:
 
 
 def test_the_readme_begins_with_the_two_commands() -> None:
-    first = re.search(r"^## Try it.*?^```\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    first = re.search(r"^## Try it.*?^```console\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
     assert first is not None
     assert [line.partition("#")[0].strip() for line in first.group(1).splitlines()] == ["./launch.sh", "./launch.sh test"]
 

@@ -109,7 +109,7 @@ def reference(case: Case, world: SmallWorld) -> dict[str, np.ndarray]:
             labels[is_own, place] = 0
 
     def distilled(row: int, strength: float = 0.6, temperature: float = 2.0) -> torch.Tensor:
-        """Loss of an image and the captions mined for it, by the words of docs/mining.md; none of these is relabelled."""
+        """Loss of an image and the captions mined for it, by the words of docs/mining-how-to.md; none of these is relabelled."""
         image = images[row]
         places = [place for place, (own, _) in enumerate(mined) if own == row]
         z = logits[row, [row, *(first + place for place in places)]]

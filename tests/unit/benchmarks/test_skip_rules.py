@@ -48,7 +48,7 @@ def test_the_limit_is_kept_by_all_larger_margins_too() -> None:
 
 
 def test_the_page_quotes_the_table() -> None:
-    table, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("results/skip-rules.md", "docs/reranking.md"))
+    table, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("results/skip-rules.md", "docs/adaptive-reranking.md"))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| tuned |")]
     assert len(rows) == 8
     quoted = 0

@@ -127,7 +127,7 @@ def test_two_processes_write_what_one_writes(nursery: Nursery, small_world: Smal
 
 def test_the_page_reads_them_with_faiss_and_corrects_them(small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
-    command(small_world, tmp_path / "runs" / "vectors", "--nnn-bank", "train", "--nnn-images", "8:0.75")
+    command(small_world, tmp_path / "out" / "vectors", "--nnn-bank", "train", "--nnn-images", "8:0.75")
     monkeypatch.chdir(tmp_path)
     reading, faiss, qdrant, lancedb, corrected = SNIPPETS
     for snippet in (qdrant, lancedb):
@@ -145,7 +145,7 @@ def test_the_page_reads_them_with_faiss_and_corrects_them(small_world: SmallWorl
     means = gallery_means(data, bank, "text_to_image", [8])[0]
     expected = rank_corrected(data, split, {"text_to_image": 0.75 * means}, 5)["text_to_image"]
     assert names["scores"] == pytest.approx(expected.top_scores_QK, abs=1e-5)
-    record = json.loads(Path("runs/vectors/vectors.json").read_text())
+    record = json.loads(Path("out/vectors/vectors.json").read_text())
     assert record["nnn"]["images"] == {"k": 8, "alpha": 0.75} and record["nnn"]["bank"]["split"] == "train"
     assert record["images"]["columns"] == ["id", "correction"]
 

@@ -97,12 +97,12 @@ def test_the_record(tmp_path: Path) -> None:
 
 
 def test_the_page_shows_the_message_of_a_bad_dictionary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (ROOT / "docs" / "expansion.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "expansion-sources.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     Path("words.txt").write_text("# words\nazure: blue\nazure blue\n\nbig: large\n\nAzure: sky blue\n")
     with pytest.raises(UserError) as caught:
         parse_expansion("synonyms:words.txt")
-    assert f"```\n--expand: {caught.value}\n```" in page
+    assert f"```text\n--expand: {caught.value}\n```" in page
 
 
 def test_the_demos_dictionary_knows_every_word_that_has_a_plainer_one() -> None:

@@ -27,5 +27,10 @@ def test_a_revision_may_be_named_later_and_another_base_may_not(tmp_path: Path) 
     (tmp_path / "a" / "finished.json").write_text("{}")
     for base in ("someone/siglip@v1", "someone/siglip", f"someone/siglip@{'a' * 40}"):
         claim(base)
-    with pytest.raises(UserError, match=r"model\.base: 'someone/siglip' -> 'someone/other'"):
+    run = tmp_path / "a"
+    advice = rf"start from what it learnt: \./launch\.sh export {run} --output {run}-export, then model\.base={run}-export"
+    with pytest.raises(UserError, match=rf"model\.base: 'someone/siglip' -> 'someone/other'\n.*{advice}"):
+        claim("someone/other@v1")
+    (tmp_path / "a" / "export").mkdir()
+    with pytest.raises(UserError, match=rf"start from what it learnt: model\.base={tmp_path}/a/export"):
         claim("someone/other@v1")

@@ -98,6 +98,8 @@ def test_the_report_for_a_terminal(small_world: SmallWorld) -> None:
     assert lines[0].startswith("mined 120 negatives for 40 images (table 0123abcd)")
     assert [line.split()[0] for line in lines[-4:]] == ["logits", "positive", "negative", "margin"]
     assert all(len(line) < 160 for line in lines[1:])
+    assert "none falls short" in lines
+    assert "3 images fall short by 5 in all" in replace(summarize(mined, pool, None, None), num_short_images=3, shortfall=5).lines()
 
 
 def test_the_image_of_a_row_is_looked_up_without_a_pass_over_the_table(small_world: SmallWorld, tmp_path: Path, monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""docs/reranking.md: its code runs, and says what the program says."""
+"""docs/blip-with-transformers.md: its code runs, and says what the program says."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from rerank.scorers.load import load_scorer
 
-PAGE = Path(__file__).parents[4] / "docs" / "reranking.md"
+PAGE = Path(__file__).parents[4] / "docs" / "blip-with-transformers.md"
 
 
 @pytest.fixture
