@@ -11,33 +11,6 @@ from eval.errors import UserError
 from eval.processes import Processes
 
 
-def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Values of the host on a device; on the CPU they are the same tensor. A copy to a GPU leaves from page-locked memory, so that the host
-    goes on at once."""
-    if device.type == "cuda" and values.device.type == "cpu" and not values.is_pinned():
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
-
-
-def brought(values: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Values of a device in the host's memory: the copy begins here, and what is returned waits for it."""
-    if values.device.type == "cpu":
-        return lambda: values
-    on_cuda = values.device.type == "cuda"
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=on_cuda)
-    host.copy_(values, non_blocking=True)
-    if not on_cuda:
-        return lambda: host
-    arrived = torch.cuda.Event()
-    arrived.record()
-
-    def wait() -> torch.Tensor:
-        arrived.synchronize()
-        return host
-
-    return wait
-
-
 def no_progress(count: int) -> None:
     """Hear of progress and do nothing."""
 

@@ -18,8 +18,8 @@ from eval.dataset.picture_warnings import hand_up
 from eval.encoder.inputs import PictureBytes, SiglipInputs, image_features, text_features
 from eval.encoder.loader import block_loader
 from eval.errors import NotFinite
-from eval.execution import ONE_PROCESS, Execution, brought, sent
-from eval.processes import Processes
+from eval.execution import ONE_PROCESS, Execution
+from eval.processes import Processes, brought, sent
 from eval.sharded import is_sharded
 from eval.signals import next_item
 

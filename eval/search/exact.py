@@ -15,8 +15,8 @@ import torch
 from eval.dataset.retrieval_set import PositivePairs
 from eval.encoder.encoder import num_blocks
 from eval.errors import NotFinite, UserError
-from eval.execution import ONE_PROCESS, Execution, brought, sent
-from eval.processes import Processes
+from eval.execution import ONE_PROCESS, Execution
+from eval.processes import Processes, brought, sent
 from eval.search.ranking import Direction, Ranking
 from eval.search.ranks import RankAccumulator
 

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from eval.dataset.retrieval_set import PositivePairs
-from eval.execution import sent
-from eval.processes import Processes
+from eval.processes import Processes, sent
 from eval.search.ranking import Direction, Ranking
 from eval.search.top_k import DeviceTopK, TopK, best_of
 

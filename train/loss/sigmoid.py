@@ -25,8 +25,7 @@ from torch.nn.functional import softplus
 
 from eval.captions import caption_hash
 from eval.dataset.retrieval_set import GroupHashes
-from eval.execution import sent
-from eval.processes import Processes
+from eval.processes import Processes, sent
 from train.loss.distillation import LINEAR_FROM, OwnPairs, own_terms
 from train.loss.positives import BatchPositives
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from eval.execution import sent
+from eval.processes import sent
 from train.data.batches import TruePairs
 from train.data.caption_pool import CaptionPool
 from train.engine.run import StepOutcome
