@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from eval.dataset.picture_warnings import hand_up
 from eval.encoder.loader import block_loader
 from eval.errors import CommandError, NotFinite, OutOfMemory, UserError, is_out_of_memory, needing_memory
 from eval.manifest import made_split
-from eval.progress import bar
+from eval.progress import Part, bar
 from eval.search.ranking import DIRECTIONS
 from eval.sharded import is_sharded
 from eval.signals import StopSignals, next_item
@@ -35,7 +35,7 @@ from train.engine.broken_pictures import BrokenPictures
 from train.engine.checkpoint import Checkpoints, State, newest_of_main
 from train.engine.evaluated_pictures import check_evaluated
 from train.engine.folder import learnt
-from train.engine.metrics_log import MetricsLog, WandbMirror
+from train.engine.metrics_log import CURVES, FIGURE_COLUMNS, MetricsLog, Trackers, figure_rows
 from train.optim.ema import WeightAverage
 from train.optim.optimizer import peak_rates
 from train.optim.update import rate_factor
@@ -101,13 +101,13 @@ class BaseLoop(ABC):
         self.checkpoints = Checkpoints(job.folder / "checkpoints")
         self.metrics = MetricsLog(job.folder)
         self.broken = BrokenPictures(job)
-        self.wandb: WandbMirror | None = None
+        self.trackers: Trackers | None = None
         self.extra_file: Path | None = None
         """A file that each checkpoint holds, next to weights and optimizer state."""
         self._bar: Any = None
         self._builder: Any = None  # of the batches
         self._batches: Iterator[Any] | None = None
-        self._last_eval = ""
+        self._last_eval = list[Part]()
         self._stop_asked: Callable[[], bool] = lambda: False
         """Whether any process was told to stop when all were last asked."""
 
@@ -156,7 +156,8 @@ class BaseLoop(ABC):
         """
         job, max_steps = self._run, self._run.config.train.max_steps
         self._start()
-        self.wandb = WandbMirror(job.config, job.log) if job.processes.is_main else None
+        if job.processes.is_main:
+            self.trackers = Trackers(job.config, job.log, step=self.state.step, is_old=self.state.step > 0)
         self._bar = bar(max_steps, job.config.name, "step", show=job.processes.is_main, initial=self.state.step)
         try:
             self.save()
@@ -179,8 +180,23 @@ class BaseLoop(ABC):
         finally:
             self._bar.close()
             self.metrics.close()
-            if self.wandb is not None:
-                self.wandb.close()
+
+    def track_end(self, report: Mapping[str, Any] | None) -> None:
+        """Show the trackers what a run ends with: its figures as a table, its curves; on the main process.
+
+        Args:
+            report: the record of the final report; None: there is none.
+        """
+        if self.trackers is None:
+            return
+        if report is not None:
+            self.trackers.table("final/figures", FIGURE_COLUMNS, figure_rows(report), self.state.step)
+        self.trackers.picture("curves", self._run.folder / CURVES, self.state.step)
+
+    def close_trackers(self) -> None:
+        """Finish the run there."""
+        if self.trackers is not None:
+            self.trackers.close()
 
     def _curves(self) -> Curves | None:
         """What draws the run's curves, on the main process; matplotlib is imported for it."""
@@ -329,9 +345,18 @@ class BaseLoop(ABC):
             record |= {"loss_scale": scale.scale, "skipped": outcome.skipped, "num_skipped": scale.num_skipped}
         self.write("step", record)
         self._write_events(events)
-        self._bar.update(1)
         speed = train.batch_size / seconds
-        self._bar.set_postfix_str(f"loss {outcome.loss:.4f}, {speed:.0f} images/s, waiting {100 * waited / seconds:.0f}%{self._last_eval}")
+        rate = max(highest * factor for _, highest in self._peaks.values())
+        self._bar.set_parts(
+            [
+                (f"loss {outcome.loss:.4f}", f"loss {outcome.loss:.3f}"),
+                *self._last_eval,
+                (f"{speed:.0f} images/s", f"{speed:.0f} img/s"),
+                (f"waiting {100 * waited / seconds:.0f}%", f"wait {100 * waited / seconds:.0f}%"),
+                (f"rate {rate:.2g}", f"lr {rate:.0e}".replace("e-0", "e-")),
+            ]
+        )
+        self._bar.update(1)
         if outcome.stop_asked:
             self._stop()
 
@@ -371,7 +396,8 @@ class BaseLoop(ABC):
             is_best = not found.barred and (best_score is None or line["mean_R@1"] > best_score)
             self.write("eval", line | {"best": is_best} | ({} if self.average is None else {"weights": "ema"}))
             both = " / ".join(f"{100 * line[direction]['R@1']:.2f}" for direction in DIRECTIONS)
-            self._last_eval = f", {line['split']} R@1 {both}"
+            short = "/".join(f"{100 * line[direction]['R@1']:.1f}" for direction in DIRECTIONS)
+            self._last_eval = [(f"{line['split']} R@1 {both}", f"R@1 {short}")]
             best = " (best so far)" if is_best else f" (cannot be best: {', '.join(found.barred)} forgotten)" if found.barred else ""
             job.log(f"step {step}: {line['split']} R@1 image to text / text to image {both}{found.note}{best}")
             best_score = line["mean_R@1"]
@@ -421,8 +447,8 @@ class BaseLoop(ABC):
         """A line of metrics.jsonl, and its mirror (main process)."""
         if self._run.processes.is_main:
             self.metrics.write(event, self.state.step, record)
-            if self.wandb is not None:
-                self.wandb.write(event, self.state.step, record)
+            if self.trackers is not None:
+                self.trackers.write(event, self.state.step, record)
 
     @contextmanager
     def side_bar(self, text: str, total: int, unit: str = "row") -> Iterator[Callable[[int], None]]:

@@ -11,7 +11,7 @@ from eval.encoder.caption_tokens import CaptionTokens
 from eval.encoder.tokenizer import rewrite_tokenizer_config
 from eval.execution import Execution
 from eval.progress import say
-from eval.report.answer import answer_lines, folded, print_answer
+from eval.report.answer import LastWords, print_answer
 from eval.report.leakage import leakage_section
 from eval.report.page.about import About
 from eval.report.report import read_report
@@ -40,7 +40,7 @@ from train.engine.card import (
 )
 from train.engine.checkpoint import State
 from train.engine.export_folder import average_line, load_chosen, plain_state, replaced_export, report_on, write_card, write_plain
-from train.engine.folder import about_run, ended, mark_ended, place_lines, read_ended, report_folder
+from train.engine.folder import about_run, ended, mark_ended, measured_on_val, place_lines, read_ended, report_folder
 from train.reranker.evaluation import RETRIEVER, first_stage
 from train.reranker.job import RerankerJob
 from train.reranker.model import TunedCrossEncoder, build_cross_encoder
@@ -74,7 +74,6 @@ def finish_reranker(job: RerankerJob, state: State, check_signal: Callable[[], N
         if record is not None:
             write_card(job.folder / "export", cross_encoder_card(job.config, state, state.chosen_step, record))
         mark_ended(job.config, _expected(job.config) | ({"no_gain": missed} if missed else {}))
-        show_reranker(job.config, record)
 
 
 def _measure(
@@ -140,6 +139,8 @@ def cross_encoder_card(config: RerankerConfig, state: State, chosen_step: int, r
     begun_line = f"- Began at: `{shown_name(begun_at)}`, with its weights and optimizer state.\n" if begun_at else ""
     missed, tags = no_gain(state, chosen_step, begun_at), ("blip", "image-text-matching", "reranker")
     results = index_results(report, MEASURED) if report is not None else []
+    mined = f"of each image up to {negatives.captions_per_image} hard captions and {negatives.images_per_caption} hard images, mined by "
+    mined += f"`{shown_name(config.miner)}`"
     measured = "None: no final report on these very weights is there.\n"
     if report is not None:
         measured = result_lines(report, list(report["stages"]))
@@ -150,8 +151,7 @@ def cross_encoder_card(config: RerankerConfig, state: State, chosen_step: int, r
         + "A BLIP cross-encoder tuned to rerank the top of an image-text search, "
         f"from {model_words(config.model.base, state.base_sha256)}.\n\n"
         f"- Method: {how[config.model.what]}; cross-entropy of match against no match, batch {config.train.batch_size} images, "
-        f"{config.train.precision}; of each image up to {negatives.captions_per_image} hard captions and {negatives.images_per_caption} "
-        f"hard images, mined by `{shown_name(config.miner)}`.\n"
+        f"{config.train.precision}; mined negatives: {mined if chosen_step else 'none, for these are the weights that it began with'}.\n"
         f"- Data: {data_words(config.data.source, state.data_sha256)}, split `{config.data.train_split}`.\n"
         f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n{begun_line}{average_line(config.train)}{base.line()}"
         '- Captions are read lower-cased, without `.!"()*#:;~`, at most 30 words and 35 tokens, with [ENC] in the place of [CLS], as the '
@@ -171,17 +171,21 @@ def _expected(config: RerankerConfig) -> dict[str, Any]:
     return {"max_steps": config.train.max_steps, "top_k": config.evaluation.top_k}
 
 
-def show_reranker(config: RerankerConfig, record: dict[str, Any] | None = None) -> None:
+def show_reranker(config: RerankerConfig) -> None:
     """Print the figures of a finished run and where everything lies.
 
     Raises:
         OSError, ValueError: the report is not there.
     """
-    lines = place_lines(config)
-    if missed := read_ended(config).get("no_gain"):
+    missed, record, places = read_ended(config).get("no_gain", ""), None, place_lines(config)
+    if missed:
         say(missed)
     if config.data.test_split or config.data.val_split:
-        record = read_report(report_folder(config)) if record is None else record
+        record = read_report(report_folder(config))
         print_tables(record)
-        lines = [*answer_lines(record), report_line(report_folder(config)), *lines]
-    print_answer([*(folded(missed) if missed else ()), *lines])
+        places = [report_line(report_folder(config)), *places]
+    following = f"rerank with it: ./launch.sh eval --rerank {config.run_folder}/export ..."
+    if missed:
+        following = f"another rate under another name: train.learning_rate={config.train.learning_rate / 3:.1g} name=NEW"
+    warnings = [text for text in (missed, measured_on_val(config)) if text]
+    print_answer(LastWords.of(record, warnings=warnings, places=places, next=following))
