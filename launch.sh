@@ -18,7 +18,7 @@ usage() {
                                               mine --model MODEL --data PAIRS
   triplets RUN_FOLDER                         what a run has mined, for other trainers
   eval                                        measure checkpoints on labelled pairs, alone and reranked
-  compare RUN_A RUN_B                         compare two finished reports query by query
+  compare RUN_A RUN_B [RUN_C ...]             compare finished reports with the first, query by query
   choices                                     measure checkpoints on a choice set
   embed                                       vectors of images and captions, for FAISS, Qdrant, LanceDB
   rerank                                      rerank your own pictures and captions, without labels

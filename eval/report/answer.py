@@ -13,8 +13,8 @@ _TIED = "\xa0"
 """A blank at which no line is folded."""
 
 
-def answer_lines(record: Mapping[str, Any], *, first: str | None = None) -> list[str]:
-    """A line of each stage, at most three: its mean R@1 of both directions, the first stage it is compared with, the difference with its
+def answer_lines(record: Mapping[str, Any], *, first: str | None = None, most: int = _MOST_STAGES) -> list[str]:
+    """A line of each stage, at most `most`: its mean R@1 of both directions, the first stage it is compared with, the difference with its
     interval, the verdict. Where nothing is compared, each stage's mean.
 
     Args:
@@ -35,8 +35,8 @@ def answer_lines(record: Mapping[str, Any], *, first: str | None = None) -> list
     compared = list(first_of_stage.values())
     compared.sort(key=lambda row: (row["stage"] != first, not row["stage"].startswith(f"{first}+")))
     if not compared:
-        return [line for stage, mean in list(means.items())[:_MOST_STAGES] for line in folded(f"{stage}  {100 * mean:.1f} mean R@1")]
-    shown = compared[:_MOST_STAGES]
+        return [line for stage, mean in list(means.items())[:most] for line in folded(f"{stage}  {100 * mean:.1f} mean R@1")]
+    shown = compared[:most]
     width = max(len(row["stage"]) for row in shown)
     lines = []
     for row in shown:

@@ -14,7 +14,7 @@ from eval.encoder.checkpoint import load_siglip
 from eval.errors import UserError
 from eval.files import PICTURE_BYTES
 from eval.manifest.manifest import read_manifest
-from eval.report.compared import read_data, read_queries
+from eval.compare.reports import read_data, read_queries
 from rerank.scorers.load import load_scorer
 from tests.nursery import Nursery
 from tests.odd_models import shard

@@ -79,7 +79,7 @@ def test_a_second_ctrl_c_ends_at_once_and_names_the_checkpoint_that_remains(pair
     children[1].wait()
 
 
-WITH_TORCH = [name for name in COMMANDS if name not in ("eval.compare", "eval.convert_choices", "train.launch.runs")]
+WITH_TORCH = [name for name in COMMANDS if name not in ("eval.compare.__main__", "eval.convert_choices", "train.launch.runs")]
 NUMBERS = [("eval.__main__", number) for number in (signal.SIGTERM, HUP, USR1)] + [(name, signal.SIGINT) for name in WITH_TORCH]
 
 

@@ -19,7 +19,7 @@ WRITERS = {
     "wise": Trap("train.siglip.export:write_plain", 1, 19),
     "eval": Trap("rerank.evaluation:write_report", 1, 19),
     "choices": Trap("eval.choices.report:write_choices", 1, 19),
-    "compare": Trap("eval.report.compared:compare", 1, 19),
+    "compare": Trap("eval.compare.reports:compare", 1, 19),
     "answers": Trap("rerank.answers.output:write_answers", 1, 19),
     "convert": Trap("rerank.convert.hub_weights:write_as_safetensors", 1, 19),
     "convert_choices": Trap("eval.choices.layouts:read_choices", 1, 19),

@@ -22,7 +22,7 @@ PAIRS = ["--model", "M", "--images", "I", "--captions", "C", "--output", "OUT.pa
 COMMANDS: dict[str, tuple[str, list[str]]] = {
     "eval.__main__": ("run", MODEL),
     "eval.choices.__main__": ("run", MODEL),
-    "eval.compare": ("run", REPORTS),
+    "eval.compare.__main__": ("run", REPORTS),
     "eval.convert_choices": ("run", ["--layout", "aro", *SOURCE]),
     "eval.embed.__main__": ("run", MODEL),
     "rerank.__main__": ("run", PAIRS),

@@ -229,7 +229,7 @@ NO_MODELS = {
     "eval": "--data --split --split-file --image-root --column --output --pair-scores --choose-on --choose --calibrate-on --combine "
     "--pooling --compare --qrels --slice-by --nnn --mteb",
     "eval.choices": "--data --image-root --output --pair-scores",
-    "eval.compare": "run_a run_b --stages --output",
+    "eval.compare": "run_a others --stages --output --data --image-root --column",
     "eval.convert_choices": "--source --images --output",
     "eval.embed": "--data --split --image-root --column --output --nnn-bank --nnn-images --nnn-captions",
     "rerank": "--images --captions --output --caption-column --caption-id-column --split --image-root --column --pair-scores --calibration",

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 WORDS = {
     "eval.__main__": "eval",
     "eval.choices.__main__": "choices",
-    "eval.compare": "compare",
+    "eval.compare.__main__": "compare",
     "eval.embed.__main__": "embed",
     "eval.convert_choices": "python -m eval.convert_choices",
     "rerank.__main__": "rerank",

@@ -1,6 +1,10 @@
-"""Two finished reports compared query by query: found, checked, and each stage of one against the same of the other."""
+"""Finished reports compared query by query: found, checked, and each stage of the first against the same of every other.
 
-from collections.abc import Sequence
+The runs are called by letters, the first A, and a stage of one B:tuned.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from eval.atomic import hash_file
+from eval.encoder.sealed import sealed_hashes
 from eval.errors import UserError
 from eval.files import require_plain
 from eval.metrics.comparison import compare
 from eval.metrics.significance import resample_weights
 from eval.metrics.stage_metrics import StageMetrics
 from eval.report.report import read_report
-from eval.search.ranking import DIRECTIONS
+from eval.search.ranking import DIRECTIONS, Direction
 
 _COLUMNS = {
     **dict.fromkeys(("stage", "direction", "query_id", "image_id"), lambda kind: kind in (pa.string(), pa.large_string())),
@@ -128,47 +133,116 @@ def check_belongs(folder: Path, table: pa.Table) -> None:
         raise UserError(f"{path} and {folder / 'report.json'} cannot be compared ({error!r}); evaluate again") from error
 
 
-def stage_pairs(names_a: Sequence[str], names_b: Sequence[str], asked: Sequence[str]) -> list[tuple[str, str]]:
-    """(stage of A, stage of B) to compare: those asked for as A:B, else every stage both have, else the only one of each.
+def letter(number: int) -> str:
+    """What the run of this number, from 0, is called.
+
+    >>> letter(0), letter(25), letter(26)
+    ('A', 'Z', 'R27')
+    """
+    return chr(ord("A") + number) if number < 26 else f"R{number + 1}"
+
+
+def stage_pairs(names_a: Sequence[str], names_b: Sequence[str], asked: Sequence[str], other_letter: str = "B") -> list[tuple[str, str]]:
+    """(stage of A, stage of the other) to compare: those asked for as A:B, else every stage both have, else the only one of each.
+
+    Args:
+        other_letter: what the other is called.
 
     Raises:
         UserError: a name is not there, or nothing is common.
     """
+    have = f"A has {list(names_a)}, {other_letter} has {list(names_b)}"
     pairs = [(one, other or one) for one, _, other in (text.partition(":") for text in asked)]
     for one, other in pairs:
         if one not in names_a or other not in names_b:
-            raise UserError(f"--stages {one}:{other}: A has {list(names_a)}, B has {list(names_b)}")
+            raise UserError(f"--stages {one}:{other}: {have}")
     pairs = pairs or [(name, name) for name in names_a if name in names_b]
     if not pairs and len(names_a) == len(names_b) == 1:
         pairs = [(names_a[0], names_b[0])]
     if not pairs:
-        raise UserError(f"no stage is in both: A has {list(names_a)}, B has {list(names_b)}; say which with --stages STAGE_A:STAGE_B")
+        raise UserError(f"no stage is in both: {have}; say which with --stages STAGE_A:STAGE_B")
     return pairs
 
 
-def compare_reports(folder_a: Path, folder_b: Path, asked: Sequence[str] = ()) -> dict[str, Any]:
-    """The record of a comparison: `comparisons` as in report.json, stage "B:NAME" against "A:NAME".
+def compare_reports(folders: Sequence[Path], asked: Sequence[str] = ()) -> dict[str, Any]:
+    """The record of a comparison: what each letter is, `stages` with their figures, `comparisons` as in report.json, stage "B:NAME" against
+    "A:NAME", "C:NAME" against "A:NAME" and so on, p corrected within each; `weights`, the SHA-256 of each run's export where it has one.
 
     Raises:
         UserError: a report cannot be read, or they asked different queries; the message names up to five.
     """
-    table_a, table_b = read_queries(folder_a), read_queries(folder_b)
-    for folder, table in ((folder_a, table_a), (folder_b, table_b)):
-        check_belongs(folder, table)
-    names_a, names_b = (pc.unique(table["stage"]).to_pylist() for table in (table_a, table_b))
-    pairs = stage_pairs(names_a, names_b, asked)
+    tables = {letter(number): read_queries(folder) for number, folder in enumerate(folders)}
+    named = dict(zip(tables, folders, strict=True))
+    for name, table in tables.items():
+        check_belongs(named[name], table)
+    stages = {name: pc.unique(table["stage"]).to_pylist() for name, table in tables.items()}
+    pairs = [(one, name, other) for name in list(tables)[1:] for one, other in stage_pairs(stages["A"], stages[name], asked, name)]
     images: dict[str, int] = {}
-    measured = {}
-    for one, other in pairs:
+    measured: dict[tuple[str, Direction], StageMetrics] = {}
+    for one, name, other in pairs:
         for direction in DIRECTIONS:
-            rows_a, rows_b = _rows(table_a, one, direction, folder_a), _rows(table_b, other, direction, folder_b)
-            _check_same_queries(rows_a, rows_b)
-            for name in rows_a["image_id"].to_pylist():
-                images.setdefault(name, len(images))
+            rows_a, rows_b = (_rows(tables[key], stage, direction, named[key]) for key, stage in (("A", one), (name, other)))
+            _check_same_queries(rows_a, rows_b, name)
+            for image in rows_a["image_id"].to_pylist():
+                images.setdefault(image, len(images))
             measured[f"A:{one}", direction] = StageMetrics.of(rows_a, one, direction, images)
-            measured[f"B:{other}", direction] = StageMetrics.of(rows_b, other, direction, images)
-    rows = compare(measured, [(f"B:{other}", f"A:{one}") for one, other in pairs], resample_weights(len(images)))
-    return {"A": str(folder_a), "B": str(folder_b), "num_images": len(images), "comparisons": rows}
+            measured[f"{name}:{other}", direction] = StageMetrics.of(rows_b, other, direction, images)
+    rows = compare(measured, [(f"{name}:{other}", f"A:{one}") for one, name, other in pairs], resample_weights(len(images)))
+    figures: dict[str, dict[str, Any]] = {}
+    for (stage, direction), metrics in measured.items():
+        figures.setdefault(stage, {})[direction] = metrics.values()
+    record: dict[str, Any] = {name: str(folder) for name, folder in named.items()}
+    record |= {"num_images": len(images), "stages": figures, "comparisons": rows}
+    return record | {"weights": {name: weights_sha256(folder) for name, folder in named.items()}}
+
+
+def weights_sha256(report: Path) -> str | None:
+    """SHA-256, hex, of the weights that a run exports, as its manifest.json has it; None: the report is no run's, or has no export.
+
+    Args:
+        report: runs/NAME/eval/SPLIT.
+    """
+    run = next((folder for folder in Path(os.path.abspath(report)).parents if folder.name == "eval"), None)
+    if run is None or not (run.parent / "config.yaml").is_file():
+        return None
+    return sealed_hashes(run.parent / "export").get("model.safetensors")
+
+
+def letters_of(record: Mapping[str, Any]) -> list[str]:
+    """The letters of the runs that a record compares, the first before all."""
+    return list(record["weights"])
+
+
+def same_weights_lines(record: Mapping[str, Any], tuned: str = "tuned") -> list[str]:
+    """A sentence on each set of runs that export the same weights: their stage `tuned` cannot differ.
+
+    >>> rows = [{"stage": "B:tuned", "against": "A:tuned", "wins": 0, "losses": 0}]
+    >>> same_weights_lines({"weights": {"A": "ac6508c4f0", "B": "ac6508c4f0"}, "comparisons": rows})
+    ['A and B hold the same weights (SHA-256 ac6508c4): as tuned they cannot differ']
+    """
+    sharing: dict[str, list[str]] = {}
+    for name, sha256 in record["weights"].items():
+        if sha256 is not None:
+            sharing.setdefault(sha256, []).append(name)
+    lines = []
+    for sha256, names in sharing.items():
+        if len(names) > 1:
+            stages = {f"{name}:{tuned}" for name in names}
+            rows = [row for row in record["comparisons"] if {row["stage"], row["against"]} <= stages]
+            differs = any(row["wins"] or row["losses"] for row in rows)
+            said = f"yet {tuned} differs: they were read or measured otherwise" if differs else f"as {tuned} they cannot differ"
+            lines.append(f"{' and '.join(names)} hold the same weights (SHA-256 {sha256[:8]}): {said}")
+    return lines
+
+
+def main_pairs(record: Mapping[str, Any], tuned: str = "tuned") -> list[tuple[str, str]]:
+    """(stage, against) of each run but the first that its one line is about: `tuned` where it was compared, else the first pair."""
+    found: dict[str, tuple[str, str]] = {}
+    for row in record["comparisons"]:
+        name, stage = row["stage"].split(":", 1)
+        if name not in found or (stage == tuned and not found[name][0].endswith(f":{tuned}")):
+            found[name] = row["stage"], row["against"]
+    return list(found.values())
 
 
 def _rows(table: pa.Table, stage: str, direction: str, folder: Path) -> pa.Table:
@@ -182,31 +256,31 @@ def _rows(table: pa.Table, stage: str, direction: str, folder: Path) -> pa.Table
     return rows
 
 
-def _check_same_queries(rows_a: pa.Table, rows_b: pa.Table) -> None:
+def _check_same_queries(rows_a: pa.Table, rows_b: pa.Table, name: str) -> None:
     """Refuse to compare what is not paired: other queries, or other relevant items of the same ones."""
     ids_a, ids_b = rows_a["query_id"].to_pylist(), rows_b["query_id"].to_pylist()
     if ids_a != ids_b:
         only_a, only_b = sorted(set(ids_a) - set(ids_b)), sorted(set(ids_b) - set(ids_a))
         raise UserError(
-            f"the reports asked different queries: {len(only_a)} only in A, e.g. {only_a[:5]}; {len(only_b)} only in B, e.g. {only_b[:5]}. "
-            "Evaluate both on the same manifest and split"
+            f"the reports asked different queries: {len(only_a)} only in A, e.g. {only_a[:5]}; {len(only_b)} only in {name}, e.g. "
+            f"{only_b[:5]}. Evaluate both on the same manifest and split"
         )
     differing = pc.not_equal(rows_a["num_positives"].combine_chunks(), rows_b["num_positives"].combine_chunks())
     if pc.any(differing).as_py():
         names = rows_a.filter(differing)["query_id"].to_pylist()
         raise UserError(
-            f"{len(names)} queries have another number of relevant items in B than in A, e.g. {names[:5]}: the reports have "
+            f"{len(names)} queries have another number of relevant items in {name} than in A, e.g. {names[:5]}: the reports have "
             "different ground truths (groups, --protocol, --qrels or captions). Evaluate both with the same"
         )
 
 
-def check_same_ground_truth(one: dict[str, Any] | None, other: dict[str, Any] | None) -> None:
+def check_same_ground_truth(one: dict[str, Any] | None, other: dict[str, Any] | None, name: str = "B") -> None:
     """Refuse reports with different ground truths; one that does not say (of an older version) is taken as it is."""
     if one is None or other is None:
         return
     words = [_in_words(truth) for truth in (one, other)]
     if words[0] != words[1]:
-        raise UserError(f"the reports have different ground truths: A: {words[0]}; B: {words[1]}. Evaluate both with the same")
+        raise UserError(f"the reports have different ground truths: A: {words[0]}; {name}: {words[1]}. Evaluate both with the same")
 
 
 def _in_words(truth: dict[str, Any]) -> str:

@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eval.compare import main
+from eval.compare.__main__ import main
+from eval.compare.reports import compare_reports
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.dataset.truth import with_ground_truth
 from eval.errors import UserError
 from eval.manifest.manifest import ManifestImage
 from eval.metrics.evaluate import evaluate
-from eval.report.compared import compare_reports
 from eval.report.report import write_report
 from eval.search.stage import Stage
 from tests.unit.eval.one_direction import search
@@ -48,7 +48,7 @@ def test_says_what_one_report_would_say(tmp_path: Path, capsys: pytest.CaptureFi
     together = evaluate(data, [poor, good]).comparisons
     one = report(tmp_path / "one" / "eval" / "test", [Stage("model", poor.rankings)], data)
     two = report(tmp_path / "two", [Stage("model", good.rankings)], data)
-    record = compare_reports(one, two)
+    record = compare_reports([one, two])
     assert record["num_images"] == 40
     for ours, theirs in zip(record["comparisons"], together, strict=True):
         assert (ours.pop("stage"), ours.pop("against")) == ("B:model", "A:model")
@@ -66,7 +66,7 @@ def test_stages_of_other_names_are_named(tmp_path: Path, capsys: pytest.CaptureF
     assert main([str(one), str(two)]) == 2
     assert "--stages STAGE_A:STAGE_B" in capsys.readouterr().err
     assert main([str(one), str(two), "--stages", "tuned:nobody"]) == 2
-    rows = compare_reports(one, two, ["tuned:model", "base:model"])["comparisons"]
+    rows = compare_reports([one, two], ["tuned:model", "base:model"])["comparisons"]
     assert {row["against"]: row["delta"] for row in rows if row["metric"] == "R@1" and row["direction"] == "both"}["A:tuned"] == 0.0
 
 
@@ -84,7 +84,7 @@ def test_other_ground_truths_are_not_compared(tmp_path: Path, capsys: pytest.Cap
     one = report(tmp_path / "one", [stage("model", data, 1.0)], data)
     two = report(tmp_path / "two", [stage("model", more, 1.0)], more)
     with pytest.raises(UserError, match="1 queries have another number of relevant items in B than in A, e.g. .'i00'.: "):
-        compare_reports(one, two)
+        compare_reports([one, two])
     assert main([str(one), str(two)]) == 2
     assert "different ground truths: A: protocol all" in capsys.readouterr().err
 
@@ -144,11 +144,11 @@ def test_a_table_no_evaluation_writes_is_refused(tmp_path: Path, column: str, va
     changed = table.set_column(table.column_names.index(column), column, values(table.num_rows))
     pq.write_table(changed, one / "queries.parquet")
     with pytest.raises(UserError) as caught:
-        compare_reports(one, one)
+        compare_reports([one, one])
     assert f"{one / 'queries.parquet'}: not a report's table of queries: {message}" in str(caught.value)
     pq.write_table(table.drop([column]), one / "queries.parquet")
     with pytest.raises(UserError) as caught:
-        compare_reports(one, one)
+        compare_reports([one, one])
     assert "\n" not in str(caught.value) and column in str(caught.value)
 
 
@@ -190,3 +190,42 @@ def test_queries_of_another_report_are_refused(tmp_path: Path, capsys: pytest.Ca
     assert main([str(one), str(two)]) == 2
     expected = "another SHA-256" if knows_hash else "R@1 of model, image_to_text is "
     assert expected in capsys.readouterr().err
+
+
+def test_more_runs_are_each_compared_with_the_first_and_change_no_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = retrieval_set()
+    folders = [report(tmp_path / str(noise), [stage("model", data, noise)], data) for noise in (1.2, 0.9, 0.4)]
+    record = compare_reports(folders)
+    both = compare_reports(folders[:2])
+    assert record["comparisons"][:9] == both["comparisons"] and len(record["comparisons"]) == 18
+    assert {(row["stage"], row["against"]) for row in record["comparisons"][9:]} == {("C:model", "A:model")}
+    assert [record[letter] for letter in "ABC"] == list(map(str, folders))
+    assert main([*map(str, folders)]) == 0
+    last = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.split()[0] for line in last] == ["B:model", "C:model", "next"]
+    assert all(len(line) <= 78 for line in last) and last[1].endswith("better")
+
+
+def sealed_run(folder: Path, sha256: str, stages: list[Stage], data: RetrievalSet) -> Path:
+    """The folder of a run whose export has these weights, by its manifest."""
+    report(folder / "eval" / "test", stages, data)
+    (folder / "export").mkdir()
+    (folder / "export" / "manifest.json").write_text(json.dumps({"sha256": {"model.safetensors": sha256}}))
+    (folder / "config.yaml").write_text("{}\n")
+    return folder
+
+
+def test_runs_of_the_same_weights_are_said_to_be_unable_to_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = retrieval_set()
+    one, two, three = (
+        sealed_run(tmp_path / name, sha256 * 32, [stage("tuned", data, noise)], data)
+        for name, sha256, noise in (("one", "ab", 1.0), ("two", "ab", 1.0), ("three", "cd", 0.5))
+    )
+    assert main([str(one), str(two), str(three)]) == 0
+    said = capsys.readouterr().out
+    assert "A and B hold the same weights (SHA-256 abababab): as tuned they\n  cannot differ" in said and said.count("same weights") == 1
+    other = sealed_run(tmp_path / "other", "ab" * 32, [stage("tuned", data, 0.5)], data)  # read otherwise, for example
+    assert main([str(one), str(other)]) == 0
+    assert "yet tuned" in capsys.readouterr().out
+    assert main([str(one / "eval" / "test"), str(report(tmp_path / "plain", [stage("tuned", data, 1.0)], data))]) == 0
+    assert "same weights" not in capsys.readouterr().out
