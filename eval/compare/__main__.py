@@ -22,7 +22,7 @@ def make_parser() -> CommandParser:
     """The options."""
     description = "Compare finished reports query by query: is each better than the first?"
     parser = CommandParser("eval.compare", description, "compare runs/demo runs/again --stages tuned:model --output runs/compared")
-    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="a report's folder, or a training run's: what the others are compared with")
+    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="a report's folder, or a training run's; the others are compared with it")
     parser.add_argument("others", type=Path, nargs="+", metavar="RUN_B", help="one or more others, each asked whether it is better")
     parser.add_argument(
         "--stages",
@@ -62,8 +62,15 @@ def run(asked: argparse.Namespace) -> None:
     from eval.atomic import check_writable, replace_files
     from eval.compare.items import Reading, read_items
     from eval.compare.page import page, sentences
-    from eval.compare.reports import check_same_ground_truth, compare_reports, find_report, letter, letters_of, read_data
-    from eval.compare.reports import same_weights_lines
+    from eval.compare.reports import (
+        check_same_ground_truth,
+        compare_reports,
+        find_report,
+        letter,
+        letters_of,
+        read_data,
+        same_weights_lines,
+    )
     from eval.errors import writing
     from eval.progress import say
     from eval.report.answer import folded, print_answer

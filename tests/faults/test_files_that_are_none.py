@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from eval.compare.reports import read_data, read_queries
 from eval.dataset.images import ImageError, decode_image, picture_digest
 from eval.encoder.checkpoint import load_siglip
 from eval.errors import UserError
 from eval.files import PICTURE_BYTES
 from eval.manifest.manifest import read_manifest
-from eval.compare.reports import read_data, read_queries
 from rerank.scorers.load import load_scorer
 from tests.nursery import Nursery
 from tests.odd_models import shard
