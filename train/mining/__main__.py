@@ -163,7 +163,7 @@ def mine(config: "JobConfig") -> None:
     processes.together(lambda: splits.write_made(config.run_folder / FILE) if processes.is_main else None)
     step = config.mining.start_step
     with bar(num_rows(job, step) // processes.world_size, "mining", "row", show=processes.is_main, leave=False) as progress:
-        found = refresh_negatives(job, step, None, progress.update)
+        found = refresh_negatives(job, step, None, progress.update, is_trained=False)
     if processes.is_main:
         few = few_mined_of(config.mining, found.report)
         lines = [*found.report.lines(), *([few] if few else [])]

@@ -15,6 +15,9 @@ from train.mining.candidates import Candidates
 from train.mining.rules import Outcome, RankedLists
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+NUM_BINS = 30
+MATCH = 0.5
+"""From this match probability of a cross-encoder on a mined negative is marked as a false one."""
 RULES = {
     "known_positive": "known positives",
     "equal_tokens": "of the same tokens as one",
@@ -30,6 +33,28 @@ RULES = {
     "match": "matches by the cross-encoder",
 }
 """Each rule, by its name in `Outcome` and `MiningReport.filtered_out`, in words."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many values lie in each bin.
+
+    Attributes:
+        edges: of the bins, one more than there are.
+        counts: of each bin.
+        false_negatives: how many of them are marked as false negatives (`marked_false`); None: nothing could tell.
+    """
+
+    edges: list[float]
+    counts: list[int]
+    false_negatives: list[int] | None = None
+
+    @classmethod
+    def of(cls, values: np.ndarray, edges: np.ndarray, false: np.ndarray | None = None) -> "Histogram":
+        """Of values; those beyond the edges are in the first and the last bin. `false`: which of them are marked, bool."""
+        inside = np.clip(values.astype(np.float64), edges[0], edges[-1])
+        marked = None if false is None else np.histogram(inside[false], edges)[0].tolist()
+        return cls(edges.tolist(), np.histogram(inside, edges)[0].tolist(), marked)
 
 
 @dataclass(frozen=True)
@@ -58,6 +83,7 @@ class MiningReport:
         mined_for: "images"; or "captions", when images were mined for captions: the other fields then count captions in place of
             images, and a caption counts as undecodable when none of its positive images decodes.
         match_quantiles: of the cross-encoder's match probability of the negatives, by "5%" to "95%"; empty without any.
+        histograms: of what `quantiles` are of; positives and negatives in the same bins; empty without any.
     """
 
     name: str
@@ -83,6 +109,7 @@ class MiningReport:
     index_recall: float | None = None
     mined_for: str = "images"
     match_quantiles: dict[str, float] = field(default_factory=dict)
+    histograms: dict[str, Histogram] = field(default_factory=dict)
 
     @property
     def false_negative_share(self) -> float | None:
@@ -196,7 +223,28 @@ def summarize(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | Non
         index_recall=mined.found.recall,
         mined_for=mined.found.mined_for,
         match_quantiles=_named(match_N) if match_N is not None else {},
+        histograms=_histograms(sides, marked_false(true_N, table.match_N), negative_N) if found else {},
     )
+
+
+def marked_false(true_N: np.ndarray | None, match_N: np.ndarray | None) -> np.ndarray | None:
+    """Which rows of a table are taken for positives: by data.truth (`is_true`), or by a cross-encoder's match probability of at least
+    MATCH; bool of shape (N,), None without either."""
+    if match_N is None:
+        return true_N
+    by_match_N = match_N >= MATCH
+    return by_match_N if true_N is None else true_N | by_match_N
+
+
+def _histograms(sides: dict[str, np.ndarray], false_N: np.ndarray | None, negative_N: np.ndarray) -> dict[str, Histogram]:
+    """Of the scores and margins of a report's quantiles; the marks are of the negatives."""
+    scores, margins = _edges(np.concatenate([sides["positive"], sides["negative"]])), _edges(sides["margin"])
+    false_n = None if false_N is None else false_N[negative_N]
+    return {
+        "positive": Histogram.of(sides["positive"], scores),
+        "negative": Histogram.of(sides["negative"], scores, false_n),
+        "margin": Histogram.of(sides["margin"], margins, false_n),
+    }
 
 
 def is_true(pool: CaptionPool, image_N: np.ndarray, caption_N: np.ndarray, truth: set[tuple[str, str]]) -> np.ndarray:
@@ -205,6 +253,13 @@ def is_true(pool: CaptionPool, image_N: np.ndarray, caption_N: np.ndarray, truth
     pairs = [(number[image], pool.index_of(caption, number)) for image, caption in truth if image in number]
     images_P, captions_P = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     return GroupHashes(images_P, pool.hash_C[captions_P]).contains(image_N, pool.hash_C[caption_N])
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """Of bins over all but the outermost half percent at each end, which the first and the last bin take: one value far away would leave no
+    room for the others."""
+    low, high = np.quantile(values.astype(np.float64), [0.005, 0.995])
+    return np.histogram_bin_edges([low, high], NUM_BINS)
 
 
 def _survival(before: Negatives | None, after: Negatives, mined: Mined, num_captions: int) -> tuple[int | None, int | None]:

@@ -65,7 +65,7 @@ def mine_tables(job: RerankerJob, on_progress: Callable[[int], Any]) -> dict[For
         with job.processes.jointly():
             if job.processes.is_main:
                 write_negatives(folder / f"{form}.parquet", table, job.pool)
-                write_mining_report(folder, report, table, job.pool, job.truth)
+                write_mining_report(folder, report, table, job.pool, job.truth, step=0)
         found[form] = table, report
     model.to("cpu")  # type: ignore[arg-type]
     return found

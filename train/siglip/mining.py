@@ -43,7 +43,13 @@ def num_rows(job: Job, step: int) -> int:
 
 
 def refresh_negatives(
-    job: Job, step: int, before: Negatives | None, on_progress: Callable[[int], Any], frozen: FrozenEmbeddings = NOTHING_FROZEN
+    job: Job,
+    step: int,
+    before: Negatives | None,
+    on_progress: Callable[[int], Any],
+    frozen: FrozenEmbeddings = NOTHING_FROZEN,
+    *,
+    is_trained: bool = True,
 ) -> Refreshed:
     """Mine with the weights after `step` steps; the main process writes runs/NAME/negatives/HASH.parquet and HASH.json, HASH.html.
 
@@ -51,6 +57,7 @@ def refresh_negatives(
         before: the table that this one replaces.
         on_progress: called with the number of rows embedded on this process.
         frozen: cached embeddings of frozen towers, which are not run again.
+        is_trained: the weights are those after `step` steps; else the base's, and the page says so.
 
     Raises:
         UserError: an embedding or a score of the cross-encoder is not finite.
@@ -78,5 +85,5 @@ def refresh_negatives(
     with job.processes.jointly():
         if job.processes.is_main:
             write_negatives(path, negatives, job.pool)
-            write_mining_report(path.parent, report, negatives, job.pool, job.truth)
+            write_mining_report(path.parent, report, negatives, job.pool, job.truth, step=step if is_trained else 0)
     return Refreshed(negatives, report, path)

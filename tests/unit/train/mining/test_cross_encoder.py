@@ -159,6 +159,6 @@ def test_the_report_shows_quantiles_of_the_probability(small_world: SmallWorld, 
     assert list(report.match_quantiles.values()) == pytest.approx(np.quantile(table.match_N, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist())
     assert report.lines()[-1].startswith("match") and report.estimated_share is not None
     assert report.as_record()["match_quantiles"] == report.match_quantiles
-    middle = f"<td>{report.match_quantiles['50%']:.4f}</td>"
+    middle = f'<td class="count">{report.match_quantiles["50%"]:.4f}</td>'
     assert 'id="match"' in page(report, table, pool) and middle in page(report, table, pool)
     assert 'id="match"' not in page(replace(report, match_quantiles={}), table, pool)

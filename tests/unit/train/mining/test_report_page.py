@@ -13,8 +13,8 @@ from train.config.mining import MiningConfig
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.mining.candidates import Candidates
 from train.mining.mine import select
-from train.mining.report import RULES, Mined, summarize
-from train.mining.report_page import example_rows, write_mining_report
+from train.mining.report import RULES, Mined, marked_false, summarize
+from train.mining.report_page import example_rows, page, write_mining_report
 
 NASTY = "<script>alert(1)</script> & \"quotes\" 'too' {{ 7 * 7 }}"
 
@@ -40,10 +40,38 @@ def test_the_page_escapes_captions_and_shows_twenty_pairs_with_pictures(small_wo
     page = path.read_text(encoding="utf-8")
     assert path.name == "0123abcd.html" and json.loads((tmp_path / "0123abcd.json").read_text()) == report.as_record()
     assert "<script" not in page and "&lt;script&gt;alert(1)&lt;/script&gt; &amp;" in page and "{{ 7 * 7 }}" in page
-    assert page.count("<figure>") == page.count('src="data:image/jpeg;base64,') == 20 and "http" not in page
-    assert all(words in page for words in RULES.values()) and "By data.truth" in page and "of the previous table" in page
+    assert page.count("<article") == page.count('src="data:image/jpeg;base64,') == 20 and "http" not in page
+    assert all(words in page for words in RULES.values()) and "False by data.truth" in page and "of the previous table" in page
     assert "./launch.sh study CONFIG.yaml" in page
     assert sorted(file.name for file in tmp_path.iterdir()) == ["0123abcd.html", "0123abcd.json"]
+
+
+def test_histograms_count_every_score_and_mark_what_is_known_to_be_false(small_world: SmallWorld) -> None:
+    pool = CaptionPool(load(small_world.manifest))
+    mined = mined_among(pool)
+    table = mined.negatives
+    truth = {(pool.dataset.image_ids[image], pool.caption_id(caption)) for image, caption in [(0, table.of(0)[0]), (7, table.of(7)[2])]}
+    report = summarize(mined, pool, truth, None)
+    positive, negative, margin = (report.histograms[side] for side in ("positive", "negative", "margin"))
+    assert positive.edges == negative.edges and (sum(positive.counts), sum(negative.counts), sum(margin.counts)) == (40, 120, 120)
+    assert positive.false_negatives is None and sum(negative.false_negatives or []) == sum(margin.false_negatives or []) == 2
+    middle = len([score for score in table.scores_N if negative.edges[1] <= score < negative.edges[-2]])
+    assert sum(negative.counts[1:-1]) == middle > 0  # the inner bins hold what lies in them
+    found = page(report, table, pool, truth, step=1200)
+    assert "<h1>Hard negatives mined after step 1,200</h1>" in found and '<b class="down">2</b> of them (1.67%) are known' in found
+    assert found.count("<svg") == 3 and found.count('class="false"') == sum(
+        count > 0 for side in (negative, margin) for count in side.false_negatives or []
+    )
+    unknown = page(summarize(mined, pool, None, None), table, pool)
+    assert "Which of them are false is not known" in unknown and 'class="false"' not in unknown and "after step" not in unknown
+
+
+def test_a_cross_encoder_marks_what_it_takes_for_a_match() -> None:
+    match_N, true_N = np.array([0.1, 0.5, 0.9]), np.array([True, False, False])
+    assert marked_false(None, None) is None
+    assert marked_false(None, match_N).tolist() == [False, True, True]  # type: ignore[union-attr]
+    assert marked_false(true_N, match_N).tolist() == [True, True, True]  # type: ignore[union-attr]
+    assert marked_false(true_N, None).tolist() == true_N.tolist()  # type: ignore[union-attr]
 
 
 def test_rows_of_a_page_are_the_hardest_and_others_at_random(small_world: SmallWorld) -> None:
@@ -70,7 +98,7 @@ def test_a_page_of_nothing_and_of_pictures_that_do_not_decode(small_world: Small
     nothing = replace(nothing, negatives=replace(nothing.negatives, **empty), outcome_QK=np.zeros_like(mined.outcome_QK))
     report = summarize(nothing, pool, None, None)
     assert (report.num_mined, report.estimated_share, report.quantiles) == (0, None, {})
-    assert "<figure>" not in write_mining_report(tmp_path, report, nothing.negatives, pool).read_text()
+    assert "<article" not in write_mining_report(tmp_path, report, nothing.negatives, pool).read_text()
 
 
 def test_a_killed_writers_leftovers_go_and_a_failed_write_leaves_neither(
