@@ -137,6 +137,8 @@ def cross_encoder_card(config: RerankerConfig, state: State, chosen_step: int, r
     begun_line = f"- Began at: `{shown_name(begun_at)}`, with its weights and optimizer state.\n" if begun_at else ""
     missed, tags = no_gain(state, chosen_step, begun_at), ("blip", "image-text-matching", "reranker")
     results = index_results(report, MEASURED) if report is not None else []
+    mined = f"of each image up to {negatives.captions_per_image} hard captions and {negatives.images_per_caption} hard images, mined by "
+    mined += f"`{shown_name(config.miner)}`"
     measured = "None: no final report on these very weights is there.\n"
     if report is not None:
         measured = result_lines(report, list(report["stages"]))
@@ -147,8 +149,7 @@ def cross_encoder_card(config: RerankerConfig, state: State, chosen_step: int, r
         + "A BLIP cross-encoder tuned to rerank the top of an image-text search, "
         f"from {model_words(config.model.base, state.base_sha256)}.\n\n"
         f"- Method: {how[config.model.what]}; cross-entropy of match against no match, batch {config.train.batch_size} images, "
-        f"{config.train.precision}; of each image up to {negatives.captions_per_image} hard captions and {negatives.images_per_caption} "
-        f"hard images, mined by `{shown_name(config.miner)}`.\n"
+        f"{config.train.precision}; mined negatives: {mined if chosen_step else 'none, for these are the weights that it began with'}.\n"
         f"- Data: {data_words(config.data.source, state.data_sha256)}, split `{config.data.train_split}`.\n"
         f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n{begun_line}{average_line(config.train)}{base.line()}"
         '- Captions are read lower-cased, without `.!"()*#:;~`, at most 30 words and 35 tokens, with [ENC] in the place of [CLS], as the '

@@ -111,7 +111,7 @@ def run(config: JobConfig, output: Path, alphas: Sequence[float], keep: Literal[
     if kept is not None:
         weights = f"WiSE-FT (arXiv 2109.01903), alpha {kept:g} of the way from the base to this checkpoint"
         weights += f"; mean R@1 on val {100 * recalls['val'][kept].mean:.2f}" if kept in recalls["val"] else ""
-        export_model(model_at(kept), output / "export", model_card(config, newest, step, tuned.inputs, weights=weights))
+        export_model(model_at(kept), output / "export", model_card(config, newest, step if kept else 0, tuned.inputs, weights=weights))
     return record
 
 

@@ -170,6 +170,8 @@ def test_alpha_1_is_the_export_and_alpha_0_the_base(
     wise(nursery, run, tmp_path / "zero", "--keep", "0", "--alphas", "0.5")
     zero, base = (load_file(folder / "model.safetensors") for folder in (tmp_path / "zero" / "export", small_world.base))
     assert zero.keys() == base.keys() and all(zero[name].numpy().tobytes() == base[name].numpy().tobytes() for name in base)
+    cards = {name: (tmp_path / name / "export" / "README.md").read_text() for name in ("zero", "one")}
+    assert "mined negatives: none." in cards["zero"] and "mined negatives: up to 2 hard captions per image" in cards["one"]
     # What is measured at the ends is what the run itself measured, of base and of its best checkpoint.
     best = next(line for line in reversed(of(run, "eval")) if line["best"])
     assert [record["sets"]["val"][place]["mean_R@1"] for place in (0, -1)] == [
