@@ -8,7 +8,8 @@ from train.reranker.finish import cross_encoder_card
 
 
 @pytest.mark.parametrize(
-    ("step", "claimed"), [(0, "none, for these are the weights that it began with"), (5, "of each image up to 2 hard captions and 1 hard images")]
+    ("step", "claimed"),
+    [(0, "none, for these are the weights that it began with"), (5, "of each image up to 2 hard captions and 1 hard images")],
 )
 def test_only_trained_weights_are_said_to_have_seen_mined_negatives(step: int, claimed: str) -> None:
     config = RerankerConfig.model_validate(
