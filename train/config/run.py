@@ -150,6 +150,7 @@ class RunConfig(Section):
     mutable_keys: ClassVar[tuple[str, ...]] = (
         "name",
         "runs_folder",
+        "tracking",
         "wandb",
         "curves",
         "data.num_workers",
@@ -172,8 +173,10 @@ class RunConfig(Section):
     """What is trained and measured on."""
     train: LoopConfig
     """How."""
+    tracking: list[Literal["wandb", "tensorboard", "trackio"]] = []
+    """Where the numbers go in addition to metrics.jsonl (docs/tracking.md)."""
     wandb: WandbConfig | None = None
-    """Where the numbers go in addition to metrics.jsonl."""
+    """How Weights & Biases is used; giving this section asks for it, as `tracking: [wandb]` does. trackio takes its project from here."""
     curves: bool = True
     """Draw runs/NAME/curves.png and .svg at the end, and at evaluations, as far as it takes under a hundredth of the time."""
 
@@ -217,6 +220,11 @@ class RunConfig(Section):
     def from_data(self) -> dict[str, Any]:
         """The keys that follow from the data, "train.max_steps", with their values."""
         return self._filled
+
+    @property
+    def trackers(self) -> list[str]:
+        """The trackers that are asked for, each once."""
+        return list(dict.fromkeys([*self.tracking, *(["wandb"] if self.wandb is not None else [])]))
 
     @property
     def run_folder(self) -> Path:

@@ -247,9 +247,13 @@ def carry_out(make_kind: Callable[[], RunKind], config: Any) -> None:
                     splits = splits or processes.together(lambda: kind.load(config))
                     job = kind.prepare(config, splits, accelerator, processes)
                 loop = kind.loop(job, signals)
-                kind.finish(loop.job, loop.run(), loop.leave_unsaved_if_asked)
-                if processes.is_main:
-                    say(f"took      {in_words(time.monotonic() - started)}")
+                try:
+                    kind.finish(loop.job, loop.run(), loop.leave_unsaved_if_asked)
+                    if processes.is_main:
+                        loop.track_end(_final_record(config))
+                        say(f"took      {in_words(time.monotonic() - started)}")
+                finally:
+                    loop.close_trackers()
             except RuntimeError as error:
                 if is_loss_of_processes(error):
                     raise ProcessesLost(processes.rank, str(error).splitlines()[0]) from error
@@ -257,6 +261,15 @@ def carry_out(make_kind: Callable[[], RunKind], config: Any) -> None:
         finally:
             if lock is not None:
                 lock.close()
+
+
+def _final_record(config: Any) -> Any:
+    """The record of the final report; None: no split was there for it."""
+    from eval.report.report import read_report
+    from train.engine.folder import report_folder
+
+    folder = report_folder(config)
+    return read_report(folder) if (folder / "report.json").is_file() else None
 
 
 def _check_finished(kind: RunKind, config: Any, splits: Any) -> None:

@@ -14,11 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from eval.atomic import replace_files
+from train.engine.metrics_log import CURVES
 
 if TYPE_CHECKING:
     from train.engine.run import Run
 
-NAMES = ("curves.png", "curves.svg")
+NAMES = (CURVES, "curves.svg")
 _MOST_STEPS = 1_000
 """Steps that are drawn, evenly spaced; every evaluation is."""
 SHARE = 0.01

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ from train.engine.broken_pictures import BrokenPictures
 from train.engine.checkpoint import Checkpoints, State, newest_of_main
 from train.engine.evaluated_pictures import check_evaluated
 from train.engine.folder import learnt
-from train.engine.metrics_log import MetricsLog, WandbMirror
+from train.engine.metrics_log import CURVES, FIGURE_COLUMNS, MetricsLog, Trackers, figure_rows
 from train.optim.ema import WeightAverage
 from train.optim.optimizer import peak_rates
 from train.optim.update import rate_factor
@@ -101,7 +101,7 @@ class BaseLoop(ABC):
         self.checkpoints = Checkpoints(job.folder / "checkpoints")
         self.metrics = MetricsLog(job.folder)
         self.broken = BrokenPictures(job)
-        self.wandb: WandbMirror | None = None
+        self.trackers: Trackers | None = None
         self.extra_file: Path | None = None
         """A file that each checkpoint holds, next to weights and optimizer state."""
         self._bar: Any = None
@@ -156,7 +156,8 @@ class BaseLoop(ABC):
         """
         job, max_steps = self._run, self._run.config.train.max_steps
         self._start()
-        self.wandb = WandbMirror(job.config, job.log) if job.processes.is_main else None
+        if job.processes.is_main:
+            self.trackers = Trackers(job.config, job.log, step=self.state.step, is_old=self.state.step > 0)
         self._bar = bar(max_steps, job.config.name, "step", show=job.processes.is_main, initial=self.state.step)
         try:
             self.save()
@@ -179,8 +180,23 @@ class BaseLoop(ABC):
         finally:
             self._bar.close()
             self.metrics.close()
-            if self.wandb is not None:
-                self.wandb.close()
+
+    def track_end(self, report: Mapping[str, Any] | None) -> None:
+        """Show the trackers what a run ends with: its figures as a table, its curves; on the main process.
+
+        Args:
+            report: the record of the final report; None: there is none.
+        """
+        if self.trackers is None:
+            return
+        if report is not None:
+            self.trackers.table("final/figures", FIGURE_COLUMNS, figure_rows(report), self.state.step)
+        self.trackers.picture("curves", self._run.folder / CURVES, self.state.step)
+
+    def close_trackers(self) -> None:
+        """Finish the run there."""
+        if self.trackers is not None:
+            self.trackers.close()
 
     def _curves(self) -> Curves | None:
         """What draws the run's curves, on the main process; matplotlib is imported for it."""
@@ -421,8 +437,8 @@ class BaseLoop(ABC):
         """A line of metrics.jsonl, and its mirror (main process)."""
         if self._run.processes.is_main:
             self.metrics.write(event, self.state.step, record)
-            if self.wandb is not None:
-                self.wandb.write(event, self.state.step, record)
+            if self.trackers is not None:
+                self.trackers.write(event, self.state.step, record)
 
     @contextmanager
     def side_bar(self, text: str, total: int, unit: str = "row") -> Iterator[Callable[[int], None]]:

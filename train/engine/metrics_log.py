@@ -1,15 +1,27 @@
-"""Where a run's numbers go: metrics.jsonl always, the terminal, and Weights & Biases when asked for, never fatal."""
+"""Where a run's numbers go: metrics.jsonl always, and the trackers that are asked for, which are never fatal."""
 
 import hashlib
+import io
 import json
 import math
 import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 from eval.atomic import replace_files
 from eval.errors import naming
-from train.config.run import RunConfig
+from eval.metrics.stage_metrics import METRICS
+from eval.search.ranking import DIRECTIONS
+from train.config.run import RunConfig, WandbConfig
+
+AXIS = "train/step"
+CURVES = "curves.png"
+FIGURE_COLUMNS = ("stage", "direction", *METRICS)
+TRACKED = "tracking.json"
+"""In a run's folder: the run's id at wandb."""
 
 
 class MetricsLog:
@@ -91,55 +103,157 @@ def _damage(lines: list[bytes], num_lines: int, *, knows: bool) -> str:
     return "holds other bytes in its lines" if knows else ""
 
 
-class WandbMirror:
-    """Mirrors numbers to Weights & Biases. Whatever goes wrong there is said once, and the mirror switches itself off."""
+class Trackers:
+    """Mirrors a run to the trackers it names, through accelerate's classes for them; on the main process.
 
-    def __init__(self, config: RunConfig, warn: Any) -> None:
-        self._run: Any = None
-        self._warn = warn
-        if config.wandb is None:
+    Each is started, and fails, alone: whatever goes wrong with one is said in a line, and the run goes on without it. Their axis is the
+    number of the training step, train/step; a resumed run goes on in the same run of each (`TRACKED`).
+    """
+
+    def __init__(self, config: RunConfig, warn: Callable[[str], None], *, step: int = 0, is_old: bool = False) -> None:
+        """Start them.
+
+        Args:
+            warn: says a line.
+            step: that the run goes on from; what TensorBoard holds of later ones is no longer shown.
+            is_old: the run was begun by a version that called it by its name at wandb, if it knows no other id.
+        """
+        self._warn, self._trackers = warn, dict[str, Any]()
+        if not config.trackers:
             return
-        try:
-            import wandb
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-            self._run = wandb.init(
-                project=config.wandb.project,
-                entity=config.wandb.entity,
-                mode=config.wandb.mode,
-                name=config.name,
-                id=config.name,
-                resume="allow",
-                dir=str(config.run_folder),
-                config=config.model_dump(mode="json"),
-                settings=wandb.Settings(init_timeout=30, silent=True),
-            )
-        except BaseException as error:  # no key, no network, a broken installation; wandb raises many kinds, SystemExit among them
-            self._fail(error)
+        given = _tracker_arguments(config, step, is_old)
+        for name in config.trackers:
+            with self._guarded(name), _quiet(name):
+                project, keys = given[name]
+                tracker = LOGGER_TYPE_TO_CLASS[name](project, **keys)
+                tracker.start()
+                self._trackers[name] = tracker
+        if (wandb := self._trackers.get("wandb")) is not None:
+            with self._guarded("wandb"):
+                wandb.tracker.define_metric(AXIS)
+                wandb.tracker.define_metric("*", step_metric=AXIS)
 
     def write(self, event: str, step: int, record: dict[str, Any]) -> None:
-        """Mirror the numbers of one line."""
-        if self._run is None:
+        """Mirror the numbers of one line; lists and texts stay in metrics.jsonl."""
+        if not self._trackers:
             return
         place = f"{event}/{record['name']}" if event == "watch" else event  # several sets, each its own curve
         numbers = {f"{place}/{key}": value for key, value in flatten(record, "/").items() if isinstance(value, (int, float))}
-        try:
-            self._run.log(numbers | {"train_step": step})
-        except Exception as error:  # with its backend gone every call raises (docs/numerics.md)
-            self._fail(error)
+        for name, tracker in list(self._trackers.items()):
+            with self._guarded(name):
+                if name == "wandb":  # its own count of lines never goes back, as a resumed run does
+                    tracker.log(numbers | {AXIS: step})
+                else:
+                    tracker.log(numbers, step=step)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        """Show a table: of wandb and trackio one of theirs, of TensorBoard a text in Markdown."""
+        for name, tracker in list(self._trackers.items()):
+            with self._guarded(name):
+                if name == "tensorboard":
+                    lines = [columns, ["---"] * len(columns), *rows]
+                    tracker.log({title: "\n".join(f"| {' | '.join(_cell(one) for one in line)} |" for line in lines)}, step=step)
+                elif name == "wandb":
+                    tracker.log_table(title, columns=list(columns), data=[list(row) for row in rows])
+                else:
+                    import trackio
+
+                    shown = trackio.Table(columns=list(columns), data=[list(row) for row in rows])
+                    tracker.log({title: shown}, step=step)
+
+    def picture(self, title: str, path: Path, step: int) -> None:
+        """Show a picture, if it is there."""
+        if not path.is_file():
+            return
+        for name, tracker in list(self._trackers.items()):
+            with self._guarded(name):
+                if name == "trackio":
+                    import trackio
+
+                    tracker.log({title: trackio.Image(str(path))}, step=step)
+                    continue
+                import numpy as np
+                from PIL import Image
+
+                with Image.open(path) as image:
+                    pixels = np.asarray(image.convert("RGB"))
+                if name == "tensorboard":
+                    tracker.log_images({title: pixels[None]}, step=step, dataformats="NHWC")
+                else:
+                    tracker.log_images({title: [pixels]})
 
     def close(self) -> None:
         """Finish the run there."""
-        if self._run is not None:
-            try:
-                self._run.finish()
-            except Exception as error:
-                self._fail(error)
+        for name, tracker in list(self._trackers.items()):
+            with self._guarded(name), _quiet(name):
+                if name == "trackio":  # its run would be finished, and that be said, a second time when Python ends
+                    import trackio
 
-    def _fail(self, error: BaseException) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            raise error
-        self._run = None
-        self._warn(f"wandb is off for the rest of this run ({type(error).__name__}: {error}); metrics.jsonl has everything")
+                    trackio.finish()
+                else:
+                    tracker.finish()
+        self._trackers = {}
+
+    @contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
+        """What a tracker raises (no key, no network, SystemExit among them) is said, and it is left out from here."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            self._trackers.pop(name, None)
+            self._warn(f"{name} is off for the rest of this run ({type(error).__name__}: {error}); metrics.jsonl has everything")
+
+
+def figure_rows(report: Mapping[str, Any]) -> list[list[Any]]:
+    """The figures of a report's record as the rows of a table (FIGURE_COLUMNS); shares from 0 to 1."""
+    return [
+        [stage, direction, *(found[direction][metric] for metric in METRICS)]
+        for stage, found in report["stages"].items()
+        for direction in DIRECTIONS
+    ]
+
+
+def _tracker_arguments(config: RunConfig, step: int, is_old: bool) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Tracker -> (what accelerate's class takes first, its further arguments)."""
+    folder, known = config.run_folder, config.model_dump(mode="json")
+    wandb = config.wandb or WandbConfig()
+    arguments: dict[str, tuple[str, dict[str, Any]]] = {
+        "tensorboard": ("", {"logging_dir": str(folder / "tensorboard"), "purge_step": step + 1}),
+        "trackio": (wandb.project, {"name": config.name, "config": known, "resume": "allow"}),
+    }
+    if "wandb" in config.trackers:
+        keys = {"entity": wandb.entity, "mode": wandb.mode, "name": config.name, "dir": str(folder), "config": known, "resume": "allow"}
+        with suppress(ImportError):  # told where it is started
+            from wandb import Settings
+
+            keys["settings"] = Settings(init_timeout=30, silent=True)
+        arguments["wandb"] = (wandb.project, keys | {"id": _run_id(folder / TRACKED, config.name if is_old else "")})
+    return arguments
+
+
+def _quiet(name: str) -> AbstractContextManager[Any]:
+    """Silence for trackio, which prints where it is; wandb keeps what is printed, and is left alone."""
+    return redirect_stdout(io.StringIO()) if name == "trackio" else nullcontext()
+
+
+def _run_id(path: Path, default: str) -> str:
+    """The id of this run at wandb: the one it got when it began, or a new one; two runs of one name are two runs there."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(path.read_text(encoding="utf-8"))["wandb"])
+    found = default or secrets.token_hex(4)
+    with naming(path):
+        replace_files({path: json.dumps({"wandb": found}) + "\n"})
+    return found
+
+
+def _cell(value: Any) -> str:
+    """A cell of a table of Markdown."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _finite(value: Any) -> Any:

@@ -21,6 +21,7 @@ from train.data.order import generator
 from train.mining.report import MATCH, RULES, Histogram, MiningReport, is_true, marked_false
 
 NUM_EXAMPLES = 20
+SAMPLE_COLUMNS = ("image", "its own", "mined", "rank", "score", "margin")
 NUM_RELABELLED = 5
 _STREAM = 0x70616765  # of random numbers
 _MOST_CHARACTERS, _MOST_CAPTIONS = 300, 3
@@ -121,6 +122,23 @@ def example_rows(negatives: Negatives) -> tuple[np.ndarray, np.ndarray]:
     hardest_E, others = order_N[:half], np.sort(order_N[half:])
     draws = generator(int(negatives.name, 16), _STREAM)
     return hardest_E, np.sort(draws.choice(others, min(half, len(others)), replace=False))
+
+
+def sample_rows(negatives: Negatives, pool: CaptionPool) -> list[list[Any]]:
+    """The hardest of the examples as rows of a table (SAMPLE_COLUMNS), without pictures."""
+    rows_E, _ = example_rows(negatives)
+    images_E = np.searchsorted(negatives.offsets, rows_E, side="right") - 1
+    return [
+        [
+            pool.dataset.image_ids[image],
+            _shortened(pool.dataset.captions[int(pool.dataset.caption_offsets[image])]),
+            _shortened(pool.text(int(negatives.captions_N[row]))),
+            int(negatives.ranks_N[row]),
+            float(negatives.scores_N[row]),
+            float(negatives.margins_N[row]),
+        ]
+        for image, row in zip(images_E.tolist(), rows_E.tolist(), strict=True)
+    ]
 
 
 def _example(negatives: Negatives, row: int, pool: CaptionPool, true_N: np.ndarray | None) -> dict[str, Any]:

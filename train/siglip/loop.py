@@ -20,6 +20,7 @@ from train.data.negatives import Negatives, read_negatives
 from train.engine.checkpoint import Checkpoints
 from train.engine.loop import BaseLoop
 from train.engine.run import Evaluation, Event
+from train.mining.report_page import SAMPLE_COLUMNS, sample_rows
 from train.model.frozen_tower import FrozenStore, cached_towers
 from train.siglip.job import Job
 from train.siglip.largest import largest_batch
@@ -125,6 +126,8 @@ class Loop(BaseLoop):
         self.extra_file = found.path
         composed = self.order.window_record()
         self.write("mining", found.report.as_record() | composed | {"seconds": time.perf_counter() - started})
+        if self.trackers is not None:
+            self.trackers.table("mining/hardest", SAMPLE_COLUMNS, sample_rows(found.negatives, job.pool), self.state.step)
         job.log(f"step {self.state.step}: {found.report}; {found.path.with_suffix('.html')}")
         if few := few_mined_of(self.config.mining, found.report):
             job.log(f"warning: {few}")
