@@ -1,8 +1,9 @@
 """What a long command shows while it works: a bar on a terminal, whole lines with the time in a log, and both in a run's log.txt."""
 
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,10 @@ from eval.errors import naming
 
 LOG_SECONDS = 15.0
 """Between two lines of one loop in a log."""
+_WITH_BAR = "{desc} {n_fmt}/{total_fmt} |{bar}| {remaining} left{postfix}"
+_SHORT = "{desc} {n_fmt}/{total_fmt} {remaining} left{postfix}"
+Part = tuple[str, str]
+"""A fact of a line that is renewed, and the same in short."""
 _logs: list[TextIO] = []
 """The open log.txt of this process, if it has one."""
 
@@ -79,12 +84,33 @@ class Bar:
         if self._lines is not None:
             self._lines.update(count)
 
-    def set_postfix_str(self, text: str) -> None:
-        """What is said behind the progress."""
+    def set_parts(self, parts: Sequence[Part]) -> None:
+        """What is said behind the progress; where the terminal is too narrow, first in short, and then the last parts are left out, so that
+        no number is cut."""
         if self._bar is not None:
-            self._bar.set_postfix_str(text)
+            self._bar.bar_format, texts = self._fitting(parts)
+            self._bar.set_postfix_str(", ".join(texts), refresh=False)
         if self._lines is not None:
-            self._lines.postfix = text
+            self._lines.postfix = ", ".join(text for text, _ in parts)
+
+    def _fitting(self, parts: Sequence[Part]) -> tuple[str, list[str]]:
+        """(the line's form, what of the parts it has)."""
+        now, total = self._bar.format_dict, f"{self._bar.total}"
+        width = shutil.get_terminal_size().columns if now["ncols"] is None else now["ncols"]
+        rate = now["rate"] or (now["n"] - now["initial"]) / max(now["elapsed"], 1e-9)
+        hours = 4 if rate > 0 and (self._bar.total - now["n"]) / rate > 0.8 * 3600 else 0  # more characters than of minutes
+
+        def fit(form: str, texts: list[str]) -> bool:
+            before = form.format(desc=now["prefix"], n_fmt=total, total_fmt=total, bar="-", remaining="00:00", postfix="")
+            return len(before) + hours + sum(len(text) + 2 for text in texts) <= width
+
+        texts = [text for text, _ in parts]
+        if fit(_WITH_BAR, texts):
+            return _WITH_BAR, texts
+        texts = [short for _, short in parts]
+        while texts and not fit(_SHORT, texts):
+            texts.pop()
+        return _SHORT, texts
 
     def close(self) -> None:
         """The loop is left."""

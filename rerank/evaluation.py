@@ -30,7 +30,7 @@ from eval.errors import SettingError
 from eval.execution import ONE_PROCESS, Execution
 from eval.metrics.checks import pair_faults
 from eval.metrics.evaluate import Figures, evaluate, values_of
-from eval.report.answer import answer_lines, print_answer
+from eval.report.answer import LastWords, print_answer
 from eval.report.calibration import CALIBRATION
 from eval.report.gallery import ShownQuery, gallery
 from eval.report.leakage import LEAKAGE
@@ -232,7 +232,8 @@ class Report:
 def print_record(record: dict[str, Any], folder: str | os.PathLike[str]) -> None:
     """Print a report's tables and sentences; at the end what it found, and where it lies."""
     print_tables(record)
-    print_answer([*answer_lines(record), report_line(folder)])
+    places = [report_line(folder)]
+    print_answer(LastWords.of(record, places=places, next=f"query by query against another report: ./launch.sh compare RUN {folder}"))
 
 
 def print_tables(record: dict[str, Any]) -> None:

@@ -251,7 +251,9 @@ def carry_out(make_kind: Callable[[], RunKind], config: Any) -> None:
                     kind.finish(loop.job, loop.run(), loop.leave_unsaved_if_asked)
                     if processes.is_main:
                         loop.track_end(_final_record(config))
-                        say(f"took      {in_words(time.monotonic() - started)}")
+                        said = f"; what was said: {config.run_folder}/{LOG}, numbers: {config.run_folder}/metrics.jsonl"
+                        say(f"took      {in_words(time.monotonic() - started)}{said}")
+                        kind.show_finished(config)
                 finally:
                     loop.close_trackers()
             except RuntimeError as error:

@@ -18,7 +18,7 @@ from train.config.export import FOLDERS
 from train.config.run import PATH_KEYS, RunConfig
 from train.config.yaml_text import YamlFault, parse_yaml
 from train.engine.checkpoint import Checkpoints
-from train.engine.metrics_log import flatten
+from train.engine.metrics_log import CURVES, flatten
 
 LOG = "log.txt"
 """What a run said, with the time, from its first start on."""
@@ -240,7 +240,14 @@ def check_ended(config: RunConfig) -> None:
     raise UserError(f"{folder} is finished, and damaged since: {', '.join(damaged)}; {remedy}")
 
 
+def measured_on_val(config: RunConfig) -> str:
+    """A sentence on figures of the very split that the checkpoint was chosen on; empty: they are of another, or there are none."""
+    if config.data.test_split is not None or config.data.val_split is None:
+        return ""
+    return f"Measured on {config.data.val_split}, on which the checkpoint was chosen: the gain looks better than it is"
+
+
 def place_lines(config: RunConfig) -> list[str]:
-    """Where export, figures and log of a run lie."""
+    """Where the export of a run lies, and its picture, if there is one."""
     folder = config.run_folder
-    return [f"export   {folder}/export", f"metrics  {folder}/metrics.jsonl, what was said: {LOG}"]
+    return [f"export   {folder}/export", *([f"picture  {folder}/{CURVES}"] if (folder / CURVES).is_file() else [])]

@@ -25,7 +25,7 @@ from eval.dataset.picture_warnings import hand_up
 from eval.encoder.loader import block_loader
 from eval.errors import CommandError, NotFinite, OutOfMemory, UserError, is_out_of_memory, needing_memory
 from eval.manifest import made_split
-from eval.progress import bar
+from eval.progress import Part, bar
 from eval.search.ranking import DIRECTIONS
 from eval.sharded import is_sharded
 from eval.signals import StopSignals, next_item
@@ -107,7 +107,7 @@ class BaseLoop(ABC):
         self._bar: Any = None
         self._builder: Any = None  # of the batches
         self._batches: Iterator[Any] | None = None
-        self._last_eval = ""
+        self._last_eval = list[Part]()
         self._stop_asked: Callable[[], bool] = lambda: False
         """Whether any process was told to stop when all were last asked."""
 
@@ -345,9 +345,18 @@ class BaseLoop(ABC):
             record |= {"loss_scale": scale.scale, "skipped": outcome.skipped, "num_skipped": scale.num_skipped}
         self.write("step", record)
         self._write_events(events)
-        self._bar.update(1)
         speed = train.batch_size / seconds
-        self._bar.set_postfix_str(f"loss {outcome.loss:.4f}, {speed:.0f} images/s, waiting {100 * waited / seconds:.0f}%{self._last_eval}")
+        rate = max(highest * factor for _, highest in self._peaks.values())
+        self._bar.set_parts(
+            [
+                (f"loss {outcome.loss:.4f}", f"loss {outcome.loss:.3f}"),
+                *self._last_eval,
+                (f"{speed:.0f} images/s", f"{speed:.0f} img/s"),
+                (f"waiting {100 * waited / seconds:.0f}%", f"wait {100 * waited / seconds:.0f}%"),
+                (f"rate {rate:.2g}", f"lr {rate:.0e}".replace("e-0", "e-")),
+            ]
+        )
+        self._bar.update(1)
         if outcome.stop_asked:
             self._stop()
 
@@ -387,7 +396,8 @@ class BaseLoop(ABC):
             is_best = not found.barred and (best_score is None or line["mean_R@1"] > best_score)
             self.write("eval", line | {"best": is_best} | ({} if self.average is None else {"weights": "ema"}))
             both = " / ".join(f"{100 * line[direction]['R@1']:.2f}" for direction in DIRECTIONS)
-            self._last_eval = f", {line['split']} R@1 {both}"
+            short = "/".join(f"{100 * line[direction]['R@1']:.1f}" for direction in DIRECTIONS)
+            self._last_eval = [(f"{line['split']} R@1 {both}", f"R@1 {short}")]
             best = " (best so far)" if is_best else f" (cannot be best: {', '.join(found.barred)} forgotten)" if found.barred else ""
             job.log(f"step {step}: {line['split']} R@1 image to text / text to image {both}{found.note}{best}")
             best_score = line["mean_R@1"]

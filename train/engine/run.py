@@ -167,7 +167,7 @@ class Run(ABC):
             f"loop      {train.max_steps:,} steps of {train.batch_size} images = {num_epochs:.1f} epochs, {train.num_warmup_steps} of them "
             f"warm-up; {train.precision}",
             *averaged,
-            f"machine   {world_size} process(es) x {train.batch_size // world_size} images on {self.accelerator.device}, "
+            f"machine   {world_size} process(es) x {train.batch_size // world_size} images on {_in_words(self.accelerator.device)}, "
             f"{torch.get_num_threads()} thread(s) each",
         ]
 
@@ -201,6 +201,11 @@ class Run(ABC):
             for leak in self.leakages
             if leak.num_shared_images or leak.num_shared_captions or leak.num_shared_groups_images
         ]
+
+
+def _in_words(device: torch.device) -> str:
+    """A device, a GPU by what it is."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
 Event = tuple[str, dict[str, Any], str]

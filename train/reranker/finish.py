@@ -12,7 +12,7 @@ from eval.encoder.caption_tokens import CaptionTokens
 from eval.encoder.tokenizer import rewrite_tokenizer_config
 from eval.execution import Execution
 from eval.progress import say
-from eval.report.answer import answer_lines, folded, print_answer
+from eval.report.answer import LastWords, print_answer
 from eval.report.leakage import leakage_section
 from eval.report.report import read_report
 from eval.report.section import Section
@@ -40,7 +40,7 @@ from train.engine.card import (
 )
 from train.engine.checkpoint import State
 from train.engine.export_folder import average_line, load_chosen, plain_state, replaced_export, report_on, write_card, write_plain
-from train.engine.folder import ended, mark_ended, place_lines, read_ended, report_folder
+from train.engine.folder import ended, mark_ended, measured_on_val, place_lines, read_ended, report_folder
 from train.reranker.evaluation import RETRIEVER, first_stage
 from train.reranker.job import RerankerJob
 from train.reranker.model import TunedCrossEncoder, build_cross_encoder
@@ -73,7 +73,6 @@ def finish_reranker(job: RerankerJob, state: State, check_signal: Callable[[], N
         if record is not None:
             write_card(job.folder / "export", cross_encoder_card(job.config, state, state.chosen_step, record))
         mark_ended(job.config, _expected(job.config) | ({"no_gain": missed} if missed else {}))
-        show_reranker(job.config, record)
 
 
 def _measure(
@@ -169,17 +168,21 @@ def _expected(config: RerankerConfig) -> dict[str, Any]:
     return {"max_steps": config.train.max_steps, "top_k": config.evaluation.top_k}
 
 
-def show_reranker(config: RerankerConfig, record: dict[str, Any] | None = None) -> None:
+def show_reranker(config: RerankerConfig) -> None:
     """Print the figures of a finished run and where everything lies.
 
     Raises:
         OSError, ValueError: the report is not there.
     """
-    lines = place_lines(config)
-    if missed := read_ended(config).get("no_gain"):
+    missed, record, places = read_ended(config).get("no_gain", ""), None, place_lines(config)
+    if missed:
         say(missed)
     if config.data.test_split or config.data.val_split:
-        record = read_report(report_folder(config)) if record is None else record
+        record = read_report(report_folder(config))
         print_tables(record)
-        lines = [*answer_lines(record), report_line(report_folder(config)), *lines]
-    print_answer([*(folded(missed) if missed else ()), *lines])
+        places = [report_line(report_folder(config)), *places]
+    following = f"rerank with it: ./launch.sh eval --rerank {config.run_folder}/export ..."
+    if missed:
+        following = f"another rate under another name: train.learning_rate={config.train.learning_rate / 3:.1g} name=NEW"
+    warnings = [text for text in (missed, measured_on_val(config)) if text]
+    print_answer(LastWords.of(record, warnings=warnings, places=places, next=following))

@@ -1,6 +1,6 @@
 """The end of a job: export the best checkpoint; measure base, tuned and what else is asked, reading the very folder exported."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from eval.choices.report import CHOICES, print_choices, write_choices
 from eval.errors import named
 from eval.execution import Execution
 from eval.progress import say
-from eval.report.answer import answer_lines, folded, print_answer
+from eval.report.answer import LastWords, print_answer
 from eval.report.calibration import FILE as CALIBRATION_FILE
 from eval.report.files import remove_earlier
 from eval.report.leakage import leakage_section
@@ -32,14 +32,14 @@ from train.data.splits import RetentionSet
 from train.engine.card import no_gain, no_gain_sections
 from train.engine.checkpoint import State
 from train.engine.export_folder import write_card
-from train.engine.folder import ended, mark_ended, place_lines, read_ended, report_folder
+from train.engine.folder import ended, mark_ended, measured_on_val, place_lines, read_ended, report_folder
 from train.export.measure import exports_lines, exports_section, measure_forms, measured_forms
 from train.siglip.card import model_card
 from train.siglip.export import export_checkpoint
 from train.siglip.job import Job
 from train.siglip.mining_effect import MINING, mining_effect
 from train.siglip.stages import as_evaluated, evaluation_plan
-from train.siglip.watch import RETENTION, retention_line, retention_record
+from train.siglip.watch import RETENTION, r1_of_both, retention_line, retention_record
 
 
 def finish(job: Job, state: State, check_signal: Callable[[], Any]) -> None:
@@ -66,7 +66,6 @@ def finish(job: Job, state: State, check_signal: Callable[[], Any]) -> None:
         if record is not None:
             write_card(job.folder / "export", model_card(job.config, state, state.chosen_step, job.tuned.inputs, report=record))
         mark_ended(job.config, _finished_record(job.config) | said, _further_reports(job.config))
-        show_finished(job.config, record)
 
 
 def _measure(job: Job, export: Path, first: Sequence[Section], further: Sequence[Section], execution: Execution) -> dict[str, Any] | None:
@@ -198,24 +197,45 @@ def _finished_record(config: JobConfig) -> dict[str, Any]:
     return {"max_steps": config.train.max_steps} | measured | {"choices": config.choices or None, "inputs_sha256": inputs or None}
 
 
-def show_finished(config: JobConfig, record: dict[str, Any] | None = None) -> None:
+def show_finished(config: JobConfig) -> None:
     """Print the figures of a finished run and where everything lies.
 
     Raises:
         OSError, ValueError: the report is not there.
     """
-    final, lines, said = config.data.test_split or config.data.val_split, list[str](), read_ended(config)
-    if missed := said.get("no_gain"):
+    final, said, record = config.data.test_split or config.data.val_split, read_ended(config), None
+    missed, stopped = said.get("no_gain", ""), said.get("stopped", "")
+    if missed:
         say(missed)
     if final is not None:
-        record = read_report(report_folder(config)) if record is None else record
+        record = read_report(report_folder(config))
         print_tables(record)
         for choices in record.get("choices", ()):
             print_choices(choices)
-        lines += answer_lines(record, first=SUBJECT)
-        lines += [f"exports  {line}" for line in exports_lines(record.get("exports", ()))]
-    lines += [retention_line(watched.name, read_report(watch_folder(config, watched.name))) for watched in config.watch]
-    lines += [f"stopped  {stopped}" for stopped in [said.get("stopped")] if stopped]
-    lines += [f"mining   {sentence}" for sentence in said.get("mining", ())]  # not said by runs of earlier versions
-    lines += [report_line(report_folder(config))] if final is not None else []
-    print_answer([*(folded(missed) if missed else ()), *lines, *place_lines(config)])
+    watched = {one.name: read_report(watch_folder(config, one.name)) for one in config.watch}
+    retained = [retention_line(name, one) for name, one in watched.items()]
+    is_forgotten = any(r1_of_both(one["comparisons"])["ci95"][1] < 0 for one in watched.values())
+    notes = [f"mining   {sentence}" for sentence in said.get("mining", ())]  # not said by runs of earlier versions
+    notes += [f"exports  {line}" for line in exports_lines((record or {}).get("exports", ()))]
+    words = LastWords.of(
+        record,
+        first=SUBJECT,
+        warnings=[text for text in (missed, f"stopped  {stopped}" if stopped else "", measured_on_val(config)) if text],
+        notes=[*retained, *notes],
+        places=[*([report_line(report_folder(config))] if final is not None else []), *place_lines(config)],
+        next=_next_step(config, record, has_won=not missed, is_forgotten=is_forgotten),
+    )
+    print_answer(words)
+
+
+def _next_step(config: JobConfig, record: Mapping[str, Any] | None, *, has_won: bool, is_forgotten: bool) -> str:
+    """What to do with a finished run."""
+    run, own = config.run_folder, (SUBJECT, "both", "R@1")
+    rows = [row for row in (record or {}).get("comparisons", ()) if (row["stage"], row["direction"], row["metric"]) == own]
+    if not has_won:
+        return f"another rate under another name: train.learning_rate={config.train.learning_rate / 3:.1g} name=NEW"
+    if is_forgotten:
+        return f"weights in between, which forget less: ./launch.sh wise {run}"
+    if rows and rows[0]["verdict"] != "better":
+        return "more data, or several settings: ./launch.sh study CONFIG.yaml"
+    return f"search with it: ./launch.sh explore {run} --images {config.data.source}"

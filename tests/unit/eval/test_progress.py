@@ -1,5 +1,6 @@
 """What a long loop shows: whole lines with the time where there is no terminal, and the same in a log."""
 
+import os
 import re
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def test_lines_instead_of_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     with bar(40, "demo", "step", initial=0) as shown:
         for number in range(40):
             clock[0] += 1
-            shown.set_postfix_str(f"loss {number}")
+            shown.set_parts([(f"loss {number}", "")])
             shown.update()
     lines = capsys.readouterr().err.splitlines()
     assert [re.fullmatch(_STAMP + r"demo: (\d+) of 40 steps, 1 a second, (\d+ s) left, loss (\d+)", line).groups() for line in lines] == [
@@ -56,3 +57,29 @@ def test_the_log_has_the_same_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("seconds", "words"), [(0.2, "0 s"), (59.6, "1 min 0 s"), (3600, "1 h 0 min"), (-1, "0 s")])
 def test_durations(seconds: float, words: str) -> None:
     assert in_words(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (110, "loss 1.9901, val R@1 27.50 / 25.71, 273 images/s, waiting 5%, rate 0.00027"),
+        (80, "loss 1.990, R@1 27.5/25.7, 273 img/s, wait 5%, lr 3e-4"),
+        (60, "loss 1.990, R@1 27.5/25.7"),
+        (24, ""),
+    ],
+)
+def test_a_narrow_terminal_gets_whole_numbers(
+    width: int, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What does not fit is said in short, then left out from the end; the line is never cut."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr(progress.shutil, "get_terminal_size", lambda: os.terminal_size((width, 24)))
+    parts = [("loss 1.9901", "loss 1.990"), ("val R@1 27.50 / 25.71", "R@1 27.5/25.7"), ("273 images/s", "273 img/s")]
+    with bar(400, "demo", "step") as found:
+        found._bar.ncols, found._bar.dynamic_ncols = width, None
+        found.set_parts([*parts, ("waiting 5%", "wait 5%"), ("rate 0.00027", "lr 3e-4")])
+        found.update(50)
+        found._bar.refresh()
+    line = capsys.readouterr().err.split("\r")[-1].rstrip()
+    assert len(line) <= width and "demo 50/400" in line
+    assert line.endswith(f"left, {shown}" if shown else "left")
