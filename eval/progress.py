@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,8 +35,17 @@ def say(line: str, file: TextIO | None = None) -> None:
     Args:
         file: where it goes; None: stdout.
     """
-    tqdm.write(line, file=file or sys.stdout)
+    shown = file or sys.stdout
+    tqdm.write(_folded(line) if shown.isatty() else line, file=shown)
     note(line)
+
+
+def _folded(text: str) -> str:
+    """Lines folded at blanks where the terminal would break them anywhere, in the middle of a number too."""
+    width = shutil.get_terminal_size().columns
+    options: dict[str, Any] = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+    lines = [textwrap.wrap(line, width, **options) if len(line) > width else [line] for line in text.split("\n")]
+    return "\n".join("\n".join(parts) for parts in lines)
 
 
 def note(line: str) -> None:

@@ -82,7 +82,7 @@ def print_choices(record: Mapping[str, Any], console: Console | None = None) -> 
     """Print the figures, those of each category, and the comparisons of a record as tables."""
     console = console or Console()
     for line in choice_text_lines(record.get("texts", ())):  # a record of an earlier version has none
-        console.print(f"texts    {line}", markup=False, soft_wrap=True)
+        console.print(f"texts    {line}", markup=False, soft_wrap=not console.is_terminal)
     _print_overall(record, console)
     if next(iter(record["stages"].values()))["categories"]:
         _print_categories(record, console)

@@ -10,9 +10,8 @@ from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
-_PADDINGS = (1, 0)
-_NAME_WIDTHS = {1: 12, 0: 9}
-"""Names keep this width, by the blanks at each side of a cell, as long as there is a column to leave out instead."""
+_FORMS = ((1, 12), (0, 10), (0, 9))
+"""Blanks at each side of a cell, and the width that names keep as long as there is a column to leave out instead; the first that fits."""
 _LEAST_NAME_WIDTH = 3
 _HEADER_WORD = 11
 
@@ -74,8 +73,8 @@ def _fitted(
     gone = [place for _, place in sorted((column.left_out, place) for place, column in enumerate(columns) if column.left_out is not None)]
     for number in range(len(gone) + 1):
         shown = [place for place in range(len(columns)) if place not in gone[:number]]
-        for padding in _PADDINGS:
-            least = [_readable_width(columns[place], cells[place], _NAME_WIDTHS[padding]) for place in shown]
+        for padding, name_width in _FORMS:
+            least = [_readable_width(columns[place], cells[place], name_width) for place in shown]
             room = limit - (2 * padding + 1) * len(shown) - 1
             if sum(least) <= room:
                 return shown, _shared_out(least, [natural[place] for place in shown], room), padding

@@ -136,12 +136,12 @@ def print_report(record: dict[str, Any], formats: Sequence[SectionFormat] = (), 
     if record["comparisons"]:
         print_comparisons(record["comparisons"], console, whole=_WHOLE)
         for line in few_images_lines(data["num_images"], record["comparisons"]):
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, markup=False, soft_wrap=not console.is_terminal)
     for row in record.get("outcomes", []):  # a report of an earlier version has none
         if row["top_k"] is not None:
-            console.print(outcome_line(row, record["stages"][row["stage"]]["ceiling"][row["direction"]]), soft_wrap=True)
+            console.print(outcome_line(row, record["stages"][row["stage"]]["ceiling"][row["direction"]]), soft_wrap=not console.is_terminal)
     for line in section_lines(record, formats):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=not console.is_terminal)
 
 
 def outcome_line(row: dict[str, Any], ceiling: float) -> str:
