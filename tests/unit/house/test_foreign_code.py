@@ -246,7 +246,8 @@ NO_MODELS = {
     "train.soup": "--output --data --split --image-root --column",
     "train.wise": "--output --alphas --keep",
     "siglip": "choices train.begin_at data.columns data.image_root data.source data.test_split data.train_split data.truth data.val_split "
-    "evaluation.comparisons evaluation.mteb evaluation.pooling evaluation.qrels evaluation.slice_by export.language mining.pool name rerank.pair_scores "
+    "evaluation.comparisons evaluation.mteb evaluation.pooling evaluation.qrels evaluation.slice_by export.language mining.pool name "
+    "rerank.pair_scores "
     "runs_folder wandb.entity wandb.project watch.columns watch.image_root watch.name watch.source watch.split",
     "reranker": "train.begin_at data.columns data.image_root data.source data.test_split data.train_split data.truth data.val_split name "
     "runs_folder wandb.entity wandb.project",
