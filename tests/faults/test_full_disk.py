@@ -104,7 +104,7 @@ def test_a_full_disk_ends_every_command_with_4_and_making_room_is_all_it_takes(
     part: str, inputs: Inputs, nursery: Nursery, small_disk: Path
 ) -> None:
     module, arguments = command(part, inputs, small_disk)
-    room = {"compare": 4096, "convert_choices": 8192, "mining": 24576, "choices": 16384, "scores": 20480}.get(part, 61440)
+    room = {"compare": 8192, "convert_choices": 8192, "mining": 24576, "choices": 16384, "scores": 20480}.get(part, 61440)
     filler = fill(small_disk, room)
     child = nursery.start(module, arguments)
     code = child.wait()

@@ -147,7 +147,7 @@ def test_a_wrong_command(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     module, words, expected = COMMANDS[what]
     monkeypatch.chdir(ROOT)
     words = [word.replace("{out}", str(tmp_path / "out")) for word in words]
-    is_package = module in ("eval", "rerank", "train.export", "train.soup", "train.study", "train.wise")
+    is_package = module in ("eval", "eval.compare", "rerank", "train.export", "train.soup", "train.study", "train.wise")
     command = import_module(f"{module}.__main__" if is_package else module)
     monkeypatch.setattr("sys.argv", [module, *words])
     assert code_of(command.main if module == "eval" else lambda: command.main(words)) == 2
