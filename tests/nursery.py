@@ -133,24 +133,34 @@ class Nursery:
         trap: Trap | None = None,
         namespace: str | None = None,
         stdin: Path = Path(os.devnull),
+        cwd: Path = ROOT,
     ) -> Child:
-        """Start `python -m MODULE ARGUMENTS`; in a network namespace, if one is named; with a file as its standard input."""
+        """Start `python -m MODULE ARGUMENTS`; in a network namespace, if one is named; with a file as its standard input; in a folder."""
         self._num_started += 1
         log = self._folder / f"output-{self._num_started}.txt"
         order = {"module": module, "arguments": arguments, "env": env or {}, "trap": trap and asdict(trap), "log": str(log)}
-        order |= {"namespace": namespace, "stdin": str(stdin)}
+        order |= {"namespace": namespace, "stdin": str(stdin), "cwd": str(cwd)}
         return Child(self, self.ask(order, SECONDS), log)
 
-    def start_ranks(self, module: str, arguments: list[str], num: int, *, traps: dict[int, Trap] | None = None) -> list[Child]:
+    def start_ranks(
+        self,
+        module: str,
+        arguments: list[str],
+        num: int,
+        *,
+        traps: dict[int, Trap] | None = None,
+        env: dict[str, str] | None = None,
+        cwd: Path = ROOT,
+    ) -> list[Child]:
         """Start a command on several processes, with the environment that torchrun and accelerate give them."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num)}
-        common |= {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
+        common |= {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"} | (env or {})
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num)]
         return [
-            self.start(module, arguments, env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, trap=(traps or {}).get(rank))
-            for rank in range(num)
+            self.start(module, arguments, env=common | own, trap=(traps or {}).get(rank), cwd=cwd) for rank, own in enumerate(ranks)
         ]
 
     def start_on_hosts(
@@ -243,6 +253,7 @@ def _become(order: dict[str, Any]) -> None:
     if order["namespace"]:
         _enter(order["namespace"])
     os.environ.update(order["env"])
+    os.chdir(order["cwd"])
     for name in ("HF_HUB_CACHE", "HF_ASSETS_CACHE"):  # the library has read them already
         if name in order["env"]:
             setattr(sys.modules["huggingface_hub.constants"], name, order["env"][name])

@@ -94,7 +94,7 @@ def _tokenizer(name: str, config: AlbefConfig) -> BertTokenizer:
         tokenizer = BertTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--tokenizer {name}: could not be loaded ({str(error).splitlines()[0][:200]}). ALBEF's file holds no vocabulary: "
+            f"--tokenizer {name}: could not be loaded ({str(error).splitlines()[0]}). ALBEF's file holds no vocabulary: "
             "on a machine without the hub give --tokenizer FOLDER with bert-base-uncased's vocab.txt or tokenizer.json"
         ) from error
     if len(tokenizer) != config.text.vocab_size:
