@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[3]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 OURS = ("./launch.sh", "torchrun", "accelerate", "python")
 _BLOCK = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```[ \t]*$", flags=re.MULTILINE | re.DOTALL)
+_OPEN = re.compile(r"^\.\.\.$|^\[|^[^[]*\]$|\w\|\w")
 _VARIABLE = re.compile(r"[A-Z_]+=")
 
 
@@ -44,37 +45,20 @@ def blocks(page: Path) -> list[Block]:
     return [Block(page, text.count("\n", 0, found.start(3)) + 1, found[2], found[3]) for found in _BLOCK.finditer(text)]
 
 
-def is_run(block: Block) -> bool:
-    """Whether a block's commands are to run: those of `bash`, and of no language where a line calls launch.sh.
+def commands(block: Block) -> Iterator[Command]:
+    """The commands of a block of `bash`.
 
     What needs several GPUs or machines, packages to be installed or a network is in a block of `console`, which is shown only.
-    """
-    return block.language == "bash" or (not block.language and re.search(r"^ *\./launch\.sh\b", block.text, re.MULTILINE) is not None)
-
-
-def commands(block: Block) -> Iterator[Command]:
-    """The commands of a block that is to run.
 
     Raises:
         ValueError: a line is no command of this project, or is left open.
     """
-    text = block.text.replace("\\\n", " ")
-    for line in filter(None, (line.partition(" #")[0].strip() for line in text.splitlines())):
-        words = shlex.split(written_out(line), comments=True)
+    for line in filter(None, block.text.replace("\\\n", " ").splitlines()):
+        words = shlex.split(line, comments=True)
         variables = {}
         while words and _VARIABLE.match(words[0]):
             name, _, variables[name] = words.pop(0).partition("=")
-        if words and (words[0] not in OURS or "..." in words):
+        if words and (words[0] not in OURS or any(_OPEN.search(word) for word in words)):
             raise ValueError(f"{block}: `{line}` cannot be run by a test: write it out whole, or into a block of `console`")
         if words:
             yield Command(str(block), variables, tuple(words))
-
-
-def written_out(line: str) -> str:
-    """A line with every option that it shows in brackets, and the first of those it leaves to choose.
-
-    >>> written_out("./launch.sh wise RUN [--keep best|ALPHA] [key.path=value ...]")
-    './launch.sh wise RUN --keep best '
-    """
-    line = re.sub(r"(?<= )\[([^][]*)\]", lambda found: "" if "..." in found[1] else found[1], line)
-    return re.sub(r"(?<= )([\w.-]+)(\|[\w.-]+)+", r"\1", line)

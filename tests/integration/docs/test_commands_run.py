@@ -1,6 +1,6 @@
 """What README.md and docs/ show runs: each page's commands and Python, in the page's order, in a folder where the names they use exist.
 
-Commands run as they stand; what is different is in that folder (`World`), in NAMES and in `added`.
+Commands run as they stand; what is small is that folder (`World`), and what they are given besides is in `added`.
 """
 
 import ast
@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.hub_server import TOKEN, go_online, serving
-from tests.integration.docs.shown import PAGES, ROOT, Block, Command, blocks, commands, is_run, written_out
+from tests.integration.docs.shown import PAGES, ROOT, Block, Command, blocks, commands
 from tests.integration.docs.world import World
 from tests.integration.launch.house import House, Launch, clean_environment
 from tests.integration.launch.test_commands import MODULES
@@ -26,35 +26,39 @@ from train.config.reranker import RerankerConfig, is_reranker
 from train.config.yaml_text import parse_yaml
 from train.study.config import StudyConfig
 
-NAMES = {
-    **{"PAIRS": "PATH/TO/pairs.jsonl", "MANIFEST": "PATH/TO/pairs.jsonl", "FOLDER": "PATH/TO/PICTURES", "FILE": "PATH/TO/captions.txt"},
-    **{"MODEL": "demo/models/siglip-base", "BASE": "demo/models/siglip-base", "LARGE": "demo/models/siglip-large"},
-    **{"RERANKER": "demo/models/blip-itm", "BLIP": "demo/models/blip-itm", "step-N": "step-2", "128": "32"},
-}
-"""What single pages call otherwise than `World` does."""
 HINT = (
-    "This command of a page fails in the folder of tests/integration/docs/world.py. If a name in it does not exist there: use one that other "
-    "pages use, or write it there. What no test can run (several GPUs, a network, an installation) belongs into a block of `console`."
+    "This command of a page fails in the folder of tests/integration/docs/world.py. If a name in it does not exist there, use one that "
+    "other pages use, or write it there. What no test can run (several GPUs, a network, an installation) belongs into a block of `console`."
 )
 ELSEWHERE = {"python.md": "tests/unit/house/test_python_page.py"}
 """Pages whose Python another test runs."""
+SLOW = {
+    "study.md": "tests/integration/train/test_study.py",
+    "forgetting.md": "tests/unit/train/test_wise.py",
+    "tuning-the-reranker.md": "tests/integration/train/test_reranker_job.py",
+    "explore.md": "tests/unit/rerank/explore/test_page.py",
+    "export-forms.md": "tests/unit/train/export/test_forms.py",
+}
+"""Pages that take longest, and the tests that run their commands in short."""
 
 
 def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+def bash_of(page: Path) -> list[Block]:
+    return [block for block in blocks(page) if block.language == "bash"]
+
+
 def python_of(page: Path) -> list[Block]:
     return [block for block in blocks(page) if block.language == "python" and page.name not in ELSEWHERE]
 
 
-def parameter(page: Path) -> Any:
-    """The page as a parameter; a study is many runs in processes of their own."""
-    is_long = any(re.search(r"^\./launch\.sh study\b", block.text, re.MULTILINE) for block in filter(is_run, blocks(page)))
-    return pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] * is_long)
-
-
-WITH_CODE = [parameter(page) for page in PAGES if any(map(is_run, blocks(page))) or python_of(page)]
+WITH_CODE = [
+    pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] * (page.name in SLOW))
+    for page in PAGES
+    if bash_of(page) or python_of(page)
+]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +81,7 @@ def test_a_page_runs(page: Path, world: World, nursery: Nursery, monkeypatch: py
     names: dict[str, Any] = {"__name__": "page"}
     missing: list[str] = []
     for block in blocks(page):
-        if is_run(block):
+        if block.language == "bash":
             for command in commands(block):
                 carry_out(command, world, nursery, monkeypatch)
         elif block in python_of(page):
@@ -90,7 +94,7 @@ def test_a_page_runs(page: Path, world: World, nursery: Nursery, monkeypatch: py
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_a_page_runs_as_it_is_given(page: Path, world: World) -> None:
     """The same with launch.sh, torchrun and accelerate themselves, a process for each command."""
-    for block in filter(is_run, blocks(page)):
+    for block in bash_of(page):
         for command in commands(block):
             module, words, _ = as_module(command)
             if module not in ("pytest", "rerank.explore") and ("--push" not in words or "--dry-run" in words):
@@ -115,20 +119,25 @@ def test_keys_that_a_page_shows_are_read(block: Block, tmp_path: Path) -> None:
     load_run_config(kind, path)
 
 
+def test_pages_that_are_run_elsewhere_are_pages() -> None:
+    names = {page.name for page in PAGES}
+    assert {*ELSEWHERE, *SLOW} <= names and all((ROOT / test).is_file() for test in (*ELSEWHERE.values(), *SLOW.values()))
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("./launch.sh wise RUN [--keep best|ALPHA] [key.path=value ...]", ["./launch.sh", "wise", "RUN", "--keep", "best"]),
-        ("./launch.sh a mining=[1,2] '.[x]'", ["./launch.sh", "a", "mining=[1,2]", ".[x]"]),
+        ("./launch.sh wise RUN --keep best", ["./launch.sh", "wise", "RUN", "--keep", "best"]),
+        ("./launch.sh a x=[1,2] '.[x] #2'", ["./launch.sh", "a", "x=[1,2]", ".[x] #2"]),
     ],
 )
-def test_a_line_is_written_out(line: str, expected: list[str]) -> None:
+def test_a_line_is_split_as_a_shell_splits_it(line: str, expected: list[str]) -> None:
     block = Block(ROOT / "README.md", 1, "bash", f'A="b c" {line} \\\n  --more    # and why\n\n# a comment\n')
     (command,) = commands(block)
-    assert command == Command("README.md:1", {"A": "b c"}, (*expected, "--more")) and written_out(line).split()[0] == "./launch.sh"
+    assert command == Command("README.md:1", {"A": "b c"}, (*expected, "--more"))
 
 
-@pytest.mark.parametrize("line", ["pip install x", "./launch.sh eval ... --expand x", "cd docs && ./launch.sh"])
+@pytest.mark.parametrize("line", ["pip install x", "./launch.sh eval ...", "./launch.sh wise RUN [--more x]", "cd a && ./launch.sh"])
 def test_a_line_that_cannot_run_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match=r"README.md:7: `.*` cannot be run by a test"):
         [*commands(Block(ROOT / "README.md", 7, "bash", line))]
@@ -161,7 +170,7 @@ def check_written(command: Command, words: list[str], world: World, output: str)
 def as_module(command: Command) -> tuple[str, list[str], int]:
     """Module, arguments and number of processes of a command, as launch.sh, torchrun and accelerate make them of it."""
     first, *given = command.words
-    words = [named(word) for word in given if word != "--openvino" or find_spec("openvino")]
+    words = [word for word in given if word != "--openvino" or find_spec("openvino")]
     if first in ("torchrun", "accelerate"):
         at = words.index("-m")
         (num,) = re.findall(r"--n(?:proc-per-node|um_processes)[ =](\d+)", " ".join(words[:at]))
@@ -185,13 +194,6 @@ def added(module: str) -> list[str]:
     return {"train.study": ["--seeds", "1"], "rerank.explore": ["--port", "0"]}.get(module, [])
 
 
-def named(word: str) -> str:
-    """A word with the names that `World` has."""
-    for name, there in NAMES.items():
-        word = re.sub(rf"(?<![\w.-]){re.escape(name)}(?![\w.-])", there, word)
-    return word
-
-
 class Shell(House):
     """launch.sh of a world."""
 
@@ -202,11 +204,11 @@ class Shell(House):
         """Start a command as it is given; `words` are its arguments where launch.sh does not take it."""
         variables = command.variables | self.world.variables() | {"OMP_NUM_THREADS": "1"}
         if command.words[0] == "./launch.sh":
-            given = [named(word) for word in command.words[1:] if word in words or word != "--openvino"]
+            given = [word for word in command.words[1:] if word in words or word != "--openvino"]
             return self.start(*given, *(word for word in words if word not in given), **variables)
         module = {"torchrun": "torch.distributed.run", "accelerate": "accelerate.commands.launch"}.get(command.words[0])
         skipped = {"accelerate": 2}.get(command.words[0], 1)
-        words = [sys.executable, *(["-m", module] if module else []), *(named(word) for word in command.words[skipped:])]
+        words = [sys.executable, *(["-m", module] if module else []), *command.words[skipped:]]
         return Launch(words, self.folder, clean_environment() | variables | {"PYTHONPATH": str(ROOT)}, self.folder)
 
 

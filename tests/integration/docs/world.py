@@ -1,4 +1,4 @@
-"""A folder in which the names that README.md and docs/ use exist: data, pictures, models of the hub, runs that have ended. All of it is tiny."""
+"""A folder in which the names that README.md and docs/ use exist: data, pictures, models of the hub, runs that have ended; all in small."""
 
 import json
 import os
@@ -21,14 +21,10 @@ from tests.unit.rerank.scorers.albef import albef_files
 ROOT = Path(__file__).parents[3]
 FEW_STEPS = {"max_steps": 2, "batch_size": 8, "eval_every_steps": 1, "checkpoint_every_steps": 1, "warmup_steps": 0, "precision": "fp32"}
 """What every configuration's `train` is changed to: the same job in two steps."""
-ROWS = {"train": 24, "val": 32, "test": 32, "watch": 12}
+ROWS = {"train": 40, "val": 32, "test": 32, "watch": 12}
 """Of each split; as many as the top 32 that pages rerank."""
-COPIES = ("my-run", "NAME", "OLD", "one", "two")
-"""Names of runs that are runs/demo again."""
-NOISY = ("a", "b", "c")
-"""Names of folders below runs/ that hold the demo's base with noise on its weights."""
-ALONE: dict[str, object] = {"rerank": None, "watch": [], "choices": None, "evaluation": {}}
-"""What CONFIG.yaml leaves out of the demo's configuration."""
+MADE = (["configs/demo.yaml"], ["configs/siglip-base.yaml", "data.source=PATH/TO/pairs.jsonl", "name=my-run"])
+"""What makes runs/demo and runs/my-run: commands of README.md and docs/training.md."""
 
 
 def copied(source: str, target: str) -> str:
@@ -53,20 +49,19 @@ class World:
         shutil.copy(ROOT / "launch.sh", world.folder)
         for name in ("pyproject.toml", "constraints.txt", "eval", "rerank", "train"):
             (world.folder / name).symlink_to(ROOT / name)
-        run = nursery.start("train", ["configs/demo.yaml"], env=world.variables(), cwd=world.folder)
-        assert run.wait() == 0, run.output()
-        for name in COPIES:
-            shutil.copytree(world.folder / "runs" / "demo", world.folder / "runs" / name, copy_function=copied)
+        for words in MADE:
+            run = nursery.start("train", words, env=world.variables(), cwd=world.folder)
+            assert run.wait() == 0, run.output()
         return world
 
     def copy(self, folder: Path) -> "World":
-        """The same for one page, whose commands change it; ORG/NAME of the hub is what that page writes to runs/demo-forms."""
+        """The same for one page, whose commands change it; ORG/NAME of the hub is what that page writes to out/forms."""
         shutil.copytree(self.folder, folder / "world", symlinks=True, copy_function=copied)
         own = World(folder / "world", folder / "hub")
         shutil.copytree(self.hub, own.hub, copy_function=os.link)
         snapshot = cached_snapshot(own.hub, "ORG/NAME")
         snapshot.rmdir()
-        snapshot.symlink_to(own.folder / "runs" / "demo-forms")
+        snapshot.symlink_to(own.folder / "out" / "forms")
         return own
 
     def variables(self) -> dict[str, str]:
@@ -74,7 +69,7 @@ class World:
         return {"HF_HUB_CACHE": str(self.hub), "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
 
     def _write_configs(self) -> None:
-        """configs/ with few steps, and the demo's as CONFIG.yaml."""
+        """configs/ with few steps."""
         shutil.copytree(ROOT / "configs" / "accelerate", self.folder / "configs" / "accelerate")
         for path in (ROOT / "configs").glob("*.yaml"):
             config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -84,14 +79,11 @@ class World:
             if config.get("mining"):
                 config["mining"] |= {"start_step": 1, "mine_every_steps": 1}
             (self.folder / "configs" / path.name).write_text(yaml.safe_dump(config), encoding="utf-8")
-            if path.name == "demo.yaml":
-                own = config | {"name": "config"} | ALONE
-                (self.folder / "CONFIG.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
 
     def _write_data(self) -> None:
         """demo/data with few rows, and the same drawings as files in PATH/TO, with pairs in every form."""
         data, place = self.folder / "demo" / "data", self.folder / "PATH" / "TO"
-        for folder in (data, place / "PICTURES", self.folder / "photos"):
+        for folder in (data, place / "PICTURES"):
             folder.mkdir(parents=True)
         for name in ("scenes.parquet", "watch.parquet"):
             table = pq.read_table(ROOT / "demo" / "data" / name)
@@ -112,12 +104,8 @@ class World:
         (place / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
         pa.csv.write_csv(pa.Table.from_pylist(rows), place / "pairs.csv")
         pq.write_table(pa.Table.from_pylist(rows), place / "pairs.parquet")
-        for row in rows[-6:]:
-            shutil.copy(place / row["image"], self.folder / "photos")
         shutil.copy(place / rows[0]["image"], self.folder / "photo.jpg")
-        for name in ("captions.txt", "PATH/TO/captions.txt"):
-            (self.folder / name).write_text("".join(row["caption"] + "\n" for row in rows[-6:]), encoding="utf-8")
-        (self.folder / "words.txt").write_text("red: scarlet, crimson\nblue: azure\n", encoding="utf-8")
+        (place / "captions.txt").write_text("".join(row["caption"] + "\n" for row in rows[-6:]), encoding="utf-8")
         choice = {"image": rows[0]["image"], "caption": rows[0]["caption"], "false_captions": ["a dog"], "category": "colour"}
         (place / "choices.jsonl").write_text(json.dumps(choice) + "\n", encoding="utf-8")
         self._write_benchmarks(place / rows[0]["image"])
@@ -146,12 +134,7 @@ class World:
             "Salesforce/blip-itm-base-coco": "blip-itm",
         }.items():
             shutil.copytree(models / folder, cached_snapshot(self.hub, name), dirs_exist_ok=True)
-        for seed, name in enumerate(NOISY):
-            folder = shutil.copytree(models / "siglip-base", self.folder / "runs" / name)
-            draws = torch.Generator().manual_seed(seed)
-            weights = load_file(folder / "model.safetensors")
-            noisy = {key: tensor + 1e-3 * torch.randn(tensor.shape, generator=draws) for key, tensor in weights.items()}
-            save_file(noisy, folder / "model.safetensors", metadata={"format": "pt"})
+        self._forget_words("google/siglip-base-patch16-224")
         snapshot = cached_snapshot(self.hub, "google/siglip2-base-patch16-224")
         snapshot.rmdir()
         write_siglip2(snapshot, ["a red circle", "two dogs run on the grass"])
@@ -160,3 +143,10 @@ class World:
         (words / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
         for name, tuned in (("mscoco.pth", True), ("ALBEF.pth", False)):
             torch.save(albef_files.released(albef_files.random_tensors(), tuned=tuned), self.folder / name)
+
+    def _forget_words(self, name: str) -> None:
+        """Give all captions one embedding, so that any training is better than none: a run then ends with weights of its own."""
+        (path,) = self.hub.glob(f"models--{name.replace('/', '--')}/snapshots/*/model.safetensors")
+        weights = load_file(path)
+        weights["text_model.head.weight"].zero_()
+        save_file(weights, path, metadata={"format": "pt"})
