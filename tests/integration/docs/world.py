@@ -23,6 +23,8 @@ FEW_STEPS = {"max_steps": 2, "batch_size": 8, "eval_every_steps": 1, "checkpoint
 """What every configuration's `train` is changed to: the same job in two steps."""
 ROWS = {"train": 40, "val": 32, "test": 32, "watch": 12}
 """Of each split; as many as the top 32 that pages rerank."""
+NOISY = ("a", "b", "c")
+"""Names of folders below runs/ that hold the demo's base with noise on its weights: for a soup, whose members must differ."""
 MADE = (["configs/demo.yaml"], ["configs/siglip-base.yaml", "data.source=PATH/TO/pairs.jsonl", "name=my-run"])
 """What makes runs/demo and runs/my-run: commands of README.md and docs/training.md."""
 
@@ -134,7 +136,11 @@ class World:
             "Salesforce/blip-itm-base-coco": "blip-itm",
         }.items():
             shutil.copytree(models / folder, cached_snapshot(self.hub, name), dirs_exist_ok=True)
-        self._forget_words("google/siglip-base-patch16-224")
+        for seed, name in enumerate(NOISY):
+            folder = shutil.copytree(models / "siglip-base", self.folder / "runs" / name)
+            draws, weights = torch.Generator().manual_seed(seed), load_file(folder / "model.safetensors")
+            noisy = {key: tensor + 1e-3 * torch.randn(tensor.shape, generator=draws) for key, tensor in weights.items()}
+            save_file(noisy, folder / "model.safetensors", metadata={"format": "pt"})
         snapshot = cached_snapshot(self.hub, "google/siglip2-base-patch16-224")
         snapshot.rmdir()
         write_siglip2(snapshot, ["a red circle", "two dogs run on the grass"])
@@ -143,10 +149,3 @@ class World:
         (words / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
         for name, tuned in (("mscoco.pth", True), ("ALBEF.pth", False)):
             torch.save(albef_files.released(albef_files.random_tensors(), tuned=tuned), self.folder / name)
-
-    def _forget_words(self, name: str) -> None:
-        """Give all captions one embedding, so that any training is better than none: a run then ends with weights of its own."""
-        (path,) = self.hub.glob(f"models--{name.replace('/', '--')}/snapshots/*/model.safetensors")
-        weights = load_file(path)
-        weights["text_model.head.weight"].zero_()
-        save_file(weights, path, metadata={"format": "pt"})
