@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from eval.encoder.sealed import verify
-from tests.export_checks import check_padding, check_portable
+from tests.export_checks import check_card, check_padding, check_portable
 from tests.faults.runs import Run, assert_same
 from tests.nursery import Nursery
 from tests.small_job import SmallWorld
@@ -70,6 +70,7 @@ def test_every_writer_of_exports_gives_them_a_manifest_and_what_others_read(fini
         check_manifest(folder)
         check_portable(folder, tmp_path, finished.folder, small_world.base, small_world.manifest.parent)
         check_padding(folder, captions)
+        check_card(folder, small_world.manifest.parent / "pictures")
     (tmp_path / "one" / "README.md").write_text("Edited.")
     ends(finished, "train.soup", [str(tmp_path / "one"), f"{run}@{first}", "--output", str(tmp_path / "of-one")], 0)
 

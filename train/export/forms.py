@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import SiglipModel
+from transformers import SiglipModel, SiglipTokenizer
 
 from eval.encoder.inputs import SiglipInputs
 from eval.encoder.runtimes import require_package
 from eval.encoder.sealed import MANIFEST, seal
 from train.config.export import ExportConfig
 from train.engine.export_folder import write_plain
+from train.export.fast_tokenizer import fast_tokenizer
 from train.export.open_clip_checkpoint import write_open_clip
 
 _OWN = ("README.md", "config.json", MANIFEST)
@@ -42,6 +43,8 @@ def write_forms(asked: ExportConfig, config: Any, state: dict[str, torch.Tensor]
         UserError: a weight is not finite in a precision, or open_clip has no place for a setting.
         OSError: a file cannot be written.
     """
+    if asked.onnx and isinstance(inputs.tokenizer, SiglipTokenizer) and (fast := fast_tokenizer(inputs.tokenizer)) is not None:
+        fast.save(str(folder / "tokenizer.json"))
     for dtype in (torch.bfloat16, torch.float16):
         if (name := str(dtype).removeprefix("torch.")) in asked.folders:
             write_plain(SiglipModel, config, state, folder / name, dtype)

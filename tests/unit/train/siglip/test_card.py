@@ -1,7 +1,6 @@
 """The model card: what it says of a run's figures, that the hub reads its metadata, and that its examples run as they stand."""
 
 import json
-import re
 import shutil
 from functools import cache
 from pathlib import Path
@@ -15,11 +14,12 @@ from pydantic import ValidationError
 from eval.encoder.checkpoint import load_inputs, load_siglip
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.manifest.formats import hub
+from tests.export_checks import CARD_CAPTIONS, card_examples
 from tests.hub_server import COMMITS, go_online, serving
 from tests.small_job import SmallWorld, load
 from train.config.export import ExportConfig
 from train.config.job import JobConfig
-from train.engine.card import HERE, Base, data_name, data_words, front_matter, shown_name
+from train.engine.card import Base, data_name, data_words, front_matter, shown_name
 from train.engine.checkpoint import State
 from train.model.siglip import TunedModel
 from train.siglip.card import model_card
@@ -229,17 +229,11 @@ def album(small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> 
     return export
 
 
-def examples(export: Path) -> list[str]:
-    found = re.findall(r"^```python\n(.*?)^```$", (export / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
-    assert len(found) == 2 and all(f"\n{HERE}\n" in code for code in found)
-    return found
-
-
 def test_its_search_runs_as_it_stands(
     album: Path, small_world: SmallWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(album)
-    exec(compile(examples(album)[0], "the card", "exec"), {})
+    exec(compile(card_examples(album)[0], "the card", "exec"), {})
     printed = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
     (model, inputs), sets = load_siglip(album), [load(small_world.manifest, split) for split in ("train", "val", "test")]
     (sentence,) = embed_captions(model, inputs, ["a red kite over a beach"])
@@ -255,8 +249,8 @@ def test_its_search_runs_as_it_stands(
 def test_its_sentences_are_embedded_as_they_stand(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(album)
     names: dict[str, Any] = {}
-    exec(compile(examples(album)[1], "the card", "exec"), names)
-    expected = embed_captions(*load_siglip(album), ["a red kite over a beach", "a kite in the wind"])
+    exec(compile(card_examples(album)[1], "the card", "exec"), names)
+    expected = embed_captions(*load_siglip(album), CARD_CAPTIONS)
     np.testing.assert_allclose(names["embeddings"], expected, atol=1e-5, rtol=0)
 
 
