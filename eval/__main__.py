@@ -159,6 +159,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     from eval.manifest.skipped import write_skipped
     from eval.process_group import use_exact_float32
     from eval.report.calibration import FILE as CALIBRATION_FILE
+    from eval.report.page.about import about_command
     from eval.report.skipped import skipped_sections
     from eval.report.texts import text_lines
     from rerank.asked import OPTIONS, asked_splits, read_datasets, read_inputs, read_reranker, with_fitting_top_k
@@ -194,7 +195,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     )
     with processes.jointly():
         if report is not None:
-            report = report.adding(*skipped_sections(dataset.skipped))
+            report = report.adding(*skipped_sections(dataset.skipped)).told(about_command(asked.model))
             with writing(asked.output):
                 remove_earlier(asked.output)
                 folder = report.write(asked.output, trec=asked.trec, languages=[asked.mteb] if asked.mteb is not None else None)

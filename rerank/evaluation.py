@@ -32,9 +32,10 @@ from eval.metrics.checks import pair_faults
 from eval.metrics.evaluate import Figures, evaluate, values_of
 from eval.report.answer import answer_lines, print_answer
 from eval.report.calibration import CALIBRATION
-from eval.report.gallery import ShownQuery, gallery
+from eval.report.gallery import Gallery, gallery
 from eval.report.leakage import LEAKAGE
 from eval.report.mteb import write_mteb
+from eval.report.page.about import About
 from eval.report.report import print_report, report_record, write_report
 from eval.report.revisions import REVISIONS, revision_sections
 from eval.report.section import Section
@@ -177,14 +178,16 @@ class Report:
         expansions: the rows of expansions.parquet; None: no additional view is in use.
         shown: queries with their first answers.
         stages: what was measured, each to the depth of the TREC runs.
+        about: what the page says of where the figures come from.
     """
 
     dataset: RetrievalSet
     figures: Figures
     sections: list[Section] = field(default_factory=list)
     expansions: pa.Table | None = None
-    shown: Sequence[ShownQuery] = ()
+    shown: Gallery = Gallery()
     stages: Sequence[Stage] = ()
+    about: About = About()
 
     @property
     def record(self) -> dict[str, Any]:
@@ -199,6 +202,10 @@ class Report:
         """The same with additional sections at the beginning."""
         return replace(self, sections=[*sections, *self.sections])
 
+    def told(self, about: About) -> "Report":
+        """The same with what its page says of where the figures come from."""
+        return replace(self, about=about)
+
     def write(self, folder: str | os.PathLike[str], *, trec: bool = False, languages: Sequence[str] | None = None) -> Path:
         """Write report.json, queries.parquet and report.html; expansions.parquet where there is. Returns the folder.
 
@@ -209,7 +216,7 @@ class Report:
         Raises:
             OSError: the folder cannot be written.
         """
-        target = write_report(folder, self.figures, self.sections, gallery=self.shown)
+        target = write_report(folder, self.figures, self.sections, gallery=self.shown, about=self.about)
         if self.expansions is not None:
             replace_files({target / "expansions.parquet": partial(pq.write_table, self.expansions)})
         if trec:

@@ -129,5 +129,10 @@ def _sentences(record: dict[str, Any]) -> Sequence[str]:
     return [f"Nearest-neighbour normalisation ({record['stage']}): {'; '.join(parts)}, chosen on {chosen_on['split']}; bank: {queries}."]
 
 
-NNN = SectionFormat(key="nnn", notes=_sentences, lines=lambda record, data: _sentences(record))
+NNN = SectionFormat(
+    key="nnn",
+    notes=_sentences,
+    lines=lambda record, data: _sentences(record),
+    chosen=lambda record: {record["stage"]: f"k and alpha chosen on {record['chosen_on']['split'] or 'all rows'}"},
+)
 """How a report shows it."""

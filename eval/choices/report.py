@@ -20,21 +20,44 @@ from eval.choices.outcomes import METRICS, outcome_table
 from eval.choices.texts import choice_text_lines
 from eval.report.console_table import Column, print_table
 from eval.report.files import choices_files
+from eval.report.gallery import Thumbnails, shortened
 from eval.report.render import TEMPLATES, render
 from eval.report.section import SectionFormat
 
 _METRICS = [metric for names in METRICS.values() for metric in names]
+_OUTCOMES = ("fixed", "broken", "wrong in both", "wrong", "right")
+_MOST_EXAMPLES, _EXAMPLE_PIXELS = 4, 128
 _WHOLE = "all are in choices.json"
-CHOICES = SectionFormat(key="choices", template=TEMPLATES / "choice_sets.html.j2", names={"text_lines": choice_text_lines})
+CHOICES = SectionFormat(key="choices", title="Choice sets", template=TEMPLATES / "choice_sets.html.j2", names={"text_lines": choice_text_lines})
 """The records of choice sets as a section of a retrieval report."""
 
 
 @dataclass(frozen=True)
 class ChoiceReport:
-    """What choices.json holds, and the table it was computed from."""
+    """What choices.json holds, the table it was computed from, and examples for the page."""
 
     record: dict[str, Any]
     table: pa.Table
+    examples: Sequence["ShownChoice"] = ()
+
+
+@dataclass(frozen=True)
+class ShownChoice:
+    """An example as the page shows it.
+
+    Attributes:
+        outcome: "fixed", "broken" or "wrong in both" from the first stage to the second; of a single stage "wrong" or "right".
+        pictures: data: URIs; "" where one does not decode.
+        captions: with whether each is true of the first picture.
+        found: whether each stage is right.
+    """
+
+    id: str
+    category: str | None
+    outcome: str
+    pictures: list[str]
+    captions: list[tuple[str, bool]]
+    found: dict[str, bool]
 
 
 def choice_report(
@@ -58,7 +81,33 @@ def choice_report(
         "num_captions": len(choices.captions),
         "sha256": choices.sha256(),
     }
-    return ChoiceReport({"data": data, "texts": list(texts), "scores": dict(rules)} | choice_figures(table, pairs), table)
+    record = {"data": data, "texts": list(texts), "scores": dict(rules)} | choice_figures(table, pairs)
+    return ChoiceReport(record, table, shown_choices(choices, table))
+
+
+def shown_choices(choices: ChoiceSet, table: pa.Table) -> list[ShownChoice]:
+    """Examples of what the second stage fixed, broke and gets wrong like the first, up to four of each, in the order of the set."""
+    columns = ["stage", "id", *METRICS["choice"][:1], *METRICS["pair"][-1:]]
+    found: dict[str, dict[str, bool]] = {}
+    for stage, name, single, pair in zip(*(table[column].to_pylist() for column in columns), strict=True):
+        found.setdefault(name, {})[stage] = bool(pair if single is None else single)
+    thumbnails, shown = Thumbnails(choices), dict[str, list[ShownChoice]]()
+    for example in choices.examples:
+        outcome = _outcome(list(found[example.id].values()))
+        if outcome is None or len(shown.setdefault(outcome, [])) == _MOST_EXAMPLES:
+            continue
+        texts = [shortened(choices.captions[caption]) for caption in example.captions]
+        pictures = [thumbnails.of(image, _EXAMPLE_PIXELS) for image in example.images]
+        captions = [(text, not place) for place, text in enumerate(texts)]
+        shown[outcome].append(ShownChoice(example.id, example.category, outcome, pictures, captions, found[example.id]))
+    return [one for outcome in _OUTCOMES for one in shown.get(outcome, [])]
+
+
+def _outcome(right: Sequence[bool]) -> str | None:
+    """In words, from whether each stage is right; None: right in both, which is not shown."""
+    if len(right) == 1:
+        return "right" if right[0] else "wrong"
+    return {(False, True): "fixed", (True, False): "broken", (False, False): "wrong in both", (True, True): None}[right[0], right[1]]
 
 
 def write_choices(folder: str | os.PathLike[str], report: ChoiceReport) -> Path:
@@ -70,7 +119,7 @@ def write_choices(folder: str | os.PathLike[str], report: ChoiceReport) -> Path:
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     record = json.dumps(report.record, indent=1, allow_nan=False) + "\n"
-    page = render("choices.html.j2", record=[report.record], text_lines=choice_text_lines)
+    page = render("choices.html.j2", record=[report.record], shown=[report.examples], text_lines=choice_text_lines)
     table = partial(pq.write_table, report.table)
     json_path, parquet_path, html_path = choices_files(target)
     with claimed(json_path):

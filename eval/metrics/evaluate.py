@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
+from eval.metrics import outcomes
 from eval.metrics.checks import RankingCheck, pair_faults
 from eval.metrics.comparison import compare
 from eval.metrics.failures import choose_failures
@@ -26,9 +27,17 @@ from eval.search.ranking import DIRECTIONS, Direction, Ranking
 from eval.search.stage import Stage
 
 
+_SHOWN_SHARES = ((outcomes.FIXED, 4), (outcomes.BROKEN, 3), (outcomes.WRONG, 2), (outcomes.MISSING, 1))
+"""Queries of a direction and step that the page shows."""
+
+
 @dataclass(frozen=True)
 class Figures:
-    """What was measured, by the keys of report.json, with the per-query table it was computed from."""
+    """What was measured, by the keys of report.json, with the per-query table it was computed from.
+
+    Attributes:
+        shown: queries that the page shows, rows as of `failures`: of the first comparison, then of what reranks its stage.
+    """
 
     data: dict[str, Any]
     stages: dict[str, Any]
@@ -37,6 +46,7 @@ class Figures:
     outcomes: list[dict[str, Any]] = field(default_factory=list)
     slices: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
+    shown: list[dict[str, Any]] = field(default_factory=list)
 
 
 def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tuple[str, str]] | None = None) -> Figures:
@@ -82,6 +92,12 @@ def evaluate(dataset: RetrievalSet, stages: Sequence[Stage], pairs: Sequence[tup
         outcomes=outcome_rows(measured, steps),
         slices=slice_rows(dataset, measured, firsts, weights_SI),
         failures=choose_failures(dataset, measured, rankings[shown.stage], shown) if shown is not None else [],
+        shown=[
+            row
+            for step in _shown_steps(steps, chosen)
+            for direction in DIRECTIONS
+            for row in choose_failures(dataset, measured, rankings[step.stage], step, directions=(direction,), shares=_SHOWN_SHARES)
+        ],
     )
 
 
@@ -98,6 +114,13 @@ def _headline(steps: Sequence[Step], pairs: Sequence[tuple[str, str]]) -> Step |
         return None
     asked = pairs[0][0] if pairs else steps[-1].stage
     return next((step for step in steps if step.top_k is not None and asked in (step.stage, step.against)), steps[0])
+
+
+def _shown_steps(steps: Sequence[Step], pairs: Sequence[tuple[str, str]]) -> list[Step]:
+    """The steps whose queries the page shows: the first comparison, and the reranking of its stage."""
+    headline = _headline(steps, pairs)
+    first = [step for step in steps if pairs and (step.stage, step.against) == pairs[0]]
+    return list(dict.fromkeys([*first, *([headline] if headline is not None else [])]))
 
 
 def values_of(dataset: RetrievalSet, stage: Stage) -> dict[Direction, dict[str, float]]:

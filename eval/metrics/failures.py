@@ -3,7 +3,7 @@
 Shape letters: Q queries of one direction, C captions, P positive pairs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,17 +44,27 @@ def _urgency(bin: int, before_Q: np.ndarray, after_Q: np.ndarray, near_Q: np.nda
 
 
 def choose_failures(
-    dataset: RetrievalSet, measured: Mapping[tuple[str, Direction], StageMetrics], rankings: Mapping[Direction, Ranking], step: Step
+    dataset: RetrievalSet,
+    measured: Mapping[tuple[str, Direction], StageMetrics],
+    rankings: Mapping[Direction, Ranking],
+    step: Step,
+    *,
+    directions: Sequence[Direction] = DIRECTIONS,
+    shares: Sequence[tuple[int, int]] = _SHARES,
 ) -> list[dict[str, Any]]:
     """report.json's `failures`: at most MOST_SHOWN queries of both directions, the most instructive first.
 
     Broken ones by how far their relevant item fell; missing ones by how deep it ranked; wrong in both, first those whose first answer is a
     near-duplicate of a relevant one, then the closest; fixed ones by how far it rose. Ties by direction and query id. `rankings` are those
     of the step's second stage.
+
+    Args:
+        shares: how many queries of each bin, where there are as many; their sum is the most in all.
     """
+    most = sum(share for _, share in shares)
     group_C = near_duplicate_groups(dataset.captions, keeps_marks=dataset.keeps_marks)
-    found: dict[int, list[tuple[int, dict[str, Any]]]] = {bin: [] for bin, _ in _SHARES}  # (urgency, row)
-    for direction in DIRECTIONS:
+    found: dict[int, list[tuple[int, dict[str, Any]]]] = {bin: [] for bin, _ in shares}  # (urgency, row)
+    for direction in directions:
         ids = dataset.image_ids if direction == "image_to_text" else dataset.caption_ids
         before_Q, after_Q = measured[step.against, direction].ranks_Q, measured[step.stage, direction].ranks_Q
         near_Q = near_duplicate_on_top(dataset, rankings[direction], group_C)
@@ -62,7 +72,7 @@ def choose_failures(
         for bin, rows in found.items():
             queries = np.flatnonzero(bins_Q == bin)
             urgency = _urgency(bin, before_Q, after_Q, near_Q)[queries]
-            for place in np.argsort(urgency, kind="stable")[:MOST_SHOWN]:
+            for place in np.argsort(urgency, kind="stable")[:most]:
                 query = queries[place]
                 row = {
                     "stage": step.stage,
@@ -76,7 +86,7 @@ def choose_failures(
                     "near_duplicate_on_top": bool(near_Q[query] and after_Q[query] > 1),
                 }
                 rows.append((int(urgency[place]), row))
-    taken = {bin: min(len(found[bin]), share) for bin, share in _SHARES}
+    taken = {bin: min(len(found[bin]), share) for bin, share in shares}
     for bin in taken:  # places left over go to the first that has more
-        taken[bin] += min(len(found[bin]) - taken[bin], MOST_SHOWN - sum(taken.values()))
+        taken[bin] += min(len(found[bin]) - taken[bin], most - sum(taken.values()))
     return [row for bin, rows in found.items() for _, row in sorted(rows, key=lambda one: one[0])[: taken[bin]]]

@@ -76,17 +76,27 @@ def r1_by_size(sweep: Sweep) -> dict[Direction, list[list[float]]]:
     return {d: [[k, float((sweep[k][d] == 1).mean())] for k in sorted(sweep)] for d in DIRECTIONS}
 
 
-def curves(rows: list[dict[str, Any]], by_size: Mapping[str, list[list[float]]] | None = None) -> dict[str, Any]:
+def curves(
+    rows: list[dict[str, Any]],
+    by_size: Mapping[str, list[list[float]]] | None = None,
+    *,
+    bounds: tuple[float, float] | None = None,
+    ceiling: Mapping[str, list[list[float]]] | None = None,
+) -> dict[str, Any]:
     """R@1 over K as a drawing in a box of 400 x 160: each direction's points with the ends of their intervals and the line through every K
     that is known, K's places, y's range.
 
     K of the rows (`k_sweep`) are evenly spaced (they double), others between them by their logarithm; y covers all that is drawn. Without
     `by_size` (`r1_by_k`; an older report has none) the lines go through the rows.
+
+    Args:
+        bounds: range of y, for drawings that share it; None: of what is drawn.
+        ceiling: [[k, share], ...] by direction, drawn as `ceilings`.
     """
     by_size = by_size or {d: [[row["k"], row["R@1"]] for row in rows if row["direction"] == d] for d in DIRECTIONS}
     sizes = sorted({row["k"] for row in rows})
     shares = [share for row in rows for share in row["ci95"]] + [share for line in by_size.values() for _, share in line]
-    low, high = min(shares), max(shares)
+    low, high = bounds or (min(shares), max(shares))
     place = {k: round(400 * number / max(1, len(sizes) - 1), 1) for number, k in enumerate(sizes)}
 
     def height(share: float) -> float:
@@ -100,13 +110,12 @@ def curves(rows: list[dict[str, Any]], by_size: Mapping[str, list[list[float]]] 
         ]
         for direction in DIRECTIONS
     }
-    paths = {
-        direction: [
-            {"x": round(float(np.interp(np.log(k), np.log(sizes), list(place.values()))), 1), "y": height(share)} for k, share in line
-        ]
-        for direction, line in by_size.items()
-    }
-    return {"lines": lines, "paths": paths, "places": place, "low": low, "high": high}
+
+    def path(line: list[list[float]]) -> list[dict[str, float]]:
+        return [{"x": round(float(np.interp(np.log(k), np.log(sizes), list(place.values()))), 1), "y": height(share)} for k, share in line]
+
+    paths, ceilings = ({direction: path(line) for direction, line in one.items()} for one in (by_size, ceiling or {}))
+    return {"lines": lines, "paths": paths, "ceilings": ceilings, "places": place, "low": low, "high": high}
 
 
 def curves_over(rows: list[dict[str, Any]], key: str) -> dict[str, Any]:

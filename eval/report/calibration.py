@@ -167,6 +167,7 @@ def drawn_bins(bins: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 CALIBRATION = SectionFormat(
     key="calibration",
+    title="Calibration",
     template=TEMPLATES / "calibration.html.j2",
     lines=lambda record, data: calibration_line(record),
     names={"split_in_words": split_in_words, "drawn_bins": drawn_bins, "least_pairs": LEAST_PAIRS},

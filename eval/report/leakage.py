@@ -6,7 +6,7 @@ from eval.dataset.leakage import Leakage
 from eval.report.section import Section, SectionFormat
 
 LEAKAGE = SectionFormat(
-    key="leakage", notes=lambda record: [f"Leakage: {leak}." for leak in (Leakage(**one) for one in record) if leak.any]
+    key="leakage", warnings=lambda record: [f"Leakage: {leak}." for leak in (Leakage(**one) for one in record) if leak.any]
 )
 
 

@@ -1,7 +1,9 @@
 """One file of HTML that opens from disk: a template filled in, every string from outside escaped."""
 
+import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 
@@ -19,8 +21,23 @@ def render(template: str, folder: Path = TEMPLATES, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(show=show, show_interval=show_interval, directions=DIRECTION_WORDS)
+    environment.globals.update(show=show, show_interval=show_interval, signed=signed, directions=DIRECTION_WORDS)
     return environment.get_template(template).render(**values)
+
+
+def relative_link(path: str | Path, page: Path) -> str:
+    """The URL of a file or folder as seen from a page; "./" keeps a name such as "a:b.jpg" from being read as a scheme."""
+    relative = quote(os.path.relpath(path, page.parent))
+    return relative if relative.startswith("../") else f"./{relative}"
+
+
+def signed(share: float) -> str:
+    """A difference of shares in points, with one decimal and its sign.
+
+    >>> signed(0.128), signed(-0.004)
+    ('+12.8', '−0.4')
+    """
+    return f"{100 * share + 0.0:+.1f}".replace("-", "−")
 
 
 def show(metric: str, value: float) -> str:

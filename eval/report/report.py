@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,34 @@ from rich.markup import escape
 from eval.atomic import claimed, hash_file, replace_files
 from eval.dataset.truth import truth_in_words
 from eval.files import read_text
-from eval.manifest.skipped import FILE, skipped_in_words
 from eval.metrics.evaluate import Figures
-from eval.metrics.k_sweep import curves
-from eval.metrics.outcomes import BINS
 from eval.metrics.stage_metrics import METRICS
 from eval.report.console_table import Column, print_table
 from eval.report.files import report_files
-from eval.report.gallery import ShownQuery
-from eval.report.render import DIRECTION_WORDS, render, show, show_interval
+from eval.report.gallery import Gallery
+from eval.report.page.about import About
+from eval.report.page.page import few_images_lines, report_page, skipped_notes
+from eval.report.render import DIRECTION_WORDS, show, show_interval
 from eval.report.section import Section, SectionFormat, section_lines
 
 _LEFT_OUT = {"R-Precision": 1, "mAP@R": 2, "mean_rank": 3, "MRR": 4, "median_rank": 5}
 """In which order the terminal's table does without a metric where it is narrow."""
 _WHOLE = "all are in report.json"
-_FEW_IMAGES = 100
-"""Below it a report says how large a difference has to be."""
 
 
 def write_report(
-    folder: str | os.PathLike[str], figures: Figures, sections: Sequence[Section] = (), *, gallery: Sequence[ShownQuery] = ()
+    folder: str | os.PathLike[str],
+    figures: Figures,
+    sections: Sequence[Section] = (),
+    *,
+    gallery: Gallery = Gallery(),
+    about: About = About(),
 ) -> Path:
     """Write the three files of a report, each committed by a rename. Returns the folder.
+
+    Args:
+        gallery: queries that the page shows.
+        about: what the page says of where the figures come from.
 
     Raises:
         OSError: the folder cannot be written.
@@ -42,21 +48,7 @@ def write_report(
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     record = report_record(figures, sections)
-    page = render(
-        "report.html.j2",
-        **report_record(figures),
-        metrics=METRICS,
-        truth=truth_in_words(figures.data.get("truth", {})),
-        notes=[
-            *_skipped_notes(figures.data),
-            *few_images_lines(figures.data["num_images"], figures.comparisons),
-            *(note for section in sections for note in section.notes),
-        ],
-        bins=BINS,
-        curves=curves,
-        parts=[section.html() for section in sections],
-        gallery=gallery,
-    )
+    page = report_page(target, figures, sections, gallery, about)
     json_path, parquet_path, html_path = report_files(target)
 
     def write_queries(path: Path) -> None:
@@ -95,27 +87,6 @@ def read_report(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return record
 
 
-def _skipped_notes(data: dict[str, Any]) -> list[str]:
-    """A sentence on the rows of the data that were left out as asked, if there are any."""
-    return [f"{skipped_in_words(data['skipped'])}. They are listed in {FILE}."] if "skipped" in data else []
-
-
-def few_images_lines(num_images: int, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence on the differences that so few images can tell: half of the widest interval of a recall, and at least one image of them.
-
-    >>> few_images_lines(15, [{"metric": "R@1", "direction": "both", "ci95": [-0.1, 0.2]}])
-    ['With only 15 images, differences of recall under about 15 points cannot be told from chance: measure on more.']
-    >>> few_images_lines(1000, [{"metric": "R@1", "direction": "both", "ci95": [-0.1, 0.2]}])
-    []
-    """
-    halves = [(row["ci95"][1] - row["ci95"][0]) / 2 for row in comparisons if row["metric"].startswith("R@") and row["direction"] == "both"]
-    if num_images >= _FEW_IMAGES or not halves:
-        return []
-    points = 100 * max(*halves, 1 / num_images)
-    told = f"differences of recall under about {points:.0f} points cannot be told from chance: measure on more."
-    return [f"With only {num_images} images, {told}"]
-
-
 def print_report(record: dict[str, Any], formats: Sequence[SectionFormat] = (), *, console: Console | None = None) -> None:
     """Print the stages, and the comparisons that matter most, of a report's record as tables; then the sentences of its sections."""
     console = console or Console()
@@ -131,7 +102,7 @@ def print_report(record: dict[str, Any], formats: Sequence[SectionFormat] = (), 
     print_table(console, title, columns, rows, whole=_WHOLE)
     if data.get("truth", {"protocol": "all"}) != {"protocol": "all"}:
         console.print(truth_in_words(data["truth"]), markup=False)
-    for note in _skipped_notes(data):
+    for note in skipped_notes(data):
         console.print(note, markup=False)
     if record["comparisons"]:
         print_comparisons(record["comparisons"], console, whole=_WHOLE)

@@ -14,7 +14,7 @@ def _sentence(record: Mapping[str, Any]) -> str:
     return f"Left out: {record['num_images']:,} picture(s) that do not decode, with their captions: {names} ({FILE} says why)."
 
 
-SKIPPED = SectionFormat(key="skipped", notes=lambda record: [_sentence(record)], lines=lambda record, data: [_sentence(record)])
+SKIPPED = SectionFormat(key="skipped", warnings=lambda record: [_sentence(record)], lines=lambda record, data: [_sentence(record)])
 
 
 def skipped_sections(skipped: Sequence[Skipped]) -> list[Section]:

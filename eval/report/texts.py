@@ -99,6 +99,11 @@ def text_lines(record: Mapping[str, Any], *, measured: bool = True) -> list[str]
     Args:
         measured: say what repeated texts do to an evaluation too.
     """
+    return _set_lines(record, measured=measured) + _read_lines(record)
+
+
+def _set_lines(record: Mapping[str, Any], *, measured: bool) -> list[str]:
+    """What there is to know of the texts themselves."""
     num_captions, num_different = record["num_captions"], record["num_different"]
     lines = []
     if num_different < num_captions:
@@ -110,6 +115,12 @@ def text_lines(record: Mapping[str, Any], *, measured: bool = True) -> list[str]
             f"{marks['num_texts']:,} different texts are {marks['num_left']:,} by the rule, which strips punctuation between digits too"
             f"{_examples([_equation(pair) for pair in marks['examples']])}"
         )
+    return lines
+
+
+def _read_lines(record: Mapping[str, Any]) -> list[str]:
+    """What a tokenizer makes of them."""
+    lines = []
     for one in record["tokens"]:
         whose = f"{', '.join(one['stages'])}: " if len(record["tokens"]) > 1 else ""
         lines += [f"{whose}{line}" for line in token_lines(one)]
@@ -165,8 +176,10 @@ def _other_lines(record: Mapping[str, Any]) -> list[str]:
 
 TEXTS = SectionFormat(
     key="texts",
+    title="Other gallery",
     template=TEMPLATES / "report_texts.html.j2",
-    notes=lambda record: [f"Texts: {line}." for line in text_lines(record)],
+    notes=lambda record: [f"Texts: {line}." for line in _set_lines(record, measured=True)],
+    warnings=lambda record: [f"Texts: {line}." for line in _read_lines(record)],
     lines=lambda record, data: [f"texts: {line}" for line in text_lines(record)] + _other_lines(record),
     names={"metrics": _OTHER_METRICS},
 )

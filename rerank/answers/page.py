@@ -3,17 +3,15 @@
 One HTML file that opens from disk. Thumbnails are embedded; a click opens the image file.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
 from eval.report.gallery import Thumbnails, shortened
-from eval.report.render import render
+from eval.report.render import relative_link, render
 from rerank.answers.answers import Answers
 from rerank.answers.first_stage import FirstAnswers
 
@@ -124,13 +122,7 @@ class _ExampleBuilder:
         if not is_image:
             return PageItem(collection.caption_ids[index], shortened(collection.captions[index]))
         path = collection.pictures.path(index)
-        return PageItem(collection.image_ids[index], "", self.thumbnails.of(index, pixels), _link(path, self.page) if path else "")
-
-
-def _link(path: str, page: Path) -> str:
-    """A relative URL; "./" keeps a name such as "a:b.jpg" from being read as a scheme."""
-    relative = quote(os.path.relpath(path, page.parent))
-    return relative if relative.startswith("../") else f"./{relative}"
+        return PageItem(collection.image_ids[index], "", self.thumbnails.of(index, pixels), relative_link(path, self.page) if path else "")
 
 
 def answers_page(page: Path, found: FirstAnswers, answers: Sequence[Answers], count: int, about: dict[str, Any]) -> str:

@@ -34,6 +34,7 @@ from rerank.combine.sentences import (
 from rerank.combine.spec import ALL_VIEWS
 from rerank.combine.tuning import TunedSetting
 from rerank.combine.views import LateFusion, Pool
+from rerank.reorder.record import split_in_words
 from rerank.stage_names import ENSEMBLE
 
 
@@ -194,12 +195,18 @@ def _pool_record(pool: Pool | None) -> dict[str, Any] | None:
 _TEMPLATES = Path(__file__).parent / "templates"
 ENSEMBLES = SectionFormat(
     key="ensemble",
+    title="Ensembles",
+    chosen=lambda record: {each["stage"]: f"weights chosen on {split_in_words(each)}" for each in record if each["chosen_on"]},
     template=_TEMPLATES / "ensemble.html.j2",
     lines=lambda record, data: [ensemble_line(each) for each in record],
     names={"combination_words": COMBINATION_WORDS, "weight_curves": weight_curves, "best_points": best_points},
 )
 EXPANSIONS = SectionFormat(
     key="expansion",
+    title="Additional views of queries and images",
+    chosen=lambda record: {
+        each["stage"]: f"pooling, number and weight chosen on {split_in_words(each)}" for each in record if each["chosen_on"] and each["pool"]
+    },
     template=_TEMPLATES / "expansion.html.j2",
     lines=lambda record, data: [line for each in record for line in expansion_lines(each, data["split"])],
     names={"pool_in_words": pool_in_words, "side_words": SIDE_WORDS},

@@ -141,11 +141,17 @@ def budget_note(record: dict[str, float]) -> list[str]:
 _TEMPLATES = Path(__file__).parent / "templates"
 FUSION = SectionFormat(
     key="fusion",
+    title="Score interpolation",
+    chosen=lambda record: {each["fused"]: f"weight {each['weight']:g} chosen on {split_in_words(each)}" for each in record},
     template=_TEMPLATES / "fusion.html.j2",
     lines=lambda record, data: [fusion_line(each) for each in record],
     names={"curves_over": curves_over},
 )
 ADAPTIVE = SectionFormat(
-    key="adaptive", template=_TEMPLATES / "adaptive.html.j2", lines=lambda record, data: [adaptive_line(each) for each in record]
+    key="adaptive",
+    title="Adaptive reranking (early exit)",
+    template=_TEMPLATES / "adaptive.html.j2",
+    lines=lambda record, data: [adaptive_line(each) for each in record],
+    chosen=lambda record: {each["adaptive"]: f"margin chosen on {split_in_words(each)}" for each in record},
 )
 BUDGET = SectionFormat(key="budget", notes=budget_note)

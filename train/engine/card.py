@@ -196,7 +196,7 @@ def no_gain(state: State, step: int, begun_at: str | None = None) -> str:
     return f"No checkpoint of this run beat {start} on val (mean R@1 {100 * state.best_score:.2f}); the export holds {held}."
 
 
-NO_GAIN = SectionFormat(key="no_gain", notes=lambda record: [record["note"]])
+NO_GAIN = SectionFormat(key="no_gain", warnings=lambda record: [record["note"]])
 """The section of a report that begins with `no_gain`."""
 
 

@@ -14,10 +14,11 @@ from eval.atomic import TakenError, check_writable, contents, hash_file, lock_fi
 from eval.encoder.hub import without_revision
 from eval.encoder.sealed import is_sealed, verify
 from eval.errors import UserError, naming
+from eval.report.page.about import About, shown_command
 from train.config.export import FOLDERS
 from train.config.run import PATH_KEYS, RunConfig
 from train.config.yaml_text import YamlFault, parse_yaml
-from train.engine.checkpoint import Checkpoints
+from train.engine.checkpoint import Checkpoints, State
 from train.engine.metrics_log import flatten
 
 LOG = "log.txt"
@@ -183,6 +184,36 @@ def report_folder(config: RunConfig) -> Path:
     """Where the final report lies: eval/SPLIT."""
     split = config.data.test_split or config.data.val_split or "none"
     return config.run_folder / "eval" / split
+
+
+def about_run(config: RunConfig, state: State, stage: str, against: str, measured: Sequence[str]) -> About:
+    """What the final report's page says of a run.
+
+    Args:
+        state: of the newest checkpoint; the one that was chosen is exported.
+        stage: of what was tuned; against: of what it was before.
+        measured: every stage that has the tuned weights themselves.
+    """
+    folder, val, test = config.run_folder, config.data.val_split, config.data.test_split
+    is_chosen = state.best_step is not None
+    origin = f"checkpoint of step {state.chosen_step}, {f'chosen on {val}' if is_chosen else 'the last'}"
+    same = "The checkpoint was chosen on the split that is measured here, where it looks better than it is; data.test_split names another."
+    pages = sorted((folder / "negatives").glob("*.html"), key=lambda path: (path.stat().st_mtime, path.name))
+    return About(
+        title=config.name,
+        pair=(stage, against),
+        words={(stage, against): "Tuning"},
+        chosen=dict.fromkeys(measured, origin),
+        warnings=[same] if is_chosen and test is None else [],
+        command=shown_command(),
+        curves=folder / "curves.png",
+        links=[
+            ("the export", folder / "export"),
+            *((f"mining page {number} of {len(pages)}", path) for number, path in enumerate(pages, 1)),
+            ("what the run said, log.txt", folder / LOG),
+            ("its configuration, config.yaml", folder / "config.yaml"),
+        ],
+    )
 
 
 def ended(config: RunConfig, expected: Mapping[str, Any], made: Sequence[Path] = ()) -> bool:

@@ -14,6 +14,7 @@ from eval.execution import Execution
 from eval.progress import say
 from eval.report.answer import answer_lines, folded, print_answer
 from eval.report.leakage import leakage_section
+from eval.report.page.about import About
 from eval.report.report import read_report
 from eval.report.section import Section
 from eval.report.skipped import skipped_sections
@@ -40,7 +41,7 @@ from train.engine.card import (
 )
 from train.engine.checkpoint import State
 from train.engine.export_folder import average_line, load_chosen, plain_state, replaced_export, report_on, write_card, write_plain
-from train.engine.folder import ended, mark_ended, place_lines, read_ended, report_folder
+from train.engine.folder import about_run, ended, mark_ended, place_lines, read_ended, report_folder
 from train.reranker.evaluation import RETRIEVER, first_stage
 from train.reranker.job import RerankerJob
 from train.reranker.model import TunedCrossEncoder, build_cross_encoder
@@ -68,7 +69,8 @@ def finish_reranker(job: RerankerJob, state: State, check_signal: Callable[[], N
     export = job.export_best(state, export_cross_encoder)
     job.processes.together(lambda: job.check_base(state))
     missed = no_gain(state, state.chosen_step, job.config.train.begin_at)
-    record = _measure(job, job.final_set, export, no_gain_sections(missed), check_signal) if job.final_set is not None else None
+    about = about_run(job.config, state, MEASURED, reranked(RETRIEVER, UNTUNED), [MEASURED])
+    record = _measure(job, export, about, no_gain_sections(missed), check_signal)
     if job.processes.is_main:
         if record is not None:
             write_card(job.folder / "export", cross_encoder_card(job.config, state, state.chosen_step, record))
@@ -77,9 +79,11 @@ def finish_reranker(job: RerankerJob, state: State, check_signal: Callable[[], N
 
 
 def _measure(
-    job: RerankerJob, dataset: RetrievalSet, export: Path, first: Sequence[Section], check_signal: Callable[[], None]
+    job: RerankerJob, export: Path, about: About, first: Sequence[Section], check_signal: Callable[[], None]
 ) -> dict[str, Any] | None:
-    """Write the final report, with sections at its beginning; its record, on the main process."""
+    """Write the final report, with sections at its beginning; its record, on the main process, or None without a split."""
+    if (dataset := job.final_set) is None:
+        return None
     device, top_k = job.accelerator.device, job.config.evaluation.top_k
     execution = Execution(processes=job.processes, on_progress=lambda pairs: check_signal())
     with progress_bar(f"retriever on {dataset.split}", dataset, job.processes) as bar:
@@ -97,7 +101,7 @@ def _measure(
     tokens = {RETRIEVER: CaptionTokens.of(job.retriever.inputs, dataset.captions)}
     texts = texts_section(text_record(dataset.captions, dataset.caption_hash_C, tokens))
     report = report_of(dataset, stages, COMPARISONS).beginning(*first)
-    report = report.adding(texts, leakage_section(job.leakages), *skipped_sections(dataset.skipped))
+    report = report.adding(texts, leakage_section(job.leakages), *skipped_sections(dataset.skipped)).told(about)
     report.write(report_folder(job.config))
     return report.record
 

@@ -7,14 +7,16 @@ from typing import Any
 
 from eval.atomic import hash_file
 from eval.choices.choice_set import read_choices
-from eval.choices.report import CHOICES, print_choices, write_choices
+from eval.choices.report import CHOICES, ChoiceReport, print_choices, write_choices
 from eval.errors import named
 from eval.execution import Execution
 from eval.progress import say
 from eval.report.answer import answer_lines, folded, print_answer
 from eval.report.calibration import FILE as CALIBRATION_FILE
 from eval.report.files import remove_earlier
+from eval.report.gallery import Gallery
 from eval.report.leakage import leakage_section
+from eval.report.page.about import About
 from eval.report.report import read_report
 from eval.report.section import Section
 from eval.report.skipped import skipped_sections
@@ -32,7 +34,7 @@ from train.data.splits import RetentionSet
 from train.engine.card import no_gain, no_gain_sections
 from train.engine.checkpoint import State
 from train.engine.export_folder import write_card
-from train.engine.folder import ended, mark_ended, place_lines, read_ended, report_folder
+from train.engine.folder import about_run, ended, mark_ended, place_lines, read_ended, report_folder
 from train.export.measure import exports_lines, exports_section, measure_forms, measured_forms
 from train.siglip.card import model_card
 from train.siglip.export import export_checkpoint
@@ -60,7 +62,8 @@ def finish(job: Job, state: State, check_signal: Callable[[], Any]) -> None:
     missed = no_gain(state, state.chosen_step, job.config.train.begin_at)
     further = [Section(RETENTION, retained)] if retained else []
     further += [Section(MINING, effect.as_record())] if effect is not None else []
-    record = _measure(job, export, no_gain_sections(missed), further, execution)
+    about = about_run(job.config, state, SUBJECT, BASELINE, [SUBJECT])
+    record = _measure(job, export, about, (no_gain_sections(missed), further), execution)
     if job.processes.is_main:
         said = {"stopped": stopped, "mining": effect.sentences() if effect is not None else []} | ({"no_gain": missed} if missed else {})
         if record is not None:
@@ -69,9 +72,16 @@ def finish(job: Job, state: State, check_signal: Callable[[], Any]) -> None:
         show_finished(job.config, record)
 
 
-def _measure(job: Job, export: Path, first: Sequence[Section], further: Sequence[Section], execution: Execution) -> dict[str, Any] | None:
-    """Write the final report, with sections at its beginning and its end; its record, on the main process, or None without a split."""
-    config, asked = job.config, job.config.evaluation
+def _measure(
+    job: Job, export: Path, about: About, around: tuple[Sequence[Section], Sequence[Section]], execution: Execution
+) -> dict[str, Any] | None:
+    """Write the final report; its record, on the main process, or None without a split.
+
+    Args:
+        about: the run.
+        around: sections at the report's beginning, and at its end.
+    """
+    (first, further), config, asked = around, job.config, job.config.evaluation
     if job.final_set is None:
         return None
     # The reranker is loaded first: one that is refused should be refused before the embedding, not after.
@@ -87,7 +97,7 @@ def _measure(job: Job, export: Path, first: Sequence[Section], further: Sequence
     )
     if report is not None:
         left_out = skipped_sections(job.final_set.skipped)
-        report = report.beginning(*first).adding(leakage_section(job.leakages), *left_out, *further)
+        report = report.beginning(*first).adding(leakage_section(job.leakages), *left_out, *further).told(about)
         remove_earlier(report_folder(config))
         report.write(report_folder(config), trec=asked.trec, languages=[asked.mteb] if asked.mteb is not None else None)
         report.write_calibration(calibration_path(config))
@@ -98,9 +108,9 @@ def _measure(job: Job, export: Path, first: Sequence[Section], further: Sequence
             report = report.adding(exports_section(forms))
             report.write(report_folder(config))
     if config.choices:  # after the report is written: what fails here must not cost it
-        records = _measure_choices(job, plan, reranker, execution)
+        measured = _measure_choices(job, plan, reranker, execution)
         if report is not None:
-            report = report.adding(Section(CHOICES, records))
+            report = report.adding(Section(CHOICES, [one.record for one in measured], [one.examples for one in measured]))
             report.write(report_folder(config))
     return report.record if report is not None else None
 
@@ -126,14 +136,14 @@ def _measure_retention(job: Job, export: Path, watched: RetentionSet, execution:
     report = evaluate_plan(plan, watched.dataset, execution=execution)
     if report is None:
         return None
-    report = replace(report, shown=()).adding(*skipped_sections(watched.dataset.skipped))
+    report = replace(report, shown=Gallery()).adding(*skipped_sections(watched.dataset.skipped))
     report.write(watch_folder(job.config, watched.config.name))
     return retention_record(watched.config, report.figures)
 
 
-def _measure_choices(job: Job, plan: EvaluationPlan, reranker: Reranker | None, execution: Execution) -> list[dict[str, Any]]:
-    """The record of each choice set; written with its rows to eval/SPLIT/choices/N."""
-    records = []
+def _measure_choices(job: Job, plan: EvaluationPlan, reranker: Reranker | None, execution: Execution) -> list[ChoiceReport]:
+    """Each choice set; written with its rows to eval/SPLIT/choices/N."""
+    reports = []
     for number, path in enumerate(job.config.choices or ()):
         report = measure_choices(
             read_choices(path),
@@ -145,8 +155,8 @@ def _measure_choices(job: Job, plan: EvaluationPlan, reranker: Reranker | None, 
         )
         if job.processes.is_main:
             write_choices(choices_folder(job.config, number), report)
-        records.append(report.record)
-    return records
+        reports.append(report)
+    return reports
 
 
 def choices_folder(config: JobConfig, number: int) -> Path:

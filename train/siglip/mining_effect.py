@@ -17,7 +17,7 @@ from train.mining.report import RULES, MiningReport
 
 LEAST_PER_IMAGE = 0.5
 """Mined captions an image, on average, under which mining is said to mine almost nothing."""
-MINING = SectionFormat(key="mining", notes=lambda record: record["notes"])
+MINING = SectionFormat(key="mining", warnings=lambda record: record["notes"])
 """The section of a report on mining; its record is `MiningEffect.as_record`."""
 
 

@@ -26,6 +26,7 @@ from eval.metrics.measurement import measure_checkpoint
 from eval.metrics.significance import interval, resample_weights
 from eval.metrics.stage_metrics import StageMetrics, mean_recall_at_1
 from eval.processes import Processes
+from eval.report.render import signed
 from eval.report.section import SectionFormat
 from eval.search.ranking import DIRECTIONS
 from train.config.evaluation import BASELINE, SUBJECT, WatchConfig
@@ -169,9 +170,20 @@ def retention_line(name: str, record: Mapping[str, Any]) -> str:
     return text + f" [{100 * low:+.2f}, {100 * high:+.2f}]" + (": forgotten" if high < 0 else ": no drop")
 
 
+def _forgotten(record: Mapping[str, Any]) -> str:
+    """A sentence on a retention set that was forgotten."""
+    base, tuned = (100 * mean_recall_at_1(record["stages"][stage]) for stage in (BASELINE, SUBJECT))
+    row = r1_of_both(record["comparisons"])
+    low, high = row["ci95"]
+    difference = f"{signed(row['delta'])}, 95% interval {signed(low)} to {signed(high)}"
+    return f"Forgotten: on the retention set {record['name']} mean R@1 fell from {base:.1f} to {tuned:.1f} ({difference})."
+
+
 RETENTION = SectionFormat(
     key="watch",
+    title="Retention sets",
     template=Path(__file__).parent / "templates" / "retention_sets.html.j2",
-    notes=lambda record: [f"{retention_line(one['name'], one)}." for one in record],
+    notes=lambda record: [f"{retention_line(one['name'], one)}." for one in record if not one["dropped"]],
+    warnings=lambda record: [_forgotten(one) for one in record if one["dropped"]],
 )
 """The records of all retention sets in the final report."""

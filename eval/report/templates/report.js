@@ -1,0 +1,43 @@
+(() => {
+  const queries = [...document.querySelectorAll(".query")], filters = document.querySelector(".filters"), more = document.querySelector(".more");
+  const PAGE = 8;
+  let shown = PAGE;
+  const value = name => filters.querySelector(`[name=${name}]`).value;
+  const show = () => {
+    const words = value("words").toLowerCase().split(/\s+/).filter(Boolean);
+    const found = queries.filter(query =>
+      ["step", "bin", "direction"].every(name => !value(name) || query.dataset[name] === value(name)) &&
+      words.every(word => query.textContent.toLowerCase().includes(word)));
+    const seen = new Set(found.slice(0, shown));
+    for (const query of queries) query.hidden = !seen.has(query);
+    for (const step of document.querySelectorAll(".step")) step.hidden = !step.querySelector(".query:not([hidden])") && !!value("step") && step.dataset.step !== value("step");
+    document.querySelector(".found").textContent = `${seen.size} of ${found.length} queries that fit are shown`;
+    more.hidden = found.length <= shown;
+  };
+  if (filters) {
+    filters.hidden = false;
+    filters.addEventListener("input", () => { shown = PAGE; show(); });
+    filters.addEventListener("submit", event => event.preventDefault());
+    more.addEventListener("click", () => {
+      const last = queries.filter(query => !query.hidden).length;
+      shown += PAGE;
+      show();
+      const next = queries.filter(query => !query.hidden)[last];
+      if (next) { next.tabIndex = -1; next.focus({preventScroll: true}); }
+    });
+    show();
+  }
+  const contents = document.querySelector(".contents"), wide = matchMedia("(min-width: 70.01rem)");
+  const fit = () => { contents.open = wide.matches; };
+  wide.addEventListener("change", fit);
+  fit();
+  const unfold = () => {
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (target && target.matches("details.fold")) { target.open = true; target.scrollIntoView(); }
+  };
+  addEventListener("hashchange", unfold);
+  contents.addEventListener("click", event => {
+    if (event.target.closest("a")) { fit(); setTimeout(unfold); }
+  });
+  unfold();
+})();
