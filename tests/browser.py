@@ -8,14 +8,19 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 CHROMIUM = Path("/usr/bin/chromium")
+AXE = find_spec("axe_core_python")
 needs_browser = pytest.mark.skipif(not CHROMIUM.exists(), reason="no browser here")
+needs_axe = pytest.mark.skipif(not CHROMIUM.exists() or AXE is None, reason="no browser, or no axe-core-python, here")
 SECONDS = 120
+LOOKS = tuple((width, is_dark) for width in (1280, 390) for is_dark in (False, True))
+"""Widths in pixels, and colour schemes, in which pages are looked at."""
 
 
 def options(folder: Path) -> list[str]:
@@ -70,9 +75,9 @@ class Tab:
         first, _, self._read = self._read.partition(b"\0")
         return json.loads(first)
 
-    def go(self, url: str, *, width: int = 1280, is_dark: bool = False) -> None:
+    def go(self, url: str, *, width: int = 1280, is_dark: bool = False, height: int = 900) -> None:
         """Open a URL in a window of so many pixels."""
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.send("Page.navigate", url=url)
@@ -105,6 +110,14 @@ class Tab:
                 document.querySelector({json.dumps(selector)}).dispatchEvent(
                     new DragEvent(kind, {{dataTransfer: data, bubbles: true, cancelable: true}}));
         }})()""")
+
+    def violations(self) -> list[str]:
+        """What axe-core (https://github.com/dequelabs/axe-core) finds wrong with the page as it is, a line each."""
+        assert AXE is not None and AXE.submodule_search_locations is not None
+        script = Path(AXE.submodule_search_locations[0]) / "axe.min.js"
+        self.send("Runtime.evaluate", expression=script.read_text(encoding="utf-8"))
+        found = self.value("axe.run(document, {resultTypes: ['violations']}).then(all => JSON.stringify(all.violations))")
+        return [f"{one['id']}: {node['target']} {node['failureSummary']}" for one in json.loads(found) for node in one["nodes"]]
 
     def picture(self, path: Path) -> None:
         """Write a picture of the whole page, as .png."""

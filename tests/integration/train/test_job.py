@@ -62,7 +62,7 @@ def test_the_whole_job(real: tuple[Path, Path, subprocess.CompletedProcess[str]]
         "test-1": 3,
         "(none)": 8,
     }
-    assert '<section class="shown-query">' in (folder / "eval" / "test" / "report.html").read_text()
+    assert '<article class="query"' in (folder / "eval" / "test" / "report.html").read_text()
     for words in ("base", "tuned", "image to text", "text to image", f"{folder}/export", "report.html"):
         assert words in done.stdout
 

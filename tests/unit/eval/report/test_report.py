@@ -16,6 +16,8 @@ import eval.report
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.manifest.manifest import ManifestImage
 from eval.metrics.evaluate import Figures, evaluate
+from eval.report.page.about import About
+from eval.report.page.page import SCRIPT_SHA256
 from eval.report.report import print_report, read_report, report_record, write_report
 from eval.report.section import Section, SectionFormat
 from eval.search.stage import Stage
@@ -47,10 +49,15 @@ def test_files_say_what_was_measured(figures: Figures, tmp_path: Path) -> None:
 
 
 def test_page_escapes_what_came_from_outside(figures: Figures, tmp_path: Path) -> None:
-    leakage = SectionFormat(key="leakage", notes=lambda record: [f"Leakage: {record}"])
-    page = (write_report(tmp_path, figures, [Section(leakage, EVIL)]) / "report.html").read_text()
-    assert "<script" not in page and page.count("&lt;script&gt;") >= 4
-    assert not re.search(r"(src|href)=", page), "the page needs nothing but itself"
+    leakage = SectionFormat(key="leakage", notes=lambda record: [f"Leakage: {record}"], warnings=lambda record: [record])
+    link, told = tmp_path / f"x{EVIL.replace('/', '')}", About(title=EVIL, command=EVIL, chosen={"base": EVIL}, warnings=[EVIL])
+    link.mkdir()
+    about = replace(told, words={(f"tuned[x]{EVIL}", "base"): EVIL}, links=[(EVIL, link)])
+    page = (write_report(tmp_path, figures, [Section(leakage, EVIL)], about=about) / "report.html").read_text()
+    assert page.count("<script>") == page.count("<script") == 1 and page.count("&lt;script&gt;") >= 14
+    links = re.findall(r"""(?:src|href)="([^"]*)""", page)
+    assert links and all(re.match(r"#[a-z-]+$|\./", url) for url in links), "the page needs nothing but itself"
+    assert f"'sha256-{SCRIPT_SHA256}'" in page and "default-src 'none'" in page
 
 
 @needs_browser
@@ -59,7 +66,7 @@ def test_page_in_a_browser(figures: Figures, tmp_path: Path) -> None:
     done = opened(page, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "CONSOLE" not in done.stderr
-    assert '<table id="stages">' in done.stdout and done.stdout.count("<tr>") == 1 + 4 + 1 + 9 + 1 + 4 + 1 + 2
+    assert '<table id="stages">' in done.stdout and done.stdout.count("<tr>") == 3 + 5 + 10 + 1 + 3 + 8, "the tables in short, of metrics, comparisons, outcomes, cost, slices"
     assert "<title>Retrieval report" in done.stdout, "the title is ours: nothing from outside ran"
 
 
@@ -93,7 +100,7 @@ def test_failure_leaves_the_old_report_whole(figures: Figures, tmp_path: Path, m
 
 def test_with_few_images_page_and_terminal_say_how_large_a_difference_has_to_be(figures: Figures, tmp_path: Path) -> None:
     """Twelve images: at least one of them, 8 points, and half of an interval that is wider."""
-    row = {"stage": "b", "against": "a", "direction": "both", "metric": "R@1", "delta": 0.1, "ci95": [-0.25, 0.35], "p_value": 0.5}
+    row = {"stage": list(figures.stages)[1], "against": "base", "direction": "both", "metric": "R@1", "delta": 0.1, "ci95": [-0.25, 0.35], "p_value": 0.5}
     row |= {"wins": 2, "losses": 1, "verdict": "no evidence"}
     for bounds, points in (([-0.25, 0.35], 30), ([0.0, 0.0], 8)):
         shown = replace(figures, comparisons=[row | {"ci95": bounds}])
