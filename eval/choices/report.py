@@ -28,7 +28,9 @@ _METRICS = [metric for names in METRICS.values() for metric in names]
 _OUTCOMES = ("fixed", "broken", "wrong in both", "wrong", "right")
 _MOST_EXAMPLES, _EXAMPLE_PIXELS = 4, 128
 _WHOLE = "all are in choices.json"
-CHOICES = SectionFormat(key="choices", title="Choice sets", template=TEMPLATES / "choice_sets.html.j2", names={"text_lines": choice_text_lines})
+CHOICES = SectionFormat(
+    key="choices", title="Choice sets", template=TEMPLATES / "choice_sets.html.j2", names={"text_lines": choice_text_lines}
+)
 """The records of choice sets as a section of a retrieval report."""
 
 

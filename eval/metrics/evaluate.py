@@ -26,7 +26,6 @@ from eval.metrics.stage_metrics import StageMetrics
 from eval.search.ranking import DIRECTIONS, Direction, Ranking
 from eval.search.stage import Stage
 
-
 _SHOWN_SHARES = ((outcomes.FIXED, 4), (outcomes.BROKEN, 3), (outcomes.WRONG, 2), (outcomes.MISSING, 1))
 """Queries of a direction and step that the page shows."""
 

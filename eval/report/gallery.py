@@ -1,4 +1,4 @@
-"""The chosen queries as people see them: picture or caption, its relevant item with the rank before and after, the first answers of both."""
+"""The chosen queries as people see them: picture or caption, the relevant item with its rank before and after, the first answers of both."""
 
 import base64
 import io
@@ -158,7 +158,7 @@ class _Pictures:
         self._pixels: list[int] = []
 
     def number(self, image: int, pixels: int) -> int:
-        """The number of an image's picture, from 1; 0: it does not decode, and a page of what is measured already must not fail for that."""
+        """The number of an image's picture, from 1; 0: it does not decode, for which no page of what is measured may fail."""
         if image not in self._number:
             try:
                 small = self._images.load_image(image).convert("RGB")

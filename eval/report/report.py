@@ -25,6 +25,7 @@ from eval.report.section import Section, SectionFormat, section_lines
 
 _LEFT_OUT = {"R-Precision": 1, "mAP@R": 2, "mean_rank": 3, "MRR": 4, "median_rank": 5}
 """In which order the terminal's table does without a metric where it is narrow."""
+_NO_QUERIES, _UNTOLD = Gallery(), About()
 _WHOLE = "all are in report.json"
 
 
@@ -33,8 +34,8 @@ def write_report(
     figures: Figures,
     sections: Sequence[Section] = (),
     *,
-    gallery: Gallery = Gallery(),
-    about: About = About(),
+    gallery: Gallery = _NO_QUERIES,
+    about: About = _UNTOLD,
 ) -> Path:
     """Write the three files of a report, each committed by a rename. Returns the folder.
 

@@ -205,7 +205,9 @@ EXPANSIONS = SectionFormat(
     key="expansion",
     title="Additional views of queries and images",
     chosen=lambda record: {
-        each["stage"]: f"pooling, number and weight chosen on {split_in_words(each)}" for each in record if each["chosen_on"] and each["pool"]
+        each["stage"]: f"pooling, number and weight chosen on {split_in_words(each)}"
+        for each in record
+        if each["chosen_on"] and each["pool"]
     },
     template=_TEMPLATES / "expansion.html.j2",
     lines=lambda record, data: [line for each in record for line in expansion_lines(each, data["split"])],

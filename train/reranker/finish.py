@@ -7,7 +7,6 @@ from typing import Any
 
 from transformers import BlipForImageTextRetrieval, BlipProcessor
 
-from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.caption_tokens import CaptionTokens
 from eval.encoder.tokenizer import rewrite_tokenizer_config
 from eval.execution import Execution

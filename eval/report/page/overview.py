@@ -72,7 +72,7 @@ def overview(figures: Figures, about: About, chosen: Mapping[str, str]) -> Overv
     means = [row for row in figures.comparisons if row["metric"] == "R@1" and row["direction"] == "both"]
     main = next((row for row in means if (row["stage"], row["against"]) == about.pair), means[0] if means else None)
     compared: dict[str, Mapping[str, Any]] = {}
-    for row in [main] * (main is not None) + means:
+    for row in means if main is None else [main, *means]:
         compared.setdefault(row["stage"], row)
     intervals = mean_intervals(figures.queries, list(figures.stages))
     rows = [

@@ -45,7 +45,7 @@ class Fold:
 def report_page(folder: Path, figures: Figures, sections: Sequence[Section], gallery: Gallery, about: About) -> str:
     """The HTML of a report that is written to a folder."""
     page = report_files(folder)[2]
-    chosen = {stage: words for section in sections for stage, words in section.chosen.items()} | about.chosen
+    chosen = {stage: words for one in (*(section.chosen for section in sections), about.chosen) for stage, words in one.items()}
     first = overview(figures, about, chosen)
     warnings = [*about.warnings, *(one for section in sections for one in section.warnings)]
     warnings += [*skipped_notes(figures.data), *few_images_lines(figures.data["num_images"], figures.comparisons)]
@@ -123,7 +123,8 @@ def _own_folds(figures: Figures, first: Overview) -> list[Fold]:
     """What a report always has, where there is any of it: bins, slices, curves over K."""
     folds = []
     if figures.outcomes:
-        folds.append(Fold("outcomes-of-steps", "Gains and losses", _part("report_outcomes", "outcomes", outcomes=figures.outcomes, bins=BINS)))
+        part = _part("report_outcomes", "outcomes", outcomes=figures.outcomes, bins=BINS)
+        folds.append(Fold("outcomes-of-steps", "Gains and losses", part))
     if figures.slices:
         folds.append(Fold("slices", "Slices", _part("report_outcomes", "slices", slices=_sliced(figures.slices))))
     if swept := _swept(figures, first):

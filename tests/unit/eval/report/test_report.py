@@ -66,7 +66,7 @@ def test_page_in_a_browser(figures: Figures, tmp_path: Path) -> None:
     done = opened(page, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "CONSOLE" not in done.stderr
-    assert '<table id="stages">' in done.stdout and done.stdout.count("<tr>") == 3 + 5 + 10 + 1 + 3 + 8, "the tables in short, of metrics, comparisons, outcomes, cost, slices"
+    assert '<table id="stages">' in done.stdout and done.stdout.count("<tr>") == 3 + 5 + 10 + 1 + 3 + 8
     assert "<title>Retrieval report" in done.stdout, "the title is ours: nothing from outside ran"
 
 
@@ -100,7 +100,8 @@ def test_failure_leaves_the_old_report_whole(figures: Figures, tmp_path: Path, m
 
 def test_with_few_images_page_and_terminal_say_how_large_a_difference_has_to_be(figures: Figures, tmp_path: Path) -> None:
     """Twelve images: at least one of them, 8 points, and half of an interval that is wider."""
-    row = {"stage": list(figures.stages)[1], "against": "base", "direction": "both", "metric": "R@1", "delta": 0.1, "ci95": [-0.25, 0.35], "p_value": 0.5}
+    row: dict = {"stage": list(figures.stages)[1], "against": "base", "direction": "both"}
+    row |= {"metric": "R@1", "delta": 0.1, "ci95": [-0.25, 0.35], "p_value": 0.5}
     row |= {"wins": 2, "losses": 1, "verdict": "no evidence"}
     for bounds, points in (([-0.25, 0.35], 30), ([0.0, 0.0], 8)):
         shown = replace(figures, comparisons=[row | {"ci95": bounds}])

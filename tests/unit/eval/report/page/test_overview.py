@@ -14,6 +14,7 @@ from eval.report.page.about import About
 from eval.report.page.overview import mean_intervals, overview
 from eval.report.report import write_report
 from eval.report.section import Section, SectionFormat
+from eval.search.ranking import DIRECTIONS
 from tests.unit.eval.reranked_set import first_stage, picture_set, reranked
 
 
@@ -31,30 +32,27 @@ def figures(dataset: RetrievalSet) -> Figures:
 
 def with_means(figures: Figures, means: Mapping[str, float], **row: Any) -> Figures:
     """Other means, and another comparison of tuned with base."""
-    stages = {name: values | {d: values[d] | {"R@1": means[name]} for d in ("image_to_text", "text_to_image")} for name, values in figures.stages.items()}
+    stages = {name: values | {d: values[d] | {"R@1": means[name]} for d in DIRECTIONS} for name, values in figures.stages.items()}
     own = [one | row if (one["stage"], one["direction"], one["metric"]) == ("tuned", "both", "R@1") else one for one in figures.comparisons]
     return replace(figures, stages=stages, comparisons=own)
 
 
 MEANS = {"base": 0.26, "tuned": 0.388, "tuned+blip": 0.949}
+BETTER = (0.128, [0.083, 0.174], "better")
 TUNING = About(words={("tuned", "base"): "Tuning"})
 
 
 @pytest.mark.parametrize(
     ("row", "about", "sentence"),
     [
-        ((0.128, [0.083, 0.174], "better"), TUNING, "Tuning raised mean R@1 from 26.0 to 38.8 (+12.8, 95% interval +8.3 to +17.4): better."),
+        (BETTER, TUNING, "Tuning raised mean R@1 from 26.0 to 38.8 (+12.8, 95% interval +8.3 to +17.4): better."),
         ((-0.02, [-0.03, -0.01], "worse"), TUNING, "Tuning lowered mean R@1 from 26.0 to 38.8 (−2.0, 95% interval −3.0 to −1.0): worse."),
         (
             (0.01, [-0.01, 0.03], "no evidence"),
             TUNING,
             "Tuning moved mean R@1 from 26.0 to 38.8 (+1.0, 95% interval −1.0 to +3.0): no evidence of a difference.",
         ),
-        (
-            (0.128, [0.083, 0.174], "better"),
-            About(),
-            "tuned has a mean R@1 of 38.8, base of 26.0 (+12.8, 95% interval +8.3 to +17.4): better.",
-        ),
+        (BETTER, About(), "tuned has a mean R@1 of 38.8, base of 26.0 (+12.8, 95% interval +8.3 to +17.4): better."),
     ],
 )
 def test_one_sentence_answers(figures: Figures, row: tuple[float, list[float], str], about: About, sentence: str) -> None:
