@@ -1,4 +1,4 @@
-"""The chosen queries as people see them: picture or caption, the relevant item with its rank before and after, the first answers of both."""
+"""The chosen queries as people see them: picture or caption, its relevant item with both ranks, the first answers before and after."""
 
 import base64
 import io

@@ -17,7 +17,7 @@ from rerank.answers.collection import Collection
 from rerank.answers.first_stage import FirstAnswers
 from rerank.answers.page import NUM_SHOWN, _shares, answers_page, query_examples
 from rerank.answers.pictures import read_folder
-from tests.browser import needs_browser, opened
+from tests.browser import LOOKS, browser, needs_axe, needs_browser, opened
 
 EVIL = "<script>document.title='owned'</script>"
 NUM_PICTURES, DEPTH = 9, 8
@@ -152,3 +152,14 @@ def test_page_in_a_browser_at_the_width_of_a_phone(found: FirstAnswers, answers:
     assert html.unescape(title).startswith("Answers: <script>"), "the title is ours: nothing from outside ran"
     assert int(wide) <= 360, "nothing has to be scrolled sideways"
     assert int(num_pictures) == NUM_PICTURES + 11 * 2 * NUM_SHOWN and num_broken == "0"
+
+
+@needs_axe
+def test_axe_finds_nothing(found: FirstAnswers, answers: list[Answers], tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(page_of(found, answers, page, count=4), encoding="utf-8")
+    with browser(tmp_path) as tab:
+        for width, is_dark in (LOOKS[0], LOOKS[-1]):
+            tab.go(page.as_uri(), width=width, is_dark=is_dark)
+            tab.wait_for("document.readyState === 'complete' && document.querySelector('main')")
+            assert tab.violations() == []
