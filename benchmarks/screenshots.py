@@ -87,6 +87,11 @@ def first(paths: Iterator[Path], what: str) -> Path:
     return found[-1]
 
 
+def named(path: Path) -> str:
+    """A path as the commands get it, and the pages show it: as seen from this repository where it lies in it."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
 def called(module: str, arguments: list[str]) -> None:
     """Run a command of this project.
 
@@ -114,14 +119,14 @@ def mining(run: RunPlaces, other: Path, scratch: Path) -> Iterator[tuple[str, Pr
 @contextmanager
 def compare(run: RunPlaces, other: Path, scratch: Path) -> Iterator[tuple[str, Prepare]]:
     """The page of two runs' queries that differ."""
-    called("eval.compare", [str(run.folder), str(other), "--output", str(scratch)])
+    called("eval.compare", [named(run.folder), named(other), "--output", str(scratch)])
     yield first(scratch.glob("*.html"), "compare.html").as_uri(), no_preparation
 
 
 @contextmanager
 def rerank(run: RunPlaces, other: Path, scratch: Path) -> Iterator[tuple[str, Prepare]]:
     """The page of answers without ground truth."""
-    model = ["--model", str(run.folder / "export")]
+    model = ["--model", named(run.folder / "export")]
     called("rerank", [*model, *run.pictures(), "--top-k", "8", "--pages", "20", "--output", str(scratch / "answers.parquet")])
     yield (scratch / "answers.html").as_uri(), no_preparation
 
@@ -138,7 +143,7 @@ def explore(run: RunPlaces, other: Path, scratch: Path) -> Iterator[tuple[str, P
         tab.wait_for("document.querySelectorAll('#results ol.pictures').length == 2")
         tab.wait_for("[...document.querySelectorAll('#results img')].every(one => one.complete)")
 
-    words = [sys.executable, "-m", "rerank.explore", str(run.folder), *run.pictures(), "--port", "0"]
+    words = [sys.executable, "-m", "rerank.explore", named(run.folder), *run.pictures(), "--port", "0"]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         said = []
