@@ -213,7 +213,7 @@ def about_run(config: RunConfig, state: State, stage: str, against: str, measure
         chosen=dict.fromkeys(measured, origin),
         warnings=[same] if is_chosen and test is None else [],
         command=shown_command(),
-        curves=folder / "curves.png",
+        curves=folder / "curves.png" if config.curves else None,
         links=[
             ("the export", folder / "export"),
             *((f"mining page {number} of {len(pages)}", path) for number, path in enumerate(pages, 1)),

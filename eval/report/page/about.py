@@ -37,8 +37,13 @@ class About:
 
 
 def about_command(model: str) -> About:
-    """Of a command that measures a checkpoint: its name, and the command."""
-    return About(title=_shown_path(model), command=shown_command())
+    """Of a command that measures a checkpoint: its name, and the command; of a folder of this machine, the last two names.
+
+    >>> about_command("runs/demo/export").title, about_command("/somewhere/else/demo/export").title
+    ('runs/demo/export', 'demo/export')
+    """
+    shown = _shown_path(model)
+    return About(title="/".join(Path(model).parts[-2:]) if shown.startswith("...") else shown, command=shown_command())
 
 
 def shown_command() -> str:

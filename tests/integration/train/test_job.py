@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,7 +63,10 @@ def test_the_whole_job(real: tuple[Path, Path, subprocess.CompletedProcess[str]]
         "test-1": 3,
         "(none)": 8,
     }
-    assert '<article class="query"' in (folder / "eval" / "test" / "report.html").read_text()
+    page = (folder / "eval" / "test" / "report.html").read_text()
+    assert '<article class="query"' in page
+    assert ", chosen on val</small>" in page and "<b>Tuning " in page and "python -m train " in page
+    assert all((folder / "eval" / "test" / link).exists() for link in re.findall(r'href="(\.[^"]*)"', page)) and "../../export" in page
     for words in ("base", "tuned", "image to text", "text to image", f"{folder}/export", "report.html"):
         assert words in done.stdout
 
