@@ -33,6 +33,7 @@ HINT = (
 ELSEWHERE = {"python.md": "tests/unit/house/test_python_page.py"}
 """Pages whose Python another test runs."""
 SLOW = {
+    "training.md": "tests/integration/launch/test_two_processes.py",
     "study.md": "tests/integration/train/test_study.py",
     "forgetting.md": "tests/unit/train/test_wise.py",
     "tuning-the-reranker.md": "tests/integration/train/test_reranker_job.py",
