@@ -245,7 +245,7 @@ def _next_step(config: JobConfig, record: Mapping[str, Any] | None, *, has_won: 
     if not has_won:
         return f"another rate under another name: train.learning_rate={config.train.learning_rate / 3:.1g} name=NEW"
     if is_forgotten:
-        return f"weights in between, which forget less: ./launch.sh wise {run}"
+        return f"forget less: ./launch.sh wise {run} --output {run}-wise"
     if rows and rows[0]["verdict"] != "better":
         return "more data, or several settings: ./launch.sh study CONFIG.yaml"
     return f"search with it: ./launch.sh explore {run} --images {config.data.source}"
