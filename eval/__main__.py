@@ -17,7 +17,7 @@ from eval.files import command_line
 from eval.manifest.names import OPTIONS as MANIFEST_OPTIONS
 from eval.manifest.names import calling
 from eval.manifest.options import MANIFEST, add_manifest_options, column_fault
-from eval.report.files import remove_earlier, report_files
+from eval.report.files import replacing, report_files
 from rerank.options import add_combining, add_reranking, check_options
 
 if TYPE_CHECKING:
@@ -196,8 +196,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     with processes.jointly():
         if report is not None:
             report = report.adding(*skipped_sections(dataset.skipped)).told(about_command(asked.model))
-            with writing(asked.output):
-                remove_earlier(asked.output)
+            with writing(asked.output), replacing(asked.output):
                 folder = report.write(asked.output, trec=asked.trec, languages=[asked.mteb] if asked.mteb is not None else None)
                 report.write_calibration(folder / CALIBRATION_FILE)
                 write_skipped(folder / SKIPPED, list(dict.fromkeys(manifest.skipped)))

@@ -185,13 +185,15 @@ def brought(values: torch.Tensor) -> Callable[[], torch.Tensor]:
     on_cuda = values.device.type == "cuda"
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=on_cuda)
     host.copy_(values, non_blocking=True)
-    if not on_cuda:
-        return lambda: host
-    arrived = torch.cuda.Event()
-    arrived.record()
+    arrived = torch.cuda.Event() if on_cuda else None
+    if arrived is not None:
+        arrived.record()
 
     def wait() -> torch.Tensor:
-        arrived.synchronize()
+        if arrived is not None:
+            arrived.synchronize()
+        else:
+            torch.get_device_module(values.device).synchronize()
         return host
 
     return wait

@@ -113,7 +113,7 @@ def read_items(report: Path, data: Mapping[str, Any], asked: Reading = Reading()
             columns = {**(own.columns if own is not None else {}), **asked.columns}
             rules = RowRules(skip_missing=True, divide=made if split is not None else None)
             dataset = load_split(read_manifest(source, image_root=image_root, columns=columns, rules=rules), split)
-    except UserError as error:
+    except (UserError, OSError) as error:
         if asked.source is not None:
             raise
         reason = str(error).splitlines()[0]

@@ -214,7 +214,9 @@ def letters_of(record: Mapping[str, Any]) -> list[str]:
 
 
 def same_weights_lines(record: Mapping[str, Any], tuned: str = "tuned") -> list[str]:
-    """A sentence on each set of runs that export the same weights: their stage `tuned` cannot differ.
+    """A sentence on each set of runs that export the same weights, where the stage that has them was compared: it cannot differ.
+
+    That is the stage `tuned`, or of a tuned reranker the one whose name ends so.
 
     >>> rows = [{"stage": "B:tuned", "against": "A:tuned", "wins": 0, "losses": 0}]
     >>> same_weights_lines({"weights": {"A": "ac6508c4f0", "B": "ac6508c4f0"}, "comparisons": rows})
@@ -227,20 +229,27 @@ def same_weights_lines(record: Mapping[str, Any], tuned: str = "tuned") -> list[
     lines = []
     for sha256, names in sharing.items():
         if len(names) > 1:
-            stages = {f"{name}:{tuned}" for name in names}
-            rows = [row for row in record["comparisons"] if {row["stage"], row["against"]} <= stages]
+            rows = [row for row in record["comparisons"] if _is_of(row, names) and row["stage"].endswith(tuned)]
+            if not rows and any(_is_of(row, names) for row in record["comparisons"]):
+                continue  # stages of those runs that do not have the weights
             differs = any(row["wins"] or row["losses"] for row in rows)
             said = f"yet {tuned} differs: they were read or measured otherwise" if differs else f"as {tuned} they cannot differ"
             lines.append(f"{' and '.join(names)} hold the same weights (SHA-256 {sha256[:8]}): {said}")
     return lines
 
 
+def _is_of(row: Mapping[str, Any], names: Sequence[str]) -> bool:
+    """Whether a comparison is of two of these runs."""
+    return all(row[side].split(":", 1)[0] in names for side in ("stage", "against"))
+
+
 def main_pairs(record: Mapping[str, Any], tuned: str = "tuned") -> list[tuple[str, str]]:
-    """(stage, against) of each run but the first that its one line is about: `tuned` where it was compared, else the first pair."""
+    """(stage, against) of each run but the first that its one line is about: `tuned` where it was compared, of tuned rerankers the stage
+    whose name ends so, else the first pair."""
     found: dict[str, tuple[str, str]] = {}
     for row in record["comparisons"]:
         name, stage = row["stage"].split(":", 1)
-        if name not in found or (stage == tuned and not found[name][0].endswith(f":{tuned}")):
+        if name not in found or (stage.endswith(tuned) and not found[name][0].endswith(tuned)):
             found[name] = row["stage"], row["against"]
     return list(found.values())
 

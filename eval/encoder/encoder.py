@@ -141,12 +141,14 @@ def _stream(
     bad: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]  # indices of rows that are not finite
     num_passes = 0
     under_way: list[tuple[int, Callable[[], torch.Tensor], torch.Tensor | None]] = []
-    num_ahead = 0 if device.type == "cpu" else 1  # a device computes a block while the host takes the one before
+    # A device computes a block while the host takes the one before; sharded, each forward pass waits for the other processes.
+    num_ahead = 0 if device.type == "cpu" or is_sharded(model) else 1
 
     def finish(number: int, vectors: Callable[[], torch.Tensor], empty: torch.Tensor | None) -> None:
         count = min(block, num_rows - number * block)
         values = vectors() if empty is None else vectors().masked_fill(empty[:, None], 0.0)
         vectors_ND = values[:count].numpy()
+        vectors_ND = vectors_ND if device.type == "cpu" else vectors_ND.copy()  # page-locked memory is not kept
         bad.append(number * block + np.flatnonzero(~np.isfinite(vectors_ND).all(axis=1)))
         sink(vectors_ND)
         advance(count)

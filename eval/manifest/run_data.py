@@ -115,5 +115,8 @@ def exported(name: str) -> str:
     if (run / "export" / config).is_file() and not (run / config).is_file():
         return str(run / "export")
     if (run / _CONFIG).is_file() and not (run / config).is_file():
-        raise UserError(f"{name} has no export yet: end the run with its own command, or export a checkpoint: ./launch.sh export {name}")
+        raise UserError(
+            f"{name} has no export yet: end the run with its own command, or export a checkpoint: ./launch.sh export {name} "
+            f"--output {name}-export, and give that"
+        )
     return name

@@ -102,7 +102,7 @@ class LastWords:
     def lines(self) -> tuple[list[str], list[str]]:
         """(sentences that find no room, at most MOST_LINES lines): the first answer, warnings, notes and further answers, as far as there
         is room for them in this order; places and what to do next are always there. Only what cannot be folded is wider than WIDTH."""
-        end = [*self.places, *(folded(f"next     {self.next}", "         ") if self.next else ())]
+        end = [*self.places, *self._next_lines()]
         parts = [("warning", text, folded(text)) for text in self.warnings]
         parts += [("answer", "", list(group)) for group in self.answers]
         parts += [("note", text, folded(text)) for text in self.notes]
@@ -116,6 +116,14 @@ class LastWords:
                 room -= len(parts[place][2])
         left = [text for place, (_, text, _) in enumerate(parts) if place not in shown and text]
         return left, [*(line for place, part in enumerate(parts) if place in shown for line in part[2]), *end]
+
+    def _next_lines(self) -> list[str]:
+        """A command is whole on one line, for people copy it."""
+        line, indent = f"next     {self.next}", " " * 9
+        why, command = line.partition(": ./launch.sh ")[::2]
+        if not self.next or (command and len(line) <= WIDTH):
+            return [line] if self.next else []
+        return [*folded(f"{why}:", indent), f"{indent}./launch.sh {command}"] if command else folded(line, indent)
 
 
 def folded(line: str, indent: str = "  ") -> list[str]:

@@ -1,7 +1,11 @@
 """The files of a report."""
 
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 
 def report_files(folder: str | os.PathLike[str]) -> list[Path]:
@@ -14,12 +18,31 @@ def choices_files(folder: str | os.PathLike[str]) -> list[Path]:
     return [Path(folder) / name for name in ("choices.json", "choices.parquet", "choices.html")]
 
 
-def remove_earlier(folder: str | os.PathLike[str]) -> None:
-    """Remove what an earlier evaluation wrote next to its report and this one may not write: TREC runs, MTEB results, calibration.
+@contextmanager
+def replacing(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Write a report, with what belongs to it, in here: what an earlier report had next to it and this one did not write is removed then.
+
+    Those are its calibration, its expansions, the TREC runs and the MTEB results of its stages; files that are not a report's stay.
 
     Raises:
         OSError: a file cannot be removed.
     """
-    for pattern in ("trec/*.run", "trec/*.qrels", "mteb/*/*.json", "calibration.json"):
-        for path in Path(folder).glob(pattern):
+    target = Path(folder)
+    earlier = {path: path.stat().st_ino for path in _next_to(target) if path.is_file()}
+    yield
+    for path, inode in earlier.items():
+        if path.is_file() and path.stat().st_ino == inode:  # what is written again is another file, for it was renamed
             path.unlink()
+
+
+def _next_to(folder: Path) -> list[Path]:
+    """Files that may belong to the report in a folder; none: there is no report that can be read."""
+    try:
+        record = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        stages = [quote(name, safe="+@") for name in record["stages"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    found = [folder / "calibration.json", folder / "expansions.parquet"]
+    for direction in ("image_to_text", "text_to_image"):
+        found += [folder / "trec" / f"{direction}.qrels", *(folder / "trec" / f"{stage}.{direction}.run" for stage in stages)]
+    return found + [path for stage in stages for path in (folder / "mteb" / stage).glob("*Retrieval.json")]

@@ -27,7 +27,7 @@ def render(template: str, folder: Path = TEMPLATES, **values: Any) -> str:
 
 def relative_link(path: str | Path, page: Path) -> str:
     """The URL of a file or folder as seen from a page; "./" keeps a name such as "a:b.jpg" from being read as a scheme."""
-    relative = quote(os.path.relpath(path, page.parent))
+    relative = quote(os.fsencode(os.path.relpath(path, page.parent)))
     return relative if relative.startswith("../") else f"./{relative}"
 
 

@@ -124,7 +124,7 @@ class CosineTiles:
     def __init__(self, queries_QD: np.ndarray, gallery_ND: np.ndarray, device: torch.device) -> None:
         self.num_queries, self.num_items = len(queries_QD), len(gallery_ND)
         self.query_block, self.gallery_block = QUERY_BLOCK, GALLERY_BLOCK
-        self._queries, self._gallery = torch.from_numpy(queries_QD), sent(torch.from_numpy(gallery_ND), device)
+        self._queries, self._gallery = torch.from_numpy(queries_QD), torch.from_numpy(gallery_ND).to(device)
         # Operands are copied into buffers: an array's place in memory may change the last bits of a product.
         width = queries_QD.shape[1]
         self._rows = torch.empty(QUERY_BLOCK, width, device=device)

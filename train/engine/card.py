@@ -59,6 +59,11 @@ def data_words(source: str, sha256: str, commit: str | None = None) -> str:
     return f"`{data_name(source, commit)}`{'' if commit is None else f' (commit {commit} of the hub)'} (sha256 {sha256[:16]})"
 
 
+def commit_of(report: Mapping[str, Any] | None) -> str | None:
+    """The commit of the hub that a report's data were read at; None: it is not known, or they are no data set of the hub."""
+    return None if report is None else report["data"].get("revision")
+
+
 def data_name(source: str, commit: str | None = None) -> str:
     """The id of a data set of the hub, or the name of a file or folder."""
     return source if hub_data(source, commit) is not None else Path(os.path.abspath(source)).name
@@ -145,6 +150,7 @@ def metadata(
     source: str | None = None,
     results: Sequence[EvalResult] = (),
     language: Sequence[str] = (),
+    commit: str | None = None,
 ) -> str:
     """The beginning of a card that the hub reads, with both lines of dashes.
 
@@ -154,8 +160,9 @@ def metadata(
         source: of the data; named where they are of the hub.
         results: for the index.
         language: codes of the captions' languages.
+        commit: of the data, where it is known.
     """
-    hub_id = hub_data(source) if source is not None else None
+    hub_id = hub_data(source, commit) if source is not None else None
     asked: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": pipeline, "tags": list(tags), **base.licence}
     if base.hub_ids:
         asked |= {"base_model": base.hub_ids[0] if len(base.hub_ids) == 1 else list(base.hub_ids), "base_model_relation": "finetune"}

@@ -123,10 +123,9 @@ class Trackers:
             return
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        given = _tracker_arguments(config, step, is_old)
         for name in config.trackers:
             with self._guarded(name), _quiet(name):
-                project, keys = given[name]
+                project, keys = _tracker_arguments(name, config, step, is_old)
                 tracker = LOGGER_TYPE_TO_CLASS[name](project, **keys)
                 tracker.start()
                 self._trackers[name] = tracker
@@ -217,22 +216,20 @@ def figure_rows(report: Mapping[str, Any]) -> list[list[Any]]:
     ]
 
 
-def _tracker_arguments(config: RunConfig, step: int, is_old: bool) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Tracker -> (what accelerate's class takes first, its further arguments)."""
+def _tracker_arguments(name: str, config: RunConfig, step: int, is_old: bool) -> tuple[str, dict[str, Any]]:
+    """(what accelerate's class of a tracker takes first, its further arguments)."""
     folder, known = config.run_folder, config.model_dump(mode="json")
     wandb = config.wandb or WandbConfig()
-    arguments: dict[str, tuple[str, dict[str, Any]]] = {
-        "tensorboard": ("", {"logging_dir": str(folder / "tensorboard"), "purge_step": step + 1}),
-        "trackio": (wandb.project, {"name": config.name, "config": known, "resume": "allow"}),
-    }
-    if "wandb" in config.trackers:
-        keys = {"entity": wandb.entity, "mode": wandb.mode, "name": config.name, "dir": str(folder), "config": known, "resume": "allow"}
-        with suppress(ImportError):  # told where it is started
-            from wandb import Settings
+    if name == "tensorboard":
+        return "", {"logging_dir": str(folder / "tensorboard"), "purge_step": step + 1}
+    if name == "trackio":
+        return wandb.project, {"name": config.name, "config": known, "resume": "allow"}
+    keys = {"entity": wandb.entity, "mode": wandb.mode, "name": config.name, "dir": str(folder), "config": known, "resume": "allow"}
+    from wandb import Settings
 
-            keys["settings"] = Settings(init_timeout=30, silent=True)
-        arguments["wandb"] = (wandb.project, keys | {"id": _run_id(folder / TRACKED, config.name if is_old else "")})
-    return arguments
+    keys["settings"] = Settings(init_timeout=30, silent=True)
+    is_known = is_old and (folder / "wandb").is_dir()  # of a run of an earlier version, whose id was its name
+    return wandb.project, keys | {"id": _run_id(folder / TRACKED, config.name if is_known else "")}
 
 
 def _quiet(name: str) -> AbstractContextManager[Any]:

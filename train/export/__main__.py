@@ -27,7 +27,7 @@ def make_parser() -> CommandParser:
         "run_folder",
         type=Path,
         metavar="RUN_FOLDER_OR_MODEL",
-        help="folder of a run, e.g. runs/demo; or of a SigLIP model, such as the export of a soup",
+        help="folder of a run, e.g. runs/demo; or a SigLIP: a folder, such as the export of a soup, or OWNER/NAME[@REVISION] of the hub",
     )
     add("--output", type=Path, metavar="FOLDER", help="folder to write; new, empty or an earlier export (default, with --push: none)")
     add("--checkpoint", metavar="WHICH", help="best, last, or a step's number (default best)")
@@ -110,6 +110,7 @@ def export(run_folder: Path, checkpoint: str | None, output: Path, forms: Mappin
     Raises:
         UserError, OSError: as export_checkpoint; or a package is not installed, or a reranker is asked for other forms.
     """
+    from eval.encoder.hub import HubModel
     from train.config.export import ExportConfig
     from train.config.load import read_run, read_run_as, read_yaml
     from train.config.reranker import RerankerConfig, is_reranker
@@ -119,12 +120,13 @@ def export(run_folder: Path, checkpoint: str | None, output: Path, forms: Mappin
     from train.siglip.export import export_again, export_checkpoint
 
     check_replaceable(output)  # before the weights are read
-    if (run_folder / "config.json").is_file() and not (run_folder / "config.yaml").is_file():
+    is_hub_id = not run_folder.exists() and HubModel.parse(str(run_folder)) is not None
+    if is_hub_id or ((run_folder / "config.json").is_file() and not (run_folder / "config.yaml").is_file()):
         if checkpoint is not None:
             raise UserError(f"--checkpoint {checkpoint}: {run_folder} is one model and no run; leave it out")
         asked = ExportConfig(**forms)
         require_forms(asked)
-        export_again(run_folder, output, asked)
+        export_again(str(run_folder), output, asked)
         print(f"exported to {output}: the weights of {run_folder}")
         return
     if is_reranker(read_yaml(run_folder / "config.yaml")):

@@ -39,7 +39,7 @@ from train.mining.report import MiningReport
 from train.mining.report_page import write_mining_report
 
 ASKED = "pairs.json"
-"""What of a folder says with what was mined there: model, data and rules."""
+"""What of a folder says how each of its tables was mined: by the table's name model, data and rules."""
 _OF_RUNS = ("mine_every_steps", "mine_every_epochs", "start_step", "scope", "weight", "mined_scope", "ranking")
 """Keys of `mining` that say when a run mines, or what its loss makes of it."""
 
@@ -127,22 +127,33 @@ def mine_pairs(
     with processes.jointly():
         if processes.is_main:
             write_negatives(path, negatives, pool)
-            asked = {"model": _lasting(model), "data": _lasting(data), **read, "mining": config.model_dump(mode="json")}
+            rules_then = config.model_dump(mode="json") | {"pool": None if config.pool is None else _lasting(config.pool)}
+            asked = {"model": _lasting(model), "data": _lasting(data), **read, "mining": rules_then}
             asked["image_root"] = None if image_root is None else os.path.abspath(image_root)
-            replace_files({folder / ASKED: json.dumps(asked, indent=1) + "\n"})
+            tables = _asked_of(folder) | {negatives.name: asked}
+            replace_files({folder / ASKED: json.dumps(tables, indent=1) + "\n"})
             write_mining_report(folder, report, negatives, pool)
     return MinedPairs(path, report, _with_texts(path, pool))
 
 
-def read_mined_pairs(folder: Path) -> tuple[CaptionPool, MiningConfig, str]:
-    """The pool that a folder's tables were mined in, the rules of the last mining there, and its data as a person names them.
+def _asked_of(folder: Path) -> dict[str, Any]:
+    """What was asked of each table of a folder; empty: it cannot be read."""
+    try:
+        found = json.loads(read_text(folder / ASKED))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def read_mined_pairs(folder: Path, table: str) -> tuple[CaptionPool, MiningConfig, str]:
+    """The pool that a table of a folder was mined in, by which rules, and its data as a person names them.
 
     Raises:
-        UserError: nothing was mined there by `mine_pairs`, or model or data cannot be used any more.
+        UserError: the table was not mined there by `mine_pairs`, or model or data cannot be used any more.
     """
     path = folder / ASKED
     try:
-        asked = json.loads(read_text(path))
+        asked = json.loads(read_text(path))[table]
         config, model, data = MiningConfig.model_validate(asked["mining"]), str(asked["model"]), str(asked["data"])
         read = {key: asked[key] for key in ("split", "image_root", "columns")}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -79,7 +79,7 @@ def run(asked: argparse.Namespace) -> None:
             path, pool, mining, source = _of_run(asked.run_folder, asked.table)
         else:
             path = _table(asked.run_folder, asked.table)
-            pool, mining, source = read_mined_pairs(asked.run_folder)
+            pool, mining, source = read_mined_pairs(asked.run_folder, path.stem)
     try:
         negatives = read_negatives(path, path.stem, pool)
     except (ValueError, OSError, KeyError) as error:
@@ -124,13 +124,24 @@ def _table(folder: Path, name: str | None) -> Path:
     Raises:
         UserError: there is none.
     """
-    found = sorted(folder.glob("*.parquet"), key=lambda path: path.stat().st_mtime)
+    found = sorted(filter(_is_table, folder.glob("*.parquet")), key=lambda path: path.stat().st_mtime)
     if name is not None:
         found = [path for path in found if path.stem == name]
     if not found:
         what = f"no table {name!r}" if name is not None else "no table of mined negatives"
         raise UserError(f"{folder}: {what}; expected HASH.parquet, which ./launch.sh mine and runs with a section mining write")
     return found[-1]
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a file is a table of mined negatives: it says its own name."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return (pq.read_schema(path).metadata or {}).get(b"name") == path.stem.encode()
+    except (OSError, pa.ArrowException):
+        return True  # to be told when it is read
 
 
 def _pictures(dataset: "RetrievalSet", used: Iterable[int], folder: Path) -> Callable[[int], str]:

@@ -1,6 +1,7 @@
 """The end of a reranker's tuning: export the best cross-encoder; measure the retriever alone, and reranked by it before and after."""
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from train.config.reranker import RerankerConfig
 from train.engine.card import (
     CARD,
     Base,
+    commit_of,
     data_words,
     index_results,
     metadata,
@@ -145,14 +147,16 @@ def cross_encoder_card(config: RerankerConfig, state: State, chosen_step: int, r
     if report is not None:
         measured = result_lines(report, list(report["stages"]))
     return (
-        metadata(config.name, base, pipeline="text-ranking", tags=tags, source=config.data.source, results=results)
+        metadata(
+            config.name, base, pipeline="text-ranking", tags=tags, source=config.data.source, results=results, commit=commit_of(report)
+        )
         + f"# {config.name}\n\n"
         + (f"**{missed}**\n\n" if missed else "")
         + "A BLIP cross-encoder tuned to rerank the top of an image-text search, "
         f"from {model_words(config.model.base, state.base_sha256)}.\n\n"
         f"- Method: {how[config.model.what]}; cross-entropy of match against no match, batch {config.train.batch_size} images, "
         f"{config.train.precision}; mined negatives: {mined if chosen_step else 'none, for these are the weights that it began with'}.\n"
-        f"- Data: {data_words(config.data.source, state.data_sha256)}, split `{config.data.train_split}`.\n"
+        f"- Data: {data_words(config.data.source, state.data_sha256, commit_of(report))}, split `{config.data.train_split}`.\n"
         f"- Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.\n{begun_line}{average_line(config.train)}{base.line()}"
         '- Captions are read lower-cased, without `.!"()*#:;~`, at most 30 words and 35 tokens, with [ENC] in the place of [CLS], as the '
         "original BLIP reads them; transformers' own processor leaves [CLS] there. Column 1 of `itm_score` is the match.\n\n"
@@ -184,8 +188,10 @@ def show_reranker(config: RerankerConfig) -> None:
         record = read_report(report_folder(config))
         print_tables(record)
         places = [report_line(report_folder(config)), *places]
-    following = f"rerank with it: ./launch.sh eval --rerank {config.run_folder}/export ..."
+    export, source = shlex.quote(f"{config.run_folder}/export"), shlex.quote(config.data.source)
+    split = f" --split {config.data.test_split}" if config.data.test_split is not None else ""
+    following = f"measure it: ./launch.sh eval --model {shlex.quote(config.miner)} --rerank {export} --data {source}{split} --output OUT"
     if missed:
-        following = f"another rate under another name: train.learning_rate={config.train.learning_rate / 3:.1g} name=NEW"
+        following = f"another rate: ./launch.sh CONFIG.yaml name=NEW train.learning_rate={config.train.learning_rate / 3:.1g}"
     warnings = [text for text in (missed, measured_on_val(config)) if text]
-    print_answer(LastWords.of(record, warnings=warnings, places=places, next=following))
+    print_answer(LastWords.of(record, first=MEASURED, warnings=warnings, places=places, next=following))

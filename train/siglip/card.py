@@ -11,7 +11,19 @@ from eval.encoder.inputs import SiglipInputs
 from train.config.evaluation import BASELINE, SUBJECT
 from train.config.export import ExportConfig
 from train.config.job import JobConfig
-from train.engine.card import HERE, Base, data_words, index_results, metadata, model_words, no_gain, recipe, result_lines, shown_name
+from train.engine.card import (
+    HERE,
+    Base,
+    commit_of,
+    data_words,
+    index_results,
+    metadata,
+    model_words,
+    no_gain,
+    recipe,
+    result_lines,
+    shown_name,
+)
 from train.engine.checkpoint import State
 from train.engine.export_folder import average_line
 from train.export.measure import EXPORTS, exports_lines
@@ -87,15 +99,16 @@ def model_card(
     effect = mining_effect(config, state, chosen_step)
     languages = config.export.language
     missed = "" if weights else no_gain(state, chosen_step, config.train.begin_at)
+    known: dict[str, Any] = {"results": results, "language": languages, "commit": commit_of(report)}
     parts = [
-        metadata(config.name, base, pipeline=PIPELINE, tags=TAGS, source=config.data.source, results=results, language=languages),
+        metadata(config.name, base, pipeline=PIPELINE, tags=TAGS, source=config.data.source, **known),
         f"# {config.name}\n\n",
         f"**{missed}**\n\n" if missed else "",
         f"A SigLIP model tuned for image-text retrieval, from {model_words(config.base, state.base_sha256)}.\n\n",
         usage(inputs),
         "## How it was made\n\n",
         base.line(),
-        _made_lines(config, state, chosen_step, effect, weights),
+        _made_lines(config, state, chosen_step, effect, weights, commit_of(report)),
         "\n## Results\n\n",
         _results(report, weights, config.export),
         "## What it forgot\n\n",
@@ -143,7 +156,9 @@ def limits(inputs: SiglipInputs, *more: str) -> str:
     return "## Limits\n\n" + "".join(f"- {line}\n" for line in lines) + "\n"
 
 
-def _made_lines(config: JobConfig, state: State, chosen_step: int, effect: MiningEffect | None, weights: str) -> str:
+def _made_lines(
+    config: JobConfig, state: State, chosen_step: int, effect: MiningEffect | None, weights: str, commit: str | None
+) -> str:
     how = f"LoRA (rank {config.model.lora.rank}), merged" if config.model.lora else "full fine-tuning"
     if config.model.freeze:
         how += f", frozen: {', '.join(config.model.freeze)}"
@@ -154,7 +169,7 @@ def _made_lines(config: JobConfig, state: State, chosen_step: int, effect: Minin
         f"Method: {how}; sigmoid loss, batch {config.train.batch_size}, {config.train.precision}; mined negatives: "
         f"{_mined_words(config, effect)}.",
         *(f"Mining: {sentence}" for sentence in (effect.sentences() if effect is not None else ())),
-        f"Data: {data_words(config.data.source, state.data_sha256)}, split `{config.data.train_split}`.",
+        f"Data: {data_words(config.data.source, state.data_sha256, commit)}, split `{config.data.train_split}`.",
         f"Checkpoint: step {chosen_step} of {config.train.max_steps}{score}.",
         *([f"Began at: `{shown_name(begun_at)}`, with its weights and optimizer state."] if begun_at else ()),
     ]

@@ -4,11 +4,14 @@ from pathlib import Path
 
 from transformers import SiglipModel
 
+from eval.atomic import replace_files
 from eval.encoder.checkpoint import hash_weights, load_siglip
+from eval.encoder.hub import model_folder
 from eval.files import read_text
+from eval.report.calibration import FILE as CALIBRATION
 from train.config.export import ExportConfig
 from train.config.job import JobConfig
-from train.engine.card import CARD
+from train.engine.card import CARD, shown_name
 from train.engine.checkpoint import State
 from train.engine.export_folder import load_chosen, plain_state, replaced_export, report_on, write_card, write_plain
 from train.export.forms import write_forms
@@ -60,14 +63,21 @@ def export_checkpoint(config: JobConfig, which: str, folder: Path, tuned: TunedM
     return step
 
 
-def export_again(model: Path, folder: Path, forms: ExportConfig) -> None:
-    """Write the SigLIP of a folder, such as the export of a soup, with other forms; it keeps its card.
+def export_again(model: str, folder: Path, forms: ExportConfig) -> None:
+    """Write a SigLIP once more with other forms, such as the export of a soup; it keeps its card and its calibration.
+
+    Args:
+        model: folder, or id of the hub.
 
     Raises:
         UserError: it is no SigLIP that can be read; or as `export_model`.
         OSError: the export cannot be written.
     """
     siglip, inputs = load_siglip(model)
-    path = model / CARD
-    card = read_text(path) if path.is_file() else f"# {model.resolve().name}\n\n{usage(inputs)}{limits(inputs)}"
+    files = model_folder(model)
+    card = f"# {shown_name(model)}\n\n{usage(inputs)}{limits(inputs)}"
+    card = read_text(files / CARD) if (files / CARD).is_file() else card
+    calibration = read_text(files / CALIBRATION) if (files / CALIBRATION).is_file() else None
     export_model(TunedModel(siglip, inputs, hash_weights(siglip)), folder, card, forms)
+    if calibration is not None:
+        replace_files({folder / CALIBRATION: calibration})

@@ -1,5 +1,6 @@
 """The end of a job: export the best checkpoint; measure base, tuned and what else is asked, reading the very folder exported."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from eval.execution import Execution
 from eval.progress import say
 from eval.report.answer import LastWords, print_answer
 from eval.report.calibration import FILE as CALIBRATION_FILE
-from eval.report.files import remove_earlier
+from eval.report.files import replacing
 from eval.report.gallery import Gallery
 from eval.report.leakage import leakage_section
 from eval.report.page.about import About
@@ -97,8 +98,8 @@ def _measure(
     if report is not None:
         left_out = skipped_sections(job.final_set.skipped)
         report = report.beginning(*first).adding(leakage_section(job.leakages), *left_out, *further).told(about)
-        remove_earlier(report_folder(config))
-        report.write(report_folder(config), trec=asked.trec, languages=[asked.mteb] if asked.mteb is not None else None)
+        with replacing(report_folder(config)):
+            report.write(report_folder(config), trec=asked.trec, languages=[asked.mteb] if asked.mteb is not None else None)
         report.write_calibration(calibration_path(config))
     if len(measured_forms(config.export)) > 1:
         strip = config.model.strip_punctuation
@@ -240,12 +241,12 @@ def show_finished(config: JobConfig) -> None:
 
 def _next_step(config: JobConfig, record: Mapping[str, Any] | None, *, has_won: bool, is_forgotten: bool) -> str:
     """What to do with a finished run."""
-    run, own = config.run_folder, (SUBJECT, "both", "R@1")
+    run, own = shlex.quote(str(config.run_folder)), (SUBJECT, "both", "R@1")
     rows = [row for row in (record or {}).get("comparisons", ()) if (row["stage"], row["direction"], row["metric"]) == own]
     if not has_won:
-        return f"another rate under another name: train.learning_rate={config.train.learning_rate / 3:.1g} name=NEW"
+        return f"another rate: ./launch.sh CONFIG.yaml name=NEW train.learning_rate={config.train.learning_rate / 3:.1g}"
     if is_forgotten:
-        return f"forget less: ./launch.sh wise {run} --output {run}-wise"
+        return f"forget less: ./launch.sh wise {run} --output {shlex.quote(f'{config.run_folder}-wise')}"
     if rows and rows[0]["verdict"] != "better":
         return "more data, or several settings: ./launch.sh study CONFIG.yaml"
-    return f"search with it: ./launch.sh explore {run} --images {config.data.source}"
+    return f"search with it: ./launch.sh explore {run} --images {shlex.quote(config.data.source)}"

@@ -126,7 +126,7 @@ class Loop(BaseLoop):
         self.extra_file = found.path
         composed = self.order.window_record()
         self.write("mining", found.report.as_record() | composed | {"seconds": time.perf_counter() - started})
-        if self.trackers is not None:
+        if self.trackers is not None and self.config.trackers:
             self.trackers.table("mining/hardest", SAMPLE_COLUMNS, sample_rows(found.negatives, job.pool), self.state.step)
         job.log(f"step {self.state.step}: {found.report}; {found.path.with_suffix('.html')}")
         if few := few_mined_of(self.config.mining, found.report):

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+_PATH = re.compile(r"(?<![\w.:/])/[^\s,\[\]{}'\"]+")
+"""An absolute path within a list."""
 _SECRET = re.compile(r"(^|[._-])(token|secret|password|passwd|key)$", re.IGNORECASE)
 
 
@@ -59,10 +61,12 @@ def shown_arguments(arguments: Sequence[str]) -> list[str]:
 
     >>> shown_arguments(["--data", "/somewhere/else/pairs.csv", "--hub-token", "x", "a.key=y", "train.max_steps=3"])
     ['--data', '.../pairs.csv', '--hub-token', '***', 'a.key=***', 'train.max_steps=3']
+    >>> shown_arguments(["--hub-token=abc==", "a.token=x=y", "--data=/home/me/a=b.csv", "choices=[/home/me/a.csv, OWNER/NAME]"])
+    ['--hub-token=***', 'a.token=***', '--data=.../a=b.csv', 'choices=[.../a.csv, OWNER/NAME]']
     """
     found, hides = list[str](), False
     for argument in arguments:
-        name, mark, value = argument.rpartition("=")
+        name, mark, value = argument.partition("=")
         if hides:
             argument = "***"
         elif mark:
@@ -75,8 +79,10 @@ def shown_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def _shown_path(text: str) -> str:
-    """An absolute path as seen from the folder of the call, or cut to its name."""
-    if not os.path.isabs(text):
-        return text
-    relative = os.path.relpath(text)
-    return f".../{Path(text).name}" if relative.startswith("..") else relative
+    """A text whose absolute paths, itself or within a list, are as seen from the folder of the call, or cut to their names."""
+    return _PATH.sub(lambda found: _cut(found[0]), text) if not os.path.isabs(text) else _cut(text)
+
+
+def _cut(path: str) -> str:
+    relative = os.path.relpath(path)
+    return f".../{Path(path).name}" if relative.startswith("..") else relative

@@ -95,8 +95,11 @@ def _drawn(path: Path | None) -> str:
     if path is None or not path.is_file():
         return ""
     buffer = io.BytesIO()
-    with Image.open(path) as image:
-        image.convert("RGB").quantize(_CURVE_COLOURS, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    try:
+        with Image.open(path) as image:
+            image.convert("RGB").quantize(_CURVE_COLOURS, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    except (OSError, ValueError, SyntaxError):  # damaged since: the figures do not depend on it
+        return ""
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

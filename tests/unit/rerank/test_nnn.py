@@ -119,7 +119,7 @@ def test_the_command_writes_it_with_deep_runs_and_mtebs_files(
     asked = ["--model", str(small_world.base), "--data", str(small_world.manifest), "--split", "test", "--output", str(tmp_path)]
     run(parse([*asked, "--num-workers", "0", "--choose-on", "val", "--nnn", "train", "--trec", "--mteb"]), Processes(), torch.device("cpu"))
     said = capsys.readouterr().out
-    (tmp_path / "trec" / "of-another.text_to_image.run").touch()
+    (tmp_path / "trec" / "my own.run").touch()
     record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert list(record["stages"]) == ["model", "model+nnn"]
     num_captions = record["data"]["num_captions"]
@@ -133,7 +133,7 @@ def test_the_command_writes_it_with_deep_runs_and_mtebs_files(
     assert {len(row) for row in pq.read_table(tmp_path / "queries.parquet", columns=["top_ids"])["top_ids"].to_pylist()} == {10}
     assert np.isfinite([row["ci95"] for row in record["comparisons"]]).all()
     run(parse([*asked, "--num-workers", "0"]), Processes(), torch.device("cpu"))
-    assert not [*tmp_path.glob("trec/*"), *tmp_path.glob("mteb/*/*")], "of the report before"
+    assert [path.name for path in (*tmp_path.glob("trec/*"), *tmp_path.glob("mteb/*/*"))] == ["my own.run"], "of the report before"
 
 
 def test_the_bank_is_read_whatever_the_ground_truth_of_what_is_measured(small_world: SmallWorld, tmp_path: Path) -> None:

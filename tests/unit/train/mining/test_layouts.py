@@ -146,6 +146,15 @@ def test_what_mine_wrote_for_a_checkpoint_and_pairs_gives_the_rows_of_a_run(
         assert triplets.main(["mined", "--negatives", "500", "--output", f"none.{suffix}"]) == 2
         assert "not written, for nothing was mined that makes a row" in capsys.readouterr().err
         assert not (tmp_path / f"none.{suffix}").exists()
+    tables = json.loads((tmp_path / "mined" / "pairs.json").read_text())
+    mine_pairs(str(small_world.base), str(small_world.manifest), tmp_path / "mined", rules={"form": "images", "negatives_per_image": 2})
+    assert len(json.loads((tmp_path / "mined" / "pairs.json").read_text())) == 2
+    (first,) = tables
+    assert triplets.main(["mined", "--table", first, "--output", "mined/again.parquet"]) == 0  # by its own rules, not by the last
+    assert triplets.main(["mined", "--table", first, "--output", "again.jsonl"]) == 0
+    assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "a.jsonl").read_text()
+    assert triplets.main(["mined", "--output", "images.jsonl"]) == 0, "what triplets wrote is no table"
+    assert json.loads((tmp_path / "images.jsonl").read_text().splitlines()[0])["anchor"] in load(small_world.manifest).captions
     (tmp_path / "mined" / "pairs.json").write_text("[]")
     assert triplets.main(["mined", "--output", "c.jsonl"]) == 2
     assert "pairs.json: cannot be read as what was asked of a mining" in capsys.readouterr().err
