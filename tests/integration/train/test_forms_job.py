@@ -71,4 +71,4 @@ def test_hard_images_are_mined_by_the_command(nursery: Nursery, small_world: Sma
     report = json.loads(table.with_suffix(".json").read_text())
     assert report["mined_for"] == "captions" and report["num_mined"] == len(pq.read_table(table)) > 0
     page = table.with_suffix(".html").read_text()
-    assert f"negatives for {report['num_images']} captions" in page and page.count("<figure>") == 20
+    assert f"negatives for {report['num_images']} captions" in page and page.count("<article") == 20
