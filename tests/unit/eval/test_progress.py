@@ -73,7 +73,7 @@ def test_a_narrow_terminal_gets_whole_numbers(
 ) -> None:
     """What does not fit is said in short, then left out from the end; the line is never cut."""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    monkeypatch.setattr(progress.shutil, "get_terminal_size", lambda: os.terminal_size((width, 24)))
+    monkeypatch.setattr(progress.shutil, "get_terminal_size", lambda *_, **__: os.terminal_size((width, 24)))
     parts = [("loss 1.9901", "loss 1.990"), ("val R@1 27.50 / 25.71", "R@1 27.5/25.7"), ("273 images/s", "273 img/s")]
     with bar(400, "demo", "step") as found:
         found._bar.ncols, found._bar.dynamic_ncols = width, None

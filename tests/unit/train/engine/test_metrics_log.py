@@ -188,7 +188,11 @@ def test_a_resumed_run_is_the_same_run_there_and_another_of_its_name_is_not(monk
         ids.append(fake.started["id"])
     assert ids[0] == ids[1] != ids[2] and json.loads((tmp_path / "one" / "job" / "tracking.json").read_text()) == {"wandb": ids[0]}
     fake = FakeWandb()
-    (tmp_path / "old").mkdir()
+    (tmp_path / "new there").mkdir()
+    tracked(monkeypatch, fake, tmp_path / "new there", {}, step=4, is_old=True)[0].close()
+    assert fake.started["id"] not in ("job", *ids), "a tracker that is added later begins a run of its own"
+    fake = FakeWandb()
+    (tmp_path / "old" / "job" / "wandb").mkdir(parents=True)
     tracked(monkeypatch, fake, tmp_path / "old", {}, step=4, is_old=True)[0].close()
     assert fake.started["id"] == "job"  # as versions before called it
 

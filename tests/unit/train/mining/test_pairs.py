@@ -43,7 +43,9 @@ def test_table_and_report_are_those_of_a_configuration(
     one, two = (sorted(folder.iterdir()) for folder in (tmp_path / "runs" / "job" / "negatives", tmp_path / "mined"))
     two = [path for path in two if path.name != ASKED]
     assert [path.suffix for path in one] == [".html", ".json", ".parquet"]
-    assert [(path.name, path.read_bytes()) for path in one] == [(path.name, path.read_bytes()) for path in two]
+    assert [path.name for path in one] == [path.name for path in two]
+    first = [path.read_bytes().replace(b" before the first step", b"") for path in one]  # of a run the page says when
+    assert first == [path.read_bytes() for path in two] and first[1:] == [path.read_bytes() for path in one[1:]]
     assert said.partition("\nwritten to")[0] in before and str(two[2]) in said
 
 
