@@ -61,8 +61,8 @@ def shown_arguments(arguments: Sequence[str]) -> list[str]:
 
     >>> shown_arguments(["--data", "/somewhere/else/pairs.csv", "--hub-token", "x", "a.key=y", "train.max_steps=3"])
     ['--data', '.../pairs.csv', '--hub-token', '***', 'a.key=***', 'train.max_steps=3']
-    >>> shown_arguments(["--hub-token=abc==", "a.token=x=y", "--data=/home/me/a=b.csv", "choices=[/home/me/a.csv, OWNER/NAME]"])
-    ['--hub-token=***', 'a.token=***', '--data=.../a=b.csv', 'choices=[.../a.csv, OWNER/NAME]']
+    >>> shown_arguments(["--hub-token=abc==", "a.token=x=y", "--data=/somewhere/else/a=b.csv", "choices=[/somewhere/else/a.csv, A/B]"])
+    ['--hub-token=***', 'a.token=***', '--data=.../a=b.csv', 'choices=[.../a.csv, A/B]']
     """
     found, hides = list[str](), False
     for argument in arguments:
