@@ -16,6 +16,7 @@ from eval.manifest.skipped import FILE, skipped_in_words
 from eval.metrics.evaluate import Figures
 from eval.metrics.k_sweep import curves
 from eval.metrics.outcomes import BINS
+from eval.metrics.slices import MARGIN
 from eval.metrics.stage_metrics import METRICS, StageMetrics
 from eval.report.files import report_files
 from eval.report.gallery import Gallery
@@ -27,6 +28,8 @@ from eval.search.ranking import DIRECTIONS
 
 _FEW_IMAGES = 100
 """Below it a report says how large a difference has to be."""
+_FEW_QUERIES = 20
+"""Of a slice, too few to name it as the weakest."""
 _CURVE_COLOURS = 48
 SCRIPT = (TEMPLATES / "report.js").read_text(encoding="utf-8")
 SCRIPT_SHA256 = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode("ascii")
@@ -60,13 +63,28 @@ def report_page(folder: Path, figures: Figures, sections: Sequence[Section], gal
         notes=[note for section in sections for note in section.notes],
         curves=_drawn(about.curves),
         curves_link=relative_link(about.curves.with_suffix(".svg"), page) if about.curves is not None else "",
-        steps=_steps(figures.outcomes, gallery, about, first),
+        steps=(steps := _steps(figures.outcomes, gallery, about, first)),
+        weakest=weakest_slice(figures.slices, steps[0]["stage"]) if steps else None,
         gallery=gallery,
         folds=[*_own_folds(figures, first), *_section_folds(sections), *_figure_folds(figures, chosen)],
         links=_links(folder, page, about),
         script=Markup(SCRIPT),
         script_sha256=SCRIPT_SHA256,
     )
+
+
+def weakest_slice(slices: Sequence[Mapping[str, Any]], stage: str) -> Mapping[str, Any] | None:
+    """The row of `slices` with the lowest R@1 of a stage, of those with enough queries to say so; None: there is none.
+
+    Slices by the margin of scores are left out: they say that the model is unsure, not of what.
+
+    >>> bins = ("a", 3, 0.0), ("b", 40, 0.2), ("c", 50, 0.4)
+    >>> rows = [{"stage": "tuned", "by": "words", "bin": bin, "num_queries": count, "R@1": r} for bin, count, r in bins]
+    >>> weakest_slice(rows, "tuned")["bin"], weakest_slice(rows, "base")
+    ('b', None)
+    """
+    own = [row for row in slices if row["stage"] == stage and row["num_queries"] >= _FEW_QUERIES and row["by"] != MARGIN]
+    return min(own, key=lambda row: row["R@1"], default=None)
 
 
 def skipped_notes(data: Mapping[str, Any]) -> list[str]:
