@@ -11,12 +11,13 @@ import fcntl
 import os
 import pty
 import re
+import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 import termios
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,6 +104,17 @@ def masked(text: str, runs_folder: Path | None = None) -> str:
     return text if runs_folder is None else text.replace(str(runs_folder), "runs")
 
 
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """A new folder with a name as long as "runs", as seen from here, so that lines fold as they do there."""
+    folder = next(path for number in range(1000) if not (path := Path(f"r{number:03d}")).exists() and not (ROOT / path).exists())
+    (ROOT / folder).mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(ROOT / folder)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Record."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.terminal", description=__doc__.splitlines()[0])
@@ -110,9 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     FOLDER.mkdir(exist_ok=True)
     for name, width in WIDTHS.items():
-        # A short name, so that lines fold as they do with "runs".
-        with tempfile.TemporaryDirectory(prefix="r") as temporary:
-            runs = asked.runs_folder or Path(temporary)
+        with short_folder() as temporary:
+            runs = asked.runs_folder or temporary
             words = [sys.executable, "-m", "train", "configs/demo.yaml", f"runs_folder={runs}"]
             (FOLDER / f"demo-{name}.txt").write_text(masked(said(words, width), runs), encoding="utf-8")
         print(FOLDER / f"demo-{name}.txt")
