@@ -39,6 +39,12 @@ SLOW = {
     "tuning-the-reranker.md": "tests/integration/train/test_reranker_job.py",
     "explore.md": "tests/unit/rerank/explore/test_page.py",
     "export-forms.md": "tests/unit/train/export/test_forms.py",
+    "adaptive-reranking.md": "tests/unit/rerank/reorder/test_skipping.py",
+    "ensembles.md": "tests/integration/train/test_combined_job.py",
+    "expansion.md": "tests/integration/train/test_expanded_job.py",
+    "score-interpolation.md": "tests/unit/rerank/reorder/test_fusion.py",
+    "choices.md": "tests/integration/train/test_choices_job.py",
+    "nnn.md": "tests/unit/rerank/test_nnn.py",
 }
 """Pages that take longest, and the tests that run their commands in short."""
 
