@@ -45,6 +45,8 @@ SLOW = {
     "score-interpolation.md": "tests/unit/rerank/reorder/test_fusion.py",
     "choices.md": "tests/integration/train/test_choices_job.py",
     "nnn.md": "tests/unit/rerank/test_nnn.py",
+    "calibration.md": "tests/unit/rerank/answers/test_matches.py",
+    "mining-how-to.md": "tests/unit/train/mining/test_pairs.py",
 }
 """Pages that take longest, and the tests that run their commands in short."""
 

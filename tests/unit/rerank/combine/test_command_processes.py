@@ -74,6 +74,7 @@ def test_another_run_of_two_scores_nothing_that_one_has_scored(nursery: Nursery,
     assert not (tmp_path / "report" / "pair-scores").exists()
 
 
+@pytest.mark.slow
 def test_a_real_torchrun_does(small_world: SmallWorld, alone: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "eval"]
     asked = ["--model", small_world.base, "--data", small_world.manifest, "--split", "train", "--output", tmp_path / "report"]
