@@ -229,8 +229,7 @@ def _as_run_read(asked: argparse.Namespace, run: RunData | None) -> tuple[str | 
     own = run.reading(asked.data) if run is not None else None
     if run is None or own is None:
         return image_root, columns, []
-    given = {*columns, *(("caption", "captions") if {"caption", "captions"} & set(columns) else ())}
-    taken = {ours: theirs for ours, theirs in own.columns.items() if ours not in given}
+    taken = own.columns_beside(columns)
     options = [column_called(ours, theirs) for ours, theirs in taken.items()]
     if image_root is None and own.image_root is not None:
         image_root = own.image_root

@@ -60,7 +60,7 @@ def run(asked: argparse.Namespace) -> None:
     from rich.console import Console
 
     from eval.atomic import check_writable, replace_files
-    from eval.compare.items import Reading, read_items
+    from eval.compare.items import AskedData, read_items
     from eval.compare.page import page, sentences
     from eval.compare.reports import (
         check_same_ground_truth,
@@ -86,7 +86,7 @@ def run(asked: argparse.Namespace) -> None:
         check_same_ground_truth(data[0].get("truth"), other.get("truth"), letter(number))
     record = compare_reports(folders, asked.stages)
     if asked.output is not None:
-        shown = page(record, *read_items(folders[0], data[0], Reading(asked.data, asked.image_root, columns_of(asked))))
+        shown = page(record, *read_items(folders[0], data[0], AskedData(asked.data, asked.image_root, columns_of(asked))))
         with writing(asked.output):
             replace_files({asked.output / "compare.html": shown, asked.output / "compare.json": json.dumps(record, indent=1) + "\n"})
     if any(one["sha256"] != data[0]["sha256"] for one in data):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Reading:
+class AskedData:
     """How a command line asks for the data to be read: what it leaves out (None, or no column) is as the run read it.
 
     Attributes:
@@ -83,7 +83,7 @@ class Items:
         return {} if self._dataset is None else {name: number for number, name in enumerate(self._dataset.caption_ids)}
 
 
-def read_items(report: Path, data: Mapping[str, Any], asked: Reading = Reading()) -> tuple[Items, str]:
+def read_items(report: Path, data: Mapping[str, Any], asked: AskedData = AskedData()) -> tuple[Items, str]:
     """(what makes the items of a report's queries, why there are no pictures and captions, or what else is to be said of them).
 
     Nothing is fetched: data of the hub are not read. Where the command line names the data, they have to be readable.
@@ -104,13 +104,13 @@ def read_items(report: Path, data: Mapping[str, Any], asked: Reading = Reading()
     split = data.get("split")
     if asked.source is None and not os.path.exists(source):
         return Items(None), f"Pictures and captions are not shown: {source} is not here. --data MANIFEST says where it is."
-    run = next((RunData.of_folder(folder.parent) for folder in Path(os.path.abspath(report)).parents if folder.name == "eval"), None)
+    run = RunData.of_report(report)
     own = run.reading(source) if run is not None else None
     image_root = asked.image_root if asked.image_root is not None or own is None else own.image_root
     made = where_none(divide_by_file(run.split_file, run.rule)) if run is not None and run.split_file is not None else None
     try:
         with calling(OPTIONS):
-            columns = {**(own.columns if own is not None else {}), **asked.columns}
+            columns = {**asked.columns, **(own.columns_beside(asked.columns) if own is not None else {})}
             rules = RowRules(skip_missing=True, divide=made if split is not None else None)
             dataset = load_split(read_manifest(source, image_root=image_root, columns=columns, rules=rules), split)
     except (UserError, OSError) as error:

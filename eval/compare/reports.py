@@ -3,7 +3,6 @@
 The runs are called by letters, the first A, and a stage of one B:tuned.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from eval.atomic import hash_file
 from eval.encoder.sealed import sealed_hashes
 from eval.errors import UserError
 from eval.files import require_plain
+from eval.manifest.run_data import RunData
 from eval.metrics.comparison import compare
 from eval.metrics.significance import resample_weights
 from eval.metrics.stage_metrics import StageMetrics
@@ -202,10 +202,10 @@ def weights_sha256(report: Path) -> str | None:
     Args:
         report: runs/NAME/eval/SPLIT.
     """
-    run = next((folder for folder in Path(os.path.abspath(report)).parents if folder.name == "eval"), None)
-    if run is None or not (run.parent / "config.yaml").is_file():
+    run = RunData.of_report(report)
+    if run is None or not (run.folder / "config.yaml").is_file():
         return None
-    return sealed_hashes(run.parent / "export").get("model.safetensors")
+    return sealed_hashes(run.folder / "export").get("model.safetensors")
 
 
 def letters_of(record: Mapping[str, Any]) -> list[str]:

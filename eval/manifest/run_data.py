@@ -23,6 +23,11 @@ class Reading:
     image_root: str | None
     columns: Mapping[str, str]
 
+    def columns_beside(self, given: Mapping[str, str]) -> dict[str, str]:
+        """Its columns that a command line, which gives some, leaves out; `caption` and `captions` are one."""
+        taken = {*given, *(("caption", "captions") if {"caption", "captions"} & set(given) else ())}
+        return {ours: theirs for ours, theirs in self.columns.items() if ours not in taken}
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -60,6 +65,12 @@ class RunData:
         if not any((folder / name).is_file() for name in (FILE, _CONFIG)):
             return None
         return cls.of_folder(Path(os.path.relpath(folder)) if not os.path.isabs(model) else folder)
+
+    @classmethod
+    def of_report(cls, report: Path) -> "RunData | None":
+        """Of the run whose report a folder is, RUN/eval/SPLIT; None: it is no run's."""
+        run = next((folder.parent for folder in Path(os.path.abspath(report)).parents if folder.name == "eval"), None)
+        return None if run is None else cls.of_folder(run)
 
     @property
     def split_file(self) -> Path | None:

@@ -18,6 +18,21 @@ def choices_files(folder: str | os.PathLike[str]) -> list[Path]:
     return [Path(folder) / name for name in ("choices.json", "choices.parquet", "choices.html")]
 
 
+def stage_name(stage: str) -> str:
+    """A stage as names of files and folders have it."""
+    return quote(stage, safe="+@")
+
+
+def qrels_path(folder: Path, direction: str) -> Path:
+    """The ground truth of a direction in a folder of TREC files."""
+    return folder / f"{direction}.qrels"
+
+
+def run_path(folder: Path, stage: str, direction: str) -> Path:
+    """The run of a stage in a folder of TREC files."""
+    return folder / f"{stage_name(stage)}.{direction}.run"
+
+
 @contextmanager
 def replacing(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Write a report, with what belongs to it, in here: what an earlier report had next to it and this one did not write is removed then.
@@ -39,10 +54,10 @@ def _next_to(folder: Path) -> list[Path]:
     """Files that may belong to the report in a folder; none: there is no report that can be read."""
     try:
         record = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        stages = [quote(name, safe="+@") for name in record["stages"]]
+        stages = list(record["stages"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
     found = [folder / "calibration.json", folder / "expansions.parquet"]
     for direction in ("image_to_text", "text_to_image"):
-        found += [folder / "trec" / f"{direction}.qrels", *(folder / "trec" / f"{stage}.{direction}.run" for stage in stages)]
-    return found + [path for stage in stages for path in (folder / "mteb" / stage).glob("*Retrieval.json")]
+        found += [qrels_path(folder / "trec", direction), *(run_path(folder / "trec", stage, direction) for stage in stages)]
+    return found + [path for stage in stages for path in (folder / "mteb" / stage_name(stage)).glob("*Retrieval.json")]

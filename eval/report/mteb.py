@@ -10,12 +10,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 
 from eval.atomic import Content, replace_files
 from eval.dataset.retrieval_set import RetrievalSet
+from eval.report.files import stage_name
 from eval.search.ranking import DIRECTIONS, Ranking
 from eval.search.stage import Stage
 
@@ -39,7 +39,7 @@ def write_mteb(folder: str | os.PathLike[str], stages: Sequence[Stage], dataset:
     for stage in stages:
         for direction in DIRECTIONS:
             record = task_result(stage, stage.rankings[direction], dataset, languages)
-            path = Path(folder) / quote(stage.name, safe="+@") / f"{record['task_name']}.json"
+            path = Path(folder) / stage_name(stage.name) / f"{record['task_name']}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             contents[path] = json.dumps(record, indent=2) + "\n"
     replace_files(contents)

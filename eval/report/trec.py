@@ -14,6 +14,7 @@ import numpy as np
 
 from eval.atomic import replace_files
 from eval.dataset.retrieval_set import RetrievalSet
+from eval.report.files import qrels_path, run_path
 from eval.report.render import DIRECTION_WORDS
 from eval.report.section import Section, SectionFormat
 from eval.search.ranking import DIRECTIONS, Ranking
@@ -50,10 +51,10 @@ def write_trec(folder: str | os.PathLike[str], stages: Sequence[Stage], dataset:
     paths = []
     for direction in DIRECTIONS:
         queries, gallery = (images, captions) if direction == "image_to_text" else (captions, images)
-        paths.append(_write(target / f"{direction}.qrels", _qrels_lines(dataset, direction, queries, gallery)))
+        paths.append(_write(qrels_path(target, direction), _qrels_lines(dataset, direction, queries, gallery)))
         for stage in stages:
             lines = _run_lines(stage.rankings[direction], queries, gallery, _field(stage.name))
-            paths.append(_write(target / f"{quote(stage.name, safe='+@')}.{direction}.run", lines))
+            paths.append(_write(run_path(target, stage.name, direction), lines))
     return paths
 
 

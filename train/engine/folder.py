@@ -285,6 +285,11 @@ def measured_on_val(config: RunConfig) -> str:
     return f"Measured on {config.data.val_split}, on which the checkpoint was chosen: the gain looks better than it is"
 
 
+def another_rate(config: RunConfig) -> str:
+    """What to do when no checkpoint beat what a run began with."""
+    return f"another rate: ./launch.sh CONFIG.yaml name=NEW train.learning_rate={config.train.learning_rate / 3:.1g}"
+
+
 def place_lines(config: RunConfig) -> list[str]:
     """Where the export of a run lies, and its picture, if there is one."""
     folder = config.run_folder

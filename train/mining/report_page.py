@@ -13,7 +13,7 @@ import numpy as np
 
 from eval.atomic import replace_files
 from eval.dataset.images import ImageError
-from eval.report.gallery import thumbnail
+from eval.report.gallery import shortened, thumbnail
 from eval.report.render import render
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
@@ -24,7 +24,7 @@ NUM_EXAMPLES = 20
 SAMPLE_COLUMNS = ("image", "its own", "mined", "rank", "score", "margin")
 NUM_RELABELLED = 5
 _STREAM = 0x70616765  # of random numbers
-_MOST_CHARACTERS, _MOST_CAPTIONS = 300, 3
+_MOST_CAPTIONS = 3
 _SIDES = {"positive": "Score of the best positive", "negative": "Scores of the mined negatives", "margin": "Margin between them"}
 _PLOT = 100
 """Width and height of a histogram in units of its own."""
@@ -131,8 +131,8 @@ def sample_rows(negatives: Negatives, pool: CaptionPool) -> list[list[Any]]:
     return [
         [
             pool.dataset.image_ids[image],
-            _shortened(pool.dataset.captions[int(pool.dataset.caption_offsets[image])]),
-            _shortened(pool.text(int(negatives.captions_N[row]))),
+            shortened(pool.dataset.captions[int(pool.dataset.caption_offsets[image])]),
+            shortened(pool.text(int(negatives.captions_N[row]))),
             int(negatives.ranks_N[row]),
             float(negatives.scores_N[row]),
             float(negatives.margins_N[row]),
@@ -154,8 +154,8 @@ def _example(negatives: Negatives, row: int, pool: CaptionPool, true_N: np.ndarr
     return {
         "image_id": dataset.image_ids[image],
         "picture": picture,
-        "true_captions": [_shortened(text) for text in own],
-        "caption": _shortened(pool.text(caption)),
+        "true_captions": [shortened(text) for text in own],
+        "caption": shortened(pool.text(caption)),
         "caption_id": pool.caption_id(caption),
         "rank": int(negatives.ranks_N[row]),
         "score": float(negatives.scores_N[row]),
@@ -164,7 +164,3 @@ def _example(negatives: Negatives, row: int, pool: CaptionPool, true_N: np.ndarr
         "is_relabelled": negatives.relabelled_N is not None and bool(negatives.relabelled_N[row]),
         "is_true": None if true_N is None else bool(true_N[row]),
     }
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + " …"

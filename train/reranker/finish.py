@@ -42,7 +42,7 @@ from train.engine.card import (
 )
 from train.engine.checkpoint import State
 from train.engine.export_folder import average_line, load_chosen, plain_state, replaced_export, report_on, write_card, write_plain
-from train.engine.folder import about_run, ended, mark_ended, measured_on_val, place_lines, read_ended, report_folder
+from train.engine.folder import about_run, another_rate, ended, mark_ended, measured_on_val, place_lines, read_ended, report_folder
 from train.reranker.evaluation import RETRIEVER, first_stage
 from train.reranker.job import RerankerJob
 from train.reranker.model import TunedCrossEncoder, build_cross_encoder
@@ -192,6 +192,6 @@ def show_reranker(config: RerankerConfig) -> None:
     split = f" --split {config.data.test_split}" if config.data.test_split is not None else ""
     following = f"measure it: ./launch.sh eval --model {shlex.quote(config.miner)} --rerank {export} --data {source}{split} --output OUT"
     if missed:
-        following = f"another rate: ./launch.sh CONFIG.yaml name=NEW train.learning_rate={config.train.learning_rate / 3:.1g}"
+        following = another_rate(config)
     warnings = [text for text in (missed, measured_on_val(config)) if text]
     print_answer(LastWords.of(record, first=MEASURED, warnings=warnings, places=places, next=following))

@@ -35,7 +35,7 @@ from train.data.splits import RetentionSet
 from train.engine.card import no_gain, no_gain_sections
 from train.engine.checkpoint import State
 from train.engine.export_folder import write_card
-from train.engine.folder import about_run, ended, mark_ended, measured_on_val, place_lines, read_ended, report_folder
+from train.engine.folder import about_run, another_rate, ended, mark_ended, measured_on_val, place_lines, read_ended, report_folder
 from train.export.measure import exports_lines, exports_section, measure_forms, measured_forms
 from train.siglip.card import model_card
 from train.siglip.export import export_checkpoint
@@ -244,7 +244,7 @@ def _next_step(config: JobConfig, record: Mapping[str, Any] | None, *, has_won: 
     run, own = shlex.quote(str(config.run_folder)), (SUBJECT, "both", "R@1")
     rows = [row for row in (record or {}).get("comparisons", ()) if (row["stage"], row["direction"], row["metric"]) == own]
     if not has_won:
-        return f"another rate: ./launch.sh CONFIG.yaml name=NEW train.learning_rate={config.train.learning_rate / 3:.1g}"
+        return another_rate(config)
     if is_forgotten:
         return f"forget less: ./launch.sh wise {run} --output {shlex.quote(f'{config.run_folder}-wise')}"
     if rows and rows[0]["verdict"] != "better":
