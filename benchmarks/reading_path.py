@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = ("eval", "rerank", "train")
 TRAINING_ALONE = (
     "configs/demo.yaml", "mining=null", "rerank=null", "watch=[]", "choices=null", "data.val_split=null", "data.test_split=null",
-    "data.truth=null",
+    "data.truth=null", "train.batch_size=8",
 )  # fmt: skip
 
 
@@ -63,10 +63,10 @@ def python_files(arguments: list[str]) -> tuple[list[str], list[str], list[str]]
     known: set[tuple[CodeType, bool]] = set()
     is_in_step = False
 
-    def profile(frame: FrameType, event: str, _: object) -> None:
+    def met(frame: FrameType, _event: str, _: object) -> None:
         nonlocal is_in_step
         code = frame.f_code
-        if event != "call" or (code, is_in_step) in known or not code.co_flags & inspect.CO_OPTIMIZED:
+        if (code, is_in_step) in known or not code.co_flags & inspect.CO_OPTIMIZED:
             return
         known.add((code, is_in_step))
         if (name := _name(code)) is None or _in_import(frame):
@@ -79,18 +79,18 @@ def python_files(arguments: list[str]) -> tuple[list[str], list[str], list[str]]
             step.append(name)
 
     def stop(*_: object) -> None:
-        sys.setprofile(None)
+        sys.settrace(None)
         raise FirstStep
 
     hook = register_optimizer_step_post_hook(stop)
     with tempfile.TemporaryDirectory() as folder:
-        sys.setprofile(profile)
+        sys.settrace(met)  # without a local function: calls of Python functions alone
         try:
             code = command.run([*arguments, f"runs_folder={folder}", "data.num_workers=0", "train.max_steps=1"])
         except FirstStep:
             code = 0
         finally:
-            sys.setprofile(None)
+            sys.settrace(None)
             hook.remove()
     if code or not step:
         sys.exit(f"the run ended before its first step, with exit code {code}")
