@@ -7,12 +7,12 @@ processes is the loss. Logits and labels exist for one block at a time: beyond t
 memory is O(block x D + block x block).
 
 Texts come to the other processes in one of two ways, with the same terms in the same order:
-    ring        texts pass from process to process, each with its gradient so far, which is complete after the last hop (the paper's section
-                3.3, with gradients): W messages one after the other, and the texts of one other process in memory. On CPUs, and where all
-                texts are more than GATHERED_BYTES.
-    all-gather  all texts come at once, while a process computes those of its own, and their gradients go back at once, to be added up in the
-                ring's order: 2 messages. On devices such as GPUs. A part of a gradient is rounded before it is added, where the ring adds to
-                the sum so far, so the last bits differ from the ring's; CPUs keep theirs.
+    ring        texts pass from process to process, each with its gradient so far, which is complete after the last hop (the paper's
+                section 3.3, with gradients): W messages one after the other, and the texts of one other process in memory. On CPUs, and
+                where all texts are more than GATHERED_BYTES.
+    all-gather  all texts come at once, while a process computes those of its own, and their gradients go back at once, to be added up in
+                the ring's order: 2 messages. On devices such as GPUs. A part of a gradient is rounded before it is added, where the ring
+                adds to the sum so far, so the last bits differ from the ring's; CPUs keep theirs.
 
 With z = -y (scale * cos + bias): the loss of a pair is softplus(z), its derivative by the logit -y sigmoid(z) =: g. Then d/d image i is
 scale * sum_j g_ij text_j, and d/d scale is sum_ij g_ij cos_ij = sum_i image_i . (sum_j g_ij text_j), so no block is read again for it.
