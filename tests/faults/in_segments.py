@@ -1,7 +1,7 @@
 """`python -m train` with gradients of even a tiny model summed in several segments, as a large one's are (train/optim/update.py)."""
 
-from eval.command import end_with
 from train.__main__ import run
+from train.engine.command import end_with
 from train.optim import update
 
 if __name__ == "__main__":

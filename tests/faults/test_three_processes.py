@@ -1,5 +1,5 @@
-"""Exact resume (docs/guarantees.md) on three processes, the first number at which the order of a sum can differ (docs/numerics.md); gradients
-are summed in several segments while the backward pass runs."""
+"""Exact resume (docs/guarantees.md) on three processes, the first number at which the order of a sum can differ (docs/numerics.md);
+gradients are summed in several segments while the backward pass runs."""
 
 import random
 import signal
