@@ -73,6 +73,46 @@ class Processes:
         arrays = [part.numpy().view(array.dtype).reshape(padded.shape) for part in parts]
         return [gathered[: int(length)] for gathered, length in zip(arrays, lengths, strict=True)]
 
+    def gather_later(self, array: np.ndarray, most: int) -> Callable[[], list[np.ndarray]]:
+        """As `gather`, in a single exchange, which begins here; what is returned waits for it. The room is the same on every process.
+
+        Args:
+            array: of one dimension, of the same type on every process.
+            most: entries of an array at most.
+
+        Raises:
+            ValueError: this one has more.
+        """
+        if len(array) > most:
+            raise ValueError(f"expected at most {most} entries, found {len(array)}")
+        if self.world_size == 1:
+            return lambda: [array]
+        mine = torch.zeros(8 + most * array.itemsize, dtype=torch.uint8)
+        mine[:8] = torch.from_numpy(np.array([len(array)], dtype=np.int64).view(np.uint8))
+        mine[8 : 8 + array.nbytes] = torch.from_numpy(array.view(np.uint8))
+        parts = [torch.empty_like(mine) for _ in range(self.world_size)]
+        work = dist.all_gather(parts, mine, group=self.host_group, async_op=True)
+
+        def result() -> list[np.ndarray]:
+            work.wait()
+            return [part[8:].numpy().view(array.dtype)[: int(part[:8].numpy().view(np.int64)[0])] for part in parts]
+
+        return result
+
+    def on_device_later(self, values_k: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Numbers of a device from every process, (world_size, k) on the device in rank order: the exchange begins here, in the device's
+        group. What is returned has the device wait for it; the host waits only where the device is a CPU."""
+        if self.world_size == 1:
+            return lambda: values_k[None]
+        gathered_Wk = values_k.new_empty((self.world_size, *values_k.shape))
+        work = dist.all_gather_into_tensor(gathered_Wk.view(-1), values_k.contiguous(), async_op=True)
+
+        def result() -> torch.Tensor:
+            work.wait()
+            return gathered_Wk
+
+        return result
+
     def gather_blocks(self, blocks: list[np.ndarray], num_blocks: int) -> list[np.ndarray]:
         """All blocks in grid order from each process's share of them; blocks share shape but for their first dimension.
 

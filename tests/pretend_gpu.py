@@ -4,10 +4,13 @@
         with pretend_gpu.counting() as seen:
             ...one training step...
     seen.waits                                # Counter of "what file:line"
+    with pretend_gpu.mode(), pretend_gpu.nccl():
+        ...one of several processes, whose default group was gloo's...
 
 torch's private-use device, named pgpu, without a compiler. A GPU tensor in one operation with a CPU tensor of one dimension or more raises,
-as on CUDA; so does `.numpy()`. Autograd, AdamW, topk and indexing run, so that results can be compared with the CPU's. Not covered:
-autocast's CUDA lists, flash attention, nccl, streams, `module.to(dtype)`.
+as on CUDA; so does `.numpy()`. Under `nccl()` no tensor of the CPU travels in the default group, and none of the device in another.
+Autograd, AdamW, topk and indexing run, so that results can be compared with the CPU's. Not covered: autocast's CUDA lists, flash attention,
+nccl's speed, streams, `module.to(dtype)`.
 """
 
 import os
@@ -17,8 +20,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -37,11 +42,22 @@ class Seen:
 
     Attributes:
         waits: what made the host wait for the device.
+        late: waits for copies that were begun earlier, while the host did something else (`eval.processes.brought`).
         copies: copies between host and device that it did not wait for.
+        exchanges: what processes told one another, in order: the group ("host" or "device"), the call, for one of the host whether it began
+            ("begins") or was waited for ("waits"), and how many operations the device had been given by then.
+        num_operations: that the device was given.
     """
 
     waits: Counter[str] = field(default_factory=Counter)
+    late: Counter[str] = field(default_factory=Counter)
     copies: Counter[str] = field(default_factory=Counter)
+    exchanges: list[tuple[str, int]] = field(default_factory=list)
+    num_operations: int = 0
+
+    def exchange(self, what: str) -> None:
+        """Note one."""
+        self.exchanges.append((what, self.num_operations))
 
 
 _seen: Seen | None = None
@@ -58,7 +74,8 @@ class _Backend(backend_registration._DummyBackendModule):
         pass
 
     def synchronize(self, *device: Any) -> None:
-        pass
+        if _seen is not None:
+            _seen.late[f"synchronize {_where()}"] += 1
 
     def manual_seed(self, seed: int) -> None:
         pass
@@ -90,6 +107,65 @@ def mode() -> Iterator[None]:
     """The pretend GPU is there. What runs under `torch.inference_mode`, whose tensors it cannot wrap, has to be run under `no_grad`."""
     with _Mode():
         yield
+
+
+_COLLECTIVES = ("all_reduce", "all_gather", "all_gather_into_tensor", "all_gather_object", "all_to_all_single", "broadcast", "barrier")
+
+
+@contextmanager
+def nccl() -> Iterator[None]:
+    """torch.distributed's default group, which is gloo's, looks and refuses as nccl's does; what travels in it is no wait of the host."""
+    changed: dict[str, Any] = {name: _collective(name) for name in _COLLECTIVES}
+    changed |= {"P2POp": _p2p_op, "get_backend": lambda group=None: "nccl" if group is None else "gloo"}
+    with mock.patch.multiple(dist, **changed):
+        yield
+
+
+@dataclass
+class _HostWork:
+    """A call of the host's group that was begun."""
+
+    name: str
+    work: Any
+
+    def wait(self) -> None:
+        self.work.wait()
+        if _seen is not None:
+            _seen.exchange(f"host {self.name} waits")
+
+
+def _collective(name: str) -> Any:
+    """A function of torch.distributed under nccl's rule."""
+    call = getattr(dist, name)
+
+    def called(*arguments: Any, group: Any = None, async_op: bool = False, **named: Any) -> Any:
+        tensors, where = _tensors(arguments, named), "host" if group is not None else "device"
+        if group is None and (name in ("all_gather_object", "barrier") or not all(map(_is_pretend, tensors))):
+            raise RuntimeError(f"{name} at {_where()}: No backend type associated with device type cpu")  # nccl's own words
+        if group is not None and any(map(_is_pretend, tensors)):
+            raise RuntimeError(f"{name} at {_where()}: a tensor of the device in a group of the host")
+        if _seen is not None:
+            _seen.exchange(f"{where} {name}" + (" begins" if group is not None else ""))
+        if name != "all_gather_object":  # whose list is filled in
+            arguments, named = tree_map(_plain, (arguments, named | {"async_op": async_op}))
+        made = call(*arguments, group=group, **named)
+        if _seen is not None and group is not None and not async_op:
+            _seen.exchange(f"host {name} waits")
+        return _HostWork(name, made) if group is not None and async_op else made
+
+    return called
+
+
+_P2POp = dist.P2POp
+
+
+def _p2p_op(op: Any, tensor: torch.Tensor, peer: int) -> Any:
+    """A message in the device's group."""
+    if not _is_pretend(tensor):
+        raise RuntimeError(f"{op.__name__} at {_where()}: No backend type associated with device type cpu")
+    if _seen is not None:
+        _seen.exchange(f"device {op.__name__}")
+    return _P2POp(op, _plain(tensor), peer)
 
 
 def _where() -> str:
@@ -150,6 +226,10 @@ def _is_pretend(value: Any) -> bool:
     return isinstance(value, PretendTensor)
 
 
+def _plain(value: Any) -> Any:
+    return value._values if _is_pretend(value) else value
+
+
 def _tensors(*trees: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(trees) if isinstance(leaf, torch.Tensor)]
 
@@ -190,12 +270,10 @@ def _dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         shapes = [[tuple(one.shape) for one in side] for side in (on_gpu, on_cpu)]
         raise RuntimeError(f"{name}: GPU tensors {shapes[0]} with CPU tensors {shapes[1]}, at {_where()}")
     if _seen is not None and (on_gpu or device is not None):
+        _seen.num_operations += 1
         _count(name, args, kwargs, device, bool(on_gpu))
 
-    def plain(value: Any) -> Any:
-        return value._values if _is_pretend(value) else value
-
-    plain_args, plain_kwargs = tree_map(plain, args), tree_map(plain, kwargs)
+    plain_args, plain_kwargs = tree_map(_plain, args), tree_map(_plain, kwargs)
     plain_kwargs |= {"device": torch.device("cpu")} if device is not None else {}
     plain_kwargs |= {"pin_memory": False} if "pin_memory" in kwargs else {}
     out = func(*plain_args, **plain_kwargs)

@@ -35,6 +35,7 @@ class Run:
     nursery: Nursery
     config: Path
     world_size: int = 1
+    module: str = "train"
 
     @classmethod
     def make(cls, nursery: Nursery, world: SmallWorld, folder: Path, world_size: int = 1, **changes: Any) -> "Run":
@@ -49,8 +50,8 @@ class Run:
     def start(self, **options: Any) -> list[Child]:
         """Start it; options as Nursery.start or, for several processes, start_ranks take them."""
         if self.world_size == 1:
-            return [self.nursery.start("train", [str(self.config)], **options)]
-        return self.nursery.start_ranks("train", [str(self.config)], self.world_size, **options)
+            return [self.nursery.start(self.module, [str(self.config)], **options)]
+        return self.nursery.start_ranks(self.module, [str(self.config)], self.world_size, **options)
 
     def finish(self, **options: Any) -> list[Child]:
         """Start it and see it end well."""

@@ -1,8 +1,10 @@
-"""Exact resume (docs/guarantees.md) on three processes, the first number at which the order of a sum can differ (docs/numerics.md)."""
+"""Exact resume (docs/guarantees.md) on three processes, the first number at which the order of a sum can differ (docs/numerics.md);
+gradients are summed in several segments while the backward pass runs."""
 
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,14 @@ from tests.nursery import Nursery, Trap
 from tests.small_job import SmallWorld
 
 
+def in_segments(run: Run) -> Run:
+    return replace(run, module="tests.faults.in_segments")
+
+
 @pytest.fixture(scope="module")
 def straight_three(nursery: Nursery, small_world: SmallWorld, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The undisturbed run."""
-    run = Run.make(nursery, small_world, tmp_path_factory.mktemp("straight-3"), world_size=3, train__batch_size=9)
+    run = in_segments(Run.make(nursery, small_world, tmp_path_factory.mktemp("straight-3"), world_size=3, train__batch_size=9))
     run.finish()
     return run
 
@@ -23,7 +29,7 @@ def straight_three(nursery: Nursery, small_world: SmallWorld, tmp_path_factory: 
 @pytest.fixture
 def three(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> Run:
     """The same job, to be disturbed."""
-    return Run.make(nursery, small_world, tmp_path, world_size=3, train__batch_size=9)
+    return in_segments(Run.make(nursery, small_world, tmp_path, world_size=3, train__batch_size=9))
 
 
 def test_the_straight_run_is_of_three_and_mines(straight_three: Run) -> None:

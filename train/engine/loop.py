@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,6 +36,7 @@ from train.engine.checkpoint import Checkpoints, State, newest_of_main
 from train.engine.evaluated_pictures import check_evaluated
 from train.engine.folder import learnt
 from train.engine.metrics_log import CURVES, FIGURE_COLUMNS, MetricsLog, Trackers, figure_rows
+from train.engine.run import NoShare
 from train.optim.ema import WeightAverage
 from train.optim.optimizer import peak_rates
 from train.optim.update import rate_factor
@@ -73,6 +74,19 @@ def is_loss_of_processes(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
+@dataclass(frozen=True)
+class _Share:
+    """What this process has of a step.
+
+    Attributes:
+        batch: None: a signal came before it was there, or it cannot be built.
+        fault: why it cannot be built.
+    """
+
+    batch: Any
+    fault: str
+
+
 def has_own_memory(device: torch.device) -> bool:
     """Whether a device has memory of its own, which is there or not when it is asked for."""
     return device.type != "cpu"
@@ -85,7 +99,8 @@ class BaseLoop(ABC):
     """The images of each step."""
 
     def __init__(self, job: Run, signals: StopSignals, stepper: Any) -> None:
-        """stepper: its `train_step(batch, stop_asked=...)` gives a StepOutcome or raises NotFinite; its `update` has fp16's loss scale."""
+        """stepper: its `train_step(batch, stop_asked=...)` gives a StepOutcome or raises NotFinite, or NoShare where some process has no
+        batch; its `update` has fp16's loss scale."""
         self._run, self.signals, self.stepper = job, signals, stepper
         scale = stepper.update.loss_scale
         self.state = State(
@@ -106,7 +121,12 @@ class BaseLoop(ABC):
         """A file that each checkpoint holds, next to weights and optimizer state."""
         self._bar: Any = None
         self._builder: Any = None  # of the batches
+        self._last_of_batches = 0  # the step that they reach
+        self._waited = 0.0  # for batches, seconds of this step
         self._batches: Iterator[Any] | None = None
+        self._share: _Share | None = None  # of the next step, where it was read ahead
+        if has_own_memory(job.accelerator.device):
+            stepper.update.meanwhile = self._read_ahead
         self._last_eval = list[Part]()
         self._stop_asked: Callable[[], bool] = lambda: False
         """Whether any process was told to stop when all were last asked."""
@@ -311,15 +331,20 @@ class BaseLoop(ABC):
 
     def _step(self) -> None:
         """Take one step and write its line."""
-        started = time.perf_counter()
-        batch = self._next_batch()
-        waited = time.perf_counter() - started
+        started, self._waited = time.perf_counter(), 0.0
+        share, self._share = self._share or self._next_share(), None
+        batch, outcome = share.batch, None
         try:
             outcome = self.stepper.train_step(batch, stop_asked=self.signals.asked)
+        except NoShare:
+            pass
         except (MemoryError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise OutOfMemory.of(error, self._run.memory_remedy()) from error
             raise
+        if outcome is None:  # some process was told to stop before its share was there, or cannot build it
+            self._run.processes.raise_together(share.fault)
+            self._stop()
         if self.average is not None and not outcome.skipped:
             self.average.update()
         seconds = time.perf_counter() - started
@@ -337,7 +362,7 @@ class BaseLoop(ABC):
             "num_replaced": outcome.num_replaced,
             "seconds": seconds,
             "images_per_second": train.batch_size / seconds,
-            "data_wait_share": waited / seconds,
+            "data_wait_share": self._waited / seconds,
         }
         if self._run.accelerator.device.type == "cuda":
             record["peak_gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -352,7 +377,7 @@ class BaseLoop(ABC):
                 (f"loss {outcome.loss:.4f}", f"loss {outcome.loss:.3f}"),
                 *self._last_eval,
                 (f"{speed:.0f} images/s", f"{speed:.0f} img/s"),
-                (f"waiting {100 * waited / seconds:.0f}%", f"wait {100 * waited / seconds:.0f}%"),
+                (f"waiting {100 * self._waited / seconds:.0f}%", f"wait {100 * self._waited / seconds:.0f}%"),
                 (f"rate {rate:.2g}", f"lr {rate:.0e}".replace("e-0", "e-")),
             ]
         )
@@ -360,28 +385,28 @@ class BaseLoop(ABC):
         if outcome.stop_asked:
             self._stop()
 
-    def _next_batch(self) -> Any:
-        """This process's share of the next step.
-
-        Raises:
-            Stopped: some process was told to stop before its share was there.
-            UserError: on every process: on some a share cannot be built.
-        """
+    def _next_share(self, after: int = 0) -> _Share:
+        """This process's share of the next step, or of the one so many steps after it."""
+        started, next_step = time.perf_counter(), self.state.step + 1 + after
         if self._batches is None:
             (builder, last), workers = self.batches(), self._run.config.data.num_workers
-            first, at_once = self.state.step + 1, builder.num_parts(self.state.step + 1)
+            first, at_once = next_step, builder.num_parts(next_step)
             keys = ((step, part) for step in range(first, last + 1) for part in range(at_once))
             loaded = block_loader(builder, num_workers=workers, item_bytes=builder.part_bytes, at_once=at_once, sampler=keys)
-            self._builder, self._batches = builder, loaded
+            self._builder, self._batches, self._last_of_batches = builder, loaded, last
         parts: list[Any] = []
-        num_parts = self._builder.num_parts(self.state.step + 1)
+        num_parts = self._builder.num_parts(next_step)
         while len(parts) < num_parts and (part := next_item(self._batches)) is not None:
             parts.append(part)
         faults = [f"{part}. --check-images lists every picture that does not decode" for part in parts if isinstance(part, ImageError)]
-        if self._run.processes.any_later(bool(faults) or len(parts) < num_parts)():
-            self._run.processes.raise_together(faults[0] if faults else "")
-            self._stop()
-        return self._builder.join(parts)
+        batch = None if faults or len(parts) < num_parts else self._builder.join(parts)
+        self._waited += time.perf_counter() - started
+        return _Share(batch, faults[0] if faults else "")
+
+    def _read_ahead(self) -> None:
+        """Read this process's share of the step after the one that the device is taking, where it follows from what is in force now."""
+        if self._batches is not None and self.state.step + 1 < self._last_of_batches:
+            self._share = self._next_share(after=1)
 
     def _evaluate_if_due(self) -> None:
         """Evaluate the weights, or their averages where the run has them, write the lines, and note a new best."""

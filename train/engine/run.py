@@ -231,6 +231,10 @@ class Evaluation:
     events: list[Event] = field(default_factory=list)
 
 
+class NoShare(Exception):
+    """Some process has no share of the next batch: the step was taken on none, and all raise this."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepOutcome:
     """What the loop reads of a step, over all processes.

@@ -3,9 +3,16 @@
 L = (1 / B) [ sum over in-batch pairs + weight * sum over mined columns ] of -log sigmoid(y (scale * cos + bias)),
 y = +1 for positives, else -1 (Zhai et al. 2023, arXiv 2303.15343; the mined columns are ours). The captions mined for an image may be
 distilled from a cross-encoder instead (train/loss/distillation.py). Each process computes the rows of its own images; the sum over
-processes is the loss. Texts pass along a ring of processes, each with its gradient so far, which is complete after the last step
-(the paper's section 3.3, with gradients). Logits and labels exist for one block at a time: beyond the embeddings, their gradients and
-the texts of one other process, memory is O(block x D + block x block).
+processes is the loss. Logits and labels exist for one block at a time: beyond the embeddings, their gradients and the texts of others,
+memory is O(block x D + block x block).
+
+Texts come to the other processes in one of two ways, with the same terms in the same order:
+    ring        texts pass from process to process, each with its gradient so far, which is complete after the last hop (the paper's
+                section 3.3, with gradients): W messages one after the other, and the texts of one other process in memory. On CPUs, and
+                where all texts are more than GATHERED_BYTES.
+    all-gather  all texts come at once, while a process computes those of its own, and their gradients go back at once, to be added up in
+                the ring's order: 2 messages. On devices such as GPUs. A part of a gradient is rounded before it is added, where the ring
+                adds to the sum so far, so the last bits differ from the ring's; CPUs keep theirs.
 
 With z = -y (scale * cos + bias): the loss of a pair is softplus(z), its derivative by the logit -y sigmoid(z) =: g. Then d/d image i is
 scale * sum_j g_ij text_j, and d/d scale is sum_ij g_ij cos_ij = sum_i image_i . (sum_j g_ij text_j), so no block is read again for it.
@@ -31,6 +38,8 @@ from train.loss.positives import BatchPositives
 
 BLOCK = 2048
 """Rows and columns of a block, 17 MB. It decides the order of summation, so it is part of the result's last bits."""
+GATHERED_BYTES = 1 << 28
+"""Texts of all processes that are held at once, at most: 87,000 of width 768 in float32. Their gradients take as much, twice."""
 _PIECE = 1 << 18
 """Logits that the elementwise passes take together, a megabyte: what the caches of the cores hold."""
 
@@ -180,12 +189,43 @@ def _add_all_texts(sums: "_Accumulators", texts_nD: torch.Tensor, pairing: Pairi
     if pairing.processes.world_size == 1:
         sums.add_texts(texts_nD[:own], None if gradient_nD is None else gradient_nD[:own], 0)
     else:
-        summed_nD = _ring_exchange(sums, texts_nD[:own], pairing, needs_texts)
+        exchange = _gather_exchange if _is_gathered(texts_nD, pairing.counts) else _ring_exchange
+        summed_nD = exchange(sums, texts_nD[:own], pairing, needs_texts)
         if gradient_nD is not None and summed_nD is not None:
             gradient_nD[:own] = summed_nD
     if pairing.own is not None:
         sums.add_own_pairs(texts_nD, gradient_nD, pairing.own)
     return gradient_nD
+
+
+def _is_gathered(texts_nD: torch.Tensor, counts: tuple[int, ...]) -> bool:
+    """Whether the texts of all processes come at once; the same on every process."""
+    num_bytes = len(counts) * max(counts) * texts_nD.shape[1] * texts_nD.element_size()
+    return texts_nD.device.type != "cpu" and num_bytes <= GATHERED_BYTES
+
+
+def _gather_exchange(sums: "_Accumulators", texts_nD: torch.Tensor, pairing: Pairing, needs_texts: bool) -> torch.Tensor | None:
+    """Add the texts of every process, which come at once; returns the gradient of this process's own, summed in the ring's order."""
+    rank, world_size, counts = pairing.processes.rank, pairing.processes.world_size, pairing.counts
+    padded_nD = texts_nD.new_zeros((max(counts), texts_nD.shape[1]))
+    padded_nD[: counts[rank]] = texts_nD
+    all_WnD = padded_nD.new_empty((world_size, *padded_nD.shape))
+    gathering = dist.all_gather_into_tensor(all_WnD.flatten(0, 1), padded_nD, async_op=True)
+    gradients_WnD = torch.zeros_like(all_WnD) if needs_texts else None
+    for hop in range(world_size):
+        owner = (rank - hop) % world_size
+        if hop == 1:
+            gathering.wait()
+        texts_of_nD = (padded_nD if hop == 0 else all_WnD[owner])[: counts[owner]]
+        sums.add_texts(texts_of_nD, None if gradients_WnD is None else gradients_WnD[owner, : counts[owner]], owner)
+    if gradients_WnD is None:
+        return None
+    parts_WnD = torch.empty_like(gradients_WnD)
+    dist.all_to_all_single(parts_WnD, gradients_WnD)
+    total_nD = parts_WnD[rank, : counts[rank]]
+    for hop in range(1, world_size):
+        total_nD += parts_WnD[(rank + hop) % world_size, : counts[rank]]
+    return total_nD
 
 
 def _ring_exchange(sums: "_Accumulators", texts_nD: torch.Tensor, pairing: Pairing, needs_texts: bool) -> torch.Tensor | None:

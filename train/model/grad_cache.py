@@ -91,14 +91,22 @@ class Towers:
             parts = [self._forward(side.tower, side.rows[part]) for part in self._micro_batches(side, step, self.micro_batch_size)]
         return torch.cat(parts).requires_grad_(self._trains[side.tower])
 
-    def finish(self, batch: Batch, images_bD: torch.Tensor, texts_nD: torch.Tensor) -> None:
-        """The second pass of cached micro-batches: backpropagate the gradients of the embeddings to the weights."""
+    def finish(
+        self, batch: Batch, images_bD: torch.Tensor, texts_nD: torch.Tensor, expect: Callable[[bool], None] = lambda is_last: None
+    ) -> None:
+        """The second pass of cached micro-batches: backpropagate the gradients of the embeddings to the weights.
+
+        Args:
+            expect: told before each backward pass whether it is the last through its tower, so that the gradients are whole after it.
+        """
         for side, vectors_ND in zip(_sides(batch), (images_bD, texts_nD), strict=True):
             if self._fits(side) or vectors_ND.grad is None:
                 continue  # autograd has reached the weights already, or the tower is frozen
             assert self.micro_batch_size is not None
             for part in self._micro_batches(side, batch.step, self.micro_batch_size):
-                self._forward(side.tower, side.rows[part]).backward(vectors_ND.grad[part])
+                features_pD = self._forward(side.tower, side.rows[part])
+                expect(part.stop >= len(side.rows))
+                features_pD.backward(vectors_ND.grad[part])
 
     def _fits(self, side: _Side) -> bool:
         """Whether a side goes through its tower at once: mined captions make more texts than images."""

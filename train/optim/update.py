@@ -1,11 +1,18 @@
 """The second half of an optimizer step, whatever is trained: sum gradients over processes, check, clip, update.
 
-Gradients that are whole on every process lie in one flat buffer, which is summed over processes once, after the backward pass. Not DDP: it
-rebuilds its buckets after the first step, which changes the order of summation, so that a resumed run would differ in its last bits.
+Gradients that are whole on every process lie in one flat buffer. It is summed over processes in a few segments, each as soon as the
+backward pass has written its last gradient, so that the sums travel while the rest is computed. The cut follows from the parameters' sizes
+alone, and the segments leave in one order on every process. Not DDP: it rebuilds its buckets after the first step, which changes the order
+of summation, so that a resumed run would differ in its last bits.
+
+The host waits for the device twice: for losses and norm, which say whether there is an update and how it is clipped, and for the weights'
+norm after it. While the second is on its way the host does what the loop asks of it (`Update.meanwhile`).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from eval.errors import NotFinite
-from eval.processes import Processes
+from eval.processes import Processes, brought
 from eval.sharded import whole
 from train.config.run import LoopConfig
 from train.optim.loss_scale import SMALLEST, LossScale
@@ -28,9 +35,35 @@ _MOST_RATES = 3
 """Of towers, scale and bias: more are those of layers, and a message names the lowest and the highest."""
 
 
+_MOST_SEGMENTS = 8
+_SEGMENT_BYTES = 1 << 25
+"""Of a segment at least, but for the last: 32 MB, which keep a network of 100 Gbit/s busy for 5 ms, far longer than a message's start."""
+
+
+@dataclass(eq=False)
+class _Segment:
+    """A piece of the buffer that is summed at once.
+
+    Attributes:
+        num_parameters: whose gradients it holds.
+        num_missing: of these, gradients that the backward pass has not written yet.
+        work: the sum, once it has begun.
+    """
+
+    buffer: torch.Tensor
+    num_parameters: int
+    num_missing: int = 0
+    work: Any = None
+
+
 class Gradients:
     """The gradients of what trains: whole ones are views of one buffer, sharded ones lie in this process's parts, which the backward pass
-    has summed (train/optim/fsdp.py)."""
+    has summed (train/optim/fsdp.py).
+
+    With several processes: `zero`, backward passes, `sum_over_processes`. The first step's gradients are summed after the backward pass and
+    show in which order segments become whole; the main process's order is that of every later step on every process. It moves no bit: the
+    cut decides what is added to what.
+    """
 
     def __init__(self, parameters: list[torch.nn.Parameter], processes: Processes) -> None:
         self._processes = processes
@@ -40,6 +73,28 @@ class Gradients:
         self._buffer = torch.zeros(sum(sizes), dtype=flat[0].dtype, device=flat[0].device)
         views = self._buffer.split(sizes)
         self._views = [(parameter, view.view_as(parameter)) for parameter, view in zip(flat, views, strict=True)]
+        self._segments, self._is_last = list[_Segment](), True
+        self._whole = list[int]()  # segments of this step in the order in which they became whole
+        self._order: list[int] | None = None  # in which they are summed; None: not known yet
+        self._num_begun = 0
+        if processes.world_size > 1:
+            self._cut(sizes)
+
+    def _cut(self, sizes: list[int]) -> None:
+        """Cut the buffer at parameters, from the first on, and note when the backward pass has written each."""
+        size = self._buffer.element_size()
+        least = max(_SEGMENT_BYTES // size, -(-len(self._buffer) // _MOST_SEGMENTS))
+        start = stop = 0
+        members = list[tuple[torch.nn.Parameter, torch.Tensor]]()
+        for number, (member, length) in enumerate(zip(self._views, sizes, strict=True), 1):
+            members.append(member)
+            stop += length
+            if stop - start >= least or number == len(sizes):
+                segment = _Segment(self._buffer[start:stop], len(members))
+                for parameter, view in members if not self._sharded else []:
+                    parameter.register_post_accumulate_grad_hook(partial(self._written, segment, view))
+                self._segments.append(segment)
+                start, members = stop, []
 
     def zero(self) -> None:
         """Clear the buffer, set the gradients to its views again, in case something replaced them, and drop the parts."""
@@ -48,26 +103,56 @@ class Gradients:
             parameter.grad = view
         for parameter in self._sharded:
             parameter.grad = None
+        for segment in self._segments:
+            segment.num_missing, segment.work = segment.num_parameters, None
+        self._whole, self._num_begun, self._is_last = [], 0, True
+
+    def expect(self, is_last: bool) -> None:
+        """Say whether the next backward pass is the last that adds to the gradients it reaches; after `zero` it is."""
+        self._is_last = is_last
+
+    def _written(self, segment: _Segment, view: torch.Tensor, parameter: torch.Tensor) -> None:
+        """The backward pass has added to a parameter's gradient."""
+        if not self._is_last:
+            return
+        _put(parameter, view)
+        segment.num_missing -= 1
+        if segment.num_missing == 0:
+            self._whole.append(self._segments.index(segment))
+            if self._order is not None:
+                self._begin_sums(set(self._whole))
+
+    def _begin_sums(self, ready: Collection[int]) -> None:
+        """Begin the sums whose turn it is, up to the first segment that is not ready."""
+        assert self._order is not None
+        while self._num_begun < len(self._order) and self._order[self._num_begun] in ready:
+            segment = self._segments[self._order[self._num_begun]]
+            segment.work = dist.all_reduce(segment.buffer, async_op=True)
+            self._num_begun += 1
 
     def sum_over_processes(self) -> None:
-        """Add up the gradients that are not sharded."""
+        """Add up the gradients that are not sharded; what the backward pass did not reach is 0."""
         for parameter, view in self._views:
-            if parameter.grad is not view:  # autograd made a new tensor: copy it into the buffer
-                if parameter.grad is not None:
-                    view.copy_(parameter.grad)
-                parameter.grad = view
-        if self._processes.world_size > 1:
-            dist.all_reduce(self._buffer)
+            _put(parameter, view)
+        if self._processes.world_size == 1:
+            return
+        every = range(len(self._segments))
+        if self._order is None:
+            own = [*self._whole, *(number for number in every if number not in self._whole)]
+            self._order = self._processes.from_main(lambda: own)
+        self._begin_sums(every)
+        for number in self._order:
+            self._segments[number].work.wait()
 
     def norm(self) -> torch.Tensor:
-        """The global norm, a float64 scalar on the device, added up in rank order; the same on every process, and called on every one."""
+        """The global norm, a float64 scalar on the device; the same on every process, and called on every one."""
         norm = torch.linalg.vector_norm(self._buffer, dtype=torch.float64)
         if not self._sharded:
             return norm
         own = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in self._parts()]
-        square = float(torch.stack(own).square().sum()) if own else 0.0
-        squares = np.concatenate(self._processes.gather(np.array([square])))
-        return norm.new_tensor(np.sqrt(squares.sum() + float(norm) ** 2))
+        square = torch.stack(own).square().sum() if own else norm.new_zeros(())
+        squares_W = self._processes.on_device_later(square[None])()
+        return (squares_W.sum() + norm.square()).sqrt()
 
     def scale_by(self, factor: float) -> None:
         """Multiply every gradient."""
@@ -78,12 +163,21 @@ class Gradients:
         return [parameter.grad.to_local() for parameter in self._sharded if isinstance(parameter.grad, DTensor)]
 
 
+def _put(parameter: torch.Tensor, view: torch.Tensor) -> None:
+    """Have a parameter's gradient lie in its view of the buffer; autograd may have made a new tensor."""
+    if parameter.grad is not view:
+        if parameter.grad is not None:
+            view.copy_(parameter.grad)
+        parameter.grad = view
+
+
 class Update:
     """Turns the gradients of all processes into an update, or refuses to.
 
     Attributes:
         gradients: of what trains.
         loss_scale: what fp16 multiplies the loss by at the next step; None in the other precisions.
+        meanwhile: what the host does while the device updates the weights.
     """
 
     def __init__(self, config: LoopConfig, tuned: Trainable, optimizer: torch.optim.Optimizer, processes: Processes) -> None:
@@ -91,6 +185,7 @@ class Update:
         self.gradients = Gradients([parameter for _, parameter in tuned.trainable()], processes)
         self._device = next(tuned.module.parameters()).device
         self.loss_scale = LossScale() if config.precision == "fp16" else None
+        self.meanwhile: Callable[[], Any] = lambda: None
 
     @property
     def factor(self) -> float:
@@ -118,8 +213,18 @@ class Update:
 
     def sum(self, values: list[float]) -> list[float]:
         """Sums over processes, in float64, in rank order."""
-        parts = self._processes.gather(np.array([values], dtype=np.float64))
-        return [float(value) for value in np.concatenate(parts).sum(axis=0)]
+        parts = self._processes.gather_later(np.array(values, dtype=np.float64), len(values))()
+        return [float(value) for value in np.stack(parts).sum(axis=0)]
+
+    def of_all(self, values: Sequence[torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """Scalars of a device, from every process: float64 (world_size, number of values), begun here."""
+        return self._processes.on_device_later(torch.stack([value.detach().double() for value in values]))
+
+    def read_sums(self, values: Callable[[], torch.Tensor]) -> tuple[list[float], float]:
+        """(sums over processes of what `of_all` gives, in rank order; the gradient's norm): the host waits for the device once."""
+        values_Wk = values()
+        *own, norm = torch.cat([values_Wk.flatten(), self.gradients.norm()[None]]).tolist()
+        return np.array(own).reshape(values_Wk.shape).sum(axis=0).tolist(), norm
 
     @staticmethod
     def read(values: Sequence[torch.Tensor]) -> list[float]:
@@ -171,15 +276,17 @@ class Update:
             raise NotFinite(f"step {step}: the rate {' and '.join(rates)} is beyond the weights' float32 ({error})") from error
         parameters = [parameter.detach() for _, parameter in self._tuned.trainable()]
         own = [part.to_local() if isinstance(part, DTensor) else part for part in parameters]
-        size, *values = self.read([get_total_norm(own), *also()])
-        finite = math.isfinite(size)  # of weights of 1e19 it is not: they are ruined as well
+        sizes = get_total_norm(own).double()[None]  # of weights of 1e19 it is not finite: they are ruined as well
         if any(isinstance(part, DTensor) for part in parameters):  # replicas are equal, and know it without asking
-            finite = all(bool(part[0]) for part in self._processes.gather(np.array([finite])))
-        if not finite:
+            sizes = self._processes.on_device_later(sizes)().flatten()
+        read = brought(torch.cat([sizes, *(value.detach().double()[None] for value in also())]))
+        self.meanwhile()
+        values = read().tolist()
+        if not all(map(math.isfinite, values[: len(sizes)])):
             bad = self._not_finite_weights()
             at = f"after the update, at the rate {' and '.join(rates)}"
             raise NotFinite(f"step {step}: weights not finite {at}, in {len(bad)} tensor(s), e.g. {bad[:3]}")
-        return values
+        return values[len(sizes) :]
 
     def _not_finite_weights(self) -> list[str]:
         named = self._tuned.module.named_parameters()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from train.engine.run import StepOutcome
+from train.engine.run import NoShare, StepOutcome
 from train.model.grad_cache import seed_dropout
 from train.optim.update import Update
 from train.reranker.batches import MatchBatch, PairKind
@@ -71,15 +71,22 @@ class MatchStepper:
         self._device = next(tuned.module.parameters()).device
         self.update = Update(config, tuned, optimizer, processes)
 
-    def train_step(self, batch: MatchBatch, *, stop_asked: bool = False) -> MatchResult:
-        """Take one step; `stop_asked`: this process was told to stop.
+    def train_step(self, batch: MatchBatch | None, *, stop_asked: bool = False) -> MatchResult:
+        """Take one step; call on every process.
+
+        Args:
+            batch: None: this process has none.
+            stop_asked: this process was told to stop.
 
         Raises:
+            NoShare: some process has no batch; nothing was updated on any.
             NotFinite: on every process, before anything is updated; in fp16 only when a smaller scale cannot help.
         """
+        num_without, num_pairs = map(int, self.update.sum([float(batch is None), 0.0 if batch is None else float(len(batch.kinds_N))]))
+        if batch is None or num_without:
+            raise NoShare
         self._tuned.begin()
         self.update.gradients.zero()
-        num_pairs = int(self.update.sum([float(len(batch.kinds_N))])[0])
         loss, true_margins, false_margins = self._forward_backward(batch, num_pairs)
         self.update.gather_gradients()
         kinds = [float((batch.kinds_N == kind).sum()) for kind in PairKind]
@@ -122,6 +129,7 @@ class MatchStepper:
             logits_N2 = self._tuned.logits(pixels_p, pictures_N, token_ids_NL, mask_NL, self._autocast)
             labels_N = part.labels_N.to(self._device)
             part_loss = cross_entropy(logits_N2, labels_N, reduction="sum") / num_pairs
+            self.update.gradients.expect(bool(part.owners_N[-1] == batch.owners_N[-1]))
             (part_loss * self.update.factor).backward()
             margins_N = (logits_N2[:, 1] - logits_N2[:, 0]).detach().double()
             loss += float(part_loss.detach())

@@ -25,6 +25,7 @@ from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder
 from train.model.siglip import TunedModel, build_model, make_optimizer
+from train.optim import update
 from train.siglip.step import Stepper
 
 SEED = 7
@@ -140,6 +141,8 @@ def take_steps(
     negatives = negatives_of(dataset, order) if case.mined_scope else None
     parts = Parts(captions_per_image=case.captions_per_image)
     builder = BatchBuilder(CaptionPool(dataset), tuned.inputs, order, processes, parts=parts, negatives=negatives)
+    if processes.world_size == 2:
+        stepper.rehearse(builder[1])  # so that the order of the sums is known, and the step's begin while the backward pass runs
     result = stepper.train_step(builder[1])
     found: dict[str, Any] = {name: parameter.grad.numpy().copy() for name, parameter in tuned.trainable() if parameter.grad is not None}
     found["loss"] = np.array([result.loss, result.loss_in_batch, result.loss_mined, result.num_mined], dtype=np.float64)
@@ -158,6 +161,7 @@ def main() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("gloo")
     processes = Processes.current()
+    update._SEGMENT_BYTES = 1 << 10  # so that even a tiny model has several
     for case in CASES:
         found = take_steps(
             case, asked.manifest, asked.base, processes, micro_batch_size=asked.micro_batch_size, num_steps=asked.num_steps

@@ -31,6 +31,12 @@ def main(store: str, rank: int) -> None:
     processes = Processes.current(timedelta(seconds=60))
     assert processes == Processes(rank, 2)
     assert [part.tolist() for part in processes.gather(np.full(rank + 1, rank, dtype=np.int16))] == [[0], [1, 1]]
+    later = processes.gather_later(np.arange(rank + 1), 2)
+    assert [part.tolist() for part in later()] == [[0], [0, 1]]
+    try:
+        processes.gather_later(np.arange(3), 2)
+    except ValueError as error:
+        assert "at most 2" in str(error)
     assert [block.tolist() for block in processes.gather_blocks([np.full((1, 2), rank, dtype=bool)], 2)] == [[[False] * 2], [[True] * 2]]
     assert processes.from_main(lambda: {"ids": ["a", "b"]}) == {"ids": ["a", "b"]}
     sent = np.arange(4.0) if rank == 0 else np.zeros(4)
