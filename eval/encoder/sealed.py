@@ -13,7 +13,7 @@ from eval.files import require_plain
 MANIFEST = "manifest.json"
 
 
-def seal(folder: Path, *, without: Collection[str] = (), known: Mapping[str, str] = {}) -> None:
+def seal(folder: Path, known: Mapping[str, str] = {}, *, without: Collection[str] = ()) -> None:
     """Write manifest.json with the hash of every file in a folder but those named; folders in it have a manifest of their own, or none.
 
     Args:

@@ -223,7 +223,7 @@ class Checkpoints:
             if gathered.negatives_file is not None:
                 shutil.copyfile(gathered.negatives_file, temporary / "negatives.parquet")
             (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
-            seal(temporary, known=known)
+            seal(temporary, known)
             commit_folder(temporary, target)
 
     def discard_after(self, step: int) -> None:
