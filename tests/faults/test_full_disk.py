@@ -133,7 +133,6 @@ def test_a_checkpoint_that_its_thread_cannot_write_ends_the_run_on_every_process
     children[0].kill(18)
     assert [child.wait() for child in children] == [4, 4]
     assert_said("".join(child.output() for child in children), 4, small_disk)
-    assert all("step-" in child.output() and "No space left" in child.output() for child in children)
     assert steps_taken(run.folder) < 9
     filler.unlink()
     run.finish()

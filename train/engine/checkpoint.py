@@ -24,7 +24,7 @@ from eval.atomic import commit_folder, folder_aside, remove_folder
 from eval.encoder.identity import Identity, begun_with, check_identity
 from eval.encoder.sealed import seal, sealed_hashes, verify
 from eval.encoder.weights import not_finite
-from eval.errors import NotFinite, UserError
+from eval.errors import NotFinite, UserError, WriteError
 from eval.processes import Processes, brought
 from eval.sharded import whole
 from train.optim.ema import WeightAverage
@@ -432,11 +432,14 @@ class Writer:
         """Wait for what is being written.
 
         Raises:
-            OSError: it could not be; what `write` raised.
+            WriteError: it could not be, for an OSError.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            pending.result()
+            try:
+                pending.result()
+            except OSError as error:
+                raise WriteError(f"a checkpoint could not be written: {error}") from error
 
     def close(self) -> BaseException | None:
         """Wait for what is being written, and let memory and thread go; what could not be, where nobody has waited for it."""

@@ -23,7 +23,7 @@ from eval.atomic import sweep
 from eval.dataset.images import ImageError
 from eval.dataset.picture_warnings import hand_up
 from eval.encoder.loader import block_loader
-from eval.errors import CommandError, NotFinite, OutOfMemory, UserError, is_out_of_memory, needing_memory
+from eval.errors import CommandError, NotFinite, OutOfMemory, UserError, WriteError, is_out_of_memory, needing_memory
 from eval.manifest import made_split
 from eval.progress import Part, bar
 from eval.search.ranking import DIRECTIONS
@@ -240,7 +240,7 @@ class BaseLoop(ABC):
         try:
             yield
         except NotFinite as error:
-            with suppress(OSError):  # which cannot be helped now, and is not the reason
+            with suppress(WriteError):  # which cannot be helped now, and is not the reason
                 self.writer.wait()
             steps = self.checkpoints.steps() if self._run.processes.is_main else []
             last = max((step for step in steps if step < self.state.step), default=steps[-1] if steps else 0)
@@ -435,7 +435,7 @@ class BaseLoop(ABC):
             waits: until it is done; the other processes too.
 
         Raises:
-            WriteError, OSError: this one, or the one before, cannot be written; on every process.
+            WriteError: this one, or the one before, cannot be written; on every process.
         """
         job, is_main = self._run, self._run.processes.is_main
         if self.average is not None:
