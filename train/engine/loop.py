@@ -165,15 +165,17 @@ class BaseLoop(ABC):
         self._bar = bar(max_steps, job.config.name, "step", show=job.processes.is_main, initial=self.state.step)
         try:
             self.save()
-            curves = self._curves()
+            curves = None
             if not self._ends_here():
                 self._rehearse()
                 self.setup()
             while True:
                 with self._explaining():
                     self._evaluate_if_due()
-                if curves is not None and (self.state.evaluated or self._ends_here()):
-                    curves.draw(is_last=self._ends_here())
+                if self._ends_here() or (self.state.evaluated and self.state.step):  # there is no line before step 1
+                    curves = curves or self._curves()
+                    if curves is not None:
+                        curves.draw(is_last=self._ends_here())
                 if self._ends_here():
                     self.save(waits=True)
                     return self.state
