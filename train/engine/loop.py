@@ -447,7 +447,7 @@ class BaseLoop(ABC):
         if job.processes.from_main(self._save_due):
             with job.processes.jointly():
                 if is_main or is_sharded(job.tuned.module):
-                    self._hand_over()
+                    self._hand_over(waits)
         with job.processes.jointly():
             if is_main and waits:
                 self.writer.wait()
@@ -458,8 +458,8 @@ class BaseLoop(ABC):
         self.state = replace(self.state, num_metrics_lines=self.metrics.num_lines, metrics_sha256=self.metrics.sha256)
         return self.state != self._saved
 
-    def _hand_over(self) -> None:
-        """Gather what the checkpoint holds and let the thread write it; where memory has no room for a copy, write it here."""
+    def _hand_over(self, waits: bool) -> None:
+        """Gather what the checkpoint holds and let the thread write it; without a copy if it is waited for, or where there is no room."""
         job, train, state = self._run, self._run.config.train, self.state
         gathered = self.checkpoints.gather(
             state,
@@ -467,7 +467,7 @@ class BaseLoop(ABC):
             job.optimizer,
             self.extra_file,
             average=self.average,
-            memory=self.writer.memory,
+            memory=None if waits else self.writer.memory,
             writes=job.processes.is_main,
         )
         if gathered is None:
@@ -482,11 +482,12 @@ class BaseLoop(ABC):
         self.writer.start(write)
         if self.extra_file is not None:  # of the newest checkpoint: an older one, which a resumed run reads, will be pruned
             self.extra_file = self.checkpoints.path(state.step) / "negatives.parquet"
-        if not gathered.is_copy:
-            self.writer.wait()
-            if not self._told_sync:
-                job.log("memory    has no room for a copy of weights and optimizer state: steps wait while a checkpoint is written")
-            self._told_sync = True
+        if gathered.is_copy or waits:
+            return
+        self.writer.wait()
+        if not self._told_sync:
+            job.log("memory    has no room for a copy of weights and optimizer state: steps wait while a checkpoint is written")
+        self._told_sync = True
 
     def _stop(self) -> NoReturn:
         """Write a checkpoint and leave; none leaves before it is written, for a launcher kills the others soon after the first has left."""
