@@ -134,6 +134,10 @@ class StopSignals:
         """True once a signal came."""
         return self.received is not None
 
+    def ask(self) -> None:
+        """Have the run stop as at a signal; from any thread."""
+        self.received = self.received or signal.SIGTERM
+
     @property
     def exit_code(self) -> int:
         """Of an end by this signal; a process that stops because another was asked exits with 143."""

@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from eval.atomic import hash_file
@@ -13,14 +13,17 @@ from eval.files import require_plain
 MANIFEST = "manifest.json"
 
 
-def seal(folder: Path, *, without: Collection[str] = ()) -> None:
+def seal(folder: Path, known: Mapping[str, str] = {}, *, without: Collection[str] = ()) -> None:
     """Write manifest.json with the hash of every file in a folder but those named; folders in it have a manifest of their own, or none.
+
+    Args:
+        known: file -> its hash, of those that need not be read.
 
     Raises:
         OSError: it cannot be written.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name not in (MANIFEST, *without))
-    record = {"sha256": {name: hash_file(folder / name) for name in names}}
+    record = {"sha256": {name: known.get(name) or hash_file(folder / name) for name in names}}
     (folder / MANIFEST).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.bin_checkpoints import bin_folder
-from tests.faults.runs import Run
+from tests.faults.runs import Run, assert_same, steps_taken
 from tests.nursery import ROOT, Nursery, Trap
 from tests.small_job import SmallWorld
 from tests.small_reranker_job import RerankerWorld
@@ -121,6 +121,22 @@ STRIKES = {
     "export": Trap("train.siglip.export:write_plain", 1, 19),
     "report": Trap("rerank.evaluation:write_report", 1, 19),
 }
+
+
+def test_a_checkpoint_that_its_thread_cannot_write_ends_the_run_on_every_process(
+    nursery: Nursery, small_world: SmallWorld, straight: dict[int, Run], small_disk: Path
+) -> None:
+    run = Run.make(nursery, small_world, small_disk / "job", world_size=2)
+    children = run.start(traps={0: Trap("train.engine.checkpoint:save_file", 7, 19)})
+    children[0].wait_until(children[0].stopped)
+    filler = fill(small_disk, 8192)
+    children[0].kill(18)
+    assert [child.wait() for child in children] == [4, 4]
+    assert_said("".join(child.output() for child in children), 4, small_disk)
+    assert steps_taken(run.folder) < 9
+    filler.unlink()
+    run.finish()
+    assert_same(run, straight[2])
 
 
 @pytest.mark.parametrize("strike", STRIKES)

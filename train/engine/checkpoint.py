@@ -3,12 +3,15 @@
 checkpoints/step-N/ holds weights.safetensors (what trains), optimizer.safetensors (the optimizer's state), average.safetensors (the
 moving average of what trains, where train.ema_decay asks for it), state.json, negatives.parquet where mined captions are in force, and
 manifest.json with the SHA-256 of each. No pickle, and no random state: order, captions, crops and dropout follow from (seed, step).
+Tensors are copied at once, and written by a thread while steps go on.
 """
 
 import json
+import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,10 +22,10 @@ from safetensors.torch import load_file, save_file
 
 from eval.atomic import commit_folder, folder_aside, remove_folder
 from eval.encoder.identity import Identity, begun_with, check_identity
-from eval.encoder.sealed import seal, verify
+from eval.encoder.sealed import seal, sealed_hashes, verify
 from eval.encoder.weights import not_finite
-from eval.errors import NotFinite, UserError
-from eval.processes import Processes
+from eval.errors import NotFinite, UserError, WriteError
+from eval.processes import Processes, brought
 from eval.sharded import whole
 from train.optim.ema import WeightAverage
 from train.optim.fsdp import placed
@@ -30,6 +33,7 @@ from train.optim.loss_scale import LossScale
 from train.optim.optimizer import Trainable
 
 _NAME = re.compile(r"^step-(\d+)$")
+_UNDER_WAY = re.compile(r"/\.step-\d+\.[0-9a-f]+\.tmp/")
 _AVERAGE = "average.safetensors"
 _LATER_KEYS = {"stopped_by", "loss_scale", "matcher_sha256", "further", "base_identity", "config", "metrics_sha256", "num_updates_before"}
 """Of state.json, which the first checkpoints did not have."""
@@ -147,41 +151,79 @@ class Checkpoints:
         negatives_file: Path | None,
         *,
         average: WeightAverage | None = None,
-        writes: bool = True,
     ) -> None:
-        """Commit a checkpoint; one of the same step is replaced, unless it is whole and says the same.
-
-        The weights of a step are always the same, but not what is known of it: a run that was stopped before the evaluation of
-        its last step has yet to learn which checkpoint is the best.
-
-        Args:
-            average: of the weights, where the run has one.
-            writes: false on all but one of the processes that share out the weights (train/optim/fsdp.py): each gives its parts, one
-            writes.
+        """Commit a checkpoint before anything goes on; as `gather` and `commit`.
 
         Raises:
             OSError: it cannot be written; what was there before is untouched.
         """
-        averages = iter(()) if average is None else average.named()
-        weights, optimizer_state, averaged = (
-            _kept(named, writes) for named in (tuned.trainable(), _optimizer_state(tuned, optimizer), averages)
-        )
-        if not writes:
-            return
-        target = self.path(state.step)
+        if (gathered := self.gather(state, tuned, optimizer, negatives_file, average=average)) is not None:
+            self.commit(gathered)
+
+    def gather(
+        self,
+        state: State,
+        tuned: Trainable,
+        optimizer: torch.optim.Optimizer,
+        negatives_file: Path | None,
+        *,
+        average: WeightAverage | None = None,
+        memory: "HostMemory | None" = None,
+        writes: bool = True,
+    ) -> "Gathered | None":
+        """What a checkpoint of this moment holds; None on a process that does not write.
+
+        Args:
+            average: of the weights, where the run has one.
+            memory: where tensors of the CPU are copied, if it has room, so that they can change before the checkpoint is written; None:
+                they are not.
+            writes: false on all but one of the processes that share out the weights (train/optim/fsdp.py): each gives its parts, one
+                writes.
+        """
+        named: dict[str, dict[str, torch.Tensor]] = {
+            "weights.safetensors": dict(tuned.trainable()),
+            "optimizer.safetensors": dict(_optimizer_state(tuned, optimizer)),
+        }
+        if average is not None:
+            named[_AVERAGE] = dict(average.named())
+        kept = memory if memory is not None and writes and memory.has_room(named) else None
+        files: dict[str, dict[str, Callable[[], torch.Tensor]]] = {file: {} for file in named}
+        for file, tensors in named.items():
+            for name, tensor in tensors.items():
+                gathered = whole(tensor.detach())
+                if writes:
+                    files[file][name] = _on_host(gathered, kept, f"{file} {name}")
+        return Gathered(state=state, files=files, negatives_file=negatives_file, is_copy=kept is not None) if writes else None
+
+    def commit(self, gathered: "Gathered") -> None:
+        """Write a checkpoint; one of the same step is replaced, unless it is whole and says the same.
+
+        The weights of a step are always the same, but not what is known of it: a run begins with a checkpoint, and has yet to learn that it
+        is the best so far. Files of tensors that are there are taken over by a hard link, where the file system has them.
+
+        Raises:
+            OSError: it cannot be written; what was there before is untouched.
+        """
+        state, target = gathered.state, self.path(gathered.state.step)
+        found = dict[str, str]()
         with suppress(OSError, ValueError, KeyError, TypeError):
-            if target.is_dir() and not verify(target) and self.state(state.step) == state:
-                return
-        num_bytes = sum(tensor.nbytes for tensor in (*weights.values(), *optimizer_state.values(), *averaged.values()))
+            if target.is_dir() and not verify(target):
+                if self.state(state.step) == state:
+                    return
+                found = sealed_hashes(target)
+        tensors = {file: {name: wait() for name, wait in named.items()} for file, named in gathered.files.items()}
+        num_bytes = sum(tensor.nbytes for named in tensors.values() for tensor in named.values())
         with folder_aside(target, num_bytes) as temporary:
-            save_file(weights, temporary / "weights.safetensors")
-            save_file(optimizer_state, temporary / "optimizer.safetensors")
-            if average is not None:
-                save_file(averaged, temporary / _AVERAGE)
-            if negatives_file is not None:
-                shutil.copyfile(negatives_file, temporary / "negatives.parquet")
+            known = {}
+            for file, named in tensors.items():
+                if file in found and _link(target / file, temporary / file):
+                    known[file] = found[file]
+                else:
+                    save_file(named, temporary / file)
+            if gathered.negatives_file is not None:
+                shutil.copyfile(gathered.negatives_file, temporary / "negatives.parquet")
             (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
-            seal(temporary)
+            seal(temporary, known)
             commit_folder(temporary, target)
 
     def discard_after(self, step: int) -> None:
@@ -297,14 +339,141 @@ class Checkpoints:
         optimizer.load_state_dict(record)
 
 
-def _kept(named: Iterator[tuple[str, torch.Tensor]], keeps: bool) -> dict[str, torch.Tensor]:
-    """Whole tensors on the CPU, gathered one at a time by all processes where they lie in parts; nothing on a process that keeps none."""
-    kept = {}
-    for name, tensor in named:
-        gathered = whole(tensor.detach())
-        if keeps:
-            kept[name] = gathered.cpu().contiguous()
-    return kept
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """What a checkpoint holds, in the host's memory or on its way there from a GPU.
+
+    Attributes:
+        files: file -> name -> what waits for the tensor, whole, on the CPU.
+        negatives_file: the table in force; None: there is none.
+        is_copy: whether weights and optimizer state may change before it is written.
+    """
+
+    state: State
+    files: dict[str, dict[str, Callable[[], torch.Tensor]]]
+    negatives_file: Path | None
+    is_copy: bool
+
+
+class HostMemory:
+    """Where the tensors of a checkpoint are copied on a CPU; kept for the next one, for memory that is new costs more than the copy."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, torch.Tensor] = {}
+
+    def has_room(self, files: Mapping[str, Mapping[str, torch.Tensor]]) -> bool:
+        """Whether a copy of these tensors leaves the machine a tenth of the memory that is free now; what is on a GPU is copied anyway."""
+        missing = sum(
+            tensor.nbytes
+            for file, named in files.items()
+            for name, tensor in named.items()
+            if tensor.device.type == "cpu" and f"{file} {name}" not in self._kept
+        )
+        return missing == 0 or missing < 0.9 * _free_bytes()
+
+    def copied(self, place: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy that stays until the next of the same place."""
+        if place not in self._kept:
+            self._kept[place] = torch.empty(tensor.shape, dtype=tensor.dtype)
+        return self._kept[place].copy_(tensor)
+
+
+def _on_host(tensor: torch.Tensor, memory: HostMemory | None, place: str) -> Callable[[], torch.Tensor]:
+    """What waits for a tensor on the CPU: of a GPU's it is a copy that begins here, of the CPU's one in `memory`, or the tensor itself."""
+    if tensor.device.type != "cpu":
+        return brought(tensor)
+    found = tensor.contiguous() if memory is None else memory.copied(place, tensor)
+    return lambda: found
+
+
+_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Limit, use, and what of the use can be had again, of versions 2 and 1; the last is a line of memory.stat. Source: Linux,
+admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst."""
+
+
+def _free_bytes() -> float:
+    """What can be had of memory now, of the machine and of the container that this process is in; infinity where nothing says it."""
+    free = float("inf")
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        free = 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    for limit, used, again in _CGROUP_FILES:
+        with suppress(OSError, ValueError, StopIteration):
+            most, now = (int((_CGROUP / name).read_text(encoding="utf-8")) for name in (limit, used))  # "max" is no limit
+            lines = (_CGROUP / used).with_name("memory.stat").read_text(encoding="utf-8").splitlines()
+            free = min(free, most - now + next(int(line.split()[1]) for line in lines if line.startswith(f"{again} ")))
+    return free
+
+
+class Writer:
+    """A thread in which checkpoints are written, one at a time.
+
+    Attributes:
+        memory: of the one that is being written.
+    """
+
+    def __init__(self, on_failure: Callable[[], None]) -> None:
+        """on_failure: called in the thread when something cannot be written; `wait` raises it."""
+        self.memory = HostMemory()
+        self._on_failure = on_failure
+        self._threads = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Begin to write; as `wait`, which it calls first."""
+        self.wait()
+        self._pending = self._threads.submit(self._run, write)
+
+    def wait(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            WriteError: it could not be, for an OSError.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            try:
+                pending.result()
+            except OSError as error:
+                raise WriteError(f"a checkpoint could not be written: {error}") from error
+
+    def close(self) -> BaseException | None:
+        """Wait for what is being written, and let memory and thread go; what could not be, where nobody has waited for it."""
+        pending, self._pending = self._pending, None
+        self._threads.shutdown()
+        self.memory = HostMemory()
+        return None if pending is None else pending.exception()
+
+    def _run(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except BaseException:
+            self._on_failure()
+            raise
+
+
+def _close_in_child() -> None:
+    """A loader's worker that inherits a file of a checkpoint under way would keep its room on the disk after the checkpoint is removed."""
+    with suppress(OSError):
+        for number in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                if _UNDER_WAY.search(os.readlink(f"/proc/self/fd/{number}")):
+                    os.close(int(number))
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Give a file a second name; False: this file system cannot."""
+    with suppress(OSError):
+        os.link(source, target)
+        return True
+    return False
 
 
 def _state_keys(group: dict[str, Any]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 Order at step s: train step s; evaluate if it is due; write a checkpoint if one is due; before step s + 1, what the run does between steps.
 What happens at a step follows from its number, so a resumed run is the straight one. A checkpoint is committed before step 1.
-A stop signal (eval/signals.py) sets a flag, which every process heeds at the next step.
+A stop signal (eval/signals.py) sets a flag, which every process heeds at the next step; so does a checkpoint that cannot be written.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,7 +23,7 @@ from eval.atomic import sweep
 from eval.dataset.images import ImageError
 from eval.dataset.picture_warnings import hand_up
 from eval.encoder.loader import block_loader
-from eval.errors import CommandError, NotFinite, OutOfMemory, UserError, is_out_of_memory, needing_memory
+from eval.errors import CommandError, NotFinite, OutOfMemory, UserError, WriteError, is_out_of_memory, needing_memory
 from eval.manifest import made_split
 from eval.progress import Part, bar
 from eval.search.ranking import DIRECTIONS
@@ -32,7 +32,7 @@ from eval.signals import StopSignals, next_item
 from train.data import data_record
 from train.engine.begin import begin_at
 from train.engine.broken_pictures import BrokenPictures
-from train.engine.checkpoint import Checkpoints, State, newest_of_main
+from train.engine.checkpoint import Checkpoints, Gathered, State, Writer, newest_of_main
 from train.engine.evaluated_pictures import check_evaluated
 from train.engine.folder import learnt
 from train.engine.metrics_log import CURVES, FIGURE_COLUMNS, MetricsLog, Trackers, figure_rows
@@ -114,6 +114,10 @@ class BaseLoop(ABC):
         self.average = None if decay is None else WeightAverage(job.tuned, decay)
         self._peaks = peak_rates(job.optimizer)
         self.checkpoints = Checkpoints(job.folder / "checkpoints")
+        self.writer = Writer(signals.ask)
+        self._saved: State | None = None
+        """Of the checkpoint that was handed to the writer last (main process)."""
+        self._told_sync = False
         self.metrics = MetricsLog(job.folder)
         self.broken = BrokenPictures(job)
         self.trackers: Trackers | None = None
@@ -181,24 +185,29 @@ class BaseLoop(ABC):
         self._bar = bar(max_steps, job.config.name, "step", show=job.processes.is_main, initial=self.state.step)
         try:
             self.save()
-            curves = self._curves()
+            curves = None
             if not self._ends_here():
                 self._rehearse()
                 self.setup()
             while True:
                 with self._explaining():
                     self._evaluate_if_due()
-                if curves is not None and (self.state.evaluated or self._ends_here()):
-                    curves.draw(is_last=self._ends_here())
-                if self.state.step % job.config.train.checkpoint_every_steps == 0 or self._ends_here():
-                    self.save()
+                if self._ends_here() or (self.state.evaluated and self.state.step):  # there is no line before step 1
+                    curves = curves or self._curves()
+                    if curves is not None:
+                        curves.draw(is_last=self._ends_here())
                 if self._ends_here():
+                    self.save(waits=True)
                     return self.state
+                if self.state.step % job.config.train.checkpoint_every_steps == 0:
+                    self.save()
                 with self._explaining():
                     self.before_step()
                     self._step()
         finally:
             self._bar.close()
+            if (failure := self.writer.close()) is not None:  # of an end for another reason
+                job.log(f"warning: the checkpoint of this moment could not be written: {failure}")
             self.metrics.close()
 
     def track_end(self, report: Mapping[str, Any] | None) -> None:
@@ -253,6 +262,8 @@ class BaseLoop(ABC):
         try:
             yield
         except NotFinite as error:
+            with suppress(WriteError):  # which cannot be helped now, and is not the reason
+                self.writer.wait()
             steps = self.checkpoints.steps() if self._run.processes.is_main else []
             last = max((step for step in steps if step < self.state.step), default=steps[-1] if steps else 0)
             train = self._run.config.train
@@ -272,6 +283,7 @@ class BaseLoop(ABC):
         found = newest_of_main(self.checkpoints, job.processes)
         if found is not None:
             self.state, warnings = found
+            self._saved = self.state
             for warning in warnings:
                 job.log(f"warning: {warning}")
         job.processes.together(lambda: self._check_data(is_new=found is None))
@@ -285,6 +297,7 @@ class BaseLoop(ABC):
         if job.processes.is_main:
             if found is not None:
                 self.checkpoints.discard_after(self.state.step)
+                self.checkpoints.prune(job.config.train.keep_checkpoints, self.state.best_step)
             moved = self.metrics.open_at(self.state.num_metrics_lines, self.state.metrics_sha256)
             if found is not None:
                 away = f" ({moved} later line(s) of metrics.jsonl moved away)" if moved else ""
@@ -442,30 +455,68 @@ class BaseLoop(ABC):
     def _ends_here(self) -> bool:
         return self.state.step == self._run.config.train.max_steps or self.state.stopped_by is not None
 
-    def save(self) -> None:
-        """Commit a checkpoint of this moment (main process), then remove old ones; the other processes wait for it.
+    def save(self, *, waits: bool = False) -> None:
+        """Have a checkpoint of this moment committed, then old ones removed, by a thread of the main process, when the one before is there.
+
+        Args:
+            waits: until it is done; the other processes too.
 
         Raises:
-            WriteError, OSError: it cannot be written; on every process.
+            WriteError: this one, or the one before, cannot be written; on every process.
         """
         job, is_main = self._run, self._run.processes.is_main
         if self.average is not None:
             self.average.put_back()  # where an evaluation is left
         hand_up(job.processes)
-        with job.processes.jointly():  # none is left waiting for a main process whose disk is full
-            if is_main:
-                self.metrics.sync()
-                self.state = replace(self.state, num_metrics_lines=self.metrics.num_lines, metrics_sha256=self.metrics.sha256)
-            if is_main or is_sharded(job.tuned.module):
-                self.checkpoints.save(self.state, job.tuned, job.optimizer, self.extra_file, average=self.average, writes=is_main)
-            if is_main:
-                if self.extra_file is not None:  # of the newest checkpoint: an older one, which a resumed run reads, will be pruned
-                    self.extra_file = self.checkpoints.path(self.state.step) / "negatives.parquet"
-                self.checkpoints.prune(job.config.train.keep_checkpoints, self.state.best_step)
+        # Errors are raised on every process: none is left waiting for a main process whose disk is full.
+        if job.processes.from_main(self._save_due):
+            with job.processes.jointly():
+                if is_main or is_sharded(job.tuned.module):
+                    self._hand_over(waits)
+        with job.processes.jointly():
+            if is_main and waits:
+                self.writer.wait()
+
+    def _save_due(self) -> bool:
+        """Whether this moment has no checkpoint yet, once the one before is committed (main process)."""
+        self.writer.wait()
+        self.state = replace(self.state, num_metrics_lines=self.metrics.num_lines, metrics_sha256=self.metrics.sha256)
+        return self.state != self._saved
+
+    def _hand_over(self, waits: bool) -> None:
+        """Gather what the checkpoint holds and let the thread write it; without a copy if it is waited for, or where there is no room."""
+        job, train, state = self._run, self._run.config.train, self.state
+        gathered = self.checkpoints.gather(
+            state,
+            job.tuned,
+            job.optimizer,
+            self.extra_file,
+            average=self.average,
+            memory=None if waits else self.writer.memory,
+            writes=job.processes.is_main,
+        )
+        if gathered is None:
+            return
+
+        def write(gathered: Gathered = gathered) -> None:
+            self.metrics.sync()
+            self.checkpoints.commit(gathered)
+            self.checkpoints.prune(train.keep_checkpoints, state.best_step)
+
+        self._saved = state
+        self.writer.start(write)
+        if self.extra_file is not None:  # of the newest checkpoint: an older one, which a resumed run reads, will be pruned
+            self.extra_file = self.checkpoints.path(state.step) / "negatives.parquet"
+        if gathered.is_copy or waits:
+            return
+        self.writer.wait()
+        if not self._told_sync:
+            job.log("memory    has no room for a copy of weights and optimizer state: steps wait while a checkpoint is written")
+        self._told_sync = True
 
     def _stop(self) -> NoReturn:
         """Write a checkpoint and leave; none leaves before it is written, for a launcher kills the others soon after the first has left."""
-        self.save()
+        self.save(waits=True)
         raise Stopped(self.signals.exit_code, self.state.step)
 
     def write(self, event: str, record: dict[str, Any]) -> None:

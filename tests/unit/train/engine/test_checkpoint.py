@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from safetensors.torch import load_file
 
 from eval.atomic import sweep
 from eval.encoder.sealed import seal, verify
-from eval.errors import UserError
+from eval.errors import UserError, WriteError
 from tests.small_job import SmallWorld
 from train.config.job import TrainConfig
 from train.config.model import ModelConfig
-from train.engine.checkpoint import Checkpoints, NoReadableCheckpoint, State
+from train.engine.checkpoint import Checkpoints, HostMemory, NoReadableCheckpoint, State, Writer
 from train.model.siglip import TunedModel, build_model, make_optimizer
 from train.optim.ema import WeightAverage
 from train.optim.loss_scale import LossScale
@@ -201,6 +202,23 @@ def test_what_was_learnt_since_is_written(saved: Checkpoints, tuned: TunedModel,
     assert sorted(path.name for path in saved.folder.iterdir()) == ["step-0", "step-3", "step-6"]
 
 
+def test_what_is_learnt_of_a_step_costs_no_second_writing_of_its_tensors(
+    saved: Checkpoints, tuned: TunedModel, optimizer: torch.optim.Optimizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("weights.safetensors", "optimizer.safetensors")
+    before = [(saved.path(6) / name).stat().st_ino for name in names]
+    saved.save(state(6, best_step=6), tuned, optimizer, None)
+    assert [(saved.path(6) / name).stat().st_ino for name in names] == before
+
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)  # a file system without
+    saved.save(state(6, best_step=3), tuned, optimizer, None)
+    assert all((saved.path(6) / name).stat().st_ino != inode for name, inode in zip(names, before, strict=True))
+    assert verify(saved.path(6)) == "" and saved.state(6).best_step == 3
+
+
 def test_a_damaged_one_of_the_same_step_is_replaced(saved: Checkpoints, tuned: TunedModel, optimizer: torch.optim.Optimizer) -> None:
     (saved.path(6) / "optimizer.safetensors").write_bytes(b"")
     saved.save(state(6), tuned, optimizer, None)
@@ -254,3 +272,77 @@ def test_weights_of_another_model_are_refused(saved: Checkpoints, small_world: S
     full = build_model(ModelConfig(base=str(small_world.base)), str(small_world.base))
     with pytest.raises(NoReadableCheckpoint, match="weights of another model"):
         saved.load_weights(6, full)
+
+
+def test_what_was_gathered_is_written_though_training_goes_on(
+    saved: Checkpoints, tuned: TunedModel, optimizer: torch.optim.Optimizer
+) -> None:
+    average, memory = WeightAverage(tuned, 0.5), HostMemory()
+    for step in (9, 12):  # the second into the memory of the first
+        saved.save(state(step), tuned, optimizer, None, average=average)
+        gathered = saved.gather(state(step + 1), tuned, optimizer, None, average=average, memory=memory)
+        assert gathered is not None and gathered.is_copy
+        train_a_step(tuned, optimizer, 2.0)
+        average.update()
+        saved.commit(gathered)
+        for name in ("weights", "optimizer", "average"):
+            files = [(saved.path(number) / f"{name}.safetensors").read_bytes() for number in (step, step + 1)]
+            assert files[0] == files[1], name
+
+
+def test_without_room_for_a_copy_there_is_none(
+    saved: Checkpoints, tuned: TunedModel, optimizer: torch.optim.Optimizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Limits of a container of each version of cgroups: 1,000,000 bytes in use, some of which can be had again."""
+    monkeypatch.setattr("train.engine.checkpoint._CGROUP", tmp_path)
+    num_bytes = sum(3 * parameter.nbytes for _, parameter in tuned.trainable())
+    for folder, limit, used, name in (
+        (tmp_path, "memory.max", "memory.current", "inactive_file"),
+        (tmp_path / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        folder.mkdir(exist_ok=True)
+        (folder / used).write_text("1000000\n")
+        (folder / "memory.stat").write_text(f"anon 5\n{name} 400000\n")
+        for free, fits in ((num_bytes, False), (2 * num_bytes, True)):
+            (folder / limit).write_text(f"{600000 + free}\n")
+            gathered = saved.gather(state(9), tuned, optimizer, None, memory=HostMemory())
+            assert gathered is not None and gathered.is_copy == fits, (limit, free)
+        (folder / limit).write_text("max\n")
+
+
+def test_one_is_written_at_a_time_and_its_error_is_the_next_ones() -> None:
+    failed, may_end, began = list[bool](), threading.Event(), list[int]()
+    writer = Writer(lambda: failed.append(True))
+
+    def write(number: int) -> None:
+        began.append(number)
+        assert may_end.wait(60)
+        if number == 1:
+            raise OSError(28, "No space left on device")
+
+    writer.start(lambda: write(0))
+    second = threading.Thread(target=lambda: writer.start(lambda: write(1)))
+    second.start()
+    second.join(0.1)
+    assert second.is_alive() and began == [0]
+    may_end.set()
+    second.join()
+    with pytest.raises(WriteError, match="a checkpoint could not be written: .*No space"):
+        writer.start(lambda: write(2))
+    assert failed == [True] and began == [0, 1]
+    writer.wait()  # raised once
+    writer.start(lambda: write(1))
+    assert isinstance(writer.close(), OSError) and writer.close() is None
+
+
+def test_a_worker_does_not_inherit_a_file_that_is_being_written(saved: Checkpoints) -> None:
+    """Its room would stay taken on the disk after the checkpoint is removed."""
+    aside = saved.folder / ".step-9.0123abcd.tmp"
+    aside.mkdir()
+    with (aside / "weights.safetensors").open("wb") as writing, (saved.path(6) / "state.json").open("rb") as other:
+        child = os.fork()
+        if not child:
+            is_open = [Path(f"/proc/self/fd/{file.fileno()}").exists() for file in (writing, other)]
+            os._exit(0 if is_open == [False, True] else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        writing.write(b"still open here")
