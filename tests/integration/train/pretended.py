@@ -90,7 +90,7 @@ def other_paths(manifest: str, blip: str, tuned: TunedModel, optimizer: Any, fol
     config = MiningConfig(mine_every_epochs=1, negatives_per_image=2, pool_top_k=40)
     negatives, _ = mine(Retriever(tuned.siglip, tuned.inputs), CaptionPool(train), config)
     found |= {"mined": negatives.captions_N.astype(np.float64), "margins": negatives.margins_N}
-    with torch.no_grad(), mock.patch.object(CrossEncoder, "score", CrossEncoder.score.__wrapped__):  # type: ignore[attr-defined]
+    with torch.no_grad(), mock.patch.object(CrossEncoder, "begin", CrossEncoder.begin.__wrapped__):  # type: ignore[attr-defined]
         found["reranked"] = score_stages(val, [stage], load_scorer(blip, device=device), 4).scores_N
     state = State(step=1, num_metrics_lines=1, base_sha256="base", data_sha256="data")
     Checkpoints(folder).save(state, tuned, optimizer, None)
