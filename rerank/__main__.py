@@ -22,6 +22,7 @@ from rerank.options import add_pair_scores, add_reranker, score_fault, score_kin
 if TYPE_CHECKING:
     import torch
 
+    from eval.execution import Execution
     from eval.processes import Processes
     from eval.search.ranking import Direction
     from rerank.answers.answers import Answers
@@ -188,7 +189,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     with (
         processes.jointly(),
         reading(),
-        named(OPTIONS | {"model": "--model"}),
+        named(OPTIONS | {"model": "--model", "precision": "--precision"}),
         calling(names),
     ):  # everything that can be refused is refused before the work
         if processes.is_main:
@@ -239,7 +240,8 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
         budget = fitting_budget(found, scorer, asked.seconds, processes)
         log(processes, [f"budget     {budget}"])
         found = within_budget(found, budget)
-    answers, scores = _answers(found, scorer, cache, asked.skip_margin, processes)
+    execution = Execution(processes=processes, num_workers=asked.num_workers)
+    answers, scores = _answers(found, scorer, cache, asked.skip_margin, execution)
     if matches is not None:
         answers = [matches.of(one) for one in answers]
     with processes.jointly():
@@ -270,14 +272,14 @@ def write_broken(found: "FirstAnswers", collection: "Collection", output: Path) 
 
 
 def _answers(
-    found: "FirstAnswers", scorer: "PairScorer | None", cache: "ScoreCache | None", skip_margin: float | None, processes: "Processes"
+    found: "FirstAnswers", scorer: "PairScorer | None", cache: "ScoreCache | None", skip_margin: float | None, execution: "Execution"
 ) -> "tuple[list[Answers], PairScores | None]":
     """The answers of each direction, reranked where there is a reranker, and the scores it gave."""
     from rerank.answers.answers import Answers, reranked_answers
 
     if scorer is None:
         return [Answers.of(ranking, None) for ranking in found.rankings.values()], None
-    return reranked_answers(found, scorer, skip_margin=skip_margin, cache=cache, processes=processes)
+    return reranked_answers(found, scorer, skip_margin=skip_margin, cache=cache, execution=execution)
 
 
 def provenance(asked: argparse.Namespace, found: "FirstAnswers", weights: str, scorer: "PairScorer | None") -> dict[str, Any]:

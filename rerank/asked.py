@@ -26,7 +26,7 @@ from rerank.combine.rules import COMBINING_CHOICES, Choice
 from rerank.combine.spec import Combining, given_weights, parse_member, parse_pool
 from rerank.evaluation import EvaluationPlan
 from rerank.expansions.parse import kept_columns, read_expansions
-from rerank.options import DEFAULT_MAX_LOSS, DEFAULT_TOP_K, chooses, score_kind
+from rerank.options import DEFAULT_MAX_LOSS, DEFAULT_TOP_K, chooses, score_kind, scoring_precision
 from rerank.reorder.plan import Plan, Tuning
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
@@ -42,6 +42,7 @@ OPTIONS = {
     "members": "--ensemble",
     "nnn": "--nnn",
     "pools": "--pooling",
+    "precision": "--rerank-precision",
     "reranker": "--rerank",
     "seconds": "--seconds",
     "skip_margin": "--skip-margin",
@@ -286,5 +287,7 @@ def read_reranker(
     for dataset in datasets if asked.top_k is not None else ():
         check_top_k(dataset, asked.top_k)
     kind = score_kind(asked)
-    scorer = load_scorer(asked.rerank, device=device, settings=ScorerSettings(score_kind=kind))
+    settings = ScorerSettings(score_kind=kind, precision=scoring_precision(asked.rerank_precision))
+    with named(OPTIONS):
+        scorer = load_scorer(asked.rerank, device=device, settings=settings)
     return Reranker(scorer, asked_store(asked, processes), asked.rerank, kind)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rerank.combine.rules import COMBINATIONS, COMBINING_CHOICES, POOLINGS, combination_fault
 
 if TYPE_CHECKING:
-    from rerank.scorers.scorer import ScoreKind
+    from rerank.scorers.scorer import Precision, ScoreKind
 
 DEFAULT_MAX_LOSS = 0.001
 DEFAULT_TOP_K = 32
@@ -40,6 +40,11 @@ def score_kind(asked: argparse.Namespace) -> "ScoreKind":
     return asked.score or "match_logit"
 
 
+def scoring_precision(precision: str | None) -> "Precision":
+    """A cross-encoder's setting of a precision by the name it has in a configuration; None: float32."""
+    return "bfloat16" if precision == "bf16" else "float32"
+
+
 def add_reranking(parser: argparse.ArgumentParser) -> None:
     """Give a command the options."""
     add_reranker(parser)
@@ -51,6 +56,12 @@ def add_reranking(parser: argparse.ArgumentParser) -> None:
         help=f"candidates of each query that the reranker scores, 1 or more (default {DEFAULT_TOP_K}, or all where there are fewer)",
     )
     add_pair_scores(parser)
+    add(
+        "--rerank-precision",
+        choices=("fp32", "bf16"),
+        help="of the reranker's towers; its head and scores stay float32. bf16 is for a GPU, and moves scores a little: they are cached "
+        "apart (default fp32)",
+    )
     add(
         "--seconds",
         type=float,
@@ -137,7 +148,7 @@ def check_options(parser: argparse.ArgumentParser, asked: argparse.Namespace) ->
     if fault := score_fault(asked):
         parser.error(fault)
     chosen = asked.choose or ()
-    for option in ("seconds", "skip_margin"):
+    for option in ("rerank_precision", "seconds", "skip_margin"):
         if getattr(asked, option) is not None and asked.rerank is None:
             parser.error(f"--{option.replace('_', '-')} needs --rerank")
     if asked.choose is not None and asked.choose_on is None:

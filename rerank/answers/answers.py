@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from eval.execution import Execution
+from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
 from eval.search.ranking import Direction, Ranking
 from rerank.answers.first_stage import FirstAnswers
@@ -138,7 +138,7 @@ def reranked_answers(
     *,
     skip_margin: float | None = None,
     cache: ScoreCache | None = None,
-    processes: Processes = Processes(),
+    execution: Execution = ONE_PROCESS,
 ) -> tuple[list[Answers], PairScores]:
     """The lists of every direction in the reranker's order, and its scores; call on every process.
 
@@ -151,6 +151,5 @@ def reranked_answers(
     """
     rankings = list(found.rankings.values())
     lists = pairs_to_score(rankings, skip_margin)
-    execution = Execution(processes=processes)
-    scores = complete_scores(scorer, found.collection, lists, cache=cache, execution=execution, progress=processes.is_main)
+    scores = complete_scores(scorer, found.collection, lists, cache=cache, execution=execution, progress=execution.processes.is_main)
     return [Answers.of(ranking, scores, skip_margin) for ranking in rankings], scores

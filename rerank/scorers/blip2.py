@@ -16,7 +16,6 @@ vision tower.
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers import Blip2Config, Blip2ForImageTextRetrieval
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
@@ -74,16 +73,16 @@ class Blip2Scorer(BatchedCrossEncoder):
     def _cleaned(self, caption: str) -> str:
         return clean_caption(caption, max_words=MAX_WORDS)
 
-    def _encode_image(self, image: Image.Image) -> torch.Tensor:
+    def _encode_image(self, pixels_1CHW: torch.Tensor) -> torch.Tensor:
         """Features of the image's tokens, shape (1, T, V)."""
-        return self._model.vision_model(pixel_values=self._pixels(image)).last_hidden_state
+        return self._model.vision_model(pixel_values=pixels_1CHW).last_hidden_state
 
     def _match_states(self, encoded: torch.Tensor, ids_CL: torch.Tensor, mask_CL: torch.Tensor) -> torch.Tensor:
         """The query tokens after the Q-Former, shape (C, Q, D)."""
         queries_CQD = self._model.query_tokens.expand(len(ids_CL), -1, -1)
         embedded = self._model.embeddings(input_ids=ids_CL, query_embeds=queries_CQD)
         hidden = self._model.qformer.layernorm(embedded)  # shape (C, Q + L, D)
-        mask = additive_mask(torch.cat([mask_CL.new_ones(queries_CQD.shape[:2]), mask_CL], dim=1))
+        mask = additive_mask(torch.cat([mask_CL.new_ones(queries_CQD.shape[:2]), mask_CL], dim=1), self.device)
         for layer in self._model.qformer.encoder.layer:
             hidden = _qformer_layer(layer, hidden, mask, encoded, queries_CQD.shape[1])
         return hidden[:, : queries_CQD.shape[1]]

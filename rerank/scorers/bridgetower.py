@@ -65,11 +65,14 @@ class BridgeTowerScorer(BatchedCrossEncoder):
         """Layers of either tower before the first fusion layer; the last of them feeds it."""
         return len(self._model.bridgetower.text_model.encoder.layer) - self._model.config.num_hidden_layers + 1
 
-    def _encode_image(self, image: Image.Image) -> list[torch.Tensor]:
+    def _framed(self, image: Image.Image) -> Image.Image:
+        return within_aspect(image, self._checkpoint.image_processor)
+
+    def _encode_image(self, pixels_1CHW: torch.Tensor) -> list[torch.Tensor]:
         """What the vision tower feeds each fusion layer, each of shape (1, T, D)."""
         towers = self._model.bridgetower
         tower = towers.vision_model.visual
-        hidden_T1V = tower.forward_pre(self._pixels(within_aspect(image, self._checkpoint.image_processor)))
+        hidden_T1V = tower.forward_pre(pixels_1CHW)
         outputs = []
         for block in tower.transformer.resblocks:
             hidden_T1V = block(hidden_T1V)
@@ -82,7 +85,7 @@ class BridgeTowerScorer(BatchedCrossEncoder):
     def _match_states(self, encoded: list[torch.Tensor], ids_CL: torch.Tensor, mask_CL: torch.Tensor) -> torch.Tensor:
         """First tokens of text and image after the last fusion layer, shape (C, 2, D)."""
         towers = self._model.bridgetower
-        text_layers, mask = towers.text_model.encoder.layer, additive_mask(mask_CL)
+        text_layers, mask = towers.text_model.encoder.layer, additive_mask(mask_CL, self.device)
         num_before = self._num_layers_before
         text_CLD = towers.text_model.embeddings(input_ids=ids_CL)
         for layer in text_layers[:num_before]:

@@ -8,7 +8,7 @@ from eval.encoder.model_files import using_files
 from eval.errors import SettingError
 from eval.process_group import without_bf16
 from rerank.scorers.probes import check_scorer
-from rerank.scorers.scorer import PairScorer, ScorerSettings
+from rerank.scorers.scorer import PairScorer, Precision, ScorerSettings
 from rerank.scorers.supported import RERANKER, check_cross_encoder
 
 # Kind of checkpoint (rerank/scorers/supported.py) -> module and class of its scorer; imported when asked for.
@@ -43,11 +43,19 @@ def load_scorer(model: str, *, device: torch.device | str | None = None, setting
 
 def read_scorer(model: str, *, device: torch.device | str | None = None, settings: ScorerSettings = ScorerSettings()) -> PairScorer:
     """`load_scorer` without the probes, for a checkpoint that this job has probed already."""
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if settings.precision == "bfloat16" and (lacking := without_bf16(place)):
-        raise SettingError("precision", f"precision bfloat16: {lacking}. Leave it out")
+    check_precision(settings.precision, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     module, scorer = _SCORERS[check_cross_encoder(model)]
     scorer_class = getattr(importlib.import_module(module), scorer)
     with using_files(f"{model!r} could not be used", RERANKER):
         loaded: PairScorer = scorer_class.load(model, device=device, settings=settings)
     return loaded
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Refuse a precision that a device would only emulate.
+
+    Raises:
+        SettingError: it would; leaving it out, float32 is the remedy.
+    """
+    if precision == "bfloat16" and (lacking := without_bf16(device)):
+        raise SettingError("precision", f"precision bfloat16: {lacking}. Leave it out")

@@ -1,8 +1,8 @@
-"""The protocol of every cross-encoder, `PairScorer`, and the settings that all of them have."""
+"""The protocol of every cross-encoder, `PairScorer`, that of those whose pictures are prepared ahead, and the settings that all have."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -91,3 +91,44 @@ class PairScorer(Protocol):
 
     def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
         """One score per caption, float32 of shape (len(captions),); higher = better match."""
+
+
+class StagedScorer(Protocol):
+    """A cross-encoder whose `score` is two steps: another process may take the first, and the host need not wait for the second."""
+
+    @property
+    def name(self) -> str:
+        """As of `PairScorer`."""
+
+    @property
+    def num_ahead(self) -> int:
+        """Pictures to begin before the scores of the first of them are waited for; 0 where `begin` itself computes."""
+
+    def prepare(self, image: Image.Image) -> Any:
+        """What the model reads of an image, in the host's memory: a tensor, or what a process can send. In any process."""
+
+    def begin(self, prepared: Any, captions: Sequence[str]) -> Callable[[], np.ndarray]:
+        """Begin to score a prepared image; what is returned waits for what `score` gives."""
+
+
+def as_staged(scorer: PairScorer) -> StagedScorer:
+    """The scorer itself where it has the steps; else its image is what is prepared, and `begin` scores."""
+    return scorer if hasattr(scorer, "begin") else _InOne(scorer)  # type: ignore[return-value]
+
+
+class _InOne:
+    """A scorer without the steps."""
+
+    num_ahead = 0
+
+    def __init__(self, scorer: PairScorer) -> None:
+        self._scorer, self.name = scorer, scorer.name
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """The image."""
+        return image
+
+    def begin(self, prepared: Image.Image, captions: Sequence[str]) -> Callable[[], np.ndarray]:
+        """Its scores, computed here."""
+        scores = self._scorer.score(prepared, captions)
+        return lambda: scores

@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers import ViltConfig, ViltForImageAndTextRetrieval
 from transformers.models.vilt.image_processing_pil_vilt import ViltImageProcessorPil
 
+from eval.processes import sent
 from rerank.scorers.base import BatchedCrossEncoder
 from rerank.scorers.checkpoint import (
     Checkpoint,
@@ -59,10 +60,13 @@ class ViltScorer(BatchedCrossEncoder):
             complete_weights(model, ViltForImageAndTextRetrieval, config, CROSS_ENCODER_KINDS["vilt"].example), image_processor, tokenizer
         )
 
-    def _encode_image(self, image: Image.Image) -> torch.Tensor:
+    def _framed(self, image: Image.Image) -> Image.Image:
+        return within_aspect(image, self._checkpoint.image_processor)
+
+    def _encode_image(self, pixels_1CHW: torch.Tensor) -> torch.Tensor:
         """Embedded patches of the whole image in reading order, [CLS] before them, shape (1, 1 + P, D)."""
         embeddings = self._model.vilt.embeddings
-        patches_1Dhw = embeddings.patch_embeddings(self._pixels(within_aspect(image, self._checkpoint.image_processor)))
+        patches_1Dhw = embeddings.patch_embeddings(pixels_1CHW)
         side = self._model.config.image_size // self._model.config.patch_size
         table_1Dhw = embeddings.position_embeddings[:, 1:].transpose(1, 2).unflatten(2, (side, side))
         positions_1Dhw = functional.interpolate(table_1Dhw, size=patches_1Dhw.shape[2:], mode="bilinear", align_corners=True)
@@ -73,7 +77,10 @@ class ViltScorer(BatchedCrossEncoder):
         """The first token after the tower, shape (C, 1, D)."""
         patches_CPD = encoded.expand(len(ids_CL), -1, -1)
         hidden = self._model.vilt(
-            input_ids=ids_CL, attention_mask=mask_CL, image_embeds=patches_CPD, pixel_mask=mask_CL.new_ones(patches_CPD.shape[:2])
+            input_ids=ids_CL,
+            attention_mask=sent(mask_CL, self.device),
+            image_embeds=patches_CPD,
+            pixel_mask=ids_CL.new_ones(patches_CPD.shape[:2]),
         ).last_hidden_state
         return hidden[:, :1]
 

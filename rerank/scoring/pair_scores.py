@@ -4,23 +4,32 @@ Shape letters: N pairs, n pairs of one image, D distinct texts among them.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from eval.dataset.images import ImageError
 from eval.dataset.picture_warnings import hand_up
 from eval.errors import NotFinite, needing_memory
 from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
 from eval.progress import bar
-from rerank.scorers.scorer import PairScorer
+from eval.signals import next_item
+from rerank.scorers.scorer import PairScorer, StagedScorer, as_staged
 from rerank.scoring.cached_scoring import CachedScoring, ScoringData
 from rerank.scoring.candidates import CandidateLists, pair_keys
+from rerank.scoring.prepared import prepared_pictures
 from rerank.scoring.score_cache import ScoreCache
 
+_FEW_IMAGES = 8  # are decoded before workers have started
 NO_PAIRS = CandidateLists.of_pairs(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+
+
+class StopAsked(KeyboardInterrupt):
+    """A run that goes on under `eval.signals.StopSignals` was told to stop before an image was there."""
 
 
 @dataclass(frozen=True)
@@ -82,51 +91,86 @@ def score_candidates(
     *,
     rank: int = 0,
     world_size: int = 1,
+    num_workers: int = 0,
     progress: bool = False,
     on_list: Callable[[int, np.ndarray, np.ndarray], Any] = lambda image, captions, scores: None,
 ) -> PairScores:
     """Scores of this process's share of `lists`: each of its images is loaded once and scored against its whole list.
 
-    An image's list is never split over processes, so its scores are the same bits at any number of processes.
+    An image's list is never split over processes, so its scores are the same bits at any number of processes, and of workers.
 
     Args:
+        num_workers: processes that decode and resize the images; 0: this one does.
         progress: show a bar on stderr that counts pairs.
         on_list: called after each image with its index, the indices of its captions and their scores; what it raises ends the scoring.
 
     Raises:
         NotFinite: a score is not finite; the pair is named.
         ValueError: the scorer returned something other than one score per caption.
+        StopAsked: a run was told to stop before an image was there.
     """
     share = lists.share(rank, world_size)
     scores_N = np.empty(share.num_pairs, dtype=np.float32)
     start = time.perf_counter()
-    with bar(share.num_pairs, f"rerank {scorer.name}", "pair", show=progress, leave=False) as shown:
-        for position in range(share.num_images):
-            image, captions_n = int(share.image_indices_I[position]), share.captions_of(position)
-            scores_n = _score_image(scorer, dataset, image, captions_n)
+    with (
+        bar(share.num_pairs, f"rerank {scorer.name}", "pair", show=progress, leave=False) as shown,
+        closing(_scores_by_image(scorer, dataset, share, num_workers)) as found,
+    ):
+        for position, scores_n in found:
             scores_N[share.offsets[position] : share.offsets[position + 1]] = scores_n
-            shown.update(len(captions_n))
-            on_list(image, captions_n, scores_n)
+            shown.update(len(scores_n))
+            on_list(int(share.image_indices_I[position]), share.captions_of(position), scores_n)
     cost = ScoringCost(share.num_pairs, share.num_images, time.perf_counter() - start)
     return PairScores(share, scores_N, cost)
 
 
-def _score_image(scorer: PairScorer, dataset: ScoringData, image: int, captions_n: np.ndarray) -> np.ndarray:
-    """Captions with the same text are scored once and get the very same number, whatever the scorer."""
-    texts = [dataset.captions[int(caption)] for caption in captions_n]
+def _scores_by_image(
+    scorer: PairScorer, dataset: ScoringData, share: CandidateLists, num_workers: int
+) -> Generator[tuple[int, np.ndarray], None, None]:
+    """(position in `share`, scores) of each image; a device works on the next image while what it made of one is taken."""
+    staged, under_way = as_staged(scorer), list[tuple[int, Callable[[], np.ndarray]]]()
+    workers = num_workers if share.num_images > _FEW_IMAGES else 0
+    pictures = prepared_pictures(staged, dataset, share.image_indices_I.tolist(), workers)
+    with closing(pictures):
+        for position in range(share.num_images):
+            prepared = next_item(pictures)
+            if prepared is not None and not isinstance(prepared, ImageError):
+                under_way.append((position, _score_image(staged, dataset, share, position, prepared)))
+            while under_way and (len(under_way) > staged.num_ahead or under_way[-1][0] != position or position == share.num_images - 1):
+                first, wait = under_way.pop(0)
+                yield first, wait()
+            if prepared is None:
+                raise StopAsked
+            if isinstance(prepared, ImageError):
+                raise prepared
+
+
+def _score_image(
+    scorer: StagedScorer, dataset: ScoringData, share: CandidateLists, position: int, prepared: Any
+) -> Callable[[], np.ndarray]:
+    """Begin to score one image; what is returned waits for its scores. Captions with the same text are scored once and get the very same
+    number, whatever the scorer."""
+    image, captions_n = int(share.image_indices_I[position]), share.captions_of(position)
+    texts = [dataset.captions[caption] for caption in captions_n.tolist()]
     distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    scores_D = np.asarray(scorer.score(dataset.load_image(image), list(distinct)), dtype=np.float32)
-    if scores_D.shape != (len(distinct),):
-        raise ValueError(f"Scorer {scorer.name}: expected one score per caption, shape {(len(distinct),)}; found shape {scores_D.shape}.")
-    scores_n = scores_D[[distinct[text] for text in texts]]
-    bad = np.flatnonzero(~np.isfinite(scores_n))
-    if len(bad):
-        raise NotFinite(
-            f"Scorer {scorer.name}: expected finite scores; found {scores_n[bad[0]]} for image {dataset.image_ids[image]!r} with "
-            f"{[dataset.caption_ids[int(caption)] for caption in captions_n[bad[:5]]]} ({len(bad)} of this image's {len(scores_n)}). "
-            "Score in float32, and check the reranker's weights."
-        )
-    return scores_n
+    arrived = scorer.begin(prepared, list(distinct))
+
+    def wait() -> np.ndarray:
+        scores_D = np.asarray(arrived(), dtype=np.float32)
+        if scores_D.shape != (len(distinct),):
+            expected = f"expected one score per caption, shape {(len(distinct),)}"
+            raise ValueError(f"Scorer {scorer.name}: {expected}; found shape {scores_D.shape}.")
+        scores_n = scores_D[[distinct[text] for text in texts]]
+        bad = np.flatnonzero(~np.isfinite(scores_n))
+        if len(bad):
+            raise NotFinite(
+                f"Scorer {scorer.name}: expected finite scores; found {scores_n[bad[0]]} for image {dataset.image_ids[image]!r} with "
+                f"{[dataset.caption_ids[int(caption)] for caption in captions_n[bad[:5]]]} ({len(bad)} of this image's {len(scores_n)}). "
+                "Score in float32, and check the reranker's weights."
+            )
+        return scores_n
+
+    return wait
 
 
 def complete_scores(
@@ -147,8 +191,8 @@ def complete_scores(
     Args:
         cache: scores of earlier runs on disk. Each image's scores are added as soon as they are there, so that a run that is killed loses
             only the image it was at and gives the same bits when it goes on.
-        execution: its processes share the work; on_progress is called after each image of this process's with the number of its pairs, and
-            what it raises ends the scoring.
+        execution: its processes share the work, and its workers decode the images; on_progress is called after each image of this
+            process's with the number of its pairs, and what it raises ends the scoring.
 
     Raises:
         UserError: on every process: on some a score is not finite, an image does not decode, or one was changed meanwhile.
@@ -160,15 +204,26 @@ def complete_scores(
     missing = lists.difference(found)
 
     remedy = f"The cross-encoder {scorer.name} needs it: take a smaller one (--rerank, rerank.model, mining.denoise.model) or a free GPU"
-    with processes.jointly(), execution.rounds(missing.num_images) as advance, needing_memory(remedy):
+    part = None
+    with processes.jointly(), execution.rounds(missing.num_images) as advance, needing_memory(remedy), suppress(StopAsked):
 
         def on_list(image: int, captions_n: np.ndarray, scores_n: np.ndarray) -> None:
             if cached is not None:
                 cached.write(image, captions_n, scores_n)
             advance(len(captions_n))
 
-        rank, world_size = processes.rank, processes.world_size
-        part = score_candidates(scorer, dataset, missing, rank=rank, world_size=world_size, progress=progress, on_list=on_list)
+        part = score_candidates(
+            scorer,
+            dataset,
+            missing,
+            rank=processes.rank,
+            world_size=processes.world_size,
+            num_workers=execution.num_workers,
+            progress=progress,
+            on_list=on_list,
+        )
+    if part is None:  # and nothing in the rounds took heed
+        raise StopAsked
     hand_up(processes)
     missing_scores_N, cost = _gathered(part, missing, processes)
     scores_N = np.empty(lists.num_pairs, dtype=np.float32)

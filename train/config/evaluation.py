@@ -37,6 +37,8 @@ class RerankConfig(Section):
     """Candidates per query that are scored again; left out: 32, or fewer where the measured split has fewer images or captions."""
     score: Literal["match_logit", "margin"] = "match_logit"
     """What ranks: the logit of "match", or that less the logit of "no match"."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of its towers; its head and scores stay float32. bf16 is for a GPU and moves scores a little (docs/reranking.md)."""
     fusion: bool = False
     """Also measure tuned+RERANKER+fused: both stages' scores, by a weight chosen on data.val_split (docs/score-interpolation.md)."""
     adaptive: bool = False

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.execution import Execution
 from eval.metrics.evaluate import values_of
 from eval.search.retrieve import retrieve
 from eval.search.stage import Stage
@@ -51,8 +50,7 @@ def measure_cross_encoder(job: RerankerJob, dataset: RetrievalSet, stage: Stage,
     """
     device, top_k = job.accelerator.device, job.config.evaluation.top_k
     scorer = BlipScorer(job.tuned.plain(device), device=device)
-    execution = Execution(processes=job.processes, on_progress=on_scored)
-    scores = score_stages(dataset, [stage], scorer, top_k, execution=execution, show_progress=False)
+    scores = score_stages(dataset, [stage], scorer, top_k, execution=job.execution(on_scored), show_progress=False)
     (found,) = reranked([stage], scores, scorer.name, top_k)
     values = values_of(dataset, replace(found, first_stage=None, top_k=None, sweep={}))
     return RerankerFigures(values, float(scores.scores_N.astype(np.float64).std()), found.cost["rerank_seconds"])

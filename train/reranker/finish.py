@@ -10,7 +10,6 @@ from transformers import BlipForImageTextRetrieval, BlipProcessor
 
 from eval.encoder.caption_tokens import CaptionTokens
 from eval.encoder.tokenizer import rewrite_tokenizer_config
-from eval.execution import Execution
 from eval.progress import say
 from eval.report.answer import LastWords, print_answer
 from eval.report.leakage import leakage_section
@@ -85,7 +84,7 @@ def _measure(
     if (dataset := job.final_set) is None:
         return None
     device, top_k = job.accelerator.device, job.config.evaluation.top_k
-    execution = Execution(processes=job.processes, on_progress=lambda pairs: check_signal())
+    execution = job.execution(lambda pairs: check_signal())
     with progress_bar(f"retriever on {dataset.split}", dataset, job.processes) as bar:
 
         def advance(rows: int) -> None:

@@ -24,6 +24,7 @@ from eval.report.skipped import skipped_sections
 from eval.report.trec import DEFAULT_RUN_DEPTH
 from rerank.calibration import Reranker
 from rerank.evaluation import EvaluationPlan, evaluate_plan, print_tables, report_line
+from rerank.options import scoring_precision
 from rerank.reorder.choices import measure_choices
 from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
@@ -119,8 +120,9 @@ def _load_reranker(job: Job) -> Reranker | None:
     rerank, folder = job.config.rerank, job.config.pair_scores_folder
     if rerank is None:
         return None
-    with named({"reranker": "rerank.model"}):
-        scorer = load_scorer(rerank.model, device=job.accelerator.device, settings=ScorerSettings(score_kind=rerank.score))
+    settings = ScorerSettings(score_kind=rerank.score, precision=scoring_precision(rerank.precision))
+    with named({"reranker": "rerank.model", "precision": "rerank.precision"}):
+        scorer = load_scorer(rerank.model, device=job.accelerator.device, settings=settings)
     cache = None if folder is None else job.processes.together(lambda: ScoreCache(folder, job.log))
     return Reranker(scorer, cache, rerank.model, rerank.score)
 
@@ -197,6 +199,8 @@ _LATER_KEYS: dict[str, Any] = {"gallery": "every", "nnn": False, "mteb": None, "
 
 def _finished_record(config: JobConfig) -> dict[str, Any]:
     left_out: dict[str, Any] = {"rerank": {"pair_scores"}}
+    if config.rerank is not None and config.rerank.precision == "fp32":
+        left_out["rerank"].add("precision")
     # As of runs of earlier versions, whose marks have no such keys.
     left_out["evaluation"] = {key for key, without in _LATER_KEYS.items() if getattr(config.evaluation, key) == without}
     left_out["export"] = {"language"}  # of the card, and of no figure

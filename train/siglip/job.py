@@ -13,11 +13,13 @@ from eval.encoder.hub import with_revision
 from eval.encoder.identity import file_stamps, identity_sha256
 from eval.errors import named
 from eval.manifest.columns import CAPTION_NAMES
+from eval.process_group import launched_device
 from eval.processes import Processes
 from rerank.expansions.generated import Paraphraser
+from rerank.options import scoring_precision
 from rerank.reorder.choices import stage_names
 from rerank.reorder.stages import check_top_k
-from rerank.scorers.load import load_scorer
+from rerank.scorers.load import check_precision, load_scorer
 from rerank.scoring.score_cache import ScoreCache
 from train.config.job import JobConfig
 from train.data.caption_pool import CaptionPool
@@ -227,7 +229,9 @@ def _prepare_final(config: JobConfig, splits: Splits) -> RetrievalSet | None:
     final, asked = splits.test or splits.val, config.evaluation
     if final is None:
         return None
-    with named({"reranker": "rerank.model"}):
+    with named({"reranker": "rerank.model", "precision": "rerank.precision"}):
+        if config.rerank is not None:
+            check_precision(scoring_precision(config.rerank.precision), launched_device())
         scorer_name = load_scorer(config.rerank.model, device="cpu").name if config.rerank is not None else None
     plan = evaluation_plan(config)
     if config.pair_scores_folder is not None:

@@ -7,20 +7,20 @@ An image goes through the vision tower once, and each fusion layer's keys and va
 layers that read a caption alone run once per caption, not per pair, as long as its state is cached. The score is the logit of
 "match", as ALBEF's evaluation ranks (Retrieval.py).
 
-Shape letters: N captions, C captions of a batch, L tokens of the longest among them, D width of the text tower.
+Shape letters: C captions of a batch, L tokens of the longest among them, D width of the text tower.
 """
 
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 
+from eval.processes import sent
 from rerank.scorers.albef.checkpoint import load_albef
-from rerank.scorers.base import CrossEncoder, caption_batches
+from rerank.scorers.base import CrossEncoder, padded
 from rerank.scorers.scorer import InputLimits, match_scores
 
 MAX_WORDS = 30
@@ -74,18 +74,16 @@ class AlbefScorer(CrossEncoder):
         It is encoded by itself, so its state is the same bits whatever else is encoded: a scoring that is divided among processes, or
         resumed, gives the same scores.
         """
-        input_ids_1L = torch.tensor([ids], device=self.device)
+        input_ids_1L = sent(torch.tensor([ids]), self.device)
         with self._autocast():
             return self._model.caption_states(input_ids_1L, torch.ones_like(input_ids_1L, dtype=torch.bool))[0].float()
 
-    def _score_distinct(self, image: Image.Image, ids: list[tuple[int, ...]]) -> np.ndarray:
-        scores_N = np.empty(len(ids), dtype=np.float32)
+    def _encode_image(self, pixels_1CHW: torch.Tensor) -> Any:
+        return self._model.image_keys_values(pixels_1CHW)
+
+    def _scores(self, encoded: Any, ids: list[tuple[int, ...]]) -> torch.Tensor:
+        _, mask_CL = padded(ids, _PADDING_ID)
+        states_CLD = pad_sequence([self._states(caption) for caption in ids], batch_first=True)
         with self._autocast():
-            keys_values = self._model.image_keys_values(self._pixels(image))
-        for positions_C, _, mask_CL in caption_batches(ids, self.captions_at_once, _PADDING_ID):
-            states_CLD = pad_sequence([self._states(ids[position]) for position in positions_C], batch_first=True)
-            with self._autocast():
-                read_CD = self._model.match_states(states_CLD, mask_CL.bool().to(self.device), keys_values)
-            scores_C = match_scores(self._model.itm_head(read_CD.float()), self.settings.score_kind)
-            scores_N[positions_C] = scores_C.cpu().numpy()
-        return scores_N
+            read_CD = self._model.match_states(states_CLD, sent(mask_CL.bool(), self.device), encoded)
+        return match_scores(self._model.itm_head(read_CD.float()), self.settings.score_kind)

@@ -6,19 +6,17 @@
 An image goes through the vision tower once, and once into the keys and values of each layer's cross-attention; its captions share
 them (rerank/scorers/blip/forward.py). Scores equal transformers' own forward, pair by pair, to 1e-5.
 
-Shape letters: N captions, C captions computed together.
+Shape letters: C captions computed together.
 """
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from PIL import Image
 
 from rerank.scorers.base import CrossEncoder
 from rerank.scorers.blip.checkpoint import MAX_TOKENS, BlipCheckpoint, load_blip
-from rerank.scorers.blip.forward import BlipForward
-from rerank.scorers.blip.text import packed_captions
+from rerank.scorers.blip.forward import BlipForward, ImageStates
+from rerank.scorers.blip.text import PackedCaptions
 from rerank.scorers.checkpoint import height_and_width
 from rerank.scorers.scorer import InputLimits, ScorerSettings, match_scores
 
@@ -49,12 +47,12 @@ class BlipScorer(CrossEncoder):
         ids: list[tuple[int, ...]] = self._checkpoint.token_ids(captions)
         return ids
 
-    def _score_distinct(self, image: Image.Image, ids: list[tuple[int, ...]]) -> np.ndarray:
-        states = self._forward.image_states(self._pixels(image))
-        places, scores = [], []
-        for captions in packed_captions(ids, self.captions_at_once, self.device):
-            scores.append(match_scores(self._forward.match_logits(states, captions), self.settings.score_kind))
-            places.append(captions.places_C)
-        scores_N = np.empty(len(ids), dtype=np.float32)
-        scores_N[np.concatenate(places)] = torch.cat(scores).cpu().numpy()  # one synchronisation with the device per image
-        return scores_N
+    def _encode_image(self, pixels_1CHW: torch.Tensor) -> ImageStates:
+        return self._forward.image_states(pixels_1CHW)
+
+    def _scores(self, encoded: ImageStates, ids: list[tuple[int, ...]]) -> torch.Tensor:
+        captions = PackedCaptions.of(ids, self.device)
+        return match_scores(self._forward.match_logits(encoded, captions), self.settings.score_kind)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, enabled=False)  # BlipForward converts what is to be converted

@@ -11,7 +11,7 @@ Shape letters: N captions, D distinct ones.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -26,9 +26,10 @@ PAIRS_AT_ONCE = 8  # each with its image: the 64 of other kinds would not fit ne
 
 
 class VlmScorer:
-    """Scores one image against many captions (a `PairScorer`)."""
+    """Scores one image against many captions (a `rerank.scorers.scorer.StagedScorer`)."""
 
     name = "vlm"
+    num_ahead = 0
 
     def __init__(self, encoder: Any, settings: ScorerSettings) -> None:
         """Takes a CrossEncoder as `load_cross_encoder` gives it."""
@@ -58,14 +59,20 @@ class VlmScorer:
         positions = int(getattr(text, "max_position_embeddings", None) or 2**31)
         return InputLimits(0, 0, min(int(self._encoder.max_seq_length or positions), positions))
 
-    @torch.inference_mode()
     def score(self, image: Image.Image, captions: Sequence[str]) -> np.ndarray:
         """One score per caption, float32 of shape (N,); higher = better match. Equal captions are scored once."""
-        if not captions:
-            return np.empty(0, dtype=np.float32)
+        return self.begin(self.prepare(image), captions)() if captions else np.empty(0, dtype=np.float32)
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """The image in RGB: what the model reads of it is made with the prompt."""
+        return image.convert("RGB")
+
+    @torch.inference_mode()
+    def begin(self, prepared: Image.Image, captions: Sequence[str]) -> Callable[[], np.ndarray]:
+        """The scores, computed here: the library's `predict` waits for them."""
         distinct = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
-        picture = image.convert("RGB")
-        pairs = [(caption, picture) for caption in distinct]  # the caption is the query, as these rerankers were trained
+        pairs = [(caption, prepared) for caption in distinct]  # the caption is the query, as these rerankers were trained
         logits = self._encoder.predict(pairs, batch_size=PAIRS_AT_ONCE, activation_fn=torch.nn.Identity(), show_progress_bar=False)
         logits_DK = np.asarray(logits, dtype=np.float32).reshape(len(distinct), -1)
-        return match_scores(logits_DK, self.settings.score_kind)[[distinct[caption] for caption in captions]]
+        scores_N = match_scores(logits_DK, self.settings.score_kind)[[distinct[caption] for caption in captions]]
+        return lambda: scores_N

@@ -136,7 +136,7 @@ def other_paths(manifest: str, blip: str, tuned: TunedModel, optimizer: Any, fol
     """What embedding, evaluation, mining and reranking give with a model where it lies; a checkpoint of it is written and read."""
     found, stage = searched(manifest, tuned)
     val, device = load(Path(manifest), "val"), next(tuned.siglip.parameters()).device
-    with torch.no_grad(), mock.patch.object(CrossEncoder, "score", CrossEncoder.score.__wrapped__):  # type: ignore[attr-defined]
+    with torch.no_grad(), mock.patch.object(CrossEncoder, "begin", CrossEncoder.begin.__wrapped__):  # type: ignore[attr-defined]
         found["reranked"] = score_stages(val, [stage], load_scorer(blip, device=device), 4).scores_N
     state = State(step=1, num_metrics_lines=1, base_sha256="base", data_sha256="data")
     Checkpoints(folder).save(state, tuned, optimizer, None)

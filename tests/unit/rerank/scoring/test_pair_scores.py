@@ -1,6 +1,7 @@
 """Pair scores: looked up, divided over processes, completed from a cache, and their cost."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from eval.dataset.images import ImageError
+from eval.dataset.retrieval_set import load_split
 from eval.errors import UserError
 from eval.execution import Execution
+from eval.manifest.manifest import read_manifest
 from eval.processes import Processes
 from rerank.scorers.load import load_scorer
 from rerank.scoring.candidates import CandidateLists
@@ -161,3 +165,50 @@ def test_the_bar_counts_pairs(memory_set, capsys: pytest.CaptureFixture[str], mo
     assert [part in shown for part in ("1 of 3", "2 of 3", "3 of 3")] == [True, False, True]  # a picture at a time
     complete_scores(PixelScorer(), memory_set(2, CAPTIONS), lists_of([(0, 0)]))
     assert capsys.readouterr().err == ""
+
+
+def test_workers_prepare_pictures_and_change_no_bit(tiny_blip: Path, tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    for number in range(12):
+        Image.fromarray(draws.integers(0, 256, (40 + number, 50, 3), dtype=np.uint8)).save(tmp_path / f"{number:02}.png")
+    rows = [{"image": f"{number:02}.png", "captions": CAPTIONS} for number in range(12)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = load_split(read_manifest(str(tmp_path / "rows.jsonl")), None)
+    lists = lists_of([(image, 5 * image + place) for image in range(12) for place in (0, 1, 3)])
+    scorer, opened = load_scorer(str(tiny_blip), device="cpu"), list[int]()
+    alone = complete_scores(scorer, dataset, lists)
+    load = dataset.load_image
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(dataset), "load_image", lambda self, image: opened.append(image) or load(image))
+        cache = ScoreCache(tmp_path / "cache")
+        helped = complete_scores(scorer, dataset, lists, cache=cache, execution=Execution(num_workers=2))
+        assert helped.scores_N.tobytes() == alone.scores_N.tobytes() and opened == [], "this process opens none"
+        found = complete_scores(scorer, dataset, lists, cache=cache)
+        assert found.scores_N.tobytes() == alone.scores_N.tobytes() and opened == [], "nor are cached scores' pictures opened"
+    (tmp_path / "09.png").write_bytes(b"no picture")
+    heard: list[int] = []
+    for workers in (0, 2):
+        with pytest.raises(ImageError, match=r"09\.png: cannot be decoded: no picture of a known format"):
+            complete_scores(scorer, dataset, lists, execution=Execution(num_workers=workers, on_progress=heard.append))
+    assert heard == ([3] * 9 + [0] * 3) * 2, "what is before it is scored, and each round is told of"
+
+
+def test_a_device_begins_a_picture_before_it_is_asked_for_the_one_before(memory_set) -> None:
+    told: list[str] = []
+
+    class Device(PixelScorer):
+        num_ahead = 1
+
+        def prepare(self, image: Image.Image) -> Image.Image:
+            return image
+
+        def begin(self, image: Image.Image, captions: Sequence[str]) -> Callable[[], np.ndarray]:
+            number = len(told)
+            told.append(f"begin {number}")
+            scores = self.score(image, captions)
+            return lambda: told.append(f"take {number}") or scores  # type: ignore[func-returns-value]
+
+    lists = lists_of([(0, 0), (0, 1), (1, 2), (2, 3)])
+    found = complete_scores(Device(), memory_set(3, CAPTIONS), lists)
+    assert told == ["begin 0", "begin 1", "take 0", "begin 3", "take 1", "take 3"]
+    assert found.scores_N.tobytes() == complete_scores(PixelScorer(), memory_set(3, CAPTIONS), lists).scores_N.tobytes()

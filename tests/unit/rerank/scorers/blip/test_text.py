@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rerank.scorers.base import by_length
 from rerank.scorers.blip.checkpoint import load_blip
-from rerank.scorers.blip.text import clean_caption, packed_captions
+from rerank.scorers.blip.text import PackedCaptions, clean_caption
 
 
 @pytest.mark.parametrize(
@@ -54,10 +55,13 @@ def test_token_ids_begin_with_enc_and_are_cut(tiny_blip) -> None:
 def test_packed_captions_hold_every_token_once_and_find_the_way_back(ids: list[tuple[int, ...]], chunk_size: int) -> None:
     seen = []
     last_longest = 0
-    for packed in packed_captions(ids, chunk_size, torch.device("cpu")):
-        captions = [ids[place] for place in packed.places_C.tolist()]
+    order = by_length(ids)
+    for start in range(0, len(order), chunk_size):
+        places = order[start : start + chunk_size]
+        captions = [ids[place] for place in places]
+        packed = PackedCaptions.of(captions, torch.device("cpu"))
         lengths = [len(caption) for caption in captions]
-        assert len(captions) <= chunk_size and min(lengths) >= last_longest
+        assert min(lengths) >= last_longest
         last_longest = max(lengths)
         assert packed.ids_P.tolist() == [token for caption in captions for token in caption]
         assert packed.positions_P.tolist() == [place for length in lengths for place in range(length)]
@@ -67,5 +71,5 @@ def test_packed_captions_hold_every_token_once_and_find_the_way_back(ids: list[t
         mask_CL = torch.ones_like(padded_CL, dtype=torch.bool) if packed.mask_C11L is None else packed.mask_C11L[:, 0, 0]
         assert [row[real].tolist() for row, real in zip(padded_CL, mask_CL, strict=True)] == [list(caption) for caption in captions]
         assert (packed.mask_C11L is None) == (len(set(lengths)) == 1)
-        seen += packed.places_C.tolist()
+        seen += places
     assert np.array_equal(np.sort(seen), np.arange(len(ids)))
