@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from eval.errors import UserError
+from eval.execution import Precision
 from eval.processes import Processes
 
 # The others wait while the main process computes intervals and writes; a process that dies is the launcher's to notice, not a clock's.
@@ -80,3 +81,12 @@ def without_bf16(device: torch.device) -> str:
     if device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False):
         return ""
     return f"{torch.cuda.get_device_name(device)} has no bfloat16 of its own and would emulate it, slower than float32"
+
+
+def precision_fault(precision: Precision, device: torch.device) -> str:
+    """Why towers do not embed in a precision on a device, and what to take; empty: they do."""
+    if precision == "bf16" and (lacking := without_bf16(device)):
+        return f"{lacking}. Take fp16 or fp32"
+    if precision == "fp16" and device.type != "cuda":
+        return f"it needs a CUDA GPU, and this is {device.type!r}. Take fp32, or bf16"
+    return ""

@@ -33,6 +33,7 @@ from eval.atomic import replace_files, sweep
 from eval.dataset.images import ImageError
 from eval.dataset.picture_warnings import num_warned
 from eval.encoder.checkpoint import hash_weights
+from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, block_on, device_of
 from eval.encoder.identity import identity_of
 from eval.encoder.inputs import SiglipInputs
 from eval.errors import UserError
@@ -222,7 +223,9 @@ def _key(tower: Tower, model: Any, inputs: SiglipInputs, execution: Execution, i
     read = "image_processor" if tower == "image" else "tokenizer"
     settings = {one.name: getattr(inputs, one.name) for one in fields(inputs) if one.name not in ("image_processor", "tokenizer")}
     record = [_VERSION, tower, items, hash_weights(part), identity["config"], identity[read], identity["library"], settings]
-    record += [execution.precision, model.config._attn_implementation, _machine(next(part.parameters()).device)]
+    device = device_of(part)
+    record += [execution.precision, block_on(device, IMAGE_BLOCK if tower == "image" else TEXT_BLOCK)]
+    record += [model.config._attn_implementation, _machine(device)]
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -46,7 +46,7 @@ def mine(
         cross_encoder: of config.denoise and config.distil; its scores are margins (train/mining/cross_encoder.py).
         folder: where embeddings lie meanwhile; None: the system's temporary folder.
         truth: (image id, caption id) positives of data.truth beyond the data's own; used to count false negatives only.
-        execution: searches run on its device; progress is told of rows embedded.
+        execution: towers embed in its precision, searches run on its device; progress is told of rows embedded.
 
     Raises:
         UserError: a score of the cross-encoder is not finite.
@@ -54,7 +54,7 @@ def mine(
     """
     if not pool.knows_tokens:
         pool.compare_tokens(CaptionTokens.of(retriever.inputs, pool.captions, execution.processes).key_C)
-    name = table_name_of(retriever, pool, config, refresh, cross_encoder)
+    name = table_name_of(retriever, pool, config, refresh, cross_encoder, execution.precision)
     match_probability = cross_encoder.probabilities if cross_encoder is not None and config.denoise is not None else None
     queries_Q = refresh.images_I
     if config.form == "images" and queries_Q is not None:

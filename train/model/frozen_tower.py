@@ -27,7 +27,7 @@ from eval.atomic import replace_files, sweep
 from eval.dataset.images import ImageError
 from eval.encoder.checkpoint import hash_weights
 from eval.encoder.embedding_cache import bring_file, cache_file, image_key, most_bytes, store_file, text_key
-from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, embed_captions, embed_images
+from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, block_on, device_of, embed_captions, embed_images
 from eval.errors import WriteError
 from eval.execution import ONE_PROCESS, Execution
 from eval.progress import say
@@ -88,10 +88,11 @@ class FrozenStore:
     def path(self, tower: Tower) -> Path:
         """The file of a tower's embeddings."""
         inputs, siglip = self._tuned.inputs, self._tuned.siglip
+        block = block_on(device_of(siglip), IMAGE_BLOCK if tower == "image" else TEXT_BLOCK)
         if tower == "image":
-            weights, read = hash_weights(siglip.vision_model), [inputs.image_processor.to_dict(), IMAGE_BLOCK]
+            weights, read = hash_weights(siglip.vision_model), [inputs.image_processor.to_dict(), block]
         else:  # the tokenizer is identified by its token ids of some captions
-            weights, read = hash_weights(siglip.text_model), [inputs.token_ids(self._dataset.captions[:256]).tolist(), TEXT_BLOCK]
+            weights, read = hash_weights(siglip.text_model), [inputs.token_ids(self._dataset.captions[:256]).tolist(), block]
         text = json.dumps([weights, self._data, inputs.contract, read], sort_keys=True, default=str)
         return self.folder / f"{tower}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.f32"
 
@@ -181,8 +182,9 @@ class FrozenStore:
     def _embed(self, tower: Tower, execution: Execution) -> Iterator[np.ndarray]:
         """Embeddings in order, a window of whole blocks at a time; the same on every process."""
         num_rows = self._shape(tower)[0]
-        step = (IMAGE_BLOCK if tower == "image" else TEXT_BLOCK) * _WINDOW_BLOCKS * self._processes.world_size
         model, inputs = self._tuned.siglip, self._tuned.inputs
+        block = block_on(device_of(model), IMAGE_BLOCK if tower == "image" else TEXT_BLOCK)
+        step = block * _WINDOW_BLOCKS * self._processes.world_size
         for start in range(0, num_rows, step):
             stop = min(start + step, num_rows)
             if tower == "image":

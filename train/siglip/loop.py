@@ -46,7 +46,7 @@ class Loop(BaseLoop):
         stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.accelerator.autocast)
         stepper.true_pairs = self._true_pairs()
         at_base = job.config.train.begin_at is None
-        self.watch = Watch(job.splits.watch, job.base, job.execution(), starts_at_base=at_base)
+        self.watch = Watch(job.splits.watch, job.base, job.evaluating(), starts_at_base=at_base)
         super().__init__(job, signals, stepper)
         self.state = replace(self.state, matcher_sha256=job.cross_encoder_sha256)
 
@@ -167,7 +167,7 @@ class Loop(BaseLoop):
         """What the line of an evaluation holds on val."""
         with self.side_bar("evaluating", val.num_images + val.num_captions) as progress:
             job, step = self.job, self.state.step
-            execution, is_base = job.execution(progress), step == 0  # whose embeddings other runs ask for too
+            execution, is_base = job.evaluating(progress), step == 0  # whose embeddings other runs ask for too
             stage = retrieve(f"step {step}", job.tuned.siglip, job.tuned.inputs, val, execution=execution, cached=is_base)
         values = values_of(val, stage)
         return {

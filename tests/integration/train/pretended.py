@@ -32,7 +32,7 @@ from train.data.batches import BatchBuilder, Parts
 from train.data.caption_pool import CaptionPool
 from train.data.order import BatchOrder
 from train.engine.checkpoint import Checkpoints, State
-from train.mining.candidates import Retriever
+from train.mining.candidates import Retriever, find_candidates
 from train.mining.mine import mine
 from train.model.siglip import TunedModel, make_optimizer
 from train.siglip.step import Stepper
@@ -139,6 +139,10 @@ def main() -> None:
     with pretend_gpu.mode(), pretend_gpu.counting() as seen:
         embed_images(on_gpu[2].siglip, on_gpu[2].inputs, load(Path(manifest)), block=8)
     record["waits"]["embedding"] = dict(seen.waits)
+    with pretend_gpu.mode(), pretend_gpu.counting() as seen:
+        found = Retriever(on_gpu[2].siglip, on_gpu[2].inputs), CaptionPool(load(Path(manifest)))
+        find_candidates(*found, 20, execution=Execution(device=pretend_gpu.DEVICE))
+    record["waits"]["mining"] = dict(seen.waits)
     with pretend_gpu.mode():
         record["waits"]["search"] = search_waits()
     with pretend_gpu.mode():

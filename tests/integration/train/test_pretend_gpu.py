@@ -24,7 +24,9 @@ def record(small_world: SmallWorld, nursery: Nursery, tmp_path_factory: pytest.T
 def test_a_steady_step_waits_twice_an_embedding_not_at_all_and_a_search_for_its_results(record: dict[str, Any]) -> None:
     """A step waits for losses and norm before the update, and for the weights' norm, scale and bias after it; a search for no tile."""
     embedding = record["waits"].pop("embedding")
-    assert embedding == {} and len(record["waits"]) == 7
+    assert embedding == {} and len(record["waits"]) == 8
+    mining = record["waits"].pop("mining")
+    assert sorted(mining.values()) == [2, 2], f"two results of the only block of queries each from two lines: {mining}"
     search = record["waits"].pop("search")
     assert sorted(search.values()) == [1, 2, 2 * 5], "the gallery, ranks of each direction, two results of each of five blocks of queries"
     for case, waits in record["waits"].items():

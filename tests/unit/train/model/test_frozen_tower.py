@@ -241,7 +241,7 @@ def test_another_run_of_the_same_tower_finds_its_rows(
     assert first.images is not None and second.images is not None and first.captions is not None and second.captions is not None
     np.testing.assert_array_equal(first.images.vectors_ND, second.images.vectors_ND)
     np.testing.assert_array_equal(first.captions.vectors_ND, second.captions.vectors_ND)
-    assert capfd.readouterr().err == ""
+    assert "damaged" not in capfd.readouterr().err
     for path in (tmp_path / "assets").rglob("*.f32"):
         whole = path.read_bytes()
         path.unlink()  # the runs' files are the same
