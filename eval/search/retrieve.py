@@ -10,7 +10,7 @@ import torch
 from transformers import SiglipModel
 
 from eval.dataset.retrieval_set import RetrievalSet
-from eval.encoder.embedding_cache import cached_vectors, image_key, text_key
+from eval.embed.cache import cached_vectors, image_key, text_key
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.encoder.inputs import SiglipInputs
 from eval.execution import ONE_PROCESS, Execution

@@ -3,7 +3,7 @@
 The file's name is a hash of the tower's weights, the data and the input settings; it ends in the SHA-256 of its rows and is committed by a
 rename, so a stale or damaged one is never read. The rows are those of eval/encoder/encoder.py: float32, without dropout, on its fixed grid
 of blocks, so any number of processes makes the same bits, and a resumed run reads those it began with. Machines without a shared disk
-each write their own file. Another run of the same tower and data finds the file in the machine's cache (eval/encoder/embedding_cache.py).
+each write their own file. Another run of the same tower and data finds the file in the machine's cache (eval/embed/cache.py).
 Shape letters: N rows, D width.
 """
 
@@ -25,8 +25,8 @@ from PIL import Image
 
 from eval.atomic import replace_files, sweep
 from eval.dataset.images import ImageError
+from eval.embed.cache import bring_file, cache_file, image_key, most_bytes, store_file, text_key
 from eval.encoder.checkpoint import hash_weights
-from eval.encoder.embedding_cache import bring_file, cache_file, image_key, most_bytes, store_file, text_key
 from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, block_on, device_of, embed_captions, embed_images
 from eval.errors import WriteError
 from eval.execution import ONE_PROCESS, Execution

@@ -3,7 +3,7 @@
 A set has dropped if the paired 95% interval (bootstrap over images) of mean R@1 of both directions against the base lies wholly below 0.
 The figures are eval/'s own, from the same per-query rows. What the base retrieved is not stored: a resumed run measures it again, which
 gives the same bits, since adapters begin at zero and scale and bias move no rank, and mostly reads them from the cache of embeddings
-(eval/encoder/embedding_cache.py). Shape letters: S resamples, I images.
+(eval/embed/cache.py). Shape letters: S resamples, I images.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""eval/encoder/embedding_cache.py: what is read is what would be made, and a stale or damaged file is never read."""
+"""eval/embed/cache.py: what is read is what would be made, and a stale or damaged file is never read."""
 
 import os
 import shutil
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.encoder import embedding_cache
+from eval.embed import cache
+from eval.embed.cache import bring_file, cache_file, cached_vectors, image_key, store_file, store_rows, text_key
 from eval.encoder.checkpoint import load_siglip
-from eval.encoder.embedding_cache import bring_file, cache_file, cached_vectors, image_key, store_file, store_rows, text_key
 from eval.errors import UserError
 from eval.execution import ONE_PROCESS, Execution
 from eval.search.retrieve import embed
@@ -154,7 +154,7 @@ def test_what_was_used_longest_ago_goes_first(folder: Path) -> None:
 
 def test_a_killed_writer_leaves_nothing_that_is_read(folder: Path) -> None:
     folder.mkdir(parents=True)
-    half = folder / f".key.f32.{embedding_cache.sweep.__globals__['_host']()}{2**31 - 1:08x}{1:016x}abcdef01.tmp"
+    half = folder / f".key.f32.{cache.sweep.__globals__['_host']()}{2**31 - 1:08x}{1:016x}abcdef01.tmp"
     half.write_bytes(b"half of it")
     assert rows_of(lambda: np.ones((2, 2), dtype=np.float32)).all()
     assert {path.name for path in folder.iterdir()} == {"key.f32"}
