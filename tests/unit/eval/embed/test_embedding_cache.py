@@ -69,6 +69,15 @@ def test_a_report_is_the_same_with_and_without_it(small_world: SmallWorld, folde
     assert not folder.exists(), "nothing is written"
 
 
+def test_a_report_in_bf16_says_so(small_world: SmallWorld) -> None:
+    plan, dataset = EvaluationPlan(checkpoints={"model": str(small_world.base)}), load(small_world.manifest, "val")
+    exact, half = (evaluate_plan(plan, dataset, execution=Execution(precision=one)) for one in ("fp32", "bf16"))  # type: ignore[arg-type]
+    assert exact is not None and half is not None
+    assert half.record["precision"] == half.record["stages"]["model"]["inputs"]["precision"] == "bf16"
+    assert "precision" not in exact.record and "precision" not in exact.record["stages"]["model"]["inputs"]
+    assert any("embedded in bf16" in warning for section in half.sections for warning in section.warnings)
+
+
 def test_what_decides_the_bits_decides_the_name(small_world: SmallWorld, tmp_path: Path, folder: Path) -> None:
     manifest = write_pictures(tmp_path / "data")
     model, inputs = load_siglip(small_world.base)
