@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.command import run_evaluation
-from eval.command_line import CommandParser, WholeNumber, add_num_workers, add_strip_punctuation
+from eval.command_line import CommandParser, WholeNumber, add_num_workers, add_precision, add_strip_punctuation
 from eval.files import command_line
 from eval.manifest.names import OPTIONS as MANIFEST_OPTIONS
 from eval.manifest.names import calling
@@ -124,6 +124,7 @@ def make_parser() -> CommandParser:
         help="also show R@1 for each value of a manifest's column, once for each (default: none)",
     )
     add_strip_punctuation(parser)
+    add_precision(parser)
     add_num_workers(parser)
     return parser
 
@@ -153,11 +154,11 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
     """
     from eval.dataset.broken import without_broken
     from eval.dataset.retrieval_set import load_split
-    from eval.errors import named, reading, writing
+    from eval.errors import UserError, named, reading, writing
     from eval.execution import Execution
     from eval.manifest.skipped import FILE as SKIPPED
     from eval.manifest.skipped import write_skipped
-    from eval.process_group import use_exact_float32
+    from eval.process_group import precision_fault, use_exact_float32
     from eval.report.calibration import FILE as CALIBRATION_FILE
     from eval.report.page.about import about_command
     from eval.report.skipped import skipped_sections
@@ -167,6 +168,8 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
 
     use_exact_float32()
     with processes.jointly(), reading(), named(OPTIONS), calling(_NAMES):  # all that can be refused, before the work
+        if fault := precision_fault(asked.precision, device):
+            raise UserError(f"--precision {asked.precision}: {fault}")
         if processes.is_main:
             with writing(asked.output):
                 Path(asked.output).mkdir(parents=True, exist_ok=True)
@@ -185,7 +188,7 @@ def run(asked: argparse.Namespace, processes: "Processes", device: "torch.device
             print(line, flush=True)
         reranker = read_reranker(asked, datasets, processes, device)
         plan.pairs(reranker.scorer.name if reranker is not None else None)
-    execution = Execution(processes=processes, device=device, num_workers=asked.num_workers)
+    execution = Execution(processes=processes, device=device, num_workers=asked.num_workers, precision=asked.precision)
     texts = read_texts(plan, dataset, execution)
     if processes.is_main:
         for line in text_lines(texts):

@@ -59,6 +59,16 @@ def add_num_workers(parser: Any) -> None:
     )
 
 
+def add_precision(parser: Any) -> None:
+    """Give a command the option --precision."""
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help="what SigLIP embeds in; bf16 and fp16 (GPU alone) are faster, move ranks a little, and are named in the report (default fp32)",
+    )
+
+
 def add_strip_punctuation(parser: Any) -> None:
     """Give a command the option --strip-punctuation."""
     parser.add_argument(

@@ -1,14 +1,18 @@
 """How a split is worked through: what embedding, search, mining and evaluation are all told, as one value."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from eval.errors import UserError
 from eval.processes import Processes
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""What matrix products are computed in; weights, norms and unit vectors are float32 in each."""
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def no_progress(count: int) -> None:
@@ -24,12 +28,18 @@ class Execution:
         device: where models and searches run.
         num_workers: processes that decode pictures for this one; 0: it decodes them itself.
         on_progress: called on this process with each number of rows embedded, or of pairs scored; what it raises ends the work.
+        precision: what SigLIP's towers embed in, by autocast.
     """
 
     processes: Processes = Processes()
     device: torch.device = torch.device("cpu")
     num_workers: int = 0
     on_progress: Callable[[int], Any] = no_progress
+    precision: Precision = "fp32"
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """In which towers that lie on a device embed in this precision."""
+        return nullcontext() if self.precision == "fp32" else torch.autocast(device.type, dtype=_DTYPES[self.precision])
 
     @contextmanager
     def rounds(self, num_items: int) -> Iterator[Callable[[int], Any]]:

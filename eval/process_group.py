@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 
 from eval.errors import UserError
+from eval.execution import Precision
 from eval.processes import Processes
+from eval.progress import say
 
 # The others wait while the main process computes intervals and writes; a process that dies is the launcher's to notice, not a clock's.
 _PATIENCE = timedelta(days=1)
@@ -50,7 +52,7 @@ def launched_device() -> torch.device:
     Raises:
         UserError: several processes would share a GPU.
     """
-    if not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+    if asks_for_cpu() or not torch.cuda.is_available():
         return torch.device("cpu")
     if _number("WORLD_SIZE", 1) == 1:
         return torch.device("cuda")
@@ -58,6 +60,21 @@ def launched_device() -> torch.device:
     if here > num_gpus:
         raise UserError(f"{here} processes were started here, for {num_gpus} GPU(s); start one per GPU, or set ACCELERATE_USE_CPU=true")
     return torch.device("cuda", _number("LOCAL_RANK", 0))
+
+
+def asks_for_cpu() -> bool:
+    """Whether the environment asks for the CPU, or an Apple GPU, the only accelerator, is left alone, which is said once.
+
+    Sums of losses and norms are float64 on the device, and float64, as much else here, does not run on Metal (mps): with fallbacks that
+    copy to the CPU and back at every step nothing would be gained that was measured. accelerate would choose it by itself.
+    """
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    if asked or torch.cuda.is_available() or not torch.backends.mps.is_available():
+        return asked
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if os.environ.get("RANK", "0") == "0":
+        say("device    cpu: the Apple GPU (mps) lacks the float64 of losses and norms, and is not used")
+    return True
 
 
 def _number(name: str, default: int) -> int:
@@ -80,3 +97,12 @@ def without_bf16(device: torch.device) -> str:
     if device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False):
         return ""
     return f"{torch.cuda.get_device_name(device)} has no bfloat16 of its own and would emulate it, slower than float32"
+
+
+def precision_fault(precision: Precision, device: torch.device) -> str:
+    """Why towers do not embed in a precision on a device, and what to take; empty: they do."""
+    if precision == "bf16" and (lacking := without_bf16(device)):
+        return f"{lacking}. Take fp16 or fp32"
+    if precision == "fp16" and device.type != "cuda":
+        return f"it needs a CUDA GPU, and this is {device.type!r}. Take fp32, or bf16"
+    return ""

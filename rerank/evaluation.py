@@ -36,6 +36,7 @@ from eval.report.gallery import Gallery, gallery
 from eval.report.leakage import LEAKAGE
 from eval.report.mteb import write_mteb
 from eval.report.page.about import About
+from eval.report.precision import PRECISION, precision_sections
 from eval.report.report import print_report, report_record, write_report
 from eval.report.revisions import REVISIONS, revision_sections
 from eval.report.section import Section
@@ -57,7 +58,7 @@ from rerank.reorder.plan import Plan
 from rerank.reorder.record import ADAPTIVE, BUDGET, FUSION
 from rerank.reorder.reranking import Reranked, rerank_stages
 
-FORMATS = (TEXTS, FUSION, ADAPTIVE, BUDGET, ENSEMBLES, EXPANSIONS, NNN, CALIBRATION, LEAKAGE, SKIPPED, REVISIONS, CHOICES, TREC)
+FORMATS = (TEXTS, FUSION, ADAPTIVE, BUDGET, ENSEMBLES, EXPANSIONS, NNN, CALIBRATION, LEAKAGE, SKIPPED, PRECISION, REVISIONS, CHOICES, TREC)
 """How the sections of a report are shown, in the order of the terminal's sentences."""
 
 
@@ -354,6 +355,7 @@ def evaluate_plan(
                 name = plan.combining.checkpoint
                 own = StagesOf(dataset, [stage for stage in stages if stage.name in (name, reranked)])
                 sections.append(calibration_section(fitted, own, calibrated_k, reranker, plan.checkpoints[name]))
+            sections += precision_sections(execution.precision)
             sections += revision_sections([*models, *([reranker.model] if reranker is not None and reranker.model is not None else [])])
             return replace(report, sections=sections, expansions=expansion_table(report.figures, dataset, expanded), stages=runs)
     return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a suite started by nohup tests SIGHUP all the same
+os.environ["EMBEDDING_CACHE_GIB"] = "0"  # what one test embeds is no other's
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "disabled"
 # Some virtual machines announce AMX and die of it (SIGILL in a bf16 convolution of oneDNN): without it bf16 is tested everywhere.

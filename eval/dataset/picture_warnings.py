@@ -61,6 +61,11 @@ def say(noted: list[Noted]) -> None:
             _write(f"warning: {picture}: {text}, decoded all the same")
 
 
+def num_warned() -> int:
+    """Of how many pictures something was warned in this command, as far as this process was told."""
+    return len(_said)
+
+
 def hand_up(processes: "Processes") -> None:
     """Let the main process say what the others caught; call on every process."""
     if processes.world_size == 1:

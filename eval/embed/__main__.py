@@ -157,14 +157,15 @@ class _Embedder:
         from dataclasses import replace
 
         from eval.encoder.embedding_files import Shards
-        from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, stream_captions, stream_images
+        from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, block_on, device_of, stream_captions, stream_images
         from eval.progress import bar
 
         processes, images = self._execution.processes, side == "images"
         num_rows = dataset.num_images if images else dataset.num_captions
         with processes.jointly():
             self._folder.mkdir(parents=True, exist_ok=True)
-            rows = self._files.enter_context(Shards(self._folder, num_rows, IMAGE_BLOCK if images else TEXT_BLOCK, processes))
+            block = block_on(device_of(self._model), IMAGE_BLOCK if images else TEXT_BLOCK)
+            rows = self._files.enter_context(Shards(self._folder, num_rows, block, processes))
         text = f"{side} ({dataset.split or 'all rows'})"
         with bar(num_rows // processes.world_size, text, "row", show=processes.is_main, leave=False) as shown:
             execution = replace(self._execution, on_progress=shown.update)

@@ -1,10 +1,12 @@
 """SigLIP towers to unit vectors, on a fixed grid of blocks.
 
 A block has always the same number of rows, the last one padded, and belongs to one process: so any number of processes gives the same
-bits, and so does any order (docs/numerics.md). Shape letters: N rows, B rows of a block, L tokens, D width of the embedding.
+bits, and so does any order (docs/numerics.md). A GPU gets larger blocks than a CPU, of pictures that come in the CPU's. Shape letters:
+N rows, B rows of a block, L tokens, D width of the embedding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +27,8 @@ from eval.signals import next_item
 
 IMAGE_BLOCK = 32
 TEXT_BLOCK = 128
+_DEVICE_BLOCKS = 8
+"""Blocks of a CPU that are one of a GPU: 256 pictures, or 1,024 captions, fill it."""
 _MOST_NAMED = 5
 IMAGE_REMEDY = (
     "Every picture must decode in evaluation: mend it, take its rows out, or have such pictures left out and counted with --skip-broken "
@@ -49,20 +53,35 @@ Sink = Callable[[np.ndarray], Any]
 """Receives the embeddings of this process's blocks, one block after another; float32 of shape (rows, D)."""
 
 
+def block_on(device: torch.device, cpu_block: int) -> int:
+    """Rows of a block where a model lies.
+
+    Args:
+        cpu_block: IMAGE_BLOCK or TEXT_BLOCK.
+    """
+    return cpu_block if device.type == "cpu" else cpu_block * _DEVICE_BLOCKS
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where a model lies."""
+    return next(model.parameters()).device
+
+
 def embed_images(
     model: SiglipModel,
     inputs: SiglipInputs,
     dataset: ImageSource,
     *,
     execution: Execution = ONE_PROCESS,
-    block: int = IMAGE_BLOCK,
+    block: int | None = None,
     names: Sequence[str] = (),
     remedy: str | None = IMAGE_REMEDY,
 ) -> np.ndarray:
     """Unit embeddings of every image of a split, float32 of shape (images, D), the same on every process.
 
     Args:
-        execution: its device is not used: the model runs where it is.
+        execution: its device is not used: the model runs where it is, in the execution's precision.
+        block: rows of a block; None: as `block_on` the device says.
         names: of the images, for messages; without, they are called by their index.
         remedy: what a person can do about an image that cannot be decoded, for the error; None: no error, it gets a row of zeros.
 
@@ -71,12 +90,13 @@ def embed_images(
         NotFinite: an embedding is not finite.
     """
     own: list[np.ndarray] = []
+    block = block or block_on(device_of(model), IMAGE_BLOCK)
     stream_images(model, inputs, dataset, own.append, execution=execution, block=block, names=names, remedy=remedy)
     return np.concatenate(execution.processes.gather_blocks(own, num_blocks(dataset.num_images, block)))
 
 
 def embed_captions(
-    model: SiglipModel, inputs: SiglipInputs, captions: Sequence[str], *, execution: Execution = ONE_PROCESS, block: int = TEXT_BLOCK
+    model: SiglipModel, inputs: SiglipInputs, captions: Sequence[str], *, execution: Execution = ONE_PROCESS, block: int | None = None
 ) -> np.ndarray:
     """Unit embeddings of captions, float32 of shape (captions, D), the same on every process.
 
@@ -84,6 +104,7 @@ def embed_captions(
         NotFinite: an embedding is not finite.
     """
     own: list[np.ndarray] = []
+    block = block or block_on(device_of(model), TEXT_BLOCK)
     stream_captions(model, inputs, captions, own.append, execution=execution, block=block)
     return np.concatenate(execution.processes.gather_blocks(own, num_blocks(len(captions), block)))
 
@@ -95,15 +116,16 @@ def stream_images(
     sink: Sink,
     *,
     execution: Execution = ONE_PROCESS,
-    block: int = IMAGE_BLOCK,
+    block: int | None = None,
     names: Sequence[str] = (),
     remedy: str | None = IMAGE_REMEDY,
 ) -> None:
     """Embed this process's blocks of images and give each to the sink as it comes; arguments and errors as :func:`embed_images`."""
-    device, pictures = next(model.parameters()).device, inputs.picture_bytes
-    blocks = _PictureBlocks(dataset, pictures, block, execution.processes, remedy)
-    loaded = block_loader(blocks, num_workers=execution.num_workers, item_bytes=block * blocks.blank.nbytes)
-    rows = (found if isinstance(found, str) else (pictures.values(sent(found[0], device)), found[1]) for found in loaded)
+    device = device_of(model)
+    block = block or block_on(device, IMAGE_BLOCK)
+    pieces = _PicturePieces(dataset, inputs.picture_bytes, block, execution.processes, remedy)
+    loaded = block_loader(pieces, num_workers=execution.num_workers, item_bytes=pieces.size * pieces.blank.nbytes)
+    rows = _joined(loaded, pieces, inputs.picture_bytes, device)
     _stream(model, image_features, rows, dataset.num_images, block, sink, names, execution)
 
 
@@ -114,9 +136,10 @@ def stream_captions(
     sink: Sink,
     *,
     execution: Execution = ONE_PROCESS,
-    block: int = TEXT_BLOCK,
+    block: int | None = None,
 ) -> None:
     """Embed this process's blocks of captions and give each to the sink as it comes; arguments and errors as :func:`embed_captions`."""
+    block = block or block_on(device_of(model), TEXT_BLOCK)
     starts = [number * block for number in execution.processes.share_of(num_blocks(len(captions), block))]
     blocks = (_pad(inputs.token_ids(captions[start : start + block]), block) for start in starts)
     _stream(model, text_features, ((rows, None) for rows in blocks), len(captions), block, sink, captions, execution)
@@ -134,7 +157,7 @@ def _stream(
 ) -> None:
     """Run one tower over this process's blocks (or why there is none), each with what of it is empty; what fails on one process is raised
     on all."""
-    device, processes = next(model.parameters()).device, execution.processes
+    device, processes = device_of(model), execution.processes
     was_training = model.training
     model.eval()
     found: Any = ""
@@ -154,7 +177,7 @@ def _stream(
         advance(count)
 
     # Not inference_mode: sharded weights that were gathered in it cannot be trained afterwards.
-    with torch.no_grad(), execution.rounds(num_blocks(num_rows, block)) as advance:
+    with torch.no_grad(), execution.autocast(device), execution.rounds(num_blocks(num_rows, block)) as advance:
         for number in processes.share_of(num_blocks(num_rows, block)):
             found = next_item(blocks)
             if found is None or isinstance(found, str):  # told to stop while it waited, or a fault
@@ -187,7 +210,7 @@ def _stream(
 
 def _run_idle(model: SiglipModel, features: Features) -> None:
     """Run a sharded tower on a blank row: its forward pass is collective, and other processes have more blocks."""
-    device, vision = next(model.parameters()).device, model.config.vision_config
+    device, vision = device_of(model), model.config.vision_config
     blank = torch.zeros(1, vision.num_channels, vision.image_size, vision.image_size)
     if features is text_features:
         blank = torch.zeros(1, 1, dtype=torch.int64)
@@ -205,22 +228,48 @@ def _pad(rows: torch.Tensor, block: int) -> torch.Tensor:
     return torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])]) if missing else rows
 
 
-class _PictureBlocks(Dataset):  # type: ignore[type-arg]
-    """The blocks of pictures one process encodes, and which of each are empty; decoding happens in the loader's workers."""
+def _joined(
+    pieces: Iterator["tuple[torch.Tensor, torch.Tensor] | str"], source: "_PicturePieces", pictures: PictureBytes, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None] | str]:
+    """Pixel values of the blocks that pieces make up, where the model is, and which pictures of each are empty; or why there are none."""
+    for count in source.pieces_of_blocks:
+        parts = []
+        for piece in islice(pieces, count):
+            if isinstance(piece, str):
+                yield piece
+                return
+            parts.append((sent(piece[0], device), piece[1]))
+        values = pictures.values(torch.cat([bytes_b for bytes_b, _ in parts]) if count > 1 else parts[0][0])
+        empty = torch.cat([empty_b for _, empty_b in parts])
+        yield _pad(values, source.block), torch.cat([empty, empty.new_zeros(source.block - len(empty))])
+
+
+class _PicturePieces(Dataset):  # type: ignore[type-arg]
+    """The pictures of the blocks one process encodes, in pieces of at most IMAGE_BLOCK, and which of each are empty; decoding happens in
+    the loader's workers, which send a piece at a time: a GPU's block would not fit into the shared memory of most containers.
+
+    Attributes:
+        block, size: rows of a block, and of a piece.
+        pieces_of_blocks: how many pieces each block has; one that lies beyond the last picture is left out.
+        blank: what is in the place of a picture that does not decode.
+    """
 
     def __init__(self, dataset: ImageSource, pictures: PictureBytes, block: int, processes: Processes, remedy: str | None) -> None:
         """remedy: see :func:`stream_images`."""
-        self._dataset, self._pictures, self._block, self._remedy = dataset, pictures, block, remedy
+        self._dataset, self._pictures, self._remedy = dataset, pictures, remedy
+        self.block, self.size = block, block if block % IMAGE_BLOCK else IMAGE_BLOCK
         self.blank = torch.zeros_like(pictures.read(Image.new("RGB", (8, 8))))
-        self._numbers = list(processes.share_of(num_blocks(dataset.num_images, block)))
+        starts = [number * block for number in processes.share_of(num_blocks(dataset.num_images, block))]
+        of_blocks = [range(start, min(start + block, dataset.num_images), self.size) for start in starts]
+        self.pieces_of_blocks, self._starts = [len(part) for part in of_blocks], [start for part in of_blocks for start in part]
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self._starts)
 
     def __getitem__(self, item: int) -> tuple[torch.Tensor, torch.Tensor] | str:
-        start = self._numbers[item] * self._block
-        images = range(start, min(start + self._block, self._dataset.num_images))
-        pictures, faults, empty = [], [], torch.zeros(self._block, dtype=torch.bool)
+        start = self._starts[item]
+        images = range(start, min(start + self.size, self._dataset.num_images))
+        pictures, faults, empty = [], [], torch.zeros(self.size, dtype=torch.bool)
         for place, image in enumerate(images):
             try:
                 pictures.append(self._pictures.read(self._dataset.load_image(image)))
@@ -231,4 +280,4 @@ class _PictureBlocks(Dataset):  # type: ignore[type-arg]
         if faults:  # an error raised in a worker would arrive wrapped in a traceback
             more = f"; and {len(faults) - _MOST_NAMED} more near them" if len(faults) > _MOST_NAMED else ""
             return f"{'; '.join(faults[:_MOST_NAMED])}{more}. {self._remedy}"
-        return _pad(torch.stack(pictures), self._block), empty
+        return _pad(torch.stack(pictures), self.size), empty

@@ -24,14 +24,14 @@ from eval.search.retrieve import retrieve
 
 
 def measure_checkpoint(
-    stage: str, model: SiglipModel, inputs: SiglipInputs, dataset: RetrievalSet, *, execution: Execution = ONE_PROCESS
+    stage: str, model: SiglipModel, inputs: SiglipInputs, dataset: RetrievalSet, *, execution: Execution = ONE_PROCESS, cached: bool = False
 ) -> pa.Table:
-    """The rows of queries.parquet without the retrieved items, of both directions; the same on every process.
+    """The rows of queries.parquet without the retrieved items, of both directions; the same on every process; `cached` as of `retrieve`.
 
     Raises:
         UserError: a picture does not decode, or something is not finite.
     """
-    found = retrieve(stage, model, inputs, dataset, execution=execution)
+    found = retrieve(stage, model, inputs, dataset, execution=execution, cached=cached)
     return query_table(dataset, [found]).drop_columns(["top_ids", "top_scores"])
 
 

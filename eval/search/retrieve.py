@@ -10,6 +10,7 @@ import torch
 from transformers import SiglipModel
 
 from eval.dataset.retrieval_set import RetrievalSet
+from eval.embed.cache import cached_vectors, image_key, text_key
 from eval.encoder.encoder import embed_captions, embed_images
 from eval.encoder.inputs import SiglipInputs
 from eval.execution import ONE_PROCESS, Execution
@@ -29,7 +30,7 @@ class Embedded:
     Attributes:
         images_ID, captions_CD: float32 unit vectors.
         scale, bias: of the sigmoid loss: logit = scale x cosine + bias.
-        image_seconds, caption_seconds: wall clock.
+        image_seconds, caption_seconds: wall clock of embedding, where it was done: what is read from the cache has that of then.
         device: where to search.
         inputs: how the model reads its inputs.
     """
@@ -52,30 +53,48 @@ def retrieve(
     *,
     depth: int = DEFAULT_DEPTH,
     execution: Execution = ONE_PROCESS,
+    cached: bool = False,
 ) -> Stage:
     """Embed and search a split in both directions; the same on every process.
 
     Args:
         depth: K of each query (at least 10, for the report).
+        cached: weights that others will ask for too: embeddings are read from this machine's cache, or put there.
         execution: where to search is where the model is, whatever its device; progress is told of images + captions in all.
 
     Raises:
         UserError: an image does not decode, or an embedding is not finite.
     """
-    embedded = embed(model, inputs, dataset, execution=execution)
+    embedded = embed(model, inputs, dataset, execution=execution, cached=cached)
     return find(name, embedded, dataset, depth=depth, processes=execution.processes)
 
 
-def embed(model: SiglipModel, inputs: SiglipInputs, dataset: RetrievalSet, *, execution: Execution = ONE_PROCESS) -> Embedded:
+def embed(
+    model: SiglipModel, inputs: SiglipInputs, dataset: RetrievalSet, *, execution: Execution = ONE_PROCESS, cached: bool = False
+) -> Embedded:
     """Both sides of a split as unit vectors; arguments and errors as of `retrieve`."""
-    started = time.perf_counter()
-    images_ID = embed_images(model, inputs, dataset, names=dataset.image_ids, execution=execution)
-    image_seconds = time.perf_counter() - started
-    started = time.perf_counter()
-    captions_CD = embed_captions(model, inputs, dataset.captions, execution=execution)
-    seconds = image_seconds, time.perf_counter() - started
+
+    def images() -> np.ndarray:
+        return embed_images(model, inputs, dataset, names=dataset.image_ids, execution=execution)
+
+    def captions() -> np.ndarray:
+        return embed_captions(model, inputs, dataset.captions, execution=execution)
+
+    if cached:
+        images_ID, image_seconds = cached_vectors(lambda: image_key(model, inputs, dataset, execution), images, execution=execution)
+        captions_CD, caption_seconds = cached_vectors(
+            lambda: text_key(model, inputs, dataset.captions, execution), captions, execution=execution
+        )
+    else:
+        started = time.perf_counter()
+        images_ID = images()
+        image_seconds = time.perf_counter() - started
+        captions_CD = captions()
+        caption_seconds = time.perf_counter() - started - image_seconds
     scale, bias = float(model.logit_scale.detach().float().exp()), float(model.logit_bias.detach().float())
-    return Embedded(images_ID, captions_CD, scale, bias, *seconds, next(model.parameters()).device, inputs.contract)
+    precision = {} if execution.precision == "fp32" else {"precision": execution.precision}
+    device, asked = next(model.parameters()).device, inputs.contract | precision
+    return Embedded(images_ID, captions_CD, scale, bias, image_seconds, caption_seconds, device, asked)
 
 
 def find(name: str, embedded: Embedded, dataset: RetrievalSet, *, depth: int = DEFAULT_DEPTH, processes: Processes = Processes()) -> Stage:

@@ -15,6 +15,7 @@ import torch
 from eval.dataset.retrieval_set import PositivePairs
 from eval.encoder.embedding_files import EmbeddingRows
 from eval.execution import ONE_PROCESS, Execution
+from eval.processes import sent
 from eval.search.exact import GALLERY_BLOCK, QUERY_BLOCK
 from eval.search.top_k import DeviceTopK, TopK
 
@@ -111,22 +112,22 @@ class _Tiles:
         """(first item, number of items, places of rows of zeros) of each block of the gallery, which is in `_columns` meanwhile."""
         for start in range(0, self._gallery.num_rows, GALLERY_BLOCK):
             count = min(GALLERY_BLOCK, self._gallery.num_rows - start)
-            self._columns[:count] = torch.from_numpy(self._gallery.rows(start, start + count))
+            vectors_nD = torch.from_numpy(self._gallery.rows(start, start + count))
+            self._columns[:count] = sent(vectors_nD, self._columns.device)
             self._columns[count:] = 0
-            yield start, count, torch.nonzero(~self._columns[:count].any(dim=1)).flatten()
+            yield start, count, sent(torch.nonzero(~vectors_nD.any(dim=1)).flatten(), self._columns.device)
 
 
 class _RowBlock:
     """The queries of one row of the grid and their running top K."""
 
     def __init__(self, vectors_qD: np.ndarray, positives: PositivePairs, depth: int, device: torch.device) -> None:
-        self.vectors_qD = torch.from_numpy(np.array(vectors_qD)).to(device)
+        self.vectors_qD = sent(torch.from_numpy(np.array(vectors_qD)), device)
         self._top_k = TopK(len(vectors_qD), depth) if device.type == "cpu" else DeviceTopK(depth)
         self._no_thresholds = np.empty((len(vectors_qD), 0), dtype=np.float32)
         self._best_q = torch.full((len(vectors_qD),), -torch.inf, device=device)
         order = np.argsort(positives.indices_P, kind="stable")
-        self._query_p = torch.from_numpy(positives.query_P[order]).to(device)
-        self._item_p = torch.from_numpy(positives.indices_P[order]).to(device)
+        self._query_p, self._item_p = (sent(torch.from_numpy(one[order]), device) for one in (positives.query_P, positives.indices_P))
         self._sorted_items = positives.indices_P[order]
 
     def update(self, tile_qn: torch.Tensor, first_item: int) -> None:

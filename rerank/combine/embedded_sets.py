@@ -140,7 +140,7 @@ class EmbeddedSets:
             model, inputs = load_encoder(self.checkpoints[name], strip_punctuation=self.strip_punctuation)
             model.to(run.device)  # type: ignore[arg-type]  # transformers wraps it
         with progress_bar(f"embedding ({name}, {dataset.split or 'all rows'})", dataset, run.processes) as shown:
-            embedded = embed(model, inputs, dataset, execution=self._reporting(shown))
+            embedded = embed(model, inputs, dataset, execution=self._reporting(shown), cached=True)
         views: dict[str, Views] = {}
         seconds: dict[str, float] = {}
         for expansion in self.expansions if name in self.reused and dataset is not self.bank else ():

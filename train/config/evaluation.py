@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from eval.dataset.different_texts import Gallery
 from eval.dataset.truth import Protocol
 from eval.errors import named
+from eval.execution import Precision
 from eval.report.trec import DEFAULT_RUN_DEPTH
 from rerank.combine.rules import POOLINGS, REMOVED_COMBINATIONS, Choice, Combination, combination_fault
 from rerank.combine.spec import Combining, given_weights, parse_pool
@@ -119,6 +120,8 @@ class EvaluationConfig(Section):
     gallery: Gallery = "every"
     """different: each normalised text is ranked, and asks, once, for class names or titles that stand under many images
     (docs/relevance.md); every: each caption."""
+    precision: Precision = "fp32"
+    """What SigLIP embeds in, in every evaluation: bf16 and fp16 are faster on a GPU, move ranks a little, and are named in the report."""
     slice_by: list[str] = []
     """Additional columns of the manifest, by its own names: R@1 is shown per value of each."""
     nnn: bool = False

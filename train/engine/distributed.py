@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
 
 from eval.errors import UserError, naming
-from eval.process_group import use_exact_float32, without_bf16
+from eval.process_group import asks_for_cpu, use_exact_float32, without_bf16
 from eval.processes import Processes
 from train.config.run import LoopConfig, RunConfig
 from train.engine.metrics_log import flatten
@@ -34,7 +34,8 @@ def start_distributed(train: LoopConfig, check: Callable[[Processes], Any]) -> t
     """
     # Who joins the processes first sets how long one waits for another; left alone, gloo waits half an hour and nccl ten minutes.
     timeout = timedelta(seconds=train.timeout_seconds)
-    if train.precision == "fp16" and PartialState(timeout=timeout).device.type != "cuda":
+    on_cpu = asks_for_cpu()  # which accelerate reads from the environment; its PartialState does not
+    if train.precision == "fp16" and PartialState(cpu=on_cpu, timeout=timeout).device.type != "cuda":
         raise UserError(
             f"train.precision fp16 needs a CUDA GPU, and this run is on {PartialState().device.type!r}: there autocast would compute in "
             "float32 or without a loss scale, and give no warning. Take train.precision=bf16 or fp32"

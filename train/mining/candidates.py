@@ -17,7 +17,7 @@ from transformers import SiglipModel
 
 from eval.dataset.retrieval_set import PositivePairs
 from eval.encoder.embedding_files import Shards
-from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, num_blocks, stream_captions, stream_images
+from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, block_on, device_of, num_blocks, stream_captions, stream_images
 from eval.encoder.inputs import SiglipInputs
 from eval.execution import ONE_PROCESS, Execution
 from eval.search.streamed import stream_search
@@ -111,23 +111,24 @@ def _embedded(
 ) -> Iterator[tuple[Shards, Shards]]:
     """Shards with the vectors of images of the split and captions of the pool; closed at the end."""
     model, inputs, frozen = retriever.model, retriever.inputs, retriever.frozen
+    image_block, text_block = (block_on(device_of(model), block) for block in (IMAGE_BLOCK, TEXT_BLOCK))
     with ExitStack() as opened:
         with execution.processes.jointly():
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-            images = opened.enter_context(Shards(folder, len(images_I), IMAGE_BLOCK, execution.processes))
-            captions = opened.enter_context(Shards(folder, len(captions_C), TEXT_BLOCK, execution.processes))
+            images = opened.enter_context(Shards(folder, len(images_I), image_block, execution.processes))
+            captions = opened.enter_context(Shards(folder, len(captions_C), text_block, execution.processes))
         if frozen.images is not None:
-            _read_cached(frozen.images, images_I, images, IMAGE_BLOCK, execution)
+            _read_cached(frozen.images, images_I, images, image_block, execution)
         else:
             subset = ImageSubset(pool.dataset, images_I)
-            stream_images(model, inputs, subset, images.append, block=IMAGE_BLOCK, remedy=None, execution=execution)
+            stream_images(model, inputs, subset, images.append, block=image_block, remedy=None, execution=execution)
         images.seal()
         if frozen.captions is not None:
-            _read_cached(frozen.captions, captions_C, captions, TEXT_BLOCK, execution)
+            _read_cached(frozen.captions, captions_C, captions, text_block, execution)
         else:
             texts = LazyStrings(lambda place: pool.text(int(captions_C[place])), len(captions_C))
-            stream_captions(model, inputs, texts, captions.append, block=TEXT_BLOCK, execution=execution)
+            stream_captions(model, inputs, texts, captions.append, block=text_block, execution=execution)
         captions.seal()
         yield images, captions
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from eval.encoder.checkpoint import hash_weights
+from eval.execution import Precision
 from rerank.scorers.scorer import PairScorer
 from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
@@ -64,9 +65,17 @@ def rules_of(
 
 
 def table_name_of(
-    retriever: Retriever, pool: CaptionPool, config: MiningConfig, refresh: Refresh, cross_encoder: MiningCrossEncoder | None
+    retriever: Retriever,
+    pool: CaptionPool,
+    config: MiningConfig,
+    refresh: Refresh,
+    cross_encoder: MiningCrossEncoder | None,
+    precision: Precision = "fp32",
 ) -> str:
     """The name of a table to be mined.
+
+    Args:
+        precision: what the towers embed in.
 
     Raises:
         ValueError: a cross-encoder is given and neither config.denoise nor config.distil asks for one, or the other way round.
@@ -75,4 +84,5 @@ def table_name_of(
         raise ValueError("a cross-encoder is given if and only if config.denoise or config.distil asks for one")
     rules = rules_of(config, refresh, cross_encoder.scorer if cross_encoder is not None else None, pool)
     rules |= ({"form": "images"} if config.form == "images" else {}) | retriever.inputs.contract
+    rules |= {"precision": precision} if precision != "fp32" else {}
     return table_name(hash_weights(retriever.model), pool.data_sha256, rules)

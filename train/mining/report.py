@@ -12,7 +12,7 @@ from eval.dataset.retrieval_set import GroupHashes
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives
 from train.mining.candidates import Candidates
-from train.mining.rules import Outcome, RankedLists
+from train.mining.rules import Outcome
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NUM_BINS = 30
@@ -164,7 +164,7 @@ class Mined:
     """The result of a mining, which the report summarizes.
 
     Attributes:
-        lists: the candidates found, as the rules take them.
+        best_logit_Q: float32, logit of each query's best positive.
         outcome_QK: uint8, an Outcome of each candidate.
         num_wanted: negatives asked for per query.
         num_judged: pairs that a cross-encoder scored.
@@ -172,7 +172,7 @@ class Mined:
 
     negatives: Negatives
     found: Candidates
-    lists: RankedLists
+    best_logit_Q: np.ndarray
     outcome_QK: np.ndarray
     num_wanted: int
     num_judged: int
@@ -195,7 +195,7 @@ def summarize(mined: Mined, pool: CaptionPool, truth: set[tuple[str, str]] | Non
     found = bool(negative_N.any())
     match_N = table.match_N[negative_N] if found and table.match_N is not None else None
     sides = {
-        "positive": mined.lists.best_logit_Q[readable_Q],
+        "positive": mined.best_logit_Q[readable_Q],
         "negative": table.scores_N[negative_N],
         "margin": table.margins_N[negative_N],
     }

@@ -1,13 +1,15 @@
 """Select negatives among the candidates that pass the rules: by score or at random, none more than max_uses times, none that matches.
 
-The selection is a function of whole arrays and of (seed, step, query), so any number of processes, and a resumed run, select the same. It
-serves both directions (train/mining/rules.py). Shape letters: Q queries, K depth, N candidates.
+The selection is a function of all queries' candidates and of (seed, step, query). Each process selects for a run of queries, and what one
+query's choice leaves to another is gathered, so any number of processes, and a resumed run, select the same. It serves both directions
+(train/mining/rules.py). Shape letters: Q queries of this process, K depth, N candidates.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
+from eval.processes import Processes
 from train.config.mining import MiningConfig
 from train.data.order import generator
 from train.mining.rules import Outcome, RankedLists
@@ -45,6 +47,7 @@ def select_negatives(
     priority_QK: np.ndarray,
     config: MiningConfig,
     match_probability: Callable[[tuple[np.ndarray, ...]], np.ndarray] | None = None,
+    processes: Processes = Processes(),
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Select negatives greedily: of all queries' unfiltered candidates, by priority, each whose query still needs one, whose key was used
     fewer than max_uses times, and which is no match.
@@ -54,7 +57,9 @@ def select_negatives(
 
     Args:
         filtered_QK: from `filtered_out`.
-        match_probability: of the cross-encoder, of the candidates at (rows, places); None: no candidate counts as a match.
+        match_probability: of the cross-encoder, of the candidates at (rows, places), called on all processes together; None: no candidate
+            counts as a match.
+        processes: each has the next of the queries, in rank order.
 
     Returns the outcome of every candidate, uint8 of shape (Q, K), and the match probabilities, float32, NaN where a pair was not scored;
     None where none is asked for.
@@ -64,15 +69,15 @@ def select_negatives(
     probability_QK = np.full(open_QK.shape, np.nan, dtype=np.float32)
     match_at = config.denoise.threshold if config.denoise is not None else 1
     while True:
-        selected_QK = _select(open_QK & ~(probability_QK >= match_at), position_QK, lists.key_QK, priority_QK, config)
+        selected_QK = _select(open_QK & ~(probability_QK >= match_at), position_QK, lists.key_QK, priority_QK, config, processes)
         unscored = np.nonzero(selected_QK & np.isnan(probability_QK))
-        if match_probability is None or not len(unscored[0]):
+        if match_probability is None or not any(int(part[0]) for part in processes.gather(np.array([len(unscored[0])]))):
             break
         probability_QK[unscored] = match_probability(unscored)
     outcome_QK = filtered_QK.copy()
     reached_QK = _reached(selected_QK, position_QK, config.negatives_per_image)
     left_QK = open_QK & ~selected_QK & reached_QK
-    used_QK = _used_up(selected_QK, left_QK, lists.key_QK, priority_QK, config.max_uses)
+    used_QK, _ = _used_up(selected_QK, left_QK, lists.key_QK, priority_QK, config.max_uses, processes)
     outcome_QK[left_QK] = np.where(used_QK, Outcome.MAX_USES, Outcome.MATCH)[left_QK]
     outcome_QK[selected_QK] = Outcome.MINED
     if config.denoise is not None and config.denoise.relabel_at is not None:
@@ -100,7 +105,14 @@ def _first(wanted_QK: np.ndarray, position_QK: np.ndarray, count: int) -> np.nda
     return wanted_QK & np.take_along_axis(np.cumsum(in_order_QK, axis=1) <= count, position_QK, axis=1)
 
 
-def _select(left_QK: np.ndarray, position_QK: np.ndarray, key_QK: np.ndarray, priority_QK: np.ndarray, config: MiningConfig) -> np.ndarray:
+def _select(
+    left_QK: np.ndarray,
+    position_QK: np.ndarray,
+    key_QK: np.ndarray,
+    priority_QK: np.ndarray,
+    config: MiningConfig,
+    processes: Processes,
+) -> np.ndarray:
     """The selection among the candidates left, at most negatives_per_image of a query and max_uses of a key; bool of shape (Q, K).
 
     Deferred acceptance (Gale and Shapley 1962): queries propose their first candidates, keys accept the best proposals, and a refused query
@@ -111,27 +123,39 @@ def _select(left_QK: np.ndarray, position_QK: np.ndarray, key_QK: np.ndarray, pr
         first_QK = _first(left_QK, position_QK, config.negatives_per_image)
         if config.max_uses is None:
             return first_QK
-        refused_QK = _used_up(first_QK, first_QK, key_QK, priority_QK, config.max_uses)
-        if not refused_QK.any():
+        refused_QK, is_any = _used_up(first_QK, first_QK, key_QK, priority_QK, config.max_uses, processes)
+        if not is_any:
             return first_QK
         left_QK &= ~refused_QK
 
 
 def _used_up(
-    selected_QK: np.ndarray, candidates_QK: np.ndarray, key_QK: np.ndarray, priority_QK: np.ndarray, max_uses: int | None
-) -> np.ndarray:
-    """Which of the candidates in `candidates_QK` come after max_uses selected candidates of the same key; bool of shape (Q, K)."""
+    selected_QK: np.ndarray,
+    candidates_QK: np.ndarray,
+    key_QK: np.ndarray,
+    priority_QK: np.ndarray,
+    max_uses: int | None,
+    processes: Processes,
+) -> tuple[np.ndarray, bool]:
+    """Which of the candidates in `candidates_QK` come after max_uses selected candidates of the same key, of any process's queries; bool of
+    shape (Q, K). And whether one does on any process."""
     used_QK = np.zeros_like(candidates_QK)
     if max_uses is None:
-        return used_QK
-    rows_N, places_N = np.nonzero(selected_QK | candidates_QK)
-    keys_N, selected_N = key_QK[rows_N, places_N], selected_QK[rows_N, places_N]
-    order_N = np.lexsort((places_N, rows_N, -priority_QK[rows_N, places_N], keys_N))
+        return used_QK, False
+    places_n = np.nonzero(selected_QK | candidates_QK)  # of this process: by query, then by rank, as are all of them after one another
+    own = (key_QK[places_n], priority_QK[places_n], selected_QK[places_n], candidates_QK[places_n])
+    parts = [processes.gather(values_n) for values_n in own]
+    keys_N, priority_N, selected_N, candidates_N = (np.concatenate(part) for part in parts)
+    order_N = np.lexsort((-priority_N, keys_N))  # which is stable: equal ones stay in the order of queries and ranks
     before_N = np.cumsum(selected_N[order_N]) - selected_N[order_N]
     starts_N = np.concatenate([[True], np.diff(keys_N[order_N]) != 0])[: len(order_N)]
     uses_N = before_N - np.maximum.accumulate(np.where(starts_N, before_N, 0))
-    used_QK[rows_N[order_N], places_N[order_N]] = uses_N >= max_uses
-    return used_QK & candidates_QK
+    used_N = np.zeros(len(order_N), dtype=bool)
+    used_N[order_N] = uses_N >= max_uses
+    used_N &= candidates_N
+    first = sum(len(part) for part in parts[0][: processes.rank])
+    used_QK[places_n] = used_N[first : first + len(places_n[0])]
+    return used_QK, bool(used_N.any())
 
 
 def _reached(selected_QK: np.ndarray, position_QK: np.ndarray, per_query: int) -> np.ndarray:

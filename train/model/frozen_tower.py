@@ -3,7 +3,8 @@
 The file's name is a hash of the tower's weights, the data and the input settings; it ends in the SHA-256 of its rows and is committed by a
 rename, so a stale or damaged one is never read. The rows are those of eval/encoder/encoder.py: float32, without dropout, on its fixed grid
 of blocks, so any number of processes makes the same bits, and a resumed run reads those it began with. Machines without a shared disk
-each write their own file. Shape letters: N rows, D width.
+each write their own file. Another run of the same tower and data finds the file in the machine's cache (eval/embed/cache.py).
+Shape letters: N rows, D width.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,10 +25,12 @@ from PIL import Image
 
 from eval.atomic import replace_files, sweep
 from eval.dataset.images import ImageError
+from eval.embed.cache import bring_file, cache_file, image_key, most_bytes, store_file, text_key
 from eval.encoder.checkpoint import hash_weights
-from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, embed_captions, embed_images
+from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, block_on, device_of, embed_captions, embed_images
 from eval.errors import WriteError
 from eval.execution import ONE_PROCESS, Execution
+from eval.progress import say
 from train.data.cached_embeddings import FrozenRows
 
 if TYPE_CHECKING:
@@ -84,10 +88,11 @@ class FrozenStore:
     def path(self, tower: Tower) -> Path:
         """The file of a tower's embeddings."""
         inputs, siglip = self._tuned.inputs, self._tuned.siglip
+        block = block_on(device_of(siglip), IMAGE_BLOCK if tower == "image" else TEXT_BLOCK)
         if tower == "image":
-            weights, read = hash_weights(siglip.vision_model), [inputs.image_processor.to_dict(), IMAGE_BLOCK]
+            weights, read = hash_weights(siglip.vision_model), [inputs.image_processor.to_dict(), block]
         else:  # the tokenizer is identified by its token ids of some captions
-            weights, read = hash_weights(siglip.text_model), [inputs.token_ids(self._dataset.captions[:256]).tolist(), TEXT_BLOCK]
+            weights, read = hash_weights(siglip.text_model), [inputs.token_ids(self._dataset.captions[:256]).tolist(), block]
         text = json.dumps([weights, self._data, inputs.contract, read], sort_keys=True, default=str)
         return self.folder / f"{tower}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.f32"
 
@@ -101,14 +106,37 @@ class FrozenStore:
             UserError: an embedding is not finite.
             WriteError: the file cannot be written.
         """
-        path = self.path(tower)
-        has_whole = not self._is_writer or (is_whole(path, self._shape(tower)) and not self._decodes_now(tower, path))
+        path, key = self.path(tower), None
+        with self._processes.jointly():
+            has_whole = not self._is_writer or self._has_whole(tower, path)
+            if not has_whole and (key := self._cache_key(tower, execution)) is not None and bring_file(key, path):
+                has_whole = self._has_whole(tower, path)
+                if not has_whole:
+                    say(f"warning: {cache_file(key)} is damaged; the embeddings are made again", file=sys.stderr)
         if not all(bool(part[0]) for part in self._processes.gather(np.array([has_whole]))):
             with self._processes.jointly():
                 self._make(tower, None if has_whole else path, replace(execution, processes=self._processes))
         present = path.is_file()
         self._processes.raise_together("" if present else f"{path}: not there on process {self._processes.rank} after it was written")
-        return FrozenRows(np.memmap(path, dtype=np.float32, mode="r", shape=self._shape(tower)))
+        rows = FrozenRows(np.memmap(path, dtype=np.float32, mode="r", shape=self._shape(tower)))
+        if key is not None and not has_whole and key == self._cache_key(tower, execution) and not rows.unknown():
+            store_file(key, path)
+        return rows
+
+    def _cache_key(self, tower: Tower, execution: Execution) -> str | None:
+        """The name of a tower's file in the machine's cache; None: it is not cached."""
+        if not most_bytes():
+            return None
+        siglip, inputs = self._tuned.siglip, self._tuned.inputs
+        if tower == "image":
+            key = image_key(siglip, inputs, self._dataset, execution)
+        else:
+            key = text_key(siglip, inputs, map(self._pool.text, range(len(self._pool))), execution)
+        return None if key is None else hashlib.sha256(f"frozen {key}".encode()).hexdigest()
+
+    def _has_whole(self, tower: Tower, path: Path) -> bool:
+        """Whether the file is there and whole, and no image that did not decode then does now."""
+        return is_whole(path, self._shape(tower)) and not self._decodes_now(tower, path)
 
     def _decodes_now(self, tower: Tower, path: Path) -> bool:
         """Whether an image that did not decode when the file was made does now (a disk was missing then): the file is then made again."""
@@ -154,8 +182,9 @@ class FrozenStore:
     def _embed(self, tower: Tower, execution: Execution) -> Iterator[np.ndarray]:
         """Embeddings in order, a window of whole blocks at a time; the same on every process."""
         num_rows = self._shape(tower)[0]
-        step = (IMAGE_BLOCK if tower == "image" else TEXT_BLOCK) * _WINDOW_BLOCKS * self._processes.world_size
         model, inputs = self._tuned.siglip, self._tuned.inputs
+        block = block_on(device_of(model), IMAGE_BLOCK if tower == "image" else TEXT_BLOCK)
+        step = block * _WINDOW_BLOCKS * self._processes.world_size
         for start in range(0, num_rows, step):
             stop = min(start + step, num_rows)
             if tower == "image":

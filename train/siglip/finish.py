@@ -58,7 +58,7 @@ def finish(job: Job, state: State, check_signal: Callable[[], Any]) -> None:
     stopped = "" if state.stopped_by is None else f"ended at step {state.step}: the retention set {state.stopped_by!r} was forgotten"
     export = job.export_best(state, export_checkpoint)
     job.processes.together(lambda: job.check_base(state))
-    execution = job.execution(lambda count: check_signal())
+    execution = job.evaluating(lambda count: check_signal())
     retained = [_measure_retention(job, export, watched, execution) for watched in job.splits.watch]
     effect = mining_effect(job.config, state, state.chosen_step) if job.processes.is_main else None
     missed = no_gain(state, state.chosen_step, job.config.train.begin_at)
@@ -194,6 +194,7 @@ def _further_reports(config: JobConfig) -> list[Path]:
 
 
 _LATER_KEYS: dict[str, Any] = {"gallery": "every", "nnn": False, "mteb": None, "calibration": False, "trec_depth": DEFAULT_RUN_DEPTH}
+_LATER_KEYS |= {"precision": "fp32"}
 """Keys of `evaluation` that runs of earlier versions do not have, and the values that ask for what those did."""
 
 

@@ -1,9 +1,11 @@
 """The job of tuning SigLIP: everything is checked and built before its first step, and described in lines."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from eval.choices.choice_set import read_choices
 from eval.dataset.qrels import read_qrels
@@ -11,9 +13,10 @@ from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.encoder import ImageSource
 from eval.encoder.hub import with_revision
 from eval.encoder.identity import file_stamps, identity_sha256
-from eval.errors import named
+from eval.errors import UserError, named
+from eval.execution import Execution, no_progress
 from eval.manifest.columns import CAPTION_NAMES
-from eval.process_group import launched_device
+from eval.process_group import launched_device, precision_fault
 from eval.processes import Processes
 from rerank.expansions.generated import Paraphraser
 from rerank.options import scoring_precision
@@ -62,6 +65,15 @@ class Job(Run):
     def load_base(self) -> TunedModel:
         """As `Run`."""
         return TunedModel.load(self.base, strip_punctuation=self.config.model.strip_punctuation)
+
+    def evaluating(self, on_progress: Callable[[int], Any] = no_progress) -> Execution:
+        """How this run measures: as `execution`, in evaluation.precision."""
+        return replace(self.execution(on_progress), precision=self.config.evaluation.precision)
+
+    def mining(self, on_progress: Callable[[int], Any] = no_progress) -> Execution:
+        """How this run embeds to mine: as `execution`, on a GPU in the precision that it trains in."""
+        on_cpu = self.accelerator.device.type == "cpu"
+        return replace(self.execution(on_progress), precision="fp32" if on_cpu else self.config.train.precision)
 
     def evaluated(self) -> list[tuple[str, ImageSource]]:
         """As `Run`, and the pictures of the choice sets, each once whatever parts of it are looked at; of these none is left out."""
@@ -131,6 +143,8 @@ def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
     """
 
     def check(processes: Processes) -> None:
+        if fault := precision_fault(config.evaluation.precision, PartialState().device):
+            raise UserError(f"evaluation.precision {config.evaluation.precision}: {fault}")
         check_shardable(config, processes)
         require_forms(config.export)
         if config.mining is not None and config.mining.index == "faiss":

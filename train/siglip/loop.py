@@ -46,7 +46,7 @@ class Loop(BaseLoop):
         stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.accelerator.autocast)
         stepper.true_pairs = self._true_pairs()
         at_base = job.config.train.begin_at is None
-        self.watch = Watch(job.splits.watch, job.base, job.processes, job.config.data.num_workers, starts_at_base=at_base)
+        self.watch = Watch(job.splits.watch, job.base, job.evaluating(), starts_at_base=at_base)
         super().__init__(job, signals, stepper)
         self.state = replace(self.state, matcher_sha256=job.cross_encoder_sha256)
 
@@ -166,9 +166,9 @@ class Loop(BaseLoop):
     def _measure_val(self, val: RetrievalSet) -> dict[str, Any]:
         """What the line of an evaluation holds on val."""
         with self.side_bar("evaluating", val.num_images + val.num_captions) as progress:
-            stage = retrieve(
-                f"step {self.state.step}", self.job.tuned.siglip, self.job.tuned.inputs, val, execution=self.job.execution(progress)
-            )
+            job, step = self.job, self.state.step
+            execution, is_base = job.evaluating(progress), step == 0  # whose embeddings other runs ask for too
+            stage = retrieve(f"step {step}", job.tuned.siglip, job.tuned.inputs, val, execution=execution, cached=is_base)
         values = values_of(val, stage)
         return {
             "split": val.split,

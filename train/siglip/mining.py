@@ -67,7 +67,7 @@ def refresh_negatives(
     assert mining is not None
     # The run's own, not the runs': what other runs have scored would decide which captions meet in a batch, and so the last bits.
     scorer = load_mining_cross_encoder(config, job.accelerator.device)
-    execution, cross_encoder = job.execution(on_progress), None
+    execution, cross_encoder = job.mining(on_progress), None
     if scorer is not None:
         cached = job.processes.together(lambda: ScoreCache(job.folder / "pair-scores", job.log))
         cross_encoder = MiningCrossEncoder(scorer, job.pool, cache=cached, execution=execution)

@@ -2,13 +2,14 @@
 
 A set has dropped if the paired 95% interval (bootstrap over images) of mean R@1 of both directions against the base lies wholly below 0.
 The figures are eval/'s own, from the same per-query rows. What the base retrieved is not stored: a resumed run measures it again, which
-gives the same bits, since adapters begin at zero and scale and bias move no rank. Shape letters: S resamples, I images.
+gives the same bits, since adapters begin at zero and scale and bias move no rank, and mostly reads them from the cache of embeddings
+(eval/embed/cache.py). Shape letters: S resamples, I images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,6 @@ from eval.metrics.evaluate import Figures
 from eval.metrics.measurement import measure_checkpoint
 from eval.metrics.significance import interval, resample_weights
 from eval.metrics.stage_metrics import StageMetrics, mean_recall_at_1
-from eval.processes import Processes
 from eval.report.render import signed
 from eval.report.section import SectionFormat
 from eval.search.ranking import DIRECTIONS
@@ -113,12 +113,10 @@ class RetentionResult:
 class Watch:
     """The retention sets of a run."""
 
-    def __init__(
-        self, sets: Sequence[RetentionSet], base: str, processes: Processes, num_workers: int, *, starts_at_base: bool = True
-    ) -> None:
-        """starts_at_base: whether the weights of step 0 are the base's."""
+    def __init__(self, sets: Sequence[RetentionSet], base: str, execution: Execution, *, starts_at_base: bool = True) -> None:
+        """execution: its on_progress is not used; starts_at_base: whether the weights of step 0 are the base's."""
         self._starts_at_base = starts_at_base
-        self._sets, self._base, self._processes, self._num_workers = sets, base, processes, num_workers
+        self._sets, self._base, self._execution = sets, base, execution
         self._references: list[pa.Table] = []
 
     @property
@@ -132,21 +130,23 @@ class Watch:
         Raises:
             UserError: a picture does not decode, or the base is not there any more.
         """
-        tables = self._tables("now", siglip, inputs, on_progress)
+        tables = self._tables("now", siglip, inputs, on_progress, cached=step == 0)
         if step == 0 and self._starts_at_base:
             self._references = [table.set_column(0, "stage", pa.array(["before"] * len(table))) for table in tables]
         elif len(self._references) < len(self._sets):
             base, _ = load_siglip(self._base)
             base.to(next(siglip.parameters()).device)
-            self._references = self._tables("before", base, inputs, on_progress)
+            self._references = self._tables("before", base, inputs, on_progress, cached=True)
         return [
             RetentionResult(watched.config, Recall.of(watched.dataset, pa.concat_tables([reference, table]), "now", "before"))
             for watched, reference, table in zip(self._sets, self._references, tables, strict=True)
         ]
 
-    def _tables(self, name: str, siglip: SiglipModel, inputs: SiglipInputs, on_progress: Callable[[int], Any]) -> list[pa.Table]:
-        execution = Execution(processes=self._processes, num_workers=self._num_workers, on_progress=on_progress)
-        return [measure_checkpoint(name, siglip, inputs, watched.dataset, execution=execution) for watched in self._sets]
+    def _tables(
+        self, name: str, siglip: SiglipModel, inputs: SiglipInputs, on_progress: Callable[[int], Any], *, cached: bool
+    ) -> list[pa.Table]:
+        execution = replace(self._execution, on_progress=on_progress)
+        return [measure_checkpoint(name, siglip, inputs, watched.dataset, execution=execution, cached=cached) for watched in self._sets]
 
 
 def retention_record(config: WatchConfig, figures: Figures) -> dict[str, Any]:

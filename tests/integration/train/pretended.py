@@ -36,7 +36,7 @@ from train.data.caption_pool import CaptionPool
 from train.data.order import BatchOrder
 from train.engine.checkpoint import Checkpoints, State
 from train.loss import sigmoid
-from train.mining.candidates import Retriever
+from train.mining.candidates import Retriever, find_candidates
 from train.mining.mine import mine
 from train.model.siglip import TunedModel, make_optimizer
 from train.optim import update
@@ -187,6 +187,10 @@ def alone(manifest: str, base: str, blip: str, folder: Path) -> dict[str, Any]:
     with pretend_gpu.mode(), pretend_gpu.counting() as seen:
         embed_images(on_gpu.tuned.siglip, on_gpu.tuned.inputs, load(Path(manifest)), block=8)
     record["waits"]["embedding"] = dict(seen.waits)
+    with pretend_gpu.mode(), pretend_gpu.counting() as seen:
+        found = Retriever(on_gpu.tuned.siglip, on_gpu.tuned.inputs), CaptionPool(load(Path(manifest)))
+        find_candidates(*found, 20, execution=Execution(device=pretend_gpu.DEVICE))
+    record["waits"]["mining"] = dict(seen.waits)
     with pretend_gpu.mode():
         record["waits"]["search"] = search_waits()
     with pretend_gpu.mode():

@@ -45,6 +45,8 @@ def without_lines(waits: dict[str, int]) -> dict[str, int]:
 def test_a_steady_step_waits_twice_an_embedding_not_at_all_and_a_search_for_its_results(record: dict[str, Any]) -> None:
     """A search waits for no tile."""
     assert record["waits"]["embedding"] == {}
+    mining = record["waits"]["mining"]
+    assert sorted(mining.values()) == [2, 2], f"two results of the only block of queries each from two lines: {mining}"
     search = record["waits"]["search"]
     assert sorted(search.values()) == [1, 2, 2 * 5], "the gallery, ranks of each direction, two results of each of five blocks of queries"
     assert len(record["steps"]) == 6

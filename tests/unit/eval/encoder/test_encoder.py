@@ -41,13 +41,34 @@ def test_embeddings_equal_transformers(tiny_siglip: Path, pictures: list[Path], 
     assert np.abs(ours_captions[0] - ours_captions[1]).max() > 0.01, "inputs must move the embedding, or this test shows nothing"
 
 
-@pytest.mark.parametrize("block", [1, 7, 40, 64])
+@pytest.mark.parametrize("block", [1, 7, 40, 64, 256])
 def test_any_block_size(tiny_siglip: Path, pictures: list[Path], sentences: list[str], block: int) -> None:
     model, inputs = load_siglip(tiny_siglip)
     dataset = picture_set(pictures)
     np.testing.assert_allclose(embed_images(model, inputs, dataset, block=block), embed_images(model, inputs, dataset), atol=1e-5)
     captions = sentences[:50]
     np.testing.assert_allclose(embed_captions(model, inputs, captions, block=block), embed_captions(model, inputs, captions), atol=1e-5)
+
+
+def test_a_block_of_pieces_knows_which_pictures_are_empty(tiny_siglip: Path, pictures: list[Path], tmp_path: Path) -> None:
+    model, inputs = load_siglip(tiny_siglip)
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    dataset = picture_set([tmp_path / "broken.png" if number in (3, 35) else path for number, path in enumerate(pictures)])
+    pieces = embed_images(model, inputs, dataset, block=256, remedy=None, execution=Execution(num_workers=1))
+    assert np.flatnonzero(~pieces.any(axis=1)).tolist() == [3, 35]
+    np.testing.assert_allclose(pieces, embed_images(model, inputs, dataset, remedy=None), atol=1e-5)
+
+
+def test_half_precision_is_that_of_the_towers_alone(tiny_siglip: Path, pictures: list[Path], sentences: list[str]) -> None:
+    model, inputs = load_siglip(tiny_siglip)
+    dataset, half = picture_set(pictures), Execution(precision="bf16")
+    exact = embed_images(model, inputs, dataset), embed_captions(model, inputs, sentences[:50])
+    found = embed_images(model, inputs, dataset, execution=half), embed_captions(model, inputs, sentences[:50], execution=half)
+    for one, other in zip(exact, found, strict=True):
+        assert other.dtype == np.float32 and not np.array_equal(one, other)
+        np.testing.assert_allclose(np.linalg.norm(other, axis=1), 1, atol=1e-6)  # a unit vector of float32, not one of bf16
+        assert (one * other).sum(axis=1).min() > 0.999
+    assert embed_captions(model, inputs, sentences[:50]).tobytes() == exact[1].tobytes(), "nothing is left of it"
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -20,13 +20,21 @@ from eval.execution import Execution
 from eval.processes import Processes
 from eval.search import streamed as streamed_search
 from tests.small_job import load
+from train.config.mining import MiningConfig
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.mining import candidates
 from train.mining import faiss_index as approximate
 from train.mining.candidates import Retriever
+from train.mining.mine import Selector
+from train.mining.refresh import Refresh
 
 FURTHER = [f"a {colour} {thing} number {number}" for number in range(4) for colour in ("red", "grey") for thing in ("dog", "circle", "cat")]
 SOME_IMAGES = np.array([0, 3, 4, 11, 17, 18, 19, 33, 38])
+RULES = MiningConfig.model_validate(
+    {"mine_every_steps": 1, "negatives_per_image": 3, "max_uses": 2, "selection": "softmax", "margin": None}
+    | {"denoise": {"mode": "relabel", "threshold": 0.6, "relabel_threshold": 0.9}}
+)
+"""With what one query leaves to another, and what is drawn."""
 SOME_CAPTIONS = np.array([70, 3, 4, 5, 30, 31, 1, 44])
 
 
@@ -44,9 +52,17 @@ def find_all(manifest: str, base: str, folder: Path, processes: Processes) -> di
     if approximate_is_here():
         records["approximate"] = candidates.find_candidates(retriever, pool, 30, num_probes=3, **common)
     assert list(folder.iterdir()) == []
-    return {
-        f"{name}.{key}": np.array(value) for name, record in records.items() for key, value in vars(record).items() if value is not None
-    }
+    found: dict[str, Any] = {f"{name}.{key}": value for name, record in records.items() for key, value in vars(record).items()}
+    for name, candidates_of in (("whole", whole), ("images", images)):
+        mined = Selector(pool, np.float32(10), np.float32(-1), RULES, Refresh(3, 4), chance, processes).select("made", candidates_of)
+        found |= {f"{name}.mined.{key}": value for key, value in vars(mined.negatives).items()}
+        found |= {f"{name}.mined.outcomes": mined.outcome_QK, f"{name}.mined.judged": mined.num_judged}
+    return {key: np.array(value) for key, value in found.items() if value is not None}
+
+
+def chance(images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
+    """Match probabilities of pairs, which are told apart by their hash."""
+    return ((images_N * 7919 + captions_N * 104729) % 1000 / 999).astype(np.float32)
 
 
 def approximate_is_here() -> bool:

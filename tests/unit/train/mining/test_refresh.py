@@ -13,6 +13,7 @@ from PIL import Image
 from eval.captions import normalise
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.encoder.checkpoint import load_siglip
+from eval.execution import Execution
 from tests.small_job import SmallWorld, load, write_pictures
 from tests.unit.train.mining.mining_oracle import dataset_of
 from train.config.mining import MiningConfig
@@ -108,7 +109,10 @@ def test_the_name_follows_from_weights_data_and_rules_but_not_from_the_weight(sm
         for keys in ({}, {"weight": 0.1, "mined_scope": "all"}, {"margin": 2.0}, {"pool_top_k": 9})
     ]
     names.append(mined_from(small_world, other)[1].name)
-    assert names[0] == names[1] and len(set(names)) == 4
+    model, inputs = load_siglip(small_world.base)
+    half = Execution(precision="bf16")
+    names.append(mine(Retriever(model, inputs), CaptionPool(dataset), MiningConfig(mine_every_steps=1), execution=half)[0].name)
+    assert names[0] == names[1] and len(set(names)) == 5
 
 
 class WordScorer:

@@ -1,19 +1,24 @@
 """train/mining/rules.py, train/mining/selection.py and train/mining/mine.py's select against brute force, over all combinations of
 rules."""
 
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 from eval.captions import normalise
+from eval.processes import Processes
 from tests.unit.train.mining.mining_oracle import Instance, dataset_of
 from train.config.mining import MiningConfig
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.data.negatives import table_name
 from train.mining.candidates import Candidates
-from train.mining.mine import select
+from train.mining.mine import Selector, select
 from train.mining.refresh import Refresh, rules_of
 from train.mining.report import RULES, Mined, MiningReport, summarize
 from train.mining.rules import Outcome, RankedLists, filtered_out, perc_pos_bound
@@ -80,7 +85,7 @@ def an_instance(seed: int) -> Instance:
     return instance
 
 
-def mined_from(instance: Instance, seed: int) -> tuple[Mined, MiningReport, list[tuple[int, int]]]:
+def mined_from(instance: Instance, seed: int, processes: Processes = Processes()) -> tuple[Mined, MiningReport, list[tuple[int, int]]]:
     asked: list[tuple[int, int]] = []
 
     def probability(images_N: np.ndarray, captions_N: np.ndarray) -> np.ndarray:
@@ -90,7 +95,8 @@ def mined_from(instance: Instance, seed: int) -> tuple[Mined, MiningReport, list
 
     refresh = Refresh(seed=seed, step=3)
     chosen_probability = probability if instance.config.denoise is not None else None
-    mined = select("made", instance.pool, instance.found, instance.scale, instance.bias, instance.config, refresh, chosen_probability)
+    selector = Selector(instance.pool, instance.scale, instance.bias, instance.config, refresh, chosen_probability, processes)
+    mined = selector.select("made", instance.found)
     return mined, summarize(mined, instance.pool, None, None), asked
 
 
@@ -118,6 +124,42 @@ def test_a_thousand_instances_are_brute_force_and_no_positive_is_mined() -> None
             totals[name] += count
     rare = {name: count for name, count in totals.items() if count < 20}
     assert rare == {"not_looked_at": 0}, f"the instances do not try every rule: {rare}"
+
+
+@dataclass(frozen=True)
+class Threads(Processes):
+    """Processes that are threads of this one; what each gives is in `given` when all are at the barrier."""
+
+    given: list[Any] = field(default_factory=list)
+    barrier: Any = None
+
+    def gather(self, array: np.ndarray) -> list[np.ndarray]:
+        self.given[self.rank] = array
+        self.barrier.wait(20)
+        parts = list(self.given)
+        self.barrier.wait(20)
+        return parts
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_that_share_the_queries_mine_what_one_mines(world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the instances of brute force, which have up to seven images: some processes have no query at all."""
+    monkeypatch.setattr("train.mining.mine._QUERIES_AT_ONCE", 2)
+    num_rows = 0
+    for seed in range(100):
+        instance, given, barrier = an_instance(seed), [None] * world_size, threading.Barrier(world_size)
+        expected, report, asked = mined_from(instance, seed)
+        with ThreadPoolExecutor(world_size) as threads:
+            shares = [Threads(rank, world_size, given=given, barrier=barrier) for rank in range(world_size)]
+            results = list(threads.map(partial(mined_from, instance, seed), shares))
+        for mined, own_report, own_asked in results:
+            assert own_asked == asked and own_report == report, seed
+            assert np.array_equal(mined.outcome_QK, expected.outcome_QK)
+            for key, values in vars(expected.negatives).items():
+                own = vars(mined.negatives)[key]
+                assert own is values or (own.dtype == values.dtype and own.tobytes() == values.tobytes()), (seed, key)
+        num_rows += len(expected.negatives)
+    assert num_rows > 150
 
 
 def test_the_cross_encoder_scores_only_what_would_be_selected() -> None:

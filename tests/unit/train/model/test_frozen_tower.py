@@ -226,3 +226,26 @@ def test_mining_reads_cached_embeddings_and_finds_the_same(
     assert len(plain) > 0 and plain.name == again.name
     for name, value in vars(plain).items():
         assert value is None or np.array_equal(getattr(again, name), value), name
+
+
+def test_another_run_of_the_same_tower_finds_its_rows(
+    small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    monkeypatch.setenv("EMBEDDING_CACHE_GIB", "1")
+    _, tuned = make_job(small_world, ["image", "text"])
+    first = both(store_of(tmp_path / "one", small_world, tuned))
+    with monkeypatch.context() as patch:
+        patch.setattr(FrozenStore, "_make", None)  # not called
+        second = both(store_of(tmp_path / "two", small_world, tuned))
+    assert first.images is not None and second.images is not None and first.captions is not None and second.captions is not None
+    np.testing.assert_array_equal(first.images.vectors_ND, second.images.vectors_ND)
+    np.testing.assert_array_equal(first.captions.vectors_ND, second.captions.vectors_ND)
+    assert "damaged" not in capfd.readouterr().err
+    for path in (tmp_path / "assets").rglob("*.f32"):
+        whole = path.read_bytes()
+        path.unlink()  # the runs' files are the same
+        path.write_bytes(whole[:-1])
+    third = store_of(tmp_path / "three", small_world, tuned).rows("image")
+    np.testing.assert_array_equal(first.images.vectors_ND, third.vectors_ND)
+    assert "damaged" in capfd.readouterr().err

@@ -11,9 +11,9 @@ import pytest
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.errors import UserError
+from eval.execution import ONE_PROCESS
 from eval.metrics.evaluate import evaluate, query_table
 from eval.metrics.significance import resample_weights
-from eval.processes import Processes
 from eval.search.retrieve import retrieve
 from tests.small_job import SmallWorld, load
 from train.config.evaluation import WatchConfig
@@ -105,7 +105,7 @@ def test_step_0_measured_again_after_a_resume_is_step_0_bit_for_bit(small_world:
     model = JobConfig.model_validate(small_world.record(Path("x"), model__lora=lora, model__logit_bias=-3.0)).model
     tuned = build_model(model, str(small_world.base))
     sets = [RetentionSet.load(watch_config(small_world)), RetentionSet.load(watch_config(small_world, name="other", split="train"))]
-    straight, resumed = (Watch(sets, str(small_world.base), Processes(), 0) for _ in range(2))
+    straight, resumed = (Watch(sets, str(small_world.base), ONE_PROCESS) for _ in range(2))
     first = straight.evaluate(0, tuned.siglip, tuned.inputs, lambda rows: None)
     assert [(sighting.recall.delta, sighting.recall.delta_ci95) for sighting in first] == [(0.0, [0.0, 0.0])] * 2
     for _, parameter in tuned.trainable():
