@@ -37,6 +37,7 @@ def check_shardable(config: JobConfig, processes: Processes) -> None:
         "model.freeze": bool(config.model.freeze),
         "train.micro_batch_size": config.train.micro_batch_size is not None,
         "train.precision=fp16": config.train.precision == "fp16",
+        "train.compile": config.train.compile,
     }
     if found := [key for key, is_asked in asked.items() if is_asked]:
         raise UserError(f"train.shard does not go with {', '.join(found)}; leave out one or the other")

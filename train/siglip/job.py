@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 
 from eval.choices.choice_set import read_choices
 from eval.dataset.qrels import read_qrels
@@ -106,6 +106,8 @@ class Job(Run):
             )
         if config.train.shard:
             lines.append(f"memory    weights, gradients and optimizer state in parts, one on each of {self.processes.world_size} processes")
+        if config.train.compile:
+            lines.append("compile   both towers, before the first step; evaluation and mining run them uncompiled")
         lines += frozen_lines(config)
         lines += [
             f"watch     {watched.config.name}: {watched.dataset.num_images:,} images with {watched.dataset.num_captions:,} captions; "
@@ -125,11 +127,15 @@ def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
 
     Raises:
         UserError: as train.engine.distributed.start_distributed, or a package of mining.index or of `export` is not
-            installed, or train.shard does not go with the rest.
+            installed, or train.shard does not go with the rest, or train.compile finds no compiler.
     """
 
     def check(processes: Processes) -> None:
         check_shardable(config, processes)
+        if config.train.compile:
+            from train.model.compiled import require_compiler  # torch's compiler takes a second to import
+
+            require_compiler(PartialState().device)
         require_forms(config.export)
         if config.mining is not None and config.mining.index == "faiss":
             require_faiss()
