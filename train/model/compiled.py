@@ -72,14 +72,11 @@ class CompiledTowers:
         if backend == "inductor":  # dropout as torch itself draws it: both passes of a cached micro-batch then have the same
             options = {"fallback_random": True, "deterministic": torch.are_deterministic_algorithms_enabled()}
         self.passes, self._inputs = passes, tuned.inputs
+        parts: dict[Tower, Any] = {"image": tuned.siglip.vision_model, "text": tuned.siglip.text_model}
         self.vision_model, self.text_model = (
-            torch.compile(part, dynamic=False, backend=backend, options=options)
-            for part in (tuned.siglip.vision_model, tuned.siglip.text_model)
+            torch.compile(part, dynamic=False, backend=backend, options=options) for part in parts.values()
         )
-        self._weights: dict[Tower, list[torch.nn.Parameter]] = {
-            tower: [weight for weight in part.parameters() if weight.requires_grad]
-            for tower, part in (("image", tuned.siglip.vision_model), ("text", tuned.siglip.text_model))
-        }
+        self._weights = {tower: [weight for weight in part.parameters() if weight.requires_grad] for tower, part in parts.items()}
         self._is_warm = False
 
     def filled(self, tower: Tower, rows: torch.Tensor) -> torch.Tensor:
