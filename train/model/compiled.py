@@ -88,10 +88,14 @@ class CompiledTowers:
     def warm_up(self, forward: Callable[[Tower, torch.Tensor], torch.Tensor]) -> None:
         """Compile every graph, forward and backward, at the first call; gradients are left as they are.
 
+        Not under a TorchDispatchMode, such as a counter of operations: there torch runs compiled functions uncompiled.
+
         Args:
             forward: a forward pass as the steps take it.
         """
-        for one in () if self._is_warm else self.passes:
+        if self._is_warm or torch._C._len_torch_dispatch_stack():
+            return
+        for one in self.passes:
             rows = torch.zeros(one.num_rows, self._inputs.num_tokens, dtype=torch.int64)
             if one.tower == "image":
                 rows = torch.zeros(one.num_rows, 3, self._inputs.image_size, self._inputs.image_size)
@@ -113,7 +117,7 @@ def require_compiler(device: torch.device) -> None:
     except Exception as error:  # each part of the compiler has its own kinds
         needed = "a C++ compiler, such as g++, with Python's headers" + (", and triton" if device.type == "cuda" else "")
         raise UserError(
-            f"train.compile: torch.compile does not work here ({str(error).strip().splitlines()[0]}). It needs {needed} (docs/memory.md); "
+            f"train.compile: torch.compile does not work here ({str(error).strip().splitlines()[0]}). It needs {needed} (docs/optimizer.md); "
             "install what is missing, or set train.compile=false"
         ) from error
 
