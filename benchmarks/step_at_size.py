@@ -149,7 +149,8 @@ def step_rows(siglip: SiglipModel, asked: argparse.Namespace) -> list[str]:
         took = time.process_time() - began[0], time.perf_counter() - began[1]
         ways["compiled"] = partial(measured.gradients, Compiled)
         notes["compiled"] = (
-            f"compiled in {took[1]:.0f} s of wall clock, this process {took[0]:.0f}; gradients within {away:.1e}; peak {peak_gib():.1f} GiB so far"
+            f"compiled in {took[1]:.0f} s of wall clock, this process {took[0]:.0f}; gradients within {away:.1e}; "
+            f"peak {peak_gib():.1f} GiB so far"
         )
         seconds = in_turns(ways, asked.rounds)
         found += [row(f"{precision}, {name}", seconds[name], seconds["uncompiled"], notes[name]) for name in ways]
@@ -158,7 +159,7 @@ def step_rows(siglip: SiglipModel, asked: argparse.Namespace) -> list[str]:
 
 def update_rows(siglip: SiglipModel, asked: argparse.Namespace) -> list[str]:
     """The parts of an update, of the whole model, and of the casts."""
-    weights = [parameter for parameter in siglip.parameters()]
+    weights = list(siglip.parameters())
     buffer = torch.zeros(sum(weight.numel() for weight in weights))
     for weight, view in zip(weights, buffer.split([weight.numel() for weight in weights]), strict=True):
         weight.grad = view.view_as(weight)
@@ -219,7 +220,7 @@ def main() -> None:
     head = "|---|---|---|---|"
     text = [
         *title_lines("step-at-size", "A step at base size: compiled towers, casts of weights, projections, the update"),
-        f"203 M parameters, random weights, {asked.batch_size} images of 224 px and {asked.batch_size} captions; torch {torch.__version__}, CPU, one "
+        f"203 M parameters, random weights, {asked.batch_size} images of 224 px and as many captions; torch {torch.__version__}, CPU, one "
         f"thread. Seconds of the processor's time, median of {asked.rounds} (lowest to highest), the ways in turns in one process.",
         "",
         f"Command: `python -m benchmarks.step_at_size {' '.join(sys.argv[1:])}`",

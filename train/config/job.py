@@ -39,7 +39,8 @@ class TrainConfig(LoopConfig):
     shard: bool = False
     """Keep weights, gradients and optimizer state in parts, one on each process (FSDP), for a model beyond one GPU's memory."""
     compile: bool = False
-    """Compile both towers (torch.compile) for the shapes of the steps: minutes before step 1, steps that may be faster (docs/optimizer.md)."""
+    """Compile both towers (torch.compile) for the shapes of the steps: minutes before step 1, and steps that may be faster after it
+    (docs/optimizer.md)."""
 
 
 class JobConfig(RunConfig):

@@ -2,7 +2,7 @@
 
 A compiled graph is one of its shapes, so every forward pass has a number of rows that is known before the first step: the images of a
 process's share, its captions, its captions with as many mined ones as there can be, or a micro-batch. Fewer rows are filled up, and what
-the towers make of the filling is thrown away before the loss, so its gradient is zero. All graphs are compiled before step 1, and none later.
+the towers make of the filling is thrown away before the loss, so its gradient is zero. All graphs are compiled before step 1, none later.
 The model itself stays as it is: evaluation and mining run it uncompiled, with their own blocks and bits, and the names of weights stay.
 """
 
@@ -117,8 +117,8 @@ def require_compiler(device: torch.device) -> None:
     except Exception as error:  # each part of the compiler has its own kinds
         needed = "a C++ compiler, such as g++, with Python's headers" + (", and triton" if device.type == "cuda" else "")
         raise UserError(
-            f"train.compile: torch.compile does not work here ({str(error).strip().splitlines()[0]}). It needs {needed} (docs/optimizer.md); "
-            "install what is missing, or set train.compile=false"
+            f"train.compile: torch.compile does not work here ({str(error).strip().splitlines()[0]}). It needs {needed} "
+            "(docs/optimizer.md); install what is missing, or set train.compile=false"
         ) from error
 
 

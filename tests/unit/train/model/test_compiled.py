@@ -147,7 +147,8 @@ def table(dataset: Any, draws: np.random.Generator) -> Negatives:
     """None, one or two mined captions of each image."""
     counts = draws.integers(MINED + 1, size=dataset.num_images)
     first = np.asarray(dataset.caption_offsets)[:-1]
-    captions = np.concatenate([(first[i] + 40 + np.arange(count)) % dataset.num_captions for i, count in enumerate(counts)]).astype(np.int64)
+    mined = [(first[image] + 40 + np.arange(count)) % dataset.num_captions for image, count in enumerate(counts)]
+    captions = np.concatenate(mined).astype(np.int64)
     zeros = np.zeros(len(captions), np.float32)
     return Negatives("made", np.concatenate([[0], np.cumsum(counts)]), captions, np.ones(len(captions), np.int64), zeros, zeros)
 
@@ -178,5 +179,6 @@ def test_names_of_weights_stay(small_world: SmallWorld) -> None:
 
 
 def test_without_a_compiler_the_job_is_refused() -> None:
-    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(UserError, match=r"C\+\+ compiler.*train.compile=false"):
+    message = r"C\+\+ compiler.*train.compile=false"
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(UserError, match=message):
         require_compiler(torch.device("cpu"))
