@@ -38,12 +38,15 @@ class TrainConfig(LoopConfig):
     (docs/optimizer.md)."""
     shard: bool = False
     """Keep weights, gradients and optimizer state in parts, one on each process (FSDP), for a model beyond one GPU's memory."""
+    compile: bool = False
+    """Compile both towers (torch.compile) for the shapes of the steps: minutes before step 1, and steps that may be faster after it
+    (docs/optimizer.md)."""
 
 
 class JobConfig(RunConfig):
     """One job: everything `python -m train CONFIG.yaml` needs to know."""
 
-    mutable_keys: ClassVar[tuple[str, ...]] = (*RunConfig.mutable_keys, "rerank", "evaluation", "choices", "export")
+    mutable_keys: ClassVar[tuple[str, ...]] = (*RunConfig.mutable_keys, "train.compile", "rerank", "evaluation", "choices", "export")
 
     model: ModelConfig
     train: TrainConfig

@@ -85,6 +85,8 @@ def measure_step(loop: BaseLoop, job: Run) -> StepCost:
         else:
             with counter:
                 first = _timed(loop, batch)
+        if getattr(job.config.train, "compile", False):  # which is not done under a counter, and takes minutes
+            loop.stepper.rehearse(batch)
         timed: list[float] = []
         while len(timed) < _TIMED_STEPS and not job.processes.any_later(first + sum(timed) > _MOST_SECONDS)():
             timed.append(_timed(loop, batch))

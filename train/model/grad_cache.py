@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -20,8 +20,11 @@ from eval.encoder.inputs import image_features, text_features
 from train.data.batches import concatenated
 
 if TYPE_CHECKING:
+    from transformers import SiglipModel
+
     from train.config.model import Tower
     from train.data.batches import Batch
+    from train.model.compiled import CompiledTowers
     from train.model.siglip import TunedModel
 
 _TOWERS: dict[Tower, int] = {"image": 0, "text": 1}
@@ -55,15 +58,21 @@ class Towers:
     """
 
     def __init__(
-        self, tuned: TunedModel, micro_batch_size: int | None, seeds: tuple[int, int], autocast: Callable[[], AbstractContextManager[Any]]
+        self,
+        tuned: TunedModel,
+        micro_batch_size: int | None,
+        seeds: tuple[int, int],
+        autocast: Callable[[], AbstractContextManager[Any]],
+        compiled: CompiledTowers | None = None,
     ) -> None:
         """Args:
         seeds: the job's seed and this process's rank, which with the step seed dropout.
         autocast: precision of the towers.
+        compiled: the towers, compiled; None: they run as they are.
         """
         self._siglip, self._autocast, (self._seed, self._rank) = tuned.siglip, autocast, seeds
         self._picture_bytes = tuned.inputs.picture_bytes
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size, self._compiled = micro_batch_size, compiled
         self._device = next(tuned.siglip.parameters()).device
         parts = {"image": tuned.siglip.vision_model, "text": tuned.siglip.text_model}
         self._trains = {tower: any(p.requires_grad for p in part.parameters()) for tower, part in parts.items()}
@@ -71,10 +80,12 @@ class Towers:
 
     def begin(self, step: int) -> None:
         """Begin a step. Dropout is seeded by (seed, step, rank), so no generator state is saved. A frozen tower has no dropout."""
-        seed_dropout(self._seed, step, self._rank)
         self._siglip.train()
         for part in self._frozen:
             part.eval()
+        if self._compiled is not None:
+            self._compiled.warm_up(self._forward)
+        seed_dropout(self._seed, step, self._rank)
 
     def embed(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Unit vectors of the batch's images (b, D) and texts (n, D), for the loss; call `finish` after its backward pass."""
@@ -114,12 +125,14 @@ class Towers:
 
     def _forward(self, tower: Tower, rows: torch.Tensor) -> torch.Tensor:
         """One forward pass in its own autocast, which caches cast weights: those cast without a graph would get no gradient."""
-        rows = rows.to(self._device, non_blocking=True)
+        count, model = len(rows), self._siglip if self._compiled is None else self._compiled
+        rows = (rows if self._compiled is None else self._compiled.filled(tower, rows)).to(self._device, non_blocking=True)
         if tower == "image":
             rows = self._picture_bytes.values(rows)
         features = image_features if tower == "image" else text_features
         with self._autocast():
-            return features(self._siglip, rows)
+            vectors_ND = features(cast("SiglipModel", model), rows)
+        return vectors_ND if len(vectors_ND) == count else vectors_ND[:count]
 
     def _micro_batches(self, side: _Side, step: int, size: int) -> Iterator[slice]:
         """The micro-batches of a side; before each, dropout is seeded by its number, so that both passes are equal."""

@@ -3,6 +3,9 @@
 Each layer of an encoder, and each tower with its other weights, gathers its weights for the forward and the backward pass and frees them
 afterwards; its gradients are reduced and scattered in the backward pass. Scale and bias are not sharded. The loss needs the sum of the
 processes' gradients, while FSDP averages by default (Zhao et al. 2023, arXiv 2304.11277). The optimizer must be built after `shard`.
+
+Frozen weights lie in parts too and have no gradient; adapters lie in parts with their layer. Half precision is autocast's, over float32
+weights: with FSDP's own MixedPrecisionPolicy, which is fixed when a layer is sharded, evaluations of these weights would be in it too.
 """
 
 from __future__ import annotations
@@ -33,10 +36,8 @@ def check_shardable(config: JobConfig, processes: Processes) -> None:
     if processes.world_size == 1:
         raise UserError("train.shard divides the weights among processes, and there is only one; start several, or set train.shard=false")
     asked: dict[str, Any] = {
-        "model.lora": config.model.lora is not None,
-        "model.freeze": bool(config.model.freeze),
         "train.micro_batch_size": config.train.micro_batch_size is not None,
-        "train.precision=fp16": config.train.precision == "fp16",
+        "train.compile": config.train.compile,
     }
     if found := [key for key, is_asked in asked.items() if is_asked]:
         raise UserError(f"train.shard does not go with {', '.join(found)}; leave out one or the other")

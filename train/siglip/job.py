@@ -120,6 +120,8 @@ class Job(Run):
             )
         if config.train.shard:
             lines.append(f"memory    weights, gradients and optimizer state in parts, one on each of {self.processes.world_size} processes")
+        if config.train.compile:
+            lines.append("compile   both towers, before the first step; evaluation and mining run them uncompiled")
         lines += frozen_lines(config)
         lines += [
             f"watch     {watched.config.name}: {watched.dataset.num_images:,} images with {watched.dataset.num_captions:,} captions; "
@@ -139,13 +141,17 @@ def start_processes(config: JobConfig) -> tuple[Accelerator, Processes]:
 
     Raises:
         UserError: as train.engine.distributed.start_distributed, or a package of mining.index or of `export` is not
-            installed, or train.shard does not go with the rest.
+            installed, or train.shard does not go with the rest, or train.compile finds no compiler.
     """
 
     def check(processes: Processes) -> None:
         if fault := precision_fault(config.evaluation.precision, PartialState().device):
             raise UserError(f"evaluation.precision {config.evaluation.precision}: {fault}")
         check_shardable(config, processes)
+        if config.train.compile:
+            from train.model.compiled import require_compiler  # torch's compiler takes a second to import
+
+            require_compiler(PartialState().device)
         require_forms(config.export)
         if config.mining is not None and config.mining.index == "faiss":
             require_faiss()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from eval.processes import Processes
     from train.config.job import JobConfig
     from train.data.batches import Batch
+    from train.model.compiled import CompiledTowers
     from train.model.siglip import TunedModel
 
 
@@ -84,7 +85,8 @@ class Stepper:
         self._processes = processes
         self._device = next(tuned.siglip.parameters()).device
         self._is_sharded = is_sharded(tuned.siglip)
-        self._towers = Towers(tuned, config.train.micro_batch_size, (config.seed, processes.rank), autocast)
+        compiled = _compiled(config, tuned, processes) if config.train.compile else None
+        self._towers = Towers(tuned, config.train.micro_batch_size, (config.seed, processes.rank), autocast, compiled)
         self.update = Update(config.train, tuned, optimizer, processes)
 
     def train_step(self, batch: Batch | None, *, stop_asked: bool = False) -> StepResult:
@@ -205,3 +207,10 @@ class Stepper:
         """Which mined captions are positives of the image they were mined for: those a cross-encoder relabelled."""
         images_m, captions_m = batch.images_b[batch.mined_rows_m].numpy(), batch.mined_captions_m.numpy()
         return sent(torch.from_numpy(self.true_pairs.contains(images_m, captions_m)), self._device)
+
+
+def _compiled(config: JobConfig, tuned: TunedModel, processes: Processes) -> CompiledTowers:
+    """The towers, compiled for every step of the job; torch's compiler is imported only for it."""
+    from train.model.compiled import CompiledTowers, passes_of
+
+    return CompiledTowers(tuned, passes_of(config, processes.world_size))

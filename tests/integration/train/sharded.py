@@ -35,9 +35,17 @@ from train.data.caption_pool import CaptionPool
 from train.data.order import BatchOrder
 from train.model.siglip import make_optimizer
 from train.optim.fsdp import shard
+from train.optim.loss_scale import LossScale
 from train.siglip.step import Stepper
 
-CASES = [Case("float64-all", True, "all"), Case("float32-own", False, "own"), Case("bf16-all", False, "all")]
+CASES = [
+    Case("float64-all", True, "all"),
+    Case("float32-own", False, "own"),
+    Case("bf16-all", False, "all"),
+    Case("float64-own-lora-text-frozen", True, "own", lora=True, freeze=("text",)),
+    Case("fp16-all-image-frozen", False, "all", freeze=("image",)),
+]
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CHECKPOINTED = "float32-own"
 """Where the parts' activations are computed again in the backward pass, and the replicas' are not."""
 NUM_STEPS = 4
@@ -58,9 +66,14 @@ def take_steps(case: Case, manifest: str, base: str, processes: Processes, *, sh
     if sharded:
         shard(tuned.siglip, processes, torch.device("cpu"))
     assert hash_weights(tuned.siglip) == sha256
+    parts = {name for name, weight in tuned.siglip.named_parameters() if isinstance(weight, DTensor)}
+    assert parts == ({name for name, _ in tuned.siglip.named_parameters()} - {"logit_scale", "logit_bias"} if sharded else set())
     optimizer = make_optimizer(tuned, job.train)
-    autocast = partial(torch.autocast, "cpu", torch.bfloat16) if case.name.startswith("bf16") else contextlib.nullcontext
+    half = HALF.get(case.name[:4])
+    autocast = contextlib.nullcontext if half is None else partial(torch.autocast, "cpu", half)
     stepper = Stepper(job, tuned, optimizer, dataset, processes, autocast)
+    if half is torch.float16:
+        stepper.update.loss_scale = LossScale(2.0**10)
     builder = BatchBuilder(CaptionPool(dataset), tuned.inputs, order, processes, negatives=negatives_of(dataset, order))
 
     execution = Execution(processes=processes)

@@ -33,13 +33,14 @@ def test_parts_take_the_steps_of_replicas(steps: Path, case: Case) -> None:
     replicas, parts = (dict(np.load(steps / f"{case.name}-{arm}.npz")) for arm in ("replicas", "parts"))
     assert replicas.keys() == parts.keys() and len(replicas["losses"]) == NUM_STEPS
     assert (replicas["norms"] > MAX_GRAD_NORM).all()  # every step was clipped, by a norm over all parts
-    tolerance = {"float64-all": 1e-10, "float32-own": 1e-5, "bf16-all": 1e-3}[case.name]
+    tolerance = {"floa": 1e-10 if case.double else 1e-5, "bf16": 1e-3, "fp16": 1e-3}[case.name[:4]]
     for kind in ("losses", "norms", "gradient ", "weight ", "moment ", "images ", "texts "):
         names = [name for name in replicas if name.startswith(kind)]
         norm = np.sqrt(sum(np.sum(replicas[name] ** 2) for name in names))
         for name in names:  # by the norm of all of a kind: the bias of a key has a gradient of 0, but for rounding (docs/numerics.md)
             assert np.linalg.norm(parts[name] - replicas[name]) <= tolerance * norm, name
-    assert np.abs(replicas["images after"] - replicas["images before"]).max() > 1e-3
+    trains = "texts" if "image" in case.freeze else "images"
+    assert np.abs(replicas[f"{trains} after"] - replicas[f"{trains} before"]).max() > 1e-3
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -49,7 +50,8 @@ def test_each_process_holds_its_part_of_every_weight_but_scale_and_bias(steps: P
         assert replicas[name].tolist() == [whole] * 3
         assert [first, second] == [1, 1] if name in ("held logit_scale", "held logit_bias") else first + second == whole, name
     held = np.sum([value for name, value in parts.items() if name.startswith("held ")], axis=0)
-    assert held[0] < 0.51 * held[2] and held[1] < 0.51 * held[2]
+    most = 0.6 if case.lora else 0.51  # an adapter of rank 3 is two rows and one
+    assert held[0] < most * held[2] and held[1] < most * held[2]
 
 
 def of(run: Run, event: str) -> list[dict[str, Any]]:
@@ -101,6 +103,33 @@ def test_a_job_in_parts_that_is_stopped_and_killed_goes_on(
     run.finish()
     assert said(run.folder) == said(straight[True].folder)
     assert_same(run, straight[True])  # at two processes, where the order of a sum cannot differ
+
+
+@pytest.mark.slow
+def test_adapters_and_a_frozen_tower_in_parts_are_a_job_of_replicas_and_go_on(
+    small_world: SmallWorld, nursery: Nursery, tmp_path: Path
+) -> None:
+    """The frozen tower is run once, over its parts; one is killed in the middle of a step."""
+    changes = CHANGES | {"model__lora": {"rank": 4, "alpha": 8}, "model__freeze": ["image"]}
+    straight, run, replicas = (
+        Run.make(nursery, small_world, tmp_path / name, 2, **changes, train__shard=name != "replicas")
+        for name in ("straight", "killed", "replicas")
+    )
+    straight.finish()
+    replicas.finish()
+    for event, keys in (("step", ("loss", "grad_norm", "num_mined")), ("eval", ("mean_R@1",))):
+        for key in keys:
+            found, expected = ([line[key] for line in of(job, event)] for job in (straight, replicas))
+            assert len(found) > 2 and found == pytest.approx(expected, rel=1e-5), key
+    weights = [load_file(job.folder / "export" / "model.safetensors") for job in (straight, replicas)]
+    for name, expected in weights[1].items():
+        np.testing.assert_allclose(weights[0][name], expected, rtol=1e-3, atol=1e-5, err_msg=name)
+    killed = run.start(traps={1: Trap("train.optim.update:Gradients.norm", 6)})
+    assert killed[1].wait() == -signal.SIGKILL
+    killed[0].kill(signal.SIGKILL)
+    killed[0].wait()
+    run.finish()
+    assert_same(run, straight)
 
 
 @pytest.mark.slow
