@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from eval.errors import UserError
 from eval.processes import Processes
+
+if TYPE_CHECKING:
+    from eval.dataset.pixel_cache import PixelStore
 
 
 def no_progress(count: int) -> None:
@@ -24,12 +27,14 @@ class Execution:
         device: where models and searches run.
         num_workers: processes that decode pictures for this one; 0: it decodes them itself.
         on_progress: called on this process with each number of rows embedded, or of pairs scored; what it raises ends the work.
+        pixels: caches of resized pictures; None: every picture is decoded.
     """
 
     processes: Processes = Processes()
     device: torch.device = torch.device("cpu")
     num_workers: int = 0
     on_progress: Callable[[int], Any] = no_progress
+    pixels: "PixelStore | None" = None
 
     @contextmanager
     def rounds(self, num_items: int) -> Iterator[Callable[[int], Any]]:

@@ -19,7 +19,7 @@ from eval.encoder.inputs import PictureBytes, SiglipInputs, image_features, text
 from eval.encoder.loader import block_loader
 from eval.errors import NotFinite
 from eval.execution import ONE_PROCESS, Execution
-from eval.processes import Processes, brought, sent
+from eval.processes import brought, sent
 from eval.sharded import is_sharded
 from eval.signals import next_item
 
@@ -101,7 +101,7 @@ def stream_images(
 ) -> None:
     """Embed this process's blocks of images and give each to the sink as it comes; arguments and errors as :func:`embed_images`."""
     device, pictures = next(model.parameters()).device, inputs.picture_bytes
-    blocks = _PictureBlocks(dataset, pictures, block, execution.processes, remedy)
+    blocks = _PictureBlocks(dataset, pictures, block, execution, remedy)
     loaded = block_loader(blocks, num_workers=execution.num_workers, item_bytes=block * blocks.blank.nbytes)
     rows = (found if isinstance(found, str) else (pictures.values(sent(found[0], device)), found[1]) for found in loaded)
     _stream(model, image_features, rows, dataset.num_images, block, sink, names, execution)
@@ -208,11 +208,11 @@ def _pad(rows: torch.Tensor, block: int) -> torch.Tensor:
 class _PictureBlocks(Dataset):  # type: ignore[type-arg]
     """The blocks of pictures one process encodes, and which of each are empty; decoding happens in the loader's workers."""
 
-    def __init__(self, dataset: ImageSource, pictures: PictureBytes, block: int, processes: Processes, remedy: str | None) -> None:
+    def __init__(self, dataset: ImageSource, pictures: PictureBytes, block: int, execution: Execution, remedy: str | None) -> None:
         """remedy: see :func:`stream_images`."""
-        self._dataset, self._pictures, self._block, self._remedy = dataset, pictures, block, remedy
+        self._dataset, self._read, self._block, self._remedy = dataset, pictures.reader(dataset, execution.pixels), block, remedy
         self.blank = torch.zeros_like(pictures.read(Image.new("RGB", (8, 8))))
-        self._numbers = list(processes.share_of(num_blocks(dataset.num_images, block)))
+        self._numbers = list(execution.processes.share_of(num_blocks(dataset.num_images, block)))
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -223,7 +223,7 @@ class _PictureBlocks(Dataset):  # type: ignore[type-arg]
         pictures, faults, empty = [], [], torch.zeros(self._block, dtype=torch.bool)
         for place, image in enumerate(images):
             try:
-                pictures.append(self._pictures.read(self._dataset.load_image(image)))
+                pictures.append(self._read(image))
             except ImageError as error:
                 pictures.append(self.blank)
                 empty[place] = True

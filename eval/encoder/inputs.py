@@ -6,15 +6,18 @@ The text tower pools the LAST position, so padding is part of the input: a short
 
 A loader's worker sends pictures as bytes, a quarter of the pixel values, which are made of them where the model is: an image processor
 resizes bytes to bytes, and what it makes of each afterwards (rescale, normalise) depends on the byte and its channel alone. So a table of
-the processor's own values gives the processor's own bits, on any device.
+the processor's own values gives the processor's own bits, on any device. The bytes are those of Pillow's resize, called without the
+processor where trial pictures come out of both alike; pictures that were resized before are read from a cache
+(eval/dataset/pixel_cache.py).
 """
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,7 +30,12 @@ from eval.encoder.model_files import using_files
 from eval.encoder.tokenizer import load_tokenizer, save_tokenizer
 from eval.errors import SettingError
 
+if TYPE_CHECKING:
+    from eval.dataset.pixel_cache import PixelStore
+
 _LARGEST_PIXEL = 1e6
+_TRIALS = ((61, 83), (480, 91), (33, 700), (9, 9))
+"""(height, width) of the pictures on which Pillow's resize is compared with a processor's."""
 
 
 class PictureBytes:
@@ -36,10 +44,33 @@ class PictureBytes:
     def __init__(self, image_processor: Any) -> None:
         self._processor = image_processor
         self._tables = {torch.device("cpu"): table} if (table := self._table()) is not None else {}
+        self.plain_resize = self._plain_resize() if self._tables else None
+        """(width, height) and Pillow's filter, where the bytes are those of its resize; None where the processor is asked."""
 
-    def read(self, picture: Image.Image) -> torch.Tensor:
-        """One RGB picture, resized: uint8 of shape (3, H, W); float32, its pixel values, where there is no table."""
+    def read(self, picture: Image.Image, box: tuple[float, float, float, float] | None = None) -> torch.Tensor:
+        """One RGB picture, resized: uint8 of shape (3, H, W); float32, its pixel values, where there is no table.
+
+        Args:
+            box: left, top, right and bottom of the part of it, where `plain_resize` is not None.
+        """
+        if self.plain_resize is not None and picture.mode == "RGB":
+            return torch.from_numpy(np.ascontiguousarray(np.asarray(picture.resize(*self.plain_resize, box)).transpose(2, 0, 1)))
         return torch.from_numpy(np.ascontiguousarray(self._resized(picture) if self._tables else self._values(picture)))
+
+    def reader(self, source: Any, store: "PixelStore | None" = None) -> Callable[[int], torch.Tensor]:
+        """What reads an image of a source (eval/encoder/encoder.py), by index, as `read`; out of a cache where it is there.
+
+        What it gives raises `eval.dataset.images.ImageError` for an image that does not decode.
+        """
+        blank = self.read(Image.new("RGB", (8, 8)))
+        cache = None if store is None or blank.dtype != torch.uint8 else store.cache(self._recipe(), blank.nbytes)
+
+        def read(image: int) -> torch.Tensor:
+            return self.read(source.load_image(image))
+
+        if store is None or cache is None:
+            return read
+        return lambda image: torch.from_numpy(store.read(cache, source, image, lambda: read(image).numpy())).view(blank.shape)
 
     def values(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixel values, float32, of what `read` gave, of shape (N, 3, H, W); they lie where it lies."""
@@ -61,6 +92,30 @@ class PictureBytes:
 
     def _resized(self, picture: Image.Image) -> np.ndarray:
         return np.asarray(self._processor(images=picture, return_tensors="np", do_rescale=False, do_normalize=False)["pixel_values"][0])
+
+    def _plain_resize(self) -> tuple[tuple[int, int], int] | None:
+        """As `plain_resize`: by trial pictures, some larger than the processor's square and some smaller."""
+        size, draws = getattr(self._processor, "size", None), np.random.default_rng(1)
+        try:
+            found = (int(size["width"]), int(size["height"])), int(self._processor.resample)  # type: ignore[index]
+            for shape in _TRIALS:
+                trial = Image.fromarray(draws.integers(0, 256, (*shape, 3), dtype=np.uint8))
+                plain = np.asarray(trial.resize(*found)).transpose(2, 0, 1)
+                expected = self._resized(trial)
+                if expected.dtype != np.uint8 or not np.array_equal(plain, expected):
+                    return None
+        except (KeyError, TypeError, ValueError, AttributeError):  # it has no such settings
+            return None
+        return found
+
+    def _recipe(self) -> str:
+        """What the bytes of a picture follow from besides the picture and the libraries that decode and resize it."""
+        if self.plain_resize is not None:
+            return json.dumps(self.plain_resize)
+        import transformers
+
+        named = [transformers.__version__, type(self._processor).__name__, self._processor.to_dict()]
+        return json.dumps(named, default=str, sort_keys=True)
 
     def _table(self) -> torch.Tensor | None:
         """The values of each byte in each channel, float32 of shape (3, 256); None where they do not give the processor's own bits."""

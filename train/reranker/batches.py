@@ -20,6 +20,7 @@ from train.data.batches import PictureReader, ShareBuilder, Undecodable, concate
 from train.data.order import BatchOrder, chosen_caption, generator
 
 if TYPE_CHECKING:
+    from eval.dataset.pixel_cache import PixelStore
     from eval.processes import Processes
     from train.config.reranker import NegativesConfig
     from train.data.caption_pool import CaptionPool
@@ -159,6 +160,7 @@ class MatchBatches(ShareBuilder):
         tables: HardTables,
         *,
         random_crop_min_area: float = 1.0,
+        store: PixelStore | None = None,
     ) -> None:
         self._pool, self._dataset, self._inputs = pool, pool.dataset, inputs
         self._config = config
@@ -168,7 +170,8 @@ class MatchBatches(ShareBuilder):
         if tables.captions is not None and tables.captions.doubtful_2D is not None:
             images_D, captions_D = tables.captions.doubtful_2D
             self._doubtful = GroupHashes(images_D, pool.hash_C[captions_D])
-        super().__init__(order, processes, PictureReader(pool.dataset, inputs.picture_bytes, order.seed, random_crop_min_area))
+        pictures = PictureReader(pool.dataset, inputs.picture_bytes, order.seed, random_crop_min_area, store=store)
+        super().__init__(order, processes, pictures)
 
     @property
     def part_bytes(self) -> int:

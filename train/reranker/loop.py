@@ -95,6 +95,7 @@ class RerankerLoop(BaseLoop):
             self.config.negatives,
             self._tables,
             random_crop_min_area=self.config.train.random_crop_min_area,
+            store=job.pixels,
         )
         return builder, self.config.train.max_steps
 

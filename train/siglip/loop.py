@@ -100,6 +100,7 @@ class Loop(BaseLoop):
             parts=Parts(self.config.train.captions_per_image, self.config.train.random_crop_min_area),
             negatives=self.columns,
             frozen=self.frozen,
+            store=self.job.pixels,
         )
         return builder, stop
 
