@@ -73,8 +73,8 @@ class PixelCache:
                     continue
                 if length <= self._picture_bytes:
                     found = np.empty(length, dtype=np.uint8)
-                    num_read = os.preadv(self._file.fileno(), [found], self._data_start + place * self._picture_bytes)
-                    if num_read == length and zlib.crc32(found, zlib.crc32(key)) == checksum:
+                    num_read = os.preadv(self._file.fileno(), [found.data], self._data_start + place * self._picture_bytes)
+                    if num_read == length and zlib.crc32(found.data, zlib.crc32(key)) == checksum:
                         if used < self._began:
                             with suppress(OSError):
                                 os.pwrite(self._file.fileno(), struct.pack("<I", self._now()), place * _ENTRY.size + 24)
@@ -123,7 +123,7 @@ class PixelCache:
                 return
             if raw != _EMPTY:
                 os.pwrite(file, _EMPTY, at)
-            whole = np.ascontiguousarray(picture).reshape(-1)
+            whole = np.ascontiguousarray(picture).reshape(-1).data
             if os.pwrite(file, whole, self._data_start + place * self._picture_bytes) != len(whole):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             checksum = zlib.crc32(whole, zlib.crc32(key))

@@ -30,7 +30,7 @@ def test_killed_while_it_fills_then_filled_then_full(
 ) -> None:
     environment = {"HF_ASSETS_CACHE": str(tmp_path / "assets")}
     two = cached(nursery, world, tmp_path / "two", world_size=2, data__num_workers=0)
-    trap = Trap("eval.dataset.pixel_cache:PixelCache._write", nth=27)
+    trap = Trap("eval.dataset.pixel_cache:PixelCache._write", nth=5)
     assert -9 in [child.wait() for child in two.start(env=environment, traps={1: trap})]
     output = two.finish(env=environment)[0].output()
     assert_same(two, straight[2])

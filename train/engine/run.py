@@ -192,8 +192,17 @@ class Run(ABC):
         """What is cached of pictures, where that is asked for."""
         if self.pixels is None:
             return []
-        self.tuned.inputs.picture_bytes.reader(self.train_set, self.pixels)  # which opens it
+        self.reader(self.train_set)  # which opens it
         return self.pixels.lines()
+
+    def reader(self, dataset: ImageSource) -> Callable[[int], Any] | None:
+        """What reads an image of a data set through the cache of resized pictures; None without one."""
+        tuned: Any = self.tuned
+        return None if self.pixels is None else tuned.inputs.picture_bytes.reader(dataset, self.pixels)
+
+    def evaluation_reader(self, dataset: ImageSource) -> Callable[[int], Any] | None:
+        """The same where evaluations embed the pictures as training does; else None."""
+        return None
 
     def data_lines(self) -> list[str]:
         """What there is to train on, to evaluate on, what no split of the run uses, what data.expand added, and what captions are like."""

@@ -1,7 +1,9 @@
 """The job of tuning SigLIP: everything is checked and built before its first step, and described in lines."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -68,6 +70,10 @@ class Job(Run):
             found = read_choices(path)
             named.append((path, replace(found, images=list({image.key: image for image in found.images}.values()))))
         return named
+
+    def evaluation_reader(self, dataset: ImageSource) -> Callable[[int], Any] | None:
+        """As `Run`."""
+        return self.reader(dataset)
 
     def memory_keys(self) -> list[str]:
         """Keys, with values, that make a step need less memory and change nothing that is learnt."""
