@@ -56,7 +56,8 @@ def find_broken(
     shows = os.environ.get("RANK", "0") == "0"
     shown = bar(len(own), f"decoding {label}", "picture", show=shows, leave=False)
     with shown as progress, execution.rounds(dataset.num_images) as advance:
-        for image, fault in zip(own, block_loader(_Faults(read or dataset.load_image, own), num_workers=execution.num_workers), strict=True):
+        faults = block_loader(_Faults(read or dataset.load_image, own), num_workers=execution.num_workers)
+        for image, fault in zip(own, faults, strict=True):
             if fault:
                 found[image] = fault
             progress.update(1)

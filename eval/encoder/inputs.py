@@ -14,24 +14,29 @@ processor where trial pictures come out of both alike; pictures that were resize
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from torch.nn.functional import normalize
 from transformers import SiglipConfig, SiglipImageProcessorPil, SiglipModel, SiglipProcessor
 
+from eval.dataset.token_table import open_table
 from eval.encoder.hub import model_folder
+from eval.encoder.identity import tokenizer_values
 from eval.encoder.model_files import using_files
 from eval.encoder.tokenizer import load_tokenizer, save_tokenizer
 from eval.errors import SettingError
+from eval.processes import Processes
 
 if TYPE_CHECKING:
     from eval.dataset.pixel_cache import PixelStore
+    from eval.dataset.token_table import TokenTable
 
 _LARGEST_PIXEL = 1e6
 _TRIALS = ((61, 83), (480, 91), (33, 700), (9, 9))
@@ -112,8 +117,6 @@ class PictureBytes:
         """What the bytes of a picture follow from besides the picture and the libraries that decode and resize it."""
         if self.plain_resize is not None:
             return json.dumps(self.plain_resize)
-        import transformers
-
         named = [transformers.__version__, type(self._processor).__name__, self._processor.to_dict()]
         return json.dumps(named, default=str, sort_keys=True)
 
@@ -156,12 +159,14 @@ class SiglipInputs:
         image_processor: the checkpoint's own, in its Pillow version, so that results do not depend on whether torchvision is installed.
         num_tokens: length every caption is padded or cut to: the text tower's max_position_embeddings (64 in the released ones).
         image_size: side of the square, pixels.
+        tokens: token ids of some texts, made before (`with_tokens_of`); None: of none.
     """
 
     tokenizer: Any
     image_processor: Any
     num_tokens: int
     image_size: int
+    tokens: "TokenTable | None" = field(default=None, compare=False, repr=False)
 
     @classmethod
     def load(cls, name: str | os.PathLike[str], config: SiglipConfig, *, strip_punctuation: bool = False) -> "SiglipInputs":
@@ -183,6 +188,8 @@ class SiglipInputs:
 
     def token_ids(self, captions: Sequence[str]) -> torch.Tensor:
         """Token ids of captions, int64 of shape (captions, num_tokens), padded on the right and cut where too long."""
+        if self.tokens is not None:
+            return torch.from_numpy(self.tokenised(captions)[0])
         encoded = self.tokenizer(
             list(captions),
             padding="max_length",
@@ -192,6 +199,38 @@ class SiglipInputs:
             return_attention_mask=False,
         )
         return torch.tensor(encoded["input_ids"], dtype=torch.int64)
+
+    def tokenised(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """(token ids, as `token_ids`, an array; whether the caption is longer, bool of shape (captions,))."""
+        if self.tokens is None:
+            return self._tokenised(captions)
+        ids_NL, is_cut_N, known_N = self.tokens.rows(captions)
+        if not known_N.all():
+            unknown = np.flatnonzero(~known_N)
+            ids_NL[unknown], is_cut_N[unknown] = self._tokenised([captions[place] for place in unknown.tolist()])
+        return ids_NL, is_cut_N
+
+    def with_tokens_of(self, texts: Sequence[Sequence[str]], processes: Processes = Processes()) -> "SiglipInputs":
+        """The same, which knows the token ids of some sets of texts; call on every process, which share what is to be made."""
+        named = json.dumps([tokenizer_values(self.tokenizer), transformers.__version__], sort_keys=True)
+        sizes = self.num_tokens, len(self.tokenizer)
+        table = open_table(named, self._tokenised, sizes, texts, processes)
+        return replace(self, tokens=table)
+
+    def _tokenised(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """As `tokenised`, of the tokenizer; a repeated caption is read once."""
+        number: dict[str, int] = {}
+        text_C = [number.setdefault(caption, len(number)) for caption in captions]
+        texts, plain = list(number), self if self.tokens is None else replace(self, tokens=None)
+        whole = self.tokenizer(texts, padding=False, truncation=False, return_attention_mask=False, verbose=False)["input_ids"]
+        ids_TL = np.full((len(texts), self.num_tokens), self.tokenizer.pad_token_id, dtype=np.int64)
+        for row_L, ids in zip(ids_TL, whole, strict=True):
+            if len(ids) <= self.num_tokens:
+                row_L[: len(ids)] = ids
+        is_cut_T = np.array([len(ids) > self.num_tokens for ids in whole], dtype=bool)
+        if is_cut_T.any():
+            ids_TL[is_cut_T] = plain.token_ids([texts[place] for place in np.flatnonzero(is_cut_T).tolist()]).numpy()
+        return ids_TL[text_C], is_cut_T[text_C]
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """Pixel values of one RGB picture, float32 of shape (3, image_size, image_size)."""

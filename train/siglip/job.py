@@ -168,6 +168,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     check_same(config, parts, processes)
     if config.export.open_clip:
         check_open_clip(tuned.siglip.config)  # now, not after the training
+    tuned.inputs = tuned.inputs.with_tokens_of([pool.captions, *(split.captions for split in splits.all()[1:])], processes)
     text_lines = caption_lines(splits, pool, tuned.inputs, processes)
     if config.train.shard:
         shard(tuned.siglip, processes, accelerator.device)
