@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -30,46 +31,46 @@ _DIGEST_BYTES = 32
 _SUFFIX = ".tokens"
 _KEPT_SECONDS = 30 * 24 * 3600.0
 
+Keys = Callable[[Sequence[str]], np.ndarray]
+"""128-bit hashes of texts, uint64 of shape (N, 2)."""
 Tokenise = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 """(padded token ids, int64 of shape (N, L); whether the text is longer, bool of shape (N,)) of texts."""
 
 
+@dataclass(frozen=True)
 class TokenTable:
-    """Token ids of texts, by text."""
+    """Token ids of texts (looked up in eval/encoder/inputs.py).
 
-    def __init__(self, path: Path, num_texts: int, num_tokens: int, dtype: type) -> None:
-        """Map a file; where it is not whole, is_whole says so."""
-        self.path = path
-        self._shape, self._dtype = (num_texts, num_tokens + 1), np.dtype(dtype)
-        data = np.memmap(path, dtype=np.uint8, mode="r", shape=(_num_bytes(num_texts, num_tokens, dtype) + _DIGEST_BYTES,))
-        keys_bytes = 16 * num_texts
-        self._first_T, self._second_T = data[:keys_bytes].view(np.uint64).reshape(2, num_texts)
-        self._rows = data[keys_bytes:-_DIGEST_BYTES].view(self._dtype).reshape(self._shape)
-        self._is_whole = hashlib.sha256(data[:-_DIGEST_BYTES].data).digest() == data[-_DIGEST_BYTES:].tobytes()
+    Attributes:
+        path: of the file.
+        keys_2T: uint64, the two halves of the hash of each text, ascending by the first.
+        rows_T: uint16, or uint32 with a larger vocabulary, of shape (T, L + 1): padded token ids, and 1 where the text is longer.
+    """
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether the file was as it was written when it was mapped."""
-        return self._is_whole
+    path: Path
+    keys_2T: np.ndarray
+    rows_T: np.ndarray
 
-    def rows(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(padded token ids, int64 of shape (N, L); whether the text is longer; whether it is known at all, bool of shape (N,))."""
-        first_N, second_N = keys_of(texts).T
-        place_N = np.minimum(np.searchsorted(self._first_T, first_N), len(self._first_T) - 1)
-        known_N = (self._first_T[place_N] == first_N) & (self._second_T[place_N] == second_N)
-        rows = self._rows[place_N]
-        return rows[:, :-1].astype(np.int64), rows[:, -1] > 0, known_N
-
-
-def keys_of(texts: Sequence[str]) -> np.ndarray:
-    """128-bit hashes of texts, uint64 of shape (N, 2)."""
-    digests = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts]
-    return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)
+    @classmethod
+    def mapped(cls, path: Path, num_texts: int, num_tokens: int, dtype: type) -> "TokenTable | None":
+        """A whole file; None where there is none."""
+        with suppress(OSError, ValueError):
+            num_bytes = num_texts * (16 + (num_tokens + 1) * np.dtype(dtype).itemsize)
+            if path.stat().st_size != num_bytes + _DIGEST_BYTES:
+                return None
+            data = np.memmap(path, dtype=np.uint8, mode="r", shape=(num_bytes + _DIGEST_BYTES,))
+            if hashlib.sha256(data[:num_bytes].data).digest() != data[num_bytes:].tobytes():
+                return None
+            with suppress(OSError):  # of another user
+                os.utime(path)
+            keys, ids = data[: 16 * num_texts].view(np.uint64), data[16 * num_texts : num_bytes].view(np.dtype(dtype))
+            return cls(path, keys.reshape(2, num_texts), ids.reshape(num_texts, num_tokens + 1))
+        return None
 
 
 def open_table(
     tokenizer: str,
-    tokenise: Tokenise,
+    reads: tuple[Keys, Tokenise],
     sizes: tuple[int, int],
     texts: Sequence[Sequence[str]],
     processes: Processes = Processes(),
@@ -81,10 +82,11 @@ def open_table(
 
     Args:
         tokenizer: what the ids follow from besides the texts.
+        reads: what gives the keys and the ids of some texts.
         sizes: tokens of a row, and of the vocabulary.
         folder: another one than the machine's.
     """
-    num_tokens, dtype = sizes[0], np.uint16 if sizes[1] <= 2**16 else np.uint32
+    (keys_of, tokenise), num_tokens, dtype = reads, sizes[0], np.uint16 if sizes[1] <= 2**16 else np.uint32
     lengths = [len(one) for one in texts]
     blocks = [(one, start) for one, length in enumerate(lengths) for start in range(0, length, _TEXTS_AT_ONCE)]
     if not blocks:
@@ -95,7 +97,7 @@ def open_table(
     keys_2T = np.ascontiguousarray(keys_C2[index_T].T)
     named = f"{_VERSION} {tokenizer} {sizes} ".encode() + keys_2T.tobytes()
     path = (folder or token_folder()) / f"{hashlib.sha256(named).hexdigest()[:32]}{_SUFFIX}"
-    mapped = partial(_mapped, path, len(index_T), num_tokens, dtype)
+    mapped = partial(TokenTable.mapped, path, len(index_T), num_tokens, dtype)
     found = mapped()
     if not all(bool(part[0]) for part in processes.gather(np.array([found is not None]))):
         _make(path, keys_2T, _windows(texts, lengths, index_T, tokenise, dtype, processes), is_missing=found is None)
@@ -111,21 +113,6 @@ def token_folder() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_ASSETS_CACHE) / "siglip-tuner" / "tokens"
-
-
-def _mapped(path: Path, num_texts: int, num_tokens: int, dtype: type) -> TokenTable | None:
-    """A whole file; None where there is none."""
-    with suppress(OSError, ValueError):
-        if path.stat().st_size == _num_bytes(num_texts, num_tokens, dtype) + _DIGEST_BYTES:
-            found = TokenTable(path, num_texts, num_tokens, dtype)
-            with suppress(OSError):  # of another user
-                os.utime(path)
-            return found if found.is_whole else None
-    return None
-
-
-def _num_bytes(num_texts: int, num_tokens: int, dtype: type) -> int:
-    return num_texts * (16 + (num_tokens + 1) * np.dtype(dtype).itemsize)
 
 
 def _windows(

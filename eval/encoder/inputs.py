@@ -11,6 +11,7 @@ processor where trial pictures come out of both alike; pictures that were resize
 (eval/dataset/pixel_cache.py).
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -204,7 +205,7 @@ class SiglipInputs:
         """(token ids, as `token_ids`, an array; whether the caption is longer, bool of shape (captions,))."""
         if self.tokens is None:
             return self._tokenised(captions)
-        ids_NL, is_cut_N, known_N = self.tokens.rows(captions)
+        ids_NL, is_cut_N, known_N = _looked_up(self.tokens, captions)
         if not known_N.all():
             unknown = np.flatnonzero(~known_N)
             ids_NL[unknown], is_cut_N[unknown] = self._tokenised([captions[place] for place in unknown.tolist()])
@@ -214,7 +215,7 @@ class SiglipInputs:
         """The same, which knows the token ids of some sets of texts; call on every process, which share what is to be made."""
         named = json.dumps([tokenizer_values(self.tokenizer), transformers.__version__], sort_keys=True)
         sizes = self.num_tokens, len(self.tokenizer)
-        table = open_table(named, self._tokenised, sizes, texts, processes)
+        table = open_table(named, (_text_keys, self._tokenised), sizes, texts, processes)
         return replace(self, tokens=table)
 
     def _tokenised(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -286,3 +287,19 @@ class SiglipInputs:
         if not float(self.pixels(wide).abs().max()) < _LARGEST_PIXEL:
             return "pixel values come out larger than a million, or not as numbers; see image_mean, image_std and rescale_factor"
         return ""
+
+
+def _looked_up(table: "TokenTable", texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(padded token ids, int64 of shape (texts, num_tokens); whether a text is longer; whether it is in the table at all)."""
+    first_N, second_N = _text_keys(texts).T
+    first_T, second_T = table.keys_2T
+    place_N = np.minimum(np.searchsorted(first_T, first_N), len(first_T) - 1)
+    known_N = (first_T[place_N] == first_N) & (second_T[place_N] == second_N)
+    rows = table.rows_T[place_N]
+    return rows[:, :-1].astype(np.int64), rows[:, -1] > 0, known_N
+
+
+def _text_keys(texts: Sequence[str]) -> np.ndarray:
+    """128-bit hashes of texts, uint64 of shape (texts, 2)."""
+    digests = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts]
+    return np.frombuffer(b"".join(digests), dtype="<u8").reshape(-1, 2)

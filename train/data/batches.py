@@ -153,6 +153,16 @@ class ShareBuilder(Dataset, ABC):  # type: ignore[type-arg]
         """The share whose parts these are; with `as_values` its pictures are pixel values."""
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What of an image is in a step: how many of its captions at most, and the smallest share of its area that a random crop has; and the
+    caches of resized pictures, if any, in which it is looked for."""
+
+    captions_per_image: int = 1
+    random_crop_min_area: float = 1.0
+    pixels: "PixelStore | None" = None
+
+
 class PictureReader:
     """Reads the images of batches: random crops by (seed, image, epoch), and a replacement for an image that does not decode."""
 
@@ -161,14 +171,13 @@ class PictureReader:
         dataset: RetrievalSet,
         pixels: PictureBytes,
         seed: int,
-        min_area: float,
+        parts: Parts,
         frozen: FrozenEmbeddings = NOTHING_FROZEN,
-        store: "PixelStore | None" = None,
     ) -> None:
-        """min_area: smallest share of the image's area in a random crop; store: caches of resized pictures."""
         self._dataset, self.picture_bytes, self._seed, self._frozen = dataset, pixels, seed, frozen
-        self._crops = Crops(dataset, pixels, seed, min_area, store) if min_area < 1 else None
-        self._read = pixels.reader(dataset, store if self._crops is None and frozen.images is None else None)
+        is_cropped = parts.random_crop_min_area < 1 and frozen.images is None
+        self._crops = Crops(dataset, pixels, seed, parts.random_crop_min_area, parts.pixels) if is_cropped else None
+        self._read = pixels.reader(dataset, parts.pixels if self._crops is None and frozen.images is None else None)
 
     @property
     def num_bytes(self) -> int:
@@ -198,14 +207,6 @@ class PictureReader:
         return self._read(image) if self._crops is None else self._crops.read(image, epoch)
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What of an image is in a step: how many of its captions at most, and the smallest share of its area that a random crop has."""
-
-    captions_per_image: int = 1
-    random_crop_min_area: float = 1.0
-
-
 class BatchBuilder(ShareBuilder):
     """Builds batches of images and captions."""
 
@@ -219,13 +220,12 @@ class BatchBuilder(ShareBuilder):
         parts: Parts = Parts(),
         negatives: Negatives | None = None,
         frozen: FrozenEmbeddings = NOTHING_FROZEN,
-        store: "PixelStore | None" = None,
     ) -> None:
-        """pool: the split, and what the captions of `negatives` are indices into; store: caches of resized pictures."""
+        """pool: the split, and what the captions of `negatives` are indices into."""
         self._pool, self._dataset = pool, pool.dataset
         self._inputs, self._negatives, self._frozen = inputs, negatives, frozen
         self._captions_per_image = parts.captions_per_image
-        pictures = PictureReader(pool.dataset, inputs.picture_bytes, order.seed, parts.random_crop_min_area, frozen, store)
+        pictures = PictureReader(pool.dataset, inputs.picture_bytes, order.seed, parts, frozen)
         super().__init__(order, processes, pictures)
 
     def join(self, parts: Sequence[Batch], *, as_values: bool = False) -> Batch:

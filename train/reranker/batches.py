@@ -16,11 +16,10 @@ from torch.nn.functional import pad
 
 from eval.dataset.images import ImageError
 from eval.dataset.retrieval_set import GroupHashes
-from train.data.batches import PictureReader, ShareBuilder, Undecodable, concatenated
+from train.data.batches import Parts, PictureReader, ShareBuilder, Undecodable, concatenated
 from train.data.order import BatchOrder, chosen_caption, generator
 
 if TYPE_CHECKING:
-    from eval.dataset.pixel_cache import PixelStore
     from eval.processes import Processes
     from train.config.reranker import NegativesConfig
     from train.data.caption_pool import CaptionPool
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
 # Streams of random numbers besides those of train/data/order.py.
 _HARD_CAPTION, _HARD_IMAGE, _EASY = range(100, 103)
+_WHOLE = Parts()
 
 
 class PairKind(IntEnum):
@@ -159,8 +159,7 @@ class MatchBatches(ShareBuilder):
         config: NegativesConfig,
         tables: HardTables,
         *,
-        random_crop_min_area: float = 1.0,
-        store: PixelStore | None = None,
+        parts: Parts = _WHOLE,
     ) -> None:
         self._pool, self._dataset, self._inputs = pool, pool.dataset, inputs
         self._config = config
@@ -170,7 +169,7 @@ class MatchBatches(ShareBuilder):
         if tables.captions is not None and tables.captions.doubtful_2D is not None:
             images_D, captions_D = tables.captions.doubtful_2D
             self._doubtful = GroupHashes(images_D, pool.hash_C[captions_D])
-        pictures = PictureReader(pool.dataset, inputs.picture_bytes, order.seed, random_crop_min_area, store=store)
+        pictures = PictureReader(pool.dataset, inputs.picture_bytes, order.seed, parts)
         super().__init__(order, processes, pictures)
 
     @property

@@ -97,10 +97,9 @@ class Loop(BaseLoop):
             self.job.tuned.inputs,
             self.order,
             self.job.processes,
-            parts=Parts(self.config.train.captions_per_image, self.config.train.random_crop_min_area),
+            parts=Parts(self.config.train.captions_per_image, self.config.train.random_crop_min_area, self.job.pixels),
             negatives=self.columns,
             frozen=self.frozen,
-            store=self.job.pixels,
         )
         return builder, stop
 

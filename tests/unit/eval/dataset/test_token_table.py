@@ -13,7 +13,7 @@ from eval.dataset import token_table
 from eval.dataset.picture_warnings import taken
 from eval.dataset.token_table import open_table, token_folder
 from eval.encoder.checkpoint import load_inputs
-from eval.encoder.inputs import SiglipInputs
+from eval.encoder.inputs import SiglipInputs, _looked_up, _text_keys
 from eval.processes import Processes
 from tests.siglip2 import write_siglip2
 
@@ -69,15 +69,15 @@ def tokens_of_length(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("fault", ["byte", "cut", "longer"])
 def test_a_damaged_file_is_made_again(fault: str, tmp_path: Path) -> None:
     texts = [["one", "twenty-two"], ["three"]]
-    table = open_table("some", tokens_of_length, (3, 100_000), texts, folder=tmp_path)
+    table = open_table("some", (_text_keys, tokens_of_length), (3, 100_000), texts, folder=tmp_path)
     assert table is not None
     content = table.path.read_bytes()
     assert len(content) == 3 * (16 + 4 * 4) + 32  # 32-bit numbers, for such a vocabulary
     wrong = {"byte": content[:70] + b"\x55" + content[71:], "cut": content[:-8], "longer": content + b"1"}[fault]
     table.path.write_bytes(wrong)
-    again = open_table("some", tokens_of_length, (3, 100_000), texts, folder=tmp_path)
+    again = open_table("some", (_text_keys, tokens_of_length), (3, 100_000), texts, folder=tmp_path)
     assert again is not None and again.path.read_bytes() == content
-    ids, is_cut, known = again.rows(["three", "twenty-two", "four"])
+    ids, is_cut, known = _looked_up(again, ["three", "twenty-two", "four"])
     assert ids[:2].tolist() == [[5, 70_000, 1], [10, 70_000, 1]]
     assert (is_cut[:2].tolist(), known.tolist()) == ([False, True], [True, True, False])
 
@@ -88,26 +88,26 @@ def test_another_tokenizer_or_length_or_text_is_another_file_and_old_ones_go(tmp
 
     texts = [["one", "two"]]
     made = [
-        open_table("some", small, (2, 300), texts, folder=tmp_path),
-        open_table("other", small, (2, 300), texts, folder=tmp_path),
-        open_table("some", small, (2, 301), texts, folder=tmp_path),
-        open_table("some", small, (2, 300), [["one", "three"]], folder=tmp_path),
+        open_table("some", (_text_keys, small), (2, 300), texts, folder=tmp_path),
+        open_table("other", (_text_keys, small), (2, 300), texts, folder=tmp_path),
+        open_table("some", (_text_keys, small), (2, 301), texts, folder=tmp_path),
+        open_table("some", (_text_keys, small), (2, 300), [["one", "three"]], folder=tmp_path),
     ]
     paths = [table.path for table in made if table is not None]
     assert len(set(paths)) == 4 and paths[0].stat().st_size == 2 * (16 + 3 * 2) + 32
     month_ago = time.time() - 31 * 24 * 3600
     for path in paths[:2]:
         os.utime(path, (month_ago, month_ago))
-    assert open_table("some", small, (2, 300), texts, folder=tmp_path) is not None  # it is in use again
-    assert open_table("new", small, (2, 300), texts, folder=tmp_path) is not None
+    assert open_table("some", (_text_keys, small), (2, 300), texts, folder=tmp_path) is not None  # it is in use again
+    assert open_table("new", (_text_keys, small), (2, 300), texts, folder=tmp_path) is not None
     assert [path.exists() for path in paths] == [True, False, True, True]
-    assert open_table("some", small, (2, 300), [[]], folder=tmp_path) is None
+    assert open_table("some", (_text_keys, small), (2, 300), [[]], folder=tmp_path) is None
 
 
 def test_without_a_folder_texts_are_tokenised_each_time_and_it_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with taken() as noted:
-        assert open_table("some", tokens_of_length, (3, 300), [["one"]], folder=tmp_path / "file" / "tokens") is None
+        assert open_table("some", (_text_keys, tokens_of_length), (3, 300), [["one"]], folder=tmp_path / "file" / "tokens") is None
     assert noted == [(str(tmp_path / "file" / "tokens"), "token ids cannot be held there, and are made whenever they are needed")]
 
 
@@ -116,7 +116,7 @@ def test_two_processes_share_the_work_and_one_writes(tmp_path: Path, monkeypatch
     monkeypatch.setattr(token_table, "_TEXTS_AT_ONCE", 2)
     monkeypatch.setattr(token_table, "_BLOCKS_AT_ONCE", 1)
     texts = [[f"{number} word" * number for number in range(1, 8)], ["9 word", "1 word"]]
-    one = open_table("some", tokens_of_length, (3, 300), texts, folder=tmp_path / "one")
+    one = open_table("some", (_text_keys, tokens_of_length), (3, 300), texts, folder=tmp_path / "one")
     assert one is not None
     said: dict[int, list[list[np.ndarray]]] = {0: [], 1: []}
 
@@ -135,11 +135,11 @@ def test_two_processes_share_the_work_and_one_writes(tmp_path: Path, monkeypatch
 
     monkeypatch.setenv("LOCAL_RANK", "0")
     parts = [[texts[0][:2], texts[0][4:6], texts[1]], [texts[0][2:4], texts[0][6:]]]
-    said[1] = [[token_table.keys_of(part) for part in parts[1]]]
-    order = np.unique(token_table.keys_of(texts[0] + texts[1])[:, 0], return_index=True)[1]
+    said[1] = [[_text_keys(part) for part in parts[1]]]
+    order = np.unique(_text_keys(texts[0] + texts[1])[:, 0], return_index=True)[1]
     every = [(texts[0] + texts[1])[place] for place in order]
     for first in range(0, len(every), 4):
         ids, is_cut = tokens_of_length(every[first + 2 : first + 4])
         said[1].append([np.concatenate([ids, is_cut[:, None]], axis=1).astype(np.uint16)] if len(every) > first + 2 else [])
-    two = open_table("some", tokens_of_length, (3, 300), texts, Half(0, 2), folder=tmp_path / "two")
+    two = open_table("some", (_text_keys, tokens_of_length), (3, 300), texts, Half(0, 2), folder=tmp_path / "two")
     assert two is not None and two.path.read_bytes() == one.path.read_bytes() and two.path.name == one.path.name
