@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from eval.errors import UserError
 from eval.processes import Processes
+
+if TYPE_CHECKING:
+    from eval.dataset.pixel_cache import PixelStore
 
 Precision = Literal["fp32", "bf16", "fp16"]
 """What matrix products are computed in; weights, norms and unit vectors are float32 in each."""
@@ -29,6 +32,7 @@ class Execution:
         num_workers: processes that decode pictures for this one; 0: it decodes them itself.
         on_progress: called on this process with each number of rows embedded, or of pairs scored; what it raises ends the work.
         precision: what SigLIP's towers embed in, by autocast.
+        pixels: caches of resized pictures; None: every picture is decoded.
     """
 
     processes: Processes = Processes()
@@ -36,6 +40,7 @@ class Execution:
     num_workers: int = 0
     on_progress: Callable[[int], Any] = no_progress
     precision: Precision = "fp32"
+    pixels: "PixelStore | None" = None
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """In which towers that lie on a device embed in this precision."""

@@ -5,8 +5,9 @@ Every picture of the split is decoded once more for this: without it the caption
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -26,24 +27,27 @@ from eval.progress import bar
 class _Faults(Dataset):  # type: ignore[type-arg]
     """Why each picture of this process's share does not decode; empty where it does."""
 
-    def __init__(self, dataset: ImageSource, images: range) -> None:
-        self._dataset, self._images = dataset, images
+    def __init__(self, read: Callable[[int], Any], images: range) -> None:
+        self._read, self._images = read, images
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, item: int) -> str:
         try:
-            self._dataset.load_image(self._images[item])
+            self._read(self._images[item])
         except ImageError as error:
             return str(error)
         return ""
 
 
-def find_broken(dataset: ImageSource, label: str, execution: Execution = ONE_PROCESS) -> dict[int, str]:
+def find_broken(
+    dataset: ImageSource, label: str, execution: Execution = ONE_PROCESS, read: Callable[[int], Any] | None = None
+) -> dict[int, str]:
     """Why each image that does not decode does not, by index in order; the same on every process. Decodes every picture.
 
     Args:
+        read: reads an image, or raises its ImageError; None: the data set's own `load_image`.
         label: names the images, for the progress bar.
         execution: its `on_progress` is called with each picture.
     """
@@ -52,7 +56,8 @@ def find_broken(dataset: ImageSource, label: str, execution: Execution = ONE_PRO
     shows = os.environ.get("RANK", "0") == "0"
     shown = bar(len(own), f"decoding {label}", "picture", show=shows, leave=False)
     with shown as progress, execution.rounds(dataset.num_images) as advance:
-        for image, fault in zip(own, block_loader(_Faults(dataset, own), num_workers=execution.num_workers), strict=True):
+        faults = block_loader(_Faults(read or dataset.load_image, own), num_workers=execution.num_workers)
+        for image, fault in zip(own, faults, strict=True):
             if fault:
                 found[image] = fault
             progress.update(1)

@@ -25,7 +25,8 @@ HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
 HEIF_REMEDY = "HEIC and HEIF pictures are not read; convert them to .jpg (sips -s format jpeg on macOS, or magick mogrify -format jpg)"
 MAX_PIXELS = 90_000_000
 _DEFLATE_MAX_RATIO = 1032  # RFC 1951: no deflate stream grows by more
-_DECODING = b"transparency on white, range of floats"
+DECODING = b"transparency on white, range of floats"
+"""The rules by which `decode_image` makes pixels of a picture; other words where they change, for caches of what was made."""
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -105,7 +106,7 @@ def picture_digest(source: bytes | str | Path) -> bytes:
                 digest = hashlib.file_digest(file, "sha256").digest()
         except OSError as error:
             raise ImageError(f"{source}: cannot be read ({error})") from error
-    return hashlib.sha256(digest + _DECODING).digest() if _decoded_otherwise_before(source) else digest
+    return hashlib.sha256(digest + DECODING).digest() if _decoded_otherwise_before(source) else digest
 
 
 def _decoded_otherwise_before(source: bytes | str | Path) -> bool:

@@ -6,6 +6,7 @@ Shape letters: I images, C captions, P positive (image, caption) pairs.
 import copy
 import hashlib
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from eval.manifest.rows import RowSource
 from eval.manifest.skipped import skipped_record
 
 _STRINGS_AT_ONCE = 16384
+_SETTLED_SECONDS = 2.0
 
 
 class StringColumn(Sequence[str]):
@@ -126,6 +128,22 @@ class StoredImages:
             eval.dataset.images.ImageError: its file cannot be read.
         """
         return picture_digest(self.embedded_bytes(image) if self._is_embedded(image) else self.path(image))
+
+    def picture_key(self, image: int, /) -> bytes | None:
+        """What a cache of pixels knows one image by, 16 bytes: its path, size and time of the last change, or its embedded bytes. None: its
+        file is not there, or changed a moment ago, when a further change could not be seen.
+
+        Raises:
+            eval.dataset.images.ImageError: the file that embeds it cannot be read any more.
+        """
+        if self._is_embedded(image):
+            content = self.embedded_bytes(image)
+        else:
+            size, changed_ns = self.picture_stamp(image)
+            if size < 0 or time.time() - changed_ns / 1e9 < _SETTLED_SECONDS:
+                return None
+            content = os.fsencode(f"{os.path.abspath(self.path(image))} {size} {changed_ns}")
+        return hashlib.blake2b(content, digest_size=16).digest()
 
     def picture_stamp(self, image: int, /) -> tuple[int, int]:
         """(size in bytes, time of the last change, ns) of one image's file; where it is embedded, 0 and a number for the files that embed

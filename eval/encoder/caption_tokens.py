@@ -66,20 +66,14 @@ def of_equal_tokens(key_C: np.ndarray, hash_C: np.ndarray) -> np.ndarray:
 
 
 def _read(inputs: SiglipInputs, captions: Sequence[str], blank: frozenset[int]) -> np.ndarray:
-    """(hash of the token ids, _CUT and _UNKNOWN) of each caption, int64 of shape (C, 2); a repeated one is read once."""
-    number: dict[str, int] = {}
-    text_C = [number.setdefault(caption, len(number)) for caption in captions]
-    texts = list(number)
-    whole = inputs.tokenizer(texts, padding=False, truncation=False, return_attention_mask=False, verbose=False)["input_ids"]
-    long = [place for place, ids in enumerate(whole) if len(ids) > inputs.num_tokens]
-    cut = dict(zip(long, inputs.token_ids([texts[place] for place in long]).tolist(), strict=True)) if long else {}
+    """(hash of the token ids, _CUT and _UNKNOWN) of each caption, int64 of shape (C, 2)."""
+    ids_CL, is_cut_C = inputs.tokenised(captions)
     pad, rows = inputs.tokenizer.pad_token_id, []
-    for place, ids in enumerate(whole):
-        read = list(cut.get(place, ids))
+    for read, is_cut in zip(ids_CL.tolist(), is_cut_C.tolist(), strict=True):
         while read and read[-1] == pad:  # padding is not part of a key, however much of it there is
             read.pop()
-        rows.append((token_key(read), _CUT * (place in cut) | _UNKNOWN * blank.issuperset(read)))
-    return np.array(rows, dtype=np.int64)[text_C]
+        rows.append((token_key(read), _CUT * is_cut | _UNKNOWN * blank.issuperset(read)))
+    return np.array(rows, dtype=np.int64)
 
 
 def _blank_tokens(inputs: SiglipInputs) -> frozenset[int]:

@@ -21,7 +21,7 @@ from eval.encoder.inputs import PictureBytes, SiglipInputs, image_features, text
 from eval.encoder.loader import block_loader
 from eval.errors import NotFinite
 from eval.execution import ONE_PROCESS, Execution
-from eval.processes import Processes, brought, sent
+from eval.processes import brought, sent
 from eval.sharded import is_sharded
 from eval.signals import next_item
 
@@ -123,7 +123,7 @@ def stream_images(
     """Embed this process's blocks of images and give each to the sink as it comes; arguments and errors as :func:`embed_images`."""
     device = device_of(model)
     block = block or block_on(device, IMAGE_BLOCK)
-    pieces = _PicturePieces(dataset, inputs.picture_bytes, block, execution.processes, remedy)
+    pieces = _PicturePieces(dataset, inputs.picture_bytes, block, execution, remedy)
     loaded = block_loader(pieces, num_workers=execution.num_workers, item_bytes=pieces.size * pieces.blank.nbytes)
     rows = _joined(loaded, pieces, inputs.picture_bytes, device)
     _stream(model, image_features, rows, dataset.num_images, block, sink, names, execution)
@@ -254,12 +254,12 @@ class _PicturePieces(Dataset):  # type: ignore[type-arg]
         blank: what is in the place of a picture that does not decode.
     """
 
-    def __init__(self, dataset: ImageSource, pictures: PictureBytes, block: int, processes: Processes, remedy: str | None) -> None:
+    def __init__(self, dataset: ImageSource, pictures: PictureBytes, block: int, execution: Execution, remedy: str | None) -> None:
         """remedy: see :func:`stream_images`."""
-        self._dataset, self._pictures, self._remedy = dataset, pictures, remedy
+        self._dataset, self._read, self._remedy = dataset, pictures.reader(dataset, execution.pixels), remedy
         self.block, self.size = block, block if block % IMAGE_BLOCK else IMAGE_BLOCK
         self.blank = torch.zeros_like(pictures.read(Image.new("RGB", (8, 8))))
-        starts = [number * block for number in processes.share_of(num_blocks(dataset.num_images, block))]
+        starts = [number * block for number in execution.processes.share_of(num_blocks(dataset.num_images, block))]
         of_blocks = [range(start, min(start + block, dataset.num_images), self.size) for start in starts]
         self.pieces_of_blocks, self._starts = [len(part) for part in of_blocks], [start for part in of_blocks for start in part]
 
@@ -272,7 +272,7 @@ class _PicturePieces(Dataset):  # type: ignore[type-arg]
         pictures, faults, empty = [], [], torch.zeros(self.size, dtype=torch.bool)
         for place, image in enumerate(images):
             try:
-                pictures.append(self._pictures.read(self._dataset.load_image(image)))
+                pictures.append(self._read(image))
             except ImageError as error:
                 pictures.append(self.blank)
                 empty[place] = True

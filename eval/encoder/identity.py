@@ -29,7 +29,7 @@ def identity_of(config: Any, image_processor: Any, tokenizer: Any, name: str = "
         config, image_processor, tokenizer: of transformers.
         name: folder or hub id; of one of the hub the commit in use is recorded.
     """
-    parts = {"config": config.to_dict(), "image_processor": image_processor.to_dict(), "tokenizer": _tokenizer_values(tokenizer)}
+    parts = {"config": config.to_dict(), "image_processor": image_processor.to_dict(), "tokenizer": tokenizer_values(tokenizer)}
     values: Identity = {part: _values(json.loads(json.dumps(record, default=str))) for part, record in parts.items()}
     hub = {"hub": {"commit": commit}} if (commit := revision_in_use(name)) is not None else {}
     return values | {"library": {"transformers": version("transformers")}} | hub
@@ -109,7 +109,7 @@ def _values(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _tokenizer_values(tokenizer: Any) -> dict[str, Any]:
+def tokenizer_values(tokenizer: Any) -> dict[str, Any]:
     """Its words and rules by hash, and its special tokens; without the truncation and padding of its last call."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:

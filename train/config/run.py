@@ -62,6 +62,9 @@ class DataConfig(Section):
     column:NAME, templates, synonyms:FILE, wordnet, paraphrase:MODEL, captions:FILE, ... Val and test stay as they are."""
     num_workers: Annotated[int, Field(ge=0)] = 2
     """Processes that decode pictures, per training process."""
+    cache_pixels: Annotated[float, Field(gt=0)] | None = None
+    """GiB of disk in which pictures are held decoded and resized, made as they are first read and shared by the runs of a machine
+    (docs/pixel-cache.md); null: every picture is decoded each time."""
     skip_broken: bool = False
     """Leave pictures of val, test and retention sets that do not decode out, instead of refusing them: counted, and listed in
     runs/NAME/skipped.jsonl with those that training replaces. Every picture of these splits is decoded once more at each start."""
@@ -225,6 +228,11 @@ class RunConfig(Section):
     def trackers(self) -> list[str]:
         """The trackers that are asked for, each once."""
         return list(dict.fromkeys([*self.tracking, *(["wandb"] if self.wandb is not None else [])]))
+
+    @property
+    def free_keys(self) -> tuple[str, ...]:
+        """The keys that may change between this run and its continuation: without random crops a cache of pixels gives the same bits."""
+        return (*self.mutable_keys, *(["data.cache_pixels"] if self.train.random_crop_min_area == 1 else []))
 
     @property
     def run_folder(self) -> Path:

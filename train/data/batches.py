@@ -9,7 +9,7 @@ D doubtful pairs.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,10 +22,14 @@ from eval.encoder.inputs import PictureBytes, SiglipInputs
 from eval.processes import Processes
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.caption_pool import CaptionPool
+from train.data.crops import Crops
 from train.data.mined_order import Order
 from train.data.negatives import Negatives
-from train.data.order import CROP, REPLACEMENT, chosen_captions, generator
+from train.data.order import REPLACEMENT, chosen_captions, generator
 from train.loss.positives import BatchPositives
+
+if TYPE_CHECKING:
+    from eval.dataset.pixel_cache import PixelStore
 
 _MAX_REPLACEMENTS = 100
 
@@ -149,6 +153,16 @@ class ShareBuilder(Dataset, ABC):  # type: ignore[type-arg]
         """The share whose parts these are; with `as_values` its pictures are pixel values."""
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What of an image is in a step: how many of its captions at most, and the smallest share of its area that a random crop has; and the
+    caches of resized pictures, if any, in which it is looked for."""
+
+    captions_per_image: int = 1
+    random_crop_min_area: float = 1.0
+    pixels: "PixelStore | None" = None
+
+
 class PictureReader:
     """Reads the images of batches: random crops by (seed, image, epoch), and a replacement for an image that does not decode."""
 
@@ -157,11 +171,13 @@ class PictureReader:
         dataset: RetrievalSet,
         pixels: PictureBytes,
         seed: int,
-        min_area: float,
+        parts: Parts,
         frozen: FrozenEmbeddings = NOTHING_FROZEN,
     ) -> None:
-        """min_area: smallest share of the image's area in a random crop."""
-        self._dataset, self.picture_bytes, self._seed, self._min_area, self._frozen = dataset, pixels, seed, min_area, frozen
+        self._dataset, self.picture_bytes, self._seed, self._frozen = dataset, pixels, seed, frozen
+        is_cropped = parts.random_crop_min_area < 1 and frozen.images is None
+        self._crops = Crops(dataset, pixels, seed, parts.random_crop_min_area, parts.pixels) if is_cropped else None
+        self._read = pixels.reader(dataset, parts.pixels if self._crops is None and frozen.images is None else None)
 
     @property
     def num_bytes(self) -> int:
@@ -188,18 +204,7 @@ class PictureReader:
             if not self._frozen.images.is_known(image):
                 raise ImageError(f"{self._dataset.image_place(image)}: did not decode when the frozen image tower was run over the split")
             return torch.empty(0)
-        picture = self._dataset.load_image(image)
-        if self._min_area < 1:
-            picture = random_crop(picture, self._min_area, generator(self._seed, CROP, image, epoch))
-        return self.picture_bytes.read(picture)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What of an image is in a step: how many of its captions at most, and the smallest share of its area that a random crop has."""
-
-    captions_per_image: int = 1
-    random_crop_min_area: float = 1.0
+        return self._read(image) if self._crops is None else self._crops.read(image, epoch)
 
 
 class BatchBuilder(ShareBuilder):
@@ -220,7 +225,7 @@ class BatchBuilder(ShareBuilder):
         self._pool, self._dataset = pool, pool.dataset
         self._inputs, self._negatives, self._frozen = inputs, negatives, frozen
         self._captions_per_image = parts.captions_per_image
-        pictures = PictureReader(pool.dataset, inputs.picture_bytes, order.seed, parts.random_crop_min_area, frozen)
+        pictures = PictureReader(pool.dataset, inputs.picture_bytes, order.seed, parts, frozen)
         super().__init__(order, processes, pictures)
 
     def join(self, parts: Sequence[Batch], *, as_values: bool = False) -> Batch:
@@ -261,14 +266,6 @@ class BatchBuilder(ShareBuilder):
         if self._frozen.captions is not None:
             return torch.empty(0, self._inputs.num_tokens, dtype=torch.int64), self._frozen.captions.of(captions_n)
         return self._inputs.token_ids([self._pool.text(caption) for caption in captions_n.tolist()]), None
-
-
-def random_crop(picture: Image.Image, min_area: float, draws: np.random.Generator) -> Image.Image:
-    """Crop a random rectangle of the image's aspect ratio, min_area to 1 of its area."""
-    side = float(np.sqrt(draws.uniform(min_area, 1.0)))
-    width, height = max(1, round(picture.width * side)), max(1, round(picture.height * side))
-    left, top = int(draws.integers(picture.width - width + 1)), int(draws.integers(picture.height - height + 1))
-    return picture.crop((left, top, left + width, top + height))
 
 
 class TruePairs:

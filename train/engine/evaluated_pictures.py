@@ -17,7 +17,8 @@ _SHOWN = 20
 def check_evaluated(job: Run, on_progress: Callable[[int], Any]) -> list[str]:
     """Decode every picture that an evaluation of the run needs, in the loader's workers; call on every process.
 
-    Those of val, test and the retention sets are decoded already where data.skip_broken leaves broken ones out.
+    Those of val, test and the retention sets are decoded already where data.skip_broken leaves broken ones out. One that a cache of pixels
+    holds was decoded when it was written there; the others are written there.
 
     Args:
         on_progress: called with each picture; what it raises ends the check.
@@ -31,7 +32,7 @@ def check_evaluated(job: Run, on_progress: Callable[[int], Any]) -> list[str]:
     started, num_checked, faults = time.perf_counter(), 0, list[str]()
     execution = job.execution(on_progress)
     for label, dataset in job.evaluated():
-        broken = find_broken(dataset, label, execution)
+        broken = find_broken(dataset, label, execution, job.evaluation_reader(dataset))
         num_checked += dataset.num_images
         faults += [f"  [{label}] {fault}" for fault in broken.values()]
     job.processes.raise_together(_told(faults, num_checked, job.config.data.skip_broken))

@@ -96,7 +96,7 @@ def _check_same(path: Path, config: RunConfig) -> None:
     with suppress(ValidationError):  # completed by keys that did not exist when it was written
         old = type(config).model_validate(old).model_dump(mode="json")
     flat_old, flat_new = (_unpinned(flatten(one, ".")) for one in (old, config.model_dump(mode="json")))
-    free = tuple(f"{key}." for key in config.mutable_keys)
+    free = tuple(f"{key}." for key in config.free_keys)
     keys = (key for key in dict.fromkeys((*flat_old, *flat_new)) if not f"{key}.".startswith(free))
     _refuse_other(config, f"{config.run_folder} holds a run", flat_old, flat_new, keys)
 
@@ -124,7 +124,7 @@ def base_of(run_folder: Path) -> str:
 def learnt(config: RunConfig) -> dict[str, Any]:
     """The keys that decide what is learnt, "train.batch_size", with their values as JSON keeps them; paths are left out, for what they lead
     to is known by its content."""
-    free = tuple(f"{key}." for key in config.mutable_keys)
+    free = tuple(f"{key}." for key in config.free_keys)
     flat = _unpinned(flatten(_without_paths(config.model_dump(mode="json")), "."))
     return {key: value for key, value in flat.items() if not f"{key}.".startswith(free)}
 

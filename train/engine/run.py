@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from eval.dataset.leakage import Leakage
+    from eval.dataset.pixel_cache import PixelStore
     from eval.dataset.retrieval_set import RetrievalSet
     from eval.encoder.encoder import ImageSource
     from eval.processes import Processes
@@ -90,8 +91,23 @@ class Run(ABC):
 
     def execution(self, on_progress: Callable[[int], Any] = no_progress) -> Execution:
         """How this run embeds, searches and mines."""
-        num_workers = self.config.data.num_workers
-        return Execution(processes=self.processes, device=self.accelerator.device, num_workers=num_workers, on_progress=on_progress)
+        return Execution(
+            processes=self.processes,
+            device=self.accelerator.device,
+            num_workers=self.config.data.num_workers,
+            on_progress=on_progress,
+            pixels=self.pixels,
+        )
+
+    @cached_property
+    def pixels(self) -> PixelStore | None:
+        """The caches of resized pictures, as data.cache_pixels asks for; with random crops one of squares and one of what is cut."""
+        data, crops = self.config.data, self.config.train.random_crop_min_area < 1
+        if data.cache_pixels is None:
+            return None
+        from eval.dataset.pixel_cache import PixelStore
+
+        return PixelStore(data.cache_pixels, num_files=2 if crops else 1)
 
     def log(self, text: str) -> None:
         """Print a line on the main process, next to the progress bar."""
@@ -169,7 +185,24 @@ class Run(ABC):
             *averaged,
             f"machine   {world_size} process(es) x {train.batch_size // world_size} images on {_in_words(self.accelerator.device)}, "
             f"{torch.get_num_threads()} thread(s) each",
+            *self._pixel_lines(),
         ]
+
+    def _pixel_lines(self) -> list[str]:
+        """What is cached of pictures, where that is asked for."""
+        if self.pixels is None:
+            return []
+        self.reader(self.train_set)  # which opens it
+        return self.pixels.lines()
+
+    def reader(self, dataset: ImageSource) -> Callable[[int], Any] | None:
+        """What reads an image of a data set through the cache of resized pictures; None without one."""
+        tuned: Any = self.tuned
+        return None if self.pixels is None else tuned.inputs.picture_bytes.reader(dataset, self.pixels)
+
+    def evaluation_reader(self, dataset: ImageSource) -> Callable[[int], Any] | None:
+        """The same where evaluations embed the pictures as training does; else None."""
+        return None
 
     def data_lines(self) -> list[str]:
         """What there is to train on, to evaluate on, what no split of the run uses, what data.expand added, and what captions are like."""

@@ -220,6 +220,10 @@ class ImageSubset:
         """One picture, RGB."""
         return self.dataset.load_image(int(self.images[image]))
 
+    def picture_key(self, image: int, /) -> bytes | None:
+        """What a cache knows it by."""
+        return self.dataset.picture_key(int(self.images[image]))
+
 
 def is_whole(path: Path, shape_ND: tuple[int, int]) -> bool:
     """Whether a file of embeddings is there, of this size, and ends in the SHA-256 of its rows."""

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from eval.dataset.images import ImageError
 from eval.dataset.retrieval_set import GroupHashes
-from train.data.batches import PictureReader, ShareBuilder, Undecodable, concatenated
+from train.data.batches import Parts, PictureReader, ShareBuilder, Undecodable, concatenated
 from train.data.order import BatchOrder, chosen_caption, generator
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # Streams of random numbers besides those of train/data/order.py.
 _HARD_CAPTION, _HARD_IMAGE, _EASY = range(100, 103)
+_WHOLE = Parts()
 
 
 class PairKind(IntEnum):
@@ -158,7 +159,7 @@ class MatchBatches(ShareBuilder):
         config: NegativesConfig,
         tables: HardTables,
         *,
-        random_crop_min_area: float = 1.0,
+        parts: Parts = _WHOLE,
     ) -> None:
         self._pool, self._dataset, self._inputs = pool, pool.dataset, inputs
         self._config = config
@@ -168,7 +169,8 @@ class MatchBatches(ShareBuilder):
         if tables.captions is not None and tables.captions.doubtful_2D is not None:
             images_D, captions_D = tables.captions.doubtful_2D
             self._doubtful = GroupHashes(images_D, pool.hash_C[captions_D])
-        super().__init__(order, processes, PictureReader(pool.dataset, inputs.picture_bytes, order.seed, random_crop_min_area))
+        pictures = PictureReader(pool.dataset, inputs.picture_bytes, order.seed, parts)
+        super().__init__(order, processes, pictures)
 
     @property
     def part_bytes(self) -> int:

@@ -13,6 +13,7 @@ from eval.metrics.stage_metrics import mean_recall_at_1
 from eval.search.ranking import DIRECTIONS
 from eval.signals import StopSignals
 from rerank.scoring.candidates import candidate_lists
+from train.data.batches import Parts
 from train.engine.checkpoint import Checkpoints
 from train.engine.loop import BaseLoop
 from train.engine.run import Evaluation, Event
@@ -94,7 +95,7 @@ class RerankerLoop(BaseLoop):
             job.processes,
             self.config.negatives,
             self._tables,
-            random_crop_min_area=self.config.train.random_crop_min_area,
+            parts=Parts(random_crop_min_area=self.config.train.random_crop_min_area, pixels=job.pixels),
         )
         return builder, self.config.train.max_steps
 

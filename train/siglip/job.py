@@ -83,6 +83,10 @@ class Job(Run):
             named.append((path, replace(found, images=list({image.key: image for image in found.images}.values()))))
         return named
 
+    def evaluation_reader(self, dataset: ImageSource) -> Callable[[int], Any] | None:
+        """As `Run`."""
+        return self.reader(dataset)
+
     def memory_keys(self) -> list[str]:
         """Keys, with values, that make a step need less memory and change nothing that is learnt."""
         keys = [] if self.config.train.shard else self.smaller_micro_batch(self.config.train.micro_batch_size)
@@ -184,6 +188,7 @@ def prepare(config: JobConfig, splits: Splits, accelerator: Accelerator, process
     check_same(config, parts, processes)
     if config.export.open_clip:
         check_open_clip(tuned.siglip.config)  # now, not after the training
+    tuned.inputs = tuned.inputs.with_tokens_of([pool.captions, *(split.captions for split in splits.all()[1:])], processes)
     text_lines = caption_lines(splits, pool, tuned.inputs, processes)
     if config.train.shard:
         shard(tuned.siglip, processes, accelerator.device)

@@ -97,7 +97,7 @@ class Loop(BaseLoop):
             self.job.tuned.inputs,
             self.order,
             self.job.processes,
-            parts=Parts(self.config.train.captions_per_image, self.config.train.random_crop_min_area),
+            parts=Parts(self.config.train.captions_per_image, self.config.train.random_crop_min_area, self.job.pixels),
             negatives=self.columns,
             frozen=self.frozen,
         )

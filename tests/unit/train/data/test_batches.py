@@ -14,8 +14,9 @@ from eval.dataset.images import ImageError
 from eval.encoder.inputs import SiglipInputs
 from eval.processes import Processes
 from tests.small_job import SmallWorld, load, write_pictures
-from train.data.batches import Batch, BatchBuilder, Parts, random_crop
+from train.data.batches import Batch, BatchBuilder, Parts
 from train.data.caption_pool import CaptionPool
+from train.data.crops import random_crop
 from train.data.negatives import Negatives
 from train.data.order import BatchOrder, chosen_caption, chosen_captions, generator
 
