@@ -175,9 +175,10 @@ def cores_to_feed() -> float:
     return MACHINE.peak * MACHINE.mfu / MODEL.step / MACHINE.pictures
 
 
+_MANIFEST = "manifest, .parquet"
 ROWS: list[tuple[str, str, Callable[[Run], str]]] = [
-    ("reading the manifest, each process all of it", "manifest, .parquet", lambda run: time_of(run.pairs * run.of("manifest, .parquet").seconds)),
-    ("held of it by a process, not mapped", "", lambda run: bytes_of(run.pairs * run.of("manifest, .parquet").held)),
+    ("reading the manifest, each process all of it", _MANIFEST, lambda run: time_of(run.pairs * run.of(_MANIFEST).seconds)),
+    ("held of it by a process, not mapped", "", lambda run: bytes_of(run.pairs * run.of(_MANIFEST).held)),
     ("pictures on disk", "", lambda run: bytes_of(run.pairs * MACHINE.picture_bytes)),
     ("decoding, no cache", "", lambda run: time_of(run.decode_seconds)),
     ("decoding, picture cache", "", lambda run: time_of(run.decode_seconds / MACHINE.cache_gain)),
