@@ -2,11 +2,12 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.scale --write
 
-Synthetic rows and embeddings of width 64, one thread, no model (benchmarks/scale/terms.py). Each measurement is of a process of its own, after
-the same work at 1x (what is imported or allocated once is no cost of an item). Seconds are the processor's, the median of the rounds; the
-exponent is the slope of log(seconds) over log(size) by least squares, of each round: their median, and the lowest and highest. What a term
-takes at any size pulls the exponent below that of its algorithm. Held and peak are bytes an item at 8x, of the process's own memory
-(anonymous; mapped files, which the system drops as it needs, are not in them). `--write` writes results/scale.md and the table of
+Synthetic rows and embeddings of width 64, one thread, no model (benchmarks/scale/terms.py). Each measurement is of a process of its own,
+after the same work at 1x (what is imported or allocated once is no cost of an item). Seconds are the processor's, the median of the rounds;
+the exponent is the slope of log(seconds) over log(size) by least squares, of each round: their median, and the lowest and highest. What a
+term takes at any size pulls the exponent below that of its algorithm. Held and peak are bytes an item at 8x of the process's own memory
+(anonymous; mapped files, which the system drops as it needs, are not in what is held).
+`--write` writes results/scale.md and the table of
 docs/scale.md; `--costs` writes the latter alone, from the results that are there.
 """
 

@@ -137,14 +137,18 @@ class ImageTable(Sequence[ManifestImage]):
 
     def mapped(self) -> "ImageTable":
         """The same images, with what is large in mapped files (eval/manifest/memory.py)."""
-        names = ("embedded_row_I", "num_bytes_I", "split_I", "group_I", "caption_offsets", "caption_hash_C")
         ids = mapped_strings(self.ids)
         return replace(
             self,
             ids=ids,
             paths=ids if self.paths is self.ids else mapped_strings(self.paths),
+            embedded_row_I=mapped(self.embedded_row_I),
+            num_bytes_I=mapped(self.num_bytes_I),
+            split_I=mapped(self.split_I),
+            group_I=mapped(self.group_I),
+            caption_offsets=mapped(self.caption_offsets),
             captions=mapped_strings(self.captions),
-            **{name: mapped(getattr(self, name)) for name in names},
+            caption_hash_C=mapped(self.caption_hash_C),
         )
 
     @classmethod

@@ -1,7 +1,9 @@
 """Memory of large tables: what was freed given back to the system, and what is read only kept in mapped files."""
 
 import ctypes
+import math
 import mmap
+import os
 import sys
 import tempfile
 from contextlib import suppress
@@ -40,6 +42,16 @@ def mapped_strings(strings: pa.Array) -> pa.Array:
         return strings
     chosen = [old if new is None else pa.py_buffer(new) for old, new in zip(strings.buffers(), buffers, strict=True)]
     return pa.Array.from_buffers(strings.type, len(strings), chosen, strings.null_count, strings.offset)
+
+
+def empty_mapped(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """An array to be filled, in a mapped file as of `mapped` where it takes 16 times LEAST_MAPPED or more; what is written lands there."""
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    if num_bytes >= 16 * LEAST_MAPPED:
+        with suppress(OSError), tempfile.TemporaryFile(prefix=".table-") as file:
+            os.posix_fallocate(file.fileno(), 0, num_bytes)  # a full disk is an error now, not a SIGBUS later
+            return np.frombuffer(mmap.mmap(file.fileno(), num_bytes), dtype=dtype).reshape(shape)
+    return np.empty(shape, dtype=dtype)
 
 
 def compact(numbers: np.ndarray) -> np.ndarray:
