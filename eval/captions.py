@@ -4,7 +4,7 @@ import hashlib
 import re
 import string
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -37,6 +37,14 @@ def normalise(caption: str, *, keeps_marks: bool = False) -> str:
     while (once := _normalise_once(text, keeps_marks)) != text:  # rare characters need a second pass: "İ" lowers to two code points
         text = once
     return text
+
+
+def ascii_normalised(captions: Sequence[str]) -> list[str] | None:
+    """`normalise` of many captions at once; None where one is not ASCII or holds a line's end."""
+    text = "\n".join(captions)
+    if not text.isascii() or text.count("\n") != len(captions) - 1:
+        return None
+    return [b" ".join(caption.split()).decode() for caption in text.encode().translate(_ASCII_LOWER, _ASCII_STRIPPED).split(b"\n")]
 
 
 def visible(caption: str) -> str:

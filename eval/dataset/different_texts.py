@@ -32,7 +32,7 @@ def with_different_texts(dataset: RetrievalSet) -> RetrievalSet:
     other.columns = {name: [values[caption] for caption in kept_T.tolist()] for name, values in dataset.columns.items()}
     other.texts = {name: [values[caption] for caption in kept_T.tolist()] for name, values in dataset.texts.items()}
     other.caption_hash_C, other.caption_image_C = dataset.caption_hash_C[kept_T], dataset.caption_image_C[kept_T]
-    other.caption_place_C = dataset.caption_place_C[kept_T]
+    other._caption_place_C = dataset.caption_place_C[kept_T]
     counts_I = np.bincount(other.caption_image_C, minlength=dataset.num_images)
     other.caption_offsets = np.concatenate([[0], np.cumsum(counts_I)])  # an image whose texts are all found earlier has none
     return other

@@ -21,6 +21,7 @@ from eval.errors import UserError
 from eval.manifest.formats.hub import data_revision
 from eval.manifest.image_table import ImageTable, ManifestImage
 from eval.manifest.manifest import Manifest
+from eval.manifest.memory import mapped
 from eval.manifest.rows import RowSource
 from eval.manifest.skipped import skipped_record
 
@@ -204,14 +205,16 @@ class RetrievalSet(StoredImages):
         self.captions = StringColumn(table.captions)
         self.columns, self.texts = table.columns, table.texts
         self.caption_offsets = table.caption_offsets  # captions of image i: offsets[i]:offsets[i + 1]
-        self.caption_image_C = np.repeat(np.arange(len(table)), np.diff(table.caption_offsets))
-        self.caption_place_C = np.arange(len(self.caption_image_C)) - self.caption_offsets[self.caption_image_C]
+        counts_I = np.diff(table.caption_offsets)
+        has_one_each = bool((counts_I == 1).all())  # the image of caption c is then c, and the offsets serve twice
+        self.caption_image_C = table.caption_offsets[:-1] if has_one_each else mapped(np.repeat(np.arange(len(table)), counts_I))
+        self._caption_place_C: np.ndarray | None = None
         self.keeps_marks = False
         self.every: RetrievalSet | None = None
         self.kept_captions: np.ndarray | None = None
         self.caption_hash_C = table.caption_hash_C
-        self.group_I = _numbered_groups(table.group_I)
-        self._groups, self._named_group_I = table.groups, table.group_I.astype(np.int32)
+        self.group_I = self.caption_image_C if has_one_each and not table.groups else mapped(_numbered_groups(table.group_I))
+        self._groups, self._named_group_I = table.groups, table.group_I
         self.num_bytes_I = table.num_bytes_I
         self.truth: dict[str, Any] = {"protocol": "all"}
         self._pairs: tuple[np.ndarray, np.ndarray] | None = None
@@ -223,13 +226,22 @@ class RetrievalSet(StoredImages):
         return len(self.captions)
 
     @property
+    def caption_place_C(self) -> np.ndarray:
+        """The place of each caption among those of its image, from 0, int64."""
+        if self._caption_place_C is not None:
+            return self._caption_place_C
+        return np.arange(len(self.caption_image_C)) - self.caption_offsets[self.caption_image_C]
+
+    @property
     def caption_ids(self) -> Sequence[str]:
         """`IMAGE_ID#K` of every caption, in order."""
         return _CaptionIds(self)
 
     def caption_id(self, caption: int) -> str:
         """`IMAGE_ID#K` of one caption."""
-        return f"{self.image_ids[self.caption_image_C[caption]]}#{self.caption_place_C[caption]}"
+        image = self.caption_image_C[caption]
+        place = caption - self.caption_offsets[image] if self._caption_place_C is None else self._caption_place_C[caption]
+        return f"{self.image_ids[image]}#{place}"
 
     def group_names(self) -> list[str | None]:
         """Group of each image as the manifest names it; empty when no image has one."""
@@ -337,7 +349,8 @@ class GroupHashes:
     def __init__(self, groups: np.ndarray, hashes: np.ndarray) -> None:
         self._known_hashes, place_N = np.unique(hashes, return_inverse=True)
         # with return_counts numpy sorts; without, it hashes, which takes more time a value the more values there are
-        self._codes, _ = np.unique(groups * len(self._known_hashes) + place_N, return_counts=True)
+        codes, _ = np.unique(groups * len(self._known_hashes) + place_N, return_counts=True)
+        self._known_hashes, self._codes = mapped(self._known_hashes), mapped(codes)
 
     def distinct(self) -> tuple[np.ndarray, np.ndarray]:
         """Group and hash of every positive pair, each once."""

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from eval.captions import caption_hash
+from eval.manifest.memory import compact, mapped, mapped_strings
 from eval.manifest.rows import EmbeddedImage, Place
 
 _STRINGS_AT_ONCE = 16384
@@ -66,13 +67,22 @@ class PlaceColumn:
     def __init__(self) -> None:
         self._names: list[str] = []
         self._codes: dict[str, int] = {}
-        self._name_R, self._number_R = array("q"), array("q")
+        self._name_R: array[int] | np.ndarray = array("q")
+        self._number_R: array[int] | np.ndarray = array("q")
+
+    @classmethod
+    def of(cls, names: list[str], name_R: np.ndarray, number_R: np.ndarray) -> "PlaceColumn":
+        """Places by the number of each one's name among `names`, and its own; none can be added."""
+        column = cls()
+        column._names, column._name_R, column._number_R = names, compact(name_R), mapped(compact(number_R))
+        return column
 
     def __len__(self) -> int:
         return len(self._name_R)
 
     def append(self, place: Place | str) -> None:
         """Add one."""
+        assert isinstance(self._name_R, array) and isinstance(self._number_R, array)
         name, number = (place, -1) if isinstance(place, str) else place
         code = self._codes.setdefault(name, len(self._names))
         if code == len(self._names):
@@ -82,16 +92,12 @@ class PlaceColumn:
 
     def text(self, row: int) -> str:
         """One for messages: file and line, or row."""
-        name, number = self._names[self._name_R[row]], self._number_R[row]
+        name, number = self._names[int(self._name_R[row])], int(self._number_R[row])
         return name if number < 0 else str(Place(name, number))
 
     def take(self, indices: np.ndarray) -> "PlaceColumn":
         """Those at some indices, in this order."""
-        taken = PlaceColumn()
-        taken._names, taken._codes = self._names, self._codes
-        taken._name_R.frombytes(np.frombuffer(self._name_R, dtype=np.int64)[indices].tobytes())
-        taken._number_R.frombytes(np.frombuffer(self._number_R, dtype=np.int64)[indices].tobytes())
-        return taken
+        return PlaceColumn.of(self._names, *(np.asarray(numbers)[indices] for numbers in (self._name_R, self._number_R)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +130,26 @@ class ImageTable(Sequence[ManifestImage]):
     caption_hash_C: np.ndarray
     columns: dict[str, list[Any]]
     texts: dict[str, list[list[str]]]
+
+    def __post_init__(self) -> None:
+        for name in ("embedded_row_I", "num_bytes_I", "split_I", "group_I"):
+            object.__setattr__(self, name, compact(getattr(self, name)))
+
+    def mapped(self) -> "ImageTable":
+        """The same images, with what is large in mapped files (eval/manifest/memory.py)."""
+        ids = mapped_strings(self.ids)
+        return replace(
+            self,
+            ids=ids,
+            paths=ids if self.paths is self.ids else mapped_strings(self.paths),
+            embedded_row_I=mapped(self.embedded_row_I),
+            num_bytes_I=mapped(self.num_bytes_I),
+            split_I=mapped(self.split_I),
+            group_I=mapped(self.group_I),
+            caption_offsets=mapped(self.caption_offsets),
+            captions=mapped_strings(self.captions),
+            caption_hash_C=mapped(self.caption_hash_C),
+        )
 
     @classmethod
     def of(cls, images: Iterable[ManifestImage]) -> "ImageTable":
@@ -208,7 +234,7 @@ class ImageTable(Sequence[ManifestImage]):
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         captions = np.arange(offsets[-1]) + np.repeat(self.caption_offsets[images] - offsets[:-1], counts)
         ids = self.ids.take(pa.array(images))
-        return replace(
+        taken = replace(
             self,
             ids=ids,
             paths=ids if self.paths is self.ids else self.paths.take(pa.array(images)),
@@ -223,10 +249,12 @@ class ImageTable(Sequence[ManifestImage]):
             columns={name: [values[caption] for caption in captions] for name, values in self.columns.items()},
             texts={name: [lists[caption] for caption in captions] for name, lists in self.texts.items()},
         )
+        return taken.mapped()
 
     def in_id_order(self) -> "ImageTable":
-        """The same images sorted by id; those of one id keep their order."""
-        return self.take(pc.sort_indices(self.ids).to_numpy().astype(np.int64))
+        """The same images sorted by id; those of one id keep their order. What is large is in mapped files."""
+        ordered = self.take(pc.sort_indices(self.ids).to_numpy().astype(np.int64))
+        return ordered.mapped() if ordered is self else ordered
 
 
 def _strings(strings: list[str]) -> pa.Array:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from eval.captions import normalise, normalised_hash
 from eval.manifest.faults import Fault, caption_fault, cell_text
+from eval.manifest.formats.columnar import join_columns
 from eval.manifest.formats.lists import as_list
 from eval.manifest.image_table import ImageTable, PlaceColumn, StringBuilder
 from eval.manifest.names import column_called
@@ -140,11 +141,26 @@ class Joiner:
         self._splits: dict[str | None, int] = {}
         self._groups: dict[str, int] = {}
         self._known_values: dict[str, str] = {}
+        self._whole: ImageTable | None = None
 
     @property
     def num_images(self) -> int:
         """Images so far."""
-        return len(self._images.rows)
+        return len(self._images.rows) if self._whole is None else len(self._whole)
+
+    def add_all(self) -> None:
+        """Check and join every row: a column at a time where that is plain, else one by one."""
+        is_plain = not (self._captions.values or self._captions.lists or self._faults) and self._rules.with_captions
+        if is_plain and (columns := self._rows.as_columns()) is not None:
+            self._whole = join_columns(columns, self._rows.mapping, self._paths)
+            if self._whole is not None:
+                self.counts.given = len(columns.number_R)
+                self.counts.joined = self.counts.given - len(self._whole)
+                self._rows.drop()
+                return
+            del columns
+        for row in self._rows:
+            self.add(row)
 
     def add(self, row: Row) -> None:
         """Check one row and join it; what is wrong with it goes to the faults."""
@@ -199,6 +215,8 @@ class Joiner:
 
     def finish(self) -> ImageTable:
         """The joined images; those that lost every caption to faults are left out, where captions are read."""
+        if self._whole is not None:
+            return self._whole
         images, captions = self._images, self._captions
         image_C = np.frombuffer(captions.images, dtype=np.int64)
         order_C = np.argsort(image_C, kind="stable")

@@ -139,8 +139,7 @@ def read_manifest(
         if name not in rows.columns
     ]
     joiner = Joiner(paths, rows, faults, rules, slice_by, keep)
-    for row in rows:
-        joiner.add(row)
+    joiner.add_all()
     faults += [Fault(where, "unreadable row", what) for where, what in rows.faults[num_known:]]
     manifest = Manifest(str(source), rows, joiner.finish(), joiner.counts, joiner.skipped, mapping.notes)
     if what := wrong_root(list(joiner.missing), joiner.num_images, paths.image_root, rows.folder):

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
+
 from eval.manifest.formats.lists import parsed_list
 
 
@@ -47,6 +50,21 @@ class Row:
         return str(self.place)
 
 
+@dataclass(frozen=True)
+class RowColumns:
+    """All rows of a manifest, a column at a time (eval/manifest/formats/columnar.py).
+
+    Attributes:
+        columns: by the manifest's own names; one that no row has is not there.
+        names, name_R, number_R: the place of each row: the name at its number among `names`, and its line or row, int64.
+    """
+
+    columns: Mapping[str, pa.ChunkedArray]
+    names: list[str]
+    name_R: np.ndarray
+    number_R: np.ndarray
+
+
 class RowSource(ABC):
     """An opened manifest.
 
@@ -73,6 +91,13 @@ class RowSource(ABC):
     @abstractmethod
     def __iter__(self) -> Iterator[Row]:
         """Its rows; they can be taken once."""
+
+    def as_columns(self) -> RowColumns | None:
+        """All rows as columns; None where that is not known to be the same as taking them one by one. They can still be taken."""
+        return None
+
+    def drop(self) -> None:  # noqa: B027  # most hold nothing
+        """Let go what is held of rows that are not taken."""
 
     def has_usable_columns(self, mapping: Mapping[str, str]) -> bool:
         """True if an image and a caption column are there, so that rows can be checked."""

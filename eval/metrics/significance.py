@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from eval.manifest.memory import empty_mapped
+
 NUM_RESAMPLES = 2_000
 NUM_PERMUTATIONS = 10_000
 LEVEL = 0.05
@@ -43,9 +45,12 @@ class ImageSums:
 
 
 def resample_weights(num_images: int, *, num_resamples: int = NUM_RESAMPLES) -> np.ndarray:
-    """How often each image was drawn in each resample, uint16 of shape (S, I); the same at every call, so that pairs stay pairs."""
+    """How often each image was drawn in each resample, uint8 of shape (S, I); the same at every call, so that pairs stay pairs.
+
+    256 times would be beyond it, and come with odds below 1e-500. Large ones are in a mapped file (eval/manifest/memory.py).
+    """
     generator = np.random.Generator(np.random.Philox(0))
-    weights_SI = np.empty((num_resamples, num_images), dtype=np.uint16)  # as float64 100,000 images would take 1.6 GB
+    weights_SI = empty_mapped((num_resamples, num_images), np.uint8)  # as float64 100,000 images would take 1.6 GB
     for row in range(num_resamples):
         weights_SI[row] = np.bincount(generator.integers(0, num_images, num_images), minlength=num_images)
     return weights_SI

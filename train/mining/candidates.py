@@ -99,7 +99,7 @@ def find_candidates(
         if num_probes is None:
             found, recall = stream_search(queries, gallery, positives, depth, execution=execution), None
         else:
-            found = approximate_search(queries, gallery, positives, depth, num_probes, execution.processes)
+            found = approximate_search(queries, gallery, positives, depth, num_probes, execution)
             recall = recall_of_sample(queries, gallery, found, execution)
     readable_Q = ~found.empty_Q if of_images else np.isfinite(found.best_positive_Q)
     return Candidates(queries_Q, found.indices_QK, found.scores_QK, found.best_positive_Q, readable_Q, mined_for, recall)

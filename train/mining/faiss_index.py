@@ -3,10 +3,12 @@
 An inverted file (IndexIVFFlat, inner product; Jegou et al., "Product quantization for nearest neighbor search", 2011, section IV, without
 the quantization): each caption is in the list of its nearest centroid, and a query searches `num_probes` lists. All processes share the
 centroids, and each indexes the captions it embedded, so together they search the lists that one process would. Recall against the exact
-search is measured on a sample. The index is in memory: about 4 D bytes a caption, over all processes.
+search is measured on a sample. The index is in memory: about 4 D bytes a caption, over all processes. Where the run has a GPU and the faiss
+that is installed was built for one, each process searches its own captions on its own GPU.
 Shape letters: Q queries, q queries of a block, K depth, D width, S sample, P positives.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,8 @@ SAMPLE = 1024
 TRAINED_ON = 64
 """Captions per list for k-means."""
 _POSITIVES_AT_ONCE = 8192
+_GPU_MOST = 2048
+"""Most lists, and most results of a query, that faiss searches on a GPU (its wiki, "Faiss on the GPU", limitations)."""
 _ROUNDING = 1e-6  # between faiss's sums of products and ours
 _SEED = 20110101
 
@@ -51,25 +55,28 @@ def approximate_search(
     positives: PositivePairs,
     depth: int,
     num_probes: int,
-    processes: Processes = Processes(),
+    execution: Execution = ONE_PROCESS,
 ) -> Found:
     """As :func:`eval.search.streamed.stream_search`, but items may be missed, and a list may be shorter than K (index -1): each query
     searches `num_probes` lists; more raise recall and cost time.
 
-    The same bits for any number of processes. On the CPU.
+    The same bits for any number of processes, on the CPU or on GPUs of one kind.
+
+    Args:
+        execution: on a GPU its device searches, if faiss can.
 
     Raises:
         UserError: faiss is not installed.
     """
-    index = _build(gallery, processes)
-    index.nprobe = min(num_probes, index.nlist)
+    processes = execution.processes
+    index = _Index.of(_build(gallery, processes), num_probes, execution.device)
     found = Found.blank(queries.num_rows, min(depth, gallery.num_rows))
     buffer_qD = np.zeros((QUERY_BLOCK, gallery.width), dtype=np.float32)
     for start in range(0, queries.num_rows, QUERY_BLOCK):
         rows = slice(start, min(start + QUERY_BLOCK, queries.num_rows))
         count = rows.stop - start
         buffer_qD[:count], buffer_qD[count:] = queries.rows(start, rows.stop), 0
-        near = index.quantizer.search(buffer_qD, index.nprobe)
+        near = index.nearest_lists(buffer_qD)
         own = _own_top_k(index, buffer_qD[:count], (near[0][:count], near[1][:count]), found.indices_QK.shape[1])
         indices_qm, scores_qm = (np.concatenate(processes.gather(part), axis=1) for part in own)
         found.indices_QK[rows], found.scores_QK[rows] = _in_order(indices_qm, scores_qm, found.indices_QK.shape[1])
@@ -78,6 +85,45 @@ def approximate_search(
         true = PositivePairs(positives.offsets[start : rows.stop + 1] - span.start, positives.indices_P[span])
         found.best_positive_Q[rows] = _best_positive(buffer_qD[:count], gallery, true)
     return found
+
+
+@dataclass(frozen=True)
+class _Index:
+    """This process's index, and its copy on the GPU.
+
+    Attributes:
+        lists: on the CPU.
+        num_probes: lists that a query searches.
+        gpu: the copy of `lists` and of its centroids; None: there is none.
+    """
+
+    lists: Any
+    num_probes: int
+    gpu: tuple[Any, Any] | None = None
+
+    @classmethod
+    def of(cls, lists: Any, num_probes: int, device: torch.device) -> "_Index":
+        """The index, copied to the device where that is a GPU and faiss was built for GPUs."""
+        faiss, num_probes = require_faiss(), min(num_probes, lists.nlist)
+        lists.nprobe = num_probes
+        num_gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+        if device.type != "cuda" or not num_gpus or num_probes > _GPU_MOST:
+            return cls(lists, num_probes)
+        resources, number = faiss.StandardGpuResources(), device.index or 0
+        lists_there, centroids_there = (faiss.index_cpu_to_gpu(resources, number, part) for part in (lists, lists.quantizer))
+        return cls(lists, num_probes, (lists_there, centroids_there))
+
+    def nearest_lists(self, vectors_qD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(scores, numbers) of the lists that each query searches."""
+        quantizer = self.lists.quantizer if self.gpu is None else self.gpu[1]
+        found: tuple[np.ndarray, np.ndarray] = quantizer.search(vectors_qD, self.num_probes)
+        return found
+
+    def search(self, vectors_qD: np.ndarray, count: int, near: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """(scores, indices) of the best of each query in the lists near it; on the CPU where a GPU cannot return so many."""
+        lists = self.lists if self.gpu is None or count > _GPU_MOST else self.gpu[0]
+        found: tuple[np.ndarray, np.ndarray] = lists.search_preassigned(vectors_qD, count, near[1], near[0])
+        return found
 
 
 def recall_of_sample(queries: Shards, gallery: EmbeddingRows, found: Found, execution: Execution = ONE_PROCESS) -> float:
@@ -130,7 +176,7 @@ def _centroids(faiss: Any, gallery: Shards, num_lists: int, processes: Processes
     return np.ascontiguousarray(processes.gather(centroids)[0])
 
 
-def _own_top_k(index: Any, vectors_qD: np.ndarray, near: tuple[np.ndarray, np.ndarray], depth: int) -> tuple[np.ndarray, np.ndarray]:
+def _own_top_k(index: _Index, vectors_qD: np.ndarray, near: tuple[np.ndarray, np.ndarray], depth: int) -> tuple[np.ndarray, np.ndarray]:
     """(indices, scores) of this process's best K in the lists near each query, equal scores by the lower index.
 
     FAISS keeps an unspecified one of several equal scores, and captions with the same text are common. So a query is repeated with a larger
@@ -140,7 +186,7 @@ def _own_top_k(index: Any, vectors_qD: np.ndarray, near: tuple[np.ndarray, np.nd
     scores_qK = np.full((len(vectors_qD), depth), -np.inf, dtype=np.float32)
     rows, num_wanted = np.arange(len(vectors_qD)), depth + 1
     while len(rows):
-        scores, indices = index.search_preassigned(vectors_qD[rows], num_wanted, near[1][rows], near[0][rows])
+        scores, indices = index.search(vectors_qD[rows], num_wanted, (near[0][rows], near[1][rows]))
         scores = np.where(indices < 0, np.float32(-np.inf), scores)
         final = (indices[:, -1] < 0) | (scores[:, -1] < scores[:, depth - 1])
         indices_qK[rows[final]], scores_qK[rows[final]] = _in_order(indices[final], scores[final], depth)

@@ -22,7 +22,7 @@ from eval.files import files_stamp, require_plain
 from eval.manifest.formats.encoding import not_utf8_columns, records_of, values_of
 from eval.manifest.formats.file_names import split_of
 from eval.manifest.formats.img2dataset import STATUS, picture_column, why_left_out
-from eval.manifest.rows import EmbeddedImage, Place, Row, RowSource, is_unicode, row_of
+from eval.manifest.rows import EmbeddedImage, Place, Row, RowColumns, RowSource, is_unicode, row_of
 
 _ROWS_AT_ONCE = 1000
 
@@ -65,6 +65,34 @@ class ArrowRows(RowSource):
         for part in self._parts:
             yield from self._rows_of(part, first, named)
             first += len(part.table)
+
+    def as_columns(self) -> RowColumns | None:
+        """As `RowSource`, where pictures are paths and no column is of a kind of `datasets`' own."""
+        wanted = [name for name in dict.fromkeys(self.mapping.values()) if name in self.columns]
+        if self._keyed is not None or not self._parts:
+            return None
+        tables = []
+        for part in self._parts:
+            chosen = part.table.select_columns([name for name in wanted if name in part.table.column_names])
+            if any(hasattr(feature, "int2str") for feature in chosen.features.values()):
+                return None
+            table, split = chosen[:], self.mapping["split"]
+            if not isinstance(table, pa.Table) or _split_image_column(table, self._image)[0] is not None:
+                return None
+            if part.split is not None and split not in table.column_names:
+                table = table.append_column(split, pa.repeat(pa.scalar(part.split), len(table)))
+            tables.append(table)
+        try:
+            whole = pa.concat_tables(tables, promote_options="default")
+        except pa.ArrowException:
+            return None
+        sizes = [len(table) for table in tables]
+        return RowColumns(
+            dict(zip(whole.column_names, whole.columns, strict=True)),
+            [f"{part.name} row " for part in self._parts],
+            np.repeat(np.arange(len(sizes)), sizes),
+            np.concatenate([np.arange(1, size + 1) for size in sizes]),
+        )
 
     def _rows_of(self, part: Part, first: int, named: Mapping[int, int]) -> Iterator[Row]:
         """The rows of one table, the first of which is number `first` of all; `named`: as `_named_by_row`."""

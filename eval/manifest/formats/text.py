@@ -8,21 +8,26 @@ import json
 import os
 import re
 import sys
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from eval.dataset.images import HEIF_SUFFIXES, picture_suffixes
 from eval.files import TABLE_BYTES, encoding_of, open_plain
 from eval.manifest.columns import CAPTION_NAMES, COLUMNS, IMAGE_NAMES
 from eval.manifest.formats.encoding import not_utf8, open_text
-from eval.manifest.rows import Place, Row, RowSource, is_unicode, row_of
+from eval.manifest.rows import Place, Row, RowColumns, RowSource, is_unicode, row_of
 
 Record = tuple[int, dict[str, Any]]
 """(line, what it holds by the names of its columns)"""
 Reader = Callable[[Path, list[tuple[str, str]]], tuple[list[str], Iterable[tuple[int | str, dict[str, Any]]]]]
 """(path, faults) -> (columns, records, each with its line or another place); (place, what) of rows that cannot be read go to `faults`."""
 
+_ROWS_AT_ONCE = 16384
 _SEPARATORS = (",", ";", "\t", "|")
 _COLUMNS = frozenset({*COLUMNS, *IMAGE_NAMES, *CAPTION_NAMES})
 _NAMES = frozenset({"image", "id", *IMAGE_NAMES})
@@ -37,9 +42,22 @@ class TextRows(RowSource):
         """folder: that image paths are relative to; default: the file's."""
         self.folder = folder if folder is not None else path.parent
         self.faults: list[tuple[str, str]] = []
-        self.columns, self._records = reader(path, self.faults)
+        self.columns, records = reader(path, self.faults)
+        self._records: Iterable[tuple[int | str, dict[str, Any]]] = records
         self.header_place = f"{path}:1"
         self._path, self.mapping = path, mapping
+
+    def as_columns(self) -> RowColumns | None:
+        """As `RowSource`, of .jsonl and tables in text."""
+        found = self._records.as_columns() if isinstance(self._records, JsonLines | CellRows) and not self.faults else None
+        if found is None:
+            return None
+        columns, lines_R = found
+        return RowColumns(columns, [f"{self._path}:"], np.zeros(len(lines_R), dtype=np.int64), lines_R)
+
+    def drop(self) -> None:
+        """As `RowSource`."""
+        self._records = []
 
     def __iter__(self) -> Iterator[Row]:
         records, self._records = self._records, []
@@ -48,7 +66,47 @@ class TextRows(RowSource):
             yield row_of(Place(name, place) if isinstance(place, int) else f"{self._path} {place}", record, mapping)
 
 
-def read_csv(path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], list[Record]]:
+class CellRows(Iterable[Record]):
+    """(line, record) of each row of a table in text, held as columns: not a dictionary a row."""
+
+    def __init__(self) -> None:
+        self.header: list[str] = []
+        self._lines = array("q")
+        self._cells: list[list[str]] = []  # of the rows that are in no block yet
+        self._blocks: list[list[pa.Array]] = []
+
+    def append(self, line: int, cells: list[str]) -> None:
+        """Add a row."""
+        self._lines.append(line)
+        self._cells.append(cells)
+        if len(self._cells) == _ROWS_AT_ONCE:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._cells:
+            self._blocks.append([pa.array(cells, pa.large_string()) for cells in zip(*self._cells, strict=True)])
+            self._cells.clear()
+
+    def __iter__(self) -> Iterator[Record]:
+        self._flush()
+        lines = iter(self._lines)
+        for block in self._blocks:
+            for cells in zip(*(column.to_pylist() for column in block), strict=True):
+                yield next(lines), dict(zip(self.header, cells, strict=True))
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def as_columns(self) -> tuple[dict[str, pa.ChunkedArray], np.ndarray] | None:
+        """(columns, int64 line of each row)."""
+        self._flush()
+        if not self._blocks:
+            return None
+        columns = {name: pa.chunked_array([block[place] for block in self._blocks]) for place, name in enumerate(self.header)}
+        return columns, np.array(self._lines)
+
+
+def read_csv(path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], CellRows]:
     """(columns, (line, record) of each row) of a table in text; (place, what) of rows that cannot be read go to `faults`.
 
     The separator is what a first line `sep=;` says, else what the header shows. A table of two columns without a header, one of them paths
@@ -77,7 +135,7 @@ class _Table:
     def __init__(self, path: Path, faults: list[tuple[str, str]]) -> None:
         self.path, self.faults = path, faults
         self.header: list[str] = []
-        self.records: list[Record] = []
+        self.records = CellRows()
         self.line, self.last_line = 1, 0
         self._lines: list[str] = []  # of the row that is being read
 
@@ -119,10 +177,10 @@ class _Table:
     def _read_header(self, cells: list[str], separator: str) -> None:
         paths = [_is_picture_name(cell) for cell in cells]
         if len(cells) == 2 and paths.count(True) == 1 and not _COLUMNS & {cell.strip().lower() for cell in cells}:
-            self.header = ["image", "caption"] if paths[0] else ["caption", "image"]
+            self.header = self.records.header = ["image", "caption"] if paths[0] else ["caption", "image"]
             self._read_row(cells, separator)
             return
-        self.header = [cell.strip() for cell in cells]
+        self.header = self.records.header = [cell.strip() for cell in cells]
         self.faults += [(f"{self.path}:{self.line}", what) for what in _header_faults(self.header)]
 
     def _read_row(self, cells: list[str], separator: str) -> None:
@@ -137,7 +195,7 @@ class _Table:
         if what is not None:
             self.faults.append((f"{self.path}:{self.line}", what))
         else:
-            self.records.append((self.line, dict(zip(self.header, cells, strict=True))))
+            self.records.append(self.line, cells)
 
     def _holds_rows(self, row: list[str], separator: str) -> bool:
         """Whether a line of a row, other than the one with its picture's name, has all cells itself, such a name in the same place."""
@@ -201,8 +259,13 @@ class JsonLines(Iterable[Record]):
 
     def __init__(self, path: Path, faults: list[tuple[str, str]]) -> None:
         """(place, what) of lines that are not JSON objects go to `faults`."""
+        num_known = len(faults)
         self._data = _read_in_utf8(path, faults)
-        self._faulty: set[int] = set()
+        self._path, self._faults, self._faulty = path, faults, set[int]()
+        self._table = _arrow_table(self._data) if len(faults) == num_known else None
+        if self._table is not None:
+            self.columns = self._table.column_names
+            return
         columns: dict[str, None] = {}
         for line, raw in self._lines():
             try:
@@ -222,7 +285,42 @@ class JsonLines(Iterable[Record]):
 
     def __iter__(self) -> Iterator[Record]:
         decode = json.JSONDecoder().decode
-        yield from ((line, decode(raw.decode())) for line, raw in self._lines() if line not in self._faulty)
+        for line, raw in self._lines():
+            if line not in self._faulty:
+                try:
+                    yield line, decode(raw.decode())
+                except RecursionError as error:  # Arrow, which read the columns, goes deeper
+                    self._faults.append((f"{self._path}:{line}", f"not a JSON object on one line: {error}"))
+
+    def as_columns(self) -> tuple[dict[str, pa.ChunkedArray], np.ndarray] | None:
+        """(columns, int64 line of each row), once, where Arrow reads every line as Python's json does."""
+        table, self._table = self._table, None
+        return None if table is None else (dict(zip(table.column_names, table.columns, strict=True)), np.arange(1, len(table) + 1))
+
+
+def _arrow_table(data: bytes) -> pa.Table | None:
+    """JSON objects, each on a line of its own and none of the lines blank, as columns; None: something else is there, or Arrow and Python
+    may read it otherwise."""
+    import pyarrow.json  # here alone
+
+    if not data.isascii():
+        try:
+            data.decode()
+        except UnicodeDecodeError:
+            return None
+    num_lines = data.count(b"\n") + (data[-1:] != b"\n")
+    starts = data.count(b"\n{") + (data[:1] == b"{")
+    ends = data.count(b"}\n") + data.count(b"}\r\n") + (data[-1:] == b"}")
+    if not data or starts != num_lines or ends != num_lines:
+        return None
+    try:
+        first = parse_json(data[: data.find(b"\n") if b"\n" in data else None])
+        texts = pa.schema([(name, pa.string()) for name, value in first.items() if isinstance(value, str)])  # none is a date
+        options = pyarrow.json.ParseOptions(explicit_schema=texts)
+        table = pyarrow.json.read_json(pa.BufferReader(data), parse_options=options)
+    except (ValueError, RecursionError, pa.ArrowException):
+        return None
+    return table if len(table) == num_lines else None
 
 
 def read_jsonl(path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], Iterable[Record]]:
