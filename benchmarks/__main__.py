@@ -16,6 +16,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,7 @@ from typing import Any
 
 from benchmarks.conclusion import INDEX
 from benchmarks.speed.rows import ROWS, Row
-from benchmarks.speed.table import BEFORE, OURS, Measured, conclusion, page, table
+from benchmarks.speed.table import BEFORE, OURS, QUIET, Measured, conclusion, page, table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "results" / "speed.md"
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None, rows: Sequence[Row] = ROWS) -> 
             print(f"{measured.row.name}: results/{name}.md has more, by a command of its own, which it states")
     falls = [measured.row.name for measured in found if measured.is_fall]
     print(f"SLOWER than at {asked.before}, beyond the spread: {', '.join(falls)}" if falls else conclusion(found, asked.before))
+    if busy := [measured.row.name for measured in found if measured.is_disturbed]:
+        print(f"other work took more than {QUIET:g} of a core meanwhile: measure again alone: {', '.join(busy)}")
     print(f"took {(time.monotonic() - began) / 60:.1f} min")
     if asked.write:
         write(found, rates, command, asked.before)
@@ -134,19 +137,20 @@ def run_child(row: str, system: str, place: Path, tree: Path, *options: str) -> 
     environment = os.environ | {"PYTHONPATH": str(tree), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
     words = [sys.executable, "-m", "benchmarks.speed.measure", row, system, str(place), *options]
     before = os.times()
-    try:
-        done = subprocess.run(
-            words, cwd=tree, env=environment, capture_output=True, text=True, check=False, timeout=_LIMIT_SECONDS, start_new_session=True
-        )
-    except subprocess.TimeoutExpired:
-        return None, f"it took more than {_LIMIT_SECONDS} s"
+    piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, cwd=tree, env=environment, start_new_session=True, **piped) as child:
+        try:
+            said, errors = child.communicate(timeout=_LIMIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)  # with what it started itself
+            return None, f"it took more than {_LIMIT_SECONDS} s"
     after = os.times()
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+    if child.returncode:
+        lines = [line for line in errors.splitlines() if line.strip()] or [f"exit code {child.returncode}"]
         return None, lines[-1][:300]
     if "--prepare" in options:
         return None, ""
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(said.splitlines()[-1])
     if row != "machine":
         result["processor"] = after.children_user + after.children_system - before.children_user - before.children_system
     return result, ""
@@ -166,8 +170,8 @@ def write(found: list[Measured], rates: dict[str, float], command: str, before: 
     import torch
 
     first = conclusion(found, before)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    machine = f"commit {commit}, torch {torch.__version__}, {os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    named = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False)
+    machine = f"commit {named.stdout.strip()}, torch {torch.__version__}, {os.cpu_count()} cores, {platform.machine()}"
     PAGE.write_text(page(found, rates, command, machine, first), encoding="utf-8")
     index = INDEX.read_text(encoding="utf-8")
     INDEX.write_text(re.sub(r"(?m)^(\| \[speed\]\(speed\.md\) \| ).* \|$", lambda match: f"{match[1]}{first} |", index), encoding="utf-8")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 NUM_PICTURES, SIZE, BATCH = 96, (640, 480), 32
-WORDS = "dog cat runs through green grass near old house red door two children under bright sun".split()
+WORDS = ("dog", "cat", "runs", "through", "green", "grass", "near", "old", "house", "red", "door", "two", "children")
 
 
 def photographs(folder: Path, number: int = NUM_PICTURES, size: tuple[int, int] = SIZE) -> Path:

@@ -34,13 +34,15 @@ def loss(batch: int, system: str) -> dict[str, Any]:
     """Forward and backward of the loss: three products of the matrix of pairs."""
     from benchmarks.loss_at_size import run_system
 
-    source = None
-    if system != "ours":
-        package = importlib.util.find_spec("open_clip")
-        assert package is not None and package.submodule_search_locations
-        source = Path(package.submodule_search_locations[0]) / "loss.py"
-    found = run_system(system, batch, "cpu", source)
+    found = run_system(system, batch, "cpu", None if system == "ours" else _folder_of("open_clip") / "loss.py")
     return {"seconds": found["seconds"], "megabytes": found["megabytes"], "work": {"float32": 3 * 2 * batch**2 * WIDTH}}
+
+
+def _folder_of(package: str) -> Path:
+    """Where an installed package lies; it is not imported."""
+    found = importlib.util.find_spec(package)
+    assert found is not None and found.submodule_search_locations
+    return Path(found.submodule_search_locations[0])
 
 
 def search(system: str, place: Path) -> dict[str, Any]:
@@ -56,9 +58,8 @@ def search(system: str, place: Path) -> dict[str, Any]:
 def evaluation(system: str, place: Path) -> dict[str, Any]:
     """R@1, R@5 and R@10 of both directions."""
     from benchmarks.at_size import run_system
-    from clip_benchmark import __path__ as clip_benchmark
 
-    checkout = None if system == "ours" else Path(clip_benchmark[0]).parent
+    checkout = None if system == "ours" else _folder_of("clip_benchmark").parent
     found = run_system("ours" if system == "ours" else "theirs", *EVALUATION, checkout)
     work = {"float32": 2 * EVALUATION[0] * EVALUATION[1] * WIDTH}
     return {"seconds": found["seconds"], "megabytes": found["megabytes"], "work": work}
@@ -110,7 +111,7 @@ def _mine(dataset: Any, images_ID: np.ndarray, captions_CD: np.ndarray) -> Any:
 
 
 def _mine_hard_negatives(dataset: Any, images_ID: np.ndarray, captions_CD: np.ndarray) -> Any:
-    """sentence-transformers' mine_hard_negatives with faiss, of a model that has the vectors already."""
+    """sentence-transformers' mine_hard_negatives by its own search, with a model that has the vectors already."""
     from datasets import Dataset
     from sentence_transformers.util import mine_hard_negatives
 
@@ -138,7 +139,8 @@ def _mine_hard_negatives(dataset: Any, images_ID: np.ndarray, captions_CD: np.nd
     pairs = Dataset.from_dict({"anchor": anchors, "positive": list(dataset.captions)})
 
     def work() -> int:
-        found = mine_hard_negatives(pairs, Vectors(), num_negatives=3, range_max=64, use_faiss=False, output_format="n-tuple", verbose=False)
+        options = {"num_negatives": 3, "range_max": 64, "output_format": "n-tuple", "verbose": False}
+        found = mine_hard_negatives(pairs, Vectors(), **options)
         return 3 * len(set(found["anchor"]))
 
     return work

@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.speed.rows import Row
 
 TOLERANCE = 0.03
+QUIET = 0.2  # cores: more of them for other work, and a measurement says little
 OURS, BEFORE = "ours", "before"
 _RESOURCES = {"float32": "float32 products", "bfloat16": "bf16 products", "memory": "memory", "disk": "the disk"}
 
@@ -52,6 +53,11 @@ class Measured:
         """
         ours, before = self.seconds(OURS), self.seconds(BEFORE)
         return bool(ours and before) and min(ours) > max(before) * (1 + TOLERANCE)
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether other work took more than a share of a core."""
+        return bool(self.others) and statistics.median(self.others) > QUIET
 
     @property
     def failed(self) -> bool:
@@ -126,7 +132,8 @@ def page(all_measured: list[Measured], rates: dict[str, float], command: str, ma
     """results/speed.md; `first`: its conclusion."""
     notes = [f"- {measured.row.name}: {note}" for measured in all_measured for note in measured.notes]
     made = [f"({name}.md)" for name in dict.fromkeys(page for measured in all_measured for page in measured.row.pages)]
-    shown = ", ".join(f"{_RESOURCES[name]} {rate / 1e9:,.0f} {'GB/s' if name in ('memory', 'disk') else 'GFLOP/s'}" for name, rate in rates.items())
+    units = {"memory": "GB/s", "disk": "GB/s"}
+    shown = ", ".join(f"{_RESOURCES[name]} {rate / 1e9:,.1f} {units.get(name, 'GFLOP/s')}" for name, rate in rates.items())
     text = [
         "# Speed, side by side",
         "",
@@ -134,9 +141,9 @@ def page(all_measured: list[Measured], rates: dict[str, float], command: str, ma
         "",
         f"`{command}`; {machine}.",
         "",
-        "Each measurement is a process of its own; in a round the systems take turns. `before` is an earlier commit with the same measuring "
-        "code. Ratios are medians of the rounds, with the smallest and the largest. `limit` is what the row's arithmetic takes at this "
-        f"machine's own best rates, measured next to the rows: {shown}. `others`: cores that other work took meanwhile.",
+        "Each measurement is a process of its own; in a round the systems take turns. `before` is an earlier commit with the same "
+        "measuring code. Ratios are medians of the rounds, with the smallest and the largest. `limit` is what the row's arithmetic takes "
+        f"at this machine's own best rates, measured next to the rows: {shown}. `others`: cores that other work took meanwhile.",
         "",
         *table(all_measured, rates),
         *(["", "Notes:", "", *notes] if notes else []),
