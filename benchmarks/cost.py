@@ -32,11 +32,13 @@ def measured(work: Callable[[], Result], device: str = "cpu") -> tuple[Result, d
     watcher = threading.Thread(target=watch)
     watcher.start()
     began, worked = time.perf_counter(), time.process_time()
-    result = work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    seconds, processor = time.perf_counter() - began, time.process_time() - worked
-    stop.set()
-    watcher.join()
+    try:
+        result = work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds, processor = time.perf_counter() - began, time.process_time() - worked
+    finally:
+        stop.set()  # an error ends the process, which would wait for the watcher
+        watcher.join()
     rise = torch.cuda.max_memory_allocated() - held if device == "cuda" else peak - before
     return result, {"seconds": seconds, "processor": processor, "megabytes": rise / 1e6}

@@ -98,7 +98,7 @@ def run_system(system: str, size: tuple[int, int], device: str, output: Path) ->
         with on_disk(0, num_images, IMAGE_BLOCK, output) as images, on_disk(1, num_captions, TEXT_BLOCK, output) as captions:
 
             def search() -> TopK:
-                result = stream_search(images, captions, nothing, DEPTH, execution=Execution(device=device))
+                result = stream_search(images, captions, nothing, DEPTH, execution=Execution(device=torch.device(device)))
                 return result.indices_QK, result.scores_QK
 
             found, cost = measured(search, device)
