@@ -35,6 +35,7 @@ def forgotten() -> Iterator[None]:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield
+    torch.compiler.set_stance("default")
     torch._dynamo.reset()
 
 
@@ -168,7 +169,6 @@ def test_nothing_is_compiled_again_in_50_steps_with_mining_and_evaluation(small_
         num_texts.add(len(batch.captions_c) + len(batch.mined_captions_m))
         stepper.train_step(batch)
         torch.compiler.set_stance("fail_on_recompile")
-    torch.compiler.set_stance("default")
     assert len(num_texts) > 10
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(passes_of(config, 1))
 
