@@ -70,11 +70,12 @@ def gradients(world: SmallWorld, *arguments: Any, **keys: Any) -> dict[str, torc
 def test_the_passes_of_a_job(small_world: SmallWorld) -> None:
     """8 images and as many captions, at most 2 mined ones of each: 24 texts."""
 
-    def found(**changes: Any) -> list[tuple[Any, ...]]:
-        passes = passes_of(JobConfig.model_validate(small_world.record(small_world.base.parent, **changes)), 1)
+    def found(world_size: int = 1, **changes: Any) -> list[tuple[Any, ...]]:
+        passes = passes_of(JobConfig.model_validate(small_world.record(small_world.base.parent, **changes)), world_size)
         return [(one.tower, one.num_rows, one.has_graph) for one in passes]
 
     assert found() == [("image", 8, True), ("text", 8, True), ("text", 24, True)]
+    assert found(2) == [("image", 4, True), ("text", 4, True), ("text", 12, True)]
     assert found(mining=None) == [("image", 8, True), ("text", 8, True)]
     assert found(train__captions_per_image=2) == [("image", 8, True), ("text", 16, True), ("text", 32, True)]
     assert found(train__micro_batch_size=8) == [("image", 8, True), ("text", 8, False), ("text", 8, True)]
