@@ -35,6 +35,7 @@ def forgotten() -> Iterator[None]:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     yield
+    torch.compiler.set_stance("default")
     torch._dynamo.reset()
 
 
@@ -69,11 +70,12 @@ def gradients(world: SmallWorld, *arguments: Any, **keys: Any) -> dict[str, torc
 def test_the_passes_of_a_job(small_world: SmallWorld) -> None:
     """8 images and as many captions, at most 2 mined ones of each: 24 texts."""
 
-    def found(**changes: Any) -> list[tuple[Any, ...]]:
-        passes = passes_of(JobConfig.model_validate(small_world.record(small_world.base.parent, **changes)), 1)
+    def found(world_size: int = 1, **changes: Any) -> list[tuple[Any, ...]]:
+        passes = passes_of(JobConfig.model_validate(small_world.record(small_world.base.parent, **changes)), world_size)
         return [(one.tower, one.num_rows, one.has_graph) for one in passes]
 
     assert found() == [("image", 8, True), ("text", 8, True), ("text", 24, True)]
+    assert found(2) == [("image", 4, True), ("text", 4, True), ("text", 12, True)]
     assert found(mining=None) == [("image", 8, True), ("text", 8, True)]
     assert found(train__captions_per_image=2) == [("image", 8, True), ("text", 16, True), ("text", 32, True)]
     assert found(train__micro_batch_size=8) == [("image", 8, True), ("text", 8, False), ("text", 8, True)]
@@ -168,7 +170,6 @@ def test_nothing_is_compiled_again_in_50_steps_with_mining_and_evaluation(small_
         num_texts.add(len(batch.captions_c) + len(batch.mined_captions_m))
         stepper.train_step(batch)
         torch.compiler.set_stance("fail_on_recompile")
-    torch.compiler.set_stance("default")
     assert len(num_texts) > 10
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(passes_of(config, 1))
 
