@@ -22,13 +22,13 @@ PEAK_TFLOPS = {"fp32": 67.0, "bf16": 989.0}
 SHARE_OF_PEAK = {"fp32": 0.7, "bf16": 0.4}
 """Assumed."""
 PICTURES_A_CORE, CACHED_FACTOR = 183.0, 8.0
-"""Pictures a second and core from JPEG (results/speed.md), and how much faster they come from the cache of resized ones."""
+"""Pictures a second and core from JPEG, as measured on two cores, and how much faster they come from the cache of resized ones."""
 TEXTS_A_CORE = 10_800.0
 """Captions a second that SigLIP's own tokenizer takes on one core of a shared machine."""
 
 
-RULES_SECONDS = (6.0, 6.0)
-"""Of 118,000 images with 64 candidates each on one core, before and now."""
+RULES_SECONDS = (4.0, 3.0)
+"""Of rules and table for 118,000 images with 64 candidates each on one core, before and now; several processes share them now."""
 
 
 def tower_flop(width: int, layers: int, mlp: int, tokens: int) -> float:

@@ -82,7 +82,8 @@ def cached_vectors(key: Callable[[], str | None], make: Callable[[], np.ndarray]
     if shape[0]:
         rows = rows if processes.is_main else np.empty(shape, dtype=np.float32)
         processes.broadcast(rows)
-        execution.on_progress((shape[0] - 1) // processes.world_size)
+        with execution.rounds(processes.world_size) as advance:
+            advance((shape[0] - 1) // processes.world_size)
         return rows[:-1], float(rows[-1, 0])
     started, warned = time.perf_counter(), num_warned()
     vectors_ND = make()

@@ -25,7 +25,7 @@ from PIL import Image
 
 from eval.atomic import replace_files, sweep
 from eval.dataset.images import ImageError
-from eval.embed.cache import bring_file, cache_file, image_key, most_bytes, store_file, text_key
+from eval.embed.cache import bring_file, cache_file, image_key, is_plain, most_bytes, store_file, text_key
 from eval.encoder.checkpoint import hash_weights
 from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, block_on, device_of, embed_captions, embed_images
 from eval.errors import WriteError
@@ -122,6 +122,19 @@ class FrozenStore:
         if key is not None and not has_whole and key == self._cache_key(tower, execution) and not rows.unknown():
             store_file(key, path)
         return rows
+
+    def is_cached(self, execution: Execution) -> bool:
+        """Whether the machine's cache of embeddings is in use, has room for both towers, and is for towers such as these. Call on every
+        process.
+
+        Raises:
+            UserError: the cache's bound is no number.
+        """
+        with self._processes.jointly():
+            towers: tuple[Tower, Tower] = ("image", "text")
+            num_bytes = 4 * sum(rows * width for rows, width in map(self._shape, towers))
+            is_here = num_bytes <= most_bytes() and all(is_plain(self._tuned.siglip, tower) for tower in towers)
+        return all(bool(part[0]) for part in self._processes.gather(np.array([is_here])))
 
     def _cache_key(self, tower: Tower, execution: Execution) -> str | None:
         """The name of a tower's file in the machine's cache; None: it is not cached."""

@@ -22,7 +22,8 @@ def first_stage(job: RerankerJob, dataset: RetrievalSet, on_progress: Callable[[
     """The retrieval of a split by the model that mines, deep enough to be reranked. Call on every process."""
     model, inputs = job.retriever.siglip, job.retriever.inputs
     model.to(job.accelerator.device)  # type: ignore[arg-type]  # transformers wraps it
-    stage = retrieve(RETRIEVER, model, inputs, dataset, depth=job.config.evaluation.top_k, execution=job.execution(on_progress))
+    depth, execution = job.config.evaluation.top_k, job.execution(on_progress)
+    stage = retrieve(RETRIEVER, model, inputs, dataset, depth=depth, execution=execution, cached=True)
     model.to("cpu")  # type: ignore[arg-type]
     return stage
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.execution import Execution
 from rerank.scoring.score_cache import ScoreCache
 from train.data.cached_embeddings import NOTHING_FROZEN, FrozenEmbeddings
 from train.data.mined_order import images_due
@@ -16,6 +18,7 @@ from train.mining.cross_encoder import MiningCrossEncoder, load_mining_cross_enc
 from train.mining.mine import mine
 from train.mining.refresh import Refresh
 from train.mining.report_page import write_mining_report
+from train.model.frozen_tower import FrozenStore
 
 if TYPE_CHECKING:
     from train.mining.report import MiningReport
@@ -71,6 +74,9 @@ def refresh_negatives(
     if scorer is not None:
         cached = job.processes.together(lambda: ScoreCache(job.folder / "pair-scores", job.log))
         cross_encoder = MiningCrossEncoder(scorer, job.pool, cache=cached, execution=execution)
+    if images_due(mining, job.order, step, config.train.max_steps) is None and (step == 0 or not is_trained):
+        frozen, execution = _with_base_rows(job, frozen, execution)
+    shutil.rmtree(_base_folder(job), ignore_errors=True)  # also what a kill left of it
     negatives, report = mine(
         Retriever(job.tuned.siglip, job.tuned.inputs, frozen),
         job.pool,
@@ -87,3 +93,25 @@ def refresh_negatives(
             write_negatives(path, negatives, job.pool)
             write_mining_report(path.parent, report, negatives, job.pool, job.truth, step=step if is_trained else 0)
     return Refreshed(negatives, report, path)
+
+
+def _with_base_rows(job: Job, frozen: FrozenEmbeddings, execution: Execution) -> tuple[FrozenEmbeddings, Execution]:
+    """The embeddings of both towers before the first step, which other runs of the same base and data mine with too, from the machine's
+    cache of embeddings; and how to mine with them. Without the cache, or room in it, towers run as in any mining.
+
+    Raises:
+        UserError: an embedding is not finite.
+        WriteError: they cannot be written.
+    """
+    store = FrozenStore(_base_folder(job), job.tuned, job.pool, job.processes)
+    if not store.is_cached(execution):
+        return frozen, execution
+    images = frozen.images or store.rows("image", execution)
+    captions = frozen.captions or store.rows("text", execution)
+    job.processes.barrier()  # every process has opened them, and reads them without their names
+    return FrozenEmbeddings(images, captions), replace(execution, on_progress=lambda rows: execution.on_progress(0))  # heard of already
+
+
+def _base_folder(job: Job) -> Path:
+    """Where the base's embeddings lie until they are opened."""
+    return job.folder / "negatives" / "base"

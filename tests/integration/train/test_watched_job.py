@@ -67,6 +67,19 @@ def test_a_drop_ends_the_run_with_a_message_and_the_best_is_exported(stopped: di
     assert "is finished" in said and "ended at step 3: the retention set 'old' was forgotten" in said and "watch old: mean R@1" in said
 
 
+def test_embeddings_of_the_base_are_made_once_a_machine_and_change_nothing(
+    nursery: Nursery, small_world: SmallWorld, knowing: Path, stopped: dict[int, Run], tmp_path: Path
+) -> None:
+    """Two processes read what one made. Step 3 embeds val and the retention set; all else is of the base, which is the best too."""
+    env = {"HF_ASSETS_CACHE": str(tmp_path / "assets"), "EMBEDDING_CACHE_GIB": "1"}
+    for world_size, count in ((1, 2 * 4 + 4), (2, 4)):  # two sides each: of the base val, old, train and test; of step 3 val and old
+        run = watched_run(nursery, small_world, knowing, tmp_path / str(world_size), "stop", world_size)
+        trap = Trap("eval.encoder.encoder:_stream", count + 1)
+        run.finish(env=env, **({"trap": trap} if world_size == 1 else {"traps": {0: trap, 1: trap}}))
+        assert_same(run, stopped[world_size])
+        assert not (run.folder / "negatives" / "base").exists()
+
+
 def test_the_final_report_has_the_retention_set(stopped: dict[int, Run]) -> None:
     folder = stopped[1].folder / "eval"
     (section,) = json.loads((folder / "test" / "report.json").read_text())["watch"]

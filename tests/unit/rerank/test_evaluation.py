@@ -60,6 +60,7 @@ KEYS = {
     "--mteb": "evaluation.mteb",
     "--slice-by": "evaluation.slice_by",
     "--strip-punctuation": "model.strip_punctuation",
+    "--precision": "evaluation.precision",
     "--num-workers": "data.num_workers",
 }
 
