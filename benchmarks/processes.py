@@ -1,6 +1,6 @@
 """A step over processes on CPUs: gradients summed while the backward pass runs against after it, and texts all at once against a ring.
 
-    python -m benchmarks.processes --processes 2 4
+    python -m benchmarks.processes --output results/processes.md
 
 Processes of this machine over gloo, a thread each, a small SigLIP with random weights. Both ways are taken in turns by the same processes,
 so that what else the machine does meets both. Ratios are of neighbouring turns.
