@@ -20,6 +20,7 @@ from tests.nursery import ROOT
 from tests.small_job import SmallWorld
 from tests.small_reranker_job import RerankerWorld
 from train.__main__ import run as run_train
+from train.engine.loop import BaseLoop
 from train.export.__main__ import main as export
 
 DROPOUT = {"model__lora": {"rank": 2, "dropout": 0.5}, "mining__mined_scope": "all"}
@@ -58,12 +59,21 @@ def test_a_process_whose_memory_is_limited_ends_with_6() -> None:
 
 @pytest.mark.parametrize("changes", [DROPOUT, {"model__freeze": ["text"], "train__micro_batch_size": 3}], ids=["lora", "frozen"])
 def test_the_trial_of_the_largest_step_changes_no_bit(
-    small_world: SmallWorld, tmp_path: Path, request: pytest.FixtureRequest, changes: dict[str, Any]
+    small_world: SmallWorld, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
+    """Nor does reading the next batch while the weights are updated."""
     plain, tried = (small_world.write_config(tmp_path / name, **changes) for name in ("plain", "tried"))
     assert run_train([str(plain)]) == 0
     request.getfixturevalue("own_memory")
+    ahead, read = list[int](), BaseLoop._next_share
+
+    def reading(self: Any, after: int = 0) -> Any:
+        ahead.append(after)
+        return read(self, after)
+
+    monkeypatch.setattr(BaseLoop, "_next_share", reading)
     assert run_train([str(tried), "train.max_steps=9"]) == 0
+    assert len(ahead) == 9 and sum(ahead) >= 3  # while weights are updated, but not past a mining
     folders = [path.parent / "runs" / "job" for path in (plain, tried)]
     assert said(folders[0]) == said(folders[1])
     exports = [(folder / "export" / "model.safetensors").read_bytes() for folder in folders]
