@@ -1,7 +1,7 @@
 """Where the demo's whole time goes, and the time from ./launch.sh to the first step: spans between the lines that a run prints.
 
     git worktree add PATH/TO/OLDER COMMIT
-    python -m benchmarks.start --against PATH/TO/OLDER --turns 3 --output results/start.md
+    python -m benchmarks.start --against PATH/TO/OLDER --turns 3 --output PATH/TO/start.md
 
 The environment that runs this is the one that launch.sh uses. The first steps of the demo and of configs/small.yaml (with the demo's
 pictures and base) are timed in turns with the older tree, and the run is stopped there; the whole demo, once, in this tree. What each
@@ -22,8 +22,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from threading import Thread
-
-from benchmarks.conclusion import title_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = {
@@ -163,7 +161,7 @@ def main() -> None:
         text += ["", "## The whole demo", *table(["span", "s", "share"], rows)]
     print("\n".join(text))
     if asked.output is not None:
-        page = [*title_lines("start", "Start: where the time to the first step goes"), *text]
+        page = ["# Start: where the time to the first step goes", "", *text]
         asked.output.write_text("\n".join(page).rstrip() + "\n", encoding="utf-8")
 
 
