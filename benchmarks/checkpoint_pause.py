@@ -1,137 +1,142 @@
-"""How long steps stand still at a checkpoint, and how much slower they are while one is written: base size, two trees in turns.
+"""How long steps stand still at a checkpoint of base size, and how much slower they are while it is written, in two trees in turns.
 
     git worktree add PATH/TO/OLDER COMMIT
     python -m benchmarks.checkpoint_pause --against PATH/TO/OLDER --turns 2
 
-A SigLIP of the base's size (203 M parameters, random weights) is tuned for some steps on pictures of the demo, by the `train` of each tree
-in turns, with a checkpoint (weights and AdamW's moments, 2.4 GB) every third step. The pause is the time that `BaseLoop.save` takes between
-two steps; the first checkpoint, which finds no moments and no memory to copy into, and the last, which a run waits for, are left out. Steps
-while a checkpoint is written are the first after each. Needs 10 GiB of memory and 8 GB of disk.
+Weights of a SigLIP of the base's size (203 M parameters, random) and AdamW's moments of them, 2.4 GB, are saved as the step loop of each
+tree does it. A step is a product of matrices in one thread. The first checkpoint of each start is left out: its copy goes into memory that
+is new. Needs 6 GiB of memory and 8 GB of disk.
 """
 
 import argparse
 import json
 import os
-import runpy
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
+from threading import Event
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).resolve().parents[1]
-EVERY = 3
-SAVED = "saved.json"
 
 
-def measure(config: Path, output: Path) -> None:
-    """Carry out a run by the tree of the working folder; `output` gets [step, seconds] of each call of `save`."""
-    from train.engine.loop import BaseLoop
+class Random:
+    """What trains of a model of the base's size, as a `Trainable`, with an optimizer that has its moments."""
 
-    saved, save = list[tuple[int, float]](), BaseLoop.save
+    def __init__(self) -> None:
+        from transformers import SiglipConfig, SiglipModel
 
-    def timed(self: Any, *words: Any, **keys: Any) -> None:
+        with torch.device("meta"):
+            shapes = {name: parameter.shape for name, parameter in SiglipModel(SiglipConfig()).named_parameters()}
+        self.parameters = {name: torch.nn.Parameter(torch.rand(shape)) for name, shape in shapes.items()}
+        self.optimizer = torch.optim.AdamW(self.parameters.values())
+        for parameter in self.parameters.values():
+            self.optimizer.state[parameter] = {key: torch.rand(parameter.shape) for key in ("exp_avg", "exp_avg_sq")}
+
+    def trainable(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, parameter)."""
+        return iter(self.parameters.items())
+
+
+def measure(folder: Path, num_checkpoints: int) -> dict[str, list[float]]:
+    """Seconds of the pause and of the writing of each checkpoint but the first, and of steps alone and beside the writing."""
+    from train.engine import checkpoint
+
+    is_written = Event()
+
+    def write(checkpoints: Any, what: Any) -> None:
+        checkpoints.commit(what)
+        checkpoints.prune(1, None)
+        is_written.set()
+
+    torch.set_num_threads(1)
+    trained, checkpoints = Random(), checkpoint.Checkpoints(folder)
+    state = checkpoint.State(base_sha256="", data_sha256="")
+    left, right = torch.rand(2, 1024, 1024)
+    found: dict[str, list[float]] = {"alone": [], "pause": [], "written": [], "beside": []}
+
+    def step(kind: str) -> None:
         started = time.perf_counter()
-        save(self, *words, **keys)
-        saved.append((self.state.step, time.perf_counter() - started))
+        for _ in range(4):
+            torch.mm(left, right)
+        found[kind].append(time.perf_counter() - started)
 
-    BaseLoop.save = timed  # type: ignore[method-assign]
-    sys.argv = ["train", str(config)]
-    try:
-        runpy.run_module("train", run_name="__main__")
-    finally:
-        output.write_text(json.dumps(saved), encoding="utf-8")
-
-
-def write_config(folder: Path, base: Path, asked: argparse.Namespace) -> Path:
-    """A run without evaluation and mining, in a folder of its own."""
-    import yaml
-
-    config: dict[str, Any] = {
-        "name": "job",
-        "runs_folder": str(folder / "runs"),
-        "curves": False,
-        "model": {"base": str(base)},
-        "data": {"source": str(ROOT / "demo/data/scenes.parquet"), "val_split": None, "test_split": None, "num_workers": 1},
-        "train": {
-            "max_steps": asked.steps,
-            "batch_size": asked.batch_size,
-            "learning_rate": 1e-6,
-            "warmup_steps": 0,
-            "precision": "fp32",
-            "eval_every_steps": 10**6,
-            "checkpoint_every_steps": EVERY,
-            "keep_checkpoints": 1,
-        },
-    }
-    path = folder / "job.yaml"
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    return path
+    writer: Any = checkpoint.Writer(lambda: None) if hasattr(checkpoint, "Writer") else None
+    for number in range(num_checkpoints):
+        for _ in range(20):
+            step("alone")
+        started = time.perf_counter()
+        handed = replace(state, step=number)
+        if writer is None:  # a version before the thread
+            untyped: Any = checkpoints
+            untyped.save(handed, trained, trained.optimizer, None)
+            untyped.prune(1, None)
+        else:
+            is_written.clear()
+            gathered = checkpoints.gather(handed, trained, trained.optimizer, None, memory=writer.memory)  # type: ignore[arg-type]
+            assert gathered is not None and gathered.is_copy
+            writer.start(partial(write, checkpoints, gathered))
+        found["pause"].append(time.perf_counter() - started)
+        while writer is not None and not is_written.is_set():
+            step("beside")
+        found["written"].append(time.perf_counter() - started)
+        if writer is not None:
+            writer.wait()
+        if not number:
+            found |= {"pause": [], "written": [], "beside": []}
+    return found
 
 
-def run(tree: Path, base: Path, asked: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of pauses, of steps beside a checkpoint that is written, and of other steps, of one run of a tree."""
+def run(tree: Path, asked: argparse.Namespace) -> dict[str, list[float]]:
+    """`measure` by a tree, in a process of its own."""
     with tempfile.TemporaryDirectory(prefix="checkpoint-pause-", dir=asked.folder) as name:
-        folder = Path(name)
-        config = write_config(folder, base, asked)
-        words = [sys.executable, "-P", str(Path(__file__).resolve()), "--measure", str(config), str(folder / SAVED)]
-        done = subprocess.run(words, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{tree} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-        saved = json.loads((folder / SAVED).read_text(encoding="utf-8"))
-        lines = [json.loads(line) for line in (folder / "runs/job/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    seconds = {line["step"]: line["seconds"] for line in lines if line["event"] == "step"}
-    between = range(2 * EVERY, asked.steps, EVERY)
-    return {
-        "pause": [taken for step, taken in saved if step in between],
-        "first": [taken for step, taken in saved if step == EVERY],
-        "beside": [seconds[step + 1] for step in (EVERY, *between)],
-        "alone": [seconds[step] for step in (EVERY, *between)],
-    }
+        words = [sys.executable, "-P", str(Path(__file__).resolve()), "--checkpoints", str(asked.checkpoints), "--measure", name]
+        done = subprocess.run(words, cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, list[float]] = json.loads(done.stdout)
+    return found
 
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:
     """The figures as Markdown."""
-    rows = ["| tree | pause, s | at the first with moments, s | a step, s | a step beside a checkpoint, s |", "|---|---|---|---|---|"]
+    rows = ["| tree | steps stand still, s | until it is committed, s | a step alone, ms | a step beside it, ms |", "|---|---|---|---|---|"]
     for name, one in found.items():
-        parts = [one[part] for part in ("pause", "first", "alone", "beside")]
-        cells = [f"{median(part):.2f} ({min(part):.2f} to {max(part):.2f})" for part in parts]
+        cells = [f"{median(one[part]):.2f} ({min(one[part]):.2f} to {max(one[part]):.2f})" for part in ("pause", "written")]
+        cells += [f"{1000 * median(one[part]):.0f}" if one[part] else "" for part in ("alone", "beside")]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
-def main() -> int:
+def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", type=Path, help="the folder of another version (default: none)")
-    parser.add_argument("--turns", type=int, default=2, help="runs of each (default 2)")
-    parser.add_argument("--steps", type=int, default=4 * EVERY, help=f"of each run (default {4 * EVERY})")
-    parser.add_argument("--batch-size", type=int, default=2, help="default 2")
-    parser.add_argument("--folder", type=Path, help="where runs are written (default: the system's folder for temporary files)")
-    parser.add_argument("--measure", nargs=2, type=Path, metavar=("CONFIG", "OUTPUT"), help=argparse.SUPPRESS)
+    parser.add_argument("--turns", type=int, default=2, help="starts of each (default 2)")
+    parser.add_argument("--checkpoints", type=int, default=3, help="of each start (default 3)")
+    parser.add_argument("--folder", type=Path, help="where they are written (default: the system's folder for temporary files)")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.measure:
-        measure(*asked.measure)
-    from benchmarks.base_size import write_base
-
-    trees = {"this": ROOT} | ({"other": asked.against.resolve()} if asked.against else {})
+        print(json.dumps(measure(asked.measure, asked.checkpoints)))
+        return
+    trees = ({"before": asked.against.resolve()} if asked.against else {}) | {"now": ROOT}
     found: dict[str, dict[str, list[float]]] = {name: {} for name in trees}
-    with tempfile.TemporaryDirectory(prefix="checkpoint-pause-", dir=asked.folder) as name:
-        base = Path(name) / "base"
-        size = write_base(base, ROOT / "demo/data/scenes.parquet", ROOT / "demo/data")
-        print(f"{size / 1e6:.1f} M parameters, batch {asked.batch_size}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}", flush=True)
-        for turn in range(asked.turns):
-            for name in list(trees)[:: 1 if turn % 2 else -1]:
-                for part, values in run(trees[name], base, asked).items():
-                    found[name].setdefault(part, []).extend(values)
-                print(f"turn {turn + 1}, {name}: {json.dumps(found[name])}", flush=True)
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}", flush=True)
+    for turn in range(asked.turns):
+        for name in list(trees)[:: 1 if turn % 2 else -1]:
+            for part, values in run(trees[name], asked).items():
+                found[name].setdefault(part, []).extend(values)
     print(table(found))
     if len(found) == 2:
-        print(f"pause, other over this: {median(found['other']['pause']) / median(found['this']['pause']):.1f}")
-    return 0
+        print(f"pause, before over now: {median(found['before']['pause']) / median(found['now']['pause']):.1f}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn, TypeVar
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -193,9 +193,15 @@ def guard_imports() -> None:
 
 
 def leave_signals_to_parent() -> None:
-    """Ignore them, in a worker process."""
+    """Ignore them, in a worker process; and be silent where a parent that a signal stops leaves a worker in the middle of handing over."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _unless_parent_left  # multiprocessing's thread that hands over calls it; errors of items reach the parent otherwise
+
+
+def _unless_parent_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _before_fork() -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from eval.signals import StopSignals
+
 ROOT = Path(__file__).parents[3]
 STUCK = """
 import os, signal, threading, time
@@ -70,3 +72,20 @@ def test_a_signal_while_workers_are_made_or_ended_waits_until_they_are(method: s
     script = MAKING_WORKERS.format(method=method, raises=raises)
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", printed)
+
+
+def test_a_worker_that_its_parent_leaves_is_silent_and_any_other_error_is_printed() -> None:
+    code = (
+        "import sys\nfrom eval.signals import leave_signals_to_parent\nleave_signals_to_parent()\n"
+        "for error in (ConnectionResetError('left'), BrokenPipeError('left'), EOFError('left'), ValueError('wrong')):\n"
+        "    sys.excepthook(type(error), error, None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == "ValueError: wrong\n"
+
+
+def test_a_run_can_be_asked_to_stop_without_a_signal() -> None:
+    signals = StopSignals()
+    assert not signals.asked
+    signals.ask()
+    assert signals.asked and signals.exit_code == 143
