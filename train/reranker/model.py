@@ -14,6 +14,7 @@ from transformers import BlipForImageTextRetrieval, DynamicCache, EncoderDecoder
 from eval.encoder.identity import Identity, identity_of
 from eval.encoder.inputs import PictureBytes
 from eval.errors import SettingError, named
+from eval.processes import sent
 from rerank.scorers.blip.checkpoint import BlipCheckpoint, load_blip
 from rerank.scorers.supported import check_cross_encoder
 from train.config.reranker import CrossEncoderConfig, RerankerLoopConfig, What
@@ -102,7 +103,7 @@ class TunedCrossEncoder(Trainable):
         Args:
             pixels_p: float32 of shape (p, 3, H, W).
             pictures_N: int64, which of them each pair is of.
-            token_ids_NL, mask_NL: int64.
+            token_ids_NL, mask_NL: int64; the mask in the host's memory, where it is known without a wait whether anything is padding.
             autocast: arithmetic of the towers.
         """
         with autocast():
@@ -110,10 +111,19 @@ class TunedCrossEncoder(Trainable):
                 image_pTV = self.module.vision_model(pixel_values=pixels_p).last_hidden_state
             with self._graph(self.what != "head"):
                 hidden_NLD = self.module.text_encoder(
-                    input_ids=token_ids_NL, attention_mask=mask_NL, **self._pictures(image_pTV, pictures_N)
+                    input_ids=token_ids_NL,
+                    attention_mask=self._additive_mask(mask_NL, image_pTV.device),
+                    **self._pictures(image_pTV, pictures_N),
                 ).last_hidden_state
         first_ND = hidden_NLD[:, 0]
         return self.module.itm_head(first_ND.to(torch.promote_types(first_ND.dtype, torch.float32)))
+
+    def _additive_mask(self, mask_NL: torch.Tensor, device: torch.device) -> torch.Tensor | None:
+        """As transformers makes it of a mask, shape (N, 1, 1, L); None where nothing is padding."""
+        if bool(mask_NL.all()):
+            return None
+        dtype = self.module.itm_head.weight.dtype
+        return sent(torch.zeros(mask_NL.shape, dtype=dtype).masked_fill(mask_NL == 0, torch.finfo(dtype).min)[:, None, None], device)
 
     def _pictures(self, image_pTV: torch.Tensor, pictures_N: torch.Tensor) -> dict[str, Any]:
         """What the text tower reads of the pictures: as they are, with their keys and values once each; or one for each pair."""
@@ -146,6 +156,7 @@ class _SharedPictures(EncoderDecoderCache):
         super().__init__(DynamicCache(), DynamicCache())
         layers = [_SharedLayer(layer.crossattention.self, image_pTV, pictures_N) for layer in text_encoder.encoder.layer]
         self.cross_attention_cache = SimpleNamespace(layers=layers)
+        self.self_attention_cache = SimpleNamespace(update=lambda keys, values, layer: (keys, values), get_seq_length=lambda *layer: 0)
         self.is_updated = dict.fromkeys(range(len(layers)), True)
 
 
