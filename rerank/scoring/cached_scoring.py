@@ -3,8 +3,11 @@
 Shape letters: I images, C captions, N pairs, n pairs of one image, M captions of one image that have a cached score.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from queue import Empty, Queue
+from threading import Thread
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -12,9 +15,12 @@ from PIL import Image
 from eval.errors import UserError
 from eval.processes import Processes
 from rerank.scoring.candidates import CandidateLists
-from rerank.scoring.score_cache import DIGEST, ScoreCache, digest
+from rerank.scoring.score_cache import DIGEST, ImageList, ScoreCache, ScoreDatabase, digest
 
 _PAIRS_AT_ONCE = 1 << 20  # of which every process's scores are sent in one message
+
+
+_MOST_WAITING = 64  # images' lists: where the disk is slower for so long, the device waits for it
 
 
 class ScoringData(Protocol):
@@ -80,26 +86,69 @@ class CachedScoring:
             found_N, scores_N = _first_found(found_N, scores_N, self._processes)
         return CandidateLists.of_pairs(images_N[found_N], captions_N[found_N]), scores_N[found_N]
 
-    def write(self, image: int, captions_n: np.ndarray, scores_n: np.ndarray) -> None:
-        """Cache the scores of one image now.
+    @contextmanager
+    def writing(self, *, late: bool) -> Iterator[Callable[[int, np.ndarray, np.ndarray], None]]:
+        """What caches the scores of an image, given its index, captions and scores.
+
+        Args:
+            late: by a thread, all that waits at once, so that a device need not wait for the disk; all is written when this ends. Else now.
 
         Raises:
-            UserError: the image is no longer what it was: nobody knows which of the two was scored.
+            UserError: an image is no longer what it was: nobody knows which of the two was scored.
             WriteError: there is no room.
         """
+        if not late:
+            yield lambda *scored: self._database.write_lists([self._list(*scored)])
+            return
+        waiting, faults = Queue[ImageList | None](_MOST_WAITING), list[Exception]()
+        thread = Thread(target=_write_late, args=(self._database, waiting, faults), daemon=True)
+
+        def write(*scored: Any) -> None:
+            if faults:
+                raise faults[0]
+            if not thread.is_alive():  # not before the workers were forked
+                thread.start()
+            waiting.put(self._list(*scored))
+
+        try:
+            yield write
+        finally:
+            if thread.is_alive():
+                waiting.put(None)
+                thread.join()
+        if faults:
+            raise faults[0]
+
+    def _list(self, image: int, captions_n: np.ndarray, scores_n: np.ndarray) -> ImageList:
         expected = self._images[int(np.searchsorted(self._lists.image_indices_I, image))]
         if self._image_digest(image) != expected:
             raise UserError(
                 f"image {self._dataset.image_ids[image]!r}: its file was changed while it was scored, so its scores are of no use. "
                 "Run the same command again, once nothing writes to the images"
             )
-        self._database.write(expected, self._caption_digests(captions_n), scores_n)
+        return ImageList(expected, self._caption_digests(captions_n), scores_n)
 
     def _image_digest(self, image: int) -> bytes:
         return self._dataset.image_digest(image)[: DIGEST.itemsize]
 
     def _caption_digests(self, captions_N: np.ndarray) -> np.ndarray:
         return self._digests_C[np.searchsorted(self._captions_C, captions_N)]
+
+
+def _write_late(database: ScoreDatabase, waiting: "Queue[ImageList | None]", faults: list[Exception]) -> None:
+    """Write what comes until None does; after a fault nothing more."""
+    goes_on = True
+    while goes_on:
+        lists = [waiting.get()]
+        with suppress(Empty):
+            while lists[-1] is not None:
+                lists.append(waiting.get_nowait())
+        goes_on = lists[-1] is not None
+        try:
+            if not faults and (come := [one for one in lists if one is not None]):
+                database.write_lists(come)
+        except Exception as error:  # told by the thread that scores
+            faults.append(error)
 
 
 def _lookup(digests_n: np.ndarray, cached_M: np.ndarray, scores_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ Shape letters: N pairs, n pairs of one image, D distinct texts among them.
 
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,7 +190,7 @@ def complete_scores(
 
     Args:
         cache: scores of earlier runs on disk. Each image's scores are added as soon as they are there, so that a run that is killed loses
-            only the image it was at and gives the same bits when it goes on.
+            only the image it was at, on a GPU what is under way to the disk too, and gives the same bits when it goes on.
         execution: its processes share the work, and its workers decode the images; on_progress is called after each image of this
             process's with the number of its pairs, and what it raises ends the scoring.
 
@@ -205,11 +205,17 @@ def complete_scores(
 
     remedy = f"The cross-encoder {scorer.name} needs it: take a smaller one (--rerank, rerank.model, mining.denoise.model) or a free GPU"
     part = None
-    with processes.jointly(), execution.rounds(missing.num_images) as advance, needing_memory(remedy), suppress(StopAsked):
+    with (
+        processes.jointly(),
+        execution.rounds(missing.num_images) as advance,
+        needing_memory(remedy),
+        suppress(StopAsked),
+        nullcontext() if cached is None else cached.writing(late=as_staged(scorer).num_ahead > 0) as write,
+    ):
 
         def on_list(image: int, captions_n: np.ndarray, scores_n: np.ndarray) -> None:
-            if cached is not None:
-                cached.write(image, captions_n, scores_n)
+            if write is not None:
+                write(image, captions_n, scores_n)
             advance(len(captions_n))
 
         part = score_candidates(

@@ -7,7 +7,8 @@ FOLDER/FINGERPRINT/1.sqlite is the database of one cross-encoder and its setting
     scores    of each caption its score, little-endian float32: the very bits that the cross-encoder gave
     checksum  of the three
 
-Names do not matter: an edited image is another image. One transaction writes one row, so a kill leaves a list whole or absent. Half a list
+Names do not matter: an edited image is another image. One transaction writes one row, or what a GPU scored while the one before was
+written, so a kill leaves a list whole or absent. Half a list
 must not be used: the rest would be scored in another batch, and its last bits could differ from those of an undisturbed run.
 
 The journal is SQLite's rollback journal, not a write-ahead log. A write-ahead log needs memory that all processes share, so it does not
@@ -28,6 +29,8 @@ import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +68,15 @@ _DELETE = "Delete it when no job uses it; its scores are then computed again"
 def digest(content: bytes) -> bytes:
     """What a content is known by: the first 16 bytes of its SHA-256."""
     return hashlib.sha256(content).digest()[: DIGEST.itemsize]
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """The scores of one image: its digest, those of its captions (DIGEST) and the scores (float32), both of shape (M,)."""
+
+    image: bytes
+    captions_M: np.ndarray
+    scores_M: np.ndarray
 
 
 class ScoreDatabase:
@@ -127,7 +139,11 @@ class ScoreDatabase:
         Raises:
             WriteError: it cannot be written; what was written before stays whole.
         """
-        captions, scores = captions_M.tobytes(), scores_M.astype(_SCORE).tobytes()
+        self.write_lists([ImageList(image, captions_M, scores_M)])
+
+    def write_lists(self, lists: Sequence[ImageList]) -> None:
+        """Write images' lists in one transaction; errors as of `write`."""
+        rows = [(one.image, one.captions_M.tobytes(), one.scores_M.astype(_SCORE).tobytes()) for one in lists]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with closing(_connect(self.path, "rwc")) as connection:
@@ -136,12 +152,12 @@ class ScoreDatabase:
                 connection.execute("BEGIN IMMEDIATE")
                 for statement in [] if _schema(connection) else _SCHEMA:
                     connection.execute(statement.decode())
-                connection.execute("INSERT INTO lists VALUES (?, ?, ?, ?)", (image, captions, scores, _checksum(image, captions, scores)))
+                connection.executemany("INSERT INTO lists VALUES (?, ?, ?, ?)", [(*row, _checksum(*row)) for row in rows])
                 connection.execute("COMMIT")
         except (OSError, sqlite3.Error, UnicodeError) as error:
             goes_on = f"What was written before is whole, and the same command goes on from there. Make room, or {_OTHER_FOLDER}"
             remedy = f"It is damaged. {_DELETE}" if _is_damage(error) else goes_on
-            size = len(image) + len(captions) + len(scores)
+            size = sum(map(len, chain.from_iterable(rows)))
             room = "" if remedy is not goes_on else f"; {size:,} bytes were to be added, {free_bytes(self.path):,} are free"
             raise WriteError(f"score cache: could not write {self.path}: {_reason(error)}{room}. {remedy}") from error
 

@@ -4,15 +4,17 @@ import copy
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
 from PIL import Image
-from transformers import BlipForImageTextRetrieval
+from transformers import BlipForImageTextRetrieval, DynamicCache, EncoderDecoderCache
 
 from eval.encoder.identity import Identity, identity_of
 from eval.encoder.inputs import PictureBytes
 from eval.errors import SettingError, named
+from eval.processes import sent
 from rerank.scorers.blip.checkpoint import BlipCheckpoint, load_blip
 from rerank.scorers.supported import check_cross_encoder
 from train.config.reranker import CrossEncoderConfig, RerankerLoopConfig, What
@@ -21,6 +23,8 @@ from train.model.siglip import add_lora
 from train.optim.optimizer import Trainable, build_optimizer
 
 Part = Literal["image", "text", "head"]
+PAIR_BY_PAIR = ("cpu",)
+"""Kinds of devices where keys and values of a picture are projected for each of its pairs: a CPU's runs keep their bits (tests/golden)."""
 # The text tower's attention: to the words, and to the image.
 _LORA_TARGET = r"text_encoder\.encoder\.layer\.\d+\.(attention|crossattention)\.(self\.(query|key|value)|output\.dense)"
 
@@ -93,12 +97,13 @@ class TunedCrossEncoder(Trainable):
         mask_NL: torch.Tensor,
         autocast: Any = nullcontext,
     ) -> torch.Tensor:
-        """Logits of (no match, match), float32 of shape (N, 2), as the scorer computes them; each picture goes through its tower once.
+        """Logits of (no match, match), float32 of shape (N, 2), as the scorer computes them; each picture goes through its tower and into
+        the keys and values of cross-attention once.
 
         Args:
             pixels_p: float32 of shape (p, 3, H, W).
             pictures_N: int64, which of them each pair is of.
-            token_ids_NL, mask_NL: int64.
+            token_ids_NL, mask_NL: int64; the mask in the host's memory, where it is known without a wait whether anything is padding.
             autocast: arithmetic of the towers.
         """
         with autocast():
@@ -106,10 +111,26 @@ class TunedCrossEncoder(Trainable):
                 image_pTV = self.module.vision_model(pixel_values=pixels_p).last_hidden_state
             with self._graph(self.what != "head"):
                 hidden_NLD = self.module.text_encoder(
-                    input_ids=token_ids_NL, attention_mask=mask_NL, encoder_hidden_states=image_pTV[pictures_N]
+                    input_ids=token_ids_NL,
+                    attention_mask=self._additive_mask(mask_NL, image_pTV.device),
+                    **self._pictures(image_pTV, pictures_N),
                 ).last_hidden_state
         first_ND = hidden_NLD[:, 0]
         return self.module.itm_head(first_ND.to(torch.promote_types(first_ND.dtype, torch.float32)))
+
+    def _additive_mask(self, mask_NL: torch.Tensor, device: torch.device) -> torch.Tensor | None:
+        """As transformers makes it of a mask, shape (N, 1, 1, L); None where nothing is padding."""
+        if bool(mask_NL.all()):
+            return None
+        dtype = self.module.itm_head.weight.dtype
+        return sent(torch.zeros(mask_NL.shape, dtype=dtype).masked_fill(mask_NL == 0, torch.finfo(dtype).min)[:, None, None], device)
+
+    def _pictures(self, image_pTV: torch.Tensor, pictures_N: torch.Tensor) -> dict[str, Any]:
+        """What the text tower reads of the pictures: as they are, with their keys and values once each; or one for each pair."""
+        if image_pTV.device.type in PAIR_BY_PAIR:
+            return {"encoder_hidden_states": image_pTV[pictures_N]}
+        shared = _SharedPictures(self.module.text_encoder, image_pTV, pictures_N)
+        return {"encoder_hidden_states": image_pTV, "past_key_values": shared}
 
     def _graph(self, trains: bool) -> AbstractContextManager[Any]:
         return nullcontext() if trains else torch.no_grad()
@@ -123,6 +144,41 @@ class TunedCrossEncoder(Trainable):
         for name, buffer in model.named_buffers():  # those that no state holds, such as the numbers of the positions
             buffer.copy_(self.module.get_buffer(name))
         return replace(self.checkpoint, model=model.eval().to(device))
+
+
+class _SharedPictures(EncoderDecoderCache):
+    """Stands for the pictures in the text tower's cross-attention, whose keys and values are projected once a picture and not once a pair.
+
+    transformers asks it for those of a layer when it is at that layer, so that no more than one layer's are in memory without gradients.
+    """
+
+    def __init__(self, text_encoder: Any, image_pTV: torch.Tensor, pictures_N: torch.Tensor) -> None:
+        super().__init__(DynamicCache(), DynamicCache())
+        layers = [_SharedLayer(layer.crossattention.self, image_pTV, pictures_N) for layer in text_encoder.encoder.layer]
+        self.cross_attention_cache = SimpleNamespace(layers=layers)
+        self.self_attention_cache = SimpleNamespace(update=lambda keys, values, layer: (keys, values), get_seq_length=lambda *layer: 0)
+        self.is_updated = dict.fromkeys(range(len(layers)), True)
+
+
+@dataclass(frozen=True)
+class _SharedLayer:
+    attention: Any
+    image_pTV: torch.Tensor
+    pictures_N: torch.Tensor
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """Of each pair's picture, shape (N, H, T, E)."""
+        return self._of_pairs(self.attention.key)
+
+    @property
+    def values(self) -> torch.Tensor:
+        """As the keys."""
+        return self._of_pairs(self.attention.value)
+
+    def _of_pairs(self, projection: Any) -> torch.Tensor:
+        states_pTHE = projection(self.image_pTV).unflatten(2, (self.attention.num_attention_heads, -1))
+        return states_pTHE.index_select(0, self.pictures_N).transpose(1, 2)
 
 
 def build_cross_encoder(config: CrossEncoderConfig, seed: int) -> TunedCrossEncoder:

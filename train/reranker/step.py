@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from eval.processes import brought, sent
 from train.engine.run import NoShare, StepOutcome
 from train.model.grad_cache import seed_dropout
 from train.optim.update import Update
@@ -119,20 +120,20 @@ class MatchStepper:
 
     def _forward_backward(self, batch: MatchBatch, num_pairs: int) -> tuple[float, float, float]:
         """This process's part of the loss, and the sums of its margins over true and over false pairs; num_pairs: of all processes."""
-        loss = true_margins = false_margins = 0.0
+        sums_3: list[torch.Tensor] = []
         for number, part in enumerate(batch.parts(self._micro_batch_size)):
             seed_dropout(self._seed, batch.step, self._processes.rank, number)
-            pixels_p, pictures_N, token_ids_NL, mask_NL = (
-                values.to(self._device, non_blocking=True) for values in (part.pixels_p, part.pictures_N, part.token_ids_NL, part.mask_NL)
+            pixels_p, pictures_N, token_ids_NL = (
+                sent(values, self._device) for values in (part.pixels_p, part.pictures_N, part.token_ids_NL)
             )
             pixels_p = self._tuned.inputs.picture_bytes.values(pixels_p)
-            logits_N2 = self._tuned.logits(pixels_p, pictures_N, token_ids_NL, mask_NL, self._autocast)
-            labels_N = part.labels_N.to(self._device)
+            logits_N2 = self._tuned.logits(pixels_p, pictures_N, token_ids_NL, part.mask_NL, self._autocast)
+            labels_N = sent(part.labels_N, self._device)
             part_loss = cross_entropy(logits_N2, labels_N, reduction="sum") / num_pairs
             self.update.gradients.expect(bool(part.owners_N[-1] == batch.owners_N[-1]))
             (part_loss * self.update.factor).backward()
             margins_N = (logits_N2[:, 1] - logits_N2[:, 0]).detach().double()
-            loss += float(part_loss.detach())
-            true_margins += float(margins_N[labels_N == 1].sum())
-            false_margins += float(margins_N[labels_N == 0].sum())
+            places = [sent((part.labels_N == label).nonzero()[:, 0], self._device) for label in (1, 0)]  # known on the host without a wait
+            sums_3.append(torch.stack([part_loss.detach().double(), *(margins_N[own].sum() for own in places)]))
+        loss, true_margins, false_margins = (sum(column, 0.0) for column in zip(*brought(torch.stack(sums_3))().tolist(), strict=True))
         return loss, true_margins, false_margins

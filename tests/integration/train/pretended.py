@@ -27,9 +27,12 @@ from eval.search.retrieve import retrieve
 from rerank.reorder.stages import score_stages
 from rerank.scorers.base import CrossEncoder
 from rerank.scorers.load import load_scorer
+from rerank.scoring.candidates import CandidateLists
+from rerank.scoring.pair_scores import complete_scores
 from tests import pretend_gpu
 from tests.integration.train.gradients import CASES, SEED, Case, config, model_of, negatives_of
 from tests.small_job import load
+from tests.unit.train.reranker.match_bench import Bench
 from train.config.mining import MiningConfig
 from train.data.batches import BatchBuilder, Parts
 from train.data.caption_pool import CaptionPool
@@ -151,6 +154,23 @@ def other_paths(manifest: str, blip: str, tuned: TunedModel, optimizer: Any, fol
     return found
 
 
+def reranking_waits(manifest: str, blip: str) -> dict[str, int]:
+    """What made the host wait in a reranking of a few pictures, after the first, and in the second step of the reranker's tuning."""
+    val, begin = load(Path(manifest), "val"), CrossEncoder.begin.__wrapped__  # type: ignore[attr-defined]
+    lists = CandidateLists.of_pairs(np.repeat(np.arange(3), 4), np.tile(np.arange(4), 3))
+    with torch.no_grad(), mock.patch.object(CrossEncoder, "begin", begin):
+        scorer = load_scorer(blip, device=pretend_gpu.DEVICE)
+        with pretend_gpu.counting() as scored:
+            complete_scores(scorer, val, lists)
+    made = Bench.make(Path(manifest), blip, micro_batch_size=3, what="all")
+    made.tuned.module.to(pretend_gpu.DEVICE)
+    made.step(contextlib.nullcontext)
+    assert made.stepper is not None
+    with pretend_gpu.counting() as stepped:
+        made.stepper.train_step(made.batch)
+    return {f"{what}: {place}": count for what, seen in (("reranking", scored), ("step", stepped)) for place, count in seen.waits.items()}
+
+
 def search_waits() -> dict[str, int]:
     """What made the host wait in a search of six tiles in both directions, with many ties."""
     draws = np.random.default_rng(0)
@@ -193,6 +213,8 @@ def alone(manifest: str, base: str, blip: str, folder: Path) -> dict[str, Any]:
     record["waits"]["mining"] = dict(seen.waits)
     with pretend_gpu.mode():
         record["waits"]["search"] = search_waits()
+    with pretend_gpu.mode():
+        record["waits"]["reranking"] = reranking_waits(manifest, blip)
     with pretend_gpu.mode():
         on_device = other_paths(manifest, blip, on_gpu.tuned, on_gpu.optimizer, folder / "gpu")
     record["differences"] |= {name: difference({name: on_device[name]}, {name: paths[name]}) for name in paths}

@@ -43,7 +43,9 @@ def without_lines(waits: dict[str, int]) -> dict[str, int]:
 
 
 def test_a_steady_step_waits_twice_an_embedding_not_at_all_and_a_search_for_its_results(record: dict[str, Any]) -> None:
-    """A search waits for no tile."""
+    """A search waits for no tile, a scoring for no picture; a reranker's step waits as SigLIP's."""
+    reranking = record["waits"]["reranking"]
+    assert all(place.startswith("step: ") for place in reranking) and sum(reranking.values()) <= 2, reranking
     assert record["waits"]["embedding"] == {}
     mining = record["waits"]["mining"]
     assert sorted(mining.values()) == [2, 2], f"two results of the only block of queries each from two lines: {mining}"

@@ -1,9 +1,10 @@
 """Scorings with a score cache: whatever was cached, damaged or edited in between, the scores are those of an undisturbed scoring."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from rerank.scorers.load import load_scorer
 from rerank.scorers.scorer import ScorerSettings
 from rerank.scoring.candidates import CandidateLists, candidate_lists
 from rerank.scoring.pair_scores import PairScores, complete_scores
-from rerank.scoring.score_cache import ScoreCache
+from rerank.scoring.score_cache import ImageList, ScoreCache, ScoreDatabase
 from tests.unit.rerank.stage_of_random_rankings import random_stage
 
 CAPTIONS = [f"caption {number}" for number in range(6)]
@@ -262,3 +263,57 @@ def test_a_cache_that_cannot_be_written_ends_the_scoring(tmp_path: Path) -> None
     (tmp_path / "formula-1").write_text("a file where a folder is wanted")
     with pytest.raises(WriteError, match="score cache: could not write .*formula-1"):
         complete_scores(FormulaScorer(), Colours(), lists_of([(0, 0)]), cache=cache)
+
+
+class DeviceScorer(FormulaScorer):
+    """The same on a device that works ahead; it hears of each picture."""
+
+    num_ahead = 1
+
+    def __init__(self, begun: Callable[[int], object]) -> None:
+        super().__init__()
+        self._begun = begun
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        return image
+
+    def begin(self, prepared: Image.Image, captions: Sequence[str]) -> Callable[[], np.ndarray]:
+        scores = self.score(prepared, captions)
+        self._begun(prepared.getpixel((0, 0))[0])
+        return lambda: scores
+
+
+def test_a_device_does_not_wait_for_the_disk_and_all_is_written_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk takes the first list until the last picture is begun; what was scored meanwhile is written in one transaction."""
+    lists, is_last, written = lists_of([(i, c) for i in range(NUM_IMAGES) for c in range(i + 1)]), Event(), list[int]()
+    write_lists = ScoreDatabase.write_lists
+
+    def slow(self: ScoreDatabase, given: Sequence[ImageList]) -> None:
+        assert is_last.wait(20), "the scoring waited for the disk"
+        written.append(len(given))
+        write_lists(self, given)
+
+    monkeypatch.setattr(ScoreDatabase, "write_lists", slow)
+    scorer = DeviceScorer(lambda pixel: is_last.set() if pixel == NUM_IMAGES else None)
+    scores = complete_scores(scorer, Colours(), lists, cache=ScoreCache(tmp_path))
+    assert np.array_equal(scores.scores_N, straight(lists).scores_N) and sum(written) == NUM_IMAGES > len(written)
+    after = FormulaScorer()
+    again = complete_scores(after, Colours(), lists, cache=ScoreCache(tmp_path))
+    assert np.array_equal(again.scores_N, scores.scores_N) and not after.asked
+
+
+def test_what_a_device_scored_before_it_ended_is_written_and_a_full_disk_ends_it(tmp_path: Path) -> None:
+    def leave(pixel: int) -> None:
+        if pixel == 4:
+            raise KeyboardInterrupt
+
+    lists = lists_of([(i, 0) for i in range(NUM_IMAGES)])
+    with pytest.raises(KeyboardInterrupt):
+        complete_scores(DeviceScorer(leave), Colours(), lists, cache=ScoreCache(tmp_path))
+    after = FormulaScorer()
+    complete_scores(after, Colours(), lists, cache=ScoreCache(tmp_path))
+    assert [pixel for pixel, _ in after.asked] == [3, 4, 5], "the third was under way"
+    (tmp_path / "full" / "formula-1").parent.mkdir()
+    (tmp_path / "full" / "formula-1").write_text("a file where a folder is wanted")
+    with pytest.raises(WriteError, match="score cache: could not write .*formula-1"):
+        complete_scores(DeviceScorer(lambda pixel: None), Colours(), lists, cache=ScoreCache(tmp_path / "full"))

@@ -1,6 +1,7 @@
 """train/reranker/step.py: loss and gradients of plain transformers, whatever the processes and micro-batches; what is trained is scored."""
 
 import contextlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,29 @@ def test_micro_batches_change_nothing(reranker_world: RerankerWorld, way: dict[s
     first, second = whole.step(contextlib.nullcontext), parts.step(contextlib.nullcontext)
     assert second.loss == pytest.approx(first.loss, abs=1e-6) and second.gap == pytest.approx(first.gap, abs=1e-5)
     assert_equal(parts.gradients(), whole.gradients(), 1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: str(way["what"]))
+@pytest.mark.parametrize(("double", "tolerance"), [(False, 1e-5), (True, 1e-10)])
+def test_keys_and_values_once_a_picture_are_those_of_each_pair(
+    reranker_world: RerankerWorld, monkeypatch: pytest.MonkeyPatch, way: dict[str, Any], double: bool, tolerance: float
+) -> None:
+    """As on a GPU; the plain form, a picture's tokens for each of its pairs, is the oracle, and so is transformers (above). A step projects
+    so many pictures, and not so many pairs."""
+    found, rows = [], list[int]()
+    for pair_by_pair in (("cpu",), ()):
+        monkeypatch.setattr("train.reranker.model.PAIR_BY_PAIR", pair_by_pair)
+        made = bench(reranker_world, **way)
+        if double:
+            made.tuned.module.double()
+            made.batch = replace(made.batch, pixels_p=made.tuned.inputs.picture_bytes.values(made.batch.pixels_p).double())
+        layer: Any = made.tuned.module.text_encoder.encoder.layer[0]
+        layer.crossattention.self.key.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+        result = made.step(contextlib.nullcontext)
+        found.append((result.loss, result.gap, made.gradients()))
+    assert rows == [len(made.batch.pictures_N), len(made.batch.images_p)] and rows[1] < rows[0]
+    assert found[1][:2] == pytest.approx(found[0][:2], rel=tolerance)
+    assert_equal(found[1][2], found[0][2], tolerance)
 
 
 def test_two_processes_are_one(reranker_world: RerankerWorld, nursery: Nursery, tmp_path: Path) -> None:
