@@ -63,16 +63,22 @@ class PictureBytes:
             return torch.from_numpy(np.ascontiguousarray(np.asarray(picture.resize(*self.plain_resize, box)).transpose(2, 0, 1)))
         return torch.from_numpy(np.ascontiguousarray(self._resized(picture) if self._tables else self._values(picture)))
 
-    def reader(self, source: Any, store: "PixelStore | None" = None) -> Callable[[int], torch.Tensor]:
+    def reader(self, source: Any, store: "PixelStore | None" = None, *, at_scale: bool = False) -> Callable[[int], torch.Tensor]:
         """What reads an image of a source (eval/encoder/encoder.py), by index, as `read`; out of a cache where it is there.
 
         What it gives raises `eval.dataset.images.ImageError` for an image that does not decode.
+
+        Args:
+            at_scale: JPEGs are decoded to no more than half the size where that is no smaller than the square (`decode_image`); of a source
+                whose `load_image` can.
         """
         blank = self.read(Image.new("RGB", (8, 8)))
-        cache = None if store is None or blank.dtype != torch.uint8 else store.cache(self._recipe(), blank.nbytes)
+        size = (blank.shape[2], blank.shape[1])
+        recipe = self._recipe() + (" JPEGs at scale" if at_scale else "")
+        cache = None if store is None or blank.dtype != torch.uint8 else store.cache(recipe, blank.nbytes)
 
         def read(image: int) -> torch.Tensor:
-            return self.read(source.load_image(image))
+            return self.read(source.load_image(image, size) if at_scale else source.load_image(image))
 
         if store is None or cache is None:
             return read

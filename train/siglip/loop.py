@@ -46,7 +46,8 @@ class Loop(BaseLoop):
         stepper = Stepper(job.config, job.tuned, job.optimizer, job.train_set, job.processes, job.accelerator.autocast)
         stepper.true_pairs = self._true_pairs()
         at_base = job.config.train.begin_at is None
-        self.watch = Watch(job.splits.watch, job.base, job.processes, job.config.data.num_workers, starts_at_base=at_base)
+        workers = job.config.data.num_workers
+        self.watch = Watch(job.splits.watch, job.base, job.processes, workers, starts_at_base=at_base, pixels=job.pixels)
         super().__init__(job, signals, stepper)
         self.state = replace(self.state, matcher_sha256=job.cross_encoder_sha256)
 
@@ -97,7 +98,12 @@ class Loop(BaseLoop):
             self.job.tuned.inputs,
             self.order,
             self.job.processes,
-            parts=Parts(self.config.train.captions_per_image, self.config.train.random_crop_min_area, self.job.pixels),
+            parts=Parts(
+                self.config.train.captions_per_image,
+                self.config.train.random_crop_min_area,
+                self.config.data.jpeg_at_scale,
+                self.job.pixels,
+            ),
             negatives=self.columns,
             frozen=self.frozen,
         )

@@ -32,6 +32,7 @@ from eval.search.ranking import DIRECTIONS
 from train.config.evaluation import BASELINE, SUBJECT, WatchConfig
 
 if TYPE_CHECKING:
+    from eval.dataset.pixel_cache import PixelStore
     from train.data.splits import RetentionSet
 
 
@@ -114,10 +115,17 @@ class Watch:
     """The retention sets of a run."""
 
     def __init__(
-        self, sets: Sequence[RetentionSet], base: str, processes: Processes, num_workers: int, *, starts_at_base: bool = True
+        self,
+        sets: Sequence[RetentionSet],
+        base: str,
+        processes: Processes,
+        num_workers: int,
+        *,
+        starts_at_base: bool = True,
+        pixels: PixelStore | None = None,
     ) -> None:
-        """starts_at_base: whether the weights of step 0 are the base's."""
-        self._starts_at_base = starts_at_base
+        """starts_at_base: whether the weights of step 0 are the base's; pixels: caches of resized pictures."""
+        self._starts_at_base, self._pixels = starts_at_base, pixels
         self._sets, self._base, self._processes, self._num_workers = sets, base, processes, num_workers
         self._references: list[pa.Table] = []
 
@@ -145,7 +153,7 @@ class Watch:
         ]
 
     def _tables(self, name: str, siglip: SiglipModel, inputs: SiglipInputs, on_progress: Callable[[int], Any]) -> list[pa.Table]:
-        execution = Execution(processes=self._processes, num_workers=self._num_workers, on_progress=on_progress)
+        execution = Execution(processes=self._processes, num_workers=self._num_workers, on_progress=on_progress, pixels=self._pixels)
         return [measure_checkpoint(name, siglip, inputs, watched.dataset, execution=execution) for watched in self._sets]
 
 
