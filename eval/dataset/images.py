@@ -72,7 +72,10 @@ def decode_image(source: bytes | str | Path, *, named: str | None = None, at_lea
                 opened.draft(None, at_least)
             opened.load()
             turn = _UPRIGHT.get(_orientation(opened))
-            decoded = _to_rgb(opened if turn is None else opened.transpose(turn), opened.format)
+            if turn is None and opened.format == "JPEG" and opened.mode == "RGB":
+                decoded: Image.Image = opened  # whole in memory, and no alpha: no copy is needed
+            else:
+                decoded = _to_rgb(opened if turn is None else opened.transpose(turn), opened.format)
         if warned:
             note(named or name, warned)
         return decoded

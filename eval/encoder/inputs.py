@@ -92,11 +92,14 @@ class PictureBytes:
             self._tables[pixels.device] = self._tables[torch.device("cpu")].to(pixels.device)
         table_3K = self._tables[pixels.device]
         found = torch.empty(pixels.shape, device=pixels.device)
-        at_once = zip(found, pixels, strict=True) if pixels.device.type == "cpu" else [(found, pixels)]  # a picture fits into a CPU's cache
-        for picture, bytes_3HW in at_once:
-            for channel, table_K in enumerate(table_3K):
-                part = bytes_3HW.select(-3, channel)
-                picture.select(-3, channel).copy_(table_K.index_select(0, part.reshape(-1).int()).view(part.shape))
+        if pixels.device.type == "cpu":  # a picture at a time, which fits into its cache
+            for picture, bytes_3HW in zip(found.view(-1, *pixels.shape[-3:]), pixels.reshape(-1, *pixels.shape[-3:]), strict=True):
+                for channel, table_K in enumerate(table_3K.numpy()):
+                    np.take(table_K, bytes_3HW[channel].numpy(), out=picture[channel].numpy(), mode="clip")
+            return found
+        for channel, table_K in enumerate(table_3K):
+            part = pixels.select(-3, channel)
+            found.select(-3, channel).copy_(table_K.index_select(0, part.reshape(-1).int()).view(part.shape))
         return found
 
     def _values(self, picture: Image.Image, **changes: bool) -> np.ndarray:
