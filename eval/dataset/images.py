@@ -48,13 +48,15 @@ class ImageError(UserError):
     """A picture that cannot be decoded; the message names the file and the reason."""
 
 
-def decode_image(source: bytes | str | Path, *, named: str | None = None) -> Image.Image:
+def decode_image(source: bytes | str | Path, *, named: str | None = None, at_least: tuple[int, int] | None = None) -> Image.Image:
     """Decode a picture (of several frames the first) to RGB, upright by its EXIF orientation, what is transparent laid on white.
 
     What Pillow warns of meanwhile is said once, with the picture's name (eval/dataset/picture_warnings.py).
 
     Args:
         named: what a warning calls it; without, by its path or its number of bytes.
+        at_least: (width, height); a JPEG is decoded to a half, a quarter or an eighth of its size that is no smaller in either, by its
+            decoder (Pillow's `draft`), which gives other pixels.
 
     Raises:
         ImageError: not a picture of a known format, truncated, more than MAX_PIXELS pixels, or not readable at all.
@@ -66,9 +68,14 @@ def decode_image(source: bytes | str | Path, *, named: str | None = None) -> Ima
             raise ImageError(f"more than the {PICTURE_BYTES:,} bytes allowed")
         with warnings_caught() as warned, Image.open(io.BytesIO(data), formats=_formats()) as opened:
             _refuse_absurd_size(opened, len(data))
+            if at_least is not None and opened.format == "JPEG":
+                opened.draft(None, at_least)
             opened.load()
             turn = _UPRIGHT.get(_orientation(opened))
-            decoded = _to_rgb(opened if turn is None else opened.transpose(turn), opened.format)
+            if turn is None and opened.format == "JPEG" and opened.mode == "RGB":
+                decoded: Image.Image = opened  # whole in memory, and no alpha: no copy is needed
+            else:
+                decoded = _to_rgb(opened if turn is None else opened.transpose(turn), opened.format)
         if warned:
             note(named or name, warned)
         return decoded

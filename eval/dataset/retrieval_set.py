@@ -108,17 +108,17 @@ class StoredImages:
         """Number of images, I."""
         return len(self.image_ids)
 
-    def load_image(self, image: int, /) -> Image.Image:
-        """Decode one image to RGB.
+    def load_image(self, image: int, /, at_least: tuple[int, int] | None = None) -> Image.Image:
+        """Decode one image to RGB; at_least as of `decode_image`.
 
         Raises:
             eval.dataset.images.ImageError: it cannot be decoded; the message names it.
         """
         if not self._is_embedded(image):
-            return decode_image(self.path(image))
+            return decode_image(self.path(image), at_least=at_least)
         content = self.embedded_bytes(image)
         try:
-            return decode_image(content, named=self.image_place(image))
+            return decode_image(content, named=self.image_place(image), at_least=at_least)
         except ImageError as error:
             raise ImageError(f"{self.image_place(image)}: {error}") from None
 

@@ -63,16 +63,22 @@ class PictureBytes:
             return torch.from_numpy(np.ascontiguousarray(np.asarray(picture.resize(*self.plain_resize, box)).transpose(2, 0, 1)))
         return torch.from_numpy(np.ascontiguousarray(self._resized(picture) if self._tables else self._values(picture)))
 
-    def reader(self, source: Any, store: "PixelStore | None" = None) -> Callable[[int], torch.Tensor]:
+    def reader(self, source: Any, store: "PixelStore | None" = None, *, at_scale: bool = False) -> Callable[[int], torch.Tensor]:
         """What reads an image of a source (eval/encoder/encoder.py), by index, as `read`; out of a cache where it is there.
 
         What it gives raises `eval.dataset.images.ImageError` for an image that does not decode.
+
+        Args:
+            at_scale: JPEGs are decoded to no more than half the size where that is no smaller than the square (`decode_image`); of a source
+                whose `load_image` can.
         """
         blank = self.read(Image.new("RGB", (8, 8)))
-        cache = None if store is None or blank.dtype != torch.uint8 else store.cache(self._recipe(), blank.nbytes)
+        size = (blank.shape[2], blank.shape[1])
+        recipe = self._recipe() + (" JPEGs at scale" if at_scale else "")
+        cache = None if store is None or blank.dtype != torch.uint8 else store.cache(recipe, blank.nbytes)
 
         def read(image: int) -> torch.Tensor:
-            return self.read(source.load_image(image))
+            return self.read(source.load_image(image, size) if at_scale else source.load_image(image))
 
         if store is None or cache is None:
             return read
@@ -86,11 +92,14 @@ class PictureBytes:
             self._tables[pixels.device] = self._tables[torch.device("cpu")].to(pixels.device)
         table_3K = self._tables[pixels.device]
         found = torch.empty(pixels.shape, device=pixels.device)
-        at_once = zip(found, pixels, strict=True) if pixels.device.type == "cpu" else [(found, pixels)]  # a picture fits into a CPU's cache
-        for picture, bytes_3HW in at_once:
-            for channel, table_K in enumerate(table_3K):
-                part = bytes_3HW.select(-3, channel)
-                picture.select(-3, channel).copy_(table_K.index_select(0, part.reshape(-1).int()).view(part.shape))
+        if pixels.device.type == "cpu":  # a picture at a time, which fits into its cache
+            for picture, bytes_3HW in zip(found.view(-1, *pixels.shape[-3:]), pixels.reshape(-1, *pixels.shape[-3:]), strict=True):
+                for channel, table_K in enumerate(table_3K.numpy()):
+                    np.take(table_K, bytes_3HW[channel].numpy(), out=picture[channel].numpy(), mode="clip")
+            return found
+        for channel, table_K in enumerate(table_3K):
+            part = pixels.select(-3, channel)
+            found.select(-3, channel).copy_(table_K.index_select(0, part.reshape(-1).int()).view(part.shape))
         return found
 
     def _values(self, picture: Image.Image, **changes: bool) -> np.ndarray:

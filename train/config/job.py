@@ -74,6 +74,8 @@ class JobConfig(RunConfig):
             raise ValueError("model.freeze names both towers, so train.optimizer muon has no matrix to move")
         if all_frozen and self.train.layer_decay is not None:
             raise ValueError("model.freeze names both towers, so train.layer_decay has no layer to act on")
+        if data.jpeg_at_scale and "image" in self.model.freeze and self.model.cache_frozen:
+            raise ValueError("model.freeze names the image tower, which reads every picture once and in full: leave data.jpeg_at_scale out")
         if self.choices and not (data.val_split or data.test_split):
             raise ValueError("choices are part of the final report, which needs data.test_split or data.val_split")
         if mining is not None:

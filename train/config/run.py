@@ -65,6 +65,9 @@ class DataConfig(Section):
     cache_pixels: Annotated[float, Field(gt=0)] | None = None
     """GiB of disk in which pictures are held decoded and resized, made as they are first read and shared by the runs of a machine
     (docs/pixel-cache.md); null: every picture is decoded each time."""
+    jpeg_at_scale: bool = False
+    """Let the decoder of a JPEG give training a half, a quarter or an eighth of it where that is no smaller than the model's square:
+    faster, and other pixels (docs/pixel-cache.md). Evaluations and mining read every picture in full."""
     skip_broken: bool = False
     """Leave pictures of val, test and retention sets that do not decode out, instead of refusing them: counted, and listed in
     runs/NAME/skipped.jsonl with those that training replaces. Every picture of these splits is decoded once more at each start."""
@@ -193,6 +196,11 @@ class RunConfig(Section):
         if self.data.train_split is None and (self.data.val_split or self.data.test_split):
             raise ValueError(
                 "data.train_split is null (the manifest has no splits), so data.val_split and data.test_split must be null too"
+            )
+        if self.data.jpeg_at_scale and self.train.random_crop_min_area < 1:
+            raise ValueError(
+                "data.jpeg_at_scale would leave a random crop fewer pixels than the model reads: leave it out, or take "
+                "train.random_crop_min_area 1; data.cache_pixels goes with crops"
             )
         return self
 

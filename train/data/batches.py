@@ -155,11 +155,12 @@ class ShareBuilder(Dataset, ABC):  # type: ignore[type-arg]
 
 @dataclass(frozen=True)
 class Parts:
-    """What of an image is in a step: how many of its captions at most, and the smallest share of its area that a random crop has; and the
-    caches of resized pictures, if any, in which it is looked for."""
+    """What of an image is in a step: how many of its captions at most, and the smallest share of its area that a random crop has; whether
+    it is decoded at scale where it is a JPEG; and the caches of resized pictures, if any, in which it is looked for."""
 
     captions_per_image: int = 1
     random_crop_min_area: float = 1.0
+    jpeg_at_scale: bool = False
     pixels: "PixelStore | None" = None
 
 
@@ -177,7 +178,8 @@ class PictureReader:
         self._dataset, self.picture_bytes, self._seed, self._frozen = dataset, pixels, seed, frozen
         is_cropped = parts.random_crop_min_area < 1 and frozen.images is None
         self._crops = Crops(dataset, pixels, seed, parts.random_crop_min_area, parts.pixels) if is_cropped else None
-        self._read = pixels.reader(dataset, parts.pixels if self._crops is None and frozen.images is None else None)
+        store = parts.pixels if self._crops is None and frozen.images is None else None
+        self._read = pixels.reader(dataset, store, at_scale=parts.jpeg_at_scale)
 
     @property
     def num_bytes(self) -> int:

@@ -18,10 +18,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from eval.dataset.images import ImageError
+from eval.dataset.pixel_cache import PixelStore
 from eval.encoder.loader import SHARED_MEMORY, shared_bytes
 from eval.errors import WriteError, free_bytes, needing_memory
 from eval.sharded import is_sharded
-from train.data.batches import PART
+from train.data.batches import PART, Parts, PictureReader
 from train.engine.loop import BaseLoop, has_own_memory
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class StepCost:
         num_timed: how many were timed.
         flops: floating point operations of all processes; None: not counted, as weights lie in parts.
         decode_seconds: to decode its pictures.
+        cached_seconds: to read them once a cache of pixels holds them; None without one.
         num_broken: pictures that did not decode, of `num_decoded`.
     """
 
@@ -67,6 +69,7 @@ class StepCost:
     num_timed: int
     flops: int | None
     decode_seconds: float
+    cached_seconds: float | None
     num_broken: int
     num_decoded: int
 
@@ -91,8 +94,14 @@ def measure_step(loop: BaseLoop, job: Run) -> StepCost:
         while len(timed) < _TIMED_STEPS and not job.processes.any_later(first + sum(timed) > _MOST_SECONDS)():
             timed.append(_timed(loop, batch))
     decode_seconds, num_broken, num_decoded = _decode(job)
+    cached_seconds = None
+    if (gib := job.config.data.cache_pixels) is not None:
+        with tempfile.TemporaryDirectory(prefix="siglip-tuner-") as folder:
+            store = PixelStore(gib, Path(folder))
+            _decode(job, store)
+            cached_seconds, _, _ = _decode(job, store)
     flops = None if counter is None else counter.get_total_flops() * job.processes.world_size
-    return StepCost(statistics.median(timed or [first]), max(1, len(timed)), flops, decode_seconds, num_broken, num_decoded)
+    return StepCost(statistics.median(timed or [first]), max(1, len(timed)), flops, decode_seconds, cached_seconds, num_broken, num_decoded)
 
 
 def _timed(loop: BaseLoop, batch: Any) -> float:
@@ -103,15 +112,17 @@ def _timed(loop: BaseLoop, batch: Any) -> float:
     return time.perf_counter() - started
 
 
-def _decode(job: Run) -> tuple[float, int, int]:
+def _decode(job: Run, store: PixelStore | None = None) -> tuple[float, int, int]:
     """(seconds to decode a process's share of a batch, pictures of a sample that do not decode, pictures of the sample)."""
     share = job.config.train.batch_size // job.processes.world_size
     number = min(_DECODED, job.train_set.num_images)
     tuned: Any = job.tuned
+    parts = Parts(1, job.config.train.random_crop_min_area, job.config.data.jpeg_at_scale, store)
+    pictures = PictureReader(job.train_set, tuned.inputs.picture_bytes, job.config.seed, parts)
     started, num_broken = time.perf_counter(), 0
     for place in range(number):
         try:
-            tuned.inputs.pixels(job.train_set.load_image(place * job.train_set.num_images // number))
+            pictures.pixels(place * job.train_set.num_images // number, 0)
         except ImageError:
             num_broken += 1
     seconds = (time.perf_counter() - started) / number
@@ -149,23 +160,27 @@ def _cost_line(job: Run, cost: StepCost) -> str:
     flops = ""
     if cost.flops is not None:
         flops = f", {cost.flops:.2g} FLOPs ({cost.flops * job.config.train.max_steps:.2g} in all)"
+    cached = "" if cost.cached_seconds is None else f", reading them from the cache {cost.cached_seconds:.2g} s"
     return (
         f"step      {cost.seconds:.3g} s (median of {cost.num_timed}, as large as any, without the update){flops}; "
-        f"decoding its pictures {cost.decode_seconds:.2g} s with {job.config.data.num_workers} worker(s)"
+        f"decoding its pictures {cost.decode_seconds:.2g} s{cached} with {job.config.data.num_workers} worker(s)"
     )
 
 
 def _time_line(job: Run, cost: StepCost, num_evals: int, num_refreshes: int) -> str:
-    """By the slower of computing and decoding; evaluations and mining by the images that they embed."""
+    """By the slower of computing and reading pictures; evaluations and mining by the images that they embed. With a cache of pixels those
+    of the first epoch are decoded and the others read."""
     train, splits = job.config.train, job.splits
-    step = max(cost.seconds, cost.decode_seconds)
-    per_image = max(cost.seconds * _FORWARD_SHARE, cost.decode_seconds) / train.batch_size
+    read_seconds = cost.decode_seconds if cost.cached_seconds is None else cost.cached_seconds
+    num_first = min(train.max_steps, splits.train.num_images // train.batch_size)
+    steps = max(cost.seconds, cost.decode_seconds) * num_first + max(cost.seconds, read_seconds) * (train.max_steps - num_first)
+    per_image = max(cost.seconds * _FORWARD_SHARE, read_seconds) / train.batch_size
     watched = sum(retained.dataset.num_images for retained in splits.watch)
     final = splits.test or splits.val
     evaluated = num_evals * ((splits.val.num_images if splits.val is not None else 0) + watched)
     evaluated += 2 * ((final.num_images if final is not None else 0) + watched)
     seconds = {
-        "steps": step * train.max_steps,
+        "steps": steps,
         "evaluations": per_image * evaluated,
         "mining": per_image * num_refreshes * splits.train.num_images,
     }

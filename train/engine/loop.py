@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from train.engine.run import Evaluation, Event, Run
 
 
+_STEPS_OF_WAITING, _LARGE_WAIT = 60, 0.25
+
+
 class Stopped(CommandError):
     """The run was told to stop and has written a checkpoint; carries the exit code (130 for Ctrl-C, else 143)."""
 
@@ -132,6 +135,7 @@ class BaseLoop(ABC):
         if has_own_memory(job.accelerator.device):
             stepper.update.meanwhile = self._read_ahead
         self._last_eval = list[Part]()
+        self._waits = list[tuple[float, float]]()
         self._stop_asked: Callable[[], bool] = lambda: False
         """Whether any process was told to stop when all were last asked."""
 
@@ -395,8 +399,19 @@ class BaseLoop(ABC):
             ]
         )
         self._bar.update(1)
+        self._tell_waiting(self._waited, seconds)
         if outcome.stop_asked:
             self._stop()
+
+    def _tell_waiting(self, waited: float, seconds: float) -> None:
+        """Say once, after some steps, that much of their time goes into waiting for pictures, and what helps."""
+        if len(self._waits) == _STEPS_OF_WAITING:
+            return
+        self._waits.append((waited, seconds))
+        if len(self._waits) == _STEPS_OF_WAITING:
+            waited, seconds = map(sum, zip(*self._waits[_STEPS_OF_WAITING // 2 :], strict=True))  # not those that started the workers
+            if waited > _LARGE_WAIT * seconds:
+                self._run.log(f"warning: {self._run.waiting_line(waited / seconds)}")
 
     def _next_share(self, after: int = 0) -> _Share:
         """This process's share of the next step, or of the one so many steps after it."""

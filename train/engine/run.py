@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
 from eval.encoder.identity import file_stamps
 from eval.execution import Execution, no_progress
@@ -101,13 +104,13 @@ class Run(ABC):
 
     @cached_property
     def pixels(self) -> PixelStore | None:
-        """The caches of resized pictures, as data.cache_pixels asks for; with random crops one of squares and one of what is cut."""
-        data, crops = self.config.data, self.config.train.random_crop_min_area < 1
+        """The caches of resized pictures, as data.cache_pixels asks for; two where training does not read what evaluations do."""
+        data, train = self.config.data, self.config.train
         if data.cache_pixels is None:
             return None
         from eval.dataset.pixel_cache import PixelStore
 
-        return PixelStore(data.cache_pixels, num_files=2 if crops else 1)
+        return PixelStore(data.cache_pixels, num_files=2 if train.random_crop_min_area < 1 or data.jpeg_at_scale else 1)
 
     def log(self, text: str) -> None:
         """Print a line on the main process, next to the progress bar."""
@@ -187,6 +190,21 @@ class Run(ABC):
             f"{torch.get_num_threads()} thread(s) each",
             *self._pixel_lines(),
         ]
+
+    def waiting_line(self, share: float) -> str:
+        """What a person can do where a share of the steps' time goes into waiting for pictures."""
+        data, processes_here = self.config.data, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        lines = [f"{100 * share:.0f}% of the steps' time goes into waiting for pictures"]
+        if (most := cores // processes_here) > data.num_workers:
+            now = f"now {data.num_workers} for each of {processes_here} process(es)"
+            lines.append(f"data.num_workers={most} would use all {cores} cores ({now})")
+        if data.cache_pixels is None:
+            tuned: Any = self.tuned
+            num_bytes = tuned.inputs.picture_bytes.read(Image.new("RGB", (8, 8))).nbytes
+            gib = math.ceil(1.1 * sum(split.num_images for split in self.splits.all()) * num_bytes / 2**30 * 10) / 10
+            lines.append(f"data.cache_pixels={gib:g} (GiB of disk) decodes each picture once, not once an epoch (docs/pixel-cache.md)")
+        return "; ".join(lines)
 
     def _pixel_lines(self) -> list[str]:
         """What is cached of pictures, where that is asked for."""

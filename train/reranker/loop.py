@@ -95,7 +95,7 @@ class RerankerLoop(BaseLoop):
             job.processes,
             self.config.negatives,
             self._tables,
-            parts=Parts(random_crop_min_area=self.config.train.random_crop_min_area, pixels=job.pixels),
+            parts=Parts(1, self.config.train.random_crop_min_area, self.config.data.jpeg_at_scale, job.pixels),
         )
         return builder, self.config.train.max_steps
 

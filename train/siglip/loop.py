@@ -97,7 +97,12 @@ class Loop(BaseLoop):
             self.job.tuned.inputs,
             self.order,
             self.job.processes,
-            parts=Parts(self.config.train.captions_per_image, self.config.train.random_crop_min_area, self.job.pixels),
+            parts=Parts(
+                self.config.train.captions_per_image,
+                self.config.train.random_crop_min_area,
+                self.config.data.jpeg_at_scale,
+                self.job.pixels,
+            ),
             negatives=self.columns,
             frozen=self.frozen,
         )

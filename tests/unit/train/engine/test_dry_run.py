@@ -42,12 +42,21 @@ def test_a_complete_configuration_is_shown_without_its_data(
     assert yaml.safe_load(shown) == load_config(path).model_dump(mode="json") and not shown.startswith("#")
 
 
-def test_a_dry_run_tells_the_plan_and_leaves_nothing(small_world: SmallWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_tells_the_plan_and_leaves_nothing(
+    small_world: SmallWorld,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path_factory.mktemp("assets")))
     scratch = {"image_size": 16, "patch_size": 8, "width": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 96, "num_tokens": 12}
-    path = small_world.write_config(tmp_path, **SIZES, model={"scratch": scratch}, mining__mine_every_steps=4)
+    path = small_world.write_config(tmp_path, **SIZES, model={"scratch": scratch}, mining__mine_every_steps=4, data__cache_pixels=0.01)
     assert run([str(path), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     plan = lines_of(shown)
+    read = re.search(r"decoding its pictures ([\d.e-]+) s, reading them from the cache ([\d.e-]+) s with 0 worker", plan["step"])
+    assert read is not None and "siglip-tuner/pixels, up to 0.01 GiB: " in plan["pixels"]
     assert plan["plan"].startswith("15 steps, 3 evaluations, 9 checkpoints (the newest 2 and the best are kept), 4 refreshes")
     numbers = re.match(r"[\d.e-]+ s \(median of 3, .*\), ([\d.e+]+) FLOPs \(([\d.e+]+) in all\)", plan["step"])
     assert numbers is not None and float(numbers[2]) == pytest.approx(15 * float(numbers[1]), rel=0.05)
