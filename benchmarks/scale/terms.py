@@ -36,7 +36,7 @@ from train.data.caption_pool import CaptionPool
 from train.data.hard_image_order import HardImages
 from train.data.negatives import Negatives, write_negatives
 from train.data.neighbour_order import Neighbours, gather_neighbours
-from train.data.order import ORDER, generator
+from train.data.order import ORDER, BatchOrder, generator
 from train.engine.checkpoint import Checkpoints, State
 from train.mining.candidates import Candidates
 from train.mining.faiss_index import approximate_search
@@ -139,7 +139,7 @@ def positives(size: int, folder: Path) -> Work:
 
 def order(size: int, folder: Path) -> Work:
     """The permutation of an epoch."""
-    return lambda: generator(0, ORDER, 0).permutation(size)
+    return lambda: BatchOrder(size, BATCH, seed=0).permutation(0)
 
 
 def _table(size: int) -> Negatives:
