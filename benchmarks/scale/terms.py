@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,8 @@ def positives(size: int, folder: Path) -> Work:
 
 def order(size: int, folder: Path) -> Work:
     """The permutation of an epoch."""
-    return lambda: BatchOrder(size, BATCH, seed=0).permutation(0)
+    epochs = count()  # one that was computed before is remembered
+    return lambda: BatchOrder(size, BATCH, seed=0).permutation(next(epochs))
 
 
 def _table(size: int) -> Negatives:
