@@ -4,14 +4,16 @@
 
 Two shapes of a .jsonl with a split column, next to files of 1 to 7 bytes: an image a row with one caption, and an image a row with five.
 Each size is read by a process of its own, after a manifest of a hundred rows (what is imported late is no cost of a row): read, split into
-train and val, leakage found, hashed. Held is the resident memory above that before, peak the most it was above it. The exponent is the
-slope of the processor's seconds over the rows, in logarithms. `--rows 100000` is quick.
+train and val, leakage found, hashed. Held is the process's own memory above that before (anonymous); mapped is what lies in files that it
+maps (the text of captions, ids and paths among it: the system drops it as it needs); peak is the most of both. The exponent is the slope
+of the processor's seconds over the rows, in logarithms. `--rows 100000` is quick.
 """
 
 import argparse
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -79,13 +81,16 @@ def measured(manifest: Path, warm_up: Path) -> dict[str, float]:
     """Seconds and bytes of reading one manifest, in this process."""
     _read(warm_up)
     release_unused()
-    before, started, used = _resident_bytes(), time.perf_counter(), time.process_time()
+    before, mapped_before = own_bytes("RssAnon"), own_bytes("RssFile") + own_bytes("RssShmem")
+    started, used = time.perf_counter(), time.process_time()
     datasets = _read(manifest)
     seconds, used = time.perf_counter() - started, time.process_time() - used
     release_unused()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     num_captions = sum(dataset.num_captions for dataset in datasets)
-    return {"captions": num_captions, "seconds": seconds, "used": used, "held": _resident_bytes() - before, "peak": peak - before}
+    held, mapped = own_bytes("RssAnon") - before, own_bytes("RssFile") + own_bytes("RssShmem") - mapped_before
+    costs = {"seconds": seconds, "used": used, "held": held, "mapped": mapped, "peak": peak - before - mapped_before}
+    return {"captions": num_captions} | costs
 
 
 def _read(manifest: Path) -> list[Any]:
@@ -98,8 +103,11 @@ def _read(manifest: Path) -> list[Any]:
     return datasets
 
 
-def _resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def own_bytes(field: str) -> int:
+    """A field of this process's memory, in bytes: RssAnon, RssFile, RssShmem, or VmHWM, the most so far."""
+    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 def of_own_process(manifest: Path, warm_up: Path) -> dict[str, float]:
@@ -114,7 +122,8 @@ def table(num_rows: int, folder: Path) -> list[str]:
     """The lines of the report."""
     pictures = write_pictures(folder, num_rows)
     warm_up = write_manifest(folder / "warm-up.jsonl", pictures[:100], 1)
-    lines = ["| manifest | rows | captions | seconds | processor's | held, bytes a caption | peak, bytes a caption |", "|---" * 7 + "|"]
+    heads = ["manifest", "rows", "captions", "seconds", "processor's", "held, bytes a caption", "mapped", "peak, bytes a caption"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     notes = []
     for shape, captions_an_image in SHAPES.items():
         found = []
@@ -122,7 +131,8 @@ def table(num_rows: int, folder: Path) -> list[str]:
             chosen = pictures[: num_rows // part // captions_an_image]
             found.append(of_own_process(write_manifest(folder / "m.jsonl", chosen, captions_an_image), warm_up))
             one, count = found[-1], found[-1]["captions"]
-            figures = f"{one['seconds']:.1f} | {one['used']:.1f} | {one['held'] / count:.0f} | {one['peak'] / count:.0f}"
+            bytes_a_caption = " | ".join(f"{one[name] / count:.0f}" for name in ("held", "mapped", "peak"))
+            figures = f"{one['seconds']:.1f} | {one['used']:.1f} | {bytes_a_caption}"
             lines.append(f"| {shape} | {len(chosen):,} | {count:,.0f} | {figures} |")
         slope = np.polyfit(np.log([one["captions"] for one in found]), np.log([one["used"] for one in found]), 1)[0]
         notes.append(f"Seconds grow with the rows to the power of {slope:.2f} ({shape}).")

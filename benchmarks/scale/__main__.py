@@ -16,7 +16,6 @@ import gc
 import multiprocessing
 import os
 import platform
-import re
 import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.conclusion import title_lines
+from benchmarks.manifest_at_size import own_bytes
 from benchmarks.scale.costs import read_measured, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,13 +34,6 @@ PAGE, DOCS = ROOT / "results" / "scale.md", ROOT / "docs" / "scale.md"
 BEGIN, END = "<!-- table: python -m benchmarks.scale --write -->", "<!-- end of table -->"
 TIMES = (1, 2, 4, 8)
 Work = Callable[[], Any]
-
-
-def own_bytes(field: str) -> int:
-    """RssAnon (now) or VmHWM (at most, mapped files too) of this process."""
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 def measured(warm_up: Work, work: Work) -> dict[str, float]:

@@ -182,7 +182,7 @@ ROWS: list[tuple[str, str, Callable[[Run], str]]] = [
     ("pictures on disk", "", lambda run: bytes_of(run.pairs * MACHINE.picture_bytes)),
     ("decoding, no cache", "", lambda run: time_of(run.decode_seconds)),
     ("decoding, picture cache", "", lambda run: time_of(run.decode_seconds / MACHINE.cache_gain)),
-    ("order of an epoch", "order of an epoch", lambda run: bytes_of(8 * run.pairs)),
+    ("order of an epoch", "order of an epoch", lambda run: bytes_of(4 * run.pairs)),
     ("steps: operations", "", lambda run: f"{run.pairs * MODEL.step:.1e}"),
     ("steps: time", "", lambda run: time_of(run.step_seconds)),
     ("gradient sums, sent by a GPU", "", lambda run: bytes_of(run.gradient_bytes)),

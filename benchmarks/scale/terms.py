@@ -6,8 +6,9 @@ looked at. Shape letters: I images, C captions, D width, K depth.
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from eval.dataset.leakage import find_leakage
 from eval.dataset.retrieval_set import GroupHashes, PositivePairs, RetrievalSet, load_split
 from eval.encoder.embedding_files import Shards
 from eval.encoder.encoder import TEXT_BLOCK
+from eval.manifest import memory
 from eval.manifest.made_split import SplitByHash
-from eval.manifest.manifest import read_manifest
+from eval.manifest.manifest import Manifest, read_manifest
 from eval.metrics.evaluate import evaluate
 from eval.processes import Processes
 from eval.report.report import write_report
@@ -35,7 +37,7 @@ from train.data.caption_pool import CaptionPool
 from train.data.hard_image_order import HardImages
 from train.data.negatives import Negatives, write_negatives
 from train.data.neighbour_order import Neighbours, gather_neighbours
-from train.data.order import ORDER, generator
+from train.data.order import ORDER, BatchOrder, generator
 from train.engine.checkpoint import Checkpoints, State
 from train.mining.candidates import Candidates
 from train.mining.faiss_index import approximate_search
@@ -96,10 +98,11 @@ def _dataset(num_images: int, folder: Path) -> RetrievalSet:
 
 
 def reading(suffix: str, size: int, folder: Path) -> Work:
-    """Read, check and split a manifest."""
+    """Read, check and split a manifest; columns are mapped from 16 kB on, as from half a million rows on by default."""
     path = _manifest(suffix, size, folder)
 
     def work() -> list[RetrievalSet]:
+        memory.LEAST_MAPPED = 2**14
         manifest = read_manifest(path)
         sets = [load_split(manifest, split) for split in ("train", "val")]
         del manifest
@@ -111,9 +114,15 @@ def reading(suffix: str, size: int, folder: Path) -> Work:
 def splitting(size: int, folder: Path) -> Work:
     """Make splits by hash."""
     manifest = read_manifest(_manifest("jsonl", size, folder))
-    manifest.images = manifest.images.with_splits(None for _ in range(size))
+    undivided = manifest.images.with_splits(None for _ in range(size))
     rule = SplitByHash.of_names({"train": "train", "val": "val", "test": "test"}, {"val": 0.1, "test": 0.1}, 0)
-    return lambda: rule.divide(manifest) or manifest
+
+    def work() -> Manifest:
+        made = replace(manifest, images=undivided)
+        assert not rule.divide(made)
+        return made
+
+    return work
 
 
 def leakage(size: int, folder: Path) -> Work:
@@ -131,7 +140,8 @@ def positives(size: int, folder: Path) -> Work:
 
 def order(size: int, folder: Path) -> Work:
     """The permutation of an epoch."""
-    return lambda: generator(0, ORDER, 0).permutation(size)
+    epochs = count()  # one that was computed before is remembered
+    return lambda: BatchOrder(size, BATCH, seed=0).permutation(next(epochs))
 
 
 def _table(size: int) -> Negatives:
@@ -272,9 +282,9 @@ TERMS = [
     Term("hard-image order", "images", 100_000, 1, hard_images),
     Term("neighbour order", "images", 6_250, 1, neighbours),
     Term("embedding files", "rows", 50_000, 1, embedding_file),
-    Term("exact search", "both sides", 2_048, 2, partial(exact_search, None, None)),
-    Term("exact search, images", "images", 2_048, 1, partial(exact_search, None, 16_384)),
-    Term("exact search, captions", "captions", 8_192, 1, partial(exact_search, 4_096, None)),
+    Term("exact search", "both sides", 4_096, 2, partial(exact_search, None, None)),
+    Term("exact search, images", "images", 4_096, 1, partial(exact_search, None, 16_384)),
+    Term("exact search, captions", "captions", 32_768, 1, partial(exact_search, 1_024, None)),
     Term("FAISS search", "both sides", 4_096, 2, faiss_search),
     Term("rules and table", "images", 6_250, 1, rules),
     Term("evaluation", "images", 1_250, 1, evaluation),

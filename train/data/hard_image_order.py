@@ -43,14 +43,14 @@ class AnchorOrder:
         if step <= self.start_step:
             return self.base.images(step)
         epoch, start = self._place(step)
-        return self.base.permutation(epoch)[start : start + self.num_anchors]
+        return self.base.permutation(epoch)[start : start + self.num_anchors].astype(np.int64)
 
     def following(self, step: int, count: int) -> np.ndarray:
         """The next `count` images of the order after a step's anchors, or fewer: to the end of the epoch's order, then from its start."""
         epoch, start = self._place(step)
         num_anchors = self.base.batch_size if step <= self.start_step else self.num_anchors
         places = start + num_anchors + np.arange(min(count, self.base.num_images - num_anchors))
-        return self.base.permutation(epoch)[places % self.base.num_images]
+        return self.base.permutation(epoch)[places % self.base.num_images].astype(np.int64)
 
     def _place(self, step: int) -> tuple[int, int]:
         """(epoch, place of the first anchor in its permutation)."""

@@ -41,10 +41,10 @@ class BatchOrder:
     def images(self, step: int) -> np.ndarray:
         """Image indices of a step's whole batch, int64 of shape (B,), no image twice."""
         start = (step - 1) % self.steps_per_epoch * self.batch_size
-        return self.permutation(self.epoch(step))[start : start + self.batch_size]
+        return self.permutation(self.epoch(step))[start : start + self.batch_size].astype(np.int64)
 
     def permutation(self, epoch: int) -> np.ndarray:
-        """All images in the order of an epoch, int64 of shape (num_images,)."""
+        """All images in the order of an epoch, of shape (num_images,); int32 where that suffices, since each process holds it."""
         return _permutation(self.num_images, self.seed, epoch)
 
     def step_record(self, step: int) -> dict[str, Any]:
@@ -58,7 +58,8 @@ class BatchOrder:
 
 @lru_cache(maxsize=2)
 def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    return generator(seed, ORDER, epoch).permutation(num_images)
+    order = generator(seed, ORDER, epoch).permutation(num_images)
+    return order.astype(np.int32) if num_images < 2**31 else order
 
 
 def chosen_caption(dataset: RetrievalSet, image: int, epoch: int, seed: int) -> int:

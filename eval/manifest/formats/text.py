@@ -317,7 +317,8 @@ def _arrow_table(data: bytes) -> pa.Table | None:
         first = parse_json(data[: data.find(b"\n") if b"\n" in data else None])
         texts = pa.schema([(name, pa.string()) for name, value in first.items() if isinstance(value, str)])  # none is a date
         options = pyarrow.json.ParseOptions(explicit_schema=texts)
-        table = pyarrow.json.read_json(pa.BufferReader(data), parse_options=options)
+        pool = pa.system_memory_pool()  # the threads' shares of Arrow's own are not given back when the columns are let go
+        table = pyarrow.json.read_json(pa.BufferReader(data), parse_options=options, memory_pool=pool)
     except (ValueError, RecursionError, pa.ArrowException):
         return None
     return table if len(table) == num_lines else None

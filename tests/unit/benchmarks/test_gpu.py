@@ -46,7 +46,8 @@ def test_a_part_that_fails_or_takes_too_long_leaves_the_rest(
     assert gpu.main() == 1
     page = (tmp_path / "gpu.md").read_text()
     assert page.startswith("# On a GPU\n\n**CPU: a tiny model, batch 8, takes 16 pairs/s in bf16.**")
-    assert "| plain-bf16 | 16 | 0.5000 (0.4000 to 0.6000) | 1.0 | 2.0 |  | 1.2 |" in page and "- refresh was not measured: it broke." in page
+    assert "| plain-bf16 | 16 | 0.5000 (0.4000 to 0.6000) | 1.0 | 2.0 |  | 1.2 |" in page
+    assert "- refresh was not measured: it broke." in page
 
 
 def test_parts_are_told_their_time_and_do_not_exceed_ten_minutes() -> None:
