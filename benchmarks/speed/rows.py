@@ -66,6 +66,7 @@ ROWS = (
     Row("reranking", "BLIP base, K = 32 in both directions", "pairs/s", "reranking", (_TRANSFORMERS,), pages=("reranking-at-size",)),
     Row("refresh", "`python -m train.mining` on the demo", "s", "commands"),
     Row("eval", "`python -m eval` on the demo's test split", "s", "commands"),
+    Row("eval-again", "the same command a second time", "s", "commands"),
     Row("manifest-100k", "a manifest of 100,000 rows read, split, checked", "s", "manifests", pages=("manifest-at-size",)),
     Row("manifest-1m", "a manifest of 1,000,000 rows read, split, checked", "s", "manifests", is_quick=False, pages=("manifest-at-size",)),
 )
