@@ -52,8 +52,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 
 
 def test_systems_take_turns_and_a_missing_peer_is_named_with_its_remedy(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    code, calls = run(["--before", "abc", "--rounds", "2"], {OURS: 1.0, BEFORE: 2.0, "json": 4.0})
-    assert code == 0 and [system for _, system, _ in calls] == [OURS, BEFORE, "json", "json", BEFORE, OURS]
+    code, calls = run(["--before", "abc", "--rounds", "3"], {OURS: 1.0, BEFORE: 2.0, "json": 4.0})
+    assert code == 0 and [system for _, system, _ in calls] == [OURS, BEFORE, "json", "json", BEFORE, OURS, OURS, BEFORE]
     assert {tree for _, system, tree in calls if system != BEFORE} == {harness.ROOT.name}
     said = capsys.readouterr().out
     assert "| 8.0 pairs/s | 4.0 pairs/s | 2.00 (2.00 to 2.00) | json 2.0 pairs/s | 4.00 (4.00 to 4.00) |" in said
