@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None, rows: Sequence[Row] = ROWS) -> 
         looked = [run_child("machine", OURS, Path(folder), ROOT)]
         found = [measured_row(row, trees, Path(folder), asked.rounds or (2 if asked.quick else 3)) for row in chosen]
         looked.append(run_child("machine", OURS, Path(folder), ROOT))
-    rates = {name: max(one[name] for one, _ in looked if one) for name in next(one for one, _ in looked if one)}
+    both = [one for one, _ in looked if one]
+    rates = {name: max(one[name] for one in both) for name in both[0]} if both else {}
     print("\n" + "\n".join(table(found, rates)) + "\n")
     for measured in found:
         for note in measured.notes:
@@ -143,9 +144,11 @@ def run_child(row: str, system: str, place: Path, tree: Path, *options: str) -> 
     with subprocess.Popen(words, cwd=tree, env=environment, start_new_session=True, **piped) as child:
         try:
             said, errors = child.communicate(timeout=_LIMIT_SECONDS)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:
             os.killpg(child.pid, signal.SIGKILL)  # with what it started itself
-            return None, f"it took more than {_LIMIT_SECONDS} s"
+            if isinstance(error, subprocess.TimeoutExpired):
+                return None, f"it took more than {_LIMIT_SECONDS} s"
+            raise
     after = os.times()
     if child.returncode:
         lines = [line for line in errors.splitlines() if line.strip()] or [f"exit code {child.returncode}"]
@@ -179,4 +182,5 @@ def write(found: list[Measured], rates: dict[str, float], command: str, before: 
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the worktree is removed
     sys.exit(main())

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,12 @@ def test_ratios_are_taken_within_a_round_and_the_slowest_resource_is_the_limit()
 
 def test_the_page_has_the_conclusion_first_and_every_note() -> None:
     found = Measured(ROW, {OURS: rounds(1.5, 1.6), BEFORE: rounds(1.0, 1.1)}, notes=["a note"])
-    first = conclusion([found], "abc")
-    assert first == "Slower than at abc: stand-in."
-    text = page([found], RATES, "the command", "a machine", first)
+    faster = Measured(replace(ROW, name="gain"), {OURS: rounds(1.0, 1.1), BEFORE: rounds(2.0, 2.2)})
+    assert conclusion([faster], "abc") == "No row of 1 is slower than at abc; times as fast, the most: gain 2.00."
+    first = conclusion([found, faster], "abc")
+    assert first == "Slower than at abc: stand-in; times as fast, the most: gain 2.00."
+    text = page([found, faster], RATES, "the command", "a machine", first)
+    assert "2 rows, 2 of them with an earlier commit" in text
     assert text.splitlines()[2] == f"**{first}**" and "- stand-in: a note" in text and "[at-size](at-size.md)" in text
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert widths == {10}
