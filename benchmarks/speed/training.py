@@ -130,7 +130,7 @@ def peer_step(system: str, folder: Path, precision: str) -> float:
     """Seconds of the second of two steps."""
     from transformers import SiglipModel
 
-    model = SiglipModel.from_pretrained(folder / "base").train()
+    model = SiglipModel.from_pretrained(folder / "base", trust_remote_code=False).train()
     rows = inputs(folder)
     if system == "open_clip":
         ends = _ends(lambda: open_clip_steps(model, rows, precision), 2)
