@@ -180,7 +180,7 @@ def open_clip_steps(model: Any, rows: list[dict[str, torch.Tensor]], precision: 
 
 
 def trainer_steps(model: Any, rows: list[dict[str, torch.Tensor]], precision: str) -> None:
-    """What transformers' run_clip.py does: its Trainer, and the model's own loss."""
+    """What transformers' example run_clip does: its Trainer, and the model's own loss."""
     from transformers import Trainer, TrainingArguments
 
     def joined(batch: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
