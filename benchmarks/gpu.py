@@ -3,7 +3,7 @@
     python -m benchmarks.gpu                       on a machine with a CUDA GPU: measures, and writes results/gpu.md
     python -m benchmarks.gpu                       without one: counts, and writes the estimate into results/gpu.md, which says so
     python -m benchmarks.gpu plain-bf16 refresh    some parts
-    python -m benchmarks.gpu --tiny --device cpu --output out/gpu.md     every part with a tiny model on the CPU: a rehearsal
+    python -m benchmarks.gpu --tiny --device cpu --output OUTPUT.md     every part with a tiny model on the CPU: a rehearsal
 
 Each part is a process of its own with a time limit of its own, so that one that fails leaves the others. Weights are random and pictures
 are drawn, neither of which changes a rate. A step is that of a run (train/siglip/step.py) on a batch that is there: reading pictures is not
