@@ -46,9 +46,11 @@ def main(arguments: Sequence[str] | None = None, rows: Sequence[Row] = ROWS) -> 
     began, command = time.monotonic(), "python -m benchmarks " + " ".join(sys.argv[1:] if arguments is None else arguments)
     with tempfile.TemporaryDirectory(prefix="benchmarks-") as folder, earlier(asked.before) as tree:
         trees = {OURS: ROOT} | ({} if tree is None else {BEFORE: tree})
+        looked = [run_child("machine", OURS, Path(folder), ROOT)]
         found = [measured_row(row, trees, Path(folder), asked.rounds or (2 if asked.quick else 3)) for row in chosen]
-        rates, _ = run_child("machine", OURS, Path(folder), ROOT)
-    rates = rates or {}
+        looked.append(run_child("machine", OURS, Path(folder), ROOT))
+    both = [one for one, _ in looked if one]
+    rates = {name: max(one[name] for one in both) for name in both[0]} if both else {}
     print("\n" + "\n".join(table(found, rates)) + "\n")
     for measured in found:
         for note in measured.notes:
@@ -72,15 +74,13 @@ def parse(arguments: Sequence[str] | None, rows: Sequence[Row]) -> argparse.Name
     parser.add_argument("--before", metavar="COMMIT", help="an earlier commit to measure next to this tree")
     parser.add_argument("--rounds", type=int, help="default 3, with --quick 2")
     parser.add_argument("--quick", action="store_true", help="leave out the rows that take minutes")
-    parser.add_argument("--write", action="store_true", help="rewrite results/speed.md and its line in results/README.md")
+    parser.add_argument("--write", action="store_true", help="rewrite results/speed.md with what was run, and its line in its index")
     parser.add_argument("--list", action="store_true", help="name the rows, and stop")
     asked = parser.parse_args(arguments)
     if unknown := sorted({*asked.row} - {row.name for row in rows}):
         parser.error(f"unknown rows: {', '.join(unknown)}; --list names those there are")
     if asked.rounds is not None and asked.rounds < 1:
         parser.error(f"--rounds: expected 1 or more, found {asked.rounds}")
-    if asked.write and asked.row:
-        parser.error("--write makes the whole page: leave the names of rows out")
     return asked
 
 
@@ -109,8 +109,9 @@ def earlier(commit: str | None) -> Iterator[Path | None]:
 
 
 def measured_row(row: Row, trees: dict[str, Path], place: Path, rounds: int) -> Measured:
-    """All rounds of a row; the order of the systems is turned round from round to round, so that no system is always first."""
-    found = Measured(row)
+    """All rounds of a row; the order of the systems is turned round from round to round, so that no system is always first. The last round
+    is without the peers, which do not change: what is asked is whether ours did."""
+    found, rounds = Measured(row), min(rounds, row.most_rounds)
     systems = [*trees, *(peer.name for peer in row.peers if peer.is_there)]
     found.notes += [f"{peer.name} is not installed: {peer.remedy}" for peer in row.peers if not peer.is_there]
     _, fault = run_child(row.name, OURS, place, ROOT, "--prepare")
@@ -118,7 +119,8 @@ def measured_row(row: Row, trees: dict[str, Path], place: Path, rounds: int) -> 
         found.notes.append(f"its data could not be made: {fault}")
         return found
     for number in range(rounds):
-        for system in systems if number % 2 == 0 else systems[::-1]:
+        in_turn = list(trees) if number and number == rounds - 1 else systems
+        for system in in_turn if number % 2 == 0 else in_turn[::-1]:
             tree, name = (trees[system], OURS) if system in trees else (ROOT, system)
             before, began = busy_seconds(), time.monotonic()
             result, fault = run_child(row.name, name, place, tree)
@@ -134,26 +136,27 @@ def measured_row(row: Row, trees: dict[str, Path], place: Path, rounds: int) -> 
 
 def run_child(row: str, system: str, place: Path, tree: Path, *options: str) -> tuple[dict[str, Any] | None, str]:
     """(what one measurement gave, with "processor", its own seconds of a processor; the fault). One of them is empty."""
-    environment = os.environ | {"PYTHONPATH": str(tree), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
+    environment = os.environ | {"PYTHONPATH": str(tree), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    environment["HF_ASSETS_CACHE"] = str(place / f"assets-{time.monotonic_ns()}")  # no measurement finds what another one cached
     words = [sys.executable, "-m", "benchmarks.speed.measure", row, system, str(place), *options]
     before = os.times()
     piped: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(words, cwd=tree, env=environment, start_new_session=True, **piped) as child:
         try:
             said, errors = child.communicate(timeout=_LIMIT_SECONDS)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:
             os.killpg(child.pid, signal.SIGKILL)  # with what it started itself
-            return None, f"it took more than {_LIMIT_SECONDS} s"
+            if isinstance(error, subprocess.TimeoutExpired):
+                return None, f"it took more than {_LIMIT_SECONDS} s"
+            raise
     after = os.times()
     if child.returncode:
         lines = [line for line in errors.splitlines() if line.strip()] or [f"exit code {child.returncode}"]
         return None, lines[-1][:300]
     if "--prepare" in options:
         return None, ""
-    result: dict[str, Any] = json.loads(said.splitlines()[-1])
-    if row != "machine":
-        result["processor"] = after.children_user + after.children_system - before.children_user - before.children_system
-    return result, ""
+    processor = after.children_user + after.children_system - before.children_user - before.children_system
+    return json.loads(said.splitlines()[-1]) | ({} if row == "machine" else {"processor": processor}), ""
 
 
 def busy_seconds() -> float:
@@ -179,4 +182,5 @@ def write(found: list[Measured], rates: dict[str, float], command: str, before: 
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the worktree is removed
     sys.exit(main())

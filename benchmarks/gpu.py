@@ -3,7 +3,7 @@
     python -m benchmarks.gpu                       on a machine with a CUDA GPU: measures, and writes results/gpu.md
     python -m benchmarks.gpu                       without one: counts, and writes the estimate into results/gpu.md, which says so
     python -m benchmarks.gpu plain-bf16 refresh    some parts
-    python -m benchmarks.gpu --tiny --device cpu --output out/gpu.md     every part with a tiny model on the CPU: a rehearsal
+    python -m benchmarks.gpu --tiny --device cpu --output OUTPUT.md     every part with a tiny model on the CPU: a rehearsal
 
 Each part is a process of its own with a time limit of its own, so that one that fails leaves the others. Weights are random and pictures
 are drawn, neither of which changes a rate. A step is that of a run (train/siglip/step.py) on a batch that is there: reading pictures is not
@@ -294,9 +294,11 @@ def run_part(name: str, words: list[str], seconds: float) -> dict[str, Any]:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True) as child:
         try:
             said, errors = child.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:
             os.killpg(child.pid, signal.SIGKILL)  # with its workers
-            return {"fault": f"not done in its {seconds:.0f} s"}
+            if isinstance(error, subprocess.TimeoutExpired):
+                return {"fault": f"not done in its {seconds:.0f} s"}
+            raise
     if child.returncode:
         lines = [line for line in errors.splitlines() if line.strip()] or [f"exit code {child.returncode}"]
         return {"fault": lines[-1][:300]}
@@ -375,7 +377,7 @@ def estimate() -> tuple[str, list[str]]:
         ("weights of SigLIP base at 224 pixels", f"{num_weights / 1e6:.1f} M", "counted on the meta device"),
         ("a picture forward, a caption of 64 tokens forward", f"{flops['image'] / 1e9:.1f}, {flops['text'] / 1e9:.1f} GFLOP", "counted"),
         ("a pair in a step", f"{pair / 1e9:.0f} GFLOP", "forward, and twice that backward"),
-        ("pairs/s", f"{slow:,.0f} to {fast:,.0f}", f"assumed: MFU {MFU[0]} to {MFU[1]} of {_PEAK / 1e12:.0f} TFLOP/s in bf16 (data sheet)"),
+        ("pairs/s", f"{rounded} ({slow:,.0f} to {fast:,.0f})", f"assumed: MFU {MFU[0]} to {MFU[1]} of the peak"),
         (f"a step of {_BATCH} pairs", f"{1e3 * _BATCH / fast:.0f} to {1e3 * _BATCH / slow:.0f} ms", "from the line above"),
         ("cores that decode for one GPU", f"{slow / _PICTURES_A_CORE:.0f} to {fast / _PICTURES_A_CORE:.0f}", _cores()),
         ("host waits of a steady step", "2", "counted by tests/integration/train/test_pretend_gpu.py, which asserts it"),
@@ -392,8 +394,8 @@ def estimate() -> tuple[str, list[str]]:
         ("its pictures", f"{COCO[0] / 16 / _PICTURES_A_CORE:.0f} s", f"16 cores at {_PICTURES_A_CORE} a second each, before a cache"),
     ]
     lines = [
-        "`python -m benchmarks.gpu` on a machine without a GPU. What is assumed is marked so. The same command on a machine with a GPU",
-        "measures, and replaces this page.",
+        "`python -m benchmarks.gpu` on a machine without a GPU. The same command on a machine with one measures, and replaces this page.",
+        f"Taken from the data sheet of an H200 SXM: {_PEAK / 1e12:.0f} TFLOP/s of dense bf16 products, {_FP32_PEAK / 1e12:.0f} in float32.",
         "",
         "| what | figure | from |",
         "|---|---|---|",

@@ -89,8 +89,6 @@ def mining(system: str, place: Path) -> dict[str, Any]:
 
 def _mine(dataset: Any, images_ID: np.ndarray, captions_CD: np.ndarray) -> Any:
     """train/mining/mine.py, with both towers' vectors cached."""
-    from types import SimpleNamespace
-
     from train.config.mining import MiningConfig
     from train.data.cached_embeddings import FrozenEmbeddings, FrozenRows
     from train.data.caption_pool import CaptionPool
@@ -99,7 +97,7 @@ def _mine(dataset: Any, images_ID: np.ndarray, captions_CD: np.ndarray) -> Any:
 
     pool = CaptionPool(dataset)
     pool.compare_tokens(np.arange(len(pool)))
-    retriever = Retriever(SimpleNamespace(), SimpleNamespace(), FrozenEmbeddings(FrozenRows(images_ID), FrozenRows(captions_CD)))
+    retriever = Retriever(torch.nn.Linear(1, 1), None, FrozenEmbeddings(FrozenRows(images_ID), FrozenRows(captions_CD)))
     config = MiningConfig(mine_every_epochs=1, negatives_per_image=3, pool_top_k=64)
 
     def work() -> int:

@@ -70,7 +70,7 @@ class Measured:
         if done and "floor" in done[0]:
             return min(one["floor"] for one in done), "decoding and resizing alone"
         work = done[0].get("work", {}) if done else {}
-        found = [(amount / rates[resource], _RESOURCES[resource]) for resource, amount in work.items()]
+        found = [(amount / rates[resource], _RESOURCES[resource]) for resource, amount in work.items() if resource in rates]
         return max(found) if found else None
 
 
@@ -134,12 +134,13 @@ def page(all_measured: list[Measured], rates: dict[str, float], command: str, ma
     made = [f"({name}.md)" for name in dict.fromkeys(page for measured in all_measured for page in measured.row.pages)]
     units = {"memory": "GB/s", "disk": "GB/s"}
     shown = ", ".join(f"{_RESOURCES[name]} {rate / 1e9:,.1f} {units.get(name, 'GFLOP/s')}" for name, rate in rates.items())
+    with_before = sum(bool(measured.ratios(BEFORE)) for measured in all_measured)
     text = [
         "# Speed, side by side",
         "",
         f"**{first}**",
         "",
-        f"`{command}`; {machine}.",
+        f"`{command}`; {machine}. {len(all_measured)} rows, {with_before} of them with an earlier commit.",
         "",
         "Each measurement is a process of its own; in a round the systems take turns. `before` is an earlier commit with the same "
         "measuring code. Ratios are medians of the rounds, with the smallest and the largest. `limit` is what the row's arithmetic takes "

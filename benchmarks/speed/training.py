@@ -130,7 +130,7 @@ def peer_step(system: str, folder: Path, precision: str) -> float:
     """Seconds of the second of two steps."""
     from transformers import SiglipModel
 
-    model = SiglipModel.from_pretrained(folder / "base").train()
+    model = SiglipModel.from_pretrained(folder / "base", trust_remote_code=False).train()
     rows = inputs(folder)
     if system == "open_clip":
         ends = _ends(lambda: open_clip_steps(model, rows, precision), 2)
@@ -180,7 +180,7 @@ def open_clip_steps(model: Any, rows: list[dict[str, torch.Tensor]], precision: 
 
 
 def trainer_steps(model: Any, rows: list[dict[str, torch.Tensor]], precision: str) -> None:
-    """What transformers' run_clip.py does: its Trainer, and the model's own loss."""
+    """What transformers' example run_clip does: its Trainer, and the model's own loss."""
     from transformers import Trainer, TrainingArguments
 
     def joined(batch: list[dict[str, torch.Tensor]]) -> dict[str, Any]:

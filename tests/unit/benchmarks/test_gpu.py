@@ -1,5 +1,7 @@
 """benchmarks/gpu.py without a GPU: every part runs with a tiny model, one that fails leaves the rest, and the estimate says what it is."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,13 +35,40 @@ def test_the_other_parts_are_measured(place: gpu.Place) -> None:
     assert reranking["pairs_per_second"].keys() == {"float32", "bfloat16"} and 0 < reranking["largest_difference"] < 0.2
 
 
+ON_THE_PRETEND_GPU = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from benchmarks import gpu
+from tests import pretend_gpu
+place = gpu.Place(Path(sys.argv[1]), torch.device("cpu"), gpu.TINY)
+gpu.STEPS = {"plain": {"precision": "fp32"}, "mined": {"precision": "fp32", "mined": 2}, "cached": {"precision": "fp32", "cached": True}}
+with pretend_gpu.mode():
+    place = replace(place, device=pretend_gpu.DEVICE)
+    found = {name: gpu.measure_steps(place, name) for name in gpu.STEPS}
+    print(json.dumps(found | {"equality": gpu.measure_equality(place), "refresh": gpu.measure_refresh(place)}))
+"""
+
+
+@pytest.mark.slow
+def test_what_a_gpu_refuses_is_not_met(place: gpu.Place) -> None:
+    """The parts that the pretend GPU covers, on it; in a process of its own, for torch keeps the device for good."""
+    command = [sys.executable, "-c", ON_THE_PRETEND_GPU, str(place.folder)]
+    done = subprocess.run(command, cwd=gpu.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert 0 < found["equality"]["largest_difference"] < 1e-5 and "pgpu" in found["equality"]["losses"]
+    assert found["refresh"]["num_mined"] > 0
+
+
 def test_a_part_that_fails_or_takes_too_long_leaves_the_rest(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--folder", str(tmp_path), "--device", "no-such-device"]
     assert gpu.run_part("plain-fp32", words, 60)["fault"].startswith("RuntimeError")
     assert gpu.run_part("plain-fp32", [], 0.01) == {"fault": "not done in its 0 s"}
-    step = {"seconds": 0.5, "spread": [0.4, 0.6], "first": 1.0, "pairs_per_second": 16.0, "flops": 2e12, "peak_gib": 1.25}
+    step = {"seconds": 0.5, "spread": [0.4, 0.6], "first": 1.0, "pairs_per_second": 16.0, "flops": 2e12, "peak_gib": 1.2}
     monkeypatch.setattr(gpu, "run_part", lambda name, *_: step if name == "plain-bf16" else {"fault": "it broke"})
     monkeypatch.setattr(gpu, "prepare", lambda place: None)
     monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--device", "cpu", "--output", str(tmp_path / "gpu.md")])

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 
 
 def test_systems_take_turns_and_a_missing_peer_is_named_with_its_remedy(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    code, calls = run(["--before", "abc", "--rounds", "2"], {OURS: 1.0, BEFORE: 2.0, "json": 4.0})
-    assert code == 0 and [system for _, system, _ in calls] == [OURS, BEFORE, "json", "json", BEFORE, OURS]
+    code, calls = run(["--before", "abc", "--rounds", "3"], {OURS: 1.0, BEFORE: 2.0, "json": 4.0})
+    assert code == 0 and [system for _, system, _ in calls] == [OURS, BEFORE, "json", "json", BEFORE, OURS, OURS, BEFORE]
     assert {tree for _, system, tree in calls if system != BEFORE} == {harness.ROOT.name}
     said = capsys.readouterr().out
     assert "| 8.0 pairs/s | 4.0 pairs/s | 2.00 (2.00 to 2.00) | json 2.0 pairs/s | 4.00 (4.00 to 4.00) |" in said
@@ -93,9 +94,12 @@ def test_ratios_are_taken_within_a_round_and_the_slowest_resource_is_the_limit()
 
 def test_the_page_has_the_conclusion_first_and_every_note() -> None:
     found = Measured(ROW, {OURS: rounds(1.5, 1.6), BEFORE: rounds(1.0, 1.1)}, notes=["a note"])
-    first = conclusion([found], "abc")
-    assert first == "Slower than at abc: stand-in."
-    text = page([found], RATES, "the command", "a machine", first)
+    faster = Measured(replace(ROW, name="gain"), {OURS: rounds(1.0, 1.1), BEFORE: rounds(2.0, 2.2)})
+    assert conclusion([faster], "abc") == "No row of 1 is slower than at abc; times as fast, the most: gain 2.00."
+    first = conclusion([found, faster], "abc")
+    assert first == "Slower than at abc: stand-in; times as fast, the most: gain 2.00."
+    text = page([found, faster], RATES, "the command", "a machine", first)
+    assert "2 rows, 2 of them with an earlier commit" in text
     assert text.splitlines()[2] == f"**{first}**" and "- stand-in: a note" in text and "[at-size](at-size.md)" in text
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert widths == {10}

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 MODULES = [
     path.relative_to(ROOT).as_posix().removesuffix(".py").replace("/", ".")
-    for package in ("eval", "rerank", "train", "demo")
+    for package in ("eval", "rerank", "train", "demo", "benchmarks")
     for path in sorted((ROOT / package).rglob("*.py"))
     if ">>> " in path.read_text(encoding="utf-8")
 ]
