@@ -1,7 +1,7 @@
 """Where the demo's whole time goes, and the time from ./launch.sh to the first step: spans between the lines that a run prints.
 
     git worktree add PATH/TO/OLDER COMMIT
-    python -m benchmarks.start --against PATH/TO/OLDER --turns 3 --output out/start.md
+    python -m benchmarks.start --against PATH/TO/OLDER --turns 3
 
 The environment that runs this is the one that launch.sh uses. The first steps of the demo and of configs/small.yaml (with the demo's
 pictures and base) are timed in turns with the older tree, and the run is stopped there; the whole demo, once, in this tree. What each
