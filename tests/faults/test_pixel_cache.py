@@ -44,7 +44,7 @@ def test_killed_while_it_fills_then_filled_then_full(
     assert len(list((tmp_path / "assets" / "siglip-tuner" / "pixels").iterdir())) == 1
 
 
-@pytest.mark.slow  # unit/eval/dataset/test_pixel_cache.py has it in short
+@pytest.mark.slow  # tests/unit/eval/dataset/test_pixel_cache.py has it in short
 def test_a_full_disk_is_said_and_ends_nothing(
     nursery: Nursery, world: SmallWorld, straight: dict[int, Run], tmp_path: Path, small_disk: Path
 ) -> None:
