@@ -3,8 +3,11 @@
 And what the tests of train/ share: a tiny world to train in, and a nursery of commands.
 """
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,10 @@ import pytest
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a suite started by nohup tests SIGHUP all the same
 os.environ["EMBEDDING_CACHE_GIB"] = "0"  # what one test embeds is no other's
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers, and what is forked, have the suite's own cache of assets
+    os.environ["HF_ASSETS_CACHE"] = tempfile.mkdtemp(prefix="assets-")
+    _suite, _assets = os.getpid(), os.environ["HF_ASSETS_CACHE"]
+    atexit.register(lambda: os.getpid() == _suite and shutil.rmtree(_assets, ignore_errors=True))
 os.environ["WANDB_MODE"] = "disabled"
 # Some virtual machines announce AMX and die of it (SIGILL in a bf16 convolution of oneDNN): without it bf16 is tested everywhere.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")

@@ -23,6 +23,7 @@ Noted = tuple[str, str]
 _taking: list[list[Noted]] = []  # the last of them takes what is noted; empty: it is said
 _said: dict[str, str] = {}
 _not_handed_up: list[Noted] = []
+_num_noted = 0
 
 
 def note(picture: str, texts: list[str]) -> None:
@@ -50,6 +51,8 @@ def say(noted: list[Noted]) -> None:
     if _taking:
         _taking[-1].extend(noted)
         return
+    global _num_noted
+    _num_noted += len(noted)
     is_main = os.environ.get("RANK", "0") == "0"
     for picture, text in noted:
         if picture in _said:
@@ -61,9 +64,9 @@ def say(noted: list[Noted]) -> None:
             _write(f"warning: {picture}: {text}, decoded all the same")
 
 
-def num_warned() -> int:
-    """Of how many pictures something was warned in this command, as far as this process was told."""
-    return len(_said)
+def num_noted() -> int:
+    """How often something was warned of a picture, said again or not, as far as this process was told; it only grows."""
+    return _num_noted
 
 
 def hand_up(processes: "Processes") -> None:

@@ -131,8 +131,8 @@ class StoredImages:
         return picture_digest(self.embedded_bytes(image) if self._is_embedded(image) else self.path(image))
 
     def picture_key(self, image: int, /) -> bytes | None:
-        """What a cache of pixels knows one image by, 16 bytes: its path, size and time of the last change, or its embedded bytes. None: its
-        file is not there, or changed a moment ago, when a further change could not be seen.
+        """What a cache of pixels knows one image by, 16 bytes: its path, size and times of the last changes, or its embedded bytes. None:
+        its file is not there, or changed a moment ago, when a further change could not be seen.
 
         Raises:
             eval.dataset.images.ImageError: the file that embeds it cannot be read any more.
@@ -140,10 +140,13 @@ class StoredImages:
         if self._is_embedded(image):
             content = self.embedded_bytes(image)
         else:
-            size, changed_ns = self.picture_stamp(image)
-            if size < 0 or time.time() - changed_ns / 1e9 < _SETTLED_SECONDS:
+            try:
+                found = os.stat(self.path(image))
+            except OSError:
                 return None
-            content = os.fsencode(f"{os.path.abspath(self.path(image))} {size} {changed_ns}")
+            if time.time() - found.st_mtime_ns / 1e9 < _SETTLED_SECONDS:
+                return None
+            content = os.fsencode(f"{os.path.abspath(self.path(image))} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}")
         return hashlib.blake2b(content, digest_size=16).digest()
 
     def picture_stamp(self, image: int, /) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Cache of embeddings on this machine: what unchanged weights make of an unchanged set is made once, whoever asks for it.
 
 A file holds float32 rows and their SHA-256, in the hub's cache for assets (HF_ASSETS_CACHE), and is named by a hash of all that decides the
-bits: weights, config and input settings of the tower, captions or pictures (their files by path, size and time of the last change), device,
+bits: weights, config and input settings of the tower, captions or pictures (files by path, size and times of the last changes), device,
 threads, instruction set, versions. So what is read is what would be made. A damaged file is made again, and a line says so. The cache is
 bounded: what was used longest ago goes first. Only plain SigLIP towers of transformers are cached: what adapters, a compiler or another
 runtime compute does not follow from the weights alone. Shape letters: N rows, D width.
@@ -31,7 +31,7 @@ from transformers import SiglipModel
 
 from eval.atomic import replace_files, sweep
 from eval.dataset.images import ImageError
-from eval.dataset.picture_warnings import num_warned
+from eval.dataset.picture_warnings import num_noted
 from eval.encoder.checkpoint import hash_weights
 from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, block_on, device_of
 from eval.encoder.identity import identity_of
@@ -85,10 +85,11 @@ def cached_vectors(key: Callable[[], str | None], make: Callable[[], np.ndarray]
         with execution.rounds(processes.world_size) as advance:
             advance((shape[0] - 1) // processes.world_size)
         return rows[:-1], float(rows[-1, 0])
-    started, warned = time.perf_counter(), num_warned()
+    started, noted = time.perf_counter(), num_noted()
     vectors_ND = make()
     seconds = time.perf_counter() - started
-    if named and len(vectors_ND) and num_warned() == warned and key() == named:  # a warning is to be said again next time
+    is_quiet = all(bool(part[0]) for part in processes.gather(np.array([num_noted() == noted])))
+    if named and len(vectors_ND) and is_quiet and key() == named:  # a warning is to be said again next time
         last_1D = np.zeros((1, vectors_ND.shape[1]), dtype=np.float32)
         last_1D[0, 0] = seconds
         store_rows(cache_file(named), [vectors_ND, last_1D], 4 * (vectors_ND.size + last_1D.size))
@@ -222,7 +223,8 @@ def _key(tower: Tower, model: Any, inputs: SiglipInputs, execution: Execution, i
     part = model.vision_model if tower == "image" else model.text_model
     identity = identity_of(model.config, inputs.image_processor, inputs.tokenizer)
     read = "image_processor" if tower == "image" else "tokenizer"
-    settings = {one.name: getattr(inputs, one.name) for one in fields(inputs) if one.name not in ("image_processor", "tokenizer")}
+    others = [one.name for one in fields(inputs) if one.name not in ("image_processor", "tokenizer", "tokens")]
+    settings = {name: getattr(inputs, name) for name in others}  # of token ids only where they are kept differs
     record = [_VERSION, tower, items, hash_weights(part), identity["config"], identity[read], identity["library"], settings]
     device = device_of(part)
     record += [execution.precision, block_on(device, IMAGE_BLOCK if tower == "image" else TEXT_BLOCK)]
@@ -281,14 +283,15 @@ def _pictures_sha256(dataset: "StoredImages") -> str | None:
     """Hash of where each picture lies and of its file's size and time, or of its bytes where these are not known; None: one is gone."""
 
     def stamps(start: int) -> str | None:
-        found = list[tuple[str, int, int] | bytes]()
+        found = list[tuple[str, int, int, int] | bytes]()
         for image in range(start, min(start + 256, dataset.num_images)):
             size, changed = dataset.picture_stamp(image)
             path = dataset.path(image)
             try:
                 place = os.path.abspath(path) if path else dataset.image_place(image)
-                found.append((place, size, changed) if changed else dataset.image_digest(image))
-            except ImageError:
+                renamed = os.stat(path).st_ctime_ns if path else 0  # or given another's time, which its own does not show
+                found.append((place, size, changed, renamed) if changed else dataset.image_digest(image))
+            except (ImageError, OSError):
                 return None
         return repr(found)
 

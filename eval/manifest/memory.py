@@ -47,9 +47,10 @@ def mapped_strings(strings: pa.Array) -> pa.Array:
 def empty_mapped(shape: tuple[int, ...], dtype: type) -> np.ndarray:
     """An array to be filled, in a mapped file as of `mapped` where it takes 16 times LEAST_MAPPED or more; what is written lands there."""
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    if num_bytes >= 16 * LEAST_MAPPED:
+    reserve = getattr(os, "posix_fallocate", None)  # macOS has none
+    if reserve is not None and num_bytes >= 16 * LEAST_MAPPED:
         with suppress(OSError), tempfile.TemporaryFile(prefix=".table-") as file:
-            os.posix_fallocate(file.fileno(), 0, num_bytes)  # a full disk is an error now, not a SIGBUS later
+            reserve(file.fileno(), 0, num_bytes)  # a full disk is an error now, not a SIGBUS later
             return np.frombuffer(mmap.mmap(file.fileno(), num_bytes), dtype=dtype).reshape(shape)
     return np.empty(shape, dtype=dtype)
 

@@ -1,4 +1,4 @@
-"""How many captions of an image a GPU scores at once: as many as its free memory has room for, and half as many where it has not."""
+"""How many captions of an image a GPU scores at once: as many as a share of its memory has room for, and half as many where it has not."""
 
 import math
 import sys
@@ -10,14 +10,14 @@ import torch
 
 MOST = 256  # more fill no GPU better
 _TRIAL = 16  # captions
-_SHARE = 0.5  # of the free memory: another process, or longer lists, may want some
+_SHARE = 0.25  # of the whole memory, free or not: the same number, and so the same bits, on every GPU of a kind, whoever else is on it
 _told: list[bool] = []  # that it has no room: a line is enough
 
 
 def fitting_memory(score: Callable[[list[tuple[int, ...]]], object], max_tokens: int, device: torch.device) -> int:
     """Captions to score at once on a GPU, by what a trial of some of the longest takes of its memory.
 
-    A power of two, so that a little more or less free memory gives the same number, and so the same bits.
+    A power of two, so that a trial that takes a little more or less gives the same number.
 
     Args:
         score: scores captions, given by their token ids, together; their scores are not used.
@@ -31,17 +31,16 @@ def fitting_memory(score: Callable[[list[tuple[int, ...]]], object], max_tokens:
     if halved.size is not None:
         return halved.size
     used = torch.cuda.max_memory_allocated(device) - before
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, at hand without asking for more
-    return fitting(torch.cuda.mem_get_info(device)[0] + unused, used / _TRIAL)
+    return fitting(torch.cuda.get_device_properties(device).total_memory, used / _TRIAL)
 
 
-def fitting(free_bytes: float, caption_bytes: float) -> int:
-    """The largest power of two, MOST at most and 1 at least, of which so many captions take half of the free bytes at most.
+def fitting(total_bytes: float, caption_bytes: float) -> int:
+    """The largest power of two, MOST at most and 1 at least, of which so many captions take a quarter of a GPU's bytes at most.
 
-    >>> fitting(8e9, 4e6), fitting(1e9, 4e6), fitting(1e6, 4e6)
+    >>> fitting(16e9, 4e6), fitting(2e9, 4e6), fitting(2e6, 4e6)
     (256, 64, 1)
     """
-    return min(MOST, 2 ** math.floor(math.log2(max(1.0, _SHARE * free_bytes / max(1.0, caption_bytes)))))
+    return min(MOST, 2 ** math.floor(math.log2(max(1.0, _SHARE * total_bytes / max(1.0, caption_bytes)))))
 
 
 @dataclass

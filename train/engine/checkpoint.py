@@ -175,8 +175,8 @@ class Checkpoints:
 
         Args:
             average: of the weights, where the run has one.
-            memory: where tensors of the CPU are copied, if it has room, so that they can change before the checkpoint is written; None:
-                they are not.
+            memory: of what is copied, if the machine has room for it, so that weights can change before the checkpoint is written; None:
+                they must not.
             writes: false on all but one of the processes that share out the weights (train/optim/fsdp.py): each gives its parts, one
                 writes.
         """
@@ -355,6 +355,10 @@ class Gathered:
     is_copy: bool
 
 
+_LOCKED = 2
+"""Page-locked memory of a tensor at most, over its size: torch rounds each block up to a power of two, and keeps it for the next."""
+
+
 class HostMemory:
     """Where the tensors of a checkpoint are copied on a CPU; kept for the next one, for memory that is new costs more than the copy."""
 
@@ -362,14 +366,18 @@ class HostMemory:
         self._kept: dict[str, torch.Tensor] = {}
 
     def has_room(self, files: Mapping[str, Mapping[str, torch.Tensor]]) -> bool:
-        """Whether a copy of these tensors leaves the machine a tenth of the memory that is free now; what is on a GPU is copied anyway."""
+        """Whether a copy of these tensors leaves the machine a tenth of the memory that is free now."""
         missing = sum(
-            tensor.nbytes
+            tensor.nbytes * (1 if tensor.device.type == "cpu" else _LOCKED)
             for file, named in files.items()
             for name, tensor in named.items()
-            if tensor.device.type == "cpu" and f"{file} {name}" not in self._kept
+            if f"{file} {name}" not in self._kept
         )
         return missing == 0 or missing < 0.9 * _free_bytes()
+
+    def locked(self, place: str) -> None:
+        """Note that torch has page-locked memory for a GPU's tensor from now on."""
+        self._kept[place] = torch.empty(0)
 
     def copied(self, place: str, tensor: torch.Tensor) -> torch.Tensor:
         """A copy that stays until the next of the same place."""
@@ -379,10 +387,11 @@ class HostMemory:
 
 
 def _on_host(tensor: torch.Tensor, memory: HostMemory | None, place: str) -> Callable[[], torch.Tensor]:
-    """What waits for a tensor on the CPU: of a GPU's it is a copy that begins here, of the CPU's one in `memory`, or the tensor itself."""
-    if tensor.device.type != "cpu":
+    """What waits for a tensor on the CPU: of a GPU's a copy that begins here, of the CPU's one in `memory`; without it, what is there."""
+    if memory is not None and tensor.device.type != "cpu":
+        memory.locked(place)
         return brought(tensor)
-    found = tensor.contiguous() if memory is None else memory.copied(place, tensor)
+    found = tensor.cpu().contiguous() if memory is None else memory.copied(place, tensor)
     return lambda: found
 
 

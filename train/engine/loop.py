@@ -11,7 +11,7 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 
 _STEPS_OF_WAITING, _LARGE_WAIT = 60, 0.25
+_CHECKPOINT_MEMORY = "This was for a checkpoint, which takes up to 12 bytes a parameter of the machine's own memory (docs/memory.md)"
 
 
 class Stopped(CommandError):
@@ -266,8 +267,10 @@ class BaseLoop(ABC):
         try:
             yield
         except NotFinite as error:
-            with suppress(WriteError):  # which cannot be helped now, and is not the reason
+            try:
                 self.writer.wait()
+            except WriteError as failure:  # which cannot be helped now, and is not the reason
+                self._run.log(f"warning: {failure}")
             steps = self.checkpoints.steps() if self._run.processes.is_main else []
             last = max((step for step in steps if step < self.state.step), default=steps[-1] if steps else 0)
             train = self._run.config.train
@@ -478,6 +481,7 @@ class BaseLoop(ABC):
 
         Raises:
             WriteError: this one, or the one before, cannot be written; on every process.
+            OutOfMemory: there is no memory for it, likewise.
         """
         job, is_main = self._run, self._run.processes.is_main
         if self.average is not None:
@@ -485,16 +489,17 @@ class BaseLoop(ABC):
         hand_up(job.processes)
         # Errors are raised on every process: none is left waiting for a main process whose disk is full.
         if job.processes.from_main(self._save_due):
-            with job.processes.jointly():
+            with job.processes.jointly(), needing_memory(_CHECKPOINT_MEMORY):
                 if is_main or is_sharded(job.tuned.module):
                     self._hand_over(waits)
-        with job.processes.jointly():
+        with job.processes.jointly(), needing_memory(_CHECKPOINT_MEMORY):
             if is_main and waits:
                 self.writer.wait()
 
     def _save_due(self) -> bool:
         """Whether this moment has no checkpoint yet, once the one before is committed (main process)."""
-        self.writer.wait()
+        with needing_memory(_CHECKPOINT_MEMORY):
+            self.writer.wait()
         self.state = replace(self.state, num_metrics_lines=self.metrics.num_lines, metrics_sha256=self.metrics.sha256)
         return self.state != self._saved
 

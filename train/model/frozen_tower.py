@@ -25,6 +25,7 @@ from PIL import Image
 
 from eval.atomic import replace_files, sweep
 from eval.dataset.images import ImageError
+from eval.dataset.picture_warnings import num_noted
 from eval.embed.cache import bring_file, cache_file, image_key, is_plain, most_bytes, store_file, text_key
 from eval.encoder.checkpoint import hash_weights
 from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, block_on, device_of, embed_captions, embed_images
@@ -113,13 +114,15 @@ class FrozenStore:
                 has_whole = self._has_whole(tower, path)
                 if not has_whole:
                     say(f"warning: {cache_file(key)} is damaged; the embeddings are made again", file=sys.stderr)
+        noted = num_noted()
         if not all(bool(part[0]) for part in self._processes.gather(np.array([has_whole]))):
             with self._processes.jointly():
                 self._make(tower, None if has_whole else path, replace(execution, processes=self._processes))
         present = path.is_file()
         self._processes.raise_together("" if present else f"{path}: not there on process {self._processes.rank} after it was written")
         rows = FrozenRows(np.memmap(path, dtype=np.float32, mode="r", shape=self._shape(tower)))
-        if key is not None and not has_whole and key == self._cache_key(tower, execution) and not rows.unknown():
+        is_quiet = all(bool(part[0]) for part in self._processes.gather(np.array([num_noted() == noted])))  # else it is to be said again
+        if key is not None and not has_whole and is_quiet and key == self._cache_key(tower, execution) and not rows.unknown():
             store_file(key, path)
         return rows
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from eval.dataset.picture_warnings import note
 from eval.embed import cache
 from eval.embed.cache import bring_file, cache_file, cached_vectors, image_key, store_file, store_rows, text_key
 from eval.encoder.checkpoint import load_siglip
@@ -89,6 +90,8 @@ def test_what_decides_the_bits_decides_the_name(small_world: SmallWorld, tmp_pat
     first = keys()
     assert None not in first and first[0] != first[1] and keys() == first
     assert keys(Execution(num_workers=3)) == first
+    held = inputs.with_tokens_of([list(dataset.captions)])
+    assert held.tokens is not None and text_key(model, held, dataset.captions, ONE_PROCESS) == first[1], "ids are the same, held or not"
     assert not set(keys(Execution(precision="bf16"))) & set(first)
     torch.set_num_threads(torch.get_num_threads() + 1)
     try:
@@ -146,6 +149,18 @@ def test_what_changes_meanwhile_is_not_stored(folder: Path) -> None:
     names = iter(["before", "after"])
     cached_vectors(lambda: next(names), lambda: np.ones((2, 2), dtype=np.float32), execution=ONE_PROCESS)
     assert not folder.exists() or not list(folder.iterdir())
+
+
+def test_rows_of_pictures_with_a_warning_are_never_stored(folder: Path) -> None:
+    """Said of a picture for an earlier model of the same command, a warning is not said again; nor are the rows kept that would hide it."""
+
+    def make() -> np.ndarray:
+        note("a.jpg", ["odd colours"])
+        return np.ones((2, 3), dtype=np.float32)
+
+    for key in ("one", "two"):
+        cached_vectors(lambda key=key: key, make, execution=ONE_PROCESS)  # type: ignore[misc]
+        assert not cache_file(key).exists()
 
 
 def test_what_was_used_longest_ago_goes_first(folder: Path) -> None:

@@ -68,7 +68,8 @@ def read(cache: Path, hub: Hub, *sources: str, **variables: str) -> list[Any]:
 
 def run(cache: Path, hub: Hub, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_HOME": str(cache), "HF_ENDPOINT": hub.endpoint, "OMP_NUM_THREADS": "1"} | variables
+    environment |= {"HF_HOME": str(cache), "HF_ASSETS_CACHE": str(cache / "assets"), "HF_ENDPOINT": hub.endpoint}
+    environment |= {"OMP_NUM_THREADS": "1"} | variables
     done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done

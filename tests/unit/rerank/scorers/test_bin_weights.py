@@ -114,7 +114,8 @@ def test_a_language_model_keeps_its_generation_settings(tmp_path: Path, write, h
 
 def run(cache: Path, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | variables
+    environment |= {"HF_HOME": str(cache), "HF_ASSETS_CACHE": str(cache / "assets"), "HF_HUB_OFFLINE": "1"}
+    environment |= {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | variables
     command = [sys.executable, "-m", *map(str, words)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 

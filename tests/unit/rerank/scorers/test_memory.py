@@ -51,9 +51,9 @@ def test_one_caption_without_room_is_an_error(tiny_blip: Path, noise, full: list
         BlipScorer.load(str(tiny_blip), device="cpu").score(noise(1), CAPTIONS)
 
 
-@pytest.mark.parametrize(("free", "expected"), [(1000, 1), (64_000, 32), (100_000, 32), (10**6, 256), (10**9, 256)])
-def test_a_trial_of_the_longest_captions_says_how_many_fit(monkeypatch: pytest.MonkeyPatch, free: int, expected: int) -> None:
-    """A trial takes 16,000 bytes for 16 captions: 1,000 each, of which half of what is free has room for `expected`."""
+@pytest.mark.parametrize(("total", "expected"), [(1000, 1), (128_000, 32), (200_000, 32), (2 * 10**6, 256), (10**9, 256)])
+def test_a_trial_of_the_longest_captions_says_how_many_fit(monkeypatch: pytest.MonkeyPatch, total: int, expected: int) -> None:
+    """A trial takes 16,000 bytes for 16 captions: 1,000 each, of which a quarter of the GPU has room for `expected`."""
     held, seen = {"now": 500, "most": 500}, list[Any]()
 
     def score(ids: list[tuple[int, ...]]) -> None:
@@ -64,8 +64,7 @@ def test_a_trial_of_the_longest_captions_says_how_many_fit(monkeypatch: pytest.M
         "reset_peak_memory_stats": lambda device: None,
         "memory_allocated": lambda device: held["now"],
         "max_memory_allocated": lambda device: held["most"],
-        "memory_reserved": lambda device: 500 + free // 4,  # that is torch's own already
-        "mem_get_info": lambda device: (free - free // 4, 10**12),
+        "get_device_properties": lambda device: SimpleNamespace(total_memory=total),
     }
     monkeypatch.setattr(memory.torch, "cuda", SimpleNamespace(**numbers))
     assert memory.fitting_memory(score, 35, torch.device("cpu")) == expected
