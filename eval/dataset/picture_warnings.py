@@ -1,4 +1,5 @@
-"""What was warned of pictures while they were decoded (eval/dataset/images.py), said once in a command by its main process.
+"""What was warned of pictures while they were decoded (eval/dataset/images.py), said once in a command by its main process; and in the same
+way what else the processes that read have to say (`tell`), which counts as no picture.
 
 A loader's worker, which is new for each pass, hands up what it caught with the item (eval/encoder/loader.py); the other processes of a
 group hand up theirs where all of them come together (`hand_up`).
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 
 MOST_SAID = 5
 Noted = tuple[str, str]
-"""(a picture, by the name that messages give it; what was warned of it)."""
+"""(a picture, by the name that messages give it; what was warned of it); ("", a line of its own)."""
 
 _taking: list[list[Noted]] = []  # the last of them takes what is noted; empty: it is said
 _said: dict[str, str] = {}
+_told: set[str] = set()
 _not_handed_up: list[Noted] = []
 _num_noted = 0
 
@@ -33,6 +35,11 @@ def note(picture: str, texts: list[str]) -> None:
         _taking[-1].append(noted)
     else:
         say([noted])
+
+
+def tell(line: str) -> None:
+    """Note a warning that is not about a picture: to be handed up, or said as it is, once in a command."""
+    say([("", line)])
 
 
 @contextmanager
@@ -47,7 +54,10 @@ def taken() -> Iterator[list[Noted]]:
 
 
 def say(noted: list[Noted]) -> None:
-    """Say what was not said yet in this command, a line a picture and at most MOST_SAID of them; but for the main process, keep it."""
+    """Say what was not said yet in this command, a line a picture and at most MOST_SAID of them; but for the main process, keep it.
+
+    What is not about a picture is not bounded.
+    """
     if _taking:
         _taking[-1].extend(noted)
         return
@@ -55,11 +65,16 @@ def say(noted: list[Noted]) -> None:
     _num_noted += len(noted)
     is_main = os.environ.get("RANK", "0") == "0"
     for picture, text in noted:
-        if picture in _said:
+        if picture in _said or (not picture and text in _told):
             continue
-        _said[picture] = text
+        if picture:
+            _said[picture] = text
+        else:
+            _told.add(text)
         if not is_main:
             _not_handed_up.append((picture, text))
+        elif not picture:
+            _write(f"warning: {text}")
         elif len(_said) <= MOST_SAID:
             _write(f"warning: {picture}: {text}, decoded all the same")
 
@@ -84,6 +99,7 @@ def hand_up(processes: "Processes") -> None:
 def said_once() -> Iterator[None]:
     """A command: what is said in it is said once, and the number of those that were not named at its end."""
     _said.clear()
+    _told.clear()
     try:
         yield
     finally:

@@ -6,6 +6,8 @@ entry is the key, a checksum of key and bytes, and when it was last used. It is 
 under a lock on its bucket, so that a process that is killed leaves an empty entry, and whatever else happens a wrong checksum: then the
 picture is decoded and written again. Where both buckets are full, a picture that no run has used since this one began gives way.
 
+Whoever has a file open shares a lock on all of it, and only a file that nobody has open is removed to make room.
+
 Files are read and written by offset, not through a memory map, where a fault of the disk would end the process.
 """
 
@@ -18,13 +20,14 @@ import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eval.dataset.images import DECODING
-from eval.dataset.picture_warnings import note, say, taken
+from eval.dataset.picture_warnings import say, taken, tell
 
 _ENTRY = struct.Struct("<16sIIII")
 """Key, checksum, length of the bytes, last use in seconds since 1970, nothing."""
@@ -53,8 +56,8 @@ class PixelCache:
         self.capacity = self._num_buckets * _WAYS
         self._data_start = self.capacity * _ENTRY.size
         self._began, self._is_writable, self.num_written = int(time.time()), True, 0
-        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b", buffering=0)
         size = self._data_start + self.capacity * picture_bytes
+        self._file = _held(path, size)
         if os.fstat(self._file.fileno()).st_size < size:
             os.ftruncate(self._file.fileno(), size)
 
@@ -81,7 +84,7 @@ class PixelCache:
                         return found
                 self._drop(place, raw)
         except OSError as error:
-            note(str(self.path), [f"cannot be read ({error.strerror})"])
+            tell(f"{self.path}: pictures cannot be read there ({error.strerror})")
         return None
 
     def put(self, key: bytes, picture: np.ndarray) -> None:
@@ -98,7 +101,7 @@ class PixelCache:
                 self._write(*entries[chosen], key, picture)
         except OSError as error:
             self._is_writable = False
-            note(str(self.path.parent), [f"no more pictures can be cached there ({error.strerror})"])
+            tell(f"{self.path.parent}: no more pictures can be cached there ({error.strerror})")
 
     def _entries(self, key: bytes) -> list[tuple[int, bytes]]:
         """(number, content) of the places where a picture may lie."""
@@ -140,7 +143,7 @@ class PixelCache:
     def _drop(self, place: int, raw: bytes) -> None:
         """Empty an entry whose checksum is wrong, unless it was written anew meanwhile."""
         if os.pread(self._file.fileno(), _ENTRY.size, place * _ENTRY.size) == raw:
-            note(str(self.path), ["what it holds of a picture is damaged, and made again"])
+            tell(f"{self.path}: what it holds of a picture is damaged, and made again")
             os.pwrite(self._file.fileno(), _EMPTY, place * _ENTRY.size)
 
 
@@ -189,8 +192,9 @@ class PixelStore:
             made = make()
         say(noted)
         if not noted:
+            before = cache.num_written
             cache.put(key, made)
-            if cache.num_written % _ROOM_EVERY == 1:
+            if cache.num_written > before and cache.num_written % _ROOM_EVERY == 1:
                 self._make_room()
         return made
 
@@ -209,13 +213,16 @@ class PixelStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             cache = PixelCache(path, picture_bytes, max_bytes)
         except OSError as error:
-            note(str(self.folder), [f"pictures cannot be cached there ({error.strerror})"])
+            tell(f"{self.folder}: pictures cannot be cached there ({error.strerror})")
             return None
         self._make_room(cache)
         return cache
 
     def _make_room(self, *opened: PixelCache) -> None:
-        """Remove the files of other ways of resizing, the one that was used longest ago first, while all together take too much disk."""
+        """Remove the files of other ways of resizing, the one that was used longest ago first, while all together take too much disk.
+
+        A file that any process has open stays: what that one writes would be lost.
+        """
         own = {cache.path for cache in (*self._caches.values(), *opened) if cache is not None}
         found = list[tuple[float, int, Path]]()
         for path in self.folder.glob(f"*{_SUFFIX}"):
@@ -225,7 +232,8 @@ class PixelStore:
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if total > self._max_bytes and path not in own:
-                with suppress(OSError):
+                with suppress(OSError), path.open("r+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
                     total -= size
 
@@ -235,6 +243,33 @@ def pixel_folder() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_ASSETS_CACHE) / "siglip-tuner" / "pixels"
+
+
+def _held(path: Path, size: int) -> FileIO:
+    """A file that is opened, or made, with a shared lock on all of it until the last process that has it, also by a fork, closes it.
+
+    Over NFS a lock of this kind would keep this very process from the locks on buckets (flock(2)); there it is let go of.
+
+    Args:
+        size: of the file; no bucket lies behind it.
+
+    Raises:
+        OSError: it can be neither made nor opened.
+    """
+    while True:
+        file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+")
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_SH)
+            place = size + os.getpid()  # nobody else's on this machine
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+                fcntl.lockf(file, fcntl.LOCK_UN, 1, place)
+            except OSError:
+                fcntl.flock(file, fcntl.LOCK_UN)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()  # removed before it was locked
 
 
 def num_buckets(picture_bytes: int, max_bytes: int) -> int:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.atomic import replace_files
-from eval.dataset.picture_warnings import note
+from eval.atomic import replace_files, sweep
+from eval.dataset.picture_warnings import tell
 from eval.processes import Processes
 from eval.progress import bar
 
@@ -104,7 +104,7 @@ def open_table(
         processes.barrier()
         found = found or mapped()
         if found is None:
-            note(str(path.parent), ["token ids cannot be held there, and are made whenever they are needed"])
+            tell(f"{path.parent}: token ids cannot be held there, and are made whenever they are needed")
     return found
 
 
@@ -151,9 +151,11 @@ def _make(path: Path, keys_2T: np.ndarray, windows: Iterator[np.ndarray], *, is_
     if is_missing and os.environ.get("LOCAL_RANK", "0") == "0":
         with suppress(OSError):  # said by whoever finds no file
             path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path.parent)
             for other in path.parent.glob(f"*{_SUFFIX}"):
-                if time.time() - other.stat().st_mtime > _KEPT_SECONDS:
-                    other.unlink()
+                with suppress(OSError):  # of another user, or another process removed it
+                    if time.time() - other.stat().st_mtime > _KEPT_SECONDS:
+                        other.unlink()
             replace_files({path: write})
     for _ in windows:  # what is not written here: the other processes need this process's part
         pass

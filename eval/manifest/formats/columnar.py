@@ -22,7 +22,9 @@ from eval.manifest.rows import RowColumns
 _ROWS_AT_ONCE = 16384
 _UNUSUAL_PATH = r"(^|/)\.{0,2}(/|$)|^~|^\s|\s$|^[a-zA-Z][a-zA-Z0-9+.\-]*:|^data:"
 """A path that `ImagePaths.relative` may change, or refuse."""
-_MAY_BE_A_LIST = r"^\s*[\[({]|\)\s*$"
+_BLANKS = r"[\s\x0b\x1c-\x1f\x85\p{Z}]*"
+"""What str.strip() strips; RE2's own \\s is five characters of ASCII."""
+_MAY_BE_A_LIST = rf"^{_BLANKS}[\[({{]|\){_BLANKS}$"
 """A text that `parsed_list` looks into."""
 
 

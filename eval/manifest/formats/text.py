@@ -254,7 +254,7 @@ class JsonLines(Iterable[Record]):
     """(line, record) of each JSON object of a .jsonl file, parsed as it is taken: the bytes are held, not a million dictionaries.
 
     Attributes:
-        columns: the keys of all of them.
+        columns: the keys of all of them, in order of appearance.
     """
 
     def __init__(self, path: Path, faults: list[tuple[str, str]]) -> None:
@@ -319,9 +319,24 @@ def _arrow_table(data: bytes) -> pa.Table | None:
         options = pyarrow.json.ParseOptions(explicit_schema=texts)
         pool = pa.system_memory_pool()  # the threads' shares of Arrow's own are not given back when the columns are let go
         table = pyarrow.json.read_json(pa.BufferReader(data), parse_options=options, memory_pool=pool)
+        names = _by_appearance(data, first, table.column_names)
     except (ValueError, RecursionError, pa.ArrowException):
         return None
-    return table if len(table) == num_lines else None
+    return table.select(names) if len(table) == num_lines and len(names) == table.num_columns else None
+
+
+def _by_appearance(data: bytes, first: dict[str, Any], names: list[str]) -> list[str]:
+    """The keys of JSON lines in order of appearance, as far as they are in the first line or among `names`; Arrow has texts first.
+
+    Lines are read until all but one were met: in most files that is the first alone.
+    """
+    found, left = dict.fromkeys(first), set(names).difference(first)
+    lines = iter(io.BytesIO(data))
+    while len(left) > 1 and (line := next(lines, None)) is not None:
+        new = [name for name in parse_json(line) if name in left]
+        found.update(dict.fromkeys(new))
+        left.difference_update(new)
+    return [*found, *left]
 
 
 def read_jsonl(path: Path, faults: list[tuple[str, str]]) -> tuple[list[str], Iterable[Record]]:

@@ -111,6 +111,28 @@ def test_the_main_process_says_what_the_others_met(monkeypatch: pytest.MonkeyPat
     assert capsys.readouterr().err.splitlines() == ["warning: a.jpg: cut, decoded all the same"]
 
 
+def test_a_line_that_is_about_no_picture_is_said_once_as_it_is_and_counts_as_none(
+    capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Told(Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, item: int) -> int:
+            picture_warnings.tell("the disk is full")
+            return item
+
+    lines = [f"line {number}" for number in range(MOST_SAID + 2)]
+    for _ in range(2):  # in a second command again
+        with said_once():
+            for num_workers in (0, 2):
+                assert list(block_loader(Told(), num_workers=num_workers)) == [0, 1, 2, 3]
+            for line in lines:
+                picture_warnings.tell(line)
+            assert picture_warnings.num_warned() == 0
+        assert capsys.readouterr().err.splitlines() == ["warning: the disk is full", *(f"warning: {line}" for line in lines)]
+
+
 def test_pixels_are_those_without_the_fault(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), (10, 20, 30)).save(tmp_path / "plain.jpg")
     with taken():

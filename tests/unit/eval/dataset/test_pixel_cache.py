@@ -1,5 +1,7 @@
 """eval/dataset/pixel_cache.py: the bytes of pictures resized before, whatever happens to file, folder, disk or process."""
 
+import errno
+import fcntl
 import io
 import multiprocessing
 import os
@@ -8,6 +10,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -205,7 +208,7 @@ def test_damage_is_said_once_and_made_good(part: str, tmp_path: Path) -> None:
             file.write(content)
     with pixel_cache.taken() as noted:
         assert held.get(key(1)) is None and held.get(key(1)) is None
-    assert noted == [(str(held.path), "what it holds of a picture is damaged, and made again")]
+    assert noted == [("", f"{held.path}: what it holds of a picture is damaged, and made again")]
     held.put(key(1), pixels(1))
     assert np.array_equal(held.get(key(1)), pixels(1))  # type: ignore[arg-type]
 
@@ -270,6 +273,67 @@ def test_files_of_other_ways_of_resizing_make_room(tmp_path: Path) -> None:
     assert left == [1e9 + 1, 1e9 + 2]
 
 
+def test_a_file_that_another_process_has_open_is_kept(tmp_path: Path) -> None:
+    """Also by a fork of one that has closed it; it goes when nobody has it open."""
+    held, (gone, told) = cache(tmp_path), os.pipe()
+    os.utime(held.path, (1e9, 1e9))
+    for number in range(64):
+        held.put(key(number), pixels(number))
+    worker = multiprocessing.get_context("fork").Process(target=lambda: (os.close(told), os.read(gone, 1)))
+    worker.start()
+    held._file.close()
+    assert PixelStore(1e-6, tmp_path).cache("other", PICTURE_BYTES) is not None
+    assert held.path.exists()
+    os.close(told)
+    worker.join(30)
+    assert PixelStore(1e-6, tmp_path).cache("other", PICTURE_BYTES) is not None
+    assert not held.path.exists()
+
+
+def test_a_file_that_was_removed_before_it_was_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real = tmp_path / "some.pixels", fcntl.flock
+
+    def late(file: Any, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", real)
+        path.unlink()
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    held = cache(tmp_path)
+    assert os.fstat(held._file.fileno()).st_nlink == 1 and path.exists()
+
+
+def test_where_one_lock_is_made_of_the_other_the_buckets_have_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over NFS: while the file is locked as a whole, no part of it can be."""
+    whole, part, locked = fcntl.flock, fcntl.lockf, [False]
+
+    def flock(file: Any, how: int) -> None:
+        whole(file, how)
+        locked[0] = how != fcntl.LOCK_UN
+
+    def lockf(*arguments: Any) -> None:
+        if locked[0]:
+            raise BlockingIOError(errno.EAGAIN, "locked")
+        part(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    held = cache(tmp_path)
+    held.put(key(1), pixels(1))
+    assert np.array_equal(held.get(key(1)), pixels(1))  # type: ignore[arg-type]
+
+
+def test_the_disk_is_looked_at_when_a_picture_was_written_and_not_at_each_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, store, looks = of_files(tmp_path / "data"), PixelStore(0.001, tmp_path / "cache"), []
+    read = READ.reader(dataset, store)
+    monkeypatch.setattr(store, "_make_room", lambda: looks.append(1))
+    read(0)
+    monkeypatch.setattr(PixelCache, "put", lambda *arguments: None)  # both buckets are full
+    for place in range(1, 6):
+        read(place)
+    assert len(looks) == 1
+
+
 @pytest.mark.parametrize("fault", ["full", "short"])
 def test_a_full_disk_is_said_and_nothing_else_changes(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, real = of_files(tmp_path / "data"), os.pwrite
@@ -284,7 +348,7 @@ def test_a_full_disk_is_said_and_nothing_else_changes(fault: str, tmp_path: Path
     with pixel_cache.taken() as noted:
         for place in (0, 1, 0):
             assert np.array_equal(read(place).numpy(), resized(place))
-    assert noted == [(str(tmp_path / "cache"), "no more pictures can be cached there (No space left on device)")]
+    assert noted == [("", f"{tmp_path / 'cache'}: no more pictures can be cached there (No space left on device)")]
 
 
 def test_a_folder_that_cannot_be_made_is_said_and_nothing_else_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,7 +358,7 @@ def test_a_folder_that_cannot_be_made_is_said_and_nothing_else_changes(tmp_path:
     with pixel_cache.taken() as noted:
         read = READ.reader(dataset, store)
         assert np.array_equal(read(4).numpy(), resized(4))
-    assert noted == [(str(tmp_path / "file" / "cache"), "pictures cannot be cached there (Not a directory)")] and store.lines() == []
+    assert noted == [("", f"{tmp_path / 'file' / 'cache'}: pictures cannot be cached there (Not a directory)")] and store.lines() == []
 
 
 def test_another_way_of_resizing_or_another_decoder_is_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

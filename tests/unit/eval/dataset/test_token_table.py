@@ -108,7 +108,22 @@ def test_without_a_folder_texts_are_tokenised_each_time_and_it_is_said(tmp_path:
     (tmp_path / "file").write_text("")
     with taken() as noted:
         assert open_table("some", (_text_keys, tokens_of_length), (3, 300), [["one"]], folder=tmp_path / "file" / "tokens") is None
-    assert noted == [(str(tmp_path / "file" / "tokens"), "token ids cannot be held there, and are made whenever they are needed")]
+    assert noted == [("", f"{tmp_path / 'file' / 'tokens'}: token ids cannot be held there, and are made whenever they are needed")]
+
+
+def test_an_old_file_that_cannot_be_removed_does_not_keep_a_table_from_being_made(tmp_path: Path) -> None:
+    """A folder of that name, one that is gone before it is looked at, and what a killed writer left."""
+    (tmp_path / "a.tokens").mkdir()
+    (tmp_path / "b.tokens").symlink_to(tmp_path / "gone")
+    old = tmp_path / "c.tokens"
+    old.write_bytes(b"old")
+    leftover = tmp_path / f".d.tokens.{'0' * 40}.tmp"
+    leftover.write_bytes(b"half")
+    for path in (tmp_path / "a.tokens", old, leftover):
+        os.utime(path, (1e9, 1e9))
+    table = open_table("some", (_text_keys, tokens_of_length), (3, 300), [["one"]], folder=tmp_path)
+    assert table is not None
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a.tokens", "b.tokens", table.path.name])
 
 
 def test_two_processes_share_the_work_and_one_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

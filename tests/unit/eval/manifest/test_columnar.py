@@ -1,18 +1,20 @@
 """A manifest joined a column at a time is what it is row by row; and large tables in mapped files are what they are in memory."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from eval.dataset.retrieval_set import load_split
 from eval.manifest import memory
-from eval.manifest.formats import text
+from eval.manifest.formats import columnar, text
 from eval.manifest.formats.arrow import ArrowRows
 from eval.manifest.formats.text import TextRows
 from eval.manifest.joiner import Joiner
@@ -148,6 +150,38 @@ def test_what_is_not_plain_is_left_to_the_rows(
         return list(found.images), found.counts
 
     assert outcome(read_manifest) == outcome(row_by_row)
+
+
+def test_all_that_python_strips_is_blank_before_and_after_a_list() -> None:
+    blanks = [chr(code) for code in range(sys.maxunicode + 1) if not chr(code).strip()]
+    texts = [*(f"{blank}['a', 'b']" for blank in blanks), *(f"array(['a', 'b']){blank}" for blank in blanks)]
+    assert len(blanks) == 29 and pc.all(pc.match_substring_regex(pa.array(texts), columnar._MAY_BE_A_LIST)).as_py()
+    others = pa.array(["a dog [sic]", "a (big) dog", "_[", "\u200b['a']"])
+    assert not pc.any(pc.match_substring_regex(others, columnar._MAY_BE_A_LIST)).as_py()
+
+
+@pytest.mark.parametrize("caption", ["\u00a0['a', 'b']", "\u3000['a', 'b']", "\x0b['a', 'b']", "array(['a' 'b'])\u3000"])
+@pytest.mark.parametrize("write", [jsonl, csv, parquet])
+def test_a_list_behind_an_unusual_blank_is_two_captions(folder: Path, write: Write, caption: str) -> None:
+    found = read_manifest(write(folder, [{"image": "a.jpg", "caption": caption}, {"image": "b.jpg", "caption": "a dog"}]))
+    assert [image.captions for image in found.images] == [["a", "b"], ["a dog"]]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"n": 1, "image": "a.jpg", "caption": "a dog"}],
+        [{"n": None, "image": "a.jpg", "z": 1}, {"caption": "a dog", "image": "b.jpg"}],
+        [{"image": "a.jpg"}, {"y": None, "image": "b.jpg", "x": 1}, {"w": 2, "v": "a", "x": 3, "y": "b"}],
+    ],
+)
+def test_keys_of_json_lines_are_in_order_of_appearance(folder: Path, rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = jsonl(folder, rows)
+    found = text.JsonLines(path, [])
+    columns = found.as_columns()
+    assert columns is not None and list(columns[0]) == found.columns == list(dict.fromkeys(key for row in rows for key in row))
+    monkeypatch.setattr(text, "_arrow_table", lambda data: None)
+    assert text.JsonLines(path, []).columns == found.columns
 
 
 @pytest.mark.parametrize(
