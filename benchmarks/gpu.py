@@ -387,7 +387,8 @@ def estimate() -> tuple[str, list[str]]:
         (f"texts gathered over {_GPUS} GPUs", f"{4 * 768 * _BATCH * (_GPUS - 1) / 1e6:.1f} MB to each", "float32"),
         (
             f"a refresh of mining, {COCO[0]:,} images and {COCO[1]:,} captions: the embedding alone",
-            f"{refresh / 1e15:.1f} PFLOP: {refresh / share['bf16'] / _PEAK:.0f} s in bf16, {refresh / share['fp32'] / _FP32_PEAK:.0f} s in float32",
+            f"{refresh / 1e15:.1f} PFLOP: {refresh / share['bf16'] / _PEAK:.0f} s in bf16, "
+            f"{refresh / share['fp32'] / _FP32_PEAK:.0f} s in float32",
             f"at {share['bf16']:.0%} and {share['fp32']:.0%} of the peaks",
         ),
         ("its search, exact", f"{search / 1e12:.0f} TFLOP: {search / share['fp32'] / _FP32_PEAK:.0f} s", f"float32 at {share['fp32']:.0%}"),

@@ -15,7 +15,8 @@ DEPTH = 64  # pool_top_k
 TILE_QUERIES = 32_768  # of a process, for which the captions are read once (eval/search/streamed.py)
 EVALUATED = 5_000  # images of the split that is measured
 CANDIDATE_BYTES = 8 + 4 + 1  # index, cosine, outcome (train/mining/candidates.py and mine.py)
-RULES_BYTES = 60  # a candidate, while the rules are applied (docs/mining-at-scale.md)
+TABLE_BYTES = 27  # a candidate, at most, while rules and table are made (results/scale.md, of 32 candidates an image)
+RULES_BYTES = 60  # a candidate of a share, where the rules are applied to it at once (docs/mining-at-scale.md)
 
 
 @dataclass(frozen=True)
@@ -172,13 +173,13 @@ def most_captions_of_exact_search() -> float:
 
 
 def mined_bytes(world_size: int, whole_share: bool) -> float:
-    """Bytes an image that a process holds of a mining; whole_share: with max_uses or a cross-encoder, where the rules are applied to the
-    whole share of a process at once instead of to 8,192 images.
+    """Bytes an image that a process holds of a mining at most; whole_share: with max_uses or a cross-encoder, where the rules are applied to
+    the whole share of a process at once instead of to 8,192 images.
 
     >>> mined_bytes(8, False), mined_bytes(8, True), mined_bytes(1, True)
-    (832.0, 1312.0, 4672.0)
+    (2560.0, 3040.0, 6400.0)
     """
-    return float(DEPTH * (CANDIDATE_BYTES + (RULES_BYTES / world_size if whole_share else 0)))
+    return float(DEPTH * (CANDIDATE_BYTES + TABLE_BYTES + (RULES_BYTES / world_size if whole_share else 0)))
 
 
 def cores_to_feed() -> float:
