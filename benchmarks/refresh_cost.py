@@ -19,10 +19,11 @@ COCO = (118_287, 591_753)
 """Images and captions of train2017."""
 PEAK_TFLOPS = {"fp32": 67.0, "bf16": 989.0}
 """Of an H200 (NVIDIA's data sheet): float32 without tensor cores, for TF32 is off; bf16 dense."""
-SHARE_OF_PEAK = {"fp32": 0.7, "bf16": 0.4}
-"""Assumed."""
-PICTURES_A_CORE, CACHED_FACTOR = 183.0, 8.0
-"""Pictures a second and core from JPEG, as measured on two cores, and how much faster they come from the cache of resized ones."""
+SHARE_OF_PEAK = {"fp32": 0.5, "bf16": 0.3}
+"""Assumed, of towers and of the search. benchmarks/gpu.py and benchmarks/scale/costs.py count with the same."""
+PICTURES_A_CORE, CACHED_FACTOR = 218.0, 8.0
+"""JPEGs of 640 x 480 a second and core (results/pictures.md, ours); and how much faster they come from the cache of pixels. That page has
+41 times where the pixels lie in memory; 8 are assumed, 1,744 a second and core, for which a disk gives 16 cores 4.2 GB/s."""
 TEXTS_A_CORE = 10_800.0
 """Captions a second that SigLIP's own tokenizer takes on one core of a shared machine."""
 

@@ -16,6 +16,7 @@ import gc
 import multiprocessing
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.conclusion import title_lines
+from benchmarks.conclusion import INDEX, title_lines
 from benchmarks.manifest_at_size import own_bytes
 from benchmarks.scale.costs import read_measured, table
 
@@ -33,6 +34,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE, DOCS = ROOT / "results" / "scale.md", ROOT / "docs" / "scale.md"
 BEGIN, END = "<!-- table: python -m benchmarks.scale --write -->", "<!-- end of table -->"
 TIMES = (1, 2, 4, 8)
+PROPORTIONAL = 1.2
+"""Up to this exponent a term is said to grow in proportion to its data."""
 Work = Callable[[], Any]
 
 
@@ -115,6 +118,29 @@ def run(num_rounds: int, chosen: list[str], folder: Path) -> list[str]:
     return [f"| term | grows with | {' | '.join(heads)} |", "|---" * 13 + "|", *(line(term, found[term.name]) for term in terms)]
 
 
+def conclusion(lines: list[str], num_rounds: int, load: float, num_processors: int) -> str:
+    """The page's first line: which terms grow faster than in proportion, and how many rounds say so.
+
+    >>> row = "| {} | rows | 1 | 2 | 4 | 8 | 1 | 2 | 4 | 8 | {} (0.98 to 1.47) | 8 | 9 |"
+    >>> conclusion([row.format("manifest", "1.00"), row.format("leakage", "1.29")], 1, 19.0, 2)  # doctest: +ELLIPSIS
+    'All but 1 of 2 terms grow with their data to a power of 1.00 or less; faster: leakage 1.29. 1 round on a busy machine (load 19.0), ...
+    """
+    powers = {name: float(found.exponent.split()[0]) for name, found in read_measured("\n".join(lines)).items()}
+    beyond = sorted((power, name) for name, power in powers.items() if power > PROPORTIONAL)
+    faster = "; faster: " + ", ".join(f"{name} {power:.2f}" for power, name in beyond) if beyond else ""
+    within = max((power for power in powers.values() if power <= PROPORTIONAL), default=PROPORTIONAL)
+    rounds, machine = f"{num_rounds} round{'s' if num_rounds > 1 else ''}", "busy" if load > num_processors else "quiet"
+    unsure = ", so intervals say nothing" if num_rounds == 1 else ""
+    grown = f"All but {len(beyond)} of {len(powers)} terms grow with their data to a power of {within:.2f} or less{faster}."
+    return f"{grown} {rounds} on a {machine} machine (load {load:.1f}){unsure}."
+
+
+def write_conclusion(text: str) -> None:
+    """Write the page's line of results/README.md."""
+    index = INDEX.read_text(encoding="utf-8")
+    INDEX.write_text(re.sub(r"(?m)^(\| \[scale\]\(scale\.md\) \| ).* \|$", lambda match: f"{match[1]}{text} |", index), encoding="utf-8")
+
+
 def write_costs() -> None:
     """Write the table of docs/scale.md."""
     text, lines = DOCS.read_text(encoding="utf-8"), table(read_measured(PAGE.read_text(encoding="utf-8")))
@@ -133,9 +159,12 @@ def main() -> None:
     if not asked.costs:
         with tempfile.TemporaryDirectory() as folder:
             lines = run(asked.rounds, asked.term, Path(folder))
-        machine = f"{os.cpu_count()} processors, {platform.machine()}, Python {platform.python_version()}; load {os.getloadavg()[0]:.1f}."
+        load, num_processors = os.getloadavg()[0], os.cpu_count() or 1
+        machine = f"{num_processors} processors, {platform.machine()}, Python {platform.python_version()}; load {load:.1f}; "
+        machine += f"rounds: {asked.rounds}."
         print("\n".join([*lines, "", machine]))
         if asked.write and not asked.term:
+            write_conclusion(conclusion(lines, asked.rounds, load, num_processors))
             title = title_lines("scale", "How each term of a run grows")
             PAGE.write_text("\n".join([*title, (__doc__ or "").strip(), "", *lines, "", machine, ""]), encoding="utf-8")
     if asked.costs or (asked.write and not asked.term):

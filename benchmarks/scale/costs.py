@@ -7,12 +7,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from benchmarks.refresh_cost import CACHED_FACTOR, PEAK_TFLOPS, PICTURES_A_CORE, SHARE_OF_PEAK
+
 NUM_PAIRS, NUM_GPUS = (1_000_000, 100_000_000), (8, 256)
 MOST_BATCH, BATCH_A_GPU = 32_768, 512
 DEPTH = 64  # pool_top_k
 TILE_QUERIES = 32_768  # of a process, for which the captions are read once (eval/search/streamed.py)
 EVALUATED = 5_000  # images of the split that is measured
-RESAMPLE_BYTES = 2_000 * 2  # an image, where the resamples are held whole
+CANDIDATE_BYTES = 8 + 4 + 1  # index, cosine, outcome (train/mining/candidates.py and mine.py)
+TABLE_BYTES = 27  # a candidate, at most, while rules and table are made (results/scale.md, of 32 candidates an image)
+RULES_BYTES = 60  # a candidate of a share, where the rules are applied to it at once (docs/mining-at-scale.md)
 
 
 @dataclass(frozen=True)
@@ -21,30 +25,28 @@ class Machine:
 
     Attributes:
         peak, peak_float32: operations a second, dense bfloat16 and float32 (NVIDIA's data sheet of the H200: 989 and 67 teraflops).
-        mfu: share of the peak that a step, or embedding, reaches.
+        mfu: share of the peak that a step, or embedding, reaches (benchmarks/refresh_cost.py).
         search_share: share of the float32 peak that the exact search reaches.
         cores: of the host.
-        pictures: decoded a second and core, without a picture cache (results of this repository).
-        cache_gain: times as fast from a picture cache.
+        pictures: decoded a second and core, without a picture cache (results/pictures.md, 640 x 480).
+        cache_gain: times as fast from a picture cache; careful, for a disk.
         picture_bytes: of a file.
         network: bytes a second between nodes, for each GPU (400 Gb/s).
         host_network: bytes a second over gloo, for each process.
         disk: bytes a second that the main process writes.
-        node_bytes: memory of the host, for each process.
     """
 
-    peak: float = 989e12
-    peak_float32: float = 67e12
-    mfu: float = 0.3
-    search_share: float = 0.5
+    peak: float = PEAK_TFLOPS["bf16"] * 1e12
+    peak_float32: float = PEAK_TFLOPS["fp32"] * 1e12
+    mfu: float = SHARE_OF_PEAK["bf16"]
+    search_share: float = SHARE_OF_PEAK["fp32"]
     cores: int = 16
-    pictures: float = 183
-    cache_gain: float = 9
+    pictures: float = PICTURES_A_CORE
+    cache_gain: float = CACHED_FACTOR
     picture_bytes: float = 100e3
     network: float = 50e9
     host_network: float = 1e9
     disk: float = 1e9
-    node_bytes: float = 256e9
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,8 @@ class Run:
 
     @property
     def candidate_bytes(self) -> float:
-        """The candidates on every process: an index and a score each."""
-        return self.pairs * DEPTH * 12
+        """The result of a mining on every process: of each candidate its index, its score and what became of it."""
+        return self.pairs * DEPTH * CANDIDATE_BYTES
 
     def of(self, term: str) -> Measured:
         """A measured term."""
@@ -170,6 +172,16 @@ def most_captions_of_exact_search() -> float:
     return MODEL.step / (MACHINE.peak * MACHINE.mfu) * MACHINE.peak_float32 * MACHINE.search_share / (2 * MODEL.width)
 
 
+def mined_bytes(world_size: int, whole_share: bool) -> float:
+    """Bytes an image that a process holds of a mining at most; whole_share: with max_uses or a cross-encoder, where the rules are applied
+    to the whole share of a process at once instead of to 8,192 images.
+
+    >>> mined_bytes(8, False), mined_bytes(8, True), mined_bytes(1, True)
+    (2560.0, 3040.0, 6400.0)
+    """
+    return float(DEPTH * (CANDIDATE_BYTES + TABLE_BYTES + (RULES_BYTES / world_size if whole_share else 0)))
+
+
 def cores_to_feed() -> float:
     """Cores that decode as fast as a GPU steps, without a cache."""
     return MACHINE.peak * MACHINE.mfu / MODEL.step / MACHINE.pictures
@@ -178,7 +190,7 @@ def cores_to_feed() -> float:
 _MANIFEST = "manifest, .parquet"
 ROWS: list[tuple[str, str, Callable[[Run], str]]] = [
     ("reading the manifest, each process all of it", _MANIFEST, lambda run: time_of(run.pairs * run.of(_MANIFEST).seconds)),
-    ("held of it by a process, not mapped", "", lambda run: bytes_of(run.pairs * run.of(_MANIFEST).held)),
+    ("held of it by a process beside mapped files", "", lambda run: bytes_of(run.pairs * run.of(_MANIFEST).held)),
     ("pictures on disk", "", lambda run: bytes_of(run.pairs * MACHINE.picture_bytes)),
     ("decoding, no cache", "", lambda run: time_of(run.decode_seconds)),
     ("decoding, picture cache", "", lambda run: time_of(run.decode_seconds / MACHINE.cache_gain)),

@@ -68,6 +68,7 @@ def run(asked: argparse.Namespace) -> None:
         find_report,
         letter,
         letters_of,
+        precision_lines,
         read_data,
         same_weights_lines,
     )
@@ -97,7 +98,8 @@ def run(asked: argparse.Namespace) -> None:
     print_comparisons(record["comparisons"], Console(), whole=whole)
     for line in few_images_lines(record["num_images"], record["comparisons"]):
         print(line)
-    lines = [*sentences(record), *(part for line in same_weights_lines(record) for part in folded(f"weights  {line}"))]
+    notes = [f"weights  {line}" for line in same_weights_lines(record)] + [f"warning  {line}" for line in precision_lines(record)]
+    lines = [*sentences(record), *(part for line in notes for part in folded(line))]
     shown_at = "add --output FOLDER to see the queries that differ" if asked.output is None else f"{asked.output / 'compare.html'}"
     print_answer([*lines, f"{'next' if asked.output is None else 'page'}     {shown_at}"])
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from eval.compare.items import Items, Shown
-from eval.compare.reports import letters_of, main_pairs, same_weights_lines
+from eval.compare.reports import letters_of, main_pairs, precision_lines, same_weights_lines
 from eval.metrics.stage_metrics import mean_recall_at_1
 from eval.report.answer import answer_lines
 from eval.report.render import render
@@ -114,7 +114,7 @@ def page(record: Mapping[str, Any], items: Items, note: str = "") -> str:
         record=record,
         runs=letters_of(record),
         answers=[_answer(record, pair) for pair in main_pairs(record)],
-        same_weights=same_weights_lines(record),
+        notes=[*same_weights_lines(record), *precision_lines(record)],
         chart=Chart.of(record),
         queries=shown,
         num_differing=len(every),

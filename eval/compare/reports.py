@@ -166,7 +166,8 @@ def stage_pairs(names_a: Sequence[str], names_b: Sequence[str], asked: Sequence[
 
 def compare_reports(folders: Sequence[Path], asked: Sequence[str] = ()) -> dict[str, Any]:
     """The record of a comparison: what each letter is, `stages` with their figures, `comparisons` as in report.json, stage "B:NAME" against
-    "A:NAME", "C:NAME" against "A:NAME" and so on, p corrected within each; `weights`, the SHA-256 of each run's export where it has one.
+    "A:NAME", "C:NAME" against "A:NAME" and so on, p corrected within each; `weights`, the SHA-256 of each run's export where it has one;
+    `precisions`, what the towers of each stage that is compared embedded in.
 
     Raises:
         UserError: a report cannot be read, or they asked different queries; the message names up to five.
@@ -193,7 +194,36 @@ def compare_reports(folders: Sequence[Path], asked: Sequence[str] = ()) -> dict[
         figures.setdefault(stage, {})[direction] = metrics.values()
     record: dict[str, Any] = {name: str(folder) for name, folder in named.items()}
     record |= {"num_images": len(images), "stages": figures, "comparisons": rows}
-    return record | {"weights": {name: weights_sha256(folder) for name, folder in named.items()}}
+    precisions = {stage: precision_of(_read_record(named[name]), own) for stage in figures for name, own in (stage.split(":", 1),)}
+    return record | {"weights": {name: weights_sha256(folder) for name, folder in named.items()}, "precisions": precisions}
+
+
+def precision_of(report: Mapping[str, Any], stage: str) -> str:
+    """What the towers embedded in for a stage of a report: as its `inputs` say, else as the whole report does, else float32.
+
+    >>> precision_of({"precision": "bf16", "stages": {"base": {"inputs": {"precision": "fp16"}}, "base+blip": {}}}, "base")
+    'fp16'
+    """
+    stages = report.get("stages")
+    figures = stages.get(stage) if isinstance(stages, dict) else None
+    inputs = figures.get("inputs") if isinstance(figures, dict) else None
+    return str((inputs if isinstance(inputs, dict) and "precision" in inputs else report).get("precision", "fp32"))
+
+
+def precision_lines(record: Mapping[str, Any]) -> list[str]:
+    """A sentence on each stage that embedded in another precision than the one it is compared with.
+
+    >>> rows = [{"stage": "B:tuned", "against": "A:tuned"}] * 2
+    >>> precision_lines({"precisions": {"A:tuned": "fp32", "B:tuned": "bf16"}, "comparisons": rows})
+    ['B:tuned embedded in bf16 and A:tuned in fp32: a few queries of a thousand may differ for that alone']
+    """
+    pairs = dict.fromkeys((row["stage"], row["against"]) for row in record["comparisons"])
+    said = record["precisions"]
+    return [
+        f"{stage} embedded in {said[stage]} and {against} in {said[against]}: a few queries of a thousand may differ for that alone"
+        for stage, against in pairs
+        if said[stage] != said[against]
+    ]
 
 
 def weights_sha256(report: Path) -> str | None:

@@ -46,7 +46,14 @@ class TrainConfig(LoopConfig):
 class JobConfig(RunConfig):
     """One job: everything `python -m train CONFIG.yaml` needs to know."""
 
-    mutable_keys: ClassVar[tuple[str, ...]] = (*RunConfig.mutable_keys, "train.compile", "rerank", "evaluation", "choices", "export")
+    mutable_keys: ClassVar[tuple[str, ...]] = (
+        *RunConfig.mutable_keys,
+        "train.compile",
+        "rerank",
+        *(f"evaluation.{key}" for key in EvaluationConfig.model_fields if key != "precision"),  # val's figures choose the best checkpoint
+        "choices",
+        "export",
+    )
 
     model: ModelConfig
     train: TrainConfig

@@ -6,9 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.scale.__main__ import BEGIN, DOCS, END, PAGE, TIMES, line, of_own_process
-from benchmarks.scale.costs import MACHINE, MODEL, Run, cores_to_feed, most_captions_of_exact_search, read_measured, table
-from benchmarks.scale.terms import TERMS, Term
+from benchmarks.scale.__main__ import BEGIN, DOCS, END, PAGE, TIMES, conclusion, line, of_own_process
+from benchmarks.scale.costs import (
+    MACHINE,
+    MODEL,
+    TABLE_BYTES,
+    Run,
+    cores_to_feed,
+    mined_bytes,
+    most_captions_of_exact_search,
+    read_measured,
+    table,
+)
+from benchmarks.scale.terms import DEPTH, TERMS, Term
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +43,22 @@ def test_the_prose_says_what_the_arithmetic_gives(page: str) -> None:
     assert large.gradient_bytes / MACHINE.network / large.step_seconds == pytest.approx(0.5, abs=0.05), "half as long to sum as to step"
     few = Run(100_000_000, 8, {})
     assert few.search_bytes / (few.pairs * MODEL.width * 4) == pytest.approx(400, rel=0.05), "sends the captions 400 times"
-    assert pytest.approx(4600, rel=0.01) == (12 + 60) * 64 and 2e12 / 8 / 4600 > 50e6 and 64e9 / 4600 > 13e6
+    most = [memory / mined_bytes(size, whole) / 1e6 for whole in (False, True) for memory, size in ((2e12 / 8, 8), (64e9, 1))]
+    assert f"for {int(most[0])} million images at most, one in 64 GB for {int(most[1])} million." in page
+    assert f"own share: {int(most[2])} and {int(most[3])} million" in page
+    assert read_measured(PAGE.read_text(encoding="utf-8"))["rules and table"].peak / DEPTH == pytest.approx(TABLE_BYTES, rel=0.1)
+    assert f"{MACHINE.pictures:.0f} pictures of 640 x 480" in page
+    measured = (PAGE.parent / "pictures.md").read_text(encoding="utf-8")
+    ours = next(line for line in measured.splitlines() if line.startswith("| 640 x 480")).split("|")[4]
+    assert ours.strip().startswith(f"{MACHINE.pictures:.0f}, x")
+
+
+def test_the_conclusion_names_every_term_that_grows_faster() -> None:
+    lines = PAGE.read_text(encoding="utf-8").splitlines()
+    said = conclusion(lines, 3, 11.7, 2)
+    assert lines[2] == f"**{said}**"
+    assert all(f"{name} {found.exponent[:4]}" in said for name, found in read_measured("\n".join(lines)).items() if found.exponent > "1.2")
+    assert conclusion(lines, 1, 1.0, 2).endswith("1 round on a quiet machine (load 1.0), so intervals say nothing.")
 
 
 def test_operations_of_a_pair_are_those_of_its_layers() -> None:

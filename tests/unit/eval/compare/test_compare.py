@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from eval.dataset.truth import with_ground_truth
 from eval.errors import UserError
 from eval.manifest.manifest import ManifestImage
 from eval.metrics.evaluate import evaluate
+from eval.report.precision import precision_sections
 from eval.report.report import write_report
 from eval.search.stage import Stage
 from tests.unit.eval.one_direction import search
@@ -229,3 +231,24 @@ def test_runs_of_the_same_weights_are_said_to_be_unable_to_differ(tmp_path: Path
     assert "yet tuned" in capsys.readouterr().out
     assert main([str(one / "eval" / "test"), str(report(tmp_path / "plain", [stage("tuned", data, 1.0)], data))]) == 0
     assert "same weights" not in capsys.readouterr().out
+
+
+def in_precision(folder: Path, precision: str | None, data: RetrievalSet) -> Path:
+    """A report of one stage that the towers embedded in a precision; None: an earlier report, which says nothing of it."""
+    inputs = {} if precision is None else {"image_size": 224} | ({} if precision == "fp32" else {"precision": precision})
+    sections = [] if precision is None else precision_sections(precision)  # type: ignore[arg-type]
+    return write_report(folder, evaluate(data, [replace(stage("model", data, 1.0), inputs=inputs)]), sections)
+
+
+def test_another_precision_is_said_and_not_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = retrieval_set()
+    full, half, earlier = (in_precision(tmp_path / str(precision), precision, data) for precision in ("fp32", "bf16", None))
+    assert main([str(full), str(half), str(earlier), "--output", str(tmp_path / "out")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    words = "B:model embedded in bf16 and A:model in fp32: a few queries of a thousand may differ for that alone"
+    assert said.count(f"warning {words}") == said.count("embedded in") == 1
+    assert (tmp_path / "out" / "compare.html").read_text().count(words) == 1
+    record = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert record["precisions"] == {"A:model": "fp32", "B:model": "bf16", "C:model": "fp32"}
+    assert main([str(half), str(half)]) == 0
+    assert "embedded in" not in capsys.readouterr().out
