@@ -173,8 +173,8 @@ def most_captions_of_exact_search() -> float:
 
 
 def mined_bytes(world_size: int, whole_share: bool) -> float:
-    """Bytes an image that a process holds of a mining at most; whole_share: with max_uses or a cross-encoder, where the rules are applied to
-    the whole share of a process at once instead of to 8,192 images.
+    """Bytes an image that a process holds of a mining at most; whole_share: with max_uses or a cross-encoder, where the rules are applied
+    to the whole share of a process at once instead of to 8,192 images.
 
     >>> mined_bytes(8, False), mined_bytes(8, True), mined_bytes(1, True)
     (2560.0, 3040.0, 6400.0)
