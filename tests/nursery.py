@@ -57,12 +57,14 @@ class Trap:
         nth: which call of it, from 1.
         signal: number of the signal.
         after: send it when the call has returned, not before it begins.
+        settled: send it when no checkpoint is being written any more.
     """
 
     function: str
     nth: int = 1
     signal: int = signal.SIGKILL
     after: bool = False
+    settled: bool = False
 
 
 @dataclass
@@ -287,6 +289,15 @@ def _enter(namespace: str) -> None:
             raise OSError(ctypes.get_errno(), f"setns {namespace}")
 
 
+def _writers() -> list[Any]:
+    """What writes checkpoints in this process."""
+    import gc
+
+    from train.engine.checkpoint import Writer
+
+    return [found for found in gc.get_objects() if type(found) is Writer]
+
+
 def _set(trap: Trap) -> None:
     """Wrap the function."""
     import importlib
@@ -298,15 +309,21 @@ def _set(trap: Trap) -> None:
         owner = getattr(owner, parent)
     inner, calls = getattr(owner, name), 0
 
+    def send() -> None:
+        for writer in _writers() if trap.settled else []:
+            if writer._pending is not None:
+                writer._pending.exception()
+        os.kill(os.getpid(), trap.signal)
+
     def wrapped(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
         due = calls == trap.nth
         if due and not trap.after:
-            os.kill(os.getpid(), trap.signal)
+            send()
         result = inner(*arguments, **named)
         if due and trap.after:
-            os.kill(os.getpid(), trap.signal)
+            send()
         return result
 
     setattr(owner, name, wrapped)

@@ -16,7 +16,7 @@ from train.engine.checkpoint import Checkpoints
 @pytest.fixture
 def killed(run: Run) -> tuple[Run, Checkpoints]:
     """A run killed in step 7: with the checkpoints of steps 4 and 6, and the best, of step 3."""
-    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 8))
+    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 8, settled=True))
     assert child.wait() == -9
     checkpoints = Checkpoints(run.folder / "checkpoints")
     assert checkpoints.steps()[-2:] == [4, 6]
@@ -43,7 +43,7 @@ def test_after_the_fallback_the_whole_checkpoint_is_not_pruned(killed: tuple[Run
     run, checkpoints = killed
     flip(checkpoints.path(6) / "weights.safetensors")
     arguments = [str(run.config), "train.keep_checkpoints=1"]
-    child = run.nursery.start("train", arguments, trap=Trap("train.model.grad_cache:image_features", 1))
+    child = run.nursery.start("train", arguments, trap=Trap("train.model.grad_cache:image_features", 1, settled=True))
     assert child.wait() == -9
     assert 4 in checkpoints.steps() and verify(checkpoints.path(4)) == ""
     assert run.nursery.start("train", arguments).wait() == 0
@@ -55,7 +55,7 @@ def test_a_resumed_run_outlives_the_checkpoint_its_negatives_came_from(nursery: 
     changes = {"mining__mine_every_steps": 100, "train__keep_checkpoints": 1}
     straight, run = (Run.make(nursery, small_world, tmp_path / name, **changes) for name in ("straight", "disturbed"))
     straight.finish()
-    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 6))
+    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 6, settled=True))
     assert child.wait() == -9
     for file in (run.folder / "negatives").iterdir():
         file.unlink()
@@ -95,7 +95,7 @@ def test_a_torn_line_of_metrics_is_dropped(killed: tuple[Run, Checkpoints], stra
 def test_data_that_changed_in_between_is_refused(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
     manifest = write_pictures(tmp_path / "data")
     run = Run.make(nursery, small_world, tmp_path, data__source=str(manifest))
-    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 3))
+    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 3, settled=True))
     assert child.wait() == -9
     manifest.write_text(manifest.read_text().replace("number 3!", "number three!"))
     (child,) = run.start()
@@ -106,7 +106,7 @@ def test_a_base_that_changed_in_between_is_refused(nursery: Nursery, small_world
     base = tmp_path / "base"
     shutil.copytree(small_world.base, base)
     run = Run.make(nursery, small_world, tmp_path, model__base=str(base))
-    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 3))
+    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 3, settled=True))
     assert child.wait() == -9
     flip(base / "model.safetensors")
     (child,) = run.start()
@@ -126,7 +126,7 @@ def test_two_jobs_in_one_folder(run: Run, straight: dict[int, Run]) -> None:
 
 def test_a_killed_jobs_folder_is_free_at_once(run: Run) -> None:
     """Its workers live on for seconds; they must not hold the lock."""
-    (first,) = run.start(trap=Trap("train.model.grad_cache:image_features", 3))
+    (first,) = run.start(trap=Trap("train.model.grad_cache:image_features", 3, settled=True))
     assert first.wait() == -9
     (second,) = run.start(trap=Trap("train.siglip.loop:Loop.run", 1))
     assert second.wait() == -9, second.output()
@@ -137,8 +137,8 @@ def test_a_full_disk_ends_with_4_and_making_room_resumes(
 ) -> None:
     run = Run.make(nursery, small_world, small_disk / "job")
     filler = small_disk / "filler"
-    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 4, signal=19))
-    child.wait_until(child.stopped)  # not before: it may still be writing the checkpoint of step 3
+    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 4, signal=19, settled=True))
+    child.wait_until(child.stopped)  # not before: the checkpoint of step 3 is still being written
     assert steps_taken(run.folder) == 3
     room = os.statvfs(small_disk)
     filler.write_bytes(b"x" * (room.f_bavail * room.f_frsize - 200_000))  # less than one checkpoint needs
@@ -197,7 +197,7 @@ def test_a_report_that_could_not_be_written_is_refused_before_the_first_step(run
 
 
 def test_a_damaged_line_of_metrics_is_told_on_resume_and_the_run_goes_on(run: Run) -> None:
-    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 5))
+    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 5, settled=True))
     assert child.wait() == -9
     path = run.folder / "metrics.jsonl"
     lines = path.read_bytes().split(b"\n")

@@ -25,7 +25,7 @@ def killed(nursery: Nursery, small_world: SmallWorld, tmp_path_factory: pytest.T
     (folder / "data" / PICTURES / "train-039.png").write_bytes(b"no picture")
     watch = [{"name": "old", "source": str(write_pictures(folder / "watched", {"test": 8}, seed=1)), "split": "test"}]
     run = Run.make(nursery, small_world, folder, data__source=str(manifest), watch=watch, train__max_steps=4)
-    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 3))
+    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 3, settled=True))
     assert child.wait() == -9, child.output()
     return run
 
@@ -130,7 +130,7 @@ def test_embedded_pictures_are_known_too(nursery: Nursery, small_world: SmallWor
     source = tmp_path / "pairs.parquet"
     pq.write_table(pa.table(table), source)
     run = Run.make(nursery, small_world, tmp_path, data__source=str(source), mining=None, train__max_steps=4)
-    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 3))
+    (child,) = run.start(trap=Trap("train.model.grad_cache:image_features", 3, settled=True))
     assert child.wait() == -9, child.output()
     raw = bytearray(pictures[7]["bytes"])
     raw[-20] ^= 1

@@ -20,7 +20,7 @@ from tests.small_reranker_job import RerankerWorld
 
 UNTOUCHED = {".lock", "log.txt"}
 """What every start writes, refused or not."""
-KILL_IN_STEP_7 = Trap("train.model.grad_cache:image_features", 8)
+KILL_IN_STEP_7 = Trap("train.model.grad_cache:image_features", 8, settled=True)
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> bytes:

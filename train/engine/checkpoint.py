@@ -448,7 +448,7 @@ class Writer:
             try:
                 pending.result()
             except OSError as error:
-                raise WriteError(f"a checkpoint could not be written: {error}") from error
+                raise WriteError(f"could not write a checkpoint: {error}") from error
 
     def close(self) -> BaseException | None:
         """Wait for what is being written, and let memory and thread go; what could not be, where nobody has waited for it."""

@@ -327,7 +327,7 @@ def test_one_is_written_at_a_time_and_its_error_is_the_next_ones() -> None:
     assert second.is_alive() and began == [0]
     may_end.set()
     second.join()
-    with pytest.raises(WriteError, match="a checkpoint could not be written: .*No space"):
+    with pytest.raises(WriteError, match="could not write a checkpoint: .*No space"):
         writer.start(lambda: write(2))
     assert failed == [True] and began == [0, 1]
     writer.wait()  # raised once
