@@ -62,7 +62,7 @@ def say(noted: list[Noted]) -> None:
         _taking[-1].extend(noted)
         return
     global _num_noted
-    _num_noted += len(noted)
+    _num_noted += sum(1 for picture, _ in noted if picture)
     is_main = os.environ.get("RANK", "0") == "0"
     for picture, text in noted:
         if picture in _said or (not picture and text in _told):

@@ -61,6 +61,7 @@ KEYS = {
     "--slice-by": "evaluation.slice_by",
     "--strip-punctuation": "model.strip_punctuation",
     "--precision": "evaluation.precision",
+    "--rerank-precision": "rerank.precision",
     "--num-workers": "data.num_workers",
 }
 
