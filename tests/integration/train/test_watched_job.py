@@ -67,6 +67,7 @@ def test_a_drop_ends_the_run_with_a_message_and_the_best_is_exported(stopped: di
     assert "is finished" in said and "ended at step 3: the retention set 'old' was forgotten" in said and "watch old: mean R@1" in said
 
 
+@pytest.mark.slow  # tests/unit/eval/embed/test_embedding_cache.py has it of an evaluation
 def test_embeddings_of_the_base_are_made_once_a_machine_and_change_nothing(
     nursery: Nursery, small_world: SmallWorld, knowing: Path, stopped: dict[int, Run], tmp_path: Path
 ) -> None:
