@@ -28,7 +28,7 @@ from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
 from train.mining.candidates import Candidates, Retriever, find_candidates
 from train.mining.cross_encoder import MiningCrossEncoder
-from train.mining.mine import select
+from train.mining.mine import Selector
 from train.mining.report import Mined, is_true, summarize
 
 DATA, BLIP = Path("demo/data/scenes.parquet"), "demo/models/blip-itm"
@@ -106,7 +106,7 @@ class Study:
         config = MiningConfig.model_validate({"mine_every_steps": 1, "margin": None} | self._with_model(keys))
         pool = CaptionPool(dataset)
         judge = self.probabilities if config.denoise is not None else None
-        mined = select("study", pool, self.found[id(dataset)], self.scale, self.bias, config, match_probability=judge)
+        mined = Selector(pool, self.scale, self.bias, config, match_probability=judge).select("study", self.found[id(dataset)])
         sheet = summarize(mined, pool, None, None)
         false = int(self.is_true(mined)[mined.negatives.is_negative_N].sum())
         return mined, Counts(sheet.num_mined, false, sheet.num_positives_mined, sheet.shortfall, sheet.num_judged, sheet.estimated_share)

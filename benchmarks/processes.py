@@ -151,6 +151,11 @@ def times_as_fast(seconds: dict[str, list[float]], old: str, new: str) -> str:
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
+def milliseconds(seconds: dict[str, list[float]], *ways: str) -> str:
+    """Cells with the median of each way."""
+    return " | ".join(f"{1e3 * statistics.median(seconds[way]):.0f}" for way in ways)
+
+
 def page(rows: dict[int, dict[str, Any]], repeats: int, load: float) -> str:
     """The page."""
     lines = [
@@ -164,9 +169,9 @@ def page(rows: dict[int, dict[str, Any]], repeats: int, load: float) -> str:
     ]
     for world_size, found in rows.items():
         of = found["sums"]
-        waited = [f"{1e3 * statistics.median(of['waited'][way]):.0f}" for way in ("after", "meanwhile")]
         lines.append(
-            f"| {world_size} | {of['bytes'] / 1e6:.0f} MB | {of['segments']} | {of['sent'] / 1e6:.0f} | {' | '.join(waited)} "
+            f"| {world_size} | {of['bytes'] / 1e6:.0f} MB | {of['segments']} | {of['sent'] / 1e6:.0f} "
+            f"| {milliseconds(of['waited'], 'after', 'meanwhile')} "
             f"| {times_as_fast(of['seconds'], 'after', 'meanwhile')} | {'yes' if of['same_bits'] else 'no'} |"
         )
     lines += [
@@ -178,9 +183,8 @@ def page(rows: dict[int, dict[str, Any]], repeats: int, load: float) -> str:
     ]
     for world_size, found in rows.items():
         of = found["texts"]
-        milliseconds = [f"{1e3 * statistics.median(of['seconds'][way]):.0f}" for way in ("ring", "at once")]
         lines.append(
-            f"| {world_size} | {of['messages']['ring']} | {of['messages']['at once']} | {' | '.join(milliseconds)} "
+            f"| {world_size} | {of['messages']['ring']} | {of['messages']['at once']} | {milliseconds(of['seconds'], 'ring', 'at once')} "
             f"| {times_as_fast(of['seconds'], 'ring', 'at once')} | {of['gap']:.1e} |"
         )
     return "\n".join(lines) + "\n"

@@ -13,6 +13,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, cast
 
 from eval.errors import UserError
@@ -64,6 +65,17 @@ class _AtMost(io.FileIO):
 
     def seekable(self) -> bool:
         return False
+
+
+SETTLED_SECONDS = 2.0
+"""Since its last change, a file's: a cache of what was made of it could miss a further change that comes sooner."""
+
+
+def cache_folder(kind: str) -> Path:
+    """Where what is made once on this machine lies, by what it is: in the hub's cache for assets (HF_ASSETS_CACHE)."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_ASSETS_CACHE) / "siglip-tuner" / kind
 
 
 def at_home(value: Any) -> Any:

@@ -113,6 +113,10 @@ class Processes:
 
         return result
 
+    def is_on_all(self, flag: bool) -> bool:
+        """Whether a flag is set on every process; call on every one."""
+        return all(bool(part[0]) for part in self.gather(np.array([flag])))
+
     def gather_blocks(self, blocks: list[np.ndarray], num_blocks: int) -> list[np.ndarray]:
         """All blocks in grid order from each process's share of them; blocks share shape but for their first dimension.
 

@@ -41,7 +41,7 @@ from train.data.order import ORDER, BatchOrder, generator
 from train.engine.checkpoint import Checkpoints, State
 from train.mining.candidates import Candidates
 from train.mining.faiss_index import approximate_search
-from train.mining.mine import select
+from train.mining.mine import Selector
 
 WIDTH, DEPTH, BATCH = 64, 32, 256
 Work = Callable[[], Any]
@@ -218,7 +218,7 @@ def rules(size: int, folder: Path) -> Work:
     config = MiningConfig(negatives_per_image=2, margin=0.0, pool_top_k=DEPTH, mine_every_steps=1)
 
     def work() -> Any:
-        mined = select("0", pool, found, np.float32(10), np.float32(-10), config)
+        mined = Selector(pool, np.float32(10), np.float32(-10), config).select("0", found)
         write_negatives(folder / "table.parquet", mined.negatives, pool)
         return mined
 

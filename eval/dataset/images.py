@@ -3,6 +3,7 @@
 import hashlib
 import io
 import logging
+import platform
 import re
 import threading
 import warnings
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import PIL
+from PIL import Image, UnidentifiedImageError, features
 
 from eval.dataset.picture_warnings import note
 from eval.errors import UserError
@@ -97,6 +99,13 @@ def picture_size(source: bytes | str | Path) -> tuple[int, int] | None:
             return (opened.height, opened.width) if is_turned else opened.size
     except Exception:  # as of decode_image, which says what is wrong
         return None
+
+
+def decoders() -> str:
+    """What decodes and resizes pictures, with versions: another one may give other bits, for caches of what was made."""
+    names = ("jpg", "libjpeg_turbo", "jpg_2000", "webp", "avif", "zlib", "libtiff")
+    versions = (f"{name}={features.version(name)}" for name in names)
+    return " ".join([DECODING.decode(), platform.machine(), PIL.__version__, *versions])
 
 
 def picture_digest(source: bytes | str | Path) -> bytes:

@@ -26,8 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.dataset.images import DECODING
+from eval.dataset.images import decoders
 from eval.dataset.picture_warnings import say, taken, tell
+from eval.files import cache_folder
 
 _ENTRY = struct.Struct("<16sIIII")
 """Key, checksum, length of the bytes, last use in seconds since 1970, nothing."""
@@ -160,7 +161,7 @@ class PixelStore:
         folder: another one than the machine's.
         num_files: that a run fills at once; each gets its part.
         """
-        self.folder, self._max_bytes, self._num_files = folder or pixel_folder(), int(max_gib * 2**30), num_files
+        self.folder, self._max_bytes, self._num_files = folder or cache_folder("pixels"), int(max_gib * 2**30), num_files
         self._caches: dict[tuple[str, int], PixelCache | None] = {}
 
     def cache(self, recipe: str, picture_bytes: int) -> PixelCache | None:
@@ -207,7 +208,7 @@ class PixelStore:
 
     def _open(self, recipe: str, picture_bytes: int) -> PixelCache | None:
         max_bytes = self._max_bytes // self._num_files
-        name = hashlib.sha256(f"{recipe} {picture_bytes} {_decoders()}".encode()).hexdigest()[:16]
+        name = hashlib.sha256(f"{recipe} {picture_bytes} {decoders()}".encode()).hexdigest()[:16]
         path = self.folder / f"{name}-{num_buckets(picture_bytes, max_bytes)}{_SUFFIX}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -236,13 +237,6 @@ class PixelStore:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
                     total -= size
-
-
-def pixel_folder() -> Path:
-    """Where the pictures of this machine are cached."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_ASSETS_CACHE) / "siglip-tuner" / "pixels"
 
 
 def _held(path: Path, size: int) -> FileIO:
@@ -275,13 +269,3 @@ def _held(path: Path, size: int) -> FileIO:
 def num_buckets(picture_bytes: int, max_bytes: int) -> int:
     """Buckets of a file of at most so many bytes; at least one."""
     return max(1, max_bytes // (_WAYS * (_ENTRY.size + picture_bytes)))
-
-
-def _decoders() -> str:
-    """What decodes and resizes, with versions: another one may give other bits."""
-    import platform
-
-    from PIL import __version__, features
-
-    names = ("jpg", "libjpeg_turbo", "jpg_2000", "webp", "avif", "zlib", "libtiff")
-    return " ".join([DECODING.decode(), platform.machine(), __version__, *(f"{name}={features.version(name)}" for name in names)])

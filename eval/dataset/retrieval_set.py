@@ -18,6 +18,7 @@ from PIL import Image
 
 from eval.dataset.images import ImageError, decode_image, picture_digest
 from eval.errors import UserError
+from eval.files import SETTLED_SECONDS
 from eval.manifest.formats.hub import data_revision
 from eval.manifest.image_table import ImageTable, ManifestImage
 from eval.manifest.manifest import Manifest
@@ -26,7 +27,6 @@ from eval.manifest.rows import RowSource
 from eval.manifest.skipped import skipped_record
 
 _STRINGS_AT_ONCE = 16384
-_SETTLED_SECONDS = 2.0
 
 
 class StringColumn(Sequence[str]):
@@ -140,13 +140,10 @@ class StoredImages:
         if self._is_embedded(image):
             content = self.embedded_bytes(image)
         else:
-            try:
-                found = os.stat(self.path(image))
-            except OSError:
+            size, changed_ns, renamed_ns = self.file_times(image)
+            if size < 0 or time.time() - changed_ns / 1e9 < SETTLED_SECONDS:
                 return None
-            if time.time() - found.st_mtime_ns / 1e9 < _SETTLED_SECONDS:
-                return None
-            content = os.fsencode(f"{os.path.abspath(self.path(image))} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}")
+            content = os.fsencode(f"{os.path.abspath(self.path(image))} {size} {changed_ns} {renamed_ns}")
         return hashlib.blake2b(content, digest_size=16).digest()
 
     def picture_stamp(self, image: int, /) -> tuple[int, int]:
@@ -155,11 +152,16 @@ class StoredImages:
         if self._is_embedded(image):
             assert self._rows is not None
             return self._rows.stamp
+        return self.file_times(image)[:2]
+
+    def file_times(self, image: int, /) -> tuple[int, int, int]:
+        """(size in bytes, time of the last change of its content, ns, and of that or its name or times, ns) of the file of an image that
+        is not embedded. (-1, 0, 0): there is no file any more."""
         try:
             found = os.stat(self.path(image))
         except OSError:
-            return -1, 0
-        return found.st_size, found.st_mtime_ns
+            return -1, 0, 0
+        return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
     def embedded_bytes(self, image: int, /) -> bytes:
         """The bytes of an embedded image.

@@ -19,6 +19,7 @@ import numpy as np
 
 from eval.atomic import replace_files, sweep
 from eval.dataset.picture_warnings import tell
+from eval.files import cache_folder
 from eval.processes import Processes
 from eval.progress import bar
 
@@ -96,23 +97,16 @@ def open_table(
     _, index_T = np.unique(keys_C2[:, 0], return_index=True)
     keys_2T = np.ascontiguousarray(keys_C2[index_T].T)
     named = f"{_VERSION} {tokenizer} {sizes} ".encode() + keys_2T.tobytes()
-    path = (folder or token_folder()) / f"{hashlib.sha256(named).hexdigest()[:32]}{_SUFFIX}"
+    path = (folder or cache_folder("tokens")) / f"{hashlib.sha256(named).hexdigest()[:32]}{_SUFFIX}"
     mapped = partial(TokenTable.mapped, path, len(index_T), num_tokens, dtype)
     found = mapped()
-    if not all(bool(part[0]) for part in processes.gather(np.array([found is not None]))):
+    if not processes.is_on_all(found is not None):
         _make(path, keys_2T, _windows(texts, lengths, index_T, tokenise, dtype, processes), is_missing=found is None)
         processes.barrier()
         found = found or mapped()
         if found is None:
             tell(f"{path.parent}: token ids cannot be held there, and are made whenever they are needed")
     return found
-
-
-def token_folder() -> Path:
-    """Where the tables of this machine are."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_ASSETS_CACHE) / "siglip-tuner" / "tokens"
 
 
 def _windows(

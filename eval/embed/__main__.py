@@ -157,14 +157,14 @@ class _Embedder:
         from dataclasses import replace
 
         from eval.encoder.embedding_files import Shards
-        from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, block_on, device_of, stream_captions, stream_images
+        from eval.encoder.encoder import block_of, stream_captions, stream_images
         from eval.progress import bar
 
         processes, images = self._execution.processes, side == "images"
         num_rows = dataset.num_images if images else dataset.num_captions
         with processes.jointly():
             self._folder.mkdir(parents=True, exist_ok=True)
-            block = block_on(device_of(self._model), IMAGE_BLOCK if images else TEXT_BLOCK)
+            block = block_of(self._model, "image" if images else "text")
             rows = self._files.enter_context(Shards(self._folder, num_rows, block, processes))
         text = f"{side} ({dataset.split or 'all rows'})"
         with bar(num_rows // processes.world_size, text, "row", show=processes.is_main, leave=False) as shown:

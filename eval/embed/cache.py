@@ -20,24 +20,22 @@ from contextlib import suppress
 from dataclasses import fields
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import PIL
 import torch
-from huggingface_hub import constants
-from PIL import features
 from transformers import SiglipModel
 
 from eval.atomic import replace_files, sweep
-from eval.dataset.images import ImageError
+from eval.dataset.images import ImageError, decoders
 from eval.dataset.picture_warnings import num_noted
 from eval.encoder.checkpoint import hash_weights
-from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, block_on, device_of
+from eval.encoder.encoder import Tower, block_of, device_of
 from eval.encoder.identity import identity_of
 from eval.encoder.inputs import SiglipInputs
 from eval.errors import UserError
 from eval.execution import Execution
+from eval.files import cache_folder
 from eval.progress import say
 from eval.sharded import is_sharded
 
@@ -47,7 +45,6 @@ if TYPE_CHECKING:
 VARIABLE = "EMBEDDING_CACHE_GIB"
 """Environment variable: how large the cache may become; 0: nothing is read from it or written to it."""
 DEFAULT_GIB = 4.0
-Tower = Literal["image", "text"]
 _VERSION = 1
 """Of the rules by which rows are made, and of the file."""
 _WIDTH_BYTES = 4
@@ -88,7 +85,7 @@ def cached_vectors(key: Callable[[], str | None], make: Callable[[], np.ndarray]
     started, noted = time.perf_counter(), num_noted()
     vectors_ND = make()
     seconds = time.perf_counter() - started
-    is_quiet = all(bool(part[0]) for part in processes.gather(np.array([num_noted() == noted])))
+    is_quiet = processes.is_on_all(num_noted() == noted)
     if named and len(vectors_ND) and is_quiet and key() == named:  # a warning is to be said again next time
         last_1D = np.zeros((1, vectors_ND.shape[1]), dtype=np.float32)
         last_1D[0, 0] = seconds
@@ -96,14 +93,22 @@ def cached_vectors(key: Callable[[], str | None], make: Callable[[], np.ndarray]
     return vectors_ND, seconds
 
 
-def image_key(model: Any, inputs: SiglipInputs, dataset: "StoredImages", execution: Execution) -> str | None:
+HashOf = Callable[[torch.nn.Module], str]
+"""SHA-256 of a tower's weights: `hash_weights`, or one that remembers it for as long as they stay."""
+
+
+def image_key(
+    model: Any, inputs: SiglipInputs, dataset: "StoredImages", execution: Execution, hash_of: HashOf = hash_weights
+) -> str | None:
     """Name of the embeddings of a set's pictures by a model where it lies; None: they are not cached."""
-    return _key("image", model, inputs, execution, lambda: _pictures_sha256(dataset))
+    return _key("image", model, inputs, execution, lambda: _pictures_sha256(dataset), hash_of)
 
 
-def text_key(model: Any, inputs: SiglipInputs, captions: Iterable[str], execution: Execution) -> str | None:
+def text_key(
+    model: Any, inputs: SiglipInputs, captions: Iterable[str], execution: Execution, hash_of: HashOf = hash_weights
+) -> str | None:
     """Name of the embeddings of captions by a model where it lies; None: they are not cached."""
-    return _key("text", model, inputs, execution, lambda: _texts_sha256(captions))
+    return _key("text", model, inputs, execution, lambda: _texts_sha256(captions), hash_of)
 
 
 def most_bytes() -> int:
@@ -121,7 +126,7 @@ def most_bytes() -> int:
 
 def cache_file(key: str) -> Path:
     """Where rows are cached."""
-    return Path(constants.HF_ASSETS_CACHE) / "siglip-tuner" / "embeddings" / f"{key}.f32"
+    return cache_folder("embeddings") / f"{key}.f32"
 
 
 def read_rows(path: Path) -> np.ndarray | None:
@@ -145,13 +150,8 @@ def read_rows(path: Path) -> np.ndarray | None:
 
 def store_rows(path: Path, parts: Iterable[np.ndarray], num_bytes: int) -> None:
     """Write rows, float32, part after part; what is too large, or cannot be written, is not cached."""
-    if num_bytes > most_bytes():
-        return
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent)  # what a killed process left
-        replace_files({path: partial(_write, parts)})
-        _drop_oldest(path.parent, most_bytes())
+    if num_bytes <= most_bytes():
+        _put(path, partial(_write, parts))
 
 
 def bring_file(key: str, path: Path) -> bool:
@@ -168,13 +168,18 @@ def bring_file(key: str, path: Path) -> bool:
 
 def store_file(key: str, path: Path) -> None:
     """Cache a file of embeddings as it is, without a copy where the disk is the same; the reader knows whether it is whole."""
-    most = most_bytes()
     with suppress(OSError):
-        if path.stat().st_size <= most:
-            cache_file(key).parent.mkdir(parents=True, exist_ok=True)
-            sweep(cache_file(key).parent)
-            replace_files({cache_file(key): partial(_link, path)})
-            _drop_oldest(cache_file(key).parent, most)
+        if path.stat().st_size <= most_bytes():
+            _put(cache_file(key), partial(_link, path))
+
+
+def _put(path: Path, write: Callable[[Path], None]) -> None:
+    """Make a file of the cache, and room for it."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)  # what a killed process left
+        replace_files({path: write})
+        _drop_oldest(path.parent, most_bytes())
 
 
 def _link(source: Path, path: Path) -> None:
@@ -217,7 +222,9 @@ def _drop_oldest(folder: Path, most: int) -> None:
                 path.unlink()
 
 
-def _key(tower: Tower, model: Any, inputs: SiglipInputs, execution: Execution, items_sha256: Callable[[], str | None]) -> str | None:
+def _key(
+    tower: Tower, model: Any, inputs: SiglipInputs, execution: Execution, items_sha256: Callable[[], str | None], hash_of: HashOf
+) -> str | None:
     if not is_plain(model, tower) or (items := items_sha256()) is None:
         return None
     part = model.vision_model if tower == "image" else model.text_model
@@ -225,10 +232,8 @@ def _key(tower: Tower, model: Any, inputs: SiglipInputs, execution: Execution, i
     read = "image_processor" if tower == "image" else "tokenizer"
     others = [one.name for one in fields(inputs) if one.name not in ("image_processor", "tokenizer", "tokens")]
     settings = {name: getattr(inputs, name) for name in others}  # of token ids only where they are kept differs
-    record = [_VERSION, tower, items, hash_weights(part), identity["config"], identity[read], identity["library"], settings]
-    device = device_of(part)
-    record += [execution.precision, block_on(device, IMAGE_BLOCK if tower == "image" else TEXT_BLOCK)]
-    record += [model.config._attn_implementation, _machine(device)]
+    record = [_VERSION, tower, items, hash_of(part), identity["config"], identity[read], identity["library"], settings]
+    record += [execution.precision, block_of(part, tower), model.config._attn_implementation, _machine(device_of(part))]
     return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -250,7 +255,7 @@ def _machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": device.type,
         "matmul": torch.get_float32_matmul_precision(),
-        "pillow": [PIL.__version__, features.version("jpg"), features.version("libjpeg_turbo"), features.version("webp")],
+        "decoders": decoders(),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_DECIDING)},
     }
     if device.type == "cuda":
@@ -283,15 +288,14 @@ def _pictures_sha256(dataset: "StoredImages") -> str | None:
     """Hash of where each picture lies and of its file's size and time, or of its bytes where these are not known; None: one is gone."""
 
     def stamps(start: int) -> str | None:
-        found = list[tuple[str, int, int, int] | bytes]()
+        found = list[tuple[str | int, ...] | bytes]()
         for image in range(start, min(start + 256, dataset.num_images)):
-            size, changed = dataset.picture_stamp(image)
             path = dataset.path(image)
+            place = os.path.abspath(path) if path else dataset.image_place(image)
+            stamp = dataset.file_times(image) if path else dataset.picture_stamp(image)
             try:
-                place = os.path.abspath(path) if path else dataset.image_place(image)
-                renamed = os.stat(path).st_ctime_ns if path else 0  # or given another's time, which its own does not show
-                found.append((place, size, changed, renamed) if changed else dataset.image_digest(image))
-            except (ImageError, OSError):
+                found.append((place, *stamp) if stamp[1] else dataset.image_digest(image))
+            except ImageError:
                 return None
         return repr(found)
 

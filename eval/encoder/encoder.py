@@ -7,7 +7,7 @@ N rows, B rows of a block, L tokens, D width of the embedding.
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -53,13 +53,13 @@ Sink = Callable[[np.ndarray], Any]
 """Receives the embeddings of this process's blocks, one block after another; float32 of shape (rows, D)."""
 
 
-def block_on(device: torch.device, cpu_block: int) -> int:
-    """Rows of a block where a model lies.
+Tower = Literal["image", "text"]
 
-    Args:
-        cpu_block: IMAGE_BLOCK or TEXT_BLOCK.
-    """
-    return cpu_block if device.type == "cpu" else cpu_block * _DEVICE_BLOCKS
+
+def block_of(model: torch.nn.Module, tower: Tower) -> int:
+    """Rows of a block of a tower where a model lies: IMAGE_BLOCK or TEXT_BLOCK on a CPU."""
+    cpu_block = IMAGE_BLOCK if tower == "image" else TEXT_BLOCK
+    return cpu_block if device_of(model).type == "cpu" else cpu_block * _DEVICE_BLOCKS
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
@@ -81,7 +81,7 @@ def embed_images(
 
     Args:
         execution: its device is not used: the model runs where it is, in the execution's precision.
-        block: rows of a block; None: as `block_on` the device says.
+        block: rows of a block; None: as `block_of` says.
         names: of the images, for messages; without, they are called by their index.
         remedy: what a person can do about an image that cannot be decoded, for the error; None: no error, it gets a row of zeros.
 
@@ -90,7 +90,7 @@ def embed_images(
         NotFinite: an embedding is not finite.
     """
     own: list[np.ndarray] = []
-    block = block or block_on(device_of(model), IMAGE_BLOCK)
+    block = block or block_of(model, "image")
     stream_images(model, inputs, dataset, own.append, execution=execution, block=block, names=names, remedy=remedy)
     return np.concatenate(execution.processes.gather_blocks(own, num_blocks(dataset.num_images, block)))
 
@@ -104,7 +104,7 @@ def embed_captions(
         NotFinite: an embedding is not finite.
     """
     own: list[np.ndarray] = []
-    block = block or block_on(device_of(model), TEXT_BLOCK)
+    block = block or block_of(model, "text")
     stream_captions(model, inputs, captions, own.append, execution=execution, block=block)
     return np.concatenate(execution.processes.gather_blocks(own, num_blocks(len(captions), block)))
 
@@ -122,7 +122,7 @@ def stream_images(
 ) -> None:
     """Embed this process's blocks of images and give each to the sink as it comes; arguments and errors as :func:`embed_images`."""
     device = device_of(model)
-    block = block or block_on(device, IMAGE_BLOCK)
+    block = block or block_of(model, "image")
     pieces = _PicturePieces(dataset, inputs.picture_bytes, block, execution, remedy)
     loaded = block_loader(pieces, num_workers=execution.num_workers, item_bytes=pieces.size * pieces.blank.nbytes)
     rows = _joined(loaded, pieces, inputs.picture_bytes, device)
@@ -139,7 +139,7 @@ def stream_captions(
     block: int | None = None,
 ) -> None:
     """Embed this process's blocks of captions and give each to the sink as it comes; arguments and errors as :func:`embed_captions`."""
-    block = block or block_on(device_of(model), TEXT_BLOCK)
+    block = block or block_of(model, "text")
     starts = [number * block for number in execution.processes.share_of(num_blocks(len(captions), block))]
     blocks = (_pad(inputs.token_ids(captions[start : start + block]), block) for start in starts)
     _stream(model, text_features, ((rows, None) for rows in blocks), len(captions), block, sink, captions, execution)

@@ -200,6 +200,10 @@ class SiglipInputs:
         """Token ids of captions, int64 of shape (captions, num_tokens), padded on the right and cut where too long."""
         if self.tokens is not None:
             return torch.from_numpy(self.tokenised(captions)[0])
+        return torch.from_numpy(self._padded(captions))
+
+    def _padded(self, captions: Sequence[str]) -> np.ndarray:
+        """As `token_ids`, an array, of the tokenizer."""
         encoded = self.tokenizer(
             list(captions),
             padding="max_length",
@@ -208,7 +212,7 @@ class SiglipInputs:
             padding_side="right",
             return_attention_mask=False,
         )
-        return torch.tensor(encoded["input_ids"], dtype=torch.int64)
+        return np.array(encoded["input_ids"], dtype=np.int64)
 
     def tokenised(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """(token ids, as `token_ids`, an array; whether the caption is longer, bool of shape (captions,))."""
@@ -231,7 +235,7 @@ class SiglipInputs:
         """As `tokenised`, of the tokenizer; a repeated caption is read once."""
         number: dict[str, int] = {}
         text_C = [number.setdefault(caption, len(number)) for caption in captions]
-        texts, plain = list(number), self if self.tokens is None else replace(self, tokens=None)
+        texts = list(number)
         whole = self.tokenizer(texts, padding=False, truncation=False, return_attention_mask=False, verbose=False)["input_ids"]
         ids_TL = np.full((len(texts), self.num_tokens), self.tokenizer.pad_token_id, dtype=np.int64)
         for row_L, ids in zip(ids_TL, whole, strict=True):
@@ -239,7 +243,7 @@ class SiglipInputs:
                 row_L[: len(ids)] = ids
         is_cut_T = np.array([len(ids) > self.num_tokens for ids in whole], dtype=bool)
         if is_cut_T.any():
-            ids_TL[is_cut_T] = plain.token_ids([texts[place] for place in np.flatnonzero(is_cut_T).tolist()]).numpy()
+            ids_TL[is_cut_T] = self._padded([texts[place] for place in np.flatnonzero(is_cut_T).tolist()])
         return ids_TL[text_C], is_cut_T[text_C]
 
     def pixels(self, image: Image.Image) -> torch.Tensor:

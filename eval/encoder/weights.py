@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
 from safetensors import SafetensorError
 from transformers import GenerationConfig
@@ -21,6 +20,7 @@ from eval.atomic import commit_folder, folder_aside, hash_file
 from eval.encoder.hub import PICKLED_INDEX, PICKLED_WHOLE, SAFE_INDEX, SAFE_WHOLE, fetch_weights, model_folder
 from eval.encoder.pickled import pickled_bytes, read_index, write_as_safetensors
 from eval.errors import UserError, WriteError
+from eval.files import cache_folder
 
 
 def load_weights(model_class: Any, name: str, config: Any, setting: str = "model", **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -83,7 +83,7 @@ def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
 
 def _safetensors_copy(name: str, weights: Path) -> Path:
     """A folder with the safetensors of a pytorch_model.bin or of an index's shards; made by one process at a time, whole or not at all."""
-    root = Path(constants.HF_ASSETS_CACHE) / "siglip-tuner" / "safetensors"
+    root = cache_folder("safetensors")
     copy = root / _content_name(name, weights)
     if _is_whole(copy):
         return copy

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from transformers import SiglipModel
 
 from eval.dataset.retrieval_set import RetrievalSet
 from eval.embed.cache import cached_vectors, image_key, text_key
-from eval.encoder.encoder import embed_captions, embed_images
+from eval.encoder.checkpoint import hash_weights
+from eval.encoder.encoder import device_of, embed_captions, embed_images
 from eval.encoder.inputs import SiglipInputs
 from eval.execution import ONE_PROCESS, Execution
 from eval.processes import Processes
@@ -81,10 +83,11 @@ def embed(
         return embed_captions(model, inputs, dataset.captions, execution=execution)
 
     if cached:
-        images_ID, image_seconds = cached_vectors(lambda: image_key(model, inputs, dataset, execution), images, execution=execution)
-        captions_CD, caption_seconds = cached_vectors(
-            lambda: text_key(model, inputs, dataset.captions, execution), captions, execution=execution
-        )
+        hash_of = cache(hash_weights)  # the weights stay meanwhile
+        of_images = partial(image_key, model, inputs, dataset, execution, hash_of)
+        of_captions = partial(text_key, model, inputs, dataset.captions, execution, hash_of)
+        images_ID, image_seconds = cached_vectors(of_images, images, execution=execution)
+        captions_CD, caption_seconds = cached_vectors(of_captions, captions, execution=execution)
     else:
         started = time.perf_counter()
         images_ID = images()
@@ -93,7 +96,7 @@ def embed(
         caption_seconds = time.perf_counter() - started - image_seconds
     scale, bias = float(model.logit_scale.detach().float().exp()), float(model.logit_bias.detach().float())
     precision = {} if execution.precision == "fp32" else {"precision": execution.precision}
-    device, asked = next(model.parameters()).device, inputs.contract | precision
+    device, asked = device_of(model), inputs.contract | precision
     return Embedded(images_ID, captions_CD, scale, bias, image_seconds, caption_seconds, device, asked)
 
 

@@ -13,12 +13,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from transformers import SiglipModel
 
 from eval.dataset.retrieval_set import PositivePairs
 from eval.encoder.embedding_files import EmbeddingRows, Shards
-from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, block_on, device_of, stream_captions, stream_images
+from eval.encoder.encoder import block_of, stream_captions, stream_images
 from eval.encoder.inputs import SiglipInputs
 from eval.errors import UserError, WriteError
 from eval.execution import ONE_PROCESS, Execution
@@ -77,7 +76,7 @@ def find_first(
         WriteError: the embeddings cannot be written to the system's temporary folder.
     """
     started, processes = time.perf_counter(), execution.processes
-    with _shards(collection, device_of(model), processes) as (images, captions):
+    with _shards(collection, model, processes) as (images, captions):
         remedy = None if skip_broken else _REMEDY
         stream_images(model, inputs, collection, images.append, names=collection.image_ids, remedy=remedy, execution=execution)
         images.seal()
@@ -94,13 +93,13 @@ def find_first(
 
 
 @contextmanager
-def _shards(collection: Collection, device: torch.device, processes: Processes) -> Iterator[tuple[Shards, Shards]]:
+def _shards(collection: Collection, model: SiglipModel, processes: Processes) -> Iterator[tuple[Shards, Shards]]:
     """Open shards for images and captions, and close them at the end."""
     try:
         with ExitStack() as opened:
             with processes.jointly():
-                images = opened.enter_context(Shards(None, collection.num_images, block_on(device, IMAGE_BLOCK), processes))
-                captions = opened.enter_context(Shards(None, collection.num_captions, block_on(device, TEXT_BLOCK), processes))
+                images = opened.enter_context(Shards(None, collection.num_images, block_of(model, "image"), processes))
+                captions = opened.enter_context(Shards(None, collection.num_captions, block_of(model, "text"), processes))
             yield images, captions
     except OSError as error:
         place = tempfile.gettempdir()

@@ -106,7 +106,7 @@ class SharedFolder:
             probe.touch()
         processes.barrier()
         self._sees = probe.exists()
-        self.everywhere = all(bool(part[0]) for part in processes.gather(np.array([self._sees])))
+        self.everywhere = processes.is_on_all(self._sees)
         if processes.is_main:
             probe.unlink()
         # One copy per machine, written by its first process; of a name that its others can work out, too.

@@ -17,7 +17,7 @@ from transformers import SiglipModel
 
 from eval.dataset.retrieval_set import PositivePairs
 from eval.encoder.embedding_files import Shards
-from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, block_on, device_of, num_blocks, stream_captions, stream_images
+from eval.encoder.encoder import block_of, num_blocks, stream_captions, stream_images
 from eval.encoder.inputs import SiglipInputs
 from eval.execution import ONE_PROCESS, Execution
 from eval.search.streamed import stream_search
@@ -111,7 +111,7 @@ def _embedded(
 ) -> Iterator[tuple[Shards, Shards]]:
     """Shards with the vectors of images of the split and captions of the pool; closed at the end."""
     model, inputs, frozen = retriever.model, retriever.inputs, retriever.frozen
-    image_block, text_block = (block_on(device_of(model), block) for block in (IMAGE_BLOCK, TEXT_BLOCK))
+    image_block, text_block = block_of(model, "image"), block_of(model, "text")
     with ExitStack() as opened:
         with execution.processes.jointly():
             if folder is not None:

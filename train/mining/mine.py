@@ -83,20 +83,6 @@ def mine(
     return mined.negatives, summarize(mined, pool, truth, refresh.before)
 
 
-def select(
-    name: str,
-    pool: CaptionPool,
-    found: Candidates,
-    scale: np.float32,
-    bias: np.float32,
-    config: MiningConfig,
-    refresh: Refresh = Refresh(),
-    match_probability: PairProbability | None = None,
-) -> Mined:
-    """`Selector.select` on one process; arguments as of `Selector`."""
-    return Selector(pool, scale, bias, config, refresh, match_probability).select(name, found)
-
-
 @dataclass(frozen=True)
 class Selector:
     """Applies the rules to queries' candidates and selects, for each query, up to negatives_per_image of those that pass.

@@ -71,7 +71,7 @@ def select_negatives(
     while True:
         selected_QK = _select(open_QK & ~(probability_QK >= match_at), position_QK, lists.key_QK, priority_QK, config, processes)
         unscored = np.nonzero(selected_QK & np.isnan(probability_QK))
-        if match_probability is None or not any(int(part[0]) for part in processes.gather(np.array([len(unscored[0])]))):
+        if match_probability is None or processes.is_on_all(not len(unscored[0])):
             break
         probability_QK[unscored] = match_probability(unscored)
     outcome_QK = filtered_QK.copy()

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,9 +26,9 @@ from PIL import Image
 from eval.atomic import replace_files, sweep
 from eval.dataset.images import ImageError
 from eval.dataset.picture_warnings import num_noted
-from eval.embed.cache import bring_file, cache_file, image_key, is_plain, most_bytes, store_file, text_key
+from eval.embed.cache import HashOf, bring_file, cache_file, image_key, is_plain, most_bytes, store_file, text_key
 from eval.encoder.checkpoint import hash_weights
-from eval.encoder.encoder import IMAGE_BLOCK, TEXT_BLOCK, block_on, device_of, embed_captions, embed_images
+from eval.encoder.encoder import block_of, embed_captions, embed_images
 from eval.errors import WriteError
 from eval.execution import ONE_PROCESS, Execution
 from eval.progress import say
@@ -86,14 +86,14 @@ class FrozenStore:
         # One process of each machine reads and writes for all of its machine; without a launcher each does, the same bytes.
         self._is_writer = os.environ.get("LOCAL_RANK", "0") == "0"
 
-    def path(self, tower: Tower) -> Path:
+    def path(self, tower: Tower, hash_of: HashOf = hash_weights) -> Path:
         """The file of a tower's embeddings."""
         inputs, siglip = self._tuned.inputs, self._tuned.siglip
-        block = block_on(device_of(siglip), IMAGE_BLOCK if tower == "image" else TEXT_BLOCK)
+        block = block_of(siglip, tower)
         if tower == "image":
-            weights, read = hash_weights(siglip.vision_model), [inputs.image_processor.to_dict(), block]
+            weights, read = hash_of(siglip.vision_model), [inputs.image_processor.to_dict(), block]
         else:  # the tokenizer is identified by its token ids of some captions
-            weights, read = hash_weights(siglip.text_model), [inputs.token_ids(self._dataset.captions[:256]).tolist(), block]
+            weights, read = hash_of(siglip.text_model), [inputs.token_ids(self._dataset.captions[:256]).tolist(), block]
         text = json.dumps([weights, self._data, inputs.contract, read], sort_keys=True, default=str)
         return self.folder / f"{tower}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.f32"
 
@@ -107,22 +107,23 @@ class FrozenStore:
             UserError: an embedding is not finite.
             WriteError: the file cannot be written.
         """
-        path, key = self.path(tower), None
+        hash_of, key = cache(hash_weights), None  # the weights stay meanwhile
+        path = self.path(tower, hash_of)
         with self._processes.jointly():
             has_whole = not self._is_writer or self._has_whole(tower, path)
-            if not has_whole and (key := self._cache_key(tower, execution)) is not None and bring_file(key, path):
+            if not has_whole and (key := self._cache_key(tower, execution, hash_of)) is not None and bring_file(key, path):
                 has_whole = self._has_whole(tower, path)
                 if not has_whole:
                     say(f"warning: {cache_file(key)} is damaged; the embeddings are made again", file=sys.stderr)
         noted = num_noted()
-        if not all(bool(part[0]) for part in self._processes.gather(np.array([has_whole]))):
+        if not self._processes.is_on_all(has_whole):
             with self._processes.jointly():
                 self._make(tower, None if has_whole else path, replace(execution, processes=self._processes))
         present = path.is_file()
         self._processes.raise_together("" if present else f"{path}: not there on process {self._processes.rank} after it was written")
         rows = FrozenRows(np.memmap(path, dtype=np.float32, mode="r", shape=self._shape(tower)))
-        is_quiet = all(bool(part[0]) for part in self._processes.gather(np.array([num_noted() == noted])))  # else it is to be said again
-        if key is not None and not has_whole and is_quiet and key == self._cache_key(tower, execution) and not rows.unknown():
+        is_quiet = self._processes.is_on_all(num_noted() == noted)  # else it is to be said again
+        if key is not None and not has_whole and is_quiet and key == self._cache_key(tower, execution, hash_of) and not rows.unknown():
             store_file(key, path)
         return rows
 
@@ -137,17 +138,17 @@ class FrozenStore:
             towers: tuple[Tower, Tower] = ("image", "text")
             num_bytes = 4 * sum(rows * width for rows, width in map(self._shape, towers))
             is_here = num_bytes <= most_bytes() and all(is_plain(self._tuned.siglip, tower) for tower in towers)
-        return all(bool(part[0]) for part in self._processes.gather(np.array([is_here])))
+        return self._processes.is_on_all(is_here)
 
-    def _cache_key(self, tower: Tower, execution: Execution) -> str | None:
+    def _cache_key(self, tower: Tower, execution: Execution, hash_of: HashOf) -> str | None:
         """The name of a tower's file in the machine's cache; None: it is not cached."""
         if not most_bytes():
             return None
         siglip, inputs = self._tuned.siglip, self._tuned.inputs
         if tower == "image":
-            key = image_key(siglip, inputs, self._dataset, execution)
+            key = image_key(siglip, inputs, self._dataset, execution, hash_of)
         else:
-            key = text_key(siglip, inputs, map(self._pool.text, range(len(self._pool))), execution)
+            key = text_key(siglip, inputs, map(self._pool.text, range(len(self._pool))), execution, hash_of)
         return None if key is None else hashlib.sha256(f"frozen {key}".encode()).hexdigest()
 
     def _has_whole(self, tower: Tower, path: Path) -> bool:
@@ -199,7 +200,7 @@ class FrozenStore:
         """Embeddings in order, a window of whole blocks at a time; the same on every process."""
         num_rows = self._shape(tower)[0]
         model, inputs = self._tuned.siglip, self._tuned.inputs
-        block = block_on(device_of(model), IMAGE_BLOCK if tower == "image" else TEXT_BLOCK)
+        block = block_of(model, tower)
         step = block * _WINDOW_BLOCKS * self._processes.world_size
         for start in range(0, num_rows, step):
             stop = min(start + step, num_rows)

@@ -167,31 +167,28 @@ def _captions(lists: pa.ChunkedArray | None, single: pa.ChunkedArray | None) -> 
 
 def _texts(column: pa.ChunkedArray) -> pa.Array:
     """A column of texts, none of them null."""
-    if column.null_count or not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+    if column.null_count or pa.types.is_integer(column.type):
         raise _NotPlain
-    try:
-        column.validate(full=True)  # text that is not UTF-8
-    except pa.ArrowInvalid:
-        raise _NotPlain from None
-    return _whole(column.cast(pa.large_string()))
+    return _whole_texts(column)
 
 
 def _as_texts(column: pa.ChunkedArray | None) -> pa.Array | None:
     """Texts or whole numbers as texts, null where a cell is empty; None where all are."""
     if column is None or column.null_count == len(column):
         return None
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_integer(column.type)):
-        raise _NotPlain
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        raise _NotPlain from None
-    whole = _whole(column.cast(pa.large_string()))
+    whole = _whole_texts(column)
     return pc.if_else(pc.equal(whole, ""), pa.scalar(None, pa.large_string()), whole)
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    combined = column.combine_chunks()
+def _whole_texts(column: pa.ChunkedArray) -> pa.Array:
+    """A column of texts or whole numbers, as texts in one piece."""
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_integer(column.type)):
+        raise _NotPlain
+    try:
+        column.validate(full=True)  # text that is not UTF-8
+    except pa.ArrowInvalid:
+        raise _NotPlain from None
+    combined = column.cast(pa.large_string()).combine_chunks()
     return pa.concat_arrays(combined.chunks) if isinstance(combined, pa.ChunkedArray) else combined
 
 

@@ -16,16 +16,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import constants
 
 from eval.atomic import replace_files
 from eval.dataset.images import picture_suffixes
-from eval.files import TEXT_BYTES, read_bytes
+from eval.files import SETTLED_SECONDS, TEXT_BYTES, cache_folder, read_bytes
 from eval.manifest.formats.shard_index import FIELDS, ShardIndex, index_shard
 
 _VERSION = 1
 """Of the rules by which a shard is indexed, and of the file."""
-_SETTLED_SECONDS = 2.0
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -42,7 +40,7 @@ def cached_index(shard: Path) -> ShardIndex:
     index = index_shard(shard)
     if not index.faults:
         with suppress(OSError):
-            if _stamp(shard) == stamp and time.time() - os.stat(shard).st_mtime > _SETTLED_SECONDS:
+            if _stamp(shard) == stamp and time.time() - os.stat(shard).st_mtime > SETTLED_SECONDS:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 replace_files({file: _content(index, stamp)})
     return index
@@ -51,7 +49,7 @@ def cached_index(shard: Path) -> ShardIndex:
 def cache_file(shard: Path) -> Path:
     """Where the index of a shard is cached."""
     name = hashlib.sha256(os.fsencode(os.path.abspath(shard))).hexdigest()
-    return Path(constants.HF_ASSETS_CACHE) / "siglip-tuner" / "shards" / f"{name}.index"
+    return cache_folder("shards") / f"{name}.index"
 
 
 def _stamp(shard: Path) -> str:

@@ -366,6 +366,6 @@ def test_another_way_of_resizing_or_another_decoder_is_another_file(tmp_path: Pa
     bilinear = PictureBytes(SiglipImageProcessorPil(size={"height": SIDE, "width": SIDE}, resample=2))
     assert not torch.equal(READ.reader(dataset, store)(0), bilinear.reader(dataset, store)(0))
     assert torch.equal(bilinear.reader(dataset, store)(0), bilinear.read(dataset.load_image(0)))
-    monkeypatch.setattr(pixel_cache, "_decoders", lambda: "another version")
+    monkeypatch.setattr(pixel_cache, "decoders", lambda: "another version")
     READ.reader(dataset, PixelStore(0.001, tmp_path / "cache"))
     assert len(list((tmp_path / "cache").glob("*.pixels"))) == 3

@@ -11,9 +11,10 @@ import torch
 
 from eval.dataset import token_table
 from eval.dataset.picture_warnings import taken
-from eval.dataset.token_table import open_table, token_folder
+from eval.dataset.token_table import open_table
 from eval.encoder.checkpoint import load_inputs
 from eval.encoder.inputs import SiglipInputs, _looked_up, _text_keys
+from eval.files import cache_folder
 from eval.processes import Processes
 from tests.siglip2 import write_siglip2
 
@@ -52,7 +53,7 @@ def test_ids_are_the_tokenizers_own_and_made_once(
     mixed = ["not in the table", *asked[:4], "nor this"]
     assert torch.equal(known.token_ids(mixed), inputs.token_ids(mixed))
     again = load_inputs(str(request.getfixturevalue(kind))).with_tokens_of([second, first])
-    assert len(list(token_folder().iterdir())) == 1  # the same texts, whatever their order
+    assert len(list(cache_folder("tokens").iterdir())) == 1  # the same texts, whatever their order
     refuse(monkeypatch, inputs)
     for one in (known, again):
         found = one.token_ids(asked)

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from eval.dataset.retrieval_set import PositivePairs
+from eval.encoder import encoder
 from eval.encoder.checkpoint import load_siglip
 from eval.encoder.embedding_files import InMemoryRows, Shards
 from eval.execution import Execution
@@ -99,7 +100,7 @@ def main() -> None:
         return
     dist.init_process_group("gloo")
     streamed_search.QUERY_BLOCK, streamed_search.GALLERY_BLOCK, streamed_search.ROW_BLOCKS_AT_ONCE = 8, 20, 1
-    candidates.IMAGE_BLOCK, candidates.TEXT_BLOCK = 6, 14
+    encoder.IMAGE_BLOCK, encoder.TEXT_BLOCK = 6, 14
     approximate.QUERY_BLOCK, approximate.TEXT_BLOCK, approximate.SAMPLE = 8, 14, 20
     found = find_all(manifest, base, Path(output) / "negatives", Processes.current())
     np.savez(Path(output) / f"{dist.get_rank()}.npz", **found)

@@ -21,7 +21,7 @@ from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
 from train.mining.candidates import Candidates, Retriever, find_candidates
 from train.mining.faiss_index import require_faiss
-from train.mining.mine import mine, select
+from train.mining.mine import Selector, mine
 from train.mining.refresh import rules_of
 from train.mining.report import summarize
 
@@ -179,7 +179,7 @@ def test_absent_candidates_are_never_selected_nor_counted(dataset: RetrievalSet)
     cosines = np.where(candidates < 0, -np.inf, 0).astype(np.float32)
     found = Candidates(np.arange(40), candidates, cosines, np.ones(40, np.float32), np.ones(40, bool))
     pool = CaptionPool(dataset)
-    mined = select("m", pool, found, np.float32(1), np.float32(0), MiningConfig(mine_every_steps=1))
+    mined = Selector(pool, np.float32(1), np.float32(0), MiningConfig(mine_every_steps=1)).select("m", found)
     negatives, report = mined.negatives, summarize(mined, pool, None, None)
     assert negatives.captions_N.tolist() == [dataset.num_captions - 1] and report.num_looked_at == 1 and report.shortfall == 159
 

@@ -20,7 +20,7 @@ from train.config.mining import MiningConfig
 from train.data.caption_pool import CaptionPool
 from train.data.negatives import Negatives, read_negatives, write_negatives
 from train.mining.candidates import Candidates, Retriever, find_candidates
-from train.mining.mine import mine, select
+from train.mining.mine import Selector, mine
 from train.mining.refresh import Refresh
 from train.mining.report import MiningReport, summarize
 
@@ -150,7 +150,7 @@ def instances(draw: st.DrawFn) -> Instance:
 def test_select_is_brute_force(made: Instance) -> None:
     pool, one, zero = CaptionPool(made.dataset), np.float32(1), np.float32(0)
     probability = None if made.config.denoise is None else lambda images_N, captions_N: made.match[images_N, captions_N]
-    mined = select("made", pool, made.found, one, zero, made.config, Refresh(), probability)
+    mined = Selector(pool, one, zero, made.config, Refresh(), probability).select("made", made.found)
     expected, table = made.solve(), mined.negatives
     columns = (table.image_N, table.captions_N, table.ranks_N, ~table.is_negative_N)
     rows = list(zip(*(column.tolist() for column in columns), strict=True))

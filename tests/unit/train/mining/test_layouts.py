@@ -22,7 +22,7 @@ from train.data.negatives import Negatives
 from train.mining import __main__ as mining
 from train.mining import triplets
 from train.mining.layouts import LAYOUTS, RowMaker, mined_anchors
-from train.mining.mine import select
+from train.mining.mine import Selector
 from train.mining.pairs import mine_pairs
 from train.mining.selection import PairProbability
 
@@ -37,7 +37,7 @@ def negatives_of(seed: int) -> tuple[Negatives, CaptionPool]:
         def probability(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
             return match[images, captions]
 
-    return select("t", one.pool, one.found, one.scale, one.bias, one.config, match_probability=probability).negatives, one.pool
+    return Selector(one.pool, one.scale, one.bias, one.config, match_probability=probability).select("t", one.found).negatives, one.pool
 
 
 def true_texts(pool: CaptionPool) -> list[set[str]]:

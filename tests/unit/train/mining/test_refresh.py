@@ -21,7 +21,7 @@ from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.data.negatives import Negatives
 from train.mining.candidates import Candidates, Retriever
 from train.mining.cross_encoder import MiningCrossEncoder
-from train.mining.mine import mine, select
+from train.mining.mine import Selector, mine
 from train.mining.refresh import Refresh, rules_of
 from train.mining.report import Mined, MiningReport, summarize
 
@@ -37,7 +37,7 @@ def chosen(dataset: RetrievalSet, logits: list[float], best: float, **keys: obje
         np.ones(count, bool),
     )
     config = MiningConfig.model_validate({"mine_every_steps": 1, **keys})
-    return select("m", CaptionPool(dataset), found, np.float32(1), np.float32(0), config)
+    return Selector(CaptionPool(dataset), np.float32(1), np.float32(0), config).select("m", found)
 
 
 def three() -> RetrievalSet:

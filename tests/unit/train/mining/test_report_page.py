@@ -12,7 +12,7 @@ from tests.small_job import SmallWorld, load, write_pictures
 from train.config.mining import MiningConfig
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.mining.candidates import Candidates
-from train.mining.mine import select
+from train.mining.mine import Selector
 from train.mining.report import RULES, Mined, marked_false, summarize
 from train.mining.report_page import example_rows, page, write_mining_report
 
@@ -27,7 +27,7 @@ def mined_among(pool: CaptionPool) -> Mined:
     cosines = -np.sort(-draws.normal(size=captions.shape).astype(np.float32), axis=1)
     found = Candidates(np.arange(count), captions, cosines, np.full(count, 9, np.float32), np.ones(count, bool))
     config = MiningConfig(mine_every_steps=1, negatives_per_image=3)
-    return select("0123abcd", pool, found, np.float32(1), np.float32(0), config)
+    return Selector(pool, np.float32(1), np.float32(0), config).select("0123abcd", found)
 
 
 def test_the_page_escapes_captions_and_shows_twenty_pairs_with_pictures(small_world: SmallWorld, tmp_path: Path) -> None:

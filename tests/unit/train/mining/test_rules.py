@@ -18,7 +18,7 @@ from train.config.mining import MiningConfig
 from train.data.caption_pool import AdditionalCaptions, CaptionPool
 from train.data.negatives import table_name
 from train.mining.candidates import Candidates
-from train.mining.mine import Selector, select
+from train.mining.mine import Selector
 from train.mining.refresh import Refresh, rules_of
 from train.mining.report import RULES, Mined, MiningReport, summarize
 from train.mining.rules import Outcome, RankedLists, filtered_out, perc_pos_bound
@@ -174,7 +174,7 @@ def test_the_cross_encoder_scores_only_what_would_be_selected() -> None:
         calls.append(captions_N.tolist())
         return np.where(captions_N == 1, 0.9, 0.05).astype(np.float32)
 
-    mined = select("m", CaptionPool(dataset), found, np.float32(1), np.float32(0), config, match_probability=probability)
+    mined = Selector(CaptionPool(dataset), np.float32(1), np.float32(0), config, match_probability=probability).select("m", found)
     assert calls == [[1, 2], [3]] and mined.negatives.captions_N.tolist() == [2, 3]
     assert mined.negatives.match_N is not None and mined.negatives.match_N.tolist() == pytest.approx([0.05, 0.05])
 
@@ -227,7 +227,7 @@ def test_uses_of_one_caption_go_to_the_images_that_score_it_highest() -> None:
     cosines = np.array([[0.5, 0.1], [0.7, 0.1], [0.6, 0.2]], np.float32)
     found = Candidates(np.arange(3), captions, cosines, np.ones(3, np.float32), np.ones(3, bool))
     config = MiningConfig(mine_every_steps=1, negatives_per_image=1, max_uses=1, margin=None)
-    mined = select("m", CaptionPool(dataset), found, np.float32(1), np.float32(0), config)
+    mined = Selector(CaptionPool(dataset), np.float32(1), np.float32(0), config).select("m", found)
     assert [mined.negatives.of(image).tolist() for image in range(3)] == [[], [4], [3]]
 
 
