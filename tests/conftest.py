@@ -54,3 +54,11 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Nursery]":
     started = Nursery(tmp_path_factory.mktemp("nursery"))
     yield started
     started.close()
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported out of every later garbage collection."""
+    import gc
+
+    gc.collect()
+    gc.freeze()

@@ -205,10 +205,14 @@ class Nursery:
 
 def _serve() -> None:
     """Read orders from standard input until it ends."""
+    import gc
     import importlib
 
     for name in PRELOADED:
         importlib.import_module(name)
+    _prepare_pages()
+    gc.collect()
+    gc.freeze()  # no child looks through what is imported, which would copy its memory
     children: set[int] = set()
     for line in sys.stdin:
         order = json.loads(line)
@@ -226,6 +230,17 @@ def _serve() -> None:
     for pid in children:
         os.kill(pid, signal.SIGKILL)
     os._exit(0)  # nothing of it needs an orderly end, and what it preloaded could keep it
+
+
+def _prepare_pages() -> None:
+    """Compile the pages' templates and know the pictures' formats, which each child would do anew."""
+    from PIL import Image
+
+    from eval.report.render import environment
+
+    Image.init()
+    for path in (path for package in ("eval", "rerank", "train") for path in (ROOT / package).rglob("*.j2")):
+        environment(path.parent).get_template(path.name)
 
 
 def _reap(pid: int, seconds: float) -> int:

@@ -21,6 +21,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from benchmarks.speed.pictures import photographs
 
 BATCH, CHECKPOINT_BATCH, RATE = 8, 2, 5e-6
+STEPS = 4
+"""Of a measurement at base size; the last two count. In the first two all of a process's memory is new, and a run's first checkpoint is
+still being written beside them."""
 
 
 def prepare(row: str, place: Path) -> None:
@@ -41,8 +44,8 @@ def measure(row: str, system: str, place: Path) -> dict[str, Any]:
         return checkpoint(place)
     precision = row.removeprefix("step-")
     if system == "ours":
-        ends = ends_of_steps(base_size_run(place, f"step-{precision}", BATCH, 2, train={"precision": precision}), 2)
-        seconds = ends[1] - ends[0]
+        ends = ends_of_steps(base_size_run(place, f"step-{precision}", BATCH, STEPS, train={"precision": precision}), STEPS)
+        seconds = (ends[-1] - ends[-3]) / 2
     else:
         seconds = peer_step(system, place / "base-size", precision)
     from benchmarks.speed.flops import step_flops
@@ -127,25 +130,25 @@ def _ends(work: Callable[[], Any], number: int) -> list[float]:
 
 
 def peer_step(system: str, folder: Path, precision: str) -> float:
-    """Seconds of the second of two steps."""
+    """Seconds of one of the last two steps."""
     from transformers import SiglipModel
 
     model = SiglipModel.from_pretrained(folder / "base", trust_remote_code=False).train()
     rows = inputs(folder)
     if system == "open_clip":
-        ends = _ends(lambda: open_clip_steps(model, rows, precision), 2)
+        ends = _ends(lambda: open_clip_steps(model, rows, precision), STEPS)
     else:
-        ends = _ends(lambda: trainer_steps(model, rows, precision), 2)
-    return ends[1] - ends[0]
+        ends = _ends(lambda: trainer_steps(model, rows, precision), STEPS)
+    return (ends[-1] - ends[-3]) / 2
 
 
 def inputs(folder: Path) -> list[dict[str, torch.Tensor]]:
-    """Pixel values and token ids of two batches, row by row."""
+    """Pixel values and token ids of the batches, row by row."""
     from PIL import Image
     from transformers import SiglipImageProcessorPil, SiglipTokenizer
 
     processor, tokenizer = SiglipImageProcessorPil(), SiglipTokenizer.from_pretrained(folder / "base", trust_remote_code=False)
-    lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()[: 2 * BATCH]]
+    lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()[: STEPS * BATCH]]
     pixels = processor(images=[Image.open(folder / line["image"]) for line in lines], return_tensors="pt")["pixel_values"]
     words = [line["captions"][0] for line in lines]
     tokens = tokenizer(words, padding="max_length", max_length=64, truncation=True, return_tensors="pt")["input_ids"]
@@ -163,7 +166,7 @@ def open_clip_steps(model: Any, rows: list[dict[str, torch.Tensor]], precision: 
     spec.loader.exec_module(module)
     loss_of = module.SigLipLoss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
-    for first in (0, BATCH):
+    for first in range(0, len(rows), BATCH):
         batch = rows[first : first + BATCH]
         pixels, tokens = (torch.stack([row[name] for row in batch]) for name in ("pixel_values", "input_ids"))
         optimizer.zero_grad()
@@ -187,7 +190,7 @@ def trainer_steps(model: Any, rows: list[dict[str, torch.Tensor]], precision: st
         return {name: torch.stack([row[name] for row in batch]) for name in batch[0]} | {"return_loss": True}
 
     arguments = TrainingArguments(
-        max_steps=3,
+        max_steps=STEPS + 1,
         per_device_train_batch_size=BATCH,
         learning_rate=RATE,
         bf16=precision == "bf16",

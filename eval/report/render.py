@@ -1,6 +1,7 @@
 """One file of HTML that opens from disk: a template filled in, every string from outside escaped."""
 
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -14,15 +15,21 @@ DIRECTION_WORDS = {"image_to_text": "image to text", "text_to_image": "text to i
 def render(template: str, folder: Path = TEMPLATES, **values: Any) -> str:
     """The page, or a part of one, of a template in a folder; what it imports is there or in eval/report/templates. A value it names and is
     not given is an error, not a blank."""
-    environment = jinja2.Environment(
+    return environment(folder).get_template(template).render(**values)
+
+
+@cache
+def environment(folder: Path) -> jinja2.Environment:
+    """What reads the templates of a folder, and compiles each once."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, TEMPLATES]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(show=show, show_interval=show_interval, signed=signed, directions=DIRECTION_WORDS)
-    return environment.get_template(template).render(**values)
+    made.globals.update(show=show, show_interval=show_interval, signed=signed, directions=DIRECTION_WORDS)
+    return made
 
 
 def relative_link(path: str | Path, page: Path) -> str:

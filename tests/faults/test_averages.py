@@ -91,7 +91,11 @@ def test_what_is_evaluated_is_what_is_exported(averaged: dict[int, Run], small_w
     assert "moving average over the steps (EMA), of decay 0.9." in (folder / "export" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+IN_SHORT = ("average moved, line not written", "told to stop in an evaluation")
+"""The option is off, and what it shares with every run is tested there (test_kills.py); the other moments take -m slow."""
+
+
+@pytest.mark.parametrize("moment", [pytest.param(name, marks=[] if name in IN_SHORT else [pytest.mark.slow]) for name in MOMENTS])
 def test_a_disturbed_run_has_the_bits_of_the_straight_one(
     nursery: Nursery, small_world: SmallWorld, tmp_path: Path, averaged: dict[int, Run], moment: str
 ) -> None:

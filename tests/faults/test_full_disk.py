@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 
 from tests.bin_checkpoints import bin_folder
 from tests.faults.runs import Run, assert_same, steps_taken
-from tests.nursery import ROOT, Nursery, Trap
+from tests.nursery import Nursery, Trap
 from tests.small_job import SmallWorld
 from tests.small_reranker_job import RerankerWorld
 
@@ -155,15 +153,17 @@ def test_a_disk_that_fills_up_during_a_run_ends_it_with_4_and_making_room_resume
     run.finish()
 
 
-def test_a_full_disk_for_the_safetensors_copy_of_a_bin_ends_with_4(inputs: Inputs, small_disk: Path, tmp_path: Path) -> None:
+def test_a_full_disk_for_the_safetensors_copy_of_a_bin_ends_with_4(
+    nursery: Nursery, inputs: Inputs, small_disk: Path, tmp_path: Path
+) -> None:
     filler = fill(small_disk, 61440)
-    environment = os.environ | {"HF_ASSETS_CACHE": str(small_disk), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     words = ["--model", str(inputs.folder / "bin"), "--data", str(inputs.world.manifest), "--split", "test"]
-    arguments = [sys.executable, "-m", "eval", *words, "--output", str(tmp_path / "out")]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, cwd=ROOT)
+    words += ["--output", str(tmp_path / "out")]
+    full = nursery.start("eval", words, env={"HF_ASSETS_CACHE": str(small_disk)})
+    code = full.wait()
     for lock in small_disk.rglob(".*.lock"):  # of huggingface_hub, which leaves its locks
         lock.unlink()
-    assert_said(done.stderr, done.returncode, small_disk)
+    assert_said(full.output(), code, small_disk)
     filler.unlink()
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    again = nursery.start("eval", words, env={"HF_ASSETS_CACHE": str(small_disk)})
+    assert again.wait() == 0, again.output()

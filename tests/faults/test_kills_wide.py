@@ -33,6 +33,7 @@ def test_three_processes_with_micro_batches(nursery: Nursery, small_world: Small
     assert_same(run, straight)
 
 
+@pytest.mark.slow
 def test_muon_by_two_processes_and_another_optimizer_from_its_checkpoint(nursery: Nursery, small_world: SmallWorld, tmp_path: Path) -> None:
     changes = SHORT | {"train__optimizer": "muon", "model__freeze": ["text"], "train__checkpoint_every_steps": 2}
     straight, run = (Run.make(nursery, small_world, tmp_path / name, 2, **changes) for name in ("straight", "killed"))

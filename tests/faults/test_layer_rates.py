@@ -13,7 +13,7 @@ from tests.small_job import SmallWorld
 DECAYED: dict[str, Any] = {"train__max_steps": 5, "train__eval_every_steps": 5, "mining": None, "train__layer_decay": 0.5}
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_run_has_the_bits_of_the_straight_one(nursery: Nursery, small_world: SmallWorld, tmp_path: Path, world_size: int) -> None:
     straight, run = (Run.make(nursery, small_world, tmp_path / name, world_size, **DECAYED) for name in ("straight", "killed"))
     told = "rates     x 0.5 for every layer above, peak from lowest to highest layer: text tower 0.000375 to 0.003; image tower 0.000375"

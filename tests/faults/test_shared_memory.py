@@ -73,7 +73,7 @@ def test_training_in_a_container_with_little_shared_memory_is_training_elsewhere
 NEVER = "train.data.batches:BatchBuilder._build"
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_waits_for_its_workers_for_ever_stops_with_a_checkpoint(
     nursery: Nursery, small_world: SmallWorld, tmp_path: Path, world_size: int
 ) -> None:

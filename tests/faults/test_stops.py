@@ -74,10 +74,11 @@ def test_a_stop_that_one_of_two_is_told_of_is_agreed_on(pair: Run, straight: dic
     assert_same(pair, straight[2])
 
 
-@pytest.mark.parametrize(("function", "victim"), [("train.siglip.loop:retrieve", 1), ("train.model.grad_cache:image_features", 0)])
-def test_one_of_two_that_hangs_ends_the_other_within_its_limit(
-    pair: Run, straight: dict[int, Run], function: str, victim: int
-) -> None:
+@pytest.mark.parametrize(
+    ("function", "victim"),
+    [("train.siglip.loop:retrieve", 1), pytest.param("train.model.grad_cache:image_features", 0, marks=pytest.mark.slow)],
+)
+def test_one_of_two_that_hangs_ends_the_other_within_its_limit(pair: Run, straight: dict[int, Run], function: str, victim: int) -> None:
     """In an evaluation, where a flag is waited for, and in a step, where gradients are."""
     words, traps = [str(pair.config), "train.timeout_seconds=5"], {victim: Trap(function, 3, signal.SIGSTOP)}
     stuck = pair.nursery.start_ranks("train", words, 2, traps=traps)

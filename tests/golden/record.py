@@ -48,6 +48,10 @@ def run(folder: Path, *command: str) -> None:
         raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}\n{done.stderr[-3000:]}")
 
 
+Runner = Callable[..., None]
+"""What runs a command, e.g. `run`."""
+
+
 def machine() -> dict[str, Any]:
     """What the last bits depend on; equal machines give equal bits."""
     models = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
@@ -59,7 +63,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def training(folder: Path) -> dict[str, Any]:
+def training(folder: Path, run: Runner) -> dict[str, Any]:
     """The demo's first 40 steps, and what a run leaves."""
     run(folder, "train", str(ROOT / "configs/demo.yaml"), *TRAINING.split())
     run_folder = folder / "runs" / "demo"
@@ -76,13 +80,13 @@ def training(folder: Path) -> dict[str, Any]:
     }
 
 
-def evaluation(folder: Path) -> dict[str, Any]:
+def evaluation(folder: Path, run: Runner) -> dict[str, Any]:
     """A report with all that an evaluation can combine."""
     run(folder, "eval", *EVALUATION.split(), "--output", str(folder / "report"))
     return _report(folder / "report") | {"expansions": _table(folder / "report" / "expansions.parquet")}
 
 
-def reranker(folder: Path) -> dict[str, Any]:
+def reranker(folder: Path, run: Runner) -> dict[str, Any]:
     """Four steps of tuning the demo's reranker."""
     run(folder, "train.reranker", str(ROOT / "configs/reranker-demo.yaml"), *RERANKER.split())
     run_folder = folder / "runs" / "reranker-demo"
@@ -95,7 +99,7 @@ def reranker(folder: Path) -> dict[str, Any]:
     }
 
 
-RECORDS: Mapping[str, Callable[[Path], dict[str, Any]]] = {"training": training, "evaluation": evaluation, "reranker": reranker}
+RECORDS: Mapping[str, Callable[[Path, Runner], dict[str, Any]]] = {"training": training, "evaluation": evaluation, "reranker": reranker}
 
 
 def _lines(path: Path | str) -> list[str]:
@@ -150,11 +154,11 @@ def _report(folder: Path) -> dict[str, Any]:
     return {"stages": stages, "comparisons": shown, "everything": _hash(json.dumps(everything).encode()), "queries": hashed}
 
 
-def made(name: str) -> dict[str, Any]:
+def made(name: str, run: Runner = run) -> dict[str, Any]:
     """The record of one golden file, made anew."""
     with tempfile.TemporaryDirectory() as folder:
         os.symlink(ROOT / "demo", Path(folder) / "demo")
-        return RECORDS[name](Path(folder))
+        return RECORDS[name](Path(folder), run)
 
 
 def read(name: str) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """A refactor changes nothing: the three short commands give today what the committed files say."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.golden.record import RECORDS, machine, made, read
+from tests.nursery import Nursery
 
 CLOSE = 1e-6  # of a loss, a gradient norm or a sum of scores, on another machine; their rounding differs
 GRADIENTS = 1e-5
@@ -36,9 +38,13 @@ def is_near(expected: Any, found: Any, path: str) -> bool:
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_the_commands_give_what_the_golden_file_says(name: str) -> None:
+def test_the_commands_give_what_the_golden_file_says(name: str, nursery: Nursery) -> None:
+    def run(folder: Path, module: str, *words: str) -> None:
+        child = nursery.start(module, [*words], cwd=folder)
+        assert child.wait() == 0, child.output()
+
     golden = read(name)
-    found = differences(golden["record"], made(name), exact=golden["machine"] == machine())
+    found = differences(golden["record"], made(name, run), exact=golden["machine"] == machine())
     assert not found, "\n".join(found[:20])
 
 

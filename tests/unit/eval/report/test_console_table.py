@@ -106,7 +106,7 @@ def test_a_wide_terminal_and_a_file_get_every_column(width: int, is_terminal: bo
     assert {f"{LONG}-{number}" for number in range(8)} | {"12345.6", "98765", "0.0321"} <= cells(text), "no name is folded"
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=12)
 @given(
     names=st.lists(st.text("abé漢+- [/b]", min_size=1, max_size=60), min_size=1, max_size=3),
     values=st.lists(st.integers(0, 10**9), min_size=3, max_size=3),
