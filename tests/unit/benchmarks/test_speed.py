@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import benchmarks.__main__ as harness
+from benchmarks.speed.retrieval import _mine
 from benchmarks.speed.rows import ROWS, Peer, Row
 from benchmarks.speed.table import BEFORE, OURS, Measured, cells, conclusion, page
+from tests.small_job import SmallWorld, load
 
 THERE, MISSING = Peer("json", "json", "pip install json"), Peer("absent", "no_such_package", "pip install absent")
 ROW = Row("stand-in", "a stand-in", "pairs/s", "none", (THERE, MISSING), pages=("at-size",))
@@ -129,3 +132,10 @@ def test_every_row_has_its_module_and_its_pages(capsys: pytest.CaptureFixture[st
         harness.main(["no-such-row"])
     assert "unknown rows: no-such-row" in capsys.readouterr().err
     assert "torch" not in json.dumps(sorted(vars(sys.modules["benchmarks.speed.rows"])))
+
+
+def test_the_row_of_mining_still_mines(small_world: SmallWorld) -> None:
+    """It calls what train/mining offers by name, at an earlier commit too."""
+    dataset, draws = load(small_world.manifest), np.random.default_rng(0)
+    images_ID, captions_CD = (draws.standard_normal((number, 8), dtype=np.float32) for number in (dataset.num_images, dataset.num_captions))
+    assert _mine(dataset, images_ID, captions_CD)() > dataset.num_images
