@@ -49,9 +49,6 @@ if TYPE_CHECKING:
 
 
 _STEPS_OF_WAITING, _LARGE_WAIT = 60, 0.25
-_LARGE_CHECKPOINT = 1 << 28
-"""Bytes, 256 MB. Copying and hashing more takes the cores that steps on a CPU need: at base size the next two steps took 9 to 13 seconds
-longer beside it, and 3 to 5 when they waited (results/speed.md). Less is mostly waiting for the disk."""
 _CHECKPOINT_MEMORY = "This was for a checkpoint, which takes up to 12 bytes a parameter of the machine's own memory (docs/memory.md)"
 
 
@@ -509,7 +506,6 @@ class BaseLoop(ABC):
     def _hand_over(self, waits: bool) -> None:
         """Gather what the checkpoint holds and let the thread write it; without a copy if it is waited for, or where there is no room."""
         job, train, state = self._run, self._run.config.train, self.state
-        waits = waits or self._is_large_on_cpu()
         gathered = self.checkpoints.gather(
             state,
             job.tuned,
@@ -531,17 +527,12 @@ class BaseLoop(ABC):
         self.writer.start(write)
         if self.extra_file is not None:  # of the newest checkpoint: an older one, which a resumed run reads, will be pruned
             self.extra_file = self.checkpoints.path(state.step) / "negatives.parquet"
-        if gathered.is_copy:
+        if gathered.is_copy or waits:
             return
         self.writer.wait()
-        if not (waits or self._told_sync):
+        if not self._told_sync:
             job.log("memory    has no room for a copy of weights and optimizer state: steps wait while a checkpoint is written")
-            self._told_sync = True
-
-    def _is_large_on_cpu(self) -> bool:
-        """Whether steps wait for a checkpoint: on a CPU, for a large one."""
-        trained = [parameter.detach() for _, parameter in self._run.tuned.trainable()]
-        return not has_own_memory(self._run.accelerator.device) and sum(3 * one.nbytes for one in trained) > _LARGE_CHECKPOINT
+        self._told_sync = True
 
     def _stop(self) -> NoReturn:
         """Write a checkpoint and leave; none leaves before it is written, for a launcher kills the others soon after the first has left."""

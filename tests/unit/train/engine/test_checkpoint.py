@@ -6,7 +6,6 @@ import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,14 +15,12 @@ from eval.atomic import sweep
 from eval.encoder.sealed import seal, verify
 from eval.errors import UserError, WriteError
 from tests.small_job import SmallWorld
-from train.__main__ import run
 from train.config.job import TrainConfig
 from train.config.model import ModelConfig
 from train.engine.checkpoint import Checkpoints, HostMemory, NoReadableCheckpoint, State, Writer
 from train.model.siglip import TunedModel, build_model, make_optimizer
 from train.optim.ema import WeightAverage
 from train.optim.loss_scale import LossScale
-from train.siglip.step import Stepper
 
 TRAIN = TrainConfig(max_steps=9, batch_size=8, learning_rate=1e-2, eval_every_steps=3, checkpoint_every_steps=3)
 
@@ -349,29 +346,3 @@ def test_a_worker_does_not_inherit_a_file_that_is_being_written(saved: Checkpoin
             os._exit(0 if is_open == [False, True] else 1)
         assert os.waitpid(child, 0)[1] == 0
         writing.write(b"still open here")
-
-
-@pytest.mark.parametrize("limit", [0, 1 << 28])
-def test_on_a_cpu_a_large_checkpoint_is_waited_for_without_a_copy(
-    limit: int, small_world: SmallWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("train.engine.loop._LARGE_CHECKPOINT", limit)
-    seen, gather, train_step = list[tuple[int, bool, list[int]]](), Checkpoints.gather, Stepper.train_step
-
-    def gathered(self: Checkpoints, state: State, *arguments: Any, **named: Any) -> Any:
-        seen.append((state.step, named["memory"] is not None, []))
-        return gather(self, state, *arguments, **named)
-
-    def stepped(self: Stepper, *arguments: Any, **named: Any) -> Any:
-        seen[-1][2].extend(int(path.name.removeprefix("step-")) for path in (tmp_path / "runs/job/checkpoints").glob("step-*"))
-        return train_step(self, *arguments, **named)
-
-    monkeypatch.setattr(Checkpoints, "gather", gathered)
-    monkeypatch.setattr(Stepper, "train_step", stepped)
-    changes: dict[str, Any] = {"train__max_steps": 2, "train__checkpoint_every_steps": 1, "train__eval_every_steps": 9, "mining": None}
-    assert run([str(small_world.write_config(tmp_path, data__test_split=None, rerank=None, **changes))]) == 0
-    assert {(step, is_copied) for step, is_copied, _ in seen} == {(step, limit > 0) for step in range(3)}
-    if limit == 0:
-        last = {step: there for step, _, there in seen}
-        assert 0 in last[0] and 1 in last[1], "written before the next step"
-    assert "no room" not in "".join(capfd.readouterr())
