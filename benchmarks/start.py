@@ -23,6 +23,8 @@ from pathlib import Path
 from statistics import median
 from threading import Thread
 
+from benchmarks.conclusion import title_lines
+
 ROOT = Path(__file__).resolve().parents[1]
 JOBS = {
     "demo": ["configs/demo.yaml"],
@@ -161,7 +163,7 @@ def main() -> None:
         text += ["", "## The whole demo", *table(["span", "s", "share"], rows)]
     print("\n".join(text))
     if asked.output is not None:
-        page = ["# Start: where the time to the first step goes", "", *text]
+        page = [*title_lines("start", "Start: where the time to the first step goes"), *text]
         asked.output.write_text("\n".join(page).rstrip() + "\n", encoding="utf-8")
 
 
