@@ -55,7 +55,8 @@ def test_the_prose_says_what_the_arithmetic_gives(page: str) -> None:
 
 def test_the_conclusion_names_every_term_that_grows_faster() -> None:
     lines = PAGE.read_text(encoding="utf-8").splitlines()
-    said = conclusion(lines, 3, 11.7, 2)
+    (measured,) = re.findall(r"^(\d+) processors, .*; load ([\d.]+); rounds: (\d+)\.", "\n".join(lines), flags=re.MULTILINE)
+    said = conclusion(lines, int(measured[2]), float(measured[1]), int(measured[0]))
     assert lines[2] == f"**{said}**"
     assert all(f"{name} {found.exponent[:4]}" in said for name, found in read_measured("\n".join(lines)).items() if found.exponent > "1.2")
     assert conclusion(lines, 1, 1.0, 2).endswith("1 round on a quiet machine (load 1.0), so intervals say nothing.")
